@@ -1,0 +1,1 @@
+"""Foveal: sharp, fast vision on large images."""

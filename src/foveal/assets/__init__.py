@@ -1,0 +1,36 @@
+"""Files that come with the package: weights that this project trained, and the demo's photograph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One set of weights in the package: ``<ref>.safetensors`` for torch, ``<ref>.onnx`` for ONNX Runtime.
+
+    Attributes:
+        task: task of the model.
+        figure: what it reaches, measured by us; its card ``<ref>.md`` says how.
+        licence: SPDX name.
+    """
+
+    task: str
+    figure: str
+    licence: str
+
+
+WEIGHTS: dict[str, Weights] = {
+    "efficientvit_b0.camvid": Weights("segment", "", "Apache-2.0"),
+}
+
+#: What each task's command uses when no model is named.
+DEFAULTS = {"segment": "efficientvit_b0.camvid"}
+
+
+def path(ref: str, suffix: str) -> Path:
+    """Path of a bundled file: ``path("efficientvit_b0.camvid", ".onnx")``."""
+    return FOLDER / f"{ref}{suffix}"

@@ -1,0 +1,162 @@
+"""Configuration: frozen dataclasses, read from YAML and from options, where an unknown key is an error."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from .errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Every field is an option of ``foveal train`` and a key of a recipe.
+
+    Attributes:
+        model: architecture.
+        task: what to train it for.
+        options: further keyword arguments of ``create_model``.
+        weights: where to start from: tag, path or hub id; empty: random.
+        splits: training splits of the data set, together one training set.
+        val_split: split to select the best checkpoint on; empty: keep the last.
+        epochs: passes over the training set.
+        batch_size: images per optimiser step, over all processes.
+        crop: (H, W) of the training crops, in pixels.
+        scale: range of the random scaling before cropping.
+        flip: probability of a horizontal flip.
+        jitter: strength of the colour jitter, 0..1.
+        rare_crop: probability that a crop is placed on a pixel of a class drawn by its weight.
+        class_weights: how rarity weighs in the loss: "none", "sqrt_median", "median" (frequency balancing).
+        lr: peak learning rate of AdamW.
+        weight_decay: of weights; norms and biases have none.
+        warmup: share of the steps with rising learning rate.
+        ema_decay: of the averaged weights, which are evaluated and saved; 0: none.
+        grad_clip: largest norm of the gradient; 0: not clipped.
+        precision: "fp32", "bf16" or "fp16" (autocast).
+        compile: compile the training step with torch.compile.
+        workers: data loading processes.
+        eval_every: epochs between evaluations.
+        seed: of weights, order and augmentation.
+    """
+
+    model: str = "efficientvit_b0"
+    task: Literal["segment"] = "segment"
+    options: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
+    splits: tuple[str, ...] = ("train",)
+    val_split: str = "val"
+    epochs: int = 100
+    batch_size: int = 8
+    crop: tuple[int, int] = (288, 384)
+    scale: tuple[float, float] = (0.6, 1.8)
+    flip: float = 0.5
+    jitter: float = 0.3
+    rare_crop: float = 0.0
+    class_weights: Literal["none", "sqrt_median", "median"] = "sqrt_median"
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    ema_decay: float = 0.995
+    grad_clip: float = 5.0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    workers: int = 1
+    eval_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checks = {
+            "epochs": self.epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "crop": min(self.crop) >= 32,
+            "scale": 0 < self.scale[0] <= self.scale[1],
+            "flip": 0 <= self.flip <= 1,
+            "jitter": 0 <= self.jitter < 1,
+            "rare_crop": 0 <= self.rare_crop <= 1,
+            "lr": self.lr > 0,
+            "weight_decay": self.weight_decay >= 0,
+            "warmup": 0 <= self.warmup < 1,
+            "ema_decay": 0 <= self.ema_decay < 1,
+            "grad_clip": self.grad_clip >= 0,
+            "workers": self.workers >= 0,
+            "eval_every": self.eval_every >= 1,
+            "splits": len(self.splits) >= 1,
+        }
+        for name, good in checks.items():
+            if not good:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is out of range")
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file whose top level is a mapping.
+
+    Raises:
+        ConfigError: missing file, bad YAML, or something else at the top level.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected 'key: value' lines at the top level")
+    return {str(key): value for key, value in data.items()}
+
+
+def build_config(cls: type[T], values: dict[str, Any], source: str = "options") -> T:
+    """Build dataclass ``cls`` from ``values``, checking names and types.
+
+    Raises:
+        ConfigError: unknown key (with the nearest valid one), or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    checked = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise ConfigError(f"{source}: unknown key {key!r}{nearest(key, hints)}")
+        checked[key] = _coerce(value, hints[key], f"{source}: {key}")
+    return cls(**checked)
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """Return ``value`` as ``hint`` wants it; only lossless conversions (list to tuple, int to float)."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(value, next(a for a in args if a is not type(None)), where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}={value!r}{nearest(str(value), map(str, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        if args[-1] is Ellipsis:
+            return tuple(_coerce(item, args[0], where) for item in value)
+        if len(value) != len(args):
+            raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
+        return tuple(_coerce(item, arg, where) for item, arg in zip(value, args, strict=True))
+    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as text
+        except ValueError:
+            pass
+    plain = origin or hint
+    if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+        return value
+    raise ConfigError(f"{where}: expected {getattr(plain, '__name__', plain)}, got {value!r}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass as plain YAML-friendly values (tuples become lists)."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
+    }

@@ -1,0 +1,87 @@
+"""Paired augmentation of image and mask: one seeded draw, Pillow's kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+from ..info import IGNORE
+
+
+@dataclass(frozen=True)
+class SegmentAugment:
+    """Random scale, crop, flip and colour of an (image, mask) pair.
+
+    Attributes:
+        crop: (H, W) of the result.
+        scale: range of the scaling, drawn log-uniformly.
+        flip: probability of a horizontal flip.
+        jitter: largest relative change of brightness, contrast and saturation.
+        rare_crop: probability that the crop covers a pixel of a class drawn by ``class_weights``.
+        class_weights: one weight per class, used by ``rare_crop``.
+        fill: colour outside the image, where the mask is ignored.
+    """
+
+    crop: tuple[int, int]
+    scale: tuple[float, float] = (0.6, 1.8)
+    flip: float = 0.5
+    jitter: float = 0.3
+    rare_crop: float = 0.0
+    class_weights: tuple[float, ...] = ()
+    fill: tuple[int, int, int] = (124, 116, 104)
+
+    def __call__(
+        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """``(H, W, 3), (H, W) -> (h, w, 3), (h, w)`` with (h, w) = ``crop``."""
+        height, width = self.crop
+        scale = float(np.exp(rng.uniform(*np.log(self.scale))))
+        top, left = self._corner(mask, height / scale, width / scale, rng)
+        box = (left, top, left + width / scale, top + height / scale)
+        picture = _crop_resize(Image.fromarray(image), box, (width, height), Image.Resampling.BICUBIC, self.fill)
+        labels = _crop_resize(Image.fromarray(mask), box, (width, height), Image.Resampling.NEAREST, IGNORE)
+        picture = self._recolour(picture, rng)
+        out, target = np.asarray(picture), np.asarray(labels)
+        if rng.random() < self.flip:
+            out, target = out[:, ::-1], target[:, ::-1]
+        return np.ascontiguousarray(out), np.ascontiguousarray(target)
+
+    def _corner(self, mask: NDArray[np.uint8], height: float, width: float, rng: np.random.Generator) -> tuple:
+        """Top-left corner of a crop of ``height`` x ``width`` source pixels."""
+        free_y, free_x = mask.shape[0] - height, mask.shape[1] - width
+        low_y, low_x = min(0.0, free_y), min(0.0, free_x)
+        high_y, high_x = max(0.0, free_y), max(0.0, free_x)
+        if self.rare_crop and rng.random() < self.rare_crop:
+            counts = np.bincount(mask.ravel(), minlength=256)[: len(self.class_weights)]
+            weights = np.where(counts > 0, self.class_weights, 0.0)
+            if weights.sum() > 0:
+                drawn = rng.choice(len(weights), p=weights / weights.sum())
+                y, x = divmod(int(rng.choice(np.flatnonzero(mask == drawn))), mask.shape[1])
+                low_y, high_y = max(low_y, min(y - height, high_y)), min(high_y, max(y, low_y))
+                low_x, high_x = max(low_x, min(x - width, high_x)), min(high_x, max(x, low_x))
+        return float(rng.uniform(low_y, high_y)), float(rng.uniform(low_x, high_x))
+
+    def _recolour(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if not self.jitter:
+            return picture
+        for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            picture = kind(picture).enhance(float(rng.uniform(1 - self.jitter, 1 + self.jitter)))
+        return picture
+
+
+def _crop_resize(image: Image.Image, box: tuple, size: tuple[int, int], kernel: Image.Resampling, fill) -> Image.Image:
+    """Resample ``box`` (may reach outside, where ``fill`` is put) of ``image`` to ``size`` (W, H)."""
+    left, top, right, bottom = box
+    inside = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
+    if inside == box:
+        return image.resize(size, kernel, box=box)
+    scale_x, scale_y = size[0] / (right - left), size[1] / (bottom - top)
+    x0, y0 = round((inside[0] - left) * scale_x), round((inside[1] - top) * scale_y)
+    x1, y1 = round((inside[2] - left) * scale_x), round((inside[3] - top) * scale_y)
+    canvas = Image.new(image.mode, size, fill)
+    if x1 > x0 and y1 > y0:
+        canvas.paste(image.resize((x1 - x0, y1 - y0), kernel, box=inside), (x0, y0))
+    return canvas

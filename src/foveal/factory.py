@@ -1,0 +1,149 @@
+"""Building models by name: ``create_model``, ``list_models``."""
+
+from __future__ import annotations
+
+import fnmatch
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import assets
+from .errors import ConfigError, nearest
+from .info import Labels, ModelInfo
+from .registry import Variant, variants
+from .tasks import classify, segment
+from .weights import load_for_finetuning, read_weights
+
+TASKS = ("classify", "segment")
+_IMAGENET_CLASSES = 1000
+
+
+def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool | None = None) -> list[str]:
+    """Names that :func:`create_model` takes, in the families' own order.
+
+    Args:
+        pattern: shell-style pattern, with ``*`` and ``?``.
+        task: only models of this task ("classify", "segment").
+        pretrained: ``True``: ``name.tag`` of all weights that this installation has; ``False`` or ``None``: the
+            architectures.
+
+    Raises:
+        ConfigError: ``task`` is unknown.
+    """
+    if task is not None:
+        _check_task(task)
+    if pretrained:
+        return [ref for ref, weights in assets.WEIGHTS.items() if fnmatch.fnmatch(ref, pattern) and task in (None, weights.task)]
+    return [
+        name
+        for name, (_, variant) in variants().items()
+        if fnmatch.fnmatch(name, pattern) and (task != "classify" or variant.classifier is not None)
+    ]
+
+
+def create_model(
+    name: str,
+    task: str | None = None,
+    *,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    features_only: bool = False,
+    weights: str | Path | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a model.
+
+    Args:
+        name: architecture, or ``architecture.tag`` for one with the weights of that tag.
+        task: "classify" or "segment"; default: the tag's task, else "classify".
+        num_classes: outputs; default: the published number. 0 when classifying: pooled features.
+        in_chans: channels of the image, at least 1.
+        features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
+            tells the channels and stride of each.
+        weights: tag ("camvid"), path, or hub id. A classifier for another number of classes starts fresh.
+        **options: the family's own (see ``foveal models NAME``), and for segmentation ``head="cityscapes"`` or
+            ``"ade20k"``, the published head for that data set.
+
+    Returns:
+        nn.Module: in training mode as torch builds it, with a ``foveal_info`` attribute.
+
+    Raises:
+        ConfigError: unknown name, task or option; the message has the nearest valid one.
+        CheckpointError: the weights do not fit.
+    """
+    name, _, tag = name.partition(".")
+    family, variant = _find(name)
+    if tag and weights is None:
+        weights = tag
+    state, info = (None, None) if weights is None else read_weights(name, weights)
+    task = _check_task(task or (info.task if info else "classify"))
+    if info and info.task == task:
+        num_classes = info.num_classes if num_classes is None else num_classes
+        options = {**info.options, **options}
+    valid = set(family.options) | ({"head"} if task == "segment" else set())
+    for option in options:
+        if option not in valid:
+            raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
+    if in_chans < 1:
+        raise ConfigError(f"in_chans={in_chans}: give 1 or more")
+    head_name = options.get("head")
+    backbone = variant.backbone(in_chans, **{k: v for k, v in options.items() if k != "head"})
+    if features_only:
+        model = backbone
+    elif task == "segment":
+        model, num_classes = _segmenter(name, variant, backbone, num_classes, head_name)
+    else:
+        model, num_classes = _classifier(name, variant, backbone, num_classes)
+    model.foveal_info = ModelInfo(
+        model=name,
+        task="features" if features_only else task,
+        num_classes=num_classes or 0,
+        in_chans=in_chans,
+        options=dict(options),
+        output_stride=getattr(model, "stride", 1),
+        licence=info.licence if info else "",
+        labels=info.labels if info and info.num_classes == num_classes else Labels(),
+    )
+    if state is not None:
+        load_for_finetuning(model, state, segment.CLASSIFIER_PREFIX)
+    return model
+
+
+def _check_task(task: str) -> str:
+    if task not in TASKS:
+        raise ConfigError(f"unknown task {task!r}{nearest(task, TASKS)}")
+    return task
+
+
+def _find(name: str) -> tuple[Any, Variant]:
+    known = variants()
+    if name not in known:
+        raise ConfigError(f"unknown model {name!r}{nearest(name, known)} (foveal models lists all)")
+    return known[name]
+
+
+def _segmenter(
+    name: str, variant: Variant, backbone: nn.Module, num_classes: int | None, head_name: str | None
+) -> tuple[nn.Module, int]:
+    heads = variant.segment_heads or {"cityscapes": segment.DEFAULT_HEAD}
+    head_name = head_name or "cityscapes"
+    if head_name not in heads:
+        raise ConfigError(f"{name} has no published segmentation head {head_name!r}{nearest(head_name, heads)}")
+    arguments = dict(heads[head_name])
+    published = arguments.pop("num_classes")
+    num_classes = published if num_classes is None else num_classes
+    if num_classes < 1:
+        raise ConfigError(f"num_classes={num_classes}: a segmentation model needs at least 1")
+    head = segment.SegmentationHead(backbone.feature_info, num_classes, **arguments)
+    return segment.SegmentationModel(backbone, head), num_classes
+
+
+def _classifier(name: str, variant: Variant, backbone: nn.Module, num_classes: int | None) -> tuple[nn.Module, int]:
+    if variant.classifier is None:
+        raise ConfigError(f"{name} has no classifier; use features_only=True or task='segment'")
+    num_classes = _IMAGENET_CLASSES if num_classes is None else num_classes
+    if num_classes < 0:
+        raise ConfigError(f"num_classes={num_classes}: give 0 (pooled features) or more")
+    head = variant.classifier(backbone.feature_info[-1].channels, num_classes)
+    return classify.ClassificationModel(backbone, head), num_classes

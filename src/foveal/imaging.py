@@ -1,0 +1,211 @@
+"""Pixels in and out, with numpy and Pillow alone: reading, preparing for a network, tiling, colouring.
+
+Every road through Foveal (training, prediction, export, evaluation) reads and prepares images here, so that they
+cannot drift apart.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import InputError
+from .info import Preprocess
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "MPO", "GIF", "PPM")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
+MAX_PIXELS = 100_000_000  #: larger images are refused before decoding, unless the caller raises the limit
+MAX_FILE_BYTES = 512 << 20
+
+ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+
+
+def read_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Read an image as the eye sees it: upright, 8 bits, RGB.
+
+    Orientation tags are applied. 16-bit greys are scaled to 8 bits, not clipped. Transparency is composed over white.
+    Animated files give their first frame. CMYK, palettes, grey and 1-bit images become RGB.
+
+    Args:
+        source: path, Pillow image, or uint8 array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``.
+        max_pixels: refuse images with more pixels, from the header alone.
+
+    Returns:
+        ``(H, W, 3)`` uint8.
+
+    Raises:
+        InputError: missing, unreadable, truncated, too large, of an unsupported format, or floating point.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    name = source if isinstance(source, str | Path) else "image"
+    with _opened(source, max_pixels) as image:
+        try:
+            return _to_rgb(image, str(name))
+        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+            raise InputError(f"{name}: damaged or truncated image ({error})") from error
+
+
+def read_mask(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
+    """Read an index mask, ``(H, W)`` int32: one class id per pixel, orientation tags applied.
+
+    Raises:
+        InputError: unreadable, or a colour image where indices are expected.
+    """
+    with _opened(source, max_pixels) as image:
+        if image.mode not in ("L", "P", "I;16", "I", "1"):
+            raise InputError(f"{source}: a {image.mode} image where a mask of class indices is expected")
+        try:
+            upright = ImageOps.exif_transpose(image)
+            return np.asarray(upright).astype(np.int32)
+        except (OSError, SyntaxError, ValueError, EOFError) as error:
+            raise InputError(f"{source}: damaged or truncated mask ({error})") from error
+
+
+def _opened(source: str | Path | Image.Image, max_pixels: int) -> Image.Image:
+    """Open lazily and check format and size from the header, before anything is decoded."""
+    if isinstance(source, Image.Image):
+        image = source.copy()
+    else:
+        path = Path(source)
+        try:
+            size = path.stat().st_size
+            if path.is_dir():
+                raise InputError(f"{path}: a folder where an image is expected")
+            if size == 0:
+                raise InputError(f"{path}: empty file")
+            if size > MAX_FILE_BYTES:
+                raise InputError(f"{path}: {size >> 20} MiB file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+                image = Image.open(path, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            known = ", ".join(FORMATS[:5])
+            raise InputError(f"{path}: not an image of a known format ({known}), or damaged") from error
+        except Image.DecompressionBombError as error:
+            raise InputError(f"{path}: {error}") from error
+        except (OSError, ValueError, SyntaxError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise InputError(f"{path}: {reason}") from error
+    if image.width * image.height > max_pixels:
+        raise InputError(
+            f"{source}: {image.width}x{image.height} is {image.width * image.height / 1e6:.0f} megapixels, "
+            f"above the limit of {max_pixels / 1e6:.0f}; raise max_pixels if you trust it"
+        )
+    return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+    if image.mode == "F":
+        raise InputError(f"{name}: floating-point image; its range is unknown, convert it to 8 or 16 bits")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        if wide.min() < 0 or wide.max() > 65535:
+            raise InputError(f"{name}: 32-bit image with values beyond 0..65535; convert it to 8 or 16 bits")
+        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.asarray(image.convert("RGB"))
+
+
+def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if array.dtype != np.uint8:
+        raise InputError(f"array of {array.dtype}: expected uint8 with values 0..255")
+    if array.ndim == 2:
+        return np.repeat(array[..., None], 3, axis=2)
+    if array.ndim == 3 and array.shape[2] in (3, 4):
+        return _to_rgb(Image.fromarray(array), "array") if array.shape[2] == 4 else array
+    raise InputError(f"array of shape {array.shape}: expected (H, W), (H, W, 3) or (H, W, 4)")
+
+
+def list_images(source: str | Path) -> list[Path]:
+    """The image files below a folder in sorted order, or the one file that ``source`` is.
+
+    Raises:
+        InputError: nothing there.
+    """
+    source = Path(source)
+    if source.is_dir():
+        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not found:
+            raise InputError(f"{source}: no images ({', '.join(SUFFIXES)}) in this folder")
+        return found
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
+    return [source]
+
+
+def prepare(image: NDArray[np.uint8], preprocess: Preprocess, min_size: int = 1) -> NDArray[np.float32]:
+    """Turn an image into a network's input.
+
+    Args:
+        image: ``(H, W, 3)`` uint8.
+        preprocess: resize, mean and std.
+        min_size: smaller sides are replicate-padded at the right and bottom to this many pixels.
+
+    Returns:
+        ``(1, 3, h, w)`` float32, contiguous.
+
+    Raises:
+        InputError: unknown resampling filter.
+    """
+    if preprocess.size is not None:
+        image = _resized(image, preprocess)
+    height, width = image.shape[:2]
+    if height < min_size or width < min_size:
+        image = np.pad(image, ((0, max(0, min_size - height)), (0, max(0, min_size - width)), (0, 0)), mode="edge")
+    out = np.empty((1, 3, *image.shape[:2]), np.float32)
+    for channel, (mean, std) in enumerate(zip(preprocess.mean, preprocess.std, strict=True)):
+        # One fused pass per plane: x / (255 std) - mean / std.
+        np.multiply(image[:, :, channel], np.float32(1 / (255 * std)), out=out[0, channel])
+        out[0, channel] -= np.float32(mean / std)
+    return out
+
+
+def _resized(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+    assert preprocess.size is not None
+    try:
+        kernel = Image.Resampling[preprocess.resample.upper()]
+    except KeyError:
+        raise InputError(f"unknown resampling filter {preprocess.resample!r}: use bicubic, bilinear or nearest") from None
+    height, width = preprocess.size
+    picture = Image.fromarray(image)
+    if preprocess.crop_ratio:
+        short = math.ceil(min(height, width) / preprocess.crop_ratio)
+        scale = short / min(picture.size)
+        picture = picture.resize((max(width, round(picture.width * scale)), max(height, round(picture.height * scale))), kernel)
+        left, top = (picture.width - width) // 2, (picture.height - height) // 2
+        return np.asarray(picture.crop((left, top, left + width, top + height)))
+    return image if image.shape[:2] == (height, width) else np.asarray(picture.resize((width, height), kernel))
+
+
+def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Start of each of the fewest evenly spread windows of ``tile`` that cover ``length`` with at least ``overlap``."""
+    if length <= tile:
+        return [0]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def raised_cosine(length: int, ramp: int) -> NDArray[np.float32]:
+    """Weights of one window, ``(length,)``: a raised-cosine rise and fall over ``ramp`` positions, never 0."""
+    position = np.minimum(np.arange(length), np.arange(length)[::-1]) + 0.5
+    return (0.5 - 0.5 * np.cos(np.pi * np.minimum(position / max(ramp, 1), 1.0))).astype(np.float32)
+
+
+def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours for classes without a palette: hues a golden angle apart, so that neighbours differ."""
+    import colorsys
+
+    hues = ((0.11 + i * 0.618033988749895) % 1 for i in range(count))
+    tones = (colorsys.hsv_to_rgb(hue, 0.65 + 0.35 * (i % 2), 0.95 - 0.3 * (i % 3 == 2)) for i, hue in enumerate(hues))
+    return tuple((round(r * 255), round(g * 255), round(b * 255)) for r, g, b in tones)

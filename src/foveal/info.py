@@ -1,0 +1,115 @@
+"""What travels with a model: how to build it, how to feed it, what its outputs mean. Plain data, no torch, no numpy.
+
+The same JSON goes into checkpoints (safetensors metadata), ONNX metadata and training runs, so that a file alone is
+enough to predict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import ConfigError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+IGNORE = 255  #: index that masks and metrics leave out
+KEY = "foveal"  #: metadata key that holds the JSON in every file format
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names and colours of the classes, by index.
+
+    Attributes:
+        names: one name per class.
+        palette: one (red, green, blue) of 0..255 per class; empty: colours are made up.
+    """
+
+    names: tuple[str, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in self.palette))
+        if self.palette and len(self.palette) != len(self.names):
+            raise ConfigError(f"{len(self.names)} class names but {len(self.palette)} colours: give one per class")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an RGB image of 0..1 becomes the network's input: ``(resized image - mean) / std`` per channel.
+
+    Attributes:
+        mean: per channel, on the 0..1 scale.
+        std: per channel, on the 0..1 scale.
+        size: (H, W) to resize to, ``None`` to keep the image's own size.
+        resample: filter of that resize, a Pillow name.
+        crop_ratio: for classifiers: resize the short side to ``size / crop_ratio``, then crop the centre; 0: no crop.
+    """
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    size: tuple[int, int] | None = None
+    resample: str = "bicubic"
+    crop_ratio: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        if self.size is not None:
+            object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Everything needed to rebuild and to use a model.
+
+    Attributes:
+        model: architecture, a name of ``foveal.list_models``; empty for foreign files.
+        task: "classify", "segment", ...
+        num_classes: outputs of the classifier.
+        in_chans: channels of the image.
+        options: further keyword arguments of ``create_model``.
+        preprocess: how images are fed.
+        labels: names and colours of the classes.
+        output_stride: input pixels per output position (exported files).
+        tag: data set or setting the weights belong to.
+        licence: of the weights, an SPDX name.
+        notes: where the weights come from; figures and seeds, free form.
+    """
+
+    model: str = ""
+    task: str = ""
+    num_classes: int = 0
+    in_chans: int = 3
+    options: dict[str, Any] = field(default_factory=dict)
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    labels: Labels = field(default_factory=Labels)
+    output_stride: int = 1
+    tag: str = ""
+    licence: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelInfo:
+        """Parse :meth:`to_json`'s text.
+
+        Raises:
+            ConfigError: the text is not such JSON.
+        """
+        try:
+            data = json.loads(text)
+            data["preprocess"] = Preprocess(**data["preprocess"])
+            data["labels"] = Labels(**data["labels"])
+            return cls(**data)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"model description cannot be read ({error}): was the file written by a newer Foveal?")
+
+    def replace(self, **changes: Any) -> ModelInfo:
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,103 @@
+"""Attention in linear time.
+
+``linear_attention`` is the formula of Katharopoulos et al. (arXiv 2006.16236): ``phi(q) (phi(k)^T v)`` over
+``phi(q) sum phi(k)``. ``MultiScaleLinearAttention`` is EfficientViT's use of it with ReLU features and depthwise
+aggregated extra scales (arXiv 2205.14756, section 3.1; ``LiteMLA`` in the authors' code).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .conv import ConvNormAct
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    feature_map: Callable[[Tensor], Tensor] = F.relu,
+    eps: float = 1e-15,
+) -> Tensor:
+    """Attend in O(N): ``phi(q) @ (phi(k)^T @ v) / (phi(q) @ sum(phi(k)) + eps)``.
+
+    Args:
+        q: queries, ``(..., N, D)``. Transposed views of channel-major maps are fine, nothing is copied.
+        k: keys, ``(..., M, D)``.
+        v: values, ``(..., M, E)``.
+        feature_map: non-negative map of queries and keys.
+        eps: added to the normaliser, in units of the unscaled sum.
+
+    Returns:
+        ``(..., N, E)`` in the dtype of ``v``. A query whose features are all zero gives 0.
+
+    In 16 bits the sums over M overflow and ``eps`` underflows, so there ``k`` and ``eps`` shrink by the same power
+    of two, at most 1/M, and the quotient is taken in float32. float32 and float64 are not rescaled.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = feature_map(q), feature_map(k)
+        if q.dtype in (torch.float16, torch.bfloat16):
+            shrink = 2.0 ** -math.ceil(math.log2(max(k.shape[-2], 1)))
+            k, eps = k * shrink, eps * shrink
+        context = k.transpose(-2, -1) @ v  # (..., D, E)
+        norm = q @ k.sum(-2, keepdim=True).transpose(-2, -1)  # (..., N, 1)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        return ((q @ context).to(wide) / (norm.to(wide) + eps)).to(v.dtype)
+
+
+class MultiScaleLinearAttention(nn.Module):
+    """Multi-scale ReLU linear attention on maps: ``(B, in_chans, H, W) -> (B, out_chans, H, W)``.
+
+    One 1x1 convolution makes q, k and v; every extra scale aggregates them with a depthwise convolution and a
+    grouped 1x1 one; all scales attend globally; a 1x1 convolution with batch norm merges them.
+
+    Args:
+        in_chans: channels of the input, a multiple of ``head_dim``.
+        out_chans: channels of the output, default ``in_chans``.
+        head_dim: channels per head.
+        scales: kernel sizes (odd) of the branches beyond the identity; ``()`` is the paper's single-scale ablation.
+        eps: epsilon of the normaliser (1e-15 in the official code, 1e-5 in timm).
+        norm_eps: epsilon of the output's batch norm.
+        global_attention: ``False`` is the paper's ablation without attention: each position keeps its own values.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        out_chans: int | None = None,
+        *,
+        head_dim: int = 16,
+        scales: Sequence[int] = (5,),
+        eps: float = 1e-15,
+        norm_eps: float = 1e-5,
+        global_attention: bool = True,
+    ) -> None:
+        super().__init__()
+        self.head_dim, self.eps, self.global_attention = head_dim, eps, global_attention
+        num_heads = in_chans // head_dim
+        inner = num_heads * head_dim
+        self.qkv = nn.Conv2d(in_chans, 3 * inner, 1, bias=False)
+        self.aggregate = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(3 * inner, 3 * inner, size, padding=size // 2, groups=3 * inner, bias=False),
+                nn.Conv2d(3 * inner, 3 * inner, 1, groups=3 * num_heads, bias=False),
+            )
+            for size in scales
+        )
+        self.project = ConvNormAct(inner * (1 + len(scales)), out_chans or in_chans, 1, norm_eps=norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        qkv = self.qkv(x)
+        qkv = torch.cat([qkv, *(branch(qkv) for branch in self.aggregate)], dim=1)
+        # (B, heads * branches, 3D, N), then token-major views (B, heads * branches, N, D): channels stay contiguous.
+        heads = qkv.reshape(b, -1, 3 * self.head_dim, h * w)
+        q, k, v = heads.transpose(-2, -1).split(self.head_dim, dim=-1)
+        out = linear_attention(q, k, v, eps=self.eps) if self.global_attention else v
+        return self.project(out.transpose(-2, -1).reshape(b, -1, h, w))

@@ -1,0 +1,66 @@
+"""Resampling by a fixed factor, written so that every exporter and runtime computes the same numbers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+def _cubic(t: Tensor, a: float = -0.75) -> Tensor:
+    """Keys' cubic convolution kernel at distance ``t``; a = -0.75 is torch's and OpenCV's bicubic."""
+    t = t.abs()
+    near = ((a + 2) * t - (a + 3)) * t * t + 1
+    far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+    return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
+
+
+class BicubicUpsample(nn.Module):
+    """Upsample maps by an integer factor exactly as ``F.interpolate(mode="bicubic", align_corners=False)`` does.
+
+    ``(B, C, H, W) -> (B, C, factor * H, factor * W)``.
+
+    Bicubic at a fixed factor is a convolution: replicate-pad by 2, one 5x5 kernel per output phase, pixel shuffle.
+    In that form Core ML converts it and XNNPACK runs it, where the bicubic operator itself fails or decomposes.
+
+    Args:
+        factor: integer factor, at least 1 (1 returns the input).
+    """
+
+    taps: Tensor
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        phase = (torch.arange(factor, dtype=torch.float64) + 0.5) / factor - 0.5  # in input pixels
+        taps = torch.arange(-2, 3, dtype=torch.float64)
+        # One-dimensional taps are exact in float32 for factors up to 8, their product is not: multiply when used.
+        self.register_buffer("taps", _cubic(phase[:, None] - taps[None]).float(), persistent=False)  # (factor, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.factor == 1:
+            return x
+        b, c, h, w = x.shape
+        planes = F.pad(x.reshape(b * c, 1, h, w), (2, 2, 2, 2), mode="replicate")
+        line = self.taps.to(x.dtype)
+        kernel = (line[:, None, :, None] * line[None, :, None, :]).reshape(-1, 1, 5, 5)
+        phases = F.conv2d(planes, kernel)  # (B*C, factor^2, H, W)
+        return F.pixel_shuffle(phases, self.factor).reshape(b, c, h * self.factor, w * self.factor)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Replicate-pad ``(B, C, H, W)`` at the right and bottom until both sides divide by ``multiple``."""
+    h, w = x.shape[-2:]
+    return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="replicate")
+
+
+def check_min_size(x: Tensor, minimum: int) -> None:
+    """Raise InputError where a side of ``(B, C, H, W)`` is below ``minimum`` pixels."""
+    h, w = x.shape[-2:]
+    if h < minimum or w < minimum:
+        raise InputError(
+            f"image of {h}x{w} (H x W) is smaller than the model's minimum of {minimum}x{minimum}: "
+            "enlarge or pad it (a predictor pads by itself)"
+        )

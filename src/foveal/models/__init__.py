@@ -1,0 +1,3 @@
+"""One file per model family. Importing this package registers them all."""
+
+from . import efficientvit as efficientvit

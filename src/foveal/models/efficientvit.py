@@ -1,0 +1,289 @@
+"""EfficientViT of MIT (arXiv 2205.14756): multi-scale ReLU linear attention for dense prediction.
+
+Notable:
+  - two convolutional stages (inverted residuals), two stages that alternate linear attention with an inverted residual
+  - no position embedding, no softmax, no token grid of fixed size: any H x W
+  - "fewer norm" blocks: only the last convolution of a block is normalised
+  - the family that shares its name with Microsoft's EfficientViT-M, which is another architecture
+
+Widths, depths, epsilons and heads follow the authors' released code (Apache-2.0), whose checkpoints load here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.conv import ConvNormAct, DepthwiseSeparableConv, InvertedResidual
+from ..layers.linear_attention import MultiScaleLinearAttention
+from ..layers.resample import check_min_size
+from ..registry import Family, FeatureInfo, Published, Variant, register
+
+
+@dataclass(frozen=True)
+class Config:
+    """One row of the family's table. The first width and depth are the stem's."""
+
+    embed_dim: tuple[int, ...]  # stem (stride 2), then strides 4, 8, 16, 32
+    depths: tuple[int, ...]
+    head_dim: int
+    classifier_dim: tuple[int, int]  # width of the head's 1x1 convolution, then of its linear layer
+    expand_ratio: float = 4
+    norm_eps: float = 1e-5
+
+
+CONFIGS = {
+    "efficientvit_b0": Config((8, 16, 32, 64, 128), (1, 2, 2, 2, 2), 16, (1024, 1280)),
+    "efficientvit_b1": Config((16, 32, 64, 128, 256), (1, 2, 3, 3, 4), 16, (1536, 1600)),
+    "efficientvit_b2": Config((24, 48, 96, 192, 384), (1, 3, 4, 4, 6), 32, (2304, 2560)),
+    "efficientvit_b3": Config((32, 64, 128, 256, 512), (1, 4, 6, 6, 9), 32, (2304, 2560)),
+}
+
+
+class EfficientViTBlock(nn.Module):
+    """Global context, then local detail: ``x + attention(x)``, then an inverted residual. Keeps ``(B, C, H, W)``."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_dim: int,
+        expand_ratio: float = 4,
+        scales: Sequence[int] = (5,),
+        attention_eps: float = 1e-15,
+        global_attention: bool = True,
+        act: type[nn.Module] | partial[nn.Module] = nn.Hardswish,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.attention = MultiScaleLinearAttention(
+            channels,
+            head_dim=head_dim,
+            scales=scales,
+            eps=attention_eps,
+            norm_eps=norm_eps,
+            global_attention=global_attention,
+        )
+        self.local = InvertedResidual(
+            channels, channels, expand_ratio=expand_ratio, act=act, norm_eps=norm_eps, fewer_norm=True
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.local(x + self.attention(x))
+
+
+class EfficientViT(nn.Module):
+    """Backbone: ``(B, in_chans, H, W) ->`` four maps at strides 4, 8, 16, 32, finest first, each side rounded up.
+
+    Args:
+        config: row of :data:`CONFIGS`.
+        in_chans: channels of the image.
+        scales: kernel sizes of the attention branches beyond the identity, any number of them.
+        attention_eps: epsilon of the attention normaliser: 1e-15 officially, 1e-5 in timm.
+        global_attention: ``False`` for the paper's ablation (multi-scale aggregation only); with ``scales=()``
+            instead, the other one (attention only).
+
+    Raises:
+        InputError: a side of the image is below 32 pixels.
+    """
+
+    min_size = 32
+
+    def __init__(
+        self,
+        config: Config,
+        in_chans: int = 3,
+        *,
+        scales: Sequence[int] = (5,),
+        attention_eps: float = 1e-15,
+        global_attention: bool = True,
+    ) -> None:
+        super().__init__()
+        act, eps = nn.Hardswish, config.norm_eps
+        conv_block = partial(InvertedResidual, expand_ratio=config.expand_ratio, act=act, norm_eps=eps)
+        block = partial(
+            EfficientViTBlock,
+            head_dim=config.head_dim,
+            expand_ratio=config.expand_ratio,
+            scales=scales,
+            attention_eps=attention_eps,
+            global_attention=global_attention,
+            act=act,
+            norm_eps=eps,
+        )
+        width, *widths = config.embed_dim
+        depth, *depths = config.depths
+        self.stem = nn.Sequential(
+            ConvNormAct(in_chans, width, 3, 2, act=act, norm_eps=eps),
+            *(DepthwiseSeparableConv(width, width, act=act, norm_eps=eps) for _ in range(depth)),
+        )
+        self.stages = nn.ModuleList()
+        for i, (out, depth) in enumerate(zip(widths, depths, strict=True)):
+            if i < 2:  # convolutional: the strided block counts in the depth
+                blocks = [conv_block(width, out, 2), *(conv_block(out, out) for _ in range(depth - 1))]
+            else:  # attention: it does not
+                blocks = [conv_block(width, out, 2, fewer_norm=True), *(block(out) for _ in range(depth))]
+            self.stages.append(nn.Sequential(*blocks))
+            width = out
+        self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        check_min_size(x, self.min_size)
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class ClassifierHead(nn.Module):
+    """1x1 convolution, average pooling, linear layer with layer norm, classifier: ``(B, C, h, w) -> (B, num_classes)``.
+
+    ``num_classes=0`` returns what the classifier would see, ``(B, dims[1])``.
+    """
+
+    def __init__(
+        self, in_chans: int, num_classes: int = 1000, *, dims: tuple[int, int], act: type[nn.Module], norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.num_features = dims[1]
+        self.conv = ConvNormAct(in_chans, dims[0], 1, act=act, norm_eps=norm_eps)
+        self.hidden = nn.Linear(dims[0], dims[1], bias=False)
+        self.norm = nn.LayerNorm(dims[1], eps=norm_eps)
+        self.act = act()
+        self.classifier = nn.Linear(dims[1], num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(self.conv(x), 1).flatten(1)
+        return self.classifier(self.act(self.norm(self.hidden(x))))
+
+
+_SHARED_NAMES = (
+    (r"\.context_module\.main\.", ".attention."),
+    (r"\.local_module\.main\.", ".local."),
+    (r"\.main\.", "."),
+    (r"\bqkv\.conv\.", "qkv."),
+    (r"\baggreg\.", "aggregate."),
+    (r"\bproj\.", "project."),
+    (r"\b(inverted_conv|spatial_conv)\.", "expand."),
+    (r"\bdepth_conv\.", "depthwise."),
+    (r"\bpoint_conv\.", "project."),
+)
+_OFFICIAL_NAMES = (
+    (r"^backbone\.input_stem\.op_list\.", "backbone.stem."),
+    (r"^backbone\.stages\.(\d+)\.op_list\.", r"backbone.stages.\1."),
+    (r"^head\.op_list\.0\.", "head.conv."),
+    (r"^head\.op_list\.2\.linear\.", "head.hidden."),
+    (r"^head\.op_list\.2\.norm\.", "head.norm."),
+    (r"^head\.op_list\.3\.linear\.", "head.classifier."),
+    (r"^head\.input_ops\.(\d+)\.(op_list\.0\.)?", r"head.laterals.\1."),
+    (r"^head\.middle\.op_list\.", "head.blocks."),
+    (r"^head\.output_ops\.0\.op_list\.(\d)\.conv\.(?=weight|bias)", r"head.output.\1."),
+    (r"^head\.output_ops\.0\.op_list\.0\.norm\.", "head.expand.norm."),
+)
+_TIMM_NAMES = (
+    (r"^stem\.in_conv\.", "backbone.stem.0."),
+    (r"^stem\.res(\d+)\.", lambda m: f"backbone.stem.{int(m[1]) + 1}."),
+    (r"^stages\.(\d+)\.blocks\.", r"backbone.stages.\1."),
+    (r"^head\.in_conv\.", "head.conv."),
+    (r"^head\.classifier\.0\.", "head.hidden."),
+    (r"^head\.classifier\.1\.", "head.norm."),
+    (r"^head\.classifier\.4\.", "head.classifier."),
+)
+
+
+def rename(key: str, names: Sequence[tuple] = _SHARED_NAMES) -> str:
+    """Translate one key of the official code or of timm; by default only inside a block."""
+    for pattern, new in names:
+        key = re.sub(pattern, new, key)
+    return key
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Bring an official or timm state dict of this family into our layout, ``None`` if it is not one."""
+    if any(".op_list." in key for key in state):
+        if not any(key.startswith(("backbone.", "head.")) for key in state):
+            state = {f"backbone.{key}": value for key, value in state.items()}
+        state = {rename(key, _OFFICIAL_NAMES): value for key, value in state.items()}
+        # Where the head widens before its classifier, that wide convolution is the first of the two outputs.
+        widened = "head.output.1.weight" in state
+        outputs = {"head.output.0.": "head.expand.conv." if widened else "head.classifier."}
+        outputs["head.output.1."] = "head.classifier."
+        for old, new in outputs.items():
+            state = {key.replace(old, new): value for key, value in state.items()}
+    elif "stem.in_conv.conv.weight" in state:
+        state = {rename(key, _TIMM_NAMES): value for key, value in state.items()}
+    elif not any(key.startswith("backbone.stages.0.0.expand.") for key in state):
+        return None
+    return {rename(key): value for key, value in state.items()}
+
+
+def _heads(name: str, width: int, depth: int) -> dict[str, dict]:
+    """Published segmentation heads of one variant: both data sets but for B0, which has Cityscapes only."""
+    common = {"width": width, "depth": depth, "expand_ratio": 4, "act": nn.Hardswish}
+    heads = {"cityscapes": {**common, "final_expand": 4, "num_classes": 19}}
+    if name != "efficientvit_b0":
+        heads["ade20k"] = {**common, "final_expand": None, "num_classes": 150}
+    return heads
+
+
+_HEAD_SIZES = {"efficientvit_b0": (32, 1), "efficientvit_b1": (64, 3), "efficientvit_b2": (96, 3), "efficientvit_b3": (128, 3)}
+_SOURCE = "official README"
+_PUBLISHED = {
+    "efficientvit_b0": (
+        Published("in1k_r224", "top-1 71.408 at 224", "timm results"),
+        Published("cityscapes", "mIoU 75.653 at 1024x2048", _SOURCE),
+    ),
+    "efficientvit_b1": (
+        Published("in1k_r224", "top-1 79.390 at 224", _SOURCE),
+        Published("in1k_r256", "top-1 79.918 at 256", _SOURCE),
+        Published("in1k_r288", "top-1 80.410 at 288", _SOURCE),
+        Published("cityscapes", "mIoU 80.547 at 1024x2048", _SOURCE),
+        Published("ade20k", "mIoU 42.840 at short side 512", _SOURCE),
+    ),
+    "efficientvit_b2": (
+        Published("in1k_r224", "top-1 82.100 at 224", _SOURCE),
+        Published("in1k_r256", "top-1 82.698 at 256", _SOURCE),
+        Published("in1k_r288", "top-1 83.086 at 288", _SOURCE),
+        Published("cityscapes", "mIoU 82.073 at 1024x2048", _SOURCE),
+        Published("ade20k", "mIoU 45.941 at short side 512", _SOURCE),
+    ),
+    "efficientvit_b3": (
+        Published("in1k_r224", "top-1 83.468 at 224", _SOURCE),
+        Published("in1k_r256", "top-1 83.806 at 256", _SOURCE),
+        Published("in1k_r288", "top-1 84.150 at 288", _SOURCE),
+        Published("cityscapes", "mIoU 83.016 at 1024x2048", _SOURCE),
+        Published("ade20k", "mIoU 49.013 at short side 512", _SOURCE),
+    ),
+}
+
+register(
+    Family(
+        name="efficientvit",
+        paper="arXiv 2205.14756",
+        variants={
+            name: Variant(
+                backbone=partial(EfficientViT, config),
+                classifier=partial(
+                    ClassifierHead, dims=config.classifier_dim, act=nn.Hardswish, norm_eps=config.norm_eps
+                ),
+                segment_heads=_heads(name, *_HEAD_SIZES[name]),
+                published=_PUBLISHED[name],
+            )
+            for name, config in CONFIGS.items()
+        },
+        convert=convert,
+        options={
+            "scales": "kernel sizes of the attention branches beyond the identity, default (5,)",
+            "attention_eps": "epsilon of the attention normaliser, default 1e-15 (timm: 1e-5)",
+            "global_attention": "False: the paper's ablation without attention",
+        },
+        licence="Apache-2.0",
+    )
+)

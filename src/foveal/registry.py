@@ -1,0 +1,78 @@
+"""Which model families exist: a dictionary that each model file fills when ``foveal.models`` is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class FeatureInfo(NamedTuple):
+    """One map of a backbone's pyramid."""
+
+    channels: int
+    stride: int
+
+
+class Published(NamedTuple):
+    """A figure somebody published for released weights: quoted, never measured by us."""
+
+    tag: str  # the data set or setting, as it stands behind the dot of a name
+    figure: str  # "mIoU 75.653 at 1024x2048"
+    source: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One named member of a family.
+
+    Attributes:
+        backbone: ``(in_chans, **options) -> nn.Module`` whose forward returns maps, finest first, and which has
+            ``feature_info`` and ``min_size``.
+        classifier: ``(in_channels, num_classes) -> nn.Module`` on the coarsest map, ``None`` if none was published.
+        segment_heads: keyword arguments of the published segmentation heads, by data set.
+        published: figures that the authors give for their weights.
+    """
+
+    backbone: Callable[..., nn.Module]
+    classifier: Callable[..., nn.Module] | None = None
+    segment_heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    published: tuple[Published, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family: its variants by public name, and how its published checkpoints are read.
+
+    Attributes:
+        convert: ``state dict in any published layout -> ours`` (keys ``backbone.*`` and ``head.*``), ``None`` when
+            the keys are not this family's. It must not change a dictionary that is in our layout already.
+        options: options of ``create_model`` that reach the backbone, with what they do.
+        licence: licence of the published weights.
+    """
+
+    name: str
+    paper: str
+    variants: Mapping[str, Variant]
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor] | None]
+    options: Mapping[str, str] = field(default_factory=dict)
+    licence: str = ""
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register(family: Family) -> Family:
+    """Add a family; model files call this once, at their end."""
+    FAMILIES[family.name] = family
+    return family
+
+
+def variants() -> dict[str, tuple[Family, Variant]]:
+    """Return every registered variant by name, in order of registration."""
+    from . import models as _  # noqa: F401  (importing it fills FAMILIES)
+
+    return {name: (family, variant) for family in FAMILIES.values() for name, variant in family.variants.items()}

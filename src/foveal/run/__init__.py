@@ -1,0 +1,1 @@
+"""Doing things with models: predicting, evaluating, training."""

@@ -1,0 +1,129 @@
+"""From image to result, on torch or on an exported file: the same first and last steps, one runner in between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..imaging import ImageLike, prepare, raised_cosine, read_image, tile_starts
+from ..info import ModelInfo
+from ..results import ClassifyResult, SegmentResult
+
+if TYPE_CHECKING:
+    import torch
+
+Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (1, C, H, W) -> the network's output
+Result = SegmentResult | ClassifyResult
+_MIN_SIZE = 32
+_MAX_TILE_MULTIPLE = 64
+
+
+class Predictor:
+    """A model ready for images.
+
+    ``predictor(image)`` gives a result, ``predictor([image, ...])`` a list of them; ``predictor.stream(images)``
+    yields results one by one, in constant memory.
+
+    Attributes:
+        info: what the model is and how it is fed.
+        runtime: what runs it and where, for people.
+    """
+
+    def __init__(self, runner: Runner, info: ModelInfo, runtime: str) -> None:
+        self.runner, self.info, self.runtime = runner, info, runtime
+
+    @overload
+    def __call__(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> Result: ...
+    @overload
+    def __call__(
+        self, image: list[ImageLike], *, tile: int | None = None, overlap: int | None = None
+    ) -> list[Result]: ...
+    def __call__(self, image, *, tile=None, overlap=None):
+        """Predict.
+
+        Args:
+            image: path, Pillow image or uint8 ``(H, W, 3)`` array, or a list of them.
+            tile: side of the square windows that a large image is cut into; default: the whole image at once.
+            overlap: pixels that windows share at least, default a third of ``tile``.
+
+        Raises:
+            InputError: unreadable image, or impossible ``tile`` or ``overlap``.
+        """
+        if isinstance(image, list | tuple):
+            return list(self.stream(image, tile=tile, overlap=overlap))
+        pixels = read_image(image)
+        if self.info.task == "classify":
+            return ClassifyResult(self.runner(prepare(pixels, self.info.preprocess, _MIN_SIZE))[0], self.info.labels)
+        return self._segment(pixels, tile, overlap)
+
+    def stream(
+        self, images: Iterable[ImageLike], *, tile: int | None = None, overlap: int | None = None
+    ) -> Iterator[Result]:
+        """Predict one image after the other, keeping none."""
+        for image in images:
+            yield self(image, tile=tile, overlap=overlap)
+
+    def _segment(self, pixels: NDArray[np.uint8], tile: int | None, overlap: int | None) -> SegmentResult:
+        stride = self.info.output_stride
+        if tile is None:
+            network_input = prepare(pixels, self.info.preprocess, _MIN_SIZE)
+            logits = self.runner(network_input)[0]
+            height, width = self.info.preprocess.size or pixels.shape[:2]
+        else:
+            if self.info.preprocess.size is not None:
+                raise InputError("tile: this model resizes every image to a fixed size, so tiles would change the result")
+            logits = self._tiled_logits(pixels, tile, tile // 3 if overlap is None else overlap)
+            height, width = pixels.shape[:2]
+        scale = (height / (pixels.shape[0] * stride), width / (pixels.shape[1] * stride))
+        return SegmentResult(pixels, logits, scale, self.info.labels)
+
+    def _tiled_logits(self, pixels: NDArray[np.uint8], tile: int, overlap: int) -> NDArray[np.float32]:
+        """Logits of overlapping windows, blended with raised-cosine weights; windows start at multiples of 64."""
+        stride = self.info.output_stride
+        grid = max(stride, _MIN_SIZE)
+        if tile < 2 * grid or tile % grid or not 0 <= overlap <= tile - grid:
+            raise InputError(
+                f"tile={tile}, overlap={overlap}: tile must be a multiple of {grid} from {2 * grid} up, "
+                f"overlap at most {tile - grid}"
+            )
+        height, width = pixels.shape[:2]
+        total: NDArray[np.float32] | None = None
+        weight = np.zeros((-(-height // stride), -(-width // stride)), np.float32)
+        for top in tile_starts(height, tile, overlap):
+            for left in tile_starts(width, tile, overlap):
+                y, x = top // stride * stride, left // stride * stride
+                # Starting a little earlier (to sit on the stride) must not leave the last rows uncovered.
+                window = pixels[y : top + tile, x : left + tile]
+                logits = self.runner(prepare(window, self.info.preprocess, _MIN_SIZE))[0]
+                logits = logits[:, : -(-window.shape[0] // stride), : -(-window.shape[1] // stride)]
+                ramp = max(1, overlap // stride)
+                blend = raised_cosine(logits.shape[1], ramp)[:, None] * raised_cosine(logits.shape[2], ramp)
+                if total is None:
+                    total = np.zeros((len(logits), *weight.shape), np.float32)
+                rows, columns = slice(y // stride, y // stride + blend.shape[0]), slice(x // stride, x // stride + blend.shape[1])
+                total[:, rows, columns] += logits * blend
+                weight[rows, columns] += blend
+        assert total is not None
+        return total / weight
+
+
+class TorchRunner:
+    """Run a torch model on numpy input; segmentation models at their own stride."""
+
+    def __init__(self, model: torch.nn.Module, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        import torch
+
+        self.model = model.eval().to(device=device, dtype=dtype or torch.float32)
+        self.device, self.dtype = torch.device(device), dtype or torch.float32
+        self.options = {"upsample": False} if hasattr(model, "stride") else {}
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            x = torch.from_numpy(batch).to(device=self.device, dtype=self.dtype)
+            return self.model(x, **self.options).float().cpu().numpy()

@@ -1,0 +1,25 @@
+"""Image classification: a backbone and the classifier that its family published for it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+#: Parts of state-dict keys that depend on the number of classes.
+CLASSIFIER_PREFIX = "head.classifier."
+
+
+class ClassificationModel(nn.Module):
+    """Backbone and head: ``(B, in_chans, H, W) -> (B, num_classes)`` logits, from the coarsest map.
+
+    With ``num_classes=0`` the head returns pooled features, ``(B, head.num_features)``.
+
+    Raises:
+        InputError: H or W is below the backbone's ``min_size``.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.backbone(x)[-1])

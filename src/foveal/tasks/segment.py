@@ -1,0 +1,97 @@
+"""Semantic segmentation: a pyramid backbone and EfficientViT's head (arXiv 2205.14756, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.conv import ConvNormAct, InvertedResidual
+from ..layers.resample import BicubicUpsample, check_min_size, pad_to_multiple
+from ..registry import FeatureInfo
+
+#: Parts of state-dict keys that depend on the number of classes.
+CLASSIFIER_PREFIX = "head.classifier."
+#: The head for backbones that have no published one: EfficientViT-B1's.
+DEFAULT_HEAD = {"width": 64, "depth": 3, "expand_ratio": 4, "final_expand": 4, "act": nn.Hardswish, "num_classes": 19}
+
+
+class SegmentationHead(nn.Module):
+    """Fuse the three coarsest maps at the finest of their strides and classify each position.
+
+    Each map is projected to ``width`` channels, brought to the finest of the three strides by bicubic upsampling, and
+    added; ``depth`` residual blocks and a classifier follow.
+
+    Args:
+        feature_info: pyramid of the backbone, finest first; the last three are used.
+        num_classes: classes to predict.
+        width: channels of the fused map.
+        depth: number of blocks on it.
+        block: block class, built as ``block(width, width, expand_ratio=, act=, norm_eps=)``.
+        expand_ratio: expansion inside the blocks.
+        final_expand: widening before the classifier, ``None`` for none.
+        act: activation class.
+        norm_eps: epsilon of the batch norms.
+    """
+
+    def __init__(
+        self,
+        feature_info: Sequence[FeatureInfo],
+        num_classes: int,
+        *,
+        width: int = 64,
+        depth: int = 3,
+        block: type[nn.Module] = InvertedResidual,
+        expand_ratio: float = 4,
+        final_expand: float | None = 4,
+        act: type[nn.Module] = nn.Hardswish,
+        norm_eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        used = list(feature_info)[:-4:-1]  # coarsest first
+        self.stride = used[-1].stride
+        self.laterals = nn.ModuleList(ConvNormAct(info.channels, width, 1, norm_eps=norm_eps) for info in used)
+        self.upsamples = nn.ModuleList(BicubicUpsample(info.stride // self.stride) for info in used)
+        self.blocks = nn.Sequential(
+            *(block(width, width, expand_ratio=expand_ratio, act=act, norm_eps=norm_eps) for _ in range(depth))
+        )
+        wide = round(width * final_expand) if final_expand else width
+        self.expand = ConvNormAct(width, wide, 1, act=act, norm_eps=norm_eps) if final_expand else nn.Identity()
+        self.classifier = nn.Conv2d(wide, num_classes, 1)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        coarsest_first = maps[:-4:-1]
+        levels = [up(lateral(x)) for up, lateral, x in zip(self.upsamples, self.laterals, coarsest_first, strict=True)]
+        fused = levels[-1]
+        for level in levels[-2::-1]:  # finest to coarsest: the order of the published sums, to the last bit
+            fused = level + fused
+        return self.classifier(self.expand(self.blocks(fused)))
+
+
+class SegmentationModel(nn.Module):
+    """Backbone and head: ``(B, in_chans, H, W) -> (B, num_classes, H, W)`` logits.
+
+    Any H and W from 32 up: the input is replicate-padded at the right and bottom to the coarsest stride, and the
+    logits are cropped. ``forward(x, upsample=False)`` gives them at the head's own stride,
+    ``(B, num_classes, ceil(H / stride), ceil(W / stride))``.
+
+    Raises:
+        InputError: H or W is below the backbone's ``min_size``.
+    """
+
+    def __init__(self, backbone: nn.Module, head: SegmentationHead) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.stride = head.stride
+        self.multiple_of = max(info.stride for info in backbone.feature_info)
+
+    def forward(self, x: Tensor, upsample: bool = True) -> Tensor:
+        h, w = x.shape[-2:]
+        check_min_size(x, self.backbone.min_size)
+        logits = self.head(self.backbone(pad_to_multiple(x, self.multiple_of)))
+        if upsample:
+            logits = F.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
+            return logits[..., :h, :w]
+        return logits[..., : -(-h // self.stride), : -(-w // self.stride)]
+

@@ -1,0 +1,260 @@
+"""Checkpoints: reading them safely, telling what they hold, pouring them into models, writing them whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from . import assets
+from .errors import CheckpointError, nearest
+from .files import written_whole
+from .info import KEY, ModelInfo
+from .registry import FAMILIES, Family, variants
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".tar")
+MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
+MAX_HEADER = 16 << 20  #: of a safetensors header
+_WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
+_STRIPPED = ("module.", "model.", "_orig_mod.", "ema.")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What :func:`load_checkpoint` did.
+
+    Attributes:
+        loaded: number of tensors that went into the model.
+        layout: "foveal" or the family whose published names were translated.
+        ignored: tensors of the file that a backbone has no use for (a task head).
+        reinitialized: parameters of the model that kept their initial values (a classifier for other classes).
+        info: description found in the file, if it was written by Foveal.
+    """
+
+    loaded: int
+    layout: str
+    ignored: tuple[str, ...] = ()
+    reinitialized: tuple[str, ...] = ()
+    info: ModelInfo | None = field(default=None, repr=False)
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
+    """Read tensors (and Foveal's description, where there is one) from a .safetensors, .pt, .pth or .tar file.
+
+    No code from the file runs, and files that claim more than :data:`MAX_BYTES` are refused before allocation.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, too large, or holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:9] == b"{" and not start.startswith(b"PK"):
+        return _read_safetensors(path)
+    return _read_torch(path), None
+
+
+def read_weights(name: str, weights: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
+    """Find and read weights for the architecture ``name``.
+
+    Args:
+        name: architecture.
+        weights: tag of bundled weights, path, or hub id (``owner/repository``, fetched once by huggingface_hub).
+
+    Raises:
+        CheckpointError: nothing of that name, or unreadable.
+    """
+    ref = f"{name}.{weights}"
+    if ref in assets.WEIGHTS:
+        return read_state(assets.path(ref, ".safetensors"))
+    text = str(weights)
+    if not Path(weights).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", text) and Path(text).suffix not in SUFFIXES:
+        return read_state(_download(text))
+    if not Path(weights).exists() and "/" not in text and Path(text).suffix not in SUFFIXES:
+        tags = [known.partition(".")[2] for known in assets.WEIGHTS if known.startswith(f"{name}.")]
+        raise CheckpointError(
+            f"{name} has no bundled weights {text!r}{nearest(text, tags)}; a path or a hub id (owner/name) works too"
+        )
+    return read_state(weights)
+
+
+def _download(hub_id: str) -> str:
+    """Fetch ``model.safetensors`` of a hub repository, or find it in the local cache."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(hub_id, "model.safetensors")
+    except Exception as error:  # the hub client raises many kinds; each means: no weights
+        raise CheckpointError(f"hub id {hub_id}: {str(error).splitlines()[0]}; a local path works offline") from error
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        size = path.stat().st_size
+        if length > min(MAX_HEADER, size - 8):
+            raise CheckpointError(f"{path}: header of {length} bytes in a file of {size}: damaged or hostile")
+        try:
+            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: header cannot be read ({error})") from error
+    if size > MAX_BYTES:
+        raise CheckpointError(f"{path}: {size >> 20} MiB is above the limit of {MAX_BYTES >> 20} MiB")
+    try:
+        state = load_file(path)
+    except Exception as error:  # safetensors raises its own type; whatever it finds, the file is not usable
+        raise CheckpointError(f"{path}: {error}") from error
+    text = header.get("__metadata__", {}).get(KEY)
+    return state, ModelInfo.from_json(text) if text else None
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("the same tensor is declared twice")
+    return found
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+            # torch stores tensors uncompressed: an archive that grows on reading is a bomb, not a checkpoint.
+            if claimed > MAX_BYTES or claimed > size + (1 << 20):
+                raise CheckpointError(f"{path}: unpacks to {claimed >> 20} MiB from {size >> 20} MiB: refused")
+            pickles = [archive.read(e) for e in archive.infolist() if e.filename.endswith("data.pkl")]
+    else:
+        pickles = [path.read_bytes()] if size <= MAX_BYTES else []
+    for data in pickles:
+        _refuse_bytearrays(path, data)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch each raise their own; none of them may pass as a traceback
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: not a checkpoint of plain tensors ({first}); if you trust its origin, load it with torch and "
+            "save its state dict as .safetensors"
+        ) from error
+    return _unwrap(found, path)
+
+
+def _refuse_bytearrays(path: Path, data: bytes) -> None:
+    """Refuse pickles that build byte arrays: a 1 kB file can ask for gigabytes that way, and no state dict needs it."""
+    if b"bytearray" in data[: 1 << 20]:
+        raise CheckpointError(f"{path}: asks to allocate a byte array, which no checkpoint needs: refused")
+
+
+def _unwrap(found: Any, source: object) -> dict[str, Tensor]:
+    """Find the state dict inside ``found``: bare, or under one of the customary keys, at any depth of them."""
+    while isinstance(found, Mapping) and not any(isinstance(value, Tensor) for value in found.values()):
+        inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
+        if inner is None:
+            break
+        found = inner
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{source}: holds a {type(found).__name__}, not a state dict")
+    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    if not state:
+        raise CheckpointError(f"{source}: no tensors in it; top-level keys: {', '.join(map(str, list(found)[:8]))}")
+    return state
+
+
+def to_our_layout(state: Mapping[str, Tensor], families: Iterable[Family] | None = None) -> tuple[dict[str, Tensor], str]:
+    """Rename ``state`` from whichever published layout it is in; returns it with the layout's family name.
+
+    Raises:
+        CheckpointError: no family recognises the keys.
+    """
+    candidates = {"": dict(state)}
+    for prefix in _STRIPPED:
+        if all(key.startswith(prefix) for key in state):
+            candidates[prefix] = {key.removeprefix(prefix): value for key, value in state.items()}
+    variants()  # fills FAMILIES
+    for candidate in candidates.values():
+        for family in families or FAMILIES.values():
+            converted = family.convert(candidate)
+            if converted is not None:
+                same = converted.keys() == candidate.keys()
+                return converted, "foveal" if same else family.name
+    raise CheckpointError(f"layout not recognised; first keys: {', '.join(list(state)[:4])}")
+
+
+def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
+    """Load weights into ``model``, strictly, from our layout or any published one.
+
+    Args:
+        model: a model of ``create_model``; a backbone takes its part of a task model's file.
+        source: path of a .safetensors, .pt, .pth or .tar file, or a state dict.
+
+    Returns:
+        LoadReport: how many tensors, from which layout.
+
+    Raises:
+        CheckpointError: unsafe or damaged file, or keys or shapes that do not fit; the model is unchanged then.
+    """
+    return _load(model, source, reinitialize=())
+
+
+def load_for_finetuning(model: nn.Module, source: str | Path | Mapping[str, Tensor], classifier: str) -> LoadReport:
+    """Like :func:`load_checkpoint`, but parameters under ``classifier`` of another shape keep their initial values."""
+    return _load(model, source, reinitialize=(classifier,))
+
+
+def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], reinitialize: tuple[str, ...]) -> LoadReport:
+    state, info = (_unwrap(source, "state dict"), None) if isinstance(source, Mapping) else read_state(source)
+    own = model.state_dict()
+    if state.keys() == own.keys():
+        layout = "foveal"
+    else:
+        state, layout = to_our_layout(state)
+    ignored: tuple[str, ...] = ()
+    if not any(key.startswith("backbone.") for key in own) and any(key.startswith("backbone.") for key in state):
+        ignored = tuple(key for key in state if not key.startswith("backbone."))
+        state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
+    # Counters of batches seen: older files lack them, and evaluation never reads them.
+    for key in own.keys() - state.keys():
+        if key.endswith("num_batches_tracked"):
+            state[key] = own[key]
+    kept = tuple(k for k in own if k.startswith(reinitialize) and (k not in state or state[k].shape != own[k].shape))
+    state = {**state, **{key: own[key] for key in kept}} if kept else state
+    _check_fit(own, state, source if not isinstance(source, Mapping) else "state dict")
+    with torch.no_grad():
+        for key, tensor in own.items():
+            tensor.copy_(state[key])
+    return LoadReport(len(own) - len(kept), layout, ignored, kept, info)
+
+
+def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: object) -> None:
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(f"{source} does not fit the model, nothing was loaded. " + "; ".join(problems))
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
+    """Write ``state`` and its description as one .safetensors file, whole or not at all."""
+    tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
+    with written_whole(path) as temporary:
+        save_file(tensors, temporary, metadata={KEY: info.to_json()})
