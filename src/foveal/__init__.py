@@ -1,1 +1,88 @@
-"""Foveal: sharp, fast vision on large images."""
+"""Foveal: sharp, fast vision on large images.
+
+Names load when they are first used: ``import foveal`` itself imports neither torch nor ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DependencyError,
+    ExportError,
+    FovealError,
+    InputError,
+)
+
+if TYPE_CHECKING:
+    from .config import TrainConfig as TrainConfig
+    from .deploy.benchmark import bench as bench
+    from .deploy.export import export as export
+    from .factory import create_model as create_model
+    from .factory import list_models as list_models
+    from .info import Labels as Labels
+    from .info import ModelInfo as ModelInfo
+    from .info import Preprocess as Preprocess
+    from .results import ClassifyResult as ClassifyResult
+    from .results import SegmentResult as SegmentResult
+    from .run.evaluate import evaluate as evaluate
+    from .run.load import load as load
+    from .run.load import load_model as load_model
+    from .run.predict import Predictor as Predictor
+    from .run.train import train as train
+    from .weights import LoadReport as LoadReport
+    from .weights import load_checkpoint as load_checkpoint
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ClassifyResult": "results",
+    "Labels": "info",
+    "LoadReport": "weights",
+    "ModelInfo": "info",
+    "Predictor": "run.predict",
+    "Preprocess": "info",
+    "SegmentResult": "results",
+    "TrainConfig": "config",
+    "bench": "deploy.benchmark",
+    "create_model": "factory",
+    "evaluate": "run.evaluate",
+    "export": "deploy.export",
+    "list_models": "factory",
+    "load": "run.load",
+    "load_checkpoint": "weights",
+    "load_model": "run.load",
+    "train": "run.train",
+}
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "DependencyError",
+    "ExportError",
+    "FovealError",
+    "InputError",
+    *_HOME,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'foveal' has no attribute {name!r}")
+    try:
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("torch", "safetensors", "accelerate", "onnx", "onnxscript"):
+            raise DependencyError(f"foveal.{name} needs {error.name}: pip install 'foveal[torch]'") from error
+        raise
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -21,7 +21,9 @@ class Published(NamedTuple):
     """A figure somebody published for released weights: quoted, never measured by us."""
 
     tag: str  # the data set or setting, as it stands behind the dot of a name
-    figure: str  # "mIoU 75.653 at 1024x2048"
+    metric: str  # "mIoU", "top-1"; in percent
+    value: float
+    size: str  # of the input
     source: str
 
 

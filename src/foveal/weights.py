@@ -65,36 +65,46 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
     return _read_torch(path), None
 
 
-def read_weights(name: str, weights: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
-    """Find and read weights for the architecture ``name``.
+def find_file(ref: str | Path, known: Iterable[str] = ()) -> Path:
+    """Find the checkpoint that ``ref`` names: a file, a training run's best one, or a hub repository's.
 
     Args:
-        name: architecture.
-        weights: tag of bundled weights, path, or hub id (``owner/repository``, fetched once by huggingface_hub).
+        ref: path of a file or of a run's folder, or hub id (``owner/name``, fetched once by huggingface_hub).
+        known: valid names, for the error's hint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(ref)
+    if path.is_dir():
+        if not (path / "best.safetensors").exists():
+            raise CheckpointError(f"{ref}: no best.safetensors in this folder, so it is no training run")
+        return path / "best.safetensors"
+    if path.exists() or path.suffix in SUFFIXES:
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(ref)):
+        return _download(str(ref))
+    raise CheckpointError(f"{ref}: no such file, training run or weights{nearest(str(ref), known)}")
+
+
+def read_weights(name: str, weights: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
+    """Read weights for the architecture ``name``: a bundled tag, or whatever :func:`find_file` takes.
 
     Raises:
         CheckpointError: nothing of that name, or unreadable.
     """
-    ref = f"{name}.{weights}"
-    if ref in assets.WEIGHTS:
-        return read_state(assets.path(ref, ".safetensors"))
-    text = str(weights)
-    if not Path(weights).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", text) and Path(text).suffix not in SUFFIXES:
-        return read_state(_download(text))
-    if not Path(weights).exists() and "/" not in text and Path(text).suffix not in SUFFIXES:
-        tags = [known.partition(".")[2] for known in assets.WEIGHTS if known.startswith(f"{name}.")]
-        raise CheckpointError(
-            f"{name} has no bundled weights {text!r}{nearest(text, tags)}; a path or a hub id (owner/name) works too"
-        )
-    return read_state(weights)
+    if f"{name}.{weights}" in assets.WEIGHTS:
+        return read_state(assets.path(f"{name}.{weights}", ".safetensors"))
+    tags = [ref.partition(".")[2] for ref in assets.WEIGHTS if ref.startswith(f"{name}.")]
+    return read_state(find_file(weights, tags))
 
 
-def _download(hub_id: str) -> str:
+def _download(hub_id: str) -> Path:
     """Fetch ``model.safetensors`` of a hub repository, or find it in the local cache."""
     from huggingface_hub import hf_hub_download
 
     try:
-        return hf_hub_download(hub_id, "model.safetensors")
+        return Path(hf_hub_download(hub_id, "model.safetensors"))
     except Exception as error:  # the hub client raises many kinds; each means: no weights
         raise CheckpointError(f"hub id {hub_id}: {str(error).splitlines()[0]}; a local path works offline") from error
 

@@ -23,14 +23,8 @@ from ..config import build_config, read_yaml
 from ..errors import DataError, InputError, nearest
 from ..imaging import SUFFIXES, read_image, read_mask
 from ..info import IGNORE, Labels
+from .labels import CAMVID
 
-CAMVID = Labels(
-    names=("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"),
-    palette=(
-        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0),
-        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-    ),
-)  # fmt: skip
 _CAMVID_VOID = 11
 
 

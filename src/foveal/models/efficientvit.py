@@ -237,29 +237,29 @@ _HEAD_SIZES = {"efficientvit_b0": (32, 1), "efficientvit_b1": (64, 3), "efficien
 _SOURCE = "official README"
 _PUBLISHED = {
     "efficientvit_b0": (
-        Published("in1k_r224", "top-1 71.408 at 224", "timm results"),
-        Published("cityscapes", "mIoU 75.653 at 1024x2048", _SOURCE),
+        Published("in1k_r224", "top-1", 71.408, "224", "timm results"),
+        Published("cityscapes", "mIoU", 75.653, "1024x2048", _SOURCE),
     ),
     "efficientvit_b1": (
-        Published("in1k_r224", "top-1 79.390 at 224", _SOURCE),
-        Published("in1k_r256", "top-1 79.918 at 256", _SOURCE),
-        Published("in1k_r288", "top-1 80.410 at 288", _SOURCE),
-        Published("cityscapes", "mIoU 80.547 at 1024x2048", _SOURCE),
-        Published("ade20k", "mIoU 42.840 at short side 512", _SOURCE),
+        Published("in1k_r224", "top-1", 79.390, "224", _SOURCE),
+        Published("in1k_r256", "top-1", 79.918, "256", _SOURCE),
+        Published("in1k_r288", "top-1", 80.410, "288", _SOURCE),
+        Published("cityscapes", "mIoU", 80.547, "1024x2048", _SOURCE),
+        Published("ade20k", "mIoU", 42.840, "short side 512", _SOURCE),
     ),
     "efficientvit_b2": (
-        Published("in1k_r224", "top-1 82.100 at 224", _SOURCE),
-        Published("in1k_r256", "top-1 82.698 at 256", _SOURCE),
-        Published("in1k_r288", "top-1 83.086 at 288", _SOURCE),
-        Published("cityscapes", "mIoU 82.073 at 1024x2048", _SOURCE),
-        Published("ade20k", "mIoU 45.941 at short side 512", _SOURCE),
+        Published("in1k_r224", "top-1", 82.100, "224", _SOURCE),
+        Published("in1k_r256", "top-1", 82.698, "256", _SOURCE),
+        Published("in1k_r288", "top-1", 83.086, "288", _SOURCE),
+        Published("cityscapes", "mIoU", 82.073, "1024x2048", _SOURCE),
+        Published("ade20k", "mIoU", 45.941, "short side 512", _SOURCE),
     ),
     "efficientvit_b3": (
-        Published("in1k_r224", "top-1 83.468 at 224", _SOURCE),
-        Published("in1k_r256", "top-1 83.806 at 256", _SOURCE),
-        Published("in1k_r288", "top-1 84.150 at 288", _SOURCE),
-        Published("cityscapes", "mIoU 83.016 at 1024x2048", _SOURCE),
-        Published("ade20k", "mIoU 49.013 at short side 512", _SOURCE),
+        Published("in1k_r224", "top-1", 83.468, "224", _SOURCE),
+        Published("in1k_r256", "top-1", 83.806, "256", _SOURCE),
+        Published("in1k_r288", "top-1", 84.150, "288", _SOURCE),
+        Published("cityscapes", "mIoU", 83.016, "1024x2048", _SOURCE),
+        Published("ade20k", "mIoU", 49.013, "short side 512", _SOURCE),
     ),
 }
 

@@ -1,0 +1,51 @@
+"""The ``foveal`` command: names of verbs and where they live, no logic; help needs neither torch nor numpy."""
+
+from __future__ import annotations
+
+import sys
+
+import cyclopts
+
+from . import __version__
+from .errors import FovealError
+
+app = cyclopts.App(
+    name="foveal",
+    help="Sharp, fast vision on large images: segment, train, evaluate, export, measure.",
+    version=__version__,
+    help_on_error=False,
+)
+for _name, _help in {
+    "segment": "Segment photographs: class masks and overlays.",
+    "classify": "Classify photographs.",
+    "predict": "Predict with any model; the task is the model's.",
+    "demo": "Segment the bundled photograph with the bundled weights.",
+    "models": "List the models, or one model's options and published figures.",
+    "train": "Train on a folder of images and masks.",
+    "evaluate": "Score a model on a labelled data set.",
+    "export": "Write a model as a file that runs without torch.",
+    "bench": "Measure models against each other on this machine.",
+    "convert": "Turn any published checkpoint into a safetensors file.",
+}.items():
+    app.command(f"foveal.commands:{_name}", name=_name, help=_help)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command. Exit code 0: done; 1: the work, or part of it, failed; 2: the request was wrong."""
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except FovealError as error:
+        _fail(error)
+    except cyclopts.CycloptsError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: Exception) -> None:
+    print("foveal:", " ".join(str(error).split()), file=sys.stderr)
+    sys.exit(2)

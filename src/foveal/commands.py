@@ -1,0 +1,584 @@
+"""The verbs of the command line: they parse, call the library, and print. Heavy imports wait until a verb runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from . import assets
+from .errors import ConfigError, DependencyError, FovealError, InputError, nearest
+
+if TYPE_CHECKING:
+    from .results import ClassifyResult, SegmentResult
+    from .run.predict import Predictor, Result
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on standard output.")]
+Images = Annotated[list[Path], Parameter(help="Images, or folders of images.")]
+Tile = Annotated[int | None, Parameter(help="Side of the windows for large images; default: the whole image.")]
+Overlap = Annotated[int | None, Parameter(help="Pixels that windows share; default: a third of --tile.")]
+Size = Annotated[str | None, Parameter(help="Network input as HEIGHTxWIDTH; default: each image's own size.")]
+
+
+# ---- predicting
+
+
+def segment(
+    images: Images,
+    /,
+    *,
+    model: str = assets.DEFAULTS["segment"],
+    out: Path = Path("foveal-out"),
+    overlay: bool | None = None,
+    label: Path | None = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    resume: bool = False,
+    json: Json = False,
+) -> int:
+    """Segment photographs. A single image also prints its classes; a folder gives one mask per image.
+
+    Parameters
+    ----------
+    model
+        Bundled name, checkpoint, exported file or training run.
+    out
+        Folder for masks (PNG of class indices with a palette) and overlays.
+    overlay
+        Write the image with the classes' colours over it too; default: for a single image.
+    label
+        Index mask to compare a single image's result with (255 is left out).
+    resume
+        Leave out images whose mask exists.
+    """
+    from .run.load import load
+
+    predictor = load(model)
+    if predictor.info.task != "segment":
+        raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
+    return _predict(predictor, images, out, overlay, label, tile, overlap, resume, json)
+
+
+def classify(images: Images, /, *, model: str, top: int = 5, json: Json = False) -> int:
+    """Classify photographs: the most probable classes of each.
+
+    Parameters
+    ----------
+    model
+        Checkpoint or exported file of a classifier.
+    top
+        How many classes to print.
+    """
+    from .run.load import load
+
+    predictor = load(model)
+    if predictor.info.task != "classify":
+        raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
+    return _classify(predictor, images, top, json)
+
+
+def predict(
+    images: Images,
+    /,
+    *,
+    model: str,
+    out: Path = Path("foveal-out"),
+    overlay: bool | None = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    resume: bool = False,
+    json: Json = False,
+) -> int:
+    """Predict with any model; what comes out is its task's.
+
+    Parameters
+    ----------
+    model
+        Bundled name, checkpoint, exported file or training run.
+    out
+        Folder for the results of models that make images.
+    overlay
+        Write the image with the classes' colours over it too; default: for a single image.
+    resume
+        Leave out images whose result exists.
+    """
+    from .run.load import load
+
+    predictor = load(model)
+    if predictor.info.task == "classify":
+        return _classify(predictor, images, 5, json)
+    return _predict(predictor, images, out, overlay, None, tile, overlap, resume, json)
+
+
+def demo(*, out: Path = Path("foveal-demo"), json: Json = False) -> int:
+    """Segment the bundled photograph with the bundled weights, and compare with its hand-made coarse label.
+
+    Parameters
+    ----------
+    out
+        Folder for mask and overlay.
+    """
+    return segment([assets.FOLDER / "street.jpg"], out=out, label=assets.FOLDER / "street.label.png", json=json)
+
+
+def _predict(
+    predictor: Predictor,
+    images: list[Path],
+    out: Path,
+    overlay: bool | None,
+    label: Path | None,
+    tile: int | None,
+    overlap: int | None,
+    resume: bool,
+    as_json: bool,
+) -> int:
+    jobs, many = _jobs(images, out)
+    if label is not None and many:
+        raise ConfigError("--label compares a single image")
+    overlays = not many if overlay is None else overlay
+    if not many:
+        source, target = jobs[0]
+        return _segment_one(predictor, source, target, overlays, label, tile, overlap, as_json)
+    if resume:
+        jobs = [(source, target) for source, target in jobs if not target.exists()]
+    return _segment_many(predictor, jobs, overlays, tile, overlap, out, as_json)
+
+
+def _segment_one(
+    predictor: Predictor,
+    source: Path,
+    target: Path,
+    overlay: bool,
+    label: Path | None,
+    tile: int | None,
+    overlap: int | None,
+    as_json: bool,
+) -> int:
+    from . import machine
+
+    started = time.perf_counter()
+    result: SegmentResult = predictor(source, tile=tile, overlap=overlap)  # pyright: ignore[reportAssignmentType]
+    mask = result.mask
+    seconds = time.perf_counter() - started
+    written = _write(result, target, overlay)
+    height, width = mask.shape
+    report: dict[str, Any] = {
+        "image": str(source),
+        "size": [height, width],
+        "model": f"{predictor.info.model}.{predictor.info.tag}".rstrip("."),
+        "runtime": predictor.runtime,
+        "seconds": round(seconds, 4),
+        "machine": machine.describe(),
+        "classes": [
+            {"name": name, "share": round(share, 6), "confidence": round(confidence, 6)}
+            for name, share, confidence in result.shares()
+        ],
+        "files": [str(path) for path in written],
+    }
+    if label is not None:
+        report["agreement"] = round(_agreement(result, label), 6)
+    if as_json:
+        _print_json(report)
+        return 0
+    print(f"{source}  {width}x{height}  {report['model']}, {predictor.runtime}\n")
+    rows = [(c["name"], f"{c['share']:7.2%}", f"{c['confidence']:.2f}") for c in report["classes"]]
+    _print_table(("class", "pixels", "mean confidence"), rows)
+    if label is not None:
+        print(f"\nagrees with the hand-made label on {report['agreement']:.1%} of its pixels")
+    print(f"\n{seconds:.2f} s for reading, network and mask on {machine.one_line()}")
+    for path in written:
+        print(path)
+    return 0
+
+
+def _segment_many(
+    predictor: Predictor,
+    jobs: list[tuple[Path, Path]],
+    overlay: bool,
+    tile: int | None,
+    overlap: int | None,
+    out: Path,
+    as_json: bool,
+) -> int:
+    from .run.progress import Progress
+
+    progress = Progress()
+    failed: list[dict[str, str]] = []
+    started = time.perf_counter()
+    with progress.bar("segment", len(jobs)) as bar:
+        for source, target in jobs:
+            try:
+                _write(predictor(source, tile=tile, overlap=overlap), target, overlay)  # pyright: ignore[reportArgumentType]
+            except InputError as error:
+                failed.append({"image": str(source), "error": str(error)})
+                progress.note(str(error))
+            bar.advance()
+    seconds = time.perf_counter() - started
+    done = len(jobs) - len(failed)
+    if as_json:
+        _print_json({"done": done, "failed": failed, "out": str(out), "seconds": round(seconds, 3)})
+    else:
+        print(f"{done} of {len(jobs)} images in {seconds:.1f} s, masks in {out}")
+        for failure in failed:
+            print(f"failed: {failure['error']}")
+    return 1 if failed else 0
+
+
+def _classify(predictor: Predictor, images: list[Path], top: int, as_json: bool) -> int:
+    jobs, many = _jobs(images, Path())
+    report: dict[str, Any] = {"images": [], "failed": []}
+    for source, _ in jobs:
+        try:
+            result: ClassifyResult = predictor(source)  # pyright: ignore[reportAssignmentType]
+        except InputError as error:
+            if not many:
+                raise
+            report["failed"].append({"image": str(source), "error": str(error)})
+            print(f"failed: {error}", file=sys.stderr)
+            continue
+        best = result.top(top)
+        report["images"].append({"image": str(source), "classes": [{"name": n, "score": round(s, 6)} for n, s in best]})
+        if not as_json:
+            _print_table((str(source), "score"), [(name, f"{score:.4f}") for name, score in best])
+    if as_json:
+        _print_json(report)
+    return 1 if report["failed"] else 0
+
+
+def _jobs(images: list[Path], out: Path) -> tuple[list[tuple[Path, Path]], bool]:
+    """(image, mask) paths, and whether this is a batch: a folder or several images."""
+    from .imaging import list_images
+
+    many = len(images) > 1 or images[0].is_dir()
+    jobs: list[tuple[Path, Path]] = []
+    taken: set[Path] = set()
+    for given in images:
+        for source in list_images(given):
+            if given.is_dir() and out.resolve() in source.resolve().parents:
+                continue  # results of an earlier run inside the folder
+            relative = source.relative_to(given) if given.is_dir() else Path(source.name)
+            target = out / relative.with_suffix(".png")
+            if target in taken:  # a.jpg beside a.png
+                target = out / f"{relative}.png"
+            taken.add(target)
+            jobs.append((source, target))
+    if not jobs:
+        raise InputError(f"no images to work on in {', '.join(map(str, images))}")
+    return jobs, many
+
+
+def _write(result: SegmentResult, target: Path, overlay: bool) -> list[Path]:
+    from .results import save_picture
+
+    written = [result.save(target)]
+    if overlay:
+        written.append(target.with_name(f"{target.stem}.overlay.jpg"))
+        save_picture(result.overlay(), written[-1])
+    return written
+
+
+def _agreement(result: SegmentResult, label: Path) -> float:
+    from .imaging import read_mask
+    from .info import IGNORE
+
+    expected = read_mask(label)
+    if expected.shape != result.mask.shape:
+        raise InputError(f"{label}: size {expected.shape} (H, W) is not the image's {result.mask.shape}")
+    labelled = expected != IGNORE
+    return float((result.mask[labelled] == expected[labelled]).mean())
+
+
+# ---- models and files
+
+
+def models(pattern: str = "*", /, *, task: str | None = None, json: Json = False) -> int:
+    """List the models: bundled weights, and (with torch installed) the architectures.
+
+    Parameters
+    ----------
+    pattern
+        Shell-style pattern, such as "efficientvit_b*".
+    task
+        Only models for this task.
+    """
+    import fnmatch
+
+    rows: list[dict[str, Any]] = [
+        {"name": ref, "tasks": [w.task], "licence": w.licence, "figures": [w.figure], "bundled": True}
+        for ref, w in assets.WEIGHTS.items()
+        if fnmatch.fnmatch(ref, pattern) and task in (None, w.task)
+    ]
+    try:
+        rows += _architectures(pattern, task)
+    except DependencyError as error:
+        print(f"architectures are not listed: {error}", file=sys.stderr)
+    if not rows:
+        raise ConfigError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), _all_names())}")
+    if json:
+        _print_json({"models": rows})
+    elif len(rows) == 1:
+        _print_table(("", rows[0]["name"]), [(key, _flat(value)) for key, value in rows[0].items() if key != "name"])
+    else:
+        columns = ("name", "tasks", "params", "licence", "figures")
+        _print_table(columns, [[_flat(row.get(column, "")) for column in columns] for row in rows])
+    return 0
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {text}" for key, text in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value / 1e6:.2f} M" if isinstance(value, int) and value > 1000 else str(value)
+
+
+def _architectures(pattern: str, task: str | None) -> list[dict[str, Any]]:
+    """One row per architecture; published figures are the authors', the best of each data set."""
+    from . import list_models  # raises DependencyError without torch
+
+    names = list_models(pattern, task=task)
+    import torch
+
+    from .registry import variants
+
+    rows = []
+    known = variants()
+    for name in names:
+        family, variant = known[name]
+        with torch.device("meta"):
+            params = sum(p.numel() for p in variant.backbone(3).parameters())
+        best: dict[str, str] = {}
+        for figure in sorted(variant.published, key=lambda p: p.value):
+            best[figure.tag.partition("_")[0]] = f"{figure.metric} {figure.value} at {figure.size} ({figure.source})"
+        rows.append(
+            {
+                "name": name,
+                "family": f"{family.name} ({family.paper})",
+                "tasks": ["classify", "segment"] if variant.classifier else ["segment"],
+                "params": params,
+                "licence": family.licence,
+                "figures": [f"{tag} {text}" for tag, text in best.items()],
+                "options": dict(family.options),
+            }
+        )
+    return rows
+
+
+def _all_names() -> list[str]:
+    try:
+        from . import list_models
+
+        return [*assets.WEIGHTS, *list_models()]
+    except DependencyError:
+        return list(assets.WEIGHTS)
+
+
+def convert(source: Path, target: Path, /) -> int:
+    """Read any published checkpoint and write it as a Foveal safetensors file; the description goes inside."""
+    from . import load_model
+    from .weights import save_checkpoint
+
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"{target}: the new file must end in .safetensors")
+    model = load_model(source)
+    save_checkpoint(target, model.state_dict(), model.foveal_info)  # pyright: ignore[reportArgumentType]
+    print(f"{source} is {model.foveal_info.model} for {model.foveal_info.task}; written as {target}")  # pyright: ignore
+    return 0
+
+
+def export(
+    ref: str, /, *, to: str = "onnx", output: Path | None = None, upsample: bool = False, json: Json = False
+) -> int:
+    """Write a model as a file that runs without torch, checked against the model at several sizes.
+
+    Parameters
+    ----------
+    ref
+        Bundled name, checkpoint or training run.
+    to
+        Format: onnx.
+    output
+        File to write; default: the reference's name beside the current folder.
+    upsample
+        Segmentation: put the upsampling to the image's size into the graph.
+    """
+    from . import export as export_model
+
+    report = export_model(ref, to=to, output=output, upsample=upsample)
+    if json:
+        _print_json({k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(report).items()})
+    else:
+        print(report)
+    return 0
+
+
+# ---- training and measuring
+
+
+def train(
+    data: Path,
+    /,
+    *,
+    model: str | None = None,
+    task: str | None = None,
+    config: Path | None = None,
+    out: Path = Path("runs/train"),
+    resume: bool = False,
+    set: Annotated[dict[str, str] | None, Parameter(help="Any other setting: --set.epochs 50 --set.lr 1e-3.")] = None,
+    json: Json = False,
+) -> int:
+    """Train on a folder of images and masks. ``torchrun -m foveal train ...`` scales the same command.
+
+    Parameters
+    ----------
+    data
+        Folder with SPLIT/ and SPLITannot/ folders (and dataset.yaml unless it is CamVid).
+    model
+        Architecture to train.
+    task
+        What to train it for.
+    config
+        Recipe in YAML; unknown keys are errors.
+    out
+        Folder of the run.
+    resume
+        Go on from the run in --out.
+    """
+    import yaml
+
+    from . import train as train_model
+
+    if resume and config is None:
+        config = out / "config.yaml"
+    overrides = {key: yaml.safe_load(text) for key, text in (set or {}).items()}
+    overrides |= {key: value for key, value in (("model", model), ("task", task)) if value is not None}
+    result = train_model(data, config=config, out=out, resume=resume, **overrides)
+    report = {"folder": str(result.folder), "best": str(result.best), "miou": result.miou, "loss": result.losses[-1]}
+    if json:
+        _print_json(report)
+    else:
+        print(f"{report['best']}  loss {report['loss']:.4f}  mIoU {result.miou:.2%}")
+    return 0
+
+
+def evaluate(
+    ref: str,
+    data: Path,
+    /,
+    *,
+    split: str = "test",
+    size: Size = None,
+    class_map: Path | None = None,
+    json: Json = False,
+) -> int:
+    """Score a model on a labelled data set.
+
+    Parameters
+    ----------
+    ref
+        Bundled name, checkpoint, exported file or training run.
+    data
+        Folder of the data set.
+    split
+        Part of it.
+    class_map
+        YAML file "model class: data class", for a model with other classes.
+    """
+    from . import evaluate as evaluate_model
+    from .run.progress import Progress
+
+    found = evaluate_model(
+        ref, data, split=split, size=parse_size(size), class_map=class_map, progress=Progress()
+    )
+    report = {"ref": ref, "data": str(data), **found.to_dict()}
+    if json:
+        _print_json(report)
+        return 0
+    _print_table(
+        ("class", "IoU"),
+        [(name, "absent" if iou is None else f"{iou:.2%}") for name, iou in report["iou"].items()],
+    )
+    where = f"{found.images} images of {split}" + (f" at {size}" if size else "")
+    print(f"\nmIoU {found.miou:.2%}  pixel accuracy {found.scores.pixel_accuracy:.2%}  ({where})")
+    if found.scores.absent:
+        print(f"absent from the data, left out of the mean: {', '.join(found.scores.absent)}")
+    return 0
+
+
+def bench(
+    refs: list[str],
+    /,
+    *,
+    size: str = "512x1024",
+    batch: int = 1,
+    threads: int | None = None,
+    rounds: int = 20,
+    runtime: str = "auto",
+    json: Json = False,
+) -> int:
+    """Measure models against each other: interleaved rounds, median of ratios, outputs compared first.
+
+    Parameters
+    ----------
+    refs
+        Bundled names, checkpoints, exported files, architectures.
+    size
+        Input as HEIGHTxWIDTH.
+    batch
+        Images per run.
+    threads
+        Threads of the runtime; default: all cores.
+    rounds
+        Timed runs of each.
+    runtime
+        auto, onnxruntime or torch.
+    """
+    from . import bench as run_bench
+
+    report = run_bench(refs, size=parse_size(size), batch=batch, threads=threads, rounds=rounds, runtime=runtime)
+    if json:
+        _print_json(report.to_dict())
+        return 0
+    header, *rows = report.table()
+    _print_table(header, rows)
+    return 0
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """``"512x1024"`` -> (512, 1024), height first.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise ConfigError(f"size {text!r}: write HEIGHTxWIDTH, such as 512x1024")
+    return int(height), int(width)
+
+
+def _print_json(report: dict[str, Any]) -> None:
+    print(json.dumps(report))
+
+
+def _print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a pipe has no width; wrapped rows would be no use to grep
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, no_wrap=index == 0)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

@@ -1,0 +1,40 @@
+"""Which machine and which versions a figure was taken on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+
+def describe() -> dict[str, str | int]:
+    """Processor, logical cores, operating system, Python, and the versions of what computes here."""
+    facts: dict[str, str | int] = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "os": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    for package in ("foveal", "numpy", "onnxruntime", "torch"):
+        try:
+            facts[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return facts
+
+
+def one_line() -> str:
+    """The facts that explain a time, for people."""
+    facts = describe()
+    return f"{facts['cpu']}, {facts['cores']} cores, {facts['os']}, Python {facts['python']}"
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("model name", "Hardware", "Model")):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

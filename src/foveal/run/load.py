@@ -1,0 +1,200 @@
+"""From a reference to a working predictor: bundled name, file, training run or hub id."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import assets
+from ..errors import CheckpointError, ConfigError, DependencyError, InputError, nearest
+from ..info import KEY, ModelInfo
+from .predict import Predictor, TorchRunner
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+Runtime = Literal["auto", "onnxruntime", "torch"]
+_DTYPES = {"auto": "float32", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
+
+
+def load(
+    ref: str | Path, *, device: str = "auto", dtype: str = "auto", runtime: Runtime = "auto"
+) -> Predictor:
+    """Get a predictor.
+
+    Args:
+        ref: ``name.tag`` of bundled weights, path of a checkpoint, of an exported file or of a training run (its best
+            checkpoint), or a hub id.
+        device: torch device; "auto" is a GPU where there is one and the weights run on torch.
+        dtype: "float32", "float16" or "bfloat16" for torch; "auto" is float32.
+        runtime: "onnxruntime", "torch", or "auto": ONNX Runtime where an ONNX file is at hand and no device is named.
+
+    Raises:
+        ConfigError: unknown reference, runtime, device or dtype.
+        CheckpointError: a file that cannot be used.
+        DependencyError: torch is needed and not installed.
+    """
+    if runtime not in ("auto", "onnxruntime", "torch"):
+        raise ConfigError(f"unknown runtime {runtime!r}{nearest(runtime, ('auto', 'onnxruntime', 'torch'))}")
+    exported = _exported(ref)
+    if exported and runtime != "torch" and (device in ("auto", "cpu") and dtype in ("auto", "float32")):
+        runner, info = OnnxRunner.open(exported)
+        return Predictor(runner, info, "onnxruntime on cpu")
+    if runtime == "onnxruntime" or (exported and exported == Path(ref)):
+        raise ConfigError(f"{ref}: ONNX Runtime runs .onnx files on the CPU in float32; export this one first")
+    torch = _torch(f"{ref} is not an exported file")
+    chosen = _device(device)
+    if dtype not in _DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r}{nearest(dtype, _DTYPES)}")
+    model = load_model(ref)
+    info: ModelInfo = model.foveal_info  # pyright: ignore[reportAssignmentType]
+    return Predictor(TorchRunner(model, chosen, getattr(torch, _DTYPES[dtype])), info, f"torch on {chosen}")
+
+
+def load_model(ref: str | Path) -> nn.Module:
+    """Build the torch model that ``ref`` describes, in evaluation mode, with its ``foveal_info``.
+
+    Args:
+        ref: as for :func:`load`, but no exported file.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`load`.
+    """
+    _torch(f"{ref} is not an exported file")
+    from ..factory import create_model
+    from ..registry import variants
+    from ..weights import find_file, load_checkpoint, read_state
+
+    text = str(ref)
+    if text in variants():
+        raise _without_weights(text)
+    bundled = text in assets.WEIGHTS
+    path = assets.path(text, ".safetensors") if bundled else find_file(ref, assets.WEIGHTS)
+    state, info = read_state(path)
+    if info is None or not info.model:
+        info = identify(state)
+    model = create_model(
+        info.model, info.task, num_classes=info.num_classes, in_chans=info.in_chans, **info.options
+    )
+    load_checkpoint(model, state)
+    model.foveal_info = info.replace(output_stride=getattr(model, "stride", 1))  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    return model.eval()
+
+
+def identify(state: dict[str, Tensor]) -> ModelInfo:
+    """Tell what a published state dict is by its keys and shapes alone.
+
+    Raises:
+        CheckpointError: no known architecture has these shapes.
+    """
+    import torch
+
+    from ..data.labels import OF_HEAD
+    from ..factory import create_model
+    from ..info import Labels, Preprocess
+    from ..registry import FAMILIES
+    from ..weights import to_our_layout
+
+    state, family = to_our_layout(state)
+    families = [FAMILIES[family]] if family in FAMILIES else list(FAMILIES.values())
+    shapes = {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
+    classifier = state.get("head.classifier.weight")
+    task = "segment" if any(key.startswith("head.laterals.") for key in state) else "classify"
+    num_classes = len(classifier) if classifier is not None else 0
+    in_chans = next((shape[1] for key, shape in shapes.items() if key == "backbone.stem.0.conv.weight"), 3)
+    for entry in families:
+        for name, variant in entry.variants.items():
+            for head in variant.segment_heads if task == "segment" else ("",):
+                options = {"head": head} if head else {}
+                with torch.device("meta"):
+                    candidate = create_model(name, task, num_classes=num_classes, in_chans=in_chans, **options)
+                own = {k: v.shape for k, v in candidate.state_dict().items() if not k.endswith("num_batches_tracked")}
+                if own == shapes:
+                    published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
+                    labels = OF_HEAD.get(head, Labels()) if published else Labels()
+                    preprocess = Preprocess(size=(224, 224), crop_ratio=0.95) if task == "classify" else Preprocess()
+                    return ModelInfo(
+                        model=name,
+                        task=task,
+                        num_classes=num_classes,
+                        in_chans=in_chans,
+                        options=options,
+                        labels=labels,
+                        preprocess=preprocess,
+                        licence=entry.licence,
+                    )
+    raise CheckpointError(
+        "no known architecture has these shapes; build it with create_model and its options, then load_checkpoint"
+    )
+
+
+class OnnxRunner:
+    """Run an exported file with ONNX Runtime on numpy input."""
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime has one exception type per cause, none of them public
+            raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
+        self.input = self.session.get_inputs()[0].name
+
+    @classmethod
+    def open(cls, path: str | Path, threads: int = 0) -> tuple[OnnxRunner, ModelInfo]:
+        """Open a file that Foveal exported, with the description inside.
+
+        Raises:
+            CheckpointError: not an ONNX file, or not one of Foveal's.
+        """
+        if not Path(path).is_file():
+            raise CheckpointError(f"no file at {path}")
+        runner = cls(path, threads)
+        text = runner.session.get_modelmeta().custom_metadata_map.get(KEY)
+        if text is None:
+            raise CheckpointError(f"{path}: no Foveal description inside; export the model with foveal export")
+        return runner, ModelInfo.from_json(text)
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.session.run(None, {self.input: batch})[0]
+
+
+def _exported(ref: str | Path) -> Path | None:
+    if str(ref) in assets.WEIGHTS:
+        return assets.path(str(ref), ".onnx")
+    return Path(ref) if Path(ref).suffix == ".onnx" else None
+
+
+def _without_weights(name: str) -> ConfigError:
+    tagged = [ref for ref in assets.WEIGHTS if ref.startswith(f"{name}.")]
+    hint = f"use {tagged[0]!r}, a checkpoint" if tagged else "give a checkpoint"
+    return ConfigError(f"{name} is an architecture without weights: {hint}, or create_model to train one")
+
+
+def _torch(why: str) -> Any:
+    if importlib.util.find_spec("torch") is None:
+        raise DependencyError(f"{why}, so it needs torch: pip install 'foveal[torch]'")
+    import torch
+
+    return torch
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return str(found or "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device

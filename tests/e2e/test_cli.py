@@ -1,0 +1,241 @@
+"""The command line as a user meets it: real processes, files, exit codes, one line for a mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import foveal
+from foveal.data.synthetic import shapes_sample
+from foveal.imaging import read_mask
+from foveal.run.train import TrainResult
+
+
+def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "foveal", *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three good images, in subfolders and with a shared stem, and a truncated one."""
+    rng = np.random.default_rng(0)
+    names = ("a.jpg", "a.png", "deep/b.jpg")
+    for name in names:
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(shapes_sample(rng, (64, 80))[0]).save(path)
+    data = (tmp_path / "in" / "a.jpg").read_bytes()
+    (tmp_path / "in" / "broken.jpg").write_bytes(data[: len(data) // 2])
+    return tmp_path / "in"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """Help must answer at once: no torch, no ONNX Runtime, no numpy."""
+    code = (
+        "import sys, foveal.cli\n"
+        "try: foveal.cli.main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'onnxruntime', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "segment" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["segment", "classify", "predict", "demo", "models", "train", "evaluate", "export", "bench", "convert"])
+def test_every_verb_has_help(verb: str) -> None:
+    done = cli(verb, "--help")
+    assert done.returncode == 0
+    assert f"foveal {verb}" in done.stdout
+
+
+def test_segment_one_image(exported: Path, folder: Path, tmp_path: Path) -> None:
+    """A table for people, a mask whose indices read back, and an overlay."""
+    done = cli("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "mean confidence" in done.stdout
+    mask = read_mask(tmp_path / "out" / "a.png")
+    assert (mask == foveal.load(exported)(folder / "a.jpg").mask).all()
+    with Image.open(tmp_path / "out" / "a.overlay.jpg") as overlay:
+        assert overlay.size == (80, 64)
+
+
+def test_segment_prints_json(exported: Path, folder: Path, tmp_path: Path) -> None:
+    label = tmp_path / "label.png"
+    Image.fromarray(foveal.load(exported)(folder / "a.jpg").mask).save(label)
+    done = cli("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "out", "--label", label, "--json")
+    report = json.loads(done.stdout)
+    assert report["agreement"] == 1.0
+    assert sum(entry["share"] for entry in report["classes"]) == pytest.approx(1, abs=1e-4)
+    assert all(Path(file).exists() for file in report["files"])
+
+
+def test_folder_names_what_failed_and_goes_on(exported: Path, folder: Path, tmp_path: Path) -> None:
+    """Exit code 1, the broken file by name, a mask for each of the others, no two to the same file."""
+    done = cli("segment", folder, "--model", exported, "--out", tmp_path / "masks", "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert report["done"] == 3
+    assert [Path(entry["image"]).name for entry in report["failed"]] == ["broken.jpg"]
+    written = sorted(str(p.relative_to(tmp_path / "masks")) for p in (tmp_path / "masks").rglob("*.*"))
+    assert written == ["a.png", "a.png.png", "deep/b.png"]
+    again = cli("segment", folder, "--model", exported, "--out", tmp_path / "masks", "--resume", "--json")
+    assert json.loads(again.stdout)["done"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("segmnt", "x.jpg"), 'Did you mean "segment"?'),
+        (("segment", "x.jpg", "--modle", "y"), "Did you mean --model?"),
+        (("segment",), "IMAGES"),
+        (("segment", "missing.jpg", "--model", "EXPORTED"), "missing.jpg: no such file or folder"),
+        (("segment", "BROKEN", "--model", "EXPORTED"), "damaged or truncated"),
+        (("segment", "GOOD", "--model", "efficientvit_b0.camvdi"), "did you mean 'efficientvit_b0.camvid'"),
+        (("classify", "GOOD", "--model", "EXPORTED"), "use foveal segment"),
+        (("segment", "GOOD", "--model", "EXPORTED", "--tile", "7"), "tile must be a multiple"),
+        (("evaluate", "EXPORTED", "nowhere"), "nowhere: no such folder"),
+        (("evaluate", "EXPORTED", "nowhere", "--size", "12"), "write HEIGHTxWIDTH"),
+        (("models", "efficientvt_b3"), "did you mean 'efficientvit_b3'"),
+        (("models", "--task", "segmnt"), "did you mean 'segment'"),
+        (("export", "EXPORTED", "--to", "onxx"), "did you mean 'onnx'"),
+        (("convert", "EXPORTED", "x.pt"), "must end in .safetensors"),
+        (("train", "nowhere", "--set.epoch", "3"), "did you mean 'epochs'"),
+        (("train", "nowhere"), "nowhere: no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    exported: Path, folder: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    places = {"EXPORTED": exported, "BROKEN": folder / "broken.jpg", "GOOD": folder / "a.jpg"}
+    done = subprocess.run(
+        [sys.executable, "-m", "foveal", *(str(places.get(a, a)) for a in arguments)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2, done
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_unwritable_output_is_explained(exported: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = cli("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "file" / "out")
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr
+
+
+def test_a_thousand_images_in_flat_memory(exported: Path, tmp_path: Path) -> None:
+    """1,000 images, one of them corrupt: named, exit code 1, and memory that does not grow."""
+    images = tmp_path / "in"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(10):
+        Image.fromarray(shapes_sample(rng, (96, 128))[0]).save(images / f"{index:04}.jpg")
+    for index in range(10, 1000):
+        os.link(images / f"{index % 10:04}.jpg", images / f"{index:04}.jpg")
+    (images / "0500.jpg").unlink()
+    (images / "0500.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    command = [sys.executable, "-m", "foveal", "segment", images, "--model", exported, "--out", tmp_path / "out", "--json"]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    samples: list[tuple[int, int]] = []
+    watcher = threading.Thread(target=_watch_memory, args=(process, tmp_path / "out", samples))
+    watcher.start()
+    output, _ = process.communicate()
+    watcher.join()
+    report = json.loads(output)
+    assert process.returncode == 1
+    assert report["done"] == 999
+    assert [Path(entry["image"]).name for entry in report["failed"]] == ["0500.jpg"]
+    early = max(memory for done, memory in samples if 50 <= done < 300)
+    late = max(memory for done, memory in samples if done >= 700)
+    assert late - early < 16 << 20, (early, late)
+
+
+def _watch_memory(process: subprocess.Popen[str], out: Path, samples: list[tuple[int, int]]) -> None:
+    """Note (masks written, resident bytes) until the process ends."""
+    while process.poll() is None:
+        try:
+            pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+            samples.append((len(os.listdir(out)) if out.exists() else 0, pages * os.sysconf("SC_PAGE_SIZE")))
+        except (OSError, IndexError):
+            pass
+        time.sleep(0.05)
+
+
+def test_convert_export_and_bench_agree(run: TrainResult, tmp_path: Path) -> None:
+    """A checkpoint converts, the copy exports, and both are measured side by side with equal outputs."""
+    copy = tmp_path / "copy.safetensors"
+    assert "efficientvit_b0 for segment" in cli("convert", run.best, copy).stdout
+    first, second = foveal.load_model(run.best).state_dict(), foveal.load_model(copy).state_dict()
+    assert all(first[key].equal(second[key]) for key in first)
+    exporting = cli("export", copy, "--output", tmp_path / "copy.onnx", "--json")
+    assert json.loads(exporting.stdout)["path"].endswith("copy.onnx"), exporting.stderr
+    done = cli("bench", copy, tmp_path / "copy.onnx", "--size", "64x96", "--rounds", "3", "--json")
+    report = json.loads(done.stdout)
+    assert len(report["candidates"]) == 2
+    assert report["machine"]["cpu"]
+
+
+def test_models_lists_ours_and_the_published_figures() -> None:
+    report = json.loads(cli("models", "efficientvit_b*", "--json").stdout)
+    names = {row["name"]: row for row in report["models"]}
+    assert {"efficientvit_b0.camvid", "efficientvit_b0", "efficientvit_b3"} <= names.keys()
+    assert "80.547" in " ".join(names["efficientvit_b1"]["figures"])
+    assert names["efficientvit_b1"]["params"] == 4_643_936
+
+
+def test_evaluate_prints_every_class(run: TrainResult, shapes: Path) -> None:
+    done = cli("evaluate", run.folder, shapes, "--split", "val")
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("ground", "disc", "square", "triangle", "mIoU"))
+    report = json.loads(cli("evaluate", run.folder, shapes, "--split", "val", "--json").stdout)
+    assert report["miou"] == pytest.approx(run.miou, abs=1e-6)
+
+
+def test_demo_writes_picture_and_mask(tmp_path: Path) -> None:
+    """What `make demo` runs."""
+    done = cli("demo", "--out", tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    assert "agrees with the hand-made label" in done.stdout
+    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == ["street.overlay.jpg", "street.png"]
+
+
+def test_base_install_predicts_without_torch(tmp_path: Path) -> None:
+    """A wheel in a fresh environment with the base dependencies only: the demo runs, and torch is asked for by name."""
+    root = Path(__file__).parents[2]
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    pip = [environment / "bin" / "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path / "dist", root], check=True)
+    wheel = next((tmp_path / "dist").glob("foveal-*.whl"))
+    subprocess.run([*pip, "install", wheel], check=True)
+    command = environment / "bin" / "foveal"
+
+    def use(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([command, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True)
+
+    assert not list(environment.glob("lib/*/site-packages/torch"))
+    done = use("demo", "--json")
+    assert json.loads(done.stdout)["agreement"] >= 0.8, done.stderr
+    listed = use("models")
+    assert "efficientvit_b0.camvid" in listed.stdout
+    assert "pip install 'foveal[torch]'" in listed.stderr
+    refused = use("train", tmp_path)
+    assert refused.returncode == 2
+    assert "pip install 'foveal[torch]'" in refused.stderr
+    shutil.rmtree(environment)

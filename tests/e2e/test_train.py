@@ -1,0 +1,158 @@
+"""Training really learns, leaves whole files, resumes to the bit, and explains what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import foveal
+from foveal.data.segmentation import SegmentationData
+from foveal.data.synthetic import NAMES, write_shapes
+from foveal.run.metrics import SegmentScores, confusion_matrix
+from foveal.run.train import TrainResult, learning_rate
+from foveal.weights import read_state
+
+TINY = {"batch_size": 8, "crop": [64, 64], "workers": 0, "eval_every": 2, "class_weights": "none"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("tiny"), train=24, val=4, size=(64, 64))
+
+
+def test_learns_more_than_the_background(run: TrainResult, shapes: Path) -> None:
+    """The validation mIoU must leave far behind what calling everything "ground" scores."""
+    data = SegmentationData.open(shapes, ["val"])
+    matrix = np.zeros((4, 4), np.int64)
+    for _, mask in (data[i] for i in range(len(data))):
+        matrix += confusion_matrix(mask, np.zeros_like(mask), 4)
+    assert run.losses[-1] < 0.6 * run.losses[0]
+    assert run.miou > SegmentScores(matrix, NAMES).miou + 0.15
+
+
+def test_run_folder_describes_itself(run: TrainResult) -> None:
+    """Settings, log and checkpoints are there, and the checkpoint knows its classes."""
+    settings = yaml.safe_load((run.folder / "config.yaml").read_text())
+    lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+    assert settings["epochs"] == len(lines) == 12
+    assert [line["epoch"] for line in lines if "miou" in line] == [6, 12]
+    state, info = read_state(run.best)
+    assert info is not None
+    assert (info.model, info.task, info.labels.names) == ("efficientvit_b0", "segment", NAMES)
+    assert all(np.isfinite(tensor.float().numpy()).all() for tensor in state.values())
+    assert not list(run.folder.glob(".*")), "temporary files were left behind"
+
+
+def test_killed_run_resumes_to_the_bit(tiny: Path, tmp_path: Path) -> None:
+    """kill -9 in mid-epoch, then --resume: the losses and weights are those of an uninterrupted run."""
+    whole = _train_command(tiny, tmp_path / "whole")
+    subprocess.run(whole, check=True, capture_output=True)
+    process = subprocess.Popen(_train_command(tiny, tmp_path / "cut"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = tmp_path / "cut" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and len(log.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    subprocess.run([*_train_command(tiny, tmp_path / "cut"), "--resume"], check=True, capture_output=True)
+
+    def losses(name: str) -> dict[int, float]:
+        lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
+        return {line["epoch"]: line["loss"] for line in lines}
+
+    assert losses("cut") == losses("whole")
+    first, second = (read_state(tmp_path / name / "last.safetensors")[0] for name in ("cut", "whole"))
+    assert all(first[key].equal(second[key]) for key in second)
+
+
+def _train_command(data: Path, out: Path) -> list[str]:
+    recipe = data / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**TINY, "epochs": 6}))
+    return [sys.executable, "-m", "foveal", "train", str(data), "--config", str(recipe), "--out", str(out)]
+
+
+def test_torchrun_trains_one_model_on_two_processes(tiny: Path, tmp_path: Path) -> None:
+    """Two processes share each batch: one log line per epoch, one set of files."""
+    command = _train_command(tiny, tmp_path / "run")[2:]
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", *command[0:]],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert math.isfinite(lines[-1]["loss"])
+
+
+def test_images_without_labels_cost_nothing(tiny: Path) -> None:
+    """A batch that is ignored altogether has loss 0, not NaN."""
+    import torch
+
+    from foveal.run.train import segmentation_loss
+
+    logits = torch.randn(2, 4, 8, 8, requires_grad=True)
+    loss = segmentation_loss(logits, torch.full((2, 64, 64), 255), torch.ones(4))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert logits.grad.abs().max() == 0
+
+
+def test_loss_is_weighted_cross_entropy() -> None:
+    """At the target's size it equals torch's own weighted mean."""
+    import torch
+    import torch.nn.functional as F
+
+    from foveal.run.train import segmentation_loss
+
+    logits, target = torch.randn(2, 4, 16, 16), torch.randint(0, 4, (2, 16, 16))
+    target[0, :4] = 255
+    weights = torch.tensor([0.2, 1.0, 3.0, 0.5])
+    expected = F.cross_entropy(logits, target, weights, ignore_index=255)
+    assert segmentation_loss(logits, target, weights).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_learning_rate_rises_then_falls_to_zero() -> None:
+    rates = [learning_rate(step, 100, 0.1) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.0)
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, r"unknown key 'epoch'; did you mean 'epochs'\?"),
+        ({"precision": "bf61"}, r"did you mean 'bf16'\?"),
+        ({"epochs": "many"}, "expected int"),
+        ({"lr": -1.0}, "lr=-1.0 is out of range"),
+        ({"batch_size": 1000}, "batch_size=1000 is above the 24 training images"),
+        ({"splits": ["trian"]}, r"no split 'trian' .* did you mean 'train'\?"),
+        ({"model": "efficientvit_b7"}, r"unknown model 'efficientvit_b7'; did you mean"),
+        ({"options": {"scale": [3]}}, r"no option 'scale'; did you mean 'scales'\?"),
+    ],
+)
+def test_mistakes_are_explained(tiny: Path, tmp_path: Path, settings: dict, message: str) -> None:
+    with pytest.raises(foveal.FovealError, match=message):
+        foveal.train(tiny, out=tmp_path / "run", **{**TINY, "epochs": 1, **settings})
+
+
+def test_runs_are_neither_overwritten_nor_mixed(run: TrainResult, shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(foveal.ConfigError, match="holds a run already"):
+        foveal.train(shapes, out=run.folder)
+    with pytest.raises(foveal.ConfigError, match="nothing to resume"):
+        foveal.train(shapes, out=tmp_path / "none", resume=True)
+    with pytest.raises(foveal.ConfigError, match="was started with another .*lr"):
+        foveal.train(shapes, config=run.folder / "config.yaml", out=run.folder, resume=True, lr=1e-5)
