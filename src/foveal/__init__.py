@@ -59,7 +59,7 @@ _HOME = {
     "train": "run.train",
 }
 
-__all__ = [
+__all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -67,7 +67,23 @@ __all__ = [
     "ExportError",
     "FovealError",
     "InputError",
-    *_HOME,
+    "ClassifyResult",
+    "Labels",
+    "LoadReport",
+    "ModelInfo",
+    "Predictor",
+    "Preprocess",
+    "SegmentResult",
+    "TrainConfig",
+    "bench",
+    "create_model",
+    "evaluate",
+    "export",
+    "list_models",
+    "load",
+    "load_checkpoint",
+    "load_model",
+    "train",
 ]
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from . import assets
-from .errors import ConfigError, DependencyError, FovealError, InputError, nearest
+from .errors import ConfigError, DependencyError, InputError, nearest
 
 if TYPE_CHECKING:
-    from .results import ClassifyResult, SegmentResult
-    from .run.predict import Predictor, Result
+    from .results import SegmentResult
+    from .run.predict import Predictor
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on standard output.")]
 Images = Annotated[list[Path], Parameter(help="Images, or folders of images.")]
@@ -163,7 +163,7 @@ def _segment_one(
     from . import machine
 
     started = time.perf_counter()
-    result: SegmentResult = predictor(source, tile=tile, overlap=overlap)  # pyright: ignore[reportAssignmentType]
+    result = predictor.segment(source, tile=tile, overlap=overlap)
     mask = result.mask
     seconds = time.perf_counter() - started
     written = _write(result, target, overlay)
@@ -214,7 +214,7 @@ def _segment_many(
     with progress.bar("segment", len(jobs)) as bar:
         for source, target in jobs:
             try:
-                _write(predictor(source, tile=tile, overlap=overlap), target, overlay)  # pyright: ignore[reportArgumentType]
+                _write(predictor.segment(source, tile=tile, overlap=overlap), target, overlay)
             except InputError as error:
                 failed.append({"image": str(source), "error": str(error)})
                 progress.note(str(error))
@@ -235,7 +235,7 @@ def _classify(predictor: Predictor, images: list[Path], top: int, as_json: bool)
     report: dict[str, Any] = {"images": [], "failed": []}
     for source, _ in jobs:
         try:
-            result: ClassifyResult = predictor(source)  # pyright: ignore[reportAssignmentType]
+            result = predictor.classify(source)
         except InputError as error:
             if not many:
                 raise
@@ -382,13 +382,15 @@ def _all_names() -> list[str]:
 def convert(source: Path, target: Path, /) -> int:
     """Read any published checkpoint and write it as a Foveal safetensors file; the description goes inside."""
     from . import load_model
+    from .info import info_of
     from .weights import save_checkpoint
 
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: the new file must end in .safetensors")
     model = load_model(source)
-    save_checkpoint(target, model.state_dict(), model.foveal_info)  # pyright: ignore[reportArgumentType]
-    print(f"{source} is {model.foveal_info.model} for {model.foveal_info.task}; written as {target}")  # pyright: ignore
+    info = info_of(model)
+    save_checkpoint(target, model.state_dict(), info)
+    print(f"{source} is {info.model} for {info.task}; written as {target}")
     return 0
 
 
@@ -493,9 +495,7 @@ def evaluate(
     from . import evaluate as evaluate_model
     from .run.progress import Progress
 
-    found = evaluate_model(
-        ref, data, split=split, size=parse_size(size), class_map=class_map, progress=Progress()
-    )
+    found = evaluate_model(ref, data, split=split, size=parse_size(size), class_map=class_map, progress=Progress())
     report = {"ref": ref, "data": str(data), **found.to_dict()}
     if json:
         _print_json(report)

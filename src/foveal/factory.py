@@ -10,8 +10,8 @@ from torch import nn
 
 from . import assets
 from .errors import ConfigError, nearest
-from .info import Labels, ModelInfo
-from .registry import Variant, variants
+from .info import Labels, ModelInfo, attach
+from .registry import Backbone, Variant, variants
 from .tasks import classify, segment
 from .weights import load_for_finetuning, read_weights
 
@@ -34,7 +34,11 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
     if task is not None:
         _check_task(task)
     if pretrained:
-        return [ref for ref, weights in assets.WEIGHTS.items() if fnmatch.fnmatch(ref, pattern) and task in (None, weights.task)]
+        return [
+            ref
+            for ref, weights in assets.WEIGHTS.items()
+            if fnmatch.fnmatch(ref, pattern) and task in (None, weights.task)
+        ]
     return [
         name
         for name, (_, variant) in variants().items()
@@ -95,7 +99,7 @@ def create_model(
         model, num_classes = _segmenter(name, variant, backbone, num_classes, head_name)
     else:
         model, num_classes = _classifier(name, variant, backbone, num_classes)
-    model.foveal_info = ModelInfo(
+    described = ModelInfo(
         model=name,
         task="features" if features_only else task,
         num_classes=num_classes or 0,
@@ -105,6 +109,7 @@ def create_model(
         licence=info.licence if info else "",
         labels=info.labels if info and info.num_classes == num_classes else Labels(),
     )
+    attach(model, described)
     if state is not None:
         load_for_finetuning(model, state, segment.CLASSIFIER_PREFIX)
     return model
@@ -124,14 +129,14 @@ def _find(name: str) -> tuple[Any, Variant]:
 
 
 def _segmenter(
-    name: str, variant: Variant, backbone: nn.Module, num_classes: int | None, head_name: str | None
+    name: str, variant: Variant, backbone: Backbone, num_classes: int | None, head_name: str | None
 ) -> tuple[nn.Module, int]:
     heads = variant.segment_heads or {"cityscapes": segment.DEFAULT_HEAD}
     head_name = head_name or "cityscapes"
     if head_name not in heads:
         raise ConfigError(f"{name} has no published segmentation head {head_name!r}{nearest(head_name, heads)}")
     arguments = dict(heads[head_name])
-    published = arguments.pop("num_classes")
+    published: int = arguments.pop("num_classes")
     num_classes = published if num_classes is None else num_classes
     if num_classes < 1:
         raise ConfigError(f"num_classes={num_classes}: a segmentation model needs at least 1")
@@ -139,7 +144,7 @@ def _segmenter(
     return segment.SegmentationModel(backbone, head), num_classes
 
 
-def _classifier(name: str, variant: Variant, backbone: nn.Module, num_classes: int | None) -> tuple[nn.Module, int]:
+def _classifier(name: str, variant: Variant, backbone: Backbone, num_classes: int | None) -> tuple[nn.Module, int]:
     if variant.classifier is None:
         raise ConfigError(f"{name} has no classifier; use features_only=True or task='segment'")
     num_classes = _IMAGENET_CLASSES if num_classes is None else num_classes

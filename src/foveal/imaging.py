@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import InputError
 from .info import Preprocess
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "MPO", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
 MAX_PIXELS = 100_000_000  #: larger images are refused before decoding, unless the caller raises the limit
 MAX_FILE_BYTES = 512 << 20
@@ -176,13 +175,17 @@ def _resized(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uin
     try:
         kernel = Image.Resampling[preprocess.resample.upper()]
     except KeyError:
-        raise InputError(f"unknown resampling filter {preprocess.resample!r}: use bicubic, bilinear or nearest") from None
+        raise InputError(
+            f"unknown resampling filter {preprocess.resample!r}: use bicubic, bilinear or nearest"
+        ) from None
     height, width = preprocess.size
     picture = Image.fromarray(image)
     if preprocess.crop_ratio:
         short = math.ceil(min(height, width) / preprocess.crop_ratio)
         scale = short / min(picture.size)
-        picture = picture.resize((max(width, round(picture.width * scale)), max(height, round(picture.height * scale))), kernel)
+        picture = picture.resize(
+            (max(width, round(picture.width * scale)), max(height, round(picture.height * scale))), kernel
+        )
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         return np.asarray(picture.crop((left, top, left + width, top + height)))
     return image if image.shape[:2] == (height, width) else np.asarray(picture.resize((width, height), kernel))

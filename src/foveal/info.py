@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -109,7 +112,26 @@ class ModelInfo:
             data["labels"] = Labels(**data["labels"])
             return cls(**data)
         except (ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"model description cannot be read ({error}): was the file written by a newer Foveal?")
+            raise ConfigError(
+                f"model description cannot be read ({error}): was the file written by a newer Foveal?"
+            ) from None
 
     def replace(self, **changes: Any) -> ModelInfo:
         return dataclasses.replace(self, **changes)
+
+
+def attach(model: nn.Module, info: ModelInfo) -> None:
+    """Make ``info`` the description of ``model`` (its ``foveal_info``)."""
+    object.__setattr__(model, "foveal_info", info)
+
+
+def info_of(model: nn.Module) -> ModelInfo:
+    """The description of a model that ``create_model`` or ``load_model`` made.
+
+    Raises:
+        ConfigError: the model has none.
+    """
+    info = getattr(model, "foveal_info", None)
+    if not isinstance(info, ModelInfo):
+        raise ConfigError(f"{type(model).__name__} was not made by foveal.create_model or foveal.load_model")
+    return info

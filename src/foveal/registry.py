@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from torch import Tensor, nn
 
 
 class FeatureInfo(NamedTuple):
@@ -15,6 +14,18 @@ class FeatureInfo(NamedTuple):
 
     channels: int
     stride: int
+
+
+class Backbone(nn.Module):
+    """What every backbone offers: ``forward(x)`` gives maps, finest first.
+
+    Attributes:
+        feature_info: channels and stride of each map.
+        min_size: smallest side of an image, in pixels.
+    """
+
+    feature_info: list[FeatureInfo]
+    min_size: int = 32
 
 
 class Published(NamedTuple):
@@ -32,14 +43,13 @@ class Variant:
     """One named member of a family.
 
     Attributes:
-        backbone: ``(in_chans, **options) -> nn.Module`` whose forward returns maps, finest first, and which has
-            ``feature_info`` and ``min_size``.
+        backbone: ``(in_chans, **options) -> Backbone``.
         classifier: ``(in_channels, num_classes) -> nn.Module`` on the coarsest map, ``None`` if none was published.
         segment_heads: keyword arguments of the published segmentation heads, by data set.
         published: figures that the authors give for their weights.
     """
 
-    backbone: Callable[..., nn.Module]
+    backbone: Callable[..., Backbone]
     classifier: Callable[..., nn.Module] | None = None
     segment_heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     published: tuple[Published, ...] = ()

@@ -63,7 +63,7 @@ class SegmentResult:
         count = np.bincount(self.mask.ravel(), minlength=len(self.names))
         total = np.bincount(self.mask.ravel(), weights=self.scores.ravel(), minlength=len(self.names))
         order = [i for i in np.argsort(-count, kind="stable") if count[i]]
-        return [(self.names[i], count[i] / self.mask.size, total[i] / count[i]) for i in order]
+        return [(self.names[i], float(count[i] / self.mask.size), float(total[i] / count[i])) for i in order]
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
         """The image with the classes' colours over it; ``alpha`` is the share of the colour, 0..1."""
@@ -124,7 +124,9 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
         picture.save(temporary)
 
 
-def _positions(length: int, coarse: int, scale: float) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+def _positions(
+    length: int, coarse: int, scale: float
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.floating]]:
     """Lower and upper coarse index and the upper's weight for each of ``length`` pixels (half-pixel centres)."""
     position = np.clip((np.arange(length) + 0.5) * scale - 0.5, 0, coarse - 1)
     lower = position.astype(np.intp)
@@ -132,8 +134,8 @@ def _positions(length: int, coarse: int, scale: float) -> tuple[NDArray[np.intp]
 
 
 def _upsampled_rows(
-    logits: NDArray[np.float32], size: tuple[int, int], scale: tuple[float, float]
-) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    logits: NDArray[np.floating], size: tuple[int, int], scale: tuple[float, float]
+) -> Iterator[tuple[slice, NDArray[np.floating]]]:
     """Bilinear upsampling in bands of pixel rows that share their coarse rows: ``(rows, (C, rows, W))``."""
     y0, y1, wy = _positions(size[0], logits.shape[1], scale[0])
     x0, x1, wx = _positions(size[1], logits.shape[2], scale[1])
@@ -146,7 +148,7 @@ def _upsampled_rows(
 
 
 def _upsampled_argmax(
-    logits: NDArray[np.float32], size: tuple[int, int], scale: tuple[float, float]
+    logits: NDArray[np.floating], size: tuple[int, int], scale: tuple[float, float]
 ) -> NDArray[np.uint8]:
     """Argmax over classes of the bilinearly upsampled logits.
 
@@ -175,7 +177,7 @@ def _upsampled_argmax(
 
 
 def _argmax_first(
-    upper: NDArray[np.float32], step: NDArray[np.float32], weights: NDArray[np.float32], dtype: np.dtype
+    upper: NDArray[np.floating], step: NDArray[np.floating], weights: NDArray[np.floating], dtype: np.dtype
 ) -> NDArray[np.uint8]:
     """Argmax over C of ``upper + weights * step`` with ``(C, n)``, ``(C, n)``, ``(rows,)``: ``(rows, n)``."""
     best = upper[0] + weights[:, None] * step[0]

@@ -181,7 +181,9 @@ def _unwrap(found: Any, source: object) -> dict[str, Tensor]:
     return state
 
 
-def to_our_layout(state: Mapping[str, Tensor], families: Iterable[Family] | None = None) -> tuple[dict[str, Tensor], str]:
+def to_our_layout(
+    state: Mapping[str, Tensor], families: Iterable[Family] | None = None
+) -> tuple[dict[str, Tensor], str]:
     """Rename ``state`` from whichever published layout it is in; returns it with the layout's family name.
 
     Raises:

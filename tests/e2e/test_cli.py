@@ -53,7 +53,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert "segment" in done.stdout
 
 
-@pytest.mark.parametrize("verb", ["segment", "classify", "predict", "demo", "models", "train", "evaluate", "export", "bench", "convert"])
+@pytest.mark.parametrize(
+    "verb", ["segment", "classify", "predict", "demo", "models", "train", "evaluate", "export", "bench", "convert"]
+)
 def test_every_verb_has_help(verb: str) -> None:
     done = cli(verb, "--help")
     assert done.returncode == 0
@@ -150,7 +152,18 @@ def test_a_thousand_images_in_flat_memory(exported: Path, tmp_path: Path) -> Non
         os.link(images / f"{index % 10:04}.jpg", images / f"{index:04}.jpg")
     (images / "0500.jpg").unlink()
     (images / "0500.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
-    command = [sys.executable, "-m", "foveal", "segment", images, "--model", exported, "--out", tmp_path / "out", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "foveal",
+        "segment",
+        images,
+        "--model",
+        exported,
+        "--out",
+        tmp_path / "out",
+        "--json",
+    ]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     samples: list[tuple[int, int]] = []
     watcher = threading.Thread(target=_watch_memory, args=(process, tmp_path / "out", samples))

@@ -66,7 +66,9 @@ def test_tiles_cover_the_image_and_mostly_agree(exported: Path) -> None:
     assert (whole.mask == tiled.mask).mean() > 0.8
 
 
-@pytest.mark.parametrize("options", [{"tile": 50}, {"tile": 32}, {"tile": 128, "overlap": 128}, {"tile": 128, "overlap": -1}])
+@pytest.mark.parametrize(
+    "options", [{"tile": 50}, {"tile": 32}, {"tile": 128, "overlap": 128}, {"tile": 128, "overlap": -1}]
+)
 def test_impossible_tiles_are_refused(exported: Path, photo: Path, options: dict) -> None:
     with pytest.raises(foveal.InputError, match="tile must be a multiple of 32"):
         foveal.load(exported)(photo, **options)
@@ -79,11 +81,16 @@ def test_published_files_are_told_apart_by_shapes(tmp_path: Path) -> None:
     model = foveal.create_model("efficientvit_b1", "segment", head="ade20k", num_classes=7, in_chans=3)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "some.pt")
     info = foveal.load(tmp_path / "some.pt").info
-    assert (info.model, info.task, info.num_classes, info.options) == ("efficientvit_b1", "segment", 7, {"head": "ade20k"})
+    assert (info.model, info.task, info.num_classes, info.options) == (
+        "efficientvit_b1",
+        "segment",
+        7,
+        {"head": "ade20k"},
+    )
     classifier = foveal.create_model("efficientvit_b0", num_classes=5)
     torch.save(classifier.state_dict(), tmp_path / "other.pt")
     result = foveal.load(tmp_path / "other.pt")(np.zeros((50, 60, 3), np.uint8))
-    assert [name for name, _ in result.top(2)][0].startswith("class ")
+    assert result.top(1)[0][0].startswith("class ")
     assert result.scores.sum() == pytest.approx(1)
 
 

@@ -57,7 +57,9 @@ def test_killed_run_resumes_to_the_bit(tiny: Path, tmp_path: Path) -> None:
     """kill -9 in mid-epoch, then --resume: the losses and weights are those of an uninterrupted run."""
     whole = _train_command(tiny, tmp_path / "whole")
     subprocess.run(whole, check=True, capture_output=True)
-    process = subprocess.Popen(_train_command(tiny, tmp_path / "cut"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        _train_command(tiny, tmp_path / "cut"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
     log = tmp_path / "cut" / "log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and len(log.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
@@ -128,7 +130,7 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.0)
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -154,5 +156,5 @@ def test_runs_are_neither_overwritten_nor_mixed(run: TrainResult, shapes: Path, 
         foveal.train(shapes, out=run.folder)
     with pytest.raises(foveal.ConfigError, match="nothing to resume"):
         foveal.train(shapes, out=tmp_path / "none", resume=True)
-    with pytest.raises(foveal.ConfigError, match="was started with another .*lr"):
+    with pytest.raises(foveal.ConfigError, match=r"was started with another .*lr"):
         foveal.train(shapes, config=run.folder / "config.yaml", out=run.folder, resume=True, lr=1e-5)

@@ -88,7 +88,8 @@ class SegmentationData:
             raise DataError(str(error)) from error
         if image.shape[:2] != mask.shape:
             raise DataError(
-                f"{mask_path}: mask of {mask.shape[1]}x{mask.shape[0]} for an image of {image.shape[1]}x{image.shape[0]}"
+                f"{mask_path}: mask of {mask.shape[1]}x{mask.shape[0]} (W x H) for an image of "
+                f"{image.shape[1]}x{image.shape[0]}"
             )
         return image, self._checked(mask, mask_path)
 

@@ -42,18 +42,24 @@ class BicubicUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.factor == 1:
             return x
-        b, c, h, w = x.shape
-        planes = F.pad(x.reshape(b * c, 1, h, w), (2, 2, 2, 2), mode="replicate")
+        planes = F.pad(x.flatten(0, 1).unsqueeze(1), (2, 2, 2, 2), mode="replicate")  # (B*C, 1, H + 4, W + 4)
         line = self.taps.to(x.dtype)
         kernel = (line[:, None, :, None] * line[None, :, None, :]).reshape(-1, 1, 5, 5)
         phases = F.conv2d(planes, kernel)  # (B*C, factor^2, H, W)
-        return F.pixel_shuffle(phases, self.factor).reshape(b, c, h * self.factor, w * self.factor)
+        return F.pixel_shuffle(phases, self.factor).unflatten(0, x.shape[:2]).squeeze(2)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Replicate-pad ``(B, C, H, W)`` at the right and bottom until both sides divide by ``multiple``."""
     h, w = x.shape[-2:]
-    return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="replicate")
+    # Not -h % multiple: torch.export must see that every stride divides the padded size, and ONNX rounds -h // n to 0.
+    right, bottom = ceil_div(w, multiple) * multiple - w, ceil_div(h, multiple) * multiple - h
+    return F.pad(x, (0, right, 0, bottom), mode="replicate")
+
+
+def ceil_div(length: int, step: int) -> int:
+    """``ceil(length / step)`` of positive integers, in a form that exporters translate right."""
+    return (length + step - 1) // step
 
 
 def check_min_size(x: Tensor, minimum: int) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..layers.conv import ConvNormAct, DepthwiseSeparableConv, InvertedResidual
 from ..layers.linear_attention import MultiScaleLinearAttention
 from ..layers.resample import check_min_size
-from ..registry import Family, FeatureInfo, Published, Variant, register
+from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class EfficientViTBlock(nn.Module):
         return self.local(x + self.attention(x))
 
 
-class EfficientViT(nn.Module):
+class EfficientViT(Backbone):
     """Backbone: ``(B, in_chans, H, W) ->`` four maps at strides 4, 8, 16, 32, finest first, each side rounded up.
 
     Args:
@@ -91,8 +91,6 @@ class EfficientViT(nn.Module):
     Raises:
         InputError: a side of the image is below 32 pixels.
     """
-
-    min_size = 32
 
     def __init__(
         self,
@@ -233,7 +231,12 @@ def _heads(name: str, width: int, depth: int) -> dict[str, dict]:
     return heads
 
 
-_HEAD_SIZES = {"efficientvit_b0": (32, 1), "efficientvit_b1": (64, 3), "efficientvit_b2": (96, 3), "efficientvit_b3": (128, 3)}
+_HEAD_SIZES = {
+    "efficientvit_b0": (32, 1),
+    "efficientvit_b1": (64, 3),
+    "efficientvit_b2": (96, 3),
+    "efficientvit_b3": (128, 3),
+}
 _SOURCE = "official README"
 _PUBLISHED = {
     "efficientvit_b0": (

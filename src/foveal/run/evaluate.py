@@ -81,7 +81,7 @@ def evaluate(
     with (progress or Progress(enabled=False)).bar(f"evaluate {split}", len(samples)) as bar:
         for index in range(len(samples)):
             image, target = samples[index]
-            matrix += confusion_matrix(target, lookup[predictor(image).mask], classes)
+            matrix += confusion_matrix(target, lookup[predictor.segment(image).mask], classes)
             bar.advance()
     return Evaluation(SegmentScores(matrix, samples.labels.names), len(samples), split, size)
 
@@ -92,7 +92,8 @@ def _lookup(predictor: Predictor, labels: Labels, class_map: str | Path | None) 
     if class_map is None:
         if own and own != labels.names:
             raise ConfigError(
-                f"the model predicts {_few(own)}, the data has {_few(labels.names)}: give a class_map (model class: data class)"
+                f"the model predicts {_few(own)}, the data has {_few(labels.names)}: "
+                "give a class_map (model class: data class)"
             )
         if predictor.info.num_classes != len(labels.names):
             raise ConfigError(f"the model has {predictor.info.num_classes} classes, the data {len(labels.names)}")

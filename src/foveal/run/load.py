@@ -11,20 +11,17 @@ from numpy.typing import NDArray
 
 from .. import assets
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError, nearest
-from ..info import KEY, ModelInfo
+from ..info import KEY, ModelInfo, attach, info_of
 from .predict import Predictor, TorchRunner
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
 Runtime = Literal["auto", "onnxruntime", "torch"]
 _DTYPES = {"auto": "float32", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 
 
-def load(
-    ref: str | Path, *, device: str = "auto", dtype: str = "auto", runtime: Runtime = "auto"
-) -> Predictor:
+def load(ref: str | Path, *, device: str = "auto", dtype: str = "auto", runtime: Runtime = "auto") -> Predictor:
     """Get a predictor.
 
     Args:
@@ -52,8 +49,7 @@ def load(
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}{nearest(dtype, _DTYPES)}")
     model = load_model(ref)
-    info: ModelInfo = model.foveal_info  # pyright: ignore[reportAssignmentType]
-    return Predictor(TorchRunner(model, chosen, getattr(torch, _DTYPES[dtype])), info, f"torch on {chosen}")
+    return Predictor(TorchRunner(model, chosen, getattr(torch, _DTYPES[dtype])), info_of(model), f"torch on {chosen}")
 
 
 def load_model(ref: str | Path) -> nn.Module:
@@ -78,11 +74,9 @@ def load_model(ref: str | Path) -> nn.Module:
     state, info = read_state(path)
     if info is None or not info.model:
         info = identify(state)
-    model = create_model(
-        info.model, info.task, num_classes=info.num_classes, in_chans=info.in_chans, **info.options
-    )
+    model = create_model(info.model, info.task, num_classes=info.num_classes, in_chans=info.in_chans, **info.options)
     load_checkpoint(model, state)
-    model.foveal_info = info.replace(output_stride=getattr(model, "stride", 1))  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    attach(model, info.replace(output_stride=getattr(model, "stride", 1)))
     return model.eval()
 
 
@@ -110,7 +104,7 @@ def identify(state: dict[str, Tensor]) -> ModelInfo:
     for entry in families:
         for name, variant in entry.variants.items():
             for head in variant.segment_heads if task == "segment" else ("",):
-                options = {"head": head} if head else {}
+                options: dict[str, Any] = {"head": head} if head else {}
                 with torch.device("meta"):
                     candidate = create_model(name, task, num_classes=num_classes, in_chans=in_chans, **options)
                 own = {k: v.shape for k, v in candidate.state_dict().items() if not k.endswith("num_batches_tracked")}
@@ -164,7 +158,7 @@ class OnnxRunner:
         return runner, ModelInfo.from_json(text)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self.session.run(None, {self.input: batch})[0]
+        return np.asarray(self.session.run(None, {self.input: batch})[0])
 
 
 def _exported(ref: str | Path) -> Path | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (1, C, H, W) -> the network's output
-Result = SegmentResult | ClassifyResult
 _MIN_SIZE = 32
 _MAX_TILE_MULTIPLE = 64
 
@@ -37,13 +36,11 @@ class Predictor:
         self.runner, self.info, self.runtime = runner, info, runtime
 
     @overload
-    def __call__(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> Result: ...
+    def __call__(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> Any: ...
     @overload
-    def __call__(
-        self, image: list[ImageLike], *, tile: int | None = None, overlap: int | None = None
-    ) -> list[Result]: ...
+    def __call__(self, image: list[ImageLike], *, tile: int | None = None, overlap: int | None = None) -> list[Any]: ...
     def __call__(self, image, *, tile=None, overlap=None):
-        """Predict.
+        """Predict: a SegmentResult or ClassifyResult, as the model's task is (``segment`` and ``classify`` are typed).
 
         Args:
             image: path, Pillow image or uint8 ``(H, W, 3)`` array, or a list of them.
@@ -55,19 +52,26 @@ class Predictor:
         """
         if isinstance(image, list | tuple):
             return list(self.stream(image, tile=tile, overlap=overlap))
-        pixels = read_image(image)
         if self.info.task == "classify":
-            return ClassifyResult(self.runner(prepare(pixels, self.info.preprocess, _MIN_SIZE))[0], self.info.labels)
-        return self._segment(pixels, tile, overlap)
+            return self.classify(image)
+        return self.segment(image, tile=tile, overlap=overlap)
+
+    def classify(self, image: ImageLike) -> ClassifyResult:
+        """Classify one image; see :meth:`__call__`."""
+        return ClassifyResult(
+            self.runner(prepare(read_image(image), self.info.preprocess, _MIN_SIZE))[0], self.info.labels
+        )
 
     def stream(
         self, images: Iterable[ImageLike], *, tile: int | None = None, overlap: int | None = None
-    ) -> Iterator[Result]:
+    ) -> Iterator[Any]:
         """Predict one image after the other, keeping none."""
         for image in images:
             yield self(image, tile=tile, overlap=overlap)
 
-    def _segment(self, pixels: NDArray[np.uint8], tile: int | None, overlap: int | None) -> SegmentResult:
+    def segment(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> SegmentResult:
+        """Segment one image; see :meth:`__call__`."""
+        pixels = read_image(image)
         stride = self.info.output_stride
         if tile is None:
             network_input = prepare(pixels, self.info.preprocess, _MIN_SIZE)
@@ -75,7 +79,9 @@ class Predictor:
             height, width = self.info.preprocess.size or pixels.shape[:2]
         else:
             if self.info.preprocess.size is not None:
-                raise InputError("tile: this model resizes every image to a fixed size, so tiles would change the result")
+                raise InputError(
+                    "tile: this model resizes every image to a fixed size, so tiles would change the result"
+                )
             logits = self._tiled_logits(pixels, tile, tile // 3 if overlap is None else overlap)
             height, width = pixels.shape[:2]
         scale = (height / (pixels.shape[0] * stride), width / (pixels.shape[1] * stride))
@@ -104,7 +110,10 @@ class Predictor:
                 blend = raised_cosine(logits.shape[1], ramp)[:, None] * raised_cosine(logits.shape[2], ramp)
                 if total is None:
                     total = np.zeros((len(logits), *weight.shape), np.float32)
-                rows, columns = slice(y // stride, y // stride + blend.shape[0]), slice(x // stride, x // stride + blend.shape[1])
+                rows, columns = (
+                    slice(y // stride, y // stride + blend.shape[0]),
+                    slice(x // stride, x // stride + blend.shape[1]),
+                )
                 total[:, rows, columns] += logits * blend
                 weight[rows, columns] += blend
         assert total is not None

@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -31,7 +32,7 @@ from ..errors import ConfigError, DataError
 from ..factory import create_model
 from ..files import written_whole
 from ..imaging import prepare
-from ..info import IGNORE, ModelInfo
+from ..info import IGNORE, ModelInfo, info_of
 from ..weights import save_checkpoint
 from .metrics import SegmentScores, confusion_matrix
 from .predict import Predictor, TorchRunner
@@ -107,7 +108,7 @@ def train(
         weights=config.weights or None,
         **config.options,
     )
-    info: ModelInfo = model.foveal_info.replace(labels=labels)  # pyright: ignore[reportAttributeAccessIssue]
+    info = info_of(model).replace(labels=labels)
     model = model.to(memory_format=torch.channels_last)
     ema = AveragedModel(model, multi_avg_fn=_ema(config.ema_decay), use_buffers=True)
     ema = ema.to(accelerator.device)
@@ -156,7 +157,7 @@ def train(
                 ema.update_parameters(model)
                 total += loss.detach()
                 bar.advance(f"epoch {epoch}/{config.epochs}")
-            mean_loss = float(accelerator.reduce(total, "mean")) / per_epoch
+            mean_loss = _over_processes(accelerator, total, "mean").item() / per_epoch
             if not math.isfinite(mean_loss):
                 raise ConfigError(f"the loss became {mean_loss} in epoch {epoch}: lower lr, or use precision fp32")
             state["losses"].append(mean_loss)
@@ -192,7 +193,7 @@ class TrainSamples(Dataset):
     def __init__(self, data: SegmentationData, config: TrainConfig, progress: Progress) -> None:
         self.data, self.seed = data, config.seed
         with progress.bar("read", len(data)) as bar:
-            self.decoded = []
+            self.decoded: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
             for index in range(len(data)):
                 self.decoded.append(data[index])
                 bar.advance()
@@ -209,7 +210,7 @@ class TrainSamples(Dataset):
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
         epoch, index = place
         rng = np.random.default_rng((self.seed, epoch, index))
-        image, mask = self.augment(*self.decoded[index], rng)
+        image, mask = self.augment(*self.decoded[index], rng=rng)
         return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(mask.astype(np.int64))
 
 
@@ -293,10 +294,14 @@ def _validate(accelerator: Accelerator, model: nn.Module, info: ModelInfo, data:
     matrix = np.zeros((info.num_classes, info.num_classes), np.int64)
     for index in range(accelerator.process_index, len(data), accelerator.num_processes):
         image, target = data[index]
-        matrix += confusion_matrix(target, predictor(image).mask, info.num_classes)
-    total = accelerator.reduce(torch.from_numpy(matrix).to(accelerator.device), "sum")
+        matrix += confusion_matrix(target, predictor.segment(image).mask, info.num_classes)
+    total = _over_processes(accelerator, torch.from_numpy(matrix).to(accelerator.device), "sum")
     model.train(training)
     return SegmentScores(total.cpu().numpy(), info.labels.names)
+
+
+def _over_processes(accelerator: Accelerator, value: Tensor, how: str) -> Tensor:
+    return cast(Tensor, accelerator.reduce(value, how))
 
 
 def _ema(decay: float) -> Any:
@@ -306,9 +311,9 @@ def _ema(decay: float) -> Any:
     def update(averaged: Any, current: Any, count: Tensor | int) -> None:
         kept = min(decay, (1 + int(count)) / (10 + int(count)))
         if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - kept)
+            torch._foreach_lerp_(averaged, current, 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
         else:
-            torch._foreach_copy_(averaged, current)
+            torch._foreach_copy_(averaged, current)  # pyright: ignore[reportPrivateImportUsage]
 
     return update
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..registry import Backbone
+
 #: Parts of state-dict keys that depend on the number of classes.
 CLASSIFIER_PREFIX = "head.classifier."
 
@@ -17,7 +19,7 @@ class ClassificationModel(nn.Module):
         InputError: H or W is below the backbone's ``min_size``.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 

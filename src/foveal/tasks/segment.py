@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.conv import ConvNormAct, InvertedResidual
-from ..layers.resample import BicubicUpsample, check_min_size, pad_to_multiple
-from ..registry import FeatureInfo
+from ..layers.resample import BicubicUpsample, ceil_div, check_min_size, pad_to_multiple
+from ..registry import Backbone, FeatureInfo
 
 #: Parts of state-dict keys that depend on the number of classes.
 CLASSIFIER_PREFIX = "head.classifier."
@@ -80,7 +80,7 @@ class SegmentationModel(nn.Module):
         InputError: H or W is below the backbone's ``min_size``.
     """
 
-    def __init__(self, backbone: nn.Module, head: SegmentationHead) -> None:
+    def __init__(self, backbone: Backbone, head: SegmentationHead) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
         self.stride = head.stride
@@ -89,9 +89,12 @@ class SegmentationModel(nn.Module):
     def forward(self, x: Tensor, upsample: bool = True) -> Tensor:
         h, w = x.shape[-2:]
         check_min_size(x, self.backbone.min_size)
+        stride = 1 if upsample else self.stride
+        return self.padded(x, upsample)[..., : ceil_div(h, stride), : ceil_div(w, stride)]
+
+    def padded(self, x: Tensor, upsample: bool) -> Tensor:
+        """The same before cropping: logits of the padded image."""
         logits = self.head(self.backbone(pad_to_multiple(x, self.multiple_of)))
         if upsample:
             logits = F.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
-            return logits[..., :h, :w]
-        return logits[..., : -(-h // self.stride), : -(-w // self.stride)]
-
+        return logits
