@@ -379,8 +379,22 @@ def _all_names() -> list[str]:
         return list(assets.WEIGHTS)
 
 
-def convert(source: Path, target: Path, /) -> int:
-    """Read any published checkpoint and write it as a Foveal safetensors file; the description goes inside."""
+def convert(source: Path, target: Path, /, *, half: bool = False, tag: str = "", licence: str = "") -> int:
+    """Read any published checkpoint and write it as a Foveal safetensors file; the description goes inside.
+
+    Parameters
+    ----------
+    source
+        Checkpoint or training run.
+    target
+        File to write, ending in .safetensors.
+    half
+        Store weights in float16; norms and biases stay float32. Loading gives float32 again.
+    tag
+        Name of the data set or setting, for the description.
+    licence
+        SPDX name of the weights' licence, for the description; default: what the source says.
+    """
     from . import load_model
     from .info import info_of
     from .weights import save_checkpoint
@@ -389,7 +403,11 @@ def convert(source: Path, target: Path, /) -> int:
         raise ConfigError(f"{target}: the new file must end in .safetensors")
     model = load_model(source)
     info = info_of(model)
-    save_checkpoint(target, model.state_dict(), info)
+    info = info.replace(tag=tag or info.tag, licence=licence or info.licence)
+    state = model.state_dict()
+    if half:
+        state = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in state.items()}
+    save_checkpoint(target, state, info)
     print(f"{source} is {info.model} for {info.task}; written as {target}")
     return 0
 

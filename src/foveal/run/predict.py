@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..imaging import ImageLike, prepare, raised_cosine, read_image, tile_starts
 from ..info import ModelInfo
 from ..results import ClassifyResult, SegmentResult
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (1, C, H, W) -> the network's output
 _MIN_SIZE = 32
-_MAX_TILE_MULTIPLE = 64
 
 
 class Predictor:
@@ -30,9 +29,14 @@ class Predictor:
     Attributes:
         info: what the model is and how it is fed.
         runtime: what runs it and where, for people.
+
+    Raises:
+        ConfigError: the model takes other than three channels.
     """
 
     def __init__(self, runner: Runner, info: ModelInfo, runtime: str) -> None:
+        if info.in_chans != 3:
+            raise ConfigError(f"a predictor reads RGB images, this model takes {info.in_chans} channels: call it directly")
         self.runner, self.info, self.runtime = runner, info, runtime
 
     @overload
@@ -88,7 +92,7 @@ class Predictor:
         return SegmentResult(pixels, logits, scale, self.info.labels)
 
     def _tiled_logits(self, pixels: NDArray[np.uint8], tile: int, overlap: int) -> NDArray[np.float32]:
-        """Logits of overlapping windows, blended with raised-cosine weights; windows start at multiples of 64."""
+        """Logits of overlapping windows that start on the stride, blended with raised-cosine weights."""
         stride = self.info.output_stride
         grid = max(stride, _MIN_SIZE)
         if tile < 2 * grid or tile % grid or not 0 <= overlap <= tile - grid:
@@ -102,7 +106,7 @@ class Predictor:
         for top in tile_starts(height, tile, overlap):
             for left in tile_starts(width, tile, overlap):
                 y, x = top // stride * stride, left // stride * stride
-                # Starting a little earlier (to sit on the stride) must not leave the last rows uncovered.
+                # A window that starts a little earlier, to sit on the stride, still ends where it should.
                 window = pixels[y : top + tile, x : left + tile]
                 logits = self.runner(prepare(window, self.info.preprocess, _MIN_SIZE))[0]
                 logits = logits[:, : -(-window.shape[0] // stride), : -(-window.shape[1] // stride)]
