@@ -65,7 +65,8 @@ def create_model(
         in_chans: channels of the image, at least 1.
         features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
             tells the channels and stride of each.
-        weights: tag ("camvid"), path, or hub id. A classifier for another number of classes starts fresh.
+        weights: tag ("camvid"), path, or hub id, to start from. A classifier for another number of classes starts
+            fresh, and weights of another task give the backbone alone.
         **options: the family's own (see ``foveal models NAME``), and for segmentation ``head="cityscapes"`` or
             ``"ade20k"``, the published head for that data set.
 
@@ -111,7 +112,7 @@ def create_model(
     )
     attach(model, described)
     if state is not None:
-        load_for_finetuning(model, state, segment.CLASSIFIER_PREFIX)
+        load_for_finetuning(model, state)
     return model
 
 

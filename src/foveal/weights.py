@@ -216,15 +216,19 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor])
     Raises:
         CheckpointError: unsafe or damaged file, or keys or shapes that do not fit; the model is unchanged then.
     """
-    return _load(model, source, reinitialize=())
+    return _load(model, source, finetune=False)
 
 
-def load_for_finetuning(model: nn.Module, source: str | Path | Mapping[str, Tensor], classifier: str) -> LoadReport:
-    """Like :func:`load_checkpoint`, but parameters under ``classifier`` of another shape keep their initial values."""
-    return _load(model, source, reinitialize=(classifier,))
+def load_for_finetuning(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
+    """Like :func:`load_checkpoint`, for a model that will be trained on.
+
+    A classifier for another number of classes keeps its initial values, and so does the whole head where the weights
+    are for another task; the report names what did.
+    """
+    return _load(model, source, finetune=True)
 
 
-def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], reinitialize: tuple[str, ...]) -> LoadReport:
+def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], finetune: bool) -> LoadReport:
     state, info = (_unwrap(source, "state dict"), None) if isinstance(source, Mapping) else read_state(source)
     own = model.state_dict()
     if state.keys() == own.keys():
@@ -232,6 +236,10 @@ def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], reinitial
     else:
         state, layout = to_our_layout(state)
     ignored: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ("head.classifier.",) if finetune else ()
+    if finetune and task_of(own) != task_of(state):
+        ignored, fresh = tuple(key for key in state if key.startswith("head.")), ("head.",)
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
     if not any(key.startswith("backbone.") for key in own) and any(key.startswith("backbone.") for key in state):
         ignored = tuple(key for key in state if not key.startswith("backbone."))
         state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
@@ -239,13 +247,18 @@ def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], reinitial
     for key in own.keys() - state.keys():
         if key.endswith("num_batches_tracked"):
             state[key] = own[key]
-    kept = tuple(k for k in own if k.startswith(reinitialize) and (k not in state or state[k].shape != own[k].shape))
+    kept = tuple(k for k in own if k.startswith(fresh) and (k not in state or state[k].shape != own[k].shape))
     state = {**state, **{key: own[key] for key in kept}} if kept else state
     _check_fit(own, state, source if not isinstance(source, Mapping) else "state dict")
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
     return LoadReport(len(own) - len(kept), layout, ignored, kept, info)
+
+
+def task_of(state: Iterable[str]) -> str:
+    """The task that the head's keys (in our layout) belong to."""
+    return "segment" if any(key.startswith("head.laterals.") for key in state) else "classify"
 
 
 def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: object) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .conv import ConvNormAct
 
 
@@ -65,6 +66,9 @@ class MultiScaleLinearAttention(nn.Module):
         eps: epsilon of the normaliser (1e-15 in the official code, 1e-5 in timm).
         norm_eps: epsilon of the output's batch norm.
         global_attention: ``False`` is the paper's ablation without attention: each position keeps its own values.
+
+    Raises:
+        ConfigError: an even or non-positive kernel size.
     """
 
     def __init__(
@@ -79,6 +83,8 @@ class MultiScaleLinearAttention(nn.Module):
         global_attention: bool = True,
     ) -> None:
         super().__init__()
+        if any(size < 1 or size % 2 == 0 for size in scales):
+            raise ConfigError(f"scales={tuple(scales)}: kernel sizes must be odd and positive")
         self.head_dim, self.eps, self.global_attention = head_dim, eps, global_attention
         num_heads = in_chans // head_dim
         inner = num_heads * head_dim

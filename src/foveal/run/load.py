@@ -92,13 +92,13 @@ def identify(state: dict[str, Tensor]) -> ModelInfo:
     from ..factory import create_model
     from ..info import Labels, Preprocess
     from ..registry import FAMILIES
-    from ..weights import to_our_layout
+    from ..weights import task_of, to_our_layout
 
     state, family = to_our_layout(state)
     families = [FAMILIES[family]] if family in FAMILIES else list(FAMILIES.values())
     shapes = {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
     classifier = state.get("head.classifier.weight")
-    task = "segment" if any(key.startswith("head.laterals.") for key in state) else "classify"
+    task = task_of(state)
     num_classes = len(classifier) if classifier is not None else 0
     in_chans = next((shape[1] for key, shape in shapes.items() if key == "backbone.stem.0.conv.weight"), 3)
     for entry in families:

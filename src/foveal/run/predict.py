@@ -36,7 +36,9 @@ class Predictor:
 
     def __init__(self, runner: Runner, info: ModelInfo, runtime: str) -> None:
         if info.in_chans != 3:
-            raise ConfigError(f"a predictor reads RGB images, this model takes {info.in_chans} channels: call it directly")
+            raise ConfigError(
+                f"a predictor reads RGB images, this model takes {info.in_chans} channels: call it directly"
+            )
         self.runner, self.info, self.runtime = runner, info, runtime
 
     @overload

@@ -6,9 +6,6 @@ from torch import Tensor, nn
 
 from ..registry import Backbone
 
-#: Parts of state-dict keys that depend on the number of classes.
-CLASSIFIER_PREFIX = "head.classifier."
-
 
 class ClassificationModel(nn.Module):
     """Backbone and head: ``(B, in_chans, H, W) -> (B, num_classes)`` logits, from the coarsest map.

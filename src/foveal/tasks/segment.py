@@ -11,8 +11,6 @@ from ..layers.conv import ConvNormAct, InvertedResidual
 from ..layers.resample import BicubicUpsample, ceil_div, check_min_size, pad_to_multiple
 from ..registry import Backbone, FeatureInfo
 
-#: Parts of state-dict keys that depend on the number of classes.
-CLASSIFIER_PREFIX = "head.classifier."
 #: The head for backbones that have no published one: EfficientViT-B1's.
 DEFAULT_HEAD = {"width": 64, "depth": 3, "expand_ratio": 4, "final_expand": 4, "act": nn.Hardswish, "num_classes": 19}
 
