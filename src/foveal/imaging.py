@@ -22,6 +22,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", "
 MAX_PIXELS = 100_000_000  #: larger images are refused before decoding, unless the caller raises the limit
 MAX_FILE_BYTES = 512 << 20
 
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError)  # what Pillow's decoders raise
+
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
 
@@ -47,7 +49,7 @@ def read_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np
     with _opened(source, max_pixels) as image:
         try:
             return _to_rgb(image, str(name))
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        except _DAMAGE as error:
             raise InputError(f"{name}: damaged or truncated image ({error})") from error
 
 
@@ -58,46 +60,60 @@ def read_mask(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXELS)
         InputError: unreadable, or a colour image where indices are expected.
     """
     with _opened(source, max_pixels) as image:
-        if image.mode not in ("L", "P", "I;16", "I", "1"):
+        if image.mode not in ("L", "P", "I;16", "I;16B", "I", "1"):
             raise InputError(f"{source}: a {image.mode} image where a mask of class indices is expected")
         try:
             upright = ImageOps.exif_transpose(image)
             return np.asarray(upright).astype(np.int32)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:
+        except _DAMAGE as error:
             raise InputError(f"{source}: damaged or truncated mask ({error})") from error
 
 
 def _opened(source: str | Path | Image.Image, max_pixels: int) -> Image.Image:
     """Open lazily and check format and size from the header, before anything is decoded."""
     if isinstance(source, Image.Image):
-        image = source.copy()
-    else:
-        path = Path(source)
+        _check_pixels("image", source.size, max_pixels)
         try:
-            size = path.stat().st_size
-            if path.is_dir():
-                raise InputError(f"{path}: a folder where an image is expected")
-            if size == 0:
-                raise InputError(f"{path}: empty file")
-            if size > MAX_FILE_BYTES:
-                raise InputError(f"{path}: {size >> 20} MiB file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-                image = Image.open(path, formats=FORMATS)
-        except UnidentifiedImageError as error:
-            known = ", ".join(FORMATS[:5])
-            raise InputError(f"{path}: not an image of a known format ({known}), or damaged") from error
-        except Image.DecompressionBombError as error:
-            raise InputError(f"{path}: {error}") from error
-        except (OSError, ValueError, SyntaxError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise InputError(f"{path}: {reason}") from error
-    if image.width * image.height > max_pixels:
+            return source.copy()  # the caller's own stays open
+        except _DAMAGE as error:
+            raise InputError(f"image: damaged or truncated ({error})") from error
+    path = Path(source)
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise InputError(f"{path}: a folder where an image is expected")
+        if size == 0:
+            raise InputError(f"{path}: empty file")
+        if size > MAX_FILE_BYTES:
+            raise InputError(f"{path}: {size >> 20} MiB file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
+            image = Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        known = ", ".join(FORMATS[:5])
+        raise InputError(f"{path}: not an image of a known format ({known}), or damaged") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"{path}: {reason}") from error
+    try:
+        _check_pixels(path, image.size, max_pixels)
+    except InputError:
+        image.close()
+        raise
+    return image
+
+
+def _check_pixels(name: str | Path, size: tuple[int, int], max_pixels: int) -> None:
+    pixels = size[0] * size[1]
+    if pixels > max_pixels:
         raise InputError(
-            f"{source}: {image.width}x{image.height} is {image.width * image.height / 1e6:.0f} megapixels, "
+            f"{name}: {size[0]}x{size[1]} is {pixels / 1e6:.0f} megapixels, "
             f"above the limit of {max_pixels / 1e6:.0f}; raise max_pixels if you trust it"
         )
-    return image
+    if pixels == 0:
+        raise InputError(f"{name}: {size[0]}x{size[1]}, an image without pixels")
 
 
 def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
@@ -119,6 +135,8 @@ def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
 def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise InputError(f"array of {array.dtype}: expected uint8 with values 0..255")
+    if array.size == 0:
+        raise InputError(f"array of shape {array.shape}: no pixels")
     if array.ndim == 2:
         return np.repeat(array[..., None], 3, axis=2)
     if array.ndim == 3 and array.shape[2] in (3, 4):
@@ -127,20 +145,25 @@ def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def list_images(source: str | Path) -> list[Path]:
-    """The image files below a folder in sorted order, or the one file that ``source`` is.
+    """The image files below a folder in sorted order (hidden ones left out), or the one file that ``source`` is.
 
     Raises:
         InputError: nothing there.
     """
     source = Path(source)
     if source.is_dir():
-        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        found = sorted(p for p in source.rglob("*") if is_image(p) and p.is_file())
         if not found:
             raise InputError(f"{source}: no images ({', '.join(SUFFIXES)}) in this folder")
         return found
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
     return [source]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's name is that of an image; ``.name`` and ``._name`` (macOS) are not."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def prepare(image: NDArray[np.uint8], preprocess: Preprocess, min_size: int = 1) -> NDArray[np.float32]:
@@ -157,8 +180,7 @@ def prepare(image: NDArray[np.uint8], preprocess: Preprocess, min_size: int = 1)
     Raises:
         InputError: unknown resampling filter.
     """
-    if preprocess.size is not None:
-        image = _resized(image, preprocess)
+    image = _resized(image, preprocess)
     height, width = image.shape[:2]
     if height < min_size or width < min_size:
         image = np.pad(image, ((0, max(0, min_size - height)), (0, max(0, min_size - width)), (0, 0)), mode="edge")
@@ -170,25 +192,34 @@ def prepare(image: NDArray[np.uint8], preprocess: Preprocess, min_size: int = 1)
     return out
 
 
+def network_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
+    """(H, W) that an image of ``height`` x ``width`` has when the network sees it, before padding."""
+    if preprocess.size is not None:
+        return preprocess.size
+    if preprocess.max_side is None or max(height, width) <= preprocess.max_side:
+        return height, width
+    scale = preprocess.max_side / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
 def _resized(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
-    assert preprocess.size is not None
+    height, width = network_size(*image.shape[:2], preprocess)
+    if image.shape[:2] == (height, width):
+        return image
     try:
         kernel = Image.Resampling[preprocess.resample.upper()]
     except KeyError:
         raise InputError(
             f"unknown resampling filter {preprocess.resample!r}: use bicubic, bilinear or nearest"
         ) from None
-    height, width = preprocess.size
     picture = Image.fromarray(image)
-    if preprocess.crop_ratio:
-        short = math.ceil(min(height, width) / preprocess.crop_ratio)
-        scale = short / min(picture.size)
-        picture = picture.resize(
-            (max(width, round(picture.width * scale)), max(height, round(picture.height * scale))), kernel
-        )
+    if preprocess.crop_ratio and preprocess.size is not None:
+        scale = math.ceil(min(height, width) / preprocess.crop_ratio) / min(picture.size)
+        grown = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+        picture = picture.resize(grown, kernel)
         left, top = (picture.width - width) // 2, (picture.height - height) // 2
         return np.asarray(picture.crop((left, top, left + width, top + height)))
-    return image if image.shape[:2] == (height, width) else np.asarray(picture.resize((width, height), kernel))
+    return np.asarray(picture.resize((width, height), kernel))
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -49,6 +49,8 @@ class Preprocess:
         mean: per channel, on the 0..1 scale.
         std: per channel, on the 0..1 scale.
         size: (H, W) to resize to, ``None`` to keep the image's own size.
+        max_side: where ``size`` is ``None``: images with a longer side are shrunk to it, their aspect kept. For weights
+            that have only seen small images.
         resample: filter of that resize, a Pillow name.
         crop_ratio: for classifiers: resize the short side to ``size / crop_ratio``, then crop the centre; 0: no crop.
     """
@@ -56,6 +58,7 @@ class Preprocess:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     size: tuple[int, int] | None = None
+    max_side: int | None = None
     resample: str = "bicubic"
     crop_ratio: float = 0.0
 
@@ -110,8 +113,13 @@ class ModelInfo:
             data = json.loads(text)
             data["preprocess"] = Preprocess(**data["preprocess"])
             data["labels"] = Labels(**data["labels"])
-            return cls(**data)
-        except (ValueError, TypeError, KeyError) as error:
+            info, empty = cls(**data), cls()
+            for entry in dataclasses.fields(cls):
+                value, expected = getattr(info, entry.name), type(getattr(empty, entry.name))
+                if not isinstance(value, expected):
+                    raise TypeError(f"{entry.name} is a {type(value).__name__}, not a {expected.__name__}")
+            return info
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ConfigError(
                 f"model description cannot be read ({error}): was the file written by a newer Foveal?"
             ) from None

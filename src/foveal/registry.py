@@ -85,6 +85,4 @@ def register(family: Family) -> Family:
 
 def variants() -> dict[str, tuple[Family, Variant]]:
     """Return every registered variant by name, in order of registration."""
-    from . import models as _  # noqa: F401  (importing it fills FAMILIES)
-
     return {name: (family, variant) for family in FAMILIES.values() for name, variant in family.variants.items()}

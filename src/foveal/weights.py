@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +18,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import assets
+from . import models as models  # registers the families
 from .errors import CheckpointError, nearest
 from .files import written_whole
 from .info import KEY, ModelInfo
-from .registry import FAMILIES, Family, variants
+from .registry import FAMILIES, Family
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar")
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
@@ -58,8 +61,13 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
-    with path.open("rb") as file:
-        start = file.read(9)
+    try:
+        with path.open("rb") as file:
+            start, size = file.read(9), path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    if size > MAX_BYTES:
+        raise CheckpointError(f"{path}: {size >> 20} MiB is above the limit of {MAX_BYTES >> 20} MiB")
     if start[8:9] == b"{" and not start.startswith(b"PK"):
         return _read_safetensors(path)
     return _read_torch(path), None
@@ -106,7 +114,7 @@ def _download(hub_id: str) -> Path:
     try:
         return Path(hf_hub_download(hub_id, "model.safetensors"))
     except Exception as error:  # the hub client raises many kinds; each means: no weights
-        raise CheckpointError(f"hub id {hub_id}: {str(error).splitlines()[0]}; a local path works offline") from error
+        raise CheckpointError(f"hub id {hub_id}: {_line(error)}; a local path works offline") from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
@@ -117,15 +125,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
             raise CheckpointError(f"{path}: header of {length} bytes in a file of {size}: damaged or hostile")
         try:
             header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: header cannot be read ({error})") from error
-    if size > MAX_BYTES:
-        raise CheckpointError(f"{path}: {size >> 20} MiB is above the limit of {MAX_BYTES >> 20} MiB")
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: header cannot be read ({_line(error)})") from error
     try:
         state = load_file(path)
     except Exception as error:  # safetensors raises its own type; whatever it finds, the file is not usable
-        raise CheckpointError(f"{path}: {error}") from error
-    text = header.get("__metadata__", {}).get(KEY)
+        raise CheckpointError(f"{path}: {_line(error)}") from error
+    text = (header.get("__metadata__") or {}).get(KEY)
     return state, ModelInfo.from_json(text) if text else None
 
 
@@ -137,48 +143,63 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    size = path.stat().st_size
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            claimed = sum(entry.file_size for entry in archive.infolist())
-            # torch stores tensors uncompressed: an archive that grows on reading is a bomb, not a checkpoint.
-            if claimed > MAX_BYTES or claimed > size + (1 << 20):
-                raise CheckpointError(f"{path}: unpacks to {claimed >> 20} MiB from {size >> 20} MiB: refused")
-            pickles = [archive.read(e) for e in archive.infolist() if e.filename.endswith("data.pkl")]
-    else:
-        pickles = [path.read_bytes()] if size <= MAX_BYTES else []
-    for data in pickles:
-        _refuse_bytearrays(path, data)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_bombs(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: the file is judged by what comes out
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # pickle, zip and torch each raise their own; none of them may pass as a traceback
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f"{path}: not a checkpoint of plain tensors ({first}); if you trust its origin, load it with torch and "
-            "save its state dict as .safetensors"
+            f"{path}: not a checkpoint of plain tensors ({_line(error)}); if you trust its origin, load it with torch "
+            "and save its state dict as .safetensors"
         ) from error
     return _unwrap(found, path)
 
 
-def _refuse_bytearrays(path: Path, data: bytes) -> None:
-    """Refuse pickles that build byte arrays: a 1 kB file can ask for gigabytes that way, and no state dict needs it."""
-    if b"bytearray" in data[: 1 << 20]:
+def _refuse_bombs(path: Path) -> None:
+    """Refuse files that ask for far more memory than they have bytes.
+
+    torch stores tensors uncompressed, so an archive that grows on reading is no checkpoint. Nor does any checkpoint
+    build byte arrays, for which a pickle of 1 kB can ask by the gigabyte.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        found, size = view.find(b"bytearray") >= 0, len(view)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            claimed = sum(entry.file_size for entry in archive.infolist())
+            if claimed > size + (1 << 20):
+                raise CheckpointError(f"{path}: unpacks to {claimed >> 20} MiB from {size >> 20} MiB: refused")
+            pickles = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
+            found |= any(b"bytearray" in archive.read(entry) for entry in pickles)
+    if found:
         raise CheckpointError(f"{path}: asks to allocate a byte array, which no checkpoint needs: refused")
 
 
+def _line(text: object) -> str:
+    """``text``, or an error's kind where it says nothing, as one line of at most 300 characters."""
+    return " ".join(str(text).split())[:300] or type(text).__name__
+
+
 def _unwrap(found: Any, source: object) -> dict[str, Tensor]:
-    """Find the state dict inside ``found``: bare, or under one of the customary keys, at any depth of them."""
-    while isinstance(found, Mapping) and not any(isinstance(value, Tensor) for value in found.values()):
-        inner = next((found[key] for key in _WRAPPERS if isinstance(found.get(key), Mapping)), None)
-        if inner is None:
-            break
-        found = inner
+    """Find the state dict inside ``found``: bare, or under one of the customary keys."""
     if not isinstance(found, Mapping):
         raise CheckpointError(f"{source}: holds a {type(found).__name__}, not a state dict")
-    state = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+    state = _tensors(found)
     if not state:
-        raise CheckpointError(f"{source}: no tensors in it; top-level keys: {', '.join(map(str, list(found)[:8]))}")
+        raise CheckpointError(f"{source}: no tensors in it; top-level keys: {_line(', '.join(map(str, found)))}")
     return state
+
+
+def _tensors(found: Any, depth: int = 0) -> dict[str, Tensor]:
+    """The tensors of the first customary key that holds any, else those of ``found`` itself."""
+    if not isinstance(found, Mapping) or depth > 3:
+        return {}
+    for key in _WRAPPERS:
+        if inner := _tensors(found.get(key), depth + 1):
+            return inner
+    return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
 
 
 def to_our_layout(
@@ -189,18 +210,16 @@ def to_our_layout(
     Raises:
         CheckpointError: no family recognises the keys.
     """
-    candidates = {"": dict(state)}
-    for prefix in _STRIPPED:
-        if all(key.startswith(prefix) for key in state):
-            candidates[prefix] = {key.removeprefix(prefix): value for key, value in state.items()}
-    variants()  # fills FAMILIES
-    for candidate in candidates.values():
+    candidates = [dict(state)]
+    while prefix := next((p for p in _STRIPPED if all(key.startswith(p) for key in candidates[-1])), None):
+        candidates.append({key.removeprefix(prefix): value for key, value in candidates[-1].items()})
+    for candidate in candidates:
         for family in families or FAMILIES.values():
             converted = family.convert(candidate)
             if converted is not None:
                 same = converted.keys() == candidate.keys()
                 return converted, "foveal" if same else family.name
-    raise CheckpointError(f"layout not recognised; first keys: {', '.join(list(state)[:4])}")
+    raise CheckpointError(f"layout not recognised; first keys: {_line(', '.join(list(state)[:4]))}")
 
 
 def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
@@ -231,18 +250,14 @@ def load_for_finetuning(model: nn.Module, source: str | Path | Mapping[str, Tens
 def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], finetune: bool) -> LoadReport:
     state, info = (_unwrap(source, "state dict"), None) if isinstance(source, Mapping) else read_state(source)
     own = model.state_dict()
-    if state.keys() == own.keys():
+    if 2 * len(own.keys() & state.keys()) > len(own):
         layout = "foveal"
     else:
         state, layout = to_our_layout(state)
-    ignored: tuple[str, ...] = ()
-    fresh: tuple[str, ...] = ("head.classifier.",) if finetune else ()
-    if finetune and task_of(own) != task_of(state):
-        ignored, fresh = tuple(key for key in state if key.startswith("head.")), ("head.",)
-        state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    if not any(key.startswith("backbone.") for key in own) and any(key.startswith("backbone.") for key in state):
-        ignored = tuple(key for key in state if not key.startswith("backbone."))
-        state = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
+    fresh: tuple[str, ...] = ()
+    if finetune:
+        fresh = ("head.classifier.",) if task_of(own) == task_of(state) else ("head.",)
+    state, ignored = _part_of(state, own, fresh)
     # Counters of batches seen: older files lack them, and evaluation never reads them.
     for key in own.keys() - state.keys():
         if key.endswith("num_batches_tracked"):
@@ -254,6 +269,18 @@ def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], finetune:
         for key, tensor in own.items():
             tensor.copy_(state[key])
     return LoadReport(len(own) - len(kept), layout, ignored, kept, info)
+
+
+def _part_of(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], fresh: tuple[str, ...]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """What of a task model's ``state`` goes into the model with the keys ``own``; and the keys that do not."""
+    if not any(key.startswith("backbone.") for key in own) and any(key.startswith("backbone.") for key in state):
+        part = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
+        return part, tuple(key for key in state if not key.startswith("backbone."))
+    # Of a head that starts fresh, only a classifier may be the same one.
+    ignored = tuple(key for key in state if key.startswith(fresh) and (key not in own or "head." in fresh))
+    return {key: value for key, value in state.items() if key not in ignored}, ignored
 
 
 def task_of(state: Iterable[str]) -> str:
@@ -269,13 +296,25 @@ def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: o
         for key in own
         if key in state and state[key].shape != own[key].shape
     ]
+    foreign = [key for key in own if key in state and not _is_plain(state[key])]
     problems = [
         f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", shapes),
+            ("not of plain numbers", foreign),
+        )
         if names
     ]
     if problems:
         raise CheckpointError(f"{source} does not fit the model, nothing was loaded. " + "; ".join(problems))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether ``tensor`` can be copied number by number: dense, real, stored and not quantised."""
+    odd = tensor.is_meta or tensor.is_quantized or tensor.is_complex()
+    return tensor.layout == torch.strided and not odd
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:

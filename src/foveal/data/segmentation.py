@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..config import build_config, read_yaml
 from ..errors import DataError, InputError, nearest
-from ..imaging import SUFFIXES, read_image, read_mask
+from ..imaging import is_image, read_image, read_mask
 from ..info import IGNORE, Labels
 from .labels import CAMVID
 
@@ -138,11 +138,13 @@ def _pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
         raise DataError(f"{root}: no split {split!r} (folders {split}/ and {split}annot/){nearest(split, have)}")
     by_stem: dict[str, Path] = {}
     for path in sorted(images.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
+        if is_image(path):
             if path.stem in by_stem:
                 raise DataError(f"{path}: shares its stem with {by_stem[path.stem].name}; masks are found by stem")
             by_stem[path.stem] = path
-    mask_stems = {path.stem: path for path in sorted(masks.iterdir()) if path.suffix.lower() == ".png"}
+    mask_stems = {
+        path.stem: path for path in sorted(masks.iterdir()) if is_image(path) and path.suffix.lower() == ".png"
+    }
     lonely = sorted(by_stem.keys() ^ mask_stems.keys())
     if lonely:
         raise DataError(

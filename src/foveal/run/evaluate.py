@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def evaluate(
         raise ConfigError(f"{ref}: evaluation is for segmentation models, this one is for {predictor.info.task!r}")
     if size is not None:
         preprocess = predictor.info.preprocess
-        changed = type(preprocess)(preprocess.mean, preprocess.std, size, preprocess.resample)
+        changed = dataclasses.replace(preprocess, size=size, crop_ratio=0.0)
         predictor = Predictor(predictor.runner, predictor.info.replace(preprocess=changed), predictor.runtime)
     samples = SegmentationData.open(data, [split])
     lookup = _lookup(predictor, samples.labels, class_map)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, overload
 
@@ -9,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
-from ..imaging import ImageLike, prepare, raised_cosine, read_image, tile_starts
+from ..imaging import ImageLike, network_size, prepare, raised_cosine, read_image, tile_starts
 from ..info import ModelInfo
 from ..results import ClassifyResult, SegmentResult
 
@@ -50,7 +51,8 @@ class Predictor:
 
         Args:
             image: path, Pillow image or uint8 ``(H, W, 3)`` array, or a list of them.
-            tile: side of the square windows that a large image is cut into; default: the whole image at once.
+            tile: side of the square windows that a large image is cut into, at full resolution; default: the whole
+                image at once.
             overlap: pixels that windows share at least, default a third of ``tile``.
 
         Raises:
@@ -82,7 +84,7 @@ class Predictor:
         if tile is None:
             network_input = prepare(pixels, self.info.preprocess, _MIN_SIZE)
             logits = self.runner(network_input)[0]
-            height, width = self.info.preprocess.size or pixels.shape[:2]
+            height, width = network_size(*pixels.shape[:2], self.info.preprocess)
         else:
             if self.info.preprocess.size is not None:
                 raise InputError(
@@ -103,6 +105,7 @@ class Predictor:
                 f"overlap at most {tile - grid}"
             )
         height, width = pixels.shape[:2]
+        preprocess = dataclasses.replace(self.info.preprocess, max_side=None)  # tiles are for full resolution
         total: NDArray[np.float32] | None = None
         weight = np.zeros((-(-height // stride), -(-width // stride)), np.float32)
         for top in tile_starts(height, tile, overlap):
@@ -110,7 +113,7 @@ class Predictor:
                 y, x = top // stride * stride, left // stride * stride
                 # A window that starts a little earlier, to sit on the stride, still ends where it should.
                 window = pixels[y : top + tile, x : left + tile]
-                logits = self.runner(prepare(window, self.info.preprocess, _MIN_SIZE))[0]
+                logits = self.runner(prepare(window, preprocess, _MIN_SIZE))[0]
                 logits = logits[:, : -(-window.shape[0] // stride), : -(-window.shape[1] // stride)]
                 ramp = max(1, overlap // stride)
                 blend = raised_cosine(logits.shape[1], ramp)[:, None] * raised_cosine(logits.shape[2], ramp)
