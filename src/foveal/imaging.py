@@ -204,7 +204,8 @@ def network_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, 
 
 def _resized(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
     height, width = network_size(*image.shape[:2], preprocess)
-    if image.shape[:2] == (height, width):
+    cropped = preprocess.crop_ratio > 0 and preprocess.size is not None
+    if image.shape[:2] == (height, width) and not cropped:
         return image
     try:
         kernel = Image.Resampling[preprocess.resample.upper()]
@@ -213,7 +214,7 @@ def _resized(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uin
             f"unknown resampling filter {preprocess.resample!r}: use bicubic, bilinear or nearest"
         ) from None
     picture = Image.fromarray(image)
-    if preprocess.crop_ratio and preprocess.size is not None:
+    if cropped:
         scale = math.ceil(min(height, width) / preprocess.crop_ratio) / min(picture.size)
         grown = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
         picture = picture.resize(grown, kernel)
