@@ -379,7 +379,16 @@ def _all_names() -> list[str]:
         return list(assets.WEIGHTS)
 
 
-def convert(source: Path, target: Path, /, *, half: bool = False, tag: str = "", licence: str = "") -> int:
+def convert(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    half: bool = False,
+    tag: str = "",
+    licence: str = "",
+    max_side: int | None = None,
+) -> int:
     """Read any published checkpoint and write it as a Foveal safetensors file; the description goes inside.
 
     Parameters
@@ -394,6 +403,8 @@ def convert(source: Path, target: Path, /, *, half: bool = False, tag: str = "",
         Name of the data set or setting, for the description.
     licence
         SPDX name of the weights' licence, for the description; default: what the source says.
+    max_side
+        Shrink larger images to this many pixels on their longer side, for weights that have only seen small ones.
     """
     from . import load_model
     from .info import info_of
@@ -404,6 +415,8 @@ def convert(source: Path, target: Path, /, *, half: bool = False, tag: str = "",
     model = load_model(source)
     info = info_of(model)
     info = info.replace(tag=tag or info.tag, licence=licence or info.licence)
+    if max_side is not None:
+        info = info.replace(preprocess=dataclasses.replace(info.preprocess, max_side=max_side))
     state = model.state_dict()
     if half:
         state = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in state.items()}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -122,7 +124,15 @@ def build_config(cls: type[T], values: dict[str, Any], source: str = "options") 
         if key not in hints:
             raise ConfigError(f"{source}: unknown key {key!r}{nearest(key, hints)}")
         checked[key] = _coerce(value, hints[key], f"{source}: {key}")
+    missing = [key for key in _required(cls) if key not in checked]
+    if missing:
+        raise ConfigError(f"{source}: missing key {', '.join(map(repr, missing))}")
     return cls(**checked)
+
+
+def _required(cls: Any) -> list[str]:
+    unset = dataclasses.MISSING
+    return [f.name for f in dataclasses.fields(cls) if f.default is unset and f.default_factory is unset]
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
@@ -145,10 +155,10 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
         return tuple(_coerce(item, arg, where) for item, arg in zip(value, args, strict=True))
     if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as text
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            value = float(value)  # YAML reads 1e-3 as text
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{where}: expected a finite number, got {value!r}")
     plain = origin or hint
     if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
         return value
@@ -156,7 +166,11 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The dataclass as plain YAML-friendly values (tuples become lists)."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(config).items()
-    }
+    """The dataclass as plain YAML-friendly values (tuples become lists, at any depth)."""
+    return _listed(dataclasses.asdict(config))
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value

@@ -10,7 +10,7 @@ from torch import nn
 
 from . import assets
 from .errors import ConfigError, nearest
-from .info import Labels, ModelInfo, attach
+from .info import Labels, ModelInfo, Preprocess, attach
 from .registry import Backbone, Variant, variants
 from .tasks import classify, segment
 from .weights import load_for_finetuning, read_weights
@@ -108,6 +108,7 @@ def create_model(
         options=dict(options),
         output_stride=getattr(model, "stride", 1),
         licence=info.licence if info else "",
+        preprocess=info.preprocess if info and info.task == task else Preprocess(),
         labels=info.labels if info and info.num_classes == num_classes else Labels(),
     )
     attach(model, described)

@@ -84,5 +84,5 @@ def register(family: Family) -> Family:
 
 
 def variants() -> dict[str, tuple[Family, Variant]]:
-    """Return every registered variant by name, in order of registration."""
+    """Return every registered variant by name, in order of registration: all of them once ``foveal.models`` is in."""
     return {name: (family, variant) for family in FAMILIES.values() for name, variant in family.variants.items()}

@@ -67,6 +67,8 @@ class SegmentationData:
             labels, ignore = Labels(described.names, described.palette), described.ignore
         else:
             labels, ignore = CAMVID, (_CAMVID_VOID, IGNORE)
+        if len(labels.names) > IGNORE:
+            raise DataError(f"{file}: {len(labels.names)} classes; at most {IGNORE} fit beside the ignored id {IGNORE}")
         pairs = [pair for split in splits for pair in _pairs(root, split)]
         if not pairs:
             raise DataError(f"{root}: no images in {' + '.join(splits)}")

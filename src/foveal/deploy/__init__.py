@@ -1,0 +1,1 @@
+"""Leaving the laboratory: exported files, and honest measurements."""

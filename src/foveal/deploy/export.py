@@ -1,0 +1,244 @@
+"""Exporting a model to a file that runs without torch, and proving that it still computes the same.
+
+One ``torch.export`` program with symbolic batch, height and width is the source; padding and cropping are in the graph,
+so the file takes any size that the model takes. The file holds the model's description (preprocessing, class names,
+palette, licence) and is compared with the model at three sizes before anyone sees it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from ..errors import ConfigError, DependencyError, ExportError, nearest
+from ..files import written_whole
+from ..info import KEY, ModelInfo, info_of
+from ..layers.conv import ConvNormAct
+from ..run.load import OnnxRunner, load_model
+from ..tasks.segment import SegmentationModel
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+FORMATS = ("onnx",)
+OPSET = 18  #: the newest that ONNX Runtime 1.14 and later, OpenVINO and TensorRT 10 all read
+TOLERANCE = 1e-4  #: largest difference to the model, over its largest output
+AGREEMENT = 0.9999  #: smallest share of positions with the model's class, near ties left out
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how it was checked.
+
+    Attributes:
+        path: the file.
+        format: "onnx".
+        opset: version of ONNX's operator set.
+        bytes: size of the file.
+        sizes: (batch, height, width) at which it was compared with the model.
+        max_difference: largest difference over the model's largest output, over all sizes.
+        agreement: smallest share of equal argmax over all sizes.
+    """
+
+    path: Path
+    format: str
+    opset: int
+    bytes: int
+    sizes: tuple[tuple[int, int, int], ...]
+    max_difference: float
+    agreement: float
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{b}x{h}x{w}" for b, h, w in self.sizes)
+        return (
+            f"{self.path}  {self.bytes / 1e6:.2f} MB, opset {self.opset}; equals the model to "
+            f"{self.max_difference:.1e}, same class on {self.agreement:.2%} (batch x height x width: {sizes})"
+        )
+
+
+def export(
+    model_or_ref: nn.Module | str | Path,
+    to: str = "onnx",
+    *,
+    output: str | Path | None = None,
+    upsample: bool = False,
+    size: tuple[int, int] = (256, 320),
+) -> ExportReport:
+    """Write a model as a file with dynamic batch, height and width.
+
+    Args:
+        model_or_ref: model of ``create_model`` or ``load_model``, or a reference that ``load_model`` takes.
+        to: format, "onnx".
+        output: file to write; default: the model's name in the current folder.
+        upsample: segmentation: put the upsampling to the image's size into the graph. Default: logits at the model's
+            own stride, which Foveal's predictor upsamples.
+        size: (H, W) to trace at; the file takes others.
+
+    Returns:
+        ExportReport: with ``path`` and how the file compares with the model.
+
+    Raises:
+        ConfigError: unknown format, or a model that Foveal did not make.
+        ExportError: the model cannot be traced, or the file differs from it; nothing is written then.
+    """
+    if to not in FORMATS:
+        raise ConfigError(f"unknown format {to!r}{nearest(to, FORMATS)}")
+    model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
+    info = info_of(model)
+    upsample = upsample and isinstance(model, SegmentationModel)
+    info = info.replace(output_stride=1 if upsample else getattr(model, "stride", 1))
+    name = f"{info.model}.{info.tag}" if info.tag else info.model
+    output = Path(output) if output is not None else Path(f"{name}.onnx")
+    frozen = copy.deepcopy(model).cpu().float().eval()
+    graph = _Graph(_fold_norms(copy.deepcopy(frozen)), upsample)
+    proto = _trace(graph, info, size)
+    with written_whole(output) as temporary:
+        temporary.write_bytes(proto.SerializeToString())
+        report = _compare(temporary, _Graph(frozen, upsample), info, size)
+    return ExportReport(output, to, OPSET, output.stat().st_size, *report)
+
+
+class _Graph(nn.Module):
+    """The computation that goes into the file: image to logits, nothing else."""
+
+    def __init__(self, model: nn.Module, upsample: bool) -> None:
+        super().__init__()
+        self.model, self.upsample = model, upsample
+
+    def forward(self, image: Tensor) -> Tensor:
+        if not isinstance(self.model, SegmentationModel):
+            return self.model(image)
+        logits = self.model.padded(image, self.upsample)
+        stride = 1 if self.upsample else self.model.stride
+        height, width = ((side + stride - 1) // stride for side in image.shape[-2:])
+        # Cropping by negative padding: slices with symbolic ends would guard on the traced size.
+        return F.pad(logits, (0, width - logits.shape[-1], 0, height - logits.shape[-2]))
+
+
+def _fold_norms(model: nn.Module) -> nn.Module:
+    """Fold every batch norm into the convolution before it: fewer nodes for runtimes that do not do it themselves."""
+    for module in model.modules():
+        if isinstance(module, ConvNormAct) and isinstance(module.norm, nn.BatchNorm2d):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()
+    return model
+
+
+def _trace(graph: nn.Module, info: ModelInfo, size: tuple[int, int]) -> onnx.ModelProto:
+    from torch.export import Dim
+
+    image = torch.zeros(2, info.in_chans, *size)
+    # 33, not 32: at the smallest size some strides leave a single row, and the tracer would specialise on it.
+    sides = {0: Dim("batch", min=1), 2: Dim("height", min=33), 3: Dim("width", min=33)}
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                graph,
+                (image,),
+                dynamo=True,
+                dynamic_shapes={"image": sides},
+                input_names=["image"],
+                output_names=["logits"],
+                opset_version=OPSET,
+                optimize=False,
+                verbose=False,
+            )
+            assert program is not None
+            _simplify(program.model)
+    except ModuleNotFoundError as error:
+        raise DependencyError(f"exporting needs {error.name}: pip install 'foveal[torch]'") from error
+    except Exception as error:  # the exporter raises many kinds; each means that this model has no such file
+        raise ExportError(f"{info.model}: cannot be traced for ONNX ({str(error).splitlines()[0]})") from error
+    proto = program.model_proto
+    proto.doc_string = f"{info.model}, {info.task}, exported by Foveal"
+    for key, value in _readable(info).items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    return proto
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold constants and drop what is unused.
+
+    The exporter's own optimiser also removes "additions of zero", and takes the attention's epsilon of 1e-15 for one:
+    queries without a positive feature would then give 0/0. So only the passes that keep every number run here.
+    """
+    import onnx_ir.passes.common as passes
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    optimizer.remove_unused_nodes(model)
+
+
+def _readable(info: ModelInfo) -> dict[str, str]:
+    """The description, and its parts in plain text for people and other clients."""
+    return {
+        KEY: info.to_json(),
+        "model": info.model,
+        "task": info.task,
+        "names": ", ".join(info.labels.names),
+        "palette": ", ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in info.labels.palette),
+        "mean": ", ".join(map(str, info.preprocess.mean)),
+        "std": ", ".join(map(str, info.preprocess.std)),
+        "output_stride": str(info.output_stride),
+        "licence": info.licence,
+    }
+
+
+def _compare(
+    path: Path, model: nn.Module, info: ModelInfo, size: tuple[int, int]
+) -> tuple[tuple[tuple[int, int, int], ...], float, float]:
+    """Run the file beside the model at the traced size, an odd one, and a small one; raise where they differ."""
+    runner = OnnxRunner(path)
+    sizes = ((1, *size), (2, size[0] // 2 + 5, size[1] + 13), (1, 33, 64))
+    rng = np.random.default_rng(0)
+    worst, agreement = 0.0, 1.0
+    for batch, height, width in sizes:
+        image = rng.standard_normal((batch, info.in_chans, height, width)).astype(np.float32)
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(image)).numpy()
+        found = runner(image)
+        if found.shape != expected.shape:
+            raise ExportError(f"the file gives {found.shape} at {height}x{width}, the model {expected.shape}")
+        worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
+        agreement = min(agreement, _agreement(expected, found))
+    if worst > TOLERANCE or agreement < AGREEMENT:
+        raise ExportError(f"the file differs from the model by {worst:.1e}, same class on {agreement:.3%}: not written")
+    return sizes, worst, agreement
+
+
+def _agreement(expected: np.ndarray, found: np.ndarray) -> float:
+    """Share of equal argmax over dimension 1, leaving out positions whose two best differ by less than rounding."""
+    if expected.shape[1] < 2:
+        return 1.0
+    best = np.sort(expected, axis=1)
+    clear = best[:, -1] - best[:, -2] > 1e-5 * np.abs(expected).max()
+    return float((expected.argmax(1) == found.argmax(1))[clear].mean()) if clear.any() else 1.0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's chatter and its own deprecation warnings from the user."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
