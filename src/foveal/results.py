@@ -150,40 +150,99 @@ def _upsampled_rows(
 def _upsampled_argmax(
     logits: NDArray[np.floating], size: tuple[int, int], scale: tuple[float, float]
 ) -> NDArray[np.uint8]:
-    """Argmax over classes of the bilinearly upsampled logits.
+    """Argmax over classes of the bilinearly upsampled logits, computed only where it can change.
 
-    An upsampled value is a convex combination of four corners, so where all four have the same winner it wins
-    everywhere between them. Only cells with differing corners are interpolated: a tenth of a usual image.
+    An upsampled value is a convex combination of four corners. Where all four have one winner, it wins everywhere
+    between them. Where two classes together dominate all others at every corner, the sign of their difference decides.
+    Only the few cells that are left interpolate every class.
     """
     coarse = logits.argmax(0).astype(np.uint8 if len(logits) <= 256 else np.int32)
     y0, y1, wy = _positions(size[0], logits.shape[1], scale[0])
     x0, x1, wx = _positions(size[1], logits.shape[2], scale[1])
     mask = coarse[:, x0][y0]
-    right = np.minimum(np.arange(coarse.shape[1]) + 1, coarse.shape[1] - 1)
-    below = np.minimum(np.arange(coarse.shape[0]) + 1, coarse.shape[0] - 1)
-    across = coarse == coarse[:, right]
-    mixed = ~(across & across[below] & (coarse == coarse[below]))
+    duels = _duels(logits, coarse)
     starts = np.flatnonzero(np.r_[True, np.diff(y0) > 0])
     for start, stop in zip(starts, np.r_[starts[1:], size[0]], strict=True):
-        columns = np.flatnonzero(mixed[y0[start], x0])
-        if not len(columns):
-            continue
-        left, right_, weight = x0[columns], x1[columns], wx[columns]
-        upper, lower = logits[:, y0[start]], logits[:, y1[start]]
-        upper = upper[:, left] + weight * (upper[:, right_] - upper[:, left])
-        step = lower[:, left] + weight * (lower[:, right_] - lower[:, left]) - upper
-        mask[start:stop, columns] = _argmax_first(upper, step, wy[start:stop], mask.dtype)
+        cell, weight = duels.cell[y0[start], x0], wy[start:stop, None]
+        columns = np.flatnonzero(cell >= 0)
+        if len(columns):
+            found = cell[columns]
+            upper, step = _between(*duels.lead[:, found], wx[columns])
+            first_wins = upper + weight * step >= 0
+            mask[start:stop, columns] = np.where(first_wins, duels.first[found], duels.second[found])
+        columns = np.flatnonzero(cell <= _CROWDED)
+        if len(columns):
+            rivals = np.flatnonzero(duels.rivals[:, _CROWDED - cell[columns]].any(1))
+            corners = (logits[rivals, y[start]][:, x[columns]] for y in (y0, y1) for x in (x0, x1))
+            upper, step = _between(*corners, wx[columns])
+            mask[start:stop, columns] = rivals[_argmax_first(upper, step, weight)]
     return mask
 
 
+_UNIFORM, _CROWDED = -1, -2
+
+
+@dataclass(frozen=True)
+class _Duels:
+    """Who can win in the cells between four coarse positions.
+
+    Attributes:
+        cell: ``(h, w)``: from 0 up the duel of two classes that a cell is, _UNIFORM where one class wins, from _CROWDED
+            down the crowd that it is.
+        first: class that wins at the upper left corner, ``(n,)``.
+        second: the other one, ``(n,)``.
+        lead: the first's logit minus the second's at the corners, ``(4, n)``: upper left, upper right, lower ...
+        rivals: which classes may win in each crowd, ``(C, m)``.
+    """
+
+    cell: NDArray[np.int32]
+    first: NDArray[np.integer]
+    second: NDArray[np.integer]
+    lead: NDArray[np.floating]
+    rivals: NDArray[np.bool_]
+
+
+def _duels(logits: NDArray[np.floating], coarse: NDArray[np.integer]) -> _Duels:
+    right = np.minimum(np.arange(coarse.shape[1]) + 1, coarse.shape[1] - 1)
+    below = np.minimum(np.arange(coarse.shape[0]) + 1, coarse.shape[0] - 1)
+    across = coarse == coarse[:, right]
+    rows, columns = np.nonzero(~(across & across[below] & (coarse == coarse[below])))
+    corners = np.stack([logits[:, y, x] for y in (rows, below[rows]) for x in (columns, right[columns])])  # (4, C, n)
+    winners = [coarse[y, x] for y in (rows, below[rows]) for x in (columns, right[columns])]
+    first = winners[0]
+    second = np.where(winners[1] != first, winners[1], np.where(winners[2] != first, winners[2], winners[3]))
+    each = np.arange(len(rows))
+    ours, theirs = corners[:, first, each], corners[:, second, each]  # (4, n)
+    dominated = (corners <= ours[:, None]).all(0) | (corners <= theirs[:, None]).all(0)  # (C, n)
+    two = dominated.all(0)
+    cell = np.full(coarse.shape, _UNIFORM, np.int32)
+    cell[rows, columns] = np.where(two, np.cumsum(two) - 1, _CROWDED + 1 - np.cumsum(~two))
+    rivals = ~dominated[:, ~two]
+    crowd = np.arange(rivals.shape[1])
+    rivals[first[~two], crowd] = rivals[second[~two], crowd] = True
+    return _Duels(cell, first[two], second[two], (ours - theirs)[:, two], rivals)
+
+
+def _between(
+    upper_left: NDArray[np.floating],
+    upper_right: NDArray[np.floating],
+    lower_left: NDArray[np.floating],
+    lower_right: NDArray[np.floating],
+    weight: NDArray[np.floating],
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Interpolate across: the upper edge's values, and what must be added to them to reach the lower edge's."""
+    upper = upper_left + weight * (upper_right - upper_left)
+    return upper, lower_left + weight * (lower_right - lower_left) - upper
+
+
 def _argmax_first(
-    upper: NDArray[np.floating], step: NDArray[np.floating], weights: NDArray[np.floating], dtype: np.dtype
-) -> NDArray[np.uint8]:
-    """Argmax over C of ``upper + weights * step`` with ``(C, n)``, ``(C, n)``, ``(rows,)``: ``(rows, n)``."""
-    best = upper[0] + weights[:, None] * step[0]
-    winner = np.zeros(best.shape, dtype)
+    upper: NDArray[np.floating], step: NDArray[np.floating], weights: NDArray[np.floating]
+) -> NDArray[np.int32]:
+    """Argmax over C of ``upper + weights * step`` with ``(C, n)``, ``(C, n)``, ``(rows, 1)``: ``(rows, n)``."""
+    best = upper[0] + weights * step[0]
+    winner = np.zeros(best.shape, np.int32)
     for index in range(1, len(upper)):
-        value = upper[index] + weights[:, None] * step[index]
+        value = upper[index] + weights * step[index]
         np.copyto(winner, index, where=value > best)
         np.maximum(best, value, out=best)
     return winner

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ def linear_attention(
     In 16 bits the sums over M overflow and ``eps`` underflows, so there ``k`` and ``eps`` shrink by the same power
     of two, at most 1/M, and the quotient is taken in float32. float32 and float64 are not rescaled.
     """
-    with torch.autocast(q.device.type, enabled=False):
+    device = q.device.type  # "meta", where costs are counted, has no autocast to switch off
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         q, k = feature_map(q), feature_map(k)
         if q.dtype in (torch.float16, torch.bfloat16):
             shrink = 2.0 ** -math.ceil(math.log2(max(k.shape[-2], 1)))

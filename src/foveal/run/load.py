@@ -133,6 +133,7 @@ class OnnxRunner:
     def __init__(self, path: str | Path, threads: int = 0) -> None:
         import onnxruntime
 
+        self.path = path
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3

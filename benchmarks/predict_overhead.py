@@ -1,0 +1,75 @@
+"""What predicting costs beyond the network: reading aside, at most a tenth.
+
+For an image file of 1024x2048 pixels and each runtime, two candidates take turns: ``predict`` (read, prepare, run the
+network at full size, upsample, argmax) and ``bare`` (read, run the network on a ready array). Prints the median of the
+round-by-round ratios.
+
+python benchmarks/predict_overhead.py [--rounds 15] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import foveal
+from foveal import assets, machine
+from foveal.deploy.benchmark import interleaved, ratio
+from foveal.imaging import prepare, read_image
+from foveal.run.predict import Predictor
+
+SIZE = (1024, 2048)
+REF = "efficientvit_b0.camvid"
+
+
+def main() -> None:
+    """Measure both runtimes and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    report: dict = {"size": SIZE, "model": REF, "rounds": arguments.rounds, "machine": machine.describe()}
+    with tempfile.TemporaryDirectory() as folder:
+        photo = Path(folder) / "photo.jpg"
+        with Image.open(assets.FOLDER / "street.jpg") as image:
+            image.resize(SIZE[::-1], Image.Resampling.BICUBIC).save(photo, quality=90)
+        for runtime in ("onnxruntime", "torch"):
+            times = interleaved(candidates(photo, runtime), rounds=arguments.rounds, warmup=2)
+            report[runtime] = {
+                "bare_ms": round(1e3 * float(np.median(times["bare"])), 2),
+                "predict_ms": round(1e3 * float(np.median(times["predict"])), 2),
+                "ratio": round(ratio(times["predict"], times["bare"]), 4),
+            }
+    if arguments.json:
+        print(json.dumps(report))
+        return
+    print(f"{REF} at {SIZE[0]}x{SIZE[1]}, {machine.one_line()}, {arguments.rounds} rounds")
+    for runtime in ("onnxruntime", "torch"):
+        found = report[runtime]
+        print(f"{runtime:12} bare {found['bare_ms']:8.1f} ms  predict {found['predict_ms']:8.1f} ms", end="  ")
+        print(f"ratio {found['ratio']:.3f}")
+
+
+def candidates(photo: Path, runtime: str) -> dict[str, Callable[[], object]]:
+    """The two things to time, on one network; full size, so without the weights' own limit."""
+    loaded = foveal.load(REF, runtime=runtime)
+    info = loaded.info.replace(preprocess=dataclasses.replace(loaded.info.preprocess, max_side=None))
+    predictor = Predictor(loaded.runner, info, loaded.runtime)
+    ready = prepare(read_image(photo), info.preprocess)
+
+    def bare() -> object:
+        read_image(photo)
+        return predictor.runner(ready)
+
+    return {"bare": bare, "predict": lambda: predictor.segment(photo).mask}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,334 @@
+"""EfficientViT B0-B3: equal to the published networks, forward and backward, and usable at any size."""
+
+from __future__ import annotations
+
+import copy
+
+import golden
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from foveal.errors import ConfigError, InputError
+from foveal.factory import create_model
+from foveal.weights import load_checkpoint, to_our_layout
+
+#: Reference, the model of ours that it is, and how that one is built.
+MODELS = {
+    "mit-cls-b0": ("efficientvit_b0", {}),
+    "mit-cls-b0@128": ("efficientvit_b0", {}),  # where the authors' code takes its quadratic branch
+    "mit-cls-b0@200x264": ("efficientvit_b0", {}),
+    "mit-cls-b1": ("efficientvit_b1", {}),
+    "mit-seg-b0-cityscapes": ("efficientvit_b0", {"task": "segment"}),
+    "mit-seg-b1-ade20k": ("efficientvit_b1", {"task": "segment", "head": "ade20k"}),
+    "timm-b1": ("efficientvit_b1", {"attention_eps": 1e-5}),
+}
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of the largest output
+SIZES = st.tuples(st.integers(32, 150), st.integers(32, 150))
+
+
+def poured(reference: str) -> nn.Module:
+    """Our model with the reference's weights, through our key map, in float64."""
+    name, options = MODELS[reference]
+    model = create_model(name, **options).double().eval()
+    load_checkpoint(model, golden.state(golden.read("efficientvit_keys")[reference.partition("@")[0]]))
+    return model
+
+
+def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the published network returns: segmentation logits at its own stride."""
+    return model(x, upsample=False) if hasattr(model, "stride") else model(x)
+
+
+@pytest.mark.parametrize("reference", MODELS)
+def test_equals_the_published_network(reference: str) -> None:
+    """Output and all backbone maps agree with the reference's, in every precision it was run in."""
+    model = poured(reference)
+    expected = golden.read("efficientvit_models")[reference]
+    assert sum(p.numel() for p in model.parameters()) == expected["params"]
+    x = golden.image_input(expected["input"])
+    for precision in ("float64", "float32"):
+        if precision not in expected:
+            continue
+        dtype = getattr(torch, precision)
+        model.to(dtype)
+        with torch.no_grad():
+            output, maps = logits(model, x.to(dtype)), model.backbone(x.to(dtype))
+        assert golden.difference(output, expected[precision]["output"]) <= TOLERANCE[precision]
+        for found, brief in zip(maps, expected[precision]["stages"], strict=True):
+            assert golden.difference(found, brief) <= TOLERANCE[precision]
+
+
+def test_goldens_notice_a_wrong_epsilon() -> None:
+    """The comparison is sharp: timm's attention epsilon instead of the official one fails it, by far."""
+    model = poured("mit-cls-b1")
+    for module in model.modules():
+        if hasattr(module, "head_dim"):
+            module.eps = 1e-5
+    expected = golden.read("efficientvit_models")["mit-cls-b1"]
+    with torch.no_grad():
+        output = model(golden.image_input(expected["input"]).double())
+    assert golden.difference(output, expected["float64"]["output"]) > 1e3 * TOLERANCE["float64"]
+
+
+@pytest.mark.parametrize("reference", ["mit-cls-b0", "mit-seg-b0-cityscapes"])
+def test_training_step_equals_the_published_one(reference: str) -> None:
+    """Loss, gradients of input and parameters, and running variances after one float64 step in training mode."""
+    expected = golden.read("efficientvit_training")[reference]
+    model = poured(reference).train()
+    x = golden.image_input(expected["input"]).double().requires_grad_()
+    output = logits(model, x)
+    loss = output.square().mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(expected["loss"], rel=1e-9)
+    assert golden.difference(output, expected["output"]) <= 1e-9
+    assert x.grad is not None
+    assert golden.difference(x.grad, expected["input_grad"]) <= 1e-9
+    gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+    norms = {key: float(g.norm()) for key, g in gradients.items() if g is not None}
+    total = torch.tensor(list(norms.values())).double().norm().item()
+    assert norms.keys() == gradients.keys()
+    assert total == pytest.approx(expected["grad_l2_total"], rel=1e-7)  # the norms went through float32 lists
+    shapes = golden.read("efficientvit_keys")[reference]
+    for key, norm in expected["grad_l2"].items():
+        assert norms[our_key(key, shapes)] == pytest.approx(norm, rel=1e-9, abs=1e-13)
+    buffers = dict(model.named_buffers())
+    for key, brief in expected["running_var_after"].items():
+        assert golden.difference(buffers[our_key(key, shapes)], brief) <= 1e-9
+
+
+def our_key(key: str, shapes: dict[str, list[int]]) -> str:
+    """Our name of the tensor that the published model calls ``key``: the one that arrives there."""
+    marked = {name: torch.tensor(float(name == key)) for name in shapes}
+    return next(name for name, value in to_our_layout(marked)[0].items() if value)
+
+
+@pytest.mark.parametrize("size", ["b0", "b1", "b2", "b3"])
+def test_equals_timm(size: str) -> None:
+    """timm's own network, randomly initialised with live statistics, gives the same logits and pooled features."""
+    torch.manual_seed(0)
+    peer = timm.create_model(f"efficientvit_{size}", pretrained=False, num_classes=10).eval()
+    for module in peer.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.running_mean, std=0.1)
+    ours = create_model(f"efficientvit_{size}", num_classes=10, attention_eps=1e-5).eval()
+    assert load_checkpoint(ours, peer.state_dict()).loaded == len(peer.state_dict())
+    x = torch.randn(2, 3, 96, 128)
+    with torch.no_grad():
+        expected, found = peer(x), ours(x)
+        maps = zip(peer.forward_intermediates(x, intermediates_only=True), ours.backbone(x), strict=True)
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    for theirs, map_ in maps:
+        assert (map_ - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "params"),
+    [
+        ("efficientvit_b0", {"features_only": True}, 682_608),
+        ("efficientvit_b1", {"features_only": True}, 4_643_936),
+        ("efficientvit_b2", {"features_only": True}, 14_977_008),
+        ("efficientvit_b3", {"features_only": True}, 38_997_440),
+        ("efficientvit_b0", {}, 3_410_008),
+        ("efficientvit_b1", {}, 9_102_024),
+        ("efficientvit_b2", {}, 24_330_712),
+        ("efficientvit_b3", {}, 48_646_056),
+        ("efficientvit_b0", {"task": "segment"}, 706_691),
+        ("efficientvit_b1", {"task": "segment"}, 4_803_443),
+        ("efficientvit_b2", {"task": "segment"}, 15_323_779),
+        ("efficientvit_b3", {"task": "segment"}, 39_603_155),
+        ("efficientvit_b1", {"task": "segment", "head": "ade20k"}, 4_791_414),
+        ("efficientvit_b2", {"task": "segment", "head": "ade20k"}, 15_293_382),
+        ("efficientvit_b3", {"task": "segment", "head": "ade20k"}, 39_546_198),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(name: str, options: dict, params: int) -> None:
+    with torch.device("meta"):
+        model = create_model(name, **options)
+    assert sum(p.numel() for p in model.parameters()) == params
+
+
+@pytest.fixture(scope="module")
+def backbone() -> nn.Module:
+    torch.manual_seed(1)
+    return create_model("efficientvit_b0", features_only=True).eval()
+
+
+@pytest.fixture(scope="module")
+def classifier() -> nn.Module:
+    torch.manual_seed(2)
+    return create_model("efficientvit_b0", num_classes=7).eval()
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> nn.Module:
+    torch.manual_seed(3)
+    return create_model("efficientvit_b0", "segment", num_classes=5).eval()
+
+
+@torch.no_grad()
+@settings(max_examples=32)
+@example((32, 32))
+@example((33, 47))
+@given(SIZES)
+def test_features_at_any_size(backbone: nn.Module, size: tuple[int, int]) -> None:
+    """Four maps, each side the image's over the stride, rounded up, as ``feature_info`` says."""
+    maps = backbone(torch.randn(1, 3, *size))
+    assert [(info.channels, info.stride) for info in backbone.feature_info] == [(16, 4), (32, 8), (64, 16), (128, 32)]
+    for found, info in zip(maps, backbone.feature_info, strict=True):
+        assert found.shape == (1, info.channels, *(-(-side // info.stride) for side in size))
+        assert found.isfinite().all()
+
+
+@torch.no_grad()
+@settings(max_examples=32)
+@example((32, 32))
+@example((161, 33))
+@given(SIZES)
+def test_classifies_at_any_size(classifier: nn.Module, size: tuple[int, int]) -> None:
+    """One row of finite logits per image, and images of a batch do not see each other."""
+    x = torch.randn(2, 3, *size)
+    found = classifier(x)
+    assert found.shape == (2, 7)
+    assert found.isfinite().all()
+    assert torch.allclose(classifier(x[1:])[0], found[1], atol=1e-5)
+
+
+@torch.no_grad()
+@settings(max_examples=40)
+@example((32, 32))
+@example((65, 97))
+@given(SIZES)
+def test_segments_at_any_size(segmenter: nn.Module, size: tuple[int, int]) -> None:
+    """The result at every size is that of the image padded by hand, cropped; at its own stride, rounded up."""
+    height, width = size
+    x = torch.randn(1, 3, height, width)
+    found, coarse = segmenter(x), segmenter(x, upsample=False)
+    assert found.shape == (1, 5, height, width)
+    assert coarse.shape == (1, 5, -(-height // 8), -(-width // 8))
+    padded = F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
+    whole = segmenter.head(segmenter.backbone(padded))
+    assert torch.equal(coarse, whole[..., : coarse.shape[-2], : coarse.shape[-1]])
+    full = F.interpolate(whole, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+    assert torch.allclose(found, full[..., :height, :width], atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 64), (64, 31), (1, 1), (8, 4096)])
+@pytest.mark.parametrize("options", [{}, {"task": "segment"}, {"features_only": True}])
+def test_too_small_images_are_refused(height: int, width: int, options: dict) -> None:
+    model = create_model("efficientvit_b0", **options).eval()
+    with pytest.raises(InputError, match=rf"{height}x{width} \(H x W\) is smaller than .*32x32"):
+        model(torch.zeros(1, 3, height, width))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_other_channels(channels: int, task: str) -> None:
+    """``in_chans`` changes the stem alone, and all channels reach the output."""
+    torch.manual_seed(0)
+    model = create_model("efficientvit_b0", task, num_classes=3, in_chans=channels).eval()
+    x = torch.randn(2, channels, 40, 72)
+    for channel in range(channels):
+        other = x.clone()
+        other[:, channel] += 1
+        assert not torch.allclose(model(x), model(other), atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "width"), [("efficientvit_b0", 1280), ("efficientvit_b1", 1600)])
+def test_no_classes_gives_pooled_features(name: str, width: int) -> None:
+    """They are what the classifier sees: with its weights, they give its logits."""
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=6).eval()
+    pooled = create_model(name, num_classes=0).eval()
+    pooled.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head.classifier.")})
+    x = torch.randn(2, 3, 64, 50)
+    features = pooled(x)
+    assert features.shape == (2, width) == (2, pooled.head.num_features)
+    assert torch.allclose(model.head.classifier(features), model(x), atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("options", "branches"),
+    [({"scales": ()}, 0), ({"scales": (3,)}, 1), ({"scales": (3, 5, 7)}, 3), ({"global_attention": False}, 1)],
+)
+def test_ablations(options: dict, branches: int) -> None:
+    """Any number of branches, and the paper's two ablations: other numbers, other parameters, same shapes."""
+    torch.manual_seed(0)
+    model = create_model("efficientvit_b0", features_only=True, **options).eval()
+    standard = create_model("efficientvit_b0", features_only=True).eval()
+    shared = {k: v for k, v in model.state_dict().items() if standard.state_dict().get(k, v[..., None]).shape == v.shape}
+    standard.load_state_dict(shared, strict=False)
+    assert len(model.stages[3][1].attention.aggregate) == branches
+    x = torch.randn(1, 3, 70, 64)
+    for found, other in zip(model(x)[2:], standard(x)[2:], strict=True):
+        assert found.shape == other.shape
+        assert not torch.allclose(found, other, atol=1e-4)
+
+
+def test_scales_must_be_odd() -> None:
+    with pytest.raises(ConfigError, match=r"scales=\(3, 4\).*odd"):
+        create_model("efficientvit_b0", scales=(3, 4))
+
+
+@torch.no_grad()
+def test_global_attention_reaches_everywhere() -> None:
+    """A change in one corner is felt in the opposite one by attention, and not without it."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 256, 256)
+    other = x.clone()
+    other[..., :16, :16] += 5
+    for attention in (True, False):
+        model = create_model("efficientvit_b0", features_only=True, scales=(), global_attention=attention).eval()
+        before, after = (model.stages[2](model.stages[1](model.stages[0](model.stem(i))))[..., -1, -1] for i in (x, other))
+        assert torch.equal(before, after) is not attention
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_half_precision_runs(task: str, dtype: torch.dtype) -> None:
+    """16-bit models stay in their type from end to end and close to float32."""
+    torch.manual_seed(0)
+    model = create_model("efficientvit_b0", task, num_classes=8).eval()
+    x = torch.randn(2, 3, 96, 104)
+    expected = model(x)
+    found = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    assert found.dtype == dtype
+    assert found.isfinite().all()
+    tolerance = 0.01 if dtype == torch.float16 else 0.08
+    assert (found.float() - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_copies_are_independent(segmenter: nn.Module) -> None:
+    """A deep copy computes the same, keeps its description, and training it leaves the original alone."""
+    x = torch.randn(2, 3, 64, 64)
+    clone = copy.deepcopy(segmenter)
+    with torch.no_grad():
+        before = segmenter(x)
+        assert torch.equal(clone(x), before)
+    assert clone.foveal_info == segmenter.foveal_info
+    clone.train()(x).square().mean().backward()
+    torch.optim.SGD(clone.parameters(), 0.1).step()
+    with torch.no_grad():
+        assert torch.equal(segmenter(x), before)
+        assert not torch.equal(clone.eval()(x), before)
+
+
+@pytest.mark.parametrize("options", [{"num_classes": 4}, {"task": "segment", "num_classes": 4}])
+def test_gradients_reach_every_parameter(options: dict) -> None:
+    torch.manual_seed(0)
+    model = create_model("efficientvit_b0", **options).train()
+    output = model(torch.randn(2, 3, 64, 96))
+    (output * torch.randn_like(output)).sum().backward()
+    without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    unmoved = [key for key, p in model.named_parameters() if p.grad is not None and not p.grad.abs().sum()]
+    assert not without
+    assert not unmoved
