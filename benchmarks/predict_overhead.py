@@ -4,7 +4,7 @@ For an image file of 1024x2048 pixels and each runtime, two candidates take turn
 network at full size, upsample, argmax) and ``bare`` (read, run the network on a ready array). Prints the median of the
 round-by-round ratios.
 
-python benchmarks/predict_overhead.py [--rounds 15] [--json]
+python benchmarks/predict_overhead.py [--model REF] [--runtimes onnxruntime torch] [--rounds 15] [--json]
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import foveal
 from foveal import assets, machine
 from foveal.deploy.benchmark import interleaved, ratio
 from foveal.imaging import prepare, read_image
+from foveal.run.load import Runtime
 from foveal.run.predict import Predictor
 
 SIZE = (1024, 2048)
@@ -34,14 +35,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--model", default=REF, help="an ONNX file needs --runtimes onnxruntime")
+    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "torch"])
     arguments = parser.parse_args()
-    report: dict = {"size": SIZE, "model": REF, "rounds": arguments.rounds, "machine": machine.describe()}
+    report: dict = {"size": SIZE, "model": arguments.model, "rounds": arguments.rounds, "machine": machine.describe()}
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder) / "photo.jpg"
         with Image.open(assets.FOLDER / "street.jpg") as image:
             image.resize(SIZE[::-1], Image.Resampling.BICUBIC).save(photo, quality=90)
-        for runtime in ("onnxruntime", "torch"):
-            times = interleaved(candidates(photo, runtime), rounds=arguments.rounds, warmup=2)
+        for runtime in arguments.runtimes:
+            times = interleaved(candidates(arguments.model, photo, runtime), rounds=arguments.rounds, warmup=2)
             report[runtime] = {
                 "bare_ms": round(1e3 * float(np.median(times["bare"])), 2),
                 "predict_ms": round(1e3 * float(np.median(times["predict"])), 2),
@@ -50,16 +53,16 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(report))
         return
-    print(f"{REF} at {SIZE[0]}x{SIZE[1]}, {machine.one_line()}, {arguments.rounds} rounds")
-    for runtime in ("onnxruntime", "torch"):
+    print(f"{arguments.model} at {SIZE[0]}x{SIZE[1]}, {machine.one_line()}, {arguments.rounds} rounds")
+    for runtime in arguments.runtimes:
         found = report[runtime]
         print(f"{runtime:12} bare {found['bare_ms']:8.1f} ms  predict {found['predict_ms']:8.1f} ms", end="  ")
         print(f"ratio {found['ratio']:.3f}")
 
 
-def candidates(photo: Path, runtime: str) -> dict[str, Callable[[], object]]:
+def candidates(ref: str, photo: Path, runtime: Runtime) -> dict[str, Callable[[], object]]:
     """The two things to time, on one network; full size, so without the weights' own limit."""
-    loaded = foveal.load(REF, runtime=runtime)
+    loaded = foveal.load(ref, runtime=runtime)
     info = loaded.info.replace(preprocess=dataclasses.replace(loaded.info.preprocess, max_side=None))
     predictor = Predictor(loaded.runner, info, loaded.runtime)
     ready = prepare(read_image(photo), info.preprocess)

@@ -264,7 +264,9 @@ def test_ablations(options: dict, branches: int) -> None:
     torch.manual_seed(0)
     model = create_model("efficientvit_b0", features_only=True, **options).eval()
     standard = create_model("efficientvit_b0", features_only=True).eval()
-    shared = {k: v for k, v in model.state_dict().items() if standard.state_dict().get(k, v[..., None]).shape == v.shape}
+    shared = {
+        k: v for k, v in model.state_dict().items() if standard.state_dict().get(k, v[..., None]).shape == v.shape
+    }
     standard.load_state_dict(shared, strict=False)
     assert len(model.stages[3][1].attention.aggregate) == branches
     x = torch.randn(1, 3, 70, 64)
@@ -287,7 +289,9 @@ def test_global_attention_reaches_everywhere() -> None:
     other[..., :16, :16] += 5
     for attention in (True, False):
         model = create_model("efficientvit_b0", features_only=True, scales=(), global_attention=attention).eval()
-        before, after = (model.stages[2](model.stages[1](model.stages[0](model.stem(i))))[..., -1, -1] for i in (x, other))
+        before, after = (
+            model.stages[2](model.stages[1](model.stages[0](model.stem(i))))[..., -1, -1] for i in (x, other)
+        )
         assert torch.equal(before, after) is not attention
 
 

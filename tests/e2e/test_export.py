@@ -1,0 +1,103 @@
+"""An exported file computes what the model computes, at any size, and describes itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import foveal
+from foveal.data.synthetic import NAMES
+from foveal.info import KEY, ModelInfo
+from foveal.run.load import OnnxRunner
+from foveal.run.train import TrainResult
+
+
+@pytest.mark.parametrize("size", [(1, 32, 32), (1, 33, 200), (3, 97, 61), (2, 128, 96), (1, 257, 511)])
+def test_any_batch_and_size(run: TrainResult, exported: Path, size: tuple[int, int, int]) -> None:
+    """Dynamic means dynamic: sizes that were not traced, odd and below the traced one, and other batches."""
+    image = torch.randn(size[0], 3, *size[1:], generator=torch.Generator().manual_seed(0))
+    model = foveal.load_model(run.best)
+    with torch.inference_mode():
+        expected = model(image, upsample=False).numpy()
+    found = OnnxRunner(exported)(image.numpy())
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_description_is_inside(exported: Path) -> None:
+    """Preprocessing, names, palette and licence travel with the file, in JSON and in plain text."""
+    metadata = {entry.key: entry.value for entry in onnx.load(exported).metadata_props}
+    info = ModelInfo.from_json(metadata[KEY])
+    assert (info.model, info.task, info.output_stride) == ("efficientvit_b0", "segment", 8)
+    assert info.labels.names == NAMES
+    assert metadata["names"] == "ground, disc, square, triangle"
+    assert metadata["palette"].startswith("#5a5a5a")
+    assert metadata["mean"].startswith("0.485")
+    onnx.checker.check_model(onnx.load(exported), full_check=True)
+
+
+def test_attention_keeps_its_epsilon(exported: Path) -> None:
+    """Optimisers take 1e-15 for zero; without it, queries with no positive feature become 0/0."""
+    graph = onnx.load(exported).graph
+    constants = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]
+    constants += [
+        onnx.numpy_helper.to_array(attribute.t)
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value"
+    ]
+    assert any(array.size == 1 and array.dtype == np.float32 and 0 < float(array.min()) < 1e-14 for array in constants)
+    assert np.isfinite(OnnxRunner(exported)(np.zeros((1, 3, 64, 64), np.float32))).all()
+
+
+def test_upsampling_can_be_in_the_graph(run: TrainResult, exported: Path, tmp_path: Path) -> None:
+    """Other clients then get logits at the image's size; Foveal reads both kinds alike."""
+    report = foveal.export(run.best, output=tmp_path / "full.onnx", upsample=True)
+    session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+    image = np.random.default_rng(0).standard_normal((1, 3, 75, 90)).astype(np.float32)
+    with torch.inference_mode():
+        expected = foveal.load_model(run.best)(torch.from_numpy(image)).numpy()
+    (found,) = session.run(None, {"image": image})
+    assert np.asarray(found).shape == (1, 4, 75, 90)
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    photo = np.random.default_rng(1).integers(0, 256, (75, 90, 3), dtype=np.uint8)
+    assert (foveal.load(report.path)(photo).mask == foveal.load(exported)(photo).mask).mean() > 0.999
+
+
+def test_classifiers_export_too(tmp_path: Path) -> None:
+    model = foveal.create_model("efficientvit_b0", num_classes=7).eval()
+    report = foveal.export(model, output=tmp_path / "classifier.onnx", size=(64, 96))
+    result = foveal.load(report.path)(np.zeros((70, 50, 3), np.uint8))
+    assert len(result.top(10)) == 7
+    assert report.max_difference <= 1e-4
+    assert report.bytes == report.path.stat().st_size
+
+
+def test_refusals_leave_no_file(tmp_path: Path) -> None:
+    model = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
+    with pytest.raises(foveal.ConfigError, match=r"unknown format 'onxn'; did you mean 'onnx'\?"):
+        foveal.export(model, to="onxn", output=tmp_path / "a.onnx")
+    with pytest.raises(foveal.ConfigError, match="was not made by foveal"):
+        foveal.export(torch.nn.Conv2d(3, 3, 1), output=tmp_path / "a.onnx")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(foveal.InputError, match="cannot write"):
+        foveal.export(model, output=tmp_path / "file" / "a.onnx", size=(64, 64))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tolerance that rounding cannot meet, the check must refuse, whatever stood there before must stay."""
+    from foveal.deploy import export as module
+
+    monkeypatch.setattr(module, "TOLERANCE", 0.0)
+    (tmp_path / "a.onnx").write_bytes(b"before")
+    with pytest.raises(foveal.ExportError, match="differs from the model"):
+        foveal.export(foveal.create_model("efficientvit_b0", num_classes=2), output=tmp_path / "a.onnx", size=(64, 64))
+    assert (tmp_path / "a.onnx").read_bytes() == b"before"
+    assert len(list(tmp_path.iterdir())) == 1
