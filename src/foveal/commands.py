@@ -487,8 +487,6 @@ def train(
 
     from . import train as train_model
 
-    if resume and config is None:
-        config = out / "config.yaml"
     overrides = {key: yaml.safe_load(text) for key, text in (set or {}).items()}
     overrides |= {key: value for key, value in (("model", model), ("task", task)) if value is not None}
     result = train_model(data, config=config, out=out, resume=resume, **overrides)

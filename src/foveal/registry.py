@@ -46,12 +46,14 @@ class Variant:
         backbone: ``(in_chans, **options) -> Backbone``.
         classifier: ``(in_channels, num_classes) -> nn.Module`` on the coarsest map, ``None`` if none was published.
         segment_heads: keyword arguments of the published segmentation heads, by data set.
+        crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation at 224.
         published: figures that the authors give for their weights.
     """
 
     backbone: Callable[..., Backbone]
     classifier: Callable[..., nn.Module] | None = None
     segment_heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    crop_ratio: float = 0.95
     published: tuple[Published, ...] = ()
 
 

@@ -277,6 +277,7 @@ register(
                     ClassifierHead, dims=config.classifier_dim, act=nn.Hardswish, norm_eps=config.norm_eps
                 ),
                 segment_heads=_heads(name, *_HEAD_SIZES[name]),
+                crop_ratio=0.95 if name in ("efficientvit_b0", "efficientvit_b1") else 1.0,
                 published=_PUBLISHED[name],
             )
             for name, config in CONFIGS.items()

@@ -111,7 +111,9 @@ def identify(state: dict[str, Tensor]) -> ModelInfo:
                 if own == shapes:
                     published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
                     labels = OF_HEAD.get(head, Labels()) if published else Labels()
-                    preprocess = Preprocess(size=(224, 224), crop_ratio=0.95) if task == "classify" else Preprocess()
+                    preprocess = Preprocess()
+                    if task == "classify":
+                        preprocess = Preprocess(size=(224, 224), crop_ratio=variant.crop_ratio)
                     return ModelInfo(
                         model=name,
                         task=task,

@@ -68,7 +68,8 @@ def train(
 
     Args:
         data: folder of the data set (see :mod:`foveal.data.segmentation`).
-        config: recipe, as an object or a YAML file; default: :class:`~foveal.config.TrainConfig`'s defaults.
+        config: recipe, as an object or a YAML file; default: the run's own when resuming, else
+            :class:`~foveal.config.TrainConfig`'s defaults.
         out: folder of the run.
         resume: go on from ``out``'s last epoch.
         **overrides: fields of TrainConfig that replace the recipe's.
@@ -77,8 +78,10 @@ def train(
         ConfigError: unknown or impossible setting; ``out`` holds a run already; nothing to resume.
         DataError: the data set cannot be used.
     """
-    config = _settings(config, overrides)
     out = Path(out)
+    if resume and config is None and (out / "config.yaml").exists():
+        config = out / "config.yaml"
+    config = _settings(config, overrides)
     _check_folder(out, config, resume)
     # On a machine without an accelerator, cpu=True is what makes torchrun's processes one group (gloo).
     accelerator = Accelerator(
