@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import assets
+from ..data.labels import OF_HEAD
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError, nearest
-from ..info import KEY, ModelInfo, attach, info_of
+from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of
 from .predict import Predictor, TorchRunner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from ..registry import Variant
 
 Runtime = Literal["auto", "onnxruntime", "torch"]
 _DTYPES = {"auto": "float32", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
@@ -88,45 +92,47 @@ def identify(state: dict[str, Tensor]) -> ModelInfo:
     """
     import torch
 
-    from ..data.labels import OF_HEAD
     from ..factory import create_model
-    from ..info import Labels, Preprocess
-    from ..registry import FAMILIES
     from ..weights import task_of, to_our_layout
 
     state, family = to_our_layout(state)
-    families = [FAMILIES[family]] if family in FAMILIES else list(FAMILIES.values())
-    shapes = {key: tensor.shape for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
-    classifier = state.get("head.classifier.weight")
-    task = task_of(state)
-    num_classes = len(classifier) if classifier is not None else 0
-    in_chans = next((shape[1] for key, shape in shapes.items() if key == "backbone.stem.0.conv.weight"), 3)
-    for entry in families:
-        for name, variant in entry.variants.items():
-            for head in variant.segment_heads if task == "segment" else ("",):
-                options: dict[str, Any] = {"head": head} if head else {}
-                with torch.device("meta"):
-                    candidate = create_model(name, task, num_classes=num_classes, in_chans=in_chans, **options)
-                own = {k: v.shape for k, v in candidate.state_dict().items() if not k.endswith("num_batches_tracked")}
-                if own == shapes:
-                    published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
-                    labels = OF_HEAD.get(head, Labels()) if published else Labels()
-                    preprocess = Preprocess()
-                    if task == "classify":
-                        preprocess = Preprocess(size=(224, 224), crop_ratio=variant.crop_ratio)
-                    return ModelInfo(
-                        model=name,
-                        task=task,
-                        num_classes=num_classes,
-                        in_chans=in_chans,
-                        options=options,
-                        labels=labels,
-                        preprocess=preprocess,
-                        licence=entry.licence,
-                    )
+    shapes, task = _shapes(state), task_of(state)
+    num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
+    in_chans = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
+    for name, variant, head, licence in _candidates(family, task):
+        options: dict[str, Any] = {"head": head} if head else {}
+        with torch.device("meta"):
+            candidate = create_model(name, task, num_classes=num_classes, in_chans=in_chans, **options)
+        if _shapes(candidate.state_dict()) == shapes:
+            published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
+            crop = {"size": (224, 224), "crop_ratio": variant.crop_ratio} if task == "classify" else {}
+            return ModelInfo(
+                model=name,
+                task=task,
+                num_classes=num_classes,
+                in_chans=in_chans,
+                options=options,
+                preprocess=Preprocess(**crop),
+                labels=OF_HEAD.get(head, Labels()) if published else Labels(),
+                licence=licence,
+            )
     raise CheckpointError(
         "no known architecture has these shapes; build it with create_model and its options, then load_checkpoint"
     )
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
+
+
+def _candidates(family: str, task: str) -> Iterator[tuple[str, Variant, str, str]]:
+    """(name, variant, published head, licence of the weights) of everything that a file of ``family`` may hold."""
+    from ..registry import FAMILIES, variants
+
+    for name, (entry, variant) in variants().items():
+        if family not in FAMILIES or entry.name == family:
+            for head in variant.segment_heads if task == "segment" else ("",):
+                yield name, variant, head, entry.licence
 
 
 class OnnxRunner:
