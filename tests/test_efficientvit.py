@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-import golden
 import pytest
 import timm
 import torch
@@ -13,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import golden
 from foveal.errors import ConfigError, InputError
 from foveal.factory import create_model
 from foveal.weights import load_checkpoint, to_our_layout

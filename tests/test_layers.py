@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable
 from functools import partial
 
-import golden
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import golden
 from foveal.layers.conv import (
     ConvNormAct,
     DepthwiseSeparableConv,
@@ -40,7 +40,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "dsconv": partial(DepthwiseSeparableConv, 16, 24, act=nn.Hardswish),
     "mbconv_s2_fewer_norm": partial(InvertedResidual, 16, 32, 2, act=nn.Hardswish, fewer_norm=True),
     "fusedmbconv_s2": partial(FusedInvertedResidual, 16, 32, 2, expand_ratio=16, act=GELU, norm_eps=1e-7),
-    "resblock": partial(ResidualConv, 16, 16, act=GELU, norm_eps=1e-7),
+    "resblock": partial(ResidualConv, 16, 16, act=GELU, norm_eps=1e-7, residual=False),
     "layernorm2d": partial(LayerNorm2d, 24),
     "upsample_bicubic_x2": lambda: nn.Sequential(nn.Conv2d(8, 8, 1), BicubicUpsample(2)),
     "upsample_bicubic_x4": lambda: nn.Sequential(nn.Conv2d(8, 8, 1), BicubicUpsample(4)),
@@ -129,20 +129,23 @@ def test_autocast_leaves_attention_alone(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("shape", [(2, 3, 7, 5), (1, 1, 1, 1), (1, 4, 2, 30)])
 def test_bicubic_upsampling_is_exact(factor: int, shape: tuple[int, ...]) -> None:
-    """A convolution, yet what F.interpolate computes: float32 2e-6 and float64 1e-12 of the largest value."""
+    """A convolution, yet what F.interpolate computes in float64: float64 1e-12, float32 1e-6 of the largest value.
+
+    (In float32, F.interpolate itself is further off: it rounds positions at the factor 3.)
+    """
     torch.manual_seed(0)
-    x = torch.randn(shape, dtype=torch.float64)
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
-        expected = F.interpolate(x.to(dtype), scale_factor=factor, mode="bicubic", align_corners=False)
+    x = torch.randn(shape)
+    expected = F.interpolate(x.double(), scale_factor=factor, mode="bicubic", align_corners=False)
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         found = BicubicUpsample(factor).to(dtype)(x.to(dtype))
         assert found.dtype == dtype
         assert found.shape == expected.shape
         assert (found - expected).abs().max() <= tolerance * x.abs().max()
 
 
-@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("factor", [2, 3, 4, 8])
 def test_bicubic_upsampling_stays_exact_after_other_types(factor: int) -> None:
-    """The kernel of the factors in use survives a detour through float16: a model may come back from half()."""
+    """float64 is exact again after a detour through float16: the kernel is no weight that could be worn."""
     x = torch.randn(1, 2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = F.interpolate(x, scale_factor=factor, mode="bicubic", align_corners=False)
     found = BicubicUpsample(factor).half().double()(x)

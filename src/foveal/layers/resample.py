@@ -17,6 +17,12 @@ def _cubic(t: Tensor, a: float = -0.75) -> Tensor:
     return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
 
 
+def _taps(factor: int) -> Tensor:
+    """Weights of the five nearest inputs for each of the ``factor`` outputs of one input, ``(factor, 5)`` float64."""
+    phase = (torch.arange(factor, dtype=torch.float64) + 0.5) / factor - 0.5  # in input pixels
+    return _cubic(phase[:, None] - torch.arange(-2, 3, dtype=torch.float64))
+
+
 class BicubicUpsample(nn.Module):
     """Upsample maps by an integer factor exactly as ``F.interpolate(mode="bicubic", align_corners=False)`` does.
 
@@ -34,16 +40,14 @@ class BicubicUpsample(nn.Module):
     def __init__(self, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        phase = (torch.arange(factor, dtype=torch.float64) + 0.5) / factor - 0.5  # in input pixels
-        taps = torch.arange(-2, 3, dtype=torch.float64)
-        # One-dimensional taps are exact in float32 for factors up to 8, their product is not: multiply when used.
-        self.register_buffer("taps", _cubic(phase[:, None] - taps[None]).float(), persistent=False)  # (factor, 5)
+        # For factors 2, 4 and 8 the one-dimensional taps are exact in float32, their product is not: multiply when used.
+        self.register_buffer("taps", _taps(factor).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.factor == 1:
             return x
         planes = F.pad(x.flatten(0, 1).unsqueeze(1), (2, 2, 2, 2), mode="replicate")  # (B*C, 1, H + 4, W + 4)
-        line = self.taps.to(x.dtype)
+        line = _taps(self.factor).to(x.device) if x.dtype == torch.float64 else self.taps.to(x.dtype)
         kernel = (line[:, None, :, None] * line[None, :, None, :]).reshape(-1, 1, 5, 5)
         phases = F.conv2d(planes, kernel)  # (B*C, factor^2, H, W)
         return F.pixel_shuffle(phases, self.factor).unflatten(0, x.shape[:2]).squeeze(2)

@@ -1,0 +1,65 @@
+"""Files are whole or not there: after failures, in the way of others, and after kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foveal.errors import InputError
+from foveal.files import written_whole
+
+
+def test_success_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file.bin"
+    for content in (b"first", b"second"):
+        with written_whole(path) as temporary:
+            temporary.write_bytes(content)
+        assert path.read_bytes() == content
+    assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
+    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), written_whole(path) as temporary:
+        temporary.write_bytes(b"half" * (1 // 0))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    code = (
+        "import sys, time\nfrom foveal.files import written_whole\n"
+        "with written_whole(sys.argv[1]) as temporary:\n"
+        "    file = temporary.open('wb'); file.write(b'half'); file.flush()\n"
+        "    print('writing', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert path.read_bytes() == b"old"
+
+
+def test_impossible_places_are_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write"), written_whole(tmp_path / "file" / "below.bin"):
+        pass
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="cannot write"), written_whole(tmp_path / "folder") as temporary:
+        temporary.write_bytes(b"x")

@@ -1,0 +1,123 @@
+"""Results: the mask is the argmax of the upsampled logits, at any size, and pictures and files agree with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from foveal.errors import ConfigError, InputError
+from foveal.imaging import read_mask
+from foveal.info import Labels
+from foveal.results import ClassifyResult, SegmentResult, save_picture
+
+
+def result(logits: NDArray[np.float32], size: tuple[int, int], scale: tuple[float, float]) -> SegmentResult:
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    return SegmentResult(image, logits, scale, Labels())
+
+
+def random_logits(seed: int, shape: tuple[int, int, int], smooth: bool) -> NDArray[np.float32]:
+    """Noise, or blobs several positions wide, as networks give them."""
+    height, width = shape[1:]
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+    if smooth:
+        few = noise[..., : max(1, height // 4), : max(1, width // 4)]
+        noise = F.interpolate(few, size=(height, width), mode="bicubic", align_corners=False)
+    return noise[0].numpy()
+
+
+@given(
+    classes=st.integers(1, 24),
+    height=st.integers(1, 14),
+    width=st.integers(1, 14),
+    cut=st.integers(0, 7),
+    smooth=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_mask_at_the_networks_stride(classes: int, height: int, width: int, cut: int, smooth: bool, seed: int) -> None:
+    """Upsample by 8 and crop, as torch does it."""
+    logits = random_logits(seed, (classes, height, width), smooth)
+    size = (8 * height - cut, 8 * width - cut // 2)
+    upsampled = F.interpolate(torch.from_numpy(logits[None]), scale_factor=8, mode="bilinear", align_corners=False)
+    expected = upsampled[0, :, : size[0], : size[1]].argmax(0).numpy()
+    assert (result(logits, size, (1 / 8, 1 / 8)).mask == expected).mean() > 0.999
+
+
+@given(
+    height=st.integers(2, 40), width=st.integers(2, 40), out_h=st.integers(1, 90), out_w=st.integers(1, 90),
+    smooth=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_mask_of_a_resized_image(height: int, width: int, out_h: int, out_w: int, smooth: bool, seed: int) -> None:
+    """Any size to any size in one step, up or down."""
+    logits = random_logits(seed, (5, height, width), smooth)
+    expected = F.interpolate(torch.from_numpy(logits[None]), size=(out_h, out_w), mode="bilinear", align_corners=False)
+    found = result(logits, (out_h, out_w), (height / out_h, width / out_w)).mask
+    assert (found == expected[0].argmax(0).numpy()).mean() > 0.998
+
+
+def test_more_than_256_classes(tmp_path: Path) -> None:
+    logits = random_logits(0, (300, 6, 7), False)
+    found = result(logits, (48, 56), (1 / 8, 1 / 8))
+    expected = F.interpolate(torch.from_numpy(logits[None]), scale_factor=8, mode="bilinear")[0].argmax(0).numpy()
+    assert found.mask.dtype == np.int32
+    assert (found.mask == expected).mean() > 0.999
+    with pytest.raises(InputError, match="256 classes"):
+        found.save(tmp_path / "mask.png")
+
+
+def test_scores_are_softmax_of_the_upsampled_logits() -> None:
+    logits = random_logits(1, (7, 9, 11), True)
+    found = result(logits, (70, 85), (1 / 8, 1 / 8))
+    upsampled = F.interpolate(torch.from_numpy(logits[None]), scale_factor=8, mode="bilinear")[0, :, :70, :85]
+    assert np.abs(found.scores - upsampled.softmax(0).amax(0).numpy()).max() < 1e-5
+
+
+def test_shares_add_up() -> None:
+    found = result(random_logits(2, (4, 8, 8), True), (64, 64), (1 / 8, 1 / 8))
+    shares = found.shares()
+    assert sum(share for _, share, _ in shares) == pytest.approx(1)
+    assert [share for _, share, _ in shares] == sorted((share for _, share, _ in shares), reverse=True)
+    name, share, confidence = shares[0]
+    chosen = found.mask == int(name.removeprefix("class "))
+    assert share == pytest.approx(chosen.mean())
+    assert confidence == pytest.approx(found.scores[chosen].mean(), rel=1e-5)
+
+
+def test_saved_mask_reads_back_with_its_palette(tmp_path: Path) -> None:
+    labels = Labels(("sky", "road"), ((1, 2, 3), (200, 100, 50)))
+    logits = random_logits(3, (2, 5, 5), True)
+    found = SegmentResult(np.zeros((40, 40, 3), np.uint8), logits, (1 / 8, 1 / 8), labels)
+    path = found.save(tmp_path / "deep" / "mask.png")
+    assert (read_mask(path) == found.mask).all()
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        assert (np.asarray(image.convert("RGB")) == np.array(labels.palette)[found.mask]).all()
+
+
+def test_overlay_mixes_image_and_colours() -> None:
+    found = result(random_logits(4, (3, 4, 4), True), (32, 32), (1 / 8, 1 / 8))
+    assert (np.asarray(found.overlay(0.0)) == found.image).all()
+    assert (np.asarray(found.overlay(1.0)) == np.array(found.palette, np.uint8)[found.mask]).all()
+    with pytest.raises(InputError, match=r"alpha=1\.5"):
+        found.overlay(1.5)
+
+
+def test_classification_ranks_and_normalises() -> None:
+    found = ClassifyResult(np.array([0.0, 1000.0, 1001.0], np.float32), Labels(("a", "b", "c")))
+    assert [name for name, _ in found.top(2)] == ["c", "b"]
+    assert sum(score for _, score in found.top(3)) == pytest.approx(1)
+
+
+def test_bad_files_and_labels_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown picture format"):
+        save_picture(Image.new("RGB", (2, 2)), tmp_path / "picture.xyz")
+    with pytest.raises(ConfigError, match="2 class names but 1 colours"):
+        Labels(("a", "b"), ((0, 0, 0),))
