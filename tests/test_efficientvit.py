@@ -28,7 +28,7 @@ MODELS = {
     "timm-b1": ("efficientvit_b1", {"attention_eps": 1e-5}),
 }
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of the largest output
-SIZES = st.tuples(st.integers(32, 150), st.integers(32, 150))
+SIZES = st.tuples(st.integers(32, 120), st.integers(32, 120))
 
 
 def poured(reference: str) -> nn.Module:
@@ -42,6 +42,10 @@ def poured(reference: str) -> nn.Module:
 def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What the published network returns: segmentation logits at its own stride."""
     return model(x, upsample=False) if hasattr(model, "stride") else model(x)
+
+
+def largest(x: torch.Tensor) -> float:
+    return x.abs().max().item()
 
 
 @pytest.mark.parametrize("reference", MODELS)
@@ -109,22 +113,18 @@ def our_key(key: str, shapes: dict[str, list[int]]) -> str:
 
 @pytest.mark.parametrize("size", ["b0", "b1", "b2", "b3"])
 def test_equals_timm(size: str) -> None:
-    """timm's own network, randomly initialised with live statistics, gives the same logits and pooled features."""
-    torch.manual_seed(0)
-    peer = timm.create_model(f"efficientvit_{size}", pretrained=False, num_classes=10).eval()
-    for module in peer.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.normal_(module.running_mean, std=0.1)
+    """timm's own network gives the same logits and maps from the same weights, taken from its state dict."""
+    peer = golden.fill(timm.create_model(f"efficientvit_{size}", pretrained=False, num_classes=10))
     ours = create_model(f"efficientvit_{size}", num_classes=10, attention_eps=1e-5).eval()
     assert load_checkpoint(ours, peer.state_dict()).loaded == len(peer.state_dict())
-    x = torch.randn(2, 3, 96, 128)
+    x = golden.image_input((2, 3, 96, 128))
     with torch.no_grad():
         expected, found = peer(x), ours(x)
         maps = zip(peer.forward_intermediates(x, intermediates_only=True), ours.backbone(x), strict=True)
-    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert largest(expected[0] - expected[1]) > 0.1 * largest(expected), "a peer that ignores its input proves nothing"
+    assert largest(found - expected) <= 1e-5 * largest(expected)
     for theirs, map_ in maps:
-        assert (map_ - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+        assert largest(map_ - theirs) <= 1e-5 * largest(theirs)
 
 
 @pytest.mark.parametrize(
@@ -155,20 +155,17 @@ def test_parameter_counts_are_the_published_ones(name: str, options: dict, param
 
 @pytest.fixture(scope="module")
 def backbone() -> nn.Module:
-    torch.manual_seed(1)
-    return create_model("efficientvit_b0", features_only=True).eval()
+    return golden.fill(create_model("efficientvit_b0", features_only=True))
 
 
 @pytest.fixture(scope="module")
 def classifier() -> nn.Module:
-    torch.manual_seed(2)
-    return create_model("efficientvit_b0", num_classes=7).eval()
+    return golden.fill(create_model("efficientvit_b0", num_classes=7))
 
 
 @pytest.fixture(scope="module")
 def segmenter() -> nn.Module:
-    torch.manual_seed(3)
-    return create_model("efficientvit_b0", "segment", num_classes=5).eval()
+    return golden.fill(create_model("efficientvit_b0", "segment", num_classes=5))
 
 
 @torch.no_grad()
@@ -191,12 +188,13 @@ def test_features_at_any_size(backbone: nn.Module, size: tuple[int, int]) -> Non
 @example((161, 33))
 @given(SIZES)
 def test_classifies_at_any_size(classifier: nn.Module, size: tuple[int, int]) -> None:
-    """One row of finite logits per image, and images of a batch do not see each other."""
+    """One row of finite logits per image; those of a batch differ, and do not see each other."""
     x = torch.randn(2, 3, *size)
     found = classifier(x)
     assert found.shape == (2, 7)
     assert found.isfinite().all()
-    assert torch.allclose(classifier(x[1:])[0], found[1], atol=1e-5)
+    assert largest(found[0] - found[1]) > 1e-3
+    assert largest(classifier(x[1:])[0] - found[1]) < 1e-5
 
 
 @torch.no_grad()
@@ -215,7 +213,7 @@ def test_segments_at_any_size(segmenter: nn.Module, size: tuple[int, int]) -> No
     whole = segmenter.head(segmenter.backbone(padded))
     assert torch.equal(coarse, whole[..., : coarse.shape[-2], : coarse.shape[-1]])
     full = F.interpolate(whole, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-    assert torch.allclose(found, full[..., :height, :width], atol=1e-5)
+    assert largest(found - full[..., :height, :width]) < 1e-5
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 64), (64, 31), (1, 1), (8, 4096)])
@@ -231,27 +229,24 @@ def test_too_small_images_are_refused(height: int, width: int, options: dict) ->
 @pytest.mark.parametrize("task", ["classify", "segment"])
 def test_other_channels(channels: int, task: str) -> None:
     """``in_chans`` changes the stem alone, and all channels reach the output."""
-    torch.manual_seed(0)
-    model = create_model("efficientvit_b0", task, num_classes=3, in_chans=channels).eval()
+    model = golden.fill(create_model("efficientvit_b0", task, num_classes=3, in_chans=channels))
     x = torch.randn(2, channels, 40, 72)
     for channel in range(channels):
         other = x.clone()
         other[:, channel] += 1
-        assert not torch.allclose(model(x), model(other), atol=1e-6)
+        assert largest(model(x) - model(other)) > 1e-3
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "width"), [("efficientvit_b0", 1280), ("efficientvit_b1", 1600)])
 def test_no_classes_gives_pooled_features(name: str, width: int) -> None:
     """They are what the classifier sees: with its weights, they give its logits."""
-    torch.manual_seed(0)
-    model = create_model(name, num_classes=6).eval()
-    pooled = create_model(name, num_classes=0).eval()
-    pooled.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("head.classifier.")})
+    model = golden.fill(create_model(name, num_classes=6))
+    pooled = golden.fill(create_model(name, num_classes=0))
     x = torch.randn(2, 3, 64, 50)
     features = pooled(x)
     assert features.shape == (2, width) == (2, pooled.head.num_features)
-    assert torch.allclose(model.head.classifier(features), model(x), atol=1e-6)
+    assert largest(model.head.classifier(features) - model(x)) < 1e-5
 
 
 @torch.no_grad()
@@ -261,18 +256,12 @@ def test_no_classes_gives_pooled_features(name: str, width: int) -> None:
 )
 def test_ablations(options: dict, branches: int) -> None:
     """Any number of branches, and the paper's two ablations: other numbers, other parameters, same shapes."""
-    torch.manual_seed(0)
-    model = create_model("efficientvit_b0", features_only=True, **options).eval()
-    standard = create_model("efficientvit_b0", features_only=True).eval()
-    shared = {
-        k: v for k, v in model.state_dict().items() if standard.state_dict().get(k, v[..., None]).shape == v.shape
-    }
-    standard.load_state_dict(shared, strict=False)
+    model, standard = (golden.fill(create_model("efficientvit_b0", features_only=True, **o)) for o in (options, {}))
     assert len(model.stages[3][1].attention.aggregate) == branches
     x = torch.randn(1, 3, 70, 64)
-    for found, other in zip(model(x)[2:], standard(x)[2:], strict=True):
+    for index, (found, other) in enumerate(zip(model(x), standard(x), strict=True)):
         assert found.shape == other.shape
-        assert not torch.allclose(found, other, atol=1e-4)
+        assert (largest(found - other) > 1e-3) is (index >= 2), "the first two stages have no attention"
 
 
 def test_scales_must_be_odd() -> None:
@@ -283,16 +272,13 @@ def test_scales_must_be_odd() -> None:
 @torch.no_grad()
 def test_global_attention_reaches_everywhere() -> None:
     """A change in one corner is felt in the opposite one by attention, and not without it."""
-    torch.manual_seed(0)
     x = torch.randn(1, 3, 256, 256)
     other = x.clone()
     other[..., :16, :16] += 5
     for attention in (True, False):
-        model = create_model("efficientvit_b0", features_only=True, scales=(), global_attention=attention).eval()
-        before, after = (
-            model.stages[2](model.stages[1](model.stages[0](model.stem(i))))[..., -1, -1] for i in (x, other)
-        )
-        assert torch.equal(before, after) is not attention
+        model = golden.fill(create_model("efficientvit_b0", features_only=True, scales=(), global_attention=attention))
+        before, after = (model(image)[2][..., -1, -1] for image in (x, other))
+        assert (largest(before - after) > 1e-5) is attention
 
 
 @torch.no_grad()
@@ -300,15 +286,14 @@ def test_global_attention_reaches_everywhere() -> None:
 @pytest.mark.parametrize("task", ["classify", "segment"])
 def test_half_precision_runs(task: str, dtype: torch.dtype) -> None:
     """16-bit models stay in their type from end to end and close to float32."""
-    torch.manual_seed(0)
-    model = create_model("efficientvit_b0", task, num_classes=8).eval()
-    x = torch.randn(2, 3, 96, 104)
+    model = golden.fill(create_model("efficientvit_b0", task, num_classes=8))
+    x = golden.image_input((2, 3, 96, 104))
     expected = model(x)
     found = copy.deepcopy(model).to(dtype)(x.to(dtype))
     assert found.dtype == dtype
     assert found.isfinite().all()
     tolerance = 0.01 if dtype == torch.float16 else 0.08
-    assert (found.float() - expected).abs().max() <= tolerance * expected.abs().max()
+    assert largest(found.float() - expected) <= tolerance * largest(expected)
 
 
 def test_copies_are_independent(segmenter: nn.Module) -> None:
