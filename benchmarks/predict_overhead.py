@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder) / "photo.jpg"
         with Image.open(assets.FOLDER / "street.jpg") as image:
-            image.resize(SIZE[::-1], Image.Resampling.BICUBIC).save(photo, quality=90)
+            image.resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC).save(photo, quality=90)
         for runtime in arguments.runtimes:
             times = interleaved(candidates(arguments.model, photo, runtime), rounds=arguments.rounds, warmup=2)
             report[runtime] = {

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -524,7 +524,9 @@ def evaluate(
     from . import evaluate as evaluate_model
     from .run.progress import Progress
 
-    found = evaluate_model(ref, data, split=split, size=parse_size(size), class_map=class_map, progress=Progress())
+    found = evaluate_model(
+        ref, data, split=split, size=parse_size(size) if size else None, class_map=class_map, progress=Progress()
+    )
     report = {"ref": ref, "data": str(data), **found.to_dict()}
     if json:
         _print_json(report)
@@ -548,7 +550,7 @@ def bench(
     batch: int = 1,
     threads: int | None = None,
     rounds: int = 20,
-    runtime: str = "auto",
+    runtime: Literal["auto", "onnxruntime", "torch"] = "auto",
     json: Json = False,
 ) -> int:
     """Measure models against each other: interleaved rounds, median of ratios, outputs compared first.
@@ -579,14 +581,12 @@ def bench(
     return 0
 
 
-def parse_size(text: str | None) -> tuple[int, int] | None:
+def parse_size(text: str) -> tuple[int, int]:
     """``"512x1024"`` -> (512, 1024), height first.
 
     Raises:
         ConfigError: anything else.
     """
-    if text is None:
-        return None
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise ConfigError(f"size {text!r}: write HEIGHTxWIDTH, such as 512x1024")

@@ -207,7 +207,7 @@ def network_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, 
 
 
 def _resized(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
-    height, width = network_size(*image.shape[:2], preprocess)
+    height, width = network_size(image.shape[0], image.shape[1], preprocess)
     cropped = preprocess.crop_ratio > 0 and preprocess.size is not None
     if image.shape[:2] == (height, width) and not cropped:
         return image

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -167,14 +167,14 @@ def _upsampled_argmax(
         columns = np.flatnonzero(cell >= 0)
         if len(columns):
             found = cell[columns]
-            upper, step = _between(*duels.lead[:, found], wx[columns])
+            upper, step = _between(list(duels.lead[:, found]), wx[columns])
             first_wins = upper + weight * step >= 0
             mask[start:stop, columns] = np.where(first_wins, duels.first[found], duels.second[found])
         columns = np.flatnonzero(cell <= _CROWDED)
         if len(columns):
             rivals = np.flatnonzero(duels.rivals[:, _CROWDED - cell[columns]].any(1))
-            corners = (logits[rivals, y[start]][:, x[columns]] for y in (y0, y1) for x in (x0, x1))
-            upper, step = _between(*corners, wx[columns])
+            corners = [logits[rivals, y[start]][:, x[columns]] for y in (y0, y1) for x in (x0, x1)]
+            upper, step = _between(corners, wx[columns])
             mask[start:stop, columns] = rivals[_argmax_first(upper, step, weight)]
     return mask
 
@@ -213,8 +213,9 @@ def _duels(logits: NDArray[np.floating], coarse: NDArray[np.integer]) -> _Duels:
     second = np.where(winners[1] != first, winners[1], np.where(winners[2] != first, winners[2], winners[3]))
     each = np.arange(len(rows))
     ours, theirs = corners[:, first, each], corners[:, second, each]  # (4, n)
-    dominated = (corners <= ours[:, None]).all(0) | (corners <= theirs[:, None]).all(0)  # (C, n)
-    two = dominated.all(0)
+    by_ours, by_theirs = np.all(corners <= ours[:, None], axis=0), np.all(corners <= theirs[:, None], axis=0)
+    dominated = np.logical_or(by_ours, by_theirs)  # (C, n)
+    two = np.all(dominated, axis=0)
     cell = np.full(coarse.shape, _UNIFORM, np.int32)
     cell[rows, columns] = np.where(two, np.cumsum(two) - 1, _CROWDED + 1 - np.cumsum(~two))
     rivals = ~dominated[:, ~two]
@@ -224,13 +225,10 @@ def _duels(logits: NDArray[np.floating], coarse: NDArray[np.integer]) -> _Duels:
 
 
 def _between(
-    upper_left: NDArray[np.floating],
-    upper_right: NDArray[np.floating],
-    lower_left: NDArray[np.floating],
-    lower_right: NDArray[np.floating],
-    weight: NDArray[np.floating],
+    corners: Sequence[NDArray[np.floating]], weight: NDArray[np.floating]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Interpolate across: the upper edge's values, and what must be added to them to reach the lower edge's."""
+    upper_left, upper_right, lower_left, lower_right = corners
     upper = upper_left + weight * (upper_right - upper_left)
     return upper, lower_left + weight * (lower_right - lower_left) - upper
 

@@ -7,12 +7,13 @@ follows EfficientViT (arXiv 2205.14756).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-Activation = type[nn.Module] | partial[nn.Module] | None
+Activation = Callable[[], nn.Module] | None  #: a class such as ``nn.ReLU``, or a partial of one
 
 
 class ConvNormAct(nn.Module):

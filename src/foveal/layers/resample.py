@@ -40,7 +40,7 @@ class BicubicUpsample(nn.Module):
     def __init__(self, factor: int) -> None:
         super().__init__()
         self.factor = factor
-        # For factors 2, 4 and 8 the one-dimensional taps are exact in float32, their product is not: multiply when used.
+        # One-dimensional taps are exact in float32 for factors 2, 4 and 8, their product is not: multiply when used.
         self.register_buffer("taps", _taps(factor).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,14 +12,14 @@ Widths, depths, epsilons and heads follow the authors' released code (Apache-2.0
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.conv import ConvNormAct, DepthwiseSeparableConv, InvertedResidual
+from ..layers.conv import Activation, ConvNormAct, DepthwiseSeparableConv, InvertedResidual
 from ..layers.linear_attention import MultiScaleLinearAttention
 from ..layers.resample import check_min_size
 from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
@@ -57,7 +57,7 @@ class EfficientViTBlock(nn.Module):
         scales: Sequence[int] = (5,),
         attention_eps: float = 1e-15,
         global_attention: bool = True,
-        act: type[nn.Module] | partial[nn.Module] = nn.Hardswish,
+        act: Activation = nn.Hardswish,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
@@ -147,7 +147,13 @@ class ClassifierHead(nn.Module):
     """
 
     def __init__(
-        self, in_chans: int, num_classes: int = 1000, *, dims: tuple[int, int], act: type[nn.Module], norm_eps: float
+        self,
+        in_chans: int,
+        num_classes: int = 1000,
+        *,
+        dims: tuple[int, int],
+        act: Callable[[], nn.Module],
+        norm_eps: float,
     ) -> None:
         super().__init__()
         self.num_features = dims[1]

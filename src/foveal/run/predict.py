@@ -84,7 +84,7 @@ class Predictor:
         if tile is None:
             network_input = prepare(pixels, self.info.preprocess, _MIN_SIZE)
             logits = self.runner(network_input)[0]
-            height, width = network_size(*pixels.shape[:2], self.info.preprocess)
+            height, width = network_size(pixels.shape[0], pixels.shape[1], self.info.preprocess)
         else:
             if self.info.preprocess.size is not None:
                 raise InputError(

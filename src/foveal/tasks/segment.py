@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.conv import ConvNormAct, InvertedResidual
+from ..layers.conv import Activation, ConvNormAct, InvertedResidual
 from ..layers.resample import BicubicUpsample, ceil_div, check_min_size, pad_to_multiple
 from ..registry import Backbone, FeatureInfo
 
@@ -43,7 +43,7 @@ class SegmentationHead(nn.Module):
         block: type[nn.Module] = InvertedResidual,
         expand_ratio: float = 4,
         final_expand: float | None = 4,
-        act: type[nn.Module] = nn.Hardswish,
+        act: Activation = nn.Hardswish,
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
