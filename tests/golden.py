@@ -56,7 +56,7 @@ def state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
     }
 
 
-def fill(model: nn.Module) -> nn.Module:
+def fill(model: nn.Module) -> Any:
     """Give a model weights by the rule, under its own names, in evaluation mode.
 
     Unlike fresh ones, under which outputs hardly depend on the image, these carry signals from end to end.

@@ -58,6 +58,23 @@ def test_dataset_file_names_classes(tree: Path) -> None:
         SegmentationData.open(tree, ["train"])
 
 
+def test_dataset_file_must_name_classes_that_fit(tree: Path) -> None:
+    """Names are required, and id 255 is taken."""
+    (tree / "dataset.yaml").write_text("ignore: [255]\n")
+    with pytest.raises(ConfigError, match=r"dataset\.yaml: missing key 'names'"):
+        SegmentationData.open(tree, ["train"])
+    (tree / "dataset.yaml").write_text(yaml.safe_dump({"names": [f"class {i}" for i in range(256)]}))
+    with pytest.raises(DataError, match="256 classes; at most 255"):
+        SegmentationData.open(tree, ["train"])
+
+
+def test_hidden_files_are_left_out(tree: Path) -> None:
+    """macOS's ._a.jpg has no mask and is no image."""
+    (tree / "train" / "._a.jpg").write_bytes(b"\0\5\26\7")
+    (tree / "trainannot" / "._a.png").write_bytes(b"\0\5\26\7")
+    assert len(SegmentationData.open(tree, ["train"])) == 2
+
+
 def _save_mask(tree: Path, mask: NDArray[np.uint8]) -> None:
     Image.fromarray(mask).save(tree / "trainannot" / "a.png")
 
@@ -172,10 +189,12 @@ def test_synthetic_set_is_reproducible(tmp_path: Path) -> None:
 
 
 def test_config_round_trip_and_conversions(tmp_path: Path) -> None:
-    config = build_config(TrainConfig, {"lr": "1e-3", "crop": [64, 96], "splits": ["train", "val"], "epochs": 3})
+    values = {"lr": "1e-3", "crop": [64, 96], "splits": ["train", "val"], "epochs": 3, "options": {"scales": [3, 5]}}
+    config = build_config(TrainConfig, values)
     assert (config.lr, config.crop, config.splits) == (1e-3, (64, 96), ("train", "val"))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     assert build_config(TrainConfig, read_yaml(tmp_path / "config.yaml")) == config
+    assert to_dict(TrainConfig(options={"scales": (3, 5)}))["options"] == {"scales": [3, 5]}
 
 
 @pytest.mark.parametrize(
@@ -189,6 +208,11 @@ def test_config_round_trip_and_conversions(tmp_path: Path) -> None:
         ({"class_weights": "sqrt"}, "did you mean 'sqrt_median'"),
         ({"scale": [2.0, 1.0]}, "out of range"),
         ({"lr": "fast"}, "lr: expected float"),
+        ({"lr": float("inf")}, "lr: expected a finite number"),
+        ({"scale": [0.5, "nan"]}, "scale: expected a finite number"),
+        ({"splits": "train"}, "splits: expected a list"),
+        ({"crop": [31, 64]}, "out of range"),
+        ({"ema_decay": 1}, "out of range"),
     ],
 )
 def test_config_mistakes_are_explained(values: dict, message: str) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,44 @@ def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.003, 0.007, 0.013, 0.029, 0.061])
+def test_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path, delay: float) -> None:
+    """Whatever a process that rewrites a file again and again is doing, the file is one of its versions, whole."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"0" * 100_000)
+    code = (
+        "import sys, itertools\nfrom foveal.files import written_whole\nprint('go', flush=True)\n"
+        "for i in itertools.count():\n"
+        "    with written_whole(sys.argv[1]) as temporary: temporary.write_bytes(b'%d' % (i % 10) * 100_000)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "go\n"
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    content = path.read_bytes()
+    assert len(content) == 100_000
+    assert len(set(content)) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes")
+def test_full_disk_is_explained_and_leaves_the_old_file(tmp_path: Path) -> None:
+    """A limit on file sizes, set in a process of its own, stands for the full disk: writes fail half-way."""
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    code = (
+        "import resource, signal, sys\nfrom foveal.files import written_whole\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "with written_whole(sys.argv[1]) as temporary: temporary.write_bytes(bytes(5000))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"InputError: cannot write {path}: File too large" in done.stderr
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
 
 
 def test_impossible_places_are_explained(tmp_path: Path) -> None:

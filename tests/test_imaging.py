@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
+import random
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import v2
 
 from foveal.errors import InputError
 from foveal.imaging import (
@@ -26,6 +30,7 @@ from foveal.imaging import (
     tile_starts,
 )
 from foveal.info import Preprocess
+from spoil import spoil
 
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 56, 3), dtype=np.uint8)
@@ -38,13 +43,15 @@ def png(width: int, height: int, bits: int = 8, rows: bytes = b"") -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + data
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp"])
 def test_lossless_files_read_back(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"picture{suffix}"
-    Image.fromarray(PICTURE).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
+    Image.fromarray(PICTURE).save(path, **options)
     assert (read_image(path) == PICTURE).all()
 
 
@@ -141,6 +148,108 @@ def test_unusable_files_are_refused_by_name(tmp_path: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def _kinds() -> dict[str, bytes]:
+    """One good file of every format, mode and compression that is read."""
+    image, turned = Image.fromarray(PICTURE), Image.Exif()
+    turned[0x0112] = 6
+    wide = Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 257)
+    writers = {
+        "exif.jpg": (image, {"format": "JPEG", "exif": turned}),
+        "progressive.jpg": (image, {"format": "JPEG", "progressive": True}),
+        "cmyk.jpg": (image.convert("CMYK"), {"format": "JPEG"}),
+        "several.jpg": (image, {"format": "MPO", "save_all": True, "append_images": [image]}),
+        "rgb.png": (image, {"format": "PNG", "exif": turned}),
+        "palette.png": (image.convert("P"), {"format": "PNG", "transparency": 3}),
+        "grey16.png": (wide, {"format": "PNG"}),
+        "lossy.webp": (image, {"format": "WEBP"}),
+        "lossless.webp": (image, {"format": "WEBP", "lossless": True}),
+        "plain.tif": (image, {"format": "TIFF"}),
+        "lzw.tif": (image, {"format": "TIFF", "compression": "tiff_lzw"}),
+        "jpeg.tif": (image, {"format": "TIFF", "compression": "jpeg"}),
+        "grey16.tif": (wide, {"format": "TIFF"}),
+        "rgb.bmp": (image, {"format": "BMP"}),
+        "several.gif": (image, {"format": "GIF", "save_all": True, "append_images": [image.rotate(90)]}),
+        "rgb.ppm": (image, {"format": "PPM"}),
+    }
+    files = {}
+    for name, (picture, options) in writers.items():
+        buffer = io.BytesIO()
+        picture.save(buffer, **options)
+        files[name] = buffer.getvalue()
+    return files
+
+
+KINDS = _kinds()
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage before it gives up on it, or does not
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_bytes_never_give_another_error(tmp_path: Path, name: str) -> None:
+    """The good file is read; 60 spoilt ones are, too, or are refused in one line; as images and as masks."""
+    path, rng = tmp_path / name, random.Random(0)
+    path.write_bytes(KINDS[name])
+    assert read_image(path).shape in {(40, 56, 3), (56, 40, 3)}
+    for _ in range(60):
+        path.write_bytes(spoil(KINDS[name], rng))
+        for read in (read_image, read_mask):
+            try:
+                found = read(path)
+            except InputError as error:
+                message = str(error)
+                assert name in message
+                assert "\n" not in message
+            else:
+                assert found.size
+
+
+def test_pillow_images_are_read_and_stay_usable(tmp_path: Path) -> None:
+    """Opened but not yet decoded images too, with their orientation; damage is an InputError there as well."""
+    turned = Image.Exif()
+    turned[0x0112] = 8
+    Image.fromarray(PICTURE).save(tmp_path / "good.png", exif=turned)
+    with Image.open(tmp_path / "good.png") as image:
+        assert (read_image(image) == read_image(tmp_path / "good.png")).all()
+        assert (np.asarray(image) == PICTURE).all()
+    (tmp_path / "half.png").write_bytes((tmp_path / "good.png").read_bytes()[:3000])
+    with Image.open(tmp_path / "half.png") as image, pytest.raises(InputError, match="damaged or truncated"):
+        read_image(image)
+    with pytest.raises(InputError, match="megapixels"):
+        read_image(Image.new("1", (20_000, 6_000)))
+
+
+@pytest.mark.parametrize(("width", "height"), [(12_000, 10_000), (20_000, 20_000), (65_535, 65_535)])
+def test_bombs_are_refused_before_decoding(tmp_path: Path, width: int, height: int) -> None:
+    """The pixels of these files are missing, yet it is their size that is named: nobody got as far as decoding."""
+    (tmp_path / "bomb.png").write_bytes(png(width, height))
+    with pytest.raises(InputError, match=r"bomb\.png: .*(megapixels|exceeds limit)"):
+        read_image(tmp_path / "bomb.png")
+    (tmp_path / "small.png").write_bytes(png(100, 100))
+    with pytest.raises(InputError, match="damaged or truncated"):
+        read_image(tmp_path / "small.png")
+
+
+def test_nothing_to_see_is_refused() -> None:
+    for empty in (np.zeros((0, 5, 3), np.uint8), np.zeros((4, 0), np.uint8), Image.new("RGB", (0, 5))):
+        with pytest.raises(InputError, match="pixels"):
+            read_image(empty)
+
+
+def test_hidden_files_are_no_images(tmp_path: Path) -> None:
+    """macOS writes ._photo.jpg beside photo.jpg; interrupted writes leave .name files."""
+    for name in ("b/photo.JPG", "a.png", "._a.png", ".a-x1.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (2, 2)).save(tmp_path / name, "PNG")
+    assert [str(p.relative_to(tmp_path)) for p in list_images(tmp_path)] == ["a.png", "b/photo.JPG"]
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_masks_of_more_than_8_bits_keep_their_ids(tmp_path: Path, mode: str) -> None:
+    ids = np.array([[0, 300], [65535, 7]])
+    raw = ids.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode])
+    Image.frombytes(mode, (2, 2), raw.tobytes()).save(tmp_path / "mask.tif")
+    assert (read_mask(tmp_path / "mask.tif") == ids).all()
+
+
 def test_size_limit_is_the_callers(tmp_path: Path) -> None:
     Image.fromarray(PICTURE).save(tmp_path / "picture.png")
     with pytest.raises(InputError, match="above the limit"):
@@ -205,6 +314,18 @@ def test_centre_crop_keeps_the_middle() -> None:
     out = prepare(image, Preprocess(mean=(0, 0, 0), std=(1, 1, 1), size=(64, 64), crop_ratio=0.5))
     assert out[0, 0, 32, 32] == 1
     assert out[0].mean() == pytest.approx((32 / 64) ** 2, rel=0.1)
+
+
+@settings(max_examples=30)
+@given(height=st.integers(20, 90), width=st.integers(20, 90), size=st.integers(16, 64), ratio=st.floats(0.5, 1.0))
+def test_crops_as_torchvision_does(height: int, width: int, size: int, ratio: float) -> None:
+    """The published classifiers were evaluated with torchvision's Resize and CenterCrop on Pillow images."""
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    resize = v2.Resize(math.ceil(size / ratio), interpolation=v2.InterpolationMode.BICUBIC)
+    expected = np.asarray(v2.CenterCrop(size)(resize(Image.fromarray(image))))
+    preprocess = Preprocess((0, 0, 0), (1, 1, 1), size=(size, size), crop_ratio=ratio)
+    found = prepare(image, preprocess)[0].transpose(1, 2, 0) * 255
+    assert np.abs(found - expected).max() < 1e-3
 
 
 @given(length=st.integers(1, 3000), tile=st.integers(2, 600), data=st.data())

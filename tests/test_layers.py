@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -219,7 +220,7 @@ def test_residual_only_where_shapes_allow(cls: type[nn.Module]) -> None:
 
 
 def test_convolution_has_a_bias_where_no_norm_follows() -> None:
-    def keys(**options: bool) -> set[str]:
+    def keys(**options: Any) -> set[str]:
         return set(ConvNormAct(3, 4, **options).state_dict())
 
     norm = {f"norm.{name}" for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}

@@ -24,6 +24,15 @@ def result(logits: NDArray[np.float32], size: tuple[int, int], scale: tuple[floa
     return SegmentResult(image, logits, scale, Labels())
 
 
+def check_mask(mask: NDArray, upsampled: torch.Tensor) -> None:
+    """``mask`` is the argmax of ``(C, H, W)``, but where the two best classes are equal to the last bits."""
+    best = upsampled.argmax(0).numpy()
+    assert mask.shape == best.shape
+    lost = upsampled.amax(0) - upsampled.gather(0, torch.from_numpy(mask[None].astype(np.int64)))[0]
+    assert lost.max() <= 1e-5
+    assert (mask != best).sum() <= 1 + mask.size // 1000
+
+
 def random_logits(seed: int, shape: tuple[int, int, int], smooth: bool) -> NDArray[np.float32]:
     """Noise, or blobs several positions wide, as networks give them."""
     height, width = shape[1:]
@@ -46,9 +55,9 @@ def test_mask_at_the_networks_stride(classes: int, height: int, width: int, cut:
     """Upsample by 8 and crop, as torch does it."""
     logits = random_logits(seed, (classes, height, width), smooth)
     size = (8 * height - cut, 8 * width - cut // 2)
-    upsampled = F.interpolate(torch.from_numpy(logits[None]), scale_factor=8, mode="bilinear", align_corners=False)
-    expected = upsampled[0, :, : size[0], : size[1]].argmax(0).numpy()
-    assert (result(logits, size, (1 / 8, 1 / 8)).mask == expected).mean() > 0.999
+    wide = torch.from_numpy(logits[None]).double()
+    upsampled = F.interpolate(wide, scale_factor=8, mode="bilinear", align_corners=False)
+    check_mask(result(logits, size, (1 / 8, 1 / 8)).mask, upsampled[0, :, : size[0], : size[1]])
 
 
 @given(
@@ -58,17 +67,27 @@ def test_mask_at_the_networks_stride(classes: int, height: int, width: int, cut:
 def test_mask_of_a_resized_image(height: int, width: int, out_h: int, out_w: int, smooth: bool, seed: int) -> None:
     """Any size to any size in one step, up or down."""
     logits = random_logits(seed, (5, height, width), smooth)
-    expected = F.interpolate(torch.from_numpy(logits[None]), size=(out_h, out_w), mode="bilinear", align_corners=False)
-    found = result(logits, (out_h, out_w), (height / out_h, width / out_w)).mask
-    assert (found == expected[0].argmax(0).numpy()).mean() > 0.998
+    wide = torch.from_numpy(logits[None]).double()
+    upsampled = F.interpolate(wide, size=(out_h, out_w), mode="bilinear", align_corners=False)
+    check_mask(result(logits, (out_h, out_w), (height / out_h, width / out_w)).mask, upsampled[0])
+
+
+@pytest.mark.parametrize(("coarse", "size"), [((45, 60), (360, 480)), ((96, 128), (360, 480)), ((44, 60), (360, 480))])
+@pytest.mark.parametrize("smooth", [True, False])
+def test_mask_of_real_sizes(coarse: tuple[int, int], size: tuple[int, int], smooth: bool) -> None:
+    """CamVid's: at its own size, fed at 1024x768, and at 480x352, where the factors differ."""
+    logits = random_logits(5, (11, *coarse), smooth)
+    wide = torch.from_numpy(logits[None]).double()
+    upsampled = F.interpolate(wide, size=size, mode="bilinear", align_corners=False)
+    check_mask(result(logits, size, (coarse[0] / size[0], coarse[1] / size[1])).mask, upsampled[0])
 
 
 def test_more_than_256_classes(tmp_path: Path) -> None:
     logits = random_logits(0, (300, 6, 7), False)
     found = result(logits, (48, 56), (1 / 8, 1 / 8))
-    expected = F.interpolate(torch.from_numpy(logits[None]), scale_factor=8, mode="bilinear")[0].argmax(0).numpy()
     assert found.mask.dtype == np.int32
-    assert (found.mask == expected).mean() > 0.999
+    assert found.mask.max() > 255
+    check_mask(found.mask, F.interpolate(torch.from_numpy(logits[None]).double(), scale_factor=8, mode="bilinear")[0])
     with pytest.raises(InputError, match="256 classes"):
         found.save(tmp_path / "mask.png")
 
@@ -106,6 +125,8 @@ def test_overlay_mixes_image_and_colours() -> None:
     found = result(random_logits(4, (3, 4, 4), True), (32, 32), (1 / 8, 1 / 8))
     assert (np.asarray(found.overlay(0.0)) == found.image).all()
     assert (np.asarray(found.overlay(1.0)) == np.array(found.palette, np.uint8)[found.mask]).all()
+    colours = np.array(found.palette)[found.mask]
+    assert np.abs(np.asarray(found.overlay(0.25)) - (0.75 * found.image + 0.25 * colours)).max() <= 0.5
     with pytest.raises(InputError, match=r"alpha=1\.5"):
         found.overlay(1.5)
 

@@ -16,6 +16,7 @@ from .errors import (
     ExportError,
     FovealError,
     InputError,
+    TrainingError,
 )
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "ExportError",
     "FovealError",
     "InputError",
+    "TrainingError",
     "ClassifyResult",
     "Labels",
     "LoadReport",

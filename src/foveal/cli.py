@@ -49,4 +49,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _fail(error: Exception) -> NoReturn:
     print("foveal:", " ".join(str(error).split()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(getattr(error, "exit_code", 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable
@@ -141,6 +142,8 @@ def _predict(
     jobs, many = _jobs(images, out)
     if label is not None and many:
         raise ConfigError("--label compares a single image")
+    if tile is not None:
+        predictor.check_tiles(tile, overlap)
     overlays = not many if overlay is None else overlay
     if not many:
         source, target = jobs[0]
@@ -259,18 +262,29 @@ def _jobs(images: list[Path], out: Path) -> tuple[list[tuple[Path, Path]], bool]
     jobs: list[tuple[Path, Path]] = []
     taken: set[Path] = set()
     for given in images:
-        for source in list_images(given):
-            if given.is_dir() and out.resolve() in source.resolve().parents:
+        for source in list_images(given) if given.is_dir() else [given]:
+            inside = given.resolve() in out.resolve().parents
+            if inside and out.resolve() in source.resolve().parents:
                 continue  # results of an earlier run inside the folder
-            relative = source.relative_to(given) if given.is_dir() else Path(source.name)
-            target = out / relative.with_suffix(".png")
-            if target in taken:  # a.jpg beside a.png
-                target = out / f"{relative}.png"
+            target = _free_target(source, given, out, taken)
             taken.add(target)
             jobs.append((source, target))
     if not jobs:
         raise InputError(f"no images to work on in {', '.join(map(str, images))}")
+    overwritten = {source.resolve() for source, _ in jobs} & {target.resolve() for target in taken}
+    if overwritten:
+        raise ConfigError(f"--out {out} would overwrite the image {min(overwritten)}: choose another folder")
     return jobs, many
+
+
+def _free_target(source: Path, given: Path, out: Path, taken: set[Path]) -> Path:
+    """Where the mask of ``source`` goes: its own name, with more of its path where two images share it."""
+    relative = source.relative_to(given) if given.is_dir() else Path(source.name)
+    owner = given if given.is_dir() else source.resolve().parent
+    for name in (relative.with_suffix(".png"), Path(f"{relative}.png"), Path(owner.name) / f"{relative}.png"):
+        if out / name not in taken:
+            return out / name
+    raise ConfigError(f"{source}: another image has the same name; segment the folders one by one")
 
 
 def _write(result: SegmentResult, target: Path, overlay: bool) -> list[Path]:
@@ -483,19 +497,28 @@ def train(
     resume
         Go on from the run in --out.
     """
-    import yaml
-
     from . import train as train_model
 
-    overrides = {key: yaml.safe_load(text) for key, text in (set or {}).items()}
+    overrides = {key: _yaml_value(key, text) for key, text in (set or {}).items()}
     overrides |= {key: value for key, value in (("model", model), ("task", task)) if value is not None}
     result = train_model(data, config=config, out=out, resume=resume, **overrides)
-    report = {"folder": str(result.folder), "best": str(result.best), "miou": result.miou, "loss": result.losses[-1]}
+    miou = result.miou if math.isfinite(result.miou) else None
+    report = {"folder": str(result.folder), "best": str(result.best), "miou": miou, "loss": result.losses[-1]}
     if json:
         _print_json(report)
     else:
-        print(f"{report['best']}  loss {report['loss']:.4f}  mIoU {result.miou:.2%}")
+        scored = "" if miou is None else f"  mIoU {miou:.2%}"
+        print(f"{report['best']}  loss {report['loss']:.4f}{scored}")
     return 0
+
+
+def _yaml_value(key: str, text: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text) if text else ""
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set.{key} {text!r}: {' '.join(str(error).split())}") from error
 
 
 def evaluate(
@@ -601,13 +624,14 @@ def _print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 200  # a pipe has no width; wrapped rows would be no use to grep
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(header):
-        table.add_column(name, no_wrap=index == 0)
+        table.add_column(Text(name), no_wrap=index == 0)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console.print(table)

@@ -34,7 +34,8 @@ class TrainConfig:
         crop: (H, W) of the training crops, in pixels.
         scale: range of the random scaling before cropping.
         flip: probability of a horizontal flip.
-        jitter: strength of the colour jitter, 0..1.
+        jitter: strength of the jitter of brightness, contrast and saturation, 0..1.
+        tint: strength of a random gain per colour channel, 0..1: other cameras, other light.
         rare_crop: probability that a crop is placed on a pixel of a class drawn by its weight.
         class_weights: how rarity weighs in the loss: "none", "sqrt_median", "median" (frequency balancing).
         lr: peak learning rate of AdamW.
@@ -43,7 +44,6 @@ class TrainConfig:
         ema_decay: of the averaged weights, which are evaluated and saved; 0: none.
         grad_clip: largest norm of the gradient; 0: not clipped.
         precision: "fp32", "bf16" or "fp16" (autocast).
-        compile: compile the training step with torch.compile.
         workers: data loading processes.
         eval_every: epochs between evaluations.
         seed: of weights, order and augmentation.
@@ -61,6 +61,7 @@ class TrainConfig:
     scale: tuple[float, float] = (0.6, 1.8)
     flip: float = 0.5
     jitter: float = 0.3
+    tint: float = 0.0
     rare_crop: float = 0.0
     class_weights: Literal["none", "sqrt_median", "median"] = "sqrt_median"
     lr: float = 2e-3
@@ -69,7 +70,6 @@ class TrainConfig:
     ema_decay: float = 0.995
     grad_clip: float = 5.0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
     workers: int = 1
     eval_every: int = 10
     seed: int = 0
@@ -82,6 +82,7 @@ class TrainConfig:
             "scale": 0 < self.scale[0] <= self.scale[1],
             "flip": 0 <= self.flip <= 1,
             "jitter": 0 <= self.jitter < 1,
+            "tint": 0 <= self.tint < 1,
             "rare_crop": 0 <= self.rare_crop <= 1,
             "lr": self.lr > 0,
             "weight_decay": self.weight_decay >= 0,

@@ -7,7 +7,13 @@ from collections.abc import Iterable
 
 
 class FovealError(Exception):
-    """Base of all errors that are the caller's to mend: the message says what, where and what to do."""
+    """Base of all errors that are the caller's to mend: the message says what, where and what to do.
+
+    Attributes:
+        exit_code: of the command line: 2 where the request was wrong, 1 where the work failed.
+    """
+
+    exit_code = 2
 
 
 class InputError(FovealError):
@@ -28,6 +34,14 @@ class ConfigError(FovealError):
 
 class ExportError(FovealError):
     """A model that could not be exported, or whose exported file disagrees with it."""
+
+    exit_code = 1
+
+
+class TrainingError(FovealError):
+    """A training run that cannot go on."""
+
+    exit_code = 1
 
 
 class DependencyError(FovealError):

@@ -7,6 +7,7 @@ cannot drift apart.
 from __future__ import annotations
 
 import math
+import struct
 import warnings
 from pathlib import Path
 
@@ -23,7 +24,11 @@ MAX_PIXELS = 100_000_000  #: larger images are refused before decoding, unless t
 MAX_FILE_BYTES = 512 << 20
 _BAND = 16  # rows that prepare() works on at a time
 
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError)  # what Pillow's decoders raise
+# What Pillow's decoders and readers of metadata raise on files that somebody has broken.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError,
+    MemoryError, struct.error,
+)  # fmt: skip
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
@@ -111,7 +116,7 @@ def _check_pixels(name: str | Path, size: tuple[int, int], max_pixels: int) -> N
     if pixels > max_pixels:
         raise InputError(
             f"{name}: {size[0]}x{size[1]} is {pixels / 1e6:.0f} megapixels, "
-            f"above the limit of {max_pixels / 1e6:.0f}; raise max_pixels if you trust it"
+            f"above the limit of {max_pixels / 1e6:.0f} for one image: shrink it or cut it up"
         )
     if pixels == 0:
         raise InputError(f"{name}: {size[0]}x{size[1]}, an image without pixels")

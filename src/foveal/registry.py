@@ -64,6 +64,7 @@ class Family:
     Attributes:
         convert: ``state dict in any published layout -> ours`` (keys ``backbone.*`` and ``head.*``), ``None`` when
             the keys are not this family's. It must not change a dictionary that is in our layout already.
+        stem: key of the first convolution, whose shape tells the channels of the image.
         options: options of ``create_model`` that reach the backbone, with what they do.
         licence: licence of the published weights.
     """
@@ -72,6 +73,7 @@ class Family:
     paper: str
     variants: Mapping[str, Variant]
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor] | None]
+    stem: str = "backbone.stem.0.conv.weight"
     options: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
 

@@ -76,9 +76,11 @@ class SegmentResult:
         """Write the index mask as a PNG with the palette inside: viewers show colours, readers get indices.
 
         Raises:
-            InputError: more than 256 classes, or the file cannot be written.
+            InputError: another suffix, more than 256 classes, or the file cannot be written.
         """
         path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise InputError(f"{path}: class indices survive in .png files only")
         if self.mask.dtype != np.uint8:
             raise InputError(f"{path}: a PNG with a palette holds 256 classes, these are {len(self.names)}")
         picture = Image.fromarray(self.mask)

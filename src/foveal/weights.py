@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import re
 import struct
 import warnings
 import zipfile
@@ -19,12 +18,12 @@ from torch import Tensor, nn
 
 from . import assets
 from . import models as models  # registers the families
-from .errors import CheckpointError, nearest
+from .errors import CheckpointError
 from .files import written_whole
 from .info import KEY, ModelInfo
+from .references import find_file
 from .registry import FAMILIES, Family
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".tar")
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
 _WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
@@ -73,28 +72,6 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
     return _read_torch(path), None
 
 
-def find_file(ref: str | Path, known: Iterable[str] = ()) -> Path:
-    """Find the checkpoint that ``ref`` names: a file, a training run's best one, or a hub repository's.
-
-    Args:
-        ref: path of a file or of a run's folder, or hub id (``owner/name``, fetched once by huggingface_hub).
-        known: valid names, for the error's hint.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    path = Path(ref)
-    if path.is_dir():
-        if not (path / "best.safetensors").exists():
-            raise CheckpointError(f"{ref}: no best.safetensors in this folder, so it is no training run")
-        return path / "best.safetensors"
-    if path.exists() or path.suffix in SUFFIXES:
-        return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(ref)):
-        return _download(str(ref))
-    raise CheckpointError(f"{ref}: no such file, training run or weights{nearest(str(ref), known)}")
-
-
 def read_weights(name: str, weights: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
     """Read weights for the architecture ``name``: a bundled tag, or whatever :func:`find_file` takes.
 
@@ -105,16 +82,6 @@ def read_weights(name: str, weights: str | Path) -> tuple[dict[str, Tensor], Mod
         return read_state(assets.path(f"{name}.{weights}", ".safetensors"))
     tags = [ref.partition(".")[2] for ref in assets.WEIGHTS if ref.startswith(f"{name}.")]
     return read_state(find_file(weights, tags))
-
-
-def _download(hub_id: str) -> Path:
-    """Fetch ``model.safetensors`` of a hub repository, or find it in the local cache."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(hub_id, "model.safetensors"))
-    except Exception as error:  # the hub client raises many kinds; each means: no weights
-        raise CheckpointError(f"hub id {hub_id}: {_line(error)}; a local path works offline") from error
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:

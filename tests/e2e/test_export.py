@@ -12,7 +12,7 @@ import torch
 
 import foveal
 from foveal.data.synthetic import NAMES
-from foveal.info import KEY, ModelInfo
+from foveal.info import KEY, ModelInfo, attach
 from foveal.run.load import OnnxRunner
 from foveal.run.train import TrainResult
 
@@ -39,6 +39,23 @@ def test_description_is_inside(exported: Path) -> None:
     assert metadata["palette"].startswith("#5a5a5a")
     assert metadata["mean"].startswith("0.485")
     onnx.checker.check_model(onnx.load(exported), full_check=True)
+
+
+def test_nothing_of_this_machine_is_inside(exported: Path) -> None:
+    """The tracer notes source files and lines on every node: a tenth of the file, and nobody else's business."""
+    content = exported.read_bytes()
+    for trace in (b".py", b"site-packages", b"pkg.torch", str(Path.cwd()).encode(), str(exported.parent).encode()):
+        assert trace not in content
+
+
+def test_inputs_and_outputs_are_named(exported: Path) -> None:
+    graph = onnx.load(exported).graph
+    (image,), (logits,) = (
+        [(v.name, [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]) for v in values]
+        for values in (graph.input, graph.output)
+    )
+    assert image == ("image", ["batch", 3, "height", "width"])
+    assert logits == ("logits", ["batch", 4, "height/8", "width/8"])
 
 
 def test_attention_keeps_its_epsilon(exported: Path) -> None:
@@ -83,12 +100,29 @@ def test_refusals_leave_no_file(tmp_path: Path) -> None:
     model = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
     with pytest.raises(foveal.ConfigError, match=r"unknown format 'onxn'; did you mean 'onnx'\?"):
         foveal.export(model, to="onxn", output=tmp_path / "a.onnx")
+    with pytest.raises(foveal.ConfigError, match="trace at 64 pixels or more"):
+        foveal.export(model, output=tmp_path / "a.onnx", size=(32, 64))
     with pytest.raises(foveal.ConfigError, match="was not made by foveal"):
         foveal.export(torch.nn.Conv2d(3, 3, 1), output=tmp_path / "a.onnx")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(foveal.InputError, match="cannot write"):
         foveal.export(model, output=tmp_path / "file" / "a.onnx", size=(64, 64))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+class _Branching(torch.nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image.mean((2, 3)) if image.sum() > 0 else image.amax((2, 3))
+
+
+def test_untraceable_models_are_refused(tmp_path: Path) -> None:
+    """What depends on the pixels' values has no graph; one line says so."""
+    model = _Branching()
+    attach(model, ModelInfo(model="branching", task="classify", num_classes=3))
+    with pytest.raises(foveal.ExportError, match=r"^branching: cannot be traced for ONNX") as caught:
+        foveal.export(model, output=tmp_path / "a.onnx")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ Without that file the labels are CamVid's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -106,9 +106,6 @@ class SegmentationData:
                 "name it in dataset.yaml, under 'names' or 'ignore'"
             )
         return mask.astype(np.uint8)
-
-    def subset(self, indices: Sequence[int]) -> SegmentationData:
-        return replace(self, pairs=tuple(self.pairs[i] for i in indices))
 
 
 def class_counts(masks: Sequence[NDArray[np.uint8]], num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

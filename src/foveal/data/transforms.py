@@ -20,6 +20,7 @@ class SegmentAugment:
         scale: range of the scaling, drawn log-uniformly.
         flip: probability of a horizontal flip.
         jitter: largest relative change of brightness, contrast and saturation.
+        tint: largest relative change of each colour channel.
         rare_crop: probability that the crop covers a pixel of a class drawn by ``class_weights``.
         class_weights: one weight per class, used by ``rare_crop``.
         fill: colour outside the image, where the mask is ignored.
@@ -29,6 +30,7 @@ class SegmentAugment:
     scale: tuple[float, float] = (0.6, 1.8)
     flip: float = 0.5
     jitter: float = 0.3
+    tint: float = 0.0
     rare_crop: float = 0.0
     class_weights: tuple[float, ...] = ()
     fill: tuple[int, int, int] = (124, 116, 104)
@@ -65,10 +67,12 @@ class SegmentAugment:
         return float(rng.uniform(low_y, high_y)), float(rng.uniform(low_x, high_x))
 
     def _recolour(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        if not self.jitter:
-            return picture
-        for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            picture = kind(picture).enhance(float(rng.uniform(1 - self.jitter, 1 + self.jitter)))
+        if self.jitter:
+            for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                picture = kind(picture).enhance(float(rng.uniform(1 - self.jitter, 1 + self.jitter)))
+        if self.tint:
+            r, g, b = rng.uniform(1 - self.tint, 1 + self.tint, 3)
+            picture = picture.convert("RGB", (r, 0, 0, 0, 0, g, 0, 0, 0, 0, b, 0))
         return picture
 
 

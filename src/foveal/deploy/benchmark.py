@@ -121,7 +121,7 @@ def bench(
     warmup: int = 3,
     runtime: Runtime = "auto",
 ) -> BenchReport:
-    """Time the networks alone (no reading, no preparing), interleaved.
+    """Time the networks alone (no reading, no preparing) on the CPU, interleaved.
 
     Args:
         refs: whatever :func:`foveal.load` takes, and architectures without weights (random ones then).
@@ -137,6 +137,8 @@ def bench(
     """
     if not refs or min(batch, rounds, *size) < 1 or warmup < 0:
         raise ConfigError("bench needs at least one model, and positive size, batch and rounds")
+    if len({str(ref) for ref in refs}) < len(refs):
+        raise ConfigError("bench: the same model is named twice")
     threads = threads or int(machine.describe()["cores"])
     predictors = {str(ref): _open(str(ref), runtime, threads) for ref in refs}
     images = {name: _image(batch, p.info.in_chans, size) for name, p in predictors.items()}
@@ -198,7 +200,7 @@ def _image(batch: int, channels: int, size: tuple[int, int]) -> NDArray[np.float
 
 def _open(ref: str, runtime: Runtime, threads: int) -> Predictor:
     try:
-        predictor = load(ref, runtime=runtime)
+        predictor = load(ref, runtime=runtime, device="cpu")
     except FovealError:
         predictor = _untrained(ref)
         if predictor is None:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -27,6 +26,7 @@ from ..errors import ConfigError, DependencyError, ExportError, nearest
 from ..files import written_whole
 from ..info import KEY, ModelInfo, info_of
 from ..layers.conv import ConvNormAct
+from ..layers.resample import ceil_div
 from ..run.load import OnnxRunner, load_model
 from ..tasks.segment import SegmentationModel
 
@@ -38,6 +38,7 @@ FORMATS = ("onnx",)
 OPSET = 18  #: the newest that ONNX Runtime 1.14 and later, OpenVINO and TensorRT 10 all read
 TOLERANCE = 1e-4  #: largest difference to the model, over its largest output
 AGREEMENT = 0.9999  #: smallest share of positions with the model's class, near ties left out
+_MIN_TRACED = 64  # so that the odd size, about half of it, is still one that models take
 
 
 @dataclass(frozen=True)
@@ -86,28 +87,32 @@ def export(
         output: file to write; default: the model's name in the current folder.
         upsample: segmentation: put the upsampling to the image's size into the graph. Default: logits at the model's
             own stride, which Foveal's predictor upsamples.
-        size: (H, W) to trace at; the file takes others.
+        size: (H, W) to trace at, each at least 64; the file takes any from 32 up.
 
     Returns:
         ExportReport: with ``path`` and how the file compares with the model.
 
     Raises:
-        ConfigError: unknown format, or a model that Foveal did not make.
+        ConfigError: unknown format or impossible size, or a model that Foveal did not make.
+        InputError: ``output`` cannot be written.
         ExportError: the model cannot be traced, or the file differs from it; nothing is written then.
     """
     if to not in FORMATS:
         raise ConfigError(f"unknown format {to!r}{nearest(to, FORMATS)}")
+    if min(size) < _MIN_TRACED:
+        raise ConfigError(f"size={size}: trace at {_MIN_TRACED} pixels or more; the file takes smaller images too")
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
     info = info_of(model)
+    if info.task == "features":
+        raise ConfigError(f"{info.model}: a pyramid has several outputs; export a model for a task")
     upsample = upsample and isinstance(model, SegmentationModel)
     info = info.replace(output_stride=1 if upsample else getattr(model, "stride", 1))
     name = f"{info.model}.{info.tag}" if info.tag else info.model
     output = Path(output) if output is not None else Path(f"{name}.onnx")
     frozen = copy.deepcopy(model).cpu().float().eval()
     graph = _Graph(_fold_norms(copy.deepcopy(frozen)), upsample)
-    proto = _trace(graph, info, size)
     with written_whole(output) as temporary:
-        temporary.write_bytes(proto.SerializeToString())
+        temporary.write_bytes(_trace(graph.eval(), info, size).SerializeToString())
         report = _compare(temporary, _Graph(frozen, upsample), info, size)
     return ExportReport(output, to, OPSET, output.stat().st_size, *report)
 
@@ -122,15 +127,25 @@ class _Graph(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if not isinstance(self.model, SegmentationModel):
             return self.model(image)
-        logits = self.model.padded(image, self.upsample)
-        stride = 1 if self.upsample else self.model.stride
-        height, width = ((side + stride - 1) // stride for side in image.shape[-2:])
-        # Cropping by negative padding: slices with symbolic ends would guard on the traced size.
-        return F.pad(logits, (0, width - logits.shape[-1], 0, height - logits.shape[-2]))
+        height, width = image.shape[-2:]
+        stride = self.model.stride
+        logits = _cropped(self.model.padded(image), ceil_div(height, stride), ceil_div(width, stride))
+        return _cropped(self.model.upsampled(logits), height, width) if self.upsample else logits
+
+
+def _cropped(x: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns.
+
+    Not slices: the tracer cannot prove that their symbolic ends lie inside, and would insist on multiples of 32.
+    """
+    return x.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
 
 
 def _fold_norms(model: nn.Module) -> nn.Module:
-    """Fold every batch norm into the convolution before it: fewer nodes for runtimes that do not do it themselves."""
+    """Fold every batch norm into the convolution before it.
+
+    Runtimes that do not fold then need not, and torch 2.6 with a current onnxscript cannot translate the norms.
+    """
     for module in model.modules():
         if isinstance(module, ConvNormAct) and isinstance(module.norm, nn.BatchNorm2d):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
@@ -146,11 +161,11 @@ def _trace(graph: nn.Module, info: ModelInfo, size: tuple[int, int]) -> onnx.Mod
     sides = {0: Dim("batch", min=1), 2: Dim("height", min=33), 3: Dim("width", min=33)}
     try:
         with _quiet():
+            # Traced here, not by torch.onnx.export: where this fails, that would go on to methods that fix the size.
+            traced = torch.export.export(graph, (image,), dynamic_shapes={"image": sides}, strict=False)
             program = torch.onnx.export(
-                graph,
-                (image,),
+                traced,
                 dynamo=True,
-                dynamic_shapes={"image": sides},
                 input_names=["image"],
                 output_names=["logits"],
                 opset_version=OPSET,
@@ -162,12 +177,33 @@ def _trace(graph: nn.Module, info: ModelInfo, size: tuple[int, int]) -> onnx.Mod
     except ModuleNotFoundError as error:
         raise DependencyError(f"exporting needs {error.name}: pip install 'foveal[torch]'") from error
     except Exception as error:  # the exporter raises many kinds; each means that this model has no such file
-        raise ExportError(f"{info.model}: cannot be traced for ONNX ({str(error).splitlines()[0]})") from error
-    proto = program.model_proto
+        raise ExportError(f"{info.model}: cannot be traced for ONNX ({_reason(error)})") from error
+    return _described(program.model_proto, info)
+
+
+def _reason(error: BaseException) -> str:
+    """First line of the innermost error: the exporter's own is about the exporter."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _described(proto: onnx.ModelProto, info: ModelInfo) -> onnx.ModelProto:
+    """Put the description in, and take out the tracer's notes: a tenth of the file, with paths of this machine."""
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]
+    del graph.value_info[:]
+    for node in graph.node:
+        node.doc_string = ""
+    sides = [side if info.output_stride == 1 else f"{side}/{info.output_stride}" for side in ("height", "width")]
+    for value, names in ((graph.input[0], ("height", "width")), (graph.output[0], sides)):
+        dims = value.type.tensor_type.shape.dim
+        for dim, name in zip((dims[0], *dims[2:]), ("batch", *names), strict=False):
+            dim.dim_param = name
     proto.doc_string = f"{info.model}, {info.task}, exported by Foveal"
     for key, value in _readable(info).items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, value
+        proto.metadata_props.add(key=key, value=value)
     return proto
 
 
@@ -212,7 +248,10 @@ def _compare(
         image = rng.standard_normal((batch, info.in_chans, height, width)).astype(np.float32)
         with torch.inference_mode():
             expected = model(torch.from_numpy(image)).numpy()
-        found = runner(image)
+        try:
+            found = runner(image)
+        except Exception as error:  # the runtime's exceptions are not public
+            raise ExportError(f"the file does not run at {height}x{width} ({_reason(error)}): not written") from error
         if found.shape != expected.shape:
             raise ExportError(f"the file gives {found.shape} at {height}x{width}, the model {expected.shape}")
         worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))

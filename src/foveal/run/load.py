@@ -14,6 +14,7 @@ from .. import assets
 from ..data.labels import OF_HEAD
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError, nearest
 from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of
+from ..references import find_file
 from .predict import Predictor, TorchRunner
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str = "auto", runtime:
         runtime: "onnxruntime", "torch", or "auto": ONNX Runtime where an ONNX file is at hand and no device is named.
 
     Raises:
-        ConfigError: unknown reference, runtime, device or dtype.
-        CheckpointError: a file that cannot be used.
+        ConfigError: unknown runtime or dtype, or an architecture without weights.
+        CheckpointError: nothing of that name, or a file that cannot be used.
+        InputError: a device that is not there.
         DependencyError: torch is needed and not installed.
     """
     if runtime not in ("auto", "onnxruntime", "torch"):
@@ -48,11 +50,12 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str = "auto", runtime:
         return Predictor(runner, info, "onnxruntime on cpu")
     if runtime == "onnxruntime" or (exported and exported == Path(ref)):
         raise ConfigError(f"{ref}: ONNX Runtime runs .onnx files on the CPU in float32; export this one first")
-    torch = _torch(f"{ref} is not an exported file")
-    chosen = _device(device)
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}{nearest(dtype, _DTYPES)}")
     model = load_model(ref)
+    import torch
+
+    chosen = _device(device)
     return Predictor(TorchRunner(model, chosen, getattr(torch, _DTYPES[dtype])), info_of(model), f"torch on {chosen}")
 
 
@@ -65,16 +68,16 @@ def load_model(ref: str | Path) -> nn.Module:
     Raises:
         ConfigError, CheckpointError: as :func:`load`.
     """
+    text = str(ref)
+    path = assets.path(text, ".safetensors") if text in assets.WEIGHTS else None
+    if path is None and not _is_architecture(text):
+        path = find_file(ref, assets.WEIGHTS)
     _torch(f"{ref} is not an exported file")
     from ..factory import create_model
-    from ..registry import variants
-    from ..weights import find_file, load_checkpoint, read_state
+    from ..weights import load_checkpoint, read_state
 
-    text = str(ref)
-    if text in variants():
+    if path is None:
         raise _without_weights(text)
-    bundled = text in assets.WEIGHTS
-    path = assets.path(text, ".safetensors") if bundled else find_file(ref, assets.WEIGHTS)
     state, info = read_state(path)
     if info is None or not info.model:
         info = identify(state)
@@ -93,12 +96,13 @@ def identify(state: dict[str, Tensor]) -> ModelInfo:
     import torch
 
     from ..factory import create_model
+    from ..registry import FAMILIES
     from ..weights import task_of, to_our_layout
 
     state, family = to_our_layout(state)
     shapes, task = _shapes(state), task_of(state)
     num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
-    in_chans = next((shape[1] for shape in shapes.values() if len(shape) == 4), 3)
+    in_chans = next((shapes[entry.stem][1] for entry in FAMILIES.values() if entry.stem in shapes), 3)
     for name, variant, head, licence in _candidates(family, task):
         options: dict[str, Any] = {"head": head} if head else {}
         with torch.device("meta"):
@@ -167,7 +171,10 @@ class OnnxRunner:
         return runner, ModelInfo.from_json(text)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.asarray(self.session.run(None, {self.input: batch})[0])
+        try:
+            return np.asarray(self.session.run(None, {self.input: batch})[0])
+        except Exception as error:  # out of memory, or a size that the file does not take
+            raise InputError(f"the network cannot run on {batch.shape}: {str(error).splitlines()[0]}") from error
 
 
 def _exported(ref: str | Path) -> Path | None:
@@ -176,18 +183,24 @@ def _exported(ref: str | Path) -> Path | None:
     return Path(ref) if Path(ref).suffix == ".onnx" else None
 
 
+def _is_architecture(name: str) -> bool:
+    """Whether this is a name of ``list_models``; without torch none is known."""
+    if importlib.util.find_spec("torch") is None:
+        return False
+    from ..registry import variants
+
+    return name in variants()
+
+
 def _without_weights(name: str) -> ConfigError:
     tagged = [ref for ref in assets.WEIGHTS if ref.startswith(f"{name}.")]
     hint = f"use {tagged[0]!r}, a checkpoint" if tagged else "give a checkpoint"
     return ConfigError(f"{name} is an architecture without weights: {hint}, or create_model to train one")
 
 
-def _torch(why: str) -> Any:
+def _torch(why: str) -> None:
     if importlib.util.find_spec("torch") is None:
         raise DependencyError(f"{why}, so it needs torch: pip install 'foveal[torch]'")
-    import torch
-
-    return torch
 
 
 def _device(device: str) -> str:

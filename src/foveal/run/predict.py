@@ -86,24 +86,31 @@ class Predictor:
             logits = self.runner(network_input)[0]
             height, width = network_size(pixels.shape[0], pixels.shape[1], self.info.preprocess)
         else:
-            if self.info.preprocess.size is not None:
-                raise InputError(
-                    "tile: this model resizes every image to a fixed size, so tiles would change the result"
-                )
-            logits = self._tiled_logits(pixels, tile, tile // 3 if overlap is None else overlap)
+            logits = self._tiled_logits(pixels, tile, self.check_tiles(tile, overlap))
             height, width = pixels.shape[:2]
         scale = (height / (pixels.shape[0] * stride), width / (pixels.shape[1] * stride))
         return SegmentResult(pixels, logits, scale, self.info.labels)
 
-    def _tiled_logits(self, pixels: NDArray[np.uint8], tile: int, overlap: int) -> NDArray[np.float32]:
-        """Logits of overlapping windows that start on the stride, blended with raised-cosine weights."""
-        stride = self.info.output_stride
-        grid = max(stride, _MIN_SIZE)
+    def check_tiles(self, tile: int, overlap: int | None = None) -> int:
+        """Return the overlap in pixels, a third of ``tile`` by default.
+
+        Raises:
+            InputError: windows that this model cannot use.
+        """
+        if self.info.preprocess.size is not None:
+            raise InputError("tile: this model resizes every image to a fixed size, so tiles would change the result")
+        overlap = tile // 3 if overlap is None else overlap
+        grid = max(self.info.output_stride, _MIN_SIZE)
         if tile < 2 * grid or tile % grid or not 0 <= overlap <= tile - grid:
             raise InputError(
                 f"tile={tile}, overlap={overlap}: tile must be a multiple of {grid} from {2 * grid} up, "
                 f"overlap at most {tile - grid}"
             )
+        return overlap
+
+    def _tiled_logits(self, pixels: NDArray[np.uint8], tile: int, overlap: int) -> NDArray[np.float32]:
+        """Logits of overlapping windows that start on the stride, blended with raised-cosine weights."""
+        stride = self.info.output_stride
         height, width = pixels.shape[:2]
         preprocess = dataclasses.replace(self.info.preprocess, max_side=None)  # tiles are for full resolution
         total: NDArray[np.float32] | None = None

@@ -2,7 +2,7 @@
 
 A run is a folder: ``config.yaml`` (all settings), ``log.jsonl`` (a line per epoch and evaluation),
 ``last.safetensors`` and ``best.safetensors`` (averaged weights with their description) and ``state.pt`` (everything
-that ``resume`` needs). Every file is written aside and renamed.
+that ``resume`` needs). Every file but the log is written aside and renamed; the log grows line by line.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -28,7 +29,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..config import TrainConfig, build_config, read_yaml, to_dict
 from ..data.segmentation import SegmentationData, class_counts, median_frequency_weights
 from ..data.transforms import SegmentAugment
-from ..errors import ConfigError, DataError
+from ..errors import CheckpointError, ConfigError, DataError, TrainingError
 from ..factory import create_model
 from ..files import written_whole
 from ..imaging import prepare
@@ -77,6 +78,7 @@ def train(
     Raises:
         ConfigError: unknown or impossible setting; ``out`` holds a run already; nothing to resume.
         DataError: the data set cannot be used.
+        TrainingError: the loss became NaN or infinite.
     """
     out = Path(out)
     if resume and config is None and (out / "config.yaml").exists():
@@ -111,7 +113,7 @@ def train(
         weights=config.weights or None,
         **config.options,
     )
-    info = info_of(model).replace(labels=labels)
+    info = info_of(model).replace(labels=labels, preprocess=samples.preprocess, tag="")
     model = model.to(memory_format=torch.channels_last)
     ema = AveragedModel(model, multi_avg_fn=_ema(config.ema_decay), use_buffers=True)
     ema = ema.to(accelerator.device)
@@ -122,9 +124,13 @@ def train(
     wrapped, optimizer = accelerator.prepare(model, optimizer)
 
     # ---- where to start
-    state: dict[str, Any] = {"epoch": 0, "best": -1.0, "losses": [], "seconds": 0.0}
+    state: dict[str, Any] = {"epoch": 0, "best": -1.0, "losses": [], "seconds": 0.0, "images": len(samples)}
     if resume:
         state = _restore(out / "state.pt", model, ema, optimizer, schedule, state)
+        if state["images"] != len(samples):
+            raise ConfigError(f"{out} was trained on {state['images']} images, {data} has {len(samples)}")
+        if accelerator.is_main_process:
+            _cut_log(out / "log.jsonl", state["epoch"])
         progress.note(f"resuming after epoch {state['epoch']} of {config.epochs}")
     elif accelerator.is_main_process:
         with written_whole(out / "config.yaml") as file:
@@ -162,7 +168,7 @@ def train(
                 bar.advance(f"epoch {epoch}/{config.epochs}")
             mean_loss = _over_processes(accelerator, total, "mean").item() / per_epoch
             if not math.isfinite(mean_loss):
-                raise ConfigError(f"the loss became {mean_loss} in epoch {epoch}: lower lr, or use precision fp32")
+                raise TrainingError(f"the loss became {mean_loss} in epoch {epoch}: lower lr, or use precision fp32")
             state["losses"].append(mean_loss)
             state["epoch"], state["seconds"] = epoch, time.monotonic() - started
             line = {"epoch": epoch, "loss": mean_loss, "lr": schedule.get_last_lr()[0], "seconds": state["seconds"]}
@@ -174,11 +180,12 @@ def train(
                     line |= scores.to_dict()
                     progress.note(f"epoch {epoch}: loss {mean_loss:.4f}, {config.val_split} mIoU {scores.miou:.2%}")
                 if accelerator.is_main_process:
-                    better = scores is None or scores.miou >= state["best"]
+                    better = scores is None or not scores.miou < state["best"]
                     described = described.replace(notes=_notes(config, samples.data, line))
                     for name in ("last", "best") if better else ("last",):
                         save_checkpoint(out / f"{name}.safetensors", averaged.state_dict(), described)
-                state["best"] = max(state["best"], scores.miou) if scores else state["best"]
+                if scores and scores.miou > state["best"]:
+                    state["best"] = scores.miou
             if accelerator.is_main_process:
                 _log(out / "log.jsonl", line)
                 _save_state(out / "state.pt", model, ema, optimizer, schedule, state)
@@ -188,7 +195,9 @@ def train(
 
 
 class TrainSamples(Dataset):
-    """Augmented samples, ``(epoch, index) -> (image (3, h, w) float32, target (h, w) int64)``, decoded once.
+    """Augmented samples, ``(epoch, index) -> (image (3, h, w) float32, target (h, w) int64)``.
+
+    The data set is decoded once and stays in memory, four bytes per pixel.
 
     The draw depends on the seed, the epoch and the index alone: not on workers, processes or where a run resumed.
     """
@@ -203,7 +212,13 @@ class TrainSamples(Dataset):
         self.pixels, self.present = class_counts([mask for _, mask in self.decoded], len(data.labels.names))
         weights = np.sqrt(median_frequency_weights(self.pixels, self.present))
         self.augment = SegmentAugment(
-            config.crop, config.scale, config.flip, config.jitter, config.rare_crop, tuple(weights.tolist())
+            config.crop,
+            config.scale,
+            config.flip,
+            config.jitter,
+            config.tint,
+            config.rare_crop,
+            tuple(weights.tolist()),
         )
         self.preprocess = ModelInfo().preprocess
 
@@ -293,6 +308,9 @@ def _loss_weights(config: TrainConfig, pixels: np.ndarray, present: np.ndarray) 
 def _validate(accelerator: Accelerator, model: nn.Module, info: ModelInfo, data: SegmentationData) -> SegmentScores:
     """Score ``model`` on ``data``, each image counted once over all processes."""
     training = model.training
+    if accelerator.num_processes > 1:  # batch norms have counted each process's own share
+        for buffer in model.buffers():
+            broadcast(buffer)
     predictor = Predictor(TorchRunner(model, str(accelerator.device)), info, "torch")
     matrix = np.zeros((info.num_classes, info.num_classes), np.int64)
     for index in range(accelerator.process_index, len(data), accelerator.num_processes):
@@ -322,12 +340,22 @@ def _ema(decay: float) -> Any:
 
 
 def _notes(config: TrainConfig, data: SegmentationData, line: dict[str, Any]) -> dict[str, Any]:
-    return {"config": to_dict(config), "images": len(data), "log": line}
+    settings = to_dict(config) | {
+        "weights": Path(config.weights).name
+    }  # a path of this machine means nothing elsewhere
+    return {"config": settings, "images": len(data), "log": line}
 
 
 def _log(path: Path, line: dict[str, Any]) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def _cut_log(path: Path, epoch: int) -> None:
+    """Drop lines after ``epoch``: a crash may come between the log and the state."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    with written_whole(path) as file:
+        file.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["epoch"] <= epoch))
 
 
 def _save_state(
@@ -344,7 +372,13 @@ def _save_state(
 
 
 def _restore(path: Path, model, ema, optimizer, schedule, state: dict[str, Any]) -> dict[str, Any]:
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    for name, part in {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule}.items():
-        part.load_state_dict(found[name])
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        for name, part in {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule}.items():
+            part.load_state_dict(found[name])
+    except Exception as error:  # pickle, zip and torch each raise their own
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path}: cannot be resumed from ({reason}); start again from best.safetensors"
+        ) from error
     return state | found["state"]

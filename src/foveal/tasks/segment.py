@@ -87,12 +87,13 @@ class SegmentationModel(nn.Module):
     def forward(self, x: Tensor, upsample: bool = True) -> Tensor:
         h, w = x.shape[-2:]
         check_min_size(x, self.backbone.min_size)
-        stride = 1 if upsample else self.stride
-        return self.padded(x, upsample)[..., : ceil_div(h, stride), : ceil_div(w, stride)]
+        logits = self.padded(x)[..., : ceil_div(h, self.stride), : ceil_div(w, self.stride)]
+        return self.upsampled(logits)[..., :h, :w] if upsample else logits
 
-    def padded(self, x: Tensor, upsample: bool) -> Tensor:
-        """The same before cropping: logits of the padded image."""
-        logits = self.head(self.backbone(pad_to_multiple(x, self.multiple_of)))
-        if upsample:
-            logits = F.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
-        return logits
+    def padded(self, x: Tensor) -> Tensor:
+        """Logits of the padded image at the head's stride, before cropping."""
+        return self.head(self.backbone(pad_to_multiple(x, self.multiple_of)))
+
+    def upsampled(self, logits: Tensor) -> Tensor:
+        """Logits at ``stride`` times the size."""
+        return F.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
