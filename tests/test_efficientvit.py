@@ -198,7 +198,7 @@ def test_classifies_at_any_size(size: tuple[int, int]) -> None:
 @example((65, 97))
 @given(SIZES)
 def test_segments_at_any_size(size: tuple[int, int]) -> None:
-    """At its own stride the result is that of the image padded by hand, cropped; else that, upsampled and cropped."""
+    """The result is that of the image padded by hand, cropped: at the network's stride, or after upsampling."""
     segmenter = built("segment")
     height, width = size
     x = torch.randn(1, 3, height, width)
@@ -208,7 +208,7 @@ def test_segments_at_any_size(size: tuple[int, int]) -> None:
     padded = F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
     whole = segmenter.head(segmenter.backbone(padded))
     assert torch.equal(coarse, whole[..., : coarse.shape[-2], : coarse.shape[-1]])
-    full = F.interpolate(coarse, scale_factor=8, mode="bilinear", align_corners=False)
+    full = F.interpolate(whole, scale_factor=8, mode="bilinear", align_corners=False)
     assert largest(found - full[..., :height, :width]) < 1e-5
 
 

@@ -128,9 +128,10 @@ class _Graph(nn.Module):
         if not isinstance(self.model, SegmentationModel):
             return self.model(image)
         height, width = image.shape[-2:]
-        stride = self.model.stride
-        logits = _cropped(self.model.padded(image), ceil_div(height, stride), ceil_div(width, stride))
-        return _cropped(self.model.upsampled(logits), height, width) if self.upsample else logits
+        logits = self.model.padded(image)
+        if self.upsample:
+            return _cropped(self.model.upsampled(logits), height, width)
+        return _cropped(logits, ceil_div(height, self.model.stride), ceil_div(width, self.model.stride))
 
 
 def _cropped(x: Tensor, height: int, width: int) -> Tensor:

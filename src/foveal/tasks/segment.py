@@ -87,8 +87,10 @@ class SegmentationModel(nn.Module):
     def forward(self, x: Tensor, upsample: bool = True) -> Tensor:
         h, w = x.shape[-2:]
         check_min_size(x, self.backbone.min_size)
-        logits = self.padded(x)[..., : ceil_div(h, self.stride), : ceil_div(w, self.stride)]
-        return self.upsampled(logits)[..., :h, :w] if upsample else logits
+        logits = self.padded(x)
+        if upsample:
+            return self.upsampled(logits)[..., :h, :w]
+        return logits[..., : ceil_div(h, self.stride), : ceil_div(w, self.stride)]
 
     def padded(self, x: Tensor) -> Tensor:
         """Logits of the padded image at the head's stride, before cropping."""
