@@ -95,6 +95,8 @@ def _opened(source: str | Path | Image.Image, max_pixels: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
             image = Image.open(path, formats=FORMATS)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file or folder") from error
     except UnidentifiedImageError as error:
         known = ", ".join(FORMATS[:5])
         raise InputError(f"{path}: not an image of a known format ({known}), or damaged") from error
