@@ -84,7 +84,7 @@ def test_upsampling_can_be_in_the_graph(run: TrainResult, exported: Path, tmp_pa
     assert np.asarray(found).shape == (1, 4, 75, 90)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     photo = np.random.default_rng(1).integers(0, 256, (75, 90, 3), dtype=np.uint8)
-    assert (foveal.load(report.path)(photo).mask == foveal.load(exported)(photo).mask).mean() > 0.999
+    assert (foveal.load(report)(photo).mask == foveal.load(exported)(photo).mask).mean() > 0.999
 
 
 def test_classifiers_export_too(tmp_path: Path) -> None:

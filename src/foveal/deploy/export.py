@@ -63,6 +63,10 @@ class ExportReport:
     max_difference: float
     agreement: float
 
+    def __fspath__(self) -> str:
+        """The report stands for its file wherever a path is expected."""
+        return str(self.path)
+
     def __str__(self) -> str:
         sizes = ", ".join(f"{b}x{h}x{w}" for b, h, w in self.sizes)
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +27,9 @@ Runtime = Literal["auto", "onnxruntime", "torch"]
 _DTYPES = {"auto": "float32", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 
 
-def load(ref: str | Path, *, device: str = "auto", dtype: str = "auto", runtime: Runtime = "auto") -> Predictor:
+def load(
+    ref: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto", runtime: Runtime = "auto"
+) -> Predictor:
     """Get a predictor.
 
     Args:
@@ -44,6 +47,7 @@ def load(ref: str | Path, *, device: str = "auto", dtype: str = "auto", runtime:
     """
     if runtime not in ("auto", "onnxruntime", "torch"):
         raise ConfigError(f"unknown runtime {runtime!r}{nearest(runtime, ('auto', 'onnxruntime', 'torch'))}")
+    ref = os.fspath(ref)
     exported = _exported(ref)
     if exported and runtime != "torch" and (device in ("auto", "cpu") and dtype in ("auto", "float32")):
         runner, info = OnnxRunner.open(exported)
