@@ -67,7 +67,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "06-half.bmp": (half(KINDS["rgb.bmp"]), "damaged or truncated"),
     "06-header-alone.png": (png(100, 100), "damaged or truncated"),
     "07-corrupt.png": (holed(KINDS["rgb.png"], 64, random.Random(0)), "damaged or truncated"),
-    "07-corrupt.jpg": (holed(encoded(PHOTO.resize((400, 300)), "JPEG"), 4096, random.Random(0)), "damaged or truncated"),
+    "07-corrupt.jpg": (holed(encoded(PHOTO, "JPEG"), 4096, random.Random(0)), "damaged or truncated"),
     "09-drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "JPEG, PNG, WebP, TIFF, BMP"),
     "09-print.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a format"),
     "09-layers.psd": (b"8BPS\0\1" + bytes(200), "not an image of a format"),
@@ -79,7 +79,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "13-lab.tif": (encoded(IMAGE.convert("LAB"), "TIFF"), "a LAB image; convert it to RGB"),
     "14-nan.tif": (tiff(8, 8, 32, NAN.tobytes(), kind=3), "floating-point image"),
     "14-inf.tif": (tiff(8, 8, 32, INF.tobytes(), kind=3), "floating-point image"),
-    "18-moving.gif": (encoded(IMAGE, "GIF", save_all=True, append_images=[IMAGE.rotate(90)]), "not an image of a format"),
+    "18-moving.gif": (encoded(IMAGE, "GIF", save_all=True, append_images=[PHOTO]), "not an image of a format"),
 }  # fmt: skip
 
 
@@ -195,18 +195,18 @@ def test_06_truncated_files_may_be_allowed(tmp_path: Path, name: str, caplog: py
 
 
 def test_07_png_keeps_its_checksums(tmp_path: Path) -> None:
-    """Any single bit of the pixels' data, and of the palette's, flipped: refused, each time."""
+    """A bit of any byte of the pixels' data, and of the palette's, flipped: refused, each time."""
     good = encoded(Image.fromarray(PICTURE[:6, :6]).convert("P", palette=Image.Palette.ADAPTIVE), "PNG")
     path = tmp_path / "flipped.png"
     begin = good.index(b"PLTE") - 4
     silent = []
-    for bit in range(8 * begin, 8 * (good.index(b"IEND") - 4)):
+    for place in range(begin, good.index(b"IEND") - 4):
         data = bytearray(good)
-        data[bit // 8] ^= 1 << bit % 8
+        data[place] ^= 1 << place % 8
         path.write_bytes(data)
         try:
             read_image(path)
-            silent.append(bit)
+            silent.append(place)
         except InputError:
             pass
     assert not silent
@@ -265,7 +265,9 @@ def test_11_sixteen_bit_greys_are_scaled_not_clipped(tmp_path: Path) -> None:
     """Less than half a level off on average; greys of 12 bits and negatives, as scanners write them, too."""
     wide = RNG.integers(0, 65536, (64, 48)).astype(np.uint16)
     narrow = (wide[:, :6] >> 4).astype(np.uint32)
-    packed = np.stack([narrow[:, ::2] >> 4, (narrow[:, ::2] & 15) << 4 | narrow[:, 1::2] >> 8, narrow[:, 1::2] & 255], 2)
+    packed = np.stack(
+        [narrow[:, ::2] >> 4, (narrow[:, ::2] & 15) << 4 | narrow[:, 1::2] >> 8, narrow[:, 1::2] & 255], 2
+    )
     for name, content, expected in (
         ("grey16.png", encoded(Image.fromarray(wide), "PNG"), wide / 257),
         ("grey16.tif", encoded(Image.fromarray(wide), "TIFF"), wide / 257),
@@ -379,7 +381,9 @@ def test_19_orientation_applies_to_image_and_mask_alike(tmp_path: Path, orientat
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"turned.{suffix}"
-    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    Image.fromarray(np.ascontiguousarray(stored)).save(
+        path, exif=exif, **({"lossless": True} if suffix == "webp" else {})
+    )
     assert np.abs(read_image(path).astype(int) - upright[..., None]).max() <= (1 if suffix == "jpg" else 0)
     if suffix in ("png", "tif"):
         assert (read_mask(path) == upright).all()
@@ -397,8 +401,8 @@ def test_19_masks_do_not_come_as_jpeg(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 977), (977, 1), (30_000, 1), (1, 30_000)])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
 def test_20_thin_images(tmp_path: Path, width: int, height: int, kind: str) -> None:
-    if kind == "WEBP" and max(width, height) > 16_383:
-        pytest.skip("WebP has no larger sides")
+    if kind == "WEBP":
+        width, height = min(width, 16_383), min(height, 16_383)  # the largest sides it has
     read = read_image(_written(tmp_path / "thin", encoded(Image.new("RGB", (width, height), (90, 90, 90)), kind)))
     assert read.shape == (height, width, 3)
     assert np.abs(read.astype(int) - 90).max() <= 2

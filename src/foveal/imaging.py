@@ -52,9 +52,7 @@ _LOG = logging.getLogger(__name__)
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
 
-def read_image(
-    source: ImageLike, *, max_pixels: int | None = None, allow_truncated: bool = False
-) -> NDArray[np.uint8]:
+def read_image(source: ImageLike, *, max_pixels: int | None = None, allow_truncated: bool = False) -> NDArray[np.uint8]:
     """Read an image as the eye sees it: upright, 8 bits, RGB.
 
     Orientation tags are applied. 16-bit greys are scaled to 8 bits, not clipped. Transparency is composed over white.
