@@ -480,7 +480,7 @@ def train(
     set: Annotated[dict[str, str] | None, Parameter(help="Any other setting: --set.epochs 50 --set.lr 1e-3.")] = None,
     json: Json = False,
 ) -> int:
-    """Train on a folder of images and masks. ``torchrun -m foveal train ...`` scales the same command.
+    """Train on images and masks, or on a folder per class. ``torchrun -m foveal train ...`` scales the same command.
 
     Parameters
     ----------
@@ -502,12 +502,12 @@ def train(
     overrides = {key: _yaml_value(key, text) for key, text in (set or {}).items()}
     overrides |= {key: value for key, value in (("model", model), ("task", task)) if value is not None}
     result = train_model(data, config=config, out=out, resume=resume, **overrides)
-    miou = result.miou if math.isfinite(result.miou) else None
-    report = {"folder": str(result.folder), "best": str(result.best), "miou": miou, "loss": result.losses[-1]}
+    figure = {result.metric: result.value} if math.isfinite(result.value) else {}
+    report = {"folder": str(result.folder), "best": str(result.best), "loss": result.losses[-1], **figure}
     if json:
         _print_json(report)
     else:
-        scored = "" if miou is None else f"  mIoU {miou:.2%}"
+        scored = "".join(f"  {name} {value:.2%}" for name, value in figure.items())
         print(f"{report['best']}  loss {report['loss']:.4f}{scored}")
     return 0
 

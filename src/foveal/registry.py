@@ -21,9 +21,11 @@ class Backbone(nn.Module):
 
     Attributes:
         feature_info: channels and stride of each map.
+        stages: its parts in order, each a module of one input.
         min_size: smallest side of an image, in pixels.
     """
 
+    stages: nn.ModuleList
     feature_info: list[FeatureInfo]
     min_size: int = 32
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from . import assets
@@ -288,4 +288,5 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelIn
     """Write ``state`` and its description as one .safetensors file, whole or not at all."""
     tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={KEY: info.to_json()})
+        # Python's own write says why, where the disk is full.
+        temporary.write_bytes(save(tensors, metadata={KEY: info.to_json()}))

@@ -217,7 +217,7 @@ def test_evaluate_prints_every_class(run: TrainResult, shapes: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("ground", "disc", "square", "triangle", "mIoU"))
     report = json.loads(cli("evaluate", run.folder, shapes, "--split", "val", "--json").stdout)
-    assert report["miou"] == pytest.approx(run.miou, abs=1e-6)
+    assert report["miou"] == pytest.approx(run.value, abs=1e-6)
 
 
 def test_demo_writes_picture_and_mask(tmp_path: Path) -> None:

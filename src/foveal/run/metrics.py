@@ -1,4 +1,4 @@
-"""Figures of merit for segmentation, from one int64 confusion matrix over the whole data set."""
+"""Figures of merit, from integer counts over the whole data set."""
 
 from __future__ import annotations
 
@@ -48,6 +48,10 @@ class SegmentScores:
         return float(np.nanmean(self.iou)) if np.isfinite(self.iou).any() else float("nan")
 
     @property
+    def headline(self) -> tuple[str, float]:
+        return "miou", self.miou
+
+    @property
     def pixel_accuracy(self) -> float:
         total = self.confusion.sum()
         return float(np.trace(self.confusion) / total) if total else float("nan")
@@ -64,3 +68,19 @@ class SegmentScores:
             "iou": iou,
             "absent": list(self.absent),
         }
+
+
+@dataclass(frozen=True)
+class ClassifyScores:
+    """How many images were classified, and how many rightly by the first and by one of the first five guesses."""
+
+    images: int
+    first: int
+    five: int
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        return "top1", self.first / self.images if self.images else float("nan")
+
+    def to_dict(self) -> dict:
+        return {"top1": round(self.first / self.images, 6), "top5": round(self.five / self.images, 6)}
