@@ -17,7 +17,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast
@@ -33,7 +32,8 @@ from ..errors import CheckpointError, ConfigError, DataError, TrainingError
 from ..factory import create_model
 from ..files import written_whole
 from ..imaging import prepare
-from ..info import IGNORE, ModelInfo, info_of
+from ..info import ModelInfo, info_of
+from ..losses import SegmentationLoss
 from ..weights import save_checkpoint
 from .metrics import SegmentScores, confusion_matrix
 from .predict import Predictor, TorchRunner
@@ -118,6 +118,7 @@ def train(
     ema = AveragedModel(model, multi_avg_fn=_ema(config.ema_decay), use_buffers=True)
     ema = ema.to(accelerator.device)
     class_weights = torch.tensor(_loss_weights(config, *counts), dtype=torch.float32, device=accelerator.device)
+    criterion = SegmentationLoss(config.loss, class_weights)
     optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
     steps = config.epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, config.warmup))
@@ -156,7 +157,7 @@ def train(
                 image = image.contiguous(memory_format=torch.channels_last)
                 with accelerator.autocast():
                     logits = wrapped(image, upsample=False)
-                loss = segmentation_loss(logits, target, class_weights)
+                loss = criterion(logits, target)
                 accelerator.backward(loss)
                 if config.grad_clip:
                     accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -248,20 +249,6 @@ class Batches(Sampler):
             order = np.random.default_rng((self.config.seed, epoch)).permutation(self.length)
             for start in range(0, self.length - size + 1, size):
                 yield [(epoch, int(i)) for i in order[start : start + size][self.rank :: self.world]]
-
-
-def segmentation_loss(logits: Tensor, target: Tensor, class_weights: Tensor) -> Tensor:
-    """Weighted cross entropy at the target's size, in float32; 0 where every pixel is ignored.
-
-    Args:
-        logits: ``(B, C, h, w)`` at any stride, upsampled bilinearly.
-        target: ``(B, H, W)`` int64, 255 = ignore.
-        class_weights: ``(C,)``.
-    """
-    logits = F.interpolate(logits.float().contiguous(), size=target.shape[-2:], mode="bilinear", align_corners=False)
-    total = F.cross_entropy(logits, target, class_weights, ignore_index=IGNORE, reduction="sum")
-    weight = F.pad(class_weights, (0, IGNORE + 1 - len(class_weights)))[target].sum()
-    return total / weight.clamp(min=1e-6)
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
