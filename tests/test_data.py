@@ -190,7 +190,8 @@ def test_synthetic_set_is_reproducible(tmp_path: Path) -> None:
 
 def test_config_round_trip_and_conversions(tmp_path: Path) -> None:
     values = {"lr": "1e-3", "crop": [64, 96], "splits": ["train", "val"], "epochs": 3, "options": {"scales": [3, 5]}}
-    config = build_config(TrainConfig, values)
+    config = build_config(TrainConfig, values | {"loss": {"cross_entropy": "1e0", "lovasz": 2}})
+    assert config.loss == {"cross_entropy": 1.0, "lovasz": 2.0}
     assert (config.lr, config.crop, config.splits) == (1e-3, (64, 96), ("train", "val"))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     assert build_config(TrainConfig, read_yaml(tmp_path / "config.yaml")) == config
@@ -213,6 +214,12 @@ def test_config_round_trip_and_conversions(tmp_path: Path) -> None:
         ({"splits": "train"}, "splits: expected a list"),
         ({"crop": [31, 64]}, "out of range"),
         ({"ema_decay": 1}, "out of range"),
+        ({"loss": "lovasz"}, "loss: expected a mapping such as {name: value}, got 'lovasz'"),
+        ({"loss": {"lovas": 1}}, r"loss key='lovas'; did you mean 'lovasz'\?"),
+        ({"loss": {"lovasz": "high"}}, r"loss\.lovasz: expected float, got 'high'"),
+        ({"loss": {"lovasz": 0}}, "loss={'lovasz': 0.0} is out of range"),
+        ({"loss": {}}, "loss={} is out of range"),
+        ({"options": {3: 5}}, "options key: expected str, got 3"),
     ],
 )
 def test_config_mistakes_are_explained(values: dict, message: str) -> None:

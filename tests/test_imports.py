@@ -18,7 +18,7 @@ FLOORS = [
     {"info", "files", "machine", "assets"},
     {"config", "imaging", "references"},
     {"results", "layers"},
-    {"registry"},
+    {"registry", "losses"},
     {"models"},
     {"tasks", "weights"},
     {"factory"},

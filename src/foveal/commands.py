@@ -467,6 +467,19 @@ def export(
 
 # ---- training and measuring
 
+_SET_HELP = "Any other setting: --set.epochs 50 --set.lr 1e-3 --set.loss '{cross_entropy: 1, lovasz: 0.5}'."
+
+
+def _settings(_: Any, tokens: Any) -> dict[str, str]:
+    """Values of --set by name; a setting with entries is one value, since naming some would leave the rest open."""
+    if not isinstance(tokens, dict):
+        raise ConfigError("--set: name the setting, such as --set.epochs 50")
+    for key, given in tokens.items():
+        if isinstance(given, dict):
+            entries = ", ".join(f"{entry}: ..." for entry in given)
+            raise ConfigError(f"--set.{key}.{next(iter(given))}: give all entries at once, --set.{key} '{{{entries}}}'")
+    return {key: given[-1].value for key, given in tokens.items()}
+
 
 def train(
     data: Path,
@@ -477,7 +490,7 @@ def train(
     config: Path | None = None,
     out: Path = Path("runs/train"),
     resume: bool = False,
-    set: Annotated[dict[str, str] | None, Parameter(help="Any other setting: --set.epochs 50 --set.lr 1e-3.")] = None,
+    set: Annotated[dict[str, str] | None, Parameter(help=_SET_HELP, converter=_settings)] = None,
     json: Json = False,
 ) -> int:
     """Train on images and masks, or on a folder per class. ``torchrun -m foveal train ...`` scales the same command.

@@ -16,6 +16,8 @@ import yaml
 from .errors import ConfigError, nearest
 
 T = TypeVar("T")
+#: What :mod:`foveal.losses` has.
+LossName = Literal["cross_entropy", "ohem", "focal", "dice", "jaccard", "lovasz", "boundary"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class TrainConfig:
         jitter: strength of the jitter of brightness, contrast and saturation, 0..1.
         tint: strength of a random gain per colour channel, 0..1: other cameras, other light.
         rare_crop: probability that a crop is placed on a pixel of a class drawn by its weight.
+        loss: segmentation: factor of each term of the loss, by name (see :mod:`foveal.losses`); those left out have none.
         class_weights: how rarity weighs in the loss: "none", "sqrt_median", "median" (frequency balancing).
-        loss: segmentation: weight of each term, see :mod:`foveal.losses`.
         label_smoothing: classification: share of the target that goes to the other classes.
         deep_supervision: segmentation: weight of auxiliary classifiers on the two coarsest maps; 0: none.
         lr: peak learning rate of AdamW.
@@ -81,8 +83,8 @@ class TrainConfig:
     jitter: float = 0.3
     tint: float = 0.0
     rare_crop: float = 0.0
+    loss: dict[LossName, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
     class_weights: Literal["none", "sqrt_median", "median"] = "sqrt_median"
-    loss: dict[str, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
     label_smoothing: float = 0.0
     deep_supervision: float = 0.0
     lr: float = 2e-3
@@ -123,6 +125,7 @@ class TrainConfig:
             "cache_gib": self.cache_gib >= 0,
             "save_minutes": self.save_minutes > 0,
             "log_every": self.log_every >= 0,
+            "loss": len(self.loss) >= 1 and min(self.loss.values()) > 0,
             "lr": self.lr > 0,
             "weight_decay": self.weight_decay >= 0,
             "warmup": 0 <= self.warmup < 1,
@@ -177,6 +180,8 @@ def _required(cls: Any) -> list[str]:
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     """Return ``value`` as ``hint`` wants it; only lossless conversions (list to tuple, int to float)."""
+    if hint is Any:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (UnionType, typing.Union):
         if value is None and type(None) in args:
@@ -194,6 +199,11 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         if len(value) != len(args):
             raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
         return tuple(_coerce(item, arg, where) for item, arg in zip(value, args, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a mapping such as {{name: value}}, got {value!r}")
+        keys = [_coerce(key, args[0], f"{where} key") for key in value]
+        return {key: _coerce(item, args[1], f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
     if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
         with suppress(ValueError):
             value = float(value)  # YAML reads 1e-3 as text

@@ -97,6 +97,19 @@ def test_torchrun_trains_one_model_on_two_processes(tiny: Path, tmp_path: Path) 
     assert math.isfinite(lines[-1]["loss"])
 
 
+def test_loss_is_the_sum_of_its_terms(tiny: Path, tmp_path: Path) -> None:
+    """In the first step, where all runs have the same weights and images, and config.yaml says what was used."""
+
+    def first(name: str, loss: dict[str, float]) -> float:
+        settings = {**TINY, "batch_size": 24, "epochs": 1, "val_split": "", "loss": loss}
+        found = foveal.train(tiny, out=tmp_path / name, **settings)
+        assert yaml.safe_load((found.folder / "config.yaml").read_text())["loss"] == loss
+        return found.losses[0]
+
+    expected = first("a", {"cross_entropy": 1.0}) + 0.5 * first("b", {"lovasz": 1.0})
+    assert first("c", {"cross_entropy": 1.0, "lovasz": 0.5}) == pytest.approx(expected, rel=1e-4)
+
+
 def test_learning_rate_rises_then_falls_to_zero() -> None:
     rates = [learning_rate(step, 100, 0.1) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)

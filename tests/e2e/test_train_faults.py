@@ -84,6 +84,10 @@ def _losses(folder: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "epoch" not in line}
 
 
+def _stamp(folder: Path) -> int:
+    return (folder / "state.pt").stat().st_mtime_ns
+
+
 def _same_weights(first: Path, second: Path) -> bool:
     a, b = (read_state(folder / "last.safetensors")[0] for folder in (first, second))
     return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
@@ -108,10 +112,8 @@ def test_37_killed_at_random_instants_resumes_to_the_bit(
         process = processes.Process(target=_train, args=(tiny, out, settings))
         process.start()
         _wait((out / "state.pt").exists)
-        before = (out / "state.pt").stat().st_mtime_ns
-        _wait(
-            lambda run=process, file=out / "state.pt", old=before: not run.is_alive() or file.stat().st_mtime_ns != old
-        )
+        before = _stamp(out)
+        _wait(lambda: not process.is_alive() or _stamp(out) != before)  # noqa: B023 (called at once)
         process.join(rng.uniform(0, 0.4))
         if not process.is_alive():  # it had come to the end: once more from the start
             assert _losses(out) == _losses(whole)
