@@ -42,7 +42,7 @@ class TrainConfig:
         jitter: strength of the jitter of brightness, contrast and saturation, 0..1.
         tint: strength of a random gain per colour channel, 0..1: other cameras, other light.
         rare_crop: probability that a crop is placed on a pixel of a class drawn by its weight.
-        loss: segmentation: factor of each term of the loss, by name (see :mod:`foveal.losses`); those left out have none.
+        loss: segmentation: factor of each term by name (see :mod:`foveal.losses`); those left out have none.
         class_weights: how rarity weighs in the loss: "none", "sqrt_median", "median" (frequency balancing).
         label_smoothing: classification: share of the target that goes to the other classes.
         deep_supervision: segmentation: weight of auxiliary classifiers on the two coarsest maps; 0: none.

@@ -111,7 +111,7 @@ class SegmentJob:
         self.class_weights = torch.tensor(weights[config.class_weights], dtype=torch.float32)
         self.preprocess = Preprocess()
         self.deep_supervision = config.deep_supervision
-        self.criterion = SegmentationLoss(config.loss, self.class_weights)
+        self.criterion = SegmentationLoss({**config.loss}, self.class_weights)
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         image, mask = self.augment(*self.read[index], rng=rng)
