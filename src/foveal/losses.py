@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config import LossName
 from .errors import ConfigError, InputError, nearest
 from .info import IGNORE
 
@@ -46,7 +47,7 @@ class SegmentationLoss:
         ConfigError: no term, an unknown name, or a factor out of range.
     """
 
-    def __init__(self, terms: Mapping[str, float], class_weights: Tensor | None = None) -> None:
+    def __init__(self, terms: Mapping[LossName, float], class_weights: Tensor | None = None) -> None:
         if not terms:
             raise ConfigError(f"a loss needs one term at least{nearest('', LOSSES)}")
         for name, factor in terms.items():
@@ -207,7 +208,7 @@ def lovasz(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) 
 
 
 #: By name; :data:`foveal.config.LossName` lists the same names for those who have no torch.
-LOSSES: dict[str, Loss] = {
+LOSSES: dict[LossName, Loss] = {
     "cross_entropy": cross_entropy,
     "ohem": ohem,
     "focal": focal,
