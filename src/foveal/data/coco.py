@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,9 @@ class CocoMasks:
                 runs = painter.merge(painter.frPyObjects(runs, height, width))
             elif isinstance(runs["counts"], list):
                 runs = painter.frPyObjects(runs, height, width)
-            layer = painter.decode(runs).astype(bool)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2
+                layer = painter.decode(runs).astype(bool)
             layers.append((int(layer.sum()), self._class(annotation["category_id"]), layer))
         for _, label, layer in sorted(layers, key=lambda item: -item[0]):
             out[layer] = label

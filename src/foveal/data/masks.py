@@ -118,8 +118,8 @@ class ColourMasks:
         foreign = codes[order][place] != found
         if foreign.any() and not self.ignore_unknown:
             raise DataError(
-                f"{name}: colour {_most_common(found[foreign])} without a class; add it in {FILE} to 'palette' or 'ignore_colours', or write"
-                " 'unknown: ignore'"
+                f"{name}: colour {_most_common(found[foreign])} without a class; add it in {FILE} to 'palette' or"
+                " 'ignore_colours', or write 'unknown: ignore'"
             )
         return np.where(foreign, IGNORE, classes[order][place]).astype(np.uint8)
 
