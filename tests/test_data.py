@@ -59,9 +59,9 @@ def test_dataset_file_names_classes(tree: Path) -> None:
 
 
 def test_dataset_file_must_name_classes_that_fit(tree: Path) -> None:
-    """Names are required, and id 255 is taken."""
-    (tree / "dataset.yaml").write_text("ignore: [255]\n")
-    with pytest.raises(ConfigError, match=r"dataset\.yaml: missing key 'names'"):
+    """Id 255 is taken, and each class has its colour."""
+    (tree / "dataset.yaml").write_text("names: [a, b]\npalette: [[0, 0, 0]]")
+    with pytest.raises(ConfigError, match=r"dataset\.yaml: 2 names but 1 colours"):
         SegmentationData.open(tree, ["train"])
     (tree / "dataset.yaml").write_text(yaml.safe_dump({"names": [f"class {i}" for i in range(256)]}))
     with pytest.raises(DataError, match="256 classes; at most 255"):
@@ -82,9 +82,12 @@ def _save_mask(tree: Path, mask: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda t: (t / "trainannot" / "a.png").unlink(), "1 files of 'train' have no partner, first: a"),
+        (lambda t: (t / "trainannot" / "a.png").unlink(), r"train/a\.jpg: has no mask"),
         (lambda t: Image.new("RGB", (12, 8)).save(t / "train" / "a.png"), "shares its stem"),
-        (lambda t: _save_mask(t, np.zeros((8, 8), np.uint8)), r"a\.png: mask of 8x8 \(W x H\) for an image of 12x8"),
+        (
+            lambda t: _save_mask(t, np.zeros((8, 8), np.uint8)),
+            r"a\.png: mask of 8x8 \(W x H\) for .* a\.jpg of 12x8",
+        ),
         (lambda t: _save_mask(t, np.full((8, 12), 77, np.uint8)), r"a\.png: id 77 \(96 pixels\), but there are 11"),
         (lambda t: Image.new("RGB", (12, 8)).save(t / "trainannot" / "a.png"), "class indices are expected|expected"),
         (lambda t: (t / "train" / "a.jpg").write_bytes(b"\xff\xd8 broken"), r"a\.jpg"),

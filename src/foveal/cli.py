@@ -30,6 +30,10 @@ for _name, _help in {
 }.items():
     app.command(f"foveal.commands:{_name}", name=_name, help=_help)
 
+_data = cyclopts.App(name="data", help="Look at data sets.")
+_data.command("foveal.commands:data_check", name="check", help="Read a whole data set: what is in it, what is wrong.")
+app.command(_data)
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command. Exit code 0: done; 1: the work, or part of it, failed; 2: the request was wrong."""

@@ -18,6 +18,7 @@ from .errors import ConfigError, DependencyError, InputError, nearest
 
 if TYPE_CHECKING:
     from .results import SegmentResult
+    from .run.check import SplitReport
     from .run.predict import Predictor
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on standard output.")]
@@ -532,6 +533,64 @@ def _yaml_value(key: str, text: str) -> Any:
         return yaml.safe_load(text) if text else ""
     except yaml.YAMLError as error:
         raise ConfigError(f"--set.{key} {text!r}: {' '.join(str(error).split())}") from error
+
+
+def data_check(
+    data: Path,
+    /,
+    *,
+    quarantine: Annotated[Path | None, Parameter(help="File to write the bad files' paths to, one per line.")] = None,
+    json: Json = False,
+) -> int:
+    """Read a whole data set: its layout, splits, sizes and classes, and everything that is wrong with it, by file.
+
+    Parameters
+    ----------
+    data
+        Folder of the data set.
+    """
+    from .files import written_whole
+    from .run.check import check_data
+    from .run.progress import Progress
+
+    report = check_data(data, progress=Progress())
+    if quarantine is not None:
+        with written_whole(quarantine) as file:
+            file.write_text("".join(f"{path}\n" for path in report.bad_files), encoding="utf-8")
+    if json:
+        _print_json(report.to_dict())
+        return 1 if report.problems else 0
+    print(f"{data}: {report.layout or 'no known layout'}\n")
+    if report.splits:
+        header = ("split", "samples", "readable", "sizes (W x H)", "ignored")
+        _print_table(header, [_split_row(split) for split in report.splits])
+    counted = [split for split in report.splits if len(split.images)]
+    if counted:
+        header = ("class", *(f"{split.name} {kind}" for split in counted for kind in ("pixels", "images")))
+        _print_table(header, [_class_row(name, i, counted) for i, name in enumerate(report.labels.names)])
+    for text in report.notes:
+        print(f"note: {text}")
+    for problem in report.problems:
+        named = str(problem.file) in problem.error
+        print(f"problem: {problem.error}" if named else f"problem: {problem.file}: {problem.error}")
+    print(f"{len(report.problems)} problems" if report.problems else "no problems")
+    return 1 if report.problems else 0
+
+
+def _split_row(split: SplitReport) -> list[str]:
+    sizes = [f"{width}x{height} ({count})" for (height, width), count in split.sizes.most_common(4)]
+    more = f", {len(split.sizes) - 4} more" if len(split.sizes) > 4 else ""
+    ignored = f"{split.ignored_share:.1%}" if split.ignored else ""
+    return [split.name, str(split.items), str(split.readable), ", ".join(sizes) + more, ignored]
+
+
+def _class_row(name: str, index: int, splits: list[SplitReport]) -> list[str]:
+    """Shares of a class in the labelled pixels and in the images of each split."""
+    cells = [name]
+    for split in splits:
+        pixels = f"{split.shares[index]:.2%}" if split.pixels.any() else ""
+        cells += [pixels, f"{split.images[index]} ({split.images[index] / max(1, split.readable):.0%})"]
+    return cells
 
 
 def evaluate(
