@@ -34,7 +34,7 @@ RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 LIGHT = [
     "errors", "info", "files", "machine", "assets", "config", "imaging", "results", "cli", "commands", "data.labels",
     "data.segmentation", "data.transforms", "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress",
-    "deploy.benchmark",
+    "run.boundary", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
