@@ -35,7 +35,8 @@ LIGHT = [
     "errors", "info", "files", "machine", "assets", "config", "imaging", "results", "cli", "commands",
     "data.classification", "data.coco", "data.labels", "data.layout", "data.masks", "data.segmentation",
     "data.segmentation_layouts", "data.stream", "data.super_resolution", "data.transforms", "run.check",
-    "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress", "deploy.benchmark",
+    "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress",
+    "run.boundary", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .info import Preprocess as Preprocess
     from .results import ClassifyResult as ClassifyResult
     from .results import SegmentResult as SegmentResult
+    from .run.compare import compare as compare
     from .run.evaluate import evaluate as evaluate
     from .run.load import load as load
     from .run.load import load_model as load_model
@@ -50,6 +51,7 @@ _HOME = {
     "SegmentResult": "results",
     "TrainConfig": "config",
     "bench": "deploy.benchmark",
+    "compare": "run.compare",
     "create_model": "factory",
     "evaluate": "run.evaluate",
     "export": "deploy.export",
@@ -78,6 +80,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "SegmentResult",
     "TrainConfig",
     "bench",
+    "compare",
     "create_model",
     "evaluate",
     "export",

@@ -24,6 +24,7 @@ for _name, _help in {
     "models": "List the models, or one model's options and published figures.",
     "train": "Train on a folder of images and masks.",
     "evaluate": "Score a model on a labelled data set.",
+    "compare": "Compare two evaluations: difference, interval, p.",
     "export": "Write a model as a file that runs without torch.",
     "bench": "Measure models against each other on this machine.",
     "convert": "Turn any published checkpoint into a safetensors file.",
