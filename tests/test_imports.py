@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 FLOORS = [
     {"errors"},
     {"info", "files", "machine", "assets"},
-    {"config", "imaging", "references"},
-    {"results", "layers"},
+    {"config", "imaging", "hub"},
+    {"results", "layers", "references"},
     {"registry"},
     {"models"},
     {"tasks", "weights"},
@@ -32,9 +32,9 @@ FLOORS = [
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 #: Modules that `pip install foveal` uses: no torch when they are imported.
 LIGHT = [
-    "errors", "info", "files", "machine", "assets", "config", "imaging", "results", "cli", "commands", "data.labels",
-    "data.segmentation", "data.transforms", "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress",
-    "deploy.benchmark",
+    "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "results", "cli",
+    "commands", "data.labels", "data.segmentation", "data.transforms", "run.predict", "run.load", "run.metrics",
+    "run.evaluate", "run.progress", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
