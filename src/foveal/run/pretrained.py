@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from .. import __version__, hub
-from ..errors import ConfigError
+from ..errors import ConfigError, InputError
 from ..files import written_whole
 from ..info import ModelInfo, info_of
 from ..references import SAVED
@@ -65,8 +65,10 @@ def save_pretrained(
         if not math.isfinite(value):
             raise ConfigError(f"metrics: {name} is {value}, which is no figure")
     folder = Path(folder)
-    # A crash between the files must not leave new weights beside the old ones' hash.
-    (folder / "config.json").unlink(missing_ok=True)
+    try:  # a crash between the files must not leave new weights beside the old ones' hash
+        (folder / "config.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}") from error
     save_checkpoint(folder / SAVED, model.state_dict(), info)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if not (folder / "README.md").exists():
