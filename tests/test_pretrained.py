@@ -15,11 +15,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from torch import nn
+from torch.torch_version import TorchVersion
 
 import foveal
 from foveal.errors import CheckpointError, ConfigError
 from foveal.info import IMAGENET_MEAN, IMAGENET_STD, Labels, attach, info_of
-from foveal.weights import read_state
+from foveal.weights import read_state, save_checkpoint
 from hub_server import Hub, close, running
 from test_hub import Client, error_of
 
@@ -231,6 +232,13 @@ def test_published_hash_is_checked_in_the_folder_too(tmp_path: Path, monkeypatch
         foveal.load_model("efficientvit_b0.cityscapes")
 
 
+def test_converted_weights_in_the_folder_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = foveal.create_model("efficientvit_b0", "segment")
+    save_checkpoint(tmp_path / "efficientvit_b0.cityscapes.safetensors", source.state_dict(), info_of(source))
+    monkeypatch.setenv("FOVEAL_WEIGHTS", str(tmp_path))
+    assert same(foveal.load_model("efficientvit_b0.cityscapes"), source)
+
+
 def test_a_path_comes_before_a_name(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A saved folder may bear a bundled name; a folder of data of that name does not stand in the way."""
     monkeypatch.chdir(tmp_path)
@@ -246,7 +254,7 @@ def test_pt_files_need_a_torch_that_reads_them_safely(tmp_path: Path, monkeypatc
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     for version, allowed in (("2.6.0", False), ("2.9.1+cpu", False), ("2.10.0", True), ("2.10.0+cu130", True)):
-        monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+        monkeypatch.setattr(torch, "__version__", TorchVersion(version))
         assert read_state(tmp_path / "a.safetensors")[0].keys() == {"a"}
         if allowed:
             assert read_state(tmp_path / "a.pt")[0].keys() == {"a"}

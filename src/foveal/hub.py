@@ -67,7 +67,8 @@ def fetch(wanted: HubFile) -> Path:
         return _checked_in_cache(wanted, path)
     path = _in_folder(wanted)
     if path is not None:
-        check_sha256(path, wanted.sha256)
+        converted = path.suffix != PurePosixPath(wanted.file).suffix  # so its bytes are others
+        check_sha256(path, "" if converted else wanted.sha256)
         return path
     path, stated = _download(wanted)
     return _checked_in_cache(wanted, path, stated)
@@ -138,7 +139,8 @@ def _in_folder(wanted: HubFile) -> Path | None:
         raise ConfigError(f"{FOLDER_VARIABLE}={setting}: no such folder")
     places = [folder / wanted.repo / wanted.file] if wanted.revision == "main" else []
     if wanted.name:  # file names such as model.safetensors say nothing about a hub id
-        places += [folder / f"{wanted.name}{PurePosixPath(wanted.file).suffix}"]
+        suffixes = dict.fromkeys((PurePosixPath(wanted.file).suffix, ".safetensors"))  # as published, or converted
+        places += [folder / f"{wanted.name}{suffix}" for suffix in suffixes]
         places += [folder / wanted.file] if wanted.file != "model.safetensors" else []
     for place in places:
         if place.is_file():

@@ -152,13 +152,14 @@ def _write(path: Path, text: str) -> None:
 def _card(info: ModelInfo, parameters: int, figures: Mapping[str, float], data: str) -> str:
     """Model card in the hub's form: metadata in YAML, then text."""
     name = f"{info.model}.{info.tag}".rstrip(".")
-    pipeline = _PIPELINES[info.task]
-    about: dict[str, Any] = {"library_name": "foveal", "pipeline_tag": pipeline, "tags": ["foveal", info.model]}
+    about: dict[str, Any] = {"library_name": "foveal", "tags": ["foveal", info.model]}
+    if pipeline := _PIPELINES.get(info.task):
+        about["pipeline_tag"] = pipeline
     if info.licence:
         about["license"] = info.licence.lower()
     if figures:
         result = {
-            "task": {"type": pipeline},
+            "task": {"type": pipeline or info.task},
             "dataset": {"name": data, "type": data},
             "metrics": [{"type": metric, "value": float(value)} for metric, value in figures.items()],
         }
