@@ -287,3 +287,19 @@ def test_hub_ids(ref: str, found: tuple[str, str] | None) -> None:
 
     parsed = parse(ref, FILE)
     assert (parsed and (parsed.repo, parsed.revision)) == found
+
+
+@pytest.mark.parametrize(
+    ("ref", "kind", "says"),
+    [
+        ("efficientvit_b0.cityscapes", "CheckpointError", "published weights need torch: pip install 'foveal[torch]'"),
+        ("efficientvit_b0.camvdi", "CheckpointError", "did you mean 'efficientvit_b0.camvid'?"),
+        ("someone/model", "DependencyError", "so it needs torch: pip install 'foveal[torch]'"),
+    ],
+)
+def test_without_torch_it_is_said_before_any_download(hub: Hub, client: Client, ref: str, kind: str, says: str) -> None:
+    code = f"import sys; sys.modules['torch'] = None\nimport foveal\ntry:\n    foveal.load({ref!r})\n"
+    code += "except foveal.FovealError as e: sys.exit(f'{type(e).__name__}: {e}')"
+    done = subprocess.run([sys.executable, "-c", code], env=client.environment, capture_output=True, text=True)
+    assert says in error_of(done, kind)
+    assert hub.asked() == 0

@@ -80,7 +80,7 @@ def load_model(ref: str | Path) -> nn.Module:
     from ..registry import variants
     from ..weights import load_checkpoint, read_weights
 
-    if find_local(ref) is None and text in variants():
+    if text in variants() and find_local(ref) is None:
         raise _without_weights(text)
     state, info = read_weights(ref)
     if info is None or not info.model:
