@@ -313,7 +313,7 @@ def _agreement(result: SegmentResult, label: Path) -> float:
 
 
 def models(pattern: str = "*", /, *, task: str | None = None, json: Json = False) -> int:
-    """List the models: bundled weights, and (with torch installed) the architectures.
+    """List the models: bundled weights, and (with torch installed) published weights and the architectures.
 
     Parameters
     ----------
@@ -330,9 +330,9 @@ def models(pattern: str = "*", /, *, task: str | None = None, json: Json = False
         if fnmatch.fnmatch(ref, pattern) and task in (None, w.task)
     ]
     try:
-        rows += _architectures(pattern, task)
+        rows += _published(pattern, task) + _architectures(pattern, task)
     except DependencyError as error:
-        print(f"architectures are not listed: {error}", file=sys.stderr)
+        print(f"published weights and architectures are not listed: {error}", file=sys.stderr)
     if not rows:
         raise ConfigError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), _all_names())}")
     if json:
@@ -353,6 +353,29 @@ def _flat(value: Any) -> str:
     return f"{value / 1e6:.2f} M" if isinstance(value, int) and value > 1000 else str(value)
 
 
+def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
+    """One row per published set of weights, with its authors' figure and where it is fetched from."""
+    from . import list_models  # raises DependencyError without torch
+
+    names = list_models(pattern, task=task, pretrained=True)
+    from .registry import published
+
+    return [
+        {
+            "name": ref,
+            "tasks": [entry.task],
+            "licence": entry.licence or family.licence,
+            "figures": [f"{entry.metric} {entry.value} at {entry.size} ({entry.source})"],
+            "bundled": False,
+            "repo": entry.repo,
+            "file": entry.file,
+            "sha256": entry.sha256 or "unknown: the first download counts",
+        }
+        for ref, (family, _, entry) in published().items()
+        if ref in names
+    ]
+
+
 def _architectures(pattern: str, task: str | None) -> list[dict[str, Any]]:
     """One row per architecture; published figures are the authors', the best of each data set."""
     from . import list_models  # raises DependencyError without torch
@@ -370,7 +393,8 @@ def _architectures(pattern: str, task: str | None) -> list[dict[str, Any]]:
             params = sum(p.numel() for p in variant.backbone(3).parameters())
         best: dict[str, str] = {}
         for figure in sorted(variant.published, key=lambda p: p.value):
-            best[figure.tag.partition("_")[0]] = f"{figure.metric} {figure.value} at {figure.size} ({figure.source})"
+            data = figure.tag.rpartition("_")[2]  # of r224_in1k, say
+            best[data] = f"{figure.metric} {figure.value} at {figure.size} ({figure.source})"
         rows.append(
             {
                 "name": name,
@@ -389,7 +413,7 @@ def _all_names() -> list[str]:
     try:
         from . import list_models
 
-        return [*assets.WEIGHTS, *list_models()]
+        return [*list_models(pretrained=True), *list_models()]
     except DependencyError:
         return list(assets.WEIGHTS)
 

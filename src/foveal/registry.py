@@ -31,13 +31,18 @@ class Backbone(nn.Module):
 
 
 class Published(NamedTuple):
-    """A figure somebody published for released weights: quoted, never measured by us."""
+    """Weights somebody released: where they are, and the figure that was published for them (quoted, not measured)."""
 
     tag: str  # the data set or setting, as it stands behind the dot of a name
     metric: str  # "mIoU", "top-1"; in percent
     value: float
     size: str  # of the input
-    source: str
+    source: str  # of the figure
+    task: str = "classify"
+    repo: str = ""  # on the hub; empty: the weights cannot be fetched by name
+    file: str = "model.safetensors"
+    sha256: str = ""  # empty: not known, the first download counts
+    licence: str = ""  # empty: the family's
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Variant:
         classifier: ``(in_channels, num_classes) -> nn.Module`` on the coarsest map, ``None`` if none was published.
         segment_heads: keyword arguments of the published segmentation heads, by data set.
         crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation at 224.
-        published: figures that the authors give for their weights.
+        published: weights that were released, with their figures.
     """
 
     backbone: Callable[..., Backbone]
@@ -92,3 +97,13 @@ def register(family: Family) -> Family:
 def variants() -> dict[str, tuple[Family, Variant]]:
     """Return every registered variant by name, in order of registration: all of them once ``foveal.models`` is in."""
     return {name: (family, variant) for family in FAMILIES.values() for name, variant in family.variants.items()}
+
+
+def published() -> dict[str, tuple[Family, Variant, Published]]:
+    """Return all released weights that can be fetched, by ``name.tag``."""
+    return {
+        f"{name}.{entry.tag}": (family, variant, entry)
+        for name, (family, variant) in variants().items()
+        for entry in variant.published
+        if entry.repo
+    }

@@ -243,32 +243,45 @@ _HEAD_SIZES = {
     "efficientvit_b2": (96, 3),
     "efficientvit_b3": (128, 3),
 }
-_SOURCE = "official README"
+_README = "official README"
+
+
+def _in1k(name: str, size: int, top1: float, source: str = _README) -> Published:
+    """ImageNet-1k classifier: the authors' weights as timm republishes them, in safetensors."""
+    return Published(f"r{size}_in1k", "top-1", top1, str(size), source, repo=f"timm/efficientvit_{name}.r{size}_in1k")
+
+
+def _segmenter(name: str, data: str, miou: float, sha256: str = "") -> Published:
+    size = {"cityscapes": "1024x2048", "ade20k": "short side 512"}[data]
+    file = f"efficientvit_seg_{name}_{data}.pt"
+    return Published(data, "mIoU", miou, size, _README, "segment", "han-cai/efficientvit-seg", file, sha256)
+
+
 _PUBLISHED = {
     "efficientvit_b0": (
-        Published("in1k_r224", "top-1", 71.408, "224", "timm results"),
-        Published("cityscapes", "mIoU", 75.653, "1024x2048", _SOURCE),
+        _in1k("b0", 224, 71.408, "timm results"),
+        _segmenter("b0", "cityscapes", 75.653, "923d6fdd5e93640cc0c2f3f213764f34e80b477cd98a6b294d870ea6df5acc50"),
     ),
     "efficientvit_b1": (
-        Published("in1k_r224", "top-1", 79.390, "224", _SOURCE),
-        Published("in1k_r256", "top-1", 79.918, "256", _SOURCE),
-        Published("in1k_r288", "top-1", 80.410, "288", _SOURCE),
-        Published("cityscapes", "mIoU", 80.547, "1024x2048", _SOURCE),
-        Published("ade20k", "mIoU", 42.840, "short side 512", _SOURCE),
+        _in1k("b1", 224, 79.390),
+        _in1k("b1", 256, 79.918),
+        _in1k("b1", 288, 80.410),
+        _segmenter("b1", "cityscapes", 80.547),
+        _segmenter("b1", "ade20k", 42.840),
     ),
     "efficientvit_b2": (
-        Published("in1k_r224", "top-1", 82.100, "224", _SOURCE),
-        Published("in1k_r256", "top-1", 82.698, "256", _SOURCE),
-        Published("in1k_r288", "top-1", 83.086, "288", _SOURCE),
-        Published("cityscapes", "mIoU", 82.073, "1024x2048", _SOURCE),
-        Published("ade20k", "mIoU", 45.941, "short side 512", _SOURCE),
+        _in1k("b2", 224, 82.100),
+        _in1k("b2", 256, 82.698),
+        _in1k("b2", 288, 83.086),
+        _segmenter("b2", "cityscapes", 82.073),
+        _segmenter("b2", "ade20k", 45.941),
     ),
     "efficientvit_b3": (
-        Published("in1k_r224", "top-1", 83.468, "224", _SOURCE),
-        Published("in1k_r256", "top-1", 83.806, "256", _SOURCE),
-        Published("in1k_r288", "top-1", 84.150, "288", _SOURCE),
-        Published("cityscapes", "mIoU", 83.016, "1024x2048", _SOURCE),
-        Published("ade20k", "mIoU", 49.013, "short side 512", _SOURCE),
+        _in1k("b3", 224, 83.468),
+        _in1k("b3", 256, 83.806),
+        _in1k("b3", 288, 84.150),
+        _segmenter("b3", "cityscapes", 83.016),
+        _segmenter("b3", "ade20k", 49.013),
     ),
 }
 
