@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import NoReturn
 
 import cyclopts
@@ -38,6 +39,7 @@ app.command(_data)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command. Exit code 0: done; 1: the work, or part of it, failed; 2: the request was wrong."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata: the command has one line for each image
     try:
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except FovealError as error:

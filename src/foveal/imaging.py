@@ -6,138 +6,294 @@ cannot drift apart.
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import struct
-import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
-from .errors import InputError
+from .errors import ConfigError, InputError
 from .info import Preprocess
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm")
-MAX_PIXELS = 100_000_000  #: larger images are refused before decoding, unless the caller raises the limit
-MAX_FILE_BYTES = 512 << 20
+MAX_PIXELS = 100_000_000  #: larger images are refused before decoding, unless the caller or LIMIT says otherwise
+LIMIT = "FOVEAL_MAX_PIXELS"  #: environment variable with another number
+MAX_FILE_BYTES = 2 << 30
 _BAND = 16  # rows that prepare() works on at a time
+_BAND_PIXELS = 1 << 22  # converted at a time, so that a huge image is in memory twice at most
 
-# What Pillow's decoders and readers of metadata raise on files that somebody has broken.
+# Told by their first bytes, whatever the file's name. Opened by class: Image.open would try further formats, and has
+# a limit of its own that can only be moved for the whole process.
+_FORMATS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...], Callable[[BinaryIO, str], ImageFile.ImageFile]]] = {
+    "JPEG": ((b"\xff\xd8\xff",), (".jpg", ".jpeg"), JpegImagePlugin.JpegImageFile),
+    "PNG": ((b"\x89PNG\r\n\x1a\n",), (".png",), PngImagePlugin.PngImageFile),
+    "WebP": ((b"RIFF",), (".webp",), WebPImagePlugin.WebPImageFile),
+    "TIFF": ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), (".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
+    "BMP": ((b"BM",), (".bmp",), BmpImagePlugin.BmpImageFile),
+}
+SUFFIXES = tuple(suffix for _, suffixes, _ in _FORMATS.values() for suffix in suffixes)
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B")
+
+# What Pillow's decoders and readers of metadata raise on files that somebody has broken; its warnings are raised only
+# where the application says so.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, AttributeError, ZeroDivisionError,
-    MemoryError, struct.error,
+    OverflowError, struct.error, UserWarning,
 )  # fmt: skip
+_LOG = logging.getLogger(__name__)
 
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
 
-def read_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def read_image(
+    source: ImageLike, *, max_pixels: int | None = None, allow_truncated: bool = False
+) -> NDArray[np.uint8]:
     """Read an image as the eye sees it: upright, 8 bits, RGB.
 
     Orientation tags are applied. 16-bit greys are scaled to 8 bits, not clipped. Transparency is composed over white.
-    Animated files give their first frame. CMYK, palettes, grey and 1-bit images become RGB.
+    Animated files and those of several pages give their first. CMYK, palettes, grey and 1-bit images become RGB. The
+    format (JPEG, PNG, WebP, TIFF, BMP) is told by the content, not by the name.
 
     Args:
         source: path, Pillow image, or uint8 array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``.
-        max_pixels: refuse images with more pixels, from the header alone.
+        max_pixels: refuse images with more pixels, from the header alone; default: what the environment variable
+            ``FOVEAL_MAX_PIXELS`` says, else 100 million.
+        allow_truncated: take what can be decoded of a truncated or damaged file, and log a warning; what is missing is
+            black or grey.
 
     Returns:
         ``(H, W, 3)`` uint8.
 
     Raises:
-        InputError: missing, unreadable, truncated, too large, of an unsupported format, or floating point.
+        InputError: missing, unreadable, damaged, truncated, too large, of an unsupported format, or of a range that
+            nobody can know (floating point, 32-bit integers).
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    name = source if isinstance(source, str | Path) else "image"
-    with _opened(source, max_pixels) as image:
-        try:
-            return _to_rgb(image, str(name))
-        except _DAMAGE as error:
-            raise InputError(f"{name}: damaged or truncated image ({error})") from error
+    name = str(source) if isinstance(source, str | Path) else "image"
+    with _one_line(name), _opened(source, max_pixels) as image:
+        _check_mode(image, name)
+        if image.format == "JPEG":
+            pixels = _jpeg_to_rgb(image, name, allow_truncated)
+        else:
+            _decode(image, name, allow_truncated)
+            pixels = _to_rgb(image)
+        return _upright(pixels, image)
 
 
-def read_mask(source: str | Path | Image.Image, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.int32]:
+def read_mask(source: str | Path | Image.Image, *, max_pixels: int | None = None) -> NDArray[np.int32]:
     """Read an index mask, ``(H, W)`` int32: one class id per pixel, orientation tags applied.
 
     Raises:
-        InputError: unreadable, or a colour image where indices are expected.
+        InputError: unreadable, a colour image where indices are expected, or a JPEG, which alters them.
     """
-    with _opened(source, max_pixels) as image:
+    name = str(source) if isinstance(source, str | Path) else "mask"
+    with _one_line(name), _opened(source, max_pixels) as image:
         if image.mode not in ("L", "P", "I;16", "I;16B", "I", "1"):
-            raise InputError(f"{source}: a {image.mode} image where a mask of class indices is expected")
-        try:
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(upright).astype(np.int32)
-        except _DAMAGE as error:
-            raise InputError(f"{source}: damaged or truncated mask ({error})") from error
+            raise InputError(f"{name}: a {image.mode} image where a mask of class indices is expected")
+        if image.format == "JPEG":
+            raise InputError(f"{name}: JPEG alters class indices; store masks as PNG")
+        step = _grey_step(image)
+        image.load()
+        return _upright(np.asarray(image).astype(np.int32) // step, image)
 
 
-def _opened(source: str | Path | Image.Image, max_pixels: int) -> Image.Image:
-    """Open lazily and check format and size from the header, before anything is decoded."""
+def pixel_limit() -> int:
+    """Pixels that one image may have: ``FOVEAL_MAX_PIXELS`` where it is set, else :data:`MAX_PIXELS`.
+
+    Raises:
+        ConfigError: it is set to something that is no number.
+    """
+    text = os.environ.get(LIMIT, "")
+    try:
+        return int(float(text)) if text else MAX_PIXELS
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"environment variable {LIMIT}={text!r}: expected a number of pixels, such as 4e8") from error
+
+
+@contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Whatever goes wrong inside is an InputError of one line that starts with the file's name."""
+    try:
+        yield
+    except MemoryError as error:
+        raise InputError(f"{name}: not enough memory to decode it") from error
+    except Image.DecompressionBombError as error:  # of Pillow's WebP reader and of tiles inside a TIFF
+        raise InputError(f"{name}: {error}") from error
+    except _DAMAGE as error:
+        raise InputError(f"{name}: damaged or truncated ({' '.join(str(error).split())})") from error
+
+
+@contextmanager
+def _opened(source: str | Path | Image.Image, max_pixels: int | None) -> Iterator[Image.Image]:
+    """Check format and size from the header, before anything is decoded."""
+    limit = pixel_limit() if max_pixels is None else max_pixels
     if isinstance(source, Image.Image):
-        _check_pixels("image", source.size, max_pixels)
-        try:
-            return source.copy()  # the caller's own stays open
-        except _DAMAGE as error:
-            raise InputError(f"image: damaged or truncated ({error})") from error
+        _check_pixels("image", source.size, limit)
+        yield source.copy()  # the caller's own stays open
+        return
     path = Path(source)
     try:
-        size = path.stat().st_size
         if path.is_dir():
             raise InputError(f"{path}: a folder where an image is expected")
+        size = path.stat().st_size
         if size == 0:
             raise InputError(f"{path}: empty file")
         if size > MAX_FILE_BYTES:
             raise InputError(f"{path}: {size >> 20} MiB file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit follows
-            image = Image.open(path, formats=FORMATS)
+        file = path.open("rb")
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file or folder") from error
-    except UnidentifiedImageError as error:
-        known = ", ".join(FORMATS[:5])
-        raise InputError(f"{path}: not an image of a known format ({known}), or damaged") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise InputError(f"{path}: {reason}") from error
-    try:
-        _check_pixels(path, image.size, max_pixels)
-    except InputError:
-        image.close()
-        raise
-    return image
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    with file:
+        kind, reader = _sniff(file, path)
+        # Without the path Pillow does not map the file, which turns some TIFFs wrongly (5 to 8, grey, uncompressed).
+        with reader(file, "") as image:
+            _check_pixels(path, image.size, limit)
+            if path.suffix.lower() not in _FORMATS[kind][1]:
+                _LOG.info("%s: a %s by its content", path, kind)
+            yield image
 
 
-def _check_pixels(name: str | Path, size: tuple[int, int], max_pixels: int) -> None:
+def _sniff(file: BinaryIO, path: Path) -> tuple[str, Callable[[BinaryIO, str], ImageFile.ImageFile]]:
+    start = file.read(16)
+    file.seek(0)
+    for kind, (signatures, _, reader) in _FORMATS.items():
+        if start.startswith(signatures) and (kind != "WebP" or start[8:12] == b"WEBP"):
+            return kind, reader
+    raise InputError(f"{path}: not an image of a format that is read ({', '.join(_FORMATS)}), or damaged")
+
+
+def _check_pixels(name: str | Path, size: tuple[int, int], limit: int) -> None:
     pixels = size[0] * size[1]
-    if pixels > max_pixels:
+    if pixels > limit:
         raise InputError(
-            f"{name}: {size[0]}x{size[1]} is {pixels / 1e6:.0f} megapixels, "
-            f"above the limit of {max_pixels / 1e6:.0f} for one image: shrink it or cut it up"
+            f"{name}: {size[0]}x{size[1]} is {pixels / 1e6:.0f} megapixels, above the limit of {limit / 1e6:.0f} for "
+            f"one image: shrink it, cut it up, or raise the limit with the environment variable {LIMIT}"
         )
     if pixels == 0:
         raise InputError(f"{name}: {size[0]}x{size[1]}, an image without pixels")
 
 
-def _to_rgb(image: Image.Image, name: str) -> NDArray[np.uint8]:
+def _check_mode(image: Image.Image, name: str) -> None:
     if image.mode == "F":
         raise InputError(f"{name}: floating-point image; its range is unknown, convert it to 8 or 16 bits")
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise InputError(f"{name}: 32-bit image with values beyond 0..65535; convert it to 8 or 16 bits")
-        grey = ((wide * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+    if image.mode == "I" and image.format != "PNG":  # where older Pillow has 16 bits
+        raise InputError(f"{name}: 32-bit image; its range is unknown, convert it to 8 or 16 bits")
+    if image.mode not in (*_MODES, "I"):
+        raise InputError(f"{name}: a {image.mode} image; convert it to RGB")
+
+
+def _decode(image: Image.Image, name: str, allow_truncated: bool) -> None:
+    problem = None
+    for step in (lambda: _check_png(name) if image.format == "PNG" else None, image.load):
+        try:
+            step()
+        except (OSError, SyntaxError) as error:
+            if not allow_truncated:
+                raise
+            problem = error
+    if problem and isinstance(image, ImageFile.ImageFile):
+        image.tile = []  # Pillow keeps what it has decoded; without tiles it does not begin again
+        _LOG.warning("%s: damaged or truncated (%s); taken as far as it goes", name, problem)
+
+
+def _check_png(path: str) -> None:
+    """Compare every checksum up to the end mark: Pillow leaves out that of the last piece of the pixels."""
+    with Path(path).open("rb") as file:
+        file.seek(8)
+        kind = b""
+        while kind != b"IEND":
+            head = file.read(8)
+            length, kind = int.from_bytes(head[:4]), head[4:]
+            data, checksum = file.read(length), file.read(4)
+            if len(checksum) < 4:
+                raise OSError("image file is truncated")
+            if zlib.crc32(kind + data) != int.from_bytes(checksum):
+                raise OSError(f"wrong checksum of {kind.decode('ascii', 'replace')}")
+
+
+def _jpeg_to_rgb(image: Image.Image, name: str, allow_truncated: bool) -> NDArray[np.uint8]:
+    """Decode to the bit as Pillow does, but heed what libjpeg complains of, which Pillow does not hear."""
+    import simplejpeg
+
+    data = Path(name).read_bytes()
+    space = "CMYK" if image.mode == "CMYK" else "RGB"
+    try:
+        if simplejpeg.decode_jpeg_header(data, strict=False)[:2] != (image.height, image.width):
+            raise OSError("two sizes in one file")
+        pixels = simplejpeg.decode_jpeg(data, space, strict=True)
+    except ValueError as error:
+        if "subsampling" in str(error):  # a rare one, which Pillow may know
+            _decode(image, name, allow_truncated)
+            return _to_rgb(image)
+        if not allow_truncated:
+            raise
+        pixels = simplejpeg.decode_jpeg(data, space, strict=False)
+        _LOG.warning("%s: damaged or truncated (%s); taken as far as it goes", name, error)
+    if space == "CMYK":  # stored inverted, as Adobe does and all follow
+        return _to_rgb(Image.frombuffer("CMYK", image.size, pixels, "raw", "CMYK;I", 0, 1))
+    return pixels
+
+
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    out = np.empty((image.height, image.width, 3), np.uint8)
+    white, rows = _white(image), max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        out[top : top + rows] = _grey16(band, *white) if band.mode.startswith("I") else _rgb8(band)
+    return out
+
+
+def _rgb8(image: Image.Image) -> NDArray[np.uint8]:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _white(image: Image.Image) -> tuple[int, bool]:
+    """(largest value of a 16-bit grey, whether it is black): TIFF has greys of 12 bits, and negatives."""
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+    return (1 << bits) - 1, tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _grey16(image: Image.Image, white: int, negative: bool) -> NDArray[np.uint8]:
+    wide = np.asarray(image).astype(np.uint32)
+    grey = ((np.minimum(wide, white) * 255 + white // 2) // white).astype(np.uint8)
+    if negative:
+        grey = 255 - grey
+    if isinstance(key := image.info.get("transparency"), int):
+        grey[wide == key] = 255
+    return grey[..., None]
+
+
+def _grey_step(image: Image.Image) -> int:
+    """What Pillow multiplies greys of 2 and 4 bits with, so that they look right; as class ids they are not."""
+    tile: Any = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    raw = (tile[3] if isinstance(tile[3], str) else tile[3][0]) if tile else ""
+    return {"L;2": 85, "L;4": 17}.get(raw, 1)
+
+
+def _upright(pixels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
+    """Apply the orientation tag (EXIF 2.32, tag 0x0112); Pillow's TIFF reader has done so on decoding."""
+    turn = image.getexif().get(0x0112, 1)
+    if turn in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if turn in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -148,7 +304,7 @@ def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if array.ndim == 2:
         return np.repeat(array[..., None], 3, axis=2)
     if array.ndim == 3 and array.shape[2] in (3, 4):
-        return _to_rgb(Image.fromarray(array), "array") if array.shape[2] == 4 else array
+        return _to_rgb(Image.fromarray(array)) if array.shape[2] == 4 else array
     raise InputError(f"array of shape {array.shape}: expected (H, W), (H, W, 3) or (H, W, 4)")
 
 
