@@ -34,7 +34,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def tiff(width: int, height: int, bits: int, data: bytes, samples: int = 1, photometric: int = 1, kind: int = 1) -> bytes:
+def tiff(
+    width: int, height: int, bits: int, data: bytes, samples: int = 1, photometric: int = 1, kind: int = 1
+) -> bytes:
     """An uncompressed little-endian TIFF in one strip; ``kind`` 1: unsigned, 2: signed, 3: floating point."""
     tags = {
         256: (4, [width]), 257: (4, [height]), 258: (3, [bits] * samples), 259: (3, [1]), 262: (3, [photometric]),

@@ -265,7 +265,9 @@ def test_11_sixteen_bit_greys_are_scaled_not_clipped(tmp_path: Path) -> None:
     """Less than half a level off on average; greys of 12 bits and negatives, as scanners write them, too."""
     wide = RNG.integers(0, 65536, (64, 48)).astype(np.uint16)
     narrow = (wide[:, :6] >> 4).astype(np.uint32)
-    packed = np.stack([narrow[:, ::2] >> 4, (narrow[:, ::2] & 15) << 4 | narrow[:, 1::2] >> 8, narrow[:, 1::2] & 255], 2)
+    packed = np.stack(
+        [narrow[:, ::2] >> 4, (narrow[:, ::2] & 15) << 4 | narrow[:, 1::2] >> 8, narrow[:, 1::2] & 255], 2
+    )
     for name, content, expected in (
         ("grey16.png", encoded(Image.fromarray(wide), "PNG"), wide / 257),
         ("grey16.tif", encoded(Image.fromarray(wide), "TIFF"), wide / 257),
@@ -379,7 +381,9 @@ def test_19_orientation_applies_to_image_and_mask_alike(tmp_path: Path, orientat
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"turned.{suffix}"
-    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    Image.fromarray(np.ascontiguousarray(stored)).save(
+        path, exif=exif, **({"lossless": True} if suffix == "webp" else {})
+    )
     assert np.abs(read_image(path).astype(int) - upright[..., None]).max() <= (1 if suffix == "jpg" else 0)
     if suffix in ("png", "tif"):
         assert (read_mask(path) == upright).all()

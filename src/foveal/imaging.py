@@ -38,6 +38,7 @@ _FORMATS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...], Callable[[BinaryIO
     "TIFF": ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), (".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
     "BMP": ((b"BM",), (".bmp",), BmpImagePlugin.BmpImageFile),
 }
+FORMATS = tuple(kind.upper() for kind in _FORMATS)  #: as Pillow names them
 SUFFIXES = tuple(suffix for _, suffixes, _ in _FORMATS.values() for suffix in suffixes)
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B")
 
@@ -52,9 +53,7 @@ _LOG = logging.getLogger(__name__)
 ImageLike = str | Path | Image.Image | NDArray[np.uint8]
 
 
-def read_image(
-    source: ImageLike, *, max_pixels: int | None = None, allow_truncated: bool = False
-) -> NDArray[np.uint8]:
+def read_image(source: ImageLike, *, max_pixels: int | None = None, allow_truncated: bool = False) -> NDArray[np.uint8]:
     """Read an image as the eye sees it: upright, 8 bits, RGB.
 
     Orientation tags are applied. 16-bit greys are scaled to 8 bits, not clipped. Transparency is composed over white.
