@@ -78,7 +78,7 @@ class Family:
 
     name: str
     paper: str
-    variants: Mapping[str, Variant]
+    variants: dict[str, Variant]
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor] | None]
     stem: str = "backbone.stem.0.conv.weight"
     options: Mapping[str, str] = field(default_factory=dict)
