@@ -112,6 +112,13 @@ def test_empty_and_broken(tree: Path, tmp_path: Path) -> None:
     (tree / "train" / "cat" / "0.jpg").write_bytes(b"\xff\xd8 broken")
     with pytest.raises(DataError, match=r"cat/0\.jpg"):
         ClassificationData.open(tree, ["train"])[0]
+    (tree / "bad.txt").write_text("train/cat/0.jpg\n")
+    (tree / "dataset.yaml").write_text("exclude: bad.txt")
+    assert len(ClassificationData.open(tree, ["train"])) == 5
+    (tree / "dataset.yaml").write_text("layout: folders")
+    with pytest.raises(DataError, match="layout 'folders' is not for classification"):
+        ClassificationData.open(tree, ["train"])
+    (tree / "dataset.yaml").unlink()
     with pytest.raises(DataError, match="no such folder"):
         ClassificationData.open(tree / "none", ["train"])
     (tmp_path / "empty").mkdir()

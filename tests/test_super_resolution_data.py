@@ -89,12 +89,11 @@ def test_downscaling_by_hand() -> None:
     assert (bicubic_downscale(np.full((8, 12, 3), 77, np.uint8), 4) == 77).all()
     ramp = np.tile(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], (4, 1, 1))
     assert bicubic_downscale(ramp, 2)[0, 2:-2, 0].tolist() == list(range(18, 18 + 8 * 26, 8))
-    # Taps of the first pixel at scale 2: distances 0.25, 0.75, 1.25, 1.75 on each side, the left half mirrored.
+    # At scale 2 the taps lie 0.25, 0.75, 1.25, 1.75 away on each side. The first output pixel sees the first sample at
+    # 0.25 and its mirror image, beyond the edge, at 0.75.
+    near = [1.5 * d**3 - 2.5 * d**2 + 1 for d in (0.25, 0.75)]
+    far = [-0.5 * d**3 + 2.5 * d**2 - 4 * d + 2 for d in (1.25, 1.75)]
     row = np.array([200, 0, 0, 0, 0, 0, 0, 0], np.uint8)[None, :, None].repeat(2, 0)
-    near, far = 1.5 / 64 - 2.5 / 16 + 1, -0.5 * 1.25**3 + 2.5 * 1.25**2 - 4 * 1.25 + 2
-    total = 2 * (near + (1.5 * 0.75**3 - 2.5 * 0.75**2 + 1) + far + (-0.5 * 1.75**3 + 2.5 * 1.75**2 - 4 * 1.75 + 2))
-    second = 1.5 * 0.75**3 - 2.5 * 0.75**2 + 1
-    del far
-    assert bicubic_downscale(row, 2)[0, 0, 0] == round(200 * (near + second) / total)
+    assert bicubic_downscale(row, 2)[0, 0, 0] == round(200 * sum(near) / (2 * sum(near + far)))
     with pytest.raises(InputError, match="do not divide by 2"):
         bicubic_downscale(np.zeros((3, 4, 3), np.uint8), 2)

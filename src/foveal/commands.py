@@ -523,7 +523,7 @@ def train(
     Parameters
     ----------
     data
-        Folder with SPLIT/ and SPLITannot/ folders (and dataset.yaml unless it is CamVid).
+        Folder of the data set; 'foveal data check' tells whether it can be used.
     model
         Architecture to train.
     task

@@ -58,6 +58,8 @@ class ClassificationData:
         """
         root = Path(root)
         described = describe(root)
+        if described.layout not in ("", LAYOUT):
+            raise DataError(f"{root / FILE}: layout {described.layout!r} is not for classification ({LAYOUT!r})")
         by_split = class_folders(root, described)
         if not by_split:
             raise DataError(f"{root}: no folders of images, one per class (ROOT/<split>/<class>/*.jpg)")
@@ -95,7 +97,7 @@ def class_folders(root: Path, described: DatasetFile) -> dict[str, dict[str, lis
     """
     flat = [folder for folder in subfolders(root) if images_in(folder)]
     if flat:
-        classes = _classes(root, flat, described)
+        classes = _classes(root, root, flat, described)
         drawn: dict[str, dict[str, list[Path]]] = {}
         for name, files in classes.items():  # drawn class by class, so that each keeps its share
             for split, members in drawn_splits((f"{name}/{p.name}" for p in files), described).items():
@@ -103,15 +105,16 @@ def class_folders(root: Path, described: DatasetFile) -> dict[str, dict[str, lis
         return drawn
     by_split = {split.name: [f for f in subfolders(split) if images_in(f)] for split in subfolders(root)}
     return {
-        split: _classes(root / split, folders, described)
+        split: _classes(root, root / split, folders, described)
         for split, folders in by_split.items()
         if folders or split in SPLIT_NAMES
     }
 
 
-def _classes(parent: Path, folders: Sequence[Path], described: DatasetFile) -> dict[str, list[Path]]:
+def _classes(root: Path, parent: Path, folders: Sequence[Path], described: DatasetFile) -> dict[str, list[Path]]:
     """Images of each class folder, once it is sure that they are class folders."""
-    classes = {folder.name: images_in(folder) for folder in folders}
+    excluded = described.excluded(root)
+    classes = {folder.name: [p for p in images_in(folder) if p not in excluded] for folder in folders}
     if described.layout != LAYOUT:
         _refuse_masks(parent, classes)
     for folder in subfolders(parent):

@@ -150,27 +150,34 @@ def has_images(folder: Path) -> bool:
     return folder.is_dir() and any(is_image(p) and p.is_file() for p in folder.rglob("*"))
 
 
-def by_stem(
-    files: Iterable[Path], folder: Path, ending: str = "", excluded: frozenset[Path] = frozenset()
-) -> dict[str, list[Path]]:
+def by_stem(files: Iterable[Path], folder: Path, ending: str = "") -> dict[str, list[Path]]:
     """Those files whose stem ends with ``ending``, by their path below ``folder`` without it and the suffix."""
     found: dict[str, list[Path]] = {}
     for path in files:
-        if path.stem.endswith(ending) and path not in excluded:
+        if path.stem.endswith(ending):
             key = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
             found.setdefault(key, []).append(path)
     return found
 
 
 def matched(
-    first: Mapping[str, Sequence[Path]], seconds: Sequence[Mapping[str, Sequence[Path]]], kinds: tuple[str, str]
+    first: Mapping[str, Sequence[Path]],
+    seconds: Sequence[Mapping[str, Sequence[Path]]],
+    kinds: tuple[str, str],
+    excluded: frozenset[Path] = frozenset(),
 ) -> tuple[list[tuple[Path, Path]], list[Problem]]:
     """Pair files by stem: those of ``first`` with those of the first of ``seconds`` that shares a stem with them.
 
     Returns:
-        The pairs, sorted, and every file without a partner or with the stem of another.
+        The pairs, sorted, and every file without a partner or with the stem of another. An excluded file takes its
+        partner with it.
     """
     second = next((found for found in seconds if first.keys() & found.keys()), seconds[0])
+    gone = {key for found in (first, second) for key, paths in found.items() if excluded.issuperset(paths)}
+    first, second = (
+        {key: [p for p in paths if p not in excluded] for key, paths in found.items() if key not in gone}
+        for found in (first, second)
+    )
     rule = "partners have the same stem"
     problems = [
         Problem(path, f"shares its stem with {paths[0].name}; {rule}")

@@ -179,9 +179,10 @@ def _open_cityscapes(root: Path, splits: Sequence[str], described: DatasetFile) 
         endings.add(ending)
         images = images_in(root / "leftImg8bit" / split, deep=True)
         found, unmatched = matched(
-            by_stem(images, root / "leftImg8bit" / split, "_leftImg8bit", excluded),
-            [by_stem(masks, root / "gtFine" / split, ending, excluded)],
+            by_stem(images, root / "leftImg8bit" / split, "_leftImg8bit"),
+            [by_stem(masks, root / "gtFine" / split, ending)],
             ("image", "mask"),
+            excluded,
         )
         pairs += found
         problems += unmatched
@@ -273,13 +274,14 @@ def _part(
     pairs: list[tuple[Path, Path]] = []
     problems: list[Problem] = []
     for _, images, masks in where:
-        files = [p for p in images_in(masks, deep=True) if p not in excluded]
-        lossy = [Problem(p, _LOSSY) for p in files if p.suffix.lower() not in _LOSSLESS]
+        files = images_in(masks, deep=True)
+        lossy = [Problem(p, _LOSSY) for p in files if p.suffix.lower() not in _LOSSLESS and p not in excluded]
         files = [p for p in files if p.suffix.lower() in _LOSSLESS]
         found, unmatched = matched(
-            by_stem(images_in(images, deep=True), images, excluded=excluded),
+            by_stem(images_in(images, deep=True), images),
             [by_stem(files, masks, ending) for ending in _MASK_ENDINGS],
             ("image", "mask"),
+            excluded,
         )
         pairs += found
         problems += [*lossy, *unmatched]

@@ -144,15 +144,15 @@ def open_split(
     folders = high_folders(root, described)
     high, excluded = folders[split], described.excluded(root)
     drawn = len(set(folders.values())) < len(folders)
-    large = by_stem(images_in(high), high, excluded=excluded)
+    large = images_in(high)
     low = _low_folder(high, scale)
     if low is None:
-        pairs: list[tuple[Path | None, Path]] = [(None, path) for _, paths in sorted(large.items()) for path in paths]
+        pairs: list[tuple[Path | None, Path]] = [(None, path) for path in large if path not in excluded]
         problems: list[Problem] = []
     else:
         endings = ("", f"x{scale}", f"_x{scale}")
-        small = [by_stem(images_in(low), low, ending, excluded) for ending in endings]
-        found, problems = matched(large, small, ("large image", "small image"))
+        small = [by_stem(images_in(low), low, ending) for ending in endings]
+        found, problems = matched(by_stem(large, high), small, ("large image", "small image"), excluded)
         pairs = [(small_path, large_path) for large_path, small_path in found]
     if drawn:
         names = drawn_splits((path.stem for _, path in pairs), described)[split]
