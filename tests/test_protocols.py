@@ -84,7 +84,7 @@ def ade_size(height: int, width: int) -> tuple[int, int]:
 
 CASES = {
     "cityscapes": (CITYSCAPES, [(128, 256), (100, 170), (1024, 2048)], lambda height, width: (1024, 2048)),
-    "ade20k": (Labels(tuple(f"thing {i}" for i in range(150))), [(60, 100), (100, 75), (64, 64), (600, 683)], ade_size),
+    "ade20k": (Labels(tuple(f"thing {i}" for i in range(150))), [(60, 100), (100, 75), (64, 64), (300, 342)], ade_size),
 }
 
 
@@ -108,10 +108,10 @@ def test_equal_to_a_straightforward_computation(name: str, tmp_path: Path) -> No
     assert expected.sum() == found.scores.confusion.sum()
     assert (expected.sum(0) > 0).sum() > 10  # a prediction of many classes
     moved = np.abs(expected - found.scores.confusion).sum() / 2
-    assert moved <= 2e-5 * expected.sum()
+    assert moved <= 1e-4 * expected.sum()
     # It can tell: the model's own way with the same size of input moves a hundred times as many pixels.
     plain = foveal.evaluate(predictor(len(labels.names), network), root, split="val", size=size_of(*sizes[0]))
-    assert np.abs(expected - plain.scores.confusion).sum() / 2 > 2e-3 * expected.sum()
+    assert np.abs(expected - plain.scores.confusion).sum() / 2 > 1e-2 * expected.sum()
 
 
 def test_a_real_model_by_its_reference(tmp_path: Path) -> None:

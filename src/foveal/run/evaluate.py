@@ -133,9 +133,10 @@ class Evaluation:
             extra = ["boundary_f_score"] if self.boundary else []
             table.writerow(["image", "miou", "pixel_accuracy", "labelled_pixels", *extra, *names])
             for image in self.per_image:
-                contours = [mean_of_known(image.boundary.f_score)] if image.boundary else []
-                values = [image.miou, image.pixel_accuracy, int(image.counts[1].sum()), *contours, *image.iou]
-                table.writerow([image.image, *("" if np.isnan(v) else plain(v) for v in values)])
+                scores = [image.miou, image.pixel_accuracy]
+                contours = [float(mean_of_known(image.boundary.f_score))] if image.boundary else []
+                cells = ["" if np.isnan(v) else plain(v) for v in (*scores, *contours, *image.iou)]
+                table.writerow([image.image, *cells[:2], int(image.counts[1].sum()), *cells[2:]])
 
 
 def evaluate(
