@@ -1,36 +1,39 @@
-"""How far a piece of work raises the memory of a process of its own."""
+"""How far pieces of work raise the memory of a process of their own."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 
 # Linux forgets the peak when 5 is written to clear_refs, so that what imports needed before does not hide anything.
 _SCRIPT = """
-import sys
-{prepare}
+import json, sys
+import foveal, {module}
 def status(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) >> 10 for line in file if line.startswith(key))
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-before = status("VmRSS")
-try:
-    {work}
-    print("done")
-except foveal.FovealError as error:
-    print(error)
-print(status("VmHWM") - before)
+found = []
+for argument in sys.argv[1:]:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before, message = status("VmRSS"), "done"
+    try:
+        {module}.{function}(argument)
+    except foveal.FovealError as error:
+        message = str(error)
+    found.append((message, status("VmHWM") - before))
+print(json.dumps(found))
 """
 
 
-def peak_growth(prepare: str, work: str, *arguments: object) -> tuple[str, int]:
-    """Run ``work``, one statement, after ``prepare`` (which imports foveal): what came of it, and the growth in MiB.
+def peak_growths(module: str, function: str, arguments: Sequence[object]) -> list[tuple[str, int]]:
+    """Call ``module.function`` with one argument after the other: (message of the FovealError or "done", MiB) of each.
 
-    ``arguments`` are in ``sys.argv[1:]``. What comes of it is the message of a FovealError, or "done".
+    The figure is by how much the process was at its largest above what it had when the call began. Linux only.
     """
-    script = _SCRIPT.format(prepare=prepare, work=work)
+    script = _SCRIPT.format(module=module, function=function)
     done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *message, growth = done.stdout.splitlines()
-    return "\n".join(message), int(growth)
+    return [(message, growth) for message, growth in json.loads(done.stdout)]

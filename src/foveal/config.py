@@ -134,6 +134,7 @@ class TrainConfig:
             "workers": self.workers >= 0,
             "eval_every": self.eval_every >= 1,
             "splits": len(self.splits) >= 1,
+            "seed": self.seed >= 0,
         }
         for name, good in checks.items():
             if not good:
@@ -144,15 +145,26 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
-        ConfigError: missing file, bad YAML, or something else at the top level.
+        ConfigError: missing file, bad YAML, a key that is there twice, or something else at the top level.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no such date
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines at the top level")
     return {str(key): value for key, value in data.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no key twice, where PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def build_config(cls: type[T], values: dict[str, Any], source: str = "options") -> T:

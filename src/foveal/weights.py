@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import mmap
 import struct
@@ -27,6 +28,7 @@ from .registry import FAMILIES, Family, Published, Variant, published
 
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
+_DIGEST = f"{KEY}.sha256"
 _WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
 _STRIPPED = ("module.", "model.", "_orig_mod.", "ema.")
 
@@ -53,7 +55,8 @@ class LoadReport:
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
     """Read tensors (and Foveal's description, where there is one) from a .safetensors, .pt, .pth or .tar file.
 
-    No code from the file runs, and files that claim more than :data:`MAX_BYTES` are refused before allocation.
+    No code from the file runs, and files that claim more than :data:`MAX_BYTES` are refused before allocation. What
+    Foveal has written is compared with the SHA-256 that is in the file, and archives of torch with their checksums.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, too large, or holds no tensors.
@@ -133,7 +136,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
         state = load_file(path)
     except Exception as error:  # safetensors raises its own type; whatever it finds, the file is not usable
         raise CheckpointError(f"{path}: {_line(error)}") from error
-    text = (header.get("__metadata__") or {}).get(KEY)
+    metadata = header.get("__metadata__") or {}
+    text = metadata.get(KEY)
+    if _DIGEST in metadata and metadata[_DIGEST] != _digest(state, text or ""):
+        raise CheckpointError(f"{path}: damaged: its content is not what was written (SHA-256 mismatch)")
     return state, ModelInfo.from_json(text) if text else None
 
 
@@ -162,7 +168,12 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path}: not a checkpoint of plain tensors ({_line(error)}); if you trust its origin, load it with torch "
             "and save its state dict as .safetensors"
         ) from error
-    return _unwrap(found, path)
+    state = _unwrap(found, path)
+    size = path.stat().st_size
+    for key, tensor in state.items():
+        if not tensor.is_meta and tensor.numel() * tensor.element_size() > size:
+            raise CheckpointError(f"{path}: {key} {tuple(tensor.shape)} is larger than the whole file: refused")
+    return state
 
 
 def _refuse_bombs(path: Path) -> None:
@@ -173,13 +184,17 @@ def _refuse_bombs(path: Path) -> None:
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         found, size = view.find(b"bytearray") >= 0, len(view)
-    if zipfile.is_zipfile(path):
+        archived = view[:4] == b"PK\x03\x04"  # as torch decides
+    if archived or zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             claimed = sum(entry.file_size for entry in archive.infolist())
             if claimed > size + (1 << 20):
                 raise CheckpointError(f"{path}: unpacks to {claimed >> 20} MiB from {size >> 20} MiB: refused")
-            pickles = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
+            # torch finds names in upper case, too.
+            pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("data.pkl")]
             found |= any(b"bytearray" in archive.read(entry) for entry in pickles)
+            if not found and (damaged := archive.testzip()):  # torch does not look at checksums
+                raise CheckpointError(f"{path}: damaged: {damaged} does not have its checksum")
     if found:
         raise CheckpointError(f"{path}: asks to allocate a byte array, which no checkpoint needs: refused")
 
@@ -326,8 +341,18 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
-    """Write ``state`` and its description as one .safetensors file, whole or not at all."""
+    """Write ``state`` and its description as one .safetensors file with a SHA-256 of both, whole or not at all."""
     tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
+    metadata = {KEY: info.to_json()}
     with written_whole(path) as temporary:
         # Python's own write says why, where the disk is full.
-        temporary.write_bytes(save(tensors, metadata={KEY: info.to_json()}))
+        temporary.write_bytes(save(tensors, metadata={**metadata, _DIGEST: _digest(tensors, metadata[KEY])}))
+
+
+def _digest(state: Mapping[str, Tensor], description: str) -> str:
+    """SHA-256 of names, types, shapes and bytes of the tensors, sorted by name, and of the description."""
+    found = hashlib.sha256(description.encode())
+    for key in sorted(state):
+        found.update(f"\n{key} {state[key].dtype} {tuple(state[key].shape)}\n".encode())
+        found.update(state[key].reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -1,0 +1,238 @@
+"""What image readers make of bad and unusual files: Foveal, Pillow, OpenCV and torchvision, each in its own process.
+
+Makes the files, gives each to every reader under a limit of memory and processor time, compares what comes out with
+the picture that went in, and prints the Markdown table of docs/bad_input.md. A reader that crashes is started again
+for the next file. Times are processor time.
+
+python benchmarks/bad_input.py [--readers foveal pillow ...]  (needs opencv-python-headless and torchvision; Linux)
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+MEMORY = 4 << 30  # more than this above what the reader has after its imports is refused by the system
+SECONDS = 120  # of processor time for one file
+
+Truth = NDArray[Any] | None  # None: to be refused
+
+
+def _foveal(path: str) -> NDArray[Any]:
+    from foveal.imaging import read_image
+
+    return read_image(path)
+
+
+def _pillow(path: str) -> NDArray[Any]:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _opencv(path: str) -> NDArray[Any]:
+    import cv2  # pyright: ignore[reportMissingImports] - for this comparison alone
+
+    image = cv2.imread(path, cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError("None")
+    return image[..., ::-1]
+
+
+def _torchvision(path: str) -> NDArray[Any]:
+    from torchvision.io import decode_image
+
+    image = decode_image(path, mode="RGB").numpy()
+    return image.transpose(1, 2, 0) if image.ndim == 3 else image
+
+
+READERS: dict[str, tuple[str, Callable[[str], NDArray[Any]]]] = {
+    "foveal": ("Foveal", _foveal),
+    "pillow": ('Pillow `.convert("RGB")`', _pillow),
+    "opencv": ("OpenCV `imread`", _opencv),
+    "torchvision": ("torchvision `decode_image`", _torchvision),
+}
+
+
+def cases() -> Iterator[tuple[int, str, str, bytes, Truth]]:
+    """(case, what it is, file name, content, the picture upright in 0..255 or None where it should be refused)."""
+    make = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "pictures.py"))
+    png, tiff, encoded = make["png"], make["tiff"], make["encoded"]
+    rng = np.random.default_rng(0)
+    ramp = np.add.outer(np.arange(96), np.arange(128))
+    picture = np.dstack([ramp, ramp[::-1], 222 - ramp]).astype(np.uint8)
+    image, white = Image.fromarray(picture), np.full_like(picture, 255)
+
+    def rows(values: NDArray[Any]) -> bytes:
+        return b"".join(b"\0" + row.tobytes() for row in values)
+
+    jpeg, noise = encoded(image, "JPEG", quality=95), rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    blurred = np.asarray(Image.fromarray(noise).resize((160, 120)).resize((640, 480)))
+    photo = encoded(Image.fromarray(blurred), "JPEG", quality=90)
+    hole = random.Random(1).randbytes(4096)
+    wide = rng.integers(0, 65536, (96, 128, 3)).astype(np.uint16)
+    grey, floats = wide[..., 0], np.linspace(0, 1, 96 * 128, dtype=np.float32)
+    three = np.repeat(grey[..., None], 3, axis=2) / 257
+    negative = tiff(128, 96, 16, grey.tobytes(), photometric=0)
+
+    yield 1, "bomb: 400 megapixels", "bomb.png", encoded(Image.new("L", (20_000, 20_000)), "PNG"), None
+    yield 1, "bomb: 108 megapixels", "large.png", encoded(Image.new("L", (12_000, 9_000)), "PNG"), None
+    yield 2, "header claims 65535 x 65535", "lie.png", png(65_535, 65_535), None
+    yield 4, "zero bytes", "zero.png", b"", None
+    yield 5, "garbage", "garbage.png", random.Random(0).randbytes(3000), None
+    yield 6, "truncated JPEG", "half.jpg", jpeg[: len(jpeg) // 2], None
+    yield 6, "truncated PNG", "half.png", (full := encoded(image, "PNG"))[: len(full) // 2], None
+    yield 6, "truncated WebP", "half.webp", (full := encoded(image, "WEBP"))[: len(full) // 2], None
+    middle = len(photo) // 2
+    yield 7, "4 kB of a JPEG lost to random bytes", "hole.jpg", photo[:middle] + hole + photo[middle + 4096 :], None
+    yield 7, "64 bytes of a JPEG lost", "hole64.jpg", photo[:middle] + hole[:64] + photo[middle + 64 :], None
+    full = bytearray(encoded(Image.fromarray(picture[:6, :6]), "PNG"))
+    full[full.index(b"IDAT") + 30] ^= 8
+    yield 7, "one bit of a PNG flipped", "flipped.png", bytes(full), None
+    yield 8, "PNG named .jpg", "named.jpg", encoded(image, "PNG"), picture
+    yield 9, "EPS", "print.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", None
+    yield 9, "SVG", "drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", None
+    yield 10, "CMYK JPEG", "cmyk.jpg", encoded(image.convert("CMYK"), "JPEG", quality=95), picture
+    yield 10, "YCCK JPEG", "ycck.jpg", make["ycck"](picture), picture
+    yield 11, "16-bit grey PNG", "grey16.png", encoded(Image.fromarray(grey), "PNG"), three
+    yield 11, "16-bit grey TIFF", "grey16.tif", encoded(Image.fromarray(grey), "TIFF"), three
+    yield (
+        11,
+        "16-bit grey TIFF, white is 0",
+        "negative.tif",
+        tiff(128, 96, 16, grey.tobytes(), photometric=0),
+        255 - three,
+    )
+    yield 12, "16-bit RGB PNG", "rgb16.png", png(128, 96, 16, rows=rows(wide.astype(">u2"))), wide / 257
+    yield 12, "16-bit RGB TIFF", "rgb16.tif", tiff(128, 96, 16, wide.tobytes(), samples=3, photometric=2), wide / 257
+    yield 13, "float TIFF, 0 to 1", "float.tif", tiff(128, 96, 32, floats.tobytes(), kind=3), None
+    floats[::2] = np.nan
+    yield 14, "float TIFF with NaN", "nan.tif", tiff(128, 96, 32, floats.tobytes(), kind=3), None
+    bits = np.repeat((picture[..., :1] > 99) * 255, 3, axis=2)
+    yield 15, "1-bit PNG", "bits.png", encoded(Image.fromarray(bits[..., 0] > 0), "PNG"), bits
+    palette = image.convert("P", palette=Image.Palette.ADAPTIVE)
+    yield 16, "palette PNG", "palette.png", encoded(palette, "PNG"), np.asarray(palette.convert("RGB"))
+    clear = Image.new("P", (128, 96), 1)
+    clear.putpalette([0, 0, 0, 200, 100, 50])
+    yield 16, "palette PNG, all transparent", "clear.png", encoded(clear, "PNG", transparency=1), white
+    alpha = Image.fromarray(np.dstack([picture, np.zeros_like(ramp, np.uint8)]))
+    yield 17, "RGBA PNG, all transparent", "alpha.png", encoded(alpha, "PNG"), white
+    several = {"save_all": True, "append_images": [Image.fromarray(255 - picture)]}
+    yield 18, "animated WebP", "moving.webp", encoded(image, "WEBP", lossless=True, **several), picture
+    for orientation in (2, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        turned = image.transpose({2: Image.Transpose.FLIP_LEFT_RIGHT, 6: Image.Transpose.ROTATE_90}[orientation])
+        content = encoded(turned, "JPEG", quality=95, exif=exif)
+        yield 19, f"JPEG with EXIF orientation {orientation}", f"turned{orientation}.jpg", content, picture
+    content = encoded(Image.fromarray(np.ascontiguousarray(np.rot90(ramp.astype(np.uint8)))), "TIFF", exif=exif)
+    yield 19, "grey TIFF with orientation 6", "turned.tif", content, np.repeat(ramp[..., None], 3, axis=2)
+    thin = np.full((1, 30_000, 3), 90, np.uint8)
+    yield 20, "1 x 30000", "thin.png", encoded(Image.fromarray(thin), "PNG"), thin
+    yield (
+        22,
+        "grey JPEG",
+        "grey.jpg",
+        encoded(image.convert("L"), "JPEG", quality=95),
+        np.repeat(np.asarray(image.convert("L"))[..., None], 3, axis=2),
+    )
+
+
+def judge(path: Path, truth: Truth, read: Callable[[str], NDArray[Any]]) -> str:
+    """Read one file and say in a few words what came of it."""
+    before, started = _memory(), time.process_time()
+    try:
+        found = read(str(path))
+    except MemoryError:
+        verdict = "more than 4 GB asked for"
+    except Exception as error:  # each reader has its own
+        verdict = f"refused ({type(error).__name__})"
+    else:
+        if truth is None:
+            verdict = "decoded"
+        elif found.shape != truth.shape:
+            verdict = f"**wrong: {' x '.join(map(str, found.shape))}**"
+        else:
+            off = float(np.abs(found.astype(float) - truth).mean())
+            verdict = f"right (off by {off:.2f})" if off < 3 else f"**wrong by {off:.0f} levels**"
+    seconds, grown = time.process_time() - started, (_memory() - before) >> 20
+    return f"{verdict}, {1000 * seconds:.0f} ms, {grown} MB" if path.stem in ("bomb", "large", "lie") else verdict
+
+
+def _memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def work(reader: str, folder: Path, names: list[str]) -> None:
+    """Judge files one by one, a line of JSON for each; what has been printed is safe from a crash."""
+    read = READERS[reader][1]
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    (folder / f"first-{reader}.png").write_bytes(picture.getvalue())
+    read(str(folder / f"first-{reader}.png"))  # imports what the reader imports
+    with open("/proc/self/statm", encoding="ascii") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
+    for name in names:
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + SECONDS, resource.RLIM_INFINITY))
+        truth = np.load(folder / f"{name}.npy") if (folder / f"{name}.npy").exists() else None
+        print(json.dumps([name, judge(folder / name, truth, read)]), flush=True)
+
+
+def main() -> None:
+    """Make the files, run the readers, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--readers", nargs="+", default=list(READERS), choices=READERS)
+    parser.add_argument("--work", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.work:
+        reader, folder, *names = arguments.work
+        work(reader, Path(folder), names)
+        return
+    with tempfile.TemporaryDirectory() as place:
+        folder, table = Path(place), []
+        for case, title, name, content, truth in cases():
+            (folder / name).write_bytes(content)
+            if truth is not None:
+                np.save(folder / f"{name}.npy", truth)
+            table.append((case, title, name))
+        names = [name for _, _, name in table]
+        verdicts = {reader: run(reader, folder, names) for reader in arguments.readers}
+    print("| case | file |", " | ".join(READERS[reader][0] for reader in verdicts), "|")
+    print("|---|---|" + "---|" * len(verdicts))
+    for case, title, name in table:
+        print(f"| {case} | {title} |", " | ".join(found[name] for found in verdicts.values()), "|")
+
+
+def run(reader: str, folder: Path, names: list[str]) -> dict[str, str]:
+    """Verdict per file; a file at which the process ends is named for it, and the rest goes on."""
+    found: dict[str, str] = {}
+    while left := [name for name in names if name not in found]:
+        command = [sys.executable, __file__, "--work", reader, str(folder), *left]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        found.update(json.loads(line) for line in done.stdout.splitlines())
+        if done.returncode:
+            if not found and done.returncode > 0:
+                sys.exit(f"{reader} cannot be run: {' '.join(command)}")
+            ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit {done.returncode}"
+            found[next(name for name in names if name not in found)] = f"**process ended ({ended})**"
+    return found
+
+
+if __name__ == "__main__":
+    main()
