@@ -2,7 +2,8 @@
 
 Per mode: share of finite logits, share of pixels with float32's class (both at the image's size, upsampled by the model
 itself), peak memory of a process of its own, time of its only run. "float16" and "bfloat16" convert the whole model,
-"autocast" keeps float32 weights.
+"autocast" keeps float32 weights. "float16 weights" rounds only the weights and computes in float32: what it loses, no
+arithmetic wins back.
 
 python benchmarks/half_precision.py --weights efficientvit_seg_b0_cityscapes.pt --sizes 1024x2048 2048x4096
 """
@@ -28,7 +29,15 @@ from foveal import assets, machine
 from foveal.imaging import prepare, read_image
 from foveal.info import info_of
 
-MODES = ("float32", "float16", "bfloat16", "float16 autocast", "bfloat16 autocast")
+MODES = (
+    "float32",
+    "float16 weights",
+    "float16",
+    "float16 autocast",
+    "bfloat16 weights",
+    "bfloat16",
+    "bfloat16 autocast",
+)
 
 
 def main() -> None:
@@ -74,9 +83,12 @@ def measure() -> None:
     preprocess = dataclasses.replace(info_of(model).preprocess, max_side=None)
     photo = Image.fromarray(read_image(image)).resize((width, height), Image.Resampling.BICUBIC)
     x = torch.from_numpy(prepare(np.asarray(photo), preprocess))
-    dtype = getattr(torch, mode.split()[0])
-    autocast = torch.autocast("cpu", dtype) if mode.endswith("autocast") else contextlib.nullcontext()
-    if not mode.endswith("autocast"):
+    name, _, kind = mode.partition(" ")
+    dtype = getattr(torch, name)
+    autocast = torch.autocast("cpu", dtype) if kind == "autocast" else contextlib.nullcontext()
+    if kind == "weights":
+        model = model.to(dtype).float()
+    elif not kind:
         model, x = model.to(dtype), x.to(dtype)
     start = time.perf_counter()
     with torch.inference_mode(), autocast:

@@ -55,7 +55,20 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    ["segment", "classify", "predict", "demo", "models", "train", "evaluate", "compare", "export", "bench", "convert", "data"],
+    [
+        "segment",
+        "classify",
+        "predict",
+        "demo",
+        "models",
+        "train",
+        "evaluate",
+        "compare",
+        "export",
+        "bench",
+        "convert",
+        "data",
+    ],
 )
 def test_every_verb_has_help(verb: str) -> None:
     done = cli(verb, "--help")
