@@ -59,9 +59,9 @@ def test_dataset_file_names_classes(tree: Path) -> None:
 
 
 def test_dataset_file_must_name_classes_that_fit(tree: Path) -> None:
-    """Names are required, and id 255 is taken."""
-    (tree / "dataset.yaml").write_text("ignore: [255]\n")
-    with pytest.raises(ConfigError, match=r"dataset\.yaml: missing key 'names'"):
+    """Id 255 is taken, and each class has its colour."""
+    (tree / "dataset.yaml").write_text("names: [a, b]\npalette: [[0, 0, 0]]")
+    with pytest.raises(ConfigError, match=r"dataset\.yaml: 2 names but 1 colours"):
         SegmentationData.open(tree, ["train"])
     (tree / "dataset.yaml").write_text(yaml.safe_dump({"names": [f"class {i}" for i in range(256)]}))
     with pytest.raises(DataError, match="256 classes; at most 255"):
@@ -82,9 +82,12 @@ def _save_mask(tree: Path, mask: NDArray[np.uint8]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda t: (t / "trainannot" / "a.png").unlink(), "1 files of 'train' have no partner, first: a"),
+        (lambda t: (t / "trainannot" / "a.png").unlink(), r"train/a\.jpg: has no mask"),
         (lambda t: Image.new("RGB", (12, 8)).save(t / "train" / "a.png"), "shares its stem"),
-        (lambda t: _save_mask(t, np.zeros((8, 8), np.uint8)), r"a\.png: mask of 8x8 \(W x H\) for an image of 12x8"),
+        (
+            lambda t: _save_mask(t, np.zeros((8, 8), np.uint8)),
+            r"a\.png: mask of 8x8 \(W x H\) for .* a\.jpg of 12x8",
+        ),
         (lambda t: _save_mask(t, np.full((8, 12), 77, np.uint8)), r"a\.png: id 77 \(96 pixels\), but there are 11"),
         (lambda t: Image.new("RGB", (12, 8)).save(t / "trainannot" / "a.png"), "class indices are expected|expected"),
         (lambda t: (t / "train" / "a.jpg").write_bytes(b"\xff\xd8 broken"), r"a\.jpg"),
@@ -190,7 +193,8 @@ def test_synthetic_set_is_reproducible(tmp_path: Path) -> None:
 
 def test_config_round_trip_and_conversions(tmp_path: Path) -> None:
     values = {"lr": "1e-3", "crop": [64, 96], "splits": ["train", "val"], "epochs": 3, "options": {"scales": [3, 5]}}
-    config = build_config(TrainConfig, values)
+    config = build_config(TrainConfig, values | {"loss": {"cross_entropy": "1e0", "lovasz": 2}})
+    assert config.loss == {"cross_entropy": 1.0, "lovasz": 2.0}
     assert (config.lr, config.crop, config.splits) == (1e-3, (64, 96), ("train", "val"))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
     assert build_config(TrainConfig, read_yaml(tmp_path / "config.yaml")) == config
@@ -213,6 +217,12 @@ def test_config_round_trip_and_conversions(tmp_path: Path) -> None:
         ({"splits": "train"}, "splits: expected a list"),
         ({"crop": [31, 64]}, "out of range"),
         ({"ema_decay": 1}, "out of range"),
+        ({"loss": "lovasz"}, "loss: expected a mapping such as {name: value}, got 'lovasz'"),
+        ({"loss": {"lovas": 1}}, r"loss key='lovas'; did you mean 'lovasz'\?"),
+        ({"loss": {"lovasz": "high"}}, r"loss\.lovasz: expected float, got 'high'"),
+        ({"loss": {"lovasz": 0}}, "loss={'lovasz': 0.0} is out of range"),
+        ({"loss": {}}, "loss={} is out of range"),
+        ({"options": {3: 5}}, "options key: expected str, got 3"),
     ],
 )
 def test_config_mistakes_are_explained(values: dict, message: str) -> None:

@@ -1,4 +1,4 @@
-"""EfficientViT B0-B3: equal to the published networks, forward and backward, and usable at any size."""
+"""EfficientViT B, L and XL: equal to the published networks, forward and backward, and usable at any size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,12 @@ MODELS = {
     "mit-cls-b1": ("efficientvit_b1", {}),
     "mit-seg-b0-cityscapes": ("efficientvit_b0", {"task": "segment"}),
     "mit-seg-b1-ade20k": ("efficientvit_b1", {"task": "segment", "head": "ade20k"}),
+    "mit-backbone-l0": ("efficientvit_l0", {"features_only": True}),
+    "mit-cls-l1": ("efficientvit_l1", {}),
+    "mit-cls-l1@160": ("efficientvit_l1", {}),
+    "mit-seg-l1-cityscapes": ("efficientvit_l1", {"task": "segment"}),
     "timm-b1": ("efficientvit_b1", {"attention_eps": 1e-5}),
+    "timm-l1": ("efficientvit_l1", {"attention_eps": 1e-5}),
 }
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of the largest output
 SIZES = st.tuples(st.integers(32, 120), st.integers(32, 120))
@@ -41,8 +46,9 @@ def poured(reference: str) -> Any:
 
 
 def logits(model: Any, x: torch.Tensor) -> torch.Tensor:
-    """What the published network returns: segmentation logits at its own stride."""
-    return model(x, upsample=False) if hasattr(model, "stride") else model(x)
+    """What the published network returns: segmentation logits at its own stride, a backbone's last map."""
+    output = model(x, upsample=False) if hasattr(model, "stride") else model(x)
+    return output[-1] if isinstance(output, list) else output
 
 
 def largest(x: torch.Tensor) -> float:
@@ -62,7 +68,7 @@ def test_equals_the_published_network(reference: str) -> None:
         dtype = getattr(torch, precision)
         model.to(dtype)
         with torch.no_grad():
-            output, maps = logits(model, x.to(dtype)), model.backbone(x.to(dtype))
+            output, maps = logits(model, x.to(dtype)), getattr(model, "backbone", model)(x.to(dtype))
         assert golden.difference(output, expected[precision]["output"]) <= TOLERANCE[precision]
         for found, brief in zip(maps, expected[precision]["stages"], strict=True):
             assert golden.difference(found, brief) <= TOLERANCE[precision]
@@ -112,7 +118,7 @@ def our_key(key: str, shapes: dict[str, list[int]]) -> str:
     return next(name for name, value in to_our_layout(marked)[0].items() if value)
 
 
-@pytest.mark.parametrize("size", ["b0", "b1", "b2", "b3"])
+@pytest.mark.parametrize("size", ["b0", "b1", "b2", "b3", "l1", "l2"])
 def test_equals_timm(size: str) -> None:
     """timm's own network gives the same logits and maps from the same weights, taken from its state dict."""
     peer = golden.fill(timm.create_model(f"efficientvit_{size}", pretrained=False, num_classes=10))
@@ -135,10 +141,23 @@ def test_equals_timm(size: str) -> None:
         ("efficientvit_b1", {"features_only": True}, 4_643_936),
         ("efficientvit_b2", {"features_only": True}, 14_977_008),
         ("efficientvit_b3", {"features_only": True}, 38_997_440),
+        ("efficientvit_l0", {"features_only": True}, 27_805_472),
+        ("efficientvit_l1", {"features_only": True}, 38_037_280),
+        ("efficientvit_l2", {"features_only": True}, 49_090_208),
+        ("efficientvit_l3", {"features_only": True}, 193_998_144),
+        ("efficientvit_xl0", {"features_only": True}, 96_622_752),
+        ("efficientvit_xl1", {"features_only": True}, 167_266_976),
         ("efficientvit_b0", {}, 3_410_008),
         ("efficientvit_b1", {}, 9_102_024),
         ("efficientvit_b2", {}, 24_330_712),
         ("efficientvit_b3", {}, 48_646_056),
+        ("efficientvit_l1", {}, 52_654_088),
+        ("efficientvit_l2", {}, 63_707_016),
+        ("efficientvit_l3", {}, 246_037_288),
+        ("efficientvit_l1", {"task": "segment"}, 40_242_227),
+        ("efficientvit_l2", {"task": "segment"}, 52_607_923),
+        ("efficientvit_l1", {"task": "segment", "head": "ade20k"}, 40_409_526),
+        ("efficientvit_l2", {"task": "segment", "head": "ade20k"}, 51_462_454),
         ("efficientvit_b0", {"task": "segment"}, 706_691),
         ("efficientvit_b1", {"task": "segment"}, 4_803_443),
         ("efficientvit_b2", {"task": "segment"}, 15_323_779),
@@ -290,6 +309,23 @@ def test_half_precision_runs(task: str, dtype: torch.dtype) -> None:
     assert found.isfinite().all()
     tolerance = 0.01 if dtype == torch.float16 else 0.08
     assert largest(found.float() - expected) <= tolerance * largest(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_trains(dtype: torch.dtype, autocast: bool) -> None:
+    """Gradients of all parameters together point where float32's do: in a 16-bit model and under autocast."""
+    model = golden.fill(create_model("efficientvit_b0", "segment", num_classes=3)).train()
+    x = golden.image_input((2, 3, 64, 72))
+    gradients = []
+    for kind in (torch.float32, dtype):
+        net = copy.deepcopy(model) if autocast else copy.deepcopy(model).to(kind)
+        with torch.autocast("cpu", dtype, enabled=autocast and kind == dtype):
+            output = net(x if autocast else x.to(kind))
+        output.float().square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten().double() for p in net.parameters() if p.grad is not None]))
+    assert gradients[1].isfinite().all()
+    assert F.cosine_similarity(*gradients, dim=0) > (0.999 if dtype == torch.float16 else 0.95)
 
 
 def test_copies_are_independent() -> None:

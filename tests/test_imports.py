@@ -16,9 +16,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 FLOORS = [
     {"errors"},
     {"info", "files", "machine", "assets"},
-    {"config", "imaging", "references"},
-    {"results", "layers"},
-    {"registry"},
+    {"config", "imaging", "hub"},
+    {"results", "layers", "references"},
+    {"registry", "losses"},
     {"models"},
     {"tasks", "weights"},
     {"factory"},
@@ -32,9 +32,12 @@ FLOORS = [
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 #: Modules that `pip install foveal` uses: no torch when they are imported.
 LIGHT = [
-    "errors", "info", "files", "machine", "assets", "config", "imaging", "results", "cli", "commands", "data.labels",
-    "data.segmentation", "data.transforms", "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress",
-    "deploy.benchmark",
+    "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "results",
+    "cli", "commands",
+    "data.classification", "data.coco", "data.labels", "data.layout", "data.masks", "data.segmentation",
+    "data.segmentation_layouts", "data.stream", "data.super_resolution", "data.transforms", "run.check",
+    "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress",
+    "run.boundary", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -30,6 +30,9 @@ def test_equal_to_torchmetrics(seed: int, ignored: float) -> None:
     assert np.allclose(scores.iou, per_class.numpy(), atol=1e-6)
     assert scores.miou == pytest.approx(float(per_class.mean()), abs=1e-6)
     assert scores.pixel_accuracy == pytest.approx(float(accuracy), abs=1e-6)
+    recall = MulticlassAccuracy(5, average="none", ignore_index=255)(*tensors)
+    assert np.allclose(scores.accuracy, recall.numpy(), atol=1e-6)
+    assert scores.mean_accuracy == pytest.approx(float(recall.mean()), abs=1e-6)
     assert scores.absent == ()
 
 
@@ -39,6 +42,7 @@ def test_absent_classes_are_left_out_and_named() -> None:
     scores = SegmentScores(confusion_matrix(target, np.array([0, 2, 1, 1]), 3), ("a", "b", "c"))
     assert scores.absent == ("c",)
     assert scores.miou == pytest.approx((0.5 + 1) / 2)
+    assert scores.mean_accuracy == pytest.approx((0.5 + 1) / 2)
     assert scores.to_dict()["iou"]["c"] is None
 
 
@@ -46,6 +50,8 @@ def test_nothing_labelled_gives_nan_not_an_error() -> None:
     scores = SegmentScores(confusion_matrix(np.full(4, 255), np.zeros(4, int), 2), ("a", "b"))
     assert np.isnan(scores.miou)
     assert np.isnan(scores.pixel_accuracy)
+    assert np.isnan(scores.mean_accuracy)
+    assert scores.to_dict()["miou"] is None  # NaN is no JSON
 
 
 def test_counts_are_exact_beyond_float32() -> None:

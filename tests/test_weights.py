@@ -191,7 +191,13 @@ def test_unknown_tags_name_the_nearest() -> None:
 
 def test_list_models() -> None:
     assert foveal.list_models("efficientvit_b*") == [f"efficientvit_b{i}" for i in range(4)]
-    assert foveal.list_models(pretrained=True, task="segment") == ["efficientvit_b0.camvid"]
+    assert foveal.list_models("*_b0.*", pretrained=True, task="segment") == [
+        "efficientvit_b0.camvid",
+        "efficientvit_b0.cityscapes",
+    ]
+    assert foveal.list_models("efficientvit_b1.*", pretrained=True, task="classify") == [
+        f"efficientvit_b1.r{size}_in1k" for size in (224, 256, 288)
+    ]
     assert foveal.list_models("nothing*") == []
     with pytest.raises(ConfigError, match="did you mean 'segment'"):
         foveal.list_models(task="segmentation")

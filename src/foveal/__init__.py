@@ -30,10 +30,14 @@ if TYPE_CHECKING:
     from .info import Preprocess as Preprocess
     from .results import ClassifyResult as ClassifyResult
     from .results import SegmentResult as SegmentResult
+    from .run.compare import compare as compare
     from .run.evaluate import evaluate as evaluate
     from .run.load import load as load
     from .run.load import load_model as load_model
     from .run.predict import Predictor as Predictor
+    from .run.pretrained import from_pretrained as from_pretrained
+    from .run.pretrained import push_to_hub as push_to_hub
+    from .run.pretrained import save_pretrained as save_pretrained
     from .run.train import train as train
     from .weights import LoadReport as LoadReport
     from .weights import load_checkpoint as load_checkpoint
@@ -50,13 +54,17 @@ _HOME = {
     "SegmentResult": "results",
     "TrainConfig": "config",
     "bench": "deploy.benchmark",
+    "compare": "run.compare",
     "create_model": "factory",
     "evaluate": "run.evaluate",
     "export": "deploy.export",
+    "from_pretrained": "run.pretrained",
     "list_models": "factory",
     "load": "run.load",
     "load_checkpoint": "weights",
     "load_model": "run.load",
+    "push_to_hub": "run.pretrained",
+    "save_pretrained": "run.pretrained",
     "train": "run.train",
 }
 
@@ -78,13 +86,17 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "SegmentResult",
     "TrainConfig",
     "bench",
+    "compare",
     "create_model",
     "evaluate",
     "export",
+    "from_pretrained",
     "list_models",
     "load",
     "load_checkpoint",
     "load_model",
+    "push_to_hub",
+    "save_pretrained",
     "train",
 ]
 

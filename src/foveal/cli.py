@@ -25,11 +25,16 @@ for _name, _help in {
     "models": "List the models, or one model's options and published figures.",
     "train": "Train on a folder of images and masks.",
     "evaluate": "Score a model on a labelled data set.",
+    "compare": "Compare two evaluations: difference, interval, p.",
     "export": "Write a model as a file that runs without torch.",
     "bench": "Measure models against each other on this machine.",
     "convert": "Turn any published checkpoint into a safetensors file.",
 }.items():
     app.command(f"foveal.commands:{_name}", name=_name, help=_help)
+
+_data = cyclopts.App(name="data", help="Look at data sets.")
+_data.command("foveal.commands:data_check", name="check", help="Read a whole data set: what is in it, what is wrong.")
+app.command(_data)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from .errors import ConfigError, DependencyError, InputError, nearest
 
 if TYPE_CHECKING:
     from .results import SegmentResult
+    from .run.check import SplitReport
     from .run.predict import Predictor
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on standard output.")]
@@ -312,7 +313,7 @@ def _agreement(result: SegmentResult, label: Path) -> float:
 
 
 def models(pattern: str = "*", /, *, task: str | None = None, json: Json = False) -> int:
-    """List the models: bundled weights, and (with torch installed) the architectures.
+    """List the models: bundled weights, and (with torch installed) published weights and the architectures.
 
     Parameters
     ----------
@@ -329,9 +330,9 @@ def models(pattern: str = "*", /, *, task: str | None = None, json: Json = False
         if fnmatch.fnmatch(ref, pattern) and task in (None, w.task)
     ]
     try:
-        rows += _architectures(pattern, task)
+        rows += _published(pattern, task) + _architectures(pattern, task)
     except DependencyError as error:
-        print(f"architectures are not listed: {error}", file=sys.stderr)
+        print(f"published weights and architectures are not listed: {error}", file=sys.stderr)
     if not rows:
         raise ConfigError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), _all_names())}")
     if json:
@@ -352,6 +353,29 @@ def _flat(value: Any) -> str:
     return f"{value / 1e6:.2f} M" if isinstance(value, int) and value > 1000 else str(value)
 
 
+def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
+    """One row per published set of weights, with its authors' figure and where it is fetched from."""
+    from . import list_models  # raises DependencyError without torch
+
+    names = list_models(pattern, task=task, pretrained=True)
+    from .registry import published
+
+    return [
+        {
+            "name": ref,
+            "tasks": [entry.task],
+            "licence": entry.licence or family.licence,
+            "figures": [f"{entry.metric} {entry.value} at {entry.size} ({entry.source})"],
+            "bundled": False,
+            "repo": entry.repo,
+            "file": entry.file,
+            "sha256": entry.sha256 or "unknown: the first download counts",
+        }
+        for ref, (family, _, entry) in published().items()
+        if ref in names
+    ]
+
+
 def _architectures(pattern: str, task: str | None) -> list[dict[str, Any]]:
     """One row per architecture; published figures are the authors', the best of each data set."""
     from . import list_models  # raises DependencyError without torch
@@ -369,7 +393,8 @@ def _architectures(pattern: str, task: str | None) -> list[dict[str, Any]]:
             params = sum(p.numel() for p in variant.backbone(3).parameters())
         best: dict[str, str] = {}
         for figure in sorted(variant.published, key=lambda p: p.value):
-            best[figure.tag.partition("_")[0]] = f"{figure.metric} {figure.value} at {figure.size} ({figure.source})"
+            data = figure.tag.rpartition("_")[2]  # of r224_in1k, say
+            best[data] = f"{figure.metric} {figure.value} at {figure.size} ({figure.source})"
         rows.append(
             {
                 "name": name,
@@ -388,7 +413,7 @@ def _all_names() -> list[str]:
     try:
         from . import list_models
 
-        return [*assets.WEIGHTS, *list_models()]
+        return [*list_models(pretrained=True), *list_models()]
     except DependencyError:
         return list(assets.WEIGHTS)
 
@@ -467,6 +492,19 @@ def export(
 
 # ---- training and measuring
 
+_SET_HELP = "Any other setting: --set.epochs 50 --set.lr 1e-3 --set.loss '{cross_entropy: 1, lovasz: 0.5}'."
+
+
+def _settings(_: Any, tokens: Any) -> dict[str, str]:
+    """Values of --set by name; a setting with entries is one value, since naming some would leave the rest open."""
+    if not isinstance(tokens, dict):
+        raise ConfigError("--set: name the setting, such as --set.epochs 50")
+    for key, given in tokens.items():
+        if isinstance(given, dict):
+            entries = ", ".join(f"{entry}: ..." for entry in given)
+            raise ConfigError(f"--set.{key}.{next(iter(given))}: give all entries at once, --set.{key} '{{{entries}}}'")
+    return {key: given[-1].value for key, given in tokens.items()}
+
 
 def train(
     data: Path,
@@ -477,15 +515,15 @@ def train(
     config: Path | None = None,
     out: Path = Path("runs/train"),
     resume: bool = False,
-    set: Annotated[dict[str, str] | None, Parameter(help="Any other setting: --set.epochs 50 --set.lr 1e-3.")] = None,
+    set: Annotated[dict[str, str] | None, Parameter(help=_SET_HELP, converter=_settings)] = None,
     json: Json = False,
 ) -> int:
-    """Train on a folder of images and masks. ``torchrun -m foveal train ...`` scales the same command.
+    """Train on images and masks, or on a folder per class. ``torchrun -m foveal train ...`` scales the same command.
 
     Parameters
     ----------
     data
-        Folder with SPLIT/ and SPLITannot/ folders (and dataset.yaml unless it is CamVid).
+        Folder of the data set; 'foveal data check' tells whether it can be used.
     model
         Architecture to train.
     task
@@ -502,12 +540,12 @@ def train(
     overrides = {key: _yaml_value(key, text) for key, text in (set or {}).items()}
     overrides |= {key: value for key, value in (("model", model), ("task", task)) if value is not None}
     result = train_model(data, config=config, out=out, resume=resume, **overrides)
-    miou = result.miou if math.isfinite(result.miou) else None
-    report = {"folder": str(result.folder), "best": str(result.best), "miou": miou, "loss": result.losses[-1]}
+    figure = {result.metric: result.value} if math.isfinite(result.value) else {}
+    report = {"folder": str(result.folder), "best": str(result.best), "loss": result.losses[-1], **figure}
     if json:
         _print_json(report)
     else:
-        scored = "" if miou is None else f"  mIoU {miou:.2%}"
+        scored = "".join(f"  {name} {value:.2%}" for name, value in figure.items())
         print(f"{report['best']}  loss {report['loss']:.4f}{scored}")
     return 0
 
@@ -521,17 +559,78 @@ def _yaml_value(key: str, text: str) -> Any:
         raise ConfigError(f"--set.{key} {text!r}: {' '.join(str(error).split())}") from error
 
 
+def data_check(
+    data: Path,
+    /,
+    *,
+    quarantine: Annotated[Path | None, Parameter(help="File to write the bad files' paths to, one per line.")] = None,
+    json: Json = False,
+) -> int:
+    """Read a whole data set: its layout, splits, sizes and classes, and everything that is wrong with it, by file.
+
+    Parameters
+    ----------
+    data
+        Folder of the data set.
+    """
+    from .files import written_whole
+    from .run.check import check_data
+    from .run.progress import Progress
+
+    report = check_data(data, progress=Progress())
+    if quarantine is not None:
+        with written_whole(quarantine) as file:
+            file.write_text("".join(f"{path}\n" for path in report.bad_files), encoding="utf-8")
+    if json:
+        _print_json(report.to_dict())
+        return 1 if report.problems else 0
+    print(f"{data}: {report.layout or 'no known layout'}\n")
+    if report.splits:
+        header = ("split", "samples", "readable", "sizes (W x H)", "ignored")
+        _print_table(header, [_split_row(split) for split in report.splits])
+    counted = [split for split in report.splits if len(split.images)]
+    if counted:
+        header = ("class", *(f"{split.name} {kind}" for split in counted for kind in ("pixels", "images")))
+        _print_table(header, [_class_row(name, i, counted) for i, name in enumerate(report.labels.names)])
+    for text in report.notes:
+        print(f"note: {text}")
+    for problem in report.problems:
+        named = str(problem.file) in problem.error
+        print(f"problem: {problem.error}" if named else f"problem: {problem.file}: {problem.error}")
+    print(f"{len(report.problems)} problems" if report.problems else "no problems")
+    return 1 if report.problems else 0
+
+
+def _split_row(split: SplitReport) -> list[str]:
+    sizes = [f"{width}x{height} ({count})" for (height, width), count in split.sizes.most_common(4)]
+    more = f", {len(split.sizes) - 4} more" if len(split.sizes) > 4 else ""
+    ignored = f"{split.ignored_share:.1%}" if split.ignored else ""
+    return [split.name, str(split.items), str(split.readable), ", ".join(sizes) + more, ignored]
+
+
+def _class_row(name: str, index: int, splits: list[SplitReport]) -> list[str]:
+    """Shares of a class in the labelled pixels and in the images of each split."""
+    cells = [name]
+    for split in splits:
+        pixels = f"{split.shares[index]:.2%}" if split.pixels.any() else ""
+        cells += [pixels, f"{split.images[index]} ({split.images[index] / max(1, split.readable):.0%})"]
+    return cells
+
+
 def evaluate(
     ref: str,
     data: Path,
     /,
     *,
-    split: str = "test",
+    split: str | None = None,
     size: Size = None,
     class_map: Path | None = None,
+    protocol: Literal["plain", "cityscapes", "ade20k"] = "plain",
+    boundary: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Score a model on a labelled data set.
+    """Score a model on a labelled data set. Images that cannot be scored are named, and the exit code is 1.
 
     Parameters
     ----------
@@ -540,28 +639,81 @@ def evaluate(
     data
         Folder of the data set.
     split
-        Part of it.
+        Part of it; default: test, or val for a published protocol.
     class_map
         YAML file "model class: data class", for a model with other classes.
+    protocol
+        Sizes and interpolation of the figures published on a data set; plain: the model's own.
+    boundary
+        Score the contours too: boundary F-score and boundary IoU.
+    out
+        Folder for report.json, per_image.csv and samples.png (the best, median and worst image).
     """
     from . import evaluate as evaluate_model
     from .run.progress import Progress
 
     found = evaluate_model(
-        ref, data, split=split, size=parse_size(size) if size else None, class_map=class_map, progress=Progress()
+        ref,
+        data,
+        split=split,
+        size=parse_size(size) if size else None,
+        class_map=class_map,
+        protocol=protocol,
+        boundary=boundary,
+        out=out,
+        progress=Progress(),
     )
     report = {"ref": ref, "data": str(data), **found.to_dict()}
     if json:
         _print_json(report)
-        return 0
+        return 1 if found.skipped else 0
+    columns = {"IoU": report["iou"], "accuracy": report["accuracy"]}
+    if boundary:
+        columns |= {"boundary F": report["boundary"]["f_score"], "boundary IoU": report["boundary"]["boundary_iou"]}
     _print_table(
-        ("class", "IoU"),
-        [(name, "absent" if iou is None else f"{iou:.2%}") for name, iou in report["iou"].items()],
+        ("class", *columns),
+        [(name, *("-" if c[name] is None else f"{c[name]:.2%}" for c in columns.values())) for name in report["iou"]],
     )
-    where = f"{found.images} images of {split}" + (f" at {size}" if size else "")
-    print(f"\nmIoU {found.miou:.2%}  pixel accuracy {found.scores.pixel_accuracy:.2%}  ({where})")
-    if found.scores.absent:
-        print(f"absent from the data, left out of the mean: {', '.join(found.scores.absent)}")
+    where = f"{found.images} images of {found.split}" + (f" at {size}" if size else "")
+    where += f", protocol {protocol}" if protocol != "plain" else ""
+    scores = found.scores
+    print(f"\nmIoU {scores.miou:.2%}  pixel accuracy {scores.pixel_accuracy:.2%}  ", end="")
+    print(f"mean accuracy {scores.mean_accuracy:.2%}  ({where})")
+    if found.boundary:
+        print(f"mean boundary F {found.boundary.mean_f_score:.2%}  mean boundary IoU {found.boundary.miou:.2%}")
+    if scores.absent:
+        print(f"absent from the data, left out of the means: {', '.join(scores.absent)}")
+    for image, error in found.skipped.items():
+        print(f"skipped {image}: {error}")
+    if out:
+        print(f"report.json, per_image.csv and samples.png are in {out}")
+    return 1 if found.skipped else 0
+
+
+def compare(a: Path, b: Path, /, *, resamples: int = 10_000, seed: int = 0, json: Json = False) -> int:
+    """Tell which of two evaluated models is better, and how sure that is: a paired bootstrap over the images.
+
+    Parameters
+    ----------
+    a
+        Folder that foveal evaluate --out wrote.
+    b
+        The same for the other model, on the same images.
+    resamples
+        How often the images are drawn.
+    seed
+        Of the draws.
+    """
+    from . import compare as compare_reports
+
+    found = compare_reports(a, b, resamples=resamples, seed=seed)
+    if json:
+        _print_json({"a": str(a), "b": str(b), **found.to_dict()})
+        return 0
+    _print_table(("report", "mIoU"), [(str(a), f"{found.miou_a:.2%}"), (str(b), f"{found.miou_b:.2%}")])
+    print(f"\ndifference {100 * found.difference:+.2f} points, 95 % interval ", end="")
+    print(f"{100 * found.low:+.2f} to {100 * found.high:+.2f}, p = {found.p:.2g}  ", end="")
+    print(f"({found.images} images, {found.resamples} resamples, seed {found.seed})")
     return 0
 
 

@@ -16,6 +16,8 @@ import yaml
 from .errors import ConfigError, nearest
 
 T = TypeVar("T")
+#: What :mod:`foveal.losses` has.
+LossName = Literal["cross_entropy", "ohem", "focal", "dice", "jaccard", "lovasz", "boundary"]
 
 
 @dataclass(frozen=True)
@@ -31,59 +33,99 @@ class TrainConfig:
         val_split: split to select the best checkpoint on; empty: keep the last.
         epochs: passes over the training set.
         batch_size: images per optimiser step, over all processes.
+        accumulate: pieces that a process's share of a batch is cut into, to save memory; batch norms see the pieces.
         crop: (H, W) of the training crops, in pixels.
-        scale: range of the random scaling before cropping.
+        scale: segmentation: range of the random scaling before cropping.
+        area: classification: range of the share of the image that a crop covers.
+        crop_ratio: classification: centre crop over resized short side when evaluating.
         flip: probability of a horizontal flip.
         jitter: strength of the jitter of brightness, contrast and saturation, 0..1.
         tint: strength of a random gain per colour channel, 0..1: other cameras, other light.
         rare_crop: probability that a crop is placed on a pixel of a class drawn by its weight.
+        loss: segmentation: factor of each term by name (see :mod:`foveal.losses`); those left out have none.
         class_weights: how rarity weighs in the loss: "none", "sqrt_median", "median" (frequency balancing).
+        label_smoothing: classification: share of the target that goes to the other classes.
+        deep_supervision: segmentation: weight of auxiliary classifiers on the two coarsest maps; 0: none.
         lr: peak learning rate of AdamW.
         weight_decay: of weights; norms and biases have none.
         warmup: share of the steps with rising learning rate.
         ema_decay: of the averaged weights, which are evaluated and saved; 0: none.
         grad_clip: largest norm of the gradient; 0: not clipped.
-        precision: "fp32", "bf16" or "fp16" (autocast).
+        grad_checkpointing: whether the backbone's stages are computed again in the backward pass, to save memory.
+        freeze_bn: whether the batch norms keep the statistics that they start with.
+        sync_bn: whether the batch norms of several processes share their statistics.
+        bn_batches: training batches to estimate the averaged weights' norm statistics on, at the end; 0: keep averages.
+        precision: "fp32", "bf16" or "fp16" (autocast), or "fp64" (everything: to tell rounding from error).
         workers: data loading processes.
+        cache_gib: memory for decoded images, in GiB, in each process; the rest is read from files each time.
         eval_every: epochs between evaluations.
+        save_minutes: minutes between saves of the state within an epoch; every epoch's end saves too.
+        log_every: steps between lines of the log within an epoch; 0: none.
+        csv: whether to write log.csv as well.
+        tensorboard: whether to write TensorBoard's files as well.
         seed: of weights, order and augmentation.
     """
 
     model: str = "efficientvit_b0"
-    task: Literal["segment"] = "segment"
+    task: Literal["segment", "classify"] = "segment"
     options: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     splits: tuple[str, ...] = ("train",)
     val_split: str = "val"
     epochs: int = 100
     batch_size: int = 8
+    accumulate: int = 1
     crop: tuple[int, int] = (288, 384)
     scale: tuple[float, float] = (0.6, 1.8)
+    area: tuple[float, float] = (0.25, 1.0)
+    crop_ratio: float = 0.875
     flip: float = 0.5
     jitter: float = 0.3
     tint: float = 0.0
     rare_crop: float = 0.0
+    loss: dict[LossName, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
     class_weights: Literal["none", "sqrt_median", "median"] = "sqrt_median"
+    label_smoothing: float = 0.0
+    deep_supervision: float = 0.0
     lr: float = 2e-3
     weight_decay: float = 0.05
     warmup: float = 0.05
     ema_decay: float = 0.995
     grad_clip: float = 5.0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    grad_checkpointing: bool = False
+    freeze_bn: bool = False
+    sync_bn: bool = True
+    bn_batches: int = 0
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     workers: int = 1
+    cache_gib: float = 2.0
     eval_every: int = 10
+    save_minutes: float = 10.0
+    log_every: int = 0
+    csv: bool = False
+    tensorboard: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         checks = {
             "epochs": self.epochs >= 1,
             "batch_size": self.batch_size >= 1,
+            "accumulate": 1 <= self.accumulate <= self.batch_size,
             "crop": min(self.crop) >= 32,
+            "area": 0 < self.area[0] <= self.area[1] <= 1,
+            "crop_ratio": 0 < self.crop_ratio <= 1,
             "scale": 0 < self.scale[0] <= self.scale[1],
             "flip": 0 <= self.flip <= 1,
             "jitter": 0 <= self.jitter < 1,
             "tint": 0 <= self.tint < 1,
             "rare_crop": 0 <= self.rare_crop <= 1,
+            "label_smoothing": 0 <= self.label_smoothing < 1,
+            "deep_supervision": self.deep_supervision >= 0,
+            "bn_batches": self.bn_batches >= 0,
+            "cache_gib": self.cache_gib >= 0,
+            "save_minutes": self.save_minutes > 0,
+            "log_every": self.log_every >= 0,
+            "loss": len(self.loss) >= 1 and min(self.loss.values()) > 0,
             "lr": self.lr > 0,
             "weight_decay": self.weight_decay >= 0,
             "warmup": 0 <= self.warmup < 1,
@@ -150,6 +192,8 @@ def _required(cls: Any) -> list[str]:
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
     """Return ``value`` as ``hint`` wants it; only lossless conversions (list to tuple, int to float)."""
+    if hint is Any:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (UnionType, typing.Union):
         if value is None and type(None) in args:
@@ -167,6 +211,11 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
         if len(value) != len(args):
             raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
         return tuple(_coerce(item, arg, where) for item, arg in zip(value, args, strict=True))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected a mapping such as {{name: value}}, got {value!r}")
+        keys = [_coerce(key, args[0], f"{where} key") for key in value]
+        return {key: _coerce(item, args[1], f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
     if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
         with suppress(ValueError):
             value = float(value)  # YAML reads 1e-3 as text

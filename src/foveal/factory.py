@@ -11,7 +11,7 @@ from torch import nn
 from . import assets
 from .errors import ConfigError, nearest
 from .info import Labels, ModelInfo, Preprocess, attach
-from .registry import Backbone, Variant, variants
+from .registry import Backbone, Variant, published, variants
 from .tasks import classify, segment
 from .weights import load_for_finetuning, read_weights
 
@@ -25,8 +25,8 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
     Args:
         pattern: shell-style pattern, with ``*`` and ``?``.
         task: only models of this task ("classify", "segment").
-        pretrained: ``True``: ``name.tag`` of all weights that this installation has; ``False`` or ``None``: the
-            architectures.
+        pretrained: ``True``: ``name.tag`` of all weights that come with Foveal or are fetched on first use; ``False``
+            or ``None``: the architectures.
 
     Raises:
         ConfigError: ``task`` is unknown.
@@ -34,11 +34,9 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
     if task is not None:
         _check_task(task)
     if pretrained:
-        return [
-            ref
-            for ref, weights in assets.WEIGHTS.items()
-            if fnmatch.fnmatch(ref, pattern) and task in (None, weights.task)
-        ]
+        tasks = {ref: weights.task for ref, weights in assets.WEIGHTS.items()}
+        tasks |= {ref: entry.task for ref, (_, _, entry) in published().items()}
+        return [ref for ref, of in tasks.items() if fnmatch.fnmatch(ref, pattern) and task in (None, of)]
     return [
         name
         for name, (_, variant) in variants().items()
@@ -65,8 +63,8 @@ def create_model(
         in_chans: channels of the image, at least 1.
         features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
             tells the channels and stride of each.
-        weights: tag ("camvid"), path, or hub id, to start from. A classifier for another number of classes starts
-            fresh, and weights of another task give the backbone alone.
+        weights: tag ("camvid"), path, folder, or hub id, to start from. A classifier for another number of classes
+            starts fresh, and weights of another task give the backbone alone.
         **options: the family's own (see ``foveal models NAME``), and for segmentation ``head="cityscapes"`` or
             ``"ade20k"``, the published head for that data set.
 
@@ -80,8 +78,8 @@ def create_model(
     name, _, tag = name.partition(".")
     family, variant = _find(name)
     if tag and weights is None:
-        weights = tag
-    state, info = (None, None) if weights is None else read_weights(name, weights)
+        weights = f"{name}.{tag}"
+    state, info = (None, None) if weights is None else read_weights(weights, name)
     task = _check_task(task or (info.task if info else "classify"))
     if info and info.task == task:
         num_classes = info.num_classes if num_classes is None else num_classes

@@ -11,6 +11,22 @@ from pathlib import Path
 from .errors import InputError
 
 
+def made_folder(path: str | Path) -> Path:
+    """Make a folder with its parents, before work begins whose results go there.
+
+    Raises:
+        InputError: it cannot be made, or is not one, or cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise InputError(f"cannot write {path}: Permission denied")
+    return path
+
+
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success sync it and rename it over, on failure remove it.

@@ -38,6 +38,7 @@ _FORMATS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...], Callable[[BinaryIO
     "TIFF": ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), (".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
     "BMP": ((b"BM",), (".bmp",), BmpImagePlugin.BmpImageFile),
 }
+FORMATS = tuple(kind.upper() for kind in _FORMATS)  #: as Pillow names them
 SUFFIXES = tuple(suffix for _, suffixes, _ in _FORMATS.values() for suffix in suffixes)
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B")
 
@@ -387,6 +388,33 @@ def _resized(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uin
         left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
         return np.asarray(picture.crop((left, top, left + width, top + height)))
     return np.asarray(picture.resize((width, height), kernel))
+
+
+def resize_cubic(array: NDArray, length: int, axis: int) -> NDArray[np.float32]:
+    """Resize one axis to ``length`` by :func:`cubic_samples` at the centres of the new pixels."""
+    return cubic_samples(array, (np.arange(length) + 0.5) * (array.shape[axis] / length) - 0.5, axis)
+
+
+def cubic_samples(array: NDArray, positions: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
+    """Values between the samples of one axis by cubic convolution with a = -0.75, edges repeated, no smoothing.
+
+    That is OpenCV's INTER_CUBIC and torch's "bicubic" without ``antialias``; Pillow's has a = -0.5 and smooths.
+
+    Source: Keys, "Cubic convolution interpolation for digital image processing", 1981.
+    """
+    first = np.floor(positions).astype(np.intp) - 1
+    out = np.zeros((*array.shape[:axis], len(positions), *array.shape[axis + 1 :]), np.float32)
+    for index in (first + tap for tap in range(4)):
+        weight = _cubic_kernel(np.abs(positions - index)).astype(np.float32)
+        weight = weight.reshape(-1, *[1] * (array.ndim - axis - 1))
+        out += np.take(array, np.clip(index, 0, array.shape[axis] - 1), axis) * weight
+    return out
+
+
+def _cubic_kernel(distance: NDArray[np.float64], a: float = -0.75) -> NDArray[np.float64]:
+    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    return np.where(distance <= 1, near, far)
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

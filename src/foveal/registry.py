@@ -21,21 +21,28 @@ class Backbone(nn.Module):
 
     Attributes:
         feature_info: channels and stride of each map.
+        stages: its parts in order, each a module of one input.
         min_size: smallest side of an image, in pixels.
     """
 
+    stages: nn.ModuleList
     feature_info: list[FeatureInfo]
     min_size: int = 32
 
 
 class Published(NamedTuple):
-    """A figure somebody published for released weights: quoted, never measured by us."""
+    """Weights somebody released: where they are, and the figure that was published for them (quoted, not measured)."""
 
     tag: str  # the data set or setting, as it stands behind the dot of a name
     metric: str  # "mIoU", "top-1"; in percent
     value: float
     size: str  # of the input
-    source: str
+    source: str  # of the figure
+    task: str = "classify"
+    repo: str = ""  # on the hub; empty: the weights cannot be fetched by name
+    file: str = "model.safetensors"
+    sha256: str = ""  # empty: not known, the first download counts
+    licence: str = ""  # empty: the family's
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Variant:
         classifier: ``(in_channels, num_classes) -> nn.Module`` on the coarsest map, ``None`` if none was published.
         segment_heads: keyword arguments of the published segmentation heads, by data set.
         crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation at 224.
-        published: figures that the authors give for their weights.
+        published: weights that were released, with their figures.
     """
 
     backbone: Callable[..., Backbone]
@@ -71,7 +78,7 @@ class Family:
 
     name: str
     paper: str
-    variants: Mapping[str, Variant]
+    variants: dict[str, Variant]
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor] | None]
     stem: str = "backbone.stem.0.conv.weight"
     options: Mapping[str, str] = field(default_factory=dict)
@@ -90,3 +97,13 @@ def register(family: Family) -> Family:
 def variants() -> dict[str, tuple[Family, Variant]]:
     """Return every registered variant by name, in order of registration: all of them once ``foveal.models`` is in."""
     return {name: (family, variant) for family in FAMILIES.values() for name, variant in family.variants.items()}
+
+
+def published() -> dict[str, tuple[Family, Variant, Published]]:
+    """Return all released weights that can be fetched, by ``name.tag``."""
+    return {
+        f"{name}.{entry.tag}": (family, variant, entry)
+        for name, (family, variant) in variants().items()
+        for entry in variant.published
+        if entry.repo
+    }

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
-from . import assets
+from . import assets, hub
 from . import models as models  # registers the families
 from .errors import CheckpointError
 from .files import written_whole
-from .info import KEY, ModelInfo
-from .references import find_file
-from .registry import FAMILIES, Family
+from .info import KEY, ModelInfo, Preprocess
+from .references import find_file, find_local
+from .registry import FAMILIES, Family, Published, Variant, published
 
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
@@ -75,16 +76,50 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
     return _read_torch(path), None
 
 
-def read_weights(name: str, weights: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
-    """Read weights for the architecture ``name``: a bundled tag, or whatever :func:`find_file` takes.
+def read_weights(ref: str | Path, name: str = "") -> tuple[dict[str, Tensor], ModelInfo | None]:
+    """Read the weights that ``ref`` names, with their description where there is one.
+
+    Args:
+        ref: a checkpoint's path, a folder with one, ``name.tag`` of bundled or published weights, or a hub id; the
+            first of these that exists.
+        name: architecture whose tags ``ref`` may name alone.
 
     Raises:
         CheckpointError: nothing of that name, or unreadable.
     """
-    if f"{name}.{weights}" in assets.WEIGHTS:
-        return read_state(assets.path(f"{name}.{weights}", ".safetensors"))
-    tags = [ref.partition(".")[2] for ref in assets.WEIGHTS if ref.startswith(f"{name}.")]
-    return read_state(find_file(weights, tags))
+    if (path := find_local(ref)) is not None:
+        return read_state(path)
+    known = {**dict.fromkeys(assets.WEIGHTS), **published()}
+    full = f"{name}.{ref}" if f"{name}.{ref}" in known else str(ref)
+    if full in assets.WEIGHTS:
+        return read_state(assets.path(full, ".safetensors"))
+    if full in known:
+        return _read_published(full)
+    tags = [ref.removeprefix(f"{name}.") for ref in known if ref.startswith(f"{name}.")] if name else known
+    return read_state(find_file(ref, tags))
+
+
+def _read_published(ref: str) -> tuple[dict[str, Tensor], ModelInfo]:
+    family, variant, entry = published()[ref]
+    licence = entry.licence or family.licence
+    state, info = read_state(hub.fetch(hub.HubFile(entry.repo, entry.file, "main", entry.sha256, licence, ref)))
+    return state, info or _describe(ref.partition(".")[0], variant, entry, licence)
+
+
+def _describe(name: str, variant: Variant, entry: Published, licence: str) -> ModelInfo:
+    """What published weights are for, which their file does not say."""
+    head = variant.segment_heads.get(entry.tag)
+    size = (int(entry.size), int(entry.size)) if entry.size.isdigit() else None
+    return ModelInfo(
+        model=name,
+        task=entry.task,
+        num_classes=head["num_classes"] if head else 1000,
+        options={"head": entry.tag} if head else {},
+        preprocess=Preprocess(size=size, crop_ratio=variant.crop_ratio) if entry.task == "classify" else Preprocess(),
+        tag=entry.tag,
+        licence=licence,
+        notes={"published": {entry.metric: entry.value, "size": entry.size, "source": entry.source}},
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
@@ -116,6 +151,11 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
+    if TorchVersion(torch.__version__) < "2.10":
+        raise CheckpointError(
+            f"{path}: torch {torch.__version__} cannot read this safely (CVE-2026-24747): install torch 2.10 or newer, "
+            "or make it .safetensors with foveal convert where there is one"
+        )
     try:
         _refuse_bombs(path)
         with warnings.catch_warnings():
@@ -209,7 +249,8 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor])
 
     Args:
         model: a model of ``create_model``; a backbone takes its part of a task model's file.
-        source: path of a .safetensors, .pt, .pth or .tar file, or a state dict.
+        source: path of a .safetensors, .pt, .pth or .tar file, a folder of a training run or of ``save_pretrained``,
+            ``name.tag``, a hub id, or a state dict.
 
     Returns:
         LoadReport: how many tensors, from which layout.
@@ -230,7 +271,7 @@ def load_for_finetuning(model: nn.Module, source: str | Path | Mapping[str, Tens
 
 
 def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], finetune: bool) -> LoadReport:
-    state, info = (_unwrap(source, "state dict"), None) if isinstance(source, Mapping) else read_state(source)
+    state, info = (_unwrap(source, "state dict"), None) if isinstance(source, Mapping) else read_weights(source)
     own = model.state_dict()
     if 2 * len(own.keys() & state.keys()) > len(own):
         layout = "foveal"
@@ -304,7 +345,8 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelIn
     tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
     metadata = {KEY: info.to_json()}
     with written_whole(path) as temporary:
-        save_file(tensors, temporary, metadata={**metadata, _DIGEST: _digest(tensors, metadata[KEY])})
+        # Python's own write says why, where the disk is full.
+        temporary.write_bytes(save(tensors, metadata={**metadata, _DIGEST: _digest(tensors, metadata[KEY])}))
 
 
 def _digest(state: Mapping[str, Tensor], description: str) -> str:
@@ -312,5 +354,5 @@ def _digest(state: Mapping[str, Tensor], description: str) -> str:
     found = hashlib.sha256(description.encode())
     for key in sorted(state):
         found.update(f"\n{key} {state[key].dtype} {tuple(state[key].shape)}\n".encode())
-        found.update(state[key].reshape(-1).view(torch.uint8).numpy().data)
+        found.update(memoryview(state[key].reshape(-1).view(torch.uint8).numpy()))
     return found.hexdigest()

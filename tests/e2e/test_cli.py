@@ -54,7 +54,21 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["segment", "classify", "predict", "demo", "models", "train", "evaluate", "export", "bench", "convert"]
+    "verb",
+    [
+        "segment",
+        "classify",
+        "predict",
+        "demo",
+        "models",
+        "train",
+        "evaluate",
+        "compare",
+        "export",
+        "bench",
+        "convert",
+        "data",
+    ],
 )
 def test_every_verb_has_help(verb: str) -> None:
     done = cli(verb, "--help")
@@ -109,11 +123,16 @@ def test_folder_names_what_failed_and_goes_on(exported: Path, folder: Path, tmp_
         (("segment", "GOOD", "--model", "EXPORTED", "--tile", "7"), "tile must be a multiple"),
         (("evaluate", "EXPORTED", "nowhere"), "nowhere: no such folder"),
         (("evaluate", "EXPORTED", "nowhere", "--size", "12"), "write HEIGHTxWIDTH"),
+        (("evaluate", "EXPORTED", "nowhere", "--protocol", "cityscape"), "cityscapes"),
+        (("compare", "nowhere", "nowhere"), "foveal evaluate --out FOLDER writes it"),
         (("models", "efficientvt_b3"), "did you mean 'efficientvit_b3'"),
         (("models", "--task", "segmnt"), "did you mean 'segment'"),
         (("export", "EXPORTED", "--to", "onxx"), "did you mean 'onnx'"),
         (("convert", "EXPORTED", "x.pt"), "must end in .safetensors"),
         (("train", "nowhere", "--set.epoch", "3"), "did you mean 'epochs'"),
+        (("train", "nowhere", "--set.loss.lovasz", "0.5"), "all entries at once, --set.loss '{lovasz: ...}'"),
+        (("train", "nowhere", "--set.loss", "{lovas: 0.5}"), "did you mean 'lovasz'"),
+        (("train", "nowhere", "--set", "3"), "name the setting"),
         (("train", "nowhere"), "nowhere: no such folder"),
     ],
 )
@@ -217,7 +236,26 @@ def test_evaluate_prints_every_class(run: TrainResult, shapes: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("ground", "disc", "square", "triangle", "mIoU"))
     report = json.loads(cli("evaluate", run.folder, shapes, "--split", "val", "--json").stdout)
-    assert report["miou"] == pytest.approx(run.miou, abs=1e-6)
+    assert report["miou"] == pytest.approx(run.value, abs=1e-6)
+
+
+def test_evaluate_and_compare_reports(run: TrainResult, exported: Path, shapes: Path, tmp_path: Path) -> None:
+    """Two runs leave reports, which compare; a broken image is named, left out, and makes the exit code 1."""
+    data = shutil.copytree(shapes, tmp_path / "data")
+    first = cli("evaluate", run.folder, data, "--split", "val", "--boundary", "--out", tmp_path / "a")
+    assert first.returncode == 0, first.stderr
+    assert "boundary IoU" in first.stdout
+    cli("evaluate", exported, data, "--split", "val", "--size", "64x64", "--out", tmp_path / "b")
+    assert "95 % interval" in cli("compare", tmp_path / "a", tmp_path / "b").stdout
+    found = json.loads(cli("compare", tmp_path / "a", tmp_path / "b", "--seed", "3", "--json").stdout)
+    assert found["low"] < found["difference"] < found["high"] < 0  # the smaller input costs
+    assert found["images"] == 32
+    next(iter((data / "val").iterdir())).write_bytes(b"no image")
+    broken = cli("evaluate", exported, data, "--split", "val", "--json")
+    assert broken.returncode == 1
+    report = json.loads(broken.stdout)
+    assert report["images"] == 31
+    assert len(report["skipped"]) == 1
 
 
 def test_demo_writes_picture_and_mask(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_agrees_with_training_and_with_torchmetrics(run: TrainResult, shapes: Pa
 
     found = foveal.evaluate(run.folder, shapes, split="val")
     assert found.images == 32
-    assert found.miou == pytest.approx(run.miou, abs=1e-9)
+    assert found.miou == pytest.approx(run.value, abs=1e-9)
     metric = MulticlassJaccardIndex(4, average="macro", ignore_index=255)
     predictor, data = foveal.load(run.folder), SegmentationData.open(shapes, ["val"])
     for image, mask in (data[i] for i in range(len(data))):

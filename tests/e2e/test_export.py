@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 import foveal
 from foveal.data.synthetic import NAMES
 from foveal.info import KEY, ModelInfo, attach
+from foveal.layers.linear_attention import MultiScaleLinearAttention
 from foveal.run.load import OnnxRunner
 from foveal.run.train import TrainResult
 
@@ -71,6 +73,29 @@ def test_attention_keeps_its_epsilon(exported: Path) -> None:
     ]
     assert any(array.size == 1 and array.dtype == np.float32 and 0 < float(array.min()) < 1e-14 for array in constants)
     assert np.isfinite(OnnxRunner(exported)(np.zeros((1, 3, 64, 64), np.float32))).all()
+
+
+def test_graph_survives_conversion_to_float16(tmp_path: Path) -> None:
+    """Runtimes convert float32 graphs by themselves: sums of keys must stay in range, queries of zeros must give 0.
+
+    Queries and keys 16 times as large leave the model's output as it is and make the sums those of a large image.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = foveal.load_model("efficientvit_b0.camvid")
+    for module in model.modules():
+        if isinstance(module, MultiScaleLinearAttention):
+            heads = module.qkv.weight.data.unflatten(0, (-1, 3, module.head_dim))
+            heads[:, :2] *= 16
+    report = foveal.export(model, output=tmp_path / "large.onnx", size=(96, 128))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the converter says that it cannot hold the epsilon: that is the point
+        half = convert_float_to_float16(onnx.load(report), keep_io_types=True)
+    onnx.save(half, tmp_path / "half.onnx")
+    image = np.random.default_rng(0).standard_normal((1, 3, 160, 224)).astype(np.float32)
+    expected, found = OnnxRunner(report.path)(image), OnnxRunner(tmp_path / "half.onnx")(image)
+    assert np.isfinite(found).all()
+    assert np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
 
 
 def test_upsampling_can_be_in_the_graph(run: TrainResult, exported: Path, tmp_path: Path) -> None:

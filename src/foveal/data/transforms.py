@@ -1,4 +1,4 @@
-"""Paired augmentation of image and mask: one seeded draw, Pillow's kernels."""
+"""Augmentation for training: one seeded draw, Pillow's kernels; images and masks are changed alike."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SegmentAugment:
         box = (left, top, left + width / scale, top + height / scale)
         picture = _crop_resize(Image.fromarray(image), box, (width, height), Image.Resampling.BICUBIC, self.fill)
         labels = _crop_resize(Image.fromarray(mask), box, (width, height), Image.Resampling.NEAREST, IGNORE)
-        picture = self._recolour(picture, rng)
+        picture = _recoloured(picture, self.jitter, self.tint, rng)
         out, target = np.asarray(picture), np.asarray(labels)
         if rng.random() < self.flip:
             out, target = out[:, ::-1], target[:, ::-1]
@@ -66,14 +66,46 @@ class SegmentAugment:
                 low_x, high_x = max(low_x, min(x - width, high_x)), min(high_x, max(x, low_x))
         return float(rng.uniform(low_y, high_y)), float(rng.uniform(low_x, high_x))
 
-    def _recolour(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-        if self.jitter:
-            for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-                picture = kind(picture).enhance(float(rng.uniform(1 - self.jitter, 1 + self.jitter)))
-        if self.tint:
-            r, g, b = rng.uniform(1 - self.tint, 1 + self.tint, 3)
-            picture = picture.convert("RGB", (r, 0, 0, 0, 0, g, 0, 0, 0, 0, b, 0))
-        return picture
+
+@dataclass(frozen=True)
+class ClassifyAugment:
+    """Random crop of random area and aspect, resized; flip and colour (arXiv 1409.4842, section 6).
+
+    Attributes:
+        crop: (H, W) of the result.
+        area: range of the share of the image that is kept.
+        flip: probability of a horizontal flip.
+        jitter: largest relative change of brightness, contrast and saturation.
+        tint: largest relative change of each colour channel.
+    """
+
+    crop: tuple[int, int]
+    area: tuple[float, float] = (0.25, 1.0)
+    flip: float = 0.5
+    jitter: float = 0.3
+    tint: float = 0.0
+
+    def __call__(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """``(H, W, 3) -> (h, w, 3)`` with (h, w) = ``crop``."""
+        area = rng.uniform(*self.area) * image.shape[0] * image.shape[1]
+        aspect = float(np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3))))
+        height = min(image.shape[0], max(1.0, float(np.sqrt(area / aspect))))
+        width = min(image.shape[1], max(1.0, float(np.sqrt(area * aspect))))
+        top, left = rng.uniform(0, image.shape[0] - height), rng.uniform(0, image.shape[1] - width)
+        box = (left, top, left + width, top + height)
+        picture = Image.fromarray(image).resize((self.crop[1], self.crop[0]), Image.Resampling.BICUBIC, box=box)
+        out = np.asarray(_recoloured(picture, self.jitter, self.tint, rng))
+        return np.ascontiguousarray(out[:, ::-1] if rng.random() < self.flip else out)
+
+
+def _recoloured(picture: Image.Image, jitter: float, tint: float, rng: np.random.Generator) -> Image.Image:
+    if jitter:
+        for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            picture = kind(picture).enhance(float(rng.uniform(1 - jitter, 1 + jitter)))
+    if tint:
+        r, g, b = rng.uniform(1 - tint, 1 + tint, 3)
+        picture = picture.convert("RGB", (r, 0, 0, 0, 0, g, 0, 0, 0, 0, b, 0))
+    return picture
 
 
 def _crop_resize(image: Image.Image, box: tuple, size: tuple[int, int], kernel: Image.Resampling, fill) -> Image.Image:

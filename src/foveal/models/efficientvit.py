@@ -1,7 +1,8 @@
 """EfficientViT of MIT (arXiv 2205.14756): multi-scale ReLU linear attention for dense prediction.
 
 Notable:
-  - two convolutional stages (inverted residuals), two stages that alternate linear attention with an inverted residual
+  - B: two convolutional stages (inverted residuals), two that alternate linear attention with an inverted residual
+  - L and XL: dense 3x3 convolutions early, attention in the last one (XL: two) alone
   - no position embedding, no softmax, no token grid of fixed size: any H x W
   - "fewer norm" blocks: only the last convolution of a block is normalised
   - the family that shares its name with Microsoft's EfficientViT-M, which is another architecture
@@ -15,33 +16,98 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers.conv import Activation, ConvNormAct, DepthwiseSeparableConv, InvertedResidual
+from ..errors import ConfigError
+from ..layers.conv import (
+    Activation,
+    ConvNormAct,
+    DepthwiseSeparableConv,
+    FusedInvertedResidual,
+    InvertedResidual,
+    ResidualConv,
+)
 from ..layers.linear_attention import MultiScaleLinearAttention
 from ..layers.resample import check_min_size
-from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register, variants
+
+_GELU = partial(nn.GELU, approximate="tanh")
 
 
 @dataclass(frozen=True)
 class Config:
-    """One row of the family's table. The first width and depth are the stem's."""
+    """One row of the family's table. The first width and depth are the stem's, at stride 2; each stage halves the map.
 
-    embed_dim: tuple[int, ...]  # stem (stride 2), then strides 4, 8, 16, 32
+    Attributes:
+        embed_dim: channels.
+        depths: blocks after the one with a stride. (The paper counts that one too in B's convolutional stages.)
+        blocks: kind of each stage: "mb" (inverted residual), "fused" (with a dense 3x3) or "attention".
+        expand_ratios: of the blocks.
+        strided_expand_ratios: of the convolutional block with a stride at each stage's start.
+        fewer_norm: whether each stage's convolutional blocks normalise their last convolution only.
+        head_dim: channels of an attention head.
+        classifier_dim: width of the classifier's 1x1 convolution, then of its linear layer. The authors have no
+            classifier for L0 and XL; theirs are those of the same widths.
+        scales: kernel sizes of the attention branches beyond the identity.
+        stem_block: block after the first convolution.
+        act: activation.
+        norm_eps: epsilon of the norms.
+    """
+
+    embed_dim: tuple[int, ...]
     depths: tuple[int, ...]
-    head_dim: int
-    classifier_dim: tuple[int, int]  # width of the head's 1x1 convolution, then of its linear layer
-    expand_ratio: float = 4
+    blocks: tuple[str, ...] = ("mb", "mb", "attention", "attention")
+    expand_ratios: tuple[float, ...] = (4, 4, 4, 4)
+    strided_expand_ratios: tuple[float, ...] = (4, 4, 4, 4)
+    fewer_norm: tuple[bool, ...] = (False, False, True, True)
+    head_dim: int = 32
+    classifier_dim: tuple[int, int] = (2304, 2560)
+    scales: tuple[int, ...] = (5,)
+    stem_block: Callable[..., nn.Module] = DepthwiseSeparableConv
+    act: Callable[[], nn.Module] = nn.Hardswish
     norm_eps: float = 1e-5
 
 
+_L = partial(
+    Config,
+    embed_dim=(32, 64, 128, 256, 512),
+    blocks=("fused", "fused", "mb", "attention"),
+    expand_ratios=(4, 4, 4, 6),
+    strided_expand_ratios=(16, 16, 16, 24),
+    classifier_dim=(3072, 3200),
+    stem_block=ResidualConv,
+    act=_GELU,
+    norm_eps=1e-7,
+)
+_XL = partial(
+    Config,
+    embed_dim=(32, 64, 128, 256, 512, 1024),
+    blocks=("fused", "fused", "fused", "attention", "attention"),
+    expand_ratios=(4, 4, 4, 4, 6),
+    strided_expand_ratios=(16, 16, 16, 16, 24),
+    fewer_norm=(False, False, False, True, True),
+    classifier_dim=(6144, 6400),
+    scales=(3,),
+    stem_block=ResidualConv,
+    act=_GELU,
+    norm_eps=1e-6,
+)
+#: A model of your own is one more line: ``register_variant("efficientvit_mine", Config(...))``.
 CONFIGS = {
-    "efficientvit_b0": Config((8, 16, 32, 64, 128), (1, 2, 2, 2, 2), 16, (1024, 1280)),
-    "efficientvit_b1": Config((16, 32, 64, 128, 256), (1, 2, 3, 3, 4), 16, (1536, 1600)),
-    "efficientvit_b2": Config((24, 48, 96, 192, 384), (1, 3, 4, 4, 6), 32, (2304, 2560)),
-    "efficientvit_b3": Config((32, 64, 128, 256, 512), (1, 4, 6, 6, 9), 32, (2304, 2560)),
+    "efficientvit_b0": Config((8, 16, 32, 64, 128), (1, 1, 1, 2, 2), head_dim=16, classifier_dim=(1024, 1280)),
+    "efficientvit_b1": Config((16, 32, 64, 128, 256), (1, 1, 2, 3, 4), head_dim=16, classifier_dim=(1536, 1600)),
+    "efficientvit_b2": Config((24, 48, 96, 192, 384), (1, 2, 3, 4, 6)),
+    "efficientvit_b3": Config((32, 64, 128, 256, 512), (1, 3, 5, 6, 9)),
+    "efficientvit_l0": _L(depths=(1, 1, 1, 4, 4)),
+    "efficientvit_l1": _L(depths=(1, 1, 1, 6, 6)),
+    "efficientvit_l2": _L(depths=(1, 2, 2, 8, 8)),
+    "efficientvit_l3": _L(embed_dim=(64, 128, 256, 512, 1024), depths=(1, 2, 2, 8, 8), classifier_dim=(6144, 6400)),
+    "efficientvit_xl0": _XL(depths=(0, 1, 1, 2, 3, 3)),
+    "efficientvit_xl1": _XL(depths=(1, 2, 2, 4, 6, 6)),
+    "efficientvit_xl2": _XL(depths=(1, 2, 2, 6, 9, 9)),  # ours: XL1's widths, half as deep again
 }
 
 
@@ -78,12 +144,12 @@ class EfficientViTBlock(nn.Module):
 
 
 class EfficientViT(Backbone):
-    """Backbone: ``(B, in_chans, H, W) ->`` four maps at strides 4, 8, 16, 32, finest first, each side rounded up.
+    """Backbone: ``(B, in_chans, H, W) ->`` maps at strides 4, 8, 16, 32 (XL: 64 too), finest first, sides rounded up.
 
     Args:
         config: row of :data:`CONFIGS`.
         in_chans: channels of the image.
-        scales: kernel sizes of the attention branches beyond the identity, any number of them.
+        scales: kernel sizes of the attention branches beyond the identity, any number of them; default: the row's.
         attention_eps: epsilon of the attention normaliser: 1e-15 officially, 1e-5 in timm.
         global_attention: ``False`` for the paper's ablation (multi-scale aggregation only); with ``scales=()``
             instead, the other one (attention only).
@@ -97,36 +163,34 @@ class EfficientViT(Backbone):
         config: Config,
         in_chans: int = 3,
         *,
-        scales: Sequence[int] = (5,),
+        scales: Sequence[int] | None = None,
         attention_eps: float = 1e-15,
         global_attention: bool = True,
     ) -> None:
         super().__init__()
-        act, eps = nn.Hardswish, config.norm_eps
-        conv_block = partial(InvertedResidual, expand_ratio=config.expand_ratio, act=act, norm_eps=eps)
-        block = partial(
+        common = {"act": config.act, "norm_eps": config.norm_eps}
+        attention = partial(
             EfficientViTBlock,
             head_dim=config.head_dim,
-            expand_ratio=config.expand_ratio,
-            scales=scales,
+            scales=config.scales if scales is None else scales,
             attention_eps=attention_eps,
             global_attention=global_attention,
-            act=act,
-            norm_eps=eps,
+            **common,
         )
         width, *widths = config.embed_dim
         depth, *depths = config.depths
         self.stem = nn.Sequential(
-            ConvNormAct(in_chans, width, 3, 2, act=act, norm_eps=eps),
-            *(DepthwiseSeparableConv(width, width, act=act, norm_eps=eps) for _ in range(depth)),
+            ConvNormAct(in_chans, width, 3, 2, **common),
+            *(config.stem_block(width, width, **common) for _ in range(depth)),
         )
         self.stages = nn.ModuleList()
-        for i, (out, depth) in enumerate(zip(widths, depths, strict=True)):
-            if i < 2:  # convolutional: the strided block counts in the depth
-                blocks = [conv_block(width, out, 2), *(conv_block(out, out) for _ in range(depth - 1))]
-            else:  # attention: it does not
-                blocks = [conv_block(width, out, 2, fewer_norm=True), *(block(out) for _ in range(depth))]
-            self.stages.append(nn.Sequential(*blocks))
+        for i, (out, depth, kind) in enumerate(zip(widths, depths, config.blocks, strict=True)):
+            conv = FusedInvertedResidual if kind == "fused" else InvertedResidual
+            conv = partial(conv, fewer_norm=config.fewer_norm[i], **common)
+            strided = conv(width, out, 2, expand_ratio=config.strided_expand_ratios[i])
+            block = partial(attention, out) if kind == "attention" else partial(conv, out, out)
+            blocks = (block(expand_ratio=config.expand_ratios[i]) for _ in range(depth))
+            self.stages.append(nn.Sequential(strided, *blocks))
             width = out
         self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
 
@@ -209,11 +273,17 @@ def rename(key: str, names: Sequence[tuple] = _SHARED_NAMES) -> str:
     return key
 
 
+def _stage_before(found: re.Match[str]) -> str:
+    return f"backbone.stages.{int(found[1]) - 1}" if int(found[1]) else "backbone.input_stem"
+
+
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Bring an official or timm state dict of this family into our layout, ``None`` if it is not one."""
     if any(".op_list." in key for key in state):
         if not any(key.startswith(("backbone.", "head.")) for key in state):
             state = {f"backbone.{key}": value for key, value in state.items()}
+        if not any(key.startswith("backbone.input_stem.") for key in state):  # L and XL count the stem as stage 0
+            state = {re.sub(r"^backbone\.stages\.(\d+)", _stage_before, key): value for key, value in state.items()}
         state = {rename(key, _OFFICIAL_NAMES): value for key, value in state.items()}
         # Where the head widens before its classifier, that wide convolution is the first of the two outputs.
         widened = "head.output.1.weight" in state
@@ -228,72 +298,134 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     return {rename(key): value for key, value in state.items()}
 
 
-def _heads(name: str, width: int, depth: int) -> dict[str, dict]:
-    """Published segmentation heads of one variant: both data sets but for B0, which has Cityscapes only."""
+def _b_heads(width: int, depth: int) -> dict[str, dict[str, Any]]:
     common = {"width": width, "depth": depth, "expand_ratio": 4, "act": nn.Hardswish}
-    heads = {"cityscapes": {**common, "final_expand": 4, "num_classes": 19}}
-    if name != "efficientvit_b0":
-        heads["ade20k"] = {**common, "final_expand": None, "num_classes": 150}
-    return heads
+    return {
+        "cityscapes": {**common, "final_expand": 4, "num_classes": 19},
+        "ade20k": {**common, "final_expand": None, "num_classes": 150},
+    }
 
 
-_HEAD_SIZES = {
-    "efficientvit_b0": (32, 1),
-    "efficientvit_b1": (64, 3),
-    "efficientvit_b2": (96, 3),
-    "efficientvit_b3": (128, 3),
+def _l_heads(cityscapes_depth: int) -> dict[str, dict[str, Any]]:
+    common = {"block": FusedInvertedResidual, "act": _GELU, "norm_eps": 1e-7}
+    city = {"width": 256, "depth": cityscapes_depth, "expand_ratio": 1, "final_expand": None, "num_classes": 19}
+    ade = {"width": 128, "depth": 3, "expand_ratio": 4, "final_expand": 8, "num_classes": 150}
+    return {"cityscapes": {**city, **common}, "ade20k": {**ade, **common}}
+
+
+#: Published segmentation heads. B0 has Cityscapes only; L0, L3 and XL have none.
+_SEGMENT_HEADS = {
+    "efficientvit_b0": {"cityscapes": _b_heads(32, 1)["cityscapes"]},
+    "efficientvit_b1": _b_heads(64, 3),
+    "efficientvit_b2": _b_heads(96, 3),
+    "efficientvit_b3": _b_heads(128, 3),
+    "efficientvit_l1": _l_heads(3),
+    "efficientvit_l2": _l_heads(5),
 }
-_SOURCE = "official README"
+_README = "official README"
+
+
+def _in1k(name: str, size: int, top1: float, source: str = _README) -> Published:
+    """ImageNet-1k classifier: the authors' weights as timm republishes them, in safetensors."""
+    return Published(f"r{size}_in1k", "top-1", top1, str(size), source, repo=f"timm/efficientvit_{name}.r{size}_in1k")
+
+
+def _official(name: str, size: int, top1: float) -> Published:
+    """The same for sizes that timm has not."""
+    file = f"efficientvit_{name}_r{size}.pt"
+    return Published(f"r{size}_in1k", "top-1", top1, str(size), _README, repo="han-cai/efficientvit-cls", file=file)
+
+
+def _segmenter(name: str, data: str, miou: float, sha256: str = "") -> Published:
+    size = {"cityscapes": "1024x2048", "ade20k": "short side 512"}[data]
+    file = f"efficientvit_seg_{name}_{data}.pt"
+    return Published(data, "mIoU", miou, size, _README, "segment", "han-cai/efficientvit-seg", file, sha256)
+
+
 _PUBLISHED = {
     "efficientvit_b0": (
-        Published("in1k_r224", "top-1", 71.408, "224", "timm results"),
-        Published("cityscapes", "mIoU", 75.653, "1024x2048", _SOURCE),
+        _in1k("b0", 224, 71.408, "timm results"),
+        _segmenter("b0", "cityscapes", 75.653, "923d6fdd5e93640cc0c2f3f213764f34e80b477cd98a6b294d870ea6df5acc50"),
     ),
     "efficientvit_b1": (
-        Published("in1k_r224", "top-1", 79.390, "224", _SOURCE),
-        Published("in1k_r256", "top-1", 79.918, "256", _SOURCE),
-        Published("in1k_r288", "top-1", 80.410, "288", _SOURCE),
-        Published("cityscapes", "mIoU", 80.547, "1024x2048", _SOURCE),
-        Published("ade20k", "mIoU", 42.840, "short side 512", _SOURCE),
+        _in1k("b1", 224, 79.390),
+        _in1k("b1", 256, 79.918),
+        _in1k("b1", 288, 80.410),
+        _segmenter("b1", "cityscapes", 80.547),
+        _segmenter("b1", "ade20k", 42.840),
     ),
     "efficientvit_b2": (
-        Published("in1k_r224", "top-1", 82.100, "224", _SOURCE),
-        Published("in1k_r256", "top-1", 82.698, "256", _SOURCE),
-        Published("in1k_r288", "top-1", 83.086, "288", _SOURCE),
-        Published("cityscapes", "mIoU", 82.073, "1024x2048", _SOURCE),
-        Published("ade20k", "mIoU", 45.941, "short side 512", _SOURCE),
+        _in1k("b2", 224, 82.100),
+        _in1k("b2", 256, 82.698),
+        _in1k("b2", 288, 83.086),
+        _segmenter("b2", "cityscapes", 82.073),
+        _segmenter("b2", "ade20k", 45.941),
     ),
     "efficientvit_b3": (
-        Published("in1k_r224", "top-1", 83.468, "224", _SOURCE),
-        Published("in1k_r256", "top-1", 83.806, "256", _SOURCE),
-        Published("in1k_r288", "top-1", 84.150, "288", _SOURCE),
-        Published("cityscapes", "mIoU", 83.016, "1024x2048", _SOURCE),
-        Published("ade20k", "mIoU", 49.013, "short side 512", _SOURCE),
+        _in1k("b3", 224, 83.468),
+        _in1k("b3", 256, 83.806),
+        _in1k("b3", 288, 84.150),
+        _segmenter("b3", "cityscapes", 83.016),
+        _segmenter("b3", "ade20k", 49.013),
+    ),
+    "efficientvit_l1": (
+        _in1k("l1", 224, 84.484),
+        _segmenter("l1", "cityscapes", 82.716),
+        _segmenter("l1", "ade20k", 49.191),
+    ),
+    "efficientvit_l2": (
+        _in1k("l2", 224, 85.050),
+        _in1k("l2", 256, 85.366),
+        _in1k("l2", 288, 85.630),
+        _official("l2", 320, 85.734),
+        _in1k("l2", 384, 85.978),
+        _segmenter("l2", "cityscapes", 83.228),
+        _segmenter("l2", "ade20k", 50.702),
+    ),
+    "efficientvit_l3": (
+        _in1k("l3", 224, 85.814),
+        _in1k("l3", 256, 85.938),
+        _official("l3", 288, 86.070),
+        _in1k("l3", 320, 86.230),
+        _in1k("l3", 384, 86.408),
     ),
 }
 
-register(
+
+def variant(name: str, config: Config) -> Variant:
+    """What ``config`` can be built into."""
+    return Variant(
+        backbone=partial(EfficientViT, config),
+        classifier=partial(ClassifierHead, dims=config.classifier_dim, act=config.act, norm_eps=config.norm_eps),
+        segment_heads=_SEGMENT_HEADS.get(name, {}),
+        crop_ratio=0.95 if name in ("efficientvit_b0", "efficientvit_b1") else 1.0,
+        published=_PUBLISHED.get(name, ()),
+    )
+
+
+_FAMILY = register(
     Family(
         name="efficientvit",
         paper="arXiv 2205.14756",
-        variants={
-            name: Variant(
-                backbone=partial(EfficientViT, config),
-                classifier=partial(
-                    ClassifierHead, dims=config.classifier_dim, act=nn.Hardswish, norm_eps=config.norm_eps
-                ),
-                segment_heads=_heads(name, *_HEAD_SIZES[name]),
-                crop_ratio=0.95 if name in ("efficientvit_b0", "efficientvit_b1") else 1.0,
-                published=_PUBLISHED[name],
-            )
-            for name, config in CONFIGS.items()
-        },
+        variants={name: variant(name, config) for name, config in CONFIGS.items()},
         convert=convert,
         options={
-            "scales": "kernel sizes of the attention branches beyond the identity, default (5,)",
+            "scales": "kernel sizes of the attention branches beyond the identity, default (5,), XL (3,)",
             "attention_eps": "epsilon of the attention normaliser, default 1e-15 (timm: 1e-5)",
             "global_attention": "False: the paper's ablation without attention",
         },
         licence="Apache-2.0",
     )
 )
+
+
+def register_variant(name: str, config: Config) -> None:
+    """Add a variant of your own to the family: ``create_model`` and everything after it then know ``name``.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    if name in variants():
+        raise ConfigError(f"{name!r} is a model already")
+    CONFIGS[name] = config
+    _FAMILY.variants[name] = variant(name, config)

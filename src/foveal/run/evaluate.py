@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +14,49 @@ from numpy.typing import NDArray
 
 from ..config import read_yaml
 from ..data.segmentation import SegmentationData
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, DataError, InputError, nearest
+from ..files import made_folder, written_whole
 from ..info import Labels
+from ..results import save_picture
+from .boundary import BoundaryCounts, BoundaryScores, boundary_counts
 from .load import load
-from .metrics import SegmentScores, confusion_matrix
+from .metrics import SegmentScores, class_counts, confusion_matrix, iou_of_counts, mean_of_known, plain, share
 from .predict import Predictor
 from .progress import Progress
+from .protocols import PLAIN, find_protocol
+from .samples import Sample, sample_sheet
+
+REPORT = "report.json"  #: name of the file that holds all of an evaluation
+
+
+@dataclass(frozen=True)
+class ImageScore:
+    """One image's part.
+
+    Attributes:
+        image: path below the data set's folder, with forward slashes.
+        counts: pixels hit, labelled and predicted per class, ``(3, C)`` int64.
+        boundary: contours, where they were asked for.
+    """
+
+    image: str
+    counts: NDArray[np.int64]
+    boundary: BoundaryCounts | None = None
+
+    @property
+    def iou(self) -> NDArray[np.float64]:
+        """Per class; NaN for classes absent from this image's labels."""
+        return iou_of_counts(self.counts)
+
+    @property
+    def miou(self) -> float:
+        """Mean over the classes in this image's labels; NaN without labelled pixels."""
+        return float(mean_of_known(self.iou))
+
+    @property
+    def pixel_accuracy(self) -> float:
+        hits, labelled = self.counts[:2].sum(1)
+        return float(share(hits, labelled, labelled > 0))
 
 
 @dataclass(frozen=True)
@@ -26,48 +65,117 @@ class Evaluation:
 
     Attributes:
         scores: per class and overall.
-        images: how many images, each counted once.
+        per_image: every image that was scored, each once, in the data's order.
         split: which part of the data.
-        size: (H, W) the images were resized to for the network, ``None``: their own.
+        size: (H, W) the images were resized to for the network, ``None``: their own, or the protocol's.
+        protocol: "plain" or the published one that was followed.
+        skipped: images that could not be scored -> why.
+        boundary: scores of the contours, where they were asked for.
     """
 
     scores: SegmentScores
-    images: int
+    per_image: tuple[ImageScore, ...]
     split: str
     size: tuple[int, int] | None
+    protocol: str = PLAIN
+    skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+    boundary: BoundaryScores | None = None
+
+    @property
+    def images(self) -> int:
+        """How many images were scored."""
+        return len(self.per_image)
 
     @property
     def miou(self) -> float:
         return self.scores.miou
 
     def to_dict(self) -> dict:
-        size = list(self.size) if self.size else None
-        return {"split": self.split, "images": self.images, "size": size, **self.scores.to_dict()}
+        """Everything but the images' own scores, ready for JSON."""
+        return {
+            "split": self.split,
+            "protocol": self.protocol,
+            "images": self.images,
+            "skipped": [{"image": image, "error": error} for image, error in self.skipped.items()],
+            "size": list(self.size) if self.size else None,
+            **self.scores.to_dict(),
+            **({"boundary": self.boundary.to_dict()} if self.boundary else {}),
+        }
+
+    def ranked(self) -> list[int]:
+        """Indices into ``per_image`` from the best to the worst mIoU, without images that have no labelled pixel."""
+        scored = [i for i, image in enumerate(self.per_image) if image.counts[1].any()]
+        return sorted(scored, key=lambda i: -self.per_image[i].miou)
+
+    def save(self, folder: str | Path, **about: str) -> None:
+        """Write ``report.json`` (all of it, for :func:`foveal.compare`) and ``per_image.csv`` (for spreadsheets).
+
+        Args:
+            folder: made if needed.
+            about: what to put first in the report, such as the model's reference.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        columns = ("hits", "labelled", "predicted")
+        rows = [
+            {"image": image.image, **dict(zip(columns, image.counts.tolist(), strict=True))} for image in self.per_image
+        ]
+        names = list(self.scores.names)
+        report = {**about, **self.to_dict(), "names": names, "per_image": rows}
+        with written_whole(Path(folder) / REPORT) as temporary:
+            temporary.write_text(json.dumps(report), encoding="utf-8")
+        with (
+            written_whole(Path(folder) / "per_image.csv") as temporary,
+            temporary.open("w", encoding="utf-8", newline="") as file,
+        ):
+            table = csv.writer(file)
+            extra = ["boundary_f_score"] if self.boundary else []
+            table.writerow(["image", "miou", "pixel_accuracy", "labelled_pixels", *extra, *names])
+            for image in self.per_image:
+                scores = [image.miou, image.pixel_accuracy]
+                contours = [float(mean_of_known(image.boundary.f_score))] if image.boundary else []
+                cells = ["" if np.isnan(v) else plain(v) for v in (*scores, *contours, *image.iou)]
+                table.writerow([image.image, *cells[:2], int(image.counts[1].sum()), *cells[2:]])
 
 
 def evaluate(
     ref: str | Path | Predictor,
     data: str | Path,
     *,
-    split: str = "test",
+    split: str | None = None,
     size: tuple[int, int] | None = None,
     class_map: str | Path | None = None,
+    protocol: str = PLAIN,
+    boundary: bool = False,
+    out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score segmentation on a data set: whole images, one scale, no flip, one confusion matrix.
 
+    Images that cannot be scored (damaged, or with ids that are no classes) are left out and named in ``skipped``.
+
     Args:
         ref: whatever :func:`foveal.load` takes, or a predictor.
         data: folder of the data set (see :mod:`foveal.data.segmentation`).
-        split: part of it.
+        split: part of it; default: "test", or what the protocol's figures are published for.
         size: (H, W) to resize images to before the network; its logits are resized straight to the label's size.
         class_map: YAML file ``model class: data class`` for a model with other classes; the argmax comes first.
+        protocol: "plain", or "cityscapes", "ade20k": sizes and interpolation of the published figures.
+        boundary: score the contours too (see :mod:`foveal.run.boundary`); takes longer.
+        out: folder for ``report.json``, ``per_image.csv`` and ``samples.png``: the best, median and worst image.
         progress: where to show progress; default: nowhere.
 
     Raises:
-        ConfigError: the model's classes are not the data's and no map is given, or the map does not fit.
-        DataError: the data cannot be used.
+        ConfigError: the model's classes are not the data's and no map is given, or the map does not fit; an unknown
+            protocol, or one that is not for this data.
+        DataError: the data cannot be used, or none of its images can.
+        InputError: ``out`` cannot be written.
     """
+    published = find_protocol(protocol)
+    if published and size:
+        raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
+    split = split or (published.split if published else "test")
     predictor = ref if isinstance(ref, Predictor) else load(ref)
     if predictor.info.task != "segment":
         raise ConfigError(f"{ref}: evaluation is for segmentation models, this one is for {predictor.info.task!r}")
@@ -76,15 +184,83 @@ def evaluate(
         changed = dataclasses.replace(preprocess, size=size, crop_ratio=0.0)
         predictor = Predictor(predictor.runner, predictor.info.replace(preprocess=changed), predictor.runtime)
     samples = SegmentationData.open(data, [split])
+    if published:
+        published.check(samples.labels)
+        predictor = published.prepared(predictor)
     lookup = _lookup(predictor, samples.labels, class_map)
-    classes = len(samples.labels.names)
-    matrix = np.zeros((classes, classes), np.int64)
-    with (progress or Progress(enabled=False)).bar(f"evaluate {split}", len(samples)) as bar:
+    if out is not None:
+        made_folder(out)  # now, not after hours
+
+    def predicted(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+        return lookup[published.mask(predictor, image) if published else predictor.segment(image).mask]
+
+    found, kept = _scored(samples, Path(data), predicted, split, boundary, progress or Progress(enabled=False))
+    found = dataclasses.replace(found, size=size, protocol=protocol)
+    if out is not None:
+        about = {"model": f"{predictor.info.model}.{predictor.info.tag}".rstrip("."), "data": str(data)}
+        found.save(out, ref=str(ref) if not isinstance(ref, Predictor) else "", **about)
+        ranked = found.ranked()
+        if ranked:
+            chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+            rows = [_sample(title, found.per_image[i], samples, kept[i], predicted) for title, i in chosen.items()]
+            save_picture(sample_sheet(rows, samples.labels), Path(out) / "samples.png")
+    return found
+
+
+def _scored(
+    samples: SegmentationData,
+    root: Path,
+    predicted: Callable[[NDArray[np.uint8]], NDArray[np.int64]],
+    split: str,
+    boundary: bool,
+    progress: Progress,
+) -> tuple[Evaluation, list[int]]:
+    """Go through the data once: the evaluation, and which samples its images are."""
+    names = samples.labels.names
+    matrix = np.zeros((len(names), len(names)), np.int64)
+    scores: list[ImageScore] = []
+    contours: list[BoundaryCounts] = []
+    kept: list[int] = []
+    skipped: dict[str, str] = {}
+    with progress.bar(f"evaluate {split}", len(samples)) as bar:
         for index in range(len(samples)):
-            image, target = samples[index]
-            matrix += confusion_matrix(target, lookup[predictor.segment(image).mask], classes)
+            name = _name(samples.pairs[index][0], root)
+            try:
+                image, target = samples[index]
+                mask = predicted(image)
+            except (DataError, InputError) as error:
+                skipped[name] = str(error)
+                progress.note(f"skipped: {error}")
+            else:
+                confusion = confusion_matrix(target, mask, len(names))
+                matrix += confusion
+                edges = boundary_counts(target, mask, len(names)) if boundary else None
+                contours += [edges] if edges else []
+                scores.append(ImageScore(name, class_counts(confusion), edges))
+                kept.append(index)
             bar.advance()
-    return Evaluation(SegmentScores(matrix, samples.labels.names), len(samples), split, size)
+    if not scores:
+        name, error = next(iter(skipped.items()))
+        raise DataError(f"{root}: none of the {len(skipped)} images of {split!r} can be scored; the first: {error}")
+    edges = BoundaryScores.over(contours, names) if boundary else None
+    found = Evaluation(SegmentScores(matrix, names), tuple(scores), split, None, skipped=skipped, boundary=edges)
+    return found, kept
+
+
+def _name(path: Path, root: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+
+def _sample(
+    title: str,
+    score: ImageScore,
+    samples: SegmentationData,
+    index: int,
+    predicted: Callable[[NDArray[np.uint8]], NDArray[np.int64]],
+) -> Sample:
+    """Read and predict one image again: which ones the sheet shows is known at the end only."""
+    image, target = samples[index]
+    return Sample(f"{title}: {score.image}  mIoU {score.miou:.1%}", image, target, predicted(image))
 
 
 def _lookup(predictor: Predictor, labels: Labels, class_map: str | Path | None) -> NDArray[np.int64]:

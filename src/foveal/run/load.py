@@ -1,4 +1,4 @@
-"""From a reference to a working predictor: bundled name, file, training run or hub id."""
+"""From a reference to a working predictor: name and tag, file, training run, saved model or hub id."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import assets
+from .. import assets, hub
 from ..data.labels import OF_HEAD
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError, nearest
 from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of
-from ..references import find_file
+from ..references import SAVED, find_local
 from .predict import Predictor, TorchRunner
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ def load(
     """Get a predictor.
 
     Args:
-        ref: ``name.tag`` of bundled weights, path of a checkpoint, of an exported file or of a training run (its best
-            checkpoint), or a hub id.
+        ref: path of a checkpoint, of an exported file, of a training run (its best checkpoint) or of a folder of
+            ``save_pretrained``; ``name.tag`` of bundled or published weights; or a hub id (``owner/name``, also
+            ``hf-hub:owner/name@revision``). What is not on this machine is downloaded once.
         device: torch device; "auto" is a GPU where there is one and the weights run on torch.
         dtype: "float32", "float16" or "bfloat16" for torch; "auto" is float32.
         runtime: "onnxruntime", "torch", or "auto": ONNX Runtime where an ONNX file is at hand and no device is named.
@@ -59,8 +60,8 @@ def load(
     model = load_model(ref)
     import torch
 
-    chosen = _device(device)
-    return Predictor(TorchRunner(model, chosen, getattr(torch, _DTYPES[dtype])), info_of(model), f"torch on {chosen}")
+    device, dtype = _device(device), _DTYPES[dtype]
+    return Predictor(TorchRunner(model, device, getattr(torch, dtype)), info_of(model), f"torch on {device}, {dtype}")
 
 
 def load_model(ref: str | Path) -> nn.Module:
@@ -73,19 +74,28 @@ def load_model(ref: str | Path) -> nn.Module:
         ConfigError, CheckpointError: as :func:`load`.
     """
     text = str(ref)
-    path = assets.path(text, ".safetensors") if text in assets.WEIGHTS else None
-    if path is None and not _is_architecture(text):
-        path = find_file(ref, assets.WEIGHTS)
-    _torch(f"{ref} is not an exported file")
+    if importlib.util.find_spec("torch") is None:
+        raise _without_torch(text)
     from ..factory import create_model
-    from ..weights import load_checkpoint, read_state
+    from ..registry import variants
+    from ..weights import load_checkpoint, read_weights
 
-    if path is None:
+    if text in variants() and find_local(ref) is None:
         raise _without_weights(text)
-    state, info = read_state(path)
+    state, info = read_weights(ref)
     if info is None or not info.model:
         info = identify(state)
-    model = create_model(info.model, info.task, num_classes=info.num_classes, in_chans=info.in_chans, **info.options)
+    if not info.labels.names:
+        info = info.replace(labels=_labels(info))
+    task = None if info.task == "features" else info.task
+    model = create_model(
+        info.model,
+        task,
+        num_classes=info.num_classes,
+        in_chans=info.in_chans,
+        features_only=task is None,
+        **info.options,
+    )
     load_checkpoint(model, state)
     attach(model, info.replace(output_stride=getattr(model, "stride", 1)))
     return model.eval()
@@ -183,30 +193,33 @@ class OnnxRunner:
             raise InputError(f"the network cannot run on {batch.shape}: {str(error).splitlines()[0]}") from error
 
 
-def _exported(ref: str | Path) -> Path | None:
-    if str(ref) in assets.WEIGHTS:
-        return assets.path(str(ref), ".onnx")
+def _exported(ref: str) -> Path | None:
+    if ref in assets.WEIGHTS and find_local(ref) is None:
+        return assets.path(ref, ".onnx")
     return Path(ref) if Path(ref).suffix == ".onnx" else None
 
 
-def _is_architecture(name: str) -> bool:
-    """Whether this is a name of ``list_models``; without torch none is known."""
-    if importlib.util.find_spec("torch") is None:
-        return False
-    from ..registry import variants
-
-    return name in variants()
+def _labels(info: ModelInfo) -> Labels:
+    """Names and colours of the data set that published weights are for."""
+    labels = OF_HEAD.get(info.tag, Labels())
+    return labels if len(labels.names) == info.num_classes else Labels()
 
 
 def _without_weights(name: str) -> ConfigError:
-    tagged = [ref for ref in assets.WEIGHTS if ref.startswith(f"{name}.")]
+    from ..factory import list_models
+
+    tagged = list_models(f"{name}.*", pretrained=True)
     hint = f"use {tagged[0]!r}, a checkpoint" if tagged else "give a checkpoint"
     return ConfigError(f"{name} is an architecture without weights: {hint}, or create_model to train one")
 
 
-def _torch(why: str) -> None:
-    if importlib.util.find_spec("torch") is None:
-        raise DependencyError(f"{why}, so it needs torch: pip install 'foveal[torch]'")
+def _without_torch(ref: str) -> DependencyError | CheckpointError:
+    if ref in assets.WEIGHTS or find_local(ref) is not None or hub.parse(ref, SAVED) is not None:
+        return DependencyError(f"{ref} is not an exported file, so it needs torch: pip install 'foveal[torch]'")
+    return CheckpointError(
+        f"{ref}: no such file, training run or bundled weights{nearest(ref, assets.WEIGHTS)}; published weights need "
+        "torch: pip install 'foveal[torch]'"
+    )
 
 
 def _device(device: str) -> str:

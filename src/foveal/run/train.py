@@ -1,43 +1,48 @@
-"""Training: one linear loop on accelerate, so that ``torchrun`` scales the same command.
+"""Training: one loop on accelerate for every task, so that ``torchrun`` scales the same command.
 
-A run is a folder: ``config.yaml`` (all settings), ``log.jsonl`` (a line per epoch and evaluation),
-``last.safetensors`` and ``best.safetensors`` (averaged weights with their description) and ``state.pt`` (everything
-that ``resume`` needs). Every file but the log is written aside and renamed; the log grows line by line.
+Two runs of the same settings on the same machine give the same numbers, whether they were interrupted or not: the
+order of the samples, their augmentation and the model's own draws depend on the seed and the step alone, and
+``state.pt`` (see :mod:`foveal.run.folder`) holds the rest.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-import yaml
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import TrainConfig, build_config, read_yaml, to_dict
-from ..data.segmentation import SegmentationData, class_counts, median_frequency_weights
-from ..data.transforms import SegmentAugment
-from ..errors import CheckpointError, ConfigError, DataError, TrainingError
+from ..errors import ConfigError, FovealError, TrainingError
 from ..factory import create_model
-from ..files import written_whole
-from ..imaging import prepare
-from ..info import IGNORE, ModelInfo, info_of
+from ..info import info_of
+from ..registry import Backbone
 from ..weights import save_checkpoint
-from .metrics import SegmentScores, confusion_matrix
+from .curves import draw_curves
+from .folder import RunFolder
+from .jobs import JOBS, Job, Scores
 from .predict import Predictor, TorchRunner
 from .progress import Progress
+from .sync_norm import synchronised
+
+_POLL = 10  # steps between looks at what all processes must agree on: each look waits for the device
+_ROLLBACKS = 3  # times that a run may go back after a loss that is not finite
 
 
 @dataclass(frozen=True)
@@ -46,14 +51,16 @@ class TrainResult:
 
     Attributes:
         folder: the run.
-        best: checkpoint with the highest mIoU on the validation split (the last one without such a split).
-        miou: of that checkpoint on that split, NaN without one.
+        best: checkpoint with the highest figure on the validation split (the last one without such a split).
+        metric: name of that figure, "miou" or "top1".
+        value: that figure, NaN without a validation split.
         losses: mean training loss per epoch.
     """
 
     folder: Path
     best: Path
-    miou: float
+    metric: str
+    value: float
     losses: tuple[float, ...]
 
 
@@ -65,203 +72,433 @@ def train(
     resume: bool = False,
     **overrides: Any,
 ) -> TrainResult:
-    """Train a segmentation model.
+    """Train a model for the task that ``config`` names.
+
+    SIGTERM and Ctrl-C save the state at the next step and end the process; ``resume`` goes on from there.
 
     Args:
-        data: folder of the data set (see :mod:`foveal.data.segmentation`).
+        data: folder of the data set (see :mod:`foveal.data`).
         config: recipe, as an object or a YAML file; default: the run's own when resuming, else
             :class:`~foveal.config.TrainConfig`'s defaults.
         out: folder of the run.
-        resume: go on from ``out``'s last epoch.
+        resume: go on from ``out``'s last saved step.
         **overrides: fields of TrainConfig that replace the recipe's.
 
     Raises:
         ConfigError: unknown or impossible setting; ``out`` holds a run already; nothing to resume.
         DataError: the data set cannot be used.
-        TrainingError: the loss became NaN or infinite.
+        TrainingError: the loss stays NaN or infinite, memory does not suffice for one image, a loading process died.
     """
     out = Path(out)
     if resume and config is None and (out / "config.yaml").exists():
         config = out / "config.yaml"
     config = _settings(config, overrides)
-    _check_folder(out, config, resume)
+    folder = RunFolder(out)
+    folder.check_resumable(config) if resume else folder.check_new()
     # On a machine without an accelerator, cpu=True is what makes torchrun's processes one group (gloo).
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
-        mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
+        mixed_precision=config.precision if config.precision in ("bf16", "fp16") else "no",
     )
+    folder.writes = accelerator.is_main_process
     progress = Progress(enabled=accelerator.is_main_process)
     torch.manual_seed(config.seed)
-
-    # ---- data
-    samples = TrainSamples(SegmentationData.open(data, config.splits), config, progress)
-    validation = SegmentationData.open(data, [config.val_split]) if config.val_split else None
-    if validation and validation.labels != samples.data.labels:
-        raise DataError(f"{data}: training and validation splits have different classes")
-    labels, counts = samples.data.labels, (samples.pixels, samples.present)
-    per_epoch = len(samples) // config.batch_size
-    if not per_epoch:
-        raise ConfigError(f"batch_size={config.batch_size} is above the {len(samples)} training images")
-    if config.batch_size % accelerator.num_processes:
-        raise ConfigError(f"batch_size={config.batch_size} does not divide by {accelerator.num_processes} processes")
-
-    # ---- model
-    model = create_model(
-        config.model,
-        config.task,
-        num_classes=len(labels.names),
-        weights=config.weights or None,
-        **config.options,
-    )
-    info = info_of(model).replace(labels=labels, preprocess=samples.preprocess, tag="")
-    model = model.to(memory_format=torch.channels_last)
-    ema = AveragedModel(model, multi_avg_fn=_ema(config.ema_decay), use_buffers=True)
-    ema = ema.to(accelerator.device)
-    class_weights = torch.tensor(_loss_weights(config, *counts), dtype=torch.float32, device=accelerator.device)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
-    steps = config.epochs * per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, config.warmup))
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
-
-    # ---- where to start
-    state: dict[str, Any] = {"epoch": 0, "best": -1.0, "losses": [], "seconds": 0.0, "images": len(samples)}
+    job = JOBS[config.task](data, config, progress)
+    run = _Run(config, job, accelerator, folder, progress)
     if resume:
-        state = _restore(out / "state.pt", model, ema, optimizer, schedule, state)
-        if state["images"] != len(samples):
-            raise ConfigError(f"{out} was trained on {state['images']} images, {data} has {len(samples)}")
-        if accelerator.is_main_process:
-            _cut_log(out / "log.jsonl", state["epoch"])
-        progress.note(f"resuming after epoch {state['epoch']} of {config.epochs}")
-    elif accelerator.is_main_process:
-        with written_whole(out / "config.yaml") as file:
-            file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
-    batches = Batches(len(samples), config, state["epoch"], accelerator.process_index, accelerator.num_processes)
-    loader = DataLoader(
-        samples,
-        batch_sampler=batches,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-    # ---- loop
-    started = time.monotonic() - state["seconds"]
-    stream = iter(loader)
-    with progress.bar("train", steps, state["epoch"] * per_epoch) as bar:
-        for epoch in range(state["epoch"] + 1, config.epochs + 1):
-            model.train()
-            total = torch.zeros((), device=accelerator.device)
-            for _ in range(per_epoch):
-                image, target = (t.to(accelerator.device, non_blocking=True) for t in next(stream))
-                image = image.contiguous(memory_format=torch.channels_last)
-                with accelerator.autocast():
-                    logits = wrapped(image, upsample=False)
-                loss = segmentation_loss(logits, target, class_weights)
-                accelerator.backward(loss)
-                if config.grad_clip:
-                    accelerator.clip_grad_norm_(model.parameters(), config.grad_clip)
-                optimizer.step()
-                schedule.step()
-                optimizer.zero_grad(set_to_none=True)
-                ema.update_parameters(model)
-                total += loss.detach()
-                bar.advance(f"epoch {epoch}/{config.epochs}")
-            mean_loss = _over_processes(accelerator, total, "mean").item() / per_epoch
-            if not math.isfinite(mean_loss):
-                raise TrainingError(f"the loss became {mean_loss} in epoch {epoch}: lower lr, or use precision fp32")
-            state["losses"].append(mean_loss)
-            state["epoch"], state["seconds"] = epoch, time.monotonic() - started
-            line = {"epoch": epoch, "loss": mean_loss, "lr": schedule.get_last_lr()[0], "seconds": state["seconds"]}
-            if epoch % config.eval_every == 0 or epoch == config.epochs:
-                described = info.replace(notes=_notes(config, samples.data, line))
-                averaged = ema.module if config.ema_decay else model
-                scores = _validate(accelerator, averaged, described, validation) if validation else None
-                if scores:
-                    line |= scores.to_dict()
-                    progress.note(f"epoch {epoch}: loss {mean_loss:.4f}, {config.val_split} mIoU {scores.miou:.2%}")
-                if accelerator.is_main_process:
-                    better = scores is None or not scores.miou < state["best"]
-                    described = described.replace(notes=_notes(config, samples.data, line))
-                    for name in ("last", "best") if better else ("last",):
-                        save_checkpoint(out / f"{name}.safetensors", averaged.state_dict(), described)
-                if scores and scores.miou > state["best"]:
-                    state["best"] = scores.miou
-            if accelerator.is_main_process:
-                _log(out / "log.jsonl", line)
-                _save_state(out / "state.pt", model, ema, optimizer, schedule, state)
+        run.resume()
+    else:
+        folder.write_config(config)
+        run.save()
+    with _interrupts() as interrupted:
+        run.go(interrupted)
     accelerator.wait_for_everyone()
-    miou = state["best"] if validation else float("nan")
-    return TrainResult(out, out / "best.safetensors", miou, tuple(state["losses"]))
+    metric, value = run.state.best_metric, run.state.best if job.validation else float("nan")
+    return TrainResult(out, folder.best, metric, value, tuple(run.state.losses))
 
 
-class TrainSamples(Dataset):
-    """Augmented samples, ``(epoch, index) -> (image (3, h, w) float32, target (h, w) int64)``.
+@dataclass
+class _State:
+    """Where a run stands, in plain values.
 
-    The data set is decoded once and stays in memory, four bytes per pixel.
+    Attributes:
+        step: optimiser steps done.
+        skipped: batches of data that were left out after a loss that was not finite.
+        rollbacks: how often that happened.
+        total: sum of the losses of this epoch so far.
+        losses: mean loss of each whole epoch.
+        best: highest validation figure so far.
+        best_metric: its name.
+        seconds: time spent training.
+        parts: pieces that each process's batch is cut into: doubled when memory runs out.
+        images: training images, to tell another data set.
+    """
+
+    images: int
+    parts: int = 1
+    step: int = 0
+    skipped: int = 0
+    rollbacks: int = 0
+    total: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    best: float = -1.0
+    best_metric: str = ""
+    seconds: float = 0.0
+
+
+class _Run:
+    """A training run in memory."""
+
+    def __init__(
+        self, config: TrainConfig, job: Job, accelerator: Accelerator, folder: RunFolder, progress: Progress
+    ) -> None:
+        self.config, self.job, self.accelerator = config, job, accelerator
+        self.folder, self.progress = folder, progress
+        processes = accelerator.num_processes
+        self.per_epoch = len(job.files) // config.batch_size
+        if not self.per_epoch:
+            raise ConfigError(f"batch_size={config.batch_size} is above the {len(job.files)} training images")
+        if config.batch_size % processes:
+            raise ConfigError(f"batch_size={config.batch_size} does not divide by {processes} processes")
+        self.steps = config.epochs * self.per_epoch
+        self.model = create_model(
+            config.model,
+            config.task,
+            num_classes=len(job.labels.names),
+            weights=config.weights or None,
+            **config.options,
+        )
+        self.info = info_of(self.model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
+        trainee = job.trainee(self.model)
+        if processes > 1 and config.sync_bn:
+            trainee = synchronised(trainee, accelerator.device)
+        self.dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        trainee = trainee.to(self.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.ema = AveragedModel(self.model, multi_avg_fn=_ema(config.ema_decay), use_buffers=True)
+        self.ema = self.ema.to(accelerator.device)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(trainee, config.weight_decay), lr=config.lr)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: learning_rate(step, self.steps, config.warmup)
+        )
+        if config.grad_checkpointing:  # after the copy: the averaged model must not run these stages
+            _recompute_stages(self.model)
+        self.trainee, self.optimizer = accelerator.prepare(trainee, self.optimizer)
+        self.state = _State(len(job.files), parts=config.accumulate)
+        self.saved = {"model": trainee, "ema": self.ema, "optimizer": self.optimizer, "schedule": self.schedule}
+        if accelerator.scaler is not None:
+            self.saved["scaler"] = accelerator.scaler
+        self.saved_at = time.monotonic()
+
+    def go(self, interrupted: Callable[[], int]) -> None:
+        """Train to the end, or until ``interrupted()`` names a signal."""
+        config = self.config
+        started = time.monotonic() - self.state.seconds
+        stream = self._batches()
+        with self.progress.bar("train", self.steps, self.state.step) as bar:
+            while self.state.step < self.steps:
+                self._train_mode()
+                indices, image, target = next(stream)
+                loss = self._step(image, target)
+                if not self._finite(loss, indices):
+                    stream = self._batches()
+                    continue
+                state = self.state
+                state.step += 1
+                state.total += loss
+                state.seconds = time.monotonic() - started
+                epoch = -(-state.step // self.per_epoch)
+                bar.advance(f"epoch {epoch}/{config.epochs} loss {loss:.3f}")
+                if config.log_every and state.step % config.log_every == 0:
+                    self.folder.log({"step": state.step, "loss": loss, "lr": self.schedule.get_last_lr()[0]})
+                if state.step % self.per_epoch == 0:
+                    self._end_epoch(epoch)
+                signal_number = self._agreed(interrupted)
+                if signal_number:
+                    self.save()
+                    self.progress.note(
+                        f"stopped after step {state.step}; resume with --resume --out {self.folder.path}"
+                    )
+                    raise SystemExit(128 + signal_number)
+                if time.monotonic() - self.saved_at > 60 * config.save_minutes:
+                    self.save()
+
+    def _train_mode(self) -> None:
+        self.trainee.train()
+        if self.config.freeze_bn:
+            for norm in _batch_norms(self.trainee):
+                norm.eval()
+
+    def save(self) -> None:
+        self.folder.save_state(self.saved, vars(self.state))
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Go to where the folder's state stands.
+
+        Raises:
+            ConfigError: the state is of another data set.
+            CheckpointError: the state cannot be read.
+        """
+        found = _State(**self.folder.load_state(self.saved))
+        if found.images != self.state.images:
+            raise ConfigError(
+                f"{self.folder.path} was trained on {found.images} images, this data set has {self.state.images}"
+            )
+        self.state = found
+        self.folder.cut_log(found.step)
+        self.progress.note(f"resuming after step {found.step} of {self.steps}")
+
+    def _batches(self) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Indices, images and targets of this process's batches, from the run's position on."""
+        config, accelerator = self.config, self.accelerator
+        order = Batches(
+            len(self.job.files),
+            config.batch_size,
+            config.seed,
+            self.state.step + self.state.skipped,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        loader = DataLoader(
+            Samples(self.job, config.seed),
+            batch_sampler=order,
+            num_workers=config.workers,
+            collate_fn=_collated,
+            worker_init_fn=_deaf,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        places, stream = iter(order), iter(loader)
+        for place in places:
+            indices = [index for _, index in place]
+            try:
+                batch = next(stream)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                names = ", ".join(str(self.job.files[index]) for index in indices)
+                raise TrainingError(
+                    f"a data loading process died, probably for want of memory, at or after: {names}; "
+                    "resume with fewer workers"
+                ) from error
+            if isinstance(batch, FovealError):
+                raise batch
+            image, target = (part.to(accelerator.device, non_blocking=True) for part in batch)
+            yield indices, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
+
+    def _step(self, image: Tensor, target: Tensor) -> float:
+        """One optimiser step, where the loss is finite; in smaller pieces where memory does not suffice."""
+        while True:
+            try:
+                return self._attempt(image, target)
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                self.optimizer.zero_grad(set_to_none=True)
+                if self.state.parts >= len(image) or self.accelerator.num_processes > 1:
+                    raise TrainingError(
+                        f"out of memory with {-(-len(image) // self.state.parts)} images of "
+                        f"{image.shape[-2]}x{image.shape[-1]} (H x W) at a time: raise accumulate or lower crop"
+                    ) from error
+                self.state.parts *= 2
+                self.progress.note(f"out of memory: going on with batches in {self.state.parts} pieces")
+                if self.accelerator.device.type == "cuda":
+                    torch.cuda.empty_cache()
+
+    def _attempt(self, image: Tensor, target: Tensor) -> float:
+        accelerator, world = self.accelerator, self.accelerator.num_processes
+        position = self.state.step + self.state.skipped
+        torch.manual_seed(_seed(self.config.seed, position, accelerator.process_index))
+        targets = target.chunk(self.state.parts)
+        weights = [self.job.weight(piece) for piece in targets]
+        whole = self._summed(torch.stack(weights).sum()).clamp(min=1e-6)
+        total = torch.zeros((), device=image.device, dtype=image.dtype)
+        for number, (x, y, weight) in enumerate(
+            zip(image.chunk(self.state.parts), targets, weights, strict=True), start=1
+        ):
+            joint = world == 1 or number == len(targets)  # only the last piece's backward pass meets the others'
+            with nullcontext() if joint else accelerator.no_sync(self.trainee):
+                with accelerator.autocast():
+                    loss = self.job.loss(self.trainee, x, y)
+                if world > 1 or len(targets) > 1:
+                    loss = loss * (weight / whole)
+                accelerator.backward(loss * world)  # gradients are averaged over processes
+                total += loss.detach()
+        value = self._summed(total).item()
+        if math.isfinite(value):
+            if self.config.grad_clip:
+                accelerator.clip_grad_norm_(self.trainee.parameters(), self.config.grad_clip)
+            self.optimizer.step()
+            self.schedule.step()
+            self.ema.update_parameters(self.model)
+        self.optimizer.zero_grad(set_to_none=True)
+        return value
+
+    def _finite(self, loss: float, indices: list[int]) -> bool:
+        """Whether ``loss`` is; if not, go back to the last saved state and leave the batch out."""
+        if math.isfinite(loss):
+            return True
+        state, names = self.state, ", ".join(self.job.files[index].name for index in indices)
+        failed, position = state.step + 1, state.step + state.skipped
+        if state.rollbacks == _ROLLBACKS:
+            raise TrainingError(
+                f"the loss became {loss} at step {failed} (images {names}) for the {_ROLLBACKS + 1}th time: "
+                "lower lr, or use precision fp32"
+            )
+        parts, rollbacks = state.parts, state.rollbacks + 1
+        self.state = state = _State(**self.folder.load_state(self.saved))
+        state.parts, state.rollbacks, state.skipped = parts, rollbacks, position + 1 - state.step
+        self.folder.cut_log(state.step)
+        self.progress.note(
+            f"the loss became {loss} at step {failed}: back to step {state.step}, "
+            f"without the batches since then (the last one: {names})"
+        )
+        return False
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Log, evaluate where it is due, and save."""
+        state, config, folder = self.state, self.config, self.folder
+        state.losses.append(state.total / self.per_epoch)
+        state.total = 0.0
+        line = {
+            "epoch": epoch,
+            "step": state.step,
+            "loss": state.losses[-1],
+            "lr": self.schedule.get_last_lr()[0],
+            "seconds": state.seconds,
+        }
+        last = epoch == config.epochs
+        if last or epoch % config.eval_every == 0:
+            averaged = cast(nn.Module, self.ema.module) if config.ema_decay else self.model
+            if last and config.bn_batches:
+                self._estimate_norms(averaged)
+            scores = self._score(averaged) if self.job.validation else None
+            better = True
+            if scores:
+                state.best_metric, value = scores.headline
+                line |= scores.to_dict()
+                self.progress.note(
+                    f"epoch {epoch}: loss {line['loss']:.4f}, {config.val_split} {state.best_metric} {value:.2%}"
+                )
+                better = not value < state.best  # also where it is NaN: some checkpoint must be there
+                state.best = max(state.best, value)
+            if folder.writes:
+                info = self.info.replace(notes=self._notes(line))
+                for path in (folder.last, folder.best) if better else (folder.last,):
+                    save_checkpoint(path, averaged.state_dict(), info)
+        folder.log(line)
+        if config.csv:
+            folder.write_csv()
+        if config.tensorboard and folder.writes:
+            _tensorboard(folder.path, line)
+        if last and folder.writes:
+            draw_curves(folder.lines(), folder.path / "curves.png", state.best_metric)
+        self.save()
+
+    def _score(self, model: nn.Module) -> Scores:
+        """Score ``model`` on the validation split, each image counted once over all processes."""
+        accelerator, training = self.accelerator, model.training
+        if accelerator.num_processes > 1 and not self.config.sync_bn:  # each process's norms counted its own share
+            for buffer in model.buffers():
+                broadcast(buffer)
+        predictor = Predictor(TorchRunner(model, str(accelerator.device)), self.info, "torch")
+        mine = range(accelerator.process_index, self.job.validation, accelerator.num_processes)
+        counts = self._summed(torch.from_numpy(self.job.score(predictor, mine)).to(accelerator.device))
+        model.train(training)
+        return self.job.scores(counts.cpu().numpy())
+
+    @torch.no_grad()
+    def _estimate_norms(self, model: nn.Module) -> None:
+        """Take the running statistics of ``model`` anew, as plain averages over ``bn_batches`` training batches.
+
+        Averaged weights never ran with the statistics that were averaged beside them (arXiv 1803.05407, section 3.2).
+        """
+        norms = _batch_norms(model)
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for _, (_, image, _) in zip(range(self.config.bn_batches), self._batches(), strict=False):
+            model(image)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()
+
+    def _summed(self, value: Tensor) -> Tensor:
+        """Sum over processes."""
+        return cast(Tensor, self.accelerator.reduce(value, "sum")) if self.accelerator.num_processes > 1 else value
+
+    def _agreed(self, interrupted: Callable[[], int]) -> int:
+        """The signal that reached any of the processes, 0 if none: all must stop at the same step."""
+        mine = interrupted()
+        if self.accelerator.num_processes == 1:
+            return mine
+        if self.state.step % _POLL:
+            return 0
+        flag = torch.tensor(mine, device=self.accelerator.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return int(flag)
+
+    def _notes(self, line: dict[str, Any]) -> dict[str, Any]:
+        # A path of this machine means nothing elsewhere.
+        settings = to_dict(self.config) | {"weights": Path(self.config.weights).name}
+        return {"config": settings, "images": len(self.job.files), "log": line}
+
+
+class Samples(Dataset):
+    """Augmented samples of a job by ``(epoch, index)``, or the FovealError that a bad one raised.
 
     The draw depends on the seed, the epoch and the index alone: not on workers, processes or where a run resumed.
     """
 
-    def __init__(self, data: SegmentationData, config: TrainConfig, progress: Progress) -> None:
-        self.data, self.seed = data, config.seed
-        with progress.bar("read", len(data)) as bar:
-            self.decoded: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
-            for index in range(len(data)):
-                self.decoded.append(data[index])
-                bar.advance()
-        self.pixels, self.present = class_counts([mask for _, mask in self.decoded], len(data.labels.names))
-        weights = np.sqrt(median_frequency_weights(self.pixels, self.present))
-        self.augment = SegmentAugment(
-            config.crop,
-            config.scale,
-            config.flip,
-            config.jitter,
-            config.tint,
-            config.rare_crop,
-            tuple(weights.tolist()),
-        )
-        self.preprocess = ModelInfo().preprocess
+    def __init__(self, job: Job, seed: int) -> None:
+        self.job, self.seed = job, seed
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.job.files)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor] | FovealError:  # pyright: ignore[reportIncompatibleMethodOverride]
         epoch, index = place
-        rng = np.random.default_rng((self.seed, epoch, index))
-        image, mask = self.augment(*self.decoded[index], rng=rng)
-        return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(mask.astype(np.int64))
+        try:
+            return self.job.sample(index, np.random.default_rng((self.seed, epoch, index)))
+        except FovealError as error:
+            return error  # raised in the main process: torch would wrap it in the worker's traceback
+
+
+def _collated(samples: list[tuple[Tensor, Tensor] | FovealError]) -> tuple[Tensor, Tensor] | FovealError:
+    pairs = []
+    for sample in samples:
+        if isinstance(sample, FovealError):
+            return sample
+        pairs.append(sample)
+    images, targets = zip(*pairs, strict=True)
+    return torch.stack(images), torch.stack(targets)
+
+
+def _deaf(worker: int) -> None:
+    """Leave signals to the main process: Ctrl-C and service managers send them to every process of a group."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Batches(Sampler):
-    """This process's share of every batch of a run, from ``epoch`` on; the order depends on the seed alone."""
+    """This process's share of every batch, ``[(epoch, index), ...]``, from batch ``position`` on, without end.
 
-    def __init__(self, length: int, config: TrainConfig, epoch: int, rank: int, world: int) -> None:
-        self.length, self.config, self.first = length, config, epoch
+    Each epoch's order depends on the seed alone; images that do not fill a batch wait for another epoch.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, position: int, rank: int, world: int) -> None:
+        self.length, self.batch_size, self.seed, self.position = length, batch_size, seed, position
         self.rank, self.world = rank, world
 
-    def __len__(self) -> int:
-        return (self.config.epochs - self.first) * (self.length // self.config.batch_size)
-
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.config.batch_size
-        for epoch in range(self.first, self.config.epochs):
-            order = np.random.default_rng((self.config.seed, epoch)).permutation(self.length)
-            for start in range(0, self.length - size + 1, size):
+        size = self.batch_size
+        epoch, skipped = divmod(self.position, self.length // size)
+        while True:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+            for start in range(skipped * size, self.length - size + 1, size):
                 yield [(epoch, int(i)) for i in order[start : start + size][self.rank :: self.world]]
-
-
-def segmentation_loss(logits: Tensor, target: Tensor, class_weights: Tensor) -> Tensor:
-    """Weighted cross entropy at the target's size, in float32; 0 where every pixel is ignored.
-
-    Args:
-        logits: ``(B, C, h, w)`` at any stride, upsampled bilinearly.
-        target: ``(B, H, W)`` int64, 255 = ignore.
-        class_weights: ``(C,)``.
-    """
-    logits = F.interpolate(logits.float().contiguous(), size=target.shape[-2:], mode="bilinear", align_corners=False)
-    total = F.cross_entropy(logits, target, class_weights, ignore_index=IGNORE, reduction="sum")
-    weight = F.pad(class_weights, (0, IGNORE + 1 - len(class_weights)))[target].sum()
-    return total / weight.clamp(min=1e-6)
+            epoch, skipped = epoch + 1, 0
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
@@ -272,23 +509,30 @@ def learning_rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
 
 
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], int]]:
+    """While inside, SIGTERM and SIGINT are only noted: the number of the last one, 0 before."""
+    received = 0
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal received
+        received = number
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0  # only the main thread may set handlers
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _settings(config: TrainConfig | str | Path | None, overrides: dict[str, Any]) -> TrainConfig:
     if isinstance(config, str | Path):
         return build_config(TrainConfig, read_yaml(config) | overrides, str(config))
     return build_config(TrainConfig, (to_dict(config) if config else {}) | overrides)
-
-
-def _check_folder(out: Path, config: TrainConfig, resume: bool) -> None:
-    if not resume:
-        if (out / "state.pt").exists():
-            raise ConfigError(f"{out} holds a run already: resume it, or choose another folder")
-        return
-    if not (out / "state.pt").exists():
-        raise ConfigError(f"{out}: nothing to resume")
-    before = read_yaml(out / "config.yaml")
-    changed = [key for key, value in to_dict(config).items() if before.get(key) != value]
-    if changed:
-        raise ConfigError(f"{out} was started with another {', '.join(changed)}: resume with {out / 'config.yaml'}")
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -298,31 +542,44 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
-def _loss_weights(config: TrainConfig, pixels: np.ndarray, present: np.ndarray) -> np.ndarray:
-    if config.class_weights == "none":
-        return np.ones(len(pixels))
-    weights = median_frequency_weights(pixels, present)
-    return np.sqrt(weights) if config.class_weights == "sqrt_median" else weights
+def _recompute_stages(model: nn.Module) -> None:
+    """Keep no activations inside the stages of the backbone (arXiv 1604.06174)."""
+    for stage in cast(Backbone, model.backbone).stages:
+        again = partial(_untracked, stage)
+        stage.forward = partial(
+            checkpoint, stage.forward, use_reentrant=False, context_fn=lambda again=again: (nullcontext(), again())
+        )
 
 
-def _validate(accelerator: Accelerator, model: nn.Module, info: ModelInfo, data: SegmentationData) -> SegmentScores:
-    """Score ``model`` on ``data``, each image counted once over all processes."""
-    training = model.training
-    if accelerator.num_processes > 1:  # batch norms have counted each process's own share
-        for buffer in model.buffers():
-            broadcast(buffer)
-    predictor = Predictor(TorchRunner(model, str(accelerator.device)), info, "torch")
-    matrix = np.zeros((info.num_classes, info.num_classes), np.int64)
-    for index in range(accelerator.process_index, len(data), accelerator.num_processes):
-        image, target = data[index]
-        matrix += confusion_matrix(target, predictor.segment(image).mask, info.num_classes)
-    total = _over_processes(accelerator, torch.from_numpy(matrix).to(accelerator.device), "sum")
-    model.train(training)
-    return SegmentScores(total.cpu().numpy(), info.labels.names)
+@contextmanager
+def _untracked(stage: nn.Module) -> Iterator[None]:
+    """Inside, batch norms leave their running statistics alone: they have counted this batch already."""
+    norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in _batch_norms(stage)]
+    counted = [None if count is None else count.clone() for _, _, count in norms]
+    for norm, _, _ in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for (norm, momentum, count), before in zip(norms, counted, strict=True):
+            norm.momentum = momentum
+            if count is not None and before is not None:
+                count.copy_(before)
 
 
-def _over_processes(accelerator: Accelerator, value: Tensor, how: str) -> Tensor:
-    return cast(Tensor, accelerator.reduce(value, how))
+def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """torch has a type for accelerators alone; its CPU allocator and oneDNN only write it into the message."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text in str(error) for text in ("can't allocate memory", "not enough memory", "std::bad_alloc"))
 
 
 def _ema(decay: float) -> Any:
@@ -339,46 +596,10 @@ def _ema(decay: float) -> Any:
     return update
 
 
-def _notes(config: TrainConfig, data: SegmentationData, line: dict[str, Any]) -> dict[str, Any]:
-    settings = to_dict(config) | {
-        "weights": Path(config.weights).name
-    }  # a path of this machine means nothing elsewhere
-    return {"config": settings, "images": len(data), "log": line}
+def _tensorboard(folder: Path, line: dict[str, Any]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
 
-
-def _log(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _cut_log(path: Path, epoch: int) -> None:
-    """Drop lines after ``epoch``: a crash may come between the log and the state."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    with written_whole(path) as file:
-        file.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["epoch"] <= epoch))
-
-
-def _save_state(
-    path: Path,
-    model: nn.Module,
-    ema: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    state: dict[str, Any],
-) -> None:
-    parts = {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule}
-    with written_whole(path) as temporary:
-        torch.save({**{name: part.state_dict() for name, part in parts.items()}, "state": state}, temporary)
-
-
-def _restore(path: Path, model, ema, optimizer, schedule, state: dict[str, Any]) -> dict[str, Any]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-        for name, part in {"model": model, "ema": ema, "optimizer": optimizer, "schedule": schedule}.items():
-            part.load_state_dict(found[name])
-    except Exception as error:  # pickle, zip and torch each raise their own
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path}: cannot be resumed from ({reason}); start again from best.safetensors"
-        ) from error
-    return state | found["state"]
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for key, value in line.items():
+            if isinstance(value, int | float) and key not in ("epoch", "step"):
+                writer.add_scalar(key, value, line["step"])

@@ -94,7 +94,11 @@ class SegmentationModel(nn.Module):
 
     def padded(self, x: Tensor) -> Tensor:
         """Logits of the padded image at the head's stride, before cropping."""
-        return self.head(self.backbone(pad_to_multiple(x, self.multiple_of)))
+        return self.head(self.maps(x))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The backbone's maps of the padded image."""
+        return self.backbone(pad_to_multiple(x, self.multiple_of))
 
     def upsampled(self, logits: Tensor) -> Tensor:
         """Logits at ``stride`` times the size."""

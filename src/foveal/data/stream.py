@@ -1,0 +1,237 @@
+"""Samples from tar files, read from front to back: for data that is too large, or too far away, for single files.
+
+A sample is a run of members that share their path up to the first dot: ``a/0001.jpg`` with ``a/0001.png`` (mask),
+``a/0001.cls`` (class index) or ``a/0001.json``. That is the convention of the webdataset library. Layouts::
+
+    ROOT/<split>/*.tar        ROOT/<split>-*.tar        ROOT/*.tar  (split "all")
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import random
+import re
+import tarfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import ConfigError, DataError, InputError
+from ..imaging import FORMATS, MAX_FILE_BYTES, read_image
+from ..info import Labels
+from .layout import ALL, SPLIT_NAMES, DatasetFile, describe, resolve_split, subfolders
+from .masks import ColourMasks, IdMasks, plain_ids
+
+LAYOUT = "tars"
+_IMAGES = ("jpg", "jpeg", "webp", "png", "tif", "tiff", "bmp")
+_MASKS = ("mask.png", "seg.png", "png")
+
+
+@dataclass(frozen=True)
+class StreamSample:
+    """One sample.
+
+    Attributes:
+        key: path of its members up to the first dot.
+        image: ``(H, W, 3)`` uint8.
+        mask: class ids ``(H, W)``, 255 = ignore, where the sample has one.
+        label: class index, where it has one.
+        extra: of its JSON member.
+    """
+
+    key: str
+    image: NDArray[np.uint8]
+    mask: NDArray[np.uint8] | None = None
+    label: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TarStream:
+    """Tar files as a stream of samples; each iteration starts from the front.
+
+    Attributes:
+        shards: tar files.
+        labels: names and palette from ``dataset.yaml``.
+        masks: how masks are read; ``None``: samples have no masks.
+        on_bad: called with (shard, sample key, error) for each sample that cannot be read, which is then skipped; the
+            key is empty where a shard breaks off. ``None``: the first one is an error.
+        excluded: ``shard / key`` of the samples, and shards, to leave out.
+        part: (index, count): this reader is one of ``count``, see :meth:`share`.
+    """
+
+    shards: tuple[Path, ...]
+    labels: Labels = field(default_factory=Labels)
+    masks: IdMasks | ColourMasks | None = None
+    on_bad: Callable[[Path, str, str], None] | None = None
+    excluded: frozenset[Path] = frozenset()
+    part: tuple[int, int] = (0, 1)
+
+    @classmethod
+    def open(
+        cls, root: str | Path, splits: Sequence[str], *, on_bad: Callable[[Path, str, str], None] | None = None
+    ) -> TarStream:
+        """Find the tar files of ``splits`` below ``root``. Nothing is read yet.
+
+        Raises:
+            DataError: no such split, or no tar files.
+        """
+        root = Path(root)
+        described = describe(root)
+        by_split = shards(root)
+        if not by_split:
+            raise DataError(f"{root}: no tar files (ROOT/<split>/*.tar, ROOT/<split>-*.tar or ROOT/*.tar)")
+        excluded = described.excluded(root)
+        found = [path for split in splits for path in by_split[resolve_split(split, tuple(by_split), root)]]
+        found = [path for path in found if path not in excluded]
+        return cls(tuple(found), Labels(described.names, described.palette), _reader(described), on_bad, excluded)
+
+    def share(self, index: int, count: int) -> TarStream:
+        """The part of reader ``index`` among ``count`` (workers times processes): together they read all, each once.
+
+        Whole shards are dealt out where there is one for each reader at least; else every reader passes over all
+        shards and keeps every ``count``-th sample.
+        """
+        if not 0 <= index < count:
+            raise ConfigError(f"reader {index} of {count}")
+        return dataclasses.replace(self, part=(index, count))
+
+    def shuffled(self, seed: int) -> TarStream:
+        """The same with the shards in another order; samples within a shard keep theirs."""
+        order = list(self.shards)
+        random.Random(seed).shuffle(order)
+        return dataclasses.replace(self, shards=tuple(order))
+
+    def __iter__(self) -> Iterator[StreamSample]:
+        """Read on.
+
+        Raises:
+            DataError: a damaged shard or sample, unless ``on_bad`` takes it.
+        """
+        index, count = self.part
+        by_shard = len(self.shards) >= count
+        position = 0
+        for shard in self.shards[index::count] if by_shard else self.shards:
+            for key, members in self._groups(shard):
+                position += 1
+                if (not by_shard and (position - 1) % count != index) or shard / key in self.excluded:
+                    continue
+                try:
+                    yield self._decoded(shard, key, members)
+                except DataError as error:
+                    self._bad(shard, key, error)
+
+    def _bad(self, shard: Path, key: str, error: DataError) -> None:
+        if self.on_bad is None:
+            raise error
+        self.on_bad(shard, key, str(error))
+
+    def _groups(self, shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+        """Members by their ending, sample by sample; a shard that breaks off ends early."""
+        key, members = "", {}
+        try:
+            with tarfile.open(shard, "r|*") as archive:
+                for member in archive:
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, ending = name.partition(".")
+                    if not member.isfile() or not stem:
+                        continue
+                    own = f"{folder}/{stem}" if folder else stem
+                    if own != key:
+                        if members:
+                            yield key, members
+                        key, members = own, {}
+                    if member.size > MAX_FILE_BYTES:
+                        self._bad(shard, own, DataError(f"{shard}: {member.name} is above {MAX_FILE_BYTES >> 20} MiB"))
+                        continue
+                    file = archive.extractfile(member)
+                    members[ending.lower()] = file.read() if file else b""
+        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+            # What was read of the sample at the break may lack a member: it goes with the rest of the shard.
+            self._bad(shard, "", DataError(f"{shard}: damaged or truncated after {key or 'its start'} ({error})"))
+            return
+        if members:
+            yield key, members
+
+    def _decoded(self, shard: Path, key: str, members: Mapping[str, bytes]) -> StreamSample:
+        where = f"{shard}: {key}"
+        image_ending = next((ending for ending in _IMAGES if ending in members), None)
+        if image_ending is None:
+            raise DataError(f"{where}: no image among its members ({', '.join(members) or 'none'})")
+        try:
+            image = read_image(_picture(members[image_ending], where))
+        except InputError as error:
+            raise DataError(f"{where}.{image_ending}: {error}") from error
+        mask_ending = next((ending for ending in _MASKS if ending in members and ending != image_ending), None)
+        mask = None
+        if mask_ending is not None and self.masks is not None:
+            name = f"{where}.{mask_ending}"
+            mask = self.masks.read(_picture(members[mask_ending], name), name)
+            if mask.shape != image.shape[:2]:
+                raise DataError(
+                    f"{name}: mask of {mask.shape[1]}x{mask.shape[0]} (W x H) for an image of"
+                    f" {image.shape[1]}x{image.shape[0]}"
+                )
+        return StreamSample(key, image, mask, self._label(members, where), _extra(members, where))
+
+    def _label(self, members: Mapping[str, bytes], where: str) -> int | None:
+        if "cls" not in members:
+            return None
+        text = members["cls"].decode("ascii", "replace").strip()
+        if not text.isdigit() or (self.labels.names and int(text) >= len(self.labels.names)):
+            count = f" below {len(self.labels.names)}" if self.labels.names else ""
+            raise DataError(f"{where}.cls: {text[:20]!r} is not a class index{count}")
+        return int(text)
+
+
+def shards(root: Path) -> dict[str, list[Path]]:
+    """Tar files by split; empty where there are none."""
+    found = {folder.name: sorted(folder.glob("*.tar")) for folder in subfolders(root)}
+    found = {split: paths for split, paths in found.items() if paths}
+    whole = sorted(root.glob("*.tar"))
+    for path in whole:
+        split = re.split(r"[-_.]", path.name)[0]
+        if split in SPLIT_NAMES:
+            found.setdefault(split, []).append(path)
+    return found or ({ALL: whole} if whole else {})
+
+
+def _reader(described: DatasetFile) -> IdMasks | ColourMasks | None:
+    lenient = described.unknown == "ignore"
+    if described.masks == "colours":
+        return ColourMasks(described.palette, described.ignore_colours, lenient)
+    if not described.names:
+        return None
+    count = len(described.names)
+    return IdMasks(plain_ids(count, described.ignore), count, lenient, described.palette)
+
+
+def _picture(data: bytes, where: str) -> Image.Image:
+    if not data:
+        raise DataError(f"{where}: empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # imaging's own limit follows
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{where}: not an image of a known format, or damaged") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: not an image, or damaged ({error})") from error
+
+
+def _extra(members: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    if "json" not in members:
+        return {}
+    try:
+        found = json.loads(members["json"])
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}.json: not JSON ({error})") from error
+    return found if isinstance(found, dict) else {"json": found}

@@ -1,0 +1,44 @@
+"""The learning curves of a run as a picture: loss, learning rate, and the validation figure where it was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import DependencyError
+from ..files import written_whole
+
+
+def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric: str = "miou") -> None:
+    """Draw a run's log.
+
+    Args:
+        lines: one mapping per epoch, with ``epoch``, ``loss``, ``lr`` and, where it was taken, ``metric`` (0..1).
+        picture: PNG file to write.
+        metric: validation figure.
+
+    Raises:
+        DependencyError: matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DependencyError("learning curves need matplotlib: pip install matplotlib") from error
+    lines = [line for line in lines if "epoch" in line]
+    epochs = [line["epoch"] for line in lines]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [line["loss"] for line in lines], label="training loss")
+    left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    scored = [(line["epoch"], 100 * line[metric]) for line in lines if metric in line]
+    if scored:
+        twin = left.twinx()
+        twin.plot(*zip(*scored, strict=True), color="tab:green", marker=".")
+        twin.set(ylabel=f"{metric}, %")
+    right.plot(epochs, [line["lr"] for line in lines], color="tab:orange")
+    right.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    with written_whole(picture) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

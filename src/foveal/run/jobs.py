@@ -1,0 +1,240 @@
+"""What a training run learns, per task: samples, loss and score. The loop in :mod:`foveal.run.train` knows no task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..data.classification import ClassificationData
+from ..data.segmentation import SegmentationData, class_counts, median_frequency_weights
+from ..data.transforms import ClassifyAugment, SegmentAugment
+from ..errors import DataError
+from ..imaging import prepare
+from ..info import IGNORE, Labels, Preprocess
+from ..layers.resample import ceil_div
+from ..losses import SegmentationLoss
+from ..tasks.segment import SegmentationModel
+from .metrics import ClassifyScores, SegmentScores, confusion_matrix
+from .predict import Predictor
+from .progress import Progress
+
+
+class Scores(Protocol):
+    """Figures of merit on a validation split."""
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        """Name and value of the figure that selects the best checkpoint: higher is better."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+class Job(Protocol):
+    """One task's part of a training run.
+
+    Attributes:
+        labels: classes of the data.
+        preprocess: how images become the network's input, for training and afterwards.
+        files: the training images, by index.
+        validation: number of validation images, 0 without such a split.
+    """
+
+    @property
+    def labels(self) -> Labels: ...
+    @property
+    def preprocess(self) -> Preprocess: ...
+    @property
+    def files(self) -> Sequence[Path]: ...
+    @property
+    def validation(self) -> int: ...
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """One augmented training sample, image ``(3, h, w)`` and target."""
+        ...
+
+    def trainee(self, model: nn.Module) -> nn.Module:
+        """The module that is trained: ``model`` itself, or a module that holds it as ``.model``."""
+        ...
+
+    def weight(self, target: Tensor) -> Tensor:
+        """How much the targets of a batch count in the loss, a scalar: parts of a batch are weighed by it."""
+        ...
+
+    def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        """Mean loss of a batch, a scalar in float32."""
+        ...
+
+    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Counts on these validation images: they add up over processes."""
+        ...
+
+    def scores(self, counts: NDArray[np.int64]) -> Scores:
+        """What these counts, summed over processes, amount to."""
+        ...
+
+
+class SegmentJob:
+    """Semantic segmentation: paired augmentation, :class:`~foveal.losses.SegmentationLoss`, mIoU.
+
+    The data set is decoded once and stays in memory, four bytes per pixel, up to ``config.cache_gib``.
+    """
+
+    def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
+        data = SegmentationData.open(root, config.splits)
+        self.held_out = SegmentationData.open(root, [config.val_split]) if config.val_split else None
+        if self.held_out and self.held_out.labels != data.labels:
+            raise DataError(f"{root}: training and validation splits have different classes")
+        self.labels, self.validation = data.labels, len(self.held_out or ())
+        self.files = [image for image, _ in data.pairs]
+        self.read = _Cache(data, config.cache_gib, progress)
+        pixels, present = class_counts([self.read[i][1] for i in self.read.sampled], len(data.labels.names))
+        balanced = median_frequency_weights(pixels, present)
+        self.augment = SegmentAugment(
+            config.crop,
+            config.scale,
+            config.flip,
+            config.jitter,
+            config.tint,
+            config.rare_crop,
+            tuple(np.sqrt(balanced)),
+        )
+        weights = {"none": np.ones(len(balanced)), "sqrt_median": np.sqrt(balanced), "median": balanced}
+        self.class_weights = torch.tensor(weights[config.class_weights], dtype=torch.float32)
+        self.preprocess = Preprocess()
+        self.deep_supervision = config.deep_supervision
+        self.criterion = SegmentationLoss({**config.loss}, self.class_weights)
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        image, mask = self.augment(*self.read[index], rng=rng)
+        return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(mask.astype(np.int64))
+
+    def trainee(self, model: nn.Module) -> nn.Module:
+        return DeeplySupervised(model, len(self.labels.names)) if self.deep_supervision else model
+
+    def weight(self, target: Tensor) -> Tensor:
+        per_id = F.pad(self.class_weights, (0, IGNORE + 1 - len(self.class_weights))).to(target.device)
+        return per_id[target].sum()
+
+    def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        if not self.deep_supervision:
+            return self.criterion(trainee(image, upsample=False), target)
+        main, *auxiliary = trainee(image)
+        extra = torch.stack([self.criterion(logits, target) for logits in auxiliary]).mean()
+        return self.criterion(main, target) + self.deep_supervision * extra
+
+    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+        assert self.held_out is not None
+        classes = len(self.labels.names)
+        matrix = np.zeros((classes, classes), np.int64)
+        for index in indices:
+            image, target = self.held_out[index]
+            matrix += confusion_matrix(target, predictor.segment(image).mask, classes)
+        return matrix
+
+    def scores(self, counts: NDArray[np.int64]) -> SegmentScores:
+        return SegmentScores(counts, self.labels.names)
+
+
+class DeeplySupervised(nn.Module):
+    """A segmentation model with a classifier on each of the backbone's two coarsest maps, while it trains.
+
+    ``(B, in_chans, H, W)`` -> logits of the head, then of the auxiliary classifiers, each at its own stride (deep
+    supervision: arXiv 1409.5185; as auxiliary loss for segmentation, PSPNet, arXiv 1612.01105, section 3.3).
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        assert isinstance(model, SegmentationModel)
+        self.model = model
+        self.used = model.backbone.feature_info[-2:]
+        self.classifiers = nn.ModuleList(nn.Conv2d(info.channels, num_classes, 1) for info in self.used)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = self.model.maps(x)
+        outputs = [(self.model.head(maps), self.model.stride)]
+        for classifier, info, features in zip(self.classifiers, self.used, maps[-2:], strict=True):
+            outputs.append((classifier(features), info.stride))
+        h, w = x.shape[-2:]
+        return [logits[..., : ceil_div(h, stride), : ceil_div(w, stride)] for logits, stride in outputs]
+
+
+class ClassifyJob:
+    """Image classification: random resized crops, cross entropy with label smoothing, top-1 accuracy."""
+
+    def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
+        data = ClassificationData.open(root, config.splits)
+        self.held_out = ClassificationData.open(root, [config.val_split]) if config.val_split else None
+        if self.held_out and self.held_out.labels != data.labels:
+            raise DataError(f"{root}: training and validation splits have different classes")
+        self.labels, self.validation = data.labels, len(self.held_out or ())
+        self.files = [path for path, _ in data.files]
+        self.read = _Cache(data, config.cache_gib, progress)
+        self.augment = ClassifyAugment(config.crop, config.area, config.flip, config.jitter, config.tint)
+        self.preprocess = Preprocess(size=config.crop, crop_ratio=config.crop_ratio)
+        self.smoothing = config.label_smoothing
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        image, label = self.read[index]
+        augmented = self.augment(image, rng=rng)
+        network_input = prepare(augmented, Preprocess(self.preprocess.mean, self.preprocess.std))
+        return torch.from_numpy(network_input[0]), torch.tensor(label)
+
+    def trainee(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def weight(self, target: Tensor) -> Tensor:
+        return torch.tensor(float(len(target)), device=target.device)
+
+    def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        logits = trainee(image)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, target, label_smoothing=self.smoothing)
+
+    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+        assert self.held_out is not None
+        counts = np.zeros(3, np.int64)
+        for index in indices:
+            image, label = self.held_out[index]
+            ranked = np.argsort(-predictor.classify(image).scores, kind="stable")[:5]
+            counts += (1, ranked[0] == label, label in ranked)
+        return counts
+
+    def scores(self, counts: NDArray[np.int64]) -> ClassifyScores:
+        return ClassifyScores(*map(int, counts))
+
+
+JOBS: Mapping[str, type[SegmentJob] | type[ClassifyJob]] = {"segment": SegmentJob, "classify": ClassifyJob}
+
+
+class _Cache:
+    """Decoded samples by index, kept in memory as long as ``gib`` gibibytes last; the others are read each time.
+
+    Attributes:
+        sampled: indices that statistics may be taken on: all that are in memory.
+    """
+
+    def __init__(self, data: Any, gib: float, progress: Progress) -> None:
+        self.data = data
+        self.kept: list[tuple[Any, Any]] = []
+        room = gib * 2**30
+        with progress.bar("read", len(data)) as bar:
+            for index in range(len(data)):
+                sample = data[index]
+                room -= sum(part.nbytes for part in sample if isinstance(part, np.ndarray))
+                if room < 0 and self.kept:
+                    break
+                self.kept.append(sample)
+                bar.advance()
+        self.sampled = range(len(self.kept))
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        return self.kept[index] if index < len(self.kept) else self.data[index]

@@ -1,0 +1,186 @@
+"""A check reads all of a data set, goes on past what is wrong, names it, and says so in its exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from foveal.cli import main
+from foveal.data.segmentation import SegmentationData
+from foveal.errors import ConfigError, DataError
+from foveal.run.check import check_data
+
+
+def photo(path: Path, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def mask(path: Path, *ids: int) -> Path:
+    """Columns of ids, the last repeated."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row = np.array([*ids, *[ids[-1]] * (8 - len(ids))], np.uint8)
+    Image.fromarray(np.tile(row, (6, 1))).save(path)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as done:
+        main(["data", "check", *map(str, arguments)])
+    assert isinstance(done.value.code, int)
+    return done.value.code, capsys.readouterr().out
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Four training pairs and one for validation, of three classes, the last of them absent."""
+    for index in range(4):
+        photo(tmp_path / "images" / "train" / f"{index}.png", index)
+        mask(tmp_path / "masks" / "train" / f"{index}.png", 255, 255, 1, 0)
+    photo(tmp_path / "images" / "val" / "9.png", 9)
+    mask(tmp_path / "masks" / "val" / "9.png", 0)
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump({"names": ["a", "b", "c"]}))
+    return tmp_path
+
+
+def test_a_good_data_set(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run(capsys, tree, "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert (found["layout"], found["classes"], found["problems"]) == ("folders", ["a", "b", "c"], [])
+    train = found["splits"]["train"]
+    assert (train["items"], train["readable"], train["ignored"]) == (4, 4, 0.25)
+    assert train["sizes"] == [{"size": [6, 8], "images": 4}]
+    assert train["classes"] == {
+        "a": {"pixels": pytest.approx(5 / 6, abs=1e-6), "images": 4},
+        "b": {"pixels": pytest.approx(1 / 6, abs=1e-6), "images": 4},
+        "c": {"pixels": 0, "images": 0},
+    }
+    assert found["notes"] == [
+        "train: no c; left out of means over classes",
+        "val: no b, c; left out of means over classes",
+    ]
+
+
+def test_every_problem_is_named_by_file(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five kinds at once; what is left is counted, and the list of bad files makes the data set usable."""
+    mask(tree / "masks" / "train" / "0.png", 0, 7)
+    (tree / "images" / "train" / "1.png").write_bytes(b"\x89PNG broken")
+    Image.new("L", (3, 3)).save(tree / "masks" / "train" / "2.png")
+    photo(tree / "images" / "train" / "lonely.png")
+    photo(tree / "masks" / "val" / "9.png")
+    code, out = run(capsys, tree, "--quarantine", tree / "bad.txt")
+    assert code == 1
+    for text in (
+        r"masks/train/0.png: id 7 (42 pixels), but there are 3 classes",
+        "images/train/1.png: ",
+        "masks/train/2.png: mask of 3x3 (W x H) for the image 2.png of 8x6",
+        "images/train/lonely.png: has no mask",
+        "masks/val/9.png: a RGB image where a mask of class indices is expected; colours found: ",
+        "5 problems",
+    ):
+        assert text in out
+    assert sorted((tree / "bad.txt").read_text().split()) == [
+        *(f"images/train/{name}.png" for name in ("0", "1", "2", "lonely")),
+        "images/val/9.png",
+    ]
+    with pytest.raises(DataError, match=r"lonely\.png: has no mask"):
+        SegmentationData.open(tree, ["train"])
+    (tree / "dataset.yaml").write_text(yaml.safe_dump({"names": ["a", "b", "c"], "exclude": "bad.txt"}))
+    assert [image.name for image, _ in SegmentationData.open(tree, ["train"]).pairs] == ["3.png"]
+
+
+def test_all_void_masks_and_twins_are_noted(tree: Path) -> None:
+    mask(tree / "masks" / "val" / "9.png", 255)
+    photo(tree / "images" / "val" / "9.png", 2)
+    report = check_data(tree)
+    assert not report.problems
+    assert "val: nothing labelled in 1 masks, of 9.png" in report.notes
+    assert "images/val/9.png (val) is images/train/2.png (train)" in report.notes
+
+
+def test_black_and_white_masks_are_noted(tree: Path) -> None:
+    for index in range(4):
+        mask(tree / "masks" / "train" / f"{index}.png", 0, 255)
+    assert any("88% of the pixels are ignored; if id 255 is a class" in note for note in check_data(tree).notes)
+
+
+def test_one_bad_file_in_ten_thousand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "PNG")
+    with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+        for index in range(10_000):
+            data = buffer.getvalue() if index != 1234 else b"not an image"
+            info = tarfile.TarInfo(f"{index:05}.png")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    code, out = run(capsys, tmp_path, "--json", "--quarantine", tmp_path / "bad.txt")
+    found = json.loads(out)
+    assert code == 1
+    assert (found["layout"], found["splits"]["train"]["items"], found["splits"]["train"]["readable"]) == (
+        "tars", 10_000, 9_999,
+    )  # fmt: skip
+    assert [problem["file"] for problem in found["problems"]] == [str(tmp_path / "train-0.tar" / "01234")]
+    assert (tmp_path / "bad.txt").read_text() == "train-0.tar/01234\n"
+    (tmp_path / "dataset.yaml").write_text("exclude: bad.txt")
+    report = check_data(tmp_path)
+    assert (report.problems, report.splits[0].readable) == ([], 9_999)
+
+
+def test_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index, name in enumerate(("cat", "dog")):
+        photo(tmp_path / "train" / name / "0.png", index)
+    photo(tmp_path / "val" / "cat" / "1.png", 5)
+    code, out = run(capsys, tmp_path)
+    assert code == 0
+    assert "classes" in out.splitlines()[0]
+    assert "note: val: no dog" in out
+    (tmp_path / "val" / "cat" / "1.png").write_bytes(b"")
+    code, out = run(capsys, tmp_path)
+    assert code == 1
+    assert "val/cat/1.png: empty file" in out
+    photo(tmp_path / "train" / "cat" / "masks" / "0.png")
+    code, out = run(capsys, tmp_path)
+    assert code == 1
+    assert "train/cat/masks: a folder of images inside the class folder 'cat'" in out
+
+
+def test_pairs_of_images(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 8)).save(photo(tmp_path / "HR" / "a.png"))
+    Image.new("RGB", (16, 8)).save(photo(tmp_path / "HR" / "b.png"))
+    for stem, size in (("a", (8, 4)), ("b", (8, 5))):
+        Image.new("RGB", size).save(photo(tmp_path / "LR" / "X2" / f"{stem}.png"))
+    report = check_data(tmp_path)
+    assert (report.layout, report.splits[0].name, report.splits[0].readable) == ("high_low", "all x2", 1)
+    assert [problem.file.name for problem in report.problems] == ["b.png"]
+    (tmp_path / "LR" / "X2").rename(tmp_path / "LR_x2")
+    assert [problem.file.name for problem in check_data(tmp_path).problems] == ["b.png"]
+
+
+def test_nothing_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run(capsys, tmp_path)
+    assert code == 1
+    assert "no layout fits (camvid, cityscapes," in out
+    with pytest.raises(DataError, match="no such folder"):
+        check_data(tmp_path / "none")
+    assert run(capsys, tmp_path / "none")[0] == 2
+    (tmp_path / "dataset.yaml").write_text("layuot: classes")
+    with pytest.raises(ConfigError, match="did you mean 'layout'"):
+        check_data(tmp_path)
+    (tmp_path / "dataset.yaml").write_text("layout: clases")
+    code, out = run(capsys, tmp_path)
+    assert code == 1
+    assert "unknown layout 'clases'; did you mean 'classes'?" in out
+    for folder in ("images/train", "masks/train"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "dataset.yaml").write_text("names: [a]")
+    assert run(capsys, tmp_path)[0] == 1

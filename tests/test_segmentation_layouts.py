@@ -1,0 +1,393 @@
+"""Each layout is told by its folders and read as its makers meant it; what is wrong is named by file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from foveal.data.labels import ADE20K, CAMVID, CITYSCAPES
+from foveal.data.segmentation import SegmentationData
+from foveal.errors import ConfigError, DataError
+
+SIZE = (6, 8)  # (H, W)
+
+
+def picture(path: Path, size: tuple[int, int] = SIZE) -> Path:
+    """A photograph."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size[::-1], "red").save(path)
+    return path
+
+
+def mask(path: Path, *rows: ArrayLike) -> Path:
+    """A mask by its first rows (an id, a row of ids, or a colour as a tuple); the last is repeated to the bottom."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (SIZE[1], 3) if isinstance(rows[0], tuple) else (SIZE[1],)
+    filled = [np.broadcast_to(np.asarray(row, np.uint8), shape) for row in rows]
+    filled += [filled[-1]] * (SIZE[0] - len(filled))
+    Image.fromarray(np.stack(filled)).save(path)
+    return path
+
+
+def describe(root: Path, **keys: object) -> None:
+    (root / "dataset.yaml").write_text(yaml.safe_dump(keys))
+
+
+def only(root: Path, split: str = "train") -> np.ndarray:
+    """The classes of the one pair of a split."""
+    data = SegmentationData.open(root, [split])
+    assert len(data) == 1
+    image, classes = data[0]
+    assert image.shape == (*SIZE, 3)
+    assert classes.dtype == np.uint8
+    return classes
+
+
+# ---- Cityscapes
+
+
+def cityscapes(root: Path, kind: str, *rows: ArrayLike, split: str = "train") -> None:
+    picture(root / "leftImg8bit" / split / "ulm" / "ulm_0_0_leftImg8bit.png")
+    folder = root / "gtFine" / split / "ulm"
+    mask(folder / f"ulm_0_0_gtFine_{kind}.png", *rows)
+    mask(folder / "ulm_0_0_gtFine_instanceIds.png", 200)  # lie beside the ids in the real set
+    mask(folder / "ulm_0_0_gtFine_color.png", (1, 2, 3))
+
+
+def test_cityscapes_label_ids_become_training_ids(tmp_path: Path) -> None:
+    """All 34 ids: the published 19 are classes, the others and 255 (a licence plate's -1) are left out."""
+    published = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
+    ids = [*range(34), 255, 255, 255, 255, 255, 255]
+    cityscapes(tmp_path, "labelIds", *np.array(ids).reshape(5, 8))
+    found = only(tmp_path)
+    expected = [published.index(i) if i in published else 255 for i in ids]
+    assert found[:5].ravel().tolist() == expected
+    data = SegmentationData.open(tmp_path, ["train"])
+    assert (data.layout, data.labels) == ("cityscapes", CITYSCAPES)
+
+
+def test_cityscapes_training_ids_are_taken_as_they_are(tmp_path: Path) -> None:
+    cityscapes(tmp_path, "labelTrainIds", 0, 18, 255)
+    assert only(tmp_path)[:, 0].tolist() == [0, 18, 255, 255, 255, 255]
+
+
+def test_cityscapes_unknown_ids_and_missing_files(tmp_path: Path) -> None:
+    cityscapes(tmp_path, "labelIds", 7, 34)
+    with pytest.raises(DataError, match=r"ulm_0_0_gtFine_labelIds\.png: id 34 \(40 pixels\), but there are 19 classes"):
+        only(tmp_path)
+    picture(tmp_path / "leftImg8bit" / "train" / "bonn" / "bonn_0_0_leftImg8bit.png")
+    with pytest.raises(DataError, match=r"bonn_0_0_leftImg8bit\.png: has no mask"):
+        SegmentationData.open(tmp_path, ["train"])
+
+
+# ---- ADE20K
+
+
+def test_ade20k_shifts_ids_by_one(tmp_path: Path) -> None:
+    root = tmp_path / "ADEChallengeData2016"
+    for split, stem in (("training", "ADE_train_00000001"), ("validation", "ADE_val_00000001")):
+        picture(root / "images" / split / f"{stem}.jpg")
+        mask(root / "annotations" / split / f"{stem}.png", 0, 1, 150)
+    assert only(root, "train")[:, 0].tolist() == [255, 0, 149, 149, 149, 149]
+    data = SegmentationData.open(root, ["val"])
+    assert (data.layout, data.labels) == ("ade20k", ADE20K)
+    assert (len(set(ADE20K.names)), ADE20K.names[0], ADE20K.names[12], ADE20K.names[149]) == (
+        150, "wall", "person", "flag",
+    )  # fmt: skip
+    mask(root / "annotations" / "training" / "ADE_train_00000001.png", 151)
+    with pytest.raises(DataError, match=r"id 151 \(48 pixels\), but there are 150 classes"):
+        only(root, "train")
+
+
+# ---- folders
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images/train", "masks/train"),
+        ("images/train", "annotations/train"),
+        ("images/train", "labels/train"),
+        ("img/train", "gt/train"),
+        ("train/images", "train/masks"),
+        ("train", "train_labels"),
+        ("images/train/deep", "masks/train/deep"),
+    ],
+)
+@pytest.mark.parametrize("ending", ["", "_mask"])
+def test_usual_folders(tmp_path: Path, images: str, masks: str, ending: str) -> None:
+    picture(tmp_path / images / "a.jpg")
+    mask(tmp_path / masks / f"a{ending}.png", 0, 1, 255)
+    with pytest.raises(DataError, match=r"what do the ids of the masks mean\? .*\(ids in the first 1 masks: 0, 1, 255"):
+        SegmentationData.open(tmp_path, ["train"])
+    describe(tmp_path, names=["a", "b"])
+    assert only(tmp_path)[:, 0].tolist() == [0, 1, 255, 255, 255, 255]
+    assert SegmentationData.open(tmp_path, ["train"]).layout == "folders"
+
+
+def test_text_labels_are_no_masks(tmp_path: Path) -> None:
+    """Boxes in labels/ beside masks/ leave no doubt."""
+    picture(tmp_path / "images" / "train" / "a.jpg")
+    mask(tmp_path / "masks" / "train" / "a.png", 1)
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 1 1")
+    describe(tmp_path, names=["a", "b"])
+    assert (only(tmp_path) == 1).all()
+    mask(tmp_path / "labels" / "train" / "a.png", 0)
+    with pytest.raises(DataError, match=r"masks of 'train' in .*: keep one of them"):
+        only(tmp_path)
+
+
+def test_flat_folders_draw_their_splits(tmp_path: Path) -> None:
+    for index in range(20):
+        picture(tmp_path / "images" / f"{index}.jpg")
+        mask(tmp_path / "masks" / f"{index}.png", 1)
+    describe(tmp_path, names=["a", "b"])
+    assert len(SegmentationData.open(tmp_path, ["all"])) == 20
+    with pytest.raises(DataError, match=r"no split 'train' .*'val_share: 0.1' into dataset.yaml"):
+        SegmentationData.open(tmp_path, ["train"])
+    describe(tmp_path, names=["a", "b"], val_share=0.25)
+    train, val = (SegmentationData.open(tmp_path, [split]).pairs for split in ("train", "val"))
+    assert (len(train), len(val), len({*train, *val})) == (15, 5, 20)
+    describe(tmp_path, names=["a", "b"], val_share=0.25, seed=1)
+    assert SegmentationData.open(tmp_path, ["val"]).pairs != val
+
+
+def test_two_layouts_in_one_folder_must_be_told(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "a.jpg")
+    mask(tmp_path / "trainannot" / "a.png", 3)
+    picture(tmp_path / "images" / "train" / "a.jpg")
+    mask(tmp_path / "masks" / "train" / "a.png", 1)
+    with pytest.raises(DataError, match=r"fits the layouts camvid and folders: name one in dataset\.yaml"):
+        only(tmp_path)
+    describe(tmp_path, layout="camvid")
+    assert (only(tmp_path) == 3).all()
+    describe(tmp_path, layout="folders", names=["a", "b"])
+    assert (only(tmp_path) == 1).all()
+    describe(tmp_path, layout="cityscapes")
+    with pytest.raises(DataError, match="is not laid out as 'cityscapes'"):
+        only(tmp_path)
+    describe(tmp_path, layout="cityscape")
+    with pytest.raises(DataError, match=r"unknown layout 'cityscape'; did you mean 'cityscapes'\?"):
+        only(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no layout fits \(camvid, cityscapes, "):
+        SegmentationData.open(tmp_path / "empty", ["train"])
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    picture(tmp_path / "images" / "train" / "a.jpg")
+    mask(tmp_path / "masks" / "train" / "a.png", 0, 1)
+    describe(tmp_path, names=["a", "b"])
+    return tmp_path
+
+
+def test_unknown_ids_may_be_left_out(folders: Path) -> None:
+    mask(folders / "masks" / "train" / "a.png", 0, 1, 7)
+    with pytest.raises(DataError, match=r"a\.png: id 7 \(32 pixels\), but there are 2 classes; .*'unknown: ignore'"):
+        only(folders)
+    describe(folders, names=["a", "b"], unknown="ignore")
+    assert only(folders)[:, 0].tolist() == [0, 1, 255, 255, 255, 255]
+
+
+def test_wide_ids(folders: Path) -> None:
+    """16-bit masks: ids beyond 255 are no smaller ones."""
+    wide = np.full(SIZE, 65535, np.uint16)
+    wide[0], wide[1] = 257, 1
+    Image.fromarray(wide).save(folders / "masks" / "train" / "a.png")
+    with pytest.raises(DataError, match=r"id 257 \(8 pixels\), 65535 \(32 pixels\)"):
+        only(folders)
+    describe(folders, names=["a", "b"], ignore=[257, 65535])
+    assert only(folders)[:3, 0].tolist() == [255, 1, 255]
+    describe(folders, names=["a", "b"], ignore=[70000])
+    with pytest.raises(ConfigError, match="ids are -1 to 65535"):
+        only(folders)
+
+
+def test_partners(folders: Path) -> None:
+    picture(folders / "images" / "train" / "b.jpg")
+    mask(folders / "masks" / "train" / "c.png", 0)
+    with pytest.raises(DataError, match=r"train/b\.jpg: has no mask; .* \(and 1 more problems: foveal data check"):
+        only(folders)
+    (folders / "bad.txt").write_text("images/train/b.jpg\nmasks/train/c.png\n")
+    describe(folders, names=["a", "b"], exclude="bad.txt")
+    assert only(folders).shape == SIZE
+    picture(folders / "images" / "train" / "a.png")
+    with pytest.raises(DataError, match=r"a\.png: shares its stem with a\.jpg"):
+        only(folders)
+    describe(folders, names=["a", "b"], exclude="none.txt")
+    with pytest.raises(DataError, match=r"'exclude' names none.txt, which cannot be read"):
+        only(folders)
+
+
+def test_lossy_masks_are_refused(folders: Path) -> None:
+    (folders / "masks" / "train" / "a.png").unlink()
+    mask(folders / "masks" / "train" / "a.jpg", 1)
+    with pytest.raises(DataError, match=r"masks/train/a\.jpg: masks as JPEG or WebP do not keep the ids"):
+        only(folders)
+
+
+def test_whole_void_is_allowed(folders: Path) -> None:
+    mask(folders / "masks" / "train" / "a.png", 255)
+    assert (only(folders) == 255).all()
+
+
+# ---- colours
+
+
+def test_colours_where_ids_are_expected_offer_the_palette(folders: Path) -> None:
+    mask(folders / "masks" / "train" / "a.png", (0, 0, 0), (9, 8, 7))
+    with pytest.raises(
+        DataError,
+        match=r"a\.png: a RGB image where .*\(9, 8, 7\) \(40 pixels\), \(0, 0, 0\) \(8 pixels\); .*'masks: colours'",
+    ):
+        only(folders)
+
+
+def test_colours_become_classes(folders: Path) -> None:
+    palette = [[0, 0, 0], [9, 8, 7]]
+    mask(folders / "masks" / "train" / "a.png", (9, 8, 7), (0, 0, 0), (255, 255, 255))
+    describe(folders, names=["a", "b"], palette=palette, masks="colours")
+    with pytest.raises(DataError, match=r"a\.png: colour \(255, 255, 255\) \(32 pixels\) without a class"):
+        only(folders)
+    describe(folders, names=["a", "b"], palette=palette, masks="colours", ignore_colours=[[255, 255, 255]])
+    assert only(folders)[:3, 0].tolist() == [1, 0, 255]
+    describe(folders, names=["a", "b"], palette=palette, masks="colours", unknown="ignore")
+    assert only(folders)[:3, 0].tolist() == [1, 0, 255]
+    assert SegmentationData.open(folders, ["train"]).labels.palette == ((0, 0, 0), (9, 8, 7))
+
+
+def test_black_and_white_masks(folders: Path) -> None:
+    """255 is a class here, not what is left out."""
+    mask(folders / "masks" / "train" / "a.png", 0, 255)
+    describe(folders, names=["a", "b"], palette=[[0, 0, 0], [255, 255, 255]], masks="colours")
+    assert only(folders)[:2, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "message"),
+    [
+        ({"masks": "colours", "names": ["a", "b"]}, DataError, "'masks: colours' needs 'palette' and 'names'"),
+        ({"masks": "colors"}, ConfigError, r"did you mean 'colours'\?"),
+        ({"masks": "colours", "names": ["a", "b"], "palette": [[0, 0, 0]] * 2}, ConfigError, "two classes share"),
+        ({"val_share": 1.0}, ConfigError, "val_share=1.0 is out of range"),
+    ],
+)
+def test_impossible_descriptions(folders: Path, keys: dict, error: type[Exception], message: str) -> None:
+    describe(folders, **keys)
+    with pytest.raises(error, match=message):
+        only(folders)
+
+
+def test_camvid_in_colours(tmp_path: Path) -> None:
+    """The layout's own palette will do."""
+    picture(tmp_path / "train" / "a.png")
+    mask(tmp_path / "trainannot" / "a.png", CAMVID.palette[3], (0, 0, 0))
+    with pytest.raises(DataError, match="its palette then tells the classes"):
+        only(tmp_path)
+    describe(tmp_path, masks="colours", ignore_colours=[[0, 0, 0]])
+    assert only(tmp_path)[:2, 0].tolist() == [3, 255]
+
+
+# ---- COCO
+
+
+def coco(root: Path, annotations: list[dict], kind: str = "instances", **more: object) -> Path:
+    """One image, 8 x 6, with categories 1, 3 and 90."""
+    picture(root / "train2017" / "1.jpg")
+    file = root / "annotations" / f"{kind}_train2017.json"
+    file.parent.mkdir(exist_ok=True)
+    data = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": SIZE[0], "width": SIZE[1]}],
+        "categories": [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}, {"id": 3, "name": "car"}],
+        "annotations": [{"image_id": 1, **annotation} for annotation in annotations],
+    }
+    file.write_text(json.dumps(data | more))
+    return file
+
+
+def box(x: int, y: int, width: int, height: int) -> list[list[int]]:
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def test_coco_instances(tmp_path: Path) -> None:
+    """Polygons, plain runs and packed runs; the smaller object lies in front whatever the order."""
+    from pycocotools import mask as peer
+
+    runs = np.zeros(SIZE, np.uint8)
+    runs[5, 7] = 1
+    packed = peer.encode(np.asfortranarray(runs))
+    plain = {"size": list(SIZE), "counts": [0, 2, 46]}  # column by column: the two topmost pixels of the first
+    annotations = [
+        {"category_id": 90, "segmentation": box(2, 2, 2, 2)},
+        {"category_id": 1, "segmentation": box(1, 1, 5, 4)},
+        {"category_id": 3, "segmentation": plain, "iscrowd": 1},
+        {"category_id": 3, "segmentation": {"size": list(SIZE), "counts": packed["counts"].decode()}},
+        {"category_id": 1, "segmentation": []},
+    ]
+    coco(tmp_path, annotations)
+    expected = np.zeros(SIZE, np.uint8)
+    expected[1:5, 1:6] = 1
+    expected[2:4, 2:4] = 3
+    expected[:2, 0] = 2
+    expected[5, 7] = 2
+    assert (only(tmp_path) == expected).all()
+    data = SegmentationData.open(tmp_path, ["train"])
+    assert (data.layout, data.labels.names) == ("coco_instances", ("background", "person", "car", "toothbrush"))
+
+
+def test_coco_panoptic(tmp_path: Path) -> None:
+    """Segment ids are spread over the three channels; 0 is left out."""
+    segments = [{"id": 7, "category_id": 1}, {"id": 65536 + 512 + 3, "category_id": 90}]
+    file = coco(tmp_path, [{"file_name": "1.png", "segments_info": segments}], "panoptic")
+    mask(file.with_suffix("") / "1.png", (7, 0, 0), (3, 2, 1), (0, 0, 0))
+    coco(tmp_path, [])  # instances lie beside them in the real set
+    assert only(tmp_path)[:3, 0].tolist() == [0, 2, 255]
+    data = SegmentationData.open(tmp_path, ["train"])
+    assert (data.layout, data.labels.names) == ("coco_panoptic", ("person", "car", "toothbrush"))
+    mask(file.with_suffix("") / "1.png", (8, 0, 0))
+    with pytest.raises(DataError, match=r"1\.png: segment 8 \(48 pixels\) is not in the JSON file"):
+        only(tmp_path)
+
+
+def test_coco_beside_the_images(tmp_path: Path) -> None:
+    file = coco(tmp_path, [{"category_id": 1, "segmentation": box(0, 0, 8, 6)}])
+    (tmp_path / "train2017").rename(tmp_path / "train")
+    file.rename(tmp_path / "train" / "_annotations.coco.json")
+    (tmp_path / "annotations").rmdir()
+    assert (only(tmp_path) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("annotations", "more", "message"),
+    [
+        ([{"category_id": 2, "segmentation": box(0, 0, 4, 4)}], {}, "category 2 is not among"),
+        ([{"category_id": 1, "segmentation": {"size": [6, 8]}}], {}, r"damaged annotation of 1\.jpg"),
+        ([], {"images": [{"id": 1, "file_name": "1.jpg", "height": 8, "width": 6}]}, r"mask of 6x8 .* 1\.jpg of 8x6"),
+        ([], {"images": [{"id": 1, "file_name": "2.jpg", "height": 6, "width": 8}]}, "its images are in none of"),
+        ([], {"images": [{"id": 1}]}, "not COCO's instances format"),
+        ([], {"categories": None}, "not COCO's instances format"),
+    ],
+)
+def test_coco_problems(tmp_path: Path, annotations: list[dict], more: dict, message: str) -> None:
+    coco(tmp_path, annotations, **more)
+    with pytest.raises(DataError, match=message):
+        SegmentationData.open(tmp_path, ["train"])[0]
+
+
+def test_coco_is_one_file_that_must_be_json(tmp_path: Path) -> None:
+    file = coco(tmp_path, [])
+    describe(tmp_path, names=["x"])
+    with pytest.raises(DataError, match="'names' are not the categories"):
+        only(tmp_path)
+    (tmp_path / "dataset.yaml").unlink()
+    file.write_text("{")
+    with pytest.raises(DataError, match=r"instances_train2017\.json: cannot be read as JSON"):
+        only(tmp_path)

@@ -1,0 +1,51 @@
+"""Parts of the training loop, each against what it should equal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import foveal
+from foveal.run.train import Batches, _recompute_stages
+
+
+def _trained_once(recompute: bool) -> tuple[list[Tensor], list[Tensor], int]:
+    """Gradients, buffers, and bytes kept for the backward pass."""
+    torch.manual_seed(0)
+    model = foveal.create_model("efficientvit_b0", "segment", num_classes=3).double()
+    if recompute:
+        _recompute_stages(model)
+    kept = 0
+
+    def pack(x: Tensor) -> Tensor:
+        nonlocal kept
+        kept += x.nbytes
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = model(torch.randn(2, 3, 64, 64, dtype=torch.float64)).square().mean()
+    loss.backward()
+    return [p.grad for p in model.parameters() if p.grad is not None], [b.clone() for b in model.buffers()], kept
+
+
+def test_recomputed_stages_change_memory_alone() -> None:
+    gradients, buffers, kept = _trained_once(False)
+    again, buffers_again, kept_again = _trained_once(True)
+    assert kept_again < 0.5 * kept
+    assert len(again) == len(gradients)
+    for a, b in zip(gradients + buffers, again + buffers_again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_batches_continue_where_a_run_stopped() -> None:
+    """From any position the same batches follow; processes share each; an epoch sees no image twice."""
+    whole = iter(Batches(10, 4, 0, 0, 0, 1))
+    expected = [next(whole) for _ in range(6)]
+    for position in range(6):
+        later = iter(Batches(10, 4, 0, position, 0, 1))
+        assert [next(later) for _ in range(6 - position)] == expected[position:]
+    shares = [iter(Batches(10, 4, 0, 0, rank, 2)) for rank in range(2)]
+    for batch in expected:
+        parts = [next(share) for share in shares]
+        assert sorted(parts[0] + parts[1]) == sorted(batch)
+    assert len({index for batch in expected[:2] for _, index in batch}) == 8
