@@ -12,6 +12,7 @@ import struct
 import sys
 import tracemalloc
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -213,9 +214,7 @@ def test_34_a_flipped_bit_of_any_byte_is_noticed(tmp_path: Path) -> None:
     good, path = (tmp_path / "good.safetensors").read_bytes(), tmp_path / "flipped.safetensors"
     mismatches = 0
     for place in range(len(good)):
-        data = bytearray(good)
-        data[place] ^= 1 << place % 8
-        path.write_bytes(data)
+        path.write_bytes(_flipped(good, place))
         try:
             state, found = read_state(path)
         except FovealError as error:
@@ -251,13 +250,21 @@ def test_34_flipped_bits_in_archives_of_torch_are_noticed(tmp_path: Path) -> Non
     torch.save(STATE, tmp_path / "good.pt")
     good = (tmp_path / "good.pt").read_bytes()
     start = good.index(STATE["a.weight"].numpy().tobytes())
+    path = tmp_path / "flipped.pt"
     for place in range(start, start + 48):
-        data = bytearray(good)
-        data[place] ^= 1 << place % 8
-        (tmp_path / "flipped.pt").write_bytes(data)
-        assert torch.load(tmp_path / "flipped.pt", weights_only=True)
+        path.write_bytes(_flipped(good, place))
+        assert torch.load(path, weights_only=True)
         with pytest.raises(CheckpointError, match=r"flipped\.pt: damaged: .* does not have its checksum"):
-            read_state(tmp_path / "flipped.pt")
+            read_state(path)
+    for place in range(len(good)):
+        path.write_bytes(_flipped(good, place))
+        with suppress(FovealError):
+            assert same(read_state(path)[0], STATE)
+
+
+def _flipped(content: bytes, place: int) -> bytes:
+    """``content`` with one bit of the byte at ``place`` flipped."""
+    return content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
 
 
 def test_35_mismatches_are_listed_and_nothing_is_loaded(segmenter: nn.Module) -> None:

@@ -30,13 +30,23 @@ MAX_FILE_BYTES = 2 << 30
 _BAND = 16  # rows that prepare() works on at a time
 _BAND_PIXELS = 1 << 22  # converted at a time, so that a huge image is in memory twice at most
 
+
+class _TiffFile(TiffImagePlugin.TiffImageFile):
+    """Reads without Pillow's own limit, which is the whole process's; ours has been checked before."""
+
+    def load_prepare(self) -> None:
+        if getattr(self, "_im", None) is None:
+            self.im = Image.new(self.mode, getattr(self, "_tile_size", self.size), None).im
+        super().load_prepare()
+
+
 # Told by their first bytes, whatever the file's name. Opened by class: Image.open would try further formats, and has
 # a limit of its own that can only be moved for the whole process.
 _FORMATS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...], Callable[[BinaryIO, str], ImageFile.ImageFile]]] = {
     "JPEG": ((b"\xff\xd8\xff",), (".jpg", ".jpeg"), JpegImagePlugin.JpegImageFile),
     "PNG": ((b"\x89PNG\r\n\x1a\n",), (".png",), PngImagePlugin.PngImageFile),
     "WebP": ((b"RIFF",), (".webp",), WebPImagePlugin.WebPImageFile),
-    "TIFF": ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), (".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
+    "TIFF": ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), (".tif", ".tiff"), _TiffFile),
     "BMP": ((b"BM",), (".bmp",), BmpImagePlugin.BmpImageFile),
 }
 SUFFIXES = tuple(suffix for _, suffixes, _ in _FORMATS.values() for suffix in suffixes)
@@ -131,7 +141,7 @@ def _one_line(name: str) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise InputError(f"{name}: not enough memory to decode it") from error
-    except Image.DecompressionBombError as error:  # of Pillow's WebP reader and of tiles inside a TIFF
+    except Image.DecompressionBombError as error:  # of Pillow's WebP reader
         raise InputError(f"{name}: {error}") from error
     except _DAMAGE as error:
         raise InputError(f"{name}: damaged or truncated ({' '.join(str(error).split())})") from error

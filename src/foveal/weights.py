@@ -187,11 +187,15 @@ def _refuse_bombs(path: Path) -> None:
         archived = view[:4] == b"PK\x03\x04"  # as torch decides
     if archived or zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            claimed = sum(entry.file_size for entry in archive.infolist())
+            entries = archive.infolist()
+            if any(entry.external_attr & 0x10 for entry in entries):
+                # torch would take whatever is in memory for the tensor.
+                raise CheckpointError(f"{path}: damaged: an entry of the archive is marked as a folder")
+            claimed = sum(entry.file_size for entry in entries)
             if claimed > size + (1 << 20):
                 raise CheckpointError(f"{path}: unpacks to {claimed >> 20} MiB from {size >> 20} MiB: refused")
             # torch finds names in upper case, too.
-            pickles = [entry for entry in archive.infolist() if entry.filename.lower().endswith("data.pkl")]
+            pickles = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
             found |= any(b"bytearray" in archive.read(entry) for entry in pickles)
             if not found and (damaged := archive.testzip()):  # torch does not look at checksums
                 raise CheckpointError(f"{path}: damaged: {damaged} does not have its checksum")
