@@ -354,5 +354,5 @@ def _digest(state: Mapping[str, Tensor], description: str) -> str:
     found = hashlib.sha256(description.encode())
     for key in sorted(state):
         found.update(f"\n{key} {state[key].dtype} {tuple(state[key].shape)}\n".encode())
-        found.update(memoryview(state[key].reshape(-1).view(torch.uint8).numpy()))
+        found.update(state[key].reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
