@@ -292,6 +292,26 @@ def test_half_precision_runs(task: str, dtype: torch.dtype) -> None:
     assert largest(found.float() - expected) <= tolerance * largest(expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_trains(dtype: torch.dtype, autocast: bool) -> None:
+    """Gradients of all parameters together point where float32's do: in a 16-bit model and under autocast.
+
+    With frozen statistics: those of a few positions alone would turn rounding into other directions.
+    """
+    model = golden.fill(create_model("efficientvit_b0", "segment", num_classes=3)).eval()
+    x = golden.image_input((2, 3, 64, 72))
+    gradients = []
+    for kind in (torch.float32, dtype):
+        net = copy.deepcopy(model) if autocast else copy.deepcopy(model).to(kind)
+        with torch.autocast("cpu", dtype, enabled=autocast and kind == dtype):
+            output = net(x if autocast else x.to(kind))
+        output.float().square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten().double() for p in net.parameters() if p.grad is not None]))
+    assert gradients[1].isfinite().all()
+    assert F.cosine_similarity(*gradients, dim=0) > (0.9999 if dtype == torch.float16 else 0.999)
+
+
 def test_copies_are_independent() -> None:
     """A deep copy computes the same, keeps its description, and training it leaves the original alone."""
     segmenter = built("segment")

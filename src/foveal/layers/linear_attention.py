@@ -7,7 +7,6 @@ aggregated extra scales (arXiv 2205.14756, section 3.1; ``LiteMLA`` in the autho
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
@@ -17,6 +16,11 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .conv import ConvNormAct
+
+#: Keys and epsilon shrink by the same power of two, which cancels to the last bit. It is for runtimes that turn an
+#: exported float32 graph into float16 by themselves: their sums over all positions then stay below 65504 (without it
+#: EfficientViT-B0 passes that at 2048x4096), and a constant needs no arithmetic on symbolic sizes.
+_SHRINK = 2.0**-8
 
 
 def linear_attention(
@@ -39,19 +43,16 @@ def linear_attention(
     Returns:
         ``(..., N, E)`` in the dtype of ``v``. A query whose features are all zero gives 0.
 
-    In 16 bits the sums over M overflow and ``eps`` underflows, so there ``k`` and ``eps`` shrink by the same power
-    of two, at most 1/M, and the quotient is taken in float32. float32 and float64 are not rescaled.
+    Autocast does not reach inside, and 16-bit inputs are widened to float32 first: their sums over M overflow, ``eps``
+    underflows, and the gradient of a query without features, some ``1 / eps``, becomes infinite.
     """
     device = q.device.type  # "meta", where costs are counted, has no autocast to switch off
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        q, k = feature_map(q), feature_map(k)
-        if q.dtype in (torch.float16, torch.bfloat16):
-            shrink = 2.0 ** -math.ceil(math.log2(max(k.shape[-2], 1)))
-            k, eps = k * shrink, eps * shrink
-        context = k.transpose(-2, -1) @ v  # (..., D, E)
+        wide = torch.promote_types(v.dtype, torch.float32)
+        q, k, values = feature_map(q.to(wide)), feature_map(k.to(wide)) * _SHRINK, v.to(wide)
+        context = k.transpose(-2, -1) @ values  # (..., D, E)
         norm = q @ k.sum(-2, keepdim=True).transpose(-2, -1)  # (..., N, 1)
-        wide = torch.promote_types(q.dtype, torch.float32)
-        return ((q @ context).to(wide) / (norm.to(wide) + eps)).to(v.dtype)
+        return (q @ context / (norm + eps * _SHRINK)).to(v.dtype)
 
 
 class MultiScaleLinearAttention(nn.Module):

@@ -59,8 +59,8 @@ def load(
     model = load_model(ref)
     import torch
 
-    chosen = _device(device)
-    return Predictor(TorchRunner(model, chosen, getattr(torch, _DTYPES[dtype])), info_of(model), f"torch on {chosen}")
+    device, dtype = _device(device), _DTYPES[dtype]
+    return Predictor(TorchRunner(model, device, getattr(torch, dtype)), info_of(model), f"torch on {device}, {dtype}")
 
 
 def load_model(ref: str | Path) -> nn.Module:
