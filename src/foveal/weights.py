@@ -145,7 +145,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    if TorchVersion(torch.__version__) < (2, 10):
+    if TorchVersion(torch.__version__) < "2.10":
         raise CheckpointError(
             f"{path}: torch {torch.__version__} cannot read this safely (CVE-2026-24747): install torch 2.10 or newer, "
             "or make it .safetensors with foveal convert where there is one"
