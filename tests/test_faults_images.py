@@ -96,6 +96,9 @@ def test_refused_in_one_line(tmp_path: Path, name: str) -> None:
         assert text.startswith(str(tmp_path / name))
         assert "\n" not in text
         assert message in text or (read is read_mask and "class indices" in text)
+        with pytest.raises(InputError) as error:
+            read(content, name=str(tmp_path / name))
+        assert str(error.value) == text
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name not in ("01-just-above.png", "06-half.webp")])

@@ -91,7 +91,7 @@ def test_shuffling_reorders_shards(tmp_path: Path) -> None:
     [
         ([("1.jpg", b"\xff\xd8 broken")], r"0\.tar: 1: not an image|0\.tar: 1\.jpg"),
         ([("1.jpg", NOISE[:-300])], r"0\.tar: 1\.jpg: .*truncated"),
-        ([("1.jpg", b"")], r"0\.tar: 1: empty file"),
+        ([("1.jpg", b"")], r"0\.tar: 1\.jpg: empty file"),
         ([("1.txt", b"x")], r"0\.tar: 1: no image among its members \(txt\)"),
         ([("1.jpg", PHOTO), ("1.png", encoded(np.zeros((3, 3), np.uint8)))], r"1\.png: mask of 3x3 .* image of 6x4"),
         ([("1.jpg", PHOTO), ("1.png", encoded(np.full((4, 6), 9, np.uint8)))], r"1\.png: id 9 \(24 pixels\)"),

@@ -6,6 +6,7 @@ cannot drift apart.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -38,7 +39,6 @@ _FORMATS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...], Callable[[BinaryIO
     "TIFF": ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), (".tif", ".tiff"), TiffImagePlugin.TiffImageFile),
     "BMP": ((b"BM",), (".bmp",), BmpImagePlugin.BmpImageFile),
 }
-FORMATS = tuple(kind.upper() for kind in _FORMATS)  #: as Pillow names them
 SUFFIXES = tuple(suffix for _, suffixes, _ in _FORMATS.values() for suffix in suffixes)
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B")
 
@@ -50,10 +50,12 @@ _DAMAGE = (
 )  # fmt: skip
 _LOG = logging.getLogger(__name__)
 
-ImageLike = str | Path | Image.Image | NDArray[np.uint8]
+ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
 
 
-def read_image(source: ImageLike, *, max_pixels: int | None = None, allow_truncated: bool = False) -> NDArray[np.uint8]:
+def read_image(
+    source: ImageLike, *, name: str = "", max_pixels: int | None = None, allow_truncated: bool = False
+) -> NDArray[np.uint8]:
     """Read an image as the eye sees it: upright, 8 bits, RGB.
 
     Orientation tags are applied. 16-bit greys are scaled to 8 bits, not clipped. Transparency is composed over white.
@@ -61,7 +63,8 @@ def read_image(source: ImageLike, *, max_pixels: int | None = None, allow_trunca
     format (JPEG, PNG, WebP, TIFF, BMP) is told by the content, not by the name.
 
     Args:
-        source: path, Pillow image, or uint8 array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``.
+        source: path, content of a file, Pillow image, or uint8 array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``.
+        name: what messages call it; default: the path, or "image".
         max_pixels: refuse images with more pixels, from the header alone; default: what the environment variable
             ``FOVEAL_MAX_PIXELS`` says, else 100 million.
         allow_truncated: take what can be decoded of a truncated or damaged file, and log a warning; what is missing is
@@ -76,31 +79,35 @@ def read_image(source: ImageLike, *, max_pixels: int | None = None, allow_trunca
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    name = str(source) if isinstance(source, str | Path) else "image"
-    with _one_line(name), _opened(source, max_pixels) as image:
+    name = name or (str(source) if isinstance(source, str | Path) else "image")
+    with _one_line(name), _opened(source, name, max_pixels) as (image, file):
         _check_mode(image, name)
-        if image.format == "JPEG":
-            pixels = _jpeg_to_rgb(image, name, allow_truncated)
+        if file and image.format == "JPEG":
+            pixels = _jpeg_to_rgb(image, file, name, allow_truncated)
         else:
-            _decode(image, name, allow_truncated)
+            _decode(image, file, name, allow_truncated)
             pixels = _to_rgb(image)
         return _upright(pixels, image)
 
 
-def read_mask(source: str | Path | Image.Image, *, max_pixels: int | None = None) -> NDArray[np.int32]:
+def read_mask(
+    source: str | Path | bytes | Image.Image, *, name: str = "", max_pixels: int | None = None
+) -> NDArray[np.int32]:
     """Read an index mask, ``(H, W)`` int32: one class id per pixel, orientation tags applied.
+
+    Arguments are those of :func:`read_image`.
 
     Raises:
         InputError: unreadable, a colour image where indices are expected, or a JPEG, which alters them.
     """
-    name = str(source) if isinstance(source, str | Path) else "mask"
-    with _one_line(name), _opened(source, max_pixels) as image:
+    name = name or (str(source) if isinstance(source, str | Path) else "mask")
+    with _one_line(name), _opened(source, name, max_pixels) as (image, file):
         if image.mode not in ("L", "P", "I;16", "I;16B", "I", "1"):
             raise InputError(f"{name}: a {image.mode} image where a mask of class indices is expected")
         if image.format == "JPEG":
             raise InputError(f"{name}: JPEG alters class indices; store masks as PNG")
         step = _grey_step(image)
-        image.load()
+        _decode(image, file, name, allow_truncated=False)
         return _upright(np.asarray(image).astype(np.int32) // step, image)
 
 
@@ -131,47 +138,54 @@ def _one_line(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(source: str | Path | Image.Image, max_pixels: int | None) -> Iterator[Image.Image]:
-    """Check format and size from the header, before anything is decoded."""
+def _opened(
+    source: str | Path | bytes | Image.Image, name: str, max_pixels: int | None
+) -> Iterator[tuple[Image.Image, BinaryIO | None]]:
+    """Check format and size from the header, before anything is decoded; with the file where there is one."""
     limit = pixel_limit() if max_pixels is None else max_pixels
     if isinstance(source, Image.Image):
-        _check_pixels("image", source.size, limit)
-        yield source.copy()  # the caller's own stays open
+        _check_pixels(name, source.size, limit)
+        yield source.copy(), None  # the caller's own stays open
         return
-    path = Path(source)
-    try:
-        if path.is_dir():
-            raise InputError(f"{path}: a folder where an image is expected")
-        size = path.stat().st_size
-        if size == 0:
-            raise InputError(f"{path}: empty file")
-        if size > MAX_FILE_BYTES:
-            raise InputError(f"{path}: {size >> 20} MiB file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
-        file = path.open("rb")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file or folder") from error
-    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    with file:
-        kind, reader = _sniff(file, path)
+    with _file(source, name) as file:
+        kind, reader = _sniff(file, name)
         # Without the path Pillow does not map the file, which turns some TIFFs wrongly (5 to 8, grey, uncompressed).
         with reader(file, "") as image:
-            _check_pixels(path, image.size, limit)
-            if path.suffix.lower() not in _FORMATS[kind][1]:
-                _LOG.info("%s: a %s by its content", path, kind)
-            yield image
+            _check_pixels(name, image.size, limit)
+            if isinstance(source, str | Path) and Path(source).suffix.lower() not in _FORMATS[kind][1]:
+                _LOG.info("%s: a %s by its content", name, kind)
+            yield image, file
 
 
-def _sniff(file: BinaryIO, path: Path) -> tuple[str, Callable[[BinaryIO, str], ImageFile.ImageFile]]:
+def _file(source: str | Path | bytes, name: str) -> BinaryIO:
+    try:
+        if isinstance(source, bytes):
+            size = len(source)
+        elif Path(source).is_dir():
+            raise InputError(f"{name}: a folder where an image is expected")
+        else:
+            size = Path(source).stat().st_size
+        if size == 0:
+            raise InputError(f"{name}: empty file")
+        if size > MAX_FILE_BYTES:
+            raise InputError(f"{name}: {size >> 20} MiB file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
+        return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such file or folder") from error
+    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+        raise InputError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _sniff(file: BinaryIO, name: str) -> tuple[str, Callable[[BinaryIO, str], ImageFile.ImageFile]]:
     start = file.read(16)
     file.seek(0)
     for kind, (signatures, _, reader) in _FORMATS.items():
         if start.startswith(signatures) and (kind != "WebP" or start[8:12] == b"WEBP"):
             return kind, reader
-    raise InputError(f"{path}: not an image of a format that is read ({', '.join(_FORMATS)}), or damaged")
+    raise InputError(f"{name}: not an image of a format that is read ({', '.join(_FORMATS)}), or damaged")
 
 
-def _check_pixels(name: str | Path, size: tuple[int, int], limit: int) -> None:
+def _check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
     pixels = size[0] * size[1]
     if pixels > limit:
         raise InputError(
@@ -191,9 +205,9 @@ def _check_mode(image: Image.Image, name: str) -> None:
         raise InputError(f"{name}: a {image.mode} image; convert it to RGB")
 
 
-def _decode(image: Image.Image, name: str, allow_truncated: bool) -> None:
+def _decode(image: Image.Image, file: BinaryIO | None, name: str, allow_truncated: bool) -> None:
     problem = None
-    for step in (lambda: _check_png(name) if image.format == "PNG" else None, image.load):
+    for step in (lambda: _check_png(file) if file and image.format == "PNG" else None, image.load):
         try:
             step()
         except (OSError, SyntaxError) as error:
@@ -205,11 +219,11 @@ def _decode(image: Image.Image, name: str, allow_truncated: bool) -> None:
         _LOG.warning("%s: damaged or truncated (%s); taken as far as it goes", name, problem)
 
 
-def _check_png(path: str) -> None:
+def _check_png(file: BinaryIO) -> None:
     """Compare every checksum up to the end mark: Pillow leaves out that of the last piece of the pixels."""
-    with Path(path).open("rb") as file:
+    position, kind = file.tell(), b""  # Pillow reads on from there
+    try:
         file.seek(8)
-        kind = b""
         while kind != b"IEND":
             head = file.read(8)
             length, kind = int.from_bytes(head[:4]), head[4:]
@@ -218,13 +232,18 @@ def _check_png(path: str) -> None:
                 raise OSError("image file is truncated")
             if zlib.crc32(kind + data) != int.from_bytes(checksum):
                 raise OSError(f"wrong checksum of {kind.decode('ascii', 'replace')}")
+    finally:
+        file.seek(position)
 
 
-def _jpeg_to_rgb(image: Image.Image, name: str, allow_truncated: bool) -> NDArray[np.uint8]:
+def _jpeg_to_rgb(image: Image.Image, file: BinaryIO, name: str, allow_truncated: bool) -> NDArray[np.uint8]:
     """Decode to the bit as Pillow does, but heed what libjpeg complains of, which Pillow does not hear."""
     import simplejpeg
 
-    data = Path(name).read_bytes()
+    position = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(position)
     space = "CMYK" if image.mode == "CMYK" else "RGB"
     try:
         if simplejpeg.decode_jpeg_header(data, strict=False)[:2] != (image.height, image.width):
@@ -232,7 +251,7 @@ def _jpeg_to_rgb(image: Image.Image, name: str, allow_truncated: bool) -> NDArra
         pixels = simplejpeg.decode_jpeg(data, space, strict=True)
     except ValueError as error:
         if "subsampling" in str(error):  # a rare one, which Pillow may know
-            _decode(image, name, allow_truncated)
+            _decode(image, file, name, allow_truncated)
             return _to_rgb(image)
         if not allow_truncated:
             raise

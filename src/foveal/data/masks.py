@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import DataError, InputError
 from ..imaging import read_image, read_mask
@@ -17,7 +16,7 @@ from ..info import IGNORE
 from .layout import FILE
 
 Colour = tuple[int, int, int]
-MaskSource = Path | Image.Image
+MaskSource = Path | bytes  # of a file
 _IDS = 1 << 16  # ids from -1 to below this can be named
 _SHOWN = 5  # foreign ids or colours that a message names
 
@@ -55,9 +54,9 @@ class IdMasks:
     def read(self, source: MaskSource, name: str) -> NDArray[np.uint8]:
         """The same for a mask that need not be a file; ``name`` stands in messages."""
         try:
-            ids = read_mask(source)
+            ids = read_mask(source, name=name)
         except InputError as error:
-            raise DataError(f"{str(error).replace(str(source), name)}{self._offer(source)}") from error
+            raise DataError(f"{error}{self._offer(source)}") from error
         table = np.full(_IDS + 1, -1, np.int16)
         table[list(self.class_of)] = list(self.class_of.values())  # id -1 has the last place
         inside = (ids >= -1) & (ids < _IDS)
@@ -107,7 +106,7 @@ class ColourMasks:
     def read(self, source: MaskSource, name: str) -> NDArray[np.uint8]:
         """The same for a mask that need not be a file; ``name`` stands in messages."""
         try:
-            found = _codes(read_image(source))
+            found = _codes(read_image(source, name=name))
         except InputError as error:
             raise DataError(str(error)) from error
         known = [*self.palette, *self.ignore]

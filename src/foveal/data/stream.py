@@ -9,12 +9,10 @@ A sample is a run of members that share their path up to the first dot: ``a/0001
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import random
 import re
 import tarfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +20,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from ..errors import ConfigError, DataError, InputError
-from ..imaging import FORMATS, MAX_FILE_BYTES, read_image
+from ..imaging import MAX_FILE_BYTES, read_image
 from ..info import Labels
 from .layout import ALL, SPLIT_NAMES, DatasetFile, describe, resolve_split, subfolders
 from .masks import ColourMasks, IdMasks, plain_ids
@@ -167,14 +164,14 @@ class TarStream:
         if image_ending is None:
             raise DataError(f"{where}: no image among its members ({', '.join(members) or 'none'})")
         try:
-            image = read_image(_picture(members[image_ending], where))
+            image = read_image(members[image_ending], name=f"{where}.{image_ending}")
         except InputError as error:
-            raise DataError(f"{where}.{image_ending}: {error}") from error
+            raise DataError(str(error)) from error
         mask_ending = next((ending for ending in _MASKS if ending in members and ending != image_ending), None)
         mask = None
         if mask_ending is not None and self.masks is not None:
             name = f"{where}.{mask_ending}"
-            mask = self.masks.read(_picture(members[mask_ending], name), name)
+            mask = self.masks.read(members[mask_ending], name)
             if mask.shape != image.shape[:2]:
                 raise DataError(
                     f"{name}: mask of {mask.shape[1]}x{mask.shape[0]} (W x H) for an image of"
@@ -212,19 +209,6 @@ def _reader(described: DatasetFile) -> IdMasks | ColourMasks | None:
         return None
     count = len(described.names)
     return IdMasks(plain_ids(count, described.ignore), count, lenient, described.palette)
-
-
-def _picture(data: bytes, where: str) -> Image.Image:
-    if not data:
-        raise DataError(f"{where}: empty file")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # imaging's own limit follows
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise DataError(f"{where}: not an image of a known format, or damaged") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: not an image, or damaged ({error})") from error
 
 
 def _extra(members: Mapping[str, bytes], where: str) -> dict[str, Any]:
