@@ -219,7 +219,7 @@ def main() -> None:
 
 
 def _installed(name: str) -> bool:
-    return next(metadata.distributions(name=name), None) is not None
+    return next(iter(metadata.distributions(name=name)), None) is not None
 
 
 def run(reader: str, folder: Path, names: list[str]) -> dict[str, str]:
