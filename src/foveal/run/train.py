@@ -188,9 +188,26 @@ class _Run:
         if accelerator.scaler is not None:
             self.saved["scaler"] = accelerator.scaler
         self.saved_at = time.monotonic()
+        self.awaited: list[int] = []  # images of the batch that was asked for last
 
     def go(self, interrupted: Callable[[], int]) -> None:
-        """Train to the end, or until ``interrupted()`` names a signal."""
+        """Train to the end, or until ``interrupted()`` names a signal.
+
+        Raises:
+            TrainingError: see :func:`train`.
+        """
+        try:
+            self._go(interrupted)
+        except RuntimeError as error:  # raised by torch's handler of SIGCHLD, wherever the loop is just then
+            if "DataLoader worker" not in str(error):
+                raise
+            names = ", ".join(str(self.job.files[index]) for index in self.awaited)
+            raise TrainingError(
+                f"a data loading process died, probably for want of memory, at or after: {names}; "
+                "resume with fewer workers"
+            ) from error
+
+    def _go(self, interrupted: Callable[[], int]) -> None:
         config = self.config
         started = time.monotonic() - self.state.seconds
         stream = self._batches()
@@ -269,21 +286,12 @@ class _Run:
         )
         places, stream = iter(order), iter(loader)
         for place in places:
-            indices = [index for _, index in place]
-            try:
-                batch = next(stream)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                names = ", ".join(str(self.job.files[index]) for index in indices)
-                raise TrainingError(
-                    f"a data loading process died, probably for want of memory, at or after: {names}; "
-                    "resume with fewer workers"
-                ) from error
+            self.awaited = [index for _, index in place]
+            batch = next(stream)
             if isinstance(batch, FovealError):
                 raise batch
             image, target = (part.to(accelerator.device, non_blocking=True) for part in batch)
-            yield indices, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
+            yield self.awaited, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
 
     def _step(self, image: Tensor, target: Tensor) -> float:
         """One optimiser step, where the loss is finite; in smaller pieces where memory does not suffice."""
@@ -320,7 +328,7 @@ class _Run:
                 with accelerator.autocast():
                     loss = self.job.loss(self.trainee, x, y)
                 if world > 1 or len(targets) > 1:
-                    loss = loss * (weight / whole)
+                    loss = loss * (weight / whole).to(loss.dtype)
                 accelerator.backward(loss * world)  # gradients are averaged over processes
                 total += loss.detach()
         value = self._summed(total).item()
