@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+import foveal
+from foveal import assets
+
 MEMORY = 4 << 30  # more than this above what the reader has after its imports is refused by the system
+HOLES = 40
 SECONDS = 120  # of processor time for one file
 
 Truth = NDArray[Any] | None  # None: to be refused
@@ -148,9 +153,28 @@ def cases() -> Iterator[tuple[int, str, str, bytes, Truth]]:
     )
 
 
+def holes() -> Iterator[tuple[str, bytes]]:
+    """A photograph as JPEG, again and again, with random bytes over some of its middle half, or one bit flipped."""
+    with Image.open(assets.FOLDER / "street.jpg") as photo:
+        small = photo.convert("RGB").resize((640, 480))
+    for way in ("baseline", "progressive"):
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=85, progressive=way == "progressive")
+        good = buffer.getvalue()
+        for size in (0, 64, 4096):
+            rng = random.Random(1)
+            for index in range(HOLES):
+                data, start = bytearray(good), rng.randrange(len(good) // 4, 3 * len(good) // 4 - size)
+                data[start] ^= 1 << rng.randrange(8)
+                data[start : start + size] = rng.randbytes(size)
+                what = f"{size} bytes of it lost" if size else "one bit of it flipped"
+                yield f"a photograph as {way} JPEG with {what}, {index}.jpg", bytes(data)
+
+
 def judge(path: Path, truth: Truth, read: Callable[[str], NDArray[Any]]) -> str:
     """Read one file and say in a few words what came of it."""
-    before, started = _memory(), time.process_time()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
+    before, started = _status("VmRSS"), time.process_time()
     try:
         found = read(str(path))
     except MemoryError:
@@ -167,12 +191,14 @@ def judge(path: Path, truth: Truth, read: Callable[[str], NDArray[Any]]) -> str:
         else:
             off = float(np.abs(found.astype(float) - truth).mean())
             verdict = f"right (off by {off:.2f})" if off < 3 else f"**wrong by {off:.0f} levels**"
-    seconds, grown = time.process_time() - started, (_memory() - before) >> 20
+    seconds, grown = time.process_time() - started, (_status("VmHWM") - before) >> 10
     return f"{verdict}, {1000 * seconds:.0f} ms, {grown} MB" if path.stem in ("bomb", "large", "lie") else verdict
 
 
-def _memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+def _status(key: str) -> int:
+    """A figure of this process in KiB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def work(reader: str, folder: Path, names: list[str]) -> None:
@@ -182,9 +208,7 @@ def work(reader: str, folder: Path, names: list[str]) -> None:
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     (folder / f"first-{reader}.png").write_bytes(picture.getvalue())
     read(str(folder / f"first-{reader}.png"))  # imports what the reader imports
-    with open("/proc/self/statm", encoding="ascii") as file:
-        size = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, ((_status("VmSize") << 10) + MEMORY, resource.RLIM_INFINITY))
     for name in names:
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + SECONDS, resource.RLIM_INFINITY))
         truth = np.load(folder / f"{name}.npy") if (folder / f"{name}.npy").exists() else None
@@ -208,18 +232,26 @@ def main() -> None:
             if truth is not None:
                 np.save(folder / f"{name}.npy", truth)
             table.append((case, title, name))
-        names = [name for _, _, name in table]
+        holed = dict(holes())
+        for name, content in holed.items():
+            (folder / name).write_bytes(content)
+        names = [*(name for _, _, name in table), *holed]
         verdicts = {reader: run(reader, folder, names) for reader in arguments.readers}
     print("| case | file |", " | ".join(READERS[reader][0] for reader in verdicts), "|")
     print("|---|---|" + "---|" * len(verdicts))
     for case, title, name in table:
         print(f"| {case} | {title} |", " | ".join(found[name] for found in verdicts.values()), "|")
-    packages = ("foveal", "pillow", "opencv-python-headless", "torchvision")
-    print("\n" + ", ".join(f"{name} {metadata.version(name)}" for name in packages if _installed(name)))
-
-
-def _installed(name: str) -> bool:
-    return next(iter(metadata.distributions(name=name)), None) is not None
+    for kind in dict.fromkeys(name.partition(",")[0] for name in holed):
+        counts = [
+            sum("refused" in verdict for name, verdict in found.items() if name.startswith(kind))
+            for found in verdicts.values()
+        ]
+        print(f"| 7 | {HOLES} x {kind} |", " | ".join(f"{count} refused" for count in counts), "|")
+    installed = {"foveal": foveal.__version__}
+    for name in ("pillow", "opencv-python-headless", "torchvision"):
+        with suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    print("\n" + ", ".join(f"{name} {version}" for name, version in installed.items()))
 
 
 def run(reader: str, folder: Path, names: list[str]) -> dict[str, str]:
