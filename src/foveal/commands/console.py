@@ -31,10 +31,12 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def print_json(report: dict[str, Any]) -> None:
+    """Print ``report`` as one line of JSON on standard output."""
     print(json.dumps(report))
 
 
 def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """Print a table on standard output, the first column unwrapped; all of it in one line per row into a pipe."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
