@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal import machine
-from foveal.commands import parse_size
+from foveal.commands.console import parse_size
 from foveal.deploy.benchmark import interleaved
 from foveal.losses import LOSSES, SegmentationLoss
 

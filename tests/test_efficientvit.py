@@ -314,8 +314,11 @@ def test_half_precision_runs(task: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_half_precision_trains(dtype: torch.dtype, autocast: bool) -> None:
-    """Gradients of all parameters together point where float32's do: in a 16-bit model and under autocast."""
-    model = golden.fill(create_model("efficientvit_b0", "segment", num_classes=3)).train()
+    """Gradients of all parameters together point where float32's do: in a 16-bit model and under autocast.
+
+    With frozen statistics: those of a few positions alone would turn rounding into other directions.
+    """
+    model = golden.fill(create_model("efficientvit_b0", "segment", num_classes=3)).eval()
     x = golden.image_input((2, 3, 64, 72))
     gradients = []
     for kind in (torch.float32, dtype):
@@ -325,7 +328,7 @@ def test_half_precision_trains(dtype: torch.dtype, autocast: bool) -> None:
         output.float().square().mean().backward()
         gradients.append(torch.cat([p.grad.flatten().double() for p in net.parameters() if p.grad is not None]))
     assert gradients[1].isfinite().all()
-    assert F.cosine_similarity(*gradients, dim=0) > (0.999 if dtype == torch.float16 else 0.95)
+    assert F.cosine_similarity(*gradients, dim=0) > (0.9999 if dtype == torch.float16 else 0.999)
 
 
 def test_copies_are_independent() -> None:

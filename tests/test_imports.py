@@ -33,7 +33,7 @@ RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 #: Modules that `pip install foveal` uses: no torch when they are imported.
 LIGHT = [
     "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "results",
-    "cli", "commands",
+    "cli", "commands.predicting", "commands.files", "commands.training", "commands.measuring", "commands.console",
     "data.classification", "data.coco", "data.labels", "data.layout", "data.masks", "data.segmentation",
     "data.segmentation_layouts", "data.stream", "data.super_resolution", "data.transforms", "run.check",
     "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress",

@@ -96,14 +96,14 @@ def test_damaged_folder_is_refused(model: nn.Module, tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-5] ^= 4
     weights.write_bytes(content)
-    with pytest.raises(CheckpointError, match="damaged or another file") as error:
+    with pytest.raises(CheckpointError, match="damaged"):
         foveal.from_pretrained(tmp_path)
-    assert hashlib.sha256(content).hexdigest() in str(error.value)
     (tmp_path / "config.json").write_text("{no json")
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
         foveal.from_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
-    assert foveal.from_pretrained(tmp_path)  # nobody noted a hash, so there is none to hold it to
+    with pytest.raises(CheckpointError, match="its content is not what was written"):  # the file knows it by itself
+        foveal.from_pretrained(tmp_path)
 
 
 def test_what_cannot_be_saved_is_said(model: nn.Module, tmp_path: Path) -> None:

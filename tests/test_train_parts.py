@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 import foveal
-from foveal.run.train import Batches, _recompute_stages
+from foveal.run.batches import Batches
+from foveal.run.recompute import recompute_stages
 
 
 def _trained_once(recompute: bool) -> tuple[list[Tensor], list[Tensor], int]:
@@ -14,7 +15,7 @@ def _trained_once(recompute: bool) -> tuple[list[Tensor], list[Tensor], int]:
     torch.manual_seed(0)
     model = foveal.create_model("efficientvit_b0", "segment", num_classes=3).double()
     if recompute:
-        _recompute_stages(model)
+        recompute_stages(model)
     kept = 0
 
     def pack(x: Tensor) -> Tensor:

@@ -17,23 +17,25 @@ app = cyclopts.App(
     version=__version__,
     help_on_error=False,
 )
-for _name, _help in {
-    "segment": "Segment photographs: class masks and overlays.",
-    "classify": "Classify photographs.",
-    "predict": "Predict with any model; the task is the model's.",
-    "demo": "Segment the bundled photograph with the bundled weights.",
-    "models": "List the models, or one model's options and published figures.",
-    "train": "Train on a folder of images and masks.",
-    "evaluate": "Score a model on a labelled data set.",
-    "compare": "Compare two evaluations: difference, interval, p.",
-    "export": "Write a model as a file that runs without torch.",
-    "bench": "Measure models against each other on this machine.",
-    "convert": "Turn any published checkpoint into a safetensors file.",
+for _place, _help in {
+    "predicting:segment": "Segment photographs: class masks and overlays.",
+    "predicting:classify": "Classify photographs.",
+    "predicting:predict": "Predict with any model; the task is the model's.",
+    "predicting:demo": "Segment the bundled photograph with the bundled weights.",
+    "files:models": "List the models, or one model's options and published figures.",
+    "training:train": "Train on a folder of images and masks.",
+    "measuring:evaluate": "Score a model on a labelled data set.",
+    "measuring:compare": "Compare two evaluations: difference, interval, p.",
+    "files:export": "Write a model as a file that runs without torch.",
+    "measuring:bench": "Measure models against each other on this machine.",
+    "files:convert": "Turn any published checkpoint into a safetensors file.",
 }.items():
-    app.command(f"foveal.commands:{_name}", name=_name, help=_help)
+    app.command(f"foveal.commands.{_place}", name=_place.partition(":")[2], help=_help)
 
 _data = cyclopts.App(name="data", help="Look at data sets.")
-_data.command("foveal.commands:data_check", name="check", help="Read a whole data set: what is in it, what is wrong.")
+_data.command(
+    "foveal.commands.training:data_check", name="check", help="Read a whole data set: what is in it, what is wrong."
+)
 app.command(_data)
 
 

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ SETTINGS: dict[str, Any] = {
     "tint": 0.1,
 }
 SAVE_EVERY_STEP = 1e-6
+_ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,19 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(tmp_path_factory.mktemp("tiny"), train=24, val=4, size=(32, 32))
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the processes that are started here: other numbers of threads round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbed."""
+    torch.set_num_threads(1)
     return foveal.train(tiny, out=tmp_path_factory.mktemp("whole") / "run", **SETTINGS).folder
 
 
@@ -137,7 +148,7 @@ def test_39_sigterm_saves_within_an_epoch_and_ends(tiny: Path, tmp_path: Path, w
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "cut"
     recipe.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "foveal", "train", str(tiny), "--config", str(recipe), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=_ONE_THREAD)
     _wait(lambda: (out / "log.jsonl").exists() and len(_losses(out)) >= 2)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
@@ -258,9 +269,6 @@ def _torchrun(data: Path, out: Path, settings: dict[str, Any], recipe: Path) -> 
     recipe.write_text(yaml.safe_dump(settings))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "foveal"]
     return [*launch, "train", str(data), "--config", str(recipe), "--out", str(out)]
-
-
-_ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def test_43_the_others_end_when_a_process_dies(tiny: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from .conv import ConvNormAct
 
 #: Keys and epsilon shrink by the same power of two, which cancels to the last bit. It is for runtimes that turn an
 #: exported float32 graph into float16 by themselves: their sums over all positions then stay below 65504 (without it
-#: EfficientViT-B0 passes that at 1024x2048), and a constant needs no arithmetic on symbolic sizes.
+#: EfficientViT-B0 passes that at 2048x4096), and a constant needs no arithmetic on symbolic sizes.
 _SHRINK = 2.0**-8
 
 

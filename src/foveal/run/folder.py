@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import yaml
 
-from ..config import TrainConfig, read_yaml, to_dict
+from ..config import TrainConfig, build_config, read_yaml, to_dict
 from ..errors import CheckpointError, ConfigError
 from ..files import written_whole
 
@@ -56,13 +56,12 @@ class RunFolder:
         """Raises ConfigError where there is nothing to resume, or ``config`` is not the run's."""
         if not self.state.exists():
             raise ConfigError(f"{self.path}: nothing to resume")
-        before = read_yaml(self.path / "config.yaml")
+        file = self.path / "config.yaml"
+        before = to_dict(build_config(TrainConfig, read_yaml(file), str(file)))  # a newer setting has its default there
         wanted = {key: value for key, value in to_dict(config).items() if key not in _FREE}
-        changed = [key for key, value in wanted.items() if before.get(key) != value]
+        changed = [key for key, value in wanted.items() if before[key] != value]
         if changed:
-            raise ConfigError(
-                f"{self.path} was started with another {', '.join(changed)}: resume with {self.path / 'config.yaml'}"
-            )
+            raise ConfigError(f"{self.path} was started with another {', '.join(changed)}: resume with {file}")
 
     def write_config(self, config: TrainConfig) -> None:
         if self.writes:

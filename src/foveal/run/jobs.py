@@ -121,7 +121,8 @@ class SegmentJob:
         return DeeplySupervised(model, len(self.labels.names)) if self.deep_supervision else model
 
     def weight(self, target: Tensor) -> Tensor:
-        per_id = F.pad(self.class_weights, (0, IGNORE + 1 - len(self.class_weights))).to(target.device)
+        exact = torch.float32 if target.device.type == "mps" else torch.float64
+        per_id = F.pad(self.class_weights, (0, IGNORE + 1 - len(self.class_weights))).to(target.device, exact)
         return per_id[target].sum()
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:

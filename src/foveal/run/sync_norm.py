@@ -22,6 +22,11 @@ def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """All batch norms of ``model``, of any dimension."""
+    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
 class GroupBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are taken over all processes: ``(B, C, H, W) -> (B, C, H, W)``."""
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,21 +24,21 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
 from ..config import TrainConfig, build_config, read_yaml, to_dict
 from ..errors import ConfigError, FovealError, TrainingError
 from ..factory import create_model
 from ..info import info_of
-from ..registry import Backbone
 from ..weights import save_checkpoint
+from .batches import Batches, Samples, collated, deaf
 from .curves import draw_curves
 from .folder import RunFolder
 from .jobs import JOBS, Job, Scores
 from .predict import Predictor, TorchRunner
 from .progress import Progress
-from .sync_norm import synchronised
+from .recompute import recompute_stages
+from .sync_norm import batch_norms, synchronised
 
 _POLL = 10  # steps between looks at what all processes must agree on: each look waits for the device
 _ROLLBACKS = 3  # times that a run may go back after a loss that is not finite
@@ -181,16 +180,33 @@ class _Run:
             self.optimizer, lambda step: learning_rate(step, self.steps, config.warmup)
         )
         if config.grad_checkpointing:  # after the copy: the averaged model must not run these stages
-            _recompute_stages(self.model)
+            recompute_stages(self.model)
         self.trainee, self.optimizer = accelerator.prepare(trainee, self.optimizer)
         self.state = _State(len(job.files), parts=config.accumulate)
         self.saved = {"model": trainee, "ema": self.ema, "optimizer": self.optimizer, "schedule": self.schedule}
         if accelerator.scaler is not None:
             self.saved["scaler"] = accelerator.scaler
         self.saved_at = time.monotonic()
+        self.awaited: list[int] = []  # images of the batch that was asked for last
 
     def go(self, interrupted: Callable[[], int]) -> None:
-        """Train to the end, or until ``interrupted()`` names a signal."""
+        """Train to the end, or until ``interrupted()`` names a signal.
+
+        Raises:
+            TrainingError: see :func:`train`.
+        """
+        try:
+            self._go(interrupted)
+        except RuntimeError as error:  # raised by torch's handler of SIGCHLD, wherever the loop is just then
+            if "DataLoader worker" not in str(error):
+                raise
+            names = ", ".join(str(self.job.files[index]) for index in self.awaited)
+            raise TrainingError(
+                f"a data loading process died, probably for want of memory, at or after: {names}; "
+                "resume with fewer workers"
+            ) from error
+
+    def _go(self, interrupted: Callable[[], int]) -> None:
         config = self.config
         started = time.monotonic() - self.state.seconds
         stream = self._batches()
@@ -225,7 +241,7 @@ class _Run:
     def _train_mode(self) -> None:
         self.trainee.train()
         if self.config.freeze_bn:
-            for norm in _batch_norms(self.trainee):
+            for norm in batch_norms(self.trainee):
                 norm.eval()
 
     def save(self) -> None:
@@ -263,27 +279,18 @@ class _Run:
             Samples(self.job, config.seed),
             batch_sampler=order,
             num_workers=config.workers,
-            collate_fn=_collated,
-            worker_init_fn=_deaf,
+            collate_fn=collated,
+            worker_init_fn=deaf,
             pin_memory=accelerator.device.type == "cuda",
         )
         places, stream = iter(order), iter(loader)
         for place in places:
-            indices = [index for _, index in place]
-            try:
-                batch = next(stream)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                names = ", ".join(str(self.job.files[index]) for index in indices)
-                raise TrainingError(
-                    f"a data loading process died, probably for want of memory, at or after: {names}; "
-                    "resume with fewer workers"
-                ) from error
+            self.awaited = [index for _, index in place]
+            batch = next(stream)
             if isinstance(batch, FovealError):
                 raise batch
             image, target = (part.to(accelerator.device, non_blocking=True) for part in batch)
-            yield indices, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
+            yield self.awaited, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
 
     def _step(self, image: Tensor, target: Tensor) -> float:
         """One optimiser step, where the loss is finite; in smaller pieces where memory does not suffice."""
@@ -320,7 +327,7 @@ class _Run:
                 with accelerator.autocast():
                     loss = self.job.loss(self.trainee, x, y)
                 if world > 1 or len(targets) > 1:
-                    loss = loss * (weight / whole)
+                    loss = loss * (weight / whole).to(loss.dtype)
                 accelerator.backward(loss * world)  # gradients are averaged over processes
                 total += loss.detach()
         value = self._summed(total).item()
@@ -412,7 +419,7 @@ class _Run:
 
         Averaged weights never ran with the statistics that were averaged beside them (arXiv 1803.05407, section 3.2).
         """
-        norms = _batch_norms(model)
+        norms = batch_norms(model)
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.reset_running_stats()
@@ -443,62 +450,6 @@ class _Run:
         # A path of this machine means nothing elsewhere.
         settings = to_dict(self.config) | {"weights": Path(self.config.weights).name}
         return {"config": settings, "images": len(self.job.files), "log": line}
-
-
-class Samples(Dataset):
-    """Augmented samples of a job by ``(epoch, index)``, or the FovealError that a bad one raised.
-
-    The draw depends on the seed, the epoch and the index alone: not on workers, processes or where a run resumed.
-    """
-
-    def __init__(self, job: Job, seed: int) -> None:
-        self.job, self.seed = job, seed
-
-    def __len__(self) -> int:
-        return len(self.job.files)
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor] | FovealError:  # pyright: ignore[reportIncompatibleMethodOverride]
-        epoch, index = place
-        try:
-            return self.job.sample(index, np.random.default_rng((self.seed, epoch, index)))
-        except FovealError as error:
-            return error  # raised in the main process: torch would wrap it in the worker's traceback
-
-
-def _collated(samples: list[tuple[Tensor, Tensor] | FovealError]) -> tuple[Tensor, Tensor] | FovealError:
-    pairs = []
-    for sample in samples:
-        if isinstance(sample, FovealError):
-            return sample
-        pairs.append(sample)
-    images, targets = zip(*pairs, strict=True)
-    return torch.stack(images), torch.stack(targets)
-
-
-def _deaf(worker: int) -> None:
-    """Leave signals to the main process: Ctrl-C and service managers send them to every process of a group."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class Batches(Sampler):
-    """This process's share of every batch, ``[(epoch, index), ...]``, from batch ``position`` on, without end.
-
-    Each epoch's order depends on the seed alone; images that do not fill a batch wait for another epoch.
-    """
-
-    def __init__(self, length: int, batch_size: int, seed: int, position: int, rank: int, world: int) -> None:
-        self.length, self.batch_size, self.seed, self.position = length, batch_size, seed, position
-        self.rank, self.world = rank, world
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.batch_size
-        epoch, skipped = divmod(self.position, self.length // size)
-        while True:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-            for start in range(skipped * size, self.length - size + 1, size):
-                yield [(epoch, int(i)) for i in order[start : start + size][self.rank :: self.world]]
-            epoch, skipped = epoch + 1, 0
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
@@ -540,35 +491,6 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-
-
-def _recompute_stages(model: nn.Module) -> None:
-    """Keep no activations inside the stages of the backbone (arXiv 1604.06174)."""
-    for stage in cast(Backbone, model.backbone).stages:
-        again = partial(_untracked, stage)
-        stage.forward = partial(
-            checkpoint, stage.forward, use_reentrant=False, context_fn=lambda again=again: (nullcontext(), again())
-        )
-
-
-@contextmanager
-def _untracked(stage: nn.Module) -> Iterator[None]:
-    """Inside, batch norms leave their running statistics alone: they have counted this batch already."""
-    norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in _batch_norms(stage)]
-    counted = [None if count is None else count.clone() for _, _, count in norms]
-    for norm, _, _ in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for (norm, momentum, count), before in zip(norms, counted, strict=True):
-            norm.momentum = momentum
-            if count is not None and before is not None:
-                count.copy_(before)
-
-
-def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 def _seed(*numbers: int) -> int:

@@ -1,0 +1,190 @@
+"""Verbs for models and their files: ``models``, ``convert``, ``export``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from .. import assets
+from ..errors import ConfigError, DependencyError, nearest
+from .console import Json, print_json, print_table
+
+
+def models(pattern: str = "*", /, *, task: str | None = None, json: Json = False) -> int:
+    """List the models: bundled weights, and (with torch installed) published weights and the architectures.
+
+    Parameters
+    ----------
+    pattern
+        Shell-style pattern, such as "efficientvit_b*".
+    task
+        Only models for this task.
+    """
+    import fnmatch
+
+    rows: list[dict[str, Any]] = [
+        {"name": ref, "tasks": [w.task], "licence": w.licence, "figures": [w.figure], "bundled": True}
+        for ref, w in assets.WEIGHTS.items()
+        if fnmatch.fnmatch(ref, pattern) and task in (None, w.task)
+    ]
+    try:
+        rows += _published(pattern, task) + _architectures(pattern, task)
+    except DependencyError as error:
+        print(f"published weights and architectures are not listed: {error}", file=sys.stderr)
+    if not rows:
+        raise ConfigError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), _all_names())}")
+    if json:
+        print_json({"models": rows})
+    elif len(rows) == 1:
+        print_table(("", rows[0]["name"]), [(key, _flat(value)) for key, value in rows[0].items() if key != "name"])
+    else:
+        columns = ("name", "tasks", "params", "licence", "figures")
+        print_table(columns, [[_flat(row.get(column, "")) for column in columns] for row in rows])
+    return 0
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {text}" for key, text in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value / 1e6:.2f} M" if isinstance(value, int) and value > 1000 else str(value)
+
+
+def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
+    """One row per published set of weights, with its authors' figure and where it is fetched from."""
+    from .. import list_models  # raises DependencyError without torch
+
+    names = list_models(pattern, task=task, pretrained=True)
+    from ..registry import published
+
+    return [
+        {
+            "name": ref,
+            "tasks": [entry.task],
+            "licence": entry.licence or family.licence,
+            "figures": [f"{entry.metric} {entry.value} at {entry.size} ({entry.source})"],
+            "bundled": False,
+            "repo": entry.repo,
+            "file": entry.file,
+            "sha256": entry.sha256 or "unknown: the first download counts",
+        }
+        for ref, (family, _, entry) in published().items()
+        if ref in names
+    ]
+
+
+def _architectures(pattern: str, task: str | None) -> list[dict[str, Any]]:
+    """One row per architecture; published figures are the authors', the best of each data set."""
+    from .. import list_models  # raises DependencyError without torch
+
+    names = list_models(pattern, task=task)
+    import torch
+
+    from ..registry import variants
+
+    rows = []
+    known = variants()
+    for name in names:
+        family, variant = known[name]
+        with torch.device("meta"):
+            params = sum(p.numel() for p in variant.backbone(3).parameters())
+        best: dict[str, str] = {}
+        for figure in sorted(variant.published, key=lambda p: p.value):
+            data = figure.tag.rpartition("_")[2]  # of r224_in1k, say
+            best[data] = f"{figure.metric} {figure.value} at {figure.size} ({figure.source})"
+        rows.append(
+            {
+                "name": name,
+                "family": f"{family.name} ({family.paper})",
+                "tasks": ["classify", "segment"] if variant.classifier else ["segment"],
+                "params": params,
+                "licence": family.licence,
+                "figures": [f"{tag} {text}" for tag, text in best.items()],
+                "options": dict(family.options),
+            }
+        )
+    return rows
+
+
+def _all_names() -> list[str]:
+    try:
+        from .. import list_models
+
+        return [*list_models(pretrained=True), *list_models()]
+    except DependencyError:
+        return list(assets.WEIGHTS)
+
+
+def convert(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    half: bool = False,
+    tag: str = "",
+    licence: str = "",
+    max_side: int | None = None,
+) -> int:
+    """Read any published checkpoint and write it as a Foveal safetensors file; the description goes inside.
+
+    Parameters
+    ----------
+    source
+        Checkpoint or training run.
+    target
+        File to write, ending in .safetensors.
+    half
+        Store weights in float16; norms and biases stay float32. Loading gives float32 again.
+    tag
+        Name of the data set or setting, for the description.
+    licence
+        SPDX name of the weights' licence, for the description; default: what the source says.
+    max_side
+        Shrink larger images to this many pixels on their longer side, for weights that have only seen small ones.
+    """
+    from .. import load_model
+    from ..info import info_of
+    from ..weights import save_checkpoint
+
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"{target}: the new file must end in .safetensors")
+    model = load_model(source)
+    info = info_of(model)
+    info = info.replace(tag=tag or info.tag, licence=licence or info.licence)
+    if max_side is not None:
+        info = info.replace(preprocess=dataclasses.replace(info.preprocess, max_side=max_side))
+    state = model.state_dict()
+    if half:
+        state = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in state.items()}
+    save_checkpoint(target, state, info)
+    print(f"{source} is {info.model} for {info.task}; written as {target}")
+    return 0
+
+
+def export(
+    ref: str, /, *, to: str = "onnx", output: Path | None = None, upsample: bool = False, json: Json = False
+) -> int:
+    """Write a model as a file that runs without torch, checked against the model at several sizes.
+
+    Parameters
+    ----------
+    ref
+        Bundled name, checkpoint or training run.
+    to
+        Format: onnx.
+    output
+        File to write; default: the reference's name beside the current folder.
+    upsample
+        Segmentation: put the upsampling to the image's size into the graph.
+    """
+    from .. import export as export_model
+
+    report = export_model(ref, to=to, output=output, upsample=upsample)
+    if json:
+        print_json({k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(report).items()})
+    else:
+        print(report)
+    return 0

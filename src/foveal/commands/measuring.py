@@ -1,0 +1,149 @@
+"""Verbs that measure: ``evaluate``, ``compare``, ``bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from .console import Json, Size, parse_size, print_json, print_table
+
+
+def evaluate(
+    ref: str,
+    data: Path,
+    /,
+    *,
+    split: str | None = None,
+    size: Size = None,
+    class_map: Path | None = None,
+    protocol: Literal["plain", "cityscapes", "ade20k"] = "plain",
+    boundary: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+    json: Json = False,
+) -> int:
+    """Score a model on a labelled data set. Images that cannot be scored are named, and the exit code is 1.
+
+    Parameters
+    ----------
+    ref
+        Bundled name, checkpoint, exported file or training run.
+    data
+        Folder of the data set.
+    split
+        Part of it; default: test, or val for a published protocol.
+    class_map
+        YAML file "model class: data class", for a model with other classes.
+    protocol
+        Sizes and interpolation of the figures published on a data set; plain: the model's own.
+    boundary
+        Score the contours too: boundary F-score and boundary IoU.
+    out
+        Folder for report.json, per_image.csv and samples.png (the best, median and worst image).
+    """
+    from .. import evaluate as evaluate_model
+    from ..run.progress import Progress
+
+    found = evaluate_model(
+        ref,
+        data,
+        split=split,
+        size=parse_size(size) if size else None,
+        class_map=class_map,
+        protocol=protocol,
+        boundary=boundary,
+        out=out,
+        progress=Progress(),
+    )
+    report = {"ref": ref, "data": str(data), **found.to_dict()}
+    if json:
+        print_json(report)
+        return 1 if found.skipped else 0
+    columns = {"IoU": report["iou"], "accuracy": report["accuracy"]}
+    if boundary:
+        columns |= {"boundary F": report["boundary"]["f_score"], "boundary IoU": report["boundary"]["boundary_iou"]}
+    print_table(
+        ("class", *columns),
+        [(name, *("-" if c[name] is None else f"{c[name]:.2%}" for c in columns.values())) for name in report["iou"]],
+    )
+    where = f"{found.images} images of {found.split}" + (f" at {size}" if size else "")
+    where += f", protocol {protocol}" if protocol != "plain" else ""
+    scores = found.scores
+    print(f"\nmIoU {scores.miou:.2%}  pixel accuracy {scores.pixel_accuracy:.2%}  ", end="")
+    print(f"mean accuracy {scores.mean_accuracy:.2%}  ({where})")
+    if found.boundary:
+        print(f"mean boundary F {found.boundary.mean_f_score:.2%}  mean boundary IoU {found.boundary.miou:.2%}")
+    if scores.absent:
+        print(f"absent from the data, left out of the means: {', '.join(scores.absent)}")
+    for image, error in found.skipped.items():
+        print(f"skipped {image}: {error}")
+    if out:
+        print(f"report.json, per_image.csv and samples.png are in {out}")
+    return 1 if found.skipped else 0
+
+
+def compare(a: Path, b: Path, /, *, resamples: int = 10_000, seed: int = 0, json: Json = False) -> int:
+    """Tell which of two evaluated models is better, and how sure that is: a paired bootstrap over the images.
+
+    Parameters
+    ----------
+    a
+        Folder that foveal evaluate --out wrote.
+    b
+        The same for the other model, on the same images.
+    resamples
+        How often the images are drawn.
+    seed
+        Of the draws.
+    """
+    from .. import compare as compare_reports
+
+    found = compare_reports(a, b, resamples=resamples, seed=seed)
+    if json:
+        print_json({"a": str(a), "b": str(b), **found.to_dict()})
+        return 0
+    print_table(("report", "mIoU"), [(str(a), f"{found.miou_a:.2%}"), (str(b), f"{found.miou_b:.2%}")])
+    print(f"\ndifference {100 * found.difference:+.2f} points, 95 % interval ", end="")
+    print(f"{100 * found.low:+.2f} to {100 * found.high:+.2f}, p = {found.p:.2g}  ", end="")
+    print(f"({found.images} images, {found.resamples} resamples, seed {found.seed})")
+    return 0
+
+
+def bench(
+    refs: list[str],
+    /,
+    *,
+    size: str = "512x1024",
+    batch: int = 1,
+    threads: int | None = None,
+    rounds: int = 20,
+    runtime: Literal["auto", "onnxruntime", "torch"] = "auto",
+    json: Json = False,
+) -> int:
+    """Measure models against each other: interleaved rounds, median of ratios, outputs compared first.
+
+    Parameters
+    ----------
+    refs
+        Bundled names, checkpoints, exported files, architectures.
+    size
+        Input as HEIGHTxWIDTH.
+    batch
+        Images per run.
+    threads
+        Threads of the runtime; default: all cores.
+    rounds
+        Timed runs of each.
+    runtime
+        auto, onnxruntime or torch.
+    """
+    from .. import bench as run_bench
+
+    report = run_bench(refs, size=parse_size(size), batch=batch, threads=threads, rounds=rounds, runtime=runtime)
+    if json:
+        print_json(report.to_dict())
+        return 0
+    header, *rows = report.table()
+    print_table(header, rows)
+    return 0

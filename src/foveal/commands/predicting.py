@@ -1,0 +1,294 @@
+"""Verbs that predict: ``segment``, ``classify``, ``predict``, ``demo``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import assets
+from ..errors import ConfigError, InputError
+from .console import Images, Json, Overlap, Tile, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..results import SegmentResult
+    from ..run.predict import Predictor
+
+
+def segment(
+    images: Images,
+    /,
+    *,
+    model: str = assets.DEFAULTS["segment"],
+    out: Path = Path("foveal-out"),
+    overlay: bool | None = None,
+    label: Path | None = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    resume: bool = False,
+    json: Json = False,
+) -> int:
+    """Segment photographs. A single image also prints its classes; a folder gives one mask per image.
+
+    Parameters
+    ----------
+    model
+        Bundled name, checkpoint, exported file or training run.
+    out
+        Folder for masks (PNG of class indices with a palette) and overlays.
+    overlay
+        Write the image with the classes' colours over it too; default: for a single image.
+    label
+        Index mask to compare a single image's result with (255 is left out).
+    resume
+        Leave out images whose mask exists.
+    """
+    from ..run.load import load
+
+    predictor = load(model)
+    if predictor.info.task != "segment":
+        raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
+    return _predict(predictor, images, out, overlay, label, tile, overlap, resume, json)
+
+
+def classify(images: Images, /, *, model: str, top: int = 5, json: Json = False) -> int:
+    """Classify photographs: the most probable classes of each.
+
+    Parameters
+    ----------
+    model
+        Checkpoint or exported file of a classifier.
+    top
+        How many classes to print.
+    """
+    from ..run.load import load
+
+    predictor = load(model)
+    if predictor.info.task != "classify":
+        raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
+    return _classify(predictor, images, top, json)
+
+
+def predict(
+    images: Images,
+    /,
+    *,
+    model: str,
+    out: Path = Path("foveal-out"),
+    overlay: bool | None = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
+    resume: bool = False,
+    json: Json = False,
+) -> int:
+    """Predict with any model; what comes out is its task's.
+
+    Parameters
+    ----------
+    model
+        Bundled name, checkpoint, exported file or training run.
+    out
+        Folder for the results of models that make images.
+    overlay
+        Write the image with the classes' colours over it too; default: for a single image.
+    resume
+        Leave out images whose result exists.
+    """
+    from ..run.load import load
+
+    predictor = load(model)
+    if predictor.info.task == "classify":
+        return _classify(predictor, images, 5, json)
+    return _predict(predictor, images, out, overlay, None, tile, overlap, resume, json)
+
+
+def demo(*, out: Path = Path("foveal-demo"), json: Json = False) -> int:
+    """Segment the bundled photograph with the bundled weights, and compare with its hand-made coarse label.
+
+    Parameters
+    ----------
+    out
+        Folder for mask and overlay.
+    """
+    return segment([assets.FOLDER / "street.jpg"], out=out, label=assets.FOLDER / "street.label.png", json=json)
+
+
+def _predict(
+    predictor: Predictor,
+    images: list[Path],
+    out: Path,
+    overlay: bool | None,
+    label: Path | None,
+    tile: int | None,
+    overlap: int | None,
+    resume: bool,
+    as_json: bool,
+) -> int:
+    jobs, many = _jobs(images, out)
+    if label is not None and many:
+        raise ConfigError("--label compares a single image")
+    if tile is not None:
+        predictor.check_tiles(tile, overlap)
+    overlays = not many if overlay is None else overlay
+    if not many:
+        source, target = jobs[0]
+        return _segment_one(predictor, source, target, overlays, label, tile, overlap, as_json)
+    if resume:
+        jobs = [(source, target) for source, target in jobs if not target.exists()]
+    return _segment_many(predictor, jobs, overlays, tile, overlap, out, as_json)
+
+
+def _segment_one(
+    predictor: Predictor,
+    source: Path,
+    target: Path,
+    overlay: bool,
+    label: Path | None,
+    tile: int | None,
+    overlap: int | None,
+    as_json: bool,
+) -> int:
+    from .. import machine
+
+    started = time.perf_counter()
+    result = predictor.segment(source, tile=tile, overlap=overlap)
+    mask = result.mask
+    seconds = time.perf_counter() - started
+    written = _write(result, target, overlay)
+    height, width = mask.shape
+    report: dict[str, Any] = {
+        "image": str(source),
+        "size": [height, width],
+        "model": f"{predictor.info.model}.{predictor.info.tag}".rstrip("."),
+        "runtime": predictor.runtime,
+        "seconds": round(seconds, 4),
+        "machine": machine.describe(),
+        "classes": [
+            {"name": name, "share": round(share, 6), "confidence": round(confidence, 6)}
+            for name, share, confidence in result.shares()
+        ],
+        "files": [str(path) for path in written],
+    }
+    if label is not None:
+        report["agreement"] = round(_agreement(result, label), 6)
+    if as_json:
+        print_json(report)
+        return 0
+    print(f"{source}  {width}x{height}  {report['model']}, {predictor.runtime}\n")
+    rows = [(c["name"], f"{c['share']:7.2%}", f"{c['confidence']:.2f}") for c in report["classes"]]
+    print_table(("class", "pixels", "mean confidence"), rows)
+    if label is not None:
+        print(f"\nagrees with the hand-made label on {report['agreement']:.1%} of its pixels")
+    print(f"\n{seconds:.2f} s for reading, network and mask on {machine.one_line()}")
+    for path in written:
+        print(path)
+    return 0
+
+
+def _segment_many(
+    predictor: Predictor,
+    jobs: list[tuple[Path, Path]],
+    overlay: bool,
+    tile: int | None,
+    overlap: int | None,
+    out: Path,
+    as_json: bool,
+) -> int:
+    from ..run.progress import Progress
+
+    progress = Progress()
+    failed: list[dict[str, str]] = []
+    started = time.perf_counter()
+    with progress.bar("segment", len(jobs)) as bar:
+        for source, target in jobs:
+            try:
+                _write(predictor.segment(source, tile=tile, overlap=overlap), target, overlay)
+            except InputError as error:
+                failed.append({"image": str(source), "error": str(error)})
+                progress.note(str(error))
+            bar.advance()
+    seconds = time.perf_counter() - started
+    done = len(jobs) - len(failed)
+    if as_json:
+        print_json({"done": done, "failed": failed, "out": str(out), "seconds": round(seconds, 3)})
+    else:
+        print(f"{done} of {len(jobs)} images in {seconds:.1f} s, masks in {out}")
+        for failure in failed:
+            print(f"failed: {failure['error']}")
+    return 1 if failed else 0
+
+
+def _classify(predictor: Predictor, images: list[Path], top: int, as_json: bool) -> int:
+    jobs, many = _jobs(images, Path())
+    report: dict[str, Any] = {"images": [], "failed": []}
+    for source, _ in jobs:
+        try:
+            result = predictor.classify(source)
+        except InputError as error:
+            if not many:
+                raise
+            report["failed"].append({"image": str(source), "error": str(error)})
+            print(f"failed: {error}", file=sys.stderr)
+            continue
+        best = result.top(top)
+        report["images"].append({"image": str(source), "classes": [{"name": n, "score": round(s, 6)} for n, s in best]})
+        if not as_json:
+            print_table((str(source), "score"), [(name, f"{score:.4f}") for name, score in best])
+    if as_json:
+        print_json(report)
+    return 1 if report["failed"] else 0
+
+
+def _jobs(images: list[Path], out: Path) -> tuple[list[tuple[Path, Path]], bool]:
+    """(image, mask) paths, and whether this is a batch: a folder or several images."""
+    from ..imaging import list_images
+
+    many = len(images) > 1 or images[0].is_dir()
+    jobs: list[tuple[Path, Path]] = []
+    taken: set[Path] = set()
+    for given in images:
+        for source in list_images(given) if given.is_dir() else [given]:
+            inside = given.resolve() in out.resolve().parents
+            if inside and out.resolve() in source.resolve().parents:
+                continue  # results of an earlier run inside the folder
+            target = _free_target(source, given, out, taken)
+            taken.add(target)
+            jobs.append((source, target))
+    if not jobs:
+        raise InputError(f"no images to work on in {', '.join(map(str, images))}")
+    overwritten = {source.resolve() for source, _ in jobs} & {target.resolve() for target in taken}
+    if overwritten:
+        raise ConfigError(f"--out {out} would overwrite the image {min(overwritten)}: choose another folder")
+    return jobs, many
+
+
+def _free_target(source: Path, given: Path, out: Path, taken: set[Path]) -> Path:
+    """Where the mask of ``source`` goes: its own name, with more of its path where two images share it."""
+    relative = source.relative_to(given) if given.is_dir() else Path(source.name)
+    owner = given if given.is_dir() else source.resolve().parent
+    for name in (relative.with_suffix(".png"), Path(f"{relative}.png"), Path(owner.name) / f"{relative}.png"):
+        if out / name not in taken:
+            return out / name
+    raise ConfigError(f"{source}: another image has the same name; segment the folders one by one")
+
+
+def _write(result: SegmentResult, target: Path, overlay: bool) -> list[Path]:
+    from ..results import save_picture
+
+    written = [result.save(target)]
+    if overlay:
+        written.append(target.with_name(f"{target.stem}.overlay.jpg"))
+        save_picture(result.overlay(), written[-1])
+    return written
+
+
+def _agreement(result: SegmentResult, label: Path) -> float:
+    from ..imaging import read_mask
+    from ..info import IGNORE
+
+    expected = read_mask(label)
+    if expected.shape != result.mask.shape:
+        raise InputError(f"{label}: size {expected.shape} (H, W) is not the image's {result.mask.shape}")
+    labelled = expected != IGNORE
+    return float((result.mask[labelled] == expected[labelled]).mean())

@@ -1,0 +1,71 @@
+"""Which samples are in which batch, and the processes that load them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..errors import FovealError
+from .jobs import Job
+
+
+class Samples(Dataset):
+    """Augmented samples of a job by ``(epoch, index)``, or the FovealError that a bad one raised.
+
+    The draw depends on the seed, the epoch and the index alone: not on workers, processes or where a run resumed.
+    """
+
+    def __init__(self, job: Job, seed: int) -> None:
+        self.job, self.seed = job, seed
+
+    def __len__(self) -> int:
+        return len(self.job.files)
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor] | FovealError:  # pyright: ignore[reportIncompatibleMethodOverride]
+        epoch, index = place
+        try:
+            return self.job.sample(index, np.random.default_rng((self.seed, epoch, index)))
+        except FovealError as error:
+            return error  # raised in the main process: torch would wrap it in the worker's traceback
+
+
+def collated(samples: list[tuple[Tensor, Tensor] | FovealError]) -> tuple[Tensor, Tensor] | FovealError:
+    """Stack images and targets; the first error among the samples instead, where there is one."""
+    pairs = []
+    for sample in samples:
+        if isinstance(sample, FovealError):
+            return sample
+        pairs.append(sample)
+    images, targets = zip(*pairs, strict=True)
+    return torch.stack(images), torch.stack(targets)
+
+
+def deaf(worker: int) -> None:
+    """Leave signals to the main process: Ctrl-C and service managers send them to every process of a group."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class Batches(Sampler):
+    """This process's share of every batch, ``[(epoch, index), ...]``, from batch ``position`` on, without end.
+
+    Each epoch's order depends on the seed alone; images that do not fill a batch wait for another epoch.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, position: int, rank: int, world: int) -> None:
+        self.length, self.batch_size, self.seed, self.position = length, batch_size, seed, position
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        size = self.batch_size
+        epoch, skipped = divmod(self.position, self.length // size)
+        while True:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+            for start in range(skipped * size, self.length - size + 1, size):
+                yield [(epoch, int(i)) for i in order[start : start + size][self.rank :: self.world]]
+            epoch, skipped = epoch + 1, 0
