@@ -9,6 +9,7 @@ import pickle
 import random
 import re
 import struct
+import subprocess
 import sys
 import tracemalloc
 import zipfile
@@ -236,6 +237,30 @@ def test_34_the_digest_is_as_documented(tmp_path: Path) -> None:
     expected.update(b"\nb torch.float32 ()\n" + struct.pack("<f", 1.5) + b"\nc torch.float32 (0,)\n")
     assert metadata[f"{KEY}.sha256"] == expected.hexdigest()
     assert same(read_state(tmp_path / "model.safetensors")[0], state)
+
+
+def test_34_files_are_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
+    """In processes of their own, where hashes of strings differ; and the library's own reader takes them."""
+    code = (
+        "import sys, torch\nfrom foveal.info import ModelInfo\nfrom foveal.weights import save_checkpoint\n"
+        "save_checkpoint(sys.argv[1], {'ü': torch.zeros(3), 'b': torch.ones(1)}, ModelInfo(tag='ß'))"
+    )
+    for name in ("one.safetensors", "two.safetensors", "three.safetensors"):
+        subprocess.run([sys.executable, "-c", code, tmp_path / name], check=True)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+    with safe_open(tmp_path / "one.safetensors", "pt") as file:
+        assert sorted(file.keys()) == ["b", "ü"]
+        assert file.get_tensor("b").equal(torch.ones(1))
+    assert read_state(tmp_path / "one.safetensors")[1] == ModelInfo(tag="ß")
+
+
+def test_34_a_lost_digest_is_noticed(tmp_path: Path) -> None:
+    """Damage to the digest's name and to a tensor at once."""
+    save_checkpoint(tmp_path / "model.safetensors", STATE, ModelInfo())
+    good = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(good.replace(b"foveal.sha256", b"foveal.sha255")[:-1] + b"\x40")
+    with pytest.raises(CheckpointError, match="SHA-256 mismatch"):
+        read_state(tmp_path / "model.safetensors")
 
 
 def test_34_files_without_a_digest_are_read(tmp_path: Path) -> None:

@@ -138,7 +138,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
         raise CheckpointError(f"{path}: {_line(error)}") from error
     metadata = header.get("__metadata__") or {}
     text = metadata.get(KEY)
-    if _DIGEST in metadata and metadata[_DIGEST] != _digest(state, text or ""):
+    # Beside the description we write nothing but the digest: another key is what damage has made of it.
+    digest = metadata.get(_DIGEST, "lost" if text and len(metadata) > 1 else None)
+    if digest is not None and digest != _digest(state, text or ""):
         raise CheckpointError(f"{path}: damaged: its content is not what was written (SHA-256 mismatch)")
     return state, ModelInfo.from_json(text) if text else None
 
@@ -172,7 +174,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     size = path.stat().st_size
     for key, tensor in state.items():
         if not tensor.is_meta and tensor.numel() * tensor.element_size() > size:
-            raise CheckpointError(f"{path}: {key} {tuple(tensor.shape)} is larger than the whole file: refused")
+            raise CheckpointError(f"{path}: {_line(key)} {tuple(tensor.shape)} is larger than the whole file: refused")
     return state
 
 
@@ -198,7 +200,7 @@ def _refuse_bombs(path: Path) -> None:
             pickles = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
             found |= any(b"bytearray" in archive.read(entry) for entry in pickles)
             if not found and (damaged := archive.testzip()):  # torch does not look at checksums
-                raise CheckpointError(f"{path}: damaged: {damaged} does not have its checksum")
+                raise CheckpointError(f"{path}: damaged: {_line(damaged)} does not have its checksum")
     if found:
         raise CheckpointError(f"{path}: asks to allocate a byte array, which no checkpoint needs: refused")
 
@@ -347,10 +349,18 @@ def _is_plain(tensor: Tensor) -> bool:
 def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
     """Write ``state`` and its description as one .safetensors file with a SHA-256 of both, whole or not at all."""
     tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
-    metadata = {KEY: info.to_json()}
+    text = info.to_json()
+    content = _in_order(save(tensors), {KEY: text, _DIGEST: _digest(tensors, text)})
     with written_whole(path) as temporary:
-        # Python's own write says why, where the disk is full.
-        temporary.write_bytes(save(tensors, metadata={**metadata, _DIGEST: _digest(tensors, metadata[KEY])}))
+        temporary.write_bytes(content)  # Python's own write says why, where the disk is full
+
+
+def _in_order(content: bytes, metadata: dict[str, str]) -> bytes:
+    """Put ``metadata`` into a safetensors file: the library would in a random order, and no two files were alike."""
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    header = json.dumps({"__metadata__": metadata, **json.loads(content[8:end])}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # so that the tensors are aligned
+    return struct.pack("<Q", len(header)) + header + content[end:]
 
 
 def _digest(state: Mapping[str, Tensor], description: str) -> str:
