@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import golden
 from foveal.errors import ConfigError, InputError
 from foveal.factory import create_model
-from foveal.weights import load_checkpoint, to_our_layout
+from foveal.run.load import identify
+from foveal.weights import load_checkpoint, recognise
 
 #: Reference, the model of ours that it is, and how that one is built.
 MODELS = {
@@ -115,7 +116,7 @@ def test_training_step_equals_the_published_one(reference: str) -> None:
 def our_key(key: str, shapes: dict[str, list[int]]) -> str:
     """Our name of the tensor that the published model calls ``key``: the one that arrives there."""
     marked = {name: torch.tensor(float(name == key)) for name in shapes}
-    return next(name for name, value in to_our_layout(marked)[0].items() if value)
+    return next(name for name, value in recognise(marked).state.items() if value)
 
 
 @pytest.mark.parametrize("size", ["b0", "b1", "b2", "b3", "l1", "l2"])
@@ -357,3 +358,10 @@ def test_gradients_reach_every_parameter(options: dict) -> None:
     unmoved = [key for key, p in model.named_parameters() if p.grad is not None and not p.grad.abs().sum()]
     assert not without
     assert not unmoved
+
+
+def test_timm_files_get_the_epsilon_of_timm() -> None:
+    """The same tensors, named as the authors and as timm name them, are not the same network."""
+    names = timm.create_model("efficientvit_b1", pretrained=False, num_classes=3).state_dict()
+    assert identify(names).options == {"attention_eps": 1e-5}
+    assert identify(create_model("efficientvit_b1", num_classes=3).state_dict()).options == {}

@@ -71,6 +71,8 @@ class Family:
     Attributes:
         convert: ``state dict in any published layout -> ours`` (keys ``backbone.*`` and ``head.*``), ``None`` when
             the keys are not this family's. It must not change a dictionary that is in our layout already.
+        implied: ``state dict in any layout, before convert -> options`` of ``create_model`` that the file needs and
+            that no variant has by default, told by its keys and shapes.
         stem: key of the first convolution, whose shape tells the channels of the image.
         options: options of ``create_model`` that reach the backbone, with what they do.
         licence: licence of the published weights.
@@ -80,6 +82,7 @@ class Family:
     paper: str
     variants: dict[str, Variant]
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor] | None]
+    implied: Callable[[Mapping[str, Tensor]], dict[str, Any]] = lambda state: {}
     stem: str = "backbone.stem.0.conv.weight"
     options: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save
@@ -230,10 +230,17 @@ def _tensors(found: Any, depth: int = 0) -> dict[str, Tensor]:
     return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
 
 
-def to_our_layout(
-    state: Mapping[str, Tensor], families: Iterable[Family] | None = None
-) -> tuple[dict[str, Tensor], str]:
-    """Rename ``state`` from whichever published layout it is in; returns it with the layout's family name.
+class Recognised(NamedTuple):
+    """A state dict that a family knows."""
+
+    state: dict[str, Tensor]  # in our layout
+    family: Family
+    published: bool  # it was in another layout
+    options: dict[str, Any]  # of create_model, which the file implies
+
+
+def recognise(state: Mapping[str, Tensor]) -> Recognised:
+    """Tell the family of ``state`` by its keys, and bring it from whichever published layout into ours.
 
     Raises:
         CheckpointError: no family recognises the keys.
@@ -241,12 +248,13 @@ def to_our_layout(
     candidates = [dict(state)]
     while prefix := next((p for p in _STRIPPED if all(key.startswith(p) for key in candidates[-1])), None):
         candidates.append({key.removeprefix(prefix): value for key, value in candidates[-1].items()})
+    candidates.append({f"backbone.{key}": value for key, value in candidates[-1].items()})  # saved from a backbone
     for candidate in candidates:
-        for family in families or FAMILIES.values():
+        for family in FAMILIES.values():
             converted = family.convert(candidate)
             if converted is not None:
-                same = converted.keys() == candidate.keys()
-                return converted, "foveal" if same else family.name
+                published = converted.keys() != candidate.keys()
+                return Recognised(converted, family, published, family.implied(candidate))
     raise CheckpointError(f"layout not recognised; first keys: {_line(', '.join(list(state)[:4]))}")
 
 
@@ -282,7 +290,8 @@ def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], finetune:
     if 2 * len(own.keys() & state.keys()) > len(own):
         layout = "foveal"
     else:
-        state, layout = to_our_layout(state)
+        found = recognise(state)
+        state, layout = found.state, found.family.name if found.published else "foveal"
     fresh: tuple[str, ...] = ()
     if finetune:
         fresh = ("head.classifier.",) if task_of(own) == task_of(state) else ("head.",)

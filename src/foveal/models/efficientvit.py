@@ -293,9 +293,14 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
             state = {key.replace(old, new): value for key, value in state.items()}
     elif "stem.in_conv.conv.weight" in state:
         state = {rename(key, _TIMM_NAMES): value for key, value in state.items()}
-    elif not any(key.startswith("backbone.stages.0.0.expand.") for key in state):
+    elif not any(key.startswith("backbone.stages.") and ".local.expand." in key for key in state):
         return None
     return {rename(key): value for key, value in state.items()}
+
+
+def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What timm's port does differently."""
+    return {"attention_eps": 1e-5} if any(key.endswith("stem.in_conv.conv.weight") for key in state) else {}
 
 
 def _b_heads(width: int, depth: int) -> dict[str, dict[str, Any]]:
@@ -409,6 +414,7 @@ _FAMILY = register(
         paper="arXiv 2205.14756",
         variants={name: variant(name, config) for name, config in CONFIGS.items()},
         convert=convert,
+        implied=implied,
         options={
             "scales": "kernel sizes of the attention branches beyond the identity, default (5,), XL (3,)",
             "attention_eps": "epsilon of the attention normaliser, default 1e-15 (timm: 1e-5)",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,6 @@ from .predict import Predictor, TorchRunner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from ..registry import Variant
 
 Runtime = Literal["auto", "onnxruntime", "torch"]
 _DTYPES = {"auto": "float32", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
@@ -101,8 +99,11 @@ def load_model(ref: str | Path) -> nn.Module:
     return model.eval()
 
 
-def identify(state: dict[str, Tensor]) -> ModelInfo:
+def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     """Tell what a published state dict is by its keys and shapes alone.
+
+    Args:
+        state: of a task model or of a backbone alone, in any published layout or ours; tensors on the meta device do.
 
     Raises:
         CheckpointError: no known architecture has these shapes.
@@ -110,29 +111,33 @@ def identify(state: dict[str, Tensor]) -> ModelInfo:
     import torch
 
     from ..factory import create_model
-    from ..registry import FAMILIES
-    from ..weights import task_of, to_our_layout
+    from ..weights import recognise, task_of
 
-    state, family = to_our_layout(state)
-    shapes, task = _shapes(state), task_of(state)
+    found = recognise(state)
+    shapes, task = _shapes(found.state), task_of(found.state)
     num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
-    in_chans = next((shapes[entry.stem][1] for entry in FAMILIES.values() if entry.stem in shapes), 3)
-    for name, variant, head, licence in _candidates(family, task):
-        options: dict[str, Any] = {"head": head} if head else {}
-        with torch.device("meta"):
-            candidate = create_model(name, task, num_classes=num_classes, in_chans=in_chans, **options)
-        if _shapes(candidate.state_dict()) == shapes:
+    in_chans = shapes[found.family.stem][1] if found.family.stem in shapes else 3
+    bare = not any(key.startswith("head.") for key in shapes)
+    for name, variant in found.family.variants.items():
+        for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
+            options = found.options | ({"head": head} if head else {})
+            with torch.device("meta"):
+                candidate = create_model(
+                    name, task, num_classes=num_classes, in_chans=in_chans, features_only=bare, **options
+                )
+            if _shapes(candidate.state_dict()) != (_without_prefix(shapes) if bare else shapes):
+                continue
             published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
             crop = {"size": (224, 224), "crop_ratio": variant.crop_ratio} if task == "classify" else {}
             return ModelInfo(
                 model=name,
-                task=task,
+                task="features" if bare else task,
                 num_classes=num_classes,
                 in_chans=in_chans,
                 options=options,
                 preprocess=Preprocess(**crop),
                 labels=OF_HEAD.get(head, Labels()) if published else Labels(),
-                licence=licence,
+                licence=found.family.licence,
             )
     raise CheckpointError(
         "no known architecture has these shapes; build it with create_model and its options, then load_checkpoint"
@@ -143,14 +148,8 @@ def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
 
 
-def _candidates(family: str, task: str) -> Iterator[tuple[str, Variant, str, str]]:
-    """(name, variant, published head, licence of the weights) of everything that a file of ``family`` may hold."""
-    from ..registry import FAMILIES, variants
-
-    for name, (entry, variant) in variants().items():
-        if family not in FAMILIES or entry.name == family:
-            for head in variant.segment_heads if task == "segment" else ("",):
-                yield name, variant, head, entry.licence
+def _without_prefix(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    return {key.removeprefix("backbone."): shape for key, shape in shapes.items()}
 
 
 class OnnxRunner:
