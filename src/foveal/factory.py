@@ -13,7 +13,7 @@ from .errors import ConfigError, nearest
 from .info import Labels, ModelInfo, Preprocess, attach
 from .registry import Backbone, Variant, published, variants
 from .tasks import classify, segment
-from .weights import load_for_finetuning, read_weights
+from .weights import load_for_finetuning, read_weights, recognise
 
 TASKS = ("classify", "segment")
 _IMAGENET_CLASSES = 1000
@@ -84,6 +84,8 @@ def create_model(
     if info and info.task == task:
         num_classes = info.num_classes if num_classes is None else num_classes
         options = {**info.options, **options}
+    if state is not None and info is None:
+        options = {**recognise(state).options, **options}
     valid = set(family.options) | ({"head"} if task == "segment" else set())
     for option in options:
         if option not in valid:
