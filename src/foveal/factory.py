@@ -13,7 +13,7 @@ from .errors import ConfigError, nearest
 from .info import Labels, ModelInfo, Preprocess, attach
 from .registry import Backbone, Variant, published, variants
 from .tasks import classify, segment
-from .weights import load_for_finetuning, read_weights
+from .weights import load_for_finetuning, read_weights, recognise
 
 TASKS = ("classify", "segment")
 _IMAGENET_CLASSES = 1000
@@ -80,10 +80,13 @@ def create_model(
     if tag and weights is None:
         weights = f"{name}.{tag}"
     state, info = (None, None) if weights is None else read_weights(weights, name)
+    if state is not None and info is None and (found := recognise(state)).family is family:
+        options = {**found.options, **options}
     task = _check_task(task or (info.task if info else "classify"))
-    if info and info.task == task:
-        num_classes = info.num_classes if num_classes is None else num_classes
-        options = {**info.options, **options}
+    if info:
+        if info.task == task:
+            num_classes = info.num_classes if num_classes is None else num_classes
+        options = {k: v for k, v in info.options.items() if info.task == task or k in family.options} | options
     valid = set(family.options) | ({"head"} if task == "segment" else set())
     for option in options:
         if option not in valid:
@@ -111,7 +114,7 @@ def create_model(
     )
     attach(model, described)
     if state is not None:
-        load_for_finetuning(model, state)
+        load_for_finetuning(model, state, info)
     return model
 
 
