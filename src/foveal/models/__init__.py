@@ -2,3 +2,4 @@
 
 from . import efficientvit as efficientvit
 from . import efficientvit_m as efficientvit_m
+from . import mambavision as mambavision
