@@ -85,12 +85,13 @@ def create_model(
     task = _check_task(task or (info.task if info else "classify"))
     classifies = task == "classify" and not features_only
     of_classifier = set(family.classifier_options) if classifies else set()
-    valid = set(family.options) | of_classifier | ({"head"} if task == "segment" else set())
+    general = set(family.options) | set(family.settings)
+    valid = general | of_classifier | ({"head"} if task == "segment" else set())
     if info:
         if info.task == task:
             num_classes = info.num_classes if num_classes is None else num_classes
         same = info.task == task and not features_only
-        options = {k: v for k, v in info.options.items() if same or k in family.options} | options
+        options = {k: v for k, v in info.options.items() if same or k in general} | options
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
@@ -106,6 +107,8 @@ def create_model(
         model, num_classes = _classifier(
             name, variant, backbone, num_classes, {k: v for k, v in options.items() if k in of_classifier}
         )
+    settings = {k: v for k, v in options.items() if k in family.settings}
+    family.set(model, **{**variant.settings, **settings})
     described = ModelInfo(
         model=name,
         task="features" if features_only else task,
