@@ -75,6 +75,7 @@ class Variant:
         size: side of that crop, in pixels.
         published: weights that were released, with their figures.
         settings: defaults of the family's settings.
+        twins: variants with the same tensors and other settings, which a file alone does not tell from this one.
     """
 
     backbone: Callable[..., Backbone]
@@ -84,6 +85,7 @@ class Variant:
     size: int = 224
     published: tuple[Published, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    twins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -351,6 +351,7 @@ def variants_of(
             classifier=partial(ClassifierHead, config=config),
             published=published.get(f"{prefix}{name}", ()),
             settings=settings,
+            twins=(name,) if prefix else (f"tf_{name}",),
             **{key: values[name] for key, values in about.items()},
         )
         for prefix, settings in (("", SYMMETRIC), ("tf_", TENSORFLOW))

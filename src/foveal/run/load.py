@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import assets, hub
-from ..data.labels import OF_HEAD
+from ..data.labels import IMAGENET, OF_HEAD
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError, nearest
 from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of, say_licence
 from ..references import SAVED, find_local
@@ -20,6 +21,8 @@ from .predict import Predictor, TorchRunner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from ..registry import Variant
 
 Runtime = Literal["auto", "onnxruntime", "torch"]
 _DTYPES = {"auto": "float32", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
@@ -120,9 +123,16 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     shapes = _shapes({key: value for key, value in found.state.items() if not bare or key.startswith("backbone.")})
     num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
     in_chans = shapes[found.family.stem][1] if found.family.stem in shapes else 3
-    for name, variant in found.family.variants.items():
+    told = {k: v for k, v in found.options.items() if k in found.family.settings}
+    others = {k: v for k, v in found.options.items() if k not in told}
+
+    def changed(variant: Variant) -> dict[str, Any]:
+        return {k: v for k, v in told.items() if variant.settings[k] != v}
+
+    # Of twins the one that needs the fewest settings.
+    for name, variant in sorted(found.family.variants.items(), key=lambda item: len(changed(item[1]))):
         for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
-            options = found.options | ({"head": head} if head else {})
+            options = others | changed(variant) | ({"head": head} if head else {})
             with torch.device("meta"):
                 candidate = create_model(
                     name, task, num_classes=num_classes, in_chans=in_chans, features_only=bare, **options
@@ -133,6 +143,8 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
             crop = (
                 {"size": (variant.size, variant.size), "crop_ratio": variant.crop_ratio} if task == "classify" else {}
             )
+            if variant.twins and found.published and not told:
+                _say_twins(name, variant.twins)
             return ModelInfo(
                 model=name,
                 task="features" if bare else task,
@@ -140,12 +152,28 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
                 in_chans=in_chans,
                 options=options,
                 preprocess=Preprocess(**crop),
-                labels=OF_HEAD.get(head, Labels()) if published else Labels(),
+                labels=_published_labels(head if published else "", task, num_classes, found.published),
                 licence=found.family.licence,
             )
     raise CheckpointError(
         "no known architecture has these shapes; build it with create_model and its options, then load_checkpoint"
     )
+
+
+def _say_twins(name: str, twins: tuple[str, ...]) -> None:
+    print(
+        f"taken for {name}, but {' or '.join(twins)} has the same tensors; if it is that, say so: "
+        f"create_model({twins[0]!r}, weights=...)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _published_labels(head: str, task: str, num_classes: int, published: bool) -> Labels:
+    """Classes of a file that says nothing of them: those of a published head's data set; ImageNet's where they fit."""
+    if task == "classify" and published and num_classes == len(IMAGENET.names):
+        return IMAGENET
+    return OF_HEAD.get(head, Labels())
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -206,7 +234,8 @@ def _exported(ref: str) -> Path | None:
 
 def _labels(info: ModelInfo) -> Labels:
     """Names and colours of the data set that published weights are for."""
-    labels = OF_HEAD.get(info.tag, Labels())
+    imagenet = info.task == "classify" and info.tag.endswith("in1k")
+    labels = IMAGENET if imagenet else OF_HEAD.get(info.tag, Labels())
     return labels if len(labels.names) == info.num_classes else Labels()
 
 
