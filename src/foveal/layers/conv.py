@@ -92,7 +92,8 @@ def pad_same(x: Tensor, kernel_size: int, stride: int) -> Tensor:
         total = (ceil_div(length, stride) - 1) * stride + kernel_size - length
         if kernel_size < stride:  # only then can it be negative; a maximum would be one more thing to export
             total = max(total, 0)
-        pads += [total // 2, (total + 1) // 2]
+        # A sum that symbolic sizes cancel from: halves rounded each their way would grow with every layer.
+        pads += [total // 2, total - total // 2]
     return F.pad(x, pads)
 
 
@@ -117,7 +118,7 @@ def set_convention(
     """
     if padding not in (None, "symmetric", "same"):
         raise ConfigError(f"unknown padding {padding!r}{nearest(padding, ('symmetric', 'same'))}")
-    if norm_eps is not None and norm_eps < 0 or norm_momentum is not None and not 0 <= norm_momentum <= 1:
+    if (norm_eps is not None and norm_eps < 0) or (norm_momentum is not None and not 0 <= norm_momentum <= 1):
         raise ConfigError(f"norm_eps={norm_eps}, norm_momentum={norm_momentum}: give 0 or more, and 0 to 1")
     for part in module.modules():
         if isinstance(part, ConvNormAct):
