@@ -7,15 +7,15 @@ from torch import Tensor
 
 import foveal
 from foveal.run.batches import Batches
-from foveal.run.recompute import recompute_stages
+from foveal.run.recompute import recompute
 
 
-def _trained_once(recompute: bool) -> tuple[list[Tensor], list[Tensor], int]:
+def _trained_once(again: bool) -> tuple[list[Tensor], list[Tensor], int]:
     """Gradients, buffers, and bytes kept for the backward pass."""
     torch.manual_seed(0)
     model = foveal.create_model("efficientvit_b0", "segment", num_classes=3).double()
-    if recompute:
-        recompute_stages(model)
+    if again:
+        recompute(model.backbone.stages)
     kept = 0
 
     def pack(x: Tensor) -> Tensor:

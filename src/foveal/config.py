@@ -54,6 +54,8 @@ class TrainConfig:
         grad_checkpointing: whether the backbone's stages are computed again in the backward pass, to save memory.
         freeze_bn: whether the batch norms keep the statistics that they start with.
         sync_bn: whether the batch norms of several processes share their statistics.
+        fsdp: whether parameters, gradients and optimiser are sharded over the processes (FSDP2), for models that do not
+            fit on each of them.
         bn_batches: training batches to estimate the averaged weights' norm statistics on, at the end; 0: keep averages.
         precision: "fp32", "bf16" or "fp16" (autocast), or "fp64" (everything: to tell rounding from error).
         workers: data loading processes.
@@ -95,6 +97,7 @@ class TrainConfig:
     grad_checkpointing: bool = False
     freeze_bn: bool = False
     sync_bn: bool = True
+    fsdp: bool = False
     bn_batches: int = 0
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     workers: int = 1

@@ -38,6 +38,7 @@ def train(
     config: Path | None = None,
     out: Path = Path("runs/train"),
     resume: bool = False,
+    fsdp: bool | None = None,
     set: Annotated[dict[str, str] | None, Parameter(help=_SET_HELP, converter=_settings)] = None,
     json: Json = False,
 ) -> int:
@@ -57,11 +58,14 @@ def train(
         Folder of the run.
     resume
         Go on from the run in --out.
+    fsdp
+        Shard the model over torchrun's processes (FSDP2), where it does not fit on each of them.
     """
     from .. import train as train_model
 
     overrides = {key: _yaml_value(key, text) for key, text in (set or {}).items()}
-    overrides |= {key: value for key, value in (("model", model), ("task", task)) if value is not None}
+    named = {"model": model, "task": task, "fsdp": fsdp}
+    overrides |= {key: value for key, value in named.items() if value is not None}
     result = train_model(data, config=config, out=out, resume=resume, **overrides)
     figure = {result.metric: result.value} if math.isfinite(result.value) else {}
     report = {"folder": str(result.folder), "best": str(result.best), "loss": result.losses[-1], **figure}

@@ -7,11 +7,76 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import FovealError
+from ..config import TrainConfig
+from ..errors import ConfigError, FovealError, TrainingError
 from .jobs import Job
+
+
+class Loader:
+    """This process's batches of a run, from any position on.
+
+    Attributes:
+        per_epoch: batches in an epoch.
+        awaited: samples of the batch that was asked for last.
+
+    Raises:
+        ConfigError: an epoch would hold no batch.
+    """
+
+    def __init__(self, job: Job, config: TrainConfig, accelerator: Accelerator, dtype: torch.dtype) -> None:
+        self.job, self.config, self.accelerator, self.dtype = job, config, accelerator, dtype
+        self.per_epoch = len(job.files) // config.batch_size
+        if not self.per_epoch:
+            raise ConfigError(f"batch_size={config.batch_size} is above the {len(job.files)} training images")
+        self.awaited: list[int] = []
+
+    def batches(self, position: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Indices, images ``(B, 3, H, W)`` and targets, on the device, without end.
+
+        Raises:
+            FovealError: what a bad sample raised.
+        """
+        accelerator = self.accelerator
+        order = Batches(
+            len(self.job.files),
+            self.config.batch_size,
+            self.config.seed,
+            position,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        loader = DataLoader(
+            Samples(self.job, self.config.seed),
+            batch_sampler=order,
+            num_workers=self.config.workers,
+            collate_fn=collated,
+            worker_init_fn=deaf,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        places, stream = iter(order), iter(loader)
+        for place in places:
+            self.awaited = [index for _, index in place]
+            batch = next(stream)
+            if isinstance(batch, FovealError):
+                raise batch
+            image, target = (part.to(accelerator.device, non_blocking=True) for part in batch)
+            yield self.awaited, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
+
+    def death(self, error: RuntimeError) -> TrainingError | None:
+        """What ``error`` means where it says that a loading process died.
+
+        torch's handler of SIGCHLD raises it, wherever the main process is just then.
+        """
+        if "DataLoader worker" not in str(error):
+            return None
+        names = ", ".join(str(self.job.files[index]) for index in self.awaited)
+        return TrainingError(
+            f"a data loading process died, probably for want of memory, at or after: {names}; resume with fewer workers"
+        )
 
 
 class Samples(Dataset):
