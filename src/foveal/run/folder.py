@@ -8,7 +8,6 @@ file but the log is written aside and renamed; the log grows line by line.
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -161,12 +160,14 @@ class RunFolder:
 
     def save_state(self, parts: Mapping[str, Any], state: RunState) -> None:
         """Write the whole ``state_dict`` of every part, and ``state``; every process must call this."""
-        found = {name: whole_state(part, self.writes) for name, part in parts.items()}
-        if self.writes:
-            with written_whole(self.state) as temporary:
-                buffer = io.BytesIO()  # torch's own writer turns a full disk into an error without a reason
-                torch.save({**found, "progress": vars(state)}, buffer)
-                temporary.write_bytes(buffer.getbuffer())
+        found: dict[str, Any] = {name: whole_state(part, self.writes) for name, part in parts.items()}
+        if not self.writes:
+            return
+        with written_whole(self.state) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save({**found, "progress": vars(state)}, file)
+            except RuntimeError as error:  # torch's own, which does not say that the disk is full
+                raise error.__context__ if isinstance(error.__context__, OSError) else error
 
     def load_state(self, parts: Mapping[str, Any]) -> RunState:
         """Put every part where :meth:`save_state` found it, with whatever number of processes.
