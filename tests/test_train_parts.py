@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 import foveal
+from foveal.config import TrainConfig
+from foveal.data.classification import ClassificationData
+from foveal.info import Labels
 from foveal.run.batches import Batches
 from foveal.run.recompute import recompute
 
@@ -39,13 +44,15 @@ def test_recomputed_stages_change_memory_alone() -> None:
 
 
 def test_batches_continue_where_a_run_stopped() -> None:
-    """From any position the same batches follow; processes share each; an epoch sees no image twice."""
-    whole = iter(Batches(10, 4, 0, 0, 0, 1))
+    """From any position the same batches follow; processes share each; a pass sees no image twice."""
+    data = ClassificationData(tuple((Path(f"{i}.jpg"), 0) for i in range(10)), Labels(("one",)))
+    config = TrainConfig(batch_size=4)
+    whole = iter(Batches(data, config, 0, 0, 1))
     expected = [next(whole) for _ in range(6)]
     for position in range(6):
-        later = iter(Batches(10, 4, 0, position, 0, 1))
+        later = iter(Batches(data, config, position, 0, 1))
         assert [next(later) for _ in range(6 - position)] == expected[position:]
-    shares = [iter(Batches(10, 4, 0, 0, rank, 2)) for rank in range(2)]
+    shares = [iter(Batches(data, config, 0, rank, 2)) for rank in range(2)]
     for batch in expected:
         parts = [next(share) for share in shares]
         assert sorted(parts[0] + parts[1]) == sorted(batch)

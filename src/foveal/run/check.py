@@ -17,6 +17,7 @@ from ..data.classification import ClassificationData, class_folders
 from ..data.layout import ALL, FILE, DatasetFile, Problem, describe
 from ..data.segmentation import SegmentationData
 from ..data.segmentation_layouts import LAYOUTS, layout_of, unknown_layout
+from ..data.shards import find_shards
 from ..data.stream import TarStream
 from ..data.super_resolution import SuperResolutionData
 from ..errors import DataError, InputError
@@ -161,7 +162,7 @@ def _check(report: DataReport, described: DatasetFile, progress: Progress) -> No
     if wanted not in _OTHERS and (layout := layout_of(root, described)):
         report.layout = layout.name
         _check_masks(report, described, progress)
-    elif wanted in ("", stream.LAYOUT) and (found := stream.shards(root)):
+    elif wanted in ("", stream.LAYOUT) and (found := find_shards(root)[2]):
         report.layout = stream.LAYOUT
         _check_tars(report, tuple(found), progress)
     elif wanted in ("", super_resolution.LAYOUT) and (high := super_resolution.high_folders(root, described)):
@@ -255,7 +256,7 @@ def _scale_of_first(pairs: Sequence[tuple[Path | None, Path]]) -> int:
 
 
 def _check_tars(report: DataReport, splits: Sequence[str], progress: Progress) -> None:
-    for name in splits:
+    for name in _wholes(splits):
         split = SplitReport(name)
         report.splits.append(split)
         bad: list[Problem] = []

@@ -167,7 +167,9 @@ class RunFolder:
             try:
                 torch.save({**found, "progress": vars(state)}, file)
             except RuntimeError as error:  # torch's own, which does not say that the disk is full
-                raise error.__context__ if isinstance(error.__context__, OSError) else error
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
 
     def load_state(self, parts: Mapping[str, Any]) -> RunState:
         """Put every part where :meth:`save_state` found it, with whatever number of processes.

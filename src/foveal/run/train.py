@@ -68,7 +68,7 @@ def train(
     SIGTERM and Ctrl-C save the state at the next step and end the process; ``resume`` goes on from there.
 
     Args:
-        data: folder of the data set (see :mod:`foveal.data`).
+        data: folder of the data set (see :mod:`foveal.data`), or a pattern of tar files.
         config: recipe, as an object or a YAML file; default: the run's own when resuming, else
             :class:`~foveal.config.TrainConfig`'s defaults.
         out: folder of the run.
@@ -120,11 +120,14 @@ class _Run:
         )
         self.info = info_of(model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
-        self.state = RunState(len(job.files))
+        self.state = RunState(len(job.data))
         self.saved_at = time.monotonic()
 
     def start(self) -> None:
         """Put the settings and the first state into the folder."""
+        self.progress.note(
+            f"{self.state.images} training images, {self.loader.per_epoch} steps per epoch, {self.steps} in all"
+        )
         self.folder.write_config(self.config)
         self.save()
 
@@ -210,7 +213,7 @@ class _Run:
         Raises:
             TrainingError: that happened too often.
         """
-        names = ", ".join(self.job.files[index].name for index in indices)
+        names = ", ".join(self.job.data.name(index).name for index in indices)
         failed, position, rollbacks = self.state.step + 1, self.state.position, self.state.rollbacks
         if rollbacks == _ROLLBACKS:
             raise TrainingError(
@@ -264,7 +267,7 @@ class _Run:
             state.best = max(state.best, value)
         # A path of this machine means nothing elsewhere.
         settings = to_dict(config) | {"weights": Path(config.weights).name}
-        notes = {"config": settings, "images": len(job.files), "log": line | figures}
+        notes = {"config": settings, "images": len(job.data), "log": line | figures}
         self.folder.save_weights(averaged.state_dict(), self.info.replace(notes=notes), better)
         return figures
 
