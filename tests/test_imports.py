@@ -38,7 +38,7 @@ LIGHT = [
     "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
     "data.tar_samples", "data.transforms", "run.check",
     "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress",
-    "run.boundary", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
+    "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

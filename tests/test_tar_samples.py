@@ -152,6 +152,19 @@ def test_samples_without_a_label_are_named_at_once(root: Path, task: str) -> Non
         open_labelled(root, ["all"], task)  # type: ignore[arg-type]
 
 
+def test_check_lists_what_training_refuses(root: Path) -> None:
+    """Samples without image or label; leaving out what it lists makes the rest fit for training."""
+    members = [("0.png", photo(0)), ("0.cls", b"1"), ("1.png", photo(1)), ("2.cls", b"1"), ("3.png", b"no image")]
+    shard(root / "0.tar", [*members, ("3.cls", b"0")])
+    report = check_data(root)
+    assert report.bad_files == ["0.tar/1", "0.tar/2", "0.tar/3"]
+    assert report.splits[0].items == 4
+    (root / "bad.txt").write_text("\n".join(report.bad_files))
+    (root / "dataset.yaml").write_text("names: [a, b]\nexclude: bad.txt")
+    data = open_labelled(root, ["all"], "classify")
+    assert [data.name(index).name for index in range(len(data))] == ["0"]
+
+
 def _cuts() -> list[int]:
     """Lengths to cut a tar file of three samples to: within a header, within data, between members, before the mark."""
     return [300, 512 + 20, 1024, 1024 + 512, 2048, 2048 + 700, 3 * 2048]

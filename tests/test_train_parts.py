@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 import foveal
 from foveal.config import TrainConfig
 from foveal.data.classification import ClassificationData
 from foveal.info import Labels
 from foveal.run.batches import Batches
+from foveal.run.folder import RunFolder, RunState
 from foveal.run.recompute import recompute
 
 
@@ -57,3 +60,14 @@ def test_batches_continue_where_a_run_stopped() -> None:
         parts = [next(share) for share in shares]
         assert sorted(parts[0] + parts[1]) == sorted(batch)
     assert len({index for batch in expected[:2] for _, index in batch}) == 8
+
+
+def test_a_state_needs_a_torch_that_reads_it_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2026-24747: refused in one line, before the data set is read."""
+    folder = RunFolder(tmp_path)
+    folder.write_config(TrainConfig())
+    folder.save_state({}, RunState(images=3))
+    folder.check_resumable(TrainConfig())
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cpu"))
+    with pytest.raises(foveal.CheckpointError, match=r"state\.pt: torch 2\.9\.1\+cpu cannot read this safely"):
+        foveal.train(tmp_path / "nowhere", out=tmp_path, resume=True)

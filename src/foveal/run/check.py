@@ -23,6 +23,7 @@ from ..data.super_resolution import SuperResolutionData
 from ..errors import DataError, InputError
 from ..imaging import read_image
 from ..info import IGNORE, Labels
+from .overview import Examples
 from .progress import Progress
 
 _OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT)
@@ -41,6 +42,7 @@ class SplitReport:
         pixels: labelled pixels of each class.
         images: images in which each class occurs.
         ignored: pixels that are left out.
+        examples: a few samples, as pictures.
     """
 
     name: str
@@ -50,6 +52,7 @@ class SplitReport:
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     ignored: int = 0
+    examples: Examples = field(default_factory=Examples)
 
     @property
     def ignored_share(self) -> float:
@@ -201,6 +204,7 @@ def _check_masks(report: DataReport, described: DatasetFile, progress: Progress)
                 split.sizes[image.shape[:2]] += 1
                 if not split.count_classes(mask, len(part.labels.names)):
                     void.append(path.name)
+                split.examples.offer(path.name, image, mask, part.labels)
                 _note_twin(report, known, split.name, path)
         if void:
             more = ", ..." if len(void) > 5 else ""
@@ -223,6 +227,7 @@ def _check_classes(report: DataReport, splits: Sequence[str], progress: Progress
             if sample := _read(data, index, path, report, split):
                 split.sizes[sample[0].shape[:2]] += 1
                 split.count_classes(label, len(data.labels.names))
+                split.examples.offer(path.name, sample[0], label, data.labels)
                 _note_twin(report, known, split.name, path)
 
 
@@ -240,6 +245,7 @@ def _check_large(report: DataReport, splits: Sequence[str], described: DatasetFi
                 small, large = pairs[index]
                 if sample := _read(data, index, small or large, report, split):
                     split.sizes[sample[1].shape[:2]] += 1
+                    split.examples.offer(large.name, sample[1], None, report.labels)
 
 
 def _scale_of_first(pairs: Sequence[tuple[Path | None, Path]]) -> int:
@@ -269,11 +275,15 @@ def _check_tars(report: DataReport, splits: Sequence[str], progress: Progress) -
         with progress.bar(f"check {name}", len(data.shards)) as bar:
             for shard in data.shards:
                 for sample in dataclasses.replace(data, shards=(shard,)):
+                    classes = sample.mask if sample.mask is not None else sample.label
+                    if classes is None and data.labels.names:
+                        note(shard, sample.key, f"{shard}: {sample.key}: neither mask nor class index")
+                        continue
                     split.readable += 1
                     split.sizes[sample.image.shape[:2]] += 1
-                    classes = sample.mask if sample.mask is not None else sample.label
                     if classes is not None and data.labels.names:
                         split.count_classes(classes, len(data.labels.names))
+                    split.examples.offer(f"{shard.name}/{sample.key}", sample.image, classes, data.labels)
                 bar.advance()
         split.items = split.readable + len(bad)
         report.problems += bad
