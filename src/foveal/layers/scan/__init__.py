@@ -1,0 +1,142 @@
+"""The selective scan of Mamba (arXiv 2312.00752, section 3.2 and algorithm 2), in five forms behind one function.
+
+``loop`` is the definition; ``parallel`` is a graph of standard operations, for export; ``chunked`` is for long
+sequences in plain torch; ``kernel`` is compiled for this machine's CPU at first use; ``triton`` is for NVIDIA GPUs.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import ConfigError, InputError, nearest
+from . import reference
+
+FORMS = {"loop": reference.loop, "parallel": reference.parallel, "chunked": reference.chunked}
+METHODS = ("auto", *FORMS)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None = None,  # noqa: N803
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    method: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Scan ``h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t``, ``y_t = C_t . h_t + D u_t``, from ``h_{-1} = 0``.
+
+    Args:
+        u: input, ``(B, D, L)``.
+        delta: step sizes, ``(B, D, L)``: ``dt = softplus(delta + delta_bias)``, or without softplus the sum itself.
+        A: ``(D, N)``, real; states decay where it is negative.
+        B: input matrix: ``(B, N, L)``; ``(B, G, N, L)``, where channel ``j`` uses group ``j // (D / G)``; or the same
+            for all tokens, ``(D, N)``.
+        C: output matrix, of any of these shapes.
+        D: skip connection, ``(D,)``.
+        z: gate, ``(B, D, L)``: ``y`` is multiplied by ``SiLU(z)``.
+        delta_bias: ``(D,)``, added to ``delta``.
+        delta_softplus: whether steps go through softplus.
+        return_last_state: whether to return ``h`` after the last token, too.
+        method: ``"loop"``, ``"parallel"``, ``"chunked"``, or ``"auto"``.
+
+    Returns:
+        ``y``, ``(B, D, L)`` in the dtype of ``u``; with ``return_last_state`` also ``h``, ``(B, D, N)``, in float32 or
+        float64. 16-bit and 32-bit inputs are computed in float32 (the loop: in float64), whatever autocast says.
+
+    Raises:
+        ConfigError: an unknown ``method``.
+        InputError: tensors whose shapes, dtypes or devices do not go together; complex ones.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method={method!r}: no such form of the selective scan{nearest(method, METHODS)}")
+    _check(u, delta, A, B, C, D, z, delta_bias)
+    if method == "auto":
+        method = _choice(u)
+    wide = torch.promote_types(u.dtype, torch.float32)
+    inner = torch.float64 if method == "loop" and u.device.type != "mps" else wide  # mps has no float64
+    device = u.device.type
+    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+        x, dt, A, B, C = (v.to(inner) for v in (u, delta, A, B, C))  # noqa: N806
+        B, C = (_grouped(v, x) for v in (B, C))  # noqa: N806
+        if delta_bias is not None:
+            dt = dt + delta_bias.to(inner)[:, None]
+        if delta_softplus:
+            dt = F.softplus(dt)
+        y, state = FORMS[method](x, dt, A, B, C)
+        if D is not None:
+            y = y + x * D.to(inner)[:, None]
+        if z is not None:
+            y = y * F.silu(z.to(inner))
+        y = y.to(u.dtype)
+    return (y, state.to(wide)) if return_last_state else y
+
+
+def _choice(u: Tensor) -> str:
+    return "parallel" if _exporting() else "chunked"
+
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def _grouped(matrix: Tensor, u: Tensor) -> Tensor:
+    """B or C as ``(B, G, N, L)``."""
+    if matrix.dim() == 2:
+        return matrix[None, :, :, None].expand(u.shape[0], -1, -1, u.shape[2])
+    return matrix[:, None] if matrix.dim() == 3 else matrix
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,  # noqa: N803
+    B: Tensor,  # noqa: N803
+    C: Tensor,  # noqa: N803
+    D: Tensor | None,  # noqa: N803
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> None:
+    """Raise InputError for the first argument that does not fit ``u`` and ``A``."""
+    given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    for name, tensor in given.items():
+        if tensor is None:
+            continue
+        if tensor.is_complex():
+            raise InputError(f"selective_scan: {name} is complex; only real tensors are supported")
+        if not tensor.is_floating_point():
+            raise InputError(f"selective_scan: {name} has dtype {tensor.dtype}; expected a floating-point one")
+        if tensor.device != u.device:
+            raise InputError(f"selective_scan: {name} is on {tensor.device}, u is on {u.device}")
+    if u.dim() != 3 or u.shape[2] < 1:
+        raise InputError(f"selective_scan: u has shape {tuple(u.shape)}; expected (B, D, L) with at least one token")
+    if A.dim() != 2 or A.shape[0] != u.shape[1]:
+        raise InputError(f"selective_scan: A has shape {tuple(A.shape)}; expected (D, N) with D = {u.shape[1]} as in u")
+    (batch, channels, length), states = u.shape, A.shape[1]
+    for name in ("delta", "z"):
+        tensor = given[name]
+        if tensor is not None and tensor.shape != u.shape:
+            raise InputError(f"selective_scan: {name} has shape {tuple(tensor.shape)}; expected {tuple(u.shape)} as u")
+    for name in ("D", "delta_bias"):
+        tensor = given[name]
+        if tensor is not None and tensor.shape != (channels,):
+            raise InputError(f"selective_scan: {name} has shape {tuple(tensor.shape)}; expected ({channels},)")
+    for name, tensor in (("B", B), ("C", C)):
+        shape = tuple(tensor.shape)
+        fits = shape in ((batch, states, length), (channels, states))
+        if len(shape) == 4:
+            groups = shape[1]
+            fits = shape == (batch, groups, states, length) and groups > 0 and channels % groups == 0
+        if not fits:
+            raise InputError(
+                f"selective_scan: {name} has shape {shape}; expected ({batch}, {states}, {length}), ({batch}, G, "
+                f"{states}, {length}) with G dividing {channels}, or ({channels}, {states})"
+            )
