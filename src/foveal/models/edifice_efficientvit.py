@@ -185,7 +185,7 @@ class Stage(nn.Module):
 
 
 class EfficientViTBackbone(Backbone):
-    """Backbone: ``(B, in_channels, H, W) ->`` one map per stage, finest first, the last one layer-normed.
+    """Backbone: ``(B, in_channels, H, W) ->`` one map per stage, finest first.
 
     Strides are ``patch_size`` and its doubles, or all ``patch_size`` without spatial downsampling. Sides are rounded
     up: where a patch does not divide the image, the last row and column are repeated.
@@ -207,7 +207,6 @@ class EfficientViTBackbone(Backbone):
             stride *= stage.stride
             self.stages.append(stage)
             self.feature_info.append(FeatureInfo(dim, stride))
-        self.final_norm = nn.LayerNorm(config.feature_size)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_min_size(x, self.min_size)
@@ -216,7 +215,6 @@ class EfficientViTBackbone(Backbone):
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        maps[-1] = self.final_norm(x)
         return [x.permute(0, 3, 1, 2) for x in maps]
 
 
@@ -227,7 +225,7 @@ _LAYERS = (
     (r"\.cga_proj\.", ".attention.project."),
     (r"\.cga_", ".attention."),
     (r"\.ffn_", ".ffn."),
-    (r"^final_norm\.", "backbone.final_norm."),
+    (r"^final_norm\.", "head.norm."),
     (r"^classifier\.", "head.classifier."),
     (r"\.(kernel|gamma)$", ".weight"),
     (r"\.beta$", ".bias"),
@@ -240,7 +238,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     Our layout is returned unchanged, ``None`` for anything else. The patch kernel is (channels * patch^2, out) there:
     of the channels that fit a square patch, the fewest are meant (always right for 1, 2, 3, 5, 6 and 7).
     """
-    if {"backbone.patch_embed.weight", "backbone.final_norm.weight"} <= state.keys():
+    if "backbone.patch_embed.weight" in state and any(".ffn.fc1." in key for key in state):
         return dict(state)
     if "patch_embed_proj.kernel" not in state:
         return None
