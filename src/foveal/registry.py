@@ -51,7 +51,8 @@ class Variant:
 
     Attributes:
         backbone: ``(in_chans, **options) -> Backbone``.
-        classifier: ``(in_channels, num_classes) -> nn.Module`` on the coarsest map, ``None`` if none was published.
+        classifier: ``(in_channels, num_classes, **classifier_options) -> nn.Module`` on the coarsest map, ``None`` if
+            none was published.
         segment_heads: keyword arguments of the published segmentation heads, by data set.
         crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation at 224.
         published: weights that were released, with their figures.
@@ -75,6 +76,7 @@ class Family:
             that no variant has by default, told by its keys and shapes.
         stem: key of the first convolution, whose shape tells the channels of the image.
         options: options of ``create_model`` that reach the backbone, with what they do.
+        classifier_options: the same for the classifier.
         licence: licence of the published weights.
     """
 
@@ -85,6 +87,7 @@ class Family:
     implied: Callable[[Mapping[str, Tensor]], dict[str, Any]] = lambda state: {}
     stem: str = "backbone.stem.0.conv.weight"
     options: Mapping[str, str] = field(default_factory=dict)
+    classifier_options: Mapping[str, str] = field(default_factory=dict)
     licence: str = ""
 
 

@@ -23,6 +23,7 @@ from . import models as models  # registers the families
 from .errors import CheckpointError
 from .files import written_whole
 from .info import KEY, ModelInfo, Preprocess
+from .layers.attention import CascadedGroupAttention, resize_position_biases
 from .references import find_file, find_local
 from .registry import FAMILIES, Family, Published, Variant, published
 
@@ -42,6 +43,7 @@ class LoadReport:
         layout: "foveal" or the family whose published names were translated.
         ignored: tensors of the file that a backbone has no use for (a task head).
         reinitialized: parameters of the model that kept their initial values (a classifier for other classes).
+        resized: tables of attention biases that were interpolated, as the model's windows are of another size.
         info: description found in the file, if it was written by Foveal.
     """
 
@@ -49,6 +51,7 @@ class LoadReport:
     layout: str
     ignored: tuple[str, ...] = ()
     reinitialized: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
     info: ModelInfo | None = field(default=None, repr=False)
 
 
@@ -294,7 +297,7 @@ def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], finetune:
         state, layout = found.state, found.family.name if found.published else "foveal"
     fresh: tuple[str, ...] = ()
     if finetune:
-        fresh = ("head.classifier.",) if task_of(own) == task_of(state) else ("head.",)
+        fresh = ("head.classifier",) if task_of(own) == task_of(state) else ("head.",)
     state, ignored = _part_of(state, own, fresh)
     # Counters of batches seen: older files lack them, and evaluation never reads them.
     for key in own.keys() - state.keys():
@@ -302,11 +305,12 @@ def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], finetune:
             state[key] = own[key]
     kept = tuple(k for k in own if k.startswith(fresh) and (k not in state or state[k].shape != own[k].shape))
     state = {**state, **{key: own[key] for key in kept}} if kept else state
+    resized = _resize_tables(model, state)
     _check_fit(own, state, source if not isinstance(source, Mapping) else "state dict")
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
-    return LoadReport(len(own) - len(kept), layout, ignored, kept, info)
+    return LoadReport(len(own) - len(kept), layout, ignored, kept, resized, info)
 
 
 def _part_of(
@@ -319,6 +323,18 @@ def _part_of(
     # Of a head that starts fresh, only a classifier may be the same one.
     ignored = tuple(key for key in state if key.startswith(fresh) and (key not in own or "head." in fresh))
     return {key: value for key, value in state.items() if key not in ignored}, ignored
+
+
+def _resize_tables(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, ...]:
+    """Bring tables of attention biases in ``state`` to the windows of ``model``; return which."""
+    resized = []
+    for name, module in model.named_modules():
+        key = f"{name}.position_biases"
+        if isinstance(module, CascadedGroupAttention) and key in state:
+            table = state[key]
+            state[key] = resize_position_biases(table, module.window_size)
+            resized += [key] if state[key] is not table else []
+    return tuple(resized)
 
 
 def task_of(state: Iterable[str]) -> str:

@@ -103,7 +103,7 @@ def _architectures(pattern: str, task: str | None) -> list[dict[str, Any]]:
                 "params": params,
                 "licence": family.licence,
                 "figures": [f"{tag} {text}" for tag, text in best.items()],
-                "options": dict(family.options),
+                "options": {**family.options, **family.classifier_options},
             }
         )
     return rows
