@@ -83,7 +83,7 @@ def create_model(
     task = _check_task(task or (info.task if info else "classify"))
     if info and info.task == task:
         num_classes = info.num_classes if num_classes is None else num_classes
-        unused = family.classifier_options if features_only else {}
+        unused = family.classifier_options.keys() - family.options.keys() if features_only else ()
         options = {k: v for k, v in info.options.items() if k not in unused} | options
     classifies = task == "classify" and not features_only
     of_classifier = set(family.classifier_options) if classifies else set()

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -254,3 +254,30 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     side = isqrt(inputs // chans)
     converted["backbone.patch_embed.weight"] = kernel.reshape(-1, chans, side, side)
     return converted
+
+
+def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Options other than the defaults that the shapes of a file tell.
+
+    None for ``compat``, where they do not tell the number of heads: such a model is built by its options.
+    """
+    state = convert(state) or {}
+    if not any(".attention.qkv." in key for key in state):
+        return {}
+    embed_dim, _, patch_size, _ = state["backbone.patch_embed.weight"].shape
+    stages = range(children(state, "backbone.stages."))
+    hidden, dim = [value for key, value in state.items() if key.endswith(".ffn.fc1.weight")][-1].shape
+    found = {
+        "patch_size": patch_size,
+        "embed_dim": embed_dim,
+        "depths": tuple(children(state, f"backbone.stages.{i}.blocks.") for i in stages),
+        "num_heads": tuple(children(state, f"backbone.stages.{i}.blocks.0.attention.qkv.") for i in stages),
+        "mlp_ratio": hidden / dim,
+        "downsample": "channels" if "backbone.stages.1.downsample.weight" in state else "spatial",
+    }
+    return {key: value for key, value in found.items() if value != getattr(EfficientViTConfig, key)}
+
+
+def children(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many modules a list has in a state dict, ``prefix`` being its name with the dot."""
+    return len({key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)})

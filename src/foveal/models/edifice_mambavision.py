@@ -13,16 +13,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..layers.conv import ConvNormAct
-from ..layers.resample import ceil_div, check_min_size
+from ..layers.attention import Attention
+from ..layers.conv import ConvNormAct, ResidualConv
+from ..layers.drop_path import DropPath, drop_path_rates
+from ..layers.mlp import Mlp
+from ..layers.resample import check_min_size
 from ..layers.scan import selective_scan
+from ..layers.windows import from_windows, to_windows
 from ..registry import Backbone, FeatureInfo
+from .edifice_efficientvit import children
 
 
 @dataclass(frozen=True)
@@ -97,36 +103,6 @@ class MambaVisionConfig:
         return self.dims[-1]
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training, drop each sample's branch with probability ``rate``.
-
-    What is kept grows by ``1 / (1 - rate)``. Keeps ``(B, ...)``.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        keep = x.new_empty(len(x), *(1 for _ in x.shape[1:])).bernoulli_(1 - self.rate)
-        return x * keep / (1 - self.rate)
-
-
-class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, GELU between them, plus the input: keeps ``(B, C, H, W)``."""
-
-    def __init__(self, dim: int, drop_path: float) -> None:
-        super().__init__()
-        self.conv1 = ConvNormAct(dim, dim, 3, bias=True, act=nn.GELU)
-        self.conv2 = ConvNormAct(dim, dim, 3, bias=True)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.conv2(self.conv1(x)))
-
-
 class MambaMixer(nn.Module):
     """Half of the channels through a selective scan, half through a convolution alone: keeps ``(B, N, C)``.
 
@@ -166,20 +142,17 @@ class MambaMixer(nn.Module):
         return self.out_proj(torch.cat([y, z], dim=1).transpose(1, 2))
 
 
-class SelfAttention(nn.Module):
-    """Softmax attention, ``(B, N, C) -> (B, N, C)``; with ``compat`` one head, scaled as one of ``num_heads``."""
+class OneHeadAttention(nn.Module):
+    """Edifice's attention, ``(B, N, C) -> (B, N, C)``: a single head, scaled as if it were one of ``num_heads``."""
 
-    def __init__(self, dim: int, num_heads: int, compat: bool = False) -> None:
+    def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = 1 if compat else num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.project = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
-        out = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        return self.project(out.transpose(1, 2).flatten(2))
+        return self.proj(F.scaled_dot_product_attention(*self.qkv(x).chunk(3, dim=-1), scale=self.scale))
 
 
 class TokenBlock(nn.Module):
@@ -187,10 +160,9 @@ class TokenBlock(nn.Module):
 
     def __init__(self, mixer: nn.Module, dim: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        hidden = round(dim * mlp_ratio)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.mixer = mixer
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.mlp = Mlp(dim, round(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,43 +170,49 @@ class TokenBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class Stage(nn.Module):
-    """Downsampling (none in the first stage), then blocks: ``(B, C, H, W) -> (B, C', ceil(H/2), ceil(W/2))``.
+class ConvStage(nn.Module):
+    """Convolutional blocks, after downsampling where the stage is not the first: ``(B, C, H, W) -> (B, C', h, w)``."""
 
-    The last two stages see tokens: those of a window, after zero-padding at the right and bottom; with ``compat`` the
-    whole map's. Windows do not see each other.
+    def __init__(self, index: int, config: MambaVisionConfig, rates: list[float]) -> None:
+        super().__init__()
+        dim = config.dims[index]
+        self.downsample = _downsample(config, index) if index else nn.Identity()
+        self.blocks = nn.Sequential(
+            *(ResidualConv(dim, dim, act=nn.GELU, bias=True, drop_path=rate) for rate in rates)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.downsample(x))
+
+
+class TokenStage(nn.Module):
+    """Mixers, then attention, within windows, after downsampling: ``(B, C, H, W) -> (B, 2C, ceil(H/2), ceil(W/2))``.
+
+    Windows at the right and bottom are filled up with zeros. With ``compat`` the whole map is one window.
     """
 
-    def __init__(self, index: int, config: MambaVisionConfig, drop_paths: list[float]) -> None:
+    def __init__(self, index: int, config: MambaVisionConfig, rates: list[float]) -> None:
         super().__init__()
-        dim, depth = config.dims[index], config.depths[index]
-        self.downsample = nn.Conv2d(config.dims[index - 1], dim, 3, 2, 1) if index else nn.Identity()
-        self.tokens = index >= 2
-        self.window = config.window_size[index - 2] if self.tokens and not config.compat else None
+        dim, heads, compat = config.dims[index], config.num_heads[index], config.compat
+        self.window_size = None if compat else config.window_size[index - 2]
+        self.downsample = _downsample(config, index)
+        mixers = (len(rates) + 1) // 2
+        attention = OneHeadAttention if compat else Attention
         self.blocks = nn.Sequential()
-        for i, rate in enumerate(drop_paths):
-            if not self.tokens:
-                self.blocks.append(ConvBlock(dim, rate))
-                continue
-            if i < (depth + 1) // 2:
-                mixer = MambaMixer(dim, config.d_state, config.d_conv, config.compat)
-            else:
-                mixer = SelfAttention(dim, config.num_heads[index], config.compat)
+        for i, rate in enumerate(rates):
+            mixer = MambaMixer(dim, config.d_state, config.d_conv, compat) if i < mixers else attention(dim, heads)
             self.blocks.append(TokenBlock(mixer, dim, config.mlp_ratio, rate))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
-        if not self.tokens:
-            return self.blocks(x)
-        b, c, h, w = x.shape
-        if self.window is None:
+        if self.window_size is None:
             return self.blocks(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
-        s = self.window
-        rows, columns = ceil_div(h, s), ceil_div(w, s)
-        x = F.pad(x, (0, columns * s - w, 0, rows * s - h)).reshape(b, c, rows, s, columns, s)
-        x = self.blocks(x.permute(0, 2, 4, 3, 5, 1).reshape(b * rows * columns, s * s, c))
-        x = x.reshape(b, rows, columns, s, s, c).permute(0, 5, 1, 3, 2, 4)
-        return x.reshape(b, c, rows * s, columns * s)[..., :h, :w]
+        tokens = self.blocks(to_windows(x, self.window_size))
+        return from_windows(tokens, self.window_size, *x.shape[-2:])
+
+
+def _downsample(config: MambaVisionConfig, index: int) -> nn.Conv2d:
+    return nn.Conv2d(config.dims[index - 1], config.dims[index], 3, 2, 1)
 
 
 class MambaVisionBackbone(Backbone):
@@ -252,12 +230,9 @@ class MambaVisionBackbone(Backbone):
             ConvNormAct(config.in_channels, width, 3, 2, bias=True, act=nn.ReLU),
             ConvNormAct(width, config.dim, 3, 2, bias=True, act=nn.ReLU),
         )
-        last = max(sum(config.depths) - 1, 1)
-        rates = [0.0 if config.compat else config.dropout * i / last for i in range(sum(config.depths))]
-        self.stages = nn.ModuleList()
-        for index, depth in enumerate(config.depths):
-            start = sum(config.depths[:index])
-            self.stages.append(Stage(index, config, rates[start : start + depth]))
+        stages = (ConvStage, ConvStage, TokenStage, TokenStage)
+        rates = drop_path_rates(0.0 if config.compat else config.dropout, config.depths)
+        self.stages = nn.ModuleList(stage(i, config, rates[i]) for i, stage in enumerate(stages))
         self.feature_info = [FeatureInfo(dim, 4 << i) for i, dim in enumerate(config.dims)]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -280,10 +255,10 @@ _LAYERS = (
     (r"\.mixer_(?=in_|out_)", ".mixer."),
     (r"\.mixer_ssm_(?=x_|dt_)", ".mixer."),
     (r"\.mixer_(ssm|sym)_conv\.", r".mixer.\1_conv."),
-    (r"\.attn_proj\.", ".mixer.project."),
+    (r"\.attn_proj\.", ".mixer.proj."),
     (r"\.attn_qkv\.", ".mixer.qkv."),
-    (r"\.mlp_up\.", ".mlp.0."),
-    (r"\.mlp_down\.", ".mlp.2."),
+    (r"\.mlp_up\.", ".mlp.fc1."),
+    (r"\.mlp_down\.", ".mlp.fc2."),
     (r"^final_norm\.", "head.norm."),
     (r"^classifier\.", "head.classifier."),
     (r"\.(kernel|gamma)$", ".weight"),
@@ -309,3 +284,23 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
             key = re.sub(pattern, name, key)
         converted[key] = value
     return converted
+
+
+def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Options other than the defaults that the shapes of a file tell.
+
+    None for ``compat``, where they do not tell the number of heads: such a model is built by its options.
+    """
+    state = convert(state) or {}
+    mixers = [key.removesuffix("A_log") for key in state if key.endswith(".mixer.A_log")]
+    if not mixers:
+        return {}
+    hidden, dim = state[mixers[0].replace("mixer.", "mlp.fc1.weight")].shape
+    found = {
+        "dim": state["backbone.stem.1.conv.weight"].shape[0],
+        "depths": tuple(children(state, f"backbone.stages.{i}.blocks.") for i in range(4)),
+        "mlp_ratio": hidden / dim,
+        "d_state": state[f"{mixers[0]}A_log"].shape[1],
+        "d_conv": state[f"{mixers[0]}ssm_conv.weight"].shape[2],
+    }
+    return {key: value for key, value in found.items() if value != getattr(MambaVisionConfig, key)}
