@@ -13,7 +13,7 @@ from .errors import ConfigError, nearest
 from .info import Labels, ModelInfo, Preprocess, attach
 from .registry import Backbone, Variant, published, variants
 from .tasks import classify, segment
-from .weights import load_for_finetuning, read_weights
+from .weights import load_for_finetuning, read_weights, recognise
 
 TASKS = ("classify", "segment")
 _IMAGENET_CLASSES = 1000
@@ -80,14 +80,17 @@ def create_model(
     if tag and weights is None:
         weights = f"{name}.{tag}"
     state, info = (None, None) if weights is None else read_weights(weights, name)
+    if state is not None and info is None and (found := recognise(state)).family is family:
+        options = {**found.options, **options}
     task = _check_task(task or (info.task if info else "classify"))
-    if info and info.task == task:
-        num_classes = info.num_classes if num_classes is None else num_classes
-        unused = family.classifier_options.keys() - family.options.keys() if features_only else ()
-        options = {k: v for k, v in info.options.items() if k not in unused} | options
     classifies = task == "classify" and not features_only
     of_classifier = set(family.classifier_options) if classifies else set()
     valid = set(family.options) | of_classifier | ({"head"} if task == "segment" else set())
+    if info:
+        if info.task == task:
+            num_classes = info.num_classes if num_classes is None else num_classes
+        same = info.task == task and not features_only
+        options = {k: v for k, v in info.options.items() if same or k in family.options} | options
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
@@ -116,7 +119,7 @@ def create_model(
     )
     attach(model, described)
     if state is not None:
-        load_for_finetuning(model, state)
+        load_for_finetuning(model, state, info)
     return model
 
 

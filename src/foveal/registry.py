@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -23,11 +24,15 @@ class Backbone(nn.Module):
         feature_info: channels and stride of each map.
         stages: its parts in order, each a module of one input.
         min_size: smallest side of an image, in pixels.
+        undecayed: last names of parameters that weight decay must leave alone, beside norms and biases.
+        optional: modules that weights to start from may lack; they keep their initial values then.
     """
 
     stages: nn.ModuleList
     feature_info: list[FeatureInfo]
     min_size: int = 32
+    undecayed: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 class Published(NamedTuple):
@@ -43,6 +48,9 @@ class Published(NamedTuple):
     file: str = "model.safetensors"
     sha256: str = ""  # empty: not known, the first download counts
     licence: str = ""  # empty: the family's
+    options: Mapping[str, Any] = MappingProxyType({})  # of create_model, where they are not the variant's defaults
+    crop_ratio: float | None = None  # of a classifier's evaluation, None: the variant's
+    squash: bool = False  # whether that evaluation resizes both sides to one length
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,8 @@ class Variant:
         classifier: ``(in_channels, num_classes, **classifier_options) -> nn.Module`` on the coarsest map, ``None`` if
             none was published.
         segment_heads: keyword arguments of the published segmentation heads, by data set.
-        crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation at 224.
+        crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation.
+        size: side of that crop, in pixels.
         published: weights that were released, with their figures.
     """
 
@@ -62,6 +71,7 @@ class Variant:
     classifier: Callable[..., nn.Module] | None = None
     segment_heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     crop_ratio: float = 0.95
+    size: int = 224
     published: tuple[Published, ...] = ()
 
 

@@ -13,6 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .drop_path import DropPath
+
 Activation = Callable[[], nn.Module] | None  #: a class such as ``nn.ReLU``, or a partial of one
 
 
@@ -189,9 +191,10 @@ class FusedInvertedResidual(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """Two dense 3x3 convolutions plus the input: the stem block of EfficientViT-L (``ResBlock`` there).
+    """Two dense 3x3 convolutions plus the input: stem block of EfficientViT-L, convolutional block of MambaVision.
 
     ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; only the first is activated.
+    ``bias`` is that of :class:`ConvNormAct`, ``drop_path`` the rate of :class:`DropPath`.
     """
 
     def __init__(
@@ -205,15 +208,20 @@ class ResidualConv(nn.Module):
         norm_eps: float = 1e-5,
         fewer_norm: bool = False,
         residual: bool = True,
+        bias: bool | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         hidden = round(in_chans * expand_ratio)
         self.residual = residual and stride == 1 and in_chans == out_chans
-        self.conv1 = ConvNormAct(in_chans, hidden, 3, stride, norm=not fewer_norm, norm_eps=norm_eps, act=act)
-        self.conv2 = ConvNormAct(hidden, out_chans, 3, norm_eps=norm_eps)
+        self.conv1 = ConvNormAct(
+            in_chans, hidden, 3, stride, bias=bias, norm=not fewer_norm, norm_eps=norm_eps, act=act
+        )
+        self.conv2 = ConvNormAct(hidden, out_chans, 3, bias=bias, norm_eps=norm_eps)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(self.conv1(x))
+        y = self.drop_path(self.conv2(self.conv1(x)))
         return x + y if self.residual else y
 
 

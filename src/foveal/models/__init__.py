@@ -3,3 +3,4 @@
 from . import edifice as edifice
 from . import efficientvit as efficientvit
 from . import efficientvit_m as efficientvit_m
+from . import mambavision as mambavision

@@ -30,6 +30,7 @@ from ..config import TrainConfig, build_config, read_yaml, to_dict
 from ..errors import ConfigError, FovealError, TrainingError
 from ..factory import create_model
 from ..info import info_of
+from ..registry import Backbone
 from ..weights import save_checkpoint
 from .batches import Batches, Samples, collated, deaf
 from .curves import draw_curves
@@ -487,9 +488,11 @@ def _settings(config: TrainConfig | str | Path | None, overrides: dict[str, Any]
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay; norms and biases do not."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    """Weights decay; norms, biases and what the backbone excepts do not."""
+    excepted = {last for module in model.modules() if isinstance(module, Backbone) for last in module.undecayed}
+    named = [(name.rpartition(".")[2], p) for name, p in model.named_parameters()]
+    decayed = [p for last, p in named if p.ndim > 1 and last not in excepted]
+    others = [p for last, p in named if p.ndim <= 1 or last in excepted]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
