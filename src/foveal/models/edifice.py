@@ -14,7 +14,7 @@ Source: Edifice 0.2.0 (MIT licence), its documentation and behaviour; there are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -85,8 +85,8 @@ class _Model(nn.Module):
     """What both have: options in, a backbone and a head out, and sizes told from the options alone."""
 
     name: ClassVar[str]  # in the registry
-    config: ClassVar[Callable[..., Any]]
-    network: ClassVar[Callable[[Any], Backbone]]
+    config: ClassVar[type[Any]]  # the dataclass of the options
+    network: ClassVar[type[Any]]  # the backbone that it describes
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class _Model(nn.Module):
 
     @classmethod
     def build_backbone(cls, **options: Any) -> Self:
-        """Build it without a classifier, whatever ``num_classes`` says: ``(B, in_channels, H, W) -> (B, feature_size)``."""
+        """Build it without a classifier, whatever ``num_classes`` says: outputs are ``(B, feature_size)``."""
         return cls(**{**options, "num_classes": None})
 
     @classmethod
@@ -202,12 +202,8 @@ class MambaVision(_Model):
         return _mambavision_head(config.dims[-1], num_classes, image_size=config.image_size, compat=config.compat)
 
 
-def _efficient_vit(in_chans: int, **options: Any) -> EfficientViTBackbone:
-    return EfficientViTBackbone(build_config(EfficientViTConfig, {"in_channels": in_chans, **options}, EfficientViT.name))
-
-
-def _mamba_vision(in_chans: int, **options: Any) -> MambaVisionBackbone:
-    return MambaVisionBackbone(build_config(MambaVisionConfig, {"in_channels": in_chans, **options}, MambaVision.name))
+def _network(model: type[_Model], in_chans: int, **options: Any) -> Backbone:
+    return model.network(build_config(model.config, {"in_channels": in_chans, **options}, model.name))
 
 
 _IMAGE_SIZE = "side of the images, default 224; only with compat it matters beyond allowing images below 32"
@@ -216,7 +212,7 @@ register(
     Family(
         name="edifice_efficient_vit",
         paper="Edifice 0.2.0, after arXiv 2305.07027",
-        variants={EfficientViT.name: Variant(_efficient_vit, PooledHead)},
+        variants={EfficientViT.name: Variant(partial(_network, EfficientViT), PooledHead)},
         convert=edifice_efficientvit.convert,
         implied=edifice_efficientvit.implied,
         stem="backbone.patch_embed.weight",
@@ -237,7 +233,7 @@ register(
     Family(
         name="edifice_mamba_vision",
         paper="Edifice 0.2.0, after arXiv 2407.08083",
-        variants={MambaVision.name: Variant(_mamba_vision, _mambavision_head)},
+        variants={MambaVision.name: Variant(partial(_network, MambaVision), _mambavision_head)},
         convert=edifice_mambavision.convert,
         implied=edifice_mambavision.implied,
         options={

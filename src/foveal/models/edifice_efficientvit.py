@@ -86,17 +86,12 @@ class EfficientViTConfig:
         if self.compat and 0 in self.depths:
             raise ConfigError("EfficientViT: compat=True and a depth of 0, for which Edifice builds two blocks")
         if self.compat and self.image_size % self.patch_size:
-            raise ConfigError(f"EfficientViT: compat=True needs an image_size that patch_size={self.patch_size} divides")
+            raise ConfigError(f"EfficientViT: compat=True: patch_size={self.patch_size} does not divide image_size")
 
     @property
     def dims(self) -> tuple[int, ...]:
         """Channels of each stage."""
         return tuple(self.embed_dim << i for i in range(len(self.depths)))
-
-    @property
-    def feature_size(self) -> int:
-        """Channels of the pooled features."""
-        return self.dims[-1]
 
 
 class FullLinearAttention(nn.Module):

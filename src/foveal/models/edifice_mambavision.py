@@ -97,11 +97,6 @@ class MambaVisionConfig:
         """Channels of each stage."""
         return tuple(self.dim << i for i in range(4))
 
-    @property
-    def feature_size(self) -> int:
-        """Channels of the pooled features."""
-        return self.dims[-1]
-
 
 class MambaMixer(nn.Module):
     """Half of the channels through a selective scan, half through a convolution alone: keeps ``(B, N, C)``.
@@ -136,7 +131,8 @@ class MambaMixer(nn.Module):
         u, z = F.silu(self.ssm_conv(u)), F.silu(self.sym_conv(z))
         low_rank, b, c = self.x_proj(u.transpose(1, 2)).split(self.sizes, dim=-1)
         delta = self.dt_proj(low_rank).transpose(1, 2)
-        a = self.decay if self.A_log is None else -self.A_log.exp()
+        wide = torch.promote_types(x.dtype, torch.float32)
+        a = self.decay if self.A_log is None else -self.A_log.to(wide).exp()
         y = selective_scan(u, delta, a, b.transpose(1, 2), c.transpose(1, 2), self.D, delta_softplus=True)
         assert isinstance(y, Tensor)
         return self.out_proj(torch.cat([y, z], dim=1).transpose(1, 2))
@@ -152,7 +148,8 @@ class OneHeadAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(F.scaled_dot_product_attention(*self.qkv(x).chunk(3, dim=-1), scale=self.scale))
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)
+        return self.proj(F.scaled_dot_product_attention(q, k, v, scale=self.scale).squeeze(1))
 
 
 class TokenBlock(nn.Module):
@@ -177,9 +174,7 @@ class ConvStage(nn.Module):
         super().__init__()
         dim = config.dims[index]
         self.downsample = _downsample(config, index) if index else nn.Identity()
-        self.blocks = nn.Sequential(
-            *(ResidualConv(dim, dim, act=nn.GELU, bias=True, drop_path=rate) for rate in rates)
-        )
+        self.blocks = nn.Sequential(*(ResidualConv(dim, dim, act=nn.GELU, bias=True, drop_path=rate) for rate in rates))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))
@@ -221,6 +216,8 @@ class MambaVisionBackbone(Backbone):
     Raises:
         InputError: a side of the image is below 32 pixels (or below ``image_size``, if that is less).
     """
+
+    undecayed = ("A_log", "D")
 
     def __init__(self, config: MambaVisionConfig) -> None:
         super().__init__()
