@@ -487,9 +487,10 @@ def _settings(config: TrainConfig | str | Path | None, overrides: dict[str, Any]
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay; norms and biases do not."""
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    """Weights decay; norms and biases do not, tables of attention biases included."""
+    named = list(model.named_parameters())
+    decayed = [p for name, p in named if p.ndim > 1 and not name.endswith("biases")]
+    others = [p for name, p in named if p.ndim <= 1 or name.endswith("biases")]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
