@@ -84,7 +84,8 @@ class CascadedGroupAttention(nn.Module):
         if channels % num_heads or len(kernel_sizes) < num_heads:
             raise ConfigError(f"{channels} channels, kernel sizes {tuple(kernel_sizes)}: do not suit {num_heads} heads")
         share = channels // num_heads
-        self.key_dim, self.window_size = key_dim, window_size
+        self.channels, self.key_dim, self.window_size = channels, key_dim, window_size
+        self.split = (key_dim, key_dim, share)  # not read off tensors: exporters would trace them as unknowns
         self.qkv = nn.ModuleList(
             ConvNormAct(share, 2 * key_dim + share, 1, norm_eps=norm_eps) for _ in range(num_heads)
         )
@@ -95,13 +96,14 @@ class CascadedGroupAttention(nn.Module):
         self.position_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        side = self.window_size
+        b, _, h, w = x.shape
+        c, side = self.channels, self.window_size
         rows, columns = ceil_div(h, side), ceil_div(w, side)
         x = F.pad(x, (0, columns * side - w, 0, rows * side - h))
-        windows = x.reshape(b, c, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, side, side)
-        y = self._attend(windows).reshape(b, rows, columns, c, side, side)
-        return y.permute(0, 3, 1, 4, 2, 5).reshape(b, c, rows * side, columns * side)[..., :h, :w]
+        windows = x.reshape(b, c, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
+        y = self._attend(windows.reshape(b * rows * columns, c, side, side)).reshape(b, rows, columns, c, side, side)
+        y = y.permute(0, 3, 1, 4, 2, 5).reshape(b, c, rows * side, columns * side)
+        return y[..., :h, :w]
 
     def _attend(self, x: Tensor) -> Tensor:
         """Attention within each map of ``(windows, C, side, side)``."""
@@ -109,10 +111,10 @@ class CascadedGroupAttention(nn.Module):
         outputs: list[Tensor] = []
         for i, share in enumerate(x.chunk(len(self.qkv), dim=1)):
             y = outputs[-1] + share if outputs else share
-            q, k, v = self.qkv[i](y).split((self.key_dim, self.key_dim, y.shape[1]), dim=1)
+            q, k, v = self.qkv[i](y).split(self.split, dim=1)
             scores = self.query_convs[i](q).flatten(2).transpose(1, 2) @ k.flatten(2)  # (windows, queries, keys)
             weights = (scores * self.key_dim**-0.5 + biases[i]).softmax(-1)
-            outputs.append((v.flatten(2) @ weights.transpose(1, 2)).reshape(v.shape))
+            outputs.append((v.flatten(2) @ weights.transpose(1, 2)).unflatten(2, (self.window_size, self.window_size)))
         return self.project(F.relu(torch.cat(outputs, dim=1)))
 
     def _biases(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,8 +59,10 @@ def load(
     model = load_model(ref)
     import torch
 
+    from ..layers.optimize import optimize
+
     device, dtype = _device(device), _DTYPES[dtype]
-    return Predictor(TorchRunner(model, device, getattr(torch, dtype)), info_of(model), f"torch on {device}, {dtype}")
+    return Predictor(TorchRunner(optimize(model), device, getattr(torch, dtype)), info_of(model), f"torch on {device}, {dtype}")
 
 
 def load_model(ref: str | Path) -> nn.Module:
@@ -115,12 +118,14 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
 
     found = recognise(state)
     task = task_of(found.state)
-    bare = not any(key.startswith("head.") for key in found.state)
+    headless = not any(key.startswith("head.") for key in found.state)
     # A detector's or another segmenter's other parts are not ours to build.
-    shapes = _shapes({key: value for key, value in found.state.items() if not bare or key.startswith("backbone.")})
+    shapes = _shapes({key: value for key, value in found.state.items() if not headless or key.startswith("backbone.")})
     num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
     in_chans = shapes[found.family.stem][1] if found.family.stem in shapes else 3
-    for name, variant in found.family.variants.items():
+    # The keys of a task model's file say "backbone.", even where its head has no weights.
+    forms = (False, True) if headless and any("backbone." in key for key in state) else (headless,)
+    for bare, (name, variant) in itertools.product(forms, found.family.variants.items()):
         for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
             options = found.options | ({"head": head} if head else {})
             with torch.device("meta"):

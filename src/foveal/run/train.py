@@ -488,11 +488,11 @@ def _settings(config: TrainConfig | str | Path | None, overrides: dict[str, Any]
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay; norms, biases and what the backbone excepts do not."""
+    """Weights decay; norms, biases, tables of attention biases and what the backbone excepts do not."""
     excepted = {last for module in model.modules() if isinstance(module, Backbone) for last in module.undecayed}
     named = [(name.rpartition(".")[2], p) for name, p in model.named_parameters()]
-    decayed = [p for last, p in named if p.ndim > 1 and last not in excepted]
-    others = [p for last, p in named if p.ndim <= 1 or last in excepted]
+    kept = [(p, p.ndim > 1 and last not in excepted and not last.endswith("biases")) for last, p in named]
+    decayed, others = ([p for p, decays in kept if decays is wanted] for wanted in (True, False))
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
