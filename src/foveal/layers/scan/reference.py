@@ -24,7 +24,7 @@ LONGEST = BLOCK**3  #: tokens that an exported graph of any length can take
 _Scan = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
+def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """The definition, token by token: the yardstick of every other form, slow."""
     batch, channels, length = u.shape
     groups = B.shape[1]
@@ -39,7 +39,7 @@ def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor
     return torch.stack(outputs, -1), h
 
 
-def parallel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
+def parallel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """All tokens at once in ``log2 L`` passes of standard operations (Hillis and Steele, 1986): this form exports.
 
     A graph of dynamic length takes up to ``LONGEST`` tokens.
@@ -49,7 +49,7 @@ def parallel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Te
     return _read(h, readout), h[-1].flatten(1, 2)
 
 
-def chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
+def chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """Segment by segment, so that memory beyond inputs and outputs does not grow with the length (without gradient)."""
     batch, channels, length = u.shape
     state = u.new_zeros(batch, B.shape[1], channels // B.shape[1], A.shape[1])
@@ -62,11 +62,11 @@ def chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Ten
     return torch.cat(outputs, -1), state.flatten(1, 2)
 
 
-def _expanded(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: N803
+def _expanded(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Exponents and inputs of the recurrence ``(L, B, G, D / G, N)``, tokens first so that spans are contiguous; C."""
     groups = B.shape[1]
     u, dt = (v.unflatten(1, (groups, -1)).permute(3, 0, 1, 2).contiguous()[..., None] for v in (u, dt))
-    B, C = (v.permute(3, 0, 1, 2)[..., None, :] for v in (B, C))  # noqa: N806
+    B, C = (v.permute(3, 0, 1, 2)[..., None, :] for v in (B, C))
     return dt * A.unflatten(0, (groups, -1)), dt * u * B, C
 
 
@@ -108,7 +108,7 @@ def _in_blocks(x: Tensor, h: Tensor, state: Tensor, size: int, inner: _Scan, out
 
 
 def _any_length(x: Tensor, h: Tensor) -> Tensor:
-    """States of up to ``LONGEST`` tokens by a graph that does not depend on their number: blocks of blocks of blocks."""
+    """States of up to ``LONGEST`` tokens in a graph that does not depend on their number: blocks, three deep."""
     torch._check(x.shape[0] <= LONGEST, lambda: f"selective_scan: exported for at most {LONGEST} tokens")
     zero = torch.zeros_like(h[0])
 
