@@ -64,7 +64,8 @@ class WidthNorm(nn.Module):
 class PooledHead(nn.Module):
     """Norm, average over positions, classifier: ``(B, in_chans, H, W) -> (B, num_classes)``.
 
-    ``num_classes=0`` returns the pooled features, ``(B, in_chans)``. The norm is over channels by default.
+    ``num_classes=0`` returns the pooled features, ``(B, in_chans)``, and so does ``forward(x, pre_logits=True)``. The
+    norm is over channels by default.
     """
 
     def __init__(self, in_chans: int, num_classes: int = 1000, *, norm: nn.Module | None = None) -> None:
@@ -73,8 +74,9 @@ class PooledHead(nn.Module):
         self.norm = LayerNorm2d(in_chans, eps=1e-5) if norm is None else norm
         self.classifier = nn.Linear(in_chans, num_classes) if num_classes else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(F.adaptive_avg_pool2d(self.norm(x), 1).flatten(1))
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = F.adaptive_avg_pool2d(self.norm(x), 1).flatten(1)
+        return x if pre_logits else self.classifier(x)
 
 
 def _mambavision_head(in_chans: int, num_classes: int, *, image_size: int = 224, compat: bool = False) -> PooledHead:
@@ -215,7 +217,6 @@ register(
         variants={EfficientViT.name: Variant(partial(_network, EfficientViT), PooledHead)},
         convert=edifice_efficientvit.convert,
         implied=edifice_efficientvit.implied,
-        stem="backbone.patch_embed.weight",
         options={
             "image_size": _IMAGE_SIZE,
             "patch_size": "side of a patch, default 16",

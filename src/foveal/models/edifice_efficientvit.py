@@ -151,6 +151,18 @@ class Block(nn.Module):
         return x + self.ffn(self.norm2(x))
 
 
+class PatchEmbed(nn.Module):
+    """Linear projection of patches: ``(B, C, H, W) -> (B, dim, ceil(H/P), ceil(W/P))``; short ones repeat the edge."""
+
+    def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.conv = nn.Conv2d(in_chans, dim, patch_size, patch_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(pad_to_multiple(x, self.patch_size))
+
+
 class PatchMerging(nn.Module):
     """2x2 convolution of stride 2: ``(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), out)``; odd sides repeat their last."""
 
@@ -191,9 +203,8 @@ class EfficientViTBackbone(Backbone):
 
     def __init__(self, config: EfficientViTConfig) -> None:
         super().__init__()
-        self.patch_size = config.patch_size
         self.min_size = min(Backbone.min_size, config.image_size)
-        self.patch_embed = nn.Conv2d(config.in_channels, config.embed_dim, config.patch_size, config.patch_size)
+        self.stem = nn.Sequential(PatchEmbed(config.in_channels, config.embed_dim, config.patch_size))
         self.stages = nn.ModuleList()
         self.feature_info = []
         stride = config.patch_size
@@ -205,7 +216,7 @@ class EfficientViTBackbone(Backbone):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_min_size(x, self.min_size)
-        x = self.patch_embed(pad_to_multiple(x, self.patch_size)).permute(0, 2, 3, 1)
+        x = self.stem(x).permute(0, 2, 3, 1)
         maps = []
         for stage in self.stages:
             x = stage(x)
@@ -214,7 +225,7 @@ class EfficientViTBackbone(Backbone):
 
 
 _LAYERS = (
-    (r"^patch_embed_proj\.", "backbone.patch_embed."),
+    (r"^patch_embed_proj\.", "backbone.stem.0.conv."),
     (r"^downsample_(\d+)\.", r"backbone.stages.\1.downsample."),
     (r"^stage_(\d+)_block_(\d+)_", r"backbone.stages.\1.blocks.\2."),
     (r"\.cga_proj\.", ".attention.project."),
@@ -233,7 +244,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     Our layout is returned unchanged, ``None`` for anything else. The patch kernel is (channels * patch^2, out) there:
     of the channels that fit a square patch, the fewest are meant (always right for 1, 2, 3, 5, 6 and 7).
     """
-    if "backbone.patch_embed.weight" in state and any(".ffn.fc1." in key for key in state):
+    if "backbone.stem.0.conv.weight" in state and any(".ffn.fc1." in key for key in state):
         return dict(state)
     if "patch_embed_proj.kernel" not in state:
         return None
@@ -243,11 +254,11 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         for pattern, name in _LAYERS:
             key = re.sub(pattern, name, key)
         converted[key] = value
-    kernel = converted["backbone.patch_embed.weight"]
+    kernel = converted["backbone.stem.0.conv.weight"]
     inputs = kernel.shape[1]
     chans = next(n for n in range(1, inputs + 1) if inputs % n == 0 and isqrt(inputs // n) ** 2 == inputs // n)
     side = isqrt(inputs // chans)
-    converted["backbone.patch_embed.weight"] = kernel.reshape(-1, chans, side, side)
+    converted["backbone.stem.0.conv.weight"] = kernel.reshape(-1, chans, side, side)
     return converted
 
 
@@ -259,7 +270,7 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     state = convert(state) or {}
     if not any(".attention.qkv." in key for key in state):
         return {}
-    embed_dim, _, patch_size, _ = state["backbone.patch_embed.weight"].shape
+    embed_dim, _, patch_size, _ = state["backbone.stem.0.conv.weight"].shape
     stages = range(children(state, "backbone.stages."))
     hidden, dim = [value for key, value in state.items() if key.endswith(".ffn.fc1.weight")][-1].shape
     found = {

@@ -26,7 +26,7 @@ from ..layers.drop_path import DropPath, drop_path_rates
 from ..layers.mlp import Mlp
 from ..layers.resample import check_min_size
 from ..layers.scan import selective_scan
-from ..layers.windows import from_windows, to_windows
+from ..layers.windows import Windows
 from ..registry import Backbone, FeatureInfo
 from .edifice_efficientvit import children
 
@@ -202,8 +202,9 @@ class TokenStage(nn.Module):
         x = self.downsample(x)
         if self.window_size is None:
             return self.blocks(x.flatten(2).transpose(1, 2)).transpose(1, 2).reshape(x.shape)
-        tokens = self.blocks(to_windows(x, self.window_size))
-        return from_windows(tokens, self.window_size, *x.shape[-2:])
+        height, width = x.shape[-2:]
+        windows = Windows(self.window_size, height, width, neutral=False, device=x.device)
+        return windows.join(self.blocks(windows.cut(x)))
 
 
 def _downsample(config: MambaVisionConfig, index: int) -> nn.Conv2d:
