@@ -7,7 +7,7 @@ sequences in plain torch; ``kernel`` is compiled for this machine's CPU at first
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import torch
@@ -67,19 +67,18 @@ def selective_scan(
     method = _choice(u) if method == "auto" else method
     wide = torch.promote_types(u.dtype, torch.float32)
     inner = torch.float64 if method == "loop" and u.device.type != "mps" else wide  # mps has no float64
-    device = u.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        x, dt, A, B, C = (tensor.to(inner) for tensor in (u, delta, A, B, C))
-        D, z, bias = (None if tensor is None else tensor.to(inner) for tensor in (D, z, delta_bias))
-        B, C = _grouped(B, x), _grouped(C, x)
-        if method in _PLAIN:
+    x, dt, A, B, C = (tensor.to(inner) for tensor in (u, delta, A, B, C))
+    D, z, bias = (None if tensor is None else tensor.to(inner) for tensor in (D, z, delta_bias))
+    B, C = _grouped(B, x), _grouped(C, x)
+    if method in _PLAIN:
+        with _without_autocast(u):
             dt = dt if bias is None else dt + bias[:, None]
             y, state = _PLAIN[method](x, F.softplus(dt) if delta_softplus else dt, A, B, C)
-            y = y if D is None else y + x * D[:, None]
-        else:
-            _check_place(method, u)
-            y, state = scan(x, dt, A, B, C, D, bias, delta_softplus, method)
-        y = (y if z is None else y * F.silu(z)).to(u.dtype)
+        y = y if D is None else y + x * D[:, None]
+    else:
+        _check_place(method, u)
+        y, state = scan(x, dt, A, B, C, D, bias, delta_softplus, method)
+    y = (y if z is None else y * F.silu(z)).to(u.dtype)
     return (y, state.to(wide)) if return_last_state else y
 
 
@@ -113,6 +112,11 @@ def _check_place(method: str, u: Tensor) -> None:
             raise DependencyError("selective_scan: method='triton' needs triton: pip install triton")
         if u.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             raise InputError(f"selective_scan: method='triton' is for tensors on an NVIDIA GPU; u is on {u.device}")
+
+
+def _without_autocast(u: Tensor) -> AbstractContextManager[object]:
+    device = u.device.type  # "meta", where costs are counted, has no autocast to switch off
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _grouped(matrix: Tensor, u: Tensor) -> Tensor:
