@@ -11,7 +11,7 @@ class NormLinear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int, *, norm_eps: float = 1e-5) -> None:
         super().__init__(in_features, out_features)
-        self.norm = nn.BatchNorm1d(in_features, eps=norm_eps)
+        self.norm: nn.Module = nn.BatchNorm1d(in_features, eps=norm_eps)
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(self.norm(input), self.weight, self.bias)
