@@ -8,6 +8,8 @@ the name says it is. The JSON files beside hold what the authors' code (and timm
 - ``efficientvit_layers.json``: single layers
 - ``efficientvit_training.json``: one training step in float64: loss, gradients, running variances
 
+``efficientvit_m_*.json`` are the same for Microsoft's models, with a gain of 0.7.
+
 An output is kept as a fingerprint: shape, mean, std, l2, extremes, its first values and 64 values at fixed places.
 """
 
@@ -34,8 +36,8 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def weight(name: str, shape: Sequence[int]) -> NDArray[np.float64]:
-    """The tensor that belongs to a name of the source's state dict."""
+def weight(name: str, shape: Sequence[int], gain: float = 1.0) -> NDArray[np.float64]:
+    """The tensor that belongs to a name of the source's state dict; ``gain`` scales those of two dimensions or more."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     n = np.random.default_rng(seed).standard_normal(tuple(shape))
     last = name.rpartition(".")[2]
@@ -45,24 +47,26 @@ def weight(name: str, shape: Sequence[int]) -> NDArray[np.float64]:
         return 0.1 * n
     if len(shape) <= 1:
         return 1 + 0.1 * n
-    return n / np.sqrt(np.prod(shape[1:]))
+    return gain * n / np.sqrt(np.prod(shape[1:]))
 
 
-def state(shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """A float64 state dict for names and shapes."""
+def state(shapes: Mapping[str, Sequence[int]], gain: float = 1.0) -> dict[str, Tensor]:
+    """A float64 state dict for names and shapes; counters and index tables hold zeros."""
     return {
-        key: torch.tensor(0) if key.endswith("num_batches_tracked") else torch.from_numpy(weight(key, shape))
+        key: torch.zeros(tuple(shape), dtype=torch.int64)
+        if key.endswith(("num_batches_tracked", "_idxs"))
+        else torch.from_numpy(weight(key, shape, gain))
         for key, shape in shapes.items()
     }
 
 
-def fill(model: nn.Module) -> Any:
+def fill(model: nn.Module, gain: float = 1.0) -> Any:
     """Give a model weights by the rule, under its own names, in evaluation mode.
 
     Unlike fresh ones, under which outputs hardly depend on the image, these carry signals from end to end.
     """
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    model.load_state_dict(state(shapes))
+    model.load_state_dict(state(shapes, gain))
     return model.eval()
 
 

@@ -411,8 +411,11 @@ def _resized(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uin
     picture = Image.fromarray(image)
     if cropped:
         # Rounded as torchvision's Resize and CenterCrop do, with which the published classifiers were evaluated.
-        short = math.ceil(min(height, width) / preprocess.crop_ratio)
-        wide, high = (short * side // min(picture.size) for side in picture.size)
+        if preprocess.squash:
+            wide, high = (math.floor(side / preprocess.crop_ratio) for side in (width, height))
+        else:
+            short = math.ceil(min(height, width) / preprocess.crop_ratio)
+            wide, high = (short * side // min(picture.size) for side in picture.size)
         picture = picture.resize((max(width, wide), max(height, high)), kernel)
         left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
         return np.asarray(picture.crop((left, top, left + width, top + height)))

@@ -155,7 +155,7 @@ class TimmModel(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which parameters belong together, for layer-wise learning rates."""
-        blocks = r"^backbone\.stages\.(\d+)" if coarse else r"^backbone\.stages\.(\d+)\.(\d+)"
+        blocks = r"^backbone\.stages\.(\d+)" if coarse else r"^backbone\.stages\.(\d+)\.(?:blocks\.)?(\d+)"
         return {"stem": r"^backbone\.stem", "blocks": [(blocks, None), (r"^head", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:

@@ -116,7 +116,7 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
                 **costs,
                 "licence": family.licence,
                 "figures": [f"{tag} {text}" for tag, text in best.items()],
-                "options": dict(family.options),
+                "options": {**family.options, **family.classifier_options},
             }
         )
     return rows

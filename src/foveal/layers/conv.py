@@ -1,8 +1,8 @@
 """Convolution blocks that the families share.
 
 Sources: depthwise separable convolution, MobileNet (arXiv 1704.04861); inverted residual, MobileNetV2 (arXiv
-1801.04381); fused inverted residual, EfficientNetV2 (arXiv 2104.00298); which convolution carries a bias or a norm
-follows EfficientViT (arXiv 2205.14756).
+1801.04381); fused inverted residual, EfficientNetV2 (arXiv 2104.00298); squeeze and excitation (arXiv 1709.01507);
+which convolution carries a bias or a norm follows EfficientViT (arXiv 2205.14756).
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+
+from .drop_path import DropPath
 
 Activation = Callable[[], nn.Module] | None  #: a class such as ``nn.ReLU``, or a partial of one
 
@@ -52,6 +54,31 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
+
+
+class SqueezeExcite(nn.Module):
+    """Weigh each channel by a gate that sees the mean of all: ``(B, C, H, W) -> (B, C, H, W)`` (arXiv 1709.01507).
+
+    Args:
+        channels: of the input.
+        reduced: channels between the two 1x1 convolutions, which have biases.
+        act: activation between them.
+        gate: activation after them: a sigmoid, or MobileNetV3's hard one.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduced: int,
+        act: Callable[[], nn.Module] = nn.ReLU,
+        gate: Callable[[], nn.Module] = nn.Sigmoid,
+    ) -> None:
+        super().__init__()
+        self.reduce, self.act = nn.Conv2d(channels, reduced, 1), act()
+        self.expand, self.gate = nn.Conv2d(reduced, channels, 1), gate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True)))))
 
 
 class DepthwiseSeparableConv(nn.Module):
@@ -97,6 +124,8 @@ class InvertedResidual(nn.Module):
         act: activation of the first two convolutions.
         norm_eps: epsilon of the batch norms.
         fewer_norm: EfficientViT's cheaper form: the first two convolutions have a bias and no norm.
+        squeeze: builds what follows the depthwise convolution from its channels, a :class:`SqueezeExcite` say;
+            ``None`` for nothing.
         residual: whether to add the input when stride is 1 and the widths agree.
     """
 
@@ -111,6 +140,7 @@ class InvertedResidual(nn.Module):
         act: Activation = nn.ReLU6,
         norm_eps: float = 1e-5,
         fewer_norm: bool = False,
+        squeeze: Callable[[int], nn.Module] | None = None,
         residual: bool = True,
     ) -> None:
         super().__init__()
@@ -119,10 +149,11 @@ class InvertedResidual(nn.Module):
         inner = partial(ConvNormAct, norm=not fewer_norm, norm_eps=norm_eps, act=act)
         self.expand = inner(in_chans, hidden, 1)
         self.depthwise = inner(hidden, hidden, kernel_size, stride, groups=hidden)
+        self.squeeze = squeeze(hidden) if squeeze is not None else nn.Identity()
         self.project = ConvNormAct(hidden, out_chans, 1, norm_eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.depthwise(self.expand(x)))
+        y = self.project(self.squeeze(self.depthwise(self.expand(x))))
         return x + y if self.residual else y
 
 
@@ -160,9 +191,10 @@ class FusedInvertedResidual(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """Two dense 3x3 convolutions plus the input: the stem block of EfficientViT-L (``ResBlock`` there).
+    """Two dense 3x3 convolutions plus the input: stem block of EfficientViT-L, convolutional block of MambaVision.
 
     ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; only the first is activated.
+    ``bias`` is that of :class:`ConvNormAct`, ``drop_path`` the rate of :class:`DropPath`.
     """
 
     def __init__(
@@ -176,15 +208,20 @@ class ResidualConv(nn.Module):
         norm_eps: float = 1e-5,
         fewer_norm: bool = False,
         residual: bool = True,
+        bias: bool | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         hidden = round(in_chans * expand_ratio)
         self.residual = residual and stride == 1 and in_chans == out_chans
-        self.conv1 = ConvNormAct(in_chans, hidden, 3, stride, norm=not fewer_norm, norm_eps=norm_eps, act=act)
-        self.conv2 = ConvNormAct(hidden, out_chans, 3, norm_eps=norm_eps)
+        self.conv1 = ConvNormAct(
+            in_chans, hidden, 3, stride, bias=bias, norm=not fewer_norm, norm_eps=norm_eps, act=act
+        )
+        self.conv2 = ConvNormAct(hidden, out_chans, 3, bias=bias, norm_eps=norm_eps)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(self.conv1(x))
+        y = self.drop_path(self.conv2(self.conv1(x)))
         return x + y if self.residual else y
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from .. import assets, hub
 from ..data.labels import OF_HEAD
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError, nearest
-from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of
+from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of, say_licence
 from ..references import SAVED, find_local
 from .predict import Predictor, TorchRunner
 
@@ -58,8 +59,12 @@ def load(
     model = load_model(ref)
     import torch
 
+    from ..layers.optimize import optimize
+
     device, dtype = _device(device), _DTYPES[dtype]
-    return Predictor(TorchRunner(model, device, getattr(torch, dtype)), info_of(model), f"torch on {device}, {dtype}")
+    return Predictor(
+        TorchRunner(optimize(model), device, getattr(torch, dtype)), info_of(model), f"torch on {device}, {dtype}"
+    )
 
 
 def load_model(ref: str | Path) -> nn.Module:
@@ -94,8 +99,8 @@ def load_model(ref: str | Path) -> nn.Module:
         features_only=task is None,
         **info.options,
     )
-    load_checkpoint(model, state)
-    attach(model, info.replace(output_stride=getattr(model, "stride", 1)))
+    licence = load_checkpoint(model, state, info).licence
+    attach(model, info.replace(licence=licence, output_stride=getattr(model, "stride", 1)))
     return model.eval()
 
 
@@ -114,11 +119,15 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     from ..weights import recognise, task_of
 
     found = recognise(state)
-    shapes, task = _shapes(found.state), task_of(found.state)
+    task = task_of(found.state)
+    headless = not any(key.startswith("head.") for key in found.state)
+    # A detector's or another segmenter's other parts are not ours to build.
+    shapes = _shapes({key: value for key, value in found.state.items() if not headless or key.startswith("backbone.")})
     num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
     in_chans = shapes[found.family.stem][1] if found.family.stem in shapes else 3
-    bare = not any(key.startswith("head.") for key in shapes)
-    for name, variant in found.family.variants.items():
+    # The keys of a task model's file say "backbone.", even where its head has no weights.
+    forms = (False, True) if headless and any("backbone." in key for key in state) else (headless,)
+    for bare, (name, variant) in itertools.product(forms, found.family.variants.items()):
         for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
             options = found.options | ({"head": head} if head else {})
             with torch.device("meta"):
@@ -128,7 +137,9 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
             if _shapes(candidate.state_dict()) != (_without_prefix(shapes) if bare else shapes):
                 continue
             published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
-            crop = {"size": (224, 224), "crop_ratio": variant.crop_ratio} if task == "classify" else {}
+            crop = (
+                {"size": (variant.size, variant.size), "crop_ratio": variant.crop_ratio} if task == "classify" else {}
+            )
             return ModelInfo(
                 model=name,
                 task="features" if bare else task,
@@ -183,7 +194,9 @@ class OnnxRunner:
         text = runner.session.get_modelmeta().custom_metadata_map.get(KEY)
         if text is None:
             raise CheckpointError(f"{path}: no Foveal description inside; export the model with foveal export")
-        return runner, ModelInfo.from_json(text)
+        info = ModelInfo.from_json(text)
+        say_licence(path, info.licence)
+        return runner, info
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
