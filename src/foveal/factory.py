@@ -13,7 +13,7 @@ from .errors import ConfigError, nearest
 from .info import Labels, ModelInfo, Preprocess, attach
 from .registry import Backbone, Variant, published, variants
 from .tasks import classify, segment
-from .weights import load_for_finetuning, read_weights
+from .weights import load_for_finetuning, read_weights, recognise
 
 TASKS = ("classify", "segment")
 _IMAGENET_CLASSES = 1000
@@ -81,12 +81,15 @@ def create_model(
         weights = f"{name}.{tag}"
     state, info = (None, None) if weights is None else read_weights(weights, name)
     task = _check_task(task or (info.task if info else "classify"))
+    found: dict[str, Any] = {}  # what the weights need
     if info and info.task == task:
         num_classes = info.num_classes if num_classes is None else num_classes
-        unused = family.classifier_options if features_only else {}
-        options = {k: v for k, v in info.options.items() if k not in unused} | options
+        found = info.options
+    elif state is not None and info is None:
+        found = recognise(state).options
     classifies = task == "classify" and not features_only
     of_classifier = set(family.classifier_options) if classifies else set()
+    options = {k: v for k, v in found.items() if classifies or k not in family.classifier_options} | options
     valid = set(family.options) | of_classifier | ({"head"} if task == "segment" else set())
     for option in options:
         if option not in valid:

@@ -21,10 +21,12 @@ class Backbone(nn.Module):
 
     Attributes:
         feature_info: channels and stride of each map.
+        stem: what comes before the stages, block by block.
         stages: its parts in order, each a module of one input.
         min_size: smallest side of an image, in pixels.
     """
 
+    stem: nn.Sequential
     stages: nn.ModuleList
     feature_info: list[FeatureInfo]
     min_size: int = 32
@@ -52,7 +54,8 @@ class Variant:
     Attributes:
         backbone: ``(in_chans, **options) -> Backbone``.
         classifier: ``(in_channels, num_classes, **classifier_options) -> nn.Module`` on the coarsest map, ``None`` if
-            none was published.
+            none was published. Its last layer is ``classifier``; ``num_features`` and ``forward(x, pre_logits=True)``
+            tell what that sees.
         segment_heads: keyword arguments of the published segmentation heads, by data set.
         crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation at 224.
         published: weights that were released, with their figures.

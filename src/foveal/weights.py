@@ -106,7 +106,10 @@ def _read_published(ref: str) -> tuple[dict[str, Tensor], ModelInfo]:
     family, variant, entry = published()[ref]
     licence = entry.licence or family.licence
     state, info = read_state(hub.fetch(hub.HubFile(entry.repo, entry.file, "main", entry.sha256, licence, ref)))
-    return state, info or _describe(ref.partition(".")[0], variant, entry, licence)
+    if info is None:
+        info = _describe(ref.partition(".")[0], variant, entry, licence)
+        info = info.replace(options=info.options | recognise(state).options)
+    return state, info
 
 
 def _describe(name: str, variant: Variant, entry: Published, licence: str) -> ModelInfo:
