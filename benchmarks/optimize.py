@@ -1,6 +1,6 @@
 """What ``foveal.optimize`` is worth: time of a model over that of itself as built, on the CPU, and how far outputs move.
 
-python benchmarks/optimize.py [--models efficientvit_b0:segment efficientvit_m0:classify] [--size 224x224] [--rounds 30]
+python benchmarks/optimize.py [--models efficientvit_b0:segment ...] [--size 224x224] [--rounds 30] [--threads 1]
 """
 
 from __future__ import annotations
