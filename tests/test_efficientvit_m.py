@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import foveal
 import golden
+from foveal.config import TrainConfig, build_config
 from foveal.errors import CheckpointError, ConfigError
 from foveal.factory import create_model
 from foveal.layers.attention import CascadedGroupAttention
@@ -28,6 +29,7 @@ from foveal.layers.linear import NormLinear
 from foveal.models.efficientvit_m import EfficientViTMBlock, convert
 from foveal.run.jobs import ClassifyJob
 from foveal.run.load import OnnxRunner, identify
+from foveal.run.progress import Progress
 from foveal.weights import load_checkpoint, save_checkpoint
 
 GAIN = 0.7
@@ -194,28 +196,6 @@ def our_key(key: str) -> str:
     return next(name for name, value in converted.items() if value)
 
 
-@pytest.mark.parametrize(
-    ("name", "params", "macs"),
-    list(
-        zip(
-            NAMES,
-            (2_349_436, 2_980_560, 4_187_554, 6_900_722, 8_804_228, 12_473_772),
-            (79, 167, 201, 263, 299, 522),
-            strict=True,
-        )
-    ),
-)
-def test_costs_are_the_published_ones(name: str, params: int, macs: int) -> None:
-    """Parameters, and multiply-accumulates at 224 in millions."""
-    with torch.device("meta"):
-        model = create_model(name).eval()
-    assert sum(p.numel() for p in model.parameters()) == params
-    counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
-        model(torch.empty(1, 3, 224, 224, device="meta"))
-    assert round(counter.get_total_flops() / 2e6) == macs
-
-
 @cache
 def built(task: str) -> Any:
     options: dict[str, Any] = {"features": {"features_only": True}, "classify": {"num_classes": 7}}.get(task, {})
@@ -293,10 +273,10 @@ def test_the_bias_is_never_stale() -> None:
     save = {key: value for key, value in other.state_dict().items() if "position_biases" in key}
     model.load_state_dict(save, strict=False)
     assert largest(model(x) - before) > 1e-6 * largest(before)
-    double = other.double()(x.double())
-    assert largest(double - expected) <= 1e-5 * largest(expected)
-    half = other.bfloat16()(x.bfloat16())
-    assert largest(half.float() - expected) <= 0.1 * largest(expected)
+    for dtype in (torch.float64, torch.bfloat16):
+        never_run = create_model("efficientvit_m0", num_classes=5).eval()
+        never_run.load_state_dict(other.state_dict())
+        assert torch.equal(other.to(dtype)(x.to(dtype)), never_run.to(dtype)(x.to(dtype)))
     with torch.device("meta"):
         empty = create_model("efficientvit_m0", num_classes=5).eval()
     empty = empty.to_empty(device="cpu")
@@ -328,7 +308,6 @@ def test_trains(name: str, options: dict) -> None:
     (output * torch.randn_like(output)).mean().backward()
     without = [k for k, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     unmoved = [k for k, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
-    # Of a coarsest map of 1x2 positions, each channel sees itself and nothing beside.
     assert not without
     assert not unmoved
     torch.optim.SGD(model.parameters(), 1e-3).step()
@@ -408,7 +387,7 @@ def test_options_that_do_not_fit_are_refused() -> None:
         create_model("efficientvit_m0", window_sizes=(7, 7))
     with pytest.raises(ConfigError, match="do not suit 5 heads"):
         CascadedGroupAttention(64, 5)
-    with pytest.raises(ConfigError, match="no option 'distiled' .*'distilled'"):
+    with pytest.raises(ConfigError, match=r"no option 'distiled'.*'distilled'"):
         create_model("efficientvit_m0", distiled=True)
     for arguments in ({"task": "segment"}, {"features_only": True}):
         with pytest.raises(ConfigError, match="no option 'distilled'"):
@@ -416,14 +395,24 @@ def test_options_that_do_not_fit_are_refused() -> None:
 
 
 def test_both_classifiers_learn_the_labels(tmp_path: Path) -> None:
-    """Training without a teacher: the loss is the mean of both classifiers' cross entropies."""
-    job = object.__new__(ClassifyJob)
-    job.smoothing = 0.1
-    model = filled(num_classes=4, distilled=True).train()
-    x, target = torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 3])
+    """Training without a teacher: the loss is the mean of both classifiers', and the best checkpoint loads."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for value, name in ((60, "dark"), (200, "light")):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = np.clip(rng.normal(value, 20, (64, 64, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.png")
+    settings = {"task": "classify", "model": "efficientvit_m0", "options": {"distilled": True}, "crop": [64, 64]}
+    job = ClassifyJob(tmp_path / "data", build_config(TrainConfig, settings), Progress(enabled=False))
+    model = filled(num_classes=2, distilled=True).train()
+    x, target = torch.randn(3, 3, 64, 64), torch.tensor([0, 1, 1])
     pair = model(x)
-    expected = sum(F.cross_entropy(logits, target, label_smoothing=0.1) for logits in pair) / 2
-    assert job.loss(lambda _: pair, x, target).item() == pytest.approx(float(expected))  # pyright: ignore
+    expected = torch.stack([F.cross_entropy(logits, target, label_smoothing=job.smoothing) for logits in pair]).mean()
+    assert torch.equal(job.loss(lambda _: pair, x, target), expected)  # pyright: ignore[reportArgumentType]
+    run = foveal.train(tmp_path / "data", out=tmp_path / "run", epochs=2, batch_size=4, workers=0, **settings)
+    best: Any = foveal.load_model(run.best)
+    assert best.head.classifier_distilled.norm.running_mean.any()
 
 
 @pytest.mark.parametrize("task", ["classify", pytest.param("segment", marks=pytest.mark.long)])

@@ -83,14 +83,27 @@ def create_model(
     if state is not None and info is None and (found := recognise(state)).family is family:
         options = {**found.options, **options}
     task = _check_task(task or (info.task if info else "classify"))
+<<<<<<< HEAD
+=======
+    found: dict[str, Any] = {}  # what the weights need
+    if info and info.task == task:
+        num_classes = info.num_classes if num_classes is None else num_classes
+        found = info.options
+    elif state is not None and info is None:
+        found = recognise(state).options
+>>>>>>> ms
     classifies = task == "classify" and not features_only
     of_classifier = set(family.classifier_options) if classifies else set()
+    options = {k: v for k, v in found.items() if classifies or k not in family.classifier_options} | options
     valid = set(family.options) | of_classifier | ({"head"} if task == "segment" else set())
+<<<<<<< HEAD
     if info:
         if info.task == task:
             num_classes = info.num_classes if num_classes is None else num_classes
         same = info.task == task and not features_only
         options = {k: v for k, v in info.options.items() if same or k in family.options} | options
+=======
+>>>>>>> ms
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")

@@ -114,7 +114,8 @@ def export(
     output = Path(output) if output is not None else Path(f"{name}.onnx")
     frozen = copy.deepcopy(model).cpu().float().eval()
     folded = copy.deepcopy(frozen)
-    fold_norms(folded)  # runtimes that do not fold need not, and torch 2.6 with a current onnxscript cannot translate it
+    # Runtimes that do not fold then need not, and torch 2.6 with a current onnxscript cannot translate the norms.
+    fold_norms(folded)
     graph = _Graph(folded, upsample)
     with written_whole(output) as temporary:
         temporary.write_bytes(_trace(graph.eval(), info, size).SerializeToString())

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class NormLinear(nn.Linear):
-    """Batch norm, then a linear layer: ``(B, in_features) -> (B, out_features)``; LeViT's classifier (arXiv 2104.01136)."""
+    """Batch norm, then a linear layer: ``(B, in_features) -> (B, out_features)``, as in LeViT (arXiv 2104.01136)."""
 
     def __init__(self, in_features: int, out_features: int, *, norm_eps: float = 1e-5) -> None:
         super().__init__(in_features, out_features)

@@ -59,7 +59,8 @@ def _foldable(norm: nn.Module, kind: type[nn.Module]) -> bool:
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """The norm as ``x * scale + shift``, per channel, in float64."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     mean, variance = norm.running_mean.double(), norm.running_var.double()
     scale = (variance + norm.eps).rsqrt()
     if norm.weight is None:

@@ -62,9 +62,14 @@ def load(
     from ..layers.optimize import optimize
 
     device, dtype = _device(device), _DTYPES[dtype]
+<<<<<<< HEAD
     return Predictor(
         TorchRunner(optimize(model), device, getattr(torch, dtype)), info_of(model), f"torch on {device}, {dtype}"
     )
+=======
+    runner = TorchRunner(optimize(model), device, getattr(torch, dtype))
+    return Predictor(runner, info_of(model), f"torch on {device}, {dtype}")
+>>>>>>> ms
 
 
 def load_model(ref: str | Path) -> nn.Module:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from ..registry import Backbone
+
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
     """Share of the peak rate: linear rise over the first ``warmup`` of the steps, then a half cosine to 0."""
