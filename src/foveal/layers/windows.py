@@ -19,22 +19,18 @@ class Windows:
             padding where it is. ``True``: those of the map row by row, then the padding, so that whatever goes from the
             first token to the last meets the map's as if the window were as small as its part of the map.
         device: of the maps.
-
-    Attributes:
-        valid: ``(windows, size * size)`` boolean: tokens of the map.
     """
 
     def __init__(self, size: int, height: int, width: int, *, neutral: bool, device: torch.device) -> None:
-        # All indices are computed on flat ranges: broadcasting would ask whether a number of windows is 1, and a traced
-        # graph be for that answer alone.
+        # Indices and tokens go through flat ranges: with the number of windows in a shape, torch would ask whether it
+        # is 1, and a traced graph would be for that answer alone.
         self.size, self.height, self.width, tokens = size, height, width, size * size
         columns = ceil_div(width, size)
         window, place = _divmod(torch.arange(ceil_div(height, size) * columns * tokens, device=device), tokens)
         row, column = _divmod(window, columns)
         top, left = row * size, column * size
         row, column = _divmod(place, self._across(left, neutral))
-        inside = (row < size) & (top + row < height) & (left + column < width)
-        self.valid = inside.reshape(-1, tokens)
+        self._inside = (row < size) & (top + row < height) & (left + column < width)
         self._from = (top + row).clamp(max=height - 1) * width + (left + column).clamp(max=width - 1)
         row, column = _divmod(torch.arange(height * width, device=device), width)
         (down, row), (right, column) = _divmod(row, size), _divmod(column, size)
@@ -47,13 +43,24 @@ class Windows:
     def cut(self, x: Tensor) -> Tensor:
         """Tokens of ``(B, C, height, width)``: ``(B * windows, size * size, C)``, zeros beyond the map."""
         tokens = x.flatten(2).transpose(1, 2).index_select(1, self._from)
-        tokens = tokens.masked_fill(~self.valid.flatten()[:, None], 0)
-        return tokens.reshape(-1, self.size * self.size, x.shape[1])
+        tokens = tokens.masked_fill(~self._inside[:, None], 0)
+        return tokens.flatten(0, 1).reshape(-1, self.size * self.size, x.shape[1])
+
+    def valid(self, batch: int) -> Tensor:
+        """Which tokens of ``batch`` maps are not padding: ``(B * windows, size * size)`` boolean."""
+        return self._inside.repeat(batch).reshape(-1, self.size * self.size)
 
     def join(self, tokens: Tensor) -> Tensor:
         """Undo :meth:`cut`, leaving the padding out."""
-        tokens = tokens.reshape(-1, self._from.shape[0], tokens.shape[-1])
-        return tokens.index_select(1, self._to).transpose(1, 2).unflatten(2, (self.height, self.width))
+        tokens = tokens.flatten(0, 1).reshape(-1, self._from.shape[0], tokens.shape[-1])
+        return to_map(tokens.index_select(1, self._to), self.height, self.width)
+
+
+def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """``(B, height * width, C)`` as ``(B, C, height, width)``, channels last in memory."""
+    # Not transposed before it is unfolded: a single image then has strides for which torch's backward pass of a batch
+    # norm in evaluation mode mixes channels up (2.15 at least).
+    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
 def _divmod(n: Tensor, by: Tensor | int) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from ..layers.drop_path import DropPath, drop_path_rates
 from ..layers.mlp import Mlp
 from ..layers.resample import check_min_size
 from ..layers.scan import selective_scan
-from ..layers.windows import Windows
+from ..layers.windows import Windows, to_map
 from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
 
 WHOLE = "whole"  #: as ``window_size``: one window, the map itself
@@ -191,9 +191,9 @@ class WindowStage(nn.Module):
         x = self.downsample(x)
         height, width = x.shape[-2:]
         if isinstance(self.window_size, str):
-            return self._mix(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (height, width))
+            return to_map(self._mix(x.flatten(2).transpose(1, 2)), height, width)
         windows = Windows(self.window_size, height, width, neutral=self.neutral_padding, device=x.device)
-        valid = windows.valid.repeat(x.shape[0], 1) if self.neutral_padding else None
+        valid = windows.valid(x.shape[0]) if self.neutral_padding else None
         return windows.join(self._mix(windows.cut(x), valid))
 
     def _mix(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -277,7 +277,7 @@ class MambaVision(Backbone):
 
 def _windows(given: int | str | Sequence[int | str]) -> list[int | str]:
     """The window sizes of stages 3 and 4."""
-    sizes = [given, given] if isinstance(given, int | str) else list(given)
+    sizes = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given, given]
     if len(sizes) not in (2, 4) or not all(size == WHOLE or (type(size) is int and size > 0) for size in sizes):
         raise ConfigError(f"window_size={given!r}: give a positive number or {WHOLE!r}, or a pair of them")
     return sizes[-2:]

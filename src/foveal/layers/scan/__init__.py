@@ -83,7 +83,7 @@ def selective_scan(
 
 
 def _choice(u: Tensor) -> str:
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
         return "parallel"
     if u.device.type == "cuda" and _has_triton():
         return "triton"

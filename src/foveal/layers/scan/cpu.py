@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def _lanes(u: Tensor) -> int:
 
 
 @cache
-def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:  # pyright: ignore[reportPrivateUsage]
+def _function(name: str, dtype: torch.dtype) -> Callable[..., int]:
     """A function of the library with its types."""
     function = getattr(_library(), f"{name}_{'f64' if dtype == torch.float64 else 'f32'}")
     pointers, sizes = [ctypes.c_void_p], [ctypes.c_int64]

@@ -6,6 +6,9 @@ spans of tokens keep the sum of their exponents. What goes from tile to tile is 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -147,7 +150,7 @@ def forward(
     y, state = u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape)
     if rows := u.shape[0] * u.shape[1]:
         with torch.cuda.device_of(u):
-            _forward[(rows,)](*tensors, y, state, y, *sizes, **options, STARTS=False, enable_fp_fusion=True)
+            _launch(_forward, rows)(*tensors, y, state, y, *sizes, **options, STARTS=False)
     return y, state
 
 
@@ -171,11 +174,15 @@ def backward(
     starts = u.new_empty(rows, tiles, options["N"], dtype=torch.float64)
     if rows:
         with torch.cuda.device_of(u):
-            _forward[(rows,)](*tensors, du, dA, starts, *sizes, **options, STARTS=True, enable_fp_fusion=True)
-            _backward[(rows,)](
+            _launch(_forward, rows)(*tensors, du, dA, starts, *sizes, **options, STARTS=True)
+            _launch(_backward, rows)(
                 dy.contiguous(), dstate.contiguous(), *tensors, starts, du, ddelta, dA, dB, dC, *sizes, **options
             )
     return du, ddelta, dA.sum(0), dB, dC
+
+
+def _launch(kernel: Any, programs: int) -> Any:
+    return partial(kernel[(programs,)], enable_fp_fusion=True)  # said, since Triton's default is about to change
 
 
 def _prepared(

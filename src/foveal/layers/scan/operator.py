@@ -10,7 +10,6 @@ from torch import Tensor
 from . import cpu
 
 _INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, bool softplus, str form"
-_Inputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, bool]
 
 
 def _module(form: str) -> Any:
@@ -51,8 +50,7 @@ def _(u: Tensor, _delta: Tensor, A: Tensor, *_: object) -> tuple[Tensor, Tensor]
     schema=f"(Tensor dy, Tensor dstate, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _gradients(dy: Tensor, dstate: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    *inputs, form = inputs
-    return _module(form).backward(dy, dstate, *inputs)
+    return _module(inputs[-1]).backward(dy, dstate, *inputs[:-1])
 
 
 @_gradients.register_fake

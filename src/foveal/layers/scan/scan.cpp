@@ -5,8 +5,8 @@
 // go in tiles, transposed so that a token is a vector; states go in runs of at most RUN, whose values stay in
 // registers over a tile.
 //
-// Sums over tokens are compensated (Kahan, 1965), and decays are known to full precision as exp(x) and as exp(x) - 1:
-// rounded one by one, 65,536 tiny steps would cost float32 its result.
+// Sums over tokens are compensated (Kahan, 1965), and decays next to 1 are known as exp(x) - 1, too: rounded one by one,
+// 65,536 tiny steps would cost float32 its result.
 
 #include <algorithm>
 #include <atomic>
@@ -49,34 +49,38 @@ Vec<T> all(T value) {
 
 // ---- functions of vectors
 
+// exp(x) = 2^k exp(r), |r| <= ln(2) / 2.
 template <class T>
 struct Decay {
-    Vec<T> whole, less_one;  // exp(x) and exp(x) - 1
+    Vec<T> whole, rest;              // exp(x) and exp(r) - 1, each to full relative precision
+    typename Lanes<T>::words small;  // whether k = 0, so that `rest` is exp(x) - 1
 };
 
 inline Decay<float> decay(Vec<float> x) {
     x = x < -87.f ? all(-87.f) : x;  // 2^k stays a normal number; NaN passes
-    const float magic = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to a whole number, in its last bits
+    // Adding 1.5 * 2^23 rounds to a whole number, in the last bits; 127 more make it an exponent.
+    const float magic = 12582912.f + 127.f;
     const Vec<float> shifted = x * 1.44269504f + magic;
     const Vec<float> k = shifted - magic;
-    const Vec<float> r = x - k * 0.693145752f - k * 1.42860677e-6f;  // |r| <= ln(2) / 2
-    // exp(r) - 1, to 1.3e-8: minimax
-    const Vec<float> p = r + r * r * ((((1.38825213e-3f * r + 8.36652074e-3f) * r + 4.16671999e-2f) * r +
-                                       1.66665436e-1f) * r + 4.99999982e-1f);
+    const Vec<float> r = x - k * 0.693145752f - k * 1.42860677e-6f;
+    // minimax, to 1.3e-8
+    const Vec<float> rest = r + r * r * ((((1.38825213e-3f * r + 8.36652074e-3f) * r + 4.16671999e-2f) * r +
+                                          1.66665436e-1f) * r + 4.99999982e-1f);
     Lanes<float>::words bits;
     std::memcpy(&bits, &shifted, BYTES);
-    bits += 127 - 0x4B400000;
-    bits = (bits > 255 ? Lanes<float>::words{} + 255 : bits) << 23;  // beyond 2^127: infinite
+    const int32_t infinite = 0x4B400000 + 255;
+    bits = (bits > infinite ? Lanes<float>::words{} + infinite : bits) << 23;
     Vec<float> power;
     std::memcpy(&power, &bits, BYTES);  // 2^k
-    return {power * p + power, power * p + (power - 1.f)};
+    return {power * rest + power, rest, k == 0.f};
 }
 
 inline Decay<double> decay(Vec<double> x) {
     Decay<double> result;
+    result.small = x > -0.34;
     for (int lane = 0; lane < Lanes<double>::width; ++lane) {
         result.whole[lane] = std::exp(x[lane]);
-        result.less_one[lane] = std::expm1(x[lane]);
+        result.rest[lane] = std::expm1(x[lane]);
     }
     return result;
 }
@@ -109,14 +113,13 @@ T sum(const void* lanes) {  // halves until one is left
     }
 }
 
-// The next state, state * d.whole + input. What its rounding lost goes into `lost`, to be added to the next input;
-// where the state hardly survives there is nothing to keep.
+// The next state, state * d.whole + input. What its rounding lost goes into `lost`, to be added to the next input,
+// where steps are small; where they are not, the state soon forgets, and so does its error.
 template <class T>
 inline Vec<T> next(Vec<T> state, const Decay<T>& d, Vec<T> input, Vec<T>& lost) {
     input += lost;
     const Vec<T> result = d.whole * state + input;
-    lost = d.less_one * state + (state - result) + input;
-    lost = d.less_one > T(-0.5) ? lost : Vec<T>{};
+    lost = d.small ? d.rest * state + (state - result) + input : Vec<T>{};
     return result;
 }
 
@@ -295,12 +298,17 @@ struct Gradients {
     T *u, *delta, *A, *B, *C;  // A: (batch, D, N); B, C: (batch, G, blocks per group, N, L): sums over the rest remain
 };
 
+template <class T>
+Decay<T> none() {
+    return {all(T(1)), Vec<T>{}, Vec<T>{} == T(0)};
+}
+
 // What backward carries from tile to tile, for each state: its gradient, what rounding lost of that, the decay that
 // leads to the tile behind, and the gradient of A.
 template <class T>
 struct Carried {
     Vec<T> state, lost{}, a{}, a_lost{};
-    Decay<T> decay{all(T(1)), {}};
+    Decay<T> decay = none<T>();
 };
 
 // K states from n on, back over a tile; `h` holds the states before it.
@@ -330,8 +338,7 @@ void retreat(const Problem<T>& p, const Tile<T>& tile, const Vec<T>* A, const T*
             ddt[t] += exponent * A[k];
             a += exponent * tile.dt[t];
         }
-        const Decay<T> kept = {all(T(1)), Vec<T>{}};
-        c.a = next(c.a, kept, a, c.a_lost);
+        c.a = next(c.a, none<T>(), a, c.a_lost);
     }
 }
 
@@ -370,7 +377,9 @@ void backward_block(const Problem<T>& p, const Block<T>& block, const Gradients<
         for (int64_t t = 0; t < tile.count; ++t) {
             ddt[t] += dgain[t] * tile.u[t];
             dgain[t] = dgain[t] * tile.dt[t] + skip * dy[t];  // now the gradient of u
-            if (p.use_softplus) ddt[t] *= -decay(-tile.dt[t]).less_one;  // its slope is 1 - exp(-softplus)
+            if (!p.use_softplus) continue;
+            const Decay<T> d = decay(-tile.dt[t]);
+            ddt[t] *= d.small ? -d.rest : T(1) - d.whole;  // the slope of softplus is 1 - exp(-softplus)
         }
         store(dgain, p.length, block.lanes, tile.count, g.u + block.at(p, tile.start));
         store(ddt, p.length, block.lanes, tile.count, g.delta + block.at(p, tile.start));
