@@ -80,30 +80,18 @@ def create_model(
     if tag and weights is None:
         weights = f"{name}.{tag}"
     state, info = (None, None) if weights is None else read_weights(weights, name)
-    if state is not None and info is None and (found := recognise(state)).family is family:
-        options = {**found.options, **options}
     task = _check_task(task or (info.task if info else "classify"))
-<<<<<<< HEAD
-=======
-    found: dict[str, Any] = {}  # what the weights need
-    if info and info.task == task:
-        num_classes = info.num_classes if num_classes is None else num_classes
-        found = info.options
-    elif state is not None and info is None:
-        found = recognise(state).options
->>>>>>> ms
     classifies = task == "classify" and not features_only
     of_classifier = set(family.classifier_options) if classifies else set()
-    options = {k: v for k, v in found.items() if classifies or k not in family.classifier_options} | options
-    valid = set(family.options) | of_classifier | ({"head"} if task == "segment" else set())
-<<<<<<< HEAD
+    general = set(family.options) | set(family.settings)
+    valid = general | of_classifier | ({"head"} if task == "segment" else set())
     if info:
         if info.task == task:
             num_classes = info.num_classes if num_classes is None else num_classes
         same = info.task == task and not features_only
-        options = {k: v for k, v in info.options.items() if same or k in family.options} | options
-=======
->>>>>>> ms
+        options = {k: v for k, v in info.options.items() if same or k in general} | options
+    elif state is not None and (found := recognise(state)).family is family:
+        options = {k: v for k, v in found.options.items() if k in valid} | options
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
@@ -119,6 +107,8 @@ def create_model(
         model, num_classes = _classifier(
             name, variant, backbone, num_classes, {k: v for k, v in options.items() if k in of_classifier}
         )
+    settings = {k: v for k, v in options.items() if k in family.settings}
+    family.set(model, **{**variant.settings, **settings})
     described = ModelInfo(
         model=name,
         task="features" if features_only else task,

