@@ -1,5 +1,6 @@
 """One file per model family. Importing this package registers them all."""
 
+from . import edifice as edifice
 from . import efficientvit as efficientvit
 from . import efficientvit_m as efficientvit_m
 from . import mambavision as mambavision
