@@ -1,6 +1,9 @@
 """One file per model family. Importing this package registers them all."""
 
+from . import albert as albert
 from . import edifice as edifice
 from . import efficientvit as efficientvit
 from . import efficientvit_m as efficientvit_m
+from . import linformer as linformer
 from . import mambavision as mambavision
+from . import vit as vit

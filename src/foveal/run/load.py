@@ -111,10 +111,11 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     import torch
 
     from ..factory import create_model
-    from ..weights import recognise, task_of
+    from ..registry import LanguageBackbone
+    from ..weights import optional_keys, recognise, task_of
 
     found = recognise(state)
-    task = task_of(found.state)
+    task = "language" if found.family.of_language else task_of(found.state)
     bare = not any(key.startswith("head.") for key in found.state)
     # A detector's or another segmenter's other parts are not ours to build.
     shapes = _shapes({key: value for key, value in found.state.items() if not bare or key.startswith("backbone.")})
@@ -123,11 +124,17 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     for name, variant in found.family.variants.items():
         for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
             options = found.options | ({"head": head} if head else {})
-            with torch.device("meta"):
-                candidate = create_model(
-                    name, task, num_classes=num_classes, in_chans=in_chans, features_only=bare, **options
-                )
-            if _shapes(candidate.state_dict()) != (_without_prefix(shapes) if bare else shapes):
+            try:
+                with torch.device("meta"):
+                    candidate = create_model(
+                        name, task, num_classes=num_classes, in_chans=in_chans, features_only=bare, **options
+                    )
+            except ConfigError:  # what the file implies does not suit this variant
+                continue
+            own = _shapes(candidate.state_dict())
+            unused = optional_keys(candidate, LanguageBackbone)
+            wanted = _without_prefix(shapes) if bare else shapes
+            if own != {key: shape for key, shape in wanted.items() if key in own or not key.startswith(unused)}:
                 continue
             published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
             crop = (
