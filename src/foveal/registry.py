@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import ConfigError, InputError
 
 
 class FeatureInfo(NamedTuple):
@@ -176,6 +176,12 @@ def register(family: Family) -> Family:
 def variants() -> dict[str, tuple[Family, Variant]]:
     """Return every registered variant by name, in order of registration: all of them once ``foveal.models`` is in."""
     return {name: (family, variant) for family in FAMILIES.values() for name, variant in family.variants.items()}
+
+
+def check_sees_images(name: str) -> None:
+    """Raise ConfigError where ``name`` is a language model, which no image can be given to."""
+    if name in (known := variants()) and known[name][0].of_language:
+        raise ConfigError(f"{name} is a language model: it takes token ids, not images; get it with foveal.load_model")
 
 
 def published() -> dict[str, tuple[Family, Variant, Published]]:

@@ -27,6 +27,7 @@ from ..files import written_whole
 from ..info import KEY, ModelInfo, info_of
 from ..layers.conv import ConvNormAct
 from ..layers.resample import ceil_div
+from ..registry import check_sees_images
 from ..run.load import OnnxRunner, load_model
 from ..tasks.segment import SegmentationModel
 
@@ -107,6 +108,7 @@ def export(
         raise ConfigError(f"size={size}: trace at {_MIN_TRACED} pixels or more; the file takes smaller images too")
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
     info = info_of(model)
+    check_sees_images(info.model)
     if info.task == "features":
         raise ConfigError(f"{info.model}: a pyramid has several outputs; export a model for a task")
     upsample = upsample and isinstance(model, SegmentationModel)

@@ -73,7 +73,7 @@ def attention(
     known = not isinstance(start, Tensor)
     whole = known and (window is None or window >= start + length)  # no key is too far back for any query
     sees_all = whole and start >= keys - 1  # the first query sees every key, and so do all
-    plain = causal and whole and not sees_all and start == 0 and mask is None
+    plain = causal and whole and not sees_all and mask is None and not isinstance(start, Tensor) and start == 0
     if causal and not sees_all and not plain:
         mask = _merge(_causal_mask(length, keys, start, window, q.device), mask)
     return F.scaled_dot_product_attention(
@@ -416,7 +416,8 @@ class LinformerAttention(nn.Module):
             raise InputError(f"valid {tuple(valid.shape)}: give {tuple(x.shape[:2])}, one per token")
         by_key = self.proj_k if projection is None else projection
         by_value = by_key if self.proj_v is None else self.proj_v
-        assert by_key is not None and by_value is not None
+        assert by_key is not None
+        assert by_value is not None
         q = self._heads(self.query(x))
         k = self._project(self.key(x), by_key, valid)
         v = k if self.value is None else self._project(self.value(x), by_value, valid)

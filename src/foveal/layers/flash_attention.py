@@ -4,8 +4,8 @@ Exact, not fast: what runs fast is torch's ``scaled_dot_product_attention``, whi
 :class:`foveal.layers.attention.Attention` calls. Here one sees why: no n x n matrix is ever written, and
 :func:`attention_traffic` counts what that saves.
 
-Sources: online softmax, arXiv 1805.02867; tiles and traffic, arXiv 2205.14135 (theorem 2); tiles of queries outside, one
-rescaling at the end, and the logsumexp for the backward pass, arXiv 2307.08691 (section 3.1).
+Sources: online softmax, arXiv 1805.02867; tiles and traffic, arXiv 2205.14135 (theorem 2); tiles of queries outside,
+one rescaling at the end, and the logsumexp for the backward pass, arXiv 2307.08691 (section 3.1).
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 ``linear_attention`` is the formula of Katharopoulos et al. (arXiv 2006.16236): ``phi(q) (phi(k)^T v)`` over
 ``phi(q) sum phi(k)``. ``MultiScaleLinearAttention`` is EfficientViT's use of it with ReLU features and depthwise
 aggregated extra scales (arXiv 2205.14756, section 3.1; ``LiteMLA`` in the authors' code).
-``LinearSelfAttention`` is the plain multi-head layer; ``CascadedLinearAttention`` gives each head a channel split of its
-own, and the result of the head before it.
+``LinearSelfAttention`` is the plain multi-head layer; ``CascadedLinearAttention`` gives each head a channel split of
+its own, and the result of the head before it.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ def _absorb(context: Tensor, norm: Tensor, peak: Tensor, k: Tensor, v: Tensor) -
 class LinearSelfAttention(nn.Module):
     """Multi-head linear self-attention among the tokens of ``(B, N, C)``, in O(N); the shape is kept.
 
-    Its tensors are ``linear_qkv`` and ``proj``: a checkpoint tells it from softmax attention, whose shapes are the same.
+    Its tensors are ``linear_qkv`` and ``proj``, so a checkpoint tells it from softmax attention of the same shapes.
 
     Args:
         embed_dim: channels of a token, a multiple of ``num_heads``.

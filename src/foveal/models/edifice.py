@@ -203,9 +203,7 @@ class MambaVision(_Model):
 
 
 def _efficient_vit(in_chans: int, **options: Any) -> EfficientViTBackbone:
-    return EfficientViTBackbone(
-        build_config(EfficientViTConfig, {"in_channels": in_chans, **options}, EfficientViT.name)
-    )
+    return EfficientViTBackbone(build_config(EfficientViTConfig, {"in_channels": in_chans, **options}, EfficientViT.name))
 
 
 def _mamba_vision(in_chans: int, **options: Any) -> MambaVisionBackbone:

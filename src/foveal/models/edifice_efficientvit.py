@@ -86,9 +86,7 @@ class EfficientViTConfig:
         if self.compat and 0 in self.depths:
             raise ConfigError("EfficientViT: compat=True and a depth of 0, for which Edifice builds two blocks")
         if self.compat and self.image_size % self.patch_size:
-            raise ConfigError(
-                f"EfficientViT: compat=True needs an image_size that patch_size={self.patch_size} divides"
-            )
+            raise ConfigError(f"EfficientViT: compat=True needs an image_size that patch_size={self.patch_size} divides")
 
     @property
     def dims(self) -> tuple[int, ...]:

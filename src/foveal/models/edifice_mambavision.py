@@ -177,7 +177,9 @@ class ConvStage(nn.Module):
         super().__init__()
         dim = config.dims[index]
         self.downsample = _downsample(config, index) if index else nn.Identity()
-        self.blocks = nn.Sequential(*(ResidualConv(dim, dim, act=nn.GELU, bias=True, drop_path=rate) for rate in rates))
+        self.blocks = nn.Sequential(
+            *(ResidualConv(dim, dim, act=nn.GELU, bias=True, drop_path=rate) for rate in rates)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))

@@ -89,7 +89,9 @@ class EfficientViTMBlock(nn.Module):
         super().__init__()
         self.conv1 = _silent(_depthwise(channels))
         self.mlp1 = _feed_forward(channels)
-        self.attention = CascadedGroupAttention(channels, num_heads, kernel_sizes=kernel_sizes, window_size=window_size)
+        self.attention = CascadedGroupAttention(
+            channels, num_heads, kernel_sizes=kernel_sizes, window_size=window_size
+        )
         _silent(self.attention.project)
         self.conv2 = _silent(_depthwise(channels))
         self.mlp2 = _feed_forward(channels)

@@ -156,7 +156,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """All sizes. The number of heads is told by a single head of keys alone; else ``None``, so that it must be given."""
+    """All sizes; the number of heads only where there is one of keys, else ``None``, so that it must be given."""
     found = convert(state) or {}
     shape = {key: tuple(value.shape) for key, value in found.items()}
     first = "backbone.layers.blocks.0."

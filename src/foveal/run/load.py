@@ -55,11 +55,25 @@ def load(
         raise ConfigError(f"{ref}: ONNX Runtime runs .onnx files on the CPU in float32; export this one first")
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}{nearest(dtype, _DTYPES)}")
-    model = load_model(ref)
+    model = _load_image_model(ref)
     import torch
 
     device, dtype = _device(device), _DTYPES[dtype]
     return Predictor(TorchRunner(model, device, getattr(torch, dtype)), info_of(model), f"torch on {device}, {dtype}")
+
+
+def _load_image_model(ref: str) -> nn.Module:
+    if importlib.util.find_spec("torch") is None:
+        raise _without_torch(ref)
+    from ..registry import check_sees_images
+
+    if find_local(ref) is None:
+        from .. import models as models  # registers the families
+
+        check_sees_images(ref.partition(".")[0])  # before anything is fetched
+    model = load_model(ref)
+    check_sees_images(info_of(model).model)
+    return model
 
 
 def load_model(ref: str | Path) -> nn.Module:
