@@ -40,7 +40,9 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
     return [
         name
         for name, (_, variant) in variants().items()
-        if fnmatch.fnmatch(name, pattern) and (task is None or task in variant.tasks)
+        if fnmatch.fnmatch(name, pattern)
+        and (task is None or task in variant.tasks)
+        and (task != "classify" or variant.classifier is not None)
     ]
 
 
@@ -58,8 +60,8 @@ def create_model(
 
     Args:
         name: architecture, or ``architecture.tag`` for one with the weights of that tag.
-        task: "classify", "segment" or "language"; default: the tag's task, else "classify", and of language models
-            "language".
+        task: "classify", "segment" or "language"; default: the tag's task, else the architecture's first ("classify" of
+            backbones).
         num_classes: outputs; default: the published number. 0 when classifying: pooled features.
         in_chans: channels of the image, at least 1.
         features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
@@ -83,11 +85,10 @@ def create_model(
     state, info = (None, None) if weights is None else read_weights(weights, name)
     if state is not None and info is None and (found := recognise(state)).family is family:
         options = {**found.options, **options}
-    stated = info.task if info and info.task in TASKS else "language" if "language" in variant.tasks else "classify"
-    task = _check_task(task or stated)
-    if (task == "language") != ("language" in variant.tasks):
-        kind = "is a language model" if "language" in variant.tasks else "takes images"
-        raise ConfigError(f"{name} {kind}: no task {task!r}, but {' or '.join(map(repr, variant.tasks))}")
+    task = _check_task(task or (info.task if info and info.task in variant.tasks else variant.tasks[0]))
+    if task not in variant.tasks:
+        kind = "a language model" if "language" in variant.tasks else "for images"
+        raise ConfigError(f"{name} is {kind}, not for {task!r}; valid: {', '.join(variant.tasks)}")
     classifies = task == "classify" and not features_only
     of_classifier = set(family.classifier_options) if classifies else set()
     valid = set(family.options) | of_classifier | ({"head"} if task == "segment" else set())

@@ -108,10 +108,11 @@ class Variant:
             tell what that sees.
         segment_heads: keyword arguments of the published segmentation heads, by data set.
         language_head: ``(LanguageBackbone) -> nn.Module`` whose ``forward(hidden, word_embeddings)`` gives a score for
-            each token of the vocabulary; ``None`` for what sees images. A variant that has one is a language model.
+            each token of the vocabulary; ``None`` for what sees images.
         crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation.
         size: side of that crop, in pixels.
         published: weights that were released, with their figures.
+        tasks: what it can be built for, the default first.
     """
 
     backbone: Callable[..., Any]
@@ -121,13 +122,7 @@ class Variant:
     crop_ratio: float = 0.95
     size: int = 224
     published: tuple[Published, ...] = ()
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """What it can be built for, its own task first."""
-        if self.language_head is not None:
-            return ("language",)
-        return ("classify", "segment") if self.classifier is not None else ("segment",)
+    tasks: tuple[str, ...] = ("classify", "segment")
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
                 "name": name,
                 "family": family.name,
                 "paper": family.paper,
-                "tasks": list(variant.tasks),
+                "tasks": [task for task in variant.tasks if task != "classify" or variant.classifier],
                 "params": sum(p.numel() for p in model.parameters()),
                 **costs,
                 **({"sharing": sharing} if sharing else {}),

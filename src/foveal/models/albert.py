@@ -307,10 +307,10 @@ def from_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 #: MNLI of the authors' table, after fine-tuning on it.
 _MNLI = {
-    "albert_base": {"v1": 81.6, "v2": 84.6},
-    "albert_large": {"v1": 83.5, "v2": 86.5},
-    "albert_xlarge": {"v1": 86.4, "v2": 87.9},
-    "albert_xxlarge": {"v1": 90.8, "v2": 90.6},
+    "albert_base": {"v2": 84.6, "v1": 81.6},
+    "albert_large": {"v2": 86.5, "v1": 83.5},
+    "albert_xlarge": {"v2": 87.9, "v1": 86.4},
+    "albert_xxlarge": {"v2": 90.6, "v1": 90.8},
 }
 
 
@@ -323,7 +323,12 @@ def _published(name: str) -> tuple[Published, ...]:
 
 
 def _variant(name: str, config: Config) -> Variant:
-    return Variant(backbone=partial(Albert, config), language_head=_masked_language_head, published=_published(name))
+    return Variant(
+        backbone=partial(Albert, config),
+        language_head=_masked_language_head,
+        published=_published(name),
+        tasks=("language",),
+    )
 
 
 register(

@@ -193,7 +193,7 @@ register(
     Family(
         name="linformer",
         paper="arXiv 2006.04768",
-        variants={"linformer": Variant(backbone=LinformerEncoder, language_head=LanguageHead)},
+        variants={"linformer": Variant(LinformerEncoder, language_head=LanguageHead, tasks=("language",))},
         convert=convert,
         implied=implied,
         options={
