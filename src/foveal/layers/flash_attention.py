@@ -95,7 +95,8 @@ def flash_attention_reference(
 ) -> FlashResult:
     """Attend tile by tile with a running softmax; gradients by recomputation from the logsumexp.
 
-    Equal to ``F.scaled_dot_product_attention``, except that ``causal`` aligns the last query with the last key.
+    Equal to ``F.scaled_dot_product_attention``, except that ``causal`` aligns the last query with the last key. Computed
+    in float64, whatever the inputs are.
 
     Args:
         q: queries, ``(..., N, D)``.
@@ -129,7 +130,7 @@ def flash_attention_reference(
 class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, rows: int, columns: int) -> Any:
-        wide = torch.promote_types(q.dtype, torch.float32)
+        wide = torch.float64  # a reference: its own rounding should be nobody's concern
         out = q.new_zeros(*q.shape[:-1], v.shape[-1])
         logsumexp = torch.zeros(q.shape[:-1], dtype=wide, device=q.device)
         for i in _tiles(q.shape[-2], rows):
@@ -148,8 +149,9 @@ class _Tiled(torch.autograd.Function):
             logsumexp[..., i] = top + total.log()
         ctx.save_for_backward(q, k, v, out, logsumexp)
         ctx.settings = causal, scale, rows, columns
-        ctx.mark_non_differentiable(logsumexp)
-        return out, logsumexp
+        stated = logsumexp.to(torch.promote_types(q.dtype, torch.float32))
+        ctx.mark_non_differentiable(stated)
+        return out, stated
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -176,7 +178,7 @@ def _tiles(length: int, side: int) -> list[slice]:
 
 def _scores(q: Tensor, k: Tensor, i: slice, j: slice, causal: bool, scale: float) -> Tensor:
     """Scaled scores of one tile, -inf where the query may not see the key."""
-    wide = torch.promote_types(q.dtype, torch.float32)
+    wide = torch.float64
     scores = scale * q[..., i, :].to(wide) @ k[..., j, :].to(wide).transpose(-2, -1)
     if causal:
         shift = k.shape[-2] - q.shape[-2]

@@ -41,7 +41,7 @@ def squared_relu(x: Tensor) -> Tensor:
 
 
 #: Feature maps by name. "softmax" is none of one token alone and has a form of its own, see :func:`linear_attention`.
-FEATURE_MAPS: dict[str, FeatureMap] = {"elu+1": elu_plus_one, "relu": F.relu, "squared_relu": squared_relu}
+FEATURE_MAPS: dict[str, FeatureMap] = {"elu1": elu_plus_one, "relu": F.relu, "squared_relu": squared_relu}
 
 
 class LinearAttentionState(NamedTuple):
@@ -280,7 +280,7 @@ class LinearSelfAttention(nn.Module):
         embed_dim: int,
         num_heads: int,
         *,
-        feature_map: str | FeatureMap = "elu+1",
+        feature_map: str | FeatureMap = "elu1",
         causal: bool = False,
         eps: float = 1e-6,
     ) -> None:

@@ -39,7 +39,10 @@ class LinformerBlock(nn.Module):
 
 
 class Linformer(nn.Module):
-    """Blocks alone: ``(B, N, C) -> (B, N, C)`` with ``N <= max_length``. Arguments as in :class:`LinformerEncoder`."""
+    """Blocks alone: ``(B, N, C) -> (B, N, C)`` with ``N <= max_length``. Arguments as in :class:`LinformerEncoder`.
+
+    State dicts of the package's ``Linformer`` (``net.layers``) load too.
+    """
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Linformer(nn.Module):
         )
         self.blocks = nn.ModuleList(LinformerBlock(embed_dim, attention(), mlp_ratio) for _ in range(depth))
         self.projection = linformer_projection(max_length, proj_dim) if sharing == "layerwise" else None
+        self.register_load_state_dict_pre_hook(_rename_package)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         for block in self.blocks:
@@ -139,6 +143,15 @@ _NAMES = (
     (r"\.to_v\.", ".value."),
     (r"\.to_out\.", ".proj."),
 )
+
+
+def _rename_package(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Bring keys of the package in a state dict that is being loaded into our layout, in place."""
+    for key in [key for key in state if key.startswith(f"{prefix}net.layers.")]:
+        new = key.removeprefix(prefix)
+        for pattern, replacement in _NAMES:
+            new = re.sub(pattern, replacement, new)
+        state[prefix + new.removeprefix("backbone.layers.")] = state.pop(key)
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
