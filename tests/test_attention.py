@@ -143,7 +143,7 @@ def test_bytes_of_caches() -> None:
 
 @torch.no_grad()
 def test_100000_tokens_in_constant_memory() -> None:
-    """Grouped-query attention with a window: the cache stays its size, and the end is what the last tokens alone give."""
+    """Grouped queries with a window: the cache stays its size, and the end is what the last tokens alone give."""
     torch.manual_seed(0)
     layer = Attention(16, 4, 2, rope_base=1e4, causal=True, window=64).eval()
     cache, sizes = SlidingWindowCache(64), set()
@@ -291,7 +291,7 @@ def test_a_layer_in_16_bits_copied_and_on_no_device() -> None:
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 6), st.integers(1, 25), st.integers(1, 25), st.booleans())
 def test_tiles_equal_torch_with_gradients(n: int, m: int, d: int, rows: int, columns: int, causal: bool) -> None:
-    """Any tile, more queries than keys too: outputs and gradients to 1e-6 in float32, the logsumexp to the last bits."""
+    """Any tile, more queries than keys too: outputs and gradients to 1e-6 in float32."""
     q, k, v = (heads(2, 2, *shape, seed=i).requires_grad_() for i, shape in enumerate(((n, d), (m, d), (m, d + 1))))
     found = flash_attention_reference(q, k, v, causal=causal, tile=(rows, columns))
     own = torch.arange(n)[:, None] + m - n

@@ -95,8 +95,8 @@ def flash_attention_reference(
 ) -> FlashResult:
     """Attend tile by tile with a running softmax; gradients by recomputation from the logsumexp.
 
-    Equal to ``F.scaled_dot_product_attention``, except that ``causal`` aligns the last query with the last key. Computed
-    in float64, whatever the inputs are.
+    Equal to ``F.scaled_dot_product_attention``, except that ``causal`` aligns the last query with the last key.
+    Computed in float64, whatever the inputs are.
 
     Args:
         q: queries, ``(..., N, D)``.
