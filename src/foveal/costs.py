@@ -5,6 +5,7 @@ The functions beside :func:`count` have the blocks of :mod:`foveal.layers.conv` 
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from .layers.resample import BicubicUpsample
 
 
 class Costs(NamedTuple):
-    """Of one image."""
+    """Of one image, or of one sequence."""
 
     params: int
     macs: int  #: of convolutions and matrix products
@@ -36,9 +37,19 @@ def count(model: nn.Module, in_chans: int, size: tuple[int, int]) -> Costs:
     Args:
         model: built on the meta device (``with torch.device("meta")``), in evaluation mode.
     """
+    return _count(model, torch.empty(1, in_chans, *size, device="meta"))
+
+
+def count_tokens(model: nn.Module, length: int) -> Costs:
+    """The same for a language model and one sequence of ``length`` tokens."""
+    return _count(model, torch.zeros(1, length, dtype=torch.long, device="meta"))
+
+
+def _count(model: nn.Module, x: torch.Tensor) -> Costs:
+    model = copy.deepcopy(model).requires_grad_(False)  # the counter stumbles over parameters that modules are given
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.sum: _sum})
     with counter, torch.inference_mode():
-        model(torch.empty(1, in_chans, *size, device="meta"))
+        model(x)
     counts = counter.get_flop_counts()
     resizing = (name for name, module in model.named_modules() if isinstance(module, BicubicUpsample))
     free = sum(sum(counts.get(f"{type(model).__name__}.{name}", {}).values()) for name in resizing)

@@ -3,70 +3,67 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .resample import ceil_div
 
 
-def to_windows(x: Tensor, size: int) -> Tensor:
-    """Cut ``(B, C, H, W)``, zero-padded at the right and bottom, into windows of ``size`` x ``size`` tokens.
-
-    Returns:
-        Tensor: ``(B * windows, size * size, C)``: windows row by row, and tokens row by row inside each.
-    """
-    b, c, height, width = x.shape
-    rows, columns = ceil_div(height, size), ceil_div(width, size)
-    x = F.pad(x, (0, columns * size - width, 0, rows * size - height))
-    x = x.reshape(b, c, rows, size, columns, size).permute(0, 2, 4, 3, 5, 1)
-    return x.reshape(b * rows * columns, size * size, c)
-
-
-def from_windows(tokens: Tensor, size: int, height: int, width: int) -> Tensor:
-    """The ``(B, C, height, width)`` map that :func:`to_windows` has cut into ``tokens``."""
-    rows, columns = ceil_div(height, size), ceil_div(width, size)
-    x = tokens.reshape(-1, rows, columns, size, size, tokens.shape[-1]).permute(0, 5, 1, 3, 2, 4)
-    return x.flatten(4, 5).flatten(2, 3)[:, :, :height, :width]
-
-
-class Inside:
-    """Which tokens of padded windows lie inside a map, and how to bring them to the front of their windows.
-
-    With the map's tokens first and the padding behind them, whatever goes through a window from its first token to its
-    last meets them as if the window were as small as its part of the map.
-
-    Attributes:
-        valid: ``(windows, size * size)`` boolean, after :meth:`first`: tokens of the map.
+class Windows:
+    """Square windows over maps of one size, row by row; those at the right and bottom may reach beyond the map.
 
     Args:
-        size: side of the windows.
+        size: tokens on a side.
         height: of the map.
         width: of the map.
-        device: of the tokens.
+        neutral: how the tokens of a window that reaches beyond the map are ordered. ``False``: row by row, with the
+            padding where it is. ``True``: those of the map row by row, then the padding, so that whatever goes from the
+            first token to the last meets the map's as if the window were as small as its part of the map.
+        device: of the maps.
     """
 
-    def __init__(self, size: int, height: int, width: int, device: torch.device) -> None:
-        last = size * size - 1
-        place = torch.arange(size * size, device=device)
-        # Rows and columns of the map in each row and each column of windows: fewer in the last ones.
-        tall = (height - size * torch.arange(ceil_div(height, size), device=device)).clamp(max=size)[:, None, None]
-        wide = (width - size * torch.arange(ceil_div(width, size), device=device)).clamp(max=size)[None, :, None]
-        self.valid = (place < tall * wide).flatten(0, 1)
-        # The k-th token of a part that is `wide` columns wide, and back. What the padding gets does not matter.
-        order = (place // wide * size + place % wide).clamp(max=last)
-        back = (place // size * wide + place % size).clamp(max=last)
-        self._order = order.expand(tall.shape[0], -1, -1).flatten(0, 1)
-        self._back = back.expand(tall.shape[0], -1, -1).flatten(0, 1)
+    def __init__(self, size: int, height: int, width: int, *, neutral: bool, device: torch.device) -> None:
+        # Indices and tokens go through flat ranges: with the number of windows in a shape, torch would ask whether it
+        # is 1, and a traced graph would be for that answer alone.
+        self.size, self.height, self.width, tokens = size, height, width, size * size
+        columns = ceil_div(width, size)
+        window, place = _divmod(torch.arange(ceil_div(height, size) * columns * tokens, device=device), tokens)
+        row, column = _divmod(window, columns)
+        top, left = row * size, column * size
+        row, column = _divmod(place, self._across(left, neutral))
+        self._inside = (row < size) & (top + row < height) & (left + column < width)
+        self._from = (top + row).clamp(max=height - 1) * width + (left + column).clamp(max=width - 1)
+        row, column = _divmod(torch.arange(height * width, device=device), width)
+        (down, row), (right, column) = _divmod(row, size), _divmod(column, size)
+        self._to = (down * columns + right) * tokens + row * self._across(right * size, neutral) + column
 
-    def first(self, tokens: Tensor) -> Tensor:
-        """Bring the map's tokens to the front of each window of ``(B * windows, size * size, C)``."""
-        return self._gather(tokens, self._order)
+    def _across(self, left: Tensor, neutral: bool) -> Tensor | int:
+        """Tokens in a row of the windows that begin at column ``left``."""
+        return (self.width - left).clamp(max=self.size) if neutral else self.size
 
-    def back(self, tokens: Tensor) -> Tensor:
-        """Undo :meth:`first` for the map's tokens; the padding gets any values."""
-        return self._gather(tokens, self._back)
+    def cut(self, x: Tensor) -> Tensor:
+        """Tokens of ``(B, C, height, width)``: ``(B * windows, size * size, C)``, zeros beyond the map."""
+        tokens = x.flatten(2).transpose(1, 2).index_select(1, self._from)
+        tokens = tokens.masked_fill(~self._inside[:, None], 0)
+        return tokens.flatten(0, 1).reshape(-1, self.size * self.size, x.shape[1])
 
-    def _gather(self, tokens: Tensor, index: Tensor) -> Tensor:
-        images = tokens.unflatten(0, (-1, index.shape[0]))
-        index = index[None, :, :, None].expand(images.shape[0], -1, -1, images.shape[-1])
-        return images.gather(2, index).flatten(0, 1)
+    def valid(self, batch: int) -> Tensor:
+        """Which tokens of ``batch`` maps are not padding: ``(B * windows, size * size)`` boolean."""
+        return self._inside.repeat(batch).reshape(-1, self.size * self.size)
+
+    def join(self, tokens: Tensor) -> Tensor:
+        """Undo :meth:`cut`, leaving the padding out."""
+        tokens = tokens.flatten(0, 1).reshape(-1, self._from.shape[0], tokens.shape[-1])
+        return to_map(tokens.index_select(1, self._to), self.height, self.width)
+
+
+def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """``(B, height * width, C)`` as ``(B, C, height, width)``, channels last in memory."""
+    # Not transposed before it is unfolded: a single image then has strides for which torch's backward pass of a batch
+    # norm in evaluation mode mixes channels up (2.15 at least).
+    return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+def _divmod(n: Tensor, by: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Quotient and remainder of numbers from 0 up; the ``%`` of a traced number has no ONNX translation."""
+    quotient = n // by
+    return quotient, n - quotient * by

@@ -15,6 +15,7 @@ this computes the same.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -144,10 +145,10 @@ class EfficientViTM(Backbone):
         if len(window_sizes) != len(config.depths) or min(window_sizes) < 1:
             raise ConfigError(f"window_sizes={tuple(window_sizes)}: give {len(config.depths)} sides of 1 or more")
         width = config.embed_dim[0]
-        widths = (in_chans, width // 8, width // 4, width // 2, width)
+        widths = (in_chans, width // 8, width // 4, width // 2)
         self.stem = nn.Sequential(
-            *(ConvNormAct(a, b, 3, 2, act=nn.ReLU) for a, b in zip(widths[:3], widths[1:4], strict=True)),
-            ConvNormAct(widths[3], width, 3, 2),
+            *(ConvNormAct(a, b, 3, 2, act=nn.ReLU) for a, b in itertools.pairwise(widths)),
+            ConvNormAct(width // 2, width, 3, 2),
         )
         self.stages = nn.ModuleList()
         stages = zip(config.embed_dim, config.depths, config.num_heads, window_sizes, strict=True)
@@ -173,7 +174,7 @@ class ClassifierHead(nn.Module):
 
     Args:
         in_chans: channels of the map.
-        num_classes: 0 returns what is pooled, ``(B, in_chans)``, as the authors' code does.
+        num_classes: 0, or ``pre_logits``, returns what is pooled, ``(B, in_chans)``, as the authors' code does.
         distilled: a second classifier, for the teacher's labels (DeiT, arXiv 2012.12877, section 4). In training mode
             the output is the pair (classifier, distilled one), in evaluation mode their mean.
     """
@@ -184,8 +185,10 @@ class ClassifierHead(nn.Module):
         self.classifier = _linear(in_chans, num_classes) if num_classes else nn.Identity()
         self.classifier_distilled = _linear(in_chans, num_classes) if num_classes and distilled else None
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        if pre_logits:
+            return x
         if self.classifier_distilled is None:
             return self.classifier(x)
         logits, distilled = self.classifier(x), self.classifier_distilled(x)

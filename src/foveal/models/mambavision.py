@@ -6,8 +6,9 @@ Notable:
   - windows are zero-padded and never shift: as published, what is padded is scanned and attended to like the map
   - no position embedding: any H x W, and any window size with the same weights
 
-Widths, depths and epsilons, also two that look like slips, follow the authors' released weights, which were trained with
-them: the step's bias is added twice, and the depthwise convolutions have none. Those weights are for non-commercial use.
+Widths, depths and epsilons follow the authors' released weights, and so do two things that look like slips, because the
+weights were trained so: the step's bias is added twice, and the depthwise convolutions have none. The weights are for
+non-commercial use.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ..layers.drop_path import DropPath, drop_path_rates
 from ..layers.mlp import Mlp
 from ..layers.resample import check_min_size
 from ..layers.scan import selective_scan
-from ..layers.windows import Inside, from_windows, to_windows
+from ..layers.windows import Windows, to_map
 from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
 
 WHOLE = "whole"  #: as ``window_size``: one window, the map itself
@@ -190,15 +191,10 @@ class WindowStage(nn.Module):
         x = self.downsample(x)
         height, width = x.shape[-2:]
         if isinstance(self.window_size, str):
-            return self._mix(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, (height, width))
-        tokens = to_windows(x, self.window_size)
-        if self.neutral_padding:
-            inside = Inside(self.window_size, height, width, x.device)
-            valid = inside.valid.repeat(x.shape[0], 1)
-            tokens = inside.back(self._mix(inside.first(tokens), valid))
-        else:
-            tokens = self._mix(tokens)
-        return from_windows(tokens, self.window_size, height, width)
+            return to_map(self._mix(x.flatten(2).transpose(1, 2)), height, width)
+        windows = Windows(self.window_size, height, width, neutral=self.neutral_padding, device=x.device)
+        valid = windows.valid(x.shape[0]) if self.neutral_padding else None
+        return windows.join(self._mix(windows.cut(x), valid))
 
     def _mix(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
         for block in self.blocks:
@@ -281,7 +277,7 @@ class MambaVision(Backbone):
 
 def _windows(given: int | str | Sequence[int | str]) -> list[int | str]:
     """The window sizes of stages 3 and 4."""
-    sizes = [given, given] if isinstance(given, int | str) else list(given)
+    sizes = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given, given]
     if len(sizes) not in (2, 4) or not all(size == WHOLE or (type(size) is int and size > 0) for size in sizes):
         raise ConfigError(f"window_size={given!r}: give a positive number or {WHOLE!r}, or a pair of them")
     return sizes[-2:]
@@ -396,7 +392,7 @@ register(
         convert=convert,
         implied=implied,
         options={
-            "window_size": 'tokens on a side of the windows of stages 3 and 4, a number, a pair or "whole" (no windows)',
+            "window_size": 'side of the windows of stages 3 and 4 in tokens: a number, a pair, or "whole": no windows',
             "neutral_padding": "True: outputs do not depend on how the windows are padded; default as published",
             "out_norm": "True: a layer norm on each map, as in the published detectors and segmenters",
             "drop_path_rate": "stochastic depth of the last block in training; default as published, 0.2 to 0.5",

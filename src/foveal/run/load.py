@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import sys
 from collections.abc import Mapping
@@ -58,11 +59,28 @@ def load(
         raise ConfigError(f"{ref}: ONNX Runtime runs .onnx files on the CPU in float32; export this one first")
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}{nearest(dtype, _DTYPES)}")
-    model = load_model(ref)
+    model = _load_image_model(ref)
     import torch
 
+    from ..layers.optimize import optimize
+
     device, dtype = _device(device), _DTYPES[dtype]
-    return Predictor(TorchRunner(model, device, getattr(torch, dtype)), info_of(model), f"torch on {device}, {dtype}")
+    runner = TorchRunner(optimize(model), device, getattr(torch, dtype))
+    return Predictor(runner, info_of(model), f"torch on {device}, {dtype}")
+
+
+def _load_image_model(ref: str) -> nn.Module:
+    if importlib.util.find_spec("torch") is None:
+        raise _without_torch(ref)
+    from ..registry import check_sees_images
+
+    if find_local(ref) is None:
+        from .. import models as models  # registers the families
+
+        check_sees_images(ref.partition(".")[0])  # before anything is fetched
+    model = load_model(ref)
+    check_sees_images(info_of(model).model)
+    return model
 
 
 def load_model(ref: str | Path) -> nn.Module:
@@ -114,13 +132,14 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     import torch
 
     from ..factory import create_model
-    from ..weights import recognise, task_of
+    from ..registry import LanguageBackbone
+    from ..weights import optional_keys, recognise, task_of
 
     found = recognise(state)
-    task = task_of(found.state)
-    bare = not any(key.startswith("head.") for key in found.state)
+    task = "language" if found.family.of_language else task_of(found.state)
+    headless = not any(key.startswith("head.") for key in found.state)
     # A detector's or another segmenter's other parts are not ours to build.
-    shapes = _shapes({key: value for key, value in found.state.items() if not bare or key.startswith("backbone.")})
+    shapes = _shapes({key: value for key, value in found.state.items() if not headless or key.startswith("backbone.")})
     num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
     in_chans = shapes[found.family.stem][1] if found.family.stem in shapes else 3
     told = {k: v for k, v in found.options.items() if k in found.family.settings}
@@ -130,14 +149,23 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
         return {k: v for k, v in told.items() if variant.settings[k] != v}
 
     # Of twins the one that needs the fewest settings.
-    for name, variant in sorted(found.family.variants.items(), key=lambda item: len(changed(item[1]))):
+    variants = sorted(found.family.variants.items(), key=lambda item: len(changed(item[1])))
+    # The keys of a task model's file say "backbone.", even where its head has no weights.
+    forms = (False, True) if headless and any("backbone." in key for key in state) else (headless,)
+    for bare, (name, variant) in itertools.product(forms, variants):
         for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
             options = others | changed(variant) | ({"head": head} if head else {})
-            with torch.device("meta"):
-                candidate = create_model(
-                    name, task, num_classes=num_classes, in_chans=in_chans, features_only=bare, **options
-                )
-            if _shapes(candidate.state_dict()) != (_without_prefix(shapes) if bare else shapes):
+            try:
+                with torch.device("meta"):
+                    candidate = create_model(
+                        name, task, num_classes=num_classes, in_chans=in_chans, features_only=bare, **options
+                    )
+            except ConfigError:  # what the file implies does not suit this variant
+                continue
+            own = _shapes(candidate.state_dict())
+            unused = optional_keys(candidate, LanguageBackbone)
+            wanted = _without_prefix(shapes) if bare else shapes
+            if own != {key: shape for key, shape in wanted.items() if key in own or not key.startswith(unused)}:
                 continue
             published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
             crop = (

@@ -6,26 +6,29 @@ sequences in plain torch; ``kernel`` is compiled for this machine's CPU at first
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import os
+from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import ConfigError, InputError, nearest
-from . import reference
+from ...errors import ConfigError, DependencyError, InputError, nearest
+from . import cpu, reference
+from .operator import scan
 
-FORMS = {"loop": reference.loop, "parallel": reference.parallel, "chunked": reference.chunked}
-METHODS = ("auto", *FORMS)
+_PLAIN = {"loop": reference.loop, "parallel": reference.parallel, "chunked": reference.chunked}
+METHODS = ("auto", *_PLAIN, "kernel", "triton")
 
 
 def selective_scan(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None = None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
@@ -46,7 +49,8 @@ def selective_scan(
         delta_bias: ``(D,)``, added to ``delta``.
         delta_softplus: whether steps go through softplus.
         return_last_state: whether to return ``h`` after the last token, too.
-        method: ``"loop"``, ``"parallel"``, ``"chunked"``, or ``"auto"``.
+        method: ``"loop"``, ``"parallel"``, ``"chunked"``, ``"kernel"``, ``"triton"``; or ``"auto"``: parallel while a
+            graph is exported, triton on NVIDIA GPUs, the kernel on CPUs if there is a compiler, else chunked.
 
     Returns:
         ``y``, ``(B, D, L)`` in the dtype of ``u``; with ``return_last_state`` also ``h``, ``(B, D, N)``, in float32 or
@@ -55,37 +59,64 @@ def selective_scan(
     Raises:
         ConfigError: an unknown ``method``.
         InputError: tensors whose shapes, dtypes or devices do not go together; complex ones.
+        DependencyError: a compiled form that was asked for by name lacks its compiler.
     """
     if method not in METHODS:
         raise ConfigError(f"method={method!r}: no such form of the selective scan{nearest(method, METHODS)}")
     _check(u, delta, A, B, C, D, z, delta_bias)
-    if method == "auto":
-        method = _choice(u)
+    method = _choice(u) if method == "auto" else method
     wide = torch.promote_types(u.dtype, torch.float32)
     inner = torch.float64 if method == "loop" and u.device.type != "mps" else wide  # mps has no float64
-    device = u.device.type
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-        x, dt, A, B, C = (v.to(inner) for v in (u, delta, A, B, C))  # noqa: N806
-        B, C = (_grouped(v, x) for v in (B, C))  # noqa: N806
-        if delta_bias is not None:
-            dt = dt + delta_bias.to(inner)[:, None]
-        if delta_softplus:
-            dt = F.softplus(dt)
-        y, state = FORMS[method](x, dt, A, B, C)
-        if D is not None:
-            y = y + x * D.to(inner)[:, None]
-        if z is not None:
-            y = y * F.silu(z.to(inner))
-        y = y.to(u.dtype)
+    x, dt, A, B, C = (tensor.to(inner) for tensor in (u, delta, A, B, C))
+    D, z, bias = (None if tensor is None else tensor.to(inner) for tensor in (D, z, delta_bias))
+    B, C = _grouped(B, x), _grouped(C, x)
+    if method in _PLAIN:
+        with _without_autocast(u):
+            dt = dt if bias is None else dt + bias[:, None]
+            y, state = _PLAIN[method](x, F.softplus(dt) if delta_softplus else dt, A, B, C)
+        y = y if D is None else y + x * D[:, None]
+    else:
+        _check_place(method, u)
+        y, state = scan(x, dt, A, B, C, D, bias, delta_softplus, method)
+    y = (y if z is None else y * F.silu(z)).to(u.dtype)
     return (y, state.to(wide)) if return_last_state else y
 
 
 def _choice(u: Tensor) -> str:
-    return "parallel" if _exporting() else "chunked"
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return "parallel"
+    if u.device.type == "cuda" and _has_triton():
+        return "triton"
+    return "kernel" if u.device.type == "cpu" and _has_kernel() else "chunked"
 
 
-def _exporting() -> bool:
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+@torch.compiler.assume_constant_result
+def _has_kernel() -> bool:
+    return cpu.available()
+
+
+@torch.compiler.assume_constant_result
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _check_place(method: str, u: Tensor) -> None:
+    """Raise for a compiled form that does not run where ``u`` is."""
+    if method == "kernel":
+        if u.device.type != "cpu":
+            raise InputError(f"selective_scan: method='kernel' is for tensors on the CPU; u is on {u.device}")
+        if not _has_kernel():
+            raise DependencyError("selective_scan: method='kernel' needs a C++ compiler; 'chunked' needs none")
+    else:
+        if not _has_triton():
+            raise DependencyError("selective_scan: method='triton' needs triton: pip install triton")
+        if u.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+            raise InputError(f"selective_scan: method='triton' is for tensors on an NVIDIA GPU; u is on {u.device}")
+
+
+def _without_autocast(u: Tensor) -> AbstractContextManager[object]:
+    device = u.device.type  # "meta", where costs are counted, has no autocast to switch off
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _grouped(matrix: Tensor, u: Tensor) -> Tensor:
@@ -98,10 +129,10 @@ def _grouped(matrix: Tensor, u: Tensor) -> Tensor:
 def _check(
     u: Tensor,
     delta: Tensor,
-    A: Tensor,  # noqa: N803
-    B: Tensor,  # noqa: N803
-    C: Tensor,  # noqa: N803
-    D: Tensor | None,  # noqa: N803
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
 ) -> None:

@@ -18,13 +18,12 @@ from torch import Tensor
 
 CHUNK = 16  #: tokens that the chunked form goes through one by one, in all chunks of a segment at once
 SEGMENT = 1024  #: tokens that the chunked form holds expanded by the N states, a multiple of CHUNK
-BLOCK = 64  #: tokens that the parallel form combines at a time where the length is not known beforehand
-LONGEST = BLOCK**3  #: tokens that an exported graph of any length can take
+LONGEST = 2**16  #: tokens that an exported graph of dynamic length takes
 
 _Scan = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
+def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """The definition, token by token: the yardstick of every other form, slow."""
     batch, channels, length = u.shape
     groups = B.shape[1]
@@ -39,17 +38,17 @@ def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor
     return torch.stack(outputs, -1), h
 
 
-def parallel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
+def parallel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """All tokens at once in ``log2 L`` passes of standard operations (Hillis and Steele, 1986): this form exports.
 
-    A graph of dynamic length takes up to ``LONGEST`` tokens.
+    A graph of dynamic length has the passes for ``LONGEST`` tokens; it fails on more.
     """
     x, h, readout = _expanded(u, dt, A, B, C)
-    h = _doubled(x, h)[1] if isinstance(u.shape[-1], int) else _any_length(x, h)
+    h = _doubled(x, h)[1] if isinstance(u.shape[-1], int) else _doubled_any(x, h)
     return _read(h, readout), h[-1].flatten(1, 2)
 
 
-def chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:  # noqa: N803
+def chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """Segment by segment, so that memory beyond inputs and outputs does not grow with the length (without gradient)."""
     batch, channels, length = u.shape
     state = u.new_zeros(batch, B.shape[1], channels // B.shape[1], A.shape[1])
@@ -62,11 +61,11 @@ def chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Ten
     return torch.cat(outputs, -1), state.flatten(1, 2)
 
 
-def _expanded(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: N803
+def _expanded(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Exponents and inputs of the recurrence ``(L, B, G, D / G, N)``, tokens first so that spans are contiguous; C."""
     groups = B.shape[1]
     u, dt = (v.unflatten(1, (groups, -1)).permute(3, 0, 1, 2).contiguous()[..., None] for v in (u, dt))
-    B, C = (v.permute(3, 0, 1, 2)[..., None, :] for v in (B, C))  # noqa: N806
+    B, C = (v.permute(3, 0, 1, 2)[..., None, :] for v in (B, C))
     return dt * A.unflatten(0, (groups, -1)), dt * u * B, C
 
 
@@ -85,6 +84,19 @@ def _doubled(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     return x, h
 
 
+def _doubled_any(x: Tensor, h: Tensor) -> Tensor:
+    """States up to each token in a graph that does not depend on their number."""
+    length = x.shape[0]
+    # Zeros, which do not broadcast to more than LONGEST tokens: an ONNX file cannot state its limit otherwise.
+    h = h + h.new_zeros(()).expand(LONGEST)[:length].reshape(-1, *(1 for _ in h.shape[1:]))
+    span = 1
+    while span < LONGEST:
+        before, earlier = (F.pad(v, (0, 0) * (v.dim() - 1) + (span, 0))[:length] for v in (h, x))
+        h, x = h + x.exp() * before, x + earlier
+        span *= 2
+    return h
+
+
 def _stepped(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """The same token by token."""
     decay, states = x.exp(), [h[0]]
@@ -96,28 +108,12 @@ def _stepped(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
 def _in_blocks(x: Tensor, h: Tensor, state: Tensor, size: int, inner: _Scan, outer: _Scan) -> tuple[Tensor, Tensor]:
     """States after each token and the last one: ``inner`` within blocks of ``size``, ``outer`` over their ends."""
     length = x.shape[0]
-    blocks = (length + size - 1) // size
+    blocks = -(-length // size)
     # Padding leaves the state as it is: its exponents and inputs are 0.
     x, h = (F.pad(v, (0, 0) * (v.dim() - 1) + (0, blocks * size - length)) for v in (x, h))
-    x, h = inner(*(v.unflatten(0, (blocks, size)).transpose(0, 1) for v in (x, h)))
+    x, h = inner(*(v.unflatten(0, (-1, size)).transpose(0, 1) for v in (x, h)))
     first = torch.addcmul(h[-1, :1], x[-1, :1].exp(), state[None])
     ends = outer(x[-1], torch.cat([first, h[-1, 1:]]))[1]
     before = torch.cat([state[None], ends[:-1]])
     h = torch.addcmul(h, x.exp(), before)
     return h.transpose(0, 1).flatten(0, 1)[:length], ends[-1]
-
-
-def _any_length(x: Tensor, h: Tensor) -> Tensor:
-    """States of up to ``LONGEST`` tokens by a graph that does not depend on their number: blocks of blocks of blocks."""
-    torch._check(x.shape[0] <= LONGEST, lambda: f"selective_scan: exported for at most {LONGEST} tokens")
-    zero = torch.zeros_like(h[0])
-
-    def within(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        return x, _in_blocks(x, h, zero, BLOCK, _doubled, one_block)[0]
-
-    def one_block(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        length = x.shape[0]
-        x, h = (F.pad(v, (0, 0) * (v.dim() - 1) + (0, BLOCK - length)) for v in (x, h))
-        return x[:length], _doubled(x, h)[1][:length]
-
-    return _in_blocks(x, h, zero, BLOCK, _doubled, within)[0]
