@@ -84,7 +84,7 @@ def test_reduction_of_a_separable_convolution() -> None:
 @settings(max_examples=60, deadline=None)
 @given(SIZES, KERNELS, st.integers(1, 5))
 def test_padding_of_tensorflow(size: tuple[int, int], kernel: int, stride: int) -> None:
-    """The peer's padding, to the pixel; one window for each ``stride`` pixels begun, also of kernels below the stride."""
+    """The peer's padding, to the pixel; a window for each ``stride`` pixels begun, kernels below the stride too."""
     x = torch.arange(1.0, 1 + size[0] * size[1]).reshape(1, 1, *size)
     padded = pad_same(x, kernel, stride)
     assert padded.equal(timm.layers.pad_same(x, [kernel, kernel], [stride, stride]))
@@ -147,7 +147,7 @@ def test_squeeze_and_excitation_by_hand() -> None:
 
 
 def test_dropped_blocks_leave_the_input() -> None:
-    """In training, a residual block of rate near 1 is the identity for nearly every image; a strided one never drops."""
+    """In training a residual block of a high rate is the identity for most images; a strided one never drops."""
     torch.manual_seed(0)
     x = torch.randn(64, 4, 8, 8)
     for build in (DepthwiseSeparableConv, InvertedResidual):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 import golden
 from foveal.costs import count
+from foveal.deploy.export import export
 from foveal.errors import CheckpointError, ConfigError
 from foveal.factory import create_model, list_models
 from foveal.info import info_of
 from foveal.layers.conv import ConvNormAct
-from foveal.run.load import identify
+from foveal.run.load import OnnxRunner, identify
 from foveal.weights import load_checkpoint
 
 GOLDENS = golden.read("convnets")
@@ -115,7 +117,7 @@ def test_published_costs() -> None:
 
 
 def test_files_bring_their_conventions() -> None:
-    """torchvision's V3 has another epsilon and momentum than timm's: told by the keys, and kept where said otherwise."""
+    """torchvision's V3 has another epsilon and momentum than timm's: told by the keys, unless it was said otherwise."""
     theirs = filled(peer("torchvision", "mobilenet_v3_small"), 1.0)
     found = identify(theirs)
     assert (found.model, found.options) == ("mobilenetv3_small_100", {"norm_eps": 1e-3, "norm_momentum": 0.01})
@@ -188,6 +190,18 @@ def test_sizes_channels_types(name: str) -> None:
         half = copy.deepcopy(model).bfloat16()(x.bfloat16())
         assert half.dtype == torch.bfloat16
         assert half.isfinite().all()
+
+
+def test_padding_of_tensorflow_in_a_file_for_any_size(tmp_path: Path) -> None:
+    """Padding that depends on the size is in the graph: sizes that were not traced, even and odd, agree to rounding."""
+    model = golden.fill(create_model("tf_mobilenetv3_small_100", num_classes=5))
+    file = export(model, output=tmp_path / "net.onnx", size=(64, 96))
+    runner = OnnxRunner(file.path)
+    for shape in ((1, 3, 64, 64), (2, 3, 67, 98), (1, 3, 71, 129)):
+        x = golden.normal_input(shape)
+        with torch.no_grad():
+            expected = model(x)
+        assert (torch.from_numpy(runner(x.numpy())) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_padding_changes_outputs_and_only_there() -> None:
