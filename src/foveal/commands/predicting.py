@@ -52,9 +52,7 @@ def segment(
     return _predict(predictor, images, out, overlay, label, tile, overlap, resume, json)
 
 
-def classify(
-    images: Images, /, *, model: str = assets.DEFAULTS["classify"], top: int = 5, json: Json = False
-) -> int:
+def classify(images: Images, /, *, model: str = assets.DEFAULTS["classify"], top: int = 5, json: Json = False) -> int:
     """Classify photographs: the most probable classes of each.
 
     Parameters

@@ -117,7 +117,7 @@ def set_convention(
     """
     if padding not in (None, "symmetric", "same"):
         raise ConfigError(f"unknown padding {padding!r}{nearest(padding, ('symmetric', 'same'))}")
-    if norm_eps is not None and norm_eps < 0 or norm_momentum is not None and not 0 <= norm_momentum <= 1:
+    if (norm_eps is not None and norm_eps < 0) or (norm_momentum is not None and not 0 <= norm_momentum <= 1):
         raise ConfigError(f"norm_eps={norm_eps}, norm_momentum={norm_momentum}: give 0 or more, and 0 to 1")
     for part in module.modules():
         if isinstance(part, ConvNormAct):

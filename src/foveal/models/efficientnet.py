@@ -136,7 +136,9 @@ def scaled_stages(
     )
 
 
-def scaled_config(scale: Scale, *, lite: bool = False, dropout: float = 0.2, stages: Iterable[Stage] = STAGES) -> Config:
+def scaled_config(
+    scale: Scale, *, lite: bool = False, dropout: float = 0.2, stages: Iterable[Stage] = STAGES
+) -> Config:
     """A network of this family from multipliers of one's own; ``MobileNet(scaled_config(...))`` is its backbone."""
     stem, head = (32, 1280) if lite else (make_divisible(32 * scale.width), make_divisible(1280 * scale.width))
     rows = scaled_stages(stages, scale.width, scale.depth, fixed_ends=lite)

@@ -181,7 +181,7 @@ def _model_classes(names: Sequence[str], predictor: Predictor) -> list[int]:
     own, count = predictor.info.labels.names, predictor.info.num_classes
     if set(names) <= set(own):
         return [own.index(name) for name in names]
-    if set(names) <= set(IMAGENET_IDS) and (own == IMAGENET.names or not own and count == len(IMAGENET_IDS)):
+    if set(names) <= set(IMAGENET_IDS) and (own == IMAGENET.names or (not own and count == len(IMAGENET_IDS))):
         return [IMAGENET_IDS.index(name) for name in names]
     if not own and count == len(names):
         return list(range(count))

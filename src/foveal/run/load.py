@@ -65,6 +65,68 @@ def load(
     from ..layers.optimize import optimize
 
     device, dtype = _device(device), _DTYPES[dtype]
+    runner = TorchRunner(optimize(model), device, getattr(torch, dtype))
+    return Predictor(runner, info_of(model), f"torch on {device}, {dtype}")
+
+
+def load_model(ref: str | Path) -> nn.Module:
+    """Build the torch model that ``ref`` describes, in evaluation mode, with its ``foveal_info``.
+
+    Args:
+        ref: as for :func:`load`, but no exported file.
+
+    Raises:
+        ConfigError, CheckpointError: as :func:`load`.
+    """
+    text = str(ref)
+    if importlib.util.find_spec("torch") is None:
+        raise _without_torch(text)
+    from ..factory import create_model
+    from ..registry import variants
+    from ..weights import load_checkpoint, read_weights
+
+    if text in variants() and find_local(ref) is None:
+        raise _without_weights(text)
+    state, info = read_weights(ref)
+    if info is None or not info.model:
+        info = identify(state)
+    if not info.labels.names:
+        info = info.replace(labels=_labels(info))
+    task = None if info.task == "features" else info.task
+    model = create_model(
+        info.model,
+        task,
+        num_classes=info.num_classes,
+        in_chans=info.in_chans,
+        features_only=task is None,
+        **info.options,
+    )
+    licence = load_checkpoint(model, state, info).licence
+    attach(model, info.replace(licence=licence, output_stride=getattr(model, "stride", 1)))
+    return model.eval()
+
+
+def identify(state: Mapping[str, Tensor]) -> ModelInfo:
+    """Tell what a published state dict is by its keys and shapes alone.
+
+    Args:
+        state: of a task model or of a backbone alone, in any published layout or ours; tensors on the meta device do.
+
+    Raises:
+        CheckpointError: no known architecture has these shapes.
+    """
+    import torch
+
+    from ..factory import create_model
+    from ..weights import recognise, task_of
+
+    found = recognise(state)
+    task = task_of(found.state)
+    headless = not any(key.startswith("head.") for key in found.state)
+    # A detector's or another segmenter's other parts are not ours to build.
+    shapes = _shapes({key: value for key, value in found.state.items() if not headless or key.startswith("backbone.")})
+    num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
+    in_chans = shapes[found.family.stem][1] if found.family.stem in shapes else 3
     told = {k: v for k, v in found.options.items() if k in found.family.settings}
     others = {k: v for k, v in found.options.items() if k not in told}
 
