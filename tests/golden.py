@@ -10,6 +10,8 @@ the name says it is. The JSON files beside hold what the authors' code (and timm
 - ``mambavision_models.json``: whole models: logits, pooled features, stem, first and last block and end of each stage
 - ``mambavision_keys.json``: name and shape of every tensor of those models
 
+``efficientvit_m_*.json`` are the same for Microsoft's models, with a gain of 0.7.
+
 An output is kept as a fingerprint: shape, mean, std, l2, extremes, its first values and 64 values at fixed places;
 MambaVision's as shape, mean, std, and values at evenly spread places.
 """
@@ -60,22 +62,22 @@ def weight(name: str, shape: Sequence[int], gain: float = 1.0) -> NDArray[np.flo
 def state(
     shapes: Mapping[str, Sequence[int]], gain: float = 1.0, dtype: torch.dtype = torch.float64
 ) -> dict[str, Tensor]:
-    """A state dict for names and shapes."""
+    """A state dict for names and shapes; counters and index tables hold zeros."""
     return {
-        key: torch.tensor(0)
-        if key.endswith("num_batches_tracked")
+        key: torch.zeros(tuple(shape), dtype=torch.int64)
+        if key.endswith(("num_batches_tracked", "_idxs"))
         else torch.from_numpy(weight(key, shape, gain)).to(dtype)
         for key, shape in shapes.items()
     }
 
 
-def fill(model: nn.Module) -> Any:
+def fill(model: nn.Module, gain: float = 1.0) -> Any:
     """Give a model weights by the rule, under its own names, in evaluation mode.
 
     Unlike fresh ones, under which outputs hardly depend on the image, these carry signals from end to end.
     """
     shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    model.load_state_dict(state(shapes))
+    model.load_state_dict(state(shapes, gain))
     return model.eval()
 
 

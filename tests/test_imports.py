@@ -17,14 +17,14 @@ FLOORS = [
     {"errors"},
     {"info", "files", "machine", "assets"},
     {"config", "imaging", "hub"},
-    {"results", "layers", "references"},
-    {"registry", "losses"},
+    {"results", "layers", "references", "wheels"},
+    {"registry", "losses", "costs"},
     {"models"},
     {"tasks", "weights"},
     {"factory"},
     {"data"},
     {"run"},
-    {"deploy"},
+    {"deploy", "timm"},
     {"commands"},
     {"cli"},
     {"__main__"},
@@ -32,12 +32,13 @@ FLOORS = [
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 #: Modules that `pip install foveal` uses: no torch when they are imported.
 LIGHT = [
-    "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "results",
+    "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "wheels", "results",
     "cli", "commands.predicting", "commands.files", "commands.training", "commands.measuring", "commands.console",
-    "data.classification", "data.coco", "data.labels", "data.layout", "data.masks", "data.segmentation",
-    "data.segmentation_layouts", "data.stream", "data.super_resolution", "data.transforms", "run.check",
+    "data.classification", "data.coco", "data.labelled", "data.labels", "data.layout", "data.masks",
+    "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
+    "data.tar_samples", "data.transforms", "run.check",
     "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress",
-    "run.boundary", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
+    "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from .info import Labels as Labels
     from .info import ModelInfo as ModelInfo
     from .info import Preprocess as Preprocess
+    from .layers.optimize import optimize as optimize
     from .results import ClassifyResult as ClassifyResult
     from .results import SegmentResult as SegmentResult
+    from .run.check import check_data as check_data
     from .run.compare import compare as compare
     from .run.evaluate import evaluate as evaluate
     from .run.load import load as load
@@ -54,6 +56,7 @@ _HOME = {
     "SegmentResult": "results",
     "TrainConfig": "config",
     "bench": "deploy.benchmark",
+    "check_data": "run.check",
     "compare": "run.compare",
     "create_model": "factory",
     "evaluate": "run.evaluate",
@@ -63,6 +66,7 @@ _HOME = {
     "load": "run.load",
     "load_checkpoint": "weights",
     "load_model": "run.load",
+    "optimize": "layers.optimize",
     "push_to_hub": "run.pretrained",
     "save_pretrained": "run.pretrained",
     "train": "run.train",
@@ -86,6 +90,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "SegmentResult",
     "TrainConfig",
     "bench",
+    "check_data",
     "compare",
     "create_model",
     "evaluate",
@@ -95,6 +100,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "load",
     "load_checkpoint",
     "load_model",
+    "optimize",
     "push_to_hub",
     "save_pretrained",
     "train",

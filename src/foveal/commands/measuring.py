@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from .console import Json, Size, parse_size, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..run.evaluate_classes import ClassifyEvaluation
 
 
 def evaluate(
@@ -32,7 +35,7 @@ def evaluate(
     data
         Folder of the data set.
     split
-        Part of it; default: test, or val for a published protocol.
+        Part of it; default: test, or val for a published protocol; classifiers: test, else val, else all.
     class_map
         YAML file "model class: data class", for a model with other classes.
     protocol
@@ -40,9 +43,10 @@ def evaluate(
     boundary
         Score the contours too: boundary F-score and boundary IoU.
     out
-        Folder for report.json, per_image.csv and samples.png (the best, median and worst image).
+        Folder for report.json, per_image.csv and, segmenting, samples.png (the best, median and worst image).
     """
     from .. import evaluate as evaluate_model
+    from ..run.evaluate_classes import ClassifyEvaluation
     from ..run.progress import Progress
 
     found = evaluate_model(
@@ -60,6 +64,8 @@ def evaluate(
     if json:
         print_json(report)
         return 1 if found.skipped else 0
+    if isinstance(found, ClassifyEvaluation):
+        return _print_classes(found)
     columns = {"IoU": report["iou"], "accuracy": report["accuracy"]}
     if boundary:
         columns |= {"boundary F": report["boundary"]["f_score"], "boundary IoU": report["boundary"]["boundary_iou"]}
@@ -80,6 +86,13 @@ def evaluate(
         print(f"skipped {image}: {error}")
     if out:
         print(f"report.json, per_image.csv and samples.png are in {out}")
+    return 1 if found.skipped else 0
+
+
+def _print_classes(found: ClassifyEvaluation) -> int:
+    print(f"top-1 {found.top1:.2%}  top-5 {found.top5:.2%}  ({found.images} images of {found.split})")
+    for image, error in found.skipped.items():
+        print(f"skipped {image}: {error}")
     return 1 if found.skipped else 0
 
 

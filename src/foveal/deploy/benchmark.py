@@ -219,12 +219,13 @@ def _untrained(ref: str) -> Predictor | None:
     try:
         from ..factory import create_model, list_models
         from ..info import info_of
+        from ..layers.optimize import optimize
     except ModuleNotFoundError as error:
         raise DependencyError(f"{ref}: architectures need {error.name}: pip install 'foveal[torch]'") from error
     if ref not in list_models():
         return None
     model = create_model(ref, "segment")
-    return Predictor(TorchRunner(model), info_of(model), "torch on cpu, random weights")
+    return Predictor(TorchRunner(optimize(model)), info_of(model), "torch on cpu, random weights")
 
 
 def _likeness(
@@ -248,8 +249,8 @@ def _counts(predictor: Predictor, image: NDArray[np.float32]) -> tuple[int | Non
     """(parameters, multiply-accumulates); what cannot be counted without torch is ``None``."""
     try:
         import torch
-        from torch.utils.flop_counter import FlopCounterMode
 
+        from ..costs import count
         from ..factory import create_model
     except ModuleNotFoundError:
         return None, None
@@ -261,10 +262,9 @@ def _counts(predictor: Predictor, image: NDArray[np.float32]) -> tuple[int | Non
             ).eval()
     except FovealError:
         return None, None
-    counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
-        model(torch.empty(image.shape, device="meta"))
-    return sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2
+    batch, channels, height, width = image.shape
+    params, macs = count(model, channels, (height, width))
+    return params, batch * macs
 
 
 _MEMORY_SCRIPT = """

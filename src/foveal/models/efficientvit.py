@@ -207,7 +207,7 @@ class EfficientViT(Backbone):
 class ClassifierHead(nn.Module):
     """1x1 convolution, average pooling, linear layer with layer norm, classifier: ``(B, C, h, w) -> (B, num_classes)``.
 
-    ``num_classes=0`` returns what the classifier would see, ``(B, dims[1])``.
+    ``num_classes=0``, or ``pre_logits``, returns what the classifier would see, ``(B, dims[1])``.
     """
 
     def __init__(
@@ -227,9 +227,10 @@ class ClassifierHead(nn.Module):
         self.act = act()
         self.classifier = nn.Linear(dims[1], num_classes) if num_classes else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = F.adaptive_avg_pool2d(self.conv(x), 1).flatten(1)
-        return self.classifier(self.act(self.norm(self.hidden(x))))
+        x = self.act(self.norm(self.hidden(x)))
+        return x if pre_logits else self.classifier(x)
 
 
 _SHARED_NAMES = (

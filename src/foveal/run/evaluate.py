@@ -8,17 +8,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..config import read_yaml
-from ..data.segmentation import SegmentationData
+from ..data.labelled import Labelled, open_labelled
 from ..errors import ConfigError, DataError, InputError, nearest
 from ..files import made_folder, written_whole
 from ..info import Labels
 from ..results import save_picture
 from .boundary import BoundaryCounts, BoundaryScores, boundary_counts
+from .evaluate_classes import evaluate_classes
 from .load import load
 from .metrics import SegmentScores, class_counts, confusion_matrix, iou_of_counts, mean_of_known, plain, share
 from .predict import Predictor
@@ -150,15 +152,19 @@ def evaluate(
     boundary: bool = False,
     out: str | Path | None = None,
     progress: Progress | None = None,
-) -> Evaluation:
-    """Score segmentation on a data set: whole images, one scale, no flip, one confusion matrix.
+) -> Any:
+    """Score a model on a data set.
+
+    Segmentation gives an :class:`Evaluation`: whole images, one scale, no flip, one confusion matrix. A classifier gives
+    a :class:`~foveal.run.evaluate_classes.ClassifyEvaluation`, to which only ``split``, ``out`` and ``progress`` apply.
 
     Images that cannot be scored (damaged, or with ids that are no classes) are left out and named in ``skipped``.
 
     Args:
         ref: whatever :func:`foveal.load` takes, or a predictor.
-        data: folder of the data set (see :mod:`foveal.data.segmentation`).
-        split: part of it; default: "test", or what the protocol's figures are published for.
+        data: folder of the data set (see :mod:`foveal.data.segmentation`), or a pattern of tar files.
+        split: part of it; default: "test", or what the protocol's figures are published for; classifiers: "test", else
+            "val", else all there is.
         size: (H, W) to resize images to before the network; its logits are resized straight to the label's size.
         class_map: YAML file ``model class: data class`` for a model with other classes; the argmax comes first.
         protocol: "plain", or "cityscapes", "ade20k": sizes and interpolation of the published figures.
@@ -175,15 +181,19 @@ def evaluate(
     published = find_protocol(protocol)
     if published and size:
         raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
-    split = split or (published.split if published else "test")
     predictor = ref if isinstance(ref, Predictor) else load(ref)
+    if predictor.info.task == "classify":
+        if size or class_map or published or boundary:
+            raise ConfigError(f"{ref} classifies: size, class_map, protocol and boundary are for segmentation")
+        return evaluate_classes(predictor, data, split=split, out=out, progress=progress)
+    split = split or (published.split if published else "test")
     if predictor.info.task != "segment":
         raise ConfigError(f"{ref}: evaluation is for segmentation models, this one is for {predictor.info.task!r}")
     if size is not None:
         preprocess = predictor.info.preprocess
         changed = dataclasses.replace(preprocess, size=size, crop_ratio=0.0)
         predictor = Predictor(predictor.runner, predictor.info.replace(preprocess=changed), predictor.runtime)
-    samples = SegmentationData.open(data, [split])
+    samples = open_labelled(data, [split], "segment")
     if published:
         published.check(samples.labels)
         predictor = published.prepared(predictor)
@@ -208,7 +218,7 @@ def evaluate(
 
 
 def _scored(
-    samples: SegmentationData,
+    samples: Labelled,
     root: Path,
     predicted: Callable[[NDArray[np.uint8]], NDArray[np.int64]],
     split: str,
@@ -224,7 +234,7 @@ def _scored(
     skipped: dict[str, str] = {}
     with progress.bar(f"evaluate {split}", len(samples)) as bar:
         for index in range(len(samples)):
-            name = _name(samples.pairs[index][0], root)
+            name = _name(samples.name(index), root)
             try:
                 image, target = samples[index]
                 mask = predicted(image)
@@ -254,7 +264,7 @@ def _name(path: Path, root: Path) -> str:
 def _sample(
     title: str,
     score: ImageScore,
-    samples: SegmentationData,
+    samples: Labelled,
     index: int,
     predicted: Callable[[NDArray[np.uint8]], NDArray[np.int64]],
 ) -> Sample:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..data.classification import ClassificationData
-from ..data.segmentation import SegmentationData, class_counts, median_frequency_weights
+from ..data.labelled import Labelled, Task, open_labelled
+from ..data.segmentation import class_counts, median_frequency_weights
 from ..data.transforms import ClassifyAugment, SegmentAugment
 from ..errors import DataError
 from ..imaging import prepare
@@ -44,7 +44,7 @@ class Job(Protocol):
     Attributes:
         labels: classes of the data.
         preprocess: how images become the network's input, for training and afterwards.
-        files: the training images, by index.
+        data: the training images.
         validation: number of validation images, 0 without such a split.
     """
 
@@ -53,7 +53,7 @@ class Job(Protocol):
     @property
     def preprocess(self) -> Preprocess: ...
     @property
-    def files(self) -> Sequence[Path]: ...
+    def data(self) -> Labelled: ...
     @property
     def validation(self) -> int: ...
 
@@ -89,14 +89,10 @@ class SegmentJob:
     """
 
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
-        data = SegmentationData.open(root, config.splits)
-        self.held_out = SegmentationData.open(root, [config.val_split]) if config.val_split else None
-        if self.held_out and self.held_out.labels != data.labels:
-            raise DataError(f"{root}: training and validation splits have different classes")
-        self.labels, self.validation = data.labels, len(self.held_out or ())
-        self.files = [image for image, _ in data.pairs]
-        self.read = _Cache(data, config.cache_gib, progress)
-        pixels, present = class_counts([self.read[i][1] for i in self.read.sampled], len(data.labels.names))
+        self.data, self.held_out = _opened(root, config, "segment")
+        self.labels, self.validation = self.data.labels, len(self.held_out or ())
+        self.read = _Cache(self.data, config.cache_gib, progress)
+        pixels, present = class_counts([self.read[i][1] for i in self.read.sampled], len(self.labels.names))
         balanced = median_frequency_weights(pixels, present)
         self.augment = SegmentAugment(
             config.crop,
@@ -172,13 +168,9 @@ class ClassifyJob:
     """Image classification: random resized crops, cross entropy with label smoothing, top-1 accuracy."""
 
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
-        data = ClassificationData.open(root, config.splits)
-        self.held_out = ClassificationData.open(root, [config.val_split]) if config.val_split else None
-        if self.held_out and self.held_out.labels != data.labels:
-            raise DataError(f"{root}: training and validation splits have different classes")
-        self.labels, self.validation = data.labels, len(self.held_out or ())
-        self.files = [path for path, _ in data.files]
-        self.read = _Cache(data, config.cache_gib, progress)
+        self.data, self.held_out = _opened(root, config, "classify")
+        self.labels, self.validation = self.data.labels, len(self.held_out or ())
+        self.read = _Cache(self.data, config.cache_gib, progress)
         self.augment = ClassifyAugment(config.crop, config.area, config.flip, config.jitter, config.tint)
         self.preprocess = Preprocess(size=config.crop, crop_ratio=config.crop_ratio)
         self.smoothing = config.label_smoothing
@@ -196,9 +188,15 @@ class ClassifyJob:
         return torch.tensor(float(len(target)), device=target.device)
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
-        logits = trainee(image)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, target, label_smoothing=self.smoothing)
+        outputs = trainee(image)
+        # Of a pair of classifiers, the second is for a teacher: without one, both learn the labels.
+        losses = [
+            F.cross_entropy(
+                logits.to(torch.promote_types(logits.dtype, torch.float32)), target, label_smoothing=self.smoothing
+            )
+            for logits in (outputs if isinstance(outputs, tuple) else (outputs,))
+        ]
+        return torch.stack(losses).mean()
 
     def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
         assert self.held_out is not None
@@ -216,6 +214,15 @@ class ClassifyJob:
 JOBS: Mapping[str, type[SegmentJob] | type[ClassifyJob]] = {"segment": SegmentJob, "classify": ClassifyJob}
 
 
+def _opened(root: str | Path, config: TrainConfig, task: Task) -> tuple[Labelled, Labelled | None]:
+    """Training and validation samples."""
+    data = open_labelled(root, config.splits, task)
+    held_out = open_labelled(root, [config.val_split], task) if config.val_split else None
+    if held_out and held_out.labels != data.labels:
+        raise DataError(f"{root}: training and validation splits have different classes")
+    return data, held_out
+
+
 class _Cache:
     """Decoded samples by index, kept in memory as long as ``gib`` gibibytes last; the others are read each time.
 
@@ -223,7 +230,7 @@ class _Cache:
         sampled: indices that statistics may be taken on: all that are in memory.
     """
 
-    def __init__(self, data: Any, gib: float, progress: Progress) -> None:
+    def __init__(self, data: Labelled, gib: float, progress: Progress) -> None:
         self.data = data
         self.kept: list[tuple[Any, Any]] = []
         room = gib * 2**30

@@ -1,0 +1,249 @@
+"""Foveal's models for clients of timm: importing this module registers each of them as ``foveal_<name>``.
+
+``timm.create_model("foveal_efficientvit_b1", features_only=True)`` then works, and with it what builds on timm, such as
+``segmentation_models_pytorch.Unet("tu-foveal_efficientvit_b1")``. Needs timm.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError, DependencyError
+from .factory import create_model
+from .info import IMAGENET_MEAN, IMAGENET_STD, info_of
+from .registry import Backbone, Family, FeatureInfo, Published, Variant, variants
+from .run.recompute import recompute
+
+try:
+    from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+    from timm.models._features import feature_take_indices
+except ImportError as error:
+    raise DependencyError("foveal.timm registers models in timm: pip install timm") from error
+
+
+class TimmModel(nn.Module):
+    """A classifier of ours with timm's interface; its state dict has our keys, so our checkpoints load into it.
+
+    Args:
+        name: one of ``foveal.list_models()``.
+        num_classes: 0: pooled features.
+        in_chans: channels of the image.
+        global_pool: "avg" only, which all our classifiers do; an empty string: ``forward`` gives the coarsest map.
+        weights: tag of published weights, or a checkpoint, to start from.
+        **options: of ``foveal.create_model``.
+
+    Raises:
+        ConfigError: another pooling, or an option that the family does not have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        num_classes: int = 1000,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        weights: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        model = create_model(name, "classify", num_classes=num_classes, in_chans=in_chans, weights=weights, **options)
+        family, variant = _classifiers()[name]
+        of_head = {key: value for key, value in info_of(model).options.items() if key in family.classifier_options}
+        self.backbone, self.head = cast(Backbone, model.backbone), cast(Any, model.head)
+        self.num_classes, self.global_pool = num_classes, _pool(global_pool)
+        self.num_features = self.backbone.feature_info[-1].channels
+        assert variant.classifier is not None
+        self.fresh_head = partial(variant.classifier, self.num_features, **of_head)
+        self.head_hidden_size = self.head.num_features
+        self.taps = _halvings(self.backbone)
+        self.feature_info = [
+            {"num_chs": channels, "reduction": stride, "module": f"backbone.stem.{i}"}
+            for i, (channels, stride) in self.taps.items()
+        ] + [
+            {"num_chs": channels, "reduction": stride, "module": f"backbone.stages.{i}"}
+            for i, (channels, stride) in enumerate(self.backbone.feature_info)
+        ]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The coarsest map, ``(B, num_features, h, w)``."""
+        return self.backbone(x)[-1]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits ``(B, num_classes)`` from the coarsest map, or what the classifier would see."""
+        return self.head(x, pre_logits=pre_logits) if self.global_pool else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """Maps of the pyramid, finest first: the last ``indices`` of them, or those of these indices.
+
+        Returns:
+            A list of ``(B, C, h, w)``; unless ``intermediates_only``, after the coarsest map.
+
+        Raises:
+            ConfigError: another format than "NCHW".
+        """
+        if output_fmt != "NCHW":
+            raise ConfigError(f"output_fmt={output_fmt!r}: maps are NCHW")
+        take = self._chosen(indices)
+        maps = self._pyramid(x)
+        taken = [maps[i] for i in take]
+        return taken if intermediates_only else (maps[-1], taken)
+
+    def _pyramid(self, x: Tensor) -> list[Tensor]:
+        """The backbone's maps, after those that its stem makes on the way."""
+        early: list[Tensor] = []
+        stem = cast(nn.Sequential, self.backbone.stem)
+
+        def keep(module: nn.Module, args: Any, output: Tensor) -> None:
+            early.append(output)
+
+        hooks = [stem[i].register_forward_hook(keep) for i in self.taps]
+        try:
+            maps = self.backbone(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return early + maps
+
+    def prune_intermediate_layers(
+        self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the head, which no map depends on; the stages stay. Returns the indices of the maps."""
+        if prune_head:
+            self.reset_classifier(0)
+            self.head = nn.Identity()
+        return self._chosen(indices)
+
+    def _chosen(self, indices: int | Sequence[int] | None) -> list[int]:
+        some = indices if indices is None or isinstance(indices, int) else list(indices)
+        return list(feature_take_indices(len(self.feature_info), some)[0])
+
+    def get_classifier(self) -> nn.Module:
+        """The last linear layer, an identity for ``num_classes=0``."""
+        return cast(nn.Module, self.head.classifier)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the last linear layer by a fresh one, and the one for a teacher's labels, where there is one."""
+        if global_pool is not None:
+            self.global_pool = _pool(global_pool)
+        self.num_classes = num_classes
+        like = next(self.parameters())
+        for key, layer in self.fresh_head(num_classes).to(like)._modules.items():
+            if key.startswith("classifier"):
+                setattr(self.head, key, layer)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the activations of each stage again in the backward pass."""
+        for stage in self.backbone.stages:
+            vars(stage).pop("forward", None)
+        if enable:
+            recompute(self.backbone.stages)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters belong together, for layer-wise learning rates."""
+        blocks = r"^backbone\.stages\.(\d+)" if coarse else r"^backbone\.stages\.(\d+)\.(?:blocks\.)?(\d+)"
+        return {"stem": r"^backbone\.stem", "blocks": [(blocks, None), (r"^head", (99999,))]}
+
+    def no_weight_decay(self) -> set[str]:
+        """Tables of attention biases; vectors timm leaves out by itself."""
+        return {name for name, _ in self.named_parameters() if name.endswith("biases")}
+
+
+def _pool(name: str) -> str:
+    if name not in ("", "avg"):
+        raise ConfigError(f"global_pool={name!r}: the classifiers pool by average; give 'avg' or ''")
+    return name
+
+
+def _halvings(backbone: Backbone) -> dict[int, FeatureInfo]:
+    """Stem blocks after which the stride has doubled, by index, where the pyramid begins above stride 4.
+
+    Clients of timm take for granted that a pyramid begins at stride 2 or 4.
+    """
+    finest = backbone.feature_info[0].stride
+    if finest <= 4:
+        return {}
+    stem = cast(nn.Sequential, copy.deepcopy(backbone.stem).to("meta").eval())
+    in_chans = next(module.in_channels for module in stem.modules() if isinstance(module, nn.Conv2d))
+    x = torch.empty(1, in_chans, 16 * finest, 16 * finest, device="meta", dtype=next(stem.parameters()).dtype)
+    found, stride = {}, 1
+    for i, block in enumerate(stem):
+        x = block(x)
+        if 16 * finest // x.shape[-1] > stride:
+            stride = 16 * finest // x.shape[-1]
+            found[i] = FeatureInfo(x.shape[1], stride)
+    return {i: info for i, info in found.items() if info.stride < finest}
+
+
+def _default_cfg(variant: Variant, entry: Published | None) -> dict[str, Any]:
+    size = int(entry.size) if entry else variant.size
+    cfg = {
+        "num_classes": 1000,
+        "input_size": (3, size, size),
+        "crop_pct": entry.crop_ratio if entry and entry.crop_ratio is not None else variant.crop_ratio,
+        "interpolation": entry.resample if entry else "bicubic",
+        "mean": entry.mean if entry else IMAGENET_MEAN,
+        "std": entry.std if entry else IMAGENET_STD,
+        "first_conv": "backbone.stem.0.conv",
+        "classifier": "head.classifier",
+    }
+    if entry is None:
+        return cfg
+    # timm takes models whose weights it could find itself for pretrained ones; fetching is Foveal's.
+    return cfg | ({"file": entry.file} if entry.wheel else {"hf_hub_id": entry.repo, "hf_hub_filename": entry.file})
+
+
+def _default_cfgs() -> dict[str, Any]:
+    """What timm knows of our classifiers' weights before it builds one."""
+    cfgs = {}
+    for name, (_, variant) in _classifiers().items():
+        entries = [entry for entry in variant.published if (entry.repo or entry.wheel) and entry.task == "classify"]
+        cfgs |= {f"foveal_{name}.{entry.tag}": _default_cfg(variant, entry) for entry in entries}
+        if not entries:
+            cfgs[f"foveal_{name}"] = _default_cfg(variant, None)
+    return generate_default_cfgs(cfgs)
+
+
+def _classifiers() -> dict[str, tuple[Family, Variant]]:
+    return {name: found for name, found in variants().items() if found[1].classifier is not None}
+
+
+def _build(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """Build ``foveal_<name>`` for timm. Weights come through Foveal, which checks and renames them."""
+    arguments = {key: value for key, value in arguments.items() if value or not key.startswith("drop_")}
+    cfg = arguments.get("pretrained_cfg")
+    overlay = dict(arguments.get("pretrained_cfg_overlay") or {})
+    if pretrained:
+        tag = cfg if isinstance(cfg, str) else getattr(get_pretrained_cfg(f"foveal_{name}"), "tag", None)
+        arguments["weights"] = overlay.get("file") or tag
+        if not arguments["weights"]:
+            raise ConfigError(
+                f"foveal_{name} has no published weights; pretrained_cfg_overlay={{'file': ...}} names some"
+            )
+    features = {"feature_cls": "getter", "out_indices": None}
+    return build_model_with_cfg(
+        partial(TimmModel, name), f"foveal_{name}", pretrained=False, feature_cfg=features, **arguments
+    )
+
+
+default_cfgs = _default_cfgs()  # timm looks for this name when a model of this module is registered
+for _name in _classifiers():
+    _entry: Any = partial(_build, _name)
+    _entry.__name__, _entry.__module__ = f"foveal_{_name}", __name__
+    register_model(_entry)

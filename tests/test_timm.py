@@ -1,0 +1,158 @@
+"""Our models through timm and what builds on it: the same properties that timm's own tests ask of its models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from torch import nn
+
+import foveal.timm  # registers the models
+from foveal.errors import ConfigError
+from foveal.factory import create_model, list_models
+from foveal.info import info_of
+from foveal.registry import FAMILIES
+from foveal.weights import save_checkpoint
+
+NAMES = [f"foveal_{name}" for name in list_models(task="classify")]
+
+
+def smallest(family: str) -> str:
+    """The family's variant with the fewest parameters."""
+    with torch.device("meta"):
+        sizes = {
+            name: sum(p.numel() for p in variant.backbone(3).parameters())
+            for name, variant in FAMILIES[family].variants.items()
+            if variant.classifier is not None
+        }
+    return f"foveal_{min(sizes, key=lambda name: sizes[name])}"
+
+
+SMALLEST = [smallest(name) for name in FAMILIES if any(v.classifier for v in FAMILIES[name].variants.values())]
+#: Models that begin with patches of 16 pixels.
+PATCHES = ["foveal_edifice_efficient_vit"]
+
+
+def on_meta(name: str, **arguments: Any) -> Any:
+    with torch.device("meta"):
+        return timm.create_model(name, **arguments)
+
+
+def test_every_classifier_is_registered() -> None:
+    assert sorted(timm.list_models("foveal_*")) == sorted(NAMES)
+    published = list_models(task="classify", pretrained=True)
+    assert sorted(timm.list_models("foveal_*", pretrained=True)) == sorted(
+        f"foveal_{ref}" for ref in published if ref not in foveal.assets.WEIGHTS
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes_of_features_and_heads(name: str) -> None:
+    """Channels, reductions and modules are what they say; the head can be replaced, removed, bypassed."""
+    x = torch.empty(2, 3, 96, 128, device="meta")
+    model = on_meta(name, num_classes=7)
+    features = model.forward_features(x)
+    assert features.shape[1] == model.num_features == model.feature_info[-1]["num_chs"]
+    assert model(x).shape == (2, 7)
+    assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
+    assert isinstance(model.get_classifier(), nn.Linear)
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    model.reset_classifier(0)
+    assert isinstance(model.get_classifier(), nn.Identity)
+    assert model(x).shape == (2, model.head_hidden_size)
+    model.reset_classifier(0, "")
+    assert model(x).shape == features.shape
+    modules = dict(model.named_modules())
+    assert all(info["module"] in modules for info in model.feature_info)
+    for key in ("first_conv", "classifier"):
+        assert model.default_cfg[key] in modules
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pyramids(name: str) -> None:
+    net = on_meta(name, features_only=True, in_chans=4)
+    x = torch.empty(1, 4, 192, 256, device="meta")
+    maps = net(x)
+    # What builds on timm takes one of these for granted; where the stem cuts patches there is nothing finer than they.
+    assert net.feature_info.reduction()[0] in (2, 4) or name in PATCHES
+    assert [m.shape[1] for m in maps] == net.feature_info.channels()
+    assert [192 // m.shape[2] for m in maps] == net.feature_info.reduction()
+    assert not any(".classifier" in key for key, _ in net.named_parameters())
+    chosen = on_meta(name, features_only=True, in_chans=4, out_indices=(1, -1))
+    assert [m.shape for m in chosen(x)] == [maps[1].shape, maps[-1].shape]
+    last, all_maps = on_meta(name, in_chans=4).forward_intermediates(x)
+    assert last.shape == maps[-1].shape
+    assert len(all_maps) == len(maps)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_equals_our_own_model_and_learns(name: str, tmp_path: Path) -> None:
+    """Same keys, same logits, from our file by ``pretrained_cfg_overlay``; gradients reach every parameter."""
+    ours = create_model(name.removeprefix("foveal_"), num_classes=5).eval()
+    save_checkpoint(tmp_path / "ours.safetensors", ours.state_dict(), info_of(ours))
+    model: Any = timm.create_model(
+        name, pretrained=True, num_classes=5, pretrained_cfg_overlay={"file": str(tmp_path / "ours.safetensors")}
+    ).eval()
+    assert model.state_dict().keys() == ours.state_dict().keys()
+    x = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(model(x), ours(x))
+        assert torch.equal(model.forward_head(model.forward_features(x)), ours(x))
+    model.train()
+    model(x).square().mean().backward()
+    plain = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    assert plain.keys() == dict(model.named_parameters()).keys()
+    assert all(grad.isfinite().all() for grad in plain.values())
+    groups = timm.models.group_parameters(model, model.group_matcher(), reverse=True)
+    assert groups.keys() == plain.keys()
+    assert len(set(groups.values())) > 3
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_checkpointing_changes_no_gradient(name: str) -> None:
+    model: Any = timm.create_model(name, num_classes=3).double().eval()
+    x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    found = []
+    for enable in (False, True, True, False):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert found[0].abs().max() > 0
+    assert all(torch.allclose(g, found[0], rtol=1e-9, atol=1e-12) for g in found[1:])
+
+
+@pytest.mark.parametrize("name", [name for name in SMALLEST if name not in PATCHES])
+def test_a_unet_of_another_library_learns(name: str) -> None:
+    """The loss on one synthetic image falls by 40 % in 20 steps."""
+    torch.manual_seed(0)
+    net = smp.Unet(f"tu-{name}", encoder_weights=None, classes=2, decoder_channels=(32, 16, 16, 8, 8))
+    image = torch.randn(2, 3, 64, 64)
+    mask = (image.mean(1) > 0).long()
+    mask[:, :, 32:] = 1
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = nn.functional.cross_entropy(net(image), mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.6 * losses[0], losses
+
+
+def test_mistakes_are_one_line() -> None:
+    for arguments, message in (
+        ({"drop_rate": 0.1}, "no option 'drop_rate'"),
+        ({"global_pool": "max"}, "global_pool='max'"),
+        ({"scale": (3,)}, "did you mean 'scales'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            timm.create_model("foveal_efficientvit_b0", **arguments)
+    with pytest.raises(ConfigError, match="no published weights"):
+        timm.create_model("foveal_efficientvit_l0", pretrained=True)
