@@ -144,7 +144,7 @@ def _double_bias_once(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, MambaMixer):
             forward, bias = module.dt_proj.forward, module.dt_proj.bias
-            module.dt_proj.forward = lambda x, f=forward, b=bias: f(x) - b
+            module.dt_proj.forward = lambda input, f=forward, b=bias: f(input) - b
 
 
 def _windows(model: Any) -> None:
@@ -440,8 +440,8 @@ def test_padding_gets_no_gradient_when_neutral() -> None:
     """The gradient of the map is finite and the same as without windows."""
     x = torch.randn(1, 3, 64, 64)
     gradients = []
-    for options in ({"neutral_padding": True}, {"window_size": "whole"}):
-        model = small(**options).double()
+    for window, neutral in (((6, 3), True), ("whole", False)):
+        model = small(window_size=window, neutral_padding=neutral).double()
         model(x.double()).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert largest(gradients[0] - gradients[1]) < 1e-9 * largest(gradients[1])
@@ -449,7 +449,7 @@ def test_padding_gets_no_gradient_when_neutral() -> None:
 
 @pytest.mark.parametrize("window", [(5, "whole"), [5, "whole"], (8, 8, 5, "whole")])
 def test_windows_are_given_in_many_ways(window: Any) -> None:
-    model = create_model("mambavision_t", features_only=True, window_size=window)
+    model: Any = create_model("mambavision_t", features_only=True, window_size=window)
     assert [stage.window_size for stage in model.stages[2:]] == [5, "whole"]
     assert ModelInfo.from_json(info_of(model).to_json()).options == {"window_size": list(window)}
 

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,7 @@ class MambaMixer(nn.Module):
             delta_bias=self.dt_proj.bias,  # the second time, as the weights were trained
             delta_softplus=True,
         )
-        return self.out_proj(torch.cat([y, z], dim=1).transpose(1, 2))
+        return self.out_proj(torch.cat([cast(Tensor, y), z], dim=1).transpose(1, 2))
 
 
 class Block(nn.Module):
