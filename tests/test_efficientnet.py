@@ -193,9 +193,11 @@ def test_any_stage_table_scales() -> None:
 
 def test_squeeze_is_of_the_input_of_a_block() -> None:
     """Not of the expanded width, as MobileNetV3's is."""
-    block: Any = create_model("efficientnet_b0", features_only=True).stages[0][1]
+    net: Any = create_model("efficientnet_b0", features_only=True)
+    block = net.stages[0][1]
     assert block.squeeze.reduce.weight.shape == (24 // 4, 144, 1, 1)
-    v3: Any = create_model("mobilenetv3_large_100", features_only=True).stages[1][1]
+    net = create_model("mobilenetv3_large_100", features_only=True)
+    v3 = net.stages[1][1]
     assert v3.squeeze.reduce.weight.shape == (make_divisible(120 / 4), 120, 1, 1)
     assert not any("squeeze" in key for key in create_model("efficientnet_lite0").state_dict())
 

@@ -20,6 +20,7 @@ from foveal.errors import CheckpointError, ConfigError
 from foveal.factory import create_model, list_models
 from foveal.info import info_of
 from foveal.layers.conv import ConvNormAct
+from foveal.layers.drop_path import DropPath
 from foveal.run.load import OnnxRunner, identify
 from foveal.weights import load_checkpoint
 
@@ -52,7 +53,7 @@ def conventions(model: nn.Module) -> set[tuple[float, float | None]]:
 def check_golden(source: str, name: str) -> None:
     """Logits and pooled features of a published file, under the conventions that come with it."""
     entry = GOLDENS[source]
-    model = create_model(name)
+    model: Any = create_model(name)
     state = filled(peer(*source.split("/")), entry["gain"])
     load_checkpoint(model, dict(sorted(state.items())))  # as .safetensors files have them
     assert conventions(model) == {(entry["norm_eps"], entry["norm_momentum"])}
@@ -209,7 +210,8 @@ def test_padding_changes_outputs_and_only_there() -> None:
     plain, other = (create_model(f"{prefix}mobilenetv2_100", features_only=True) for prefix in ("", "tf_"))
     assert {p.conv.kernel_size for p in other.modules() if isinstance(p, ConvNormAct) and p.same} == {(3, 3)}
     assert sum(p.same for p in other.modules() if isinstance(p, ConvNormAct)) == 5
-    golden.fill(plain), golden.fill(other)
+    for net in (plain, other):
+        golden.fill(net)
     x = golden.normal_input((1, 3, 64, 64))
     with torch.no_grad():
         assert (plain(x)[-1] - other(x)[-1]).abs().max() > 1e-2 * plain(x)[-1].std()
@@ -222,7 +224,8 @@ def test_learning() -> None:
         loss = nn.functional.cross_entropy(model(torch.randn(2, 3, 64, 64)), torch.zeros(shape, dtype=torch.long))
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    head = create_model("mobilenetv2_100", dropout=0.5).head
+    model = create_model("mobilenetv2_100", dropout=0.5)
+    head: Any = model.head
     x = torch.randn(1, 320, 2, 2)
     assert not head(x).equal(head(x))
     head.eval()
@@ -236,9 +239,6 @@ def test_options_and_names() -> None:
         create_model("mobilenetv2_100", norm_ep=1)
     with pytest.raises(ConfigError, match="unknown padding 'valid'"):
         create_model("mobilenetv2_100", padding="valid")
-    rates = [
-        float(part.drop_path.rate)
-        for part in create_model("mobilenetv2_100", drop_path_rate=0.17).backbone.modules()
-        if hasattr(part, "drop_path")
-    ]
+    model = create_model("mobilenetv2_100", drop_path_rate=0.17)
+    rates = [part.rate for part in model.modules() if isinstance(part, DropPath)]
     assert np.allclose(rates, [0.01 * i for i in range(17)])

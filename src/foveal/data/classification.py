@@ -107,8 +107,8 @@ def class_folders(root: Path, described: DatasetFile) -> dict[str, dict[str, lis
         DataError: some folder would be taken for a class and hardly is one.
     """
     flat = [folder for folder in subfolders(root) if images_in(folder)]
-    if flat or (loose := _by_wordnet_id(root, described)):
-        classes = _classes(root, root, flat, described) if flat else loose
+    classes = _classes(root, root, flat, described) if flat else _by_wordnet_id(root, described)
+    if classes:
         drawn: dict[str, dict[str, list[Path]]] = {}
         for name, files in classes.items():  # drawn class by class, so that each keeps its share
             for split, members in drawn_splits((f"{name}/{p.name}" for p in files), described).items():

@@ -181,8 +181,8 @@ def _lite(index: int, top1: float, **about: Any) -> tuple[Published, ...]:
     return (Published("in1k", "top-1", top1, size, "official README", **about),)
 
 
-_ON_WHEEL = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # (x - 127) / 128 of 0..255
-_ON_HUB = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+_ON_WHEEL: dict[str, Any] = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # (x - 127) / 128 of 0..255
+_ON_HUB: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 _NOISY_STUDENT = (78.68, 81.39, 82.41, 84.05, 85.16, 86.10, 86.48, 86.85)
 _PUBLISHED = {
     f"tf_efficientnet_b{i}": (

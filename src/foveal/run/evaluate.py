@@ -156,7 +156,7 @@ def evaluate(
     """Score a model on a data set.
 
     Segmentation gives an :class:`Evaluation`: whole images, one scale, no flip, one confusion matrix. A classifier
-    gives a :class:`~foveal.run.evaluate_classes.ClassifyEvaluation`; only ``split``, ``out`` and ``progress`` are for it.
+    gives a :class:`~foveal.run.evaluate_classes.ClassifyEvaluation`; only ``split``, ``out``, ``progress`` are for it.
 
     Images that cannot be scored (damaged, or with ids that are no classes) are left out and named in ``skipped``.
 
