@@ -34,15 +34,17 @@ class TrainConfig:
         epochs: passes over the training set.
         batch_size: images per optimiser step, over all processes.
         accumulate: pieces that a process's share of a batch is cut into, to save memory; batch norms see the pieces.
-        crop: (H, W) of the training crops, in pixels.
+        crop: (H, W) of the training crops, in pixels; upscaling: of the large image.
+        patches: upscaling: crops of each image in an epoch.
         scale: segmentation: range of the random scaling before cropping.
         area: classification: range of the share of the image that a crop covers.
         crop_ratio: classification: centre crop over resized short side when evaluating.
-        flip: probability of a horizontal flip.
+        flip: probability of a horizontal flip; upscaling: of vertical and diagonal ones too.
         jitter: strength of the jitter of brightness, contrast and saturation, 0..1.
         tint: strength of a random gain per colour channel, 0..1: other cameras, other light.
         rare_crop: probability that a crop is placed on a pixel of a class drawn by its weight.
         loss: segmentation: factor of each term by name (see :mod:`foveal.losses`); those left out have none.
+        pixel_loss: upscaling: "l1" or "charbonnier".
         class_weights: how rarity weighs in the loss: "none", "sqrt_median", "median" (frequency balancing).
         label_smoothing: classification: share of the target that goes to the other classes.
         deep_supervision: segmentation: weight of auxiliary classifiers on the two coarsest maps; 0: none.
@@ -67,7 +69,7 @@ class TrainConfig:
     """
 
     model: str = "efficientvit_b0"
-    task: Literal["segment", "classify"] = "segment"
+    task: Literal["segment", "classify", "upscale"] = "segment"
     options: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     splits: tuple[str, ...] = ("train",)
@@ -76,6 +78,7 @@ class TrainConfig:
     batch_size: int = 8
     accumulate: int = 1
     crop: tuple[int, int] = (288, 384)
+    patches: int = 16
     scale: tuple[float, float] = (0.6, 1.8)
     area: tuple[float, float] = (0.25, 1.0)
     crop_ratio: float = 0.875
@@ -84,6 +87,7 @@ class TrainConfig:
     tint: float = 0.0
     rare_crop: float = 0.0
     loss: dict[LossName, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
+    pixel_loss: Literal["l1", "charbonnier"] = "l1"
     class_weights: Literal["none", "sqrt_median", "median"] = "sqrt_median"
     label_smoothing: float = 0.0
     deep_supervision: float = 0.0
@@ -112,6 +116,7 @@ class TrainConfig:
             "batch_size": self.batch_size >= 1,
             "accumulate": 1 <= self.accumulate <= self.batch_size,
             "crop": min(self.crop) >= 32,
+            "patches": self.patches >= 1,
             "area": 0 < self.area[0] <= self.area[1] <= 1,
             "crop_ratio": 0 < self.crop_ratio <= 1,
             "scale": 0 < self.scale[0] <= self.scale[1],

@@ -12,10 +12,11 @@ from . import assets
 from .errors import ConfigError, nearest
 from .info import Labels, ModelInfo, Preprocess, attach
 from .registry import Backbone, Variant, published, variants
-from .tasks import classify, segment
+from .tasks import classify, segment, upscale
 from .weights import load_for_finetuning, read_weights, recognise
 
-TASKS = ("classify", "segment")
+TASKS = ("classify", "segment", "upscale")
+_TASK_OPTIONS = {"classify": set(), "segment": {"head"}, "upscale": {"scale"}}  # those that the head takes
 _IMAGENET_CLASSES = 1000
 
 
@@ -24,7 +25,7 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
 
     Args:
         pattern: shell-style pattern, with ``*`` and ``?``.
-        task: only models of this task ("classify", "segment").
+        task: only models of this task ("classify", "segment", "upscale").
         pretrained: ``True``: ``name.tag`` of all weights that come with Foveal or are fetched on first use; ``False``
             or ``None``: the architectures.
 
@@ -40,7 +41,9 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
     return [
         name
         for name, (_, variant) in variants().items()
-        if fnmatch.fnmatch(name, pattern) and (task != "classify" or variant.classifier is not None)
+        if fnmatch.fnmatch(name, pattern)
+        and (task is None or task in variant.tasks)
+        and (task != "classify" or variant.classifier is not None)
     ]
 
 
@@ -58,7 +61,8 @@ def create_model(
 
     Args:
         name: architecture, or ``architecture.tag`` for one with the weights of that tag.
-        task: "classify" or "segment"; default: the tag's task, else "classify".
+        task: "classify", "segment" or "upscale"; default: the tag's task, else the architecture's first ("classify" of
+            backbones).
         num_classes: outputs; default: the published number. 0 when classifying: pooled features.
         in_chans: channels of the image, at least 1.
         features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
@@ -66,7 +70,8 @@ def create_model(
         weights: tag ("camvid"), path, folder, or hub id, to start from. A classifier for another number of classes
             starts fresh, and weights of another task give the backbone alone.
         **options: the family's own (see ``foveal models NAME``), and for segmentation ``head="cityscapes"`` or
-            ``"ade20k"``, the published head for that data set.
+            ``"ade20k"``, the published head for that data set; for upscaling ``scale=`` 1 (restoration at the image's
+            own size), 2 (the default), 3 or 4.
 
     Returns:
         nn.Module: in training mode as torch builds it, with a ``foveal_info`` attribute.
@@ -80,24 +85,28 @@ def create_model(
     if tag and weights is None:
         weights = f"{name}.{tag}"
     state, info = (None, None) if weights is None else read_weights(weights, name)
-    task = _check_task(task or (info.task if info else "classify"))
+    task = _check_task(task or (info.task if info and info.task in variant.tasks else variant.tasks[0]))
+    if task not in variant.tasks:
+        raise ConfigError(f"{name} is not for {task!r}{nearest(task, variant.tasks)}")
     if info and info.task == task:
         num_classes = info.num_classes if num_classes is None else num_classes
         options = {**info.options, **options}
     if state is not None and info is None:
         options = {**recognise(state).options, **options}
-    valid = set(family.options) | ({"head"} if task == "segment" else set())
+    valid = set(family.options) | _TASK_OPTIONS[task]
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
     if in_chans < 1:
         raise ConfigError(f"in_chans={in_chans}: give 1 or more")
-    head_name = options.get("head")
-    backbone = variant.backbone(in_chans, **{k: v for k, v in options.items() if k != "head"})
+    backbone = variant.backbone(in_chans, **{k: v for k, v in options.items() if k not in _TASK_OPTIONS[task]})
     if features_only:
         model = backbone
     elif task == "segment":
-        model, num_classes = _segmenter(name, variant, backbone, num_classes, head_name)
+        model, num_classes = _segmenter(name, variant, backbone, num_classes, options.get("head"))
+    elif task == "upscale":
+        options.setdefault("scale", upscale.DEFAULT_SCALE)
+        model = _upscaler(name, backbone, in_chans, num_classes, options["scale"])
     else:
         model, num_classes = _classifier(name, variant, backbone, num_classes)
     described = ModelInfo(
@@ -108,13 +117,17 @@ def create_model(
         options=dict(options),
         output_stride=getattr(model, "stride", 1),
         licence=info.licence if info else "",
-        preprocess=info.preprocess if info and info.task == task else Preprocess(),
+        preprocess=info.preprocess if info and info.task == task else _preprocess(task),
         labels=info.labels if info and info.num_classes == num_classes else Labels(),
     )
     attach(model, described)
     if state is not None:
         load_for_finetuning(model, state)
     return model
+
+
+def _preprocess(task: str) -> Preprocess:
+    return Preprocess(upscale.MEAN, upscale.STD) if task == "upscale" else Preprocess()
 
 
 def _check_task(task: str) -> str:
@@ -144,6 +157,15 @@ def _segmenter(
         raise ConfigError(f"num_classes={num_classes}: a segmentation model needs at least 1")
     head = segment.SegmentationHead(backbone.feature_info, num_classes, **arguments)
     return segment.SegmentationModel(backbone, head), num_classes
+
+
+def _upscaler(name: str, backbone: Backbone, in_chans: int, num_classes: int | None, scale: int) -> nn.Module:
+    if num_classes:
+        raise ConfigError(f"num_classes={num_classes}: {name} makes images, not classes; leave it out")
+    if scale not in upscale.SCALES:
+        raise ConfigError(f"scale={scale!r}: give one of {', '.join(map(str, upscale.SCALES))}")
+    head = upscale.UpscaleHead(backbone.feature_info[-1].channels, in_chans, scale)
+    return upscale.UpscaleModel(backbone, head)
 
 
 def _classifier(name: str, variant: Variant, backbone: Backbone, num_classes: int | None) -> tuple[nn.Module, int]:

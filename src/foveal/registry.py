@@ -58,6 +58,7 @@ class Variant:
         segment_heads: keyword arguments of the published segmentation heads, by data set.
         crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation at 224.
         published: weights that were released, with their figures.
+        tasks: what it can be built for, the default first.
     """
 
     backbone: Callable[..., Backbone]
@@ -65,6 +66,7 @@ class Variant:
     segment_heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     crop_ratio: float = 0.95
     published: tuple[Published, ...] = ()
+    tasks: tuple[str, ...] = ("classify", "segment")
 
 
 @dataclass(frozen=True)

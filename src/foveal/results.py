@@ -114,6 +114,28 @@ class ClassifyResult:
         return [(self.labels.names[i] if self.labels.names else f"class {i}", float(self.scores[i])) for i in order]
 
 
+@dataclass(frozen=True)
+class UpscaleResult:
+    """An image made larger, or repaired at its own size.
+
+    Attributes:
+        image: ``(scale * H, scale * W, 3)`` uint8.
+        scale: its sides over those of the image that went in.
+    """
+
+    image: NDArray[np.uint8]
+    scale: int
+
+    def save(self, path: str | Path) -> Path:
+        """Write the image; the suffix tells the format.
+
+        Raises:
+            InputError: unknown suffix, or the file cannot be written.
+        """
+        save_picture(Image.fromarray(self.image), path)
+        return Path(path)
+
+
 def save_picture(picture: Image.Image, path: str | Path) -> None:
     """Write a Pillow image, whole or not at all; the suffix tells the format.
 

@@ -281,8 +281,8 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor])
 def load_for_finetuning(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
     """Like :func:`load_checkpoint`, for a model that will be trained on.
 
-    A classifier for another number of classes keeps its initial values, and so does the whole head where the weights
-    are for another task; the report names what did.
+    A classifier for another number of classes keeps its initial values, an upsampler for another scale too, and so does
+    the whole head where the weights are for another task; the report names what did.
     """
     return _load(model, source, finetune=True)
 
@@ -297,7 +297,8 @@ def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], finetune:
         state, layout = found.state, found.family.name if found.published else "foveal"
     fresh: tuple[str, ...] = ()
     if finetune:
-        fresh = ("head.classifier.",) if task_of(own) == task_of(state) else ("head.",)
+        same = task_of(own) == task_of(state)
+        fresh = (f"head.{'subpixel' if task_of(own) == 'upscale' else 'classifier'}.",) if same else ("head.",)
     state, ignored = _part_of(state, own, fresh)
     # Counters of batches seen: older files lack them, and evaluation never reads them.
     for key in own.keys() - state.keys():
@@ -326,6 +327,8 @@ def _part_of(
 
 def task_of(state: Iterable[str]) -> str:
     """The task that the head's keys (in our layout) belong to."""
+    if "head.subpixel.weight" in state:
+        return "upscale"
     return "segment" if any(key.startswith("head.laterals.") for key in state) else "classify"
 
 

@@ -7,6 +7,7 @@ Layouts (``S`` is the scale; where there are no small images they are made, see 
     ROOT/<name>_<split>_HR/     ROOT/<name>_<split>_LR_bicubic/XS/          (DIV2K)
     ROOT/<split>/*.png          large images alone
     ROOT/*.png                  large images alone, no splits: "all", "train" and "val" with val_share
+    ROOT/<set>/*.png            the same in several sets, each a split: set5, set14, bsd100
 
 Small images have the stem of the large one, or end in ``xS`` or ``_xS``.
 """
@@ -69,7 +70,7 @@ class SuperResolutionData:
         described = describe(root)
         if described.layout not in ("", LAYOUT):
             raise DataError(f"{root / FILE}: layout {described.layout!r} is not for super-resolution ({LAYOUT!r})")
-        have = high_folders(root, described)
+        have = sets_of(root, described)
         if not have:
             raise DataError(f"{root}: neither folders of large images (HR/) nor images")
         pairs: list[tuple[Path | None, Path]] = []
@@ -133,6 +134,12 @@ def high_folders(root: Path, described: DatasetFile) -> dict[str, Path]:
     return found
 
 
+def sets_of(root: Path, described: DatasetFile) -> dict[str, Path]:
+    """:func:`high_folders`, or where it finds none, every folder of images by its name."""
+    found = high_folders(root, described)
+    return found or {folder.name: folder for folder in subfolders(root) if images_in(folder)}
+
+
 def open_split(
     root: Path, split: str, scale: int, described: DatasetFile
 ) -> tuple[list[tuple[Path | None, Path]], list[Problem]]:
@@ -141,7 +148,7 @@ def open_split(
     Raises:
         DataError: there are folders of small images, none for this scale.
     """
-    folders = high_folders(root, described)
+    folders = sets_of(root, described)
     high, excluded = folders[split], described.excluded(root)
     drawn = len(set(folders.values())) < len(folders)
     large = images_in(high)

@@ -121,3 +121,43 @@ def _crop_resize(image: Image.Image, box: tuple, size: tuple[int, int], kernel: 
     if x1 > x0 and y1 > y0:
         canvas.paste(image.resize((x1 - x0, y1 - y0), kernel, box=inside), (x0, y0))
     return canvas
+
+
+@dataclass(frozen=True)
+class UpscaleAugment:
+    """The same crop of a small and a large image, flipped and turned by quarters.
+
+    Attributes:
+        crop: (H, W) of the large crop, divisible by ``scale``.
+        scale: sides of the large image over those of the small one.
+        flip: probability of each flip: horizontal, vertical, over the diagonal.
+    """
+
+    crop: tuple[int, int]
+    scale: int
+    flip: float = 0.5
+
+    def __call__(
+        self, small: NDArray[np.uint8], large: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """``(h, w, 3), (scale * h, scale * w, 3)`` -> the same of the crop; images below its size are mirrored."""
+        height, width = (side // self.scale for side in self.crop)
+        short = [(0, max(0, want - have)) for want, have in zip((height, width), small.shape[:2], strict=True)]
+        if any(after for _, after in short):
+            small = np.pad(small, [*short, (0, 0)], mode="symmetric")
+            large = np.pad(large, [*((0, after * self.scale) for _, after in short), (0, 0)], mode="symmetric")
+        top, left = (
+            int(rng.integers(have - want + 1)) for have, want in zip(small.shape, (height, width), strict=False)
+        )
+        parts = [
+            image[top * scale : (top + height) * scale, left * scale : (left + width) * scale]
+            for image, scale in ((small, 1), (large, self.scale))
+        ]
+        across, down, diagonal = rng.random(3) < self.flip
+        if across:
+            parts = [part[:, ::-1] for part in parts]
+        if down:
+            parts = [part[::-1] for part in parts]
+        if diagonal and height == width:
+            parts = [part.swapaxes(0, 1) for part in parts]
+        return parts[0], parts[1]

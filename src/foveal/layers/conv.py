@@ -97,6 +97,7 @@ class InvertedResidual(nn.Module):
         act: activation of the first two convolutions.
         norm_eps: epsilon of the batch norms.
         fewer_norm: EfficientViT's cheaper form: the first two convolutions have a bias and no norm.
+        norm: ``False``: no convolution has one (for networks whose outputs are pixels).
         residual: whether to add the input when stride is 1 and the widths agree.
     """
 
@@ -111,15 +112,16 @@ class InvertedResidual(nn.Module):
         act: Activation = nn.ReLU6,
         norm_eps: float = 1e-5,
         fewer_norm: bool = False,
+        norm: bool = True,
         residual: bool = True,
     ) -> None:
         super().__init__()
         hidden = round(in_chans * expand_ratio)
         self.residual = residual and stride == 1 and in_chans == out_chans
-        inner = partial(ConvNormAct, norm=not fewer_norm, norm_eps=norm_eps, act=act)
+        inner = partial(ConvNormAct, norm=norm and not fewer_norm, norm_eps=norm_eps, act=act)
         self.expand = inner(in_chans, hidden, 1)
         self.depthwise = inner(hidden, hidden, kernel_size, stride, groups=hidden)
-        self.project = ConvNormAct(hidden, out_chans, 1, norm_eps=norm_eps)
+        self.project = ConvNormAct(hidden, out_chans, 1, norm=norm, norm_eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.depthwise(self.expand(x)))
@@ -162,7 +164,7 @@ class FusedInvertedResidual(nn.Module):
 class ResidualConv(nn.Module):
     """Two dense 3x3 convolutions plus the input: the stem block of EfficientViT-L (``ResBlock`` there).
 
-    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; only the first is activated.
+    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; only the first is activated. ``norm=False``: neither has one.
     """
 
     def __init__(
@@ -175,13 +177,14 @@ class ResidualConv(nn.Module):
         act: Activation = nn.ReLU6,
         norm_eps: float = 1e-5,
         fewer_norm: bool = False,
+        norm: bool = True,
         residual: bool = True,
     ) -> None:
         super().__init__()
         hidden = round(in_chans * expand_ratio)
         self.residual = residual and stride == 1 and in_chans == out_chans
-        self.conv1 = ConvNormAct(in_chans, hidden, 3, stride, norm=not fewer_norm, norm_eps=norm_eps, act=act)
-        self.conv2 = ConvNormAct(hidden, out_chans, 3, norm_eps=norm_eps)
+        self.conv1 = ConvNormAct(in_chans, hidden, 3, stride, norm=norm and not fewer_norm, norm_eps=norm_eps, act=act)
+        self.conv2 = ConvNormAct(hidden, out_chans, 3, norm=norm, norm_eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(self.conv1(x))

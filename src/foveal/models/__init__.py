@@ -1,3 +1,4 @@
 """One file per model family. Importing this package registers them all."""
 
 from . import efficientvit as efficientvit
+from . import efficientvit_sr as efficientvit_sr

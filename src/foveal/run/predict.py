@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, InputError
 from ..imaging import ImageLike, network_size, prepare, raised_cosine, read_image, tile_starts
 from ..info import ModelInfo
-from ..results import ClassifyResult, SegmentResult
+from ..results import ClassifyResult, SegmentResult, UpscaleResult
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +62,8 @@ class Predictor:
             return list(self.stream(image, tile=tile, overlap=overlap))
         if self.info.task == "classify":
             return self.classify(image)
+        if self.info.task == "upscale":
+            return self.upscale(image, tile=tile, overlap=overlap)
         return self.segment(image, tile=tile, overlap=overlap)
 
     def classify(self, image: ImageLike) -> ClassifyResult:
@@ -90,6 +92,14 @@ class Predictor:
             height, width = pixels.shape[:2]
         scale = (height / (pixels.shape[0] * stride), width / (pixels.shape[1] * stride))
         return SegmentResult(pixels, logits, scale, self.info.labels)
+
+    def upscale(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> UpscaleResult:
+        """Upscale one image; see :meth:`__call__`."""
+        pixels = read_image(image)
+        scale: int = self.info.options["scale"]
+        found = self.runner(prepare(pixels, self.info.preprocess, _MIN_SIZE))[0]
+        found = found[:, : pixels.shape[0] * scale, : pixels.shape[1] * scale].transpose(1, 2, 0)
+        return UpscaleResult(np.clip(np.rint(255 * found), 0, 255).astype(np.uint8), scale)
 
     def check_tiles(self, tile: int, overlap: int | None = None) -> int:
         """Return the overlap in pixels, a third of ``tile`` by default.

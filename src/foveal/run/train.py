@@ -35,6 +35,7 @@ from .batches import Batches, Samples, collated, deaf
 from .curves import draw_curves
 from .folder import RunFolder
 from .jobs import JOBS, Job, Scores
+from .metrics import in_words
 from .predict import Predictor, TorchRunner
 from .progress import Progress
 from .recompute import recompute_stages
@@ -384,7 +385,7 @@ class _Run:
                 state.best_metric, value = scores.headline
                 line |= scores.to_dict()
                 self.progress.note(
-                    f"epoch {epoch}: loss {line['loss']:.4f}, {config.val_split} {state.best_metric} {value:.2%}"
+                    f"epoch {epoch}: loss {line['loss']:.4f}, {config.val_split} {in_words(*scores.headline)}"
                 )
                 better = not value < state.best  # also where it is NaN: some checkpoint must be there
                 state.best = max(state.best, value)
