@@ -19,6 +19,10 @@ T = TypeVar("T")
 #: What :mod:`foveal.losses` has.
 LossName = Literal["cross_entropy", "ohem", "focal", "dice", "jaccard", "lovasz", "boundary"]
 
+#: What :mod:`foveal.data.degradation` does: smallest and largest value of each range.
+DegradationName = Literal["blur", "noise", "jpeg"]
+_LIMITS = {"blur": (0.0, 20.0), "noise": (0.0, 255.0), "jpeg": (1.0, 100.0)}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -44,6 +48,8 @@ class TrainConfig:
         tint: strength of a random gain per colour channel, 0..1: other cameras, other light.
         rare_crop: probability that a crop is placed on a pixel of a class drawn by its weight.
         loss: segmentation: factor of each term by name (see :mod:`foveal.losses`); those left out have none.
+        degradation: upscaling: range of each thing that spoils the small image, by name (see
+            :mod:`foveal.data.degradation`); none: a bicubic small image, or the data set's own.
         pixel_loss: upscaling: "l1" or "charbonnier".
         class_weights: how rarity weighs in the loss: "none", "sqrt_median", "median" (frequency balancing).
         label_smoothing: classification: share of the target that goes to the other classes.
@@ -87,6 +93,7 @@ class TrainConfig:
     tint: float = 0.0
     rare_crop: float = 0.0
     loss: dict[LossName, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
+    degradation: dict[DegradationName, tuple[float, float]] = field(default_factory=dict)
     pixel_loss: Literal["l1", "charbonnier"] = "l1"
     class_weights: Literal["none", "sqrt_median", "median"] = "sqrt_median"
     label_smoothing: float = 0.0
@@ -130,6 +137,9 @@ class TrainConfig:
             "cache_gib": self.cache_gib >= 0,
             "save_minutes": self.save_minutes > 0,
             "log_every": self.log_every >= 0,
+            "degradation": all(
+                _LIMITS[name][0] <= low <= high <= _LIMITS[name][1] for name, (low, high) in self.degradation.items()
+            ),
             "loss": len(self.loss) >= 1 and min(self.loss.values()) > 0,
             "lr": self.lr > 0,
             "weight_decay": self.weight_decay >= 0,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from .console import Json, Size, parse_size, print_json, print_table
+
+if TYPE_CHECKING:
+    from ..run.evaluate_upscaling import UpscaleEvaluation
 
 
 def evaluate(
@@ -23,7 +26,7 @@ def evaluate(
     out: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Score a model on a labelled data set. Images that cannot be scored are named, and the exit code is 1.
+    """Score a model on a labelled data set, or one that upscales on large images. Images that cannot be scored are named, and the exit code is 1.
 
     Parameters
     ----------
@@ -32,7 +35,7 @@ def evaluate(
     data
         Folder of the data set.
     split
-        Part of it; default: test, or val for a published protocol.
+        Part of it; default: test, or val for a published protocol; upscaling: every set that was not trained on.
     class_map
         YAML file "model class: data class", for a model with other classes.
     protocol
@@ -43,6 +46,7 @@ def evaluate(
         Folder for report.json, per_image.csv and samples.png (the best, median and worst image).
     """
     from .. import evaluate as evaluate_model
+    from ..run.evaluate_upscaling import UpscaleEvaluation
     from ..run.progress import Progress
 
     found = evaluate_model(
@@ -60,6 +64,8 @@ def evaluate(
     if json:
         print_json(report)
         return 1 if found.skipped else 0
+    if isinstance(found, UpscaleEvaluation):
+        return _print_upscaling(found)
     columns = {"IoU": report["iou"], "accuracy": report["accuracy"]}
     if boundary:
         columns |= {"boundary F": report["boundary"]["f_score"], "boundary IoU": report["boundary"]["boundary_iou"]}
@@ -80,6 +86,25 @@ def evaluate(
         print(f"skipped {image}: {error}")
     if out:
         print(f"report.json, per_image.csv and samples.png are in {out}")
+    return 1 if found.skipped else 0
+
+
+def _print_upscaling(found: UpscaleEvaluation) -> int:
+    rows = [
+        (
+            part.name,
+            str(part.scores.images),
+            f"x{found.scale}",
+            f"{part.scores.psnr:.2f}",
+            f"{part.scores.ssim:.4f}",
+            part.small,
+            f"{part.border} px",
+        )
+        for part in found.sets
+    ]
+    print_table(("set", "images", "scale", "PSNR (Y), dB", "SSIM (Y)", "small images", "border left out"), rows)
+    for image, error in found.skipped.items():
+        print(f"skipped {image}: {error}")
     return 1 if found.skipped else 0
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from ..info import IGNORE
+from .degradation import degraded
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,13 @@ class UpscaleAugment:
         crop: (H, W) of the large crop, divisible by ``scale``.
         scale: sides of the large image over those of the small one.
         flip: probability of each flip: horizontal, vertical, over the diagonal.
+        degradation: ranges of :func:`~foveal.data.degradation.degraded`, which then makes the small crop.
     """
 
     crop: tuple[int, int]
     scale: int
     flip: float = 0.5
+    degradation: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __call__(
         self, small: NDArray[np.uint8], large: NDArray[np.uint8], rng: np.random.Generator
@@ -160,4 +164,6 @@ class UpscaleAugment:
             parts = [part[::-1] for part in parts]
         if diagonal and height == width:
             parts = [part.swapaxes(0, 1) for part in parts]
+        if self.degradation:
+            parts[0] = degraded(parts[1], self.scale, self.degradation, rng)
         return parts[0], parts[1]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from ..files import made_folder, written_whole
 from ..info import Labels
 from ..results import save_picture
 from .boundary import BoundaryCounts, BoundaryScores, boundary_counts
+from .evaluate_upscaling import evaluate_upscaling
 from .load import load
 from .metrics import SegmentScores, class_counts, confusion_matrix, iou_of_counts, mean_of_known, plain, share
 from .predict import Predictor
@@ -150,8 +152,12 @@ def evaluate(
     boundary: bool = False,
     out: str | Path | None = None,
     progress: Progress | None = None,
-) -> Evaluation:
-    """Score segmentation on a data set: whole images, one scale, no flip, one confusion matrix.
+) -> Any:
+    """Score a model on a data set.
+
+    Segmentation gives an :class:`Evaluation`: whole images, one scale, no flip, one confusion matrix. A model that
+    upscales gives an :class:`~foveal.run.evaluate_upscaling.UpscaleEvaluation`, to which only ``split``, ``out`` and
+    ``progress`` apply.
 
     Images that cannot be scored (damaged, or with ids that are no classes) are left out and named in ``skipped``.
 
@@ -175,10 +181,16 @@ def evaluate(
     published = find_protocol(protocol)
     if published and size:
         raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
-    split = split or (published.split if published else "test")
     predictor = ref if isinstance(ref, Predictor) else load(ref)
+    if predictor.info.task == "upscale":
+        if size or class_map or published or boundary:
+            raise ConfigError(f"{ref} makes images: size, class_map, protocol and boundary are for segmentation")
+        return evaluate_upscaling(predictor, data, split=split, out=out, progress=progress)
     if predictor.info.task != "segment":
-        raise ConfigError(f"{ref}: evaluation is for segmentation models, this one is for {predictor.info.task!r}")
+        raise ConfigError(
+            f"{ref}: evaluation is for segmentation and upscaling, this model is for {predictor.info.task!r}"
+        )
+    split = split or (published.split if published else "test")
     if size is not None:
         preprocess = predictor.info.preprocess
         changed = dataclasses.replace(preprocess, size=size, crop_ratio=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..data.classification import ClassificationData
+from ..data.degradation import degraded
 from ..data.segmentation import SegmentationData, class_counts, median_frequency_weights
 from ..data.super_resolution import SuperResolutionData
 from ..data.transforms import ClassifyAugment, SegmentAugment, UpscaleAugment
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from ..imaging import prepare
 from ..info import IGNORE, Labels, Preprocess
 from ..layers.resample import ceil_div
@@ -227,12 +229,18 @@ class UpscaleJob:
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
         self.labels, self.preprocess = Labels(), Preprocess(upscale.MEAN, upscale.STD)
         self.scale: int = config.options.get("scale", upscale.DEFAULT_SCALE)
-        data = SuperResolutionData.open(root, config.splits, self.scale)
-        self.held_out = SuperResolutionData.open(root, [config.val_split], self.scale) if config.val_split else None
+        if any(side % self.scale for side in config.crop):
+            raise ConfigError(f"crop={list(config.crop)}: sides of the large image, divisible by the scale {self.scale}")
+        opened = partial(SuperResolutionData.open, root, scale=self.scale, small=not config.degradation)
+        data = opened(config.splits)
+        self.held_out = opened([config.val_split]) if config.val_split else None
+        if self.scale == 1 and not config.degradation and any(small is None for small, _ in data.pairs):
+            raise ConfigError("scale 1 repairs images: say what from, such as degradation: {noise: [5, 50]}")
+        self.degradation = config.degradation
         self.validation = len(self.held_out or ())
         self.read = _Cache(data, config.cache_gib, progress)
         self.files = [large for _, large in data.pairs] * config.patches
-        self.augment = UpscaleAugment(config.crop, self.scale, config.flip)
+        self.augment = UpscaleAugment(config.crop, self.scale, config.flip, {**config.degradation})
         self.criterion = config.pixel_loss
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -257,6 +265,8 @@ class UpscaleJob:
         counts = np.zeros(3, np.int64)
         for index in indices:
             small, large = self.held_out[index]
+            if self.degradation:
+                small = degraded(large, self.scale, {**self.degradation}, np.random.default_rng(index))
             counts += (1, *(round(1e6 * v) for v in fidelity(predictor.upscale(small).image, large, self.scale)))
         return counts
 

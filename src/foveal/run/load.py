@@ -16,6 +16,7 @@ from ..data.labels import OF_HEAD
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError, nearest
 from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of
 from ..references import SAVED, find_local
+from .interpolation import interpolation
 from .predict import Predictor, TorchRunner
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def load(
 
     Args:
         ref: path of a checkpoint, of an exported file, of a training run (its best checkpoint) or of a folder of
-            ``save_pretrained``; ``name.tag`` of bundled or published weights; or a hub id (``owner/name``, also
+            ``save_pretrained``; ``name.tag`` of bundled or published weights; ``bicubic.x2`` or ``lanczos.x3``; or a hub id (``owner/name``, also
             ``hf-hub:owner/name@revision``). What is not on this machine is downloaded once.
         device: torch device; "auto" is a GPU where there is one and the weights run on torch.
         dtype: "float32", "float16" or "bfloat16" for torch; "auto" is float32.
@@ -47,6 +48,8 @@ def load(
     if runtime not in ("auto", "onnxruntime", "torch"):
         raise ConfigError(f"unknown runtime {runtime!r}{nearest(runtime, ('auto', 'onnxruntime', 'torch'))}")
     ref = os.fspath(ref)
+    if predictor := interpolation(ref):
+        return predictor
     exported = _exported(ref)
     if exported and runtime != "torch" and (device in ("auto", "cpu") and dtype in ("auto", "float32")):
         runner, info = OnnxRunner.open(exported)
