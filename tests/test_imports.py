@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 FLOORS = [
     {"errors"},
     {"info", "files", "machine", "assets"},
-    {"config", "imaging", "hub"},
+    {"config", "imaging", "hub", "pictures"},
     {"results", "layers", "references"},
     {"registry", "losses", "costs"},
     {"models"},
@@ -35,9 +35,10 @@ LIGHT = [
     "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "results",
     "cli", "commands.predicting", "commands.files", "commands.training", "commands.measuring", "commands.console",
     "data.classification", "data.coco", "data.labels", "data.layout", "data.masks", "data.segmentation",
-    "data.segmentation_layouts", "data.stream", "data.super_resolution", "data.transforms", "run.check",
+    "data.degradation", "data.segmentation_layouts", "data.stream", "data.super_resolution", "data.transforms", "run.check",
     "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress",
-    "run.boundary", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
+    "run.boundary", "run.protocols", "run.samples", "run.compare", "run.evaluate_upscaling",
+    "run.fidelity", "run.interpolation", "run.upscaling", "pictures", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

@@ -40,28 +40,32 @@ class Config:
         convs: residual blocks of two convolutions in each stage, before its attention.
         context_width: channels of the attention's branch, a multiple of ``head_dim``.
         head_dim: channels per attention head.
+        expand_ratio: of the inverted residual behind the attention.
     """
 
     width: int
     depth: int = 2
     convs: int = 2
     context_width: int = 32
-    head_dim: int = 8
+    head_dim: int = 16
+    expand_ratio: float = 2
 
 
 CONFIGS = {
     "efficientvit_sr": Config(32),
-    "efficientvit_sr_w075": Config(24, context_width=24),
+    "efficientvit_sr_w075": Config(24, context_width=24, head_dim=12),
 }
 
 
 class ContextBlock(nn.Module):
     """Attention to the whole image at half resolution, added to the map: keeps ``(B, C, H, W)``."""
 
-    def __init__(self, channels: int, context_width: int, head_dim: int) -> None:
+    def __init__(self, channels: int, context_width: int, head_dim: int, expand_ratio: float) -> None:
         super().__init__()
         self.down = ConvNormAct(channels, context_width, 3, 2, norm=False)
-        self.block = EfficientViTBlock(context_width, head_dim=head_dim, attention_eps=1e-5, act=nn.ReLU, norm=False)
+        self.block = EfficientViTBlock(
+            context_width, head_dim=head_dim, expand_ratio=expand_ratio, attention_eps=1e-5, act=nn.ReLU, norm=False
+        )
         self.up = ConvNormAct(context_width, 4 * channels, 1, norm=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,7 +93,7 @@ class EfficientViTSR(Backbone):
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *(ResidualConv(width, width, act=nn.ReLU, norm=False) for _ in range(config.convs)),
-                ContextBlock(width, config.context_width, config.head_dim),
+                ContextBlock(width, config.context_width, config.head_dim, config.expand_ratio),
             )
             for _ in range(config.depth)
         )
