@@ -17,7 +17,7 @@ def on_meta(name: str, **arguments: Any) -> torch.nn.Module:
         return create_model(name, **arguments)
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", list_models(task="segment"))
 def test_a_file_is_told_by_its_keys_and_shapes(name: str) -> None:
     """Classifier, every segmentation head, pooled features, the backbone alone; channels and classes of one's own."""
     heads = variants()[name][1].segment_heads or [""]
@@ -33,7 +33,7 @@ def test_a_file_is_told_by_its_keys_and_shapes(name: str) -> None:
         assert found.num_classes == arguments.get("num_classes", 0)
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", list_models(task="segment"))
 def test_any_size(name: str) -> None:
     """Maps at their strides, and logits of the image's size, at the least size and at odd ones."""
     backbone, model = on_meta(name, features_only=True), on_meta(name, task="segment", num_classes=3)

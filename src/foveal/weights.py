@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import struct
 import warnings
@@ -28,6 +29,7 @@ from .registry import FAMILIES, Family, Published, Variant, published
 
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
+_SUBPIXEL = "head.subpixel.weight"  # of :class:`foveal.tasks.upscale.UpscaleHead`
 _DIGEST = f"{KEY}.sha256"
 _WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
 _STRIPPED = ("module.", "model.", "_orig_mod.", "ema.")
@@ -257,8 +259,16 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
             converted = family.convert(candidate)
             if converted is not None:
                 published = converted.keys() != candidate.keys()
-                return Recognised(converted, family, published, family.implied(candidate))
+                return Recognised(converted, family, published, family.implied(candidate) | _scale(converted))
     raise CheckpointError(f"layout not recognised; first keys: {_line(', '.join(list(state)[:4]))}")
+
+
+def _scale(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """What a sub-pixel convolution enlarges by: it has ``scale ** 2`` outputs for each that leaves it as a pixel."""
+    if _SUBPIXEL not in state:
+        return {}
+    in_chans = next(value.shape[1] for key, value in state.items() if key.startswith("backbone.stem.") and value.ndim == 4)
+    return {"scale": math.isqrt(state[_SUBPIXEL].shape[0] // in_chans)}
 
 
 def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
@@ -327,9 +337,10 @@ def _part_of(
 
 def task_of(state: Iterable[str]) -> str:
     """The task that the head's keys (in our layout) belong to."""
-    if "head.subpixel.weight" in state:
+    keys = set(state)
+    if _SUBPIXEL in keys:
         return "upscale"
-    return "segment" if any(key.startswith("head.laterals.") for key in state) else "classify"
+    return "segment" if any(key.startswith("head.laterals.") for key in keys) else "classify"
 
 
 def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: object) -> None:

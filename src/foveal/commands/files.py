@@ -100,7 +100,7 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
     for name in names:
         family, variant = known[name]
         with torch.device("meta"):
-            model = create_model(name, features_only=variant.classifier is None).eval()
+            model = create_model(name, features_only=variant.classifier is None and "upscale" not in variant.tasks).eval()
         best: dict[str, str] = {}
         for figure in sorted(variant.published, key=lambda p: p.value):
             data = figure.tag.rpartition("_")[2]  # of r224_in1k, say
@@ -111,7 +111,7 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
                 "name": name,
                 "family": family.name,
                 "paper": family.paper,
-                "tasks": ["classify", "segment"] if variant.classifier else ["segment"],
+                "tasks": [task for task in variant.tasks if task != "classify" or variant.classifier],
                 "params": sum(p.numel() for p in model.parameters()),
                 **costs,
                 "licence": family.licence,

@@ -2,3 +2,4 @@
 
 from . import efficientvit as efficientvit
 from . import efficientvit_sr as efficientvit_sr
+from . import realtime_sr as realtime_sr

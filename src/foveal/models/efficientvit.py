@@ -296,7 +296,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
             state = {key.replace(old, new): value for key, value in state.items()}
     elif "stem.in_conv.conv.weight" in state:
         state = {rename(key, _TIMM_NAMES): value for key, value in state.items()}
-    elif not any(key.startswith("backbone.stages.") and ".local.expand." in key for key in state):
+    elif not any(re.match(r"backbone\.stages\.\d+\.\d+\.local\.expand\.", key) for key in state):
         return None
     return {rename(key): value for key, value in state.items()}
 

@@ -122,23 +122,26 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     in_chans = shapes[found.family.stem][1] if found.family.stem in shapes else 3
     bare = not any(key.startswith("head.") for key in shapes)
     for name, variant in found.family.variants.items():
+        if task not in variant.tasks and not bare:
+            continue
         for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
             options = found.options | ({"head": head} if head else {})
             with torch.device("meta"):
                 candidate = create_model(
-                    name, task, num_classes=num_classes, in_chans=in_chans, features_only=bare, **options
+                    name, variant.tasks[0] if bare else task, num_classes=num_classes, in_chans=in_chans, features_only=bare, **options
                 )
             if _shapes(candidate.state_dict()) != (_without_prefix(shapes) if bare else shapes):
                 continue
             published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
             crop = {"size": (224, 224), "crop_ratio": variant.crop_ratio} if task == "classify" else {}
+            preprocess = info_of(candidate).preprocess if task == "upscale" else Preprocess(**crop)
             return ModelInfo(
                 model=name,
                 task="features" if bare else task,
                 num_classes=num_classes,
                 in_chans=in_chans,
                 options=options,
-                preprocess=Preprocess(**crop),
+                preprocess=preprocess,
                 labels=OF_HEAD.get(head, Labels()) if published else Labels(),
                 licence=found.family.licence,
             )
