@@ -25,6 +25,7 @@ class UpscaleHead(nn.Module):
         if not self.subpixel.weight.is_meta:
             with torch.no_grad():
                 self.subpixel.weight *= _SMALL
+                nn.init.zeros_(self.subpixel.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pixel_shuffle(self.subpixel(x), self.scale)
