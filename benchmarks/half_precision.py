@@ -2,7 +2,8 @@
 
 Per mode: share of finite logits, share of pixels with float32's class (both at the image's size, upsampled by the model
 itself), peak memory of a process of its own, time of its only run. "float16" and "bfloat16" convert the whole model,
-"autocast" keeps float32 weights. "float16 weights" rounds only the weights and computes in float32: what it loses, no
+"autocast" keeps float32 weights. "float16 attention" hands 16-bit queries, keys and values to the linear attention of a
+float32 network. "float16 weights" rounds only the weights and computes in float32: what it loses, no
 arithmetic wins back.
 
 python benchmarks/half_precision.py --weights efficientvit_seg_b0_cityscapes.pt --sizes 1024x2048 2048x4096
@@ -23,17 +24,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 import foveal
 from foveal import assets, machine
 from foveal.imaging import prepare, read_image
 from foveal.info import info_of
+from foveal.layers import linear_attention
 
 MODES = (
     "float32",
+    "float16 attention",
     "float16 weights",
     "float16",
     "float16 autocast",
+    "bfloat16 attention",
     "bfloat16 weights",
     "bfloat16",
     "bfloat16 autocast",
@@ -86,7 +91,14 @@ def measure() -> None:
     name, _, kind = mode.partition(" ")
     dtype = getattr(torch, name)
     autocast = torch.autocast("cpu", dtype) if kind == "autocast" else contextlib.nullcontext()
-    if kind == "weights":
+    if kind == "attention":
+        exact = linear_attention.linear_attention
+
+        def rounded(q: Tensor, k: Tensor, v: Tensor, *, eps: float) -> Tensor:
+            return exact(q.to(dtype), k.to(dtype), v.to(dtype), eps=eps).float()
+
+        linear_attention.linear_attention = rounded
+    elif kind == "weights":
         model = model.to(dtype).float()
     elif not kind:
         model, x = model.to(dtype), x.to(dtype)

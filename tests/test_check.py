@@ -12,10 +12,13 @@ import pytest
 import yaml
 from PIL import Image
 
+import foveal
 from foveal.cli import main
 from foveal.data.segmentation import SegmentationData
 from foveal.errors import ConfigError, DataError
+from foveal.info import Labels
 from foveal.run.check import check_data
+from foveal.run.overview import Examples, draw_overview
 
 
 def photo(path: Path, seed: int = 0) -> Path:
@@ -184,3 +187,58 @@ def test_nothing_to_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "dataset.yaml").write_text("names: [a]")
     assert run(capsys, tmp_path)[0] == 1
+
+
+# ---- the picture
+
+
+def _bars(picture: np.ndarray) -> list[int]:
+    """Lengths of the bars, from top to bottom, in pixels."""
+    lengths = (picture == (90, 120, 170)).all(-1).sum(1)
+    starts = np.flatnonzero((lengths[1:] > 0) & (lengths[:-1] == 0)) + 1
+    return lengths[starts].tolist()
+
+
+def test_overview_shows_shares_and_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bars as long as the shares; classes' colours over the samples, ignored pixels plain."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "dataset.yaml").write_text("names: [few, many, none]\npalette: [[200, 0, 0], [0, 200, 0], [0, 0, 200]]")
+    ids = np.full((4, 8), 255, np.uint8)
+    ids[:, 0], ids[:, 1:4] = 0, 1  # one column, three columns, the rest ignored
+    for split in ("train", "val"):
+        for kind, picture in (("images", np.full((4, 8, 3), (100, 110, 120), np.uint8)), ("masks", ids)):
+            (data / kind / split).mkdir(parents=True)
+            Image.fromarray(picture).save(data / kind / split / "1.png")
+    code, out = run(capsys, data, "--out", tmp_path / "found")
+    assert code == 0
+    assert "no problems" in out
+    picture = np.asarray(Image.open(tmp_path / "found" / "overview.png").convert("RGB"))
+    few, many = _bars(picture)
+    assert many == pytest.approx(3 * few, abs=4)  # two splits, each to the pixel
+    for colour, count in (((150, 55, 60), 4), ((50, 155, 60), 12), ((100, 110, 120), 16)):
+        assert (picture == colour).all(-1).sum() == 2 * count, colour
+
+
+def test_overview_of_classes_and_of_nothing(tmp_path: Path) -> None:
+    for index in range(70):
+        photo(tmp_path / "train" / f"c{index:02}" / "0.png", index)
+    report = foveal.check_data(tmp_path)
+    assert {title for _, title, _ in report.splits[0].examples.kept} <= {f"c{i:02}: 0.png" for i in range(70)}
+    assert len(_bars(np.asarray(draw_overview(report)))) == 60  # of 70 classes
+    report.splits.clear()
+    assert draw_overview(report).width > 0
+
+
+def test_examples_are_drawn_evenly() -> None:
+    """Over many draws the first sample is kept as often as the last."""
+    kept = np.zeros(40)
+    pixel = np.zeros((1, 1, 3), np.uint8)
+    for seed in range(600):
+        examples = Examples(most=8, rng=np.random.default_rng(seed))
+        for number in range(40):
+            examples.offer(str(number), pixel, None, Labels())
+        kept[[int(title) for _, title, _ in examples.kept]] += 1
+    assert kept.sum() == 600 * 8
+    assert kept.min() > 80  # of 120; the deviation is 10
+    assert kept.max() < 160

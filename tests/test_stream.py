@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from foveal.data.stream import StreamSample, TarStream
 from foveal.errors import ConfigError, DataError
-
-
-def encoded(array: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind)
-    return buffer.getvalue()
-
+from tars import encoded, shard
 
 PHOTO = encoded(np.full((4, 6, 3), 200, np.uint8), "JPEG")
 NOISE = encoded(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8), "JPEG")
 MASK = encoded(np.tile(np.array([0, 1, 255, 0, 1, 0], np.uint8), (4, 1)))
-
-
-def shard(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 def photos(path: Path, first: int, count: int) -> Path:

@@ -16,6 +16,7 @@ from PIL import Image, ImageCms
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 import foveal
+from foveal import assets
 from foveal.config import TrainConfig
 from foveal.data.degradation import degraded
 from foveal.data.super_resolution import bicubic_downscale, interpolated
@@ -113,7 +114,9 @@ def test_fused_branches_compute_the_same(scale: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_told_by_its_keys_and_shapes(name: str) -> None:
     for scale in SCALES:
-        found = identify({f"module.{k}": v for k, v in create_model(name, scale=scale, in_chans=4).state_dict().items()})
+        found = identify(
+            {f"module.{k}": v for k, v in create_model(name, scale=scale, in_chans=4).state_dict().items()}
+        )
         assert (found.model, found.task, found.in_chans) == (name, "upscale", 4)
         assert found.options["scale"] == scale
         assert found.preprocess.std == (1, 1, 1)
@@ -335,7 +338,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="JPEG has no transparency"):
         result.save(tmp_path / "x.jpg")
     wide = foveal.load("bicubic.x2")(np.zeros((32, 32, 3), np.uint16))
-    with pytest.raises(InputError, match="16 bits per channel are written as .png only"):
+    with pytest.raises(InputError, match="16 bits per channel are written as"):
         wide.save(tmp_path / "x.webp")
     with pytest.raises(InputError, match="expected uint8 or uint16"):
         read_picture(np.zeros((4, 4, 3), np.float32))  # pyright: ignore[reportArgumentType]
@@ -381,16 +384,24 @@ def test_export_gives_the_same_picture(tmp_path: Path) -> None:
 
 
 def folder_of_photos(root: Path) -> Path:
-    """Both halves of a real photograph, the one in the package."""
-    street = read_image(foveal.assets.path("street", ".jpg"))[:742]
-    for split, half in (("train", street[:, :640]), ("val", street[:, 640:])):
+    """A real photograph, the one in the package: the left half in four parts, and the right half."""
+    street = read_image(assets.path("street", ".jpg"))[:740]
+    parts = [street[top : top + 185, :640] for top in range(0, 740, 185)]
+    for split, images in (("train", parts), ("val", [street[:, 640:]])):
         (root / split).mkdir(parents=True)
-        Image.fromarray(half).save(root / split / "street.png")
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(root / split / f"{number}.png")
     return root
 
 
 def settings(**more: Any) -> TrainConfig:
-    common = {"model": "efficientvit_sr_w075", "task": "upscale", "epochs": 1, "patches": 240, "batch_size": 4}
+    common = {
+        "model": "efficientvit_sr_w075",
+        "task": "upscale",
+        "epochs": 1,
+        "samples_per_epoch": 240,
+        "batch_size": 4,
+    }
     common |= {"crop": (64, 64), "lr": 3e-3, "weight_decay": 0.0, "ema_decay": 0.9, "workers": 0}
     return TrainConfig(**(common | more))
 
@@ -412,7 +423,7 @@ def test_the_same_engine_removes_noise(tmp_path: Path) -> None:
         model="realtime_sr", options={"scale": 1}, degradation={"noise": (25, 25)}, pixel_loss="charbonnier"
     )
     result = foveal.train(data, config=config, out=tmp_path / "run")
-    true = read_image(data / "val" / "street.png")
+    true = read_image(data / "val" / "0.png")
     noisy = degraded(true, 1, {"noise": (25, 25)}, np.random.default_rng(0))
     repaired = foveal.load(result.folder)(noisy).image
     assert psnr(repaired, true) > psnr(noisy, true) + 3

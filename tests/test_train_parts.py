@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 import foveal
+from foveal.config import TrainConfig
+from foveal.data.classification import ClassificationData
+from foveal.info import Labels
 from foveal.run.batches import Batches
-from foveal.run.recompute import recompute_stages
+from foveal.run.folder import RunFolder, RunState
+from foveal.run.recompute import recompute
 
 
-def _trained_once(recompute: bool) -> tuple[list[Tensor], list[Tensor], int]:
+def _trained_once(again: bool) -> tuple[list[Tensor], list[Tensor], int]:
     """Gradients, buffers, and bytes kept for the backward pass."""
     torch.manual_seed(0)
     model = foveal.create_model("efficientvit_b0", "segment", num_classes=3).double()
-    if recompute:
-        recompute_stages(model)
+    if again:
+        recompute(model.backbone.stages)
     kept = 0
 
     def pack(x: Tensor) -> Tensor:
@@ -39,14 +47,27 @@ def test_recomputed_stages_change_memory_alone() -> None:
 
 
 def test_batches_continue_where_a_run_stopped() -> None:
-    """From any position the same batches follow; processes share each; an epoch sees no image twice."""
-    whole = iter(Batches(10, 4, 0, 0, 0, 1))
+    """From any position the same batches follow; processes share each; a pass sees no image twice."""
+    data = ClassificationData(tuple((Path(f"{i}.jpg"), 0) for i in range(10)), Labels(("one",)))
+    config = TrainConfig(batch_size=4)
+    whole = iter(Batches(data, config, 0, 0, 1))
     expected = [next(whole) for _ in range(6)]
     for position in range(6):
-        later = iter(Batches(10, 4, 0, position, 0, 1))
+        later = iter(Batches(data, config, position, 0, 1))
         assert [next(later) for _ in range(6 - position)] == expected[position:]
-    shares = [iter(Batches(10, 4, 0, 0, rank, 2)) for rank in range(2)]
+    shares = [iter(Batches(data, config, 0, rank, 2)) for rank in range(2)]
     for batch in expected:
         parts = [next(share) for share in shares]
         assert sorted(parts[0] + parts[1]) == sorted(batch)
     assert len({index for batch in expected[:2] for _, index in batch}) == 8
+
+
+def test_a_state_needs_a_torch_that_reads_it_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CVE-2026-24747: refused in one line, before the data set is read."""
+    folder = RunFolder(tmp_path)
+    folder.write_config(TrainConfig())
+    folder.save_state({}, RunState(images=3))
+    folder.check_resumable(TrainConfig())
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cpu"))
+    with pytest.raises(foveal.CheckpointError, match=r"state\.pt: torch 2\.9\.1\+cpu cannot read this safely"):
+        foveal.train(tmp_path / "nowhere", out=tmp_path, resume=True)

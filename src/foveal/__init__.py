@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .info import Preprocess as Preprocess
     from .results import ClassifyResult as ClassifyResult
     from .results import SegmentResult as SegmentResult
+    from .run.check import check_data as check_data
     from .run.compare import compare as compare
     from .run.evaluate import evaluate as evaluate
     from .run.load import load as load
@@ -54,6 +55,7 @@ _HOME = {
     "SegmentResult": "results",
     "TrainConfig": "config",
     "bench": "deploy.benchmark",
+    "check_data": "run.check",
     "compare": "run.compare",
     "create_model": "factory",
     "evaluate": "run.evaluate",
@@ -86,6 +88,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "SegmentResult",
     "TrainConfig",
     "bench",
+    "check_data",
     "compare",
     "create_model",
     "evaluate",

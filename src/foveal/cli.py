@@ -9,7 +9,7 @@ from typing import NoReturn
 import cyclopts
 
 from . import __version__
-from .errors import FovealError
+from .errors import ConfigError, FovealError
 
 app = cyclopts.App(
     name="foveal",
@@ -42,8 +42,10 @@ app.command(_data)
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command. Exit code 0: done; 1: the work, or part of it, failed; 2: the request was wrong."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata: the command has one line for each image
     try:
+        _refuse_entries(arguments)
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except FovealError as error:
         _fail(error)
@@ -55,6 +57,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.close()
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_entries(arguments: list[str]) -> None:
+    """A setting with entries is one value, since naming some would leave the rest open; cyclopts fails on a mixture."""
+    for argument in arguments:
+        name, _, entry = argument.partition("=")[0].removeprefix("--set.").partition(".")
+        if argument.startswith("--set.") and entry:
+            raise ConfigError(f"--set.{name}.{entry}: give all entries at once, --set.{name} '{{{entry}: ...}}'")
 
 
 def _fail(error: Exception) -> NoReturn:

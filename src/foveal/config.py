@@ -35,11 +35,13 @@ class TrainConfig:
         weights: where to start from: tag, path or hub id; empty: random.
         splits: training splits of the data set, together one training set.
         val_split: split to select the best checkpoint on; empty: keep the last.
-        epochs: passes over the training set.
+        epochs: how many; each is a pass over the training set, or ``samples_per_epoch``.
+        samples_per_epoch: images after which an epoch ends, for sets so large that a pass is too long, or so small that it
+            is too short; 0: all.
+        shuffle_buffer: tar files: samples, in the order of the files, that the next one is drawn from.
         batch_size: images per optimiser step, over all processes.
         accumulate: pieces that a process's share of a batch is cut into, to save memory; batch norms see the pieces.
         crop: (H, W) of the training crops, in pixels; upscaling: of the large image.
-        patches: upscaling: crops of each image in an epoch.
         scale: segmentation: range of the random scaling before cropping.
         area: classification: range of the share of the image that a crop covers.
         crop_ratio: classification: centre crop over resized short side when evaluating.
@@ -62,6 +64,8 @@ class TrainConfig:
         grad_checkpointing: whether the backbone's stages are computed again in the backward pass, to save memory.
         freeze_bn: whether the batch norms keep the statistics that they start with.
         sync_bn: whether the batch norms of several processes share their statistics.
+        fsdp: whether parameters, gradients and optimiser are sharded over the processes (FSDP2), for models that do not
+            fit on each of them.
         bn_batches: training batches to estimate the averaged weights' norm statistics on, at the end; 0: keep averages.
         precision: "fp32", "bf16" or "fp16" (autocast), or "fp64" (everything: to tell rounding from error).
         workers: data loading processes.
@@ -81,10 +85,11 @@ class TrainConfig:
     splits: tuple[str, ...] = ("train",)
     val_split: str = "val"
     epochs: int = 100
+    samples_per_epoch: int = 0
+    shuffle_buffer: int = 10000
     batch_size: int = 8
     accumulate: int = 1
     crop: tuple[int, int] = (288, 384)
-    patches: int = 16
     scale: tuple[float, float] = (0.6, 1.8)
     area: tuple[float, float] = (0.25, 1.0)
     crop_ratio: float = 0.875
@@ -106,6 +111,7 @@ class TrainConfig:
     grad_checkpointing: bool = False
     freeze_bn: bool = False
     sync_bn: bool = True
+    fsdp: bool = False
     bn_batches: int = 0
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     workers: int = 1
@@ -120,10 +126,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         checks = {
             "epochs": self.epochs >= 1,
+            "samples_per_epoch": self.samples_per_epoch == 0 or self.samples_per_epoch >= self.batch_size,
+            "shuffle_buffer": self.shuffle_buffer >= 1,
             "batch_size": self.batch_size >= 1,
             "accumulate": 1 <= self.accumulate <= self.batch_size,
             "crop": min(self.crop) >= 32,
-            "patches": self.patches >= 1,
             "area": 0 < self.area[0] <= self.area[1] <= 1,
             "crop_ratio": 0 < self.crop_ratio <= 1,
             "scale": 0 < self.scale[0] <= self.scale[1],

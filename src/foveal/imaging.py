@@ -163,17 +163,23 @@ _OTHER_HALF = {f"{mode};16{a}": f"{mode};16{b}" for mode in ("RGB", "RGBA") for 
 
 def _raw_mode(image: Image.Image) -> str:
     tile: Any = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
-    return "" if tile is None else tile[3] if isinstance(tile[3], str) else str(tile[3][0])
+    if tile is None:
+        return ""
+    return tile[3] if isinstance(tile[3], str) else tile[3][0]
 
 
 def _wide(image: Image.Image, again: Image.Image, raw: str) -> NDArray[np.uint16]:
+    """16 bits from the high halves in ``image`` and the low ones of the same file, not yet decoded."""
     assert isinstance(again, ImageFile.ImageFile)
     other = _OTHER_HALF[raw]
+    tiles: Any = again.tile
     again.tile = [
-        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in again.tile
+        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in tiles
     ]
     again.load()
-    return (np.asarray(image).astype(np.uint16) << 8) | np.asarray(again)
+    wide = np.asarray(image).astype(np.uint16) << np.uint16(8)
+    wide |= np.asarray(again)
+    return wide
 
 
 def _split(pixels: NDArray[Any], icc: bytes, grey: bool) -> Picture:

@@ -73,7 +73,7 @@ def write_picture(path: str | Path, canvas: Canvas, bands: Iterable[NDArray[Any]
                 _write_png(file, canvas, bands)
             return
         pixels = np.concatenate(list(bands))
-        options = {"icc_profile": canvas.icc} if canvas.icc else {}
+        options: dict[str, Any] = {"icc_profile": canvas.icc} if canvas.icc else {}
         if path.suffix.lower() in (".jpg", ".jpeg"):
             options |= {"quality": 95, "subsampling": 0}
         Image.fromarray(pixels[..., 0] if canvas.channels == 1 else pixels).save(temporary, **options)

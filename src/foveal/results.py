@@ -138,7 +138,8 @@ class UpscaleResult:
             InputError: a format that is not written or cannot hold it, or the file cannot be written.
         """
         stored = stored_channels(self.image, self.grey)
-        canvas = Canvas(*stored.shape, 8 * self.image.itemsize, self.icc)
+        height, width, channels = stored.shape
+        canvas = Canvas(height, width, channels, 8 * self.image.itemsize, self.icc)
         write_picture(path, canvas, [stored])
         return Path(path)
 

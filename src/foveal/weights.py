@@ -157,12 +157,17 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def check_torch_reads_safely(path: Path, otherwise: str) -> None:
+    """Raises CheckpointError where this torch must not unpickle ``path``; ``otherwise``: what helps besides."""
     if TorchVersion(torch.__version__) < "2.10":
         raise CheckpointError(
             f"{path}: torch {torch.__version__} cannot read this safely (CVE-2026-24747): install torch 2.10 or newer, "
-            "or make it .safetensors with foveal convert where there is one"
+            f"or {otherwise}"
         )
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    check_torch_reads_safely(path, "make it .safetensors with foveal convert where there is one")
     try:
         _refuse_bombs(path)
         with warnings.catch_warnings():
@@ -267,7 +272,9 @@ def _scale(state: Mapping[str, Tensor]) -> dict[str, int]:
     """What a sub-pixel convolution enlarges by: it has ``scale ** 2`` outputs for each that leaves it as a pixel."""
     if _SUBPIXEL not in state:
         return {}
-    in_chans = next(value.shape[1] for key, value in state.items() if key.startswith("backbone.stem.") and value.ndim == 4)
+    in_chans = next(
+        value.shape[1] for key, value in state.items() if key.startswith("backbone.stem.") and value.ndim == 4
+    )
     return {"scale": math.isqrt(state[_SUBPIXEL].shape[0] // in_chans)}
 
 

@@ -131,6 +131,11 @@ def test_folder_names_what_failed_and_goes_on(exported: Path, folder: Path, tmp_
         (("convert", "EXPORTED", "x.pt"), "must end in .safetensors"),
         (("train", "nowhere", "--set.epoch", "3"), "did you mean 'epochs'"),
         (("train", "nowhere", "--set.loss.lovasz", "0.5"), "all entries at once, --set.loss '{lovasz: ...}'"),
+        (
+            ("train", "nowhere", "--set.loss", "{dice: 1}", "--set.loss.x", "1"),
+            "--set.loss.x: give all entries at once",
+        ),
+        (("train", "nowhere", "--set.loss.x", "1", "--set.loss.x.y", "2"), "--set.loss.x: give all entries at once"),
         (("train", "nowhere", "--set.loss", "{lovas: 0.5}"), "did you mean 'lovasz'"),
         (("train", "nowhere", "--set", "3"), "name the setting"),
         (("train", "nowhere"), "nowhere: no such folder"),

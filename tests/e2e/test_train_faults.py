@@ -13,8 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from runs import ONE_THREAD, SETTINGS, children, furthest_weights, losses, same_weights, torchrun, wait_for
 from torch import Tensor
 
 import foveal
@@ -31,19 +31,7 @@ from foveal.run.folder import RunFolder
 from foveal.run.jobs import SegmentJob
 from foveal.weights import read_state
 
-SETTINGS: dict[str, Any] = {
-    "epochs": 4,
-    "batch_size": 4,
-    "crop": [32, 32],
-    "workers": 0,
-    "eval_every": 2,
-    "class_weights": "none",
-    "ema_decay": 0.9,
-    "log_every": 1,
-    "tint": 0.1,
-}
 SAVE_EVERY_STEP = 1e-6
-_ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -89,26 +77,8 @@ def _train(data: Path, out: Path, settings: dict[str, Any], lines: Path | None =
         os._exit(error.exit_code)
 
 
-def _losses(folder: Path) -> dict[int, float]:
-    """Loss by step."""
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "epoch" not in line}
-
-
 def _stamp(folder: Path) -> int:
     return (folder / "state.pt").stat().st_mtime_ns
-
-
-def _same_weights(first: Path, second: Path) -> bool:
-    a, b = (read_state(folder / "last.safetensors")[0] for folder in (first, second))
-    return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
-
-
-def _wait(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long)])
@@ -122,13 +92,13 @@ def test_37_killed_at_random_instants_resumes_to_the_bit(
     while killed < kills:
         process = processes.Process(target=_train, args=(tiny, out, settings))
         process.start()
-        _wait((out / "state.pt").exists)
+        wait_for((out / "state.pt").exists)
         before = _stamp(out)
-        _wait(lambda: not process.is_alive() or _stamp(out) != before)  # noqa: B023 (called at once)
+        wait_for(lambda: not process.is_alive() or _stamp(out) != before)  # noqa: B023 (called at once)
         process.join(rng.uniform(0, 0.4))
         if not process.is_alive():  # it had come to the end: once more from the start
-            assert _losses(out) == _losses(whole)
-            assert _same_weights(out, whole)
+            assert losses(out) == losses(whole)
+            assert same_weights(out, whole)
             out = tmp_path / f"cut{killed}"
             continue
         process.kill()
@@ -136,8 +106,8 @@ def test_37_killed_at_random_instants_resumes_to_the_bit(
         killed += 1
         assert torch.load(out / "state.pt", weights_only=True)["progress"]["step"] >= 0
     foveal.train(tiny, out=out, resume=True)
-    assert _losses(out) == _losses(whole)
-    assert _same_weights(out, whole)
+    assert losses(out) == losses(whole)
+    assert same_weights(out, whole)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -148,18 +118,18 @@ def test_39_sigterm_saves_within_an_epoch_and_ends(tiny: Path, tmp_path: Path, w
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "cut"
     recipe.write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "foveal", "train", str(tiny), "--config", str(recipe), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=_ONE_THREAD)
-    _wait(lambda: (out / "log.jsonl").exists() and len(_losses(out)) >= 2)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=ONE_THREAD)
+    wait_for(lambda: (out / "log.jsonl").exists() and len(losses(out)) >= 2)
     os.killpg(process.pid, signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + signal.SIGTERM
     assert "resume with --resume" in errors
     assert "Traceback" not in errors
-    stopped_at = max(_losses(out))
+    stopped_at = max(losses(out))
     assert torch.load(out / "state.pt", weights_only=True)["progress"]["step"] == stopped_at < 24
     foveal.train(tiny, out=out, resume=True)
-    assert _losses(out) == _losses(undisturbed)
-    assert _same_weights(out, undisturbed)
+    assert losses(out) == losses(undisturbed)
+    assert same_weights(out, undisturbed)
 
 
 def _limit_files(size: int) -> None:
@@ -206,8 +176,8 @@ def test_41_nan_loss_goes_back_and_says_so(
     said = capfd.readouterr().err
     assert said.count("back to step") == 3  # once in each pass; the batches left out make it a third one
     assert "train_0005" in said or "0005" in said
-    assert sorted(_losses(result.folder)) == list(range(1, 13))
-    assert all(np.isfinite(list(_losses(result.folder).values())))
+    assert sorted(losses(result.folder)) == list(range(1, 13))
+    assert all(np.isfinite(list(losses(result.folder).values())))
     assert all(t.isfinite().all() for t in read_state(result.best)[0].values())
 
 
@@ -232,7 +202,7 @@ def test_42_out_of_memory_goes_on_in_pieces(tiny: Path, tmp_path: Path, processe
     said = lines.read_text()
     assert process.exitcode == 0, said
     assert "out of memory: going on with batches in" in said
-    assert len(_losses(out)) == 2
+    assert len(losses(out)) == 2
 
 
 def test_42_pieces_give_the_same_gradient(tiny: Path, tmp_path: Path) -> None:
@@ -241,13 +211,9 @@ def test_42_pieces_give_the_same_gradient(tiny: Path, tmp_path: Path) -> None:
     settings |= {"val_split": ""}
     at_once = foveal.train(tiny, out=tmp_path / "whole", **settings).folder
     pieces = foveal.train(tiny, out=tmp_path / "pieces", **settings, accumulate=4).folder
-    first, second = _losses(at_once), _losses(pieces)
+    first, second = losses(at_once), losses(pieces)
     assert first.keys() == second.keys()
     assert list(first.values()) == pytest.approx(list(second.values()), rel=1e-6)
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_40_dead_loading_process_is_named(tiny: Path, tmp_path: Path) -> None:
@@ -255,8 +221,8 @@ def test_40_dead_loading_process_is_named(tiny: Path, tmp_path: Path) -> None:
     recipe.write_text(yaml.safe_dump({**SETTINGS, "workers": 1, "epochs": 1000}))
     command = [sys.executable, "-m", "foveal", "train", str(tiny), "--config", str(recipe), "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    _wait(lambda: (out / "log.jsonl").exists() and len(_losses(out)) >= 2)
-    for worker in _children(process.pid):
+    wait_for(lambda: (out / "log.jsonl").exists() and len(losses(out)) >= 2)
+    for worker in children(process.pid):
         os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -265,18 +231,12 @@ def test_40_dead_loading_process_is_named(tiny: Path, tmp_path: Path) -> None:
     assert "Traceback" not in errors
 
 
-def _torchrun(data: Path, out: Path, settings: dict[str, Any], recipe: Path) -> list[str]:
-    recipe.write_text(yaml.safe_dump(settings))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "foveal"]
-    return [*launch, "train", str(data), "--config", str(recipe), "--out", str(out)]
-
-
 def test_43_the_others_end_when_a_process_dies(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = _torchrun(tiny, out, {**SETTINGS, "epochs": 1000}, tmp_path / "recipe.yaml")
-    launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=_ONE_THREAD)
-    _wait(lambda: (out / "log.jsonl").exists() and len(_losses(out)) >= 2)
-    ranks = _children(launcher.pid)
+    command = torchrun(tiny, out, {**SETTINGS, "epochs": 1000})
+    launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ONE_THREAD)
+    wait_for(lambda: (out / "log.jsonl").exists() and len(losses(out)) >= 2)
+    ranks = children(launcher.pid)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
     assert launcher.wait(timeout=60) != 0
@@ -292,13 +252,12 @@ def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path) -> None:
     settings = {**SETTINGS, "batch_size": 8, "epochs": 7, "eval_every": 7, "class_weights": "median", "workers": 1}
     settings |= {"precision": "fp64", "loss": {"cross_entropy": 1.0}}
     one = foveal.train(tiny, out=tmp_path / "one", **settings).folder
-    command = _torchrun(tiny, tmp_path / "two", settings, tmp_path / "recipe.yaml")
-    subprocess.run(command, check=True, capture_output=True, env=_ONE_THREAD)
-    first, second = _losses(one), _losses(tmp_path / "two")
+    command = torchrun(tiny, tmp_path / "two", settings)
+    subprocess.run(command, check=True, capture_output=True, env=ONE_THREAD)
+    first, second = losses(one), losses(tmp_path / "two")
     assert first.keys() == second.keys()
     assert len(first) == 21
     assert list(first.values()) == pytest.approx(list(second.values()), rel=1e-9)
-    a, b = (read_state(folder / "last.safetensors")[0] for folder in (one, tmp_path / "two"))
-    assert max((a[key].double() - b[key].double()).abs().max().item() for key in a) <= 1e-6
+    assert furthest_weights(one, tmp_path / "two") <= 1e-6
     scores = [json.loads((f / "log.jsonl").read_text().splitlines()[-1]) for f in (one, tmp_path / "two")]
     assert scores[0]["pixel_accuracy"] == scores[1]["pixel_accuracy"]

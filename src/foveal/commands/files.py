@@ -100,7 +100,9 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
     for name in names:
         family, variant = known[name]
         with torch.device("meta"):
-            model = create_model(name, features_only=variant.classifier is None and "upscale" not in variant.tasks).eval()
+            model = create_model(
+                name, features_only=variant.classifier is None and "upscale" not in variant.tasks
+            ).eval()
         best: dict[str, str] = {}
         for figure in sorted(variant.published, key=lambda p: p.value):
             data = figure.tag.rpartition("_")[2]  # of r224_in1k, say

@@ -26,7 +26,9 @@ def evaluate(
     out: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Score a model on a labelled data set, or one that upscales on large images. Images that cannot be scored are named, and the exit code is 1.
+    """Score a model on a labelled data set, or one that upscales on large images.
+
+    Images that cannot be scored are named, and the exit code is 1.
 
     Parameters
     ----------

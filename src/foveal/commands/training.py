@@ -19,13 +19,9 @@ _SET_HELP = "Any other setting: --set.epochs 50 --set.lr 1e-3 --set.loss '{cross
 
 
 def _settings(_: Any, tokens: Any) -> dict[str, str]:
-    """Values of --set by name; a setting with entries is one value, since naming some would leave the rest open."""
+    """Values of --set by name."""
     if not isinstance(tokens, dict):
         raise ConfigError("--set: name the setting, such as --set.epochs 50")
-    for key, given in tokens.items():
-        if isinstance(given, dict):
-            entries = ", ".join(f"{entry}: ..." for entry in given)
-            raise ConfigError(f"--set.{key}.{next(iter(given))}: give all entries at once, --set.{key} '{{{entries}}}'")
     return {key: given[-1].value for key, given in tokens.items()}
 
 
@@ -38,6 +34,7 @@ def train(
     config: Path | None = None,
     out: Path = Path("runs/train"),
     resume: bool = False,
+    fsdp: bool | None = None,
     set: Annotated[dict[str, str] | None, Parameter(help=_SET_HELP, converter=_settings)] = None,
     json: Json = False,
 ) -> int:
@@ -57,11 +54,14 @@ def train(
         Folder of the run.
     resume
         Go on from the run in --out.
+    fsdp
+        Shard the model over torchrun's processes (FSDP2), where it does not fit on each of them.
     """
     from .. import train as train_model
 
     overrides = {key: _yaml_value(key, text) for key, text in (set or {}).items()}
-    overrides |= {key: value for key, value in (("model", model), ("task", task)) if value is not None}
+    named = {"model": model, "task": task, "fsdp": fsdp}
+    overrides |= {key: value for key, value in named.items() if value is not None}
     result = train_model(data, config=config, out=out, resume=resume, **overrides)
     figure = {result.metric: result.value} if math.isfinite(result.value) else {}
     report = {"folder": str(result.folder), "best": str(result.best), "loss": result.losses[-1], **figure}
@@ -89,6 +89,7 @@ def data_check(
     /,
     *,
     quarantine: Annotated[Path | None, Parameter(help="File to write the bad files' paths to, one per line.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder for overview.png: classes and samples as a picture.")] = None,
     json: Json = False,
 ) -> int:
     """Read a whole data set: its layout, splits, sizes and classes, and everything that is wrong with it, by file.
@@ -98,14 +99,20 @@ def data_check(
     data
         Folder of the data set.
     """
-    from ..files import written_whole
+    from ..files import made_folder, written_whole
+    from ..results import save_picture
     from ..run.check import check_data
+    from ..run.overview import draw_overview
     from ..run.progress import Progress
 
+    if out is not None:
+        made_folder(out)  # now, not after hours
     report = check_data(data, progress=Progress())
     if quarantine is not None:
         with written_whole(quarantine) as file:
             file.write_text("".join(f"{path}\n" for path in report.bad_files), encoding="utf-8")
+    if out is not None:
+        save_picture(draw_overview(report), out / "overview.png")
     if json:
         print_json(report.to_dict())
         return 1 if report.problems else 0

@@ -88,6 +88,14 @@ class ClassificationData:
         except InputError as error:
             raise DataError(str(error)) from error
 
+    def name(self, index: int) -> Path:
+        """The file of an image."""
+        return self.files[index][0]
+
+    def order(self, rng: np.random.Generator, buffer: int) -> Sequence[int]:
+        """All images in random order; single files need no ``buffer``."""
+        return rng.permutation(len(self)).tolist()
+
 
 def class_folders(root: Path, described: DatasetFile) -> dict[str, dict[str, list[Path]]]:
     """Images by split and class name; empty where ``root`` does not hold one folder per class.

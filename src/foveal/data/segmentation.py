@@ -79,6 +79,14 @@ class SegmentationData:
             )
         return image, mask
 
+    def name(self, index: int) -> Path:
+        """The image file of a pair."""
+        return self.pairs[index][0]
+
+    def order(self, rng: np.random.Generator, buffer: int) -> Sequence[int]:
+        """All pairs in random order; single files need no ``buffer``."""
+        return rng.permutation(len(self)).tolist()
+
 
 def class_counts(masks: Sequence[NDArray[np.uint8]], num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pixels per class, and pixels of all masks in which the class occurs: what frequency balancing needs."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +23,14 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, DataError, InputError
 from ..imaging import MAX_FILE_BYTES, read_image
 from ..info import Labels
-from .layout import ALL, SPLIT_NAMES, DatasetFile, describe, resolve_split, subfolders
+from .layout import DatasetFile, resolve_split
 from .masks import ColourMasks, IdMasks, plain_ids
+from .shards import find_shards
 
 LAYOUT = "tars"
-_IMAGES = ("jpg", "jpeg", "webp", "png", "tif", "tiff", "bmp")
-_MASKS = ("mask.png", "seg.png", "png")
+IMAGE_ENDINGS = ("jpg", "jpeg", "webp", "png", "tif", "tiff", "bmp")
+MASK_ENDINGS = ("mask.png", "seg.png", "png")
+_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,12 @@ class TarStream:
     def open(
         cls, root: str | Path, splits: Sequence[str], *, on_bad: Callable[[Path, str, str], None] | None = None
     ) -> TarStream:
-        """Find the tar files of ``splits`` below ``root``. Nothing is read yet.
+        """Find the tar files of ``splits`` below ``root``, a folder or a pattern. Nothing is read yet.
 
         Raises:
             DataError: no such split, or no tar files.
         """
-        root = Path(root)
-        described = describe(root)
-        by_split = shards(root)
+        root, described, by_split = find_shards(root)
         if not by_split:
             raise DataError(f"{root}: no tar files (ROOT/<split>/*.tar, ROOT/<split>-*.tar or ROOT/*.tar)")
         excluded = described.excluded(root)
@@ -122,7 +121,7 @@ class TarStream:
                 if (not by_shard and (position - 1) % count != index) or shard / key in self.excluded:
                     continue
                 try:
-                    yield self._decoded(shard, key, members)
+                    yield self.decoded(shard, key, members)
                 except DataError as error:
                     self._bad(shard, key, error)
 
@@ -137,11 +136,9 @@ class TarStream:
         try:
             with tarfile.open(shard, "r|*") as archive:
                 for member in archive:
-                    folder, _, name = member.name.rpartition("/")
-                    stem, _, ending = name.partition(".")
-                    if not member.isfile() or not stem:
+                    own, ending = sample_of(member)
+                    if not own:
                         continue
-                    own = f"{folder}/{stem}" if folder else stem
                     if own != key:
                         if members:
                             yield key, members
@@ -150,24 +147,30 @@ class TarStream:
                         self._bad(shard, own, DataError(f"{shard}: {member.name} is above {MAX_FILE_BYTES >> 20} MiB"))
                         continue
                     file = archive.extractfile(member)
-                    members[ending.lower()] = file.read() if file else b""
+                    members[ending] = file.read() if file else b""
+            check_end(shard, archive.offset)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             # What was read of the sample at the break may lack a member: it goes with the rest of the shard.
-            self._bad(shard, "", DataError(f"{shard}: damaged or truncated after {key or 'its start'} ({error})"))
+            self._bad(shard, "", damaged(shard, key, error))
             return
         if members:
             yield key, members
 
-    def _decoded(self, shard: Path, key: str, members: Mapping[str, bytes]) -> StreamSample:
+    def decoded(self, shard: Path, key: str, members: Mapping[str, bytes]) -> StreamSample:
+        """The sample that these members, by their ending, make up.
+
+        Raises:
+            DataError: they do not.
+        """
         where = f"{shard}: {key}"
-        image_ending = next((ending for ending in _IMAGES if ending in members), None)
+        image_ending = next((ending for ending in IMAGE_ENDINGS if ending in members), None)
         if image_ending is None:
             raise DataError(f"{where}: no image among its members ({', '.join(members) or 'none'})")
         try:
             image = read_image(members[image_ending], name=f"{where}.{image_ending}")
         except InputError as error:
             raise DataError(str(error)) from error
-        mask_ending = next((ending for ending in _MASKS if ending in members and ending != image_ending), None)
+        mask_ending = next((ending for ending in MASK_ENDINGS if ending in members and ending != image_ending), None)
         mask = None
         if mask_ending is not None and self.masks is not None:
             name = f"{where}.{mask_ending}"
@@ -189,16 +192,46 @@ class TarStream:
         return int(text)
 
 
-def shards(root: Path) -> dict[str, list[Path]]:
-    """Tar files by split; empty where there are none."""
-    found = {folder.name: sorted(folder.glob("*.tar")) for folder in subfolders(root)}
-    found = {split: paths for split, paths in found.items() if paths}
-    whole = sorted(root.glob("*.tar"))
-    for path in whole:
-        split = re.split(r"[-_.]", path.name)[0]
-        if split in SPLIT_NAMES:
-            found.setdefault(split, []).append(path)
-    return found or ({ALL: whole} if whole else {})
+def sample_of(member: tarfile.TarInfo) -> tuple[str, str]:
+    """Key of the sample that a member belongs to, and its ending; two empty texts where it belongs to none."""
+    folder, _, name = member.name.rpartition("/")
+    stem, _, ending = name.partition(".")
+    if not member.isfile() or not stem:
+        return "", ""
+    return f"{folder}/{stem}" if folder else stem, ending.lower()
+
+
+def damaged(shard: Path, key: str, error: Exception) -> DataError:
+    """The error for a shard that breaks off after sample ``key``."""
+    hint = "; compressed files must be unpacked first" if not key and _is_packed(shard) else ""
+    return DataError(f"{shard}: damaged or truncated after {key or 'its start'} ({error}){hint}")
+
+
+def check_end(shard: Path, offset: int) -> None:
+    """Make sure that an uncompressed tar file ends at ``offset``, where the mark of zeros is to stand.
+
+    tarfile takes a header that is damaged, or cut off, for the end, and the samples behind it would silently be gone.
+
+    Raises:
+        ValueError: something else stands there.
+    """
+    if _is_packed(shard):
+        return  # whose own checksums tell
+    with shard.open("rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise ValueError("no mark at its end")
+    if any(block):
+        raise ValueError("bad header")
+
+
+def _is_packed(shard: Path) -> bool:
+    try:
+        with shard.open("rb") as file:
+            return file.read(6).startswith(_PACKED)
+    except OSError:
+        return False
 
 
 def _reader(described: DatasetFile) -> IdMasks | ColourMasks | None:

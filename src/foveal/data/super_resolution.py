@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
 from ..imaging import read_image
+from ..info import Labels
 from .layout import (
     ALL,
     FILE,
@@ -90,8 +91,21 @@ class SuperResolutionData:
             raise DataError(f"{root}: no images in {' + '.join(splits)}")
         return cls(tuple(pairs), scale)
 
+    @property
+    def labels(self) -> Labels:
+        """None: pictures have no classes."""
+        return Labels()
+
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def name(self, index: int) -> Path:
+        """The large image's file."""
+        return self.pairs[index][1]
+
+    def order(self, rng: np.random.Generator, buffer: int) -> list[int]:
+        """All samples in random order."""
+        return rng.permutation(len(self)).tolist()
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Read one pair: ``(h, w, 3)`` and ``(h * scale, w * scale, 3)``, uint8 RGB.

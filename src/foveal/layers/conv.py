@@ -164,7 +164,8 @@ class FusedInvertedResidual(nn.Module):
 class ResidualConv(nn.Module):
     """Two dense 3x3 convolutions plus the input: the stem block of EfficientViT-L (``ResBlock`` there).
 
-    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; only the first is activated. ``norm=False``: neither has one.
+    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; only the first is activated.
+    ``norm=False``: neither has a norm.
     """
 
     def __init__(

@@ -46,7 +46,8 @@ class RepConv(nn.Module):
         )
         eye = torch.eye(len(kernel), dtype=wide, device=kernel.device)
         kernel[..., 1, 1] += self.point.weight[..., 0, 0].to(wide) + eye
-        assert self.conv.bias is not None and self.spread.bias is not None
+        assert self.conv.bias is not None
+        assert self.spread.bias is not None
         self.conv.bias.copy_(self.conv.bias.to(wide) + self.spread.bias.to(wide))
         self.conv.weight.copy_(kernel)
         del self.point, self.expand, self.spread

@@ -7,29 +7,88 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import FovealError
+from ..config import TrainConfig
+from ..data.labelled import Labelled
+from ..errors import ConfigError, FovealError, TrainingError
 from .jobs import Job
 
 
-class Samples(Dataset):
-    """Augmented samples of a job by ``(epoch, index)``, or the FovealError that a bad one raised.
+class Loader:
+    """This process's batches of a run, from any position on.
 
-    The draw depends on the seed, the epoch and the index alone: not on workers, processes or where a run resumed.
+    Attributes:
+        per_epoch: batches in an epoch.
+        awaited: samples of the batch that was asked for last.
+
+    Raises:
+        ConfigError: an epoch would hold no batch.
+    """
+
+    def __init__(self, job: Job, config: TrainConfig, accelerator: Accelerator, dtype: torch.dtype) -> None:
+        self.job, self.config, self.accelerator, self.dtype = job, config, accelerator, dtype
+        self.per_epoch = (config.samples_per_epoch or len(job.data)) // config.batch_size
+        if len(job.data) < config.batch_size:
+            raise ConfigError(f"batch_size={config.batch_size} is above the {len(job.data)} training images")
+        self.awaited: list[int] = []
+
+    def batches(self, position: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Indices, images ``(B, 3, H, W)`` and targets, on the device, without end.
+
+        Raises:
+            FovealError: what a bad sample raised.
+        """
+        accelerator = self.accelerator
+        order = Batches(self.job.data, self.config, position, accelerator.process_index, accelerator.num_processes)
+        loader = DataLoader(
+            Samples(self.job, self.config.seed),
+            batch_sampler=order,
+            num_workers=self.config.workers,
+            collate_fn=collated,
+            worker_init_fn=deaf,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        places, stream = iter(order), iter(loader)
+        for place in places:
+            self.awaited = [index for _, index in place]
+            batch = next(stream)
+            if isinstance(batch, FovealError):
+                raise batch
+            image, target = (part.to(accelerator.device, non_blocking=True) for part in batch)
+            yield self.awaited, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
+
+    def death(self, error: RuntimeError) -> TrainingError | None:
+        """What ``error`` means where it says that a loading process died.
+
+        torch's handler of SIGCHLD raises it, wherever the main process is just then.
+        """
+        if "DataLoader worker" not in str(error):
+            return None
+        names = ", ".join(str(self.job.data.name(index)) for index in self.awaited)
+        return TrainingError(
+            f"a data loading process died, probably for want of memory, at or after: {names}; resume with fewer workers"
+        )
+
+
+class Samples(Dataset):
+    """Augmented samples of a job by ``(pass, index)``, or the FovealError that a bad one raised.
+
+    The draw depends on the seed, the pass and the index alone: not on workers, processes or where a run resumed.
     """
 
     def __init__(self, job: Job, seed: int) -> None:
         self.job, self.seed = job, seed
 
     def __len__(self) -> int:
-        return len(self.job.files)
+        return len(self.job.data)
 
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor] | FovealError:  # pyright: ignore[reportIncompatibleMethodOverride]
-        epoch, index = place
+        number, index = place
         try:
-            return self.job.sample(index, np.random.default_rng((self.seed, epoch, index)))
+            return self.job.sample(index, np.random.default_rng((self.seed, number, index)))
         except FovealError as error:
             return error  # raised in the main process: torch would wrap it in the worker's traceback
 
@@ -52,20 +111,21 @@ def deaf(worker: int) -> None:
 
 
 class Batches(Sampler):
-    """This process's share of every batch, ``[(epoch, index), ...]``, from batch ``position`` on, without end.
+    """This process's share of every batch, ``[(pass, index), ...]``, from batch ``position`` on, without end.
 
-    Each epoch's order depends on the seed alone; images that do not fill a batch wait for another epoch.
+    The order of each pass over the data depends on the seed alone; images that do not fill a batch wait for another.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, position: int, rank: int, world: int) -> None:
-        self.length, self.batch_size, self.seed, self.position = length, batch_size, seed, position
+    def __init__(self, data: Labelled, config: TrainConfig, position: int, rank: int, world: int) -> None:
+        self.data, self.config, self.position = data, config, position
         self.rank, self.world = rank, world
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size = self.batch_size
-        epoch, skipped = divmod(self.position, self.length // size)
+        size, length = self.config.batch_size, len(self.data)
+        number, skipped = divmod(self.position, length // size)
         while True:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-            for start in range(skipped * size, self.length - size + 1, size):
-                yield [(epoch, int(i)) for i in order[start : start + size][self.rank :: self.world]]
-            epoch, skipped = epoch + 1, 0
+            rng = np.random.default_rng((self.config.seed, number))
+            order = self.data.order(rng, self.config.shuffle_buffer)
+            for start in range(skipped * size, length - size + 1, size):
+                yield [(number, index) for index in order[start : start + size][self.rank :: self.world]]
+            number, skipped = number + 1, 0

@@ -17,11 +17,13 @@ from ..data.classification import ClassificationData, class_folders
 from ..data.layout import ALL, FILE, DatasetFile, Problem, describe
 from ..data.segmentation import SegmentationData
 from ..data.segmentation_layouts import LAYOUTS, layout_of, unknown_layout
+from ..data.shards import find_shards
 from ..data.stream import TarStream
 from ..data.super_resolution import SuperResolutionData
 from ..errors import DataError, InputError
 from ..imaging import read_image
 from ..info import IGNORE, Labels
+from .overview import Examples
 from .progress import Progress
 
 _OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT)
@@ -40,6 +42,7 @@ class SplitReport:
         pixels: labelled pixels of each class.
         images: images in which each class occurs.
         ignored: pixels that are left out.
+        examples: a few samples, as pictures.
     """
 
     name: str
@@ -49,6 +52,7 @@ class SplitReport:
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     ignored: int = 0
+    examples: Examples = field(default_factory=Examples)
 
     @property
     def ignored_share(self) -> float:
@@ -161,7 +165,7 @@ def _check(report: DataReport, described: DatasetFile, progress: Progress) -> No
     if wanted not in _OTHERS and (layout := layout_of(root, described)):
         report.layout = layout.name
         _check_masks(report, described, progress)
-    elif wanted in ("", stream.LAYOUT) and (found := stream.shards(root)):
+    elif wanted in ("", stream.LAYOUT) and (found := find_shards(root)[2]):
         report.layout = stream.LAYOUT
         _check_tars(report, tuple(found), progress)
     elif wanted in ("", super_resolution.LAYOUT) and (high := super_resolution.high_folders(root, described)):
@@ -200,6 +204,7 @@ def _check_masks(report: DataReport, described: DatasetFile, progress: Progress)
                 split.sizes[image.shape[:2]] += 1
                 if not split.count_classes(mask, len(part.labels.names)):
                     void.append(path.name)
+                split.examples.offer(path.name, image, mask, part.labels)
                 _note_twin(report, known, split.name, path)
         if void:
             more = ", ..." if len(void) > 5 else ""
@@ -222,6 +227,7 @@ def _check_classes(report: DataReport, splits: Sequence[str], progress: Progress
             if sample := _read(data, index, path, report, split):
                 split.sizes[sample[0].shape[:2]] += 1
                 split.count_classes(label, len(data.labels.names))
+                split.examples.offer(path.name, sample[0], label, data.labels)
                 _note_twin(report, known, split.name, path)
 
 
@@ -239,6 +245,7 @@ def _check_large(report: DataReport, splits: Sequence[str], described: DatasetFi
                 small, large = pairs[index]
                 if sample := _read(data, index, small or large, report, split):
                     split.sizes[sample[1].shape[:2]] += 1
+                    split.examples.offer(large.name, sample[1], None, report.labels)
 
 
 def _scale_of_first(pairs: Sequence[tuple[Path | None, Path]]) -> int:
@@ -255,7 +262,7 @@ def _scale_of_first(pairs: Sequence[tuple[Path | None, Path]]) -> int:
 
 
 def _check_tars(report: DataReport, splits: Sequence[str], progress: Progress) -> None:
-    for name in splits:
+    for name in _wholes(splits):
         split = SplitReport(name)
         report.splits.append(split)
         bad: list[Problem] = []
@@ -268,11 +275,15 @@ def _check_tars(report: DataReport, splits: Sequence[str], progress: Progress) -
         with progress.bar(f"check {name}", len(data.shards)) as bar:
             for shard in data.shards:
                 for sample in dataclasses.replace(data, shards=(shard,)):
+                    classes = sample.mask if sample.mask is not None else sample.label
+                    if classes is None and data.labels.names:
+                        note(shard, sample.key, f"{shard}: {sample.key}: neither mask nor class index")
+                        continue
                     split.readable += 1
                     split.sizes[sample.image.shape[:2]] += 1
-                    classes = sample.mask if sample.mask is not None else sample.label
                     if classes is not None and data.labels.names:
                         split.count_classes(classes, len(data.labels.names))
+                    split.examples.offer(f"{shard.name}/{sample.key}", sample.image, classes, data.labels)
                 bar.advance()
         split.items = split.readable + len(bad)
         report.problems += bad

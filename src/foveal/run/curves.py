@@ -14,7 +14,8 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric:
     """Draw a run's log.
 
     Args:
-        lines: one mapping per epoch, with ``epoch``, ``loss``, ``lr`` and, where it was taken, ``metric`` (0..1, PSNR in dB).
+        lines: one mapping per epoch, with ``epoch``, ``loss``, ``lr`` and, where it was taken, ``metric`` (0..1, but
+            PSNR in dB).
         picture: PNG file to write.
         metric: validation figure.
 

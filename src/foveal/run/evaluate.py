@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import read_yaml
-from ..data.segmentation import SegmentationData
+from ..data.labelled import Labelled, open_labelled
 from ..errors import ConfigError, DataError, InputError, nearest
 from ..files import made_folder, written_whole
 from ..info import Labels
@@ -163,7 +163,7 @@ def evaluate(
 
     Args:
         ref: whatever :func:`foveal.load` takes, or a predictor.
-        data: folder of the data set (see :mod:`foveal.data.segmentation`).
+        data: folder of the data set (see :mod:`foveal.data.segmentation`), or a pattern of tar files.
         split: part of it; default: "test", or what the protocol's figures are published for.
         size: (H, W) to resize images to before the network; its logits are resized straight to the label's size.
         class_map: YAML file ``model class: data class`` for a model with other classes; the argmax comes first.
@@ -195,7 +195,7 @@ def evaluate(
         preprocess = predictor.info.preprocess
         changed = dataclasses.replace(preprocess, size=size, crop_ratio=0.0)
         predictor = Predictor(predictor.runner, predictor.info.replace(preprocess=changed), predictor.runtime)
-    samples = SegmentationData.open(data, [split])
+    samples = open_labelled(data, [split], "segment")
     if published:
         published.check(samples.labels)
         predictor = published.prepared(predictor)
@@ -220,7 +220,7 @@ def evaluate(
 
 
 def _scored(
-    samples: SegmentationData,
+    samples: Labelled,
     root: Path,
     predicted: Callable[[NDArray[np.uint8]], NDArray[np.int64]],
     split: str,
@@ -236,7 +236,7 @@ def _scored(
     skipped: dict[str, str] = {}
     with progress.bar(f"evaluate {split}", len(samples)) as bar:
         for index in range(len(samples)):
-            name = _name(samples.pairs[index][0], root)
+            name = _name(samples.name(index), root)
             try:
                 image, target = samples[index]
                 mask = predicted(image)
@@ -266,7 +266,7 @@ def _name(path: Path, root: Path) -> str:
 def _sample(
     title: str,
     score: ImageScore,
-    samples: SegmentationData,
+    samples: Labelled,
     index: int,
     predicted: Callable[[NDArray[np.uint8]], NDArray[np.int64]],
 ) -> Sample:

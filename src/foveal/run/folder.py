@@ -8,21 +8,59 @@ file but the log is written aside and renamed; the log grows line by line.
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
 from ..config import TrainConfig, build_config, read_yaml, to_dict
 from ..errors import CheckpointError, ConfigError
 from ..files import written_whole
+from ..info import ModelInfo
+from ..weights import check_torch_reads_safely, save_checkpoint
+from .distributed import load_whole_state, whole_state
 
 #: Settings that a resumed run may change: they do not touch the numbers.
-_FREE = ("workers", "save_minutes", "tensorboard", "csv")
+_FREE = ("workers", "save_minutes", "tensorboard", "csv", "fsdp")
+
+
+@dataclass
+class RunState:
+    """Where a run stands, in plain values.
+
+    Attributes:
+        images: training images, to tell another data set.
+        parts: pieces that each process's batch is cut into: doubled when memory runs out.
+        step: optimiser steps done.
+        skipped: batches of data that were left out after a loss that was not finite.
+        rollbacks: how often that happened.
+        total: sum of the losses of this epoch so far.
+        losses: mean loss of each whole epoch.
+        best: highest validation figure so far.
+        best_metric: its name.
+        seconds: time spent training.
+    """
+
+    images: int
+    parts: int = 1
+    step: int = 0
+    skipped: int = 0
+    rollbacks: int = 0
+    total: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    best: float = -1.0
+    best_metric: str = ""
+    seconds: float = 0.0
+
+    @property
+    def position(self) -> int:
+        """Batches of data behind the run."""
+        return self.step + self.skipped
 
 
 class RunFolder:
@@ -44,6 +82,10 @@ class RunFolder:
         return self.path / "state.pt"
 
     @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
     def log_file(self) -> Path:
         return self.path / "log.jsonl"
 
@@ -53,10 +95,16 @@ class RunFolder:
             raise ConfigError(f"{self.path} holds a run already: resume it, or choose another folder")
 
     def check_resumable(self, config: TrainConfig) -> None:
-        """Raises ConfigError where there is nothing to resume, or ``config`` is not the run's."""
+        """Refuse to resume what cannot be.
+
+        Raises:
+            ConfigError: there is nothing to resume, or ``config`` is not the run's.
+            CheckpointError: this torch does not read a state safely.
+        """
         if not self.state.exists():
             raise ConfigError(f"{self.path}: nothing to resume")
-        file = self.path / "config.yaml"
+        check_torch_reads_safely(self.state, f"start a run from {self.last.name}")
+        file = self.config_file
         before = to_dict(build_config(TrainConfig, read_yaml(file), str(file)))  # a newer setting has its default there
         wanted = {key: value for key, value in to_dict(config).items() if key not in _FREE}
         changed = [key for key, value in wanted.items() if before[key] != value]
@@ -65,13 +113,21 @@ class RunFolder:
 
     def write_config(self, config: TrainConfig) -> None:
         if self.writes:
-            with written_whole(self.path / "config.yaml") as file:
+            with written_whole(self.config_file) as file:
                 file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
     def log(self, line: Mapping[str, Any]) -> None:
         if self.writes:
             with self.log_file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def log_epoch(self, line: Mapping[str, Any], config: TrainConfig) -> None:
+        """The same for an epoch's line, in the other formats too that ``config`` wants."""
+        self.log(line)
+        if self.writes and config.csv:
+            self._write_csv()
+        if self.writes and config.tensorboard:
+            _tensorboard(self.path, line)
 
     def lines(self) -> list[dict[str, Any]]:
         text = self.log_file.read_text(encoding="utf-8") if self.log_file.exists() else ""
@@ -84,27 +140,39 @@ class RunFolder:
             with written_whole(self.log_file) as file:
                 file.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
-    def write_csv(self) -> None:
+    def _write_csv(self) -> None:
         """The log's epochs as ``log.csv``, nested figures left out."""
-        lines = [line for line in self.lines() if "epoch" in line]
-        if self.writes and lines:
-            flat = [{k: v for k, v in line.items() if not isinstance(v, dict | list)} for line in lines]
-            with written_whole(self.path / "log.csv") as temporary, temporary.open("w", newline="") as file:
-                table = csv.DictWriter(file, list(dict.fromkeys(key for line in flat for key in line)))
-                table.writeheader()
-                table.writerows(flat)
+        flat = [
+            {k: v for k, v in line.items() if not isinstance(v, dict | list)}
+            for line in self.lines()
+            if "epoch" in line
+        ]
+        with written_whole(self.path / "log.csv") as temporary, temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(dict.fromkeys(key for line in flat for key in line)))
+            table.writeheader()
+            table.writerows(flat)
 
-    def save_state(self, parts: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-        """Write the ``state_dict`` of every part, and the plain values of ``progress``."""
+    def save_weights(self, state: Mapping[str, Tensor], info: ModelInfo, best: bool) -> None:
+        """Write ``last.safetensors``, and the same as ``best.safetensors`` where they are that."""
         if self.writes:
-            with written_whole(self.state) as temporary:
-                states = {name: part.state_dict() for name, part in parts.items()}
-                whole = io.BytesIO()  # torch's own writer turns a full disk into an error without a reason
-                torch.save({**states, "progress": dict(progress)}, whole)
-                temporary.write_bytes(whole.getbuffer())
+            for path in (self.last, self.best) if best else (self.last,):
+                save_checkpoint(path, state, info)
 
-    def load_state(self, parts: Mapping[str, Any]) -> dict[str, Any]:
-        """Put every part where :meth:`save_state` found it; returns ``progress``.
+    def save_state(self, parts: Mapping[str, Any], state: RunState) -> None:
+        """Write the whole ``state_dict`` of every part, and ``state``; every process must call this."""
+        found: dict[str, Any] = {name: whole_state(part, self.writes) for name, part in parts.items()}
+        if not self.writes:
+            return
+        with written_whole(self.state) as temporary, temporary.open("wb") as file:
+            try:
+                torch.save({**found, "progress": vars(state)}, file)
+            except RuntimeError as error:  # torch's own, which does not say that the disk is full
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+
+    def load_state(self, parts: Mapping[str, Any]) -> RunState:
+        """Put every part where :meth:`save_state` found it, with whatever number of processes.
 
         Raises:
             CheckpointError: the file is damaged or of another model.
@@ -112,10 +180,19 @@ class RunFolder:
         try:
             found = torch.load(self.state, map_location="cpu", weights_only=True)
             for name, part in parts.items():
-                part.load_state_dict(found[name])
-            return dict(found["progress"])
+                load_whole_state(part, found[name])
+            return RunState(**found["progress"])
         except Exception as error:  # pickle, zip and torch each raise their own
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"{self.state}: cannot be resumed from ({reason}); start again from {self.best.name}"
             ) from error
+
+
+def _tensorboard(folder: Path, line: Mapping[str, Any]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for key, value in line.items():
+            if isinstance(value, int | float) and key not in ("epoch", "step"):
+                writer.add_scalar(key, value, line["step"])

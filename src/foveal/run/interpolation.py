@@ -22,7 +22,8 @@ def interpolation(ref: str) -> Predictor | None:
     kernel, scale = found[1], int(found[2])
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return np.stack([interpolated(image.transpose(1, 2, 0), scale, kernel).transpose(2, 0, 1) for image in batch])
+        images = [interpolated(image.transpose(1, 2, 0), scale, kernel).transpose(2, 0, 1) for image in batch]
+        return np.stack(images).astype(np.float32)
 
     info = ModelInfo(
         kernel, "upscale", options={"scale": scale}, preprocess=Preprocess((0.0,) * 3, (1.0,) * 3), tag=f"x{scale}"

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..data.classification import ClassificationData
 from ..data.degradation import degraded
-from ..data.segmentation import SegmentationData, class_counts, median_frequency_weights
+from ..data.labelled import Labelled, Task, open_labelled
+from ..data.segmentation import class_counts, median_frequency_weights
 from ..data.super_resolution import SuperResolutionData
 from ..data.transforms import ClassifyAugment, SegmentAugment, UpscaleAugment
 from ..errors import ConfigError, DataError
@@ -51,7 +51,7 @@ class Job(Protocol):
     Attributes:
         labels: classes of the data.
         preprocess: how images become the network's input, for training and afterwards.
-        files: the training images, by index.
+        data: the training images.
         validation: number of validation images, 0 without such a split.
     """
 
@@ -60,7 +60,7 @@ class Job(Protocol):
     @property
     def preprocess(self) -> Preprocess: ...
     @property
-    def files(self) -> Sequence[Path]: ...
+    def data(self) -> Labelled: ...
     @property
     def validation(self) -> int: ...
 
@@ -96,14 +96,10 @@ class SegmentJob:
     """
 
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
-        data = SegmentationData.open(root, config.splits)
-        self.held_out = SegmentationData.open(root, [config.val_split]) if config.val_split else None
-        if self.held_out and self.held_out.labels != data.labels:
-            raise DataError(f"{root}: training and validation splits have different classes")
-        self.labels, self.validation = data.labels, len(self.held_out or ())
-        self.files = [image for image, _ in data.pairs]
-        self.read = _Cache(data, config.cache_gib, progress)
-        pixels, present = class_counts([self.read[i][1] for i in self.read.sampled], len(data.labels.names))
+        self.data, self.held_out = _opened(root, config, "segment")
+        self.labels, self.validation = self.data.labels, len(self.held_out or ())
+        self.read = _Cache(self.data, config.cache_gib, progress)
+        pixels, present = class_counts([self.read[i][1] for i in self.read.sampled], len(self.labels.names))
         balanced = median_frequency_weights(pixels, present)
         self.augment = SegmentAugment(
             config.crop,
@@ -179,13 +175,9 @@ class ClassifyJob:
     """Image classification: random resized crops, cross entropy with label smoothing, top-1 accuracy."""
 
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
-        data = ClassificationData.open(root, config.splits)
-        self.held_out = ClassificationData.open(root, [config.val_split]) if config.val_split else None
-        if self.held_out and self.held_out.labels != data.labels:
-            raise DataError(f"{root}: training and validation splits have different classes")
-        self.labels, self.validation = data.labels, len(self.held_out or ())
-        self.files = [path for path, _ in data.files]
-        self.read = _Cache(data, config.cache_gib, progress)
+        self.data, self.held_out = _opened(root, config, "classify")
+        self.labels, self.validation = self.data.labels, len(self.held_out or ())
+        self.read = _Cache(self.data, config.cache_gib, progress)
         self.augment = ClassifyAugment(config.crop, config.area, config.flip, config.jitter, config.tint)
         self.preprocess = Preprocess(size=config.crop, crop_ratio=config.crop_ratio)
         self.smoothing = config.label_smoothing
@@ -221,30 +213,28 @@ class ClassifyJob:
 
 
 class UpscaleJob:
-    """Super-resolution or, at scale 1, restoration: pairs of crops, an L1 or Charbonnier loss, PSNR of the luma.
-
-    An epoch takes ``config.patches`` crops of every image.
-    """
+    """Super-resolution or, at scale 1, restoration: pairs of crops, an L1 or Charbonnier loss, PSNR of the luma."""
 
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
         self.labels, self.preprocess = Labels(), Preprocess(upscale.MEAN, upscale.STD)
         self.scale: int = config.options.get("scale", upscale.DEFAULT_SCALE)
         if any(side % self.scale for side in config.crop):
-            raise ConfigError(f"crop={list(config.crop)}: sides of the large image, divisible by the scale {self.scale}")
+            raise ConfigError(
+                f"crop={list(config.crop)}: sides of the large image, divisible by the scale {self.scale}"
+            )
         opened = partial(SuperResolutionData.open, root, scale=self.scale, small=not config.degradation)
-        data = opened(config.splits)
+        self.data = opened(config.splits)
         self.held_out = opened([config.val_split]) if config.val_split else None
-        if self.scale == 1 and not config.degradation and any(small is None for small, _ in data.pairs):
+        if self.scale == 1 and not config.degradation and any(small is None for small, _ in self.data.pairs):
             raise ConfigError("scale 1 repairs images: say what from, such as degradation: {noise: [5, 50]}")
         self.degradation = config.degradation
         self.validation = len(self.held_out or ())
-        self.read = _Cache(data, config.cache_gib, progress)
-        self.files = [large for _, large in data.pairs] * config.patches
+        self.read = _Cache(self.data, config.cache_gib, progress)
         self.augment = UpscaleAugment(config.crop, self.scale, config.flip, {**config.degradation})
         self.criterion = config.pixel_loss
 
     def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        small, large = self.augment(*self.read[index % len(self.read.data)], rng=rng)
+        small, large = self.augment(*self.read[index], rng=rng)
         image, target = (torch.from_numpy(prepare(part, self.preprocess)[0]) for part in (small, large))
         return image, target
 
@@ -282,6 +272,15 @@ JOBS: Mapping[str, type[SegmentJob] | type[ClassifyJob] | type[UpscaleJob]] = {
 }
 
 
+def _opened(root: str | Path, config: TrainConfig, task: Task) -> tuple[Labelled, Labelled | None]:
+    """Training and validation samples."""
+    data = open_labelled(root, config.splits, task)
+    held_out = open_labelled(root, [config.val_split], task) if config.val_split else None
+    if held_out and held_out.labels != data.labels:
+        raise DataError(f"{root}: training and validation splits have different classes")
+    return data, held_out
+
+
 class _Cache:
     """Decoded samples by index, kept in memory as long as ``gib`` gibibytes last; the others are read each time.
 
@@ -289,7 +288,7 @@ class _Cache:
         sampled: indices that statistics may be taken on: all that are in memory.
     """
 
-    def __init__(self, data: Any, gib: float, progress: Progress) -> None:
+    def __init__(self, data: Labelled, gib: float, progress: Progress) -> None:
         self.data = data
         self.kept: list[tuple[Any, Any]] = []
         room = gib * 2**30

@@ -33,8 +33,9 @@ def load(
 
     Args:
         ref: path of a checkpoint, of an exported file, of a training run (its best checkpoint) or of a folder of
-            ``save_pretrained``; ``name.tag`` of bundled or published weights; ``bicubic.x2`` or ``lanczos.x3``; or a hub id (``owner/name``, also
-            ``hf-hub:owner/name@revision``). What is not on this machine is downloaded once.
+            ``save_pretrained``; ``name.tag`` of bundled or published weights; ``bicubic.x2`` or ``lanczos.x3``; or a
+            hub id (``owner/name``, also ``hf-hub:owner/name@revision``). What is not on this machine is downloaded
+            once.
         device: torch device; "auto" is a GPU where there is one and the weights run on torch.
         dtype: "float32", "float16" or "bfloat16" for torch; "auto" is float32.
         runtime: "onnxruntime", "torch", or "auto": ONNX Runtime where an ONNX file is at hand and no device is named.
@@ -128,7 +129,12 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
             options = found.options | ({"head": head} if head else {})
             with torch.device("meta"):
                 candidate = create_model(
-                    name, variant.tasks[0] if bare else task, num_classes=num_classes, in_chans=in_chans, features_only=bare, **options
+                    name,
+                    variant.tasks[0] if bare else task,
+                    num_classes=num_classes,
+                    in_chans=in_chans,
+                    features_only=bare,
+                    **options,
                 )
             if _shapes(candidate.state_dict()) != (_without_prefix(shapes) if bare else shapes):
                 continue

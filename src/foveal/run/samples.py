@@ -36,9 +36,7 @@ class Sample:
 
 def sample_sheet(samples: Sequence[Sample], labels: Labels) -> Image.Image:
     """Draw image, truth and prediction side by side, one sample below the other; wide images are shrunk."""
-    colours = np.zeros((IGNORE + 1, 3), np.uint8)
-    colours[: len(labels.names)] = labels.palette or distinct_colours(len(labels.names))
-    colours[IGNORE] = _IGNORED
+    colours = colour_table(labels)
     rows = [_row(sample, colours) for sample in samples]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), _PAPER)
     top = 0
@@ -46,6 +44,21 @@ def sample_sheet(samples: Sequence[Sample], labels: Labels) -> Image.Image:
         sheet.paste(row, (0, top))
         top += row.height
     return sheet
+
+
+def colour_table(labels: Labels) -> NDArray[np.uint8]:
+    """Colour of each class id, ``(256, 3)`` or one row per class where there are more; 255 = ignore is black."""
+    count = len(labels.names)
+    colours = np.zeros((max(IGNORE + 1, count), 3), np.uint8)
+    colours[:count] = labels.palette or distinct_colours(count)
+    if count <= IGNORE:
+        colours[IGNORE] = _IGNORED
+    return colours
+
+
+def printable(text: str) -> str:
+    """What the font of our pictures has of a text."""
+    return text.encode("latin-1", "replace").decode("latin-1")
 
 
 def _row(sample: Sample, colours: NDArray[np.uint8]) -> Image.Image:
@@ -59,7 +72,7 @@ def _row(sample: Sample, colours: NDArray[np.uint8]) -> Image.Image:
     )
     row = Image.new("RGB", (3 * shown + 2 * _GAP, size[1] + 2 * _LINE + _GAP), _PAPER)
     pen = ImageDraw.Draw(row)
-    pen.text((2, 2), sample.title.encode("latin-1", "replace").decode("latin-1"), fill=_INK)  # the font knows no more
+    pen.text((2, 2), printable(sample.title), fill=_INK)
     for column, (name, picture) in enumerate(pictures):
         left = column * (shown + _GAP)
         pen.text((left + 2, _LINE + 2), name, fill=_INK)

@@ -19,8 +19,8 @@ _MARGIN = 4  # rows that interpolation looks beyond its own
 Enlarge = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (h, w, 3) -> (scale * h, scale * w, 3), 0..1
 
 
-def check_tiles(tile: int | None, overlap: int | None) -> tuple[int | None, int]:
-    """Return both as they will be used.
+def check_tiles(tile: int | None, overlap: int | None) -> int:
+    """Return the overlap in pixels, by default :data:`OVERLAP`.
 
     Raises:
         InputError: windows that cannot be used.
@@ -30,7 +30,7 @@ def check_tiles(tile: int | None, overlap: int | None) -> tuple[int | None, int]
         raise InputError(
             f"tile={tile}, overlap={overlap}: tile must be a multiple of {_GRID} from 64 up, overlap at most half of it"
         )
-    return tile, overlap
+    return overlap
 
 
 def enlarged_bands(
@@ -51,12 +51,11 @@ def enlarged_bands(
     Raises:
         InputError: windows that cannot be used.
     """
-    tile, overlap = check_tiles(tile, overlap)
+    overlap = check_tiles(tile, overlap)
     height, width = picture.pixels.shape[:2]
-    if tile is None:
-        tile = max(height, width) if height * width <= WHOLE else TILE
+    whole = tile is None and height * width <= WHOLE
     top = 0
-    for colours in _blended(enlarge, picture.pixels, scale, tile, overlap):
+    for colours in _blended(enlarge, picture.pixels, scale, max(height, width) if whole else tile or TILE, overlap):
         bottom = top + len(colours) // scale
         if picture.grey:
             colours[:] = colours.mean(2, keepdims=True)
@@ -67,10 +66,8 @@ def enlarged_bands(
         top = bottom
 
 
-def _blended(
-    enlarge: Enlarge, pixels: NDArray, scale: int, tile: int, overlap: int
-) -> Iterator[NDArray[np.float32]]:
-    """Bands of the enlarged picture on the 0..1 scale: each window weighted by raised cosines, weights summing to 1."""
+def _blended(enlarge: Enlarge, pixels: NDArray, scale: int, tile: int, overlap: int) -> Iterator[NDArray[np.float32]]:
+    """Bands of the enlarged picture on the 0..1 scale, its windows blended."""
     height, width = pixels.shape[:2]
     rows, columns = (_windows(length, tile, overlap) for length in (height, width))
     weights_y, weights_x = (_weights(spans, overlap, scale) for spans in (rows, columns))
@@ -79,7 +76,7 @@ def _blended(
     for number, (top, bottom) in enumerate(rows):
         band = np.zeros(((bottom - top) * scale, width * scale, 3), np.float32)
         for (left, right), weight in zip(columns, weights_x, strict=True):
-            window = pixels[top:bottom, left:right].astype(np.float32) / peak
+            window = pixels[top:bottom, left:right].astype(np.float32) / np.float32(peak)
             band[:, left * scale : right * scale] += enlarge(window) * weight[:, None]
         band *= weights_y[number][:, None, None]
         band[: len(pending)] += pending
@@ -94,10 +91,20 @@ def _windows(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _weights(spans: list[tuple[int, int]], overlap: int, scale: int) -> list[NDArray[np.float32]]:
-    ramps = [raised_cosine((last - first) * scale, overlap * scale) for first, last in spans]
+    """Weights of each window along one side, which sum to 1: raised cosines.
+
+    A quarter of the overlap at each inner end counts nothing: there the network sees the window's edge, not the image.
+    """
+    blind = overlap // 4
     total = np.zeros(spans[-1][1] * scale, np.float32)
-    for (first, last), ramp in zip(spans, ramps, strict=True):
+    ramps = []
+    for first, last in spans:
+        begin, end = first + blind * (first > 0), last - blind * (last < spans[-1][1])
+        ramp = np.zeros((last - first) * scale, np.float32)
+        inner = raised_cosine((end - begin) * scale, (overlap - 2 * blind) * scale)
+        ramp[(begin - first) * scale : (end - first) * scale] = inner
         total[first * scale : last * scale] += ramp
+        ramps.append(ramp)
     return [ramp / total[first * scale : last * scale] for (first, last), ramp in zip(spans, ramps, strict=True)]
 
 
@@ -108,7 +115,7 @@ def _interpolated_rows(alpha: NDArray, top: int, bottom: int, scale: int) -> NDA
     return rows[(top - first) * scale : (bottom - first) * scale]
 
 
-def _quantised(colours: NDArray[np.float32], dtype: np.dtype) -> NDArray:
+def _quantised(colours: NDArray, dtype: np.dtype) -> NDArray:
     peak = np.iinfo(dtype).max
     np.multiply(colours, peak, out=colours)
     np.rint(colours, out=colours)

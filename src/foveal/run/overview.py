@@ -1,0 +1,135 @@
+"""A data set as one picture: how often each class occurs, and a few samples with their labels over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from ..info import IGNORE, Labels
+from .samples import colour_table, printable
+
+if TYPE_CHECKING:
+    from .check import DataReport, SplitReport
+
+_CELL = (240, 180)  # of a sample, (W, H) in pixels
+_COLUMNS, _LINE, _GAP = 4, 16, 8
+_NAMES, _BAR, _FIGURE = 180, 160, 70  # widths of the histogram's columns
+_MOST_CLASSES = 60
+_ALPHA = 0.5
+_INK, _PAPER, _BARS = (20, 20, 20), (255, 255, 255), (90, 120, 170)
+
+
+@dataclass
+class Examples:
+    """A few of the samples that pass by, each with the same chance (reservoir sampling: Vitter 1985, algorithm R).
+
+    Attributes:
+        most: how many are kept.
+        passed: how many passed by.
+        kept: number, title and picture of each.
+    """
+
+    most: int = 2 * _COLUMNS
+    passed: int = 0
+    kept: list[tuple[int, str, Image.Image]] = field(default_factory=list)
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def offer(
+        self, title: str, image: NDArray[np.uint8], target: NDArray[np.uint8] | int | None, labels: Labels
+    ) -> None:
+        """Let a sample pass by.
+
+        Args:
+            title: printed below it, with the class's name where the target is a class.
+            image: ``(H, W, 3)``.
+            target: class ids ``(H, W)``, which are drawn over the image but for 255 = ignore; a class; or nothing.
+            labels: names and palette.
+        """
+        self.passed += 1
+        place = len(self.kept) if len(self.kept) < self.most else int(self.rng.integers(self.passed))
+        if place >= self.most:
+            return
+        if isinstance(target, int):
+            title = f"{labels.names[target] if labels.names else target}: {title}"
+        entry = (self.passed, title, _thumbnail(image, target, labels))
+        self.kept[place : place + 1] = [entry]
+
+
+def _thumbnail(image: NDArray[np.uint8], target: NDArray[np.uint8] | int | None, labels: Labels) -> Image.Image:
+    scale = min(_CELL[0] / image.shape[1], _CELL[1] / image.shape[0], 1.0)
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    small = Image.fromarray(image).resize(size, Image.Resampling.BOX)
+    if not isinstance(target, np.ndarray):
+        return small
+    ids = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.NEAREST))
+    pixels, alpha = np.asarray(small, np.float32), np.where(ids == IGNORE, 0.0, _ALPHA)[..., None]
+    return Image.fromarray((pixels * (1 - alpha) + colour_table(labels)[ids] * alpha + 0.5).astype(np.uint8))
+
+
+def draw_overview(report: DataReport) -> Image.Image:
+    """Histogram of the classes, one column per split, above the examples of each split."""
+    parts = [_line(f"{report.root}: {report.layout or 'no known layout'}, {len(report.problems)} problems")]
+    counted = [split for split in report.splits if len(split.images)]
+    if counted:
+        parts.append(_histogram(counted, report.labels))
+    for split in report.splits:
+        parts.append(_line(f"{split.name}: {split.readable} of {split.items} samples can be read"))
+        parts += [_sheet(split.examples)] if split.examples.kept else []
+    sheet = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), _PAPER)
+    top = 0
+    for part in parts:
+        sheet.paste(part, (0, top))
+        top += part.height
+    return sheet
+
+
+def _line(text: str) -> Image.Image:
+    line = Image.new("RGB", (_COLUMNS * (_CELL[0] + _GAP) + _GAP, _LINE + _GAP), _PAPER)
+    ImageDraw.Draw(line).text((_GAP, _GAP // 2), printable(text), fill=_INK)
+    return line
+
+
+def _histogram(splits: list[SplitReport], labels: Labels) -> Image.Image:
+    """A row per class: its colour and name, then for each split a bar and its share of pixels, or else of images."""
+    shares = [
+        split.shares if split.pixels.any() else split.images / max(1, int(split.images.sum())) for split in splits
+    ]
+    order = list(range(len(labels.names)))
+    if len(order) > _MOST_CLASSES:  # the most frequent and the rarest of the first split tell most
+        ranked = np.argsort(-shares[0], kind="stable").tolist()
+        order = ranked[: _MOST_CLASSES // 2] + ranked[-_MOST_CLASSES // 2 :]
+    width = _GAP + _LINE + _NAMES + len(splits) * (_BAR + _FIGURE)
+    picture = Image.new("RGB", (width, (len(order) + 1) * _LINE + _GAP), _PAPER)
+    pen = ImageDraw.Draw(picture)
+    colours = colour_table(labels)
+    longest = max(float(share.max()) for share in shares) or 1.0
+    for column, split in enumerate(splits):
+        of = "pixels" if split.pixels.any() else "images"
+        pen.text((_GAP + _LINE + _NAMES + column * (_BAR + _FIGURE), 0), printable(f"{split.name}, {of}"), fill=_INK)
+    for row, index in enumerate(order, start=1):
+        top = row * _LINE
+        pen.rectangle((_GAP, top + 2, _GAP + _LINE - 6, top + _LINE - 4), fill=tuple(colours[index].tolist()))
+        pen.text((_GAP + _LINE, top), printable(labels.names[index])[:28], fill=_INK)
+        for column, share in enumerate(shares):
+            left = _GAP + _LINE + _NAMES + column * (_BAR + _FIGURE)
+            end = left + round(_BAR * float(share[index]) / longest)
+            if share[index]:
+                pen.rectangle((left, top + 2, end, top + _LINE - 4), fill=_BARS)
+            pen.text((end + 4, top), f"{share[index]:.2%}" if share[index] else "none", fill=_INK)
+    return picture
+
+
+def _sheet(examples: Examples) -> Image.Image:
+    rows = -(-len(examples.kept) // _COLUMNS)
+    step = (_CELL[0] + _GAP, _CELL[1] + _LINE + _GAP)
+    sheet = Image.new("RGB", (_COLUMNS * step[0] + _GAP, rows * step[1]), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for number, (_, title, picture) in enumerate(sorted(examples.kept, key=lambda entry: entry[0])):
+        left, top = _GAP + number % _COLUMNS * step[0], number // _COLUMNS * step[1]
+        sheet.paste(picture, (left, top))
+        pen.text((left, top + _CELL[1] + 1), printable(title)[-38:], fill=_INK)
+    return sheet
