@@ -36,8 +36,8 @@ class TrainConfig:
         splits: training splits of the data set, together one training set.
         val_split: split to select the best checkpoint on; empty: keep the last.
         epochs: how many; each is a pass over the training set, or ``samples_per_epoch``.
-        samples_per_epoch: images after which an epoch ends, for sets so large that a pass is too long, or so small that it
-            is too short; 0: all.
+        samples_per_epoch: images after which an epoch ends, where a pass over the set is too long, or too short; 0: a
+            pass.
         shuffle_buffer: tar files: samples, in the order of the files, that the next one is drawn from.
         batch_size: images per optimiser step, over all processes.
         accumulate: pieces that a process's share of a batch is cut into, to save memory; batch norms see the pieces.
