@@ -32,6 +32,12 @@ efficientvit_l3 256 36.02
 efficientvit_l3 288 45.57
 efficientvit_l3 320 56.25
 efficientvit_l3 384 80.98
+efficientvit_m0 224 0.079
+efficientvit_m1 224 0.167
+efficientvit_m2 224 0.201
+efficientvit_m3 224 0.263
+efficientvit_m4 224 0.299
+efficientvit_m5 224 0.522
 """
 SEGMENTERS = """
 efficientvit_b0 cityscapes 4.39
@@ -66,6 +72,22 @@ def test_macs_of_segmentation_models(row: str) -> None:
     with torch.device("meta"):
         model = create_model(name, task="segment", head=head).eval()
     assert printed(count(model, 3, (1024, 2048) if head == "cityscapes" else (512, 512)).macs, macs) == macs
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("efficientvit_m0", 2_349_436),
+        ("efficientvit_m1", 2_980_560),
+        ("efficientvit_m2", 4_187_554),
+        ("efficientvit_m3", 6_900_722),
+        ("efficientvit_m4", 8_804_228),
+        ("efficientvit_m5", 12_473_772),
+    ],
+)
+def test_parameters_of_classifiers(name: str, params: int) -> None:
+    with torch.device("meta"):
+        assert count(create_model(name).eval(), 3, (224, 224)).params == params
 
 
 def test_closed_forms() -> None:

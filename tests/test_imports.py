@@ -17,7 +17,7 @@ FLOORS = [
     {"errors"},
     {"info", "files", "machine", "assets"},
     {"config", "imaging", "hub", "pictures"},
-    {"results", "layers", "references"},
+    {"results", "layers", "references", "wheels"},
     {"registry", "losses", "costs"},
     {"models"},
     {"tasks", "weights"},
@@ -32,7 +32,7 @@ FLOORS = [
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 #: Modules that `pip install foveal` uses: no torch when they are imported.
 LIGHT = [
-    "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "results",
+    "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "wheels", "results",
     "cli", "commands.predicting", "commands.files", "commands.training", "commands.measuring", "commands.console",
     "data.classification", "data.coco", "data.labelled", "data.labels", "data.layout", "data.masks",
     "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",

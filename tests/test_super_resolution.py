@@ -337,7 +337,7 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     result = foveal.load("bicubic.x2")(np.zeros((32, 32, 4), np.uint8))
     with pytest.raises(InputError, match="JPEG has no transparency"):
         result.save(tmp_path / "x.jpg")
-    wide = foveal.load("bicubic.x2")(np.zeros((32, 32, 3), np.uint16))
+    wide = foveal.load("bicubic.x2").upscale(np.zeros((32, 32, 3), np.uint16))
     with pytest.raises(InputError, match="16 bits per channel are written as"):
         wide.save(tmp_path / "x.webp")
     with pytest.raises(InputError, match="expected uint8 or uint16"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 import foveal
@@ -16,6 +17,7 @@ from foveal.info import Labels
 from foveal.run.batches import Batches
 from foveal.run.folder import RunFolder, RunState
 from foveal.run.recompute import recompute
+from foveal.run.sync_norm import synchronised
 
 
 def _trained_once(again: bool) -> tuple[list[Tensor], list[Tensor], int]:
@@ -71,3 +73,32 @@ def test_a_state_needs_a_torch_that_reads_it_safely(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(torch, "__version__", TorchVersion("2.9.1+cpu"))
     with pytest.raises(foveal.CheckpointError, match=r"state\.pt: torch 2\.9\.1\+cpu cannot read this safely"):
         foveal.train(tmp_path / "nowhere", out=tmp_path, resume=True)
+
+
+def _half_of_a_batch(rank: int, folder: str) -> None:
+    """One of two processes: its rows of the batch through a synchronised norm; writes what it got."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    norm = synchronised(nn.Sequential(nn.BatchNorm1d(5)).double(), torch.device("cpu"))
+    x = _BATCH[rank * 3 : rank * 3 + 3].clone().requires_grad_()
+    y = norm(x)
+    (y**3).sum().backward()
+    torch.save([y.detach(), x.grad, dict(norm.named_buffers())], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+_BATCH = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 5)))
+
+
+def test_norms_of_vectors_are_synchronised_too(tmp_path: Path) -> None:
+    """Two processes with half of the batch each compute what one does with all of it, forward and backward."""
+    torch.multiprocessing.spawn(_half_of_a_batch, (str(tmp_path),), nprocs=2)
+    norm, x = nn.Sequential(nn.BatchNorm1d(5)).double(), _BATCH.clone().requires_grad_()
+    y = norm(x)
+    (y**3).sum().backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert x.grad is not None
+    assert (torch.cat([parts[0][0], parts[1][0]]) - y).abs().max() < 1e-12
+    assert (torch.cat([parts[0][1], parts[1][1]]) - x.grad).abs().max() < 1e-12
+    for key, buffer in norm.named_buffers():
+        for part in parts:
+            assert (part[2][key] - buffer).abs().max() < 1e-12

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .info import Labels as Labels
     from .info import ModelInfo as ModelInfo
     from .info import Preprocess as Preprocess
+    from .layers.optimize import optimize as optimize
     from .results import ClassifyResult as ClassifyResult
     from .results import SegmentResult as SegmentResult
     from .run.check import check_data as check_data
@@ -65,6 +66,7 @@ _HOME = {
     "load": "run.load",
     "load_checkpoint": "weights",
     "load_model": "run.load",
+    "optimize": "layers.optimize",
     "push_to_hub": "run.pretrained",
     "save_pretrained": "run.pretrained",
     "train": "run.train",
@@ -98,6 +100,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "load",
     "load_checkpoint",
     "load_model",
+    "optimize",
     "push_to_hub",
     "save_pretrained",
     "train",

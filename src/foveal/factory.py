@@ -88,18 +88,23 @@ def create_model(
     task = _check_task(task or (info.task if info and info.task in variant.tasks else variant.tasks[0]))
     if task not in variant.tasks:
         raise ConfigError(f"{name} is not for {task!r}{nearest(task, variant.tasks)}")
-    if info and info.task == task:
-        num_classes = info.num_classes if num_classes is None else num_classes
-        options = {**info.options, **options}
-    if state is not None and info is None:
-        options = {**recognise(state).options, **options}
-    valid = set(family.options) | _TASK_OPTIONS[task]
+    classifies = task == "classify" and not features_only
+    of_classifier = set(family.classifier_options) if classifies else set()
+    general = set(family.options) | set(family.settings)
+    valid = general | of_classifier | _TASK_OPTIONS[task]
+    if info:
+        if info.task == task:
+            num_classes = info.num_classes if num_classes is None else num_classes
+        same = info.task == task and not features_only
+        options = {k: v for k, v in info.options.items() if same or k in general} | options
+    elif state is not None and (found := recognise(state)).family is family:
+        options = {k: v for k, v in found.options.items() if k in valid} | options
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
     if in_chans < 1:
         raise ConfigError(f"in_chans={in_chans}: give 1 or more")
-    backbone = variant.backbone(in_chans, **{k: v for k, v in options.items() if k not in _TASK_OPTIONS[task]})
+    backbone = variant.backbone(in_chans, **{k: v for k, v in options.items() if k in family.options})
     if features_only:
         model = backbone
     elif task == "segment":
@@ -108,7 +113,11 @@ def create_model(
         options.setdefault("scale", upscale.DEFAULT_SCALE)
         model = _upscaler(name, backbone, in_chans, num_classes, options["scale"])
     else:
-        model, num_classes = _classifier(name, variant, backbone, num_classes)
+        model, num_classes = _classifier(
+            name, variant, backbone, num_classes, {k: v for k, v in options.items() if k in of_classifier}
+        )
+    settings = {k: v for k, v in options.items() if k in family.settings}
+    family.set(model, **{**variant.settings, **settings})
     described = ModelInfo(
         model=name,
         task="features" if features_only else task,
@@ -122,7 +131,7 @@ def create_model(
     )
     attach(model, described)
     if state is not None:
-        load_for_finetuning(model, state)
+        load_for_finetuning(model, state, info)
     return model
 
 
@@ -168,11 +177,13 @@ def _upscaler(name: str, backbone: Backbone, in_chans: int, num_classes: int | N
     return upscale.UpscaleModel(backbone, head)
 
 
-def _classifier(name: str, variant: Variant, backbone: Backbone, num_classes: int | None) -> tuple[nn.Module, int]:
+def _classifier(
+    name: str, variant: Variant, backbone: Backbone, num_classes: int | None, options: dict[str, Any]
+) -> tuple[nn.Module, int]:
     if variant.classifier is None:
         raise ConfigError(f"{name} has no classifier; use features_only=True or task='segment'")
     num_classes = _IMAGENET_CLASSES if num_classes is None else num_classes
     if num_classes < 0:
         raise ConfigError(f"num_classes={num_classes}: give 0 (pooled features) or more")
-    head = variant.classifier(backbone.feature_info[-1].channels, num_classes)
+    head = variant.classifier(backbone.feature_info[-1].channels, num_classes, **options)
     return classify.ClassificationModel(backbone, head), num_classes

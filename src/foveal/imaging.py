@@ -61,7 +61,7 @@ _DAMAGE = (
 )  # fmt: skip
 _LOG = logging.getLogger(__name__)
 
-ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]  # 16 bits: to upscale only
 
 
 def read_image(
@@ -422,7 +422,7 @@ def _upright(pixels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise InputError(f"array of {array.dtype}: expected uint8 with values 0..255")
     if array.size == 0:
@@ -509,8 +509,11 @@ def _resized(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uin
     picture = Image.fromarray(image)
     if cropped:
         # Rounded as torchvision's Resize and CenterCrop do, with which the published classifiers were evaluated.
-        short = math.ceil(min(height, width) / preprocess.crop_ratio)
-        wide, high = (short * side // min(picture.size) for side in picture.size)
+        if preprocess.squash:
+            wide, high = (math.floor(side / preprocess.crop_ratio) for side in (width, height))
+        else:
+            short = math.ceil(min(height, width) / preprocess.crop_ratio)
+            wide, high = (short * side // min(picture.size) for side in picture.size)
         picture = picture.resize((max(width, wide), max(height, high)), kernel)
         left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
         return np.asarray(picture.crop((left, top, left + width, top + height)))

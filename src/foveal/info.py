@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ class Preprocess:
             that have only seen small images.
         resample: filter of that resize, a Pillow name.
         crop_ratio: for classifiers: resize the short side to ``size / crop_ratio``, then crop the centre; 0: no crop.
+        squash: resize both sides to ``size / crop_ratio`` before that crop, whatever the image's aspect.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -61,6 +63,7 @@ class Preprocess:
     max_side: int | None = None
     resample: str = "bicubic"
     crop_ratio: float = 0.0
+    squash: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))
@@ -126,6 +129,12 @@ class ModelInfo:
 
     def replace(self, **changes: Any) -> ModelInfo:
         return dataclasses.replace(self, **changes)
+
+
+def say_licence(name: object, licence: str) -> None:
+    """Say on standard error, in one line, where ``licence`` (an SPDX name) keeps weights from commercial use."""
+    if "NC" in licence.upper().split("-"):
+        print(f"{name}: weights under {licence}, for non-commercial use only", file=sys.stderr, flush=True)
 
 
 def attach(model: nn.Module, info: ModelInfo) -> None:

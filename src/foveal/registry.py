@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+
+from .info import IMAGENET_MEAN, IMAGENET_STD
 
 
 class FeatureInfo(NamedTuple):
@@ -24,12 +27,16 @@ class Backbone(nn.Module):
         stem: what comes before the stages, block by block.
         stages: its parts in order, each a module of one input.
         min_size: smallest side of an image, in pixels.
+        undecayed: last names of parameters that weight decay must leave alone, beside norms and biases.
+        optional: modules that weights to start from may lack; they keep their initial values then.
     """
 
     stem: nn.Sequential
     stages: nn.ModuleList
     feature_info: list[FeatureInfo]
     min_size: int = 32
+    undecayed: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
 class Published(NamedTuple):
@@ -45,6 +52,13 @@ class Published(NamedTuple):
     file: str = "model.safetensors"
     sha256: str = ""  # empty: not known, the first download counts
     licence: str = ""  # empty: the family's
+    options: Mapping[str, Any] = MappingProxyType({})  # of create_model, where they are not the variant's defaults
+    crop_ratio: float | None = None  # of a classifier's evaluation, None: the variant's
+    squash: bool = False  # whether that evaluation resizes both sides to one length
+    mean: tuple[float, ...] = IMAGENET_MEAN  # of the images' channels, on the 0..1 scale
+    std: tuple[float, ...] = IMAGENET_STD
+    resample: str = "bicubic"  # filter of that evaluation's resize
+    wheel: str = ""  # package and version ("name==1.0") whose wheel holds ``file``, in place of ``repo``
 
 
 @dataclass(frozen=True)
@@ -53,20 +67,27 @@ class Variant:
 
     Attributes:
         backbone: ``(in_chans, **options) -> Backbone``.
-        classifier: ``(in_channels, num_classes) -> nn.Module`` on the coarsest map, ``None`` if none was published. Its
-            last layer is ``classifier``; ``num_features`` and ``forward(x, pre_logits=True)`` tell what that sees.
+        classifier: ``(in_channels, num_classes, **classifier_options) -> nn.Module`` on the coarsest map, ``None`` if
+            none was published. Its last layer is ``classifier``; ``num_features`` and ``forward(x, pre_logits=True)``
+            tell what that sees.
         segment_heads: keyword arguments of the published segmentation heads, by data set.
-        crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation at 224.
+        crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation.
+        size: side of that crop, in pixels.
         published: weights that were released, with their figures.
         tasks: what it can be built for, the default first.
+        settings: defaults of the family's settings.
+        twins: variants with the same tensors and other settings, which a file alone does not tell from this one.
     """
 
     backbone: Callable[..., Backbone]
     classifier: Callable[..., nn.Module] | None = None
     segment_heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     crop_ratio: float = 0.95
+    size: int = 224
     published: tuple[Published, ...] = ()
     tasks: tuple[str, ...] = ("classify", "segment")
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    twins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,11 @@ class Family:
             that no variant has by default, told by its keys and shapes.
         stem: key of the first convolution, whose shape tells the channels of the image.
         options: options of ``create_model`` that reach the backbone, with what they do.
+        classifier_options: the same for the classifier.
+        settings: options that change no tensor, for which one architecture has several conventions. A variant has
+            defaults for them, ``create_model`` takes them, and ``load_checkpoint`` takes over those that a file
+            implies, unless they were given to ``create_model``.
+        set: ``(model, **settings)`` sets them on a model that is built.
         licence: licence of the published weights.
     """
 
@@ -90,6 +116,9 @@ class Family:
     implied: Callable[[Mapping[str, Tensor]], dict[str, Any]] = lambda state: {}
     stem: str = "backbone.stem.0.conv.weight"
     options: Mapping[str, str] = field(default_factory=dict)
+    classifier_options: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    set: Callable[..., None] = lambda model: None
     licence: str = ""
 
 
@@ -113,5 +142,5 @@ def published() -> dict[str, tuple[Family, Variant, Published]]:
         f"{name}.{entry.tag}": (family, variant, entry)
         for name, (family, variant) in variants().items()
         for entry in variant.published
-        if entry.repo
+        if entry.repo or entry.wheel
     }

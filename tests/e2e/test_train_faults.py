@@ -106,6 +106,7 @@ def test_37_killed_at_random_instants_resumes_to_the_bit(
         killed += 1
         assert torch.load(out / "state.pt", weights_only=True)["progress"]["step"] >= 0
     foveal.train(tiny, out=out, resume=True)
+    assert not list(out.glob(".*")), "what killed processes had begun to write is gone"
     assert losses(out) == losses(whole)
     assert same_weights(out, whole)
 

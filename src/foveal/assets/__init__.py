@@ -1,4 +1,4 @@
-"""Files that come with the package: weights that this project trained, and the demo's photograph."""
+"""Files that come with the package: weights that this project trained, names of classes, the demo's photograph."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ WEIGHTS: dict[str, Weights] = {
 }
 
 #: What each task's command uses when no model is named; upscaling adds its scale, as in efficientvit_sr.x2.
-DEFAULTS = {"segment": "efficientvit_b0.camvid", "upscale": "efficientvit_sr"}
+DEFAULTS = {
+    "segment": "efficientvit_b0.camvid",
+    "classify": "tf_efficientnet_lite0.in1k",
+    "upscale": "efficientvit_sr",
+}
 
 
 def path(ref: str, suffix: str) -> Path:

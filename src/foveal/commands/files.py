@@ -75,7 +75,7 @@ def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
             "licence": entry.licence or family.licence,
             "figures": [f"{entry.metric} {entry.value} at {entry.size} ({entry.source})"],
             "bundled": False,
-            "repo": entry.repo,
+            **({"wheel": entry.wheel} if entry.wheel else {"repo": entry.repo}),
             "file": entry.file,
             "sha256": entry.sha256 or "unknown: the first download counts",
         }
@@ -118,7 +118,7 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
                 **costs,
                 "licence": family.licence,
                 "figures": [f"{tag} {text}" for tag, text in best.items()],
-                "options": dict(family.options),
+                "options": {**family.options, **family.settings, **family.classifier_options},
             }
         )
     return rows

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from .console import Json, Size, parse_size, print_json, print_table
 
 if TYPE_CHECKING:
+    from ..run.evaluate_classes import ClassifyEvaluation
     from ..run.evaluate_upscaling import UpscaleEvaluation
 
 
@@ -37,7 +38,8 @@ def evaluate(
     data
         Folder of the data set.
     split
-        Part of it; default: test, or val for a published protocol; upscaling: every set that was not trained on.
+        Part of it; default: test, or val for a published protocol; classifiers: test, else val, else all;
+        upscaling: every set that was not trained on.
     class_map
         YAML file "model class: data class", for a model with other classes.
     protocol
@@ -45,9 +47,10 @@ def evaluate(
     boundary
         Score the contours too: boundary F-score and boundary IoU.
     out
-        Folder for report.json, per_image.csv and samples.png (the best, median and worst image).
+        Folder for report.json, per_image.csv and, segmenting, samples.png (the best, median and worst image).
     """
     from .. import evaluate as evaluate_model
+    from ..run.evaluate_classes import ClassifyEvaluation
     from ..run.evaluate_upscaling import UpscaleEvaluation
     from ..run.progress import Progress
 
@@ -66,6 +69,8 @@ def evaluate(
     if json:
         print_json(report)
         return 1 if found.skipped else 0
+    if isinstance(found, ClassifyEvaluation):
+        return _print_classes(found)
     if isinstance(found, UpscaleEvaluation):
         return _print_upscaling(found)
     columns = {"IoU": report["iou"], "accuracy": report["accuracy"]}
@@ -88,6 +93,13 @@ def evaluate(
         print(f"skipped {image}: {error}")
     if out:
         print(f"report.json, per_image.csv and samples.png are in {out}")
+    return 1 if found.skipped else 0
+
+
+def _print_classes(found: ClassifyEvaluation) -> int:
+    print(f"top-1 {found.top1:.2%}  top-5 {found.top5:.2%}  ({found.images} images of {found.split})")
+    for image, error in found.skipped.items():
+        print(f"skipped {image}: {error}")
     return 1 if found.skipped else 0
 
 

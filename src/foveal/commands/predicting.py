@@ -52,13 +52,13 @@ def segment(
     return _predict(predictor, images, out, overlay, label, tile, overlap, resume, json)
 
 
-def classify(images: Images, /, *, model: str, top: int = 5, json: Json = False) -> int:
+def classify(images: Images, /, *, model: str = assets.DEFAULTS["classify"], top: int = 5, json: Json = False) -> int:
     """Classify photographs: the most probable classes of each.
 
     Parameters
     ----------
     model
-        Checkpoint or exported file of a classifier.
+        Checkpoint or exported file of a classifier; default: published weights, fetched once.
     top
         How many classes to print.
     """

@@ -4,12 +4,14 @@ Layouts (told apart by what lies where)::
 
     ROOT/<split>/<class>/*.jpg      a folder per split
     ROOT/<class>/*.jpg              no splits: "all", and "train" and "val" with val_share in dataset.yaml
+    ROOT/*_n01440764_*.jpg          the same without folders: every file's name holds its class, a WordNet id
 
 Classes are numbered in the order of their folder names, or of ``names`` in ``dataset.yaml``.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,7 @@ from .layout import (
 )
 
 LAYOUT = "classes"
+_WORDNET_ID = re.compile(r"(?<![a-zA-Z0-9])n\d{8}(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,8 @@ def class_folders(root: Path, described: DatasetFile) -> dict[str, dict[str, lis
         DataError: some folder would be taken for a class and hardly is one.
     """
     flat = [folder for folder in subfolders(root) if images_in(folder)]
-    if flat:
-        classes = _classes(root, root, flat, described)
+    if flat or (loose := _by_wordnet_id(root, described)):
+        classes = _classes(root, root, flat, described) if flat else loose
         drawn: dict[str, dict[str, list[Path]]] = {}
         for name, files in classes.items():  # drawn class by class, so that each keeps its share
             for split, members in drawn_splits((f"{name}/{p.name}" for p in files), described).items():
@@ -117,6 +120,19 @@ def class_folders(root: Path, described: DatasetFile) -> dict[str, dict[str, lis
         for split, folders in by_split.items()
         if folders or split in SPLIT_NAMES
     }
+
+
+def _by_wordnet_id(root: Path, described: DatasetFile) -> dict[str, list[Path]]:
+    """Images of a folder without folders, by the WordNet id in their names; empty where one has none."""
+    excluded = described.excluded(root)
+    classes: dict[str, list[Path]] = {}
+    for path in images_in(root):
+        found = _WORDNET_ID.search(path.stem)
+        if found is None:
+            return {}
+        if path not in excluded:
+            classes.setdefault(found[0], []).append(path)
+    return classes
 
 
 def _classes(root: Path, parent: Path, folders: Sequence[Path], described: DatasetFile) -> dict[str, list[Path]]:

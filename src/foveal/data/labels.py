@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import assets
 from ..info import Labels
 
 CAMVID = Labels(
@@ -49,6 +50,10 @@ CITYSCAPES_TRAIN_IDS = {
     7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15,
     31: 16, 32: 17, 33: 18,
 }  # fmt: skip
+
+_IMAGENET = [row.split(" ", 1) for row in assets.path("imagenet_classes", ".txt").read_text("utf-8").splitlines()]
+IMAGENET_IDS = tuple(row[0] for row in _IMAGENET)  #: WordNet ids
+IMAGENET = Labels(tuple(row[1] for row in _IMAGENET))
 
 #: By the name of the published head that predicts them.
 OF_HEAD = {"cityscapes": CITYSCAPES, "ade20k": ADE20K}

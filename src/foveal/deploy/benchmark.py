@@ -219,12 +219,13 @@ def _untrained(ref: str) -> Predictor | None:
     try:
         from ..factory import create_model, list_models
         from ..info import info_of
+        from ..layers.optimize import optimize
     except ModuleNotFoundError as error:
         raise DependencyError(f"{ref}: architectures need {error.name}: pip install 'foveal[torch]'") from error
     if ref not in list_models():
         return None
     model = create_model(ref, "segment")
-    return Predictor(TorchRunner(model), info_of(model), "torch on cpu, random weights")
+    return Predictor(TorchRunner(optimize(model)), info_of(model), "torch on cpu, random weights")
 
 
 def _likeness(

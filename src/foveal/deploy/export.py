@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..errors import ConfigError, DependencyError, ExportError, nearest
 from ..files import written_whole
 from ..info import KEY, ModelInfo, info_of
-from ..layers.conv import ConvNormAct
+from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
 from ..layers.resample import ceil_div
 from ..run.load import OnnxRunner, load_model
@@ -39,7 +38,6 @@ FORMATS = ("onnx",)
 OPSET = 18  #: the newest that ONNX Runtime 1.14 and later, OpenVINO and TensorRT 10 all read
 TOLERANCE = 1e-4  #: largest difference to the model, over its largest output
 AGREEMENT = 0.9999  #: smallest share of positions with the model's class, near ties left out
-_MIN_TRACED = 64  # so that the odd size, about half of it, is still one that models take
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def export(
         output: file to write; default: the model's name in the current folder.
         upsample: segmentation: put the upsampling to the image's size into the graph. Default: logits at the model's
             own stride, which Foveal's predictor upsamples.
-        size: (H, W) to trace at, each at least 64; the file takes any from 32 up.
+        size: (H, W) to trace at, each at least twice the model's coarsest stride; the file takes any from 32 up.
 
     Returns:
         ExportReport: with ``path`` and how the file compares with the model.
@@ -104,9 +102,10 @@ def export(
     """
     if to not in FORMATS:
         raise ConfigError(f"unknown format {to!r}{nearest(to, FORMATS)}")
-    if min(size) < _MIN_TRACED:
-        raise ConfigError(f"size={size}: trace at {_MIN_TRACED} pixels or more; the file takes smaller images too")
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
+    least = _least_traced(model)
+    if min(size) < least:
+        raise ConfigError(f"size={size}: trace at {least} pixels or more; the file takes smaller images too")
     info = info_of(model)
     if info.task == "features":
         raise ConfigError(f"{info.model}: a pyramid has several outputs; export a model for a task")
@@ -115,13 +114,21 @@ def export(
     name = f"{info.model}.{info.tag}" if info.tag else info.model
     output = Path(output) if output is not None else Path(f"{name}.onnx")
     frozen = copy.deepcopy(model).cpu().float().eval()
-    folded = _fold_norms(copy.deepcopy(frozen))
+    folded = copy.deepcopy(frozen)
+    # Runtimes that do not fold then need not, and torch 2.6 with a current onnxscript cannot translate the norms.
+    fold_norms(folded)
     fuse_branches(folded)
     graph = _Graph(folded, upsample)
     with written_whole(output) as temporary:
         temporary.write_bytes(_trace(graph.eval(), info, size).SerializeToString())
         report = _compare(temporary, _Graph(frozen, upsample), info, size)
     return ExportReport(output, to, OPSET, output.stat().st_size, *report)
+
+
+def _least_traced(model: nn.Module) -> int:
+    """Smallest side to trace at, in pixels: the tracer takes a map of one row or column for one that always is."""
+    maps = getattr(getattr(model, "backbone", None), "feature_info", ())
+    return 2 * max((info.stride for info in maps), default=32)
 
 
 class _Graph(nn.Module):
@@ -149,24 +156,13 @@ def _cropped(x: Tensor, height: int, width: int) -> Tensor:
     return x.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
 
 
-def _fold_norms(model: nn.Module) -> nn.Module:
-    """Fold every batch norm into the convolution before it.
-
-    Runtimes that do not fold then need not, and torch 2.6 with a current onnxscript cannot translate the norms.
-    """
-    for module in model.modules():
-        if isinstance(module, ConvNormAct) and isinstance(module.norm, nn.BatchNorm2d):
-            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
-            module.norm = nn.Identity()
-    return model
-
-
 def _trace(graph: nn.Module, info: ModelInfo, size: tuple[int, int]) -> onnx.ModelProto:
     from torch.export import Dim
 
     image = torch.zeros(2, info.in_chans, *size)
-    # 33, not 32: at the smallest size some strides leave a single row, and the tracer would specialise on it.
-    sides = {0: Dim("batch", min=1), 2: Dim("height", min=33), 3: Dim("width", min=33)}
+    # DYNAMIC, not named ranges: windows give conditions (7 * n % n == 0, say) that always hold and that the tracer
+    # cannot prove. A side that became a constant is still an error, and the file is compared at other sizes.
+    sides = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     try:
         with _quiet():
             # Traced here, not by torch.onnx.export: where this fails, that would go on to methods that fix the size.

@@ -1,19 +1,35 @@
 """Convolution blocks that the families share.
 
 Sources: depthwise separable convolution, MobileNet (arXiv 1704.04861); inverted residual, MobileNetV2 (arXiv
-1801.04381); fused inverted residual, EfficientNetV2 (arXiv 2104.00298); which convolution carries a bias or a norm
-follows EfficientViT (arXiv 2205.14756).
+1801.04381); fused inverted residual, EfficientNetV2 (arXiv 2104.00298); squeeze and excitation (arXiv 1709.01507);
+which convolution carries a bias or a norm follows EfficientViT (arXiv 2205.14756).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ConfigError, nearest
+from .drop_path import DropPath
+from .resample import ceil_div
+
+Padding = Literal["symmetric", "same"]
 Activation = Callable[[], nn.Module] | None  #: a class such as ``nn.ReLU``, or a partial of one
+
+
+def make_divisible(width: float, divisor: int = 8) -> int:
+    """The multiple of ``divisor`` nearest to a number of channels, at least one, never below 90 % of it.
+
+    Source: the authors' code of MobileNetV2 (arXiv 1801.04381).
+    """
+    rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * width else rounded
 
 
 class ConvNormAct(nn.Module):
@@ -22,13 +38,15 @@ class ConvNormAct(nn.Module):
     Args:
         in_chans: channels of the input.
         out_chans: channels of the output.
-        kernel_size: side of the kernel, odd; the padding is ``kernel_size // 2``.
+        kernel_size: side of the kernel, odd.
         stride: step of the convolution in both directions.
         groups: groups of the convolution.
         bias: whether the convolution has a bias. Default: only where no norm follows.
         norm: whether a batch norm follows.
         norm_eps: epsilon of that norm.
         act: activation class (or a partial of one), ``None`` for none.
+        padding: "symmetric", ``kernel_size // 2`` zeros on every side; or "same" as TensorFlow has it, just as many
+            as are needed, an odd one at the right and bottom. They differ where the stride is above 1.
     """
 
     def __init__(
@@ -43,21 +61,103 @@ class ConvNormAct(nn.Module):
         norm: bool = True,
         norm_eps: float = 1e-5,
         act: Activation = None,
+        padding: Padding = "symmetric",
     ) -> None:
         super().__init__()
         bias = (not norm) if bias is None else bias
         self.conv = nn.Conv2d(in_chans, out_chans, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
         self.norm = nn.BatchNorm2d(out_chans, eps=norm_eps) if norm else nn.Identity()
         self.act = act() if act is not None else nn.Identity()
+        self.pad(padding)
+
+    def pad(self, padding: Padding) -> None:
+        """Pad in another way from now on."""
+        side, step = self.conv.kernel_size[0], self.conv.stride[0]
+        self.same = padding == "same" and step > 1
+        self.conv.padding = (0, 0) if self.same else (side // 2, side // 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.same:
+            x = pad_same(x, self.conv.kernel_size[0], self.conv.stride[0])
         return self.act(self.norm(self.conv(x)))
 
 
-class DepthwiseSeparableConv(nn.Module):
-    """Depthwise 3x3 with activation, then pointwise 1x1 without, plus the input where the shapes allow it.
+def pad_same(x: Tensor, kernel_size: int, stride: int) -> Tensor:
+    """Zero-pad ``(B, C, H, W)`` as TensorFlow's "SAME" does, so that ``ceil(side / stride)`` windows fit each side.
 
-    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``.
+    An odd pixel of padding goes to the right and bottom.
+    """
+    pads: list[int] = []
+    for length in (x.shape[-1], x.shape[-2]):
+        total = (ceil_div(length, stride) - 1) * stride + kernel_size - length
+        if kernel_size < stride:  # only then can it be negative; a maximum would be one more thing to export
+            total = max(total, 0)
+        pads += [total // 2, (total + 1) // 2]
+    return F.pad(x, pads)
+
+
+def set_convention(
+    module: nn.Module,
+    *,
+    norm_eps: float | None = None,
+    norm_momentum: float | None = None,
+    padding: Padding | None = None,
+) -> None:
+    """Set in what ports of one network differ, for every :class:`ConvNormAct` inside ``module``; ``None``: as it is.
+
+    No tensor changes, so it can be done when it is known where weights come from.
+
+    Args:
+        norm_eps: epsilon of the batch norms.
+        norm_momentum: weight of the newest batch in their running statistics.
+        padding: of :class:`ConvNormAct`.
+
+    Raises:
+        ConfigError: an unknown padding, a negative epsilon, or a momentum out of 0..1.
+    """
+    if padding not in (None, "symmetric", "same"):
+        raise ConfigError(f"unknown padding {padding!r}{nearest(padding, ('symmetric', 'same'))}")
+    if (norm_eps is not None and norm_eps < 0) or (norm_momentum is not None and not 0 <= norm_momentum <= 1):
+        raise ConfigError(f"norm_eps={norm_eps}, norm_momentum={norm_momentum}: give 0 or more, and 0 to 1")
+    for part in module.modules():
+        if isinstance(part, ConvNormAct):
+            if padding is not None:
+                part.pad(padding)
+            if isinstance(part.norm, nn.BatchNorm2d):
+                part.norm.eps = part.norm.eps if norm_eps is None else norm_eps
+                part.norm.momentum = part.norm.momentum if norm_momentum is None else norm_momentum
+
+
+class SqueezeExcite(nn.Module):
+    """Weigh each channel by a gate that sees the mean of all: ``(B, C, H, W) -> (B, C, H, W)`` (arXiv 1709.01507).
+
+    Args:
+        channels: of the input.
+        reduced: channels between the two 1x1 convolutions, which have biases.
+        act: activation between them.
+        gate: activation after them: a sigmoid, or MobileNetV3's hard one.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduced: int,
+        act: Callable[[], nn.Module] = nn.ReLU,
+        gate: Callable[[], nn.Module] = nn.Sigmoid,
+    ) -> None:
+        super().__init__()
+        self.reduce, self.act = nn.Conv2d(channels, reduced, 1), act()
+        self.expand, self.gate = nn.Conv2d(reduced, channels, 1), gate()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True)))))
+
+
+class DepthwiseSeparableConv(nn.Module):
+    """Depthwise convolution with activation, then pointwise 1x1 without, plus the input where the shapes allow it.
+
+    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; arguments as in
+    :class:`InvertedResidual`, whose form without expansion this is.
     """
 
     def __init__(
@@ -69,18 +169,22 @@ class DepthwiseSeparableConv(nn.Module):
         kernel_size: int = 3,
         act: Activation = nn.ReLU6,
         norm_eps: float = 1e-5,
+        squeeze: Callable[[int], nn.Module] | None = None,
         residual: bool = True,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.residual = residual and stride == 1 and in_chans == out_chans
         self.depthwise = ConvNormAct(
             in_chans, in_chans, kernel_size, stride, groups=in_chans, norm_eps=norm_eps, act=act
         )
+        self.squeeze = squeeze(in_chans) if squeeze is not None else nn.Identity()
         self.project = ConvNormAct(in_chans, out_chans, 1, norm_eps=norm_eps)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.depthwise(x))
-        return x + y if self.residual else y
+        y = self.project(self.squeeze(self.depthwise(x)))
+        return x + self.drop_path(y) if self.residual else y
 
 
 class InvertedResidual(nn.Module):
@@ -98,7 +202,10 @@ class InvertedResidual(nn.Module):
         norm_eps: epsilon of the batch norms.
         fewer_norm: EfficientViT's cheaper form: the first two convolutions have a bias and no norm.
         norm: ``False``: no convolution has one (for networks whose outputs are pixels).
+        squeeze: builds what follows the depthwise convolution from its channels, a :class:`SqueezeExcite` say;
+            ``None`` for nothing.
         residual: whether to add the input when stride is 1 and the widths agree.
+        drop_path: rate of :class:`DropPath` before that sum.
     """
 
     def __init__(
@@ -113,7 +220,9 @@ class InvertedResidual(nn.Module):
         norm_eps: float = 1e-5,
         fewer_norm: bool = False,
         norm: bool = True,
+        squeeze: Callable[[int], nn.Module] | None = None,
         residual: bool = True,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         hidden = round(in_chans * expand_ratio)
@@ -121,11 +230,13 @@ class InvertedResidual(nn.Module):
         inner = partial(ConvNormAct, norm=norm and not fewer_norm, norm_eps=norm_eps, act=act)
         self.expand = inner(in_chans, hidden, 1)
         self.depthwise = inner(hidden, hidden, kernel_size, stride, groups=hidden)
+        self.squeeze = squeeze(hidden) if squeeze is not None else nn.Identity()
         self.project = ConvNormAct(hidden, out_chans, 1, norm=norm, norm_eps=norm_eps)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.depthwise(self.expand(x)))
-        return x + y if self.residual else y
+        y = self.project(self.squeeze(self.depthwise(self.expand(x))))
+        return x + self.drop_path(y) if self.residual else y
 
 
 class FusedInvertedResidual(nn.Module):
@@ -162,10 +273,11 @@ class FusedInvertedResidual(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """Two dense 3x3 convolutions plus the input: the stem block of EfficientViT-L (``ResBlock`` there).
+    """Two dense 3x3 convolutions plus the input: stem block of EfficientViT-L, convolutional block of MambaVision.
 
     ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; only the first is activated.
     ``norm=False``: neither has a norm.
+    ``bias`` is that of :class:`ConvNormAct`, ``drop_path`` the rate of :class:`DropPath`.
     """
 
     def __init__(
@@ -180,15 +292,20 @@ class ResidualConv(nn.Module):
         fewer_norm: bool = False,
         norm: bool = True,
         residual: bool = True,
+        bias: bool | None = None,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         hidden = round(in_chans * expand_ratio)
         self.residual = residual and stride == 1 and in_chans == out_chans
-        self.conv1 = ConvNormAct(in_chans, hidden, 3, stride, norm=norm and not fewer_norm, norm_eps=norm_eps, act=act)
-        self.conv2 = ConvNormAct(hidden, out_chans, 3, norm=norm, norm_eps=norm_eps)
+        self.conv1 = ConvNormAct(
+            in_chans, hidden, 3, stride, bias=bias, norm=norm and not fewer_norm, norm_eps=norm_eps, act=act
+        )
+        self.conv2 = ConvNormAct(hidden, out_chans, 3, bias=bias, norm=norm, norm_eps=norm_eps)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(self.conv1(x))
+        y = self.drop_path(self.conv2(self.conv1(x)))
         return x + y if self.residual else y
 
 

@@ -3,18 +3,21 @@
 ``linear_attention`` is the formula of Katharopoulos et al. (arXiv 2006.16236): ``phi(q) (phi(k)^T v)`` over
 ``phi(q) sum phi(k)``. ``MultiScaleLinearAttention`` is EfficientViT's use of it with ReLU features and depthwise
 aggregated extra scales (arXiv 2205.14756, section 3.1; ``LiteMLA`` in the authors' code).
+``CascadedLinearAttention`` gives each head a channel split of its own, and the result of the head before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from .conv import ConvNormAct
 
 #: Keys and epsilon shrink by the same power of two, which cancels to the last bit. It is for runtimes that turn an
@@ -112,3 +115,53 @@ class MultiScaleLinearAttention(nn.Module):
         q, k, v = heads.transpose(-2, -1).split(self.head_dim, dim=-1)
         out = linear_attention(q, k, v, eps=self.eps) if self.global_attention else v
         return self.project(out.transpose(-2, -1).reshape(b, -1, h, w))
+
+
+def elu_plus_one(x: Tensor) -> Tensor:
+    """The positive feature map ``elu(x) + 1`` of arXiv 2006.16236."""
+    return F.elu(x) + 1
+
+
+class CascadedLinearAttention(nn.Module):
+    """Linear attention whose heads each see their own channels: ``(B, N, C) -> (B, N, C)`` in O(N).
+
+    Head i projects channel split i alone to q, k and v and attends with ``elu(x) + 1`` features; all heads are
+    concatenated and mixed by a linear layer. What passes from head to head is ``cascade``:
+
+    - "output": each head's output is added to the next one's, ``out_i + out_{i-1}`` (Edifice's documentation);
+    - "input": each head's output is added to the next one's input (Cascaded Group Attention, arXiv 2305.07027,
+      section 3.2), so that later heads build on earlier ones.
+
+    Args:
+        dim: channels, a multiple of ``num_heads``.
+        num_heads: heads, hence channel splits.
+        cascade: "output" or "input".
+        eps: epsilon of the normaliser.
+
+    Raises:
+        ConfigError: ``num_heads`` does not divide ``dim``, or an unknown ``cascade``.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, cascade: Literal["output", "input"] = "output", eps: float = 1e-8
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ConfigError(f"num_heads={num_heads} does not divide {dim} channels")
+        if cascade not in ("output", "input"):
+            raise ConfigError(f"unknown cascade {cascade!r}{nearest(str(cascade), ('output', 'input'))}")
+        self.cascade, self.eps = cascade, eps
+        head_dim = dim // num_heads
+        self.qkv = nn.ModuleList(nn.Linear(head_dim, 3 * head_dim) for _ in range(num_heads))
+        self.project = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outs: list[Tensor] = []
+        for split, qkv in zip(x.chunk(len(self.qkv), dim=-1), self.qkv, strict=True):
+            if self.cascade == "input" and outs:
+                split = split + outs[-1]
+            q, k, v = qkv(split).chunk(3, dim=-1)
+            outs.append(linear_attention(q, k, v, feature_map=elu_plus_one, eps=self.eps))
+        if self.cascade == "output":
+            outs = [outs[0], *(out + before for before, out in pairwise(outs))]
+        return self.project(torch.cat(outs, dim=-1))

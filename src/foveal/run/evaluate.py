@@ -20,6 +20,7 @@ from ..files import made_folder, written_whole
 from ..info import Labels
 from ..results import save_picture
 from .boundary import BoundaryCounts, BoundaryScores, boundary_counts
+from .evaluate_classes import evaluate_classes
 from .evaluate_upscaling import evaluate_upscaling
 from .load import load
 from .metrics import SegmentScores, class_counts, confusion_matrix, iou_of_counts, mean_of_known, plain, share
@@ -155,16 +156,18 @@ def evaluate(
 ) -> Any:
     """Score a model on a data set.
 
-    Segmentation gives an :class:`Evaluation`: whole images, one scale, no flip, one confusion matrix. A model that
-    upscales gives an :class:`~foveal.run.evaluate_upscaling.UpscaleEvaluation`, to which only ``split``, ``out`` and
-    ``progress`` apply.
+    Segmentation gives an :class:`Evaluation`: whole images, one scale, no flip, one confusion matrix. To the others
+    only ``split``, ``out`` and ``progress`` apply: a classifier gives a
+    :class:`~foveal.run.evaluate_classes.ClassifyEvaluation`, a model that upscales an
+    :class:`~foveal.run.evaluate_upscaling.UpscaleEvaluation`.
 
     Images that cannot be scored (damaged, or with ids that are no classes) are left out and named in ``skipped``.
 
     Args:
         ref: whatever :func:`foveal.load` takes, or a predictor.
         data: folder of the data set (see :mod:`foveal.data.segmentation`), or a pattern of tar files.
-        split: part of it; default: "test", or what the protocol's figures are published for.
+        split: part of it; default: "test", or what the protocol's figures are published for; classifiers: "test", else
+            "val", else all there is.
         size: (H, W) to resize images to before the network; its logits are resized straight to the label's size.
         class_map: YAML file ``model class: data class`` for a model with other classes; the argmax comes first.
         protocol: "plain", or "cityscapes", "ade20k": sizes and interpolation of the published figures.
@@ -182,6 +185,10 @@ def evaluate(
     if published and size:
         raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
     predictor = ref if isinstance(ref, Predictor) else load(ref)
+    if predictor.info.task == "classify":
+        if size or class_map or published or boundary:
+            raise ConfigError(f"{ref} classifies: size, class_map, protocol and boundary are for segmentation")
+        return evaluate_classes(predictor, data, split=split, out=out, progress=progress)
     if predictor.info.task == "upscale":
         if size or class_map or published or boundary:
             raise ConfigError(f"{ref} makes images: size, class_map, protocol and boundary are for segmentation")

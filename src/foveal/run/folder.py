@@ -111,6 +111,13 @@ class RunFolder:
         if changed:
             raise ConfigError(f"{self.path} was started with another {', '.join(changed)}: resume with {file}")
 
+    def clear_leftovers(self) -> None:
+        """Remove what a killed process had begun to write: a state is as large as four models."""
+        if self.writes:
+            for file in (self.state, self.last, self.best, self.log_file, self.config_file):
+                for path in self.path.glob(f".{file.stem}-*{file.suffix}"):
+                    path.unlink()
+
     def write_config(self, config: TrainConfig) -> None:
         if self.writes:
             with written_whole(self.config_file) as file:

@@ -195,9 +195,15 @@ class ClassifyJob:
         return torch.tensor(float(len(target)), device=target.device)
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
-        logits = trainee(image)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, target, label_smoothing=self.smoothing)
+        outputs = trainee(image)
+        # Of a pair of classifiers, the second is for a teacher: without one, both learn the labels.
+        losses = [
+            F.cross_entropy(
+                logits.to(torch.promote_types(logits.dtype, torch.float32)), target, label_smoothing=self.smoothing
+            )
+            for logits in (outputs if isinstance(outputs, tuple) else (outputs,))
+        ]
+        return torch.stack(losses).mean()
 
     def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
         assert self.held_out is not None

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import assets, hub
-from ..data.labels import OF_HEAD
+from ..data.labels import IMAGENET, OF_HEAD
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError, nearest
-from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of
+from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of, say_licence
 from ..references import SAVED, find_local
 from .interpolation import interpolation
 from .predict import Predictor, TorchRunner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from ..registry import Variant
 
 Runtime = Literal["auto", "onnxruntime", "torch"]
 _DTYPES = {"auto": "float32", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
@@ -62,8 +66,11 @@ def load(
     model = load_model(ref)
     import torch
 
+    from ..layers.optimize import optimize
+
     device, dtype = _device(device), _DTYPES[dtype]
-    return Predictor(TorchRunner(model, device, getattr(torch, dtype)), info_of(model), f"torch on {device}, {dtype}")
+    runner = TorchRunner(optimize(model), device, getattr(torch, dtype))
+    return Predictor(runner, info_of(model), f"torch on {device}, {dtype}")
 
 
 def load_model(ref: str | Path) -> nn.Module:
@@ -98,8 +105,8 @@ def load_model(ref: str | Path) -> nn.Module:
         features_only=task is None,
         **info.options,
     )
-    load_checkpoint(model, state)
-    attach(model, info.replace(output_stride=getattr(model, "stride", 1)))
+    licence = load_checkpoint(model, state, info).licence
+    attach(model, info.replace(licence=licence, output_stride=getattr(model, "stride", 1)))
     return model.eval()
 
 
@@ -118,15 +125,27 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     from ..weights import recognise, task_of
 
     found = recognise(state)
-    shapes, task = _shapes(found.state), task_of(found.state)
+    task = task_of(found.state)
+    headless = not any(key.startswith("head.") for key in found.state)
+    # A detector's or another segmenter's other parts are not ours to build.
+    shapes = _shapes({key: value for key, value in found.state.items() if not headless or key.startswith("backbone.")})
     num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
     in_chans = shapes[found.family.stem][1] if found.family.stem in shapes else 3
-    bare = not any(key.startswith("head.") for key in shapes)
-    for name, variant in found.family.variants.items():
-        if task not in variant.tasks and not bare:
+    told = {k: v for k, v in found.options.items() if k in found.family.settings}
+    others = {k: v for k, v in found.options.items() if k not in told}
+
+    def changed(variant: Variant) -> dict[str, Any]:
+        return {k: v for k, v in told.items() if variant.settings[k] != v}
+
+    # Of twins the one that needs the fewest settings.
+    variants = sorted(found.family.variants.items(), key=lambda item: len(changed(item[1])))
+    # The keys of a task model's file say "backbone.", even where its head has no weights.
+    forms = (False, True) if headless and any("backbone." in key for key in state) else (headless,)
+    for bare, (name, variant) in itertools.product(forms, variants):
+        if not bare and task not in variant.tasks:
             continue
         for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
-            options = found.options | ({"head": head} if head else {})
+            options = others | changed(variant) | ({"head": head} if head else {})
             with torch.device("meta"):
                 candidate = create_model(
                     name,
@@ -139,8 +158,11 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
             if _shapes(candidate.state_dict()) != (_without_prefix(shapes) if bare else shapes):
                 continue
             published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
-            crop = {"size": (224, 224), "crop_ratio": variant.crop_ratio} if task == "classify" else {}
-            preprocess = info_of(candidate).preprocess if task == "upscale" else Preprocess(**crop)
+            preprocess = info_of(candidate).preprocess
+            if task == "classify":
+                preprocess = Preprocess(size=(variant.size, variant.size), crop_ratio=variant.crop_ratio)
+            if variant.twins and found.published and not told:
+                _say_twins(name, variant.twins)
             return ModelInfo(
                 model=name,
                 task="features" if bare else task,
@@ -148,12 +170,28 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
                 in_chans=in_chans,
                 options=options,
                 preprocess=preprocess,
-                labels=OF_HEAD.get(head, Labels()) if published else Labels(),
+                labels=_published_labels(head if published else "", task, num_classes, found.published),
                 licence=found.family.licence,
             )
     raise CheckpointError(
         "no known architecture has these shapes; build it with create_model and its options, then load_checkpoint"
     )
+
+
+def _say_twins(name: str, twins: tuple[str, ...]) -> None:
+    print(
+        f"taken for {name}, but {' or '.join(twins)} has the same tensors; if it is that, say so: "
+        f"create_model({twins[0]!r}, weights=...)",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _published_labels(head: str, task: str, num_classes: int, published: bool) -> Labels:
+    """Classes of a file that says nothing of them: those of a published head's data set; ImageNet's where they fit."""
+    if task == "classify" and published and num_classes == len(IMAGENET.names):
+        return IMAGENET
+    return OF_HEAD.get(head, Labels())
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -195,7 +233,9 @@ class OnnxRunner:
         text = runner.session.get_modelmeta().custom_metadata_map.get(KEY)
         if text is None:
             raise CheckpointError(f"{path}: no Foveal description inside; export the model with foveal export")
-        return runner, ModelInfo.from_json(text)
+        info = ModelInfo.from_json(text)
+        say_licence(path, info.licence)
+        return runner, info
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
@@ -212,7 +252,8 @@ def _exported(ref: str) -> Path | None:
 
 def _labels(info: ModelInfo) -> Labels:
     """Names and colours of the data set that published weights are for."""
-    labels = OF_HEAD.get(info.tag, Labels())
+    imagenet = info.task == "classify" and info.tag.endswith("in1k")
+    labels = IMAGENET if imagenet else OF_HEAD.get(info.tag, Labels())
     return labels if len(labels.names) == info.num_classes else Labels()
 
 

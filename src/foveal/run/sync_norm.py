@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
-    """Replace every BatchNorm2d below ``model`` by one that shares its statistics; keys of the state do not change."""
+    """Replace every batch norm below ``model`` by one that shares its statistics; keys of the state do not change."""
     if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if type(child) is nn.BatchNorm2d and child.affine:
-                setattr(parent, name, GroupBatchNorm2d.like(child))
+            twin = {nn.BatchNorm2d: GroupBatchNorm2d, nn.BatchNorm1d: GroupBatchNorm1d}.get(type(child))
+            if twin and child.affine:
+                setattr(parent, name, twin.like(child))
     return model
 
 
@@ -31,7 +32,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are taken over all processes: ``(B, C, H, W) -> (B, C, H, W)``."""
 
     @classmethod
-    def like(cls, norm: nn.BatchNorm2d) -> GroupBatchNorm2d:
+    def like(cls, norm: nn.modules.batchnorm._BatchNorm) -> GroupBatchNorm2d:
         """A twin that shares the parameters and buffers of ``norm``."""
         twin = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         twin._parameters, twin._buffers = norm._parameters, norm._buffers
@@ -47,6 +48,13 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
             self.running_var.lerp_((variance * (count / (count - 1).clamp(min=1))).to(self.running_var.dtype), share)
         return y
+
+
+class GroupBatchNorm1d(GroupBatchNorm2d):
+    """The same for ``(B, C)``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input[:, :, None, None])[:, :, 0, 0]
 
 
 class _GroupNorm(torch.autograd.Function):

@@ -139,6 +139,7 @@ class _Run:
             ConfigError: the state is of another data set.
             CheckpointError: the state cannot be read.
         """
+        self.folder.clear_leftovers()
         found = self._load()
         if found.images != self.state.images:
             raise ConfigError(

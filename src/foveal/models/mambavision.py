@@ -1,0 +1,402 @@
+"""MambaVision of NVIDIA (arXiv 2407.08083): convolutions, then state spaces, then softmax attention inside windows.
+
+Notable:
+  - two convolutional stages, two whose first half of blocks scans the tokens and whose second half attends to them
+  - the scan runs forward only, row by row, inside one window; its gate is concatenated instead of multiplied
+  - windows are zero-padded and never shift: as published, what is padded is scanned and attended to like the map
+  - no position embedding: any H x W, and any window size with the same weights
+
+Widths, depths and epsilons follow the authors' released weights, and so do two things that look like slips, because the
+weights were trained so: the step's bias is added twice, and the depthwise convolutions have none. The weights are for
+non-commercial use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..layers.attention import Attention
+from ..layers.conv import ConvNormAct, LayerNorm2d, ResidualConv
+from ..layers.drop_path import DropPath, drop_path_rates
+from ..layers.mlp import Mlp
+from ..layers.resample import check_min_size
+from ..layers.scan import selective_scan
+from ..layers.windows import Windows, to_map
+from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
+
+WHOLE = "whole"  #: as ``window_size``: one window, the map itself
+
+
+@dataclass(frozen=True)
+class Config:
+    """One row of the family's table.
+
+    Attributes:
+        embed_dim: channels of the first stage; each further one has twice as many.
+        depths: blocks of the stages.
+        num_heads: heads of the attention in stages 3 and 4.
+        stem_dim: channels of the first convolution.
+        drop_path_rate: probability, when training, that the last block is left out for an image; linear from 0.
+        layer_scale: initial value of the factors on the branches of stages 3 and 4, ``None`` for no factors.
+        window_size: tokens on a side of the windows of stages 3 and 4.
+    """
+
+    embed_dim: int
+    depths: tuple[int, int, int, int]
+    num_heads: tuple[int, int]
+    stem_dim: int = 64
+    drop_path_rate: float = 0.3
+    layer_scale: float | None = 1e-5
+    window_size: tuple[int, int] = (14, 7)
+
+
+CONFIGS = {
+    "mambavision_t": Config(80, (1, 3, 8, 4), (8, 16), 32, 0.2, None),
+    "mambavision_t2": Config(80, (1, 3, 11, 4), (8, 16), 32, 0.2, None),
+    "mambavision_s": Config(96, (3, 3, 7, 5), (8, 16), 64, 0.2, None),
+    "mambavision_b": Config(128, (3, 3, 10, 5), (8, 16)),
+    "mambavision_l": Config(196, (3, 3, 10, 5), (16, 32)),
+    "mambavision_l2": Config(196, (3, 3, 12, 5), (16, 32)),
+    "mambavision_l3": Config(256, (3, 3, 20, 10), (16, 32), drop_path_rate=0.5, window_size=(16, 8)),
+}
+
+
+class MambaMixer(nn.Module):
+    """Half of the channels through a selective scan, beside the other half, over ``(N, L, C)``; the shape is kept.
+
+    Args:
+        embed_dim: C, even.
+        state_dim: numbers that the scan keeps per channel.
+
+    Source: arXiv 2407.08083, section 3.2 ("MambaVision mixer"); the scan is Mamba's, arXiv 2312.00752.
+    """
+
+    def __init__(self, embed_dim: int, state_dim: int = 8) -> None:
+        super().__init__()
+        inner, self.state_dim, self.step_rank = embed_dim // 2, state_dim, -(-embed_dim // 16)
+        self.in_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.conv1d_x = nn.Conv1d(inner, inner, 3, padding=1, groups=inner, bias=False)
+        self.conv1d_z = nn.Conv1d(inner, inner, 3, padding=1, groups=inner, bias=False)
+        self.x_proj = nn.Linear(inner, self.step_rank + 2 * state_dim, bias=False)
+        self.dt_proj = nn.Linear(self.step_rank, inner)
+        self.A_log = nn.Parameter(torch.arange(1, state_dim + 1).float().log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Mix the tokens; those that are not ``valid``, ``(N, L)``, must be the last ones and reach no other."""
+        if valid is not None:
+            x = x * valid[..., None].to(x.dtype)  # the convolutions then see zeros, as behind the last token
+        u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (N, C / 2, L) each
+        u, z = F.silu(self.conv1d_x(u)), F.silu(self.conv1d_z(z))
+        step, b, c = self.x_proj(u.transpose(1, 2)).split([self.step_rank, self.state_dim, self.state_dim], dim=-1)
+        y = selective_scan(
+            u,
+            self.dt_proj(step).transpose(1, 2),
+            -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp(),
+            b.transpose(1, 2),
+            c.transpose(1, 2),
+            self.D,
+            delta_bias=self.dt_proj.bias,  # the second time, as the weights were trained
+            delta_softplus=True,
+        )
+        return self.out_proj(torch.cat([y, z], dim=1).transpose(1, 2))
+
+
+class Block(nn.Module):
+    """Mixer and MLP, each behind a layer norm and on a branch, on ``(N, L, C)``; the shape is kept."""
+
+    gamma_1: nn.Parameter | None
+    gamma_2: nn.Parameter | None
+
+    def __init__(self, embed_dim: int, mixer: nn.Module, *, layer_scale: float | None, drop_path: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.mixer = mixer
+        self.norm2 = nn.LayerNorm(embed_dim)
+        self.mlp = Mlp(embed_dim, 4 * embed_dim)
+        self.drop_path = DropPath(drop_path)
+        for name in ("gamma_1", "gamma_2"):
+            gamma = None if layer_scale is None else nn.Parameter(torch.full((embed_dim,), layer_scale))
+            self.register_parameter(name, gamma)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        y = self.mixer(self.norm1(x), valid)
+        x = x + self.drop_path(y if self.gamma_1 is None else self.gamma_1 * y)
+        y = self.mlp(self.norm2(x))
+        return x + self.drop_path(y if self.gamma_2 is None else self.gamma_2 * y)
+
+
+class ConvStage(nn.Module):
+    """Halve the map where ``in_chans`` is given, then residual 3x3 convolutions: ``-> (B, channels, H', W')``."""
+
+    def __init__(self, in_chans: int | None, channels: int, drop_path: Sequence[float]) -> None:
+        super().__init__()
+        self.downsample = _downsample(in_chans, channels)
+        block = partial(ResidualConv, channels, channels, act=partial(nn.GELU, approximate="tanh"), bias=True)
+        self.blocks = nn.Sequential(*(block(drop_path=rate) for rate in drop_path))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.downsample(x))
+
+
+class WindowStage(nn.Module):
+    """Halve the map, cut it into windows, mix their tokens: ``-> (B, channels, ceil(H/2), ceil(W/2))``.
+
+    The first half of the blocks scans (one more where the number is odd), the second half attends.
+
+    Args:
+        in_chans: channels of the input.
+        channels: channels of the output.
+        drop_path: rate of each block.
+        num_heads: heads of the attention.
+        layer_scale: initial value of the factors on the branches, ``None`` for no factors.
+        window_size: tokens on a side of a window, ``"whole"`` for the map itself.
+        neutral_padding: whether tokens that pad a window stay out of everything else's computation.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        channels: int,
+        drop_path: Sequence[float],
+        *,
+        num_heads: int,
+        layer_scale: float | None,
+        window_size: int | str,
+        neutral_padding: bool,
+    ) -> None:
+        super().__init__()
+        self.window_size, self.neutral_padding = window_size, neutral_padding
+        self.downsample = _downsample(in_chans, channels)
+        scanning = (len(drop_path) + 1) // 2
+        mixers = [
+            MambaMixer(channels) if i < scanning else Attention(channels, num_heads) for i in range(len(drop_path))
+        ]
+        self.blocks = nn.ModuleList(
+            Block(channels, mixer, layer_scale=layer_scale, drop_path=rate)
+            for mixer, rate in zip(mixers, drop_path, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        height, width = x.shape[-2:]
+        if isinstance(self.window_size, str):
+            return to_map(self._mix(x.flatten(2).transpose(1, 2)), height, width)
+        windows = Windows(self.window_size, height, width, neutral=self.neutral_padding, device=x.device)
+        valid = windows.valid(x.shape[0]) if self.neutral_padding else None
+        return windows.join(self._mix(windows.cut(x), valid))
+
+    def _mix(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            tokens = block(tokens, valid)
+        return tokens
+
+
+def _downsample(in_chans: int | None, channels: int) -> nn.Module:
+    return nn.Identity() if in_chans is None else nn.Conv2d(in_chans, channels, 3, 2, 1, bias=False)
+
+
+class MambaVision(Backbone):
+    """Backbone: ``(B, in_chans, H, W) ->`` maps at strides 4, 8, 16, 32, finest first, sides rounded up.
+
+    Args:
+        config: row of :data:`CONFIGS`.
+        in_chans: channels of the image.
+        window_size: tokens on a side of the windows of stages 3 and 4: one number for both, a pair, or the published
+            four of which the first two mean nothing; ``"whole"`` anywhere: the map itself. Default: the row's. The
+            weights are the same for any.
+        neutral_padding: ``True``: a window at the edge of the map is as small as its part of the map. Default: it is
+            filled with zeros that take part in the scan and in the attention, as published.
+        out_norm: whether each map leaves through a layer norm over its channels, as in the published detectors and
+            segmenters; the next stage gets it without.
+        drop_path_rate: see :class:`Config`; default: the row's.
+
+    Raises:
+        ConfigError: impossible window size or rate.
+        InputError: a side of the image is below 32 pixels.
+    """
+
+    undecayed = ("A_log", "D")
+    optional = ("out_norms",)
+
+    def __init__(
+        self,
+        config: Config,
+        in_chans: int = 3,
+        *,
+        window_size: int | str | Sequence[int | str] | None = None,
+        neutral_padding: bool = False,
+        out_norm: bool = False,
+        drop_path_rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        windows = _windows(config.window_size if window_size is None else window_size)
+        rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
+        if not 0 <= rate < 1:
+            raise ConfigError(f"drop_path_rate={rate}: give 0 to below 1")
+        rates = drop_path_rates(rate, config.depths)
+        widths = [config.embed_dim << i for i in range(4)]
+        stem = partial(ConvNormAct, stride=2, norm_eps=1e-4, act=nn.ReLU)
+        self.stem = nn.Sequential(stem(in_chans, config.stem_dim), stem(config.stem_dim, widths[0]))
+        self.stages = nn.ModuleList([ConvStage(None, widths[0], rates[0]), ConvStage(widths[0], widths[1], rates[1])])
+        for i in (2, 3):
+            self.stages.append(
+                WindowStage(
+                    widths[i - 1],
+                    widths[i],
+                    rates[i],
+                    num_heads=config.num_heads[i - 2],
+                    layer_scale=config.layer_scale,
+                    window_size=windows[i - 2],
+                    neutral_padding=neutral_padding,
+                )
+            )
+        self.out_norms = nn.ModuleList(LayerNorm2d(width, eps=1e-5) if out_norm else nn.Identity() for width in widths)
+        self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
+        self.apply(_init_linear)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        check_min_size(x, self.min_size)
+        x = self.stem(x)
+        maps = []
+        for stage, out_norm in zip(self.stages, self.out_norms, strict=True):
+            x = stage(x)
+            maps.append(out_norm(x))
+        return maps
+
+
+def _windows(given: int | str | Sequence[int | str]) -> list[int | str]:
+    """The window sizes of stages 3 and 4."""
+    sizes = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given, given]
+    if len(sizes) not in (2, 4) or not all(size == WHOLE or (type(size) is int and size > 0) for size in sizes):
+        raise ConfigError(f"window_size={given!r}: give a positive number or {WHOLE!r}, or a pair of them")
+    return sizes[-2:]
+
+
+def _init_linear(module: nn.Module) -> None:
+    """As published: also over the step's projection, for which Mamba has another initialisation."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class ClassifierHead(nn.Module):
+    """Batch norm, average pooling, classifier: ``(B, C, h, w) -> (B, num_classes)``.
+
+    ``num_classes=0`` returns what the classifier would see, ``(B, C)``.
+    """
+
+    def __init__(self, in_chans: int, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.num_features = in_chans
+        self.norm = nn.BatchNorm2d(in_chans)
+        self.classifier = nn.Linear(in_chans, num_classes) if num_classes else nn.Identity()
+        self.apply(_init_linear)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.norm(x).mean((2, 3)))
+
+
+_Name = tuple[str, str | Callable[[re.Match[str]], str]]
+_NAMES: tuple[_Name, ...] = (
+    (r"^patch_embed\.conv_down\.([03])\.", lambda found: f"backbone.stem.{int(found[1]) // 3}.conv."),
+    (r"^patch_embed\.conv_down\.([14])\.", lambda found: f"backbone.stem.{int(found[1]) // 3}.norm."),
+    (
+        r"^levels\.(\d)\.downsample\.reduction\.0\.",
+        lambda found: f"backbone.stages.{int(found[1]) + 1}.downsample.",
+    ),
+    (r"^levels\.([01])\.blocks\.(\d+)\.(conv|norm)([12])\.", r"backbone.stages.\1.blocks.\2.conv\4.\3."),
+    (r"^levels\.(\d)\.blocks\.", r"backbone.stages.\1.blocks."),
+    (r"^outnorm(\d)\.", r"backbone.out_norms.\1."),
+    (r"^norm\.", "head.norm."),
+    (r"^head\.", "head.classifier."),
+)
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Bring an official state dict of this family into our layout, ``None`` if it is not one.
+
+    A detector's or segmenter's backbone is translated; its other parts keep their names.
+    """
+    if any(re.match(r"backbone\.stages\.\d\.blocks\.\d+\.mixer\.A_log$", key) for key in state):
+        return dict(state)
+    if "backbone.patch_embed.conv_down.0.weight" in state:
+        return {_rename(key[9:]) if key.startswith("backbone.") else key: value for key, value in state.items()}
+    if "patch_embed.conv_down.0.weight" in state:
+        return {_rename(key): value for key, value in state.items()}
+    return None
+
+
+def _rename(key: str) -> str:
+    for pattern, new in _NAMES:
+        renamed, found = re.subn(pattern, new, key)
+        if found:
+            return renamed
+    return key
+
+
+def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Backbones of the published detectors and segmenters have norms on their maps."""
+    return {"out_norm": True} if any("outnorm0." in key or ".out_norms.0." in key for key in state) else {}
+
+
+def _published(name: str, tag: str, top1: float, size: int = 224, **options: Any) -> Published:
+    repo = f"nvidia/MambaVision-{name}"
+    return Published(tag, "top-1", top1, str(size), "official README", repo=repo, **options)
+
+
+_AT_512 = {"size": 512, "options": {"window_size": (32, 16)}, "crop_ratio": 0.93, "squash": True}
+#: Those of 21k were trained on ImageNet-21k first.
+_PUBLISHED = {
+    "mambavision_t": (_published("T-1K", "in1k", 82.3),),
+    "mambavision_t2": (_published("T2-1K", "in1k", 82.7),),
+    "mambavision_s": (_published("S-1K", "in1k", 83.3),),
+    "mambavision_b": (_published("B-1K", "in1k", 84.2), _published("B-21K", "21k_in1k", 84.9)),
+    "mambavision_l": (_published("L-1K", "in1k", 85.0), _published("L-21K", "21k_in1k", 86.1)),
+    "mambavision_l2": (
+        _published("L2-1K", "in1k", 85.3),
+        _published("L2-512-21K", "512_21k_in1k", 87.3, **_AT_512),
+    ),
+    "mambavision_l3": (
+        _published("L3-256-21K", "256_21k_in1k", 87.3, 256),
+        _published("L3-512-21K", "512_21k_in1k", 88.1, **_AT_512),
+    ),
+}
+_CROP_RATIOS = {"mambavision_t2": 0.98, "mambavision_s": 0.93}
+
+register(
+    Family(
+        name="mambavision",
+        paper="arXiv 2407.08083",
+        variants={
+            name: Variant(
+                backbone=partial(MambaVision, config),
+                classifier=ClassifierHead,
+                crop_ratio=_CROP_RATIOS.get(name, 1.0),
+                size=256 if name == "mambavision_l3" else 224,
+                published=_PUBLISHED[name],
+            )
+            for name, config in CONFIGS.items()
+        },
+        convert=convert,
+        implied=implied,
+        options={
+            "window_size": 'side of the windows of stages 3 and 4 in tokens: a number, a pair, or "whole": no windows',
+            "neutral_padding": "True: outputs do not depend on how the windows are padded; default as published",
+            "out_norm": "True: a layer norm on each map, as in the published detectors and segmenters",
+            "drop_path_rate": "stochastic depth of the last block in training; default as published, 0.2 to 0.5",
+        },
+        licence="CC-BY-NC-SA-4.0",
+    )
+)

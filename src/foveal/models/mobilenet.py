@@ -1,0 +1,388 @@
+"""MobileNetV2 (arXiv 1801.04381) and MobileNetV3 (arXiv 1905.02244): inverted residuals for phones.
+
+Notable:
+  - inverted residual: wide inside, narrow between; the last convolution of a block is linear, and the input is added
+    only where stride is 1 and the widths agree
+  - V3: squeeze and excitation after the depthwise activation with a hard sigmoid gate, hard swish in the later half
+  - V3's last expensive layer works on the pooled features, where it costs next to nothing
+  - the stages are those where a stride halves the map; what comes before stride 4 is the stem
+
+Ports of these networks differ in the epsilon and momentum of their norms and in how they pad; weights are right with
+those that they were trained with only. timm's (1e-5, 0.1, symmetric) are the defaults, names with ``tf_`` have
+TensorFlow's padding and epsilon (1e-3), and files of torchvision bring theirs (V3: 1e-3, 0.01).
+EfficientNet (``efficientnet.py``) is built of the same parts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.conv import (
+    ConvNormAct,
+    DepthwiseSeparableConv,
+    InvertedResidual,
+    SqueezeExcite,
+    make_divisible,
+    set_convention,
+)
+from ..layers.resample import check_min_size
+from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
+
+_Act = Callable[[], nn.Module]
+
+
+class Block(NamedTuple):
+    """One inverted residual.
+
+    Attributes:
+        kernel_size: of the depthwise convolution.
+        hidden: channels inside. As many as the input has: no expansion.
+        out_chans: channels of the output.
+        stride: of the depthwise convolution.
+        reduced: channels inside the squeeze and excitation, 0 for none.
+        act: activation; ``None``: the network's.
+    """
+
+    kernel_size: int
+    hidden: int
+    out_chans: int
+    stride: int = 1
+    reduced: int = 0
+    act: _Act | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """One row of the family's table.
+
+    Attributes:
+        stem: channels of the first convolution.
+        blocks: all of them in order.
+        head: channels that the classifier sees.
+        last: channels of a 1x1 convolution after the blocks, 0 for none; ``head`` is then made of the pooled map.
+        act: activation outside of blocks that have their own.
+        squeeze_act: activation inside squeeze and excitation.
+        gate: activation at its end.
+        dropout: rate before the classifier.
+        drop_path_rate: of the blocks in training: rises from 0 by block over number of blocks.
+    """
+
+    stem: int
+    blocks: tuple[Block, ...]
+    head: int
+    last: int = 0
+    act: _Act = nn.ReLU6
+    squeeze_act: _Act = nn.ReLU
+    gate: _Act = nn.Hardsigmoid
+    dropout: float = 0.2
+    drop_path_rate: float = 0.0
+
+
+class Stage(NamedTuple):
+    """One row of a stage table: ``repeats`` blocks, of which the first has the stride."""
+
+    expand_ratio: int
+    kernel_size: int
+    stride: int
+    out_chans: int
+    repeats: int
+
+
+def expanded(stem: int, stages: Iterable[Stage], squeeze_ratio: float = 0) -> tuple[Block, ...]:
+    """The blocks of a stage table; ``squeeze_ratio`` is that of squeeze channels to the *input* channels of a block."""
+    blocks: list[Block] = []
+    width = stem
+    for expand_ratio, kernel_size, stride, out_chans, repeats in stages:
+        for index in range(repeats):
+            reduced = max(1, int(width * squeeze_ratio)) if squeeze_ratio else 0
+            blocks.append(Block(kernel_size, expand_ratio * width, out_chans, 1 if index else stride, reduced))
+            width = out_chans
+    return tuple(blocks)
+
+
+def _v3(*rows: tuple[int, int, int, bool, str, int]) -> tuple[Block, ...]:
+    """Rows of the paper's tables 1 and 2: kernel, expansion, out, squeeze, activation, stride."""
+    acts = {"RE": nn.ReLU, "HS": nn.Hardswish}
+    return tuple(
+        Block(kernel, hidden, out, stride, make_divisible(hidden / 4) if squeeze else 0, acts[act])
+        for kernel, hidden, out, squeeze, act, stride in rows
+    )
+
+
+_V2 = (
+    Stage(1, 3, 1, 16, 1),
+    Stage(6, 3, 2, 24, 2),
+    Stage(6, 3, 2, 32, 3),
+    Stage(6, 3, 2, 64, 4),
+    Stage(6, 3, 1, 96, 3),
+    Stage(6, 3, 2, 160, 3),
+    Stage(6, 3, 1, 320, 1),
+)
+_V3_SMALL = _v3(
+    (3, 16, 16, True, "RE", 2),
+    (3, 72, 24, False, "RE", 2),
+    (3, 88, 24, False, "RE", 1),
+    (5, 96, 40, True, "HS", 2),
+    (5, 240, 40, True, "HS", 1),
+    (5, 240, 40, True, "HS", 1),
+    (5, 120, 48, True, "HS", 1),
+    (5, 144, 48, True, "HS", 1),
+    (5, 288, 96, True, "HS", 2),
+    (5, 576, 96, True, "HS", 1),
+    (5, 576, 96, True, "HS", 1),
+)
+_V3_LARGE = _v3(
+    (3, 16, 16, False, "RE", 1),
+    (3, 64, 24, False, "RE", 2),
+    (3, 72, 24, False, "RE", 1),
+    (5, 72, 40, True, "RE", 2),
+    (5, 120, 40, True, "RE", 1),
+    (5, 120, 40, True, "RE", 1),
+    (3, 240, 80, False, "HS", 2),
+    (3, 200, 80, False, "HS", 1),
+    (3, 184, 80, False, "HS", 1),
+    (3, 184, 80, False, "HS", 1),
+    (3, 480, 112, True, "HS", 1),
+    (3, 672, 112, True, "HS", 1),
+    (5, 672, 160, True, "HS", 2),
+    (5, 960, 160, True, "HS", 1),
+    (5, 960, 160, True, "HS", 1),
+)
+CONFIGS = {
+    "mobilenetv2_100": Config(32, expanded(32, _V2), head=1280),
+    "mobilenetv3_small_100": Config(16, _V3_SMALL, head=1024, last=576, act=nn.Hardswish),
+    "mobilenetv3_large_100": Config(16, _V3_LARGE, head=1280, last=960, act=nn.Hardswish),
+}
+
+
+class MobileNet(Backbone):
+    """Backbone of inverted residuals: ``(B, in_chans, H, W) ->`` maps at strides 4, 8, 16, 32, finest first.
+
+    Args:
+        config: row of :data:`CONFIGS`, or of EfficientNet's.
+        in_chans: channels of the image.
+        drop_path_rate: stochastic depth in training; default: the row's.
+
+    Raises:
+        InputError: a side of the image is below 32 pixels.
+    """
+
+    def __init__(self, config: Config, in_chans: int = 3, *, drop_path_rate: float | None = None) -> None:
+        super().__init__()
+        rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
+        stem: list[nn.Module] = [ConvNormAct(in_chans, config.stem, 3, 2, act=config.act)]
+        stages: list[list[nn.Module]] = []
+        self.feature_info = []
+        width = config.stem
+        for index, block in enumerate(config.blocks):
+            if block.stride > 1:
+                stages.append([])
+                self.feature_info.append(FeatureInfo(block.out_chans, 2 << len(stages)))
+            (stages[-1] if stages else stem).append(_block(config, width, block, rate * index / len(config.blocks)))
+            width = block.out_chans
+            if stages:
+                self.feature_info[-1] = self.feature_info[-1]._replace(channels=width)
+        if config.last:
+            stages[-1].append(ConvNormAct(width, config.last, 1, act=config.act))
+            self.feature_info[-1] = self.feature_info[-1]._replace(channels=config.last)
+        self.stem = nn.Sequential(*stem)
+        self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        check_min_size(x, self.min_size)
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+def _block(config: Config, in_chans: int, block: Block, drop_path: float) -> nn.Module:
+    squeeze = partial(SqueezeExcite, reduced=block.reduced, act=config.squeeze_act, gate=config.gate)
+    build = DepthwiseSeparableConv
+    if block.hidden != in_chans:
+        build = partial(InvertedResidual, expand_ratio=block.hidden / in_chans)
+    return build(
+        in_chans,
+        block.out_chans,
+        block.stride,
+        kernel_size=block.kernel_size,
+        act=block.act or config.act,
+        squeeze=squeeze if block.reduced else None,
+        drop_path=drop_path,
+    )
+
+
+class ClassifierHead(nn.Module):
+    """1x1 convolution and average pooling, dropout, classifier: ``(B, C, h, w) -> (B, num_classes)``.
+
+    Args:
+        in_chans: channels of the map.
+        num_classes: 0, or ``pre_logits``, returns what the classifier would see, ``(B, config.head)``.
+        config: row of :data:`CONFIGS`. Where it has a last convolution, the wide layer comes after the pooling.
+        dropout: rate in training; default: the row's.
+    """
+
+    def __init__(self, in_chans: int, num_classes: int = 1000, *, config: Config, dropout: float | None = None) -> None:
+        super().__init__()
+        self.num_features = config.head
+        self.late = config.last > 0
+        if self.late:
+            self.hidden = nn.Sequential(nn.Linear(in_chans, config.head), config.act())
+        else:
+            self.hidden = ConvNormAct(in_chans, config.head, 1, act=config.act)
+        self.dropout = nn.Dropout(config.dropout if dropout is None else dropout)
+        self.classifier = nn.Linear(config.head, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.hidden(_pooled(x)) if self.late else _pooled(self.hidden(x))
+        return x if pre_logits else self.classifier(self.dropout(x))
+
+
+def _pooled(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+_STEMS = {"conv_stem.weight", "_conv_stem.weight", "features.0.0.weight"}
+#: Parts of published keys (timm, torchvision, efficientnet-pytorch) in the order of the layers, where they occur side
+#: by side.
+_ORDER = (
+    *("conv_stem", "features", "conv", "conv_pw", "bn1", "conv_dw", "blocks", "conv_head", "bn2"),
+    *("se", "conv_reduce", "conv_expand", "fc1", "fc2", "conv_pwl", "bn3", "classifier"),
+    *("_conv_stem", "_expand_conv", "_bn0", "_depthwise_conv", "_blocks", "_conv_head", "_bn1"),
+    *("_se_reduce", "_se_expand", "_project_conv", "_bn2", "_fc", "block"),
+)
+_RANK = {name: rank for rank, name in enumerate(_ORDER)}
+
+
+def convert_by_position(state: Mapping[str, Tensor], configs: Iterable[Config]) -> dict[str, Tensor] | None:
+    """Bring a state dict of timm, torchvision or efficientnet-pytorch into our layout, ``None`` if it is not one.
+
+    All of them have the same layers in the same order, so position is the map: the row of ``configs`` with as many
+    layers, most of them of the same shapes, gives the names. Our own layout is returned unchanged.
+    """
+    if not _STEMS & state.keys():
+        own = {key: value for key, value in state.items() if key.startswith("backbone.")}
+        return dict(state) if any(_agreement(own, _shapes(config)) == 1 for config in configs) else None
+    places = {key: _place(key, state) for key in state}
+    layers = sorted(set(places.values()))
+    if any(rank < 0 for place in layers for rank in place):
+        return None
+    best, share = None, 0.5
+    for config in configs:
+        shapes = _shapes(config)
+        names = list(dict.fromkeys(key.rpartition(".")[0] for key in shapes))
+        whole = (len(names), len(names) - 1, sum(name.startswith("backbone.") for name in names))
+        if len(layers) not in whole:  # with classifier, without it, backbone alone
+            continue
+        named = dict(zip(layers, names, strict=False))
+        found = {f"{named[place]}.{key.rpartition('.')[2]}": state[key] for key, place in places.items()}
+        # timm has the layer after the pooling as a 1x1 convolution.
+        found = {k: v.flatten(1) if v.ndim == 4 and len(shapes.get(k, v.shape)) == 2 else v for k, v in found.items()}
+        if (agreeing := _agreement(found, shapes)) > share:
+            best, share = found, agreeing
+    return best
+
+
+def _place(key: str, state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Where the layer of a key stands in the order of the layers; negative for names that no layout has."""
+    layer = key.rpartition(".")[0]
+    found = re.fullmatch(r"(blocks\.\d+\.\d+\.)(conv_pw|bn[12])", layer)
+    if found and f"{found[1]}conv_dw.weight" in state and f"{found[1]}conv_pwl.weight" not in state:
+        # timm counts the layers of a block without expansion from its depthwise convolution on.
+        layer = found[1] + {"conv_pw": "conv_pwl", "bn1": "bn2", "bn2": "bn3"}[found[2]]
+    return tuple(int(part) if part.isdigit() else _RANK.get(part, -1) for part in layer.split("."))
+
+
+def _agreement(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Share of the tensors that have their shape, whatever the channels of the image and the classes."""
+    agreeing = 0
+    for key, value in state.items():
+        free = {"backbone.stem.0.conv.weight": 1, "head.classifier.weight": 0, "head.classifier.bias": 0}.get(key)
+        pairs = zip(value.shape, shapes.get(key, ()), strict=False)
+        same = all(a == b for i, (a, b) in enumerate(pairs) if i != free)
+        agreeing += same and key in shapes and value.ndim == len(shapes[key])
+    return agreeing / len(state) if state else 0.0
+
+
+@cache
+def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Shapes of a classifier's state dict, in order."""
+    with torch.device("meta"):
+        backbone = MobileNet(config)
+        parts = {"backbone": backbone, "head": ClassifierHead(backbone.feature_info[-1].channels, config=config)}
+    return {f"{name}.{key}": tuple(v.shape) for name, part in parts.items() for key, v in part.state_dict().items()}
+
+
+#: Conventions of the ports; see :func:`foveal.layers.conv.set_convention`.
+SYMMETRIC = {"norm_eps": 1e-5, "norm_momentum": 0.1, "padding": "symmetric"}
+TENSORFLOW = {"norm_eps": 1e-3, "norm_momentum": 0.1, "padding": "same"}
+SETTINGS = {
+    "norm_eps": "epsilon of the batch norms, default 1e-5 (tf_: 1e-3)",
+    "norm_momentum": "weight of the newest batch in their running statistics, default 0.1",
+    "padding": "'symmetric', or 'same' as TensorFlow pads (tf_)",
+}
+
+
+def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Conventions of torchvision's files; timm's do not tell whether they need ``tf_``."""
+    if "features.0.0.weight" not in state:
+        return {}
+    third = any(".block." in key for key in state)
+    return {**SYMMETRIC, "norm_eps": 1e-3, "norm_momentum": 0.01} if third else dict(SYMMETRIC)
+
+
+def variants_of(
+    configs: Mapping[str, Config], published: Mapping[str, tuple[Published, ...]], **about: Any
+) -> dict[str, Variant]:
+    """The rows of a table, then the same with ``tf_`` before their names; ``about`` goes to each variant."""
+    return {
+        f"{prefix}{name}": Variant(
+            backbone=partial(MobileNet, config),
+            classifier=partial(ClassifierHead, config=config),
+            published=published.get(f"{prefix}{name}", ()),
+            settings=settings,
+            twins=(name,) if prefix else (f"tf_{name}",),
+            **{key: values[name] for key, values in about.items()},
+        )
+        for prefix, settings in (("", SYMMETRIC), ("tf_", TENSORFLOW))
+        for name, config in configs.items()
+    }
+
+
+def _timm(name: str, tag: str, top1: float, **about: Any) -> tuple[Published, ...]:
+    return (Published(tag, "top-1", top1, "224", "timm results", repo=f"timm/{name}.{tag}", **about),)
+
+
+_TF_INPUT = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resample": "bilinear"}
+_PUBLISHED = {
+    "mobilenetv2_100": _timm("mobilenetv2_100", "ra_in1k", 72.91),
+    "mobilenetv3_small_100": _timm("mobilenetv3_small_100", "lamb_in1k", 67.64),
+    "mobilenetv3_large_100": _timm("mobilenetv3_large_100", "ra_in1k", 75.78),
+    "tf_mobilenetv3_small_100": _timm("tf_mobilenetv3_small_100", "in1k", 67.92, **_TF_INPUT),
+    "tf_mobilenetv3_large_100": _timm("tf_mobilenetv3_large_100", "in1k", 75.51, **_TF_INPUT),
+}
+
+register(
+    Family(
+        name="mobilenet",
+        paper="arXiv 1801.04381, 1905.02244",
+        variants=variants_of(CONFIGS, _PUBLISHED, crop_ratio=dict.fromkeys(CONFIGS, 0.875)),
+        convert=partial(convert_by_position, configs=tuple(CONFIGS.values())),
+        implied=implied,
+        options={"drop_path_rate": "stochastic depth of the last block in training, default 0"},
+        classifier_options={"dropout": "rate before the classifier in training, default 0.2"},
+        settings=SETTINGS,
+        set=set_convention,
+        licence="Apache-2.0",
+    )
+)

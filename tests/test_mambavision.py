@@ -1,0 +1,614 @@
+"""MambaVision: equal to the published networks, at any size, with any window, in every file, in every graph."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import foveal
+import golden
+from foveal.errors import CheckpointError, ConfigError, InputError
+from foveal.factory import create_model
+from foveal.info import ModelInfo, attach, info_of
+from foveal.layers.drop_path import DropPath, drop_path_rates
+from foveal.layers.windows import Windows
+from foveal.models.mambavision import CONFIGS, Block, ClassifierHead, Config, MambaMixer, MambaVision, WindowStage
+from foveal.registry import published, variants
+from foveal.run.load import identify
+from foveal.run.train import _parameter_groups
+from foveal.tasks.classify import ClassificationModel
+from foveal.tasks.segment import SegmentationHead, SegmentationModel
+from foveal.weights import load_checkpoint, load_for_finetuning, save_checkpoint
+
+GAIN = 1.4  # of the weights that the reference outputs were made with
+TOLERANCE = 5e-5  # of the standard deviation: half of what the least mistake changes
+SMALL = Config(16, (1, 1, 3, 2), (2, 4), stem_dim=8, drop_path_rate=0.0, layer_scale=0.5, window_size=(6, 3))
+SHALLOW = dataclasses.replace(SMALL, depths=(1, 1, 2, 1))  # for tracing, whose time is in the number of operations
+SIZES = st.tuples(st.integers(32, 150), st.integers(32, 150))
+LICENCE = "CC-BY-NC-SA-4.0"
+
+
+def published_state(name: str, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    return golden.state(golden.read("mambavision_keys")[name], GAIN, dtype)
+
+
+@pytest.fixture(scope="module")
+def tiny_state() -> dict[str, torch.Tensor]:
+    return published_state("mambavision_t")
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_state: dict[str, torch.Tensor]) -> Any:
+    """MambaVision-T with the reference's weights."""
+    model = create_model("mambavision_t").eval()
+    load_checkpoint(model, tiny_state)
+    return model
+
+
+def small(task: str = "classify", in_chans: int = 3, config: Config = SMALL, **options: Any) -> Any:
+    """A little member of the family, with layer scale, live weights and an odd number of blocks in a stage."""
+    backbone = MambaVision(config, in_chans, **options)
+    if task == "features":
+        return golden.fill(backbone)
+    if task == "segment":
+        model = SegmentationModel(backbone, SegmentationHead(backbone.feature_info, 5, width=16, depth=1))
+    else:
+        model = ClassificationModel(backbone, ClassifierHead(128, 7))
+    info = ModelInfo("mambavision_t", task, 7 if task == "classify" else 5, in_chans, licence=LICENCE)
+    attach(model, info)
+    return golden.fill(model)
+
+
+built = cache(small)  # for properties: a function and no fixture, so that failures print their size and not the model
+
+
+def largest(x: torch.Tensor) -> float:
+    return x.abs().max().item()
+
+
+# ---- parity
+
+
+def traced(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What the network computes on the way, under the reference's names."""
+    found: dict[str, torch.Tensor] = {}
+    stages = model.backbone.stages
+    places = {"patch_embed": model.backbone.stem, "level3_out_after_downsample": stages[3]}
+    for i, stage in enumerate(stages):
+        kind = "_windows" if i > 1 else ""
+        places |= {f"level{i}_block0{kind}": stage.blocks[0], f"level{i}_lastblock{kind}": stage.blocks[-1]}
+        places |= {f"level{i - 1}_out_after_downsample": stage.downsample} if i else {}
+    hooks = [
+        part.register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, output))
+        for name, part in places.items()
+    ]
+    with torch.no_grad():
+        found["logits"] = model(x)
+        found["features"] = model.head.norm(found["level3_out_after_downsample"]).mean((2, 3))
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def differences(model: Any, case: dict[str, Any]) -> dict[str, float]:
+    found = traced(model, golden.normal_input(case["input"]))
+    expected = {**case["stages"], "logits": case["logits"], "features": case["features"]}
+    assert found.keys() == expected.keys()
+    return {key: golden.spread_difference(found[key], expected[key]) for key in expected}
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_equals_the_published_network(tiny: Any, index: int) -> None:
+    """Every stage, the pooled features and the logits, with padding, without, and at an odd size."""
+    case = golden.read("mambavision_models")["mambavision_t"]["cases"][index]
+    found = differences(tiny, case)
+    assert max(found.values()) <= TOLERANCE, found
+
+
+def test_equals_the_published_network_with_layer_scale() -> None:
+    model = create_model("mambavision_l").eval()
+    load_checkpoint(model, published_state("mambavision_l"))
+    for case in golden.read("mambavision_models")["mambavision_l"]["cases"]:
+        found = differences(model, case)
+        assert max(found.values()) <= TOLERANCE, found
+
+
+def test_equals_the_published_network_in_float64(tiny: Any) -> None:
+    model = copy.deepcopy(tiny).double()
+    for case in golden.read("mambavision_models")["mambavision_t"]["cases"][:1]:
+        with torch.no_grad():
+            output = model(golden.normal_input(case["input"]).double())
+        assert golden.spread_difference(output, case["logits_float64"]) <= 1e-6  # its digits
+
+
+def _norms(model: Any, kind: type, eps: float) -> None:
+    for module in model.modules():
+        if isinstance(module, kind):
+            module.eps = eps
+
+
+def _double_bias_once(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, MambaMixer):
+            forward, bias = module.dt_proj.forward, module.dt_proj.bias
+            module.dt_proj.forward = lambda x, f=forward, b=bias: f(x) - b
+
+
+def _windows(model: Any) -> None:
+    model.backbone.stages[3].window_size = 14
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda model: _norms(model, torch.nn.LayerNorm, 1e-6),
+        lambda model: _norms(model.backbone.stem, torch.nn.BatchNorm2d, 1e-5),
+        lambda model: _norms(model.head, torch.nn.BatchNorm2d, 1e-3),
+        _double_bias_once,
+        _windows,
+    ],
+)
+def test_goldens_notice_mistakes(tiny: Any, mistake: Any) -> None:
+    model = copy.deepcopy(tiny)
+    mistake(model)
+    case = golden.read("mambavision_models")["mambavision_t"]["cases"][0]
+    with torch.no_grad():
+        logits = model(golden.normal_input(case["input"]))
+    assert golden.spread_difference(logits, case["logits"]) > 3 * TOLERANCE
+
+
+#: Parameters, blocks that scan and attend, heads, windows, drop path, layer scale, as published.
+TABLE = {
+    "t": (31_794_248, "4+4 2+2", (8, 16), (14, 7), 0.2, None),
+    "t2": (35_104_008, "6+5 2+2", (8, 16), (14, 7), 0.2, None),
+    "s": (50_140_584, "4+3 3+2", (8, 16), (14, 7), 0.2, None),
+    "b": (97_685_288, "5+5 3+2", (8, 16), (14, 7), 0.3, 1e-5),
+    "l": (227_961_048, "5+5 3+2", (16, 32), (14, 7), 0.3, 1e-5),
+    "l2": (241_554_824, "6+6 3+2", (16, 32), (14, 7), 0.3, 1e-5),
+    "l3": (739_570_472, "10+10 5+5", (16, 32), (16, 8), 0.5, 1e-5),
+}
+
+
+@pytest.mark.parametrize("variant", TABLE)
+def test_variants_are_the_published_ones(variant: str) -> None:
+    """Built on the meta device, where nothing costs anything."""
+    params, mixers, heads, windows, rate, scale = TABLE[variant]
+    with torch.device("meta"):
+        model: Any = create_model(f"mambavision_{variant}")
+    assert sum(p.numel() for p in model.parameters()) == params
+    stages = list(model.backbone.stages)[2:]
+    for stage, kinds, number, window in zip(stages, mixers.split(), heads, windows, strict=True):
+        scanning = [isinstance(block.mixer, MambaMixer) for block in stage.blocks]
+        assert scanning == [True] * int(kinds.split("+")[0]) + [False] * int(kinds.split("+")[1])
+        assert stage.blocks[-1].mixer.num_heads == number
+        assert stage.window_size == window
+    drops = [part.rate for part in model.modules() if isinstance(part, DropPath)]
+    assert (drops[0], drops[-1]) == (0, pytest.approx(rate))
+    assert drops == sorted(drops)
+    gammas = [key for key in model.state_dict() if "gamma" in key]
+    assert len(gammas) == (2 * sum(len(stage.blocks) for stage in stages) if scale else 0)
+    assert CONFIGS[f"mambavision_{variant}"].layer_scale == scale
+
+
+def test_fresh_weights_are_initialised_as_published() -> None:
+    model = MambaVision(SMALL)
+    mixer: Any = next(part for part in model.modules() if isinstance(part, MambaMixer))
+    assert torch.equal(mixer.A_log, torch.arange(1, 9).float().log().expand(32, 8))
+    assert torch.equal(mixer.D, torch.ones(32))
+    assert not mixer.dt_proj.bias.any()
+    weights = torch.cat([part.weight.flatten() for part in model.modules() if isinstance(part, torch.nn.Linear)])
+    assert weights.std().item() == pytest.approx(0.02, rel=0.02)
+    block: Any = next(part for part in model.modules() if isinstance(part, Block))
+    assert torch.equal(block.gamma_1, torch.full((64,), 0.5))
+
+
+# ---- checkpoints
+
+
+def test_published_weights_have_names_with_their_settings() -> None:
+    """Eleven released sets; those for 512 pixels bring their windows, their size and their way of cropping."""
+    found = {ref: entry for ref, (family, _, entry) in published().items() if family.name == "mambavision"}
+    assert len(found) == 11
+    large = found["mambavision_l3.512_21k_in1k"]
+    assert large.options == {"window_size": (32, 16)}
+    assert (large.size, large.crop_ratio, large.squash, large.value) == ("512", 0.93, True, 88.1)
+    assert large.repo == "nvidia/MambaVision-L3-512-21K"
+    assert found["mambavision_b.21k_in1k"].value == 84.9
+    assert variants()["mambavision_t2"][1].crop_ratio == 0.98
+    assert variants()["mambavision_l3"][0].licence == LICENCE
+
+
+def detector(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same weights as a published segmenter has them: no classifier, but norms and a head of another family."""
+    backbone = {f"backbone.{key}": value for key, value in state.items() if not key.startswith(("norm.", "head."))}
+    for i in range(4):
+        for last in ("weight", "bias"):
+            key = f"backbone.outnorm{i}.{last}"
+            backbone[key] = torch.from_numpy(golden.weight(key, (80 << i,))).float()
+    return backbone | {"decode_head.conv_seg.weight": torch.zeros(150, 512, 1, 1)}
+
+
+def test_hub_and_official_files_load(tiny: Any, tiny_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """Safetensors with the wrapper's prefix, and a pickle with the weights beside other things."""
+    from safetensors.torch import save_file
+
+    save_file({f"model.{key}": value.contiguous() for key, value in tiny_state.items()}, tmp_path / "model.safetensors")
+    torch.save({"epoch": 300, "state_dict": tiny_state, "arch": "x"}, tmp_path / "mambavision_tiny_1k.pth.tar")
+    x = golden.normal_input((1, 3, 64, 64))
+    for path in tmp_path.iterdir():
+        model = foveal.load_model(path)
+        assert info_of(model).replace(notes={}) == ModelInfo(
+            model="mambavision_t",
+            task="classify",
+            num_classes=1000,
+            preprocess=info_of(model).preprocess,
+            licence=LICENCE,
+        )
+        assert info_of(model).preprocess.size == (224, 224)
+        with torch.no_grad():
+            assert torch.equal(model(x), tiny(x))
+
+
+def test_backbone_of_a_published_segmenter_loads(
+    tiny: Any, tiny_state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    """It is told from its keys; maps pass their norms on the way out, and the next stage does not see them."""
+    state = detector(tiny_state)
+    torch.save({"meta": {"epoch": 1}, "state_dict": state}, tmp_path / "segmenter.pth")
+    backbone = foveal.load_model(tmp_path / "segmenter.pth")
+    assert info_of(backbone).task == "features"
+    assert info_of(backbone).options == {"out_norm": True}
+    x = golden.normal_input((1, 3, 64, 96))
+    with torch.no_grad():
+        for i, (found, plain) in enumerate(zip(backbone(x), tiny.backbone(x), strict=True)):
+            gain, shift = (state[f"backbone.outnorm{i}.{last}"] for last in ("weight", "bias"))
+            expected = F.layer_norm(plain.movedim(1, -1), gain.shape, gain, shift).movedim(-1, 1)
+            assert largest(found - expected) < 1e-4
+    report = load_checkpoint(create_model("mambavision_t", features_only=True, out_norm=True), state)
+    assert report.ignored == ("decode_head.conv_seg.weight",)
+    with pytest.raises(CheckpointError, match="unexpected"):
+        load_checkpoint(create_model("mambavision_t", features_only=True), state)
+
+
+def test_other_tasks_start_from_these_weights(tiny_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    """A segmenter from a classifier and a classifier from a segmenter: the backbone arrives, new parts are named."""
+    torch.save(tiny_state, tmp_path / "classifier.pth")
+    torch.save(detector(tiny_state), tmp_path / "segmenter.pth")
+    expected = tiny_state["levels.2.blocks.0.mixer.A_log"]
+    segmenter: Any = create_model("mambavision_t", "segment", weights=tmp_path / "classifier.pth", out_norm=True)
+    assert torch.equal(segmenter.backbone.stages[2].blocks[0].mixer.A_log, expected)
+    classifier: Any = create_model("mambavision_t", num_classes=3, weights=tmp_path / "segmenter.pth")
+    assert torch.equal(classifier.backbone.stages[2].blocks[0].mixer.A_log, expected)
+    assert info_of(segmenter).licence == info_of(classifier).licence == LICENCE
+    fresh = load_for_finetuning(segmenter, tiny_state).reinitialized
+    assert {key.split(".")[1] for key in fresh if key.startswith("backbone.")} == {"out_norms"}
+
+
+def test_loading_is_strict(tiny_state: dict[str, torch.Tensor]) -> None:
+    model = create_model("mambavision_t", window_size="whole")
+    load_checkpoint(model, tiny_state)  # any window
+    for change in ({"levels.2.blocks.0.mixer.conv1d_x.bias": torch.zeros(160)}, {"extra": torch.zeros(1)}):
+        with pytest.raises(CheckpointError, match="1 unexpected"):
+            load_checkpoint(model, tiny_state | change)
+    without = {key: value for key, value in tiny_state.items() if key != "levels.3.blocks.1.mixer.D"}
+    with pytest.raises(CheckpointError, match=r"1 missing: backbone\.stages\.3\.blocks\.1\.mixer\.D"):
+        load_checkpoint(model, without)
+    with pytest.raises(CheckpointError, match="of another shape"):
+        load_checkpoint(create_model("mambavision_t2", num_classes=10), tiny_state)
+
+
+def test_files_of_every_variant_are_told_apart() -> None:
+    for name, config in CONFIGS.items():
+        with torch.device("meta"):
+            state = create_model(name, features_only=True, out_norm=True).state_dict()
+        found = identify(state)
+        assert (found.model, found.options) == (name, {"out_norm": True})
+        assert len(config.depths) == 4
+
+
+def test_licence_is_said_when_weights_load(
+    tiny_state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line on standard error for every road, also after training on; none for free weights."""
+    path = tmp_path / "tiny.pth"
+    torch.save(tiny_state, path)
+    model = create_model("mambavision_t", num_classes=3, weights=path)
+    own = tmp_path / "own.safetensors"
+    save_checkpoint(own, model.state_dict(), info_of(model))
+    capsys.readouterr()
+    uses: tuple[Callable[[Path], object], ...] = (
+        foveal.load_model,
+        lambda ref: foveal.load(str(ref)),
+        lambda ref: create_model("mambavision_t", num_classes=5, weights=ref),
+        lambda ref: load_checkpoint(create_model("mambavision_t", features_only=True), ref),
+    )
+    for ref in (path, own):
+        for use in uses:
+            use(ref)
+            out, err = capsys.readouterr()
+            assert not out
+            assert len(err.splitlines()) == 1
+            assert LICENCE in err
+            assert "non-commercial" in err
+    foveal.load("efficientvit_b0.camvid", runtime="torch")
+    assert not capsys.readouterr().err
+
+
+# ---- any size, any window
+
+
+@torch.no_grad()
+@settings(max_examples=12)
+@example((32, 32))
+@example((33, 47))
+@given(SIZES)
+def test_features_at_any_size(size: tuple[int, int]) -> None:
+    backbone = built("features")
+    assert [(info.channels, info.stride) for info in backbone.feature_info] == [(16, 4), (32, 8), (64, 16), (128, 32)]
+    for found, info in zip(backbone(torch.randn(2, 3, *size)), backbone.feature_info, strict=True):
+        assert found.shape == (2, info.channels, *(-(-side // info.stride) for side in size))
+        assert found.isfinite().all()
+
+
+@torch.no_grad()
+@settings(max_examples=12)
+@given(SIZES)
+def test_classifies_and_segments_at_any_size(size: tuple[int, int]) -> None:
+    """Images of a batch differ and do not see each other; a segmenter's logits have the image's size."""
+    x = torch.randn(2, 3, *size)
+    found = built("classify")(x)
+    assert found.shape == (2, 7)
+    assert largest(found[0] - found[1]) > 1e-3
+    assert largest(built("classify")(x[1:])[0] - found[1]) < 1e-4 * largest(found)
+    assert built("segment")(x).shape == (2, 5, *size)
+
+
+@torch.no_grad()
+@settings(max_examples=30)
+@given(
+    size=st.integers(1, 9), height=st.integers(1, 20), width=st.integers(1, 20), neutral=st.booleans(), data=st.data()
+)
+def test_windows_are_cut_and_joined(size: int, height: int, width: int, neutral: bool, data: st.DataObject) -> None:
+    """Against padding and slicing by hand; what is cut comes back."""
+    x = torch.randn(data.draw(st.integers(1, 3)), 2, height, width)
+    windows = Windows(size, height, width, neutral=neutral, device=x.device)
+    tokens = windows.cut(x)
+    assert torch.equal(windows.join(tokens), x)
+    padded = F.pad(x, (0, -width % size, 0, -height % size))
+    inside = F.pad(torch.ones(1, 1, height, width), (0, -width % size, 0, -height % size))
+    rows, columns = padded.shape[2] // size, padded.shape[3] // size
+    for index, window in enumerate(tokens.unflatten(0, (len(x), -1)).unbind(1)):
+        top, left = index // columns * size, index % columns * size
+        expected = padded[:, :, top : top + size, left : left + size].flatten(2).transpose(1, 2)
+        valid = inside[0, 0, top : top + size, left : left + size].flatten() > 0
+        if neutral:  # the map's tokens first
+            expected = torch.cat([expected[:, valid], expected[:, ~valid]], 1)
+            valid = torch.arange(size * size) < valid.sum()
+        assert torch.equal(window, expected)
+        assert torch.equal(windows.valid(2).unflatten(0, (2, -1))[:, index], valid.expand(2, -1))
+    assert len(windows.valid(1)) == rows * columns
+
+
+@torch.no_grad()
+@settings(max_examples=20)
+@given(size=st.integers(2, 9), height=st.integers(2, 24), width=st.integers(2, 24))
+def test_neutral_padding_is_no_padding(size: int, height: int, width: int) -> None:
+    """A window at the edge computes what a stage computes on that part of the map alone, as one window."""
+    stage: WindowStage = built("features", neutral_padding=True).stages[2]
+    whole: WindowStage = built("features", window_size="whole").stages[2]
+    x = torch.randn(2, 64, height, width)
+    stage, part = copy.copy(stage), copy.copy(whole)
+    stage.window_size = size
+    stage._modules = {**stage._modules, "downsample": torch.nn.Identity()}
+    part._modules = {**part._modules, "downsample": torch.nn.Identity()}
+    found = stage(x)
+    for top in range(0, height, size):
+        for left in range(0, width, size):
+            area = (..., slice(top, top + size), slice(left, left + size))
+            assert largest(found[area] - part(x[area])) < 1e-4 * largest(found)
+
+
+@torch.no_grad()
+def test_neutral_padding_makes_the_window_irrelevant() -> None:
+    """Windows that hold the whole map give one result with it, and as many results as windows as published."""
+    x = torch.randn(1, 3, 70, 90)
+    windows = [(6, 3), (8, 5), (11, 7)]
+    whole = small(window_size="whole")(x)
+    neutral = [small(window_size=window, neutral_padding=True)(x) for window in windows]
+    default = [small(window_size=window)(x) for window in windows]
+    assert all(largest(output - whole) < 1e-4 * largest(whole) for output in neutral)
+    assert all(largest(output - whole) > 1e-2 * largest(whole) for output in default)
+    divisible = torch.randn(1, 3, 96, 96)
+    same = small(neutral_padding=True)(divisible) - small()(divisible)
+    assert largest(same) < 1e-4 * largest(whole), "where nothing is padded, nothing changes"
+
+
+def test_padding_gets_no_gradient_when_neutral() -> None:
+    """The gradient of the map is finite and the same as without windows."""
+    x = torch.randn(1, 3, 64, 64)
+    gradients = []
+    for options in ({"neutral_padding": True}, {"window_size": "whole"}):
+        model = small(**options).double()
+        model(x.double()).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert largest(gradients[0] - gradients[1]) < 1e-9 * largest(gradients[1])
+
+
+@pytest.mark.parametrize("window", [(5, "whole"), [5, "whole"], (8, 8, 5, "whole")])
+def test_windows_are_given_in_many_ways(window: Any) -> None:
+    model = create_model("mambavision_t", features_only=True, window_size=window)
+    assert [stage.window_size for stage in model.stages[2:]] == [5, "whole"]
+    assert ModelInfo.from_json(info_of(model).to_json()).options == {"window_size": list(window)}
+
+
+@pytest.mark.parametrize("window", [0, -7, 2.5, "all", (14,), (14, 7, 3), (14, True), ()])
+def test_impossible_windows_are_refused(window: Any) -> None:
+    with pytest.raises(ConfigError, match=r"window_size=.*give a positive number"):
+        create_model("mambavision_t", window_size=window)
+
+
+def test_other_mistakes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="drop_path_rate=1"):
+        create_model("mambavision_t", drop_path_rate=1)
+    with pytest.raises(ConfigError, match="window_size"):
+        create_model("mambavision_t", windows_size=7)
+    with pytest.raises(InputError, match=r"31x64 \(H x W\) is smaller"):
+        small()(torch.zeros(1, 3, 31, 64))
+
+
+@torch.no_grad()
+def test_other_channels_and_no_classes() -> None:
+    model = small(in_chans=4)
+    x = torch.randn(1, 4, 40, 72)
+    for channel in range(4):
+        other = x.clone()
+        other[:, channel] += 1
+        assert largest(model(x) - model(other)) > 1e-3
+    pooled = ClassifierHead(128, 0).eval()
+    load_checkpoint(pooled, {"norm." + key: value for key, value in model.head.norm.state_dict().items()})
+    features = pooled(model.backbone(x)[-1])
+    assert features.shape == (1, 128) == (1, pooled.num_features)
+    assert largest(model.head.classifier(features) - model(x)) < 1e-5
+
+
+# ---- precision, training
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("neutral", [False, True])
+def test_half_precision_runs(dtype: torch.dtype, neutral: bool) -> None:
+    model = small(neutral_padding=neutral)
+    x = golden.image_input((2, 3, 96, 104))
+    expected = model(x)
+    found = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    with torch.autocast("cpu", dtype):
+        mixed = model(x)
+    assert found.dtype == mixed.dtype == dtype
+    tolerance = 0.02 if dtype == torch.float16 else 0.15
+    for output in (found, mixed):
+        assert largest(output.float() - expected) <= tolerance * largest(expected)
+
+
+@torch.no_grad()
+def test_layout_of_memory_does_not_matter() -> None:
+    model, x = small("segment"), torch.randn(2, 3, 70, 66)
+    expected = model(x)
+    found = copy.deepcopy(model).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert largest(found - expected) < 1e-5 * largest(expected)
+
+
+@pytest.mark.parametrize("task", ["classify", "segment"])
+def test_gradients_reach_every_parameter(task: str) -> None:
+    model = small(task).train()
+    output = model(torch.randn(2, 3, 64, 96))
+    (output * torch.randn_like(output)).sum().backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_drop_path_leaves_out_whole_images_in_training_only() -> None:
+    torch.manual_seed(0)
+    drop, x = DropPath(0.25), torch.ones(4000, 3, 2)
+    found = drop(x)
+    assert found.unique().tolist() == [0, pytest.approx(1 / 0.75)]
+    assert torch.equal(found.amin((1, 2)), found.amax((1, 2)))
+    assert found.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(drop.eval()(x), x)
+    assert drop_path_rates(0.3, (1, 3)) == [[0], pytest.approx([0.1, 0.2, 0.3])]
+    model = small(drop_path_rate=0.9).train()
+    image = torch.randn(2, 3, 64, 64)
+    assert largest(model(image) - model(image)) > 1e-3
+    assert torch.equal(model.eval()(image), model(image))
+
+
+def test_states_do_not_decay() -> None:
+    """Weight decay would pull the scan's decay rates towards 1, not its weights towards 0."""
+    model = small()
+    names = {id(parameter): key for key, parameter in model.named_parameters()}
+    decayed, others = ([names[id(p)] for p in group["params"]] for group in _parameter_groups(model, 0.05))
+    assert {key.rpartition(".")[2] for key in decayed} == {"weight"}
+    assert any(key.endswith("A_log") for key in others)
+    assert len(decayed) + len(others) == len(names)
+
+
+# ---- graphs
+
+
+def runtimes(path: Path, x: torch.Tensor) -> list[np.ndarray]:
+    """ONNX Runtime and OpenVINO on an exported file; the latter would compute in bfloat16 where the processor can."""
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return [np.asarray(session.run(None, {"image": x.numpy()})[0]), compiled({"image": x.numpy()})[0]]
+
+
+ROADS = [{}, {"neutral_padding": True}, {"window_size": "whole"}]
+
+
+@pytest.mark.parametrize("options", [*ROADS, {"window_size": 20}], ids=str)
+def test_traced_graph_takes_any_batch_and_size(options: dict[str, Any]) -> None:
+    """Also where it has one window at the traced size and several at others, and the other way round."""
+    model = small(config=SHALLOW, **options)
+    sides = {
+        0: torch.export.Dim("batch", min=1),
+        2: torch.export.Dim("height", min=33),
+        3: torch.export.Dim("width", min=33),
+    }
+    image = torch.zeros(2, 3, 96, 128)
+    program = torch.export.export(model, (image,), dynamic_shapes=[sides], strict=False).module()
+    for shape in ((1, 3, 33, 64), (3, 3, 200, 149), (1, 3, 350, 340)):
+        x = torch.randn(*shape)
+        with torch.no_grad():
+            expected = model(x)
+            assert largest(program(x) - expected) < 1e-5 * largest(expected)
+
+
+@pytest.mark.parametrize(
+    "options", [ROADS[0], *(pytest.param(road, marks=pytest.mark.long) for road in ROADS[1:])], ids=str
+)
+def test_exported_graph_takes_any_batch_and_size(
+    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Traced at one size, run at others, in two runtimes: within 1e-4 of the logits' spread."""
+    model = small(config=SHALLOW, **options)
+    path = foveal.export(model, output=tmp_path / "small.onnx", size=(96, 128)).path
+    for shape in ((1, 3, 96, 128), (3, 3, 200, 149), (2, 3, 40, 65)):
+        x = torch.randn(*shape)
+        with torch.no_grad():
+            expected = model(x).numpy()
+        for output in runtimes(path, x):
+            assert np.abs(output - expected).max() <= 1e-4 * expected.std()
+    foveal.load(str(path))
+    assert LICENCE in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_compiles_without_breaks() -> None:
+    model, x = small(config=SHALLOW), torch.randn(2, 3, 70, 101)
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected = model(x)
+    assert largest(compiled(x) - expected) < 1e-5 * largest(expected)
+
+
+@pytest.mark.long
+def test_published_size_exports(tiny: Any, tmp_path: Path) -> None:
+    path = foveal.export(tiny, output=tmp_path / "tiny.onnx").path
+    for shape in ((1, 3, 224, 224), (2, 3, 250, 131)):
+        x = golden.normal_input(shape)
+        with torch.no_grad():
+            expected = tiny(x).numpy()
+        for output in runtimes(path, x):
+            assert np.abs(output - expected).max() <= 1e-4 * expected.std()
