@@ -68,7 +68,9 @@ def train(
     if json:
         print_json(report)
     else:
-        scored = "".join(f"  {name} {value:.2%}" for name, value in figure.items())
+        from ..run.metrics import in_words
+
+        scored = "".join(f"  {in_words(name, value)}" for name, value in figure.items())
         print(f"{report['best']}  loss {report['loss']:.4f}{scored}")
     return 0
 
