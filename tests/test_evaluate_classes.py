@@ -91,6 +91,9 @@ def test_imagenet_by_wordnet_ids(tmp_path: Path) -> None:
         assert foveal.evaluate(by_brightness(names, 1000), tmp_path / "folders").top1 == 1
         files = foveal.evaluate(by_brightness(names, 1000), tmp_path / "files")
         assert (files.images, files.top1, files.split) == (4, 0.75, "all")
+    grey(tmp_path / "split" / "val" / IMAGENET_IDS[7] / "a.png", 7)
+    grey(tmp_path / "split" / f"{IMAGENET_IDS[9]}.png", 7)  # beside folders of images it is no sample
+    assert foveal.evaluate(by_brightness((), 1000), tmp_path / "split").images == 1
     grey(tmp_path / "files" / "other.png", 1)
     with pytest.raises(DataError, match="no folders of images"):
         foveal.evaluate(by_brightness((), 1000), tmp_path / "files")

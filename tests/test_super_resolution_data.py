@@ -63,8 +63,8 @@ def test_problems_are_named(tmp_path: Path) -> None:
         SuperResolutionData.open(tmp_path, ["all"], 2)
     with pytest.raises(DataError, match="no small images for scale 4, only LR/X2"):
         SuperResolutionData.open(tmp_path, ["all"], 4)
-    with pytest.raises(InputError, match="scale=1"):
-        SuperResolutionData.open(tmp_path, ["all"], 1)
+    with pytest.raises(InputError, match="scale=0"):
+        SuperResolutionData.open(tmp_path, ["all"], 0)
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="neither folders of large images"):
         SuperResolutionData.open(tmp_path / "none", ["all"], 2)

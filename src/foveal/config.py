@@ -19,6 +19,10 @@ T = TypeVar("T")
 #: What :mod:`foveal.losses` has.
 LossName = Literal["cross_entropy", "ohem", "focal", "dice", "jaccard", "lovasz", "boundary"]
 
+#: What :mod:`foveal.data.degradation` does: smallest and largest value of each range.
+DegradationName = Literal["blur", "noise", "jpeg"]
+_LIMITS = {"blur": (0.0, 20.0), "noise": (0.0, 255.0), "jpeg": (1.0, 100.0)}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -32,19 +36,23 @@ class TrainConfig:
         splits: training splits of the data set, together one training set.
         val_split: split to select the best checkpoint on; empty: keep the last.
         epochs: how many; each is a pass over the training set, or ``samples_per_epoch``.
-        samples_per_epoch: images after which an epoch ends, for sets so large that a pass is too long; 0: all.
+        samples_per_epoch: images after which an epoch ends, where a pass over the set is too long, or too short; 0: a
+            pass.
         shuffle_buffer: tar files: samples, in the order of the files, that the next one is drawn from.
         batch_size: images per optimiser step, over all processes.
         accumulate: pieces that a process's share of a batch is cut into, to save memory; batch norms see the pieces.
-        crop: (H, W) of the training crops, in pixels.
+        crop: (H, W) of the training crops, in pixels; upscaling: of the large image.
         scale: segmentation: range of the random scaling before cropping.
         area: classification: range of the share of the image that a crop covers.
         crop_ratio: classification: centre crop over resized short side when evaluating.
-        flip: probability of a horizontal flip.
+        flip: probability of a horizontal flip; upscaling: of vertical and diagonal ones too.
         jitter: strength of the jitter of brightness, contrast and saturation, 0..1.
         tint: strength of a random gain per colour channel, 0..1: other cameras, other light.
         rare_crop: probability that a crop is placed on a pixel of a class drawn by its weight.
         loss: segmentation: factor of each term by name (see :mod:`foveal.losses`); those left out have none.
+        degradation: upscaling: range of each thing that spoils the small image, by name (see
+            :mod:`foveal.data.degradation`); none: a bicubic small image, or the data set's own.
+        pixel_loss: upscaling: "l1" or "charbonnier".
         class_weights: how rarity weighs in the loss: "none", "sqrt_median", "median" (frequency balancing).
         label_smoothing: classification: share of the target that goes to the other classes.
         deep_supervision: segmentation: weight of auxiliary classifiers on the two coarsest maps; 0: none.
@@ -71,7 +79,7 @@ class TrainConfig:
     """
 
     model: str = "efficientvit_b0"
-    task: Literal["segment", "classify"] = "segment"
+    task: Literal["segment", "classify", "upscale"] = "segment"
     options: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     splits: tuple[str, ...] = ("train",)
@@ -90,6 +98,8 @@ class TrainConfig:
     tint: float = 0.0
     rare_crop: float = 0.0
     loss: dict[LossName, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
+    degradation: dict[DegradationName, tuple[float, float]] = field(default_factory=dict)
+    pixel_loss: Literal["l1", "charbonnier"] = "l1"
     class_weights: Literal["none", "sqrt_median", "median"] = "sqrt_median"
     label_smoothing: float = 0.0
     deep_supervision: float = 0.0
@@ -134,6 +144,9 @@ class TrainConfig:
             "cache_gib": self.cache_gib >= 0,
             "save_minutes": self.save_minutes > 0,
             "log_every": self.log_every >= 0,
+            "degradation": all(
+                _LIMITS[name][0] <= low <= high <= _LIMITS[name][1] for name, (low, high) in self.degradation.items()
+            ),
             "loss": len(self.loss) >= 1 and min(self.loss.values()) > 0,
             "lr": self.lr > 0,
             "weight_decay": self.weight_decay >= 0,

@@ -12,10 +12,11 @@ from . import assets
 from .errors import ConfigError, nearest
 from .info import Labels, ModelInfo, Preprocess, attach
 from .registry import Backbone, Variant, published, variants
-from .tasks import classify, language, segment
+from .tasks import classify, language, segment, upscale
 from .weights import load_for_finetuning, read_weights, recognise
 
-TASKS = ("classify", "segment", "language")
+TASKS = ("classify", "segment", "upscale", "language")
+_TASK_OPTIONS = {"segment": {"head"}, "upscale": {"scale"}}  # those that the head takes
 _IMAGENET_CLASSES = 1000
 
 
@@ -24,7 +25,7 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
 
     Args:
         pattern: shell-style pattern, with ``*`` and ``?``.
-        task: only models of this task ("classify", "segment", "language").
+        task: only models of this task ("classify", "segment", "upscale", "language").
         pretrained: ``True``: ``name.tag`` of all weights that come with Foveal or are fetched on first use; ``False``
             or ``None``: the architectures.
 
@@ -60,8 +61,8 @@ def create_model(
 
     Args:
         name: architecture, or ``architecture.tag`` for one with the weights of that tag.
-        task: "classify", "segment" or "language"; default: the tag's task, else the architecture's first ("classify" of
-            backbones).
+        task: "classify", "segment", "upscale" or "language"; default: the tag's task, else the architecture's first
+            ("classify" of backbones).
         num_classes: outputs; default: the published number. 0 when classifying: pooled features.
         in_chans: channels of the image, at least 1.
         features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
@@ -69,7 +70,8 @@ def create_model(
         weights: tag ("camvid"), path, folder, or hub id, to start from. A classifier for another number of classes
             starts fresh, and weights of another task give the backbone alone.
         **options: the family's own (see ``foveal models NAME``), and for segmentation ``head="cityscapes"`` or
-            ``"ade20k"``, the published head for that data set.
+            ``"ade20k"``, the published head for that data set; for upscaling ``scale=`` 1 (restoration at the image's
+            own size), 2 (the default), 3 or 4.
 
     Returns:
         nn.Module: in training mode as torch builds it, with a ``foveal_info`` attribute.
@@ -85,12 +87,12 @@ def create_model(
     state, info = (None, None) if weights is None else read_weights(weights, name)
     task = _check_task(task or (info.task if info and info.task in variant.tasks else variant.tasks[0]))
     if task not in variant.tasks:
-        kind = "a language model" if "language" in variant.tasks else "for images"
-        raise ConfigError(f"{name} is {kind}, not for {task!r}; valid: {', '.join(variant.tasks)}")
+        kind = "a language model, " if "language" in variant.tasks else ""
+        raise ConfigError(f"{name} is {kind}not for {task!r}; valid: {', '.join(variant.tasks)}")
     classifies = task == "classify" and not features_only
     of_classifier = set(family.classifier_options) if classifies else set()
     general = set(family.options) | set(family.settings)
-    valid = general | of_classifier | ({"head"} if task == "segment" else set())
+    valid = general | of_classifier | _TASK_OPTIONS.get(task, set())
     if info:
         if info.task == task:
             num_classes = info.num_classes if num_classes is None else num_classes
@@ -103,7 +105,6 @@ def create_model(
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
     if in_chans < 1:
         raise ConfigError(f"in_chans={in_chans}: give 1 or more")
-    head_name = options.get("head")
     for_backbone = {k: v for k, v in options.items() if k in family.options}
     if task == "language":
         if num_classes or in_chans != 3:
@@ -116,7 +117,10 @@ def create_model(
     elif variant.language_head is not None:
         model = language.LanguageModel(backbone, variant.language_head(backbone))
     elif task == "segment":
-        model, num_classes = _segmenter(name, variant, backbone, num_classes, head_name)
+        model, num_classes = _segmenter(name, variant, backbone, num_classes, options.get("head"))
+    elif task == "upscale":
+        options.setdefault("scale", upscale.DEFAULT_SCALE)
+        model = _upscaler(name, backbone, in_chans, num_classes, options["scale"])
     else:
         model, num_classes = _classifier(
             name, variant, backbone, num_classes, {k: v for k, v in options.items() if k in of_classifier}
@@ -131,13 +135,17 @@ def create_model(
         options=dict(options),
         output_stride=getattr(model, "stride", 1),
         licence=info.licence if info else "",
-        preprocess=info.preprocess if info and info.task == task else Preprocess(),
+        preprocess=info.preprocess if info and info.task == task else _preprocess(task),
         labels=info.labels if info and info.num_classes == num_classes else Labels(),
     )
     attach(model, described)
     if state is not None:
         load_for_finetuning(model, state, info)
     return model
+
+
+def _preprocess(task: str) -> Preprocess:
+    return Preprocess(upscale.MEAN, upscale.STD) if task == "upscale" else Preprocess()
 
 
 def _check_task(task: str) -> str:
@@ -167,6 +175,15 @@ def _segmenter(
         raise ConfigError(f"num_classes={num_classes}: a segmentation model needs at least 1")
     head = segment.SegmentationHead(backbone.feature_info, num_classes, **arguments)
     return segment.SegmentationModel(backbone, head), num_classes
+
+
+def _upscaler(name: str, backbone: Backbone, in_chans: int, num_classes: int | None, scale: int) -> nn.Module:
+    if num_classes:
+        raise ConfigError(f"num_classes={num_classes}: {name} makes images, not classes; leave it out")
+    if scale not in upscale.SCALES:
+        raise ConfigError(f"scale={scale!r}: give one of {', '.join(map(str, upscale.SCALES))}")
+    head = upscale.UpscaleHead(backbone.feature_info[-1].channels, in_chans, scale)
+    return upscale.UpscaleModel(backbone, head)
 
 
 def _classifier(

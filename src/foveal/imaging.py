@@ -14,6 +14,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,7 +61,7 @@ _DAMAGE = (
 )  # fmt: skip
 _LOG = logging.getLogger(__name__)
 
-ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8]
+ImageLike = str | Path | bytes | Image.Image | NDArray[np.uint8] | NDArray[np.uint16]  # 16 bits: to upscale only
 
 
 def read_image(
@@ -98,6 +99,105 @@ def read_image(
             _decode(image, file, name, allow_truncated)
             pixels = _to_rgb(image)
         return _upright(pixels, image)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with all that it carries, upright.
+
+    Attributes:
+        pixels: ``(H, W, 3)`` uint8 or uint16; grey ones have three equal channels.
+        alpha: ``(H, W)`` of the same type, ``None`` where nothing is transparent.
+        icc: colour profile, empty where there is none.
+        grey: whether it was a grey picture.
+    """
+
+    pixels: NDArray[Any]
+    alpha: NDArray[Any] | None = None
+    icc: bytes = b""
+    grey: bool = False
+
+
+def read_picture(source: ImageLike, *, name: str = "", max_pixels: int | None = None) -> Picture:
+    """Read an image to give it back changed: 16 bits, alpha, grey and the colour profile are kept.
+
+    Arguments are those of :func:`read_image`; arrays may be uint16 as well.
+
+    Raises:
+        InputError: as :func:`read_image`, and for what could not be given back as it was: several pictures in one file,
+            CMYK with a profile, 16-bit grey with transparency.
+    """
+    if isinstance(source, np.ndarray):
+        return _picture_of_array(source)
+    name = name or (str(source) if isinstance(source, str | Path) else "image")
+    with _one_line(name), _opened(source, name, max_pixels) as (image, file):
+        _check_mode(image, name)
+        raw = _raw_mode(image)
+        wide_grey, icc = image.mode.startswith("I"), image.info.get("icc_profile") or b""
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise InputError(f"{name}: {frames} pictures in one file; give them one by one")
+        if image.mode == "CMYK" and icc:
+            raise InputError(f"{name}: CMYK with a colour profile; convert it to RGB by that profile first")
+        if raw == "LA;16B" or (wide_grey and "transparency" in image.info):
+            raise InputError(f"{name}: 16-bit grey with transparency; convert it to RGBA first, which is read whole")
+        grey = wide_grey or image.mode in ("1", "L", "LA")
+        if file and image.format == "JPEG":
+            return Picture(_upright(_jpeg_to_rgb(image, file, name, False), image), None, icc, grey)
+        _decode(image, file, name, allow_truncated=False)
+        if wide_grey:
+            white, negative = _white(image)
+            pixels = (np.asarray(image).astype(np.uint32) * 65535 // white).clip(0, 65535).astype(np.uint16)
+            pixels = np.repeat((65535 - pixels if negative else pixels)[..., None], 3, axis=2)
+        elif raw in _OTHER_HALF:
+            with _opened(source, name, max_pixels) as (again, _):
+                pixels = _wide(image, again, raw)
+        else:
+            transparent = image.has_transparency_data
+            pixels = np.asarray(image.convert("RGBA")) if transparent else _to_rgb(image)
+        return _split(_upright(pixels, image), icc, grey)
+
+
+#: Pillow has no colours of 16 bits: it keeps the high halves. Asked for the other byte order it keeps the low ones.
+_OTHER_HALF = {f"{mode};16{a}": f"{mode};16{b}" for mode in ("RGB", "RGBA") for a, b in ("BL", "LB", "NB")}
+
+
+def _raw_mode(image: Image.Image) -> str:
+    tile: Any = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    if tile is None:
+        return ""
+    return tile[3] if isinstance(tile[3], str) else tile[3][0]
+
+
+def _wide(image: Image.Image, again: Image.Image, raw: str) -> NDArray[np.uint16]:
+    """16 bits from the high halves in ``image`` and the low ones of the same file, not yet decoded."""
+    assert isinstance(again, ImageFile.ImageFile)
+    other = _OTHER_HALF[raw]
+    tiles: Any = again.tile
+    again.tile = [
+        tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in tiles
+    ]
+    again.load()
+    wide = np.asarray(image).astype(np.uint16) << np.uint16(8)
+    wide |= np.asarray(again)
+    return wide
+
+
+def _split(pixels: NDArray[Any], icc: bytes, grey: bool) -> Picture:
+    if pixels.shape[2] == 3:
+        return Picture(pixels, None, icc, grey)
+    return Picture(np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3]), icc, grey)
+
+
+def _picture_of_array(array: NDArray[Any]) -> Picture:
+    if array.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"array of {array.dtype}: expected uint8 or uint16")
+    if array.size == 0:
+        raise InputError(f"array of shape {array.shape}: no pixels")
+    if array.ndim == 2:
+        return Picture(np.repeat(array[..., None], 3, axis=2), grey=True)
+    if array.ndim == 3 and array.shape[2] in (3, 4):
+        return _split(array, b"", False)
+    raise InputError(f"array of shape {array.shape}: expected (H, W), (H, W, 3) or (H, W, 4)")
 
 
 def read_mask(
@@ -307,9 +407,7 @@ def _grey16(image: Image.Image, white: int, negative: bool) -> NDArray[np.uint8]
 
 def _grey_step(image: Image.Image) -> int:
     """What Pillow multiplies greys of 2 and 4 bits with, so that they look right; as class ids they are not."""
-    tile: Any = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
-    raw = (tile[3] if isinstance(tile[3], str) else tile[3][0]) if tile else ""
-    return {"L;2": 85, "L;4": 17}.get(raw, 1)
+    return {"L;2": 85, "L;4": 17}.get(_raw_mode(image), 1)
 
 
 def _upright(pixels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
@@ -324,7 +422,7 @@ def _upright(pixels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-def _from_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise InputError(f"array of {array.dtype}: expected uint8 with values 0..255")
     if array.size == 0:

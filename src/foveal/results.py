@@ -16,6 +16,7 @@ from .errors import InputError
 from .files import written_whole
 from .imaging import distinct_colours
 from .info import Labels
+from .pictures import Canvas, write_picture
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,40 @@ class ClassifyResult:
         """The ``k`` most probable (name, probability), best first; unnamed classes are "class 0", ..."""
         order = np.argsort(-self.scores, kind="stable")[:k]
         return [(self.labels.names[i] if self.labels.names else f"class {i}", float(self.scores[i])) for i in order]
+
+
+@dataclass(frozen=True)
+class UpscaleResult:
+    """An image made larger, or repaired at its own size.
+
+    Attributes:
+        image: ``(scale * H, scale * W, 3)``, with alpha 4 channels; uint8, or uint16 where 16 bits went in.
+        scale: its sides over those of the image that went in.
+        icc: colour profile, empty where there is none.
+        grey: whether the image is grey; its three channels are equal then.
+    """
+
+    image: NDArray[Any]
+    scale: int
+    icc: bytes = b""
+    grey: bool = False
+
+    def save(self, path: str | Path) -> Path:
+        """Write the image with its colour profile; the suffix tells the format.
+
+        Raises:
+            InputError: a format that is not written or cannot hold it, or the file cannot be written.
+        """
+        stored = stored_channels(self.image, self.grey)
+        height, width, channels = stored.shape
+        canvas = Canvas(height, width, channels, 8 * self.image.itemsize, self.icc)
+        write_picture(path, canvas, [stored])
+        return Path(path)
+
+
+def stored_channels(pixels: NDArray[Any], grey: bool) -> NDArray[Any]:
+    """``(H, W, 3 or 4)`` as files have it: a single channel of grey, and alpha where there is one."""
+    return pixels[..., [0, *range(3, pixels.shape[2])]] if grey else pixels
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import struct
 import warnings
@@ -29,6 +30,7 @@ from .registry import FAMILIES, Backbone, Family, LanguageBackbone, Published, V
 
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
+_SUBPIXEL = "head.subpixel.weight"  # of :class:`foveal.tasks.upscale.UpscaleHead`
 _DIGEST = f"{KEY}.sha256"
 _WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
 _STRIPPED = ("module.", "model.", "_orig_mod.", "ema.")
@@ -298,8 +300,18 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
             converted = family.convert(candidate)
             if converted is not None:
                 published = converted.keys() != candidate.keys()
-                return Recognised(converted, family, published, family.implied(candidate))
+                return Recognised(converted, family, published, family.implied(candidate) | _scale(converted))
     raise CheckpointError(f"layout not recognised; first keys: {_line(', '.join(list(state)[:4]))}")
+
+
+def _scale(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """What a sub-pixel convolution enlarges by: it has ``scale ** 2`` outputs for each that leaves it as a pixel."""
+    if _SUBPIXEL not in state:
+        return {}
+    in_chans = next(
+        value.shape[1] for key, value in state.items() if key.startswith("backbone.stem.") and value.ndim == 4
+    )
+    return {"scale": math.isqrt(state[_SUBPIXEL].shape[0] // in_chans)}
 
 
 def load_checkpoint(
@@ -329,8 +341,9 @@ def load_for_finetuning(
 ) -> LoadReport:
     """Like :func:`load_checkpoint`, for a model that will be trained on.
 
-    A classifier for another number of classes keeps its initial values, and so does the whole head where the weights
-    are for another task, and what the backbone calls optional; the report names what did.
+    A classifier for another number of classes keeps its initial values, an upsampler for another scale too, and so does
+    the whole head where the weights are for another task, and what the backbone calls optional; the report names what
+    did.
     """
     return _load(model, source, info, finetune=True)
 
@@ -376,7 +389,8 @@ def _load(
 def _fresh(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Beginnings of the keys that may keep their initial values when ``state`` is a start for training."""
     headless = not any(key.startswith("head.") for key in state)
-    head = "head." if headless or task_of(own) != task_of(state) else "head.classifier"
+    last = "head.subpixel" if task_of(own) == "upscale" else "head.classifier"
+    head = "head." if headless or task_of(own) != task_of(state) else last
     names = optional_keys(model, Backbone, LanguageBackbone)
     return (head, *(name for name in names if not any(key.startswith(name) for key in state)))
 
@@ -416,7 +430,10 @@ def _resize_tables(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, ...
 
 def task_of(state: Iterable[str]) -> str:
     """The task that the head's keys (in our layout) belong to."""
-    return "segment" if any(key.startswith("head.laterals.") for key in state) else "classify"
+    keys = set(state)
+    if _SUBPIXEL in keys:
+        return "upscale"
+    return "segment" if any(key.startswith("head.laterals.") for key in keys) else "classify"
 
 
 def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: object) -> None:

@@ -27,8 +27,12 @@ WEIGHTS: dict[str, Weights] = {
     "efficientvit_b0.camvid": Weights("segment", "CamVid test mIoU 58.45 at 480x360 (measured by us)", "Apache-2.0"),
 }
 
-#: What each task's command uses when no model is named.
-DEFAULTS = {"segment": "efficientvit_b0.camvid", "classify": "tf_efficientnet_lite0.in1k"}
+#: What each task's command uses when no model is named; upscaling adds its scale, as in efficientvit_sr.x2.
+DEFAULTS = {
+    "segment": "efficientvit_b0.camvid",
+    "classify": "tf_efficientnet_lite0.in1k",
+    "upscale": "efficientvit_sr",
+}
 
 
 def path(ref: str, suffix: str) -> Path:

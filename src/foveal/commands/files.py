@@ -101,7 +101,7 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
     for name in names:
         family, variant = known[name]
         with torch.device("meta"):
-            model = create_model(name, features_only=variant.classifier is None).eval()
+            model = create_model(name, features_only=variant.classifier is None and "classify" in variant.tasks).eval()
         # What models that share layers save, and what not.
         sharing = "; ".join(stack.summary() for stack in shared_layers(model))
         best: dict[str, str] = {}

@@ -11,6 +11,7 @@ from .console import Json, Size, parse_size, print_json, print_table
 
 if TYPE_CHECKING:
     from ..run.evaluate_classes import ClassifyEvaluation
+    from ..run.evaluate_upscaling import UpscaleEvaluation
 
 
 def evaluate(
@@ -26,7 +27,9 @@ def evaluate(
     out: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Score a model on a labelled data set. Images that cannot be scored are named, and the exit code is 1.
+    """Score a model on a labelled data set, or one that upscales on large images.
+
+    Images that cannot be scored are named, and the exit code is 1.
 
     Parameters
     ----------
@@ -35,7 +38,8 @@ def evaluate(
     data
         Folder of the data set.
     split
-        Part of it; default: test, or val for a published protocol; classifiers: test, else val, else all.
+        Part of it; default: test, or val for a published protocol; classifiers: test, else val, else all;
+        upscaling: every set that was not trained on.
     class_map
         YAML file "model class: data class", for a model with other classes.
     protocol
@@ -47,6 +51,7 @@ def evaluate(
     """
     from .. import evaluate as evaluate_model
     from ..run.evaluate_classes import ClassifyEvaluation
+    from ..run.evaluate_upscaling import UpscaleEvaluation
     from ..run.progress import Progress
 
     found = evaluate_model(
@@ -66,6 +71,8 @@ def evaluate(
         return 1 if found.skipped else 0
     if isinstance(found, ClassifyEvaluation):
         return _print_classes(found)
+    if isinstance(found, UpscaleEvaluation):
+        return _print_upscaling(found)
     columns = {"IoU": report["iou"], "accuracy": report["accuracy"]}
     if boundary:
         columns |= {"boundary F": report["boundary"]["f_score"], "boundary IoU": report["boundary"]["boundary_iou"]}
@@ -91,6 +98,25 @@ def evaluate(
 
 def _print_classes(found: ClassifyEvaluation) -> int:
     print(f"top-1 {found.top1:.2%}  top-5 {found.top5:.2%}  ({found.images} images of {found.split})")
+    for image, error in found.skipped.items():
+        print(f"skipped {image}: {error}")
+    return 1 if found.skipped else 0
+
+
+def _print_upscaling(found: UpscaleEvaluation) -> int:
+    rows = [
+        (
+            part.name,
+            str(part.scores.images),
+            f"x{found.scale}",
+            f"{part.scores.psnr:.2f}",
+            f"{part.scores.ssim:.4f}",
+            part.small,
+            f"{part.border} px",
+        )
+        for part in found.sets
+    ]
+    print_table(("set", "images", "scale", "PSNR (Y), dB", "SSIM (Y)", "small images", "border left out"), rows)
     for image, error in found.skipped.items():
         print(f"skipped {image}: {error}")
     return 1 if found.skipped else 0

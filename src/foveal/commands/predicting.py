@@ -100,6 +100,10 @@ def predict(
     predictor = load(model)
     if predictor.info.task == "classify":
         return _classify(predictor, images, 5, json)
+    if predictor.info.task == "upscale":
+        from . import upscaling
+
+        return upscaling.run(predictor, images, out, tile=tile, overlap=overlap, resume=resume, as_json=json)
     return _predict(predictor, images, out, overlay, None, tile, overlap, resume, json)
 
 
@@ -125,7 +129,7 @@ def _predict(
     resume: bool,
     as_json: bool,
 ) -> int:
-    jobs, many = _jobs(images, out)
+    jobs, many = jobs_of(images, out)
     if label is not None and many:
         raise ConfigError("--label compares a single image")
     if tile is not None:
@@ -220,7 +224,7 @@ def _segment_many(
 
 
 def _classify(predictor: Predictor, images: list[Path], top: int, as_json: bool) -> int:
-    jobs, many = _jobs(images, Path())
+    jobs, many = jobs_of(images, Path())
     report: dict[str, Any] = {"images": [], "failed": []}
     for source, _ in jobs:
         try:
@@ -240,8 +244,13 @@ def _classify(predictor: Predictor, images: list[Path], top: int, as_json: bool)
     return 1 if report["failed"] else 0
 
 
-def _jobs(images: list[Path], out: Path) -> tuple[list[tuple[Path, Path]], bool]:
-    """(image, mask) paths, and whether this is a batch: a folder or several images."""
+def jobs_of(images: list[Path], out: Path, suffix: str = ".png") -> tuple[list[tuple[Path, Path]], bool]:
+    """(image, result) paths, and whether this is a batch: a folder or several images.
+
+    Raises:
+        InputError: no images.
+        ConfigError: a result would overwrite an image, or two have one name.
+    """
     from ..imaging import list_images
 
     many = len(images) > 1 or images[0].is_dir()
@@ -252,7 +261,7 @@ def _jobs(images: list[Path], out: Path) -> tuple[list[tuple[Path, Path]], bool]
             inside = given.resolve() in out.resolve().parents
             if inside and out.resolve() in source.resolve().parents:
                 continue  # results of an earlier run inside the folder
-            target = _free_target(source, given, out, taken)
+            target = _free_target(source, given, out, taken, suffix)
             taken.add(target)
             jobs.append((source, target))
     if not jobs:
@@ -263,14 +272,14 @@ def _jobs(images: list[Path], out: Path) -> tuple[list[tuple[Path, Path]], bool]
     return jobs, many
 
 
-def _free_target(source: Path, given: Path, out: Path, taken: set[Path]) -> Path:
-    """Where the mask of ``source`` goes: its own name, with more of its path where two images share it."""
+def _free_target(source: Path, given: Path, out: Path, taken: set[Path], suffix: str) -> Path:
+    """Where the result of ``source`` goes: its own name, with more of its path where two images share it."""
     relative = source.relative_to(given) if given.is_dir() else Path(source.name)
     owner = given if given.is_dir() else source.resolve().parent
-    for name in (relative.with_suffix(".png"), Path(f"{relative}.png"), Path(owner.name) / f"{relative}.png"):
+    for name in (relative.with_suffix(suffix), Path(f"{relative}{suffix}"), Path(owner.name) / f"{relative}{suffix}"):
         if out / name not in taken:
             return out / name
-    raise ConfigError(f"{source}: another image has the same name; segment the folders one by one")
+    raise ConfigError(f"{source}: another image has the same name; give the folders one by one")
 
 
 def _write(result: SegmentResult, target: Path, overlay: bool) -> list[Path]:

@@ -43,7 +43,7 @@ def train(
     Parameters
     ----------
     data
-        Folder of the data set; 'foveal data check' tells whether it can be used.
+        Folder of the data set, which 'foveal data check' looks into, or a pattern of tar files.
     model
         Architecture to train.
     task
@@ -68,7 +68,9 @@ def train(
     if json:
         print_json(report)
     else:
-        scored = "".join(f"  {name} {value:.2%}" for name, value in figure.items())
+        from ..run.metrics import in_words
+
+        scored = "".join(f"  {in_words(name, value)}" for name, value in figure.items())
         print(f"{report['best']}  loss {report['loss']:.4f}{scored}")
     return 0
 

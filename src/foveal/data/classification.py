@@ -31,6 +31,7 @@ from .layout import (
     DatasetFile,
     describe,
     drawn_splits,
+    has_images,
     images_in,
     resolve_split,
     subfolders,
@@ -123,7 +124,9 @@ def class_folders(root: Path, described: DatasetFile) -> dict[str, dict[str, lis
 
 
 def _by_wordnet_id(root: Path, described: DatasetFile) -> dict[str, list[Path]]:
-    """Images of a folder without folders, by the WordNet id in their names; empty where one has none."""
+    """Images of a folder that has them in no other folder, by the WordNet id in their names; empty if one has none."""
+    if any(map(has_images, subfolders(root))):
+        return {}
     excluded = described.excluded(root)
     classes: dict[str, list[Path]] = {}
     for path in images_in(root):

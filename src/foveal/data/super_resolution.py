@@ -7,6 +7,7 @@ Layouts (``S`` is the scale; where there are no small images they are made, see 
     ROOT/<name>_<split>_HR/     ROOT/<name>_<split>_LR_bicubic/XS/          (DIV2K)
     ROOT/<split>/*.png          large images alone
     ROOT/*.png                  large images alone, no splits: "all", "train" and "val" with val_share
+    ROOT/<set>/*.png            the same in several sets, each a split: set5, set14, bsd100
 
 Small images have the stem of the large one, or end in ``xS`` or ``_xS``.
 """
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
 from ..imaging import read_image
+from ..info import Labels
 from .layout import (
     ALL,
     FILE,
@@ -56,26 +58,32 @@ class SuperResolutionData:
     scale: int
 
     @classmethod
-    def open(cls, root: str | Path, splits: Sequence[str], scale: int) -> SuperResolutionData:
+    def open(cls, root: str | Path, splits: Sequence[str], scale: int, *, small: bool = True) -> SuperResolutionData:
         """Find the pairs of ``splits`` below ``root``.
 
+        Args:
+            root: folder of the data set.
+            splits: parts of it, together one set.
+            scale: 1 pairs images of one size, for restoration.
+            small: ``False``: leave folders of small images alone, make them from the large ones.
+
         Raises:
-            InputError: ``scale`` is below 2.
+            InputError: ``scale`` is below 1.
             DataError: no such split, images without a partner, no small images of this scale beside those of others.
         """
         root = Path(root)
-        if scale < 2:
-            raise InputError(f"scale={scale}: a whole number from 2 up")
+        if scale < 1:
+            raise InputError(f"scale={scale}: a whole number from 1 up")
         described = describe(root)
         if described.layout not in ("", LAYOUT):
             raise DataError(f"{root / FILE}: layout {described.layout!r} is not for super-resolution ({LAYOUT!r})")
-        have = high_folders(root, described)
+        have = sets_of(root, described)
         if not have:
             raise DataError(f"{root}: neither folders of large images (HR/) nor images")
         pairs: list[tuple[Path | None, Path]] = []
         problems: list[Problem] = []
         for split in splits:
-            found, unmatched = open_split(root, resolve_split(split, tuple(have), root), scale, described)
+            found, unmatched = open_split(root, resolve_split(split, tuple(have), root), scale, described, small)
             pairs += found
             problems += unmatched
         raise_first(problems, root)
@@ -83,8 +91,21 @@ class SuperResolutionData:
             raise DataError(f"{root}: no images in {' + '.join(splits)}")
         return cls(tuple(pairs), scale)
 
+    @property
+    def labels(self) -> Labels:
+        """None: pictures have no classes."""
+        return Labels()
+
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def name(self, index: int) -> Path:
+        """The large image's file."""
+        return self.pairs[index][1]
+
+    def order(self, rng: np.random.Generator, buffer: int) -> list[int]:
+        """All samples in random order."""
+        return rng.permutation(len(self)).tolist()
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Read one pair: ``(h, w, 3)`` and ``(h * scale, w * scale, 3)``, uint8 RGB.
@@ -133,26 +154,32 @@ def high_folders(root: Path, described: DatasetFile) -> dict[str, Path]:
     return found
 
 
+def sets_of(root: Path, described: DatasetFile) -> dict[str, Path]:
+    """:func:`high_folders`, or where it finds none, every folder of images by its name."""
+    found = high_folders(root, described)
+    return found or {folder.name: folder for folder in subfolders(root) if images_in(folder)}
+
+
 def open_split(
-    root: Path, split: str, scale: int, described: DatasetFile
+    root: Path, split: str, scale: int, described: DatasetFile, small: bool = True
 ) -> tuple[list[tuple[Path | None, Path]], list[Problem]]:
     """The pairs of one split and the files that have no partner.
 
     Raises:
         DataError: there are folders of small images, none for this scale.
     """
-    folders = high_folders(root, described)
+    folders = sets_of(root, described)
     high, excluded = folders[split], described.excluded(root)
     drawn = len(set(folders.values())) < len(folders)
     large = images_in(high)
-    low = _low_folder(high, scale)
+    low = _low_folder(high, scale) if small else None
     if low is None:
         pairs: list[tuple[Path | None, Path]] = [(None, path) for path in large if path not in excluded]
         problems: list[Problem] = []
     else:
         endings = ("", f"x{scale}", f"_x{scale}")
-        small = [by_stem(images_in(low), low, ending) for ending in endings]
-        found, problems = matched(by_stem(large, high), small, ("large image", "small image"), excluded)
+        stems = [by_stem(images_in(low), low, ending) for ending in endings]
+        found, problems = matched(by_stem(large, high), stems, ("large image", "small image"), excluded)
         pairs = [(small_path, large_path) for large_path, small_path in found]
     if drawn:
         names = drawn_splits((path.stem for _, path in pairs), described)[split]
@@ -206,6 +233,8 @@ def bicubic_downscale(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]
     """
     if any(side % scale for side in image.shape[:2]):
         raise InputError(f"image of {image.shape[1]}x{image.shape[0]} (W x H): its sides do not divide by {scale}")
+    if scale == 1:
+        return image
     out = image.astype(np.float64)
     for axis in (0, 1):
         out = np.moveaxis(_shrunk(np.moveaxis(out, axis, 0), scale), 0, axis)
@@ -215,15 +244,55 @@ def bicubic_downscale(image: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]
 def _shrunk(rows: NDArray[np.float64], scale: int) -> NDArray[np.float64]:
     """Shrink the first axis. Every output pixel sees the same taps, since the scale is whole."""
     offsets = np.arange(-2 * scale, 3 * scale)
-    distance = np.abs(offsets - (scale - 1) / 2) / scale
-    near = (1.5 * distance - 2.5) * distance**2 + 1
-    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
-    taps = np.where(distance <= 1, near, np.where(distance <= 2, far, 0.0))
+    taps = _cubic(np.abs(offsets - (scale - 1) / 2) / scale)
     taps /= taps.sum()
     length = len(rows)
     starts = np.arange(0, length, scale)
     out = np.zeros((len(starts), *rows.shape[1:]))
     for offset, tap in zip(offsets, taps, strict=True):
-        place = (starts + offset) % (2 * length)  # mirrored with the edge pixel repeated
-        out += tap * rows[np.where(place < length, place, 2 * length - 1 - place)]
+        out += tap * rows[_mirrored(starts + offset, length)]
     return out
+
+
+def interpolated(image: NDArray[np.floating], scale: int, kernel: str = "bicubic") -> NDArray[np.float64]:
+    """Enlarge ``(H, W, C)`` by a whole number as MATLAB's ``imresize`` does, edges mirrored; nothing is rounded.
+
+    Args:
+        image: any range.
+        scale: whole number.
+        kernel: "bicubic" (a = -0.5) or "lanczos" (three lobes).
+    """
+    out = image.astype(np.float64)
+    for axis in (0, 1):
+        out = np.moveaxis(_enlarged(np.moveaxis(out, axis, 0), scale, kernel), 0, axis)
+    return out
+
+
+def _enlarged(rows: NDArray[np.float64], scale: int, kernel: str) -> NDArray[np.float64]:
+    offsets = np.arange(-3, 4)
+    phases = (np.arange(scale) + 0.5) / scale - 0.5
+    distance = np.abs(phases[:, None] - offsets)
+    if kernel == "bicubic":
+        taps = _cubic(distance)
+    else:
+        taps = np.where(distance < 3, np.sinc(distance) * np.sinc(distance / 3), 0.0)
+    taps /= taps.sum(1, keepdims=True)
+    length = len(rows)
+    out = np.zeros((length, scale, *rows.shape[1:]))
+    for offset, column in zip(offsets, taps.T, strict=True):
+        shifted = rows[_mirrored(np.arange(length) + offset, length)]
+        out += column.reshape(scale, *[1] * (rows.ndim - 1)) * shifted[:, None]
+    return out.reshape(length * scale, *rows.shape[1:])
+
+
+def _mirrored(index: NDArray[np.intp], length: int) -> NDArray[np.intp]:
+    """Where an index outside ``length`` falls when the edge pixel is repeated once, then the one before, ..."""
+    place = index % (2 * length)
+    return np.where(place < length, place, 2 * length - 1 - place)
+
+
+def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Keys' kernel with a = -0.5."""
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
+    return np.where(distance <= 1, near, np.where(distance <= 2, far, 0.0))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from ..info import IGNORE
+from .degradation import degraded
 
 
 @dataclass(frozen=True)
@@ -121,3 +123,47 @@ def _crop_resize(image: Image.Image, box: tuple, size: tuple[int, int], kernel: 
     if x1 > x0 and y1 > y0:
         canvas.paste(image.resize((x1 - x0, y1 - y0), kernel, box=inside), (x0, y0))
     return canvas
+
+
+@dataclass(frozen=True)
+class UpscaleAugment:
+    """The same crop of a small and a large image, flipped and turned by quarters.
+
+    Attributes:
+        crop: (H, W) of the large crop, divisible by ``scale``.
+        scale: sides of the large image over those of the small one.
+        flip: probability of each flip: horizontal, vertical, over the diagonal.
+        degradation: ranges of :func:`~foveal.data.degradation.degraded`, which then makes the small crop.
+    """
+
+    crop: tuple[int, int]
+    scale: int
+    flip: float = 0.5
+    degradation: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __call__(
+        self, small: NDArray[np.uint8], large: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """``(h, w, 3), (scale * h, scale * w, 3)`` -> the same of the crop; images below its size are mirrored."""
+        height, width = (side // self.scale for side in self.crop)
+        short = [(0, max(0, want - have)) for want, have in zip((height, width), small.shape[:2], strict=True)]
+        if any(after for _, after in short):
+            small = np.pad(small, [*short, (0, 0)], mode="symmetric")
+            large = np.pad(large, [*((0, after * self.scale) for _, after in short), (0, 0)], mode="symmetric")
+        top, left = (
+            int(rng.integers(have - want + 1)) for have, want in zip(small.shape, (height, width), strict=False)
+        )
+        parts = [
+            image[top * scale : (top + height) * scale, left * scale : (left + width) * scale]
+            for image, scale in ((small, 1), (large, self.scale))
+        ]
+        across, down, diagonal = rng.random(3) < self.flip
+        if across:
+            parts = [part[:, ::-1] for part in parts]
+        if down:
+            parts = [part[::-1] for part in parts]
+        if diagonal and height == width:
+            parts = [part.swapaxes(0, 1) for part in parts]
+        if self.degradation:
+            parts[0] = degraded(parts[1], self.scale, self.degradation, rng)
+        return parts[0], parts[1]

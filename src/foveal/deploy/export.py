@@ -25,6 +25,7 @@ from ..errors import ConfigError, DependencyError, ExportError, nearest
 from ..files import written_whole
 from ..info import KEY, ModelInfo, info_of
 from ..layers.optimize import fold_norms
+from ..layers.reparam import fuse_branches
 from ..layers.resample import ceil_div
 from ..registry import check_sees_images
 from ..run.load import OnnxRunner, load_model
@@ -118,6 +119,7 @@ def export(
     folded = copy.deepcopy(frozen)
     # Runtimes that do not fold then need not, and torch 2.6 with a current onnxscript cannot translate the norms.
     fold_norms(folded)
+    fuse_branches(folded)
     graph = _Graph(folded, upsample)
     with written_whole(output) as temporary:
         temporary.write_bytes(_trace(graph.eval(), info, size).SerializeToString())
@@ -171,7 +173,7 @@ def _trace(graph: nn.Module, info: ModelInfo, size: tuple[int, int]) -> onnx.Mod
                 traced,
                 dynamo=True,
                 input_names=["image"],
-                output_names=["logits"],
+                output_names=["upscaled" if info.task == "upscale" else "logits"],
                 opset_version=OPSET,
                 optimize=False,
                 verbose=False,
@@ -200,7 +202,9 @@ def _described(proto: onnx.ModelProto, info: ModelInfo) -> onnx.ModelProto:
     del graph.value_info[:]
     for node in graph.node:
         node.doc_string = ""
-    sides = [side if info.output_stride == 1 else f"{side}/{info.output_stride}" for side in ("height", "width")]
+    scale = info.options["scale"] if info.task == "upscale" else 1
+    ratio = f"*{scale}" if scale > 1 else f"/{info.output_stride}" if info.output_stride > 1 else ""
+    sides = [f"{side}{ratio}" for side in ("height", "width")]
     for value, names in ((graph.input[0], ("height", "width")), (graph.output[0], sides)):
         dims = value.type.tensor_type.shape.dim
         for dim, name in zip((dims[0], *dims[2:]), ("batch", *names), strict=False):
@@ -259,7 +263,8 @@ def _compare(
         if found.shape != expected.shape:
             raise ExportError(f"the file gives {found.shape} at {height}x{width}, the model {expected.shape}")
         worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
-        agreement = min(agreement, _agreement(expected, found))
+        if info.task != "upscale":  # which makes no classes
+            agreement = min(agreement, _agreement(expected, found))
     if worst > TOLERANCE or agreement < AGREEMENT:
         raise ExportError(f"the file differs from the model by {worst:.1e}, same class on {agreement:.3%}: not written")
     return sizes, worst, agreement

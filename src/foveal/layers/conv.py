@@ -202,6 +202,7 @@ class InvertedResidual(nn.Module):
         act: activation of the first two convolutions.
         norm_eps: epsilon of the batch norms.
         fewer_norm: EfficientViT's cheaper form: the first two convolutions have a bias and no norm.
+        norm: ``False``: no convolution has one (for networks whose outputs are pixels).
         squeeze: builds what follows the depthwise convolution from its channels, a :class:`SqueezeExcite` say;
             ``None`` for nothing.
         residual: whether to add the input when stride is 1 and the widths agree.
@@ -219,6 +220,7 @@ class InvertedResidual(nn.Module):
         act: Activation = nn.ReLU6,
         norm_eps: float = 1e-5,
         fewer_norm: bool = False,
+        norm: bool = True,
         squeeze: Callable[[int], nn.Module] | None = None,
         residual: bool = True,
         drop_path: float = 0.0,
@@ -226,11 +228,11 @@ class InvertedResidual(nn.Module):
         super().__init__()
         hidden = round(in_chans * expand_ratio)
         self.residual = residual and stride == 1 and in_chans == out_chans
-        inner = partial(ConvNormAct, norm=not fewer_norm, norm_eps=norm_eps, act=act)
+        inner = partial(ConvNormAct, norm=norm and not fewer_norm, norm_eps=norm_eps, act=act)
         self.expand = inner(in_chans, hidden, 1)
         self.depthwise = inner(hidden, hidden, kernel_size, stride, groups=hidden)
         self.squeeze = squeeze(hidden) if squeeze is not None else nn.Identity()
-        self.project = ConvNormAct(hidden, out_chans, 1, norm_eps=norm_eps)
+        self.project = ConvNormAct(hidden, out_chans, 1, norm=norm, norm_eps=norm_eps)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -275,6 +277,7 @@ class ResidualConv(nn.Module):
     """Two dense 3x3 convolutions plus the input: stem block of EfficientViT-L, convolutional block of MambaVision.
 
     ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; only the first is activated.
+    ``norm=False``: neither has a norm.
     ``bias`` is that of :class:`ConvNormAct`, ``drop_path`` the rate of :class:`DropPath`.
     """
 
@@ -288,6 +291,7 @@ class ResidualConv(nn.Module):
         act: Activation = nn.ReLU6,
         norm_eps: float = 1e-5,
         fewer_norm: bool = False,
+        norm: bool = True,
         residual: bool = True,
         bias: bool | None = None,
         drop_path: float = 0.0,
@@ -296,9 +300,9 @@ class ResidualConv(nn.Module):
         hidden = round(in_chans * expand_ratio)
         self.residual = residual and stride == 1 and in_chans == out_chans
         self.conv1 = ConvNormAct(
-            in_chans, hidden, 3, stride, bias=bias, norm=not fewer_norm, norm_eps=norm_eps, act=act
+            in_chans, hidden, 3, stride, bias=bias, norm=norm and not fewer_norm, norm_eps=norm_eps, act=act
         )
-        self.conv2 = ConvNormAct(hidden, out_chans, 3, bias=bias, norm_eps=norm_eps)
+        self.conv2 = ConvNormAct(hidden, out_chans, 3, bias=bias, norm=norm, norm_eps=norm_eps)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -324,6 +324,7 @@ class MultiScaleLinearAttention(nn.Module):
         scales: kernel sizes (odd) of the branches beyond the identity; ``()`` is the paper's single-scale ablation.
         eps: epsilon of the normaliser (1e-15 in the official code, 1e-5 in timm).
         norm_eps: epsilon of the output's batch norm.
+        norm: ``False``: a bias in its place.
         global_attention: ``False`` is the paper's ablation without attention: each position keeps its own values.
 
     Raises:
@@ -339,6 +340,7 @@ class MultiScaleLinearAttention(nn.Module):
         scales: Sequence[int] = (5,),
         eps: float = 1e-15,
         norm_eps: float = 1e-5,
+        norm: bool = True,
         global_attention: bool = True,
     ) -> None:
         super().__init__()
@@ -355,7 +357,7 @@ class MultiScaleLinearAttention(nn.Module):
             )
             for size in scales
         )
-        self.project = ConvNormAct(inner * (1 + len(scales)), out_chans or in_chans, 1, norm_eps=norm_eps)
+        self.project = ConvNormAct(inner * (1 + len(scales)), out_chans or in_chans, 1, norm=norm, norm_eps=norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape

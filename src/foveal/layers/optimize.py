@@ -9,20 +9,22 @@ from torch import Tensor, nn
 
 from .conv import ConvNormAct
 from .linear import NormLinear
+from .reparam import fuse_branches
 
 
 def optimize(model: nn.Module) -> nn.Module:
-    """Return a copy of ``model`` for inference: batch norms folded, kernels stored channels last, evaluation mode.
+    """Return a copy of ``model`` for inference: batch norms folded, branches fused, kernels channels last.
 
     The outputs are the model's within rounding: 1e-5 of the largest in float32, 1e-10 in float64. The copy keeps type,
     device and description; its parameters take no gradients. Optimise last: the copy's state dict is that of another
-    network, which no checkpoint fits.
+    network, which no checkpoint fits. It is in evaluation mode.
 
     Args:
         model: of :func:`foveal.create_model` or :func:`foveal.load_model`; it is left as it is.
     """
     fast = copy.deepcopy(model).eval()
     fold_norms(fast)
+    fuse_branches(fast)
     return fast.requires_grad_(False).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 

@@ -17,10 +17,10 @@ def _cubic(t: Tensor, a: float = -0.75) -> Tensor:
     return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
 
 
-def _taps(factor: int) -> Tensor:
+def _taps(factor: int, a: float) -> Tensor:
     """Weights of the five nearest inputs for each of the ``factor`` outputs of one input, ``(factor, 5)`` float64."""
     phase = (torch.arange(factor, dtype=torch.float64) + 0.5) / factor - 0.5  # in input pixels
-    return _cubic(phase[:, None] - torch.arange(-2, 3, dtype=torch.float64))
+    return _cubic(phase[:, None] - torch.arange(-2, 3, dtype=torch.float64), a)
 
 
 class BicubicUpsample(nn.Module):
@@ -33,21 +33,22 @@ class BicubicUpsample(nn.Module):
 
     Args:
         factor: integer factor, at least 1 (1 returns the input).
+        a: parameter of the kernel: -0.5 is MATLAB's and Pillow's bicubic.
     """
 
     taps: Tensor
 
-    def __init__(self, factor: int) -> None:
+    def __init__(self, factor: int, a: float = -0.75) -> None:
         super().__init__()
-        self.factor = factor
+        self.factor, self.a = factor, a
         # One-dimensional taps are exact in float32 for factors 2, 4 and 8, their product is not: multiply when used.
-        self.register_buffer("taps", _taps(factor).float(), persistent=False)
+        self.register_buffer("taps", _taps(factor, a).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.factor == 1:
             return x
         planes = F.pad(x.flatten(0, 1).unsqueeze(1), (2, 2, 2, 2), mode="replicate")  # (B*C, 1, H + 4, W + 4)
-        line = _taps(self.factor).to(x.device) if x.dtype == torch.float64 else self.taps.to(x.dtype)
+        line = _taps(self.factor, self.a).to(x.device) if x.dtype == torch.float64 else self.taps.to(x.dtype)
         kernel = (line[:, None, :, None] * line[None, :, None, :]).reshape(-1, 1, 5, 5)
         phases = F.conv2d(planes, kernel)  # (B*C, factor^2, H, W)
         return F.pixel_shuffle(phases, self.factor).unflatten(0, x.shape[:2]).squeeze(2)
@@ -59,6 +60,18 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     # Not -h % multiple: torch.export must see that every stride divides the padded size, and ONNX rounds -h // n to 0.
     right, bottom = ceil_div(w, multiple) * multiple - w, ceil_div(h, multiple) * multiple - h
     return F.pad(x, (0, right, 0, bottom), mode="replicate")
+
+
+def cropped(x: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns of ``(B, C, H, W)``.
+
+    While it is traced not by slices: the tracer cannot prove that their symbolic ends lie inside, and would insist on
+    multiples of the stride.
+    """
+    if torch.compiler.is_compiling():
+        rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+        return x.index_select(-2, rows).index_select(-1, columns)
+    return x[..., :height, :width]
 
 
 def ceil_div(length: int, step: int) -> int:

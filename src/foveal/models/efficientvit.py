@@ -125,6 +125,7 @@ class EfficientViTBlock(nn.Module):
         global_attention: bool = True,
         act: Activation = nn.Hardswish,
         norm_eps: float = 1e-5,
+        norm: bool = True,
     ) -> None:
         super().__init__()
         self.attention = MultiScaleLinearAttention(
@@ -133,10 +134,11 @@ class EfficientViTBlock(nn.Module):
             scales=scales,
             eps=attention_eps,
             norm_eps=norm_eps,
+            norm=norm,
             global_attention=global_attention,
         )
         self.local = InvertedResidual(
-            channels, channels, expand_ratio=expand_ratio, act=act, norm_eps=norm_eps, fewer_norm=True
+            channels, channels, expand_ratio=expand_ratio, act=act, norm_eps=norm_eps, fewer_norm=True, norm=norm
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -294,7 +296,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
             state = {key.replace(old, new): value for key, value in state.items()}
     elif "stem.in_conv.conv.weight" in state:
         state = {rename(key, _TIMM_NAMES): value for key, value in state.items()}
-    elif not any(key.startswith("backbone.stages.") and ".local.expand." in key for key in state):
+    elif not any(re.match(r"backbone\.stages\.\d+\.\d+\.local\.expand\.", key) for key in state):
         return None
     return {rename(key): value for key, value in state.items()}
 

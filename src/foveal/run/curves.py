@@ -14,7 +14,8 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric:
     """Draw a run's log.
 
     Args:
-        lines: one mapping per epoch, with ``epoch``, ``loss``, ``lr`` and, where it was taken, ``metric`` (0..1).
+        lines: one mapping per epoch, with ``epoch``, ``loss``, ``lr`` and, where it was taken, ``metric`` (0..1, but
+            PSNR in dB).
         picture: PNG file to write.
         metric: validation figure.
 
@@ -33,11 +34,12 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric:
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [line["loss"] for line in lines], label="training loss")
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    scored = [(line["epoch"], 100 * line[metric]) for line in lines if metric in line]
+    unit, factor = ("dB", 1) if metric == "psnr" else ("%", 100)
+    scored = [(line["epoch"], factor * line[metric]) for line in lines if metric in line]
     if scored:
         twin = left.twinx()
         twin.plot(*zip(*scored, strict=True), color="tab:green", marker=".")
-        twin.set(ylabel=f"{metric}, %")
+        twin.set(ylabel=f"{metric}, {unit}")
     right.plot(epochs, [line["lr"] for line in lines], color="tab:orange")
     right.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     with written_whole(picture) as temporary:

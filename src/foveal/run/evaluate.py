@@ -21,6 +21,7 @@ from ..info import Labels
 from ..results import save_picture
 from .boundary import BoundaryCounts, BoundaryScores, boundary_counts
 from .evaluate_classes import evaluate_classes
+from .evaluate_upscaling import evaluate_upscaling
 from .load import load
 from .metrics import SegmentScores, class_counts, confusion_matrix, iou_of_counts, mean_of_known, plain, share
 from .predict import Predictor
@@ -155,8 +156,10 @@ def evaluate(
 ) -> Any:
     """Score a model on a data set.
 
-    Segmentation gives an :class:`Evaluation`: whole images, one scale, no flip, one confusion matrix. A classifier
-    gives a :class:`~foveal.run.evaluate_classes.ClassifyEvaluation`; only ``split``, ``out``, ``progress`` are for it.
+    Segmentation gives an :class:`Evaluation`: whole images, one scale, no flip, one confusion matrix. To the others
+    only ``split``, ``out`` and ``progress`` apply: a classifier gives a
+    :class:`~foveal.run.evaluate_classes.ClassifyEvaluation`, a model that upscales an
+    :class:`~foveal.run.evaluate_upscaling.UpscaleEvaluation`.
 
     Images that cannot be scored (damaged, or with ids that are no classes) are left out and named in ``skipped``.
 
@@ -186,9 +189,15 @@ def evaluate(
         if size or class_map or published or boundary:
             raise ConfigError(f"{ref} classifies: size, class_map, protocol and boundary are for segmentation")
         return evaluate_classes(predictor, data, split=split, out=out, progress=progress)
-    split = split or (published.split if published else "test")
+    if predictor.info.task == "upscale":
+        if size or class_map or published or boundary:
+            raise ConfigError(f"{ref} makes images: size, class_map, protocol and boundary are for segmentation")
+        return evaluate_upscaling(predictor, data, split=split, out=out, progress=progress)
     if predictor.info.task != "segment":
-        raise ConfigError(f"{ref}: evaluation is for segmentation models, this one is for {predictor.info.task!r}")
+        raise ConfigError(
+            f"{ref}: evaluation is for segmentation and upscaling, this model is for {predictor.info.task!r}"
+        )
+    split = split or (published.split if published else "test")
     if size is not None:
         preprocess = predictor.info.preprocess
         changed = dataclasses.replace(preprocess, size=size, crop_ratio=0.0)

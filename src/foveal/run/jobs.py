@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,18 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import TrainConfig
+from ..data.degradation import degraded
 from ..data.labelled import Labelled, Task, open_labelled
 from ..data.segmentation import class_counts, median_frequency_weights
-from ..data.transforms import ClassifyAugment, SegmentAugment
-from ..errors import DataError
+from ..data.super_resolution import SuperResolutionData
+from ..data.transforms import ClassifyAugment, SegmentAugment, UpscaleAugment
+from ..errors import ConfigError, DataError
 from ..imaging import prepare
 from ..info import IGNORE, Labels, Preprocess
 from ..layers.resample import ceil_div
 from ..losses import SegmentationLoss
+from ..tasks import upscale
 from ..tasks.segment import SegmentationModel
+from .fidelity import UpscaleScores, fidelity
 from .metrics import ClassifyScores, SegmentScores, confusion_matrix
 from .predict import Predictor
 from .progress import Progress
+
+_CHARBONNIER = 1e-3  # where its square root bends, on the 0..1 scale of images
 
 
 class Scores(Protocol):
@@ -211,7 +218,64 @@ class ClassifyJob:
         return ClassifyScores(*map(int, counts))
 
 
-JOBS: Mapping[str, type[SegmentJob] | type[ClassifyJob]] = {"segment": SegmentJob, "classify": ClassifyJob}
+class UpscaleJob:
+    """Super-resolution or, at scale 1, restoration: pairs of crops, an L1 or Charbonnier loss, PSNR of the luma."""
+
+    def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
+        self.labels, self.preprocess = Labels(), Preprocess(upscale.MEAN, upscale.STD)
+        self.scale: int = config.options.get("scale", upscale.DEFAULT_SCALE)
+        if any(side % self.scale for side in config.crop):
+            raise ConfigError(
+                f"crop={list(config.crop)}: sides of the large image, divisible by the scale {self.scale}"
+            )
+        opened = partial(SuperResolutionData.open, root, scale=self.scale, small=not config.degradation)
+        self.data = opened(config.splits)
+        self.held_out = opened([config.val_split]) if config.val_split else None
+        if self.scale == 1 and not config.degradation and any(small is None for small, _ in self.data.pairs):
+            raise ConfigError("scale 1 repairs images: say what from, such as degradation: {noise: [5, 50]}")
+        self.degradation = config.degradation
+        self.validation = len(self.held_out or ())
+        self.read = _Cache(self.data, config.cache_gib, progress)
+        self.augment = UpscaleAugment(config.crop, self.scale, config.flip, {**config.degradation})
+        self.criterion = config.pixel_loss
+
+    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        small, large = self.augment(*self.read[index], rng=rng)
+        image, target = (torch.from_numpy(prepare(part, self.preprocess)[0]) for part in (small, large))
+        return image, target
+
+    def trainee(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def weight(self, target: Tensor) -> Tensor:
+        return torch.tensor(float(target.numel()), device=target.device)
+
+    def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        error = trainee(image) - target
+        error = error.to(torch.promote_types(error.dtype, torch.float32))
+        return error.abs().mean() if self.criterion == "l1" else (error.square() + _CHARBONNIER**2).sqrt().mean()
+
+    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Images, and sums of PSNR and SSIM in millionths."""
+        assert self.held_out is not None
+        counts = np.zeros(3, np.int64)
+        for index in indices:
+            small, large = self.held_out[index]
+            if self.degradation:
+                small = degraded(large, self.scale, {**self.degradation}, np.random.default_rng(index))
+            counts += (1, *(round(1e6 * v) for v in fidelity(predictor.upscale(small).image, large, self.scale)))
+        return counts
+
+    def scores(self, counts: NDArray[np.int64]) -> UpscaleScores:
+        images, *sums = map(int, counts)
+        return UpscaleScores(images, *(total / 1e6 / images for total in sums))
+
+
+JOBS: Mapping[str, type[SegmentJob] | type[ClassifyJob] | type[UpscaleJob]] = {
+    "segment": SegmentJob,
+    "classify": ClassifyJob,
+    "upscale": UpscaleJob,
+}
 
 
 def _opened(root: str | Path, config: TrainConfig, task: Task) -> tuple[Labelled, Labelled | None]:

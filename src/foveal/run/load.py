@@ -18,6 +18,7 @@ from ..data.labels import IMAGENET, OF_HEAD
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError, nearest
 from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of, say_licence
 from ..references import SAVED, find_local
+from .interpolation import interpolation
 from .predict import Predictor, TorchRunner
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def load(
 
     Args:
         ref: path of a checkpoint, of an exported file, of a training run (its best checkpoint) or of a folder of
-            ``save_pretrained``; ``name.tag`` of bundled or published weights; or a hub id (``owner/name``, also
-            ``hf-hub:owner/name@revision``). What is not on this machine is downloaded once.
+            ``save_pretrained``; ``name.tag`` of bundled or published weights; ``bicubic.x2`` or ``lanczos.x3``; or a
+            hub id (``owner/name``, also ``hf-hub:owner/name@revision``). What is not on this machine is downloaded
+            once.
         device: torch device; "auto" is a GPU where there is one and the weights run on torch.
         dtype: "float32", "float16" or "bfloat16" for torch; "auto" is float32.
         runtime: "onnxruntime", "torch", or "auto": ONNX Runtime where an ONNX file is at hand and no device is named.
@@ -51,6 +53,8 @@ def load(
     if runtime not in ("auto", "onnxruntime", "torch"):
         raise ConfigError(f"unknown runtime {runtime!r}{nearest(runtime, ('auto', 'onnxruntime', 'torch'))}")
     ref = os.fspath(ref)
+    if predictor := interpolation(ref):
+        return predictor
     exported = _exported(ref)
     if exported and runtime != "torch" and (device in ("auto", "cpu") and dtype in ("auto", "float32")):
         runner, info = OnnxRunner.open(exported)
@@ -153,12 +157,19 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     # The keys of a task model's file say "backbone.", even where its head has no weights.
     forms = (False, True) if headless and any("backbone." in key for key in state) else (headless,)
     for bare, (name, variant) in itertools.product(forms, variants):
+        if not bare and task not in variant.tasks:
+            continue
         for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
             options = others | changed(variant) | ({"head": head} if head else {})
             try:
                 with torch.device("meta"):
                     candidate = create_model(
-                        name, task, num_classes=num_classes, in_chans=in_chans, features_only=bare, **options
+                        name,
+                        variant.tasks[0] if bare else task,
+                        num_classes=num_classes,
+                        in_chans=in_chans,
+                        features_only=bare,
+                        **options,
                     )
             except ConfigError:  # what the file implies does not suit this variant
                 continue
@@ -168,9 +179,9 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
             if own != {key: shape for key, shape in wanted.items() if key in own or not key.startswith(unused)}:
                 continue
             published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
-            crop = (
-                {"size": (variant.size, variant.size), "crop_ratio": variant.crop_ratio} if task == "classify" else {}
-            )
+            preprocess = info_of(candidate).preprocess
+            if task == "classify":
+                preprocess = Preprocess(size=(variant.size, variant.size), crop_ratio=variant.crop_ratio)
             if variant.twins and found.published and not told:
                 _say_twins(name, variant.twins)
             return ModelInfo(
@@ -179,7 +190,7 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
                 num_classes=num_classes,
                 in_chans=in_chans,
                 options=options,
-                preprocess=Preprocess(**crop),
+                preprocess=preprocess,
                 labels=_published_labels(head if published else "", task, num_classes, found.published),
                 licence=found.family.licence,
             )

@@ -126,3 +126,8 @@ def by_name(names: tuple[str, ...], values: NDArray[np.float64]) -> dict[str, fl
 def plain(value: float) -> float | None:
     """A JSON number of 6 digits, ``None`` for NaN."""
     return None if np.isnan(value) else round(float(value), 6)
+
+
+def in_words(metric: str, value: float) -> str:
+    """A validation figure for people: "miou 63.42%", "psnr 37.20 dB"."""
+    return f"{metric} {value:.2f} dB" if metric == "psnr" else f"{metric} {value:.2%}"

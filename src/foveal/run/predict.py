@@ -10,9 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
-from ..imaging import ImageLike, network_size, prepare, raised_cosine, read_image, tile_starts
+from ..imaging import (
+    ImageLike,
+    Picture,
+    network_size,
+    prepare,
+    raised_cosine,
+    read_image,
+    read_picture,
+    tile_starts,
+)
 from ..info import ModelInfo
-from ..results import ClassifyResult, SegmentResult
+from ..results import ClassifyResult, SegmentResult, UpscaleResult
+from .upscaling import enlarged_bands
 
 if TYPE_CHECKING:
     import torch
@@ -47,13 +57,14 @@ class Predictor:
     @overload
     def __call__(self, image: list[ImageLike], *, tile: int | None = None, overlap: int | None = None) -> list[Any]: ...
     def __call__(self, image, *, tile=None, overlap=None):
-        """Predict: a SegmentResult or ClassifyResult, as the model's task is (``segment`` and ``classify`` are typed).
+        """Predict: a SegmentResult, ClassifyResult or UpscaleResult, as the model's task is (``segment``, ``classify``
+        and ``upscale`` are typed).
 
         Args:
             image: path, Pillow image or uint8 ``(H, W, 3)`` array, or a list of them.
             tile: side of the square windows that a large image is cut into, at full resolution; default: the whole
-                image at once.
-            overlap: pixels that windows share at least, default a third of ``tile``.
+                image at once, when upscaling that of up to a quarter of a megapixel.
+            overlap: pixels that windows share at least, default a third of ``tile``, when upscaling 32.
 
         Raises:
             InputError: unreadable image, or impossible ``tile`` or ``overlap``.
@@ -62,6 +73,8 @@ class Predictor:
             return list(self.stream(image, tile=tile, overlap=overlap))
         if self.info.task == "classify":
             return self.classify(image)
+        if self.info.task == "upscale":
+            return self.upscale(image, tile=tile, overlap=overlap)
         return self.segment(image, tile=tile, overlap=overlap)
 
     def classify(self, image: ImageLike) -> ClassifyResult:
@@ -90,6 +103,27 @@ class Predictor:
             height, width = pixels.shape[:2]
         scale = (height / (pixels.shape[0] * stride), width / (pixels.shape[1] * stride))
         return SegmentResult(pixels, logits, scale, self.info.labels)
+
+    def upscale(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> UpscaleResult:
+        """Upscale one image; see :meth:`__call__`. Alpha, 16 bits, grey and the colour profile are kept."""
+        picture = read_picture(image)
+        pixels = np.concatenate(list(self.upscaled_bands(picture, tile=tile, overlap=overlap)))
+        return UpscaleResult(pixels, self.info.options["scale"], picture.icc, picture.grey)
+
+    def upscaled_bands(
+        self, picture: Picture, *, tile: int | None = None, overlap: int | None = None
+    ) -> Iterator[NDArray[Any]]:
+        """The same in bands from top to bottom, for results that are too large for memory."""
+        scale: int = self.info.options["scale"]
+
+        def enlarge(window: NDArray[np.float32]) -> NDArray[np.float32]:
+            height, width = window.shape[:2]
+            margin = ((0, max(0, _MIN_SIZE - height)), (0, max(0, _MIN_SIZE - width)), (0, 0))
+            padded = np.pad(window, margin, mode="edge") if height < _MIN_SIZE or width < _MIN_SIZE else window
+            found = self.runner(np.ascontiguousarray(padded.transpose(2, 0, 1)[None]))[0]
+            return found[:, : height * scale, : width * scale].transpose(1, 2, 0)
+
+        return enlarged_bands(enlarge, picture, scale, tile, overlap)
 
     def check_tiles(self, tile: int, overlap: int | None = None) -> int:
         """Return the overlap in pixels, a third of ``tile`` by default.

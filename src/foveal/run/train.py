@@ -28,6 +28,7 @@ from .distributed import largest, started
 from .folder import RunFolder, RunState
 from .interrupts import interrupts
 from .jobs import JOBS, Job
+from .metrics import in_words
 from .progress import Progress
 from .scoring import estimate_norms, score
 from .step import Stepper
@@ -261,9 +262,8 @@ class _Run:
             scores = score(averaged, self.info, job, self.accelerator, config.sync_bn)
             figures = scores.to_dict()
             state.best_metric, value = scores.headline
-            self.progress.note(
-                f"epoch {line['epoch']}: loss {line['loss']:.4f}, {config.val_split} {state.best_metric} {value:.2%}"
-            )
+            figure = in_words(state.best_metric, value)
+            self.progress.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}, {config.val_split} {figure}")
             better = not value < state.best  # also where it is NaN: some checkpoint must be there
             state.best = max(state.best, value)
         # A path of this machine means nothing elsewhere.

@@ -1,0 +1,143 @@
+"""Super-resolution and restoration on EfficientViT's blocks (Cai et al., arXiv 2205.14756), a design of our own.
+
+What the paper states: super-resolution at x2 with EfficientViT and with a version of 0.75 times its width, trained from
+a random start with AdamW and a cosine schedule on DIV2K (BSD100: 32.33 and 32.31 dB) and on FFHQ. It gives no widths,
+no depths and no upsampler, and no code or weights of it were released.
+
+What is ours, all of the following:
+
+* The trunk stays at the resolution of the small image, since detail that a stride loses does not come back. Dense
+  residual convolutions without norms do the local work; batch norms cost accuracy here (EDSR, arXiv 1707.02921).
+* Multi-scale linear attention sees the whole image from a branch at half that resolution, where it costs a quarter, and
+  reports back by pixel shuffle.
+* Every branch begins small, so that an untrained network is the bicubic interpolation it adds to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.conv import ConvNormAct, ResidualConv
+from ..layers.resample import check_min_size, cropped
+from ..registry import Backbone, Family, FeatureInfo, Variant, register
+from .efficientvit import EfficientViTBlock
+
+_SMALL = 0.2  # share of its usual size with which the last convolution of a branch begins
+
+
+@dataclass(frozen=True)
+class Config:
+    """One row of the table.
+
+    Attributes:
+        width: channels of the trunk.
+        depth: number of stages.
+        convs: residual blocks of two convolutions in each stage, before its attention.
+        context_width: channels of the attention's branch, a multiple of ``head_dim``.
+        head_dim: channels per attention head.
+        expand_ratio: of the inverted residual behind the attention.
+    """
+
+    width: int
+    depth: int = 2
+    convs: int = 2
+    context_width: int = 32
+    head_dim: int = 16
+    expand_ratio: float = 2
+
+
+CONFIGS = {
+    "efficientvit_sr": Config(32),
+    "efficientvit_sr_w075": Config(24, context_width=24, head_dim=12),
+}
+
+
+class ContextBlock(nn.Module):
+    """Attention to the whole image at half resolution, added to the map: keeps ``(B, C, H, W)``."""
+
+    def __init__(self, channels: int, context_width: int, head_dim: int, expand_ratio: float) -> None:
+        super().__init__()
+        self.down = ConvNormAct(channels, context_width, 3, 2, norm=False)
+        self.block = EfficientViTBlock(
+            context_width, head_dim=head_dim, expand_ratio=expand_ratio, attention_eps=1e-5, act=nn.ReLU, norm=False
+        )
+        self.up = ConvNormAct(context_width, 4 * channels, 1, norm=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = F.pixel_shuffle(self.up(self.block(self.down(x))), 2)
+        return x + cropped(up, x.shape[-2], x.shape[-1])
+
+
+class EfficientViTSR(Backbone):
+    """Backbone: ``(B, in_chans, H, W) -> [(B, width, H, W)]``, at the image's own resolution.
+
+    Args:
+        config: row of :data:`CONFIGS`.
+        in_chans: channels of the image.
+
+    Raises:
+        InputError: a side of the image is below 8 pixels.
+    """
+
+    min_size = 8
+
+    def __init__(self, config: Config, in_chans: int = 3) -> None:
+        super().__init__()
+        width = config.width
+        self.stem = nn.Sequential(ConvNormAct(in_chans, width, 3, norm=False))
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                *(ResidualConv(width, width, act=nn.ReLU, norm=False) for _ in range(config.convs)),
+                ContextBlock(width, config.context_width, config.head_dim, config.expand_ratio),
+            )
+            for _ in range(config.depth)
+        )
+        self.merge = ConvNormAct(width, width, 3, norm=False)
+        self.feature_info = [FeatureInfo(width, 1)]
+        for module in self.modules():
+            last = _last_of_branch(module)
+            if last is not None and not last.weight.is_meta:
+                with torch.no_grad():
+                    last.weight *= _SMALL
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        check_min_size(x, self.min_size)
+        x = shallow = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return [shallow + self.merge(x)]
+
+
+def _last_of_branch(module: nn.Module) -> nn.Conv2d | None:
+    """The convolution that a residual branch ends in."""
+    if isinstance(module, ResidualConv):
+        return module.conv2.conv
+    if isinstance(module, ContextBlock):
+        return module.up.conv
+    if isinstance(module, EfficientViTBlock):
+        return module.local.project.conv
+    return None
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Our own layout only: nothing was published."""
+    return dict(state) if "backbone.merge.conv.weight" in state else None
+
+
+register(
+    Family(
+        name="efficientvit_sr",
+        paper="arXiv 2205.14756, section 4.3; the architecture is ours",
+        variants={
+            name: Variant(lambda in_chans=3, config=config: EfficientViTSR(config, in_chans), tasks=("upscale",))
+            for name, config in CONFIGS.items()
+        },
+        convert=convert,
+        licence="Apache-2.0",
+    )
+)
