@@ -123,7 +123,7 @@ def _grouped(matrix: Tensor, u: Tensor) -> Tensor:
     """B or C as ``(B, G, N, L)``."""
     if matrix.dim() == 2:
         return matrix[None, :, :, None].expand(u.shape[0], -1, -1, u.shape[2])
-    return matrix[:, None] if matrix.dim() == 3 else matrix
+    return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix
 
 
 def _check(
