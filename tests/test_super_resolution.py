@@ -363,6 +363,31 @@ def test_windows_of_an_attentive_model_come_close() -> None:
     assert psnr(predictor.upscale(image, tile=96).image, whole) > 40
 
 
+@pytest.mark.parametrize("size", [(150, 210), (257, 193)])
+def test_exact_windows_are_the_whole_image(size: tuple[int, int]) -> None:
+    """Attention's sums are taken over the image before: to rounding the same, where plain windows differ."""
+    image = photo(*size)
+    for name in NAMES:
+        model = model_of(name)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.15 if parameter.ndim == 1 else 1.0 / parameter[0].numel() ** 0.5)
+        predictor = predictor_of(model)
+        whole, exact, plain = (
+            np.concatenate(list(predictor.upscaled_bands(Picture(image.astype(np.uint16) * 257), **how)))
+            for how in ({"tile": 320, "overlap": 0}, {"tile": 128, "exact": True}, {"tile": 128})
+        )
+        assert whole.std() > 500
+        assert np.abs(whole.astype(int) - exact).max() <= 8  # of 65535
+        assert name == "realtime_sr" or np.abs(whole.astype(int) - plain).max() > 40
+
+
+def test_exact_windows_need_the_network(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exact windows need a torch model"):
+        foveal.load("bicubic.x2").upscale(photo(40, 40), exact=True)
+    with pytest.raises(ConfigError, match="overlap=8: exact windows share"):
+        predictor_of(model_of("efficientvit_sr")).upscale(photo(40, 40), exact=True, overlap=8)
+
+
 def test_impossible_windows_are_refused() -> None:
     predictor = foveal.load("bicubic.x2")
     for tile, overlap in ((60, 0), (65, 0), (64, 40), (64, -1)):
