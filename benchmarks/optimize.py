@@ -1,4 +1,4 @@
-"""What ``foveal.optimize`` is worth: time of a model over that of itself as built, on the CPU, and how far outputs move.
+"""What ``foveal.optimize`` is worth: its time over that of the model as built, on the CPU, and how far outputs move.
 
 python benchmarks/optimize.py [--models efficientvit_b0:segment ...] [--size 224x224] [--rounds 30] [--threads 1]
 """

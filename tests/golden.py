@@ -13,7 +13,7 @@ the name says it is. The JSON files beside hold what the authors' code (and timm
 ``efficientvit_m_*.json`` are the same for Microsoft's models, with a gain of 0.7.
 
 An output is kept as a fingerprint: shape, mean, std, l2, extremes, its first values and 64 values at fixed places;
-MambaVision's as shape, mean, std, and values at evenly spread places.
+MambaVision's, and those in ``convnets.json``, as shape, mean, std, and values at evenly spread places.
 """
 
 from __future__ import annotations

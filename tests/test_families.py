@@ -1,4 +1,4 @@
-"""What every architecture of the list does, the ones that arrive later included."""
+"""What every architecture for images does, the ones that arrive later included."""
 
 from __future__ import annotations
 

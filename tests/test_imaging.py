@@ -143,6 +143,17 @@ def test_crops_as_torchvision_does(height: int, width: int, size: int, ratio: fl
     assert np.abs(found - expected).max() < 1e-3
 
 
+@settings(max_examples=20)
+@given(height=st.integers(20, 90), width=st.integers(20, 90))
+def test_squashes_as_timm_does(height: int, width: int) -> None:
+    """Both sides to floor(size / ratio), the aspect given up, then the centre."""
+    image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    resize = v2.Resize((34, 51), interpolation=v2.InterpolationMode.BICUBIC)  # 32 / 0.93 = 34.4, 48 / 0.93 = 51.6
+    expected = np.asarray(v2.CenterCrop((32, 48))(resize(Image.fromarray(image))))
+    preprocess = Preprocess((0, 0, 0), (1, 1, 1), size=(32, 48), crop_ratio=0.93, squash=True)
+    assert np.abs(prepare(image, preprocess)[0].transpose(1, 2, 0) * 255 - expected).max() < 1e-3
+
+
 @given(length=st.integers(1, 3000), tile=st.integers(2, 600), data=st.data())
 def test_tiles_cover_with_the_overlap_asked_for(length: int, tile: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, tile - 1))

@@ -28,7 +28,7 @@ from foveal.layers.windows import Windows
 from foveal.models.mambavision import CONFIGS, Block, ClassifierHead, Config, MambaMixer, MambaVision, WindowStage
 from foveal.registry import published, variants
 from foveal.run.load import identify
-from foveal.run.train import _parameter_groups
+from foveal.run.schedule import parameter_groups
 from foveal.tasks.classify import ClassificationModel
 from foveal.tasks.segment import SegmentationHead, SegmentationModel
 from foveal.weights import load_checkpoint, load_for_finetuning, save_checkpoint
@@ -144,7 +144,7 @@ def _double_bias_once(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, MambaMixer):
             forward, bias = module.dt_proj.forward, module.dt_proj.bias
-            module.dt_proj.forward = lambda x, f=forward, b=bias: f(x) - b
+            module.dt_proj.forward = lambda input, f=forward, b=bias: f(input) - b
 
 
 def _windows(model: Any) -> None:
@@ -250,14 +250,9 @@ def test_hub_and_official_files_load(tiny: Any, tiny_state: dict[str, torch.Tens
     x = golden.normal_input((1, 3, 64, 64))
     for path in tmp_path.iterdir():
         model = foveal.load_model(path)
-        assert info_of(model).replace(notes={}) == ModelInfo(
-            model="mambavision_t",
-            task="classify",
-            num_classes=1000,
-            preprocess=info_of(model).preprocess,
-            licence=LICENCE,
-        )
-        assert info_of(model).preprocess.size == (224, 224)
+        info = info_of(model)
+        assert (info.model, info.task, info.num_classes, info.licence) == ("mambavision_t", "classify", 1000, LICENCE)
+        assert (info.preprocess.size, info.preprocess.crop_ratio) == ((224, 224), 1.0)
         with torch.no_grad():
             assert torch.equal(model(x), tiny(x))
 
@@ -440,8 +435,8 @@ def test_padding_gets_no_gradient_when_neutral() -> None:
     """The gradient of the map is finite and the same as without windows."""
     x = torch.randn(1, 3, 64, 64)
     gradients = []
-    for options in ({"neutral_padding": True}, {"window_size": "whole"}):
-        model = small(**options).double()
+    for window, neutral in (((6, 3), True), ("whole", False)):
+        model = small(window_size=window, neutral_padding=neutral).double()
         model(x.double()).square().sum().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
     assert largest(gradients[0] - gradients[1]) < 1e-9 * largest(gradients[1])
@@ -449,7 +444,7 @@ def test_padding_gets_no_gradient_when_neutral() -> None:
 
 @pytest.mark.parametrize("window", [(5, "whole"), [5, "whole"], (8, 8, 5, "whole")])
 def test_windows_are_given_in_many_ways(window: Any) -> None:
-    model = create_model("mambavision_t", features_only=True, window_size=window)
+    model: Any = create_model("mambavision_t", features_only=True, window_size=window)
     assert [stage.window_size for stage in model.stages[2:]] == [5, "whole"]
     assert ModelInfo.from_json(info_of(model).to_json()).options == {"window_size": list(window)}
 
@@ -481,6 +476,7 @@ def test_other_channels_and_no_classes() -> None:
     load_checkpoint(pooled, {"norm." + key: value for key, value in model.head.norm.state_dict().items()})
     features = pooled(model.backbone(x)[-1])
     assert features.shape == (1, 128) == (1, pooled.num_features)
+    assert torch.equal(model.head(model.backbone(x)[-1], pre_logits=True), features)
     assert largest(model.head.classifier(features) - model(x)) < 1e-5
 
 
@@ -539,7 +535,7 @@ def test_states_do_not_decay() -> None:
     """Weight decay would pull the scan's decay rates towards 1, not its weights towards 0."""
     model = small()
     names = {id(parameter): key for key, parameter in model.named_parameters()}
-    decayed, others = ([names[id(p)] for p in group["params"]] for group in _parameter_groups(model, 0.05))
+    decayed, others = ([names[id(p)] for p in group["params"]] for group in parameter_groups(model, 0.05))
     assert {key.rpartition(".")[2] for key in decayed} == {"weight"}
     assert any(key.endswith("A_log") for key in others)
     assert len(decayed) + len(others) == len(names)

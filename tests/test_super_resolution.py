@@ -165,9 +165,9 @@ def test_half_precision_gives_the_same_picture(name: str) -> None:
 
 def test_ssim_equals_torchmetrics() -> None:
     a, b = (luma(photo(60, 71, seed)) for seed in (1, 2))
-    tensors = [torch.from_numpy(x)[None, None] for x in (a, b)]
+    first, second = (torch.from_numpy(x)[None, None] for x in (a, b))
     # Its reflected border is as wide as the window's half; without it both see the same windows.
-    found = structural_similarity_index_measure(*tensors, data_range=255.0, return_full_image=True)
+    found = structural_similarity_index_measure(first, second, data_range=255.0, return_full_image=True)
     assert isinstance(found, tuple)
     inner = found[1][0, 0, 5:-5, 5:-5].mean()
     assert ssim(a, b) == pytest.approx(float(inner), abs=1e-6)
@@ -372,10 +372,9 @@ def test_exact_windows_are_the_whole_image(size: tuple[int, int]) -> None:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.15 if parameter.ndim == 1 else 1.0 / parameter[0].numel() ** 0.5)
         predictor = predictor_of(model)
-        whole, exact, plain = (
-            np.concatenate(list(predictor.upscaled_bands(Picture(image.astype(np.uint16) * 257), **how)))
-            for how in ({"tile": 320, "overlap": 0}, {"tile": 128, "exact": True}, {"tile": 128})
-        )
+        windows: list[dict[str, Any]] = [{"tile": 320, "overlap": 0}, {"tile": 128, "exact": True}, {"tile": 128}]
+        wide = image.astype(np.uint16) * 257
+        whole, exact, plain = (predictor.upscale(wide, **how).image for how in windows)
         assert whole.std() > 500
         assert np.abs(whole.astype(int) - exact).max() <= 8  # of 65535
         assert name == "realtime_sr" or np.abs(whole.astype(int) - plain).max() > 40

@@ -15,6 +15,7 @@ from foveal.config import TrainConfig
 from foveal.data.classification import ClassificationData
 from foveal.info import Labels
 from foveal.run.batches import Batches
+from foveal.run.distributed import blocks_of
 from foveal.run.folder import RunFolder, RunState
 from foveal.run.recompute import recompute
 from foveal.run.sync_norm import synchronised
@@ -46,6 +47,17 @@ def test_recomputed_stages_change_memory_alone() -> None:
     assert len(again) == len(gradients)
     for a, b in zip(gradients + buffers, again + buffers_again, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_blocks_of_every_kind_of_stage() -> None:
+    """Sequences, stages with a list of blocks, and stages that are one."""
+    model = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
+    assert [type(block).__name__ for block in blocks_of(model)].count("EfficientViTBlock") == 4
+    assert len(blocks_of(model)) == sum(len(stage) for stage in model.backbone.stages)
+    stage, own, lone = nn.Sequential(nn.ReLU(), nn.GELU()), nn.Module(), nn.SiLU()
+    own.downsample, own.blocks = nn.Conv2d(1, 1, 1), nn.ModuleList([nn.Tanh()])
+    model.backbone.stages = nn.ModuleList([stage, own, lone])
+    assert [type(block) for block in blocks_of(model)] == [nn.ReLU, nn.GELU, nn.Tanh, nn.SiLU]
 
 
 def test_batches_continue_where_a_run_stopped() -> None:

@@ -12,11 +12,11 @@ from . import assets
 from .errors import ConfigError, nearest
 from .info import Labels, ModelInfo, Preprocess, attach
 from .registry import Backbone, Variant, published, variants
-from .tasks import classify, segment, upscale
+from .tasks import classify, language, segment, upscale
 from .weights import load_for_finetuning, read_weights, recognise
 
-TASKS = ("classify", "segment", "upscale")
-_TASK_OPTIONS = {"classify": set(), "segment": {"head"}, "upscale": {"scale"}}  # those that the head takes
+TASKS = ("classify", "segment", "upscale", "language")
+_TASK_OPTIONS = {"segment": {"head"}, "upscale": {"scale"}}  # those that the head takes
 _IMAGENET_CLASSES = 1000
 
 
@@ -25,7 +25,7 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
 
     Args:
         pattern: shell-style pattern, with ``*`` and ``?``.
-        task: only models of this task ("classify", "segment", "upscale").
+        task: only models of this task ("classify", "segment", "upscale", "language").
         pretrained: ``True``: ``name.tag`` of all weights that come with Foveal or are fetched on first use; ``False``
             or ``None``: the architectures.
 
@@ -61,12 +61,12 @@ def create_model(
 
     Args:
         name: architecture, or ``architecture.tag`` for one with the weights of that tag.
-        task: "classify", "segment" or "upscale"; default: the tag's task, else the architecture's first ("classify" of
-            backbones).
+        task: "classify", "segment", "upscale" or "language"; default: the tag's task, else the architecture's first
+            ("classify" of backbones).
         num_classes: outputs; default: the published number. 0 when classifying: pooled features.
         in_chans: channels of the image, at least 1.
         features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
-            tells the channels and stride of each.
+            tells the channels and stride of each. Of a language model: hidden states, ``(B, L, embed_dim)``.
         weights: tag ("camvid"), path, folder, or hub id, to start from. A classifier for another number of classes
             starts fresh, and weights of another task give the backbone alone.
         **options: the family's own (see ``foveal models NAME``), and for segmentation ``head="cityscapes"`` or
@@ -87,11 +87,12 @@ def create_model(
     state, info = (None, None) if weights is None else read_weights(weights, name)
     task = _check_task(task or (info.task if info and info.task in variant.tasks else variant.tasks[0]))
     if task not in variant.tasks:
-        raise ConfigError(f"{name} is not for {task!r}{nearest(task, variant.tasks)}")
+        kind = "a language model, " if "language" in variant.tasks else ""
+        raise ConfigError(f"{name} is {kind}not for {task!r}; valid: {', '.join(variant.tasks)}")
     classifies = task == "classify" and not features_only
     of_classifier = set(family.classifier_options) if classifies else set()
     general = set(family.options) | set(family.settings)
-    valid = general | of_classifier | _TASK_OPTIONS[task]
+    valid = general | of_classifier | _TASK_OPTIONS.get(task, set())
     if info:
         if info.task == task:
             num_classes = info.num_classes if num_classes is None else num_classes
@@ -104,9 +105,17 @@ def create_model(
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
     if in_chans < 1:
         raise ConfigError(f"in_chans={in_chans}: give 1 or more")
-    backbone = variant.backbone(in_chans, **{k: v for k, v in options.items() if k in family.options})
+    for_backbone = {k: v for k, v in options.items() if k in family.options}
+    if task == "language":
+        if num_classes or in_chans != 3:
+            raise ConfigError(f"{name} is a language model: num_classes and in_chans are for images")
+        backbone = variant.backbone(**for_backbone)
+    else:
+        backbone = variant.backbone(in_chans, **for_backbone)
     if features_only:
         model = backbone
+    elif variant.language_head is not None:
+        model = language.LanguageModel(backbone, variant.language_head(backbone))
     elif task == "segment":
         model, num_classes = _segmenter(name, variant, backbone, num_classes, options.get("head"))
     elif task == "upscale":

@@ -9,7 +9,7 @@ import mmap
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from .files import written_whole
 from .info import KEY, ModelInfo, Preprocess, attach, say_licence
 from .layers.attention import CascadedGroupAttention, resize_position_biases
 from .references import find_file, find_local
-from .registry import FAMILIES, Backbone, Family, Published, Variant, published, variants
+from .registry import FAMILIES, Backbone, Family, LanguageBackbone, Published, Variant, published, variants
 
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
@@ -95,7 +95,9 @@ def read_weights(ref: str | Path, name: str = "") -> tuple[dict[str, Tensor], Mo
         CheckpointError: nothing of that name, or unreadable.
     """
     if (path := find_local(ref)) is not None:
-        return read_state(path)
+        state, info = read_state(path)
+        beside = path.parent / "config.json"
+        return state, info or _configured(state, lambda: beside if beside.is_file() else None)
     known = {**dict.fromkeys(assets.WEIGHTS), **published()}
     full = f"{name}.{ref}" if f"{name}.{ref}" in known else str(ref)
     if full in assets.WEIGHTS:
@@ -103,7 +105,28 @@ def read_weights(ref: str | Path, name: str = "") -> tuple[dict[str, Tensor], Mo
     if full in known:
         return _read_published(full)
     tags = [ref.removeprefix(f"{name}.") for ref in known if ref.startswith(f"{name}.")] if name else known
-    return read_state(find_file(ref, tags))
+    state, info = read_state(find_file(ref, tags))
+    wanted = hub.parse(str(ref), "config.json")
+    return state, info or _configured(state, lambda: hub.fetch(wanted) if wanted else None)
+
+
+def _configured(state: Mapping[str, Tensor], find: Callable[[], Path | None]) -> ModelInfo | None:
+    """What a config.json beside published weights says of them, for families whose shapes do not say it all."""
+    try:
+        found = recognise(state)
+    except CheckpointError:
+        return None
+    family = found.family
+    if family.from_config is None or (path := find()) is None:
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name, options = family.from_config(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not a configuration of {family.name} ({_line(error)})") from error
+    whole = any(key.startswith("head.") for key in found.state)
+    task = family.variants[name].tasks[0] if whole else "features"
+    return ModelInfo(model=name, task=task, options=options, licence=family.licence)
 
 
 def _read_published(ref: str) -> tuple[dict[str, Tensor], ModelInfo]:
@@ -117,6 +140,8 @@ def _read_published(ref: str) -> tuple[dict[str, Tensor], ModelInfo]:
     if info is None:
         info = _describe(ref.partition(".")[0], variant, entry, licence)
         info = info.replace(options=info.options | recognise(state).options)
+        said = _configured(state, lambda: hub.fetch(hub.HubFile(entry.repo, "config.json", licence=licence, name=ref)))
+        info = info.replace(options=info.options | said.options, task=said.task) if said else info
     return state, info
 
 
@@ -129,7 +154,7 @@ def _describe(name: str, variant: Variant, entry: Published, licence: str) -> Mo
     return ModelInfo(
         model=name,
         task=entry.task,
-        num_classes=head["num_classes"] if head else 1000,
+        num_classes=head["num_classes"] if head else 0 if entry.task == "language" else 1000,
         options={"head": entry.tag} if head else dict(entry.options),
         preprocess=evaluated if entry.task == "classify" else Preprocess(),
         tag=entry.tag,
@@ -336,6 +361,8 @@ def _load(
             layout, licence = found.family.name, licence or found.family.licence
     fresh = _fresh(model, own, state) if finetune else ()
     state, ignored = _part_of(state, own, fresh)
+    unused = tuple(key for key in state if key.startswith(optional_keys(model, LanguageBackbone)) and key not in own)
+    state, ignored = {key: value for key, value in state.items() if key not in unused}, ignored + unused
     # Counters of batches seen: older files lack them, and evaluation never reads them.
     for key in own.keys() - state.keys():
         if key.endswith("num_batches_tracked"):
@@ -364,9 +391,14 @@ def _fresh(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tens
     headless = not any(key.startswith("head.") for key in state)
     last = "head.subpixel" if task_of(own) == "upscale" else "head.classifier"
     head = "head." if headless or task_of(own) != task_of(state) else last
-    optional = [name for part in model.modules() if isinstance(part, Backbone) for name in part.optional]
-    names = [f"{prefix}{name}." for name in optional for prefix in ("", "backbone.")]
+    names = optional_keys(model, Backbone, LanguageBackbone)
     return (head, *(name for name in names if not any(key.startswith(name) for key in state)))
+
+
+def optional_keys(model: nn.Module, *kinds: type[Backbone] | type[LanguageBackbone]) -> tuple[str, ...]:
+    """Beginnings of the keys of what backbones of these kinds call optional."""
+    names = [name for part in model.modules() if isinstance(part, kinds) for name in part.optional]
+    return tuple(f"{prefix}{name}." for name in names for prefix in ("", "backbone."))
 
 
 def _part_of(

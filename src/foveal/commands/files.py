@@ -91,23 +91,29 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
     names = list_models(pattern, task=task)
     import torch
 
-    from ..costs import count
+    from ..costs import count, count_tokens
     from ..factory import create_model
-    from ..registry import variants
+    from ..layers.sharing import shared_layers
+    from ..registry import LanguageBackbone, variants
 
     rows = []
     known = variants()
     for name in names:
         family, variant = known[name]
         with torch.device("meta"):
-            model = create_model(
-                name, features_only=variant.classifier is None and "upscale" not in variant.tasks
-            ).eval()
+            model = create_model(name, features_only=variant.classifier is None and "classify" in variant.tasks).eval()
+        # What models that share layers save, and what not.
+        sharing = "; ".join(stack.summary() for stack in shared_layers(model))
         best: dict[str, str] = {}
         for figure in sorted(variant.published, key=lambda p: p.value):
             data = figure.tag.rpartition("_")[2]  # of r224_in1k, say
             best[data] = f"{figure.metric} {figure.value} at {figure.size} ({figure.source})"
-        costs = {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"} if size else {}
+        costs: dict[str, Any] = {}
+        if isinstance(model, LanguageBackbone) and size:
+            length = model.max_length
+            costs = {"MACs": count_tokens(model, length).macs, "MACs at": f"{length} tokens"}
+        elif size:
+            costs = {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"}
         rows.append(
             {
                 "name": name,
@@ -116,6 +122,7 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
                 "tasks": [task for task in variant.tasks if task != "classify" or variant.classifier],
                 "params": sum(p.numel() for p in model.parameters()),
                 **costs,
+                **({"sharing": sharing} if sharing else {}),
                 "licence": family.licence,
                 "figures": [f"{tag} {text}" for tag, text in best.items()],
                 "options": {**family.options, **family.settings, **family.classifier_options},

@@ -43,7 +43,7 @@ def train(
     Parameters
     ----------
     data
-        Folder of the data set; 'foveal data check' tells whether it can be used.
+        Folder of the data set, which 'foveal data check' looks into, or a pattern of tar files.
     model
         Architecture to train.
     task

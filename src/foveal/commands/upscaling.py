@@ -198,10 +198,10 @@ def _tiles_psnr(predictor: Predictor, picture: Picture, windows: dict[str, Any])
     from ..run.upscaling import TILE
 
     side = max(64, -(-max(picture.pixels.shape) // 8) * 8)
-    as_one = {"tile": side, "overlap": 0, "exact": False}
+    as_one: dict[str, Any] = {"tile": side, "overlap": 0, "exact": False}
     whole, cut = (
         np.concatenate(list(predictor.upscaled_bands(picture, **how)))
-        for how in (as_one, windows | {"tile": windows["tile"] or TILE})
+        for how in (as_one, {**windows, "tile": windows["tile"] or TILE})
     )
     peak = np.iinfo(whole.dtype).max / 255
     return psnr(whole / peak, cut / peak)

@@ -27,6 +27,7 @@ from ..info import KEY, ModelInfo, info_of
 from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
 from ..layers.resample import ceil_div
+from ..registry import check_sees_images
 from ..run.load import OnnxRunner, load_model
 from ..tasks.segment import SegmentationModel
 
@@ -107,6 +108,7 @@ def export(
     if min(size) < least:
         raise ConfigError(f"size={size}: trace at {least} pixels or more; the file takes smaller images too")
     info = info_of(model)
+    check_sees_images(info.model)
     if info.task == "features":
         raise ConfigError(f"{info.model}: a pyramid has several outputs; export a model for a task")
     upsample = upsample and isinstance(model, SegmentationModel)

@@ -92,7 +92,8 @@ def pad_same(x: Tensor, kernel_size: int, stride: int) -> Tensor:
         total = (ceil_div(length, stride) - 1) * stride + kernel_size - length
         if kernel_size < stride:  # only then can it be negative; a maximum would be one more thing to export
             total = max(total, 0)
-        pads += [total // 2, (total + 1) // 2]
+        # A sum that symbolic sizes cancel from: halves rounded each their way would grow with every layer.
+        pads += [total // 2, total - total // 2]
     return F.pad(x, pads)
 
 

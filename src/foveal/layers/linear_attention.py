@@ -3,21 +3,23 @@
 ``linear_attention`` is the formula of Katharopoulos et al. (arXiv 2006.16236): ``phi(q) (phi(k)^T v)`` over
 ``phi(q) sum phi(k)``. ``MultiScaleLinearAttention`` is EfficientViT's use of it with ReLU features and depthwise
 aggregated extra scales (arXiv 2205.14756, section 3.1; ``LiteMLA`` in the authors' code).
-``CascadedLinearAttention`` gives each head a channel split of its own, and the result of the head before it.
+``LinearSelfAttention`` is the plain multi-head layer; ``CascadedLinearAttention`` gives each head a channel split of
+its own, and the result of the head before it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, InputError, nearest
 from .conv import ConvNormAct
 
 #: Keys and epsilon shrink by the same power of two, which cancels to the last bit. It is for runtimes that turn an
@@ -25,37 +27,288 @@ from .conv import ConvNormAct
 #: EfficientViT-B0 passes that at 2048x4096), and a constant needs no arithmetic on symbolic sizes.
 _SHRINK = 2.0**-8
 
+FeatureMap = Callable[[Tensor], Tensor]
+
+
+def elu_plus_one(x: Tensor) -> Tensor:
+    """The positive feature map ``elu(x) + 1`` of arXiv 2006.16236."""
+    return F.elu(x) + 1
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """The feature map ``relu(x)^2``, which is sharper than ReLU (the activation of Primer, arXiv 2109.08668)."""
+    return F.relu(x).square()
+
+
+#: Feature maps by name. "softmax" is none of one token alone and has a form of its own, see :func:`linear_attention`.
+FEATURE_MAPS: dict[str, FeatureMap] = {"elu1": elu_plus_one, "relu": F.relu, "squared_relu": squared_relu}
+
+
+class LinearAttentionState(NamedTuple):
+    """What linear attention keeps of all keys and values so far: a size that does not grow with their number.
+
+    The sums are in float32 (float64 for float64 inputs), those over features without ``peak`` times 2^-8.
+    """
+
+    context: Tensor  #: sum of ``phi(k) v^T``, ``(..., D, E)``
+    norm: Tensor  #: sum of ``phi(k)``, ``(..., D)``
+    peak: Tensor | None = (
+        None  #: softmax features: largest key of each channel, ``(..., D)``; the sums are over e^(k - peak)
+    )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the state takes."""
+        return sum(part.numel() * part.element_size() for part in self if part is not None)
+
+
+@overload
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    feature_map: str | FeatureMap = ...,
+    causal: bool = ...,
+    eps: float = ...,
+    state: None = ...,
+    return_state: Literal[False] = ...,
+    chunk_size: int = ...,
+) -> Tensor: ...
+@overload
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    feature_map: str | FeatureMap = ...,
+    causal: bool = ...,
+    eps: float = ...,
+    state: LinearAttentionState,
+    return_state: bool = ...,
+    chunk_size: int = ...,
+) -> tuple[Tensor, LinearAttentionState]: ...
+@overload
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    feature_map: str | FeatureMap = ...,
+    causal: bool = ...,
+    eps: float = ...,
+    state: LinearAttentionState | None = ...,
+    return_state: Literal[True],
+    chunk_size: int = ...,
+) -> tuple[Tensor, LinearAttentionState]: ...
+
 
 def linear_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *,
-    feature_map: Callable[[Tensor], Tensor] = F.relu,
+    feature_map: str | FeatureMap = F.relu,
+    causal: bool = False,
     eps: float = 1e-15,
-) -> Tensor:
+    state: LinearAttentionState | None = None,
+    return_state: bool = False,
+    chunk_size: int = 64,
+) -> Tensor | tuple[Tensor, LinearAttentionState]:
     """Attend in O(N): ``phi(q) @ (phi(k)^T @ v) / (phi(q) @ sum(phi(k)) + eps)``.
+
+    The division matters: without it the output grows with the number of keys.
 
     Args:
         q: queries, ``(..., N, D)``. Transposed views of channel-major maps are fine, nothing is copied.
         k: keys, ``(..., M, D)``.
         v: values, ``(..., M, E)``.
-        feature_map: non-negative map of queries and keys.
+        feature_map: non-negative map of queries and keys, one of :data:`FEATURE_MAPS` by name or any function of one
+            tensor. "softmax": queries are normalised by a softmax over their D channels and each channel of the keys
+            by one over the positions (arXiv 1812.01243, section 3.2); that normalises already, ``eps`` is not used.
+        causal: whether a query sees no key behind it. The last query belongs to the last key; N is at most M.
         eps: added to the normaliser, in units of the unscaled sum.
+        state: what an earlier piece of the sequence returned. Its keys come before those of this piece.
+        return_state: whether to return the state too, as is always done where one is given.
+        chunk_size: causal: positions that are computed as a square of weights; speed and memory, not the result.
 
     Returns:
-        ``(..., N, E)`` in the dtype of ``v``. A query whose features are all zero gives 0.
+        ``(..., N, E)`` in the dtype of ``v``, or a pair of that and the state behind this piece. A query whose
+        features are all zero gives 0 (with ``eps=0``: NaN).
+
+    Raises:
+        InputError: shapes that do not fit together.
+        ConfigError: an unknown feature map.
 
     Autocast does not reach inside, and 16-bit inputs are widened to float32 first: their sums over M overflow, ``eps``
     underflows, and the gradient of a query without features, some ``1 / eps``, becomes infinite.
     """
+    _check(q, k, v, causal, state)
     device = q.device.type  # "meta", where costs are counted, has no autocast to switch off
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         wide = torch.promote_types(v.dtype, torch.float32)
-        q, k, values = feature_map(q.to(wide)), feature_map(k.to(wide)) * _SHRINK, v.to(wide)
-        context = k.transpose(-2, -1) @ values  # (..., D, E)
-        norm = q @ k.sum(-2, keepdim=True).transpose(-2, -1)  # (..., N, 1)
-        return (q @ context / (norm + eps * _SHRINK)).to(v.dtype)
+        if feature_map == "softmax":
+            out, after = _softmax_features(q.to(wide), k.to(wide), v.to(wide), causal, state)
+        else:
+            if isinstance(feature_map, str):
+                if feature_map not in FEATURE_MAPS:
+                    known = (*FEATURE_MAPS, "softmax")
+                    raise ConfigError(f"unknown feature map {feature_map!r}{nearest(feature_map, known)}")
+                feature_map = FEATURE_MAPS[feature_map]
+            q, k, values = feature_map(q.to(wide)), feature_map(k.to(wide)) * _SHRINK, v.to(wide)
+            if causal:
+                out, after = _causal(q, k, values, eps * _SHRINK, state, chunk_size)
+            else:
+                context = k.transpose(-2, -1) @ values  # (..., D, E)
+                norm = k.sum(-2, keepdim=True)  # (..., 1, D)
+                if state is not None:
+                    context, norm = context + state.context, norm + state.norm.unsqueeze(-2)
+                out = q @ context / (q @ norm.transpose(-2, -1) + eps * _SHRINK)
+                after = LinearAttentionState(context, norm.squeeze(-2))
+    out = out.to(v.dtype)
+    return (out, after) if return_state or state is not None else out
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, causal: bool, state: LinearAttentionState | None) -> None:
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if min(q.ndim, k.ndim, v.ndim) < 2 or q.shape[-1] != k.shape[-1] or k.shape[-2] != v.shape[-2]:
+        raise InputError(f"linear attention of {shapes}: give (..., N, D), (..., M, D), (..., M, E)")
+    if causal and q.shape[-2] > k.shape[-2]:
+        raise InputError(f"causal linear attention of {shapes}: more queries than keys")
+    if state is not None and state.context.shape[-2:] != (k.shape[-1], v.shape[-1]):
+        found = f"({k.shape[-1]}, {v.shape[-1]})"
+        raise InputError(f"state of {tuple(state.context.shape[-2:])} (D, E) does not fit keys and values of {found}")
+
+
+def _causal(
+    q: Tensor, k: Tensor, v: Tensor, eps: float, state: LinearAttentionState | None, chunk_size: int
+) -> tuple[Tensor, LinearAttentionState]:
+    """Causal attention of features in chunks: a masked square inside each, running sums between them."""
+    n, m = q.shape[-2], k.shape[-2]
+    if m > n:  # keys before the first query
+        before = k[..., : m - n, :]
+        context, norm = before.transpose(-2, -1) @ v[..., : m - n, :], before.sum(-2)
+        if state is not None:
+            context, norm = context + state.context, norm + state.norm
+        state, k, v = LinearAttentionState(context, norm), k[..., m - n :, :], v[..., m - n :, :]
+    side = min(chunk_size, n)
+    chunks = -(-n // side)
+    fill = (0, 0, 0, chunks * side - n)  # keys of zero add nothing, and the queries there are cut off again
+    q, k, v = (F.pad(x, fill).unflatten(-2, (chunks, side)) for x in (q, k, v))  # (..., chunks, side, D)
+    contexts, norms = k.transpose(-2, -1) @ v, k.sum(-2)  # of each chunk: (..., chunks, D, E) and (..., chunks, D)
+    if state is not None:
+        contexts = torch.cat([state.context.unsqueeze(-3).expand_as(contexts[..., :1, :, :]), contexts], dim=-3)
+        norms = torch.cat([state.norm.unsqueeze(-2).expand_as(norms[..., :1, :]), norms], dim=-2)
+    else:
+        contexts, norms = F.pad(contexts, (0, 0, 0, 0, 1, 0)), F.pad(norms, (0, 0, 1, 0))
+    contexts, norms = contexts.cumsum(-3), norms.cumsum(-2)  # of everything before each chunk, and behind the last
+    weights = (q @ k.transpose(-2, -1)).tril()  # (..., chunks, side, side)
+    total = weights.sum(-1, keepdim=True) + q @ norms[..., :-1, :].unsqueeze(-1)
+    out = (weights @ v + q @ contexts[..., :-1, :, :]) / (total + eps)
+    return out.flatten(-3, -2)[..., :n, :], LinearAttentionState(contexts[..., -1, :, :], norms[..., -1, :])
+
+
+#: Positions that causal attention with softmax features weighs at once, as a cube with the channels.
+_CUBE = 16
+
+
+def _softmax_features(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, state: LinearAttentionState | None
+) -> tuple[Tensor, LinearAttentionState]:
+    """Attention with keys normalised over positions. Sums are kept relative to the largest key of each channel so far.
+
+    The causal form writes out the weight of each pair in each channel: factors of query and key alone would overflow.
+    """
+    q, n, m = q.softmax(-1), q.shape[-2], k.shape[-2]
+    if state is None:
+        shape = v.shape[:-2]
+        context, norm = v.new_zeros(*shape, k.shape[-1], v.shape[-1]), v.new_zeros(*shape, k.shape[-1])
+        peak = v.new_full((*shape, k.shape[-1]), -math.inf)
+    else:
+        context, norm, peak = state
+        if peak is None:
+            raise InputError("this state is of another feature map than softmax")
+    free = m - n if causal else m  # keys that every query sees
+    if free:
+        context, norm, peak = _absorb(context, norm, peak, k[..., :free, :], v[..., :free, :])
+    if not causal:
+        return q @ (context / norm.unsqueeze(-1)), LinearAttentionState(context, norm, peak)
+    outs: list[Tensor] = []
+    for start in range(0, n, _CUBE):
+        piece = slice(start, min(start + _CUBE, n))
+        q_, k_, v_ = q[..., piece, :], k[..., free:, :][..., piece, :], v[..., free:, :][..., piece, :]
+        peaks = torch.maximum(k_.cummax(-2).values, peak.unsqueeze(-2))  # (..., t, D), at each query
+        length = q_.shape[-2]
+        seen = torch.ones(length, length, dtype=torch.bool, device=q.device).tril().unsqueeze(-1)  # (t, s, 1)
+        gaps = (k_.unsqueeze(-3) - peaks.unsqueeze(-2)).masked_fill(~seen, -math.inf)
+        cube = gaps.exp()  # (..., t, s, D)
+        earlier = (peak.unsqueeze(-2) - peaks).exp()  # (..., t, D)
+        share = q_ / (cube.sum(-2) + earlier * norm.unsqueeze(-2))  # (..., t, D)
+        outs.append((share.unsqueeze(-2) * cube).sum(-1) @ v_ + (share * earlier) @ context)
+        context, norm, peak = _absorb(context, norm, peak, k_, v_)
+    return torch.cat(outs, dim=-2), LinearAttentionState(context, norm, peak)
+
+
+def _absorb(context: Tensor, norm: Tensor, peak: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Add keys and values to sums that are relative to ``peak``."""
+    highest = torch.maximum(peak, k.amax(-2))
+    weights, old = (k - highest.unsqueeze(-2)).exp(), (peak - highest).exp()
+    context = context * old.unsqueeze(-1) + weights.transpose(-2, -1) @ v
+    return context, norm * old + weights.sum(-2), highest
+
+
+class LinearSelfAttention(nn.Module):
+    """Multi-head linear self-attention among the tokens of ``(B, N, C)``, in O(N); the shape is kept.
+
+    Its tensors are ``linear_qkv`` and ``proj``, so a checkpoint tells it from softmax attention of the same shapes.
+
+    Args:
+        embed_dim: channels of a token, a multiple of ``num_heads``.
+        num_heads: heads.
+        feature_map: as in :func:`linear_attention`.
+        causal: whether a token sees only those before it and itself.
+        eps: epsilon of the normaliser.
+
+    Raises:
+        ConfigError: ``num_heads`` does not divide ``embed_dim``.
+
+    Source: arXiv 2006.16236, section 3.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        feature_map: str | FeatureMap = "elu1",
+        causal: bool = False,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ConfigError(f"embed_dim={embed_dim} does not divide into {num_heads} heads")
+        self.num_heads, self.feature_map, self.causal, self.eps = num_heads, feature_map, causal, eps
+        self.linear_qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(linear_attention(*self._heads(x), **self._settings()).transpose(1, 2).flatten(2))
+
+    def step(self, x: Tensor, state: LinearAttentionState | None = None) -> tuple[Tensor, LinearAttentionState]:
+        """Attend within the next piece of a sequence, ``(B, N, C)``, and what ``state`` has of the pieces before.
+
+        Returns:
+            The output for the piece, as the whole sequence would give it where the layer is causal; the new state.
+        """
+        out, state = linear_attention(*self._heads(x), **self._settings(), state=state, return_state=True)
+        return self.proj(out.transpose(1, 2).flatten(2)), state
+
+    def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.linear_qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, N, D)
+        return q, k, v
+
+    def _settings(self) -> dict[str, Any]:
+        return {"feature_map": self.feature_map, "causal": self.causal, "eps": self.eps}
 
 
 class MultiScaleLinearAttention(nn.Module):
@@ -124,11 +377,6 @@ class MultiScaleLinearAttention(nn.Module):
             k, v = self.elsewhere
         out = linear_attention(q, k, v, eps=self.eps) if self.global_attention else v
         return self.project(out.transpose(-2, -1).reshape(b, -1, h, w))
-
-
-def elu_plus_one(x: Tensor) -> Tensor:
-    """The positive feature map ``elu(x) + 1`` of arXiv 2006.16236."""
-    return F.elu(x) + 1
 
 
 class CascadedLinearAttention(nn.Module):

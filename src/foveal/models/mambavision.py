@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -109,7 +109,7 @@ class MambaMixer(nn.Module):
             delta_bias=self.dt_proj.bias,  # the second time, as the weights were trained
             delta_softplus=True,
         )
-        return self.out_proj(torch.cat([y, z], dim=1).transpose(1, 2))
+        return self.out_proj(torch.cat([cast(Tensor, y), z], dim=1).transpose(1, 2))
 
 
 class Block(nn.Module):
@@ -294,7 +294,7 @@ def _init_linear(module: nn.Module) -> None:
 class ClassifierHead(nn.Module):
     """Batch norm, average pooling, classifier: ``(B, C, h, w) -> (B, num_classes)``.
 
-    ``num_classes=0`` returns what the classifier would see, ``(B, C)``.
+    ``num_classes=0``, or ``pre_logits``, returns what the classifier would see, ``(B, C)``.
     """
 
     def __init__(self, in_chans: int, num_classes: int = 1000) -> None:
@@ -304,8 +304,9 @@ class ClassifierHead(nn.Module):
         self.classifier = nn.Linear(in_chans, num_classes) if num_classes else nn.Identity()
         self.apply(_init_linear)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.norm(x).mean((2, 3)))
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.norm(x).mean((2, 3))
+        return x if pre_logits else self.classifier(x)
 
 
 _Name = tuple[str, str | Callable[[re.Match[str]], str]]

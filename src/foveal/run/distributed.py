@@ -46,9 +46,11 @@ def started(config: TrainConfig) -> Accelerator:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of the backbone's stages, in order; a stage that is no sequence counts as one block."""
-    stages = cast(Backbone, model.backbone).stages
-    return [block for stage in stages for block in (stage if isinstance(stage, nn.Sequential) else [stage])]
+    """The blocks of the backbone's stages, in order: of a sequence its parts, else its ``blocks``, else the stage."""
+    found: list[nn.Module] = []
+    for stage in cast(Backbone, model.backbone).stages:
+        found += stage if isinstance(stage, nn.Sequential) else getattr(stage, "blocks", (stage,))
+    return found
 
 
 def shard(trainee: nn.Module, blocks: list[nn.Module], device: torch.device) -> None:

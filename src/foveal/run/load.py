@@ -63,7 +63,7 @@ def load(
         raise ConfigError(f"{ref}: ONNX Runtime runs .onnx files on the CPU in float32; export this one first")
     if dtype not in _DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}{nearest(dtype, _DTYPES)}")
-    model = load_model(ref)
+    model = _load_image_model(ref)
     import torch
 
     from ..layers.optimize import optimize
@@ -71,6 +71,20 @@ def load(
     device, dtype = _device(device), _DTYPES[dtype]
     runner = TorchRunner(optimize(model), device, getattr(torch, dtype))
     return Predictor(runner, info_of(model), f"torch on {device}, {dtype}")
+
+
+def _load_image_model(ref: str) -> nn.Module:
+    if importlib.util.find_spec("torch") is None:
+        raise _without_torch(ref)
+    from ..registry import check_sees_images
+
+    if find_local(ref) is None:
+        from .. import models as models  # registers the families
+
+        check_sees_images(ref.partition(".")[0])  # before anything is fetched
+    model = load_model(ref)
+    check_sees_images(info_of(model).model)
+    return model
 
 
 def load_model(ref: str | Path) -> nn.Module:
@@ -122,10 +136,11 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     import torch
 
     from ..factory import create_model
-    from ..weights import recognise, task_of
+    from ..registry import LanguageBackbone
+    from ..weights import optional_keys, recognise, task_of
 
     found = recognise(state)
-    task = task_of(found.state)
+    task = "language" if found.family.of_language else task_of(found.state)
     headless = not any(key.startswith("head.") for key in found.state)
     # A detector's or another segmenter's other parts are not ours to build.
     shapes = _shapes({key: value for key, value in found.state.items() if not headless or key.startswith("backbone.")})
@@ -146,16 +161,22 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
             continue
         for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
             options = others | changed(variant) | ({"head": head} if head else {})
-            with torch.device("meta"):
-                candidate = create_model(
-                    name,
-                    variant.tasks[0] if bare else task,
-                    num_classes=num_classes,
-                    in_chans=in_chans,
-                    features_only=bare,
-                    **options,
-                )
-            if _shapes(candidate.state_dict()) != (_without_prefix(shapes) if bare else shapes):
+            try:
+                with torch.device("meta"):
+                    candidate = create_model(
+                        name,
+                        variant.tasks[0] if bare else task,
+                        num_classes=num_classes,
+                        in_chans=in_chans,
+                        features_only=bare,
+                        **options,
+                    )
+            except ConfigError:  # what the file implies does not suit this variant
+                continue
+            own = _shapes(candidate.state_dict())
+            unused = optional_keys(candidate, LanguageBackbone)
+            wanted = _without_prefix(shapes) if bare else shapes
+            if own != {key: shape for key, shape in wanted.items() if key in own or not key.startswith(unused)}:
                 continue
             published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
             preprocess = info_of(candidate).preprocess

@@ -26,6 +26,7 @@ _PIPELINES = {
     "classify": "image-classification",
     "segment": "image-segmentation",
     "features": "image-feature-extraction",
+    "language": "fill-mask",
 }
 
 
@@ -177,7 +178,7 @@ def _card(info: ModelInfo, parameters: int, figures: Mapping[str, float], data: 
     if figures:
         lines += [f"| {data} | |", "|---|---|", *(f"| {metric} | {value} |" for metric, value in figures.items()), ""]
     use = [f'model = foveal.from_pretrained("{_PLACE}")  # an nn.Module']
-    if info.task != "features" and info.in_chans == 3:
+    if info.task not in ("features", "language") and info.in_chans == 3:
         use.append(f'result = foveal.load("{_PLACE}")("image.jpg")')
     lines += ["```python", "import foveal", "", *use, "```", ""]
     return "\n".join(lines)

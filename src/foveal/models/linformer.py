@@ -1,0 +1,226 @@
+"""Linformer (arXiv 2006.04768): a transformer that attends to a fixed number of mixtures of its tokens, in O(n).
+
+Notable:
+  - keys and values are projected from ``max_length`` positions to ``proj_dim``; what may share a projection is
+    ``sharing``: "none", "headwise", "key-value", "layerwise" (section 4)
+  - a sequence has at most ``max_length`` tokens, and no causal form exists: every mixture holds all tokens
+  - norms before each part, none behind the last layer, as in the ``linformer`` package on PyPI, whose files load here
+
+No weights are published under this name; the default size is that of the paper's experiments (RoBERTa-base's).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..layers.attention import LinformerAttention, Sharing, linformer_projection
+from ..layers.mlp import Mlp
+from ..registry import Family, LanguageBackbone, Variant, register
+
+
+class LinformerBlock(nn.Module):
+    """Attention and feed-forward network, each behind a norm and added to its input: keeps ``(B, N, C)``."""
+
+    def __init__(self, embed_dim: int, attention: LinformerAttention, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
+        self.attention = attention
+        self.mlp = Mlp(embed_dim, round(embed_dim * mlp_ratio))
+
+    def forward(self, x: Tensor, valid: Tensor | None = None, projection: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.norm1(x), valid, projection)
+        return x + self.mlp(self.norm2(x))
+
+
+class Linformer(nn.Module):
+    """Blocks alone: ``(B, N, C) -> (B, N, C)`` with ``N <= max_length``. Arguments as in :class:`LinformerEncoder`.
+
+    State dicts of the package's ``Linformer`` (``net.layers``) load too.
+    """
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int | None = 12,
+        max_length: int = 512,
+        proj_dim: int = 256,
+        sharing: Sharing = "headwise",
+        num_kv_heads: int | None = None,
+        head_dim: int | None = None,
+        values_are_keys: bool = False,
+        mlp_ratio: float = 4,
+    ) -> None:
+        super().__init__()
+        if num_heads is None:
+            raise ConfigError("these weights do not tell how many heads they have: give num_heads")
+        attention = partial(
+            LinformerAttention,
+            embed_dim,
+            num_heads,
+            max_length=max_length,
+            proj_dim=proj_dim,
+            sharing=sharing,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            values_are_keys=values_are_keys,
+        )
+        self.blocks = nn.ModuleList(LinformerBlock(embed_dim, attention(), mlp_ratio) for _ in range(depth))
+        self.projection = linformer_projection(max_length, proj_dim) if sharing == "layerwise" else None
+        self.register_load_state_dict_pre_hook(_rename_package)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, valid, self.projection)
+        return x
+
+
+class LinformerEncoder(LanguageBackbone):
+    """Embeddings and blocks: token ids ``(B, N)`` -> hidden states ``(B, N, embed_dim)``.
+
+    Args:
+        vocab_size: tokens there are.
+        embed_dim: channels of a token.
+        max_length: most tokens of a sequence.
+        **options: depth, num_heads, proj_dim, sharing, num_kv_heads, head_dim, values_are_keys as in
+            :class:`LinformerAttention`; ``mlp_ratio``, channels inside the feed-forward part over ``embed_dim``.
+
+    Raises:
+        ConfigError: numbers that do not divide, or an unknown ``sharing``.
+    """
+
+    def __init__(self, vocab_size: int = 50265, *, embed_dim: int = 768, max_length: int = 512, **options: Any) -> None:
+        super().__init__()
+        self.embed_dim, self.vocab_size, self.max_length = embed_dim, vocab_size, max_length
+        self.word_embeddings = nn.Embedding(vocab_size, embed_dim)
+        self.position_embeddings = nn.Embedding(max_length, embed_dim)
+        self.layers = Linformer(embed_dim=embed_dim, max_length=max_length, **options)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Encode.
+
+        Args:
+            input_ids: ``(B, N)`` integers below ``vocab_size``.
+            attention_mask: ``(B, N)``, 1 or True for the tokens that take part in the mixtures; default: all.
+
+        Raises:
+            InputError: wrong shapes, or more tokens than ``max_length``.
+        """
+        valid = self.checked_mask(input_ids, attention_mask)
+        x = self.word_embeddings(input_ids) + self.position_embeddings.weight[: input_ids.shape[1]]
+        return self.layers(x, valid)
+
+
+class LanguageHead(nn.Module):
+    """Scores of the vocabulary by a layer of their own: ``(B, N, embed_dim) -> (B, N, vocab_size)``."""
+
+    def __init__(self, backbone: LanguageBackbone) -> None:
+        super().__init__()
+        self.logits = nn.Linear(backbone.embed_dim, backbone.vocab_size)
+
+    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
+        return self.logits(hidden)
+
+
+_NAMES = (
+    (r"^token_emb\.", "backbone.word_embeddings."),
+    (r"^pos_emb\.", "backbone.position_embeddings."),
+    (r"^to_logits\.", "head.logits."),
+    (r"^(linformer\.)?net\.layers\.", "backbone.layers.blocks."),
+    (r"(blocks\.\d+)\.0\.norm\.", r"\1.norm1."),
+    (r"(blocks\.\d+)\.1\.norm\.", r"\1.norm2."),
+    (r"(blocks\.\d+)\.0\.fn\.", r"\1.attention."),
+    (r"(blocks\.\d+)\.1\.fn\.w(\d)\.", r"\1.mlp.fc\2."),
+    (r"\.to_q\.", ".query."),
+    (r"\.to_k\.", ".key."),
+    (r"\.to_v\.", ".value."),
+    (r"\.to_out\.", ".proj."),
+)
+
+
+def _rename_package(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Bring keys of the package in a state dict that is being loaded into our layout, in place."""
+    for key in [key for key in state if key.startswith(f"{prefix}net.layers.")]:
+        new = key.removeprefix(prefix)
+        for pattern, replacement in _NAMES:
+            new = re.sub(pattern, replacement, new)
+        state[prefix + new.removeprefix("backbone.layers.")] = state.pop(key)
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Bring a state dict of the ``linformer`` package into our layout, ``None`` if it is neither."""
+    if any(re.match(r"backbone\.layers\.blocks\.\d+\.attention\.query\.", key) for key in state):
+        return dict(state)
+    if not any(re.match(r"(linformer\.)?net\.layers\.\d+\.0\.fn\.to_q\.", key) for key in state):
+        return None
+    found = {}
+    for key, value in state.items():
+        for pattern, new in _NAMES:
+            key = re.sub(pattern, new, key)
+        found[key] = value
+    return found
+
+
+def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """All sizes; the number of heads only where there is one of keys, else ``None``, so that it must be given."""
+    found = convert(state) or {}
+    shape = {key: tuple(value.shape) for key, value in found.items()}
+    first = "backbone.layers.blocks.0."
+    query, key = shape.get(f"{first}attention.query.weight"), shape.get(f"{first}attention.key.weight")
+    words = shape.get("backbone.word_embeddings.weight")
+    own = shape.get(f"{first}attention.proj_k")
+    projection = own or shape.get("backbone.layers.projection")
+    if query is None or key is None or words is None or projection is None:
+        return {}
+    if own is None:
+        sharing = "layerwise"
+    elif len(own) == 3:
+        sharing = "none"
+    else:
+        sharing = "headwise" if f"{first}attention.proj_v" in shape else "key-value"
+    values_are_keys = f"{first}attention.value.weight" not in shape
+    heads = {"num_heads": None}
+    if key[0] < query[0]:  # the package has as many heads of keys as of queries, or one
+        heads = {"num_heads": query[0] // key[0], "num_kv_heads": 1, "head_dim": key[0]}
+    return {
+        **heads,
+        "vocab_size": words[0],
+        "embed_dim": words[1],
+        "depth": len({k.split(".")[3] for k in shape if k.startswith("backbone.layers.blocks.")}),
+        "max_length": projection[-2],
+        "proj_dim": projection[-1],
+        "sharing": "headwise" if values_are_keys and sharing == "key-value" else sharing,
+        "values_are_keys": values_are_keys,
+        "mlp_ratio": shape[f"{first}mlp.fc1.weight"][0] / words[1],
+    }
+
+
+register(
+    Family(
+        name="linformer",
+        paper="arXiv 2006.04768",
+        variants={"linformer": Variant(LinformerEncoder, language_head=LanguageHead, tasks=("language",))},
+        convert=convert,
+        implied=implied,
+        options={
+            "vocab_size": "tokens there are, default 50265",
+            "embed_dim": "channels of a token, default 768",
+            "depth": "blocks, default 12",
+            "num_heads": "heads, default 12",
+            "max_length": "most tokens of a sequence, default 512",
+            "proj_dim": "mixtures of tokens that are attended to, default 256",
+            "sharing": 'projections that are one: "none", "headwise" (default), "key-value", "layerwise"',
+            "num_kv_heads": "heads of keys and values, default num_heads; 1: the linformer package's one_kv_head",
+            "head_dim": "channels of a head, default embed_dim / num_heads",
+            "values_are_keys": "True: values are the projected keys, the linformer package's share_kv",
+            "mlp_ratio": "channels inside the feed-forward part over embed_dim, default 4",
+        },
+    )
+)

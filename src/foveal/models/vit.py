@@ -1,0 +1,220 @@
+"""Vision transformers whose attention is chosen by name, to compare kinds of attention in one and the same network.
+
+Notable:
+  - widths and depths of ViT-Ti, S, B (arXiv 2010.11929, 2012.12877); a stem of 3x3 convolutions instead of one 16x16
+    patch projection (arXiv 2106.14881), whose maps at strides 2, 4 and 8 complete the pyramid for clients of timm
+  - fixed sine and cosine position embeddings and average pooling instead of a class token (arXiv 2205.01580): any H x W
+  - ``attention="softmax" | "gqa" | "mqa" | "linear" | "linformer"``; ``shared_layers`` as in ALBERT (arXiv 1909.11942)
+
+Architectures only: no weights are published for this stem.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError, nearest
+from ..layers.attention import Attention, LinformerAttention
+from ..layers.conv import ConvNormAct
+from ..layers.linear_attention import LinearSelfAttention
+from ..layers.mlp import Mlp
+from ..layers.resample import check_min_size
+from ..layers.sharing import SharedLayers
+from ..registry import Backbone, Family, FeatureInfo, Variant, register
+
+
+@dataclass(frozen=True)
+class Config:
+    """One row of the family's table.
+
+    Attributes:
+        embed_dim: channels of a token, a multiple of 8.
+        num_heads: heads.
+        depth: blocks.
+    """
+
+    embed_dim: int
+    num_heads: int
+    depth: int = 12
+
+
+CONFIGS = {
+    "vit_tiny": Config(192, 3),
+    "vit_small": Config(384, 6),
+    "vit_base": Config(768, 12),
+}
+ATTENTIONS = ("softmax", "gqa", "mqa", "linear", "linformer")
+
+
+def _attention(kind: str, config: Config, num_kv_heads: int | None, max_tokens: int, proj_dim: int) -> nn.Module:
+    dim, heads = config.embed_dim, config.num_heads
+    if kind == "softmax":
+        return Attention(dim, heads)
+    if kind == "gqa":
+        return Attention(dim, heads, heads // 3 if num_kv_heads is None else num_kv_heads)
+    if kind == "mqa":
+        return Attention(dim, heads, 1)
+    if kind == "linear":
+        return LinearSelfAttention(dim, heads)
+    return LinformerAttention(dim, heads, max_length=max_tokens, proj_dim=proj_dim)
+
+
+class Block(nn.Module):
+    """Attention and feed-forward network, each behind a norm and added to its input: keeps ``(B, C, H, W)``."""
+
+    def __init__(self, embed_dim: int, attention: nn.Module) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
+        self.attention = attention
+        self.mlp = Mlp(embed_dim, 4 * embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(self.norm1(tokens))
+        tokens = tokens + self.mlp(self.norm2(tokens))
+        return tokens.transpose(1, 2).reshape(x.shape)
+
+
+class Positions(nn.Module):
+    """Add fixed sines and cosines of row and column: keeps ``(B, C, H, W)``, C a multiple of 4 (arXiv 2205.01580)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        quarter = x.shape[1] // 4
+        speeds = torch.exp(torch.arange(quarter, device=x.device) * (-math.log(10000.0) / max(quarter - 1, 1)))
+        rows, columns = (torch.arange(n, device=x.device).unsqueeze(-1) * speeds for n in x.shape[-2:])
+        y = torch.cat([rows.sin(), rows.cos()], dim=-1).T.unsqueeze(-1).expand(-1, -1, x.shape[-1])  # (C / 2, H, W)
+        z = torch.cat([columns.sin(), columns.cos()], dim=-1).T.unsqueeze(1).expand(-1, x.shape[-2], -1)
+        return x + torch.cat([z, y]).to(x.dtype)
+
+
+class ViT(Backbone):
+    """Backbone: ``(B, in_chans, H, W) ->`` maps at strides 16 and 32 (its mean over 2x2), finest first, rounded up.
+
+    Args:
+        config: row of :data:`CONFIGS`.
+        in_chans: channels of the image.
+        attention: one of :data:`ATTENTIONS`: all heads apart; heads that share keys and values in groups of three, or
+            all; linear attention with ``elu(x) + 1``; mixtures of the tokens.
+        num_kv_heads: "gqa": heads of keys and values, default a third of the heads.
+        max_tokens: "linformer": most tokens, one per 16x16 pixels.
+        proj_dim: "linformer": mixtures.
+        shared_layers: ``False``: every layer has parameters of its own; ``True``, or 1: all have the same; another
+            number: of different blocks.
+
+    Raises:
+        ConfigError: an unknown attention, or numbers that do not fit.
+        InputError: a side of the image is below 32 pixels; "linformer": more tokens than ``max_tokens``.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        in_chans: int = 3,
+        *,
+        attention: str = "softmax",
+        num_kv_heads: int | None = None,
+        max_tokens: int = 1024,
+        proj_dim: int = 64,
+        shared_layers: bool | int = False,
+    ) -> None:
+        super().__init__()
+        if attention not in ATTENTIONS:
+            raise ConfigError(f"unknown attention {attention!r}{nearest(str(attention), ATTENTIONS)}")
+        if num_kv_heads is not None and attention != "gqa":
+            raise ConfigError(f"num_kv_heads={num_kv_heads} is for attention='gqa', not {attention!r}")
+        dim = config.embed_dim
+        widths = (dim // 8, dim // 4, dim // 2, dim)
+        convs = [
+            ConvNormAct(before, width, 3, 2, act=nn.ReLU)
+            for before, width in zip((in_chans, *widths), widths, strict=False)
+        ]
+        self.stem = nn.Sequential(*convs, nn.Conv2d(dim, dim, 1), Positions())
+        blocks = SharedLayers(
+            lambda: Block(dim, _attention(attention, config, num_kv_heads, max_tokens, proj_dim)),
+            config.depth,
+            int(shared_layers) or config.depth,
+        )
+        self.stages = nn.ModuleList([blocks, nn.AvgPool2d(2, ceil_mode=True)])
+        self.feature_info = [FeatureInfo(dim, 16), FeatureInfo(dim, 32)]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        check_min_size(x, self.min_size)
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class ClassifierHead(nn.Module):
+    """Average pooling, layer norm, classifier: ``(B, C, h, w) -> (B, num_classes)``.
+
+    ``num_classes=0``, or ``pre_logits``, returns what the classifier would see, ``(B, C)``.
+    """
+
+    def __init__(self, in_chans: int, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.num_features = in_chans
+        self.norm = nn.LayerNorm(in_chans)
+        self.classifier = nn.Linear(in_chans, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.norm(x.mean((2, 3)))
+        return x if pre_logits else self.classifier(x)
+
+
+_BLOCK = re.compile(r"(?:backbone\.)?stages\.0\.(\d+)\.(attention\.(?:linear_qkv|qkv|proj_k|query)(?:\.weight)?)$")
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return our layout, the only one there is, unchanged; ``None`` for anything else."""
+    ours = "backbone.stages.0.0.norm1.weight" in state and any(_BLOCK.match(key) for key in state)
+    return dict(state) if ours else None
+
+
+def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Kind of attention, its sizes, and how many blocks there are."""
+    found = {m[2]: value for key, value in state.items() if (m := _BLOCK.match(key)) and m[1] == "0"}
+    dim = state["backbone.stages.0.0.norm1.weight"].shape[0]
+    row = next((row for row in CONFIGS.values() if row.embed_dim == dim), None)
+    if row is None:
+        return {}
+    options: dict[str, Any] = {}
+    if "attention.linear_qkv.weight" in found:
+        options["attention"] = "linear"
+    elif "attention.proj_k" in found:
+        tokens, proj_dim = found["attention.proj_k"].shape
+        options |= {"attention": "linformer", "max_tokens": tokens, "proj_dim": proj_dim}
+    elif (shared := found["attention.qkv.weight"].shape[0] - dim) < 2 * dim:
+        options |= {"attention": "gqa", "num_kv_heads": shared * row.num_heads // (2 * dim)}
+    blocks = len({m[1] for key in state if (m := _BLOCK.match(key))})
+    return options | ({"shared_layers": blocks} if blocks < row.depth else {})
+
+
+register(
+    Family(
+        name="vit",
+        paper="arXiv 2010.11929",
+        variants={
+            name: Variant(backbone=partial(ViT, config), classifier=ClassifierHead) for name, config in CONFIGS.items()
+        },
+        convert=convert,
+        implied=implied,
+        options={
+            "attention": f"one of {', '.join(ATTENTIONS)}; default softmax",
+            "num_kv_heads": 'attention="gqa": heads of keys and values, default a third',
+            "max_tokens": 'attention="linformer": most tokens, one per 16x16 pixels, default 1024',
+            "proj_dim": 'attention="linformer": mixtures of tokens, default 64',
+            "shared_layers": "True: all layers have the same parameters; a number: of different blocks",
+        },
+    )
+)
