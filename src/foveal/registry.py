@@ -31,6 +31,7 @@ class Backbone(nn.Module):
         min_size: smallest side of an image, in pixels.
         undecayed: last names of parameters that weight decay must leave alone, beside norms and biases.
         optional: modules that weights to start from may lack; they keep their initial values then.
+        reach: pixels around one that anything but linear attention looks at, 0 where nobody has counted.
     """
 
     stem: nn.Sequential
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
     min_size: int = 32
     undecayed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    reach: int = 0
 
 
 class LanguageBackbone(nn.Module):
