@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import torch
@@ -40,7 +41,7 @@ def main() -> None:
         draw(arguments.out, shared, softmax, linformer)
 
 
-def counted(name: str, tokens: int, **options: int) -> Costs:
+def counted(name: str, tokens: int, **options: Any) -> Costs:
     """Costs of the encoder alone."""
     with torch.device("meta"):
         return count_tokens(create_model(name, features_only=True, **options).eval(), tokens)

@@ -295,7 +295,7 @@ def small(**changes: Any) -> nn.Module:
         (lambda: small(num_hidden_groups=9), "times=4, groups=9"),
         (lambda: small(hidden_sizes=9), "did you mean 'hidden_size'"),
         (lambda: small(task="classify"), "albert_base is a language model, not for 'classify'; valid: language"),
-        (lambda: create_model("efficientvit_b0", "language"), "efficientvit_b0 is for images, not for 'language'"),
+        (lambda: create_model("efficientvit_b0", "language"), "efficientvit_b0 is not for 'language'; valid: classify"),
         (lambda: small()(torch.zeros(1, 65, dtype=torch.long)), "65 tokens: this model takes at most 64"),
         (lambda: small()(torch.full((1, 2), -1)), "token -1: this model knows 0 to 199"),
         (
