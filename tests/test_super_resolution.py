@@ -165,9 +165,9 @@ def test_half_precision_gives_the_same_picture(name: str) -> None:
 
 def test_ssim_equals_torchmetrics() -> None:
     a, b = (luma(photo(60, 71, seed)) for seed in (1, 2))
-    tensors = [torch.from_numpy(x)[None, None] for x in (a, b)]
+    first, second = (torch.from_numpy(x)[None, None] for x in (a, b))
     # Its reflected border is as wide as the window's half; without it both see the same windows.
-    found = structural_similarity_index_measure(*tensors, data_range=255.0, return_full_image=True)
+    found = structural_similarity_index_measure(first, second, data_range=255.0, return_full_image=True)
     assert isinstance(found, tuple)
     inner = found[1][0, 0, 5:-5, 5:-5].mean()
     assert ssim(a, b) == pytest.approx(float(inner), abs=1e-6)
@@ -361,6 +361,30 @@ def test_windows_of_an_attentive_model_come_close() -> None:
     predictor = predictor_of(model_of("efficientvit_sr"))
     whole = predictor.upscale(image, tile=216, overlap=0).image
     assert psnr(predictor.upscale(image, tile=96).image, whole) > 40
+
+
+@pytest.mark.parametrize("size", [(150, 210), (257, 193)])
+def test_exact_windows_are_the_whole_image(size: tuple[int, int]) -> None:
+    """Attention's sums are taken over the image before: to rounding the same, where plain windows differ."""
+    image = photo(*size)
+    for name in NAMES:
+        model = model_of(name)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.15 if parameter.ndim == 1 else 1.0 / parameter[0].numel() ** 0.5)
+        predictor = predictor_of(model)
+        windows: list[dict[str, Any]] = [{"tile": 320, "overlap": 0}, {"tile": 128, "exact": True}, {"tile": 128}]
+        wide = image.astype(np.uint16) * 257
+        whole, exact, plain = (predictor.upscale(wide, **how).image for how in windows)
+        assert whole.std() > 500
+        assert np.abs(whole.astype(int) - exact).max() <= 8  # of 65535
+        assert name == "realtime_sr" or np.abs(whole.astype(int) - plain).max() > 40
+
+
+def test_exact_windows_need_the_network(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exact windows need a torch model"):
+        foveal.load("bicubic.x2").upscale(photo(40, 40), exact=True)
+    with pytest.raises(ConfigError, match="overlap=8: exact windows share"):
+        predictor_of(model_of("efficientvit_sr")).upscale(photo(40, 40), exact=True, overlap=8)
 
 
 def test_impossible_windows_are_refused() -> None:

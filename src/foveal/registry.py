@@ -31,6 +31,7 @@ class Backbone(nn.Module):
         min_size: smallest side of an image, in pixels.
         undecayed: last names of parameters that weight decay must leave alone, beside norms and biases.
         optional: modules that weights to start from may lack; they keep their initial values then.
+        reach: pixels around one that anything but linear attention looks at, 0 where nobody has counted.
     """
 
     stem: nn.Sequential
@@ -39,6 +40,7 @@ class Backbone(nn.Module):
     min_size: int = 32
     undecayed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    reach: int = 0
 
 
 class LanguageBackbone(nn.Module):
@@ -117,7 +119,6 @@ class Variant:
         crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation.
         size: side of that crop, in pixels.
         published: weights that were released, with their figures.
-        tasks: what it can be built for, the default first.
         settings: defaults of the family's settings.
         twins: variants with the same tensors and other settings, which a file alone does not tell from this one.
         tasks: what it can be built for, the default first.
@@ -130,7 +131,6 @@ class Variant:
     crop_ratio: float = 0.95
     size: int = 224
     published: tuple[Published, ...] = ()
-    tasks: tuple[str, ...] = ("classify", "segment")
     settings: Mapping[str, Any] = field(default_factory=dict)
     twins: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("classify", "segment")

@@ -31,6 +31,7 @@ def upscale(
     compare: Annotated[bool, Parameter(negative="")] = False,
     tile: Tile = None,
     overlap: Overlap = None,
+    exact: Annotated[bool, Parameter(negative="")] = False,
     check_tiles: Annotated[bool, Parameter(negative="")] = False,
     resume: bool = False,
     json: Json = False,
@@ -49,6 +50,8 @@ def upscale(
         Of the results. All but png are written from memory, and have no 16 bits (jpg no alpha either).
     compare
         Write a picture of the middle beside it too: bicubic left, the model right.
+    exact
+        Windows give what the whole image would: attention reads it in passes of its own. Two to three times the time.
     check_tiles
         Also enlarge the image as a whole, and print how close the windows come (a single image; takes its memory).
     resume
@@ -61,7 +64,7 @@ def upscale(
         raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
     if scale not in (None, predictor.info.options["scale"]):
         raise ConfigError(f"--scale {scale}: {model} enlarges {predictor.info.options['scale']} times")
-    return run(predictor, images, out, format, compare, tile, overlap, check_tiles, resume, json)
+    return run(predictor, images, out, format, compare, tile, overlap, exact, check_tiles, resume, json)
 
 
 def _reference(model: str | None, scale: int | None) -> str:
@@ -79,6 +82,7 @@ def run(
     compare: bool = False,
     tile: int | None = None,
     overlap: int | None = None,
+    exact: bool = False,
     check_tiles: bool = False,
     resume: bool = False,
     as_json: bool = False,
@@ -89,6 +93,7 @@ def run(
     from ..run.upscaling import check_tiles as checked
 
     checked(tile, overlap)
+    windows = {"tile": tile, "overlap": overlap, "exact": exact}
     jobs, many = jobs_of(images, out, f".{suffix}")
     if check_tiles and many:
         raise ConfigError("--check-tiles looks at a single image")
@@ -100,7 +105,7 @@ def run(
     with progress.bar("upscale", len(jobs)) as bar:
         for source, target in jobs:
             try:
-                done.append(_one(predictor, source, target, compare, tile, overlap, check_tiles))
+                done.append(_one(predictor, source, target, compare, windows, check_tiles))
             except InputError as error:
                 if not many:
                     raise
@@ -129,8 +134,7 @@ def _one(
     source: Path,
     target: Path,
     compare: bool,
-    tile: int | None,
-    overlap: int | None,
+    windows: dict[str, Any],
     check_tiles: bool,
 ) -> dict[str, Any]:
     from ..imaging import read_picture
@@ -144,7 +148,7 @@ def _one(
     channels = (1 if picture.grey else 3) + (picture.alpha is not None)
     canvas = Canvas(scale * height, scale * width, channels, 8 * picture.pixels.itemsize, picture.icc)
     canvas.check(target)
-    bands = predictor.upscaled_bands(picture, tile=tile, overlap=overlap)
+    bands = predictor.upscaled_bands(picture, **windows)
     write_picture(target, canvas, (stored_channels(band, picture.grey) for band in bands))
     report: dict[str, Any] = {
         "image": str(source),
@@ -158,7 +162,7 @@ def _one(
         _write_comparison(predictor, picture, beside)
         report["files"].append(str(beside))
     if check_tiles:
-        report["tiles_psnr"] = _tiles_psnr(predictor, picture, tile, overlap)
+        report["tiles_psnr"] = _tiles_psnr(predictor, picture, windows)
     return report
 
 
@@ -186,17 +190,18 @@ def _write_comparison(predictor: Predictor, picture: Picture, path: Path) -> Non
     save_picture(Image.fromarray(np.concatenate([halves[0], gap, halves[1]], axis=1)), path)
 
 
-def _tiles_psnr(predictor: Predictor, picture: Picture, tile: int | None, overlap: int | None) -> float:
+def _tiles_psnr(predictor: Predictor, picture: Picture, windows: dict[str, Any]) -> float:
     """How close the windows come to the image as a whole, in dB over all channels."""
     import numpy as np
 
     from ..run.fidelity import psnr
     from ..run.upscaling import TILE
 
-    side = -(-max(picture.pixels.shape) // 8) * 8
-    whole, windows = (
-        np.concatenate(list(predictor.upscaled_bands(picture, tile=size, overlap=gap)))
-        for size, gap in ((max(64, side), 0), (tile or TILE, overlap))
+    side = max(64, -(-max(picture.pixels.shape) // 8) * 8)
+    as_one: dict[str, Any] = {"tile": side, "overlap": 0, "exact": False}
+    whole, cut = (
+        np.concatenate(list(predictor.upscaled_bands(picture, **how)))
+        for how in (as_one, {**windows, "tile": windows["tile"] or TILE})
     )
     peak = np.iinfo(whole.dtype).max / 255
-    return psnr(whole / peak, windows / peak)
+    return psnr(whole / peak, cut / peak)

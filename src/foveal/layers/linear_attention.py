@@ -358,14 +358,23 @@ class MultiScaleLinearAttention(nn.Module):
             for size in scales
         )
         self.project = ConvNormAct(inner * (1 + len(scales)), out_chans or in_chans, 1, norm=norm, norm_eps=norm_eps)
+        self.elsewhere: tuple[Tensor, Tensor] | None = None  # keys and values that queries see instead of x's own
 
-    def forward(self, x: Tensor) -> Tensor:
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of all heads and branches, ``(B, heads * branches, H * W, head_dim)`` each."""
         b, _, h, w = x.shape
         qkv = self.qkv(x)
         qkv = torch.cat([qkv, *(branch(qkv) for branch in self.aggregate)], dim=1)
-        # (B, heads * branches, 3D, N), then token-major views (B, heads * branches, N, D): channels stay contiguous.
+        # (B, heads * branches, 3D, N), then token-major views: channels stay contiguous.
         heads = qkv.reshape(b, -1, 3 * self.head_dim, h * w)
         q, k, v = heads.transpose(-2, -1).split(self.head_dim, dim=-1)
+        return q, k, v
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = self.heads(x)
+        if self.elsewhere is not None:
+            k, v = self.elsewhere
         out = linear_attention(q, k, v, eps=self.eps) if self.global_attention else v
         return self.project(out.transpose(-2, -1).reshape(b, -1, h, w))
 

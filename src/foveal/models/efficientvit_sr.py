@@ -99,6 +99,8 @@ class EfficientViTSR(Backbone):
         )
         self.merge = ConvNormAct(width, width, 3, norm=False)
         self.feature_info = [FeatureInfo(width, 1)]
+        # Stem, head and merge see 1 pixel around; a residual block 2; a context block 1 + 2 * (2 + 1) + 1, rounded up.
+        self.reach = 3 + config.depth * (2 * config.convs + 10)
         for module in self.modules():
             last = _last_of_branch(module)
             if last is not None and not last.weight.is_meta:

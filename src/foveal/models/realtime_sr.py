@@ -40,6 +40,7 @@ class RealtimeSR(Backbone):
         self.stem = nn.Sequential(ConvNormAct(in_chans, WIDTH, 3, norm=False))
         self.stages = nn.ModuleList(RepConv(WIDTH, fused=fused) for _ in range(DEPTH))
         self.feature_info = [FeatureInfo(WIDTH, 1)]
+        self.reach = 2 + DEPTH  # 1 pixel around for each convolution
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_min_size(x, self.min_size)

@@ -22,7 +22,7 @@ from ..imaging import (
 )
 from ..info import ModelInfo
 from ..results import ClassifyResult, SegmentResult, UpscaleResult
-from .upscaling import enlarged_bands
+from .upscaling import TILE, enlarged_bands
 
 if TYPE_CHECKING:
     import torch
@@ -104,14 +104,24 @@ class Predictor:
         scale = (height / (pixels.shape[0] * stride), width / (pixels.shape[1] * stride))
         return SegmentResult(pixels, logits, scale, self.info.labels)
 
-    def upscale(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> UpscaleResult:
-        """Upscale one image; see :meth:`__call__`. Alpha, 16 bits, grey and the colour profile are kept."""
+    def upscale(
+        self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None, exact: bool = False
+    ) -> UpscaleResult:
+        """Upscale one image; see :meth:`__call__`. Alpha, 16 bits, grey and the colour profile are kept.
+
+        Args:
+            exact: windows give what the whole image would, within rounding: each attention sees the sums of the whole
+                image, which takes a pass over it, and ``overlap`` is what the convolutions need.
+
+        Raises:
+            ConfigError: ``exact`` with an exported file or another network whose view is not known.
+        """
         picture = read_picture(image)
-        pixels = np.concatenate(list(self.upscaled_bands(picture, tile=tile, overlap=overlap)))
+        pixels = np.concatenate(list(self.upscaled_bands(picture, tile=tile, overlap=overlap, exact=exact)))
         return UpscaleResult(pixels, self.info.options["scale"], picture.icc, picture.grey)
 
     def upscaled_bands(
-        self, picture: Picture, *, tile: int | None = None, overlap: int | None = None
+        self, picture: Picture, *, tile: int | None = None, overlap: int | None = None, exact: bool = False
     ) -> Iterator[NDArray[Any]]:
         """The same in bands from top to bottom, for results that are too large for memory."""
         scale: int = self.info.options["scale"]
@@ -123,7 +133,20 @@ class Predictor:
             found = self.runner(np.ascontiguousarray(padded.transpose(2, 0, 1)[None]))[0]
             return found[:, : height * scale, : width * scale].transpose(1, 2, 0)
 
-        return enlarged_bands(enlarge, picture, scale, tile, overlap)
+        if not exact:
+            yield from enlarged_bands(enlarge, picture, scale, tile, overlap)
+            return
+        reach = getattr(self.runner.model.backbone, "reach", 0) if isinstance(self.runner, TorchRunner) else 0
+        if not reach:
+            raise ConfigError("exact windows need a torch model of Foveal's: load the checkpoint, not an exported file")
+        if overlap is not None:
+            raise ConfigError(f"overlap={overlap}: exact windows share what the network's view needs; leave it out")
+        from .whole_context import whole_context
+
+        assert isinstance(self.runner, TorchRunner)
+        tile = TILE if tile is None else tile
+        with whole_context(self.runner.model, picture.pixels, tile, reach):
+            yield from enlarged_bands(enlarge, picture, scale, tile, 2 * reach, blind=reach)
 
     def check_tiles(self, tile: int, overlap: int | None = None) -> int:
         """Return the overlap in pixels, a third of ``tile`` by default.

@@ -34,7 +34,12 @@ def check_tiles(tile: int | None, overlap: int | None) -> int:
 
 
 def enlarged_bands(
-    enlarge: Enlarge, picture: Picture, scale: int, tile: int | None = None, overlap: int | None = None
+    enlarge: Enlarge,
+    picture: Picture,
+    scale: int,
+    tile: int | None = None,
+    overlap: int | None = None,
+    blind: int | None = None,
 ) -> Iterator[NDArray]:
     """Enlarge a picture.
 
@@ -44,6 +49,8 @@ def enlarged_bands(
         scale: of the network.
         tile: side of the windows; default: the whole of a small picture, :data:`TILE` for larger ones.
         overlap: pixels that windows share at least; they are blended there.
+        blind: of these, pixels at each end of a window that count nothing, at most half: there the network sees the
+            window's edge, not the image. Default: a quarter.
 
     Yields:
         Bands from top to bottom, ``(rows, scale * W, 3)``, with alpha 4 channels, of the picture's type.
@@ -53,9 +60,11 @@ def enlarged_bands(
     """
     overlap = check_tiles(tile, overlap)
     height, width = picture.pixels.shape[:2]
+    blind = overlap // 4 if blind is None else blind
     whole = tile is None and height * width <= WHOLE
     top = 0
-    for colours in _blended(enlarge, picture.pixels, scale, max(height, width) if whole else tile or TILE, overlap):
+    side = max(height, width) if whole else tile or TILE
+    for colours in _blended(enlarge, picture.pixels, scale, side, overlap, blind):
         bottom = top + len(colours) // scale
         if picture.grey:
             colours[:] = colours.mean(2, keepdims=True)
@@ -66,11 +75,13 @@ def enlarged_bands(
         top = bottom
 
 
-def _blended(enlarge: Enlarge, pixels: NDArray, scale: int, tile: int, overlap: int) -> Iterator[NDArray[np.float32]]:
+def _blended(
+    enlarge: Enlarge, pixels: NDArray, scale: int, tile: int, overlap: int, blind: int
+) -> Iterator[NDArray[np.float32]]:
     """Bands of the enlarged picture on the 0..1 scale, its windows blended."""
     height, width = pixels.shape[:2]
     rows, columns = (_windows(length, tile, overlap) for length in (height, width))
-    weights_y, weights_x = (_weights(spans, overlap, scale) for spans in (rows, columns))
+    weights_y, weights_x = (_weights(spans, overlap, blind, scale) for spans in (rows, columns))
     peak = np.iinfo(pixels.dtype).max
     pending = np.zeros((0, width * scale, 3), np.float32)  # what the next row of windows adds to
     for number, (top, bottom) in enumerate(rows):
@@ -90,12 +101,8 @@ def _windows(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
     return [(start // _GRID * _GRID, min(start + tile, length)) for start in tile_starts(length, tile, overlap)]
 
 
-def _weights(spans: list[tuple[int, int]], overlap: int, scale: int) -> list[NDArray[np.float32]]:
-    """Weights of each window along one side, which sum to 1: raised cosines.
-
-    A quarter of the overlap at each inner end counts nothing: there the network sees the window's edge, not the image.
-    """
-    blind = overlap // 4
+def _weights(spans: list[tuple[int, int]], overlap: int, blind: int, scale: int) -> list[NDArray[np.float32]]:
+    """Weights of each window along one side, which sum to 1: raised cosines between its inner ends."""
     total = np.zeros(spans[-1][1] * scale, np.float32)
     ramps = []
     for first, last in spans:
