@@ -14,7 +14,7 @@ $(DEMO)/installed: pyproject.toml $(shell find src -type f -not -name '*.pyc')
 	touch $@
 
 test: lint
-	$(TEST)/bin/python -m pytest -m "not long"
+	$(TEST)/bin/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadfile
 
 test-long: $(TEST)/installed
 	$(TEST)/bin/python -m pytest -m long

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
+
+# Several processes of tests share the cores, and so do the processes that these start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Reproducible, and never timed: a busy machine must not fail a test.
 hypothesis.settings.register_profile(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from foveal.run.load import identify, load_model
 from foveal.run.pretrained import save_pretrained
 from foveal.tasks.language import LanguageModel
 from foveal.weights import load_checkpoint
+from hub_server import running
 
 REFERENCE = golden.read("albert")
 ENCODERS = ("small", "groups2_inner2", "small_gelu")
@@ -186,6 +190,37 @@ def test_the_config_beside_tells_what_shapes_do_not(name: str, tmp_path: Path) -
     assert torch.equal(again(*inputs(case)), model(*inputs(case)))
 
 
+LOAD = """
+import json, sys, foveal, torch
+model = foveal.load_model(sys.argv[1])
+ids = torch.tensor(json.loads(sys.argv[2]))
+found = model(ids).flatten()[:16].tolist()
+print(json.dumps([foveal.info.info_of(model).task, model.backbone.config.hidden_act, found]))
+"""
+
+
+@pytest.mark.parametrize("ref", ["albert_base.v1", "albert/albert-base-v1"])
+def test_published_weights_come_with_their_config(ref: str, tmp_path: Path) -> None:
+    """By tag and by hub id: both files are fetched, once; small sizes and the activation are those of config.json."""
+    case = REFERENCE["mlm_small"]
+    folder = saved_by_transformers(tmp_path / "made", case)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "FOVEAL_"))}
+    command = [sys.executable, "-W", "error", "-c", LOAD, ref, json.dumps(case["input_ids"])]
+    with running() as hub:
+        for path in folder.iterdir():
+            hub.files["albert/albert-base-v1", path.name] = path.read_bytes()
+        cache = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
+        done = subprocess.run(command, env={**kept, **cache, "NO_PROXY": "127.0.0.1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    task, activation, found = json.loads(done.stdout)
+    assert (task, activation) == ("language", "gelu_new")
+    expected = load_model(folder)(torch.tensor(case["input_ids"])).flatten()[:16]
+    assert torch.allclose(torch.tensor(found), expected, atol=1e-6)
+    offline = {**kept, **cache, "HF_HUB_OFFLINE": "1"}
+    again = subprocess.run(command, env=offline, capture_output=True, text=True)
+    assert again.stdout == done.stdout
+
+
 def test_the_activation_matters_and_is_read(tmp_path: Path) -> None:
     case = REFERENCE["small"]
     ids = torch.tensor(case["input_ids"])
@@ -260,7 +295,7 @@ def small(**changes: Any) -> nn.Module:
         (lambda: small(num_hidden_groups=9), "times=4, groups=9"),
         (lambda: small(hidden_sizes=9), "did you mean 'hidden_size'"),
         (lambda: small(task="classify"), "albert_base is a language model, not for 'classify'; valid: language"),
-        (lambda: create_model("efficientvit_b0", "language"), "efficientvit_b0 is for images, not for 'language'"),
+        (lambda: create_model("efficientvit_b0", "language"), "efficientvit_b0 is not for 'language'; valid: classify"),
         (lambda: small()(torch.zeros(1, 65, dtype=torch.long)), "65 tokens: this model takes at most 64"),
         (lambda: small()(torch.full((1, 2), -1)), "token -1: this model knows 0 to 199"),
         (

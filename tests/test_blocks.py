@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm.layers
 import torch
@@ -26,6 +28,7 @@ from foveal.layers.conv import (
 )
 from foveal.layers.drop_path import DropPath
 
+PEER: Any = timm.layers
 WIDTHS = st.integers(1, 24)
 SIZES = st.tuples(st.integers(7, 40), st.integers(7, 40))
 KERNELS = st.sampled_from((1, 3, 5, 7))
@@ -84,10 +87,10 @@ def test_reduction_of_a_separable_convolution() -> None:
 @settings(max_examples=60, deadline=None)
 @given(SIZES, KERNELS, st.integers(1, 5))
 def test_padding_of_tensorflow(size: tuple[int, int], kernel: int, stride: int) -> None:
-    """The peer's padding, to the pixel; one window for each ``stride`` pixels begun, also of kernels below the stride."""
+    """The peer's padding, to the pixel; a window for each ``stride`` pixels begun, kernels below the stride too."""
     x = torch.arange(1.0, 1 + size[0] * size[1]).reshape(1, 1, *size)
     padded = pad_same(x, kernel, stride)
-    assert padded.equal(timm.layers.pad_same(x, [kernel, kernel], [stride, stride]))
+    assert padded.equal(PEER.pad_same(x, [kernel, kernel], [stride, stride]))
     conv = ConvNormAct(1, 2, kernel, stride, padding="same")
     assert conv(x).shape == (1, 2, -(-size[0] // stride), -(-size[1] // stride))
     expected = F.conv2d(padded if stride > 1 else F.pad(x, [kernel // 2] * 4), conv.conv.weight, stride=stride)
@@ -108,7 +111,7 @@ def test_divisible_widths(width: float, divisor: int) -> None:
     assert found % divisor == 0
     assert found >= max(divisor, 0.9 * width)
     assert found - width <= divisor
-    assert found == timm.layers.make_divisible(width, divisor)  # pyright: ignore[reportArgumentType]
+    assert found == PEER.make_divisible(width, divisor)
 
 
 def test_conventions_reach_every_convolution() -> None:
@@ -147,7 +150,7 @@ def test_squeeze_and_excitation_by_hand() -> None:
 
 
 def test_dropped_blocks_leave_the_input() -> None:
-    """In training, a residual block of rate near 1 is the identity for nearly every image; a strided one never drops."""
+    """In training a residual block of a high rate is the identity for most images; a strided one never drops."""
     torch.manual_seed(0)
     x = torch.randn(64, 4, 8, 8)
     for build in (DepthwiseSeparableConv, InvertedResidual):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 
 import golden
 from foveal.costs import count
+from foveal.deploy.export import export
 from foveal.errors import CheckpointError, ConfigError
 from foveal.factory import create_model, list_models
 from foveal.info import info_of
 from foveal.layers.conv import ConvNormAct
-from foveal.run.load import identify
+from foveal.layers.drop_path import DropPath
+from foveal.run.load import OnnxRunner, identify
 from foveal.weights import load_checkpoint
 
 GOLDENS = golden.read("convnets")
@@ -50,7 +53,7 @@ def conventions(model: nn.Module) -> set[tuple[float, float | None]]:
 def check_golden(source: str, name: str) -> None:
     """Logits and pooled features of a published file, under the conventions that come with it."""
     entry = GOLDENS[source]
-    model = create_model(name)
+    model: Any = create_model(name)
     state = filled(peer(*source.split("/")), entry["gain"])
     load_checkpoint(model, dict(sorted(state.items())))  # as .safetensors files have them
     assert conventions(model) == {(entry["norm_eps"], entry["norm_momentum"])}
@@ -115,7 +118,7 @@ def test_published_costs() -> None:
 
 
 def test_files_bring_their_conventions() -> None:
-    """torchvision's V3 has another epsilon and momentum than timm's: told by the keys, and kept where said otherwise."""
+    """torchvision's V3 has another epsilon and momentum than timm's: told by the keys, unless it was said otherwise."""
     theirs = filled(peer("torchvision", "mobilenet_v3_small"), 1.0)
     found = identify(theirs)
     assert (found.model, found.options) == ("mobilenetv3_small_100", {"norm_eps": 1e-3, "norm_momentum": 0.01})
@@ -190,12 +193,25 @@ def test_sizes_channels_types(name: str) -> None:
         assert half.isfinite().all()
 
 
+def test_padding_of_tensorflow_in_a_file_for_any_size(tmp_path: Path) -> None:
+    """Padding that depends on the size is in the graph: sizes that were not traced, even and odd, agree to rounding."""
+    model = golden.fill(create_model("tf_mobilenetv3_small_100", num_classes=5))
+    file = export(model, output=tmp_path / "net.onnx", size=(64, 96))
+    runner = OnnxRunner(file.path)
+    for shape in ((1, 3, 64, 64), (2, 3, 67, 98), (1, 3, 71, 129)):
+        x = golden.normal_input(shape)
+        with torch.no_grad():
+            expected = model(x)
+        assert (torch.from_numpy(runner(x.numpy())) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 def test_padding_changes_outputs_and_only_there() -> None:
     """The same weights under ``tf_``: another output; with stride 1 nowhere would be the same."""
     plain, other = (create_model(f"{prefix}mobilenetv2_100", features_only=True) for prefix in ("", "tf_"))
     assert {p.conv.kernel_size for p in other.modules() if isinstance(p, ConvNormAct) and p.same} == {(3, 3)}
     assert sum(p.same for p in other.modules() if isinstance(p, ConvNormAct)) == 5
-    golden.fill(plain), golden.fill(other)
+    for net in (plain, other):
+        golden.fill(net)
     x = golden.normal_input((1, 3, 64, 64))
     with torch.no_grad():
         assert (plain(x)[-1] - other(x)[-1]).abs().max() > 1e-2 * plain(x)[-1].std()
@@ -208,7 +224,8 @@ def test_learning() -> None:
         loss = nn.functional.cross_entropy(model(torch.randn(2, 3, 64, 64)), torch.zeros(shape, dtype=torch.long))
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    head = create_model("mobilenetv2_100", dropout=0.5).head
+    model = create_model("mobilenetv2_100", dropout=0.5)
+    head: Any = model.head
     x = torch.randn(1, 320, 2, 2)
     assert not head(x).equal(head(x))
     head.eval()
@@ -222,9 +239,6 @@ def test_options_and_names() -> None:
         create_model("mobilenetv2_100", norm_ep=1)
     with pytest.raises(ConfigError, match="unknown padding 'valid'"):
         create_model("mobilenetv2_100", padding="valid")
-    rates = [
-        float(part.drop_path.rate)
-        for part in create_model("mobilenetv2_100", drop_path_rate=0.17).backbone.modules()
-        if hasattr(part, "drop_path")
-    ]
+    model = create_model("mobilenetv2_100", drop_path_rate=0.17)
+    rates = [part.rate for part in model.modules() if isinstance(part, DropPath)]
     assert np.allclose(rates, [0.01 * i for i in range(17)])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .layers.optimize import optimize as optimize
     from .results import ClassifyResult as ClassifyResult
     from .results import SegmentResult as SegmentResult
+    from .results import UpscaleResult as UpscaleResult
     from .run.check import check_data as check_data
     from .run.compare import compare as compare
     from .run.evaluate import evaluate as evaluate
@@ -55,6 +56,7 @@ _HOME = {
     "Preprocess": "info",
     "SegmentResult": "results",
     "TrainConfig": "config",
+    "UpscaleResult": "results",
     "bench": "deploy.benchmark",
     "check_data": "run.check",
     "compare": "run.compare",
@@ -89,6 +91,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "Preprocess",
     "SegmentResult",
     "TrainConfig",
+    "UpscaleResult",
     "bench",
     "check_data",
     "compare",

@@ -1,6 +1,6 @@
 """What a model costs: parameters and multiply-accumulates, counted on the meta device, so that no memory is needed.
 
-The functions beside :func:`count` have the blocks of :mod:`foveal.layers.conv` in closed form and agree with it exactly.
+The functions beside :func:`count` have the blocks of :mod:`foveal.layers.conv` in closed form, and agree with it.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ def fused_inverted_residual(
 def separable_reduction(kernel_size: int, out_chans: int) -> float:
     """How many times fewer MACs a depthwise separable convolution takes than a dense one of the same shape.
 
-    ``1 / (1 / out + 1 / k^2)``: 8.69 for 3x3 and 256 channels, below ``k^2`` always. Source: MobileNet (arXiv 1704.04861),
-    section 3.1.
+    ``1 / (1 / out + 1 / k^2)``: 8.69 for 3x3 and 256 channels, below ``k^2`` always.
+    Source: MobileNet (arXiv 1704.04861), section 3.1.
     """
     return 1 / (1 / out_chans + 1 / kernel_size**2)
 

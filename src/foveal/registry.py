@@ -119,7 +119,6 @@ class Variant:
         crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation.
         size: side of that crop, in pixels.
         published: weights that were released, with their figures.
-        tasks: what it can be built for, the default first.
         settings: defaults of the family's settings.
         twins: variants with the same tensors and other settings, which a file alone does not tell from this one.
         tasks: what it can be built for, the default first.
@@ -132,7 +131,6 @@ class Variant:
     crop_ratio: float = 0.95
     size: int = 224
     published: tuple[Published, ...] = ()
-    tasks: tuple[str, ...] = ("classify", "segment")
     settings: Mapping[str, Any] = field(default_factory=dict)
     twins: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ("classify", "segment")

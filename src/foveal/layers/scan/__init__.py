@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
+from typing import Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,18 @@ _PLAIN = {"loop": reference.loop, "parallel": reference.parallel, "chunked": ref
 METHODS = ("auto", *_PLAIN, "kernel", "triton")
 
 
+@overload
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., z: Tensor | None = ...,
+    delta_bias: Tensor | None = ..., delta_softplus: bool = ..., return_last_state: Literal[False] = ...,
+    method: str = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., z: Tensor | None = ...,
+    delta_bias: Tensor | None = ..., delta_softplus: bool = ..., *, return_last_state: Literal[True],
+    method: str = ...,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 def selective_scan(
     u: Tensor,
     delta: Tensor,
@@ -123,7 +136,7 @@ def _grouped(matrix: Tensor, u: Tensor) -> Tensor:
     """B or C as ``(B, G, N, L)``."""
     if matrix.dim() == 2:
         return matrix[None, :, :, None].expand(u.shape[0], -1, -1, u.shape[2])
-    return matrix[:, None] if matrix.dim() == 3 else matrix
+    return matrix.unsqueeze(1) if matrix.dim() == 3 else matrix
 
 
 def _check(

@@ -10,8 +10,6 @@ next to 1 loses the step size to rounding, and 65,536 of them lose the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,8 +17,6 @@ from torch import Tensor
 CHUNK = 16  #: tokens that the chunked form goes through one by one, in all chunks of a segment at once
 SEGMENT = 1024  #: tokens that the chunked form holds expanded by the N states, a multiple of CHUNK
 LONGEST = 2**16  #: tokens that an exported graph of dynamic length takes
-
-_Scan = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,21 +47,22 @@ def parallel(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Te
 def chunked(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
     """Segment by segment, so that memory beyond inputs and outputs does not grow with the length (without gradient)."""
     batch, channels, length = u.shape
-    state = u.new_zeros(batch, B.shape[1], channels // B.shape[1], A.shape[1])
+    exact = u.dtype if u.device.type == "mps" else torch.float64  # mps has none
+    state = u.new_zeros(batch, B.shape[1], channels // B.shape[1], A.shape[1], dtype=exact)
     outputs = []
     for start in range(0, length, SEGMENT):
         part = slice(start, start + SEGMENT)
         x, h, readout = _expanded(u[..., part], dt[..., part], A, B[..., part], C[..., part])
-        h, state = _in_blocks(x, h, state, CHUNK, _stepped, _doubled)
+        h, state = _in_chunks(x, h, state)
         outputs.append(_read(h, readout))
-    return torch.cat(outputs, -1), state.flatten(1, 2)
+    return torch.cat(outputs, -1), state.flatten(1, 2).to(u.dtype)
 
 
 def _expanded(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Exponents and inputs of the recurrence ``(L, B, G, D / G, N)``, tokens first so that spans are contiguous; C."""
     groups = B.shape[1]
     u, dt = (v.unflatten(1, (groups, -1)).permute(3, 0, 1, 2).contiguous()[..., None] for v in (u, dt))
-    B, C = (v.permute(3, 0, 1, 2)[..., None, :] for v in (B, C))
+    B, C = (v.permute(3, 0, 1, 2).contiguous()[..., None, :] for v in (B, C))
     return dt * A.unflatten(0, (groups, -1)), dt * u * B, C
 
 
@@ -99,21 +96,20 @@ def _doubled_any(x: Tensor, h: Tensor) -> Tensor:
 
 def _stepped(x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """The same token by token."""
-    decay, states = x.exp(), [h[0]]
+    decay, states, sums = x.exp(), [h[0]], [x[0]]
     for t in range(1, x.shape[0]):
         states.append(torch.addcmul(h[t], decay[t], states[-1]))
-    return x.cumsum(0), torch.stack(states)
+        sums.append(sums[-1] + x[t])
+    return torch.stack(sums), torch.stack(states)
 
 
-def _in_blocks(x: Tensor, h: Tensor, state: Tensor, size: int, inner: _Scan, outer: _Scan) -> tuple[Tensor, Tensor]:
-    """States after each token and the last one: ``inner`` within blocks of ``size``, ``outer`` over their ends."""
+def _in_chunks(x: Tensor, h: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """States after each token, and ``state`` after the last, in its own precision."""
     length = x.shape[0]
-    blocks = -(-length // size)
-    # Padding leaves the state as it is: its exponents and inputs are 0.
-    x, h = (F.pad(v, (0, 0) * (v.dim() - 1) + (0, blocks * size - length)) for v in (x, h))
-    x, h = inner(*(v.unflatten(0, (-1, size)).transpose(0, 1) for v in (x, h)))
-    first = torch.addcmul(h[-1, :1], x[-1, :1].exp(), state[None])
-    ends = outer(x[-1], torch.cat([first, h[-1, 1:]]))[1]
-    before = torch.cat([state[None], ends[:-1]])
-    h = torch.addcmul(h, x.exp(), before)
-    return h.transpose(0, 1).flatten(0, 1)[:length], ends[-1]
+    # Padding leaves a state as it is: its exponents and inputs are 0.
+    x, h = (F.pad(v, (0, 0) * (v.dim() - 1) + (0, -length % CHUNK)) for v in (x, h))
+    x, h = _stepped(*(v.unflatten(0, (-1, CHUNK)).transpose(0, 1) for v in (x, h)))
+    total, ends = _doubled(x[-1], h[-1])  # of chunks
+    before = state.to(h.dtype)[None]
+    h = torch.addcmul(h, x.exp(), torch.cat([before, torch.addcmul(ends, total.exp(), before)[:-1]]))
+    return h.transpose(0, 1).flatten(0, 1)[:length], total[-1].to(state.dtype).exp() * state + ends[-1]

@@ -57,7 +57,7 @@ struct Decay {
 };
 
 inline Decay<float> decay(Vec<float> x) {
-    x = x < -87.f ? all(-87.f) : x;  // 2^k stays a normal number; NaN passes
+    x = x < -88.f ? all(-88.f) : x;  // where 2^k becomes 0; NaN passes
     // Adding 1.5 * 2^23 rounds to a whole number, in the last bits; 127 more make it an exponent.
     const float magic = 12582912.f + 127.f;
     const Vec<float> shifted = x * 1.44269504f + magic;

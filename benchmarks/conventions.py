@@ -1,0 +1,32 @@
+"""What EfficientNet-Lite0's published weights lose under another port's padding or epsilon: top-1 and top-5.
+
+python benchmarks/conventions.py IMAGES      (folders of ImageNet's classes, or files named by WordNet ids)
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import foveal
+from foveal.info import info_of
+from foveal.layers.conv import set_convention
+from foveal.run.evaluate_classes import evaluate_classes
+from foveal.run.predict import Predictor, TorchRunner
+
+OWN: dict[str, Any] = {"norm_eps": 1e-3, "padding": "same"}
+OTHERS: dict[str, dict[str, Any]] = {
+    "their own": OWN,
+    "symmetric padding": {**OWN, "padding": "symmetric"},
+    "epsilon 1e-5": {**OWN, "norm_eps": 1e-5},
+}
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    model = foveal.load_model("tf_efficientnet_lite0.in1k")
+    print("| conventions | top-1 | top-5 |\n|---|---|---|")
+    for name, settings in OTHERS.items():
+        set_convention(model, **settings)
+        found = evaluate_classes(Predictor(TorchRunner(model), info_of(model), "torch"), sys.argv[1])
+        print(f"| {name} | {found.top1:.2%} | {found.top5:.2%} |", flush=True)
