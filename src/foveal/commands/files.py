@@ -111,9 +111,11 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
         costs: dict[str, Any] = {}
         if isinstance(model, LanguageBackbone) and size:
             length = model.max_length
-            costs = {"MACs": count_tokens(model, length).macs, "MACs at": f"{length} tokens"}
+            of_task = {"scale": "1 (repairs), 2 (the default), 3 or 4"} if "upscale" in variant.tasks else {}
+        costs = {"MACs": count_tokens(model, length).macs, "MACs at": f"{length} tokens"}
         elif size:
-            costs = {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"}
+            of_task = {"scale": "1 (repairs), 2 (the default), 3 or 4"} if "upscale" in variant.tasks else {}
+        costs = {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"}
         rows.append(
             {
                 "name": name,
@@ -125,7 +127,7 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
                 **({"sharing": sharing} if sharing else {}),
                 "licence": family.licence,
                 "figures": [f"{tag} {text}" for tag, text in best.items()],
-                "options": {**family.options, **family.settings, **family.classifier_options},
+                "options": {**family.options, **family.settings, **family.classifier_options, **of_task},
             }
         )
     return rows

@@ -1,0 +1,109 @@
+"""Super-resolution networks beside each other on this machine: parameters, MACs, milliseconds; and, given test sets,
+the PSNR of interpolation and of checkpoints.
+
+python benchmarks/super_resolution.py [--size 160x240] [--rounds 10] [--threads 1] [--sets SETS --models REF ...]
+
+MACs are of convolutions, linear layers and the products of attention. Networks of others are rebuilt from their papers
+(super_resolution_peers.py): their time and size can be measured so, their quality cannot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+from functools import partial
+from pathlib import Path
+
+import torch
+from super_resolution_peers import PEERS, Peer
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import foveal
+from foveal import machine
+from foveal.costs import count
+from foveal.deploy.benchmark import interleaved
+
+
+def costs() -> None:
+    """Print what the peers cost beside what was published, counted alike."""
+    print("| network | params | published | GMACs | published | of an image of (H x W) | |")
+    print("|---|---|---|---|---|---|---|")
+    for name, peer in PEERS.items():
+        with torch.device("meta"):
+            network = peer.build().eval()
+        params = sum(p.numel() for p in network.parameters())
+        size = f"{peer.size[0]}x{peer.size[1]}"
+        print(
+            f"| {name} | {params / 1e3:.1f} k | {peer.params / 1e3:.0f} k | {as_published(network, peer) / 1e9:.2f} "
+            f"| {peer.macs / 1e9:.1f} | {size} | {peer.note} |"
+        )
+
+
+@torch.inference_mode()
+def as_published(network: nn.Module, peer: Peer) -> float:
+    """MACs as the figure was counted: transposed convolutions at their output, products of attention or not."""
+    with FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, peer.in_chans, *peer.size, device="meta"))
+    flops = counter.get_flop_counts()["Global"]
+    macs = sum(count for operator, count in flops.items() if peer.products or operator != torch.ops.aten.bmm) / 2
+    widened = (m for m in network.modules() if isinstance(m, nn.ConvTranspose2d))
+    return macs + sum(m.weight.numel() * (m.stride[0] ** 2 - 1) * math.prod(peer.size) for m in widened)
+
+
+def ours() -> dict[str, nn.Module]:
+    """Our networks at x2, as they run."""
+    return {name: foveal.optimize(foveal.create_model(name, scale=2)) for name in foveal.list_models(task="upscale")}
+
+
+@torch.inference_mode()
+def times(size: tuple[int, int], rounds: int) -> None:
+    """Time all networks in turns and print the best of the rounds."""
+    networks = {name: (net, 3) for name, net in ours().items()}
+    networks |= {name: (peer.build().eval(), peer.in_chans) for name, peer in PEERS.items()}
+    runs = {}
+    for name, (net, in_chans) in networks.items():
+        image = torch.rand(1, in_chans, *size).contiguous(memory_format=torch.channels_last)
+        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        runs[name] = partial(net, image)
+    found = interleaved(runs, rounds=rounds)
+    print(f"\n| network | params | GMACs at {size[0]}x{size[1]} | best ms of {rounds} |\n|---|---|---|---|")
+    for name, (net, in_chans) in networks.items():
+        cost = count(copy.deepcopy(net).to("meta"), in_chans, size)
+        print(f"| {name} | {cost.params / 1e3:.1f} k | {cost.macs / 1e9:.2f} | {1e3 * min(found[name]):.1f} |")
+
+
+def quality(sets: Path, models: list[str]) -> None:
+    """Print PSNR and SSIM by the field's protocol."""
+    for ref in ("bicubic.x2", "lanczos.x2", "bicubic.x4", "lanczos.x4", *models):
+        found = foveal.evaluate(ref, sets)
+        for part in found.sets:
+            print(
+                f"{ref:32} x{found.scale} {part.name:8} {part.scores.psnr:.2f} dB {part.scores.ssim:.4f}  Y, "
+                f"{part.scores.images} images, small ones by {part.small}, border {part.border} px",
+                flush=True,
+            )
+
+
+def main() -> None:
+    """Count, time, and score where there are sets."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", default="160x240", metavar="HxW")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sets", type=Path)
+    parser.add_argument("--models", nargs="*", default=[], metavar="REF")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    print(f"{machine.one_line()}, torch {torch.__version__}, {arguments.threads} threads\n")
+    costs()
+    height, width = map(int, arguments.size.split("x"))
+    times((height, width), arguments.rounds)
+    if arguments.sets:
+        quality(arguments.sets, arguments.models)
+
+
+if __name__ == "__main__":
+    main()
