@@ -101,7 +101,10 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
     for name in names:
         family, variant = known[name]
         with torch.device("meta"):
-            model = create_model(name, features_only=variant.classifier is None and "classify" in variant.tasks).eval()
+            bare = (
+                variant.classifier is None and "upscale" not in variant.tasks
+            )  # MACs of language models: the encoder's
+            model = create_model(name, features_only=bare).eval()
         # What models that share layers save, and what not.
         sharing = "; ".join(stack.summary() for stack in shared_layers(model))
         best: dict[str, str] = {}
@@ -111,11 +114,10 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
         costs: dict[str, Any] = {}
         if isinstance(model, LanguageBackbone) and size:
             length = model.max_length
-            of_task = {"scale": "1 (repairs), 2 (the default), 3 or 4"} if "upscale" in variant.tasks else {}
-        costs = {"MACs": count_tokens(model, length).macs, "MACs at": f"{length} tokens"}
+            costs = {"MACs": count_tokens(model, length).macs, "MACs at": f"{length} tokens"}
         elif size:
-            of_task = {"scale": "1 (repairs), 2 (the default), 3 or 4"} if "upscale" in variant.tasks else {}
-        costs = {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"}
+            costs = {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"}
+        of_task = {"scale": "1 (repairs), 2 (the default), 3 or 4"} if "upscale" in variant.tasks else {}
         rows.append(
             {
                 "name": name,
