@@ -24,7 +24,7 @@ from . import models as models  # registers the families
 from .errors import CheckpointError
 from .files import written_whole
 from .info import KEY, ModelInfo, Preprocess, attach, say_licence
-from .layers.attention import CascadedGroupAttention, resize_position_biases
+from .layers.cascaded_attention import CascadedGroupAttention, resize_position_biases
 from .references import find_file, find_local
 from .registry import FAMILIES, Backbone, Family, LanguageBackbone, Published, Variant, published, variants
 

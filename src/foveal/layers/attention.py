@@ -9,7 +9,6 @@ positions (arXiv 2006.04768). ``CascadedGroupAttention`` is that of Microsoft's 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,14 +18,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ConfigError, InputError, nearest
-from .conv import ConvNormAct
+from .cascaded_attention import CascadedGroupAttention as CascadedGroupAttention
 from .flash_attention import attention_traffic as attention_traffic
 from .flash_attention import flash_attention_reference as flash_attention_reference
 from .kv_cache import Cache, kv_cache_bytes
 from .kv_cache import GrowingCache as GrowingCache
 from .kv_cache import SlidingWindowCache as SlidingWindowCache
 from .kv_cache import StaticCache as StaticCache
-from .resample import ceil_div
 
 
 def attention(
@@ -447,94 +445,3 @@ def _rename_linformer(module: nn.Module, state: dict[str, Any], prefix: str, *_:
     for old, new in _LINFORMER_NAMES.items():
         for kind in ("weight", "bias"):
             _rename(state, f"{prefix}{old}.{kind}", f"{prefix}{new}.{kind}")
-
-
-class CascadedGroupAttention(nn.Module):
-    """Attention in windows, each head on its own share of the channels: ``(B, C, H, W) -> (B, C, H, W)``.
-
-    Every head after the first adds the output of the one before to its share. Queries pass a depthwise convolution;
-    a learned bias for each distance ``(|dy|, |dx|)`` is added to the scores.
-
-    The map is padded with zeros at the right and bottom to multiples of ``window_size``, cut, attended and cropped.
-    There is no mask: padded positions take part, as in the authors' code. The bias is looked up in each forward pass,
-    so it is that of the weights at hand, on their device and in their type.
-
-    Args:
-        channels: channels of the map, a multiple of ``num_heads``.
-        num_heads: heads.
-        key_dim: channels of each head's queries and keys. Its values have ``channels / num_heads``.
-        kernel_sizes: sides of the depthwise kernels (odd), one per head; more are not used.
-        window_size: side of the windows, which fixes the distances that have a bias.
-        norm_eps: epsilon of the batch norms.
-
-    Raises:
-        ConfigError: channels that do not divide by the heads, or too few kernel sizes.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        num_heads: int,
-        *,
-        key_dim: int = 16,
-        kernel_sizes: Sequence[int] = (5, 5, 5, 5),
-        window_size: int = 7,
-        norm_eps: float = 1e-5,
-    ) -> None:
-        super().__init__()
-        if channels % num_heads or len(kernel_sizes) < num_heads:
-            raise ConfigError(f"{channels} channels, kernel sizes {tuple(kernel_sizes)}: do not suit {num_heads} heads")
-        share = channels // num_heads
-        self.channels, self.key_dim, self.window_size = channels, key_dim, window_size
-        self.split = (key_dim, key_dim, share)  # not read off tensors: exporters would trace them as unknowns
-        self.qkv = nn.ModuleList(
-            ConvNormAct(share, 2 * key_dim + share, 1, norm_eps=norm_eps) for _ in range(num_heads)
-        )
-        self.query_convs = nn.ModuleList(
-            ConvNormAct(key_dim, key_dim, size, groups=key_dim, norm_eps=norm_eps) for size in kernel_sizes[:num_heads]
-        )
-        self.project = ConvNormAct(channels, channels, 1, norm_eps=norm_eps)
-        self.position_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, _, h, w = x.shape
-        c, side = self.channels, self.window_size
-        rows, columns = ceil_div(h, side), ceil_div(w, side)
-        x = F.pad(x, (0, columns * side - w, 0, rows * side - h))
-        windows = x.reshape(b, c, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
-        y = self._attend(windows.reshape(b * rows * columns, c, side, side)).reshape(b, rows, columns, c, side, side)
-        y = y.permute(0, 3, 1, 4, 2, 5).reshape(b, c, rows * side, columns * side)
-        return y[..., :h, :w]
-
-    def _attend(self, x: Tensor) -> Tensor:
-        """Attention within each map of ``(windows, C, side, side)``."""
-        biases = self._biases()
-        outputs: list[Tensor] = []
-        for i, share in enumerate(x.chunk(len(self.qkv), dim=1)):
-            y = outputs[-1] + share if outputs else share
-            q, k, v = self.qkv[i](y).split(self.split, dim=1)
-            scores = self.query_convs[i](q).flatten(2).transpose(1, 2) @ k.flatten(2)  # (windows, queries, keys)
-            weights = (scores * self.key_dim**-0.5 + biases[i]).softmax(-1)
-            outputs.append((v.flatten(2) @ weights.transpose(1, 2)).unflatten(2, (self.window_size, self.window_size)))
-        return self.project(F.relu(torch.cat(outputs, dim=1)))
-
-    def _biases(self) -> Tensor:
-        """Bias of every pair of positions of a window, ``(heads, side^2, side^2)``."""
-        side = self.window_size
-        line = torch.arange(side, device=self.position_biases.device)
-        distances = (line[:, None] - line).abs()  # (side, side)
-        table = self.position_biases.reshape(-1, side, side)
-        pairs = table[:, distances][..., distances]  # (heads, y, y', x, x')
-        return pairs.transpose(2, 3).reshape(-1, side**2, side**2)
-
-
-def resize_position_biases(table: Tensor, window_size: int) -> Tensor:
-    """Bring a table for other windows, ``(heads, side^2)``, to ``(heads, window_size^2)`` by bicubic interpolation.
-
-    As the authors do for detection at larger sizes. A table of that size, or of no square's, is returned as it is.
-    """
-    side = math.isqrt(table.shape[-1])
-    if table.ndim != 2 or side**2 != table.shape[-1] or side == window_size:
-        return table
-    maps = table.reshape(1, -1, side, side)
-    return F.interpolate(maps, size=(window_size, window_size), mode="bicubic").reshape(-1, window_size**2)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..layers.attention import CascadedGroupAttention
+from ..layers.cascaded_attention import CascadedGroupAttention
 from ..layers.conv import ConvNormAct, InvertedResidual, SqueezeExcite
 from ..layers.linear import NormLinear
 from ..layers.resample import check_min_size
