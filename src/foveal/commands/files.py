@@ -111,11 +111,10 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
         costs: dict[str, Any] = {}
         if isinstance(model, LanguageBackbone) and size:
             length = model.max_length
-            of_task = {"scale": "1 (repairs), 2 (the default), 3 or 4"} if "upscale" in variant.tasks else {}
-        costs = {"MACs": count_tokens(model, length).macs, "MACs at": f"{length} tokens"}
+            costs = {"MACs": count_tokens(model, length).macs, "MACs at": f"{length} tokens"}
         elif size:
-            of_task = {"scale": "1 (repairs), 2 (the default), 3 or 4"} if "upscale" in variant.tasks else {}
-        costs = {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"}
+            costs = {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"}
+        of_task = {"scale": "1 (repairs), 2 (the default), 3 or 4"} if "upscale" in variant.tasks else {}
         rows.append(
             {
                 "name": name,
