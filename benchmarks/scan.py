@@ -1,8 +1,9 @@
 """Forms of the selective scan on the CPU, from 196 to 65,536 tokens, beside softmax attention of the same width.
 
 One image, 160 channels, 8 states, as in MambaVision-T; float32, no gradients. "loop" is the plain loop in float32 (the
-form "loop" computes in float64, and is slower). Candidates take turns; a speedup is the median of the round-by-round
-ratios. Errors are against the loop in float64: largest over largest value, on the first channels.
+form "loop" computes in float64, and is slower). Candidates take turns, of several runs where the sequence is short; a
+speedup is the median of the round-by-round ratios. With one thread, times are CPU times, which a busy machine distorts
+less. Errors are against the loop in float64: largest over largest value, on the first channels.
 
 OMP_NUM_THREADS=1 python benchmarks/scan.py [--lengths 196 1024] [--threads 1] [--json scan.json]
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from foveal.deploy.benchmark import interleaved, ratio
 from foveal.layers.scan import reference, selective_scan
 
 CHANNELS, STATES, HEADS = 160, 8, 4
-ROUNDS = {196: 51, 1024: 21, 4096: 9, 16384: 3, 65536: 1}
+ROUNDS = {196: 15, 1024: 9, 4096: 7, 16384: 3, 65536: 1}
+RUNS = {196: 20, 1024: 3}  # of a turn
 FORMS = ("parallel", "chunked", "kernel")
 CHECKED = 4  # channels whose errors are measured
 
@@ -74,11 +77,14 @@ def measured(length: int) -> dict:
     candidates: dict[str, Callable[[], object]] = {"loop": loop, **{method: form(method) for method in FORMS}}
     candidates["attention"] = lambda: F.scaled_dot_product_attention(q, k, v)
     rounds = next((rounds for tokens, rounds in ROUNDS.items() if length <= tokens), 1)
-    times = interleaved(candidates, rounds=rounds, warmup=1 if length <= 4096 else 0)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    runs = RUNS.get(length, 1)
+    turns = {name: lambda run=run: [run() for _ in range(runs)] for name, run in candidates.items()}
+    times = interleaved(turns, rounds=rounds, warmup=1 if length <= 4096 else 0, clock=clock)
     return {
         "tokens": length,
         "rounds": rounds,
-        "ms": {name: round(1e3 * float(np.median(seconds)), 4) for name, seconds in times.items()},
+        "ms": {name: round(1e3 * float(np.median(seconds)) / runs, 4) for name, seconds in times.items()},
         "speedup": {name: round(ratio(times[name], times["kernel"]), 2) for name in ("loop", "attention")},
         "error": {method: error(form(method)(), (u, delta, A, B, C, D, bias)) for method in FORMS},
     }

@@ -377,10 +377,12 @@ def test_compile_sees_one_graph() -> None:
 @needs_compiler
 @pytest.mark.filterwarnings("ignore")  # of the checker itself
 def test_the_operator_keeps_its_promises() -> None:
-    given = {name: tensor.requires_grad_() for name, tensor in tensors(2, 4, 5, 3, 2).items()}
+    given = tensors(2, 4, 5, 3, 2)
     arguments = [given[name] for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
-    results = torch.library.opcheck(torch.ops.foveal.selective_scan.default, (*arguments, True, "kernel"))
-    assert set(results.values()) == {"SUCCESS"}
+    outputs = [given["u"], given["A"].expand(2, 4, 3)]
+    for operator, inputs in (("selective_scan", arguments), ("selective_scan_backward", [*outputs, *arguments])):
+        results = torch.library.opcheck(getattr(torch.ops.foveal, operator).default, (*inputs, True, "kernel"))
+        assert set(results.values()) == {"SUCCESS"}
 
 
 def test_shapes_on_the_meta_device() -> None:

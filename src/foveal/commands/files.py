@@ -101,7 +101,10 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
     for name in names:
         family, variant = known[name]
         with torch.device("meta"):
-            model = create_model(name, features_only=variant.classifier is None and "classify" in variant.tasks).eval()
+            bare = (
+                variant.classifier is None and "upscale" not in variant.tasks
+            )  # MACs of language models: the encoder's
+            model = create_model(name, features_only=bare).eval()
         # What models that share layers save, and what not.
         sharing = "; ".join(stack.summary() for stack in shared_layers(model))
         best: dict[str, str] = {}

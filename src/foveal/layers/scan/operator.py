@@ -1,4 +1,8 @@
-"""The compiled forms as one operator of torch, ``foveal::selective_scan``: gradients, torch.compile, torch.export."""
+"""The compiled forms as one operator of torch, ``foveal::selective_scan``: gradients, torch.compile, torch.export.
+
+The operator is declared with ``torch.library.Library`` and differentiated by an ``autograd.Function``: what
+``torch.library.custom_op`` adds to a call costs as much as the scan of a short sequence.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,13 @@ from torch import Tensor
 from . import cpu
 
 _INPUTS = "Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? bias, bool softplus, str form"
+_library = torch.library.Library("foveal", "FRAGMENT")
+_library.define(f"selective_scan({_INPUTS}) -> (Tensor, Tensor)")
+_library.define(
+    f"selective_scan_backward(Tensor dy, Tensor dstate, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
 
 
-def _module(form: str) -> Any:
-    if form == "kernel":
-        return cpu
-    from . import gpu  # imports triton
-
-    return gpu
-
-
-@torch.library.custom_op("foveal::selective_scan", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)")
 def scan(
     u: Tensor,
     delta: Tensor,
@@ -36,39 +36,54 @@ def scan(
 
     Float32 or float64 throughout; B and C ``(B, G, N, L)``. Differentiable once.
     """
-    return _module(form).forward(u, delta, A, B, C, D, bias, softplus)
+    inputs = (u, delta, A, B, C, D, bias)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
+        return _Scan.apply(*inputs, softplus, form)
+    return torch.ops.foveal.selective_scan.default(*inputs, softplus, form)
 
 
-@scan.register_fake
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *tensors, ctx.softplus, ctx.form = inputs
+        ctx.save_for_backward(*tensors)
+        return torch.ops.foveal.selective_scan.default(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (dy, dstate), (u, _, _, _, _, D, bias) = gradients, ctx.saved_tensors
+        du, ddelta, dA, dB, dC = torch.ops.foveal.selective_scan_backward.default(
+            dy, dstate, *ctx.saved_tensors, ctx.softplus, ctx.form
+        )
+        dD = None if D is None else (dy * u).sum((0, 2))
+        dbias = None if bias is None else ddelta.sum((0, 2))
+        return du, ddelta, dA, dB, dC, dD, dbias, None, None
+
+
+def _module(form: str) -> Any:
+    if form == "kernel":
+        return cpu
+    from . import gpu  # imports triton
+
+    return gpu
+
+
+@torch.library.impl(_library, "selective_scan", "CompositeExplicitAutograd")
+def _(*inputs: Any) -> tuple[Tensor, Tensor]:
+    return _module(inputs[-1]).forward(*inputs[:-1])
+
+
+@torch.library.impl(_library, "selective_scan_backward", "CompositeExplicitAutograd")
+def _(*inputs: Any) -> tuple[Tensor, ...]:
+    return _module(inputs[-1]).backward(*inputs[:-1])
+
+
+@torch.library.register_fake("foveal::selective_scan", lib=_library)
 def _(u: Tensor, _delta: Tensor, A: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape)
 
 
-@torch.library.custom_op(
-    "foveal::selective_scan_backward",
-    mutates_args=(),
-    schema=f"(Tensor dy, Tensor dstate, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _gradients(dy: Tensor, dstate: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-    return _module(inputs[-1]).backward(dy, dstate, *inputs[:-1])
-
-
-@_gradients.register_fake
+@torch.library.register_fake("foveal::selective_scan_backward", lib=_library)
 def _(_dy: Tensor, _dstate: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in inputs[:5])
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.softplus, ctx.form = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _backward(ctx: Any, dy: Tensor, dstate: Tensor) -> tuple[Tensor | None, ...]:
-    u, delta, A, B, C, D, bias = ctx.saved_tensors
-    du, ddelta, dA, dB, dC = _gradients(dy, dstate, u, delta, A, B, C, D, bias, ctx.softplus, ctx.form)
-    dD = None if D is None else (dy * u).sum((0, 2))
-    dbias = None if bias is None else ddelta.sum((0, 2))
-    return du, ddelta, dA, dB, dC, dD, dbias, None, None
-
-
-scan.register_autograd(_backward, setup_context=_save)
