@@ -47,7 +47,8 @@ def furthest_weights(first: Path, second: Path) -> float:
     return max((a[key].double() - b[key].double()).abs().max().item() for key in a)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
+    """Wait; a busy machine takes long, and what never comes must end some time."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came"

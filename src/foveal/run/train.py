@@ -196,6 +196,7 @@ class _Run:
                     self._end_epoch(epoch)
                 if signal_number := self._agreed(interrupted):
                     self.save()
+                    self.accelerator.wait_for_everyone()  # torchrun soon kills those that outlive the first to end
                     self.progress.note(
                         f"stopped after step {state.step}; resume with --resume --out {self.folder.path}"
                     )

@@ -28,13 +28,19 @@ def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., z: Tensor | None = ...,
     delta_bias: Tensor | None = ..., delta_softplus: bool = ..., return_last_state: Literal[False] = ...,
     method: str = ...,
-) -> Tensor: ...  # fmt: skip
+) -> Tensor:  # fmt: skip
+    """``y`` alone."""
+
+
 @overload
 def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = ..., z: Tensor | None = ...,
     delta_bias: Tensor | None = ..., delta_softplus: bool = ..., *, return_last_state: Literal[True],
     method: str = ...,
-) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``y`` and the last state."""
+
+
 def selective_scan(
     u: Tensor,
     delta: Tensor,
