@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.utils.checkpoint import checkpoint
 
 import golden
 from foveal.errors import ConfigError, DependencyError, InputError
@@ -287,6 +289,18 @@ def test_gradients_are_the_loops(shape: Sequence[int], method: str) -> None:
     for dtype, limit in ((torch.float64, 1e-13), (torch.float32, 3e-6)):
         for name, found, value in zip(given, gradients(given, method, dtype), expected, strict=True):
             assert difference(found, value) < limit, name
+
+
+@pytest.mark.parametrize("method", FORMS)
+def test_gradient_checkpointing(method: str) -> None:
+    """Activations that are computed again give the same gradients; torch lets the saved ones be read once."""
+    found = []
+    for again in (False, True):
+        arguments = {key: tensor.requires_grad_() for key, tensor in tensors(2, 3, 5, 2).items()}
+        scan = partial(selective_scan, method=method, **arguments)
+        y = checkpoint(scan, use_reentrant=False) if again else scan()
+        found.append(torch.autograd.grad(y.square().sum(), list(arguments.values())))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("method", FAST)

@@ -52,10 +52,11 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (dy, dstate), (u, _, _, _, _, D, bias) = gradients, ctx.saved_tensors
+        (dy, dstate), saved = gradients, ctx.saved_tensors  # once: gradient checkpointing forbids a second look
         du, ddelta, dA, dB, dC = torch.ops.foveal.selective_scan_backward.default(
-            dy, dstate, *ctx.saved_tensors, ctx.softplus, ctx.form
+            dy, dstate, *saved, ctx.softplus, ctx.form
         )
+        u, _, _, _, _, D, bias = saved
         dD = None if D is None else (dy * u).sum((0, 2))
         dbias = None if bias is None else ddelta.sum((0, 2))
         return du, ddelta, dA, dB, dC, dD, dbias, None, None
