@@ -141,11 +141,12 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
 
     found = recognise(state)
     task = "language" if found.family.of_language else task_of(found.state)
-    headless = not any(key.startswith("head.") for key in found.state)
+    headless = task != "prompt" and not any(key.startswith("head.") for key in found.state)
     # A detector's or another segmenter's other parts are not ours to build.
     shapes = _shapes({key: value for key, value in found.state.items() if not headless or key.startswith("backbone.")})
     num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
-    in_chans = shapes[found.family.stem][1] if found.family.stem in shapes else 3
+    stems = (found.family.stem, f"image_encoder.{found.family.stem}")
+    in_chans = next((shapes[stem][1] for stem in stems if stem in shapes), 3)
     told = {k: v for k, v in found.options.items() if k in found.family.settings}
     others = {k: v for k, v in found.options.items() if k not in told}
 
