@@ -123,7 +123,9 @@ def create_model(
         model = _upscaler(name, backbone, in_chans, num_classes, options["scale"])
     elif task == "prompt":
         if num_classes:
-            raise ConfigError(f"num_classes={num_classes}: {name} for task='prompt' finds what is pointed at; leave it out")
+            raise ConfigError(
+                f"num_classes={num_classes}: {name} for task='prompt' finds what is pointed at; leave it out"
+            )
         model = prompt.build(backbone, **(variant.prompt or prompt.DEFAULT_NECK))
     else:
         model, num_classes = _classifier(

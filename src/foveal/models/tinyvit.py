@@ -132,7 +132,9 @@ class TinyViT(Backbone):
     def __init__(self, config: Config, in_chans: int = 3) -> None:
         super().__init__()
         first, *widths = config.embed_dim
-        self.stem = nn.Sequential(ConvNormAct(in_chans, first // 2, 3, 2, act=nn.GELU), ConvNormAct(first // 2, first, 3, 2))
+        self.stem = nn.Sequential(
+            ConvNormAct(in_chans, first // 2, 3, 2, act=nn.GELU), ConvNormAct(first // 2, first, 3, 2)
+        )
         self.stages = nn.ModuleList([nn.Sequential(*(ConvBlock(first) for _ in range(config.depths[0])))])
         self.feature_info = [FeatureInfo(first, 4)]
         for i, width in enumerate(widths):
@@ -182,7 +184,9 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         for pattern, new in _NAMES:
             state = {re.sub(pattern, new, key): value for key, value in state.items()}
         return state
-    return dict(state) if any(re.match(r"backbone\.stages\.\d+\.\d+\.attention\.biases$", key) for key in state) else None
+    return (
+        dict(state) if any(re.match(r"backbone\.stages\.\d+\.\d+\.attention\.biases$", key) for key in state) else None
+    )
 
 
 #: Zero-shot instance segmentation of COCO, with the boxes of a detector.

@@ -20,6 +20,7 @@ from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of, say_lice
 from ..references import SAVED, find_local
 from .interpolation import interpolation
 from .predict import Predictor, TorchRunner
+from .prompting import TorchPrompter
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -69,7 +70,8 @@ def load(
     from ..layers.optimize import optimize
 
     device, dtype = _device(device), _DTYPES[dtype]
-    runner = TorchRunner(optimize(model), device, getattr(torch, dtype))
+    wrap = TorchPrompter if info_of(model).task == "prompt" else TorchRunner
+    runner = wrap(optimize(model), device, getattr(torch, dtype))
     return Predictor(runner, info_of(model), f"torch on {device}, {dtype}")
 
 

@@ -123,9 +123,10 @@ class _FourierPosition(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(2, channels // 2))
 
     def forward(self, xy: Tensor) -> Tensor:
-        matrix = self.positional_encoding_gaussian_matrix
+        stored = self.positional_encoding_gaussian_matrix
+        matrix = stored if stored.dtype == torch.float64 else stored.float()  # 16 bits cannot tell pixels apart
         angles = 2 * math.pi * ((2 * xy.to(matrix.dtype) - 1) @ matrix)
-        return torch.cat([angles.sin(), angles.cos()], -1)
+        return torch.cat([angles.sin(), angles.cos()], -1).to(stored.dtype)
 
 
 class PromptEncoder(nn.Module):
@@ -155,7 +156,7 @@ class PromptEncoder(nn.Module):
     def get_dense_pe(self) -> Tensor:
         """Encoded position of each place of an embedding, ``(1, 256, 64, 64)``."""
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
-        at = (torch.arange(GRID, device=matrix.device, dtype=matrix.dtype) + 0.5) / GRID
+        at = (torch.arange(GRID, device=matrix.device) + 0.5) / GRID
         y, x = torch.meshgrid(at, at, indexing="ij")
         return self.pe_layer(torch.stack([x, y], -1)).permute(2, 0, 1)[None]
 
