@@ -174,6 +174,8 @@ class TrainConfig:
         for name, good in checks.items():
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is out of range")
+        if self.teacher and self.task != "prompt":
+            raise ConfigError(f"teacher={self.teacher!r} teaches promptable models, not {self.task!r}: task='prompt'")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

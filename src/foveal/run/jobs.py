@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ from .fidelity import UpscaleScores, fidelity
 from .metrics import ClassifyScores, SegmentScores, confusion_matrix
 from .predict import Predictor
 from .progress import Progress
+from .prompt_job import prompt_job
 
 _CHARBONNIER = 1e-3  # where its square root bends, on the 0..1 scale of images
 
@@ -272,10 +273,11 @@ class UpscaleJob:
         return UpscaleScores(images, *(total / 1e6 / images for total in sums))
 
 
-JOBS: Mapping[str, type[SegmentJob] | type[ClassifyJob] | type[UpscaleJob]] = {
+JOBS: Mapping[str, Callable[[str | Path, TrainConfig, Progress], Job]] = {
     "segment": SegmentJob,
     "classify": ClassifyJob,
     "upscale": UpscaleJob,
+    "prompt": prompt_job,
 }
 
 

@@ -19,8 +19,7 @@ from ..errors import CheckpointError, ConfigError, DependencyError, InputError, 
 from ..info import KEY, Labels, ModelInfo, Preprocess, attach, info_of, say_licence
 from ..references import SAVED, find_local
 from .interpolation import interpolation
-from .predict import Predictor, TorchRunner
-from .prompting import TorchPrompter
+from .predict import Predictor, torch_runner
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -74,8 +73,7 @@ def load(
     from ..layers.optimize import optimize
 
     device, dtype = _device(device), _DTYPES[dtype]
-    wrap = TorchPrompter if info_of(model).task == "prompt" else TorchRunner
-    runner = wrap(optimize(model), device, getattr(torch, dtype))
+    runner = torch_runner(optimize(model), device, getattr(torch, dtype))
     return Predictor(runner, info_of(model), f"torch on {device}, {dtype}")
 
 
