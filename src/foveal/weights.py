@@ -426,9 +426,7 @@ def _load(
     return LoadReport(len(own) - len(kept), layout, ignored, kept, resized, info, licence)
 
 
-def _decoder_part(
-    state: dict[str, Tensor], own: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _decoder_part(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """What of a promptable model's ``state`` is for its prompt encoder or mask decoder, where ``own`` is one of them.
 
     Of what sees nothing need be known.
@@ -441,9 +439,7 @@ def _decoder_part(
     return state, ()
 
 
-def _eye_part(
-    state: dict[str, Tensor], own: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _eye_part(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """What of a promptable model's ``state`` sees, where ``own`` is no promptable model."""
     if any(key.startswith(_EYE) for key in own) or not any(key.startswith(_EYE) for key in state):
         return state, ()

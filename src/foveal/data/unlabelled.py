@@ -50,7 +50,11 @@ class UnlabelledData:
                 drawn = drawn_splits(everything, described)
                 have = [*drawn, *(folder.name for folder in subfolders(root))]
                 name = resolve_split(split, have, root)
-                found = [everything[key] for key in sorted(drawn[name])] if name in drawn else images_in(root / name, deep=True)
+                found = (
+                    [everything[key] for key in sorted(drawn[name])]
+                    if name in drawn
+                    else images_in(root / name, deep=True)
+                )
             found = [path for path in found if path not in excluded]
             if not found:
                 raise DataError(f"{root}: no images in {split}")

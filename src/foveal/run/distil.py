@@ -66,9 +66,7 @@ class EmbeddingFolder:
                 found = json.loads(note.read_text(encoding="utf-8"))
                 name, known = found["teacher"], found["sha256"]
             except (OSError, ValueError, TypeError, KeyError) as error:
-                raise ConfigError(
-                    f"{note}: cannot be read ({error}): choose another folder with embeddings"
-                ) from error
+                raise ConfigError(f"{note}: cannot be read ({error}): choose another folder with embeddings") from error
             if known != sha256:
                 raise ConfigError(
                     f"{self.path} holds the embeddings of {name}, not of {teacher}: choose another folder with embeddings"
@@ -295,7 +293,9 @@ def _embed(
     missing = [file for file in wanted if not folder.has(file)]
     mine = missing[state.process_index :: state.num_processes]
     if mine:
-        predictor = Predictor(TorchPrompter(cast(PromptModel, optimize(teacher)), str(state.device)), info_of(teacher), "")
+        predictor = Predictor(
+            TorchPrompter(cast(PromptModel, optimize(teacher)), str(state.device)), info_of(teacher), ""
+        )
         with progress.bar("embed", len(wanted), len(wanted) - len(missing)) as bar:
             for number, file in enumerate(mine):
                 image, flipped = wanted[file]
