@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..config import TrainConfig
 from ..data.unlabelled import UnlabelledData
-from ..errors import CheckpointError, ConfigError, DataError, InputError
+from ..errors import CheckpointError, ConfigError, DataError
 from ..factory import create_model
 from ..files import made_folder, written_whole
 from ..imaging import prepare
@@ -69,7 +69,8 @@ class EmbeddingFolder:
                 raise ConfigError(f"{note}: cannot be read ({error}): choose another folder with embeddings") from error
             if known != sha256:
                 raise ConfigError(
-                    f"{self.path} holds the embeddings of {name}, not of {teacher}: choose another folder with embeddings"
+                    f"{self.path} holds the embeddings of {name} with other weights than this {teacher}: choose another "
+                    "folder with embeddings"
                 )
         else:
             with written_whole(note) as temporary:
@@ -190,8 +191,8 @@ class DistilJob:
         self.teacher = info_of(teacher)
         if not isinstance(teacher, PromptModel):
             raise ConfigError(
-                f"teacher={config.teacher}: a model for {self.teacher.task!r}, which has no embeddings of images: name a "
-                "promptable one (foveal models --task prompt)"
+                f"teacher={config.teacher}: a model for {self.teacher.task!r}, which has no embeddings of images: "
+                "name a promptable one (foveal models --task prompt)"
             )
         named = f"{self.teacher.model}.{self.teacher.tag}" if self.teacher.tag else self.teacher.model
         folder = EmbeddingFolder(config.embeddings, named, digest(teacher.image_encoder.state_dict()))
@@ -286,7 +287,7 @@ def _embedded(images: UnlabelledData, folder: EmbeddingFolder, sides: Sequence[b
 
 
 def _embed(
-    wanted: dict[Path, tuple[Path, bool | int]], folder: EmbeddingFolder, teacher: PromptModel, progress: Progress
+    wanted: dict[Path, tuple[Path, int]], folder: EmbeddingFolder, teacher: PromptModel, progress: Progress
 ) -> None:
     """Have the teacher see what it has not; several processes share the images."""
     state = PartialState()
@@ -299,12 +300,9 @@ def _embed(
         with progress.bar("embed", len(wanted), len(wanted) - len(missing)) as bar:
             for number, file in enumerate(mine):
                 image, flipped = wanted[file]
-                try:
-                    pixels = UnlabelledData((image,))[0][0]
-                    seen = np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
-                    folder.write(file, predictor.encode(seen).features[0])
-                except InputError as error:
-                    raise DataError(str(error)) from error
+                pixels = UnlabelledData((image,))[0][0]
+                seen = np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
+                folder.write(file, predictor.encode(seen).features[0])
                 for _ in missing[number * state.num_processes : (number + 1) * state.num_processes]:
                     bar.advance()
     state.wait_for_everyone()

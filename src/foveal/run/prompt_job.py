@@ -74,8 +74,8 @@ class PromptTrainee(nn.Module):
 
     Each image is asked by boxes (p = 0.5) or by 1 to 10 points inside the objects; then, ``clicks`` times, each answer
     gets a click on a mistake, half of the time beside the logits of the answer itself, as when somebody corrects a mask
-    and as when clicks are all there is. Of an answer counts the mask for clear prompts or, with p = 0.5, the best of the
-    three for ambiguous ones. All rounds count the same.
+    and as when clicks are all there is. Of an answer counts the mask for clear prompts or, with p = 0.5, the best of
+    the three for ambiguous ones. All rounds count the same.
 
     The loss of a mask is :func:`~foveal.losses.mask_loss`; the expected IoU of all four learns the true one by squared
     error (arXiv 2304.02643, appendix A), which EfficientViT-SAM leaves out.
@@ -113,7 +113,8 @@ class PromptTrainee(nn.Module):
     def _rounds(self, embedding: Tensor, masks: Tensor) -> Tensor:
         """Loss of each of P objects of an image, the mean over rounds: ``(P,)``."""
         encoder, decoder = self.model.prompt_encoder, self.model.mask_decoder
-        share = F.avg_pool2d(masks[:, None].to(embedding.dtype), _LOW)[:, 0]
+        exact = torch.promote_types(embedding.dtype, torch.float32)  # autocast may have 16 bits
+        share = F.avg_pool2d(masks[:, None].to(exact), _LOW)[:, 0]
         true = share >= share.flatten(1).amax(1).clamp(max=0.5)[:, None, None].clamp(min=1e-6)
         points, labels, tail, kinds = self._first(masks)
         given, low_res = encoder.dense(None), None
