@@ -69,7 +69,7 @@ class EmbeddingFolder:
                 raise ConfigError(f"{note}: cannot be read ({error}): choose another folder with embeddings") from error
             if known != sha256:
                 raise ConfigError(
-                    f"{self.path} holds the embeddings of {name} with other weights than this {teacher}: choose another "
+                    f"{self.path} holds the embeddings of {name} with other weights than {teacher}: choose another "
                     "folder with embeddings"
                 )
         else:
