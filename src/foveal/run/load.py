@@ -74,7 +74,7 @@ def load(
     from ..layers.optimize import optimize
 
     device, dtype = _device(device), _DTYPES[dtype]
-    wrap = TorchPrompter if info_of(model).task == "prompt" else TorchRunner
+    wrap: Any = TorchPrompter if info_of(model).task == "prompt" else TorchRunner
     runner = wrap(optimize(model), device, getattr(torch, dtype))
     return Predictor(runner, info_of(model), f"torch on {device}, {dtype}")
 
@@ -316,9 +316,9 @@ class OnnxPrompter:
         kinds = labels.astype(np.float32)
         if masks is None:
             feed = {"image_embeddings": embedding, "point_coords": coords, "point_labels": kinds}
-            low_res, iou = self.prompts.run(["low_res_masks", "iou_predictions"], feed)
-            return low_res, iou
-        found = [
+            answer: Any = self.prompts.run(["low_res_masks", "iou_predictions"], feed)
+            return answer[0], answer[1]
+        found: Any = [
             self.decoder.run(
                 ["low_res_masks", "iou_predictions"],
                 {
