@@ -40,7 +40,8 @@ LIGHT = [
     "data.degradation", "data.tar_samples", "data.transforms", "data.unlabelled",
     "run.check", "run.evaluate_upscaling", "run.fidelity",
     "run.interpolation", "run.upscaling", "pictures",
-    "run.predict", "run.prompting", "mask_results", "run.load", "run.metrics", "run.evaluate", "run.progress",
+    "run.predict", "run.prompting", "mask_results", "run.load", "run.onnx_runner",
+    "run.metrics", "run.evaluate", "run.progress",
     "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -53,8 +53,8 @@ class TrainConfig:
         degradation: upscaling: range of each thing that spoils the small image, by name (see
             :mod:`foveal.data.degradation`); none: a bicubic small image, or the data set's own.
         pixel_loss: upscaling: "l1" or "charbonnier".
-        teacher: prompting: model whose embeddings the image encoder learns, a name, path or hub id; its decoder is taken
-            over. Empty: masks are learnt.
+        teacher: prompting: model whose embeddings the image encoder learns, a name, path or hub id; its decoder is
+            taken over. Empty: masks are learnt.
         embeddings: prompting: folder that keeps the teacher's embeddings; empty: ``embeddings`` in the run's folder.
         freeze_encoder: prompting: whether the image encoder stays as it is while masks are learnt.
         prompts: prompting: objects of an image that are asked for in a step, at most.

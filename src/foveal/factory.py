@@ -155,8 +155,7 @@ def _preprocess(task: str, model: nn.Module) -> Preprocess:
     if task == "upscale":
         return Preprocess(upscale.MEAN, upscale.STD)
     if isinstance(model, prompt.PromptModel):
-        side = model.image_encoder.size
-        return Preprocess(prompt.MEAN, prompt.STD, (side, side), resample="bilinear", pad=True)
+        return Preprocess.of_prompts(model.image_encoder.size)
     return Preprocess()
 
 

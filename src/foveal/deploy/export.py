@@ -28,7 +28,8 @@ from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
 from ..layers.resample import ceil_div
 from ..registry import check_sees_images
-from ..run.load import OnnxRunner, load_model
+from ..run.load import load_model
+from ..run.onnx_runner import OnnxRunner
 from ..tasks.prompt import PromptModel
 from ..tasks.segment import SegmentationModel
 
@@ -73,7 +74,9 @@ class ExportReport:
     def __str__(self) -> str:
         if self.beside:
             names = " + ".join(str(path) for path in (self.path, *self.beside))
-            return f"{names}  {self.bytes / 1e6:.2f} MB, opset {self.opset}; equal the model to {self.max_difference:.1e}"
+            return (
+                f"{names}  {self.bytes / 1e6:.2f} MB, opset {self.opset}; equal the model to {self.max_difference:.1e}"
+            )
         sizes = ", ".join(f"{b}x{h}x{w}" for b, h, w in self.sizes)
         return (
             f"{self.path}  {self.bytes / 1e6:.2f} MB, opset {self.opset}; equals the model to "
@@ -130,11 +133,12 @@ def export(
     # Runtimes that do not fold then need not, and torch 2.6 with a current onnxscript cannot translate the norms.
     fold_norms(folded)
     fuse_branches(folded)
-    if isinstance(frozen, PromptModel):
+    if isinstance(frozen, PromptModel) and isinstance(folded, PromptModel):
         from .export_prompt import write_prompt_files
 
         worst, files = write_prompt_files(frozen, folded, info, output)
-        return ExportReport(files[0], to, OPSET, sum(file.stat().st_size for file in files), (), worst, 1.0, tuple(files[1:]))
+        size_on_disk = sum(file.stat().st_size for file in files)
+        return ExportReport(files[0], to, OPSET, size_on_disk, (), worst, 1.0, tuple(files[1:]))
     graph = _Graph(folded, upsample)
     with written_whole(output) as temporary:
         temporary.write_bytes(_trace(graph.eval(), info, size).SerializeToString())

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..files import written_whole
 from ..info import ModelInfo
-from ..run.load import PROMPT_PARTS, onnx_session, prompt_part
+from ..run.onnx_runner import PROMPT_PARTS, onnx_session, prompt_part
 from ..tasks.prompt import EMBED_DIM, FRAME, GRID, PromptModel
-from .export import OPSET, TOLERANCE, described, reason, traced
+from .export import TOLERANCE, described, reason, traced
 
 if TYPE_CHECKING:
     import onnx
@@ -83,7 +83,9 @@ class _BatchDecoder(nn.Module):
         return self.mask_decoder.all_masks(image_embeddings, encoder.get_dense_pe(), sparse, dense)
 
 
-def write_prompt_files(model: PromptModel, folded: PromptModel, info: ModelInfo, output: Path) -> tuple[float, list[Path]]:
+def write_prompt_files(
+    model: PromptModel, folded: PromptModel, info: ModelInfo, output: Path
+) -> tuple[float, list[Path]]:
     """Write ``NAME.encoder.onnx``, ``NAME.decoder.onnx`` and ``NAME.prompts.onnx`` for ``output`` NAME.onnx.
 
     Args:
@@ -194,9 +196,7 @@ def _inputs(part: str, in_chans: int, size: int) -> list[dict[str, np.ndarray]]:
     return feeds
 
 
-def _difference(
-    session: Any, graph: nn.Module, model: PromptModel, part: str, feed: Mapping[str, np.ndarray]
-) -> float:
+def _difference(session: Any, graph: nn.Module, model: PromptModel, part: str, feed: Mapping[str, np.ndarray]) -> float:
     """Largest difference of the file to the model, over the model's largest output."""
     unfolded = model.image_encoder if part == "encoder" else type(graph)(model)
     with torch.inference_mode():
