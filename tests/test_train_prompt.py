@@ -279,18 +279,25 @@ def tuned(scenes: Path, distilled: Path, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
-def test_masks_are_learnt(tuned: Path, distilled: Path) -> None:
+def test_masks_are_learnt(tuned: Path, distilled: Path, scenes: Path) -> None:
     found = losses(tuned)
     assert len(found) == 12
-    assert np.mean(found[-3:]) < 0.6 * np.mean(found[:2])
-    assert 0 < lines(tuned)[-1]["box_miou"] <= 1
+    assert np.mean(found[-3:]) < 0.7 * np.mean(found[:2])
+    predictor, overlaps = foveal.load(tuned), []
+    for name in ("0.png", "1.png"):
+        ids = np.asarray(Image.open(scenes / "masks" / "val" / name))
+        for mask in (ids == 1, ids == 2):
+            (top, *_, bottom), (left, *_, right) = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            box = [left, top, right + 1, bottom + 1]
+            answer = predictor.encode(scenes / "images" / "val" / name).prompt(boxes=box).best
+            overlaps.append((answer & mask).sum() / (answer | mask).sum())
+    assert lines(tuned)[-1]["box_miou"] == pytest.approx(np.mean(overlaps), abs=0.01)  # norms are folded here
     before, after = (read_state(run / "last.safetensors")[0] for run in (distilled, tuned))
     changed = {key.split(".")[0] for key in before if not before[key].equal(after[key])}
     assert changed == {"image_encoder", "prompt_encoder", "mask_decoder"}
     assert not before["mask_decoder.iou_prediction_head.layers.2.weight"].equal(
         after["mask_decoder.iou_prediction_head.layers.2.weight"]
     )
-    assert foveal.load(tuned).encode(np.zeros((20, 30, 3), np.uint8)).prompt(boxes=[2, 2, 9, 9]).iou.shape == (3,)
 
 
 def test_a_frozen_encoder_stays_to_the_bit(scenes: Path, distilled: Path, tmp_path: Path) -> None:
@@ -313,12 +320,12 @@ def test_a_resumed_run_is_the_undisturbed_one(
     if stage == "distil":
         data, more = scenes / "images", {"teacher": str(teacher), "embeddings": str(distilled / "embeddings")}
     else:
-        data, more = scenes, {"weights": str(distilled)}
-    foveal.train(data, out=tmp_path / "whole", **settings, **more)
+        data, more = scenes, {"weights": str(distilled), "batch_size": 1, "samples_per_epoch": 2}
+    foveal.train(data, out=tmp_path / "whole", **(settings | more))
     monkeypatch.setattr(Toy, "calls", 0)
     monkeypatch.setattr(Toy, "stop_at", 3)
     with pytest.raises(SystemExit, match="143"):
-        foveal.train(data, out=tmp_path / "cut", **settings, **more)
+        foveal.train(data, out=tmp_path / "cut", **(settings | more))
     assert len(losses(tmp_path / "cut")) == 3
     foveal.train(data, out=tmp_path / "cut", resume=True)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
