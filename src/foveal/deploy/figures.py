@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from ..plots import new_figure, write_figure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
     from .presets import ArchitectureReport, AttentionReport, ScalingReport
 
 _LOG = {"xscale": "log", "yscale": "log"}
@@ -17,22 +15,19 @@ _LOG = {"xscale": "log", "yscale": "log"}
 
 def draw_architectures(report: ArchitectureReport, path: str | Path) -> None:
     """Time by multiply-accumulates on the left, quoted accuracy by time on the right."""
-    figure = new_figure(11, 4.4)
+    figure = new_figure(12, 4.4)
     left, right = figure.subplots(1, 2)
-    _named(left, {row.name: (row.macs / 1e9, row.p50_ms) for row in report.rows})
-    left.set(**_LOG, xlabel="GMACs", ylabel="ms", title="The same work is not the same time")
-    quoted = {row.name: (row.p50_ms, row.top1) for row in report.rows if row.top1 is not None}
-    _named(right, quoted)
-    right.set(xscale="log", xlabel="ms", ylabel="top-1 on ImageNet, %, as published", title="What the time buys")
+    for i, row in enumerate(report.rows):
+        style = {"color": f"C{i % 10}", "marker": "os^"[i % 3], "linestyle": ""}
+        left.plot(row.macs / 1e9, row.p50_ms, label=row.name, **style)
+        if row.top1 is not None:
+            right.plot(row.p50_ms, row.top1, **style)
+    left.set(**_LOG, xlabel="GMACs", ylabel="ms")
+    right.set(xscale="log", xlabel="ms", ylabel="top-1 on ImageNet, %, as published")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center", fontsize=8)
     write_figure(figure, path, dpi=90)
-
-
-def _named(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
-    axes.margins(0.15)
-    axes.grid(alpha=0.3)
-    for name, (x, y) in points.items():
-        axes.plot(x, y, "o")
-        axes.annotate(name, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
 
 
 def draw_attention(report: AttentionReport, path: str | Path) -> None:

@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from .. import machine
 from ..costs import Costs, count
-from ..errors import ConfigError, InputError, nearest
+from ..errors import ConfigError, DependencyError, InputError, nearest
 from ..factory import create_model
 from ..layers.attention import Attention, AttentionPaths, LinformerAttention, attention_traffic
 from ..layers.linear_attention import LinearSelfAttention
@@ -170,12 +170,15 @@ def architectures(
 
     Raises:
         ConfigError: an unknown or repeated name, or numbers that are not positive.
+        DependencyError: nothing is left without timm.
     """
     threads = _prepared(threads, rounds, batch, *size)
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"names={', '.join(names)!r}: give one or more different networks")
     left_out = {name: "needs timm: pip install timm" for name in names if name in _OF_TIMM and not _has_timm()}
     names = [name for name in names if name not in left_out]
+    if not names:
+        raise DependencyError(f"{', '.join(left_out)}: needs timm: pip install timm")
     costs = {name: _counted(name, size) for name in names}
     image = torch.randn(batch, 3, *size)
     runs = {name: partial(_run, _deployed(name), image) for name in names}
@@ -184,7 +187,7 @@ def architectures(
     with (progress or Progress(enabled=False)).bar("memory", len(names)) as bar:
         for name in names:
             grown = peak_memory(_deploying, name, batch, *size).grown
-            quoted = _published(name, size)
+            quoted = published_top1(name, size)
             rows.append(
                 Architecture(
                     name=name,
@@ -244,7 +247,8 @@ def _deploying(name: str, batch: int, height: int, width: int) -> Callable[[], o
     return partial(_run, model, image)
 
 
-def _published(name: str, size: tuple[int, int]) -> Quoted | None:
+def published_top1(name: str, size: tuple[int, int]) -> Quoted | None:
+    """What was published for a classifier on images of ``size`` (H, W), ``None`` where nothing is known."""
     if name in _QUOTED:
         return _QUOTED[name] if size == (224, 224) else None
     for entry in variants()[name][1].published:
