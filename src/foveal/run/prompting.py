@@ -1,0 +1,247 @@
+"""Prompting: an image is encoded once, then asked for what is at points, in boxes, or under earlier masks."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InputError
+from ..files import written_whole
+from ..mask_results import MaskResult, frame_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..tasks.prompt import PromptModel
+
+_LOW_RES = 256
+_AT_ONCE = 64  # prompts in one run of the decoder: more need memory and gain no time
+
+
+class PromptRunner(Protocol):
+    """What runs a promptable model: called with an image it encodes."""
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``(1, 3, size, size) -> (1, 256, 64, 64)``."""
+        ...
+
+    def decode(
+        self,
+        embedding: NDArray[np.float32],
+        coords: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        masks: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """``(P, N, 2)`` points in the frame and ``(P, N)`` labels, boxes as two of them, ``(P, 1, 256, 256)`` logits.
+
+        Returns:
+            Logits ``(P, 4, 256, 256)`` and predicted IoU ``(P, 4)``: the mask for a clear prompt, then the three for an
+            ambiguous one.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What a promptable model saw in one image; asking it changes nothing.
+
+    Attributes:
+        features: ``(1, 256, 64, 64)`` float32.
+        size: (H, W) of the image, in whose pixels prompts are given and masks returned.
+        model: name of what encoded it.
+        image: ``(H, W, 3)`` uint8, ``None`` where the embedding came out of a file.
+    """
+
+    features: NDArray[np.float32] = field(repr=False)
+    size: tuple[int, int]
+    model: str
+    runner: PromptRunner = field(repr=False)
+    image: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def prompt(
+        self,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        masks: ArrayLike | None = None,
+        multimask: bool = True,
+    ) -> MaskResult:
+        """Ask for one object, or for P of them at once. What is given belongs together, prompt by prompt.
+
+        Args:
+            points: x and y in pixels: ``(N, 2)``, of P prompts ``(P, N, 2)``.
+            labels: one for each point: 1 for what is wanted, 0 for what is not.
+            boxes: x1, y1, x2, y2 in pixels: ``(4,)``, of P prompts ``(P, 4)``.
+            masks: ``low_res`` of an earlier answer: ``(256, 256)``, of P prompts ``(P, 256, 256)``.
+            multimask: three masks, for prompts that may mean a part or the whole; else the one for a clear prompt.
+
+        Raises:
+            InputError: no prompt, a wrong shape, a point outside of the image, a box without an inside.
+        """
+        given = [x is not None and np.ndim(x) > single for x, single in ((points, 2), (boxes, 1), (masks, 2))]
+        coords, kinds = self._points(points, labels)
+        corners, logits = self._boxes(boxes), _low_res(masks)
+        counts = {len(x) for x in (coords, corners, logits) if x is not None}
+        if not counts:
+            raise InputError("no prompt: give points with labels, boxes, or masks")
+        if len(counts) > 1:
+            raise InputError(
+                f"points, boxes and masks are for {', '.join(map(str, sorted(counts)))} prompts: give one of each"
+            )
+        (count,) = counts
+        tokens = np.zeros((count, 0, 2), np.float32) if coords is None else coords
+        kinds = np.zeros((count, 0), np.int64) if kinds is None else kinds
+        if corners is not None:
+            tokens = np.concatenate([tokens, corners], 1)
+            kinds = np.concatenate([kinds, np.tile(np.array([2, 3]), (count, 1))], 1)
+        elif coords is not None:  # SAM's sign that no box follows
+            tokens = np.concatenate([tokens, np.zeros((count, 1, 2), np.float32)], 1)
+            kinds = np.concatenate([kinds, np.full((count, 1), -1)], 1)
+        height, width = frame_size(self.size)
+        tokens = (tokens * (np.array([width, height]) / self.size[::-1])).astype(np.float32)
+        chosen = slice(1, None) if multimask else slice(0, 1)
+        found = []
+        for start in range(0, count, _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            asked = None if logits is None else logits[part]
+            low_res, iou = self.runner.decode(self.features, tokens[part], kinds[part], asked)
+            found.append((low_res[:, chosen], iou[:, chosen]))
+        low_res, iou = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return MaskResult(low_res, iou if any(given) else iou[0], self.size, self.image)
+
+    def _points(
+        self, points: ArrayLike | None, labels: ArrayLike | None
+    ) -> tuple[NDArray[np.float64] | None, NDArray[np.int64] | None]:
+        """``(P, N, 2)`` and ``(P, N)``."""
+        if points is None and labels is None:
+            return None, None
+        if points is None or labels is None:
+            missing = "labels (1 wanted, 0 not) for the points" if labels is None else "points for the labels"
+            raise InputError(f"{missing} are missing: one of each")
+        coords, kinds = _numbers(points, "points"), _numbers(labels, "labels")
+        if coords.ndim not in (2, 3) or coords.shape[-1] != 2 or not coords.size:
+            raise InputError(f"points {coords.shape}: give x and y of each, (N, 2) or (P, N, 2)")
+        if kinds.shape != coords.shape[:-1]:
+            raise InputError(f"labels {kinds.shape} for points {coords.shape}: give one for each point")
+        if not np.isin(kinds, (0, 1)).all():
+            raise InputError("labels: 1 for a point on what is wanted, 0 for one on what is not")
+        height, width = self.size
+        outside = (coords < 0).any(-1) | (coords > (width, height)).any(-1)
+        if outside.any():
+            x, y = coords[outside][0]
+            raise InputError(f"point {x:g},{y:g} is outside of the image of {width}x{height} pixels (x,y)")
+        return coords.reshape(-1, *coords.shape[-2:]), kinds.astype(np.int64).reshape(-1, kinds.shape[-1])
+
+    def _boxes(self, boxes: ArrayLike | None) -> NDArray[np.float64] | None:
+        """Corners, ``(P, 2, 2)``."""
+        if boxes is None:
+            return None
+        found = _numbers(boxes, "boxes")
+        if found.ndim not in (1, 2) or found.shape[-1] != 4 or not found.size:
+            raise InputError(f"boxes {found.shape}: give x1, y1, x2, y2 of each, (4,) or (P, 4)")
+        height, width = self.size
+        for x1, y1, x2, y2 in found.reshape(-1, 4):
+            text = f"box {x1:g},{y1:g},{x2:g},{y2:g}"
+            if x1 >= x2 or y1 >= y2:
+                raise InputError(f"{text}: give the left top corner, then the right bottom one (x1,y1,x2,y2)")
+            if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+                raise InputError(f"{text} is outside of the image of {width}x{height} pixels")
+        return found.reshape(-1, 2, 2)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the embedding as .npz, for :meth:`Predictor.open_embedding`; the image does not go with it.
+
+        Raises:
+            InputError: another suffix, or the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise InputError(f"{path}: embeddings are .npz files")
+        with written_whole(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, features=self.features, size=np.array(self.size), model=np.array(self.model))
+        return path
+
+
+def open_embedding(path: str | Path, model: str, runner: PromptRunner) -> Embedding:
+    """Read what :meth:`Embedding.save` wrote.
+
+    Raises:
+        InputError: no such file, another one, or of another model.
+    """
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as found:
+            features, size, by = found["features"], found["size"], str(found["model"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not an embedding that Foveal saved ({str(error).splitlines()[0]})") from error
+    if by != model:
+        raise InputError(f"{path}: an embedding of {by}, not of {model}: encode the image again")
+    if features.shape != (1, 256, 64, 64) or features.dtype != np.float32 or size.shape != (2,) or (size < 1).any():
+        raise InputError(f"{path}: damaged, its features are {features.dtype} {features.shape}")
+    return Embedding(features, (int(size[0]), int(size[1])), by, runner)
+
+
+def _low_res(masks: ArrayLike | None) -> NDArray[np.float32] | None:
+    """``(P, 1, 256, 256)``."""
+    if masks is None:
+        return None
+    found = _numbers(masks, "masks")
+    if found.ndim not in (2, 3) or found.shape[-2:] != (_LOW_RES, _LOW_RES):
+        raise InputError(
+            f"masks {found.shape}: give low_res of an earlier answer, for one prompt ({_LOW_RES}, {_LOW_RES})"
+        )
+    return found.reshape(-1, 1, _LOW_RES, _LOW_RES).astype(np.float32)
+
+
+def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    try:
+        found = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise InputError(f"{name}: give numbers, as many for each prompt") from None
+    if not np.isfinite(found).all():
+        raise InputError(f"{name}: not all of them are finite numbers")
+    return found
+
+
+class TorchPrompter:
+    """Run a promptable torch model on numpy arrays."""
+
+    def __init__(self, model: PromptModel, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        import torch
+
+        self.device, self.dtype = torch.device(device), dtype or torch.float32
+        self.model: Any = model.eval().to(device=self.device, dtype=self.dtype)
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            return self.model.image_encoder(self._tensor(batch)).float().cpu().numpy()
+
+    def decode(
+        self,
+        embedding: NDArray[np.float32],
+        coords: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        masks: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See :meth:`PromptRunner.decode`."""
+        import torch
+
+        encoder = self.model.prompt_encoder
+        with torch.inference_mode():
+            places, kinds = (torch.from_numpy(array).to(self.device) for array in (coords, labels))
+            sparse = encoder.tokens(places, kinds)
+            dense = encoder.dense(None if masks is None else self._tensor(masks))
+            found = self.model.mask_decoder.all_masks(self._tensor(embedding), encoder.get_dense_pe(), sparse, dense)
+        low_res, iou = (part.float().cpu().numpy() for part in found)
+        return low_res, iou
+
+    def _tensor(self, array: NDArray[np.float32]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(array).to(device=self.device, dtype=self.dtype)
