@@ -155,7 +155,7 @@ def bench(
     /,
     *,
     preset: str | None = None,
-    size: Size = None,
+    size: str | None = None,
     batch: int | None = None,
     threads: int | None = None,
     rounds: int | None = None,
