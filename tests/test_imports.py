@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 FLOORS = [
     {"errors"},
     {"info", "files", "machine", "assets"},
-    {"config", "imaging", "hub", "pictures"},
+    {"config", "imaging", "hub", "pictures", "plots"},
     {"results", "layers", "references", "wheels"},
     {"mask_results"},
     {"registry", "losses", "costs"},
@@ -38,7 +38,7 @@ LIGHT = [
     "data.classification", "data.coco", "data.labelled", "data.labels", "data.layout", "data.masks",
     "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
     "data.degradation", "data.tar_samples", "data.transforms", "run.check", "run.evaluate_upscaling", "run.fidelity",
-    "run.interpolation", "run.upscaling", "pictures",
+    "run.interpolation", "run.upscaling", "pictures", "plots",
     "run.predict", "run.prompting", "mask_results", "run.load", "run.onnx_runner",
     "run.metrics", "run.evaluate", "run.progress",
     "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
