@@ -140,6 +140,11 @@ def layout_of(root: Path, described: DatasetFile) -> str:
     return found.layout if found else ""
 
 
+def has_outlines(root: Path) -> bool:
+    """Whether a folder holds images with outlines in text files."""
+    return bool(_text_folders(root))
+
+
 def splits_of(root: Path, described: DatasetFile) -> tuple[str, ...]:
     """Names of the splits below a folder; none: no layout fits."""
     found = _find(root, described)
