@@ -6,7 +6,6 @@ Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; pyco
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..data.coco import mask_tools
 from ..data.instances import Instance
-from ..errors import DataError
+from ..errors import DataError, DependencyError
 
 MAX_DETECTIONS = 100  #: masks of an image that average precision counts, the best by score (COCO's figure)
 _SIZES = ("all", "small", "medium", "large")
@@ -25,7 +24,11 @@ _SIZES = ("all", "small", "medium", "large")
 
 def has_coco_tools() -> bool:
     """Whether pycocotools is installed."""
-    return importlib.util.find_spec("pycocotools") is not None
+    try:
+        mask_tools()
+    except DependencyError:
+        return False
+    return True
 
 
 @dataclass
