@@ -61,8 +61,8 @@ def create_model(
 
     Args:
         name: architecture, or ``architecture.tag`` for one with the weights of that tag.
-        task: "classify", "segment", "upscale", "prompt" or "language"; default: the tag's task, else the architecture's first
-            ("classify" of backbones).
+        task: "classify", "segment", "upscale", "prompt" or "language"; default: the tag's task, else the architecture's
+            first ("classify" of backbones).
         num_classes: outputs; default: the published number. 0 when classifying: pooled features.
         in_chans: channels of the image, at least 1.
         features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
@@ -154,8 +154,7 @@ def _preprocess(task: str, model: nn.Module) -> Preprocess:
     if task == "upscale":
         return Preprocess(upscale.MEAN, upscale.STD)
     if isinstance(model, prompt.PromptModel):
-        side = model.image_encoder.size
-        return Preprocess(prompt.MEAN, prompt.STD, (side, side), resample="bilinear", pad=True)
+        return Preprocess.of_prompts(model.image_encoder.size)
     return Preprocess()
 
 

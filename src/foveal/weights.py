@@ -152,13 +152,16 @@ def _describe(name: str, variant: Variant, entry: Published, licence: str) -> Mo
     head = variant.segment_heads.get(entry.tag)
     size = (int(entry.size), int(entry.size)) if entry.size.isdigit() else None
     crop_ratio = variant.crop_ratio if entry.crop_ratio is None else entry.crop_ratio
-    evaluated = Preprocess(entry.mean, entry.std, size, None, entry.resample, crop_ratio, entry.squash)
+    preprocess = {
+        "classify": Preprocess(entry.mean, entry.std, size, None, entry.resample, crop_ratio, entry.squash),
+        "prompt": Preprocess.of_prompts(size[0] if size else 0),
+    }
     return ModelInfo(
         model=name,
         task=entry.task,
         num_classes=head["num_classes"] if head else 1000 if entry.task == "classify" else 0,
         options={"head": entry.tag} if head else dict(entry.options),
-        preprocess=evaluated if entry.task == "classify" else Preprocess(),
+        preprocess=preprocess.get(entry.task, Preprocess()),
         tag=entry.tag,
         licence=licence,
         notes={"published": {entry.metric: entry.value, "size": entry.size, "source": entry.source}},
