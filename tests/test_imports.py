@@ -39,9 +39,9 @@ LIGHT = [
     "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
     "data.degradation", "data.tar_samples", "data.transforms", "run.check", "run.evaluate_upscaling", "run.fidelity",
     "run.interpolation", "run.upscaling", "pictures",
-    "run.predict", "run.prompting", "mask_results", "run.load", "run.metrics", "run.evaluate", "run.progress",
-    "run.boundary", "run.overview", "run.protocols", "run.clicks",
-    "run.coco_scores", "run.evaluate_prompting", "run.samples", "run.compare", "deploy.benchmark",
+    "run.predict", "run.prompting", "mask_results", "run.load", "run.onnx_runner",
+    "run.metrics", "run.evaluate", "run.progress", "run.clicks", "run.coco_scores", "run.evaluate_prompting",
+    "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 

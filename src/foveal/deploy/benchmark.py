@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from .. import machine
 from ..errors import ConfigError, DependencyError, FovealError
-from ..run.load import OnnxRunner, Runtime, load
+from ..run.load import Runtime, load
+from ..run.onnx_runner import OnnxRunner
 from ..run.predict import Predictor, TorchRunner
 
 
