@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from .console import Json, Size, parse_lengths, parse_size, print_json, print_ta
 
 if TYPE_CHECKING:
     from ..run.evaluate_classes import ClassifyEvaluation
+    from ..run.evaluate_prompting import PromptEvaluation
     from ..run.evaluate_upscaling import UpscaleEvaluation
 
 
@@ -25,10 +27,11 @@ def evaluate(
     class_map: Path | None = None,
     protocol: Literal["plain", "cityscapes", "ade20k"] = "plain",
     boundary: Annotated[bool, Parameter(negative="")] = False,
+    prompts: Literal["all", "boxes", "clicks"] = "all",
     out: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Score a model on a labelled data set, or one that upscales on large images.
+    """Score a model on a labelled data set, one that upscales on large images, a promptable one on objects' masks.
 
     Images that cannot be scored are named, and the exit code is 1.
 
@@ -39,19 +42,23 @@ def evaluate(
     data
         Folder of the data set.
     split
-        Part of it; default: test, or val for a published protocol; classifiers: test, else val, else all;
-        upscaling: every set that was not trained on.
+        Part of it; default: test, or val for a published protocol; classifiers and promptable models: test, else val,
+        else all; upscaling: every set that was not trained on.
     class_map
         YAML file "model class: data class", for a model with other classes.
     protocol
         Sizes and interpolation of the figures published on a data set; plain: the model's own.
     boundary
         Score the contours too: boundary F-score and boundary IoU.
+    prompts
+        What a promptable model is asked with: the boxes of the objects, clicks on them, or both.
     out
-        Folder for report.json, per_image.csv and, segmenting, samples.png (the best, median and worst image).
+        Folder for report.json, per_image.csv (prompting: per_object.csv) and, segmenting, samples.png (the best, median
+        and worst image).
     """
     from .. import evaluate as evaluate_model
     from ..run.evaluate_classes import ClassifyEvaluation
+    from ..run.evaluate_prompting import PromptEvaluation
     from ..run.evaluate_upscaling import UpscaleEvaluation
     from ..run.progress import Progress
 
@@ -63,6 +70,7 @@ def evaluate(
         class_map=class_map,
         protocol=protocol,
         boundary=boundary,
+        prompts=prompts,
         out=out,
         progress=Progress(),
     )
@@ -74,6 +82,8 @@ def evaluate(
         return _print_classes(found)
     if isinstance(found, UpscaleEvaluation):
         return _print_upscaling(found)
+    if isinstance(found, PromptEvaluation):
+        return _print_prompting(found)
     columns = {"IoU": report["iou"], "accuracy": report["accuracy"]}
     if boundary:
         columns |= {"boundary F": report["boundary"]["f_score"], "boundary IoU": report["boundary"]["boundary_iou"]}
@@ -118,6 +128,32 @@ def _print_upscaling(found: UpscaleEvaluation) -> int:
         for part in found.sets
     ]
     print_table(("set", "images", "scale", "PSNR (Y), dB", "SSIM (Y)", "small images", "border left out"), rows)
+    for image, error in found.skipped.items():
+        print(f"skipped {image}: {error}")
+    return 1 if found.skipped else 0
+
+
+def _print_prompting(found: PromptEvaluation) -> int:
+    def percent(value: float) -> str:
+        return "-" if math.isnan(value) else f"{value:.2%}"
+
+    sizes: tuple[Literal["all", "small", "medium", "large"], ...] = ("all", "small", "medium", "large")
+    print_table(
+        ("prompt", "mIoU", "small", "medium", "large", "boundary IoU"),
+        [
+            (prompt, *(percent(found.miou(prompt, size)) for size in sizes), percent(found.boundary_iou(prompt)))
+            for prompt in found.prompts
+        ],
+    )
+    small, medium, large = (found.count(size) for size in sizes[1:])
+    print(f"\n{found.images} images of {found.split}, {found.count()} objects ", end="")
+    print(
+        f"({small} small, {medium} medium, {large} large); encoding takes {found.encode_seconds * 1000:.0f} ms (median)"
+    )
+    if found.average_precision:
+        print("masks from boxes: " + "  ".join(f"{k} {percent(v)}" for k, v in found.average_precision.items()))
+    elif "box" in found.prompts:
+        print("no average precision: it needs pycocotools (pip install 'foveal[coco]')")
     for image, error in found.skipped.items():
         print(f"skipped {image}: {error}")
     return 1 if found.skipped else 0
