@@ -39,7 +39,7 @@ LIGHT = [
     "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
     "data.degradation", "data.tar_samples", "data.transforms", "run.check", "run.evaluate_upscaling", "run.fidelity",
     "run.interpolation", "run.upscaling", "pictures",
-    "run.predict", "run.prompting", "run.everything", "mask_results", "regions", "run.load", "run.metrics", "run.evaluate", "run.progress",
+    "run.predict", "run.prompting", "run.everything", "run.sam_predictor", "mask_results", "regions", "run.load", "run.metrics", "run.evaluate", "run.progress",
     "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

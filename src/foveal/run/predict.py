@@ -98,7 +98,7 @@ class Predictor:
             ConfigError: the model is not promptable.
             InputError: unreadable image.
         """
-        runner, pixels = self._prompter(), read_image(image)
+        runner, pixels = self.prompter(), read_image(image)
         features = runner(prepare(pixels, self.info.preprocess))
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), self.info.model, runner, pixels)
 
@@ -119,7 +119,7 @@ class Predictor:
             InputError: unreadable image.
             DependencyError: ``output_mode="coco_rle"`` without pycocotools.
         """
-        self._prompter()
+        self.prompter()
         return find_everything(self.encode, read_image(image), EverythingOptions.of(options), progress)
 
     def open_embedding(self, path: str | Path) -> Embedding:
@@ -129,9 +129,9 @@ class Predictor:
             ConfigError: the model is not promptable.
             InputError: no such file, another one, or of another model.
         """
-        return open_embedding(path, self.info.model, self._prompter())
+        return open_embedding(path, self.info.model, self.prompter())
 
-    def _prompter(self) -> PromptRunner:
+    def prompter(self) -> PromptRunner:
         if self.info.task != "prompt":
             raise ConfigError(
                 f"{self.info.model} is for {self.info.task!r}, it takes no prompts; load a promptable model"
