@@ -7,6 +7,7 @@ the name says it is. The JSON files beside hold what the authors' code (and timm
 - ``efficientvit_keys.json``: name and shape of every tensor of those models, under the names of their source
 - ``efficientvit_layers.json``: single layers
 - ``efficientvit_training.json``: one training step in float64: loss, gradients, running variances
+- ``sam_models.json``, ``sam_keys.json``: EfficientViT-SAM-L0: embedding, encoded prompts, answers
 - ``mambavision_models.json``: whole models: logits, pooled features, stem, first and last block and end of each stage
 - ``mambavision_keys.json``: name and shape of every tensor of those models
 
@@ -48,6 +49,8 @@ def weight(name: str, shape: Sequence[int], gain: float = 1.0) -> NDArray[np.flo
         return np.log(np.arange(1, shape[1] + 1)) + 0.1 * n
     if name.endswith("dt_proj.bias"):
         return -1 + 0.5 * n
+    if last == "positional_encoding_gaussian_matrix":
+        return n
     if last.startswith("gamma"):
         return 0.5 + 0.1 * n
     if last == "running_var":

@@ -61,8 +61,8 @@ def create_model(
 
     Args:
         name: architecture, or ``architecture.tag`` for one with the weights of that tag.
-        task: "classify", "segment", "upscale", "prompt" or "language"; default: the tag's task, else the architecture's first
-            ("classify" of backbones).
+        task: "classify", "segment", "upscale", "prompt" or "language"; default: the tag's task, else the architecture's
+            first ("classify" of backbones).
         num_classes: outputs; default: the published number. 0 when classifying: pooled features.
         in_chans: channels of the image, at least 1.
         features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``

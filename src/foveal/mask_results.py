@@ -249,8 +249,8 @@ def at_image_size(low_res: NDArray[np.floating], size: tuple[int, int]) -> NDArr
     height, width = frame_size(size)
     rows = _resampling(low_res.shape[-2], height, size[0])
     columns = _resampling(low_res.shape[-1], width, size[1])
-    used = low_res[..., : rows.shape[1], : columns.shape[1]]
-    return (rows @ used.astype(np.float32, copy=False) @ columns.T).astype(np.float32, copy=False)
+    inside: NDArray[np.float32] = low_res[..., : rows.shape[1], : columns.shape[1]].astype(np.float32, copy=False)
+    return np.matmul(rows @ inside, columns.T)
 
 
 @lru_cache(maxsize=4)
@@ -263,9 +263,11 @@ def _resampling(length: int, inside: int, target: int) -> NDArray[np.float32]:
 
 def _bilinear(length: int, target: int) -> NDArray[np.float64]:
     """Matrix ``(target, length)`` of bilinear interpolation between the centres of pixels, held at the borders."""
-    at = np.clip((np.arange(target) + 0.5) * (length / target) - 0.5, 0, length - 1)
+    # Positions in float32, as torch has them: their rounding is the largest difference to SAM's own masks.
+    at = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * np.float32(length / target) - np.float32(0.5)
+    at = np.clip(at, 0, length - 1)
     low = np.minimum(at.astype(int), max(0, length - 2))
-    weight = at - low
+    weight = (at - low).astype(np.float64)
     out = np.zeros((target, length))
     out[np.arange(target), low] = 1 - weight
     out[np.arange(target), np.minimum(low + 1, length - 1)] += weight

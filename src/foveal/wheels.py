@@ -106,10 +106,8 @@ def _download(wanted: WheelFile, folder: Path) -> Path:
     options += ["-vv"] if wanted.sources else ["--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), wanted.wheel]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    if wanted.sources:
-        found = _fetch_sources(done.stdout, wanted, folder)
-    else:
-        found = next(folder.glob("*.whl"), None)
+    wheel = next(folder.glob("*.whl"), None)
+    found = _fetch_sources(done.stdout, wanted, folder) if wanted.sources else wheel
     if found is None:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
         reason = " ".join((errors or ["it says nothing"])[-1].split())[:200]

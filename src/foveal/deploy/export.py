@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from ..layers.reparam import fuse_branches
 from ..layers.resample import ceil_div
 from ..registry import check_sees_images
 from ..run.load import OnnxRunner, load_model
+from ..tasks.prompt import PromptModel
 from ..tasks.segment import SegmentationModel
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class ExportReport:
         sizes: (batch, height, width) at which it was compared with the model.
         max_difference: largest difference over the model's largest output, over all sizes.
         agreement: smallest share of equal argmax over all sizes.
+        beside: further files, of a promptable model: the decoder in SAM's contract, and the one for many prompts.
     """
 
     path: Path
@@ -62,12 +64,18 @@ class ExportReport:
     sizes: tuple[tuple[int, int, int], ...]
     max_difference: float
     agreement: float
+    beside: tuple[Path, ...] = ()
 
     def __fspath__(self) -> str:
         """The report stands for its file wherever a path is expected."""
         return str(self.path)
 
     def __str__(self) -> str:
+        if self.beside:
+            names = " + ".join(str(path) for path in (self.path, *self.beside))
+            return (
+                f"{names}  {self.bytes / 1e6:.2f} MB, opset {self.opset}; equal the model to {self.max_difference:.1e}"
+            )
         sizes = ", ".join(f"{b}x{h}x{w}" for b, h, w in self.sizes)
         return (
             f"{self.path}  {self.bytes / 1e6:.2f} MB, opset {self.opset}; equals the model to "
@@ -83,7 +91,11 @@ def export(
     upsample: bool = False,
     size: tuple[int, int] = (256, 320),
 ) -> ExportReport:
-    """Write a model as a file with dynamic batch, height and width.
+    """Write a model as a file with dynamic batch, height and width; a promptable one as three.
+
+    Of a promptable model, ``NAME.encoder.onnx`` makes embeddings of images, ``NAME.decoder.onnx`` answers one prompt in
+    the contract of SAM's own export, and ``NAME.prompts.onnx`` many prompts without masks; ``foveal.load`` takes the
+    first and finds the others beside it.
 
     Args:
         model_or_ref: model of ``create_model`` or ``load_model``, or a reference that ``load_model`` takes.
@@ -120,6 +132,12 @@ def export(
     # Runtimes that do not fold then need not, and torch 2.6 with a current onnxscript cannot translate the norms.
     fold_norms(folded)
     fuse_branches(folded)
+    if isinstance(frozen, PromptModel) and isinstance(folded, PromptModel):
+        from .export_prompt import write_prompt_files
+
+        worst, files = write_prompt_files(frozen, folded, info, output)
+        size_on_disk = sum(file.stat().st_size for file in files)
+        return ExportReport(files[0], to, OPSET, size_on_disk, (), worst, 1.0, tuple(files[1:]))
     graph = _Graph(folded, upsample)
     with written_whole(output) as temporary:
         temporary.write_bytes(_trace(graph.eval(), info, size).SerializeToString())
@@ -165,15 +183,41 @@ def _trace(graph: nn.Module, info: ModelInfo, size: tuple[int, int]) -> onnx.Mod
     # DYNAMIC, not named ranges: windows give conditions (7 * n % n == 0, say) that always hold and that the tracer
     # cannot prove. A side that became a constant is still an error, and the file is compared at other sizes.
     sides = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    output = "upscaled" if info.task == "upscale" else "logits"
+    proto = described(traced(graph, (image,), (sides,), ["image"], [output], info), info)
+    scale = info.options["scale"] if info.task == "upscale" else 1
+    ratio = f"*{scale}" if scale > 1 else f"/{info.output_stride}" if info.output_stride > 1 else ""
+    outer = [f"{side}{ratio}" for side in ("height", "width")]
+    for value, names in ((proto.graph.input[0], ("height", "width")), (proto.graph.output[0], outer)):
+        dims = value.type.tensor_type.shape.dim
+        for dim, name in zip((dims[0], *dims[2:]), ("batch", *names), strict=False):
+            dim.dim_param = name
+    return proto
+
+
+def traced(
+    graph: nn.Module,
+    example: tuple[Tensor, ...],
+    dynamic_shapes: tuple[Any, ...],
+    inputs: list[str],
+    outputs: list[str],
+    info: ModelInfo,
+) -> onnx.ModelProto:
+    """Trace ``graph`` on ``example`` into ONNX.
+
+    Raises:
+        ExportError: it cannot be traced.
+        DependencyError: a package is missing.
+    """
     try:
         with _quiet():
             # Traced here, not by torch.onnx.export: where this fails, that would go on to methods that fix the size.
-            traced = torch.export.export(graph, (image,), dynamic_shapes={"image": sides}, strict=False)
+            exported = torch.export.export(graph, example, dynamic_shapes=dynamic_shapes, strict=False)
             program = torch.onnx.export(
-                traced,
+                exported,
                 dynamo=True,
-                input_names=["image"],
-                output_names=["upscaled" if info.task == "upscale" else "logits"],
+                input_names=inputs,
+                output_names=outputs,
                 opset_version=OPSET,
                 optimize=False,
                 verbose=False,
@@ -183,18 +227,18 @@ def _trace(graph: nn.Module, info: ModelInfo, size: tuple[int, int]) -> onnx.Mod
     except ModuleNotFoundError as error:
         raise DependencyError(f"exporting needs {error.name}: pip install 'foveal[torch]'") from error
     except Exception as error:  # the exporter raises many kinds; each means that this model has no such file
-        raise ExportError(f"{info.model}: cannot be traced for ONNX ({_reason(error)})") from error
-    return _described(program.model_proto, info)
+        raise ExportError(f"{info.model}: cannot be traced for ONNX ({reason(error)})") from error
+    return program.model_proto
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """First line of the innermost error: the exporter's own is about the exporter."""
     while error.__cause__ is not None:
         error = error.__cause__
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def _described(proto: onnx.ModelProto, info: ModelInfo) -> onnx.ModelProto:
+def described(proto: onnx.ModelProto, info: ModelInfo) -> onnx.ModelProto:
     """Put the description in, and take out the tracer's notes: a tenth of the file, with paths of this machine."""
     graph = proto.graph
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
@@ -202,13 +246,6 @@ def _described(proto: onnx.ModelProto, info: ModelInfo) -> onnx.ModelProto:
     del graph.value_info[:]
     for node in graph.node:
         node.doc_string = ""
-    scale = info.options["scale"] if info.task == "upscale" else 1
-    ratio = f"*{scale}" if scale > 1 else f"/{info.output_stride}" if info.output_stride > 1 else ""
-    sides = [f"{side}{ratio}" for side in ("height", "width")]
-    for value, names in ((graph.input[0], ("height", "width")), (graph.output[0], sides)):
-        dims = value.type.tensor_type.shape.dim
-        for dim, name in zip((dims[0], *dims[2:]), ("batch", *names), strict=False):
-            dim.dim_param = name
     proto.doc_string = f"{info.model}, {info.task}, exported by Foveal"
     for key, value in _readable(info).items():
         proto.metadata_props.add(key=key, value=value)
@@ -259,7 +296,7 @@ def _compare(
         try:
             found = runner(image)
         except Exception as error:  # the runtime's exceptions are not public
-            raise ExportError(f"the file does not run at {height}x{width} ({_reason(error)}): not written") from error
+            raise ExportError(f"the file does not run at {height}x{width} ({reason(error)}): not written") from error
         if found.shape != expected.shape:
             raise ExportError(f"the file gives {found.shape} at {height}x{width}, the model {expected.shape}")
         worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))

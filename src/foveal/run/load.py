@@ -23,11 +23,13 @@ from .predict import Predictor, TorchRunner
 from .prompting import TorchPrompter
 
 if TYPE_CHECKING:
+    import onnxruntime
     from torch import Tensor, nn
 
     from ..registry import Variant
 
 Runtime = Literal["auto", "onnxruntime", "torch"]
+PROMPT_PARTS = ("encoder", "decoder", "prompts")  #: files of an exported promptable model
 _DTYPES = {"auto": "float32", "float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
 
 
@@ -59,6 +61,8 @@ def load(
     exported = _exported(ref)
     if exported and runtime != "torch" and (device in ("auto", "cpu") and dtype in ("auto", "float32")):
         runner, info = OnnxRunner.open(exported)
+        if info.task == "prompt":
+            runner = OnnxPrompter(runner, exported)
         return Predictor(runner, info, "onnxruntime on cpu")
     if runtime == "onnxruntime" or (exported and exported == Path(ref)):
         raise ConfigError(f"{ref}: ONNX Runtime runs .onnx files on the CPU in float32; export this one first")
@@ -70,7 +74,7 @@ def load(
     from ..layers.optimize import optimize
 
     device, dtype = _device(device), _DTYPES[dtype]
-    wrap = TorchPrompter if info_of(model).task == "prompt" else TorchRunner
+    wrap: Any = TorchPrompter if info_of(model).task == "prompt" else TorchRunner
     runner = wrap(optimize(model), device, getattr(torch, dtype))
     return Predictor(runner, info_of(model), f"torch on {device}, {dtype}")
 
@@ -226,22 +230,30 @@ def _without_prefix(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[in
     return {key.removeprefix("backbone."): shape for key, shape in shapes.items()}
 
 
+def onnx_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Open an ONNX file; ``threads=0``: as many as there are cores.
+
+    Raises:
+        CheckpointError: ONNX Runtime cannot.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Its threads would spin for tens of milliseconds after each run: what follows, another runtime say, gets half.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime has one exception type per cause, none of them public
+        raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
+
+
 class OnnxRunner:
     """Run an exported file with ONNX Runtime on numpy input."""
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
-        import onnxruntime
-
-        self.path = path
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        # Its threads would spin for tens of milliseconds after each run: what follows, another runtime say, gets half.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime has one exception type per cause, none of them public
-            raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
+        self.path, self.session = path, onnx_session(path, threads)
         self.input = self.session.get_inputs()[0].name
 
     @classmethod
@@ -266,6 +278,67 @@ class OnnxRunner:
             return np.asarray(self.session.run(None, {self.input: batch})[0])
         except Exception as error:  # out of memory, or a size that the file does not take
             raise InputError(f"the network cannot run on {batch.shape}: {str(error).splitlines()[0]}") from error
+
+
+class OnnxPrompter:
+    """Run the three files of an exported promptable model.
+
+    Args:
+        encoder: of images.
+        path: its file, ``NAME.encoder.onnx``; the decoders are beside it.
+
+    Raises:
+        CheckpointError: one of them is missing or cannot be used.
+    """
+
+    def __init__(self, encoder: OnnxRunner, path: Path, threads: int = 0) -> None:
+        if not path.name.endswith(f".{PROMPT_PARTS[0]}.onnx"):
+            raise CheckpointError(f"{path}: only the decoder of a promptable model; give its NAME.encoder.onnx")
+        whole = path.with_name(path.name.removesuffix(f".{PROMPT_PARTS[0]}.onnx") + ".onnx")
+        decoders = [prompt_part(whole, part) for part in PROMPT_PARTS[1:]]
+        for file in decoders:
+            if not file.is_file():
+                raise CheckpointError(f"{path}: {file.name} is not beside it: export the model again")
+        self.encoder = encoder
+        self.decoder, self.prompts = (onnx_session(file, threads) for file in decoders)
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.encoder(batch)
+
+    def decode(
+        self,
+        embedding: NDArray[np.float32],
+        coords: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        masks: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See :meth:`foveal.run.prompting.PromptRunner.decode`."""
+        kinds = labels.astype(np.float32)
+        if masks is None:
+            feed = {"image_embeddings": embedding, "point_coords": coords, "point_labels": kinds}
+            answer: Any = self.prompts.run(["low_res_masks", "iou_predictions"], feed)
+            return answer[0], answer[1]
+        found: Any = [
+            self.decoder.run(
+                ["low_res_masks", "iou_predictions"],
+                {
+                    "image_embeddings": embedding,
+                    "point_coords": coords[i : i + 1],
+                    "point_labels": kinds[i : i + 1],
+                    "mask_input": masks[i : i + 1],
+                    "has_mask_input": np.ones(1, np.float32),
+                    "orig_im_size": np.ones(2, np.float32),  # its masks at the image's size are not asked for
+                },
+            )
+            for i in range(len(coords))
+        ]
+        low_res, iou = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return low_res, iou
+
+
+def prompt_part(path: Path, part: str) -> Path:
+    """``NAME.PART.onnx`` for ``NAME.onnx``."""
+    return path.with_name(f"{path.stem}.{part}{path.suffix}")
 
 
 def _exported(ref: str) -> Path | None:

@@ -132,6 +132,11 @@ class Predictor:
         return open_embedding(path, self.info.model, self.prompter())
 
     def prompter(self) -> PromptRunner:
+        """What encodes images and answers prompts.
+
+        Raises:
+            ConfigError: the model is not promptable.
+        """
         if self.info.task != "prompt":
             raise ConfigError(
                 f"{self.info.model} is for {self.info.task!r}, it takes no prompts; load a promptable model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -194,9 +195,9 @@ def open_embedding(path: str | Path, model: str, runner: PromptRunner) -> Embedd
         InputError: no such file, another one, or of another model.
     """
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as found:
             features, size, by = found["features"], found["size"], str(found["model"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: not an embedding that Foveal saved ({str(error).splitlines()[0]})") from error
     if by != model:
         raise InputError(f"{path}: an embedding of {by}, not of {model}: encode the image again")
@@ -212,7 +213,7 @@ def _low_res(masks: ArrayLike | None) -> NDArray[np.float32] | None:
     found = _numbers(masks, "masks")
     if found.ndim not in (2, 3) or found.shape[-2:] != (_LOW_RES, _LOW_RES):
         raise InputError(
-            f"masks {found.shape}: give logits of an earlier answer, its low_res: ({_LOW_RES}, {_LOW_RES}) for one prompt"
+            f"masks {found.shape}: give low_res of an earlier answer, for one prompt ({_LOW_RES}, {_LOW_RES})"
         )
     return found.reshape(-1, 1, _LOW_RES, _LOW_RES).astype(np.float32)
 

@@ -7,6 +7,7 @@ side of the encoder's input.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -28,6 +29,7 @@ MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 #: The neck for backbones without a published one.
 DEFAULT_NECK = {"depth": 2, "expand_ratio": 1, "norm_eps": 1e-5}
+_GELU = partial(nn.GELU, approximate="tanh")
 NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3  #: labels of points
 
 
@@ -51,7 +53,7 @@ class PyramidNeck(nn.Module):
         depth: int,
         expand_ratio: float,
         norm_eps: float,
-        act: Activation = partial(nn.GELU, approximate="tanh"),
+        act: Activation = _GELU,
     ) -> None:
         super().__init__()
         # A segmentation head fuses in the same way; what would be its classes are the embedding's channels.
@@ -199,7 +201,7 @@ class PromptEncoder(nn.Module):
 
     def tokens(self, coords: Tensor, labels: Tensor) -> Tensor:
         """Points ``(P, N, 2)`` of ``labels`` ``(P, N)`` or ``(1, N)``, nothing added: ``(P, N, 256)``."""
-        kinds = torch.cat([self.not_a_point_embed.weight, *(kind.weight for kind in self.point_embeddings)])
+        kinds = torch.cat([self.not_a_point_embed.weight, *self.point_embeddings.parameters()])
         position = self.pe_layer((coords + 0.5) / FRAME)  # of the pixel's centre
         position = torch.where((labels == NOT_A_POINT)[..., None], torch.zeros_like(position), position)
         return position + kinds[labels.long() + 1]
@@ -291,7 +293,7 @@ class _Perceptron(nn.Module):
 
     def __init__(self, *dims: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(dims, dims[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(dims))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
