@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from .run.pretrained import from_pretrained as from_pretrained
     from .run.pretrained import push_to_hub as push_to_hub
     from .run.pretrained import save_pretrained as save_pretrained
+    from .run.sam_predictor import SamAutomaticMaskGenerator as SamAutomaticMaskGenerator
+    from .run.sam_predictor import SamPredictor as SamPredictor
     from .run.train import train as train
     from .weights import LoadReport as LoadReport
     from .weights import load_checkpoint as load_checkpoint
@@ -55,6 +57,8 @@ _HOME = {
     "ModelInfo": "info",
     "Predictor": "run.predict",
     "Preprocess": "info",
+    "SamAutomaticMaskGenerator": "run.sam_predictor",
+    "SamPredictor": "run.sam_predictor",
     "SegmentResult": "results",
     "TrainConfig": "config",
     "UpscaleResult": "results",
@@ -91,6 +95,8 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "ModelInfo",
     "Predictor",
     "Preprocess",
+    "SamAutomaticMaskGenerator",
+    "SamPredictor",
     "SegmentResult",
     "TrainConfig",
     "UpscaleResult",
