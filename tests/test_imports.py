@@ -38,9 +38,11 @@ LIGHT = [
     "commands.prompting",
     "data.classification", "data.coco", "data.instances", "data.labelled", "data.labels", "data.layout", "data.masks",
     "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
-    "data.degradation", "data.tar_samples", "data.transforms", "run.check", "run.evaluate_upscaling", "run.fidelity",
+    "data.degradation", "data.tar_samples", "data.transforms", "data.unlabelled", "run.check",
+    "run.evaluate_upscaling", "run.fidelity",
     "run.interpolation", "run.upscaling", "pictures", "plots",
-    "run.predict", "run.prompting", "run.everything", "run.sam_predictor", "mask_results", "regions", "run.load", "run.onnx_runner",
+    "run.predict", "run.prompting", "run.everything", "run.sam_predictor", "mask_results", "regions",
+    "run.load", "run.onnx_runner",
     "run.metrics", "run.evaluate", "run.progress", "run.clicks", "run.coco_scores", "run.evaluate_prompting",
     "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip

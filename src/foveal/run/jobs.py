@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,10 +26,12 @@ from ..layers.resample import ceil_div
 from ..losses import SegmentationLoss
 from ..tasks import upscale
 from ..tasks.segment import SegmentationModel
+from .cached import Cached
 from .fidelity import UpscaleScores, fidelity
 from .metrics import ClassifyScores, SegmentScores, confusion_matrix
 from .predict import Predictor
 from .progress import Progress
+from .prompt_job import prompt_job
 
 _CHARBONNIER = 1e-3  # where its square root bends, on the 0..1 scale of images
 
@@ -98,7 +100,7 @@ class SegmentJob:
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
         self.data, self.held_out = _opened(root, config, "segment")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
-        self.read = _Cache(self.data, config.cache_gib, progress)
+        self.read = Cached(self.data, config.cache_gib, progress)
         pixels, present = class_counts([self.read[i][1] for i in self.read.sampled], len(self.labels.names))
         balanced = median_frequency_weights(pixels, present)
         self.augment = SegmentAugment(
@@ -177,7 +179,7 @@ class ClassifyJob:
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
         self.data, self.held_out = _opened(root, config, "classify")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
-        self.read = _Cache(self.data, config.cache_gib, progress)
+        self.read = Cached(self.data, config.cache_gib, progress)
         self.augment = ClassifyAugment(config.crop, config.area, config.flip, config.jitter, config.tint)
         self.preprocess = Preprocess(size=config.crop, crop_ratio=config.crop_ratio)
         self.smoothing = config.label_smoothing
@@ -235,7 +237,7 @@ class UpscaleJob:
             raise ConfigError("scale 1 repairs images: say what from, such as degradation: {noise: [5, 50]}")
         self.degradation = config.degradation
         self.validation = len(self.held_out or ())
-        self.read = _Cache(self.data, config.cache_gib, progress)
+        self.read = Cached(self.data, config.cache_gib, progress)
         self.augment = UpscaleAugment(config.crop, self.scale, config.flip, {**config.degradation})
         self.criterion = config.pixel_loss
 
@@ -271,10 +273,11 @@ class UpscaleJob:
         return UpscaleScores(images, *(total / 1e6 / images for total in sums))
 
 
-JOBS: Mapping[str, type[SegmentJob] | type[ClassifyJob] | type[UpscaleJob]] = {
+JOBS: Mapping[str, Callable[[str | Path, TrainConfig, Progress], Job]] = {
     "segment": SegmentJob,
     "classify": ClassifyJob,
     "upscale": UpscaleJob,
+    "prompt": prompt_job,
 }
 
 
@@ -285,28 +288,3 @@ def _opened(root: str | Path, config: TrainConfig, task: Task) -> tuple[Labelled
     if held_out and held_out.labels != data.labels:
         raise DataError(f"{root}: training and validation splits have different classes")
     return data, held_out
-
-
-class _Cache:
-    """Decoded samples by index, kept in memory as long as ``gib`` gibibytes last; the others are read each time.
-
-    Attributes:
-        sampled: indices that statistics may be taken on: all that are in memory.
-    """
-
-    def __init__(self, data: Labelled, gib: float, progress: Progress) -> None:
-        self.data = data
-        self.kept: list[tuple[Any, Any]] = []
-        room = gib * 2**30
-        with progress.bar("read", len(data)) as bar:
-            for index in range(len(data)):
-                sample = data[index]
-                room -= sum(part.nbytes for part in sample if isinstance(part, np.ndarray))
-                if room < 0 and self.kept:
-                    break
-                self.kept.append(sample)
-                bar.advance()
-        self.sampled = range(len(self.kept))
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.kept[index] if index < len(self.kept) else self.data[index]

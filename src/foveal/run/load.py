@@ -17,8 +17,7 @@ from ..info import Labels, ModelInfo, Preprocess, attach, info_of
 from ..references import SAVED, find_local
 from .interpolation import interpolation
 from .onnx_runner import OnnxPrompter, OnnxRunner
-from .predict import Predictor, TorchRunner
-from .prompting import TorchPrompter
+from .predict import Predictor, torch_runner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,8 +69,7 @@ def load(
     from ..layers.optimize import optimize
 
     device, dtype = _device(device), _DTYPES[dtype]
-    wrap: Any = TorchPrompter if info_of(model).task == "prompt" else TorchRunner
-    runner = wrap(optimize(model), device, getattr(torch, dtype))
+    runner = torch_runner(optimize(model), device, getattr(torch, dtype))
     return Predictor(runner, info_of(model), f"torch on {device}, {dtype}")
 
 

@@ -379,6 +379,11 @@ class PromptModel(nn.Module):
         super().__init__()
         self.image_encoder, self.prompt_encoder, self.mask_decoder = image_encoder, prompt_encoder, mask_decoder
 
+    @property
+    def backbone(self) -> Backbone:
+        """Of the image encoder."""
+        return self.image_encoder.backbone
+
     def forward(
         self,
         x: Tensor,
