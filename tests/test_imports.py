@@ -34,12 +34,14 @@ RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 #: Modules that `pip install foveal` uses: no torch when they are imported.
 LIGHT = [
     "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "wheels", "results",
-    "cli", "commands.predicting", "commands.files", "commands.training", "commands.measuring", "commands.console", "commands.prompting",
+    "cli", "commands.predicting", "commands.files", "commands.training", "commands.measuring", "commands.console",
+    "commands.prompting",
     "data.classification", "data.coco", "data.labelled", "data.labels", "data.layout", "data.masks",
     "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
     "data.degradation", "data.tar_samples", "data.transforms", "run.check", "run.evaluate_upscaling", "run.fidelity",
     "run.interpolation", "run.upscaling", "pictures",
-    "run.predict", "run.prompting", "run.everything", "run.sam_predictor", "mask_results", "regions", "run.load", "run.metrics", "run.evaluate", "run.progress",
+    "run.predict", "run.prompting", "run.everything", "run.sam_predictor", "mask_results", "regions",
+    "run.load", "run.metrics", "run.evaluate", "run.progress",
     "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
