@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..run.predict import Predictor
 
 _FOLDER = Path("foveal-out")
+_RUNS: dict[str, Any] = {"output_mode": "uncompressed_rle"}  # masks would take memory, and the file needs no library
 _SHOWN = 10  # masks of everything in the table
 _EXAMPLE = ("420", "310", "560", "480")
 
@@ -35,6 +36,7 @@ def prompt(
     single: Annotated[bool, Parameter(negative="")] = False,
     everything: Annotated[bool, Parameter(negative="")] = False,
     fast: Annotated[bool, Parameter(negative="")] = False,
+    points_per_side: int = 32,
     model: str = assets.DEFAULTS["prompt"],
     out: Path | None = None,
     overlay: Path | None = None,
@@ -58,6 +60,8 @@ def prompt(
         Find all objects: COCO's JSON and an overlay.
     fast
         With --everything: a coarse grid first, finer points only where nothing was found.
+    points_per_side
+        Of the grid of prompts, with --everything.
     model
         Name, checkpoint or training run of a promptable model; default: published weights, fetched once.
     out
@@ -66,6 +70,7 @@ def prompt(
         Write the image with the masks over it, their outlines and scores, too.
     """
     from ..imaging import read_image
+    from ..run.everything import EverythingOptions
     from ..run.load import load
 
     points = [_point("--point", text, 1) for text in point or ()]
@@ -77,6 +82,8 @@ def prompt(
         raise ConfigError("--fast goes with --everything")
     if not everything and not points and corners is None:
         raise ConfigError("no prompt: give --point x,y, --box x1,y1,x2,y2, or --everything")
+    options = {"points_per_side": points_per_side, "fast": fast, **_RUNS}
+    EverythingOptions.of(options)
     suffix = ".json" if everything else ".png"
     out = _FOLDER / f"{image.stem}{suffix}" if out is None else out
     if everything and overlay is None:
@@ -87,7 +94,7 @@ def prompt(
     if predictor.info.task != "prompt":
         raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
     if overlay is not None and everything:
-        return _everything(predictor, image, pixels, out, overlay, fast, json)
+        return _everything(predictor, image, pixels, out, overlay, options, json)
     return _prompt(predictor, image, pixels, points, corners, single, out, overlay, json)
 
 
@@ -100,7 +107,7 @@ def run(predictor: Predictor, images: list[Path], out: Path, resume: bool = Fals
     if not many:
         source, target = jobs[0]
         _check_files(source, target, ".json", _overlay_beside(target))
-        return _everything(predictor, source, read_image(source), target, _overlay_beside(target), False, as_json)
+        return _everything(predictor, source, read_image(source), target, _overlay_beside(target), _RUNS, as_json)
     if resume:
         jobs = [(source, target) for source, target in jobs if not target.exists()]
     progress = Progress()
@@ -109,7 +116,7 @@ def run(predictor: Predictor, images: list[Path], out: Path, resume: bool = Fals
     with progress.bar("everything", len(jobs)) as bar:
         for source, target in jobs:
             try:
-                found = predictor.everything(source, output_mode="uncompressed_rle")
+                found = predictor.everything(source, **_RUNS)
                 files = _write(found, source, target, _overlay_beside(target))
                 done.append({"image": str(source), "masks": len(found), "files": [str(file) for file in files]})
             except InputError as error:
@@ -131,20 +138,20 @@ def _everything(
     pixels: NDArray[np.uint8],
     out: Path,
     overlay: Path,
-    fast: bool,
+    options: dict[str, Any],
     as_json: bool,
 ) -> int:
     from ..run.everything import EverythingOptions
     from ..run.progress import Progress
 
     started = time.perf_counter()
-    with Progress().bar("everything", EverythingOptions().points) as bar:
+    with Progress().bar("everything", EverythingOptions.of(options).points) as bar:
 
         def advance(points: int) -> None:
             for _ in range(points):
                 bar.advance()
 
-        found = predictor.everything(pixels, fast=fast, output_mode="uncompressed_rle", progress=advance)
+        found = predictor.everything(pixels, progress=advance, **options)
     seconds = {"everything": time.perf_counter() - started}
     files = _write(found, image, out, overlay)
     report = _report(predictor, image, found.size, seconds, files)

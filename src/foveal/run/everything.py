@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .. import regions
 from ..errors import ConfigError, nearest
-from ..mask_results import EverythingResult, Record, at_image_size
+from ..mask_results import EverythingResult, MaskResult, Record, at_image_size, frame_size
 from ..regions import Runs
 from .prompting import Embedding
 
@@ -26,8 +26,12 @@ Box = tuple[int, int, int, int]  # x1, y1, x2, y2
 _AT_ONCE = 1 << 24  # values of masks at the image's size in memory
 _MOST_POINTS = 1 << 20
 _EDGE = 20  # pixels from its crop's edge within which a box touches that edge
-#: The fast mode asks every fourth point of the grid in both directions, then every second, then all.
+#: The fast mode asks every fourth point of the grid in both directions, then every second, then all ...
 _STRIDES = (4, 2, 1)
+#: ... but those inside of the smallest mask that an earlier prompt gave with this predicted IoU and stability. Masks
+#: that are not good enough to be kept still tell where another prompt would find the same.
+_SURE, _STABLE = 0.8, 0.9
+_PATCH = 4  # pixels of the frame along a side of a mask's pixel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +186,7 @@ class _Search:
     Attributes:
         found: masks that pass the thresholds.
         prompts: how many the decoder has answered.
-        covered: pixels of the crop that need no further prompt, of the fast mode.
+        covered: where the fast mode needs no further prompt, ``(h, w)`` at the resolution of the network's masks.
     """
 
     def __init__(
@@ -196,7 +200,9 @@ class _Search:
         self.embedding, self.crop, self.size, self.options, self.progress = embedding, crop, size, options, progress
         self.found: list[_Found] = []
         self.prompts = 0
-        self.covered = np.zeros(embedding.size, bool)
+        height, width = frame_size(embedding.size)
+        self.covered = np.zeros((-(-height // _PATCH), -(-width // _PATCH)), bool)
+        self.to_patches = np.array([width, height]) / embedding.size[::-1] / _PATCH
 
     def run(self, side: int) -> None:
         """Ask at a grid of ``side`` x ``side`` points, in the fast mode at some of them."""
@@ -209,7 +215,8 @@ class _Search:
             waiting &= ~due
             stage = points[due]
             if self.options.fast:
-                covered = self.covered[tuple(stage.astype(int).T[::-1])]
+                x, y = (stage * self.to_patches).astype(int).T
+                covered = self.covered[y, x]
                 self.progress(int(covered.sum()))
                 stage = stage[~covered]
             for batch in _portions(stage, self.options.points_per_batch):
@@ -221,6 +228,8 @@ class _Search:
         options, (height, width) = self.options, self.embedding.size
         answer = self.embedding.prompt(points[:, None], np.ones((len(points), 1)))
         self.prompts += len(points)
+        if options.fast:
+            self.cover(answer)
         low_res, iou = answer.low_res.reshape(-1, *answer.low_res.shape[2:]), answer.iou.ravel()
         sure = np.flatnonzero(iou > options.pred_iou_thresh) if options.pred_iou_thresh > 0 else np.arange(len(iou))
         for part in _portions(sure, max(1, _AT_ONCE // (height * width))):
@@ -231,6 +240,17 @@ class _Search:
             part, stability, masks = part[good], stability[good], masks[good]
             for index, score, mask, box in zip(part, stability, masks, regions.boxes_of(masks), strict=True):
                 self.keep(mask, box, float(iou[index]), float(score), points[index // answer.iou.shape[1]])
+
+    def cover(self, answer: MaskResult) -> None:
+        """Mark the smallest good mask of each prompt: a larger one may hold objects that are still to be found."""
+        height, width = self.covered.shape
+        inside = answer.low_res[..., :height, :width]
+        flat = inside.reshape(-1, height, width)
+        stability = stability_scores(flat, self.options.stability_score_offset).reshape(answer.iou.shape)
+        areas = np.count_nonzero(inside > 0, axis=(2, 3)).astype(float)
+        areas[(answer.iou <= _SURE) | (stability < _STABLE) | (areas == 0)] = np.inf
+        for index in np.flatnonzero(np.isfinite(areas).any(1)):
+            self.covered |= inside[index, areas[index].argmin()] > 0
 
     def keep(
         self, mask: NDArray[np.bool_], box: NDArray[np.int64], iou: float, stability: float, point: NDArray[np.float64]
