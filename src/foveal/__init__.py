@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .config import TrainConfig as TrainConfig
     from .deploy.benchmark import bench as bench
     from .deploy.export import export as export
+    from .deploy.presets import bench_preset as bench_preset
     from .factory import create_model as create_model
     from .factory import list_models as list_models
     from .info import Labels as Labels
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from .run.pretrained import from_pretrained as from_pretrained
     from .run.pretrained import push_to_hub as push_to_hub
     from .run.pretrained import save_pretrained as save_pretrained
+    from .run.sam_predictor import SamAutomaticMaskGenerator as SamAutomaticMaskGenerator
+    from .run.sam_predictor import SamPredictor as SamPredictor
     from .run.train import train as train
     from .weights import LoadReport as LoadReport
     from .weights import load_checkpoint as load_checkpoint
@@ -54,10 +57,13 @@ _HOME = {
     "ModelInfo": "info",
     "Predictor": "run.predict",
     "Preprocess": "info",
+    "SamAutomaticMaskGenerator": "run.sam_predictor",
+    "SamPredictor": "run.sam_predictor",
     "SegmentResult": "results",
     "TrainConfig": "config",
     "UpscaleResult": "results",
     "bench": "deploy.benchmark",
+    "bench_preset": "deploy.presets",
     "check_data": "run.check",
     "compare": "run.compare",
     "create_model": "factory",
@@ -89,10 +95,13 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "ModelInfo",
     "Predictor",
     "Preprocess",
+    "SamAutomaticMaskGenerator",
+    "SamPredictor",
     "SegmentResult",
     "TrainConfig",
     "UpscaleResult",
     "bench",
+    "bench_preset",
     "check_data",
     "compare",
     "create_model",

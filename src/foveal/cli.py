@@ -20,6 +20,7 @@ app = cyclopts.App(
 for _place, _help in {
     "predicting:segment": "Segment photographs: class masks and overlays.",
     "upscaling:upscale": "Enlarge photographs.",
+    "prompting:prompt": "Cut out what is pointed at, or everything.",
     "predicting:classify": "Classify photographs.",
     "predicting:predict": "Predict with any model; the task is the model's.",
     "predicting:demo": "Segment the bundled photograph with the bundled weights.",

@@ -42,6 +42,7 @@ class TrainConfig:
         batch_size: images per optimiser step, over all processes.
         accumulate: pieces that a process's share of a batch is cut into, to save memory; batch norms see the pieces.
         crop: (H, W) of the training crops, in pixels; upscaling: of the large image.
+        late_crop: upscaling: that size in the last quarter of the run, (0, 0): the same.
         scale: segmentation: range of the random scaling before cropping.
         area: classification: range of the share of the image that a crop covers.
         crop_ratio: classification: centre crop over resized short side when evaluating.
@@ -96,6 +97,7 @@ class TrainConfig:
     batch_size: int = 8
     accumulate: int = 1
     crop: tuple[int, int] = (288, 384)
+    late_crop: tuple[int, int] = (0, 0)
     scale: tuple[float, float] = (0.6, 1.8)
     area: tuple[float, float] = (0.25, 1.0)
     crop_ratio: float = 0.875
@@ -142,6 +144,7 @@ class TrainConfig:
             "batch_size": self.batch_size >= 1,
             "accumulate": 1 <= self.accumulate <= self.batch_size,
             "crop": min(self.crop) >= 32,
+            "late_crop": self.late_crop == (0, 0) or (min(self.late_crop) >= 32 and self.task == "upscale"),
             "area": 0 < self.area[0] <= self.area[1] <= 1,
             "crop_ratio": 0 < self.crop_ratio <= 1,
             "scale": 0 < self.scale[0] <= self.scale[1],

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any, TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from . import regions
 from .errors import InputError
+from .files import written_whole
 from .imaging import distinct_colours
 from .results import save_picture
 
@@ -84,10 +89,110 @@ class MaskResult:
         return path
 
 
+class Record(TypedDict):
+    """One mask as SAM's generator of automatic masks returns it.
+
+    Attributes:
+        segmentation: ``(H, W)`` bool, or COCO's run-length encoding.
+        area: pixels.
+        bbox: x, y, width, height, from the first to the last pixel: as SAM counts, one pixel has width 0.
+        predicted_iou: how well the mask fits, as the network expects.
+        point_coords: the prompt, x and y in the image.
+        stability_score: IoU of the masks cut at two logits.
+        crop_box: x, y, width, height of the crop in which it was found.
+    """
+
+    segmentation: NDArray[np.bool_] | dict[str, Any]
+    area: int
+    bbox: list[int]
+    predicted_iou: float
+    point_coords: list[list[float]]
+    stability_score: float
+    crop_box: list[int]
+
+
+@dataclass(frozen=True)
+class EverythingResult(Sequence[Record]):
+    """All masks that were found in one image; a sequence of their records, the surest first.
+
+    Attributes:
+        records: one for each mask, see :class:`Record`.
+        size: (H, W) of the image.
+        image: the image, ``(H, W, 3)`` uint8.
+        prompts: how many prompts the decoder answered.
+    """
+
+    records: list[Record]
+    size: tuple[int, int]
+    image: NDArray[np.uint8] = field(repr=False)
+    prompts: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        return self.records[index]
+
+    def overlay(self, alpha: float = 0.5) -> Image.Image:
+        """The image with all masks in colours, small ones over large ones, their outlines and expected IoU."""
+        order = sorted(self.records, key=lambda record: -record["area"])
+        scores = np.array([record["predicted_iou"] for record in order])
+        return draw_masks(self.image, (_mask(record) for record in order), scores, alpha)
+
+    def save(self, path: str | Path, file_name: str = "") -> Path:
+        """Write the masks as COCO's JSON: one image, one category, "object"; masks as run-length encodings.
+
+        Args:
+            path: of the .json file.
+            file_name: of the image, for the JSON.
+
+        Raises:
+            InputError: another suffix, or the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".json":
+            raise InputError(f"{path}: COCO's annotations are .json files")
+        height, width = self.size
+        annotations = [
+            {
+                "id": number,
+                "image_id": 1,
+                "category_id": 1,
+                "iscrowd": 0,
+                **record,
+                "segmentation": _encoded(record["segmentation"], self.size),
+            }
+            for number, record in enumerate(self.records, start=1)
+        ]
+        content = {
+            "images": [{"id": 1, "file_name": file_name, "height": height, "width": width}],
+            "categories": [{"id": 1, "name": "object"}],
+            "annotations": annotations,
+        }
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        return path
+
+
+def _encoded(segmentation: NDArray[np.bool_] | dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    if isinstance(segmentation, dict):
+        return segmentation
+    return regions.uncompressed_rle(regions.runs_of(segmentation), size)
+
+
+def _mask(record: Record) -> NDArray[np.bool_]:
+    segmentation = record["segmentation"]
+    return regions.decoded(segmentation) if isinstance(segmentation, dict) else segmentation
+
+
 def draw_masks(
-    image: NDArray[np.uint8], masks: NDArray[np.bool_], scores: NDArray[np.floating], alpha: float = 0.5
+    image: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]], scores: NDArray[np.floating], alpha: float = 0.5
 ) -> Image.Image:
-    """``(N, H, W)`` masks over an image, each in a colour of its own, with an outline and its score.
+    """N masks ``(H, W)`` over an image, each in a colour of its own, with an outline and its score.
 
     Raises:
         InputError: ``alpha`` is out of 0..1.
@@ -97,18 +202,26 @@ def draw_masks(
     from PIL import ImageDraw, ImageFont
 
     out = image.copy()
-    colours = np.asarray(distinct_colours(len(masks) + 1)[1:], np.float32)
-    for mask, colour in zip(masks, colours, strict=True):
-        out[mask] = (out[mask] * (1 - alpha) + colour * alpha + 0.5).astype(np.uint8)
-        out[_outline(mask, max(1, round(max(image.shape[:2]) / 600)))] = 255
+    colours = np.asarray(distinct_colours(len(scores) + 1)[1:], np.float32)
+    width = max(1, round(max(image.shape[:2]) / 600))
+    texts: list[tuple[tuple[float, float], str]] = []
+    for mask, colour, score in zip(masks, colours, scores, strict=True):
+        if not mask.any():
+            continue
+        ((x1, y1, x2, y2),) = regions.boxes_of(mask[None])
+        part, inside = out[y1 : y2 + 1, x1 : x2 + 1], mask[y1 : y2 + 1, x1 : x2 + 1]
+        part[inside] = (part[inside] * (1 - alpha) + colour * alpha + 0.5).astype(np.uint8)
+        # At the image's own border an outline would say that the object ends there.
+        edges = ((int(y1 > 0), int(y2 + 1 < mask.shape[0])), (int(x1 > 0), int(x2 + 1 < mask.shape[1])))
+        framed = _outline(np.pad(inside, edges), width)
+        part[framed[edges[0][0] :, edges[1][0] :][: inside.shape[0], : inside.shape[1]]] = 255
+        rows, columns = np.nonzero(inside)
+        texts.append(((float(x1 + columns.mean()), float(y1 + rows.mean())), f"{score:.2f}"))
     picture = Image.fromarray(out)
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(10, round(max(image.shape[:2]) / 50)))
-    for mask, score in zip(masks, scores, strict=True):
-        if mask.any():
-            rows, columns = np.nonzero(mask)
-            at = (float(columns.mean()), float(rows.mean()))
-            pen.text(at, f"{score:.2f}", fill="white", stroke_fill="black", stroke_width=2, anchor="mm", font=font)
+    for at, text in texts:
+        pen.text(at, text, fill="white", stroke_fill="black", stroke_width=2, anchor="mm", font=font)
     return picture
 
 
@@ -136,10 +249,11 @@ def at_image_size(low_res: NDArray[np.floating], size: tuple[int, int]) -> NDArr
     height, width = frame_size(size)
     rows = _resampling(low_res.shape[-2], height, size[0])
     columns = _resampling(low_res.shape[-1], width, size[1])
-    inside: NDArray[np.float32] = low_res[..., : rows.shape[1], : columns.shape[1]].astype(np.float32)
+    inside: NDArray[np.float32] = low_res[..., : rows.shape[1], : columns.shape[1]].astype(np.float32, copy=False)
     return np.matmul(rows @ inside, columns.T)
 
 
+@lru_cache(maxsize=4)
 def _resampling(length: int, inside: int, target: int) -> NDArray[np.float32]:
     """``length`` places to the frame, the first ``inside`` of those to ``target``: ``(target, first places)``."""
     to_frame = _bilinear(length, _FRAME)[:inside]

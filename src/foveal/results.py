@@ -155,11 +155,16 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
     Raises:
         InputError: unknown suffix, or the file cannot be written.
     """
-    path = Path(path)
-    if path.suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"{path}: unknown picture format {path.suffix!r}; use .png or .jpg")
+    check_picture_name(path)
     with written_whole(path) as temporary:
         picture.save(temporary)
+
+
+def check_picture_name(path: str | Path) -> None:
+    """Raise :class:`InputError` where the suffix tells no format of pictures."""
+    suffix = Path(path).suffix
+    if suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"{path}: unknown picture format {suffix!r}; use .png or .jpg")
 
 
 @dataclass(frozen=True)

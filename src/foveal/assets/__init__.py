@@ -32,6 +32,7 @@ DEFAULTS = {
     "segment": "efficientvit_b0.camvid",
     "classify": "tf_efficientnet_lite0.in1k",
     "upscale": "efficientvit_sr",
+    "prompt": "tinyvit_5m.mobilesam",
 }
 
 

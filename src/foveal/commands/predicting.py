@@ -104,6 +104,10 @@ def predict(
         from . import upscaling
 
         return upscaling.run(predictor, images, out, tile=tile, overlap=overlap, resume=resume, as_json=json)
+    if predictor.info.task == "prompt":
+        from . import prompting
+
+        return prompting.run(predictor, images, out, resume, json)
     return _predict(predictor, images, out, overlay, None, tile, overlap, resume, json)
 
 

@@ -8,7 +8,8 @@ Layouts (told apart by what lies where, or named in ``dataset.yaml``)::
     ROOT/images/*.jpg  ROOT/masks/*.png         "instance_ids": 0 is background, every other id one object; also with
                                                 folders of splits, as :mod:`foveal.data.segmentation` has them
 
-Ids under ``ignore`` in ``dataset.yaml`` (255) are no objects, unless a mask has no other: black and white is one object.
+Ids under ``ignore`` in ``dataset.yaml`` (255) are no objects, unless a mask has no other: one in black and white is an
+object.
 """
 
 from __future__ import annotations
@@ -139,6 +140,11 @@ def layout_of(root: Path, described: DatasetFile) -> str:
     return found.layout if found else ""
 
 
+def has_outlines(root: Path) -> bool:
+    """Whether a folder holds images with outlines in text files."""
+    return bool(_text_folders(root))
+
+
 def splits_of(root: Path, described: DatasetFile) -> tuple[str, ...]:
     """Names of the splits below a folder; none: no layout fits."""
     found = _find(root, described)
@@ -151,9 +157,7 @@ def default_split(root: Path) -> str:
     return next((name for name in ("test", "testing", "val", "valid", "validation", ALL) if name in have), "val")
 
 
-def open_splits(
-    root: Path, splits: Sequence[str], described: DatasetFile
-) -> tuple[InstanceData, tuple[Problem, ...]]:
+def open_splits(root: Path, splits: Sequence[str], described: DatasetFile) -> tuple[InstanceData, tuple[Problem, ...]]:
     """What :meth:`InstanceData.open` finds, with what is wrong beside it instead of raised.
 
     Raises:

@@ -295,9 +295,7 @@ def mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     return {ALL: flat} if flat else {}
 
 
-def mask_pairs(
-    images: Path, masks: Path, excluded: frozenset[Path]
-) -> tuple[list[tuple[Path, Path]], list[Problem]]:
+def mask_pairs(images: Path, masks: Path, excluded: frozenset[Path]) -> tuple[list[tuple[Path, Path]], list[Problem]]:
     """Images with their masks by stem, and every file that has no partner or cannot hold ids."""
     files = images_in(masks, deep=True)
     lossy = [Problem(p, _LOSSY) for p in files if p.suffix.lower() not in _LOSSLESS and p not in excluded]

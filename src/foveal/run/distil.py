@@ -213,7 +213,7 @@ class DistilJob:
         self.flip, self.validation = config.flip, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, progress)
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, embeddings = self.read[index]
         flipped = bool(rng.random() < self.flip)
         seen = np.ascontiguousarray(image[:, ::-1]) if flipped else image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -66,8 +67,14 @@ class Job(Protocol):
     @property
     def validation(self) -> int: ...
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """One augmented training sample, image ``(3, h, w)`` and target."""
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+        """One augmented training sample, image ``(3, h, w)`` and target.
+
+        Args:
+            index: of the image.
+            rng: what the augmentation is drawn from.
+            done: share of the run that is over, 0..1, in whole passes over the data.
+        """
         ...
 
     def trainee(self, model: nn.Module) -> nn.Module:
@@ -118,7 +125,7 @@ class SegmentJob:
         self.deep_supervision = config.deep_supervision
         self.criterion = SegmentationLoss({**config.loss}, self.class_weights)
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, mask = self.augment(*self.read[index], rng=rng)
         return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(mask.astype(np.int64))
 
@@ -184,7 +191,7 @@ class ClassifyJob:
         self.preprocess = Preprocess(size=config.crop, crop_ratio=config.crop_ratio)
         self.smoothing = config.label_smoothing
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, label = self.read[index]
         augmented = self.augment(image, rng=rng)
         network_input = prepare(augmented, Preprocess(self.preprocess.mean, self.preprocess.std))
@@ -220,16 +227,19 @@ class ClassifyJob:
         return ClassifyScores(*map(int, counts))
 
 
+_LATE = 0.75  # share of a run after which crops for upscaling have their late size
+
+
 class UpscaleJob:
     """Super-resolution or, at scale 1, restoration: pairs of crops, an L1 or Charbonnier loss, PSNR of the luma."""
 
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
         self.labels, self.preprocess = Labels(), Preprocess(upscale.MEAN, upscale.STD)
         self.scale: int = config.options.get("scale", upscale.DEFAULT_SCALE)
-        if any(side % self.scale for side in config.crop):
-            raise ConfigError(
-                f"crop={list(config.crop)}: sides of the large image, divisible by the scale {self.scale}"
-            )
+        late = config.late_crop if any(config.late_crop) else config.crop
+        for crop in (config.crop, late):
+            if any(side % self.scale for side in crop):
+                raise ConfigError(f"crop={list(crop)}: sides of the large image, divisible by the scale {self.scale}")
         opened = partial(SuperResolutionData.open, root, scale=self.scale, small=not config.degradation)
         self.data = opened(config.splits)
         self.held_out = opened([config.val_split]) if config.val_split else None
@@ -239,10 +249,12 @@ class UpscaleJob:
         self.validation = len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, progress)
         self.augment = UpscaleAugment(config.crop, self.scale, config.flip, {**config.degradation})
+        self.late_augment = dataclasses.replace(self.augment, crop=late)
         self.criterion = config.pixel_loss
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        small, large = self.augment(*self.read[index], rng=rng)
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+        augment = self.augment if done < _LATE else self.late_augment
+        small, large = augment(*self.read[index], rng=rng)
         image, target = (torch.from_numpy(prepare(part, self.preprocess)[0]) for part in (small, large))
         return image, target
 

@@ -22,7 +22,9 @@ from ..imaging import (
     tile_starts,
 )
 from ..info import ModelInfo
+from ..mask_results import EverythingResult
 from ..results import ClassifyResult, SegmentResult, UpscaleResult
+from .everything import EverythingOptions, find_everything
 from .prompting import Embedding, PromptRunner, TorchPrompter, open_embedding
 from .upscaling import TILE, enlarged_bands
 
@@ -59,8 +61,8 @@ class Predictor:
     @overload
     def __call__(self, image: list[ImageLike], *, tile: int | None = None, overlap: int | None = None) -> list[Any]: ...
     def __call__(self, image, *, tile=None, overlap=None):
-        """Predict: a SegmentResult, ClassifyResult or UpscaleResult, as the model's task is (``segment``, ``classify``
-        and ``upscale`` are typed).
+        """Predict: a SegmentResult, ClassifyResult, UpscaleResult or EverythingResult, as the model's task is
+        (``segment``, ``classify``, ``upscale`` and ``everything`` are typed).
 
         Args:
             image: path, Pillow image or uint8 ``(H, W, 3)`` array, or a list of them.
@@ -77,6 +79,10 @@ class Predictor:
             return self.classify(image)
         if self.info.task == "upscale":
             return self.upscale(image, tile=tile, overlap=overlap)
+        if self.info.task == "prompt":
+            if tile is not None or overlap is not None:
+                raise InputError("tile, overlap: promptable models have crops for this, everything(crop_n_layers=1)")
+            return self.everything(image)
         return self.segment(image, tile=tile, overlap=overlap)
 
     def classify(self, image: ImageLike) -> ClassifyResult:
@@ -92,9 +98,29 @@ class Predictor:
             ConfigError: the model is not promptable.
             InputError: unreadable image.
         """
-        runner, pixels = self._prompter(), read_image(image)
+        runner, pixels = self.prompter(), read_image(image)
         features = runner(prepare(pixels, self.info.preprocess))
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), self.info.model, runner, pixels)
+
+    def everything(
+        self, image: ImageLike, *, progress: Callable[[int], object] | None = None, **options: Any
+    ) -> EverythingResult:
+        """Find all masks of an image without a prompt of one's own.
+
+        Args:
+            image: path, Pillow image or uint8 ``(H, W, 3)`` array.
+            progress: called with numbers of points that are done, of the ``EverythingOptions.points`` in all.
+            **options: fields of :class:`foveal.run.everything.EverythingOptions`, with SAM's names and defaults:
+                ``points_per_side=32``, ``pred_iou_thresh=0.88``, ``output_mode="binary_mask"``, ...; ``fast=True`` asks
+                far fewer prompts.
+
+        Raises:
+            ConfigError: the model is not promptable, an unknown option, or a value that cannot be.
+            InputError: unreadable image.
+            DependencyError: ``output_mode="coco_rle"`` without pycocotools.
+        """
+        self.prompter()
+        return find_everything(self.encode, read_image(image), EverythingOptions.of(options), progress)
 
     def open_embedding(self, path: str | Path) -> Embedding:
         """Read an embedding that :meth:`Embedding.save` wrote.
@@ -103,9 +129,14 @@ class Predictor:
             ConfigError: the model is not promptable.
             InputError: no such file, another one, or of another model.
         """
-        return open_embedding(path, self.info.model, self._prompter())
+        return open_embedding(path, self.info.model, self.prompter())
 
-    def _prompter(self) -> PromptRunner:
+    def prompter(self) -> PromptRunner:
+        """What encodes images and answers prompts.
+
+        Raises:
+            ConfigError: the model is not promptable.
+        """
         if self.info.task != "prompt":
             raise ConfigError(
                 f"{self.info.model} is for {self.info.task!r}, it takes no prompts; load a promptable model"

@@ -205,7 +205,7 @@ class PromptJob:
         self.read = Cached(self.data, config.cache_gib, progress)
         self.config = config
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, masks = self.read[index]
         config = self.config
         masks = masks[rng.permutation(len(masks))[: config.prompts]]

@@ -104,15 +104,36 @@ class Embedding:
             kinds = np.concatenate([kinds, np.full((count, 1), -1)], 1)
         height, width = frame_size(self.size)
         tokens = (tokens * (np.array([width, height]) / self.size[::-1])).astype(np.float32)
+        low_res, iou = self.decode(tokens, kinds, logits, multimask)
+        return MaskResult(low_res, iou if any(given) else iou[0], self.size, self.image)
+
+    def decode(
+        self,
+        tokens: NDArray[np.float32],
+        kinds: NDArray[np.int64],
+        logits: NDArray[np.float32] | None = None,
+        multimask: bool = True,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Ask P prompts in the decoder's own terms.
+
+        Args:
+            tokens: ``(P, N, 2)`` x and y in the frame, where the image's long side is 1024.
+            kinds: ``(P, N)``: 1 and 0 for points, 2 and 3 for a box's corners, -1 for none.
+            logits: ``(P, 1, 256, 256)`` masks.
+            multimask: three masks, else one.
+
+        Returns:
+            Logits ``(P, M, 256, 256)`` and predicted IoU ``(P, M)``.
+        """
         chosen = slice(1, None) if multimask else slice(0, 1)
         found = []
-        for start in range(0, count, _AT_ONCE):
+        for start in range(0, len(tokens), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             asked = None if logits is None else logits[part]
             low_res, iou = self.runner.decode(self.features, tokens[part], kinds[part], asked)
             found.append((low_res[:, chosen], iou[:, chosen]))
         low_res, iou = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return MaskResult(low_res, iou if any(given) else iou[0], self.size, self.image)
+        return low_res, iou
 
     def _points(
         self, points: ArrayLike | None, labels: ArrayLike | None

@@ -1,0 +1,65 @@
+"""A promptable model that is right by construction: it answers a point with all pixels of that point's colour."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foveal.info import ModelInfo, Preprocess
+from foveal.run.predict import Predictor
+
+SIDE = 256  # of its input, and of its masks: at this size nothing is interpolated but edges
+
+
+class Oracle:
+    """See :class:`foveal.run.prompting.PromptRunner`; remembers what it was asked.
+
+    Attributes:
+        asked: points in the frame, batch by batch.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[NDArray[np.float32]] = []
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        planes = batch[0].reshape(3, 64, 4, 64, 4).transpose(0, 2, 4, 1, 3).reshape(48, 64, 64)
+        return np.concatenate([planes, np.zeros((208, 64, 64), np.float32)])[None]
+
+    def decode(
+        self,
+        embedding: NDArray[np.float32],
+        coords: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        masks: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Masks of the point's colour; its predicted IoU rises with the area, and is low for black, the background."""
+        self.asked.append(coords[:, 0])
+        image = embedding[0, :48].reshape(3, 4, 4, 64, 64).transpose(0, 3, 1, 4, 2).reshape(3, SIDE, SIDE)
+        colours = np.tensordot([1, 256, 65536], (image * 255 + 0.5).astype(np.int64), 1)
+        x, y = (coords[:, 0] * (SIDE / 1024)).astype(int).clip(0, SIDE - 1).T
+        inside = colours == colours[y, x][:, None, None]
+        iou = np.where(colours[y, x] > 0, 0.9 + 0.1 * inside.mean((1, 2)), 0.1)
+        logits = np.where(inside, 10, -10).astype(np.float32)
+        # The first of the four is for clear prompts; two of the three others are worse.
+        all_four = np.stack([logits, logits * 0.01, logits, -np.abs(logits)], 1)
+        return all_four, np.stack([iou, iou, iou, iou], 1).astype(np.float32)
+
+
+def oracle() -> tuple[Predictor, Oracle]:
+    """A predictor and its runner."""
+    preprocess = Preprocess((0.0,) * 3, (1.0,) * 3, (SIDE, SIDE), resample="nearest", pad=True)
+    runner = Oracle()
+    return Predictor(runner, ModelInfo("oracle", "prompt", preprocess=preprocess), "oracle"), runner
+
+
+def boxes_on_black(
+    boxes: list[tuple[int, int, int, int]], size: tuple[int, int] = (SIDE, SIDE)
+) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
+    """An image of boxes x1, y1, x2, y2 (the last two exclusive) in colours of their own, and the masks of them."""
+    image, masks = np.zeros((*size, 3), np.uint8), []
+    for number, (x1, y1, x2, y2) in enumerate(boxes, start=1):
+        image[y1:y2, x1:x2] = (37 * number % 256, 255 - number, 130 + 30 * (number % 4))
+        mask = np.zeros(size, bool)
+        mask[y1:y2, x1:x2] = True
+        masks.append(mask)
+    return image, masks
