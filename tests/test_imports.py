@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 FLOORS = [
     {"errors"},
     {"info", "files", "machine", "assets"},
-    {"config", "imaging", "hub", "pictures"},
+    {"config", "imaging", "hub", "pictures", "plots"},
     {"results", "layers", "references", "wheels", "regions"},
     {"mask_results"},
     {"registry", "losses", "costs"},
@@ -36,12 +36,14 @@ LIGHT = [
     "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "wheels", "results",
     "cli", "commands.predicting", "commands.files", "commands.training", "commands.measuring", "commands.console",
     "commands.prompting",
-    "data.classification", "data.coco", "data.labelled", "data.labels", "data.layout", "data.masks",
+    "data.classification", "data.coco", "data.instances", "data.labelled", "data.labels", "data.layout", "data.masks",
     "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
-    "data.degradation", "data.tar_samples", "data.transforms", "run.check", "run.evaluate_upscaling", "run.fidelity",
-    "run.interpolation", "run.upscaling", "pictures",
+    "data.degradation", "data.tar_samples", "data.transforms", "data.unlabelled", "run.check",
+    "run.evaluate_upscaling", "run.fidelity",
+    "run.interpolation", "run.upscaling", "pictures", "plots",
     "run.predict", "run.prompting", "run.everything", "run.sam_predictor", "mask_results", "regions",
-    "run.load", "run.metrics", "run.evaluate", "run.progress",
+    "run.load", "run.onnx_runner",
+    "run.metrics", "run.evaluate", "run.progress", "run.clicks", "run.coco_scores", "run.evaluate_prompting",
     "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
 ]  # fmt: skip
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

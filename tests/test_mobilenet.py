@@ -21,7 +21,8 @@ from foveal.factory import create_model, list_models
 from foveal.info import info_of
 from foveal.layers.conv import ConvNormAct
 from foveal.layers.drop_path import DropPath
-from foveal.run.load import OnnxRunner, identify
+from foveal.run.load import identify
+from foveal.run.onnx_runner import OnnxRunner
 from foveal.weights import load_checkpoint
 
 GOLDENS = golden.read("convnets")

@@ -27,8 +27,10 @@ from foveal.imaging import Picture, read_image, read_picture
 from foveal.info import info_of
 from foveal.layers.reparam import fuse_branches
 from foveal.run.fidelity import fidelity, luma, psnr, ssim
+from foveal.run.jobs import UpscaleJob
 from foveal.run.load import identify
 from foveal.run.predict import Predictor, TorchRunner
+from foveal.run.progress import Progress
 from foveal.run.upscaling import enlarged_bands
 from foveal.tasks.upscale import SCALES
 from foveal.weights import save_checkpoint
@@ -456,6 +458,15 @@ def test_the_same_engine_removes_noise(tmp_path: Path) -> None:
     assert report["val"].psnr == pytest.approx(result.value, abs=0.01)
 
 
+def test_crops_grow_in_the_last_quarter(tmp_path: Path) -> None:
+    config = TrainConfig(task="upscale", splits=("train",), val_split="", crop=(32, 32), late_crop=(48, 64))
+    job = UpscaleJob(folder_of_photos(tmp_path), config, Progress(enabled=False))
+    sides = {done: job.sample(0, np.random.default_rng(0), done)[1].shape[1:] for done in (0.0, 0.74, 0.75, 1.0)}
+    assert sides == {0.0: (32, 32), 0.74: (32, 32), 0.75: (48, 64), 1.0: (48, 64)}
+    with pytest.raises(ConfigError, match="late_crop"):
+        TrainConfig(task="segment", late_crop=(64, 64))
+
+
 def test_impossible_training_is_refused(tmp_path: Path) -> None:
     data = folder_of_photos(tmp_path / "data")
     common = {"model": "realtime_sr", "task": "upscale", "out": tmp_path / "run"}
@@ -463,5 +474,7 @@ def test_impossible_training_is_refused(tmp_path: Path) -> None:
         foveal.train(data, options={"scale": 1}, crop=(32, 32), **common)
     with pytest.raises(ConfigError, match="divisible by the scale 3"):
         foveal.train(data, options={"scale": 3}, crop=(64, 64), **common)
+    with pytest.raises(ConfigError, match="divisible by the scale 2"):
+        foveal.train(data, crop=(64, 64), late_crop=(97, 97), **common)
     with pytest.raises(ConfigError, match="degradation"):
         foveal.train(data, degradation={"jpeg": (0, 300)}, **common)

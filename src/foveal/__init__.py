@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .config import TrainConfig as TrainConfig
     from .deploy.benchmark import bench as bench
     from .deploy.export import export as export
+    from .deploy.presets import bench_preset as bench_preset
     from .factory import create_model as create_model
     from .factory import list_models as list_models
     from .info import Labels as Labels
@@ -62,6 +63,7 @@ _HOME = {
     "TrainConfig": "config",
     "UpscaleResult": "results",
     "bench": "deploy.benchmark",
+    "bench_preset": "deploy.presets",
     "check_data": "run.check",
     "compare": "run.compare",
     "create_model": "factory",
@@ -99,6 +101,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "TrainConfig",
     "UpscaleResult",
     "bench",
+    "bench_preset",
     "check_data",
     "compare",
     "create_model",

@@ -42,6 +42,7 @@ class TrainConfig:
         batch_size: images per optimiser step, over all processes.
         accumulate: pieces that a process's share of a batch is cut into, to save memory; batch norms see the pieces.
         crop: (H, W) of the training crops, in pixels; upscaling: of the large image.
+        late_crop: upscaling: that size in the last quarter of the run, (0, 0): the same.
         scale: segmentation: range of the random scaling before cropping.
         area: classification: range of the share of the image that a crop covers.
         crop_ratio: classification: centre crop over resized short side when evaluating.
@@ -53,6 +54,12 @@ class TrainConfig:
         degradation: upscaling: range of each thing that spoils the small image, by name (see
             :mod:`foveal.data.degradation`); none: a bicubic small image, or the data set's own.
         pixel_loss: upscaling: "l1" or "charbonnier".
+        teacher: prompting: model whose embeddings the image encoder learns, a name, path or hub id; its decoder is
+            taken over. Empty: masks are learnt.
+        embeddings: prompting: folder that keeps the teacher's embeddings; empty: ``embeddings`` in the run's folder.
+        freeze_encoder: prompting: whether the image encoder stays as it is while masks are learnt.
+        prompts: prompting: objects of an image that are asked for in a step, at most.
+        clicks: prompting: clicks on mistakes that follow each first prompt.
         class_weights: how rarity weighs in the loss: "none", "sqrt_median", "median" (frequency balancing).
         label_smoothing: classification: share of the target that goes to the other classes.
         deep_supervision: segmentation: weight of auxiliary classifiers on the two coarsest maps; 0: none.
@@ -79,7 +86,7 @@ class TrainConfig:
     """
 
     model: str = "efficientvit_b0"
-    task: Literal["segment", "classify", "upscale"] = "segment"
+    task: Literal["segment", "classify", "upscale", "prompt"] = "segment"
     options: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     splits: tuple[str, ...] = ("train",)
@@ -90,6 +97,7 @@ class TrainConfig:
     batch_size: int = 8
     accumulate: int = 1
     crop: tuple[int, int] = (288, 384)
+    late_crop: tuple[int, int] = (0, 0)
     scale: tuple[float, float] = (0.6, 1.8)
     area: tuple[float, float] = (0.25, 1.0)
     crop_ratio: float = 0.875
@@ -100,6 +108,11 @@ class TrainConfig:
     loss: dict[LossName, float] = field(default_factory=lambda: {"cross_entropy": 1.0})
     degradation: dict[DegradationName, tuple[float, float]] = field(default_factory=dict)
     pixel_loss: Literal["l1", "charbonnier"] = "l1"
+    teacher: str = ""
+    embeddings: str = ""
+    freeze_encoder: bool = False
+    prompts: int = 16
+    clicks: int = 2
     class_weights: Literal["none", "sqrt_median", "median"] = "sqrt_median"
     label_smoothing: float = 0.0
     deep_supervision: float = 0.0
@@ -131,6 +144,7 @@ class TrainConfig:
             "batch_size": self.batch_size >= 1,
             "accumulate": 1 <= self.accumulate <= self.batch_size,
             "crop": min(self.crop) >= 32,
+            "late_crop": self.late_crop == (0, 0) or (min(self.late_crop) >= 32 and self.task == "upscale"),
             "area": 0 < self.area[0] <= self.area[1] <= 1,
             "crop_ratio": 0 < self.crop_ratio <= 1,
             "scale": 0 < self.scale[0] <= self.scale[1],
@@ -147,6 +161,8 @@ class TrainConfig:
             "degradation": all(
                 _LIMITS[name][0] <= low <= high <= _LIMITS[name][1] for name, (low, high) in self.degradation.items()
             ),
+            "prompts": self.prompts >= 1,
+            "clicks": self.clicks >= 0,
             "loss": len(self.loss) >= 1 and min(self.loss.values()) > 0,
             "lr": self.lr > 0,
             "weight_decay": self.weight_decay >= 0,
@@ -161,6 +177,8 @@ class TrainConfig:
         for name, good in checks.items():
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is out of range")
+        if self.teacher and self.task != "prompt":
+            raise ConfigError(f"teacher={self.teacher!r} teaches promptable models, not {self.task!r}: task='prompt'")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

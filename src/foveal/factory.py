@@ -13,7 +13,7 @@ from .errors import ConfigError, nearest
 from .info import Labels, ModelInfo, Preprocess, attach
 from .registry import Backbone, Variant, published, variants
 from .tasks import classify, language, prompt, segment, upscale
-from .weights import load_for_finetuning, read_weights, recognise
+from .weights import implied_options, load_for_finetuning, read_weights
 
 TASKS = ("classify", "segment", "upscale", "prompt", "language")
 _TASK_OPTIONS = {"segment": {"head"}, "upscale": {"scale"}}  # those that the head takes
@@ -68,7 +68,8 @@ def create_model(
         features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
             tells the channels and stride of each. Of a language model: hidden states, ``(B, L, embed_dim)``.
         weights: tag ("camvid"), path, folder, or hub id, to start from. A classifier for another number of classes
-            starts fresh, and weights of another task give the backbone alone.
+            starts fresh, weights of another task give the backbone alone, and a promptable model with another image
+            encoder, SAM's own say, gives its prompt encoder and mask decoder.
         **options: the family's own (see ``foveal models NAME``), and for segmentation ``head="cityscapes"`` or
             ``"ade20k"``, the published head for that data set; for upscaling ``scale=`` 1 (restoration at the image's
             own size), 2 (the default), 3 or 4.
@@ -98,8 +99,8 @@ def create_model(
             num_classes = info.num_classes if num_classes is None else num_classes
         same = info.task == task and not features_only
         options = {k: v for k, v in info.options.items() if same or k in general} | options
-    elif state is not None and (found := recognise(state)).family is family:
-        options = {k: v for k, v in found.options.items() if k in valid} | options
+    elif state is not None:
+        options = {k: v for k, v in implied_options(state, family).items() if k in valid} | options
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
@@ -141,7 +142,7 @@ def create_model(
         options=dict(options),
         output_stride=getattr(model, "stride", 1),
         licence=info.licence if info else "",
-        preprocess=info.preprocess if info and info.task == task else _preprocess(task, model),
+        preprocess=info.preprocess if info and info.task == task != "prompt" else _preprocess(task, model),
         labels=info.labels if info and info.num_classes == num_classes else Labels(),
     )
     attach(model, described)
@@ -154,8 +155,7 @@ def _preprocess(task: str, model: nn.Module) -> Preprocess:
     if task == "upscale":
         return Preprocess(upscale.MEAN, upscale.STD)
     if isinstance(model, prompt.PromptModel):
-        side = model.image_encoder.size
-        return Preprocess(prompt.MEAN, prompt.STD, (side, side), resample="bilinear", pad=True)
+        return Preprocess.of_prompts(model.image_encoder.size)
     return Preprocess()
 
 

@@ -74,6 +74,11 @@ class Preprocess:
         if self.size is not None:
             object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
 
+    @classmethod
+    def of_prompts(cls, side: int) -> Preprocess:
+        """What SAM and its descendants do: the long side becomes ``side``, bilinearly, the rest zeros."""
+        return cls(size=(side, side), resample="bilinear", pad=True)
+
 
 @dataclass(frozen=True)
 class ModelInfo:

@@ -152,13 +152,16 @@ def _describe(name: str, variant: Variant, entry: Published, licence: str) -> Mo
     head = variant.segment_heads.get(entry.tag)
     size = (int(entry.size), int(entry.size)) if entry.size.isdigit() else None
     crop_ratio = variant.crop_ratio if entry.crop_ratio is None else entry.crop_ratio
-    evaluated = Preprocess(entry.mean, entry.std, size, None, entry.resample, crop_ratio, entry.squash)
+    preprocess = {
+        "classify": Preprocess(entry.mean, entry.std, size, None, entry.resample, crop_ratio, entry.squash),
+        "prompt": Preprocess.of_prompts(size[0] if size else 0),
+    }
     return ModelInfo(
         model=name,
         task=entry.task,
         num_classes=head["num_classes"] if head else 1000 if entry.task == "classify" else 0,
         options={"head": entry.tag} if head else dict(entry.options),
-        preprocess=evaluated if entry.task == "classify" else Preprocess(),
+        preprocess=preprocess.get(entry.task, Preprocess()),
         tag=entry.tag,
         licence=licence,
         notes={"published": {entry.metric: entry.value, "size": entry.size, "source": entry.source}},
@@ -182,8 +185,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
     metadata = header.get("__metadata__") or {}
     text = metadata.get(KEY)
     # Beside the description we write nothing but the digest: another key is what damage has made of it.
-    digest = metadata.get(_DIGEST, "lost" if text and len(metadata) > 1 else None)
-    if digest is not None and digest != _digest(state, text or ""):
+    noted = metadata.get(_DIGEST, "lost" if text and len(metadata) > 1 else None)
+    if noted is not None and noted != digest(state, text or ""):
         raise CheckpointError(f"{path}: damaged: its content is not what was written (SHA-256 mismatch)")
     return state, ModelInfo.from_json(text) if text else None
 
@@ -293,9 +296,7 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
     Raises:
         CheckpointError: no family recognises the keys.
     """
-    candidates = [dict(state)]
-    while prefix := next((p for p in _STRIPPED if all(key.startswith(p) for key in candidates[-1])), None):
-        candidates.append({key.removeprefix(prefix): value for key, value in candidates[-1].items()})
+    candidates = _unprefixed(state)
     candidates.append({f"backbone.{key}": value for key, value in candidates[-1].items()})  # saved from a backbone
     for candidate in candidates:
         eye = any(key.startswith(_EYE) for key in candidate)  # a family knows the keys of what sees, not the decoder's
@@ -309,6 +310,34 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
                     converted = {_EYE + key: value for key, value in converted.items()} | others
                 return Recognised(converted, family, published, family.implied(own) | _scale(converted))
     raise CheckpointError(f"layout not recognised; first keys: {_line(', '.join(list(state)[:4]))}")
+
+
+def _unprefixed(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """``state``, then the same without one after the other of the prefixes that wrappers put before all keys."""
+    found = [dict(state)]
+    while prefix := next((p for p in _STRIPPED if all(key.startswith(p) for key in found[-1])), None):
+        found.append({key.removeprefix(prefix): value for key, value in found[-1].items()})
+    return found
+
+
+def implied_options(state: Mapping[str, Tensor], family: Family) -> dict[str, Any]:
+    """Options of ``create_model`` that a file needs of a model of ``family``; none where it is of another one.
+
+    Raises:
+        CheckpointError: no family recognises the keys, and they are no promptable model's either.
+    """
+    found = _recognised_eye(state)
+    return found.options if found and found.family is family else {}
+
+
+def _recognised_eye(state: Mapping[str, Tensor]) -> Recognised | None:
+    """:func:`recognise`; ``None`` for a promptable model with an image encoder of no family, such as SAM's own."""
+    try:
+        return recognise(state)
+    except CheckpointError:
+        if not any(key.startswith(_DECODER) for key in _unprefixed(state)[-1]):
+            raise
+        return None
 
 
 def _scale(state: Mapping[str, Tensor]) -> dict[str, int]:
@@ -329,7 +358,8 @@ def load_checkpoint(
     Their licence becomes the model's; one that forbids commercial use is said on standard error.
 
     Args:
-        model: a model of ``create_model``; a backbone takes its part of a task model's file.
+        model: a model of ``create_model``; a backbone takes its part of a task model's file, and ``image_encoder``,
+            ``prompt_encoder`` and ``mask_decoder`` of a promptable one theirs; for the last two that may be SAM's file.
         source: path of a .safetensors, .pt, .pth or .tar file, a folder of a training run or of ``save_pretrained``,
             ``name.tag``, a hub id, or a state dict.
         info: what is known of a state dict.
@@ -349,8 +379,8 @@ def load_for_finetuning(
     """Like :func:`load_checkpoint`, for a model that will be trained on.
 
     A classifier for another number of classes keeps its initial values, an upsampler for another scale too, and so does
-    the whole head where the weights are for another task, and what the backbone calls optional; the report names what
-    did.
+    the whole head where the weights are for another task, what the backbone calls optional, and a promptable model's
+    image encoder where that of the weights is of another architecture; the report names what did.
     """
     return _load(model, source, info, finetune=True)
 
@@ -361,13 +391,20 @@ def _load(
     state, info = (_unwrap(source, "state dict"), info) if isinstance(source, Mapping) else read_weights(source)
     own = model.state_dict()
     layout, licence, options = "foveal", info.licence if info else "", info.options if info else {}
-    if 2 * len(own.keys() & state.keys()) <= len(own):
-        found = recognise(state)
-        state, options = found.state, {**found.options, **options}
-        if found.published:
+    state, ignored = _decoder_part(state, own)
+    telling = {key for key in own if key.startswith(_EYE)} or own.keys()  # decoders have the same keys everywhere
+    if 2 * len(telling & state.keys()) <= len(telling):
+        found = _recognised_eye(state) if finetune else recognise(state)
+        state, options = (found.state, {**found.options, **options}) if found else (_unprefixed(state)[-1], options)
+        if found and found.published:
             layout, licence = found.family.name, licence or found.family.licence
-    fresh = _fresh(model, own, state) if finetune else ()
-    state, ignored = _part_of(state, own, fresh)
+    if finetune and task_of(own) == "prompt":
+        state, ignored, fresh = _start_of_prompting(state, own)
+    else:
+        state, others = _eye_part(state, own)
+        fresh = _fresh(model, own, state) if finetune else ()
+        state, unused = _part_of(state, own, fresh)
+        ignored += others + unused
     unused = tuple(key for key in state if key.startswith(optional_keys(model, LanguageBackbone)) and key not in own)
     state, ignored = {key: value for key, value in state.items() if key not in unused}, ignored + unused
     # Counters of batches seen: older files lack them, and evaluation never reads them.
@@ -391,6 +428,47 @@ def _load(
     name = source if not isinstance(source, Mapping) else described.model if described is not None else layout
     say_licence(name, licence)
     return LoadReport(len(own) - len(kept), layout, ignored, kept, resized, info, licence)
+
+
+def _decoder_part(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """What of a promptable model's ``state`` is for its prompt encoder or mask decoder, where ``own`` is one of them.
+
+    Of what sees nothing need be known.
+    """
+    plain = _unprefixed(state)[-1]
+    for prefix in _DECODER:
+        if 2 * len({prefix + key for key in own} & plain.keys()) > len(own):
+            part = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+            return part, tuple(key for key in plain if not key.startswith(prefix))
+    return state, ()
+
+
+def _eye_part(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """What of a promptable model's ``state`` sees, where ``own`` is no promptable model."""
+    if any(key.startswith(_EYE) for key in own) or not any(key.startswith(_EYE) for key in state):
+        return state, ()
+    part = {key.removeprefix(_EYE): value for key, value in state.items() if key.startswith(_EYE)}
+    return part, tuple(key for key in state if not key.startswith(_EYE))
+
+
+def _start_of_prompting(
+    state: dict[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...], tuple[str, ...]]:
+    """What of ``state`` a promptable model starts from, the keys that it has no use for, and what starts fresh.
+
+    An image encoder of another architecture stays at its own start, and weights of another task give the backbone.
+    """
+    if not any(key.startswith(_DECODER) for key in state):
+        part = {_EYE + key: value for key, value in state.items() if key.startswith("backbone.")}
+        ignored = tuple(key for key in state if not key.startswith("backbone."))
+        return part, ignored, (f"{_EYE}neck.", *_DECODER)
+    wanted = {key for key in own if key.startswith(_EYE) and not key.endswith("num_batches_tracked")}
+    foreign = tuple(key for key in state if key.startswith(_EYE) and key not in own)
+    missing = [key for key in wanted if key not in state or state[key].shape != own[key].shape]
+    if foreign or 10 * len(missing) > len(wanted):  # fewer are missing from a damaged file
+        ignored = tuple(key for key in state if key.startswith(_EYE))
+        return {key: value for key, value in state.items() if key not in ignored}, ignored, (_EYE,)
+    return state, (), ()
 
 
 def _fresh(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -478,7 +556,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelIn
     """Write ``state`` and its description as one .safetensors file with a SHA-256 of both, whole or not at all."""
     tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
     text = info.to_json()
-    content = _in_order(save(tensors), {KEY: text, _DIGEST: _digest(tensors, text)})
+    content = _in_order(save(tensors), {KEY: text, _DIGEST: digest(tensors, text)})
     with written_whole(path) as temporary:
         temporary.write_bytes(content)  # Python's own write says why, where the disk is full
 
@@ -491,7 +569,7 @@ def _in_order(content: bytes, metadata: dict[str, str]) -> bytes:
     return struct.pack("<Q", len(header)) + header + content[end:]
 
 
-def _digest(state: Mapping[str, Tensor], description: str) -> str:
+def digest(state: Mapping[str, Tensor], description: str = "") -> str:
     """SHA-256 of names, types, shapes and bytes of the tensors, sorted by name, and of the description."""
     found = hashlib.sha256(description.encode())
     for key in sorted(state):

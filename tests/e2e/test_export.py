@@ -15,7 +15,7 @@ import foveal
 from foveal.data.synthetic import NAMES
 from foveal.info import KEY, ModelInfo, attach
 from foveal.layers.linear_attention import MultiScaleLinearAttention
-from foveal.run.load import OnnxRunner
+from foveal.run.onnx_runner import OnnxRunner
 from foveal.run.train import TrainResult
 
 

@@ -163,8 +163,8 @@ class _PoisonedJob(SegmentJob):
 
     poisoned = 5
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        image, target = super().sample(index, rng)
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+        image, target = super().sample(index, rng, done)
         return (image * float("nan") if index == self.poisoned else image), target
 
 

@@ -30,6 +30,18 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def parse_lengths(text: str) -> tuple[int, ...]:
+    """``"256,1024"`` -> (256, 1024).
+
+    Raises:
+        ConfigError: anything else.
+    """
+    parts = text.replace(" ", "").split(",")
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise ConfigError(f"lengths {text!r}: write positive numbers with commas, such as 256,1024")
+    return tuple(map(int, parts))
+
+
 def print_json(report: dict[str, Any]) -> None:
     """Print ``report`` as one line of JSON on standard output."""
     print(json.dumps(report))

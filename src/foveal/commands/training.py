@@ -120,6 +120,8 @@ def data_check(
     if report.splits:
         header = ("split", "samples", "readable", "sizes (W x H)", "ignored")
         print_table(header, [_split_row(split) for split in report.splits])
+    if any(split.objects for split in report.splits):
+        print_table(("split", "objects"), [(split.name, str(split.objects)) for split in report.splits])
     counted = [split for split in report.splits if len(split.images)]
     if counted:
         header = ("class", *(f"{split.name} {kind}" for split in counted for kind in ("pixels", "images")))

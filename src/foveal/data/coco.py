@@ -86,22 +86,12 @@ class CocoMasks:
 
     def _instances(self, entry: _Entry) -> NDArray[np.uint8]:
         """Large objects first, so that small ones in front of them stay whole; crowds count as their class."""
-        painter = _painter()
-        height, width = entry.size
-        out = np.zeros((height, width), np.uint8)
+        out = np.zeros(entry.size, np.uint8)
         layers = []
         for annotation in entry.annotations:
-            runs = annotation["segmentation"]
-            if isinstance(runs, list):
-                if not runs:
-                    continue  # a box without an outline
-                runs = painter.merge(painter.frPyObjects(runs, height, width))
-            elif isinstance(runs["counts"], list):
-                runs = painter.frPyObjects(runs, height, width)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2
-                layer = painter.decode(runs).astype(bool)
-            layers.append((int(layer.sum()), self._class(annotation["category_id"]), layer))
+            layer = object_mask(annotation["segmentation"], entry.size)
+            if layer is not None:  # else a box without an outline
+                layers.append((int(layer.sum()), self._class(annotation["category_id"]), layer))
         for _, label, layer in sorted(layers, key=lambda item: -item[0]):
             out[layer] = label
         return out
@@ -120,6 +110,30 @@ class Annotated:
     labels: Labels
     reader: CocoMasks
     problems: tuple[Problem, ...]
+
+
+def object_mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    """One object's pixels ``(H, W)`` from polygons or from runs, plain or compressed; ``None`` from an empty list.
+
+    Raises:
+        KeyError, TypeError, ValueError: not COCO's format.
+        DependencyError: pycocotools is not installed.
+    """
+    painter = mask_tools()
+    runs = segmentation
+    if isinstance(runs, list):
+        if not runs:
+            return None
+        if short := next((part for part in runs if len(part) < 6 or len(part) % 2), None):
+            raise ValueError(f"a polygon of {len(short)} numbers")  # four would be taken for a box
+        runs = painter.merge(painter.frPyObjects(runs, *size))
+    elif isinstance(runs["counts"], list):
+        runs = painter.frPyObjects(runs, *size)
+    if tuple(runs["size"]) != size:
+        raise ValueError(f"runs for {runs['size']}, an image of {list(size)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2
+        return painter.decode(runs).astype(bool)
 
 
 def splits(root: Path, kind: Kind) -> tuple[str, ...]:
@@ -168,8 +182,6 @@ def read_annotations(root: Path, wanted: Sequence[str], kind: Kind, excluded: fr
             raise DataError(f"{file}: not COCO's {kind} format ({error!r})") from error
     names = [categories[i] for i in sorted(categories)]
     names = [BACKGROUND, *names] if kind == "instances" else names
-    if len(names) > IGNORE:
-        raise DataError(f"{root}: {len(names)} classes; at most {IGNORE} fit beside the ignored id {IGNORE}")
     class_of = {i: place + (kind == "instances") for place, i in enumerate(sorted(categories))}
     return Annotated(tuple(pairs), Labels(tuple(names)), CocoMasks(kind, class_of, entries, folders), tuple(problems))
 
@@ -215,9 +227,14 @@ def _json(file: Path) -> dict[str, Any]:
     return data
 
 
-def _painter() -> Any:
+def mask_tools() -> Any:
+    """pycocotools' module for masks.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
     try:
         from pycocotools import mask
     except ModuleNotFoundError as error:
-        raise DependencyError("COCO's objects need pycocotools: pip install 'foveal[coco]'") from error
+        raise DependencyError("outlines and runs of objects need pycocotools: pip install 'foveal[coco]'") from error
     return mask

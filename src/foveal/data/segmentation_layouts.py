@@ -101,7 +101,7 @@ def _open_camvid(root: Path, splits: Sequence[str], described: DatasetFile) -> P
     return _part(root, where, described, own)
 
 
-def _folders(root: Path, described: DatasetFile) -> dict[str, tuple[Path, Path]]:
+def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
     """Folders of images and of masks by split, in any of the usual orders of "split" and "kind"."""
     found: dict[str, list[tuple[Path, Path]]] = {}
     masked = [folder for folder in subfolders(root) if folder.name in MASK_FOLDERS]
@@ -126,11 +126,11 @@ def _folders(root: Path, described: DatasetFile) -> dict[str, tuple[Path, Path]]
 
 
 def _folder_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
-    return tuple(_folders(root, described))
+    return tuple(_folders(root))
 
 
 def _open_folders(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
-    folders = _folders(root, described)
+    folders = _folders(root)
     return _part(root, [(split, *folders[split]) for split in splits], described)
 
 
@@ -224,6 +224,8 @@ def _open_ade20k(root: Path, splits: Sequence[str], described: DatasetFile) -> P
 
 def _open_coco(root: Path, splits: Sequence[str], described: DatasetFile, kind: coco.Kind) -> Part:
     found = coco.read_annotations(root, splits, kind, described.excluded(root))
+    if (count := len(found.labels.names)) > IGNORE:
+        raise DataError(f"{root}: {count} classes; at most {IGNORE} fit beside the ignored id {IGNORE}")
     if described.names not in ((), found.labels.names):
         raise DataError(f"{root / FILE}: 'names' are not the categories of the JSON files; leave them out")
     return Part(found.pairs, Labels(found.labels.names, described.palette), found.reader, found.problems)
@@ -274,19 +276,37 @@ def _part(
     pairs: list[tuple[Path, Path]] = []
     problems: list[Problem] = []
     for _, images, masks in where:
-        files = images_in(masks, deep=True)
-        lossy = [Problem(p, _LOSSY) for p in files if p.suffix.lower() not in _LOSSLESS and p not in excluded]
-        files = [p for p in files if p.suffix.lower() in _LOSSLESS]
-        found, unmatched = matched(
-            by_stem(images_in(images, deep=True), images),
-            [by_stem(files, masks, ending) for ending in _MASK_ENDINGS],
-            ("image", "mask"),
-            excluded,
-        )
+        found, unfit = mask_pairs(images, masks, excluded)
         pairs += found
-        problems += [*lossy, *unmatched]
+        problems += unfit
     labels, read = _meaning(root, described, own, [mask for _, mask in pairs])
     return Part(tuple(pairs), labels, read, tuple(problems))
+
+
+def mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
+    """Folders of images and of masks by split, "all" where there are no splits; none: it is not laid out so.
+
+    Raises:
+        DataError: several folders could be meant.
+    """
+    if by_split := _folders(root):
+        return by_split
+    flat = _flat_folders(root)
+    return {ALL: flat} if flat else {}
+
+
+def mask_pairs(images: Path, masks: Path, excluded: frozenset[Path]) -> tuple[list[tuple[Path, Path]], list[Problem]]:
+    """Images with their masks by stem, and every file that has no partner or cannot hold ids."""
+    files = images_in(masks, deep=True)
+    lossy = [Problem(p, _LOSSY) for p in files if p.suffix.lower() not in _LOSSLESS and p not in excluded]
+    files = [p for p in files if p.suffix.lower() in _LOSSLESS]
+    found, unmatched = matched(
+        by_stem(images_in(images, deep=True), images),
+        [by_stem(files, masks, ending) for ending in _MASK_ENDINGS],
+        ("image", "mask"),
+        excluded,
+    )
+    return found, [*lossy, *unmatched]
 
 
 def _meaning(
@@ -310,7 +330,8 @@ def _meaning(
         class_of = {**own[1], **dict.fromkeys(described.ignore, IGNORE)}
     else:
         raise DataError(
-            f"{root}: what do the ids of the masks mean? Write {FILE} with 'names: [...]', one per id{_ids_in(masks)}"
+            f"{root}: what do the ids of the masks mean? Write {FILE} with 'names: [...]', one per id, or with"
+            f" 'layout: instance_ids' if each is one object{_ids_in(masks)}"
         )
     return labels, IdMasks(class_of, len(labels.names), lenient, labels.palette)
 

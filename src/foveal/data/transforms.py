@@ -47,8 +47,7 @@ class SegmentAugment:
         box = (left, top, left + width / scale, top + height / scale)
         picture = _crop_resize(Image.fromarray(image), box, (width, height), Image.Resampling.BICUBIC, self.fill)
         labels = _crop_resize(Image.fromarray(mask), box, (width, height), Image.Resampling.NEAREST, IGNORE)
-        picture = _recoloured(picture, self.jitter, self.tint, rng)
-        out, target = np.asarray(picture), np.asarray(labels)
+        out, target = recoloured(picture, self.jitter, self.tint, rng), np.asarray(labels)
         if rng.random() < self.flip:
             out, target = out[:, ::-1], target[:, ::-1]
         return np.ascontiguousarray(out), np.ascontiguousarray(target)
@@ -96,18 +95,29 @@ class ClassifyAugment:
         top, left = rng.uniform(0, image.shape[0] - height), rng.uniform(0, image.shape[1] - width)
         box = (left, top, left + width, top + height)
         picture = Image.fromarray(image).resize((self.crop[1], self.crop[0]), Image.Resampling.BICUBIC, box=box)
-        out = np.asarray(_recoloured(picture, self.jitter, self.tint, rng))
+        out = recoloured(picture, self.jitter, self.tint, rng)
         return np.ascontiguousarray(out[:, ::-1] if rng.random() < self.flip else out)
 
 
-def _recoloured(picture: Image.Image, jitter: float, tint: float, rng: np.random.Generator) -> Image.Image:
+def recoloured(
+    image: Image.Image | NDArray[np.uint8], jitter: float, tint: float, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """An RGB image, ``(H, W, 3)``, in another light.
+
+    Args:
+        image: a picture or ``(H, W, 3)``.
+        jitter: largest relative change of brightness, contrast and saturation.
+        tint: largest relative change of each colour channel.
+        rng: of the draw.
+    """
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     if jitter:
         for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             picture = kind(picture).enhance(float(rng.uniform(1 - jitter, 1 + jitter)))
     if tint:
         r, g, b = rng.uniform(1 - tint, 1 + tint, 3)
         picture = picture.convert("RGB", (r, 0, 0, 0, 0, g, 0, 0, 0, 0, b, 0))
-    return picture
+    return np.asarray(picture)
 
 
 def _crop_resize(image: Image.Image, box: tuple, size: tuple[int, int], kernel: Image.Resampling, fill) -> Image.Image:

@@ -11,18 +11,21 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import machine
 from ..errors import ConfigError, DependencyError, FovealError
-from ..run.load import OnnxRunner, Runtime, load
+from ..run.load import Runtime, load
+from ..run.onnx_runner import OnnxRunner
 from ..run.predict import Predictor, TorchRunner
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ def bench(
                 ratio=round(ratio(times[name], first), 4),
                 params=params,
                 macs=macs,
-                peak_mib=_peak_mib(name, runtime, batch, size),
+                peak_mib=peak_memory(_opening, name, runtime, batch, *size).total,
                 **_likeness(name, outputs, predictors),
             )
         )
@@ -168,12 +171,13 @@ def bench(
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]],
+    candidates: Mapping[K, Callable[[], object]],
     *,
     rounds: int = 20,
     warmup: int = 3,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
+    after: Callable[[], object] = lambda: None,
+) -> dict[K, list[float]]:
     """Run every candidate once per round, starting with another one each time.
 
     Args:
@@ -181,6 +185,7 @@ def interleaved(
         rounds: timed runs of each.
         warmup: runs before that.
         clock: seconds; ``time.process_time`` leaves out what other processes take, for candidates of one thread.
+        after: called behind every run, untimed; shows progress.
 
     Returns:
         Seconds per candidate, one entry per round, so that ratios can be taken round by round.
@@ -189,13 +194,15 @@ def interleaved(
     for _ in range(warmup):
         for name in names:
             candidates[name]()
-    times: dict[str, list[float]] = {name: [] for name in names}
+            after()
+    times: dict[K, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             started = clock()
             candidates[name]()
             times[name].append(clock() - started)
+            after()
     return times
 
 
@@ -278,24 +285,51 @@ def _counts(predictor: Predictor, image: NDArray[np.float32]) -> tuple[int | Non
 
 
 _MEMORY_SCRIPT = """
-import json, sys
-from foveal.deploy.benchmark import _image, _open
-ref, runtime, batch, height, width = json.loads(sys.argv[1])
-predictor = _open(ref, runtime, 1)
-predictor.runner(_image(batch, predictor.info.in_chans, (height, width)))
-status = open("/proc/self/status").read()
-print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+import importlib, json, sys
+module, function, arguments = json.loads(sys.argv[1])
+def status(key):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(key))
+work = getattr(importlib.import_module(module), function)(*arguments)
+before, importing = status("VmRSS"), status("VmHWM")
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")
+work()
+peak = status("VmHWM")
+print(max(peak, importing), max(peak - before, 0))
 """
 
 
-def _peak_mib(ref: str, runtime: str, batch: int, size: tuple[int, int]) -> float | None:
-    """Peak resident memory of a process of its own, from Linux's VmHWM; ``None`` on other systems.
+class PeakMemory(NamedTuple):
+    """Largest resident memory of a process of its own, in MiB."""
+
+    total: float | None  #: of the whole process, imports included
+    grown: float | None  #: how far the work itself raised it
+
+
+def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> PeakMemory:
+    """Measure ``prepare(*arguments)()`` in a fresh process, from Linux's VmHWM; ``None`` twice where that fails.
 
     Not ``ru_maxrss``: a child inherits that figure from the process that started it.
+
+    Args:
+        prepare: a function at the top of a module; imports and does what is not to be counted as growth, and returns
+            the work.
+        *arguments: for it, of JSON's types.
     """
-    arguments = json.dumps([ref, runtime, batch, *size])
-    done = subprocess.run([sys.executable, "-c", _MEMORY_SCRIPT, arguments], capture_output=True, text=True)
+    call = json.dumps([prepare.__module__, prepare.__name__, arguments])
+    done = subprocess.run([sys.executable, "-c", _MEMORY_SCRIPT, call], capture_output=True, text=True)
     lines = done.stdout.split()
-    if done.returncode or not lines:
-        return None
-    return round(int(lines[-1]) / 1024, 1)
+    if done.returncode or len(lines) < 2:
+        return PeakMemory(None, None)
+    return PeakMemory(round(int(lines[-2]) / 1024, 1), round(int(lines[-1]) / 1024, 1))
+
+
+def _opening(ref: str, runtime: Runtime, batch: int, height: int, width: int) -> Callable[[], object]:
+    """The work whose memory :func:`bench` reports: loading a model and running it once, on one thread."""
+
+    def work() -> object:
+        predictor = _open(ref, runtime, 1)
+        return predictor.runner(_image(batch, predictor.info.in_chans, (height, width)))
+
+    return work

@@ -28,7 +28,8 @@ from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
 from ..layers.resample import ceil_div
 from ..registry import check_sees_images
-from ..run.load import OnnxRunner, load_model
+from ..run.load import load_model
+from ..run.onnx_runner import OnnxRunner
 from ..tasks.prompt import PromptModel
 from ..tasks.segment import SegmentationModel
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..files import written_whole
 from ..info import ModelInfo
-from ..run.load import PROMPT_PARTS, onnx_session, prompt_part
+from ..run.onnx_runner import PROMPT_PARTS, onnx_session, prompt_part
 from ..tasks.prompt import EMBED_DIM, FRAME, GRID, PromptModel
 from .export import TOLERANCE, described, reason, traced
 

@@ -44,7 +44,7 @@ class Loader:
         accelerator = self.accelerator
         order = Batches(self.job.data, self.config, position, accelerator.process_index, accelerator.num_processes)
         loader = DataLoader(
-            Samples(self.job, self.config.seed),
+            Samples(self.job, self.config),
             batch_sampler=order,
             num_workers=self.config.workers,
             collate_fn=collated,
@@ -79,8 +79,9 @@ class Samples(Dataset):
     The draw depends on the seed, the pass and the index alone: not on workers, processes or where a run resumed.
     """
 
-    def __init__(self, job: Job, seed: int) -> None:
-        self.job, self.seed = job, seed
+    def __init__(self, job: Job, config: TrainConfig) -> None:
+        self.job, self.seed = job, config.seed
+        self.passes = config.epochs * (config.samples_per_epoch or len(job.data)) / len(job.data)
 
     def __len__(self) -> int:
         return len(self.job.data)
@@ -88,7 +89,8 @@ class Samples(Dataset):
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor] | FovealError:  # pyright: ignore[reportIncompatibleMethodOverride]
         number, index = place
         try:
-            return self.job.sample(index, np.random.default_rng((self.seed, number, index)))
+            rng = np.random.default_rng((self.seed, number, index))
+            return self.job.sample(index, rng, min(1.0, number / self.passes))
         except FovealError as error:
             return error  # raised in the main process: torch would wrap it in the worker's traceback
 

@@ -121,6 +121,17 @@ class BoundaryScores:
         }
 
 
+def boundary_iou(target: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
+    """Boundary IoU of one object ``(H, W)`` with its prediction (Cheng et al. 2021, see above); both empty: NaN."""
+    if not (target.any() or predicted.any()):
+        return math.nan
+    width = max(1, round(BAND * math.hypot(*target.shape)))
+    window = _window(target | predicted, width)
+    seen = np.ones_like(target[window])
+    ours, theirs = _band(predicted[window], seen, width), _band(target[window], seen, width)
+    return float((ours & theirs).sum() / (ours | theirs).sum())
+
+
 def _window(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
     """Rows and columns of what is set, and ``margin`` more where the image has them."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

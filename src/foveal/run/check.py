@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import classification, stream, super_resolution
+from ..data import classification, instances, stream, super_resolution
 from ..data.classification import ClassificationData, class_folders
+from ..data.instances import InstanceData
 from ..data.layout import ALL, FILE, DatasetFile, Problem, describe
 from ..data.segmentation import SegmentationData
 from ..data.segmentation_layouts import LAYOUTS, layout_of, unknown_layout
@@ -26,7 +27,8 @@ from ..info import IGNORE, Labels
 from .overview import Examples
 from .progress import Progress
 
-_OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT)
+_OBJECTS = (instances.POLYGONS, instances.IDS)
+_OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT, *_OBJECTS)
 _MANY_SIZES = 5  # sizes that a report names
 
 
@@ -42,6 +44,7 @@ class SplitReport:
         pixels: labelled pixels of each class.
         images: images in which each class occurs.
         ignored: pixels that are left out.
+        objects: with an outline or an id of their own.
         examples: a few samples, as pictures.
     """
 
@@ -52,6 +55,7 @@ class SplitReport:
     pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     images: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     ignored: int = 0
+    objects: int = 0
     examples: Examples = field(default_factory=Examples)
 
     @property
@@ -129,6 +133,8 @@ class DataReport:
             }
         if split.ignored:
             found["ignored"] = round(split.ignored_share, 6)
+        if split.objects:
+            found["objects"] = split.objects
         return found
 
 
@@ -165,6 +171,9 @@ def _check(report: DataReport, described: DatasetFile, progress: Progress) -> No
     if wanted not in _OTHERS and (layout := layout_of(root, described)):
         report.layout = layout.name
         _check_masks(report, described, progress)
+    elif wanted in _OBJECTS or (not wanted and instances.has_outlines(root)):
+        report.layout = instances.layout_of(root, described)
+        _check_objects(report, instances.splits_of(root, described), described, progress)
     elif wanted in ("", stream.LAYOUT) and (found := find_shards(root)[2]):
         report.layout = stream.LAYOUT
         _check_tars(report, tuple(found), progress)
@@ -209,6 +218,22 @@ def _check_masks(report: DataReport, described: DatasetFile, progress: Progress)
         if void:
             more = ", ..." if len(void) > 5 else ""
             report.notes.append(f"{name}: nothing labelled in {len(void)} masks, of {', '.join(void[:5])}{more}")
+
+
+def _check_objects(report: DataReport, splits: Sequence[str], described: DatasetFile, progress: Progress) -> None:
+    known: dict[str, tuple[str, Path]] = {}
+    for name in _wholes(splits):
+        split = SplitReport(name)
+        report.splits.append(split)
+        data, problems = instances.open_splits(report.root, [name], described)
+        report.problems += problems
+        for index in _each(data, split, progress):
+            path = data.name(index)
+            if sample := _read(data, index, path, report, split):
+                split.sizes[sample[0].shape[:2]] += 1
+                split.objects += len(sample[1])
+                split.examples.offer(path.name, sample[0], None, report.labels)
+                _note_twin(report, known, split.name, path)
 
 
 def _check_classes(report: DataReport, splits: Sequence[str], progress: Progress) -> None:
@@ -298,7 +323,9 @@ def _wholes(splits: Sequence[str]) -> list[str]:
 
 
 def _each(
-    data: SegmentationData | ClassificationData | SuperResolutionData, split: SplitReport, progress: Progress
+    data: SegmentationData | ClassificationData | SuperResolutionData | InstanceData,
+    split: SplitReport,
+    progress: Progress,
 ) -> Iterator[int]:
     split.items = len(data)
     with progress.bar(f"check {split.name}", len(data)) as bar:

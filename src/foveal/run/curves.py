@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import DependencyError
-from ..files import written_whole
+from ..plots import new_figure, write_figure
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric: str = "miou") -> None:
@@ -22,15 +21,9 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric:
     Raises:
         DependencyError: matplotlib is missing.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError("learning curves need matplotlib: pip install matplotlib") from error
     lines = [line for line in lines if "epoch" in line]
     epochs = [line["epoch"] for line in lines]
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 3.2)
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [line["loss"] for line in lines], label="training loss")
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
@@ -42,5 +35,4 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric:
         twin.set(ylabel=f"{metric}, {unit}")
     right.plot(epochs, [line["lr"] for line in lines], color="tab:orange")
     right.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
-    with written_whole(picture) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    write_figure(figure, picture)

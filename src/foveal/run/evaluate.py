@@ -21,6 +21,7 @@ from ..info import Labels
 from ..results import save_picture
 from .boundary import BoundaryCounts, BoundaryScores, boundary_counts
 from .evaluate_classes import evaluate_classes
+from .evaluate_prompting import Prompts, evaluate_prompting
 from .evaluate_upscaling import evaluate_upscaling
 from .load import load
 from .metrics import SegmentScores, class_counts, confusion_matrix, iou_of_counts, mean_of_known, plain, share
@@ -151,6 +152,7 @@ def evaluate(
     class_map: str | Path | None = None,
     protocol: str = PLAIN,
     boundary: bool = False,
+    prompts: Prompts = "all",
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Any:
@@ -159,7 +161,8 @@ def evaluate(
     Segmentation gives an :class:`Evaluation`: whole images, one scale, no flip, one confusion matrix. To the others
     only ``split``, ``out`` and ``progress`` apply: a classifier gives a
     :class:`~foveal.run.evaluate_classes.ClassifyEvaluation`, a model that upscales an
-    :class:`~foveal.run.evaluate_upscaling.UpscaleEvaluation`.
+    :class:`~foveal.run.evaluate_upscaling.UpscaleEvaluation`, a promptable one, to which ``prompts`` applies too, a
+    :class:`~foveal.run.evaluate_prompting.PromptEvaluation`.
 
     Images that cannot be scored (damaged, or with ids that are no classes) are left out and named in ``skipped``.
 
@@ -172,6 +175,7 @@ def evaluate(
         class_map: YAML file ``model class: data class`` for a model with other classes; the argmax comes first.
         protocol: "plain", or "cityscapes", "ade20k": sizes and interpolation of the published figures.
         boundary: score the contours too (see :mod:`foveal.run.boundary`); takes longer.
+        prompts: what a promptable model is asked with: "boxes", "clicks", or both.
         out: folder for ``report.json``, ``per_image.csv`` and ``samples.png``: the best, median and worst image.
         progress: where to show progress; default: nowhere.
 
@@ -185,6 +189,12 @@ def evaluate(
     if published and size:
         raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
     predictor = ref if isinstance(ref, Predictor) else load(ref)
+    if predictor.info.task == "prompt":
+        if size or class_map or published or boundary:
+            raise ConfigError(f"{ref} is promptable: size, class_map, protocol and boundary are for segmentation")
+        return evaluate_prompting(predictor, data, split=split, prompts=prompts, out=out, progress=progress)
+    if prompts != "all":
+        raise ConfigError(f"prompts={prompts!r}: {ref} is for {predictor.info.task!r} and takes none")
     if predictor.info.task == "classify":
         if size or class_map or published or boundary:
             raise ConfigError(f"{ref} classifies: size, class_map, protocol and boundary are for segmentation")
@@ -194,9 +204,7 @@ def evaluate(
             raise ConfigError(f"{ref} makes images: size, class_map, protocol and boundary are for segmentation")
         return evaluate_upscaling(predictor, data, split=split, out=out, progress=progress)
     if predictor.info.task != "segment":
-        raise ConfigError(
-            f"{ref}: evaluation is for segmentation and upscaling, this model is for {predictor.info.task!r}"
-        )
+        raise ConfigError(f"{ref}: evaluation is for images, this model is for {predictor.info.task!r}")
     split = split or (published.split if published else "test")
     if size is not None:
         preprocess = predictor.info.preprocess

@@ -26,7 +26,7 @@ from ..weights import check_torch_reads_safely, save_checkpoint
 from .distributed import load_whole_state, whole_state
 
 #: Settings that a resumed run may change: they do not touch the numbers.
-_FREE = ("workers", "save_minutes", "tensorboard", "csv", "fsdp")
+_FREE = ("workers", "save_minutes", "tensorboard", "csv", "fsdp", "embeddings")
 
 
 @dataclass

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,10 +27,12 @@ from ..layers.resample import ceil_div
 from ..losses import SegmentationLoss
 from ..tasks import upscale
 from ..tasks.segment import SegmentationModel
+from .cached import Cached
 from .fidelity import UpscaleScores, fidelity
 from .metrics import ClassifyScores, SegmentScores, confusion_matrix
 from .predict import Predictor
 from .progress import Progress
+from .prompt_job import prompt_job
 
 _CHARBONNIER = 1e-3  # where its square root bends, on the 0..1 scale of images
 
@@ -64,8 +67,14 @@ class Job(Protocol):
     @property
     def validation(self) -> int: ...
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """One augmented training sample, image ``(3, h, w)`` and target."""
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+        """One augmented training sample, image ``(3, h, w)`` and target.
+
+        Args:
+            index: of the image.
+            rng: what the augmentation is drawn from.
+            done: share of the run that is over, 0..1, in whole passes over the data.
+        """
         ...
 
     def trainee(self, model: nn.Module) -> nn.Module:
@@ -98,7 +107,7 @@ class SegmentJob:
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
         self.data, self.held_out = _opened(root, config, "segment")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
-        self.read = _Cache(self.data, config.cache_gib, progress)
+        self.read = Cached(self.data, config.cache_gib, progress)
         pixels, present = class_counts([self.read[i][1] for i in self.read.sampled], len(self.labels.names))
         balanced = median_frequency_weights(pixels, present)
         self.augment = SegmentAugment(
@@ -116,7 +125,7 @@ class SegmentJob:
         self.deep_supervision = config.deep_supervision
         self.criterion = SegmentationLoss({**config.loss}, self.class_weights)
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, mask = self.augment(*self.read[index], rng=rng)
         return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(mask.astype(np.int64))
 
@@ -177,12 +186,12 @@ class ClassifyJob:
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
         self.data, self.held_out = _opened(root, config, "classify")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
-        self.read = _Cache(self.data, config.cache_gib, progress)
+        self.read = Cached(self.data, config.cache_gib, progress)
         self.augment = ClassifyAugment(config.crop, config.area, config.flip, config.jitter, config.tint)
         self.preprocess = Preprocess(size=config.crop, crop_ratio=config.crop_ratio)
         self.smoothing = config.label_smoothing
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, label = self.read[index]
         augmented = self.augment(image, rng=rng)
         network_input = prepare(augmented, Preprocess(self.preprocess.mean, self.preprocess.std))
@@ -218,16 +227,19 @@ class ClassifyJob:
         return ClassifyScores(*map(int, counts))
 
 
+_LATE = 0.75  # share of a run after which crops for upscaling have their late size
+
+
 class UpscaleJob:
     """Super-resolution or, at scale 1, restoration: pairs of crops, an L1 or Charbonnier loss, PSNR of the luma."""
 
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
         self.labels, self.preprocess = Labels(), Preprocess(upscale.MEAN, upscale.STD)
         self.scale: int = config.options.get("scale", upscale.DEFAULT_SCALE)
-        if any(side % self.scale for side in config.crop):
-            raise ConfigError(
-                f"crop={list(config.crop)}: sides of the large image, divisible by the scale {self.scale}"
-            )
+        late = config.late_crop if any(config.late_crop) else config.crop
+        for crop in (config.crop, late):
+            if any(side % self.scale for side in crop):
+                raise ConfigError(f"crop={list(crop)}: sides of the large image, divisible by the scale {self.scale}")
         opened = partial(SuperResolutionData.open, root, scale=self.scale, small=not config.degradation)
         self.data = opened(config.splits)
         self.held_out = opened([config.val_split]) if config.val_split else None
@@ -235,12 +247,14 @@ class UpscaleJob:
             raise ConfigError("scale 1 repairs images: say what from, such as degradation: {noise: [5, 50]}")
         self.degradation = config.degradation
         self.validation = len(self.held_out or ())
-        self.read = _Cache(self.data, config.cache_gib, progress)
+        self.read = Cached(self.data, config.cache_gib, progress)
         self.augment = UpscaleAugment(config.crop, self.scale, config.flip, {**config.degradation})
+        self.late_augment = dataclasses.replace(self.augment, crop=late)
         self.criterion = config.pixel_loss
 
-    def sample(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        small, large = self.augment(*self.read[index], rng=rng)
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+        augment = self.augment if done < _LATE else self.late_augment
+        small, large = augment(*self.read[index], rng=rng)
         image, target = (torch.from_numpy(prepare(part, self.preprocess)[0]) for part in (small, large))
         return image, target
 
@@ -271,10 +285,11 @@ class UpscaleJob:
         return UpscaleScores(images, *(total / 1e6 / images for total in sums))
 
 
-JOBS: Mapping[str, type[SegmentJob] | type[ClassifyJob] | type[UpscaleJob]] = {
+JOBS: Mapping[str, Callable[[str | Path, TrainConfig, Progress], Job]] = {
     "segment": SegmentJob,
     "classify": ClassifyJob,
     "upscale": UpscaleJob,
+    "prompt": prompt_job,
 }
 
 
@@ -285,28 +300,3 @@ def _opened(root: str | Path, config: TrainConfig, task: Task) -> tuple[Labelled
     if held_out and held_out.labels != data.labels:
         raise DataError(f"{root}: training and validation splits have different classes")
     return data, held_out
-
-
-class _Cache:
-    """Decoded samples by index, kept in memory as long as ``gib`` gibibytes last; the others are read each time.
-
-    Attributes:
-        sampled: indices that statistics may be taken on: all that are in memory.
-    """
-
-    def __init__(self, data: Labelled, gib: float, progress: Progress) -> None:
-        self.data = data
-        self.kept: list[tuple[Any, Any]] = []
-        room = gib * 2**30
-        with progress.bar("read", len(data)) as bar:
-            for index in range(len(data)):
-                sample = data[index]
-                room -= sum(part.nbytes for part in sample if isinstance(part, np.ndarray))
-                if room < 0 and self.kept:
-                    break
-                self.kept.append(sample)
-                bar.advance()
-        self.sampled = range(len(self.kept))
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.kept[index] if index < len(self.kept) else self.data[index]

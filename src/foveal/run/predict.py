@@ -25,7 +25,7 @@ from ..info import ModelInfo
 from ..mask_results import EverythingResult
 from ..results import ClassifyResult, SegmentResult, UpscaleResult
 from .everything import EverythingOptions, find_everything
-from .prompting import Embedding, PromptRunner, open_embedding
+from .prompting import Embedding, PromptRunner, TorchPrompter, open_embedding
 from .upscaling import TILE, enlarged_bands
 
 if TYPE_CHECKING:
@@ -269,3 +269,10 @@ class TorchRunner:
         with torch.inference_mode():
             x = torch.from_numpy(batch).to(device=self.device, dtype=self.dtype)
             return self.model(x, **self.options).float().cpu().numpy()
+
+
+def torch_runner(model: torch.nn.Module, device: str = "cpu", dtype: torch.dtype | None = None) -> Runner:
+    """What runs a model of ``create_model`` as its task needs it."""
+    from ..tasks.prompt import PromptModel
+
+    return (TorchPrompter if isinstance(model, PromptModel) else TorchRunner)(model, device, dtype)  # pyright: ignore

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, nearest
 from ..imaging import cubic_samples, resize_cubic
 from ..info import Labels
-from .load import OnnxRunner
+from .onnx_runner import OnnxRunner
 from .predict import Predictor
 
 _BAND = 16  # rows of logits at full size that are held at a time

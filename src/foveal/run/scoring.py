@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..info import ModelInfo
 from .distributed import summed
 from .jobs import Job, Scores
-from .predict import Predictor, TorchRunner
+from .predict import Predictor, torch_runner
 from .sync_norm import batch_norms
 
 
@@ -25,7 +25,7 @@ def score(model: nn.Module, info: ModelInfo, job: Job, accelerator: Accelerator,
     if accelerator.num_processes > 1 and not synced:
         for buffer in model.buffers():
             broadcast(buffer)
-    predictor = Predictor(TorchRunner(model, str(accelerator.device)), info, "torch")
+    predictor = Predictor(torch_runner(model, str(accelerator.device)), info, "torch")
     mine = range(accelerator.process_index, job.validation, accelerator.num_processes)
     counts = summed(torch.from_numpy(job.score(predictor, mine)).to(accelerator.device), accelerator)
     return job.scores(counts.cpu().numpy())

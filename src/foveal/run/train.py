@@ -7,6 +7,7 @@ order of the samples, their augmentation and the model's own draws depend on the
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import time
@@ -22,6 +23,7 @@ from ..config import TrainConfig, build_config, read_yaml, to_dict
 from ..errors import ConfigError, TrainingError
 from ..factory import create_model
 from ..info import info_of
+from ..tasks.prompt import PromptModel
 from .batches import Loader
 from .curves import draw_curves
 from .distributed import largest, started
@@ -86,6 +88,8 @@ def train(
     if resume and config is None and folder.config_file.exists():
         config = folder.config_file
     config = _settings(config, overrides)
+    if config.teacher and not config.embeddings:
+        config = dataclasses.replace(config, embeddings=str(folder.path / "embeddings"))
     folder.check_resumable(config) if resume else folder.check_new()
     accelerator = started(config)
     folder.writes = accelerator.is_main_process
@@ -119,8 +123,8 @@ class _Run:
             weights=config.weights or None,
             **config.options,
         )
-        self.info = info_of(model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
+        self.info = info_of(model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
         self.state = RunState(len(job.data))
         self.saved_at = time.monotonic()
 
@@ -256,7 +260,8 @@ class _Run:
         averaged = self.stepper.averaged.model(self.accelerator.device)
         if last and config.bn_batches:
             batches = itertools.islice(self.loader.batches(state.position), config.bn_batches)
-            estimate_norms(averaged, (image for _, image, _ in batches))
+            seeing = averaged.image_encoder if isinstance(averaged, PromptModel) else averaged
+            estimate_norms(seeing, (image for _, image, _ in batches))
         figures: dict[str, Any] = {}
         better = True
         if job.validation:
@@ -268,7 +273,8 @@ class _Run:
             better = not value < state.best  # also where it is NaN: some checkpoint must be there
             state.best = max(state.best, value)
         # A path of this machine means nothing elsewhere.
-        settings = to_dict(config) | {"weights": Path(config.weights).name}
+        paths = {name: Path(getattr(config, name)).name for name in ("weights", "teacher", "embeddings")}
+        settings = to_dict(config) | paths
         notes = {"config": settings, "images": len(job.data), "log": line | figures}
         self.folder.save_weights(averaged.state_dict(), self.info.replace(notes=notes), better)
         return figures

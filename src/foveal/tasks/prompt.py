@@ -25,8 +25,6 @@ from .segment import SegmentationHead
 FRAME = 1024  #: side of the square that prompts are given in
 GRID = 64  #: side of an embedding
 EMBED_DIM = 256
-MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
-STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 #: The neck for backbones without a published one.
 DEFAULT_NECK = {"depth": 2, "expand_ratio": 1, "norm_eps": 1e-5}
 _GELU = partial(nn.GELU, approximate="tanh")
@@ -380,6 +378,11 @@ class PromptModel(nn.Module):
     def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         super().__init__()
         self.image_encoder, self.prompt_encoder, self.mask_decoder = image_encoder, prompt_encoder, mask_decoder
+
+    @property
+    def backbone(self) -> Backbone:
+        """Of the image encoder."""
+        return self.image_encoder.backbone
 
     def forward(
         self,

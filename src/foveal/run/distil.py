@@ -1,0 +1,308 @@
+"""Distilling: an image encoder learns the embeddings that another promptable model, its teacher, has of images.
+
+First of two stages, as EfficientViT-SAM was trained (arXiv 2402.05008, section 3.3); the second is in
+:mod:`foveal.run.prompt_job`. The teacher sees each image once: what it saw is kept in files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..config import TrainConfig
+from ..data.unlabelled import UnlabelledData
+from ..errors import CheckpointError, ConfigError, DataError
+from ..factory import create_model
+from ..files import made_folder, written_whole
+from ..imaging import prepare
+from ..info import Labels, ModelInfo, attach, info_of
+from ..layers.optimize import optimize
+from ..tasks.prompt import EMBED_DIM, GRID, PromptModel
+from ..weights import digest
+from .cached import Cached
+from .load import load_model
+from .predict import Predictor
+from .progress import Progress
+from .prompting import TorchPrompter
+
+_NOTE = "teacher.json"
+_SHAPE = (EMBED_DIM, GRID, GRID)
+
+
+class EmbeddingFolder:
+    """A teacher's embeddings of images, a file each, named by the SHA-256 of the image's file.
+
+    Files are .npz archives, float16 ``(256, 64, 64)``, with a checksum inside. One that is cut off is computed again;
+    one that was changed otherwise is refused when it is read.
+
+    Args:
+        path: folder, made if needed.
+        teacher: its name, for people.
+        sha256: of its weights.
+
+    Raises:
+        ConfigError: the folder holds another teacher's embeddings.
+        InputError: it cannot be written.
+    """
+
+    def __init__(self, path: str | Path, teacher: str, sha256: str) -> None:
+        self.path = made_folder(path)
+        note = self.path / _NOTE
+        if note.exists():
+            try:
+                found = json.loads(note.read_text(encoding="utf-8"))
+                name, known = found["teacher"], found["sha256"]
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise ConfigError(f"{note}: cannot be read ({error}): choose another folder with embeddings") from error
+            if known != sha256:
+                raise ConfigError(
+                    f"{self.path} holds the embeddings of {name} with other weights than {teacher}: choose another "
+                    "folder with embeddings"
+                )
+        else:
+            with written_whole(note) as temporary:
+                temporary.write_text(json.dumps({"teacher": teacher, "sha256": sha256}) + "\n", encoding="utf-8")
+        self.bytes = len(_packed(np.zeros(_SHAPE, np.float16)))
+
+    def file(self, image: Path, flipped: bool) -> Path:
+        """Where the embedding of an image, or of it seen in a mirror, is kept.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        try:
+            found = hashlib.sha256(image.read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(f"{image}: {error.strerror}") from error
+        return self.path / f"{found[:32]}{'-flipped' if flipped else ''}.npz"
+
+    def has(self, file: Path) -> bool:
+        """Whether a file is there, whole."""
+        return file.exists() and file.stat().st_size == self.bytes
+
+    def write(self, file: Path, embedding: NDArray[np.floating]) -> None:
+        """Keep an embedding, whole or not at all.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        with written_whole(file) as temporary:
+            temporary.write_bytes(_packed(embedding.astype(np.float16)))
+
+    @staticmethod
+    def read(file: Path) -> NDArray[np.float16]:
+        """An embedding, float16 ``(256, 64, 64)``.
+
+        Raises:
+            DataError: missing or damaged.
+        """
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                found = archive["features"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{file}: damaged embedding ({reason}): delete it, and it is computed again") from error
+        if found.shape != _SHAPE or found.dtype != np.float16:
+            raise DataError(f"{file}: damaged embedding, {found.dtype} {found.shape}: delete it")
+        return found
+
+
+def _packed(embedding: NDArray[np.float16]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, features=embedding)
+    return buffer.getvalue()
+
+
+@dataclass(frozen=True)
+class EmbeddedData:
+    """Images with a teacher's embeddings: ``data[i] -> ((H, W, 3) uint8, (1 or 2, 256, 64, 64) float16)``.
+
+    Attributes:
+        images: what was seen.
+        files: of each image's embedding and, where there are two, of that of its mirror image.
+    """
+
+    images: UnlabelledData
+    files: tuple[tuple[Path, ...], ...]
+    labels: Labels = Labels()  # noqa: RUF009  (frozen)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def name(self, index: int) -> Path:
+        """The image's file."""
+        return self.images.name(index)
+
+    def order(self, rng: np.random.Generator, buffer: int) -> Sequence[int]:
+        """All images in random order."""
+        return self.images.order(rng, buffer)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
+        """Read one image and its embeddings.
+
+        Raises:
+            DataError: either cannot be read.
+        """
+        image, _ = self.images[index]
+        return image, np.stack([EmbeddingFolder.read(file) for file in self.files[index]])
+
+
+class Distilled(nn.Module):
+    """The image encoder of a promptable model in training: ``(B, 3, size, size) -> (B, 256, 64, 64)``."""
+
+    def __init__(self, model: PromptModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.image_encoder(x)
+
+
+class DistilJob:
+    """An image encoder learns a teacher's embeddings; prompt encoder and decoder are the teacher's and stay so.
+
+    The loss is the mean squared error over the whole embedding. The part that belongs to the padding counts as any
+    other: the decoder looks there too, so what the student puts there must be what the decoder is used to.
+
+    Images are seen as they are and, with ``config.flip``, in a mirror, which costs the teacher a second look. Held-out
+    images are scored by the cosine between the two embeddings of a place, their mean over all places.
+    """
+
+    def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
+        if config.freeze_encoder:
+            raise ConfigError("freeze_encoder: a teacher teaches the image encoder; leave one of the two out")
+        self.labels, self.preprocess = Labels(), prompt_info(config).preprocess
+        images = UnlabelledData.open(root, config.splits)
+        held_out = UnlabelledData.open(root, [config.val_split]) if config.val_split else None
+        teacher = load_model(config.teacher)
+        self.teacher = info_of(teacher)
+        if not isinstance(teacher, PromptModel):
+            raise ConfigError(
+                f"teacher={config.teacher}: a model for {self.teacher.task!r}, which has no embeddings of images: "
+                "name a promptable one (foveal models --task prompt)"
+            )
+        named = f"{self.teacher.model}.{self.teacher.tag}" if self.teacher.tag else self.teacher.model
+        folder = EmbeddingFolder(config.embeddings, named, digest(teacher.image_encoder.state_dict()))
+        self.data = _embedded(images, folder, (False, True) if config.flip else (False,))
+        self.held_out = _embedded(held_out, folder, (False,)) if held_out else None
+        wanted = {
+            file: (data.name(index), flipped)
+            for data in (self.data, self.held_out)
+            if data is not None
+            for index, files in enumerate(data.files)
+            for flipped, file in enumerate(files)
+        }
+        _embed(wanted, folder, teacher, progress)
+        self.decoder = {
+            name: {key: value.clone() for key, value in getattr(teacher, name).state_dict().items()}
+            for name in ("prompt_encoder", "mask_decoder")
+        }
+        self.flip, self.validation = config.flip, len(self.held_out or ())
+        self.read = Cached(self.data, config.cache_gib, progress)
+
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+        image, embeddings = self.read[index]
+        flipped = bool(rng.random() < self.flip)
+        seen = np.ascontiguousarray(image[:, ::-1]) if flipped else image
+        return torch.from_numpy(prepare(seen, self.preprocess)[0]), torch.from_numpy(embeddings[int(flipped)])
+
+    def trainee(self, model: nn.Module) -> nn.Module:
+        model = cast(PromptModel, model)
+        for name, state in self.decoder.items():
+            try:
+                getattr(model, name).load_state_dict(state)
+            except RuntimeError as error:
+                raise CheckpointError(f"the teacher's {name} does not fit: {' '.join(str(error).split())}") from error
+            getattr(model, name).requires_grad_(False)
+        info = info_of(model)
+        licences = dict.fromkeys(licence for licence in (info.licence, self.teacher.licence) if licence)
+        attach(model, info.replace(licence=" AND ".join(licences)))
+        return Distilled(model)
+
+    def weight(self, target: Tensor) -> Tensor:
+        return torch.tensor(float(len(target)), device=target.device)
+
+    def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        found = trainee(image)
+        found = found.to(torch.promote_types(found.dtype, torch.float32))
+        return F.mse_loss(found, target.to(found.dtype))
+
+    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Images, and the sum of their mean cosines in millionths."""
+        assert self.held_out is not None
+        counts = np.zeros(2, np.int64)
+        for index in indices:
+            image, (wanted,) = self.held_out[index]
+            a, b = predictor.encode(image).features[0].astype(np.float64), wanted.astype(np.float64)
+            cosine = (a * b).sum(0) / np.sqrt((a * a).sum(0) * (b * b).sum(0)).clip(min=1e-12)
+            counts += (1, round(1e6 * float(cosine.mean())))
+        return counts
+
+    def scores(self, counts: NDArray[np.int64]) -> EmbeddingScores:
+        images, total = map(int, counts)
+        return EmbeddingScores(images, total / 1e6 / images)
+
+
+@dataclass(frozen=True)
+class EmbeddingScores:
+    """How close a student's embeddings are to its teacher's.
+
+    Attributes:
+        images: how many.
+        cosine: mean over images and places, -1..1.
+    """
+
+    images: int
+    cosine: float
+
+    @property
+    def headline(self) -> tuple[str, float]:
+        return "cosine", self.cosine
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"cosine": round(self.cosine, 6)}
+
+
+def prompt_info(config: TrainConfig) -> ModelInfo:
+    """What ``create_model`` says of the model that a run is about."""
+    with torch.device("meta"):
+        return info_of(create_model(config.model, "prompt", **config.options))
+
+
+def _embedded(images: UnlabelledData, folder: EmbeddingFolder, sides: Sequence[bool]) -> EmbeddedData:
+    return EmbeddedData(images, tuple(tuple(folder.file(path, side) for side in sides) for path in images.paths))
+
+
+def _embed(
+    wanted: dict[Path, tuple[Path, int]], folder: EmbeddingFolder, teacher: PromptModel, progress: Progress
+) -> None:
+    """Have the teacher see what it has not; several processes share the images."""
+    state = PartialState()
+    missing = [file for file in wanted if not folder.has(file)]
+    mine = missing[state.process_index :: state.num_processes]
+    if mine:
+        predictor = Predictor(
+            TorchPrompter(cast(PromptModel, optimize(teacher)), str(state.device)), info_of(teacher), ""
+        )
+        with progress.bar("embed", len(wanted), len(wanted) - len(missing)) as bar:
+            for number, file in enumerate(mine):
+                image, flipped = wanted[file]
+                pixels = UnlabelledData((image,))[0][0]
+                seen = np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
+                folder.write(file, predictor.encode(seen).features[0])
+                for _ in missing[number * state.num_processes : (number + 1) * state.num_processes]:
+                    bar.advance()
+    state.wait_for_everyone()

@@ -1,0 +1,590 @@
+"""Training promptable models: embeddings of a teacher, then masks from drawn prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+
+import foveal
+from foveal.config import TrainConfig
+from foveal.data.unlabelled import UnlabelledData
+from foveal.info import info_of
+from foveal.losses import mask_iou, mask_loss
+from foveal.registry import FAMILIES, Backbone, Family, FeatureInfo, Variant, register
+from foveal.run.distil import DistilJob, EmbeddingFolder
+from foveal.run.drawn_prompts import drawn_boxes, drawn_clicks, drawn_points
+from foveal.run.progress import Progress
+from foveal.run.prompt_job import PromptJob, PromptTrainee, answer_loss, packed, unpacked
+from foveal.tasks.prompt import PromptModel
+from foveal.weights import load_checkpoint, load_for_finetuning, read_state, save_checkpoint
+
+SETTINGS: dict[str, Any] = {
+    "model": "toy",
+    "task": "prompt",
+    "batch_size": 2,
+    "workers": 0,
+    "prompts": 1,
+    "clicks": 1,
+    "lr": 3e-3,
+    "log_every": 1,
+    "ema_decay": 0.5,
+}
+
+
+class Toy(Backbone):
+    """Strides 2, 4 and 8, so that its image encoder sees 128 pixels: quick enough to train in a test.
+
+    Attributes:
+        stop_at: call in training at which SIGTERM comes; 0: none.
+        calls: in training.
+    """
+
+    stop_at, calls = 0, 0
+
+    def __init__(self, in_chans: int, width: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(in_chans, width, 3, 2, 1), nn.BatchNorm2d(width))
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, stride, 1), nn.BatchNorm2d(width))
+            for stride in (1, 2, 2)
+        )
+        self.feature_info = [FeatureInfo(width, stride) for stride in (2, 4, 8)]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        Toy.calls += self.training
+        if self.training and Toy.calls == Toy.stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        x, maps = self.stem(x), []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _toy() -> Iterator[None]:
+    variants = {
+        name: Variant(partial(Toy, width=width), tasks=("prompt",), prompt=NECK) for name, width in SIZES.items()
+    }
+    register(Family(name="toy", paper="none", variants=variants, convert=lambda state: None, licence="MIT"))
+    yield
+    del FAMILIES["toy"]
+
+
+SIZES = {"toy": 8, "wide_toy": 12}
+NECK = {"depth": 0, "expand_ratio": 1, "norm_eps": 1e-5}
+
+
+def write_scenes(root: Path, split: str, count: int, seed: int) -> None:
+    """Two bright objects on dark ground, images/<split>/ beside masks/<split>/ with an id for each."""
+    rng = np.random.default_rng(seed)
+    for kind in ("images", "masks"):
+        (root / kind / split).mkdir(parents=True)
+    for index in range(count):
+        image, mask = Image.new("RGB", (96, 64), (20, 20, 30)), Image.new("L", (96, 64))
+        for number in (1, 2):
+            x, y, r = (
+                float(v) for v in (48 * number - 24 + rng.uniform(-6, 6), rng.uniform(24, 40), rng.uniform(9, 15))
+            )
+            colour = tuple(int(c) for c in rng.integers(120, 256, 3))
+            for canvas, fill in ((image, colour), (mask, number)):
+                pen = ImageDraw.Draw(canvas)
+                (pen.ellipse if number == 1 else pen.rectangle)((x - r, y - r, x + r, y + r), fill=fill)
+        image.save(root / "images" / split / f"{index}.png")
+        mask.save(root / "masks" / split / f"{index}.png")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scenes")
+    write_scenes(root, "train", 4, 0)
+    write_scenes(root, "val", 2, 1)
+    return root
+
+
+def saved(path: Path, name: str, seed: int = 0, task: str = "prompt") -> Path:
+    """A model with random weights as a file."""
+    torch.manual_seed(seed)
+    model = foveal.create_model(name, task)
+    save_checkpoint(path, model.state_dict(), info_of(model).replace(tag="test", licence="Apache-2.0"))
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("teacher") / "teacher.safetensors", "wide_toy", 7)
+
+
+@pytest.fixture(scope="module")
+def distilled(scenes: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the first stage."""
+    out = tmp_path_factory.mktemp("distilled") / "run"
+    settings = {**SETTINGS, "epochs": 3, "samples_per_epoch": 20, "eval_every": 1, "lr": 1e-2}
+    foveal.train(scenes / "images", out=out, teacher=str(teacher), **settings)
+    return out
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in lines(run) if "epoch" not in line]
+
+
+# ---- distillation
+
+
+def test_a_student_comes_close_to_its_teacher(distilled: Path, teacher: Path) -> None:
+    found = losses(distilled)
+    assert np.mean(found[-4:]) < 0.6 * found[0]
+    cosines = [line["cosine"] for line in lines(distilled) if "cosine" in line]
+    assert len(cosines) == 3
+    assert cosines[-1] > max(cosines[0], 0.5)
+    student, master = foveal.load_model(distilled), foveal.load_model(teacher)
+    for part in ("prompt_encoder", "mask_decoder"):
+        pairs = zip(
+            getattr(student, part).state_dict().values(), getattr(master, part).state_dict().values(), strict=True
+        )
+        assert all(a.equal(b) for a, b in pairs), part
+    assert info_of(student).licence == "Apache-2.0"
+    assert str(distilled) not in str(info_of(student).notes)
+
+
+def test_embeddings_are_the_teachers_and_computed_once(distilled: Path, scenes: Path, teacher: Path) -> None:
+    """Four images and their mirror images, two for validation; another run computes nothing, whatever the order."""
+    folder = distilled / "embeddings"
+    files = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    assert len(files) == 2 * 4 + 2
+    config = TrainConfig(**SETTINGS, teacher=str(teacher), embeddings=str(folder))
+    job = DistilJob(scenes / "images", config, Progress(enabled=False))
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")} == files
+    predictor = foveal.load(teacher)
+    image, (plain, mirrored) = job.data[1]
+    for pixels, kept in ((image, plain), (image[:, ::-1].copy(), mirrored)):
+        assert np.abs(predictor.encode(pixels).features[0] - kept).max() < 2e-3 * np.abs(kept).max()
+
+
+def test_a_mirrored_sample_has_the_mirrored_embedding(distilled: Path, scenes: Path, teacher: Path) -> None:
+    config = TrainConfig(**SETTINGS, teacher=str(teacher), embeddings=str(distilled / "embeddings"))
+    job = DistilJob(scenes / "images", config, Progress(enabled=False))
+    drawn = [job.sample(0, np.random.default_rng(seed)) for seed in range(6)]
+    _, (plain, mirrored) = job.data[0]
+    kinds = {bool(torch.equal(target, torch.from_numpy(mirrored))) for _, target in drawn}
+    assert kinds == {False, True}
+    (first, _), *others = drawn
+    for image, target in others:
+        same = torch.equal(image, first)
+        assert torch.equal(target, drawn[0][1]) == same
+    assert not np.array_equal(plain, mirrored)
+
+
+def test_damaged_embeddings(distilled: Path, scenes: Path, teacher: Path, tmp_path: Path) -> None:
+    """A file that is cut off is computed again; one with another bit is refused by name when it is read."""
+    config = TrainConfig(**{**SETTINGS, "flip": 0.0}, teacher=str(teacher), embeddings=str(tmp_path), val_split="")
+    data = DistilJob(scenes / "images", config, Progress(enabled=False)).data
+    (short,), (spoilt,) = data.files[:2]
+    whole = short.read_bytes()
+    short.write_bytes(whole[: len(whole) // 2])
+    DistilJob(scenes / "images", config, Progress(enabled=False))
+    assert short.read_bytes() == whole
+    content = bytearray(spoilt.read_bytes())
+    content[len(content) // 2] ^= 1
+    spoilt.write_bytes(content)
+    with pytest.raises(foveal.DataError, match=rf"{spoilt.name}: damaged embedding .*delete it") as caught:
+        DistilJob(scenes / "images", config, Progress(enabled=False))
+    assert "\n" not in str(caught.value)
+
+
+def test_embeddings_of_another_teacher_are_refused(distilled: Path, scenes: Path, tmp_path: Path) -> None:
+    other = saved(tmp_path / "other.safetensors", "wide_toy", 8)
+    config = TrainConfig(**SETTINGS, teacher=str(other), embeddings=str(distilled / "embeddings"))
+    with pytest.raises(foveal.ConfigError, match=r"holds the embeddings of wide_toy\.test with other weights"):
+        DistilJob(scenes / "images", config, Progress(enabled=False))
+
+
+def test_an_embedding_folder_without_a_readable_note(tmp_path: Path) -> None:
+    (tmp_path / "teacher.json").write_text("[]")
+    with pytest.raises(foveal.ConfigError, match=r"teacher\.json: cannot be read"):
+        EmbeddingFolder(tmp_path, "any", "0")
+
+
+def test_images_of_several_folders(tmp_path: Path) -> None:
+    """Splits are folders at any depth; nothing is taken twice; drawn splits share nothing."""
+    for name in ("a/b/1.png", "a/2.png", "c/3.png", "c/d/4.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    assert [p.name for p in UnlabelledData.open(tmp_path, ["a", "a/b", "c/d"]).paths] == ["2.png", "1.png", "4.png"]
+    assert len(UnlabelledData.open(tmp_path, ["all"])) == 4
+    (tmp_path / "dataset.yaml").write_text("val_share: 0.25\nexclude: bad.txt\n")
+    (tmp_path / "bad.txt").write_text("c/3.png\n")
+    parts = [{p.name for p in UnlabelledData.open(tmp_path, [split]).paths} for split in ("train", "val")]
+    assert not parts[0] & parts[1]
+    assert len(parts[0] | parts[1] - {"3.png"}) == 3
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher": "classifier"}, "a model for 'classify', which has no embeddings of images"),
+        ({"teacher": "good", "splits": ["nowhere"]}, "no split 'nowhere' in this folder"),
+        ({"teacher": "good", "splits": ["empty"]}, "no images in empty"),
+        ({"teacher": "good", "freeze_encoder": True}, "a teacher teaches the image encoder"),
+        ({"teacher": "good", "task": "segment"}, "teaches promptable models, not 'segment'"),
+        ({"teacher": "missing.safetensors"}, "no checkpoint at|no such file"),
+        ({}, "no layout with objects fits"),
+        ({"prompts": 0}, "prompts=0 is out of range"),
+        ({"clicks": -1}, "clicks=-1 is out of range"),
+    ],
+)
+def test_wrong_requests_are_one_line(
+    settings: dict[str, Any], message: str, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images" / "empty").mkdir(parents=True)
+    (tmp_path / "images" / "train").symlink_to(scenes / "images" / "train")
+    known = {"good": teacher, "classifier": tmp_path / "classifier.safetensors"}
+    if settings.get("teacher") == "classifier":
+        saved(known["classifier"], "mobilenetv2_100", task="classify")
+    settings = {**SETTINGS, "val_split": "", **settings}
+    if (name := settings.get("teacher")) in known:
+        settings["teacher"] = str(known[name])
+    with pytest.raises(foveal.FovealError, match=message) as caught:
+        foveal.train(tmp_path / "images", out=tmp_path / "run", **settings)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+# ---- masks
+
+
+@pytest.fixture(scope="module")
+def tuned(scenes: Path, distilled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the second stage, from the first."""
+    out = tmp_path_factory.mktemp("tuned") / "run"
+    foveal.train(scenes, out=out, weights=str(distilled), epochs=1, samples_per_epoch=24, **SETTINGS)
+    return out
+
+
+def test_masks_are_learnt(tuned: Path, distilled: Path, scenes: Path) -> None:
+    found = losses(tuned)
+    assert len(found) == 12
+    assert np.mean(found[-3:]) < 0.7 * np.mean(found[:2])
+    predictor, overlaps = foveal.load(tuned), []
+    for name in ("0.png", "1.png"):
+        ids = np.asarray(Image.open(scenes / "masks" / "val" / name))
+        for mask in (ids == 1, ids == 2):
+            (top, *_, bottom), (left, *_, right) = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+            box = [left, top, right + 1, bottom + 1]
+            answer = predictor.encode(scenes / "images" / "val" / name).prompt(boxes=box).best
+            overlaps.append((answer & mask).sum() / (answer | mask).sum())
+    assert lines(tuned)[-1]["box_miou"] == pytest.approx(np.mean(overlaps), abs=0.01)  # norms are folded here
+    before, after = (read_state(run / "last.safetensors")[0] for run in (distilled, tuned))
+    changed = {key.split(".")[0] for key in before if not before[key].equal(after[key])}
+    assert changed == {"image_encoder", "prompt_encoder", "mask_decoder"}
+    assert not before["mask_decoder.iou_prediction_head.layers.2.weight"].equal(
+        after["mask_decoder.iou_prediction_head.layers.2.weight"]
+    )
+
+
+def test_a_frozen_encoder_stays_to_the_bit(scenes: Path, distilled: Path, tmp_path: Path) -> None:
+    """Weights and statistics of its norms; the rest learns."""
+    foveal.train(scenes, out=tmp_path, weights=str(distilled), epochs=1, freeze_encoder=True, val_split="", **SETTINGS)
+    before, after = (read_state(run / "last.safetensors")[0] for run in (distilled, tmp_path))
+    kept = [key for key in before if key.startswith("image_encoder.")]
+    assert kept
+    assert all(before[key].equal(after[key]) for key in kept)
+    assert not before["mask_decoder.mask_tokens.weight"].equal(after["mask_decoder.mask_tokens.weight"])
+
+
+@pytest.mark.parametrize("stage", ["distil", "masks"])
+def test_a_resumed_run_is_the_undisturbed_one(
+    stage: str, scenes: Path, distilled: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in mid-epoch, then resume: losses and weights to the bit."""
+    more: dict[str, Any]
+    settings = {**SETTINGS, "epochs": 2, "val_split": "", "bn_batches": 1}
+    if stage == "distil":
+        data, more = scenes / "images", {"teacher": str(teacher), "embeddings": str(distilled / "embeddings")}
+    else:
+        data, more = scenes, {"weights": str(distilled), "batch_size": 1, "samples_per_epoch": 2}
+    foveal.train(data, out=tmp_path / "whole", **(settings | more))
+    monkeypatch.setattr(Toy, "calls", 0)
+    monkeypatch.setattr(Toy, "stop_at", 3)
+    with pytest.raises(SystemExit, match="143"):
+        foveal.train(data, out=tmp_path / "cut", **(settings | more))
+    assert len(losses(tmp_path / "cut")) == 3
+    foveal.train(data, out=tmp_path / "cut", resume=True)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    first, second = (read_state(tmp_path / name / "last.safetensors")[0] for name in ("whole", "cut"))
+    assert all(first[key].equal(second[key]) for key in first)
+
+
+def test_every_parameter_gets_its_gradient(scenes: Path) -> None:
+    """The IoU head too, and what encodes masks; several processes wait for each of them."""
+    torch.manual_seed(0)
+    job = PromptJob(scenes, TrainConfig(**SETTINGS), Progress(enabled=False))
+    model = foveal.create_model("toy", "prompt")
+    trainee = job.trainee(model).train()
+    image, target = job.sample(0, np.random.default_rng(0))
+    job.loss(trainee, torch.stack([image] * 2), torch.stack([target] * 2)).backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    for name in ("mask_decoder.iou_prediction_head.layers.0.weight", "prompt_encoder.mask_downscaling.0.weight"):
+        gradient = model.get_parameter(name).grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0 or name.startswith("prompt_encoder")
+
+
+def test_an_image_without_objects_counts_for_nothing(scenes: Path) -> None:
+    torch.manual_seed(0)
+    model = foveal.create_model("toy", "prompt")
+    assert isinstance(model, PromptModel)
+    trainee = PromptTrainee(model, 1, False)
+    empty = torch.from_numpy(packed(np.zeros((0, 64, 96), bool), 2))
+    loss = trainee(torch.zeros(1, 3, 128, 128), empty[None])
+    assert loss.item() == 0
+    loss.backward()
+    job = PromptJob(scenes, TrainConfig(**{**SETTINGS, "prompts": 2}), Progress(enabled=False))
+    _, target = job.sample(0, np.random.default_rng(0))
+    assert job.weight(torch.stack([target, empty])).item() == 2
+
+
+def test_the_least_of_the_masks_counts() -> None:
+    """Constant logits against a full target have a loss in closed form, whatever points are drawn."""
+    torch.manual_seed(0)
+    level = torch.tensor([[0.5, -1.0, 2.0, 1.0], [0.5, -1.0, 2.0, 1.0]])
+    logits = level[..., None, None].expand(2, 4, 16, 16)
+    share = torch.ones(2, 16, 16)
+    n = 112 * 112
+
+    def expected(x: float) -> float:
+        p = 1 / (1 + math.exp(-x))
+        return 20 * math.log1p(math.exp(-x)) + 1 - (2 * n * p + 1) / (n * p + n + 1)
+
+    found = mask_loss(logits, share)
+    torch.testing.assert_close(found, torch.tensor([[expected(x) for x in row] for row in level.tolist()]))
+    guess = torch.tensor([[0.9, 0.2, 1.0, 0.7]] * 2)  # true: 1, 0, 1, 1
+    error = (0.1**2 + 0.2**2 + 0.3**2) / 4
+    answer = answer_loss(logits, guess, share, share > 0.5, torch.tensor([True, False]))
+    torch.testing.assert_close(answer, torch.tensor([expected(2.0) + error, expected(0.5) + error]))
+
+
+def test_outlines_finer_than_the_map_are_learnt() -> None:
+    """Of straight edges at all places within a pixel, the loss is least where the logits cross 0 there."""
+    at = torch.arange(16) + 0.5
+    for edge in (7.2, 7.5, 7.9):
+        share = (edge - (at - 0.5)).clamp(0, 1).expand(1, 16, 16)
+        tried = torch.arange(6.0, 9.0, 0.05)
+        torch.manual_seed(0)
+        logits = (2 * (tried[:, None] - at))[None, :, None, :].expand(1, len(tried), 16, 16)
+        best = tried[mask_loss(logits, share)[0].argmin()]
+        assert abs(best - edge) < 0.15
+
+
+def test_iou_of_masks() -> None:
+    true = torch.zeros(2, 4, 4, dtype=torch.bool)
+    true[0, :2] = True
+    found = torch.zeros(2, 3, 4, 4, dtype=torch.bool)
+    found[0, 0, :2], found[0, 1, 1:3], found[0, 2, :] = True, True, True
+    torch.testing.assert_close(mask_iou(found, true), torch.tensor([[1, 1 / 3, 0.5], [0, 0, 0]]))
+
+
+# ---- prompts
+
+
+def frame_masks(seed: int, count: int = 3) -> Tensor:
+    """Random rectangles in the frame, from a pixel to all of it, each with a hole of noise."""
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, 1024, 1024), bool)
+    for mask in masks:
+        size = 2 ** rng.uniform(0, 10, 2)
+        y, x = (int(rng.integers(0, 1024 - int(s) + 1)) for s in size)
+        mask[y : y + int(size[0]), x : x + int(size[1])] = True
+        holes = rng.random(mask.shape) < 0.3
+        holes[y, x] = False
+        mask &= ~holes
+    return torch.from_numpy(masks)
+
+
+@given(st.integers(0, 1 << 20))
+def test_points_lie_inside(seed: int) -> None:
+    torch.manual_seed(seed)
+    masks = frame_masks(seed, 2)
+    points = drawn_points(masks, 5)
+    assert points.shape == (2, 5, 2)
+    for mask, places in zip(masks, points.long(), strict=True):
+        assert mask[places[:, 1], places[:, 0]].all()
+
+
+@given(st.integers(0, 1 << 20))
+def test_boxes_keep_near_their_objects(seed: int) -> None:
+    """At most 20 pixels and half a side from the true corners, the right way round, inside the frame."""
+    torch.manual_seed(seed)
+    masks = frame_masks(seed, 2)
+    for mask, (low, high) in zip(masks, drawn_boxes(masks), strict=True):
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        first, last = (torch.stack([columns[i], rows[i]]).float() + extra for i, extra in ((0, 0), (-1, 1)))
+        limit = ((last - first) / 2).clamp(max=20)
+        assert ((low - first).abs() <= limit + 1e-3).all()
+        assert ((high - last).abs() <= limit + 1e-3).all()
+        assert (low <= high).all()
+        assert low.min() >= 0
+        assert high.max() <= 1024
+
+
+def test_noise_of_boxes_is_a_tenth_of_their_side() -> None:
+    mask = torch.zeros(1, 1024, 1024, dtype=torch.bool)
+    mask[:, 500:600, 200:240] = True
+    torch.manual_seed(0)
+    corners = torch.cat([drawn_boxes(mask) for _ in range(400)])
+    assert abs(float(corners[:, 0, 0].std()) - 4) < 0.6
+    assert abs(float(corners[:, 1, 1].std()) - 10) < 1.2
+    assert abs(float(corners[:, 1, 0].mean()) - 240) < 1
+
+
+@given(st.integers(0, 1 << 20))
+def test_clicks_fall_on_mistakes(seed: int) -> None:
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    found, true = (torch.from_numpy(rng.random((4, 32, 32)) < rng.uniform(0, 1)) for _ in range(2))
+    found[1] = true[1]  # no mistake
+    true[1, 3, 3] = found[1, 3, 3] = True
+    found[2] = true[2] = False  # nothing at all
+    points, labels = drawn_clicks(found, true)
+    places = ((points[:, 0] + 0.5) / 32).long()
+    for i in (0, 3):
+        x, y = places[i]
+        if (found[i] != true[i]).any():
+            assert found[i, y, x] != true[i, y, x]
+        assert bool(labels[i]) == bool(true[i, y, x])
+    x, y = places[1]
+    assert true[1, y, x]
+    assert labels[1].item() == 1
+    assert labels[2].item() == 0
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (1024, 1024), (1500, 37)])
+def test_masks_reach_the_frame(size: tuple[int, int]) -> None:
+    """Packed and unpacked, a mask lies where prompts in the frame expect it, its padding empty."""
+    mask = np.zeros((1, *size), bool)
+    mask[:, size[0] // 2 :, : max(1, size[1] // 4)] = True
+    frame = unpacked(torch.from_numpy(packed(mask, 3)))
+    assert frame.shape == (3, 1024, 1024)
+    assert not frame[1:].any()
+    height, width = (round(side * 1024 / max(size)) for side in size)
+    rows, columns = (frame[0].any(axis).nonzero()[:, 0] for axis in (1, 0))
+    scale = 1024 / max(size)
+    assert abs(int(rows[0]) - size[0] // 2 * scale) <= 1
+    assert int(rows[-1]) == height - 1
+    assert int(columns[0]) == 0
+    assert abs(int(columns[-1]) + 1 - max(1, size[1] // 4) * width / size[1]) <= 1
+
+
+def test_objects_are_drawn_and_mirrored_together(scenes: Path) -> None:
+    """A sample's masks are those of its image, mirrored or not: bright pixels, the ground being dark."""
+    config = TrainConfig(**{**SETTINGS, "jitter": 0.0})
+    job = PromptJob(scenes, config, Progress(enabled=False))
+    for seed in range(6):
+        image, target = job.sample(seed % 4, np.random.default_rng(seed))
+        mask = unpacked(target)[0, ::8, ::8]
+        assert mask.any()
+        assert image.mean(0)[mask].mean() > image.mean(0)[~mask].mean() + 0.5
+        assert image.mean(0)[mask].quantile(0.2) > 0
+
+
+# ---- SAM's files
+
+
+def prompt_model() -> PromptModel:
+    model = foveal.create_model("efficientvit_b0", "prompt")
+    assert isinstance(model, PromptModel)
+    return model
+
+
+def sam_like(model: nn.Module) -> dict[str, Tensor]:
+    """The file of a model whose image encoder no family here knows, as SAM's ViT."""
+    state = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("image_encoder.")}
+    encoder = {"pos_embed": (1, 64, 64, 8), "patch_embed.proj.weight": (8, 3, 16, 16), "blocks.0.norm1.weight": (8,)}
+    return {f"image_encoder.{key}": torch.zeros(shape) for key, shape in encoder.items()} | state
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_decoders_of_unknown_encoders_load(prefix: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    origin = foveal.create_model("efficientvit_b0", "prompt")
+    path = tmp_path / "sam.pth"
+    torch.save({"model": {prefix + key: value for key, value in sam_like(origin).items()}}, path)
+    torch.manual_seed(1)
+    model = foveal.create_model("efficientvit_b0", "prompt", weights=path)
+    torch.manual_seed(1)
+    start = foveal.create_model("efficientvit_b0", "prompt").state_dict()
+    for key, value in model.state_dict().items():
+        assert value.equal((start if key.startswith("image_encoder.") else origin.state_dict())[key]), key
+    report = load_for_finetuning(foveal.create_model("efficientvit_b0", "prompt"), path)
+    assert {key.split(".")[0] for key in report.reinitialized} == {"image_encoder"}
+    assert len(report.ignored) == 3
+    other = prompt_model()
+    for part in ("prompt_encoder", "mask_decoder"):
+        load_checkpoint(getattr(other, part), path)
+        for key, value in getattr(other, part).state_dict().items():
+            assert value.equal(origin.state_dict()[f"{part}.{key}"])
+    with pytest.raises(foveal.CheckpointError, match="layout not recognised"):
+        load_checkpoint(other.image_encoder, path)
+    with pytest.raises(foveal.CheckpointError, match="layout not recognised"):
+        load_checkpoint(other, path)
+
+
+def test_parts_load_strictly() -> None:
+    model = prompt_model()
+    state = sam_like(model)
+    del state["mask_decoder.iou_token.weight"]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(foveal.CheckpointError, match=r"1 missing: iou_token\.weight"):
+        load_checkpoint(model.mask_decoder, state)
+    with pytest.raises(foveal.CheckpointError, match=r"1 missing: mask_decoder\.iou_token\.weight"):
+        load_for_finetuning(model, state)
+    assert all(before[key].equal(value) for key, value in model.state_dict().items())
+
+
+def test_encoders_and_backbones_find_their_part() -> None:
+    """Of a promptable model's weights; a damaged encoder of the same architecture is no other architecture."""
+    torch.manual_seed(0)
+    origin = foveal.create_model("efficientvit_b0", "prompt")
+    state = origin.state_dict()
+    encoder = prompt_model().image_encoder
+    load_checkpoint(encoder, state)
+    assert all(value.equal(state[f"image_encoder.{key}"]) for key, value in encoder.state_dict().items())
+    segmenter = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
+    report = load_for_finetuning(segmenter, state)
+    assert all(key.startswith("head.") for key in report.reinitialized)
+    assert segmenter.state_dict()["backbone.stem.0.conv.weight"].equal(
+        state["image_encoder.backbone.stem.0.conv.weight"]
+    )
+    fresh = foveal.create_model("efficientvit_b0", "prompt")
+    report = load_for_finetuning(fresh, segmenter.state_dict())
+    assert fresh.state_dict()["image_encoder.backbone.stem.0.conv.weight"].equal(
+        state["image_encoder.backbone.stem.0.conv.weight"]
+    )
+    assert {key.split(".")[0] for key in report.reinitialized} == {"image_encoder", "prompt_encoder", "mask_decoder"}
+    assert not any("backbone" in key for key in report.reinitialized)
+    damaged = {key: value for key, value in state.items() if key != "image_encoder.neck.norm.weight"}
+    with pytest.raises(foveal.CheckpointError, match=r"1 missing: image_encoder\.neck\.norm\.weight"):
+        load_for_finetuning(fresh, damaged)
+    other = foveal.create_model("efficientvit_b1", "prompt")
+    report = load_for_finetuning(other, state)
+    assert {key.split(".")[0] for key in report.reinitialized} == {"image_encoder"}
+    assert dataclasses.asdict(info_of(other).preprocess)["size"] == (512, 512)
