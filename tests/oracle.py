@@ -1,10 +1,15 @@
-"""A promptable model that is right by construction: it answers a point with all pixels of that point's colour."""
+"""Promptable models for tests: one that is right by construction, and a small network that is sure of what it says."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+import golden
+from foveal.factory import create_model
 from foveal.info import ModelInfo, Preprocess
 from foveal.run.predict import Predictor
 
@@ -12,10 +17,10 @@ SIDE = 256  # of its input, and of its masks: at this size nothing is interpolat
 
 
 class Oracle:
-    """See :class:`foveal.run.prompting.PromptRunner`; remembers what it was asked.
+    """Answers a point with all pixels of its colour, see :class:`foveal.run.prompting.PromptRunner`.
 
     Attributes:
-        asked: points in the frame, batch by batch.
+        asked: what it was asked, points in the frame, batch by batch.
     """
 
     def __init__(self) -> None:
@@ -63,3 +68,17 @@ def boxes_on_black(
         mask[y1:y2, x1:x2] = True
         masks.append(mask)
     return image, masks
+
+
+def sure_network() -> Any:
+    """A small torch model with deterministic weights, high predicted IoU and sharp edges."""
+    model: Any = golden.fill(create_model("efficientvit_b0", "prompt").double()).float()
+    decoder = model.mask_decoder
+    with torch.no_grad():
+        last = decoder.iou_prediction_head.layers[-1]
+        last.weight *= 0.05
+        last.bias.fill_(0.97)
+        for mlp in decoder.output_hypernetworks_mlps:
+            mlp.layers[-1].weight *= 100
+            mlp.layers[-1].bias *= 100
+    return model
