@@ -290,6 +290,13 @@ def test_the_fast_mode_asks_less_and_finds_the_same() -> None:
     assert as_set(masks_of(again)) == as_set(masks_of(found))
 
 
+def test_thresholds_that_are_given_hold_in_the_fast_mode() -> None:
+    assert EverythingOptions().thresholds == (0.88, 0.95)
+    assert EverythingOptions(fast=True).thresholds == (0.85, 0.92)
+    assert EverythingOptions(fast=True, pred_iou_thresh=0.88).thresholds == (0.88, 0.92)
+    assert EverythingOptions(fast=True, stability_score_thresh=0.0).thresholds == (0.85, 0.0)
+
+
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
 def test_the_fast_mode_takes_any_grid(side: int) -> None:
     """With nothing to find, no point is left out."""
@@ -324,7 +331,7 @@ def test_small_regions_are_mended() -> None:
         ({"stability_score_offset": -1}, "stability_score_offset=-1: give a number of 0 or more"),
         ({"box_nms_thresh": "0.7"}, "box_nms_thresh='0.7'"),
         ({"crop_n_layers": 5}, "crop_n_layers=5: give a whole number of 0 to 4"),
-        ({"crop_nms_thresh": None}, "crop_nms_thresh=None"),
+        ({"crop_nms_thresh": None}, "crop_nms_thresh=None: give a number of 0 to 1"),
         ({"crop_overlap_ratio": 2}, "crop_overlap_ratio=2"),
         ({"points_per_side": 3, "crop_n_layers": 2, "crop_n_points_downscale_factor": 2}, "are none in layer 2"),
         ({"min_mask_region_area": -5}, "min_mask_region_area=-5"),

@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import foveal
+from foveal.imaging import read_image
 from foveal.weights import save_checkpoint
 from oracle import sure_network
 
@@ -53,9 +54,9 @@ def test_points_and_a_box(model: Path, photo: Path, tmp_path: Path) -> None:
     expected = embedding.prompt([[20, 70], [50, 10], [5, 5]], [1, 0, 0], [2, 40, 58, 79])
     assert report["size"] == [80, 60] == list(expected.size)
     assert report["files"] == [str(out), str(overlay)]
-    written = np.asarray(Image.open(out))
+    written = read_image(out)[..., 0]
     np.testing.assert_array_equal(written, np.where(expected.best, 255, 0))
-    assert Image.open(overlay).size == (60, 80)
+    assert read_image(overlay).shape == (80, 60, 3)
     assert [row["written"] for row in report["masks"]] == [i == expected.iou.argmax() for i in range(3)]
     for row, mask, iou in zip(report["masks"], expected.masks, expected.iou, strict=True):
         assert row["predicted_iou"] == pytest.approx(float(iou), abs=1e-5)
@@ -87,7 +88,7 @@ def test_everything(model: Path, photo: Path, tmp_path: Path) -> None:
     dataset = COCO(out)
     assert dataset.imgs[1] == {"id": 1, "file_name": "photo.jpg", "height": 80, "width": 60}
     assert [a["area"] for a in dataset.anns.values()] == [record["area"] for record in expected]
-    assert Image.open(tmp_path / "objects.overlay.jpg").size == (60, 80)
+    assert read_image(tmp_path / "objects.overlay.jpg").shape == (80, 60, 3)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def coco_rle(runs: Runs, size: tuple[int, int]) -> dict[str, Any]:
     Raises:
         DependencyError: pycocotools is not installed.
     """
-    found = _coco().frPyObjects(uncompressed_rle(runs, size), *size)
+    found = mask_tools().frPyObjects(uncompressed_rle(runs, size), *size)
     return {"size": list(size), "counts": found["counts"].decode()}
 
 
@@ -53,20 +53,20 @@ def decoded(segmentation: dict[str, Any]) -> NDArray[np.bool_]:
         return mask_of(np.array(segmentation["counts"], np.uint32), (height, width))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2
-        return _coco().decode(segmentation).astype(bool)
+        return mask_tools().decode(segmentation).astype(bool)
 
 
-def _coco() -> Any:
+def mask_tools() -> Any:
+    """pycocotools' module for masks.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
     try:
         from pycocotools import mask
     except ModuleNotFoundError as error:
-        raise DependencyError("COCO's compressed masks need pycocotools: pip install 'foveal[coco]'") from error
+        raise DependencyError("outlines and runs of objects need pycocotools: pip install 'foveal[coco]'") from error
     return mask
-
-
-def check_coco() -> None:
-    """Raise :class:`DependencyError` where pycocotools is missing, before work begins that needs it."""
-    _coco()
 
 
 def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -17,9 +17,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, DependencyError, InputError
+from ..errors import DataError, InputError
 from ..imaging import read_image
 from ..info import IGNORE, Labels
+from ..regions import mask_tools
 from .layout import SPLIT_NAMES, Problem
 
 Kind = Literal["panoptic", "instances"]
@@ -225,16 +226,3 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError(f"{file}: not COCO's format (a {type(data).__name__} at the top)")
     return data
-
-
-def mask_tools() -> Any:
-    """pycocotools' module for masks.
-
-    Raises:
-        DependencyError: it is not installed.
-    """
-    try:
-        from pycocotools import mask
-    except ModuleNotFoundError as error:
-        raise DependencyError("outlines and runs of objects need pycocotools: pip install 'foveal[coco]'") from error
-    return mask

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.coco import mask_tools
 from ..data.instances import Instance
 from ..errors import DataError, DependencyError
+from ..regions import mask_tools
 
 MAX_DETECTIONS = 100  #: masks of an image that average precision counts, the best by score (COCO's figure)
 _SIZES = ("all", "small", "medium", "large")

@@ -31,6 +31,7 @@ _STRIDES = (4, 2, 1)
 #: ... but those inside of the smallest mask that an earlier prompt gave with this predicted IoU and stability. Masks
 #: that are not good enough to be kept still tell where another prompt would find the same.
 _SURE, _STABLE = 0.8, 0.9
+_THRESHOLDS = ("pred_iou_thresh", "stability_score_thresh")
 _PATCH = 4  # pixels of the frame along a side of a mask's pixel
 
 
@@ -41,8 +42,9 @@ class EverythingOptions:
     Attributes:
         points_per_side: points of the grid along each side.
         points_per_batch: prompts in one run of the decoder; changes memory, not masks.
-        pred_iou_thresh: masks whose predicted IoU is not above it are dropped.
-        stability_score_thresh: so are those whose stability score is below it.
+        pred_iou_thresh: masks whose predicted IoU is not above it are dropped; ``None``: 0.88, in the fast mode 0.85.
+        stability_score_thresh: so are those whose stability score is below it; ``None``: 0.95, in the fast mode 0.92.
+            An object that is seen once, not from ten points, has one chance to pass.
         stability_score_offset: the score is the IoU of the masks cut at logits of +offset and of -offset.
         box_nms_thresh: of two masks whose boxes have a greater IoU, the one with the lower predicted IoU is dropped.
         crop_n_layers: times that the image is cut into crops as well, 2 x 2, then 4 x 4, ...
@@ -61,8 +63,8 @@ class EverythingOptions:
 
     points_per_side: int = 32
     points_per_batch: int = 64
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
+    pred_iou_thresh: float | None = None
+    stability_score_thresh: float | None = None
     stability_score_offset: float = 1.0
     box_nms_thresh: float = 0.7
     crop_n_layers: int = 0
@@ -86,8 +88,7 @@ class EverythingOptions:
             if not whole or not low <= int(value) <= high:
                 raise ConfigError(f"{name}={value!r}: give a whole number of {low} to {high}")
         for name, high in (
-            ("pred_iou_thresh", 1),
-            ("stability_score_thresh", 1),
+            *((name, 1) for name in _THRESHOLDS if getattr(self, name) is not None),
             ("stability_score_offset", math.inf),
             ("box_nms_thresh", 1),
             ("crop_nms_thresh", 1),
@@ -112,7 +113,14 @@ class EverythingOptions:
         if self.points > _MOST_POINTS:
             raise ConfigError(f"points_per_side={self.points_per_side}, crop_n_layers={self.crop_n_layers}: too many")
         if self.output_mode == "coco_rle":
-            regions.check_coco()
+            regions.mask_tools()  # before work begins that needs them
+
+    @property
+    def thresholds(self) -> tuple[float, float]:
+        """``pred_iou_thresh`` and ``stability_score_thresh``, or what stands for ``None``."""
+        given = (self.pred_iou_thresh, self.stability_score_thresh)
+        default = (0.85, 0.92) if self.fast else (0.88, 0.95)
+        return (default[0] if given[0] is None else given[0], default[1] if given[1] is None else given[1])
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> EverythingOptions:
@@ -231,12 +239,13 @@ class _Search:
         if options.fast:
             self.cover(answer)
         low_res, iou = answer.low_res.reshape(-1, *answer.low_res.shape[2:]), answer.iou.ravel()
-        sure = np.flatnonzero(iou > options.pred_iou_thresh) if options.pred_iou_thresh > 0 else np.arange(len(iou))
+        least_iou, least_stability = options.thresholds
+        sure = np.flatnonzero(iou > least_iou) if least_iou > 0 else np.arange(len(iou))
         for part in _portions(sure, max(1, _AT_ONCE // (height * width))):
             logits = at_image_size(low_res[part], (height, width))
             stability = stability_scores(logits, options.stability_score_offset)
             masks = logits > 0
-            good = (stability >= options.stability_score_thresh) & masks.any((1, 2))
+            good = (stability >= least_stability) & masks.any((1, 2))
             part, stability, masks = part[good], stability[good], masks[good]
             for index, score, mask, box in zip(part, stability, masks, regions.boxes_of(masks), strict=True):
                 self.keep(mask, box, float(iou[index]), float(score), points[index // answer.iou.shape[1]])

@@ -112,7 +112,7 @@ class Predictor:
             progress: called with numbers of points that are done, of the ``EverythingOptions.points`` in all.
             **options: fields of :class:`foveal.run.everything.EverythingOptions`, with SAM's names and defaults:
                 ``points_per_side=32``, ``pred_iou_thresh=0.88``, ``output_mode="binary_mask"``, ...; ``fast=True`` asks
-                far fewer prompts.
+                far fewer prompts, and keeps masks from 0.85 on.
 
         Raises:
             ConfigError: the model is not promptable, an unknown option, or a value that cannot be.
