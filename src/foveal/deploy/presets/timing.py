@@ -19,6 +19,7 @@ OF_TIMM = ("resnet50",)  #: networks that are not ours
 
 
 def built(name: str) -> nn.Module:
+    """A classifier with random weights, ours or timm's, in evaluation mode."""
     if name in OF_TIMM:
         import timm
 
@@ -36,6 +37,7 @@ def deployed(name: str) -> nn.Module:
 
 
 def run(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What is timed."""
     return model(x)
 
 
@@ -52,14 +54,17 @@ def prepared(threads: int | None, *positive: int) -> int:
 def timed(
     runs: Mapping[K, Callable[[], object]], rounds: int, warmup: int, progress: Progress | None
 ) -> dict[K, list[float]]:
+    """Seconds of each round of each candidate, which take turns."""
     with (progress or Progress(enabled=False)).bar("time", len(runs) * (rounds + warmup)) as bar:
         return interleaved(runs, rounds=rounds, warmup=warmup, after=bar.advance)
 
 
 def p50_ms(seconds: Sequence[float]) -> float:
+    """The median, in milliseconds."""
     return round(1e3 * float(np.median(seconds)), 3)
 
 
 def settings(threads: int, rounds: int) -> str:
+    """What times depend on, in a line."""
     counts = f"{threads} thread{'s' if threads > 1 else ''}, {rounds} round{'s' if rounds > 1 else ''}"
     return f"float32, {counts}, torch {torch.__version__}, {machine.one_line()}"
