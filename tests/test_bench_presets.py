@@ -17,15 +17,10 @@ from PIL import Image
 import foveal
 from foveal import costs
 from foveal.cli import main
-from foveal.deploy.presets import (
-    PRESETS,
-    architectures,
-    attention,
-    fitted_exponent,
-    peak_allocated,
-    published_top1,
-    scaling,
-)
+from foveal.deploy.presets import PRESETS
+from foveal.deploy.presets.architectures import architectures, published_top1
+from foveal.deploy.presets.attention import attention, fitted_exponent, peak_allocated
+from foveal.deploy.presets.scaling import scaling
 from foveal.models.efficientnet import EFFICIENTNET_COEFFICIENTS, compound_scale
 
 

@@ -35,7 +35,7 @@ RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 LIGHT = [
     "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "wheels", "results",
     "cli", "commands.predicting", "commands.files", "commands.training", "commands.measuring", "commands.console",
-    "commands.prompting",
+    "commands.prompting", "commands.upscaling", "commands.demo",
     "data.classification", "data.coco", "data.instances", "data.labelled", "data.labels", "data.layout", "data.masks",
     "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
     "data.degradation", "data.tar_samples", "data.transforms", "data.unlabelled", "run.check",

@@ -458,6 +458,22 @@ def test_the_same_engine_removes_noise(tmp_path: Path) -> None:
     assert report["val"].psnr == pytest.approx(result.value, abs=0.01)
 
 
+@pytest.mark.parametrize("ref", [ref for ref, weights in assets.WEIGHTS.items() if weights.task == "upscale"])
+def test_weights_in_the_package_restore_what_shrinking_took(ref: str) -> None:
+    """Far better than interpolation on a photograph that no training saw, and alike on every runtime."""
+    scale = int(ref.rpartition("x")[2])
+    large = read_image(assets.path("street", ".jpg"))[300:540, 400:760]
+    small = bicubic_downscale(large, scale)
+
+    def quality(name: str, **options: Any) -> float:
+        return fidelity(foveal.load(name, **options)(small).image, large, scale)[0]
+
+    quick = quality(ref, runtime="onnxruntime")
+    assert quick > quality(f"bicubic.x{scale}") + 1.0
+    assert quality(ref, runtime="torch") == pytest.approx(quick, abs=0.02)
+    assert quality(ref, runtime="torch", dtype="float16") == pytest.approx(quick, abs=0.02)
+
+
 def test_crops_grow_in_the_last_quarter(tmp_path: Path) -> None:
     config = TrainConfig(task="upscale", splits=("train",), val_split="", crop=(32, 32), late_crop=(48, 64))
     job = UpscaleJob(folder_of_photos(tmp_path), config, Progress(enabled=False))

@@ -182,7 +182,7 @@ def test_embeddings_are_the_teachers_and_computed_once(distilled: Path, scenes: 
 def test_a_mirrored_sample_has_the_mirrored_embedding(distilled: Path, scenes: Path, teacher: Path) -> None:
     config = TrainConfig(**SETTINGS, teacher=str(teacher), embeddings=str(distilled / "embeddings"))
     job = DistilJob(scenes / "images", config, Progress(enabled=False))
-    drawn = [job.sample(0, np.random.default_rng(seed)) for seed in range(6)]
+    drawn = [job.sample(0, np.random.default_rng(seed), 0.0) for seed in range(6)]
     _, (plain, mirrored) = job.data[0]
     kinds = {bool(torch.equal(target, torch.from_numpy(mirrored))) for _, target in drawn}
     assert kinds == {False, True}
@@ -339,7 +339,7 @@ def test_every_parameter_gets_its_gradient(scenes: Path) -> None:
     job = PromptJob(scenes, TrainConfig(**SETTINGS), Progress(enabled=False))
     model = foveal.create_model("toy", "prompt")
     trainee = job.trainee(model).train()
-    image, target = job.sample(0, np.random.default_rng(0))
+    image, target = job.sample(0, np.random.default_rng(0), 0.0)
     job.loss(trainee, torch.stack([image] * 2), torch.stack([target] * 2)).backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not without
@@ -359,7 +359,7 @@ def test_an_image_without_objects_counts_for_nothing(scenes: Path) -> None:
     assert loss.item() == 0
     loss.backward()
     job = PromptJob(scenes, TrainConfig(**{**SETTINGS, "prompts": 2}), Progress(enabled=False))
-    _, target = job.sample(0, np.random.default_rng(0))
+    _, target = job.sample(0, np.random.default_rng(0), 0.0)
     assert job.weight(torch.stack([target, empty])).item() == 2
 
 
@@ -499,7 +499,7 @@ def test_objects_are_drawn_and_mirrored_together(scenes: Path) -> None:
     config = TrainConfig(**{**SETTINGS, "jitter": 0.0})
     job = PromptJob(scenes, config, Progress(enabled=False))
     for seed in range(6):
-        image, target = job.sample(seed % 4, np.random.default_rng(seed))
+        image, target = job.sample(seed % 4, np.random.default_rng(seed), 0.0)
         mask = unpacked(target)[0, ::8, ::8]
         assert mask.any()
         assert image.mean(0)[mask].mean() > image.mean(0)[~mask].mean() + 0.5

@@ -23,7 +23,7 @@ for _place, _help in {
     "prompting:prompt": "Cut out what is pointed at, or everything.",
     "predicting:classify": "Classify photographs.",
     "predicting:predict": "Predict with any model; the task is the model's.",
-    "predicting:demo": "Segment the bundled photograph with the bundled weights.",
+    "demo:demo": "Segment and enlarge the bundled photograph with the bundled weights.",
     "files:models": "List the models, or one model's options and published figures.",
     "training:train": "Train on a folder of images and masks.",
     "measuring:evaluate": "Score a model on a labelled data set.",

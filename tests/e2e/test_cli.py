@@ -269,7 +269,9 @@ def test_demo_writes_picture_and_mask(tmp_path: Path) -> None:
     done = cli("demo", "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     assert "agrees with the hand-made label" in done.stdout
-    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == ["street.overlay.jpg", "street.png"]
+    files = ["street.overlay.jpg", "street.png", "street.x2.compare.png", "street.x2.png"]
+    assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == files
+    assert "1280x743 -> 2560x1486" in done.stdout
 
 
 def test_base_install_predicts_without_torch(tmp_path: Path) -> None:

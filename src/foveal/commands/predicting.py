@@ -1,4 +1,4 @@
-"""Verbs that predict: ``segment``, ``classify``, ``predict``, ``demo``."""
+"""Verbs that predict: ``segment``, ``classify``, ``predict``."""
 
 from __future__ import annotations
 
@@ -111,17 +111,6 @@ def predict(
     return _predict(predictor, images, out, overlay, None, tile, overlap, resume, json)
 
 
-def demo(*, out: Path = Path("foveal-demo"), json: Json = False) -> int:
-    """Segment the bundled photograph with the bundled weights, and compare with its hand-made coarse label.
-
-    Parameters
-    ----------
-    out
-        Folder for mask and overlay.
-    """
-    return segment([assets.FOLDER / "street.jpg"], out=out, label=assets.FOLDER / "street.label.png", json=json)
-
-
 def _predict(
     predictor: Predictor,
     images: list[Path],
@@ -140,23 +129,27 @@ def _predict(
         predictor.check_tiles(tile, overlap)
     overlays = not many if overlay is None else overlay
     if not many:
-        source, target = jobs[0]
-        return _segment_one(predictor, source, target, overlays, label, tile, overlap, as_json)
+        report = segmented(predictor, *jobs[0], overlays, label, tile, overlap)
+        if as_json:
+            print_json(report)
+        else:
+            say_segmented(report)
+        return 0
     if resume:
         jobs = [(source, target) for source, target in jobs if not target.exists()]
     return _segment_many(predictor, jobs, overlays, tile, overlap, out, as_json)
 
 
-def _segment_one(
+def segmented(
     predictor: Predictor,
     source: Path,
     target: Path,
     overlay: bool,
-    label: Path | None,
-    tile: int | None,
-    overlap: int | None,
-    as_json: bool,
-) -> int:
+    label: Path | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+) -> dict[str, Any]:
+    """Segment one image, write what is to be written, and tell what was found."""
     from .. import machine
 
     started = time.perf_counter()
@@ -180,18 +173,21 @@ def _segment_one(
     }
     if label is not None:
         report["agreement"] = round(_agreement(result, label), 6)
-    if as_json:
-        print_json(report)
-        return 0
-    print(f"{source}  {width}x{height}  {report['model']}, {predictor.runtime}\n")
+    return report
+
+
+def say_segmented(report: dict[str, Any]) -> None:
+    """Print what :func:`segmented` tells."""
+    from .. import machine
+
+    height, width = report["size"]
+    print(f"{report['image']}  {width}x{height}  {report['model']}, {report['runtime']}\n")
     rows = [(c["name"], f"{c['share']:7.2%}", f"{c['confidence']:.2f}") for c in report["classes"]]
     print_table(("class", "pixels", "mean confidence"), rows)
-    if label is not None:
+    if "agreement" in report:
         print(f"\nagrees with the hand-made label on {report['agreement']:.1%} of its pixels")
-    print(f"\n{seconds:.2f} s for reading, network and mask on {machine.one_line()}")
-    for path in written:
-        print(path)
-    return 0
+    print(f"\n{report['seconds']:.2f} s for reading, network and mask on {machine.one_line()}")
+    print(*report["files"], sep="\n")
 
 
 def _segment_many(

@@ -105,7 +105,7 @@ def run(
     with progress.bar("upscale", len(jobs)) as bar:
         for source, target in jobs:
             try:
-                done.append(_one(predictor, source, target, compare, windows, check_tiles))
+                done.append(enlarged(predictor, source, target, compare, windows, check_tiles))
             except InputError as error:
                 if not many:
                     raise
@@ -118,25 +118,31 @@ def run(
         print_json({**about, "images": done, "failed": failed})
         return 1 if failed else 0
     for image in done:
-        (height, width), (old_height, old_width) = image["size"], image["from"]
-        print(f"{image['image']}  {old_width}x{old_height} -> {width}x{height}  {image['seconds']:.2f} s  ", end="")
-        print(*image["files"], sep="  ")
-        if "tiles_psnr" in image:
-            print(f"windows against the whole image: {image['tiles_psnr']:.1f} dB")
+        say_enlarged(image)
     print(f"{len(done)} of {len(jobs)} images with {model}, {predictor.runtime}, on {machine.one_line()}")
     for failure in failed:
         print(f"failed: {failure['error']}")
     return 1 if failed else 0
 
 
-def _one(
+def say_enlarged(report: dict[str, Any]) -> None:
+    """Print what :func:`enlarged` tells."""
+    (height, width), (old_height, old_width) = report["size"], report["from"]
+    print(f"{report['image']}  {old_width}x{old_height} -> {width}x{height}  {report['seconds']:.2f} s  ", end="")
+    print(*report["files"], sep="  ")
+    if "tiles_psnr" in report:
+        print(f"windows against the whole image: {report['tiles_psnr']:.1f} dB")
+
+
+def enlarged(
     predictor: Predictor,
     source: Path,
     target: Path,
     compare: bool,
     windows: dict[str, Any],
-    check_tiles: bool,
+    check_tiles: bool = False,
 ) -> dict[str, Any]:
+    """Enlarge one image, write what is to be written, and tell how it went."""
     from ..imaging import read_picture
     from ..pictures import Canvas, write_picture
     from ..results import stored_channels

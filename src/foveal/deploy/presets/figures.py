@@ -1,14 +1,16 @@
-"""The figures of the presets of :mod:`foveal.deploy.presets`."""
+"""The figures of the presets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..plots import new_figure, write_figure
+from ...plots import new_figure, write_figure
 
 if TYPE_CHECKING:
-    from .presets import ArchitectureReport, AttentionReport, ScalingReport
+    from .architectures import ArchitectureReport
+    from .attention import AttentionReport
+    from .scaling import ScalingReport
 
 _LOG = {"xscale": "log", "yscale": "log"}
 
