@@ -383,11 +383,11 @@ def everything_at(size: str) -> None:
 
 
 def test_memory_does_not_hold_all_masks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three masks of 25 points as logits would be 1.1 GB."""
+    """Three masks of 25 points as logits would be 720 MB."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
-    ((message, growth),) = memory.peak_growths("test_everything", "everything_at", ["1600x2400"])
+    ((message, growth),) = memory.peak_growths("test_everything", "everything_at", ["1200x2000"])
     assert message == "done"
-    assert growth < 500
+    assert growth < 400
 
 
 @pytest.fixture(scope="module")
@@ -457,10 +457,10 @@ def test_sam_predictor(predictor: Predictor, photo: np.ndarray) -> None:
         (2, 3, 256, 256),
     )
     assert many.dtype == torch.bool
-    np.testing.assert_allclose(low[1].numpy(), low_res, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(low[1].numpy(), low_res, rtol=1e-4, atol=1e-2)  # of about 100
     single, *_ = sam.predict_torch(coords[:1], torch.tensor([[1, 0]]), multimask_output=False, return_logits=True)
     np.testing.assert_allclose(
-        single[0].numpy(), embedding.prompt(points, labels, multimask=False).logits, rtol=1e-4, atol=1e-4
+        single[0].numpy(), embedding.prompt(points, labels, multimask=False).logits, rtol=1e-4, atol=1e-2
     )
     sam.set_image(photo[..., ::-1], image_format="BGR")
     np.testing.assert_array_equal(sam.get_image_embedding().numpy(), embedding.features)
