@@ -26,6 +26,7 @@ class Weights:
 WEIGHTS: dict[str, Weights] = {
     "efficientvit_b0.camvid": Weights("segment", "CamVid test mIoU 58.45 at 480x360 (measured by us)", "Apache-2.0"),
     "efficientvit_sr.x2": Weights("upscale", "Y-PSNR Set5 37.47 dB, BSD100 31.89 dB (measured by us)", "Apache-2.0"),
+    "efficientvit_sr.x4": Weights("upscale", "Y-PSNR Set5 31.37 dB, BSD100 27.27 dB (measured by us)", "Apache-2.0"),
 }
 
 #: What each task's command uses when no model is named; upscaling adds its scale, as in efficientvit_sr.x2.
