@@ -469,7 +469,7 @@ def test_weights_in_the_package_restore_what_shrinking_took(ref: str) -> None:
         return fidelity(foveal.load(name, **options)(small).image, large, scale)[0]
 
     quick = quality(ref, runtime="onnxruntime")
-    assert quick > quality(f"bicubic.x{scale}") + 1.0
+    assert quick > quality(f"bicubic.x{scale}") + {2: 1.5, 4: 0.7}[scale]
     assert quality(ref, runtime="torch") == pytest.approx(quick, abs=0.02)
     assert quality(ref, runtime="torch", dtype="float16") == pytest.approx(quick, abs=0.02)
 
