@@ -77,7 +77,7 @@ class PromptEvaluation:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What was asked with: "box", "1 click", "1 click, best of 3", ...; "filled box" is the box itself."""
+        """What was asked with: "box", "box, surest of 3", "1 click", ...; "filled box" is the box itself."""
         return tuple(self.per_object[0].scores)
 
     def miou(self, prompt: str, size: Size = "all") -> float:
@@ -228,9 +228,12 @@ def _scored(
 
     if prompts != "clicks":
         records = []
-        answers = _each(embedding.prompt(boxes=[instance.box for instance in instances]))
-        for index, (instance, answer) in enumerate(zip(instances, answers, strict=True)):
+        boxes = [instance.box for instance in instances]
+        for index, answer in enumerate(_each(embedding.prompt(boxes=boxes, multimask=False))):
             note("box", index, answer.best)
+        answers = _each(embedding.prompt(boxes=boxes))
+        for index, (instance, answer) in enumerate(zip(instances, answers, strict=True)):
+            note("box, surest of 3", index, answer.best)
             if scorer is not None:
                 runs, value = as_runs(answer.best), float(answer.iou.max())
                 records.append({"segmentation": runs, "predicted_iou": value, "category_id": instance.category})
