@@ -359,8 +359,9 @@ def test_folders_that_leave_a_doubt(tmp_path: Path) -> None:
 class Regions:
     """A promptable model of pictures of 64 x 64 whose segments are flat greys.
 
-    Asked for one mask of a box it fills it; of three, the best by its own opinion is what is not black. From clicks it makes three masks: the segment under the first click; all that
-    is not black but the segments with a negative click, for the best by its own opinion; nothing.
+    Asked for one mask of a box it fills it; of three, the best by its own opinion is what is not black. From clicks it
+    makes three masks: the segment under the first click; all that is not black but the segments with a negative click,
+    for the best by its own opinion; nothing.
     """
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
