@@ -1,10 +1,12 @@
 """Super-resolution networks beside each other on this machine: parameters, MACs, milliseconds; and, given test sets,
-the PSNR of interpolation and of checkpoints.
+the PSNR of interpolation and of checkpoints; as a picture, BSD100's PSNR against time.
 
 python benchmarks/super_resolution.py [--size 160x240] [--rounds 10] [--threads 1] [--sets SETS --models REF ...]
+    [--plot FILE.png]
 
 MACs are of convolutions, linear layers and the products of attention. Networks of others are rebuilt from their papers
-(super_resolution_peers.py): their time and size can be measured so, their quality cannot.
+(super_resolution_peers.py): their time and size can be measured so, their quality cannot; the picture has it as it was
+published, from networks trained on more images than ours.
 """
 
 from __future__ import annotations
@@ -24,6 +26,17 @@ import foveal
 from foveal import machine
 from foveal.costs import count
 from foveal.deploy.benchmark import interleaved
+from foveal.plots import new_figure, write_figure
+
+#: BSD100 x2, dB of Y, as published: by DIV2K or larger sets, FSRCNN by 91 and 100 images.
+PUBLISHED = {
+    "FSRCNN": 31.53,
+    "BSRN": 32.24,
+    "SPAN-52": 32.22,
+    "IMDN": 32.19,
+    "SwinIR-light": 32.31,
+    "SwinIR": 32.53,
+}
 
 
 def costs() -> None:
@@ -58,8 +71,8 @@ def ours() -> dict[str, nn.Module]:
 
 
 @torch.inference_mode()
-def times(size: tuple[int, int], rounds: int) -> None:
-    """Time all networks in turns and print the best of the rounds."""
+def times(size: tuple[int, int], rounds: int) -> dict[str, float]:
+    """Time all networks in turns, print and return the best of the rounds in milliseconds."""
     networks = {name: (net, 3) for name, net in ours().items()}
     networks |= {name: (peer.build().eval(), peer.in_chans) for name, peer in PEERS.items()}
     runs = {}
@@ -72,10 +85,12 @@ def times(size: tuple[int, int], rounds: int) -> None:
     for name, (net, in_chans) in networks.items():
         cost = count(copy.deepcopy(net).to("meta"), in_chans, size)
         print(f"| {name} | {cost.params / 1e3:.1f} k | {cost.macs / 1e9:.2f} | {1e3 * min(found[name]):.1f} |")
+    return {name: 1e3 * min(seconds) for name, seconds in found.items()}
 
 
-def quality(sets: Path, models: list[str]) -> None:
-    """Print PSNR and SSIM by the field's protocol."""
+def quality(sets: Path, models: list[str]) -> dict[str, float]:
+    """Print PSNR and SSIM by the field's protocol; return BSD100's of the x2 models, by architecture."""
+    known = {}
     for ref in ("bicubic.x2", "lanczos.x2", "bicubic.x4", "lanczos.x4", *models):
         found = foveal.evaluate(ref, sets)
         for part in found.sets:
@@ -84,6 +99,24 @@ def quality(sets: Path, models: list[str]) -> None:
                 f"{part.scores.images} images, small ones by {part.small}, border {part.border} px",
                 flush=True,
             )
+            if part.name == "bsd100" and found.scale == 2 and ref in models:
+                known[foveal.load(ref).info.model] = part.scores.psnr
+    return known
+
+
+def draw(path: Path, ms: dict[str, float], measured: dict[str, float], size: str) -> None:
+    """BSD100's PSNR against time: ours as measured, others' as published."""
+    figure = new_figure(7, 4.2)
+    axes = figure.subplots()
+    for label, marker, points in (("measured here", "o", measured), ("published", "s", PUBLISHED)):
+        names = [name for name in points if name in ms]
+        axes.plot([ms[name] for name in names], [points[name] for name in names], marker, label=label)
+        for name in names:
+            axes.annotate(name, (ms[name], points[name]), xytext=(5, 5), textcoords="offset points", fontsize=8)
+    axes.set(xscale="log", xlabel=f"ms for an image of {size}, x2", ylabel="BSD100, dB of Y")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_figure(figure, path)
 
 
 def main() -> None:
@@ -94,15 +127,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sets", type=Path)
     parser.add_argument("--models", nargs="*", default=[], metavar="REF")
+    parser.add_argument("--plot", type=Path, help="needs --sets and --models")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(f"{machine.one_line()}, torch {torch.__version__}, {arguments.threads} threads\n")
     costs()
     height, width = map(int, arguments.size.split("x"))
-    times((height, width), arguments.rounds)
-    if arguments.sets:
-        quality(arguments.sets, arguments.models)
+    ms = times((height, width), arguments.rounds)
+    measured = quality(arguments.sets, arguments.models) if arguments.sets else {}
+    if arguments.plot:
+        draw(arguments.plot, ms, measured, arguments.size)
 
 
 if __name__ == "__main__":
