@@ -539,9 +539,9 @@ def test_files_are_told_by_their_shapes(kind: str) -> None:
     [
         ("edifice_efficient_vit", "classify", {}),  # whose coarsest stride is 64: a single row at 33 pixels
         ("edifice_efficient_vit", "segment", {**EFFICIENT, "cascade": "input", "downsample": "channels"}),
-        ("edifice_efficient_vit", "classify", {**EFFICIENT, "compat": True}),
         ("edifice_mamba_vision", "classify", {**MAMBA, "window_size": (3, 2)}),
-        ("edifice_mamba_vision", "segment", {**MAMBA, "compat": True}),
+        pytest.param("edifice_efficient_vit", "classify", {**EFFICIENT, "compat": True}, marks=pytest.mark.long),
+        pytest.param("edifice_mamba_vision", "segment", {**MAMBA, "compat": True}, marks=pytest.mark.long),
     ],
 )
 def test_exports(name: str, task: str, options: dict[str, Any], tmp_path: Path) -> None:

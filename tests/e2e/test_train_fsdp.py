@@ -43,6 +43,7 @@ def _scores(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
 
 
+@pytest.mark.long
 def test_sharded_run_is_the_whole_one_and_resumes_anywhere(tiny: Path, tmp_path: Path) -> None:
     """Stopped half-way, then resumed on two processes with shards and on one without: each is the one-process run.
 
