@@ -426,6 +426,7 @@ def test_figures_by_hand(scenes: Path) -> None:
         "filled box": (1 + 192 / 256 + 1) / 3,
     }
     assert {name: found.miou(name) for name in found.prompts} == pytest.approx(expected)
+    assert found.miou_by_image("box") == pytest.approx(((1 + 192 / 256) / 2 + 1) / 2)
     assert found.boundary_iou("box, surest of 3") == 1
     assert found.boundary_iou("filled box") < 0.9
     assert found.average_precision is not None

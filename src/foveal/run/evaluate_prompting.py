@@ -91,6 +91,13 @@ class PromptEvaluation:
         """Mean boundary IoU over the objects."""
         return self._mean(prompt, 1, "all")
 
+    def miou_by_image(self, prompt: str) -> float:
+        """Mean over images of the mean IoU of each one's objects: an image with many weighs no more than another."""
+        images: dict[str, list[float]] = {}
+        for found in self.per_object:
+            images.setdefault(found.image, []).append(found.scores[prompt][0])
+        return float(np.mean([np.mean(values) for values in images.values()]))
+
     def count(self, size: Size = "all") -> int:
         """Objects of a size."""
         return sum(_is_of(size, found.area) for found in self.per_object)
@@ -114,6 +121,7 @@ class PromptEvaluation:
                 prompt: {
                     "miou": plain(self.miou(prompt)),
                     **{size: plain(self.miou(prompt, size)) for size in sizes},
+                    "by_image": plain(self.miou_by_image(prompt)),
                     "boundary_iou": plain(self.boundary_iou(prompt)),
                 }
                 for prompt in self.prompts
