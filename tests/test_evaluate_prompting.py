@@ -136,7 +136,8 @@ def test_sizes_of_exactly_a_bound_count_on_both_sides() -> None:
     found = PromptEvaluation(scores, 1, "all", 0.5)
     assert [found.count(size) for size in ("all", "small", "medium", "large")] == [5, 2, 3, 2]
     means = found.to_dict()["prompts"]["box"]
-    assert means == {"miou": 0.44, "small": 0.15, "medium": 0.4, "large": 0.75, "boundary_iou": 0.22}
+    sizes = {"small": 0.15, "medium": 0.4, "large": 0.75}
+    assert means == {"miou": 0.44, **sizes, "by_image": 0.44, "boundary_iou": 0.22}
     alone = PromptEvaluation(scores[:1], 1, "all", 0.5).to_dict()["prompts"]["box"]
     assert (alone["small"], alone["medium"]) == (0.1, None)
 
