@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import foveal
 import golden
+from foveal.checkpoints import save_checkpoint
 from foveal.errors import CheckpointError, ConfigError, InputError
 from foveal.factory import create_model
 from foveal.layers.linear_attention import CascadedLinearAttention
@@ -29,7 +30,7 @@ from foveal.models.edifice_efficientvit import TokenBlur
 from foveal.models.edifice_mambavision import MambaVisionConfig, TokenStage
 from foveal.registry import Backbone
 from foveal.run.load import identify, load_model
-from foveal.weights import load_checkpoint, save_checkpoint
+from foveal.weights import load_checkpoint
 
 CLASSES: dict[str, Any] = {"EfficientViT": EfficientViT, "MambaVision": MambaVision}
 CASES = golden.read("edifice")

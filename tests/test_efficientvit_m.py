@@ -20,6 +20,7 @@ from torch import nn
 
 import foveal
 import golden
+from foveal.checkpoints import save_checkpoint
 from foveal.config import TrainConfig, build_config
 from foveal.errors import CheckpointError, ConfigError
 from foveal.factory import create_model
@@ -31,7 +32,7 @@ from foveal.run.jobs import ClassifyJob
 from foveal.run.load import identify
 from foveal.run.onnx_runner import OnnxRunner
 from foveal.run.progress import Progress
-from foveal.weights import load_checkpoint, save_checkpoint
+from foveal.weights import load_checkpoint
 
 GAIN = 0.7
 NAMES = [f"efficientvit_m{i}" for i in range(6)]

@@ -21,6 +21,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 import foveal
+from foveal.checkpoints import save_checkpoint
 from foveal.data.instances import Instance, InstanceData
 from foveal.errors import ConfigError, DataError
 from foveal.info import ModelInfo, Preprocess, info_of
@@ -30,7 +31,6 @@ from foveal.run.clicks import Click, next_click
 from foveal.run.coco_scores import CocoScorer, average_recall
 from foveal.run.evaluate_prompting import ObjectScore, PromptEvaluation, filled_box, iou
 from foveal.run.predict import Predictor
-from foveal.weights import save_checkpoint
 
 Mask = NDArray[np.bool_]
 

@@ -17,8 +17,9 @@ from PIL import Image
 import foveal
 from foveal import cli
 from foveal.errors import ConfigError, InputError
-from foveal.imaging import SUFFIXES, prepare, read_image, read_mask
+from foveal.imaging import SUFFIXES, read_image, read_mask
 from foveal.info import Preprocess
+from foveal.preparing import prepare
 from memory import peak_growths
 from pictures import PICTURE, chunk, encoded, kinds, png, tiff, ycck
 from spoil import spoil

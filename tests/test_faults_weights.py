@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 import foveal
 from foveal import cli
+from foveal.checkpoints import read_state, save_checkpoint
 from foveal.config import read_yaml
 from foveal.errors import CheckpointError, ConfigError, FovealError
 from foveal.info import KEY, ModelInfo
-from foveal.weights import read_state, save_checkpoint
 from memory import peak_growths
 from spoil import spoil
 
@@ -114,7 +114,7 @@ def test_32_bombs_take_no_memory(tmp_path: Path) -> None:
     paths = [tmp_path / f"{kind}.{'safetensors' if kind in ('header', 'claim') else 'pt'}" for kind in kinds]
     for kind, path in zip(kinds, paths, strict=True):
         path.write_bytes(_bomb(kind))
-    for path, (message, growth) in zip(paths, peak_growths("foveal.weights", "read_state", paths), strict=True):
+    for path, (message, growth) in zip(paths, peak_growths("foveal.checkpoints", "read_state", paths), strict=True):
         assert message.startswith(f"{path}: ")
         assert growth <= 61, message
 
@@ -242,7 +242,7 @@ def test_34_the_digest_is_as_documented(tmp_path: Path) -> None:
 def test_34_files_are_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
     """In processes of their own, where hashes of strings differ; and the library's own reader takes them."""
     code = (
-        "import sys, torch\nfrom foveal.info import ModelInfo\nfrom foveal.weights import save_checkpoint\n"
+        "import sys, torch\nfrom foveal.info import ModelInfo\nfrom foveal.checkpoints import save_checkpoint\n"
         "save_checkpoint(sys.argv[1], {'ü': torch.zeros(3), 'b': torch.ones(1)}, ModelInfo(tag='ß'))"
     )
     for name in ("one.safetensors", "two.safetensors", "three.safetensors"):

@@ -15,17 +15,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from foveal.errors import InputError
-from foveal.imaging import (
-    distinct_colours,
-    list_images,
-    network_size,
-    prepare,
-    raised_cosine,
-    read_image,
-    read_mask,
-    tile_starts,
-)
+from foveal.imaging import list_images, read_image, read_mask
 from foveal.info import Preprocess
+from foveal.pictures import distinct_colours
+from foveal.preparing import network_size, prepare, raised_cosine, tile_starts
 from pictures import PICTURE
 
 

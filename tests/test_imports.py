@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 FLOORS = [
     {"errors"},
     {"info", "files", "machine", "assets"},
-    {"config", "imaging", "hub", "pictures", "plots"},
-    {"results", "layers", "references", "wheels", "regions"},
+    {"config", "imaging", "preparing", "hub", "pictures", "plots"},
+    {"results", "layers", "references", "packages", "regions", "checkpoints"},
     {"mask_results"},
     {"registry", "losses", "costs"},
     {"models"},
@@ -33,7 +33,8 @@ FLOORS = [
 RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 #: Modules that `pip install foveal` uses: no torch when they are imported.
 LIGHT = [
-    "errors", "info", "files", "machine", "assets", "config", "imaging", "hub", "references", "wheels", "results",
+    "errors", "info", "files", "machine", "assets", "config", "imaging", "preparing", "hub", "references", "packages",
+    "results",
     "cli", "commands.predicting", "commands.files", "commands.training", "commands.measuring", "commands.console",
     "commands.prompting", "commands.upscaling", "commands.demo",
     "data.classification", "data.coco", "data.instances", "data.labelled", "data.labels", "data.layout", "data.masks",

@@ -18,9 +18,9 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 import foveal
+from foveal.checkpoints import read_state, save_checkpoint
 from foveal.errors import CheckpointError, ConfigError
 from foveal.info import IMAGENET_MEAN, IMAGENET_STD, Labels, attach, info_of
-from foveal.weights import read_state, save_checkpoint
 from hub_server import Hub, close, running
 from test_hub import Client, error_of
 

@@ -13,8 +13,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import foveal
+from foveal.checkpoints import save_checkpoint
 from foveal.imaging import read_image
-from foveal.weights import save_checkpoint
 from oracle import sure_network
 
 

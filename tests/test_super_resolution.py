@@ -17,6 +17,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 import foveal
 from foveal import assets
+from foveal.checkpoints import save_checkpoint
 from foveal.config import TrainConfig
 from foveal.data.degradation import degraded
 from foveal.data.super_resolution import bicubic_downscale, interpolated
@@ -33,7 +34,6 @@ from foveal.run.predict import Predictor, TorchRunner
 from foveal.run.progress import Progress
 from foveal.run.upscaling import enlarged_bands
 from foveal.tasks.upscale import SCALES
-from foveal.weights import save_checkpoint
 
 NAMES = list_models(task="upscale")
 
@@ -479,8 +479,10 @@ def test_crops_grow_in_the_last_quarter(tmp_path: Path) -> None:
     job = UpscaleJob(folder_of_photos(tmp_path), config, Progress(enabled=False))
     sides = {done: job.sample(0, np.random.default_rng(0), done)[1].shape[1:] for done in (0.0, 0.74, 0.75, 1.0)}
     assert sides == {0.0: (32, 32), 0.74: (32, 32), 0.75: (48, 64), 1.0: (48, 64)}
-    with pytest.raises(ConfigError, match="late_crop"):
+    with pytest.raises(ConfigError, match=r"late_crop=\[64, 64\] is for upscaling, not 'segment': leave it out"):
         TrainConfig(task="segment", late_crop=(64, 64))
+    with pytest.raises(ConfigError, match=r"late_crop.* is out of range"):
+        TrainConfig(task="upscale", late_crop=(16, 16))
 
 
 def test_impossible_training_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import foveal
+from foveal.checkpoints import read_state, save_checkpoint
 from foveal.config import TrainConfig
 from foveal.data.unlabelled import UnlabelledData
 from foveal.info import info_of
@@ -30,7 +31,7 @@ from foveal.run.drawn_prompts import drawn_boxes, drawn_clicks, drawn_points
 from foveal.run.progress import Progress
 from foveal.run.prompt_job import PromptJob, PromptTrainee, answer_loss, packed, unpacked
 from foveal.tasks.prompt import PromptModel
-from foveal.weights import load_checkpoint, load_for_finetuning, read_state, save_checkpoint
+from foveal.weights import load_checkpoint, load_for_finetuning
 
 SETTINGS: dict[str, Any] = {
     "model": "toy",

@@ -144,7 +144,7 @@ class TrainConfig:
             "batch_size": self.batch_size >= 1,
             "accumulate": 1 <= self.accumulate <= self.batch_size,
             "crop": min(self.crop) >= 32,
-            "late_crop": self.late_crop == (0, 0) or (min(self.late_crop) >= 32 and self.task == "upscale"),
+            "late_crop": self.late_crop == (0, 0) or min(self.late_crop) >= 32,
             "area": 0 < self.area[0] <= self.area[1] <= 1,
             "crop_ratio": 0 < self.crop_ratio <= 1,
             "scale": 0 < self.scale[0] <= self.scale[1],
@@ -177,6 +177,8 @@ class TrainConfig:
         for name, good in checks.items():
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is out of range")
+        if self.late_crop != (0, 0) and self.task != "upscale":
+            raise ConfigError(f"late_crop={list(self.late_crop)} is for upscaling, not {self.task!r}: leave it out")
         if self.teacher and self.task != "prompt":
             raise ConfigError(f"teacher={self.teacher!r} teaches promptable models, not {self.task!r}: task='prompt'")
 

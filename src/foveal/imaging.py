@@ -1,14 +1,12 @@
-"""Pixels in and out, with numpy and Pillow alone: reading, preparing for a network, tiling, colouring.
+"""Images from files, bytes and arrays, as the eye sees them or with all that they carry.
 
-Every road through Foveal (training, prediction, export, evaluation) reads and prepares images here, so that they
-cannot drift apart.
+Every road through Foveal (training, prediction, export, evaluation) reads images here, so that they cannot drift apart.
 """
 
 from __future__ import annotations
 
 import io
 import logging
-import math
 import os
 import struct
 import zlib
@@ -23,12 +21,10 @@ from numpy.typing import NDArray
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from .errors import ConfigError, InputError
-from .info import Preprocess
 
 MAX_PIXELS = 100_000_000  #: larger images are refused before decoding, unless the caller or LIMIT says otherwise
 LIMIT = "FOVEAL_MAX_PIXELS"  #: environment variable with another number
 MAX_FILE_BYTES = 2 << 30
-_BAND = 16  # rows that prepare() works on at a time
 _BAND_PIXELS = 1 << 22  # converted at a time, so that a huge image is in memory twice at most
 
 
@@ -454,121 +450,3 @@ def list_images(source: str | Path) -> list[Path]:
 def is_image(path: Path) -> bool:
     """Whether a file's name is that of an image; ``.name`` and ``._name`` (macOS) are not."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def prepare(image: NDArray[np.uint8], preprocess: Preprocess, min_size: int = 1) -> NDArray[np.float32]:
-    """Turn an image into a network's input.
-
-    Args:
-        image: ``(H, W, 3)`` uint8.
-        preprocess: resize, mean and std.
-        min_size: smaller sides are replicate-padded at the right and bottom to this many pixels.
-
-    Returns:
-        ``(1, 3, h, w)`` float32, contiguous.
-
-    Raises:
-        InputError: unknown resampling filter.
-    """
-    image = _resized(image, preprocess)
-    height, width = image.shape[:2]
-    if height < min_size or width < min_size:
-        image = np.pad(image, ((0, max(0, min_size - height)), (0, max(0, min_size - width)), (0, 0)), mode="edge")
-    gain = np.array([1 / (255 * std) for std in preprocess.std], np.float32)[:, None, None]
-    shift = np.array([m / s for m, s in zip(preprocess.mean, preprocess.std, strict=True)], np.float32)[:, None, None]
-    height, width = preprocess.size if preprocess.pad and preprocess.size else image.shape[:2]
-    out = np.zeros((1, 3, height, width), np.float32)
-    for top in range(0, image.shape[0], _BAND):  # small enough to stay in cache between the three passes
-        band = out[0, :, top : min(top + _BAND, image.shape[0]), : image.shape[1]]
-        band[...] = image[top : top + _BAND].transpose(2, 0, 1)
-        band *= gain
-        band -= shift
-    return out
-
-
-def network_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, int]:
-    """(H, W) that an image of ``height`` x ``width`` has when the network sees it, before padding."""
-    if preprocess.size is not None and preprocess.pad:
-        scale = max(preprocess.size) / max(height, width)
-        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-    if preprocess.size is not None:
-        return preprocess.size
-    if preprocess.max_side is None or max(height, width) <= preprocess.max_side:
-        return height, width
-    scale = preprocess.max_side / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _resized(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
-    height, width = network_size(image.shape[0], image.shape[1], preprocess)
-    cropped = preprocess.crop_ratio > 0 and preprocess.size is not None
-    if image.shape[:2] == (height, width) and not cropped:
-        return image
-    try:
-        kernel = Image.Resampling[preprocess.resample.upper()]
-    except KeyError:
-        raise InputError(
-            f"unknown resampling filter {preprocess.resample!r}: use bicubic, bilinear or nearest"
-        ) from None
-    picture = Image.fromarray(image)
-    if cropped:
-        # Rounded as torchvision's Resize and CenterCrop do, with which the published classifiers were evaluated.
-        if preprocess.squash:
-            wide, high = (math.floor(side / preprocess.crop_ratio) for side in (width, height))
-        else:
-            short = math.ceil(min(height, width) / preprocess.crop_ratio)
-            wide, high = (short * side // min(picture.size) for side in picture.size)
-        picture = picture.resize((max(width, wide), max(height, high)), kernel)
-        left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-        return np.asarray(picture.crop((left, top, left + width, top + height)))
-    return np.asarray(picture.resize((width, height), kernel))
-
-
-def resize_cubic(array: NDArray, length: int, axis: int) -> NDArray[np.float32]:
-    """Resize one axis to ``length`` by :func:`cubic_samples` at the centres of the new pixels."""
-    return cubic_samples(array, (np.arange(length) + 0.5) * (array.shape[axis] / length) - 0.5, axis)
-
-
-def cubic_samples(array: NDArray, positions: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
-    """Values between the samples of one axis by cubic convolution with a = -0.75, edges repeated, no smoothing.
-
-    That is OpenCV's INTER_CUBIC and torch's "bicubic" without ``antialias``; Pillow's has a = -0.5 and smooths.
-
-    Source: Keys, "Cubic convolution interpolation for digital image processing", 1981.
-    """
-    first = np.floor(positions).astype(np.intp) - 1
-    out = np.zeros((*array.shape[:axis], len(positions), *array.shape[axis + 1 :]), np.float32)
-    for index in (first + tap for tap in range(4)):
-        weight = _cubic_kernel(np.abs(positions - index)).astype(np.float32)
-        weight = weight.reshape(-1, *[1] * (array.ndim - axis - 1))
-        out += np.take(array, np.clip(index, 0, array.shape[axis] - 1), axis) * weight
-    return out
-
-
-def _cubic_kernel(distance: NDArray[np.float64], a: float = -0.75) -> NDArray[np.float64]:
-    near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    far = a * (((distance - 5) * distance + 8) * distance - 4)
-    return np.where(distance <= 1, near, far)
-
-
-def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Start of each of the fewest evenly spread windows of ``tile`` that cover ``length`` with at least ``overlap``."""
-    if length <= tile:
-        return [0]
-    count = math.ceil((length - overlap) / (tile - overlap))
-    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
-
-
-def raised_cosine(length: int, ramp: int) -> NDArray[np.float32]:
-    """Weights of one window, ``(length,)``: a raised-cosine rise and fall over ``ramp`` positions, never 0."""
-    position = np.minimum(np.arange(length), np.arange(length)[::-1]) + 0.5
-    return (0.5 - 0.5 * np.cos(np.pi * np.minimum(position / max(ramp, 1), 1.0))).astype(np.float32)
-
-
-def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Colours for classes without a palette: hues a golden angle apart, so that neighbours differ."""
-    import colorsys
-
-    hues = ((0.11 + i * 0.618033988749895) % 1 for i in range(count))
-    tones = (colorsys.hsv_to_rgb(hue, 0.65 + 0.35 * (i % 2), 0.95 - 0.3 * (i % 3 == 2)) for i, hue in enumerate(hues))
-    return tuple((round(r * 255), round(g * 255), round(b * 255)) for r, g, b in tones)

@@ -110,6 +110,11 @@ class ModelInfo:
     licence: str = ""
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def ref(self) -> str:
+        """``name.tag``, or the name alone where the weights have no tag."""
+        return f"{self.model}.{self.tag}" if self.tag else self.model
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
 

@@ -16,10 +16,12 @@ from PIL import Image
 from . import regions
 from .errors import InputError
 from .files import written_whole
-from .imaging import distinct_colours
+from .pictures import distinct_colours
+from .preparing import long_side_size
 from .results import save_picture
 
-_FRAME = 1024  # side of the square in which SAM's prompts and masks live
+FRAME = 1024  #: side of the square in which SAM's prompts and masks live
+LOW_RES = 256  #: side of the masks that the network makes of it
 
 
 @dataclass(frozen=True)
@@ -236,8 +238,7 @@ def _outline(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
 
 def frame_size(size: tuple[int, int]) -> tuple[int, int]:
     """(H, W) of an image in the frame of 1024, where its long side has that length."""
-    scale = _FRAME / max(size)
-    return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
+    return long_side_size(*size, FRAME)
 
 
 def at_image_size(low_res: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -256,7 +257,7 @@ def at_image_size(low_res: NDArray[np.floating], size: tuple[int, int]) -> NDArr
 @lru_cache(maxsize=4)
 def _resampling(length: int, inside: int, target: int) -> NDArray[np.float32]:
     """``length`` places to the frame, the first ``inside`` of those to ``target``: ``(target, first places)``."""
-    to_frame = _bilinear(length, _FRAME)[:inside]
+    to_frame = _bilinear(length, FRAME)[:inside]
     used = np.flatnonzero(to_frame.any(0))[-1] + 1
     return (_bilinear(inside, target) @ to_frame[:, :used]).astype(np.float32)
 

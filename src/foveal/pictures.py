@@ -120,3 +120,12 @@ def _paeth(rows: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> NDAr
     out[:, 0] = 4
     out[:, 1:] = rows - guess.astype(np.uint8)
     return out
+
+
+def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Colours for classes without a palette: hues a golden angle apart, so that neighbours differ."""
+    import colorsys
+
+    hues = ((0.11 + i * 0.618033988749895) % 1 for i in range(count))
+    tones = (colorsys.hsv_to_rgb(hue, 0.65 + 0.35 * (i % 2), 0.95 - 0.3 * (i % 3 == 2)) for i, hue in enumerate(hues))
+    return tuple((round(r * 255), round(g * 255), round(b * 255)) for r, g, b in tones)

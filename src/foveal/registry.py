@@ -101,7 +101,7 @@ class Published(NamedTuple):
     mean: tuple[float, ...] = IMAGENET_MEAN  # of the images' channels, on the 0..1 scale
     std: tuple[float, ...] = IMAGENET_STD
     resample: str = "bicubic"  # filter of that evaluation's resize
-    wheel: str = ""  # package and version ("name==1.0") whose wheel holds ``file``, in place of ``repo``
+    package: str = ""  # and version ("name==1.0"), whose wheel holds ``file``, in place of ``repo``
     sources: bool = False  # not the wheel, but the archive of sources
 
 
@@ -205,5 +205,5 @@ def published() -> dict[str, tuple[Family, Variant, Published]]:
         f"{name}.{entry.tag}": (family, variant, entry)
         for name, (family, variant) in variants().items()
         for entry in variant.published
-        if entry.repo or entry.wheel
+        if entry.repo or entry.package
     }

@@ -14,9 +14,8 @@ from PIL import Image
 
 from .errors import InputError
 from .files import written_whole
-from .imaging import distinct_colours
 from .info import Labels
-from .pictures import Canvas, write_picture
+from .pictures import Canvas, distinct_colours, write_picture
 
 
 @dataclass(frozen=True)

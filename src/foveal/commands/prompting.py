@@ -242,7 +242,7 @@ def _report(
     return {
         "image": str(image),
         "size": list(size),
-        "model": f"{predictor.info.model}.{predictor.info.tag}".rstrip("."),
+        "model": predictor.info.ref,
         "runtime": predictor.runtime,
         "machine": machine.describe(),
         "seconds": {name: round(value, 4) for name, value in seconds.items()},

@@ -112,7 +112,7 @@ def run(
                 failed.append({"image": str(source), "error": str(error)})
                 progress.note(str(error))
             bar.advance()
-    model = f"{predictor.info.model}.{predictor.info.tag}".rstrip(".")
+    model = predictor.info.ref
     if as_json:
         about = {"model": model, "runtime": predictor.runtime, "machine": machine.describe()}
         print_json({**about, "images": done, "failed": failed})

@@ -189,7 +189,7 @@ def _wheel(name: str, top1: float, sha256: str) -> tuple[Published, ...]:
     (on_hub,) = _timm(name, "in1k", top1, source="official README", sha256=sha256)
     # (x - 127) / 128 of 0..255
     values = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
-    return (on_hub._replace(repo="", wheel=f"{package}==0.1.0", file=file, **values),)
+    return (on_hub._replace(repo="", package=f"{package}==0.1.0", file=file, **values),)
 
 
 _HALF: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

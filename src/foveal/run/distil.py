@@ -22,16 +22,16 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..checkpoints import digest
 from ..config import TrainConfig
 from ..data.unlabelled import UnlabelledData
 from ..errors import CheckpointError, ConfigError, DataError
 from ..factory import create_model
 from ..files import made_folder, written_whole
-from ..imaging import prepare
 from ..info import Labels, ModelInfo, attach, info_of
 from ..layers.optimize import optimize
+from ..preparing import prepare
 from ..tasks.prompt import EMBED_DIM, GRID, PromptModel
-from ..weights import digest
 from .cached import Cached
 from .load import load_model
 from .predict import Predictor
@@ -194,7 +194,7 @@ class DistilJob:
                 f"teacher={config.teacher}: a model for {self.teacher.task!r}, which has no embeddings of images: "
                 "name a promptable one (foveal models --task prompt)"
             )
-        named = f"{self.teacher.model}.{self.teacher.tag}" if self.teacher.tag else self.teacher.model
+        named = self.teacher.ref
         folder = EmbeddingFolder(config.embeddings, named, digest(teacher.image_encoder.state_dict()))
         self.data = _embedded(images, folder, (False, True) if config.flip else (False,))
         self.held_out = _embedded(held_out, folder, (False,)) if held_out else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..tasks.prompt import FOREGROUND, FRAME
+from ..mask_results import FRAME
+from ..tasks.prompt import FOREGROUND
 
 _SHARE, _FURTHEST = 0.1, 20.0  # of a side, and in pixels of the frame: arXiv 2304.02643, appendix A
 MAX_POINTS = 10  #: of a first prompt without a box (arXiv 2402.05008, section 3.3)

@@ -224,7 +224,7 @@ def evaluate(
     found, kept = _scored(samples, Path(data), predicted, split, boundary, progress or Progress(enabled=False))
     found = dataclasses.replace(found, size=size, protocol=protocol)
     if out is not None:
-        about = {"model": f"{predictor.info.model}.{predictor.info.tag}".rstrip("."), "data": str(data)}
+        about = {"model": predictor.info.ref, "data": str(data)}
         found.save(out, ref=str(ref) if not isinstance(ref, Predictor) else "", **about)
         ranked = found.ranked()
         if ranked:

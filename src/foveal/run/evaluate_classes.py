@@ -167,7 +167,7 @@ def evaluate_classes(
     counts = ClassifyScores(len(per_image), first, five)
     found = ClassifyEvaluation(counts, tuple(per_image), predictor.info.labels.names, split, skipped)
     if out is not None:
-        found.save(out, model=f"{predictor.info.model}.{predictor.info.tag}".rstrip("."), data=str(data))
+        found.save(out, model=predictor.info.ref, data=str(data))
     return found
 
 

@@ -221,7 +221,7 @@ def evaluate_prompting(
     median = float(np.median(seconds))
     found = PromptEvaluation(tuple(per_object), len(seconds), split, median, precision, skipped)
     if out is not None:
-        found.save(out, model=f"{predictor.info.model}.{predictor.info.tag}".rstrip("."), data=str(data))
+        found.save(out, model=predictor.info.ref, data=str(data))
     return found
 
 

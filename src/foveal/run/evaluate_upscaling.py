@@ -155,7 +155,7 @@ def evaluate_upscaling(
         raise DataError(f"{root}: none of the {len(skipped)} images can be scored; the first: {error}")
     evaluation = UpscaleEvaluation(scale, tuple(sets), skipped)
     if out is not None:
-        evaluation.save(out, model=f"{predictor.info.model}.{predictor.info.tag}".rstrip("."), data=str(data))
+        evaluation.save(out, model=predictor.info.ref, data=str(data))
     return evaluation
 
 

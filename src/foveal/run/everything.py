@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .. import regions
 from ..errors import ConfigError, nearest
-from ..mask_results import EverythingResult, MaskResult, Record, at_image_size, frame_size
+from ..mask_results import FRAME, LOW_RES, EverythingResult, MaskResult, Record, at_image_size, frame_size
 from ..regions import Runs
 from .prompting import Embedding
 
@@ -32,7 +32,7 @@ _STRIDES = (4, 2, 1)
 #: that are not good enough to be kept still tell where another prompt would find the same.
 _SURE, _STABLE = 0.8, 0.9
 _THRESHOLDS = ("pred_iou_thresh", "stability_score_thresh")
-_PATCH = 4  # pixels of the frame along a side of a mask's pixel
+_PATCH = FRAME // LOW_RES  # pixels of the frame along a side of a mask's pixel
 
 
 @dataclass(frozen=True, kw_only=True)

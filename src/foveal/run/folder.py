@@ -18,11 +18,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from ..checkpoints import check_torch_reads_safely, save_checkpoint
 from ..config import TrainConfig, build_config, read_yaml, to_dict
 from ..errors import CheckpointError, ConfigError
 from ..files import written_whole
 from ..info import ModelInfo
-from ..weights import check_torch_reads_safely, save_checkpoint
 from .distributed import load_whole_state, whole_state
 
 #: Settings that a resumed run may change: they do not touch the numbers.

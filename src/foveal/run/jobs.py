@@ -21,10 +21,10 @@ from ..data.segmentation import class_counts, median_frequency_weights
 from ..data.super_resolution import SuperResolutionData
 from ..data.transforms import ClassifyAugment, SegmentAugment, UpscaleAugment
 from ..errors import ConfigError, DataError
-from ..imaging import prepare
 from ..info import IGNORE, Labels, Preprocess
 from ..layers.resample import ceil_div
 from ..losses import SegmentationLoss
+from ..preparing import prepare
 from ..tasks import upscale
 from ..tasks.segment import SegmentationModel
 from .cached import Cached

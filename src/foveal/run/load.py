@@ -137,7 +137,7 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
 
     from ..factory import create_model
     from ..registry import LanguageBackbone
-    from ..weights import optional_keys, recognise, task_of
+    from ..weights import IMAGE_ENCODER, optional_keys, recognise, task_of
 
     found = recognise(state)
     task = "language" if found.family.of_language else task_of(found.state)
@@ -145,7 +145,7 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
     # A detector's or another segmenter's other parts are not ours to build.
     shapes = _shapes({key: value for key, value in found.state.items() if not headless or key.startswith("backbone.")})
     num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
-    stems = (found.family.stem, f"image_encoder.{found.family.stem}")
+    stems = (found.family.stem, IMAGE_ENCODER + found.family.stem)
     in_chans = next((shapes[stem][1] for stem in stems if stem in shapes), 3)
     told = {k: v for k, v in found.options.items() if k in found.family.settings}
     others = {k: v for k, v in found.options.items() if k not in told}

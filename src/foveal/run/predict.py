@@ -11,18 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
-from ..imaging import (
-    ImageLike,
-    Picture,
-    network_size,
-    prepare,
-    raised_cosine,
-    read_image,
-    read_picture,
-    tile_starts,
-)
+from ..imaging import ImageLike, Picture, read_image, read_picture
 from ..info import ModelInfo
 from ..mask_results import EverythingResult
+from ..preparing import network_size, prepare, raised_cosine, tile_starts
 from ..results import ClassifyResult, SegmentResult, UpscaleResult
 from .everything import EverythingOptions, find_everything
 from .prompting import Embedding, PromptRunner, TorchPrompter, open_embedding
@@ -100,7 +92,7 @@ class Predictor:
         """
         runner, pixels = self.prompter(), read_image(image)
         features = runner(prepare(pixels, self.info.preprocess))
-        return Embedding(features, (pixels.shape[0], pixels.shape[1]), self.info.model, runner, pixels)
+        return Embedding(features, (pixels.shape[0], pixels.shape[1]), self.info.ref, runner, pixels)
 
     def everything(
         self, image: ImageLike, *, progress: Callable[[int], object] | None = None, **options: Any
@@ -129,7 +121,7 @@ class Predictor:
             ConfigError: the model is not promptable.
             InputError: no such file, another one, or of another model.
         """
-        return open_embedding(path, self.info.model, self.prompter())
+        return open_embedding(path, self.info.ref, self.prompter())
 
     def prompter(self) -> PromptRunner:
         """What encodes images and answers prompts.

