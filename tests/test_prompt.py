@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 
 import foveal
 import golden
-from foveal.errors import CheckpointError, ConfigError, InputError
+from foveal.checkpoints import save_checkpoint
+from foveal.errors import CheckpointError, ConfigError, ExportError, InputError
 from foveal.factory import create_model, list_models
 from foveal.mask_results import at_image_size, draw_masks, frame_size
 from foveal.models.tinyvit import CONFIGS, TinyViT, WindowAttention
@@ -24,7 +26,7 @@ from foveal.run.load import identify
 from foveal.run.predict import Predictor
 from foveal.run.prompting import TorchPrompter
 from foveal.tasks.prompt import MaskDecoder, PromptEncoder
-from foveal.weights import load_checkpoint, save_checkpoint
+from foveal.weights import load_checkpoint
 
 NAME = "mit-sam-l0"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
@@ -207,6 +209,9 @@ def test_embeddings_survive_on_disk(predictor: Predictor, tmp_path: Path) -> Non
     other = Predictor(predictor.runner, predictor.info.replace(model="efficientvit_b1"), "torch")
     with pytest.raises(InputError, match="efficientvit_b0, not of efficientvit_b1"):
         other.open_embedding(path)
+    other = Predictor(predictor.runner, predictor.info.replace(tag="sam"), "torch")
+    with pytest.raises(InputError, match=r"efficientvit_b0, not of efficientvit_b0\.sam"):
+        other.open_embedding(path)
 
 
 def test_results_are_pictures(predictor: Predictor, tmp_path: Path) -> None:
@@ -304,6 +309,18 @@ def test_a_part_of_an_export_is_not_enough(exported: Path, tmp_path: Path) -> No
     (tmp_path / exported.name).write_bytes(exported.read_bytes())
     with pytest.raises(CheckpointError, match=r"small\.decoder\.onnx is not beside it"):
         foveal.load(tmp_path / exported.name)
+
+
+def test_an_export_is_whole_or_not_there(small: Any, tmp_path: Path) -> None:
+    (tmp_path / "small.prompts.onnx").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*small\.prompts\.onnx"):
+        foveal.export(small, output=tmp_path / "small.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.prompts.onnx"]
+    blind = copy.deepcopy(small)
+    blind.mask_decoder.iou_token.weight.data.fill_(torch.nan)
+    with pytest.raises(ExportError, match="the decoder differs from the model by nan"):
+        foveal.export(blind, output=tmp_path / "blind.onnx")
+    assert not list(tmp_path.glob("*blind*"))
 
 
 def test_checkpoints_round_trip(small: Any, predictor: Predictor, tmp_path: Path) -> None:

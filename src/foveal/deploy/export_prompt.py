@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,13 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..files import written_whole
 from ..info import ModelInfo
+from ..mask_results import FRAME, LOW_RES
 from ..run.onnx_runner import PROMPT_PARTS, onnx_session, prompt_part
-from ..tasks.prompt import EMBED_DIM, FRAME, GRID, PromptModel
-from .export import TOLERANCE, described, reason, traced
+from ..tasks.prompt import EMBED_DIM, GRID, PromptModel
+from .export import TOLERANCE, described, difference, reason, traced
 
 if TYPE_CHECKING:
     import onnx
-
-_LOW_RES = 4 * GRID
 
 
 class _SamDecoder(nn.Module):
@@ -60,7 +60,7 @@ def _resampling(inside: Tensor, side: Tensor) -> Tensor:
     """
     length = side.to(torch.int64).item()
     torch._check(length >= 1)
-    to_frame = _hats(torch.arange(FRAME), float(_LOW_RES) / FRAME, torch.tensor(float(_LOW_RES)), _LOW_RES)
+    to_frame = _hats(torch.arange(FRAME), float(LOW_RES) / FRAME, torch.tensor(float(LOW_RES)), LOW_RES)
     return _hats(torch.arange(length), inside / side, inside, FRAME) @ to_frame
 
 
@@ -98,7 +98,7 @@ def write_prompt_files(
         The largest difference over the model's largest output, and the files.
 
     Raises:
-        ExportError: a part cannot be traced, or differs; what was written before stays.
+        ExportError: a part cannot be traced, or differs: none is written.
     """
     size = folded.image_encoder.size
     dynamic = torch.export.Dim.DYNAMIC
@@ -118,7 +118,7 @@ def write_prompt_files(
                 embedding,
                 points[0][:1],
                 points[1][:1],
-                torch.zeros(1, 1, _LOW_RES, _LOW_RES),
+                torch.zeros(1, 1, LOW_RES, LOW_RES),
                 torch.zeros(1),
                 torch.tensor([300.0, 400.0]),
             ),
@@ -135,19 +135,19 @@ def write_prompt_files(
         ),
     }
     assert tuple(graphs) == PROMPT_PARTS
-    worst, files = 0.0, []
-    for part, (graph, example, dynamic_shapes, inputs, outputs) in graphs.items():
-        program = traced(graph.eval(), example, dynamic_shapes, inputs, outputs, info)
-        path = prompt_part(output, part)
-        with written_whole(path) as temporary:
+    differences: list[float] = []
+    files = [prompt_part(output, part) for part in graphs]
+    with ExitStack() as stack:  # renamed when all are written and compared
+        for path, (part, (graph, example, dynamic_shapes, inputs, outputs)) in zip(files, graphs.items(), strict=True):
+            program = traced(graph.eval(), example, dynamic_shapes, inputs, outputs, info)
+            temporary = stack.enter_context(written_whole(path))
             temporary.write_bytes(_named(described(program, info)).SerializeToString())
             session = onnx_session(temporary)
-            for feed in _inputs(part, info.in_chans, size):
-                worst = max(worst, _difference(session, graph, model, part, feed))
-            if worst > TOLERANCE:
-                raise ExportError(f"the {part} differs from the model by {worst:.1e}: not written")
-        files.append(path)
-    return worst, files
+            found = [_difference(session, graph, model, part, feed) for feed in _inputs(part, info.in_chans, size)]
+            if not np.max(found) <= TOLERANCE:  # nor where it is NaN
+                raise ExportError(f"the {part} differs from the model by {np.max(found):.1e}: nothing was written")
+            differences += found
+    return max(differences), files
 
 
 _DIMENSIONS = {
@@ -189,7 +189,7 @@ def _inputs(part: str, in_chans: int, size: int) -> list[dict[str, np.ndarray]]:
             "point_labels": np.tile(np.array(labels, np.float32), (count, 1)),
         }
         if part == "decoder":
-            feed["mask_input"] = 8 * normal(1, 1, _LOW_RES, _LOW_RES)
+            feed["mask_input"] = 8 * normal(1, 1, LOW_RES, LOW_RES)
             feed["has_mask_input"] = np.array([float(len(labels) > 2)], np.float32)
             feed["orig_im_size"] = np.array(((213, 320), (700, 501), (64, 48))[len(feeds)], np.float32)
         feeds.append(feed)
@@ -204,10 +204,10 @@ def _difference(session: Any, graph: nn.Module, model: PromptModel, part: str, f
     try:
         found = session.run(None, dict(feed))
     except Exception as error:  # the runtime's exceptions are not public
-        raise ExportError(f"the {part} does not run ({reason(error)}): not written") from error
-    worst = 0.0
+        raise ExportError(f"the {part} does not run ({reason(error)}): nothing was written") from error
+    differences = []
     for a, b in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
         if a.shape != tuple(b.shape):
-            raise ExportError(f"the {part} gives {a.shape}, the model {tuple(b.shape)}: not written")
-        worst = max(worst, float(np.abs(a - b.numpy()).max() / b.abs().max()))
-    return worst
+            raise ExportError(f"the {part} gives {a.shape}, the model {tuple(b.shape)}: nothing was written")
+        differences.append(difference(a, b.numpy()))
+    return float(np.max(differences))
