@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import foveal
 import golden
+from foveal.checkpoints import save_checkpoint
 from foveal.errors import CheckpointError, ConfigError, InputError
 from foveal.factory import create_model
 from foveal.info import ModelInfo, attach, info_of
@@ -31,7 +32,7 @@ from foveal.run.load import identify
 from foveal.run.schedule import parameter_groups
 from foveal.tasks.classify import ClassificationModel
 from foveal.tasks.segment import SegmentationHead, SegmentationModel
-from foveal.weights import load_checkpoint, load_for_finetuning, save_checkpoint
+from foveal.weights import load_checkpoint, load_for_finetuning
 
 GAIN = 1.4  # of the weights that the reference outputs were made with
 TOLERANCE = 5e-5  # of the standard deviation: half of what the least mistake changes
@@ -465,6 +466,41 @@ def test_other_mistakes_are_refused() -> None:
 
 
 @torch.no_grad()
+def test_a_size_of_ones_own(tmp_path: Path) -> None:
+    sizes = {"embed_dim": 12, "stem_dim": 16, "depths": [1, 2, 4, 2], "num_heads": [4, 8]}
+    model = create_model("mambavision_t", "segment", num_classes=3, head_width=24, head_depth=1, **sizes).eval()
+    assert [info.channels for info in model.backbone.feature_info] == [12, 24, 48, 96]
+    assert [len(stage.blocks) for stage in model.backbone.stages] == [1, 2, 4, 2]
+    assert model.backbone.stem[0].conv.out_channels == 16
+    assert model.backbone.stages[3].blocks[1].mixer.num_heads == 8
+    assert (model.head.laterals[0].conv.out_channels, len(model.head.blocks)) == (24, 1)
+    again = foveal.from_pretrained(foveal.save_pretrained(model, tmp_path / "small")).eval()
+    x = torch.randn(1, 3, 70, 90)
+    with torch.no_grad():
+        assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"depths": [1, 2]}, "give 4 numbers"),
+        ({"depths": 3}, "give 4 numbers"),
+        ({"num_heads": [2, 4, 8, 16]}, "give 2 numbers"),
+        ({"num_heads": [7, 8]}, "7"),
+        ({"embed_dim": [80]}, "give one number"),
+        ({"embed_dim": "80"}, "give one number"),
+        ({"embed_dim": 0}, "positive whole"),
+        ({"stem_dim": 8.5}, "positive whole"),
+        ({"head_width": 0}, "from 1 up"),
+        ({"head_depth": True}, "from 1 up"),
+    ],
+)
+def test_impossible_sizes_are_refused(option: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        create_model("mambavision_t", "segment", **option)
+    assert next(iter(option)) in str(caught.value)
+
+
 def test_other_channels_and_no_classes() -> None:
     model = small(in_chans=4)
     x = torch.randn(1, 4, 40, 72)

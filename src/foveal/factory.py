@@ -16,7 +16,7 @@ from .tasks import classify, language, prompt, segment, upscale
 from .weights import implied_options, load_for_finetuning, read_weights
 
 TASKS = ("classify", "segment", "upscale", "prompt", "language")
-_TASK_OPTIONS = {"segment": {"head"}, "upscale": {"scale"}}  # those that the head takes
+_TASK_OPTIONS = {"segment": {"head", "head_width", "head_depth"}, "upscale": {"scale"}}  # those that the head takes
 _IMAGENET_CLASSES = 1000
 
 
@@ -71,8 +71,9 @@ def create_model(
             starts fresh, weights of another task give the backbone alone, and a promptable model with another image
             encoder, SAM's own say, gives its prompt encoder and mask decoder.
         **options: the family's own (see ``foveal models NAME``), and for segmentation ``head="cityscapes"`` or
-            ``"ade20k"``, the published head for that data set; for upscaling ``scale=`` 1 (restoration at the image's
-            own size), 2 (the default), 3 or 4.
+            ``"ade20k"``, the published head for that data set, with ``head_width=`` channels and ``head_depth=`` blocks
+            in place of the published ones; for upscaling ``scale=`` 1 (restoration at the image's own size), 2 (the
+            default), 3 or 4.
 
     Returns:
         nn.Module: in training mode as torch builds it, with a ``foveal_info`` attribute.
@@ -118,7 +119,8 @@ def create_model(
     elif variant.language_head is not None:
         model = language.LanguageModel(backbone, variant.language_head(backbone))
     elif task == "segment":
-        model, num_classes = _segmenter(name, variant, backbone, num_classes, options.get("head"))
+        for_head = {k: v for k, v in options.items() if k in _TASK_OPTIONS["segment"]}
+        model, num_classes = _segmenter(name, variant, backbone, num_classes, **for_head)
     elif task == "upscale":
         options.setdefault("scale", upscale.DEFAULT_SCALE)
         model = _upscaler(name, backbone, in_chans, num_classes, options["scale"])
@@ -142,7 +144,8 @@ def create_model(
         options=dict(options),
         output_stride=getattr(model, "stride", 1),
         licence=info.licence if info else "",
-        preprocess=info.preprocess if info and info.task == task != "prompt" else _preprocess(task, model),
+        # What a promptable model sees is its own encoder's size, not that of the weights' one, which may be another.
+        preprocess=info.preprocess if info and info.task == task and task != "prompt" else _preprocess(task, model),
         labels=info.labels if info and info.num_classes == num_classes else Labels(),
     )
     attach(model, described)
@@ -173,19 +176,26 @@ def _find(name: str) -> tuple[Any, Variant]:
 
 
 def _segmenter(
-    name: str, variant: Variant, backbone: Backbone, num_classes: int | None, head_name: str | None
+    name: str,
+    variant: Variant,
+    backbone: Backbone,
+    num_classes: int | None,
+    head: str = "cityscapes",
+    **sizes: Any,
 ) -> tuple[nn.Module, int]:
     heads = variant.segment_heads or {"cityscapes": segment.DEFAULT_HEAD}
-    head_name = head_name or "cityscapes"
-    if head_name not in heads:
-        raise ConfigError(f"{name} has no published segmentation head {head_name!r}{nearest(head_name, heads)}")
-    arguments = dict(heads[head_name])
+    if head not in heads:
+        raise ConfigError(f"{name} has no published segmentation head {head!r}{nearest(head, heads)}")
+    for option, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ConfigError(f"{option}={size!r}: give a whole number from 1 up")
+    arguments = dict(heads[head]) | {option.removeprefix("head_"): size for option, size in sizes.items()}
     published: int = arguments.pop("num_classes")
     num_classes = published if num_classes is None else num_classes
     if num_classes < 1:
         raise ConfigError(f"num_classes={num_classes}: a segmentation model needs at least 1")
-    head = segment.SegmentationHead(backbone.feature_info, num_classes, **arguments)
-    return segment.SegmentationModel(backbone, head), num_classes
+    decoder = segment.SegmentationHead(backbone.feature_info, num_classes, **arguments)
+    return segment.SegmentationModel(backbone, decoder), num_classes
 
 
 def _upscaler(name: str, backbone: Backbone, in_chans: int, num_classes: int | None, scale: int) -> nn.Module:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -217,12 +217,13 @@ class MambaVision(Backbone):
             weights are the same for any.
         neutral_padding: ``True``: a window at the edge of the map is as small as its part of the map. Default: it is
             filled with zeros that take part in the scan and in the attention, as published.
+        embed_dim, depths, num_heads, stem_dim: see :class:`Config`, for a network of another size; default: the row's.
         out_norm: whether each map leaves through a layer norm over its channels, as in the published detectors and
             segmenters; the next stage gets it without.
         drop_path_rate: see :class:`Config`; default: the row's.
 
     Raises:
-        ConfigError: impossible window size or rate.
+        ConfigError: impossible window size, rate, depths or heads.
         InputError: a side of the image is below 32 pixels.
     """
 
@@ -236,10 +237,15 @@ class MambaVision(Backbone):
         *,
         window_size: int | str | Sequence[int | str] | None = None,
         neutral_padding: bool = False,
+        embed_dim: int | None = None,
+        depths: Sequence[int] | None = None,
+        num_heads: Sequence[int] | None = None,
+        stem_dim: int | None = None,
         out_norm: bool = False,
         drop_path_rate: float | None = None,
     ) -> None:
         super().__init__()
+        config = _resized(config, embed_dim=embed_dim, depths=depths, num_heads=num_heads, stem_dim=stem_dim)
         windows = _windows(config.window_size if window_size is None else window_size)
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
         if not 0 <= rate < 1:
@@ -273,6 +279,22 @@ class MambaVision(Backbone):
             x = stage(x)
             maps.append(out_norm(x))
         return maps
+
+
+def _resized(config: Config, **sizes: int | Sequence[int] | None) -> Config:
+    """The row with those sizes that are given."""
+    for name, size in sizes.items():
+        if size is None:
+            continue
+        published = getattr(config, name)
+        count = len(published) if isinstance(published, tuple) else 0
+        values = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size]
+        if isinstance(size, Sequence) != bool(count) or len(values) != (count or 1):
+            raise ConfigError(f"{name}={size!r}: give {f'{count} numbers' if count else 'one number'}")
+        if not all(type(value) is int and value > 0 for value in values):
+            raise ConfigError(f"{name}={size!r}: give positive whole numbers")
+        config = replace(config, **{name: tuple(values) if count else values[0]})
+    return config
 
 
 def _windows(given: int | str | Sequence[int | str]) -> list[int | str]:
@@ -395,6 +417,10 @@ register(
         options={
             "window_size": 'side of the windows of stages 3 and 4 in tokens: a number, a pair, or "whole": no windows',
             "neutral_padding": "True: outputs do not depend on how the windows are padded; default as published",
+            "embed_dim": "channels of the first stage; each further one has twice as many",
+            "depths": "blocks of the four stages",
+            "num_heads": "heads of the attention in stages 3 and 4",
+            "stem_dim": "channels of the first convolution",
             "out_norm": "True: a layer norm on each map, as in the published detectors and segmenters",
             "drop_path_rate": "stochastic depth of the last block in training; default as published, 0.2 to 0.5",
         },
