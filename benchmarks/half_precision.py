@@ -28,9 +28,10 @@ from torch import Tensor
 
 import foveal
 from foveal import assets, machine
-from foveal.imaging import prepare, read_image
+from foveal.imaging import read_image
 from foveal.info import info_of
 from foveal.layers import linear_attention
+from foveal.preparing import prepare
 
 MODES = (
     "float32",

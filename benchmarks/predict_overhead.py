@@ -22,7 +22,8 @@ from PIL import Image
 import foveal
 from foveal import assets, machine
 from foveal.deploy.benchmark import interleaved, ratio
-from foveal.imaging import prepare, read_image
+from foveal.imaging import read_image
+from foveal.preparing import prepare
 from foveal.run.load import Runtime
 from foveal.run.predict import Predictor
 

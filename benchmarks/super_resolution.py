@@ -1,8 +1,8 @@
-"""Super-resolution networks beside each other on this machine: parameters, MACs, milliseconds; and, given test sets,
-the PSNR of interpolation and of checkpoints; as a picture, BSD100's PSNR against time.
+"""Super-resolution networks beside each other on this machine: parameters, MACs, milliseconds, memory; and, given test
+sets, the PSNR of interpolation and of checkpoints; as a picture, BSD100's PSNR against time.
 
-python benchmarks/super_resolution.py [--size 160x240] [--rounds 10] [--threads 1] [--sets SETS --models REF ...]
-    [--plot FILE.png]
+python benchmarks/super_resolution.py [--size 160x240] [--rounds 10] [--threads 1] [--only NAME ...]
+    [--sets SETS --models REF ...] [--plot FILE.png]
 
 MACs are of convolutions, linear layers and the products of attention. Networks of others are rebuilt from their papers
 (super_resolution_peers.py): their time and size can be measured so, their quality cannot; the picture has it as it was
@@ -12,11 +12,14 @@ published, from networks trained on more images than ours.
 from __future__ import annotations
 
 import argparse
-import copy
 import math
+import os
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 from super_resolution_peers import PEERS, Peer
 from torch import nn
@@ -25,9 +28,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import foveal
 from foveal import machine
 from foveal.costs import count
-from foveal.deploy.benchmark import interleaved
+from foveal.deploy.benchmark import interleaved, peak_memory
 from foveal.plots import new_figure, write_figure
 
+INTERPOLATIONS = ("bicubic.x2", "lanczos.x2")
 #: BSD100 x2, dB of Y, as published: by DIV2K or larger sets, FSRCNN by 91 and 100 images.
 PUBLISHED = {
     "FSRCNN": 31.53,
@@ -65,26 +69,49 @@ def as_published(network: nn.Module, peer: Peer) -> float:
     return macs + sum(m.weight.numel() * (m.stride[0] ** 2 - 1) * math.prod(peer.size) for m in widened)
 
 
-def ours() -> dict[str, nn.Module]:
-    """Our networks at x2, as they run."""
-    return {name: foveal.optimize(foveal.create_model(name, scale=2)) for name in foveal.list_models(task="upscale")}
+def prepared(name: str, height: int, width: int, threads: int) -> Callable[[], object]:
+    """One run of a network or of an interpolation at x2, built and awake."""
+    torch.set_num_threads(threads)
+    if name in INTERPOLATIONS:
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return partial(foveal.load(name), pixels)
+    network, in_chans = built(name)
+
+    @torch.inference_mode()
+    def run(height: int = height, width: int = width) -> object:
+        image = torch.rand(1, in_chans, height, width).contiguous(memory_format=torch.channels_last)
+        return network(image)
+
+    run(32, 48)
+    return run
 
 
-@torch.inference_mode()
-def times(size: tuple[int, int], rounds: int) -> dict[str, float]:
-    """Time all networks in turns, print and return the best of the rounds in milliseconds."""
-    networks = {name: (net, 3) for name, net in ours().items()}
-    networks |= {name: (peer.build().eval(), peer.in_chans) for name, peer in PEERS.items()}
-    runs = {}
-    for name, (net, in_chans) in networks.items():
-        image = torch.rand(1, in_chans, *size).contiguous(memory_format=torch.channels_last)
-        net.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        runs[name] = partial(net, image)
-    found = interleaved(runs, rounds=rounds)
-    print(f"\n| network | params | GMACs at {size[0]}x{size[1]} | best ms of {rounds} |\n|---|---|---|---|")
-    for name, (net, in_chans) in networks.items():
-        cost = count(copy.deepcopy(net).to("meta"), in_chans, size)
-        print(f"| {name} | {cost.params / 1e3:.1f} k | {cost.macs / 1e9:.2f} | {1e3 * min(found[name]):.1f} |")
+def built(name: str) -> tuple[nn.Module, int]:
+    """A network as it runs, and its channels in."""
+    if name in PEERS:
+        network, in_chans = PEERS[name].build().eval(), PEERS[name].in_chans
+    else:
+        network, in_chans = foveal.optimize(foveal.create_model(name, scale=2)), 3
+    return network.to(memory_format=torch.channels_last), in_chans  # pyright: ignore[reportCallIssue]
+
+
+def times(names: list[str], size: tuple[int, int], rounds: int, threads: int) -> dict[str, float]:
+    """Time all in turns, measure each one's memory alone; print and return the best times in milliseconds."""
+    runs = {name: prepared(name, *size, threads) for name in names}
+    found = interleaved(runs, rounds=rounds, warmup=1)
+    print(
+        f"\n| network | params | GMACs at {size[0]}x{size[1]} | best ms of {rounds} | more memory when it runs, MiB |"
+        "\n|---|---|---|---|---|"
+    )
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the processes whose memory is measured
+    for name in names:
+        grown = peak_memory(import_module(Path(__file__).stem).prepared, name, *size, threads).grown
+        counted = "| - | - |"
+        if name not in INTERPOLATIONS:
+            network, in_chans = built(name)
+            cost = count(network.to("meta"), in_chans, size)
+            counted = f"| {cost.params / 1e3:.1f} k | {cost.macs / 1e9:.2f} |"
+        print(f"| {name} {counted} {1e3 * min(found[name]):.1f} | {grown} |", flush=True)
     return {name: 1e3 * min(seconds) for name, seconds in found.items()}
 
 
@@ -125,6 +152,7 @@ def main() -> None:
     parser.add_argument("--size", default="160x240", metavar="HxW")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="what to time, default: all")
     parser.add_argument("--sets", type=Path)
     parser.add_argument("--models", nargs="*", default=[], metavar="REF")
     parser.add_argument("--plot", type=Path, help="needs --sets and --models")
@@ -134,7 +162,10 @@ def main() -> None:
     print(f"{machine.one_line()}, torch {torch.__version__}, {arguments.threads} threads\n")
     costs()
     height, width = map(int, arguments.size.split("x"))
-    ms = times((height, width), arguments.rounds)
+    names = [*INTERPOLATIONS, *foveal.list_models(task="upscale"), *PEERS]
+    if unknown := set(arguments.only) - set(names):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; valid: {', '.join(names)}")
+    ms = times(arguments.only or names, (height, width), arguments.rounds, arguments.threads)
     measured = quality(arguments.sets, arguments.models) if arguments.sets else {}
     if arguments.plot:
         draw(arguments.plot, ms, measured, arguments.size)
