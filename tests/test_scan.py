@@ -1,4 +1,4 @@
-"""The selective scan: every form against the loop in float64, values and gradients; export; building the kernel.
+"""The selective scan: every form against the loop in float64, values, gradients and graphs.
 
 ``goldens/selective_scan.json`` was made by a loop in float64; inputs are ``default_rng(sha256(name))``'s numbers.
 """
@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,61 +23,13 @@ from torch.export import Dim
 from torch.utils.checkpoint import checkpoint
 
 import golden
-from foveal.errors import ConfigError, DependencyError, InputError
-from foveal.layers.scan import cpu, reference, selective_scan
+from foveal.errors import ConfigError, InputError
+from foveal.layers.scan import reference, selective_scan
+from scans import COMPILER, difference, gradients, needs_compiler, rounded, scan, tensors
 
-COMPILER = any(map(shutil.which, ("c++", "g++", "clang++")))
-needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C++ compiler here")
 FORMS = ["loop", "parallel", "chunked", pytest.param("kernel", marks=needs_compiler)]
 FAST = FORMS[1:]
 TOLERANCE = {"loop": 1e-6, "kernel": 1e-6, "parallel": 3e-6, "chunked": 3e-6}
-ROOT = Path(__file__).parents[1]
-
-
-def tensors(
-    batch: int,
-    channels: int,
-    length: int,
-    states: int,
-    groups: int = 1,
-    seed: int = 0,
-    shift: float = 0,
-    scale: float = 1,
-) -> dict[str, Tensor]:
-    """All arguments of the scan, float64; the steps are softplus(scale * normal + shift)."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-    return {
-        "u": normal(batch, channels, length),
-        "delta": scale * normal(batch, channels, length) + shift,
-        "A": -torch.arange(1.0, states + 1) * torch.exp(0.1 * normal(channels, states)),
-        "B": normal(batch, groups, states, length),
-        "C": normal(batch, groups, states, length),
-        "D": normal(channels),
-        "z": normal(batch, channels, length),
-        "delta_bias": 0.1 * normal(channels),
-    }
-
-
-def scan(given: dict[str, Any], method: str, dtype: torch.dtype = torch.float64, softplus: bool = True) -> Any:
-    """``y`` and the last state."""
-    cast = {name: tensor if tensor is None else tensor.to(dtype) for name, tensor in given.items()}
-    return selective_scan(**cast, delta_softplus=softplus, return_last_state=True, method=method)
-
-
-def difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest value."""
-    assert found.shape == expected.shape
-    found, expected = found.detach().double(), expected.detach()
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-300))
-
-
-def rounded(given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same numbers as float32 has them, so that both precisions compute from the same."""
-    return {name: tensor.float().double() for name, tensor in given.items()}
 
 
 # ---- values
@@ -260,16 +207,6 @@ def test_threads_change_nothing() -> None:
 # ---- gradients
 
 
-def gradients(given: dict[str, Tensor], method: str, dtype: torch.dtype, softplus: bool = True) -> list[Tensor]:
-    """Of a random sum of both outputs, for all arguments."""
-    leaves = {name: tensor.to(dtype).requires_grad_() for name, tensor in given.items()}
-    y, state = scan(leaves, method, dtype, softplus)
-    generator = torch.Generator().manual_seed(1)
-    weights = (torch.randn(v.shape, dtype=torch.float64, generator=generator).to(dtype) for v in (y, state))
-    loss = sum(((v * w).sum() for v, w in zip((y, state), weights, strict=True)), torch.zeros(()))
-    return list(torch.autograd.grad(loss, list(leaves.values())))
-
-
 @pytest.mark.parametrize("method", FORMS)
 @pytest.mark.parametrize("softplus", [True, False])
 def test_gradcheck(method: str, softplus: bool) -> None:
@@ -440,158 +377,3 @@ def test_unknown_and_misplaced_methods() -> None:
     if find_spec("triton"):
         with pytest.raises(InputError, match="NVIDIA GPU; u is on cpu"):
             selective_scan(**tensors(1, 2, 3, 1), method="triton")
-
-
-# ---- building
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache folder, and a process that has not asked for the kernel yet."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    forget()
-    yield tmp_path / "foveal"
-    forget()
-
-
-def forget() -> None:
-    cpu._library.cache_clear()
-    cpu._function.cache_clear()
-
-
-def check_auto() -> None:
-    given = tensors(1, 4, 30, 2)
-    assert difference(scan(given, "auto", torch.float32)[0], scan(given, "loop")[0]) < 3e-6
-
-
-@needs_compiler
-def test_the_kernel_is_built_once(cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    check_auto()
-    assert capfd.readouterr().err == f"compiling the selective scan for this CPU once, into {cache}\n"
-    (library,) = cache.iterdir()
-    built = library.stat().st_mtime_ns
-    forget()
-    check_auto()
-    assert capfd.readouterr().err == ""
-    assert [path.stat().st_mtime_ns for path in cache.iterdir()] == [built]
-
-
-@needs_compiler
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for a compiler")
-def test_another_compiler_gets_a_library_of_its_own(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for option in ("-O0", "-Og"):
-        compiler = tmp_path / f"compiler{option}"
-        compiler.write_text(f'#!/bin/sh\nexec {shutil.which("c++")} "$@" {option}\n')
-        compiler.chmod(0o755)
-        monkeypatch.setenv("CXX", str(compiler))
-        forget()
-        check_auto()
-    assert len(list(cache.iterdir())) == 2
-
-
-def test_without_a_compiler_the_chunked_form_serves(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.warns(RuntimeWarning, match=r"chunked instead: no C\+\+ compiler found \(c\+\+, g\+\+") as said:
-        check_auto()
-    assert len(said) == 1
-    check_auto()  # a second warning would be an error
-    with pytest.raises(DependencyError, match=r"method='kernel' needs a C\+\+ compiler; 'chunked' needs none"):
-        scan(tensors(1, 2, 3, 1), "kernel")
-    assert not cache.exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for a compiler")
-def test_a_compiler_that_fails_leaves_nothing(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = tmp_path / "broken"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *-dM*) exit 0;; esac\necho "cc1plus: out of luck" >&2\nexit 1\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    with pytest.warns(RuntimeWarning, match=r"chunked instead: .*broken: cc1plus: out of luck"):
-        check_auto()
-    assert list(cache.iterdir()) == []
-
-
-@needs_compiler
-def test_a_cache_that_cannot_be_written(cache: Path) -> None:
-    cache.write_text("a file where the folder should be")
-    with pytest.warns(RuntimeWarning, match="chunked instead: cannot write"):
-        check_auto()
-
-
-def test_the_source_is_part_of_the_package() -> None:
-    assert cpu.SOURCE.is_file()
-    assert cpu.SOURCE.is_relative_to(ROOT / "src" / "foveal")
-
-
-# ---- GPUs
-
-INTERPRETED = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-import test_scan as t
-from foveal.layers.scan import gpu
-gpu.ELEMENTS = 32  # tiles of 16 tokens
-for shape in ((2, 2, 5, 3, 1), (1, 4, 37, 2, 2), (1, 2, 1, 1, 1)):
-    batch, channels, length, states, groups = shape
-    for softplus in (True, False):
-        given = t.rounded(t.tensors(batch, channels, length, states, groups, shift=-3, scale=3))
-        if not softplus:
-            given["delta"] = given["delta"].abs() / 8
-        expected = [*t.scan(given, "loop", softplus=softplus), *t.gradients(given, "loop", torch.float64, softplus)]
-        for dtype, limit in ((torch.float64, 1e-13), (torch.float32, 1e-5)):
-            found = [*t.scan(given, "triton", dtype, softplus), *t.gradients(given, "triton", dtype, softplus)]
-            for i, (a, b) in enumerate(zip(found, expected)):
-                assert t.difference(a, b) < limit, (shape, softplus, dtype, i, t.difference(a, b))
-print("as the loop")
-"""
-
-COMPILED = """
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from foveal.layers.scan import gpu
-
-SIZES = {"channels", "groups", "states", "length"}
-constants = {"N": 2, "T": 16, "SKIP": True, "BIAS": True, "SOFTPLUS": True}
-for kernel, more in ((gpu._forward, {"STARTS": False}), (gpu._forward, {"STARTS": True}), (gpu._backward, {})):
-    fixed = {**constants, **more}
-    types = {n: "constexpr" if n in fixed else "i32" if n in SIZES else "*fp32" for n in kernel.arg_names}
-    source = ASTSource(kernel, types, {(kernel.arg_names.index(n),): value for n, value in fixed.items()})
-    binary = triton.compile(source, GPUTarget("cuda", 90, 32), {"enable_fp_fusion": True})
-    assert len(binary.asm["cubin"]) > 1000
-print("compiled")
-"""
-
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-
-
-@needs_triton
-def test_triton_kernels_in_the_interpreter() -> None:
-    command = [sys.executable, "-c", INTERPRETED, str(ROOT / "tests")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "1"})
-    assert done.stdout == "as the loop\n", done.stderr
-
-
-@needs_triton
-def test_triton_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    """Down to machine code, which needs no GPU; Triton's interpreter takes what its compiler refuses."""
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment)
-    assert done.stdout == "compiled\n", done.stderr
-
-
-@pytest.mark.skipif(not torch.cuda.is_available() or find_spec("triton") is None, reason="no NVIDIA GPU here")
-def test_triton_kernels_on_a_gpu() -> None:
-    for shape in ((2, 7, 196, 8, 1), (1, 6, 3000, 3, 2), (1, 1, 65536, 1, 1)):
-        batch, channels, length, states, groups = shape
-        given = rounded(tensors(batch, channels, length, states, groups, shift=-3, scale=3))
-        expected = [*scan(given, "parallel"), *gradients(given, "parallel", torch.float64)]
-        there = {name: tensor.cuda() for name, tensor in given.items()}
-        found = [*scan(there, "auto", torch.float32), *gradients(there, "auto", torch.float32)]
-        for a, b in zip(found, expected, strict=True):
-            assert difference(a.cpu(), b) < 3e-6

@@ -1,8 +1,7 @@
-"""Training promptable models: embeddings of a teacher, then masks from drawn prompts."""
+"""Training promptable models: embeddings of a teacher, then masks."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import signal
@@ -14,8 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
@@ -27,11 +24,9 @@ from foveal.info import info_of
 from foveal.losses import mask_iou, mask_loss
 from foveal.registry import FAMILIES, Backbone, Family, FeatureInfo, Variant, register
 from foveal.run.distil import DistilJob, EmbeddingFolder
-from foveal.run.drawn_prompts import drawn_boxes, drawn_clicks, drawn_points
 from foveal.run.progress import Progress
 from foveal.run.prompt_job import PromptJob, PromptTrainee, answer_loss, packed, unpacked
 from foveal.tasks.prompt import PromptModel
-from foveal.weights import load_checkpoint, load_for_finetuning
 
 SETTINGS: dict[str, Any] = {
     "model": "toy",
@@ -404,97 +399,6 @@ def test_iou_of_masks() -> None:
     torch.testing.assert_close(mask_iou(found, true), torch.tensor([[1, 1 / 3, 0.5], [0, 0, 0]]))
 
 
-# ---- prompts
-
-
-def frame_masks(seed: int, count: int = 3) -> Tensor:
-    """Random rectangles in the frame, from a pixel to all of it, each with a hole of noise."""
-    rng = np.random.default_rng(seed)
-    masks = np.zeros((count, 1024, 1024), bool)
-    for mask in masks:
-        size = 2 ** rng.uniform(0, 10, 2)
-        y, x = (int(rng.integers(0, 1024 - int(s) + 1)) for s in size)
-        mask[y : y + int(size[0]), x : x + int(size[1])] = True
-        holes = rng.random(mask.shape) < 0.3
-        holes[y, x] = False
-        mask &= ~holes
-    return torch.from_numpy(masks)
-
-
-@given(st.integers(0, 1 << 20))
-def test_points_lie_inside(seed: int) -> None:
-    torch.manual_seed(seed)
-    masks = frame_masks(seed, 2)
-    points = drawn_points(masks, 5)
-    assert points.shape == (2, 5, 2)
-    for mask, places in zip(masks, points.long(), strict=True):
-        assert mask[places[:, 1], places[:, 0]].all()
-
-
-@given(st.integers(0, 1 << 20))
-def test_boxes_keep_near_their_objects(seed: int) -> None:
-    """At most 20 pixels and half a side from the true corners, the right way round, inside the frame."""
-    torch.manual_seed(seed)
-    masks = frame_masks(seed, 2)
-    for mask, (low, high) in zip(masks, drawn_boxes(masks), strict=True):
-        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-        first, last = (torch.stack([columns[i], rows[i]]).float() + extra for i, extra in ((0, 0), (-1, 1)))
-        limit = ((last - first) / 2).clamp(max=20)
-        assert ((low - first).abs() <= limit + 1e-3).all()
-        assert ((high - last).abs() <= limit + 1e-3).all()
-        assert (low <= high).all()
-        assert low.min() >= 0
-        assert high.max() <= 1024
-
-
-def test_noise_of_boxes_is_a_tenth_of_their_side() -> None:
-    mask = torch.zeros(1, 1024, 1024, dtype=torch.bool)
-    mask[:, 500:600, 200:240] = True
-    torch.manual_seed(0)
-    corners = torch.cat([drawn_boxes(mask) for _ in range(400)])
-    assert abs(float(corners[:, 0, 0].std()) - 4) < 0.6
-    assert abs(float(corners[:, 1, 1].std()) - 10) < 1.2
-    assert abs(float(corners[:, 1, 0].mean()) - 240) < 1
-
-
-@given(st.integers(0, 1 << 20))
-def test_clicks_fall_on_mistakes(seed: int) -> None:
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    found, true = (torch.from_numpy(rng.random((4, 32, 32)) < rng.uniform(0, 1)) for _ in range(2))
-    found[1] = true[1]  # no mistake
-    true[1, 3, 3] = found[1, 3, 3] = True
-    found[2] = true[2] = False  # nothing at all
-    points, labels = drawn_clicks(found, true)
-    places = ((points[:, 0] + 0.5) / 32).long()
-    for i in (0, 3):
-        x, y = places[i]
-        if (found[i] != true[i]).any():
-            assert found[i, y, x] != true[i, y, x]
-        assert bool(labels[i]) == bool(true[i, y, x])
-    x, y = places[1]
-    assert true[1, y, x]
-    assert labels[1].item() == 1
-    assert labels[2].item() == 0
-
-
-@pytest.mark.parametrize("size", [(64, 96), (96, 64), (1024, 1024), (1500, 37)])
-def test_masks_reach_the_frame(size: tuple[int, int]) -> None:
-    """Packed and unpacked, a mask lies where prompts in the frame expect it, its padding empty."""
-    mask = np.zeros((1, *size), bool)
-    mask[:, size[0] // 2 :, : max(1, size[1] // 4)] = True
-    frame = unpacked(torch.from_numpy(packed(mask, 3)))
-    assert frame.shape == (3, 1024, 1024)
-    assert not frame[1:].any()
-    height, width = (round(side * 1024 / max(size)) for side in size)
-    rows, columns = (frame[0].any(axis).nonzero()[:, 0] for axis in (1, 0))
-    scale = 1024 / max(size)
-    assert abs(int(rows[0]) - size[0] // 2 * scale) <= 1
-    assert int(rows[-1]) == height - 1
-    assert int(columns[0]) == 0
-    assert abs(int(columns[-1]) + 1 - max(1, size[1] // 4) * width / size[1]) <= 1
-
-
 def test_objects_are_drawn_and_mirrored_together(scenes: Path) -> None:
     """A sample's masks are those of its image, mirrored or not: bright pixels, the ground being dark."""
     config = TrainConfig(**{**SETTINGS, "jitter": 0.0})
@@ -505,87 +409,3 @@ def test_objects_are_drawn_and_mirrored_together(scenes: Path) -> None:
         assert mask.any()
         assert image.mean(0)[mask].mean() > image.mean(0)[~mask].mean() + 0.5
         assert image.mean(0)[mask].quantile(0.2) > 0
-
-
-# ---- SAM's files
-
-
-def prompt_model() -> PromptModel:
-    model = foveal.create_model("efficientvit_b0", "prompt")
-    assert isinstance(model, PromptModel)
-    return model
-
-
-def sam_like(model: nn.Module) -> dict[str, Tensor]:
-    """The file of a model whose image encoder no family here knows, as SAM's ViT."""
-    state = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("image_encoder.")}
-    encoder = {"pos_embed": (1, 64, 64, 8), "patch_embed.proj.weight": (8, 3, 16, 16), "blocks.0.norm1.weight": (8,)}
-    return {f"image_encoder.{key}": torch.zeros(shape) for key, shape in encoder.items()} | state
-
-
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_decoders_of_unknown_encoders_load(prefix: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    origin = foveal.create_model("efficientvit_b0", "prompt")
-    path = tmp_path / "sam.pth"
-    torch.save({"model": {prefix + key: value for key, value in sam_like(origin).items()}}, path)
-    torch.manual_seed(1)
-    model = foveal.create_model("efficientvit_b0", "prompt", weights=path)
-    torch.manual_seed(1)
-    start = foveal.create_model("efficientvit_b0", "prompt").state_dict()
-    for key, value in model.state_dict().items():
-        assert value.equal((start if key.startswith("image_encoder.") else origin.state_dict())[key]), key
-    report = load_for_finetuning(foveal.create_model("efficientvit_b0", "prompt"), path)
-    assert {key.split(".")[0] for key in report.reinitialized} == {"image_encoder"}
-    assert len(report.ignored) == 3
-    other = prompt_model()
-    for part in ("prompt_encoder", "mask_decoder"):
-        load_checkpoint(getattr(other, part), path)
-        for key, value in getattr(other, part).state_dict().items():
-            assert value.equal(origin.state_dict()[f"{part}.{key}"])
-    with pytest.raises(foveal.CheckpointError, match="layout not recognised"):
-        load_checkpoint(other.image_encoder, path)
-    with pytest.raises(foveal.CheckpointError, match="layout not recognised"):
-        load_checkpoint(other, path)
-
-
-def test_parts_load_strictly() -> None:
-    model = prompt_model()
-    state = sam_like(model)
-    del state["mask_decoder.iou_token.weight"]
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(foveal.CheckpointError, match=r"1 missing: iou_token\.weight"):
-        load_checkpoint(model.mask_decoder, state)
-    with pytest.raises(foveal.CheckpointError, match=r"1 missing: mask_decoder\.iou_token\.weight"):
-        load_for_finetuning(model, state)
-    assert all(before[key].equal(value) for key, value in model.state_dict().items())
-
-
-def test_encoders_and_backbones_find_their_part() -> None:
-    """Of a promptable model's weights; a damaged encoder of the same architecture is no other architecture."""
-    torch.manual_seed(0)
-    origin = foveal.create_model("efficientvit_b0", "prompt")
-    state = origin.state_dict()
-    encoder = prompt_model().image_encoder
-    load_checkpoint(encoder, state)
-    assert all(value.equal(state[f"image_encoder.{key}"]) for key, value in encoder.state_dict().items())
-    segmenter = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
-    report = load_for_finetuning(segmenter, state)
-    assert all(key.startswith("head.") for key in report.reinitialized)
-    assert segmenter.state_dict()["backbone.stem.0.conv.weight"].equal(
-        state["image_encoder.backbone.stem.0.conv.weight"]
-    )
-    fresh = foveal.create_model("efficientvit_b0", "prompt")
-    report = load_for_finetuning(fresh, segmenter.state_dict())
-    assert fresh.state_dict()["image_encoder.backbone.stem.0.conv.weight"].equal(
-        state["image_encoder.backbone.stem.0.conv.weight"]
-    )
-    assert {key.split(".")[0] for key in report.reinitialized} == {"image_encoder", "prompt_encoder", "mask_decoder"}
-    assert not any("backbone" in key for key in report.reinitialized)
-    damaged = {key: value for key, value in state.items() if key != "image_encoder.neck.norm.weight"}
-    with pytest.raises(foveal.CheckpointError, match=r"1 missing: image_encoder\.neck\.norm\.weight"):
-        load_for_finetuning(fresh, damaged)
-    other = foveal.create_model("efficientvit_b1", "prompt")
-    report = load_for_finetuning(other, state)
-    assert {key.split(".")[0] for key in report.reinitialized} == {"image_encoder"}
-    assert dataclasses.asdict(info_of(other).preprocess)["size"] == (512, 512)
