@@ -1,18 +1,56 @@
-"""Draw the curves of a training run's log, as ``foveal train`` does at its end.
+"""Draw a training log's curves, as ``foveal train`` does at its end; of several logs, their metric side by side.
 
-python benchmarks/curves.py runs/camvid_b0/log.jsonl curves.png [METRIC]
+python benchmarks/curves.py curves.png runs/camvid_b0/log.jsonl [--metric miou]
+python benchmarks/curves.py compared.png A=runs/a/log.jsonl B=runs/b/log.jsonl [--metric miou]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
+from typing import Any
 
+from foveal.plots import new_figure, write_figure
 from foveal.run.curves import draw_curves
 
+
+def read(path: str) -> list[dict[str, Any]]:
+    """Lines of a log."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def compare(logs: dict[str, list[dict[str, Any]]], metric: str, path: str) -> None:
+    """Training loss and a validation metric of several runs, by epoch."""
+    figure = new_figure(8, 3.2)
+    left, right = figure.subplots(1, 2)
+    for name, log in logs.items():
+        left.plot([line["epoch"] for line in log], [line["loss"] for line in log], label=name)
+        scored = [line for line in log if metric in line]
+        right.plot(
+            [line["epoch"] for line in scored], [line[metric] for line in scored], "o-", markersize=3, label=name
+        )
+    left.set(xlabel="epoch", ylabel="training loss")
+    right.set(xlabel="epoch", ylabel=f"validation {metric}")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    write_figure(figure, Path(path))
+
+
+def main() -> None:
+    """Read the logs and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("picture", metavar="FILE.png")
+    parser.add_argument("logs", nargs="+", metavar="[NAME=]LOG")
+    parser.add_argument("--metric", default="miou")
+    arguments = parser.parse_args()
+    if len(arguments.logs) == 1:
+        draw_curves(read(arguments.logs[0]), arguments.picture, arguments.metric)
+    else:
+        named = (log.partition("=") for log in arguments.logs)
+        compare({name: read(path) for name, _, path in named}, arguments.metric, arguments.picture)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
-        sys.exit(__doc__)
-    log = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]
-    draw_curves(log, sys.argv[2], *sys.argv[3:])
+    main()
