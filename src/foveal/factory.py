@@ -180,10 +180,11 @@ def _segmenter(
     variant: Variant,
     backbone: Backbone,
     num_classes: int | None,
-    head: str = "cityscapes",
+    head: str | None = None,
     **sizes: Any,
 ) -> tuple[nn.Module, int]:
     heads = variant.segment_heads or {"cityscapes": segment.DEFAULT_HEAD}
+    head = head or "cityscapes"
     if head not in heads:
         raise ConfigError(f"{name} has no published segmentation head {head!r}{nearest(head, heads)}")
     for option, size in sizes.items():
