@@ -274,14 +274,18 @@ class SwinLayer(nn.Module):
         return self.mlp(self.attention(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
 
 
-class Padded(nn.Sequential):
+class Padded(nn.Module):
     """Mirror the image to sides that 8 divides, and cut the result, as both authors' programs do."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.Sequential(*parts)
 
     def forward(self, image: Tensor) -> Tensor:
         h, w = image.shape[-2:]
         if h % 8 or w % 8:
             image = F.pad(image, (0, -w % 8, 0, -h % 8), mode="reflect")
-        out = super().forward(image)
+        out = self.parts(image)
         scale = out.shape[-1] // image.shape[-1]
         return out[..., : h * scale, : w * scale]
 

@@ -16,7 +16,7 @@ import zipfile
 from functools import partial
 from pathlib import Path
 
-import ncnn
+import ncnn  # pyright: ignore[reportMissingImports]
 import numpy as np
 import torch
 from numpy.typing import NDArray

@@ -96,8 +96,8 @@ class Embedding:
         (count,) = counts
         height, width = frame_size(self.size)
         to_frame = np.array([width, height]) / self.size[::-1]
-        scaled = (None if places is None else places * to_frame for places in (coords, corners))
-        low_res, iou = self.decode(*decoder_prompts(count, *scaled, kinds), logits, multimask)
+        coords, corners = (None if places is None else places * to_frame for places in (coords, corners))
+        low_res, iou = self.decode(*decoder_prompts(count, coords, corners, kinds), logits, multimask)
         return MaskResult(low_res, iou if any(given) else iou[0], self.size, self.image)
 
     def decode(
