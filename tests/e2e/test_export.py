@@ -125,6 +125,8 @@ def test_refusals_leave_no_file(tmp_path: Path) -> None:
     model = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
     with pytest.raises(foveal.ConfigError, match=r"unknown format 'onxn'; did you mean 'onnx'\?"):
         foveal.export(model, to="onxn", output=tmp_path / "a.onnx")
+    with pytest.raises(foveal.ConfigError, match="upsample is for segmentation, efficientvit_b0 is for 'classify'"):
+        foveal.export(foveal.create_model("efficientvit_b0"), output=tmp_path / "x.onnx", upsample=True)
     with pytest.raises(foveal.ConfigError, match="trace at 64 pixels or more"):
         foveal.export(model, output=tmp_path / "a.onnx", size=(32, 64))
     with pytest.raises(foveal.ConfigError, match="was not made by foveal"):

@@ -104,13 +104,14 @@ def export(
         output: file to write; default: the model's name in the current folder.
         upsample: segmentation: put the upsampling to the image's size into the graph. Default: logits at the model's
             own stride, which Foveal's predictor upsamples.
-        size: (H, W) to trace at, each at least twice the model's coarsest stride; the file takes any from 32 up.
+        size: (H, W) to trace at, each at least twice the model's coarsest stride; the file takes any from 32 up. A
+            promptable model is traced at its own size.
 
     Returns:
         ExportReport: with ``path`` and how the file compares with the model.
 
     Raises:
-        ConfigError: unknown format or impossible size, or a model that Foveal did not make.
+        ConfigError: unknown format, impossible size, an option of another task, or a model that Foveal did not make.
         InputError: ``output`` cannot be written.
         ExportError: the model cannot be traced, or the file differs from it; nothing is written then.
     """
@@ -124,7 +125,8 @@ def export(
     check_sees_images(info.model)
     if info.task == "features":
         raise ConfigError(f"{info.model}: a pyramid has several outputs; export a model for a task")
-    upsample = upsample and isinstance(model, SegmentationModel)
+    if upsample and not isinstance(model, SegmentationModel):
+        raise ConfigError(f"upsample is for segmentation, {info.model} is for {info.task!r}: leave it out")
     info = info.replace(output_stride=1 if upsample else getattr(model, "stride", 1))
     name = info.ref
     output = Path(output) if output is not None else Path(f"{name}.onnx")
