@@ -129,3 +129,8 @@ def spread_difference(output: Tensor, expected: Mapping[str, Any]) -> float:
     values = np.abs(flat[expected["at"]] - expected["values"]).max()
     moments = max(abs(flat.mean() - expected["mean"]), abs(flat.std() - expected["std"]))
     return float(max(values, moments) / expected["std"])
+
+
+def largest(x: Tensor) -> float:
+    """The largest absolute value."""
+    return x.abs().max().item()

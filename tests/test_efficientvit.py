@@ -18,6 +18,7 @@ from foveal.errors import ConfigError, InputError
 from foveal.factory import create_model
 from foveal.run.load import identify
 from foveal.weights import load_checkpoint, recognise
+from golden import largest
 
 #: Reference, the model of ours that it is, and how that one is built.
 MODELS = {
@@ -50,10 +51,6 @@ def logits(model: Any, x: torch.Tensor) -> torch.Tensor:
     """What the published network returns: segmentation logits at its own stride, a backbone's last map."""
     output = model(x, upsample=False) if hasattr(model, "stride") else model(x)
     return output[-1] if isinstance(output, list) else output
-
-
-def largest(x: torch.Tensor) -> float:
-    return x.abs().max().item()
 
 
 @pytest.mark.parametrize("reference", MODELS)

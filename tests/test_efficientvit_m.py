@@ -33,6 +33,7 @@ from foveal.run.load import identify
 from foveal.run.onnx_runner import OnnxRunner
 from foveal.run.progress import Progress
 from foveal.weights import load_checkpoint
+from golden import largest
 
 GAIN = 0.7
 NAMES = [f"efficientvit_m{i}" for i in range(6)]
@@ -64,10 +65,6 @@ def poured(reference: str) -> Any:
 
 def filled(name: str = "efficientvit_m0", *arguments: Any, **options: Any) -> Any:
     return golden.fill(create_model(name, *arguments, **options), GAIN)
-
-
-def largest(x: torch.Tensor) -> float:
-    return x.abs().max().item()
 
 
 @torch.no_grad()

@@ -1,17 +1,12 @@
-"""MambaVision: equal to the published networks, at any size, with any window, in every file, in every graph."""
+"""MambaVision: equal to the published networks, at any size, with any window, from every file."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
-import openvino
 import pytest
 import torch
 import torch.nn.functional as F
@@ -23,27 +18,18 @@ import golden
 from foveal.checkpoints import save_checkpoint
 from foveal.errors import CheckpointError, ConfigError, InputError
 from foveal.factory import create_model
-from foveal.info import ModelInfo, attach, info_of
+from foveal.info import ModelInfo, info_of
 from foveal.layers.drop_path import DropPath, drop_path_rates
-from foveal.layers.windows import Windows
-from foveal.models.mambavision import CONFIGS, Block, ClassifierHead, Config, MambaMixer, MambaVision, WindowStage
+from foveal.models.mambavision import CONFIGS, Block, ClassifierHead, MambaMixer, MambaVision, WindowStage
 from foveal.registry import published, variants
 from foveal.run.load import identify
 from foveal.run.schedule import parameter_groups
-from foveal.tasks.classify import ClassificationModel
-from foveal.tasks.segment import SegmentationHead, SegmentationModel
 from foveal.weights import load_checkpoint, load_for_finetuning
+from golden import largest
+from mambavisions import LICENCE, SMALL, built, published_state, small
 
-GAIN = 1.4  # of the weights that the reference outputs were made with
 TOLERANCE = 5e-5  # of the standard deviation: half of what the least mistake changes
-SMALL = Config(16, (1, 1, 3, 2), (2, 4), stem_dim=8, drop_path_rate=0.0, layer_scale=0.5, window_size=(6, 3))
-SHALLOW = dataclasses.replace(SMALL, depths=(1, 1, 2, 1))  # for tracing, whose time is in the number of operations
 SIZES = st.tuples(st.integers(32, 150), st.integers(32, 150))
-LICENCE = "CC-BY-NC-SA-4.0"
-
-
-def published_state(name: str, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return golden.state(golden.read("mambavision_keys")[name], GAIN, dtype)
 
 
 @pytest.fixture(scope="module")
@@ -57,27 +43,6 @@ def tiny(tiny_state: dict[str, torch.Tensor]) -> Any:
     model = create_model("mambavision_t").eval()
     load_checkpoint(model, tiny_state)
     return model
-
-
-def small(task: str = "classify", in_chans: int = 3, config: Config = SMALL, **options: Any) -> Any:
-    """A little member of the family, with layer scale, live weights and an odd number of blocks in a stage."""
-    backbone = MambaVision(config, in_chans, **options)
-    if task == "features":
-        return golden.fill(backbone)
-    if task == "segment":
-        model = SegmentationModel(backbone, SegmentationHead(backbone.feature_info, 5, width=16, depth=1))
-    else:
-        model = ClassificationModel(backbone, ClassifierHead(128, 7))
-    info = ModelInfo("mambavision_t", task, 7 if task == "classify" else 5, in_chans, licence=LICENCE)
-    attach(model, info)
-    return golden.fill(model)
-
-
-built = cache(small)  # for properties: a function and no fixture, so that failures print their size and not the model
-
-
-def largest(x: torch.Tensor) -> float:
-    return x.abs().max().item()
 
 
 # ---- parity
@@ -373,32 +338,6 @@ def test_classifies_and_segments_at_any_size(size: tuple[int, int]) -> None:
 
 
 @torch.no_grad()
-@settings(max_examples=30)
-@given(
-    size=st.integers(1, 9), height=st.integers(1, 20), width=st.integers(1, 20), neutral=st.booleans(), data=st.data()
-)
-def test_windows_are_cut_and_joined(size: int, height: int, width: int, neutral: bool, data: st.DataObject) -> None:
-    """Against padding and slicing by hand; what is cut comes back."""
-    x = torch.randn(data.draw(st.integers(1, 3)), 2, height, width)
-    windows = Windows(size, height, width, neutral=neutral, device=x.device)
-    tokens = windows.cut(x)
-    assert torch.equal(windows.join(tokens), x)
-    padded = F.pad(x, (0, -width % size, 0, -height % size))
-    inside = F.pad(torch.ones(1, 1, height, width), (0, -width % size, 0, -height % size))
-    rows, columns = padded.shape[2] // size, padded.shape[3] // size
-    for index, window in enumerate(tokens.unflatten(0, (len(x), -1)).unbind(1)):
-        top, left = index // columns * size, index % columns * size
-        expected = padded[:, :, top : top + size, left : left + size].flatten(2).transpose(1, 2)
-        valid = inside[0, 0, top : top + size, left : left + size].flatten() > 0
-        if neutral:  # the map's tokens first
-            expected = torch.cat([expected[:, valid], expected[:, ~valid]], 1)
-            valid = torch.arange(size * size) < valid.sum()
-        assert torch.equal(window, expected)
-        assert torch.equal(windows.valid(2).unflatten(0, (2, -1))[:, index], valid.expand(2, -1))
-    assert len(windows.valid(1)) == rows * columns
-
-
-@torch.no_grad()
 @settings(max_examples=20)
 @given(size=st.integers(2, 9), height=st.integers(2, 24), width=st.integers(2, 24))
 def test_neutral_padding_is_no_padding(size: int, height: int, width: int) -> None:
@@ -575,72 +514,3 @@ def test_states_do_not_decay() -> None:
     assert {key.rpartition(".")[2] for key in decayed} == {"weight"}
     assert any(key.endswith("A_log") for key in others)
     assert len(decayed) + len(others) == len(names)
-
-
-# ---- graphs
-
-
-def runtimes(path: Path, x: torch.Tensor) -> list[np.ndarray]:
-    """ONNX Runtime and OpenVINO on an exported file; the latter would compute in bfloat16 where the processor can."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    return [np.asarray(session.run(None, {"image": x.numpy()})[0]), compiled({"image": x.numpy()})[0]]
-
-
-ROADS = [{}, {"neutral_padding": True}, {"window_size": "whole"}]
-
-
-@pytest.mark.parametrize("options", [*ROADS, {"window_size": 20}], ids=str)
-def test_traced_graph_takes_any_batch_and_size(options: dict[str, Any]) -> None:
-    """Also where it has one window at the traced size and several at others, and the other way round."""
-    model = small(config=SHALLOW, **options)
-    sides = {
-        0: torch.export.Dim("batch", min=1),
-        2: torch.export.Dim("height", min=33),
-        3: torch.export.Dim("width", min=33),
-    }
-    image = torch.zeros(2, 3, 96, 128)
-    program = torch.export.export(model, (image,), dynamic_shapes=[sides], strict=False).module()
-    for shape in ((1, 3, 33, 64), (3, 3, 200, 149), (1, 3, 350, 340)):
-        x = torch.randn(*shape)
-        with torch.no_grad():
-            expected = model(x)
-            assert largest(program(x) - expected) < 1e-5 * largest(expected)
-
-
-@pytest.mark.parametrize(
-    "options", [ROADS[0], *(pytest.param(road, marks=pytest.mark.long) for road in ROADS[1:])], ids=str
-)
-def test_exported_graph_takes_any_batch_and_size(
-    options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Traced at one size, run at others, in two runtimes: within 1e-4 of the logits' spread."""
-    model = small(config=SHALLOW, **options)
-    path = foveal.export(model, output=tmp_path / "small.onnx", size=(96, 128)).path
-    for shape in ((1, 3, 96, 128), (3, 3, 200, 149), (2, 3, 40, 65)):
-        x = torch.randn(*shape)
-        with torch.no_grad():
-            expected = model(x).numpy()
-        for output in runtimes(path, x):
-            assert np.abs(output - expected).max() <= 1e-4 * expected.std()
-    foveal.load(str(path))
-    assert LICENCE in capsys.readouterr().err
-
-
-@torch.no_grad()
-def test_compiles_without_breaks() -> None:
-    model, x = small(config=SHALLOW), torch.randn(2, 3, 70, 101)
-    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
-    expected = model(x)
-    assert largest(compiled(x) - expected) < 1e-5 * largest(expected)
-
-
-@pytest.mark.long
-def test_published_size_exports(tiny: Any, tmp_path: Path) -> None:
-    path = foveal.export(tiny, output=tmp_path / "tiny.onnx").path
-    for shape in ((1, 3, 224, 224), (2, 3, 250, 131)):
-        x = golden.normal_input(shape)
-        with torch.no_grad():
-            expected = tiny(x).numpy()
-        for output in runtimes(path, x):
-            assert np.abs(output - expected).max() <= 1e-4 * expected.std()

@@ -1,0 +1,36 @@
+"""Windows: cut and joined, against padding and slicing by hand."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foveal.layers.windows import Windows
+
+
+@torch.no_grad()
+@settings(max_examples=30)
+@given(
+    size=st.integers(1, 9), height=st.integers(1, 20), width=st.integers(1, 20), neutral=st.booleans(), data=st.data()
+)
+def test_windows_are_cut_and_joined(size: int, height: int, width: int, neutral: bool, data: st.DataObject) -> None:
+    """Against padding and slicing by hand; what is cut comes back."""
+    x = torch.randn(data.draw(st.integers(1, 3)), 2, height, width)
+    windows = Windows(size, height, width, neutral=neutral, device=x.device)
+    tokens = windows.cut(x)
+    assert torch.equal(windows.join(tokens), x)
+    padded = F.pad(x, (0, -width % size, 0, -height % size))
+    inside = F.pad(torch.ones(1, 1, height, width), (0, -width % size, 0, -height % size))
+    rows, columns = padded.shape[2] // size, padded.shape[3] // size
+    for index, window in enumerate(tokens.unflatten(0, (len(x), -1)).unbind(1)):
+        top, left = index // columns * size, index % columns * size
+        expected = padded[:, :, top : top + size, left : left + size].flatten(2).transpose(1, 2)
+        valid = inside[0, 0, top : top + size, left : left + size].flatten() > 0
+        if neutral:  # the map's tokens first
+            expected = torch.cat([expected[:, valid], expected[:, ~valid]], 1)
+            valid = torch.arange(size * size) < valid.sum()
+        assert torch.equal(window, expected)
+        assert torch.equal(windows.valid(2).unflatten(0, (2, -1))[:, index], valid.expand(2, -1))
+    assert len(windows.valid(1)) == rows * columns
