@@ -245,7 +245,7 @@ class MambaVision(Backbone):
         drop_path_rate: float | None = None,
     ) -> None:
         super().__init__()
-        config = _resized(config, embed_dim=embed_dim, depths=depths, num_heads=num_heads, stem_dim=stem_dim)
+        config = _with_sizes(config, embed_dim=embed_dim, depths=depths, num_heads=num_heads, stem_dim=stem_dim)
         windows = _windows(config.window_size if window_size is None else window_size)
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
         if not 0 <= rate < 1:
@@ -281,7 +281,7 @@ class MambaVision(Backbone):
         return maps
 
 
-def _resized(config: Config, **sizes: int | Sequence[int] | None) -> Config:
+def _with_sizes(config: Config, **sizes: int | Sequence[int] | None) -> Config:
     """The row with those sizes that are given."""
     for name, size in sizes.items():
         if size is None:
