@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ from foveal.data.unlabelled import UnlabelledData
 from foveal.info import info_of
 from foveal.losses import mask_iou, mask_loss
 from foveal.registry import FAMILIES, Backbone, Family, FeatureInfo, Variant, register
-from foveal.run.distil import DistilJob, EmbeddingFolder
+from foveal.run.distil import DistilJob, Distilled, EmbeddingFolder, extents
 from foveal.run.progress import Progress
 from foveal.run.prompt_job import PromptJob, PromptTrainee, answer_loss, packed, unpacked
 from foveal.tasks.prompt import PromptModel
@@ -161,6 +161,47 @@ def test_a_student_comes_close_to_its_teacher(distilled: Path, teacher: Path) ->
     assert str(distilled) not in str(info_of(student).notes)
 
 
+def test_a_new_students_embeddings_start_at_the_teachers_level(distilled: Path, scenes: Path, teacher: Path) -> None:
+    """Mean and spread of the channels; a neck that has learnt something is left alone."""
+    config = TrainConfig(**SETTINGS, teacher=str(teacher), embeddings=str(distilled / "embeddings"))
+    job = DistilJob(scenes / "images", config, Progress(enabled=False))
+    student = foveal.create_model("toy", "prompt")
+    norm = job.trainee(student).get_submodule("model.image_encoder.neck.norm")
+    known = np.stack([job.data[i][1][0] for i in range(4)]).astype(np.float64)
+    assert np.allclose(norm.weight.numpy(force=True), known.std((0, 2, 3)), rtol=1e-5)
+    assert np.allclose(norm.bias.numpy(force=True), known.mean((0, 2, 3)), atol=1e-6)
+    learnt = foveal.load_model(distilled)
+    before = learnt.image_encoder.neck.norm.weight.clone()
+    job.trainee(learnt)
+    assert learnt.image_encoder.neck.norm.weight.equal(before)
+
+
+def test_a_student_learns_its_teachers_answers(distilled: Path, scenes: Path, teacher: Path) -> None:
+    """They are the further apart the further the embeddings are, and teach the image encoder alone."""
+    settings = {**SETTINGS, "teacher": str(teacher), "embeddings": str(distilled / "embeddings"), "teacher_prompts": 3}
+    job = DistilJob(scenes / "images", TrainConfig(**settings), Progress(enabled=False))
+    torch.manual_seed(0)
+    model = foveal.create_model("toy", "prompt")
+    trainee = cast(Distilled, job.trainee(model))
+    with torch.no_grad():  # a decoder that knows nothing is sure of nothing
+        for perceptron in model.mask_decoder.output_hypernetworks_mlps:
+            perceptron.layers[-1].weight *= 300
+    image, target = (part[None] for part in job.sample(0, np.random.default_rng(0), 0.0))
+    trainee(image, target).backward()
+    assert all((p.grad is not None) == name.startswith("image_encoder.") for name, p in model.named_parameters())
+    (extent,) = extents(image)
+    assert extent.tolist() == [1024, 680]  # 96x64 pixels, at 128x85
+
+    def apart(share: float) -> float:
+        found = target[0].float() + share * torch.randn(target[0].shape, generator=torch.Generator().manual_seed(1))
+        torch.manual_seed(2)
+        return float(torch.stack([trainee.disagreement(found, target[0].float(), extent) for _ in range(4)]).mean())
+
+    with torch.no_grad():
+        none, some, much = map(apart, (0.0, 1.0, 3.0))
+    assert none < 0.9 * some < 0.9 * 0.9 * much, (none, some, much)
+
+
 def test_embeddings_are_the_teachers_and_computed_once(distilled: Path, scenes: Path, teacher: Path) -> None:
     """Four images and their mirror images, two for validation; another run computes nothing, whatever the order."""
     folder = distilled / "embeddings"
@@ -213,6 +254,21 @@ def test_embeddings_of_another_teacher_are_refused(distilled: Path, scenes: Path
         DistilJob(scenes / "images", config, Progress(enabled=False))
 
 
+def test_a_teacher_looks_in_the_precision_of_the_run(
+    distilled: Path, scenes: Path, teacher: Path, tmp_path: Path
+) -> None:
+    """bfloat16 is near float32 and not it; a folder holds one of them."""
+    settings = {**SETTINGS, "teacher": str(teacher), "val_split": "", "precision": "bf16"}
+    exact = distilled / "embeddings"
+    with pytest.raises(foveal.ConfigError, match=r"holds embeddings in fp32, not in bf16.*precision=fp32"):
+        DistilJob(scenes / "images", TrainConfig(**settings, embeddings=str(exact)), Progress(enabled=False))
+    job = DistilJob(scenes / "images", TrainConfig(**settings, embeddings=str(tmp_path)), Progress(enabled=False))
+    for files in job.data.files:
+        for file in files:
+            rough, fine = (EmbeddingFolder.read(path).astype(np.float32) for path in (file, exact / file.name))
+            assert 0 < np.abs(rough - fine).mean() < 0.02 * np.abs(fine).mean()
+
+
 def test_an_embedding_folder_without_a_readable_note(tmp_path: Path) -> None:
     (tmp_path / "teacher.json").write_text("[]")
     with pytest.raises(foveal.ConfigError, match=r"teacher\.json: cannot be read"):
@@ -243,6 +299,8 @@ def test_images_of_several_folders(tmp_path: Path) -> None:
         ({"teacher": "good", "task": "segment"}, "teaches promptable models, not 'segment'"),
         ({"teacher": "missing.safetensors"}, "no checkpoint at|no such file"),
         ({}, "no layout with objects fits"),
+        ({"teacher": "good", "teacher_prompts": -1}, "teacher_prompts=-1 is out of range"),
+        ({"teacher_prompts": 2}, "teacher_prompts=2 needs a teacher"),
         ({"prompts": 0}, "prompts=0 is out of range"),
         ({"clicks": -1}, "clicks=-1 is out of range"),
     ],

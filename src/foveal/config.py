@@ -57,6 +57,8 @@ class TrainConfig:
         teacher: prompting: model whose embeddings the image encoder learns, a name, path or hub id; its decoder is
             taken over. Empty: masks are learnt.
         embeddings: prompting: folder that keeps the teacher's embeddings; empty: ``embeddings`` in the run's folder.
+        teacher_prompts: prompting: places of an image at which the student learns the teacher's masks in a step, beside
+            its embeddings.
         freeze_encoder: prompting: whether the image encoder stays as it is while masks are learnt.
         prompts: prompting: objects of an image that are asked for in a step, at most.
         clicks: prompting: clicks on mistakes that follow each first prompt.
@@ -110,6 +112,7 @@ class TrainConfig:
     pixel_loss: Literal["l1", "charbonnier"] = "l1"
     teacher: str = ""
     embeddings: str = ""
+    teacher_prompts: int = 0
     freeze_encoder: bool = False
     prompts: int = 16
     clicks: int = 2
@@ -161,6 +164,7 @@ class TrainConfig:
             "degradation": all(
                 _LIMITS[name][0] <= low <= high <= _LIMITS[name][1] for name, (low, high) in self.degradation.items()
             ),
+            "teacher_prompts": self.teacher_prompts >= 0,
             "prompts": self.prompts >= 1,
             "clicks": self.clicks >= 0,
             "loss": len(self.loss) >= 1 and min(self.loss.values()) > 0,
@@ -179,6 +183,8 @@ class TrainConfig:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is out of range")
         if self.late_crop != (0, 0) and self.task != "upscale":
             raise ConfigError(f"late_crop={list(self.late_crop)} is for upscaling, not {self.task!r}: leave it out")
+        if self.teacher_prompts and not self.teacher:
+            raise ConfigError(f"teacher_prompts={self.teacher_prompts} needs a teacher: name a promptable model")
         if self.teacher and self.task != "prompt":
             raise ConfigError(f"teacher={self.teacher!r} teaches promptable models, not {self.task!r}: task='prompt'")
 

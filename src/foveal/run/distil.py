@@ -29,10 +29,14 @@ from ..errors import CheckpointError, ConfigError, DataError
 from ..factory import create_model
 from ..files import made_folder, written_whole
 from ..info import Labels, ModelInfo, attach, info_of
+from ..layers.conv import LayerNorm2d
 from ..layers.optimize import optimize
+from ..losses import mask_loss
+from ..mask_results import FRAME, LOW_RES
 from ..preparing import prepare
 from ..tasks.prompt import EMBED_DIM, GRID, PromptModel
 from .cached import Cached
+from .drawn_prompts import drawn_boxes
 from .load import load_model
 from .predict import Predictor
 from .progress import Progress
@@ -40,6 +44,9 @@ from .prompting import TorchPrompter
 
 _NOTE = "teacher.json"
 _SHAPE = (EMBED_DIM, GRID, GRID)
+_MASKS = 1e-3  # of the masks' loss, which is some hundred times the embeddings'
+_EVEN = 0.5  # odds of boxes
+_LOOKED_AT = 64  # embeddings, for their mean and spread
 
 
 class EmbeddingFolder:
@@ -52,19 +59,20 @@ class EmbeddingFolder:
         path: folder, made if needed.
         teacher: its name, for people.
         sha256: of its weights.
+        precision: in which it looks at images.
 
     Raises:
-        ConfigError: the folder holds another teacher's embeddings.
+        ConfigError: the folder holds another teacher's embeddings, or embeddings of another precision.
         InputError: it cannot be written.
     """
 
-    def __init__(self, path: str | Path, teacher: str, sha256: str) -> None:
+    def __init__(self, path: str | Path, teacher: str, sha256: str, precision: str = "fp32") -> None:
         self.path = made_folder(path)
         note = self.path / _NOTE
         if note.exists():
             try:
                 found = json.loads(note.read_text(encoding="utf-8"))
-                name, known = found["teacher"], found["sha256"]
+                name, known, seen_in = found["teacher"], found["sha256"], found.get("precision", "fp32")
             except (OSError, ValueError, TypeError, KeyError) as error:
                 raise ConfigError(f"{note}: cannot be read ({error}): choose another folder with embeddings") from error
             if known != sha256:
@@ -72,9 +80,15 @@ class EmbeddingFolder:
                     f"{self.path} holds the embeddings of {name} with other weights than {teacher}: choose another "
                     "folder with embeddings"
                 )
+            if seen_in != precision:
+                raise ConfigError(
+                    f"{self.path} holds embeddings in {seen_in}, not in {precision}: choose another folder with "
+                    f"embeddings, or precision={seen_in}"
+                )
         else:
+            content = {"teacher": teacher, "sha256": sha256, "precision": precision}
             with written_whole(note) as temporary:
-                temporary.write_text(json.dumps({"teacher": teacher, "sha256": sha256}) + "\n", encoding="utf-8")
+                temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
         self.bytes = len(_packed(np.zeros(_SHAPE, np.float16)))
 
     def file(self, image: Path, flipped: bool) -> Path:
@@ -161,21 +175,65 @@ class EmbeddedData:
 
 
 class Distilled(nn.Module):
-    """The image encoder of a promptable model in training: ``(B, 3, size, size) -> (B, 256, 64, 64)``."""
+    """The image encoder of a promptable model in training, between the teacher's prompt encoder and decoder.
 
-    def __init__(self, model: PromptModel) -> None:
+    ``(B, 3, size, size)`` images and the teacher's embeddings of them give the loss, a scalar: the mean squared error
+    over the whole embedding. The part that belongs to the padding counts as any other: the decoder looks there too, so
+    what the student puts there must be what the decoder is used to.
+
+    With ``prompts`` the decoder is asked as well, for what is at as many places of each image, and its answers from the
+    student's embedding learn those from the teacher's: all four masks by :func:`~foveal.losses.mask_loss`, the expected
+    IoU by squared error (the idea is EdgeSAM's, arXiv 2312.06660, section 3.3, which has true masks asked for). Half of
+    the images are asked by points, half by the boxes of what the teacher finds at these points.
+
+    Args:
+        model: trained in place.
+        prompts: of each image and step; 0: embeddings alone.
+    """
+
+    def __init__(self, model: PromptModel, prompts: int) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.prompts = model, prompts
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.image_encoder(x)
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        found = self.model.image_encoder(image)
+        found = found.to(torch.promote_types(found.dtype, torch.float32))
+        target = target.to(found.dtype)
+        loss = F.mse_loss(found, target)
+        if not self.prompts:
+            return loss
+        pairs = zip(found, target, extents(image), strict=True)
+        return loss + _MASKS * torch.stack([self.disagreement(*each) for each in pairs]).mean()
+
+    def disagreement(self, found: Tensor, target: Tensor, extent: Tensor) -> Tensor:
+        """How far the answers from two embeddings ``(256, 64, 64)`` of an image of ``extent`` are apart, a scalar."""
+        encoder = self.model.prompt_encoder
+        with torch.no_grad():
+            points = torch.rand(self.prompts, 1, 2, device=extent.device) * extent
+            sparse, _ = encoder((points, torch.ones_like(points[..., 0])))
+            logits, iou = self._answers(target, sparse)
+            if torch.rand(()) < _EVEN:
+                surest = logits[torch.arange(self.prompts), 1 + iou[:, 1:].argmax(1)] > 0
+                in_frame = surest.repeat_interleave(FRAME // LOW_RES, 1).repeat_interleave(FRAME // LOW_RES, 2)
+                sparse, _ = encoder(boxes=drawn_boxes(in_frame))
+                logits, iou = self._answers(target, sparse)
+        ours, expected = self._answers(found, sparse)
+        masks = mask_loss(ours.flatten(0, 1)[:, None], logits.flatten(0, 1).float().sigmoid())
+        return masks.mean() + F.mse_loss(expected.float(), iou.float())
+
+    def _answers(self, embedding: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+        encoder = self.model.prompt_encoder
+        return self.model.mask_decoder.all_masks(embedding[None], encoder.get_dense_pe(), sparse, encoder.dense(None))
+
+
+def extents(image: Tensor) -> Tensor:
+    """Width and height in the frame of what is not padding in images ``(B, C, size, size)``: ``(B, 2)`` float32."""
+    there = image.ne(0).any(1)
+    return torch.stack([there.any(1).sum(1), there.any(2).sum(1)], 1) * (FRAME / image.shape[-1])
 
 
 class DistilJob:
     """An image encoder learns a teacher's embeddings; prompt encoder and decoder are the teacher's and stay so.
-
-    The loss is the mean squared error over the whole embedding. The part that belongs to the padding counts as any
-    other: the decoder looks there too, so what the student puts there must be what the decoder is used to.
 
     Images are seen as they are and, with ``config.flip``, in a mirror, which costs the teacher a second look. Held-out
     images are scored by the cosine between the two embeddings of a place, their mean over all places.
@@ -195,7 +253,9 @@ class DistilJob:
                 "name a promptable one (foveal models --task prompt)"
             )
         named = self.teacher.ref
-        folder = EmbeddingFolder(config.embeddings, named, digest(teacher.image_encoder.state_dict()))
+        # float16 may overflow in a network that nobody trained in it; bfloat16 has float32's range.
+        precision = "bf16" if config.precision == "bf16" else "fp32"
+        folder = EmbeddingFolder(config.embeddings, named, digest(teacher.image_encoder.state_dict()), precision)
         self.data = _embedded(images, folder, (False, True) if config.flip else (False,))
         self.held_out = _embedded(held_out, folder, (False,)) if held_out else None
         wanted = {
@@ -205,12 +265,12 @@ class DistilJob:
             for index, files in enumerate(data.files)
             for flipped, file in enumerate(files)
         }
-        _embed(wanted, folder, teacher, progress)
+        _embed(wanted, folder, teacher, precision, progress)
         self.decoder = {
             name: {key: value.clone() for key, value in getattr(teacher, name).state_dict().items()}
             for name in ("prompt_encoder", "mask_decoder")
         }
-        self.flip, self.validation = config.flip, len(self.held_out or ())
+        self.flip, self.prompts, self.validation = config.flip, config.teacher_prompts, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, progress)
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
@@ -227,18 +287,31 @@ class DistilJob:
             except RuntimeError as error:
                 raise CheckpointError(f"the teacher's {name} does not fit: {' '.join(str(error).split())}") from error
             getattr(model, name).requires_grad_(False)
+        self._level(model.image_encoder.neck)
         info = info_of(model)
         licences = dict.fromkeys(licence for licence in (info.licence, self.teacher.licence) if licence)
         attach(model, info.replace(licence=" AND ".join(licences)))
-        return Distilled(model)
+        return Distilled(model, self.prompts)
+
+    def _level(self, neck: nn.Module) -> None:
+        """Start an untrained neck's last norm at the mean and spread that the teacher's channels have.
+
+        MobileSAM's spread is a tenth of the norm's own, too far for a short run at a usual rate.
+        """
+        last = [module for module in neck.modules() if isinstance(module, LayerNorm2d)][-1]
+        if not last.weight.eq(1).all() or last.bias.any():
+            return
+        some = self.data.files[:: -(-len(self.data) // _LOOKED_AT)]
+        channels = np.stack([EmbeddingFolder.read(files[0]) for files in some], 1).astype(np.float64)
+        with torch.no_grad():
+            last.weight.copy_(torch.from_numpy(channels.std((1, 2, 3))))
+            last.bias.copy_(torch.from_numpy(channels.mean((1, 2, 3))))
 
     def weight(self, target: Tensor) -> Tensor:
         return torch.tensor(float(len(target)), device=target.device)
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
-        found = trainee(image)
-        found = found.to(torch.promote_types(found.dtype, torch.float32))
-        return F.mse_loss(found, target.to(found.dtype))
+        return trainee(image, target)
 
     def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
         """Images, and the sum of their mean cosines in millionths."""
@@ -287,7 +360,11 @@ def _embedded(images: UnlabelledData, folder: EmbeddingFolder, sides: Sequence[b
 
 
 def _embed(
-    wanted: dict[Path, tuple[Path, int]], folder: EmbeddingFolder, teacher: PromptModel, progress: Progress
+    wanted: dict[Path, tuple[Path, int]],
+    folder: EmbeddingFolder,
+    teacher: PromptModel,
+    precision: str,
+    progress: Progress,
 ) -> None:
     """Have the teacher see what it has not; several processes share the images."""
     state = PartialState()
@@ -297,7 +374,8 @@ def _embed(
         predictor = Predictor(
             TorchPrompter(cast(PromptModel, optimize(teacher)), str(state.device)), info_of(teacher), ""
         )
-        with progress.bar("embed", len(wanted), len(wanted) - len(missing)) as bar:
+        in_16_bits = torch.autocast(state.device.type, torch.bfloat16, enabled=precision == "bf16")
+        with in_16_bits, progress.bar("embed", len(wanted), len(wanted) - len(missing)) as bar:
             for number, file in enumerate(mine):
                 image, flipped = wanted[file]
                 pixels = UnlabelledData((image,))[0][0]
