@@ -87,6 +87,13 @@ def test_segment_one_image(exported: Path, folder: Path, tmp_path: Path) -> None
         assert overlay.size == (80, 64)
 
 
+def test_out_may_name_the_file_of_a_single_mask(exported: Path, folder: Path, tmp_path: Path) -> None:
+    done = cli("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "out" / "seg.png")
+    assert done.returncode == 0, done.stderr
+    assert (read_mask(tmp_path / "out" / "seg.png") == foveal.load(exported)(folder / "a.jpg").mask).all()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["seg.overlay.jpg", "seg.png"]
+
+
 def test_segment_prints_json(exported: Path, folder: Path, tmp_path: Path) -> None:
     label = tmp_path / "label.png"
     Image.fromarray(foveal.load(exported)(folder / "a.jpg").mask).save(label)
@@ -121,6 +128,9 @@ def test_folder_names_what_failed_and_goes_on(exported: Path, folder: Path, tmp_
         (("segment", "GOOD", "--model", "efficientvit_b0.camvdi"), "did you mean 'efficientvit_b0.camvid'"),
         (("classify", "GOOD", "--model", "EXPORTED"), "use foveal segment"),
         (("segment", "GOOD", "--model", "EXPORTED", "--tile", "7"), "tile must be a multiple"),
+        (("segment", "GOOD", "--model", "EXPORTED", "--out", "seg.jpg"), "the result is a .png file"),
+        (("segment", "GOOD", "GOOD", "--model", "EXPORTED", "--out", "seg.png"), "several results need a folder"),
+        (("segment", "PNG", "--model", "EXPORTED", "--out", "PNG"), "would overwrite the image"),
         (("evaluate", "EXPORTED", "nowhere"), "nowhere: no such folder"),
         (("evaluate", "EXPORTED", "nowhere", "--size", "12"), "write HEIGHTxWIDTH"),
         (("evaluate", "EXPORTED", "nowhere", "--protocol", "cityscape"), "cityscapes"),
@@ -144,7 +154,7 @@ def test_folder_names_what_failed_and_goes_on(exported: Path, folder: Path, tmp_
 def test_a_mistake_is_one_line_and_exit_code_2(
     exported: Path, folder: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    places = {"EXPORTED": exported, "BROKEN": folder / "broken.jpg", "GOOD": folder / "a.jpg"}
+    places = {"EXPORTED": exported, "BROKEN": folder / "broken.jpg", "GOOD": folder / "a.jpg", "PNG": folder / "a.png"}
     done = subprocess.run(
         [sys.executable, "-m", "foveal", *(str(places.get(a, a)) for a in arguments)],
         capture_output=True,

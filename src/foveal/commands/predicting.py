@@ -36,7 +36,7 @@ def segment(
     model
         Bundled name, checkpoint, exported file or training run.
     out
-        Folder for masks (PNG of class indices with a palette) and overlays.
+        Folder for masks (PNG of class indices with a palette) and overlays, or the PNG of a single image's mask.
     overlay
         Write the image with the classes' colours over it too; default: for a single image.
     label
@@ -89,7 +89,7 @@ def predict(
     model
         Bundled name, checkpoint, exported file or training run.
     out
-        Folder for the results of models that make images.
+        Folder for the results of models that make images, or the file of a single one.
     overlay
         Write the image with the classes' colours over it too; default: for a single image.
     resume
@@ -247,13 +247,24 @@ def _classify(predictor: Predictor, images: list[Path], top: int, as_json: bool)
 def jobs_of(images: list[Path], out: Path, suffix: str = ".png") -> tuple[list[tuple[Path, Path]], bool]:
     """(image, result) paths, and whether this is a batch: a folder or several images.
 
+    ``out`` is the results' folder or, where it ends as a picture or as the results do, the file of the only one.
+
     Raises:
         InputError: no images.
-        ConfigError: a result would overwrite an image, or two have one name.
+        ConfigError: a result would overwrite an image, or two have one name; a file for several results, or one of
+            another format.
     """
-    from ..imaging import list_images
+    from ..imaging import SUFFIXES, list_images
 
     many = len(images) > 1 or images[0].is_dir()
+    if out.suffix.lower() in (suffix, *SUFFIXES) and not out.is_dir():
+        if many:
+            raise ConfigError(f"--out {out}: several results need a folder, a name without {out.suffix}")
+        if out.suffix.lower() != suffix:
+            raise ConfigError(f"--out {out}: the result is a {suffix} file")
+        if out.resolve() == images[0].resolve():
+            raise ConfigError(f"--out {out} would overwrite the image: choose another name")
+        return [(images[0], out)], False
     jobs: list[tuple[Path, Path]] = []
     taken: set[Path] = set()
     for given in images:

@@ -45,7 +45,7 @@ def upscale(
     model
         Bundled name, checkpoint, exported file or training run; "bicubic" or "lanczos" interpolate.
     out
-        Folder for the results.
+        Folder for the results, or the file of a single one.
     format
         Of the results. All but png are written from memory, and have no 16 bits (jpg no alpha either).
     compare
