@@ -364,15 +364,16 @@ def test_a_frozen_encoder_stays_to_the_bit(scenes: Path, distilled: Path, tmp_pa
     assert not before["mask_decoder.mask_tokens.weight"].equal(after["mask_decoder.mask_tokens.weight"])
 
 
-@pytest.mark.parametrize("stage", ["distil", "masks"])
+@pytest.mark.parametrize("stage", ["distil", "distil with prompts", "masks"])
 def test_a_resumed_run_is_the_undisturbed_one(
     stage: str, scenes: Path, distilled: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGTERM in mid-epoch, then resume: losses and weights to the bit."""
     more: dict[str, Any]
     settings = {**SETTINGS, "epochs": 2, "val_split": "", "bn_batches": 1}
-    if stage == "distil":
+    if stage.startswith("distil"):
         data, more = scenes / "images", {"teacher": str(teacher), "embeddings": str(distilled / "embeddings")}
+        more["teacher_prompts"] = int(stage.endswith("prompts"))
     else:
         data, more = scenes, {"weights": str(distilled), "batch_size": 1, "samples_per_epoch": 2}
     foveal.train(data, out=tmp_path / "whole", **(settings | more))

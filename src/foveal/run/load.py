@@ -226,7 +226,8 @@ def _without_prefix(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[in
 
 def _exported(ref: str) -> Path | None:
     if ref in assets.WEIGHTS and find_local(ref) is None:
-        return assets.path(ref, ".onnx")
+        bundled = assets.path(ref, ".onnx")
+        return bundled if bundled.exists() else None
     return Path(ref) if Path(ref).suffix == ".onnx" else None
 
 
