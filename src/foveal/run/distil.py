@@ -368,13 +368,14 @@ def _embed(
 ) -> None:
     """Have the teacher see what it has not; several processes share the images."""
     state = PartialState()
+    device = torch.device(str(state.device))
     missing = [file for file in wanted if not folder.has(file)]
     mine = missing[state.process_index :: state.num_processes]
     if mine:
         predictor = Predictor(
-            TorchPrompter(cast(PromptModel, optimize(teacher)), str(state.device)), info_of(teacher), ""
+            TorchPrompter(cast(PromptModel, optimize(teacher)), str(device)), info_of(teacher), ""
         )
-        in_16_bits = torch.autocast(state.device.type, torch.bfloat16, enabled=precision == "bf16")
+        in_16_bits = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         with in_16_bits, progress.bar("embed", len(wanted), len(wanted) - len(missing)) as bar:
             for number, file in enumerate(mine):
                 image, flipped = wanted[file]
