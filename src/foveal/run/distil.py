@@ -372,9 +372,7 @@ def _embed(
     missing = [file for file in wanted if not folder.has(file)]
     mine = missing[state.process_index :: state.num_processes]
     if mine:
-        predictor = Predictor(
-            TorchPrompter(cast(PromptModel, optimize(teacher)), str(device)), info_of(teacher), ""
-        )
+        predictor = Predictor(TorchPrompter(cast(PromptModel, optimize(teacher)), str(device)), info_of(teacher), "")
         in_16_bits = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
         with in_16_bits, progress.bar("embed", len(wanted), len(wanted) - len(missing)) as bar:
             for number, file in enumerate(mine):
