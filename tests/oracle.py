@@ -23,6 +23,8 @@ class Oracle:
         asked: what it was asked, points in the frame, batch by batch.
     """
 
+    at_once = 64
+
     def __init__(self) -> None:
         self.asked: list[NDArray[np.float32]] = []
 

@@ -162,7 +162,8 @@ def test_masks_are_resized_as_torch_does(height: int, width: int) -> None:
     inside = frame_size((height, width))
     frame = F.interpolate(torch.from_numpy(low_res)[None], (1024, 1024), mode="bilinear")[..., : inside[0], : inside[1]]
     expected = F.interpolate(frame, (height, width), mode="bilinear")[0].numpy()
-    np.testing.assert_allclose(at_image_size(low_res, (height, width)), expected, atol=1e-5)
+    # torch rounds positions of up to 2000 to float32, by 6e-5 of a pixel, and its builds do so differently.
+    np.testing.assert_allclose(at_image_size(low_res, (height, width)), expected, atol=5e-5)
 
 
 @pytest.mark.parametrize(

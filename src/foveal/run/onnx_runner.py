@@ -78,6 +78,8 @@ class OnnxPrompter:
         CheckpointError: one of them is missing or cannot be used.
     """
 
+    at_once = 16  #: prompts in one run: more need memory and gain no time
+
     def __init__(self, encoder: OnnxRunner, path: Path, threads: int = 0) -> None:
         if not path.name.endswith(f".{PROMPT_PARTS[0]}.onnx"):
             raise CheckpointError(f"{path}: only the decoder of a promptable model; give its NAME.encoder.onnx")

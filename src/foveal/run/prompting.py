@@ -20,11 +20,19 @@ if TYPE_CHECKING:
     from ..tasks.prompt import PromptModel
 
 _CORNERS = (2, 3)  # labels of a box's left top and right bottom corner
-_AT_ONCE = 64  # prompts in one run of the decoder: more need memory and gain no time
+#: Prompts in one run of the decoder. A CPU's caches hold what is computed for a few, and more are slower; on a GPU more
+#: than these need memory and gain no time.
+_AT_ONCE_ON_CPU, _AT_ONCE = 4, 64
 
 
 class PromptRunner(Protocol):
-    """What runs a promptable model: called with an image it encodes."""
+    """What runs a promptable model: called with an image it encodes.
+
+    Attributes:
+        at_once: prompts that one run of the decoder should have at most.
+    """
+
+    at_once: int
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """``(1, 3, size, size) -> (1, 256, 64, 64)``."""
@@ -120,8 +128,8 @@ class Embedding:
         """
         chosen = slice(1, None) if multimask else slice(0, 1)
         found = []
-        for start in range(0, len(tokens), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
+        for start in range(0, len(tokens), self.runner.at_once):
+            part = slice(start, start + self.runner.at_once)
             asked = None if logits is None else logits[part]
             low_res, iou = self.runner.decode(self.features, tokens[part], kinds[part], asked)
             found.append((low_res[:, chosen], iou[:, chosen]))
@@ -253,6 +261,7 @@ class TorchPrompter:
         import torch
 
         self.device, self.dtype = torch.device(device), dtype or torch.float32
+        self.at_once = _AT_ONCE_ON_CPU if self.device.type == "cpu" else _AT_ONCE
         self.model: Any = model.eval().to(device=self.device, dtype=self.dtype)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:

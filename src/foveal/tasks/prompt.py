@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -212,11 +212,16 @@ class PromptEncoder(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Multi-head attention at a width of its own; ``k`` and ``v`` may have a batch of one for all queries."""
+    """Multi-head attention at a width of its own: ``(P, N, C)`` queries, ``(P or 1, L, C)`` keys and values.
+
+    What attends to or from an image is computed without projecting the image where that takes fewer products: a few
+    tokens carry the projections of all heads to its 4096 places, instead of the places to the tokens. The result is
+    the same but for rounding.
+    """
 
     def __init__(self, embed_dim: int, num_heads: int, inner_dim: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.scale = num_heads, (inner_dim // num_heads) ** -0.5
         self.q_proj = nn.Linear(embed_dim, inner_dim)
         self.k_proj = nn.Linear(embed_dim, inner_dim)
         self.v_proj = nn.Linear(embed_dim, inner_dim)
@@ -224,12 +229,57 @@ class _Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batch = max(q.shape[0], k.shape[0])
-        parts = [
-            project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2).expand(batch, -1, -1, -1)
+        query, key, value = (
+            self._heads(project(x)).expand(batch, -1, -1, -1)
             for project, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
-        ]
-        found = F.scaled_dot_product_attention(*parts)
+        )
+        found = F.scaled_dot_product_attention(query, key, value)
         return self.out_proj(found.transpose(1, 2).flatten(2))
+
+    def to_image(self, tokens: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Few queries, many keys and values: ``(P, N, C)``."""
+        if not self._few(tokens) or _shared(k, tokens):
+            return self(tokens, k, v)
+        share = self._scores(self.q_proj(tokens), k, self.k_proj).softmax(-1)
+        seen = (share.flatten(1, 2) @ v).unflatten(1, (self.num_heads, -1))
+        found = seen @ self._by_head(self.v_proj.weight).mT
+        return self.out_proj(found.transpose(1, 2).flatten(2) + self.v_proj.bias)
+
+    def from_image(self, q: Tensor, tokens: Tensor, v: Tensor) -> Tensor:
+        """Many queries, few keys and values: ``(P, L, C)``."""
+        if not self._few(tokens):
+            return self(q, tokens, v)
+        keys = self.k_proj(tokens)
+        if _shared(q, tokens):
+            scores = self._heads(keys) * self.scale @ self._heads(self.q_proj(q)).mT
+        else:
+            scores = self._scores(keys, q, self.q_proj)
+        told = self._heads(self.v_proj(v)) @ self._by_head(self.out_proj.weight.mT)
+        # The shares of a head add up to one: a bias in what its tokens say is in every answer.
+        told = told + F.pad(self.out_proj.bias[None, None], (0, 0, 0, 0, 0, self.num_heads - 1))
+        return scores.softmax(2).flatten(1, 2).mT @ told.flatten(1, 2)
+
+    def _scores(self, tokens: Tensor, image: Tensor, projection: nn.Linear) -> Tensor:
+        """Projected tokens by ``image``, as if that had been projected: ``(P, heads, N, L)``."""
+        scaled = self._heads(tokens) * self.scale
+        wanted, shift = scaled @ self._by_head(projection.weight), scaled @ self._heads(projection.bias[None, None]).mT
+        return (wanted.flatten(1, 2) @ image.mT).unflatten(1, (self.num_heads, -1)) + shift
+
+    def _few(self, tokens: Tensor) -> bool:
+        """Whether the tokens of all heads are fewer than the channels that a place is projected to."""
+        return torch.compiler.is_exporting() or tokens.shape[1] * self.num_heads < self.q_proj.out_features
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _by_head(self, weight: Tensor) -> Tensor:
+        """``(inner_dim, C) -> (heads, inner_dim / heads, C)``."""
+        return weight.unflatten(0, (self.num_heads, -1))
+
+
+def _shared(image: Tensor, tokens: Tensor) -> bool:
+    """Whether one image is for several prompts: to project it once is less than once for each."""
+    return image.shape[0] != tokens.shape[0]
 
 
 class _Mlp(nn.Module):
@@ -263,9 +313,11 @@ class _TwoWayBlock(nn.Module):
             placed = tokens + token_pe
             tokens = tokens + self.self_attn(placed, placed, tokens)
         tokens = self.norm1(tokens)
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, image + image_pe, image))
+        placed = image + image_pe
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image.to_image(tokens + token_pe, placed, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        image = self.norm4(image + self.cross_attn_image_to_token(image + image_pe, tokens + token_pe, tokens))
+        change = self.cross_attn_image_to_token.from_image(placed, tokens + token_pe, tokens)
+        image = self.norm4(change.add_(image))  # in place, as below: these are the large ones
         return tokens, image
 
 
@@ -282,7 +334,7 @@ class _TwoWayTransformer(nn.Module):
         token_pe = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe)
-        seen = self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+        seen = self.final_attn_token_to_image.to_image(tokens + token_pe, image + image_pe, image)
         return self.norm_final_attn(tokens + seen), image
 
 
@@ -297,6 +349,9 @@ class _Perceptron(nn.Module):
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
+
+
+_Upscaling = tuple[nn.ConvTranspose2d, LayerNorm2d, nn.GELU, nn.ConvTranspose2d, nn.GELU]
 
 
 class MaskDecoder(nn.Module):
@@ -355,12 +410,32 @@ class MaskDecoder(nn.Module):
         """The masks of clear and of ambiguous prompts, in this order: ``(P, 4, 256, 256)`` and ``(P, 4)``."""
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], 1)
-        place = (image + dense).flatten(2).transpose(1, 2)
+        place = (image + dense).flatten(2).transpose(1, 2).contiguous()
         tokens, place = self.transformer(tokens, place, image_pe.flatten(2).transpose(1, 2))
-        fine = self.output_upscaling(place.transpose(1, 2).unflatten(2, image.shape[-2:]))
         weights = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1)
-        masks = (weights @ fine.flatten(2)).unflatten(2, fine.shape[-2:])
+        masks = self._pixels(place, weights)  # (P, places, 2 * 2 * 2 * 2, 4)
+        height, width = image.shape[-2:]
+        masks = masks.unflatten(2, (2, 2, 2, 2)).unflatten(1, (height, width))
+        masks = masks.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(-1, len(self.mask_tokens.weight), 4 * height, 4 * width)
         return masks, self.iou_prediction_head(tokens[:, 0])
+
+    def _pixels(self, place: Tensor, weights: Tensor) -> Tensor:
+        """Logits of the 4 x 4 pixels of each place: ``(P, L, C), (P, M, c) -> (P, L, 16, M)``.
+
+        ``output_upscaling`` has no pixel depend on another place, so all of it are products of matrices, channels last,
+        and only the masks are put into rows.
+        """
+        first, norm, act, second, last = cast(_Upscaling, tuple(self.output_upscaling))
+        x = _split(place, first)
+        x = act(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+        return (last(_split(x, second)).flatten(1, 3) @ weights.mT).unflatten(1, (-1, 16))
+
+
+def _split(x: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
+    """A transposed convolution whose kernel is its stride, place by place: ``(..., C) -> (..., 2 * 2, out)``."""
+    weight = conv.weight.permute(0, 2, 3, 1)
+    assert conv.bias is not None
+    return (x @ weight.flatten(1)).unflatten(-1, (-1, conv.out_channels)).add_(conv.bias)
 
 
 class PromptModel(nn.Module):

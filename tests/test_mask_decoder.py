@@ -1,0 +1,74 @@
+"""SAM's mask decoder, computed with fewer products than its formulas have, equals those formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from foveal.tasks import prompt
+from foveal.tasks.prompt import MaskDecoder
+
+EMBED_DIM, GRID = 256, 64
+
+
+def literal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the decoder computed as it is written down: every place projected, convolutions as convolutions."""
+
+    def pixels(self: MaskDecoder, place: Tensor, weights: Tensor) -> Tensor:
+        fine = self.output_upscaling(place.mT.unflatten(2, (GRID, GRID)))
+        masks = (weights @ fine.flatten(2)).unflatten(2, fine.shape[-2:])
+        blocks = masks.unflatten(3, (GRID, 4)).unflatten(2, (GRID, 4)).permute(0, 2, 4, 3, 5, 1)  # (P, y, x, 4, 4, M)
+        halves = blocks.unflatten(4, (2, 2)).unflatten(3, (2, 2)).transpose(4, 5)
+        return halves.reshape(len(place), GRID * GRID, 16, -1)
+
+    monkeypatch.setattr(prompt._Attention, "to_image", prompt._Attention.forward)
+    monkeypatch.setattr(prompt._Attention, "from_image", prompt._Attention.forward)
+    monkeypatch.setattr(MaskDecoder, "_pixels", pixels)
+
+
+def answers(
+    decoder: MaskDecoder, prompts: int, tokens: int, own_dense: bool, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=rng, dtype=dtype)
+
+    grid = (EMBED_DIM, GRID, GRID)
+    with torch.no_grad():
+        return decoder.to(dtype).all_masks(
+            normal(1, *grid),
+            normal(1, *grid),
+            normal(prompts, tokens, EMBED_DIM),
+            normal(prompts if own_dense else 1, *grid),
+        )
+
+
+@pytest.mark.parametrize("own_dense", [False, True])
+@pytest.mark.parametrize(("prompts", "tokens"), [(1, 2), (3, 2), (1, 13), (2, 13)])
+def test_it_equals_its_formulas(prompts: int, tokens: int, own_dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt and several, few tokens and too many to carry projections, one image for all and one for each."""
+    torch.manual_seed(0)
+    decoder = MaskDecoder()
+    found = answers(decoder, prompts, tokens, own_dense)
+    literal(monkeypatch)
+    for a, b in zip(found, answers(decoder, prompts, tokens, own_dense), strict=True):
+        assert a.shape == b.shape
+        assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+
+
+def gmacs(prompts: int, tokens: int) -> float:
+    with FlopCounterMode(display=False) as counter:
+        answers(MaskDecoder(), prompts, tokens, False, torch.float32)
+    return counter.get_total_flops() / 2e9 / prompts
+
+
+def test_it_costs_less_than_its_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A click alone, clicks together, and no more for many tokens."""
+    click, clicks, many = gmacs(1, 2), gmacs(8, 2), gmacs(4, 20)
+    literal(monkeypatch)
+    assert click < 0.6 * gmacs(1, 2) < 1.1
+    assert clicks < 0.65 * gmacs(8, 2)
+    assert many < 1.05 * gmacs(4, 20)
