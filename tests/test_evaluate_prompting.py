@@ -365,6 +365,8 @@ class Regions:
     for the best by its own opinion; nothing.
     """
 
+    at_once = 64
+
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         features = np.zeros((1, 256, 64, 64), np.float32)
         features[0, 0] = (batch[0, 0] * 255).round()
@@ -420,6 +422,8 @@ def test_figures_by_hand(scenes: Path) -> None:
     expected = {
         "box": (1 + 192 / 256 + 1) / 3,
         "box, surest of 3": 1,
+        "box, best of 3": 1,
+        "middle of the box": (100 / 292 + 192 / 292 + 1) / 3,
         "1 click": (100 / 292 + 192 / 292 + 1) / 3,
         "1 click, best of 3": 1,
         "3 clicks": 1,
@@ -442,9 +446,10 @@ def test_figures_by_hand(scenes: Path) -> None:
 
 def test_boxes_or_clicks_alone(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = foveal.evaluate(regions(), scenes / "data", prompts="boxes")
-    assert boxes.prompts == ("box", "box, surest of 3", "filled box")
+    assert boxes.prompts == ("box", "box, surest of 3", "box, best of 3", "filled box")
     clicks = foveal.evaluate(regions(), scenes / "data", prompts="clicks")
-    assert clicks.prompts == ("1 click", "1 click, best of 3", "3 clicks", "5 clicks", "filled box")
+    assert clicks.prompts[:2] == ("middle of the box", "1 click")
+    assert clicks.prompts[1:] == ("1 click", "1 click, best of 3", "3 clicks", "5 clicks", "filled box")
     assert clicks.average_precision is None
     monkeypatch.setitem(sys.modules, "pycocotools", None)  # as if it were not installed
     assert foveal.evaluate(regions(), scenes / "data", prompts="boxes").average_precision is None
@@ -479,5 +484,11 @@ def test_the_command(scenes: Path) -> None:
     (scenes / "data" / "masks" / "bad.png").unlink()
     done = subprocess.run([*command, "--prompts", "boxes"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines() if "%" in line] == ["box", "box,", "filled", "masks"]
+    assert [line.split()[0] for line in done.stdout.splitlines() if "%" in line] == [
+        "box",
+        "box,",
+        "box,",
+        "filled",
+        "masks",
+    ]
     assert "2 images of all, 3 objects (3 small, 0 medium, 0 large); encoding takes" in done.stdout

@@ -139,9 +139,14 @@ def _print_prompting(found: PromptEvaluation) -> int:
 
     sizes: tuple[Literal["all", "small", "medium", "large"], ...] = ("all", "small", "medium", "large")
     print_table(
-        ("prompt", "mIoU", "small", "medium", "large", "boundary IoU"),
+        ("prompt", "mIoU", "small", "medium", "large", "by image", "boundary IoU"),
         [
-            (prompt, *(percent(found.miou(prompt, size)) for size in sizes), percent(found.boundary_iou(prompt)))
+            (
+                prompt,
+                *(percent(found.miou(prompt, size)) for size in sizes),
+                percent(found.miou_by_image(prompt)),
+                percent(found.boundary_iou(prompt)),
+            )
             for prompt in found.prompts
         ],
     )

@@ -242,12 +242,16 @@ def _scored(
         answers = _each(embedding.prompt(boxes=boxes))
         for index, (instance, answer) in enumerate(zip(instances, answers, strict=True)):
             note("box, surest of 3", index, answer.best)
+            note("box, best of 3", index, _best(answer, instance.mask))
             if scorer is not None:
                 runs, value = as_runs(answer.best), float(answer.iou.max())
                 records.append({"segmentation": runs, "predicted_iou": value, "category_id": instance.category})
         if scorer is not None:
             scorer.add(instances, records)
     if prompts != "boxes":
+        middles = [[[(x1 + x2) / 2, (y1 + y2) / 2]] for x1, y1, x2, y2 in (instance.box for instance in instances)]
+        for index, answer in enumerate(_each(embedding.prompt(middles, np.ones((len(instances), 1))))):
+            note("middle of the box", index, answer.best)
         _click(embedding, [instance.mask for instance in instances], note)
     for index, instance in enumerate(instances):
         note("filled box", index, filled_box(instance))
@@ -273,10 +277,14 @@ def _click(
                 found[index] = answer.best
                 if count == 1:
                     note("1 click", index, answer.best)
-                    note("1 click, best of 3", index, max(answer.masks, key=lambda m: iou(targets[index], m)))
+                    note("1 click, best of 3", index, _best(answer, targets[index]))
         if count > 1 and count in CLICKS:
             for index, mask in enumerate(found):
                 note(f"{count} clicks", index, mask)
+
+
+def _best(answer: MaskResult, target: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return max(answer.masks, key=lambda mask: iou(target, mask))
 
 
 def _each(result: MaskResult) -> Iterator[MaskResult]:
