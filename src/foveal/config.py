@@ -64,6 +64,8 @@ class TrainConfig:
         clicks: prompting: clicks on mistakes that follow each first prompt.
         class_weights: how rarity weighs in the loss: "none", "sqrt_median", "median" (frequency balancing).
         label_smoothing: classification: share of the target that goes to the other classes.
+        class_map: segmentation: YAML file ``class of the weights: class of the data``; the classifier starts from that
+            of ``weights``, each class from the mean of those that count as it. Empty: other classes start fresh.
         deep_supervision: segmentation: weight of auxiliary classifiers on the two coarsest maps; 0: none.
         lr: peak learning rate of AdamW.
         weight_decay: of weights; norms and biases have none.
@@ -118,6 +120,7 @@ class TrainConfig:
     clicks: int = 2
     class_weights: Literal["none", "sqrt_median", "median"] = "sqrt_median"
     label_smoothing: float = 0.0
+    class_map: str = ""
     deep_supervision: float = 0.0
     lr: float = 2e-3
     weight_decay: float = 0.05
@@ -183,6 +186,8 @@ class TrainConfig:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is out of range")
         if self.late_crop != (0, 0) and self.task != "upscale":
             raise ConfigError(f"late_crop={list(self.late_crop)} is for upscaling, not {self.task!r}: leave it out")
+        if self.class_map and (self.task != "segment" or not self.weights):
+            raise ConfigError(f"class_map={self.class_map!r} needs task='segment' and weights: leave it out")
         if self.teacher_prompts and not self.teacher:
             raise ConfigError(f"teacher_prompts={self.teacher_prompts} needs a teacher: name a promptable model")
         if self.teacher and self.task != "prompt":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import read_yaml
+from ..data.class_map import few, read_class_map
 from ..data.labelled import Labelled, open_labelled
-from ..errors import ConfigError, DataError, InputError, nearest
+from ..errors import ConfigError, DataError, InputError
 from ..files import made_folder, written_whole
 from ..info import Labels
 from ..results import save_picture
@@ -296,23 +296,10 @@ def _lookup(predictor: Predictor, labels: Labels, class_map: str | Path | None) 
     if class_map is None:
         if own and own != labels.names:
             raise ConfigError(
-                f"the model predicts {_few(own)}, the data has {_few(labels.names)}: "
+                f"the model predicts {few(own)}, the data has {few(labels.names)}: "
                 "give a class_map (model class: data class)"
             )
         if predictor.info.num_classes != len(labels.names):
             raise ConfigError(f"the model has {predictor.info.num_classes} classes, the data {len(labels.names)}")
         return np.arange(len(labels.names))
-    mapping = read_yaml(class_map)
-    for name, target in mapping.items():
-        if name not in own:
-            raise ConfigError(f"{class_map}: the model has no class {name!r}{nearest(name, own)}")
-        if target not in labels.names:
-            raise ConfigError(f"{class_map}: the data has no class {target!r}{nearest(str(target), labels.names)}")
-    missing = [name for name in own if name not in mapping]
-    if missing:
-        raise ConfigError(f"{class_map}: no data class for {_few(missing)}")
-    return np.array([labels.names.index(mapping[name]) for name in own])
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")
+    return read_class_map(class_map, own, labels.names)

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..config import TrainConfig
+from ..data.class_map import read_class_map
 from ..data.degradation import degraded
 from ..data.labelled import Labelled, Task, open_labelled
 from ..data.segmentation import class_counts, median_frequency_weights
 from ..data.super_resolution import SuperResolutionData
 from ..data.transforms import ClassifyAugment, SegmentAugment, UpscaleAugment
 from ..errors import ConfigError, DataError
-from ..info import IGNORE, Labels, Preprocess
+from ..info import IGNORE, Labels, Preprocess, info_of
 from ..layers.resample import ceil_div
 from ..losses import SegmentationLoss
 from ..preparing import prepare
@@ -29,6 +30,7 @@ from ..tasks import upscale
 from ..tasks.segment import SegmentationModel
 from .cached import Cached
 from .fidelity import UpscaleScores, fidelity
+from .load import load_model
 from .metrics import ClassifyScores, SegmentScores, confusion_matrix
 from .predict import Predictor
 from .progress import Progress
@@ -105,6 +107,7 @@ class SegmentJob:
     """
 
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
+        self.config = config
         self.data, self.held_out = _opened(root, config, "segment")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, progress)
@@ -130,7 +133,26 @@ class SegmentJob:
         return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(mask.astype(np.int64))
 
     def trainee(self, model: nn.Module) -> nn.Module:
+        if self.config.class_map:
+            self._start_classifier(model)
         return DeeplySupervised(model, len(self.labels.names)) if self.deep_supervision else model
+
+    def _start_classifier(self, model: nn.Module) -> None:
+        """Give each class the mean weights of those classes of ``config.weights`` that count as it."""
+        config = self.config
+        source = load_model(config.weights, config.model)
+        assert isinstance(model, SegmentationModel)
+        if not isinstance(source, SegmentationModel):
+            raise ConfigError(f"class_map: {config.weights} has no classifier of pixels to start from")
+        old, new = source.head.classifier, model.head.classifier
+        assert old.bias is not None
+        assert new.bias is not None
+        targets = read_class_map(config.class_map, info_of(source).labels.names, self.labels.names)
+        with torch.no_grad():
+            for index in np.unique(targets):
+                of_it = torch.from_numpy(targets == index)
+                new.weight[index] = old.weight[of_it].mean(0)
+                new.bias[index] = old.bias[of_it].mean(0)
 
     def weight(self, target: Tensor) -> Tensor:
         exact = torch.float32 if target.device.type == "mps" else torch.float64

@@ -87,11 +87,12 @@ def _load_image_model(ref: str) -> nn.Module:
     return model
 
 
-def load_model(ref: str | Path) -> nn.Module:
+def load_model(ref: str | Path, name: str = "") -> nn.Module:
     """Build the torch model that ``ref`` describes, in evaluation mode, with its ``foveal_info``.
 
     Args:
         ref: as for :func:`load`, but no exported file.
+        name: architecture whose tags ``ref`` may name alone.
 
     Raises:
         ConfigError, CheckpointError: as :func:`load`.
@@ -105,7 +106,7 @@ def load_model(ref: str | Path) -> nn.Module:
 
     if text in variants() and find_local(ref) is None:
         raise _without_weights(text)
-    state, info = read_weights(ref)
+    state, info = read_weights(ref, name)
     if info is None or not info.model:
         info = identify(state)
     if not info.labels.names:
