@@ -38,6 +38,7 @@ class Oracle:
         coords: NDArray[np.float32],
         labels: NDArray[np.int64],
         masks: NDArray[np.float32] | None,
+        least_iou: float,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Masks of the point's colour; its predicted IoU rises with the area, and is low for black, the background."""
         self.asked.append(coords[:, 0])

@@ -378,6 +378,7 @@ class Regions:
         coords: NDArray[np.float32],
         labels: NDArray[np.int64],
         masks: NDArray[np.float32] | None,
+        least_iou: float,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         grey = embedding[0, 0]
         logits = np.full((len(coords), 4, 64, 64), -1, np.float32)

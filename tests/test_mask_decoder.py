@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -29,7 +31,12 @@ def literal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def answers(
-    decoder: MaskDecoder, prompts: int, tokens: int, own_dense: bool, dtype: torch.dtype = torch.float64
+    decoder: MaskDecoder,
+    prompts: int,
+    tokens: int,
+    own_dense: bool,
+    dtype: torch.dtype = torch.float64,
+    least_iou: float = -math.inf,
 ) -> tuple[Tensor, Tensor]:
     rng = torch.Generator().manual_seed(1)
 
@@ -43,6 +50,7 @@ def answers(
             normal(1, *grid),
             normal(prompts, tokens, EMBED_DIM),
             normal(prompts if own_dense else 1, *grid),
+            least_iou,
         )
 
 
@@ -57,6 +65,20 @@ def test_it_equals_its_formulas(prompts: int, tokens: int, own_dense: bool, monk
     for a, b in zip(found, answers(decoder, prompts, tokens, own_dense), strict=True):
         assert a.shape == b.shape
         assert (a - b).abs().max() <= 1e-12 * b.abs().max()
+
+
+def test_masks_that_promise_too_little_are_not_drawn() -> None:
+    """The others are the same, and what is expected of all masks is."""
+    torch.manual_seed(0)
+    decoder = MaskDecoder()
+    masks, iou = answers(decoder, 6, 2, False)
+    promised = iou[:, 1:].amax(1)
+    for least in (promised.median().item(), promised.min().item() - 1, promised.max().item()):
+        found, expected = answers(decoder, 6, 2, False, least_iou=least)
+        assert expected.equal(iou)
+        drawn = promised > least
+        torch.testing.assert_close(found[drawn], masks[drawn], rtol=1e-12, atol=1e-12)
+        assert found[~drawn].eq(prompt.EMPTY).all()
 
 
 def gmacs(prompts: int, tokens: int) -> float:

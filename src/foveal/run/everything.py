@@ -234,13 +234,15 @@ class _Search:
     def ask(self, points: NDArray[np.float64]) -> None:
         """Ask at points ``(P, 2)``, x and y in the crop, each alone; keep the good masks."""
         options, (height, width) = self.options, self.embedding.size
-        answer = self.embedding.prompt(points[:, None], np.ones((len(points), 1)))
+        least_iou, least_stability = options.thresholds
+        least_iou = least_iou or -math.inf  # 0 keeps all, as SAM has it
+        wanted = min(least_iou, _SURE) if options.fast else least_iou
+        answer = self.embedding.prompt(points[:, None], np.ones((len(points), 1)), least_iou=wanted)
         self.prompts += len(points)
         if options.fast:
             self.cover(answer)
         low_res, iou = answer.low_res.reshape(-1, *answer.low_res.shape[2:]), answer.iou.ravel()
-        least_iou, least_stability = options.thresholds
-        sure = np.flatnonzero(iou > least_iou) if least_iou > 0 else np.arange(len(iou))
+        sure = np.flatnonzero(iou > least_iou)
         for part in _portions(sure, max(1, _AT_ONCE // (height * width))):
             logits = at_image_size(low_res[part], (height, width))
             stability = stability_scores(logits, options.stability_score_offset)

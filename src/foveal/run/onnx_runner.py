@@ -100,8 +100,9 @@ class OnnxPrompter:
         coords: NDArray[np.float32],
         labels: NDArray[np.int64],
         masks: NDArray[np.float32] | None,
+        least_iou: float,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See :meth:`foveal.run.prompting.PromptRunner.decode`."""
+        """See :meth:`foveal.run.prompting.PromptRunner.decode`. All masks are drawn."""
         kinds = labels.astype(np.float32)
         if masks is None:
             feed = {"image_embeddings": embedding, "point_coords": coords, "point_labels": kinds}

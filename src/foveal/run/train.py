@@ -273,7 +273,7 @@ class _Run:
             better = not value < state.best  # also where it is NaN: some checkpoint must be there
             state.best = max(state.best, value)
         # A path of this machine means nothing elsewhere.
-        paths = {name: Path(getattr(config, name)).name for name in ("weights", "teacher", "embeddings")}
+        paths = {name: Path(getattr(config, name)).name for name in ("weights", "class_map", "teacher", "embeddings")}
         settings = to_dict(config) | paths
         notes = {"config": settings, "images": len(job.data), "log": line | figures}
         self.folder.save_weights(averaged.state_dict(), self.info.replace(notes=notes), better)

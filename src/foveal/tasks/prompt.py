@@ -25,6 +25,7 @@ from .segment import SegmentationHead
 
 GRID = 64  #: side of an embedding
 EMBED_DIM = 256
+EMPTY = -1000.0  #: logit of every pixel of a mask that was not drawn
 #: The neck for backbones without a published one.
 DEFAULT_NECK = {"depth": 2, "expand_ratio": 1, "norm_eps": 1e-5}
 _GELU = partial(nn.GELU, approximate="tanh")
@@ -406,18 +407,31 @@ class MaskDecoder(nn.Module):
         chosen = slice(1, None) if multimask_output else slice(0, 1)
         return masks[:, chosen], iou[:, chosen]
 
-    def all_masks(self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """The masks of clear and of ambiguous prompts, in this order: ``(P, 4, 256, 256)`` and ``(P, 4)``."""
+    def all_masks(
+        self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, least_iou: float = -math.inf
+    ) -> tuple[Tensor, Tensor]:
+        """The masks of clear and of ambiguous prompts, in this order: ``(P, 4, 256, 256)`` and ``(P, 4)``.
+
+        Of a prompt for which none of the masks of ambiguous ones promises more than ``least_iou`` no mask is drawn: its
+        logits are all :data:`EMPTY`. That is half of what a prompt costs.
+        """
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], 1)
         place = (image + dense).flatten(2).transpose(1, 2).contiguous()
         tokens, place = self.transformer(tokens, place, image_pe.flatten(2).transpose(1, 2))
         weights = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1)
-        masks = self._pixels(place, weights)  # (P, places, 2 * 2 * 2 * 2, 4)
-        height, width = image.shape[-2:]
-        masks = masks.unflatten(2, (2, 2, 2, 2)).unflatten(1, (height, width))
-        masks = masks.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(-1, len(self.mask_tokens.weight), 4 * height, 4 * width)
-        return masks, self.iou_prediction_head(tokens[:, 0])
+        iou = self.iou_prediction_head(tokens[:, 0])
+        if least_iou == -math.inf:
+            return self._masks(place, weights, image.shape[-2:]), iou
+        drawn = (iou[:, 1:] > least_iou).any(1)
+        masks = self._masks(place[drawn], weights[drawn], image.shape[-2:])
+        return masks.new_full((len(iou), *masks.shape[1:]), EMPTY).index_put((drawn,), masks), iou
+
+    def _masks(self, place: Tensor, weights: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """``(P, h * w, C)`` places and ``(P, M, c)`` weights of their pixels give ``(P, M, 4 * h, 4 * w)`` logits."""
+        masks = self._pixels(place, weights).unflatten(2, (2, 2, 2, 2)).unflatten(1, grid)
+        masks = masks.permute(0, 7, 1, 3, 5, 2, 4, 6)
+        return masks.reshape(*masks.shape[:2], 4 * grid[0], 4 * grid[1])
 
     def _pixels(self, place: Tensor, weights: Tensor) -> Tensor:
         """Logits of the 4 x 4 pixels of each place: ``(P, L, C), (P, M, c) -> (P, L, 16, M)``.
