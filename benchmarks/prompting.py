@@ -42,7 +42,7 @@ def main() -> None:
         path = foveal.export(arguments.model, output=Path(folder) / "model.onnx").path
         runner, info = OnnxRunner.open(path, threads=1)
         predictors = {
-            "onnxruntime": Predictor(OnnxPrompter(runner, path, threads=1), info, "onnxruntime"),
+            "onnxruntime": Predictor(OnnxPrompter(runner, path, info, threads=1), info, "onnxruntime"),
             "torch": foveal.load(arguments.model, device="cpu"),
         }
         report = {

@@ -21,12 +21,14 @@ class Oracle:
 
     Attributes:
         asked: what it was asked, points in the frame, batch by batch.
+        modesty: by how much all that it expects is lower.
     """
 
-    at_once = 64
+    at_once, encoder_id = 64, ""
 
     def __init__(self) -> None:
         self.asked: list[NDArray[np.float32]] = []
+        self.modesty = 0.0
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         planes = batch[0].reshape(3, 64, 4, 64, 4).transpose(0, 2, 4, 1, 3).reshape(48, 64, 64)
@@ -50,7 +52,7 @@ class Oracle:
         logits = np.where(inside, 10, -10).astype(np.float32)
         # The first of the four is for clear prompts; two of the three others are worse.
         all_four = np.stack([logits, logits * 0.01, logits, -np.abs(logits)], 1)
-        return all_four, np.stack([iou, iou, iou, iou], 1).astype(np.float32)
+        return all_four, np.stack([iou, iou, iou, iou], 1).astype(np.float32) - np.float32(self.modesty)
 
 
 def oracle() -> tuple[Predictor, Oracle]:

@@ -365,7 +365,7 @@ class Regions:
     for the best by its own opinion; nothing.
     """
 
-    at_once = 64
+    at_once, encoder_id = 64, ""
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         features = np.zeros((1, 256, 64, 64), np.float32)

@@ -192,7 +192,7 @@ def test_crops_find_what_the_grid_misses() -> None:
         assert not expected[y + height :].any()
         assert not expected[:, x + width :].any()
     thinned = EverythingOptions(points_per_side=32, crop_n_layers=2, crop_n_points_downscale_factor=2)
-    assert thinned.grids == [32, 16, 8]
+    assert thinned.sides == [32, 16, 8]
     assert thinned.points == 1024 + 4 * 256 + 16 * 64
 
 
@@ -221,10 +221,46 @@ def test_the_fast_mode_asks_less_and_finds_the_same() -> None:
 
 
 def test_thresholds_that_are_given_hold_in_the_fast_mode() -> None:
-    assert EverythingOptions().thresholds == (0.88, 0.95)
-    assert EverythingOptions(fast=True).thresholds == (0.85, 0.92)
-    assert EverythingOptions(fast=True, pred_iou_thresh=0.88).thresholds == (0.88, 0.92)
-    assert EverythingOptions(fast=True, stability_score_thresh=0.0).thresholds == (0.85, 0.0)
+    assert EverythingOptions().thresholds(()) == (0.88, 0.95)
+    assert EverythingOptions(fast=True).thresholds(()) == (0.85, 0.92)
+    assert EverythingOptions(fast=True, pred_iou_thresh=0.88).thresholds(()) == (0.88, 0.92)
+    assert EverythingOptions(fast=True, stability_score_thresh=0.0).thresholds(()) == (0.85, 0.0)
+
+
+def test_weights_bring_thresholds_of_their_own() -> None:
+    """A model that is never sure of more than 0.8 finds its masks if its weights say so, and stays open to options."""
+    assert EverythingOptions().thresholds((0.5, 0.7)) == (0.5, 0.7)
+    assert EverythingOptions(fast=True).thresholds((0.5, 0.02)) == (0.47, 0.0)
+    image, objects = boxes_on_black(BOXES)
+    predictor, network = oracle()
+    network.modesty = 0.2
+    assert len(predictor.everything(image, points_per_side=16)) == 0
+    predictor.info = predictor.info.replace(mask_thresholds=(0.6, 0.9))
+    for fast in (False, True):
+        found = predictor.everything(image, points_per_side=16, fast=fast)
+        assert as_set(masks_of(found)) == as_set(objects)
+    assert found.prompts < 16**2, "what was found covers points"
+    assert len(predictor.everything(image, points_per_side=16, pred_iou_thresh=0.88)) == 0
+
+
+def test_points_of_ones_own() -> None:
+    image, objects = boxes_on_black(BOXES)
+    predictor, network = oracle()
+    middles = np.array([[(x1 + x2) / 2 / image.shape[1], (y1 + y2) / 2 / image.shape[0]] for x1, y1, x2, y2 in BOXES])
+    found = predictor.everything(image, points_per_side=None, point_grids=[middles])
+    assert as_set(masks_of(found)) == as_set(objects)
+    assert found.prompts == len(BOXES) == len(np.concatenate(network.asked))
+    scores = [record["predicted_iou"] for record in found]
+    assert scores == sorted(scores, reverse=True)
+    for options, message in (
+        ({"point_grids": [middles]}, "points_per_side or point_grids"),
+        ({"points_per_side": None}, "points_per_side or point_grids"),
+        ({"points_per_side": None, "point_grids": [middles], "fast": True}, "a grid of its own"),
+        ({"points_per_side": None, "point_grids": [middles], "crop_n_layers": 1}, "1 point_grids: give one for"),
+        ({"points_per_side": None, "point_grids": [middles * 100]}, "x and y of 0 to 1"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            predictor.everything(image, **options)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5])
@@ -246,7 +282,7 @@ def test_small_regions_are_mended() -> None:
     found = predictor.everything(image, points_per_side=8, min_mask_region_area=10)
     assert as_set(masks_of(found)) == as_set(objects)
     assert sorted(record["bbox"] for record in found) == [[20, 20, 99, 99], [150, 20, 89, 99]]
-    assert [record["area"] for record in found] == [90 * 100, 100 * 100]  # the one that needed no mending first
+    assert [record["area"] for record in found] == [100 * 100, 90 * 100], "the surest first, mended or not"
 
 
 @pytest.mark.parametrize(
@@ -409,7 +445,7 @@ def test_sam_predictor_refuses_with_one_line(predictor: Predictor, photo: np.nda
         sam.set_image(photo, image_format="RBG")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match=r"expected \(H, W, 3\)"):
         sam.set_image(photo[..., 0])
-    with pytest.raises(InputError, match="long side of 512"):
+    with pytest.raises(InputError, match="long side of 1024"):
         sam.set_torch_image(torch.zeros(1, 3, 90, 120), (90, 120))
     sam.set_image(photo)
     with pytest.raises(InputError, match="no prompt"):
@@ -422,10 +458,37 @@ def test_sam_predictor_refuses_with_one_line(predictor: Predictor, photo: np.nda
         sam.predict_torch(torch.zeros(2, 1, 2), None)
     with pytest.raises(InputError, match="give \\(B, N, 2\\)"):
         sam.predict_torch(torch.zeros(2, 2), torch.zeros(2, 1))
+    with pytest.raises(InputError, match="the prompts are empty"):
+        sam.predict_torch(None, None, torch.zeros(0, 4))
+    one = torch.ones(1, 1)
+    for label in (-2, 0.5, 5):
+        with pytest.raises(InputError, match="1 on the object, 0 beside it, -1 for no point"):
+            sam.predict_torch(torch.ones(1, 1, 2), label * one)
+    for place in (5000, -1, torch.nan):
+        with pytest.raises(InputError, match="outside of the image, which is 1024x768 where transform"):
+            sam.predict_torch(torch.full((1, 1, 2), place), one)
+    with pytest.raises(InputError, match="left top corner"):
+        sam.predict_torch(None, None, torch.tensor([[300, 20, 100, 90.0]]))
     with pytest.raises(ConfigError, match="takes no prompts"):
         SamPredictor(torch.nn.Identity())
     with pytest.raises(ConfigError, match="'segment', it takes no prompts"):
         SamPredictor("efficientvit_b0.camvid")
+
+
+def test_what_transform_makes_can_be_set(predictor: Predictor, photo: np.ndarray) -> None:
+    """SAM's frame has 1024 pixels, this encoder sees 512: the image is brought to that here."""
+    sam = SamPredictor(predictor)
+    resized = torch.as_tensor(sam.transform.apply_image(photo)).permute(2, 0, 1)[None]
+    assert max(resized.shape) == 1024
+    sam.set_torch_image(resized, photo.shape[:2])
+    found = sam.features
+    sam.set_image(photo)
+    assert found.shape == sam.features.shape
+    assert (found - sam.features).abs().mean() < 0.05 * sam.features.abs().mean()
+    boxes = torch.tensor([[10, 10, 100, 80.0]], device=sam.device)
+    masks, _, _ = sam.predict_torch(None, None, sam.transform.apply_boxes_torch(boxes, photo.shape[:2]))
+    same, _, _ = sam.predict(box=np.array([10, 10, 100, 80]))
+    assert (masks[0].numpy() == same).all()
 
 
 def test_transforms_are_those_of_the_encoder(photo: np.ndarray) -> None:

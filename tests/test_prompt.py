@@ -182,6 +182,9 @@ def test_masks_are_resized_as_torch_does(height: int, width: int) -> None:
         ({"boxes": [170, 20, 180, 90]}, "outside"),
         ({"boxes": [1, 2, 3]}, "x1, y1, x2, y2"),
         ({"masks": np.zeros((120, 160))}, "256"),
+        ({"masks": np.zeros((0, 256, 256))}, "256"),
+        ({"points": [[[1, 2]], [[1, 2], [3, 4]]], "labels": [[1], [1, 1]]}, "points: give numbers, as many for each"),
+        ({"boxes": torch.ones(4, requires_grad=True)}, "boxes: give numbers"),
         ({"points": [[[5, 5]]], "labels": [[1]], "boxes": [[1, 1, 5, 5], [2, 2, 6, 6]]}, "1, 2 prompts"),
     ],
 )
@@ -202,8 +205,24 @@ def test_embeddings_survive_on_disk(predictor: Predictor, tmp_path: Path) -> Non
     with pytest.raises(InputError, match="without its image"):
         again.prompt(boxes=box).overlay()
     (tmp_path / "broken.npz").write_bytes(path.read_bytes()[:1000])
-    for bad in ("broken.npz", "absent.npz"):
-        with pytest.raises(InputError, match="not an embedding"):
+    np.save(tmp_path / "array.npy", embedding.features)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    told = dict(np.load(path))
+    for name, change in (
+        ("nan.npz", {"features": told["features"] * np.nan}),
+        ("size.npz", {"size": np.array(["a", "b"])}),
+        ("real.npz", {"size": np.array([np.nan, 120])}),
+    ):
+        np.savez(tmp_path / name, **told | change)
+    for bad, message in {
+        "broken.npz": "not an embedding that Foveal saved, or damaged$",
+        "array.npz": "not an embedding that Foveal saved",
+        "absent.npz": "no such file",
+        "nan.npz": "damaged, its features",
+        "size.npz": "damaged, its size",
+        "real.npz": "damaged, its size",
+    }.items():
+        with pytest.raises(InputError, match=message):
             predictor.open_embedding(tmp_path / bad)
     with pytest.raises(InputError, match=r"\.npz"):
         embedding.save(tmp_path / "seen.png")
@@ -213,6 +232,50 @@ def test_embeddings_survive_on_disk(predictor: Predictor, tmp_path: Path) -> Non
     other = Predictor(predictor.runner, predictor.info.replace(tag="sam"), "torch")
     with pytest.raises(InputError, match=r"efficientvit_b0, not of efficientvit_b0\.sam"):
         other.open_embedding(path)
+
+
+def test_embeddings_know_their_weights(tmp_path: Path) -> None:
+    """Folded, in half precision and exported, a model is the same; one that was trained on is not, of the same name."""
+    model: Any = foveal.create_model("efficientvit_b0", "prompt").eval()
+    file = save_as(model, tmp_path / "one.safetensors")
+    path = foveal.load(file).encode(image_of_noise()).save(tmp_path / "seen.npz")
+    exported = foveal.export(file, output=tmp_path / "one.onnx").path
+    for same in (foveal.load(file, dtype="bfloat16"), foveal.load(exported)):
+        assert same.open_embedding(path).size == (120, 160)
+    with torch.no_grad():
+        model.image_encoder.neck.norm.bias += 0.01
+    other = foveal.load(save_as(model, tmp_path / "two.safetensors"))
+    with pytest.raises(InputError, match="an embedding of efficientvit_b0 with other weights: encode the image again"):
+        other.open_embedding(path)
+
+
+def save_as(model: Any, path: Path) -> Path:
+    save_checkpoint(path, model.state_dict(), model.foveal_info)
+    return path
+
+
+def test_weights_of_another_architecture_give_their_decoder() -> None:
+    """What their own architecture was told, an epsilon and a padding, is not told to the new one."""
+    model: Any = foveal.create_model("mobilenetv2_100", "prompt", weights="tf_efficientnet_lite0.sam")
+    plain: Any = foveal.create_model("mobilenetv2_100", "prompt")
+    ours: Any = foveal.load_model("tf_efficientnet_lite0.sam")
+    assert model.foveal_info.options == plain.foveal_info.options
+    assert model.mask_decoder.iou_token.weight.equal(ours.mask_decoder.iou_token.weight)
+    foveal.create_model("efficientvit_b0", "prompt", weights="tf_efficientnet_lite0.sam")
+
+
+def test_a_bare_file_of_a_twin_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(foveal.load_model("tf_efficientnet_lite0.sam").state_dict(), tmp_path / "bare.pt")
+    assert foveal.load(tmp_path / "bare.pt").info.model == "efficientnet_lite0"
+    assert "taken for efficientnet_lite0, but tf_efficientnet_lite0 has the same tensors" in capsys.readouterr().err
+
+
+def test_batches_that_do_not_fit_are_one_line(small: Any) -> None:
+    x, boxes = torch.zeros(2, 3, 512, 512), torch.tensor([[1.0, 1, 9, 9]])
+    with pytest.raises(InputError, match="boxes for 3 images, but 2 are given"):
+        small(x, boxes=boxes.expand(3, 1, 4))
+    with pytest.raises(InputError, match="different numbers of prompts"):
+        small.decode(torch.zeros(1, 256, 64, 64), (torch.zeros(2, 1, 2), torch.ones(2, 1)), boxes)
 
 
 def test_results_are_pictures(predictor: Predictor, tmp_path: Path) -> None:

@@ -66,3 +66,14 @@ def test_its_card_and_its_size() -> None:
     info = foveal.load(REF).info
     assert (info.model, info.tag, info.task, info.licence) == ("tf_efficientnet_lite0", "sam", "prompt", "Apache-2.0")
     assert assets.WEIGHTS[REF].licence in card.read_text(encoding="utf-8")
+
+
+def test_everything_finds_masks_with_the_weights_own_thresholds() -> None:
+    """The student is never as sure as SAM: with SAM's thresholds nothing of this photograph would be found."""
+    predictor = foveal.load("tf_efficientnet_lite0.sam")
+    photo = read_image(STREET)[::2, ::2]
+    found = predictor.everything(photo, points_per_side=6)
+    assert len(found) >= 4
+    assert (
+        predictor.everything(photo, points_per_side=6, pred_iou_thresh=0.88, stability_score_thresh=0.95).records == []
+    )

@@ -102,6 +102,9 @@ def test_everything(model: Path, photo: Path, tmp_path: Path) -> None:
         (["--everything", "--single"], "--everything needs no prompt"),
         (["--everything", "--out", "x.png"], "--out x.png: the result is a .json file"),
         (["--point", "1,2", "--fast"], "--fast goes with --everything"),
+        (["--point", "1,2", "--points-per-side", "7"], "--points-per-side goes with --everything"),
+        (["--point", "1,2", "--pred-iou-thresh", "0.5"], "--pred-iou-thresh goes with --everything"),
+        (["--everything", "--stability-score-thresh", "2"], "stability_score_thresh=2.0: give a number of 0 to 1"),
         (["--point", "1,2", "--out", "x.jpg"], "--out x.jpg: the result is a .png file"),
         (["--point", "1,2", "--overlay", "x.txt"], "unknown picture format '.txt'"),
         (["--point", "1,2", "--overlay", "PHOTO"], "would overwrite the image"),
@@ -127,6 +130,12 @@ def test_a_missing_image_does_not_wait_for_a_download(tmp_path: Path) -> None:
     assert "none.jpg" in done.stderr
     assert "download" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_tiles_are_not_for_promptable_models(model: Path, photo: Path, tmp_path: Path) -> None:
+    done = cli("predict", photo, "--model", model, "--out", tmp_path / "out", "--tile", "512")
+    assert done.returncode == 2
+    assert "is promptable and sees the whole image; leave them out" in done.stderr
 
 
 def test_predict_finds_everything(model: Path, photo: Path, tmp_path: Path) -> None:

@@ -193,6 +193,7 @@ def test_list_models() -> None:
     assert foveal.list_models("efficientvit_b*") == [f"efficientvit_b{i}" for i in range(4)]
     assert foveal.list_models("*_b0.*", pretrained=True, task="segment") == [
         "efficientvit_b0.camvid",
+        "efficientvit_b0.camvid_scratch",
         "efficientvit_b0.cityscapes",
     ]
     assert foveal.list_models("efficientvit_b1.*", pretrained=True, task="classify") == [

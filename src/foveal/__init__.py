@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .info import ModelInfo as ModelInfo
     from .info import Preprocess as Preprocess
     from .layers.optimize import optimize as optimize
+    from .mask_results import EverythingResult as EverythingResult
+    from .mask_results import MaskResult as MaskResult
     from .results import ClassifyResult as ClassifyResult
     from .results import SegmentResult as SegmentResult
     from .results import UpscaleResult as UpscaleResult
@@ -52,8 +54,10 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ClassifyResult": "results",
+    "EverythingResult": "mask_results",
     "Labels": "info",
     "LoadReport": "weights",
+    "MaskResult": "mask_results",
     "ModelInfo": "info",
     "Predictor": "run.predict",
     "Preprocess": "info",
@@ -90,8 +94,10 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "InputError",
     "TrainingError",
     "ClassifyResult",
+    "EverythingResult",
     "Labels",
     "LoadReport",
+    "MaskResult",
     "ModelInfo",
     "Predictor",
     "Preprocess",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import numbers
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,17 @@ def create_model(
         if info.task == task:
             num_classes = info.num_classes if num_classes is None else num_classes
         same = info.task == task and not features_only
-        options = {k: v for k, v in info.options.items() if same or k in general} | options
+        # What another architecture was told, its epsilon and padding say, is not this one's.
+        told = info.options if info.model in ("", name) else {}
+        options = {k: v for k, v in told.items() if same or k in general} | options
     elif state is not None:
         options = {k: v for k, v in implied_options(state, family).items() if k in valid} | options
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
-    if in_chans < 1:
-        raise ConfigError(f"in_chans={in_chans}: give 1 or more")
+    for count, value, least in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
+        if value is not None and not (isinstance(value, numbers.Integral) and value >= least):
+            raise ConfigError(f"{count}={value!r}: give a whole number, {least} or more")
     for_backbone = {k: v for k, v in options.items() if k in family.options}
     if task == "language":
         if num_classes or in_chans != 3:
@@ -144,6 +148,7 @@ def create_model(
         options=dict(options),
         output_stride=getattr(model, "stride", 1),
         licence=info.licence if info else "",
+        mask_thresholds=info.mask_thresholds if info and info.task == task else (),
         # What a promptable model sees is its own encoder's size, not that of the weights' one, which may be another.
         preprocess=info.preprocess if info and info.task == task and task != "prompt" else _preprocess(task, model),
         labels=info.labels if info and info.num_classes == num_classes else Labels(),

@@ -95,6 +95,8 @@ class ModelInfo:
         output_stride: input pixels per output position (exported files).
         tag: data set or setting the weights belong to.
         licence: of the weights, an SPDX name.
+        mask_thresholds: promptable: predicted IoU and stability above which a mask of everything is kept; empty: SAM's.
+            How sure a model says it is depends on how it was trained.
         notes: where the weights come from; figures and seeds, free form.
     """
 
@@ -108,7 +110,11 @@ class ModelInfo:
     output_stride: int = 1
     tag: str = ""
     licence: str = ""
+    mask_thresholds: tuple[float, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mask_thresholds", tuple(self.mask_thresholds))
 
     @property
     def ref(self) -> str:

@@ -107,7 +107,9 @@ def predict(
     if predictor.info.task == "prompt":
         from . import prompting
 
-        return prompting.run(predictor, images, out, resume, json)
+        if tile is not None or overlap is not None:
+            raise ConfigError(f"--tile, --overlap: {model} is promptable and sees the whole image; leave them out")
+        return prompting.run(predictor, images, out, overlay, resume, json)
     return _predict(predictor, images, out, overlay, None, tile, overlap, resume, json)
 
 

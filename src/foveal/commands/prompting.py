@@ -36,7 +36,9 @@ def prompt(
     single: Annotated[bool, Parameter(negative="")] = False,
     everything: Annotated[bool, Parameter(negative="")] = False,
     fast: Annotated[bool, Parameter(negative="")] = False,
-    points_per_side: int = 32,
+    points_per_side: int | None = None,
+    pred_iou_thresh: float | None = None,
+    stability_score_thresh: float | None = None,
     model: str = assets.DEFAULTS["prompt"],
     out: Path | None = None,
     overlay: Path | None = None,
@@ -61,9 +63,14 @@ def prompt(
     fast
         With --everything: a coarse grid first, finer points only where nothing was found.
     points_per_side
-        Of the grid of prompts, with --everything.
+        Of the grid of prompts, with --everything; default: 32.
+    pred_iou_thresh
+        With --everything: masks that promise no more than this are dropped; default: what the weights say, or 0.88.
+    stability_score_thresh
+        With --everything: masks that change more than this with the threshold of their logits are dropped; default:
+        what the weights say, or 0.95.
     model
-        Name, checkpoint or training run of a promptable model; default: published weights, fetched once.
+        Name, checkpoint or training run of a promptable model; default: ours, in the package.
     out
         PNG of the mask, 255 inside; with --everything the JSON. Default: in foveal-out.
     overlay
@@ -78,14 +85,21 @@ def prompt(
     corners = None if box is None else _numbers("--box", box, "x1,y1,x2,y2")
     if everything and (points or corners or single):
         raise ConfigError("--everything needs no prompt: leave out --point, --background, --box and --single")
-    if fast and not everything:
-        raise ConfigError("--fast goes with --everything")
+    options: dict[str, Any] = {
+        "fast": fast or None,
+        "points_per_side": points_per_side,
+        "pred_iou_thresh": pred_iou_thresh,
+        "stability_score_thresh": stability_score_thresh,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    if options and not everything:
+        raise ConfigError(f"--{next(iter(options)).replace('_', '-')} goes with --everything")
     if not everything and not points and corners is None:
         raise ConfigError("no prompt: give --point x,y, --box x1,y1,x2,y2, or --everything")
-    options = {"points_per_side": points_per_side, "fast": fast, **_RUNS}
     EverythingOptions.of(options)
     suffix = ".json" if everything else ".png"
-    out = _FOLDER / f"{image.stem}{suffix}" if out is None else out
+    if out is None:
+        out = _FOLDER / f"{image.resolve().stem}{suffix}"
     if everything and overlay is None:
         overlay = _overlay_beside(out)
     _check_files(image, out, suffix, overlay)
@@ -93,12 +107,19 @@ def prompt(
     predictor = load(model)
     if predictor.info.task != "prompt":
         raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
-    if overlay is not None and everything:
-        return _everything(predictor, image, pixels, out, overlay, options, json)
+    if everything:
+        return _everything(predictor, image, pixels, out, overlay, options | _RUNS, json)
     return _prompt(predictor, image, pixels, points, corners, single, out, overlay, json)
 
 
-def run(predictor: Predictor, images: list[Path], out: Path, resume: bool = False, as_json: bool = False) -> int:
+def run(
+    predictor: Predictor,
+    images: list[Path],
+    out: Path,
+    overlay: bool | None = None,
+    resume: bool = False,
+    as_json: bool = False,
+) -> int:
     """Find everything in images, with a predictor at hand; the exit code is 1 where some of several images failed."""
     from ..imaging import read_image
     from ..run.progress import Progress
@@ -106,8 +127,9 @@ def run(predictor: Predictor, images: list[Path], out: Path, resume: bool = Fals
     jobs, many = jobs_of(images, out, ".json")
     if not many:
         source, target = jobs[0]
-        _check_files(source, target, ".json", _overlay_beside(target))
-        return _everything(predictor, source, read_image(source), target, _overlay_beside(target), _RUNS, as_json)
+        beside = None if overlay is False else _overlay_beside(target)
+        _check_files(source, target, ".json", beside)
+        return _everything(predictor, source, read_image(source), target, beside, _RUNS, as_json)
     if resume:
         jobs = [(source, target) for source, target in jobs if not target.exists()]
     progress = Progress()
@@ -117,7 +139,7 @@ def run(predictor: Predictor, images: list[Path], out: Path, resume: bool = Fals
         for source, target in jobs:
             try:
                 found = predictor.everything(source, **_RUNS)
-                files = _write(found, source, target, _overlay_beside(target))
+                files = _write(found, source, target, None if overlay is False else _overlay_beside(target))
                 done.append({"image": str(source), "masks": len(found), "files": [str(file) for file in files]})
             except InputError as error:
                 failed.append({"image": str(source), "error": str(error)})
@@ -137,7 +159,7 @@ def _everything(
     image: Path,
     pixels: NDArray[np.uint8],
     out: Path,
-    overlay: Path,
+    overlay: Path | None,
     options: dict[str, Any],
     as_json: bool,
 ) -> int:
@@ -166,6 +188,12 @@ def _everything(
         rows.append((str(number), record["predicted_iou"], record["area"], corners))
     _print_table(image, report, rows)
     more = f", the {_SHOWN} surest above" if len(found) > _SHOWN else ""
+    if not rows:
+        thresholds = EverythingOptions.of(options).thresholds(predictor.info.mask_thresholds)
+        print(
+            "no mask promises more than {} and is as stable as {}: give lower --pred-iou-thresh and "
+            "--stability-score-thresh".format(*thresholds)
+        )
     print(f"\n{len(found)} masks{more}; {found.prompts} prompts in {seconds['everything']:.1f} s on ", end="")
     _print_end(files)
     return 0
@@ -175,10 +203,12 @@ def _overlay_beside(out: Path) -> Path:
     return out.with_name(f"{out.stem}.overlay.jpg")
 
 
-def _write(found: EverythingResult, image: Path, out: Path, overlay: Path) -> list[Path]:
+def _write(found: EverythingResult, image: Path, out: Path, overlay: Path | None) -> list[Path]:
     from ..results import save_picture
 
     found.save(out, image.name)
+    if overlay is None:
+        return [out]
     save_picture(found.overlay(), overlay)
     return [out, overlay]
 

@@ -101,6 +101,7 @@ def write_prompt_files(
         ExportError: a part cannot be traced, or differs: none is written.
     """
     size = folded.image_encoder.size
+    info = info.replace(notes=info.notes | {"encoder": model.image_encoder.fingerprint()})
     dynamic = torch.export.Dim.DYNAMIC
     embedding = torch.zeros(1, EMBED_DIM, GRID, GRID)
     points = (torch.zeros(2, 3, 2), torch.zeros(2, 3))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
@@ -28,9 +28,12 @@ _MOST_POINTS = 1 << 20
 _EDGE = 20  # pixels from its crop's edge within which a box touches that edge
 #: The fast mode asks every fourth point of the grid in both directions, then every second, then all ...
 _STRIDES = (4, 2, 1)
-#: ... but those inside of the smallest mask that an earlier prompt gave with this predicted IoU and stability. Masks
-#: that are not good enough to be kept still tell where another prompt would find the same.
-_SURE, _STABLE = 0.8, 0.9
+#: SAM's own thresholds, of predicted IoU and stability, and how much lower they are in the fast mode: an object seen
+#: once, not from ten points, has one chance to pass.
+_SAM, _FAST = (0.88, 0.95), (0.03, 0.03)
+#: What a mask may fall short of them and still cover the points inside of it: it tells where another prompt would find
+#: the same.
+_COVERING = (0.08, 0.05)
 _THRESHOLDS = ("pred_iou_thresh", "stability_score_thresh")
 _PATCH = FRAME // LOW_RES  # pixels of the frame along a side of a mask's pixel
 
@@ -40,16 +43,19 @@ class EverythingOptions:
     """How to look for everything in an image; names and defaults are SAM's.
 
     Attributes:
-        points_per_side: points of the grid along each side.
-        points_per_batch: prompts in one run of the decoder; changes memory, not masks.
-        pred_iou_thresh: masks whose predicted IoU is not above it are dropped; ``None``: 0.88, in the fast mode 0.85.
-        stability_score_thresh: so are those whose stability score is below it; ``None``: 0.95, in the fast mode 0.92.
-            An object that is seen once, not from ten points, has one chance to pass.
+        points_per_side: points of the grid along each side; ``None``: ``point_grids`` is given.
+        points_per_batch: prompts asked together; changes memory, not masks.
+        pred_iou_thresh: masks whose predicted IoU is not above it are dropped; ``None``: what the weights say, else
+            SAM's 0.88; in the fast mode 0.03 less.
+        stability_score_thresh: so are those whose stability score is below it; ``None``: what the weights say, else
+            SAM's 0.95; in the fast mode 0.03 less.
         stability_score_offset: the score is the IoU of the masks cut at logits of +offset and of -offset.
         box_nms_thresh: of two masks whose boxes have a greater IoU, the one with the lower predicted IoU is dropped.
         crop_n_layers: times that the image is cut into crops as well, 2 x 2, then 4 x 4, ...
         crop_nms_thresh: as ``box_nms_thresh``, between crops; the smaller crop wins.
         crop_overlap_ratio: what the crops of 2 x 2 share, as a part of the image's short side; later ones share less.
+        point_grids: points of one's own in place of a grid, for the image and each layer of crops: ``(N, 2)`` x and y
+            of 0..1.
         crop_n_points_downscale_factor: each layer of crops has this many times fewer points along a side.
         min_mask_region_area: holes and parts of fewer pixels are mended.
         output_mode: of the records' ``segmentation``: ``(H, W)`` bool, or COCO's run-length encoding as lists of
@@ -61,7 +67,7 @@ class EverythingOptions:
         DependencyError: ``coco_rle`` without pycocotools.
     """
 
-    points_per_side: int = 32
+    points_per_side: int | None = 32
     points_per_batch: int = 64
     pred_iou_thresh: float | None = None
     stability_score_thresh: float | None = None
@@ -71,13 +77,16 @@ class EverythingOptions:
     crop_nms_thresh: float = 0.7
     crop_overlap_ratio: float = 512 / 1500
     crop_n_points_downscale_factor: int = 1
+    point_grids: Sequence[NDArray[np.floating]] | None = None
     min_mask_region_area: int = 0
     output_mode: OutputMode = "binary_mask"
     fast: bool = False
 
     def __post_init__(self) -> None:
+        if (self.points_per_side is None) == (self.point_grids is None):
+            raise ConfigError("give points_per_side or point_grids, and None for the other")
         for name, low, high in (
-            ("points_per_side", 1, 1024),
+            *((name, 1, 1024) for name in ("points_per_side",) if self.point_grids is None),
             ("points_per_batch", 1, 65536),
             ("crop_n_layers", 0, 4),
             ("crop_n_points_downscale_factor", 1, 1024),
@@ -105,22 +114,38 @@ class EverythingOptions:
             raise ConfigError(
                 f"unknown output_mode {self.output_mode!r}{nearest(str(self.output_mode), get_args(OutputMode))}"
             )
-        if self.grids[-1] < 1:
+        if self.point_grids is not None:
+            self._check_grids(self.point_grids)
+        elif self.sides[-1] < 1:
             raise ConfigError(
                 f"crop_n_points_downscale_factor={self.crop_n_points_downscale_factor}: {self.points_per_side} points "
                 f"per side are none in layer {self.crop_n_layers}"
             )
         if self.points > _MOST_POINTS:
-            raise ConfigError(f"points_per_side={self.points_per_side}, crop_n_layers={self.crop_n_layers}: too many")
+            raise ConfigError(f"crop_n_layers={self.crop_n_layers}: {self.points} points are too many")
         if self.output_mode == "coco_rle":
             regions.mask_tools()  # before work begins that needs them
 
-    @property
-    def thresholds(self) -> tuple[float, float]:
-        """``pred_iou_thresh`` and ``stability_score_thresh``, or what stands for ``None``."""
-        given = (self.pred_iou_thresh, self.stability_score_thresh)
-        default = (0.85, 0.92) if self.fast else (0.88, 0.95)
-        return (default[0] if given[0] is None else given[0], default[1] if given[1] is None else given[1])
+    def _check_grids(self, grids: Sequence[NDArray[np.floating]]) -> None:
+        if self.fast:
+            raise ConfigError("fast=True has a grid of its own: leave out point_grids")
+        if len(grids) != self.crop_n_layers + 1:
+            raise ConfigError(f"{len(grids)} point_grids: give one for the image and for each of the crop_n_layers")
+        for grid in map(np.asarray, grids):
+            if grid.ndim != 2 or grid.shape[-1] != 2 or not grid.size or not ((grid >= 0) & (grid <= 1)).all():
+                raise ConfigError(f"point_grids, one of {grid.shape}: give (N, 2) x and y of 0 to 1")
+
+    def thresholds(self, own: Sequence[float]) -> tuple[float, float]:
+        """``pred_iou_thresh`` and ``stability_score_thresh``, or what stands for ``None``.
+
+        Args:
+            own: those of the weights, ``ModelInfo.mask_thresholds``.
+        """
+        iou, stability = _less(own or _SAM, _FAST if self.fast else (0, 0))
+        return (
+            iou if self.pred_iou_thresh is None else self.pred_iou_thresh,
+            stability if self.stability_score_thresh is None else self.stability_score_thresh,
+        )
 
     @classmethod
     def of(cls, options: dict[str, Any]) -> EverythingOptions:
@@ -135,15 +160,18 @@ class EverythingOptions:
         return cls(**options)
 
     @property
-    def grids(self) -> list[int]:
-        """Points along a side, of the image and of each layer of crops."""
+    def sides(self) -> list[int]:
+        """Points along a side of the grid, of the image and of each layer of crops; none with ``point_grids``."""
+        if self.points_per_side is None:
+            return []
         factor = self.crop_n_points_downscale_factor
         return [int(self.points_per_side // factor**layer) for layer in range(self.crop_n_layers + 1)]
 
     @property
     def points(self) -> int:
         """Points of the full grids of the image and all crops."""
-        return sum(4**layer * side**2 for layer, side in enumerate(self.grids))
+        counts = [side**2 for side in self.sides] or [len(grid) for grid in self.point_grids or ()]
+        return sum(4**layer * count for layer, count in enumerate(counts))
 
 
 @dataclass(frozen=True)
@@ -162,6 +190,7 @@ def find_everything(
     encode: Callable[[NDArray[np.uint8]], Embedding],
     image: NDArray[np.uint8],
     options: EverythingOptions,
+    own_thresholds: Sequence[float] = (),
     progress: Callable[[int], object] | None = None,
 ) -> EverythingResult:
     """Find the masks of an image; see :meth:`foveal.Predictor.everything`.
@@ -175,8 +204,11 @@ def find_everything(
     for crop, layer in crops:
         x1, y1, x2, y2 = crop
         embedding = encode(np.ascontiguousarray(image[y1:y2, x1:x2]))
-        search = _Search(embedding, crop, size, options, progress or (lambda points: None))
-        search.run(options.grids[layer])
+        search = _Search(embedding, crop, size, options, own_thresholds, progress or (lambda points: None))
+        if options.point_grids is None:
+            search.run(options.sides[layer])
+        else:
+            search.ask_all(np.asarray(options.point_grids[layer], float) * embedding.size[::-1])
         prompts += search.prompts
         kept = suppressed(_boxes(search.found), np.array([f.iou for f in search.found]), options.box_nms_thresh)
         found += [search.found[i] for i in kept]
@@ -185,6 +217,7 @@ def find_everything(
         found = [found[i] for i in suppressed(_boxes(found), -areas, options.crop_nms_thresh)]
     if options.min_mask_region_area:
         found = _mended(found, size, options)
+    found.sort(key=lambda f: -f.iou)
     return EverythingResult([_record(f, size, options.output_mode) for f in found], size, image, prompts)
 
 
@@ -203,9 +236,12 @@ class _Search:
         crop: Box,
         size: tuple[int, int],
         options: EverythingOptions,
+        own_thresholds: Sequence[float],
         progress: Callable[[int], object],
     ) -> None:
         self.embedding, self.crop, self.size, self.options, self.progress = embedding, crop, size, options, progress
+        self.thresholds = options.thresholds(own_thresholds)
+        self.covering = _less(own_thresholds or _SAM, _COVERING)
         self.found: list[_Found] = []
         self.prompts = 0
         height, width = frame_size(embedding.size)
@@ -227,16 +263,20 @@ class _Search:
                 covered = self.covered[y, x]
                 self.progress(int(covered.sum()))
                 stage = stage[~covered]
-            for batch in _portions(stage, self.options.points_per_batch):
-                self.ask(batch)
-                self.progress(len(batch))
+            self.ask_all(stage)
+
+    def ask_all(self, points: NDArray[np.float64]) -> None:
+        """Ask at points ``(P, 2)``, batch by batch."""
+        for batch in _portions(points, self.options.points_per_batch):
+            self.ask(batch)
+            self.progress(len(batch))
 
     def ask(self, points: NDArray[np.float64]) -> None:
         """Ask at points ``(P, 2)``, x and y in the crop, each alone; keep the good masks."""
         options, (height, width) = self.options, self.embedding.size
-        least_iou, least_stability = options.thresholds
+        least_iou, least_stability = self.thresholds
         least_iou = least_iou or -math.inf  # 0 keeps all, as SAM has it
-        wanted = min(least_iou, _SURE) if options.fast else least_iou
+        wanted = min(least_iou, self.covering[0]) if options.fast else least_iou
         answer = self.embedding.prompt(points[:, None], np.ones((len(points), 1)), least_iou=wanted)
         self.prompts += len(points)
         if options.fast:
@@ -259,7 +299,8 @@ class _Search:
         flat = inside.reshape(-1, height, width)
         stability = stability_scores(flat, self.options.stability_score_offset).reshape(answer.iou.shape)
         areas = np.count_nonzero(inside > 0, axis=(2, 3)).astype(float)
-        areas[(answer.iou <= _SURE) | (stability < _STABLE) | (areas == 0)] = np.inf
+        sure, stable = self.covering
+        areas[(answer.iou <= sure) | (stability < stable) | (areas == 0)] = np.inf
         for index in np.flatnonzero(np.isfinite(areas).any(1)):
             self.covered |= inside[index, areas[index].argmin()] > 0
 
@@ -335,6 +376,11 @@ def suppressed(boxes: NDArray[np.floating], scores: NDArray[np.floating], iou: f
         shared = (corners[1] - corners[0]).clip(0).prod(1)
         order = order[shared <= iou * (areas[best] + areas[order] - shared)]
     return np.array(kept, np.int64)
+
+
+def _less(thresholds: Sequence[float], by: Sequence[float]) -> tuple[float, float]:
+    iou, stability = (round(max(0.0, a - b), 6) for a, b in zip(thresholds, by, strict=True))
+    return iou, stability
 
 
 def _boxes(found: list[_Found]) -> NDArray[np.float64]:

@@ -57,7 +57,7 @@ def load(
     if exported and runtime != "torch" and (device in ("auto", "cpu") and dtype in ("auto", "float32")):
         runner, info = OnnxRunner.open(exported)
         if info.task == "prompt":
-            runner = OnnxPrompter(runner, exported)
+            runner = OnnxPrompter(runner, exported, info)
         return Predictor(runner, info, "onnxruntime on cpu")
     if runtime == "onnxruntime" or (exported and exported == Path(ref)):
         raise ConfigError(f"{ref}: ONNX Runtime runs .onnx files on the CPU in float32; export this one first")
@@ -184,7 +184,7 @@ def identify(state: Mapping[str, Tensor]) -> ModelInfo:
             preprocess = info_of(candidate).preprocess
             if task == "classify":
                 preprocess = Preprocess(size=(variant.size, variant.size), crop_ratio=variant.crop_ratio)
-            if variant.twins and found.published and not told:
+            if variant.twins and not told:
                 _say_twins(name, variant.twins)
             return ModelInfo(
                 model=name,

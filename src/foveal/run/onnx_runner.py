@@ -51,7 +51,9 @@ class OnnxRunner:
             CheckpointError: not an ONNX file, or not one of Foveal's.
         """
         if not Path(path).is_file():
-            raise CheckpointError(f"no file at {path}")
+            beside = prompt_part(Path(path), PROMPT_PARTS[0])
+            hint = f"; give {beside}" if beside.is_file() else ""
+            raise CheckpointError(f"no file at {path}{hint}")
         runner = cls(path, threads)
         text = runner.session.get_modelmeta().custom_metadata_map.get(KEY)
         if text is None:
@@ -73,6 +75,8 @@ class OnnxPrompter:
     Args:
         encoder: of images.
         path: its file, ``NAME.encoder.onnx``; the decoders are beside it.
+        info: its description.
+        threads: of each session; 0: ONNX Runtime's choice.
 
     Raises:
         CheckpointError: one of them is missing or cannot be used.
@@ -80,7 +84,7 @@ class OnnxPrompter:
 
     at_once = 16  #: prompts in one run: more need memory and gain no time
 
-    def __init__(self, encoder: OnnxRunner, path: Path, threads: int = 0) -> None:
+    def __init__(self, encoder: OnnxRunner, path: Path, info: ModelInfo, threads: int = 0) -> None:
         if not path.name.endswith(f".{PROMPT_PARTS[0]}.onnx"):
             raise CheckpointError(f"{path}: only the decoder of a promptable model; give its NAME.encoder.onnx")
         whole = path.with_name(path.name.removesuffix(f".{PROMPT_PARTS[0]}.onnx") + ".onnx")
@@ -88,7 +92,7 @@ class OnnxPrompter:
         for file in decoders:
             if not file.is_file():
                 raise CheckpointError(f"{path}: {file.name} is not beside it: export the model again")
-        self.encoder = encoder
+        self.encoder, self.encoder_id = encoder, str(info.notes.get("encoder", ""))
         self.decoder, self.prompts = (onnx_session(file, threads) for file in decoders)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:

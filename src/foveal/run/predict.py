@@ -103,8 +103,8 @@ class Predictor:
             image: path, Pillow image or uint8 ``(H, W, 3)`` array.
             progress: called with numbers of points that are done, of the ``EverythingOptions.points`` in all.
             **options: fields of :class:`foveal.run.everything.EverythingOptions`, with SAM's names and defaults:
-                ``points_per_side=32``, ``pred_iou_thresh=0.88``, ``output_mode="binary_mask"``, ...; ``fast=True`` asks
-                far fewer prompts, and keeps masks from 0.85 on.
+                ``points_per_side=32``, ``output_mode="binary_mask"``, ...; ``fast=True`` asks far fewer prompts.
+                ``pred_iou_thresh`` and ``stability_score_thresh`` are those of the weights, or SAM's 0.88 and 0.95.
 
         Raises:
             ConfigError: the model is not promptable, an unknown option, or a value that cannot be.
@@ -112,7 +112,8 @@ class Predictor:
             DependencyError: ``output_mode="coco_rle"`` without pycocotools.
         """
         self.prompter()
-        return find_everything(self.encode, read_image(image), EverythingOptions.of(options), progress)
+        checked = EverythingOptions.of(options)
+        return find_everything(self.encode, read_image(image), checked, self.info.mask_thresholds, progress)
 
     def open_embedding(self, path: str | Path) -> Embedding:
         """Read an embedding that :meth:`Embedding.save` wrote.

@@ -31,9 +31,11 @@ class PromptRunner(Protocol):
 
     Attributes:
         at_once: prompts that one run of the decoder should have at most.
+        encoder_id: tells image encoders apart; empty: unknown.
     """
 
     at_once: int
+    encoder_id: str
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """``(1, 3, size, size) -> (1, 256, 64, 64)``."""
@@ -98,6 +100,8 @@ class Embedding:
         Raises:
             InputError: no prompt, a wrong shape, a point outside of the image, a box without an inside.
         """
+        named = {"points": points, "boxes": boxes, "masks": masks}
+        points, boxes, masks = (None if x is None else _numbers(x, name) for name, x in named.items())
         given = [x is not None and np.ndim(x) > single for x, single in ((points, 2), (boxes, 1), (masks, 2))]
         coords, kinds = self._points(points, labels)
         corners, logits = self._boxes(boxes), _low_res(masks)
@@ -194,7 +198,8 @@ class Embedding:
         if path.suffix != ".npz":
             raise InputError(f"{path}: embeddings are .npz files")
         with written_whole(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, features=self.features, size=np.array(self.size), model=np.array(self.model))
+            model, encoder = np.array(self.model), np.array(self.runner.encoder_id)
+            np.savez(file, features=self.features, size=np.array(self.size), model=model, encoder=encoder)
         return path
 
 
@@ -232,12 +237,19 @@ def open_embedding(path: str | Path, model: str, runner: PromptRunner) -> Embedd
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as found:
             features, size, by = found["features"], found["size"], str(found["model"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not an embedding that Foveal saved ({str(error).splitlines()[0]})") from error
+            encoder = str(found["encoder"]) if "encoder" in found else ""
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not an embedding that Foveal saved, or damaged") from error
     if by != model:
         raise InputError(f"{path}: an embedding of {by}, not of {model}: encode the image again")
-    if features.shape != (1, 256, 64, 64) or features.dtype != np.float32 or size.shape != (2,) or (size < 1).any():
-        raise InputError(f"{path}: damaged, its features are {features.dtype} {features.shape}")
+    if encoder and runner.encoder_id and encoder != runner.encoder_id:
+        raise InputError(f"{path}: an embedding of {by} with other weights: encode the image again")
+    if features.shape != (1, 256, 64, 64) or features.dtype != np.float32 or not np.isfinite(features).all():
+        raise InputError(f"{path}: damaged, its features are not (1, 256, 64, 64) finite numbers of float32")
+    if size.shape != (2,) or size.dtype.kind not in "iu" or (size < 1).any():
+        raise InputError(f"{path}: damaged, its size is not that of an image")
     return Embedding(features, (int(size[0]), int(size[1])), by, runner)
 
 
@@ -246,7 +258,7 @@ def _low_res(masks: ArrayLike | None) -> NDArray[np.float32] | None:
     if masks is None:
         return None
     found = _numbers(masks, "masks")
-    if found.ndim not in (2, 3) or found.shape[-2:] != (LOW_RES, LOW_RES):
+    if found.ndim not in (2, 3) or found.shape[-2:] != (LOW_RES, LOW_RES) or not found.size:
         raise InputError(
             f"masks {found.shape}: give low_res of an earlier answer, for one prompt ({LOW_RES}, {LOW_RES})"
         )
@@ -256,7 +268,7 @@ def _low_res(masks: ArrayLike | None) -> NDArray[np.float32] | None:
 def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
     try:
         found = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # the last from tensors that cannot be arrays
         raise InputError(f"{name}: give numbers, as many for each prompt") from None
     if not np.isfinite(found).all():
         raise InputError(f"{name}: not all of them are finite numbers")
@@ -270,6 +282,7 @@ class TorchPrompter:
         import torch
 
         self.device, self.dtype = torch.device(device), dtype or torch.float32
+        self.encoder_id = model.image_encoder.fingerprint()
         self.at_once = _AT_ONCE_ON_CPU if self.device.type == "cpu" else _AT_ONCE
         self.model: Any = model.eval().to(device=self.device, dtype=self.dtype)
 

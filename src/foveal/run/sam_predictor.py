@@ -45,6 +45,18 @@ class SamPredictor:
         return self._embedding is not None
 
     @property
+    def device(self) -> torch.device:
+        """Where prompts of :meth:`predict_torch` may lie, and its answers do: the CPU, whatever the model runs on."""
+        import torch
+
+        return torch.device("cpu")
+
+    @property
+    def features(self) -> torch.Tensor:
+        """As :meth:`get_image_embedding`."""
+        return self.get_image_embedding()
+
+    @property
     def original_size(self) -> tuple[int, int]:
         """(H, W) of the image."""
         return self._asked().size
@@ -77,7 +89,8 @@ class SamPredictor:
         """Look at an image that is resized already.
 
         Args:
-            transformed_image: ``(1, 3, H, W)`` RGB of 0..255, its long side what the encoder sees (MobileSAM: 1024).
+            transformed_image: ``(1, 3, H, W)`` RGB of 0..255, as :attr:`transform` makes it: the long side is 1024. One
+                of the side that the encoder sees will do, too.
             original_image_size: (H, W) of the image whose masks are wanted.
 
         Raises:
@@ -87,10 +100,14 @@ class SamPredictor:
         assert preprocess.size is not None  # as all promptable models have it
         side = max(preprocess.size)
         shape = tuple(transformed_image.shape)
-        if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) != side:
-            raise InputError(f"transformed_image {shape}: expected (1, 3, H, W) with a long side of {side}")
+        if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) not in (side, FRAME):
+            raise InputError(f"transformed_image {shape}: expected (1, 3, H, W) with a long side of {FRAME}")
         size = (int(original_image_size[0]), int(original_image_size[1]))
-        pixels = transformed_image.detach().float().cpu().numpy() / 255
+        image = transformed_image.detach().float().cpu()
+        if max(shape[2:]) != side:
+            image = ResizeLongestSide(side).apply_image_torch(image)
+            shape = tuple(image.shape)
+        pixels = image.numpy() / 255
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (preprocess.mean, preprocess.std))
         padded = np.zeros((1, 3, side, side), np.float32)
         padded[..., : shape[2], : shape[3]] = (pixels - mean) / std
@@ -155,11 +172,14 @@ class SamPredictor:
 
         Raises:
             RuntimeError: no image is set.
-            InputError: no prompt, or shapes that do not fit each other.
+            InputError: no prompt, shapes that do not fit each other, or a prompt that cannot be meant.
         """
         import torch
 
         embedding = self._asked()
+        point_coords, point_labels, boxes, mask_input = (
+            None if x is None else torch.as_tensor(x) for x in (point_coords, point_labels, boxes, mask_input)
+        )
         if (point_coords is None) != (point_labels is None):
             raise InputError("point_coords and point_labels go together: one label for each point")
         given = [x for x in (point_coords, point_labels, boxes, mask_input) if x is not None]
@@ -169,17 +189,26 @@ class SamPredictor:
         if len(counts) > 1:
             raise InputError(f"prompts for {', '.join(map(str, sorted(counts)))} objects: give as many of each")
         (count,) = counts
+        if not count:
+            raise InputError("no objects to ask for: the prompts are empty")
         points = labels = corners = None
         if point_coords is not None and point_labels is not None:
-            points, labels = point_coords.detach().float().cpu().numpy(), point_labels.detach().long().cpu().numpy()
-            if points.shape != (*labels.shape, 2):
+            points, labels = point_coords.detach().float().cpu().numpy(), point_labels.detach().cpu().numpy()
+            if labels.ndim != 2 or points.shape != (*labels.shape, 2):
                 raise InputError(
                     f"point_coords {points.shape} and point_labels {labels.shape}: give (B, N, 2) and (B, N)"
                 )
+            if not np.isin(labels, (-1, 0, 1)).all():
+                raise InputError("point_labels: 1 on the object, 0 beside it, -1 for no point")
+            labels = labels.astype(np.int64)
+            self._check_inside(points[labels >= 0], "point_coords")
         if boxes is not None:
             if boxes.numel() != 4 * count:
                 raise InputError(f"boxes {tuple(boxes.shape)}: give (B, 4)")
             corners = boxes.detach().float().cpu().numpy().reshape(count, 2, 2)
+            if not (corners[:, 0] < corners[:, 1]).all():
+                raise InputError("boxes: give the left top corner, then the right bottom one (x1, y1, x2, y2)")
+            self._check_inside(corners.mean(1), "boxes")
         masks = None if mask_input is None else mask_input.detach().float().cpu().numpy()
         if masks is not None and masks.shape != (count, 1, 256, 256):
             raise InputError(f"mask_input {masks.shape}: give (B, 1, 256, 256)")
@@ -204,6 +233,15 @@ class SamPredictor:
         """Forget the image."""
         self._embedding = None
 
+    def _check_inside(self, points: NDArray[np.floating], name: str) -> None:
+        height, width = self.input_size
+        outside = ~((points >= 0) & (points <= (width, height))).all(-1)  # NaN, too
+        if outside.any():
+            x, y = points[outside][0]
+            raise InputError(
+                f"{name}: {x:g},{y:g} is outside of the image, which is {width}x{height} where transform has brought it"
+            )
+
     def _asked(self) -> Embedding:
         if self._embedding is None:
             raise RuntimeError("no image is set: call set_image(image) first")
@@ -215,13 +253,20 @@ class SamAutomaticMaskGenerator:
 
     Args:
         model: a predictor, what :func:`foveal.load` takes, or a promptable torch model.
+        points_per_side: of the grid of prompts; ``None``: ``point_grids`` is given.
         **options: fields of :class:`foveal.run.everything.EverythingOptions`, with SAM's names and defaults.
 
     Raises:
         ConfigError: a model that takes no prompts, an unknown option, or a value that cannot be.
     """
 
-    def __init__(self, model: Predictor | str | os.PathLike[str] | nn.Module, **options: Any) -> None:
+    def __init__(
+        self,
+        model: Predictor | str | os.PathLike[str] | nn.Module,
+        points_per_side: int | None = 32,
+        **options: Any,
+    ) -> None:
+        options["points_per_side"] = points_per_side
         EverythingOptions.of(options)
         self.predictor, self.options = _predictor_of(model), options
 

@@ -7,6 +7,7 @@ side of the encoder's input.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -113,6 +114,16 @@ class ImageEncoder(nn.Module):
             )
         return self.neck(self.backbone(x))
 
+    def fingerprint(self) -> str:
+        """Tells encoders apart by what training changes and folding batch norms does not: the end of the neck."""
+        last = [part for part in self.neck.modules() if isinstance(part, nn.Conv2d | LayerNorm2d)][-2:]
+        found = hashlib.sha256()
+        for part in last:
+            for tensor in part.parameters():
+                # In float16, so that a model has one fingerprint in either precision.
+                found.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
+        return found.hexdigest()[:16]
+
 
 class _FourierPosition(nn.Module):
     """Random Fourier features of positions: ``(..., 2)`` x and y of 0..1 ``-> (..., channels)``."""
@@ -186,6 +197,8 @@ class PromptEncoder(nn.Module):
         if given is None:
             raise InputError("no prompt: give points, boxes or masks")
         batch = given.shape[0]
+        if any(len(x) != batch for x in (boxes, masks) if x is not None):
+            raise InputError("points, boxes and masks are for different numbers of prompts: give one of each")
         tokens = [like.new_empty(batch, 0, EMBED_DIM)]
         if points is not None:
             coords, labels = points
@@ -484,6 +497,9 @@ class PromptModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if (points is None) != (labels is None):
             raise InputError("points and labels go together: one label (1 foreground, 0 background) for each point")
+        for name, given in (("points", points), ("labels", labels), ("boxes", boxes), ("masks", masks)):
+            if given is not None and len(given) != len(x):
+                raise InputError(f"{name} for {len(given)} images, but {len(x)} are given")
         found = [
             self.decode(
                 image[None],
