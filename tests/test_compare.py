@@ -111,6 +111,13 @@ def test_what_cannot_be_compared_is_explained(tmp_path: Path) -> None:
     one = evaluation(np.array([10, 500, 900]))
     with pytest.raises(foveal.DataError, match=r"2 are in one only, first: test/3\.png"):
         compare(one, evaluation(np.array([1, 2, 3, 4, 5])))
+    with pytest.raises(foveal.ConfigError, match="seed=-1: give 0 or more"):
+        compare(one, one, seed=-1)
+    empty = evaluation(np.zeros(3, int))
+    for image in empty.per_image:
+        image.counts[:] = 0
+    with pytest.raises(foveal.DataError, match="no labelled pixel: nothing to compare"):
+        compare(empty, empty)
     with pytest.raises(foveal.DataError, match="the classes differ"):
         compare(one, evaluation(np.array([10, 500, 900]), classes=3))
     changed = evaluation(np.array([10, 500, 900]))

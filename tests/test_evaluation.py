@@ -127,6 +127,14 @@ def test_nothing_scored_is_an_error(predictor: Predictor, shapes: Path) -> None:
         foveal.evaluate(predictor, shapes, split="val")
 
 
+def test_no_label_at_all_is_an_error(predictor: Predictor, shapes: Path) -> None:
+    """As in a test split whose masks are dummies."""
+    for path in (shapes / "valannot").iterdir():
+        Image.new("L", (80, 64), 255).save(path)
+    with pytest.raises(foveal.DataError, match="no labelled pixel in the 12 masks of 'val': nothing to score"):
+        foveal.evaluate(predictor, shapes, split="val")
+
+
 def test_unlabelled_images_have_no_score(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
     """They count as images, are empty in the table, and are not on the sheet."""
     Image.new("L", (80, 64), 255).save(shapes / "valannot" / "0000.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -365,11 +366,29 @@ def test_coco_beside_the_images(tmp_path: Path) -> None:
     assert (only(tmp_path) == 1).all()
 
 
+def test_coco_categories_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    coco(tmp_path, [], categories=[{"id": 4, "name": "fish"}, {"id": 7, "name": "fish"}, {"id": 9, "name": "bird"}])
+    names = SegmentationData.open(tmp_path, ["train"]).labels.names
+    assert names == ("background", "fish (4)", "fish (7)", "bird")
+
+
 @pytest.mark.parametrize(
     ("annotations", "more", "message"),
     [
         ([{"category_id": 2, "segmentation": box(0, 0, 4, 4)}], {}, "category 2 is not among"),
         ([{"category_id": 1, "segmentation": {"size": [6, 8]}}], {}, r"damaged annotation of 1\.jpg"),
+        (
+            [{"category_id": 1, "segmentation": [[1, 1, 5, 1, math.nan, 4]]}],
+            {},
+            "a polygon that leaves the image by far",
+        ),
+        (
+            [{"category_id": 1, "segmentation": [[1, 1, 1e30, 1, 1e300, 4]]}],
+            {},
+            "a polygon that leaves the image by far",
+        ),
+        ([{"category_id": 1, "segmentation": {"size": [6, 8], "counts": [-5, 53]}}], {}, "runs of 48 pixels"),
+        ([{"category_id": 1, "segmentation": {"size": [6, 8], "counts": [1, 2, 10**11]}}], {}, "runs of 10+3 pixels"),
         ([], {"images": [{"id": 1, "file_name": "1.jpg", "height": 8, "width": 6}]}, r"mask of 6x8 .* 1\.jpg of 8x6"),
         ([], {"images": [{"id": 1, "file_name": "2.jpg", "height": 6, "width": 8}]}, "its images are in none of"),
         ([], {"images": [{"id": 1}]}, "not COCO's instances format"),

@@ -479,7 +479,7 @@ def test_crops_grow_in_the_last_quarter(tmp_path: Path) -> None:
     job = UpscaleJob(folder_of_photos(tmp_path), config, Progress(enabled=False))
     sides = {done: job.sample(0, np.random.default_rng(0), done)[1].shape[1:] for done in (0.0, 0.74, 0.75, 1.0)}
     assert sides == {0.0: (32, 32), 0.74: (32, 32), 0.75: (48, 64), 1.0: (48, 64)}
-    with pytest.raises(ConfigError, match=r"late_crop=\[64, 64\] is for upscaling, not 'segment': leave it out"):
+    with pytest.raises(ConfigError, match=r"late_crop=\(64, 64\) is for 'upscale', not 'segment': leave it out"):
         TrainConfig(task="segment", late_crop=(64, 64))
     with pytest.raises(ConfigError, match=r"late_crop.* is out of range"):
         TrainConfig(task="upscale", late_crop=(16, 16))

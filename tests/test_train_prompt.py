@@ -296,7 +296,7 @@ def test_images_of_several_folders(tmp_path: Path) -> None:
         ({"teacher": "good", "splits": ["nowhere"]}, "no split 'nowhere' in this folder"),
         ({"teacher": "good", "splits": ["empty"]}, "no images in empty"),
         ({"teacher": "good", "freeze_encoder": True}, "a teacher teaches the image encoder"),
-        ({"teacher": "good", "task": "segment"}, "teaches promptable models, not 'segment'"),
+        ({"teacher": "good", "task": "segment"}, "teacher=.* is for 'prompt', not 'segment'"),
         ({"teacher": "missing.safetensors"}, "no checkpoint at|no such file"),
         ({}, "no layout with objects fits"),
         ({"teacher": "good", "teacher_prompts": -1}, "teacher_prompts=-1 is out of range"),

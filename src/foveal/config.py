@@ -24,6 +24,15 @@ DegradationName = Literal["blur", "noise", "jpeg"]
 _LIMITS = {"blur": (0.0, 20.0), "noise": (0.0, 255.0), "jpeg": (1.0, 100.0)}
 
 
+#: Settings that one task alone has.
+_TASK_OF = {
+    **dict.fromkeys(("rare_crop", "loss", "class_map", "deep_supervision"), "segment"),
+    **dict.fromkeys(("label_smoothing",), "classify"),
+    **dict.fromkeys(("late_crop", "degradation", "pixel_loss"), "upscale"),
+    **dict.fromkeys(("teacher", "embeddings", "teacher_prompts", "freeze_encoder"), "prompt"),
+}
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. Every field is an option of ``foveal train`` and a key of a recipe.
@@ -179,19 +188,21 @@ class TrainConfig:
             "workers": self.workers >= 0,
             "eval_every": self.eval_every >= 1,
             "splits": len(self.splits) >= 1,
-            "seed": self.seed >= 0,
+            "seed": 0 <= self.seed < 1 << 63,
         }
         for name, good in checks.items():
             if not good:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is out of range")
-        if self.late_crop != (0, 0) and self.task != "upscale":
-            raise ConfigError(f"late_crop={list(self.late_crop)} is for upscaling, not {self.task!r}: leave it out")
-        if self.class_map and (self.task != "segment" or not self.weights):
-            raise ConfigError(f"class_map={self.class_map!r} needs task='segment' and weights: leave it out")
+        for name, task in _TASK_OF.items():
+            unset = dataclasses.MISSING
+            own = type(self).__dataclass_fields__[name]
+            default = own.default if own.default_factory is unset else own.default_factory()
+            if self.task != task and getattr(self, name) != default:
+                raise ConfigError(f"{name}={getattr(self, name)!r} is for {task!r}, not {self.task!r}: leave it out")
+        if self.class_map and not self.weights:
+            raise ConfigError(f"class_map={self.class_map!r} needs weights, whose classes it names")
         if self.teacher_prompts and not self.teacher:
             raise ConfigError(f"teacher_prompts={self.teacher_prompts} needs a teacher: name a promptable model")
-        if self.teacher and self.task != "prompt":
-            raise ConfigError(f"teacher={self.teacher!r} teaches promptable models, not {self.task!r}: task='prompt'")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

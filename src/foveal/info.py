@@ -38,6 +38,8 @@ class Labels:
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in self.palette))
+        if wrong := next((c for c in self.palette if not all(0 <= value <= 255 for value in c)), None):
+            raise ConfigError(f"colour {list(wrong)} of the palette: red, green and blue are 0 to 255")
         if self.palette and len(self.palette) != len(self.names):
             raise ConfigError(f"{len(self.names)} class names but {len(self.palette)} colours: give one per class")
 

@@ -249,7 +249,11 @@ def _load(
 ) -> LoadReport:
     state, info = (unwrap(source, "state dict"), info) if isinstance(source, Mapping) else read_weights(source)
     own = model.state_dict()
-    layout, licence, options = "foveal", info.licence if info else "", info.options if info else {}
+    layout, licence = "foveal", info.licence if info else ""
+    described = getattr(model, "foveal_info", None)
+    # What another architecture was told is not this one's: its epsilon and padding, say.
+    told = info is not None and (described is None or info.model in ("", described.model))
+    options = info.options if info and told else {}
     state, ignored = _decoder_part(state, own)
     # Decoders have the same keys everywhere.
     telling = {key for key in own if key.startswith(IMAGE_ENCODER)} or own.keys()
@@ -278,7 +282,6 @@ def _load(
     with torch.no_grad():
         for key, tensor in own.items():
             tensor.copy_(state[key])
-    described = getattr(model, "foveal_info", None)
     if described is not None:
         family = variants()[described.model][0]
         settings = {k: v for k, v in options.items() if k in family.settings and k not in described.options}

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +79,11 @@ def test_stopped_run_goes_on_to_the_bit(tars: Path, tmp_path: Path, task: str) -
     foveal.train(tars, out=cut, resume=True, workers=2)
     assert losses(cut) == losses(whole.folder)
     assert same_weights(cut, whole.folder)
+    if task == "classify":
+        for data in (tars, f"{tars}/val-*.tar"):
+            found: Any = foveal.evaluate(whole.folder / "last.safetensors", data)
+            assert (found.split, len(found.per_image)) == ("val", 5)
+        assert found.top1 == pytest.approx(whole.value, abs=0.2), "last and best may differ by an image"
 
 
 def test_scores_are_those_of_the_same_files_in_folders(tars: Path, shapes: Path, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from .layout import SPLIT_NAMES, Problem
 Kind = Literal["panoptic", "instances"]
 BACKGROUND = "background"  #: class 0 of instances: pixels that no object covers
 _NAME = {"panoptic": re.compile(r"panoptic_(.+)\.json"), "instances": re.compile(r"instances_(.+)\.json")}
+_FURTHEST = 1e6  # pixels that a corner of an outline may lie away
 _BESIDE = "_annotations.coco.json"  # some exporters put it beside the images of a split
 
 
@@ -63,7 +64,7 @@ class CocoMasks:
             if self.kind == "panoptic":
                 return self._panoptic(entry, self.folders[mask])
             return self._instances(entry)
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise DataError(f"{mask}: damaged annotation of {image.name} ({error!r})") from error
 
     def _panoptic(self, entry: _Entry, folder: Path) -> NDArray[np.uint8]:
@@ -127,8 +128,12 @@ def object_mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_] |
             return None
         if short := next((part for part in runs if len(part) < 6 or len(part) % 2), None):
             raise ValueError(f"a polygon of {len(short)} numbers")  # four would be taken for a box
+        if not all(abs(float(value)) <= _FURTHEST for part in runs for value in part):  # nor NaN
+            raise ValueError("a polygon that leaves the image by far")  # pycocotools would not end, or crash
         runs = painter.merge(painter.frPyObjects(runs, *size))
     elif isinstance(runs["counts"], list):
+        if min(runs["counts"], default=0) < 0 or sum(runs["counts"]) != size[0] * size[1]:
+            raise ValueError(f"runs of {sum(runs['counts'])} pixels, an image of {size[0] * size[1]}")
         runs = painter.frPyObjects(runs, *size)
     if tuple(runs["size"]) != size:
         raise ValueError(f"runs for {runs['size']}, an image of {list(size)}")
@@ -159,6 +164,8 @@ def read_annotations(root: Path, wanted: Sequence[str], kind: Kind, excluded: fr
         data = _json(file)
         try:
             found = {int(c["id"]): str(c["name"]) for c in data["categories"]}
+            names = list(found.values())
+            found = {i: f"{name} ({i})" if names.count(name) > 1 else name for i, name in found.items()}
             if categories and found != categories:
                 raise DataError(f"{file}: other categories than in {files[wanted[0]].name}")
             categories = found

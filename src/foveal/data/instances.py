@@ -218,7 +218,7 @@ def _open_coco(
             )
         try:
             return [x for x in (_of_annotation(annotation, size) for annotation in entry.annotations) if x]
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
             raise DataError(f"{file}: damaged annotation of {image.name} ({error!r})") from error
 
     return list(found.pairs), read, found.problems

@@ -69,6 +69,11 @@ class DatasetFile:
             raise ConfigError(f"{FILE}: val_share={self.val_share} is out of range: a share from 0 to below 1")
         if not all(-1 <= i < 1 << 16 for i in self.ignore):
             raise ConfigError(f"{FILE}: ignore={list(self.ignore)}: ids are -1 to 65535")
+        if twice := next((name for i, name in enumerate(self.names) if name in self.names[:i]), None):
+            raise ConfigError(f"{FILE}: two classes are called {twice!r}: tables are by name")
+        for colour in (*self.palette, *self.ignore_colours):
+            if not all(0 <= value <= 255 for value in colour):
+                raise ConfigError(f"{FILE}: colour {list(colour)}: red, green and blue are 0 to 255")
         if self.palette and self.names and len(self.palette) != len(self.names):
             raise ConfigError(f"{FILE}: {len(self.names)} names but {len(self.palette)} colours in the palette")
         if self.masks == "colours" and len(set(self.palette)) < len(self.palette):

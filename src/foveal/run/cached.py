@@ -9,12 +9,14 @@ import numpy as np
 from ..data.labelled import Labelled
 from .progress import Progress
 
+_SAMPLED = 500  # samples that statistics are taken on where not all are in memory
+
 
 class Cached:
     """Decoded samples by index, kept in memory as long as ``gib`` gibibytes last; the others are read each time.
 
     Attributes:
-        sampled: indices that statistics may be taken on: all that are in memory.
+        sampled: indices that statistics may be taken on: all where all are in memory, else some from everywhere.
     """
 
     def __init__(self, data: Labelled, gib: float, progress: Progress) -> None:
@@ -29,7 +31,8 @@ class Cached:
                     break
                 self.kept.append(sample)
                 bar.advance()
-        self.sampled = range(len(self.kept))
+        whole = len(self.kept) == len(data)
+        self.sampled = range(len(data)) if whole else range(0, len(data), -(-len(data) // _SAMPLED))
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.kept[index] if index < len(self.kept) else self.data[index]

@@ -71,11 +71,13 @@ def compare(
         seed: the same seed gives the same figures.
 
     Raises:
-        ConfigError: fewer than 100 resamples.
+        ConfigError: fewer than 100 resamples, or a negative seed.
         DataError: not a report, or the two are not of the same labels.
     """
     if resamples < 100:
         raise ConfigError(f"resamples={resamples}: at least 100 are needed for an interval")
+    if seed < 0:
+        raise ConfigError(f"seed={seed}: give 0 or more")
     names_a, counts_a = _counts(a)
     names_b, counts_b = _counts(b)
     _check_same(names_a, counts_a, names_b, counts_b)
@@ -89,6 +91,8 @@ def compare(
         first, second = np.split(times @ flat, 2, axis=1)  # whole numbers below 2**53: exact
         differences[start : start + draws] = _miou(second.reshape(-1, *shape)) - _miou(first.reshape(-1, *shape))
     differences = differences[np.isfinite(differences)]  # a draw of images without any label has no mIoU
+    if not len(differences):
+        raise DataError("the reports hold no labelled pixel: nothing to compare")
     low, high = np.percentile(differences, [2.5, 97.5])
     side = min((differences <= 0).sum(), (differences >= 0).sum())
     p = min(1.0, 2 * (side + 1) / (len(differences) + 1))

@@ -27,7 +27,7 @@ def started(config: TrainConfig) -> Accelerator:
     """This process's place among those that train together.
 
     Raises:
-        ConfigError: ``fsdp`` or ``batch_size`` does not fit the number of processes.
+        ConfigError: ``fsdp`` or ``batch_size`` does not fit the number of processes, or ``precision`` the machine.
     """
     AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
     # On a machine without an accelerator, cpu=True is what makes torchrun's processes one group (gloo).
@@ -35,6 +35,8 @@ def started(config: TrainConfig) -> Accelerator:
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.precision if config.precision in ("bf16", "fp16") else "no",
     )
+    if config.precision == "fp16" and not accelerator.native_amp:
+        raise ConfigError("precision=fp16 needs a GPU to train on: take bf16 or fp32")
     if config.fsdp and accelerator.num_processes == 1:
         raise ConfigError(
             "fsdp=True shards over several processes and this is the only one: start it with torchrun "

@@ -269,6 +269,8 @@ def _scored(
     if not scores:
         name, error = next(iter(skipped.items()))
         raise DataError(f"{root}: none of the {len(skipped)} images of {split!r} can be scored; the first: {error}")
+    if not matrix.any():
+        raise DataError(f"{root}: no labelled pixel in the {len(scores)} masks of {split!r}: nothing to score")
     edges = BoundaryScores.over(contours, names) if boundary else None
     found = Evaluation(SegmentScores(matrix, names), tuple(scores), split, None, skipped=skipped, boundary=edges)
     return found, kept

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data.classification import ClassificationData, class_folders
+from ..data.classification import class_folders
+from ..data.labelled import open_labelled
 from ..data.labels import IMAGENET, IMAGENET_IDS
 from ..data.layout import describe
+from ..data.shards import find_shards, is_pattern
 from ..errors import ConfigError, DataError, InputError, nearest
 from ..files import made_folder, written_whole
 from .metrics import ClassifyScores
@@ -125,8 +127,8 @@ def evaluate_classes(
 
     Args:
         predictor: of :func:`foveal.load`.
-        data: folder of labelled images (see :mod:`foveal.data.classification`), whose classes are some or all of the
-            model's, by name; folders with WordNet ids suit models of ImageNet's classes.
+        data: folder of labelled images (see :mod:`foveal.data.classification`), or a pattern of tar files. Its classes
+            are some or all of the model's, by name; folders with WordNet ids suit models of ImageNet's classes.
         split: part of it; default: "test", else "val", else all there is.
         out: folder for ``report.json`` and ``per_image.csv``.
         progress: where to show progress; default: nowhere.
@@ -139,8 +141,8 @@ def evaluate_classes(
     if predictor.info.task != "classify":
         raise ConfigError(f"evaluate_classes is for classifiers, this model is for {predictor.info.task!r}")
     root = Path(data)
-    split = split or _default_split(root)
-    samples = ClassificationData.open(root, [split])
+    split = split or _default_split(data)
+    samples = open_labelled(data, [split], "classify")
     classes = _model_classes(samples.labels.names, predictor)
     if out is not None:
         made_folder(out)
@@ -148,10 +150,12 @@ def evaluate_classes(
     skipped: dict[str, str] = {}
     shown = progress or Progress(enabled=False)
     with shown.bar(f"evaluate {split}", len(samples)) as bar:
-        for index, (path, label) in enumerate(samples.files):
-            name = path.relative_to(root).as_posix()
+        for index in range(len(samples)):
+            path = samples.name(index)
+            name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
             try:
-                scores = predictor.classify(samples[index][0]).scores
+                image, label = samples[index]
+                scores = predictor.classify(image).scores
             except (DataError, InputError) as error:
                 skipped[name] = str(error)
                 shown.note(f"skipped: {error}")
@@ -171,8 +175,9 @@ def evaluate_classes(
     return found
 
 
-def _default_split(root: Path) -> str:
-    have = class_folders(root, describe(root))
+def _default_split(data: str | Path) -> str:
+    have = {} if is_pattern(data) else class_folders(Path(data), describe(Path(data)))
+    have = {name for name, folders in have.items() if folders} or set(find_shards(data)[2])
     return next((name for name in ("test", "testing", "val", "valid", "validation", "all") if name in have), "test")
 
 

@@ -8,6 +8,7 @@ file but the log is written aside and renamed; the log grows line by line.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from ..checkpoints import check_torch_reads_safely, save_checkpoint
 from ..config import TrainConfig, build_config, read_yaml, to_dict
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, DependencyError, InputError
 from ..files import written_whole
 from ..info import ModelInfo
 from .distributed import load_whole_state, whole_state
@@ -35,6 +36,7 @@ class RunState:
 
     Attributes:
         images: training images, to tell another data set.
+        data: digest of their names and the classes' for the same end; empty: unknown.
         parts: pieces that each process's batch is cut into: doubled when memory runs out.
         step: optimiser steps done.
         skipped: batches of data that were left out after a loss that was not finite.
@@ -47,6 +49,7 @@ class RunState:
     """
 
     images: int
+    data: str = ""
     parts: int = 1
     step: int = 0
     skipped: int = 0
@@ -118,15 +121,29 @@ class RunFolder:
                 for path in self.path.glob(f".{file.stem}-*{file.suffix}"):
                     path.unlink()
 
+    @staticmethod
+    def check_formats(config: TrainConfig) -> None:
+        """Raises DependencyError where a format of the log needs what is not installed."""
+        if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise DependencyError("tensorboard=True needs a package that is not installed: pip install tensorboard")
+
     def write_config(self, config: TrainConfig) -> None:
         if self.writes:
             with written_whole(self.config_file) as file:
                 file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
     def log(self, line: Mapping[str, Any]) -> None:
+        """Add a line to the log.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         if self.writes:
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                with self.log_file.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise InputError(f"cannot write {self.log_file}: {error.strerror}") from error
 
     def log_epoch(self, line: Mapping[str, Any], config: TrainConfig) -> None:
         """The same for an epoch's line, in the other formats too that ``config`` wants."""
@@ -140,10 +157,10 @@ class RunFolder:
         text = self.log_file.read_text(encoding="utf-8") if self.log_file.exists() else ""
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
-    def cut_log(self, step: int) -> None:
-        """Drop lines after ``step``: a crash may come between the log and the state."""
+    def cut_log(self, step: int, epochs: int) -> None:
+        """Drop lines after ``step`` and ``epochs``: a crash may come between the log and the state."""
         if self.writes:
-            kept = [line for line in self.lines() if line["step"] <= step]
+            kept = [line for line in self.lines() if line["step"] <= step and line.get("epoch", 0) <= epochs]
             with written_whole(self.log_file) as file:
                 file.write_text("".join(json.dumps(line) + "\n" for line in kept))
 

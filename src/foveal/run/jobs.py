@@ -113,6 +113,11 @@ class SegmentJob:
         self.read = Cached(self.data, config.cache_gib, progress)
         pixels, present = class_counts([self.read[i][1] for i in self.read.sampled], len(self.labels.names))
         balanced = median_frequency_weights(pixels, present)
+        if len(self.read.sampled) < len(self.data) and not balanced.all():
+            # The others may well hold these classes, and what weighs nothing is never learnt.
+            rare = [name for name, weight in zip(self.labels.names, balanced, strict=True) if not weight]
+            progress.note(f"not in the {len(self.read.sampled)} masks looked at, taken for rare: {', '.join(rare)}")
+            balanced = np.where(balanced > 0, balanced, balanced.max())
         self.augment = SegmentAugment(
             config.crop,
             config.scale,
@@ -258,6 +263,8 @@ class UpscaleJob:
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
         self.labels, self.preprocess = Labels(), Preprocess(upscale.MEAN, upscale.STD)
         self.scale: int = config.options.get("scale", upscale.DEFAULT_SCALE)
+        if self.scale not in upscale.SCALES:
+            raise ConfigError(f"scale={self.scale!r}: give one of {', '.join(map(str, upscale.SCALES))}")
         late = config.late_crop if any(config.late_crop) else config.crop
         for crop in (config.crop, late):
             if any(side % self.scale for side in crop):

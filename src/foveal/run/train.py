@@ -8,6 +8,7 @@ order of the samples, their augmentation and the model's own draws depend on the
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 import time
@@ -92,6 +93,7 @@ def train(
         config = dataclasses.replace(config, embeddings=str(folder.path / "embeddings"))
     folder.check_resumable(config) if resume else folder.check_new()
     accelerator = started(config)
+    folder.check_formats(config)
     folder.writes = accelerator.is_main_process
     progress = Progress(enabled=accelerator.is_main_process)
     torch.manual_seed(config.seed)
@@ -125,7 +127,7 @@ class _Run:
         )
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
         self.info = info_of(model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
-        self.state = RunState(len(job.data))
+        self.state = RunState(len(job.data), _digest(job))
         self.saved_at = time.monotonic()
 
     def start(self) -> None:
@@ -149,6 +151,8 @@ class _Run:
             raise ConfigError(
                 f"{self.folder.path} was trained on {found.images} images, this data set has {self.state.images}"
             )
+        if found.data and found.data != self.state.data:
+            raise ConfigError(f"{self.folder.path} was trained on images or classes of other names: another data set?")
         self.state = found
         self.stepper.pieces = found.parts
         self.progress.note(f"resuming after step {found.step} of {self.steps}")
@@ -160,7 +164,7 @@ class _Run:
 
     def _load(self) -> RunState:
         found = self.folder.load_state(self.stepper.parts)
-        self.folder.cut_log(found.step)
+        self.folder.cut_log(found.step, len(found.losses))
         return found
 
     def go(self, interrupted: Callable[[], int]) -> None:
@@ -181,7 +185,11 @@ class _Run:
         started_at = time.monotonic() - self.state.seconds
         stream = self.loader.batches(self.state.position)
         with self.progress.bar("train", self.steps, self.state.step) as bar:
-            while self.state.step < self.steps:
+            while True:
+                if self.state.step // self.loader.per_epoch > len(self.state.losses):
+                    self._end_epoch(interrupted)
+                if self.state.step == self.steps:
+                    break
                 indices, image, target = next(stream)
                 loss = self.stepper(image, target, self.state.position)
                 if not math.isfinite(loss):
@@ -196,8 +204,6 @@ class _Run:
                 bar.advance(f"epoch {epoch}/{config.epochs} loss {loss:.3f}")
                 if config.log_every and state.step % config.log_every == 0:
                     self.folder.log({"step": state.step, "loss": loss, "lr": self.stepper.lr})
-                if state.step % self.loader.per_epoch == 0:
-                    self._end_epoch(epoch)
                 if signal_number := self._agreed(interrupted):
                     self.save()
                     self.accelerator.wait_for_everyone()  # torchrun soon kills those that outlive the first to end
@@ -234,28 +240,36 @@ class _Run:
             f"without the batches since then (the last one: {names})"
         )
 
-    def _end_epoch(self, epoch: int) -> None:
-        """Log, evaluate where it is due, and save."""
+    def _end_epoch(self, interrupted: Callable[[], int]) -> None:
+        """Log, evaluate where it is due, and save. A run that is stopped within goes on here."""
         state, config, folder = self.state, self.config, self.folder
-        state.losses.append(state.total / self.loader.per_epoch)
-        state.total = 0.0
+        epoch = state.step // self.loader.per_epoch
         line = {
             "epoch": epoch,
             "step": state.step,
-            "loss": state.losses[-1],
+            "loss": state.total / self.loader.per_epoch,
             "lr": self.stepper.lr,
             "seconds": state.seconds,
         }
         last = epoch == config.epochs
         if last or epoch % config.eval_every == 0:
-            line |= self._evaluate(line, last)
+            if self.job.validation:
+                self.save()  # it may take long, or fail
+            line |= self._evaluate(line, last, interrupted)
+        state.losses.append(line["loss"])
+        state.total = 0.0
         folder.log_epoch(line, config)
         if last and folder.writes:
             draw_curves(folder.lines(), folder.path / "curves.png", state.best_metric)
         self.save()
 
-    def _evaluate(self, line: dict[str, Any], last: bool) -> dict[str, Any]:
-        """Score the averaged weights and write them; returns the figures."""
+    def _evaluate(self, line: dict[str, Any], last: bool, interrupted: Callable[[], int]) -> dict[str, Any]:
+        """Score the averaged weights and write them; returns the figures.
+
+        Raises:
+            SystemExit: a signal came meanwhile.
+            DataError: no validation image can be scored.
+        """
         state, config, job = self.state, self.config, self.job
         averaged = self.stepper.averaged.model(self.accelerator.device)
         if last and config.bn_batches:
@@ -265,7 +279,11 @@ class _Run:
         figures: dict[str, Any] = {}
         better = True
         if job.validation:
-            scores = score(averaged, self.info, job, self.accelerator, config.sync_bn)
+            scores = score(averaged, self.info, job, self.accelerator, config.sync_bn, self.progress, interrupted)
+            if signal_number := largest(interrupted(), self.accelerator):
+                self.progress.note(f"stopped while evaluating; resume with --resume --out {self.folder.path}")
+                raise SystemExit(128 + signal_number)
+            assert scores is not None
             figures = scores.to_dict()
             state.best_metric, value = scores.headline
             figure = in_words(state.best_metric, value)
@@ -278,6 +296,14 @@ class _Run:
         notes = {"config": settings, "images": len(job.data), "log": line | figures}
         self.folder.save_weights(averaged.state_dict(), self.info.replace(notes=notes), better)
         return figures
+
+
+def _digest(job: Job) -> str:
+    """Of the names of the classes and of the training images."""
+    found = hashlib.sha256("\n".join(job.labels.names).encode())
+    for index in range(len(job.data)):
+        found.update(f"\n{job.data.name(index).name}".encode())
+    return found.hexdigest()
 
 
 def _settings(config: TrainConfig | str | Path | None, overrides: dict[str, Any]) -> TrainConfig:

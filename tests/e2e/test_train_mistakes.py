@@ -1,0 +1,183 @@
+"""Mistakes around a training: said in one line before it begins, or survived; nothing is left out in silence."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from runs import SETTINGS, same_weights
+
+import foveal
+from foveal.config import TrainConfig
+from foveal.data.synthetic import NAMES, write_shapes
+from foveal.errors import ConfigError, DataError, DependencyError, InputError
+from foveal.run import cached, jobs
+from foveal.run.progress import Progress
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shapes(tmp_path_factory.mktemp("shapes"), train=8, val=4, size=(32, 32))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before[0])
+    signal.signal(signal.SIGTERM, before[1])
+
+
+def train(data: Path, out: Path, **settings: Any) -> Any:
+    return foveal.train(data, out=out, **{**SETTINGS, "epochs": 2, "eval_every": 1, **settings})
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def with_bad_validation(shapes: Path, root: Path, bad: int) -> Path:
+    """The same training images; id 9, which is no class, in the first ``bad`` validation masks."""
+    (root / "valannot").mkdir(parents=True)
+    for name in ("train", "trainannot", "val", "dataset.yaml"):
+        (root / name).symlink_to(shapes / name)
+    for number, file in enumerate(sorted((shapes / "valannot").iterdir())):
+        ids = np.asarray(Image.open(file)).copy()
+        ids[0, 0] = 9 if number < bad else ids[0, 0]
+        Image.fromarray(ids).save(root / "valannot" / file.name)
+    return root
+
+
+def test_class_weights_do_not_depend_on_memory(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks that are not kept count as those that are; what was not seen in a sample of them is rare, not nothing."""
+    config = TrainConfig(cache_gib=2.0, crop=(32, 32))
+    quiet = Progress(enabled=False)
+    expected = jobs.SegmentJob(shapes, config, quiet).class_weights
+    config = TrainConfig(cache_gib=0.0, crop=(32, 32))
+    torch.testing.assert_close(jobs.SegmentJob(shapes, config, quiet).class_weights, expected)
+    monkeypatch.setattr(cached, "_SAMPLED", 1)
+    notes: list[str] = []
+    monkeypatch.setattr(quiet, "note", notes.append)
+    of_one = jobs.SegmentJob(shapes, config, quiet).class_weights
+    assert (of_one > 0).all()
+    (note,) = notes
+    assert note.startswith("not in the 1 masks looked at, taken for rare: ")
+    assert note.split(": ")[1] in ", ".join(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"precision": "fp16"}, "precision=fp16 needs a GPU to train on"),
+        ({"task": "classify", "loss": {"dice": 1.0}}, "loss=.* is for 'segment', not 'classify': leave it out"),
+        ({"task": "classify", "rare_crop": 0.5}, "rare_crop=0.5 is for 'segment'"),
+        ({"label_smoothing": 0.3}, "label_smoothing=0.3 is for 'classify', not 'segment'"),
+        ({"degradation": {"noise": [5, 50]}}, "degradation=.* is for 'upscale', not 'segment'"),
+        ({"freeze_encoder": True}, "freeze_encoder=True is for 'prompt', not 'segment'"),
+        ({"seed": 10**23}, "seed=.* is out of range"),
+        ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": "two"}}, "scale='two': give one of 1"),
+        ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": 0}}, "scale=0: give one of 1"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="float16 trains there")
+def test_settings_that_would_be_ignored_or_cannot_be(
+    shapes: Path, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(shapes, tmp_path / "out", **settings)
+    assert not (tmp_path / "out" / "state.pt").exists()
+
+
+def test_tensorboard_is_looked_for_before_work_begins(shapes: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorboard"):
+        train(shapes, tmp_path / "out", epochs=1, tensorboard=True, csv=True)
+        assert list((tmp_path / "out" / "tensorboard").glob("events*"))
+        return
+    with pytest.raises(DependencyError, match="pip install tensorboard"):
+        train(shapes, tmp_path / "out", tensorboard=True)
+    assert not (tmp_path / "out" / "state.pt").exists()
+
+
+def test_bad_validation_images_are_named_and_left_out(
+    shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = train(with_bad_validation(shapes, tmp_path / "one", 1), tmp_path / "out")
+    assert 0 < found.value < 1
+    err = capfd.readouterr().err
+    assert err.count("not scored: ") == 2, "once for each evaluation"
+    assert "0000.png" in err
+    with pytest.raises(DataError, match=r"none of the 4 validation images can be scored; the last: .*0003\.png"):
+        train(with_bad_validation(shapes, tmp_path / "all", 4), tmp_path / "none")
+    assert (tmp_path / "none" / "state.pt").exists(), "the epoch before is not lost"
+
+
+def test_a_signal_ends_an_evaluation_and_it_is_made_up_for(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second image of the first evaluation is the last that is looked at; resumed, all is as undisturbed."""
+    train(shapes, tmp_path / "whole")
+    looked_at = []
+    plain = jobs.SegmentJob.score
+
+    def interrupted(self: Any, predictor: Any, indices: Any) -> Any:
+        looked_at.extend(indices)
+        if len(looked_at) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, predictor, indices)
+
+    monkeypatch.setattr(jobs.SegmentJob, "score", interrupted)
+    with pytest.raises(SystemExit) as end:
+        train(shapes, tmp_path / "stopped")
+    monkeypatch.setattr(jobs.SegmentJob, "score", plain)
+    assert end.value.code == 128 + signal.SIGTERM
+    assert looked_at == [0, 1]
+    train(shapes, tmp_path / "stopped", resume=True)
+    assert same_weights(tmp_path / "whole", tmp_path / "stopped")
+    told = [[{**line, "seconds": 0} for line in lines(tmp_path / name)] for name in ("whole", "stopped")]
+    assert told[0] == told[1]
+
+
+def test_another_data_set_is_not_resumed_on(shapes: Path, tmp_path: Path) -> None:
+    train(shapes, tmp_path / "out", epochs=1)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("train", "trainannot", "val", "valannot"):
+        (other / name).symlink_to(shapes / name)
+    described = yaml.safe_load((shapes / "dataset.yaml").read_text())
+    (other / "dataset.yaml").write_text(yaml.safe_dump(described | {"names": ["ground", "tree", "car", "fence"]}))
+    with pytest.raises(ConfigError, match="was trained on images or classes of other names"):
+        train(other, tmp_path / "out", epochs=1, resume=True)
+
+
+def test_a_full_disk_under_the_log_is_one_line(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"cannot write .*log\.jsonl: No space left on device"):
+        train(shapes, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("described", "message"),
+    [
+        ({"names": ["ground", "ground", "c", "d"]}, "two classes are called 'ground'"),
+        ({"names": list(NAMES), "palette": [[1, 2, 300], [0, 0, 0], [1, 1, 1], [2, 2, 2]]}, r"colour \[1, 2, 300\]"),
+    ],
+)
+def test_descriptions_that_cannot_be(shapes: Path, tmp_path: Path, described: dict[str, Any], message: str) -> None:
+    for name in ("train", "trainannot", "val", "valannot"):
+        (tmp_path / name).symlink_to(shapes / name)
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump(described))
+    for use in (lambda: train(tmp_path, tmp_path / "out"), lambda: foveal.check_data(tmp_path)):
+        with pytest.raises(ConfigError, match=message):
+            use()
