@@ -15,6 +15,7 @@ from PIL import Image
 import foveal
 from foveal.cli import main
 from foveal.data.segmentation import SegmentationData
+from foveal.data.synthetic import write_shapes
 from foveal.errors import ConfigError, DataError
 from foveal.info import Labels
 from foveal.run.check import check_data
@@ -109,6 +110,19 @@ def test_all_void_masks_and_twins_are_noted(tree: Path) -> None:
     assert not report.problems
     assert "val: nothing labelled in 1 masks, of 9.png" in report.notes
     assert "images/val/9.png (val) is images/train/2.png (train)" in report.notes
+
+
+def test_what_training_would_refuse_is_a_problem(tmp_path: Path) -> None:
+    """No label in any training mask, and a split without images."""
+    root = write_shapes(tmp_path, train=3, val=1, size=(32, 32))
+    for file in (root / "trainannot").iterdir():
+        Image.new("L", (32, 32), 255).save(file)
+    for folder in ("val", "valannot"):
+        (root / folder / "0000.png").unlink()
+    assert [(problem.file.name, problem.error) for problem in check_data(root).problems] == [
+        ("train", "no labelled pixel in its masks: nothing to learn from"),
+        ("val", "no samples in this split"),
+    ]
 
 
 def test_black_and_white_masks_are_noted(tree: Path) -> None:

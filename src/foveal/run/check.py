@@ -158,7 +158,10 @@ def check_data(root: str | Path, *, progress: Progress | None = None) -> DataRep
         _check(report, described, progress)
     except DataError as error:  # of the data set as a whole: there is nothing to go on with
         report.problems.append(_problem(root, error))
-    if not any(split.items for split in report.splits) and not report.problems:
+    empty = [split.name for split in report.splits if not split.items]
+    if len(empty) < len(report.splits):
+        report.problems += [Problem(root / name, "no samples in this split") for name in empty]
+    elif not report.problems:
         report.problems.append(Problem(root, "no samples in it"))
     _note_classes(report)
     return report
@@ -215,7 +218,9 @@ def _check_masks(report: DataReport, described: DatasetFile, progress: Progress)
                     void.append(path.name)
                 split.examples.offer(path.name, image, mask, part.labels)
                 _note_twin(report, known, split.name, path)
-        if void:
+        if name in ("train", "training") and len(void) == split.readable > 0:
+            report.problems.append(Problem(report.root / name, "no labelled pixel in its masks: nothing to learn from"))
+        elif void:
             more = ", ..." if len(void) > 5 else ""
             report.notes.append(f"{name}: nothing labelled in {len(void)} masks, of {', '.join(void[:5])}{more}")
 
