@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveal.tasks import prompt
-from foveal.tasks.prompt import MaskDecoder
+from foveal.tasks import mask_decoder
+from foveal.tasks.mask_decoder import EMBED_DIM, MaskDecoder
 
-EMBED_DIM, GRID = 256, 64
+GRID = 64  # places of an embedding along a side
 
 
 def literal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,8 +25,8 @@ def literal(monkeypatch: pytest.MonkeyPatch) -> None:
         halves = blocks.unflatten(4, (2, 2)).unflatten(3, (2, 2)).transpose(4, 5)
         return halves.reshape(len(place), GRID * GRID, 16, -1)
 
-    monkeypatch.setattr(prompt._Attention, "to_image", prompt._Attention.forward)
-    monkeypatch.setattr(prompt._Attention, "from_image", prompt._Attention.forward)
+    monkeypatch.setattr(mask_decoder._Attention, "to_image", mask_decoder._Attention.forward)
+    monkeypatch.setattr(mask_decoder._Attention, "from_image", mask_decoder._Attention.forward)
     monkeypatch.setattr(MaskDecoder, "_pixels", pixels)
 
 
@@ -78,7 +78,7 @@ def test_masks_that_promise_too_little_are_not_drawn() -> None:
         assert expected.equal(iou)
         drawn = promised > least
         torch.testing.assert_close(found[drawn], masks[drawn], rtol=1e-12, atol=1e-12)
-        assert found[~drawn].eq(prompt.EMPTY).all()
+        assert found[~drawn].eq(mask_decoder.EMPTY).all()
 
 
 def gmacs(prompts: int, tokens: int) -> float:
