@@ -129,6 +129,8 @@ def _predict(
         raise ConfigError("--label compares a single image")
     if tile is not None:
         predictor.check_tiles(tile, overlap)
+    elif overlap is not None:
+        raise ConfigError(f"--overlap {overlap} goes with --tile")
     overlays = not many if overlay is None else overlay
     if not many:
         report = segmented(predictor, *jobs[0], overlays, label, tile, overlap)

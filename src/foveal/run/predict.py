@@ -145,6 +145,8 @@ class Predictor:
 
     def segment(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> SegmentResult:
         """Segment one image; see :meth:`__call__`."""
+        if tile is None and overlap is not None:
+            raise InputError(f"overlap={overlap} is of tiles: give tile, too")
         pixels = read_image(image)
         stride = self.info.output_stride
         if tile is None:
