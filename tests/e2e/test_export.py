@@ -82,7 +82,7 @@ def test_graph_survives_conversion_to_float16(tmp_path: Path) -> None:
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    model = foveal.load_model("efficientvit_b0.camvid")
+    model = foveal.load_model("efficientvit_b0.camvid_scratch")
     for module in model.modules():
         if isinstance(module, MultiScaleLinearAttention):
             heads = module.qkv.weight.data.unflatten(0, (-1, 3, module.head_dim))

@@ -131,12 +131,12 @@ def object_mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_] |
         if not all(abs(float(value)) <= _FURTHEST for part in runs for value in part):  # nor NaN
             raise ValueError("a polygon that leaves the image by far")  # pycocotools would not end, or crash
         runs = painter.merge(painter.frPyObjects(runs, *size))
+    elif tuple(runs["size"]) != size:
+        raise ValueError(f"runs for {runs['size']}, an image of {list(size)}")
     elif isinstance(runs["counts"], list):
         if min(runs["counts"], default=0) < 0 or sum(runs["counts"]) != size[0] * size[1]:
             raise ValueError(f"runs of {sum(runs['counts'])} pixels, an image of {size[0] * size[1]}")
         runs = painter.frPyObjects(runs, *size)
-    if tuple(runs["size"]) != size:
-        raise ValueError(f"runs for {runs['size']}, an image of {list(size)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2
         return painter.decode(runs).astype(bool)
