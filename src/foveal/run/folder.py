@@ -117,7 +117,8 @@ class RunFolder:
     def clear_leftovers(self) -> None:
         """Remove what a killed process had begun to write: a state is as large as four models."""
         if self.writes:
-            for file in (self.state, self.last, self.best, self.log_file, self.config_file):
+            drawn = self.path / "curves.png", self.path / "log.csv"
+            for file in (self.state, self.last, self.best, self.log_file, self.config_file, *drawn):
                 for path in self.path.glob(f".{file.stem}-*{file.suffix}"):
                     path.unlink()
 
