@@ -79,7 +79,6 @@ def test_class_weights_do_not_depend_on_memory(shapes: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"precision": "fp16"}, "precision=fp16 needs a GPU to train on"),
         ({"task": "classify", "loss": {"dice": 1.0}}, "loss=.* is for 'segment', not 'classify': leave it out"),
         ({"task": "classify", "rare_crop": 0.5}, "rare_crop=0.5 is for 'segment'"),
         ({"label_smoothing": 0.3}, "label_smoothing=0.3 is for 'classify', not 'segment'"),
@@ -90,13 +89,20 @@ def test_class_weights_do_not_depend_on_memory(shapes: Path, monkeypatch: pytest
         ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": 0}}, "scale=0: give one of 1"),
     ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="float16 trains there")
 def test_settings_that_would_be_ignored_or_cannot_be(
     shapes: Path, tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         train(shapes, tmp_path / "out", **settings)
     assert not (tmp_path / "out" / "state.pt").exists()
+
+
+def test_float16_is_never_float32_in_disguise(shapes: Path, tmp_path: Path) -> None:
+    if torch.accelerator.is_available():
+        assert np.isfinite(train(shapes, tmp_path / "out", precision="fp16").losses).all()
+        return
+    with pytest.raises(ConfigError, match="precision=fp16 needs a GPU to train on"):
+        train(shapes, tmp_path / "out", precision="fp16")
 
 
 def test_tensorboard_is_looked_for_before_work_begins(shapes: Path, tmp_path: Path) -> None:
