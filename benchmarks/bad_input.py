@@ -1,10 +1,12 @@
-"""What image readers make of bad and unusual files: Foveal, Pillow, OpenCV and torchvision, each in its own process.
+"""What readers make of bad and unusual files: Foveal, Pillow, OpenCV, torchvision, EfficientViT's authors' evaluation.
 
-Makes the files, gives each to every reader under a limit of memory and processor time, compares what comes out with
-the picture that went in, and prints the Markdown table of docs/bad_input.md. A reader that crashes is started again
-for the next file. Times are processor time.
+Makes the files, gives each to every reader, in a process of its own, under a limit of memory and processor time,
+compares what comes out with the picture that went in, and prints the Markdown tables of docs/bad_input.md. A reader
+that crashes is started again for the next file. Times are processor time.
 
-python benchmarks/bad_input.py [--readers foveal pillow ...]  (needs opencv-python-headless and torchvision; Linux)
+python benchmarks/bad_input.py [--readers foveal pillow ...] [--efficientvit CHECKOUT]
+    (needs opencv-python-headless and torchvision; Linux. CHECKOUT: a clone of github.com/mit-han-lab/efficientvit,
+    whose data sets for evaluation are run as they are; without it, its column and its masks are left out)
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import random
 import resource
 import runpy
@@ -67,11 +70,30 @@ def _torchvision(path: str) -> NDArray[Any]:
     return image.transpose(1, 2, 0) if image.ndim == 3 else image
 
 
+def _efficientvit(path: str) -> NDArray[Any]:
+    data = authors()["CityscapesDataset"](os.devnull)
+    mask = Path(path).with_name("mask.png")
+    if not mask.exists():
+        Image.new("L", (8, 8)).save(mask)
+    data.samples, data.transform = [(path, str(mask))], dict
+    return data[0]["data"]
+
+
+def authors() -> dict[str, Any]:
+    """The names in the authors' evaluation script, run once from the checkout."""
+    if not _AUTHORS:
+        script = Path(os.environ["EFFICIENTVIT"], "applications/efficientvit_seg/eval_efficientvit_seg_model.py")
+        _AUTHORS.update(runpy.run_path(str(script)))
+    return _AUTHORS
+
+
+_AUTHORS: dict[str, Any] = {}
 READERS: dict[str, tuple[str, Callable[[str], NDArray[Any]]]] = {
     "foveal": ("Foveal", _foveal),
     "pillow": ('Pillow `.convert("RGB")`', _pillow),
     "opencv": ("OpenCV `imread`", _opencv),
     "torchvision": ("torchvision `decode_image`", _torchvision),
+    "efficientvit": ("EfficientViT, the authors' evaluation", _efficientvit),
 }
 
 
@@ -171,6 +193,50 @@ def holes() -> Iterator[tuple[str, bytes]]:
                 yield f"a photograph as {way} JPEG with {what}, {index}.jpg", bytes(data)
 
 
+def masks(folder: Path) -> Iterator[tuple[int, str, str]]:
+    """(case, mask, what the authors' data sets and their IoU make of it where every pixel is predicted right)."""
+    every = (np.arange(64 * 96, dtype=np.uint16) % 34).astype(np.uint8).reshape(64, 96)
+    two, unknown = np.full_like(every, 7), every.copy()  # 7 is road
+    two[:, 48:], unknown[:4] = 26, 200  # 26 is car
+    garbage = random.Random(0).randbytes(3000)
+    for case, what, kind, mask, image in (
+        (23, "Cityscapes, id 200", "CityscapesDataset", unknown, None),
+        (23, "ADE20K, id 200", "ADE20KDataset", unknown, None),
+        (24, "twice as large as its image", "CityscapesDataset", every.repeat(2, 0).repeat(2, 1), None),
+        (25, "colours where ids are expected", "CityscapesDataset", np.dstack([every] * 3), None),
+        (26, "none", "CityscapesDataset", None, None),
+        (27, "no labelled pixel", "CityscapesDataset", np.zeros_like(every), None),
+        (28, "two classes of nineteen", "CityscapesDataset", two, None),
+        (30, "good, but the image is garbage", "CityscapesDataset", every, garbage),
+    ):
+        place = Path(tempfile.mkdtemp(dir=folder))
+        cityscapes = kind == "CityscapesDataset"
+        photo = place / ("leftImg8bit/a_leftImg8bit.png" if cityscapes else "images/a.jpg")
+        labels = place / ("gtFine/a_gtFine_labelIds.png" if cityscapes else "annotations/a.png")
+        photo.parent.mkdir()
+        labels.parent.mkdir()
+        Image.new("RGB", (96, 64)).save(photo)
+        if image is not None:
+            photo.write_bytes(image)
+        if mask is not None:
+            Image.fromarray(mask).save(labels)
+        data = authors()[kind](str(photo.parent))
+        try:
+            found = data[0]["label"].float()
+        except Exception as error:
+            yield case, what, f"the run ends ({type(error).__name__})"
+            continue
+        shape = " x ".join(map(str, found.shape))
+        if found.ndim > 2:
+            yield case, what, f"**taken**, labels of shape {shape}"
+            continue
+        counts = authors()["SegIOU"](len(data.classes))(found.clamp(min=0), found)
+        lost = int((found >= 0).sum() - counts["u"].sum())
+        score = 100 * (counts["i"] / counts["u"]).mean().item()
+        outcome = f"{lost} labelled pixels left out" if lost else f"mIoU {score:.0f} %"
+        yield case, what, f"**taken** as {shape}, {outcome}"
+
+
 def judge(path: Path, truth: Truth, read: Callable[[str], NDArray[Any]]) -> str:
     """Read one file and say in a few words what came of it."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
@@ -218,13 +284,17 @@ def work(reader: str, folder: Path, names: list[str]) -> None:
 def main() -> None:
     """Make the files, run the readers, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--readers", nargs="+", default=list(READERS), choices=READERS)
+    parser.add_argument("--readers", nargs="+", default=list(READERS)[:-1], choices=list(READERS)[:-1])
+    parser.add_argument("--efficientvit", type=Path, metavar="CHECKOUT")
     parser.add_argument("--work", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
         reader, folder, *names = arguments.work
         work(reader, Path(folder), names)
         return
+    if arguments.efficientvit:
+        os.environ["EFFICIENTVIT"] = str(arguments.efficientvit.resolve())
+        arguments.readers.append("efficientvit")
     with tempfile.TemporaryDirectory() as place:
         folder, table = Path(place), []
         for case, title, name, content, truth in cases():
@@ -247,6 +317,11 @@ def main() -> None:
             for found in verdicts.values()
         ]
         print(f"| 7 | {HOLES} x {kind} |", " | ".join(f"{count} refused" for count in counts), "|")
+    if arguments.efficientvit:
+        print(f"\n| case | mask | {READERS['efficientvit'][0]} |\n|---|---|---|")
+        with tempfile.TemporaryDirectory() as place:
+            for case, what, verdict in masks(Path(place)):
+                print(f"| {case} | {what} | {verdict} |")
     installed = {"foveal": foveal.__version__}
     for name in ("pillow", "opencv-python-headless", "torchvision"):
         with suppress(metadata.PackageNotFoundError):
