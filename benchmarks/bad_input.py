@@ -79,6 +79,22 @@ def _efficientvit(path: str) -> NDArray[Any]:
     return data[0]["data"]
 
 
+def _foveal_weights(path: str) -> None:
+    from foveal.checkpoints import read_state
+
+    read_state(Path(path))
+
+
+def _usual_weights(path: str) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    if path.endswith(".pt"):
+        torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        load_file(path)
+
+
 def authors() -> dict[str, Any]:
     """The names in the authors' evaluation script, run once from the checkout."""
     if not _AUTHORS:
@@ -88,12 +104,17 @@ def authors() -> dict[str, Any]:
 
 
 _AUTHORS: dict[str, Any] = {}
-READERS: dict[str, tuple[str, Callable[[str], NDArray[Any]]]] = {
+Reader = Callable[[str], NDArray[Any] | None]  # None: of weights, which are not compared
+READERS: dict[str, tuple[str, Reader]] = {
     "foveal": ("Foveal", _foveal),
     "pillow": ('Pillow `.convert("RGB")`', _pillow),
     "opencv": ("OpenCV `imread`", _opencv),
     "torchvision": ("torchvision `decode_image`", _torchvision),
     "efficientvit": ("EfficientViT, the authors' evaluation", _efficientvit),
+}
+WEIGHT_READERS: dict[str, tuple[str, Reader]] = {
+    "foveal-weights": ("Foveal", _foveal_weights),
+    "usual-weights": ("`torch.load(weights_only=True)`, `safetensors`", _usual_weights),
 }
 
 
@@ -193,6 +214,46 @@ def holes() -> Iterator[tuple[str, bytes]]:
                 yield f"a photograph as {way} JPEG with {what}, {index}.jpg", bytes(data)
 
 
+def weights(folder: Path) -> Iterator[tuple[int, str, str]]:
+    """(case, what it is, file name) of weight files written into ``folder``; several of one kind share their title."""
+    import torch
+
+    from foveal.checkpoints import save_checkpoint
+    from foveal.info import ModelInfo
+
+    make = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "hostile_weights.py"))
+    torch.save({"weight": torch.zeros(2), "evil": make["Evil"](folder / "executed")}, folder / "evil.pt")
+    yield 31, "pickle that calls something", "evil.pt"
+    for kind, what in (
+        ("bytearray", "byte array of 8 GB in an archive of 1 kB"),
+        ("legacy bytearray", "the same as a bare pickle"),
+        ("zip", "archive that inflates 100 MB"),
+        ("overlapping zip", "archive whose 1,000 entries are the same bytes"),
+        ("storage", "storage that claims a gigabyte"),
+        ("header", "safetensors header of 90 MB"),
+        ("claim", "safetensors tensor that claims 8 GB"),
+    ):
+        name = f"bomb-{kind}.{'safetensors' if kind in ('header', 'claim') else 'pt'}"
+        (folder / name).write_bytes(make["bomb"](kind))
+        yield 32, what, name
+    torch.save({"weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, folder / "view.pt")
+    yield 32, "one number viewed as a million million", "view.pt"
+    for kind, content in make["HOSTILE_SAFETENSORS"].items():
+        (folder / f"{kind}.safetensors").write_bytes(content)
+        what = "tensor of a name twice" if kind == "duplicate" else "impossible headers"
+        yield 33, f"safetensors, {what}", f"{kind}.safetensors"
+    state = {"weight": torch.arange(4096.0)}
+    save_checkpoint(folder / "good.safetensors", state, ModelInfo(model="efficientvit_b0", tag="mine"))
+    torch.save(state, folder / "good.pt")
+    rng = random.Random(0)
+    for name, what in (("good.safetensors", "a file of ours"), ("good.pt", "an archive of torch's")):
+        good = (folder / name).read_bytes()
+        for index in range(HOLES):
+            spoilt = make["flipped"](good, rng.randrange(len(good) // 4, 3 * len(good) // 4))
+            (folder / f"flip{index}-{name}").write_bytes(spoilt)
+            yield 34, f"one flipped bit in {what}", f"flip{index}-{name}"
+
+
 def masks(folder: Path) -> Iterator[tuple[int, str, str]]:
     """(case, mask, what the authors' data sets and their IoU make of it where every pixel is predicted right)."""
     every = (np.arange(64 * 96, dtype=np.uint16) % 34).astype(np.uint8).reshape(64, 96)
@@ -237,19 +298,19 @@ def masks(folder: Path) -> Iterator[tuple[int, str, str]]:
         yield case, what, f"**taken** as {shape}, {outcome}"
 
 
-def judge(path: Path, truth: Truth, read: Callable[[str], NDArray[Any]]) -> str:
+def judge(path: Path, truth: Truth, read: Reader) -> str:
     """Read one file and say in a few words what came of it."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak
     before, started = _status("VmRSS"), time.process_time()
     try:
         found = read(str(path))
     except MemoryError:
-        verdict = "more than 4 GB asked for"
+        verdict = "**asks for more than 4 GB**"
     except Exception as error:  # each reader has its own
         verdict = f"refused ({type(error).__name__})"
     else:
-        if truth is None:
-            verdict = "**decoded**"
+        if truth is None or found is None:
+            verdict = "**taken**"
         elif found.dtype != np.uint8:
             verdict = f"{found.dtype}, for the caller to scale"
         elif found.shape != truth.shape:
@@ -258,7 +319,9 @@ def judge(path: Path, truth: Truth, read: Callable[[str], NDArray[Any]]) -> str:
             off = float(np.abs(found.astype(float) - truth).mean())
             verdict = f"right (off by {off:.2f})" if off < 3 else f"**wrong by {off:.0f} levels**"
     seconds, grown = time.process_time() - started, (_status("VmHWM") - before) >> 10
-    return f"{verdict}, {1000 * seconds:.0f} ms, {grown} MB" if path.stem in ("bomb", "large", "lie") else verdict
+    return (
+        f"{verdict}, {1000 * seconds:.0f} ms, {grown} MB" if path.stem.startswith(("bomb", "large", "lie")) else verdict
+    )
 
 
 def _status(key: str) -> int:
@@ -269,11 +332,10 @@ def _status(key: str) -> int:
 
 def work(reader: str, folder: Path, names: list[str]) -> None:
     """Judge files one by one, a line of JSON for each; what has been printed is safe from a crash."""
-    read = READERS[reader][1]
-    picture = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(picture, "PNG")
-    (folder / f"first-{reader}.png").write_bytes(picture.getvalue())
-    read(str(folder / f"first-{reader}.png"))  # imports what the reader imports
+    read, first = (READERS | WEIGHT_READERS)[reader][1], folder / f"first-{reader}.png"
+    Image.new("RGB", (8, 8)).save(first)
+    with suppress(Exception):  # of weights, a picture is none
+        read(str(first))  # imports what the reader imports
     resource.setrlimit(resource.RLIMIT_AS, ((_status("VmSize") << 10) + MEMORY, resource.RLIM_INFINITY))
     for name in names:
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + SECONDS, resource.RLIM_INFINITY))
@@ -305,28 +367,36 @@ def main() -> None:
         holed = dict(holes())
         for name, content in holed.items():
             (folder / name).write_bytes(content)
-        names = [*(name for _, _, name in table), *holed]
-        verdicts = {reader: run(reader, folder, names) for reader in arguments.readers}
-    print("| case | file |", " | ".join(READERS[reader][0] for reader in verdicts), "|")
-    print("|---|---|" + "---|" * len(verdicts))
-    for case, title, name in table:
-        print(f"| {case} | {title} |", " | ".join(found[name] for found in verdicts.values()), "|")
-    for kind in dict.fromkeys(name.partition(",")[0] for name in holed):
-        counts = [
-            sum("refused" in verdict for name, verdict in found.items() if name.startswith(kind))
-            for found in verdicts.values()
-        ]
-        print(f"| 7 | {HOLES} x {kind} |", " | ".join(f"{count} refused" for count in counts), "|")
+        many = [(7, name.partition(",")[0], name) for name in holed]
+        show({reader: READERS[reader][0] for reader in arguments.readers}, folder, [*table, *many])
     if arguments.efficientvit:
         print(f"\n| case | mask | {READERS['efficientvit'][0]} |\n|---|---|---|")
         with tempfile.TemporaryDirectory() as place:
             for case, what, verdict in masks(Path(place)):
                 print(f"| {case} | {what} | {verdict} |")
+    print()
+    with tempfile.TemporaryDirectory() as place:
+        show({reader: title for reader, (title, _) in WEIGHT_READERS.items()}, Path(place), [*weights(Path(place))])
+        print(f"executed: {Path(place, 'executed').exists()}")
     installed = {"foveal": foveal.__version__}
     for name in ("pillow", "opencv-python-headless", "torchvision"):
         with suppress(metadata.PackageNotFoundError):
             installed[name] = metadata.version(name)
     print("\n" + ", ".join(f"{name} {version}" for name, version in installed.items()))
+
+
+def show(readers: dict[str, str], folder: Path, files: list[tuple[int, str, str]]) -> None:
+    """Print the table of what each reader makes of each file; of files with one title it says how many were refused."""
+    found = {reader: run(reader, folder, [name for _, _, name in files]) for reader in readers}
+    print("| case | file |", " | ".join(readers.values()), "|")
+    print("|---|---|" + "---|" * len(readers))
+    for case, title in dict.fromkeys((case, title) for case, title, _ in files):
+        names = [name for _, other, name in files if other == title]
+        cells = [[verdicts[name] for name in names] for verdicts in found.values()]
+        told = [
+            c[0] if len(c) == 1 else f"{sum('refused' in verdict for verdict in c)} of {len(c)} refused" for c in cells
+        ]
+        print(f"| {case} | {title} |", " | ".join(told), "|")
 
 
 def run(reader: str, folder: Path, names: list[str]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import pickle
 import random
@@ -12,7 +11,6 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,6 +26,16 @@ from foveal.checkpoints import read_state, save_checkpoint
 from foveal.config import read_yaml
 from foveal.errors import CheckpointError, ConfigError, FovealError
 from foveal.info import KEY, ModelInfo
+from hostile_weights import (
+    BOMBS,
+    HOSTILE_SAFETENSORS,
+    Evil,
+    bomb,
+    bytearray_bomb,
+    flipped,
+    safetensors_file,
+    zip_archive,
+)
 from memory import peak_growths
 from spoil import spoil
 
@@ -48,19 +56,11 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
 
 
-class _Evil:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return (Path.touch, (self.path,))
-
-
 def test_31_pickled_code_does_not_run(tmp_path: Path) -> None:
     with (tmp_path / "evil.pt").open("wb") as file:
-        pickle.dump({"state_dict": _Evil(tmp_path / "executed")}, file)
-    torch.save({"weight": torch.zeros(2), "evil": _Evil(tmp_path / "executed")}, tmp_path / "evil2.pt")
-    torch.save(_Evil(tmp_path / "executed"), tmp_path / "evil3.pth", _use_new_zipfile_serialization=False)
+        pickle.dump({"state_dict": Evil(tmp_path / "executed")}, file)
+    torch.save({"weight": torch.zeros(2), "evil": Evil(tmp_path / "executed")}, tmp_path / "evil2.pt")
+    torch.save(Evil(tmp_path / "executed"), tmp_path / "evil3.pth", _use_new_zipfile_serialization=False)
     for name in ("evil.pt", "evil2.pt", "evil3.pth"):
         with pytest.raises(CheckpointError, match=rf"{name}: not a checkpoint of plain tensors") as error:
             read_state(tmp_path / name)
@@ -72,30 +72,16 @@ def test_31_pickled_code_does_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "executed").exists()
 
 
-def _bytearray_bomb(size: int, before: bytes = b"") -> bytes:
-    """A pickle that builds a bytearray of ``size``, after a string that is dropped again."""
-    string = b"X" + struct.pack("<I", len(before)) + before + b"0" if before else b""
-    return b"\x80\x02" + string + b"cbuiltins\nbytearray\n\x8a\x08" + struct.pack("<q", size) + b"\x85R."
-
-
-def _zip(**members: bytes) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(f"archive/{name.replace('_pkl', '.pkl')}", content)
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("hiding", ["plain", "far inside", "before an archive", "compressed", "upper case"])
 def test_32_byte_arrays_are_refused_wherever_they_hide(tmp_path: Path, hiding: str) -> None:
     """Nothing of the 256 MiB is allocated: neither behind a megabyte of text, nor where two readers see two files."""
-    bomb = _bytearray_bomb(256 << 20)
+    array = bytearray_bomb(256 << 20)
     content = {
-        "plain": bomb,
-        "far inside": _bytearray_bomb(256 << 20, before=b"-" * (3 << 20)),
-        "before an archive": bomb + _zip(data_pkl=b"\x80\x02}."),
-        "compressed": _zip(data_pkl=bomb, version=b"3\n"),
-        "upper case": _zip(DATA_pkl=bomb, version=b"3\n").replace(b".pkl", b".PKL"),
+        "plain": array,
+        "far inside": bytearray_bomb(256 << 20, before=b"-" * (3 << 20)),
+        "before an archive": array + zip_archive(data_pkl=b"\x80\x02}."),
+        "compressed": zip_archive(data_pkl=array, version=b"3\n"),
+        "upper case": zip_archive(DATA_pkl=array, version=b"3\n").replace(b".pkl", b".PKL"),
     }[hiding]
     (tmp_path / "bomb.pt").write_bytes(content)
     tracemalloc.start()
@@ -110,43 +96,12 @@ def test_32_byte_arrays_are_refused_wherever_they_hide(tmp_path: Path, hiding: s
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
 def test_32_bombs_take_no_memory(tmp_path: Path) -> None:
     """At most 64 MB more than before, in a process of its own."""
-    kinds = ["bytearray", "legacy bytearray", "zip", "overlapping zip", "storage", "header", "claim"]
-    paths = [tmp_path / f"{kind}.{'safetensors' if kind in ('header', 'claim') else 'pt'}" for kind in kinds]
-    for kind, path in zip(kinds, paths, strict=True):
-        path.write_bytes(_bomb(kind))
+    paths = [tmp_path / f"{kind}.{'safetensors' if kind in ('header', 'claim') else 'pt'}" for kind in BOMBS]
+    for kind, path in zip(BOMBS, paths, strict=True):
+        path.write_bytes(bomb(kind))
     for path, (message, growth) in zip(paths, peak_growths("foveal.checkpoints", "read_state", paths), strict=True):
         assert message.startswith(f"{path}: ")
         assert growth <= 61, message
-
-
-def _bomb(kind: str) -> bytes:
-    if kind == "bytearray":
-        return _zip(data_pkl=_bytearray_bomb(8 << 30), version=b"3\n")
-    if kind == "legacy bytearray":
-        return _bytearray_bomb(8 << 30)
-    if kind == "zip":
-        return _zip(**{"data_pkl": b"\x80\x02}.", "data/0": bytes(100 << 20)})
-    if kind == "overlapping zip":  # a thousand entries of the directory that share one megabyte
-        return _many_entries(_zip(**{"data_pkl": b"\x80\x02}.", "data/0": bytes(1 << 20)}), 1000)
-    if kind == "storage":  # the old format says how many numbers follow, and none do
-        buffer = io.BytesIO()
-        torch.save({"w": torch.zeros(77)}, buffer, _use_new_zipfile_serialization=False)
-        assert buffer.getvalue().count(b"K\x4d") == 2  # a number of one byte: of the storage, and the shape
-        return buffer.getvalue().replace(b"K\x4d", b"\x8a\x05\0\0\0\x80\0")
-    if kind == "header":
-        return _safetensors(b'{"a":' + b" " * (90 << 20) + b"{}}")
-    return _safetensors({"a": {"dtype": "F32", "shape": [1 << 31], "data_offsets": [0, 8 << 30]}}, bytes(64))
-
-
-def _many_entries(archive: bytes, count: int) -> bytes:
-    """The archive with the last entry of its directory repeated, each of them the same bytes of the file."""
-    end = archive.index(b"PK\x05\x06")
-    total, size, start = struct.unpack("<HII", archive[end + 10 : end + 20])
-    last = archive[archive.rindex(b"PK\x01\x02") : end]
-    tail = struct.pack(
-        "<4sHHHHIIH", b"PK\x05\x06", 0, 0, total + count, total + count, size + count * len(last), start, 0
-    )
-    return archive[:end] + last * count + tail
 
 
 def test_32_a_view_larger_than_the_file_is_refused(tmp_path: Path) -> None:
@@ -154,36 +109,6 @@ def test_32_a_view_larger_than_the_file_is_refused(tmp_path: Path) -> None:
     torch.save({"head.classifier.weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "view.pt")
     with pytest.raises(CheckpointError, match=r"view\.pt: head\.classifier\.weight .* is larger than the whole file"):
         read_state(tmp_path / "view.pt")
-
-
-def _safetensors(header: dict | bytes, body: bytes = b"", length: int | None = None) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + body
-
-
-_ONE = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
-_TWICE = '"a":' + json.dumps(_ONE)
-HOSTILE_SAFETENSORS = {
-    "header beyond the file": _safetensors(b'{"a": {"dtype"', b"", 1 << 40),
-    "overlap": _safetensors({"a": {**_ONE, "data_offsets": [0, 4]}, "b": {**_ONE, "data_offsets": [2, 6]}}, b"123456"),
-    "same bytes twice": _safetensors({"a": _ONE, "b": _ONE}, b"1234"),
-    "hole": _safetensors({"a": _ONE, "b": {**_ONE, "data_offsets": [8, 12]}}, b"123456789abc"),
-    "duplicate": _safetensors(f"{{{_TWICE},{_TWICE}}}".encode(), b"1234"),
-    "shape overflow": _safetensors({"a": {**_ONE, "shape": [1 << 62, 4]}}, b"1234"),
-    "shape too large": _safetensors({"a": {**_ONE, "shape": [1 << 40]}}, b"1234"),
-    "negative offset": _safetensors({"a": {**_ONE, "data_offsets": [-4, 0]}}, b"1234"),
-    "backward": _safetensors({"a": {**_ONE, "data_offsets": [4, 0]}}, b"1234"),
-    "bytes left over": _safetensors({"a": _ONE}, b"12345678"),
-    "bytes missing": _safetensors({"a": {**_ONE, "shape": [2], "data_offsets": [0, 8]}}, b"1234"),
-    "unknown type": _safetensors({"a": {**_ONE, "dtype": "F33"}}, b"1234"),
-    "no JSON": _safetensors(b"{not json}"),
-    "no UTF-8": _safetensors(b'{"\xff": 1}'),
-    "nested": _safetensors(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
-    "no object": _safetensors(b"{}{}"),
-    "no tensors": b"",
-    "three bytes": b"\x01\x02\x03",
-    "half an archive": b"PK\x03\x04 half an archive",
-}
 
 
 @pytest.mark.parametrize("kind", HOSTILE_SAFETENSORS)
@@ -199,11 +124,11 @@ def test_33_hostile_headers_are_refused_in_one_line(tmp_path: Path, kind: str) -
 def test_33_metadata_may_be_null_but_not_nonsense(tmp_path: Path) -> None:
     tensor = {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     path = tmp_path / "model.safetensors"
-    path.write_bytes(_safetensors({"__metadata__": None, **tensor}, b"1234"))
+    path.write_bytes(safetensors_file({"__metadata__": None, **tensor}, b"1234"))
     assert read_state(path)[1] is None
     good = json.loads(ModelInfo().to_json())
     for nonsense in ({}, {**good, "num_classes": "5"}, {**good, "options": []}, {**good, "colour": 1}, [1]):
-        path.write_bytes(_safetensors({"__metadata__": {"foveal": json.dumps(nonsense)}, **tensor}, b"1234"))
+        path.write_bytes(safetensors_file({"__metadata__": {"foveal": json.dumps(nonsense)}, **tensor}, b"1234"))
         with pytest.raises(ConfigError, match="model description cannot be read"):
             read_state(path)
 
@@ -215,7 +140,7 @@ def test_34_a_flipped_bit_of_any_byte_is_noticed(tmp_path: Path) -> None:
     good, path = (tmp_path / "good.safetensors").read_bytes(), tmp_path / "flipped.safetensors"
     mismatches = 0
     for place in range(len(good)):
-        path.write_bytes(_flipped(good, place))
+        path.write_bytes(flipped(good, place))
         try:
             state, found = read_state(path)
         except FovealError as error:
@@ -277,19 +202,14 @@ def test_34_flipped_bits_in_archives_of_torch_are_noticed(tmp_path: Path) -> Non
     start = good.index(STATE["a.weight"].numpy().tobytes())
     path = tmp_path / "flipped.pt"
     for place in range(start, start + 48):
-        path.write_bytes(_flipped(good, place))
+        path.write_bytes(flipped(good, place))
         assert torch.load(path, weights_only=True)
         with pytest.raises(CheckpointError, match=r"flipped\.pt: damaged: .* does not have its checksum"):
             read_state(path)
     for place in range(len(good)):
-        path.write_bytes(_flipped(good, place))
+        path.write_bytes(flipped(good, place))
         with suppress(FovealError):
             assert same(read_state(path)[0], STATE)
-
-
-def _flipped(content: bytes, place: int) -> bytes:
-    """``content`` with one bit of the byte at ``place`` flipped."""
-    return content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
 
 
 def test_35_mismatches_are_listed_and_nothing_is_loaded(segmenter: nn.Module) -> None:
