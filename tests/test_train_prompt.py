@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -245,6 +246,16 @@ def test_damaged_embeddings(distilled: Path, scenes: Path, teacher: Path, tmp_pa
     with pytest.raises(foveal.DataError, match=rf"{spoilt.name}: damaged embedding .*delete it") as caught:
         DistilJob(scenes / "images", config, Progress(enabled=False))
     assert "\n" not in str(caught.value)
+
+
+def test_30_a_bad_image_is_left_out_of_distilling(scenes: Path, teacher: Path, tmp_path: Path) -> None:
+    """The teacher passes it by, the run names it."""
+    shutil.copytree(scenes / "images" / "train", tmp_path / "images" / "train")
+    (tmp_path / "images" / "train" / "0.png").write_bytes(b"no picture")
+    settings = {**SETTINGS, "epochs": 1, "flip": 0.0, "val_split": "", "max_bad": 0.25}
+    found = foveal.train(tmp_path / "images", out=tmp_path / "run", teacher=str(teacher), **settings)
+    assert [Path(name).name for name in found.bad] == ["0.png"]
+    assert len(list((tmp_path / "run" / "embeddings").glob("*.npz"))) == 3
 
 
 def test_embeddings_of_another_teacher_are_refused(distilled: Path, scenes: Path, tmp_path: Path) -> None:

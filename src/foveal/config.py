@@ -90,6 +90,7 @@ class TrainConfig:
         precision: "fp32", "bf16" or "fp16" (autocast), or "fp64" (everything: to tell rounding from error).
         workers: data loading processes.
         cache_gib: memory for decoded images, in GiB, in each process; the rest is read from files each time.
+        max_bad: share of the training images that may be bad: others take their places. Beyond it the run ends.
         eval_every: epochs between evaluations.
         save_minutes: minutes between saves of the state within an epoch; every epoch's end saves too.
         log_every: steps between lines of the log within an epoch; 0: none.
@@ -144,6 +145,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
     workers: int = 1
     cache_gib: float = 2.0
+    max_bad: float = 0.01
     eval_every: int = 10
     save_minutes: float = 10.0
     log_every: int = 0
@@ -171,6 +173,7 @@ class TrainConfig:
             "deep_supervision": self.deep_supervision >= 0,
             "bn_batches": self.bn_batches >= 0,
             "cache_gib": self.cache_gib >= 0,
+            "max_bad": 0 <= self.max_bad <= 0.5,
             "save_minutes": self.save_minutes > 0,
             "log_every": self.log_every >= 0,
             "degradation": all(

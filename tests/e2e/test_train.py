@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,16 +86,24 @@ def _train_command(data: Path, out: Path) -> list[str]:
 
 
 def test_torchrun_trains_one_model_on_two_processes(tiny: Path, tmp_path: Path) -> None:
-    """Two processes share each batch: one log line per epoch, one set of files."""
-    command = _train_command(tiny, tmp_path / "run")[2:]
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", *command[0:]],
+    """Two processes share each batch: one log line per epoch, one set of files; a bad image is left out by both."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny, data)
+    bad = sorted((data / "train").iterdir())[0]
+    bad.write_bytes(b"no picture")
+    command = [*_train_command(data, tmp_path / "run")[2:], "--set.max_bad", "0.05"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", *command],
         check=True,
         capture_output=True,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["bad"] for line in lines] == [1] * 6
+    assert (tmp_path / "run" / "bad.txt").read_text() == f"{bad}\n"
+    assert done.stderr.count("left out of training: ") == 1
     assert math.isfinite(lines[-1]["loss"])
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,10 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from runs import SETTINGS, same_weights
+from runs import ONE_THREAD, SETTINGS, losses, same_weights, wait_for
 
 import foveal
+from foveal import cli
 from foveal.config import TrainConfig
 from foveal.data.synthetic import NAMES, write_shapes
 from foveal.errors import ConfigError, DataError, DependencyError, InputError
@@ -126,6 +130,86 @@ def test_bad_validation_images_are_named_and_left_out(
     with pytest.raises(DataError, match=r"none of the 4 validation images can be scored; the last: .*0003\.png"):
         train(with_bad_validation(shapes, tmp_path / "all", 4), tmp_path / "none")
     assert (tmp_path / "none" / "state.pt").exists(), "the epoch before is not lost"
+
+
+def with_bad_training(shapes: Path, root: Path, *, images: int = 0, masks: int = 0) -> Path:
+    """The same validation images; the first training ``images`` are garbage, id 9 is in the ``masks`` after them."""
+    for name in ("train", "trainannot"):
+        shutil.copytree(shapes / name, root / name)
+    for name in ("val", "valannot", "dataset.yaml"):
+        (root / name).symlink_to(shapes / name)
+    for number, file in enumerate(sorted((root / "train").iterdir())):
+        if number < images:
+            file.write_bytes(b"no picture")
+        elif number < images + masks:
+            mask = root / "trainannot" / file.name
+            ids = np.asarray(Image.open(mask)).copy()
+            ids[0, 0] = 9
+            Image.fromarray(ids).save(mask)
+    return root
+
+
+@pytest.mark.parametrize("settings", [{}, {"cache_gib": 0.0, "workers": 2}], ids=["in memory", "from files"])
+def test_30_bad_training_images_are_named_counted_listed_and_replaced(
+    shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], settings: dict[str, Any]
+) -> None:
+    """Two of eight, where a quarter may be bad; their list leaves them out of the next run."""
+    data = with_bad_training(shapes, tmp_path / "bad", images=1, masks=1)
+    settings = {"max_bad": 0.25, "class_weights": "median", **settings}
+    whole = train(data, tmp_path / "whole", **settings)
+    assert [Path(name).name for name in whole.bad] == ["0000.png", "0001.png"]
+    notes = [line for line in capfd.readouterr().err.splitlines() if line.startswith("left out of training: ")]
+    assert sorted(notes) == sorted(f"left out of training: {reason}" for reason in whole.bad.values())
+    picture, mask = sorted(whole.bad.values())
+    assert picture.startswith(str(data / "train" / "0000.png"))
+    assert mask.startswith(str(data / "trainannot" / "0001.png"))
+    assert (tmp_path / "whole" / "bad.txt").read_text().split() == sorted(whole.bad)
+    assert [line["bad"] for line in lines(tmp_path / "whole") if "epoch" in line] == [2, 2]
+    assert np.isfinite(whole.losses).all()
+
+    (data / "exclude.txt").write_text((tmp_path / "whole" / "bad.txt").read_text())
+    described = yaml.safe_load((data / "dataset.yaml").read_text())
+    (data / "dataset.yaml").unlink()
+    (data / "dataset.yaml").write_text(yaml.safe_dump({**described, "exclude": "exclude.txt"}))
+    assert not train(data, tmp_path / "without", **settings).bad
+
+
+def test_30_the_command_says_so_by_its_exit_code(
+    shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = with_bad_training(shapes, tmp_path / "bad", images=1)
+    sets = {**SETTINGS, "epochs": 1, "eval_every": 1, "max_bad": 0.2}
+    arguments = [word for key, value in sets.items() for word in (f"--set.{key}", str(value))]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["train", str(data), "--out", str(tmp_path / "out"), *arguments])
+    assert end.value.code == 1
+    assert f"bad training images left out: 1, listed in {tmp_path / 'out' / 'bad.txt'}" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("cache_gib", [0.0, 2.0])
+def test_30_too_many_bad_training_images_end_the_run(shapes: Path, tmp_path: Path, cache_gib: float) -> None:
+    data = with_bad_training(shapes, tmp_path / "three", images=3)
+    with pytest.raises(DataError, match=r"3 of 8 training images are bad, .*max_bad=0\.25.*000[0-2]\.png|0002\.png"):
+        train(data, tmp_path / "out", max_bad=0.25, cache_gib=cache_gib)
+    with pytest.raises(DataError, match=r"000[0-2]\.png"):
+        train(data, tmp_path / "strict", cache_gib=cache_gib)  # 0.01 of 8: none
+
+
+def test_30_bad_images_do_not_disturb_a_resumed_run(shapes: Path, tmp_path: Path) -> None:
+    """Killed within an epoch and resumed: the images left out, the losses and the weights are those of a whole run."""
+    data = with_bad_training(shapes, tmp_path / "bad", images=1, masks=1)
+    settings = {"max_bad": 0.25, "epochs": 3}
+    whole = train(data, tmp_path / "whole", **settings)
+    script = "import sys, json, foveal; foveal.train(sys.argv[1], out=sys.argv[2], **json.loads(sys.argv[3]))"
+    given = json.dumps({**SETTINGS, "eval_every": 1, **settings, "save_minutes": 1e-6})
+    stopped = subprocess.Popen([sys.executable, "-c", script, str(data), str(tmp_path / "cut"), given], env=ONE_THREAD)
+    wait_for(lambda: len(losses(tmp_path / "cut")) >= 3 if (tmp_path / "cut" / "log.jsonl").exists() else False)
+    stopped.kill()
+    stopped.wait()
+    resumed = foveal.train(data, out=tmp_path / "cut", resume=True)
+    assert resumed.bad == whole.bad
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert same_weights(tmp_path / "cut", tmp_path / "whole")
 
 
 def test_a_signal_ends_an_evaluation_and_it_is_made_up_for(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,6 +66,7 @@ def train(
     result = train_model(data, config=config, out=out, resume=resume, **overrides)
     figure = {result.metric: result.value} if math.isfinite(result.value) else {}
     report = {"folder": str(result.folder), "best": str(result.best), "loss": result.losses[-1], **figure}
+    report |= {"bad": dict(result.bad)} if result.bad else {}
     if json:
         print_json(report)
     else:
@@ -72,7 +74,10 @@ def train(
 
         scored = "".join(f"  {in_words(name, value)}" for name, value in figure.items())
         print(f"{report['best']}  loss {report['loss']:.4f}{scored}")
-    return 0
+        if result.bad:
+            print(f"bad training images left out: {len(result.bad)}, listed in {result.folder / 'bad.txt'}")
+    under_torchrun = "WORLD_SIZE" in os.environ  # it would take 1 for a failure, and may start all anew
+    return 1 if result.bad and not under_torchrun else 0
 
 
 def _yaml_value(key: str, text: str) -> Any:

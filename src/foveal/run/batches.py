@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import TrainConfig
 from ..data.labelled import Labelled
-from ..errors import ConfigError, FovealError, TrainingError
+from ..errors import ConfigError, DataError, FovealError, TrainingError
 from .jobs import Job
+from .progress import Progress
 
 
 class Loader:
@@ -23,23 +25,29 @@ class Loader:
     Attributes:
         per_epoch: batches in an epoch.
         awaited: samples of the batch that was asked for last.
+        bad: training images that others stand in for -> why.
 
     Raises:
         ConfigError: an epoch would hold no batch.
     """
 
-    def __init__(self, job: Job, config: TrainConfig, accelerator: Accelerator, dtype: torch.dtype) -> None:
+    def __init__(
+        self, job: Job, config: TrainConfig, accelerator: Accelerator, dtype: torch.dtype, progress: Progress
+    ) -> None:
         self.job, self.config, self.accelerator, self.dtype = job, config, accelerator, dtype
+        self.progress = progress
         self.per_epoch = (config.samples_per_epoch or len(job.data)) // config.batch_size
         if len(job.data) < config.batch_size:
             raise ConfigError(f"batch_size={config.batch_size} is above the {len(job.data)} training images")
         self.awaited: list[int] = []
+        self.bad: dict[str, str] = {}
 
     def batches(self, position: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Indices, images ``(B, 3, H, W)`` and targets, on the device, without end.
 
         Raises:
-            FovealError: what a bad sample raised.
+            FovealError: what a bad sample raised, where none may be bad.
+            DataError: more than ``max_bad`` of the images are bad.
         """
         accelerator = self.accelerator
         order = Batches(self.job.data, self.config, position, accelerator.process_index, accelerator.num_processes)
@@ -55,10 +63,29 @@ class Loader:
         for place in places:
             self.awaited = [index for _, index in place]
             batch = next(stream)
-            if isinstance(batch, FovealError):
-                raise batch
-            image, target = (part.to(accelerator.device, non_blocking=True) for part in batch)
+            for index, error in batch.bad.items():
+                self.leave_out({str(self.job.data.name(index)): str(error)}, error)
+            image, target = (part.to(accelerator.device, non_blocking=True) for part in batch[:2])
             yield self.awaited, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
+
+    def leave_out(self, bad: dict[str, str], error: FovealError | None = None) -> None:
+        """Note images as bad, and say so once.
+
+        Raises:
+            FovealError: ``error``, where none may be bad.
+            DataError: they are too many.
+        """
+        total = len(self.job.data)
+        for name in bad.keys() - self.bad.keys():
+            if error is not None and self.config.max_bad * total < 1:
+                raise error
+            self.bad[name] = bad[name]
+            self.progress.note(f"left out of training: {bad[name]}")
+        if len(self.bad) > self.config.max_bad * total:
+            raise DataError(
+                f"{len(self.bad)} of {total} training images are bad, more than max_bad={self.config.max_bad:g} of "
+                f"them; the last: {next(reversed(self.bad.values()))}"
+            )
 
     def death(self, error: RuntimeError) -> TrainingError | None:
         """What ``error`` means where it says that a loading process died.
@@ -73,37 +100,50 @@ class Loader:
         )
 
 
-class Samples(Dataset):
-    """Augmented samples of a job by ``(pass, index)``, or the FovealError that a bad one raised.
+class Sample(NamedTuple):
+    """A sample or a batch of them; ``bad`` are the indices in whose place others stand -> what they raised.
 
-    The draw depends on the seed, the pass and the index alone: not on workers, processes or where a run resumed.
+    Errors are values here: torch would wrap what a worker raises in its traceback.
+    """
+
+    image: Tensor
+    target: Tensor
+    bad: dict[int, FovealError]
+
+
+class Samples(Dataset):
+    """Augmented samples of a job by ``(pass, index)``; another one, drawn at random, in the place of a bad one.
+
+    All draws depend on the seed, the pass and the index alone: not on workers, processes or where a run resumed.
     """
 
     def __init__(self, job: Job, config: TrainConfig) -> None:
-        self.job, self.seed = job, config.seed
+        self.job, self.seed, self.max_bad = job, config.seed, config.max_bad
         self.passes = config.epochs * (config.samples_per_epoch or len(job.data)) / len(job.data)
 
     def __len__(self) -> int:
         return len(self.job.data)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor] | FovealError:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, place: tuple[int, int]) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
         number, index = place
-        try:
-            rng = np.random.default_rng((self.seed, number, index))
-            return self.job.sample(index, rng, min(1.0, number / self.passes))
-        except FovealError as error:
-            return error  # raised in the main process: torch would wrap it in the worker's traceback
+        rng = np.random.default_rng((self.seed, number, index))
+        bad: dict[int, FovealError] = {}
+        while len(bad) <= self.max_bad * len(self):
+            try:
+                return Sample(*self.job.sample(index, rng, min(1.0, number / self.passes)), bad)
+            except FovealError as error:
+                bad[index] = error
+                index = int(rng.integers(len(self)))
+        return Sample(torch.empty(0), torch.empty(0), bad)  # with so many the run ends
 
 
-def collated(samples: list[tuple[Tensor, Tensor] | FovealError]) -> tuple[Tensor, Tensor] | FovealError:
-    """Stack images and targets; the first error among the samples instead, where there is one."""
-    pairs = []
-    for sample in samples:
-        if isinstance(sample, FovealError):
-            return sample
-        pairs.append(sample)
-    images, targets = zip(*pairs, strict=True)
-    return torch.stack(images), torch.stack(targets)
+def collated(samples: list[Sample]) -> Sample:
+    """Stack images and targets."""
+    images, targets, bad = zip(*samples, strict=True)
+    together = {index: error for found in bad for index, error in found.items()}
+    if not all(len(image) for image in images):
+        return Sample(images[0], targets[0], together)
+    return Sample(torch.stack(images), torch.stack(targets), together)
 
 
 def deaf(worker: int) -> None:

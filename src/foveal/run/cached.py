@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from ..data.labelled import Labelled
+from ..errors import FovealError
 from .progress import Progress
 
 _SAMPLED = 500  # samples that statistics are taken on where not all are in memory
@@ -15,18 +18,30 @@ _SAMPLED = 500  # samples that statistics are taken on where not all are in memo
 class Cached:
     """Decoded samples by index, kept in memory as long as ``gib`` gibibytes last; the others are read each time.
 
+    Args:
+        max_bad: share of the samples that may be bad. Their errors are kept, and raised when they are asked for.
+
     Attributes:
         sampled: indices that statistics may be taken on: all where all are in memory, else some from everywhere.
+
+    Raises:
+        FovealError: what a bad sample raised that is one too many.
     """
 
-    def __init__(self, data: Labelled, gib: float, progress: Progress) -> None:
+    def __init__(self, data: Labelled, gib: float, max_bad: float, progress: Progress) -> None:
         self.data = data
-        self.kept: list[tuple[Any, Any]] = []
-        room = gib * 2**30
+        self.kept: list[tuple[Any, Any] | FovealError] = []
+        room, bad = gib * 2**30, 0
         with progress.bar("read", len(data)) as bar:
             for index in range(len(data)):
-                sample = data[index]
-                room -= sum(part.nbytes for part in sample if isinstance(part, np.ndarray))
+                try:
+                    sample = data[index]
+                except FovealError as error:
+                    sample, bad = error, bad + 1
+                    if bad > max_bad * len(data):
+                        raise
+                else:
+                    room -= sum(part.nbytes for part in sample if isinstance(part, np.ndarray))
                 if room < 0 and self.kept:
                     break
                 self.kept.append(sample)
@@ -35,4 +50,13 @@ class Cached:
         self.sampled = range(len(data)) if whole else range(0, len(data), -(-len(data) // _SAMPLED))
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        return self.kept[index] if index < len(self.kept) else self.data[index]
+        sample = self.kept[index] if index < len(self.kept) else self.data[index]
+        if isinstance(sample, FovealError):
+            raise type(sample)(str(sample))  # a new one: each raising adds to an error's traceback
+        return sample
+
+    def readable(self) -> Iterator[tuple[Any, Any]]:
+        """The sampled ones that are not bad."""
+        for index in self.sampled:
+            with suppress(FovealError):
+                yield self[index]

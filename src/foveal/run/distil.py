@@ -271,7 +271,7 @@ class DistilJob:
             for name in ("prompt_encoder", "mask_decoder")
         }
         self.flip, self.prompts, self.validation = config.flip, config.teacher_prompts, len(self.held_out or ())
-        self.read = Cached(self.data, config.cache_gib, progress)
+        self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, embeddings = self.read[index]
@@ -301,8 +301,9 @@ class DistilJob:
         last = [module for module in neck.modules() if isinstance(module, LayerNorm2d)][-1]
         if not last.weight.eq(1).all() or last.bias.any():
             return
-        some = self.data.files[:: -(-len(self.data) // _LOOKED_AT)]
-        channels = np.stack([EmbeddingFolder.read(files[0]) for files in some], 1).astype(np.float64)
+        seen = [files[0] for files in self.data.files if files[0].exists()]
+        some = seen[:: -(-len(seen) // _LOOKED_AT)]
+        channels = np.stack([EmbeddingFolder.read(file) for file in some], 1).astype(np.float64)
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(channels.std((1, 2, 3))))
             last.bias.copy_(torch.from_numpy(channels.mean((1, 2, 3))))
@@ -377,9 +378,13 @@ def _embed(
         with in_16_bits, progress.bar("embed", len(wanted), len(wanted) - len(missing)) as bar:
             for number, file in enumerate(mine):
                 image, flipped = wanted[file]
-                pixels = UnlabelledData((image,))[0][0]
-                seen = np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
-                folder.write(file, predictor.encode(seen).features[0])
+                try:
+                    pixels, _ = UnlabelledData((image,))[0]
+                except DataError:
+                    pass  # the run hears of it when it reads that image
+                else:
+                    seen = np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
+                    folder.write(file, predictor.encode(seen).features[0])
                 for _ in missing[number * state.num_processes : (number + 1) * state.num_processes]:
                     bar.advance()
     state.wait_for_everyone()

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -128,6 +129,13 @@ def load_whole_state(part: Any, state: Mapping[str, Any]) -> None:
 def summed(value: Tensor, accelerator: Accelerator) -> Tensor:
     """Sum over all processes."""
     return cast(Tensor, accelerator.reduce(value, "sum")) if accelerator.num_processes > 1 else value
+
+
+def merged(found: dict[str, str], accelerator: Accelerator) -> dict[str, str]:
+    """What all processes found, together."""
+    if accelerator.num_processes == 1:
+        return found
+    return {key: value for each in gather_object([found]) for key, value in each.items()}
 
 
 def largest(value: int, accelerator: Accelerator) -> int:

@@ -1,8 +1,9 @@
 """The folder of a training run: settings, log, averaged weights, and the state that a run resumes from.
 
 ``config.yaml`` (all settings), ``log.jsonl`` (a line per epoch, and per ``log_every`` steps), ``last.safetensors`` and
-``best.safetensors`` (averaged weights with their description), ``state.pt`` (everything that ``resume`` needs). Every
-file but the log is written aside and renamed; the log grows line by line.
+``best.safetensors`` (averaged weights with their description), ``state.pt`` (everything that ``resume`` needs),
+``bad.txt`` where training images were left out. Every file but the log is written aside and renamed; the log grows line
+by line.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ..info import ModelInfo
 from .distributed import load_whole_state, whole_state
 
 #: Settings that a resumed run may change: they do not touch the numbers.
-_FREE = ("workers", "save_minutes", "tensorboard", "csv", "fsdp", "embeddings")
+_FREE = ("workers", "save_minutes", "tensorboard", "csv", "fsdp", "embeddings", "max_bad")
 
 
 @dataclass
@@ -46,6 +47,7 @@ class RunState:
         best: highest validation figure so far.
         best_metric: its name.
         seconds: time spent training.
+        bad: training images that are left out -> why.
     """
 
     images: int
@@ -59,6 +61,7 @@ class RunState:
     best: float = -1.0
     best_metric: str = ""
     seconds: float = 0.0
+    bad: dict[str, str] = field(default_factory=dict)
 
     @property
     def position(self) -> int:
@@ -117,7 +120,7 @@ class RunFolder:
     def clear_leftovers(self) -> None:
         """Remove what a killed process had begun to write: a state is as large as four models."""
         if self.writes:
-            drawn = self.path / "curves.png", self.path / "log.csv"
+            drawn = self.path / "curves.png", self.path / "log.csv", self.path / "bad.txt"
             for file in (self.state, self.last, self.best, self.log_file, self.config_file, *drawn):
                 for path in self.path.glob(f".{file.stem}-*{file.suffix}"):
                     path.unlink()
@@ -132,6 +135,12 @@ class RunFolder:
         if self.writes:
             with written_whole(self.config_file) as file:
                 file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+    def write_bad(self, bad: Iterable[str]) -> None:
+        """List bad files in ``bad.txt``, one path per line, as ``exclude`` in ``dataset.yaml`` takes it."""
+        if self.writes:
+            with written_whole(self.path / "bad.txt") as file:
+                file.write_text("".join(f"{path}\n" for path in sorted(bad)), encoding="utf-8")
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Add a line to the log.

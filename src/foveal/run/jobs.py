@@ -110,8 +110,8 @@ class SegmentJob:
         self.config = config
         self.data, self.held_out = _opened(root, config, "segment")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
-        self.read = Cached(self.data, config.cache_gib, progress)
-        pixels, present = class_counts([self.read[i][1] for i in self.read.sampled], len(self.labels.names))
+        self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
+        pixels, present = class_counts([mask for _, mask in self.read.readable()], len(self.labels.names))
         balanced = median_frequency_weights(pixels, present)
         if len(self.read.sampled) < len(self.data) and not balanced.all():
             # The others may well hold these classes, and what weighs nothing is never learnt.
@@ -213,7 +213,7 @@ class ClassifyJob:
     def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
         self.data, self.held_out = _opened(root, config, "classify")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
-        self.read = Cached(self.data, config.cache_gib, progress)
+        self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         self.augment = ClassifyAugment(config.crop, config.area, config.flip, config.jitter, config.tint)
         self.preprocess = Preprocess(size=config.crop, crop_ratio=config.crop_ratio)
         self.smoothing = config.label_smoothing
@@ -276,7 +276,7 @@ class UpscaleJob:
             raise ConfigError("scale 1 repairs images: say what from, such as degradation: {noise: [5, 50]}")
         self.degradation = config.degradation
         self.validation = len(self.held_out or ())
-        self.read = Cached(self.data, config.cache_gib, progress)
+        self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         self.augment = UpscaleAugment(config.crop, self.scale, config.flip, {**config.degradation})
         self.late_augment = dataclasses.replace(self.augment, crop=late)
         self.criterion = config.pixel_loss

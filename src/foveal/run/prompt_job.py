@@ -202,7 +202,7 @@ class PromptJob:
         self.data = Objects(InstanceData.open(root, config.splits))
         self.held_out = InstanceData.open(root, [config.val_split]) if config.val_split else None
         self.validation = len(self.held_out or ())
-        self.read = Cached(self.data, config.cache_gib, progress)
+        self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         self.config = config
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:

@@ -12,8 +12,8 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ..info import info_of
 from ..tasks.prompt import PromptModel
 from .batches import Loader
 from .curves import draw_curves
-from .distributed import largest, started
+from .distributed import largest, merged, started
 from .folder import RunFolder, RunState
 from .interrupts import interrupts
 from .jobs import JOBS, Job
@@ -50,6 +50,7 @@ class TrainResult:
         metric: name of that figure, "miou" or "top1".
         value: that figure, NaN without a validation split.
         losses: mean training loss per epoch.
+        bad: training images that were left out -> why; a file each in the folder's ``bad.txt``.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class TrainResult:
     metric: str
     value: float
     losses: tuple[float, ...]
+    bad: Mapping[str, str] = field(default_factory=dict)
 
 
 def train(
@@ -104,7 +106,7 @@ def train(
     accelerator.wait_for_everyone()
     state = run.state
     value = state.best if run.job.validation else float("nan")
-    return TrainResult(folder.path, folder.best, state.best_metric, value, tuple(state.losses))
+    return TrainResult(folder.path, folder.best, state.best_metric, value, tuple(state.losses), dict(state.bad))
 
 
 class _Run:
@@ -116,7 +118,7 @@ class _Run:
         self.config, self.job, self.accelerator = config, job, accelerator
         self.folder, self.progress = folder, progress
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        self.loader = Loader(job, config, accelerator, dtype)
+        self.loader = Loader(job, config, accelerator, dtype, progress)
         self.steps = config.epochs * self.loader.per_epoch
         model = create_model(
             config.model,
@@ -155,10 +157,12 @@ class _Run:
             raise ConfigError(f"{self.folder.path} was trained on images or classes of other names: another data set?")
         self.state = found
         self.stepper.pieces = found.parts
+        self.loader.bad = dict(found.bad)
         self.progress.note(f"resuming after step {found.step} of {self.steps}")
 
     def save(self) -> None:
         self.state.parts = self.stepper.pieces
+        self.state.bad = self.loader.bad
         self.folder.save_state(self.stepper.parts, self.state)
         self.saved_at = time.monotonic()
 
@@ -243,11 +247,15 @@ class _Run:
     def _end_epoch(self, interrupted: Callable[[], int]) -> None:
         """Log, evaluate where it is due, and save. A run that is stopped within goes on here."""
         state, config, folder = self.state, self.config, self.folder
+        self.loader.leave_out(merged(self.loader.bad, self.accelerator))
+        if self.loader.bad:
+            folder.write_bad(self.loader.bad)
         epoch = state.step // self.loader.per_epoch
         line = {
             "epoch": epoch,
             "step": state.step,
             "loss": state.total / self.loader.per_epoch,
+            **({"bad": len(self.loader.bad)} if self.loader.bad else {}),
             "lr": self.stepper.lr,
             "seconds": state.seconds,
         }
