@@ -3,8 +3,8 @@
 Per mode: share of finite logits, share of pixels with float32's class (both at the image's size, upsampled by the model
 itself), peak memory of a process of its own, time of its only run. "float16" and "bfloat16" convert the whole model,
 "autocast" keeps float32 weights. "float16 attention" hands 16-bit queries, keys and values to the linear attention of a
-float32 network. "float16 weights" rounds only the weights and computes in float32: what it loses, no
-arithmetic wins back.
+float32 network. "float16 weights" and "float16 maps" compute in float32 and round only the weights, or only what each
+convolution, norm and activation hands on: what they lose, no arithmetic wins back.
 
 python benchmarks/half_precision.py --weights efficientvit_seg_b0_cityscapes.pt --sizes 1024x2048 2048x4096
 """
@@ -37,10 +37,12 @@ MODES = (
     "float32",
     "float16 attention",
     "float16 weights",
+    "float16 maps",
     "float16",
     "float16 autocast",
     "bfloat16 attention",
     "bfloat16 weights",
+    "bfloat16 maps",
     "bfloat16",
     "bfloat16 autocast",
 )
@@ -101,6 +103,10 @@ def measure() -> None:
         linear_attention.linear_attention = rounded
     elif kind == "weights":
         model = model.to(dtype).float()
+    elif kind == "maps":
+        for module in model.modules():
+            if not any(True for _ in module.children()):
+                module.register_forward_hook(lambda module, given, result: result.to(dtype).float())
     elif not kind:
         model, x = model.to(dtype), x.to(dtype)
     start = time.perf_counter()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -27,7 +29,7 @@ from foveal.factory import create_model, list_models
 from foveal.imaging import Picture, read_image, read_picture
 from foveal.info import info_of
 from foveal.layers.reparam import fuse_branches
-from foveal.run.fidelity import fidelity, luma, psnr, ssim
+from foveal.run.fidelity import UpscaleScores, fidelity, luma, psnr, ssim
 from foveal.run.jobs import UpscaleJob
 from foveal.run.load import identify
 from foveal.run.predict import Predictor, TorchRunner
@@ -201,6 +203,14 @@ def test_downscaling_equals_torch_inside(scale: int) -> None:
     expected = np.clip(np.floor(found[0].permute(1, 2, 0).numpy() + 0.5), 0, 255)[3:-3, 3:-3]
     differ = bicubic_downscale(image, scale)[3:-3, 3:-3] != expected
     assert differ.mean() < 1e-3  # ties at .5, which float arithmetic breaks either way
+
+
+def test_equal_images_are_valid_json() -> None:
+    """JSON knows no infinity."""
+    flat = np.full((32, 32, 3), 7, np.uint8)
+    scores = UpscaleScores(1, *fidelity(flat, flat, 2))
+    assert scores.psnr == math.inf
+    assert json.loads(json.dumps(scores.to_dict(), allow_nan=False)) == {"psnr": None, "ssim": 1.0}
 
 
 def test_interpolation_keeps_ramps_and_undoes_nothing() -> None:

@@ -30,10 +30,13 @@ class Labels:
     Attributes:
         names: one name per class.
         palette: one (red, green, blue) of 0..255 per class; empty: colours are made up.
+        ignore_index: of pixels without a class, whatever their ids were in the files; for those who read a description,
+            as it is the same everywhere.
     """
 
     names: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
+    ignore_index: int = IGNORE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -42,6 +45,8 @@ class Labels:
             raise ConfigError(f"colour {list(wrong)} of the palette: red, green and blue are 0 to 255")
         if self.palette and len(self.palette) != len(self.names):
             raise ConfigError(f"{len(self.names)} class names but {len(self.palette)} colours: give one per class")
+        if self.ignore_index != IGNORE:
+            raise ConfigError(f"ignore_index={self.ignore_index}: pixels without a class have {IGNORE}")
 
 
 @dataclass(frozen=True)

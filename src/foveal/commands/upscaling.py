@@ -131,7 +131,8 @@ def say_enlarged(report: dict[str, Any]) -> None:
     print(f"{report['image']}  {old_width}x{old_height} -> {width}x{height}  {report['seconds']:.2f} s  ", end="")
     print(*report["files"], sep="  ")
     if "tiles_psnr" in report:
-        print(f"windows against the whole image: {report['tiles_psnr']:.1f} dB")
+        apart = report["tiles_psnr"]
+        print(f"windows against the whole image: {'equal' if apart is None else f'{apart:.1f} dB'}")
 
 
 def enlarged(
@@ -196,11 +197,11 @@ def _write_comparison(predictor: Predictor, picture: Picture, path: Path) -> Non
     save_picture(Image.fromarray(np.concatenate([halves[0], gap, halves[1]], axis=1)), path)
 
 
-def _tiles_psnr(predictor: Predictor, picture: Picture, windows: dict[str, Any]) -> float:
+def _tiles_psnr(predictor: Predictor, picture: Picture, windows: dict[str, Any]) -> float | None:
     """How close the windows come to the image as a whole, in dB over all channels."""
     import numpy as np
 
-    from ..run.fidelity import psnr
+    from ..run.fidelity import for_json, psnr
     from ..run.upscaling import TILE
 
     side = max(64, -(-max(picture.pixels.shape) // 8) * 8)
@@ -210,4 +211,4 @@ def _tiles_psnr(predictor: Predictor, picture: Picture, windows: dict[str, Any])
         for how in (as_one, {**windows, "tile": windows["tile"] or TILE})
     )
     peak = np.iinfo(whole.dtype).max / 255
-    return psnr(whole / peak, cut / peak)
+    return for_json(psnr(whole / peak, cut / peak))

@@ -277,6 +277,7 @@ def _readable(info: ModelInfo) -> dict[str, str]:
         "task": info.task,
         "names": ", ".join(info.labels.names),
         "palette": ", ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in info.labels.palette),
+        "ignore_index": str(info.labels.ignore_index) if info.task == "segment" else "",
         "mean": ", ".join(map(str, info.preprocess.mean)),
         "std": ", ".join(map(str, info.preprocess.std)),
         "output_stride": str(info.output_stride),

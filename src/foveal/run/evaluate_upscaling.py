@@ -19,7 +19,7 @@ from ..data.layout import describe
 from ..data.super_resolution import SuperResolutionData, sets_of
 from ..errors import ConfigError, DataError, InputError
 from ..files import made_folder, written_whole
-from .fidelity import UpscaleScores, fidelity
+from .fidelity import UpscaleScores, fidelity, for_json
 from .predict import Predictor
 from .progress import Progress
 
@@ -95,7 +95,7 @@ class UpscaleEvaluation:
             InputError: the folder cannot be written.
         """
         rows = [
-            {"set": part.name, "image": image.image, "psnr": round(image.psnr, 4), "ssim": round(image.ssim, 6)}
+            {"set": part.name, "image": image.image, "psnr": for_json(image.psnr), "ssim": round(image.ssim, 6)}
             for part in self.sets
             for image in part.per_image
         ]

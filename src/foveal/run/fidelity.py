@@ -32,6 +32,11 @@ def psnr(a: NDArray, b: NDArray) -> float:
     return 10 * math.log10(255**2 / error) if error else math.inf
 
 
+def for_json(decibels: float) -> float | None:
+    """Four digits; null where images are equal, for JSON knows no infinity."""
+    return round(decibels, 4) if math.isfinite(decibels) else None
+
+
 def ssim(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Structural similarity of two ``(H, W)`` arrays on the 0..255 scale.
 
@@ -93,4 +98,4 @@ class UpscaleScores:
         return "psnr", self.psnr
 
     def to_dict(self) -> dict[str, Any]:
-        return {"psnr": round(self.psnr, 4), "ssim": round(self.ssim, 6)}
+        return {"psnr": for_json(self.psnr), "ssim": round(self.ssim, 6)}
