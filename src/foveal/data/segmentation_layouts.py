@@ -29,6 +29,7 @@ from .layout import (
 )
 from .masks import ColourMasks, IdMasks, MaskReader, plain_ids
 
+_FOREIGN = (".gif", ".pgm", ".ppm", ".npy", ".mat", ".heic", ".jp2", ".exr")  # masks or images that people do have
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm")
 _LOSSY = "masks as JPEG or WebP do not keep the ids that were saved; save them as PNG"
 _MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
@@ -256,9 +257,11 @@ def unknown_layout(root: Path, described: DatasetFile, others: Sequence[str] = (
     names = [*(layout.name for layout in LAYOUTS), *others]
     if described.layout:
         return DataError(f"{root / FILE}: unknown layout {described.layout!r}{nearest(described.layout, names)}")
+    foreign = next((path for path in root.rglob("*") if path.suffix.lower() in _FOREIGN), None)
+    unread = f"; {foreign.relative_to(root)} is of a format that is not read: save such files as PNG" if foreign else ""
     return DataError(
         f"{root}: no layout fits ({', '.join(names)}); docs/data.md shows a tree of each, the simplest being"
-        " images/train, masks/train, images/val, masks/val"
+        f" images/train, masks/train, images/val, masks/val{unread}"
     )
 
 
