@@ -181,7 +181,7 @@ def test_two_layouts_in_one_folder_must_be_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no layout fits \(camvid, cityscapes, "):
         SegmentationData.open(tmp_path / "empty", ["train"])
     (tmp_path / "empty" / "mask.gif").write_bytes(b"GIF89a")
-    with pytest.raises(DataError, match=r"; mask\.gif is of a format that is not read: save such files as PNG"):
+    with pytest.raises(DataError, match=r"; if mask\.gif is one of them, its format is not read: save it as PNG"):
         SegmentationData.open(tmp_path / "empty", ["train"])
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import pickletools
 import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from .info import KEY, ModelInfo
 MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
 MAX_HEADER = 16 << 20  #: of a safetensors header
 _DIGEST = f"{KEY}.sha256"
+_NUMBERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4")
 _WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
 
 
@@ -117,8 +120,9 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 def _refuse_bombs(path: Path) -> None:
     """Refuse files that ask for far more memory than they have bytes.
 
-    torch stores tensors uncompressed, so an archive that grows on reading is no checkpoint. Nor does any checkpoint
-    build byte arrays, for which a pickle of 1 kB can ask by the gigabyte.
+    torch stores tensors uncompressed, so an archive that grows on reading is no checkpoint, nor is a file with a tensor
+    of more numbers than it has bytes. Nor does any checkpoint build byte arrays, for which a pickle of 1 kB can ask by
+    the gigabyte.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         found, size = view.find(b"bytearray") >= 0, len(view)
@@ -139,6 +143,24 @@ def _refuse_bombs(path: Path) -> None:
                 raise CheckpointError(f"{path}: damaged: {one_line(damaged)} does not have its checksum")
     if found:
         raise CheckpointError(f"{path}: asks to allocate a byte array, which no checkpoint needs: refused")
+    if not archived and (claimed := _largest_storage(path)) > size:
+        raise CheckpointError(f"{path}: claims a tensor of {claimed} numbers in {size} bytes: refused")
+
+
+def _largest_storage(path: Path) -> int:
+    """The most numbers that a tensor's storage claims in a file of torch before 1.6.
+
+    Four pickles are at its front, and a storage is a persistent id whose last number is how many it holds.
+    """
+    largest = number = 0
+    with path.open("rb") as file, suppress(ValueError):  # no such pickles: torch says so
+        for _ in range(4):
+            for code, argument, _ in pickletools.genops(file):
+                if code.name in _NUMBERS and isinstance(argument, int):
+                    number = argument
+                elif code.name == "BINPERSID":
+                    largest = max(largest, number)
+    return largest
 
 
 def one_line(text: object) -> str:

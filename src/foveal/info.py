@@ -30,13 +30,10 @@ class Labels:
     Attributes:
         names: one name per class.
         palette: one (red, green, blue) of 0..255 per class; empty: colours are made up.
-        ignore_index: of pixels without a class, whatever their ids were in the files; for those who read a description,
-            as it is the same everywhere.
     """
 
     names: tuple[str, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
-    ignore_index: int = IGNORE
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -45,8 +42,6 @@ class Labels:
             raise ConfigError(f"colour {list(wrong)} of the palette: red, green and blue are 0 to 255")
         if self.palette and len(self.palette) != len(self.names):
             raise ConfigError(f"{len(self.names)} class names but {len(self.palette)} colours: give one per class")
-        if self.ignore_index != IGNORE:
-            raise ConfigError(f"ignore_index={self.ignore_index}: pixels without a class have {IGNORE}")
 
 
 @dataclass(frozen=True)
@@ -129,7 +124,9 @@ class ModelInfo:
         return f"{self.model}.{self.tag}" if self.tag else self.model
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        """JSON of all fields and, of models that segment, ``ignore_index``: what pixels without a class have."""
+        ignored = {"ignore_index": IGNORE} if self.task == "segment" else {}
+        return json.dumps({**dataclasses.asdict(self), **ignored})
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:
@@ -142,6 +139,8 @@ class ModelInfo:
             data = json.loads(text)
             data["preprocess"] = Preprocess(**data["preprocess"])
             data["labels"] = Labels(**data["labels"])
+            if (ignored := data.pop("ignore_index", IGNORE)) != IGNORE:
+                raise ValueError(f"ignore_index={ignored}, not {IGNORE}")
             info, empty = cls(**data), cls()
             for entry in dataclasses.fields(cls):
                 value, expected = getattr(info, entry.name), type(getattr(empty, entry.name))

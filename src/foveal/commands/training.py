@@ -115,7 +115,7 @@ def data_check(
     report = check_data(data, progress=Progress())
     if quarantine is not None:
         with written_whole(quarantine) as file:
-            file.write_text("".join(f"{path}\n" for path in report.bad_files), encoding="utf-8")
+            file.write_text("".join(f"{path}\n" for path in report.bad_files), "utf-8", errors="surrogateescape")
     if out is not None:
         save_picture(draw_overview(report), out / "overview.png")
     if json:

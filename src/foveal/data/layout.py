@@ -88,8 +88,8 @@ class DatasetFile:
         if not self.exclude:
             return frozenset()
         try:
-            lines = (root / self.exclude).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = (root / self.exclude).read_text("utf-8", errors="surrogateescape").splitlines()
+        except OSError as error:
             raise DataError(f"{root / FILE}: 'exclude' names {self.exclude}, which cannot be read ({error})") from error
         return frozenset(root / line.strip() for line in lines if line.strip())
 

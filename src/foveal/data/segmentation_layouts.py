@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from .layout import (
 )
 from .masks import ColourMasks, IdMasks, MaskReader, plain_ids
 
-_FOREIGN = (".gif", ".pgm", ".ppm", ".npy", ".mat", ".heic", ".jp2", ".exr")  # masks or images that people do have
+_FOREIGN = (".gif", ".pgm", ".ppm", ".npy", ".heic", ".jp2", ".exr")  # images and masks that people do have
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm")
 _LOSSY = "masks as JPEG or WebP do not keep the ids that were saved; save them as PNG"
 _MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
@@ -257,8 +258,9 @@ def unknown_layout(root: Path, described: DatasetFile, others: Sequence[str] = (
     names = [*(layout.name for layout in LAYOUTS), *others]
     if described.layout:
         return DataError(f"{root / FILE}: unknown layout {described.layout!r}{nearest(described.layout, names)}")
-    foreign = next((path for path in root.rglob("*") if path.suffix.lower() in _FOREIGN), None)
-    unread = f"; {foreign.relative_to(root)} is of a format that is not read: save such files as PNG" if foreign else ""
+    some = itertools.islice(root.rglob("*"), 10_000)
+    foreign = next((path.relative_to(root) for path in some if path.suffix.lower() in _FOREIGN), None)
+    unread = f"; if {foreign} is one of them, its format is not read: save it as PNG" if foreign else ""
     return DataError(
         f"{root}: no layout fits ({', '.join(names)}); docs/data.md shows a tree of each, the simplest being"
         f" images/train, masks/train, images/val, masks/val{unread}"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, DependencyError, ExportError, nearest
 from ..files import written_whole
-from ..info import KEY, ModelInfo, info_of
+from ..info import IGNORE, KEY, ModelInfo, info_of
 from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
 from ..layers.resample import ceil_div
@@ -277,7 +277,7 @@ def _readable(info: ModelInfo) -> dict[str, str]:
         "task": info.task,
         "names": ", ".join(info.labels.names),
         "palette": ", ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in info.labels.palette),
-        "ignore_index": str(info.labels.ignore_index) if info.task == "segment" else "",
+        **({"ignore_index": str(IGNORE)} if info.task == "segment" else {}),
         "mean": ", ".join(map(str, info.preprocess.mean)),
         "std": ", ".join(map(str, info.preprocess.std)),
         "output_stride": str(info.output_stride),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -14,9 +14,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import TrainConfig
 from ..data.labelled import Labelled
-from ..errors import ConfigError, DataError, FovealError, TrainingError
+from ..errors import ConfigError, FovealError, TrainingError
+from .cached import bare, check_bad
 from .jobs import Job
 from .progress import Progress
+
+_TRIES = 20  # images in the place of a bad one: where all are, a disk is gone
 
 
 class Loader:
@@ -25,7 +28,7 @@ class Loader:
     Attributes:
         per_epoch: batches in an epoch.
         awaited: samples of the batch that was asked for last.
-        bad: training images that others stand in for -> why.
+        bad: training images that others stand in for, by index -> why.
 
     Raises:
         ConfigError: an epoch would hold no batch.
@@ -40,14 +43,13 @@ class Loader:
         if len(job.data) < config.batch_size:
             raise ConfigError(f"batch_size={config.batch_size} is above the {len(job.data)} training images")
         self.awaited: list[int] = []
-        self.bad: dict[str, str] = {}
+        self.bad: dict[int, FovealError] = {}
 
     def batches(self, position: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-        """Indices, images ``(B, 3, H, W)`` and targets, on the device, without end.
+        """Indices, images ``(B, 3, H, W)`` and targets, on the device, without end. Bad images are noted in ``bad``.
 
         Raises:
-            FovealError: what a bad sample raised, where none may be bad.
-            DataError: more than ``max_bad`` of the images are bad.
+            FovealError: what bad images raised, where no others could be found in their places.
         """
         accelerator = self.accelerator
         order = Batches(self.job.data, self.config, position, accelerator.process_index, accelerator.num_processes)
@@ -63,29 +65,22 @@ class Loader:
         for place in places:
             self.awaited = [index for _, index in place]
             batch = next(stream)
-            for index, error in batch.bad.items():
-                self.leave_out({str(self.job.data.name(index)): str(error)}, error)
-            image, target = (part.to(accelerator.device, non_blocking=True) for part in batch[:2])
-            yield self.awaited, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
+            if not batch.indices:
+                raise list(batch.bad.values())[-1]
+            self.note(batch.bad)
+            image, target = (part.to(accelerator.device, non_blocking=True) for part in (batch.image, batch.target))
+            yield batch.indices, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
 
-    def leave_out(self, bad: dict[str, str], error: FovealError | None = None) -> None:
-        """Note images as bad, and say so once.
+    def note(self, bad: Mapping[int, FovealError]) -> None:
+        """Take images for bad, and say so once of each."""
+        for index, error in bad.items():
+            if index not in self.bad:
+                self.bad[index] = error
+                self.progress.note(f"left out of training: {error}")
 
-        Raises:
-            FovealError: ``error``, where none may be bad.
-            DataError: they are too many.
-        """
-        total = len(self.job.data)
-        for name in bad.keys() - self.bad.keys():
-            if error is not None and self.config.max_bad * total < 1:
-                raise error
-            self.bad[name] = bad[name]
-            self.progress.note(f"left out of training: {bad[name]}")
-        if len(self.bad) > self.config.max_bad * total:
-            raise DataError(
-                f"{len(self.bad)} of {total} training images are bad, more than max_bad={self.config.max_bad:g} of "
-                f"them; the last: {next(reversed(self.bad.values()))}"
-            )
+    def check(self) -> None:
+        """Raises FovealError where too many images are bad, see :func:`~foveal.run.cached.check_bad`."""
+        check_bad(self.bad, len(self.job.data), self.config.max_bad)
 
     def death(self, error: RuntimeError) -> TrainingError | None:
         """What ``error`` means where it says that a loading process died.
@@ -101,11 +96,13 @@ class Loader:
 
 
 class Sample(NamedTuple):
-    """A sample or a batch of them; ``bad`` are the indices in whose place others stand -> what they raised.
+    """A sample, or a batch of them, of these indices; none where no image could be read.
 
-    Errors are values here: torch would wrap what a worker raises in its traceback.
+    ``bad`` are the indices in whose places they stand -> what those raised. Errors are values here: torch would wrap
+    what a worker raises in its traceback.
     """
 
+    indices: list[int]
     image: Tensor
     target: Tensor
     bad: dict[int, FovealError]
@@ -118,7 +115,7 @@ class Samples(Dataset):
     """
 
     def __init__(self, job: Job, config: TrainConfig) -> None:
-        self.job, self.seed, self.max_bad = job, config.seed, config.max_bad
+        self.job, self.seed = job, config.seed
         self.passes = config.epochs * (config.samples_per_epoch or len(job.data)) / len(job.data)
 
     def __len__(self) -> int:
@@ -128,22 +125,22 @@ class Samples(Dataset):
         number, index = place
         rng = np.random.default_rng((self.seed, number, index))
         bad: dict[int, FovealError] = {}
-        while len(bad) <= self.max_bad * len(self):
+        for _ in range(_TRIES):
             try:
-                return Sample(*self.job.sample(index, rng, min(1.0, number / self.passes)), bad)
+                return Sample([index], *self.job.sample(index, rng, min(1.0, number / self.passes)), bad)
             except FovealError as error:
-                bad[index] = error
+                bad[index] = bare(error)
                 index = int(rng.integers(len(self)))
-        return Sample(torch.empty(0), torch.empty(0), bad)  # with so many the run ends
+        return Sample([], torch.empty(0), torch.empty(0), bad)
 
 
 def collated(samples: list[Sample]) -> Sample:
-    """Stack images and targets."""
-    images, targets, bad = zip(*samples, strict=True)
+    """Stack images and targets; none where one of the samples has none."""
+    indices, images, targets, bad = zip(*samples, strict=True)
     together = {index: error for found in bad for index, error in found.items()}
-    if not all(len(image) for image in images):
-        return Sample(images[0], targets[0], together)
-    return Sample(torch.stack(images), torch.stack(targets), together)
+    if not all(indices):
+        return Sample([], torch.empty(0), torch.empty(0), together)
+    return Sample([index for (index,) in indices], torch.stack(images), torch.stack(targets), together)
 
 
 def deaf(worker: int) -> None:

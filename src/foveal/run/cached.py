@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from ..data.labelled import Labelled
-from ..errors import FovealError
+from ..errors import DataError, FovealError
 from .progress import Progress
 
 _SAMPLED = 500  # samples that statistics are taken on where not all are in memory
@@ -25,21 +25,20 @@ class Cached:
         sampled: indices that statistics may be taken on: all where all are in memory, else some from everywhere.
 
     Raises:
-        FovealError: what a bad sample raised that is one too many.
+        FovealError: see :func:`check_bad`.
     """
 
     def __init__(self, data: Labelled, gib: float, max_bad: float, progress: Progress) -> None:
         self.data = data
         self.kept: list[tuple[Any, Any] | FovealError] = []
-        room, bad = gib * 2**30, 0
+        room, bad = gib * 2**30, dict[int, FovealError]()
         with progress.bar("read", len(data)) as bar:
             for index in range(len(data)):
                 try:
                     sample = data[index]
                 except FovealError as error:
-                    sample, bad = error, bad + 1
-                    if bad > max_bad * len(data):
-                        raise
+                    sample = bad[index] = bare(error)
+                    check_bad(bad, len(data), max_bad)
                 else:
                     room -= sum(part.nbytes for part in sample if isinstance(part, np.ndarray))
                 if room < 0 and self.kept:
@@ -52,7 +51,7 @@ class Cached:
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         sample = self.kept[index] if index < len(self.kept) else self.data[index]
         if isinstance(sample, FovealError):
-            raise type(sample)(str(sample))  # a new one: each raising adds to an error's traceback
+            raise bare(sample)
         return sample
 
     def readable(self) -> Iterator[tuple[Any, Any]]:
@@ -60,3 +59,26 @@ class Cached:
         for index in self.sampled:
             with suppress(FovealError):
                 yield self[index]
+
+
+def bare(error: FovealError) -> FovealError:
+    """The same without its traceback, which keeps alive what the functions in it had read."""
+    return type(error)(str(error))
+
+
+def check_bad(bad: Mapping[int, FovealError], total: int, max_bad: float) -> None:
+    """See whether so many bad samples, the last one last, are more than ``max_bad`` of all.
+
+    Raises:
+        FovealError: what the last one raised, where none may be bad.
+        DataError: they are too many.
+    """
+    if len(bad) <= max_bad * total:
+        return
+    last = list(bad.values())[-1]
+    if max_bad * total < 1:
+        raise last
+    raise DataError(
+        f"{len(bad)} of {total} training images are bad, more than max_bad={max_bad:g} allows; the last: {last} "
+        "('foveal data check' lists them all)"
+    )

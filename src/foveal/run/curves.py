@@ -28,7 +28,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric:
     left.plot(epochs, [line["loss"] for line in lines], label="training loss")
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     unit, factor = ("dB", 1) if metric == "psnr" else ("%", 100)
-    scored = [(line["epoch"], factor * line[metric]) for line in lines if line.get(metric) is not None]
+    scored = [(line["epoch"], factor * line[metric]) for line in lines if metric in line]
     if scored:
         twin = left.twinx()
         twin.plot(*zip(*scored, strict=True), color="tab:green", marker=".")

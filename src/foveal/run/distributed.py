@@ -131,7 +131,7 @@ def summed(value: Tensor, accelerator: Accelerator) -> Tensor:
     return cast(Tensor, accelerator.reduce(value, "sum")) if accelerator.num_processes > 1 else value
 
 
-def merged(found: dict[str, str], accelerator: Accelerator) -> dict[str, str]:
+def merged(found: dict[int, Any], accelerator: Accelerator) -> dict[int, Any]:
     """What all processes found, together."""
     if accelerator.num_processes == 1:
         return found

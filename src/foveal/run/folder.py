@@ -47,7 +47,7 @@ class RunState:
         best: highest validation figure so far.
         best_metric: its name.
         seconds: time spent training.
-        bad: training images that are left out -> why.
+        bad: indices of training images that are left out -> why.
     """
 
     images: int
@@ -61,7 +61,7 @@ class RunState:
     best: float = -1.0
     best_metric: str = ""
     seconds: float = 0.0
-    bad: dict[str, str] = field(default_factory=dict)
+    bad: dict[int, str] = field(default_factory=dict)
 
     @property
     def position(self) -> int:
@@ -140,7 +140,7 @@ class RunFolder:
         """List bad files in ``bad.txt``, one path per line, as ``exclude`` in ``dataset.yaml`` takes it."""
         if self.writes:
             with written_whole(self.path / "bad.txt") as file:
-                file.write_text("".join(f"{path}\n" for path in sorted(bad)), encoding="utf-8")
+                file.write_text("".join(f"{path}\n" for path in sorted(bad)), "utf-8", errors="surrogateescape")
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Add a line to the log.

@@ -36,6 +36,7 @@ from .predict import Predictor
 from .progress import Progress
 from .prompt_job import prompt_job
 
+_EQUAL = 100.0  # dB that an image counts which is met to the pixel
 _CHARBONNIER = 1e-3  # where its square root bends, on the 0..1 scale of images
 
 
@@ -306,7 +307,8 @@ class UpscaleJob:
             small, large = self.held_out[index]
             if self.degradation:
                 small = degraded(large, self.scale, {**self.degradation}, np.random.default_rng(index))
-            counts += (1, *(round(1e6 * v) for v in fidelity(predictor.upscale(small).image, large, self.scale)))
+            psnr, ssim = fidelity(predictor.upscale(small).image, large, self.scale)
+            counts += (1, round(1e6 * min(psnr, _EQUAL)), round(1e6 * ssim))
         return counts
 
     def scores(self, counts: NDArray[np.int64]) -> UpscaleScores:

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from ..config import TrainConfig, build_config, read_yaml, to_dict
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError, DataError, TrainingError
 from ..factory import create_model
 from ..info import info_of
 from ..tasks.prompt import PromptModel
@@ -50,7 +50,7 @@ class TrainResult:
         metric: name of that figure, "miou" or "top1".
         value: that figure, NaN without a validation split.
         losses: mean training loss per epoch.
-        bad: training images that were left out -> why; a file each in the folder's ``bad.txt``.
+        bad: training images that others stood in for -> why; a line each in the folder's ``bad.txt``.
     """
 
     folder: Path
@@ -99,23 +99,24 @@ def train(
     folder.writes = accelerator.is_main_process
     progress = Progress(enabled=accelerator.is_main_process)
     torch.manual_seed(config.seed)
-    run = _Run(config, JOBS[config.task](data, config, progress), accelerator, folder, progress)
+    run = _Run(config, JOBS[config.task](data, config, progress), Path(data), accelerator, folder, progress)
     run.resume() if resume else run.start()
     with interrupts() as interrupted:
         run.go(interrupted)
     accelerator.wait_for_everyone()
     state = run.state
+    bad = {str(run.job.data.name(index)): reason for index, reason in state.bad.items()}
     value = state.best if run.job.validation else float("nan")
-    return TrainResult(folder.path, folder.best, state.best_metric, value, tuple(state.losses), dict(state.bad))
+    return TrainResult(folder.path, folder.best, state.best_metric, value, tuple(state.losses), bad)
 
 
 class _Run:
     """A training run in memory."""
 
     def __init__(
-        self, config: TrainConfig, job: Job, accelerator: Accelerator, folder: RunFolder, progress: Progress
+        self, config: TrainConfig, job: Job, root: Path, accelerator: Accelerator, folder: RunFolder, progress: Progress
     ) -> None:
-        self.config, self.job, self.accelerator = config, job, accelerator
+        self.config, self.job, self.root, self.accelerator = config, job, root, accelerator
         self.folder, self.progress = folder, progress
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.loader = Loader(job, config, accelerator, dtype, progress)
@@ -157,14 +158,24 @@ class _Run:
             raise ConfigError(f"{self.folder.path} was trained on images or classes of other names: another data set?")
         self.state = found
         self.stepper.pieces = found.parts
-        self.loader.bad = dict(found.bad)
+        self.loader.bad = {index: DataError(reason) for index, reason in found.bad.items()}
         self.progress.note(f"resuming after step {found.step} of {self.steps}")
 
     def save(self) -> None:
         self.state.parts = self.stepper.pieces
-        self.state.bad = self.loader.bad
+        self._merge_bad()
         self.folder.save_state(self.stepper.parts, self.state)
         self.saved_at = time.monotonic()
+
+    def _merge_bad(self) -> None:
+        """Have all processes know of each other's bad images, and list them."""
+        self.loader.note(merged(self.loader.bad, self.accelerator))
+        known = len(self.state.bad)
+        self.state.bad = {index: str(error) for index, error in self.loader.bad.items()}
+        if len(self.state.bad) > known:
+            paths = (self.job.data.name(index) for index in self.state.bad)
+            inside = (path.relative_to(self.root) if path.is_relative_to(self.root) else path for path in paths)
+            self.folder.write_bad({path.as_posix() for path in inside})
 
     def _load(self) -> RunState:
         found = self.folder.load_state(self.stepper.parts)
@@ -195,6 +206,7 @@ class _Run:
                 if self.state.step == self.steps:
                     break
                 indices, image, target = next(stream)
+                self.loader.check()
                 loss = self.stepper(image, target, self.state.position)
                 if not math.isfinite(loss):
                     self._go_back(loss, indices)
@@ -247,15 +259,13 @@ class _Run:
     def _end_epoch(self, interrupted: Callable[[], int]) -> None:
         """Log, evaluate where it is due, and save. A run that is stopped within goes on here."""
         state, config, folder = self.state, self.config, self.folder
-        self.loader.leave_out(merged(self.loader.bad, self.accelerator))
-        if self.loader.bad:
-            folder.write_bad(self.loader.bad)
+        self._merge_bad()
         epoch = state.step // self.loader.per_epoch
         line = {
             "epoch": epoch,
             "step": state.step,
             "loss": state.total / self.loader.per_epoch,
-            **({"bad": len(self.loader.bad)} if self.loader.bad else {}),
+            **({"bad": len(state.bad)} if state.bad else {}),
             "lr": self.stepper.lr,
             "seconds": state.seconds,
         }
