@@ -31,7 +31,7 @@ WEIGHTS: dict[str, Weights] = {
     "efficientvit_sr.x2": Weights("upscale", "Y-PSNR Set5 37.47 dB, BSD100 31.89 dB (measured by us)", "Apache-2.0"),
     "efficientvit_sr.x4": Weights("upscale", "Y-PSNR Set5 31.37 dB, BSD100 27.27 dB (measured by us)", "Apache-2.0"),
     "tf_efficientnet_lite0.sam": Weights(
-        "prompt", "box mIoU 79.7 on Penn-Fudan, 66.6 on 100 COCO val images (measured by us)", "Apache-2.0"
+        "prompt", "box mIoU 79.6 on Penn-Fudan, 66.9 on 100 COCO val images (measured by us)", "Apache-2.0"
     ),
 }
 

@@ -19,7 +19,7 @@ from .cached import bare, check_bad
 from .jobs import Job
 from .progress import Progress
 
-_TRIES = 20  # images in the place of a bad one: where all are, a disk is gone
+_TRIES = 20  # draws for a place in a batch; where all of them are bad, a disk is gone
 
 
 class Loader:
