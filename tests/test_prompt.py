@@ -234,17 +234,16 @@ def test_embeddings_survive_on_disk(predictor: Predictor, tmp_path: Path) -> Non
         other.open_embedding(path)
 
 
-def test_embeddings_know_their_weights(tmp_path: Path) -> None:
+def test_embeddings_know_their_weights(small: Any, exported: Path, tmp_path: Path) -> None:
     """Folded, in half precision and exported, a model is the same; one that was trained on is not, of the same name."""
-    model: Any = foveal.create_model("efficientvit_b0", "prompt").eval()
-    file = save_as(model, tmp_path / "one.safetensors")
+    file = save_as(small, tmp_path / "one.safetensors")
     path = foveal.load(file).encode(image_of_noise()).save(tmp_path / "seen.npz")
-    exported = foveal.export(file, output=tmp_path / "one.onnx").path
     for same in (foveal.load(file, dtype="bfloat16"), foveal.load(exported)):
         assert same.open_embedding(path).size == (120, 160)
+    trained = copy.deepcopy(small)
     with torch.no_grad():
-        model.image_encoder.neck.norm.bias += 0.01
-    other = foveal.load(save_as(model, tmp_path / "two.safetensors"))
+        trained.image_encoder.neck.norm.bias += 0.01
+    other = foveal.load(save_as(trained, tmp_path / "two.safetensors"))
     with pytest.raises(InputError, match="an embedding of efficientvit_b0 with other weights: encode the image again"):
         other.open_embedding(path)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import foveal
+from commands import here
 from foveal.checkpoints import save_checkpoint
 from foveal.imaging import read_image
 from oracle import sure_network
@@ -113,11 +114,17 @@ def test_everything(model: Path, photo: Path, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
-    arguments: list[str], message: str, model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    model: Path,
+    photo: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"PHOTO": str(photo), "MODEL": str(model)}
-    done = cli("prompt", photo, *(names.get(argument, argument) for argument in arguments))
+    done = here(capfd, "prompt", photo, *(names.get(argument, argument) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -185,7 +185,6 @@ def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
 
 def test_a_file_that_upsamples_by_itself_is_refused(tmp_path: Path) -> None:
     model = foveal.create_model("efficientvit_b0", task="segment", num_classes=19)
-    files = {up: foveal.export(model, output=tmp_path / f"{up}.onnx", upsample=up).path for up in (False, True)}
+    file = foveal.export(model, output=tmp_path / "upsampling.onnx", upsample=True).path
     with pytest.raises(foveal.ConfigError, match="export without --upsample"):
-        PROTOCOLS["cityscapes"].prepared(foveal.load(files[True]))
-    assert PROTOCOLS["cityscapes"].prepared(foveal.load(files[False])).info.output_stride == STRIDE
+        PROTOCOLS["cityscapes"].prepared(foveal.load(file))

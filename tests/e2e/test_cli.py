@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, files, exit codes, one line for a mistake."""
+"""The command line as a user meets it: processes, files, exit codes, one line for a mistake."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import foveal
+from commands import here
 from foveal.data.synthetic import shapes_sample
 from foveal.imaging import read_mask
 from foveal.run.train import TrainResult
@@ -153,15 +154,17 @@ def test_folder_names_what_failed_and_goes_on(exported: Path, folder: Path, tmp_
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
-    exported: Path, folder: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+    exported: Path,
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     places = {"EXPORTED": exported, "BROKEN": folder / "broken.jpg", "GOOD": folder / "a.jpg", "PNG": folder / "a.png"}
-    done = subprocess.run(
-        [sys.executable, "-m", "foveal", *(str(places.get(a, a)) for a in arguments)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
+    done = here(capfd, *(places.get(a, a) for a in arguments))
     assert done.returncode == 2, done
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from commands import here
 from foveal import assets
 from foveal.checkpoints import save_checkpoint
 from foveal.factory import create_model
@@ -90,7 +91,7 @@ def test_predict_knows_the_task(weights: Path, street: Path, tmp_path: Path) -> 
     assert read_image(tmp_path / "street.png").shape == (600, 808, 3)
 
 
-def test_mistakes_get_one_line(weights: Path, street: Path, tmp_path: Path) -> None:
+def test_mistakes_get_one_line(weights: Path, street: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rgba = tmp_path / "clear.png"
     Image.fromarray(np.zeros((40, 40, 4), np.uint8)).save(rgba)
     cases = {
@@ -101,7 +102,7 @@ def test_mistakes_get_one_line(weights: Path, street: Path, tmp_path: Path) -> N
         ("--model", weights, "--out", street.parent): "would overwrite the image",
     }
     for options, message in cases.items():
-        done = cli("upscale", street, *options)
+        done = here(capfd, "upscale", street, *options)
         assert done.returncode == 2, options
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
