@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,3 +116,24 @@ def test_largest_model_of_ours_takes_a_step(tmp_path: Path) -> None:
     )
     assert losses(tmp_path / "run").keys() == {1}
     assert (tmp_path / "run" / "best.safetensors").exists()
+
+
+_UNEVEN = """
+import json, os, sys
+import foveal
+
+save_minutes = 1e-6 if os.environ["RANK"] == "0" else 1e6
+foveal.train(sys.argv[1], out=sys.argv[2], fsdp=True, save_minutes=save_minutes, **json.loads(sys.argv[3]))
+"""
+
+
+@pytest.mark.long
+def test_processes_save_at_the_same_step(tiny: Path, tmp_path: Path) -> None:
+    """Their clocks need not agree on when it is time: all wait for all where shards are brought together."""
+    script = tmp_path / "uneven.py"
+    script.write_text(_UNEVEN)
+    settings = json.dumps({**SETTINGS, "batch_size": 8, "val_split": ""})
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command = [*launch, str(script), str(tiny), str(tmp_path / "run"), settings]
+    subprocess.run(command, check=True, env=ONE_THREAD, timeout=300)
+    assert len(losses(tmp_path / "run")) == 3 * SETTINGS["epochs"]

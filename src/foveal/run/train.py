@@ -220,21 +220,21 @@ class _Run:
                 bar.advance(f"epoch {epoch}/{config.epochs} loss {loss:.3f}")
                 if config.log_every and state.step % config.log_every == 0:
                     self.folder.log({"step": state.step, "loss": loss, "lr": self.stepper.lr})
-                if signal_number := self._agreed(interrupted):
+                if signal_number := self._agreed(interrupted()):
                     self.save()
                     self.accelerator.wait_for_everyone()  # torchrun soon kills those that outlive the first to end
                     self.progress.note(
                         f"stopped after step {state.step}; resume with --resume --out {self.folder.path}"
                     )
                     raise SystemExit(128 + signal_number)
-                if time.monotonic() - self.saved_at > 60 * config.save_minutes:
+                if self._agreed(time.monotonic() - self.saved_at > 60 * config.save_minutes):
                     self.save()
 
-    def _agreed(self, interrupted: Callable[[], int]) -> int:
-        """The signal that reached any of the processes, 0 if none: all must stop at the same step."""
+    def _agreed(self, value: int) -> int:
+        """The largest ``value`` of any process, 0 between two looks: all must stop, and save, at the same step."""
         if self.accelerator.num_processes > 1 and self.state.step % _POLL:
             return 0
-        return largest(interrupted(), self.accelerator)
+        return largest(value, self.accelerator)
 
     def _go_back(self, loss: float, indices: list[int]) -> None:
         """Go to the last saved state, and leave out what came since then.
