@@ -243,7 +243,7 @@ def test_damaged_embeddings(distilled: Path, scenes: Path, teacher: Path, tmp_pa
     content = bytearray(spoilt.read_bytes())
     content[len(content) // 2] ^= 1
     spoilt.write_bytes(content)
-    with pytest.raises(foveal.DataError, match=rf"{spoilt.name}: damaged embedding .*delete it") as caught:
+    with pytest.raises(foveal.CheckpointError, match=rf"{spoilt.name}: damaged embedding .*delete it") as caught:
         DistilJob(scenes / "images", config, Progress(enabled=False))
     assert "\n" not in str(caught.value)
 

@@ -150,16 +150,18 @@ def _refuse_bombs(path: Path) -> None:
 def _largest_storage(path: Path) -> int:
     """The most numbers that a tensor's storage claims in a file of torch before 1.6.
 
-    Four pickles are at its front, and a storage is a persistent id whose last number is how many it holds.
+    Four pickles are at its front, and a storage is a persistent id, a tuple with how many it holds.
     """
-    largest = number = 0
+    largest, numbers = 0, [0]
     with path.open("rb") as file, suppress(ValueError):  # no such pickles: torch says so
         for _ in range(4):
             for code, argument, _ in pickletools.genops(file):
-                if code.name in _NUMBERS and isinstance(argument, int):
-                    number = argument
+                if code.name == "MARK":
+                    numbers = [0]
+                elif code.name in _NUMBERS and isinstance(argument, int):
+                    numbers.append(argument)
                 elif code.name == "BINPERSID":
-                    largest = max(largest, number)
+                    largest = max(largest, *numbers)
     return largest
 
 

@@ -223,6 +223,26 @@ def test_30_a_disk_that_is_gone_ends_the_run(shapes: Path, tmp_path: Path, monke
     assert len(reads) == 20 * SETTINGS["batch_size"]
 
 
+def test_30_what_is_no_fault_of_an_image_ends_the_run(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that is no number is one mistake, not a set of bad images."""
+
+    def wrong(self: Any, index: int, *_: Any) -> Any:
+        raise ConfigError("FOVEAL_MAX_PIXELS='abc' is no number")
+
+    monkeypatch.setattr(jobs.SegmentJob, "sample", wrong)
+    with pytest.raises(ConfigError, match=r"^FOVEAL_MAX_PIXELS='abc' is no number$"):
+        train(shapes, tmp_path / "out", max_bad=0.5, workers=1)
+
+
+def test_30_a_repaired_image_is_good_again(shapes: Path, tmp_path: Path) -> None:
+    data = with_bad_training(shapes, tmp_path / "bad", images=1)
+    assert train(data, tmp_path / "out", max_bad=0.2, epochs=1).bad
+    shutil.copy(shapes / "train" / "0007.png", data / "train")
+    assert not foveal.train(data, out=tmp_path / "out", resume=True).bad
+
+
 def test_30_bad_images_do_not_disturb_a_resumed_run(shapes: Path, tmp_path: Path) -> None:
     """Killed within an epoch and resumed: the images left out, the losses and the weights are those of a whole run."""
     data = with_bad_training(shapes, tmp_path / "bad", images=1, masks=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -104,6 +105,22 @@ def test_epochs_of_a_chosen_length(tars: Path, tmp_path: Path, capfd: pytest.Cap
     assert "24 training images, 10 steps per epoch, 20 in all" in capfd.readouterr().err
     with pytest.raises(foveal.ConfigError, match="samples_per_epoch=3 is out of range"):
         foveal.train(tars, out=tmp_path / "other", **{**settings, "samples_per_epoch": 3})
+
+
+@pytest.mark.parametrize("data", ["data", "data/*.tar"])
+def test_30_a_damaged_image_is_left_out(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
+    """Its sample is listed so that ``exclude`` takes it."""
+    shutil.copytree(tars, tmp_path / "data")
+    mask = encoded(np.zeros((32, 32), np.uint8))
+    shard(tmp_path / "data" / "train-0100.tar", [("0100.png", b"no picture"), ("0100.mask.png", mask)])
+    monkeypatch.chdir(tmp_path)
+    settings = {**TARS, "epochs": 2, "eval_every": 2, "max_bad": 0.05}
+    assert [Path(name).name for name in foveal.train(data, out="run", **settings).bad] == ["0100"]
+    assert Path("run/bad.txt").read_text() == "train-0100.tar/0100\n"
+    shutil.copy("run/bad.txt", "data")
+    with Path("data/dataset.yaml").open("a") as file:
+        file.write("\nexclude: bad.txt\n")
+    assert not foveal.train(data, out="without", **settings).bad
 
 
 def test_truncated_file_is_one_line(tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,9 @@ def drawn_splits(names: Iterable[str], described: DatasetFile) -> dict[str, set[
     names = set(names)
     if not described.val_share:
         return {ALL: names}
-    ranked = sorted(names, key=lambda name: hashlib.sha256(f"{described.seed}/{name}".encode()).digest())
+    ranked = sorted(
+        names, key=lambda name: hashlib.sha256(f"{described.seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+    )
     count = min(max(1, round(len(ranked) * described.val_share)), len(ranked) - 1)
     return {"train": set(ranked[count:]), "val": set(ranked[:count]), ALL: names}
 

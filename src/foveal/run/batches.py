@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import TrainConfig
 from ..data.labelled import Labelled
-from ..errors import ConfigError, FovealError, TrainingError
+from ..errors import ConfigError, DataError, FovealError, InputError, TrainingError
 from .cached import bare, check_bad
 from .jobs import Job
 from .progress import Progress
@@ -49,7 +49,7 @@ class Loader:
         """Indices, images ``(B, 3, H, W)`` and targets, on the device, without end. Bad images are noted in ``bad``.
 
         Raises:
-            FovealError: what bad images raised, where no others could be found in their places.
+            FovealError: what the last of many bad images raised, or what is no image's fault.
         """
         accelerator = self.accelerator
         order = Batches(self.job.data, self.config, position, accelerator.process_index, accelerator.num_processes)
@@ -128,18 +128,21 @@ class Samples(Dataset):
         for _ in range(_TRIES):
             try:
                 return Sample([index], *self.job.sample(index, rng, min(1.0, number / self.passes)), bad)
-            except FovealError as error:
+            except (DataError, InputError) as error:
                 bad[index] = bare(error)
                 index = int(rng.integers(len(self)))
+            except FovealError as error:  # not the image's fault
+                bad[index] = bare(error)
+                break
         return Sample([], torch.empty(0), torch.empty(0), bad)
 
 
 def collated(samples: list[Sample]) -> Sample:
-    """Stack images and targets; none where one of the samples has none."""
+    """Stack images and targets; the first sample without any instead, where there is one."""
+    if lost := next((sample for sample in samples if not sample.indices), None):
+        return lost
     indices, images, targets, bad = zip(*samples, strict=True)
     together = {index: error for found in bad for index, error in found.items()}
-    if not all(indices):
-        return Sample([], torch.empty(0), torch.empty(0), together)
     return Sample([index for (index,) in indices], torch.stack(images), torch.stack(targets), together)
 
 

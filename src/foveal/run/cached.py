@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.labelled import Labelled
-from ..errors import DataError, FovealError
+from ..errors import DataError, FovealError, InputError
 from .progress import Progress
 
 _SAMPLED = 500  # samples that statistics are taken on where not all are in memory
@@ -36,7 +36,7 @@ class Cached:
             for index in range(len(data)):
                 try:
                     sample = data[index]
-                except FovealError as error:
+                except (DataError, InputError) as error:
                     sample = bad[index] = bare(error)
                     check_bad(bad, len(data), max_bad)
                 else:
@@ -57,7 +57,7 @@ class Cached:
     def readable(self) -> Iterator[tuple[Any, Any]]:
         """The sampled ones that are not bad."""
         for index in self.sampled:
-            with suppress(FovealError):
+            with suppress(DataError, InputError):
                 yield self[index]
 
 

@@ -121,16 +121,18 @@ class EmbeddingFolder:
         """An embedding, float16 ``(256, 64, 64)``.
 
         Raises:
-            DataError: missing or damaged.
+            CheckpointError: missing or damaged.
         """
         try:
             with np.load(file, allow_pickle=False) as archive:
                 found = archive["features"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             reason = " ".join(str(error).split())
-            raise DataError(f"{file}: damaged embedding ({reason}): delete it, and it is computed again") from error
+            raise CheckpointError(
+                f"{file}: damaged embedding ({reason}): delete it, and it is computed again"
+            ) from error
         if found.shape != _SHAPE or found.dtype != np.float16:
-            raise DataError(f"{file}: damaged embedding, {found.dtype} {found.shape}: delete it")
+            raise CheckpointError(f"{file}: damaged embedding, {found.dtype} {found.shape}: delete it")
         return found
 
 
@@ -168,7 +170,8 @@ class EmbeddedData:
         """Read one image and its embeddings.
 
         Raises:
-            DataError: either cannot be read.
+            DataError: the image cannot be read.
+            CheckpointError: an embedding cannot.
         """
         image, _ = self.images[index]
         return image, np.stack([EmbeddingFolder.read(file) for file in self.files[index]])

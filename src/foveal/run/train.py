@@ -13,6 +13,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import torch
 from accelerate import Accelerator
 
 from ..config import TrainConfig, build_config, read_yaml, to_dict
-from ..errors import ConfigError, DataError, TrainingError
+from ..data.shards import find_shards, is_pattern
+from ..errors import ConfigError, DataError, InputError, TrainingError
 from ..factory import create_model
 from ..info import info_of
 from ..tasks.prompt import PromptModel
@@ -99,7 +101,8 @@ def train(
     folder.writes = accelerator.is_main_process
     progress = Progress(enabled=accelerator.is_main_process)
     torch.manual_seed(config.seed)
-    run = _Run(config, JOBS[config.task](data, config, progress), Path(data), accelerator, folder, progress)
+    root = find_shards(data)[0] if is_pattern(data) else Path(data)
+    run = _Run(config, JOBS[config.task](data, config, progress), root, accelerator, folder, progress)
     run.resume() if resume else run.start()
     with interrupts() as interrupted:
         run.go(interrupted)
@@ -158,7 +161,12 @@ class _Run:
             raise ConfigError(f"{self.folder.path} was trained on images or classes of other names: another data set?")
         self.state = found
         self.stepper.pieces = found.parts
-        self.loader.bad = {index: DataError(reason) for index, reason in found.bad.items()}
+        for index, reason in found.bad.items():
+            with suppress(DataError, InputError):  # it may have been repaired
+                self.job.data[index]
+                continue
+            self.loader.bad[index] = DataError(reason)
+        self._merge_bad()
         self.progress.note(f"resuming after step {found.step} of {self.steps}")
 
     def save(self) -> None:
@@ -170,9 +178,8 @@ class _Run:
     def _merge_bad(self) -> None:
         """Have all processes know of each other's bad images, and list them."""
         self.loader.note(merged(self.loader.bad, self.accelerator))
-        known = len(self.state.bad)
-        self.state.bad = {index: str(error) for index, error in self.loader.bad.items()}
-        if len(self.state.bad) > known:
+        known, self.state.bad = self.state.bad, {index: str(error) for index, error in self.loader.bad.items()}
+        if self.state.bad.keys() != known.keys():
             paths = (self.job.data.name(index) for index in self.state.bad)
             inside = (path.relative_to(self.root) if path.is_relative_to(self.root) else path for path in paths)
             self.folder.write_bad({path.as_posix() for path in inside})
@@ -320,7 +327,7 @@ def _digest(job: Job) -> str:
     """Of the names of the classes and of the training images."""
     found = hashlib.sha256("\n".join(job.labels.names).encode())
     for index in range(len(job.data)):
-        found.update(f"\n{job.data.name(index).name}".encode())
+        found.update(f"\n{job.data.name(index).name}".encode("utf-8", "surrogateescape"))
     return found.hexdigest()
 
 
