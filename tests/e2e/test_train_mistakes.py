@@ -236,6 +236,32 @@ def test_30_what_is_no_fault_of_an_image_ends_the_run(
         train(shapes, tmp_path / "out", max_bad=0.5, workers=1)
 
 
+_KEPT = """
+import sys
+import foveal
+from foveal.run import jobs
+
+def wrong(self, index, *_):
+    raise foveal.ConfigError("no")
+
+if sys.argv[3] == "worker":
+    jobs.SegmentJob.sample = wrong
+else:
+    jobs.SegmentJob.loss = wrong
+try:
+    foveal.train(sys.argv[1], out=sys.argv[2], workers=1, batch_size=4)
+except foveal.ConfigError as error:
+    sys.kept = error  # with its traceback, as notebooks and debuggers keep the last one
+"""
+
+
+@pytest.mark.parametrize("where", ["worker", "loss"])
+def test_python_ends_after_an_error_that_is_kept(shapes: Path, tmp_path: Path, where: str) -> None:
+    """Its loading processes do not hear SIGTERM, and must have ended before."""
+    command = [sys.executable, "-c", _KEPT, str(shapes), str(tmp_path / "out"), where]
+    subprocess.run(command, check=True, env=ONE_THREAD, timeout=120)
+
+
 def test_30_a_repaired_image_is_good_again(shapes: Path, tmp_path: Path) -> None:
     data = with_bad_training(shapes, tmp_path / "bad", images=1)
     assert train(data, tmp_path / "out", max_bad=0.2, epochs=1).bad

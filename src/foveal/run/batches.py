@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ class Loader:
         self.awaited: list[int] = []
         self.bad: dict[int, FovealError] = {}
 
-    def batches(self, position: int) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    def batches(self, position: int) -> Generator[tuple[list[int], Tensor, Tensor]]:
         """Indices, images ``(B, 3, H, W)`` and targets, on the device, without end. Bad images are noted in ``bad``.
 
         Raises:
@@ -62,14 +62,19 @@ class Loader:
             pin_memory=accelerator.device.type == "cuda",
         )
         places, stream = iter(order), iter(loader)
-        for place in places:
-            self.awaited = [index for _, index in place]
-            batch = next(stream)
-            if not batch.indices:
-                raise list(batch.bad.values())[-1]
-            self.note(batch.bad)
-            image, target = (part.to(accelerator.device, non_blocking=True) for part in (batch.image, batch.target))
-            yield batch.indices, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
+        try:
+            for place in places:
+                self.awaited = [index for _, index in place]
+                batch = next(stream)
+                if not batch.indices:
+                    raise list(batch.bad.values())[-1]
+                self.note(batch.bad)
+                image, target = (part.to(accelerator.device, non_blocking=True) for part in (batch.image, batch.target))
+                yield batch.indices, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
+        finally:
+            # Its processes end with it. A traceback may keep this frame until Python ends, which would then wait for
+            # them: they do not hear SIGTERM.
+            del stream
 
     def note(self, bad: Mapping[int, FovealError]) -> None:
         """Take images for bad, and say so once of each."""

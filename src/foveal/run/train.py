@@ -195,29 +195,31 @@ class _Run:
         Raises:
             TrainingError: see :func:`train`.
         """
+        self.batches = self.loader.batches(self.state.position)
         try:
             self._go(interrupted)
         except RuntimeError as error:
             if death := self.loader.death(error):
                 raise death from error
             raise
+        finally:
+            self.batches.close()
 
     def _go(self, interrupted: Callable[[], int]) -> None:
         config = self.config
         started_at = time.monotonic() - self.state.seconds
-        stream = self.loader.batches(self.state.position)
         with self.progress.bar("train", self.steps, self.state.step) as bar:
             while True:
                 if self.state.step // self.loader.per_epoch > len(self.state.losses):
                     self._end_epoch(interrupted)
                 if self.state.step == self.steps:
                     break
-                indices, image, target = next(stream)
+                indices, image, target = next(self.batches)
                 self.loader.check()
                 loss = self.stepper(image, target, self.state.position)
                 if not math.isfinite(loss):
                     self._go_back(loss, indices)
-                    stream = self.loader.batches(self.state.position)
+                    self.batches = self.loader.batches(self.state.position)
                     continue
                 state = self.state
                 state.step += 1
