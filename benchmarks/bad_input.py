@@ -331,10 +331,11 @@ def _status(key: str) -> int:
 
 def work(reader: str, folder: Path, names: list[str]) -> None:
     """Judge files one by one, a line of JSON for each; what has been printed is safe from a crash."""
-    read, first = (READERS | WEIGHT_READERS)[reader][1], folder / f"first-{reader}.png"
-    Image.new("RGB", (8, 8)).save(first)
-    with suppress(Exception):  # of weights, a picture is none
-        read(str(first))  # imports what the reader imports
+    read, first = (READERS | WEIGHT_READERS)[reader][1], folder / "good.safetensors"
+    if reader in READERS:
+        first = folder / f"first-{reader}.png"
+        Image.new("RGB", (8, 8)).save(first)
+    read(str(first))  # imports what the reader imports, and ends where that is missing
     resource.setrlimit(resource.RLIMIT_AS, ((_status("VmSize") << 10) + MEMORY, resource.RLIM_INFINITY))
     for name in names:
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + SECONDS, resource.RLIM_INFINITY))

@@ -87,3 +87,9 @@ def sure_network() -> Any:
             mlp.layers[-1].weight *= 100
             mlp.layers[-1].bias *= 100
     return model
+
+
+def chequered() -> NDArray[np.uint8]:
+    """A picture of 90 x 120 with fields of two colours over a ramp."""
+    y, x = np.mgrid[:90, :120]
+    return np.stack([x * 2, y * 2, (x // 20 + y // 15) % 2 * 200], -1).astype(np.uint8)

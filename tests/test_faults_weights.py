@@ -128,7 +128,14 @@ def test_33_metadata_may_be_null_but_not_nonsense(tmp_path: Path) -> None:
     path.write_bytes(safetensors_file({"__metadata__": None, **tensor}, b"1234"))
     assert read_state(path)[1] is None
     good = json.loads(ModelInfo().to_json())
-    for nonsense in ({}, {**good, "num_classes": "5"}, {**good, "options": []}, {**good, "colour": 1}, [1]):
+    for nonsense in (
+        {},
+        {**good, "num_classes": "5"},
+        {**good, "options": []},
+        {**good, "colour": 1},
+        {**good, "ignore_index": 0},
+        [1],
+    ):
         path.write_bytes(safetensors_file({"__metadata__": {"foveal": json.dumps(nonsense)}, **tensor}, b"1234"))
         with pytest.raises(ConfigError, match="model description cannot be read"):
             read_state(path)

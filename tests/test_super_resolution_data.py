@@ -1,4 +1,4 @@
-"""Pairs for super-resolution: found by scale, made where they are missing, refused where sizes do not fit."""
+"""Pairs for super-resolution: found by scale, made where they are missing, cropped and spoilt alike, or refused."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from foveal.data.super_resolution import SuperResolutionData, bicubic_downscale
-from foveal.errors import DataError, InputError
+import foveal
+from foveal.data.degradation import degraded
+from foveal.data.super_resolution import SuperResolutionData, bicubic_downscale, interpolated
+from foveal.data.transforms import UpscaleAugment
+from foveal.errors import ConfigError, DataError, InputError
+from foveal.run.fidelity import psnr
+from upscalers import photo
 
 
 def put(path: Path, width: int, height: int, seed: int = 0) -> Path:
@@ -70,18 +76,20 @@ def test_problems_are_named(tmp_path: Path) -> None:
         SuperResolutionData.open(tmp_path / "none", ["all"], 2)
 
 
+@pytest.mark.parametrize("kind", ["noise", "photo"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
-def test_downscaling_agrees_with_a_peer_away_from_the_edges(scale: int) -> None:
-    """torch's antialiased bicubic has the same kernel; its edges are clipped, ours are mirrored."""
-    import torch
-    import torch.nn.functional as F
-
-    noise = np.random.default_rng(3).integers(0, 256, (20 * scale, 24 * scale, 3), dtype=np.uint8)
-    tensor = torch.from_numpy(noise).permute(2, 0, 1)[None].double()
-    peer = F.interpolate(tensor, size=(20, 24), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
-    ours = bicubic_downscale(noise, scale).astype(float)
-    inner = (slice(2, -2), slice(2, -2))
-    assert np.abs(ours - peer.clip(0, 255))[inner].max() <= 0.5 + 1e-6  # rounded once
+def test_downscaling_equals_torch_inside(scale: int, kind: str) -> None:
+    """torch's antialiased bicubic has the same kernel, MATLAB's, and clips it at the edges, where ours is mirrored."""
+    height, width = 20 * scale, 24 * scale
+    noise = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image = noise if kind == "noise" else photo(height, width)
+    tensor = torch.from_numpy(image).permute(2, 0, 1)[None].double()
+    peer = torch.nn.functional.interpolate(tensor, (20, 24), mode="bicubic", antialias=True)[0]
+    expected, inside = peer.permute(1, 2, 0).numpy().clip(0, 255), (slice(2, -2), slice(2, -2))
+    found = bicubic_downscale(image, scale)
+    assert np.abs(found - expected)[inside].max() <= 0.5 + 1e-6  # rounded once
+    # Ties at .5, which float arithmetic breaks either way.
+    assert (found != np.floor(expected + 0.5))[inside].mean() < 1e-3
 
 
 def test_downscaling_by_hand() -> None:
@@ -97,3 +105,64 @@ def test_downscaling_by_hand() -> None:
     assert bicubic_downscale(row, 2)[0, 0, 0] == round(200 * sum(near) / (2 * sum(near + far)))
     with pytest.raises(InputError, match="do not divide by 2"):
         bicubic_downscale(np.zeros((3, 4, 3), np.uint8), 2)
+
+
+def test_interpolation_keeps_ramps_and_undoes_nothing() -> None:
+    ramp = np.arange(20.0)[:, None, None].repeat(8, 1)
+    found = interpolated(ramp, 4)[12:-12, 0, 0]
+    np.testing.assert_allclose(found, (np.arange(80) + 0.5)[12:-12] / 4 - 0.5, atol=1e-12)
+    assert np.allclose(interpolated(np.full((9, 9, 1), 7.0), 3, "lanczos"), 7)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+def test_crops_show_the_same_place(scale: int) -> None:
+    """The large crop shrunk is the small crop, whatever the flips: away from its edges, where the crop knows less."""
+    large = photo(90, 120)
+    small = bicubic_downscale(large, scale)
+    augment = UpscaleAugment((48, 48), scale)
+    seen = set()
+    for seed in range(12):
+        a, b = augment(small, large, np.random.default_rng(seed))
+        assert a.shape == (48 // scale, 48 // scale, 3)
+        assert b.shape == (48, 48, 3)
+        assert np.abs(bicubic_downscale(b, scale).astype(int) - a)[3:-3, 3:-3].max() <= 1
+        seen.add(b.tobytes())
+    assert len(seen) > 8
+
+
+def test_images_below_the_crop_are_mirrored() -> None:
+    large = photo(40, 100)
+    a, b = UpscaleAugment((64, 64), 2, flip=0)(bicubic_downscale(large, 2), large, np.random.default_rng(0))
+    assert a.shape == (32, 32, 3)
+    assert np.array_equal(b[40:], b[16:40][::-1])
+
+
+def test_degradations_do_what_they_say() -> None:
+    large = photo(64, 64)
+    rng = np.random.default_rng
+    assert np.array_equal(degraded(large, 2, {}, rng(0)), bicubic_downscale(large, 2))
+    flat = np.full((200, 200, 3), 128, np.uint8)
+    noisy = degraded(flat, 1, {"noise": (25, 25)}, rng(0)).astype(float)
+    assert noisy.std() == pytest.approx(25, rel=0.02)
+    assert noisy.mean() == pytest.approx(128, abs=0.3)
+    step = np.zeros((31, 31, 3), np.uint8)
+    step[:, 16:] = 255
+    blurred = degraded(step, 1, {"blur": (2, 2)}, rng(0))[15, :, 0] / 255
+    normal = torch.distributions.Normal(15.5, 2.0).cdf(torch.arange(31.0)).numpy()
+    np.testing.assert_allclose(blurred, normal, atol=0.02)
+    errors = [psnr(degraded(large, 1, {"jpeg": (q, q)}, rng(0)), large) for q in (10, 50, 95)]
+    assert errors == sorted(errors)
+    assert errors[0] < 32
+
+
+def test_sets_are_folders(tmp_path: Path) -> None:
+    for name in ("seta", "setb"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(photo(40, 48)).save(tmp_path / name / "a.png")
+    found = foveal.evaluate("bicubic.x2", tmp_path)
+    assert [part.name for part in found.sets] == ["seta", "setb"]
+    assert found["seta"].psnr == found["setb"].psnr
+    with pytest.raises(DataError, match="no split 'setc'"):
+        foveal.evaluate("bicubic.x2", tmp_path, split="setc")
+    with pytest.raises(ConfigError, match="for segmentation"):
+        foveal.evaluate("bicubic.x2", tmp_path, boundary=True)

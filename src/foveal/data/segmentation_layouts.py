@@ -31,7 +31,7 @@ from .layout import (
 from .masks import ColourMasks, IdMasks, MaskReader, plain_ids
 
 _FOREIGN = (".gif", ".pgm", ".ppm", ".npy", ".heic", ".jp2", ".exr")  # images and masks that people do have
-_LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm")
+_LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 _LOSSY = "masks as JPEG or WebP do not keep the ids that were saved; save them as PNG"
 _MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
 _CAMVID_VOID = 11

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..config import TrainConfig
 from ..data.labelled import Labelled
 from ..errors import ConfigError, DataError, FovealError, InputError, TrainingError
-from .cached import bare, check_bad
+from .cached import check_bad, without_traceback
 from .jobs import Job
 from .progress import Progress
 
@@ -68,7 +68,7 @@ class Loader:
                 batch = next(stream)
                 if not batch.indices:
                     raise list(batch.bad.values())[-1]
-                self.note(batch.bad)
+                self.note_bad(batch.bad)
                 image, target = (part.to(accelerator.device, non_blocking=True) for part in (batch.image, batch.target))
                 yield batch.indices, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
         finally:
@@ -76,14 +76,14 @@ class Loader:
             # them: they do not hear SIGTERM.
             del stream
 
-    def note(self, bad: Mapping[int, FovealError]) -> None:
+    def note_bad(self, bad: Mapping[int, FovealError]) -> None:
         """Take images for bad, and say so once of each."""
         for index, error in bad.items():
             if index not in self.bad:
                 self.bad[index] = error
                 self.progress.note(f"left out of training: {error}")
 
-    def check(self) -> None:
+    def check_bad(self) -> None:
         """Raises FovealError where too many images are bad, see :func:`~foveal.run.cached.check_bad`."""
         check_bad(self.bad, len(self.job.data), self.config.max_bad)
 
@@ -134,10 +134,10 @@ class Samples(Dataset):
             try:
                 return Sample([index], *self.job.sample(index, rng, min(1.0, number / self.passes)), bad)
             except (DataError, InputError) as error:
-                bad[index] = bare(error)
+                bad[index] = without_traceback(error)
                 index = int(rng.integers(len(self)))
             except FovealError as error:  # not the image's fault
-                bad[index] = bare(error)
+                bad[index] = without_traceback(error)
                 break
         return Sample([], torch.empty(0), torch.empty(0), bad)
 

@@ -37,7 +37,7 @@ class Cached:
                 try:
                     sample = data[index]
                 except (DataError, InputError) as error:
-                    sample = bad[index] = bare(error)
+                    sample = bad[index] = without_traceback(error)
                     check_bad(bad, len(data), max_bad)
                 else:
                     room -= sum(part.nbytes for part in sample if isinstance(part, np.ndarray))
@@ -51,7 +51,7 @@ class Cached:
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         sample = self.kept[index] if index < len(self.kept) else self.data[index]
         if isinstance(sample, FovealError):
-            raise bare(sample)
+            raise without_traceback(sample)
         return sample
 
     def readable(self) -> Iterator[tuple[Any, Any]]:
@@ -61,7 +61,7 @@ class Cached:
                 yield self[index]
 
 
-def bare(error: FovealError) -> FovealError:
+def without_traceback(error: FovealError) -> FovealError:
     """The same without its traceback, which keeps alive what the functions in it had read."""
     return type(error)(str(error))
 

@@ -177,7 +177,7 @@ class _Run:
 
     def _merge_bad(self) -> None:
         """Have all processes know of each other's bad images, and list them."""
-        self.loader.note(merged(self.loader.bad, self.accelerator))
+        self.loader.note_bad(merged(self.loader.bad, self.accelerator))
         known, self.state.bad = self.state.bad, {index: str(error) for index, error in self.loader.bad.items()}
         if self.state.bad.keys() != known.keys():
             paths = (self.job.data.name(index) for index in self.state.bad)
@@ -215,7 +215,7 @@ class _Run:
                 if self.state.step == self.steps:
                     break
                 indices, image, target = next(self.batches)
-                self.loader.check()
+                self.loader.check_bad()
                 loss = self.stepper(image, target, self.state.position)
                 if not math.isfinite(loss):
                     self._go_back(loss, indices)
