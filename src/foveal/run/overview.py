@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .check import DataReport, SplitReport
 
 _CELL = (240, 180)  # of a sample, (W, H) in pixels
-_COLUMNS, _LINE, _GAP = 4, 16, 8
+_COLUMNS = 4
+_LINE, _GAP = 16, 8
 _NAMES, _BAR, _FIGURE = 180, 160, 70  # widths of the histogram's columns
 _MOST_CLASSES = 60
 _ALPHA = 0.5

@@ -14,7 +14,8 @@ from ..pictures import distinct_colours
 
 _MAX_WIDTH = 640  # of one picture, in pixels
 _LINE, _GAP = 18, 4
-_INK, _PAPER, _IGNORED = (20, 20, 20), (255, 255, 255), (0, 0, 0)
+_INK, _PAPER = (20, 20, 20), (255, 255, 255)
+_IGNORED = (0, 0, 0)
 
 
 @dataclass(frozen=True)
