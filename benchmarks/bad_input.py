@@ -44,7 +44,7 @@ Truth = NDArray[Any] | None  # None: to be refused
 
 
 def _foveal(path: str) -> NDArray[Any]:
-    from foveal.imaging import read_image
+    from foveal.images.reading import read_image
 
     return read_image(path)
 
@@ -80,7 +80,7 @@ def _efficientvit(path: str) -> NDArray[Any]:
 
 
 def _foveal_weights(path: str) -> None:
-    from foveal.checkpoints import read_state
+    from foveal.weights.checkpoints import read_state
 
     read_state(Path(path))
 
@@ -218,8 +218,8 @@ def weights(folder: Path) -> Iterator[tuple[int, str, str]]:
     """(case, what it is, file name) of weight files written into ``folder``; several of one kind share their title."""
     import torch
 
-    from foveal.checkpoints import save_checkpoint
     from foveal.info import ModelInfo
+    from foveal.weights.checkpoints import save_checkpoint
 
     make = runpy.run_path(str(Path(__file__).parents[1] / "tests" / "hostile_weights.py"))
     torch.save({"weight": torch.zeros(2), "evil": make["Evil"](folder / "executed")}, folder / "evil.pt")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from foveal import costs
-from foveal.plots import new_figure, write_figure
+from foveal.images.figures import new_figure, write_figure
+from foveal.measuring import costs
 
 CHANNELS = (16, 32, 64, 128, 256, 512)
 SIZE = (56, 56)

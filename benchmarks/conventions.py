@@ -9,10 +9,11 @@ import sys
 from typing import Any
 
 import foveal
+from foveal.evaluation.classify import evaluate_classes
 from foveal.info import info_of
 from foveal.layers.conv import set_convention
-from foveal.run.evaluate_classes import evaluate_classes
-from foveal.run.predict import Predictor, TorchRunner
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.torch_runner import TorchRunner
 
 OWN: dict[str, Any] = {"norm_eps": 1e-3, "padding": "same"}
 OTHERS: dict[str, dict[str, Any]] = {

@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from foveal.plots import new_figure, write_figure
-from foveal.run.curves import draw_curves
+from foveal.images.figures import new_figure, write_figure
+from foveal.training.curves import draw_curves
 
 
 def read(path: str) -> list[dict[str, Any]]:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 import foveal
-from foveal import machine
 from foveal.data.instances import InstanceData
-from foveal.run.coco_scores import average_recall
+from foveal.evaluation.coco import average_recall
+from foveal.measuring import machine
 
 GMACS = 0.95  # of the decoder for one of four prompts; tests/test_mask_decoder.py counts them
 MODES: dict[str, dict[str, Any]] = {

@@ -27,11 +27,12 @@ from PIL import Image
 from torch import Tensor
 
 import foveal
-from foveal import assets, machine
-from foveal.imaging import read_image
+from foveal import assets
+from foveal.images.preparing import prepare
+from foveal.images.reading import read_image
 from foveal.info import info_of
 from foveal.layers import linear_attention
-from foveal.preparing import prepare
+from foveal.measuring import machine
 
 MODES = (
     "float32",

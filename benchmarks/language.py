@@ -13,8 +13,8 @@ from typing import Any
 import matplotlib
 import torch
 
-from foveal.costs import Costs, count_tokens
-from foveal.factory import create_model
+from foveal.factory.create import create_model
+from foveal.measuring.costs import Costs, count_tokens
 
 GROUPS = (1, 2, 3, 4, 6, 12)
 TOKENS = (512, 1024, 2048, 4096, 8192)

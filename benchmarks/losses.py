@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal import machine
 from foveal.commands.console import parse_size
-from foveal.deploy.benchmark import interleaved
-from foveal.losses import LOSSES, SegmentationLoss
+from foveal.measuring import machine
+from foveal.measuring.benchmark import interleaved
+from foveal.training.losses import LOSSES, SegmentationLoss
 
 
 def main() -> None:

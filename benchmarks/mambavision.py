@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import foveal
-from foveal import machine
-from foveal.deploy.benchmark import interleaved, ratio
+from foveal.measuring import machine
+from foveal.measuring.benchmark import interleaved, ratio
 from foveal.models import mambavision
 
 NAME = "mambavision_t"

@@ -10,8 +10,8 @@ import argparse
 import torch
 
 import foveal
-from foveal import machine
-from foveal.deploy.benchmark import interleaved, ratio
+from foveal.measuring import machine
+from foveal.measuring.benchmark import interleaved, ratio
 
 MODELS = ("efficientvit_b0:segment", "efficientvit_b1:classify", "efficientvit_l1:classify", "efficientvit_m0:classify")
 

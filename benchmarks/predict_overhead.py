@@ -20,12 +20,13 @@ import numpy as np
 from PIL import Image
 
 import foveal
-from foveal import assets, machine
-from foveal.deploy.benchmark import interleaved, ratio
-from foveal.imaging import read_image
-from foveal.preparing import prepare
-from foveal.run.load import Runtime
-from foveal.run.predict import Predictor
+from foveal import assets
+from foveal.images.preparing import prepare
+from foveal.images.reading import read_image
+from foveal.measuring import machine
+from foveal.measuring.benchmark import interleaved, ratio
+from foveal.prediction.load import Runtime
+from foveal.prediction.predictor import Predictor
 
 SIZE = (1024, 2048)
 REF = "efficientvit_b0.camvid"

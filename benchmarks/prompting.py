@@ -17,12 +17,13 @@ import numpy as np
 from PIL import Image
 
 import foveal
-from foveal import assets, machine
-from foveal.deploy.benchmark import interleaved
-from foveal.imaging import read_image
-from foveal.run.onnx_runner import OnnxPrompter, OnnxRunner
-from foveal.run.predict import Predictor
-from foveal.run.prompting import Embedding
+from foveal import assets
+from foveal.images.reading import read_image
+from foveal.measuring import machine
+from foveal.measuring.benchmark import interleaved
+from foveal.prediction.onnx_runner import OnnxPrompter, OnnxRunner
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.prompting import Embedding
 
 
 def main() -> None:

@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal import machine
-from foveal.deploy.benchmark import interleaved, ratio
 from foveal.layers.scan import reference, selective_scan
+from foveal.measuring import machine
+from foveal.measuring.benchmark import interleaved, ratio
 
 CHANNELS, STATES, HEADS = 160, 8, 4
 ROUNDS = {196: 15, 1024: 9, 4096: 7, 16384: 3, 65536: 1}

@@ -11,8 +11,8 @@ import sys
 
 import numpy as np
 
-from foveal import machine
-from foveal.deploy.benchmark import interleaved
+from foveal.measuring import machine
+from foveal.measuring.benchmark import interleaved
 
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],

@@ -22,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 import foveal
-from foveal import machine
-from foveal.deploy.benchmark import interleaved
+from foveal.evaluation.upscale import evaluate_upscaling
 from foveal.info import ModelInfo, Preprocess
-from foveal.run.evaluate_upscaling import evaluate_upscaling
-from foveal.run.predict import Predictor
+from foveal.measuring import machine
+from foveal.measuring.benchmark import interleaved
+from foveal.prediction.predictor import Predictor
 
 #: Name: package, files without suffix, pixels of repeated edge that the network eats.
 RELEASED = {

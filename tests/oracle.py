@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 import golden
-from foveal.factory import create_model
+from foveal.factory.create import create_model
 from foveal.info import ModelInfo, Preprocess
-from foveal.run.predict import Predictor
+from foveal.prediction.predictor import Predictor
 
 SIDE = 256  # of its input, and of its masks: at this size nothing is interpolated but edges
 
 
 class Oracle:
-    """Answers a point with all pixels of its colour, see :class:`foveal.run.prompting.PromptRunner`.
+    """Answers a point with all pixels of its colour, see :class:`foveal.prediction.runner.PromptRunner`.
 
     Attributes:
         asked: what it was asked, points in the frame, batch by batch.

@@ -19,16 +19,17 @@ from torch import Tensor, nn
 
 import golden
 import golden_arch
-from foveal.costs import count_tokens
 from foveal.errors import CheckpointError, ConfigError, InputError
-from foveal.factory import create_model, list_models
+from foveal.factory.create import create_model, list_models
+from foveal.factory.identify import identify
+from foveal.factory.load_model import load_model
+from foveal.factory.pretrained import save_pretrained
 from foveal.info import info_of
 from foveal.layers.sharing import SharedLayers, shared_layers
+from foveal.measuring.costs import count_tokens
 from foveal.models.albert import Albert
-from foveal.run.load import identify, load_model
-from foveal.run.pretrained import save_pretrained
 from foveal.tasks.language import LanguageModel
-from foveal.weights import load_checkpoint
+from foveal.weights.loading import load_checkpoint
 from hub_server import running
 
 REFERENCE = golden.read("albert")

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import foveal
-from foveal import costs
 from foveal.cli import main
-from foveal.deploy.presets import PRESETS
-from foveal.deploy.presets.architectures import architectures, published_top1
-from foveal.deploy.presets.attention import attention, fitted_exponent, peak_allocated
-from foveal.deploy.presets.scaling import scaling
+from foveal.measuring import costs
+from foveal.measuring.presets import PRESETS
+from foveal.measuring.presets.architectures import architectures, published_top1
+from foveal.measuring.presets.attention import attention, fitted_exponent, peak_allocated
+from foveal.measuring.presets.scaling import scaling
 from foveal.models.efficientnet import EFFICIENTNET_COEFFICIENTS, compound_scale
 
 

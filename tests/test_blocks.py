@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from foveal import costs
-from foveal.costs import count
 from foveal.errors import ConfigError
-from foveal.factory import create_model
+from foveal.factory.create import create_model
 from foveal.layers.conv import (
     ConvNormAct,
     DepthwiseSeparableConv,
@@ -27,6 +25,8 @@ from foveal.layers.conv import (
     set_convention,
 )
 from foveal.layers.drop_path import DropPath
+from foveal.measuring import costs
+from foveal.measuring.costs import count
 
 PEER: Any = timm.layers
 WIDTHS = st.integers(1, 24)

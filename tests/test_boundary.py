@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from foveal.run.boundary import BAND, TOLERANCE, BoundaryScores, boundary_counts
+from foveal.evaluation.boundary import BAND, TOLERANCE, BoundaryScores, boundary_counts
 
 
 def blobs(rng: np.random.Generator, size: tuple[int, int], classes: int) -> NDArray[np.uint8]:

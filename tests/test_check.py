@@ -14,12 +14,13 @@ from PIL import Image
 
 import foveal
 from foveal.cli import main
+from foveal.data.check import check_data
+from foveal.data.examples import Examples
+from foveal.data.overview import draw_overview
 from foveal.data.segmentation import SegmentationData
 from foveal.data.synthetic import write_shapes
 from foveal.errors import ConfigError, DataError
 from foveal.info import Labels
-from foveal.run.check import check_data
-from foveal.run.overview import Examples, draw_overview
 
 
 def photo(path: Path, seed: int = 0) -> Path:
@@ -228,8 +229,8 @@ def test_overview_shows_shares_and_samples(tmp_path: Path, capsys: pytest.Captur
     assert code == 0
     assert "no problems" in out
     picture = np.asarray(Image.open(tmp_path / "found" / "overview.png").convert("RGB"))
-    few, many = _bars(picture)
-    assert many == pytest.approx(3 * few, abs=4)  # two splits, each to the pixel
+    abbreviate, many = _bars(picture)
+    assert many == pytest.approx(3 * abbreviate, abs=4)  # two splits, each to the pixel
     for colour, count in (((150, 55, 60), 4), ((50, 155, 60), 12), ((100, 110, 120), 16)):
         assert (picture == colour).all(-1).sum() == 2 * count, colour
 

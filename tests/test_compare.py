@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import foveal
-from foveal.run.compare import compare
-from foveal.run.evaluate import Evaluation, ImageScore
-from foveal.run.metrics import SegmentScores
+from foveal.evaluation.compare import compare
+from foveal.evaluation.metrics import SegmentScores
+from foveal.evaluation.segment import Evaluation, ImageScore
 
 PIXELS = 1000
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from foveal.costs import count
-from foveal.factory import create_model
+from foveal.factory.create import create_model
 from foveal.layers.resample import BicubicUpsample
+from foveal.measuring.costs import count
 
 CLASSIFIERS = """
 efficientvit_b0 224 0.100

@@ -10,12 +10,13 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image
 
-from foveal.config import TrainConfig, build_config, read_yaml, to_dict
+from foveal.config import build_config, read_yaml, to_dict
 from foveal.data.labels import CAMVID, CITYSCAPES
 from foveal.data.segmentation import SegmentationData, class_counts, median_frequency_weights
 from foveal.data.synthetic import NAMES, shapes_sample, write_shapes
 from foveal.data.transforms import SegmentAugment
 from foveal.errors import ConfigError, DataError
+from foveal.training.config import TrainConfig
 
 
 @pytest.fixture

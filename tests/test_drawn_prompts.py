@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foveal.run.drawn_prompts import drawn_boxes, drawn_clicks, drawn_points
-from foveal.run.prompt_job import packed, unpacked
+from foveal.training.prompt import packed, unpacked
+from foveal.training.sampled_prompts import drawn_boxes, drawn_clicks, drawn_points
 
 
 def frame_masks(seed: int, count: int = 3) -> Tensor:

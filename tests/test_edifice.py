@@ -20,15 +20,16 @@ from torch import Tensor, nn
 
 import foveal
 import golden
-from foveal.checkpoints import save_checkpoint
 from foveal.errors import CheckpointError, ConfigError, InputError
-from foveal.factory import create_model
+from foveal.factory.create import create_model
+from foveal.factory.identify import identify
+from foveal.factory.load_model import load_model
 from foveal.models.edifice import EfficientViT, MambaVision
-from foveal.models.edifice_efficientvit import TokenBlur
-from foveal.models.edifice_mambavision import MambaVisionConfig, TokenStage
-from foveal.registry import Backbone
-from foveal.run.load import identify, load_model
-from foveal.weights import load_checkpoint
+from foveal.models.edifice.efficientvit import TokenBlur
+from foveal.models.edifice.mambavision import MambaVisionConfig, TokenStage
+from foveal.models.registry import Backbone
+from foveal.weights.checkpoints import save_checkpoint
+from foveal.weights.loading import load_checkpoint
 from golden import largest
 
 CLASSES: dict[str, Any] = {"EfficientViT": EfficientViT, "MambaVision": MambaVision}

@@ -23,11 +23,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foveal import packages
-from foveal.costs import count
 from foveal.errors import CheckpointError, ConfigError
-from foveal.factory import create_model, list_models
+from foveal.factory.create import create_model, list_models
+from foveal.factory.identify import identify
 from foveal.layers.conv import make_divisible
+from foveal.measuring.costs import count
 from foveal.models.efficientnet import (
     EFFICIENTNET_COEFFICIENTS,
     STAGES,
@@ -37,8 +37,7 @@ from foveal.models.efficientnet import (
     scaled_stages,
 )
 from foveal.models.mobilenet import MobileNet, Stage
-from foveal.run.load import identify
-from foveal.weights import load_checkpoint
+from foveal.weights.loading import load_checkpoint, packages
 from test_mobilenet import check_golden, check_peer, conventions, filled, peer
 
 LETTERS = [f"efficientnet_b{i}" for i in range(8)]

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import golden
 from foveal.errors import ConfigError, InputError
-from foveal.factory import create_model
-from foveal.run.load import identify
-from foveal.weights import load_checkpoint, recognise
+from foveal.factory.create import create_model
+from foveal.factory.identify import identify
+from foveal.weights.loading import load_checkpoint, recognise
 from golden import largest
 
 #: Reference, the model of ours that it is, and how that one is built.

@@ -20,19 +20,20 @@ from torch import nn
 
 import foveal
 import golden
-from foveal.checkpoints import save_checkpoint
-from foveal.config import TrainConfig, build_config
+from foveal.config import build_config
 from foveal.errors import CheckpointError, ConfigError
-from foveal.factory import create_model
+from foveal.factory.create import create_model
+from foveal.factory.identify import identify
 from foveal.layers.attention import CascadedGroupAttention
 from foveal.layers.conv import InvertedResidual, SqueezeExcite
 from foveal.layers.linear import NormLinear
 from foveal.models.efficientvit_m import EfficientViTMBlock, convert
-from foveal.run.jobs import ClassifyJob
-from foveal.run.load import identify
-from foveal.run.onnx_runner import OnnxRunner
-from foveal.run.progress import Progress
-from foveal.weights import load_checkpoint
+from foveal.prediction.onnx_runner import OnnxRunner
+from foveal.progress import Progress
+from foveal.training.classify import ClassifyJob
+from foveal.training.config import TrainConfig
+from foveal.weights.checkpoints import save_checkpoint
+from foveal.weights.loading import load_checkpoint
 from golden import largest
 
 GAIN = 0.7

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import foveal
-from foveal.checkpoints import save_checkpoint
 from foveal.cli import main
 from foveal.data.classification import ClassificationData
 from foveal.data.labels import IMAGENET, IMAGENET_IDS
 from foveal.errors import ConfigError, DataError
 from foveal.info import Labels, ModelInfo, Preprocess, attach, info_of
-from foveal.run.predict import Predictor
+from foveal.prediction.predictor import Predictor
+from foveal.weights.checkpoints import save_checkpoint
 
 COLOURS = ("black", "darkest", "dark", "middle", "light", "lightest", "white")
 

@@ -21,16 +21,16 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 import foveal
-from foveal.checkpoints import save_checkpoint
+from foveal.data.check import check_data
 from foveal.data.instances import Instance, InstanceData
 from foveal.errors import ConfigError, DataError
+from foveal.evaluation.boundary import boundary_iou
+from foveal.evaluation.clicks import Click, next_click
+from foveal.evaluation.coco import CocoScorer, average_recall
+from foveal.evaluation.prompt import ObjectScore, PromptEvaluation, filled_box, iou
 from foveal.info import ModelInfo, Preprocess, info_of
-from foveal.run.boundary import boundary_iou
-from foveal.run.check import check_data
-from foveal.run.clicks import Click, next_click
-from foveal.run.coco_scores import CocoScorer, average_recall
-from foveal.run.evaluate_prompting import ObjectScore, PromptEvaluation, filled_box, iou
-from foveal.run.predict import Predictor
+from foveal.prediction.predictor import Predictor
+from foveal.weights.checkpoints import save_checkpoint
 
 Mask = NDArray[np.bool_]
 
@@ -68,8 +68,8 @@ def test_clicks_go_to_the_deeper_error() -> None:
     half = rectangle((30, 40), slice(5, 14), slice(5, 10))
     assert next_click(target, half) == Click(11, 6, 1)  # four columns are missing
     # Missing and superfluous are as deep: the superfluous is clicked, as RITM does.
-    elsewhere = rectangle((30, 40), slice(20, 29), slice(5, 14))
-    assert next_click(target, elsewhere) == Click(9, 24, 0)
+    context_override = rectangle((30, 40), slice(20, 29), slice(5, 14))
+    assert next_click(target, context_override) == Click(9, 24, 0)
     assert next_click(target, target) is None
 
 

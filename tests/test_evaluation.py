@@ -13,9 +13,9 @@ from PIL import Image
 
 import foveal
 from foveal.data.synthetic import NAMES, PALETTE, write_shapes
+from foveal.evaluation.boundary import BoundaryScores, boundary_counts
 from foveal.info import Labels, ModelInfo, Preprocess
-from foveal.run.boundary import BoundaryScores, boundary_counts
-from foveal.run.predict import Predictor
+from foveal.prediction.predictor import Predictor
 
 
 def by_colour(batch: NDArray[np.float32]) -> NDArray[np.float32]:

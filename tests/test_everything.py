@@ -20,10 +20,10 @@ from torchvision.ops import nms
 
 import foveal
 import memory
-from foveal import regions
 from foveal.errors import ConfigError, InputError
-from foveal.mask_results import EverythingResult, Record, frame_size
-from foveal.run.everything import (
+from foveal.images import regions
+from foveal.images.sam_frame import frame_size
+from foveal.prediction.everything import (
     EverythingOptions,
     crop_boxes,
     point_grid,
@@ -31,7 +31,8 @@ from foveal.run.everything import (
     suppressed,
     touches_edge,
 )
-from foveal.run.sam_predictor import SamAutomaticMaskGenerator, SamPredictor
+from foveal.prediction.mask_results import EverythingResult, Record
+from foveal.prediction.segment_anything import SamAutomaticMaskGenerator, SamPredictor
 from oracle import boxes_on_black, chequered, oracle, sure_network
 
 #: Objects of all sizes, none of them hidden, one at the image's edge.

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from foveal.factory import create_model, list_models
-from foveal.registry import variants
-from foveal.run.load import identify
+from foveal.factory.create import create_model, list_models
+from foveal.factory.identify import identify
+from foveal.models.registry import variants
 
 
 def on_meta(name: str, **arguments: Any) -> torch.nn.Module:

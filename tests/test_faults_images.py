@@ -17,9 +17,9 @@ from PIL import Image
 import foveal
 from foveal import cli
 from foveal.errors import ConfigError, InputError
-from foveal.imaging import SUFFIXES, read_image, read_mask
+from foveal.images.preparing import prepare
+from foveal.images.reading import SUFFIXES, read_image, read_mask
 from foveal.info import Preprocess
-from foveal.preparing import prepare
 from memory import peak_growths
 from pictures import PICTURE, chunk, encoded, kinds, png, tiff, ycck
 from spoil import spoil
@@ -140,7 +140,7 @@ def test_01_bombs_take_no_memory(tmp_path: Path) -> None:
     """At most 100 MB more than before; the pixels are missing, yet it is their number that is named."""
     names = ["01-bomb.png", "01-bomb.tif", "02-lie.png"]
     paths = [_written(tmp_path / name, REFUSED[name][0]) for name in names]
-    for name, (message, growth) in zip(names, peak_growths("foveal.imaging", "read_image", paths), strict=True):
+    for name, (message, growth) in zip(names, peak_growths("foveal.images.reading", "read_image", paths), strict=True):
         assert REFUSED[name][1] in message
         assert growth <= 95, name
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 import foveal
 from foveal import cli
-from foveal.checkpoints import read_state, save_checkpoint
 from foveal.config import read_yaml
 from foveal.errors import CheckpointError, ConfigError, FovealError
 from foveal.info import KEY, ModelInfo
+from foveal.weights.checkpoints import read_state, save_checkpoint
 from hostile_weights import (
     BOMBS,
     HOSTILE_SAFETENSORS,
@@ -99,7 +99,9 @@ def test_32_bombs_take_no_memory(tmp_path: Path) -> None:
     paths = [tmp_path / f"{kind}.{'safetensors' if kind in ('header', 'claim') else 'pt'}" for kind in BOMBS]
     for kind, path in zip(BOMBS, paths, strict=True):
         path.write_bytes(bomb(kind))
-    for path, (message, growth) in zip(paths, peak_growths("foveal.checkpoints", "read_state", paths), strict=True):
+    for path, (message, growth) in zip(
+        paths, peak_growths("foveal.weights.checkpoints", "read_state", paths), strict=True
+    ):
         assert message.startswith(f"{path}: ")
         assert "refused" in message or path.suffix == ".safetensors"
         assert growth <= 61, message
@@ -175,7 +177,7 @@ def test_34_the_digest_is_as_documented(tmp_path: Path) -> None:
 def test_34_files_are_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
     """In processes of their own, where hashes of strings differ; and the library's own reader takes them."""
     code = (
-        "import sys, torch\nfrom foveal.info import ModelInfo\nfrom foveal.checkpoints import save_checkpoint\n"
+        "import sys, torch\nfrom foveal.info import ModelInfo\nfrom foveal.weights.checkpoints import save_checkpoint\n"
         "save_checkpoint(sys.argv[1], {'ü': torch.zeros(3), 'b': torch.ones(1)}, ModelInfo(tag='ß'))"
     )
     for name in ("one.safetensors", "two.safetensors", "three.safetensors"):

@@ -11,7 +11,7 @@ import torch
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from foveal.errors import InputError
-from foveal.run.fidelity import UpscaleScores, fidelity, luma, ssim
+from foveal.evaluation.fidelity import UpscaleScores, fidelity, luma, ssim
 from upscalers import photo
 
 

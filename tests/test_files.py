@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from foveal.errors import InputError
-from foveal.files import written_whole
+from foveal.files import atomic_write
 
 
 def test_success_replaces(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.bin"
     for content in (b"first", b"second"):
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(content)
         assert path.read_bytes() == content
     assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
@@ -34,7 +34,7 @@ def _umask() -> int:
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
-    with pytest.raises(ZeroDivisionError), written_whole(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
         temporary.write_bytes(b"half" * (1 // 0))
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["file.bin"]
@@ -44,8 +44,8 @@ def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
     code = (
-        "import sys, time\nfrom foveal.files import written_whole\n"
-        "with written_whole(sys.argv[1]) as temporary:\n"
+        "import sys, time\nfrom foveal.files import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as temporary:\n"
         "    file = temporary.open('wb'); file.write(b'half'); file.flush()\n"
         "    print('writing', flush=True); time.sleep(60)\n"
     )
@@ -63,9 +63,9 @@ def test_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path, delay: float) ->
     path = tmp_path / "file.bin"
     path.write_bytes(b"0" * 100_000)
     code = (
-        "import sys, itertools\nfrom foveal.files import written_whole\nprint('go', flush=True)\n"
+        "import sys, itertools\nfrom foveal.files import atomic_write\nprint('go', flush=True)\n"
         "for i in itertools.count():\n"
-        "    with written_whole(sys.argv[1]) as temporary: temporary.write_bytes(b'%d' % (i % 10) * 100_000)\n"
+        "    with atomic_write(sys.argv[1]) as temporary: temporary.write_bytes(b'%d' % (i % 10) * 100_000)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -84,9 +84,9 @@ def test_full_disk_is_explained_and_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
     code = (
-        "import resource, signal, sys\nfrom foveal.files import written_whole\n"
+        "import resource, signal, sys\nfrom foveal.files import atomic_write\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
-        "with written_whole(sys.argv[1]) as temporary: temporary.write_bytes(bytes(5000))\n"
+        "with atomic_write(sys.argv[1]) as temporary: temporary.write_bytes(bytes(5000))\n"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     assert done.returncode == 1
@@ -97,8 +97,8 @@ def test_full_disk_is_explained_and_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_impossible_places_are_explained(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="cannot write"), written_whole(tmp_path / "file" / "below.bin"):
+    with pytest.raises(InputError, match="cannot write"), atomic_write(tmp_path / "file" / "below.bin"):
         pass
     (tmp_path / "folder").mkdir()
-    with pytest.raises(InputError, match="cannot write"), written_whole(tmp_path / "folder") as temporary:
+    with pytest.raises(InputError, match="cannot write"), atomic_write(tmp_path / "folder") as temporary:
         temporary.write_bytes(b"x")

@@ -283,7 +283,7 @@ def test_without_the_hub_client_the_extra_is_named(client: Client, tmp_path: Pat
     ],
 )
 def test_hub_ids(ref: str, found: tuple[str, str] | None) -> None:
-    from foveal.hub import parse
+    from foveal.weights.hub import parse
 
     parsed = parse(ref, FILE)
     assert (parsed and (parsed.repo, parsed.revision)) == found

@@ -15,10 +15,11 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from foveal.errors import InputError
-from foveal.imaging import list_images, read_image, read_mask
+from foveal.images.colours import distinct_colours
+from foveal.images.preparing import network_size, prepare
+from foveal.images.reading import list_images, read_image, read_mask
 from foveal.info import Preprocess
-from foveal.pictures import distinct_colours
-from foveal.preparing import network_size, prepare, raised_cosine, tile_starts
+from foveal.prediction.tiles import raised_cosine, tile_starts
 from pictures import PICTURE
 
 

@@ -1,112 +1,143 @@
-"""The house stays in order: imports go down, light modules stay light, public names are documented."""
+"""The layout holds: imports go down without circles, light modules import no torch, files and functions stay short."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from helpers.import_graph import find_circles, read_imports, room_of, rooms
+
 PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 
-#: From the ground up: a module may import from its own floor's package and from lower floors only.
-FLOORS = [
-    {"errors"},
-    {"info", "files", "machine", "assets"},
-    {"config", "imaging", "preparing", "hub", "pictures", "plots"},
-    {"results", "layers", "references", "packages", "regions", "checkpoints"},
-    {"mask_results"},
-    {"registry", "losses", "costs"},
-    {"models"},
-    {"tasks", "weights"},
-    {"factory"},
-    {"data"},
-    {"run"},
-    {"deploy", "timm"},
-    {"commands"},
-    {"cli"},
-    {"__main__"},
-]
-RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
-#: Modules that `pip install foveal` uses: no torch when they are imported.
-LIGHT = [
-    "errors", "info", "files", "machine", "assets", "config", "imaging", "preparing", "hub", "references", "packages",
-    "results",
-    "cli", "commands.predicting", "commands.files", "commands.training", "commands.measuring", "commands.console",
-    "commands.prompting", "commands.upscaling", "commands.demo",
-    "data.classification", "data.coco", "data.instances", "data.labelled", "data.labels", "data.layout", "data.masks",
-    "data.segmentation", "data.segmentation_layouts", "data.shards", "data.stream", "data.super_resolution",
-    "data.degradation", "data.tar_samples", "data.transforms", "data.unlabelled", "run.check",
-    "run.evaluate_upscaling", "run.fidelity",
-    "run.interpolation", "run.upscaling", "pictures", "plots",
-    "run.predict", "run.prompting", "run.everything", "run.sam_predictor", "mask_results", "regions",
-    "run.load", "run.onnx_runner",
-    "run.metrics", "run.evaluate", "run.progress", "run.clicks", "run.coco_scores", "run.evaluate_prompting",
-    "run.boundary", "run.overview", "run.protocols", "run.samples", "run.compare", "deploy.benchmark",
+#: The rooms from the top down: each may import from those below it. The package itself ("", the public interface) only
+#: loads names when they are used, and its files without a folder that serve users stand directly below.
+ORDER = [
+    "__main__", "cli", "commands", "", "losses", "costs",
+    "training", "evaluation", "exporting", "measuring", "prediction", "timm",
+    "factory", "tasks", "weights", "models", "data", "layers", "images",
+    "config", "info", "progress", "files", "assets", "errors",
 ]  # fmt: skip
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+RANK = {room: len(ORDER) - place for place, room in enumerate(ORDER)}
+
+#: Modules that `pip install foveal` uses without torch: these, and all of the rooms `commands`, `data` and `images`.
+LIGHT = [
+    "assets", "cli", "config", "errors", "files", "info", "progress",
+    "evaluation.boundary", "evaluation.classify", "evaluation.clicks", "evaluation.coco", "evaluation.compare",
+    "evaluation.evaluate", "evaluation.fidelity", "evaluation.metrics", "evaluation.prompt", "evaluation.protocols",
+    "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
+    "measuring.benchmark", "measuring.machine",
+    "prediction.argmax", "prediction.everything", "prediction.interpolation", "prediction.load",
+    "prediction.mask_results", "prediction.onnx_runner", "prediction.predictor", "prediction.prompting",
+    "prediction.results", "prediction.runner", "prediction.segment_anything", "prediction.tiles",
+    "prediction.torch_runner",
+    "weights.hub", "weights.packages", "weights.references",
+]  # fmt: skip
+NEEDS_TORCH = {"data.torch_stream"}
+
+MAX_FILE_LINES = 470
+MAX_FUNCTION_LINES = 90
+
+GRAPH = read_imports(PACKAGE)
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
-def imported_rooms(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, top-level module or package of ours) for each import in a file, inside functions too."""
-    parts = ("foveal", *path.relative_to(PACKAGE).parts)
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = list(parts[: len(parts) - node.level]) if node.level else []
-            base += (node.module or "").split(".") if node.module else []
-            # `from . import x` names modules; the package's own lazy names are no rooms.
-            names = [[*base, alias.name] for alias in node.names] if len(base) == 1 else [base]
-        else:
-            continue
-        yield from (
-            (node.lineno, name[1]) for name in names if name[0] == "foveal" and len(name) > 1 and name[1] in RANK
-        )
+def upward_imports(graph: dict[str, set[str]], rank: dict[str, int]) -> list[str]:
+    """Imports of a room that stands higher than the importing one, or beside it."""
+    return [
+        f"{module or 'the package'} imports {other or 'the package'}"
+        for module, imported in graph.items()
+        for other in sorted(imported)
+        if room_of(other) != room_of(module) and rank[room_of(other)] >= rank[room_of(module)]
+    ]
 
 
-def test_every_room_has_a_floor() -> None:
-    rooms = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES}
-    assert rooms == set(RANK)
+def long_functions(text: str, limit: int) -> list[str]:
+    """Functions of more than ``limit`` lines, their docstrings left out."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                docstring = node.body[0]
+                lines -= (docstring.end_lineno or 0) - docstring.lineno + 1
+            if lines > limit:
+                found.append(f"{node.name} ({lines} lines)")
+    return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_down_only(path: Path) -> None:
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for line, other in imported_rooms(path):
-        if other != room:
-            assert RANK[other] < RANK[room], f"{path.name}:{line} imports {other} from {room}"
+def test_every_room_has_its_place() -> None:
+    assert {room_of(module) for module in GRAPH} == set(RANK)
 
 
-def test_the_rule_can_fail(tmp_path: Path) -> None:
-    """The reader above sees upward imports in every form they are written in."""
-    fake = PACKAGE / "layers" / "conv.py"
-    for text in (
-        "from ..models import efficientvit",
-        "from foveal.models import x",
-        "def f():\n from .. import models",
-    ):
-        node = ast.parse(text)
-        assert node
-        copy = tmp_path / "conv.py"
-        copy.write_text(text)
-        found = list(_rooms_of_text(text, fake))
-        assert found == ["models"], text
+def test_imports_go_down() -> None:
+    assert not upward_imports(GRAPH, RANK)
 
 
-def _rooms_of_text(text: str, place: Path) -> Iterator[str]:
-    class Elsewhere(type(place)):
-        def read_text(self, *_: object, **__: object) -> str:
-            return text
+def test_no_circles_between_files_or_rooms() -> None:
+    assert not find_circles(GRAPH)
+    assert not find_circles(rooms(GRAPH))
 
-    yield from (room for _, room in imported_rooms(Elsewhere(place)))
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from ..models import vit", "layers.conv imports models.vit"),
+        ("from foveal.models import vit", "layers.conv imports models.vit"),
+        ("import foveal.models.vit", "layers.conv imports models.vit"),
+        ("def f():\n    from ..models.vit import x", "layers.conv imports models.vit"),
+        ("if TYPE_CHECKING:\n    from .. import models", "layers.conv imports models"),
+    ],
+)
+def test_added_upward_imports_and_circles_are_found(tmp_path: Path, text: str, found: str) -> None:
+    """On a made-up tree: ``models`` imports ``layers``, so that any import back is both upward and a circle."""
+    package = tmp_path / "foveal"
+    for name, content in {
+        "__init__.py": "",
+        "models/__init__.py": "from ..layers import conv" if found.endswith("models") else "",
+        "models/vit.py": "from ..layers.conv import Conv",
+        "layers/__init__.py": "",
+        "layers/conv.py": "class Conv: ...",
+    }.items():
+        (package / name).parent.mkdir(exist_ok=True, parents=True)
+        (package / name).write_text(content)
+    rank = {"": 3, "models": 2, "layers": 1}
+    assert not upward_imports(read_imports(package), rank)
+    assert not find_circles(read_imports(package))
+    (package / "layers" / "conv.py").write_text(text)
+    graph = read_imports(package)
+    assert upward_imports(graph, rank) == [found]
+    assert find_circles(graph) == [["layers.conv", found.rpartition(" ")[2]]]
+    assert find_circles(rooms(graph)) == [["layers", "models"]]
+
+
+def test_circles_inside_one_room_are_found(tmp_path: Path) -> None:
+    package = tmp_path / "foveal"
+    package.mkdir()
+    for name, text in {"__init__": "", "a": "from .b import x", "b": "from . import c", "c": "import foveal.a"}.items():
+        (package / f"{name}.py").write_text(text)
+    assert find_circles(read_imports(package)) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_and_functions_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= MAX_FILE_LINES
+    assert not long_functions(text, MAX_FUNCTION_LINES)
+
+
+def test_long_functions_are_found() -> None:
+    text = "def f():\n" + '    """Docstring,\n\n    not counted."""\n' + "    x = 1\n" * 5
+    assert long_functions(text, 5) == ["f (6 lines)"]
+    assert not long_functions(text, 6)
 
 
 def test_light_modules_import_no_torch() -> None:
-    code = f"import sys, importlib\nfor name in {LIGHT}: importlib.import_module('foveal.' + name)\n"
+    whole = [m for m in GRAPH if room_of(m) in ("commands", "data", "images") and m not in NEEDS_TORCH]
+    code = f"import sys, importlib\nfor name in {LIGHT + whole}: importlib.import_module('foveal.' + name)\n"
     code += "heavy = {'torch', 'accelerate', 'onnxruntime', 'onnx'} & set(sys.modules)\nassert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -128,7 +159,7 @@ def test_public_names_resolve_and_unknown_ones_do_not() -> None:
         foveal.creat_model  # noqa: B018
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_public_names_have_docstrings(path: Path) -> None:
     """Modules, public classes and public functions at the top of a module say what they are."""
     tree = ast.parse(path.read_text(encoding="utf-8"))

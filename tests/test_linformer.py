@@ -14,15 +14,16 @@ from torch import Tensor
 
 import golden
 import golden_arch
-from foveal.costs import count_tokens
 from foveal.errors import CheckpointError, ConfigError, InputError
-from foveal.factory import create_model, list_models
+from foveal.factory.create import create_model, list_models
+from foveal.factory.load_model import load_model
+from foveal.factory.pretrained import save_pretrained
 from foveal.info import info_of
 from foveal.layers.attention import LinformerAttention, Sharing
+from foveal.measuring.costs import count_tokens
 from foveal.models.linformer import Linformer
-from foveal.run.load import load, load_model
-from foveal.run.pretrained import save_pretrained
-from foveal.weights import load_checkpoint
+from foveal.prediction.load import load
+from foveal.weights.loading import load_checkpoint
 
 SMALL: dict[str, Any] = {
     "vocab_size": 50, "embed_dim": 32, "depth": 2, "num_heads": 4, "max_length": 16, "proj_dim": 8

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from foveal.config import LossName
 from foveal.errors import ConfigError, InputError
-from foveal.losses import LOSSES, SegmentationLoss, boundary, cross_entropy, dice, focal, jaccard, lovasz, ohem
+from foveal.training.config import LossName
+from foveal.training.losses import LOSSES, SegmentationLoss, boundary, cross_entropy, dice, focal, jaccard, lovasz, ohem
 
 CLASSES = 4
 REGIONS = [dice, jaccard, lovasz]

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 import foveal
 import golden
 from foveal.errors import ConfigError, InputError
-from foveal.factory import create_model
+from foveal.factory.create import create_model
 from foveal.info import ModelInfo, info_of
 from foveal.layers.drop_path import DropPath, drop_path_rates
 from foveal.models.mambavision import CONFIGS, Block, ClassifierHead, MambaMixer, MambaVision, WindowStage
-from foveal.run.schedule import parameter_groups
-from foveal.weights import load_checkpoint
+from foveal.training.schedule import parameter_groups
+from foveal.weights.loading import load_checkpoint
 from golden import largest
 from mambavisions import SMALL, built, published_state, small
 

@@ -13,8 +13,8 @@ import torch
 
 import foveal
 import golden
-from foveal.factory import create_model
-from foveal.weights import load_checkpoint
+from foveal.factory.create import create_model
+from foveal.weights.loading import load_checkpoint
 from golden import largest
 from mambavisions import LICENCE, SHALLOW, published_state, small
 

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 
 import foveal
 import golden
-from foveal.checkpoints import save_checkpoint
 from foveal.errors import CheckpointError
-from foveal.factory import create_model
+from foveal.factory.create import create_model
+from foveal.factory.identify import identify
 from foveal.info import info_of
 from foveal.models.mambavision import CONFIGS
-from foveal.registry import published, variants
-from foveal.run.load import identify
-from foveal.weights import load_checkpoint, load_for_finetuning
+from foveal.models.registry import published, variants
+from foveal.weights.checkpoints import save_checkpoint
+from foveal.weights.loading import load_checkpoint, load_for_finetuning
 from golden import largest
 from mambavisions import LICENCE, published_state
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from foveal.run.metrics import SegmentScores, confusion_matrix
+from foveal.evaluation.metrics import SegmentScores, confusion_matrix
 
 NAMES = tuple("abcde")
 

@@ -14,16 +14,16 @@ import torchvision
 from torch import Tensor, nn
 
 import golden
-from foveal.costs import count
-from foveal.deploy.export import export
 from foveal.errors import CheckpointError, ConfigError
-from foveal.factory import create_model, list_models
+from foveal.exporting.export import export
+from foveal.factory.create import create_model, list_models
+from foveal.factory.identify import identify
 from foveal.info import info_of
 from foveal.layers.conv import ConvNormAct
 from foveal.layers.drop_path import DropPath
-from foveal.run.load import identify
-from foveal.run.onnx_runner import OnnxRunner
-from foveal.weights import load_checkpoint
+from foveal.measuring.costs import count
+from foveal.prediction.onnx_runner import OnnxRunner
+from foveal.weights.loading import load_checkpoint
 
 GOLDENS = golden.read("convnets")
 #: torchvision's name of ours.

@@ -12,12 +12,12 @@ from torch import nn
 
 import foveal
 import golden
-from foveal.checkpoints import save_checkpoint
-from foveal.factory import create_model
+from foveal.factory.create import create_model
 from foveal.info import info_of
 from foveal.layers.conv import ConvNormAct
 from foveal.layers.linear import NormLinear
 from foveal.layers.optimize import fold_norms
+from foveal.weights.checkpoints import save_checkpoint
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("efficientvit_b0", {"task": "segment"}),

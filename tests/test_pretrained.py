@@ -18,9 +18,9 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 import foveal
-from foveal.checkpoints import read_state, save_checkpoint
 from foveal.errors import CheckpointError, ConfigError
 from foveal.info import IMAGENET_MEAN, IMAGENET_STD, Labels, attach, info_of
+from foveal.weights.checkpoints import read_state, save_checkpoint
 from hub_server import Hub, close, running
 from test_hub import Client, error_of
 
@@ -180,7 +180,7 @@ def test_refused_uploads_are_one_line(saved: Path, tmp_path: Path, status: int) 
 
 
 def publish(hub: Hub, ref: str, content: bytes) -> None:
-    from foveal.registry import published
+    from foveal.models.registry import published
 
     entry = published()[ref][2]
     hub.files[entry.repo, entry.file] = content

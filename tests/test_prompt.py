@@ -17,16 +17,17 @@ import torch.nn.functional as F
 
 import foveal
 import golden
-from foveal.checkpoints import save_checkpoint
 from foveal.errors import CheckpointError, ConfigError, ExportError, InputError
-from foveal.factory import create_model, list_models
-from foveal.mask_results import at_image_size, draw_masks, frame_size
+from foveal.factory.create import create_model, list_models
+from foveal.factory.identify import identify
+from foveal.images.sam_frame import at_image_size, frame_size
 from foveal.models.tinyvit import CONFIGS, TinyViT, WindowAttention
-from foveal.run.load import identify
-from foveal.run.predict import Predictor
-from foveal.run.prompting import TorchPrompter
+from foveal.prediction.mask_results import draw_masks
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.torch_runner import TorchPrompter
 from foveal.tasks.prompt import MaskDecoder, PromptEncoder
-from foveal.weights import load_checkpoint
+from foveal.weights.checkpoints import save_checkpoint
+from foveal.weights.loading import load_checkpoint
 
 NAME = "mit-sam-l0"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
@@ -281,11 +282,11 @@ def test_results_are_pictures(predictor: Predictor, tmp_path: Path) -> None:
     embedding = predictor.encode(image_of_noise())
     result = embedding.prompt(boxes=[[10, 10, 100, 90], [20, 20, 60, 70]])
     assert result.overlay().size == (160, 120)
-    saved = foveal.imaging.read_mask(result.save(tmp_path / "masks.png"))
+    saved = foveal.images.reading.read_mask(result.save(tmp_path / "masks.png"))
     np.testing.assert_array_equal(saved == 2, result.best[1])
     assert set(np.unique(saved)) <= {0, 1, 2}
     alone = embedding.prompt(boxes=[10, 10, 100, 90])
-    np.testing.assert_array_equal(foveal.imaging.read_mask(alone.save(tmp_path / "mask.png")) == 255, alone.best)
+    np.testing.assert_array_equal(foveal.images.reading.read_mask(alone.save(tmp_path / "mask.png")) == 255, alone.best)
     with pytest.raises(InputError, match=r"\.png"):
         result.save(tmp_path / "masks.jpg")
 
@@ -308,7 +309,7 @@ def test_a_dense_predictor_takes_no_prompts() -> None:
 @pytest.fixture(scope="module")
 def exported(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     report = foveal.export(small, output=tmp_path_factory.mktemp("onnx") / "small.onnx")
-    assert [path.name for path in (report.path, *report.beside)] == [
+    assert [path.name for path in (report.path, *report.extra_files)] == [
         "small.encoder.onnx", "small.decoder.onnx", "small.prompts.onnx",
     ]  # fmt: skip
     assert report.max_difference <= 1e-4

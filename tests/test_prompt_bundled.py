@@ -13,8 +13,8 @@ import pytest
 
 import foveal
 from foveal import assets
-from foveal.imaging import read_image, read_mask
-from foveal.run.prompting import Embedding
+from foveal.images.reading import read_image, read_mask
+from foveal.prediction.prompting import Embedding
 
 REF = assets.DEFAULTS["prompt"]
 STREET = assets.path("street", ".jpg")

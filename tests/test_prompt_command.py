@@ -14,8 +14,8 @@ from pycocotools.coco import COCO
 
 import foveal
 from commands import here
-from foveal.checkpoints import save_checkpoint
-from foveal.imaging import read_image
+from foveal.images.reading import read_image
+from foveal.weights.checkpoints import save_checkpoint
 from oracle import sure_network
 
 

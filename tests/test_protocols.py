@@ -18,10 +18,10 @@ from PIL import Image
 import foveal
 from foveal.data.labels import CITYSCAPES
 from foveal.data.segmentation import SegmentationData
+from foveal.evaluation.protocols import PROTOCOLS, bicubic_argmax
+from foveal.images.resampling import resize_cubic
 from foveal.info import IMAGENET_MEAN, IMAGENET_STD, Labels, ModelInfo, Preprocess
-from foveal.preparing import resize_cubic
-from foveal.run.predict import Predictor
-from foveal.run.protocols import PROTOCOLS, bicubic_argmax
+from foveal.prediction.predictor import Predictor
 
 STRIDE = 8
 
@@ -116,8 +116,8 @@ def test_equal_to_a_straightforward_computation(name: str, tmp_path: Path) -> No
 
 def test_a_real_model_by_its_reference(tmp_path: Path) -> None:
     """The whole road, with a model built, written to a file and loaded: 150 classes at 512 x 544."""
-    from foveal.checkpoints import save_checkpoint
     from foveal.info import info_of
+    from foveal.weights.checkpoints import save_checkpoint
 
     torch.manual_seed(0)
     model = foveal.create_model("efficientvit_b0", task="segment", num_classes=150).eval()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
-from foveal import regions
+from foveal.images import regions
 
 
 @st.composite

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from foveal.errors import ConfigError, InputError
-from foveal.imaging import read_mask
+from foveal.images.reading import read_mask
+from foveal.images.writing import save_picture
 from foveal.info import Labels
-from foveal.results import ClassifyResult, SegmentResult, save_picture
+from foveal.prediction.results import ClassifyResult, SegmentResult
 
 
 def result(logits: NDArray[np.float32], size: tuple[int, int], scale: tuple[float, float]) -> SegmentResult:
@@ -38,8 +39,8 @@ def random_logits(seed: int, shape: tuple[int, int, int], smooth: bool) -> NDArr
     height, width = shape[1:]
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
     if smooth:
-        few = noise[..., : max(1, height // 4), : max(1, width // 4)]
-        noise = F.interpolate(few, size=(height, width), mode="bicubic", align_corners=False)
+        abbreviate = noise[..., : max(1, height // 4), : max(1, width // 4)]
+        noise = F.interpolate(abbreviate, size=(height, width), mode="bicubic", align_corners=False)
     return noise[0].numpy()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import foveal
 from foveal.info import info_of
 from foveal.tasks.prompt import PromptModel
-from foveal.weights import load_checkpoint, load_for_finetuning
+from foveal.weights.loading import load_checkpoint, load_for_finetuning
 
 
 def prompt_model() -> PromptModel:

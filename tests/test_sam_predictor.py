@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from foveal.errors import ConfigError, InputError
-from foveal.run.predict import Predictor
-from foveal.run.sam_predictor import SamPredictor
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.segment_anything import SamPredictor
 from oracle import chequered, oracle, sure_network
 
 

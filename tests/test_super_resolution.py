@@ -11,18 +11,19 @@ import pytest
 import torch
 
 import foveal
-from foveal.checkpoints import save_checkpoint
-from foveal.data.super_resolution import bicubic_downscale, interpolated
 from foveal.errors import ConfigError, InputError
-from foveal.factory import create_model, list_models
-from foveal.imaging import Picture
+from foveal.evaluation.fidelity import fidelity, psnr
+from foveal.factory.create import create_model, list_models
+from foveal.factory.identify import identify
+from foveal.images.reading import Picture
+from foveal.images.resampling import bicubic_downscale, interpolated
 from foveal.info import info_of
 from foveal.layers.reparam import fuse_branches
-from foveal.run.fidelity import fidelity, psnr
-from foveal.run.load import identify
-from foveal.run.predict import Predictor, TorchRunner
-from foveal.run.upscaling import enlarged_bands
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.tiles import enlarged_bands
+from foveal.prediction.torch_runner import TorchRunner
 from foveal.tasks.upscale import SCALES
+from foveal.weights.checkpoints import save_checkpoint
 from upscalers import model_of, photo, predictor_of
 
 NAMES = list_models(task="upscale")

@@ -11,10 +11,11 @@ from PIL import Image
 
 import foveal
 from foveal.data.degradation import degraded
-from foveal.data.super_resolution import SuperResolutionData, bicubic_downscale, interpolated
+from foveal.data.super_resolution import SuperResolutionData
 from foveal.data.transforms import UpscaleAugment
 from foveal.errors import ConfigError, DataError, InputError
-from foveal.run.fidelity import psnr
+from foveal.evaluation.fidelity import psnr
+from foveal.images.resampling import bicubic_downscale, interpolated
 from upscalers import photo
 
 

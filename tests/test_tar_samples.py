@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
-from foveal.config import TrainConfig
+from foveal.data.check import check_data
 from foveal.data.classification import ClassificationData
 from foveal.data.labelled import open_labelled
 from foveal.data.segmentation import SegmentationData
@@ -20,8 +20,8 @@ from foveal.data.shards import find_shards
 from foveal.data.stream import TarStream
 from foveal.data.tar_samples import TarSamples, places
 from foveal.errors import DataError
-from foveal.run.batches import Batches
-from foveal.run.check import check_data
+from foveal.training.batches import Batches
+from foveal.training.config import TrainConfig
 from tars import encoded, shard
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 import foveal.timm  # registers the models
-from foveal.checkpoints import save_checkpoint
 from foveal.errors import ConfigError
-from foveal.factory import create_model, list_models
+from foveal.factory.create import create_model, list_models
 from foveal.info import info_of
-from foveal.registry import FAMILIES
+from foveal.models.registry import FAMILIES
+from foveal.weights.checkpoints import save_checkpoint
 
 NAMES = [f"foveal_{name}" for name in list_models(task="classify")]
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 import foveal
-from foveal.config import TrainConfig
 from foveal.data.classification import ClassificationData
 from foveal.info import Labels
-from foveal.run.batches import Batches
-from foveal.run.distributed import blocks_of
-from foveal.run.folder import RunFolder, RunState
-from foveal.run.recompute import recompute
-from foveal.run.sync_norm import synchronised
+from foveal.layers.recompute import recompute
+from foveal.layers.sync_norm import synchronised
+from foveal.training.batches import Batches
+from foveal.training.config import TrainConfig
+from foveal.training.distributed import blocks_of
+from foveal.training.folder import RunFolder, RunState
 
 
 def _trained_once(again: bool) -> tuple[list[Tensor], list[Tensor], int]:

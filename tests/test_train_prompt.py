@@ -18,16 +18,17 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import foveal
-from foveal.checkpoints import read_state, save_checkpoint
-from foveal.config import TrainConfig
 from foveal.data.unlabelled import UnlabelledData
 from foveal.info import info_of
-from foveal.losses import mask_iou, mask_loss
-from foveal.registry import FAMILIES, Backbone, Family, FeatureInfo, Variant, register
-from foveal.run.distil import DistilJob, Distilled, EmbeddingFolder, extents
-from foveal.run.progress import Progress
-from foveal.run.prompt_job import PromptJob, PromptTrainee, answer_loss, packed, unpacked
+from foveal.models.registry import FAMILIES, Backbone, Family, FeatureInfo, Variant, register
+from foveal.progress import Progress
 from foveal.tasks.prompt import PromptModel
+from foveal.training.config import TrainConfig
+from foveal.training.distil import DistilJob, Distilled, extents
+from foveal.training.embeddings import EmbeddingFolder
+from foveal.training.losses import mask_iou, mask_loss
+from foveal.training.prompt import PromptJob, PromptTrainee, answer_loss, packed, unpacked
+from foveal.weights.checkpoints import read_state, save_checkpoint
 
 SETTINGS: dict[str, Any] = {
     "model": "toy",

@@ -11,14 +11,14 @@ from PIL import Image
 
 import foveal
 from foveal import assets
-from foveal.config import TrainConfig
 from foveal.data.degradation import degraded
-from foveal.data.super_resolution import bicubic_downscale
 from foveal.errors import ConfigError
-from foveal.imaging import read_image
-from foveal.run.fidelity import fidelity, psnr
-from foveal.run.jobs import UpscaleJob
-from foveal.run.progress import Progress
+from foveal.evaluation.fidelity import fidelity, psnr
+from foveal.images.reading import read_image
+from foveal.images.resampling import bicubic_downscale
+from foveal.progress import Progress
+from foveal.training.config import TrainConfig
+from foveal.training.upscale import UpscaleJob
 
 
 def folder_of_photos(root: Path) -> Path:

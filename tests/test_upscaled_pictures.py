@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 import foveal
-from foveal.data.super_resolution import interpolated
 from foveal.errors import InputError
-from foveal.imaging import read_picture
+from foveal.images.reading import read_picture
+from foveal.images.resampling import interpolated
 from upscalers import model_of, photo, predictor_of
 
 
@@ -71,7 +71,7 @@ def test_alpha_grey_and_profile_survive(tmp_path: Path, mode: str) -> None:
 
 def test_png_bands_are_one_picture(tmp_path: Path) -> None:
     """Our writer's file read by Pillow, in every kind, from uneven bands."""
-    from foveal.pictures import Canvas, write_picture
+    from foveal.images.writing import Canvas, write_picture
 
     rng = np.random.default_rng(0)
     for channels in (1, 2, 3, 4):

@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 import golden
-from foveal.costs import count
 from foveal.errors import ConfigError, InputError
-from foveal.factory import create_model
+from foveal.factory.create import create_model
+from foveal.factory.identify import identify
+from foveal.factory.load_model import load_model
 from foveal.layers.attention import Attention, LinformerAttention
 from foveal.layers.linear_attention import LinearSelfAttention
+from foveal.measuring.costs import count
 from foveal.models.vit import ATTENTIONS, Positions
-from foveal.run.load import identify, load_model
 
 KINDS: dict[str, type[nn.Module]] = {
     "softmax": Attention, "gqa": Attention, "mqa": Attention,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import foveal
 import golden
-from foveal.checkpoints import read_state, save_checkpoint
 from foveal.errors import CheckpointError, ConfigError
 from foveal.info import Labels, ModelInfo, Preprocess, info_of
+from foveal.weights.checkpoints import read_state, save_checkpoint
 
 
 @pytest.fixture(scope="module")

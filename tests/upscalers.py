@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from foveal.factory import create_model
+from foveal.factory.create import create_model
 from foveal.info import info_of
-from foveal.run.predict import Predictor, TorchRunner
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.torch_runner import TorchRunner
 
 
 def model_of(name: str, scale: int = 2, seed: int = 0, **options: Any) -> torch.nn.Module:

@@ -20,68 +20,66 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from .config import TrainConfig as TrainConfig
-    from .deploy.benchmark import bench as bench
-    from .deploy.export import export as export
-    from .deploy.presets import bench_preset as bench_preset
-    from .factory import create_model as create_model
-    from .factory import list_models as list_models
+    from .data.check import check_data as check_data
+    from .evaluation.compare import compare as compare
+    from .evaluation.evaluate import evaluate as evaluate
+    from .exporting.export import export as export
+    from .factory.create import create_model as create_model
+    from .factory.create import list_models as list_models
+    from .factory.load_model import load_model as load_model
+    from .factory.pretrained import from_pretrained as from_pretrained
+    from .factory.pretrained import push_to_hub as push_to_hub
+    from .factory.pretrained import save_pretrained as save_pretrained
     from .info import Labels as Labels
     from .info import ModelInfo as ModelInfo
     from .info import Preprocess as Preprocess
     from .layers.optimize import optimize as optimize
-    from .mask_results import EverythingResult as EverythingResult
-    from .mask_results import MaskResult as MaskResult
-    from .results import ClassifyResult as ClassifyResult
-    from .results import SegmentResult as SegmentResult
-    from .results import UpscaleResult as UpscaleResult
-    from .run.check import check_data as check_data
-    from .run.compare import compare as compare
-    from .run.evaluate import evaluate as evaluate
-    from .run.load import load as load
-    from .run.load import load_model as load_model
-    from .run.predict import Predictor as Predictor
-    from .run.pretrained import from_pretrained as from_pretrained
-    from .run.pretrained import push_to_hub as push_to_hub
-    from .run.pretrained import save_pretrained as save_pretrained
-    from .run.sam_predictor import SamAutomaticMaskGenerator as SamAutomaticMaskGenerator
-    from .run.sam_predictor import SamPredictor as SamPredictor
-    from .run.train import train as train
-    from .weights import LoadReport as LoadReport
-    from .weights import load_checkpoint as load_checkpoint
-
-__version__ = "0.1.0"
+    from .measuring.benchmark import bench as bench
+    from .measuring.presets import bench_preset as bench_preset
+    from .prediction.load import load as load
+    from .prediction.mask_results import EverythingResult as EverythingResult
+    from .prediction.mask_results import MaskResult as MaskResult
+    from .prediction.predictor import Predictor as Predictor
+    from .prediction.results import ClassifyResult as ClassifyResult
+    from .prediction.results import SegmentResult as SegmentResult
+    from .prediction.results import UpscaleResult as UpscaleResult
+    from .prediction.segment_anything import SamAutomaticMaskGenerator as SamAutomaticMaskGenerator
+    from .prediction.segment_anything import SamPredictor as SamPredictor
+    from .training.config import TrainConfig as TrainConfig
+    from .training.train import train as train
+    from .weights.loading import LoadReport as LoadReport
+    from .weights.loading import load_checkpoint as load_checkpoint
 
 _HOME = {
-    "ClassifyResult": "results",
-    "EverythingResult": "mask_results",
+    "ClassifyResult": "prediction.results",
+    "EverythingResult": "prediction.mask_results",
     "Labels": "info",
-    "LoadReport": "weights",
-    "MaskResult": "mask_results",
+    "LoadReport": "weights.loading",
+    "MaskResult": "prediction.mask_results",
     "ModelInfo": "info",
-    "Predictor": "run.predict",
+    "Predictor": "prediction.predictor",
     "Preprocess": "info",
-    "SamAutomaticMaskGenerator": "run.sam_predictor",
-    "SamPredictor": "run.sam_predictor",
-    "SegmentResult": "results",
-    "TrainConfig": "config",
-    "UpscaleResult": "results",
-    "bench": "deploy.benchmark",
-    "bench_preset": "deploy.presets",
-    "check_data": "run.check",
-    "compare": "run.compare",
-    "create_model": "factory",
-    "evaluate": "run.evaluate",
-    "export": "deploy.export",
-    "from_pretrained": "run.pretrained",
-    "list_models": "factory",
-    "load": "run.load",
-    "load_checkpoint": "weights",
-    "load_model": "run.load",
+    "SamAutomaticMaskGenerator": "prediction.segment_anything",
+    "SamPredictor": "prediction.segment_anything",
+    "SegmentResult": "prediction.results",
+    "TrainConfig": "training.config",
+    "UpscaleResult": "prediction.results",
+    "bench": "measuring.benchmark",
+    "bench_preset": "measuring.presets",
+    "check_data": "data.check",
+    "compare": "evaluation.compare",
+    "create_model": "factory.create",
+    "evaluate": "evaluation.evaluate",
+    "export": "exporting.export",
+    "from_pretrained": "factory.pretrained",
+    "list_models": "factory.create",
+    "load": "prediction.load",
+    "load_checkpoint": "weights.loading",
+    "load_model": "factory.load_model",
     "optimize": "layers.optimize",
-    "push_to_hub": "run.pretrained",
-    "save_pretrained": "run.pretrained",
-    "train": "run.train",
+    "push_to_hub": "factory.pretrained",
+    "save_pretrained": "factory.pretrained",
+    "train": "training.train",
 }
 
 __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
@@ -126,6 +124,10 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib import metadata  # costs more than the rest of this file
+
+        return metadata.version("foveal")
     if name not in _HOME:
         raise AttributeError(f"module 'foveal' has no attribute {name!r}")
     try:

@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import sys
 import warnings
+from importlib import metadata
 from typing import NoReturn
 
 import cyclopts
 
-from . import __version__
 from .errors import ConfigError, FovealError
 
 app = cyclopts.App(
     name="foveal",
     help="Sharp, fast vision on large images: segment, train, evaluate, export, measure.",
-    version=__version__,
+    version=lambda: metadata.version("foveal"),
     help_on_error=False,
 )
 for _place, _help in {
-    "predicting:segment": "Segment photographs: class masks and overlays.",
-    "upscaling:upscale": "Enlarge photographs.",
-    "prompting:prompt": "Cut out what is pointed at, or everything.",
-    "predicting:classify": "Classify photographs.",
-    "predicting:predict": "Predict with any model; the task is the model's.",
+    "segment:segment": "Segment photographs: class masks and overlays.",
+    "upscale:upscale": "Enlarge photographs.",
+    "prompt:prompt": "Cut out what is pointed at, or everything.",
+    "classify:classify": "Classify photographs.",
+    "predict:predict": "Predict with any model; the task is the model's.",
     "demo:demo": "Segment and enlarge the bundled photograph with the bundled weights.",
-    "files:models": "List the models, or one model's options and published figures.",
-    "training:train": "Train on a folder of images and masks.",
-    "measuring:evaluate": "Score a model on a labelled data set.",
-    "measuring:compare": "Compare two evaluations: difference, interval, p.",
-    "files:export": "Write a model as a file that runs without torch.",
-    "measuring:bench": "Measure models against each other on this machine.",
-    "files:convert": "Turn any published checkpoint into a safetensors file.",
+    "models:models": "List the models, or one model's options and published figures.",
+    "train:train": "Train on a folder of images and masks.",
+    "evaluate:evaluate": "Score a model on a labelled data set.",
+    "compare:compare": "Compare two evaluations: difference, interval, p.",
+    "export:export": "Write a model as a file that runs without torch.",
+    "bench:bench": "Measure models against each other on this machine.",
+    "convert:convert": "Turn any published checkpoint into a safetensors file.",
 }.items():
     app.command(f"foveal.commands.{_place}", name=_place.partition(":")[2], help=_help)
 
 _data = cyclopts.App(name="data", help="Look at data sets.")
 _data.command(
-    "foveal.commands.training:data_check", name="check", help="Read a whole data set: what is in it, what is wrong."
+    "foveal.commands.data:data_check", name="check", help="Read a whole data set: what is in it, what is wrong."
 )
 app.command(_data)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from .errors import InputError
 
 
-def made_folder(path: str | Path) -> Path:
+def ensure_folder(path: str | Path) -> Path:
     """Make a folder with its parents, before work begins whose results go there.
 
     Raises:
@@ -28,7 +28,7 @@ def made_folder(path: str | Path) -> Path:
 
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success sync it and rename it over, on failure remove it.
 
     Raises:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ConfigError, DependencyError
-from .factory import create_model
+from .factory.create import create_model
 from .info import IMAGENET_MEAN, IMAGENET_STD, info_of
-from .registry import Backbone, Family, FeatureInfo, Published, Variant, variants
-from .run.recompute import recompute
+from .layers.recompute import recompute
+from .models.registry import Backbone, Family, FeatureInfo, Published, Variant, variants
 
 try:
     from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model

@@ -8,7 +8,7 @@ import pytest
 
 import foveal
 from foveal.data.synthetic import write_shapes
-from foveal.run.train import TrainResult
+from foveal.training.train import TrainResult
 
 
 @pytest.fixture(scope="session")

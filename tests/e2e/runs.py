@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from foveal.checkpoints import read_state
+from foveal.weights.checkpoints import read_state
 
 SETTINGS: dict[str, Any] = {
     "epochs": 4,

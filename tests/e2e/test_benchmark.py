@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import foveal
-from foveal.deploy.benchmark import interleaved, ratio
-from foveal.run.train import TrainResult
+from foveal.measuring.benchmark import interleaved, ratio
+from foveal.training.train import TrainResult
 
 
 def test_candidates_take_turns() -> None:

@@ -11,9 +11,9 @@ import yaml
 from PIL import Image
 
 import foveal
-from foveal.checkpoints import read_state
 from foveal.data.synthetic import NAMES
-from foveal.run.train import TrainResult
+from foveal.training.train import TrainResult
+from foveal.weights.checkpoints import read_state
 
 MERGED = {"ground": "ground", "disc": "shape", "square": "shape", "triangle": "shape"}
 

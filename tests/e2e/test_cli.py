@@ -18,8 +18,8 @@ from PIL import Image
 import foveal
 from commands import here
 from foveal.data.synthetic import shapes_sample
-from foveal.imaging import read_mask
-from foveal.run.train import TrainResult
+from foveal.images.reading import read_mask
+from foveal.training.train import TrainResult
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ import yaml
 import foveal
 from foveal.data.segmentation import SegmentationData
 from foveal.data.synthetic import NAMES
-from foveal.run.train import TrainResult
+from foveal.training.train import TrainResult
 
 
 def test_agrees_with_training_and_with_torchmetrics(run: TrainResult, shapes: Path) -> None:

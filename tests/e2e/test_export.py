@@ -16,8 +16,8 @@ import foveal
 from foveal.data.synthetic import NAMES
 from foveal.info import KEY, ModelInfo, attach
 from foveal.layers.linear_attention import MultiScaleLinearAttention
-from foveal.run.onnx_runner import OnnxRunner
-from foveal.run.train import TrainResult
+from foveal.prediction.onnx_runner import OnnxRunner
+from foveal.training.train import TrainResult
 
 
 @pytest.mark.parametrize("size", [(1, 32, 32), (1, 33, 200), (3, 97, 61), (2, 128, 96), (1, 257, 511)])
@@ -156,7 +156,7 @@ def test_untraceable_models_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a tolerance that rounding cannot meet, the check must refuse, whatever stood there before must stay."""
-    from foveal.deploy import export as module
+    from foveal.exporting import export as module
 
     monkeypatch.setattr(module, "TOLERANCE", 0.0)
     (tmp_path / "a.onnx").write_bytes(b"before")

@@ -11,8 +11,8 @@ from PIL import Image
 import foveal
 from foveal import assets
 from foveal.data.synthetic import shapes_sample
-from foveal.imaging import read_mask
-from foveal.run.train import TrainResult
+from foveal.images.reading import read_mask
+from foveal.training.train import TrainResult
 
 
 @pytest.fixture(scope="module")

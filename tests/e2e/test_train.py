@@ -17,12 +17,12 @@ import pytest
 import yaml
 
 import foveal
-from foveal.checkpoints import read_state
 from foveal.data.segmentation import SegmentationData
 from foveal.data.synthetic import NAMES, write_shapes
-from foveal.run.metrics import SegmentScores, confusion_matrix
-from foveal.run.schedule import learning_rate
-from foveal.run.train import TrainResult
+from foveal.evaluation.metrics import SegmentScores, confusion_matrix
+from foveal.training.schedule import learning_rate
+from foveal.training.train import TrainResult
+from foveal.weights.checkpoints import read_state
 
 TINY = {"batch_size": 8, "crop": [64, 64], "workers": 0, "eval_every": 2, "class_weights": "none"}
 

@@ -25,11 +25,11 @@ from runs import ONE_THREAD, SETTINGS, children, furthest_weights, losses, same_
 from torch import Tensor
 
 import foveal
-from foveal.checkpoints import read_state
 from foveal.data.synthetic import write_shapes
-from foveal.run import jobs
-from foveal.run.folder import RunFolder
-from foveal.run.jobs import SegmentJob
+from foveal.training import jobs
+from foveal.training.folder import RunFolder
+from foveal.training.segment import SegmentJob
+from foveal.weights.checkpoints import read_state
 
 SAVE_EVERY_STEP = 1e-6
 
@@ -59,7 +59,7 @@ def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def processes() -> multiprocessing.context.ForkServerContext:
     """Processes that start with everything imported, so that a kill soon meets training and not an import."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["foveal.run.train", "foveal.models"])
+    context.set_forkserver_preload(["foveal.training.train", "foveal.models"])
     return context
 
 

@@ -22,11 +22,12 @@ from runs import ONE_THREAD, SETTINGS, losses, same_weights, wait_for
 
 import foveal
 from foveal import cli
-from foveal.config import TrainConfig
 from foveal.data.synthetic import NAMES, write_shapes
 from foveal.errors import ConfigError, DataError, DependencyError, InputError
-from foveal.run import cached, jobs
-from foveal.run.progress import Progress
+from foveal.progress import Progress
+from foveal.training import cache as cached
+from foveal.training import jobs
+from foveal.training.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +240,7 @@ def test_30_what_is_no_fault_of_an_image_ends_the_run(
 _KEPT = """
 import sys
 import foveal
-from foveal.run import jobs
+from foveal.training import jobs
 
 def wrong(self, index, *_):
     raise foveal.ConfigError("no")

@@ -11,8 +11,8 @@ from PIL import Image
 from runs import ONE_THREAD, furthest_weights, losses, torchrun
 
 import foveal
-from foveal.checkpoints import save_checkpoint
 from foveal.info import info_of
+from foveal.weights.checkpoints import save_checkpoint
 
 SETTINGS = {
     "model": "mobilenetv3_small_100",

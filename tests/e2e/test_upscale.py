@@ -14,11 +14,11 @@ from PIL import Image
 
 from commands import here
 from foveal import assets
-from foveal.checkpoints import save_checkpoint
-from foveal.factory import create_model
-from foveal.imaging import read_image
+from foveal.evaluation.fidelity import psnr
+from foveal.factory.create import create_model
+from foveal.images.reading import read_image
 from foveal.info import info_of
-from foveal.run.fidelity import psnr
+from foveal.weights.checkpoints import save_checkpoint
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from .. import assets
-from ..files import made_folder
+from ..files import ensure_folder
 from .console import Json, print_json
-from .predicting import say_segmented, segmented
-from .upscaling import enlarged, say_enlarged
+from .segment import say_segmented, segmented
+from .upscale import enlarged, say_enlarged
 
 
 def demo(*, out: Path = Path("foveal-demo"), json: Json = False) -> int:
@@ -19,10 +19,10 @@ def demo(*, out: Path = Path("foveal-demo"), json: Json = False) -> int:
     out
         Folder for mask, overlay, the larger photograph, and its middle beside plain interpolation.
     """
-    from ..run.load import load
+    from ..prediction.load import load
 
     photo, label = assets.FOLDER / "street.jpg", assets.FOLDER / "street.label.png"
-    folder = made_folder(out)
+    folder = ensure_folder(out)
     report = segmented(load(assets.DEFAULTS["segment"]), photo, folder / "street.png", True, label)
     if not json:
         say_segmented(report)

@@ -25,10 +25,10 @@ def read_class_map(path: str | Path, own: Sequence[str], wanted: Sequence[str]) 
         if target not in wanted:
             raise ConfigError(f"{path}: the data has no class {target!r}{nearest(str(target), wanted)}")
     if missing := [name for name in own if name not in mapping]:
-        raise ConfigError(f"{path}: no data class for {few(missing)}")
+        raise ConfigError(f"{path}: no data class for {abbreviate(missing)}")
     return np.array([wanted.index(mapping[name]) for name in own])
 
 
-def few(names: Sequence[str]) -> str:
+def abbreviate(names: Sequence[str]) -> str:
     """The first of many names, for a message."""
     return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")

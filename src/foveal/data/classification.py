@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError, InputError
-from ..imaging import read_image
+from ..images.reading import read_image
 from ..info import Labels
 from .layout import (
     FILE,

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
-from ..imaging import read_image
+from ..images.reading import read_image
+from ..images.regions import mask_tools
 from ..info import IGNORE, Labels
-from ..regions import mask_tools
 from .layout import SPLIT_NAMES, Problem
 
 Kind = Literal["panoptic", "instances"]

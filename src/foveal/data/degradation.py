@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from .super_resolution import bicubic_downscale
+from ..images.resampling import bicubic_downscale
 
 
 def degraded(

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError, nearest
-from ..imaging import read_image, read_mask
+from ..images.reading import read_image, read_mask
 from . import coco
 from .layout import (
     ALL,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
-from ..imaging import read_image, read_mask
+from ..images.reading import read_image, read_mask
 from ..info import IGNORE
 from .layout import FILE
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
-from ..imaging import read_image
+from ..images.reading import read_image
 from ..info import Labels
 from .layout import describe, raise_first, resolve_split
 from .masks import MaskReader

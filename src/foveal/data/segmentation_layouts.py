@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, InputError, nearest
-from ..imaging import is_image, read_mask
+from ..images.reading import is_image, read_mask
 from ..info import IGNORE, Labels
 from . import coco
 from .labels import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
-from ..imaging import read_image
+from ..images.reading import read_image
 from ..info import Labels
 from .layout import ALL, describe, drawn_splits, images_in, resolve_split, subfolders
 

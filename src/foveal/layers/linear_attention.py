@@ -358,7 +358,7 @@ class MultiScaleLinearAttention(nn.Module):
             for size in scales
         )
         self.project = ConvNormAct(inner * (1 + len(scales)), out_chans or in_chans, 1, norm=norm, norm_eps=norm_eps)
-        self.elsewhere: tuple[Tensor, Tensor] | None = None  # keys and values that queries see instead of x's own
+        self.context_override: tuple[Tensor, Tensor] | None = None  # keys and values in place of those of x
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of all heads and branches, ``(B, heads * branches, H * W, head_dim)`` each."""
@@ -373,8 +373,8 @@ class MultiScaleLinearAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
         q, k, v = self.heads(x)
-        if self.elsewhere is not None:
-            k, v = self.elsewhere
+        if self.context_override is not None:
+            k, v = self.context_override
         out = linear_attention(q, k, v, eps=self.eps) if self.global_attention else v
         return self.project(out.transpose(-2, -1).reshape(b, -1, h, w))
 

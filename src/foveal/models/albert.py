@@ -27,7 +27,7 @@ from ..errors import CheckpointError, ConfigError, InputError, nearest
 from ..layers.attention import Attention
 from ..layers.mlp import Mlp
 from ..layers.sharing import SharedLayers
-from ..registry import Family, LanguageBackbone, Published, Variant, register
+from .registry import Family, LanguageBackbone, Published, Variant, register
 
 #: Activations by their names in a config.json.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.conv import make_divisible, set_convention
-from ..registry import Family, Published, register
 from .mobilenet import SETTINGS, SYMMETRIC, TENSORFLOW, Config, Stage, convert_by_position, expanded, variants_of
+from .registry import Family, Published, register
 
 #: Stages of B0, from which all others are scaled; the stem has 32 channels, the head 1280.
 STAGES = (

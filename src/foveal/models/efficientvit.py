@@ -32,7 +32,7 @@ from ..layers.conv import (
 )
 from ..layers.linear_attention import MultiScaleLinearAttention
 from ..layers.resample import check_min_size
-from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register, variants
+from .registry import Backbone, Family, FeatureInfo, Published, Variant, register, variants
 
 _GELU = partial(nn.GELU, approximate="tanh")
 

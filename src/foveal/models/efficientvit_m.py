@@ -31,7 +31,7 @@ from ..layers.cascaded_attention import CascadedGroupAttention
 from ..layers.conv import ConvNormAct, InvertedResidual, SqueezeExcite
 from ..layers.linear import NormLinear
 from ..layers.resample import check_min_size
-from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 
 _WINDOWS = (7, 7, 4)  # min(7, map) at 224 pixels, where the maps are 14, 7 and 4
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..layers.attention import LinformerAttention, Sharing, linformer_projection
 from ..layers.mlp import Mlp
-from ..registry import Family, LanguageBackbone, Variant, register
+from .registry import Family, LanguageBackbone, Variant, register
 
 
 class LinformerBlock(nn.Module):

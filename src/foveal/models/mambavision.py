@@ -31,7 +31,7 @@ from ..layers.mlp import Mlp
 from ..layers.resample import check_min_size
 from ..layers.scan import selective_scan
 from ..layers.windows import Windows, to_map
-from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 
 WHOLE = "whole"  #: as ``window_size``: one window, the map itself
 

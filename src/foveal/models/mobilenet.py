@@ -34,7 +34,7 @@ from ..layers.conv import (
     set_convention,
 )
 from ..layers.resample import check_min_size
-from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 
 _Act = Callable[[], nn.Module]
 

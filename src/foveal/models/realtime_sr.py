@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..layers.conv import ConvNormAct
 from ..layers.reparam import RepConv
 from ..layers.resample import check_min_size
-from ..registry import Backbone, Family, FeatureInfo, Variant, register
+from .registry import Backbone, Family, FeatureInfo, Variant, register
 
 WIDTH, DEPTH = 32, 6
 

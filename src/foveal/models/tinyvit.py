@@ -24,7 +24,7 @@ from ..layers.conv import ConvNormAct
 from ..layers.mlp import Mlp
 from ..layers.resample import check_min_size
 from ..layers.windows import Windows, to_map
-from ..registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from ..layers.linear_attention import LinearSelfAttention
 from ..layers.mlp import Mlp
 from ..layers.resample import check_min_size
 from ..layers.sharing import SharedLayers
-from ..registry import Backbone, Family, FeatureInfo, Variant, register
+from .registry import Backbone, Family, FeatureInfo, Variant, register
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..registry import Backbone
+from ..models.registry import Backbone
 
 
 class ClassificationModel(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..registry import LanguageBackbone
+from ..models.registry import LanguageBackbone
 
 
 class LanguageModel(nn.Module):

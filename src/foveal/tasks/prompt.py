@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..images.sam_frame import FRAME
 from ..layers.conv import Activation, FusedInvertedResidual, LayerNorm2d, set_convention
-from ..mask_results import FRAME
-from ..registry import Backbone, FeatureInfo
+from ..models.registry import Backbone, FeatureInfo
 from .mask_decoder import EMBED_DIM, MaskDecoder
 from .segment import SegmentationHead
 

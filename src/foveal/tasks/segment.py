@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layers.conv import Activation, ConvNormAct, InvertedResidual
 from ..layers.resample import BicubicUpsample, ceil_div, check_min_size, pad_to_multiple
-from ..registry import Backbone, FeatureInfo
+from ..models.registry import Backbone, FeatureInfo
 
 #: The head for backbones that have no published one: EfficientViT-B1's.
 DEFAULT_HEAD = {"width": 64, "depth": 3, "expand_ratio": 4, "final_expand": 4, "act": nn.Hardswish, "num_classes": 19}

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.resample import BicubicUpsample, check_min_size
-from ..registry import Backbone
+from ..models.registry import Backbone
 
 SCALES = (1, 2, 3, 4)
 DEFAULT_SCALE = 2

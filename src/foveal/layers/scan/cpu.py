@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DependencyError, InputError
-from ...files import written_whole
+from ...files import atomic_write
 
 SOURCE = Path(__file__).with_name("scan.cpp")
 _FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
@@ -132,7 +132,7 @@ def _built() -> Path:
     path = folder / f"scan-{key}{'.dll' if sys.platform == 'win32' else '.so'}"
     if not path.exists():
         print(f"compiling the selective scan for this CPU once, into {folder}", file=sys.stderr, flush=True)
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             _run([*command, str(SOURCE), "-o", str(temporary)])
     return path
 

@@ -1,0 +1,61 @@
+"""The verb ``convert``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from ..errors import ConfigError
+
+
+def convert(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    half: bool = False,
+    tag: str = "",
+    licence: str = "",
+    max_side: int | None = None,
+    mask_thresholds: tuple[float, float] | None = None,
+) -> int:
+    """Read any published checkpoint and write it as a Foveal safetensors file; the description goes inside.
+
+    Parameters
+    ----------
+    source
+        Checkpoint or training run.
+    target
+        File to write, ending in .safetensors.
+    half
+        Store weights in float16; norms and biases stay float32. Loading gives float32 again.
+    tag
+        Name of the data set or setting, for the description.
+    licence
+        SPDX name of the weights' licence, for the description; default: what the source says.
+    max_side
+        Shrink larger images to this many pixels on their longer side, for weights that have only seen small ones.
+    mask_thresholds
+        Promptable models: predicted IoU and stability above which a mask of everything is kept; default: SAM's.
+    """
+    from .. import load_model
+    from ..info import info_of
+    from ..weights.checkpoints import save_checkpoint
+
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"{target}: the new file must end in .safetensors")
+    model = load_model(source)
+    info = info_of(model)
+    info = info.replace(tag=tag or info.tag, licence=licence or info.licence)
+    if max_side is not None:
+        info = info.replace(preprocess=dataclasses.replace(info.preprocess, max_side=max_side))
+    if mask_thresholds is not None:
+        if info.task != "prompt" or not all(0 <= value <= 1 for value in mask_thresholds):
+            raise ConfigError(f"--mask-thresholds {mask_thresholds}: two numbers of 0 to 1, for promptable models")
+        info = info.replace(mask_thresholds=mask_thresholds)
+    state = model.state_dict()
+    if half:
+        state = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in state.items()}
+    save_checkpoint(target, state, info)
+    print(f"{source} is {info.model} for {info.task}; written as {target}")
+    return 0

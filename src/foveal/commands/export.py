@@ -1,0 +1,34 @@
+"""The verb ``export``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from .console import Json, print_json
+
+
+def export(
+    ref: str, /, *, to: str = "onnx", output: Path | None = None, upsample: bool = False, json: Json = False
+) -> int:
+    """Write a model as a file that runs without torch, checked against the model at several sizes.
+
+    Parameters
+    ----------
+    ref
+        Bundled name, checkpoint or training run.
+    to
+        Format: onnx.
+    output
+        File to write; default: the reference's name beside the current folder.
+    upsample
+        Segmentation: put the upsampling to the image's size into the graph.
+    """
+    from .. import export as export_model
+
+    report = export_model(ref, to=to, output=output, upsample=upsample)
+    if json:
+        print_json({k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(report).items()})
+    else:
+        print(report)
+    return 0

@@ -1,0 +1,123 @@
+"""The published ways to evaluate on public data sets: sizes and interpolation, so that published figures come out.
+
+Both are those of EfficientViT (Cai et al., ICCV 2023, arXiv 2205.14756): whole images one by one, one scale, no flip;
+the image resized by cubic convolution without smoothing, the logits upsampled bicubically from the network's stride to
+the label's size, then the argmax. Labels, class ids and what is ignored are the data set's part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, nearest
+from ..images.resampling import cubic_samples, resize_cubic
+from ..info import Labels
+from ..prediction.onnx_runner import OnnxRunner
+from ..prediction.predictor import Predictor
+
+_BAND = 16  # rows of logits at full size that are held at a time
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How one data set is evaluated in publications.
+
+    Attributes:
+        name: of the data set.
+        num_classes: that it is evaluated on.
+        split: that figures are published for.
+        input_size: (H, W) of an image -> (H, W) of the network's input.
+    """
+
+    name: str
+    num_classes: int
+    split: str
+    input_size: Callable[[int, int], tuple[int, int]]
+
+    def check(self, labels: Labels) -> None:
+        """Refuse data that is not the protocol's.
+
+        Raises:
+            ConfigError: another number of classes.
+        """
+        if len(labels.names) != self.num_classes:
+            raise ConfigError(
+                f"protocol {self.name!r} is for data with its {self.num_classes} classes, "
+                f"this has {len(labels.names)}: use 'plain'"
+            )
+
+    def prepared(self, predictor: Predictor) -> Predictor:
+        """The predictor without resizing of its own.
+
+        Raises:
+            ConfigError: an exported file that upsamples by itself, which it does bilinearly.
+        """
+        if isinstance(predictor.runner, OnnxRunner) and predictor.info.output_stride == 1:
+            raise ConfigError(
+                f"protocol {self.name!r} upsamples the logits bicubically, this file does it by itself, "
+                "bilinearly: export without --upsample"
+            )
+        own = dataclasses.replace(predictor.info.preprocess, size=None, max_side=None, crop_ratio=0.0)
+        return Predictor(predictor.runner, predictor.info.replace(preprocess=own), predictor.runtime)
+
+    def mask(self, predictor: Predictor, image: NDArray[np.uint8]) -> NDArray[np.integer]:
+        """Class of every pixel, ``(H, W)``, of an ``(H, W, 3)`` image by a :meth:`prepared` predictor."""
+        height, width = image.shape[:2]
+        size = self.input_size(height, width)
+        if size != (height, width):
+            resized = resize_cubic(resize_cubic(image, size[1], axis=1), size[0], axis=0)
+            image = np.clip(np.rint(resized), 0, 255).astype(np.uint8)
+        return bicubic_argmax(predictor.segment(image).logits, (height, width))
+
+
+def bicubic_argmax(logits: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.integer]:
+    """Argmax over the classes of ``(C, h, w)`` logits upsampled bicubically to ``size`` (H, W).
+
+    In bands of rows: 150 classes of a large photograph do not fit into memory at once.
+    """
+    wide = resize_cubic(logits, size[1], axis=2)
+    scale = logits.shape[1] / size[0]
+    mask = np.empty(size, np.uint8 if len(logits) <= 256 else np.int32)
+    for top in range(0, size[0], _BAND):
+        rows = np.arange(top, min(top + _BAND, size[0]))
+        mask[rows] = cubic_samples(wide, (rows + 0.5) * scale - 0.5, axis=1).argmax(0)
+    return mask
+
+
+def _cityscapes_size(height: int, width: int) -> tuple[int, int]:
+    return 1024, 2048
+
+
+def _ade20k_size(height: int, width: int) -> tuple[int, int]:
+    """Short side 512, the long one rounded up to a multiple of 32: the aspect is kept only nearly."""
+    if height < width:
+        return 512, -(-width * 512 // (height * 32)) * 32
+    return -(-height * 512 // (width * 32)) * 32, 512
+
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("cityscapes", 19, "val", _cityscapes_size),
+        Protocol("ade20k", 150, "val", _ade20k_size),
+    )
+}
+PLAIN = "plain"
+
+
+def find_protocol(name: str) -> Protocol | None:
+    """The protocol of that name; ``None`` for "plain", the predictor as it is.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name == PLAIN:
+        return None
+    if name not in PROTOCOLS:
+        raise ConfigError(f"unknown protocol {name!r}{nearest(name, (PLAIN, *PROTOCOLS))}")
+    return PROTOCOLS[name]

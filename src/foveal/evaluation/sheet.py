@@ -1,0 +1,65 @@
+"""A sheet of images beside their labels and predictions, for the eye."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from ..images.colours import colour_table, printable
+from ..info import Labels
+
+_MAX_WIDTH = 640  # of one picture, in pixels
+_LINE, _GAP = 18, 4
+_INK, _PAPER = (20, 20, 20), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row.
+
+    Attributes:
+        title: printed above.
+        image: ``(H, W, 3)`` uint8.
+        target: class ids ``(H, W)``, 255 = ignore, drawn black.
+        predicted: class ids ``(H, W)``.
+    """
+
+    title: str
+    image: NDArray[np.uint8]
+    target: NDArray[np.uint8]
+    predicted: NDArray[np.integer]
+
+
+def sample_sheet(samples: Sequence[Sample], labels: Labels) -> Image.Image:
+    """Draw image, truth and prediction side by side, one sample below the other; wide images are shrunk."""
+    colours = colour_table(labels)
+    rows = [_row(sample, colours) for sample in samples]
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), _PAPER)
+    top = 0
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    return sheet
+
+
+def _row(sample: Sample, colours: NDArray[np.uint8]) -> Image.Image:
+    height, width = sample.target.shape
+    shown = min(width, _MAX_WIDTH)
+    size = (shown, max(1, round(height * shown / width)))
+    pictures = (
+        ("image", Image.fromarray(sample.image).resize(size, Image.Resampling.BOX)),
+        ("truth", Image.fromarray(colours[sample.target]).resize(size, Image.Resampling.NEAREST)),
+        ("prediction", Image.fromarray(colours[sample.predicted]).resize(size, Image.Resampling.NEAREST)),
+    )
+    row = Image.new("RGB", (3 * shown + 2 * _GAP, size[1] + 2 * _LINE + _GAP), _PAPER)
+    pen = ImageDraw.Draw(row)
+    pen.text((2, 2), printable(sample.title), fill=_INK)
+    for column, (name, picture) in enumerate(pictures):
+        left = column * (shown + _GAP)
+        pen.text((left + 2, _LINE + 2), name, fill=_INK)
+        row.paste(picture, (left, 2 * _LINE))
+    return row

@@ -1,0 +1,1 @@
+"""Build models: by name, from a state dict, from a reference."""

@@ -1,0 +1,185 @@
+"""Models as folders that anybody can load, here or on the hub: weights, description, card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from ..errors import ConfigError, InputError
+from ..files import atomic_write
+from ..info import ModelInfo, info_of
+from ..weights import hub
+from ..weights.checkpoints import save_checkpoint
+from ..weights.references import SAVED
+from .load_model import load_model
+
+#: Names that the hub gives to our tasks.
+_PIPELINES = {
+    "classify": "image-classification",
+    "segment": "image-segmentation",
+    "features": "image-feature-extraction",
+    "language": "fill-mask",
+}
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    licence: str = "",
+    metrics: Mapping[str, float] | None = None,
+    data: str = "",
+) -> Path:
+    """Write ``model`` as a folder: ``model.safetensors``, ``config.json`` and a model card, ``README.md``.
+
+    The description that counts is inside ``model.safetensors``; ``config.json`` repeats it for people and notes the
+    file's sha256, which loading checks. A README.md that is there already stays.
+
+    Args:
+        model: a model of ``create_model``, ``load_model`` or ``from_pretrained``.
+        folder: made where it does not exist.
+        licence: SPDX name of the weights' licence; default: the one the model came with.
+        metrics: figures for the card, such as ``{"mIoU": 58.45}``.
+        data: data set, split and size that the figures are for, such as "CamVid test, 480x360".
+
+    Returns:
+        Path: ``folder``.
+
+    Raises:
+        ConfigError: a model of unknown making, figures without their data, or a figure that is no number.
+        InputError: the folder cannot be written.
+    """
+    info = info_of(model)
+    info = info.replace(licence=licence or info.licence)
+    figures = dict(metrics or {})
+    if figures and not data:
+        raise ConfigError("metrics need the data they were measured on: data='CamVid test, 480x360', say")
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise ConfigError(f"metrics: {name} is {value}, which is no figure")
+    folder = Path(folder)
+    try:  # a crash between the files must not leave new weights beside the old ones' hash
+        (folder / "config.json").unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}") from error
+    save_checkpoint(folder / SAVED, model.state_dict(), info)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if not (folder / "README.md").exists():
+        _write(folder / "README.md", _card(info, parameters, figures, data))
+    config = {
+        "library_name": "foveal",
+        "foveal_version": metadata.version("foveal"),
+        "foveal": dataclasses.asdict(info),
+        "sha256": {SAVED: hub.sha256_of(folder / SAVED)},
+    }
+    _write(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    return folder
+
+
+def from_pretrained(ref: str | Path, *, revision: str | None = None) -> nn.Module:
+    """Load a model from a folder of :func:`save_pretrained`, a hub id, or anything else that ``load_model`` takes.
+
+    Args:
+        ref: folder, hub id (``owner/name``), or ``name.tag``.
+        revision: branch, tag or commit of the hub repository; the same as ``owner/name@revision``.
+
+    Returns:
+        nn.Module: in evaluation mode, with its ``foveal_info``.
+
+    Raises:
+        ConfigError: ``revision`` for something that is not on the hub.
+        CheckpointError: nothing there, damaged, or unreachable.
+    """
+    if revision is None:
+        return load_model(ref)
+    found = hub.parse(f"{ref}@{revision}", SAVED)
+    if found is None or Path(ref).exists():
+        raise ConfigError(f"{ref}: revision={revision!r} is for a hub id (owner/name)")
+    return load_model(f"{ref}@{revision}")
+
+
+def push_to_hub(
+    model: nn.Module,
+    repo: str,
+    *,
+    licence: str = "",
+    metrics: Mapping[str, float] | None = None,
+    data: str = "",
+    private: bool = False,
+    revision: str | None = None,
+) -> str:
+    """Send what :func:`save_pretrained` writes to a hub repository, which is made where it does not exist.
+
+    Needs a token with the right to write, as huggingface_hub finds it (``hf auth login`` or ``HF_TOKEN``).
+
+    Args:
+        repo: ``owner/name``.
+        private: for a repository that is made now: only its owner sees it.
+        revision: branch to send to; default: the main one.
+        model, licence, metrics, data: as for :func:`save_pretrained`.
+
+    Returns:
+        str: address of the commit.
+
+    Raises:
+        ConfigError: as :func:`save_pretrained`, or ``repo`` is no hub id.
+        ExportError: the hub does not answer, or refuses.
+    """
+    if (found := hub.parse(repo, SAVED)) is None or found.repo != repo:
+        raise ConfigError(f"{repo!r} is no hub id: write owner/name")
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(model, folder, licence=licence, metrics=metrics, data=data)
+        card = Path(folder, "README.md")
+        card.write_text(card.read_text(encoding="utf-8").replace(_PLACE, repo), encoding="utf-8")
+        return hub.upload(Path(folder), repo, private=private, revision=revision)
+
+
+_PLACE = "FOLDER_OR_HUB_ID"  # in a card that does not know where it will be read
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _card(info: ModelInfo, parameters: int, figures: Mapping[str, float], data: str) -> str:
+    """Model card in the hub's form: metadata in YAML, then text."""
+    name = info.ref
+    about: dict[str, Any] = {"library_name": "foveal", "tags": ["foveal", info.model]}
+    if pipeline := _PIPELINES.get(info.task):
+        about["pipeline_tag"] = pipeline
+    if info.licence:
+        about["license"] = info.licence.lower()
+    if figures:
+        result = {
+            "task": {"type": pipeline or info.task},
+            "dataset": {"name": data, "type": data},
+            "metrics": [{"type": metric, "value": float(value)} for metric, value in figures.items()],
+        }
+        about["model-index"] = [{"name": name, "results": [result]}]
+    rows = [
+        ("architecture", f"`{info.model}`, {parameters / 1e6:.2f} M parameters"),
+        ("task", info.task),
+        ("channels of the image", str(info.in_chans)),
+        ("options", ", ".join(f"{key}={value}" for key, value in info.options.items()) or "default"),
+        ("classes", ", ".join(info.labels.names) or str(info.num_classes)),
+        ("licence of the weights", info.licence or "not stated"),
+    ]
+    lines = ["---", yaml.safe_dump(about, sort_keys=False, allow_unicode=True).rstrip(), "---", "", f"# {name}", ""]
+    lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""]
+    if figures:
+        lines += [f"| {data} | |", "|---|---|", *(f"| {metric} | {value} |" for metric, value in figures.items()), ""]
+    use = [f'model = foveal.from_pretrained("{_PLACE}")  # an nn.Module']
+    if info.task not in ("features", "language") and info.in_chans == 3:
+        use.append(f'result = foveal.load("{_PLACE}")("image.jpg")')
+    lines += ["```python", "import foveal", "", *use, "```", ""]
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Read, prepare, resample, write and draw images."""

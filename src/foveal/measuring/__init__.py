@@ -1,0 +1,1 @@
+"""Measure models: latency, memory, parameters, multiply-accumulates."""

@@ -1,0 +1,45 @@
+"""The textbook's comparisons, measured here: networks, kinds of attention, compound scaling.
+
+Each preset gives a report with ``table()``, ``notes()``, ``to_dict()`` and ``draw(path)``. Times are of networks and
+layers alone, in float32 on the CPU, and candidates take turns as in :mod:`foveal.measuring.benchmark`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from ...errors import ConfigError, nearest
+from .architectures import ArchitectureReport, architectures
+from .attention import AttentionReport, attention
+from .scaling import ScalingReport, scaling
+
+Report = ArchitectureReport | AttentionReport | ScalingReport
+PRESETS: dict[str, Callable[..., Report]] = {
+    "architectures": architectures,
+    "attention": attention,
+    "scaling": scaling,
+}
+
+
+def bench_preset(name: str, **options: Any) -> Report:
+    """Make one of the comparisons: :func:`architectures`, :func:`attention` or :func:`scaling`.
+
+    Args:
+        name: of the preset.
+        **options: of that function, such as ``rounds=5`` and ``threads=1``.
+
+    Returns:
+        A report with ``table()``, ``notes()``, ``to_dict()`` and ``draw(path)``.
+
+    Raises:
+        ConfigError: an unknown preset or option; the message has the nearest valid one.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}{nearest(name, PRESETS)}")
+    valid = inspect.signature(PRESETS[name]).parameters
+    for option in options:
+        if option not in valid:
+            raise ConfigError(f"preset {name} has no option {option!r}{nearest(option, valid)}")
+    return PRESETS[name](**options)

@@ -1,0 +1,233 @@
+"""What promptable models return: masks at the image's own size, with the pictures and files one wants next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypedDict, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..errors import InputError
+from ..files import atomic_write
+from ..images import regions
+from ..images.colours import distinct_colours
+from ..images.sam_frame import at_image_size
+from ..images.writing import save_picture
+
+
+@dataclass(frozen=True)
+class MaskResult:
+    """Answers to one prompt, or to P of them; each has M masks, 3 for an ambiguous prompt (part, whole, more), else 1.
+
+    Attributes:
+        low_res: mask logits as the network gives them, ``(P, M, 256, 256)`` float32; ``prompt(masks=)`` takes them.
+        iou: how well each mask fits, as the network expects: ``(M,)``, of P prompts ``(P, M)``.
+        size: (H, W) of the image.
+        image: the image, ``(H, W, 3)`` uint8; ``None`` where an embedding came out of a file.
+    """
+
+    low_res: NDArray[np.float32] = field(repr=False)
+    iou: NDArray[np.float32]
+    size: tuple[int, int]
+    image: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    @property
+    def many(self) -> bool:
+        """Whether P prompts were given, not one."""
+        return self.iou.ndim == 2
+
+    @cached_property
+    def logits(self) -> NDArray[np.float32]:
+        """Mask logits at the image's size, ``(M, H, W)``, of P prompts ``(P, M, H, W)``; inside is above 0."""
+        found = at_image_size(self.low_res, self.size)
+        return found if self.many else found[0]
+
+    @cached_property
+    def masks(self) -> NDArray[np.bool_]:
+        """``(M, H, W)``, of P prompts ``(P, M, H, W)``."""
+        found = np.empty((*self.low_res.shape[:2], *self.size), bool)
+        for into, low_res in zip(found, self.low_res, strict=True):  # the logits of all would be four times as large
+            np.greater(at_image_size(low_res, self.size), 0, out=into)
+        return found if self.many else found[0]
+
+    @cached_property
+    def best(self) -> NDArray[np.bool_]:
+        """The mask with the highest :attr:`iou`: ``(H, W)``, of P prompts ``(P, H, W)``."""
+        choice = self.iou.reshape(len(self.low_res), -1).argmax(1)
+        found = np.stack([at_image_size(low[i], self.size) > 0 for low, i in zip(self.low_res, choice, strict=True)])
+        return found if self.many else found[0]
+
+    def overlay(self, alpha: float = 0.5) -> Image.Image:
+        """The image with the best masks in colours, their outlines and expected IoU."""
+        if self.image is None:
+            raise InputError("this embedding came out of a file, without its image: lay result.best over the image")
+        best = self.best if self.many else self.best[None]
+        return draw_masks(self.image, best, self.iou.reshape(len(best), -1).max(1), alpha)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the best mask as a PNG: 255 inside; of P prompts the number of the last one that holds the pixel, 1..P.
+
+        Raises:
+            InputError: another suffix, more than 255 prompts, or the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise InputError(f"{path}: masks survive in .png files only")
+        if len(self.low_res) > 255:
+            raise InputError(f"{path}: a mask holds 255 objects, these are {len(self.low_res)}")
+        numbers = np.zeros(self.size, np.uint8)
+        for number, mask in enumerate(self.best if self.many else self.best[None], start=1):
+            numbers[mask] = number if self.many else 255
+        save_picture(Image.fromarray(numbers), path)
+        return path
+
+
+class Record(TypedDict):
+    """One mask as SAM's generator of automatic masks returns it.
+
+    Attributes:
+        segmentation: ``(H, W)`` bool, or COCO's run-length encoding.
+        area: pixels.
+        bbox: x, y, width, height, from the first to the last pixel: as SAM counts, one pixel has width 0.
+        predicted_iou: how well the mask fits, as the network expects.
+        point_coords: the prompt, x and y in the image.
+        stability_score: IoU of the masks cut at two logits.
+        crop_box: x, y, width, height of the crop in which it was found.
+    """
+
+    segmentation: NDArray[np.bool_] | dict[str, Any]
+    area: int
+    bbox: list[int]
+    predicted_iou: float
+    point_coords: list[list[float]]
+    stability_score: float
+    crop_box: list[int]
+
+
+@dataclass(frozen=True)
+class EverythingResult(Sequence[Record]):
+    """All masks that were found in one image; a sequence of their records, the surest first.
+
+    Attributes:
+        records: one for each mask, see :class:`Record`.
+        size: (H, W) of the image.
+        image: the image, ``(H, W, 3)`` uint8.
+        prompts: how many prompts the decoder answered.
+    """
+
+    records: list[Record]
+    size: tuple[int, int]
+    image: NDArray[np.uint8] = field(repr=False)
+    prompts: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        return self.records[index]
+
+    def overlay(self, alpha: float = 0.5) -> Image.Image:
+        """The image with all masks in colours, small ones over large ones, their outlines and expected IoU."""
+        order = sorted(self.records, key=lambda record: -record["area"])
+        scores = np.array([record["predicted_iou"] for record in order])
+        return draw_masks(self.image, (_mask(record) for record in order), scores, alpha)
+
+    def save(self, path: str | Path, file_name: str = "") -> Path:
+        """Write the masks as COCO's JSON: one image, one category, "object"; masks as run-length encodings.
+
+        Args:
+            path: of the .json file.
+            file_name: of the image, for the JSON.
+
+        Raises:
+            InputError: another suffix, or the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".json":
+            raise InputError(f"{path}: COCO's annotations are .json files")
+        height, width = self.size
+        annotations = [
+            {
+                "id": number,
+                "image_id": 1,
+                "category_id": 1,
+                "iscrowd": 0,
+                **record,
+                "segmentation": _encoded(record["segmentation"], self.size),
+            }
+            for number, record in enumerate(self.records, start=1)
+        ]
+        content = {
+            "images": [{"id": 1, "file_name": file_name, "height": height, "width": width}],
+            "categories": [{"id": 1, "name": "object"}],
+            "annotations": annotations,
+        }
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        return path
+
+
+def _encoded(segmentation: NDArray[np.bool_] | dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    if isinstance(segmentation, dict):
+        return segmentation
+    return regions.uncompressed_rle(regions.runs_of(segmentation), size)
+
+
+def _mask(record: Record) -> NDArray[np.bool_]:
+    segmentation = record["segmentation"]
+    return regions.decoded(segmentation) if isinstance(segmentation, dict) else segmentation
+
+
+def draw_masks(
+    image: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]], scores: NDArray[np.floating], alpha: float = 0.5
+) -> Image.Image:
+    """N masks ``(H, W)`` over an image, each in a colour of its own, with an outline and its score.
+
+    Raises:
+        InputError: ``alpha`` is out of 0..1.
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha={alpha}: give 0 (image only) to 1 (colours only)")
+    from PIL import ImageDraw, ImageFont
+
+    out = image.copy()
+    colours = np.asarray(distinct_colours(len(scores) + 1)[1:], np.float32)
+    width = max(1, round(max(image.shape[:2]) / 600))
+    texts: list[tuple[tuple[float, float], str]] = []
+    for mask, colour, score in zip(masks, colours, scores, strict=True):
+        if not mask.any():
+            continue
+        ((x1, y1, x2, y2),) = regions.boxes_of(mask[None])
+        part, inside = out[y1 : y2 + 1, x1 : x2 + 1], mask[y1 : y2 + 1, x1 : x2 + 1]
+        part[inside] = (part[inside] * (1 - alpha) + colour * alpha + 0.5).astype(np.uint8)
+        # At the image's own border an outline would say that the object ends there.
+        edges = ((int(y1 > 0), int(y2 + 1 < mask.shape[0])), (int(x1 > 0), int(x2 + 1 < mask.shape[1])))
+        framed = _outline(np.pad(inside, edges), width)
+        part[framed[edges[0][0] :, edges[1][0] :][: inside.shape[0], : inside.shape[1]]] = 255
+        rows, columns = np.nonzero(inside)
+        texts.append(((float(x1 + columns.mean()), float(y1 + rows.mean())), f"{score:.2f}"))
+    picture = Image.fromarray(out)
+    pen = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(10, round(max(image.shape[:2]) / 50)))
+    for at, text in texts:
+        pen.text(at, text, fill="white", stroke_fill="black", stroke_width=2, anchor="mm", font=font)
+    return picture
+
+
+def _outline(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """Pixels of the mask within ``width`` of its outside, diagonals apart."""
+    inner = mask
+    for _ in range(width):
+        padded = np.pad(inner, 1, mode="edge")
+        inner = inner & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inner

@@ -1,0 +1,135 @@
+"""Running exported files with ONNX Runtime, on numpy arrays and without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CheckpointError, InputError
+from ..info import KEY, ModelInfo, say_licence
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+PROMPT_PARTS = ("encoder", "decoder", "prompts")  #: files of an exported promptable model
+
+
+def onnx_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Open an ONNX file; ``threads=0``: as many as there are cores.
+
+    Raises:
+        CheckpointError: ONNX Runtime cannot.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    # Its threads would spin for tens of milliseconds after each run: what follows, another runtime say, gets half.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime has one exception type per cause, none of them public
+        raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
+
+
+class OnnxRunner:
+    """Run an exported file with ONNX Runtime on numpy input."""
+
+    def __init__(self, path: str | Path, threads: int = 0) -> None:
+        self.path, self.session = path, onnx_session(path, threads)
+        self.input = self.session.get_inputs()[0].name
+
+    @classmethod
+    def open(cls, path: str | Path, threads: int = 0) -> tuple[OnnxRunner, ModelInfo]:
+        """Open a file that Foveal exported, with the description inside.
+
+        Raises:
+            CheckpointError: not an ONNX file, or not one of Foveal's.
+        """
+        if not Path(path).is_file():
+            beside = prompt_part(Path(path), PROMPT_PARTS[0])
+            hint = f"; give {beside}" if beside.is_file() else ""
+            raise CheckpointError(f"no file at {path}{hint}")
+        runner = cls(path, threads)
+        text = runner.session.get_modelmeta().custom_metadata_map.get(KEY)
+        if text is None:
+            raise CheckpointError(f"{path}: no Foveal description inside; export the model with foveal export")
+        info = ModelInfo.from_json(text)
+        say_licence(path, info.licence)
+        return runner, info
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            return np.asarray(self.session.run(None, {self.input: batch})[0])
+        except Exception as error:  # out of memory, or a size that the file does not take
+            raise InputError(f"the network cannot run on {batch.shape}: {str(error).splitlines()[0]}") from error
+
+
+class OnnxPrompter:
+    """Run the three files of an exported promptable model.
+
+    Args:
+        encoder: of images.
+        path: its file, ``NAME.encoder.onnx``; the decoders are beside it.
+        info: its description.
+        threads: of each session; 0: ONNX Runtime's choice.
+
+    Raises:
+        CheckpointError: one of them is missing or cannot be used.
+    """
+
+    at_once = 16  #: prompts in one run: more need memory and gain no time
+
+    def __init__(self, encoder: OnnxRunner, path: Path, info: ModelInfo, threads: int = 0) -> None:
+        if not path.name.endswith(f".{PROMPT_PARTS[0]}.onnx"):
+            raise CheckpointError(f"{path}: only the decoder of a promptable model; give its NAME.encoder.onnx")
+        whole = path.with_name(path.name.removesuffix(f".{PROMPT_PARTS[0]}.onnx") + ".onnx")
+        decoders = [prompt_part(whole, part) for part in PROMPT_PARTS[1:]]
+        for file in decoders:
+            if not file.is_file():
+                raise CheckpointError(f"{path}: {file.name} is not beside it: export the model again")
+        self.encoder, self.encoder_id = encoder, str(info.notes.get("encoder", ""))
+        self.decoder, self.prompts = (onnx_session(file, threads) for file in decoders)
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.encoder(batch)
+
+    def decode(
+        self,
+        embedding: NDArray[np.float32],
+        coords: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        masks: NDArray[np.float32] | None,
+        least_iou: float,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See :meth:`foveal.prediction.runner.PromptRunner.decode`. All masks are drawn."""
+        kinds = labels.astype(np.float32)
+        if masks is None:
+            feed = {"image_embeddings": embedding, "point_coords": coords, "point_labels": kinds}
+            answer: Any = self.prompts.run(["low_res_masks", "iou_predictions"], feed)
+            return answer[0], answer[1]
+        found: Any = [
+            self.decoder.run(
+                ["low_res_masks", "iou_predictions"],
+                {
+                    "image_embeddings": embedding,
+                    "point_coords": coords[i : i + 1],
+                    "point_labels": kinds[i : i + 1],
+                    "mask_input": masks[i : i + 1],
+                    "has_mask_input": np.ones(1, np.float32),
+                    "orig_im_size": np.ones(2, np.float32),  # its masks at the image's size are not asked for
+                },
+            )
+            for i in range(len(coords))
+        ]
+        low_res, iou = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return low_res, iou
+
+
+def prompt_part(path: Path, part: str) -> Path:
+    """``NAME.PART.onnx`` for ``NAME.onnx``."""
+    return path.with_name(f"{path.stem}.{part}{path.suffix}")

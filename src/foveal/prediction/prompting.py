@@ -1,0 +1,238 @@
+"""Prompting: an image is encoded once, then asked for what is at points, in boxes, or under earlier masks."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InputError
+from ..files import atomic_write
+from ..images.sam_frame import LOW_RES, frame_size
+from .mask_results import MaskResult
+from .runner import PromptRunner
+
+if TYPE_CHECKING:
+    pass
+
+_CORNERS = (2, 3)  # labels of a box's left top and right bottom corner
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What a promptable model saw in one image; asking it changes nothing.
+
+    Attributes:
+        features: ``(1, 256, 64, 64)`` float32.
+        size: (H, W) of the image, in whose pixels prompts are given and masks returned.
+        model: name of what encoded it, with its tag.
+        image: ``(H, W, 3)`` uint8, ``None`` where the embedding came out of a file.
+    """
+
+    features: NDArray[np.float32] = field(repr=False)
+    size: tuple[int, int]
+    model: str
+    runner: PromptRunner = field(repr=False)
+    image: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def prompt(
+        self,
+        points: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        boxes: ArrayLike | None = None,
+        masks: ArrayLike | None = None,
+        multimask: bool = True,
+        least_iou: float = -math.inf,
+    ) -> MaskResult:
+        """Ask for one object, or for P of them at once. What is given belongs together, prompt by prompt.
+
+        Args:
+            points: x and y in pixels: ``(N, 2)``, of P prompts ``(P, N, 2)``.
+            labels: one for each point: 1 for what is wanted, 0 for what is not.
+            boxes: x1, y1, x2, y2 in pixels: ``(4,)``, of P prompts ``(P, 4)``.
+            masks: ``low_res`` of an earlier answer: ``(256, 256)``, of P prompts ``(P, 256, 256)``.
+            multimask: three masks, for prompts that may mean a part or the whole; else the one for a clear prompt.
+            least_iou: masks of a prompt none of whose three promises more than this are not wanted, and may be empty:
+                with torch that saves half of what such a prompt costs.
+
+        Raises:
+            InputError: no prompt, a wrong shape, a point outside of the image, a box without an inside.
+        """
+        named = {"points": points, "boxes": boxes, "masks": masks}
+        points, boxes, masks = (None if x is None else _numbers(x, name) for name, x in named.items())
+        given = [x is not None and np.ndim(x) > single for x, single in ((points, 2), (boxes, 1), (masks, 2))]
+        coords, kinds = self._points(points, labels)
+        corners, logits = self._boxes(boxes), _low_res(masks)
+        counts = {len(x) for x in (coords, corners, logits) if x is not None}
+        if not counts:
+            raise InputError("no prompt: give points with labels, boxes, or masks")
+        if len(counts) > 1:
+            raise InputError(
+                f"points, boxes and masks are for {', '.join(map(str, sorted(counts)))} prompts: give one of each"
+            )
+        (count,) = counts
+        height, width = frame_size(self.size)
+        to_frame = np.array([width, height]) / self.size[::-1]
+        coords, corners = (None if places is None else places * to_frame for places in (coords, corners))
+        low_res, iou = self.decode(*decoder_prompts(count, coords, corners, kinds), logits, multimask, least_iou)
+        return MaskResult(low_res, iou if any(given) else iou[0], self.size, self.image)
+
+    def decode(
+        self,
+        tokens: NDArray[np.float32],
+        kinds: NDArray[np.int64],
+        logits: NDArray[np.float32] | None = None,
+        multimask: bool = True,
+        least_iou: float = -math.inf,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Ask P prompts in the decoder's own terms.
+
+        Args:
+            tokens: ``(P, N, 2)`` x and y in the frame, where the image's long side is 1024.
+            kinds: ``(P, N)``: 1 and 0 for points, 2 and 3 for a box's corners, -1 for none.
+            logits: ``(P, 1, 256, 256)`` masks.
+            multimask: three masks, else one.
+            least_iou: as of :meth:`prompt`.
+
+        Returns:
+            Logits ``(P, M, 256, 256)`` and predicted IoU ``(P, M)``.
+        """
+        chosen = slice(1, None) if multimask else slice(0, 1)
+        found = []
+        for start in range(0, len(tokens), self.runner.at_once):
+            part = slice(start, start + self.runner.at_once)
+            asked = None if logits is None else logits[part]
+            low_res, iou = self.runner.decode(self.features, tokens[part], kinds[part], asked, least_iou)
+            found.append((low_res[:, chosen], iou[:, chosen]))
+        low_res, iou = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return low_res, iou
+
+    def _points(
+        self, points: ArrayLike | None, labels: ArrayLike | None
+    ) -> tuple[NDArray[np.float64] | None, NDArray[np.int64] | None]:
+        """``(P, N, 2)`` and ``(P, N)``."""
+        if points is None and labels is None:
+            return None, None
+        if points is None or labels is None:
+            missing = "labels (1 wanted, 0 not) for the points" if labels is None else "points for the labels"
+            raise InputError(f"{missing} are missing: one of each")
+        coords, kinds = _numbers(points, "points"), _numbers(labels, "labels")
+        if coords.ndim not in (2, 3) or coords.shape[-1] != 2 or not coords.size:
+            raise InputError(f"points {coords.shape}: give x and y of each, (N, 2) or (P, N, 2)")
+        if kinds.shape != coords.shape[:-1]:
+            raise InputError(f"labels {kinds.shape} for points {coords.shape}: give one for each point")
+        if not np.isin(kinds, (0, 1)).all():
+            raise InputError("labels: 1 for a point on what is wanted, 0 for one on what is not")
+        height, width = self.size
+        outside = (coords < 0).any(-1) | (coords > (width, height)).any(-1)
+        if outside.any():
+            x, y = coords[outside][0]
+            raise InputError(f"point {x:g},{y:g} is outside of the image of {width}x{height} pixels (x,y)")
+        return coords.reshape(-1, *coords.shape[-2:]), kinds.astype(np.int64).reshape(-1, kinds.shape[-1])
+
+    def _boxes(self, boxes: ArrayLike | None) -> NDArray[np.float64] | None:
+        """Corners, ``(P, 2, 2)``."""
+        if boxes is None:
+            return None
+        found = _numbers(boxes, "boxes")
+        if found.ndim not in (1, 2) or found.shape[-1] != 4 or not found.size:
+            raise InputError(f"boxes {found.shape}: give x1, y1, x2, y2 of each, (4,) or (P, 4)")
+        height, width = self.size
+        for x1, y1, x2, y2 in found.reshape(-1, 4):
+            text = f"box {x1:g},{y1:g},{x2:g},{y2:g}"
+            if x1 >= x2 or y1 >= y2:
+                raise InputError(f"{text}: give the left top corner, then the right bottom one (x1,y1,x2,y2)")
+            if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+                raise InputError(f"{text} is outside of the image of {width}x{height} pixels")
+        return found.reshape(-1, 2, 2)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the embedding as .npz, for :meth:`Predictor.open_embedding`; the image does not go with it.
+
+        Raises:
+            InputError: another suffix, or the file cannot be written.
+        """
+        path = Path(path)
+        if path.suffix != ".npz":
+            raise InputError(f"{path}: embeddings are .npz files")
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            model, encoder = np.array(self.model), np.array(self.runner.encoder_id)
+            np.savez(file, features=self.features, size=np.array(self.size), model=model, encoder=encoder)
+        return path
+
+
+def decoder_prompts(
+    count: int,
+    points: NDArray[np.floating] | None,
+    corners: NDArray[np.floating] | None,
+    labels: NDArray[np.int64] | None,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """``count`` prompts in the decoder's own terms, see :meth:`Embedding.decode`.
+
+    Args:
+        count: of the prompts.
+        points: ``(count, N, 2)`` x and y in the frame.
+        corners: ``(count, 2, 2)`` a box's, in the frame.
+        labels: ``(count, N)`` 1 and 0, of the points.
+    """
+    if points is None or labels is None:
+        places, kinds = np.zeros((count, 0, 2)), np.zeros((count, 0), np.int64)
+    else:
+        places, kinds = points, labels
+    if corners is not None:
+        places, kinds = np.concatenate([places, corners], 1), np.concatenate([kinds, [_CORNERS] * count], 1)
+    elif points is not None:  # SAM's sign that no box follows
+        places, kinds = np.pad(places, ((0, 0), (0, 1), (0, 0))), np.pad(kinds, ((0, 0), (0, 1)), constant_values=-1)
+    return places.astype(np.float32), kinds.astype(np.int64)
+
+
+def open_embedding(path: str | Path, model: str, runner: PromptRunner) -> Embedding:
+    """Read what :meth:`Embedding.save` wrote.
+
+    Raises:
+        InputError: no such file, another one, or of another model.
+    """
+    try:
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as found:
+            features, size, by = found["features"], found["size"], str(found["model"])
+            encoder = str(found["encoder"]) if "encoder" in found else ""
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: not an embedding that Foveal saved, or damaged") from error
+    if by != model:
+        raise InputError(f"{path}: an embedding of {by}, not of {model}: encode the image again")
+    if encoder and runner.encoder_id and encoder != runner.encoder_id:
+        raise InputError(f"{path}: an embedding of {by} with other weights: encode the image again")
+    if features.shape != (1, 256, 64, 64) or features.dtype != np.float32 or not np.isfinite(features).all():
+        raise InputError(f"{path}: damaged, its features are not (1, 256, 64, 64) finite numbers of float32")
+    if size.shape != (2,) or size.dtype.kind not in "iu" or (size < 1).any():
+        raise InputError(f"{path}: damaged, its size is not that of an image")
+    return Embedding(features, (int(size[0]), int(size[1])), by, runner)
+
+
+def _low_res(masks: ArrayLike | None) -> NDArray[np.float32] | None:
+    """``(P, 1, 256, 256)``."""
+    if masks is None:
+        return None
+    found = _numbers(masks, "masks")
+    if found.ndim not in (2, 3) or found.shape[-2:] != (LOW_RES, LOW_RES) or not found.size:
+        raise InputError(
+            f"masks {found.shape}: give low_res of an earlier answer, for one prompt ({LOW_RES}, {LOW_RES})"
+        )
+    return found.reshape(-1, 1, LOW_RES, LOW_RES).astype(np.float32)
+
+
+def _numbers(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    try:
+        found = np.asarray(values, np.float64)
+    except (TypeError, ValueError, RuntimeError):  # the last from tensors that cannot be arrays
+        raise InputError(f"{name}: give numbers, as many for each prompt") from None
+    if not np.isfinite(found).all():
+        raise InputError(f"{name}: not all of them are finite numbers")
+    return found

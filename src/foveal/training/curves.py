@@ -1,0 +1,38 @@
+"""The learning curves of a run as a picture: loss, learning rate, and the validation figure where it was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..images.figures import new_figure, write_figure
+
+
+def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric: str = "miou") -> None:
+    """Draw a run's log.
+
+    Args:
+        lines: one mapping per epoch, with ``epoch``, ``loss``, ``lr`` and, where it was taken, ``metric`` (0..1, but
+            PSNR in dB).
+        picture: PNG file to write.
+        metric: validation figure.
+
+    Raises:
+        DependencyError: matplotlib is missing.
+    """
+    lines = [line for line in lines if "epoch" in line]
+    epochs = [line["epoch"] for line in lines]
+    figure = new_figure(9, 3.2)
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [line["loss"] for line in lines], label="training loss")
+    left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
+    unit, factor = ("dB", 1) if metric == "psnr" else ("%", 100)
+    scored = [(line["epoch"], factor * line[metric]) for line in lines if metric in line]
+    if scored:
+        twin = left.twinx()
+        twin.plot(*zip(*scored, strict=True), color="tab:green", marker=".")
+        twin.set(ylabel=f"{metric}, {unit}")
+    right.plot(epochs, [line["lr"] for line in lines], color="tab:orange")
+    right.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    write_figure(figure, picture)

@@ -1,0 +1,70 @@
+"""Averaged weights: what a run evaluates and saves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from .distributed import local, spread_like, whole
+
+
+class Averaged:
+    """Exponential moving average of a model's parameters and buffers, sharded where they are.
+
+    The decay rises from 0.1 to ``decay``, so that the random start is soon forgotten; with 0 it is the model itself.
+
+    Args:
+        model: what is averaged; its keys are those of ``outline``.
+        outline: the same model without values, see :func:`meta_copy`.
+        decay: share of the average that stays, 0..1.
+    """
+
+    def __init__(self, model: nn.Module, outline: nn.Module, decay: float) -> None:
+        self.current, self.outline, self.decay = model, outline, decay
+        self.count = 0
+        self.values = {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the model as it is now."""
+        pairs = [(local(value), local(self.values[key])) for key, value in self.current.state_dict().items()]
+        kept = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        floats = [(now, mean) for now, mean in pairs if mean.is_floating_point()]
+        torch._foreach_lerp_([mean for _, mean in floats], [now for now, _ in floats], 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
+        for now, mean in pairs:
+            if not mean.is_floating_point():
+                mean.copy_(now)
+        self.count += 1
+
+    def model(self, device: torch.device) -> nn.Module:
+        """A model of its own with the averaged values, whole in every process: all of them must call this."""
+        model = copy.deepcopy(self.outline)
+        model.load_state_dict({key: whole(value).clone() for key, value in self.values.items()}, assign=True)
+        return model.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keys as those of torch's AveragedModel."""
+        return {"n_averaged": torch.tensor(self.count)} | {f"module.{key}": v for key, v in self.values.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take whole tensors.
+
+        Raises:
+            KeyError: a value is missing.
+        """
+        self.count = int(state["n_averaged"])
+        for key, value in self.values.items():
+            value.copy_(spread_like(state[f"module.{key}"], value))
+
+
+def meta_copy(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose parameters have shapes and no values."""
+    empty: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, empty)

@@ -1,0 +1,136 @@
+"""Train semantic segmentation: paired augmentation, losses, mIoU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..data.class_map import read_class_map
+from ..data.segmentation import class_counts, median_frequency_weights
+from ..data.transforms import SegmentAugment
+from ..errors import ConfigError
+from ..evaluation.metrics import SegmentScores, confusion_matrix
+from ..factory.load_model import load_model
+from ..images.preparing import prepare
+from ..info import IGNORE, Preprocess, info_of
+from ..layers.resample import ceil_div
+from ..prediction.predictor import Predictor
+from ..progress import Progress
+from ..tasks.segment import SegmentationModel
+from .cache import Cached
+from .config import TrainConfig
+from .job import _opened
+from .losses import SegmentationLoss
+
+
+class SegmentJob:
+    """Semantic segmentation: paired augmentation, :class:`~foveal.training.losses.SegmentationLoss`, mIoU.
+
+    The data set is decoded once and stays in memory, four bytes per pixel, up to ``config.cache_gib``.
+    """
+
+    def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
+        self.config = config
+        self.data, self.held_out = _opened(root, config, "segment")
+        self.labels, self.validation = self.data.labels, len(self.held_out or ())
+        self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
+        pixels, present = class_counts([mask for _, mask in self.read.readable()], len(self.labels.names))
+        balanced = median_frequency_weights(pixels, present)
+        if len(self.read.sampled) < len(self.data) and not balanced.all():
+            # The others may well hold these classes, and what weighs nothing is never learnt.
+            rare = [name for name, weight in zip(self.labels.names, balanced, strict=True) if not weight]
+            progress.note(f"not in the {len(self.read.sampled)} masks looked at, taken for rare: {', '.join(rare)}")
+            balanced = np.where(balanced > 0, balanced, balanced.max())
+        self.augment = SegmentAugment(
+            config.crop,
+            config.scale,
+            config.flip,
+            config.jitter,
+            config.tint,
+            config.rare_crop,
+            tuple(np.sqrt(balanced)),
+        )
+        weights = {"none": np.ones(len(balanced)), "sqrt_median": np.sqrt(balanced), "median": balanced}
+        self.class_weights = torch.tensor(weights[config.class_weights], dtype=torch.float32)
+        self.preprocess = Preprocess()
+        self.deep_supervision = config.deep_supervision
+        self.criterion = SegmentationLoss({**config.loss}, self.class_weights)
+
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+        image, mask = self.augment(*self.read[index], rng=rng)
+        return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(mask.astype(np.int64))
+
+    def trainee(self, model: nn.Module) -> nn.Module:
+        if self.config.class_map:
+            self._start_classifier(model)
+        return DeeplySupervised(model, len(self.labels.names)) if self.deep_supervision else model
+
+    def _start_classifier(self, model: nn.Module) -> None:
+        """Give each class the mean weights of those classes of ``config.weights`` that count as it."""
+        config = self.config
+        source = load_model(config.weights, config.model)
+        assert isinstance(model, SegmentationModel)
+        if not isinstance(source, SegmentationModel):
+            raise ConfigError(f"class_map: {config.weights} has no classifier of pixels to start from")
+        old, new = source.head.classifier, model.head.classifier
+        assert old.bias is not None
+        assert new.bias is not None
+        targets = read_class_map(config.class_map, info_of(source).labels.names, self.labels.names)
+        with torch.no_grad():
+            for index in np.unique(targets):
+                of_it = torch.from_numpy(targets == index)
+                new.weight[index] = old.weight[of_it].mean(0)
+                new.bias[index] = old.bias[of_it].mean(0)
+
+    def weight(self, target: Tensor) -> Tensor:
+        exact = torch.float32 if target.device.type == "mps" else torch.float64
+        per_id = F.pad(self.class_weights, (0, IGNORE + 1 - len(self.class_weights))).to(target.device, exact)
+        return per_id[target].sum()
+
+    def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        if not self.deep_supervision:
+            return self.criterion(trainee(image, upsample=False), target)
+        main, *auxiliary = trainee(image)
+        extra = torch.stack([self.criterion(logits, target) for logits in auxiliary]).mean()
+        return self.criterion(main, target) + self.deep_supervision * extra
+
+    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+        assert self.held_out is not None
+        classes = len(self.labels.names)
+        matrix = np.zeros((classes, classes), np.int64)
+        for index in indices:
+            image, target = self.held_out[index]
+            matrix += confusion_matrix(target, predictor.segment(image).mask, classes)
+        return matrix
+
+    def scores(self, counts: NDArray[np.int64]) -> SegmentScores:
+        return SegmentScores(counts, self.labels.names)
+
+
+class DeeplySupervised(nn.Module):
+    """A segmentation model with a classifier on each of the backbone's two coarsest maps, while it trains.
+
+    ``(B, in_chans, H, W)`` -> logits of the head, then of the auxiliary classifiers, each at its own stride (deep
+    supervision: arXiv 1409.5185; as auxiliary loss for segmentation, PSPNet, arXiv 1612.01105, section 3.3).
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int) -> None:
+        super().__init__()
+        assert isinstance(model, SegmentationModel)
+        self.model = model
+        self.used = model.backbone.feature_info[-2:]
+        self.classifiers = nn.ModuleList(nn.Conv2d(info.channels, num_classes, 1) for info in self.used)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = self.model.maps(x)
+        outputs = [(self.model.head(maps), self.model.stride)]
+        for classifier, info, features in zip(self.classifiers, self.used, maps[-2:], strict=True):
+            outputs.append((classifier(features), info.stride))
+        h, w = x.shape[-2:]
+        return [logits[..., : ceil_div(h, stride), : ceil_div(w, stride)] for logits, stride in outputs]

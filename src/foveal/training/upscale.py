@@ -1,0 +1,93 @@
+"""Train super-resolution and restoration: pairs of crops, pixel losses, PSNR."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..data.degradation import degraded
+from ..data.super_resolution import SuperResolutionData
+from ..data.transforms import UpscaleAugment
+from ..errors import ConfigError
+from ..evaluation.fidelity import UpscaleScores, fidelity
+from ..images.preparing import prepare
+from ..info import Labels, Preprocess
+from ..prediction.predictor import Predictor
+from ..progress import Progress
+from ..tasks import upscale
+from .cache import Cached
+from .config import TrainConfig
+
+
+class UpscaleJob:
+    """Super-resolution or, at scale 1, restoration: pairs of crops, an L1 or Charbonnier loss, PSNR of the luma."""
+
+    def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
+        self.labels, self.preprocess = Labels(), Preprocess(upscale.MEAN, upscale.STD)
+        self.scale: int = config.options.get("scale", upscale.DEFAULT_SCALE)
+        if self.scale not in upscale.SCALES:
+            raise ConfigError(f"scale={self.scale!r}: give one of {', '.join(map(str, upscale.SCALES))}")
+        late = config.late_crop if any(config.late_crop) else config.crop
+        for crop in (config.crop, late):
+            if any(side % self.scale for side in crop):
+                raise ConfigError(f"crop={list(crop)}: sides of the large image, divisible by the scale {self.scale}")
+        opened = partial(SuperResolutionData.open, root, scale=self.scale, small=not config.degradation)
+        self.data = opened(config.splits)
+        self.held_out = opened([config.val_split]) if config.val_split else None
+        if self.scale == 1 and not config.degradation and any(small is None for small, _ in self.data.pairs):
+            raise ConfigError("scale 1 repairs images: say what from, such as degradation: {noise: [5, 50]}")
+        self.degradation = config.degradation
+        self.validation = len(self.held_out or ())
+        self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
+        self.augment = UpscaleAugment(config.crop, self.scale, config.flip, {**config.degradation})
+        self.late_augment = dataclasses.replace(self.augment, crop=late)
+        self.criterion = config.pixel_loss
+
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+        augment = self.augment if done < _LATE else self.late_augment
+        small, large = augment(*self.read[index], rng=rng)
+        image, target = (torch.from_numpy(prepare(part, self.preprocess)[0]) for part in (small, large))
+        return image, target
+
+    def trainee(self, model: nn.Module) -> nn.Module:
+        return model
+
+    def weight(self, target: Tensor) -> Tensor:
+        return torch.tensor(float(target.numel()), device=target.device)
+
+    def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        error = trainee(image) - target
+        error = error.to(torch.promote_types(error.dtype, torch.float32))
+        return error.abs().mean() if self.criterion == "l1" else (error.square() + _CHARBONNIER**2).sqrt().mean()
+
+    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Images, and sums of PSNR and SSIM in millionths."""
+        assert self.held_out is not None
+        counts = np.zeros(3, np.int64)
+        for index in indices:
+            small, large = self.held_out[index]
+            if self.degradation:
+                small = degraded(large, self.scale, {**self.degradation}, np.random.default_rng(index))
+            psnr, ssim = fidelity(predictor.upscale(small).image, large, self.scale)
+            counts += (1, round(1e6 * min(psnr, _EQUAL)), round(1e6 * ssim))
+        return counts
+
+    def scores(self, counts: NDArray[np.int64]) -> UpscaleScores:
+        images, *sums = map(int, counts)
+        return UpscaleScores(images, *(total / 1e6 / images for total in sums))
+
+
+_EQUAL = 100.0  # dB that an image counts which is met to the pixel
+
+
+_CHARBONNIER = 1e-3  # where its square root bends, on the 0..1 scale of images
+
+
+_LATE = 0.75  # share of a run after which crops for upscaling have their late size

@@ -1,0 +1,1 @@
+"""Find, fetch, read and load weights."""

@@ -1,0 +1,65 @@
+"""Finding the file that a reference names, without reading it (and so without torch)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import CheckpointError, nearest
+from . import hub
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".tar")  #: of checkpoints
+SAVED = "model.safetensors"  #: weights in a folder of ``save_pretrained`` and in a hub repository
+_RUN = "best.safetensors"
+
+
+def find_file(ref: str | Path, known: Iterable[str] = ()) -> Path:
+    """Find the checkpoint that ``ref`` names: a file, one in a folder, or one in a hub repository.
+
+    Args:
+        ref: path of a file, of a training run's folder (its best checkpoint) or of a folder of ``save_pretrained``, or
+            hub id (``owner/name``, also ``hf-hub:owner/name@revision``).
+        known: valid names, for the error's hint.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if (path := find_local(ref)) is not None:
+        return path
+    if Path(ref).is_dir():
+        raise CheckpointError(f"{ref}: no {_RUN} in this folder (training run), and no {SAVED} (saved model)")
+    if Path(ref).suffix in SUFFIXES:
+        return Path(ref)
+    if wanted := hub.parse(str(ref), SAVED):
+        return hub.fetch(wanted)
+    raise CheckpointError(f"{ref}: no such file, training run or weights{nearest(str(ref), known)}")
+
+
+def find_local(ref: str | Path) -> Path | None:
+    """The checkpoint at the path ``ref`` or in the folder there, ``None`` if there is none.
+
+    Raises:
+        CheckpointError: a saved model whose weights are not the ones that were saved.
+    """
+    path = Path(ref)
+    if not path.is_dir():
+        return path if path.exists() else None
+    if (path / _RUN).exists():
+        return path / _RUN
+    if (path / SAVED).exists():
+        hub.check_sha256(path / SAVED, _saved_sha256(path / "config.json"))
+        return path / SAVED
+    return None
+
+
+def _saved_sha256(config: Path) -> str:
+    """The hash that ``save_pretrained`` noted; empty where somebody else wrote the folder."""
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{config}: cannot be read ({error})") from error
+    sha256 = found.get("sha256", {}) if isinstance(found, dict) else {}
+    return str(sha256.get(SAVED, "")) if isinstance(sha256, dict) else ""
