@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 import foveal
-from commands import here
 from foveal.data.synthetic import shapes_sample
 from foveal.images.reading import read_mask
 from foveal.training.train import TrainResult
+from helpers.commands import here
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:

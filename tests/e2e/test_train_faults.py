@@ -21,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from runs import ONE_THREAD, SETTINGS, children, furthest_weights, losses, same_weights, torchrun, wait_for
 from torch import Tensor
 
 import foveal
@@ -30,6 +29,7 @@ from foveal.training import jobs
 from foveal.training.folder import RunFolder
 from foveal.training.segment import SegmentJob
 from foveal.weights.checkpoints import read_state
+from helpers.runs import ONE_THREAD, SETTINGS, children, furthest_weights, losses, same_weights, torchrun, wait_for
 
 SAVE_EVERY_STEP = 1e-6
 

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from runs import ONE_THREAD, SETTINGS, children, furthest_weights, losses, torchrun, wait_for
 
 import foveal
 from foveal.data.synthetic import write_shapes
+from helpers.runs import ONE_THREAD, SETTINGS, children, furthest_weights, losses, torchrun, wait_for
 
 #: In float64: AdamW turns float32's rounding of a gradient near zero into a step of full size. The clipping takes
 #: place in every step, the pieces of all processes together are those of one, and the validation images come out odd.

@@ -18,7 +18,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from runs import ONE_THREAD, SETTINGS, losses, same_weights, wait_for
 
 import foveal
 from foveal import cli
@@ -28,6 +27,7 @@ from foveal.progress import Progress
 from foveal.training import cache as cached
 from foveal.training import jobs
 from foveal.training.config import TrainConfig
+from helpers.runs import ONE_THREAD, SETTINGS, losses, same_weights, wait_for
 
 
 @pytest.fixture(scope="module")

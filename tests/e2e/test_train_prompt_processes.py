@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import ONE_THREAD, furthest_weights, losses, torchrun
 
 import foveal
 from foveal.info import info_of
 from foveal.weights.checkpoints import save_checkpoint
+from helpers.runs import ONE_THREAD, furthest_weights, losses, torchrun
 
 SETTINGS = {
     "model": "mobilenetv3_small_100",

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import SETTINGS, losses, same_weights, wait_for
 
 import foveal
 from foveal.cli import main
 from foveal.data.segmentation import SegmentationData
 from foveal.data.synthetic import NAMES, write_shapes
-from tars import encoded, shard
+from helpers.runs import SETTINGS, losses, same_weights, wait_for
+from helpers.tars import encoded, shard
 
 TARS = {**SETTINGS, "epochs": 3, "shuffle_buffer": 5}
 

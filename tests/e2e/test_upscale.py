@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from commands import here
 from foveal import assets
 from foveal.evaluation.fidelity import psnr
 from foveal.factory.create import create_model
 from foveal.images.reading import read_image
 from foveal.info import info_of
 from foveal.weights.checkpoints import save_checkpoint
+from helpers.commands import here
 
 
 def cli(*arguments: object) -> subprocess.CompletedProcess[str]:

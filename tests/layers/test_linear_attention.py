@@ -1,0 +1,224 @@
+"""Linear attention: reference outputs, the matrix written out, pieces with a state, constant memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from foveal.errors import ConfigError, InputError
+from foveal.layers.linear_attention import (
+    FEATURE_MAPS,
+    LinearAttentionState,
+    LinearSelfAttention,
+    elu_plus_one,
+    linear_attention,
+    squared_relu,
+)
+from helpers import golden, golden_arch
+
+LINEAR = [name for name, case in golden.read("attention").items() if "feature" in case]
+MAPS = {**FEATURE_MAPS, "a function": lambda x: (x - 1).exp()}
+ALL = [*MAPS, "softmax"]
+
+
+def qkv(n: int, m: int, d: int, e: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((n, d), (m, d), (m, e))
+    return tuple(torch.randn(2, 3, *shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+
+
+def written_out(q: Tensor, k: Tensor, v: Tensor, feature_map: str, causal: bool, eps: float) -> Tensor:
+    """Weights as an n x m matrix."""
+    n, m = q.shape[-2], k.shape[-2]
+    seen = (torch.arange(m) <= torch.arange(n)[:, None] + m - n) if causal else torch.ones(n, m, dtype=torch.bool)
+    if feature_map == "softmax":
+        of_keys = k.unsqueeze(-3).expand(*k.shape[:-2], n, m, k.shape[-1])
+        of_keys = of_keys.masked_fill(~seen.unsqueeze(-1), -math.inf).softmax(-2)  # (..., n, m, d)
+        return (q.softmax(-1).unsqueeze(-2) * of_keys).sum(-1) @ v
+    phi = MAPS[feature_map]
+    weights = (phi(q) @ phi(k).transpose(-2, -1)).masked_fill(~seen, 0)
+    return weights / (weights.sum(-1, keepdim=True) + eps) @ v
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_equals_the_reference(name: str) -> None:
+    """ELU + 1 and ReLU, causal and not: float64, seven printed digits."""
+    case = golden.read("attention")[name]
+    *batch, n, d = case["shape"]
+    q, k = (golden_arch.raw(f"attn.{name}.{part}", (*batch, n, d)) for part in "qk")
+    v = golden_arch.raw(f"attn.{name}.v", (*batch, n, case["v_dim"]))
+    feature_map = case["feature"]
+    found = linear_attention(q, k, v, feature_map=feature_map, causal=case["causal"], eps=case["eps"])
+    assert golden_arch.difference(found, case["output"]) <= 1e-6
+
+
+def chosen(name: str) -> str | Callable[[Tensor], Tensor]:
+    return name if name in FEATURE_MAPS or name == "softmax" else MAPS[name]
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(ALL), st.integers(1, 40), st.integers(0, 40), st.integers(1, 6), st.integers(1, 6),
+    st.booleans(), st.integers(1, 50), st.integers(0, 999),
+)  # fmt: skip
+def test_equals_the_matrix_written_out(
+    name: str, n: int, earlier: int, d: int, e: int, causal: bool, chunk_size: int, seed: int
+) -> None:
+    """Every feature map, any chunk, keys before the first query too."""
+    q, k, v = qkv(n, n + earlier, d, e, seed)
+    found = linear_attention(q, k, v, feature_map=chosen(name), causal=causal, eps=1e-6, chunk_size=chunk_size)
+    assert (found - written_out(q, k, v, name, causal, 1e-6)).abs().max() <= 1e-10
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(ALL), st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 99)
+)
+def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int], chunk_size: int, seed: int) -> None:
+    """Causal, in any pieces: the same outputs and the same last state."""
+    q, k, v = qkv(sum(sizes), sum(sizes), 4, 3, seed)
+    whole, end = linear_attention(q, k, v, feature_map=chosen(name), causal=True, eps=1e-6, return_state=True)
+    outs, state = [], None
+    for piece in zip(*(x.split(sizes, dim=-2) for x in (q, k, v)), strict=True):
+        out, state = linear_attention(
+            *piece,
+            feature_map=chosen(name),
+            causal=True,
+            eps=1e-6,
+            state=state,
+            return_state=True,
+            chunk_size=chunk_size,
+        )
+        outs.append(out)
+    assert state is not None
+    assert (torch.cat(outs, dim=-2) - whole).abs().max() <= 1e-10
+    for a, b in zip(state, end, strict=True):
+        assert (a is None and b is None) or torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_keys_in_pieces_for_queries_that_see_all(name: str) -> None:
+    """Not causal: queries behind the last piece of keys see them all."""
+    q, k, v = qkv(7, 20, 4, 3)
+    state = None
+    for keys, values in zip(k.split(6, dim=-2), v.split(6, dim=-2), strict=True):
+        out, state = linear_attention(
+            q, keys, values, feature_map=chosen(name), eps=1e-6, state=state, return_state=True
+        )
+    assert (out - linear_attention(q, k, v, feature_map=chosen(name), eps=1e-6)).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("causal", [False, True])
+def test_gradients(name: str, causal: bool) -> None:
+    q, k, v = (x[0, 0].requires_grad_() for x in qkv(6, 6, 3, 2, seed=5))
+    torch.autograd.gradcheck(
+        lambda *x: linear_attention(*x, feature_map=chosen(name), causal=causal, eps=1e-3, chunk_size=4), (q, k, v)
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bits_lose_the_rounding_of_the_result_alone(name: str, causal: bool, dtype: torch.dtype) -> None:
+    """Sums over 4096 positions are in float32; inside autocast too."""
+    q, k, v = qkv(4096, 4096, 8, 8, dtype=dtype)
+    v = v + 2
+    exact = linear_attention(q.double(), k.double(), v.double(), feature_map=chosen(name), causal=causal, eps=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, state = linear_attention(q, k, v, feature_map=chosen(name), causal=causal, eps=1e-6, return_state=True)
+    assert found.dtype == dtype
+    assert state.context.dtype == torch.float32
+    assert (found.double() - exact).abs().max() <= 2 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+def test_softmax_features_stay_finite() -> None:
+    """Keys that rise or fall by hundreds: factors of query and key alone would overflow, or vanish."""
+    q, k, v = qkv(64, 64, 4, 3)
+    for slope in (-50.0, 50.0):
+        steep = k + slope * torch.arange(64.0)[:, None]
+        found = linear_attention(q.float(), steep.float(), v.float(), feature_map="softmax", causal=True)
+        expected = written_out(q, steep.float().double(), v, "softmax", True, 0)
+        assert (found - expected).abs().max() <= 1e-5
+
+
+def test_maps_by_name() -> None:
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    assert torch.allclose(elu_plus_one(x), torch.where(x > 0, x + 1, x.exp()))
+    assert torch.equal(squared_relu(x), F.relu(x) ** 2)
+    q, k, v = qkv(5, 5, 3, 2)
+    default = linear_attention(q, k, v)
+    assert torch.equal(default, linear_attention(q, k, v, feature_map="relu"))
+
+
+def test_scale_does_not_grow_with_the_number_of_keys() -> None:
+    """The normaliser: constant values come out as they are, for 10 keys and for 10,000."""
+    for m in (10, 10_000):
+        q, k, _ = qkv(3, m, 4, 1)
+        out = linear_attention(q, k, torch.full((2, 3, m, 1), 7.0, dtype=torch.float64), feature_map="elu1")
+        assert torch.allclose(out, torch.full_like(out, 7.0), rtol=1e-12)
+
+
+@torch.no_grad()
+def test_100000_tokens_in_constant_memory() -> None:
+    """A layer fed piece by piece: the state stays its size, and the last outputs are the whole sequence's."""
+    torch.manual_seed(0)
+    layer = LinearSelfAttention(16, 4, causal=True)
+    x = torch.randn(1, 100_000, 16)
+    state, sizes, out = None, set(), x
+    for piece in x.split(2000, dim=1):
+        out, state = layer.step(piece, state)
+        sizes.add(state.nbytes)
+    assert sizes == {4 * 4 * (4 * 4 + 4)}  # heads, bytes, D x E and D
+    whole = layer.double()(x.double())
+    assert (out - whole[:, -2000:]).abs().max() <= 1e-5
+
+
+def test_one_graph_for_any_length() -> None:
+    """Not causal, as vision models use it: exported once, run at other lengths."""
+
+    class Attend(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return linear_attention(q, k, v, feature_map="elu1", eps=1e-6)
+
+    n = torch.export.Dim("n", min=2, max=4096)
+    q, k, v = qkv(6, 6, 4, 4)
+    program = torch.export.export(Attend(), (q, k, v), dynamic_shapes=({2: n}, {2: n}, {2: n})).module()
+    q, k, v = qkv(31, 31, 4, 4)
+    assert torch.allclose(program(q, k, v), Attend()(q, k, v))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda: linear_attention(*qkv(3, 4, 5, 6)[:2], qkv(3, 5, 5, 6)[2]), r"give \(\.\.\., N, D\)"),
+        (lambda: linear_attention(qkv(3, 4, 5, 6)[0], *qkv(3, 4, 4, 6)[1:]), r"q \(2, 3, 3, 5\), k \(2, 3, 4, 4\)"),
+        (lambda: linear_attention(*qkv(5, 4, 3, 2), causal=True), "more queries than keys"),
+        (lambda: linear_attention(*qkv(4, 4, 3, 2), feature_map="elu_1"), "did you mean 'elu1'"),
+        (
+            lambda: linear_attention(
+                *qkv(4, 4, 3, 2), state=LinearAttentionState(torch.zeros(2, 3, 4, 2), torch.zeros(2, 3, 4))
+            ),
+            r"state of \(4, 2\) \(D, E\) does not fit",
+        ),
+        (
+            lambda: linear_attention(
+                *qkv(4, 4, 3, 2), feature_map="softmax",
+                state=LinearAttentionState(torch.zeros(2, 3, 3, 2), torch.zeros(2, 3, 3)),
+            ),
+            "another feature map",
+        ),
+        (lambda: LinearSelfAttention(10, 4), "embed_dim=10 does not divide into 4 heads"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(arguments: Callable[[], object], message: str) -> None:
+    with pytest.raises((InputError, ConfigError), match=message) as caught:
+        arguments()
+    assert "\n" not in str(caught.value)

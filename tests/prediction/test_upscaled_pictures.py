@@ -1,0 +1,97 @@
+"""Real files through super-resolution: 16 bits, alpha, grey and colour profile survive, or are refused."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+import foveal
+from foveal.errors import InputError
+from foveal.images.reading import read_picture
+from foveal.images.resampling import interpolated
+from helpers.upscalers import model_of, photo, predictor_of
+
+
+def written_png(path: Path, pixels: NDArray[np.uint16]) -> Path:
+    """A 16-bit PNG, written by hand: Pillow has none in colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_survive(tmp_path: Path, channels: int) -> None:
+    """Read to the bit; a gentle ramp comes out finer than 8 bits could hold."""
+    ramp = np.linspace(10_000, 10_600, 64 * 48).reshape(64, 48, 1).repeat(channels, 2).astype(np.uint16)
+    source = written_png(tmp_path / "in.png", ramp)
+    picture = read_picture(source)
+    assert np.array_equal(picture.pixels, ramp[..., :3] if channels > 1 else ramp.repeat(3, 2))
+    result = foveal.load("bicubic.x2")(source)
+    assert result.image.dtype == np.uint16
+    again = read_picture(result.save(tmp_path / "out.png"))
+    assert again.grey == (channels == 1)
+    assert np.array_equal(again.pixels, result.image[..., :3])
+    assert len(np.unique(again.pixels)) > 300
+    if channels == 4:
+        assert again.alpha is not None
+        assert np.array_equal(again.alpha, result.image[..., 3])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_alpha_grey_and_profile_survive(tmp_path: Path, mode: str) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    rgba = Image.fromarray(np.dstack([photo(40, 50), np.linspace(0, 255, 2000).reshape(40, 50).astype(np.uint8)]))
+    rgba.convert(mode).save(tmp_path / "in.png", icc_profile=profile)
+    model = model_of("realtime_sr")
+    result = predictor_of(model).upscale(tmp_path / "in.png")
+    result.save(tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as out:
+        assert out.mode == mode
+        assert out.size == (100, 80)
+        assert out.info["icc_profile"] == profile
+        out.load()
+        if mode.endswith("A"):
+            alpha = np.asarray(out.getchannel("A"))
+            expected = interpolated(np.asarray(rgba.getchannel("A"))[..., None] / 1.0, 2)[..., 0]
+            assert np.abs(alpha - expected.clip(0, 255)).max() <= 0.501
+
+
+def test_png_bands_are_one_picture(tmp_path: Path) -> None:
+    """Our writer's file read by Pillow, in every kind, from uneven bands."""
+    from foveal.images.writing import Canvas, write_picture
+
+    rng = np.random.default_rng(0)
+    for channels in (1, 2, 3, 4):
+        pixels = rng.integers(0, 256, (201, 37, channels), dtype=np.uint8)
+        bands = [pixels[:1], pixels[1:150], pixels[150:]]
+        write_picture(tmp_path / "x.png", Canvas(201, 37, channels), bands)
+        with Image.open(tmp_path / "x.png") as found:
+            assert np.array_equal(np.asarray(found).reshape(pixels.shape), pixels)
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
+    frames = [Image.fromarray(photo(32, 32, seed)) for seed in (0, 1)]
+    frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match="2 pictures in one file"):
+        read_picture(tmp_path / "moving.png")
+    result = foveal.load("bicubic.x2")(np.zeros((32, 32, 4), np.uint8))
+    with pytest.raises(InputError, match="JPEG has no transparency"):
+        result.save(tmp_path / "x.jpg")
+    wide = foveal.load("bicubic.x2").upscale(np.zeros((32, 32, 3), np.uint16))
+    with pytest.raises(InputError, match="16 bits per channel are written as"):
+        wide.save(tmp_path / "x.webp")
+    with pytest.raises(InputError, match="expected uint8 or uint16"):
+        read_picture(np.zeros((4, 4, 3), np.float32))  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,457 @@
+"""Promptable models: SAM's parts around any backbone, through torch and ONNX Runtime, in the image's own pixels."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import torch.nn.functional as F
+
+import foveal
+from foveal.errors import CheckpointError, ConfigError, ExportError, InputError
+from foveal.factory.create import create_model, list_models
+from foveal.factory.identify import identify
+from foveal.images.sam_frame import at_image_size, frame_size
+from foveal.models.tinyvit import CONFIGS, TinyViT, WindowAttention
+from foveal.prediction.mask_results import draw_masks
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.torch_runner import TorchPrompter
+from foveal.tasks.prompt import MaskDecoder, PromptEncoder
+from foveal.weights.checkpoints import save_checkpoint
+from foveal.weights.loading import load_checkpoint
+from helpers import golden
+
+NAME = "mit-sam-l0"
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+
+
+def image_of_noise(height: int = 120, width: int = 160) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def published() -> Any:
+    """EfficientViT-SAM-L0 with the reference's weights, through our key map, in float64."""
+    model = create_model("efficientvit_l0", "prompt").double().eval()
+    load_checkpoint(model, golden.state(golden.read("sam_keys")[NAME]))
+    return model
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    """A small promptable model whose answers depend on image and prompt."""
+    return golden.fill(create_model("efficientvit_b0", "prompt").double()).float()
+
+
+@pytest.fixture(scope="module")
+def predictor(small: Any) -> Predictor:
+    return Predictor(TorchPrompter(small), small.foveal_info, "torch")
+
+
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_equals_the_published_network(published: Any, precision: str) -> None:
+    expected = golden.read("sam_models")[NAME]
+    model = published.to(getattr(torch, precision))
+    assert sum(p.numel() for p in model.parameters()) == expected["params"]
+    x = golden.image_input(expected["input"]).to(getattr(torch, precision))
+    with torch.inference_mode():
+        embedding = model.image_encoder(x)
+        frame = torch.tensor([[[100.0, 70.0]]], dtype=x.dtype) * 6.4  # a point of the golden's image of 120 x 160
+        box = torch.tensor([[40.0, 30.0, 120.0, 90.0]], dtype=x.dtype) * 6.4
+        sparse, dense = model.prompt_encoder((frame, torch.tensor([[1]])), box)
+    assert golden.difference(embedding, expected[precision]["output"]) <= TOLERANCE[precision]
+    found = {"sparse": sparse, "dense": dense, "dense_pe": model.prompt_encoder.get_dense_pe()}
+    for name, brief in expected[precision]["prompt"].items():
+        assert golden.difference(found[name], brief) <= TOLERANCE[precision], name
+
+
+def test_the_predictor_equals_the_published_one(published: Any) -> None:
+    """From the pixels to masks at their size: points, boxes, and everything at once with an earlier mask."""
+    expected = golden.read("sam_models")[NAME]
+    model = published.float()
+    asked = expected["predictor_input"]
+    predictor = Predictor(TorchPrompter(model), model.foveal_info, "torch")
+    embedding = predictor.encode(image_of_noise())
+    point: dict[str, Any] = {"points": [asked["point"]], "labels": [asked["point_label"]]}
+    first = embedding.prompt(**point)
+    answers = {
+        "point": first,
+        "box": embedding.prompt(boxes=asked["box_xyxy"], multimask=False),
+        "point+box+mask": embedding.prompt(
+            **point, boxes=asked["box_xyxy"], masks=first.low_res[0, 0], multimask=False
+        ),
+    }
+    for name, answer in answers.items():
+        brief = expected["float32"]["predict"][name]
+        assert golden.difference(torch.from_numpy(answer.low_res), brief["low_res"]) <= 1e-5
+        assert golden.difference(torch.from_numpy(answer.logits[None]), brief["mask_logits"]) <= 1e-5
+        assert answer.iou == pytest.approx(brief["iou"], abs=1e-5)
+        masks = answer.masks[None]
+        assert list(masks.shape) == brief["mask"]["shape"]
+        assert abs(int(masks.sum()) - brief["mask"]["true"]) <= 2  # logits within rounding of 0
+    digest = hashlib.sha256(np.packbits(answers["box"].masks.reshape(-1)).tobytes()).hexdigest()
+    assert digest == expected["float32"]["predict"]["box"]["mask"]["sha256"]
+
+
+def test_the_published_layout_is_told_by_its_keys() -> None:
+    info = identify(golden.state(golden.read("sam_keys")[NAME]))
+    assert (info.model, info.task, info.preprocess.size) == ("efficientvit_l0", "prompt", (512, 512))
+
+
+@pytest.mark.parametrize(
+    "name", ["efficientvit_l1", "efficientvit_xl1", "tinyvit_5m", "mobilenetv2_100", "mambavision_t"]
+)
+def test_every_backbone_can_be_prompted(name: str) -> None:
+    """The embedding has 64 x 64 places, whatever the strides; shapes alone tell the model again."""
+    with torch.device("meta"):
+        model: Any = create_model(name, "prompt")
+        size = model.image_encoder.size
+        assert model.image_encoder(torch.zeros(1, 3, size, size)).shape == (1, 256, 64, 64)
+        assert size in (512, 1024)
+        info = identify(model.state_dict())
+    assert (info.model, info.task) == (name, "prompt")
+
+
+def test_list_models_knows_the_task() -> None:
+    names = list_models(task="prompt")
+    assert {"efficientvit_xl1", "tinyvit_5m", "efficientvit_b1"} <= set(names)
+    assert not {"efficientvit_sr", "albert_base"} & set(names)
+    assert {"tinyvit_5m.mobilesam", "efficientvit_l0.sam"} <= set(list_models(task="prompt", pretrained=True))
+    with pytest.raises(ConfigError, match="num_classes"):
+        create_model("efficientvit_b0", "prompt", num_classes=3)
+
+
+def test_many_prompts_are_as_good_as_one_after_the_other(predictor: Predictor) -> None:
+    embedding = predictor.encode(image_of_noise())
+    rng = np.random.default_rng(1)
+    points, labels = rng.uniform(0, 120, (70, 2, 2)), rng.integers(0, 2, (70, 2))
+    together = embedding.prompt(points, labels)
+    assert together.iou.shape == (70, 3)
+    for i in (0, 63, 64, 69):
+        alone = embedding.prompt(points[i], labels[i])
+        np.testing.assert_allclose(alone.low_res[0], together.low_res[i], atol=2e-4)
+        np.testing.assert_allclose(alone.iou, together.iou[i], atol=1e-4)
+    clear = embedding.prompt(points[:2], labels[:2], multimask=False)
+    assert clear.masks.shape == (2, 1, 120, 160)
+    assert clear.best.shape == (2, 120, 160)
+
+
+def test_the_model_itself_takes_batches(small: Any) -> None:
+    x = torch.randn(2, 3, 512, 512, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[[0.0, 0, 500, 500], [100, 100, 900, 700]]]).repeat(2, 1, 1)
+    masks, iou = small(x, boxes=boxes, multimask=False)
+    assert (masks.shape, iou.shape) == ((2, 2, 1, 256, 256), (2, 2, 1))
+    with torch.inference_mode():
+        alone, _ = small.decode(small.image_encoder(x[1:]), boxes=boxes[1, 1:], multimask=False)
+    torch.testing.assert_close(alone[0], masks[1, 1].detach(), atol=1e-4, rtol=1e-4)
+    masks.sum().backward()
+    unused = {name for name, p in small.named_parameters() if p.grad is None}
+    assert all("mask_downscaling" in name or "point_embeddings" in name or "iou" in name for name in unused)
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 160), (1, 1), (2000, 300), (1024, 1024), (33, 1500)])
+def test_masks_are_resized_as_torch_does(height: int, width: int) -> None:
+    low_res = np.random.default_rng(0).standard_normal((2, 256, 256)).astype(np.float32)
+    inside = frame_size((height, width))
+    frame = F.interpolate(torch.from_numpy(low_res)[None], (1024, 1024), mode="bilinear")[..., : inside[0], : inside[1]]
+    expected = F.interpolate(frame, (height, width), mode="bilinear")[0].numpy()
+    # torch rounds positions of up to 2000 to float32, by 6e-5 of a pixel, and its builds do so differently.
+    np.testing.assert_allclose(at_image_size(low_res, (height, width)), expected, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({}, "no prompt"),
+        ({"points": [[5, 5]]}, "labels"),
+        ({"labels": [1]}, "points for the labels"),
+        ({"points": [[5, 5]], "labels": [1, 0]}, "one for each point"),
+        ({"points": [[5, 5]], "labels": [2]}, "1 for a point on what is wanted"),
+        ({"points": [[161, 5]], "labels": [1]}, "point 161,5 is outside of the image of 160x120"),
+        ({"points": [[float("nan"), 5]], "labels": [1]}, "finite"),
+        ({"points": [[5, 5, 5]], "labels": [1]}, "x and y"),
+        ({"points": "here", "labels": [1]}, "numbers"),
+        ({"boxes": [50, 20, 10, 90]}, "left top corner"),
+        ({"boxes": [170, 20, 180, 90]}, "outside"),
+        ({"boxes": [1, 2, 3]}, "x1, y1, x2, y2"),
+        ({"masks": np.zeros((120, 160))}, "256"),
+        ({"masks": np.zeros((0, 256, 256))}, "256"),
+        ({"points": [[[1, 2]], [[1, 2], [3, 4]]], "labels": [[1], [1, 1]]}, "points: give numbers, as many for each"),
+        ({"boxes": torch.ones(4, requires_grad=True)}, "boxes: give numbers"),
+        ({"points": [[[5, 5]]], "labels": [[1]], "boxes": [[1, 1, 5, 5], [2, 2, 6, 6]]}, "1, 2 prompts"),
+    ],
+)
+def test_wrong_prompts_are_one_line(predictor: Predictor, asked: dict[str, Any], words: str) -> None:
+    embedding = predictor.encode(image_of_noise())
+    with pytest.raises(InputError, match=words) as caught:
+        embedding.prompt(**asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_embeddings_survive_on_disk(predictor: Predictor, tmp_path: Path) -> None:
+    embedding = predictor.encode(image_of_noise())
+    path = embedding.save(tmp_path / "seen.npz")
+    again = predictor.open_embedding(path)
+    assert again.size == (120, 160)
+    box = [10, 10, 100, 90]
+    np.testing.assert_array_equal(again.prompt(boxes=box).masks, embedding.prompt(boxes=box).masks)
+    with pytest.raises(InputError, match="without its image"):
+        again.prompt(boxes=box).overlay()
+    (tmp_path / "broken.npz").write_bytes(path.read_bytes()[:1000])
+    np.save(tmp_path / "array.npy", embedding.features)
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    told = dict(np.load(path))
+    for name, change in (
+        ("nan.npz", {"features": told["features"] * np.nan}),
+        ("size.npz", {"size": np.array(["a", "b"])}),
+        ("real.npz", {"size": np.array([np.nan, 120])}),
+    ):
+        np.savez(tmp_path / name, **told | change)
+    for bad, message in {
+        "broken.npz": "not an embedding that Foveal saved, or damaged$",
+        "array.npz": "not an embedding that Foveal saved",
+        "absent.npz": "no such file",
+        "nan.npz": "damaged, its features",
+        "size.npz": "damaged, its size",
+        "real.npz": "damaged, its size",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            predictor.open_embedding(tmp_path / bad)
+    with pytest.raises(InputError, match=r"\.npz"):
+        embedding.save(tmp_path / "seen.png")
+    other = Predictor(predictor.runner, predictor.info.replace(model="efficientvit_b1"), "torch")
+    with pytest.raises(InputError, match="efficientvit_b0, not of efficientvit_b1"):
+        other.open_embedding(path)
+    other = Predictor(predictor.runner, predictor.info.replace(tag="sam"), "torch")
+    with pytest.raises(InputError, match=r"efficientvit_b0, not of efficientvit_b0\.sam"):
+        other.open_embedding(path)
+
+
+def test_embeddings_know_their_weights(small: Any, exported: Path, tmp_path: Path) -> None:
+    """Folded, in half precision and exported, a model is the same; one that was trained on is not, of the same name."""
+    file = save_as(small, tmp_path / "one.safetensors")
+    path = foveal.load(file).encode(image_of_noise()).save(tmp_path / "seen.npz")
+    for same in (foveal.load(file, dtype="bfloat16"), foveal.load(exported)):
+        assert same.open_embedding(path).size == (120, 160)
+    trained = copy.deepcopy(small)
+    with torch.no_grad():
+        trained.image_encoder.neck.norm.bias += 0.01
+    other = foveal.load(save_as(trained, tmp_path / "two.safetensors"))
+    with pytest.raises(InputError, match="an embedding of efficientvit_b0 with other weights: encode the image again"):
+        other.open_embedding(path)
+
+
+def save_as(model: Any, path: Path) -> Path:
+    save_checkpoint(path, model.state_dict(), model.foveal_info)
+    return path
+
+
+def test_weights_of_another_architecture_give_their_decoder() -> None:
+    """What their own architecture was told, an epsilon and a padding, is not told to the new one."""
+    model: Any = foveal.create_model("mobilenetv2_100", "prompt", weights="tf_efficientnet_lite0.sam")
+    plain: Any = foveal.create_model("mobilenetv2_100", "prompt")
+    ours: Any = foveal.load_model("tf_efficientnet_lite0.sam")
+    assert model.foveal_info.options == plain.foveal_info.options
+    assert model.mask_decoder.iou_token.weight.equal(ours.mask_decoder.iou_token.weight)
+    foveal.create_model("efficientvit_b0", "prompt", weights="tf_efficientnet_lite0.sam")
+
+
+def test_a_bare_file_of_a_twin_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(foveal.load_model("tf_efficientnet_lite0.sam").state_dict(), tmp_path / "bare.pt")
+    assert foveal.load(tmp_path / "bare.pt").info.model == "efficientnet_lite0"
+    assert "taken for efficientnet_lite0, but tf_efficientnet_lite0 has the same tensors" in capsys.readouterr().err
+
+
+def test_batches_that_do_not_fit_are_one_line(small: Any) -> None:
+    x, boxes = torch.zeros(2, 3, 512, 512), torch.tensor([[1.0, 1, 9, 9]])
+    with pytest.raises(InputError, match="boxes for 3 images, but 2 are given"):
+        small(x, boxes=boxes.expand(3, 1, 4))
+    with pytest.raises(InputError, match="different numbers of prompts"):
+        small.decode(torch.zeros(1, 256, 64, 64), (torch.zeros(2, 1, 2), torch.ones(2, 1)), boxes)
+
+
+def test_results_are_pictures(predictor: Predictor, tmp_path: Path) -> None:
+    embedding = predictor.encode(image_of_noise())
+    result = embedding.prompt(boxes=[[10, 10, 100, 90], [20, 20, 60, 70]])
+    assert result.overlay().size == (160, 120)
+    saved = foveal.images.reading.read_mask(result.save(tmp_path / "masks.png"))
+    np.testing.assert_array_equal(saved == 2, result.best[1])
+    assert set(np.unique(saved)) <= {0, 1, 2}
+    alone = embedding.prompt(boxes=[10, 10, 100, 90])
+    np.testing.assert_array_equal(foveal.images.reading.read_mask(alone.save(tmp_path / "mask.png")) == 255, alone.best)
+    with pytest.raises(InputError, match=r"\.png"):
+        result.save(tmp_path / "masks.jpg")
+
+
+def test_overlays_leave_what_is_outside_alone() -> None:
+    image, mask = image_of_noise(), np.zeros((1, 120, 160), bool)
+    mask[0, 40:80, 50:110] = True
+    drawn = np.asarray(draw_masks(image, mask, np.array([0.9]), alpha=1.0))
+    np.testing.assert_array_equal(drawn[~mask[0]], image[~mask[0]])
+    assert (drawn[40, 50:110] == 255).all()
+    with pytest.raises(InputError, match="alpha"):
+        draw_masks(image, mask, np.array([0.9]), alpha=2)
+
+
+def test_a_dense_predictor_takes_no_prompts() -> None:
+    with pytest.raises(ConfigError, match="takes no prompts"):
+        foveal.load("efficientvit_b0.camvid").encode(image_of_noise())
+
+
+@pytest.fixture(scope="module")
+def exported(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    report = foveal.export(small, output=tmp_path_factory.mktemp("onnx") / "small.onnx")
+    assert [path.name for path in (report.path, *report.extra_files)] == [
+        "small.encoder.onnx", "small.decoder.onnx", "small.prompts.onnx",
+    ]  # fmt: skip
+    assert report.max_difference <= 1e-4
+    return report.path
+
+
+def test_onnx_gives_the_same_masks(predictor: Predictor, exported: Path) -> None:
+    there = foveal.load(exported).encode(image_of_noise())
+    here = predictor.encode(image_of_noise())
+    point: dict[str, Any] = {"points": [[60, 50]], "labels": [1]}
+    box = [20, 30, 110, 100]
+    earlier = here.prompt(**point).low_res[0, 1]
+    asked: list[dict[str, Any]] = [point, {"boxes": box}, {**point, "boxes": box}, {**point, "masks": earlier}]
+    asked.append({"boxes": [box, [1, 1, 50, 50], [3, 3, 90, 90]], "multimask": False})
+    for prompt in asked:
+        a, b = here.prompt(**prompt), there.prompt(**prompt)
+        assert (a.masks & b.masks).sum() / max(1, (a.masks | b.masks).sum()) >= 0.999
+        np.testing.assert_allclose(a.iou, b.iou, atol=1e-4)
+
+
+def test_the_decoder_keeps_sams_contract(predictor: Predictor, exported: Path) -> None:
+    """As other programs call it: names, shapes, a padding point, masks at the image's size."""
+    session = onnxruntime.InferenceSession(exported.with_name("small.decoder.onnx"))
+    assert [entry.name for entry in session.get_inputs()] == [
+        "image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size",
+    ]  # fmt: skip
+    assert [entry.name for entry in session.get_outputs()] == ["masks", "iou_predictions", "low_res_masks"]
+    here = predictor.encode(image_of_noise())
+    found: Any = session.run(
+        None,
+        {
+            "image_embeddings": here.features,
+            "point_coords": np.array([[[60 * 6.4, 50 * 6.4], [0, 0]]], np.float32),
+            "point_labels": np.array([[1, -1]], np.float32),
+            "mask_input": np.zeros((1, 1, 256, 256), np.float32),
+            "has_mask_input": np.zeros(1, np.float32),
+            "orig_im_size": np.array([120, 160], np.float32),
+        },
+    )
+    masks, iou, low_res = found
+    expected = here.prompt(points=[[60, 50]], labels=[1])
+    assert masks.shape == (1, 4, 120, 160)
+    np.testing.assert_allclose(masks[0, 1:], expected.logits, atol=1e-3)
+    np.testing.assert_allclose(iou[0, 1:], expected.iou, atol=1e-4)
+    np.testing.assert_allclose(low_res[:, 1:], expected.low_res, atol=1e-3)
+
+
+def test_prompting_an_exported_model_needs_no_torch(exported: Path) -> None:
+    code = (
+        "import sys, numpy, foveal\n"
+        f"answer = foveal.load({str(exported)!r}).encode(numpy.zeros((40, 60, 3), 'uint8')).prompt([[3, 4]], [1])\n"
+        "print(answer.masks.shape, 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[0] == "(3, 40, 60) False"
+
+
+def test_a_part_of_an_export_is_not_enough(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"encoder\.onnx"):
+        foveal.load(exported.with_name("small.decoder.onnx"))
+    (tmp_path / exported.name).write_bytes(exported.read_bytes())
+    with pytest.raises(CheckpointError, match=r"small\.decoder\.onnx is not beside it"):
+        foveal.load(tmp_path / exported.name)
+
+
+def test_an_export_is_whole_or_not_there(small: Any, tmp_path: Path) -> None:
+    (tmp_path / "small.prompts.onnx").mkdir()
+    with pytest.raises(InputError, match=r"cannot write .*small\.prompts\.onnx"):
+        foveal.export(small, output=tmp_path / "small.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["small.prompts.onnx"]
+    blind = copy.deepcopy(small)
+    blind.mask_decoder.iou_token.weight.data.fill_(torch.nan)
+    with pytest.raises(ExportError, match="the decoder differs from the model by nan"):
+        foveal.export(blind, output=tmp_path / "blind.onnx")
+    assert not list(tmp_path.glob("*blind*"))
+
+
+def test_checkpoints_round_trip(small: Any, predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(path, small.state_dict(), small.foveal_info)
+    again = foveal.load(path).encode(image_of_noise()).prompt(boxes=[10, 10, 90, 90])
+    here = predictor.encode(image_of_noise()).prompt(boxes=[10, 10, 90, 90])
+    np.testing.assert_allclose(again.low_res, here.low_res, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_still_tells_pixels_apart(small: Any, tmp_path: Path, dtype: str) -> None:
+    """Coordinates of up to 1024 with halves do not fit 16 bits; they are not put into them."""
+    encoder = PromptEncoder().to(getattr(torch, dtype))
+    near = torch.tensor([[[1000.0, 600.0]], [[1001.0, 600.0]]])
+    tokens = encoder.tokens(near, torch.ones(2, 1)).detach()
+    assert not torch.equal(tokens[0], tokens[1])
+    path = tmp_path / "small.safetensors"
+    save_checkpoint(path, small.state_dict(), small.foveal_info)
+    answer = foveal.load(path, dtype=dtype).encode(image_of_noise()).prompt([[50, 50]], [1])
+    assert np.isfinite(answer.low_res).all()
+
+
+def test_images_of_another_size_are_refused(small: Any) -> None:
+    with pytest.raises(InputError, match="squares of 512"):
+        small.image_encoder(torch.zeros(1, 3, 480, 512))
+    with pytest.raises(InputError, match="no prompt"):
+        small(torch.zeros(1, 3, 512, 512))
+
+
+def test_parts_share_what_prompts_share() -> None:
+    """One embedding for all prompts gives what a copy for each does."""
+    torch.manual_seed(0)
+    encoder, decoder = PromptEncoder(), MaskDecoder()
+    embedding = torch.randn(1, 256, 64, 64)
+    sparse, dense = encoder(boxes=torch.tensor([[0.0, 0, 99, 99], [5, 5, 600, 700]]))
+    pe = encoder.get_dense_pe()
+    with torch.inference_mode():
+        shared = decoder(embedding, pe, sparse, dense[:1])
+        copied = decoder(embedding.expand(2, -1, -1, -1), pe, sparse, dense)
+    for a, b in zip(shared, copied, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_window_attention_equals_its_definition() -> None:
+    torch.manual_seed(0)
+    attention = WindowAttention(8, 2, 3).double().eval()
+    torch.nn.init.normal_(attention.biases)
+    x = torch.randn(4, 9, 8, dtype=torch.float64)
+    qkv = attention.qkv(attention.norm(x))
+    out = []
+    for head in range(2):
+        q, k, v = qkv[..., 12 * head : 12 * head + 12].split(4, -1)
+        bias = torch.tensor(
+            [
+                [attention.biases[head, abs(i // 3 - j // 3) * 3 + abs(i % 3 - j % 3)].item() for j in range(9)]
+                for i in range(9)
+            ],
+            dtype=torch.float64,
+        )
+        out.append(torch.softmax(q @ k.transpose(-2, -1) / 2 + bias, -1) @ v)
+    torch.testing.assert_close(attention(x), attention.project(torch.cat(out, -1)))
+
+
+def test_tinyvit_takes_any_size() -> None:
+    model = TinyViT(CONFIGS["tinyvit_5m"], in_chans=1).eval()
+    maps = model(torch.randn(1, 1, 75, 130))
+    assert [tuple(x.shape[1:]) for x in maps] == [(64, 19, 33), (128, 10, 17), (160, 5, 9), (320, 5, 9)]
+    with pytest.raises(InputError, match="31"):
+        model(torch.zeros(1, 1, 31, 64))

@@ -1,0 +1,204 @@
+"""Checkpoints load whatever layout they are in; bad and hostile ones are in test_faults_weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import foveal
+from foveal.errors import CheckpointError, ConfigError
+from foveal.info import Labels, ModelInfo, Preprocess, info_of
+from foveal.weights.checkpoints import read_state, save_checkpoint
+from helpers import golden
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> nn.Module:
+    torch.manual_seed(0)
+    return foveal.create_model("efficientvit_b0", "segment", num_classes=5)
+
+
+def fresh() -> nn.Module:
+    return foveal.create_model("efficientvit_b0", "segment", num_classes=5)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
+
+
+def test_round_trip_with_description(segmenter: nn.Module, tmp_path: Path) -> None:
+    info = info_of(segmenter).replace(labels=Labels(tuple("abcde")), tag="mine")
+    save_checkpoint(tmp_path / "model.safetensors", segmenter.state_dict(), info)
+    state, found = read_state(tmp_path / "model.safetensors")
+    assert found == info
+    assert ModelInfo.from_json(info.to_json()) == info
+    model = fresh()
+    report = foveal.load_checkpoint(model, tmp_path / "model.safetensors")
+    assert same(model.state_dict(), segmenter.state_dict())
+    assert (report.loaded, report.layout, report.ignored, report.reinitialized) == (len(state), "foveal", (), ())
+
+
+@pytest.mark.parametrize("wrap", ["bare", "state_dict", "model", "ema", "module.", "nested"])
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+def test_wrapped_and_prefixed_files(segmenter: nn.Module, tmp_path: Path, wrap: str, suffix: str) -> None:
+    state = segmenter.state_dict()
+    wrapped = {
+        "bare": state,
+        "module.": {f"module.{key}": value for key, value in state.items()},
+        "nested": {"epoch": 3, "model": {"state_dict": state}},
+    }.get(wrap, {wrap: state, "epoch": 3})
+    torch.save(wrapped, tmp_path / f"model{suffix}")
+    model = fresh()
+    foveal.load_checkpoint(model, tmp_path / f"model{suffix}")
+    assert same(model.state_dict(), state)
+
+
+def test_backbone_takes_its_part_of_a_task_file(segmenter: nn.Module) -> None:
+    backbone = foveal.create_model("efficientvit_b0", features_only=True)
+    report = foveal.load_checkpoint(backbone, segmenter.state_dict())
+    assert all(key.startswith("head.") for key in report.ignored)
+    assert report.ignored
+    assert backbone.state_dict()["stem.0.conv.weight"].equal(segmenter.state_dict()["backbone.stem.0.conv.weight"])
+
+
+def test_other_classes_keep_everything_but_the_classifier(segmenter: nn.Module, tmp_path: Path) -> None:
+    torch.save(segmenter.state_dict(), tmp_path / "model.pt")
+    model = foveal.create_model("efficientvit_b0", "segment", num_classes=9, weights=tmp_path / "model.pt")
+    ours, theirs = segmenter.state_dict(), model.state_dict()
+    changed = {key for key in ours if ours[key].shape != theirs[key].shape or not ours[key].equal(theirs[key])}
+    assert changed == {"head.classifier.weight", "head.classifier.bias"}
+
+
+def test_another_task_gives_the_backbone_alone(segmenter: nn.Module, tmp_path: Path) -> None:
+    torch.save(segmenter.state_dict(), tmp_path / "model.pt")
+    model = foveal.create_model("efficientvit_b0", num_classes=3, weights=tmp_path / "model.pt")
+    ours, theirs = segmenter.state_dict(), model.state_dict()
+    assert all(ours[key].equal(theirs[key]) for key in ours if key.startswith("backbone."))
+    with pytest.raises(CheckpointError, match="missing"):
+        foveal.load_checkpoint(model, tmp_path / "model.pt")
+
+
+def test_published_file_becomes_ours(tmp_path: Path) -> None:
+    """The authors' names, in a wrapped .pt, to a model, to our file with its description, to another model."""
+    state = golden.state(golden.read("efficientvit_keys")["mit-seg-b0-cityscapes"])
+    torch.save({"epoch": 1, "state_dict": {key: value.float() for key, value in state.items()}}, tmp_path / "b0.pt")
+    first, second = (foveal.create_model("efficientvit_b0", "segment") for _ in range(2))
+    report = foveal.load_checkpoint(first, tmp_path / "b0.pt")
+    assert (report.loaded, report.layout) == (len(state), "efficientvit")
+    save_checkpoint(tmp_path / "b0.safetensors", first.state_dict(), info_of(first))
+    report = foveal.load_checkpoint(second, tmp_path / "b0.safetensors")
+    assert (report.loaded, report.layout, report.info) == (len(state), "foveal", info_of(first))
+    assert same(second.state_dict(), first.state_dict())
+    stem = "backbone.input_stem.op_list.0.conv.weight"
+    assert second.state_dict()["backbone.stem.0.conv.weight"].equal(state[stem].float())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.module.", "ema.module."])
+def test_prefixes_of_wrapped_training_are_stripped(segmenter: nn.Module, prefix: str) -> None:
+    model = fresh()
+    foveal.load_checkpoint(model, {f"{prefix}{key}": value for key, value in segmenter.state_dict().items()})
+    assert same(model.state_dict(), segmenter.state_dict())
+
+
+def test_tensors_beside_the_weights_do_not_confuse(segmenter: nn.Module, tmp_path: Path) -> None:
+    """A loss kept as a tensor, an empty average, a configuration under "model": the state dict is found."""
+    content = {"loss": torch.tensor(0.5), "ema": {}, "model": {"name": "b0"}, "module": segmenter.state_dict()}
+    torch.save(content, tmp_path / "run.pt")
+    model = fresh()
+    foveal.load_checkpoint(model, tmp_path / "run.pt")
+    assert same(model.state_dict(), segmenter.state_dict())
+
+
+def test_a_dictionary_inside_itself_ends(tmp_path: Path) -> None:
+    content: dict = {}
+    content["model"] = content["state_dict"] = content
+    torch.save(content, tmp_path / "loop.pt")
+    with pytest.raises(CheckpointError, match="no tensors"):
+        read_state(tmp_path / "loop.pt")
+
+
+def test_half_precision_weights_load_into_full(segmenter: nn.Module) -> None:
+    model = fresh()
+    foveal.load_checkpoint(model, {key: value.half() for key, value in segmenter.state_dict().items()})
+    key = "head.classifier.weight"
+    assert model.state_dict()[key].dtype == torch.float32
+    assert model.state_dict()[key].equal(segmenter.state_dict()[key].half().float())
+
+
+def test_pooled_features_and_maps_from_a_classifiers_file(tmp_path: Path) -> None:
+    classifier = foveal.create_model("efficientvit_b0", num_classes=3)
+    path = tmp_path / "classifier.safetensors"
+    save_checkpoint(path, classifier.state_dict(), info_of(classifier).replace(preprocess=Preprocess(size=(96, 96))))
+    pooled = foveal.create_model("efficientvit_b0", num_classes=0, weights=path)
+    maps = foveal.create_model("efficientvit_b0", features_only=True, weights=path)
+    ours = classifier.state_dict()
+    assert all(value.equal(ours[key]) for key, value in pooled.state_dict().items())
+    assert all(value.equal(ours[f"backbone.{key}"]) for key, value in maps.state_dict().items())
+    same_task = foveal.create_model("efficientvit_b0", weights=path)
+    assert (info_of(same_task).num_classes, info_of(same_task).preprocess.size) == (3, (96, 96))
+
+
+def test_hub_without_a_network_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub's own offline switch stands for a machine without a network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"hub id nobody/nothing: .*a local path works offline") as error:
+        foveal.create_model("efficientvit_b0", weights="nobody/nothing")
+    assert "\n" not in str(error.value)
+
+
+def test_folders_are_training_runs_or_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no best\.safetensors in this folder"):
+        foveal.create_model("efficientvit_b0", weights=tmp_path)
+
+
+def test_foreign_layouts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="layout not recognised"):
+        foveal.load_checkpoint(fresh(), {"layer1.0.conv1.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="no tensors"):
+        foveal.load_checkpoint(fresh(), {})
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        foveal.load_checkpoint(fresh(), tmp_path / "missing.pt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (("efficentvit_b0",), {}, r"unknown model 'efficentvit_b0'; did you mean 'efficientvit_b0'\?"),
+        (("efficientvit_b0", "segmnt"), {}, r"unknown task 'segmnt'; did you mean 'segment'\?"),
+        (("efficientvit_b0",), {"scale": (3,)}, r"no option 'scale'; did you mean 'scales'\?"),
+        (("efficientvit_b0",), {"head": "cityscapes"}, "no option 'head'"),
+        (("efficientvit_b0", "segment"), {"head": "ade20k"}, "no published segmentation head 'ade20k'"),
+        (("efficientvit_b1", "segment"), {"head": "ade2k"}, r"did you mean 'ade20k'\?"),
+        (("efficientvit_b0",), {"scales": (4,)}, "kernel sizes must be odd"),
+        (("efficientvit_b0",), {"in_chans": 0}, "in_chans=0"),
+        (("efficientvit_b0",), {"num_classes": -1}, "num_classes=-1"),
+        (("efficientvit_b0", "segment"), {"num_classes": 0}, "num_classes=0"),
+    ],
+)
+def test_create_model_names_the_nearest(arguments: tuple, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        foveal.create_model(*arguments, **options)
+
+
+def test_unknown_tags_name_the_nearest() -> None:
+    with pytest.raises(CheckpointError, match=r"camvdi.*did you mean 'camvid'\?"):
+        foveal.create_model("efficientvit_b0", "segment", weights="camvdi")
+
+
+def test_list_models() -> None:
+    assert foveal.list_models("efficientvit_b*") == [f"efficientvit_b{i}" for i in range(4)]
+    assert foveal.list_models("*_b0.*", pretrained=True, task="segment") == [
+        "efficientvit_b0.camvid",
+        "efficientvit_b0.camvid_scratch",
+        "efficientvit_b0.cityscapes",
+    ]
+    assert foveal.list_models("efficientvit_b1.*", pretrained=True, task="classify") == [
+        f"efficientvit_b1.r{size}_in1k" for size in (224, 256, 288)
+    ]
+    assert foveal.list_models("nothing*") == []
+    with pytest.raises(ConfigError, match="did you mean 'segment'"):
+        foveal.list_models(task="segmentation")
