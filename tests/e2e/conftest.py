@@ -1,4 +1,4 @@
-"""One small model, trained and exported once, that the end-to-end tests share."""
+"""One small model, trained and exported once, that the end-to-end tests of all worker processes share."""
 
 from __future__ import annotations
 
@@ -9,20 +9,35 @@ import pytest
 import foveal
 from foveal.data.synthetic import write_shapes
 from foveal.training.train import TrainResult
+from helpers.shared import make_once
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic data set with the splits train and val."""
-    return write_shapes(tmp_path_factory.mktemp("shapes"), train=160, val=32)
+    return make_once(tmp_path_factory, "shapes", lambda folder: write_shapes(folder, train=160, val=32))
 
 
 @pytest.fixture(scope="session")
 def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     """EfficientViT-B0 trained from scratch on it: about half a minute on two cores."""
+    return make_once(tmp_path_factory, "runs", lambda folder: _train(shapes, folder / "shapes"))
+
+
+@pytest.fixture(scope="session")
+def exported(run: TrainResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model as an ONNX file."""
+    return make_once(
+        tmp_path_factory,
+        "exported",
+        lambda folder: foveal.export(str(run.folder), output=folder / "shapes.onnx").path,
+    )
+
+
+def _train(shapes: Path, out: Path) -> TrainResult:
     return foveal.train(
         shapes,
-        out=tmp_path_factory.mktemp("runs") / "shapes",
+        out=out,
         epochs=12,
         batch_size=16,
         crop=[96, 96],
@@ -34,9 +49,3 @@ def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
         eval_every=6,
         workers=1,
     )
-
-
-@pytest.fixture(scope="session")
-def exported(run: TrainResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """That model as an ONNX file."""
-    return foveal.export(str(run.folder), output=tmp_path_factory.mktemp("exported") / "shapes.onnx").path
