@@ -267,7 +267,7 @@ def test_weights_of_another_architecture_give_their_decoder() -> None:
 def test_a_bare_file_of_a_twin_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(foveal.load_model("tf_efficientnet_lite0.sam").state_dict(), tmp_path / "bare.pt")
     assert foveal.load(tmp_path / "bare.pt").info.model == "efficientnet_lite0"
-    assert "taken for efficientnet_lite0, but tf_efficientnet_lite0 has the same tensors" in capsys.readouterr().err
+    assert "identified as efficientnet_lite0, but tf_efficientnet_lite0 has the same tensors" in capsys.readouterr().err
 
 
 def test_batches_that_do_not_fit_are_one_line(small: Any) -> None:
