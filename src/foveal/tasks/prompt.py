@@ -265,7 +265,7 @@ class PromptModel(nn.Module):
             raise InputError("points and labels go together: one label (1 foreground, 0 background) for each point")
         for name, prompts in (("points", points), ("labels", labels), ("boxes", boxes), ("masks", masks)):
             if prompts is not None and len(prompts) != len(x):
-                raise InputError(f"{name} for {len(prompts)} images, but {len(x)} are given")
+                raise InputError(f"{name} for {len(prompts)} images, but {len(x)} are given: give one entry for each")
         decoded = [
             self.decode(
                 image[None],

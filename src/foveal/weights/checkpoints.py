@@ -145,7 +145,9 @@ def _refuse_bombs(path: Path) -> None:
     if is_archive or zipfile.is_zipfile(path):
         has_bytearray |= _check_archive(path, size, has_bytearray)
     if has_bytearray:
-        raise CheckpointError(f"{path}: asks to allocate a byte array, which no checkpoint needs: refused")
+        raise CheckpointError(
+            f"{path}: asks to allocate a byte array, which no checkpoint needs: refused; do not use it"
+        )
     if not is_archive and (claimed := _largest_storage(path)) > size:
         raise CheckpointError(f"{path}: refused: claims a tensor of {claimed} numbers in {size} bytes; {_DAMAGED}")
 
