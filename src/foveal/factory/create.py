@@ -213,7 +213,7 @@ def _build_task_model(
 
 
 def _describe_use(info: ModelInfo, model: nn.Module, task: str, checkpoint: Checkpoint | None) -> ModelInfo:
-    """Complete a description by what the weights say about licence, preprocessing, thresholds and classes."""
+    """Complete a description by the licence, preprocessing, thresholds and classes of the weights."""
     known = checkpoint.info if checkpoint and checkpoint.info else ModelInfo()
     same_task = known.task == task
     return info.replace(

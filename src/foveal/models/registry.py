@@ -77,11 +77,11 @@ class LanguageBackbone(nn.Module):
             raise InputError(f"{input_ids.shape[1]} tokens: this model takes at most {self.max_length}")
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             shapes = f"{tuple(attention_mask.shape)} for input_ids {tuple(input_ids.shape)}"
-            raise InputError(f"attention_mask {shapes}: give one value for each token")
+            raise InputError(f"attention_mask {shapes}: give one for each token")
         if input_ids.numel() and not input_ids.is_meta and not torch.compiler.is_compiling():
             low, high = map(int, torch.aminmax(input_ids))
             if low < 0 or high >= self.vocab_size:
-                raise InputError(f"token {low if low < 0 else high}: this model knows 0 to {self.vocab_size - 1}")
+                raise InputError(f"token {low if low < 0 else high} is out of range: give 0 to {self.vocab_size - 1}")
         return None if attention_mask is None else attention_mask.bool()
 
 

@@ -32,7 +32,7 @@ _WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "modul
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
-    """Read tensors (and Foveal's description, where there is one) from a .safetensors, .pt, .pth or .tar file.
+    """Read tensors (and Foveal's description, if the file has one) from a .safetensors, .pt, .pth or .tar file.
 
     No code from the file runs, and files of more than :data:`MAX_BYTES` are refused before anything is allocated. Files
     that Foveal wrote are compared with the SHA-256 that they contain, and archives of torch with their checksums.

@@ -33,7 +33,7 @@ def fetch_config(ref: str) -> Path:
 
 
 def describe(ref: str) -> ModelInfo:
-    """Describe the weights ``ref``: their files do not say what they are for."""
+    """Describe the weights ``ref`` by the table: published files contain no description."""
     family, variant, entry = published()[ref]
     head = variant.segment_heads.get(entry.tag)
     return ModelInfo(
@@ -57,7 +57,7 @@ def published_preprocess(task: str, variant: Variant, entry: Published | None = 
         entry: the published weights; ``None``: the variant's usual evaluation.
 
     Returns:
-        Preprocess: ``None`` for tasks whose images keep their own size, and where only ``entry`` would say it.
+        Preprocess: ``None`` for tasks whose images keep their own size, and for promptable models without ``entry``.
     """
     return _PREPROCESS[task](variant, entry) if task in _PREPROCESS else None
 

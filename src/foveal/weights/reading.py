@@ -28,7 +28,7 @@ class Checkpoint:
 
     Attributes:
         state: the tensors, by their keys in the file.
-        info: description of the model they are of, ``None`` if there is none.
+        info: description of the model that they belong to, ``None`` if unknown.
         source: the reference it was read from, for messages; empty for a state dict.
     """
 

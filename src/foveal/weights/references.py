@@ -40,7 +40,7 @@ def find_file(ref: str | Path, known: Iterable[str] = ()) -> Path:
 
 
 def find_local(ref: str | Path) -> Path | None:
-    """The checkpoint at the path ``ref`` or in the folder there, ``None`` if there is none.
+    """The checkpoint at the path ``ref``, or in the folder of this path; ``None`` if it does not exist.
 
     Raises:
         CheckpointError: the weights of a saved model are not the ones that were saved.
