@@ -1,4 +1,4 @@
-"""Files are whole or not there: after failures, in the way of others, and after kill -9."""
+"""Files are written completely or not at all: after errors, with obstacles in the path, and after kill -9."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.007, 0.013, 0.029, 0.061])
-def test_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path, delay: float) -> None:
-    """Whatever a process that rewrites a file again and again is doing, the file is one of its versions, whole."""
+def test_kill_at_any_moment_leaves_a_complete_file(tmp_path: Path, delay: float) -> None:
+    """A process that rewrites a file repeatedly is killed at any moment: the file is one complete version."""
     path = tmp_path / "file.bin"
     path.write_bytes(b"0" * 100_000)
     code = (
@@ -80,7 +80,7 @@ def test_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path, delay: float) ->
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on file sizes")
 def test_full_disk_is_explained_and_leaves_the_old_file(tmp_path: Path) -> None:
-    """A limit on file sizes, set in a process of its own, stands for the full disk: writes fail half-way."""
+    """A limit on file sizes in a separate process simulates a full disk: writes fail half-way."""
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
     code = (

@@ -1,4 +1,4 @@
-"""Our models through timm and what builds on it: the same properties that timm's own tests ask of its models."""
+"""Our models in timm and in libraries on top of it, with the properties that timm's own tests check."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_classifier_is_registered() -> None:
 
 @pytest.mark.parametrize("name", ENDS)
 def test_shapes_of_features_and_heads(name: str) -> None:
-    """Channels, reductions and modules are what they say; the head can be replaced, removed, bypassed."""
+    """Channels, reductions and modules are as stated; the head can be replaced, removed and bypassed."""
     x = torch.empty(2, 3, 96, 128, device="meta")
     model = on_meta(name, num_classes=7)
     features = model.forward_features(x)
@@ -80,7 +80,7 @@ def test_pyramids(name: str) -> None:
     net = on_meta(name, features_only=True, in_chans=4)
     x = torch.empty(1, 4, 192, 256, device="meta")
     maps = net(x)
-    # What builds on timm takes one of these for granted; where the stem cuts patches there is nothing finer than they.
+    # Libraries on top of timm assume one of these; a stem of patches has no finer feature map than the patches.
     assert net.feature_info.reduction()[0] in (2, 4) or name in PATCHES
     assert [m.shape[1] for m in maps] == net.feature_info.channels()
     assert [192 // m.shape[2] for m in maps] == net.feature_info.reduction()
@@ -93,8 +93,8 @@ def test_pyramids(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALLEST)
-def test_equals_our_own_model_and_learns(name: str, tmp_path: Path) -> None:
-    """Same keys, same logits, from our file by ``pretrained_cfg_overlay``; gradients reach every parameter."""
+def test_equals_our_own_model_and_has_gradients(name: str, tmp_path: Path) -> None:
+    """Same keys and logits, with our file as ``pretrained_cfg_overlay``; every parameter has a gradient."""
     ours = create_model(name.removeprefix("foveal_"), num_classes=5).eval()
     save_checkpoint(tmp_path / "ours.safetensors", ours.state_dict(), info_of(ours))
     model: Any = timm.create_model(

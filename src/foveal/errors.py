@@ -1,4 +1,4 @@
-"""Every error that Foveal raises on purpose, and the one helper that suggests the nearest valid name."""
+"""The exceptions that Foveal raises, and a helper that suggests the nearest valid name."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from collections.abc import Iterable
 
 
 class FovealError(Exception):
-    """Base of all errors that are the caller's to mend: the message says what, where and what to do.
+    """Base of all errors that the caller can correct: the message says what, where and what to do.
 
     Attributes:
-        exit_code: of the command line: 2 where the request was wrong, 1 where the work failed.
+        exit_code: exit code of the command line: 2 if the request was wrong, 1 if the work failed.
     """
 
     exit_code = 2
 
 
 class InputError(FovealError):
-    """An image, a size or an argument that cannot be used."""
+    """An image, a size or an argument cannot be used."""
 
 
 class DataError(FovealError):
-    """A data set that is incomplete, inconsistent or unreadable."""
+    """A data set is incomplete, inconsistent or unreadable."""
 
 
 class CheckpointError(FovealError):
-    """A weight file that is unsafe, damaged, or does not fit the model."""
+    """A checkpoint does not exist, is unsafe or damaged, or does not fit the model."""
 
 
 class ConfigError(FovealError):
-    """An unknown or ill-typed option, name or configuration key."""
+    """An option, a name or a configuration key is unknown, of the wrong type or out of range."""
 
 
 class ExportError(FovealError):
-    """A model that could not be exported, or whose exported file disagrees with it."""
+    """A model cannot be exported, or its exported file computes something else."""
 
     exit_code = 1
 
 
 class TrainingError(FovealError):
-    """A training run that cannot go on."""
+    """A training run cannot continue."""
 
     exit_code = 1
 
 
 class DependencyError(FovealError):
-    """A feature that needs an optional dependency which is not installed."""
+    """A feature needs an optional dependency that is not installed."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest of ``valid``, else the valid names, ready to append."""
+    """End of an error message: ``"; did you mean 'x'?"`` with the nearest of ``valid``, else a list of valid names."""
     names = sorted(set(valid))
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if close:

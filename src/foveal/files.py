@@ -1,4 +1,4 @@
-"""Writing files so that a crash leaves the old one or the new one, never a part."""
+"""Write files atomically: after a crash the old file or the new one exists, never a part."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .errors import InputError
 
 
 def ensure_folder(path: str | Path) -> Path:
-    """Make a folder with its parents, before work begins whose results go there.
+    """Make a folder with its parents and check that it is writable, before the work whose results go there.
 
     Raises:
-        InputError: it cannot be made, or is not one, or cannot be written.
+        InputError: the folder cannot be made or written, or the path is a file.
     """
     path = Path(path)
     try:
@@ -29,7 +29,9 @@ def ensure_folder(path: str | Path) -> Path:
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success sync it and rename it over, on failure remove it.
+    """Context manager with a temporary path next to ``path``; on success it is synced and replaces ``path``.
+
+    On failure the temporary file is removed and ``path`` is unchanged.
 
     Raises:
         InputError: the folder cannot be written, or the disk is full.
@@ -58,7 +60,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system can (not on Windows)."""
+    """Make the rename durable, on systems where folders can be synced (not Windows)."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,7 +1,7 @@
-"""What travels with a model: how to build it, how to feed it, what its outputs mean. Plain data, no torch, no numpy.
+"""The description of a model: how to build it, how to prepare its inputs, what its outputs mean.
 
-The same JSON goes into checkpoints (safetensors metadata), ONNX metadata and training runs, so that a file alone is
-enough to predict.
+Plain data, without torch and numpy. The same JSON is stored in checkpoints (safetensors metadata), in ONNX metadata and
+in training runs, so that a file alone is enough to predict.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
+from .task import TASKS
 
 if TYPE_CHECKING:
     from torch import nn
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-IGNORE = 255  #: index that masks and metrics leave out
+IGNORE = 255  #: ignore index of masks and metrics: pixels without a class
 KEY = "foveal"  #: metadata key that holds the JSON in every file format
 
 
@@ -29,7 +30,7 @@ class Labels:
 
     Attributes:
         names: one name per class.
-        palette: one (red, green, blue) of 0..255 per class; empty: colours are made up.
+        palette: one (red, green, blue) of 0..255 per class; empty: colours are generated.
     """
 
     names: tuple[str, ...] = ()
@@ -39,26 +40,26 @@ class Labels:
         object.__setattr__(self, "names", tuple(self.names))
         object.__setattr__(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in self.palette))
         if wrong := next((c for c in self.palette if not all(0 <= value <= 255 for value in c)), None):
-            raise ConfigError(f"colour {list(wrong)} of the palette: red, green and blue are 0 to 255")
+            raise ConfigError(f"colour {list(wrong)} of the palette is out of range: red, green and blue are 0 to 255")
         if self.palette and len(self.palette) != len(self.names):
             raise ConfigError(f"{len(self.names)} class names but {len(self.palette)} colours: give one per class")
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an RGB image of 0..1 becomes the network's input: ``(resized image - mean) / std`` per channel.
+    """How an RGB image on the 0..1 scale becomes the network's input: ``(resized image - mean) / std`` per channel.
 
     Attributes:
         mean: per channel, on the 0..1 scale.
         std: per channel, on the 0..1 scale.
         size: (H, W) to resize to, ``None`` to keep the image's own size.
-        max_side: where ``size`` is ``None``: images with a longer side are shrunk to it, their aspect kept. For weights
-            that have only seen small images.
-        resample: filter of that resize, a Pillow name.
+        max_side: if ``size`` is ``None``: images with a longer side are downscaled to it, with their aspect ratio. For
+            weights that were trained on small images only.
+        resample: filter of the resize, a Pillow name.
         crop_ratio: for classifiers: resize the short side to ``size / crop_ratio``, then crop the centre; 0: no crop.
-        squash: resize both sides to ``size / crop_ratio`` before that crop, whatever the image's aspect.
-        pad: resize the long side to that of ``size``, a square, and fill it with zeros after mean and std, at the right
-            and bottom.
+        squash: resize both sides to ``size / crop_ratio`` before that crop, without keeping the aspect ratio.
+        pad: resize the long side to the side of ``size``, which is a square, and pad with zeros at the right and bottom
+            after mean and std are applied.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -78,28 +79,28 @@ class Preprocess:
 
     @classmethod
     def of_prompts(cls, side: int) -> Preprocess:
-        """What SAM and its descendants do: the long side becomes ``side``, bilinearly, the rest zeros."""
+        """Preprocessing of SAM and its descendants: resize the long side to ``side`` bilinearly, pad with zeros."""
         return cls(size=(side, side), resample="bilinear", pad=True)
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """Everything needed to rebuild and to use a model.
+    """Everything that is needed to rebuild and to use a model.
 
     Attributes:
-        model: architecture, a name of ``foveal.list_models``; empty for foreign files.
-        task: "classify", "segment", ...
+        model: architecture, a name of ``foveal.list_models``; empty for files that other software wrote.
+        task: name of the task, see :data:`foveal.task.TASKS`.
         num_classes: outputs of the classifier.
         in_chans: channels of the image.
         options: further keyword arguments of ``create_model``.
-        preprocess: how images are fed.
+        preprocess: how images become the network's input.
         labels: names and colours of the classes.
         output_stride: input pixels per output position (exported files).
-        tag: data set or setting the weights belong to.
+        tag: data set or setting of the weights, the part of their name after the dot.
         licence: of the weights, an SPDX name.
-        mask_thresholds: promptable: predicted IoU and stability above which a mask of everything is kept; empty: SAM's.
-            How sure a model says it is depends on how it was trained.
-        notes: where the weights come from; figures and seeds, free form.
+        mask_thresholds: for promptable models: predicted IoU and stability above which segmenting everything keeps a
+            mask; empty: SAM's thresholds. The scale of these predictions depends on how a model was trained.
+        notes: where the weights come from, figures and seeds; free form.
     """
 
     model: str = ""
@@ -124,13 +125,13 @@ class ModelInfo:
         return f"{self.model}.{self.tag}" if self.tag else self.model
 
     def to_json(self) -> str:
-        """JSON of all fields and, of models that segment, ``ignore_index``: what pixels without a class have."""
-        ignored = {"ignore_index": IGNORE} if self.task == "segment" else {}
+        """JSON of all fields; tasks that label pixels add ``ignore_index``, the value of pixels without a class."""
+        ignored = {"ignore_index": IGNORE} if self.task in TASKS and TASKS[self.task].labels_pixels else {}
         return json.dumps({**dataclasses.asdict(self), **ignored})
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:
-        """Parse :meth:`to_json`'s text.
+        """Parse the text of :meth:`to_json`.
 
         Raises:
             ConfigError: the text is not such JSON.
@@ -149,31 +150,34 @@ class ModelInfo:
             return info
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ConfigError(
-                f"model description cannot be read ({error}): was the file written by a newer Foveal?"
+                f"model description cannot be read ({error}); if a newer Foveal wrote the file, update this one"
             ) from None
 
     def replace(self, **changes: Any) -> ModelInfo:
+        """A copy with other values of these fields."""
         return dataclasses.replace(self, **changes)
 
 
 def say_licence(name: object, licence: str) -> None:
-    """Say on standard error, in one line, where ``licence`` (an SPDX name) keeps weights from commercial use."""
+    """State on standard error, in one line, if ``licence`` (an SPDX name) forbids commercial use of weights."""
     if "NC" in licence.upper().split("-"):
         print(f"{name}: weights under {licence}, for non-commercial use only", file=sys.stderr, flush=True)
 
 
 def attach(model: nn.Module, info: ModelInfo) -> None:
-    """Make ``info`` the description of ``model`` (its ``foveal_info``)."""
+    """Set the description of ``model`` (its attribute ``foveal_info``)."""
     object.__setattr__(model, "foveal_info", info)
 
 
 def info_of(model: nn.Module) -> ModelInfo:
-    """The description of a model that ``create_model`` or ``load_model`` made.
+    """The description of a model that ``create_model`` or ``load_model`` returned.
 
     Raises:
         ConfigError: the model has none.
     """
     info = getattr(model, "foveal_info", None)
     if not isinstance(info, ModelInfo):
-        raise ConfigError(f"{type(model).__name__} was not made by foveal.create_model or foveal.load_model")
+        raise ConfigError(
+            f"{type(model).__name__} was not made by foveal.create_model or foveal.load_model: it has no foveal_info"
+        )
     return info

@@ -1,4 +1,4 @@
-"""The tasks that a model can have, and every property of a task that code outside its own files asks for.
+"""The tasks that a model can have, and every property of a task that code outside the task's own files asks for.
 
 A task is named in :attr:`foveal.ModelInfo.task`, in recipes and on the command line. Each room has one file per task
 (``tasks/segment.py``, ``training/segment.py``, ``evaluation/segment.py``) and one table with a line per task. No other
@@ -7,6 +7,7 @@ code compares the name of a task.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import ConfigError, nearest
@@ -19,42 +20,66 @@ class Task:
     Attributes:
         name: as users write it.
         result: what a model of the task gives for an image or a text, for messages: "it gives ...".
-        takes_images: whether its input is an image.
-        takes_prompts: whether its answers depend on points, boxes or masks beside the image.
+        takes_images: whether its input is an image; otherwise token ids.
+        takes_prompts: whether its output depends on points, boxes or masks in addition to the image.
+        has_head: whether its models have a head; without one they are backbones.
         has_classes: whether its output is a score per class.
         labels_pixels: whether each pixel has a class, or is ignored.
         output_name: name of the output in exported files.
+        published_classes: number of classes of published weights, unless their head states another number.
+        head_keys: prefixes of state-dict keys (in Foveal's layout) that only models of this task have; empty: the task
+            cannot be identified by keys.
+        output_layer: prefix of the keys of the layer whose shape depends on the number of classes or on the scale.
     """
 
     name: str
     result: str
     takes_images: bool = True
     takes_prompts: bool = False
+    has_head: bool = True
     has_classes: bool = False
     labels_pixels: bool = False
     output_name: str = "logits"
+    published_classes: int = 0
+    head_keys: tuple[str, ...] = ()
+    output_layer: str = "head.classifier"
 
 
 #: By name, in the order in which they are listed. "features" is a backbone without a head.
 TASKS = {
     task.name: task
     for task in (
-        Task("classify", "the class of an image", has_classes=True),
-        Task("segment", "the class of each pixel", has_classes=True, labels_pixels=True),
-        Task("upscale", "an image", output_name="upscaled"),
-        Task("prompt", "masks of objects", takes_prompts=True),
+        Task("classify", "the class of an image", has_classes=True, published_classes=1000),
+        Task("segment", "the class of each pixel", has_classes=True, labels_pixels=True, head_keys=("head.laterals.",)),
+        Task(
+            "upscale",
+            "an image",
+            output_name="upscaled",
+            head_keys=("head.subpixel.weight",),
+            output_layer="head.subpixel",
+        ),
+        Task("prompt", "masks of objects", takes_prompts=True, head_keys=("prompt_encoder.", "mask_decoder.")),
         Task("language", "scores of tokens", takes_images=False),
-        Task("features", "maps of features"),
+        Task("features", "feature maps", has_head=False),
     )
 }
 
 
 def find_task(name: str) -> Task:
-    """The task of this name.
+    """Look up a task by name.
 
     Raises:
-        ConfigError: there is none; the message has the nearest name.
+        ConfigError: there is no task of this name; the message has the nearest one.
     """
     if name not in TASKS:
         raise ConfigError(f"unknown task {name!r}{nearest(name, TASKS)}")
     return TASKS[name]
+
+
+def identify_task(keys: Iterable[str]) -> Task:
+    """Identify the task of an image model by its state-dict keys (in Foveal's layout); "classify" if none decides."""
+    names = list(keys)
+    for task in TASKS.values():
+        if any(name.startswith(task.head_keys) for name in names):
+            return task
+    return TASKS["classify"]

@@ -1,7 +1,8 @@
-"""Foveal's models for clients of timm: importing this module registers each of them as ``foveal_<name>``.
+"""Foveal's classifiers in timm: importing this module registers each of them as ``foveal_<name>``.
 
-``timm.create_model("foveal_efficientvit_b1", features_only=True)`` then works, and with it what builds on timm, such as
-``segmentation_models_pytorch.Unet("tu-foveal_efficientvit_b1")``. Needs timm.
+``timm.create_model("foveal_efficientvit_b1", features_only=True)`` then works, and so do libraries that build on timm,
+for example ``segmentation_models_pytorch.Unet("tu-foveal_efficientvit_b1")``. Needs timm. Variants that are registered
+after this import are not in timm.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, DependencyError
 from .factory.create import create_model
-from .info import IMAGENET_MEAN, IMAGENET_STD, info_of
+from .info import info_of
 from .layers.recompute import recompute
-from .models.registry import Backbone, Family, FeatureInfo, Published, Variant, variants
+from .models.registry import Backbone, Family, FeatureInfo, Published, Variant, published, variants
+from .weights.published import published_preprocess
 
 try:
     from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
@@ -28,15 +30,16 @@ except ImportError as error:
 
 
 class TimmModel(nn.Module):
-    """A classifier of ours with timm's interface; its state dict has our keys, so our checkpoints load into it.
+    """A classifier of Foveal with timm's interface; its state dict has Foveal's keys, so Foveal's checkpoints load.
 
     Args:
         name: one of ``foveal.list_models()``.
-        num_classes: 0: pooled features.
+        num_classes: number of classes; 0: pooled features.
         in_chans: channels of the image.
-        global_pool: "avg" only, which all our classifiers do; an empty string: ``forward`` gives the coarsest map.
+        global_pool: "avg", the pooling of all classifiers here, or an empty string: ``forward`` returns the coarsest
+            feature map.
         weights: tag of published weights, or a checkpoint, to start from.
-        **options: of ``foveal.create_model``.
+        **options: options of ``foveal.create_model``.
 
     Raises:
         ConfigError: another pooling, or an option that the family does not have.
@@ -56,12 +59,12 @@ class TimmModel(nn.Module):
         family, variant = _classifiers()[name]
         of_head = {key: value for key, value in info_of(model).options.items() if key in family.classifier_options}
         self.backbone, self.head = cast(Backbone, model.backbone), cast(Any, model.head)
-        self.num_classes, self.global_pool = num_classes, _pool(global_pool)
+        self.num_classes, self.global_pool = num_classes, _check_pooling(global_pool)
         self.num_features = self.backbone.feature_info[-1].channels
         assert variant.classifier is not None
         self.fresh_head = partial(variant.classifier, self.num_features, **of_head)
         self.head_hidden_size = self.head.num_features
-        self.taps = _halvings(self.backbone)
+        self.taps = _find_taps(self.backbone)
         self.feature_info = [
             {"num_chs": channels, "reduction": stride, "module": f"backbone.stem.{i}"}
             for i, (channels, stride) in self.taps.items()
@@ -71,11 +74,11 @@ class TimmModel(nn.Module):
         ]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """The coarsest map, ``(B, num_features, h, w)``."""
+        """The coarsest feature map, ``(B, num_features, h, w)``."""
         return self.backbone(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Logits ``(B, num_classes)`` from the coarsest map, or what the classifier would see."""
+        """Logits ``(B, num_classes)`` of the coarsest map; with ``pre_logits`` the inputs of the last linear layer."""
         return self.head(x, pre_logits=pre_logits) if self.global_pool else x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,23 +93,24 @@ class TimmModel(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """Maps of the pyramid, finest first: the last ``indices`` of them, or those of these indices.
+        """Feature maps, finest first: the last ``indices`` of them, or those of these indices.
+
+        ``norm`` and ``stop_early`` have no effect: the maps are those of the whole backbone.
 
         Returns:
-            A list of ``(B, C, h, w)``; unless ``intermediates_only``, after the coarsest map.
+            A list of maps ``(B, C, h, w)``; without ``intermediates_only``, a pair of the coarsest map and that list.
 
         Raises:
             ConfigError: another format than "NCHW".
         """
         if output_fmt != "NCHW":
-            raise ConfigError(f"output_fmt={output_fmt!r}: maps are NCHW")
-        take = self._chosen(indices)
-        maps = self._pyramid(x)
-        taken = [maps[i] for i in take]
-        return taken if intermediates_only else (maps[-1], taken)
+            raise ConfigError(f"output_fmt={output_fmt!r}: feature maps are only available as 'NCHW'")
+        maps = self._feature_maps(x)
+        selected = [maps[i] for i in self._select(indices)]
+        return selected if intermediates_only else (maps[-1], selected)
 
-    def _pyramid(self, x: Tensor) -> list[Tensor]:
-        """The backbone's maps, after those that its stem makes on the way."""
+    def _feature_maps(self, x: Tensor) -> list[Tensor]:
+        """The feature maps of the stem that ``taps`` names, followed by those of the backbone."""
         early: list[Tensor] = []
         stem = cast(nn.Sequential, self.backbone.stem)
 
@@ -124,24 +128,25 @@ class TimmModel(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the head, which no map depends on; the stages stay. Returns the indices of the maps."""
+        """Remove the head, on which no feature map depends; all stages stay. Returns the indices of the maps."""
         if prune_head:
             self.reset_classifier(0)
             self.head = nn.Identity()
-        return self._chosen(indices)
+        return self._select(indices)
 
-    def _chosen(self, indices: int | Sequence[int] | None) -> list[int]:
-        some = indices if indices is None or isinstance(indices, int) else list(indices)
-        return list(feature_take_indices(len(self.feature_info), some)[0])
+    def _select(self, indices: int | Sequence[int] | None) -> list[int]:
+        """Indices of feature maps as timm resolves them: ``None`` is all, an integer the last ones."""
+        requested = indices if indices is None or isinstance(indices, int) else list(indices)
+        return list(feature_take_indices(len(self.feature_info), requested)[0])
 
     def get_classifier(self) -> nn.Module:
-        """The last linear layer, an identity for ``num_classes=0``."""
+        """The last linear layer; an identity for ``num_classes=0``."""
         return cast(nn.Module, self.head.classifier)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the last linear layer by a fresh one, and the one for a teacher's labels, where there is one."""
+        """Replace the last linear layer by a fresh one; distilled models have a second, for the teacher's labels."""
         if global_pool is not None:
-            self.global_pool = _pool(global_pool)
+            self.global_pool = _check_pooling(global_pool)
         self.num_classes = num_classes
         like = next(self.parameters())
         for key, layer in self.fresh_head(num_classes).to(like)._modules.items():
@@ -149,32 +154,32 @@ class TimmModel(nn.Module):
                 setattr(self.head, key, layer)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the activations of each stage again in the backward pass."""
+        """Recompute the activations of each stage in the backward pass, to save memory."""
         for stage in self.backbone.stages:
             vars(stage).pop("forward", None)
         if enable:
             recompute(self.backbone.stages)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters belong together, for layer-wise learning rates."""
+        """Groups of parameters for layer-wise learning rates."""
         blocks = r"^backbone\.stages\.(\d+)" if coarse else r"^backbone\.stages\.(\d+)\.(?:blocks\.)?(\d+)"
         return {"stem": r"^backbone\.stem", "blocks": [(blocks, None), (r"^head", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
-        """Tables of attention biases; vectors timm leaves out by itself."""
+        """Tables of attention biases; timm itself excludes vectors (norms and biases)."""
         return {name for name, _ in self.named_parameters() if name.endswith("biases")}
 
 
-def _pool(name: str) -> str:
+def _check_pooling(name: str) -> str:
     if name not in ("", "avg"):
         raise ConfigError(f"global_pool={name!r}: the classifiers pool by average; give 'avg' or ''")
     return name
 
 
-def _halvings(backbone: Backbone) -> dict[int, FeatureInfo]:
-    """Stem blocks after which the stride has doubled, by index, where the pyramid begins above stride 4.
+def _find_taps(backbone: Backbone) -> dict[int, FeatureInfo]:
+    """Blocks of the stem after which the stride has doubled, by index, if the finest feature map is above stride 4.
 
-    Clients of timm take for granted that a pyramid begins at stride 2 or 4.
+    Libraries that build on timm assume that the feature maps begin at stride 2 or 4.
     """
     finest = backbone.feature_info[0].stride
     if finest <= 4:
@@ -182,50 +187,52 @@ def _halvings(backbone: Backbone) -> dict[int, FeatureInfo]:
     stem = cast(nn.Sequential, copy.deepcopy(backbone.stem).to("meta").eval())
     in_chans = next(module.in_channels for module in stem.modules() if isinstance(module, nn.Conv2d))
     x = torch.empty(1, in_chans, 16 * finest, 16 * finest, device="meta", dtype=next(stem.parameters()).dtype)
-    found, stride = {}, 1
+    taps, stride = {}, 1
     for i, block in enumerate(stem):
         x = block(x)
         if 16 * finest // x.shape[-1] > stride:
             stride = 16 * finest // x.shape[-1]
-            found[i] = FeatureInfo(x.shape[1], stride)
-    return {i: info for i, info in found.items() if info.stride < finest}
+            taps[i] = FeatureInfo(x.shape[1], stride)
+    return {i: info for i, info in taps.items() if info.stride < finest}
 
 
 def _default_cfg(variant: Variant, entry: Published | None) -> dict[str, Any]:
-    size = int(entry.size) if entry else variant.size
+    preprocess = published_preprocess("classify", variant, entry)
+    assert preprocess is not None
+    assert preprocess.size is not None
     cfg = {
         "num_classes": 1000,
-        "input_size": (3, size, size),
-        "crop_pct": entry.crop_ratio if entry and entry.crop_ratio is not None else variant.crop_ratio,
-        "interpolation": entry.resample if entry else "bicubic",
-        "mean": entry.mean if entry else IMAGENET_MEAN,
-        "std": entry.std if entry else IMAGENET_STD,
+        "input_size": (3, *preprocess.size),
+        "crop_pct": preprocess.crop_ratio,
+        "interpolation": preprocess.resample,
+        "mean": preprocess.mean,
+        "std": preprocess.std,
         "first_conv": "backbone.stem.0.conv",
         "classifier": "head.classifier",
     }
     if entry is None:
         return cfg
-    # timm takes models whose weights it could find itself for pretrained ones; fetching is Foveal's.
+    # timm considers a model pretrained if it could find the weights itself; it is Foveal that fetches them.
     return cfg | ({"file": entry.file} if entry.package else {"hf_hub_id": entry.repo, "hf_hub_filename": entry.file})
 
 
 def _default_cfgs() -> dict[str, Any]:
-    """What timm knows of our classifiers' weights before it builds one."""
-    cfgs = {}
+    """Configurations of all classifiers and their published weights, in timm's form."""
+    entries = published("classify")
+    cfgs = {f"foveal_{ref}": _default_cfg(variant, entry) for ref, (_, variant, entry) in entries.items()}
+    with_weights = {ref.partition(".")[0] for ref in entries}
     for name, (_, variant) in _classifiers().items():
-        entries = [entry for entry in variant.published if (entry.repo or entry.package) and entry.task == "classify"]
-        cfgs |= {f"foveal_{name}.{entry.tag}": _default_cfg(variant, entry) for entry in entries}
-        if not entries:
+        if name not in with_weights:
             cfgs[f"foveal_{name}"] = _default_cfg(variant, None)
     return generate_default_cfgs(cfgs)
 
 
 def _classifiers() -> dict[str, tuple[Family, Variant]]:
-    return {name: found for name, found in variants().items() if found[1].classifier is not None}
+    return {name: entry for name, entry in variants().items() if entry[1].classifier is not None}
 
 
 def _build(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """Build ``foveal_<name>`` for timm. Weights come through Foveal, which checks and renames them."""
+    """Build ``foveal_<name>`` for timm. Foveal loads the weights, which it checks and renames."""
     arguments = {key: value for key, value in arguments.items() if value or not key.startswith("drop_")}
     cfg = arguments.get("pretrained_cfg")
     overlay = dict(arguments.get("pretrained_cfg_overlay") or {})
@@ -234,7 +241,8 @@ def _build(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
         arguments["weights"] = overlay.get("file") or tag
         if not arguments["weights"]:
             raise ConfigError(
-                f"foveal_{name} has no published weights; pretrained_cfg_overlay={{'file': ...}} names some"
+                f"foveal_{name} has no published weights; leave out pretrained=True, or name a checkpoint by "
+                "pretrained_cfg_overlay={'file': PATH}"
             )
     features = {"feature_cls": "getter", "out_indices": None}
     return build_model_with_cfg(
@@ -242,7 +250,7 @@ def _build(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
     )
 
 
-default_cfgs = _default_cfgs()  # timm looks for this name when a model of this module is registered
+default_cfgs = _default_cfgs()  # timm reads this name when a model of this module is registered
 for _name in _classifiers():
     _entry: Any = partial(_build, _name)
     _entry.__name__, _entry.__module__ = f"foveal_{_name}", __name__

@@ -1,4 +1,4 @@
-"""Saved models are folders that load again, here and through a hub; published names become working models."""
+"""Models are saved to folders and hubs and loaded again; published weights load by name."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_round_trip_through_a_folder(model: nn.Module, tmp_path: Path) -> None:
     assert foveal.load_checkpoint(foveal.create_model("efficientvit_b0", "segment", num_classes=3), folder).loaded
 
 
-def test_card_says_what_it_is_and_how_to_load_it(model: nn.Module, tmp_path: Path) -> None:
+def test_the_model_card_describes_the_model_and_how_to_load_it(model: nn.Module, tmp_path: Path) -> None:
     folder = foveal.save_pretrained(model, tmp_path, metrics={"mIoU": 12.5}, data="Toy test, 64x96")
     _, about, text = (folder / "README.md").read_text().split("---\n", 2)
     metadata = yaml.safe_load(about)
@@ -73,7 +73,7 @@ def test_card_says_what_it_is_and_how_to_load_it(model: nn.Module, tmp_path: Pat
     assert config["foveal"]["labels"]["names"] == ["sky", "road", "tree"]
 
 
-def test_saving_again_keeps_the_card_that_somebody_wrote(model: nn.Module, tmp_path: Path) -> None:
+def test_saving_again_does_not_replace_an_edited_card(model: nn.Module, tmp_path: Path) -> None:
     foveal.save_pretrained(model, tmp_path)
     (tmp_path / "README.md").write_text("my own words")
     other = foveal.create_model("efficientvit_b0", num_classes=2)
@@ -84,7 +84,7 @@ def test_saving_again_keeps_the_card_that_somebody_wrote(model: nn.Module, tmp_p
     assert info_of(loaded).licence == "CC0-1.0"
 
 
-def test_a_backbone_alone_is_a_model_too(tmp_path: Path) -> None:
+def test_round_trip_of_a_backbone(tmp_path: Path) -> None:
     net = foveal.create_model("efficientvit_b0", features_only=True, in_chans=4, scales=(3,))
     loaded = foveal.from_pretrained(foveal.save_pretrained(net, tmp_path))
     assert same(loaded, net)
@@ -102,11 +102,11 @@ def test_damaged_folder_is_refused(model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
         foveal.from_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="its content is not what was written"):  # the file knows it by itself
+    with pytest.raises(CheckpointError, match="its content is not what was written"):  # by the hash inside the file
         foveal.from_pretrained(tmp_path)
 
 
-def test_what_cannot_be_saved_is_said(model: nn.Module, tmp_path: Path) -> None:
+def test_what_cannot_be_saved_is_an_error(model: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="metrics need the data they were measured on"):
         foveal.save_pretrained(model, tmp_path, metrics={"mIoU": 1.0})
     with pytest.raises(ConfigError, match="mIoU is nan"):
@@ -151,7 +151,7 @@ def saved(model: nn.Module, tmp_path: Path) -> Path:
     return foveal.save_pretrained(model, tmp_path / "saved")
 
 
-def test_there_and_back_through_a_hub(model: nn.Module, saved: Path, tmp_path: Path) -> None:
+def test_round_trip_through_a_hub(model: nn.Module, saved: Path, tmp_path: Path) -> None:
     with running() as hub:
         client = Client(hub.address, tmp_path / "cache")
         sent = python(client, PUSH, saved)
@@ -187,7 +187,7 @@ def publish(hub: Hub, ref: str, content: bytes) -> None:
 
 
 def test_published_classifier_by_name(tmp_path: Path) -> None:
-    """timm's own model, published under timm's name, gives timm's logits and the description of its tag."""
+    """The weights of timm's own model, under timm's name, give timm's logits; the description is that of the tag."""
     torch.manual_seed(0)
     peer = timm.create_model("efficientvit_b0", pretrained=False).eval()
     save_file(peer.state_dict(), tmp_path / "timm.safetensors")
@@ -202,7 +202,7 @@ def test_published_classifier_by_name(tmp_path: Path) -> None:
     assert (info.task, info.num_classes, info.tag, info.licence) == ("classify", 1000, "r224_in1k", "Apache-2.0")
     assert (info.preprocess.size, info.preprocess.crop_ratio) == ((224, 224), 0.95)
     assert info.notes["published"]["top-1"] == 71.408
-    # timm's attention has another epsilon, which random weights show.
+    # timm's attention has another epsilon, which makes a difference with random weights.
     like_timm = foveal.create_model("efficientvit_b0", weights=tmp_path / "saved", attention_eps=1e-5).eval()
     x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_published_classifier_by_name(tmp_path: Path) -> None:
 
 
 def test_published_segmenter_from_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A .pt file in the folder of weights is found by its tag: load, create_model and load_checkpoint."""
+    """A .pt file in the folder FOVEAL_WEIGHTS is found by its tag: load, create_model and load_checkpoint."""
     source = foveal.create_model("efficientvit_b1", "segment", head="ade20k")
     torch.save({"state_dict": source.state_dict()}, tmp_path / "efficientvit_seg_b1_ade20k.pt")
     cityscapes = foveal.create_model("efficientvit_b1", "segment")
@@ -243,7 +243,7 @@ def test_converted_weights_in_the_folder_are_found_by_name(tmp_path: Path, monke
 
 
 def test_a_path_comes_before_a_name(model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A saved folder may bear a bundled name; a folder of data of that name does not stand in the way."""
+    """A saved folder may have the name of bundled weights; a data folder named like a tag is not taken for weights."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "camvid").mkdir()
     bundled = foveal.create_model("efficientvit_b0", weights="camvid", task="segment")
@@ -253,7 +253,7 @@ def test_a_path_comes_before_a_name(model: nn.Module, tmp_path: Path, monkeypatc
 
 
 def test_pt_files_need_a_torch_that_reads_them_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CVE-2026-24747. The version is torch's own type; safetensors files are read with any."""
+    """CVE-2026-24747. Versions are compared by torch's own type; safetensors files are read with any version."""
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     for version, allowed in (("2.6.0", False), ("2.9.1+cpu", False), ("2.10.0", True), ("2.10.0+cu130", True)):

@@ -297,7 +297,7 @@ def small(**changes: Any) -> nn.Module:
         (lambda: small(task="classify"), "albert_base is a language model, not for 'classify'; valid: language"),
         (lambda: create_model("efficientvit_b0", "language"), "efficientvit_b0 is not for 'language'; valid: classify"),
         (lambda: small()(torch.zeros(1, 65, dtype=torch.long)), "65 tokens: this model takes at most 64"),
-        (lambda: small()(torch.full((1, 2), -1)), "token -1: this model knows 0 to 199"),
+        (lambda: small()(torch.full((1, 2), -1)), "token -1 is out of range: give 0 to 199"),
         (
             lambda: small()(torch.zeros(1, 2, dtype=torch.long), token_type_ids=torch.zeros(1, 3, dtype=torch.long)),
             r"token_type_ids \(1, 3\): give \(1, 2\)",

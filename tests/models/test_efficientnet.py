@@ -37,7 +37,8 @@ from foveal.models.efficientnet import (
     scaled_stages,
 )
 from foveal.models.mobilenet import MobileNet, Stage
-from foveal.weights.loading import load_checkpoint, packages
+from foveal.weights import packages
+from foveal.weights.loading import load_checkpoint
 from helpers.convnets import check_golden, check_peer, conventions, filled, peer
 
 LETTERS = [f"efficientnet_b{i}" for i in range(8)]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from foveal.errors import ConfigError, InputError
 from foveal.factory.create import create_model
 from foveal.factory.identify import identify
-from foveal.weights.loading import load_checkpoint, recognise
+from foveal.weights.layouts import recognise
+from foveal.weights.loading import load_checkpoint
 from helpers import golden
 from helpers.golden import largest
 

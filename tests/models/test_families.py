@@ -1,4 +1,4 @@
-"""What every architecture for images does, the ones that arrive later included."""
+"""Requirements on every image architecture, later ones included ("Adding a model family" in CONTRIBUTING.md)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import torch
 
 from foveal.factory.create import create_model, list_models
 from foveal.factory.identify import identify
+from foveal.info import info_of
 from foveal.models.registry import variants
+from foveal.tasks.builders import BUILDERS
+from foveal.weights.layouts import DECODER_PARTS, IMAGE_ENCODER
 
 
 def on_meta(name: str, **arguments: Any) -> torch.nn.Module:
@@ -18,8 +21,11 @@ def on_meta(name: str, **arguments: Any) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("name", list_models(task="segment"))
-def test_a_file_is_told_by_its_keys_and_shapes(name: str) -> None:
-    """Classifier, every segmentation head, promptable, pooled features, the backbone alone; with one's own channels."""
+def test_a_file_is_identified_by_its_keys_and_shapes(name: str) -> None:
+    """Classifier, all segmentation heads, promptable, pooled features, backbone alone, other numbers of channels.
+
+    Keys have their prefixes, ``convert`` leaves them alone, and ``Family.stem`` names the first convolution.
+    """
     family, variant = variants()[name]
     heads = variant.segment_heads or [""]
     cases: list[dict[str, Any]] = [{"task": "segment", "num_classes": 7} | ({"head": h} if h else {}) for h in heads]
@@ -30,18 +36,26 @@ def test_a_file_is_told_by_its_keys_and_shapes(name: str) -> None:
         cases += [{"num_classes": 5, "in_chans": 4}, {"num_classes": 0}]
     for arguments in cases:
         state = on_meta(name, **arguments).state_dict()
-        found = identify({f"module.model.{key}": value for key, value in state.items()})
+        info = identify({f"module.model.{key}": value for key, value in state.items()})
         task = "features" if "features_only" in arguments else arguments.get("task", "classify")
-        assert found.model in (name, *variant.twins)
-        assert found.task == task
-        assert found.in_chans == arguments.get("in_chans", 3)
-        assert found.options.get("head", "") == arguments.get("head", "")
-        assert found.num_classes == arguments.get("num_classes", 0)
+        assert info.model in (name, *variant.twins)
+        assert info.task == task
+        assert info.in_chans == arguments.get("in_chans", 3)
+        assert info.options.get("head", "") == arguments.get("head", "")
+        assert info.num_classes == arguments.get("num_classes", 0)
+        if task == "features":
+            state = {f"backbone.{key}": value for key, value in state.items()}
+        elif task == "prompt":
+            assert all(key.startswith((IMAGE_ENCODER, *DECODER_PARTS)) for key in state)
+            continue
+        assert all(key.startswith(("backbone.", "head.")) for key in state)
+        assert state[family.stem].shape[1] == info.in_chans
+        assert (family.convert(state) or {}).keys() == state.keys()
 
 
 @pytest.mark.parametrize("name", list_models(task="segment"))
 def test_any_size(name: str) -> None:
-    """Maps at their strides, and logits of the image's size, at the least size and at odd ones."""
+    """Feature maps at their strides, rounded up, and logits of the image's size, at the smallest size and odd ones."""
     backbone, model = on_meta(name, features_only=True), on_meta(name, task="segment", num_classes=3)
     for h, w in ((32, 32), (65, 97), (224, 160)):
         image = torch.empty(2, 3, h, w, device="meta")
@@ -50,3 +64,11 @@ def test_any_size(name: str) -> None:
             (2, channels, -(-h // stride), -(-w // stride)) for channels, stride in backbone.feature_info
         ]
         assert model(image).shape == (2, 3, h, w)
+
+
+@pytest.mark.parametrize("task", BUILDERS)
+def test_the_tasks_of_a_family_can_be_built(task: str) -> None:
+    """With the published number of classes; the first variant of each family that the task lists."""
+    first = {variants()[name][0].name: name for name in reversed(list_models(task=task))}
+    for name in first.values():
+        assert info_of(on_meta(name, task=task)).task == task

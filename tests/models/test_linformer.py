@@ -159,7 +159,7 @@ def failing(**options: Any) -> Callable[[], object]:
         (failing(num_classes=10), "num_classes and in_chans are for images"),
         (failing(dept=1), "did you mean 'depth'"),
         (lambda: failing()()(torch.zeros(1, 17, dtype=torch.long)), "17 tokens: this model takes at most 16"),
-        (lambda: failing()()(torch.full((1, 4), 50)), "token 50: this model knows 0 to 49"),
+        (lambda: failing()()(torch.full((1, 4), 50)), "token 50 is out of range: give 0 to 49"),
         (lambda: failing()()(torch.zeros(1, 4)), r"give \(B, L\) integers"),
         (lambda: failing()()(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 5)), "give one for each token"),
         (

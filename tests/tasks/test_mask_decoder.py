@@ -1,4 +1,4 @@
-"""SAM's mask decoder, computed with fewer products than its formulas have, equals those formulas."""
+"""SAM's mask decoder, computed with fewer multiplications than its formulas, equals those formulas."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from foveal.tasks import mask_decoder
 from foveal.tasks.mask_decoder import EMBED_DIM, MaskDecoder
 
-GRID = 64  # places of an embedding along a side
+GRID = 64  # positions of an embedding along a side
 
 
-def literal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the decoder computed as it is written down: every place projected, convolutions as convolutions."""
+def use_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the decoder compute its formulas: all positions are projected, convolutions are convolutions."""
 
     def pixels(self: MaskDecoder, place: Tensor, weights: Tensor) -> Tensor:
         fine = self.output_upscaling(place.mT.unflatten(2, (GRID, GRID)))
@@ -57,18 +57,18 @@ def answers(
 @pytest.mark.parametrize("own_dense", [False, True])
 @pytest.mark.parametrize(("prompts", "tokens"), [(1, 2), (3, 2), (1, 13), (2, 13)])
 def test_it_equals_its_formulas(prompts: int, tokens: int, own_dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One prompt and several, few tokens and too many to carry projections, one image for all and one for each."""
+    """One prompt and several, few tokens and many, one image for all prompts and one per prompt."""
     torch.manual_seed(0)
     decoder = MaskDecoder()
     found = answers(decoder, prompts, tokens, own_dense)
-    literal(monkeypatch)
+    use_formulas(monkeypatch)
     for a, b in zip(found, answers(decoder, prompts, tokens, own_dense), strict=True):
         assert a.shape == b.shape
         assert (a - b).abs().max() <= 1e-12 * b.abs().max()
 
 
-def test_masks_that_promise_too_little_are_not_drawn() -> None:
-    """The others are the same, and what is expected of all masks is."""
+def test_masks_below_the_least_iou_are_not_computed() -> None:
+    """The other masks and all predicted IoUs are the same."""
     torch.manual_seed(0)
     decoder = MaskDecoder()
     masks, iou = answers(decoder, 6, 2, False)
@@ -88,9 +88,9 @@ def gmacs(prompts: int, tokens: int) -> float:
 
 
 def test_it_costs_less_than_its_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A click alone, clicks together, and no more for many tokens."""
+    """Fewer multiplications for one click and for several clicks, and not more for many tokens."""
     click, clicks, many = gmacs(1, 2), gmacs(8, 2), gmacs(4, 20)
-    literal(monkeypatch)
+    use_formulas(monkeypatch)
     assert click < 0.6 * gmacs(1, 2) < 1.1
     assert clicks < 0.65 * gmacs(8, 2)
     assert many < 1.05 * gmacs(4, 20)

@@ -1,4 +1,4 @@
-"""Promptable models: SAM's parts around any backbone, through torch and ONNX Runtime, in the image's own pixels."""
+"""Promptable models: SAM's parts around any backbone, with torch and ONNX Runtime, in pixels of the image."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def image_of_noise(height: int = 120, width: int = 160) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def published() -> Any:
-    """EfficientViT-SAM-L0 with the reference's weights, through our key map, in float64."""
+    """EfficientViT-SAM-L0 with the reference's weights, whose keys are translated, in float64."""
     model = create_model("efficientvit_l0", "prompt").double().eval()
     load_checkpoint(model, golden.state(golden.read("sam_keys")[NAME]))
     return model
@@ -47,7 +47,7 @@ def published() -> Any:
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    """A small promptable model whose answers depend on image and prompt."""
+    """A small promptable model whose masks depend on image and prompt."""
     return golden.fill(create_model("efficientvit_b0", "prompt").double()).float()
 
 
@@ -74,7 +74,7 @@ def test_equals_the_published_network(published: Any, precision: str) -> None:
 
 
 def test_the_predictor_equals_the_published_one(published: Any) -> None:
-    """From the pixels to masks at their size: points, boxes, and everything at once with an earlier mask."""
+    """From an image to masks of its size: points, boxes, and both with an earlier mask."""
     expected = golden.read("sam_models")[NAME]
     model = published.float()
     asked = expected["predictor_input"]
@@ -101,7 +101,7 @@ def test_the_predictor_equals_the_published_one(published: Any) -> None:
     assert digest == expected["float32"]["predict"]["box"]["mask"]["sha256"]
 
 
-def test_the_published_layout_is_told_by_its_keys() -> None:
+def test_the_published_layout_is_identified_by_its_keys() -> None:
     info = identify(golden.state(golden.read("sam_keys")[NAME]))
     assert (info.model, info.task, info.preprocess.size) == ("efficientvit_l0", "prompt", (512, 512))
 
@@ -110,7 +110,7 @@ def test_the_published_layout_is_told_by_its_keys() -> None:
     "name", ["efficientvit_l1", "efficientvit_xl1", "tinyvit_5m", "mobilenetv2_100", "mambavision_t"]
 )
 def test_every_backbone_can_be_prompted(name: str) -> None:
-    """The embedding has 64 x 64 places, whatever the strides; shapes alone tell the model again."""
+    """The embedding has 64 x 64 positions for all strides; the model is identified by shapes alone."""
     with torch.device("meta"):
         model: Any = create_model(name, "prompt")
         size = model.image_encoder.size
@@ -120,7 +120,7 @@ def test_every_backbone_can_be_prompted(name: str) -> None:
     assert (info.model, info.task) == (name, "prompt")
 
 
-def test_list_models_knows_the_task() -> None:
+def test_list_models_for_prompting() -> None:
     names = list_models(task="prompt")
     assert {"efficientvit_xl1", "tinyvit_5m", "efficientvit_b1"} <= set(names)
     assert not {"efficientvit_sr", "albert_base"} & set(names)
@@ -129,7 +129,7 @@ def test_list_models_knows_the_task() -> None:
         create_model("efficientvit_b0", "prompt", num_classes=3)
 
 
-def test_many_prompts_are_as_good_as_one_after_the_other(predictor: Predictor) -> None:
+def test_many_prompts_equal_single_ones(predictor: Predictor) -> None:
     embedding = predictor.encode(image_of_noise())
     rng = np.random.default_rng(1)
     points, labels = rng.uniform(0, 120, (70, 2, 2)), rng.integers(0, 2, (70, 2))
@@ -163,7 +163,7 @@ def test_masks_are_resized_as_torch_does(height: int, width: int) -> None:
     inside = frame_size((height, width))
     frame = F.interpolate(torch.from_numpy(low_res)[None], (1024, 1024), mode="bilinear")[..., : inside[0], : inside[1]]
     expected = F.interpolate(frame, (height, width), mode="bilinear")[0].numpy()
-    # torch rounds positions of up to 2000 to float32, by 6e-5 of a pixel, and its builds do so differently.
+    # torch rounds positions of up to 2000 to float32, by 6e-5 of a pixel; builds of torch differ in this.
     np.testing.assert_allclose(at_image_size(low_res, (height, width)), expected, atol=5e-5)
 
 
@@ -235,8 +235,8 @@ def test_embeddings_survive_on_disk(predictor: Predictor, tmp_path: Path) -> Non
         other.open_embedding(path)
 
 
-def test_embeddings_know_their_weights(small: Any, exported: Path, tmp_path: Path) -> None:
-    """Folded, in half precision and exported, a model is the same; one that was trained on is not, of the same name."""
+def test_embeddings_of_other_weights_are_refused(small: Any, exported: Path, tmp_path: Path) -> None:
+    """Folded, in half precision and exported, a model is the same; after more training it is another one."""
     file = save_as(small, tmp_path / "one.safetensors")
     path = foveal.load(file).encode(image_of_noise()).save(tmp_path / "seen.npz")
     for same in (foveal.load(file, dtype="bfloat16"), foveal.load(exported)):
@@ -255,7 +255,7 @@ def save_as(model: Any, path: Path) -> Path:
 
 
 def test_weights_of_another_architecture_give_their_decoder() -> None:
-    """What their own architecture was told, an epsilon and a padding, is not told to the new one."""
+    """Options of their own architecture, an epsilon and a padding, do not apply to the new one."""
     model: Any = foveal.create_model("mobilenetv2_100", "prompt", weights="tf_efficientnet_lite0.sam")
     plain: Any = foveal.create_model("mobilenetv2_100", "prompt")
     ours: Any = foveal.load_model("tf_efficientnet_lite0.sam")
@@ -264,10 +264,10 @@ def test_weights_of_another_architecture_give_their_decoder() -> None:
     foveal.create_model("efficientvit_b0", "prompt", weights="tf_efficientnet_lite0.sam")
 
 
-def test_a_bare_file_of_a_twin_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_dict_of_a_twin_prints_the_alternative(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save(foveal.load_model("tf_efficientnet_lite0.sam").state_dict(), tmp_path / "bare.pt")
     assert foveal.load(tmp_path / "bare.pt").info.model == "efficientnet_lite0"
-    assert "taken for efficientnet_lite0, but tf_efficientnet_lite0 has the same tensors" in capsys.readouterr().err
+    assert "identified as efficientnet_lite0, but tf_efficientnet_lite0 has the same tensors" in capsys.readouterr().err
 
 
 def test_batches_that_do_not_fit_are_one_line(small: Any) -> None:
@@ -396,8 +396,8 @@ def test_checkpoints_round_trip(small: Any, predictor: Predictor, tmp_path: Path
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_still_tells_pixels_apart(small: Any, tmp_path: Path, dtype: str) -> None:
-    """Coordinates of up to 1024 with halves do not fit 16 bits; they are not put into them."""
+def test_half_precision_distinguishes_pixels(small: Any, tmp_path: Path, dtype: str) -> None:
+    """Coordinates of up to 1024 with halves do not fit into 16 bits, so that they are kept in 32."""
     encoder = PromptEncoder().to(getattr(torch, dtype))
     near = torch.tensor([[[1000.0, 600.0]], [[1001.0, 600.0]]])
     tokens = encoder.tokens(near, torch.ones(2, 1)).detach()
@@ -416,7 +416,7 @@ def test_images_of_another_size_are_refused(small: Any) -> None:
 
 
 def test_parts_share_what_prompts_share() -> None:
-    """One embedding for all prompts gives what a copy for each does."""
+    """One embedding for all prompts gives the same masks as a copy for each prompt."""
     torch.manual_seed(0)
     encoder, decoder = PromptEncoder(), MaskDecoder()
     embedding = torch.randn(1, 256, 64, 64)

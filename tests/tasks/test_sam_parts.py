@@ -1,4 +1,4 @@
-"""SAM's files: decoders of any encoder load into ours, strictly, and every part finds its own."""
+"""SAM's checkpoints: their decoders load strictly, whatever the encoder; every part of a model finds its tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def prompt_model() -> PromptModel:
 
 
 def sam_like(model: nn.Module) -> dict[str, Tensor]:
-    """The file of a model whose image encoder no family here knows, as SAM's ViT."""
+    """State dict of a model whose image encoder is of no known family, like SAM's ViT."""
     state = {key: value.clone() for key, value in model.state_dict().items() if not key.startswith("image_encoder.")}
     encoder = {"pos_embed": (1, 64, 64, 8), "patch_embed.proj.weight": (8, 3, 16, 16), "blocks.0.norm1.weight": (8,)}
     return {f"image_encoder.{key}": torch.zeros(shape) for key, shape in encoder.items()} | state
@@ -67,7 +67,7 @@ def test_parts_load_strictly() -> None:
 
 
 def test_encoders_and_backbones_find_their_part() -> None:
-    """Of a promptable model's weights; a damaged encoder of the same architecture is no other architecture."""
+    """In the weights of a promptable model; a damaged encoder is not taken for another architecture."""
     torch.manual_seed(0)
     origin = foveal.create_model("efficientvit_b0", "prompt")
     state = origin.state_dict()

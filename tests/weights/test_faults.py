@@ -1,4 +1,4 @@
-"""Bad weight files and settings, by the number each case has in docs/bad_input.md: one clear line, and no harm."""
+"""Bad checkpoint files and settings, numbered as in docs/bad_input.md: a one-line error, and no other effect."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_31_pickled_code_does_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hiding", ["plain", "far inside", "before an archive", "compressed", "upper case"])
 def test_32_byte_arrays_are_refused_wherever_they_hide(tmp_path: Path, hiding: str) -> None:
-    """Nothing of the 256 MiB is allocated: neither behind a megabyte of text, nor where two readers see two files."""
+    """None of the 256 MiB is allocated: after a megabyte of text, and in a file that two readers read differently."""
     array = bytearray_bomb(256 << 20)
     content = {
         "plain": array,
@@ -95,7 +95,7 @@ def test_32_byte_arrays_are_refused_wherever_they_hide(tmp_path: Path, hiding: s
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
 def test_32_bombs_take_no_memory(tmp_path: Path) -> None:
-    """At most 64 MB more than before, in a process of its own."""
+    """At most 64 MB more than before, each in its own process."""
     paths = [tmp_path / f"{kind}.{'safetensors' if kind in ('header', 'claim') else 'pt'}" for kind in BOMBS]
     for kind, path in zip(BOMBS, paths, strict=True):
         path.write_bytes(bomb(kind))
@@ -108,7 +108,7 @@ def test_32_bombs_take_no_memory(tmp_path: Path) -> None:
 
 
 def test_32_a_view_larger_than_the_file_is_refused(tmp_path: Path) -> None:
-    """One number, seen a million million times by a stride of 0: copying it would take four terabytes."""
+    """One number, repeated 2 ** 40 times by a stride of 0: a copy would take four terabytes."""
     torch.save({"head.classifier.weight": torch.zeros(1).expand(1 << 20, 1 << 20)}, tmp_path / "view.pt")
     with pytest.raises(CheckpointError, match=r"view\.pt: head\.classifier\.weight .* is larger than the whole file"):
         read_state(tmp_path / "view.pt")
@@ -144,7 +144,7 @@ def test_33_metadata_may_be_null_but_not_nonsense(tmp_path: Path) -> None:
 
 
 def test_34_a_flipped_bit_of_any_byte_is_noticed(tmp_path: Path) -> None:
-    """A bit of one byte after the other: refused, or what comes out is what was written (spaces, say)."""
+    """A flipped bit in each byte: refused, or the content is unchanged (for example in padding)."""
     info = ModelInfo(model="efficientvit_b0", tag="mine")
     save_checkpoint(tmp_path / "good.safetensors", STATE, info)
     good, path = (tmp_path / "good.safetensors").read_bytes(), tmp_path / "flipped.safetensors"
@@ -162,7 +162,7 @@ def test_34_a_flipped_bit_of_any_byte_is_noticed(tmp_path: Path) -> None:
 
 
 def test_34_the_digest_is_as_documented(tmp_path: Path) -> None:
-    """By hand: description, then name, type, shape and bytes of each tensor in the order of the names."""
+    """Computed here: description, then name, type, shape and bytes of each tensor, sorted by name."""
     state = {"b": torch.tensor(1.5), "a": torch.arange(4, dtype=torch.bfloat16).reshape(2, 2).T, "c": torch.zeros(0)}
     save_checkpoint(tmp_path / "model.safetensors", state, ModelInfo(tag="mine"))
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
@@ -175,7 +175,7 @@ def test_34_the_digest_is_as_documented(tmp_path: Path) -> None:
 
 
 def test_34_files_are_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
-    """In processes of their own, where hashes of strings differ; and the library's own reader takes them."""
+    """In separate processes, where hashes of strings differ; safetensors itself reads the files."""
     code = (
         "import sys, torch\nfrom foveal.info import ModelInfo\nfrom foveal.weights.checkpoints import save_checkpoint\n"
         "save_checkpoint(sys.argv[1], {'ü': torch.zeros(3), 'b': torch.ones(1)}, ModelInfo(tag='ß'))"
@@ -190,7 +190,7 @@ def test_34_files_are_the_same_to_the_byte_each_time(tmp_path: Path) -> None:
 
 
 def test_34_a_lost_digest_is_noticed(tmp_path: Path) -> None:
-    """Damage to the digest's name and to a tensor at once."""
+    """The name of the digest and a tensor are damaged together."""
     save_checkpoint(tmp_path / "model.safetensors", STATE, ModelInfo())
     good = (tmp_path / "model.safetensors").read_bytes()
     (tmp_path / "model.safetensors").write_bytes(good.replace(b"foveal.sha256", b"foveal.sha255")[:-1] + b"\x40")
@@ -206,7 +206,7 @@ def test_34_files_without_a_digest_are_read(tmp_path: Path) -> None:
 
 
 def test_34_flipped_bits_in_archives_of_torch_are_noticed(tmp_path: Path) -> None:
-    """torch itself reads them without a word: in the bytes of the tensors nothing else could tell."""
+    """torch itself reads them without an error: nothing but the checksum shows a change in the bytes of a tensor."""
     torch.save(STATE, tmp_path / "good.pt")
     good = (tmp_path / "good.pt").read_bytes()
     start = good.index(STATE["a.weight"].numpy().tobytes())
@@ -223,7 +223,7 @@ def test_34_flipped_bits_in_archives_of_torch_are_noticed(tmp_path: Path) -> Non
 
 
 def test_35_mismatches_are_listed_and_nothing_is_loaded(segmenter: nn.Module) -> None:
-    """Missing, unexpected and mis-shaped keys by name; the model stays as it was."""
+    """Missing, unexpected and mis-shaped keys by name; the model is unchanged."""
     state = dict(segmenter.state_dict())
     del state["head.blocks.0.expand.conv.weight"]
     state["head.extra.weight"] = torch.zeros(3)
@@ -240,7 +240,7 @@ def test_35_mismatches_are_listed_and_nothing_is_loaded(segmenter: nn.Module) ->
 
 
 def test_35_almost_our_layout_lists_what_is_wrong(segmenter: nn.Module) -> None:
-    """A backbone's own file with one tensor too few is not called unknown: the tensor is named."""
+    """If a backbone's own file lacks one tensor, the error names it instead of an unknown layout."""
     backbone = foveal.create_model("efficientvit_b0", features_only=True)
     state = {key: value for key, value in backbone.state_dict().items() if key != "stem.0.conv.weight"}
     with pytest.raises(CheckpointError, match=r"1 missing: stem\.0\.conv\.weight"):
@@ -249,7 +249,7 @@ def test_35_almost_our_layout_lists_what_is_wrong(segmenter: nn.Module) -> None:
 
 @pytest.mark.parametrize("kind", ["meta", "complex", "sparse"])
 def test_35_tensors_that_are_no_numbers_are_refused_whole(segmenter: nn.Module, kind: str) -> None:
-    """Copying them would fail or lose half of it, with other tensors already in the model."""
+    """Copying them would fail or lose a part, after other tensors were copied into the model."""
     state = {key: value + 1 for key, value in segmenter.state_dict().items()}
     last = state["head.classifier.weight"]
     odd = {"meta": last.to("meta"), "complex": last.to(torch.complex64), "sparse": last.to_sparse()}
@@ -276,7 +276,7 @@ def test_35_tensors_that_are_no_numbers_are_refused_whole(segmenter: nn.Module, 
     ],
 )
 def test_36_recipes_with_mistakes(tmp_path: Path, text: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """Through the command: exit code 2, one line with the file's name, no run begun."""
+    """With the command: exit code 2, one line with the file's name, no run folder."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
     with pytest.raises(SystemExit) as end:
@@ -315,7 +315,7 @@ def _fuzz(tmp_path: Path, kind: str, count: int) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
 def test_damaged_bytes_never_give_another_error(tmp_path: Path, kind: str) -> None:
-    """A thousand files with bytes changed, cut out or lost at the end: as written, or refused in one line."""
+    """A thousand files with changed, removed or truncated bytes: read as written, or refused in one line."""
     _fuzz(tmp_path, kind, 334)
 
 

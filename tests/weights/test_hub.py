@@ -1,6 +1,6 @@
-"""Files of the hub are fetched once, whole or not at all, held to their hash, and used offline from then on.
+"""Files of the hub are downloaded once and atomically, compared with their hash, and then used offline.
 
-The clients are processes of their own, the server speaks HTTP on this machine.
+The clients are separate processes; the server is an HTTP server on this machine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def client(hub: Hub, tmp_path: Path) -> Client:
 
 
 @pytest.mark.parametrize("redirect", [False, True])
-def test_one_stated_download_then_none(hub: Hub, client: Client, redirect: bool) -> None:
+def test_one_announced_download_then_none(hub: Hub, client: Client, redirect: bool) -> None:
     hub.redirect = redirect
     first = client.fetch(name="tiny.test")
     assert first.returncode == 0, first.stderr
@@ -49,7 +49,7 @@ def test_one_stated_download_then_none(hub: Hub, client: Client, redirect: bool)
     assert client.fetch({"HF_HUB_OFFLINE": "1"}).stdout == first.stdout
 
 
-def test_broken_download_goes_on_or_leaves_nothing(hub: Hub, client: Client) -> None:
+def test_broken_download_continues_or_leaves_nothing(hub: Hub, client: Client) -> None:
     hub.broken = 1
     resumed = client.fetch()
     assert Path(resumed.stdout.strip()).read_bytes() == CONTENT
@@ -62,7 +62,7 @@ def test_broken_download_goes_on_or_leaves_nothing(hub: Hub, client: Client) -> 
     assert Path(client.fetch(file="other.safetensors").stdout.strip()).read_bytes() == CONTENT[::-1]
 
 
-def test_killed_download_is_no_download(hub: Hub, client: Client) -> None:
+def test_killed_download_leaves_no_file(hub: Hub, client: Client) -> None:
     hub.stall = threading.Event()
     with subprocess.Popen(client.arguments(), env=client.environment, stderr=subprocess.PIPE) as process:
         assert hub.stalled.wait(SECONDS)
@@ -82,7 +82,7 @@ def test_another_content_than_published_is_refused_and_removed(hub: Hub, client:
     assert client.fetch(sha256=found).returncode == 0
 
 
-def test_content_is_held_to_the_hash_that_the_hub_states(hub: Hub, client: Client) -> None:
+def test_content_is_compared_with_the_hash_that_the_hub_states(hub: Hub, client: Client) -> None:
     hub.states_sha256 = hub.lies = True
     error = error_of(client.fetch())
     assert hashlib.sha256(CONTENT).hexdigest() in error
@@ -92,7 +92,7 @@ def test_content_is_held_to_the_hash_that_the_hub_states(hub: Hub, client: Clien
     assert client.fetch().returncode == 0
 
 
-def test_a_flipped_bit_in_the_cache_is_found_and_mended(hub: Hub, client: Client) -> None:
+def test_a_flipped_bit_in_the_cache_is_detected_and_the_file_replaced(hub: Hub, client: Client) -> None:
     path = Path(client.fetch().stdout.strip())
     damaged = bytearray(CONTENT)
     damaged[1000] ^= 1
@@ -104,8 +104,8 @@ def test_a_flipped_bit_in_the_cache_is_found_and_mended(hub: Hub, client: Client
     assert Path(client.fetch().stdout.strip()).read_bytes() == CONTENT
 
 
-def test_the_first_download_counts(hub: Hub, client: Client) -> None:
-    """Weights replaced under the same name are not taken, even where the cached file got lost."""
+def test_the_hash_of_the_first_download_is_kept(hub: Hub, client: Client) -> None:
+    """Weights that were replaced under the same name are refused, even if the cached file was deleted."""
     path = Path(client.fetch().stdout.strip())
     path.resolve().unlink()
     hub.commit, hub.files[REPO, FILE] = "b" * 40, CONTENT[::-1]
@@ -126,8 +126,8 @@ def test_the_first_download_counts(hub: Hub, client: Client) -> None:
         (503, "answers HTTP 503"),
     ],
 )
-def test_refusals_are_said_once(hub: Hub, client: Client, status: int, says: str) -> None:
-    """One question, one answer, one line: no retries, which the hub's client would announce."""
+def test_refusals_are_one_line(hub: Hub, client: Client, status: int, says: str) -> None:
+    """One request, one answer, one line: no retries, which the hub's client would announce."""
     hub.status = status
     done = client.fetch()
     error = error_of(done)
@@ -143,7 +143,7 @@ def test_missing_file_or_revision(hub: Hub, client: Client) -> None:
     assert "hub id someone/model@v9: " in error_of(client.fetch(revision="v9"))
 
 
-def test_nobody_there(hub: Hub, client: Client) -> None:
+def test_no_server(hub: Hub, client: Client) -> None:
     close(hub)
     done = client.fetch()
     assert "a local path works offline" in error_of(done)
@@ -177,7 +177,7 @@ def test_other_programs_downloads_are_found(hub: Hub, client: Client) -> None:
         ("someone/model/model.safetensors", {"name": "tiny.test"}),
     ],
 )
-def test_folder_of_weights_spares_the_download(
+def test_folder_of_weights_replaces_the_download(
     hub: Hub, client: Client, tmp_path: Path, place: str, wanted: dict
 ) -> None:
     path = tmp_path / "weights" / place
@@ -210,7 +210,7 @@ def test_folder_of_weights_holds_main_only_and_must_exist(hub: Hub, client: Clie
 
 
 def test_without_the_hub_client_the_extra_is_named(client: Client, tmp_path: Path) -> None:
-    """A None in sys.modules is Python's own way to say: not installed."""
+    """A None in sys.modules makes Python treat a module as not installed."""
     command = client.arguments()
     command[-1] = "import sys; sys.modules['huggingface_hub'] = None\n" + command[-1]
     done = subprocess.run(command, env=client.environment, capture_output=True, text=True)
@@ -254,7 +254,9 @@ def test_hub_ids(ref: str, found: tuple[str, str] | None) -> None:
         ("someone/model", "DependencyError", "so it needs torch: pip install 'foveal[torch]'"),
     ],
 )
-def test_without_torch_it_is_said_before_any_download(hub: Hub, client: Client, ref: str, kind: str, says: str) -> None:
+def test_without_torch_there_is_an_error_before_any_download(
+    hub: Hub, client: Client, ref: str, kind: str, says: str
+) -> None:
     code = f"import sys; sys.modules['torch'] = None\nimport foveal\ntry:\n    foveal.load({ref!r})\n"
     code += "except foveal.FovealError as e: sys.exit(f'{type(e).__name__}: {e}')"
     done = subprocess.run([sys.executable, "-c", code], env=client.environment, capture_output=True, text=True)

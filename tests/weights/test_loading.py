@@ -1,4 +1,4 @@
-"""Checkpoints load whatever layout they are in; bad and hostile ones are in test_faults_weights."""
+"""Checkpoints of all layouts load; damaged and hostile ones are in test_faults.py."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_other_classes_keep_everything_but_the_classifier(segmenter: nn.Module, 
     assert changed == {"head.classifier.weight", "head.classifier.bias"}
 
 
-def test_another_task_gives_the_backbone_alone(segmenter: nn.Module, tmp_path: Path) -> None:
+def test_of_another_task_only_the_backbone_is_loaded(segmenter: nn.Module, tmp_path: Path) -> None:
     torch.save(segmenter.state_dict(), tmp_path / "model.pt")
     model = foveal.create_model("efficientvit_b0", num_classes=3, weights=tmp_path / "model.pt")
     ours, theirs = segmenter.state_dict(), model.state_dict()
@@ -82,7 +82,7 @@ def test_another_task_gives_the_backbone_alone(segmenter: nn.Module, tmp_path: P
 
 
 def test_published_file_becomes_ours(tmp_path: Path) -> None:
-    """The authors' names, in a wrapped .pt, to a model, to our file with its description, to another model."""
+    """A wrapped .pt with the authors' names is loaded, saved with its description, and loaded into another model."""
     state = golden.state(golden.read("efficientvit_keys")["mit-seg-b0-cityscapes"])
     torch.save({"epoch": 1, "state_dict": {key: value.float() for key, value in state.items()}}, tmp_path / "b0.pt")
     first, second = (foveal.create_model("efficientvit_b0", "segment") for _ in range(2))
@@ -103,8 +103,8 @@ def test_prefixes_of_wrapped_training_are_stripped(segmenter: nn.Module, prefix:
     assert same(model.state_dict(), segmenter.state_dict())
 
 
-def test_tensors_beside_the_weights_do_not_confuse(segmenter: nn.Module, tmp_path: Path) -> None:
-    """A loss kept as a tensor, an empty average, a configuration under "model": the state dict is found."""
+def test_other_tensors_next_to_the_weights_are_ignored(segmenter: nn.Module, tmp_path: Path) -> None:
+    """A loss as a tensor, an empty average, a configuration under "model": the state dict is found."""
     content = {"loss": torch.tensor(0.5), "ema": {}, "model": {"name": "b0"}, "module": segmenter.state_dict()}
     torch.save(content, tmp_path / "run.pt")
     model = fresh()
@@ -112,7 +112,7 @@ def test_tensors_beside_the_weights_do_not_confuse(segmenter: nn.Module, tmp_pat
     assert same(model.state_dict(), segmenter.state_dict())
 
 
-def test_a_dictionary_inside_itself_ends(tmp_path: Path) -> None:
+def test_a_dictionary_inside_itself_is_refused(tmp_path: Path) -> None:
     content: dict = {}
     content["model"] = content["state_dict"] = content
     torch.save(content, tmp_path / "loop.pt")
@@ -142,7 +142,7 @@ def test_pooled_features_and_maps_from_a_classifiers_file(tmp_path: Path) -> Non
 
 
 def test_hub_without_a_network_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """huggingface_hub's own offline switch stands for a machine without a network."""
+    """huggingface_hub's own offline switch simulates a machine without a network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"hub id nobody/nothing: .*a local path works offline") as error:

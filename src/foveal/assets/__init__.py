@@ -1,4 +1,4 @@
-"""Files that come with the package: weights that this project trained, names of classes, the demo's photograph."""
+"""Files of the package: weights that this project trained, class names, the photograph of the demo."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Weights:
-    """One set of weights in the package: ``<ref>.safetensors`` for torch and, of most, ``<ref>.onnx`` for ONNX Runtime.
+    """Weights in the package: ``<ref>.safetensors`` for torch and, for most, ``<ref>.onnx`` for ONNX Runtime.
 
     Attributes:
         task: task of the model.
-        figure: what it reaches, measured by us; its card ``<ref>.md`` says how.
+        figure: its score, measured by us; the model card ``<ref>.md`` says how.
         licence: SPDX name.
     """
 
@@ -35,7 +35,7 @@ WEIGHTS: dict[str, Weights] = {
     ),
 }
 
-#: What each task's command uses when no model is named; upscaling adds its scale, as in efficientvit_sr.x2.
+#: Default model of each task's command; upscaling appends its scale, as in efficientvit_sr.x2.
 DEFAULTS = {
     "segment": "efficientvit_b0.camvid",
     "classify": "tf_efficientnet_lite0.in1k",

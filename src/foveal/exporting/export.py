@@ -23,7 +23,7 @@ from ..info import ModelInfo, info_of
 from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
 from ..layers.resample import ceil_div
-from ..models.registry import check_sees_images
+from ..models.registry import check_takes_images
 from ..prediction.onnx_runner import OnnxRunner
 from ..tasks.prompt import PromptModel
 from ..tasks.segment import SegmentationModel
@@ -115,7 +115,7 @@ def export(
     if min(size) < least:
         raise ConfigError(f"size={size}: trace at {least} pixels or more; the file takes smaller images too")
     info = info_of(model)
-    check_sees_images(info.model)
+    check_takes_images(info.model)
     if info.task == "features":
         raise ConfigError(f"{info.model}: a pyramid has several outputs; export a model for a task")
     if upsample and not isinstance(model, SegmentationModel):

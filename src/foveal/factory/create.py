@@ -1,9 +1,11 @@
-"""Building models by name: ``create_model``, ``list_models``."""
+"""Build models by name: ``create_model`` and ``list_models``."""
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import numbers
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +13,37 @@ from torch import nn
 
 from .. import assets
 from ..errors import ConfigError, nearest
-from ..info import Labels, ModelInfo, Preprocess, attach
-from ..models.registry import Backbone, Variant, published, variants
-from ..tasks import classify, language, prompt, segment, upscale
-from ..weights.loading import implied_options, load_for_finetuning, read_weights
-
-TASKS = ("classify", "segment", "upscale", "prompt", "language")
-_TASK_OPTIONS = {"segment": {"head", "head_width", "head_depth"}, "upscale": {"scale"}}  # those that the head takes
-_IMAGENET_CLASSES = 1000
+from ..info import Labels, ModelInfo, attach
+from ..models.registry import Family, Variant, published, variants
+from ..task import TASKS
+from ..tasks.builder import Request
+from ..tasks.builders import BUILDERS
+from ..weights.loading import fill
+from ..weights.reading import Checkpoint, read_checkpoint
 
 
 def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool | None = None) -> list[str]:
-    """Names that :func:`create_model` takes, in the families' own order.
+    """List the names that :func:`create_model` takes, in the families' own order.
 
     Args:
         pattern: shell-style pattern, with ``*`` and ``?``.
-        task: only models of this task ("classify", "segment", "upscale", "prompt", "language").
-        pretrained: ``True``: ``name.tag`` of all weights that come with Foveal or are fetched on first use; ``False``
-            or ``None``: the architectures.
+        task: only models for this task ("classify", "segment", "upscale", "prompt", "language").
+        pretrained: ``True``: ``name.tag`` of all weights that come with Foveal or are downloaded on first use;
+            ``False`` or ``None``: the architectures.
 
     Raises:
-        ConfigError: ``task`` is unknown.
+        ConfigError: ``task`` is unknown; the message has the nearest valid one.
     """
     if task is not None:
         _check_task(task)
     if pretrained:
-        tasks = {ref: weights.task for ref, weights in assets.WEIGHTS.items()}
-        tasks |= {ref: entry.task for ref, (_, _, entry) in published().items()}
-        return [ref for ref, of in tasks.items() if fnmatch.fnmatch(ref, pattern) and task in (None, of)]
+        bundled = [ref for ref, weights in assets.WEIGHTS.items() if task in (None, weights.task)]
+        return [ref for ref in dict.fromkeys([*bundled, *published(task)]) if fnmatch.fnmatch(ref, pattern)]
     return [
         name
         for name, (_, variant) in variants().items()
         if fnmatch.fnmatch(name, pattern)
-        and (task is None or task in variant.tasks)
-        and (task != "classify" or variant.classifier is not None)
+        and (task is None or (task in variant.tasks and BUILDERS[task].supports(variant)))
     ]
 
 
@@ -62,84 +61,47 @@ def create_model(
 
     Args:
         name: architecture, or ``architecture.tag`` for one with the weights of that tag.
-        task: "classify", "segment", "upscale", "prompt" or "language"; default: the tag's task, else the architecture's
-            first ("classify" of backbones).
-        num_classes: outputs; default: the published number. 0 when classifying: pooled features.
+        task: "classify", "segment", "upscale", "prompt" or "language"; default: the task of the weights, else the
+            architecture's first ("classify" for backbones).
+        num_classes: number of classes; default: the published number. 0 when classifying: pooled features.
         in_chans: channels of the image, at least 1.
-        features_only: the backbone alone: ``forward(x)`` gives a list of maps, finest first, and ``feature_info``
-            tells the channels and stride of each. Of a language model: hidden states, ``(B, L, embed_dim)``.
+        features_only: build the backbone alone: ``forward(x)`` returns a list of feature maps, finest first, and
+            ``feature_info`` has the channels and stride of each. A language model returns hidden states,
+            ``(B, L, embed_dim)``.
         weights: tag ("camvid"), path, folder, or hub id, to start from. A classifier for another number of classes
-            starts fresh, weights of another task give the backbone alone, and a promptable model with another image
-            encoder, SAM's own say, gives its prompt encoder and mask decoder.
-        **options: the family's own (see ``foveal models NAME``), and for segmentation ``head="cityscapes"`` or
-            ``"ade20k"``, the published head for that data set, with ``head_width=`` channels and ``head_depth=`` blocks
-            in place of the published ones; for upscaling ``scale=`` 1 (restoration at the image's own size), 2 (the
-            default), 3 or 4.
+            keeps its initial values. From weights for another task only the backbone is loaded. From weights of a
+            promptable model with another image encoder, for example SAM's own, the prompt encoder and the mask decoder
+            are loaded.
+        **options: options of the family (``foveal models NAME`` lists them). For segmentation also
+            ``head="cityscapes"`` or ``"ade20k"``, the published head for that data set, with ``head_width=`` channels
+            and ``head_depth=`` blocks in place of the published ones; for upscaling ``scale=`` 1 (restoration at the
+            image's own size), 2 (the default), 3 or 4.
 
     Returns:
-        nn.Module: in training mode as torch builds it, with a ``foveal_info`` attribute.
+        nn.Module: in training mode, as torch builds it, with a ``foveal_info`` attribute.
 
     Raises:
         ConfigError: unknown name, task or option; the message has the nearest valid one.
-        CheckpointError: the weights do not fit.
+        CheckpointError: the weights do not exist, or do not fit.
     """
     name, _, tag = name.partition(".")
-    family, variant = _find(name)
+    family, variant = _find_variant(name)
     if tag and weights is None:
         weights = f"{name}.{tag}"
-    state, info = (None, None) if weights is None else read_weights(weights, name)
-    task = _check_task(task or (info.task if info and info.task in variant.tasks else variant.tasks[0]))
-    if task not in variant.tasks:
-        kind = "a language model, " if "language" in variant.tasks else ""
-        raise ConfigError(f"{name} is {kind}not for {task!r}; valid: {', '.join(variant.tasks)}")
-    classifies = task == "classify" and not features_only
-    of_classifier = set(family.classifier_options) if classifies else set()
-    general = set(family.options) | set(family.settings)
-    valid = general | of_classifier | _TASK_OPTIONS.get(task, set())
-    if info:
-        if info.task == task:
-            num_classes = info.num_classes if num_classes is None else num_classes
-        same = info.task == task and not features_only
-        # What another architecture was told, its epsilon and padding say, is not this one's.
-        told = info.options if info.model in ("", name) else {}
-        options = {k: v for k, v in told.items() if same or k in general} | options
-    elif state is not None:
-        options = {k: v for k, v in implied_options(state, family).items() if k in valid} | options
-    for option in options:
-        if option not in valid:
-            raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
-    for count, value, least in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
-        if value is not None and not (isinstance(value, numbers.Integral) and value >= least):
-            raise ConfigError(f"{count}={value!r}: give a whole number, {least} or more")
-    for_backbone = {k: v for k, v in options.items() if k in family.options}
-    if task == "language":
-        if num_classes or in_chans != 3:
-            raise ConfigError(f"{name} is a language model: num_classes and in_chans are for images")
-        backbone = variant.backbone(**for_backbone)
-    else:
-        backbone = variant.backbone(in_chans, **for_backbone)
-    if features_only:
-        model = backbone
-    elif variant.language_head is not None:
-        model = language.LanguageModel(backbone, variant.language_head(backbone))
-    elif task == "segment":
-        for_head = {k: v for k, v in options.items() if k in _TASK_OPTIONS["segment"]}
-        model, num_classes = _segmenter(name, variant, backbone, num_classes, **for_head)
-    elif task == "upscale":
-        options.setdefault("scale", upscale.DEFAULT_SCALE)
-        model = _upscaler(name, backbone, in_chans, num_classes, options["scale"])
-    elif task == "prompt":
-        if num_classes:
-            raise ConfigError(
-                f"num_classes={num_classes}: {name} for task='prompt' finds what is pointed at; leave it out"
-            )
-        model = prompt.build(backbone, **(variant.prompt or prompt.DEFAULT_NECK))
-    else:
-        model, num_classes = _classifier(
-            name, variant, backbone, num_classes, {k: v for k, v in options.items() if k in of_classifier}
+    checkpoint = None if weights is None else read_checkpoint(weights, name)
+    task = _choose_task(name, variant, task, checkpoint)
+    if checkpoint is not None:
+        known_classes, known_options = _read_arguments(checkpoint, name, family, task, features_only)
+        num_classes, options = known_classes if num_classes is None else num_classes, known_options | options
+    _check_options(name, options, _valid_options(family, task, features_only))
+    _check_counts(in_chans=(in_chans, 1), num_classes=(num_classes, 0))
+    backbone = _build_backbone(name, variant, task, num_classes, in_chans, _select(options, family.options))
+    model = backbone
+    if not features_only:
+        model, num_classes, options = _build_task_model(
+            backbone, Request(name, variant, num_classes, in_chans, options), family, task
         )
-    settings = {k: v for k, v in options.items() if k in family.settings}
-    family.set(model, **{**variant.settings, **settings})
+    family.set(model, **{**variant.settings, **_select(options, family.settings)})
     described = ModelInfo(
         model=name,
         task="features" if features_only else task,
@@ -147,79 +109,116 @@ def create_model(
         in_chans=in_chans,
         options=dict(options),
         output_stride=getattr(model, "stride", 1),
-        licence=info.licence if info else "",
-        mask_thresholds=info.mask_thresholds if info and info.task == task else (),
-        # What a promptable model sees is its own encoder's size, not that of the weights' one, which may be another.
-        preprocess=info.preprocess if info and info.task == task and task != "prompt" else _preprocess(task, model),
-        labels=info.labels if info and info.num_classes == num_classes else Labels(),
     )
-    attach(model, described)
-    if state is not None:
-        load_for_finetuning(model, state, info)
+    attach(model, _describe_use(described, model, task, checkpoint))
+    if checkpoint is not None:
+        fill(model, checkpoint, finetune=True)
     return model
 
 
-def _preprocess(task: str, model: nn.Module) -> Preprocess:
-    if task == "upscale":
-        return Preprocess(upscale.MEAN, upscale.STD)
-    if isinstance(model, prompt.PromptModel):
-        return Preprocess.of_prompts(model.image_encoder.size)
-    return Preprocess()
+# ---- checking the arguments
 
 
-def _check_task(task: str) -> str:
-    if task not in TASKS:
-        raise ConfigError(f"unknown task {task!r}{nearest(task, TASKS)}")
-    return task
-
-
-def _find(name: str) -> tuple[Any, Variant]:
+def _find_variant(name: str) -> tuple[Family, Variant]:
     known = variants()
     if name not in known:
         raise ConfigError(f"unknown model {name!r}{nearest(name, known)} (foveal models lists all)")
     return known[name]
 
 
-def _segmenter(
-    name: str,
-    variant: Variant,
-    backbone: Backbone,
-    num_classes: int | None,
-    head: str | None = None,
-    **sizes: Any,
-) -> tuple[nn.Module, int]:
-    heads = variant.segment_heads or {"cityscapes": segment.DEFAULT_HEAD}
-    head = head or "cityscapes"
-    if head not in heads:
-        raise ConfigError(f"{name} has no published segmentation head {head!r}{nearest(head, heads)}")
-    for option, size in sizes.items():
-        if type(size) is not int or size < 1:
-            raise ConfigError(f"{option}={size!r}: give a whole number from 1 up")
-    arguments = dict(heads[head]) | {option.removeprefix("head_"): size for option, size in sizes.items()}
-    published: int = arguments.pop("num_classes")
-    num_classes = published if num_classes is None else num_classes
-    if num_classes < 1:
-        raise ConfigError(f"num_classes={num_classes}: a segmentation model needs at least 1")
-    decoder = segment.SegmentationHead(backbone.feature_info, num_classes, **arguments)
-    return segment.SegmentationModel(backbone, decoder), num_classes
+def _check_task(task: str) -> None:
+    if task not in BUILDERS:
+        raise ConfigError(f"unknown task {task!r}{nearest(task, BUILDERS)}")
 
 
-def _upscaler(name: str, backbone: Backbone, in_chans: int, num_classes: int | None, scale: int) -> nn.Module:
-    if num_classes:
-        raise ConfigError(f"num_classes={num_classes}: {name} makes images, not classes; leave it out")
-    if scale not in upscale.SCALES:
-        raise ConfigError(f"scale={scale!r}: give one of {', '.join(map(str, upscale.SCALES))}")
-    head = upscale.UpscaleHead(backbone.feature_info[-1].channels, in_chans, scale)
-    return upscale.UpscaleModel(backbone, head)
+def _choose_task(name: str, variant: Variant, task: str | None, checkpoint: Checkpoint | None) -> str:
+    """Check the requested task; default: that of the weights if the variant has it, else the variant's first."""
+    if not task:
+        known = checkpoint.info.task if checkpoint and checkpoint.info else ""
+        return known if known in variant.tasks else variant.tasks[0]
+    _check_task(task)
+    if task not in variant.tasks:
+        kind = "" if TASKS[variant.tasks[0]].takes_images else "a language model, "
+        raise ConfigError(f"{name} is {kind}not for {task!r}; valid: {', '.join(variant.tasks)}")
+    return task
 
 
-def _classifier(
-    name: str, variant: Variant, backbone: Backbone, num_classes: int | None, options: dict[str, Any]
-) -> tuple[nn.Module, int]:
-    if variant.classifier is None:
-        raise ConfigError(f"{name} has no classifier; use features_only=True or task='segment'")
-    num_classes = _IMAGENET_CLASSES if num_classes is None else num_classes
-    if num_classes < 0:
-        raise ConfigError(f"num_classes={num_classes}: give 0 (pooled features) or more")
-    head = variant.classifier(backbone.feature_info[-1].channels, num_classes, **options)
-    return classify.ClassificationModel(backbone, head), num_classes
+def _valid_options(family: Family, task: str, features_only: bool) -> set[str]:
+    own = set() if features_only else set(BUILDERS[task].family_options(family))
+    return {*family.options, *family.settings, *BUILDERS[task].options, *own}
+
+
+def _check_options(name: str, options: Mapping[str, Any], valid: set[str]) -> None:
+    for option in options:
+        if option not in valid:
+            raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
+
+
+def _check_counts(**counts: tuple[int | None, int]) -> None:
+    """Check that each count is ``None`` or an integer of at least its minimum."""
+    for argument, (count, minimum) in counts.items():
+        if count is not None and not (isinstance(count, numbers.Integral) and count >= minimum):
+            raise ConfigError(f"{argument}={count!r}: give a whole number, {minimum} or more")
+
+
+def _select(options: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key in names}
+
+
+# ---- building
+
+
+def _read_arguments(
+    checkpoint: Checkpoint, name: str, family: Family, task: str, features_only: bool
+) -> tuple[int | None, dict[str, Any]]:
+    """The number of classes and the options of ``create_model`` that fit the weights, as far as they are known."""
+    info = checkpoint.info
+    if info is None:
+        recognised = checkpoint.recognise_encoder()
+        if recognised is None or recognised.family is not family:
+            return None, {}
+        implied = recognised.options | BUILDERS[task].implied(recognised.state, family)
+        return None, _select(implied, _valid_options(family, task, features_only))
+    # Options of another architecture, for example its epsilon and padding, do not apply to this one.
+    options = dict(info.options) if info.model in ("", name) else {}
+    if info.task != task or features_only:
+        options = _select(options, {*family.options, *family.settings})
+    return info.num_classes if info.task == task else None, options
+
+
+def _build_backbone(
+    name: str, variant: Variant, task: str, num_classes: int | None, in_chans: int, options: dict[str, Any]
+) -> nn.Module:
+    if TASKS[task].takes_images:
+        return variant.backbone(in_chans, **options)
+    if num_classes or in_chans != 3:
+        raise ConfigError(f"{name} is a language model: num_classes and in_chans are for images, leave them out")
+    return variant.backbone(**options)
+
+
+def _build_task_model(
+    backbone: nn.Module, request: Request, family: Family, task: str
+) -> tuple[nn.Module, int, dict[str, Any]]:
+    """Build the model of a task around ``backbone``.
+
+    Returns:
+        The model, its number of classes, and its options with the defaults that the task notes.
+    """
+    builder = BUILDERS[task]
+    options = {**request.options, **{k: v for k, v in builder.defaults.items() if k not in request.options}}
+    for_head = _select(options, {*builder.options, *builder.family_options(family)})
+    request = dataclasses.replace(request, options=for_head)
+    request = dataclasses.replace(request, num_classes=builder.count_classes(request))
+    return builder.build(backbone, request), request.num_classes or 0, options
+
+
+def _describe_use(info: ModelInfo, model: nn.Module, task: str, checkpoint: Checkpoint | None) -> ModelInfo:
+    """Complete a description by the licence, preprocessing, thresholds and classes of the weights."""
+    known = checkpoint.info if checkpoint and checkpoint.info else ModelInfo()
+    same_task = known.task == task
+    return info.replace(
+        licence=known.licence,
+        mask_thresholds=known.mask_thresholds if same_task else (),
+        preprocess=BUILDERS[task].preprocess(model, known.preprocess if same_task else None),
+        labels=known.labels if known.num_classes == info.num_classes else Labels(),
+    )

@@ -1,117 +1,224 @@
-"""Tell which architecture a state dict belongs to."""
+"""Identify the architecture, the task and the options of a state dict by its keys and shapes."""
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.labels import IMAGENET, OF_HEAD
 from ..errors import CheckpointError, ConfigError
-from ..info import Labels, ModelInfo, Preprocess, info_of
+from ..info import Labels, ModelInfo, info_of
+from ..task import TASKS, identify_task
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from ..models.registry import Variant
+    from ..models.registry import Family, Variant
+    from ..weights.reading import Checkpoint
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 def identify(state: Mapping[str, Tensor]) -> ModelInfo:
-    """Tell what a published state dict is by its keys and shapes alone.
+    """Identify a state dict by its keys and shapes alone.
 
     Args:
-        state: of a task model or of a backbone alone, in any published layout or ours; tensors on the meta device do.
+        state: of a task model or of a backbone, in any published layout or ours; its tensors may be on the meta device.
 
     Raises:
-        CheckpointError: no known architecture has these shapes.
+        CheckpointError: no known architecture has these keys and shapes.
     """
-    import torch
+    from ..weights.reading import Checkpoint
 
-    from ..models.registry import LanguageBackbone
-    from ..weights.loading import IMAGE_ENCODER, optional_keys, recognise, task_of
-    from .create import create_model
+    return identify_checkpoint(Checkpoint(state))
 
-    found = recognise(state)
-    task = "language" if found.family.of_language else task_of(found.state)
-    headless = task != "prompt" and not any(key.startswith("head.") for key in found.state)
-    # A detector's or another segmenter's other parts are not ours to build.
-    shapes = _shapes({key: value for key, value in found.state.items() if not headless or key.startswith("backbone.")})
-    num_classes = next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0)
-    stems = (found.family.stem, IMAGE_ENCODER + found.family.stem)
-    in_chans = next((shapes[stem][1] for stem in stems if stem in shapes), 3)
-    told = {k: v for k, v in found.options.items() if k in found.family.settings}
-    others = {k: v for k, v in found.options.items() if k not in told}
 
-    def changed(variant: Variant) -> dict[str, Any]:
-        return {k: v for k, v in told.items() if variant.settings[k] != v}
+def identify_checkpoint(checkpoint: Checkpoint) -> ModelInfo:
+    """Identify a checkpoint as :func:`identify` does, whatever its description says.
 
-    # Of twins the one that needs the fewest settings.
-    variants = sorted(found.family.variants.items(), key=lambda item: len(changed(item[1])))
-    # The keys of a task model's file say "backbone.", even where its head has no weights.
-    forms = (False, True) if headless and any("backbone." in key for key in state) else (headless,)
-    for bare, (name, variant) in itertools.product(forms, variants):
-        if not bare and task not in variant.tasks:
-            continue
-        for head in variant.segment_heads or {"": {}} if task == "segment" else {"": {}}:
-            options = others | changed(variant) | ({"head": head} if head else {})
-            try:
-                with torch.device("meta"):
-                    candidate = create_model(
-                        name,
-                        variant.tasks[0] if bare else task,
-                        num_classes=num_classes,
-                        in_chans=in_chans,
-                        features_only=bare,
-                        **options,
-                    )
-            except ConfigError:  # what the file implies does not suit this variant
-                continue
-            own = _shapes(candidate.state_dict())
-            unused = optional_keys(candidate, LanguageBackbone)
-            wanted = _without_prefix(shapes) if bare else shapes
-            if own != {key: shape for key, shape in wanted.items() if key in own or not key.startswith(unused)}:
-                continue
-            published = variant.segment_heads.get(head, {}).get("num_classes") == num_classes
-            preprocess = info_of(candidate).preprocess
-            if task == "classify":
-                preprocess = Preprocess(size=(variant.size, variant.size), crop_ratio=variant.crop_ratio)
-            if variant.twins and not told:
-                _say_twins(name, variant.twins)
-            return ModelInfo(
-                model=name,
-                task="features" if bare else task,
-                num_classes=num_classes,
-                in_chans=in_chans,
-                options=options,
-                preprocess=preprocess,
-                labels=_published_labels(head if published else "", task, num_classes, found.was_converted),
-                licence=found.family.licence,
-            )
+    Raises:
+        CheckpointError: no known architecture has these keys and shapes.
+    """
+    evidence = _collect_evidence(checkpoint)
+    for candidate in _candidates(evidence):
+        model = _build_on_meta(candidate, evidence)
+        if model is not None and _has_shapes(model, candidate, evidence):
+            if candidate.variant.twins and not evidence.settings:
+                _mention_twins(candidate)
+            return _describe(candidate, evidence, model)
     raise CheckpointError(
-        "no known architecture has these shapes; build it with create_model and its options, then load_checkpoint"
+        f"{checkpoint.source or 'state dict'}: no known architecture has these shapes; build it with create_model and "
+        "its options, then load_checkpoint"
     )
 
 
-def _say_twins(name: str, twins: tuple[str, ...]) -> None:
+def labels_of(data_set: str, num_classes: int) -> Labels:
+    """Names and colours of a data set's classes; none if ``data_set`` is unknown or has another number of classes.
+
+    Args:
+        data_set: name of a published segmentation head, or a tag of weights, for example "cityscapes" or "r224_in1k".
+        num_classes: of the model.
+    """
+    labels = IMAGENET if data_set.endswith("in1k") else OF_HEAD.get(data_set, Labels())
+    return labels if len(labels.names) == num_classes else Labels()
+
+
+# ---- what the file shows
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What keys and shapes show.
+
+    Attributes:
+        family: the family.
+        task: the task whose head the keys have.
+        was_converted: whether the keys were in another layout than Foveal's.
+        shapes: shape of each tensor, in Foveal's layout.
+        num_classes: outputs of the classifier.
+        in_chans: channels of the image.
+        options: options of ``create_model`` that the shapes show.
+        settings: settings that the keys show.
+        forms: whether the model may be a backbone alone (``True``) or a task model (``False``), in the order to try.
+    """
+
+    family: Family
+    task: str
+    was_converted: bool
+    shapes: Shapes
+    num_classes: int
+    in_chans: int
+    options: dict[str, Any]
+    settings: dict[str, Any]
+    forms: tuple[bool, ...]
+
+
+def _collect_evidence(checkpoint: Checkpoint) -> _Evidence:
+    from ..tasks.builders import BUILDERS
+
+    state, family, was_converted, implied = checkpoint.recognised
+    first = next(iter(family.variants.values()))
+    task = identify_task(state).name if family.takes_images else first.tasks[0]
+    headless = not TASKS[task].takes_prompts and not any(key.startswith("head.") for key in state)
+    # Without a head of ours, other keys are parts of a detector or of another segmentation model: they are ignored.
+    shapes = _shapes({key: value for key, value in state.items() if not headless or key.startswith("backbone.")})
+    options = implied | BUILDERS[task].implied(state, family)
+    # Keys with "backbone." are of a task model, even if its head has no weights (pooled features).
+    both = headless and any("backbone." in key for key in checkpoint.state)
+    return _Evidence(
+        family=family,
+        task=task,
+        was_converted=was_converted,
+        shapes=shapes,
+        num_classes=next((shape[0] for key, shape in shapes.items() if key == "head.classifier.weight"), 0),
+        in_chans=_image_channels(family, shapes),
+        options={key: value for key, value in options.items() if key not in family.settings},
+        settings={key: value for key, value in options.items() if key in family.settings},
+        forms=(False, True) if both else (headless,),
+    )
+
+
+def _image_channels(family: Family, shapes: Shapes) -> int:
+    """Channels of the image, by the shape of the first convolution."""
+    from ..weights.layouts import IMAGE_ENCODER
+
+    if not family.takes_images:
+        return 3
+    for stem in (family.stem, IMAGE_ENCODER + family.stem):
+        if stem in shapes:
+            return shapes[stem][1]
+    raise CheckpointError(
+        f"{family.name}: no tensor {family.stem}, whose shape shows the number of image channels: the state dict is "
+        "incomplete, or the family is registered with another Family.stem than its models have"
+    )
+
+
+# ---- what it may be
+
+
+class _Candidate(NamedTuple):
+    name: str
+    variant: Variant
+    options: dict[str, Any]
+    features_only: bool
+
+
+def _candidates(evidence: _Evidence) -> Iterator[_Candidate]:
+    """Models that may have these shapes; among variants with the same tensors, those that need fewer settings first."""
+    from ..tasks.builders import BUILDERS
+
+    def overrides(variant: Variant) -> dict[str, Any]:
+        return {key: value for key, value in evidence.settings.items() if variant.settings[key] != value}
+
+    variants = sorted(evidence.family.variants.items(), key=lambda item: len(overrides(item[1])))
+    for features_only, (name, variant) in itertools.product(evidence.forms, variants):
+        if features_only or evidence.task in variant.tasks:
+            for head in BUILDERS[evidence.task].published_heads(variant):
+                yield _Candidate(name, variant, evidence.options | overrides(variant) | head, features_only)
+
+
+def _build_on_meta(candidate: _Candidate, evidence: _Evidence) -> nn.Module | None:
+    """Build the model without memory for its tensors; ``None`` if the options do not suit the variant."""
+    import torch
+
+    from .create import create_model
+
+    try:
+        with torch.device("meta"):
+            return create_model(
+                candidate.name,
+                candidate.variant.tasks[0] if candidate.features_only else evidence.task,
+                num_classes=evidence.num_classes,
+                in_chans=evidence.in_chans,
+                features_only=candidate.features_only,
+                **candidate.options,
+            )
+    except ConfigError:
+        return None
+
+
+def _has_shapes(model: nn.Module, candidate: _Candidate, evidence: _Evidence) -> bool:
+    """Whether ``model`` has the shapes of the file, optional modules of language encoders left out."""
+    from ..models.registry import LanguageBackbone
+    from ..weights.loading import optional_keys
+
+    own, shapes = _shapes(model.state_dict()), evidence.shapes
+    if candidate.features_only:
+        shapes = {key.removeprefix("backbone."): shape for key, shape in shapes.items()}
+    optional = optional_keys(model, LanguageBackbone)
+    return own == {key: shape for key, shape in shapes.items() if key in own or not key.startswith(optional)}
+
+
+def _describe(candidate: _Candidate, evidence: _Evidence, model: nn.Module) -> ModelInfo:
+    from ..weights.published import published_preprocess
+
+    # Converted classifiers with the usual number of classes are ImageNet's; ours may be of any data set.
+    usual = evidence.was_converted and evidence.num_classes == TASKS[evidence.task].published_classes
+    data_set = candidate.options.get("head") or ("in1k" if usual else "")
+    return ModelInfo(
+        model=candidate.name,
+        task="features" if candidate.features_only else evidence.task,
+        num_classes=evidence.num_classes,
+        in_chans=evidence.in_chans,
+        options=candidate.options,
+        preprocess=published_preprocess(evidence.task, candidate.variant) or info_of(model).preprocess,
+        labels=labels_of(data_set, evidence.num_classes),
+        licence=evidence.family.licence,
+    )
+
+
+def _mention_twins(candidate: _Candidate) -> None:
+    twins = candidate.variant.twins
     print(
-        f"taken for {name}, but {' or '.join(twins)} has the same tensors; if it is that, say so: "
+        f"identified as {candidate.name}, but {' or '.join(twins)} has the same tensors; for that model use "
         f"create_model({twins[0]!r}, weights=...)",
         file=sys.stderr,
         flush=True,
     )
 
 
-def _published_labels(head: str, task: str, num_classes: int, published: bool) -> Labels:
-    """Classes of a file that says nothing of them: those of a published head's data set; ImageNet's where they fit."""
-    if task == "classify" and published and num_classes == len(IMAGENET.names):
-        return IMAGENET
-    return OF_HEAD.get(head, Labels())
-
-
-def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(state: Mapping[str, Tensor]) -> Shapes:
     return {key: tuple(value.shape) for key, value in state.items() if not key.endswith("num_batches_tracked")}
-
-
-def _without_prefix(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    return {key.removeprefix("backbone."): shape for key, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""Build the model that a reference describes, with its weights."""
+"""Load the model that a reference names: read its checkpoint, identify it, create the model, fill in the weights."""
 
 from __future__ import annotations
 
@@ -7,74 +7,88 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import assets
-from ..data.labels import IMAGENET, OF_HEAD
 from ..errors import CheckpointError, ConfigError, DependencyError, nearest
-from ..info import Labels, ModelInfo, attach
+from ..info import attach
+from ..task import TASKS
 from ..weights import hub
 from ..weights.references import SAVED, find_local
-from .identify import identify
+from .identify import identify_checkpoint, labels_of
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..info import ModelInfo
+    from ..weights.reading import Checkpoint
+
 
 def load_model(ref: str | Path, name: str = "") -> nn.Module:
-    """Build the torch model that ``ref`` describes, in evaluation mode, with its ``foveal_info``.
+    """Load the torch model that ``ref`` names, in evaluation mode, with its ``foveal_info``.
 
     Args:
-        ref: as for :func:`load`, but no exported file.
-        name: architecture whose tags ``ref`` may name alone.
+        ref: as for :func:`foveal.load`, except exported files.
+        name: architecture; ``ref`` may then be one of its tags alone.
 
     Raises:
-        ConfigError, CheckpointError: as :func:`load`.
+        ConfigError, CheckpointError, DependencyError: as :func:`foveal.load`.
     """
-    text = str(ref)
-    if importlib.util.find_spec("torch") is None:
-        raise _without_torch(text)
+    check_torch(ref)
     from ..models.registry import variants
-    from ..weights.loading import load_checkpoint, read_weights
-    from .create import create_model
+    from ..weights.loading import fill
+    from ..weights.reading import read_checkpoint
 
-    if text in variants() and find_local(ref) is None:
-        raise _without_weights(text)
-    state, info = read_weights(ref, name)
-    if info is None or not info.model:
-        info = identify(state)
-    if not info.labels.names:
-        info = info.replace(labels=_labels(info))
-    task = None if info.task == "features" else info.task
-    model = create_model(
-        info.model,
-        task,
-        num_classes=info.num_classes,
-        in_chans=info.in_chans,
-        features_only=task is None,
-        **info.options,
-    )
-    licence = load_checkpoint(model, state, info).licence
+    if str(ref) in variants() and find_local(ref) is None:
+        raise _no_weights_error(str(ref))
+    checkpoint = read_checkpoint(ref, name)
+    checkpoint.info = info = _complete_info(checkpoint)
+    model = _create(info)
+    licence = fill(model, checkpoint).licence
     attach(model, info.replace(licence=licence, output_stride=getattr(model, "stride", 1)))
     return model.eval()
 
 
-def _labels(info: ModelInfo) -> Labels:
-    """Names and colours of the data set that published weights are for."""
-    imagenet = info.task == "classify" and info.tag.endswith("in1k")
-    labels = IMAGENET if imagenet else OF_HEAD.get(info.tag, Labels())
-    return labels if len(labels.names) == info.num_classes else Labels()
+def check_torch(ref: str | Path) -> None:
+    """Check that torch is installed, which every reference except exported files needs.
 
-
-def _without_weights(name: str) -> ConfigError:
-    from .create import list_models
-
-    tagged = list_models(f"{name}.*", pretrained=True)
-    hint = f"use {tagged[0]!r}, a checkpoint" if tagged else "give a checkpoint"
-    return ConfigError(f"{name} is an architecture without weights: {hint}, or create_model to train one")
-
-
-def _without_torch(ref: str) -> DependencyError | CheckpointError:
-    if ref in assets.WEIGHTS or find_local(ref) is not None or hub.parse(ref, SAVED) is not None:
-        return DependencyError(f"{ref} is not an exported file, so it needs torch: pip install 'foveal[torch]'")
-    return CheckpointError(
-        f"{ref}: no such file, training run or bundled weights{nearest(ref, assets.WEIGHTS)}; published weights need "
+    Raises:
+        DependencyError: it is not.
+        CheckpointError: it is not, and nothing of this name is known without it.
+    """
+    if importlib.util.find_spec("torch") is not None:
+        return
+    text = str(ref)
+    if text in assets.WEIGHTS or find_local(ref) is not None or hub.parse(text, SAVED) is not None:
+        raise DependencyError(f"{text} is not an exported file, so it needs torch: pip install 'foveal[torch]'")
+    raise CheckpointError(
+        f"{text}: no such file, training run or bundled weights{nearest(text, assets.WEIGHTS)}; published weights need "
         "torch: pip install 'foveal[torch]'"
     )
+
+
+def _complete_info(checkpoint: Checkpoint) -> ModelInfo:
+    """The checkpoint's description, or what its keys and shapes show; with the names of its classes."""
+    info = checkpoint.info
+    if info is None or not info.model:
+        info = identify_checkpoint(checkpoint)
+    return info if info.labels.names else info.replace(labels=labels_of(info.tag, info.num_classes))
+
+
+def _create(info: ModelInfo) -> nn.Module:
+    from .create import create_model
+
+    has_head = TASKS[info.task].has_head if info.task in TASKS else True
+    return create_model(
+        info.model,
+        info.task if has_head else None,
+        num_classes=info.num_classes,
+        in_chans=info.in_chans,
+        features_only=not has_head,
+        **info.options,
+    )
+
+
+def _no_weights_error(name: str) -> ConfigError:
+    from .create import list_models
+
+    refs = list_models(f"{name}.*", pretrained=True)
+    hint = f"use {refs[0]!r}, a checkpoint" if refs else "give a checkpoint"
+    return ConfigError(f"{name} is an architecture without weights: {hint}, or create_model to train one")

@@ -1,4 +1,4 @@
-"""Models as folders that anybody can load, here or on the hub: weights, description, card."""
+"""Save and load models as folders with weights, description and model card, on this machine or on the hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from torch import nn
 from ..errors import ConfigError, InputError
 from ..files import atomic_write
 from ..info import ModelInfo, info_of
+from ..task import TASKS
 from ..weights import hub
 from ..weights.checkpoints import save_checkpoint
 from ..weights.references import SAVED
 from .load_model import load_model
 
-#: Names that the hub gives to our tasks.
+#: The hub's name of each task, where it has one.
 _PIPELINES = {
     "classify": "image-classification",
     "segment": "image-segmentation",
@@ -41,33 +42,33 @@ def save_pretrained(
 ) -> Path:
     """Write ``model`` as a folder: ``model.safetensors``, ``config.json`` and a model card, ``README.md``.
 
-    The description that counts is inside ``model.safetensors``; ``config.json`` repeats it for people and notes the
-    file's sha256, which loading checks. A README.md that is there already stays.
+    The description that loading uses is inside ``model.safetensors``. ``config.json`` repeats it for people and has the
+    file's sha256, which loading checks. An existing README.md is not replaced.
 
     Args:
         model: a model of ``create_model``, ``load_model`` or ``from_pretrained``.
-        folder: made where it does not exist.
-        licence: SPDX name of the weights' licence; default: the one the model came with.
-        metrics: figures for the card, such as ``{"mIoU": 58.45}``.
-        data: data set, split and size that the figures are for, such as "CamVid test, 480x360".
+        folder: made if it does not exist.
+        licence: SPDX name of the weights' licence; default: the one in the model's description.
+        metrics: figures for the model card, for example ``{"mIoU": 58.45}``.
+        data: data set, split and size that the figures are for, for example "CamVid test, 480x360".
 
     Returns:
         Path: ``folder``.
 
     Raises:
-        ConfigError: a model of unknown making, figures without their data, or a figure that is no number.
+        ConfigError: a model without a description, figures without their data, or a figure that is not finite.
         InputError: the folder cannot be written.
     """
     info = info_of(model)
     info = info.replace(licence=licence or info.licence)
     figures = dict(metrics or {})
     if figures and not data:
-        raise ConfigError("metrics need the data they were measured on: data='CamVid test, 480x360', say")
+        raise ConfigError("metrics need the data they were measured on, for example data='CamVid test, 480x360'")
     for name, value in figures.items():
         if not math.isfinite(value):
-            raise ConfigError(f"metrics: {name} is {value}, which is no figure")
+            raise ConfigError(f"metrics: {name} is {value}; give a finite number, or leave it out")
     folder = Path(folder)
-    try:  # a crash between the files must not leave new weights beside the old ones' hash
+    try:  # after a crash between the files, no old hash may be next to new weights
         (folder / "config.json").unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}") from error
@@ -96,14 +97,13 @@ def from_pretrained(ref: str | Path, *, revision: str | None = None) -> nn.Modul
         nn.Module: in evaluation mode, with its ``foveal_info``.
 
     Raises:
-        ConfigError: ``revision`` for something that is not on the hub.
-        CheckpointError: nothing there, damaged, or unreachable.
+        ConfigError: ``revision`` is given for something that is not a hub id.
+        CheckpointError: the weights do not exist, are damaged, or cannot be downloaded.
     """
     if revision is None:
         return load_model(ref)
-    found = hub.parse(f"{ref}@{revision}", SAVED)
-    if found is None or Path(ref).exists():
-        raise ConfigError(f"{ref}: revision={revision!r} is for a hub id (owner/name)")
+    if hub.parse(f"{ref}@{revision}", SAVED) is None or Path(ref).exists():
+        raise ConfigError(f"{ref}: revision={revision!r} is for a hub id (owner/name); leave it out")
     return load_model(f"{ref}@{revision}")
 
 
@@ -117,24 +117,24 @@ def push_to_hub(
     private: bool = False,
     revision: str | None = None,
 ) -> str:
-    """Send what :func:`save_pretrained` writes to a hub repository, which is made where it does not exist.
+    """Upload the folder of :func:`save_pretrained` to a hub repository, which is made if it does not exist.
 
-    Needs a token with the right to write, as huggingface_hub finds it (``hf auth login`` or ``HF_TOKEN``).
+    This needs a token with write access, as huggingface_hub finds it (``hf auth login`` or ``HF_TOKEN``).
 
     Args:
         repo: ``owner/name``.
-        private: for a repository that is made now: only its owner sees it.
-        revision: branch to send to; default: the main one.
+        private: whether a repository that is made now is visible to its owner only.
+        revision: branch to upload to; default: the main one.
         model, licence, metrics, data: as for :func:`save_pretrained`.
 
     Returns:
         str: address of the commit.
 
     Raises:
-        ConfigError: as :func:`save_pretrained`, or ``repo`` is no hub id.
+        ConfigError: as :func:`save_pretrained`, or ``repo`` is not a hub id.
         ExportError: the hub does not answer, or refuses.
     """
-    if (found := hub.parse(repo, SAVED)) is None or found.repo != repo:
+    if (file := hub.parse(repo, SAVED)) is None or file.repo != repo:
         raise ConfigError(f"{repo!r} is no hub id: write owner/name")
     with tempfile.TemporaryDirectory() as folder:
         save_pretrained(model, folder, licence=licence, metrics=metrics, data=data)
@@ -143,7 +143,7 @@ def push_to_hub(
         return hub.upload(Path(folder), repo, private=private, revision=revision)
 
 
-_PLACE = "FOLDER_OR_HUB_ID"  # in a card that does not know where it will be read
+_PLACE = "FOLDER_OR_HUB_ID"  # in the card of a folder, which may be moved
 
 
 def _write(path: Path, text: str) -> None:
@@ -152,20 +152,8 @@ def _write(path: Path, text: str) -> None:
 
 
 def _card(info: ModelInfo, parameters: int, figures: Mapping[str, float], data: str) -> str:
-    """Model card in the hub's form: metadata in YAML, then text."""
-    name = info.ref
-    about: dict[str, Any] = {"library_name": "foveal", "tags": ["foveal", info.model]}
-    if pipeline := _PIPELINES.get(info.task):
-        about["pipeline_tag"] = pipeline
-    if info.licence:
-        about["license"] = info.licence.lower()
-    if figures:
-        result = {
-            "task": {"type": pipeline or info.task},
-            "dataset": {"name": data, "type": data},
-            "metrics": [{"type": metric, "value": float(value)} for metric, value in figures.items()],
-        }
-        about["model-index"] = [{"name": name, "results": [result]}]
+    """Model card in the hub's format: metadata in YAML, then text."""
+    metadata = yaml.safe_dump(_card_metadata(info, figures, data), sort_keys=False, allow_unicode=True).rstrip()
     rows = [
         ("architecture", f"`{info.model}`, {parameters / 1e6:.2f} M parameters"),
         ("task", info.task),
@@ -174,12 +162,34 @@ def _card(info: ModelInfo, parameters: int, figures: Mapping[str, float], data: 
         ("classes", ", ".join(info.labels.names) or str(info.num_classes)),
         ("licence of the weights", info.licence or "not stated"),
     ]
-    lines = ["---", yaml.safe_dump(about, sort_keys=False, allow_unicode=True).rstrip(), "---", "", f"# {name}", ""]
-    lines += ["| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""]
+    lines = ["---", metadata, "---", "", f"# {info.ref}", "", *_card_table("", rows)]
     if figures:
-        lines += [f"| {data} | |", "|---|---|", *(f"| {metric} | {value} |" for metric, value in figures.items()), ""]
+        lines += _card_table(data, figures.items())
     use = [f'model = foveal.from_pretrained("{_PLACE}")  # an nn.Module']
-    if info.task not in ("features", "language") and info.in_chans == 3:
+    task = TASKS.get(info.task)
+    if task and task.has_head and task.takes_images and info.in_chans == 3:
         use.append(f'result = foveal.load("{_PLACE}")("image.jpg")')
     lines += ["```python", "import foveal", "", *use, "```", ""]
     return "\n".join(lines)
+
+
+def _card_metadata(info: ModelInfo, figures: Mapping[str, float], data: str) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"library_name": "foveal", "tags": ["foveal", info.model]}
+    pipeline = _PIPELINES.get(info.task)
+    if pipeline:
+        metadata["pipeline_tag"] = pipeline
+    if info.licence:
+        metadata["license"] = info.licence.lower()
+    if figures:
+        result = {
+            "task": {"type": pipeline or info.task},
+            "dataset": {"name": data, "type": data},
+            "metrics": [{"type": metric, "value": float(value)} for metric, value in figures.items()],
+        }
+        metadata["model-index"] = [{"name": info.ref, "results": [result]}]
+    return metadata
+
+
+def _card_table(title: str, rows: Iterable[tuple[str, Any]]) -> list[str]:
+    heading = f"| {title} | |" if title else "| | |"
+    return [heading, "|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""]

@@ -21,7 +21,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ConfigError
 from ..layers.conv import (
     Activation,
     ConvNormAct,
@@ -32,7 +31,7 @@ from ..layers.conv import (
 )
 from ..layers.linear_attention import MultiScaleLinearAttention
 from ..layers.resample import check_min_size
-from .registry import Backbone, Family, FeatureInfo, Published, Variant, register, variants
+from .registry import Backbone, Family, FeatureInfo, Published, Variant, check_new_name, register
 
 _GELU = partial(nn.GELU, approximate="tanh")
 
@@ -455,12 +454,14 @@ _FAMILY = register(
 
 
 def register_variant(name: str, config: Config) -> None:
-    """Add a variant of your own to the family: ``create_model`` and everything after it then know ``name``.
+    """Add an EfficientViT of your own configuration under ``name``, for this process.
+
+    ``create_model(name)``, training, identification and export then work as for the published variants. A process that
+    loads a checkpoint of it must register it first; exported files need no registration.
 
     Raises:
-        ConfigError: the name is taken.
+        ConfigError: a model of this name exists, or the name has a dot.
     """
-    if name in variants():
-        raise ConfigError(f"{name!r} is a model already")
+    check_new_name(name)
     CONFIGS[name] = config
     _FAMILY.variants[name] = variant(name, config)

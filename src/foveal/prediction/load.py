@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .. import assets
 from ..errors import ConfigError, InputError, nearest
-from ..factory.load_model import _without_torch, load_model
+from ..factory.load_model import check_torch, load_model
 from ..info import info_of
 from ..weights.references import find_local
 from .interpolation import interpolation
@@ -71,16 +70,15 @@ def load(
 
 
 def _load_image_model(ref: str) -> nn.Module:
-    if importlib.util.find_spec("torch") is None:
-        raise _without_torch(ref)
-    from ..models.registry import check_sees_images
+    check_torch(ref)
+    from ..models.registry import check_takes_images
 
     if find_local(ref) is None:
         from .. import models as models  # registers the families
 
-        check_sees_images(ref.partition(".")[0])  # before anything is fetched
+        check_takes_images(ref.partition(".")[0])  # before anything is fetched
     model = load_model(ref)
-    check_sees_images(info_of(model).model)
+    check_takes_images(info_of(model).model)
     return model
 
 

@@ -1,1 +1,1 @@
-"""What a backbone is used for: one file per task, each with the model around the backbone and its head."""
+"""Models for a task: one file per task, with the model around a backbone and its head, and how it is built."""

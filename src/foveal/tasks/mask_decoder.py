@@ -1,7 +1,7 @@
-"""SAM's mask decoder (arXiv 2304.02643, appendix A): the same masks, with fewer products than its formulas have.
+"""SAM's mask decoder (arXiv 2304.02643, appendix A): the same masks, with fewer multiplications than its formulas.
 
-Few tokens, of prompts and masks, and the many places of an image attend to each other; what the tokens then say of each
-place becomes masks.
+A few tokens (of prompts and masks) and the many positions of an image embedding attend to each other. The products of
+the mask tokens with the upsampled embedding are the masks.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from ..layers.conv import LayerNorm2d
 
-EMBED_DIM = 256  #: channels of an image's embedding and of tokens
-EMPTY = -1000.0  #: logit of every pixel of a mask that was not drawn
+EMBED_DIM = 256  #: channels of an image embedding and of tokens
+EMPTY = -1000.0  #: logit of every pixel of a mask that was not computed
 
 
 class _Attention(nn.Module):
-    """Multi-head attention at a width of its own: ``(P, N, C)`` queries, ``(P or 1, L, C)`` keys and values.
+    """Multi-head attention with its own inner width: ``(P, N, C)`` queries, ``(P or 1, L, C)`` keys and values.
 
-    What attends to or from an image is computed without projecting the image where that takes fewer products: a few
-    tokens carry the projections of all heads to its 4096 places, instead of the places to the tokens. The result is
-    the same but for rounding.
+    Attention to or from an image is computed without projecting the image where that takes fewer multiplications: the
+    projection matrices are multiplied into the few tokens instead of the 4096 positions of the image. The result is the
+    same except for rounding.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, inner_dim: int) -> None:
@@ -42,40 +42,40 @@ class _Attention(nn.Module):
             self._heads(project(x)).expand(batch, -1, -1, -1)
             for project, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
         )
-        found = F.scaled_dot_product_attention(query, key, value)
-        return self.out_proj(found.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def to_image(self, tokens: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Few queries, many keys and values: ``(P, N, C)``."""
-        if not self._few(tokens) or _shared(k, tokens):
+        """Attention with few queries, the tokens, and many keys and values: ``(P, N, C)``."""
+        if not self._has_few(tokens) or _is_shared(k, tokens):
             return self(tokens, k, v)
-        share = self._scores(self.q_proj(tokens), k, self.k_proj).softmax(-1)
-        seen = (share.flatten(1, 2) @ v).unflatten(1, (self.num_heads, -1))
-        found = seen @ self._by_head(self.v_proj.weight).mT
-        return self.out_proj(found.transpose(1, 2).flatten(2) + self.v_proj.bias)
+        weights = self._scores(self.q_proj(tokens), k, self.k_proj).softmax(-1)
+        averages = (weights.flatten(1, 2) @ v).unflatten(1, (self.num_heads, -1))
+        attended = averages @ self._by_head(self.v_proj.weight).mT
+        return self.out_proj(attended.transpose(1, 2).flatten(2) + self.v_proj.bias)
 
     def from_image(self, q: Tensor, tokens: Tensor, v: Tensor) -> Tensor:
-        """Many queries, few keys and values: ``(P, L, C)``."""
-        if not self._few(tokens):
+        """Attention with many queries and few keys and values, the tokens: ``(P, L, C)``."""
+        if not self._has_few(tokens):
             return self(q, tokens, v)
         keys = self.k_proj(tokens)
-        if _shared(q, tokens):
+        if _is_shared(q, tokens):
             scores = self._heads(keys) * self.scale @ self._heads(self.q_proj(q)).mT
         else:
             scores = self._scores(keys, q, self.q_proj)
-        told = self._heads(self.v_proj(v)) @ self._by_head(self.out_proj.weight.mT)
-        # The shares of a head add up to one: a bias in what its tokens say is in every answer.
-        told = told + F.pad(self.out_proj.bias[None, None], (0, 0, 0, 0, 0, self.num_heads - 1))
-        return scores.softmax(2).flatten(1, 2).mT @ told.flatten(1, 2)
+        values = self._heads(self.v_proj(v)) @ self._by_head(self.out_proj.weight.mT)
+        # The attention weights of a head sum to one, so a bias added to the values of one head is added to the output.
+        values = values + F.pad(self.out_proj.bias[None, None], (0, 0, 0, 0, 0, self.num_heads - 1))
+        return scores.softmax(2).flatten(1, 2).mT @ values.flatten(1, 2)
 
     def _scores(self, tokens: Tensor, image: Tensor, projection: nn.Linear) -> Tensor:
-        """Projected tokens by ``image``, as if that had been projected: ``(P, heads, N, L)``."""
+        """Scaled products of projected ``tokens`` and the image under ``projection``: ``(P, heads, N, L)``."""
         scaled = self._heads(tokens) * self.scale
-        wanted, shift = scaled @ self._by_head(projection.weight), scaled @ self._heads(projection.bias[None, None]).mT
-        return (wanted.flatten(1, 2) @ image.mT).unflatten(1, (self.num_heads, -1)) + shift
+        queries, bias = scaled @ self._by_head(projection.weight), scaled @ self._heads(projection.bias[None, None]).mT
+        return (queries.flatten(1, 2) @ image.mT).unflatten(1, (self.num_heads, -1)) + bias
 
-    def _few(self, tokens: Tensor) -> bool:
-        """Whether the tokens of all heads are fewer than the channels that a place is projected to."""
+    def _has_few(self, tokens: Tensor) -> bool:
+        """Whether all heads together have fewer tokens than the projection of a position has channels."""
         return torch.compiler.is_exporting() or tokens.shape[1] * self.num_heads < self.q_proj.out_features
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -86,8 +86,8 @@ class _Attention(nn.Module):
         return weight.unflatten(0, (self.num_heads, -1))
 
 
-def _shared(image: Tensor, tokens: Tensor) -> bool:
-    """Whether one image is for several prompts: to project it once is less than once for each."""
+def _is_shared(image: Tensor, tokens: Tensor) -> bool:
+    """Whether several prompts share one image: projecting it once is then cheaper than once per prompt."""
     return image.shape[0] != tokens.shape[0]
 
 
@@ -101,7 +101,7 @@ class _Mlp(nn.Module):
 
 
 class _TwoWayBlock(nn.Module):
-    """Tokens among themselves, tokens to the image, each token alone, the image to the tokens; norms behind."""
+    """Self-attention of tokens, attention of tokens to image, MLP, attention of image to tokens; a norm after each."""
 
     def __init__(self, first: bool, norm_eps: float, num_heads: int = 8, mlp_dim: int = 2048) -> None:
         super().__init__()
@@ -116,17 +116,17 @@ class _TwoWayBlock(nn.Module):
         self.cross_attn_image_to_token = _Attention(EMBED_DIM, num_heads, EMBED_DIM // 2)
 
     def forward(self, tokens: Tensor, image: Tensor, token_pe: Tensor, image_pe: Tensor) -> tuple[Tensor, Tensor]:
-        if self.first:  # the tokens are their own positions still
+        if self.first:  # the tokens are equal to their positional encoding here
             tokens = self.self_attn(tokens, tokens, tokens)
         else:
-            placed = tokens + token_pe
-            tokens = tokens + self.self_attn(placed, placed, tokens)
+            with_pe = tokens + token_pe
+            tokens = tokens + self.self_attn(with_pe, with_pe, tokens)
         tokens = self.norm1(tokens)
-        placed = image + image_pe
-        tokens = self.norm2(tokens + self.cross_attn_token_to_image.to_image(tokens + token_pe, placed, image))
+        image_with_pe = image + image_pe
+        tokens = self.norm2(tokens + self.cross_attn_token_to_image.to_image(tokens + token_pe, image_with_pe, image))
         tokens = self.norm3(tokens + self.mlp(tokens))
-        change = self.cross_attn_image_to_token.from_image(placed, tokens + token_pe, tokens)
-        image = self.norm4(change.add_(image))  # in place, as below: these are the large ones
+        change = self.cross_attn_image_to_token.from_image(image_with_pe, tokens + token_pe, tokens)
+        image = self.norm4(change.add_(image))  # in place: this is the largest tensor
         return tokens, image
 
 
@@ -143,12 +143,12 @@ class _TwoWayTransformer(nn.Module):
         token_pe = tokens
         for layer in self.layers:
             tokens, image = layer(tokens, image, token_pe, image_pe)
-        seen = self.final_attn_token_to_image.to_image(tokens + token_pe, image + image_pe, image)
-        return self.norm_final_attn(tokens + seen), image
+        attended = self.final_attn_token_to_image.to_image(tokens + token_pe, image + image_pe, image)
+        return self.norm_final_attn(tokens + attended), image
 
 
 class _Perceptron(nn.Module):
-    """Linear layers with ReLU between."""
+    """Linear layers with ReLU between them."""
 
     def __init__(self, *dims: int) -> None:
         super().__init__()
@@ -164,12 +164,12 @@ _Upscaling = tuple[nn.ConvTranspose2d, LayerNorm2d, nn.GELU, nn.ConvTranspose2d,
 
 
 class MaskDecoder(nn.Module):
-    """Masks and how good they will be, from an image's embedding and encoded prompts (arXiv 2304.02643, appendix A).
+    """Predict masks and their IoU from an image embedding and encoded prompts (arXiv 2304.02643, appendix A).
 
     Args:
         norm_eps: epsilon of the transformer's layer norms: 1e-5 in SAM and MobileSAM, 1e-6 in EfficientViT-SAM.
-        num_multimask_outputs: masks of an ambiguous prompt, beside the one of a clear prompt.
-        depth: of the transformer.
+        num_multimask_outputs: number of masks for ambiguous prompts, in addition to the one for clear prompts.
+        depth: number of transformer blocks.
     """
 
     def __init__(self, norm_eps: float = 1e-5, num_multimask_outputs: int = 3, depth: int = 2) -> None:
@@ -201,60 +201,60 @@ class MaskDecoder(nn.Module):
         """Decode P prompts.
 
         Args:
-            image_embeddings: of one image for all prompts or of one for each, ``(1 or P, 256, 64, 64)``.
-            image_pe: encoded positions, ``(1, 256, 64, 64)``.
+            image_embeddings: ``(1 or P, 256, 64, 64)``, one for all prompts or one per prompt.
+            image_pe: positional encoding, ``(1, 256, 64, 64)``.
             sparse_prompt_embeddings: ``(P, N, 256)``.
-            dense_prompt_embeddings: ``(1 or P, 256, 64, 64)``; with one of either, what the prompts share is computed
-                once.
-            multimask_output: the masks for ambiguous prompts, else the one for clear ones.
+            dense_prompt_embeddings: ``(1 or P, 256, 64, 64)``. If this and ``image_embeddings`` have one entry, what
+                all prompts share is computed once.
+            multimask_output: whether to return the masks for ambiguous prompts instead of the one for clear prompts.
 
         Returns:
             Mask logits ``(P, M, 256, 256)`` and predicted IoU ``(P, M)``; M is 3 or 1.
         """
         masks, iou = self.all_masks(image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
-        chosen = slice(1, None) if multimask_output else slice(0, 1)
-        return masks[:, chosen], iou[:, chosen]
+        selected = slice(1, None) if multimask_output else slice(0, 1)
+        return masks[:, selected], iou[:, selected]
 
     def all_masks(
         self, image: Tensor, image_pe: Tensor, sparse: Tensor, dense: Tensor, least_iou: float = -math.inf
     ) -> tuple[Tensor, Tensor]:
-        """The masks of clear and of ambiguous prompts, in this order: ``(P, 4, 256, 256)`` and ``(P, 4)``.
+        """The mask for clear prompts and those for ambiguous ones, ``(P, 4, 256, 256)``, and their IoU, ``(P, 4)``.
 
-        Of a prompt for which none of the masks of ambiguous ones promises more than ``least_iou`` no mask is drawn: its
-        logits are all :data:`EMPTY`. That is half of what a prompt costs.
+        If no mask for ambiguous prompts has a predicted IoU above ``least_iou``, the masks of that prompt are not
+        computed and all their logits are :data:`EMPTY`. This saves half of the cost of a prompt.
         """
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], 1)
-        place = (image + dense).flatten(2).transpose(1, 2).contiguous()
-        tokens, place = self.transformer(tokens, place, image_pe.flatten(2).transpose(1, 2))
+        positions = (image + dense).flatten(2).transpose(1, 2).contiguous()
+        tokens, positions = self.transformer(tokens, positions, image_pe.flatten(2).transpose(1, 2))
         weights = torch.stack([mlp(tokens[:, 1 + i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], 1)
         iou = self.iou_prediction_head(tokens[:, 0])
         if least_iou == -math.inf:
-            return self._masks(place, weights, image.shape[-2:]), iou
-        drawn = (iou[:, 1:] > least_iou).any(1)
-        masks = self._masks(place[drawn], weights[drawn], image.shape[-2:])
-        return masks.new_full((len(iou), *masks.shape[1:]), EMPTY).index_put((drawn,), masks), iou
+            return self._masks(positions, weights, image.shape[-2:]), iou
+        computed = (iou[:, 1:] > least_iou).any(1)
+        masks = self._masks(positions[computed], weights[computed], image.shape[-2:])
+        return masks.new_full((len(iou), *masks.shape[1:]), EMPTY).index_put((computed,), masks), iou
 
-    def _masks(self, place: Tensor, weights: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """``(P, h * w, C)`` places and ``(P, M, c)`` weights of their pixels give ``(P, M, 4 * h, 4 * w)`` logits."""
-        masks = self._pixels(place, weights).unflatten(2, (2, 2, 2, 2)).unflatten(1, grid)
+    def _masks(self, positions: Tensor, weights: Tensor, grid: tuple[int, ...]) -> Tensor:
+        """Logits ``(P, M, 4 * h, 4 * w)`` from positions ``(P, h * w, C)`` and weights ``(P, M, c)`` of the masks."""
+        masks = self._pixels(positions, weights).unflatten(2, (2, 2, 2, 2)).unflatten(1, grid)
         masks = masks.permute(0, 7, 1, 3, 5, 2, 4, 6)
         return masks.reshape(*masks.shape[:2], 4 * grid[0], 4 * grid[1])
 
-    def _pixels(self, place: Tensor, weights: Tensor) -> Tensor:
-        """Logits of the 4 x 4 pixels of each place: ``(P, L, C), (P, M, c) -> (P, L, 16, M)``.
+    def _pixels(self, positions: Tensor, weights: Tensor) -> Tensor:
+        """Logits of the 4 x 4 pixels of each position: ``(P, L, C), (P, M, c) -> (P, L, 16, M)``.
 
-        ``output_upscaling`` has no pixel depend on another place, so all of it are products of matrices, channels last,
-        and only the masks are put into rows.
+        In ``output_upscaling`` no pixel depends on another position. All of it is therefore computed as matrix products
+        with channels last, and only the masks are rearranged into rows.
         """
         first, norm, act, second, last = cast(_Upscaling, tuple(self.output_upscaling))
-        x = _split(place, first)
+        x = _split(positions, first)
         x = act(F.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
         return (last(_split(x, second)).flatten(1, 3) @ weights.mT).unflatten(1, (-1, 16))
 
 
 def _split(x: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
-    """A transposed convolution whose kernel is its stride, place by place: ``(..., C) -> (..., 2 * 2, out)``."""
+    """Transposed convolution with kernel size equal to its stride, per position: ``(..., C) -> (..., 2 * 2, out)``."""
     weight = conv.weight.permute(0, 2, 3, 1)
     assert conv.bias is not None
     return (x @ weight.flatten(1)).unflatten(-1, (-1, conv.out_channels)).add_(conv.bias)

@@ -1,8 +1,8 @@
-"""Segmentation of what is pointed at: any backbone as the eye of the Segment Anything Model (arXiv 2304.02643).
+"""Promptable segmentation: any backbone as the image encoder of a Segment Anything model (arXiv 2304.02643).
 
-Parts and names of their parameters are SAM's, so that its checkpoints and those of its descendants (MobileSAM, arXiv
-2306.14289; EfficientViT-SAM, arXiv 2402.05008) load as they are. Prompts live in a frame of 1024 x 1024, whatever the
-side of the encoder's input.
+The parts and the names of their parameters are SAM's, so that its checkpoints and those of its descendants (MobileSAM,
+arXiv 2306.14289; EfficientViT-SAM, arXiv 2402.05008) load without renaming. Coordinates of prompts are in a frame of
+1024 x 1024, whatever the size of the encoder's input.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..images.sam_frame import FRAME
+from ..info import Preprocess
 from ..layers.conv import Activation, FusedInvertedResidual, LayerNorm2d, set_convention
 from ..models.registry import Backbone, FeatureInfo
+from .builder import Builder, Request
 from .mask_decoder import EMBED_DIM, MaskDecoder
 from .segment import SegmentationHead
 
@@ -31,14 +33,14 @@ NOT_A_POINT, BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3  #:
 
 
 class PyramidNeck(nn.Module):
-    """Fuse a pyramid's three coarsest maps into an embedding, as EfficientViT-SAM does (arXiv 2402.05008, section 3).
+    """Fuse the three coarsest feature maps to an embedding, as EfficientViT-SAM does (arXiv 2402.05008, section 3).
 
     ``[maps] -> (B, 256, h, w)`` at the finest of the three strides.
 
     Args:
-        feature_info: pyramid of the backbone, finest first.
-        depth: fused inverted residuals on the fused map.
-        expand_ratio: their expansion.
+        feature_info: feature maps of the backbone, finest first.
+        depth: number of fused inverted residuals on the fused map.
+        expand_ratio: expansion inside them.
         norm_eps: epsilon of the batch norms.
         act: activation.
     """
@@ -53,7 +55,7 @@ class PyramidNeck(nn.Module):
         act: Activation = _GELU,
     ) -> None:
         super().__init__()
-        # A segmentation head fuses in the same way; what would be its classes are the embedding's channels.
+        # A segmentation head fuses maps in the same way; its "classes" are the channels of the embedding.
         self.fuse = SegmentationHead(
             feature_info,
             EMBED_DIM,
@@ -73,7 +75,7 @@ class PyramidNeck(nn.Module):
 
 
 class PlainNeck(nn.Sequential):
-    """SAM's own neck, on the coarsest map alone: ``[maps] -> (B, 256, h, w)``."""
+    """SAM's own neck, on the coarsest feature map only: ``[maps] -> (B, 256, h, w)``."""
 
     def __init__(self, feature_info: Sequence[FeatureInfo]) -> None:
         super().__init__(
@@ -106,20 +108,23 @@ class ImageEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if tuple(x.shape[-2:]) != (self.size, self.size):
             raise InputError(
-                f"this image encoder sees squares of {self.size} pixels, not {x.shape[-2]}x{x.shape[-1]}: shrink the "
-                "long side to that and pad with zeros, or let foveal.load(...).encode(image) do it"
+                f"this image encoder takes images of {self.size}x{self.size} pixels, not {x.shape[-2]}x{x.shape[-1]}: "
+                "resize the long side to that and pad with zeros, or let foveal.load(...).encode(image) do it"
             )
         return self.neck(self.backbone(x))
 
     def fingerprint(self) -> str:
-        """Tells encoders apart by what training changes and folding batch norms does not: the end of the neck."""
+        """Hash of the last layers of the neck, 16 hexadecimal digits: it identifies the encoder of an embedding.
+
+        Training changes these layers; folding batch norms does not.
+        """
         last = [part for part in self.neck.modules() if isinstance(part, nn.Conv2d | LayerNorm2d)][-2:]
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for part in last:
             for tensor in part.parameters():
-                # In float16, so that a model has one fingerprint in either precision.
-                found.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
-        return found.hexdigest()[:16]
+                # In float16, so that a float32 and a float16 model have the same fingerprint.
+                digest.update(tensor.detach().cpu().half().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
 
 class _FourierPosition(nn.Module):
@@ -133,16 +138,16 @@ class _FourierPosition(nn.Module):
 
     def forward(self, xy: Tensor) -> Tensor:
         stored = self.positional_encoding_gaussian_matrix
-        matrix = stored if stored.dtype == torch.float64 else stored.float()  # 16 bits cannot tell pixels apart
+        matrix = stored if stored.dtype == torch.float64 else stored.float()  # 16 bits cannot distinguish pixels
         angles = 2 * math.pi * ((2 * xy.to(matrix.dtype) - 1) @ matrix)
         return torch.cat([angles.sin(), angles.cos()], -1).to(stored.dtype)
 
 
 class PromptEncoder(nn.Module):
-    """Points, boxes and masks as tokens and as a map (arXiv 2304.02643, appendix A).
+    """Encode points and boxes as tokens, and masks as a feature map (arXiv 2304.02643, appendix A).
 
     Args:
-        mask_in_chans: channels in the middle of the mask's convolutions.
+        mask_in_chans: hidden channels of the convolutions on masks.
     """
 
     def __init__(self, mask_in_chans: int = 16) -> None:
@@ -163,10 +168,10 @@ class PromptEncoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, EMBED_DIM)
 
     def get_dense_pe(self) -> Tensor:
-        """Encoded position of each place of an embedding, ``(1, 256, 64, 64)``."""
+        """Positional encoding of an image embedding, ``(1, 256, 64, 64)``."""
         matrix = self.pe_layer.positional_encoding_gaussian_matrix
-        at = (torch.arange(GRID, device=matrix.device) + 0.5) / GRID
-        y, x = torch.meshgrid(at, at, indexing="ij")
+        centres = (torch.arange(GRID, device=matrix.device) + 0.5) / GRID
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
         return self.pe_layer(torch.stack([x, y], -1)).permute(2, 0, 1)[None]
 
     def forward(
@@ -179,23 +184,27 @@ class PromptEncoder(nn.Module):
 
         Args:
             points: ``(P, N, 2)`` x and y in the 1024 frame, and ``(P, N)`` labels: 1 foreground, 0 background, 2 and 3
-                a box's top left and bottom right corner, -1 nothing. Where no box is given, a -1 is added behind.
+                the top left and the bottom right corner of a box, -1 no point. Without boxes, a point of label -1 is
+                appended.
             boxes: ``(P, 4)`` or ``(P, 1, 4)`` x1, y1, x2, y2 in the 1024 frame.
             masks: ``(P, 1, 256, 256)`` logits.
 
         Returns:
-            Tokens ``(P, N', 256)``, and what is added to the image's embedding, ``(P, 256, 64, 64)``.
+            Tokens ``(P, N', 256)``, and a map to add to the image embedding, ``(P, 256, 64, 64)``.
 
         Raises:
-            InputError: neither points nor boxes nor masks.
+            InputError: neither points nor boxes nor masks, or different numbers of them.
         """
         like = self.no_mask_embed.weight
-        given = next((x for x in (points[0] if points else None, boxes, masks) if x is not None), None)
-        if given is None:
+        prompts = [x for x in (points[0] if points else None, boxes, masks) if x is not None]
+        if not prompts:
             raise InputError("no prompt: give points, boxes or masks")
-        batch = given.shape[0]
-        if any(len(x) != batch for x in (boxes, masks) if x is not None):
-            raise InputError("points, boxes and masks are for different numbers of prompts: give one of each")
+        batch = prompts[0].shape[0]
+        if any(len(x) != batch for x in prompts[1:]):
+            counts = ", ".join(str(len(x)) for x in prompts)
+            raise InputError(
+                f"points, boxes and masks are for different numbers of prompts ({counts}): give one of each"
+            )
         tokens = [like.new_empty(batch, 0, EMBED_DIM)]
         if points is not None:
             coords, labels = points
@@ -209,14 +218,14 @@ class PromptEncoder(nn.Module):
         return torch.cat(tokens, 1), self.dense(masks, batch)
 
     def tokens(self, coords: Tensor, labels: Tensor) -> Tensor:
-        """Points ``(P, N, 2)`` of ``labels`` ``(P, N)`` or ``(1, N)``, nothing added: ``(P, N, 256)``."""
+        """Encode points ``(P, N, 2)`` with ``labels`` ``(P, N)`` or ``(1, N)`` as tokens ``(P, N, 256)``."""
         kinds = torch.cat([self.not_a_point_embed.weight, *self.point_embeddings.parameters()])
-        position = self.pe_layer((coords + 0.5) / FRAME)  # of the pixel's centre
+        position = self.pe_layer((coords + 0.5) / FRAME)  # centre of the pixel
         position = torch.where((labels == NOT_A_POINT)[..., None], torch.zeros_like(position), position)
         return position + kinds[labels.long() + 1]
 
     def dense(self, masks: Tensor | None, batch: int = 1) -> Tensor:
-        """What masks, or that there are none, add to an embedding: ``(P, 256, 64, 64)``."""
+        """Encode masks ``(P, 1, 256, 256)``, or their absence, as an addend of the embedding, ``(P, 256, 64, 64)``."""
         if masks is not None:
             return self.mask_downscaling(masks.to(self.no_mask_embed.weight.dtype))
         return self.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(batch, -1, GRID, GRID)
@@ -225,13 +234,13 @@ class PromptEncoder(nn.Module):
 class PromptModel(nn.Module):
     """Image encoder, prompt encoder and mask decoder.
 
-    ``forward(x, points, labels, boxes, masks, multimask)`` answers P prompts to each of B images: ``x``
+    ``forward(x, points, labels, boxes, masks, multimask)`` predicts masks for P prompts on each of B images: ``x``
     ``(B, in_chans, size, size)``, ``points`` ``(B, P, N, 2)`` with ``labels`` ``(B, P, N)``, ``boxes`` ``(B, P, 4)``,
     ``masks`` ``(B, P, 256, 256)`` logits, all in the 1024 frame. It returns mask logits ``(B, P, M, 256, 256)`` and
-    predicted IoU ``(B, P, M)``, where M is 3, or 1 with ``multimask=False``.
+    predicted IoU ``(B, P, M)``; M is 3, or 1 with ``multimask=False``.
 
     Raises:
-        InputError: an image of another size, or no prompt.
+        InputError: an image of another size, no prompt, or prompts for another number of images.
     """
 
     def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
@@ -240,7 +249,7 @@ class PromptModel(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """Of the image encoder."""
+        """The backbone of the image encoder."""
         return self.image_encoder.backbone
 
     def forward(
@@ -254,10 +263,10 @@ class PromptModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         if (points is None) != (labels is None):
             raise InputError("points and labels go together: one label (1 foreground, 0 background) for each point")
-        for name, given in (("points", points), ("labels", labels), ("boxes", boxes), ("masks", masks)):
-            if given is not None and len(given) != len(x):
-                raise InputError(f"{name} for {len(given)} images, but {len(x)} are given")
-        found = [
+        for name, prompts in (("points", points), ("labels", labels), ("boxes", boxes), ("masks", masks)):
+            if prompts is not None and len(prompts) != len(x):
+                raise InputError(f"{name} for {len(prompts)} images, but {len(x)} are given: give one entry for each")
+        decoded = [
             self.decode(
                 image[None],
                 None if points is None or labels is None else (points[i], labels[i]),
@@ -267,7 +276,7 @@ class PromptModel(nn.Module):
             )
             for i, image in enumerate(self.image_encoder(x))
         ]
-        logits, iou = zip(*found, strict=True)
+        logits, iou = zip(*decoded, strict=True)
         return torch.stack(logits), torch.stack(iou)
 
     def decode(
@@ -278,23 +287,26 @@ class PromptModel(nn.Module):
         masks: Tensor | None = None,
         multimask: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Answer P prompts to one embedding ``(1, 256, 64, 64)``: :class:`PromptEncoder`, :class:`MaskDecoder`."""
+        """Predict masks for P prompts on one image embedding ``(1, 256, 64, 64)``.
+
+        Args and returns: as :class:`PromptEncoder` and :class:`MaskDecoder`.
+        """
         sparse, dense = self.prompt_encoder(points, boxes, masks)
         if masks is None:
-            dense = dense[:1]  # the same for all: the decoder starts from one image, not from P
+            dense = dense[:1]  # the same for all prompts: the decoder then computes it once, not P times
         return self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense, multimask)
 
 
 def build(
     backbone: Backbone, *, plain: bool = False, norm_eps: float = 1e-5, backbone_eps: float | None = None, **neck: Any
 ) -> PromptModel:
-    """A promptable model around ``backbone``.
+    """Build a promptable model around ``backbone``.
 
     Args:
-        backbone: of images.
-        plain: whether the neck is SAM's own.
-        norm_eps: epsilon of the norms behind the backbone, :class:`LayerNorm2d` apart.
-        backbone_eps: of the batch norms in the backbone; ``None``: as it has them.
+        backbone: an image backbone.
+        plain: whether the neck is SAM's own (:class:`PlainNeck`) instead of :class:`PyramidNeck`.
+        norm_eps: epsilon of the norms after the backbone, except those of :class:`LayerNorm2d`.
+        backbone_eps: epsilon of the batch norms in the backbone; ``None``: unchanged.
         **neck: further arguments of :class:`PyramidNeck`.
     """
     if backbone_eps is not None:
@@ -302,3 +314,24 @@ def build(
     info = backbone.feature_info
     encoder = ImageEncoder(backbone, PlainNeck(info) if plain else PyramidNeck(info, norm_eps=norm_eps, **neck))
     return PromptModel(encoder, PromptEncoder(), MaskDecoder(norm_eps))
+
+
+def _count_classes(request: Request) -> int:
+    if request.num_classes:
+        raise ConfigError(
+            f"num_classes={request.num_classes}: {request.name} for task='prompt' segments the objects that prompts "
+            "point at, without classes; leave it out"
+        )
+    return 0
+
+
+def _preprocess(model: nn.Module, known: Preprocess | None) -> Preprocess:
+    """Fit images into the encoder's own input size, whatever that of the weights it starts from."""
+    return Preprocess.of_prompts(model.image_encoder.size) if isinstance(model, PromptModel) else Preprocess()
+
+
+BUILDER = Builder(
+    lambda backbone, request: build(backbone, **(request.variant.prompt or DEFAULT_NECK)),
+    _count_classes,
+    preprocess=_preprocess,
+)

@@ -1,4 +1,4 @@
-"""Files of checkpoints: read without trust, told when they are damaged, written whole."""
+"""Read and write checkpoint files: untrusted files run no code, damage is detected, writing is atomic."""
 
 from __future__ import annotations
 
@@ -23,32 +23,36 @@ from ..errors import CheckpointError
 from ..files import atomic_write
 from ..info import KEY, ModelInfo
 
-MAX_BYTES = 8 << 30  #: of tensors in one file; a larger claim is refused before anything is allocated
-MAX_HEADER = 16 << 20  #: of a safetensors header
+MAX_BYTES = 8 << 30  #: largest checkpoint file, in bytes
+MAX_HEADER = 16 << 20  #: largest header of a safetensors file, in bytes
+_DAMAGED = "download or copy it again"
 _DIGEST = f"{KEY}.sha256"
 _NUMBERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4")
 _WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
-    """Read tensors (and Foveal's description, where there is one) from a .safetensors, .pt, .pth or .tar file.
+    """Read tensors (and Foveal's description, if the file has one) from a .safetensors, .pt, .pth or .tar file.
 
-    No code from the file runs, and files that claim more than :data:`MAX_BYTES` are refused before allocation. What
-    Foveal has written is compared with the SHA-256 that is in the file, and archives of torch with their checksums.
+    No code from the file runs, and files of more than :data:`MAX_BYTES` are refused before anything is allocated. Files
+    that Foveal wrote are compared with the SHA-256 that they contain, and archives of torch with their checksums.
 
     Raises:
-        CheckpointError: the file is missing, damaged, unsafe, too large, or holds no tensors.
+        CheckpointError: the file is missing, damaged, unsafe, too large, or contains no tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}")
+        raise CheckpointError(f"no checkpoint at {path}: check the path; foveal models lists weights by name")
     try:
         with path.open("rb") as file:
             start, size = file.read(9), path.stat().st_size
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
     if size > MAX_BYTES:
-        raise CheckpointError(f"{path}: {size >> 20} MiB is above the limit of {MAX_BYTES >> 20} MiB")
+        raise CheckpointError(
+            f"{path}: {size >> 20} MiB is above the limit of {MAX_BYTES >> 20} MiB; save the model's state dict alone, "
+            "without the optimizer's"
+        )
     if start[8:9] == b"{" and not start.startswith(b"PK"):
         return _read_safetensors(path)
     return _read_torch(path), None
@@ -59,33 +63,44 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
         (length,) = struct.unpack("<Q", file.read(8))
         size = path.stat().st_size
         if length > min(MAX_HEADER, size - 8):
-            raise CheckpointError(f"{path}: header of {length} bytes in a file of {size}: damaged or hostile")
+            raise CheckpointError(
+                f"{path}: damaged: its header claims {length} bytes (the file has {size}, the limit is {MAX_HEADER}); "
+                f"{_DAMAGED}"
+            )
         try:
             header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: header cannot be read ({one_line(error)})") from error
+            raise CheckpointError(f"{path}: damaged: invalid header ({one_line(error)}); {_DAMAGED}") from error
     try:
         state = load_file(path)
-    except Exception as error:  # safetensors raises its own type; whatever it finds, the file is not usable
-        raise CheckpointError(f"{path}: {one_line(error)}") from error
+    except Exception as error:  # safetensors raises its own type; the file is unusable whatever the reason
+        raise CheckpointError(f"{path}: not a valid safetensors file ({one_line(error)}); {_DAMAGED}") from error
     metadata = header.get("__metadata__") or {}
     text = metadata.get(KEY)
-    # Beside the description we write nothing but the digest: another key is what damage has made of it.
-    noted = metadata.get(_DIGEST, "lost" if text and len(metadata) > 1 else None)
-    if noted is not None and noted != digest(state, text or ""):
-        raise CheckpointError(f"{path}: damaged: its content is not what was written (SHA-256 mismatch)")
+    # Foveal writes the description and the digest only: an unknown key is a digest whose name was damaged.
+    stored = metadata.get(_DIGEST, "lost" if text and len(metadata) > 1 else None)
+    if stored is not None and stored != digest(state, text or ""):
+        raise CheckpointError(f"{path}: damaged: its content is not what was written (SHA-256 mismatch); {_DAMAGED}")
     return state, ModelInfo.from_json(text) if text else None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
         raise ValueError("the same tensor is declared twice")
-    return found
+    return unique
 
 
 def check_torch_reads_safely(path: Path, otherwise: str) -> None:
-    """Raises CheckpointError where this torch must not unpickle ``path``; ``otherwise``: what helps besides."""
+    """Check that this version of torch can unpickle ``path`` without running code from it.
+
+    Args:
+        path: file to be read.
+        otherwise: for the message, another solution than a newer torch.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
     if TorchVersion(torch.__version__) < "2.10":
         raise CheckpointError(
             f"{path}: torch {torch.__version__} cannot read this safely (CVE-2026-24747): install torch 2.10 or newer, "
@@ -94,66 +109,79 @@ def check_torch_reads_safely(path: Path, otherwise: str) -> None:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    check_torch_reads_safely(path, "make it .safetensors with foveal convert where there is one")
+    check_torch_reads_safely(path, "convert the file to .safetensors with foveal convert on a machine that has it")
     try:
         _refuse_bombs(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols: the file is judged by what comes out
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            warnings.simplefilter("ignore")  # about pickle protocols
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # pickle, zip and torch each raise their own; none of them may pass as a traceback
+    except Exception as error:  # pickle, zip and torch raise errors of many types
         raise CheckpointError(
             f"{path}: not a checkpoint of plain tensors ({one_line(error)}); if you trust its origin, load it with "
             "torch and save its state dict as .safetensors"
         ) from error
-    state = unwrap(found, path)
+    state = unwrap(content, path)
     size = path.stat().st_size
     for key, tensor in state.items():
         if not tensor.is_meta and tensor.numel() * tensor.element_size() > size:
             raise CheckpointError(
-                f"{path}: {one_line(key)} {tuple(tensor.shape)} is larger than the whole file: refused"
+                f"{path}: {one_line(key)} {tuple(tensor.shape)} is larger than the whole file: refused; {_DAMAGED}"
             )
     return state
 
 
 def _refuse_bombs(path: Path) -> None:
-    """Refuse files that ask for far more memory than they have bytes.
+    """Refuse files that would allocate far more memory than they have bytes.
 
-    torch stores tensors uncompressed, so an archive that grows on reading is no checkpoint, nor is a file with a tensor
-    of more numbers than it has bytes. Nor does any checkpoint build byte arrays, for which a pickle of 1 kB can ask by
-    the gigabyte.
+    torch stores tensors uncompressed, so no checkpoint is an archive that grows when it is unpacked, or has a tensor of
+    more numbers than the file has bytes. No checkpoint builds byte arrays either; a pickle of 1 kB can ask for one of
+    gigabytes.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        found, size = view.find(b"bytearray") >= 0, len(view)
-        archived = view[:4] == b"PK\x03\x04"  # as torch decides
-    if archived or zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if any(entry.external_attr & 0x10 for entry in entries):
-                # torch would take whatever is in memory for the tensor.
-                raise CheckpointError(f"{path}: damaged: an entry of the archive is marked as a folder")
-            claimed = sum(entry.file_size for entry in entries)
-            if claimed > size + (1 << 20):
-                raise CheckpointError(f"{path}: unpacks to {claimed >> 20} MiB from {size >> 20} MiB: refused")
-            # torch finds names in upper case, too.
-            pickles = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
-            found |= any(b"bytearray" in archive.read(entry) for entry in pickles)
-            if not found and (damaged := archive.testzip()):  # torch does not look at checksums
-                raise CheckpointError(f"{path}: damaged: {one_line(damaged)} does not have its checksum")
-    if found:
-        raise CheckpointError(f"{path}: asks to allocate a byte array, which no checkpoint needs: refused")
-    if not archived and (claimed := _largest_storage(path)) > size:
-        raise CheckpointError(f"{path}: claims a tensor of {claimed} numbers in {size} bytes: refused")
+        has_bytearray, size = view.find(b"bytearray") >= 0, len(view)
+        is_archive = view[:4] == b"PK\x03\x04"  # the test that torch makes
+    if is_archive or zipfile.is_zipfile(path):
+        has_bytearray |= _check_archive(path, size, has_bytearray)
+    if has_bytearray:
+        raise CheckpointError(
+            f"{path}: asks to allocate a byte array, which no checkpoint needs: refused; do not use it"
+        )
+    if not is_archive and (claimed := _largest_storage(path)) > size:
+        raise CheckpointError(f"{path}: refused: claims a tensor of {claimed} numbers in {size} bytes; {_DAMAGED}")
+
+
+def _check_archive(path: Path, size: int, has_bytearray: bool) -> bool:
+    """Check a zip archive of ``size`` bytes; return whether a pickle in it builds a byte array.
+
+    Its checksums are compared unless the file is refused anyway, as ``has_bytearray``.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.external_attr & 0x10 for entry in entries):
+            # torch would return uninitialised memory as the tensor.
+            raise CheckpointError(f"{path}: damaged: an entry of the archive is marked as a folder; {_DAMAGED}")
+        claimed = sum(entry.file_size for entry in entries)
+        if claimed > size + (1 << 20):
+            raise CheckpointError(
+                f"{path}: unpacks to {claimed >> 20} MiB from {size >> 20} MiB: refused, torch.save does not compress"
+            )
+        # torch finds names in upper case, too.
+        pickles = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
+        has_bytearray |= any(b"bytearray" in archive.read(entry) for entry in pickles)
+        if not has_bytearray and (damaged := archive.testzip()):  # torch does not compare checksums
+            raise CheckpointError(f"{path}: damaged: {one_line(damaged)} does not have its checksum; {_DAMAGED}")
+    return has_bytearray
 
 
 def _largest_storage(path: Path) -> int:
-    """The most numbers that a tensor's storage claims in a file of torch before 1.6.
+    """The largest number of elements that a tensor's storage claims, in the file format of torch before 1.6.
 
-    Four pickles are at its front, and a storage is a persistent id, a tuple with how many it holds.
+    Such a file begins with four pickles, in which a storage is a persistent id: a tuple with its number of elements.
     """
     largest, numbers = 0, [0]
-    with path.open("rb") as file, suppress(ValueError):  # no such pickles: torch says so
+    with path.open("rb") as file, suppress(ValueError):  # not such pickles: torch.load raises then
         for _ in range(4):
             for code, argument, _ in pickletools.genops(file):
                 if code.name == "MARK":
@@ -166,36 +194,46 @@ def _largest_storage(path: Path) -> int:
 
 
 def one_line(text: object) -> str:
-    """``text``, or an error's kind where it says nothing, as one line of at most 300 characters."""
+    """``text`` as one line of at most 300 characters; for an error without a message, the name of its type."""
     return " ".join(str(text).split())[:300] or type(text).__name__
 
 
-def unwrap(found: Any, source: object) -> dict[str, Tensor]:
-    """Find the state dict inside ``found``: bare, or under one of the customary keys.
+def unwrap(content: Any, source: object) -> dict[str, Tensor]:
+    """Find the state dict in the content of a file: the content itself, or the value of a customary key ("model", ...).
+
+    Args:
+        content: what ``torch.load`` returned.
+        source: name of the file, for messages.
 
     Raises:
-        CheckpointError: there is none; ``source`` is what the message calls it.
+        CheckpointError: there is no state dict.
     """
-    if not isinstance(found, Mapping):
-        raise CheckpointError(f"{source}: holds a {type(found).__name__}, not a state dict")
-    state = _tensors(found)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{source}: contains a {type(content).__name__}, not a state dict; save model.state_dict() instead"
+        )
+    state = _find_tensors(content)
     if not state:
-        raise CheckpointError(f"{source}: no tensors in it; top-level keys: {one_line(', '.join(map(str, found)))}")
+        keys = one_line(", ".join(map(str, content))) or "none"
+        raise CheckpointError(
+            f"{source}: no tensors in it (top-level keys: {keys}); a state dict is expected at the top or under "
+            f"{', '.join(_WRAPPERS)}"
+        )
     return state
 
 
-def _tensors(found: Any, depth: int = 0) -> dict[str, Tensor]:
-    """The tensors of the first customary key that holds any, else those of ``found`` itself."""
-    if not isinstance(found, Mapping) or depth > 3:
+def _find_tensors(content: Any, depth: int = 0) -> dict[str, Tensor]:
+    """The tensors under the first customary key that has any, else those of ``content`` itself."""
+    if not isinstance(content, Mapping) or depth > 3:
         return {}
     for key in _WRAPPERS:
-        if inner := _tensors(found.get(key), depth + 1):
-            return inner
-    return {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
+        if tensors := _find_tensors(content.get(key), depth + 1):
+            return tensors
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
-    """Write ``state`` and its description as one .safetensors file with a SHA-256 of both, whole or not at all.
+    """Write ``state`` and its description atomically as one .safetensors file, with a SHA-256 of both.
 
     Raises:
         InputError: the file cannot be written.
@@ -204,21 +242,21 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelIn
     text = info.to_json()
     content = _in_order(save(tensors), {KEY: text, _DIGEST: digest(tensors, text)})
     with atomic_write(path) as temporary:
-        temporary.write_bytes(content)  # Python's own write says why, where the disk is full
+        temporary.write_bytes(content)  # not safetensors' save_file: Python's error says if the disk is full
 
 
 def _in_order(content: bytes, metadata: dict[str, str]) -> bytes:
-    """Put ``metadata`` into a safetensors file: the library would in a random order, and no two files were alike."""
+    """Insert ``metadata`` into a safetensors file in a fixed order; the library writes it in random order."""
     end = 8 + struct.unpack("<Q", content[:8])[0]
     header = json.dumps({"__metadata__": metadata, **json.loads(content[8:end])}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # so that the tensors are aligned
+    header += b" " * (-len(header) % 8)  # aligns the tensors
     return struct.pack("<Q", len(header)) + header + content[end:]
 
 
 def digest(state: Mapping[str, Tensor], description: str = "") -> str:
     """SHA-256 of names, types, shapes and bytes of the tensors, sorted by name, and of the description."""
-    found = hashlib.sha256(description.encode())
+    sha256 = hashlib.sha256(description.encode())
     for key in sorted(state):
-        found.update(f"\n{key} {state[key].dtype} {tuple(state[key].shape)}\n".encode())
-        found.update(state[key].reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(f"\n{key} {state[key].dtype} {tuple(state[key].shape)}\n".encode())
+        sha256.update(state[key].reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()

