@@ -116,7 +116,7 @@ def test_classes_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the model has 7 classes without names, the data 2"):
         foveal.evaluate(by_brightness((), 7), tmp_path)
     assert foveal.evaluate(by_brightness((), 2), tmp_path).images == 2
-    with pytest.raises(ConfigError, match="are for segmentation"):
+    with pytest.raises(ConfigError, match="boundary=True is for models of the task 'segment', this one is"):
         foveal.evaluate(by_brightness((), 2), tmp_path, boundary=True)
 
 

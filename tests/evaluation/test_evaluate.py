@@ -76,7 +76,7 @@ def test_boundary_scores_are_those_of_the_masks(predictor: Predictor, shapes: Pa
     data = SegmentationData.open(shapes, ["val"])
     found = foveal.evaluate(predictor, shapes, split="val", boundary=True).boundary
     samples = [data[i] for i in range(len(data))]
-    expected = BoundaryScores.over([boundary_counts(t, predictor.segment(i).mask, 4) for i, t in samples], NAMES)
+    expected = BoundaryScores.gather([boundary_counts(t, predictor.segment(i).mask, 4) for i, t in samples], NAMES)
     assert found is not None
     assert found.to_dict() == expected.to_dict()
     assert foveal.evaluate(predictor, shapes, split="val").boundary is None

@@ -187,4 +187,4 @@ def test_a_file_that_upsamples_by_itself_is_refused(tmp_path: Path) -> None:
     model = foveal.create_model("efficientvit_b0", task="segment", num_classes=19)
     file = foveal.export(model, output=tmp_path / "upsampling.onnx", upsample=True).path
     with pytest.raises(foveal.ConfigError, match="export without --upsample"):
-        PROTOCOLS["cityscapes"].prepared(foveal.load(file))
+        PROTOCOLS["cityscapes"].prepare_predictor(foveal.load(file))

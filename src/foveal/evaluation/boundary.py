@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..info import IGNORE
-from .metrics import by_name, mean_of_known, plain, share
+from .metrics import by_name, json_number, mean_of_known, share
 
 TOLERANCE = 0.0075  #: of the F-score, as a share of the image's diagonal (Csurka et al. 2013)
 BAND = 0.02  #: width of the band of boundary IoU, as a share of the image's diagonal (Cheng et al. 2021)
@@ -84,7 +84,7 @@ class BoundaryScores:
     names: tuple[str, ...]
 
     @classmethod
-    def over(cls, images: list[BoundaryCounts], names: tuple[str, ...]) -> BoundaryScores:
+    def gather(cls, images: list[BoundaryCounts], names: tuple[str, ...]) -> BoundaryScores:
         """Gather the counts of at least one image."""
         hits, union = (sum(values) for values in zip(*((i.band_hits, i.band_union) for i in images), strict=True))
         return cls(np.stack([image.f_score for image in images]), np.asarray(hits), np.asarray(union), names)
@@ -112,8 +112,8 @@ class BoundaryScores:
 
     def to_dict(self) -> dict:
         return {
-            "mean_f_score": plain(self.mean_f_score),
-            "boundary_miou": plain(self.miou),
+            "mean_f_score": json_number(self.mean_f_score),
+            "boundary_miou": json_number(self.miou),
             "f_score": by_name(self.names, self.f_score),
             "boundary_iou": by_name(self.names, self.iou),
             "tolerance": TOLERANCE,

@@ -93,9 +93,9 @@ class SegmentScores:
 
     def to_dict(self) -> dict:
         return {
-            "miou": plain(self.miou),
-            "pixel_accuracy": plain(self.pixel_accuracy),
-            "mean_accuracy": plain(self.mean_accuracy),
+            "miou": json_number(self.miou),
+            "pixel_accuracy": json_number(self.pixel_accuracy),
+            "mean_accuracy": json_number(self.mean_accuracy),
             "iou": by_name(self.names, self.iou),
             "accuracy": by_name(self.names, self.accuracy),
             "absent": list(self.absent),
@@ -120,10 +120,10 @@ class ClassifyScores:
 
 def by_name(names: tuple[str, ...], values: NDArray[np.float64]) -> dict[str, float | None]:
     """One JSON number per class, ``None`` for NaN."""
-    return dict(zip(names, map(plain, values.tolist()), strict=True))
+    return dict(zip(names, map(json_number, values.tolist()), strict=True))
 
 
-def plain(value: float) -> float | None:
+def json_number(value: float) -> float | None:
     """A JSON number of 6 digits, ``None`` for NaN."""
     return None if np.isnan(value) else round(float(value), 6)
 

@@ -51,7 +51,7 @@ class Protocol:
                 f"this has {len(labels.names)}: use 'plain'"
             )
 
-    def prepared(self, predictor: Predictor) -> Predictor:
+    def prepare_predictor(self, predictor: Predictor) -> Predictor:
         """The predictor without resizing of its own.
 
         Raises:
@@ -66,7 +66,7 @@ class Protocol:
         return Predictor(predictor.runner, predictor.info.replace(preprocess=own), predictor.runtime)
 
     def mask(self, predictor: Predictor, image: NDArray[np.uint8]) -> NDArray[np.integer]:
-        """Class of every pixel, ``(H, W)``, of an ``(H, W, 3)`` image by a :meth:`prepared` predictor."""
+        """Class of every pixel, ``(H, W)``, of an ``(H, W, 3)`` image by a :meth:`prepare_predictor` predictor."""
         height, width = image.shape[:2]
         size = self.input_size(height, width)
         if size != (height, width):
