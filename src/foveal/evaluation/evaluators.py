@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ..prediction.predictor import Predictor
 from .classify import ClassifyEvaluator
 from .prompt import PromptEvaluator
 from .report import Part, Report
@@ -17,21 +16,16 @@ from .upscale import UpscaleEvaluator
 class Evaluator(Protocol):
     """How the models of one task are scored. An instance scores one model on one data set.
 
+    The constructor takes the predictor, the data, the split and, by name, all of ``options``. It checks the options and
+    opens the data set; it raises ConfigError or DataError if the model, the data and the options do not fit together.
+
     Attributes:
-        options: options of :func:`foveal.evaluate` that apply to this task, with their defaults. The constructor takes
-            all of them by name.
+        options: options of :func:`foveal.evaluate` that apply to this task, with their defaults.
     """
 
     options: ClassVar[Mapping[str, Any]]
 
-    def __init__(self, predictor: Predictor, data: str | Path, split: str | None, **options: Any) -> None:
-        """Check the options and open the data set.
-
-        Raises:
-            ConfigError: an option has an impossible value, or the model does not fit the data.
-            DataError: the data cannot be used.
-        """
-        ...
+    def __init__(self, *args: Any, **options: Any) -> None: ...
 
     @property
     def parts(self) -> Sequence[Part[Any]]:
