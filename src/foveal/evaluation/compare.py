@@ -60,9 +60,9 @@ def compare(
 
     Images are drawn with replacement, with the same draw for both models. The pixel counts of a draw are summed, and
     the sums give the two mIoUs, as for the data set itself. The interval lies between the percentiles 2.5 and 97.5 of
-    the differences. p is twice the smaller share of draws on one side of zero, with one draw added to each side. Sources:
-    Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13; Davison and Hinkley, "Bootstrap methods
-    and their application", 1997, 4.2 (the added draw).
+    the differences. p is twice the smaller share of draws on one side of zero, with one draw added to each side.
+    Sources: Efron and Tibshirani, "An introduction to the bootstrap", 1993, chapter 13; Davison and Hinkley, "Bootstrap
+    methods and their application", 1997, 4.2 (the added draw).
 
     The result says how much the choice of test images matters. It does not cover training seeds, each of which gives
     another model: to compare architectures, compare several trained models.
