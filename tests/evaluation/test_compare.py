@@ -107,7 +107,7 @@ def test_reports_on_disk_are_the_same(tmp_path: Path) -> None:
     assert foveal.compare(tmp_path / "a", tmp_path / "b" / "report.json") == foveal.compare(*pair)
 
 
-def test_what_cannot_be_compared_is_explained(tmp_path: Path) -> None:
+def test_reports_that_cannot_be_compared_are_explained(tmp_path: Path) -> None:
     one = evaluation(np.array([10, 500, 900]))
     with pytest.raises(foveal.DataError, match=r"2 are in one report only, first: test/3\.png"):
         compare(one, evaluation(np.array([1, 2, 3, 4, 5])))

@@ -25,7 +25,7 @@ from foveal.prediction.predictor import Predictor
 
 @dataclass
 class Folder:
-    """Images of a folder, two of the names being damaged or without content."""
+    """The images of a folder."""
 
     paths: list[Path]
 
@@ -60,7 +60,7 @@ class LevelReport:
 
 
 class LevelEvaluator:
-    """The evaluator of the made-up task, with one option of another task."""
+    """The evaluator of the made-up task. Images named "bad" are damaged, those named "empty" have nothing to score."""
 
     options: ClassVar[Mapping[str, Any]] = {"size": None}
 

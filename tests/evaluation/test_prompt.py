@@ -1,4 +1,4 @@
-"""Boxes and clicks on objects: the clicker, the scores and the layouts against closed forms, brute force and peers."""
+"""Boxes and clicks on objects: simulated clicks, scores and layouts against closed forms, brute force and scipy."""
 
 from __future__ import annotations
 
@@ -360,9 +360,9 @@ def test_folders_that_leave_a_doubt(tmp_path: Path) -> None:
 class Regions:
     """A promptable model of pictures of 64 x 64 whose segments are flat greys.
 
-    Asked for one mask of a box it fills it; of three, the best by its own opinion is what is not black. From clicks it
-    makes three masks: the segment under the first click; all that is not black but the segments with a negative click,
-    for the best by its own opinion; nothing.
+    The single mask of a box is the filled box. Of the three masks of a box, the one with the highest predicted IoU is
+    the part of the box that is not black. Clicks give three masks: the segment under the first click; everything that
+    is not black without the segments under negative clicks, with the highest predicted IoU; an empty mask.
     """
 
     at_once, encoder_id = 64, ""

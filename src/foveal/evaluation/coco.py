@@ -121,7 +121,8 @@ class CocoScorer:
                 }
                 tool.createIndex()
                 sides.append(tool)
-            scores = COCOeval(*sides, "segm")
+            truth, detections = sides
+            scores = COCOeval(truth, detections, "segm")
             scores.params.maxDets = [max_detections]
             scores.params.useCats = int(by_class)
             scores.evaluate()
