@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 import foveal
-from foveal.evaluation.classify import evaluate_classes
 from foveal.info import info_of
 from foveal.layers.conv import set_convention
 from foveal.prediction.predictor import Predictor
@@ -29,5 +28,5 @@ if __name__ == "__main__":
     print("| conventions | top-1 | top-5 |\n|---|---|---|")
     for name, settings in OTHERS.items():
         set_convention(model, **settings)
-        found = evaluate_classes(Predictor(TorchRunner(model), info_of(model), "torch"), sys.argv[1])
+        found = foveal.evaluate(Predictor(TorchRunner(model), info_of(model), "torch"), sys.argv[1])
         print(f"| {name} | {found.top1:.2%} | {found.top5:.2%} |", flush=True)

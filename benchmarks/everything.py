@@ -21,7 +21,6 @@ import numpy as np
 
 import foveal
 from foveal.data.instances import InstanceData
-from foveal.evaluation.coco import average_recall
 from foveal.measuring import machine
 
 GMACS = 0.95  # of the decoder for one of four prompts; tests/test_mask_decoder.py counts them
@@ -71,7 +70,7 @@ def main() -> None:
         measured = [rows[name, mode] for name in objects]
         prompts, seconds = (np.mean([row[key] for row in measured]) for key in ("prompts", "seconds"))
         masks = np.mean([len(row["records"]) for row in measured])
-        recall = average_recall(((objects[row["image"]], row["records"]) for row in measured), 100)["AR"]
+        recall = foveal.average_recall(((objects[row["image"]], row["records"]) for row in measured), 100)["AR"]
         print(f"| {mode} | {prompts:.1f} | {GMACS * prompts:.0f} | {seconds:.1f} | {masks:.1f} | {recall:.4f} |")
 
 

@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 
 import foveal
-from foveal.evaluation.upscale import evaluate_upscaling
 from foveal.info import ModelInfo, Preprocess
 from foveal.measuring import machine
 from foveal.measuring.benchmark import interleaved
@@ -96,7 +95,7 @@ def main() -> None:
             f"| x2 | Set5 | Set14 | BSD100 | best ms of {arguments.rounds} at {arguments.size} |\n|---|---|---|---|---|"
         )
         for name, predictor in predictors.items():
-            scores = evaluate_upscaling(predictor, arguments.sets)
+            scores = foveal.evaluate(predictor, arguments.sets)
             sets = [f"{scores[key].psnr:.2f} / {scores[key].ssim:.4f}" for key in ("set5", "set14", "bsd100")]
             print(f"| {name} | {' | '.join(sets)} | {1e3 * min(found[name]):.1f} |", flush=True)
 

@@ -21,6 +21,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .data.check import check_data as check_data
+    from .evaluation.coco import average_recall as average_recall
     from .evaluation.compare import compare as compare
     from .evaluation.evaluate import evaluate as evaluate
     from .exporting.export import export as export
@@ -64,6 +65,7 @@ _HOME = {
     "SegmentResult": "prediction.results",
     "TrainConfig": "training.config",
     "UpscaleResult": "prediction.results",
+    "average_recall": "evaluation.coco",
     "bench": "measuring.benchmark",
     "bench_preset": "measuring.presets",
     "check_data": "data.check",
@@ -104,6 +106,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "SegmentResult",
     "TrainConfig",
     "UpscaleResult",
+    "average_recall",
     "bench",
     "bench_preset",
     "check_data",

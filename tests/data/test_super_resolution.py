@@ -165,5 +165,5 @@ def test_sets_are_folders(tmp_path: Path) -> None:
     assert found["seta"].psnr == found["setb"].psnr
     with pytest.raises(DataError, match="no split 'setc'"):
         foveal.evaluate("bicubic.x2", tmp_path, split="setc")
-    with pytest.raises(ConfigError, match="for segmentation"):
+    with pytest.raises(ConfigError, match="boundary=True is for models of the task 'segment'"):
         foveal.evaluate("bicubic.x2", tmp_path, boundary=True)

@@ -80,7 +80,7 @@ def test_equal_to_distance_transform_and_erosion(seed: int, size: tuple[int, int
 
 def test_perfect_prediction_scores_one() -> None:
     target = blobs(np.random.default_rng(3), (80, 100), 3)
-    scores = BoundaryScores.over([boundary_counts(target, target, 4)], tuple("abcd"))
+    scores = BoundaryScores.gather([boundary_counts(target, target, 4)], tuple("abcd"))
     assert scores.mean_f_score == scores.miou == 1.0
     assert scores.to_dict()["f_score"]["d"] is None  # absent: left out of the means
 

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 of a classifier over labelled images, whatever names the data has for the model's classes."""
+"""Top-1 and top-5 accuracy of a classifier on data that names the model's classes in different ways."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = ("black", "darkest", "dark", "middle", "light", "lightest", "white")
 
 
 def by_brightness(names: tuple[str, ...], count: int) -> Predictor:
-    """A classifier whose best guess is the level of grey, and whose next ones are the levels beside it."""
+    """A classifier whose best guess is the grey level of the image, followed by the nearest levels."""
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         levels = np.arange(count, dtype=np.float32)
@@ -36,14 +36,14 @@ def by_brightness(names: tuple[str, ...], count: int) -> Predictor:
 
 
 def grey(path: Path, level: int) -> Path:
-    """A picture that ``by_brightness`` takes for the class ``level``."""
+    """Write a picture that ``by_brightness`` classifies as ``level``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (40, 36), (round(level * 2.55),) * 3).save(path)
     return path
 
 
 def test_counts_by_hand(tmp_path: Path) -> None:
-    """Seven right, one beside, one far away, one damaged."""
+    """Seven images are right, one is off by a level, one by many, one is damaged."""
     root = tmp_path / "data"
     for index, name in enumerate(COLOURS):
         grey(root / "val" / name / "right.png", index)
@@ -92,7 +92,7 @@ def test_imagenet_by_wordnet_ids(tmp_path: Path) -> None:
         files = foveal.evaluate(by_brightness(names, 1000), tmp_path / "files")
         assert (files.images, files.top1, files.split) == (4, 0.75, "all")
     grey(tmp_path / "split" / "val" / IMAGENET_IDS[7] / "a.png", 7)
-    grey(tmp_path / "split" / f"{IMAGENET_IDS[9]}.png", 7)  # beside folders of images it is no sample
+    grey(tmp_path / "split" / f"{IMAGENET_IDS[9]}.png", 7)  # next to folders of images it is not a sample
     assert foveal.evaluate(by_brightness((), 1000), tmp_path / "split").images == 1
     grey(tmp_path / "files" / "other.png", 1)
     with pytest.raises(DataError, match="no folders of images"):
@@ -116,7 +116,7 @@ def test_classes_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the model has 7 classes without names, the data 2"):
         foveal.evaluate(by_brightness((), 7), tmp_path)
     assert foveal.evaluate(by_brightness((), 2), tmp_path).images == 2
-    with pytest.raises(ConfigError, match="are for segmentation"):
+    with pytest.raises(ConfigError, match="boundary=True is for models of the task 'segment', this one is"):
         foveal.evaluate(by_brightness((), 2), tmp_path, boundary=True)
 
 

@@ -107,9 +107,9 @@ def test_reports_on_disk_are_the_same(tmp_path: Path) -> None:
     assert foveal.compare(tmp_path / "a", tmp_path / "b" / "report.json") == foveal.compare(*pair)
 
 
-def test_what_cannot_be_compared_is_explained(tmp_path: Path) -> None:
+def test_reports_that_cannot_be_compared_are_explained(tmp_path: Path) -> None:
     one = evaluation(np.array([10, 500, 900]))
-    with pytest.raises(foveal.DataError, match=r"2 are in one only, first: test/3\.png"):
+    with pytest.raises(foveal.DataError, match=r"2 are in one report only, first: test/3\.png"):
         compare(one, evaluation(np.array([1, 2, 3, 4, 5])))
     with pytest.raises(foveal.ConfigError, match="seed=-1: give 0 or more"):
         compare(one, one, seed=-1)
@@ -118,11 +118,11 @@ def test_what_cannot_be_compared_is_explained(tmp_path: Path) -> None:
         image.counts[:] = 0
     with pytest.raises(foveal.DataError, match="no labelled pixel: nothing to compare"):
         compare(empty, empty)
-    with pytest.raises(foveal.DataError, match="the classes differ"):
+    with pytest.raises(foveal.DataError, match="the number of classes differs"):
         compare(one, evaluation(np.array([10, 500, 900]), classes=3))
     changed = evaluation(np.array([10, 500, 900]))
     changed.per_image[1].counts[1, 0] -= 1
-    with pytest.raises(foveal.DataError, match=r"other labels: test/1\.png differs"):
+    with pytest.raises(foveal.DataError, match=r"different labels: test/1\.png differs"):
         compare(one, changed)
     with pytest.raises(foveal.DataError, match="foveal evaluate --out"):
         compare(tmp_path / "none", one)

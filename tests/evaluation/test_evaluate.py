@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: images that were skipped, files of scores, a sheet of samples."""
+"""Results of an evaluation: skipped images, files with scores, the picture with examples."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def predictor() -> Predictor:
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    """12 images; by_colour is right on the share of the pixels that falls with the image's number."""
+    """12 images; the accuracy of by_colour falls by 3 % from each image to the next."""
     root = write_shapes(tmp_path / "shapes", train=0, val=12, size=(64, 80))
     rng = np.random.default_rng(0)
     for index in range(12):
@@ -46,7 +46,7 @@ def shapes(tmp_path: Path) -> Path:
 
 
 def test_files_hold_all_of_it(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
-    """Counts of the images add up to the data set's; the table agrees with them; files are whole."""
+    """The counts of the images add up to those of the data set, and the table agrees with them."""
     found = foveal.evaluate(predictor, shapes, split="val", boundary=True, out=tmp_path / "out")
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == ["per_image.csv", "report.json", "samples.png"]
@@ -76,7 +76,7 @@ def test_boundary_scores_are_those_of_the_masks(predictor: Predictor, shapes: Pa
     data = SegmentationData.open(shapes, ["val"])
     found = foveal.evaluate(predictor, shapes, split="val", boundary=True).boundary
     samples = [data[i] for i in range(len(data))]
-    expected = BoundaryScores.over([boundary_counts(t, predictor.segment(i).mask, 4) for i, t in samples], NAMES)
+    expected = BoundaryScores.gather([boundary_counts(t, predictor.segment(i).mask, 4) for i, t in samples], NAMES)
     assert found is not None
     assert found.to_dict() == expected.to_dict()
     assert foveal.evaluate(predictor, shapes, split="val").boundary is None
@@ -136,7 +136,7 @@ def test_no_label_at_all_is_an_error(predictor: Predictor, shapes: Path) -> None
 
 
 def test_unlabelled_images_have_no_score(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
-    """They count as images, are empty in the table, and are not on the sheet."""
+    """They count as images, have empty cells in the table, and are not among the examples."""
     Image.new("L", (80, 64), 255).save(shapes / "valannot" / "0000.png")
     found = foveal.evaluate(predictor, shapes, split="val", boundary=True, out=tmp_path)
     assert found.images == 12
@@ -147,7 +147,7 @@ def test_unlabelled_images_have_no_score(predictor: Predictor, shapes: Path, tmp
     assert (first["miou"], first["pixel_accuracy"], first["labelled_pixels"]) == ("", "", "0")
 
 
-def test_an_unwritable_folder_is_told_before_the_work(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_reported_before_the_work(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     (shapes / "val" / "0003.png").write_bytes(b"would be skipped, with a note")
     with pytest.raises(foveal.InputError, match="cannot write"):

@@ -1,4 +1,4 @@
-"""Boxes and clicks on objects: the clicker, the scores and the layouts against closed forms, brute force and peers."""
+"""Boxes and clicks on objects: simulated clicks, scores and layouts against closed forms, brute force and scipy."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from foveal.data.instances import Instance, InstanceData
 from foveal.errors import ConfigError, DataError
 from foveal.evaluation.boundary import boundary_iou
 from foveal.evaluation.clicks import Click, next_click
-from foveal.evaluation.coco import CocoScorer, average_recall
+from foveal.evaluation.coco import CocoScorer
 from foveal.evaluation.prompt import ObjectScore, PromptEvaluation, filled_box, iou
 from foveal.info import ModelInfo, Preprocess, info_of
 from foveal.prediction.predictor import Predictor
@@ -68,8 +68,8 @@ def test_clicks_go_to_the_deeper_error() -> None:
     half = rectangle((30, 40), slice(5, 14), slice(5, 10))
     assert next_click(target, half) == Click(11, 6, 1)  # four columns are missing
     # Missing and superfluous are as deep: the superfluous is clicked, as RITM does.
-    context_override = rectangle((30, 40), slice(20, 29), slice(5, 14))
-    assert next_click(target, context_override) == Click(9, 24, 0)
+    elsewhere = rectangle((30, 40), slice(20, 29), slice(5, 14))
+    assert next_click(target, elsewhere) == Click(9, 24, 0)
     assert next_click(target, target) is None
 
 
@@ -173,12 +173,12 @@ def test_average_recall_of_masks_without_classes() -> None:
             {"segmentation": runs, "predicted_iou": 0.9},
         ],
     )
-    assert average_recall([first])["AR"] == pytest.approx((0.7 + 1) / 2)
-    assert average_recall([first], 1)["AR"] == pytest.approx(1 / 2)
+    assert foveal.average_recall([first])["AR"] == pytest.approx((0.7 + 1) / 2)
+    assert foveal.average_recall([first], 1)["AR"] == pytest.approx(1 / 2)
     missed = [instance(whole)], []
-    assert average_recall([first, missed, ([], first[1])])["AR"] == pytest.approx((0.7 + 1) / 3)
+    assert foveal.average_recall([first, missed, ([], first[1])])["AR"] == pytest.approx((0.7 + 1) / 3)
     with pytest.raises(DataError, match=r"have the sizes \[\(40, 50\), \(50, 50\)\]"):
-        average_recall([([instance(whole)], [{"segmentation": part[:40], "predicted_iou": 1}])])
+        foveal.average_recall([([instance(whole)], [{"segmentation": part[:40], "predicted_iou": 1}])])
 
 
 # ---- layouts
@@ -360,9 +360,9 @@ def test_folders_that_leave_a_doubt(tmp_path: Path) -> None:
 class Regions:
     """A promptable model of pictures of 64 x 64 whose segments are flat greys.
 
-    Asked for one mask of a box it fills it; of three, the best by its own opinion is what is not black. From clicks it
-    makes three masks: the segment under the first click; all that is not black but the segments with a negative click,
-    for the best by its own opinion; nothing.
+    The single mask of a box is the filled box. Of the three masks of a box, the one with the highest predicted IoU is
+    the part of the box that is not black. Clicks give three masks: the segment under the first click; everything that
+    is not black without the segments under negative clicks, with the highest predicted IoU; an empty mask.
     """
 
     at_once, encoder_id = 64, ""
@@ -457,11 +457,11 @@ def test_boxes_or_clicks_alone(scenes: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_cannot_be_evaluated(scenes: Path) -> None:
-    with pytest.raises(ConfigError, match="is promptable: size, class_map, protocol and boundary"):
+    with pytest.raises(ConfigError, match="boundary=True is for models of the task 'segment', this one is"):
         foveal.evaluate(regions(), scenes / "data", boundary=True)
-    with pytest.raises(ConfigError, match="prompts='box': all, boxes or clicks"):
+    with pytest.raises(ConfigError, match="prompts='box': give 'all', 'boxes', 'clicks'"):
         foveal.evaluate(regions(), scenes / "data", prompts="box")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match=r"prompts='boxes': .* is for 'segment' and takes none"):
+    with pytest.raises(ConfigError, match="prompts='boxes' is for models of the task 'prompt', this one is"):
         foveal.evaluate("efficientvit_b0.camvid", scenes / "data", prompts="boxes")
     for name in ("a", "b"):
         (scenes / "data" / "images" / f"{name}.png").write_bytes(b"no picture")

@@ -27,7 +27,7 @@ STRIDE = 8
 
 
 class Projection:
-    """A network as small as one can be: 1 x 1 convolution of the image's 8 x 8 means, then a cosine."""
+    """A minimal network: means of 8 x 8 pixels, a 1 x 1 convolution, a cosine."""
 
     def __init__(self, classes: int) -> None:
         self.weight = torch.randn(classes, 3, generator=torch.Generator().manual_seed(0)) * 4
@@ -95,7 +95,7 @@ def predictor(classes: int, network: Projection, **preprocess) -> Predictor:
 
 @pytest.mark.parametrize("name", CASES)
 def test_equal_to_a_straightforward_computation(name: str, tmp_path: Path) -> None:
-    """The same confusion matrix but for ties, at the published input sizes; a preset of the model's is no matter."""
+    """The confusion matrix is equal except for ties, at the published input sizes; the model's own are ignored."""
     labels, sizes, size_of = CASES[name]
     network = Projection(len(labels.names))
     root = written(tmp_path, "val", sizes, labels)
@@ -109,13 +109,13 @@ def test_equal_to_a_straightforward_computation(name: str, tmp_path: Path) -> No
     assert (expected.sum(0) > 0).sum() > 10  # a prediction of many classes
     moved = np.abs(expected - found.scores.confusion).sum() / 2
     assert moved <= 1e-4 * expected.sum()
-    # It can tell: the model's own way with the same size of input moves a hundred times as many pixels.
+    # The check is sensitive: the plain protocol at one input size changes a hundred times as many pixels.
     plain = foveal.evaluate(predictor(len(labels.names), network), root, split="val", size=size_of(*sizes[0]))
     assert np.abs(expected - plain.scores.confusion).sum() / 2 > 1e-2 * expected.sum()
 
 
 def test_a_real_model_by_its_reference(tmp_path: Path) -> None:
-    """The whole road, with a model built, written to a file and loaded: 150 classes at 512 x 544."""
+    """End to end, with a model that is created, saved and loaded: 150 classes at 512 x 544."""
     from foveal.info import info_of
     from foveal.weights.checkpoints import save_checkpoint
 
@@ -187,4 +187,4 @@ def test_a_file_that_upsamples_by_itself_is_refused(tmp_path: Path) -> None:
     model = foveal.create_model("efficientvit_b0", task="segment", num_classes=19)
     file = foveal.export(model, output=tmp_path / "upsampling.onnx", upsample=True).path
     with pytest.raises(foveal.ConfigError, match="export without --upsample"):
-        PROTOCOLS["cityscapes"].prepared(foveal.load(file))
+        PROTOCOLS["cityscapes"].prepare_predictor(foveal.load(file))

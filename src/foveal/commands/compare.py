@@ -8,27 +8,27 @@ from .console import Json, print_json, print_table
 
 
 def compare(a: Path, b: Path, /, *, resamples: int = 10_000, seed: int = 0, json: Json = False) -> int:
-    """Tell which of two evaluated models is better, and how sure that is: a paired bootstrap over the images.
+    """Compare two evaluated segmentation models by a paired bootstrap over the images.
 
     Parameters
     ----------
     a
         Folder that foveal evaluate --out wrote.
     b
-        The same for the other model, on the same images.
+        The same for the second model, on the same images.
     resamples
-        How often the images are drawn.
+        Number of bootstrap resamples, at least 100.
     seed
-        Of the draws.
+        Seed of the resampling, 0 or more.
     """
     from .. import compare as compare_reports
 
-    found = compare_reports(a, b, resamples=resamples, seed=seed)
+    result = compare_reports(a, b, resamples=resamples, seed=seed)
     if json:
-        print_json({"a": str(a), "b": str(b), **found.to_dict()})
+        print_json({"a": str(a), "b": str(b), **result.to_dict()})
         return 0
-    print_table(("report", "mIoU"), [(str(a), f"{found.miou_a:.2%}"), (str(b), f"{found.miou_b:.2%}")])
-    print(f"\ndifference {100 * found.difference:+.2f} points, 95 % interval ", end="")
-    print(f"{100 * found.low:+.2f} to {100 * found.high:+.2f}, p = {found.p:.2g}  ", end="")
-    print(f"({found.images} images, {found.resamples} resamples, seed {found.seed})")
+    print_table(("report", "mIoU"), [(str(a), f"{result.miou_a:.2%}"), (str(b), f"{result.miou_b:.2%}")])
+    print(f"\ndifference {100 * result.difference:+.2f} points, 95 % interval ", end="")
+    print(f"{100 * result.low:+.2f} to {100 * result.high:+.2f}, p = {result.p:.2g}  ", end="")
+    print(f"({result.images} images, {result.resamples} resamples, seed {result.seed})")
     return 0

@@ -1,31 +1,33 @@
-"""How well contours are met: boundary F-score and boundary IoU, per class, without a word on the areas inside.
+"""Scores of contours: boundary F-score and boundary IoU per class. Interiors are not scored.
 
-Ignored pixels are neutral in both: no contour runs between a class and ignored pixels, and no point lies on them.
+Ignored pixels affect neither score: the border between a class and ignored pixels is not a contour, and ignored pixels
+are never contour pixels.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..info import IGNORE
-from .metrics import by_name, mean_of_known, plain, share
+from .metrics import by_name, json_number, mean_of_known, share
 
-TOLERANCE = 0.0075  #: of the F-score, as a share of the image's diagonal (Csurka et al. 2013)
-BAND = 0.02  #: width of the band of boundary IoU, as a share of the image's diagonal (Cheng et al. 2021)
+TOLERANCE = 0.0075  #: distance that the F-score tolerates, as a share of the image's diagonal (Csurka et al. 2013)
+BAND = 0.02  #: width of the band that boundary IoU compares, as a share of the image's diagonal (Cheng et al. 2021)
 
 
 @dataclass(frozen=True)
 class BoundaryCounts:
-    """What one image adds.
+    """Counts of one image, per class.
 
     Attributes:
-        f_score: per class ``(C,)``, NaN for classes absent from the target.
-        band_hits: pixels that both bands share, ``(C,)`` int64.
-        band_union: pixels of either band, ``(C,)`` int64.
+        f_score: boundary F-score, ``(C,)``; NaN for classes absent from the target.
+        band_hits: pixels in both bands (intersection), ``(C,)`` int64.
+        band_union: pixels in at least one band, ``(C,)`` int64.
     """
 
     f_score: NDArray[np.float64]
@@ -36,20 +38,24 @@ class BoundaryCounts:
 def boundary_counts(target: NDArray[np.uint8], predicted: NDArray[np.integer], num_classes: int) -> BoundaryCounts:
     """Compare the contours of one image.
 
-    F-score: a class's contour is its pixels with another class among the four neighbours (the image's frame is none).
-    Precision is the share of the predicted contour within ``TOLERANCE`` (Euclidean) of the target's, recall the
-    reverse, the score their harmonic mean; an empty contour has precision 1, and recall 1. Sources: Csurka et al.,
-    "What is a good evaluation measure for semantic segmentation?", BMVC 2013; Perazzi et al., "A benchmark dataset and
-    evaluation methodology for video object segmentation", CVPR 2016 (empty contours).
+    F-score: the contour of a class is its pixels that have another class among their four neighbours; the image's frame
+    is not a contour. Precision is the share of the predicted contour within ``TOLERANCE`` (Euclidean distance) of the
+    target's contour, recall is the reverse, and the score is their harmonic mean. An empty predicted contour has
+    precision 1, an empty target contour recall 1. Sources: Csurka et al., "What is a good evaluation measure for
+    semantic segmentation?", BMVC 2013; Perazzi et al., "A benchmark dataset and evaluation methodology for video object
+    segmentation", CVPR 2016 (empty contours).
 
-    Boundary IoU: the intersection over union of the two inner bands, the pixels of the class at most
-    d = max(1, round(BAND x diagonal)) rows and columns from a pixel that is not of it; the image's frame bounds too.
-    Source: Cheng et al., "Boundary IoU", CVPR 2021, arXiv 2103.16562.
+    Boundary IoU: intersection over union of the two inner bands. The inner band is the pixels of the class at most
+    d = max(1, round(BAND x diagonal)) rows and columns from a pixel outside the class; the image's frame counts as
+    outside. Source: Cheng et al., "Boundary IoU", CVPR 2021, arXiv 2103.16562.
 
     Args:
         target: class ids ``(H, W)``, 255 = ignore.
         predicted: class ids ``(H, W)``.
         num_classes: C.
+
+    Returns:
+        The F-score and the pixels of the bands, per class.
     """
     valid = target != IGNORE
     diagonal = math.hypot(*target.shape)
@@ -57,24 +63,24 @@ def boundary_counts(target: NDArray[np.uint8], predicted: NDArray[np.integer], n
     f_score = np.full(num_classes, np.nan)
     band_hits, band_union = np.zeros((2, num_classes), np.int64)
     for index in np.unique(np.r_[target[valid], predicted[valid]]):
-        ours, theirs = (predicted == index) & valid, (target == index) & valid
-        window = _window(ours | theirs, width)
-        seen, ours, theirs = valid[window], ours[window], theirs[window]
-        if theirs.any():
-            f_score[index] = _f_score(_contour(ours, seen), _contour(theirs, seen), TOLERANCE * diagonal)
-        bands = _band(ours, seen, width), _band(theirs, seen, width)
+        guess, truth = (predicted == index) & valid, (target == index) & valid
+        window = _window(guess | truth, width)
+        inside, guess, truth = valid[window], guess[window], truth[window]
+        if truth.any():
+            f_score[index] = _f_score(_contour(guess, inside), _contour(truth, inside), TOLERANCE * diagonal)
+        bands = _band(guess, inside, width), _band(truth, inside, width)
         band_hits[index], band_union[index] = (bands[0] & bands[1]).sum(), (bands[0] | bands[1]).sum()
     return BoundaryCounts(f_score, band_hits, band_union)
 
 
 @dataclass(frozen=True)
 class BoundaryScores:
-    """Data-set level scores; classes absent from the targets are left out of the means.
+    """Scores over a whole data set; classes absent from the targets are left out of means.
 
     Attributes:
-        f_scores: per image and class ``(N, C)``, NaN for classes absent from an image.
-        band_hits: over all images, ``(C,)``.
-        band_union: over all images, ``(C,)``.
+        f_scores: boundary F-score per image and class, ``(N, C)``; NaN for classes absent from an image's target.
+        band_hits: pixels in both bands, over all images, ``(C,)``.
+        band_union: pixels in at least one band, over all images, ``(C,)``.
         names: class names.
     """
 
@@ -84,36 +90,37 @@ class BoundaryScores:
     names: tuple[str, ...]
 
     @classmethod
-    def over(cls, images: list[BoundaryCounts], names: tuple[str, ...]) -> BoundaryScores:
-        """Gather the counts of at least one image."""
+    def gather(cls, images: list[BoundaryCounts], names: tuple[str, ...]) -> BoundaryScores:
+        """Combine the counts of one or more images."""
         hits, union = (sum(values) for values in zip(*((i.band_hits, i.band_union) for i in images), strict=True))
         return cls(np.stack([image.f_score for image in images]), np.asarray(hits), np.asarray(union), names)
 
     @property
     def f_score(self) -> NDArray[np.float64]:
-        """Per class: mean over the images that it occurs in."""
+        """Boundary F-score per class: mean over the images in whose target the class occurs."""
         return mean_of_known(self.f_scores.T)
 
     @property
     def mean_f_score(self) -> float:
-        """Mean over the images of each one's mean over its classes (Csurka et al.)."""
+        """Mean over images of the mean over the classes of each image (Csurka et al.)."""
         return float(mean_of_known(mean_of_known(self.f_scores)))
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Boundary IoU per class, from counts over all images, as IoU is."""
+        """Boundary IoU per class, from counts over all images."""
         present = np.isfinite(self.f_scores).any(0)
         return share(self.band_hits, self.band_union, present & (self.band_union > 0))
 
     @property
     def miou(self) -> float:
-        """Mean boundary IoU over the classes that occur."""
+        """Mean boundary IoU over the classes that occur in the targets."""
         return float(mean_of_known(self.iou))
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Scores and their settings, ready for JSON."""
         return {
-            "mean_f_score": plain(self.mean_f_score),
-            "boundary_miou": plain(self.miou),
+            "mean_f_score": json_number(self.mean_f_score),
+            "boundary_miou": json_number(self.miou),
             "f_score": by_name(self.names, self.f_score),
             "boundary_iou": by_name(self.names, self.iou),
             "tolerance": TOLERANCE,
@@ -122,18 +129,18 @@ class BoundaryScores:
 
 
 def boundary_iou(target: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
-    """Boundary IoU of one object ``(H, W)`` with its prediction (Cheng et al. 2021, see above); both empty: NaN."""
+    """Boundary IoU of an object's mask, ``(H, W)``, and its prediction (Cheng et al. 2021); NaN if both are empty."""
     if not (target.any() or predicted.any()):
         return math.nan
     width = max(1, round(BAND * math.hypot(*target.shape)))
     window = _window(target | predicted, width)
-    seen = np.ones_like(target[window])
-    ours, theirs = _band(predicted[window], seen, width), _band(target[window], seen, width)
-    return float((ours & theirs).sum() / (ours | theirs).sum())
+    valid = np.ones_like(target[window])
+    guess, truth = _band(predicted[window], valid, width), _band(target[window], valid, width)
+    return float((guess & truth).sum() / (guess | truth).sum())
 
 
 def _window(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
-    """Rows and columns of what is set, and ``margin`` more where the image has them."""
+    """Rows and columns of the set pixels, with a margin where the image has one."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return (
         slice(max(0, rows[0] - margin), rows[-1] + margin + 1),
@@ -142,22 +149,23 @@ def _window(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
 
 
 def _contour(mask: NDArray[np.bool_], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels of ``mask`` with a valid pixel outside it among their four neighbours."""
     other = np.pad(valid & ~mask, 1)
     return mask & (other[:-2, 1:-1] | other[2:, 1:-1] | other[1:-1, :-2] | other[1:-1, 2:])
 
 
-def _f_score(ours: NDArray[np.bool_], theirs: NDArray[np.bool_], tolerance: float) -> float:
-    precision, recall = _share_near(ours, theirs, tolerance), _share_near(theirs, ours, tolerance)
+def _f_score(predicted: NDArray[np.bool_], target: NDArray[np.bool_], tolerance: float) -> float:
+    precision, recall = _share_near(predicted, target, tolerance), _share_near(target, predicted, tolerance)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def _share_near(points: NDArray[np.bool_], others: NDArray[np.bool_], tolerance: float) -> float:
-    """Share of ``points`` with one of ``others`` at a Euclidean distance of at most ``tolerance`` pixels; none: 1."""
+    """Share of ``points`` that have one of ``others`` within ``tolerance`` pixels (Euclidean); 1 without points."""
     y, x = np.nonzero(points)
     if not len(y):
         return 1.0
     reach, far = int(tolerance), int(tolerance) + 1
-    # Distance to the nearest in each column first; a disc is then a matter of 2 * reach + 1 columns.
+    # First the distance to the nearest point in each column, then its combination over the 2 * reach + 1 near columns.
     row = np.arange(len(points), dtype=np.int32)[:, None]
     above = np.maximum.accumulate(np.where(others, row, -far), axis=0)
     below = np.minimum.accumulate(np.where(others, row, len(points) + far)[::-1], axis=0)[::-1]
@@ -169,9 +177,10 @@ def _share_near(points: NDArray[np.bool_], others: NDArray[np.bool_], tolerance:
 
 
 def _band(mask: NDArray[np.bool_], valid: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Pixels of ``mask`` with another class, or the outside, in the square of ``width`` pixels around them.
+    """Pixels of ``mask`` at most ``width`` rows and columns from a valid pixel outside it or from the image's frame.
 
-    ``mask`` has that margin on all sides that are not the image's frame, so that the outside is seen nowhere else.
+    The arrays must include a margin of ``width`` pixels around the mask wherever the image has one, because their edges
+    count as the image's frame.
     """
     other = np.pad(valid & ~mask, width, constant_values=True)
     total = np.pad(other.cumsum(0, np.int32).cumsum(1, np.int32), ((1, 0), (1, 0)))

@@ -1,13 +1,11 @@
-"""Scoring classifiers: top-1 and top-5 over a folder of labelled images, each resized and cropped as the model says."""
+"""Scores of classifiers: top-1 and top-5 accuracy, each image resized and cropped as the model's preprocessing says."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,25 +14,24 @@ from ..data.labelled import open_labelled
 from ..data.labels import IMAGENET, IMAGENET_IDS
 from ..data.layout import describe
 from ..data.shards import find_shards, is_pattern
-from ..errors import ConfigError, DataError, InputError, nearest
-from ..files import atomic_write, ensure_folder
+from ..errors import ConfigError, nearest
 from ..prediction.predictor import Predictor
-from ..progress import Progress
 from .metrics import ClassifyScores
+from .report import REPORT, Part, Table, skipped_rows, write_csv, write_json
 
-REPORT = "report.json"
 _GUESSES = 5
+_SPLITS = ("test", "testing", "val", "valid", "validation", "all")  # the first one that exists is the default
 
 
 @dataclass(frozen=True)
 class ImageGuesses:
-    """One image's part.
+    """The model's guesses for one image.
 
     Attributes:
         image: path below the data set's folder, with forward slashes.
-        target: its class, an index of the model's.
-        guesses: the model's best classes, the most probable first; as many as it has, five at most.
-        score: probability of the first.
+        target: the image's class, an index into the model's classes.
+        guesses: the model's best classes, the most probable first; all of the model's classes, five at most.
+        score: probability of the first guess.
     """
 
     image: str
@@ -45,14 +42,14 @@ class ImageGuesses:
 
 @dataclass(frozen=True)
 class ClassifyEvaluation:
-    """Scores with what they were taken on.
+    """Report of a classifier.
 
     Attributes:
         scores: counts over all images.
-        per_image: every image that was scored, in the data's order.
-        names: of the model's classes; empty where it has none.
-        split: which part of the data.
-        skipped: images that could not be scored -> why.
+        per_image: guesses for every image that was scored, in the data's order.
+        names: names of the model's classes; empty if it has none.
+        split: the split that was scored.
+        skipped: images that could not be scored, each with the reason.
     """
 
     scores: ClassifyScores
@@ -60,10 +57,11 @@ class ClassifyEvaluation:
     names: tuple[str, ...]
     split: str
     skipped: dict[str, str] = field(default_factory=dict)
+    files: ClassVar[tuple[str, ...]] = (REPORT, "per_image.csv")
 
     @property
     def images(self) -> int:
-        """How many images were scored."""
+        """Number of images that were scored."""
         return self.scores.images
 
     @property
@@ -77,16 +75,16 @@ class ClassifyEvaluation:
         return self.scores.five / self.scores.images
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the images' own guesses, ready for JSON."""
+        """Scores of the whole data set, ready for JSON."""
         return {
             "split": self.split,
             "images": self.images,
-            "skipped": [{"image": image, "error": error} for image, error in self.skipped.items()],
+            "skipped": skipped_rows(self.skipped),
             **self.scores.to_dict(),
         }
 
     def save(self, folder: str | Path, **about: str) -> None:
-        """Write ``report.json`` (all of it) and ``per_image.csv``.
+        """Write ``report.json`` (everything) and ``per_image.csv``.
 
         Raises:
             InputError: the folder cannot be written.
@@ -100,89 +98,69 @@ class ClassifyEvaluation:
             }
             for image in self.per_image
         ]
-        with atomic_write(Path(folder) / REPORT) as temporary:
-            temporary.write_text(json.dumps({**about, **self.to_dict(), "per_image": rows}), encoding="utf-8")
-        with (
-            atomic_write(Path(folder) / "per_image.csv") as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            table = csv.writer(file)
-            table.writerow(["image", "class", "score", *(f"guess {i + 1}" for i in range(_GUESSES))])
-            table.writerows([row["image"], row["class"], row["score"], *row["guesses"]] for row in rows)
+        write_json(folder, {**about, **self.to_dict(), "per_image": rows})
+        header = ["image", "class", "score", *(f"guess {i + 1}" for i in range(_GUESSES))]
+        cells = ([row["image"], row["class"], row["score"], *row["guesses"]] for row in rows)
+        write_csv(Path(folder) / "per_image.csv", header, cells)
+
+    def table(self) -> Table | None:
+        """None: the summary has both figures."""
+        return None
+
+    def summary(self) -> list[str]:
+        """Top-1 and top-5 accuracy."""
+        return [f"top-1 {self.top1:.2%}  top-5 {self.top5:.2%}  ({self.images} images of {self.split})"]
 
     def name(self, index: int) -> str:
-        """Name of a class, "class 0" where the model has none."""
+        """Name of a class; "class 0" if the model has no names."""
         return self.names[index] if self.names else f"class {index}"
 
 
-def evaluate_classes(
-    predictor: Predictor,
-    data: str | Path,
-    *,
-    split: str | None = None,
-    out: str | Path | None = None,
-    progress: Progress | None = None,
-) -> ClassifyEvaluation:
-    """Score a predictor of the task "classify".
+class ClassifyEvaluator:
+    """Scores classifiers. The data's classes are some or all of the model's."""
 
-    Args:
-        predictor: of :func:`foveal.load`.
-        data: folder of labelled images (see :mod:`foveal.data.classification`), or a pattern of tar files. Its classes
-            are some or all of the model's, by name; folders with WordNet ids suit models of ImageNet's classes.
-        split: part of it; default: "test", else "val", else all there is.
-        out: folder for ``report.json`` and ``per_image.csv``.
-        progress: where to show progress; default: nowhere.
+    options: ClassVar[Mapping[str, Any]] = {}
 
-    Raises:
-        ConfigError: the model does not classify, or the data's classes are not the model's.
-        DataError: the data cannot be used, or none of its images can.
-        InputError: ``out`` cannot be written.
-    """
-    if predictor.info.task != "classify":
-        raise ConfigError(f"evaluate_classes is for classifiers, this model is for {predictor.info.task!r}")
-    root = Path(data)
-    split = split or _default_split(data)
-    samples = open_labelled(data, [split], "classify")
-    classes = _model_classes(samples.labels.names, predictor)
-    if out is not None:
-        ensure_folder(out)
-    per_image: list[ImageGuesses] = []
-    skipped: dict[str, str] = {}
-    shown = progress or Progress(enabled=False)
-    with shown.bar(f"evaluate {split}", len(samples)) as bar:
-        for index in range(len(samples)):
-            path = samples.name(index)
-            name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-            try:
-                image, label = samples[index]
-                scores = predictor.classify(image).scores
-            except (DataError, InputError) as error:
-                skipped[name] = str(error)
-                shown.note(f"skipped: {error}")
-            else:
-                best = np.argsort(-scores, kind="stable")[:_GUESSES].tolist()
-                per_image.append(ImageGuesses(name, classes[label], tuple(best), float(scores[best[0]])))
-            bar.advance()
-    if not per_image:
-        name, error = next(iter(skipped.items()))
-        raise DataError(f"{root}: none of the {len(skipped)} images of {split!r} can be scored; the first: {error}")
-    first = sum(image.guesses[0] == image.target for image in per_image)
-    five = sum(image.target in image.guesses for image in per_image)
-    counts = ClassifyScores(len(per_image), first, five)
-    found = ClassifyEvaluation(counts, tuple(per_image), predictor.info.labels.names, split, skipped)
-    if out is not None:
-        found.save(out, model=predictor.info.ref, data=str(data))
-    return found
+    def __init__(self, predictor: Predictor, data: str | Path, split: str | None) -> None:
+        split = split or _default_split(data)
+        self.predictor = predictor
+        self.samples = open_labelled(data, [split], "classify")
+        self.model_class = _model_classes(self.samples.labels.names, predictor)
+        self.parts: Sequence[Part[ImageGuesses]] = (Part(split, self.samples, self.score),)
+
+    def score(self, index: int, image: str) -> ImageGuesses:
+        """Classify one image."""
+        pixels, label = self.samples[index]
+        scores = self.predictor.classify(pixels).scores
+        best = np.argsort(-scores, kind="stable")[:_GUESSES].tolist()
+        return ImageGuesses(image, self.model_class[label], tuple(best), float(scores[best[0]]))
+
+    def summarise(self, scores: list[list[ImageGuesses]], skipped: dict[str, str]) -> ClassifyEvaluation:
+        """Count correct guesses."""
+        per_image = scores[0]
+        first = sum(image.guesses[0] == image.target for image in per_image)
+        five = sum(image.target in image.guesses for image in per_image)
+        counts = ClassifyScores(len(per_image), first, five)
+        names = self.predictor.info.labels.names
+        return ClassifyEvaluation(counts, tuple(per_image), names, self.parts[0].name, skipped)
+
+    def save(self, report: ClassifyEvaluation, folder: str | Path, **about: str) -> None:
+        """Write the report's files."""
+        report.save(folder, **about)
 
 
 def _default_split(data: str | Path) -> str:
-    have = {} if is_pattern(data) else class_folders(Path(data), describe(Path(data)))
-    have = {name for name, folders in have.items() if folders} or set(find_shards(data)[2])
-    return next((name for name in ("test", "testing", "val", "valid", "validation", "all") if name in have), "test")
+    folders = {} if is_pattern(data) else class_folders(Path(data), describe(Path(data)))
+    splits = {name for name, classes in folders.items() if classes} or set(find_shards(data)[2])
+    return next((name for name in _SPLITS if name in splits), _SPLITS[0])
 
 
 def _model_classes(names: Sequence[str], predictor: Predictor) -> list[int]:
-    """Index of the model's class for each class of the data."""
+    """Index of the model's class for each class of the data.
+
+    Classes match by name. If the model has ImageNet's 1,000 classes, WordNet ids match, too. A model without names of
+    classes matches data with as many classes.
+    """
     own, count = predictor.info.labels.names, predictor.info.num_classes
     if set(names) <= set(own):
         return [own.index(name) for name in names]
@@ -191,6 +169,8 @@ def _model_classes(names: Sequence[str], predictor: Predictor) -> list[int]:
     if not own and count == len(names):
         return list(range(count))
     if own:
-        foreign = next(name for name in names if name not in own)
-        raise ConfigError(f"the model has no class {foreign!r} of the data{nearest(foreign, own)}")
-    raise ConfigError(f"the model has {count} classes without names, the data {len(names)}")
+        unknown = next(name for name in names if name not in own)
+        raise ConfigError(f"the model has no class {unknown!r} of the data{nearest(unknown, own)}")
+    raise ConfigError(
+        f"the model has {count} classes without names, the data {len(names)}: give data with {count} classes"
+    )

@@ -1,7 +1,7 @@
-"""The user that click figures are taken with: each click goes to the middle of the larger error.
+"""A simulated user: each click goes to the centre of the larger error.
 
 Source: the clicker of RITM (Sofiiuk et al., "Reviving iterative training with mask guidance for interactive
-segmentation", arXiv 2102.06583), which the Segment Anything papers evaluate with.
+segmentation", arXiv 2102.06583), which the Segment Anything papers use.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_BLOCK = 1024  # pixels looked at together
+_BLOCK = 1024  # candidate pixels whose distance is computed at a time
 
 
 class Click(NamedTuple):
-    """A pixel, and whether it is to be inside (1) or outside (0)."""
+    """A pixel, and whether it belongs inside the mask (1, positive) or outside (0, negative)."""
 
     x: int
     y: int
@@ -25,18 +25,20 @@ class Click(NamedTuple):
 
 
 def next_click(target: NDArray[np.bool_], predicted: NDArray[np.bool_], clicks: Sequence[Click] = ()) -> Click | None:
-    """Where a user clicks next, who sees what is missing and what is too much.
+    """Place the next click for a predicted mask.
 
-    That is the pixel farthest from the edge of its error, the image's frame being an edge too; of several the first by
-    row, then by column. What is missing goes first only where it reaches deeper. No pixel is clicked twice.
+    There are two errors: pixels of the object that the prediction lacks, and excess pixels. The click goes to the pixel
+    that is farthest from the edge of its error; the image's frame counts as an edge. Among equally distant pixels, it
+    goes to the first by row, then by column. If both errors are equally deep, it goes to the excess. No pixel is
+    clicked twice.
 
     Args:
-        target: the object, ``(H, W)``.
-        predicted: what has been found of it; nothing before the first click.
-        clicks: those that were made before.
+        target: mask of the object, ``(H, W)``.
+        predicted: predicted mask; empty before the first click.
+        clicks: the earlier clicks.
 
     Returns:
-        ``None`` where nothing is left to click.
+        The click, ``None`` if no error is left to click on.
     """
     missing, excess = (_deepest(error, clicks) for error in (target & ~predicted, predicted & ~target))
     deeper = missing if missing.depth > excess.depth else excess
@@ -44,21 +46,23 @@ def next_click(target: NDArray[np.bool_], predicted: NDArray[np.bool_], clicks: 
 
 
 class _Place(NamedTuple):
+    """A pixel with its depth: the square of its distance to the outside of the mask; 0 if there is none."""
+
     depth: int
     y: int
     x: int
 
 
 def _deepest(mask: NDArray[np.bool_], clicks: Sequence[Click]) -> _Place:
-    """The pixel of the mask, not clicked yet, farthest from the outside, and the square of that distance; or 0."""
+    """The pixel of the mask that is farthest from the outside, without those that were clicked."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return _Place(0, 0, 0)
     top, left = int(rows[0]) - 1, int(columns[0]) - 1
     inside = np.pad(mask[top + 1 : rows[-1] + 1, left + 1 : columns[-1] + 1], 1)
     along = _to_outside(inside) ** 2
-    # Outside is never farther than along the column or along the row. Pixels are looked at from the highest of these
-    # bounds on, until none can hold more than what has been found.
+    # The distance along the column or the row is an upper bound. Pixels are tried in descending order of this bound,
+    # until the bound of the rest is below the best depth.
     bound = np.minimum(along, _to_outside(inside.T).T ** 2)
     for click in clicks:
         if 0 <= click.y - top < len(bound) and 0 <= click.x - left < bound.shape[1]:
@@ -71,8 +75,8 @@ def _deepest(mask: NDArray[np.bool_], clicks: Sequence[Click]) -> _Place:
         if highest < best.depth:
             break
         step = np.arange(-math.isqrt(highest), math.isqrt(highest) + 1)
-        beside = np.clip(x[:, None] + step, 0, inside.shape[1] - 1)
-        depth = (along[y[:, None], beside] + step**2).min(1)
+        columns = np.clip(x[:, None] + step, 0, inside.shape[1] - 1)
+        depth = (along[y[:, None], columns] + step**2).min(1)
         for i in np.flatnonzero(depth == depth.max()):
             place = _Place(int(depth[i]), int(y[i]), int(x[i]))
             best = min(best, place, key=lambda p: (-p.depth, p.y, p.x))
@@ -80,7 +84,7 @@ def _deepest(mask: NDArray[np.bool_], clicks: Sequence[Click]) -> _Place:
 
 
 def _to_outside(inside: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Steps from each pixel to the nearest that is not inside, along its column."""
+    """Distance from each pixel to the nearest pixel that is not inside, along its column, in pixels."""
     row = np.arange(len(inside))[:, None]
     above = np.maximum.accumulate(np.where(inside, 0, row), axis=0)
     below = np.minimum.accumulate(np.where(inside, len(inside), row)[::-1], axis=0)[::-1]

@@ -1,27 +1,20 @@
-"""Scoring a model, live or exported, on a labelled data set."""
+"""Score a model, from a checkpoint or an exported file, on a labelled data set."""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ..data.labelled import open_labelled
 from ..errors import ConfigError
 from ..files import ensure_folder
-from ..images.writing import save_picture
 from ..prediction.load import load
 from ..prediction.predictor import Predictor
 from ..progress import Progress
-from .classify import evaluate_classes
-from .prompt import Prompts, evaluate_prompting
-from .protocols import PLAIN, find_protocol
-from .segment import _lookup, _sample, _scored
-from .sheet import sample_sheet
-from .upscale import evaluate_upscaling
+from .evaluators import EVALUATORS, Evaluator
+from .prompt import Prompts
+from .protocols import PLAIN
+from .report import score_parts
 
 
 def evaluate(
@@ -33,83 +26,96 @@ def evaluate(
     class_map: str | Path | None = None,
     protocol: str = PLAIN,
     boundary: bool = False,
+    degradation: Mapping[str, tuple[float, float]] | None = None,
     prompts: Prompts = "all",
+    device: str = "auto",
+    dtype: str = "auto",
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Any:
     """Score a model on a data set.
 
-    Segmentation gives an :class:`Evaluation`: whole images, one scale, no flip, one confusion matrix. To the others
-    only ``split``, ``out`` and ``progress`` apply: a classifier gives a
-    :class:`~foveal.evaluation.classify.ClassifyEvaluation`, a model that upscales an
-    :class:`~foveal.evaluation.upscale.UpscaleEvaluation`, a promptable one, to which ``prompts`` applies too, a
-    :class:`~foveal.evaluation.prompt.PromptEvaluation`.
-
-    Images that cannot be scored (damaged, or with ids that are no classes) are left out and named in ``skipped``.
+    Images that cannot be scored, because they are damaged or their masks hold ids without a class, are skipped and
+    listed in ``skipped`` of the report.
 
     Args:
-        ref: whatever :func:`foveal.load` takes, or a predictor.
-        data: folder of the data set (see :mod:`foveal.data.segmentation`), or a pattern of tar files.
-        split: part of it; default: "test", or what the protocol's figures are published for; classifiers: "test", else
-            "val", else all there is.
-        size: (H, W) to resize images to before the network; its logits are resized straight to the label's size.
-        class_map: YAML file ``model class: data class`` for a model with other classes; the argmax comes first.
-        protocol: "plain", or "cityscapes", "ade20k": sizes and interpolation of the published figures.
-        boundary: score the contours too (see :mod:`foveal.evaluation.boundary`); takes longer.
-        prompts: what a promptable model is asked with: "boxes", "clicks", or both.
-        out: folder for ``report.json``, ``per_image.csv`` and ``samples.png``: the best, median and worst image.
+        ref: anything that :func:`foveal.load` accepts, or a predictor.
+        data: folder of the data set in the layout of the model's task (:mod:`foveal.data.segmentation`,
+            ``classification``, ``super_resolution`` or ``instances``). Segmentation and classification also take a
+            pattern of tar files.
+        split: split to score. Default for segmentation: "test", or the split of the protocol; for classification and
+            promptable models: "test", else "val", else all images; for upscaling: every set that the model was not
+            trained on.
+        size: segmentation: (H, W) to resize images to before the network. The logits are resized from there to the
+            label's size in one step.
+        class_map: segmentation: YAML file ``model class: data class``, for a model with other classes than the data.
+            It is applied after the argmax.
+        protocol: segmentation: "plain", or "cityscapes" or "ade20k" for the input size and interpolation of the
+            published figures.
+        boundary: segmentation: score contours, too (:mod:`foveal.evaluation.boundary`). This takes longer.
+        degradation: upscaling: how small images are degraded (:mod:`foveal.data.degradation`), with the same random
+            numbers in each evaluation; default: as in the model's training.
+        prompts: promptable models: prompt with "boxes", "clicks", or "all" for both.
+        device: torch device, as in :func:`foveal.load`; only with a reference.
+        dtype: number type, as in :func:`foveal.load`; only with a reference.
+        out: folder for ``report.json``, a CSV file with a line per image or object and, for segmentation,
+            ``samples.png`` with the best, median and worst image.
         progress: where to show progress; default: nowhere.
 
+    Returns:
+        A :class:`~foveal.evaluation.report.Report`; the model's task determines which:
+        :class:`~foveal.evaluation.segment.Evaluation`, :class:`~foveal.evaluation.classify.ClassifyEvaluation`,
+        :class:`~foveal.evaluation.upscale.UpscaleEvaluation` or
+        :class:`~foveal.evaluation.prompt.PromptEvaluation`.
+
     Raises:
-        ConfigError: the model's classes are not the data's and no map is given, or the map does not fit; an unknown
-            protocol, or one that is not for this data.
-        DataError: the data cannot be used, or none of its images can.
+        ConfigError: an option that does not apply to the model's task, or has an impossible value; the model's classes
+            are not those of the data and there is no class map, or the map does not fit; a protocol for other data; a
+            task without an evaluation.
+        DataError: the data cannot be used, or none of its images can be scored.
+        DependencyError: objects as polygons or run lengths need pycocotools, which is not installed.
         InputError: ``out`` cannot be written.
     """
-    published = find_protocol(protocol)
-    if published and size:
-        raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
-    predictor = ref if isinstance(ref, Predictor) else load(ref)
-    if predictor.info.task == "prompt":
-        if size or class_map or published or boundary:
-            raise ConfigError(f"{ref} is promptable: size, class_map, protocol and boundary are for segmentation")
-        return evaluate_prompting(predictor, data, split=split, prompts=prompts, out=out, progress=progress)
-    if prompts != "all":
-        raise ConfigError(f"prompts={prompts!r}: {ref} is for {predictor.info.task!r} and takes none")
-    if predictor.info.task == "classify":
-        if size or class_map or published or boundary:
-            raise ConfigError(f"{ref} classifies: size, class_map, protocol and boundary are for segmentation")
-        return evaluate_classes(predictor, data, split=split, out=out, progress=progress)
-    if predictor.info.task == "upscale":
-        if size or class_map or published or boundary:
-            raise ConfigError(f"{ref} makes images: size, class_map, protocol and boundary are for segmentation")
-        return evaluate_upscaling(predictor, data, split=split, out=out, progress=progress)
-    if predictor.info.task != "segment":
-        raise ConfigError(f"{ref}: evaluation is for images, this model is for {predictor.info.task!r}")
-    split = split or (published.split if published else "test")
-    if size is not None:
-        preprocess = predictor.info.preprocess
-        changed = dataclasses.replace(preprocess, size=size, crop_ratio=0.0)
-        predictor = Predictor(predictor.runner, predictor.info.replace(preprocess=changed), predictor.runtime)
-    samples = open_labelled(data, [split], "segment")
-    if published:
-        published.check(samples.labels)
-        predictor = published.prepared(predictor)
-    lookup = _lookup(predictor, samples.labels, class_map)
+    predictor = _open_predictor(ref, device, dtype)
+    options = {
+        "size": size,
+        "class_map": class_map,
+        "protocol": protocol,
+        "boundary": boundary,
+        "degradation": degradation,
+        "prompts": prompts,
+    }
+    evaluator = _create_evaluator(predictor, data, split, options)
     if out is not None:
-        ensure_folder(out)  # now, not after hours
-
-    def predicted(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-        return lookup[published.mask(predictor, image) if published else predictor.segment(image).mask]
-
-    found, kept = _scored(samples, Path(data), predicted, split, boundary, progress or Progress(enabled=False))
-    found = dataclasses.replace(found, size=size, protocol=protocol)
+        ensure_folder(out)  # an unwritable folder fails now, not after hours
+    scores, skipped = score_parts(evaluator.parts, Path(data), progress or Progress(enabled=False))
+    report = evaluator.summarise(scores, skipped)
     if out is not None:
-        about = {"model": predictor.info.ref, "data": str(data)}
-        found.save(out, ref=str(ref) if not isinstance(ref, Predictor) else "", **about)
-        ranked = found.ranked()
-        if ranked:
-            chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-            rows = [_sample(title, found.per_image[i], samples, kept[i], predicted) for title, i in chosen.items()]
-            save_picture(sample_sheet(rows, samples.labels), Path(out) / "samples.png")
-    return found
+        origin = "" if isinstance(ref, Predictor) else str(ref)
+        evaluator.save(report, out, ref=origin, model=predictor.info.ref, data=str(data))
+    return report
+
+
+def _open_predictor(ref: str | Path | Predictor, device: str, dtype: str) -> Predictor:
+    if not isinstance(ref, Predictor):
+        return load(ref, device=device, dtype=dtype)
+    for name, value in (("device", device), ("dtype", dtype)):
+        if value != "auto":
+            raise ConfigError(f"{name}={value!r}: this predictor is loaded already; give {name} to foveal.load instead")
+    return ref
+
+
+def _create_evaluator(
+    predictor: Predictor, data: str | Path, split: str | None, options: Mapping[str, Any]
+) -> Evaluator:
+    """Create the evaluator of the model's task with the options that apply to it, and refuse the others."""
+    task = predictor.info.task
+    if task not in EVALUATORS:
+        raise ConfigError(f"models for {task!r} have no evaluation; it exists for {', '.join(EVALUATORS)}")
+    evaluator = EVALUATORS[task]
+    for name, value in options.items():
+        others = {other: EVALUATORS[other].options[name] for other in EVALUATORS if name in EVALUATORS[other].options}
+        if task not in others and value not in others.values():
+            names = " and ".join(map(repr, others))
+            raise ConfigError(f"{name}={value!r} is for models of the task {names}, this one is for {task!r}: omit it")
+    return evaluator(predictor, data, split, **{name: options[name] for name in evaluator.options})

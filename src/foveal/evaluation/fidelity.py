@@ -1,8 +1,8 @@
-"""How close a picture is to the true one: PSNR and SSIM as super-resolution is compared.
+"""PSNR and SSIM by the protocol that super-resolution is compared with.
 
-Both are taken on the luma of the rounded 8-bit picture, and without a border of as many pixels as the scale. Grey
-images count as RGB ones with three equal channels, as in all tables since 2017: luma spans 219 of 255 levels, which is
-worth 1.32 dB beside a native grey.
+Both are computed on the luma of the rounded 8-bit picture, without a border of as many pixels as the scale. Grey images
+count as RGB images with three equal channels, as in all tables since 2017. Luma spans 219 of 255 levels, which gives
+1.32 dB more than the native grey levels would.
 """
 
 from __future__ import annotations
@@ -33,30 +33,31 @@ def psnr(a: NDArray, b: NDArray) -> float:
 
 
 def for_json(decibels: float) -> float | None:
-    """Four digits; null where images are equal, for JSON knows no infinity."""
+    """Decibels rounded to 4 decimal places; ``None`` for equal images, because JSON has no infinity."""
     return round(decibels, 4) if math.isfinite(decibels) else None
 
 
 def ssim(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """Structural similarity of two ``(H, W)`` arrays on the 0..255 scale.
 
-    Gaussian window of 11 x 11 with sigma 1.5, where it lies wholly inside; the population's covariances.
+    The window is a Gaussian of 11 x 11 pixels with sigma 1.5, at all positions where it lies completely inside. The
+    covariances are those of a population (divided by n, not n - 1).
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004.
 
     Raises:
-        InputError: smaller than the window.
+        InputError: the arrays are smaller than the window.
     """
     if min(a.shape) < _WINDOW:
         raise InputError(f"SSIM needs {_WINDOW} x {_WINDOW} pixels, these are {a.shape[1]}x{a.shape[0]} (W x H)")
-    mean_a, mean_b = _blurred(a), _blurred(b)
-    var_a, var_b = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2
-    covariance = _blurred(a * b) - mean_a * mean_b
+    mean_a, mean_b = _blur(a), _blur(b)
+    var_a, var_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
+    covariance = _blur(a * b) - mean_a * mean_b
     top = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
     return float((top / ((mean_a**2 + mean_b**2 + _C1) * (var_a + var_b + _C2))).mean())
 
 
-def _blurred(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _blur(x: NDArray[np.float64]) -> NDArray[np.float64]:
     taps = np.exp(-((np.arange(_WINDOW) - _WINDOW // 2) ** 2) / (2 * _SIGMA**2))
     taps /= taps.sum()
     for axis in (0, 1):
@@ -66,16 +67,16 @@ def _blurred(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return x
 
 
-def fidelity(found: NDArray[np.uint8], true: NDArray[np.uint8], border: int) -> tuple[float, float]:
-    """PSNR in dB and SSIM of the luma of two ``(H, W, 3)`` pictures, ``border`` pixels left out at each side.
+def fidelity(image: NDArray[np.uint8], reference: NDArray[np.uint8], border: int) -> tuple[float, float]:
+    """PSNR in dB and SSIM of the luma of two ``(H, W, 3)`` RGB pictures, without ``border`` pixels at each side.
 
     Raises:
-        InputError: of different sizes, or too small.
+        InputError: the pictures differ in size, or are smaller than the window of SSIM.
     """
-    if found.shape != true.shape:
-        raise InputError(f"pictures of {found.shape} and {true.shape} cannot be compared")
-    inside = (slice(border, found.shape[0] - border), slice(border, found.shape[1] - border))
-    a, b = luma(found[inside]), luma(true[inside])
+    if image.shape != reference.shape:
+        raise InputError(f"pictures of {image.shape} and {reference.shape} cannot be compared: give two of one size")
+    inside = (slice(border, image.shape[0] - border), slice(border, image.shape[1] - border))
+    a, b = luma(image[inside]), luma(reference[inside])
     return psnr(a, b), ssim(a, b)
 
 
@@ -84,9 +85,9 @@ class UpscaleScores:
     """Means over images.
 
     Attributes:
-        images: how many.
-        psnr: in dB.
-        ssim: 0..1.
+        images: number of images.
+        psnr: peak signal-to-noise ratio in dB.
+        ssim: structural similarity; 1 for equal images.
     """
 
     images: int
@@ -95,7 +96,9 @@ class UpscaleScores:
 
     @property
     def headline(self) -> tuple[str, float]:
+        """The metric that training selects checkpoints by."""
         return "psnr", self.psnr
 
     def to_dict(self) -> dict[str, Any]:
+        """Both scores, ready for JSON."""
         return {"psnr": for_json(self.psnr), "ssim": round(self.ssim, 6)}

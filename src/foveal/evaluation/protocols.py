@@ -1,8 +1,9 @@
-"""The published ways to evaluate on public data sets: sizes and interpolation, so that published figures come out.
+"""Published evaluation protocols of public data sets: input size and interpolation, to reproduce published figures.
 
-Both are those of EfficientViT (Cai et al., ICCV 2023, arXiv 2205.14756): whole images one by one, one scale, no flip;
-the image resized by cubic convolution without smoothing, the logits upsampled bicubically from the network's stride to
-the label's size, then the argmax. Labels, class ids and what is ignored are the data set's part.
+Both protocols are those of EfficientViT (Cai et al., ICCV 2023, arXiv 2205.14756). Whole images are evaluated one by
+one, at one scale, without flips. The image is resized by cubic convolution without antialiasing, the logits are
+upsampled bicubically from the network's stride to the label's size, and the argmax comes last. The data set defines the
+labels, the class ids and the ignored pixels.
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ from ..info import Labels
 from ..prediction.onnx_runner import OnnxRunner
 from ..prediction.predictor import Predictor
 
-_BAND = 16  # rows of logits at full size that are held at a time
+_BAND = 16  # rows of upsampled logits in memory at a time
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How one data set is evaluated in publications.
+    """How publications evaluate on one data set.
 
     Attributes:
-        name: of the data set.
-        num_classes: that it is evaluated on.
-        split: that figures are published for.
-        input_size: (H, W) of an image -> (H, W) of the network's input.
+        name: name of the data set.
+        num_classes: number of classes that are evaluated.
+        split: the split that figures are published for.
+        input_size: function from the (H, W) of an image to the (H, W) of the network's input.
     """
 
     name: str
@@ -40,10 +41,10 @@ class Protocol:
     input_size: Callable[[int, int], tuple[int, int]]
 
     def check(self, labels: Labels) -> None:
-        """Refuse data that is not the protocol's.
+        """Check that the data has the protocol's number of classes.
 
         Raises:
-            ConfigError: another number of classes.
+            ConfigError: it has another number.
         """
         if len(labels.names) != self.num_classes:
             raise ConfigError(
@@ -51,22 +52,22 @@ class Protocol:
                 f"this has {len(labels.names)}: use 'plain'"
             )
 
-    def prepared(self, predictor: Predictor) -> Predictor:
-        """The predictor without resizing of its own.
+    def prepare_predictor(self, predictor: Predictor) -> Predictor:
+        """The same model without the resizing of its own preprocessing.
 
         Raises:
-            ConfigError: an exported file that upsamples by itself, which it does bilinearly.
+            ConfigError: the model is an exported file that upsamples its logits itself, bilinearly.
         """
         if isinstance(predictor.runner, OnnxRunner) and predictor.info.output_stride == 1:
             raise ConfigError(
-                f"protocol {self.name!r} upsamples the logits bicubically, this file does it by itself, "
+                f"protocol {self.name!r} upsamples the logits bicubically, but this file upsamples them itself, "
                 "bilinearly: export without --upsample"
             )
         own = dataclasses.replace(predictor.info.preprocess, size=None, max_side=None, crop_ratio=0.0)
         return Predictor(predictor.runner, predictor.info.replace(preprocess=own), predictor.runtime)
 
     def mask(self, predictor: Predictor, image: NDArray[np.uint8]) -> NDArray[np.integer]:
-        """Class of every pixel, ``(H, W)``, of an ``(H, W, 3)`` image by a :meth:`prepared` predictor."""
+        """Class of every pixel, ``(H, W)``, of an ``(H, W, 3)`` image, by the result of :meth:`prepare_predictor`."""
         height, width = image.shape[:2]
         size = self.input_size(height, width)
         if size != (height, width):
@@ -78,7 +79,7 @@ class Protocol:
 def bicubic_argmax(logits: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.integer]:
     """Argmax over the classes of ``(C, h, w)`` logits upsampled bicubically to ``size`` (H, W).
 
-    In bands of rows: 150 classes of a large photograph do not fit into memory at once.
+    Works on bands of rows: the upsampled logits of 150 classes do not fit into memory for a large photograph.
     """
     wide = resize_cubic(logits, size[1], axis=2)
     scale = logits.shape[1] / size[0]
@@ -94,7 +95,7 @@ def _cityscapes_size(height: int, width: int) -> tuple[int, int]:
 
 
 def _ade20k_size(height: int, width: int) -> tuple[int, int]:
-    """Short side 512, the long one rounded up to a multiple of 32: the aspect is kept only nearly."""
+    """Short side 512, long side rounded up to a multiple of 32, which changes the aspect ratio slightly."""
     if height < width:
         return 512, -(-width * 512 // (height * 32)) * 32
     return -(-height * 512 // (width * 32)) * 32, 512
@@ -111,10 +112,10 @@ PLAIN = "plain"
 
 
 def find_protocol(name: str) -> Protocol | None:
-    """The protocol of that name; ``None`` for "plain", the predictor as it is.
+    """The protocol of a name; ``None`` for "plain", which keeps the predictor's own preprocessing.
 
     Raises:
-        ConfigError: unknown name.
+        ConfigError: there is no protocol of this name.
     """
     if name == PLAIN:
         return None

@@ -1,39 +1,39 @@
-"""Scores of a segmentation model on a data set."""
+"""Scores of segmentation models."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.class_map import abbreviate, read_class_map
-from ..data.labelled import Labelled
-from ..errors import ConfigError, DataError, InputError
-from ..files import atomic_write
+from ..data.labelled import open_labelled
+from ..errors import ConfigError, DataError
+from ..images.writing import save_picture
 from ..info import Labels
 from ..prediction.predictor import Predictor
-from ..progress import Progress
 from .boundary import BoundaryCounts, BoundaryScores, boundary_counts
-from .metrics import SegmentScores, class_counts, confusion_matrix, iou_of_counts, mean_of_known, plain, share
-from .protocols import PLAIN
-from .report import REPORT
-from .sheet import Sample
+from .metrics import SegmentScores, class_counts, confusion_matrix, iou_of_counts, json_number, mean_of_known, share
+from .protocols import PLAIN, find_protocol
+from .report import REPORT, Part, Table, skipped_rows, write_csv, write_json
+from .sheet import Sample, sample_sheet
+
+_SHEET = "samples.png"
 
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image's part.
+    """Scores of one image.
 
     Attributes:
         image: path below the data set's folder, with forward slashes.
-        counts: pixels hit, labelled and predicted per class, ``(3, C)`` int64.
-        boundary: contours, where they were asked for.
+        counts: correct, labelled and predicted pixels per class, ``(3, C)`` int64.
+        boundary: scores of the contours, if they were requested.
     """
 
     image: str
@@ -42,32 +42,33 @@ class ImageScore:
 
     @property
     def iou(self) -> NDArray[np.float64]:
-        """Per class; NaN for classes absent from this image's labels."""
+        """Intersection over union per class; NaN for classes that are absent from this image's label."""
         return iou_of_counts(self.counts)
 
     @property
     def miou(self) -> float:
-        """Mean over the classes in this image's labels; NaN without labelled pixels."""
+        """Mean over the classes in this image's label; NaN without labelled pixels."""
         return float(mean_of_known(self.iou))
 
     @property
     def pixel_accuracy(self) -> float:
+        """Share of the labelled pixels that have the right class; NaN without labelled pixels."""
         hits, labelled = self.counts[:2].sum(1)
         return float(share(hits, labelled, labelled > 0))
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores with what they were taken on.
+    """Report of a segmentation model.
 
     Attributes:
-        scores: per class and overall.
-        per_image: every image that was scored, each once, in the data's order.
-        split: which part of the data.
-        size: (H, W) the images were resized to for the network, ``None``: their own, or the protocol's.
-        protocol: "plain" or the published one that was followed.
-        skipped: images that could not be scored -> why.
-        boundary: scores of the contours, where they were asked for.
+        scores: scores per class and over the whole data set.
+        per_image: scores of every image that was scored, in the data's order.
+        split: the split that was scored.
+        size: (H, W) that images were resized to for the network; ``None``: their own size, or the protocol's.
+        protocol: "plain", or the published protocol that was followed.
+        skipped: images that could not be scored, each with the reason.
+        boundary: scores of the contours, if they were requested.
     """
 
     scores: SegmentScores
@@ -77,23 +78,25 @@ class Evaluation:
     protocol: str = PLAIN
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     boundary: BoundaryScores | None = None
+    files: ClassVar[tuple[str, ...]] = (REPORT, "per_image.csv", _SHEET)
 
     @property
     def images(self) -> int:
-        """How many images were scored."""
+        """Number of images that were scored."""
         return len(self.per_image)
 
     @property
     def miou(self) -> float:
+        """Mean IoU over the classes that occur in the data."""
         return self.scores.miou
 
-    def to_dict(self) -> dict:
-        """Everything but the images' own scores, ready for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Scores of the whole data set, ready for JSON."""
         return {
             "split": self.split,
             "protocol": self.protocol,
             "images": self.images,
-            "skipped": [{"image": image, "error": error} for image, error in self.skipped.items()],
+            "skipped": skipped_rows(self.skipped),
             "size": list(self.size) if self.size else None,
             **self.scores.to_dict(),
             **({"boundary": self.boundary.to_dict()} if self.boundary else {}),
@@ -105,11 +108,11 @@ class Evaluation:
         return sorted(scored, key=lambda i: -self.per_image[i].miou)
 
     def save(self, folder: str | Path, **about: str) -> None:
-        """Write ``report.json`` (all of it, for :func:`foveal.compare`) and ``per_image.csv`` (for spreadsheets).
+        """Write ``report.json`` (everything, for :func:`foveal.compare`) and ``per_image.csv`` (for spreadsheets).
 
         Args:
-            folder: made if needed.
-            about: what to put first in the report, such as the model's reference.
+            folder: created if it does not exist.
+            about: what comes first in the report, for example the model's reference.
 
         Raises:
             InputError: the folder cannot be written.
@@ -119,91 +122,153 @@ class Evaluation:
             {"image": image.image, **dict(zip(columns, image.counts.tolist(), strict=True))} for image in self.per_image
         ]
         names = list(self.scores.names)
-        report = {**about, **self.to_dict(), "names": names, "per_image": rows}
-        with atomic_write(Path(folder) / REPORT) as temporary:
-            temporary.write_text(json.dumps(report), encoding="utf-8")
-        with (
-            atomic_write(Path(folder) / "per_image.csv") as temporary,
-            temporary.open("w", encoding="utf-8", newline="") as file,
-        ):
-            table = csv.writer(file)
-            extra = ["boundary_f_score"] if self.boundary else []
-            table.writerow(["image", "miou", "pixel_accuracy", "labelled_pixels", *extra, *names])
-            for image in self.per_image:
-                scores = [image.miou, image.pixel_accuracy]
-                contours = [float(mean_of_known(image.boundary.f_score))] if image.boundary else []
-                cells = ["" if np.isnan(v) else plain(v) for v in (*scores, *contours, *image.iou)]
-                table.writerow([image.image, *cells[:2], int(image.counts[1].sum()), *cells[2:]])
+        write_json(folder, {**about, **self.to_dict(), "names": names, "per_image": rows})
+        extra = ["boundary_f_score"] if self.boundary else []
+        header = ["image", "miou", "pixel_accuracy", "labelled_pixels", *extra, *names]
+        write_csv(Path(folder) / "per_image.csv", header, map(_csv_row, self.per_image))
 
+    def table(self) -> Table:
+        """One row per class."""
+        report = self.scores.to_dict()
+        columns = {"IoU": report["iou"], "accuracy": report["accuracy"]}
+        if self.boundary:
+            contours = self.boundary.to_dict()
+            columns |= {"boundary F": contours["f_score"], "boundary IoU": contours["boundary_iou"]}
+        rows = [
+            (name, *("-" if column[name] is None else f"{column[name]:.2%}" for column in columns.values()))
+            for name in self.scores.names
+        ]
+        return ("class", *columns), rows
 
-def _scored(
-    samples: Labelled,
-    root: Path,
-    predicted: Callable[[NDArray[np.uint8]], NDArray[np.int64]],
-    split: str,
-    boundary: bool,
-    progress: Progress,
-) -> tuple[Evaluation, list[int]]:
-    """Go through the data once: the evaluation, and which samples its images are."""
-    names = samples.labels.names
-    matrix = np.zeros((len(names), len(names)), np.int64)
-    scores: list[ImageScore] = []
-    contours: list[BoundaryCounts] = []
-    kept: list[int] = []
-    skipped: dict[str, str] = {}
-    with progress.bar(f"evaluate {split}", len(samples)) as bar:
-        for index in range(len(samples)):
-            name = _name(samples.name(index), root)
-            try:
-                image, target = samples[index]
-                mask = predicted(image)
-            except (DataError, InputError) as error:
-                skipped[name] = str(error)
-                progress.note(f"skipped: {error}")
-            else:
-                confusion = confusion_matrix(target, mask, len(names))
-                matrix += confusion
-                edges = boundary_counts(target, mask, len(names)) if boundary else None
-                contours += [edges] if edges else []
-                scores.append(ImageScore(name, class_counts(confusion), edges))
-                kept.append(index)
-            bar.advance()
-    if not scores:
-        name, error = next(iter(skipped.items()))
-        raise DataError(f"{root}: none of the {len(skipped)} images of {split!r} can be scored; the first: {error}")
-    if not matrix.any():
-        raise DataError(f"{root}: no labelled pixel in the {len(scores)} masks of {split!r}: nothing to score")
-    edges = BoundaryScores.over(contours, names) if boundary else None
-    found = Evaluation(SegmentScores(matrix, names), tuple(scores), split, None, skipped=skipped, boundary=edges)
-    return found, kept
-
-
-def _sample(
-    title: str,
-    score: ImageScore,
-    samples: Labelled,
-    index: int,
-    predicted: Callable[[NDArray[np.uint8]], NDArray[np.int64]],
-) -> Sample:
-    """Read and predict one image again: which ones the sheet shows is known at the end only."""
-    image, target = samples[index]
-    return Sample(f"{title}: {score.image}  mIoU {score.miou:.1%}", image, target, predicted(image))
-
-
-def _lookup(predictor: Predictor, labels: Labels, class_map: str | Path | None) -> NDArray[np.int64]:
-    """Data class of each model class, ``(model classes,)``."""
-    own = predictor.info.labels.names
-    if class_map is None:
-        if own and own != labels.names:
-            raise ConfigError(
-                f"the model predicts {abbreviate(own)}, the data has {abbreviate(labels.names)}: "
-                "give a class_map (model class: data class)"
+    def summary(self) -> list[str]:
+        """Means over the classes, and the classes without a pixel in the labels."""
+        scores = self.scores
+        where = f"{self.images} images of {self.split}"
+        where += f" at {self.size[0]}x{self.size[1]}" if self.size else ""
+        where += f", protocol {self.protocol}" if self.protocol != PLAIN else ""
+        lines = [
+            f"mIoU {scores.miou:.2%}  pixel accuracy {scores.pixel_accuracy:.2%}  "
+            f"mean accuracy {scores.mean_accuracy:.2%}  ({where})"
+        ]
+        if self.boundary:
+            lines.append(
+                f"mean boundary F {self.boundary.mean_f_score:.2%}  mean boundary IoU {self.boundary.miou:.2%}"
             )
-        if predictor.info.num_classes != len(labels.names):
-            raise ConfigError(f"the model has {predictor.info.num_classes} classes, the data {len(labels.names)}")
-        return np.arange(len(labels.names))
-    return read_class_map(class_map, own, labels.names)
+        if scores.absent:
+            lines.append(f"absent from the data, left out of the means: {', '.join(scores.absent)}")
+        return lines
 
 
-def _name(path: Path, root: Path) -> str:
-    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+class SegmentEvaluator:
+    """Scores segmentation models: whole images, one scale, no flip, one confusion matrix over the data set."""
+
+    options: ClassVar[Mapping[str, Any]] = {"size": None, "class_map": None, "protocol": PLAIN, "boundary": False}
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        data: str | Path,
+        split: str | None,
+        *,
+        size: tuple[int, int] | None,
+        class_map: str | Path | None,
+        protocol: str,
+        boundary: bool,
+    ) -> None:
+        published = find_protocol(protocol)
+        if published and size:
+            raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
+        split = split or (published.split if published else "test")
+        self.samples = open_labelled(data, [split], "segment")
+        self.labels = self.samples.labels
+        if published:
+            published.check(self.labels)
+            predictor = published.prepare_predictor(predictor)
+        elif size:
+            predictor = _resize_input(predictor, size)
+        self.predictor, self.published, self.protocol = predictor, published, protocol
+        self.data, self.size, self.boundary = data, size, boundary
+        self.data_class = _data_classes(predictor, self.labels, class_map)
+        self.confusion = np.zeros((len(self.labels.names),) * 2, np.int64)
+        self.index_of: dict[str, int] = {}
+        self.parts: Sequence[Part[ImageScore]] = (Part(split, self.samples, self.score),)
+
+    def score(self, index: int, image: str) -> ImageScore:
+        """Score one image and add its pixels to the confusion matrix."""
+        pixels, target = self.samples[index]
+        mask, classes = self.predict(pixels), len(self.labels.names)
+        confusion = confusion_matrix(target, mask, classes)
+        contours = boundary_counts(target, mask, classes) if self.boundary else None
+        self.confusion += confusion
+        self.index_of[image] = index
+        return ImageScore(image, class_counts(confusion), contours)
+
+    def predict(self, image: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """The data's class of every pixel, ``(H, W)``, of an ``(H, W, 3)`` image."""
+        if self.published:
+            return self.data_class[self.published.mask(self.predictor, image)]
+        return self.data_class[self.predictor.segment(image).mask]
+
+    def summarise(self, scores: list[list[ImageScore]], skipped: dict[str, str]) -> Evaluation:
+        """Compute the scores of the data set.
+
+        Raises:
+            DataError: no mask has a labelled pixel.
+        """
+        per_image, split, names = scores[0], self.parts[0].name, self.labels.names
+        if not self.confusion.any():
+            raise DataError(
+                f"{self.data}: no labelled pixel in the {len(per_image)} masks of {split!r}: nothing to score"
+            )
+        contours = [image.boundary for image in per_image if image.boundary]
+        return Evaluation(
+            SegmentScores(self.confusion, names),
+            tuple(per_image),
+            split,
+            self.size,
+            self.protocol,
+            skipped,
+            BoundaryScores.gather(contours, names) if contours else None,
+        )
+
+    def save(self, report: Evaluation, folder: str | Path, **about: str) -> None:
+        """Write the report's files, and ``samples.png`` with the best, the median and the worst image."""
+        report.save(folder, **about)
+        ranked = report.ranked()
+        examples = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+        rows = [self._sample(title, report.per_image[i]) for title, i in examples.items()]
+        save_picture(sample_sheet(rows, self.labels), Path(folder) / _SHEET)
+
+    def _sample(self, title: str, score: ImageScore) -> Sample:
+        """Read and predict an image again: only the ranking of all images shows which ones the sheet needs."""
+        image, target = self.samples[self.index_of[score.image]]
+        return Sample(f"{title}: {score.image}  mIoU {score.miou:.1%}", image, target, self.predict(image))
+
+
+def _csv_row(image: ImageScore) -> list[Any]:
+    contours = [float(mean_of_known(image.boundary.f_score))] if image.boundary else []
+    cells = [json_number(value) for value in (image.miou, image.pixel_accuracy, *contours, *image.iou)]
+    return [image.image, *cells[:2], int(image.counts[1].sum()), *cells[2:]]
+
+
+def _resize_input(predictor: Predictor, size: tuple[int, int]) -> Predictor:
+    """The predictor with images resized to ``size`` (H, W) before the network."""
+    preprocess = dataclasses.replace(predictor.info.preprocess, size=size, crop_ratio=0.0)
+    return Predictor(predictor.runner, predictor.info.replace(preprocess=preprocess), predictor.runtime)
+
+
+def _data_classes(predictor: Predictor, labels: Labels, class_map: str | Path | None) -> NDArray[np.int64]:
+    """Index of the data's class for each class of the model, ``(model classes,)``."""
+    own, count = predictor.info.labels.names, len(labels.names)
+    if class_map is not None:
+        return read_class_map(class_map, own, labels.names)
+    if own and own != labels.names:
+        raise ConfigError(
+            f"the model predicts {abbreviate(own)}, the data has {abbreviate(labels.names)}: "
+            "give a class_map (model class: data class)"
+        )
+    if predictor.info.num_classes != count:
+        raise ConfigError(
+            f"the model has {predictor.info.num_classes} classes, the data {count}: give a model of the data's classes"
+        )
+    return np.arange(count)

@@ -1,4 +1,4 @@
-"""A sheet of images beside their labels and predictions, for the eye."""
+"""A picture of example images with their labels and predictions, for visual inspection."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from PIL import Image, ImageDraw
 from ..images.colours import colour_table, printable
 from ..info import Labels
 
-_MAX_WIDTH = 640  # of one picture, in pixels
+_MAX_WIDTH = 640  # pixels; wider images are downscaled
 _LINE, _GAP = 18, 4
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One row.
+    """One example, a row of the sheet.
 
     Attributes:
-        title: printed above.
+        title: text above the row.
         image: ``(H, W, 3)`` uint8.
-        target: class ids ``(H, W)``, 255 = ignore, drawn black.
+        target: class ids ``(H, W)``; 255 = ignore, drawn in black.
         predicted: class ids ``(H, W)``.
     """
 
@@ -35,7 +35,7 @@ class Sample:
 
 
 def sample_sheet(samples: Sequence[Sample], labels: Labels) -> Image.Image:
-    """Draw image, truth and prediction side by side, one sample below the other; wide images are shrunk."""
+    """Draw image, label and prediction of each sample side by side, one sample per row; wide images are downscaled."""
     colours = colour_table(labels)
     rows = [_row(sample, colours) for sample in samples]
     sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), _PAPER)
@@ -48,18 +48,18 @@ def sample_sheet(samples: Sequence[Sample], labels: Labels) -> Image.Image:
 
 def _row(sample: Sample, colours: NDArray[np.uint8]) -> Image.Image:
     height, width = sample.target.shape
-    shown = min(width, _MAX_WIDTH)
-    size = (shown, max(1, round(height * shown / width)))
+    drawn_width = min(width, _MAX_WIDTH)
+    size = (drawn_width, max(1, round(height * drawn_width / width)))
     pictures = (
         ("image", Image.fromarray(sample.image).resize(size, Image.Resampling.BOX)),
         ("truth", Image.fromarray(colours[sample.target]).resize(size, Image.Resampling.NEAREST)),
         ("prediction", Image.fromarray(colours[sample.predicted]).resize(size, Image.Resampling.NEAREST)),
     )
-    row = Image.new("RGB", (3 * shown + 2 * _GAP, size[1] + 2 * _LINE + _GAP), _PAPER)
+    row = Image.new("RGB", (3 * drawn_width + 2 * _GAP, size[1] + 2 * _LINE + _GAP), _PAPER)
     pen = ImageDraw.Draw(row)
     pen.text((2, 2), printable(sample.title), fill=_INK)
     for column, (name, picture) in enumerate(pictures):
-        left = column * (shown + _GAP)
+        left = column * (drawn_width + _GAP)
         pen.text((left + 2, _LINE + 2), name, fill=_INK)
         row.paste(picture, (left, 2 * _LINE))
     return row

@@ -1,34 +1,34 @@
-"""Scoring super-resolution and restoration on sets of large images, as the field's tables do.
+"""Scores of super-resolution and restoration on sets of large images, by the protocol of published tables.
 
-Small images are made from the large ones by MATLAB's ``imresize`` unless the data set has its own; PSNR and SSIM are
-taken on the luma of the rounded picture, without a border of ``scale`` pixels, and averaged over the images of a set.
+Small images are made from the large ones with MATLAB's ``imresize``, unless the data set has its own. PSNR and SSIM are
+computed on the luma of the rounded picture, without a border of ``scale`` pixels, and averaged over the images of a
+set.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ..data.degradation import degraded
 from ..data.layout import describe
 from ..data.super_resolution import SuperResolutionData, sets_of
-from ..errors import ConfigError, DataError, InputError
-from ..files import atomic_write, ensure_folder
+from ..errors import ConfigError, DataError, nearest
 from ..prediction.predictor import Predictor
-from ..progress import Progress
 from .fidelity import UpscaleScores, fidelity, for_json
+from .report import REPORT, Part, Table, skipped_rows, write_csv, write_json
 
-REPORT = "report.json"
+_DEGRADATIONS = ("blur", "noise", "jpeg")
 
 
 @dataclass(frozen=True)
 class PictureScore:
-    """One image's part: its path below the data set's folder, PSNR of the luma in dB, SSIM."""
+    """Scores of one image: its path below the data set's folder, PSNR of the luma in dB, SSIM."""
 
     image: str
     psnr: float
@@ -37,12 +37,12 @@ class PictureScore:
 
 @dataclass(frozen=True)
 class SetScores:
-    """One set's figures with the protocol that they were taken by.
+    """Scores of one set, with the protocol that gave them.
 
     Attributes:
-        name: of the set.
+        name: name of the set.
         scores: means over its images.
-        per_image: in the data's order.
+        per_image: scores of its images, in the data's order.
         small: where the small images are from.
         border: pixels left out at each side.
     """
@@ -54,6 +54,7 @@ class SetScores:
     border: int
 
     def to_dict(self) -> dict[str, Any]:
+        """Scores and protocol of the set, ready for JSON."""
         return {
             "images": self.scores.images,
             **self.scores.to_dict(),
@@ -65,31 +66,42 @@ class SetScores:
 
 @dataclass(frozen=True)
 class UpscaleEvaluation:
-    """Figures of every set.
+    """Report of a model for super-resolution or restoration. ``report["set5"]`` gives the scores of a set.
 
     Attributes:
-        scale: sides of the large image over those of the small one.
-        sets: in the order they were asked for, else by name.
-        skipped: images that could not be scored -> why.
+        scale: sides of the large image divided by those of the small one.
+        sets: scores of each set that has a scored image: the requested set, or all in the order of their names.
+        skipped: images that could not be scored, each with the reason.
     """
 
     scale: int
     sets: tuple[SetScores, ...]
     skipped: dict[str, str] = field(default_factory=dict)
+    files: ClassVar[tuple[str, ...]] = (REPORT, "per_image.csv")
 
     def __getitem__(self, name: str) -> UpscaleScores:
         return next(part.scores for part in self.sets if part.name == name)
 
+    @property
+    def split(self) -> str:
+        """Names of the sets."""
+        return ", ".join(part.name for part in self.sets)
+
+    @property
+    def images(self) -> int:
+        """Number of images that were scored."""
+        return sum(part.scores.images for part in self.sets)
+
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the images' own scores, ready for JSON."""
+        """Scores of the sets, ready for JSON."""
         return {
             "scale": self.scale,
             "sets": {part.name: part.to_dict() for part in self.sets},
-            "skipped": [{"image": image, "error": error} for image, error in self.skipped.items()],
+            "skipped": skipped_rows(self.skipped),
         }
 
     def save(self, folder: str | Path, **about: str) -> None:
-        """Write ``report.json``: all of it, with every image's figures.
+        """Write ``report.json`` (everything) and ``per_image.csv``.
 
         Raises:
             InputError: the folder cannot be written.
@@ -99,93 +111,106 @@ class UpscaleEvaluation:
             for part in self.sets
             for image in part.per_image
         ]
-        with atomic_write(Path(folder) / REPORT) as temporary:
-            temporary.write_text(json.dumps({**about, **self.to_dict(), "per_image": rows}), encoding="utf-8")
+        write_json(folder, {**about, **self.to_dict(), "per_image": rows})
+        columns = ("set", "image", "psnr", "ssim")
+        write_csv(Path(folder) / "per_image.csv", columns, ([row[name] for name in columns] for row in rows))
+
+    def table(self) -> Table:
+        """One row per set, with the protocol."""
+        rows = [
+            (
+                part.name,
+                str(part.scores.images),
+                f"x{self.scale}",
+                f"{part.scores.psnr:.2f}",
+                f"{part.scores.ssim:.4f}",
+                part.small,
+                f"{part.border} px",
+            )
+            for part in self.sets
+        ]
+        return ("set", "images", "scale", "PSNR (Y), dB", "SSIM (Y)", "small images", "border left out"), rows
+
+    def summary(self) -> list[str]:
+        """Nothing: the table has all figures."""
+        return []
 
 
-def evaluate_upscaling(
-    predictor: Predictor,
-    data: str | Path,
-    *,
-    split: str | None = None,
-    degradation: Mapping[str, tuple[float, float]] | None = None,
-    out: str | Path | None = None,
-    progress: Progress | None = None,
-) -> UpscaleEvaluation:
-    """Score a predictor of the task "upscale".
+class UpscaleEvaluator:
+    """Scores models for super-resolution and restoration, set by set; the model's scale determines the protocol."""
 
-    Args:
-        predictor: of :func:`foveal.load`; its scale decides the protocol.
-        data: folder with large images, or with a folder of them for each set (see
-            :mod:`foveal.data.super_resolution`).
-        split: one set; default: all but those that the model was trained on.
-        degradation: what spoils the small images (see :mod:`foveal.data.degradation`), drawn alike each time; default:
-            what the model was trained on.
-        out: folder for ``report.json``.
-        progress: where to show progress; default: nowhere.
+    options: ClassVar[Mapping[str, Any]] = {"degradation": None}
 
-    Raises:
-        ConfigError: the model does not upscale, or scale 1 without a degradation.
-        DataError: the data cannot be used, or none of its images can.
-        InputError: ``out`` cannot be written.
-    """
-    if predictor.info.task != "upscale":
-        raise ConfigError(f"evaluate_upscaling is for models that upscale, this one is for {predictor.info.task!r}")
-    root, scale = Path(data), int(predictor.info.options["scale"])
-    trained = predictor.info.notes.get("config", {})
-    if degradation is None:
-        degradation = {name: tuple(ends) for name, ends in trained.get("degradation", {}).items()}
-    have = tuple(sets_of(root, describe(root)))
-    names = [split] if split else [name for name in have if name not in trained.get("splits", ())]
-    if not names:
-        raise DataError(f"{root}: no images but those that the model was trained on ({', '.join(have) or 'none'})")
-    if out is not None:
-        ensure_folder(out)
-    sets: list[SetScores] = []
-    skipped: dict[str, str] = {}
-    for name in names:
-        samples = SuperResolutionData.open(root, [name], scale, small=not degradation)
-        if scale == 1 and not degradation and any(small is None for small, _ in samples.pairs):
-            raise ConfigError("scale 1 repairs images: say what from, such as degradation={'noise': (25, 25)}")
-        found = _scored(predictor, samples, name, root, degradation, skipped, progress or Progress(enabled=False))
-        if found is not None:
-            sets.append(found)
+    def __init__(
+        self,
+        predictor: Predictor,
+        data: str | Path,
+        split: str | None,
+        *,
+        degradation: Mapping[str, tuple[float, float]] | None,
+    ) -> None:
+        self.predictor, self.scale = predictor, int(predictor.info.options["scale"])
+        training = predictor.info.notes.get("config", {})
+        if degradation is None:
+            degradation = {name: tuple(ends) for name, ends in training.get("degradation", {}).items()}
+        for name in degradation:
+            if name not in _DEGRADATIONS:
+                raise ConfigError(f"degradation: unknown name {name!r}{nearest(name, _DEGRADATIONS)}")
+        self.degradation = degradation
+        names = [split] if split else _untrained_sets(Path(data), training.get("splits", ()))
+        self.sets = [self._open_set(data, name) for name in names]
+        self.parts: Sequence[Part[PictureScore]] = [
+            Part(name, samples, partial(self.score, samples)) for name, samples in zip(names, self.sets, strict=True)
+        ]
+
+    def _open_set(self, data: str | Path, name: str) -> SuperResolutionData:
+        samples = SuperResolutionData.open(data, [name], self.scale, small=not self.degradation)
+        if self.scale == 1 and not self.degradation and any(small is None for small, _ in samples.pairs):
+            raise ConfigError(
+                "scale 1 repairs images, and these have no degraded ones: call foveal.evaluate with what to repair, "
+                "for example degradation={'noise': (25, 25)}"
+            )
+        return samples
+
+    def score(self, samples: SuperResolutionData, index: int, image: str) -> PictureScore:
+        """Upscale one small image and compare it with the large one."""
+        small, large = samples[index]
+        if self.degradation:
+            small = degraded(large, self.scale, self.degradation, np.random.default_rng(index))
+        return PictureScore(image, *fidelity(self.predictor.upscale(small).image, large, self.scale))
+
+    def summarise(self, scores: list[list[PictureScore]], skipped: dict[str, str]) -> UpscaleEvaluation:
+        """Average the scores of each set; sets without a scored image are left out."""
+        sets = [
+            SetScores(part.name, _average(images), tuple(images), self._describe_small_images(samples), self.scale)
+            for part, samples, images in zip(self.parts, self.sets, scores, strict=True)
+            if images
+        ]
+        return UpscaleEvaluation(self.scale, tuple(sets), skipped)
+
+    def save(self, report: UpscaleEvaluation, folder: str | Path, **about: str) -> None:
+        """Write the report's files."""
+        report.save(folder, **about)
+
+    def _describe_small_images(self, samples: SuperResolutionData) -> str:
+        if self.degradation:
+            return ", ".join(f"{name} {low:g}..{high:g}" for name, (low, high) in self.degradation.items())
+        return "the data set's own" if samples.pairs[0][0] else "bicubic, MATLAB's imresize"
+
+
+def _untrained_sets(root: Path, trained: Sequence[str]) -> list[str]:
+    """Names of the sets that the model was not trained on."""
+    sets = tuple(sets_of(root, describe(root)))
     if not sets:
-        name, error = next(iter(skipped.items()))
-        raise DataError(f"{root}: none of the {len(skipped)} images can be scored; the first: {error}")
-    evaluation = UpscaleEvaluation(scale, tuple(sets), skipped)
-    if out is not None:
-        evaluation.save(out, model=predictor.info.ref, data=str(data))
-    return evaluation
+        raise DataError(f"{root}: no images; give a folder of large images, or one that has a folder for each set")
+    names = [name for name in sets if name not in trained]
+    if not names:
+        raise DataError(
+            f"{root}: the model was trained on all of its sets ({', '.join(sets)}): add another, or name one with split"
+        )
+    return names
 
 
-def _scored(
-    predictor: Predictor,
-    samples: SuperResolutionData,
-    name: str,
-    root: Path,
-    degradation: Mapping[str, tuple[float, float]],
-    skipped: dict[str, str],
-    progress: Progress,
-) -> SetScores | None:
-    scale = samples.scale
-    scores: list[PictureScore] = []
-    with progress.bar(f"evaluate {name}", len(samples)) as bar:
-        for index, (_, path) in enumerate(samples.pairs):
-            image = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-            try:
-                small, large = samples[index]
-                if degradation:
-                    small = degraded(large, scale, degradation, np.random.default_rng(index))
-                scores.append(PictureScore(image, *fidelity(predictor.upscale(small).image, large, scale)))
-            except (DataError, InputError) as error:
-                skipped[image] = str(error)
-                progress.note(f"skipped: {error}")
-            bar.advance()
-    if not scores:
-        return None
-    means = (float(np.mean([getattr(score, key) for score in scores])) for key in ("psnr", "ssim"))
-    made = "the data set's own" if samples.pairs[0][0] else "bicubic, MATLAB's imresize"
-    if degradation:
-        made = ", ".join(f"{what} {low:g}..{high:g}" for what, (low, high) in degradation.items())
-    return SetScores(name, UpscaleScores(len(scores), *means), tuple(scores), made, scale)
+def _average(images: Sequence[PictureScore]) -> UpscaleScores:
+    psnr, ssim = (float(np.mean([getattr(image, key) for image in images])) for key in ("psnr", "ssim"))
+    return UpscaleScores(len(images), psnr, ssim)
