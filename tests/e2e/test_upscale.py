@@ -97,7 +97,7 @@ def test_mistakes_get_one_line(weights: Path, street: Path, tmp_path: Path, capf
     cases = {
         ("--model", weights, "--scale", 4): "enlarges 2 times",
         ("--model", weights, "--tile", 100): "tile=100",
-        ("--model", "bicubic", "--exact"): "exact windows need a torch model",
+        ("--model", "bicubic", "--exact"): "exact tiles need a torch model",
         ("--model", "efficientvit_b0.camvid"): "use foveal segment",
         ("--model", weights, "--out", street.parent): "would overwrite the image",
     }

@@ -95,7 +95,7 @@ def test_sam_predictor_refuses_with_one_line(predictor: Predictor, photo: np.nda
         sam.predict_torch(None, None, torch.zeros(0, 4))
     one = torch.ones(1, 1)
     for label in (-2, 0.5, 5):
-        with pytest.raises(InputError, match="1 on the object, 0 beside it, -1 for no point"):
+        with pytest.raises(InputError, match="1 on the object, 0 on the background, -1 for no point"):
             sam.predict_torch(torch.ones(1, 1, 2), label * one)
     for place in (5000, -1, torch.nan):
         with pytest.raises(InputError, match="outside of the image, which is 1024x768 where transform"):
