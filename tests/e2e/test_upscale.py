@@ -48,7 +48,7 @@ def test_one_photograph(weights: Path, street: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     large = read_image(tmp_path / "street.png")
     assert large.shape == (600, 808, 3)
-    assert "windows against the whole image" in done.stdout
+    assert "tiles compared with the whole image" in done.stdout
     with Image.open(tmp_path / "street.compare.png") as beside:
         assert beside.size == (2 * 480 + 4, 480)
     exact = cli(

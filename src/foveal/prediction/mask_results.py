@@ -80,9 +80,7 @@ class MaskResult:
         if path.suffix.lower() != ".png":
             raise InputError(f"{path}: masks are saved as .png files only")
         if len(self.low_res) > 255:
-            raise InputError(
-                f"{path}: a mask holds at most 255 objects, these are {len(self.low_res)}: save fewer at a time"
-            )
+            raise InputError(f"{path}: a mask holds at most 255 objects, not {len(self.low_res)}: save fewer at a time")
         numbers = np.zeros(self.size, np.uint8)
         for number, mask in enumerate(self.best if self.many else self.best[None], start=1):
             numbers[mask] = number if self.many else 255

@@ -85,7 +85,7 @@ class SegmentResult:
             raise InputError(f"{path}: masks of class indices are saved as .png files only")
         if self.mask.dtype != np.uint8:
             raise InputError(
-                f"{path}: a PNG with a palette holds at most 256 classes, not {len(self.names)}: save result.mask yourself"
+                f"{path}: a PNG with a palette holds at most 256 classes, not {len(self.names)}: save .mask yourself"
             )
         picture = Image.fromarray(self.mask)
         picture.putpalette(np.asarray(self.palette, np.uint8).ravel().tolist())
