@@ -47,7 +47,7 @@ def test_choice(ref: str, options: dict[str, str], name: str, target: str) -> No
     ("ref", "options", "message"),
     [
         ("x.pt", {"runtime": "troch"}, "unknown runtime 'troch'; did you mean 'torch'?"),
-        ("x.pt", {"dtype": "float8"}, "unknown dtype 'float8'; did you mean 'float16'?"),
+        ("x.pt", {"dtype": "float8"}, "unknown dtype 'float8'; did you mean 'float32'?"),
         ("bicubic.x2", {"dtype": "float8"}, "unknown dtype 'float8'"),
         ("x.pt", {"runtime": "onnxruntime"}, r"x\.pt: onnxruntime runs \.onnx files: export this model first"),
         ("x.onnx", {"runtime": "torch"}, r"x\.onnx: torch runs checkpoints, not exported files: give the checkpoint"),
