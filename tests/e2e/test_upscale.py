@@ -49,8 +49,8 @@ def test_one_photograph(weights: Path, street: Path, tmp_path: Path) -> None:
     large = read_image(tmp_path / "street.png")
     assert large.shape == (600, 808, 3)
     assert "tiles compared with the whole image" in done.stdout
-    with Image.open(tmp_path / "street.compare.png") as beside:
-        assert beside.size == (2 * 480 + 4, 480)
+    with Image.open(tmp_path / "street.compare.png") as comparison:
+        assert comparison.size == (2 * 480 + 4, 480)
     exact = cli(
         "upscale", street, "--model", weights, "--out", tmp_path / "exact", "--tile", 128, "--exact", "--check-tiles",
         "--json",

@@ -272,7 +272,7 @@ def test_the_fast_mode_takes_any_grid(side: int) -> None:
     assert found.overlay().size == (90, 60)
 
 
-def test_small_regions_are_mended() -> None:
+def test_small_regions_are_removed() -> None:
     image, objects = boxes_on_black([(20, 20, 120, 120), (150, 20, 240, 120)])
     image[60:63, 60:63] = 0  # a hole
     image[200:203, 200:203] = image[20, 20]  # a part of the first object, far away
@@ -281,7 +281,7 @@ def test_small_regions_are_mended() -> None:
     found = predictor.everything(image, points_per_side=8, min_mask_region_area=10)
     assert as_set(masks_of(found)) == as_set(objects)
     assert sorted(record["bbox"] for record in found) == [[20, 20, 99, 99], [150, 20, 89, 99]]
-    assert [record["area"] for record in found] == [100 * 100, 90 * 100], "the surest first, mended or not"
+    assert [record["area"] for record in found] == [100 * 100, 90 * 100], "highest predicted IoU first, changed or not"
 
 
 @pytest.mark.parametrize(

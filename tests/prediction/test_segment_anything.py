@@ -109,7 +109,7 @@ def test_sam_predictor_refuses_with_one_line(predictor: Predictor, photo: np.nda
 
 
 def test_what_transform_makes_can_be_set(predictor: Predictor, photo: np.ndarray) -> None:
-    """SAM's frame has 1024 pixels, this encoder sees 512: the image is brought to that here."""
+    """SAM's frame has 1024 pixels and this encoder's input 512: ``set_torch_image`` resizes the image."""
     sam = SamPredictor(predictor)
     resized = torch.as_tensor(sam.transform.apply_image(photo)).permute(2, 0, 1)[None]
     assert max(resized.shape) == 1024

@@ -45,7 +45,10 @@ class Request:
 
 
 def list_sources(images: list[Path]) -> tuple[list[tuple[Path, Path]], bool]:
-    """List (image, path in ``images`` that it belongs to), and whether there can be many: a folder or several images.
+    """List the image files.
+
+    Returns:
+        (file, entry of ``images`` that it comes from), and whether this is a batch: a folder or several images.
 
     Raises:
         InputError: a folder without images.
@@ -141,7 +144,7 @@ def run_jobs(
 
 
 def print_failed(failed: list[dict[str, str]]) -> int:
-    """Print the images that failed; the exit code of the command: 1 if there are any."""
+    """Print the images that failed, and return the exit code: 1 if there are any, else 0."""
     for failure in failed:
         print(f"failed: {failure['error']}")
     return 1 if failed else 0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Format = Literal["png", "jpg", "webp", "tif"]
 Tile = Annotated[
-    int | None, Parameter(help="Side of the tiles, in pixels; default: small images as a whole, larger ones in 384.")
+    int | None, Parameter(help="Side of the tiles, in pixels; default: small images whole, tiles of 384 for others.")
 ]
 Overlap = Annotated[
     int | None, Parameter(help="Pixels that neighbouring tiles share; default: 32, at most a quarter of --tile.")
@@ -56,7 +56,7 @@ def upscale(
     out
         Folder for the results, or the file of a single result.
     format
-        Of the results. All but png are held in memory and have 8 bits; jpg has no alpha.
+        Format of the results. All but png are held in memory and have 8 bits; jpg has no alpha.
     compare
         Also write the middle of the image next to its bicubic interpolation: bicubic left, the model right.
     exact

@@ -117,8 +117,8 @@ class Embedding:
         if points is None and labels is None:
             return None, None
         if points is None or labels is None:
-            missing = "labels (1 wanted, 0 not) for the points" if labels is None else "points for the labels"
-            raise InputError(f"{missing} are missing: one of each")
+            missing = "labels (1 object, 0 background) for the points" if labels is None else "points for the labels"
+            raise InputError(f"{missing} are missing: give one of each")
         coords, kinds = _numbers(points, "points"), _numbers(labels, "labels")
         if coords.ndim not in (2, 3) or coords.shape[-1] != 2 or not coords.size:
             raise InputError(f"points {coords.shape}: give x and y of each, (N, 2) or (P, N, 2)")
