@@ -21,7 +21,15 @@ from .mask_results import EverythingResult
 from .prompting import Embedding, open_embedding
 from .results import ClassifyResult, SegmentResult, UpscaleResult
 from .runner import PromptRunner, Runner
-from .tiles import MIN_SIZE, TILE, check_segment_tiles, enlarged_bands, tiled_logits, upscale_window
+from .tiles import (
+    MIN_SIZE,
+    TILE,
+    check_segment_tiles,
+    check_upscale_tiles,
+    enlarged_bands,
+    tiled_logits,
+    upscale_window,
+)
 from .torch_runner import TorchRunner
 
 
@@ -205,6 +213,7 @@ class Predictor:
         from .exact_tiles import whole_context
 
         tile = TILE if tile is None else tile
+        check_upscale_tiles(tile, 2 * reach)  # before the passes over the image
         with whole_context(runner.model, picture.pixels, tile, reach):
             yield from enlarged_bands(enlarge, picture, scale, tile, 2 * reach, discard_margin=reach)
 
