@@ -25,7 +25,6 @@ from foveal.images.preparing import prepare
 from foveal.images.reading import read_image
 from foveal.measuring import machine
 from foveal.measuring.benchmark import interleaved, ratio
-from foveal.prediction.load import Runtime
 from foveal.prediction.predictor import Predictor
 
 SIZE = (1024, 2048)
@@ -62,7 +61,7 @@ def main() -> None:
         print(f"ratio {found['ratio']:.3f}")
 
 
-def candidates(ref: str, photo: Path, runtime: Runtime) -> dict[str, Callable[[], object]]:
+def candidates(ref: str, photo: Path, runtime: str) -> dict[str, Callable[[], object]]:
     """The two things to time, on one network; full size, so without the weights' own limit."""
     loaded = foveal.load(ref, runtime=runtime)
     info = loaded.info.replace(preprocess=dataclasses.replace(loaded.info.preprocess, max_side=None))

@@ -30,10 +30,10 @@ LIGHT = [
     "evaluation.evaluate", "evaluation.fidelity", "evaluation.metrics", "evaluation.prompt", "evaluation.protocols",
     "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
     "measuring.benchmark", "measuring.machine",
-    "prediction.argmax", "prediction.everything", "prediction.interpolation", "prediction.load",
-    "prediction.mask_results", "prediction.onnx_runner", "prediction.predictor", "prediction.prompting",
-    "prediction.results", "prediction.runner", "prediction.segment_anything", "prediction.tiles",
-    "prediction.torch_runner",
+    "prediction.argmax", "prediction.everything", "prediction.everything_options", "prediction.interpolation",
+    "prediction.load", "prediction.mask_results", "prediction.onnx_runner", "prediction.predictor",
+    "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
+    "prediction.segment_anything", "prediction.tiles", "prediction.torch_runner",
     "weights.hub", "weights.packages", "weights.references",
 ]  # fmt: skip
 NEEDS_TORCH = {"data.torch_stream"}

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .layers.optimize import optimize as optimize
     from .measuring.benchmark import bench as bench
     from .measuring.presets import bench_preset as bench_preset
+    from .prediction.everything_options import EverythingOptions as EverythingOptions
     from .prediction.load import load as load
     from .prediction.mask_results import EverythingResult as EverythingResult
     from .prediction.mask_results import MaskResult as MaskResult
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ClassifyResult": "prediction.results",
+    "EverythingOptions": "prediction.everything_options",
     "EverythingResult": "prediction.mask_results",
     "Labels": "info",
     "LoadReport": "weights.loading",
@@ -94,6 +96,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "InputError",
     "TrainingError",
     "ClassifyResult",
+    "EverythingOptions",
     "EverythingResult",
     "Labels",
     "LoadReport",

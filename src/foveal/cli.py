@@ -1,4 +1,4 @@
-"""The ``foveal`` command: names of verbs and where they live, no logic; help needs neither torch nor numpy."""
+"""The ``foveal`` command: names of verbs and their modules, no logic. Help imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -17,36 +17,37 @@ app = cyclopts.App(
     version=lambda: metadata.version("foveal"),
     help_on_error=False,
 )
-for _place, _help in {
-    "segment:segment": "Segment photographs: class masks and overlays.",
-    "upscale:upscale": "Enlarge photographs.",
-    "prompt:prompt": "Cut out what is pointed at, or everything.",
-    "classify:classify": "Classify photographs.",
-    "predict:predict": "Predict with any model; the task is the model's.",
-    "demo:demo": "Segment and enlarge the bundled photograph with the bundled weights.",
-    "models:models": "List the models, or one model's options and published figures.",
+for _target, _help in {
+    "segment:segment": "Segment images: class masks and overlays.",
+    "upscale:upscale": "Upscale images.",
+    "prompt:prompt": "Cut out the object at points or in a box, or all objects.",
+    "classify:classify": "Classify images.",
+    "predict:predict": "Predict with any model, whatever its task.",
+    "demo:demo": "Segment and upscale the bundled photograph with the bundled weights.",
+    "models:models": "List the models, or the options and published figures of one model.",
     "train:train": "Train on a folder of images and masks.",
     "evaluate:evaluate": "Score a model on a labelled data set.",
-    "compare:compare": "Compare two evaluations: difference, interval, p.",
-    "export:export": "Write a model as a file that runs without torch.",
-    "bench:bench": "Measure models against each other on this machine.",
-    "convert:convert": "Turn any published checkpoint into a safetensors file.",
+    "compare:compare": "Compare two evaluations: difference, confidence interval, p-value.",
+    "export:export": "Export a model to a file that runs without torch.",
+    "bench:bench": "Compare the speed of models on this machine.",
+    "convert:convert": "Convert any published checkpoint to a safetensors file.",
 }.items():
-    app.command(f"foveal.commands.{_place}", name=_place.partition(":")[2], help=_help)
+    app.command(f"foveal.commands.{_target}", name=_target.partition(":")[2], help=_help)
 
-_data = cyclopts.App(name="data", help="Look at data sets.")
+_data = cyclopts.App(name="data", help="Check data sets.")
 _data.command(
-    "foveal.commands.data:data_check", name="check", help="Read a whole data set: what is in it, what is wrong."
+    "foveal.commands.data:data_check", name="check", help="Read a whole data set: what is in it, and what is wrong."
 )
 app.command(_data)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command. Exit code 0: done; 1: the work, or part of it, failed; 2: the request was wrong."""
+    """Run one command. Exit code 0: all done; 1: the work, or a part of it, failed; 2: the request was wrong."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd metadata: the command has one line for each image
+    # Pillow warns about unusual metadata, but a command prints at most one line for each image.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        _refuse_entries(arguments)
+        _refuse_single_entries(arguments)
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
     except FovealError as error:
         _fail(error)
@@ -54,14 +55,17 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(error)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+    except BrokenPipeError:  # the program that reads the output, for example head, has ended
         sys.stderr.close()
         sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _refuse_entries(arguments: list[str]) -> None:
-    """A setting with entries is one value, since naming some would leave the rest open; cyclopts fails on a mixture."""
+def _refuse_single_entries(arguments: list[str]) -> None:
+    """Refuse ``--set.NAME.ENTRY``: a setting with entries is one value, given with all entries at once.
+
+    Otherwise the entries not named would be undefined, and cyclopts fails on a mixture of both forms.
+    """
     for argument in arguments:
         name, _, entry = argument.partition("=")[0].removeprefix("--set.").partition(".")
         if argument.startswith("--set.") and entry:

@@ -96,10 +96,10 @@ def test_everything(model: Path, photo: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "no prompt: give --point x,y, --box x1,y1,x2,y2, or --everything"),
-        (["--point", "3"], "--point 3: write x,y in pixels, such as --point 420,310"),
+        (["--point", "3"], "--point 3: write x,y in pixels, for example --point 420,310"),
         (["--point", "1,2:5"], "--point 1,2:5: write x,y:0"),
         (["--background", "1,2:0"], "--background 1,2:0: write x,y in pixels"),
-        (["--box", "1,2,3"], "--box 1,2,3: write x1,y1,x2,y2 in pixels, such as --box 420,310,560,480"),
+        (["--box", "1,2,3"], "--box 1,2,3: write x1,y1,x2,y2 in pixels, for example --box 420,310,560,480"),
         (["--everything", "--single"], "--everything needs no prompt"),
         (["--everything", "--out", "x.png"], "--out x.png: the result is a .json file"),
         (["--point", "1,2", "--fast"], "--fast goes with --everything"),
@@ -142,7 +142,7 @@ def test_a_missing_image_does_not_wait_for_a_download(tmp_path: Path) -> None:
 def test_tiles_are_not_for_promptable_models(model: Path, photo: Path, tmp_path: Path) -> None:
     done = cli("predict", photo, "--model", model, "--out", tmp_path / "out", "--tile", "512")
     assert done.returncode == 2
-    assert "is promptable and sees the whole image; leave them out" in done.stderr
+    assert "is promptable and encodes the whole image; leave them out" in done.stderr
 
 
 def test_predict_finds_everything(model: Path, photo: Path, tmp_path: Path) -> None:

@@ -48,9 +48,9 @@ def test_one_photograph(weights: Path, street: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     large = read_image(tmp_path / "street.png")
     assert large.shape == (600, 808, 3)
-    assert "windows against the whole image" in done.stdout
-    with Image.open(tmp_path / "street.compare.png") as beside:
-        assert beside.size == (2 * 480 + 4, 480)
+    assert "tiles compared with the whole image" in done.stdout
+    with Image.open(tmp_path / "street.compare.png") as comparison:
+        assert comparison.size == (2 * 480 + 4, 480)
     exact = cli(
         "upscale", street, "--model", weights, "--out", tmp_path / "exact", "--tile", 128, "--exact", "--check-tiles",
         "--json",
@@ -97,7 +97,7 @@ def test_mistakes_get_one_line(weights: Path, street: Path, tmp_path: Path, capf
     cases = {
         ("--model", weights, "--scale", 4): "enlarges 2 times",
         ("--model", weights, "--tile", 100): "tile=100",
-        ("--model", "bicubic", "--exact"): "exact windows need a torch model",
+        ("--model", "bicubic", "--exact"): "exact tiles need a torch model",
         ("--model", "efficientvit_b0.camvid"): "use foveal segment",
         ("--model", weights, "--out", street.parent): "would overwrite the image",
     }

@@ -178,7 +178,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["--preset", "scaling", "--runtime", "torch"], "preset scaling has no option 'runtime'"),
         (["--preset", "architectures", "--tokens", "64,128"], "preset architectures has no option 'tokens'"),
         (["--preset", "attention", "--tokens", "64"], "two or more different lengths"),
-        (["--preset", "attention", "--tokens", "64;128"], "such as 256,1024"),
+        (["--preset", "attention", "--tokens", "64;128"], "for example 256,1024"),
         (["--preset", "attention", "--rounds", "0"], "positive"),
         (["--preset", "attention", "--plot", "figure.svg"], "written as .png"),
         (["efficientvit_b0", "--plot", "figure.png"], "are for --preset"),

@@ -165,9 +165,9 @@ def test_exact_windows_are_the_whole_image(size: tuple[int, int]) -> None:
 
 
 def test_exact_windows_need_the_network(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="exact windows need a torch model"):
+    with pytest.raises(ConfigError, match="exact tiles need a torch model"):
         foveal.load("bicubic.x2").upscale(photo(40, 40), exact=True)
-    with pytest.raises(ConfigError, match="overlap=8: exact windows share"):
+    with pytest.raises(ConfigError, match="overlap=8: exact tiles overlap"):
         predictor_of(model_of("efficientvit_sr")).upscale(photo(40, 40), exact=True, overlap=8)
 
 

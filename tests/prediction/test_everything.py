@@ -26,7 +26,7 @@ from foveal.prediction.everything import (
     crop_boxes,
     point_grid,
     stability_scores,
-    suppressed,
+    suppress,
     touches_edge,
 )
 from foveal.prediction.mask_results import EverythingResult, Record
@@ -54,15 +54,15 @@ def test_suppression_is_torchvisions(corners: list[tuple[int, ...]], seed: int, 
     boxes = np.array([(x, y, x + w + 1, y + h + 1) for x, y, w, h in corners], np.float32).reshape(-1, 4)
     scores = np.random.default_rng(seed).permutation(len(boxes)).astype(np.float32)
     expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), iou).tolist()
-    assert suppressed(boxes.astype(float), scores, iou).tolist() == expected
+    assert suppress(boxes.astype(float), scores, iou).tolist() == expected
 
 
 def test_suppression_by_hand() -> None:
     """IoU of the first two boxes is 50 / 150; equal scores keep their order."""
     boxes = np.array([[0, 0, 10, 10], [0, 5, 10, 15], [50, 50, 60, 60]], float)
     scores = np.array([0.5, 0.9, 0.5])
-    assert suppressed(boxes, scores, 0.34).tolist() == [1, 0, 2]
-    assert suppressed(boxes, scores, 0.33).tolist() == [1, 2]
+    assert suppress(boxes, scores, 0.34).tolist() == [1, 0, 2]
+    assert suppress(boxes, scores, 0.33).tolist() == [1, 2]
 
 
 def test_stability_scores() -> None:
@@ -272,7 +272,7 @@ def test_the_fast_mode_takes_any_grid(side: int) -> None:
     assert found.overlay().size == (90, 60)
 
 
-def test_small_regions_are_mended() -> None:
+def test_small_regions_are_removed() -> None:
     image, objects = boxes_on_black([(20, 20, 120, 120), (150, 20, 240, 120)])
     image[60:63, 60:63] = 0  # a hole
     image[200:203, 200:203] = image[20, 20]  # a part of the first object, far away
@@ -281,7 +281,7 @@ def test_small_regions_are_mended() -> None:
     found = predictor.everything(image, points_per_side=8, min_mask_region_area=10)
     assert as_set(masks_of(found)) == as_set(objects)
     assert sorted(record["bbox"] for record in found) == [[20, 20, 99, 99], [150, 20, 89, 99]]
-    assert [record["area"] for record in found] == [100 * 100, 90 * 100], "the surest first, mended or not"
+    assert [record["area"] for record in found] == [100 * 100, 90 * 100], "highest predicted IoU first, changed or not"
 
 
 @pytest.mark.parametrize(

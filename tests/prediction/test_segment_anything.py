@@ -95,7 +95,7 @@ def test_sam_predictor_refuses_with_one_line(predictor: Predictor, photo: np.nda
         sam.predict_torch(None, None, torch.zeros(0, 4))
     one = torch.ones(1, 1)
     for label in (-2, 0.5, 5):
-        with pytest.raises(InputError, match="1 on the object, 0 beside it, -1 for no point"):
+        with pytest.raises(InputError, match="1 on the object, 0 on the background, -1 for no point"):
             sam.predict_torch(torch.ones(1, 1, 2), label * one)
     for place in (5000, -1, torch.nan):
         with pytest.raises(InputError, match="outside of the image, which is 1024x768 where transform"):
@@ -109,7 +109,7 @@ def test_sam_predictor_refuses_with_one_line(predictor: Predictor, photo: np.nda
 
 
 def test_what_transform_makes_can_be_set(predictor: Predictor, photo: np.ndarray) -> None:
-    """SAM's frame has 1024 pixels, this encoder sees 512: the image is brought to that here."""
+    """SAM's frame has 1024 pixels and this encoder's input 512: ``set_torch_image`` resizes the image."""
     sam = SamPredictor(predictor)
     resized = torch.as_tensor(sam.transform.apply_image(photo)).permute(2, 0, 1)[None]
     assert max(resized.shape) == 1024

@@ -1,4 +1,4 @@
-"""Real files through super-resolution: 16 bits, alpha, grey and colour profile survive, or are refused."""
+"""Upscaling of real files: 16 bits, alpha, grey and the colour profile are kept, or the file is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def written_png(path: Path, pixels: NDArray[np.uint16]) -> Path:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_sixteen_bits_survive(tmp_path: Path, channels: int) -> None:
+def test_sixteen_bits_are_kept(tmp_path: Path, channels: int) -> None:
     """Read to the bit; a gentle ramp comes out finer than 8 bits could hold."""
     ramp = np.linspace(10_000, 10_600, 64 * 48).reshape(64, 48, 1).repeat(channels, 2).astype(np.uint16)
     source = written_png(tmp_path / "in.png", ramp)
@@ -51,7 +51,7 @@ def test_sixteen_bits_survive(tmp_path: Path, channels: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
-def test_alpha_grey_and_profile_survive(tmp_path: Path, mode: str) -> None:
+def test_alpha_grey_and_profile_are_kept(tmp_path: Path, mode: str) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     rgba = Image.fromarray(np.dstack([photo(40, 50), np.linspace(0, 255, 2000).reshape(40, 50).astype(np.uint8)]))
     rgba.convert(mode).save(tmp_path / "in.png", icc_profile=profile)

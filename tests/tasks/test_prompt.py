@@ -174,7 +174,7 @@ def test_masks_are_resized_as_torch_does(height: int, width: int) -> None:
         ({"points": [[5, 5]]}, "labels"),
         ({"labels": [1]}, "points for the labels"),
         ({"points": [[5, 5]], "labels": [1, 0]}, "one for each point"),
-        ({"points": [[5, 5]], "labels": [2]}, "1 for a point on what is wanted"),
+        ({"points": [[5, 5]], "labels": [2]}, "1 for a point on the object"),
         ({"points": [[161, 5]], "labels": [1]}, "point 161,5 is outside of the image of 160x120"),
         ({"points": [[float("nan"), 5]], "labels": [1]}, "finite"),
         ({"points": [[5, 5, 5]], "labels": [1]}, "x and y"),
@@ -216,7 +216,7 @@ def test_embeddings_survive_on_disk(predictor: Predictor, tmp_path: Path) -> Non
     ):
         np.savez(tmp_path / name, **told | change)
     for bad, message in {
-        "broken.npz": "not an embedding that Foveal saved, or damaged$",
+        "broken.npz": "not an embedding that Foveal saved, or damaged: encode the image again$",
         "array.npz": "not an embedding that Foveal saved",
         "absent.npz": "no such file",
         "nan.npz": "damaged, its features",
@@ -371,7 +371,7 @@ def test_a_part_of_an_export_is_not_enough(exported: Path, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match=r"encoder\.onnx"):
         foveal.load(exported.with_name("small.decoder.onnx"))
     (tmp_path / exported.name).write_bytes(exported.read_bytes())
-    with pytest.raises(CheckpointError, match=r"small\.decoder\.onnx is not beside it"):
+    with pytest.raises(CheckpointError, match=r"small\.decoder\.onnx is missing in its folder"):
         foveal.load(tmp_path / exported.name)
 
 

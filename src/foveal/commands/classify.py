@@ -3,40 +3,44 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import assets
-from ..errors import ConfigError, InputError
-from .console import Images, Json, print_json, print_table
-from .outputs import jobs_of
+from ..errors import InputError
+from .console import Device, DType, Images, Json, open_model, print_json, print_table
+from .outputs import Request, list_sources
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
 
 
-def classify(images: Images, /, *, model: str = assets.DEFAULTS["classify"], top: int = 5, json: Json = False) -> int:
-    """Classify photographs: the most probable classes of each.
+def classify(
+    images: Images,
+    /,
+    *,
+    model: str = assets.DEFAULTS["classify"],
+    top: int = 5,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    json: Json = False,
+) -> int:
+    """Classify images: the most probable classes of each.
 
     Parameters
     ----------
     model
-        Checkpoint or exported file of a classifier; default: published weights, fetched once.
+        Checkpoint or exported file of a classifier; default: published weights, downloaded once.
     top
-        How many classes to print.
+        Number of classes to print.
     """
-    from ..prediction.load import load
-
-    predictor = load(model)
-    if predictor.info.task != "classify":
-        raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
-    return _classify(predictor, images, top, json)
+    return run(open_model(model, device, dtype, "classify"), Request(images, as_json=json), top)
 
 
-def _classify(predictor: Predictor, images: list[Path], top: int, as_json: bool) -> int:
-    jobs, many = jobs_of(images, Path())
+def run(predictor: Predictor, request: Request, top: int = 5) -> int:
+    """Classify the requested images, printing each result at once; the exit code is 1 if some of many failed."""
+    sources, many = list_sources(request.images)
     report: dict[str, Any] = {"images": [], "failed": []}
-    for source, _ in jobs:
+    for source, _ in sources:
         try:
             result = predictor.classify(source)
         except InputError as error:
@@ -47,8 +51,8 @@ def _classify(predictor: Predictor, images: list[Path], top: int, as_json: bool)
             continue
         best = result.top(top)
         report["images"].append({"image": str(source), "classes": [{"name": n, "score": round(s, 6)} for n, s in best]})
-        if not as_json:
+        if not request.as_json:
             print_table((str(source), "score"), [(name, f"{score:.4f}") for name, score in best])
-    if as_json:
+    if request.as_json:
         print_json(report)
     return 1 if report["failed"] else 0

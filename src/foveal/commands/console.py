@@ -1,32 +1,57 @@
-"""What the verbs share: types of their options, and what they print."""
+"""What the verbs share: types of their options, how they open a model, and how they print."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from .. import assets
 from ..errors import ConfigError
 
+if TYPE_CHECKING:
+    from ..prediction.predictor import Predictor
+
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on standard output.")]
-Images = Annotated[list[Path], Parameter(help="Images, or folders of images.")]
-Tile = Annotated[int | None, Parameter(help="Side of the windows for large images; default: the whole image.")]
-Overlap = Annotated[int | None, Parameter(help="Pixels that windows share; default: a third of --tile.")]
+Images = Annotated[list[Path], Parameter(help="Image files, or folders of images.")]
+Tile = Annotated[int | None, Parameter(help="Side of the tiles for large images, in pixels; default: the whole image.")]
+Overlap = Annotated[int | None, Parameter(help="Pixels that neighbouring tiles share; default: a third of --tile.")]
 Size = Annotated[str | None, Parameter(help="Network input as HEIGHTxWIDTH; default: each image's own size.")]
+Device = Annotated[str, Parameter(help="Device that runs the model: auto, cpu, cuda, cuda:N or mps.")]
+DType = Annotated[
+    str, Parameter(name="--dtype", help="Type to compute in: auto (float32), float32, float16 or bfloat16.")
+]
+
+
+def open_model(ref: str, device: str, dtype: str, task: str) -> Predictor:
+    """Load the model for a verb that is for one task.
+
+    Raises:
+        ConfigError: a model for another task.
+        FovealError: as :func:`foveal.load`.
+    """
+    from ..prediction.load import load
+
+    predictor = load(ref, device=device, dtype=dtype)
+    other = predictor.info.task
+    if other != task:
+        hint = f"use foveal {other}" if other in assets.DEFAULTS else f"give a model for {task!r}"
+        raise ConfigError(f"{ref} is for {other!r}; {hint}")
+    return predictor
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """``"512x1024"`` -> (512, 1024), height first.
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: another text.
     """
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise ConfigError(f"size {text!r}: write HEIGHTxWIDTH, such as 512x1024")
+        raise ConfigError(f"size {text!r}: write HEIGHTxWIDTH, for example 512x1024")
     return int(height), int(width)
 
 
@@ -34,11 +59,11 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     """``"256,1024"`` -> (256, 1024).
 
     Raises:
-        ConfigError: anything else.
+        ConfigError: another text.
     """
     parts = text.replace(" ", "").split(",")
     if not all(part.isdecimal() and int(part) for part in parts):
-        raise ConfigError(f"lengths {text!r}: write positive numbers with commas, such as 256,1024")
+        raise ConfigError(f"lengths {text!r}: write positive numbers with commas, for example 256,1024")
     return tuple(map(int, parts))
 
 
@@ -48,7 +73,7 @@ def print_json(report: dict[str, Any]) -> None:
 
 
 def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """Print a table on standard output, the first column unwrapped; all of it in one line per row into a pipe."""
+    """Print a table on standard output. Its first column is never wrapped; in a pipe no column is."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -56,7 +81,7 @@ def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 
     console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console.width = 200  # a pipe has no width; wrapped rows would be no use to grep
+        console.width = 200  # a pipe has no width, and grep needs whole rows
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(header):
         table.add_column(Text(name), no_wrap=index == 0)

@@ -1,4 +1,4 @@
-"""The verb ``demo``: what the weights in the package make of the photograph in the package."""
+"""The verb ``demo``: run the bundled weights on the bundled photograph."""
 
 from __future__ import annotations
 
@@ -6,30 +6,29 @@ from pathlib import Path
 
 from .. import assets
 from ..files import ensure_folder
-from .console import Json, print_json
-from .segment import say_segmented, segmented
-from .upscale import enlarged, say_enlarged
+from . import segment, upscale
+from .console import Device, DType, Json, open_model, print_json
 
 
-def demo(*, out: Path = Path("foveal-demo"), json: Json = False) -> int:
-    """Segment the bundled photograph, compare with its hand-made coarse label, and double its size.
+def demo(*, out: Path = Path("foveal-demo"), device: Device = "auto", dtype: DType = "auto", json: Json = False) -> int:
+    """Segment the bundled photograph, compare the mask with its hand-made coarse label, and double the image's size.
 
     Parameters
     ----------
     out
-        Folder for mask, overlay, the larger photograph, and its middle beside plain interpolation.
+        Folder for the mask, the overlay, the upscaled photograph, and its middle next to bicubic interpolation.
     """
-    from ..prediction.load import load
-
     photo, label = assets.FOLDER / "street.jpg", assets.FOLDER / "street.label.png"
     folder = ensure_folder(out)
-    report = segmented(load(assets.DEFAULTS["segment"]), photo, folder / "street.png", True, label)
+    segmenter = open_model(assets.DEFAULTS["segment"], device, dtype, "segment")
+    report = segment.segment_file(segmenter, photo, folder / "street.png", overlay=True, label=label)
     if not json:
-        say_segmented(report)
+        segment.print_report(report)
         print()
-    larger = enlarged(load(f"{assets.DEFAULTS['upscale']}.x2"), photo, folder / "street.x2.png", True, {})
+    upscaler = open_model(f"{assets.DEFAULTS['upscale']}.x2", device, dtype, "upscale")
+    upscaled = upscale.upscale_file(upscaler, photo, folder / "street.x2.png", compare=True)
     if json:
-        print_json({**report, "upscaled": larger})
+        print_json({**report, "upscaled": upscaled})
     else:
-        say_enlarged(larger)
+        upscale.print_report(upscaled)
     return 0

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from .classify import _classify
-from .console import Images, Json, Overlap, Tile
-from .segment import _predict
+from . import classify, prompt, segment, upscale
+from .console import Device, DType, Images, Json, Overlap, Tile
+from .outputs import Request
+
+if TYPE_CHECKING:
+    from ..prediction.predictor import Predictor
+
+#: What predicts with a model, by the model's task.
+_RUNS: dict[str, Callable[[Predictor, Request], int]] = {
+    "segment": segment.run,
+    "classify": classify.run,
+    "upscale": upscale.run,
+    "prompt": prompt.run,
+}
 
 
 def predict(
@@ -20,34 +33,30 @@ def predict(
     tile: Tile = None,
     overlap: Overlap = None,
     resume: bool = False,
+    device: Device = "auto",
+    dtype: DType = "auto",
     json: Json = False,
 ) -> int:
-    """Predict with any model; what comes out is its task's.
+    """Predict with any model. The model's task decides what is printed and written.
 
     Parameters
     ----------
     model
         Bundled name, checkpoint, exported file or training run.
     out
-        Folder for the results of models that make images, or the file of a single one.
+        Folder for results that are files, or the file of a single result.
     overlay
-        Write the image with the classes' colours over it too; default: for a single image.
+        Also write the image with the result over it (segmentation, masks of objects); default: for a single image,
+        and always for masks of objects.
     resume
-        Leave out images whose result exists.
+        Skip images whose result exists.
     """
     from ..prediction.load import load
 
-    predictor = load(model)
-    if predictor.info.task == "classify":
-        return _classify(predictor, images, 5, json)
-    if predictor.info.task == "upscale":
-        from . import upscale as upscaling
-
-        return upscaling.run(predictor, images, out, tile=tile, overlap=overlap, resume=resume, as_json=json)
-    if predictor.info.task == "prompt":
-        from . import prompt as prompting
-
-        if tile is not None or overlap is not None:
-            raise ConfigError(f"--tile, --overlap: {model} is promptable and sees the whole image; leave them out")
-        return prompting.run(predictor, images, out, overlay, resume, json)
-    return _predict(predictor, images, out, overlay, None, tile, overlap, resume, json)
+    predictor = load(model, device=device, dtype=dtype)
+    if predictor.info.task not in _RUNS:
+        raise ConfigError(
+            f"{model} is for {predictor.info.task!r}, which gives no result for an image: give a model for "
+            f"{', '.join(_RUNS)}"
+        )
+    return _RUNS[predictor.info.task](predictor, Request(images, out, overlay, tile, overlap, resume, json))

@@ -1,4 +1,4 @@
-"""The verb ``prompt``: cut out what is pointed at, or everything."""
+"""The verb ``prompt``: masks of the objects at points or in a box, or of all objects."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError, InputError
-from .console import Json, print_json, print_table
-from .outputs import jobs_of
+from .console import Device, DType, Json, open_model, print_json, print_table
+from .outputs import Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
 
 _FOLDER = Path("foveal-out")
-_RUNS: dict[str, Any] = {"output_mode": "uncompressed_rle"}  # masks would take memory, and the file needs no library
-_SHOWN = 10  # masks of everything in the table
+_RUNS: dict[str, Any] = {"output_mode": "uncompressed_rle"}  # needs little memory, and no library for the file
+_SHOWN = 10  # number of masks of everything in the table
 _EXAMPLE = ("420", "310", "560", "480")
 
 
@@ -42,49 +42,49 @@ def prompt(
     model: str = assets.DEFAULTS["prompt"],
     out: Path | None = None,
     overlay: Path | None = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
     json: Json = False,
 ) -> int:
-    """Cut out what is pointed at: points and box are one prompt for one object. Or find everything.
+    """Cut out the object at points or in a box (all of them are one prompt for one object), or find all objects.
 
     Parameters
     ----------
     image
-        The photograph.
+        The image file.
     point
-        x,y in pixels of a point on the object; give the option again for more points.
+        x,y in pixels of a point on the object; repeat the option for more points.
     background
-        x,y of a point that is not on it; --point x,y:0 says the same.
+        x,y of a point that is not on the object; the same as --point x,y:0.
     box
         x1,y1,x2,y2 in pixels: left, top, right, bottom.
     single
-        Ask for one mask; default: for three, of which the surest is written. For several points, or a box.
+        Predict one mask, for an unambiguous prompt (several points, or a box); default: three masks, of which the one
+        with the highest predicted IoU is written.
     everything
-        Find all objects: COCO's JSON and an overlay.
+        Find all objects and write COCO's JSON and an overlay.
     fast
-        With --everything: a coarse grid first, finer points only where nothing was found.
+        With --everything: use a coarse grid of points first, finer points only where no mask was found.
     points_per_side
-        Of the grid of prompts, with --everything; default: 32.
+        With --everything: points along each side of the grid of prompts; default: 32.
     pred_iou_thresh
-        With --everything: masks that promise no more than this are dropped; default: what the weights say, or 0.88.
+        With --everything: keep only masks with a higher predicted IoU, 0 to 1; default: the weights' own, or 0.88.
     stability_score_thresh
-        With --everything: masks that change more than this with the threshold of their logits are dropped; default:
-        what the weights say, or 0.95.
+        With --everything: drop masks with a lower stability score, 0 to 1 (how little the mask changes with the
+        threshold of its logits); default: the weights' own, or 0.95.
     model
-        Name, checkpoint or training run of a promptable model; default: ours, in the package.
+        Name, checkpoint, exported file or training run of a promptable model; default: Foveal's, in the package.
     out
-        PNG of the mask, 255 inside; with --everything the JSON. Default: in foveal-out.
+        PNG file of the mask, 255 inside; with --everything the JSON file. Default: a file in foveal-out.
     overlay
-        Write the image with the masks over it, their outlines and scores, too.
+        Also write the image with the masks over it, their outlines and scores, to this file.
     """
     from ..images.reading import read_image
-    from ..prediction.everything import EverythingOptions
-    from ..prediction.load import load
+    from ..prediction.everything_options import EverythingOptions
 
-    points = [_point("--point", text, 1) for text in point or ()]
-    points += [_point("--background", text, 0) for text in background or ()]
-    corners = None if box is None else _numbers("--box", box, "x1,y1,x2,y2")
-    if everything and (points or corners or single):
-        raise ConfigError("--everything needs no prompt: leave out --point, --background, --box and --single")
+    points = [_read_point("--point", text, 1) for text in point or ()]
+    points += [_read_point("--background", text, 0) for text in background or ()]
+    corners = None if box is None else _read_numbers("--box", box, "x1,y1,x2,y2")
     options: dict[str, Any] = {
         "fast": fast or None,
         "points_per_side": points_per_side,
@@ -92,69 +92,68 @@ def prompt(
         "stability_score_thresh": stability_score_thresh,
     }
     options = {name: value for name, value in options.items() if value is not None}
-    if options and not everything:
-        raise ConfigError(f"--{next(iter(options)).replace('_', '-')} goes with --everything")
-    if not everything and not points and corners is None:
-        raise ConfigError("no prompt: give --point x,y, --box x1,y1,x2,y2, or --everything")
+    _check_combination(everything, bool(points or corners), single, options)
     EverythingOptions.of(options)
-    suffix = ".json" if everything else ".png"
-    if out is None:
-        out = _FOLDER / f"{image.resolve().stem}{suffix}"
-    if everything and overlay is None:
-        overlay = _overlay_beside(out)
-    _check_files(image, out, suffix, overlay)
-    pixels = read_image(image)  # a mistake here should not wait for a download
-    predictor = load(model)
-    if predictor.info.task != "prompt":
-        raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
+    out, overlay = _name_files(image, out, overlay, everything)
+    pixels = read_image(image)  # before the model, which may have to be downloaded
+    predictor = open_model(model, device, dtype, "prompt")
     if everything:
-        return _everything(predictor, image, pixels, out, overlay, options | _RUNS, json)
-    return _prompt(predictor, image, pixels, points, corners, single, out, overlay, json)
+        return _run_everything(predictor, image, pixels, out, overlay, options | _RUNS, json)
+    return _run_prompt(predictor, image, pixels, points, corners, single, out, overlay, json)
 
 
-def run(
-    predictor: Predictor,
-    images: list[Path],
-    out: Path,
-    overlay: bool | None = None,
-    resume: bool = False,
-    as_json: bool = False,
-) -> int:
-    """Find everything in images, with a predictor at hand; the exit code is 1 where some of several images failed."""
+def run(predictor: Predictor, request: Request) -> int:
+    """Find everything in the requested images; the exit code is 1 if some of many failed."""
     from ..images.reading import read_image
-    from ..progress import Progress
 
-    jobs, many = jobs_of(images, out, ".json")
+    if request.tile is not None or request.overlap is not None:
+        ref = predictor.info.ref
+        raise ConfigError(f"--tile, --overlap: {ref} is promptable and encodes the whole image; leave them out")
+    jobs, many = request.jobs(".json")
+
+    def overlay_of(target: Path) -> Path | None:
+        return None if request.overlay is False else _overlay_name(target)
+
     if not many:
         source, target = jobs[0]
-        beside = None if overlay is False else _overlay_beside(target)
-        _check_files(source, target, ".json", beside)
-        return _everything(predictor, source, read_image(source), target, beside, _RUNS, as_json)
-    if resume:
-        jobs = [(source, target) for source, target in jobs if not target.exists()]
-    progress = Progress()
-    done: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    with progress.bar("everything", len(jobs)) as bar:
-        for source, target in jobs:
-            try:
-                found = predictor.everything(source, **_RUNS)
-                files = _write(found, source, target, None if overlay is False else _overlay_beside(target))
-                done.append({"image": str(source), "masks": len(found), "files": [str(file) for file in files]})
-            except InputError as error:
-                failed.append({"image": str(source), "error": str(error)})
-                progress.note(str(error))
-            bar.advance()
-    if as_json:
-        print_json({"images": done, "failed": failed, "out": str(out)})
+        overlay = overlay_of(target)
+        _check_files(source, target, ".json", overlay)
+        return _run_everything(predictor, source, read_image(source), target, overlay, _RUNS, request.as_json)
+
+    def work(source: Path, target: Path) -> dict[str, Any]:
+        result = predictor.everything(source, **_RUNS)
+        files = _write(result, source, target, overlay_of(target))
+        return {"image": str(source), "masks": len(result), "files": [str(file) for file in files]}
+
+    jobs = request.remaining(jobs)
+    done, failed = run_jobs("everything", jobs, work, many=True)
+    if request.as_json:
+        print_json({"images": done, "failed": failed, "out": str(request.out)})
         return 1 if failed else 0
-    print(f"{len(done)} of {len(jobs)} images, masks in {out}")
-    for failure in failed:
-        print(f"failed: {failure['error']}")
-    return 1 if failed else 0
+    print(f"{len(done)} of {len(jobs)} images, masks in {request.out}")
+    return print_failed(failed)
 
 
-def _everything(
+def _check_combination(everything: bool, prompted: bool, single: bool, options: dict[str, Any]) -> None:
+    if everything and (prompted or single):
+        raise ConfigError("--everything needs no prompt: leave out --point, --background, --box and --single")
+    if options and not everything:
+        raise ConfigError(f"--{next(iter(options)).replace('_', '-')} goes with --everything")
+    if not everything and not prompted:
+        raise ConfigError("no prompt: give --point x,y, --box x1,y1,x2,y2, or --everything")
+
+
+def _name_files(image: Path, out: Path | None, overlay: Path | None, everything: bool) -> tuple[Path, Path | None]:
+    """Files of the result and of its overlay, checked before any work is done."""
+    suffix = ".json" if everything else ".png"
+    out = _FOLDER / f"{image.resolve().stem}{suffix}" if out is None else out
+    if everything and overlay is None:
+        overlay = _overlay_name(out)
+    _check_files(image, out, suffix, overlay)
+    return out, overlay
+
+
+def _run_everything(
     predictor: Predictor,
     image: Path,
     pixels: NDArray[np.uint8],
@@ -163,57 +162,63 @@ def _everything(
     options: dict[str, Any],
     as_json: bool,
 ) -> int:
-    from ..prediction.everything import EverythingOptions
+    from ..prediction.everything_options import EverythingOptions
     from ..progress import Progress
 
+    checked = EverythingOptions.of(options)
     started = time.perf_counter()
-    with Progress().bar("everything", EverythingOptions.of(options).points) as bar:
+    with Progress().bar("everything", checked.points) as bar:
 
         def advance(points: int) -> None:
             for _ in range(points):
                 bar.advance()
 
-        found = predictor.everything(pixels, progress=advance, **options)
+        result = predictor.everything(pixels, progress=advance, **options)
     seconds = {"everything": time.perf_counter() - started}
-    files = _write(found, image, out, overlay)
-    report = _report(predictor, image, found.size, seconds, files)
+    files = _write(result, image, out, overlay)
+    report = _report(predictor, image, result.size, seconds, files)
     if as_json:
-        masks = [{key: value for key, value in record.items() if key != "segmentation"} for record in found]
-        print_json({**report, "prompts": found.prompts, "masks": masks})
+        masks = [{key: value for key, value in record.items() if key != "segmentation"} for record in result]
+        print_json({**report, "prompts": result.prompts, "masks": masks})
         return 0
-    rows = []
-    for number, record in enumerate(found[:_SHOWN], 1):
-        x, y, width, height = record["bbox"]
-        corners = [x, y, x + width + 1, y + height + 1]
-        rows.append((str(number), record["predicted_iou"], record["area"], corners))
-    _print_table(image, report, rows)
-    more = f", the {_SHOWN} surest above" if len(found) > _SHOWN else ""
-    if not rows:
-        thresholds = EverythingOptions.of(options).thresholds(predictor.info.mask_thresholds)
+    _print_masks(image, report, _everything_rows(result))
+    if not result.records:
+        iou, stability = checked.thresholds(predictor.info.mask_thresholds)
         print(
-            "no mask promises more than {} and is as stable as {}: give lower --pred-iou-thresh and "
-            "--stability-score-thresh".format(*thresholds)
+            f"no mask has a predicted IoU above {iou} and a stability score of {stability}: give lower "
+            "--pred-iou-thresh and --stability-score-thresh"
         )
-    print(f"\n{len(found)} masks{more}; {found.prompts} prompts in {seconds['everything']:.1f} s on ", end="")
+    more = f", the {_SHOWN} with the highest predicted IoU above" if len(result) > _SHOWN else ""
+    print(f"\n{len(result)} masks{more}; {result.prompts} prompts in {seconds['everything']:.1f} s on ", end="")
     _print_end(files)
     return 0
 
 
-def _overlay_beside(out: Path) -> Path:
+def _everything_rows(result: EverythingResult) -> list[tuple[str, float, int, list[int]]]:
+    """Name, predicted IoU, area and box of the first masks."""
+    rows = []
+    for number, record in enumerate(result[:_SHOWN], 1):
+        x, y, width, height = record["bbox"]
+        corners = [x, y, x + width + 1, y + height + 1]
+        rows.append((str(number), record["predicted_iou"], record["area"], corners))
+    return rows
+
+
+def _overlay_name(out: Path) -> Path:
     return out.with_name(f"{out.stem}.overlay.jpg")
 
 
-def _write(found: EverythingResult, image: Path, out: Path, overlay: Path | None) -> list[Path]:
+def _write(result: EverythingResult, image: Path, out: Path, overlay: Path | None) -> list[Path]:
     from ..images.writing import save_picture
 
-    found.save(out, image.name)
+    result.save(out, image.name)
     if overlay is None:
         return [out]
-    save_picture(found.overlay(), overlay)
+    save_picture(result.overlay(), overlay)
     return [out, overlay]
 
 
-def _prompt(
+def _run_prompt(
     predictor: Predictor,
     image: Path,
     pixels: NDArray[np.uint8],
@@ -224,23 +229,42 @@ def _prompt(
     overlay: Path | None,
     as_json: bool,
 ) -> int:
-    from ..images import regions
     from ..images.writing import save_picture
 
     started = time.perf_counter()
     embedding = predictor.encode(pixels)
     encoded = time.perf_counter()
-    found = embedding.prompt(
+    result = embedding.prompt(
         [point[:2] for point in points] or None, [point[2] for point in points] or None, box, multimask=not single
     )
-    masks, best = found.masks, int(found.iou.argmax())
+    masks = result.masks
     seconds = {"encoder": encoded - started, "prompt": time.perf_counter() - encoded}
-    files = [found.save(out)]
+    files = [result.save(out)]
     if overlay is not None:
-        save_picture(found.overlay(), overlay)
+        save_picture(result.overlay(), overlay)
         files.append(overlay)
+    rows = _prompt_rows(masks, result.iou)
+    report = _report(predictor, image, result.size, seconds, files)
+    if as_json:
+        print_json({**report, "masks": rows})
+        return 0
+    table = [
+        (f"{number}{' (written)' * row['written']}", row["predicted_iou"], row["area"], row["box"])
+        for number, row in enumerate(rows, 1)
+    ]
+    _print_masks(image, report, table)
+    print(f"\nencoder {seconds['encoder']:.2f} s, prompt {seconds['prompt']:.2f} s on ", end="")
+    _print_end(files)
+    return 0
+
+
+def _prompt_rows(masks: NDArray[np.bool_], scores: NDArray[np.floating]) -> list[dict[str, Any]]:
+    """What ``--json`` prints about each mask."""
+    from ..images import regions
+
+    best = int(scores.argmax())
     rows: list[dict[str, Any]] = []
-    for mask, iou in zip(masks, found.iou, strict=True):
+    for mask, iou in zip(masks, scores, strict=True):
         x1, y1, x2, y2 = regions.boxes_of(mask[None])[0].tolist() if mask.any() else (0, 0, -1, -1)
         rows.append(
             {
@@ -250,18 +274,7 @@ def _prompt(
                 "written": len(rows) == best,
             }
         )
-    report = _report(predictor, image, found.size, seconds, files)
-    if as_json:
-        print_json({**report, "masks": rows})
-        return 0
-    table = [
-        (f"{number}{' (written)' * row['written']}", row["predicted_iou"], row["area"], row["box"])
-        for number, row in enumerate(rows, 1)
-    ]
-    _print_table(image, report, table)
-    print(f"\nencoder {seconds['encoder']:.2f} s, prompt {seconds['prompt']:.2f} s on ", end="")
-    _print_end(files)
-    return 0
+    return rows
 
 
 def _report(
@@ -280,7 +293,7 @@ def _report(
     }
 
 
-def _print_table(image: Path, report: dict[str, Any], rows: list[tuple[str, float, int, list[int]]]) -> None:
+def _print_masks(image: Path, report: dict[str, Any], rows: list[tuple[str, float, int, list[int]]]) -> None:
     height, width = report["size"]
     print(f"{image}  {width}x{height}  {report['model']}, {report['runtime']}\n")
     texts = [(name, f"{iou:.3f}", str(area), ",".join(map(str, box))) for name, iou, area, box in rows]
@@ -296,7 +309,7 @@ def _print_end(files: list[Path]) -> None:
 
 
 def _check_files(image: Path, out: Path, suffix: str, overlay: Path | None) -> None:
-    """Before work begins: results have the right suffix, overwrite no image nor each other, and can be written."""
+    """Check that the results have the right suffix, overwrite neither the image nor each other, and can be written."""
     from ..files import ensure_folder
     from ..images.writing import check_picture_name
 
@@ -313,21 +326,22 @@ def _check_files(image: Path, out: Path, suffix: str, overlay: Path | None) -> N
         ensure_folder(file.parent)
 
 
-def _point(option: str, text: str, label: int) -> tuple[float, float, int]:
-    place, colon, told = text.partition(":") if label else (text, "", "")
-    if colon and told not in ("0", "1"):
+def _read_point(option: str, text: str, label: int) -> tuple[float, float, int]:
+    """x, y and label of a point; ``--point`` accepts a label behind a colon."""
+    place, colon, suffix = text.partition(":") if label else (text, "", "")
+    if colon and suffix not in ("0", "1"):
         raise InputError(f"{option} {text}: write x,y:0 for a point on the background, x,y:1 for one on the object")
-    x, y = _numbers(option, place, "x,y")
-    return x, y, int(told) if colon else label
+    x, y = _read_numbers(option, place, "x,y")
+    return x, y, int(suffix) if colon else label
 
 
-def _numbers(option: str, text: str, form: str) -> list[float]:
+def _read_numbers(option: str, text: str, form: str) -> list[float]:
     try:
-        found = [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        found = []
+        values = []
     count = form.count(",") + 1
-    if len(found) != count:
+    if len(values) != count:
         example = ",".join(_EXAMPLE[:count])
-        raise InputError(f"{option} {text}: write {form} in pixels, such as {option} {example}")
-    return found
+        raise InputError(f"{option} {text}: write {form} in pixels, for example {option} {example}")
+    return values

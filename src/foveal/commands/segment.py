@@ -1,4 +1,4 @@
-"""Verbs that predict: ``segment``, ``classify``, ``predict``."""
+"""The verb ``segment``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from .. import assets
 from ..errors import ConfigError, InputError
-from .console import Images, Json, Overlap, Tile, print_json, print_table
-from .outputs import jobs_of
+from .console import Device, DType, Images, Json, Overlap, Tile, open_model, print_json, print_table
+from .outputs import Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
@@ -27,79 +27,66 @@ def segment(
     tile: Tile = None,
     overlap: Overlap = None,
     resume: bool = False,
+    device: Device = "auto",
+    dtype: DType = "auto",
     json: Json = False,
 ) -> int:
-    """Segment photographs. A single image also prints its classes; a folder gives one mask per image.
+    """Segment images. For a single image a table of its classes is printed; for a folder, each image gets a mask.
 
     Parameters
     ----------
     model
         Bundled name, checkpoint, exported file or training run.
     out
-        Folder for masks (PNG of class indices with a palette) and overlays, or the PNG of a single image's mask.
+        Folder for masks (PNG of class indices with a palette) and overlays, or the PNG file of a single image's mask.
     overlay
-        Write the image with the classes' colours over it too; default: for a single image.
+        Also write the image with the colours of the classes over it; default: for a single image.
     label
-        Index mask to compare a single image's result with (255 is left out).
+        Mask of class indices to compare a single image's mask with; pixels of 255 are ignored.
     resume
-        Leave out images whose mask exists.
+        Skip images whose mask exists.
     """
-    from ..prediction.load import load
-
-    predictor = load(model)
-    if predictor.info.task != "segment":
-        raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
-    return _predict(predictor, images, out, overlay, label, tile, overlap, resume, json)
+    predictor = open_model(model, device, dtype, "segment")
+    return run(predictor, Request(images, out, overlay, tile, overlap, resume, json), label)
 
 
-def _predict(
-    predictor: Predictor,
-    images: list[Path],
-    out: Path,
-    overlay: bool | None,
-    label: Path | None,
-    tile: int | None,
-    overlap: int | None,
-    resume: bool,
-    as_json: bool,
-) -> int:
-    jobs, many = jobs_of(images, out)
+def run(predictor: Predictor, request: Request, label: Path | None = None) -> int:
+    """Segment the requested images; the exit code is 1 if some of many failed."""
+    jobs, many = request.jobs()
+    tiles = {"tile": request.tile, "overlap": request.overlap}
     if label is not None and many:
-        raise ConfigError("--label compares a single image")
-    if tile is not None:
-        predictor.check_tiles(tile, overlap)
-    elif overlap is not None:
-        raise ConfigError(f"--overlap {overlap} goes with --tile")
-    overlays = not many if overlay is None else overlay
-    if not many:
-        report = segmented(predictor, *jobs[0], overlays, label, tile, overlap)
-        if as_json:
-            print_json(report)
-        else:
-            say_segmented(report)
-        return 0
-    if resume:
-        jobs = [(source, target) for source, target in jobs if not target.exists()]
-    return _segment_many(predictor, jobs, overlays, tile, overlap, out, as_json)
+        raise ConfigError("--label is for a single image: give one, or leave out --label")
+    if request.tile is not None:
+        predictor.check_tiles(request.tile, request.overlap)
+    elif request.overlap is not None:
+        raise ConfigError(f"--overlap {request.overlap} goes with --tile")
+    overlay = not many if request.overlay is None else request.overlay
+    if many:
+        return _run_many(predictor, request, request.remaining(jobs), overlay, tiles)
+    report = segment_file(predictor, *jobs[0], overlay, label, tiles)
+    if request.as_json:
+        print_json(report)
+    else:
+        print_report(report)
+    return 0
 
 
-def segmented(
+def segment_file(
     predictor: Predictor,
     source: Path,
     target: Path,
     overlay: bool,
     label: Path | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
+    tiles: dict[str, int | None] | None = None,
 ) -> dict[str, Any]:
-    """Segment one image, write what is to be written, and tell what was found."""
+    """Segment one image, write mask and overlay, and return the report that ``--json`` prints."""
     from ..measuring import machine
 
     started = time.perf_counter()
-    result = predictor.segment(source, tile=tile, overlap=overlap)
+    result = predictor.segment(source, **(tiles or {}))
     mask = result.mask
     seconds = time.perf_counter() - started
-    written = _write(result, target, overlay)
+    files = _write(result, target, overlay)
     height, width = mask.shape
     report: dict[str, Any] = {
         "image": str(source),
@@ -112,15 +99,15 @@ def segmented(
             {"name": name, "share": round(share, 6), "confidence": round(confidence, 6)}
             for name, share, confidence in result.shares()
         ],
-        "files": [str(path) for path in written],
+        "files": [str(path) for path in files],
     }
     if label is not None:
         report["agreement"] = round(_agreement(result, label), 6)
     return report
 
 
-def say_segmented(report: dict[str, Any]) -> None:
-    """Print what :func:`segmented` tells."""
+def print_report(report: dict[str, Any]) -> None:
+    """Print a report of :func:`segment_file` as text."""
     from ..measuring import machine
 
     height, width = report["size"]
@@ -133,50 +120,38 @@ def say_segmented(report: dict[str, Any]) -> None:
     print(*report["files"], sep="\n")
 
 
-def _segment_many(
+def _run_many(
     predictor: Predictor,
+    request: Request,
     jobs: list[tuple[Path, Path]],
     overlay: bool,
-    tile: int | None,
-    overlap: int | None,
-    out: Path,
-    as_json: bool,
+    tiles: dict[str, int | None],
 ) -> int:
-    from ..progress import Progress
+    def work(source: Path, target: Path) -> None:
+        _write(predictor.segment(source, **tiles), target, overlay)
 
-    progress = Progress()
-    failed: list[dict[str, str]] = []
     started = time.perf_counter()
-    with progress.bar("segment", len(jobs)) as bar:
-        for source, target in jobs:
-            try:
-                _write(predictor.segment(source, tile=tile, overlap=overlap), target, overlay)
-            except InputError as error:
-                failed.append({"image": str(source), "error": str(error)})
-                progress.note(str(error))
-            bar.advance()
+    done, failed = run_jobs("segment", jobs, work, many=True)
     seconds = time.perf_counter() - started
-    done = len(jobs) - len(failed)
-    if as_json:
-        print_json({"done": done, "failed": failed, "out": str(out), "seconds": round(seconds, 3)})
-    else:
-        print(f"{done} of {len(jobs)} images in {seconds:.1f} s, masks in {out}")
-        for failure in failed:
-            print(f"failed: {failure['error']}")
-    return 1 if failed else 0
+    if request.as_json:
+        print_json({"done": len(done), "failed": failed, "out": str(request.out), "seconds": round(seconds, 3)})
+        return 1 if failed else 0
+    print(f"{len(done)} of {len(jobs)} images in {seconds:.1f} s, masks in {request.out}")
+    return print_failed(failed)
 
 
 def _write(result: SegmentResult, target: Path, overlay: bool) -> list[Path]:
     from ..images.writing import save_picture
 
-    written = [result.save(target)]
+    files = [result.save(target)]
     if overlay:
-        written.append(target.with_name(f"{target.stem}.overlay.jpg"))
-        save_picture(result.overlay(), written[-1])
-    return written
+        files.append(target.with_name(f"{target.stem}.overlay.jpg"))
+        save_picture(result.overlay(), files[-1])
+    return files
 
 
 def _agreement(result: SegmentResult, label: Path) -> float:
+    """Share of the labelled pixels whose class is that of the label."""
     from ..images.reading import read_mask
     from ..info import IGNORE
 

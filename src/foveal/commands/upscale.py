@@ -1,4 +1,4 @@
-"""The verb ``upscale``: photographs made larger, or repaired at their own size."""
+"""The verb ``upscale``: larger images, or restored ones of the same size."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from .. import assets
-from ..errors import ConfigError, InputError
-from .console import Images, Json, Overlap, Tile, print_json
-from .outputs import jobs_of
+from ..errors import ConfigError
+from .console import Device, DType, Images, Json, open_model, print_json
+from .outputs import Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
     from ..images.reading import Picture
     from ..prediction.predictor import Predictor
 
 Format = Literal["png", "jpg", "webp", "tif"]
+Tile = Annotated[
+    int | None, Parameter(help="Side of the tiles, in pixels; default: small images whole, tiles of 384 for others.")
+]
+Overlap = Annotated[
+    int | None, Parameter(help="Pixels that neighbouring tiles share; default: 32, at most a quarter of --tile.")
+]
+_SHOWN = 240  # side of the part of the small image that --compare shows, in pixels
 
 
 def upscale(
@@ -34,116 +41,101 @@ def upscale(
     exact: Annotated[bool, Parameter(negative="")] = False,
     check_tiles: Annotated[bool, Parameter(negative="")] = False,
     resume: bool = False,
+    device: Device = "auto",
+    dtype: DType = "auto",
     json: Json = False,
 ) -> int:
-    """Enlarge photographs. Alpha, 16 bits, grey and the colour profile are kept; large images go window by window.
+    """Upscale images. Alpha, 16 bits, grey and the colour profile are kept; large images are processed in tiles.
 
     Parameters
     ----------
     scale
-        How many times larger each side becomes; default: the model's own, else 2.
+        Factor for each side; default: the model's own, else 2.
     model
         Bundled name, checkpoint, exported file or training run; "bicubic" or "lanczos" interpolate.
     out
-        Folder for the results, or the file of a single one.
+        Folder for the results, or the file of a single result.
     format
-        Of the results. All but png are written from memory, and have no 16 bits (jpg no alpha either).
+        Format of the results. All but png are held in memory and have 8 bits; jpg has no alpha.
     compare
-        Write a picture of the middle beside it too: bicubic left, the model right.
+        Also write the middle of the image next to its bicubic interpolation: bicubic left, the model right.
     exact
-        Windows give what the whole image would: attention reads it in passes of its own. Two to three times the time.
+        Tiles give the result of the whole image: attention reads the whole image first. Takes two to three times as
+        long.
     check_tiles
-        Also enlarge the image as a whole, and print how close the windows come (a single image; takes its memory).
+        Also upscale the image as a whole and print how close the tiles come (for a single image; needs its memory).
     resume
-        Leave out images whose result exists.
+        Skip images whose result exists.
     """
-    from ..prediction.load import load
-
-    predictor = load(_reference(model, scale))
-    if predictor.info.task != "upscale":
-        raise ConfigError(f"{model} is for {predictor.info.task!r}; use foveal {predictor.info.task}")
-    if scale not in (None, predictor.info.options["scale"]):
-        raise ConfigError(f"--scale {scale}: {model} enlarges {predictor.info.options['scale']} times")
-    return run(predictor, images, out, format, compare, tile, overlap, exact, check_tiles, resume, json)
+    ref = _reference(model, scale)
+    predictor = open_model(ref, device, dtype, "upscale")
+    own = predictor.info.options["scale"]
+    if scale not in (None, own):
+        raise ConfigError(f"--scale {scale}: {ref} enlarges {own} times; leave out --scale, or give another --model")
+    request = Request(images, out, None, tile, overlap, resume, json)
+    return run(predictor, request, format, compare, exact, check_tiles)
 
 
 def _reference(model: str | None, scale: int | None) -> str:
-    """A bare name means its weights for the scale."""
+    """The reference of the model: a name without a tag means its weights for the scale."""
     name = model or assets.DEFAULTS["upscale"]
-    bare = name in ("bicubic", "lanczos") or any(ref.startswith(f"{name}.x") for ref in assets.WEIGHTS)
-    return f"{name}.x{scale or 2}" if bare or model is None else name
+    untagged = name in ("bicubic", "lanczos") or any(ref.startswith(f"{name}.x") for ref in assets.WEIGHTS)
+    return f"{name}.x{scale or 2}" if untagged or model is None else name
 
 
 def run(
     predictor: Predictor,
-    images: list[Path],
-    out: Path,
+    request: Request,
     suffix: str = "png",
     compare: bool = False,
-    tile: int | None = None,
-    overlap: int | None = None,
     exact: bool = False,
     check_tiles: bool = False,
-    resume: bool = False,
-    as_json: bool = False,
 ) -> int:
-    """Enlarge with a predictor at hand; the exit code is 1 where some of several images failed."""
+    """Upscale the requested images; the exit code is 1 if some of many failed."""
     from ..measuring import machine
-    from ..prediction.tiles import check_tiles as checked
-    from ..progress import Progress
+    from ..prediction.tiles import check_upscale_tiles
 
-    checked(tile, overlap)
-    windows = {"tile": tile, "overlap": overlap, "exact": exact}
-    jobs, many = jobs_of(images, out, f".{suffix}")
+    check_upscale_tiles(request.tile, request.overlap)
+    tiles = {"tile": request.tile, "overlap": request.overlap, "exact": exact}
+    jobs, many = request.jobs(f".{suffix}")
     if check_tiles and many:
-        raise ConfigError("--check-tiles looks at a single image")
-    if resume:
-        jobs = [(source, target) for source, target in jobs if not target.exists()]
-    progress = Progress()
-    done: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    with progress.bar("upscale", len(jobs)) as bar:
-        for source, target in jobs:
-            try:
-                done.append(enlarged(predictor, source, target, compare, windows, check_tiles))
-            except InputError as error:
-                if not many:
-                    raise
-                failed.append({"image": str(source), "error": str(error)})
-                progress.note(str(error))
-            bar.advance()
+        raise ConfigError("--check-tiles is for a single image: give one, or leave out --check-tiles")
+    jobs = request.remaining(jobs)
+
+    def work(source: Path, target: Path) -> dict[str, Any]:
+        return upscale_file(predictor, source, target, compare, tiles, check_tiles)
+
+    done, failed = run_jobs("upscale", jobs, work, many)
     model = predictor.info.ref
-    if as_json:
+    if request.as_json:
         about = {"model": model, "runtime": predictor.runtime, "machine": machine.describe()}
         print_json({**about, "images": done, "failed": failed})
         return 1 if failed else 0
-    for image in done:
-        say_enlarged(image)
+    for report in done:
+        print_report(report)
     print(f"{len(done)} of {len(jobs)} images with {model}, {predictor.runtime}, on {machine.one_line()}")
-    for failure in failed:
-        print(f"failed: {failure['error']}")
-    return 1 if failed else 0
+    return print_failed(failed)
 
 
-def say_enlarged(report: dict[str, Any]) -> None:
-    """Print what :func:`enlarged` tells."""
+def print_report(report: dict[str, Any]) -> None:
+    """Print a report of :func:`upscale_file` as text."""
     (height, width), (old_height, old_width) = report["size"], report["from"]
     print(f"{report['image']}  {old_width}x{old_height} -> {width}x{height}  {report['seconds']:.2f} s  ", end="")
     print(*report["files"], sep="  ")
     if "tiles_psnr" in report:
-        apart = report["tiles_psnr"]
-        print(f"windows against the whole image: {'equal' if apart is None else f'{apart:.1f} dB'}")
+        similarity = report["tiles_psnr"]
+        print(f"tiles compared with the whole image: {'equal' if similarity is None else f'{similarity:.1f} dB'}")
 
 
-def enlarged(
+def upscale_file(
     predictor: Predictor,
     source: Path,
     target: Path,
-    compare: bool,
-    windows: dict[str, Any],
+    compare: bool = False,
+    tiles: dict[str, Any] | None = None,
     check_tiles: bool = False,
 ) -> dict[str, Any]:
-    """Enlarge one image, write what is to be written, and tell how it went."""
+    """Upscale one image, write the result, and return the report that ``--json`` prints."""
     from ..images.reading import read_picture
     from ..images.writing import Canvas, stored_channels, write_picture
 
@@ -154,7 +146,8 @@ def enlarged(
     channels = (1 if picture.grey else 3) + (picture.alpha is not None)
     canvas = Canvas(scale * height, scale * width, channels, 8 * picture.pixels.itemsize, picture.icc)
     canvas.check(target)
-    bands = predictor.upscaled_bands(picture, **windows)
+    tiles = tiles or {}
+    bands = predictor.upscaled_bands(picture, **tiles)
     write_picture(target, canvas, (stored_channels(band, picture.grey) for band in bands))
     report: dict[str, Any] = {
         "image": str(source),
@@ -164,19 +157,16 @@ def enlarged(
         "files": [str(target)],
     }
     if compare:
-        beside = target.with_name(f"{target.stem}.compare.png")
-        _write_comparison(predictor, picture, beside)
-        report["files"].append(str(beside))
+        comparison = target.with_name(f"{target.stem}.compare.png")
+        _write_comparison(predictor, picture, comparison)
+        report["files"].append(str(comparison))
     if check_tiles:
-        report["tiles_psnr"] = _tiles_psnr(predictor, picture, windows)
+        report["tiles_psnr"] = _tiles_psnr(predictor, picture, tiles)
     return report
 
 
-_SHOWN = 240  # pixels of the small image in a comparison
-
-
 def _write_comparison(predictor: Predictor, picture: Picture, path: Path) -> None:
-    """The middle of the picture, interpolated and enlarged, side by side in 8 bits."""
+    """Write the middle of the image, interpolated on the left and upscaled on the right, in 8 bits."""
     import numpy as np
     from PIL import Image
 
@@ -196,18 +186,18 @@ def _write_comparison(predictor: Predictor, picture: Picture, path: Path) -> Non
     save_picture(Image.fromarray(np.concatenate([halves[0], gap, halves[1]], axis=1)), path)
 
 
-def _tiles_psnr(predictor: Predictor, picture: Picture, windows: dict[str, Any]) -> float | None:
-    """How close the windows come to the image as a whole, in dB over all channels."""
+def _tiles_psnr(predictor: Predictor, picture: Picture, tiles: dict[str, Any]) -> float | None:
+    """PSNR of the image upscaled in tiles against the image upscaled as a whole, in dB; ``None``: they are equal."""
     import numpy as np
 
     from ..evaluation.fidelity import for_json, psnr
     from ..prediction.tiles import TILE
 
     side = max(64, -(-max(picture.pixels.shape) // 8) * 8)
-    as_one: dict[str, Any] = {"tile": side, "overlap": 0, "exact": False}
-    whole, cut = (
-        np.concatenate(list(predictor.upscaled_bands(picture, **how)))
-        for how in (as_one, {**windows, "tile": windows["tile"] or TILE})
+    one_tile: dict[str, Any] = {"tile": side, "overlap": 0, "exact": False}
+    whole, tiled = (
+        np.concatenate(list(predictor.upscaled_bands(picture, **options)))
+        for options in (one_tile, {**tiles, "tile": tiles.get("tile") or TILE})
     )
     peak = np.iinfo(whole.dtype).max / 255
-    return for_json(psnr(whole / peak, cut / peak))
+    return for_json(psnr(whole / peak, tiled / peak))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, DependencyError, FovealError
-from ..prediction.load import Runtime, load
+from ..prediction.load import load
 from ..prediction.onnx_runner import OnnxRunner
 from ..prediction.predictor import Predictor
 from ..prediction.torch_runner import TorchRunner
@@ -123,7 +123,7 @@ def bench(
     threads: int | None = None,
     rounds: int = 20,
     warmup: int = 3,
-    runtime: Runtime = "auto",
+    runtime: str = "auto",
 ) -> BenchReport:
     """Time the networks alone (no reading, no preparing) on the CPU, interleaved.
 
@@ -216,7 +216,7 @@ def _image(batch: int, channels: int, size: tuple[int, int]) -> NDArray[np.float
     return np.random.default_rng(0).standard_normal((batch, channels, *size)).astype(np.float32)
 
 
-def _open(ref: str, runtime: Runtime, threads: int) -> Predictor:
+def _open(ref: str, runtime: str, threads: int) -> Predictor:
     try:
         predictor = load(ref, runtime=runtime, device="cpu")
     except FovealError:
@@ -326,7 +326,7 @@ def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: Any) -
     return PeakMemory(round(int(lines[-2]) / 1024, 1), round(int(lines[-1]) / 1024, 1))
 
 
-def _opening(ref: str, runtime: Runtime, batch: int, height: int, width: int) -> Callable[[], object]:
+def _opening(ref: str, runtime: str, batch: int, height: int, width: int) -> Callable[[], object]:
     """The work whose memory :func:`bench` reports: loading a model and running it once, on one thread."""
 
     def work() -> object:

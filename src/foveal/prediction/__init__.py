@@ -1,1 +1,1 @@
-"""Predict: from a reference to a predictor, from an image to a result."""
+"""Predict: from a reference to a predictor, and from an image to a result."""

@@ -1,4 +1,4 @@
-"""The argmax of bilinearly upsampled logits, computed only where it can change."""
+"""Bilinear upsampling of logits, and its argmax, computed only where the class can change."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis of bilinear upsampling: intervals between coarse positions and the pixels in them (half-pixel centres).
+    """One axis of bilinear upsampling: the intervals between coarse positions, and the pixels in each.
 
     Attributes:
-        ends: coarse positions around each interval that holds pixels, ``(2, n)``: lower and upper, the same one twice
-            outside the first and the last position.
+        ends: lower and upper coarse position of each interval that holds pixels, ``(2, n)``; before the first and
+            behind the last position both are the same.
         first: first pixel in each interval, ``(n,)``.
-        count: number of pixels in it, ``(n,)``.
-        weight: the upper end's, for each pixel, ``(length,)``.
+        count: number of pixels in each interval, ``(n,)``.
+        weight: weight of the upper end for each pixel, ``(length,)``.
     """
 
     ends: NDArray[np.intp]
@@ -29,7 +29,10 @@ class _Axis:
 
     @classmethod
     def between(cls, coarse: int, length: int, scale: float) -> _Axis:
-        """Place ``length`` pixels on ``coarse`` positions: position = (pixel + 0.5) * scale - 0.5."""
+        """Intervals of ``length`` pixels on ``coarse`` positions (half-pixel centres).
+
+        A pixel is at the coarse position ``(pixel + 0.5) * scale - 0.5``.
+        """
         position = np.clip((np.arange(length) + 0.5) * scale - 0.5, -0.5, coarse - 0.5)
         below = np.floor(position).astype(np.intp)
         lower, first, count = np.unique(below, return_index=True, return_counts=True)
@@ -37,10 +40,19 @@ class _Axis:
         return cls(ends, first, count, (position - below).astype(np.float32))
 
 
-def _upsampled_rows(
+def upsampled_rows(
     logits: NDArray[np.floating], size: tuple[int, int], scale: tuple[float, float]
 ) -> Iterator[tuple[slice, NDArray[np.floating]]]:
-    """Bilinear upsampling in bands of pixel rows between the same coarse rows: ``(rows, (C, rows, W))``."""
+    """Upsample logits bilinearly, in bands of the pixel rows between two coarse rows.
+
+    Args:
+        logits: ``(C, h, w)``.
+        size: (H, W) of the result.
+        scale: (vertical, horizontal) coarse positions per pixel.
+
+    Yields:
+        Which rows, and their logits ``(C, rows, W)``.
+    """
     ys, xs = (_Axis.between(*axis) for axis in zip(logits.shape[1:], size, scale, strict=True))
     left, right = xs.ends.repeat(xs.count, axis=1)
     for (above, below), first, count in zip(ys.ends.T, ys.first, ys.count, strict=True):
@@ -51,16 +63,25 @@ def _upsampled_rows(
         yield rows, upper[:, None] + ys.weight[rows, None] * (lower - upper)[:, None]
 
 
-_PIXELS_AT_ONCE = 1 << 16  # few enough for the cache, many enough that numpy's own work per call is small
+_PIXELS_AT_ONCE = 1 << 16  # few enough for the cache, many enough that numpy's overhead per call is small
 
 
-def _upsampled_argmax(
+def upsampled_argmax(
     logits: NDArray[np.floating], size: tuple[int, int], scale: tuple[float, float]
 ) -> NDArray[np.uint8]:
-    """Argmax over classes of the bilinearly upsampled logits, computed only where it can change.
+    """Argmax over the classes of bilinearly upsampled logits, computed only where it can change.
 
-    An upsampled value is a convex combination of four corners, so where all four have one winner, it wins everywhere
-    in the cell between them. The other cells are decided pixel by pixel, among the few classes that can win there.
+    An upsampled value is a convex combination of four corners. Where all four corners have the same best class, it is
+    the best everywhere in the cell between them. In the other cells the class is decided pixel by pixel, among the few
+    classes that can be the best there.
+
+    Args:
+        logits: ``(C, h, w)``.
+        size: (H, W) of the result.
+        scale: (vertical, horizontal) coarse positions per pixel.
+
+    Returns:
+        ``(H, W)`` uint8, int32 for more than 256 classes.
     """
     coarse = _argmax(logits)
     ys, xs = (_Axis.between(*axis) for axis in zip(logits.shape[1:], size, scale, strict=True))
@@ -72,12 +93,12 @@ def _upsampled_argmax(
     contends = _contenders(values, winners[:, y, x])
     count, rivals = contends.sum(0), np.nonzero(contends.T)[1]
     begin = np.cumsum(count) - count
-    order = np.argsort(count, kind="stable")  # cells with as many rivals together
+    order = np.argsort(count, kind="stable")  # cells with the same number of rivals together
     tallest, widest = np.arange(ys.count.max())[:, None], np.arange(xs.count.max())[:, None]
     step = max(1, _PIXELS_AT_ONCE // (len(tallest) * len(widest)))
     for start in range(0, len(order), step):
         cells = order[start : start + step]
-        # All cells as large as the largest: the smaller ones decide their last pixels several times, alike.
+        # All cells are treated as large as the largest: smaller ones compute their last pixels several times.
         rows = ys.first[y[cells]] + np.minimum(tallest, ys.count[y[cells]] - 1)  # (tallest, n)
         columns = xs.first[x[cells]] + np.minimum(widest, xs.count[x[cells]] - 1)  # (widest, n)
         most = np.arange(count[cells[-1]])[:, None]
@@ -89,7 +110,7 @@ def _upsampled_argmax(
 
 
 def _argmax(logits: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Argmax over the first dimension, the first of equals; several times as fast as numpy's own along it."""
+    """Argmax over the first dimension (the first of equals), several times as fast as numpy's along that dimension."""
     best = logits[0].copy()
     winner: NDArray[Any] = np.zeros(best.shape, np.uint8 if len(logits) <= 256 else np.int32)
     for index in range(1, len(logits)):
@@ -99,13 +120,14 @@ def _argmax(logits: NDArray[np.floating]) -> NDArray[np.uint8]:
 
 
 def _contenders(values: NDArray[np.floating], winners: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Which classes may win somewhere in ``n`` cells, ``(C, n)``.
+    """Which classes can be the best somewhere in ``n`` cells, ``(C, n)``.
 
-    A class cannot win where another one is at least as good at all four corners: two of the winners are tried.
+    A class cannot be the best in a cell where another class is at least as good at all four corners. Each class is
+    compared with two of the classes that are best at a corner.
 
     Args:
         values: logits at the corners, ``(4, C, n)``.
-        winners: classes that win at the corners, ``(4, n)``, not all the same.
+        winners: best class at each corner, ``(4, n)``, not the same at all four.
     """
     cells = np.arange(values.shape[2])
     tried = np.stack([winners.min(0), winners.max(0)])
@@ -119,24 +141,24 @@ def _contenders(values: NDArray[np.floating], winners: NDArray[np.integer]) -> N
 def _argmax_between(
     values: NDArray[np.floating], classes: NDArray[np.integer], wy: NDArray[np.floating], wx: NDArray[np.floating]
 ) -> NDArray[np.integer]:
-    """Decide ``n`` cells pixel by pixel.
+    """Find the best class of each pixel in ``n`` cells.
 
     Args:
         values: logits at upper left, upper right, lower left and lower right, ``(4, m, n)``.
-        classes: which classes they are of, ``(m, n)``.
+        classes: the ``m`` classes of these logits in each cell, ``(m, n)``.
         wy: weights of the lower corners, ``(h, n)``.
         wx: weights of the right corners, ``(w, n)``.
 
     Returns:
-        The winning classes, ``(h, w, n)``.
+        Best class of each pixel, ``(h, w, n)``.
     """
-    lead = (values[:, 1:] - values[:, :1])[:, :, None]  # over the first class, (4, m - 1, 1, n)
+    lead = (values[:, 1:] - values[:, :1])[:, :, None]  # logits minus those of the first class, (4, m - 1, 1, n)
     upper = lead[0] + wx * (lead[1] - lead[0])
-    step = lead[2] + wx * (lead[3] - lead[2]) - upper  # to the lower edge, (m - 1, w, n)
+    step = lead[2] + wx * (lead[3] - lead[2]) - upper  # difference of the lower edge, (m - 1, w, n)
     winner, best = classes[0], np.zeros((), wx.dtype)
-    for rival, start, by in zip(classes[1:], upper, step, strict=True):
-        ahead = wy[:, None] * by
+    for rival, start, slope in zip(classes[1:], upper, step, strict=True):
+        ahead = wy[:, None] * slope
         ahead += start
-        winner = winner + (ahead > best) * (rival - winner)  # np.where takes thrice as long; unsigned wraps back
+        winner = winner + (ahead > best) * (rival - winner)  # np.where takes 3 times as long; unsigned wraps back
         best = np.maximum(best, ahead)
     return winner

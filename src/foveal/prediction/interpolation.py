@@ -1,4 +1,4 @@
-"""Classical interpolation as a predictor, ``bicubic.x2`` or ``lanczos.x4``: what every network is compared with."""
+"""Bicubic and Lanczos interpolation as predictors, ``bicubic.x2`` or ``lanczos.x4``: the baseline for upscaling."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NAME = re.compile(r"(bicubic|lanczos)\.x([1-8])")
 
 
 def interpolation(ref: str) -> Predictor | None:
-    """The predictor that ``ref`` names, ``None`` where it names something else."""
-    found = _NAME.fullmatch(ref)
-    if found is None:
+    """The predictor that ``ref`` names; ``None``: it names something else."""
+    match = _NAME.fullmatch(ref)
+    if match is None:
         return None
-    kernel, scale = found[1], int(found[2])
+    kernel, scale = match[1], int(match[2])
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
         images = [interpolated(image.transpose(1, 2, 0), scale, kernel).transpose(2, 0, 1) for image in batch]

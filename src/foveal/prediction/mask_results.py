@@ -1,4 +1,4 @@
-"""What promptable models return: masks at the image's own size, with the pictures and files one wants next."""
+"""Results of promptable models: masks at the image's own size, with overlays and files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from ..images.writing import save_picture
 
 @dataclass(frozen=True)
 class MaskResult:
-    """Answers to one prompt, or to P of them; each has M masks, 3 for an ambiguous prompt (part, whole, more), else 1.
+    """Masks of one prompt, or of P prompts: M each, 3 for an ambiguous prompt (part, whole, more), else 1.
 
     Attributes:
-        low_res: mask logits as the network gives them, ``(P, M, 256, 256)`` float32; ``prompt(masks=)`` takes them.
-        iou: how well each mask fits, as the network expects: ``(M,)``, of P prompts ``(P, M)``.
+        low_res: mask logits at the network's resolution, ``(P, M, 256, 256)`` float32; input for ``prompt(masks=)``.
+        iou: IoU of each mask with the object as the network predicts it: ``(M,)``, for P prompts ``(P, M)``.
         size: (H, W) of the image.
-        image: the image, ``(H, W, 3)`` uint8; ``None`` where an embedding came out of a file.
+        image: the image, ``(H, W, 3)`` uint8; ``None`` if the embedding was read from a file.
     """
 
     low_res: NDArray[np.float32] = field(repr=False)
@@ -39,48 +39,48 @@ class MaskResult:
 
     @property
     def many(self) -> bool:
-        """Whether P prompts were given, not one."""
+        """Whether the result is for P prompts, not for one."""
         return self.iou.ndim == 2
 
     @cached_property
     def logits(self) -> NDArray[np.float32]:
-        """Mask logits at the image's size, ``(M, H, W)``, of P prompts ``(P, M, H, W)``; inside is above 0."""
-        found = at_image_size(self.low_res, self.size)
-        return found if self.many else found[0]
+        """Mask logits at the image's size, ``(M, H, W)``, for P prompts ``(P, M, H, W)``; above 0 inside the mask."""
+        logits = at_image_size(self.low_res, self.size)
+        return logits if self.many else logits[0]
 
     @cached_property
     def masks(self) -> NDArray[np.bool_]:
-        """``(M, H, W)``, of P prompts ``(P, M, H, W)``."""
-        found = np.empty((*self.low_res.shape[:2], *self.size), bool)
-        for into, low_res in zip(found, self.low_res, strict=True):  # the logits of all would be four times as large
-            np.greater(at_image_size(low_res, self.size), 0, out=into)
-        return found if self.many else found[0]
+        """Masks ``(M, H, W)``, for P prompts ``(P, M, H, W)``."""
+        masks = np.empty((*self.low_res.shape[:2], *self.size), bool)
+        for mask, low_res in zip(masks, self.low_res, strict=True):  # all logits at once would take 4 times the memory
+            np.greater(at_image_size(low_res, self.size), 0, out=mask)
+        return masks if self.many else masks[0]
 
     @cached_property
     def best(self) -> NDArray[np.bool_]:
-        """The mask with the highest :attr:`iou`: ``(H, W)``, of P prompts ``(P, H, W)``."""
+        """The mask with the highest :attr:`iou`: ``(H, W)``, for P prompts ``(P, H, W)``."""
         choice = self.iou.reshape(len(self.low_res), -1).argmax(1)
-        found = np.stack([at_image_size(low[i], self.size) > 0 for low, i in zip(self.low_res, choice, strict=True)])
-        return found if self.many else found[0]
+        masks = np.stack([at_image_size(low[i], self.size) > 0 for low, i in zip(self.low_res, choice, strict=True)])
+        return masks if self.many else masks[0]
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
-        """The image with the best masks in colours, their outlines and expected IoU."""
+        """The image with the best masks in colours, their outlines and predicted IoU; ``alpha``: opacity, 0 to 1."""
         if self.image is None:
-            raise InputError("this embedding came out of a file, without its image: lay result.best over the image")
+            raise InputError("this embedding was read from a file, without its image: draw result.best over the image")
         best = self.best if self.many else self.best[None]
         return draw_masks(self.image, best, self.iou.reshape(len(best), -1).max(1), alpha)
 
     def save(self, path: str | Path) -> Path:
-        """Write the best mask as a PNG: 255 inside; of P prompts the number of the last one that holds the pixel, 1..P.
+        """Write the best mask as a PNG, 255 inside; for P prompts the number 1..P of the last mask with the pixel.
 
         Raises:
-            InputError: another suffix, more than 255 prompts, or the file cannot be written.
+            InputError: a suffix other than .png, more than 255 prompts, or the file cannot be written.
         """
         path = Path(path)
         if path.suffix.lower() != ".png":
-            raise InputError(f"{path}: masks survive in .png files only")
+            raise InputError(f"{path}: masks are saved as .png files only")
         if len(self.low_res) > 255:
-            raise InputError(f"{path}: a mask holds 255 objects, these are {len(self.low_res)}")
+            raise InputError(f"{path}: a mask holds at most 255 objects, not {len(self.low_res)}: save fewer at a time")
         numbers = np.zeros(self.size, np.uint8)
         for number, mask in enumerate(self.best if self.many else self.best[None], start=1):
             numbers[mask] = number if self.many else 255
@@ -89,16 +89,16 @@ class MaskResult:
 
 
 class Record(TypedDict):
-    """One mask as SAM's generator of automatic masks returns it.
+    """One mask, in the form of SAM's ``SamAutomaticMaskGenerator``.
 
     Attributes:
         segmentation: ``(H, W)`` bool, or COCO's run-length encoding.
-        area: pixels.
-        bbox: x, y, width, height, from the first to the last pixel: as SAM counts, one pixel has width 0.
-        predicted_iou: how well the mask fits, as the network expects.
+        area: number of pixels.
+        bbox: x, y, width, height, from the first to the last pixel; as in SAM, one pixel has width 0.
+        predicted_iou: IoU of the mask with the object as the network predicts it.
         point_coords: the prompt, x and y in the image.
-        stability_score: IoU of the masks cut at two logits.
-        crop_box: x, y, width, height of the crop in which it was found.
+        stability_score: IoU of the masks that two thresholds of the logits give.
+        crop_box: x, y, width, height of the crop in which the mask was found.
     """
 
     segmentation: NDArray[np.bool_] | dict[str, Any]
@@ -112,13 +112,13 @@ class Record(TypedDict):
 
 @dataclass(frozen=True)
 class EverythingResult(Sequence[Record]):
-    """All masks that were found in one image; a sequence of their records, the surest first.
+    """All masks of one image: a sequence of their records, highest predicted IoU first.
 
     Attributes:
         records: one for each mask, see :class:`Record`.
         size: (H, W) of the image.
         image: the image, ``(H, W, 3)`` uint8.
-        prompts: how many prompts the decoder answered.
+        prompts: number of prompts that the decoder ran.
     """
 
     records: list[Record]
@@ -137,20 +137,23 @@ class EverythingResult(Sequence[Record]):
         return self.records[index]
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
-        """The image with all masks in colours, small ones over large ones, their outlines and expected IoU."""
+        """The image with all masks in colours, small over large ones, their outlines and predicted IoU.
+
+        ``alpha``: opacity of the colours, 0 to 1.
+        """
         order = sorted(self.records, key=lambda record: -record["area"])
         scores = np.array([record["predicted_iou"] for record in order])
         return draw_masks(self.image, (_mask(record) for record in order), scores, alpha)
 
     def save(self, path: str | Path, file_name: str = "") -> Path:
-        """Write the masks as COCO's JSON: one image, one category, "object"; masks as run-length encodings.
+        """Write the masks in COCO's JSON format: one image, one category "object", masks as run-length encodings.
 
         Args:
-            path: of the .json file.
-            file_name: of the image, for the JSON.
+            path: the .json file.
+            file_name: name of the image in the JSON.
 
         Raises:
-            InputError: another suffix, or the file cannot be written.
+            InputError: a suffix other than .json, or the file cannot be written.
         """
         path = Path(path)
         if path.suffix.lower() != ".json":
@@ -163,7 +166,7 @@ class EverythingResult(Sequence[Record]):
                 "category_id": 1,
                 "iscrowd": 0,
                 **record,
-                "segmentation": _encoded(record["segmentation"], self.size),
+                "segmentation": _encode(record["segmentation"], self.size),
             }
             for number, record in enumerate(self.records, start=1)
         ]
@@ -177,7 +180,7 @@ class EverythingResult(Sequence[Record]):
         return path
 
 
-def _encoded(segmentation: NDArray[np.bool_] | dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+def _encode(segmentation: NDArray[np.bool_] | dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     if isinstance(segmentation, dict):
         return segmentation
     return regions.uncompressed_rle(regions.runs_of(segmentation), size)
@@ -191,10 +194,16 @@ def _mask(record: Record) -> NDArray[np.bool_]:
 def draw_masks(
     image: NDArray[np.uint8], masks: Iterable[NDArray[np.bool_]], scores: NDArray[np.floating], alpha: float = 0.5
 ) -> Image.Image:
-    """N masks ``(H, W)`` over an image, each in a colour of its own, with an outline and its score.
+    """Draw N masks over an image, each in its own colour, with its outline and score.
+
+    Args:
+        image: ``(H, W, 3)``.
+        masks: N masks ``(H, W)``.
+        scores: ``(N,)``.
+        alpha: opacity of the colours, 0 to 1.
 
     Raises:
-        InputError: ``alpha`` is out of 0..1.
+        InputError: ``alpha`` is not from 0 to 1.
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha={alpha}: give 0 (image only) to 1 (colours only)")
@@ -210,7 +219,7 @@ def draw_masks(
         ((x1, y1, x2, y2),) = regions.boxes_of(mask[None])
         part, inside = out[y1 : y2 + 1, x1 : x2 + 1], mask[y1 : y2 + 1, x1 : x2 + 1]
         part[inside] = (part[inside] * (1 - alpha) + colour * alpha + 0.5).astype(np.uint8)
-        # At the image's own border an outline would say that the object ends there.
+        # No outline at the image's border: the object may go on beyond it.
         edges = ((int(y1 > 0), int(y2 + 1 < mask.shape[0])), (int(x1 > 0), int(x2 + 1 < mask.shape[1])))
         framed = _outline(np.pad(inside, edges), width)
         part[framed[edges[0][0] :, edges[1][0] :][: inside.shape[0], : inside.shape[1]]] = 255
@@ -219,13 +228,13 @@ def draw_masks(
     picture = Image.fromarray(out)
     pen = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(10, round(max(image.shape[:2]) / 50)))
-    for at, text in texts:
-        pen.text(at, text, fill="white", stroke_fill="black", stroke_width=2, anchor="mm", font=font)
+    for position, text in texts:
+        pen.text(position, text, fill="white", stroke_fill="black", stroke_width=2, anchor="mm", font=font)
     return picture
 
 
 def _outline(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Pixels of the mask within ``width`` of its outside, diagonals apart."""
+    """Pixels of the mask within ``width`` steps of its outside; steps go along rows and columns, not diagonally."""
     inner = mask
     for _ in range(width):
         padded = np.pad(inner, 1, mode="edge")

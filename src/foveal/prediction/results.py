@@ -1,4 +1,4 @@
-"""What predictors return: plain numpy at the image's own size, with the pictures and files one wants next."""
+"""Results of predictors: numpy arrays at the image's own size, with overlays and files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..images.colours import distinct_colours
 from ..images.writing import Canvas, save_picture, stored_channels, write_picture
 from ..info import Labels
-from .argmax import _upsampled_argmax, _upsampled_rows
+from .argmax import upsampled_argmax, upsampled_rows
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class SegmentResult:
 
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
+        """Colour (red, green, blue) of each class."""
         return self.labels.palette or distinct_colours(len(self.logits))
 
     @cached_property
@@ -49,41 +50,43 @@ class SegmentResult:
 
         The argmax of the bilinearly upsampled logits, computed only where it can change.
         """
-        return _upsampled_argmax(self.logits, self.image.shape[:2], self.scale)
+        return upsampled_argmax(self.logits, self.image.shape[:2], self.scale)
 
     @cached_property
     def scores(self) -> NDArray[np.float32]:
-        """Probability of the chosen class at every pixel, ``(H, W)`` float32: softmax of the upsampled logits."""
+        """Probability of the predicted class of every pixel, ``(H, W)`` float32: softmax of the upsampled logits."""
         out = np.empty(self.image.shape[:2], np.float32)
-        for rows, logits in _upsampled_rows(self.logits, self.image.shape[:2], self.scale):
+        for rows, logits in upsampled_rows(self.logits, self.image.shape[:2], self.scale):
             out[rows] = 1 / np.exp(logits - logits.max(0)).sum(0)
         return out
 
     def shares(self) -> list[tuple[str, float, float]]:
-        """(class name, share of the pixels, mean confidence there) of every class that occurs, largest first."""
+        """(class name, share of the pixels, mean probability there) of every class that occurs, largest share first."""
         count = np.bincount(self.mask.ravel(), minlength=len(self.names))
         total = np.bincount(self.mask.ravel(), weights=self.scores.ravel(), minlength=len(self.names))
         order = [i for i in np.argsort(-count, kind="stable") if count[i]]
         return [(self.names[i], float(count[i] / self.mask.size), float(total[i] / count[i])) for i in order]
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
-        """The image with the classes' colours over it; ``alpha`` is the share of the colour, 0..1."""
+        """The image with the colours of the classes over it; ``alpha``: opacity of the colours, 0 to 1."""
         if not 0 <= alpha <= 1:
             raise InputError(f"alpha={alpha}: give 0 (image only) to 1 (colours only)")
         colours = np.asarray(self.palette, np.float32)[self.mask]
         return Image.fromarray((self.image * (1 - alpha) + colours * alpha + 0.5).astype(np.uint8))
 
     def save(self, path: str | Path) -> Path:
-        """Write the index mask as a PNG with the palette inside: viewers show colours, readers get indices.
+        """Write the mask as a PNG of class indices with a palette: viewers show colours, programs read indices.
 
         Raises:
-            InputError: another suffix, more than 256 classes, or the file cannot be written.
+            InputError: a suffix other than .png, more than 256 classes, or the file cannot be written.
         """
         path = Path(path)
         if path.suffix.lower() != ".png":
-            raise InputError(f"{path}: class indices survive in .png files only")
+            raise InputError(f"{path}: masks of class indices are saved as .png files only")
         if self.mask.dtype != np.uint8:
-            raise InputError(f"{path}: a PNG with a palette holds 256 classes, these are {len(self.names)}")
+            raise InputError(
+                f"{path}: a PNG with a palette holds at most 256 classes, not {len(self.names)}: save .mask yourself"
+            )
         picture = Image.fromarray(self.mask)
         picture.putpalette(np.asarray(self.palette, np.uint8).ravel().tolist())
         save_picture(picture, path)
@@ -109,20 +112,20 @@ class ClassifyResult:
         return shifted / shifted.sum()
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The ``k`` most probable (name, probability), best first; unnamed classes are "class 0", ..."""
+        """(name, probability) of the ``k`` most probable classes, best first; without names "class 0", ..."""
         order = np.argsort(-self.scores, kind="stable")[:k]
         return [(self.labels.names[i] if self.labels.names else f"class {i}", float(self.scores[i])) for i in order]
 
 
 @dataclass(frozen=True)
 class UpscaleResult:
-    """An image made larger, or repaired at its own size.
+    """An upscaled image, or with ``scale=1`` a restored one.
 
     Attributes:
-        image: ``(scale * H, scale * W, 3)``, with alpha 4 channels; uint8, or uint16 where 16 bits went in.
-        scale: its sides over those of the image that went in.
-        icc: colour profile, empty where there is none.
-        grey: whether the image is grey; its three channels are equal then.
+        image: ``(scale * H, scale * W, 3)``, with alpha 4 channels; uint8, or uint16 if the input has 16 bits.
+        scale: ratio of the sides to those of the input.
+        icc: colour profile; empty: none.
+        grey: whether the image is grey; its three channels are then equal.
     """
 
     image: NDArray[Any]
@@ -131,10 +134,10 @@ class UpscaleResult:
     grey: bool = False
 
     def save(self, path: str | Path) -> Path:
-        """Write the image with its colour profile; the suffix tells the format.
+        """Write the image with its colour profile, in the format of the suffix.
 
         Raises:
-            InputError: a format that is not written or cannot hold it, or the file cannot be written.
+            InputError: an unknown format, one that cannot hold the image, or the file cannot be written.
         """
         stored = stored_channels(self.image, self.grey)
         height, width, channels = stored.shape

@@ -1,29 +1,50 @@
-"""What a runner is: the network's computation behind a predictor."""
+"""What a runner is (a network that runs on numpy arrays), and what a runtime is (a library that opens runners)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Runner = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (1, C, H, W) -> the network's output
+from .. import assets
+from ..info import ModelInfo
+from ..weights.references import find_local
+
+#: Names of types that :func:`foveal.load` accepts. "auto" is float32.
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+class Runner(Protocol):
+    """Runs a network: called with a batch of images it returns the network's output."""
+
+    def __call__(self, batch: NDArray[np.float32], /) -> NDArray[np.float32]:
+        """Run the network on ``(B, C, H, W)``, images after resizing and normalisation.
+
+        Returns:
+            The output of the task: logits ``(B, num_classes)`` when classifying, ``(B, num_classes, h, w)`` at the
+            model's stride when segmenting; images ``(B, 3, scale * H, scale * W)`` when upscaling; embeddings
+            ``(B, 256, 64, 64)`` of promptable models.
+        """
+        ...
 
 
 class PromptRunner(Protocol):
-    """What runs a promptable model: called with an image it encodes.
+    """Runs a promptable model: called with an image it returns the embedding, for which :meth:`decode` draws masks.
 
     Attributes:
-        at_once: prompts that one run of the decoder should have at most.
-        encoder_id: tells image encoders apart; empty: unknown.
+        at_once: largest number of prompts for one call of :meth:`decode`.
+        encoder_id: fingerprint of the image encoder's weights; empty: unknown.
     """
 
     at_once: int
     encoder_id: str
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """``(1, 3, size, size) -> (1, 256, 64, 64)``."""
+    def __call__(self, batch: NDArray[np.float32], /) -> NDArray[np.float32]:
+        """Encode an image: ``(1, 3, size, size) -> (1, 256, 64, 64)``."""
         ...
 
     def decode(
@@ -34,12 +55,64 @@ class PromptRunner(Protocol):
         masks: NDArray[np.float32] | None,
         least_iou: float,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """``(P, N, 2)`` points in the frame and ``(P, N)`` labels, boxes as two of them, ``(P, 1, 256, 256)`` logits.
+        """Predict the masks of P prompts.
 
-        Where no mask for an ambiguous prompt promises more than ``least_iou``, the masks may be left empty.
+        Args:
+            embedding: ``(1, 256, 64, 64)``.
+            coords: ``(P, N, 2)`` x and y in the frame, where the image's long side is 1024. A box is two points.
+            labels: ``(P, N)``: 1 and 0 for points, 2 and 3 for the corners of a box, -1 for no point.
+            masks: ``(P, 1, 256, 256)`` mask logits, or ``None``.
+            least_iou: where none of a prompt's three masks has a higher predicted IoU, its masks may be left empty.
 
         Returns:
-            Logits ``(P, 4, 256, 256)`` and predicted IoU ``(P, 4)``: the mask for a clear prompt, then the three for an
-            ambiguous one.
+            Mask logits ``(P, 4, 256, 256)`` and predicted IoU ``(P, 4)``: first the mask for an unambiguous prompt,
+            then the three masks for an ambiguous one.
         """
         ...
+
+
+class Opened(NamedTuple):
+    """What a runtime returns for a reference.
+
+    Attributes:
+        runner: the network.
+        info: description of the model.
+        place: where it runs and, if the runtime has a choice, in which type: "cpu", "cuda, float16".
+    """
+
+    runner: Runner
+    info: ModelInfo
+    place: str
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A library that runs networks; :data:`foveal.prediction.runtimes.RUNTIMES` lists all of them.
+
+    Attributes:
+        name: as users write it.
+        suffixes: of the exported files that it opens; empty: it opens checkpoints.
+        devices: kinds of device that it runs on, for example "cpu"; empty: every device that torch knows.
+        dtypes: types that it computes in.
+        open: (reference or path of the exported file, device, dtype, number of threads or ``None`` for the runtime's
+            own choice) -> runner and description.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    open: Callable[[str, str, str, int | None], Opened]
+
+    def runs(self, device: str, dtype: str) -> bool:
+        """Whether the runtime has this device and type; "auto" leaves the choice to it."""
+        kind = device.partition(":")[0]
+        return (device == "auto" or not self.devices or kind in self.devices) and dtype in ("auto", *self.dtypes)
+
+    def exported_file(self, ref: str) -> Path | None:
+        """The exported file that ``ref`` names: a path, or weights in the package. ``None``: there is none."""
+        if Path(ref).suffix in self.suffixes:
+            return Path(ref)
+        if ref in assets.WEIGHTS and find_local(ref) is None:
+            return next((file for suffix in self.suffixes if (file := assets.path(ref, suffix)).exists()), None)
+        return None

@@ -1,4 +1,4 @@
-"""Promptable models behind the calls of the package ``segment_anything``, for programs that were written for it."""
+"""The interface of the package ``segment_anything``, for programs that were written for it."""
 
 from __future__ import annotations
 
@@ -25,58 +25,59 @@ if TYPE_CHECKING:
 
 
 class SamPredictor:
-    """One image at a time, which later calls ask about; :meth:`foveal.Predictor.encode` does this without a state.
+    """Masks of one image at a time, which :meth:`set_image` sets; :meth:`foveal.Predictor.encode` keeps no state.
 
     Args:
-        model: a predictor, what :func:`foveal.load` takes, or a promptable torch model.
+        model: a predictor, a reference for :func:`foveal.load`, or a promptable torch model.
 
     Attributes:
-        transform: brings images, points and boxes to the frame that :meth:`predict_torch` speaks.
+        transform: brings images, points and boxes to the frame of 1024 pixels that :meth:`predict_torch` uses.
 
     Raises:
-        ConfigError: a model that takes no prompts.
+        ConfigError: a model that is not promptable.
     """
 
     def __init__(self, model: Predictor | str | os.PathLike[str] | nn.Module) -> None:
-        self.predictor = _predictor_of(model)
+        self.predictor = _open_predictor(model)
         self.transform = ResizeLongestSide(FRAME)
         self._embedding: Embedding | None = None
 
     @property
     def is_image_set(self) -> bool:
+        """Whether there is an image."""
         return self._embedding is not None
 
     @property
     def device(self) -> torch.device:
-        """Where prompts of :meth:`predict_torch` may lie, and its answers do: the CPU, whatever the model runs on."""
+        """Device of the tensors that :meth:`predict_torch` returns: always the CPU, whatever the model runs on."""
         import torch
 
         return torch.device("cpu")
 
     @property
     def features(self) -> torch.Tensor:
-        """As :meth:`get_image_embedding`."""
+        """The same as :meth:`get_image_embedding`."""
         return self.get_image_embedding()
 
     @property
     def original_size(self) -> tuple[int, int]:
         """(H, W) of the image."""
-        return self._asked().size
+        return self._current().size
 
     @property
     def input_size(self) -> tuple[int, int]:
         """(H, W) of the image in the frame."""
-        return frame_size(self._asked().size)
+        return frame_size(self._current().size)
 
     def set_image(self, image: NDArray[np.uint8], image_format: Literal["RGB", "BGR"] = "RGB") -> None:
-        """Look at an image.
+        """Encode an image; later calls are about it.
 
         Args:
             image: ``(H, W, 3)`` uint8.
             image_format: order of its channels.
 
         Raises:
-            InputError: another order, or an array that is no image.
+            InputError: an unknown order, or an array that is not an image.
         """
         if image_format not in ("RGB", "BGR"):
             raise InputError(f"image_format {image_format!r}{nearest(str(image_format), ('RGB', 'BGR'))}")
@@ -88,18 +89,18 @@ class SamPredictor:
         self._embedding = self.predictor.encode(pixels)
 
     def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, int]) -> None:
-        """Look at an image that is resized already.
+        """Encode an image that is already resized; later calls are about it.
 
         Args:
-            transformed_image: ``(1, 3, H, W)`` RGB of 0..255, as :attr:`transform` makes it: the long side is 1024. One
-                of the side that the encoder sees will do, too.
-            original_image_size: (H, W) of the image whose masks are wanted.
+            transformed_image: ``(1, 3, H, W)`` RGB of 0..255 with a long side of 1024, as :attr:`transform` makes it.
+                A long side equal to the encoder's input size is accepted, too.
+            original_image_size: (H, W) of the original image; masks have this size.
 
         Raises:
-            InputError: another shape.
+            InputError: a wrong shape.
         """
         preprocess = self.predictor.info.preprocess
-        assert preprocess.size is not None  # as all promptable models have it
+        assert preprocess.size is not None  # promptable models have a fixed input size
         side = max(preprocess.size)
         shape = tuple(transformed_image.shape)
         if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) not in (side, FRAME):
@@ -125,30 +126,30 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-        """Ask for one object.
+        """Predict the masks of one object.
 
         Args:
             point_coords: ``(N, 2)`` x and y in pixels.
-            point_labels: ``(N,)`` 1 on the object, 0 beside it.
+            point_labels: ``(N,)`` 1 on the object, 0 on the background.
             box: ``(4,)`` x1, y1, x2, y2 in pixels.
-            mask_input: ``(1, 256, 256)`` logits of an earlier answer.
+            mask_input: ``(1, 256, 256)`` logits of an earlier prediction.
             multimask_output: three masks, else one.
-            return_logits: masks as logits, not thresholded at 0.
+            return_logits: return masks as logits, without the threshold of 0.
 
         Returns:
             Masks ``(C, H, W)`` bool, predicted IoU ``(C,)``, and logits ``(C, 256, 256)``.
 
         Raises:
             RuntimeError: no image is set.
-            InputError: as :meth:`Embedding.prompt`.
+            InputError: as for :meth:`Embedding.prompt`.
         """
         box = None if box is None else np.asarray(box)
         if box is not None and box.size != 4:
             raise InputError(f"box {box.shape}: give x1, y1, x2, y2 of one; predict_torch takes more")
-        found = self._asked().prompt(
+        result = self._current().prompt(
             point_coords, point_labels, None if box is None else box.reshape(4), _single(mask_input), multimask_output
         )
-        return found.logits if return_logits else found.masks, found.iou, found.low_res[0]
+        return result.logits if return_logits else result.masks, result.iou, result.low_res[0]
 
     def predict_torch(
         self,
@@ -159,81 +160,81 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Ask for B objects, with prompts that :attr:`transform` has brought to the frame.
+        """Predict the masks of B objects, with prompts that :attr:`transform` has brought to the frame.
 
         Args:
-            point_coords: ``(B, N, 2)``.
-            point_labels: ``(B, N)``.
-            boxes: ``(B, 4)``.
-            mask_input: ``(B, 1, 256, 256)``.
+            point_coords: ``(B, N, 2)`` x and y.
+            point_labels: ``(B, N)`` 1 on the object, 0 on the background, -1 for no point.
+            boxes: ``(B, 4)`` x1, y1, x2, y2.
+            mask_input: ``(B, 1, 256, 256)`` logits of an earlier prediction.
             multimask_output: three masks, else one.
-            return_logits: masks as logits, not thresholded at 0.
+            return_logits: return masks as logits, without the threshold of 0.
 
         Returns:
             Masks ``(B, C, H, W)`` bool, predicted IoU ``(B, C)``, and logits ``(B, C, 256, 256)``, on the CPU.
 
         Raises:
             RuntimeError: no image is set.
-            InputError: no prompt, shapes that do not fit each other, or a prompt that cannot be meant.
+            InputError: no prompt, shapes that do not fit each other, or a prompt outside the image.
         """
         import torch
 
-        embedding = self._asked()
+        embedding = self._current()
         point_coords, point_labels, boxes, mask_input = (
             None if x is None else torch.as_tensor(x) for x in (point_coords, point_labels, boxes, mask_input)
         )
-        if (point_coords is None) != (point_labels is None):
-            raise InputError("point_coords and point_labels go together: one label for each point")
-        given = [x for x in (point_coords, point_labels, boxes, mask_input) if x is not None]
-        if not given:
-            raise InputError("no prompt: give point_coords with point_labels, boxes, or mask_input")
-        counts = {len(x) for x in given}
-        if len(counts) > 1:
-            raise InputError(f"prompts for {', '.join(map(str, sorted(counts)))} objects: give as many of each")
-        (count,) = counts
-        if not count:
-            raise InputError("no objects to ask for: the prompts are empty")
-        points = labels = corners = None
+        count = _count_prompts(point_coords, point_labels, boxes, mask_input)
+        points = labels = corners = masks = None
         if point_coords is not None and point_labels is not None:
-            points, labels = point_coords.detach().float().cpu().numpy(), point_labels.detach().cpu().numpy()
-            if labels.ndim != 2 or points.shape != (*labels.shape, 2):
-                raise InputError(
-                    f"point_coords {points.shape} and point_labels {labels.shape}: give (B, N, 2) and (B, N)"
-                )
-            if not np.isin(labels, (-1, 0, 1)).all():
-                raise InputError("point_labels: 1 on the object, 0 beside it, -1 for no point")
-            labels = labels.astype(np.int64)
-            self._check_inside(points[labels >= 0], "point_coords")
+            points, labels = self._frame_points(point_coords, point_labels)
         if boxes is not None:
-            if boxes.numel() != 4 * count:
-                raise InputError(f"boxes {tuple(boxes.shape)}: give (B, 4)")
-            corners = boxes.detach().float().cpu().numpy().reshape(count, 2, 2)
-            if not (corners[:, 0] < corners[:, 1]).all():
-                raise InputError("boxes: give the left top corner, then the right bottom one (x1, y1, x2, y2)")
-            self._check_inside(corners.mean(1), "boxes")
-        masks = None if mask_input is None else mask_input.detach().float().cpu().numpy()
-        if masks is not None and masks.shape != (count, 1, 256, 256):
-            raise InputError(f"mask_input {masks.shape}: give (B, 1, 256, 256)")
+            corners = self._frame_corners(boxes, count)
+        if mask_input is not None:
+            masks = mask_input.detach().float().cpu().numpy()
+            if masks.shape != (count, 1, 256, 256):
+                raise InputError(f"mask_input {masks.shape}: give (B, 1, 256, 256)")
         low_res, iou = embedding.decode(*decoder_prompts(count, points, corners, labels), masks, multimask_output)
         if return_logits:
-            found = at_image_size(low_res, embedding.size)
+            outputs = at_image_size(low_res, embedding.size)
         else:
-            found = MaskResult(low_res, iou, embedding.size).masks
-        return torch.from_numpy(found), torch.from_numpy(iou), torch.from_numpy(low_res)
+            outputs = MaskResult(low_res, iou, embedding.size).masks
+        return torch.from_numpy(outputs), torch.from_numpy(iou), torch.from_numpy(low_res)
 
     def get_image_embedding(self) -> torch.Tensor:
-        """``(1, 256, 64, 64)`` of the image.
+        """Embedding of the image, ``(1, 256, 64, 64)``.
 
         Raises:
             RuntimeError: no image is set.
         """
         import torch
 
-        return torch.from_numpy(self._asked().features)
+        return torch.from_numpy(self._current().features)
 
     def reset_image(self) -> None:
-        """Forget the image."""
+        """Remove the image."""
         self._embedding = None
+
+    def _frame_points(
+        self, coords: torch.Tensor, point_labels: torch.Tensor
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Checked points ``(B, N, 2)`` in the frame and their labels ``(B, N)``."""
+        points, labels = coords.detach().float().cpu().numpy(), point_labels.detach().cpu().numpy()
+        if labels.ndim != 2 or points.shape != (*labels.shape, 2):
+            raise InputError(f"point_coords {points.shape} and point_labels {labels.shape}: give (B, N, 2) and (B, N)")
+        if not np.isin(labels, (-1, 0, 1)).all():
+            raise InputError("point_labels: give 1 on the object, 0 on the background, -1 for no point")
+        self._check_inside(points[labels >= 0], "point_coords")
+        return points, labels.astype(np.int64)
+
+    def _frame_corners(self, boxes: torch.Tensor, count: int) -> NDArray[np.float32]:
+        """Corners ``(B, 2, 2)`` of checked boxes in the frame."""
+        if boxes.numel() != 4 * count:
+            raise InputError(f"boxes {tuple(boxes.shape)}: give (B, 4)")
+        corners = boxes.detach().float().cpu().numpy().reshape(count, 2, 2)
+        if not (corners[:, 0] < corners[:, 1]).all():
+            raise InputError("boxes: give the left top corner, then the right bottom one (x1, y1, x2, y2)")
+        self._check_inside(corners.mean(1), "boxes")
+        return corners
 
     def _check_inside(self, points: NDArray[np.floating], name: str) -> None:
         height, width = self.input_size
@@ -244,22 +245,22 @@ class SamPredictor:
                 f"{name}: {x:g},{y:g} is outside of the image, which is {width}x{height} where transform has brought it"
             )
 
-    def _asked(self) -> Embedding:
+    def _current(self) -> Embedding:
         if self._embedding is None:
             raise RuntimeError("no image is set: call set_image(image) first")
         return self._embedding
 
 
 class SamAutomaticMaskGenerator:
-    """All masks of an image, see :meth:`foveal.Predictor.everything`.
+    """Masks of all objects in an image, see :meth:`foveal.Predictor.everything`.
 
     Args:
-        model: a predictor, what :func:`foveal.load` takes, or a promptable torch model.
-        points_per_side: of the grid of prompts; ``None``: ``point_grids`` is given.
-        **options: fields of :class:`foveal.prediction.everything.EverythingOptions`, with SAM's names and defaults.
+        model: a predictor, a reference for :func:`foveal.load`, or a promptable torch model.
+        points_per_side: points along each side of the grid of prompts; ``None``: use ``point_grids``.
+        **options: fields of :class:`foveal.EverythingOptions`, with SAM's names and defaults.
 
     Raises:
-        ConfigError: a model that takes no prompts, an unknown option, or a value that cannot be.
+        ConfigError: a model that is not promptable, an unknown option, or a value out of range.
     """
 
     def __init__(
@@ -270,47 +271,47 @@ class SamAutomaticMaskGenerator:
     ) -> None:
         options["points_per_side"] = points_per_side
         EverythingOptions.of(options)
-        self.predictor, self.options = _predictor_of(model), options
+        self.predictor, self.options = _open_predictor(model), options
 
     def generate(self, image: NDArray[np.uint8]) -> list[Record]:
-        """Records of all masks, the surest first; ``image`` is ``(H, W, 3)`` uint8 RGB."""
+        """Records of all masks, highest predicted IoU first; ``image`` is ``(H, W, 3)`` uint8 RGB."""
         return self.predictor.everything(image, **self.options).records
 
 
 class ResizeLongestSide:
-    """Resizing of the long side to ``target_length``, for images, points and boxes; ``original_size`` is (H, W)."""
+    """Resize the long side to ``target_length``: images, points and boxes; ``original_size`` is (H, W)."""
 
     def __init__(self, target_length: int) -> None:
         self.target_length = target_length
 
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """``(H, W, 3)`` uint8, bilinear."""
+        """Resize an image ``(H, W, 3)`` uint8 bilinearly."""
         height, width = self.get_preprocess_shape(image.shape[0], image.shape[1], self.target_length)
         return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
     def apply_coords(self, coords: NDArray[Any], original_size: tuple[int, int]) -> NDArray[np.float64]:
-        """``(..., 2)`` x and y."""
+        """Scale points ``(..., 2)``, x and y."""
         return np.asarray(coords, np.float64) * self._scale(original_size)
 
     def apply_boxes(self, boxes: NDArray[Any], original_size: tuple[int, int]) -> NDArray[np.float64]:
-        """``(B, 4)`` x1, y1, x2, y2."""
+        """Scale boxes ``(B, 4)``, x1, y1, x2, y2."""
         return self.apply_coords(np.asarray(boxes).reshape(-1, 2, 2), original_size).reshape(-1, 4)
 
     def apply_image_torch(self, image: torch.Tensor) -> torch.Tensor:
-        """``(B, 3, H, W)`` floating point, bilinear with anti-aliasing."""
+        """Resize images ``(B, 3, H, W)``, floating point, bilinearly with anti-aliasing."""
         import torch.nn.functional as F
 
         size = self.get_preprocess_shape(image.shape[2], image.shape[3], self.target_length)
         return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
 
     def apply_coords_torch(self, coords: torch.Tensor, original_size: tuple[int, int]) -> torch.Tensor:
-        """``(..., 2)`` x and y."""
+        """Scale points ``(..., 2)``, x and y."""
         import torch
 
         return coords.float() * torch.from_numpy(self._scale(original_size)).to(coords.device, torch.float32)
 
     def apply_boxes_torch(self, boxes: torch.Tensor, original_size: tuple[int, int]) -> torch.Tensor:
-        """``(B, 4)`` x1, y1, x2, y2."""
+        """Scale boxes ``(B, 4)``, x1, y1, x2, y2."""
         return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
 
     @staticmethod
@@ -324,7 +325,27 @@ class ResizeLongestSide:
         return np.array([new_width / width, new_height / height])
 
 
-def _predictor_of(model: Predictor | str | os.PathLike[str] | nn.Module) -> Predictor:
+def _count_prompts(
+    point_coords: torch.Tensor | None,
+    point_labels: torch.Tensor | None,
+    boxes: torch.Tensor | None,
+    mask_input: torch.Tensor | None,
+) -> int:
+    """Number of objects that the prompts are for."""
+    if (point_coords is None) != (point_labels is None):
+        raise InputError("point_coords and point_labels go together: one label for each point")
+    counts = {len(x) for x in (point_coords, point_labels, boxes, mask_input) if x is not None}
+    if not counts:
+        raise InputError("no prompt: give point_coords with point_labels, boxes, or mask_input")
+    if len(counts) > 1:
+        raise InputError(f"prompts for {', '.join(map(str, sorted(counts)))} objects: give as many of each")
+    (count,) = counts
+    if not count:
+        raise InputError("no objects: the prompts are empty")
+    return count
+
+
+def _open_predictor(model: Predictor | str | os.PathLike[str] | nn.Module) -> Predictor:
     if isinstance(model, str | os.PathLike):
         model = load(model)
     if not isinstance(model, Predictor):
@@ -343,7 +364,7 @@ def _predictor_of(model: Predictor | str | os.PathLike[str] | nn.Module) -> Pred
 
 
 def _single(mask_input: NDArray[Any] | None) -> NDArray[Any] | None:
-    """``(256, 256)`` of one prompt."""
+    """Mask logits of one prompt without the leading dimension, ``(256, 256)``."""
     if mask_input is None:
         return None
     mask_input = np.asarray(mask_input)

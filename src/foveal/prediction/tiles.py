@@ -1,4 +1,4 @@
-"""A picture of any size through a network that enlarges, band by band, from overlapping windows."""
+"""Images of any size in overlapping tiles: blended logits when segmenting, bands of the larger image when upscaling."""
 
 from __future__ import annotations
 
@@ -11,20 +11,43 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..images.reading import Picture
 from ..images.resampling import interpolated
+from .runner import Runner
 
-WHOLE = 512 * 512  #: pixels of the small image up to which it goes through the network at once
-TILE, OVERLAP = 384, 32  #: windows of larger ones
-_GRID = 8  # windows begin on multiples of it, where the network's own strides fall as they would in the whole
-_MARGIN = 4  # rows that interpolation looks beyond its own
+MIN_SIZE = 32  #: smallest side that networks accept; smaller images are padded
+WHOLE = 512 * 512  #: up to this number of pixels, an image is upscaled in one piece
+TILE, OVERLAP = 384, 32  #: default tiles and overlap for upscaling larger images
+_GRID = 8  # tiles for upscaling begin on multiples of it, so that the network's strides are aligned as in the whole
+_MARGIN = 4  # rows on each side that the interpolation kernel needs
 
 Enlarge = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (h, w, 3) -> (scale * h, scale * w, 3), 0..1
 
 
-def check_tiles(tile: int | None, overlap: int | None) -> int:
-    """Return the overlap in pixels, by default :data:`OVERLAP`.
+def check_segment_tiles(tile: int, overlap: int | None, stride: int) -> int:
+    """Return the overlap of tiles for segmentation in pixels; default: a third of ``tile``.
+
+    Args:
+        tile: side of the tiles.
+        overlap: pixels that neighbouring tiles share.
+        stride: output stride of the model.
 
     Raises:
-        InputError: windows that cannot be used.
+        InputError: a tile or an overlap that the model cannot use.
+    """
+    overlap = tile // 3 if overlap is None else overlap
+    grid = max(stride, MIN_SIZE)
+    if tile < 2 * grid or tile % grid or not 0 <= overlap <= tile - grid:
+        raise InputError(
+            f"tile={tile}, overlap={overlap}: tile must be a multiple of {grid} from {2 * grid} up, "
+            f"overlap at most {tile - grid}"
+        )
+    return overlap
+
+
+def check_upscale_tiles(tile: int | None, overlap: int | None) -> int:
+    """Return the overlap of tiles for upscaling in pixels; default: :data:`OVERLAP`.
+
+    Raises:
+        InputError: a tile or an overlap that cannot be used.
     """
     overlap = min(OVERLAP, (tile or TILE) // 4) if overlap is None else overlap
     if tile is not None and (tile < 64 or tile % _GRID or not 0 <= overlap <= tile // 2):
@@ -32,6 +55,56 @@ def check_tiles(tile: int | None, overlap: int | None) -> int:
             f"tile={tile}, overlap={overlap}: tile must be a multiple of {_GRID} from 64 up, overlap at most half of it"
         )
     return overlap
+
+
+def tiled_logits(
+    network: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    pixels: NDArray[np.uint8],
+    tile: int,
+    overlap: int,
+    stride: int,
+) -> NDArray[np.float32]:
+    """Logits of overlapping tiles, blended with raised-cosine weights.
+
+    Args:
+        network: ``(h, w, 3)`` pixels of one tile -> logits ``(C, h', w')``, of at least ``ceil(h / stride)`` rows and
+            ``ceil(w / stride)`` columns.
+        pixels: the image, ``(H, W, 3)``.
+        tile: side of the tiles.
+        overlap: pixels that neighbouring tiles share at least.
+        stride: output stride of the network. Tiles begin on multiples of it.
+
+    Returns:
+        ``(C, ceil(H / stride), ceil(W / stride))``.
+    """
+    height, width = pixels.shape[:2]
+    total: NDArray[np.float32] | None = None
+    weight = np.zeros((-(-height // stride), -(-width // stride)), np.float32)
+    ramp = max(1, overlap // stride)
+    for top in tile_starts(height, tile, overlap):
+        for left in tile_starts(width, tile, overlap):
+            y, x = top // stride * stride, left // stride * stride
+            # A tile that begins a little earlier, to be on the stride, still ends at the same pixel.
+            window = pixels[y : top + tile, x : left + tile]
+            rows, columns = -(-window.shape[0] // stride), -(-window.shape[1] // stride)
+            logits = network(window)[:, :rows, :columns]
+            blend = raised_cosine(rows, ramp)[:, None] * raised_cosine(columns, ramp)
+            if total is None:
+                total = np.zeros((len(logits), *weight.shape), np.float32)
+            place = slice(y // stride, y // stride + rows), slice(x // stride, x // stride + columns)
+            total[:, *place] += logits * blend
+            weight[place] += blend
+    assert total is not None
+    return total / weight
+
+
+def upscale_window(runner: Runner, window: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
+    """Upscale one tile: ``(h, w, 3) -> (scale * h, scale * w, 3)``, 0..1. Small ones are padded and cut again."""
+    height, width = window.shape[:2]
+    margin = ((0, max(0, MIN_SIZE - height)), (0, max(0, MIN_SIZE - width)), (0, 0))
+    padded = np.pad(window, margin, mode="edge") if height < MIN_SIZE or width < MIN_SIZE else window
+    output = runner(np.ascontiguousarray(padded.transpose(2, 0, 1)[None]))[0]
+    return output[:, : height * scale, : width * scale].transpose(1, 2, 0)
 
 
 def enlarged_bands(
@@ -42,49 +115,49 @@ def enlarged_bands(
     overlap: int | None = None,
     discard_margin: int | None = None,
 ) -> Iterator[NDArray]:
-    """Enlarge a picture.
+    """Upscale an image band by band.
 
     Args:
-        enlarge: the network.
-        picture: to enlarge. Its alpha is interpolated; a grey one stays grey.
+        enlarge: the network, see :func:`upscale_window`.
+        picture: the image. Its alpha channel is interpolated; a grey image stays grey.
         scale: of the network.
-        tile: side of the windows; default: the whole of a small picture, :data:`TILE` for larger ones.
-        overlap: pixels that windows share at least; they are blended there.
-        blind: of these, pixels at each end of a window that count nothing, at most half: there the network sees the
-            window's edge, not the image. Default: a quarter.
+        tile: side of the tiles; default: a small image in one piece, :data:`TILE` for larger ones.
+        overlap: pixels that neighbouring tiles share at least; they are blended there.
+        discard_margin: pixels of the overlap at each end of a tile that get weight 0, at most half of it: their
+            receptive field is cut off by the tile's edge. Default: a quarter.
 
     Yields:
-        Bands from top to bottom, ``(rows, scale * W, 3)``, with alpha 4 channels, of the picture's type.
+        Bands from top to bottom, ``(rows, scale * W, 3)``, with alpha 4 channels, of the image's type.
 
     Raises:
-        InputError: windows that cannot be used.
+        InputError: a tile or an overlap that cannot be used.
     """
-    overlap = check_tiles(tile, overlap)
+    overlap = check_upscale_tiles(tile, overlap)
     height, width = picture.pixels.shape[:2]
     discard_margin = overlap // 4 if discard_margin is None else discard_margin
-    whole = tile is None and height * width <= WHOLE
+    in_one_piece = tile is None and height * width <= WHOLE
     top = 0
-    side = max(height, width) if whole else tile or TILE
-    for colours in _blended(enlarge, picture.pixels, scale, side, overlap, discard_margin):
+    side = max(height, width) if in_one_piece else tile or TILE
+    for colours in _blend_tiles(enlarge, picture.pixels, scale, side, overlap, discard_margin):
         bottom = top + len(colours) // scale
         if picture.grey:
             colours[:] = colours.mean(2, keepdims=True)
         if picture.alpha is not None:
-            alpha = _interpolated_rows(picture.alpha, top, bottom, scale)
+            alpha = _interpolate_rows(picture.alpha, top, bottom, scale)
             colours = np.concatenate([colours, alpha[..., None].astype(np.float32)], axis=2)
-        yield _quantised(colours, picture.pixels.dtype)
+        yield _quantise(colours, picture.pixels.dtype)
         top = bottom
 
 
-def _blended(
+def _blend_tiles(
     enlarge: Enlarge, pixels: NDArray, scale: int, tile: int, overlap: int, discard_margin: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Bands of the enlarged picture on the 0..1 scale, its windows blended."""
+    """Bands of the upscaled image, 0..1, with its tiles blended."""
     height, width = pixels.shape[:2]
-    rows, columns = (_windows(length, tile, overlap) for length in (height, width))
+    rows, columns = (_spans(length, tile, overlap) for length in (height, width))
     weights_y, weights_x = (_weights(spans, overlap, discard_margin, scale) for spans in (rows, columns))
     peak = np.iinfo(pixels.dtype).max
-    pending = np.zeros((0, width * scale, 3), np.float32)  # what the next row of windows adds to
+    pending = np.zeros((0, width * scale, 3), np.float32)  # rows to which the next row of tiles adds
     for number, (top, bottom) in enumerate(rows):
         band = np.zeros(((bottom - top) * scale, width * scale, 3), np.float32)
         for (left, right), weight in zip(columns, weights_x, strict=True):
@@ -97,13 +170,13 @@ def _blended(
         pending = band[done:].copy()
 
 
-def _windows(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """Windows along one side: (first, last + 1). One that begins earlier, to sit on the grid, still ends where due."""
+def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """(first, last + 1) of the tiles along one side. A tile moved to the grid begins earlier and ends where it did."""
     return [(start // _GRID * _GRID, min(start + tile, length)) for start in tile_starts(length, tile, overlap)]
 
 
 def _weights(spans: list[tuple[int, int]], overlap: int, discard_margin: int, scale: int) -> list[NDArray[np.float32]]:
-    """Weights of each window along one side, which sum to 1: raised cosines between its inner ends."""
+    """Weights of each tile along one side: raised cosines between its inner ends. Over all tiles they sum to 1."""
     total = np.zeros(spans[-1][1] * scale, np.float32)
     ramps = []
     for first, last in spans:
@@ -116,14 +189,14 @@ def _weights(spans: list[tuple[int, int]], overlap: int, discard_margin: int, sc
     return [ramp / total[first * scale : last * scale] for (first, last), ramp in zip(spans, ramps, strict=True)]
 
 
-def _interpolated_rows(alpha: NDArray, top: int, bottom: int, scale: int) -> NDArray[np.float64]:
-    """Rows ``scale * top`` to ``scale * bottom`` of the bicubic interpolation of a whole plane, on the 0..1 scale."""
+def _interpolate_rows(alpha: NDArray, top: int, bottom: int, scale: int) -> NDArray[np.float64]:
+    """Rows ``scale * top`` to ``scale * bottom`` of the bicubic interpolation of the whole alpha channel, 0..1."""
     first, last = max(0, top - _MARGIN), min(len(alpha), bottom + _MARGIN)
     rows = interpolated(alpha[first:last, :, None] / np.iinfo(alpha.dtype).max, scale)[..., 0]
     return rows[(top - first) * scale : (bottom - first) * scale]
 
 
-def _quantised(colours: NDArray, dtype: np.dtype) -> NDArray:
+def _quantise(colours: NDArray, dtype: np.dtype) -> NDArray:
     peak = np.iinfo(dtype).max
     np.multiply(colours, peak, out=colours)
     np.rint(colours, out=colours)
@@ -131,7 +204,7 @@ def _quantised(colours: NDArray, dtype: np.dtype) -> NDArray:
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Start of each of the fewest evenly spread windows of ``tile`` that cover ``length`` with at least ``overlap``."""
+    """Starts of the fewest evenly spread tiles that cover ``length`` and share at least ``overlap`` pixels."""
     if length <= tile:
         return [0]
     count = math.ceil((length - overlap) / (tile - overlap))
@@ -139,6 +212,6 @@ def tile_starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def raised_cosine(length: int, ramp: int) -> NDArray[np.float32]:
-    """Weights of one window, ``(length,)``: a raised-cosine rise and fall over ``ramp`` positions, never 0."""
+    """Weights of one tile, ``(length,)``: a raised-cosine rise and fall over ``ramp`` positions, never 0."""
     position = np.minimum(np.arange(length), np.arange(length)[::-1]) + 0.5
     return (0.5 - 0.5 * np.cos(np.pi * np.minimum(position / max(ramp, 1), 1.0))).astype(np.float32)

@@ -1,24 +1,34 @@
-"""Run models with torch, on arrays of numpy."""
+"""Run models with torch on numpy arrays."""
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .runner import Runner
+from ..errors import InputError
+from ..factory.load_model import check_torch, load_model
+from ..info import info_of
+from ..weights.references import find_local
+from .runner import DTYPES, Opened, Runner, Runtime
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from ..tasks.prompt import PromptModel
 
+#: Prompts in one run of the decoder. On a CPU the intermediate results of a few prompts fit into the caches, and more
+#: prompts take longer each; on a GPU more than 64 prompts need memory and gain no time.
+_AT_ONCE_ON_CPU, _AT_ONCE = 4, 64
+
 
 class TorchRunner:
-    """Run a torch model on numpy input; segmentation models at their own stride."""
+    """Run a torch model on numpy arrays; segmentation models return logits at their own stride."""
 
-    def __init__(self, model: torch.nn.Module, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+    def __init__(self, model: nn.Module, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         import torch
 
         self.model = model.eval().to(device=device, dtype=dtype or torch.float32)
@@ -33,15 +43,8 @@ class TorchRunner:
             return self.model(x, **self.options).float().cpu().numpy()
 
 
-def torch_runner(model: torch.nn.Module, device: str = "cpu", dtype: torch.dtype | None = None) -> Runner:
-    """What runs a model of ``create_model`` as its task needs it."""
-    from ..tasks.prompt import PromptModel
-
-    return (TorchPrompter if isinstance(model, PromptModel) else TorchRunner)(model, device, dtype)  # pyright: ignore
-
-
 class TorchPrompter:
-    """Run a promptable torch model on numpy arrays."""
+    """Run a promptable torch model on numpy arrays; a :class:`~foveal.prediction.runner.PromptRunner`."""
 
     def __init__(self, model: PromptModel, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         import torch
@@ -65,18 +68,18 @@ class TorchPrompter:
         masks: NDArray[np.float32] | None,
         least_iou: float,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """See :meth:`PromptRunner.decode`."""
+        """See :meth:`foveal.prediction.runner.PromptRunner.decode`."""
         import torch
 
         encoder = self.model.prompt_encoder
         with torch.inference_mode():
-            places, kinds = (torch.from_numpy(array).to(self.device) for array in (coords, labels))
-            sparse = encoder.tokens(places, kinds)
+            points, kinds = (torch.from_numpy(array).to(self.device) for array in (coords, labels))
+            sparse = encoder.tokens(points, kinds)
             dense = encoder.dense(None if masks is None else self._tensor(masks))
-            found = self.model.mask_decoder.all_masks(
+            outputs = self.model.mask_decoder.all_masks(
                 self._tensor(embedding), encoder.get_dense_pe(), sparse, dense, least_iou
             )
-        low_res, iou = (part.float().cpu().numpy() for part in found)
+        low_res, iou = (output.float().cpu().numpy() for output in outputs)
         return low_res, iou
 
     def _tensor(self, array: NDArray[np.float32]) -> torch.Tensor:
@@ -85,6 +88,66 @@ class TorchPrompter:
         return torch.from_numpy(array).to(device=self.device, dtype=self.dtype)
 
 
-#: Prompts in one run of the decoder. A CPU's caches hold what is computed for a few, and more are slower; on a GPU more
-#: than these need memory and gain no time.
-_AT_ONCE_ON_CPU, _AT_ONCE = 4, 64
+def torch_runner(model: nn.Module, device: str = "cpu", dtype: torch.dtype | None = None) -> Runner:
+    """The runner of a model of :func:`foveal.create_model`: promptable models have one of their own."""
+    from ..tasks.prompt import PromptModel
+
+    return (TorchPrompter if isinstance(model, PromptModel) else TorchRunner)(model, device, dtype)  # pyright: ignore
+
+
+def open_with_torch(ref: str, device: str, dtype: str, threads: int | None) -> Opened:
+    """Load the model that ``ref`` names, optimised for inference; see :attr:`foveal.prediction.runner.Runtime.open`.
+
+    Raises:
+        InputError: a device that this machine does not have.
+        ConfigError, CheckpointError, DependencyError: as :func:`foveal.load`.
+    """
+    if importlib.util.find_spec("torch") is not None:
+        device = find_device(device)  # before anything is downloaded
+    model = _load_image_model(ref)
+    import torch
+
+    from ..layers.optimize import optimize
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    dtype = "float32" if dtype == "auto" else dtype
+    runner = torch_runner(optimize(model), device, getattr(torch, dtype))
+    return Opened(runner, info_of(model), f"{device}, {dtype}")
+
+
+TORCH = Runtime("torch", suffixes=(), devices=(), dtypes=DTYPES[1:], open=open_with_torch)
+
+
+def find_device(device: str) -> str:
+    """The torch device of this name; "auto" is the GPU if there is one, else the CPU.
+
+    Raises:
+        InputError: this machine does not have it.
+    """
+    import torch
+
+    available = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device == "auto":
+        return str(available or "cpu")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        names = f"cpu or {available}" if available else "cpu"
+        raise InputError(f"device {device!r} cannot be used: {reason}; this machine has {names}") from error
+    return device
+
+
+def _load_image_model(ref: str) -> nn.Module:
+    """Load a model, but refuse language models, by name before anything is downloaded."""
+    if importlib.util.find_spec("torch") is not None and find_local(ref) is None:
+        from .. import models as models  # registers the families
+        from ..models.registry import check_takes_images
+
+        check_takes_images(ref.partition(".")[0])
+    model = load_model(ref)  # says so if torch is missing
+    from ..models.registry import check_takes_images
+
+    check_takes_images(info_of(model).model)
+    return model
