@@ -21,8 +21,8 @@ import foveal
 from foveal.cli import app
 
 ROOT = Path(__file__).parents[1]
-ASSETS = ROOT / "src" / "foveal" / "assets"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md"), *ASSETS.glob("*.md")])
+FOLDERS = (ROOT, ROOT / "docs", ROOT / ".github", ROOT / "src" / "foveal" / "assets")
+PAGES = sorted(page for folder in FOLDERS for page in folder.glob("*.md"))
 API = ROOT / "docs" / "python_api.md"
 
 # Inline code of this form that names no object of the package.
@@ -70,19 +70,19 @@ def anchors(text: str) -> set[str]:
     return names
 
 
+def link_exists(page: Path, text: str, link: str) -> bool:
+    """Whether the file and the anchor of a relative link exist."""
+    name, _, anchor = link.partition("#")
+    target = page.parent / name
+    if not target.exists():
+        return False
+    return not anchor or anchor in anchors(target.read_text(encoding="utf-8") if name else text)
+
+
 def broken_links(page: Path, text: str) -> list[str]:
-    """Relative links whose file or anchor does not exist."""
-    broken = []
-    for link in LINK.findall(prose(text)):
-        if re.match(r"[a-z]+:", link):
-            continue
-        name, _, anchor = link.partition("#")
-        target = (page.parent / name) if name else page
-        if name and not target.exists():
-            broken.append(link)
-        elif anchor and anchor not in anchors(text if not name else target.read_text(encoding="utf-8")):
-            broken.append(link)
-    return broken
+    """Relative links of a page whose file or anchor does not exist."""
+    links = [link for link in LINK.findall(prose(text)) if not re.match(r"[a-z]+:", link)]
+    return [link for link in links if not link_exists(page, text, link)]
 
 
 @every_page
@@ -92,7 +92,8 @@ def test_links_point_to_files_and_headings(page: Path) -> None:
 
 def test_broken_links_are_found(tmp_path: Path) -> None:
     (tmp_path / "b.md").write_text("# One *two*, `three`\n```\n# no heading\n```\n")
-    text = "# Top\n[a](b.md) [b](b.md#one-two-three) [c](#top) [d](https://x.org/y)\n[e](c.md) [f](b.md#no-heading) [g](#z)"
+    text = "# Top\n[a](b.md) [b](b.md#one-two-three) [c](#top) [d](https://x.org/y)\n"
+    text += "[e](c.md) [f](b.md#no-heading) [g](#z)"
     assert broken_links(tmp_path / "a.md", text) == ["c.md", "b.md#no-heading", "#z"]
 
 
@@ -130,7 +131,8 @@ def test_commands_exist_with_their_options(page: Path) -> None:
 def test_wrong_commands_are_found() -> None:
     text = (
         "```bash\nA=1 foveal segment a.jpg  # comment\nfoveal segment a.jpg --nope\ntorchrun -m foveal trian D\n"
-        "python -m foveal evaluate a \\\n  b --split test\nfoveal bench --preset attention\nmake foveal\n```\nfoveal prose\n"
+        "python -m foveal evaluate a \\\n  b --split test\nfoveal bench --preset attention\nmake foveal\n```\n"
+        "foveal prose\n"
     )
     found = list(commands(text))
     assert len(found) == 5

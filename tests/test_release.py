@@ -156,7 +156,9 @@ def test_the_environment_has_no_torch_and_the_package_of_the_wheel(installed: Pa
     assert version == foveal.__version__
 
 
-def test_the_installed_command_segments_as_the_source_does(installed: Path, description: Message, tmp_path: Path) -> None:
+def test_the_installed_command_gives_the_mask_of_the_source(
+    installed: Path, description: Message, tmp_path: Path
+) -> None:
     environment = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
     command = [installed / "foveal", "--version"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
