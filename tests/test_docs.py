@@ -6,6 +6,7 @@ Nothing is run: commands are parsed, snippets are compiled and their names resol
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import re
 import shlex
@@ -30,6 +31,7 @@ NOT_IMPORTED = {"foveal.sha256": "a key of checkpoint metadata"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s]+(?:\([^()]*\))?[^()\s]*)\)")
+FILE = re.compile(r"(tests|benchmarks|recipes)/[\w./]+")
 NAME = re.compile(r"foveal(?:\.\w+)+")
 
 
@@ -119,7 +121,9 @@ def command_error(arguments: list[str]) -> str:
         app.parse_args(arguments, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as error:
         return f"foveal {shlex.join(arguments)}: {error}"
-    return ""
+    settings = {word.removeprefix("--set.").partition("=")[0] for word in arguments if word.startswith("--set.")}
+    unknown = settings - {field.name for field in dataclasses.fields(foveal.TrainConfig)}
+    return f"foveal {shlex.join(arguments)}: no setting {', '.join(unknown)}" if unknown else ""
 
 
 @every_page
@@ -131,12 +135,11 @@ def test_commands_exist_with_their_options(page: Path) -> None:
 def test_wrong_commands_are_found() -> None:
     text = (
         "```bash\nA=1 foveal segment a.jpg  # comment\nfoveal segment a.jpg --nope\ntorchrun -m foveal trian D\n"
-        "python -m foveal evaluate a \\\n  b --split test\nfoveal bench --preset attention\nmake foveal\n```\n"
-        "foveal prose\n"
+        "python -m foveal evaluate a \\\n  b --split test\nfoveal bench --preset attention\nmake foveal\n"
+        "foveal train D --set.epochs 1 --set.epoch 2\n```\nfoveal prose\n"
     )
     found = list(commands(text))
-    assert len(found) == 5
-    assert [bool(command_error(arguments)) for arguments in found] == [False, True, True, False, False]
+    assert [bool(command_error(arguments)) for arguments in found] == [False, True, True, False, False, True]
 
 
 @every_page
@@ -144,6 +147,12 @@ def test_inline_commands_name_verbs(page: Path) -> None:
     verbs = [code.split()[1] for code in inline_code(page.read_text(encoding="utf-8")) if code.startswith("foveal ")]
     unknown = {verb for verb in verbs if re.fullmatch("[a-z]+", verb)} - set(app)
     assert not unknown
+
+
+@every_page
+def test_files_in_the_text_exist(page: Path) -> None:
+    paths = {code for code in inline_code(page.read_text(encoding="utf-8")) if FILE.fullmatch(code)}
+    assert not {path for path in paths if not (ROOT / path).exists()}
 
 
 # ---- snippets
