@@ -1,10 +1,12 @@
-# The two commands of the README. Each makes its own virtual environment and needs nothing but Python 3.11+.
+# `make demo` and `make test` are the two commands of the README. Each creates a virtual environment of its own and needs
+# nothing but Python 3.11 or newer; PYTHON=python3.12 chooses the interpreter.
 PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test
 
 .PHONY: demo test test-long lint format clean
 
+# What a new user sees: the base install, without torch.
 demo: $(DEMO)/installed
 	$(DEMO)/bin/foveal demo --out demo
 
@@ -13,9 +15,11 @@ $(DEMO)/installed: pyproject.toml $(shell find src -type f -not -name '*.pyc')
 	$(DEMO)/bin/pip install --quiet --disable-pip-version-check .
 	touch $@
 
+# What continuous integration runs: lint, types, all tests but the long ones.
 test: lint
 	$(TEST)/bin/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadfile
 
+# Tests of minutes each; CONTRIBUTING.md lists them. Some need a network.
 test-long: $(TEST)/installed
 	$(TEST)/bin/python -m pytest -m long
 
@@ -28,6 +32,7 @@ format: $(TEST)/installed
 	$(TEST)/bin/ruff check --fix .
 	$(TEST)/bin/ruff format .
 
+# Dependency groups need pip 25.1.
 $(TEST)/installed: pyproject.toml
 	$(PYTHON) -m venv $(TEST)
 	$(TEST)/bin/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"

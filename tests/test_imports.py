@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,13 @@ def long_functions(text: str, limit: int) -> list[str]:
 
 def test_every_room_has_its_place() -> None:
     assert {room_of(module) for module in GRAPH} == set(RANK)
+
+
+def test_contributing_draws_the_rooms_in_this_order() -> None:
+    text = (PACKAGE.parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawing = text[text.index("\nsrc/foveal/\n") :].partition("```")[0]
+    drawn = re.findall(r"^  (\w+)(?:/|\.py) +\S", drawing, re.MULTILINE)
+    assert ["" if name == "__init__" else name for name in drawn] == ORDER
 
 
 def test_imports_go_down() -> None:

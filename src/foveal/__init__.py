@@ -1,6 +1,7 @@
-"""Foveal: sharp, fast vision on large images.
+"""Foveal: train, evaluate, export and run fast vision models on images of any size.
 
-Names load when they are first used: ``import foveal`` itself imports neither torch nor ONNX Runtime.
+``docs/python_api.md`` lists everything that may be imported. Names are loaded when they are first used, so
+``import foveal`` itself imports neither torch nor ONNX Runtime.
 """
 
 from __future__ import annotations
