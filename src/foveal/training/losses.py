@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, InputError, nearest
 from ..info import IGNORE
-from .config import LossName
+from .segment_settings import LossName
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 _POINTS, _DRAWN, _DOUBTFUL = 112 * 112, 3, 0.75  # of :func:`mask_loss`
