@@ -25,14 +25,14 @@ for _place, _help in {
     "predict:predict": "Predict with any model; the task is the model's.",
     "demo:demo": "Segment and enlarge the bundled photograph with the bundled weights.",
     "models:models": "List the models, or one model's options and published figures.",
-    "train:train": "Train on a folder of images and masks.",
+    "train:app": "Train a model on a data set.",
     "evaluate:evaluate": "Score a model on a labelled data set.",
     "compare:compare": "Compare two evaluations: difference, interval, p.",
     "export:export": "Write a model as a file that runs without torch.",
     "bench:bench": "Measure models against each other on this machine.",
     "convert:convert": "Turn any published checkpoint into a safetensors file.",
 }.items():
-    app.command(f"foveal.commands.{_place}", name=_place.partition(":")[2], help=_help)
+    app.command(f"foveal.commands.{_place}", name=_place.partition(":")[0], help=_help)
 
 _data = cyclopts.App(name="data", help="Look at data sets.")
 _data.command(

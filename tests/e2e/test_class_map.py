@@ -56,7 +56,7 @@ def test_classes_start_from_the_mean_of_those_they_merge(run: TrainResult, merge
     [
         (MERGED | {"disc": "shap"}, {}, r"the data has no class 'shap'; did you mean 'shape'\?"),
         ({"ground": "ground"}, {}, "no data class for disc, square, triangle"),
-        (MERGED, {"weights": ""}, "needs weights, whose classes it names"),
+        (MERGED, {"weights": ""}, "needs weights: give weights too"),
         (MERGED, {"weights": "sam", "model": "tf_efficientnet_lite0"}, "has no classifier of pixels to start from"),
     ],
 )

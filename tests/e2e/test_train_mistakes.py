@@ -77,7 +77,7 @@ def test_class_weights_do_not_depend_on_memory(shapes: Path, monkeypatch: pytest
     of_one = jobs.SegmentJob(shapes, config, quiet).class_weights
     assert (of_one > 0).all()
     (note,) = notes
-    assert note.startswith("not in the 1 masks looked at, taken for rare: ")
+    assert note.startswith("not in the 1 masks that were counted, so weighted as the rarest class: ")
     assert note.split(": ")[1] in ", ".join(NAMES)
 
 
@@ -89,7 +89,7 @@ def test_class_weights_do_not_depend_on_memory(shapes: Path, monkeypatch: pytest
         ({"label_smoothing": 0.3}, "label_smoothing=0.3 is for 'classify', not 'segment'"),
         ({"degradation": {"noise": [5, 50]}}, "degradation=.* is for 'upscale', not 'segment'"),
         ({"freeze_encoder": True}, "freeze_encoder=True is for 'prompt', not 'segment'"),
-        ({"seed": 10**23}, "seed=.* is out of range"),
+        ({"seed": 10**23}, "seed=.* is out of range: give 0 to 2"),
         ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": "two"}}, "scale='two': give one of 1"),
         ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": 0}}, "scale=0: give one of 1"),
     ],

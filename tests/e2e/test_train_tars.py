@@ -103,7 +103,9 @@ def test_epochs_of_a_chosen_length(tars: Path, tmp_path: Path, capfd: pytest.Cap
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "epoch" in line] == [10, 20]
     assert "24 training images, 10 steps per epoch, 20 in all" in capfd.readouterr().err
-    with pytest.raises(foveal.ConfigError, match="samples_per_epoch=3 is out of range"):
+    with pytest.raises(
+        foveal.ConfigError, match=r"samples_per_epoch=3 is out of range: give 0, or at least batch_size \(4\)"
+    ):
         foveal.train(tars, out=tmp_path / "other", **{**settings, "samples_per_epoch": 3})
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from foveal.errors import ConfigError, InputError
-from foveal.training.config import LossName
 from foveal.training.losses import LOSSES, SegmentationLoss, boundary, cross_entropy, dice, focal, jaccard, lovasz, ohem
+from foveal.training.segment_settings import LossName
 
 CLASSES = 4
 REGIONS = [dice, jaccard, lovasz]

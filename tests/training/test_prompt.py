@@ -27,7 +27,7 @@ from foveal.training.config import TrainConfig
 from foveal.training.distil import DistilJob, Distilled, extents
 from foveal.training.embeddings import EmbeddingFolder
 from foveal.training.losses import mask_iou, mask_loss
-from foveal.training.prompt import PromptJob, PromptTrainee, answer_loss, packed, unpacked
+from foveal.training.prompt import PromptJob, PromptTrainee, answer_loss, pack_masks, unpack_masks
 from foveal.weights.checkpoints import read_state, save_checkpoint
 
 SETTINGS: dict[str, Any] = {
@@ -307,14 +307,14 @@ def test_images_of_several_folders(tmp_path: Path) -> None:
         ({"teacher": "classifier"}, "a model for 'classify', which has no embeddings of images"),
         ({"teacher": "good", "splits": ["nowhere"]}, "no split 'nowhere' in this folder"),
         ({"teacher": "good", "splits": ["empty"]}, "no images in empty"),
-        ({"teacher": "good", "freeze_encoder": True}, "a teacher teaches the image encoder"),
+        ({"teacher": "good", "freeze_encoder": True}, "freeze_encoder=True leaves nothing to train with a teacher"),
         ({"teacher": "good", "task": "segment"}, "teacher=.* is for 'prompt', not 'segment'"),
         ({"teacher": "missing.safetensors"}, "no checkpoint at|no such file"),
         ({}, "no layout with objects fits"),
-        ({"teacher": "good", "teacher_prompts": -1}, "teacher_prompts=-1 is out of range"),
-        ({"teacher_prompts": 2}, "teacher_prompts=2 needs a teacher"),
-        ({"prompts": 0}, "prompts=0 is out of range"),
-        ({"clicks": -1}, "clicks=-1 is out of range"),
+        ({"teacher": "good", "teacher_prompts": -1}, "teacher_prompts=-1 is out of range: give 0 or more"),
+        ({"teacher_prompts": 2}, "teacher_prompts=2 needs teacher: give teacher too"),
+        ({"prompts": 0}, "prompts=0 is out of range: give 1 or more"),
+        ({"clicks": -1}, "clicks=-1 is out of range: give 0 or more"),
     ],
 )
 def test_wrong_requests_are_one_line(
@@ -421,7 +421,7 @@ def test_an_image_without_objects_counts_for_nothing(scenes: Path) -> None:
     model = foveal.create_model("toy", "prompt")
     assert isinstance(model, PromptModel)
     trainee = PromptTrainee(model, 1, False)
-    empty = torch.from_numpy(packed(np.zeros((0, 64, 96), bool), 2))
+    empty = torch.from_numpy(pack_masks(np.zeros((0, 64, 96), bool), 2))
     loss = trainee(torch.zeros(1, 3, 128, 128), empty[None])
     assert loss.item() == 0
     loss.backward()
@@ -476,7 +476,7 @@ def test_objects_are_drawn_and_mirrored_together(scenes: Path) -> None:
     job = PromptJob(scenes, config, Progress(enabled=False))
     for seed in range(6):
         image, target = job.sample(seed % 4, np.random.default_rng(seed), 0.0)
-        mask = unpacked(target)[0, ::8, ::8]
+        mask = unpack_masks(target)[0, ::8, ::8]
         assert mask.any()
         assert image.mean(0)[mask].mean() > image.mean(0)[~mask].mean() + 0.5
         assert image.mean(0)[mask].quantile(0.2) > 0

@@ -65,7 +65,7 @@ class Job(Protocol):
         ...
 
     def trainee(self, model: nn.Module) -> nn.Module:
-        """Return the module that is trained: ``model`` itself, or a module with ``model`` as its attribute ``model``."""
+        """Return the module that is trained: ``model`` itself, or a module that has it as attribute ``model``."""
         ...
 
     def image_network(self, model: nn.Module) -> nn.Module:

@@ -86,8 +86,8 @@ class SegmentJob:
         assert isinstance(model, SegmentationModel)
         if not isinstance(source, SegmentationModel):
             raise ConfigError(
-                f"class_map: {config.weights} has no classifier of pixels to start from: name weights for segmentation, "
-                "or leave class_map out"
+                f"class_map: {config.weights} has no classifier of pixels to start from: name weights for "
+                "segmentation, or leave class_map out"
             )
         old, new = source.head.classifier, model.head.classifier
         assert old.bias is not None

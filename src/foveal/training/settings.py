@@ -162,7 +162,7 @@ class CommonSettings:
     batch_size: int = setting(8, "Images per optimiser step, over all processes.", at_least(1))
     accumulate: int = setting(
         1,
-        "Pieces into which each process cuts its share of a batch, to save memory. Batch norms get one piece at a time.",
+        "Pieces into which each process cuts its share of a batch, to save memory. Batch norms get single pieces.",
         Range("1 to batch_size", lambda value: value >= 1),
     )
     crop: tuple[int, int] = setting(
@@ -235,8 +235,8 @@ class CommonSettings:
         resumable=True,
     )
     log_every: int = setting(0, "Steps between lines of the log within an epoch. 0: one line per epoch.", at_least(0))
-    csv: bool = setting(False, "Write log.csv too.", resumable=True)
-    tensorboard: bool = setting(False, "Write TensorBoard's files too.", resumable=True)
+    csv: bool = setting(False, "Also write the log as log.csv.", resumable=True)
+    tensorboard: bool = setting(False, "Also write the log as TensorBoard files.", resumable=True)
     seed: int = setting(
         0,
         "Seed of the initial weights, the order of the images and their augmentation.",

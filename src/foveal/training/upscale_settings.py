@@ -36,4 +36,4 @@ class UpscaleSettings(CommonSettings):
             _within_limits,
         ),
     )
-    pixel_loss: Literal["l1", "charbonnier"] = setting("l1", "Loss of the pixels' errors.")
+    pixel_loss: Literal["l1", "charbonnier"] = setting("l1", "Loss between the predicted and the true pixels.")
