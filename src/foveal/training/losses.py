@@ -327,6 +327,6 @@ def _values_at(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def mask_iou(masks: Tensor, true: Tensor) -> Tensor:
-    """IoU of masks ``(P, M, h, w)`` with true masks ``(P, h, w)``, all bool: ``(P, M)`` float32; 0 for two empty ones."""
+    """IoU of masks ``(P, M, h, w)`` with true masks ``(P, h, w)``, all bool: ``(P, M)`` float32; 0 for empty masks."""
     true = true[:, None]
     return (masks & true).sum((-2, -1)) / (masks | true).sum((-2, -1)).clamp(min=1)
