@@ -1,4 +1,4 @@
-"""A classifier that starts from one of other classes, by a class map."""
+"""A classifier that starts from a classifier of other classes, by a class map."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MERGED = {"ground": "ground", "disc": "shape", "square": "shape", "triangle": "s
 
 @pytest.fixture
 def merged(shapes: Path, tmp_path: Path) -> Path:
-    """The shapes as one class, the ground last, and a class of which the weights know nothing; and their class map."""
+    """A data set with all shapes as one class, a class that the weights do not have, and the ground last; its class map."""
     root = tmp_path / "merged"
     for split in ("train", "val"):
         (root / f"{split}annot").mkdir(parents=True)

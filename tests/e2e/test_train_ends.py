@@ -1,4 +1,4 @@
-"""How a run ends: early when it stops improving, with curves or without, and on which device it was."""
+"""How a run ends: early if it stops improving, with or without curves; and on which device it runs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 def test_patience_ends_a_run_that_does_not_improve(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """After two evaluations below the best one: logged, printed, with its best checkpoint; resumed, it stays ended."""
+    """It stops after two evaluations below the best one, which is logged and printed; resuming does not continue it."""
     monkeypatch.setattr(jobs.SegmentJob, "scores", Evaluations(FIGURES))
     out = tmp_path / "run"
     found = foveal.train(shapes, out=out, patience=2, **SHORT)
@@ -84,7 +84,7 @@ def test_patience_ends_a_run_that_does_not_improve(
 
 
 def test_without_patience_a_run_goes_on(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And one that ended by it goes on where it is resumed with more: losses are those of the whole run."""
+    """A run that patience ended continues if it is resumed with more; its losses are those of the whole run."""
     monkeypatch.setattr(jobs.SegmentJob, "scores", Evaluations(FIGURES))
     whole = foveal.train(shapes, out=tmp_path / "whole", **SHORT)
     assert (len(whole.losses), whole.value) == (6, 0.5)
@@ -96,7 +96,7 @@ def test_without_patience_a_run_goes_on(shapes: Path, tmp_path: Path, monkeypatc
 
 
 def test_patience_outlasts_an_interruption(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped during the fourth evaluation: the third, without a better figure, still counts after the resumption."""
+    """After a stop during the fourth evaluation and resuming, the third one without a better figure still counts."""
     monkeypatch.setattr(jobs.SegmentJob, "scores", Evaluations(FIGURES, interrupted=3))
     with pytest.raises(SystemExit):
         foveal.train(shapes, out=tmp_path, patience=2, **SHORT)
@@ -108,7 +108,7 @@ def test_patience_outlasts_an_interruption(shapes: Path, tmp_path: Path, monkeyp
 def test_patience_estimates_the_norms_before_it_ends_a_run(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the last epoch does; a better figure by that is recorded, and the run ends all the same."""
+    """Like the last epoch. If the figure becomes better, it is recorded, and the run still ends."""
     monkeypatch.setattr(jobs.SegmentJob, "scores", Evaluations([0.3, 0.2, 0.9]))
     found = foveal.train(shapes, out=tmp_path, patience=1, bn_batches=1, **SHORT)
     assert (len(found.losses), found.value) == (2, 0.9)
@@ -125,7 +125,7 @@ def test_equal_figures_are_no_improvement(shapes: Path, tmp_path: Path, monkeypa
 def test_a_run_is_complete_without_a_plot_library(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], broken: str
 ) -> None:
-    """Where matplotlib is not installed, or fails in any way, the run says so in one line and leaves all its files."""
+    """If matplotlib is missing or fails, the run reports it in one line, and all its files are complete."""
 
     def fail(*_: Any, **__: Any) -> None:
         raise AttributeError("module 'numpy' has no attribute 'ptp'\nin a plot library")
@@ -146,7 +146,7 @@ def test_a_run_is_complete_without_a_plot_library(
 
 
 def test_a_run_on_the_cpu(shapes: Path, tmp_path: Path) -> None:
-    """By name; another run of the same Python process may take another device, a resumed one too."""
+    """Another run of the same Python process, or a resumed one, may use another device."""
     settings = {**SHORT, "epochs": 1, "val_split": ""}
     on_cpu = foveal.train(shapes, out=tmp_path / "cpu", device="cpu", **settings)
     assert yaml.safe_load((tmp_path / "cpu" / "config.yaml").read_text())["device"] == "cpu"

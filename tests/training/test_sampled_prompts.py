@@ -1,4 +1,4 @@
-"""Prompts drawn from masks: points inside, boxes near, clicks on mistakes, all in the frame."""
+"""Prompts sampled from masks: points inside, boxes close to the object, clicks on errors, all in the frame."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from foveal.training.sampled_prompts import sample_boxes, sample_clicks, sample_
 
 
 def frame_masks(seed: int, count: int = 3) -> Tensor:
-    """Random rectangles in the frame, from a pixel to all of it, each with a hole of noise."""
+    """Random rectangles in the frame, from one pixel to the whole frame, each with random holes."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((count, 1024, 1024), bool)
     for mask in masks:
@@ -86,7 +86,7 @@ def test_clicks_fall_on_mistakes(seed: int) -> None:
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 64), (1024, 1024), (1500, 37)])
 def test_masks_reach_the_frame(size: tuple[int, int]) -> None:
-    """Packed and unpacked, a mask lies where prompts in the frame expect it, its padding empty."""
+    """A packed and unpacked mask is at its place in the frame, and the padding is empty."""
     mask = np.zeros((1, *size), bool)
     mask[:, size[0] // 2 :, : max(1, size[1] // 4)] = True
     frame = unpack_masks(torch.from_numpy(pack_masks(mask, 3)))

@@ -1,4 +1,4 @@
-"""The settings of training: declared once, checked with their range in the message, the same flat keys as ever."""
+"""The settings of training: declared once, checked with their range in the message, with the same flat keys as before."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ TASK_OF = {declared.name: task for task in TASK_SETTINGS for declared, _ in own_
 
 
 def test_one_flat_set_of_keys() -> None:
-    """All keys of before, and two new ones; each is declared once, and known as an argument of TrainConfig."""
+    """The keys are those of before and two new ones; each is declared once."""
     keys = [declared.name for declared, _ in setting_fields(TrainConfig)]
     assert len(keys) == len(set(keys)) == sum(1 for _ in setting_fields(CommonSettings)) + len(TASK_OF)
     assert set(keys) == {*KEYS_BEFORE, "device", "patience"}

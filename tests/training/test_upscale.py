@@ -1,4 +1,4 @@
-"""Training of super-resolution and restoration: it learns, its crops grow, what cannot be is refused."""
+"""Training of super-resolution and restoration: it learns, crops grow, impossible settings are refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def settings(**more: Any) -> TrainConfig:
 
 
 def test_training_beats_bicubic(tmp_path: Path) -> None:
-    """The common engine: after 60 steps the network is better than what it adds to, on the other half."""
+    """After 60 steps the network is better than the bicubic image to which it adds, on the other half."""
     data = folder_of_photos(tmp_path / "data")
     result = foveal.train(data, config=settings(), out=tmp_path / "run")
     assert result.metric == "psnr"
@@ -72,7 +72,7 @@ def test_the_same_engine_removes_noise(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ref", [ref for ref, weights in assets.WEIGHTS.items() if weights.task == "upscale"])
 def test_weights_in_the_package_restore_what_shrinking_took(ref: str) -> None:
-    """Far better than interpolation on a photograph that no training saw, and alike on every runtime."""
+    """They are far better than interpolation on a photograph outside all training sets, on every runtime alike."""
     scale = int(ref.rpartition("x")[2])
     large = read_image(assets.path("street", ".jpg"))[300:540, 400:760]
     small = bicubic_downscale(large, scale)

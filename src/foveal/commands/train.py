@@ -114,11 +114,11 @@ def _merge_settings(options: dict[str, Any], texts: dict[str, str]) -> dict[str,
     Raises:
         ConfigError: a setting was given both ways.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    settings = {name: value for name, value in options.items() if value is not None}
     for name in texts:
-        if name in given:
+        if name in settings:
             raise ConfigError(f"{OPTIONS[name]} and --set.{name} are the same setting: give one of them")
-    return given | {name: _parse_yaml(name, text) for name, text in texts.items()}
+    return settings | {name: _parse_yaml(name, text) for name, text in texts.items()}
 
 
 def _parse_yaml(name: str, text: str) -> Any:

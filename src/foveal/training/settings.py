@@ -27,14 +27,14 @@ class Range:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of a setting beside its name, type and default; the metadata of a dataclass field.
+    """The properties of a setting in addition to its name, type and default: the metadata of a dataclass field.
 
     Attributes:
         help: meaning, whole sentences.
         valid: range of valid values; None: every value of the type.
         needs: name of another setting that must not be empty where this one is set.
         is_path: whether the value may be a path on this machine. Checkpoints record only its last part.
-        resumable: whether a resumed run may change the value, because the numbers do not depend on it.
+        resumable: whether a resumed run may have another value than the run had before.
         ignored_by_other_tasks: whether runs of other tasks ignore the setting; if not, they refuse it.
     """
 
@@ -51,7 +51,7 @@ def setting(default: T, help: str, valid: Range | None = None, **more: Any) -> T
 
     Args:
         default: value of a run that does not set it.
-        help: see :class:`Setting`, as all others.
+        help: meaning of the setting, whole sentences.
         valid: range of valid values.
         **more: further attributes of :class:`Setting`.
     """
