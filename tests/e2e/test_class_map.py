@@ -20,7 +20,7 @@ MERGED = {"ground": "ground", "disc": "shape", "square": "shape", "triangle": "s
 
 @pytest.fixture
 def merged(shapes: Path, tmp_path: Path) -> Path:
-    """A data set with all shapes as one class, a class that the weights do not have, and the ground last; its class map."""
+    """A data set with all shapes as one class, a class unknown to the weights, and the ground last; its class map."""
     root = tmp_path / "merged"
     for split in ("train", "val"):
         (root / f"{split}annot").mkdir(parents=True)

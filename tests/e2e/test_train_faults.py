@@ -207,7 +207,7 @@ def test_42_out_of_memory_goes_on_in_pieces(tiny: Path, tmp_path: Path, processe
 
 
 def test_42_pieces_give_the_same_gradient(tiny: Path, tmp_path: Path) -> None:
-    """Without batch statistics, a batch in pieces trains like a whole batch, even if the pieces have unequal weights."""
+    """Without batch statistics, a batch in pieces trains like a whole one, even if the pieces have unequal weights."""
     settings = {**SETTINGS, "freeze_bn": True, "class_weights": "median", "epochs": 1, "precision": "fp64"}
     settings |= {"val_split": ""}
     at_once = foveal.train(tiny, out=tmp_path / "whole", **settings).folder

@@ -65,7 +65,7 @@ def with_bad_validation(shapes: Path, root: Path, bad: int) -> Path:
 
 
 def test_class_weights_do_not_depend_on_memory(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masks outside the memory count like those in it; a class that a subset does not show has the weight of a rare one."""
+    """Masks outside the memory count like those in it; a class missing in a subset has the weight of a rare one."""
     config = TrainConfig(cache_gib=2.0, crop=(32, 32))
     quiet = Progress(enabled=False)
     expected = jobs.SegmentJob(shapes, config, quiet).class_weights

@@ -59,7 +59,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("task", ["segment", "classify"])
 def test_stopped_run_goes_on_to_the_bit(tars: Path, tmp_path: Path, task: str) -> None:
-    """Stopped within an epoch and resumed with other workers, a run has the losses and weights of an undisturbed one."""
+    """Stopped within an epoch and resumed with other workers, a run has the losses and weights of a whole one."""
     settings = {**TARS, "task": task}
     whole = foveal.train(f"{tars}/{{train,val}}-*.tar", out=tmp_path / "whole", **settings)
     assert sorted(losses(whole.folder)) == list(range(1, 19))

@@ -94,7 +94,7 @@ def test_lovasz_is_the_peers(seed: int) -> None:
 
 
 def test_overlaps_by_hand() -> None:
-    """Class 0 has probabilities 0.9, 0.4, 0.2 at three pixels, of which the first two belong to it; class 2 is absent."""
+    """Class 0 has probabilities 0.9, 0.4, 0.2 at three pixels, the first two of which are its own; class 2 is absent."""
     logits = of_probabilities([[0.9, 0.05, 0.05], [0.4, 0.5, 0.1], [0.2, 0.7, 0.1]])
     target = one_row([0, 0, 1])
     ratios = {dice: (2 * 1.3 / (1.5 + 2), 2 * 0.7 / (1.25 + 1)), jaccard: (1.3 / 2.2, 0.7 / 1.55)}
@@ -273,7 +273,7 @@ def test_names_of_classes_do_not_matter(loss, seed: int, order: list[int]) -> No
 @each_loss
 @given(seeds)
 def test_order_of_pixels_does_not_matter(loss, seed: int) -> None:
-    """Any order of pixels within the batch; for the boundary loss, which uses neighbours, mirrored images in any order."""
+    """Any order of pixels within the batch; for the boundary loss, which uses neighbours, mirrored images."""
     logits, target, weights = random_case(seed)
     expected = loss(logits, target, weights).item()
     if loss is boundary:

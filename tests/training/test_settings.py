@@ -1,4 +1,4 @@
-"""The settings of training: declared once, checked with their range in the message, with the same flat keys as before."""
+"""The settings of training: declared once, with their ranges in errors, and the same flat keys as before."""
 
 from __future__ import annotations
 
