@@ -94,7 +94,7 @@ def test_lovasz_is_the_peers(seed: int) -> None:
 
 
 def test_overlaps_by_hand() -> None:
-    """Class 0 has probabilities 0.9, 0.4, 0.2 at three pixels, the first two of which are its own; class 2 is absent."""
+    """Class 0 has probabilities 0.9, 0.4, 0.2 at three pixels, the first two are its own; class 2 is absent."""
     logits = of_probabilities([[0.9, 0.05, 0.05], [0.4, 0.5, 0.1], [0.2, 0.7, 0.1]])
     target = one_row([0, 0, 1])
     ratios = {dice: (2 * 1.3 / (1.5 + 2), 2 * 0.7 / (1.25 + 1)), jaccard: (1.3 / 2.2, 0.7 / 1.55)}
