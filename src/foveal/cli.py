@@ -25,14 +25,14 @@ for _target, _help in {
     "predict:predict": "Predict with any model, whatever its task.",
     "demo:demo": "Segment and upscale the bundled photograph with the bundled weights.",
     "models:models": "List the models, or the options and published figures of one model.",
-    "train:train": "Train on a folder of images and masks.",
+    "train:app": "Train a model on a data set.",
     "evaluate:evaluate": "Score a model on a labelled data set.",
     "compare:compare": "Compare two evaluations: difference, confidence interval, p-value.",
     "export:export": "Export a model to a file that runs without torch.",
     "bench:bench": "Compare the speed of models on this machine.",
     "convert:convert": "Convert any published checkpoint to a safetensors file.",
 }.items():
-    app.command(f"foveal.commands.{_target}", name=_target.partition(":")[2], help=_help)
+    app.command(f"foveal.commands.{_target}", name=_target.partition(":")[0], help=_help)
 
 _data = cyclopts.App(name="data", help="Check data sets.")
 _data.command(

@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses, read from YAML and from options, where an unknown key is an error."""
+"""Read frozen dataclasses from YAML files and from options: every key is checked, an unknown one is an error."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
-        ConfigError: missing file, bad YAML, a key that is there twice, or something else at the top level.
+        ConfigError: the file is missing or is not valid YAML, a key occurs twice, or the top level is not a mapping.
     """
     try:
         data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or no such date
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no valid date
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines at the top level")
@@ -33,82 +33,93 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, and no key twice, where PyYAML would take the last."""
+    """A loader of plain values that refuses repeated keys, of which PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-        if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice!r} is there twice", node.start_mark)
+        repeated = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"key {repeated!r} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
 def build_config(cls: type[T], values: dict[str, Any], source: str = "options") -> T:
-    """Build dataclass ``cls`` from ``values``, checking names and types.
+    """Build dataclass ``cls`` from ``values``, with checked names and types.
 
     Raises:
-        ConfigError: unknown key (with the nearest valid one), or a value of another type.
+        ConfigError: a key is unknown (the message has the nearest valid one) or missing, or a value has another type.
     """
     hints = typing.get_type_hints(cls)
-    checked = {}
+    converted = {}
     for key, value in values.items():
         if key not in hints:
             raise ConfigError(f"{source}: unknown key {key!r}{nearest(key, hints)}")
-        checked[key] = _coerce(value, hints[key], f"{source}: {key}")
-    missing = [key for key in _required(cls) if key not in checked]
+        converted[key] = _convert(value, hints[key], f"{source}: {key}")
+    missing = [key for key in _required_keys(cls) if key not in converted]
     if missing:
         raise ConfigError(f"{source}: missing key {', '.join(map(repr, missing))}")
-    return cls(**checked)
+    return cls(**converted)
 
 
-def _required(cls: Any) -> list[str]:
+def _required_keys(cls: Any) -> list[str]:
     unset = dataclasses.MISSING
     return [f.name for f in dataclasses.fields(cls) if f.default is unset and f.default_factory is unset]
 
 
-def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Return ``value`` as ``hint`` wants it; only lossless conversions (list to tuple, int to float)."""
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    """Convert ``value`` to the type ``hint`` where nothing is lost: a list to a tuple, an integer to a float."""
     if hint is Any:
         return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _coerce(value, next(a for a in args if a is not type(None)), where)
+        return _convert(value, next(arg for arg in args if arg is not type(None)), where)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{where}={value!r}{nearest(str(value), map(str, args))}")
         return value
     if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
-        if args[-1] is Ellipsis:
-            return tuple(_coerce(item, args[0], where) for item in value)
-        if len(value) != len(args):
-            raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
-        return tuple(_coerce(item, arg, where) for item, arg in zip(value, args, strict=True))
+        return _convert_list(value, args, where)
     if origin is dict:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: expected a mapping such as {{name: value}}, got {value!r}")
-        keys = [_coerce(key, args[0], f"{where} key") for key in value]
-        return {key: _coerce(item, args[1], f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
-    if hint is float and isinstance(value, int | str) and not isinstance(value, bool):
+        return _convert_mapping(value, args, where)
+    return _convert_plain(value, origin or hint, where)
+
+
+def _convert_list(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{where}: expected a list, got {value!r}")
+    if args[-1] is Ellipsis:
+        return tuple(_convert(item, args[0], where) for item in value)
+    if len(value) != len(args):
+        raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
+    return tuple(_convert(item, arg, where) for item, arg in zip(value, args, strict=True))
+
+
+def _convert_mapping(value: Any, args: tuple[Any, ...], where: str) -> dict[Any, Any]:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: expected a mapping such as {{name: value}}, got {value!r}")
+    keys = [_convert(key, args[0], f"{where} key") for key in value]
+    return {key: _convert(item, args[1], f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
+
+
+def _convert_plain(value: Any, kind: Any, where: str) -> Any:
+    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         with suppress(ValueError):
             value = float(value)  # YAML reads 1e-3 as text
-    if hint is float and isinstance(value, float) and not math.isfinite(value):
+    if kind is float and isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{where}: expected a finite number, got {value!r}")
-    plain = origin or hint
-    if isinstance(value, plain) and (plain is bool or not isinstance(value, bool)):
+    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}: expected {getattr(plain, '__name__', plain)}, got {value!r}")
+    raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The dataclass as plain YAML-friendly values (tuples become lists, at any depth)."""
-    return _listed(dataclasses.asdict(config))
+    """Return a dataclass as plain values for YAML: tuples at any depth become lists."""
+    return _tuples_to_lists(dataclasses.asdict(config))
 
 
-def _listed(value: Any) -> Any:
+def _tuples_to_lists(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _tuples_to_lists(item) for key, item in value.items()}
+    return [_tuples_to_lists(item) for item in value] if isinstance(value, list | tuple) else value

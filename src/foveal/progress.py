@@ -1,21 +1,21 @@
-"""Live progress with time left, on standard error: bars on a terminal, a plain line now and then elsewhere."""
+"""Progress with the time left, on standard error: a bar on a terminal, otherwise a plain line every ten seconds."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-_PLAIN_SECONDS = 10.0  # between lines where there is no terminal
+_PLAIN_SECONDS = 10.0  # between two plain lines
 
 
 class Progress:
-    """A console for one command; ``enabled=False`` prints nothing (processes other than the first)."""
+    """The progress display of one command; with ``enabled=False``, as in all processes but the first, it is silent."""
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
@@ -27,7 +27,7 @@ class Progress:
 
     @contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
-        """Show progress through ``total`` items, ``done`` of them behind us."""
+        """Show the progress through ``total`` items, of which ``done`` are finished already."""
         if self.enabled and self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             with RichProgress(
@@ -40,30 +40,30 @@ class Progress:
 
 
 class Bar:
-    """What :meth:`Progress.bar` hands out."""
+    """The object that :meth:`Progress.bar` yields."""
 
-    def __init__(self, advance) -> None:
+    def __init__(self, advance: Callable[[str], None]) -> None:
         self.advance_by_one = advance
 
     def advance(self, text: str = "") -> None:
-        """One more item is done; ``text`` stands beside the bar."""
+        """Count one finished item; ``text`` is shown next to the bar."""
         self.advance_by_one(text)
 
 
 class _PlainBar(Bar):
     def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
-        super().__init__(self._step)
+        super().__init__(self._count)
         self.progress, self.name, self.total, self.done = progress, name, total, done
-        self.first, self.started = done, time.monotonic()
-        self.shown = self.started
+        self.first, self.start_time = done, time.monotonic()
+        self.last_line_time = self.start_time
 
-    def _step(self, text: str) -> None:
+    def _count(self, text: str) -> None:
         self.done += 1
         now = time.monotonic()
-        if now - self.shown < _PLAIN_SECONDS:
+        if now - self.last_line_time < _PLAIN_SECONDS:
             return
-        self.shown = now
-        left = (now - self.started) / (self.done - self.first) * (self.total - self.done)
+        self.last_line_time = now
+        left = (now - self.start_time) / (self.done - self.first) * (self.total - self.done)
         print(f"{self.name} {self.done}/{self.total} {text} left {_clock(left)}", file=sys.stderr, flush=True)
 
 

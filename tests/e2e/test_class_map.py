@@ -1,4 +1,4 @@
-"""A classifier that starts from one of other classes, by a class map."""
+"""A classifier that starts from a classifier of other classes, by a class map."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MERGED = {"ground": "ground", "disc": "shape", "square": "shape", "triangle": "s
 
 @pytest.fixture
 def merged(shapes: Path, tmp_path: Path) -> Path:
-    """The shapes as one class, the ground last, and a class of which the weights know nothing; and their class map."""
+    """A data set with all shapes as one class, a class unknown to the weights, and the ground last; its class map."""
     root = tmp_path / "merged"
     for split in ("train", "val"):
         (root / f"{split}annot").mkdir(parents=True)
@@ -56,7 +56,7 @@ def test_classes_start_from_the_mean_of_those_they_merge(run: TrainResult, merge
     [
         (MERGED | {"disc": "shap"}, {}, r"the data has no class 'shap'; did you mean 'shape'\?"),
         ({"ground": "ground"}, {}, "no data class for disc, square, triangle"),
-        (MERGED, {"weights": ""}, "needs weights, whose classes it names"),
+        (MERGED, {"weights": ""}, "needs weights: give weights too"),
         (MERGED, {"weights": "sam", "model": "tf_efficientnet_lite0"}, "has no classifier of pixels to start from"),
     ],
 )

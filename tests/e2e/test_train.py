@@ -1,4 +1,4 @@
-"""Training really learns, leaves whole files, resumes to the bit, and explains what it refuses."""
+"""Training learns, writes complete files, resumes with exactly the same numbers, and explains what it refuses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_learns_more_than_the_background(run: TrainResult, shapes: Path) -> None:
-    """The validation mIoU must leave far behind what calling everything "ground" scores."""
+    """The validation mIoU is far above that of predicting "ground" everywhere."""
     data = SegmentationData.open(shapes, ["val"])
     matrix = np.zeros((4, 4), np.int64)
     for _, mask in (data[i] for i in range(len(data))):
@@ -56,7 +56,7 @@ def test_run_folder_describes_itself(run: TrainResult) -> None:
 
 
 def test_killed_run_resumes_to_the_bit(tiny: Path, tmp_path: Path) -> None:
-    """kill -9 in mid-epoch, then --resume: the losses and weights are those of an uninterrupted run."""
+    """After kill -9 within an epoch and --resume, losses and weights are those of an uninterrupted run."""
     whole = _train_command(tiny, tmp_path / "whole")
     subprocess.run(whole, check=True, capture_output=True)
     process = subprocess.Popen(
@@ -86,7 +86,7 @@ def _train_command(data: Path, out: Path) -> list[str]:
 
 
 def test_torchrun_trains_one_model_on_two_processes(tiny: Path, tmp_path: Path) -> None:
-    """Two processes share each batch: one log line per epoch, one set of files; a bad image is left out by both."""
+    """Two processes share each batch and write one log and one set of files; both leave out a bad image."""
     data = tmp_path / "data"
     shutil.copytree(tiny, data)
     bad = sorted((data / "train").iterdir())[0]
@@ -108,7 +108,7 @@ def test_torchrun_trains_one_model_on_two_processes(tiny: Path, tmp_path: Path) 
 
 
 def test_loss_is_the_sum_of_its_terms(tiny: Path, tmp_path: Path) -> None:
-    """In the first step, where all runs have the same weights and images, and config.yaml says what was used."""
+    """Checked in the first step, where all runs have the same weights and images; config.yaml records the losses."""
 
     def first(name: str, loss: dict[str, float]) -> float:
         settings = {**TINY, "batch_size": 24, "epochs": 1, "val_split": "", "loss": loss}
@@ -134,9 +134,9 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
         ({"epoch": 3}, r"unknown key 'epoch'; did you mean 'epochs'\?"),
         ({"precision": "bf61"}, r"did you mean 'bf16'\?"),
         ({"epochs": "many"}, "expected int"),
-        ({"lr": -1.0}, "lr=-1.0 is out of range"),
+        ({"lr": -1.0}, "lr=-1.0 is out of range: give a number above 0"),
         ({"batch_size": 1000}, "batch_size=1000 is above the 24 training images"),
-        ({"accumulate": 9}, "accumulate=9 is out of range"),
+        ({"accumulate": 9}, r"accumulate=9 is out of range: give 1 to batch_size \(8\)"),
         ({"splits": ["trian"]}, r"no split 'trian' .* did you mean 'train'\?"),
         ({"model": "efficientvit_b7"}, r"unknown model 'efficientvit_b7'; did you mean"),
         ({"options": {"scale": [3]}}, r"no option 'scale'; did you mean 'scales'\?"),

@@ -1,4 +1,4 @@
-"""What goes wrong in the middle of a long run: kills, signals, full disks, NaN, no memory, dead processes.
+"""Faults in the middle of a long run: kills, signals, full disks, NaN, lack of memory, dead processes.
 
 Numbers in the names are those of the fault list in docs/training.md.
 """
@@ -41,7 +41,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """As in the processes that are started here: other numbers of threads round otherwise."""
+    """One thread, as in the processes that are started here: rounding depends on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -50,21 +50,21 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+    """An undisturbed run."""
     torch.set_num_threads(1)
     return foveal.train(tiny, out=tmp_path_factory.mktemp("whole") / "run", **SETTINGS).folder
 
 
 @pytest.fixture(scope="module")
 def processes() -> multiprocessing.context.ForkServerContext:
-    """Processes that start with everything imported, so that a kill soon meets training and not an import."""
+    """Processes that start with all modules imported, so that a kill hits the training and not an import."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["foveal.training.train", "foveal.models"])
     return context
 
 
 def _train(data: Path, out: Path, settings: dict[str, Any], lines: Path | None = None) -> None:
-    """In a process of its own: train, or go on; what it says goes to ``lines``."""
+    """In a separate process: train, or resume; standard error goes to the file ``lines``."""
     torch.set_num_threads(1)
     if lines is not None:
         handle = os.open(lines, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -85,7 +85,7 @@ def _stamp(folder: Path) -> int:
 def test_37_killed_at_random_instants_resumes_to_the_bit(
     tiny: Path, whole: Path, tmp_path: Path, processes: Any, kills: int
 ) -> None:
-    """kill -9 at random instants of saving after every step: each time a state that loads; at the end the same run."""
+    """After kill -9 at random times, with a save after every step, the state loads; the finished run is the same."""
     out, rng = tmp_path / "cut", random.Random(0)
     settings = {**SETTINGS, "save_minutes": SAVE_EVERY_STEP}
     killed = 0
@@ -113,7 +113,7 @@ def test_37_killed_at_random_instants_resumes_to_the_bit(
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_39_sigterm_saves_within_an_epoch_and_ends(tiny: Path, tmp_path: Path, workers: int) -> None:
-    """Every process of the group gets the signal, as service managers do it; the resumed run is the undisturbed one."""
+    """All processes of the group get the signal, as from a service manager; resumed, the run is the undisturbed one."""
     settings = {**SETTINGS, "workers": workers}
     undisturbed = foveal.train(tiny, out=tmp_path / "whole", **settings).folder
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "cut"
@@ -159,7 +159,7 @@ def test_38_full_disk_leaves_the_old_state(tiny: Path, tmp_path: Path, processes
 
 
 class _PoisonedJob(SegmentJob):
-    """One image that turns into NaN."""
+    """A job in which one image is NaN."""
 
     poisoned = 5
 
@@ -171,7 +171,7 @@ class _PoisonedJob(SegmentJob):
 def test_41_nan_loss_goes_back_and_says_so(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A batch that breaks the loss is left out, with its images named; the weights stay finite."""
+    """A batch with a NaN loss is left out and its images are named; the weights stay finite."""
     monkeypatch.setitem(jobs.JOBS, "segment", _PoisonedJob)  # type: ignore[index]
     result = foveal.train(tiny, out=tmp_path / "run", **{**SETTINGS, "epochs": 2})
     said = capfd.readouterr().err
@@ -207,7 +207,7 @@ def test_42_out_of_memory_goes_on_in_pieces(tiny: Path, tmp_path: Path, processe
 
 
 def test_42_pieces_give_the_same_gradient(tiny: Path, tmp_path: Path) -> None:
-    """Without batch statistics, a batch in pieces trains like a whole one, also where the pieces hold unlike shares."""
+    """Without batch statistics, a batch in pieces trains like a whole one, even if the pieces have unequal weights."""
     settings = {**SETTINGS, "freeze_bn": True, "class_weights": "median", "epochs": 1, "precision": "fp64"}
     settings |= {"val_split": ""}
     at_once = foveal.train(tiny, out=tmp_path / "whole", **settings).folder
@@ -246,7 +246,7 @@ def test_43_the_others_end_when_a_process_dies(tiny: Path, tmp_path: Path) -> No
 
 
 def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path) -> None:
-    """The same global batch, norms over all of it, each validation image counted once: parameters to 1e-6.
+    """Same global batch, norms over all of it, each validation image counted once: parameters agree to 1e-6.
 
     In float64: AdamW turns float32's rounding of a gradient near zero into a step of full size.
     """

@@ -1,4 +1,4 @@
-"""Sharded training (FSDP2): two processes train what one does, and their files are those of any run."""
+"""Sharded training (FSDP2): two processes train the same as one, and their files are those of any run."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.long
 def test_sharded_run_is_the_whole_one_and_resumes_anywhere(tiny: Path, tmp_path: Path) -> None:
-    """Stopped half-way, then resumed on two processes with shards and on one without: each is the one-process run.
+    """Stopped half-way, then resumed on two processes with shards and on one without: both equal the one-process run.
 
-    Losses, weights and scores, with clipping, pieces, recomputation and estimated norms.
+    This holds for losses, weights and scores, with clipping, pieces, recomputation and estimated norms.
     """
     one = foveal.train(tiny, out=tmp_path / "one", **EXACT).folder
     assert len(losses(one)) == 24
@@ -77,7 +77,7 @@ def test_sharded_run_is_the_whole_one_and_resumes_anywhere(tiny: Path, tmp_path:
 
 
 def _is_whole(state: Path) -> None:
-    """Parameters, averages and moments of the optimiser are there in full size, as plain tensors."""
+    """The state has parameters, averages and the optimiser's moments in full size, as plain tensors."""
     found = torch.load(state, weights_only=True)
     model = foveal.create_model("efficientvit_b0", "segment", num_classes=4)
     for key, value in model.state_dict().items():
@@ -96,7 +96,7 @@ def test_sharding_needs_several_processes(tiny: Path, tmp_path: Path) -> None:
 
 
 def test_mixed_precision_with_shards(tiny: Path, tmp_path: Path) -> None:
-    """bfloat16 as on one process: losses agree to its digits, weights are kept and saved in float32."""
+    """In bfloat16 the losses agree with those of one process to its precision; weights are stored in float32."""
     settings = {**SETTINGS, "batch_size": 8, "epochs": 1, "precision": "bf16", "val_split": ""}
     one = foveal.train(tiny, out=tmp_path / "one", **settings).folder
     subprocess.run(torchrun(tiny, tmp_path / "two", settings, "--fsdp"), check=True, env=ONE_THREAD)
@@ -129,7 +129,7 @@ foveal.train(sys.argv[1], out=sys.argv[2], fsdp=True, save_minutes=save_minutes,
 
 @pytest.mark.long
 def test_processes_save_at_the_same_step(tiny: Path, tmp_path: Path) -> None:
-    """Their clocks need not agree on when it is time: all wait for all where shards are brought together."""
+    """Processes with different ideas of the time save together, because all must take part in gathering the shards."""
     script = tmp_path / "uneven.py"
     script.write_text(_UNEVEN)
     settings = json.dumps({**SETTINGS, "batch_size": 8, "val_split": ""})

@@ -1,4 +1,4 @@
-"""Mistakes around a training: said in one line before it begins, or survived; nothing is left out in silence."""
+"""Mistakes around training: reported in one line before it starts, or survived; nothing is left out silently."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def with_bad_validation(shapes: Path, root: Path, bad: int) -> Path:
-    """The same training images; id 9, which is no class, in the first ``bad`` validation masks."""
+    """The same training images, and id 9, which is no class, in the first ``bad`` validation masks."""
     (root / "valannot").mkdir(parents=True)
     for name in ("train", "trainannot", "val", "dataset.yaml"):
         (root / name).symlink_to(shapes / name)
@@ -65,7 +65,7 @@ def with_bad_validation(shapes: Path, root: Path, bad: int) -> Path:
 
 
 def test_class_weights_do_not_depend_on_memory(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Masks that are not kept count as those that are; what was not seen in a sample of them is rare, not nothing."""
+    """Masks outside the memory count like those in it; a class missing in a subset has the weight of a rare one."""
     config = TrainConfig(cache_gib=2.0, crop=(32, 32))
     quiet = Progress(enabled=False)
     expected = jobs.SegmentJob(shapes, config, quiet).class_weights
@@ -77,7 +77,7 @@ def test_class_weights_do_not_depend_on_memory(shapes: Path, monkeypatch: pytest
     of_one = jobs.SegmentJob(shapes, config, quiet).class_weights
     assert (of_one > 0).all()
     (note,) = notes
-    assert note.startswith("not in the 1 masks looked at, taken for rare: ")
+    assert note.startswith("not in the 1 masks that were counted, so weighted as the rarest class: ")
     assert note.split(": ")[1] in ", ".join(NAMES)
 
 
@@ -89,7 +89,7 @@ def test_class_weights_do_not_depend_on_memory(shapes: Path, monkeypatch: pytest
         ({"label_smoothing": 0.3}, "label_smoothing=0.3 is for 'classify', not 'segment'"),
         ({"degradation": {"noise": [5, 50]}}, "degradation=.* is for 'upscale', not 'segment'"),
         ({"freeze_encoder": True}, "freeze_encoder=True is for 'prompt', not 'segment'"),
-        ({"seed": 10**23}, "seed=.* is out of range"),
+        ({"seed": 10**23}, "seed=.* is out of range: give 0 to 2"),
         ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": "two"}}, "scale='two': give one of 1"),
         ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": 0}}, "scale=0: give one of 1"),
     ],
@@ -134,7 +134,7 @@ def test_bad_validation_images_are_named_and_left_out(
 
 
 def with_bad_training(shapes: Path, root: Path, *, images: int = 0, masks: int = 0) -> Path:
-    """The same validation images; of the training images the last are garbage, those before have id 9 in a mask."""
+    """The same validation images; the last training images are garbage, those before have id 9 in their masks."""
     for name in ("train", "trainannot"):
         shutil.copytree(shapes / name, root / name)
     for name in ("val", "valannot"):
@@ -159,7 +159,7 @@ def test_30_bad_training_images_are_named_counted_listed_and_replaced(
     monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, Any],
 ) -> None:
-    """Two of eight, where a quarter may be bad; their list leaves them out of the next run."""
+    """Two of eight images are bad, a quarter may be; with their list, the next run leaves them out."""
     with_bad_training(shapes, tmp_path / "data", images=1, masks=1)
     monkeypatch.chdir(tmp_path)
     settings = {"max_bad": 0.25, "class_weights": "median", **settings}
@@ -182,7 +182,7 @@ def test_30_bad_training_images_are_named_counted_listed_and_replaced(
 
 
 def test_30_a_bad_image_that_only_the_norms_would_see(shapes: Path, tmp_path: Path) -> None:
-    """Seven images in batches of four: a pass leaves three over, which may come first when statistics are estimated."""
+    """The images that do not fill a batch of a pass may be read first when the statistics are estimated."""
     data = with_bad_training(shapes, tmp_path / "data", images=1)
     found = train(data, tmp_path / "out", max_bad=0.2, epochs=1, batch_size=7, bn_batches=8)
     assert [Path(name).name for name in found.bad] == ["0007.png"]
@@ -211,7 +211,7 @@ def test_30_too_many_bad_training_images_end_the_run(shapes: Path, tmp_path: Pat
 
 
 def test_30_a_disk_that_is_gone_ends_the_run(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many images may be bad: where twenty draws find none that can be read, something else is wrong."""
+    """After twenty failed draws the run ends, however many images may be bad: the storage has failed."""
     reads = []
 
     def gone(self: Any, index: int, *_: Any) -> Any:
@@ -227,7 +227,7 @@ def test_30_a_disk_that_is_gone_ends_the_run(shapes: Path, tmp_path: Path, monke
 def test_30_what_is_no_fault_of_an_image_ends_the_run(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit that is no number is one mistake, not a set of bad images."""
+    """A limit that is not a number is one mistake, not a set of bad images."""
 
     def wrong(self: Any, index: int, *_: Any) -> Any:
         raise ConfigError("FOVEAL_MAX_PIXELS='abc' is no number")
@@ -258,7 +258,7 @@ except foveal.ConfigError as error:
 
 @pytest.mark.parametrize("where", ["worker", "loss"])
 def test_python_ends_after_an_error_that_is_kept(shapes: Path, tmp_path: Path, where: str) -> None:
-    """Its loading processes do not hear SIGTERM, and must have ended before."""
+    """The worker processes ignore SIGTERM, so they must end before Python exits."""
     command = [sys.executable, "-c", _KEPT, str(shapes), str(tmp_path / "out"), where]
     subprocess.run(command, check=True, env=ONE_THREAD, timeout=120)
 
@@ -271,13 +271,15 @@ def test_30_a_repaired_image_is_good_again(shapes: Path, tmp_path: Path) -> None
 
 
 def test_30_bad_images_do_not_disturb_a_resumed_run(shapes: Path, tmp_path: Path) -> None:
-    """Killed within an epoch and resumed: the images left out, the losses and the weights are those of a whole run."""
+    """Killed within an epoch and resumed, a run has the bad images, losses and weights of an undisturbed run."""
     data = with_bad_training(shapes, tmp_path / "bad", images=1, masks=1)
     settings = {"max_bad": 0.25, "epochs": 3}
     whole = train(data, tmp_path / "whole", **settings)
     script = "import sys, json, foveal; foveal.train(sys.argv[1], out=sys.argv[2], **json.loads(sys.argv[3]))"
-    given = json.dumps({**SETTINGS, "eval_every": 1, **settings, "save_minutes": 1e-6})
-    stopped = subprocess.Popen([sys.executable, "-c", script, str(data), str(tmp_path / "cut"), given], env=ONE_THREAD)
+    settings_text = json.dumps({**SETTINGS, "eval_every": 1, **settings, "save_minutes": 1e-6})
+    stopped = subprocess.Popen(
+        [sys.executable, "-c", script, str(data), str(tmp_path / "cut"), settings_text], env=ONE_THREAD
+    )
     wait_for(lambda: len(losses(tmp_path / "cut")) >= 3 if (tmp_path / "cut" / "log.jsonl").exists() else False)
     stopped.kill()
     stopped.wait()
@@ -290,7 +292,7 @@ def test_30_bad_images_do_not_disturb_a_resumed_run(shapes: Path, tmp_path: Path
 def test_a_signal_ends_an_evaluation_and_it_is_made_up_for(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second image of the first evaluation is the last that is looked at; resumed, all is as undisturbed."""
+    """The evaluation ends after the image at which the signal comes; resumed, the run equals an undisturbed one."""
     train(shapes, tmp_path / "whole")
     looked_at = []
     plain = jobs.SegmentJob.score
@@ -309,8 +311,8 @@ def test_a_signal_ends_an_evaluation_and_it_is_made_up_for(
     assert looked_at == [0, 1]
     train(shapes, tmp_path / "stopped", resume=True)
     assert same_weights(tmp_path / "whole", tmp_path / "stopped")
-    told = [[{**line, "seconds": 0} for line in lines(tmp_path / name)] for name in ("whole", "stopped")]
-    assert told[0] == told[1]
+    whole, stopped = ([{**line, "seconds": 0} for line in lines(tmp_path / name)] for name in ("whole", "stopped"))
+    assert whole == stopped
 
 
 def test_another_data_set_is_not_resumed_on(shapes: Path, tmp_path: Path) -> None:
@@ -321,7 +323,9 @@ def test_another_data_set_is_not_resumed_on(shapes: Path, tmp_path: Path) -> Non
         (other / name).symlink_to(shapes / name)
     described = yaml.safe_load((shapes / "dataset.yaml").read_text())
     (other / "dataset.yaml").write_text(yaml.safe_dump(described | {"names": ["ground", "tree", "car", "fence"]}))
-    with pytest.raises(ConfigError, match="was trained on images or classes of other names"):
+    with pytest.raises(
+        ConfigError, match="was trained on images or classes of other names: resume with the data set of the run"
+    ):
         train(other, tmp_path / "out", epochs=1, resume=True)
 
 

@@ -43,7 +43,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long
 def test_they_distil_what_one_does(objects: Path, tmp_path: Path) -> None:
-    """Norms over the whole batch: losses to 1e-9, parameters to 1e-6; the teacher's work is shared."""
+    """With norms over the whole batch, losses agree to 1e-9 and parameters to 1e-6; both processes run the teacher."""
     model = foveal.create_model(SETTINGS["model"], "prompt")
     teacher = tmp_path / "teacher.safetensors"
     save_checkpoint(teacher, model.state_dict(), info_of(model).replace(tag="test"))
@@ -64,7 +64,7 @@ def test_they_distil_what_one_does(objects: Path, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("fsdp", [False, True])
 def test_they_learn_masks(objects: Path, tmp_path: Path, fsdp: bool) -> None:
-    """Prompts are drawn by each for itself, so the figures differ from one process's; the loss falls all the same."""
+    """Each process draws its own prompts, so the losses differ from those of one process; they still fall."""
     settings = {**SETTINGS, "prompts": 2, "clicks": 1, "fsdp": fsdp, "epochs": 5}
     command = torchrun(objects, tmp_path / "run", settings)
     subprocess.run(command, check=True, capture_output=True, env=ONE_THREAD)

@@ -1,4 +1,4 @@
-"""Training on tar files: as on folders, for both tasks, to the bit where it was stopped, with bad files named."""
+"""Training on tar files: like on folders, for both tasks, resumed with the same numbers, with bad files named."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tars(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same samples in tar files: masks, and as class that of the picture's middle."""
+    """The same samples in tar files, with masks, and with the class of the image's centre."""
     root = tmp_path_factory.mktemp("tars")
     (root / "dataset.yaml").write_text(f"names: [{', '.join(NAMES)}]")
     for split, size in (("train", 7), ("val", 3)):
@@ -49,7 +49,7 @@ def tars(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """One thread, as sums are rounded alike then; and a signal that comes too late must not end the tests."""
+    """Use one thread, so that sums are rounded alike; a signal that comes too late must not end the tests."""
     before = torch.get_num_threads(), signal.signal(signal.SIGTERM, lambda number, frame: None)
     torch.set_num_threads(1)
     yield
@@ -59,7 +59,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("task", ["segment", "classify"])
 def test_stopped_run_goes_on_to_the_bit(tars: Path, tmp_path: Path, task: str) -> None:
-    """Stopped within an epoch, resumed with other workers: losses and weights of the undisturbed run."""
+    """Stopped within an epoch and resumed with other workers, a run has the losses and weights of a whole one."""
     settings = {**TARS, "task": task}
     whole = foveal.train(f"{tars}/{{train,val}}-*.tar", out=tmp_path / "whole", **settings)
     assert sorted(losses(whole.folder)) == list(range(1, 19))
@@ -88,7 +88,7 @@ def test_stopped_run_goes_on_to_the_bit(tars: Path, tmp_path: Path, task: str) -
 
 
 def test_scores_are_those_of_the_same_files_in_folders(tars: Path, shapes: Path, tmp_path: Path) -> None:
-    """A run on tar files validates on the same images as one on folders: pixels, masks and classes arrive alike."""
+    """A run on tar files has the validation score of the same files in folders."""
     run = foveal.train(tars, out=tmp_path / "run", **{**TARS, "epochs": 1, "eval_every": 1})
     for data in (shapes, tars):
         found = foveal.evaluate(run.folder, data, split="val")
@@ -97,19 +97,21 @@ def test_scores_are_those_of_the_same_files_in_folders(tars: Path, shapes: Path,
 
 
 def test_epochs_of_a_chosen_length(tars: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """40 samples are 10 steps: more than the 6 of a pass, so the second pass has begun; the steps are stated."""
+    """40 samples are 10 steps, more than the 6 of a pass; the number of steps is printed."""
     settings = {**TARS, "epochs": 2, "samples_per_epoch": 40, "val_split": ""}
     run = foveal.train(tars, out=tmp_path / "run", **settings).folder
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "epoch" in line] == [10, 20]
     assert "24 training images, 10 steps per epoch, 20 in all" in capfd.readouterr().err
-    with pytest.raises(foveal.ConfigError, match="samples_per_epoch=3 is out of range"):
+    with pytest.raises(
+        foveal.ConfigError, match=r"samples_per_epoch=3 is out of range: give 0, or at least batch_size \(4\)"
+    ):
         foveal.train(tars, out=tmp_path / "other", **{**settings, "samples_per_epoch": 3})
 
 
 @pytest.mark.parametrize("data", ["data", "data/*.tar"])
 def test_30_a_damaged_image_is_left_out(tars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
-    """Its sample is listed so that ``exclude`` takes it."""
+    """The sample is listed in the form that ``exclude`` reads."""
     shutil.copytree(tars, tmp_path / "data")
     mask = encoded(np.zeros((32, 32), np.uint8))
     shard(tmp_path / "data" / "train-0100.tar", [("0100.png", b"no picture"), ("0100.mask.png", mask)])

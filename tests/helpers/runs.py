@@ -1,4 +1,4 @@
-"""What tests of training share: settings of a short run, how processes start, what a run's folder holds."""
+"""Helpers for tests of training: settings of a short run, starting processes, reading a run's folder."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def losses(folder: Path) -> dict[int, float]:
-    """Loss by step."""
+    """The losses in the log, by step."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "epoch" not in line}
 
 
 def same_weights(first: Path, second: Path) -> bool:
-    """To the bit."""
+    """Whether the last checkpoints of two runs are exactly equal."""
     a, b = (read_state(folder / "last.safetensors")[0] for folder in (first, second))
     return a.keys() == b.keys() and all(a[key].equal(b[key]) for key in a)
 
 
 def furthest_weights(first: Path, second: Path) -> float:
-    """Largest difference of a weight."""
+    """Largest difference between the weights of two runs."""
     a, b = (read_state(folder / "last.safetensors")[0] for folder in (first, second))
     assert a.keys() == b.keys()
     return max((a[key].double() - b[key].double()).abs().max().item() for key in a)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
-    """Wait; a busy machine takes long, and what never comes must end some time."""
+    """Wait for a condition. The limit is long, because a busy machine is slow."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never came"
@@ -56,12 +56,12 @@ def wait_for(condition: Callable[[], bool], seconds: float = 600) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that a process has started."""
+    """Return the process ids of a process's children."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def torchrun(data: Path, out: Path, settings: dict[str, Any], *options: str) -> list[str]:
-    """Command that trains on two processes."""
+    """Return a command that trains on two processes."""
     recipe = out.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(settings))
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "foveal"]

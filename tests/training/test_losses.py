@@ -1,4 +1,4 @@
-"""Losses: equal to closed forms and to peers, finite everywhere, blind to ignored pixels and to order."""
+"""Losses equal closed forms and other libraries, are finite, and do not depend on ignored pixels or on the order."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from foveal.errors import ConfigError, InputError
-from foveal.training.config import LossName
 from foveal.training.losses import LOSSES, SegmentationLoss, boundary, cross_entropy, dice, focal, jaccard, lovasz, ohem
+from foveal.training.segment_settings import LossName
 
 CLASSES = 4
 REGIONS = [dice, jaccard, lovasz]
@@ -54,7 +54,7 @@ def test_cross_entropy_is_torchs() -> None:
 
 
 def test_ohem_keeps_hard_pixels_by_hand() -> None:
-    """Probabilities of the right class 0.9, 0.6, 0.3, 0.8: at 0.7 two are hard; of four, three are kept by request."""
+    """Probabilities of the right class 0.9, 0.6, 0.3, 0.8: at threshold 0.7 two are hard; min_kept selects three."""
     right = [0.9, 0.6, 0.3, 0.8]
     logits, target = of_probabilities([[p, 1 - p] for p in right]), one_row([0, 0, 0, 0])
     logs = {p: -math.log(p) for p in right}
@@ -94,7 +94,7 @@ def test_lovasz_is_the_peers(seed: int) -> None:
 
 
 def test_overlaps_by_hand() -> None:
-    """P of class 0 is 0.9, 0.4, 0.2 over three pixels, of which the first two are its own; class 2 is absent."""
+    """Class 0 has probabilities 0.9, 0.4, 0.2 at three pixels, the first two are its own; class 2 is absent."""
     logits = of_probabilities([[0.9, 0.05, 0.05], [0.4, 0.5, 0.1], [0.2, 0.7, 0.1]])
     target = one_row([0, 0, 1])
     ratios = {dice: (2 * 1.3 / (1.5 + 2), 2 * 0.7 / (1.25 + 1)), jaccard: (1.3 / 2.2, 0.7 / 1.55)}
@@ -106,7 +106,7 @@ def test_overlaps_by_hand() -> None:
 
 @given(seeds)
 def test_lovasz_is_the_integral_of_the_jaccard_loss(seed: int) -> None:
-    """The Lovász extension: the loss of the pixels whose error exceeds t, over t from 0 to 1."""
+    """The Lovász extension is the integral, over t from 0 to 1, of the loss of the pixels whose error exceeds t."""
     logits, target, weights = random_case(seed, size=(3, 3))
     probabilities = logits.softmax(1)
     values = []
@@ -126,7 +126,7 @@ def test_lovasz_is_the_integral_of_the_jaccard_loss(seed: int) -> None:
 
 @pytest.mark.parametrize("loss", REGIONS)
 def test_hard_predictions_get_one_minus_their_score(loss) -> None:
-    """All three meet the score itself where the probabilities are 0 and 1."""
+    """With probabilities of 0 and 1, all three losses are one minus the score."""
     _, target, _ = random_case(2)
     guess = random_case(3, ignored=0)[1]
     logits = 1000 * F.one_hot(guess, CLASSES).permute(0, 3, 1, 2).double()
@@ -140,7 +140,7 @@ def test_hard_predictions_get_one_minus_their_score(loss) -> None:
 
 
 def test_boundary_weighs_pixels_that_see_another_class() -> None:
-    """Of a row 0 0 0 0 1 1, with radius 2, pixels 2..5 are near; the ignored end is no class."""
+    """In the row 0 0 0 0 1 1, with radius 2, pixels 2..5 are near a boundary; the ignored last pixel is no class."""
     target = one_row([0, 0, 0, 0, 1, 1, 255])
     logits = torch.randn(1, 2, 1, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     logs = F.cross_entropy(logits, target, ignore_index=255, reduction="none")[0, 0]
@@ -171,7 +171,7 @@ def test_variants_reduce_to_cross_entropy(reduced) -> None:
 
 @each_loss
 def test_gradients_are_right(loss) -> None:
-    """Against finite differences; away from the ties where OHEM and Lovász have kinks."""
+    """Compared with finite differences, away from ties, where OHEM and Lovász are not differentiable."""
     logits, target, weights = random_case(5, size=(3, 4))
     assert torch.autograd.gradcheck(lambda x: loss(x, target, weights), logits.requires_grad_())
 
@@ -188,7 +188,7 @@ def test_nothing_labelled_costs_nothing(loss) -> None:
 
 @each_loss
 def test_weights_of_zero_cost_nothing(loss) -> None:
-    """All labelled pixels are of classes that weigh nothing: 0, not 0 / 0."""
+    """If all labelled pixels have weight 0, the loss is 0, not 0 / 0."""
     logits = torch.randn(1, 3, 4, 4, requires_grad=True)
     value = loss(logits, torch.ones(1, 4, 4, dtype=torch.long), torch.tensor([1.0, 0.0, 1.0]))
     value.backward()
@@ -200,7 +200,7 @@ def test_weights_of_zero_cost_nothing(loss) -> None:
 @each_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bits_are_computed_in_32(loss, dtype: torch.dtype) -> None:
-    """The same value as from the same numbers in float32, under autocast too."""
+    """The value is that of the same numbers in float32, under autocast too."""
     logits, target, weights = random_case(6)
     half = (3 * logits).to(dtype)
     found = loss(half, target, weights)
@@ -213,7 +213,7 @@ def test_16_bits_are_computed_in_32(loss, dtype: torch.dtype) -> None:
 @each_loss
 @pytest.mark.parametrize("size", [0.0, 60.0, 6e4])
 def test_extreme_logits_stay_finite(loss, size: float) -> None:
-    """Certain of the right class, certain of a wrong one, or all equal: value and gradient are numbers."""
+    """Value and gradient are finite for logits that are certain and right, certain and wrong, or all equal."""
     logits = (size * torch.sign(random_case(7)[0])).half().requires_grad_()
     value = loss(logits, random_case(7)[1])
     value.backward()
@@ -232,7 +232,7 @@ def test_certain_and_right_is_free(loss) -> None:
 
 @each_loss
 def test_descent_finds_the_target(loss) -> None:
-    """Every loss alone drives free logits to the labels."""
+    """Gradient descent on each loss alone brings free logits to the labels."""
     target = random_case(9, ignored=0.1)[1]
     logits = torch.zeros(2, CLASSES, *target.shape[1:], requires_grad=True)
     optimizer = torch.optim.Adam([logits], lr=0.3)
@@ -247,7 +247,7 @@ def test_descent_finds_the_target(loss) -> None:
 @each_loss
 @given(seeds)
 def test_ignored_pixels_do_not_exist(loss, seed: int) -> None:
-    """Their logits change nothing, get no gradient, and a frame of them could as well be cut off."""
+    """Their logits neither change the loss nor get a gradient; a border of ignored pixels changes nothing."""
     logits, target, weights = random_case(seed)
     expected = loss(logits, target, weights).item()
     ignored = (target == 255)[:, None].expand_as(logits)
@@ -273,7 +273,7 @@ def test_names_of_classes_do_not_matter(loss, seed: int, order: list[int]) -> No
 @each_loss
 @given(seeds)
 def test_order_of_pixels_does_not_matter(loss, seed: int) -> None:
-    """Any order within the batch; for the boundary, which has neighbours, mirrored images in any order."""
+    """Any order of pixels within the batch; for the boundary loss, which uses neighbours, mirrored images."""
     logits, target, weights = random_case(seed)
     expected = loss(logits, target, weights).item()
     if loss is boundary:
@@ -287,7 +287,7 @@ def test_order_of_pixels_does_not_matter(loss, seed: int) -> None:
 
 @pytest.mark.parametrize("loss", REGIONS)
 def test_absent_classes_are_left_out(loss) -> None:
-    """A class that no pixel has counts for nothing, whatever it weighs."""
+    """A class without pixels does not count, whatever its weight."""
     logits, target, weights = random_case(10)
     target[target == 3] = 1
     found = [loss(logits, target, torch.cat([weights[:3], torch.tensor([w]).double()])).item() for w in (0.0, 50.0)]
@@ -297,7 +297,7 @@ def test_absent_classes_are_left_out(loss) -> None:
 
 @pytest.mark.parametrize("loss", REGIONS)
 def test_large_images_lose_no_digits(loss) -> None:
-    """On 512x512 pixels value and gradient in float32 are float64's: sums do not saturate, steps do not cancel."""
+    """On 512x512 pixels, value and gradient in float32 agree with float64: no saturation, no cancellation."""
     generator = torch.Generator().manual_seed(0)
     logits, target = 2 * torch.randn(1, 2, 512, 512, generator=generator), torch.ones(1, 512, 512, dtype=torch.long)
     target[:, 500:] = 0
@@ -311,7 +311,7 @@ def test_large_images_lose_no_digits(loss) -> None:
 
 @each_loss
 def test_shapes_that_do_not_fit_are_refused(loss) -> None:
-    """Also those that would broadcast."""
+    """This includes shapes that would broadcast."""
     with pytest.raises(InputError, match="upsample them"):
         loss(torch.zeros(1, 3, 1, 1), torch.zeros(1, 4, 4, dtype=torch.long))
     with pytest.raises(InputError, match="one per class"):
@@ -328,7 +328,7 @@ def test_ids_beyond_the_classes_are_refused(loss) -> None:
 
 
 def test_sum_of_terms_on_upsampled_logits() -> None:
-    """Each term by its factor; at the stride of the network every term but Lovász sees the bilinear logits."""
+    """Each term has its factor; all terms but Lovász are computed on bilinearly upsampled logits."""
     logits, target, weights = random_case(11)
     small = logits[..., :3, :4]
     full = F.interpolate(small, size=target.shape[1:], mode="bilinear", align_corners=False)
@@ -340,7 +340,7 @@ def test_sum_of_terms_on_upsampled_logits() -> None:
 
 
 def test_lovasz_sees_the_centre_of_each_cell() -> None:
-    """At stride 3 the middle pixel of each 3x3 cell, where the bilinear logits are the network's own."""
+    """At stride 3 it uses the centre pixel of each 3x3 cell, where the upsampled logits equal the network's."""
     _, target, weights = random_case(12, size=(9, 12))
     small = random_case(13, size=(3, 4))[0]
     found = SegmentationLoss({"lovasz": 1}, weights)(small, target).item()

@@ -1,4 +1,4 @@
-"""Parts of the training loop, each against what it should equal."""
+"""Parts of the training loop, each compared with what it should equal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from foveal.training.folder import RunFolder, RunState
 
 
 def _trained_once(again: bool) -> tuple[list[Tensor], list[Tensor], int]:
-    """Gradients, buffers, and bytes kept for the backward pass."""
+    """Gradients, buffers, and bytes saved for the backward pass."""
     torch.manual_seed(0)
     model = foveal.create_model("efficientvit_b0", "segment", num_classes=3).double()
     if again:
@@ -50,7 +50,7 @@ def test_recomputed_stages_change_memory_alone() -> None:
 
 
 def test_blocks_of_every_kind_of_stage() -> None:
-    """Sequences, stages with a list of blocks, and stages that are one."""
+    """Stages that are sequences, that have a list of blocks, and that are one block."""
     model = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
     assert [type(block).__name__ for block in blocks_of(model)].count("EfficientViTBlock") == 4
     assert len(blocks_of(model)) == sum(len(stage) for stage in model.backbone.stages)
@@ -61,7 +61,7 @@ def test_blocks_of_every_kind_of_stage() -> None:
 
 
 def test_batches_continue_where_a_run_stopped() -> None:
-    """From any position the same batches follow; processes share each; a pass sees no image twice."""
+    """The same batches follow from any position; processes share each batch; a pass has no image twice."""
     data = ClassificationData(tuple((Path(f"{i}.jpg"), 0) for i in range(10)), Labels(("one",)))
     config = TrainConfig(batch_size=4)
     whole = iter(Batches(data, config, 0, 0, 1))
@@ -88,7 +88,7 @@ def test_a_state_needs_a_torch_that_reads_it_safely(tmp_path: Path, monkeypatch:
 
 
 def _half_of_a_batch(rank: int, folder: str) -> None:
-    """One of two processes: its rows of the batch through a synchronised norm; writes what it got."""
+    """One of two processes: apply a synchronised norm to half of the batch and write the results."""
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     norm = synchronised(nn.Sequential(nn.BatchNorm1d(5)).double(), torch.device("cpu"))
     x = _BATCH[rank * 3 : rank * 3 + 3].clone().requires_grad_()
@@ -102,7 +102,7 @@ _BATCH = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 5)))
 
 
 def test_norms_of_vectors_are_synchronised_too(tmp_path: Path) -> None:
-    """Two processes with half of the batch each compute what one does with all of it, forward and backward."""
+    """Two processes with half of the batch each compute the same as one with all of it, forward and backward."""
     torch.multiprocessing.spawn(_half_of_a_batch, (str(tmp_path),), nprocs=2)
     norm, x = nn.Sequential(nn.BatchNorm1d(5)).double(), _BATCH.clone().requires_grad_()
     y = norm(x)

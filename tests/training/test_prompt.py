@@ -27,7 +27,7 @@ from foveal.training.config import TrainConfig
 from foveal.training.distil import DistilJob, Distilled, extents
 from foveal.training.embeddings import EmbeddingFolder
 from foveal.training.losses import mask_iou, mask_loss
-from foveal.training.prompt import PromptJob, PromptTrainee, answer_loss, packed, unpacked
+from foveal.training.prompt import PromptJob, PromptTrainee, answer_loss, pack_masks, unpack_masks
 from foveal.weights.checkpoints import read_state, save_checkpoint
 
 SETTINGS: dict[str, Any] = {
@@ -44,11 +44,11 @@ SETTINGS: dict[str, Any] = {
 
 
 class Toy(Backbone):
-    """Strides 2, 4 and 8, so that its image encoder sees 128 pixels: quick enough to train in a test.
+    """Strides 2, 4 and 8, so that its image encoder takes 128 pixels: quick enough to train in a test.
 
     Attributes:
-        stop_at: call in training at which SIGTERM comes; 0: none.
-        calls: in training.
+        stop_at: number of the training call at which SIGTERM comes; 0: none.
+        calls: number of calls in training mode.
     """
 
     stop_at, calls = 0, 0
@@ -88,7 +88,7 @@ NECK = {"depth": 0, "expand_ratio": 1, "norm_eps": 1e-5}
 
 
 def write_scenes(root: Path, split: str, count: int, seed: int) -> None:
-    """Two bright objects on dark ground, images/<split>/ beside masks/<split>/ with an id for each."""
+    """Write images of two bright objects on a dark background, and masks with an id for each object."""
     rng = np.random.default_rng(seed)
     for kind in ("images", "masks"):
         (root / kind / split).mkdir(parents=True)
@@ -164,7 +164,7 @@ def test_a_student_comes_close_to_its_teacher(distilled: Path, teacher: Path) ->
 
 
 def test_a_new_students_embeddings_start_at_the_teachers_level(distilled: Path, scenes: Path, teacher: Path) -> None:
-    """Mean and spread of the channels; a neck that has learnt something is left alone."""
+    """The neck gets mean and spread of the teacher's channels; a trained neck does not change."""
     config = TrainConfig(**SETTINGS, teacher=str(teacher), embeddings=str(distilled / "embeddings"))
     job = DistilJob(scenes / "images", config, Progress(enabled=False))
     student = foveal.create_model("toy", "prompt")
@@ -179,7 +179,7 @@ def test_a_new_students_embeddings_start_at_the_teachers_level(distilled: Path, 
 
 
 def test_a_student_learns_its_teachers_answers(distilled: Path, scenes: Path, teacher: Path) -> None:
-    """They are the further apart the further the embeddings are, and teach the image encoder alone."""
+    """The loss of the answers grows with the distance of the embeddings, and trains only the image encoder."""
     settings = {**SETTINGS, "teacher": str(teacher), "embeddings": str(distilled / "embeddings"), "teacher_prompts": 3}
     job = DistilJob(scenes / "images", TrainConfig(**settings), Progress(enabled=False))
     torch.manual_seed(0)
@@ -205,7 +205,7 @@ def test_a_student_learns_its_teachers_answers(distilled: Path, scenes: Path, te
 
 
 def test_embeddings_are_the_teachers_and_computed_once(distilled: Path, scenes: Path, teacher: Path) -> None:
-    """Four images and their mirror images, two for validation; another run computes nothing, whatever the order."""
+    """Four images and their mirror images, two images for validation; another run computes none of them again."""
     folder = distilled / "embeddings"
     files = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
     assert len(files) == 2 * 4 + 2
@@ -233,7 +233,7 @@ def test_a_mirrored_sample_has_the_mirrored_embedding(distilled: Path, scenes: P
 
 
 def test_damaged_embeddings(distilled: Path, scenes: Path, teacher: Path, tmp_path: Path) -> None:
-    """A file that is cut off is computed again; one with another bit is refused by name when it is read."""
+    """A truncated file is computed again; a file with a changed bit is refused by name when it is read."""
     config = TrainConfig(**{**SETTINGS, "flip": 0.0}, teacher=str(teacher), embeddings=str(tmp_path), val_split="")
     data = DistilJob(scenes / "images", config, Progress(enabled=False)).data
     (short,), (spoilt,) = data.files[:2]
@@ -250,7 +250,7 @@ def test_damaged_embeddings(distilled: Path, scenes: Path, teacher: Path, tmp_pa
 
 
 def test_30_a_bad_image_is_left_out_of_distilling(scenes: Path, teacher: Path, tmp_path: Path) -> None:
-    """The teacher passes it by, the run names it."""
+    """The teacher skips it, the run reports it."""
     shutil.copytree(scenes / "images" / "train", tmp_path / "images" / "train")
     (tmp_path / "images" / "train" / "0.png").write_bytes(b"no picture")
     settings = {**SETTINGS, "epochs": 1, "flip": 0.0, "val_split": "", "max_bad": 0.25}
@@ -269,7 +269,7 @@ def test_embeddings_of_another_teacher_are_refused(distilled: Path, scenes: Path
 def test_a_teacher_looks_in_the_precision_of_the_run(
     distilled: Path, scenes: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    """bfloat16 is near float32 and not it; a folder holds one of them."""
+    """bfloat16 embeddings are close to float32 embeddings but not equal; a folder has only one kind."""
     settings = {**SETTINGS, "teacher": str(teacher), "val_split": "", "precision": "bf16"}
     exact = distilled / "embeddings"
     with pytest.raises(foveal.ConfigError, match=r"holds embeddings in fp32, not in bf16.*precision=fp32"):
@@ -288,7 +288,7 @@ def test_an_embedding_folder_without_a_readable_note(tmp_path: Path) -> None:
 
 
 def test_images_of_several_folders(tmp_path: Path) -> None:
-    """Splits are folders at any depth; nothing is taken twice; drawn splits share nothing."""
+    """Splits are folders at any depth; no image is read twice; random splits share no image."""
     for name in ("a/b/1.png", "a/2.png", "c/3.png", "c/d/4.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name)
@@ -307,14 +307,14 @@ def test_images_of_several_folders(tmp_path: Path) -> None:
         ({"teacher": "classifier"}, "a model for 'classify', which has no embeddings of images"),
         ({"teacher": "good", "splits": ["nowhere"]}, "no split 'nowhere' in this folder"),
         ({"teacher": "good", "splits": ["empty"]}, "no images in empty"),
-        ({"teacher": "good", "freeze_encoder": True}, "a teacher teaches the image encoder"),
+        ({"teacher": "good", "freeze_encoder": True}, "freeze_encoder=True leaves nothing to train with a teacher"),
         ({"teacher": "good", "task": "segment"}, "teacher=.* is for 'prompt', not 'segment'"),
         ({"teacher": "missing.safetensors"}, "no checkpoint at|no such file"),
         ({}, "no layout with objects fits"),
-        ({"teacher": "good", "teacher_prompts": -1}, "teacher_prompts=-1 is out of range"),
-        ({"teacher_prompts": 2}, "teacher_prompts=2 needs a teacher"),
-        ({"prompts": 0}, "prompts=0 is out of range"),
-        ({"clicks": -1}, "clicks=-1 is out of range"),
+        ({"teacher": "good", "teacher_prompts": -1}, "teacher_prompts=-1 is out of range: give 0 or more"),
+        ({"teacher_prompts": 2}, "teacher_prompts=2 needs teacher: give teacher too"),
+        ({"prompts": 0}, "prompts=0 is out of range: give 1 or more"),
+        ({"clicks": -1}, "clicks=-1 is out of range: give 0 or more"),
     ],
 )
 def test_wrong_requests_are_one_line(
@@ -367,7 +367,7 @@ def test_masks_are_learnt(tuned: Path, distilled: Path, scenes: Path) -> None:
 
 
 def test_a_frozen_encoder_stays_to_the_bit(scenes: Path, distilled: Path, tmp_path: Path) -> None:
-    """Weights and statistics of its norms; the rest learns."""
+    """Weights of the encoder and statistics of its norms do not change; the rest is trained."""
     foveal.train(scenes, out=tmp_path, weights=str(distilled), epochs=1, freeze_encoder=True, val_split="", **SETTINGS)
     before, after = (read_state(run / "last.safetensors")[0] for run in (distilled, tmp_path))
     kept = [key for key in before if key.startswith("image_encoder.")]
@@ -380,7 +380,7 @@ def test_a_frozen_encoder_stays_to_the_bit(scenes: Path, distilled: Path, tmp_pa
 def test_a_resumed_run_is_the_undisturbed_one(
     stage: str, scenes: Path, distilled: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SIGTERM in mid-epoch, then resume: losses and weights to the bit."""
+    """After SIGTERM within an epoch and resuming, losses and weights are exactly those of an undisturbed run."""
     more: dict[str, Any]
     settings = {**SETTINGS, "epochs": 2, "val_split": "", "bn_batches": 1}
     if stage.startswith("distil"):
@@ -401,7 +401,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
 
 
 def test_every_parameter_gets_its_gradient(scenes: Path) -> None:
-    """The IoU head too, and what encodes masks; several processes wait for each of them."""
+    """So do the IoU head and the mask encoder; several processes wait for every gradient."""
     torch.manual_seed(0)
     job = PromptJob(scenes, TrainConfig(**SETTINGS), Progress(enabled=False))
     model = foveal.create_model("toy", "prompt")
@@ -421,7 +421,7 @@ def test_an_image_without_objects_counts_for_nothing(scenes: Path) -> None:
     model = foveal.create_model("toy", "prompt")
     assert isinstance(model, PromptModel)
     trainee = PromptTrainee(model, 1, False)
-    empty = torch.from_numpy(packed(np.zeros((0, 64, 96), bool), 2))
+    empty = torch.from_numpy(pack_masks(np.zeros((0, 64, 96), bool), 2))
     loss = trainee(torch.zeros(1, 3, 128, 128), empty[None])
     assert loss.item() == 0
     loss.backward()
@@ -431,7 +431,7 @@ def test_an_image_without_objects_counts_for_nothing(scenes: Path) -> None:
 
 
 def test_the_least_of_the_masks_counts() -> None:
-    """Constant logits against a full target have a loss in closed form, whatever points are drawn."""
+    """Constant logits and a full target have a loss in closed form, for any points."""
     torch.manual_seed(0)
     level = torch.tensor([[0.5, -1.0, 2.0, 1.0], [0.5, -1.0, 2.0, 1.0]])
     logits = level[..., None, None].expand(2, 4, 16, 16)
@@ -451,7 +451,7 @@ def test_the_least_of_the_masks_counts() -> None:
 
 
 def test_outlines_finer_than_the_map_are_learnt() -> None:
-    """Of straight edges at all places within a pixel, the loss is least where the logits cross 0 there."""
+    """For a straight edge anywhere within a pixel, the loss is smallest if the logits cross 0 at the edge."""
     at = torch.arange(16) + 0.5
     for edge in (7.2, 7.5, 7.9):
         share = (edge - (at - 0.5)).clamp(0, 1).expand(1, 16, 16)
@@ -471,12 +471,12 @@ def test_iou_of_masks() -> None:
 
 
 def test_objects_are_drawn_and_mirrored_together(scenes: Path) -> None:
-    """A sample's masks are those of its image, mirrored or not: bright pixels, the ground being dark."""
+    """A sample's masks fit its image, mirrored or not: they cover the bright pixels on the dark background."""
     config = TrainConfig(**{**SETTINGS, "jitter": 0.0})
     job = PromptJob(scenes, config, Progress(enabled=False))
     for seed in range(6):
         image, target = job.sample(seed % 4, np.random.default_rng(seed), 0.0)
-        mask = unpacked(target)[0, ::8, ::8]
+        mask = unpack_masks(target)[0, ::8, ::8]
         assert mask.any()
         assert image.mean(0)[mask].mean() > image.mean(0)[~mask].mean() + 0.5
         assert image.mean(0)[mask].quantile(0.2) > 0

@@ -1,4 +1,4 @@
-"""Prompts drawn from masks: points inside, boxes near, clicks on mistakes, all in the frame."""
+"""Prompts sampled from masks: points inside, boxes close to the object, clicks on errors, all in the frame."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foveal.training.prompt import packed, unpacked
-from foveal.training.sampled_prompts import drawn_boxes, drawn_clicks, drawn_points
+from foveal.training.prompt import pack_masks, unpack_masks
+from foveal.training.sampled_prompts import sample_boxes, sample_clicks, sample_points
 
 
 def frame_masks(seed: int, count: int = 3) -> Tensor:
-    """Random rectangles in the frame, from a pixel to all of it, each with a hole of noise."""
+    """Random rectangles in the frame, from one pixel to the whole frame, each with random holes."""
     rng = np.random.default_rng(seed)
     masks = np.zeros((count, 1024, 1024), bool)
     for mask in masks:
@@ -31,7 +31,7 @@ def frame_masks(seed: int, count: int = 3) -> Tensor:
 def test_points_lie_inside(seed: int) -> None:
     torch.manual_seed(seed)
     masks = frame_masks(seed, 2)
-    points = drawn_points(masks, 5)
+    points = sample_points(masks, 5)
     assert points.shape == (2, 5, 2)
     for mask, places in zip(masks, points.long(), strict=True):
         assert mask[places[:, 1], places[:, 0]].all()
@@ -42,7 +42,7 @@ def test_boxes_keep_near_their_objects(seed: int) -> None:
     """At most 20 pixels and half a side from the true corners, the right way round, inside the frame."""
     torch.manual_seed(seed)
     masks = frame_masks(seed, 2)
-    for mask, (low, high) in zip(masks, drawn_boxes(masks), strict=True):
+    for mask, (low, high) in zip(masks, sample_boxes(masks), strict=True):
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
         first, last = (torch.stack([columns[i], rows[i]]).float() + extra for i, extra in ((0, 0), (-1, 1)))
         limit = ((last - first) / 2).clamp(max=20)
@@ -57,7 +57,7 @@ def test_noise_of_boxes_is_a_tenth_of_their_side() -> None:
     mask = torch.zeros(1, 1024, 1024, dtype=torch.bool)
     mask[:, 500:600, 200:240] = True
     torch.manual_seed(0)
-    corners = torch.cat([drawn_boxes(mask) for _ in range(400)])
+    corners = torch.cat([sample_boxes(mask) for _ in range(400)])
     assert abs(float(corners[:, 0, 0].std()) - 4) < 0.6
     assert abs(float(corners[:, 1, 1].std()) - 10) < 1.2
     assert abs(float(corners[:, 1, 0].mean()) - 240) < 1
@@ -71,7 +71,7 @@ def test_clicks_fall_on_mistakes(seed: int) -> None:
     found[1] = true[1]  # no mistake
     true[1, 3, 3] = found[1, 3, 3] = True
     found[2] = true[2] = False  # nothing at all
-    points, labels = drawn_clicks(found, true)
+    points, labels = sample_clicks(found, true)
     places = ((points[:, 0] + 0.5) / 32).long()
     for i in (0, 3):
         x, y = places[i]
@@ -86,10 +86,10 @@ def test_clicks_fall_on_mistakes(seed: int) -> None:
 
 @pytest.mark.parametrize("size", [(64, 96), (96, 64), (1024, 1024), (1500, 37)])
 def test_masks_reach_the_frame(size: tuple[int, int]) -> None:
-    """Packed and unpacked, a mask lies where prompts in the frame expect it, its padding empty."""
+    """A packed and unpacked mask is at its place in the frame, and the padding is empty."""
     mask = np.zeros((1, *size), bool)
     mask[:, size[0] // 2 :, : max(1, size[1] // 4)] = True
-    frame = unpacked(torch.from_numpy(packed(mask, 3)))
+    frame = unpack_masks(torch.from_numpy(pack_masks(mask, 3)))
     assert frame.shape == (3, 1024, 1024)
     assert not frame[1:].any()
     height, width = (round(side * 1024 / max(size)) for side in size)

@@ -1,4 +1,4 @@
-"""Training of super-resolution and restoration: it learns, its crops grow, what cannot be is refused."""
+"""Training of super-resolution and restoration: it learns, crops grow, impossible settings are refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def settings(**more: Any) -> TrainConfig:
 
 
 def test_training_beats_bicubic(tmp_path: Path) -> None:
-    """The common engine: after 60 steps the network is better than what it adds to, on the other half."""
+    """After 60 steps the network is better than the bicubic image to which it adds, on the other half."""
     data = folder_of_photos(tmp_path / "data")
     result = foveal.train(data, config=settings(), out=tmp_path / "run")
     assert result.metric == "psnr"
@@ -72,7 +72,7 @@ def test_the_same_engine_removes_noise(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ref", [ref for ref, weights in assets.WEIGHTS.items() if weights.task == "upscale"])
 def test_weights_in_the_package_restore_what_shrinking_took(ref: str) -> None:
-    """Far better than interpolation on a photograph that no training saw, and alike on every runtime."""
+    """They are far better than interpolation on a photograph outside all training sets, on every runtime alike."""
     scale = int(ref.rpartition("x")[2])
     large = read_image(assets.path("street", ".jpg"))[300:540, 400:760]
     small = bicubic_downscale(large, scale)
@@ -93,18 +93,20 @@ def test_crops_grow_in_the_last_quarter(tmp_path: Path) -> None:
     assert sides == {0.0: (32, 32), 0.74: (32, 32), 0.75: (48, 64), 1.0: (48, 64)}
     with pytest.raises(ConfigError, match=r"late_crop=\(64, 64\) is for 'upscale', not 'segment': leave it out"):
         TrainConfig(task="segment", late_crop=(64, 64))
-    with pytest.raises(ConfigError, match=r"late_crop.* is out of range"):
+    with pytest.raises(
+        ConfigError, match=r"late_crop=\(16, 16\) is out of range: give 0 and 0, or two sides of 32 or more"
+    ):
         TrainConfig(task="upscale", late_crop=(16, 16))
 
 
 def test_impossible_training_is_refused(tmp_path: Path) -> None:
     data = folder_of_photos(tmp_path / "data")
     common = {"model": "realtime_sr", "task": "upscale", "out": tmp_path / "run"}
-    with pytest.raises(ConfigError, match="scale 1 repairs images: say what from"):
+    with pytest.raises(ConfigError, match="at scale 1 a model repairs images: say how to degrade"):
         foveal.train(data, options={"scale": 1}, crop=(32, 32), **common)
     with pytest.raises(ConfigError, match="divisible by the scale 3"):
         foveal.train(data, options={"scale": 3}, crop=(64, 64), **common)
-    with pytest.raises(ConfigError, match="divisible by the scale 2"):
+    with pytest.raises(ConfigError, match=r"late_crop=\[97, 97\]: .* divisible by the scale 2"):
         foveal.train(data, crop=(64, 64), late_crop=(97, 97), **common)
-    with pytest.raises(ConfigError, match="degradation"):
+    with pytest.raises(ConfigError, match=r"out of range: give ranges, .* jpeg 1 to 100"):
         foveal.train(data, degradation={"jpeg": (0, 300)}, **common)

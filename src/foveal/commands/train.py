@@ -1,89 +1,153 @@
-"""Verbs that train: ``train``, and ``data check`` before it."""
+"""The verb ``train``."""
 
 from __future__ import annotations
 
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
+import cyclopts
 from cyclopts import Parameter
 
 from ..errors import ConfigError
-from .console import Json, print_json
+from .console import Json, parse_size, print_json
+from .train_settings import OPTIONS, describe_option, list_settings
 
-if TYPE_CHECKING:
-    pass
+_SET_HELP = (
+    "Any other setting, for example --set.ema_decay 0.99 --set.loss '{cross_entropy: 1, lovasz: 0.5}'. "
+    "'foveal train --help-all' lists them."
+)
+
+app = cyclopts.App(name="train", help_on_error=False, usage="Usage: foveal train DATA [OPTIONS]")
 
 
-_SET_HELP = "Any other setting: --set.epochs 50 --set.lr 1e-3 --set.loss '{cross_entropy: 1, lovasz: 0.5}'."
+@app.command(name="--help-all", group="Parameters")
+def help_all() -> None:
+    """List every setting with its meaning, type, default and valid range."""
+    print(list_settings())
+
+
+def _option(name: str) -> Parameter:
+    """The option of a setting, with its help text."""
+    return Parameter(name=OPTIONS[name], help=describe_option(name))
 
 
 def _settings(_: Any, tokens: Any) -> dict[str, str]:
-    """Values of --set by name."""
+    """The values of --set by name."""
     if not isinstance(tokens, dict):
-        raise ConfigError("--set: name the setting, such as --set.epochs 50")
-    return {key: given[-1].value for key, given in tokens.items()}
+        raise ConfigError("--set: name the setting, such as --set.ema_decay 0.99")
+    return {key: values[-1].value for key, values in tokens.items()}
 
 
+@app.default
 def train(
     data: Path,
     /,
     *,
-    model: str | None = None,
-    task: str | None = None,
+    model: Annotated[str | None, _option("model")] = None,
+    task: Annotated[Literal["segment", "classify", "upscale", "prompt"] | None, _option("task")] = None,
+    weights: Annotated[str | None, _option("weights")] = None,
+    val_split: Annotated[str | None, _option("val_split")] = None,
+    epochs: Annotated[int | None, _option("epochs")] = None,
+    batch_size: Annotated[int | None, _option("batch_size")] = None,
+    crop: Annotated[str | None, _option("crop")] = None,
+    lr: Annotated[float | None, _option("lr")] = None,
+    weight_decay: Annotated[float | None, _option("weight_decay")] = None,
+    class_weights: Annotated[Literal["none", "sqrt_median", "median"] | None, _option("class_weights")] = None,
+    eval_every: Annotated[int | None, _option("eval_every")] = None,
+    patience: Annotated[int | None, _option("patience")] = None,
+    precision: Annotated[Literal["fp32", "bf16", "fp16", "fp64"] | None, _option("precision")] = None,
+    device: Annotated[str | None, _option("device")] = None,
+    num_workers: Annotated[int | None, _option("workers")] = None,
+    seed: Annotated[int | None, _option("seed")] = None,
+    fsdp: Annotated[bool | None, _option("fsdp")] = None,
+    set: Annotated[dict[str, str] | None, Parameter(help=_SET_HELP, converter=_settings)] = None,
     config: Path | None = None,
     out: Path = Path("runs/train"),
     resume: bool = False,
-    fsdp: bool | None = None,
-    set: Annotated[dict[str, str] | None, Parameter(help=_SET_HELP, converter=_settings)] = None,
     json: Json = False,
 ) -> int:
-    """Train on images and masks, or on a folder per class. ``torchrun -m foveal train ...`` scales the same command.
+    """Train a model on a data set. ``torchrun -m foveal train ...`` runs the same command on several processes.
 
     Parameters
     ----------
     data
-        Folder of the data set, which 'foveal data check' looks into, or a pattern of tar files.
-    model
-        Architecture to train.
-    task
-        What to train it for.
+        Folder of the data set, which 'foveal data check' examines, or a pattern of tar files.
     config
-        Recipe in YAML; unknown keys are errors.
+        Recipe: YAML file with settings. Unknown keys are errors. Options of the command replace its values.
     out
         Folder of the run.
     resume
-        Go on from the run in --out.
-    fsdp
-        Shard the model over torchrun's processes (FSDP2), where it does not fit on each of them.
+        Continue the run in --out from its last saved step.
     """
     from .. import train as train_model
 
-    overrides = {key: _yaml_value(key, text) for key, text in (set or {}).items()}
-    named = {"model": model, "task": task, "fsdp": fsdp}
-    overrides |= {key: value for key, value in named.items() if value is not None}
-    result = train_model(data, config=config, out=out, resume=resume, **overrides)
-    figure = {result.metric: result.value} if math.isfinite(result.value) else {}
-    report = {"folder": str(result.folder), "best": str(result.best), "loss": result.losses[-1], **figure}
-    report |= {"bad": dict(result.bad)} if result.bad else {}
-    if json:
-        print_json(report)
-    else:
-        from ..evaluation.metrics import in_words
+    options = {
+        "model": model,
+        "task": task,
+        "weights": weights,
+        "val_split": val_split,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "crop": None if crop is None else _parse_crop(crop),
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "class_weights": class_weights,
+        "eval_every": eval_every,
+        "patience": patience,
+        "precision": precision,
+        "device": device,
+        "workers": num_workers,
+        "seed": seed,
+        "fsdp": fsdp,
+    }
+    result = train_model(data, config=config, out=out, resume=resume, **_merge_settings(options, set or {}))
+    _print_result(result, json)
+    # Under torchrun, exit code 1 would count as a failure, after which it may start the run again.
+    return 1 if result.bad and "WORLD_SIZE" not in os.environ else 0
 
-        scored = "".join(f"  {in_words(name, value)}" for name, value in figure.items())
-        print(f"{report['best']}  loss {report['loss']:.4f}{scored}")
-        if result.bad:
-            print(f"bad training images left out: {len(result.bad)}, listed in {result.folder / 'bad.txt'}")
-    under_torchrun = "WORLD_SIZE" in os.environ  # it would take 1 for a failure, and may start all anew
-    return 1 if result.bad and not under_torchrun else 0
+
+def _merge_settings(options: dict[str, Any], texts: dict[str, str]) -> dict[str, Any]:
+    """The settings of the options that were given, and of --set.
+
+    Raises:
+        ConfigError: a setting was given both ways.
+    """
+    settings = {name: value for name, value in options.items() if value is not None}
+    for name in texts:
+        if name in settings:
+            raise ConfigError(f"{OPTIONS[name]} and --set.{name} are the same setting: give one of them")
+    return settings | {name: _parse_yaml(name, text) for name, text in texts.items()}
 
 
-def _yaml_value(key: str, text: str) -> Any:
+def _parse_yaml(name: str, text: str) -> Any:
     import yaml
 
     try:
         return yaml.safe_load(text) if text else ""
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set.{key} {text!r}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"--set.{name} {text!r}: {' '.join(str(error).split())}") from error
+
+
+def _parse_crop(text: str) -> tuple[int, int]:
+    """``"512x1024"`` -> (512, 1024); ``"512"`` -> (512, 512)."""
+    try:
+        return parse_size(f"{text}x{text}" if text.isdigit() else text)
+    except ConfigError as error:
+        raise ConfigError(f"--crop {text!r}: give HEIGHTxWIDTH such as 512x1024, or a side such as 512") from error
+
+
+def _print_result(result: Any, json: bool) -> None:
+    from ..evaluation.metrics import in_words
+
+    figure = {result.metric: result.value} if math.isfinite(result.value) else {}
+    report = {"folder": str(result.folder), "best": str(result.best), "loss": result.losses[-1], **figure}
+    report |= {"bad": dict(result.bad)} if result.bad else {}
+    if json:
+        print_json(report)
+        return
+    figures = "".join(f"  {in_words(name, value)}" for name, value in figure.items())
+    print(f"{report['best']}  loss {report['loss']:.4f}{figures}")
+    if result.bad:
+        print(f"bad training images left out: {len(result.bad)}, listed in {result.folder / 'bad.txt'}")

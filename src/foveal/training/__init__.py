@@ -1,1 +1,1 @@
-"""Doing things with models: predicting, evaluating, training."""
+"""Training: the loop, the jobs of the tasks, losses, and the folder of a run."""

@@ -8,16 +8,21 @@ from ..errors import DataError, FovealError
 
 
 def without_traceback(error: FovealError) -> FovealError:
-    """The same without its traceback, which keeps alive what the functions in it had read."""
+    """Return the same error without its traceback, which keeps everything alive that the functions in it had read."""
     return type(error)(str(error))
 
 
 def check_bad(bad: Mapping[int, FovealError], total: int, max_bad: float) -> None:
-    """See whether so many bad samples, the last one last, are more than ``max_bad`` of all.
+    """Check that the bad samples are at most the share ``max_bad`` of all samples.
+
+    Args:
+        bad: errors by index, the latest one last.
+        total: number of all samples.
+        max_bad: largest share, 0..1.
 
     Raises:
-        FovealError: what the last one raised, where none may be bad.
-        DataError: they are too many.
+        FovealError: the latest error itself, if ``max_bad`` allows no bad sample at all.
+        DataError: there are too many.
     """
     if len(bad) <= max_bad * total:
         return

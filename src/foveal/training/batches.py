@@ -1,4 +1,4 @@
-"""Which samples are in which batch, and the processes that load them."""
+"""Which samples are in which batch, and the worker processes that load them."""
 
 from __future__ import annotations
 
@@ -16,40 +16,45 @@ from ..data.labelled import Labelled
 from ..errors import ConfigError, DataError, FovealError, InputError, TrainingError
 from ..progress import Progress
 from .bad_samples import check_bad, without_traceback
-from .config import TrainConfig
 from .job import Job
+from .settings import CommonSettings
 
-_TRIES = 20  # draws for a place in a batch; where all of them are bad, a disk is gone
+_TRIES = 20  # draws for a place in a batch; after so many failed draws, assume that the storage failed
 
 
 class Loader:
-    """This process's batches of a run, from any position on.
+    """The batches of one process, from any position of the run on.
 
     Attributes:
-        per_epoch: batches in an epoch.
-        awaited: samples of the batch that was asked for last.
-        bad: training images that others stand in for, by index -> why.
+        per_epoch: number of batches in an epoch.
+        requested: indices of the samples in the batch that was requested last.
+        bad: index of each training image that is replaced by others -> its error.
 
     Raises:
-        ConfigError: an epoch would hold no batch.
+        ConfigError: there are fewer training images than a batch needs.
     """
 
     def __init__(
-        self, job: Job, config: TrainConfig, accelerator: Accelerator, dtype: torch.dtype, progress: Progress
+        self, job: Job, config: CommonSettings, accelerator: Accelerator, dtype: torch.dtype, progress: Progress
     ) -> None:
         self.job, self.config, self.accelerator, self.dtype = job, config, accelerator, dtype
         self.progress = progress
         self.per_epoch = (config.samples_per_epoch or len(job.data)) // config.batch_size
         if len(job.data) < config.batch_size:
-            raise ConfigError(f"batch_size={config.batch_size} is above the {len(job.data)} training images")
-        self.awaited: list[int] = []
+            raise ConfigError(
+                f"batch_size={config.batch_size} is above the {len(job.data)} training images: give "
+                f"{len(job.data)} or less"
+            )
+        self.requested: list[int] = []
         self.bad: dict[int, FovealError] = {}
 
     def batches(self, position: int) -> Generator[tuple[list[int], Tensor, Tensor]]:
-        """Indices, images ``(B, 3, H, W)`` and targets, on the device, without end. Bad images are noted in ``bad``.
+        """Yield batches without end: indices, images ``(B, 3, H, W)`` and targets, both on the device.
+
+        Bad images are added to ``bad``.
 
         Raises:
-            FovealError: what the last of many bad images raised, or what is no image's fault.
+            FovealError: the last error of many bad images in a row, or one that is not the fault of an image.
         """
         accelerator = self.accelerator
         order = Batches(self.job.data, self.config, position, accelerator.process_index, accelerator.num_processes)
@@ -57,14 +62,14 @@ class Loader:
             Samples(self.job, self.config),
             batch_sampler=order,
             num_workers=self.config.workers,
-            collate_fn=collated,
+            collate_fn=collate,
             worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",
         )
         places, stream = iter(order), iter(loader)
         try:
             for place in places:
-                self.awaited = [index for _, index in place]
+                self.requested = [index for _, index in place]
                 batch = next(stream)
                 if not batch.indices:
                     raise list(batch.bad.values())[-1]
@@ -72,39 +77,39 @@ class Loader:
                 image, target = (part.to(accelerator.device, non_blocking=True) for part in (batch.image, batch.target))
                 yield batch.indices, image.to(self.dtype).contiguous(memory_format=torch.channels_last), target
         finally:
-            # Its processes end with it. A traceback may keep this frame until Python ends, which would then wait for
-            # them: they do not hear SIGTERM.
+            # This ends the worker processes. A stored traceback may keep this frame alive until Python exits, which
+            # then would wait for the workers forever, because they ignore SIGTERM.
             del stream
 
     def note_bad(self, bad: Mapping[int, FovealError]) -> None:
-        """Take images for bad, and say so once of each."""
+        """Add bad images, and print each new one."""
         for index, error in bad.items():
             if index not in self.bad:
                 self.bad[index] = error
                 self.progress.note(f"left out of training: {error}")
 
     def check_bad(self) -> None:
-        """Raises FovealError where too many images are bad, see :func:`~foveal.training.bad_samples.check_bad`."""
+        """Raise FovealError if too many images are bad, see :func:`~foveal.training.bad_samples.check_bad`."""
         check_bad(self.bad, len(self.job.data), self.config.max_bad)
 
-    def death(self, error: RuntimeError) -> TrainingError | None:
-        """What ``error`` means where it says that a loading process died.
+    def worker_death(self, error: RuntimeError) -> TrainingError | None:
+        """Return the error to raise if ``error`` says that a worker process died, otherwise None.
 
-        torch's handler of SIGCHLD raises it, wherever the main process is just then.
+        torch's SIGCHLD handler raises such an error at any point of the main process.
         """
         if "DataLoader worker" not in str(error):
             return None
-        names = ", ".join(str(self.job.data.name(index)) for index in self.awaited)
+        names = ", ".join(str(self.job.data.name(index)) for index in self.requested)
         return TrainingError(
-            f"a data loading process died, probably for want of memory, at or after: {names}; resume with fewer workers"
+            f"a data loading process died, probably for lack of memory, at or after: {names}; resume with fewer workers"
         )
 
 
 class Sample(NamedTuple):
-    """A sample, or a batch of them, of these indices; none where no image could be read.
+    """A sample, or a batch of samples. ``indices`` is empty where no image could be read.
 
-    ``bad`` are the indices in whose places they stand -> what those raised. Errors are values here: torch would wrap
-    what a worker raises in its traceback.
+    ``bad`` has the index and the error of each image that was replaced. Errors are passed as values, because torch
+    would replace the message of an exception in a worker process by its traceback.
     """
 
     indices: list[int]
@@ -114,12 +119,12 @@ class Sample(NamedTuple):
 
 
 class Samples(Dataset):
-    """Augmented samples of a job by ``(pass, index)``; another one, drawn at random, in the place of a bad one.
+    """Augmented samples of a job by ``(pass, index)``; a bad sample is replaced by a random other one.
 
-    All draws depend on the seed, the pass and the index alone: not on workers, processes or where a run resumed.
+    All random draws depend on the seed, the pass and the index alone: not on workers, processes or where a run resumed.
     """
 
-    def __init__(self, job: Job, config: TrainConfig) -> None:
+    def __init__(self, job: Job, config: CommonSettings) -> None:
         self.job, self.seed = job, config.seed
         self.passes = config.epochs * (config.samples_per_epoch or len(job.data)) / len(job.data)
 
@@ -136,34 +141,35 @@ class Samples(Dataset):
             except (DataError, InputError) as error:
                 bad[index] = without_traceback(error)
                 index = int(rng.integers(len(self)))
-            except FovealError as error:  # not the image's fault
+            except FovealError as error:  # not the fault of the image
                 bad[index] = without_traceback(error)
                 break
         return Sample([], torch.empty(0), torch.empty(0), bad)
 
 
-def collated(samples: list[Sample]) -> Sample:
-    """Stack images and targets; the first sample without any instead, where there is one."""
-    if lost := next((sample for sample in samples if not sample.indices), None):
-        return lost
+def collate(samples: list[Sample]) -> Sample:
+    """Stack images and targets into a batch; if a sample has no image, return the first such sample instead."""
+    if failed := next((sample for sample in samples if not sample.indices), None):
+        return failed
     indices, images, targets, bad = zip(*samples, strict=True)
-    together = {index: error for found in bad for index, error in found.items()}
-    return Sample([index for (index,) in indices], torch.stack(images), torch.stack(targets), together)
+    all_bad = {index: error for errors in bad for index, error in errors.items()}
+    return Sample([index for (index,) in indices], torch.stack(images), torch.stack(targets), all_bad)
 
 
 def ignore_signals(worker: int) -> None:
-    """Leave signals to the main process: Ctrl-C and service managers send them to every process of a group."""
+    """Ignore SIGTERM and Ctrl-C in a worker: they reach all processes of a group, and the main process handles them."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 class Batches(Sampler):
-    """This process's share of every batch, ``[(pass, index), ...]``, from batch ``position`` on, without end.
+    """One process's share of every batch, ``[(pass, index), ...]``, from batch ``position`` on, without end.
 
-    The order of each pass over the data depends on the seed alone; images that do not fill a batch wait for another.
+    The order of each pass over the data depends on the seed alone. Images that do not fill a batch are left out of that
+    pass.
     """
 
-    def __init__(self, data: Labelled, config: TrainConfig, position: int, rank: int, world: int) -> None:
+    def __init__(self, data: Labelled, config: CommonSettings, position: int, rank: int, world: int) -> None:
         self.data, self.config, self.position = data, config, position
         self.rank, self.world = rank, world
 

@@ -18,15 +18,15 @@ from ..info import Preprocess
 from ..prediction.predictor import Predictor
 from ..progress import Progress
 from .cache import Cached
-from .config import TrainConfig
-from .job import _opened
+from .classify_settings import ClassifySettings
+from .job import open_data
 
 
 class ClassifyJob:
     """Image classification: random resized crops, cross entropy with label smoothing, top-1 accuracy."""
 
-    def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
-        self.data, self.held_out = _opened(root, config, "classify")
+    def __init__(self, root: str | Path, config: ClassifySettings, progress: Progress) -> None:
+        self.data, self.held_out = open_data(root, config, "classify")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         self.augment = ClassifyAugment(config.crop, config.area, config.flip, config.jitter, config.tint)
@@ -42,12 +42,15 @@ class ClassifyJob:
     def trainee(self, model: nn.Module) -> nn.Module:
         return model
 
+    def image_network(self, model: nn.Module) -> nn.Module:
+        return model
+
     def weight(self, target: Tensor) -> Tensor:
         return torch.tensor(float(len(target)), device=target.device)
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         outputs = trainee(image)
-        # Of a pair of classifiers, the second is for a teacher: without one, both learn the labels.
+        # The second of two classifiers is meant to learn from a teacher. Without a teacher both learn the labels.
         losses = [
             F.cross_entropy(
                 logits.to(torch.promote_types(logits.dtype, torch.float32)), target, label_smoothing=self.smoothing
@@ -57,6 +60,7 @@ class ClassifyJob:
         return torch.stack(losses).mean()
 
     def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Number of images, and of those with the right class as first guess and among the first five guesses."""
         assert self.held_out is not None
         counts = np.zeros(3, np.int64)
         for index in indices:

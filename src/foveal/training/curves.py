@@ -1,4 +1,4 @@
-"""The learning curves of a run as a picture: loss, learning rate, and the validation figure where it was taken."""
+"""Draw the learning curves of a run: loss, learning rate, and the validation figure where there is one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from ..images.figures import new_figure, write_figure
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric: str = "miou") -> None:
-    """Draw a run's log.
+    """Draw the log of a run.
 
     Args:
-        lines: one mapping per epoch, with ``epoch``, ``loss``, ``lr`` and, where it was taken, ``metric`` (0..1, but
-            PSNR in dB).
+        lines: lines of the log. Those of epochs have ``epoch``, ``loss``, ``lr`` and, after an evaluation, ``metric``
+            (0..1, or dB for PSNR); others are ignored.
         picture: PNG file to write.
-        metric: validation figure.
+        metric: name of the validation figure.
 
     Raises:
         DependencyError: matplotlib is missing.
+        InputError: the file cannot be written.
     """
     lines = [line for line in lines if "epoch" in line]
     epochs = [line["epoch"] for line in lines]
@@ -28,10 +29,10 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric:
     left.plot(epochs, [line["loss"] for line in lines], label="training loss")
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     unit, factor = ("dB", 1) if metric == "psnr" else ("%", 100)
-    scored = [(line["epoch"], factor * line[metric]) for line in lines if metric in line]
-    if scored:
+    scores = [(line["epoch"], factor * line[metric]) for line in lines if metric in line]
+    if scores:
         twin = left.twinx()
-        twin.plot(*zip(*scored, strict=True), color="tab:green", marker=".")
+        twin.plot(*zip(*scores, strict=True), color="tab:green", marker=".")
         twin.set(ylabel=f"{metric}, {unit}")
     right.plot(epochs, [line["lr"] for line in lines], color="tab:orange")
     right.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))

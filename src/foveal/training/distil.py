@@ -1,7 +1,7 @@
-"""Distilling: an image encoder learns the embeddings that another promptable model, its teacher, has of images.
+"""Distillation: an image encoder learns the embeddings that another promptable model, its teacher, has of images.
 
-First of two stages, as EfficientViT-SAM was trained (arXiv 2402.05008, section 3.3); the second is in
-:mod:`foveal.training.prompt`. The teacher sees each image once: what it saw is kept in files.
+This is the first of two stages, as EfficientViT-SAM was trained (arXiv 2402.05008, section 3.3); the second is
+:mod:`foveal.training.prompt`. The teacher encodes each image once: its embeddings are stored in files.
 """
 
 from __future__ import annotations
@@ -33,31 +33,34 @@ from ..progress import Progress
 from ..tasks.prompt import PromptModel
 from ..weights.checkpoints import digest
 from .cache import Cached
-from .config import TrainConfig
 from .embeddings import EmbeddedData, EmbeddingFolder
 from .losses import mask_loss
-from .sampled_prompts import drawn_boxes
+from .prompt_settings import PromptSettings
+from .sampled_prompts import sample_boxes
+from .settings import CommonSettings
 
-_MASKS = 1e-3  # of the masks' loss, which is some hundred times the embeddings'
-_EVEN = 0.5  # odds of boxes
-_LOOKED_AT = 64  # embeddings, for their mean and spread
+_MASKS = 1e-3  # factor of the loss of the masks, which is some hundred times that of the embeddings
+_HALF = 0.5  # probability of prompts by boxes
+_STATISTICS = 64  # largest number of embeddings from which their mean and spread are computed
+_FROZEN = ("prompt_encoder", "mask_decoder")  # the parts that are copied from the teacher and not trained
 
 
 class Distilled(nn.Module):
-    """The image encoder of a promptable model in training, between the teacher's prompt encoder and decoder.
+    """The image encoder of a promptable model in training, with the teacher's prompt encoder and mask decoder.
 
     ``(B, 3, size, size)`` images and the teacher's embeddings of them give the loss, a scalar: the mean squared error
-    over the whole embedding. The part that belongs to the padding counts as any other: the decoder looks there too, so
-    what the student puts there must be what the decoder is used to.
+    over the whole embedding. The padding of an image counts like any other part: the decoder attends to it too, so the
+    student's embedding there must be what the decoder expects.
 
-    With ``prompts`` the decoder is asked as well, for what is at as many places of each image, and its answers from the
-    student's embedding learn those from the teacher's: all four masks by :func:`~foveal.training.losses.mask_loss`, the
-    expected IoU by squared error (the idea is EdgeSAM's, arXiv 2312.06660, section 3.3, which has true masks asked
-    for). Half of the images are asked by points, half by the boxes of what the teacher finds at these points.
+    With ``prompts`` the loss also compares masks. The decoder is prompted at so many places of each image, and its
+    answers from the student's embedding learn those from the teacher's: all four masks by
+    :func:`~foveal.training.losses.mask_loss`, the expected IoU by squared error (the idea is EdgeSAM's, arXiv
+    2312.06660, section 3.3, where the prompts come from true masks). Half of the images are prompted by points, half by
+    the boxes of the masks that the teacher predicts from these points.
 
     Args:
         model: trained in place.
-        prompts: of each image and step; 0: embeddings alone.
+        prompts: per image and step; 0: the loss is that of the embeddings alone.
     """
 
     def __init__(self, model: PromptModel, prompts: int) -> None:
@@ -65,30 +68,41 @@ class Distilled(nn.Module):
         self.model, self.prompts = model, prompts
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
-        found = self.model.image_encoder(image)
-        found = found.to(torch.promote_types(found.dtype, torch.float32))
-        target = target.to(found.dtype)
-        loss = F.mse_loss(found, target)
+        embedding = self.model.image_encoder(image)
+        embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+        target = target.to(embedding.dtype)
+        loss = F.mse_loss(embedding, target)
         if not self.prompts:
             return loss
-        pairs = zip(found, target, extents(image), strict=True)
-        return loss + _MASKS * torch.stack([self.disagreement(*each) for each in pairs]).mean()
+        triples = zip(embedding, target, extents(image), strict=True)
+        return loss + _MASKS * torch.stack([self.disagreement(*triple) for triple in triples]).mean()
 
-    def disagreement(self, found: Tensor, target: Tensor, extent: Tensor) -> Tensor:
-        """How far the answers from two embeddings ``(256, 64, 64)`` of an image of ``extent`` are apart, a scalar."""
+    def disagreement(self, embedding: Tensor, target: Tensor, extent: Tensor) -> Tensor:
+        """Compare the answers from two embeddings ``(256, 64, 64)`` of an image of size ``extent``: a loss, a scalar.
+
+        Args:
+            embedding: the student's.
+            target: the teacher's.
+            extent: width and height of the image in the frame.
+        """
+        sparse, logits, iou = self._teacher_answers(target, extent)
+        student_logits, student_iou = self._answers(embedding, sparse)
+        masks = mask_loss(student_logits.flatten(0, 1)[:, None], logits.flatten(0, 1).float().sigmoid())
+        return masks.mean() + F.mse_loss(student_iou.float(), iou.float())
+
+    @torch.no_grad()
+    def _teacher_answers(self, target: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample prompts; return their tokens and the teacher's answers to them: logits and expected IoU."""
         encoder = self.model.prompt_encoder
-        with torch.no_grad():
-            points = torch.rand(self.prompts, 1, 2, device=extent.device) * extent
-            sparse, _ = encoder((points, torch.ones_like(points[..., 0])))
+        points = torch.rand(self.prompts, 1, 2, device=extent.device) * extent
+        sparse, _ = encoder((points, torch.ones_like(points[..., 0])))
+        logits, iou = self._answers(target, sparse)
+        if torch.rand(()) < _HALF:
+            best = logits[torch.arange(self.prompts), 1 + iou[:, 1:].argmax(1)] > 0
+            in_frame = best.repeat_interleave(FRAME // LOW_RES, 1).repeat_interleave(FRAME // LOW_RES, 2)
+            sparse, _ = encoder(boxes=sample_boxes(in_frame))
             logits, iou = self._answers(target, sparse)
-            if torch.rand(()) < _EVEN:
-                surest = logits[torch.arange(self.prompts), 1 + iou[:, 1:].argmax(1)] > 0
-                in_frame = surest.repeat_interleave(FRAME // LOW_RES, 1).repeat_interleave(FRAME // LOW_RES, 2)
-                sparse, _ = encoder(boxes=drawn_boxes(in_frame))
-                logits, iou = self._answers(target, sparse)
-        ours, expected = self._answers(found, sparse)
-        masks = mask_loss(ours.flatten(0, 1)[:, None], logits.flatten(0, 1).float().sigmoid())
-        return masks.mean() + F.mse_loss(expected.float(), iou.float())
+        return sparse, logits, iou
 
     def _answers(self, embedding: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
         encoder = self.model.prompt_encoder
@@ -96,48 +110,40 @@ class Distilled(nn.Module):
 
 
 def extents(image: Tensor) -> Tensor:
-    """Width and height in the frame of what is not padding in images ``(B, C, size, size)``: ``(B, 2)`` float32."""
-    there = image.ne(0).any(1)
-    return torch.stack([there.any(1).sum(1), there.any(2).sum(1)], 1) * (FRAME / image.shape[-1])
+    """Width and height, in the frame, of the images inside padded images ``(B, C, size, size)``: ``(B, 2)`` float32."""
+    content = image.ne(0).any(1)
+    return torch.stack([content.any(1).sum(1), content.any(2).sum(1)], 1) * (FRAME / image.shape[-1])
 
 
 class DistilJob:
-    """An image encoder learns a teacher's embeddings; prompt encoder and decoder are the teacher's and stay so.
+    """An image encoder learns a teacher's embeddings; prompt encoder and decoder are copied from it and not trained.
 
-    Images are seen as they are and, with ``config.flip``, in a mirror, which costs the teacher a second look. Held-out
-    images are scored by the cosine between the two embeddings of a place, their mean over all places.
+    Images are used as they are and, with ``config.flip``, mirrored, for which the teacher encodes the mirror image too.
+    Validation images are scored by the cosine between student's and teacher's embedding of a place, averaged over all
+    places.
     """
 
-    def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
+    def __init__(self, root: str | Path, config: PromptSettings, progress: Progress) -> None:
         if config.freeze_encoder:
-            raise ConfigError("freeze_encoder: a teacher teaches the image encoder; leave one of the two out")
+            raise ConfigError(
+                "freeze_encoder=True leaves nothing to train with a teacher, who teaches the image encoder: leave one "
+                "of the two out"
+            )
         self.labels, self.preprocess = Labels(), prompt_info(config).preprocess
         images = UnlabelledData.open(root, config.splits)
         held_out = UnlabelledData.open(root, [config.val_split]) if config.val_split else None
-        teacher = load_model(config.teacher)
+        teacher = _load_teacher(config.teacher)
         self.teacher = info_of(teacher)
-        if not isinstance(teacher, PromptModel):
-            raise ConfigError(
-                f"teacher={config.teacher}: a model for {self.teacher.task!r}, which has no embeddings of images: "
-                "name a promptable one (foveal models --task prompt)"
-            )
-        named = self.teacher.ref
-        # float16 may overflow in a network that nobody trained in it; bfloat16 has float32's range.
+        # float16 may overflow in a network that was not trained in it; bfloat16 has the range of float32.
         precision = "bf16" if config.precision == "bf16" else "fp32"
-        folder = EmbeddingFolder(config.embeddings, named, digest(teacher.image_encoder.state_dict()), precision)
-        self.data = _embedded(images, folder, (False, True) if config.flip else (False,))
-        self.held_out = _embedded(held_out, folder, (False,)) if held_out else None
-        wanted = {
-            file: (data.name(index), flipped)
-            for data in (self.data, self.held_out)
-            if data is not None
-            for index, files in enumerate(data.files)
-            for flipped, file in enumerate(files)
-        }
-        _embed(wanted, folder, teacher, precision, progress)
+        folder = EmbeddingFolder(
+            config.embeddings, self.teacher.ref, digest(teacher.image_encoder.state_dict()), precision
+        )
+        self.data = _with_embeddings(images, folder, (False, True) if config.flip else (False,))
+        self.held_out = _with_embeddings(held_out, folder, (False,)) if held_out else None
+        _embed(_images_by_file(self.data, self.held_out), folder, teacher, precision, progress)
         self.decoder = {
-            name: {key: value.clone() for key, value in getattr(teacher, name).state_dict().items()}
-            for name in ("prompt_encoder", "mask_decoder")
+            name: {key: value.clone() for key, value in getattr(teacher, name).state_dict().items()} for name in _FROZEN
         }
         self.flip, self.prompts, self.validation = config.flip, config.teacher_prompts, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
@@ -145,8 +151,8 @@ class DistilJob:
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, embeddings = self.read[index]
         flipped = bool(rng.random() < self.flip)
-        seen = np.ascontiguousarray(image[:, ::-1]) if flipped else image
-        return torch.from_numpy(prepare(seen, self.preprocess)[0]), torch.from_numpy(embeddings[int(flipped)])
+        pixels = np.ascontiguousarray(image[:, ::-1]) if flipped else image
+        return torch.from_numpy(prepare(pixels, self.preprocess)[0]), torch.from_numpy(embeddings[int(flipped)])
 
     def trainee(self, model: nn.Module) -> nn.Module:
         model = cast(PromptModel, model)
@@ -154,25 +160,29 @@ class DistilJob:
             try:
                 getattr(model, name).load_state_dict(state)
             except RuntimeError as error:
-                raise CheckpointError(f"the teacher's {name} does not fit: {' '.join(str(error).split())}") from error
+                reason = " ".join(str(error).split())
+                raise CheckpointError(f"the teacher's {name} does not fit the model: {reason}") from error
             getattr(model, name).requires_grad_(False)
-        self._level(model.image_encoder.neck)
+        self._match_statistics(model.image_encoder.neck)
         info = info_of(model)
         licences = dict.fromkeys(licence for licence in (info.licence, self.teacher.licence) if licence)
         attach(model, info.replace(licence=" AND ".join(licences)))
         return Distilled(model, self.prompts)
 
-    def _level(self, neck: nn.Module) -> None:
-        """Start an untrained neck's last norm at the mean and spread that the teacher's channels have.
+    def image_network(self, model: nn.Module) -> nn.Module:
+        return cast(PromptModel, model).image_encoder
 
-        MobileSAM's spread is a tenth of the norm's own, too far for a short run at a usual rate.
+    def _match_statistics(self, neck: nn.Module) -> None:
+        """Give the last norm of an untrained neck the mean and spread of the teacher's channels.
+
+        MobileSAM's spread is a tenth of a new norm's, which a short run at a usual learning rate would not reach.
         """
         last = [module for module in neck.modules() if isinstance(module, LayerNorm2d)][-1]
         if not last.weight.eq(1).all() or last.bias.any():
             return
-        seen = [files[0] for files in self.data.files if files[0].exists()]
-        some = seen[:: -(-len(seen) // _LOOKED_AT)]
-        channels = np.stack([EmbeddingFolder.read(file) for file in some], 1).astype(np.float64)
+        files = [files[0] for files in self.data.files if files[0].exists()]
+        subset = files[:: -(-len(files) // _STATISTICS)]
+        channels = np.stack([EmbeddingFolder.read(file) for file in subset], 1).astype(np.float64)
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(channels.std((1, 2, 3))))
             last.bias.copy_(torch.from_numpy(channels.mean((1, 2, 3))))
@@ -184,12 +194,12 @@ class DistilJob:
         return trainee(image, target)
 
     def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
-        """Images, and the sum of their mean cosines in millionths."""
+        """Number of images, and the sum of their mean cosines in millionths."""
         assert self.held_out is not None
         counts = np.zeros(2, np.int64)
         for index in indices:
-            image, (wanted,) = self.held_out[index]
-            a, b = predictor.encode(image).features[0].astype(np.float64), wanted.astype(np.float64)
+            image, (target,) = self.held_out[index]
+            a, b = predictor.encode(image).features[0].astype(np.float64), target.astype(np.float64)
             cosine = (a * b).sum(0) / np.sqrt((a * a).sum(0) * (b * b).sum(0)).clip(min=1e-12)
             counts += (1, round(1e6 * float(cosine.mean())))
         return counts
@@ -204,7 +214,7 @@ class EmbeddingScores:
     """How close a student's embeddings are to its teacher's.
 
     Attributes:
-        images: how many.
+        images: number of images.
         cosine: mean over images and places, -1..1.
     """
 
@@ -219,41 +229,63 @@ class EmbeddingScores:
         return {"cosine": round(self.cosine, 6)}
 
 
-def prompt_info(config: TrainConfig) -> ModelInfo:
-    """What ``create_model`` says of the model that a run is about."""
+def prompt_info(config: CommonSettings) -> ModelInfo:
+    """Return the description of the promptable model that a run trains; the model is not built in memory."""
     with torch.device("meta"):
         return info_of(create_model(config.model, "prompt", **config.options))
 
 
-def _embedded(images: UnlabelledData, folder: EmbeddingFolder, sides: Sequence[bool]) -> EmbeddedData:
-    return EmbeddedData(images, tuple(tuple(folder.file(path, side) for side in sides) for path in images.paths))
+def _load_teacher(ref: str) -> PromptModel:
+    teacher = load_model(ref)
+    if not isinstance(teacher, PromptModel):
+        raise ConfigError(
+            f"teacher={ref}: a model for {info_of(teacher).task!r}, which has no embeddings of images: "
+            "name a promptable one (foveal models --task prompt)"
+        )
+    return teacher
+
+
+def _with_embeddings(images: UnlabelledData, folder: EmbeddingFolder, flips: Sequence[bool]) -> EmbeddedData:
+    return EmbeddedData(images, tuple(tuple(folder.file(path, flip) for flip in flips) for path in images.paths))
+
+
+def _images_by_file(*data: EmbeddedData | None) -> dict[Path, tuple[Path, int]]:
+    """File of an embedding -> the image's file, and whether the image is mirrored (1) or not (0)."""
+    return {
+        file: (each.name(index), flipped)
+        for each in data
+        if each is not None
+        for index, files in enumerate(each.files)
+        for flipped, file in enumerate(files)
+    }
 
 
 def _embed(
-    wanted: dict[Path, tuple[Path, int]],
+    images: dict[Path, tuple[Path, int]],
     folder: EmbeddingFolder,
     teacher: PromptModel,
     precision: str,
     progress: Progress,
 ) -> None:
-    """Have the teacher see what it has not; several processes share the images."""
+    """Write the embeddings that the folder does not have yet; several processes share the images."""
     state = PartialState()
     device = torch.device(str(state.device))
-    missing = [file for file in wanted if not folder.has(file)]
+    missing = [file for file in images if not folder.has(file)]
     mine = missing[state.process_index :: state.num_processes]
     if mine:
         predictor = Predictor(TorchPrompter(cast(PromptModel, optimize(teacher)), str(device)), info_of(teacher), "")
-        in_16_bits = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        with in_16_bits, progress.bar("embed", len(wanted), len(wanted) - len(missing)) as bar:
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        with autocast, progress.bar("embed", len(images), len(images) - len(missing)) as bar:
             for number, file in enumerate(mine):
-                image, flipped = wanted[file]
-                try:
-                    pixels, _ = UnlabelledData((image,))[0]
-                except DataError:
-                    pass  # the run hears of it when it reads that image
-                else:
-                    seen = np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
-                    folder.write(file, predictor.encode(seen).features[0])
+                _embed_image(*images[file], file, folder, predictor)
                 for _ in missing[number * state.num_processes : (number + 1) * state.num_processes]:
                     bar.advance()
     state.wait_for_everyone()
+
+
+def _embed_image(image: Path, flipped: int, file: Path, folder: EmbeddingFolder, predictor: Predictor) -> None:
+    try:
+        pixels, _ = UnlabelledData((image,))[0]
+    except DataError:
+        return  # the run reports it when it reads the image itself
+    folder.write(file, predictor.encode(np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels).features[0])

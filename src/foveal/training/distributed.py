@@ -1,4 +1,4 @@
-"""Several processes under ``torchrun``: how they start, shard a model (FSDP2), and bring together what is spread out.
+"""Several processes under ``torchrun``: start them, shard a model over them (FSDP2), gather what is distributed.
 
 gloo connects processes on CPUs, nccl those on GPUs. Without ``torchrun`` there is one process, and nothing here waits.
 """
@@ -21,102 +21,113 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import ConfigError
 from ..models.registry import Backbone
-from .config import TrainConfig
+from .device import check_device, has_number, select_device, uses_cpu
+from .settings import CommonSettings
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """This process's place among those that train together.
+def make_accelerator(config: CommonSettings) -> Accelerator:
+    """Join the processes that train together, and select the device of this one.
 
     Raises:
-        ConfigError: ``fsdp`` or ``batch_size`` does not fit the number of processes, or ``precision`` the machine.
+        ConfigError: the device does not exist; ``device``, ``fsdp`` or ``batch_size`` does not fit the number of
+            processes; or ``precision`` does not fit the device.
     """
-    AcceleratorState._reset_state()  # an earlier run of this Python process may have had another precision
-    # On a machine without an accelerator, cpu=True is what makes torchrun's processes one group (gloo).
+    check_device(config.device)
+    select_device(config.device)
+    # An earlier run of this Python process may have had another precision or another device.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    # On a CPU, cpu=True is what makes torchrun's processes one group (gloo).
     accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(),
+        cpu=uses_cpu(config.device),
         mixed_precision=config.precision if config.precision in ("bf16", "fp16") else "no",
     )
     if config.precision == "fp16" and not accelerator.native_amp:
         raise ConfigError("precision=fp16 needs a GPU to train on: take bf16 or fp32")
-    if config.fsdp and accelerator.num_processes == 1:
+    _check_processes(config, accelerator.num_processes)
+    return accelerator
+
+
+def _check_processes(config: CommonSettings, processes: int) -> None:
+    if config.fsdp and processes == 1:
         raise ConfigError(
             "fsdp=True shards over several processes and this is the only one: start it with torchrun "
             "--nproc-per-node N -m foveal train ..., or leave fsdp out (--no-fsdp)"
         )
-    if config.batch_size % accelerator.num_processes:
-        raise ConfigError(f"batch_size={config.batch_size} does not divide by {accelerator.num_processes} processes")
-    return accelerator
+    if processes > 1 and has_number(config.device):
+        raise ConfigError(
+            f"device={config.device!r} is one device for {processes} processes: give its name without the number, and "
+            "each process takes its own"
+        )
+    if config.batch_size % processes:
+        raise ConfigError(
+            f"batch_size={config.batch_size} does not divide by {processes} processes: give a multiple of {processes}"
+        )
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of the backbone's stages, in order: of a sequence its parts, else its ``blocks``, else the stage."""
-    found: list[nn.Module] = []
+    """The blocks of the backbone's stages, in order.
+
+    The blocks of a stage are the parts of a sequence, otherwise its attribute ``blocks``, otherwise the stage itself.
+    """
+    blocks: list[nn.Module] = []
     for stage in cast(Backbone, model.backbone).stages:
-        found += stage if isinstance(stage, nn.Sequential) else getattr(stage, "blocks", (stage,))
-    return found
+        blocks += stage if isinstance(stage, nn.Sequential) else getattr(stage, "blocks", (stage,))
+    return blocks
 
 
 def shard(trainee: nn.Module, blocks: list[nn.Module], device: torch.device) -> None:
-    """Spread the parameters of ``trainee`` over all processes (FSDP2); it then lives on ``device``.
+    """Shard the parameters of ``trainee`` over all processes (FSDP2), and move it to ``device``.
 
     Each block is gathered for its own forward and backward pass, and the rest of the model as one more unit.
-    Parameters become DTensors; what ``forward`` computes, and the keys of the state, do not change.
+    Parameters become DTensors; the outputs and the keys of the state dict do not change.
     """
-    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view", UserWarning)  # no loss writes into it
+    # The warning is about writing into the view in place, which no loss does.
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for unit in (*blocks, trainee):
         fully_shard(unit, mesh=mesh)
-    trainee.to(device)  # buffers: they are not sharded
+    trainee.to(device)  # for the buffers, which are not sharded
 
 
 def whole(value: Tensor) -> Tensor:
-    """All of a tensor, on its device, where each process may hold a shard: every process must call this."""
+    """Gather a tensor that may be sharded over the processes, on its device; every process must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def local(value: Tensor) -> Tensor:
-    """This process's shard, or all of what is not sharded; shares its memory."""
+    """Return this process's shard, or the tensor itself if it is not sharded; the memory is shared."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
 def spread_like(value: Tensor, own: Tensor) -> Tensor:
-    """``value``, whole, sharded as ``own`` is."""
+    """Shard the unsharded tensor ``value`` like ``own``."""
     if not isinstance(own, DTensor):
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
 
 
-def whole_state(part: Any, kept: bool = True) -> dict[str, Any]:
-    """The ``state_dict`` of ``part`` with whole tensors, on the CPU: the same for any number of processes.
+def whole_state(part: Any, keep: bool = True) -> dict[str, Any]:
+    """Return the ``state_dict`` of ``part`` with unsharded tensors on the CPU: the same for any number of processes.
 
-    Every process must call this; where it is not ``kept``, the result is empty.
+    Every process must call this; in those without ``keep`` the result is empty.
     """
 
-    def gathered(value: Any) -> Any:
+    def gather(value: Any) -> Any:
         if isinstance(value, Tensor):
             value = whole(value.detach())
-            return value.cpu() if kept else None
+            return value.cpu() if keep else None
         if isinstance(value, Mapping):
-            return {key: gathered(item) for key, item in value.items()}
-        return [gathered(item) for item in value] if isinstance(value, list) else value
+            return {key: gather(item) for key, item in value.items()}
+        return [gather(item) for item in value] if isinstance(value, list) else value
 
-    state = gathered(part.state_dict())
-    return state if kept else {}
+    state = gather(part.state_dict())
+    return state if keep else {}
 
 
 def load_whole_state(part: Any, state: Mapping[str, Any]) -> None:
-    """Put ``part`` where :func:`whole_state` found one, with whatever number of processes."""
+    """Load a state from :func:`whole_state` into ``part``, with any number of processes."""
     if isinstance(part, torch.optim.Optimizer):
-        parameters = [p for group in part.param_groups for p in group["params"]]
-        spread = {
-            number: {
-                key: spread_like(value, own) if isinstance(value, Tensor) and value.shape == own.shape else value
-                for key, value in state["state"][number].items()
-            }
-            for number, own in enumerate(parameters)
-            if number in state["state"]
-        }
-        part.load_state_dict({**state, "state": spread})
+        part.load_state_dict({**state, "state": _shard_moments(part, state["state"])})
     elif isinstance(part, nn.Module):
         own = part.state_dict()
         part.load_state_dict(
@@ -126,22 +137,35 @@ def load_whole_state(part: Any, state: Mapping[str, Any]) -> None:
         part.load_state_dict(state)
 
 
+def _shard_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Any]]) -> dict[int, Any]:
+    """Shard the optimiser's tensors of each parameter like the parameter."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return {
+        number: {
+            key: spread_like(value, own) if isinstance(value, Tensor) and value.shape == own.shape else value
+            for key, value in moments[number].items()
+        }
+        for number, own in enumerate(parameters)
+        if number in moments
+    }
+
+
 def reduce_sum(value: Tensor, accelerator: Accelerator) -> Tensor:
-    """Sum over all processes."""
+    """Return the sum over all processes."""
     return cast(Tensor, accelerator.reduce(value, "sum")) if accelerator.num_processes > 1 else value
 
 
-def gather_dict(found: dict[int, Any], accelerator: Accelerator) -> dict[int, Any]:
-    """What all processes found, together."""
+def gather_dict(entries: dict[int, Any], accelerator: Accelerator) -> dict[int, Any]:
+    """Return the entries of all processes in one dictionary."""
     if accelerator.num_processes == 1:
-        return found
-    return {key: value for each in gather_object([found]) for key, value in each.items()}
+        return entries
+    return {key: value for each in gather_object([entries]) for key, value in each.items()}
 
 
 def reduce_max(value: int, accelerator: Accelerator) -> int:
-    """The largest value that any process has."""
+    """Return the largest value over all processes."""
     if accelerator.num_processes == 1:
         return value
-    found = torch.tensor(value, device=accelerator.device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    largest = torch.tensor(value, device=accelerator.device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)

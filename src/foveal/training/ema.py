@@ -1,4 +1,4 @@
-"""Averaged weights: what a run evaluates and saves."""
+"""The exponential moving average of the weights, which a run evaluates and saves."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from .distributed import local, spread_like, whole
 class Averaged:
     """Exponential moving average of a model's parameters and buffers, sharded where they are.
 
-    The decay rises from 0.1 to ``decay``, so that the random start is soon forgotten; with 0 it is the model itself.
+    The decay rises from 0.1 to ``decay``, so that the random initial weights soon lose their influence. With 0 the
+    average is the model itself.
 
     Args:
-        model: what is averaged; its keys are those of ``outline``.
+        model: the model that is averaged; its keys are those of ``outline``.
         outline: the same model without values, see :func:`meta_copy`.
-        decay: share of the average that stays, 0..1.
+        decay: share of the average that is kept in an update, 0..1.
     """
 
     def __init__(self, model: nn.Module, outline: nn.Module, decay: float) -> None:
@@ -30,28 +31,28 @@ class Averaged:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the model as it is now."""
+        """Add the current values of the model to the average."""
         pairs = [(local(value), local(self.values[key])) for key, value in self.current.state_dict().items()]
-        kept = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
         floats = [(now, mean) for now, mean in pairs if mean.is_floating_point()]
-        torch._foreach_lerp_([mean for _, mean in floats], [now for now, _ in floats], 1 - kept)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_([mean for _, mean in floats], [now for now, _ in floats], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for now, mean in pairs:
             if not mean.is_floating_point():
                 mean.copy_(now)
         self.count += 1
 
     def model(self, device: torch.device) -> nn.Module:
-        """A model of its own with the averaged values, whole in every process: all of them must call this."""
+        """Return a separate model with the averaged values, complete in every process; every process must call this."""
         model = copy.deepcopy(self.outline)
         model.load_state_dict({key: whole(value).clone() for key, value in self.values.items()}, assign=True)
         return model.to(device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Keys as those of torch's AveragedModel."""
+        """Return the values under the keys of torch's AveragedModel."""
         return {"n_averaged": torch.tensor(self.count)} | {f"module.{key}": v for key, v in self.values.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take whole tensors.
+        """Load the values from unsharded tensors.
 
         Raises:
             KeyError: a value is missing.
@@ -62,7 +63,7 @@ class Averaged:
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose parameters have shapes and no values."""
+    """Copy ``model`` with parameters that have shapes but no values (torch's meta device)."""
     empty: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         for p in model.parameters()

@@ -2,8 +2,8 @@
 
 ``config.yaml`` (all settings), ``log.jsonl`` (a line per epoch, and per ``log_every`` steps), ``last.safetensors`` and
 ``best.safetensors`` (averaged weights with their description), ``state.pt`` (everything that ``resume`` needs),
-``bad.txt`` where training images were left out. Every file but the log is written aside and renamed; the log grows line
-by line.
+``bad.txt`` if training images were left out. Every file but the log is written under a temporary name and then renamed;
+the log grows line by line.
 """
 
 from __future__ import annotations
@@ -27,28 +27,27 @@ from ..info import ModelInfo
 from ..weights.checkpoints import check_torch_reads_safely, save_checkpoint
 from .config import TrainConfig
 from .distributed import load_whole_state, whole_state
-
-#: Settings that a resumed run may change: they do not touch the numbers.
-_RESUMABLE = ("workers", "save_minutes", "tensorboard", "csv", "fsdp", "embeddings", "max_bad")
+from .settings import setting_fields
 
 
 @dataclass
 class RunState:
-    """Where a run stands, in plain values.
+    """The progress of a run, in plain values.
 
     Attributes:
-        images: training images, to tell another data set.
-        data: digest of their names and the classes' for the same end; empty: unknown.
-        parts: pieces that each process's batch is cut into: doubled when memory runs out.
-        step: optimiser steps done.
+        images: number of training images, to recognise another data set.
+        data: digest of the names of the images and classes, for the same purpose; empty: unknown.
+        parts: pieces into which each process's share of a batch is cut; doubled when memory runs out.
+        step: number of optimiser steps so far.
         skipped: batches of data that were left out after a loss that was not finite.
-        rollbacks: how often that happened.
-        total: sum of the losses of this epoch so far.
-        losses: mean loss of each whole epoch.
+        rollbacks: number of returns to a saved state after such a loss.
+        total: sum of the losses of the current epoch.
+        losses: mean loss of each complete epoch.
         best: highest validation figure so far.
-        best_metric: its name.
-        seconds: time spent training.
-        bad: indices of training images that are left out -> why.
+        best_metric: name of that figure.
+        stale: evaluations in a row without a higher validation figure.
+        seconds: training time so far.
+        bad: index of each training image that is left out -> the reason.
     """
 
     images: int
@@ -61,17 +60,18 @@ class RunState:
     losses: list[float] = field(default_factory=list)
     best: float = -1.0
     best_metric: str = ""
+    stale: int = 0
     seconds: float = 0.0
     bad: dict[int, str] = field(default_factory=dict)
 
     @property
     def position(self) -> int:
-        """Batches of data behind the run."""
+        """Number of batches of data that the run has consumed."""
         return self.step + self.skipped
 
 
 class RunFolder:
-    """Reads and writes one run's files; ``writes=False`` for the processes that only take part."""
+    """The files of one run; with ``writes=False``, as in all processes but the first, they are only read."""
 
     def __init__(self, path: Path, writes: bool = True) -> None:
         self.path, self.writes = path, writes
@@ -96,39 +96,44 @@ class RunFolder:
     def log_file(self) -> Path:
         return self.path / "log.jsonl"
 
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
     def check_new(self) -> None:
-        """Raises ConfigError where a run is already."""
+        """Raise ConfigError if the folder already has a run."""
         if self.state.exists():
             raise ConfigError(f"{self.path} holds a run already: resume it, or choose another folder")
 
     def check_resumable(self, config: TrainConfig) -> None:
-        """Refuse to resume what cannot be.
+        """Check that the folder's run can be resumed with these settings.
 
         Raises:
-            ConfigError: there is nothing to resume, or ``config`` is not the run's.
-            CheckpointError: this torch does not read a state safely.
+            ConfigError: there is nothing to resume, or the run has other settings.
+            CheckpointError: this version of torch does not read a state safely.
         """
         if not self.state.exists():
-            raise ConfigError(f"{self.path}: nothing to resume")
+            raise ConfigError(f"{self.path}: nothing to resume: there is no {self.state.name}; leave resume out")
         check_torch_reads_safely(self.state, f"start a run from {self.last.name}")
         file = self.config_file
-        before = to_dict(build_config(TrainConfig, read_yaml(file), str(file)))  # a newer setting has its default there
-        wanted = {key: value for key, value in to_dict(config).items() if key not in _RESUMABLE}
-        changed = [key for key, value in wanted.items() if before[key] != value]
+        # Settings that are newer than the file have their defaults.
+        before, now = to_dict(build_config(TrainConfig, read_yaml(file), str(file))), to_dict(config)
+        fixed = [declared.name for declared, info in setting_fields(config) if not info.resumable]
+        changed = [name for name in fixed if before[name] != now[name]]
         if changed:
             raise ConfigError(f"{self.path} was started with another {', '.join(changed)}: resume with {file}")
 
     def clear_leftovers(self) -> None:
-        """Remove what a killed process had begun to write: a state is as large as four models."""
+        """Remove temporary files of a killed process: one for a state is as large as four models."""
         if self.writes:
-            drawn = self.path / "curves.png", self.path / "log.csv", self.path / "bad.txt"
-            for file in (self.state, self.last, self.best, self.log_file, self.config_file, *drawn):
+            others = self.curves, self.path / "log.csv", self.path / "bad.txt"
+            for file in (self.state, self.last, self.best, self.log_file, self.config_file, *others):
                 for path in self.path.glob(f".{file.stem}-*{file.suffix}"):
                     path.unlink()
 
     @staticmethod
     def check_formats(config: TrainConfig) -> None:
-        """Raises DependencyError where a format of the log needs what is not installed."""
+        """Raise DependencyError if a log format needs a package that is not installed."""
         if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise DependencyError("tensorboard=True needs a package that is not installed: pip install tensorboard")
 
@@ -157,7 +162,7 @@ class RunFolder:
                 raise InputError(f"cannot write {self.log_file}: {error.strerror}") from error
 
     def log_epoch(self, line: Mapping[str, Any], config: TrainConfig) -> None:
-        """The same for an epoch's line, in the other formats too that ``config`` wants."""
+        """Add an epoch's line to the log, and to the other formats that ``config`` selects."""
         self.log(line)
         if self.writes and config.csv:
             self._write_csv()
@@ -165,18 +170,19 @@ class RunFolder:
             _tensorboard(self.path, line)
 
     def lines(self) -> list[dict[str, Any]]:
+        """The lines of the log; an incomplete last line is left out."""
         text = self.log_file.read_text(encoding="utf-8") if self.log_file.exists() else ""
         return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
     def cut_log(self, step: int, epochs: int) -> None:
-        """Drop lines after ``step`` and ``epochs``: a crash may come between the log and the state."""
+        """Drop lines after ``step`` and ``epochs``: a process may be killed between writing the log and the state."""
         if self.writes:
-            kept = [line for line in self.lines() if line["step"] <= step and line.get("epoch", 0) <= epochs]
+            lines = [line for line in self.lines() if line["step"] <= step and line.get("epoch", 0) <= epochs]
             with atomic_write(self.log_file) as file:
-                file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+                file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     def _write_csv(self) -> None:
-        """The log's epochs as ``log.csv``, nested figures left out."""
+        """Write the log's epochs to ``log.csv``, without nested figures."""
         flat = [
             {k: v for k, v in line.items() if not isinstance(v, dict | list)}
             for line in self.lines()
@@ -188,36 +194,36 @@ class RunFolder:
             table.writerows(flat)
 
     def save_weights(self, state: Mapping[str, Tensor], info: ModelInfo, best: bool) -> None:
-        """Write ``last.safetensors``, and the same as ``best.safetensors`` where they are that."""
+        """Write ``last.safetensors`` and, if ``best``, the same as ``best.safetensors``."""
         if self.writes:
             for path in (self.last, self.best) if best else (self.last,):
                 save_checkpoint(path, state, info)
 
     def save_state(self, parts: Mapping[str, Any], state: RunState) -> None:
-        """Write the whole ``state_dict`` of every part, and ``state``; every process must call this."""
-        found: dict[str, Any] = {name: whole_state(part, self.writes) for name, part in parts.items()}
+        """Write the unsharded ``state_dict`` of every part, and ``state``; every process must call this."""
+        states: dict[str, Any] = {name: whole_state(part, self.writes) for name, part in parts.items()}
         if not self.writes:
             return
         with atomic_write(self.state) as temporary, temporary.open("wb") as file:
             try:
-                torch.save({**found, "progress": vars(state)}, file)
-            except RuntimeError as error:  # torch's own, which does not say that the disk is full
+                torch.save({**states, "progress": vars(state)}, file)
+            except RuntimeError as error:  # torch raises its own error, which does not say that the disk is full
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
 
     def load_state(self, parts: Mapping[str, Any]) -> RunState:
-        """Put every part where :meth:`save_state` found it, with whatever number of processes.
+        """Load every part from the file of :meth:`save_state`, with any number of processes.
 
         Raises:
-            CheckpointError: the file is damaged or of another model.
+            CheckpointError: the file is damaged or belongs to another model.
         """
         try:
-            found = torch.load(self.state, map_location="cpu", weights_only=True)
+            states = torch.load(self.state, map_location="cpu", weights_only=True)
             for name, part in parts.items():
-                load_whole_state(part, found[name])
-            return RunState(**found["progress"])
-        except Exception as error:  # pickle, zip and torch each raise their own
+                load_whole_state(part, states[name])
+            return RunState(**states["progress"])
+        except Exception as error:  # pickle, zip and torch each raise their own errors
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"{self.state}: cannot be resumed from ({reason}); start again from {self.best.name}"

@@ -1,4 +1,9 @@
-"""What the training loop asks of a task."""
+"""What a task must provide for training: the contract between the training loop and the tasks.
+
+A task has one file that fulfils it (``training/segment.py``, ...), a class with its settings in a file of its own
+(``training/segment_settings.py``, ...), and a line in each of two tables: :data:`foveal.training.config.TASK_SETTINGS`
+and :data:`foveal.training.jobs.JOBS`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from ..data.labelled import Labelled, Task, open_labelled
 from ..errors import DataError
 from ..info import Labels, Preprocess
 from ..prediction.predictor import Predictor
-from .config import TrainConfig
+from .settings import CommonSettings
 
 
 class Scores(Protocol):
@@ -22,20 +27,22 @@ class Scores(Protocol):
 
     @property
     def headline(self) -> tuple[str, float]:
-        """Name and value of the figure that selects the best checkpoint: higher is better."""
+        """Name and value of the figure that selects the best checkpoint; higher is better."""
         ...
 
     def to_dict(self) -> dict[str, Any]: ...
 
 
 class Job(Protocol):
-    """One task's part of a training run.
+    """The part of a training run that depends on the task: samples, loss and score.
+
+    It is made from the data set, the settings of the task and the progress display.
 
     Attributes:
         labels: classes of the data.
-        preprocess: how images become the network's input, for training and afterwards.
-        data: the training images.
-        validation: number of validation images, 0 without such a split.
+        preprocess: how images become the network's input, in training and afterwards.
+        data: training images.
+        validation: number of validation images, 0 without a validation split.
     """
 
     @property
@@ -48,38 +55,46 @@ class Job(Protocol):
     def validation(self) -> int: ...
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
-        """One augmented training sample, image ``(3, h, w)`` and target.
+        """Make one augmented training sample: the image ``(3, h, w)`` and its target.
 
         Args:
-            index: of the image.
-            rng: what the augmentation is drawn from.
+            index: number of the image.
+            rng: source of all random draws of the augmentation.
             done: share of the run that is over, 0..1, in whole passes over the data.
         """
         ...
 
     def trainee(self, model: nn.Module) -> nn.Module:
-        """The module that is trained: ``model`` itself, or a module that holds it as ``.model``."""
+        """Return the module that is trained: ``model`` itself, or a module that has it as attribute ``model``."""
+        ...
+
+    def image_network(self, model: nn.Module) -> nn.Module:
+        """Return the part of ``model`` that takes a batch of images: batch norm statistics are estimated with it."""
         ...
 
     def weight(self, target: Tensor) -> Tensor:
-        """How much the targets of a batch count in the loss, a scalar: parts of a batch are weighed by it."""
+        """Return the weight of a batch's targets in the loss, a scalar: the parts of a batch are averaged by it."""
         ...
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
-        """Mean loss of a batch, a scalar in float32."""
+        """Compute the mean loss of a batch, a scalar in float32."""
         ...
 
     def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
-        """Counts on these validation images: they add up over processes."""
+        """Count on these validation images what :meth:`scores` needs; counts add up over images and processes."""
         ...
 
     def scores(self, counts: NDArray[np.int64]) -> Scores:
-        """What these counts, summed over processes, amount to."""
+        """Compute the figures of merit from counts that were summed over all images and processes."""
         ...
 
 
-def _opened(root: str | Path, config: TrainConfig, task: Task) -> tuple[Labelled, Labelled | None]:
-    """Training and validation samples."""
+def open_data(root: str | Path, config: CommonSettings, task: Task) -> tuple[Labelled, Labelled | None]:
+    """Open the training samples and the validation samples, if there is a validation split.
+
+    Raises:
+        DataError: a split cannot be used, or the two have different classes.
+    """
     data = open_labelled(root, config.splits, task)
     held_out = open_labelled(root, [config.val_split], task) if config.val_split else None
     if held_out and held_out.labels != data.labels:

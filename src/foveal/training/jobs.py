@@ -11,18 +11,29 @@ from .config import TrainConfig
 from .distil import DistilJob
 from .job import Job
 from .prompt import PromptJob
+from .prompt_settings import PromptSettings, place_embeddings
 from .segment import SegmentJob
 from .upscale import UpscaleJob
 
 
-def prompt_job(root: str | Path, config: TrainConfig, progress: Progress) -> DistilJob | PromptJob:
-    """With a teacher its embeddings are learnt, else masks."""
+def prompt_job(root: str | Path, config: PromptSettings, progress: Progress) -> DistilJob | PromptJob:
+    """Learn the embeddings of a teacher if there is one, otherwise masks."""
     return (DistilJob if config.teacher else PromptJob)(root, config, progress)
 
 
+#: How the job of each task is made.
 JOBS: Mapping[str, Callable[[str | Path, TrainConfig, Progress], Job]] = {
     "segment": SegmentJob,
     "classify": ClassifyJob,
     "upscale": UpscaleJob,
     "prompt": prompt_job,
 }
+
+#: Of tasks with settings whose default depends on the run's folder: the function that fills them in.
+_FILL_IN: Mapping[str, Callable[[TrainConfig, Path], TrainConfig]] = {"prompt": place_embeddings}
+
+
+def complete_config(config: TrainConfig, run_folder: Path) -> TrainConfig:
+    """Return ``config`` with the defaults that depend on the run's folder."""
+    fill_in = _FILL_IN.get(config.task)
+    return fill_in(config, run_folder) if fill_in else config

@@ -1,17 +1,17 @@
-"""Losses for semantic segmentation, and their weighted sum; at the end those for masks of single objects.
+"""Losses for semantic segmentation and their weighted sum; losses for masks of single objects.
 
 Every loss for segmentation takes ``(logits, target, class_weights)``:
 
-* logits: ``(B, C, H, W)`` at the target's size, any floating type; 16 bits are computed in float32.
-* target: ``(B, H, W)`` int64, class ids with 255 = ignore.
-* class_weights: ``(C,)``, at least 0; None weighs all classes the same.
+* logits: ``(B, C, H, W)`` at the target's size, any floating type; 16-bit logits are converted to float32.
+* target: ``(B, H, W)`` int64, class ids; the ignore index is 255.
+* class_weights: ``(C,)``, at least 0; None gives all classes the same weight.
 
-It returns a scalar over all labelled pixels of the batch together, finite for finite logits, and 0 with zero gradients
-where no pixel is labelled. InputError is raised where the shapes do not fit each other.
+It returns a scalar over all labelled pixels of the batch together, which is finite for finite logits, and 0 with zero
+gradients if no pixel is labelled. InputError is raised if the shapes do not fit each other.
 
-Pixel-wise losses (cross entropy, OHEM, focal, boundary) average over pixels, each weighed by its class, so a class
-without pixels has no say of its own: it is only pushed down as a wrong answer. Losses over regions (Dice, Jaccard,
-Lovász) have one value per class; what they do with absent classes stands with each.
+Losses over pixels (cross entropy, OHEM, focal, boundary) are means over pixels weighted by class, so a class without
+pixels has no term of its own: its logits are only lowered as a wrong answer. Losses over regions (Dice, Jaccard,
+Lovász) have one value per class; each docstring says what happens to absent classes.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from torch import Tensor
 
 from ..errors import ConfigError, InputError, nearest
 from ..info import IGNORE
-from .config import LossName
+from .segment_settings import LossName
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-_POINTS, _DRAWN, _DOUBTFUL = 112 * 112, 3, 0.75  # of :func:`mask_loss`
-_ENTROPY = 20.0
+# Of mask_loss: number of points, candidates per point, share of the points that are uncertain, factor of cross entropy.
+_POINTS, _CANDIDATES, _UNCERTAIN, _ENTROPY = 112 * 112, 3, 0.75, 20.0
 
 
 class SegmentationLoss:
-    """Weighted sum of losses on logits of any stride, which are upsampled bilinearly to the target's size once.
+    """Weighted sum of losses on logits of any stride, which are upsampled once, bilinearly, to the target's size.
 
     Lovász sorts every pixel of every class: 1.1 s of one core (AMD EPYC) for 8 crops of 288x384 and 11 classes, where
-    cross entropy takes 0.1 s (benchmarks/losses.py). It therefore sees one pixel per logit, at the centres of the
-    logits' grid, which random crops move over the image: 0.08 s with the upsampling. With logits at the target's size
-    that is every pixel.
+    cross entropy takes 0.1 s (benchmarks/losses.py). It is therefore computed on one pixel per logit, at the centres of
+    the logits' grid, which random crops move over the image: 0.08 s with the upsampling. If the logits have the
+    target's size, these are all pixels.
 
     Args:
         terms: factor of each loss by its name, finite and above 0: "cross_entropy", "ohem", "focal", "dice", "jaccard",
             "lovasz", "boundary".
-        class_weights: ``(C,)``, of the terms over pixels; those over regions give each class one voice as it is.
+        class_weights: ``(C,)``, for the losses over pixels; in losses over regions all classes count the same.
 
     Raises:
-        ConfigError: no term, an unknown name, or a factor out of range.
+        ConfigError: there is no term, a name is unknown, or a factor is out of range.
     """
 
     def __init__(self, terms: Mapping[LossName, float], class_weights: Tensor | None = None) -> None:
@@ -61,14 +61,14 @@ class SegmentationLoss:
         self.class_weights = class_weights
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits ``(B, C, h, w)`` for a target ``(B, H, W)``, a scalar."""
+        """Compute the loss of logits ``(B, C, h, w)`` for a target ``(B, H, W)``, a scalar."""
         grid, size = logits.shape[-2:], target.shape[-2:]
         full = F.interpolate(_float(logits).contiguous(), size=size, mode="bilinear", align_corners=False)
         total = full.new_zeros(())
         for name, factor in self.terms.items():
             if name == "lovasz":
-                thinned = F.interpolate(target[:, None].float(), size=grid, mode="nearest-exact")[:, 0].long()
-                value = lovasz(F.interpolate(full, size=grid, mode="nearest-exact"), thinned)
+                sparse_target = F.interpolate(target[:, None].float(), size=grid, mode="nearest-exact")[:, 0].long()
+                value = lovasz(F.interpolate(full, size=grid, mode="nearest-exact"), sparse_target)
             else:
                 value = LOSSES[name](full, target, None if name in _PER_CLASS else self.class_weights)
             total = total + factor * value
@@ -79,7 +79,7 @@ class SegmentationLoss:
 
 
 def cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Cross entropy, the mean over pixels weighed by their class: ``F.cross_entropy`` that survives empty targets."""
+    """Cross entropy, the mean over pixels weighted by class: ``F.cross_entropy``, but 0 without labelled pixels."""
     logits, weights = _prepare(logits, target, class_weights)
     return _weighted_mean(_nll(logits, target), weights[target])
 
@@ -92,35 +92,35 @@ def ohem(
     threshold: float = 0.7,
     min_kept: float = 1 / 16,
 ) -> Tensor:
-    """Cross entropy over the hard pixels alone (online hard example mining; online bootstrapping).
+    """Cross entropy over the hard pixels only (online hard example mining; online bootstrapping).
 
-    Source: Shrivastava et al., CVPR 2016, for regions; for pixels with a threshold, and a least number of them that
-    are kept: Wu, Shen, van den Hengel, "Bridging Category-level and Instance-level Semantic Image Segmentation", 2016.
+    Source: Shrivastava et al., CVPR 2016, for regions; for pixels, with a threshold and a smallest number of pixels:
+    Wu, Shen, van den Hengel, "Bridging Category-level and Instance-level Semantic Image Segmentation", 2016.
 
     Args:
         logits: see the module.
         target: see the module.
-        class_weights: of the kept pixels; they do not change which are kept.
+        class_weights: weights of the selected pixels; the selection does not depend on them.
         threshold: pixels whose own class has at most this probability are hard, 0..1.
-        min_kept: share of the labelled pixels, 0..1, that is kept at least: the hardest. Pixels as hard as the last
-            of them are kept too.
+        min_kept: smallest share of the labelled pixels that is selected, 0..1: the hardest ones, and all pixels as hard
+            as the last of them.
     """
     logits, weights = _prepare(logits, target, class_weights)
     nll = _nll(logits, target)
     labelled = target != IGNORE
     ranked = nll.detach().masked_fill(~labelled, -1.0).flatten()  # ignored pixels come last
-    kept = max(1, math.ceil(min_kept * int(labelled.sum())))
-    hardest = ranked.kthvalue(len(ranked) - kept + 1).values
+    count = max(1, math.ceil(min_kept * int(labelled.sum())))
+    hardest = ranked.kthvalue(len(ranked) - count + 1).values
     hard = nll.detach() >= hardest.clamp(max=-math.log(threshold) if threshold else math.inf)
     return _weighted_mean(nll, weights[target] * hard)
 
 
 def focal(logits: Tensor, target: Tensor, class_weights: Tensor | None = None, *, gamma: float = 2.0) -> Tensor:
-    """Cross entropy of each pixel times ``(1 - p) ** gamma``, p the probability of its class.
+    """Cross entropy of each pixel times ``(1 - p) ** gamma``, where p is the probability of its class.
 
-    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equations 4 and 5, with softmax for sigmoid
-    and the class weights for alpha. The paper divides by the number of objects; here it is the weighted mean over
-    pixels, so that ``gamma=0`` is :func:`cross_entropy`.
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, equations 4 and 5, with softmax instead of
+    sigmoid and the class weights as alpha. The paper divides by the number of objects; here the loss is the weighted
+    mean over pixels, so that ``gamma=0`` is :func:`cross_entropy`.
 
     Args:
         logits: see the module.
@@ -130,7 +130,7 @@ def focal(logits: Tensor, target: Tensor, class_weights: Tensor | None = None, *
     """
     logits, weights = _prepare(logits, target, class_weights)
     nll = _nll(logits, target)
-    # 1 - p without cancellation; the floor keeps the gradient finite where gamma < 1 and p = 1.
+    # 1 - p without cancellation; the clamp keeps the gradient finite where gamma < 1 and p = 1.
     wrong = (-torch.expm1(-nll)).clamp(min=torch.finfo(nll.dtype).tiny)
     return _weighted_mean(wrong**gamma * nll, weights[target])
 
@@ -143,17 +143,18 @@ def boundary(
     radius: int = 3,
     gain: float = 4.0,
 ) -> Tensor:
-    """Cross entropy in which pixels near another class weigh more.
+    """Cross entropy in which pixels near another class have a larger weight.
 
-    Source: the pixel weights of U-Net (Ronneberger et al., MICCAI 2015, section 3, equation 2), with a step for their
-    Gaussian, since classes have one boundary where cells have two. Ignored pixels and the image's edge are no boundary.
+    Source: the pixel weights of U-Net (Ronneberger et al., MICCAI 2015, section 3, equation 2), with a step instead of
+    their Gaussian, since classes have one boundary where cells have two. Neither ignored pixels nor the image's edge
+    are boundaries.
 
     Args:
         logits: see the module.
         target: see the module.
-        class_weights: multiplied with the weights of the boundary.
-        radius: of the square neighbourhood, in pixels of the target.
-        gain: pixels that see another class there weigh ``1 + gain``, the others 1.
+        class_weights: multiplied by the weights for the boundary.
+        radius: radius of the square neighbourhood, in pixels of the target.
+        gain: pixels with another class in their neighbourhood have weight ``1 + gain``, the others 1.
     """
     logits, weights = _prepare(logits, target, class_weights)
     near = _near_boundary(target, radius)
@@ -166,13 +167,13 @@ def boundary(
 def dice(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """One minus the Dice coefficient of soft masks, ``2 |P G| / (|P| + |G|)``, the mean over classes in the target.
 
-    Source: Milletari et al., "V-Net", 3DV 2016, section 3, with plain sums below the line where the paper squares the
-    probabilities. The paper has two classes, both present; an absent class, whose loss would be 1 for any prediction
-    above 0, is left out here.
+    Source: Milletari et al., "V-Net", 3DV 2016, section 3, with plain sums in the denominator, where the paper squares
+    the probabilities. The paper has two classes, both present. Here an absent class is left out, because its loss would
+    be 1 for any prediction above 0.
     """
     probabilities, members, weights = _regions(logits, target, class_weights)
     shared, predicted, labelled = _overlap(probabilities, members)
-    # A class in the target has |G| >= 1: the floor touches absent ones only.
+    # A class in the target has |G| >= 1: the clamp changes absent classes only.
     return _class_mean(1 - 2 * shared / (predicted + labelled).clamp(min=1), members, weights)
 
 
@@ -190,26 +191,27 @@ def jaccard(logits: Tensor, target: Tensor, class_weights: Tensor | None = None)
 def lovasz(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Lovász-Softmax: the convex surrogate of one minus the IoU, the mean over classes in the target.
 
-    Source: Berman et al., "The Lovász-Softmax loss", CVPR 2018: the extension of equations 8 and 9 on the errors
-    of equation 11, over the batch. The paper's mean is over all classes; its authors' code leaves out those absent from
-    the target by default, and so does this: for them the surrogate is the largest error alone.
+    Source: Berman et al., "The Lovász-Softmax loss", CVPR 2018: the extension of equations 8 and 9, applied to the
+    errors of equation 11, over the batch. The paper's mean is over all classes. The authors' code leaves out classes
+    that are absent from the target by default, and so does this function: their surrogate is only the largest error.
 
-    Exact, by one sort of ``(C, B * H * W)``: :class:`SegmentationLoss` says what that costs, and passes fewer pixels.
+    The loss is exact, by one sort of ``(C, B * H * W)``. :class:`SegmentationLoss` gives the time of that, and computes
+    it on fewer pixels.
     """
     probabilities, members, weights = _regions(logits, target, class_weights)
-    # Ignored pixels have error 0 and belong to no class: at the end of the order they add nothing.
+    # Ignored pixels have error 0 and belong to no class: they come last and add nothing.
     errors, order = torch.where(members, 1 - probabilities, probabilities).sort(dim=1, descending=True)
     member = members.gather(1, order)
     hits = member.cumsum(1)
     misses = torch.arange(1, member.shape[1] + 1, device=member.device) - hits
     union = (hits[:, -1:] + misses).to(errors)
     missing = (hits[:, -1:] - hits).to(errors)
-    # How much each pixel adds to the Jaccard loss of those before it, in closed form: the difference would cancel.
+    # Increase of the Jaccard loss by each pixel, in closed form: a difference would lose digits by cancellation.
     steps = torch.where(member, 1 / union, missing / union / (union - 1).clamp(min=1))
     return _class_mean((errors * steps).sum(1), members, weights)
 
 
-#: By name; :data:`foveal.training.config.LossName` lists the same names for those who have no torch.
+#: The losses by name; :data:`foveal.training.segment_settings.LossName` lists the same names without torch.
 LOSSES: dict[LossName, Loss] = {
     "cross_entropy": cross_entropy,
     "ohem": ohem,
@@ -232,7 +234,7 @@ def _float(x: Tensor) -> Tensor:
 
 
 def _prepare(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits in 32 bits at least, and a weight for each id that a target may hold (0 for 255)."""
+    """Logits in at least 32 bits, and a weight for each id that a target may contain (0 for 255)."""
     batch, classes, *size = logits.shape
     if (batch, *size) != target.shape:
         raise InputError(
@@ -247,7 +249,7 @@ def _prepare(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> tu
 
 
 def _nll(logits: Tensor, target: Tensor) -> Tensor:
-    """``-log p`` of each pixel's class, ``(B, H, W)``, 0 where ignored."""
+    """``-log p`` of each pixel's class, ``(B, H, W)``; 0 for ignored pixels."""
     return F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
 
 
@@ -257,7 +259,7 @@ def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def _near_boundary(target: Tensor, radius: int) -> Tensor:
-    """Whether another class is within ``radius`` pixels (chessboard distance), ``(B, H, W)``."""
+    """Whether a pixel has another class within ``radius`` pixels (chessboard distance), ``(B, H, W)``."""
     ids = target.float()
     ignored = target == IGNORE
     stacked = torch.stack([ids.masked_fill(ignored, -math.inf), (-ids).masked_fill(ignored, -math.inf)], dim=1)
@@ -268,7 +270,7 @@ def _near_boundary(target: Tensor, radius: int) -> Tensor:
 
 
 def _regions(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Soft masks and true masks, both ``(C, B * H * W)`` and 0 at ignored pixels; the weight of each class."""
+    """Soft masks and true masks, both ``(C, B * H * W)`` and 0 for ignored pixels; and each class's weight."""
     logits, weights = _prepare(logits, target, class_weights)
     labelled = (target != IGNORE)[:, None]
     members = torch.zeros_like(logits, dtype=torch.bool)
@@ -279,12 +281,12 @@ def _regions(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> tu
 
 
 def _overlap(probabilities: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sizes of each class's intersection, soft mask and true mask, ``(C,)`` each."""
+    """Size of each class's intersection, soft mask and true mask, ``(C,)`` each."""
     return (probabilities * members).sum(1), probabilities.sum(1), members.sum(1)
 
 
 def _class_mean(values: Tensor, members: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of the losses ``(C,)`` of the classes that have members."""
+    """Weighted mean of the losses ``(C,)`` of the classes that occur in the target."""
     return _weighted_mean(values, weights * members.any(1))
 
 
@@ -292,38 +294,39 @@ def _class_mean(values: Tensor, members: Tensor, weights: Tensor) -> Tensor:
 
 
 def mask_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """20 times cross entropy plus Dice of each mask, on points where it is in doubt: ``(P, M)``.
+    """20 times cross entropy plus Dice of each mask, on points where the mask is uncertain: ``(P, M)``.
 
-    Of three times as many points, drawn uniformly, the 75 % nearest to a logit of 0 are taken and as many drawn anew as
-    make 112 x 112 (PointRend, arXiv 1912.08193, section 4.2; the factors are those of EfficientViT-SAM, arXiv
-    2402.05008, whose code has cross entropy where the paper says focal loss). Both maps are read between their pixels,
-    so with ``target`` the share of each pixel that the object covers, outlines are learnt finer than the map.
+    The number of points is 112 x 112. 75 % of them are those with logits nearest to 0 of three times as many uniform
+    random points; the others are new uniform random points (PointRend, arXiv 1912.08193, section 4.2; the factors are
+    those of EfficientViT-SAM, arXiv 2402.05008, whose code has cross entropy where the paper says focal loss). Both
+    maps are interpolated between pixels. If ``target`` is the share of each pixel that the object covers, outlines are
+    therefore learnt more finely than the map's resolution.
 
     Args:
-        logits: ``(P, M, h, w)``, M answers to each of P prompts.
+        logits: ``(P, M, h, w)``, M masks for each of P prompts.
         target: ``(P, h, w)`` of 0..1.
     """
     masks = _float(logits).flatten(0, 1)[:, None]
     truth = target.to(masks.dtype).repeat_interleave(logits.shape[1], 0)[:, None]
     with torch.no_grad():
-        points = torch.rand(len(masks), _DRAWN * _POINTS, 2, device=masks.device, dtype=masks.dtype)
-        doubtful = (-_at(masks, points).abs()).topk(int(_DOUBTFUL * _POINTS), sorted=False).indices
-        anew = torch.rand(len(masks), _POINTS - doubtful.shape[1], 2, device=masks.device, dtype=masks.dtype)
-        points = torch.cat([points.gather(1, doubtful[..., None].expand(-1, -1, 2)), anew], 1)
-        true = _at(truth, points)
-    seen = _at(masks, points)
-    entropy = F.binary_cross_entropy_with_logits(seen, true, reduction="none").mean(1)
-    inside = seen.sigmoid()
+        points = torch.rand(len(masks), _CANDIDATES * _POINTS, 2, device=masks.device, dtype=masks.dtype)
+        uncertain = (-_values_at(masks, points).abs()).topk(int(_UNCERTAIN * _POINTS), sorted=False).indices
+        others = torch.rand(len(masks), _POINTS - uncertain.shape[1], 2, device=masks.device, dtype=masks.dtype)
+        points = torch.cat([points.gather(1, uncertain[..., None].expand(-1, -1, 2)), others], 1)
+        true = _values_at(truth, points)
+    predicted = _values_at(masks, points)
+    entropy = F.binary_cross_entropy_with_logits(predicted, true, reduction="none").mean(1)
+    inside = predicted.sigmoid()
     overlap = 1 - (2 * (inside * true).sum(1) + 1) / (inside.sum(1) + true.sum(1) + 1)
     return (_ENTROPY * entropy + overlap).unflatten(0, logits.shape[:2])
 
 
-def _at(maps: Tensor, points: Tensor) -> Tensor:
-    """``(N, 1, h, w)`` maps at ``(N, n, 2)`` points, x and y of 0..1: ``(N, n)``."""
+def _values_at(maps: Tensor, points: Tensor) -> Tensor:
+    """Values of maps ``(N, 1, h, w)`` at points ``(N, n, 2)``, x and y of 0..1: ``(N, n)``."""
     return F.grid_sample(maps, 2 * points[:, None] - 1, padding_mode="border", align_corners=False)[:, 0, 0]
 
 
-def mask_iou(found: Tensor, true: Tensor) -> Tensor:
-    """IoU of ``(P, M, h, w)`` masks with ``(P, h, w)``, all bool: ``(P, M)`` float32; 0 for two empty ones."""
+def mask_iou(masks: Tensor, true: Tensor) -> Tensor:
+    """IoU of masks ``(P, M, h, w)`` with true masks ``(P, h, w)``, all bool: ``(P, M)`` float32; 0 for empty masks."""
     true = true[:, None]
-    return (found & true).sum((-2, -1)) / (found | true).sum((-2, -1)).clamp(min=1)
+    return (masks & true).sum((-2, -1)) / (masks | true).sum((-2, -1)).clamp(min=1)

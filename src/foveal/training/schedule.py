@@ -1,4 +1,4 @@
-"""Optimiser and learning rate."""
+"""Learning rate schedule, and which parameters weight decay applies to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..models.registry import Backbone
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
-    """Share of the peak rate: linear rise over the first ``warmup`` of the steps, then a half cosine to 0."""
+    """Share of the peak learning rate: it rises linearly over ``warmup`` of the steps, then falls as a half cosine."""
     rise = max(1, round(steps * warmup))
     if step < rise:
         return (step + 1) / rise
@@ -19,9 +19,14 @@ def learning_rate(step: int, steps: int, warmup: float) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights decay; norms, biases, tables of attention biases and what the backbone excepts do not."""
-    excepted = {last for module in model.modules() if isinstance(module, Backbone) for last in module.undecayed}
-    named = [(name.rpartition(".")[2], p) for name, p in model.named_parameters()]
-    kept = [(p, p.ndim > 1 and last not in excepted and not last.endswith("biases")) for last, p in named]
-    decayed, others = ([p for p, decays in kept if decays is wanted] for wanted in (True, False))
+    """Two groups for the optimiser, with and without weight decay.
+
+    Norms, biases, tables of attention biases and the backbone's ``undecayed`` parameters have no weight decay.
+    """
+    undecayed = {last for module in model.modules() if isinstance(module, Backbone) for last in module.undecayed}
+    decayed, others = [], []
+    for name, parameter in model.named_parameters():
+        last = name.rpartition(".")[2]
+        decays = parameter.ndim > 1 and last not in undecayed and not last.endswith("biases")
+        (decayed if decays else others).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

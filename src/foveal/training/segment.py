@@ -24,9 +24,9 @@ from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..tasks.segment import SegmentationModel
 from .cache import Cached
-from .config import TrainConfig
-from .job import _opened
+from .job import open_data
 from .losses import SegmentationLoss
+from .segment_settings import SegmentSettings
 
 
 class SegmentJob:
@@ -35,18 +35,12 @@ class SegmentJob:
     The data set is decoded once and stays in memory, four bytes per pixel, up to ``config.cache_gib``.
     """
 
-    def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
+    def __init__(self, root: str | Path, config: SegmentSettings, progress: Progress) -> None:
         self.config = config
-        self.data, self.held_out = _opened(root, config, "segment")
+        self.data, self.held_out = open_data(root, config, "segment")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
-        pixels, present = class_counts([mask for _, mask in self.read.readable()], len(self.labels.names))
-        balanced = median_frequency_weights(pixels, present)
-        if len(self.read.sampled) < len(self.data) and not balanced.all():
-            # The others may well hold these classes, and what weighs nothing is never learnt.
-            rare = [name for name, weight in zip(self.labels.names, balanced, strict=True) if not weight]
-            progress.note(f"not in the {len(self.read.sampled)} masks looked at, taken for rare: {', '.join(rare)}")
-            balanced = np.where(balanced > 0, balanced, balanced.max())
+        balanced = self._balanced_weights(progress)
         self.augment = SegmentAugment(
             config.crop,
             config.scale,
@@ -62,6 +56,20 @@ class SegmentJob:
         self.deep_supervision = config.deep_supervision
         self.criterion = SegmentationLoss({**config.loss}, self.class_weights)
 
+    def _balanced_weights(self, progress: Progress) -> NDArray[np.float64]:
+        """Weight of each class by median frequency balancing, ``(C,)``."""
+        masks = [mask for _, mask in self.read.readable()]
+        balanced = median_frequency_weights(*class_counts(masks, len(self.labels.names)))
+        if len(self.read.sampled) < len(self.data) and not balanced.all():
+            # The other masks may contain these classes. A zero weight would stop the class from being learnt.
+            rare = [name for name, weight in zip(self.labels.names, balanced, strict=True) if not weight]
+            progress.note(
+                f"not in the {len(self.read.sampled)} masks that were counted, so weighted as the rarest class: "
+                f"{', '.join(rare)}"
+            )
+            balanced = np.where(balanced > 0, balanced, balanced.max())
+        return balanced
+
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, mask = self.augment(*self.read[index], rng=rng)
         return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(mask.astype(np.int64))
@@ -72,26 +80,32 @@ class SegmentJob:
         return DeeplySupervised(model, len(self.labels.names)) if self.deep_supervision else model
 
     def _start_classifier(self, model: nn.Module) -> None:
-        """Give each class the mean weights of those classes of ``config.weights`` that count as it."""
+        """Give each class the mean weights of the classes of ``config.weights`` that map to it."""
         config = self.config
         source = load_model(config.weights, config.model)
         assert isinstance(model, SegmentationModel)
         if not isinstance(source, SegmentationModel):
-            raise ConfigError(f"class_map: {config.weights} has no classifier of pixels to start from")
+            raise ConfigError(
+                f"class_map: {config.weights} has no classifier of pixels to start from: name weights for "
+                "segmentation, or leave class_map out"
+            )
         old, new = source.head.classifier, model.head.classifier
         assert old.bias is not None
         assert new.bias is not None
         targets = read_class_map(config.class_map, info_of(source).labels.names, self.labels.names)
         with torch.no_grad():
-            for index in np.unique(targets):
-                of_it = torch.from_numpy(targets == index)
-                new.weight[index] = old.weight[of_it].mean(0)
-                new.bias[index] = old.bias[of_it].mean(0)
+            for target in np.unique(targets):
+                sources = torch.from_numpy(targets == target)
+                new.weight[target] = old.weight[sources].mean(0)
+                new.bias[target] = old.bias[sources].mean(0)
+
+    def image_network(self, model: nn.Module) -> nn.Module:
+        return model
 
     def weight(self, target: Tensor) -> Tensor:
         exact = torch.float32 if target.device.type == "mps" else torch.float64
-        per_id = F.pad(self.class_weights, (0, IGNORE + 1 - len(self.class_weights))).to(target.device, exact)
-        return per_id[target].sum()
+        weight_of_id = F.pad(self.class_weights, (0, IGNORE + 1 - len(self.class_weights))).to(target.device, exact)
+        return weight_of_id[target].sum()
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         if not self.deep_supervision:
@@ -101,6 +115,7 @@ class SegmentJob:
         return self.criterion(main, target) + self.deep_supervision * extra
 
     def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+        """The confusion matrix ``(C, C)``; rows are targets."""
         assert self.held_out is not None
         classes = len(self.labels.names)
         matrix = np.zeros((classes, classes), np.int64)
@@ -114,9 +129,9 @@ class SegmentJob:
 
 
 class DeeplySupervised(nn.Module):
-    """A segmentation model with a classifier on each of the backbone's two coarsest maps, while it trains.
+    """A segmentation model with an additional classifier on each of the backbone's two coarsest maps, for training.
 
-    ``(B, in_chans, H, W)`` -> logits of the head, then of the auxiliary classifiers, each at its own stride (deep
+    ``(B, in_chans, H, W)`` -> logits of the head, then those of the auxiliary classifiers, each at its own stride (deep
     supervision: arXiv 1409.5185; as auxiliary loss for segmentation, PSPNet, arXiv 1612.01105, section 3.3).
     """
 
@@ -124,13 +139,13 @@ class DeeplySupervised(nn.Module):
         super().__init__()
         assert isinstance(model, SegmentationModel)
         self.model = model
-        self.used = model.backbone.feature_info[-2:]
-        self.classifiers = nn.ModuleList(nn.Conv2d(info.channels, num_classes, 1) for info in self.used)
+        self.coarsest = model.backbone.feature_info[-2:]
+        self.classifiers = nn.ModuleList(nn.Conv2d(info.channels, num_classes, 1) for info in self.coarsest)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         maps = self.model.maps(x)
         outputs = [(self.model.head(maps), self.model.stride)]
-        for classifier, info, features in zip(self.classifiers, self.used, maps[-2:], strict=True):
+        for classifier, info, features in zip(self.classifiers, self.coarsest, maps[-2:], strict=True):
             outputs.append((classifier(features), info.stride))
         h, w = x.shape[-2:]
         return [logits[..., : ceil_div(h, stride), : ceil_div(w, stride)] for logits, stride in outputs]

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, noted instead of obeyed, so that a run can save before it ends."""
+"""Record SIGTERM and Ctrl-C, so that training can save before it ends."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from typing import Any
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], int]]:
-    """While inside, SIGTERM and SIGINT are only noted: the number of the last one, 0 before."""
+    """Record SIGTERM and SIGINT instead of acting on them.
+
+    Yields:
+        A function that returns the number of the latest signal, 0 before the first one.
+    """
     received = 0
 
-    def note(number: int, frame: Any) -> None:
+    def record(number: int, frame: Any) -> None:
         nonlocal received
         received = number
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0  # only the main thread may set handlers
+        yield lambda: 0  # Python sets signal handlers in the main thread only
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: received
     finally:

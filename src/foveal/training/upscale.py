@@ -23,32 +23,35 @@ from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..tasks import upscale
 from .cache import Cached
-from .config import TrainConfig
+from .upscale_settings import UpscaleSettings
+
+_LARGEST_PSNR = 100.0  # dB, credited to an identical image, whose PSNR is infinite
+_CHARBONNIER = 1e-3  # epsilon of the Charbonnier loss, on the 0..1 scale of images
+_LATE = 0.75  # share of a run after which the crops have their late size
 
 
 class UpscaleJob:
     """Super-resolution or, at scale 1, restoration: pairs of crops, an L1 or Charbonnier loss, PSNR of the luma."""
 
-    def __init__(self, root: str | Path, config: TrainConfig, progress: Progress) -> None:
+    def __init__(self, root: str | Path, config: UpscaleSettings, progress: Progress) -> None:
         self.labels, self.preprocess = Labels(), Preprocess(upscale.MEAN, upscale.STD)
-        self.scale: int = config.options.get("scale", upscale.DEFAULT_SCALE)
-        if self.scale not in upscale.SCALES:
-            raise ConfigError(f"scale={self.scale!r}: give one of {', '.join(map(str, upscale.SCALES))}")
-        late = config.late_crop if any(config.late_crop) else config.crop
-        for crop in (config.crop, late):
-            if any(side % self.scale for side in crop):
-                raise ConfigError(f"crop={list(crop)}: sides of the large image, divisible by the scale {self.scale}")
-        opened = partial(SuperResolutionData.open, root, scale=self.scale, small=not config.degradation)
-        self.data = opened(config.splits)
-        self.held_out = opened([config.val_split]) if config.val_split else None
+        self.scale = _scale(config)
+        _check_divisible("crop", config.crop, self.scale)
+        _check_divisible("late_crop", config.late_crop, self.scale)
+        open_split = partial(SuperResolutionData.open, root, scale=self.scale, small=not config.degradation)
+        self.data = open_split(config.splits)
+        self.held_out = open_split([config.val_split]) if config.val_split else None
         if self.scale == 1 and not config.degradation and any(small is None for small, _ in self.data.pairs):
-            raise ConfigError("scale 1 repairs images: say what from, such as degradation: {noise: [5, 50]}")
+            raise ConfigError(
+                "at scale 1 a model repairs images: say how to degrade them, for example degradation: {noise: [5, 50]}"
+            )
         self.degradation = config.degradation
         self.validation = len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         self.augment = UpscaleAugment(config.crop, self.scale, config.flip, {**config.degradation})
-        self.late_augment = dataclasses.replace(self.augment, crop=late)
-        self.criterion = config.pixel_loss
+        late_crop = config.late_crop if any(config.late_crop) else config.crop
+        self.late_augment = dataclasses.replace(self.augment, crop=late_crop)
+        self.pixel_loss = config.pixel_loss
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         augment = self.augment if done < _LATE else self.late_augment
@@ -59,16 +62,19 @@ class UpscaleJob:
     def trainee(self, model: nn.Module) -> nn.Module:
         return model
 
+    def image_network(self, model: nn.Module) -> nn.Module:
+        return model
+
     def weight(self, target: Tensor) -> Tensor:
         return torch.tensor(float(target.numel()), device=target.device)
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         error = trainee(image) - target
         error = error.to(torch.promote_types(error.dtype, torch.float32))
-        return error.abs().mean() if self.criterion == "l1" else (error.square() + _CHARBONNIER**2).sqrt().mean()
+        return error.abs().mean() if self.pixel_loss == "l1" else (error.square() + _CHARBONNIER**2).sqrt().mean()
 
     def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
-        """Images, and sums of PSNR and SSIM in millionths."""
+        """Number of images, and the sums of their PSNR and SSIM in millionths."""
         assert self.held_out is not None
         counts = np.zeros(3, np.int64)
         for index in indices:
@@ -76,7 +82,7 @@ class UpscaleJob:
             if self.degradation:
                 small = degraded(large, self.scale, {**self.degradation}, np.random.default_rng(index))
             psnr, ssim = fidelity(predictor.upscale(small).image, large, self.scale)
-            counts += (1, round(1e6 * min(psnr, _EQUAL)), round(1e6 * ssim))
+            counts += (1, round(1e6 * min(psnr, _LARGEST_PSNR)), round(1e6 * ssim))
         return counts
 
     def scores(self, counts: NDArray[np.int64]) -> UpscaleScores:
@@ -84,10 +90,14 @@ class UpscaleJob:
         return UpscaleScores(images, *(total / 1e6 / images for total in sums))
 
 
-_EQUAL = 100.0  # dB that an image counts which is met to the pixel
+def _scale(config: UpscaleSettings) -> int:
+    """The model's scale factor, from the options of ``create_model``."""
+    scale = config.options.get("scale", upscale.DEFAULT_SCALE)
+    if scale not in upscale.SCALES:
+        raise ConfigError(f"scale={scale!r}: give one of {', '.join(map(str, upscale.SCALES))}")
+    return scale
 
 
-_CHARBONNIER = 1e-3  # where its square root bends, on the 0..1 scale of images
-
-
-_LATE = 0.75  # share of a run after which crops for upscaling have their late size
+def _check_divisible(name: str, crop: tuple[int, int], scale: int) -> None:
+    if any(side % scale for side in crop):
+        raise ConfigError(f"{name}={list(crop)}: give two sides of the large image, divisible by the scale {scale}")

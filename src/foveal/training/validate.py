@@ -1,4 +1,4 @@
-"""What a run does with its averaged model at the end of an epoch: norm statistics, scores."""
+"""Evaluate the averaged model at the end of an epoch: batch norm statistics, then scores."""
 
 from __future__ import annotations
 
@@ -29,14 +29,21 @@ def score(
     progress: Progress,
     interrupted: Callable[[], int],
 ) -> Scores | None:
-    """Score ``model`` on the validation split, each image counted once over all processes.
+    """Score ``model`` on the validation split; over all processes, each image is counted once.
 
-    Images that cannot be scored are named and left out. A signal ends it early, with nothing.
+    Images that cannot be scored are reported and left out.
 
     Args:
-        synced: whether the processes' norms have the same statistics; else those of the first are taken.
-        progress: where what was left out is said.
-        interrupted: the number of a signal that came, else 0.
+        model: the model.
+        info: its description.
+        job: the task's part, with the validation images.
+        accelerator: the processes.
+        synced: whether the batch norms of all processes have the same statistics; if not, those of the first are used.
+        progress: display, which reports images that are left out.
+        interrupted: returns the number of the latest signal, or 0.
+
+    Returns:
+        The scores, or None if a signal ended the evaluation early.
 
     Raises:
         DataError: none of the images can be scored.
@@ -46,29 +53,31 @@ def score(
             broadcast(buffer)
     predictor = Predictor(torch_runner(model, str(accelerator.device)), info, "torch")
     mine = range(accelerator.process_index, job.validation, accelerator.num_processes)
-    found, scored, reason = job.score(predictor, ()), 0, ""
+    counts, scored, reason = job.score(predictor, ()), 0, ""
     for index in mine:
         if interrupted():
             break
         try:
-            found = found + job.score(predictor, (index,))
+            counts = counts + job.score(predictor, (index,))
             scored += 1
         except (DataError, InputError) as error:
             reason = str(error)
             progress.note(f"not scored: {reason}")
-    counts = reduce_sum(torch.from_numpy(np.append(found, scored)).to(accelerator.device), accelerator).cpu().numpy()
+    flat = torch.from_numpy(np.append(counts, scored)).to(accelerator.device)
+    totals = reduce_sum(flat, accelerator).cpu().numpy()
     if interrupted():
         return None
-    if not counts[-1]:
+    if not totals[-1]:
         raise DataError(f"none of the {job.validation} validation images can be scored; the last: {reason}")
-    return job.scores(counts[:-1].reshape(found.shape))
+    return job.scores(totals[:-1].reshape(counts.shape))
 
 
 @torch.no_grad()
 def estimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Take the running statistics of ``model`` anew, as plain averages over batches of ``images``.
+    """Compute the running statistics of the batch norms of ``model`` again, as plain averages over batches of images.
 
-    Averaged weights never ran with the statistics that were averaged beside them (arXiv 1803.05407, section 3.2).
+    The averaged weights never ran with the statistics that were averaged along with them (arXiv 1803.05407, section
+    3.2).
     """
     norms = batch_norms(model)
     momenta = [norm.momentum for norm in norms]

@@ -1,0 +1,26 @@
+"""The settings of classification runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .settings import CommonSettings, Range, below, setting
+
+
+@dataclass(frozen=True)
+class ClassifySettings(CommonSettings):
+    """The common settings and those of classification."""
+
+    area: tuple[float, float] = setting(
+        (0.25, 1.0),
+        "Range of the share of the image's area that a random crop covers.",
+        Range("two numbers above 0 and at most 1, the smaller one first", lambda value: 0 < value[0] <= value[1] <= 1),
+        ignored_by_other_tasks=True,
+    )
+    crop_ratio: float = setting(
+        0.875,
+        "When evaluating: side of the centre crop divided by the short side of the resized image.",
+        Range("a number above 0 and at most 1", lambda value: 0 < value <= 1),
+        ignored_by_other_tasks=True,
+    )
+    label_smoothing: float = setting(0.0, "Share of the target that is spread over the other classes.", below(1))

@@ -1,0 +1,307 @@
+"""The training loop of a run: steps, epochs, evaluations, saves, and what happens after a bad loss or a signal."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..errors import ConfigError, DataError, InputError, TrainingError
+from ..evaluation.metrics import in_words
+from ..factory.create import create_model
+from ..info import info_of
+from ..progress import Bar, Progress
+from .batches import Loader
+from .config import TrainConfig, portable_settings
+from .distributed import gather_dict, reduce_max
+from .folder import RunFolder, RunState
+from .job import Job, Scores
+from .step import Stepper
+from .validate import estimate_norms, score
+
+_AGREEMENT_STEPS = 10  # steps between agreement checks of the processes, each of which waits for the device
+_ROLLBACKS = 3  # largest number of returns to a saved state after a loss that is not finite
+
+Interrupted = Callable[[], int]  #: returns the number of the latest signal, 0 before the first one
+
+
+class Run:
+    """A training run in memory.
+
+    Args:
+        config: settings.
+        job: the task's part.
+        root: folder of the data set; ``bad.txt`` has paths relative to it.
+        accelerator: the processes.
+        folder: where the run is saved.
+        progress: display.
+    """
+
+    def __init__(
+        self, config: TrainConfig, job: Job, root: Path, accelerator: Accelerator, folder: RunFolder, progress: Progress
+    ) -> None:
+        self.config, self.job, self.root, self.accelerator = config, job, root, accelerator
+        self.folder, self.progress = folder, progress
+        dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.loader = Loader(job, config, accelerator, dtype, progress)
+        self.steps = config.epochs * self.loader.per_epoch
+        model = create_model(
+            config.model,
+            config.task,
+            num_classes=len(job.labels.names),
+            weights=config.weights or None,
+            **config.options,
+        )
+        self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
+        self.info = info_of(model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
+        self.state = RunState(len(job.data), _digest(job))
+        self.saved_at = time.monotonic()
+
+    # ---- start, resume, save
+
+    def start(self) -> None:
+        """Write the settings and the first state to the folder."""
+        self.progress.note(
+            f"{self.state.images} training images, {self.loader.per_epoch} steps per epoch, {self.steps} in all"
+        )
+        self.folder.write_config(self.config)
+        self.save()
+
+    def resume(self) -> None:
+        """Continue from the state in the folder.
+
+        Raises:
+            ConfigError: the state belongs to another data set.
+            CheckpointError: the state cannot be read.
+        """
+        self.folder.clear_leftovers()
+        state = self._load()
+        if state.images != self.state.images:
+            raise ConfigError(
+                f"{self.folder.path} was trained on {state.images} images, this data set has {self.state.images}: "
+                "resume with the data set of the run"
+            )
+        if state.data and state.data != self.state.data:
+            raise ConfigError(
+                f"{self.folder.path} was trained on images or classes of other names: resume with the data set of the "
+                "run"
+            )
+        self.state = state
+        self.stepper.pieces = state.parts
+        for index, reason in state.bad.items():
+            with suppress(DataError, InputError):  # the image may have been repaired
+                self.job.data[index]
+                continue
+            self.loader.bad[index] = DataError(reason)
+        self._merge_bad()
+        self.progress.note(f"resuming after step {state.step} of {self.steps}")
+
+    def save(self) -> None:
+        """Write the state to the folder; every process must call this."""
+        self.state.parts = self.stepper.pieces
+        self._merge_bad()
+        self.folder.save_state(self.stepper.parts, self.state)
+        self.saved_at = time.monotonic()
+
+    def _load(self) -> RunState:
+        state = self.folder.load_state(self.stepper.parts)
+        self.folder.cut_log(state.step, len(state.losses))
+        return state
+
+    def _merge_bad(self) -> None:
+        """Exchange the bad images of all processes, and list them in the folder."""
+        self.loader.note_bad(gather_dict(self.loader.bad, self.accelerator))
+        before, self.state.bad = self.state.bad, {index: str(error) for index, error in self.loader.bad.items()}
+        if self.state.bad.keys() != before.keys():
+            paths = (self.job.data.name(index) for index in self.state.bad)
+            relative = (path.relative_to(self.root) if path.is_relative_to(self.root) else path for path in paths)
+            self.folder.write_bad({path.as_posix() for path in relative})
+
+    # ---- steps
+
+    def go(self, interrupted: Interrupted) -> None:
+        """Train to the end of the run.
+
+        Raises:
+            SystemExit: a signal came; the state is saved.
+            TrainingError: see :func:`foveal.train`.
+        """
+        self.batches = self.loader.batches(self.state.position)
+        try:
+            with self.progress.bar("train", self.steps, self.state.step) as bar:
+                self._go(interrupted, bar)
+        except RuntimeError as error:
+            if death := self.loader.worker_death(error):
+                raise death from error
+            raise
+        finally:
+            self.batches.close()
+
+    def _go(self, interrupted: Interrupted, bar: Bar) -> None:
+        start_time = time.monotonic() - self.state.seconds
+        while True:
+            if self.state.step // self.loader.per_epoch > len(self.state.losses):
+                self._end_epoch(interrupted)
+            if self.state.step == self.steps or self._out_of_patience():
+                break
+            indices, image, target = next(self.batches)
+            self.loader.check_bad()
+            loss = self.stepper(image, target, self.state.position)
+            if not math.isfinite(loss):
+                self._roll_back(loss, indices)
+                self.batches = self.loader.batches(self.state.position)
+                continue
+            self.state.seconds = time.monotonic() - start_time
+            self._count_step(loss, bar)
+            self._stop_or_save(interrupted)
+
+    def _count_step(self, loss: float, bar: Bar) -> None:
+        state, config = self.state, self.config
+        state.step += 1
+        state.total += loss
+        epoch = -(-state.step // self.loader.per_epoch)
+        bar.advance(f"epoch {epoch}/{config.epochs} loss {loss:.3f}")
+        if config.log_every and state.step % config.log_every == 0:
+            self.folder.log({"step": state.step, "loss": loss, "lr": self.stepper.lr})
+
+    def _stop_or_save(self, interrupted: Interrupted) -> None:
+        """After a signal to any process, save and stop; otherwise save if it is time.
+
+        Raises:
+            SystemExit: a signal came.
+        """
+        if signal_number := self._agree(interrupted()):
+            self.save()
+            self.accelerator.wait_for_everyone()  # when one process has ended, torchrun soon kills the others
+            self._stop(signal_number, f"stopped after step {self.state.step}")
+        if self._agree(time.monotonic() - self.saved_at > 60 * self.config.save_minutes):
+            self.save()
+
+    def _stop(self, signal_number: int, reason: str) -> NoReturn:
+        self.progress.note(f"{reason}; resume with --resume --out {self.folder.path}")
+        raise SystemExit(128 + signal_number)
+
+    def _agree(self, value: int) -> int:
+        """Return the largest ``value`` of any process, or 0 between two agreement checks.
+
+        All processes must stop, and save, at the same step.
+        """
+        if self.accelerator.num_processes > 1 and self.state.step % _AGREEMENT_STEPS:
+            return 0
+        return reduce_max(value, self.accelerator)
+
+    def _roll_back(self, loss: float, indices: list[int]) -> None:
+        """Return to the last saved state, and leave out the batches since then.
+
+        Raises:
+            TrainingError: that happened too often.
+        """
+        names = ", ".join(self.job.data.name(index).name for index in indices)
+        failed, position, rollbacks = self.state.step + 1, self.state.position, self.state.rollbacks
+        if rollbacks == _ROLLBACKS:
+            raise TrainingError(
+                f"the loss became {loss} at step {failed} (images {names}) for the {_ROLLBACKS + 1}th time: "
+                "lower lr, or use precision fp32"
+            )
+        self.state = state = self._load()
+        state.rollbacks, state.skipped = rollbacks + 1, position + 1 - state.step
+        self.progress.note(
+            f"the loss became {loss} at step {failed}: back to step {state.step}, "
+            f"without the batches since then (the last one: {names})"
+        )
+
+    # ---- epochs
+
+    def _end_epoch(self, interrupted: Interrupted) -> None:
+        """Evaluate if it is due, log and save. A run that is stopped meanwhile resumes here."""
+        state, config = self.state, self.config
+        self._merge_bad()
+        epoch = state.step // self.loader.per_epoch
+        line = {
+            "epoch": epoch,
+            "step": state.step,
+            "loss": state.total / self.loader.per_epoch,
+            **({"bad": len(state.bad)} if state.bad else {}),
+            "lr": self.stepper.lr,
+            "seconds": state.seconds,
+        }
+        last = epoch == config.epochs
+        if last or epoch % config.eval_every == 0:
+            if self.job.validation:
+                self.save()  # because the evaluation may take long, or fail
+            line |= self._evaluate(line, last, interrupted)
+            if self._out_of_patience() and not last:
+                line |= self._end_early(line, interrupted)
+        state.losses.append(line["loss"])
+        state.total = 0.0
+        self.folder.log_epoch(line, config)
+        self.save()
+
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.state.stale
+
+    def _end_early(self, line: dict[str, Any], interrupted: Interrupted) -> dict[str, Any]:
+        """Report that the patience is exhausted, and estimate the norms' statistics as after the last epoch."""
+        self.progress.note(
+            f"stopping after epoch {line['epoch']}: {self.state.best_metric} has not improved for {self.state.stale} "
+            "evaluations (patience)"
+        )
+        stale = self.state.stale
+        figures = self._evaluate(line, True, interrupted) if self.config.bn_batches else {}
+        self.state.stale = stale  # the run ends, whatever the estimated statistics change
+        return figures | {"stopped": "patience"}
+
+    def _evaluate(self, line: dict[str, Any], last: bool, interrupted: Interrupted) -> dict[str, Any]:
+        """Score the averaged weights, save them, and return the figures.
+
+        Raises:
+            SystemExit: a signal came meanwhile.
+            DataError: no validation image can be scored.
+        """
+        averaged = self.stepper.averaged.model(self.accelerator.device)
+        if last and self.config.bn_batches:
+            batches = itertools.islice(self.loader.batches(self.state.position), self.config.bn_batches)
+            estimate_norms(self.job.image_network(averaged), (image for _, image, _ in batches))
+        figures: dict[str, Any] = {}
+        best = True
+        if self.job.validation:
+            scores = self._score(averaged, interrupted)
+            figures, best = scores.to_dict(), self._compare_with_best(scores)
+            figure = in_words(*scores.headline)
+            self.progress.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}, {self.config.val_split} {figure}")
+        notes = {"config": portable_settings(self.config), "images": len(self.job.data), "log": line | figures}
+        self.folder.save_weights(averaged.state_dict(), self.info.replace(notes=notes), best)
+        return figures
+
+    def _score(self, model: nn.Module, interrupted: Interrupted) -> Scores:
+        scores = score(model, self.info, self.job, self.accelerator, self.config.sync_bn, self.progress, interrupted)
+        if signal_number := reduce_max(interrupted(), self.accelerator):
+            self._stop(signal_number, "stopped while evaluating")
+        assert scores is not None
+        return scores
+
+    def _compare_with_best(self, scores: Scores) -> bool:
+        """Record a validation figure; return whether the checkpoint is the best so far."""
+        state = self.state
+        state.best_metric, value = scores.headline
+        state.stale = 0 if value > state.best else state.stale + 1
+        best = not value < state.best  # true for NaN too, so that there always is a best checkpoint
+        state.best = max(state.best, value)
+        return best
+
+
+def _digest(job: Job) -> str:
+    """Digest of the names of the classes and of the training images."""
+    digest = hashlib.sha256("\n".join(job.labels.names).encode())
+    for index in range(len(job.data)):
+        digest.update(f"\n{job.data.name(index).name}".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()

@@ -1,0 +1,49 @@
+"""The settings of segmentation runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .settings import CommonSettings, Range, at_least, between, setting
+
+#: The losses of :mod:`foveal.training.losses`.
+LossName = Literal["cross_entropy", "ohem", "focal", "dice", "jaccard", "lovasz", "boundary"]
+
+
+@dataclass(frozen=True)
+class SegmentSettings(CommonSettings):
+    """The common settings and those of segmentation."""
+
+    scale: tuple[float, float] = setting(
+        (0.6, 1.8),
+        "Range of the random scaling before cropping.",
+        Range("two numbers above 0, the smaller one first", lambda value: 0 < value[0] <= value[1]),
+        ignored_by_other_tasks=True,
+    )
+    rare_crop: float = setting(
+        0.0,
+        "Probability that a crop is placed on a pixel of a class that is drawn by its weight: rare classes more often.",
+        between(0, 1),
+    )
+    loss: dict[LossName, float] = setting(  # noqa: RUF009 (a field)
+        {"cross_entropy": 1.0},
+        "Factor of each loss by name (foveal.losses). The losses are added; those without a factor are not computed.",
+        Range("at least one loss, each with a factor above 0", lambda value: value and min(value.values()) > 0),
+    )
+    class_weights: Literal["none", "sqrt_median", "median"] = setting(
+        "sqrt_median",
+        "Weights of the classes in the loss: none; median (median frequency balancing: the rarer, the heavier); "
+        "sqrt_median (the square roots of those).",
+        ignored_by_other_tasks=True,
+    )
+    class_map: str = setting(
+        "",
+        "YAML file with lines 'class of weights: class of the data'. The classifier starts from that of weights: each "
+        "class from the mean of the classes that map to it. Empty: a classifier for other classes starts at random.",
+        needs="weights",
+        is_path=True,
+    )
+    deep_supervision: float = setting(
+        0.0, "Weight of the loss of auxiliary classifiers on the two coarsest feature maps. 0: none.", at_least(0)
+    )

@@ -1,0 +1,244 @@
+"""How a setting is declared: default, meaning and valid range stand together, for the checks, errors and help texts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, cast
+
+from ..errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Range:
+    """The valid values of a setting.
+
+    Attributes:
+        text: the range in words, such as "1 or more", for help texts and after "give" in errors.
+        contains: whether a value lies in the range.
+    """
+
+    text: str
+    contains: Callable[[Any], bool]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The properties of a setting in addition to its name, type and default: the metadata of a dataclass field.
+
+    Attributes:
+        help: meaning, whole sentences.
+        valid: range of valid values; None: every value of the type.
+        needs: name of another setting that must not be empty where this one is set.
+        is_path: whether the value may be a path on this machine. Checkpoints record only its last part.
+        resumable: whether a resumed run may have another value than the run had before.
+        ignored_by_other_tasks: whether runs of other tasks ignore the setting; if not, they refuse it.
+    """
+
+    help: str
+    valid: Range | None = None
+    needs: str = ""
+    is_path: bool = False
+    resumable: bool = False
+    ignored_by_other_tasks: bool = False
+
+
+def setting(default: T, help: str, valid: Range | None = None, **more: Any) -> T:
+    """Declare a field of a settings class.
+
+    Args:
+        default: value of a run that does not set it.
+        help: meaning of the setting, whole sentences.
+        valid: range of valid values.
+        **more: further attributes of :class:`Setting`.
+    """
+    metadata = {_KEY: Setting(help, valid, **more)}
+    if isinstance(default, dict):
+        return cast(T, field(default_factory=lambda: dict(default), metadata=metadata))
+    return field(default=default, metadata=metadata)
+
+
+_KEY = "setting"
+
+
+def setting_fields(cls: Any) -> Iterator[tuple[dataclasses.Field[Any], Setting]]:
+    """The fields of a settings class or object, in order, with their declarations."""
+    for each in dataclasses.fields(cls):
+        yield each, each.metadata[_KEY]
+
+
+def default_of(declared: dataclasses.Field[Any]) -> Any:
+    """The default of a field, whether it is a value or a factory."""
+    if declared.default_factory is not dataclasses.MISSING:
+        return declared.default_factory()
+    return declared.default
+
+
+def at_least(low: int | float) -> Range:
+    """Numbers from ``low`` up."""
+    return Range(f"{low} or more", lambda value: value >= low)
+
+
+def above(low: int | float) -> Range:
+    """Numbers above ``low``."""
+    return Range(f"a number above {low}", lambda value: value > low)
+
+
+def between(low: int | float, high: int | float) -> Range:
+    """Numbers from ``low`` to ``high``, both included."""
+    return Range(f"{low} to {high}", lambda value: low <= value <= high)
+
+
+def below(high: int | float, *, low: int | float = 0) -> Range:
+    """Numbers from ``low``, which is included, to ``high``, which is not."""
+    return Range(f"at least {low} and below {high}", lambda value: low <= value < high)
+
+
+def out_of_range(settings: Any, name: str, more: str = "") -> ConfigError:
+    """The error for a setting outside its valid range; ``more`` is added to the range."""
+    valid = next(info.valid for declared, info in setting_fields(settings) if declared.name == name)
+    assert valid is not None
+    return ConfigError(f"{name}={getattr(settings, name)!r} is out of range: give {valid.text}{more}")
+
+
+def check_ranges(settings: Any) -> None:
+    """Check every setting against its own range.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+    for declared, info in setting_fields(settings):
+        if info.valid is not None and not info.valid.contains(getattr(settings, declared.name)):
+            raise out_of_range(settings, declared.name)
+
+
+def check_needs(settings: Any) -> None:
+    """Check that every setting that was set has the other setting that it needs.
+
+    Raises:
+        ConfigError: that one is empty.
+    """
+    for declared, info in setting_fields(settings):
+        value = getattr(settings, declared.name)
+        if info.needs and value != default_of(declared) and not getattr(settings, info.needs):
+            raise ConfigError(
+                f"{declared.name}={value!r} needs {info.needs}: give {info.needs} too, or leave {declared.name} out"
+            )
+
+
+@dataclass(frozen=True)
+class CommonSettings:
+    """The settings that every task has."""
+
+    model: str = setting("efficientvit_b0", "Architecture: a name that 'foveal models' lists.")
+    task: Literal["segment", "classify", "upscale", "prompt"] = setting("segment", "Task to train the model for.")
+    options: dict[str, Any] = setting({}, "Further keyword arguments of create_model.")  # noqa: RUF009 (a field)
+    weights: str = setting("", "Weights to start from: tag, path or hub id. Empty: random weights.", is_path=True)
+    splits: tuple[str, ...] = setting(
+        ("train",),
+        "Splits of the data set that together are the training set.",
+        Range("at least one split", lambda value: len(value) >= 1),
+    )
+    val_split: str = setting(
+        "val",
+        "Split that is evaluated to select the best checkpoint. Empty: the last checkpoint counts as the best.",
+    )
+    epochs: int = setting(
+        100, "Number of epochs. An epoch is one pass over the training set, or samples_per_epoch images.", at_least(1)
+    )
+    samples_per_epoch: int = setting(
+        0,
+        "Images per epoch, where one pass over the training set is too long or too short. 0: one pass.",
+        Range("0, or at least batch_size", lambda value: value >= 0),
+    )
+    shuffle_buffer: int = setting(
+        10000,
+        "For tar files: number of samples, in the order of the files, from which the next one is drawn.",
+        at_least(1),
+    )
+    batch_size: int = setting(8, "Images per optimiser step, over all processes.", at_least(1))
+    accumulate: int = setting(
+        1,
+        "Pieces into which each process cuts its share of a batch, to save memory. Batch norms get single pieces.",
+        Range("1 to batch_size", lambda value: value >= 1),
+    )
+    crop: tuple[int, int] = setting(
+        (288, 384),
+        "Height and width of the training crops, in pixels. Upscaling: those of the large image.",
+        Range("two sides of 32 or more", lambda value: min(value) >= 32),
+    )
+    flip: float = setting(
+        0.5, "Probability of a horizontal flip. Upscaling: of vertical and diagonal flips too.", between(0, 1)
+    )
+    jitter: float = setting(0.3, "Strength of the random changes of brightness, contrast and saturation.", below(1))
+    tint: float = setting(
+        0.0, "Strength of a random gain per colour channel, which imitates other cameras and other light.", below(1)
+    )
+    lr: float = setting(2e-3, "Peak learning rate of AdamW.", above(0))
+    weight_decay: float = setting(0.05, "Weight decay of AdamW. Norms and biases have none.", at_least(0))
+    warmup: float = setting(0.05, "Share of the steps over which the learning rate rises to its peak.", below(1))
+    ema_decay: float = setting(
+        0.995,
+        "Decay of the exponential moving average of the weights, which is evaluated and saved. 0: no averaging.",
+        below(1),
+    )
+    grad_clip: float = setting(5.0, "Largest norm of the gradient. 0: no clipping.", at_least(0))
+    grad_checkpointing: bool = setting(
+        False, "Compute the backbone's stages again in the backward pass, to save memory."
+    )
+    freeze_bn: bool = setting(False, "Keep the batch norms' statistics that the run starts with.")
+    sync_bn: bool = setting(True, "Share the batch norms' statistics between the processes.")
+    fsdp: bool = setting(
+        False,
+        "Shard parameters, gradients and optimiser state over torchrun's processes (FSDP2), for a model that does not "
+        "fit into the memory of each process.",
+        resumable=True,
+    )
+    bn_batches: int = setting(
+        0,
+        "At the end, estimate the batch norms' statistics for the averaged weights on so many training batches. 0: use "
+        "the averaged statistics.",
+        at_least(0),
+    )
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = setting(
+        "fp32",
+        "Number format: fp32; bf16 or fp16 (autocast); fp64 (all computations, to tell rounding errors from others).",
+    )
+    device: str = setting("auto", "Device: auto (the GPU if there is one), cpu, cuda, cuda:N or mps.", resumable=True)
+    workers: int = setting(1, "Data loading processes of each training process.", at_least(0), resumable=True)
+    cache_gib: float = setting(
+        2.0,
+        "Memory for decoded images in each process, in GiB. Further images are read from their files each time.",
+        at_least(0),
+    )
+    max_bad: float = setting(
+        0.01,
+        "Share of the training images that may be unreadable; others take their places. With more, the run ends.",
+        between(0, 0.5),
+        resumable=True,
+    )
+    eval_every: int = setting(10, "Epochs between evaluations.", at_least(1))
+    patience: int = setting(
+        0,
+        "Stop after so many evaluations in a row without a better validation figure. 0: never.",
+        at_least(0),
+        needs="val_split",
+        resumable=True,
+    )
+    save_minutes: float = setting(
+        10.0,
+        "Minutes between saves of the training state within an epoch. It is also saved at the end of each epoch.",
+        above(0),
+        resumable=True,
+    )
+    log_every: int = setting(0, "Steps between lines of the log within an epoch. 0: one line per epoch.", at_least(0))
+    csv: bool = setting(False, "Also write the log as log.csv.", resumable=True)
+    tensorboard: bool = setting(False, "Also write the log as TensorBoard files.", resumable=True)
+    seed: int = setting(
+        0,
+        "Seed of the initial weights, the order of the images and their augmentation.",
+        Range("0 to 2**63 - 1", lambda value: 0 <= value < 1 << 63),
+    )

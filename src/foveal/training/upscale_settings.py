@@ -1,0 +1,39 @@
+"""The settings of super-resolution and restoration runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .settings import CommonSettings, Range, setting
+
+#: What :mod:`foveal.data.degradation` does to images.
+DegradationName = Literal["blur", "noise", "jpeg"]
+
+_LIMITS = {"blur": (0, 20), "noise": (0, 255), "jpeg": (1, 100)}
+
+
+def _within_limits(degradation: dict[str, Any]) -> bool:
+    return all(_LIMITS[name][0] <= low <= high <= _LIMITS[name][1] for name, (low, high) in degradation.items())
+
+
+@dataclass(frozen=True)
+class UpscaleSettings(CommonSettings):
+    """The common settings and those of super-resolution and restoration."""
+
+    late_crop: tuple[int, int] = setting(
+        (0, 0),
+        "Height and width of the crops of the large image in the last quarter of the run. 0, 0: those of crop.",
+        Range("0 and 0, or two sides of 32 or more", lambda value: value == (0, 0) or min(value) >= 32),
+    )
+    degradation: dict[DegradationName, tuple[float, float]] = setting(  # noqa: RUF009 (a field)
+        {},
+        "Ranges of what degrades the small image: blur (deviation in pixels of the large image), noise (deviation in "
+        "levels of 0 to 255), jpeg (quality). Empty: bicubic small images, or those of the data set.",
+        Range(
+            "ranges, the smaller number first, within "
+            + ", ".join(f"{name} {low} to {high}" for name, (low, high) in _LIMITS.items()),
+            _within_limits,
+        ),
+    )
+    pixel_loss: Literal["l1", "charbonnier"] = setting("l1", "Loss between the predicted and the true pixels.")
