@@ -28,8 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import foveal
 from foveal.images.figures import new_figure, write_figure
 from foveal.measuring import machine
-from foveal.measuring.benchmark import interleaved, peak_memory
+from foveal.measuring.benchmark import interleaved
 from foveal.measuring.costs import count
+from foveal.measuring.memory import peak_memory
 
 INTERPOLATIONS = ("bicubic.x2", "lanczos.x2")
 #: BSD100 x2, dB of Y, as published: by DIV2K or larger sets, FSRCNN by 91 and 100 images.

@@ -50,8 +50,8 @@ def test_description_is_inside(exported: Path) -> None:
 def test_nothing_of_this_machine_is_inside(exported: Path) -> None:
     """The tracer notes source files and lines on every node: a tenth of the file, and nobody else's business."""
     content = exported.read_bytes()
-    for trace in (b".py", b"site-packages", b"pkg.torch", str(Path.cwd()).encode(), str(exported.parent).encode()):
-        assert trace not in content
+    for note in (b".py", b"site-packages", b"pkg.torch", str(Path.cwd()).encode(), str(exported.parent).encode()):
+        assert note not in content
 
 
 def test_inputs_and_outputs_are_named(exported: Path) -> None:

@@ -16,8 +16,9 @@ from ...images.figures import new_figure, write_figure
 from ...models.registry import variants
 from ...progress import Progress
 from .. import machine
-from ..benchmark import peak_memory, ratio
+from ..benchmark import ratio
 from ..costs import Costs, count
+from ..memory import peak_memory
 from .timing import _LOG, OF_TIMM, built, deployed, p50_ms, prepared, run, settings, timed
 
 ARCHITECTURES = (
