@@ -1,6 +1,6 @@
-"""What EfficientNet-Lite0's published weights lose under another port's padding or epsilon: top-1 and top-5.
+"""Top-1 and top-5 accuracy of EfficientNet-Lite0's published weights with the padding or epsilon of other ports.
 
-python benchmarks/conventions.py IMAGES      (folders of ImageNet's classes, or files named by WordNet ids)
+python benchmarks/conventions.py IMAGES      (one folder per ImageNet class, or files named by WordNet ids)
 """
 
 from __future__ import annotations
@@ -29,5 +29,5 @@ if __name__ == "__main__":
     print("| conventions | top-1 | top-5 |\n|---|---|---|")
     for name, settings in OTHERS.items():
         set_convention(model, **settings)
-        found = evaluate_classes(Predictor(TorchRunner(model), info_of(model), "torch"), sys.argv[1])
-        print(f"| {name} | {found.top1:.2%} | {found.top5:.2%} |", flush=True)
+        scores = evaluate_classes(Predictor(TorchRunner(model), info_of(model), "torch"), sys.argv[1])
+        print(f"| {name} | {scores.top1:.2%} | {scores.top5:.2%} |", flush=True)
