@@ -239,7 +239,7 @@ def vapsr(c: int = 48, wide: int = 64) -> nn.Module:
 
 
 class WindowAttention(nn.Module):
-    """Softmax attention in windows of 8x8, shifted by 4 in every second layer; without the mask, which costs no MACs."""
+    """Softmax attention in windows of 8x8, shifted by 4 in every second layer."""
 
     def __init__(self, c: int, heads: int, shift: int) -> None:
         super().__init__()
