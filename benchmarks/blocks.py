@@ -1,4 +1,4 @@
-"""What the blocks of efficient convnets cost, by their closed forms: table and figure.
+"""Multiply-accumulates of the blocks of efficient convnets, from their closed forms: a table and a figure.
 
 python benchmarks/blocks.py docs/convnets/blocks.png
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from foveal import costs
 from foveal.images.figures import new_figure, write_figure
-from foveal.measuring import costs
 
 CHANNELS = (16, 32, 64, 128, 256, 512)
 SIZE = (56, 56)

@@ -1,6 +1,6 @@
-"""What EfficientNet-Lite0's published weights lose under another port's padding or epsilon: top-1 and top-5.
+"""Top-1 and top-5 accuracy of EfficientNet-Lite0's published weights with the padding or epsilon of other ports.
 
-python benchmarks/conventions.py IMAGES      (folders of ImageNet's classes, or files named by WordNet ids)
+python benchmarks/conventions.py IMAGES      (one folder per ImageNet class, or files named by WordNet ids)
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Draw a training log's curves, as ``foveal train`` does at its end; of several logs, their metric side by side.
+"""Draw the curves of one training log, as ``foveal train`` does, or loss and a metric of several logs in one figure.
 
 python benchmarks/curves.py curves.png runs/camvid_b0/log.jsonl [--metric miou]
 python benchmarks/curves.py compared.png A=runs/a/log.jsonl B=runs/b/log.jsonl [--metric miou]
@@ -16,12 +16,12 @@ from foveal.training.curves import draw_curves
 
 
 def read(path: str) -> list[dict[str, Any]]:
-    """Lines of a log."""
+    """Read the lines of a log."""
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
 def compare(logs: dict[str, list[dict[str, Any]]], metric: str, path: str) -> None:
-    """Training loss and a validation metric of several runs, by epoch."""
+    """Draw the training loss and a validation metric of several runs, by epoch."""
     figure = new_figure(8, 3.2)
     left, right = figure.subplots(1, 2)
     for name, log in logs.items():

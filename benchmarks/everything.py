@@ -1,9 +1,9 @@
-"""Automatic masks: the full grid of 32 x 32 points against the fast mode: prompts, time, average recall.
+"""Compare the full grid of 32 x 32 points with the fast mode of automatic masks: prompts, time, average recall.
 
-Average recall is COCO's, by its tools: the 100 surest masks of an image, whatever the class, IoU 0.50 to 0.95. The fast
-mode has thresholds of its own; "fast, same thresholds" is that mode with those of the full grid, "full grid, 0.85" the
-full grid with those of the fast mode. Each measurement is a line of the JSON file and is not taken again: what was
-interrupted goes on.
+Average recall is COCO's, computed with COCO's tools: of the 100 masks with the highest predicted IoU in each image, of
+all classes together, at IoU 0.50 to 0.95. The fast mode has thresholds of its own: "fast, same thresholds" is the fast
+mode with the thresholds of the full grid, "full grid, 0.85" is the full grid with the thresholds of the fast mode. Each
+measurement is one line of the JSON file. It is not repeated, so that an interrupted run can go on.
 
 OMP_NUM_THREADS=1 python benchmarks/everything.py DATA [--split val] [--count 10] [--modes "full grid" fast]
     [--model tinyvit_5m.mobilesam] [--json everything.jsonl]
@@ -23,7 +23,7 @@ import foveal
 from foveal.data.instances import InstanceData
 from foveal.measuring import machine
 
-GMACS = 0.95  # of the decoder for one of four prompts; tests/test_mask_decoder.py counts them
+GMACS = 0.95  # of the decoder for one of four prompts; tests/tasks/test_mask_decoder.py counts them
 MODES: dict[str, dict[str, Any]] = {
     "full grid": {},
     "fast": {"fast": True},
@@ -35,10 +35,10 @@ MODES: dict[str, dict[str, Any]] = {
 def main() -> None:
     """Measure images and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path, help="folder with objects, as foveal evaluate takes it")
+    parser.add_argument("data", type=Path, help="data set of objects, as for foveal evaluate")
     parser.add_argument("--split", default="val")
     parser.add_argument("--model", default="tinyvit_5m.mobilesam")
-    parser.add_argument("--count", type=int, default=10, help="images, evenly spread")
+    parser.add_argument("--count", type=int, default=10, help="number of images, spread evenly")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["full grid", "fast"])
     parser.add_argument("--json", type=Path, default=Path("everything.jsonl"))
     arguments = parser.parse_args()
@@ -53,18 +53,18 @@ def main() -> None:
             if (key := (data.name(index).name, mode)) in rows:
                 continue
             started = time.perf_counter()
-            found = predictor.everything(image, output_mode="coco_rle", **MODES[mode])
+            result = predictor.everything(image, output_mode="coco_rle", **MODES[mode])
             seconds = round(time.perf_counter() - started, 2)
-            records = [{name: record[name] for name in ("segmentation", "predicted_iou")} for record in found]
-            row = {"image": key[0], "mode": mode, "prompts": found.prompts, "seconds": seconds, "records": records}
+            records = [{name: record[name] for name in ("segmentation", "predicted_iou")} for record in result]
+            row = {"image": key[0], "mode": mode, "prompts": result.prompts, "seconds": seconds, "records": records}
             rows[key] = row
             with arguments.json.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{key[0]}, {mode}: {found.prompts} prompts, {len(found)} masks, {seconds} s", flush=True)
+            print(f"{key[0]}, {mode}: {result.prompts} prompts, {len(result)} masks, {seconds} s", flush=True)
     objects = {data.name(index).name: data[index][1] for index in chosen}
     count = sum(map(len, objects.values()))
     print(f"\n{predictor.info.model}, {predictor.runtime}, {machine.one_line()}")
-    print(f"{len(objects)} images, {count} objects; means of an image\n")
+    print(f"{len(objects)} images, {count} objects; means per image\n")
     print("| | prompts | decoder GMACs | seconds | masks | AR@100 |\n|---|---|---|---|---|---|")
     for mode in arguments.modes:
         measured = [rows[name, mode] for name in objects]

@@ -1,10 +1,11 @@
-"""A segmentation model in 16 bits beside itself in float32, on one photograph at each size.
+"""Compare a segmentation model in 16 bits with the same model in float32, on one photograph at each size.
 
-Per mode: share of finite logits, share of pixels with float32's class (both at the image's size, upsampled by the model
-itself), peak memory of a process of its own, time of its only run. "float16" and "bfloat16" convert the whole model,
-"autocast" keeps float32 weights. "float16 attention" hands 16-bit queries, keys and values to the linear attention of a
-float32 network. "float16 weights" and "float16 maps" compute in float32 and round only the weights, or only what each
-convolution, norm and activation hands on: what they lose, no arithmetic wins back.
+For each mode it prints the share of finite logits, the share of pixels with the class that float32 gives (both at the
+image's size, upsampled by the model itself), the peak memory of a process of its own, and the time of its only run.
+"float16" and "bfloat16" convert the whole model; "autocast" keeps float32 weights. "float16 attention" gives 16-bit
+queries, keys and values to the linear attention of a float32 network. "float16 weights" and "float16 maps" compute in
+float32 and round only the weights, or only the outputs of convolutions, norms and activations: better arithmetic cannot
+recover what this rounding loses.
 
 python benchmarks/half_precision.py --weights efficientvit_seg_b0_cityscapes.pt --sizes 1024x2048 2048x4096
 """
@@ -50,7 +51,7 @@ MODES = (
 
 
 def main() -> None:
-    """Run every mode at every size in a process of its own, and print what it found."""
+    """Run every mode at every size in a process of its own, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--weights", default="efficientvit_b0.camvid", help="reference of a segmentation model")
     parser.add_argument("--sizes", nargs="+", default=["1024x2048"], metavar="HxW")
@@ -64,18 +65,18 @@ def main() -> None:
         for size in arguments.sizes:
             expected = None
             for mode in (MODES[0], *arguments.modes):
-                row = alone(arguments.weights, arguments.image, size, mode, output)
-                found = np.load(output)
-                expected = found if expected is None else expected
+                row = measure_alone(arguments.weights, arguments.image, size, mode, output)
+                classes = np.load(output)
+                expected = classes if expected is None else expected
                 print(
-                    f"{size:>10}  {mode:18} {row['finite']:9.3%} {(found == expected).mean():10.4%} "
+                    f"{size:>10}  {mode:18} {row['finite']:9.3%} {(classes == expected).mean():10.4%} "
                     f"{row['peak_mib']:9} {row['seconds']:8}",
                     flush=True,
                 )
 
 
-def alone(weights: str, image: Path, size: str, mode: str, output: Path) -> dict[str, float]:
-    """Run :func:`measure` in a new process: peak memory is a process's."""
+def measure_alone(weights: str, image: Path, size: str, mode: str, output: Path) -> dict[str, float]:
+    """Run :func:`measure` in a new process, because peak memory is counted per process."""
     script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import half_precision as h; h.measure()"
     call = [sys.executable, "-c", script, weights, str(image), size, mode, str(output)]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
@@ -98,16 +99,16 @@ def measure() -> None:
     if kind == "attention":
         exact = linear_attention.linear_attention
 
-        def rounded(q: Tensor, k: Tensor, v: Tensor, *, eps: float) -> Tensor:
+        def round_inputs(q: Tensor, k: Tensor, v: Tensor, *, eps: float) -> Tensor:
             return exact(q.to(dtype), k.to(dtype), v.to(dtype), eps=eps).float()
 
-        linear_attention.linear_attention = rounded
+        linear_attention.linear_attention = round_inputs
     elif kind == "weights":
         model = model.to(dtype).float()
     elif kind == "maps":
         for module in model.modules():
             if not any(True for _ in module.children()):
-                module.register_forward_hook(lambda module, given, result: result.to(dtype).float())
+                module.register_forward_hook(lambda module, inputs, output: output.to(dtype).float())
     elif not kind:
         model, x = model.to(dtype), x.to(dtype)
     start = time.perf_counter()
@@ -116,7 +117,7 @@ def measure() -> None:
         seconds = time.perf_counter() - start
     finite = float(np.mean([plane.isfinite().float().mean().item() for plane in logits]))
     np.save(output, logits.argmax(0).to(torch.uint8).numpy())
-    status = Path("/proc/self/status").read_text().splitlines()  # Linux; ru_maxrss would be the parent's at first
+    status = Path("/proc/self/status").read_text().splitlines()  # Linux; ru_maxrss starts with the parent's figure
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
     print(json.dumps({"finite": finite, "seconds": round(seconds, 2), "peak_mib": round(peak / 1024)}))
 

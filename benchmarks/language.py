@@ -1,4 +1,4 @@
-"""What sharing layers and projecting tokens save: parameters and MACs, counted.
+"""Count the parameters and MACs that shared layers (ALBERT) and projected tokens (Linformer) save.
 
 python benchmarks/language.py [--out docs/language.png] [--json]
 """
@@ -13,22 +13,22 @@ from typing import Any
 import matplotlib
 import torch
 
+from foveal.costs import Costs, count_tokens
 from foveal.factory.create import create_model
-from foveal.measuring.costs import Costs, count_tokens
 
 GROUPS = (1, 2, 3, 4, 6, 12)
 TOKENS = (512, 1024, 2048, 4096, 8192)
 
 
 def main() -> None:
-    """Count, print, draw."""
+    """Count, print and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, help="picture to write")
+    parser.add_argument("--out", type=Path, help="figure to write")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    shared = {groups: counted("albert_base", 512, num_hidden_groups=groups) for groups in GROUPS}
-    softmax = {n: counted("albert_base", n, max_position_embeddings=n) for n in TOKENS}
-    linformer = {n: counted("linformer", n, max_length=n) for n in TOKENS}
+    shared = {groups: count_encoder("albert_base", 512, num_hidden_groups=groups) for groups in GROUPS}
+    softmax = {n: count_encoder("albert_base", n, max_position_embeddings=n) for n in TOKENS}
+    linformer = {n: count_encoder("linformer", n, max_length=n) for n in TOKENS}
     report = {"albert_base by groups": shared, "albert_base by tokens": softmax, "linformer by tokens": linformer}
     if arguments.json:
         print(json.dumps(report))
@@ -41,14 +41,14 @@ def main() -> None:
         draw(arguments.out, shared, softmax, linformer)
 
 
-def counted(name: str, tokens: int, **options: Any) -> Costs:
-    """Costs of the encoder alone."""
+def count_encoder(name: str, tokens: int, **options: Any) -> Costs:
+    """Costs of the encoder without a head."""
     with torch.device("meta"):
         return count_tokens(create_model(name, features_only=True, **options).eval(), tokens)
 
 
 def draw(path: Path, shared: dict[int, Costs], softmax: dict[int, Costs], linformer: dict[int, Costs]) -> None:
-    """Sharing on the left, the number of tokens on the right."""
+    """Draw costs by the number of shared blocks on the left, by the number of tokens on the right."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

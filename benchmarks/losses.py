@@ -1,4 +1,4 @@
-"""What each loss costs: forward and backward on logits of stride 8, and Lovász on every pixel.
+"""Time each loss, forward and backward, on logits of stride 8, and the Lovász loss on every pixel as well.
 
 python benchmarks/losses.py [--batch 8] [--size 288x384] [--classes 11] [--threads 1] [--rounds 10] [--json]
 """
@@ -22,10 +22,10 @@ from foveal.training.losses import LOSSES, SegmentationLoss
 
 
 def main() -> None:
-    """Measure and print, milliseconds of the median round."""
+    """Measure, and print the milliseconds of the median round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=parse_size, default=(288, 384), help="of the crops, HEIGHTxWIDTH")
+    parser.add_argument("--size", type=parse_size, default=(288, 384), help="size of the crops, HEIGHTxWIDTH")
     parser.add_argument("--classes", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=10)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def candidates(batch: int, size: tuple[int, int], classes: int) -> dict[str, Callable[[], None]]:
-    """Every loss by its name, and ``lovasz, all pixels``."""
+    """One run of every loss by its name, and of ``lovasz, all pixels``."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     logits = torch.randn(batch, classes, height // 8, width // 8, generator=generator)
@@ -56,7 +56,7 @@ def candidates(batch: int, size: tuple[int, int], classes: int) -> dict[str, Cal
 
 
 def step(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> None:
-    """Forward and backward."""
+    """Run a loss forward and backward."""
     loss(logits, target).backward()
 
 

@@ -1,8 +1,8 @@
-"""MambaVision-T as a whole on the CPU: what its scan costs, and how it stands beside networks of its size.
+"""Time MambaVision-T on the CPU with and without its scan, and networks of its size from timm.
 
-Eager torch, float32, random weights. "without scan" is the same network with the scan replaced by its input: the bound
-of any faster scan. The peers are timm's. Candidates take turns in one process; a ratio is the median of the
-round-by-round ratios of a candidate's time over MambaVision-T's.
+Eager torch, float32, random weights. "without scan" is the same network in which the scan returns its input: no faster
+scan could save more. Candidates take turns in one process; a ratio is the median of the round-by-round ratios of a
+candidate's time over MambaVision-T's.
 
 OMP_NUM_THREADS=1 python benchmarks/mambavision.py [--batches 1 8] [--threads 1] [--rounds 15] [--json mambavision.json]
 """
@@ -34,12 +34,12 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     models = {NAME: foveal.create_model(NAME).eval()}
     models |= {name: timm.create_model(name, pretrained=False).eval() for name in PEERS}
-    rows = [measured(models, batch, arguments.rounds) for batch in arguments.batches]
+    rows = [measure(models, batch, arguments.rounds) for batch in arguments.batches]
     report = {"size": [224, 224], "threads": arguments.threads, "rounds": arguments.rounds, "rows": rows}
     if arguments.json:
         arguments.json.write_text(json.dumps({**report, "machine": machine.describe()}, indent=1) + "\n")
@@ -52,8 +52,8 @@ def main() -> None:
             print(f"| {row['batch']} | {name} | {params / 1e6:.1f} M | {ms:.1f} | {row['ratio'][name]:.2f} |")
 
 
-def measured(models: dict[str, torch.nn.Module], batch: int, rounds: int) -> dict:
-    """Times and ratios at one batch size."""
+def measure(models: dict[str, torch.nn.Module], batch: int, rounds: int) -> dict:
+    """Measure times and ratios at one batch size."""
     image = torch.randn(batch, 3, 224, 224)
 
     def run(model: torch.nn.Module) -> Callable[[], Tensor]:
@@ -71,9 +71,9 @@ def measured(models: dict[str, torch.nn.Module], batch: int, rounds: int) -> dic
 
 
 def without_scan(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """``run`` with every scan returning its input."""
+    """``run`` with scans that return their input."""
 
-    def bare() -> Tensor:
+    def run_without() -> Tensor:
         scan = mambavision.selective_scan
         mambavision.selective_scan = lambda u, *_, **__: u
         try:
@@ -81,7 +81,7 @@ def without_scan(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         finally:
             mambavision.selective_scan = scan
 
-    return bare
+    return run_without
 
 
 if __name__ == "__main__":

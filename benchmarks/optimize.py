@@ -1,4 +1,4 @@
-"""What ``foveal.optimize`` is worth: its time over that of the model as built, on the CPU, and how far outputs move.
+"""Time of models after ``foveal.optimize`` over their time before it, on the CPU, and the change of their outputs.
 
 python benchmarks/optimize.py [--models efficientvit_b0:segment ...] [--size 224x224] [--rounds 30] [--threads 1]
 """
@@ -18,7 +18,7 @@ MODELS = ("efficientvit_b0:segment", "efficientvit_b1:classify", "efficientvit_l
 
 @torch.inference_mode()
 def main() -> None:
-    """Time each pair in turns and print the median of the round-by-round ratios."""
+    """Time both models of each pair in turns and print the median of the round-by-round ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--models", nargs="+", default=MODELS, metavar="NAME:TASK")
     parser.add_argument("--size", default="224x224", metavar="HxW")
@@ -33,10 +33,10 @@ def main() -> None:
         model = foveal.create_model(*name.split(":")).eval()
         fast = foveal.optimize(model)
         expected = model(image)
-        moved = (fast(image) - expected).abs().max() / expected.abs().max()
+        change = (fast(image) - expected).abs().max() / expected.abs().max()
         runs = {"as built": lambda net=model: net(image), "optimised": lambda net=fast: net(image)}
         times = interleaved(runs, rounds=arguments.rounds)
-        print(f"{name:28} {ratio(times['optimised'], times['as built']):.2f}  outputs moved {moved:.1e}", flush=True)
+        print(f"{name:28} {ratio(times['optimised'], times['as built']):.2f}  outputs moved {change:.1e}", flush=True)
 
 
 if __name__ == "__main__":

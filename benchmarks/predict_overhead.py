@@ -1,8 +1,8 @@
-"""What predicting costs beyond the network: reading aside, at most a tenth.
+"""Time that a prediction takes in addition to the network and to reading the file; the aim is at most a tenth.
 
-For an image file of 1024x2048 pixels and each runtime, two candidates take turns: ``predict`` (read, prepare, run the
-network at full size, upsample, argmax) and ``bare`` (read, run the network on a ready array). Prints the median of the
-round-by-round ratios.
+For an image file of 1024x2048 pixels and each runtime, two candidates take turns: ``predict`` reads and prepares the
+image, runs the network at full size, upsamples and takes the argmax; ``bare`` reads the image and runs the network on
+an array that is ready. It prints the median of the round-by-round ratios.
 
 python benchmarks/predict_overhead.py [--model REF] [--runtimes onnxruntime torch] [--rounds 15] [--json]
 """
@@ -32,7 +32,7 @@ REF = "efficientvit_b0.camvid"
 
 
 def main() -> None:
-    """Measure both runtimes and print."""
+    """Measure the runtimes and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
@@ -56,13 +56,13 @@ def main() -> None:
         return
     print(f"{arguments.model} at {SIZE[0]}x{SIZE[1]}, {machine.one_line()}, {arguments.rounds} rounds")
     for runtime in arguments.runtimes:
-        found = report[runtime]
-        print(f"{runtime:12} bare {found['bare_ms']:8.1f} ms  predict {found['predict_ms']:8.1f} ms", end="  ")
-        print(f"ratio {found['ratio']:.3f}")
+        row = report[runtime]
+        print(f"{runtime:12} bare {row['bare_ms']:8.1f} ms  predict {row['predict_ms']:8.1f} ms", end="  ")
+        print(f"ratio {row['ratio']:.3f}")
 
 
 def candidates(ref: str, photo: Path, runtime: str) -> dict[str, Callable[[], object]]:
-    """The two things to time, on one network; full size, so without the weights' own limit."""
+    """Both candidates with one network, at full size: the weights' own limit on the image size is removed."""
     loaded = foveal.load(ref, runtime=runtime)
     info = loaded.info.replace(preprocess=dataclasses.replace(loaded.info.preprocess, max_side=None))
     predictor = Predictor(loaded.runner, info, loaded.runtime)

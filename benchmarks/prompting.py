@@ -1,7 +1,7 @@
-"""What a prompt costs once the image is encoded: at most 100 ms on one core for a photograph of 1024 pixels.
+"""Time of a prompt after the image is encoded; the aim is at most 100 ms on one core for a photograph of 1024 pixels.
 
-The bundled photograph, enlarged to a long side of 1024 pixels, is encoded with each runtime; then a click, a box, and
-64 clicks at once take turns. ``click`` is from the prompt to the mask at the photograph's size.
+The bundled photograph, enlarged to a long side of 1024 pixels, is encoded with each runtime. Then a click, a box, and
+64 clicks at once take turns. The time of a click is that from the prompt to the mask at the photograph's size.
 
 OMP_NUM_THREADS=1 python benchmarks/prompting.py [--model REF] [--rounds 15] [--json]
 """
@@ -27,7 +27,7 @@ from foveal.prediction.prompting import Embedding
 
 
 def main() -> None:
-    """Measure both runtimes on one thread and print."""
+    """Measure both runtimes on one thread and print the times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="tinyvit_5m.mobilesam")
     parser.add_argument("--rounds", type=int, default=15)
@@ -51,26 +51,26 @@ def main() -> None:
             "photo": photo.shape[:2],
             "rounds": arguments.rounds,
             "machine": machine.describe(),
-            "ms": {name: measured(predictor, photo, arguments.rounds) for name, predictor in predictors.items()},
+            "ms": {name: measure(predictor, photo, arguments.rounds) for name, predictor in predictors.items()},
         }
     if arguments.json:
         print(json.dumps(report))
         return
     height, width = photo.shape[:2]
     print(f"{arguments.model}, {height}x{width} pixels, one thread, {machine.one_line()}, {arguments.rounds} rounds")
-    for name, found in report["ms"].items():
-        print(f"{name:12}", "  ".join(f"{what} {ms:.1f} ms" for what, ms in found.items()))
+    for name, times in report["ms"].items():
+        print(f"{name:12}", "  ".join(f"{what} {ms:.1f} ms" for what, ms in times.items()))
 
 
-def measured(predictor: Predictor, photo: np.ndarray, rounds: int) -> dict[str, float]:
-    """Median milliseconds of encoding, of a click, of a box, and of one of 64 clicks asked at once."""
+def measure(predictor: Predictor, photo: np.ndarray, rounds: int) -> dict[str, float]:
+    """Median milliseconds of encoding, of a click, of a box, of 64 clicks at once and of each of these."""
     embedding = predictor.encode(photo)
     height, width = photo.shape[:2]
     rng = np.random.default_rng(0)
     many = rng.uniform(0, (width, height), (64, 1, 2))
 
-    def best(seen: Embedding, **prompt: object) -> object:
-        return seen.prompt(**prompt).best  # type: ignore[arg-type]
+    def best(embedding: Embedding, **prompt: object) -> object:
+        return embedding.prompt(**prompt).best  # type: ignore[arg-type]
 
     times = interleaved(
         {

@@ -1,9 +1,9 @@
-"""Forms of the selective scan on the CPU, from 196 to 65,536 tokens, beside softmax attention of the same width.
+"""Time the forms of the selective scan and softmax attention of the same width on the CPU, for 196 to 65,536 tokens.
 
 One image, 160 channels, 8 states, as in MambaVision-T; float32, no gradients. "loop" is the plain loop in float32 (the
-form "loop" computes in float64, and is slower). Candidates take turns, of several runs where the sequence is short; a
-speedup is the median of the round-by-round ratios. With one thread, times are CPU times, which a busy machine distorts
-less. Errors are against the loop in float64: largest over largest value, on the first channels.
+method "loop" computes in float64 and is slower). Candidates take turns; where the sequence is short, a turn is several
+runs. A speedup is the median of the round-by-round ratios. With one thread, times are CPU times, which a busy machine
+distorts less. Errors are the largest difference from the loop in float64 over its largest value, on the first channels.
 
 OMP_NUM_THREADS=1 python benchmarks/scan.py [--lengths 196 1024] [--threads 1] [--json scan.json]
 """
@@ -27,7 +27,7 @@ from foveal.measuring.benchmark import interleaved, ratio
 
 CHANNELS, STATES, HEADS = 160, 8, 4
 ROUNDS = {196: 15, 1024: 9, 4096: 7, 16384: 3, 65536: 1}
-RUNS = {196: 20, 1024: 3}  # of a turn
+RUNS = {196: 20, 1024: 3}  # runs of one turn
 FORMS = ("parallel", "chunked", "kernel")
 CHECKED = 4  # channels whose errors are measured
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--lengths", type=int, nargs="+", default=list(ROUNDS), metavar="L")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(f"{machine.one_line()}, torch {torch.__version__}, threads: {arguments.threads}; milliseconds\n")
@@ -47,7 +47,7 @@ def main() -> None:
     rows = []
     for length in arguments.lengths:
         with torch.no_grad():
-            row = measured(length)
+            row = measure(length)
         rows.append(row)
         cells = [f"{length:,}", *(f"{row['ms'][name]:.3g}" for name in ("loop", *FORMS, "attention"))]
         cells += [f"{row['speedup'][name]:.3g}x" for name in ("loop", "attention")]
@@ -59,12 +59,12 @@ def main() -> None:
 
 
 def table_row(cells: list[str]) -> str:
-    """A row of a table in markdown."""
+    """A row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
-def measured(length: int) -> dict:
-    """Times, speedups of the kernel, and errors at one length."""
+def measure(length: int) -> dict:
+    """Measure times, speedups of the kernel, and errors at one length."""
     u, delta, A, B, C, D, bias = inputs(length)
     q, k, v = (torch.randn(1, HEADS, length, CHANNELS // HEADS) for _ in range(3))
 
@@ -91,7 +91,7 @@ def measured(length: int) -> dict:
 
 
 def inputs(length: int) -> tuple[Tensor, ...]:
-    """u, delta, A, B, C, D and the steps' bias: A and D as a new model has them, the rest normal."""
+    """u, delta, A, B, C, D and the bias of the steps: A and D as in a new model, the rest normally distributed."""
     generator = torch.Generator().manual_seed(length)
     u, delta = (torch.randn(1, CHANNELS, length, generator=generator) for _ in range(2))
     B, C = (torch.randn(1, STATES, length, generator=generator) for _ in range(2))

@@ -1,4 +1,4 @@
-"""How long a user waits before anything happens: ``import foveal`` and ``foveal --help``, whole processes.
+"""Time ``import foveal`` and ``foveal --help`` as whole processes: what a user waits before anything happens.
 
 python benchmarks/startup.py [--rounds 11]
 """

@@ -1,12 +1,13 @@
-"""Super-resolution networks beside each other on this machine: parameters, MACs, milliseconds, memory; and, given test
-sets, the PSNR of interpolation and of checkpoints; as a picture, BSD100's PSNR against time.
+"""Compare super-resolution networks on this machine: parameters, MACs, milliseconds, memory.
+
+With test sets it also prints the PSNR of interpolation and of checkpoints, and draws BSD100's PSNR against time.
 
 python benchmarks/super_resolution.py [--size 160x240] [--rounds 10] [--threads 1] [--only NAME ...]
     [--sets SETS --models REF ...] [--plot FILE.png]
 
-MACs are of convolutions, linear layers and the products of attention. Networks of others are rebuilt from their papers
-(super_resolution_peers.py): their time and size can be measured so, their quality cannot; the picture has it as it was
-published, from networks trained on more images than ours.
+MACs are those of convolutions, linear layers and the products of attention. The networks of other authors are rebuilt
+from their papers (super_resolution_peers.py), which is enough to measure time and size but not quality. The figure
+shows their published quality, of networks that were trained on more images than ours.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveal
+from foveal.costs import count
 from foveal.images.figures import new_figure, write_figure
 from foveal.measuring import machine
-from foveal.measuring.benchmark import interleaved, peak_memory
-from foveal.measuring.costs import count
+from foveal.measuring.benchmark import interleaved
+from foveal.measuring.memory import peak_memory
 
 INTERPOLATIONS = ("bicubic.x2", "lanczos.x2")
-#: BSD100 x2, dB of Y, as published: by DIV2K or larger sets, FSRCNN by 91 and 100 images.
+#: Published PSNR of BSD100 x2 in dB of Y. Trained on DIV2K or larger sets, FSRCNN on 91 and 100 images.
 PUBLISHED = {
     "FSRCNN": 31.53,
     "BSRN": 32.24,
@@ -44,7 +46,7 @@ PUBLISHED = {
 
 
 def costs() -> None:
-    """Print what the peers cost beside what was published, counted alike."""
+    """Print the costs of the other authors' networks and the published figures, counted in the same way."""
     print("| network | params | published | GMACs | published | of an image of (H x W) | |")
     print("|---|---|---|---|---|---|---|")
     for name, peer in PEERS.items():
@@ -60,7 +62,7 @@ def costs() -> None:
 
 @torch.inference_mode()
 def as_published(network: nn.Module, peer: Peer) -> float:
-    """MACs as the figure was counted: transposed convolutions at their output, products of attention or not."""
+    """MACs as the authors counted: transposed convolutions at their output, with or without attention's products."""
     with FlopCounterMode(display=False) as counter:
         network(torch.empty(1, peer.in_chans, *peer.size, device="meta"))
     flops = counter.get_flop_counts()["Global"]
@@ -69,13 +71,13 @@ def as_published(network: nn.Module, peer: Peer) -> float:
     return macs + sum(m.weight.numel() * (m.stride[0] ** 2 - 1) * math.prod(peer.size) for m in widened)
 
 
-def prepared(name: str, height: int, width: int, threads: int) -> Callable[[], object]:
-    """One run of a network or of an interpolation at x2, built and awake."""
+def prepare_run(name: str, height: int, width: int, threads: int) -> Callable[[], object]:
+    """One run of a network or of an interpolation at x2; the network is built and has run once."""
     torch.set_num_threads(threads)
     if name in INTERPOLATIONS:
         pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
         return partial(foveal.load(name), pixels)
-    network, in_chans = built(name)
+    network, in_chans = build(name)
 
     @torch.inference_mode()
     def run(height: int = height, width: int = width) -> object:
@@ -86,8 +88,8 @@ def prepared(name: str, height: int, width: int, threads: int) -> Callable[[], o
     return run
 
 
-def built(name: str) -> tuple[nn.Module, int]:
-    """A network as it runs, and its channels in."""
+def build(name: str) -> tuple[nn.Module, int]:
+    """A network as it is deployed, and its number of input channels."""
     if name in PEERS:
         network, in_chans = PEERS[name].build().eval(), PEERS[name].in_chans
     else:
@@ -96,43 +98,43 @@ def built(name: str) -> tuple[nn.Module, int]:
 
 
 def times(names: list[str], size: tuple[int, int], rounds: int, threads: int) -> dict[str, float]:
-    """Time all in turns, measure each one's memory alone; print and return the best times in milliseconds."""
-    runs = {name: prepared(name, *size, threads) for name in names}
-    found = interleaved(runs, rounds=rounds, warmup=1)
+    """Time all in turns, measure the memory of each alone, print; the best times in milliseconds."""
+    runs = {name: prepare_run(name, *size, threads) for name in names}
+    seconds = interleaved(runs, rounds=rounds, warmup=1)
     print(
         f"\n| network | params | GMACs at {size[0]}x{size[1]} | best ms of {rounds} | more memory when it runs, MiB |"
         "\n|---|---|---|---|---|"
     )
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the processes whose memory is measured
     for name in names:
-        grown = peak_memory(import_module(Path(__file__).stem).prepared, name, *size, threads).grown
-        counted = "| - | - |"
+        grown = peak_memory(import_module(Path(__file__).stem).prepare_run, name, *size, threads).grown
+        cells = "| - | - |"
         if name not in INTERPOLATIONS:
-            network, in_chans = built(name)
+            network, in_chans = build(name)
             cost = count(network.to("meta"), in_chans, size)
-            counted = f"| {cost.params / 1e3:.1f} k | {cost.macs / 1e9:.2f} |"
-        print(f"| {name} {counted} {1e3 * min(found[name]):.1f} | {grown} |", flush=True)
-    return {name: 1e3 * min(seconds) for name, seconds in found.items()}
+            cells = f"| {cost.params / 1e3:.1f} k | {cost.macs / 1e9:.2f} |"
+        print(f"| {name} {cells} {1e3 * min(seconds[name]):.1f} | {grown} |", flush=True)
+    return {name: 1e3 * min(values) for name, values in seconds.items()}
 
 
 def quality(sets: Path, models: list[str]) -> dict[str, float]:
-    """Print PSNR and SSIM by the field's protocol; return BSD100's of the x2 models, by architecture."""
-    known = {}
+    """Print PSNR and SSIM by the usual protocol; BSD100's PSNR of the x2 models, by architecture."""
+    bsd100 = {}
     for ref in ("bicubic.x2", "lanczos.x2", "bicubic.x4", "lanczos.x4", *models):
-        found = foveal.evaluate(ref, sets)
-        for part in found.sets:
+        report = foveal.evaluate(ref, sets)
+        for part in report.sets:
             print(
-                f"{ref:32} x{found.scale} {part.name:8} {part.scores.psnr:.2f} dB {part.scores.ssim:.4f}  Y, "
+                f"{ref:32} x{report.scale} {part.name:8} {part.scores.psnr:.2f} dB {part.scores.ssim:.4f}  Y, "
                 f"{part.scores.images} images, small ones by {part.small}, border {part.border} px",
                 flush=True,
             )
-            if part.name == "bsd100" and found.scale == 2 and ref in models:
-                known[foveal.load(ref).info.model] = part.scores.psnr
-    return known
+            if part.name == "bsd100" and report.scale == 2 and ref in models:
+                bsd100[foveal.load(ref).info.model] = part.scores.psnr
+    return bsd100
 
 
 def draw(path: Path, ms: dict[str, float], measured: dict[str, float], size: str) -> None:
-    """BSD100's PSNR against time: ours as measured, others' as published."""
+    """Draw BSD100's PSNR against time: measured for our networks, published for the others."""
     figure = new_figure(7, 4.2)
     axes = figure.subplots()
     for label, marker, points in (("measured here", "o", measured), ("published", "s", PUBLISHED)):
@@ -147,12 +149,12 @@ def draw(path: Path, ms: dict[str, float], measured: dict[str, float], size: str
 
 
 def main() -> None:
-    """Count, time, and score where there are sets."""
+    """Count and time; with test sets, score as well."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="160x240", metavar="HxW")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="what to time, default: all")
+    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="networks to time; default: all")
     parser.add_argument("--sets", type=Path)
     parser.add_argument("--models", nargs="*", default=[], metavar="REF")
     parser.add_argument("--plot", type=Path, help="needs --sets and --models")

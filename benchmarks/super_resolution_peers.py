@@ -1,4 +1,4 @@
-"""Networks of others for super-resolution, rebuilt from their papers to be counted and timed, without weights."""
+"""Super-resolution networks of other authors, rebuilt from their papers without weights, to count and time them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Residual(nn.Module):
 
 
 class Norm(nn.Module):
-    """Layer norm over channels, of maps."""
+    """Layer norm over the channels of feature maps."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ def conv(a: int, b: int, size: int = 3, **options: int | bool) -> nn.Conv2d:
 
 
 def fsrcnn(scale: int = 2, d: int = 56, s: int = 12, m: int = 4) -> nn.Module:
-    """Luma only; shrinks to ``s`` channels for its mapping layers, and ends in a transposed convolution."""
+    """For luma only; its mapping layers have ``s`` channels, and its last layer is a transposed convolution."""
     layers: list[nn.Module] = [conv(1, d, 5), nn.PReLU(d), nn.Conv2d(d, s, 1), nn.PReLU(s)]
     for _ in range(m):
         layers += [conv(s, s), nn.PReLU(s)]
@@ -68,7 +68,7 @@ class ContrastAttention(nn.Module):
 
 
 class InformationDistillation(nn.Module):
-    """Three convolutions that each keep a quarter of their channels aside, and a fourth."""
+    """Three convolutions that each set a quarter of their channels aside for the output, and a fourth."""
 
     def __init__(self, c: int) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class InformationDistillation(nn.Module):
 
 
 class Collected(nn.Module):
-    """Blocks whose outputs are all joined by a 1x1 convolution, then a tail, plus what went in."""
+    """Blocks whose outputs are all joined by a 1x1 convolution, then a tail, added to the output of the head."""
 
     def __init__(
         self, head: nn.Module, blocks: list[nn.Module], join: nn.Module, tail: nn.Module, up: nn.Module
@@ -104,7 +104,7 @@ class Collected(nn.Module):
 
 
 def shuffled(c: int, scale: int) -> nn.Module:
-    """3x3 convolution and pixel shuffle."""
+    """A 3x3 convolution and a pixel shuffle."""
     return nn.Sequential(conv(c, 3 * scale**2), nn.PixelShuffle(scale))
 
 
@@ -115,11 +115,11 @@ def imdn(scale: int = 2, c: int = 64) -> nn.Module:
     return Collected(conv(3, c), blocks, join, conv(c, c), shuffled(c, scale))
 
 
-# ---- SPAN (arXiv 2311.12770), in the form that runs
+# ---- SPAN (arXiv 2311.12770), in its inference form
 
 
 class ParameterFreeAttention(nn.Module):
-    """Three convolutions; their symmetric activation weighs their own sum with the input."""
+    """Three convolutions; a symmetric function of their output multiplies the sum of output and input."""
 
     def __init__(self, c: int) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class SpatialAttention(nn.Module):
 
 
 class SeparableDistillation(nn.Module):
-    """Distillation by 1x1 beside blueprint convolutions with a residual."""
+    """Distillation by 1x1 convolutions, in parallel to blueprint convolutions with a residual."""
 
     def __init__(self, c: int) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ class SeparableDistillation(nn.Module):
 
 
 def bsrn(scale: int = 2, c: int = 64) -> nn.Module:
-    """Eight blocks; the image enters four times over."""
+    """Eight blocks; the image is repeated four times along the channels."""
     head = nn.Sequential(Repeat(4), blueprint(12, c))
     join = nn.Sequential(nn.Conv2d(8 * c, c, 1), nn.GELU())
     blocks: list[nn.Module] = [SeparableDistillation(c) for _ in range(8)]
@@ -196,7 +196,7 @@ def bsrn(scale: int = 2, c: int = 64) -> nn.Module:
 
 
 class Repeat(nn.Module):
-    """The input ``times`` over, along the channels."""
+    """Repeat the input ``times`` times along the channels."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -210,20 +210,20 @@ class Repeat(nn.Module):
 
 
 class PixelAttention(nn.Module):
-    """Large-kernel attention: 1x1, depthwise 5x5, dilated depthwise 5x5; its product with what it saw."""
+    """Large-kernel attention: 1x1, depthwise 5x5, dilated depthwise 5x5; the result multiplies the input."""
 
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.look = nn.Sequential(
+        self.attention = nn.Sequential(
             nn.Conv2d(c, c, 1), conv(c, c, 5, groups=c), nn.Conv2d(c, c, 5, padding=6, groups=c, dilation=3)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.look(x)
+        return x * self.attention(x)
 
 
 def vapsr(c: int = 48, wide: int = 64) -> nn.Module:
-    """21 blocks, x4: the released form of that scale."""
+    """21 blocks, x4: the network that was released for that scale."""
     blocks = [
         nn.Sequential(
             Residual(nn.Conv2d(c, wide, 1), nn.GELU(), PixelAttention(wide), nn.Conv2d(wide, c, 1)),
@@ -239,7 +239,7 @@ def vapsr(c: int = 48, wide: int = 64) -> nn.Module:
 
 
 class WindowAttention(nn.Module):
-    """Softmax attention in windows of 8, every second time shifted by 4 (its mask costs nothing that counts)."""
+    """Softmax attention in windows of 8x8, shifted by 4 in every second layer."""
 
     def __init__(self, c: int, heads: int, shift: int) -> None:
         super().__init__()
@@ -275,7 +275,7 @@ class SwinLayer(nn.Module):
 
 
 class Padded(nn.Module):
-    """Mirror the image to sides that 8 divides, and cut the result, as both authors' programs do."""
+    """Pad the image by reflection to sides that 8 divides and crop the result, as both authors' programs do."""
 
     def __init__(self, *parts: nn.Module) -> None:
         super().__init__()
@@ -291,7 +291,7 @@ class Padded(nn.Module):
 
 
 def swinir(scale: int = 2, c: int = 180, groups: int = 6, light: bool = False) -> nn.Module:
-    """``groups`` of six layers; the light form shuffles pixels at once."""
+    """``groups`` groups of six layers; the light form upsamples by one pixel shuffle."""
     body = [Residual(*(SwinLayer(c, 6, 4 * (i % 2)) for i in range(6)), conv(c, c)) for _ in range(groups)]
     deep = Residual(Norm(c), *body, Norm(c), conv(c, c))
     if light:
@@ -320,7 +320,7 @@ class TransposedAttention(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """1x1 and depthwise 3x3 to two halves, of which one gates the other."""
+    """1x1 and depthwise 3x3 convolution to two halves, of which one gates the other."""
 
     def __init__(self, c: int) -> None:
         super().__init__()
@@ -376,19 +376,19 @@ class Restormer(nn.Module):
 
 
 class Peer(NamedTuple):
-    """A network and what was published of its cost."""
+    """A network and its published costs."""
 
     build: Callable[[], nn.Module]
     scale: int
     params: float  # published
     macs: float  # published, for the size below
-    size: tuple[int, int]  # of the small image
+    size: tuple[int, int]  # (H, W) of the low-resolution image
     in_chans: int = 3
-    products: bool = True  # whether the published figure has the products of attention
+    products: bool = True  # whether the published MACs include the products of attention
     note: str = ""
 
 
-_HD2, _HD4 = (360, 640), (180, 320)  # small images of 1280x720
+_HD2, _HD4 = (360, 640), (180, 320)  # low-resolution images of 1280x720
 PEERS = {
     "FSRCNN": Peer(fsrcnn, 2, 12_464, 6.0e9, _HD2, 1, note="luma; printed: weights alone"),
     "BSRN": Peer(bsrn, 2, 332e3, 73.0e9, _HD2),

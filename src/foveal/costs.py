@@ -1,4 +1,4 @@
-"""The public names of parameter and multiply-accumulate counts; :mod:`foveal.measuring.costs` defines them."""
+"""Count parameters and multiply-accumulates: the public names of :mod:`foveal.measuring.costs`."""
 
 from .measuring.costs import Costs as Costs
 from .measuring.costs import convolution as convolution

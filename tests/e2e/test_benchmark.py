@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import foveal
-from foveal.measuring.benchmark import interleaved, ratio
+from foveal.cli import main
+from foveal.info import ModelInfo
+from foveal.measuring.benchmark import interleaved, ratio, run_of
+from foveal.prediction.predictor import Predictor
 from foveal.training.train import TrainResult
 
 
@@ -42,7 +47,60 @@ def test_report_is_complete(run: TrainResult, exported: Path) -> None:
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(foveal.ConfigError, match="at least one model"):
-        foveal.bench([])
+    for options, message in (
+        ({"refs": []}, "at least one model"),
+        ({"refs": ["a", "b", "a"]}, "a is named twice"),
+        ({"size": (0, 64)}, r"size=\(0, 64\): height and width are positive"),
+        ({"batch": 0}, "batch=0: give 1 or more"),
+        ({"rounds": 0}, "rounds=0: give 1 or more"),
+        ({"warmup": -1}, "warmup=-1: give 0 or more"),
+        ({"threads": -1}, "threads=-1: give 0 or more"),
+        ({"runtime": "onnxruntime"}, "export this one first"),
+        ({"dtype": "float61"}, "did you mean 'float16'"),
+        ({"device": "cuda:99"}, "cuda:99"),
+    ):
+        with pytest.raises(foveal.FovealError, match=message):
+            foveal.bench(**{"refs": ["efficientvit_b0"], **options})
     with pytest.raises(foveal.FovealError, match="no such file"):
         foveal.bench(["efficientvit_b99"])
+
+
+def test_dtype_of_weights_and_of_architectures(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both run in bfloat16; the exported file of the bundled weights cannot, so that torch runs them."""
+    options = ["--device", "cpu", "--dtype", "bfloat16", "--size", "64x96", "--rounds", "1", "--threads", "1", "--json"]
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "efficientvit_b0.camvid", "efficientvit_b0", *options])
+    assert ended.value.code == 0
+    first, second = json.loads(capsys.readouterr().out)["candidates"]
+    assert first["runtime"] == "torch on cpu, bfloat16"
+    assert second["runtime"] == "torch on cpu, bfloat16, random weights"
+    assert min(first["peak_mib"], second["peak_mib"]) > 20, "the settings reach the process whose memory is measured"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without that device")
+@pytest.mark.parametrize("ref", ["efficientvit_b0.camvid", "efficientvit_b0"])
+def test_a_missing_device_is_one_line_and_exit_code_2(ref: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", ref, "--device", "cuda", "--size", "64x96"])
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert "'cuda'" in error
+    assert error.count("\n") == 1
+
+
+def test_accelerators_finish_before_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device works behind the caller's back: the run ends when it has finished, not when it has its orders."""
+    order: list[str] = []
+
+    class Runner:
+        device = torch.device("cuda", 0)
+
+        def __call__(self, batch: np.ndarray) -> np.ndarray:
+            order.append("run")
+            return batch
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: order.append(f"wait for {device}"))
+    predictor = Predictor(Runner(), ModelInfo("efficientvit_b0", "segment"), "torch on cuda:0")
+    run = run_of(predictor, np.zeros((1, 3, 8, 8), np.float32))
+    interleaved({"a": run}, rounds=1, warmup=0, clock=lambda: float(len(order.append("clock") or order)))
+    assert order == ["clock", "run", "wait for cuda:0", "clock"]

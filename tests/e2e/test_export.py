@@ -14,6 +14,8 @@ import torch
 
 import foveal
 from foveal.data.synthetic import NAMES
+from foveal.exporting.formats import FORMATS, Format
+from foveal.exporting.graph import Graph, RunFile, trace
 from foveal.info import KEY, ModelInfo, attach
 from foveal.layers.linear_attention import MultiScaleLinearAttention
 from foveal.prediction.onnx_runner import OnnxRunner
@@ -48,8 +50,8 @@ def test_description_is_inside(exported: Path) -> None:
 def test_nothing_of_this_machine_is_inside(exported: Path) -> None:
     """The tracer notes source files and lines on every node: a tenth of the file, and nobody else's business."""
     content = exported.read_bytes()
-    for trace in (b".py", b"site-packages", b"pkg.torch", str(Path.cwd()).encode(), str(exported.parent).encode()):
-        assert trace not in content
+    for note in (b".py", b"site-packages", b"pkg.torch", str(Path.cwd()).encode(), str(exported.parent).encode()):
+        assert note not in content
 
 
 def test_inputs_and_outputs_are_named(exported: Path) -> None:
@@ -139,6 +141,35 @@ def test_refusals_leave_no_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_backbones_are_refused(tmp_path: Path) -> None:
+    backbone = foveal.create_model("efficientvit_b0", features_only=True)
+    with pytest.raises(foveal.ConfigError, match="create the model for one of classify, segment, upscale, prompt"):
+        foveal.export(backbone, output=tmp_path / "a.onnx")
+
+
+def test_a_further_format_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's own program files as a format: written, compared, reported; refused where they differ."""
+
+    def write(graph: Graph, path: Path) -> None:
+        torch.export.save(trace(graph), path)
+
+    def open_program(path: Path) -> RunFile:
+        network = torch.export.load(path).module()
+        return lambda feed: [network(*map(torch.from_numpy, feed.values())).detach().numpy() + offset]
+
+    monkeypatch.setitem(FORMATS, "program", Format("program", ".pt2", write, open_program))
+    model, offset = foveal.create_model("efficientvit_b0", num_classes=2), 1.0
+    with pytest.raises(foveal.ExportError, match="differs from the model"):
+        foveal.export(model, "program", output=tmp_path / "a.pt2", size=(64, 64))
+    assert not list(tmp_path.iterdir())
+    offset = 0.0
+    report = foveal.export(model, "program", output=tmp_path / "a.pt2", size=(64, 64))
+    assert (report.format, report.opset, report.max_difference <= 1e-4) == ("program", 0, True)
+    assert "opset" not in str(report)
+    with pytest.raises(foveal.ConfigError, match=r"unknown format 'progam'; did you mean 'program'\?"):
+        foveal.export(model, "progam")
+
+
 class _Branching(torch.nn.Module):
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return image.mean((2, 3)) if image.sum() > 0 else image.amax((2, 3))
@@ -156,7 +187,7 @@ def test_untraceable_models_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a tolerance that rounding cannot meet, the check must refuse, whatever stood there before must stay."""
-    from foveal.exporting import export as module
+    from foveal.exporting import graph as module
 
     monkeypatch.setattr(module, "TOLERANCE", 0.0)
     (tmp_path / "a.onnx").write_bytes(b"before")

@@ -176,6 +176,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["efficientvit_b0", "--preset", "scaling"], "not both"),
         (["--preset", "atention"], "did you mean 'attention'?"),
         (["--preset", "scaling", "--runtime", "torch"], "preset scaling has no option 'runtime'"),
+        (["--preset", "scaling", "--device", "cuda"], "--preset scaling runs on the CPU in float32"),
+        (["--preset", "attention", "--dtype", "float16"], "--preset attention runs on the CPU in float32"),
         (["--preset", "architectures", "--tokens", "64,128"], "preset architectures has no option 'tokens'"),
         (["--preset", "attention", "--tokens", "64"], "two or more different lengths"),
         (["--preset", "attention", "--tokens", "64;128"], "for example 256,1024"),

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
 
 from ..errors import ConfigError
 from .console import Json, parse_lengths, parse_size, print_json, print_table
+
+Device = Annotated[str, Parameter(help="Torch device, such as cpu or cuda; auto: a GPU if there is one.")]
+DType = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16"],
+    Parameter(help="Number format in which torch runs the network; auto: float32."),
+]
 
 
 def bench(
@@ -16,6 +24,8 @@ def bench(
     preset: str | None = None,
     size: str | None = None,
     batch: int | None = None,
+    device: Device = "cpu",
+    dtype: DType = "auto",
     threads: int | None = None,
     rounds: int | None = None,
     runtime: Literal["auto", "onnxruntime", "torch"] | None = None,
@@ -23,31 +33,31 @@ def bench(
     plot: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Measure models against each other: interleaved rounds, median of ratios, outputs compared first.
+    """Measure models against each other: they take turns, ratios are medians over the rounds, outputs are compared.
 
-    Or make one of the textbook's comparisons on this machine: --preset architectures, attention or scaling.
+    With --preset, make one of three comparisons of architectures on this machine instead.
 
     Parameters
     ----------
     refs
-        Bundled names, checkpoints, exported files, architectures.
+        Bundled names, checkpoints, exported files, or names of architectures.
     preset
-        architectures: classifiers, ResNet-50 of timm among them; attention: kinds of it against the number of tokens;
-        scaling: EfficientNet B0 to B7.
+        architectures: classifiers, including ResNet-50 of timm. attention: kinds of attention against the number of
+        tokens. scaling: EfficientNet B0 to B7.
     size
-        Input as HEIGHTxWIDTH; default: 512x1024, of the architectures 224x224.
+        Input as HEIGHTxWIDTH; default: 512x1024, with --preset architectures 224x224.
     batch
         Images per run; default: 1.
     threads
         Threads of the runtime; default: all cores.
     rounds
-        Timed runs of each; default: 20, of attention 10, of scaling 3.
+        Timed runs of each; default: 20, with --preset attention 10, with --preset scaling 3.
     runtime
         auto (the default), onnxruntime or torch.
     tokens
-        Of attention: lengths, such as 256,1024,4096.
+        For --preset attention: numbers of tokens, such as 256,1024,4096.
     plot
-        PNG file for a preset's figure.
+        PNG file for the figure of a preset.
     """
     options: dict[str, Any] = {"batch": batch, "threads": threads, "rounds": rounds, "runtime": runtime}
     options |= {"size": parse_size(size) if size else None, "tokens": parse_lengths(tokens) if tokens else None}
@@ -55,12 +65,14 @@ def bench(
     if (preset is None) == (not refs):
         raise ConfigError("bench: give models, or --preset architectures, attention or scaling; not both")
     if preset is not None:
+        if device not in ("cpu", "auto") or dtype not in ("float32", "auto"):
+            raise ConfigError(f"bench: --preset {preset} runs on the CPU in float32: leave out --device and --dtype")
         return _bench_preset(preset, options, plot, json)
     if tokens or plot:
-        raise ConfigError("bench: --tokens and --plot are for --preset")
+        raise ConfigError("bench: --tokens and --plot are for --preset; leave them out")
     from .. import bench as run_bench
 
-    report = run_bench(refs or [], **{"size": (512, 1024), **options})
+    report = run_bench(refs or [], **{"size": (512, 1024), "device": device, "dtype": dtype, **options})
     if json:
         print_json(report.to_dict())
         return 0
@@ -70,6 +82,7 @@ def bench(
 
 
 def _bench_preset(name: str, options: dict[str, Any], plot: Path | None, json: bool) -> int:
+    """Make a comparison, print it, and draw its figure."""
     from .. import bench_preset
     from ..progress import Progress
 
@@ -88,11 +101,11 @@ def _bench_preset(name: str, options: dict[str, Any], plot: Path | None, json: b
 
 
 def _check_plot(path: Path) -> None:
-    """Refuse a figure that could not be written before minutes go into measuring."""
+    """Refuse a figure that cannot be written before minutes are spent on measuring."""
     from ..files import ensure_folder
     from ..images.figures import new_figure
 
     if path.suffix.lower() != ".png":
-        raise ConfigError(f"--plot {path}: figures are written as .png")
+        raise ConfigError(f"--plot {path}: figures are written as .png; give a name that ends in it")
     ensure_folder(path.parent)
     new_figure(1, 1)

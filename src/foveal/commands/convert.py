@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..task import TASKS
 
 
 def convert(
@@ -19,7 +20,7 @@ def convert(
     max_side: int | None = None,
     mask_thresholds: tuple[float, float] | None = None,
 ) -> int:
-    """Read any published checkpoint and write it as a Foveal safetensors file; the description goes inside.
+    """Read any published checkpoint and write it as a safetensors file with the model's description inside.
 
     Parameters
     ----------
@@ -32,26 +33,26 @@ def convert(
     tag
         Name of the data set or setting, for the description.
     licence
-        SPDX name of the weights' licence, for the description; default: what the source says.
+        SPDX name of the weights' licence, for the description; default: the licence in the source.
     max_side
-        Shrink larger images to this many pixels on their longer side, for weights that have only seen small ones.
+        Downscale larger images to this many pixels on their longer side, for weights trained on small images.
     mask_thresholds
-        Promptable models: predicted IoU and stability above which a mask of everything is kept; default: SAM's.
+        For promptable models: predicted IoU and stability above which an automatic mask is kept; default: SAM's.
     """
     from .. import load_model
     from ..info import info_of
     from ..weights.checkpoints import save_checkpoint
 
     if target.suffix != ".safetensors":
-        raise ConfigError(f"{target}: the new file must end in .safetensors")
+        raise ConfigError(f"{target}: the new file must end in .safetensors; give another name")
     model = load_model(source)
     info = info_of(model)
     info = info.replace(tag=tag or info.tag, licence=licence or info.licence)
     if max_side is not None:
         info = info.replace(preprocess=dataclasses.replace(info.preprocess, max_side=max_side))
     if mask_thresholds is not None:
-        if info.task != "prompt" or not all(0 <= value <= 1 for value in mask_thresholds):
-            raise ConfigError(f"--mask-thresholds {mask_thresholds}: two numbers of 0 to 1, for promptable models")
+        if not TASKS[info.task].takes_prompts or not all(0 <= value <= 1 for value in mask_thresholds):
+            raise ConfigError(f"--mask-thresholds {mask_thresholds}: give two numbers of 0 to 1, for promptable models")
         info = info.replace(mask_thresholds=mask_thresholds)
     state = model.state_dict()
     if half:

@@ -20,9 +20,9 @@ def export(
     to
         Format: onnx.
     output
-        File to write; default: the reference's name beside the current folder.
+        File to write; default: the model's name in the current folder.
     upsample
-        Segmentation: put the upsampling to the image's size into the graph.
+        For segmentation: put the upsampling to the image's size into the file.
     """
     from .. import export as export_model
 

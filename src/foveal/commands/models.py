@@ -1,38 +1,42 @@
-"""Verbs for models and their files: ``models``, ``convert``, ``export``."""
+"""The verb ``models``."""
 
 from __future__ import annotations
 
+import fnmatch
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import assets
 from ..errors import ConfigError, DependencyError, nearest
+from ..task import TASKS
 from .console import Json, parse_size, print_json, print_table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..models.registry import Family, Variant
+
+#: Options of ``create_model`` that belong to the task, not to the family.
+_TASK_OPTIONS = {"upscale": {"scale": "1 (repairs), 2 (the default), 3 or 4"}}
 
 
 def models(pattern: str = "*", /, *, task: str | None = None, size: str | None = None, json: Json = False) -> int:
-    """List the models: bundled weights, and (with torch installed) published weights and the architectures.
+    """List the bundled weights and, with torch installed, the published weights and the architectures.
 
     Parameters
     ----------
     pattern
         Shell-style pattern, such as "efficientvit_b*".
     task
-        Only models for this task.
+        List only models for this task.
     size
-        HEIGHTxWIDTH at which multiply-accumulates are counted; default 224x224 where a pattern is given, and not at
-        all without one, since counting every model takes seconds.
+        Image as HEIGHTxWIDTH for which multiply-accumulates are counted. Default: 224x224 with a pattern; without one
+        they are not counted, because counting every model takes seconds.
     """
-    import fnmatch
-
-    rows: list[dict[str, Any]] = [
-        {"name": ref, "tasks": [w.task], "licence": w.licence, "figures": [w.figure], "bundled": True}
-        for ref, w in assets.WEIGHTS.items()
-        if fnmatch.fnmatch(ref, pattern) and task in (None, w.task)
-    ]
+    rows = _bundled(pattern, task)
     try:
-        counted = parse_size(size or "224x224") if size or pattern != "*" else None
-        rows += _published(pattern, task) + _architectures(pattern, task, counted)
+        counted_size = parse_size(size or "224x224") if size or pattern != "*" else None
+        rows += _published(pattern, task) + _architectures(pattern, task, counted_size)
     except DependencyError as error:
         print(f"published weights and architectures are not listed: {error}", file=sys.stderr)
     if not rows:
@@ -40,14 +44,24 @@ def models(pattern: str = "*", /, *, task: str | None = None, size: str | None =
     if json:
         print_json({"models": rows})
     elif len(rows) == 1:
-        print_table(("", rows[0]["name"]), [(key, _flat(value)) for key, value in rows[0].items() if key != "name"])
+        print_table(("", rows[0]["name"]), [(key, _as_text(value)) for key, value in rows[0].items() if key != "name"])
     else:
         columns = ("name", "family", "tasks", "params", "MACs", "licence", "figures")
-        print_table(columns, [[_flat(row.get(column, "")) for column in columns] for row in rows])
+        print_table(columns, [[_as_text(row.get(column, "")) for column in columns] for row in rows])
     return 0
 
 
-def _flat(value: Any) -> str:
+def _bundled(pattern: str, task: str | None) -> list[dict[str, Any]]:
+    """One row per set of weights in this package."""
+    return [
+        {"name": ref, "tasks": [w.task], "licence": w.licence, "figures": [w.figure], "bundled": True}
+        for ref, w in assets.WEIGHTS.items()
+        if fnmatch.fnmatch(ref, pattern) and task in (None, w.task)
+    ]
+
+
+def _as_text(value: Any) -> str:
+    """A value as the text of a table cell."""
     if isinstance(value, dict):
         return "\n".join(f"{key}: {text}" for key, text in value.items())
     if isinstance(value, list):
@@ -58,7 +72,7 @@ def _flat(value: Any) -> str:
 
 
 def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
-    """One row per published set of weights, with its authors' figure and where it is fetched from."""
+    """One row per published set of weights, with the figure of its authors and the place it is downloaded from."""
     from .. import list_models  # raises DependencyError without torch
 
     names = list_models(pattern, task=task, pretrained=True)
@@ -83,54 +97,77 @@ def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
 
 
 def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None) -> list[dict[str, Any]]:
-    """One row per architecture; published figures are the authors', the best of each data set."""
+    """One row per architecture; MACs are counted for images of ``size`` (H, W), or not at all."""
     from .. import list_models  # raises DependencyError without torch
 
     names = list_models(pattern, task=task)
+    from ..models.registry import variants
+
+    known = variants()
+    return [_architecture(name, *known[name], size) for name in names]
+
+
+def _architecture(name: str, family: Family, variant: Variant, size: tuple[int, int] | None) -> dict[str, Any]:
+    from ..layers.sharing import shared_layers
+
+    tasks = _tasks(name, variant)
+    model = _build(name, variant, tasks)
+    sharing = "; ".join(stack.summary() for stack in shared_layers(model))
+    task_options = {option: text for task in variant.tasks for option, text in _TASK_OPTIONS.get(task, {}).items()}
+    return {
+        "name": name,
+        "family": family.name,
+        "paper": family.paper,
+        "tasks": tasks,
+        "params": sum(p.numel() for p in model.parameters()),
+        **(_count_macs(model, size) if size else {}),
+        **({"sharing": sharing} if sharing else {}),
+        "licence": family.licence,
+        "figures": _best_figures(variant),
+        "options": {**family.options, **family.settings, **family.classifier_options, **task_options},
+    }
+
+
+def _tasks(name: str, variant: Variant) -> list[str]:
+    """Tasks that the architecture can be created for; an architecture without a classifier does not classify."""
+    from ..factory.create import list_models
+
+    return [task for task in variant.tasks if name in list_models(name, task=task)]
+
+
+def _build(name: str, variant: Variant, tasks: list[str]) -> nn.Module:
+    """Build the model without memory for its weights.
+
+    It is the model for the default task; of promptable and language models, and where the default task lacks a head,
+    it is the backbone, whose costs are listed.
+    """
     import torch
 
     from ..factory.create import create_model
-    from ..layers.sharing import shared_layers
-    from ..measuring.costs import count, count_tokens
-    from ..models.registry import LanguageBackbone, variants
 
-    rows = []
-    known = variants()
-    for name in names:
-        family, variant = known[name]
-        with torch.device("meta"):
-            bare = (
-                variant.classifier is None and "upscale" not in variant.tasks
-            )  # MACs of language models: the encoder's
-            model = create_model(name, features_only=bare).eval()
-        # What models that share layers save, and what not.
-        sharing = "; ".join(stack.summary() for stack in shared_layers(model))
-        best: dict[str, str] = {}
-        for figure in sorted(variant.published, key=lambda p: p.value):
-            data = figure.tag.rpartition("_")[2]  # of r224_in1k, say
-            best[data] = f"{figure.metric} {figure.value} at {figure.size} ({figure.source})"
-        costs: dict[str, Any] = {}
-        if isinstance(model, LanguageBackbone) and size:
-            length = model.max_length
-            costs = {"MACs": count_tokens(model, length).macs, "MACs at": f"{length} tokens"}
-        elif size:
-            costs = {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"}
-        of_task = {"scale": "1 (repairs), 2 (the default), 3 or 4"} if "upscale" in variant.tasks else {}
-        rows.append(
-            {
-                "name": name,
-                "family": family.name,
-                "paper": family.paper,
-                "tasks": [task for task in variant.tasks if task != "classify" or variant.classifier],
-                "params": sum(p.numel() for p in model.parameters()),
-                **costs,
-                **({"sharing": sharing} if sharing else {}),
-                "licence": family.licence,
-                "figures": [f"{tag} {text}" for tag, text in best.items()],
-                "options": {**family.options, **family.settings, **family.classifier_options, **of_task},
-            }
-        )
-    return rows
+    default = TASKS[variant.tasks[0]]
+    backbone = default.name not in tasks or default.takes_prompts or not default.takes_images
+    with torch.device("meta"):
+        return create_model(name, features_only=backbone).eval()
+
+
+def _count_macs(model: nn.Module, size: tuple[int, int]) -> dict[str, Any]:
+    """MACs for one image of ``size``, or for the longest sequence of a language model."""
+    from ..measuring.costs import count, count_tokens
+    from ..models.registry import LanguageBackbone
+
+    if isinstance(model, LanguageBackbone):
+        return {"MACs": count_tokens(model, model.max_length).macs, "MACs at": f"{model.max_length} tokens"}
+    return {"MACs": count(model, 3, size).macs, "MACs at": f"{size[0]}x{size[1]}"}
+
+
+def _best_figures(variant: Variant) -> list[str]:
+    """The best figure that the authors published for each data set."""
+    best: dict[str, str] = {}
+    for figure in sorted(variant.published, key=lambda entry: entry.value):
+        data = figure.tag.rpartition("_")[2]  # for example in1k of r224_in1k
+        best[data] = f"{data} {figure.metric} {figure.value} at {figure.size} ({figure.source})"
+    return list(best.values())
 
 
 def _all_names() -> list[str]:

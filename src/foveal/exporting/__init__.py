@@ -1,1 +1,1 @@
-"""Leaving the laboratory: exported files, and honest measurements."""
+"""Export models to files that run without torch."""

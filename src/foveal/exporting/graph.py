@@ -1,4 +1,7 @@
-"""Trace a model into an ONNX graph, describe it, and compare it with the model."""
+"""Networks that become files: what a format needs to know of one, how it is traced, and how its file is checked.
+
+Nothing here belongs to one format: every file of this folder that writes a format uses it.
+"""
 
 from __future__ import annotations
 
@@ -6,107 +9,119 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
 
 from ..errors import DependencyError, ExportError
 from ..info import IGNORE, KEY, ModelInfo
+from ..task import TASKS
 
-if TYPE_CHECKING:
-    import onnx
-    import onnx_ir as ir
+TOLERANCE = 1e-4  #: largest difference between a file and its model, relative to the model's largest output
+AGREEMENT = 0.9999  #: smallest share of positions at which both have the same class, near ties left out
 
-
-OPSET = 18  #: the newest that ONNX Runtime 1.14 and later, OpenVINO and TensorRT 10 all read
-
-
-TOLERANCE = 1e-4  #: largest difference to the model, over its largest output
+Feed: TypeAlias = Mapping[str, NDArray[np.float32]]  #: inputs of a network by name, in order
+RunFile: TypeAlias = Callable[[Feed], list[NDArray[np.float32]]]  #: runs an exported file on a feed
 
 
-def traced(
-    graph: nn.Module,
-    example: tuple[Tensor, ...],
-    dynamic_shapes: tuple[Any, ...],
-    inputs: list[str],
-    outputs: list[str],
-    info: ModelInfo,
-) -> onnx.ModelProto:
-    """Trace ``graph`` on ``example`` into ONNX.
+@dataclass(frozen=True)
+class Source:
+    """A model prepared for export.
+
+    Attributes:
+        model: copy of the model on the CPU, in float32 and evaluation mode: what the files are compared with.
+        folded: the same model with its batch norms folded into its convolutions: what is exported.
+        info: description of the model.
+        upsample: whether the file of a segmentation model upsamples its logits to the size of the image.
+        size: (H, W) of the image to trace with.
+    """
+
+    model: nn.Module
+    folded: nn.Module
+    info: ModelInfo
+    upsample: bool
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One network that becomes one file.
+
+    Attributes:
+        part: what this file is among several files of one model, for example "encoder"; empty if it is the only one.
+        network: the module to export. Its inputs are positional.
+        reference: the module that the file must equal, with the same inputs and outputs.
+        info: the description that goes into the file.
+        example: inputs to trace with.
+        inputs: names of the inputs, in order, each with the names of its dimensions: free dimensions have a name,
+            fixed ones the empty string. Fixed dimensions at the end may be left out.
+        outputs: the same for the outputs.
+        feeds: inputs on which the file is compared with the reference.
+        has_classes: whether dimension 1 of the output holds one score per class, so that the classes are compared too.
+    """
+
+    part: str
+    network: nn.Module
+    reference: nn.Module
+    info: ModelInfo
+    example: tuple[Tensor, ...]
+    inputs: dict[str, tuple[str, ...]]
+    outputs: dict[str, tuple[str, ...]]
+    feeds: tuple[Feed, ...]
+    has_classes: bool = False
+
+
+def trace(graph: Graph) -> ExportedProgram:
+    """Trace a network with ``torch.export``; the dimensions that have a name stay symbolic."""
+    # DYNAMIC, not named ranges: windows give conditions (for example 7 * n % n == 0) that always hold and that the
+    # tracer cannot prove. A side that became a constant is still an error, and the file is compared at other sizes.
+    free = [{i: Dim.DYNAMIC for i, name in enumerate(names) if name} or None for names in graph.inputs.values()]
+    return torch.export.export(graph.network.eval(), graph.example, dynamic_shapes=tuple(free), strict=False)
+
+
+@contextlib.contextmanager
+def exporter_errors(model: str, title: str) -> Iterator[None]:
+    """Silence the exporter of a format and turn its exceptions into typed ones of one line.
+
+    Args:
+        model: name of the model, for the message.
+        title: name of the format, for the message.
 
     Raises:
-        ExportError: it cannot be traced.
+        ExportError: the model cannot be written in this format.
         DependencyError: a package is missing.
     """
     try:
         with _quiet():
-            # Traced here, not by torch.onnx.export: where this fails, that would go on to methods that fix the size.
-            exported = torch.export.export(graph, example, dynamic_shapes=dynamic_shapes, strict=False)
-            program = torch.onnx.export(
-                exported,
-                dynamo=True,
-                input_names=inputs,
-                output_names=outputs,
-                opset_version=OPSET,
-                optimize=False,
-                verbose=False,
-            )
-            assert program is not None
-            _simplify(program.model)
+            yield
     except ModuleNotFoundError as error:
         raise DependencyError(f"exporting needs {error.name}: pip install 'foveal[torch]'") from error
-    except Exception as error:  # the exporter raises many kinds; each means that this model has no such file
-        raise ExportError(f"{info.model}: cannot be traced for ONNX ({reason(error)})") from error
-    return program.model_proto
+    except Exception as error:  # exporters raise many kinds; each means that this model has no such file
+        raise ExportError(f"{model}: cannot be traced for {title} ({first_line(error)})") from error
 
 
-def reason(error: BaseException) -> str:
-    """First line of the innermost error: the exporter's own is about the exporter."""
+def first_line(error: BaseException) -> str:
+    """First line of the innermost error: an exporter's own error is about the exporter, not about the cause."""
     while error.__cause__ is not None:
         error = error.__cause__
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def described(proto: onnx.ModelProto, info: ModelInfo) -> onnx.ModelProto:
-    """Put the description in, and take out the tracer's notes: a tenth of the file, with paths of this machine."""
-    graph = proto.graph
-    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
-        del part.metadata_props[:]
-    del graph.value_info[:]
-    for node in graph.node:
-        node.doc_string = ""
-    proto.doc_string = f"{info.model}, {info.task}, exported by Foveal"
-    for key, value in _readable(info).items():
-        proto.metadata_props.add(key=key, value=value)
-    return proto
-
-
-def _simplify(model: ir.Model) -> None:
-    """Fold constants and drop what is unused.
-
-    The exporter's own optimiser also removes "additions of zero", and takes the attention's epsilon of 1e-15 for one:
-    queries without a positive feature would then give 0/0. So only the passes that keep every number run here.
-    """
-    import onnx_ir.passes.common as passes
-    from onnxscript import optimizer
-
-    optimizer.fold_constants(model)
-    passes.CommonSubexpressionEliminationPass()(model)
-    optimizer.remove_unused_nodes(model)
-
-
-def _readable(info: ModelInfo) -> dict[str, str]:
-    """The description, and its parts in plain text for people and other clients."""
+def metadata(info: ModelInfo) -> dict[str, str]:
+    """What a file says about its model: the description as JSON, and its parts as plain text for other programs."""
     return {
         KEY: info.to_json(),
         "model": info.model,
         "task": info.task,
         "names": ", ".join(info.labels.names),
         "palette": ", ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in info.labels.palette),
-        **({"ignore_index": str(IGNORE)} if info.task == "segment" else {}),
+        **({"ignore_index": str(IGNORE)} if TASKS[info.task].labels_pixels else {}),
         "mean": ", ".join(map(str, info.preprocess.mean)),
         "std": ", ".join(map(str, info.preprocess.std)),
         "output_stride": str(info.output_stride),
@@ -114,14 +129,77 @@ def _readable(info: ModelInfo) -> dict[str, str]:
     }
 
 
-def difference(found: np.ndarray, expected: np.ndarray) -> float:
+def compare(graph: Graph, run_file: RunFile) -> tuple[float, float]:
+    """Run a file and the network that it must equal on the same inputs.
+
+    Args:
+        graph: the network.
+        run_file: runs the file.
+
+    Returns:
+        Largest difference relative to the network's largest output, and smallest share of positions with the same
+        class (1 for outputs without classes).
+
+    Raises:
+        ExportError: the file does not run, or its outputs have other shapes or other values.
+    """
+    differences, agreement = [], 1.0
+    for feed in graph.feeds:
+        expected = _run_reference(graph.reference, feed)
+        outputs = _run_file(graph, run_file, feed)
+        for name, output, reference in zip(graph.outputs, outputs, expected, strict=True):
+            if output.shape != reference.shape:
+                shapes = f"{name} of {output.shape} for {_shapes(feed)}, the model {reference.shape}"
+                raise ExportError(f"the {_label(graph)} gives {shapes}: not written")
+            differences.append(difference(output, reference))
+        if graph.has_classes:
+            agreement = min(agreement, class_agreement(expected[0], outputs[0]))
+    worst = float(np.max(differences))
+    if not worst <= TOLERANCE or agreement < AGREEMENT:  # "not <=" also refuses NaN
+        classes = f", same class on {agreement:.3%}" if graph.has_classes else ""
+        raise ExportError(f"the {_label(graph)} differs from the model by {worst:.1e}{classes}: not written")
+    return worst, agreement
+
+
+def difference(output: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """Largest difference over the largest expected value; NaN where either has one."""
-    return float(np.abs(found - expected).max() / np.maximum(np.abs(expected).max(), np.finfo(np.float32).tiny))
+    return float(np.abs(output - expected).max() / np.maximum(np.abs(expected).max(), np.finfo(np.float32).tiny))
+
+
+def class_agreement(expected: NDArray[np.float32], output: NDArray[np.float32]) -> float:
+    """Share of equal argmax over dimension 1, without positions whose two best scores differ by less than rounding."""
+    if expected.shape[1] < 2:
+        return 1.0
+    best = np.sort(expected, axis=1)
+    clear = best[:, -1] - best[:, -2] > 1e-5 * np.abs(expected).max()
+    return float((expected.argmax(1) == output.argmax(1))[clear].mean()) if clear.any() else 1.0
+
+
+@torch.inference_mode()
+def _run_reference(reference: nn.Module, feed: Feed) -> list[NDArray[np.float32]]:
+    outputs = reference(*map(torch.from_numpy, feed.values()))
+    return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def _run_file(graph: Graph, run_file: RunFile, feed: Feed) -> list[NDArray[np.float32]]:
+    try:
+        return run_file(feed)
+    except Exception as error:  # the runtimes' exceptions are not public
+        message = f"the {_label(graph)} does not run on {_shapes(feed)} ({first_line(error)}): not written"
+        raise ExportError(message) from error
+
+
+def _label(graph: Graph) -> str:
+    return graph.part or "file"
+
+
+def _shapes(feed: Feed) -> str:
+    return ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in feed.items())
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's chatter and its own deprecation warnings from the user."""
+    """Hide what exporters print and log, and their own deprecation warnings."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable

@@ -1,33 +1,24 @@
-"""Promptable models as ONNX files: what sees, and what answers, in SAM's own contract and for many prompts at once."""
+"""Promptable models as three networks: image encoder, decoder in SAM's own contract, decoder for many prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import ExportError
-from ..files import atomic_write
 from ..images.sam_frame import FRAME, LOW_RES
 from ..info import ModelInfo
-from ..prediction.onnx_runner import PROMPT_PARTS, onnx_session, prompt_part
+from ..prediction.onnx_runner import PROMPT_PARTS
 from ..tasks.prompt import EMBED_DIM, GRID, PromptModel
-from .graph import TOLERANCE, described, difference, reason, traced
-
-if TYPE_CHECKING:
-    import onnx
+from .graph import Feed, Graph, Source
 
 
 class _SamDecoder(nn.Module):
-    """One prompt, as SAM's own exported decoder takes it: other programs' clients can use the file.
+    """The decoder for one prompt, with the inputs and outputs of SAM's own export: SAM's clients can use the file.
 
-    Points and labels are in the frame of 1024, boxes are two points of labels 2 and 3; where there is no box, the
-    client ends with a point of label -1.
+    Points are in the frame of 1024 pixels, a box is two points with the labels 2 and 3; a prompt without a box ends
+    with a point of label -1.
     """
 
     def __init__(self, model: PromptModel) -> None:
@@ -54,9 +45,10 @@ class _SamDecoder(nn.Module):
 
 
 def _resampling(inside: Tensor, side: Tensor) -> Tensor:
-    """Low-resolution logits to the image's own along one axis, ``(side, 256)``: by way of the frame, as SAM does.
+    """Matrix ``(side, 256)`` that resamples low-resolution logits to the image's size along one axis.
 
-    A matrix of hat functions in place of two resizes: their sizes would be data, which few exporters can follow.
+    As SAM does, it resizes to the frame first and to the image from there. A matrix of hat functions takes the place
+    of the two resizes, because their sizes would be data, which few exporters support.
     """
     length = side.to(torch.int64).item()
     torch._check(length >= 1)
@@ -65,13 +57,13 @@ def _resampling(inside: Tensor, side: Tensor) -> Tensor:
 
 
 def _hats(pixel: Tensor, step: Tensor | float, inside: Tensor, length: int) -> Tensor:
-    """Weights of bilinear interpolation at pixels whose centres lie ``step`` apart, held at the borders."""
-    at = ((pixel + 0.5) * step - 0.5).clamp(min=torch.zeros(()), max=inside - 1)
-    return (1 - (at[:, None] - torch.arange(length)).abs()).clamp(min=0)
+    """Weights of bilinear interpolation at pixels whose centres lie ``step`` apart; positions end at the borders."""
+    position = ((pixel + 0.5) * step - 0.5).clamp(min=torch.zeros(()), max=inside - 1)
+    return (1 - (position[:, None] - torch.arange(length)).abs()).clamp(min=0)
 
 
 class _BatchDecoder(nn.Module):
-    """P prompts of N points to one image, boxes as points of labels 2 and 3."""
+    """The decoder for P prompts of N points on one image; a box is two points with the labels 2 and 3."""
 
     def __init__(self, model: PromptModel) -> None:
         super().__init__()
@@ -83,132 +75,109 @@ class _BatchDecoder(nn.Module):
         return self.mask_decoder.all_masks(image_embeddings, encoder.get_dense_pe(), sparse, dense)
 
 
-def write_prompt_files(
-    model: PromptModel, folded: PromptModel, info: ModelInfo, output: Path
-) -> tuple[float, list[Path]]:
-    """Write ``NAME.encoder.onnx``, ``NAME.decoder.onnx`` and ``NAME.prompts.onnx`` for ``output`` NAME.onnx.
+def prompt_graphs(source: Source) -> list[Graph]:
+    """The three networks of a promptable model: encoder, decoder as SAM exports it, decoder for many prompts.
 
-    Args:
-        model: what the files must equal.
-        folded: the same with its batch norms folded.
-        info: description that goes into each.
-        output: a path whose suffix is .onnx.
-
-    Returns:
-        The largest difference over the model's largest output, and the files.
-
-    Raises:
-        ExportError: a part cannot be traced, or differs: none is written.
+    The description of each holds the fingerprint of the image encoder, which tells embeddings of other encoders apart.
     """
+    model, folded = source.model, source.folded
+    assert isinstance(model, PromptModel)
+    assert isinstance(folded, PromptModel)
+    notes = source.info.notes | {"encoder": model.image_encoder.fingerprint()}
+    info = source.info.replace(notes=notes)
+    graphs = [_encoder(model, folded, info), _decoder(model, folded, info), _many_prompts(model, folded, info)]
+    assert tuple(graph.part for graph in graphs) == PROMPT_PARTS
+    return graphs
+
+
+def _encoder(model: PromptModel, folded: PromptModel, info: ModelInfo) -> Graph:
+    """Images to embeddings."""
     size = folded.image_encoder.size
-    info = info.replace(notes=info.notes | {"encoder": model.image_encoder.fingerprint()})
-    dynamic = torch.export.Dim.DYNAMIC
-    embedding = torch.zeros(1, EMBED_DIM, GRID, GRID)
-    points = (torch.zeros(2, 3, 2), torch.zeros(2, 3))
-    graphs: dict[str, tuple[nn.Module, tuple[Tensor, ...], Any, list[str], list[str]]] = {
-        "encoder": (
-            folded.image_encoder,
-            (torch.zeros(2, info.in_chans, size, size),),
-            ({0: dynamic},),
-            ["image"],
-            ["image_embeddings"],
+    return Graph(
+        part="encoder",
+        network=folded.image_encoder,
+        reference=model.image_encoder,
+        info=info,
+        example=(torch.zeros(2, info.in_chans, size, size),),
+        inputs={"image": ("batch",)},
+        outputs={"image_embeddings": ("batch",)},
+        feeds=({"image": _normal(np.random.default_rng(0), 1, info.in_chans, size, size)},),
+    )
+
+
+def _decoder(model: PromptModel, folded: PromptModel, info: ModelInfo) -> Graph:
+    """One prompt, with masks at the size of the image."""
+    return Graph(
+        part="decoder",
+        network=_SamDecoder(folded),
+        reference=_SamDecoder(model),
+        info=info,
+        example=(
+            torch.zeros(1, EMBED_DIM, GRID, GRID),
+            torch.zeros(1, 3, 2),
+            torch.zeros(1, 3),
+            torch.zeros(1, 1, LOW_RES, LOW_RES),
+            torch.zeros(1),
+            torch.tensor([300.0, 400.0]),
         ),
-        "decoder": (
-            _SamDecoder(folded),
-            (
-                embedding,
-                points[0][:1],
-                points[1][:1],
-                torch.zeros(1, 1, LOW_RES, LOW_RES),
-                torch.zeros(1),
-                torch.tensor([300.0, 400.0]),
-            ),
-            (None, {1: dynamic}, {1: dynamic}, None, None, None),
-            ["image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size"],
-            ["masks", "iou_predictions", "low_res_masks"],
-        ),
-        "prompts": (
-            _BatchDecoder(folded),
-            (embedding, *points),
-            (None, {0: dynamic, 1: dynamic}, {0: dynamic, 1: dynamic}),
-            ["image_embeddings", "point_coords", "point_labels"],
-            ["low_res_masks", "iou_predictions"],
-        ),
-    }
-    assert tuple(graphs) == PROMPT_PARTS
-    differences: list[float] = []
-    files = [prompt_part(output, part) for part in graphs]
-    with ExitStack() as stack:  # renamed when all are written and compared
-        for path, (part, (graph, example, dynamic_shapes, inputs, outputs)) in zip(files, graphs.items(), strict=True):
-            program = traced(graph.eval(), example, dynamic_shapes, inputs, outputs, info)
-            temporary = stack.enter_context(atomic_write(path))
-            temporary.write_bytes(_named(described(program, info)).SerializeToString())
-            session = onnx_session(temporary)
-            found = [_difference(session, graph, model, part, feed) for feed in _inputs(part, info.in_chans, size)]
-            if not np.max(found) <= TOLERANCE:  # nor where it is NaN
-                raise ExportError(f"the {part} differs from the model by {np.max(found):.1e}: nothing was written")
-            differences += found
-    return max(differences), files
+        inputs={
+            "image_embeddings": (),
+            "point_coords": ("", "points"),
+            "point_labels": ("", "points"),
+            "mask_input": (),
+            "has_mask_input": (),
+            "orig_im_size": (),
+        },
+        outputs={"masks": ("", "", "height", "width"), "iou_predictions": (), "low_res_masks": ()},
+        feeds=_decoder_feeds(),
+    )
 
 
-_DIMENSIONS = {
-    "image": ("batch",),
-    "image_embeddings": ("batch",),
-    "point_coords": ("prompts", "points"),
-    "point_labels": ("prompts", "points"),
-    "masks": ("prompts", "", "height", "width"),
-    "iou_predictions": ("prompts",),
-    "low_res_masks": ("prompts",),
-}
+def _many_prompts(model: PromptModel, folded: PromptModel, info: ModelInfo) -> Graph:
+    """Many prompts, with low-resolution masks."""
+    return Graph(
+        part="prompts",
+        network=_BatchDecoder(folded),
+        reference=_BatchDecoder(model),
+        info=info,
+        example=(torch.zeros(1, EMBED_DIM, GRID, GRID), torch.zeros(2, 3, 2), torch.zeros(2, 3)),
+        inputs={"image_embeddings": (), "point_coords": ("prompts", "points"), "point_labels": ("prompts", "points")},
+        outputs={"low_res_masks": ("prompts",), "iou_predictions": ("prompts",)},
+        feeds=_prompts_feeds(),
+    )
 
 
-def _named(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Give the dimensions that are free names that say what they count."""
-    for value in (*proto.graph.input, *proto.graph.output):
-        for dim, name in zip(value.type.tensor_type.shape.dim, _DIMENSIONS.get(value.name, ()), strict=False):
-            if name and not dim.HasField("dim_value"):
-                dim.dim_param = name
-    return proto
+#: Labels of the points of each prompt that is compared: a click, a box, and both.
+_KINDS = ([1, -1], [2, 3], [1, 0, 2, 3])
 
 
-def _inputs(part: str, in_chans: int, size: int) -> list[dict[str, np.ndarray]]:
-    """What a part is compared with: points, boxes, both, a mask; one prompt and several."""
+def _decoder_feeds() -> tuple[Feed, ...]:
+    """One prompt of each kind, the last with a mask, for images of three sizes."""
     rng = np.random.default_rng(0)
-
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape).astype(np.float32)
-
-    if part == "encoder":
-        return [{"image": normal(1, in_chans, size, size)}]
-    kinds = ([1, -1], [2, 3], [1, 0, 2, 3])
-    counts = (1, 1, 1) if part == "decoder" else (1, 3, 5)
     feeds = []
-    for labels, count in zip(kinds, counts, strict=True):
-        feed = {
-            "image_embeddings": normal(1, EMBED_DIM, GRID, GRID),
-            "point_coords": rng.uniform(0, FRAME, (count, len(labels), 2)).astype(np.float32),
-            "point_labels": np.tile(np.array(labels, np.float32), (count, 1)),
-        }
-        if part == "decoder":
-            feed["mask_input"] = 8 * normal(1, 1, LOW_RES, LOW_RES)
-            feed["has_mask_input"] = np.array([float(len(labels) > 2)], np.float32)
-            feed["orig_im_size"] = np.array(((213, 320), (700, 501), (64, 48))[len(feeds)], np.float32)
+    for labels, size in zip(_KINDS, ((213, 320), (700, 501), (64, 48)), strict=True):
+        feed = _points(rng, labels, 1)
+        feed["mask_input"] = 8 * _normal(rng, 1, 1, LOW_RES, LOW_RES)
+        feed["has_mask_input"] = np.array([float(len(labels) > 2)], np.float32)
+        feed["orig_im_size"] = np.array(size, np.float32)
         feeds.append(feed)
-    return feeds
+    return tuple(feeds)
 
 
-def _difference(session: Any, graph: nn.Module, model: PromptModel, part: str, feed: Mapping[str, np.ndarray]) -> float:
-    """Largest difference of the file to the model, over the model's largest output."""
-    unfolded = model.image_encoder if part == "encoder" else type(graph)(model)
-    with torch.inference_mode():
-        expected = unfolded(*(torch.from_numpy(value) for value in feed.values()))
-    try:
-        found = session.run(None, dict(feed))
-    except Exception as error:  # the runtime's exceptions are not public
-        raise ExportError(f"the {part} does not run ({reason(error)}): nothing was written") from error
-    differences = []
-    for a, b in zip(found, expected if isinstance(expected, tuple) else (expected,), strict=True):
-        if a.shape != tuple(b.shape):
-            raise ExportError(f"the {part} gives {a.shape}, the model {tuple(b.shape)}: nothing was written")
-        differences.append(difference(a, b.numpy()))
-    return float(np.max(differences))
+def _prompts_feeds() -> tuple[Feed, ...]:
+    """One, three and five prompts, each number of another kind."""
+    rng = np.random.default_rng(0)
+    return tuple(_points(rng, labels, count) for labels, count in zip(_KINDS, (1, 3, 5), strict=True))
+
+
+def _points(rng: np.random.Generator, labels: list[int], count: int) -> dict[str, NDArray[np.float32]]:
+    """An embedding, and ``count`` prompts whose points have these labels."""
+    return {
+        "image_embeddings": _normal(rng, 1, EMBED_DIM, GRID, GRID),
+        "point_coords": rng.uniform(0, FRAME, (count, len(labels), 2)).astype(np.float32),
+        "point_labels": np.tile(np.array(labels, np.float32), (count, 1)),
+    }
+
+
+def _normal(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    return rng.standard_normal(shape).astype(np.float32)

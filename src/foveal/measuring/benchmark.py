@@ -1,17 +1,14 @@
-"""Measuring models against each other on one machine, so that the figures can be believed.
+"""Measure models against each other on one machine.
 
-Candidates take turns (A B C, B C A, ...), so that a machine whose speed drifts is fair to all; ratios are taken round
-by round and their median is reported; outputs are compared before anything is timed; machine, threads and versions
-stand beside the figures.
+Candidates take turns (A B C, B C A, ...), so that a drift of the machine's speed affects all of them alike. Ratios are
+taken round by round, and their median is reported. Outputs are compared before anything is timed. The report names the
+machine, the number of threads and the versions.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,10 +18,11 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, DependencyError, FovealError
 from ..prediction.load import load
-from ..prediction.onnx_runner import OnnxRunner
 from ..prediction.predictor import Predictor
-from ..prediction.torch_runner import TorchRunner
+from ..prediction.runner import DTYPES
+from ..prediction.torch_runner import TorchRunner, find_device
 from . import machine
+from .memory import peak_memory
 
 K = TypeVar("K", bound=Hashable)
 
@@ -34,17 +32,18 @@ class Candidate:
     """Figures of one model.
 
     Attributes:
-        ref: what was measured.
-        runtime: what ran it, where.
+        ref: reference of the model.
+        runtime: what ran it, on which device.
         p50_ms: median time of one run of the network.
-        p90_ms: nine of ten runs were at most this long.
-        images_per_second: batch over the median time.
-        ratio: its time over the first candidate's, median over the rounds.
+        p90_ms: 90th percentile of that time.
+        images_per_second: batch size over the median time.
+        ratio: its time over the first candidate's time, median over the rounds.
         params: number of weights.
         macs: multiply-accumulates of one run, ``None`` where torch or the architecture is missing.
         peak_mib: largest resident memory of a fresh process that loads it and runs once, imports included.
-        difference: largest output difference to the first candidate with the same classes, over its largest output.
-        agreement: share of positions with the same class as that one; ``None`` for other kinds of output.
+        difference: largest output difference to the first candidate of the same model and classes, relative to that
+            candidate's largest output; ``None`` where the outputs have different shapes.
+        agreement: share of positions with the same class as that candidate; ``None`` as for ``difference``.
     """
 
     ref: str
@@ -62,15 +61,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Candidates side by side, with what the figures depend on.
+    """Figures of all candidates, and the settings that they depend on.
 
     Attributes:
-        candidates: in the order given; the first is the reference of the ratios.
+        candidates: in the order given; ratios are relative to the first.
         size: (H, W) of the input.
         batch: images per run.
-        threads: of the runtimes.
+        threads: threads of the runtimes.
         rounds: timed runs of each candidate.
-        machine: processor, cores, system and versions.
+        machine: processor, cores, operating system and versions, and the GPU if one was used.
     """
 
     candidates: tuple[Candidate, ...]
@@ -85,34 +84,31 @@ class BenchReport:
 
     def table(self) -> list[tuple[str, ...]]:
         """Header and one row per candidate, as text."""
-        header = (
-            "model",
-            "runtime",
-            "p50 ms",
-            "p90 ms",
-            "images/s",
-            "ratio",
-            "params",
-            "MACs",
-            "peak MiB",
-            "same class",
-        )
-        rows = [
-            (
-                c.ref,
-                c.runtime,
-                f"{c.p50_ms:.1f}",
-                f"{c.p90_ms:.1f}",
-                f"{c.images_per_second:.1f}",
-                f"{c.ratio:.2f}",
-                "" if c.params is None else f"{c.params / 1e6:.2f} M",
-                "" if c.macs is None else f"{c.macs / 1e9:.2f} G",
-                "" if c.peak_mib is None else f"{c.peak_mib:.0f}",
-                "" if c.agreement is None else f"{c.agreement:.3%}",
-            )
-            for c in self.candidates
-        ]
-        return [header, *rows]
+        columns = "model,runtime,p50 ms,p90 ms,images/s,ratio,params,MACs,peak MiB,same class"
+        return [tuple(columns.split(",")), *map(_row, self.candidates)]
+
+
+def _row(c: Candidate) -> tuple[str, ...]:
+    return (
+        c.ref,
+        c.runtime,
+        f"{c.p50_ms:.1f}",
+        f"{c.p90_ms:.1f}",
+        f"{c.images_per_second:.1f}",
+        f"{c.ratio:.2f}",
+        "" if c.params is None else f"{c.params / 1e6:.2f} M",
+        "" if c.macs is None else f"{c.macs / 1e9:.2f} G",
+        "" if c.peak_mib is None else f"{c.peak_mib:.0f}",
+        "" if c.agreement is None else f"{c.agreement:.3%}",
+    )
+
+
+class _Settings(NamedTuple):
+    """How the candidates are loaded."""
+
+    runtime: str
+    device: str
+    dtype: str
 
 
 def bench(
@@ -124,51 +120,63 @@ def bench(
     rounds: int = 20,
     warmup: int = 3,
     runtime: str = "auto",
+    device: str = "cpu",
+    dtype: str = "auto",
 ) -> BenchReport:
-    """Time the networks alone (no reading, no preparing) on the CPU, interleaved.
+    """Time the networks alone, without reading and preparing images, in interleaved rounds.
 
     Args:
-        refs: whatever :func:`foveal.load` takes, and architectures without weights (random ones then).
+        refs: references that :func:`foveal.load` takes, or names of architectures, which get random weights.
         size: (H, W) of the input.
         batch: images per run.
-        threads: of each runtime; default: all cores.
-        rounds: timed runs of each.
-        warmup: runs before that.
+        threads: threads of each runtime; default: all cores.
+        rounds: timed runs of each candidate.
+        warmup: runs of each before that.
         runtime: "auto", "onnxruntime" or "torch".
+        device: torch device; "auto" is a GPU if there is one. On a GPU the time includes copying the input there and
+            the output back.
+        dtype: "float32", "float16" or "bfloat16" for torch; "auto" is float32.
 
     Raises:
-        ConfigError: no candidates, impossible numbers, or a reference that cannot be loaded.
+        ConfigError: no candidates, impossible numbers, or a reference that cannot be loaded with these settings.
+        InputError: the device is not there.
     """
-    if not refs or min(batch, rounds, *size) < 1 or warmup < 0:
-        raise ConfigError("bench needs at least one model, and positive size, batch and rounds")
-    if len({str(ref) for ref in refs}) < len(refs):
-        raise ConfigError("bench: the same model is named twice")
+    _check_numbers(refs, size=size, batch=batch, threads=threads, rounds=rounds, warmup=warmup)
     threads = threads or int(machine.describe()["cores"])
-    predictors = {str(ref): _open(str(ref), runtime, threads) for ref in refs}
-    images = {name: _image(batch, p.info.in_chans, size) for name, p in predictors.items()}
-    outputs = {name: p.runner(images[name]) for name, p in predictors.items()}
-    runs = {name: lambda p=p, x=images[name]: p.runner(x) for name, p in predictors.items()}
+    settings = _Settings(runtime, device, dtype)
+    predictors = {str(ref): _open(str(ref), settings, threads) for ref in refs}
+    images = {ref: _image(batch, predictor.info.in_chans, size) for ref, predictor in predictors.items()}
+    runs = {ref: run_of(predictor, images[ref]) for ref, predictor in predictors.items()}
+    outputs = {ref: run() for ref, run in runs.items()}
     times = interleaved(runs, rounds=rounds, warmup=warmup)
     first = next(iter(times.values()))
-    candidates = []
-    for name, predictor in predictors.items():
-        p50, p90 = np.percentile(times[name], (50, 90)) * 1e3
-        params, macs = _counts(predictor, images[name])
-        candidates.append(
-            Candidate(
-                ref=name,
-                runtime=predictor.runtime,
-                p50_ms=round(float(p50), 3),
-                p90_ms=round(float(p90), 3),
-                images_per_second=round(batch * 1e3 / float(p50), 2),
-                ratio=round(ratio(times[name], first), 4),
-                params=params,
-                macs=macs,
-                peak_mib=peak_memory(_opening, name, runtime, batch, *size).total,
-                **_likeness(name, outputs, predictors),
-            )
+    candidates = tuple(
+        Candidate(
+            ref=ref,
+            runtime=predictor.runtime,
+            **_speed(times[ref], first, batch),
+            **_costs(predictor, images[ref]),
+            peak_mib=peak_memory(_load_and_run, ref, settings, batch, *size).total,
+            **_likeness(ref, outputs, predictors),
         )
-    return BenchReport(tuple(candidates), size, batch, threads, rounds, machine.describe())
+        for ref, predictor in predictors.items()
+    )
+    facts = machine.describe() | _gpu(predictors.values())
+    return BenchReport(candidates, size, batch, threads, rounds, facts)
+
+
+def _check_numbers(refs: Sequence[str | Path], *, size: tuple[int, int], **numbers: int | None) -> None:
+    if not refs:
+        raise ConfigError("bench: give at least one model")
+    if len({str(ref) for ref in refs}) < len(refs):
+        twice = next(ref for i, ref in enumerate(refs) if str(ref) in map(str, refs[:i]))
+        raise ConfigError(f"bench: {twice} is named twice; name each model once")
+    if min(size) < 1:
+        raise ConfigError(f"bench: size={size}: height and width are positive")
+    for name, value in numbers.items():
+        smallest = 1 if name in ("batch", "rounds") else 0
+        if value is not None and value < smallest:
+            raise ConfigError(f"bench: {name}={value}: give {smallest} or more")
 
 
 def interleaved(
@@ -182,11 +190,12 @@ def interleaved(
     """Run every candidate once per round, starting with another one each time.
 
     Args:
-        candidates: what to run, by name.
+        candidates: functions to run, by name.
         rounds: timed runs of each.
-        warmup: runs before that.
-        clock: seconds; ``time.process_time`` leaves out what other processes take, for candidates of one thread.
-        after: called behind every run, untimed; shows progress.
+        warmup: runs of each before that.
+        clock: gives seconds; ``time.process_time`` leaves out the time of other processes, for candidates of one
+            thread.
+        after: called after every run, untimed, for example to show progress.
 
     Returns:
         Seconds per candidate, one entry per round, so that ratios can be taken round by round.
@@ -216,62 +225,72 @@ def _image(batch: int, channels: int, size: tuple[int, int]) -> NDArray[np.float
     return np.random.default_rng(0).standard_normal((batch, channels, *size)).astype(np.float32)
 
 
-def _open(ref: str, runtime: str, threads: int) -> Predictor:
+def _open(ref: str, settings: _Settings, threads: int) -> Predictor:
+    """Load a candidate and set the number of threads of its runtime."""
     try:
-        predictor = load(ref, runtime=runtime, device="cpu")
+        return load(ref, runtime=settings.runtime, device=settings.device, dtype=settings.dtype, threads=threads)
     except FovealError:
-        predictor = _untrained(ref)
+        predictor = _with_random_weights(ref, settings, threads)
         if predictor is None:
             raise
-    if isinstance(predictor.runner, OnnxRunner):
-        predictor.runner = OnnxRunner(predictor.runner.path, threads)
-    else:
+        return predictor
+
+
+def _with_random_weights(ref: str, settings: _Settings, threads: int) -> Predictor | None:
+    """An architecture with random weights, for its speed alone; ``None`` if ``ref`` names none that can run so."""
+    try:
         import torch
 
-        torch.set_num_threads(threads)
-    return predictor
-
-
-def _untrained(ref: str) -> Predictor | None:
-    """An architecture with random weights, for its speed alone; ``None`` if ``ref`` names none."""
-    try:
         from ..factory.create import create_model, list_models
         from ..info import info_of
         from ..layers.optimize import optimize
     except ModuleNotFoundError as error:
         raise DependencyError(f"{ref}: architectures need {error.name}: pip install 'foveal[torch]'") from error
-    if ref not in list_models():
+    if ref not in list_models() or settings.runtime == "onnxruntime" or settings.dtype not in DTYPES:
         return None
+    torch.set_num_threads(threads)
+    device, dtype = find_device(settings.device), "float32" if settings.dtype == "auto" else settings.dtype
     model = create_model(ref, "segment")
-    return Predictor(TorchRunner(optimize(model)), info_of(model), "torch on cpu, random weights")
+    runner = TorchRunner(optimize(model), device, getattr(torch, dtype))
+    kind = "" if dtype == "float32" else f", {dtype}"
+    return Predictor(runner, info_of(model), f"torch on {device}{kind}, random weights")
 
 
-def _likeness(
-    name: str, outputs: Mapping[str, NDArray[np.float32]], predictors: Mapping[str, Predictor]
-) -> dict[str, float | None]:
-    """How close the output is to that of the first candidate for the same model and classes (itself: 0 and 1)."""
-    info = predictors[name].info
-    reference = next(
-        other
-        for other, p in predictors.items()
-        if (p.info.model, p.info.tag, p.info.labels) == (info.model, info.tag, info.labels)
-    )
-    mine, theirs = outputs[name], outputs[reference]
-    if mine.shape != theirs.shape:
-        return {"difference": None, "agreement": None}
-    difference = float(np.abs(mine - theirs).max() / max(float(np.abs(theirs).max()), 1e-30))
-    return {"difference": difference, "agreement": float((mine.argmax(1) == theirs.argmax(1)).mean())}
+def run_of(predictor: Predictor, image: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:
+    """One run of the network as a function that returns when the device has finished."""
+    device = getattr(predictor.runner, "device", None)
+    if device is None or device.type == "cpu":
+        return lambda: predictor.runner(image)
+    import torch
+
+    def run() -> NDArray[np.float32]:
+        output = predictor.runner(image)
+        torch.accelerator.synchronize(device)
+        return output
+
+    return run
 
 
-def _counts(predictor: Predictor, image: NDArray[np.float32]) -> tuple[int | None, int | None]:
-    """(parameters, multiply-accumulates); what cannot be counted without torch is ``None``."""
+def _speed(times: Sequence[float], first: Sequence[float], batch: int) -> dict[str, float]:
+    p50, p90 = (float(value) for value in np.percentile(times, (50, 90)) * 1e3)
+    return {
+        "p50_ms": round(p50, 3),
+        "p90_ms": round(p90, 3),
+        "images_per_second": round(batch * 1e3 / p50, 2),
+        "ratio": round(ratio(times, first), 4),
+    }
+
+
+def _costs(predictor: Predictor, image: NDArray[np.float32]) -> dict[str, int | None]:
+    """Parameters, and multiply-accumulates of one run; ``None`` for what cannot be counted without torch."""
+    unknown: dict[str, int | None] = {"params": None, "macs": None}
     try:
         import torch
 
         from ..factory.create import create_model
         from .costs import count
     except ModuleNotFoundError:
-        return None, None
+        return unknown
     info = predictor.info
     try:
         with torch.device("meta"):  # counting needs shapes only
@@ -279,58 +298,47 @@ def _counts(predictor: Predictor, image: NDArray[np.float32]) -> tuple[int | Non
                 info.model, info.task, num_classes=info.num_classes, in_chans=info.in_chans, **info.options
             ).eval()
     except FovealError:
-        return None, None
+        return unknown
     batch, channels, height, width = image.shape
     params, macs = count(model, channels, (height, width))
-    return params, batch * macs
+    return {"params": params, "macs": batch * macs}
 
 
-_MEMORY_SCRIPT = """
-import importlib, json, sys
-module, function, arguments = json.loads(sys.argv[1])
-def status(key):
-    with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith(key))
-work = getattr(importlib.import_module(module), function)(*arguments)
-before, importing = status("VmRSS"), status("VmHWM")
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")
-work()
-peak = status("VmHWM")
-print(max(peak, importing), max(peak - before, 0))
-"""
+def _likeness(
+    ref: str, outputs: Mapping[str, NDArray[np.float32]], predictors: Mapping[str, Predictor]
+) -> dict[str, float | None]:
+    """Compare an output with that of the first candidate of the same model and classes (with itself: 0 and 1)."""
+    info = predictors[ref].info
+    reference = next(
+        other
+        for other, p in predictors.items()
+        if (p.info.model, p.info.tag, p.info.labels) == (info.model, info.tag, info.labels)
+    )
+    output, expected = outputs[ref], outputs[reference]
+    if output.shape != expected.shape:
+        return {"difference": None, "agreement": None}
+    difference = float(np.abs(output - expected).max() / max(float(np.abs(expected).max()), 1e-30))
+    return {"difference": difference, "agreement": float((output.argmax(1) == expected.argmax(1)).mean())}
 
 
-class PeakMemory(NamedTuple):
-    """Largest resident memory of a process of its own, in MiB."""
+def _load_and_run(
+    ref: str, settings: Sequence[Any], batch: int, height: int, width: int
+) -> Callable[[], NDArray[np.float32]]:
+    """The work whose memory :func:`bench` reports: load a model and run it once, on one thread."""
 
-    total: float | None  #: of the whole process, imports included
-    grown: float | None  #: how far the work itself raised it
-
-
-def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: Any) -> PeakMemory:
-    """Measure ``prepare(*arguments)()`` in a fresh process, from Linux's VmHWM; ``None`` twice where that fails.
-
-    Not ``ru_maxrss``: a child inherits that figure from the process that started it.
-
-    Args:
-        prepare: a function at the top of a module; imports and does what is not to be counted as growth, and returns
-            the work.
-        *arguments: for it, of JSON's types.
-    """
-    call = json.dumps([prepare.__module__, prepare.__name__, arguments])
-    done = subprocess.run([sys.executable, "-c", _MEMORY_SCRIPT, call], capture_output=True, text=True)
-    lines = done.stdout.split()
-    if done.returncode or len(lines) < 2:
-        return PeakMemory(None, None)
-    return PeakMemory(round(int(lines[-2]) / 1024, 1), round(int(lines[-1]) / 1024, 1))
-
-
-def _opening(ref: str, runtime: str, batch: int, height: int, width: int) -> Callable[[], object]:
-    """The work whose memory :func:`bench` reports: loading a model and running it once, on one thread."""
-
-    def work() -> object:
-        predictor = _open(ref, runtime, 1)
+    def work() -> NDArray[np.float32]:
+        predictor = _open(ref, _Settings(*settings), 1)
         return predictor.runner(_image(batch, predictor.info.in_chans, (height, width)))
 
     return work
+
+
+def _gpu(predictors: Iterable[Predictor]) -> dict[str, str]:
+    """Name of the GPU, if one ran a network."""
+    devices = {getattr(predictor.runner, "device", None) for predictor in predictors}
+    cuda = sorted(str(device) for device in devices if device is not None and device.type == "cuda")
+    if not cuda:
+        return {}
+    import torch
+
+    return {"gpu": ", ".join(torch.cuda.get_device_name(device) for device in cuda)}

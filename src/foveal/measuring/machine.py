@@ -1,4 +1,4 @@
-"""Which machine and which versions a figure was taken on."""
+"""Describe the machine and the versions that figures were measured with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def describe() -> dict[str, str | int]:
-    """Processor, logical cores, operating system, Python, and the versions of what computes here."""
+    """Processor, logical cores, operating system, and the versions of Python and of the packages that compute."""
     facts: dict[str, str | int] = {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
@@ -25,7 +25,7 @@ def describe() -> dict[str, str | int]:
 
 
 def one_line() -> str:
-    """The facts that explain a time, for people."""
+    """Processor, cores, operating system and Python version in one line."""
     facts = describe()
     return f"{facts['cpu']}, {facts['cores']} cores, {facts['os']}, Python {facts['python']}"
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..factory.load_model import check_torch, load_model
+from ..factory.load_model import load_model
 from ..info import info_of
 from ..weights.references import find_local
 from .runner import DTYPES, Opened, Runner, Runtime

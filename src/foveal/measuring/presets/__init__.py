@@ -1,7 +1,7 @@
-"""The textbook's comparisons, measured here: networks, kinds of attention, compound scaling.
+"""Three comparisons from textbooks, measured on this machine: networks, kinds of attention, compound scaling.
 
-Each preset gives a report with ``table()``, ``notes()``, ``to_dict()`` and ``draw(path)``. Times are of networks and
-layers alone, in float32 on the CPU, and candidates take turns as in :mod:`foveal.measuring.benchmark`.
+Each preset gives a report with ``table()``, ``notes()``, ``to_dict()`` and ``draw(path)``. Only networks and layers are
+timed, in float32 on the CPU, and candidates take turns as in :mod:`foveal.measuring.benchmark`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def bench_preset(name: str, **options: Any) -> Report:
     """Make one of the comparisons: :func:`architectures`, :func:`attention` or :func:`scaling`.
 
     Args:
-        name: of the preset.
-        **options: of that function, such as ``rounds=5`` and ``threads=1``.
+        name: name of the preset.
+        **options: options of that function, such as ``rounds=5`` and ``threads=1``.
 
     Returns:
         A report with ``table()``, ``notes()``, ``to_dict()`` and ``draw(path)``.

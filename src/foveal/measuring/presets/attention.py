@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -24,20 +24,23 @@ from ...layers.attention import Attention, AttentionPaths, LinformerAttention, a
 from ...layers.linear_attention import LinearSelfAttention
 from ...progress import Progress
 from .. import machine
-from .timing import _LOG, prepared, settings, timed
+from .timing import LOG_AXES, describe_settings, set_threads, time_in_turns
+
+_Runs = dict[tuple[str, int], Callable[[], object]]  # by kind of attention and number of tokens
 
 
 @dataclass(frozen=True)
 class AttentionRow:
-    """One kind of attention against the number of tokens.
+    """Figures of one kind of attention for each number of tokens.
 
     Attributes:
         name: "softmax", "flash", "gqa", "linear", "causal linear" or "linformer".
         path: kernel that torch chose for softmax: "math" writes the n x n weights to memory, "flash" does not.
-        ms: time of one layer at each number of tokens: the fastest round, since what else a machine does only adds.
-        peak_bytes: most that torch holds for one forward pass at once, beside its input and weights; counted.
-        time_exponent: time is about a constant times tokens to this power.
-        memory_exponent: the same of memory.
+        ms: time of one layer at each number of tokens, of the fastest round, because other processes only add time.
+        peak_bytes: largest memory that torch holds at once in one forward pass, in addition to input and weights;
+            counted.
+        time_exponent: the time is about a constant times the number of tokens to this power.
+        memory_exponent: the same for memory.
     """
 
     name: str
@@ -50,12 +53,12 @@ class AttentionRow:
 
 @dataclass(frozen=True)
 class TrafficRow:
-    """Numbers that one head moves between slow and fast memory at the largest number of tokens: counted, not measured.
+    """Numbers that one head moves between slow and fast memory for the longest sequence: counted, not measured.
 
     Attributes:
-        memory: numbers that the fast memory holds.
-        standard: moved by the algorithm that writes scores and weights.
-        tiled: moved by FlashAttention.
+        memory: how many numbers the fast memory holds.
+        standard: numbers moved by the algorithm that writes scores and weights.
+        tiled: numbers moved by FlashAttention.
     """
 
     memory: int
@@ -65,20 +68,20 @@ class TrafficRow:
 
 @dataclass(frozen=True)
 class AttentionReport:
-    """Kinds of attention side by side: one layer each, ``(1, n, embed_dim)`` to the same shape.
+    """Figures of one layer of each kind of attention, ``(1, n, embed_dim)`` to the same shape.
 
     Attributes:
         rows: one per kind.
         tokens: numbers of tokens that were measured.
-        fitted: those that the exponents were fitted on: the longer half.
+        fitted: numbers of tokens that the exponents were fitted on, the longer half.
         embed_dim: channels of a token.
-        num_heads: heads.
-        num_kv_heads: heads of keys and values of "gqa".
-        proj_dim: mixtures of tokens of "linformer".
-        traffic: of the standard and the tiled algorithm.
-        threads: of torch.
-        rounds: timed runs of each.
-        machine: processor, cores, system and versions.
+        num_heads: number of heads.
+        num_kv_heads: number of heads of keys and values in "gqa".
+        proj_dim: number of mixtures of tokens in "linformer".
+        traffic: traffic of the standard and the tiled algorithm.
+        threads: threads of torch.
+        rounds: timed runs of each layer.
+        machine: processor, cores, operating system and versions.
     """
 
     rows: tuple[AttentionRow, ...]
@@ -104,7 +107,7 @@ class AttentionReport:
             (
                 row.name,
                 row.path,
-                *(f"{ms:.1f}, {held / 2**20:.1f}" for ms, held in zip(row.ms, row.peak_bytes, strict=True)),
+                *(f"{ms:.1f}, {size / 2**20:.1f}" for ms, size in zip(row.ms, row.peak_bytes, strict=True)),
                 f"n^{row.time_exponent:.2f}",
                 f"n^{row.memory_exponent:.2f}",
             )
@@ -113,10 +116,10 @@ class AttentionReport:
         return [header, *rows]
 
     def notes(self) -> list[str]:
-        """What the figures depend on, in lines."""
+        """The settings that the figures depend on, in lines."""
         kind = f"{self.embed_dim} channels, {self.num_heads} heads, gqa with {self.num_kv_heads} of keys and values, "
         return [
-            f"{kind}linformer with {self.proj_dim} mixtures, {settings(self.threads, self.rounds)}",
+            f"{kind}linformer with {self.proj_dim} mixtures, {describe_settings(self.threads, self.rounds)}",
             f"exponents fitted on {', '.join(map(str, self.fitted))} tokens",
         ]
 
@@ -142,53 +145,31 @@ def attention(
     Args:
         tokens: two or more lengths. The n x n weights of all heads are held twice: 0.5 GiB at 4096 tokens by default.
         embed_dim: channels of a token.
-        num_heads: heads.
-        num_kv_heads: heads of keys and values of grouped-query attention.
-        proj_dim: mixtures of tokens that Linformer attends to.
-        threads: of torch; default: all cores.
-        rounds: timed runs of each.
-        progress: where to show progress; default: nowhere.
+        num_heads: number of heads.
+        num_kv_heads: number of heads of keys and values in grouped-query attention.
+        proj_dim: number of mixtures of tokens that Linformer attends to.
+        threads: threads of torch; default: all cores.
+        rounds: timed runs of each layer.
+        progress: shows progress; default: none is shown.
 
     Raises:
         ConfigError: fewer than two different lengths, numbers that are not positive, or heads that do not divide.
     """
-    threads = prepared(threads, rounds, *tokens)
+    threads = set_threads(threads, rounds, *tokens)
     lengths = tuple(sorted(set(tokens)))
     if len(lengths) < 2:
         raise ConfigError(f"tokens={tuple(tokens)}: an exponent needs two or more different lengths")
-    runs: dict[tuple[str, int], Callable[[], object]] = {}
+    runs: _Runs = {}
     for n in lengths:
-        softmax = Attention(embed_dim, num_heads)
-        layers: dict[str, nn.Module] = {
-            "softmax": softmax,
-            "flash": softmax,
-            "gqa": Attention(embed_dim, num_heads, num_kv_heads),
-            "linear": LinearSelfAttention(embed_dim, num_heads),
-            "causal linear": LinearSelfAttention(embed_dim, num_heads, causal=True),
-            "linformer": LinformerAttention(embed_dim, num_heads, max_length=n, proj_dim=proj_dim),
-        }
+        layers = _layers(n, embed_dim, num_heads, num_kv_heads, proj_dim)
         x = torch.randn(1, n, embed_dim)
         for name, layer in layers.items():
             runs[name, n] = partial(_attend, layer.eval(), x, in_full=name == "softmax")
-    times = timed(runs, rounds, 1, progress)
-    held: dict[tuple[str, int], int] = {}
-    with (progress or Progress(enabled=False)).bar("memory", len(runs)) as bar:
-        for key, run in runs.items():
-            held[key] = peak_allocated(run)
-            bar.advance()
+    times = time_in_turns(runs, rounds, 1, progress)
+    memory = _measure_memory(runs, progress)
     fitted = lengths[min(len(lengths) // 2, len(lengths) - 2) :]
-    rows: list[AttentionRow] = []
-    for name in dict.fromkeys(name for name, _ in runs):
-        with AttentionPaths() as ran:
-            runs[name, lengths[0]]()
-        ms = [1e3 * min(times[name, n]) for n in lengths]
-        memory = [held[name, n] for n in lengths]
-        exponents = (round(fitted_exponent(fitted, values[-len(fitted) :]), 3) for values in (ms, memory))
-        rows.append(
-            AttentionRow(
-                name, ran.paths[0] if ran.paths else "", tuple(round(t, 3) for t in ms), tuple(memory), *exponents
-            )
-        )
+    names = dict.fromkeys(name for name, _ in runs)
+    rows = [_row(name, lengths, len(fitted), runs, times, memory) for name in names]
     return AttentionReport(
         rows=tuple(rows),
         tokens=lengths,
@@ -204,24 +185,75 @@ def attention(
     )
 
 
+def _layers(n: int, embed_dim: int, num_heads: int, num_kv_heads: int, proj_dim: int) -> dict[str, nn.Module]:
+    """One layer of each kind for ``n`` tokens; "softmax" and "flash" are the same layer with different kernels."""
+    softmax = Attention(embed_dim, num_heads)
+    return {
+        "softmax": softmax,
+        "flash": softmax,
+        "gqa": Attention(embed_dim, num_heads, num_kv_heads),
+        "linear": LinearSelfAttention(embed_dim, num_heads),
+        "causal linear": LinearSelfAttention(embed_dim, num_heads, causal=True),
+        "linformer": LinformerAttention(embed_dim, num_heads, max_length=n, proj_dim=proj_dim),
+    }
+
+
 @torch.inference_mode()
 def _attend(layer: nn.Module, x: torch.Tensor, *, in_full: bool) -> torch.Tensor:
+    """Run a layer; ``in_full`` writes the n x n weights to memory."""
     kernel: AbstractContextManager[object] = sdpa_kernel(SDPBackend.MATH) if in_full else nullcontext()
     with kernel:
         return layer(x)
 
 
+def _measure_memory(runs: _Runs, progress: Progress | None) -> dict[tuple[str, int], int]:
+    memory = {}
+    with (progress or Progress(enabled=False)).bar("memory", len(runs)) as bar:
+        for key, run in runs.items():
+            memory[key] = peak_allocated(run)
+            bar.advance()
+    return memory
+
+
+def _row(
+    name: str,
+    lengths: Sequence[int],
+    longest: int,
+    runs: _Runs,
+    times: Mapping[tuple[str, int], Sequence[float]],
+    memory: Mapping[tuple[str, int], int],
+) -> AttentionRow:
+    """Figures of one kind, with exponents fitted on the ``longest`` last lengths."""
+    with AttentionPaths() as ran:
+        runs[name, lengths[0]]()
+    ms = [1e3 * min(times[name, n]) for n in lengths]
+    peaks = [memory[name, n] for n in lengths]
+    time_exponent, memory_exponent = (
+        round(fitted_exponent(lengths[-longest:], values[-longest:]), 3) for values in (ms, peaks)
+    )
+    return AttentionRow(
+        name=name,
+        path=ran.paths[0] if ran.paths else "",
+        ms=tuple(round(t, 3) for t in ms),
+        peak_bytes=tuple(peaks),
+        time_exponent=time_exponent,
+        memory_exponent=memory_exponent,
+    )
+
+
 def _traffic(n: int, head_dim: int) -> tuple[TrafficRow, ...]:
+    """Traffic of one head with fast memories of 2^12 to 2^19 numbers."""
     counts = {memory: attention_traffic(n, n, head_dim, memory=memory) for memory in (1 << i for i in range(12, 20))}
-    return tuple(TrafficRow(memory, found.standard, found.tiled) for memory, found in counts.items())
+    return tuple(TrafficRow(memory, traffic.standard, traffic.tiled) for memory, traffic in counts.items())
 
 
 def peak_allocated(run: Callable[[], object]) -> int:
-    """Most bytes that torch's allocator holds at once for what ``run()`` makes. Counted: the same each time.
+    """Largest number of bytes that torch's allocator holds at once while ``run()`` runs.
 
-    Scratch memory of torch's own kernels is among them, that of oneDNN's convolutions is not.
+    The bytes are counted, so that the result is the same each time. Scratch memory of torch's own kernels is included,
+    that of oneDNN's convolutions is not.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler talks on standard error otherwise
+    os.environ.setdefault("KINETOLOG_AXES_LEVEL", "99")  # otherwise the profiler writes to standard error
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         run()
     with tempfile.TemporaryDirectory() as folder:
@@ -233,10 +265,10 @@ def peak_allocated(run: Callable[[], object]) -> int:
 
 
 def fitted_exponent(lengths: Sequence[float], values: Sequence[float]) -> float:
-    """Power p of ``values ~ c * lengths**p``: the slope of the least-squares line through their logarithms.
+    """Exponent p of ``values ~ c * lengths**p``: the slope of the least-squares line through the logarithms.
 
     Raises:
-        InputError: fewer than two different lengths, or anything that has no logarithm.
+        InputError: fewer than two different lengths, or numbers that are not positive and have no logarithm.
     """
     if len(lengths) != len(values) or len(set(lengths)) < 2 or min(*lengths, *values) <= 0:
         raise InputError("an exponent needs positive values at two or more different positive lengths")
@@ -244,22 +276,22 @@ def fitted_exponent(lengths: Sequence[float], values: Sequence[float]) -> float:
 
 
 def draw_attention(report: AttentionReport, path: str | Path) -> None:
-    """Time, memory, and traffic counted."""
+    """Draw time and memory by the number of tokens, and the counted traffic by the size of the fast memory."""
     figure = new_figure(12.5, 4)
     left, middle, right = figure.subplots(1, 3)
     for row in report.rows:
         left.plot(report.tokens, row.ms, marker="o", label=f"{row.name}, n^{row.time_exponent:.2f}")
-        held = [size / 2**20 for size in row.peak_bytes]
-        middle.plot(report.tokens, held, marker="o", label=f"{row.name}, n^{row.memory_exponent:.2f}")
-    left.set(**_LOG, xlabel="tokens", ylabel="ms, one layer", title="Time")
-    middle.set(**_LOG, xlabel="tokens", ylabel="MiB beside input and weights", title="Memory")
+        mebibytes = [size / 2**20 for size in row.peak_bytes]
+        middle.plot(report.tokens, mebibytes, marker="o", label=f"{row.name}, n^{row.memory_exponent:.2f}")
+    left.set(**LOG_AXES, xlabel="tokens", ylabel="ms, one layer", title="Time")
+    middle.set(**LOG_AXES, xlabel="tokens", ylabel="MiB in addition to input and weights", title="Memory")
     for axes in (left, middle):
         axes.set_xticks(report.tokens, map(str, report.tokens))
         axes.minorticks_off()
     memories, n = [row.memory for row in report.traffic], report.tokens[-1]
     right.plot(memories, [row.standard / n for row in report.traffic], "--", label="standard")
     right.plot(memories, [row.tiled / n for row in report.traffic], marker="o", label="tiled")
-    right.set(**_LOG, xlabel="fast memory, numbers", ylabel="numbers moved per token")
+    right.set(**LOG_AXES, xlabel="fast memory, numbers", ylabel="numbers moved per token")
     right.set_title(f"Traffic of one head, {n} tokens, counted")
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)

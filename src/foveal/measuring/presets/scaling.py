@@ -1,4 +1,4 @@
-"""Compound scaling: EfficientNets by the formula and as released."""
+"""Compound scaling of EfficientNet: the networks that the formula gives, and the networks that were released."""
 
 from __future__ import annotations
 
@@ -20,19 +20,27 @@ from ...progress import Progress
 from ...tasks.classify import ClassificationModel
 from .. import machine
 from ..costs import count
-from .timing import _LOG, deployed, p50_ms, prepared, run, settings, timed
+from .timing import (
+    LOG_AXES,
+    build_deployed,
+    describe_settings,
+    p50_ms,
+    run_network,
+    set_threads,
+    time_in_turns,
+)
 
 
 @dataclass(frozen=True)
 class ScaledNetwork:
-    """An EfficientNet by its multipliers.
+    """An EfficientNet: its multipliers and its costs.
 
     Attributes:
         width: multiplier of the channels.
         depth: multiplier of the numbers of blocks.
         resolution: side of its images in pixels.
         params: number of weights.
-        macs: multiply-accumulates of one such image.
+        macs: multiply-accumulates for one image of that size.
     """
 
     width: float
@@ -47,8 +55,8 @@ class ScalingRow:
     """One step of compound scaling.
 
     Attributes:
-        phi: how much larger than B0.
-        formula: what :func:`compound_scale` gives.
+        phi: compound coefficient; 0 is B0.
+        formula: the network that :func:`compound_scale` gives.
         released: EfficientNet-B<phi>, whose multipliers were rounded by hand.
         p50_ms: median time of the released network on one image of its own size.
     """
@@ -61,13 +69,13 @@ class ScalingRow:
 
 @dataclass(frozen=True)
 class ScalingReport:
-    """EfficientNet by the formula beside the released networks.
+    """EfficientNet by the formula and as released.
 
     Attributes:
         rows: one per phi.
-        threads: of torch.
-        rounds: timed runs of each.
-        machine: processor, cores, system and versions.
+        threads: threads of torch.
+        rounds: timed runs of each network.
+        machine: processor, cores, operating system and versions.
     """
 
     rows: tuple[ScalingRow, ...]
@@ -92,12 +100,13 @@ class ScalingReport:
         return [(*header, "p50 ms"), *rows]
 
     def notes(self) -> list[str]:
-        """What the figures depend on, in lines."""
-        return [f"each at its own size, batch 1, {settings(self.threads, self.rounds)}; released networks timed"]
+        """The settings that the figures depend on, in lines."""
+        return [
+            f"each at its own size, batch 1, {describe_settings(self.threads, self.rounds)}; released networks timed"
+        ]
 
     def draw(self, path: str | Path) -> None:
         """Write a PNG: multiply-accumulates by phi, and time by multiply-accumulates."""
-
         draw_scaling(self, path)
 
 
@@ -111,36 +120,37 @@ def scaling(
     """Count EfficientNets by the formula and as released, and time the released ones at their own sizes.
 
     Args:
-        phis: which of 0 (B0) to 7 (B7). B7 takes 98 times the multiply-accumulates of B0: hence the few rounds.
-        threads: of torch; default: all cores.
-        rounds: timed runs of each.
-        progress: where to show progress; default: nowhere.
+        phis: numbers from 0 (B0) to 7 (B7).
+        threads: threads of torch; default: all cores.
+        rounds: timed runs of each network; few by default, because B7 takes 98 times the multiply-accumulates of B0.
+        progress: shows progress; default: none is shown.
 
     Raises:
-        ConfigError: another phi, or numbers that are not positive.
+        ConfigError: a phi out of range, or numbers that are not positive.
     """
-    threads = prepared(threads, rounds)
+    threads = set_threads(threads, rounds)
     names = {phi: f"efficientnet_b{phi}" for phi in phis}
     if not names or not set(names.values()) <= EFFICIENTNET_COEFFICIENTS.keys():
         raise ConfigError(f"phis={tuple(phis)}: give numbers of released EfficientNets, 0 to 7")
     runs = {}
     for name in names.values():
         side = EFFICIENTNET_COEFFICIENTS[name].resolution
-        runs[name] = partial(run, deployed(name), torch.randn(1, 3, side, side))
-    times = timed(runs, rounds, 1, progress)
+        runs[name] = partial(run_network, build_deployed(name), torch.randn(1, 3, side, side))
+    times = time_in_turns(runs, rounds, 1, progress)
     rows = []
     for phi, name in names.items():
         formula, released = compound_scale(phi), EFFICIENTNET_COEFFICIENTS[name]
         with torch.device("meta"):
             networks = (
-                _scaled_network(formula, _by_formula(formula)),
+                _scaled_network(formula, _build_scaled(formula)),
                 _scaled_network(released, create_model(name).eval()),
             )
         rows.append(ScalingRow(phi, *networks, p50_ms(times[name])))
     return ScalingReport(tuple(rows), threads, rounds, machine.describe())
 
 
-def _by_formula(scale: Scale) -> nn.Module:
+def _build_scaled(scale: Scale) -> nn.Module:
+    """Build the network of these multipliers."""
     config = scaled_config(scale)
     backbone = MobileNet(config)
     return ClassificationModel(backbone, ClassifierHead(backbone.feature_info[-1].channels, config=config)).eval()
@@ -151,7 +161,7 @@ def _scaled_network(scale: Scale, model: nn.Module) -> ScaledNetwork:
 
 
 def draw_scaling(report: ScalingReport, path: str | Path) -> None:
-    """Multiply-accumulates by phi on the left, time by multiply-accumulates on the right."""
+    """Draw multiply-accumulates by phi on the left, time by multiply-accumulates on the right."""
     figure = new_figure(10, 4)
     left, right = figure.subplots(1, 2)
     phis = [row.phi for row in report.rows]
@@ -166,7 +176,7 @@ def draw_scaling(report: ScalingReport, path: str | Path) -> None:
     right.plot(released, [row.p50_ms for row in report.rows], "s-", color="tab:orange")
     for row, macs in zip(report.rows, released, strict=True):
         right.annotate(f"B{row.phi}", (macs, row.p50_ms), xytext=(5, -9), textcoords="offset points")
-    right.set(**_LOG, xlabel="GMACs, released", ylabel="ms")
+    right.set(**LOG_AXES, xlabel="GMACs, released", ylabel="ms")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     write_figure(figure, path, dpi=90)

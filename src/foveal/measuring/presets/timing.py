@@ -1,4 +1,4 @@
-"""What the presets share: networks as they are deployed, and their times."""
+"""Helpers of all presets: networks as they are deployed, their times, the settings that the times depend on."""
 
 from __future__ import annotations
 
@@ -15,59 +15,68 @@ from ...progress import Progress
 from .. import machine
 from ..benchmark import K, interleaved
 
-OF_TIMM = ("resnet50",)  #: networks that are not ours
+TIMM_NETWORKS = ("resnet50",)  #: networks that come from timm
+LOG_AXES = {"xscale": "log", "yscale": "log"}
 
 
-def built(name: str) -> nn.Module:
-    """A classifier with random weights, ours or timm's, in evaluation mode."""
-    if name in OF_TIMM:
+def build_network(name: str) -> nn.Module:
+    """Build a classifier of Foveal or timm with random weights, in evaluation mode."""
+    if name in TIMM_NETWORKS:
         import timm
 
         return timm.create_model(name).eval()
     return create_model(name, "classify").eval()
 
 
-def deployed(name: str) -> nn.Module:
-    """A network with random weights as it would be deployed: norms folded, kernels channels last."""
-    if name not in OF_TIMM:
-        return optimize(built(name))
-    from torch.fx.experimental.optimization import fuse  # for networks that are not built of our layers
+def build_deployed(name: str) -> nn.Module:
+    """Build a network with random weights as it would be deployed: norms folded, kernels channels last."""
+    if name not in TIMM_NETWORKS:
+        return optimize(build_network(name))
+    from torch.fx.experimental.optimization import fuse  # for networks that are not built from our layers
 
-    return fuse(built(name)).requires_grad_(False).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return fuse(build_network(name)).requires_grad_(False).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
-def run(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What is timed."""
+def run_network(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The forward pass, which is what the presets time."""
     return model(x)
 
 
-def prepared(threads: int | None, *positive: int) -> int:
-    """Check numbers, set torch's threads and seed; the number of threads."""
+def set_threads(threads: int | None, *positive: int) -> int:
+    """Set torch's number of threads (default: all cores) and its seed.
+
+    Args:
+        threads: number of threads.
+        *positive: further numbers of the request, to check.
+
+    Returns:
+        The number of threads.
+
+    Raises:
+        ConfigError: a number is below 1.
+    """
     threads = int(machine.describe()["cores"]) if threads is None else threads
-    if min(threads, *positive) < 1:
-        raise ConfigError("bench needs positive threads, rounds and sizes")
+    if (smallest := min(threads, *positive)) < 1:
+        raise ConfigError(f"bench: {smallest}: threads, rounds and sizes must be positive")
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     return threads
 
 
-def timed(
+def time_in_turns(
     runs: Mapping[K, Callable[[], object]], rounds: int, warmup: int, progress: Progress | None
 ) -> dict[K, list[float]]:
-    """Seconds of each round of each candidate, which take turns."""
+    """Time candidates that take turns; seconds per candidate, one entry per round."""
     with (progress or Progress(enabled=False)).bar("time", len(runs) * (rounds + warmup)) as bar:
         return interleaved(runs, rounds=rounds, warmup=warmup, after=bar.advance)
 
 
 def p50_ms(seconds: Sequence[float]) -> float:
-    """The median, in milliseconds."""
+    """Median of times in seconds, in milliseconds."""
     return round(1e3 * float(np.median(seconds)), 3)
 
 
-def settings(threads: int, rounds: int) -> str:
-    """What times depend on, in a line."""
+def describe_settings(threads: int, rounds: int) -> str:
+    """The settings that times depend on, in one line."""
     counts = f"{threads} thread{'s' if threads > 1 else ''}, {rounds} round{'s' if rounds > 1 else ''}"
     return f"float32, {counts}, torch {torch.__version__}, {machine.one_line()}"
-
-
-_LOG = {"xscale": "log", "yscale": "log"}

@@ -1,0 +1,49 @@
+"""The export formats: one line per format, one file of this folder for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError, nearest
+from .graph import Graph, RunFile
+from .onnx import OPSET, open_onnx, write_onnx
+
+
+@dataclass(frozen=True)
+class Format:
+    """A file format that models are exported to.
+
+    Attributes:
+        name: as users write it, in ``foveal export --to NAME``.
+        suffix: of its files, with the dot.
+        write: ``(graph, path)`` writes one network, with its description, to a path whose folder exists.
+        open: ``(path)`` opens a written file and returns the function that runs it; the export compares its outputs
+            with the model's.
+        opset: version of ONNX's operator set; 0 for formats that have none.
+    """
+
+    name: str
+    suffix: str
+    write: Callable[[Graph, Path], None]
+    open: Callable[[Path], RunFile]
+    opset: int = 0
+
+
+#: By name. A format is added by one file in this folder and one line here.
+FORMATS = {
+    format.name: format
+    for format in (Format("onnx", ".onnx", write_onnx, open_onnx, opset=OPSET),)
+}  # fmt: skip
+
+
+def find_format(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        ConfigError: there is none; the message has the nearest name.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"unknown format {name!r}{nearest(name, FORMATS)}")
+    return FORMATS[name]

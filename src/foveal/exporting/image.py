@@ -1,0 +1,68 @@
+"""Models whose only input is an image, as one network: image in, logits or an enlarged image out."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..layers.resample import ceil_div
+from ..task import TASKS
+from ..tasks.segment import SegmentationModel
+from .graph import Feed, Graph, Source
+
+
+def image_graphs(source: Source) -> list[Graph]:
+    """The network of a classifier, a segmentation model or a super-resolution model, with free batch and sides."""
+    info, task = source.info, TASKS[source.info.task]
+    scale = getattr(source.model, "scale", 1)
+    ratio = f"*{scale}" if scale > 1 else f"/{info.output_stride}" if info.output_stride > 1 else ""
+    sides = () if task.has_classes and not task.labels_pixels else ("", f"height{ratio}", f"width{ratio}")
+    return [
+        Graph(
+            part="",
+            network=_ImageNetwork(source.folded, source.upsample),
+            reference=_ImageNetwork(source.model, source.upsample),
+            info=info,
+            example=(torch.zeros(2, info.in_chans, *source.size),),
+            inputs={"image": ("batch", "", "height", "width")},
+            outputs={task.output_name: ("batch", *sides)},
+            feeds=_feeds(info.in_chans, source.size),
+            has_classes=task.has_classes,
+        )
+    ]
+
+
+class _ImageNetwork(nn.Module):
+    """The model's computation, with the padding and cropping of a segmentation model inside."""
+
+    def __init__(self, model: nn.Module, upsample: bool) -> None:
+        super().__init__()
+        self.model, self.upsample = model, upsample
+
+    def forward(self, image: Tensor) -> Tensor:
+        if not isinstance(self.model, SegmentationModel):
+            return self.model(image)
+        height, width = image.shape[-2:]
+        logits = self.model.padded(image)
+        if self.upsample:
+            return _crop(self.model.upsampled(logits), height, width)
+        return _crop(logits, ceil_div(height, self.model.stride), ceil_div(width, self.model.stride))
+
+
+def _crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The first ``height`` rows and ``width`` columns.
+
+    Not slices: the tracer cannot prove that their symbolic ends lie inside, and would insist on multiples of 32.
+    """
+    return x.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
+
+
+def _feeds(in_chans: int, size: tuple[int, int]) -> tuple[Feed, ...]:
+    """Images to compare with: of the traced size, of an odd one, and small."""
+    rng = np.random.default_rng(0)
+    shapes = (1, *size), (2, size[0] // 2 + 5, size[1] + 13), (1, 33, 64)
+    return tuple(
+        {"image": rng.standard_normal((batch, in_chans, height, width)).astype(np.float32)}
+        for batch, height, width in shapes
+    )

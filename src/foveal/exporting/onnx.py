@@ -1,0 +1,95 @@
+"""The format ONNX: the traced graph, simplified, with the description of the model in its metadata."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..info import ModelInfo
+from ..prediction.onnx_runner import onnx_session
+from .graph import Feed, Graph, RunFile, exporter_errors, metadata, trace
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+OPSET = 18  #: the newest that ONNX Runtime 1.14 and later, OpenVINO and TensorRT 10 all read
+
+
+def write_onnx(graph: Graph, path: Path) -> None:
+    """Write a network as an ONNX file.
+
+    Raises:
+        ExportError: it cannot be traced.
+        DependencyError: a package is missing.
+    """
+    with exporter_errors(graph.info.model, "ONNX"):
+        # Traced here, not by torch.onnx.export: where this fails, that would try methods that fix the size.
+        program = torch.onnx.export(
+            trace(graph),
+            dynamo=True,
+            input_names=list(graph.inputs),
+            output_names=list(graph.outputs),
+            opset_version=OPSET,
+            optimize=False,
+            verbose=False,
+        )
+        assert program is not None
+        _simplify(program.model)
+    proto = program.model_proto
+    _remove_traces(proto)
+    _name_dimensions(proto, graph)
+    _describe(proto, graph.info)
+    path.write_bytes(proto.SerializeToString())
+
+
+def open_onnx(path: Path) -> RunFile:
+    """Open an ONNX file with ONNX Runtime, to compare it with the model."""
+    session = onnx_session(path)
+
+    def run_file(feed: Feed) -> Any:
+        return session.run(None, dict(feed))
+
+    return run_file
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold constants and remove what is unused.
+
+    The exporter's own optimiser also removes "additions of zero", and it takes the attention's epsilon of 1e-15 for
+    zero: queries without a positive feature would then give 0/0. So only passes that keep every number run here.
+    """
+    import onnx_ir.passes.common as passes
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(model)
+    passes.CommonSubexpressionEliminationPass()(model)
+    optimizer.remove_unused_nodes(model)
+
+
+def _remove_traces(proto: onnx.ModelProto) -> None:
+    """Remove the tracer's notes: they are a tenth of the file and contain paths of this machine."""
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        del part.metadata_props[:]
+    del graph.value_info[:]
+    for node in graph.node:
+        node.doc_string = ""
+
+
+def _name_dimensions(proto: onnx.ModelProto, graph: Graph) -> None:
+    """Give free dimensions names that say what they count, in place of the tracer's."""
+    names = graph.inputs | graph.outputs
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim, name in zip(value.type.tensor_type.shape.dim, names[value.name], strict=False):
+            if name and not dim.HasField("dim_value"):
+                dim.dim_param = name
+
+
+def _describe(proto: onnx.ModelProto, info: ModelInfo) -> None:
+    """Write the description of the model into the file's metadata."""
+    proto.doc_string = f"{info.model}, {info.task}, exported by Foveal"
+    for key, value in metadata(info).items():
+        proto.metadata_props.add(key=key, value=value)
