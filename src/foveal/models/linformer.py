@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..layers.attention import LinformerAttention, Sharing, linformer_projection
+from ..layers.linformer import LinformerAttention, Sharing, linformer_projection
 from ..layers.mlp import Mlp
 from .registry import Family, LanguageBackbone, Variant, register
 
