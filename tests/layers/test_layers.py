@@ -25,7 +25,8 @@ from foveal.layers.conv import (
 )
 from foveal.layers.linear_attention import MultiScaleLinearAttention, linear_attention
 from foveal.layers.resample import BicubicUpsample, pad_to_multiple
-from foveal.models.efficientvit import EfficientViTBlock, rename
+from foveal.models.efficientvit import BLOCK_NAMES, EfficientViTBlock
+from foveal.models.renaming import rename_key
 from helpers import golden
 
 GELU = partial(nn.GELU, approximate="tanh")
@@ -50,7 +51,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def our_key(key: str) -> str:
-    return rename(f"block.{key}").removeprefix("block.")
+    return rename_key(f"block.{key}", BLOCK_NAMES).removeprefix("block.")
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from ..layers.attention import Attention
 from ..layers.mlp import Mlp
 from ..layers.sharing import SharedLayers
 from .registry import Family, LanguageBackbone, Published, Variant, register
+from .renaming import Renaming, rename_keys
 
 #: Activations by their names in a config.json.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -214,7 +215,8 @@ def _init(module: nn.Module) -> None:
             module.weight[module.padding_idx].zero_()
 
 
-_NAMES = (
+_NAMES: tuple[Renaming, ...] = (
+    (r"^albert\.", ""),
     (r"^embeddings\.LayerNorm\.", "backbone.norm."),
     (r"^embeddings\.", "backbone."),
     (r"^encoder\.embedding_hidden_mapping_in\.", "backbone.project."),
@@ -243,21 +245,15 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         return dict(state) if _WORDS in state else None
     if not any("encoder.albert_layer_groups." in key for key in state):
         return None
-    found: dict[str, Tensor] = {}
-    for key, value in state.items():
-        key = key.removeprefix("albert.")
-        if key.startswith("sop_classifier.") or key == "embeddings.position_ids":
-            continue
-        for pattern, new in _NAMES:
-            key = re.sub(pattern, new, key)
-        found[key] = value
-    _tie(found, "head.decoder.weight", _WORDS)
-    _tie(found, "head.decoder.bias", "head.bias")
-    for key in [key for key in found if ".attention.query." in key]:
+    unused = re.compile(r"(albert\.)?(sop_classifier\.|embeddings\.position_ids$)")
+    renamed = rename_keys({key: value for key, value in state.items() if not unused.match(key)}, _NAMES)
+    _tie(renamed, "head.decoder.weight", _WORDS)
+    _tie(renamed, "head.decoder.bias", "head.bias")
+    for key in [key for key in renamed if ".attention.query." in key]:
         parts = [key.replace(".query.", f".{name}.") for name in ("query", "key", "value")]
-        if all(part in found for part in parts):
-            found[key.replace(".query.", ".qkv.")] = torch.cat([found.pop(part) for part in parts])
-    return found
+        if all(part in renamed for part in parts):
+            renamed[key.replace(".query.", ".qkv.")] = torch.cat([renamed.pop(part) for part in parts])
+    return renamed
 
 
 def _tie(state: dict[str, Tensor], copied: str, kept: str) -> None:
@@ -272,16 +268,15 @@ def _tie(state: dict[str, Tensor], copied: str, kept: str) -> None:
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """What shapes tell beyond a variant of the same width; heads, layers and activation they do not tell."""
-    found = convert(state)
-    if found is None or _WORDS not in found:
+    shape = {key: tuple(value.shape) for key, value in (convert(state) or {}).items()}
+    if _WORDS not in shape:
         return {}
-    shape = {key: tuple(value.shape) for key, value in found.items()}
     row = next(
         (row for row in CONFIGS.values() if shape.get("backbone.project.weight", (0,))[0] == row.hidden_size), None
     )
     if row is None:
         return {}
-    groups = {tuple(map(int, m.groups())) for key in found if (m := re.match(r"backbone\.layers\.(\d+)\.(\d+)\.", key))}
+    groups = {tuple(map(int, m.groups())) for key in shape if (m := re.match(r"backbone\.layers\.(\d+)\.(\d+)\.", key))}
     sizes = {
         "vocab_size": shape[_WORDS][0],
         "embedding_size": shape[_WORDS][1],
@@ -292,17 +287,18 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "inner_group_num": 1 + max((inner for _, inner in groups), default=0),
     }
     default = asdict(row)
-    bare = not any(key.startswith(("backbone.pooler.", "head.")) for key in found)
-    return {key: value for key, value in sizes.items() if value != default[key]} | ({"pooler": False} if bare else {})
+    no_pooler = not any(key.startswith(("backbone.pooler.", "head.")) for key in shape)
+    options: dict[str, Any] = {key: value for key, value in sizes.items() if value != default[key]}
+    return options | ({"pooler": False} if no_pooler else {})
 
 
 def from_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The variant whose row is nearest to a config.json, and the options that make it exact."""
-    known = {field.name for field in fields(Config)}
-    found = {key: value for key, value in config.items() if key in known}
-    name = max(CONFIGS, key=lambda name: sum(found.get(k) == v for k, v in asdict(CONFIGS[name]).items()))
+    names = {field.name for field in fields(Config)}
+    options = {key: value for key, value in config.items() if key in names}
+    name = max(CONFIGS, key=lambda name: sum(options.get(k) == v for k, v in asdict(CONFIGS[name]).items()))
     default = asdict(CONFIGS[name])
-    return name, {key: value for key, value in found.items() if value != default[key]}
+    return name, {key: value for key, value in options.items() if value != default[key]}
 
 
 #: MNLI of the authors' table, after fine-tuning on it.

@@ -33,6 +33,7 @@ from ..layers.conv import (
 from ..layers.linear_attention import MultiScaleLinearAttention
 from ..layers.resample import check_min_size
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register, variants
+from .renaming import Renaming, rename_keys
 
 _GELU = partial(nn.GELU, approximate="tanh")
 
@@ -235,7 +236,8 @@ class ClassifierHead(nn.Module):
         return x if pre_logits else self.classifier(x)
 
 
-_SHARED_NAMES = (
+#: Names inside a block, which the official code and timm share.
+BLOCK_NAMES: tuple[Renaming, ...] = (
     (r"\.context_module\.main\.", ".attention."),
     (r"\.local_module\.main\.", ".local."),
     (r"\.main\.", "."),
@@ -246,7 +248,7 @@ _SHARED_NAMES = (
     (r"\bdepth_conv\.", "depthwise."),
     (r"\bpoint_conv\.", "project."),
 )
-_OFFICIAL_NAMES = (
+_OFFICIAL_NAMES: tuple[Renaming, ...] = (
     (r"^backbone\.input_stem\.op_list\.", "backbone.stem."),
     (r"^backbone\.stages\.(\d+)\.op_list\.", r"backbone.stages.\1."),
     (r"^head\.op_list\.0\.", "head.conv."),
@@ -262,7 +264,7 @@ _OFFICIAL_NAMES = (
     (r"^neck\.output_ops\.0\.op_list\.0\.conv\.", "neck.fuse.classifier."),
     (r"^norm\.", "neck.norm."),
 )
-_TIMM_NAMES = (
+_TIMM_NAMES: tuple[Renaming, ...] = (
     (r"^stem\.in_conv\.", "backbone.stem.0."),
     (r"^stem\.res(\d+)\.", lambda m: f"backbone.stem.{int(m[1]) + 1}."),
     (r"^stages\.(\d+)\.blocks\.", r"backbone.stages.\1."),
@@ -273,15 +275,11 @@ _TIMM_NAMES = (
 )
 
 
-def rename(key: str, names: Sequence[tuple] = _SHARED_NAMES) -> str:
-    """Translate one key of the official code or of timm; by default only inside a block."""
-    for pattern, new in names:
-        key = re.sub(pattern, new, key)
-    return key
-
-
-def _stage_before(found: re.Match[str]) -> str:
-    return f"backbone.stages.{int(found[1]) - 1}" if int(found[1]) else "backbone.input_stem"
+#: L and XL count the stem as stage 0.
+_STEM_AS_STAGE: tuple[Renaming, ...] = (
+    (r"^backbone\.stages\.0\.", "backbone.input_stem."),
+    (r"^backbone\.stages\.(\d+)\.", lambda m: f"backbone.stages.{int(m[1]) - 1}."),
+)
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -289,20 +287,18 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     if any(".op_list." in key for key in state):
         if not any(key.startswith(("backbone.", "head.")) for key in state):
             state = {f"backbone.{key}": value for key, value in state.items()}
-        if not any(key.startswith("backbone.input_stem.") for key in state):  # L and XL count the stem as stage 0
-            state = {re.sub(r"^backbone\.stages\.(\d+)", _stage_before, key): value for key, value in state.items()}
-        state = {rename(key, _OFFICIAL_NAMES): value for key, value in state.items()}
+        if not any(key.startswith("backbone.input_stem.") for key in state):
+            state = rename_keys(state, _STEM_AS_STAGE)
+        state = rename_keys(state, _OFFICIAL_NAMES)
         # Where the head widens before its classifier, that wide convolution is the first of the two outputs.
         widened = "head.output.1.weight" in state
-        outputs = {"head.output.0.": "head.expand.conv." if widened else "head.classifier."}
-        outputs["head.output.1."] = "head.classifier."
-        for old, new in outputs.items():
-            state = {key.replace(old, new): value for key, value in state.items()}
+        first = "head.expand.conv." if widened else "head.classifier."
+        state = rename_keys(state, ((r"^head\.output\.0\.", first), (r"^head\.output\.1\.", "head.classifier.")))
     elif "stem.in_conv.conv.weight" in state:
-        state = {rename(key, _TIMM_NAMES): value for key, value in state.items()}
+        state = rename_keys(state, _TIMM_NAMES)
     elif not any(re.match(r"backbone\.stages\.\d+\.\d+\.local\.expand\.", key) for key in state):
         return None
-    return {rename(key): value for key, value in state.items()}
+    return rename_keys(state, BLOCK_NAMES)
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:

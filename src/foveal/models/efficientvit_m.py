@@ -32,6 +32,7 @@ from ..layers.conv import ConvNormAct, InvertedResidual, SqueezeExcite
 from ..layers.linear import NormLinear
 from ..layers.resample import check_min_size
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .renaming import Renaming, rename_keys
 
 _WINDOWS = (7, 7, 4)  # min(7, map) at 224 pixels, where the maps are 14, 7 and 4
 
@@ -203,7 +204,7 @@ def _linear(in_features: int, out_features: int) -> NormLinear:
 
 
 #: The authors' names, brought to timm's; what is not here they share.
-_OFFICIAL_NAMES = (
+_OFFICIAL_NAMES: tuple[Renaming, ...] = (
     (r"^patch_embed\.(\d)\.", lambda m: f"patch_embed.conv{int(m[1]) // 2 + 1}."),
     (r"^blocks1\.", "stages.0.blocks."),
     (r"^blocks(\d)\.0\.", lambda m: f"stages.{int(m[1]) - 1}.downsample.res1."),
@@ -213,7 +214,7 @@ _OFFICIAL_NAMES = (
     (r"\.c\.", ".conv."),
     (r"\.l\.", ".linear."),
 )
-_TIMM_NAMES = (
+_TIMM_NAMES: tuple[Renaming, ...] = (
     (r"^patch_embed\.conv(\d)\.", lambda m: f"backbone.stem.{int(m[1]) - 1}."),
     # Ours count the downsampling as the first block of the later stages.
     (r"^stages\.(\d)\.blocks\.(\d+)\.", lambda m: f"backbone.stages.{m[1]}.{int(m[2]) + (m[1] != '0')}."),
@@ -239,22 +240,16 @@ _TIMM_NAMES = (
 )
 
 
-def rename(key: str, names: Sequence[tuple] = _TIMM_NAMES) -> str:
-    """Translate one key of timm, or by ``names``."""
-    for pattern, new in names:
-        key = re.sub(pattern, new, key)
-    return key
-
-
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Bring an official or timm state dict of this family into our layout, ``None`` if it is not one.
 
     The index tables of the biases are left out, and 1x1 convolutions that were stored as matrices get their shape.
     """
     if "patch_embed.0.c.weight" in state:
-        state = {rename(key, _OFFICIAL_NAMES): value for key, value in state.items()}
+        state = rename_keys(state, _OFFICIAL_NAMES)
     if "patch_embed.conv1.conv.weight" in state:
-        state = {rename(key): value for key, value in state.items() if not key.endswith("attention_bias_idxs")}
+        state = {key: value for key, value in state.items() if not key.endswith("attention_bias_idxs")}
+        state = rename_keys(state, _TIMM_NAMES)
     elif not any(key.startswith("backbone.stages.") and key.endswith(".position_biases") for key in state):
         return None
     matrices = {key for key, value in state.items() if key.startswith("backbone.") and value.ndim == 2}
@@ -269,8 +264,8 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     converted = convert(state) or {}
     windows: dict[int, int] = {}
     for key, value in converted.items():
-        if found := re.fullmatch(r"backbone\.stages\.(\d+)\..*\.position_biases", key):
-            windows[int(found[1])] = math.isqrt(value.shape[-1])
+        if match := re.fullmatch(r"backbone\.stages\.(\d+)\..*\.position_biases", key):
+            windows[int(match[1])] = math.isqrt(value.shape[-1])
     sizes = tuple(windows[i] for i in sorted(windows))
     options: dict[str, Any] = {} if sizes == _WINDOWS else {"window_sizes": sizes}
     return options | ({"distilled": True} if "head.classifier_distilled.weight" in converted else {})

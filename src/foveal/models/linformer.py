@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from ..layers.linformer import LinformerAttention, Sharing, linformer_projection
 from ..layers.mlp import Mlp
 from .registry import Family, LanguageBackbone, Variant, register
+from .renaming import Renaming, rename_key, rename_keys
 
 
 class LinformerBlock(nn.Module):
@@ -129,7 +130,7 @@ class LanguageHead(nn.Module):
         return self.logits(hidden)
 
 
-_NAMES = (
+_NAMES: tuple[Renaming, ...] = (
     (r"^token_emb\.", "backbone.word_embeddings."),
     (r"^pos_emb\.", "backbone.position_embeddings."),
     (r"^to_logits\.", "head.logits."),
@@ -148,9 +149,7 @@ _NAMES = (
 def _rename_package(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Bring keys of the package in a state dict that is being loaded into our layout, in place."""
     for key in [key for key in state if key.startswith(f"{prefix}net.layers.")]:
-        new = key.removeprefix(prefix)
-        for pattern, replacement in _NAMES:
-            new = re.sub(pattern, replacement, new)
+        new = rename_key(key.removeprefix(prefix), _NAMES)
         state[prefix + new.removeprefix("backbone.layers.")] = state.pop(key)
 
 
@@ -160,18 +159,12 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         return dict(state)
     if not any(re.match(r"(linformer\.)?net\.layers\.\d+\.0\.fn\.to_q\.", key) for key in state):
         return None
-    found = {}
-    for key, value in state.items():
-        for pattern, new in _NAMES:
-            key = re.sub(pattern, new, key)
-        found[key] = value
-    return found
+    return rename_keys(state, _NAMES)
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """All sizes; the number of heads only where there is one of keys, else ``None``, so that it must be given."""
-    found = convert(state) or {}
-    shape = {key: tuple(value.shape) for key, value in found.items()}
+    shape = {key: tuple(value.shape) for key, value in (convert(state) or {}).items()}
     first = "backbone.layers.blocks.0."
     query, key = shape.get(f"{first}attention.query.weight"), shape.get(f"{first}attention.key.weight")
     words = shape.get("backbone.word_embeddings.weight")

@@ -14,7 +14,7 @@ non-commercial use.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -32,6 +32,7 @@ from ..layers.resample import check_min_size
 from ..layers.scan import selective_scan
 from ..layers.windows import Windows, to_map
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .renaming import Renaming, rename_key, rename_keys
 
 WHOLE = "whole"  #: as ``window_size``: one window, the map itself
 
@@ -331,19 +332,15 @@ class ClassifierHead(nn.Module):
         return x if pre_logits else self.classifier(x)
 
 
-_Name = tuple[str, str | Callable[[re.Match[str]], str]]
-_NAMES: tuple[_Name, ...] = (
-    (r"^patch_embed\.conv_down\.([03])\.", lambda found: f"backbone.stem.{int(found[1]) // 3}.conv."),
-    (r"^patch_embed\.conv_down\.([14])\.", lambda found: f"backbone.stem.{int(found[1]) // 3}.norm."),
-    (
-        r"^levels\.(\d)\.downsample\.reduction\.0\.",
-        lambda found: f"backbone.stages.{int(found[1]) + 1}.downsample.",
-    ),
+_NAMES: tuple[Renaming, ...] = (
+    (r"^head\.", "head.classifier."),
+    (r"^norm\.", "head.norm."),
+    (r"^patch_embed\.conv_down\.([03])\.", lambda m: f"backbone.stem.{int(m[1]) // 3}.conv."),
+    (r"^patch_embed\.conv_down\.([14])\.", lambda m: f"backbone.stem.{int(m[1]) // 3}.norm."),
+    (r"^levels\.(\d)\.downsample\.reduction\.0\.", lambda m: f"backbone.stages.{int(m[1]) + 1}.downsample."),
     (r"^levels\.([01])\.blocks\.(\d+)\.(conv|norm)([12])\.", r"backbone.stages.\1.blocks.\2.conv\4.\3."),
     (r"^levels\.(\d)\.blocks\.", r"backbone.stages.\1.blocks."),
     (r"^outnorm(\d)\.", r"backbone.out_norms.\1."),
-    (r"^norm\.", "head.norm."),
-    (r"^head\.", "head.classifier."),
 )
 
 
@@ -355,18 +352,14 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     if any(re.match(r"backbone\.stages\.\d\.blocks\.\d+\.mixer\.A_log$", key) for key in state):
         return dict(state)
     if "backbone.patch_embed.conv_down.0.weight" in state:
-        return {_rename(key[9:]) if key.startswith("backbone.") else key: value for key, value in state.items()}
+        prefix = "backbone."
+        return {
+            rename_key(key.removeprefix(prefix), _NAMES) if key.startswith(prefix) else key: value
+            for key, value in state.items()
+        }
     if "patch_embed.conv_down.0.weight" in state:
-        return {_rename(key): value for key, value in state.items()}
+        return rename_keys(state, _NAMES)
     return None
-
-
-def _rename(key: str) -> str:
-    for pattern, new in _NAMES:
-        renamed, found = re.subn(pattern, new, key)
-        if found:
-            return renamed
-    return key
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:

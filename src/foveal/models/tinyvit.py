@@ -25,6 +25,7 @@ from ..layers.mlp import Mlp
 from ..layers.resample import check_min_size
 from ..layers.windows import Windows, to_map
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .renaming import Renaming, rename_keys
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # each head its own q, k, v
         q, k, v = qkv.chunk(3, -1)
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=self.biases[:, self._pairs])
-        return self.project(found.transpose(1, 2).flatten(2))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.biases[:, self._pairs])
+        return self.project(out.transpose(1, 2).flatten(2))
 
 
 class AttentionBlock(nn.Module):
@@ -156,7 +157,7 @@ class TinyViT(Backbone):
         return maps
 
 
-_NAMES = (
+_NAMES: tuple[Renaming, ...] = (
     (r"^patch_embed\.seq\.0\.", "backbone.stem.0."),
     (r"^patch_embed\.seq\.2\.", "backbone.stem.1."),
     (r"^layers\.0\.blocks\.(\d+)\.", r"backbone.stages.0.\1."),
@@ -179,14 +180,11 @@ _NAMES = (
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Bring MobileSAM's image encoder into our layout, ``None`` if it is not one. Its classifier is left out."""
     if "patch_embed.seq.0.c.weight" in state:
-        state = {key: value for key, value in state.items() if not key.startswith(("norm_head.", "head."))}
-        state = {key: value for key, value in state.items() if not key.endswith(".attention_bias_idxs")}
-        for pattern, new in _NAMES:
-            state = {re.sub(pattern, new, key): value for key, value in state.items()}
-        return state
-    return (
-        dict(state) if any(re.match(r"backbone\.stages\.\d+\.\d+\.attention\.biases$", key) for key in state) else None
-    )
+        unused = re.compile(r"norm_head\.|head\.|.*\.attention_bias_idxs$")
+        return rename_keys({key: value for key, value in state.items() if not unused.match(key)}, _NAMES)
+    if any(re.match(r"backbone\.stages\.\d+\.\d+\.attention\.biases$", key) for key in state):
+        return dict(state)
+    return None
 
 
 #: Zero-shot instance segmentation of COCO, with the boxes of a detector.

@@ -11,7 +11,6 @@ Source: documentation and behaviour of Edifice 0.2.0 (MIT licence), run with Axo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
@@ -24,6 +23,7 @@ from ...errors import ConfigError
 from ...layers.linear_attention import CascadedLinearAttention, elu_plus_one, linear_attention
 from ...layers.resample import check_min_size, pad_to_multiple
 from ..registry import Backbone, FeatureInfo
+from ..renaming import Renaming, rename_keys
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class EfficientViTBackbone(Backbone):
         return [x.permute(0, 3, 1, 2) for x in maps]
 
 
-_LAYERS = (
+_NAMES: tuple[Renaming, ...] = (
     (r"^patch_embed_proj\.", "backbone.stem.0.conv."),
     (r"^downsample_(\d+)\.", r"backbone.stages.\1.downsample."),
     (r"^stage_(\d+)_block_(\d+)_", r"backbone.stages.\1.blocks.\2."),
@@ -248,12 +248,8 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         return dict(state)
     if "patch_embed_proj.kernel" not in state:
         return None
-    converted = {}
-    for key, value in state.items():
-        value = value.T if key.endswith(".kernel") else value
-        for pattern, name in _LAYERS:
-            key = re.sub(pattern, name, key)
-        converted[key] = value
+    transposed = {key: value.T if key.endswith(".kernel") else value for key, value in state.items()}
+    converted = rename_keys(transposed, _NAMES)
     kernel = converted["backbone.stem.0.conv.weight"]
     inputs = kernel.shape[1]
     chans = next(n for n in range(1, inputs + 1) if inputs % n == 0 and isqrt(inputs // n) ** 2 == inputs // n)
@@ -273,7 +269,7 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     embed_dim, _, patch_size, _ = state["backbone.stem.0.conv.weight"].shape
     stages = range(children(state, "backbone.stages."))
     hidden, dim = [value for key, value in state.items() if key.endswith(".ffn.fc1.weight")][-1].shape
-    found = {
+    options = {
         "patch_size": patch_size,
         "embed_dim": embed_dim,
         "depths": tuple(children(state, f"backbone.stages.{i}.blocks.") for i in stages),
@@ -281,7 +277,7 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "mlp_ratio": hidden / dim,
         "downsample": "channels" if "backbone.stages.1.downsample.weight" in state else "spatial",
     }
-    return {key: value for key, value in found.items() if value != getattr(EfficientViTConfig, key)}
+    return {key: value for key, value in options.items() if value != getattr(EfficientViTConfig, key)}
 
 
 def children(state: Mapping[str, Tensor], prefix: str) -> int:

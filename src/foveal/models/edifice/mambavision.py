@@ -10,7 +10,6 @@ Source: documentation and behaviour of Edifice 0.2.0 (MIT licence), run with Axo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +27,7 @@ from ...layers.resample import check_min_size
 from ...layers.scan import selective_scan
 from ...layers.windows import Windows
 from ..registry import Backbone, FeatureInfo
+from ..renaming import Renaming, rename_keys
 from .efficientvit import children
 
 
@@ -243,7 +243,7 @@ class MambaVisionBackbone(Backbone):
         return maps
 
 
-_LAYERS = (
+_NAMES: tuple[Renaming, ...] = (
     (r"^stem_conv(\d)\.", lambda m: f"backbone.stem.{int(m[1]) - 1}.conv."),
     (r"^stem_bn(\d)\.", lambda m: f"backbone.stem.{int(m[1]) - 1}.norm."),
     (r"^downsample_(\d)\.", lambda m: f"backbone.stages.{int(m[1]) + 1}.downsample."),
@@ -274,14 +274,12 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         return dict(state)
     if "stem_conv1.kernel" not in state:
         return None
-    converted = {}
-    for key, value in state.items():
-        if key.endswith(".kernel") and value.dim() < 4:  # dense (in, out); 1-D convolution (k, in, out)
-            value = value.permute(*reversed(range(value.dim())))
-        for pattern, name in _LAYERS:
-            key = re.sub(pattern, name, key)
-        converted[key] = value
-    return converted
+    transposed = {
+        # dense (in, out), 1-D convolution (k, in, out)
+        key: value.permute(*reversed(range(value.dim()))) if key.endswith(".kernel") and value.dim() < 4 else value
+        for key, value in state.items()
+    }
+    return rename_keys(transposed, _NAMES)
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -294,11 +292,11 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if not mixers:
         return {}
     hidden, dim = state[mixers[0].replace("mixer.", "mlp.fc1.weight")].shape
-    found = {
+    options = {
         "dim": state["backbone.stem.1.conv.weight"].shape[0],
         "depths": tuple(children(state, f"backbone.stages.{i}.blocks.") for i in range(4)),
         "mlp_ratio": hidden / dim,
         "d_state": state[f"{mixers[0]}A_log"].shape[1],
         "d_conv": state[f"{mixers[0]}ssm_conv.weight"].shape[2],
     }
-    return {key: value for key, value in found.items() if value != getattr(MambaVisionConfig, key)}
+    return {key: value for key, value in options.items() if value != getattr(MambaVisionConfig, key)}
