@@ -23,9 +23,10 @@ from foveal.layers.conv import (
     LayerNorm2d,
     ResidualConv,
 )
+from foveal.layers.efficientvit_block import EfficientViTBlock
 from foveal.layers.linear_attention import MultiScaleLinearAttention, linear_attention
 from foveal.layers.resample import BicubicUpsample, pad_to_multiple
-from foveal.models.efficientvit import BLOCK_NAMES, EfficientViTBlock
+from foveal.models.efficientvit import BLOCK_NAMES
 from foveal.models.renaming import rename_key
 from helpers import golden
 

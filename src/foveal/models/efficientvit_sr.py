@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.conv import ConvNormAct, ResidualConv
+from ..layers.efficientvit_block import EfficientViTBlock
 from ..layers.resample import check_min_size, cropped
-from .efficientvit import EfficientViTBlock
 from .registry import Backbone, Family, FeatureInfo, Variant, register
 
 _SMALL = 0.2  # share of its usual size with which the last convolution of a branch begins
