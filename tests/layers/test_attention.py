@@ -217,7 +217,7 @@ def test_grouping_heads_by_their_mean() -> None:
     x = torch.randn(2, 7, 24, dtype=torch.float64)
     assert (layer.grouped(2)(x) - layer(x)).abs().max() <= 1e-12
     assert (layer.grouped(2).grouped(1).qkv.weight[24:28] - layer.grouped(1).qkv.weight[24:28]).abs().max() <= 1e-15
-    with pytest.raises(ConfigError, match="num_kv_heads=4 does not divide the 6 heads"):
+    with pytest.raises(ConfigError, match="num_kv_heads=4 does not divide the layer's 6: give a divisor"):
         layer.grouped(4)
 
 
@@ -257,27 +257,33 @@ def test_rotations_keep_lengths_and_depend_on_distance() -> None:
         (lambda: Attention(32, 4, 3), "num_kv_heads=3 does not divide num_heads=4"),
         (lambda: Attention(12, 4, rope_base=1e4), "head_dim=3: rotary"),
         (lambda: Attention(32, 4, window=3), "window=3, causal=False"),
-        (lambda: Attention(32, 4)(torch.randn(3, 31)), r"attention of \(3, 31\): give \(N, L, 32\)"),
-        (lambda: Attention(32, 4)(torch.randn(2, 3, 32), torch.ones(2, 4)), r"valid \(2, 4\): give \(2, 3\)"),
+        (lambda: Attention(32, 4)(torch.randn(3, 31)), r"x has shape \(3, 31\); expected \(N, L, 32\)"),
+        (
+            lambda: Attention(32, 4)(torch.randn(2, 3, 32), torch.ones(2, 4)),
+            r"valid has shape \(2, 4\); expected \(2, 3\)",
+        ),
         (lambda: Attention(32, 4)(torch.randn(2, 3, 32), cache=GrowingCache()), "causal=True"),
         (lambda: attention(heads(1, 4, 2, 8), heads(1, 3, 2, 8), heads(1, 3, 2, 8)), "G a divisor of H"),
         (lambda: attention(*(heads(1, 4, 2, 8),) * 3, window=2), "window needs causal"),
         (lambda: SlidingWindowCache(0), "window=0"),
         (
             lambda: Attention(32, 4, causal=True)(torch.randn(2, 3, 32), cache=SlidingWindowCache(4)),
-            "keeps a window of 4 tokens, the layer sees all",
+            "the cache has window=4 and the layer window=None",
         ),
         (
             lambda: Attention(32, 4, causal=True)(torch.randn(1, 5, 32), cache=StaticCache(1, 4, 4, 8)),
-            r"0 \+ 5 tokens: the cache has room for 4",
+            r"0 \+ 5 tokens do not fit in max_length=4; call reset\(\)",
         ),
         (
             lambda: Attention(32, 4, causal=True)(torch.randn(2, 5, 32), cache=StaticCache(1, 4, 8, 8)),
-            "do not fit a cache",
+            r"keys have shape \(2, 4, 5, 8\); expected \(1, 4, L, 8\)",
         ),
-        (lambda: flash_attention_reference(heads(2, 3, 4), heads(2, 3, 5), heads(2, 3, 4)), r"give \(\.\.\., N, D\)"),
+        (
+            lambda: flash_attention_reference(heads(2, 3, 4), heads(2, 3, 5), heads(2, 3, 4)),
+            r"expected \(\.\.\., N, D\)",
+        ),
         (lambda: flash_attention_reference(*(heads(2, 3, 4),) * 3, tile=0), "give 1 or more rows"),
-        (lambda: flash_attention_reference(*(heads(2, 3, 4),) * 3, memory=15), "needs 16 or more"),
+        (lambda: flash_attention_reference(*(heads(2, 3, 4),) * 3, memory=15), "give 16 or more"),
     ],
 )
 def test_mistakes_are_one_line(mistake: Callable[[], object], message: str) -> None:

@@ -385,7 +385,7 @@ def test_tables_fit_other_windows() -> None:
 def test_options_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="give 3 sides of 1 or more"):
         create_model("efficientvit_m0", window_sizes=(7, 7))
-    with pytest.raises(ConfigError, match="do not suit 5 heads"):
+    with pytest.raises(ConfigError, match="num_heads=5 does not divide 64 channels"):
         CascadedGroupAttention(64, 5)
     with pytest.raises(ConfigError, match=r"no option 'distiled'.*'distilled'"):
         create_model("efficientvit_m0", distiled=True)

@@ -1,9 +1,9 @@
-"""Softmax attention.
+"""Softmax attention: the layer, and the names of the modules next to it that belong to it.
 
-``attention`` is the formula for any grouping of heads, with causal masks that are right behind a cache; ``Attention``
-the layer around it, with caches from ``kv_cache``. ``LinformerAttention`` projects keys and values to a fixed number of
-positions (arXiv 2006.04768). ``CascadedGroupAttention`` is that of Microsoft's EfficientViT (arXiv 2305.07027, section
-3.1). ``flash_attention_reference`` is for reading.
+``attention`` computes the formula for any grouping of heads, with causal masks that fit a cache of earlier tokens.
+``Attention`` is the layer around it; its caches are in ``kv_cache``. ``LinformerAttention`` projects keys and values to
+a fixed number of positions (arXiv 2006.04768). ``CascadedGroupAttention`` is the attention of Microsoft's EfficientViT
+(arXiv 2305.07027, section 3.1). ``flash_attention_reference`` shows the algorithm of FlashAttention.
 """
 
 from __future__ import annotations
@@ -29,38 +29,44 @@ from .linformer import Sharing as Sharing
 
 
 def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
-    """Rotary position embedding (RoPE, arXiv 2104.09864) of ``(..., L, D)`` at ``positions`` ``(L,)``; shape is kept.
+    """Apply rotary position embedding (RoPE, arXiv 2104.09864) to ``(..., L, D)``; the shape is kept.
 
-    Channel ``i`` turns with channel ``i + D / 2``, as in Llama's checkpoints (the paper pairs neighbours), by
-    ``position * base^(-2i / D)``. Angles are computed in float32 at least.
+    Channels ``i`` and ``i + D / 2`` are rotated as a pair, as in Llama's checkpoints (the paper pairs neighbours), by
+    ``position * base^(-2i / D)``. Angles are computed in float32 or wider.
+
+    Args:
+        x: queries or keys, ``(..., L, D)``.
+        positions: position of each token, ``(L,)``.
+        base: base of the angles.
     """
     half = x.shape[-1] // 2
     wide = torch.promote_types(x.dtype, torch.float32)
-    speeds = base ** (torch.arange(half, device=x.device, dtype=wide) / -half)
-    angles = positions.to(wide).unsqueeze(-1) * speeds  # (L, D / 2)
+    frequencies = base ** (torch.arange(half, device=x.device, dtype=wide) / -half)
+    angles = positions.to(wide).unsqueeze(-1) * frequencies  # (L, D / 2)
     a, b = x.to(wide).split(half, dim=-1)
     return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Self-attention among the tokens of ``(N, L, C)``; the shape is kept. Multi-head, multi-query or grouped-query.
+    """Self-attention over the tokens of ``(N, L, C)``: multi-head, multi-query or grouped-query; the shape is kept.
 
-    One linear layer, ``qkv``, makes the queries of all heads, then the keys, then the values. State dicts with
+    One linear layer, ``qkv``, computes the queries of all heads, then the keys, then the values. State dicts with
     ``q_proj``, ``k_proj``, ``v_proj`` and ``o_proj`` (Llama), or with ``in_proj_weight`` and ``out_proj``
     (``torch.nn.MultiheadAttention``), load too.
 
     Args:
         embed_dim: channels of a token.
         num_heads: heads of queries.
-        num_kv_heads: heads of keys and values, a divisor of ``num_heads``; default: as many.
+        num_kv_heads: heads of keys and values, a divisor of ``num_heads``, which is the default.
         head_dim: channels of a head, default ``embed_dim / num_heads``.
         qkv_bias: whether queries, keys and values have a bias.
-        proj_bias: whether the output has one.
-        qk_norm: whether queries and keys pass an RMS norm over their head's channels (arXiv 2302.05442, section 2).
+        proj_bias: whether the output projection has a bias.
+        qk_norm: whether queries and keys pass through an RMS norm over the channels of their head (arXiv 2302.05442,
+            section 2).
         rope_base: base of rotary position embeddings, ``None`` for none.
-        causal: whether a token sees only those before it and itself.
-        window: how many tokens up to itself a token sees, default all; needs ``causal``.
-        dropout: of the weights, in training.
+        causal: whether a token attends only to itself and the tokens before it.
+        window: number of tokens, itself and those before it, that a token attends to; default: all. Needs ``causal``.
+        dropout: rate at which attention weights are dropped in training.
 
     Raises:
         ConfigError: numbers of heads or channels that do not divide, or a window without ``causal``.
@@ -88,7 +94,7 @@ class Attention(nn.Module):
         check_heads(embed_dim, num_heads, num_kv_heads, head_dim)
         head_dim = embed_dim // num_heads if head_dim is None else head_dim
         if rope_base is not None and head_dim % 2:
-            raise ConfigError(f"head_dim={head_dim}: rotary embeddings turn pairs of channels, give an even number")
+            raise ConfigError(f"head_dim={head_dim}: rotary embeddings rotate pairs of channels, give an even number")
         if window is not None and (not causal or window < 1):
             raise ConfigError(f"window={window}, causal={causal}: a window needs causal=True and 1 or more tokens")
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
@@ -100,19 +106,19 @@ class Attention(nn.Module):
         self.register_load_state_dict_pre_hook(_fuse_projections)
 
     def forward(self, x: Tensor, valid: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Attend.
+        """Attend to the tokens of ``x`` and of the cache.
 
         Args:
             x: ``(N, L, C)``.
-            valid: ``(N, S)`` boolean, the tokens that may be attended to; default: all. With a cache: all S tokens that
-                it gives back.
-            cache: of :mod:`foveal.layers.kv_cache`, with what came before ``x``. Only for causal attention.
+            valid: ``(N, S)`` boolean, True for the tokens that may be attended to; default: all. With a cache, S counts
+                all tokens that the cache returns.
+            cache: a cache from :mod:`foveal.layers.kv_cache` with the tokens before ``x``. Only for causal attention.
 
         Raises:
-            InputError: shapes that do not fit, or a cache that does not suit the layer.
+            InputError: shapes that do not fit, or a cache that does not fit the layer.
         """
         if x.ndim != 3 or x.shape[-1] != self.qkv.in_features:
-            raise InputError(f"attention of {tuple(x.shape)}: give (N, L, {self.qkv.in_features})")
+            raise InputError(f"attention: x has shape {tuple(x.shape)}; expected (N, L, {self.qkv.in_features})")
         sizes = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         q, k, v = self.qkv(x).unflatten(-1, (sum(sizes), self.head_dim)).transpose(1, 2).split(sizes, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -127,7 +133,8 @@ class Attention(nn.Module):
         mask = None
         if valid is not None:
             if valid.shape != (x.shape[0], k.shape[2]):
-                raise InputError(f"valid {tuple(valid.shape)}: give ({x.shape[0]}, {k.shape[2]}), one per token")
+                expected = f"({x.shape[0]}, {k.shape[2]}), one entry per token"
+                raise InputError(f"attention: valid has shape {tuple(valid.shape)}; expected {expected}")
             mask = valid[:, None, None, :]
         out = attention(
             q,
@@ -144,16 +151,16 @@ class Attention(nn.Module):
     def _check_cache(self, cache: Cache) -> None:
         if not self.causal:
             raise InputError("a cache needs causal attention: build the layer with causal=True")
-        kept = getattr(cache, "window", None)
-        if kept is not None and (self.window is None or self.window > kept):
-            raise InputError(f"the cache keeps a window of {kept} tokens, the layer sees {self.window or 'all'}")
+        window = getattr(cache, "window", None)
+        if window is not None and (self.window is None or self.window > window):
+            difference = f"the cache has window={window} and the layer window={self.window}"
+            raise InputError(f"{difference}: give the cache the layer's window, or use a cache without a window")
 
     def cache_bytes(self, length: int, *, batch: int = 1, dtype: torch.dtype = torch.float16) -> int:
-        """Bytes that the keys and values of ``length`` tokens take in this layer; see :func:`kv_cache_bytes`."""
-        heads = self.num_kv_heads
+        """Bytes of the keys and values of ``length`` tokens in this layer; see :func:`kv_cache_bytes`."""
         return kv_cache_bytes(
             num_layers=1,
-            num_kv_heads=heads,
+            num_kv_heads=self.num_kv_heads,
             head_dim=self.head_dim,
             length=length,
             batch=batch,
@@ -162,15 +169,17 @@ class Attention(nn.Module):
         )
 
     def grouped(self, num_kv_heads: int) -> Attention:
-        """A copy with fewer heads of keys and values: each is the mean of those it replaces.
+        """Return a copy with fewer heads of keys and values, each the mean of the heads that it replaces.
 
-        The start for a short further training in arXiv 2305.13245, section 2.1.
+        arXiv 2305.13245, section 2.1, starts a short further training from this.
 
         Raises:
-            ConfigError: ``num_kv_heads`` does not divide the number of those there are.
+            ConfigError: ``num_kv_heads`` does not divide the layer's number of heads of keys and values.
         """
         if num_kv_heads < 1 or self.num_kv_heads % num_kv_heads:
-            raise ConfigError(f"num_kv_heads={num_kv_heads} does not divide the {self.num_kv_heads} heads there are")
+            raise ConfigError(
+                f"num_kv_heads={num_kv_heads} does not divide the layer's {self.num_kv_heads}: give a divisor"
+            )
         new = Attention(
             self.qkv.in_features,
             self.num_heads,
@@ -195,7 +204,7 @@ class Attention(nn.Module):
 
 
 def _fuse_projections(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Bring separate projections in a state dict that is being loaded into the fused layout, in place."""
+    """Convert separate projections in a state dict that is being loaded to the fused layout, in place."""
     for kind in ("weight", "bias"):
         parts = [f"{prefix}{name}_proj.{kind}" for name in "qkv"]
         if all(part in state for part in parts):

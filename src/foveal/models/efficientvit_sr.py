@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..layers.conv import ConvNormAct, ResidualConv
 from ..layers.efficientvit_block import EfficientViTBlock
-from ..layers.resample import check_min_size, cropped
+from ..layers.resample import check_min_size, crop
 from .registry import Backbone, Family, FeatureInfo, Variant, register
 
 _SMALL = 0.2  # share of its usual size with which the last convolution of a branch begins
@@ -70,7 +70,7 @@ class ContextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         up = F.pixel_shuffle(self.up(self.block(self.down(x))), 2)
-        return x + cropped(up, x.shape[-2], x.shape[-1])
+        return x + crop(up, x.shape[-2], x.shape[-1])
 
 
 class EfficientViTSR(Backbone):

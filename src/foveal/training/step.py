@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError
 from ..layers.recompute import recompute
-from ..layers.sync_norm import batch_norms, synchronised
+from ..layers.sync_norm import batch_norms, synchronise_norms
 from ..models.registry import Backbone
 from ..progress import Progress
 from .config import TrainConfig
@@ -43,7 +43,7 @@ class Stepper:
         self.pieces = config.accumulate
         trainee = job.trainee(model).to(next(model.parameters()).dtype)
         if accelerator.num_processes > 1 and config.sync_bn:
-            trainee = synchronised(trainee, accelerator.device)
+            trainee = synchronise_norms(trainee, accelerator.device)
         outline = meta_copy(model)  # before recomputation and shards: averaged models are plain ones
         blocks = blocks_of(model) if config.fsdp else list(cast(Backbone, model.backbone).stages)
         if config.grad_checkpointing:
