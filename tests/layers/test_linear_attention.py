@@ -198,7 +198,7 @@ def test_one_graph_for_any_length() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda: linear_attention(*qkv(3, 4, 5, 6)[:2], qkv(3, 5, 5, 6)[2]), r"give \(\.\.\., N, D\)"),
+        (lambda: linear_attention(*qkv(3, 4, 5, 6)[:2], qkv(3, 5, 5, 6)[2]), r"expected \(\.\.\., N, D\)"),
         (lambda: linear_attention(qkv(3, 4, 5, 6)[0], *qkv(3, 4, 4, 6)[1:]), r"q \(2, 3, 3, 5\), k \(2, 3, 4, 4\)"),
         (lambda: linear_attention(*qkv(5, 4, 3, 2), causal=True), "more queries than keys"),
         (lambda: linear_attention(*qkv(4, 4, 3, 2), feature_map="elu_1"), "did you mean 'elu1'"),
@@ -206,7 +206,7 @@ def test_one_graph_for_any_length() -> None:
             lambda: linear_attention(
                 *qkv(4, 4, 3, 2), state=LinearAttentionState(torch.zeros(2, 3, 4, 2), torch.zeros(2, 3, 4))
             ),
-            r"state of \(4, 2\) \(D, E\) does not fit",
+            r"the state has \(D, E\) = \(4, 2\); expected \(3, 2\)",
         ),
         (
             lambda: linear_attention(

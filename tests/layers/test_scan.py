@@ -370,7 +370,9 @@ def test_mistakes_are_said_in_a_line(change: dict[str, Tensor], message: str) ->
 
 
 def test_unknown_and_misplaced_methods() -> None:
-    with pytest.raises(ConfigError, match="method='kernal': no such form of the selective scan; did you mean 'kernel'"):
+    with pytest.raises(
+        ConfigError, match="method='kernal': no such method of the selective scan; did you mean 'kernel'"
+    ):
         selective_scan(**tensors(1, 2, 3, 1), method="kernal")
     with pytest.raises(InputError, match="on the CPU; u is on meta"):
         selective_scan(**{k: v.to("meta") for k, v in tensors(1, 2, 3, 1).items()}, method="kernel")
