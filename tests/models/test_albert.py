@@ -300,10 +300,10 @@ def small(**changes: Any) -> nn.Module:
         (lambda: small()(torch.full((1, 2), -1)), "token -1: this model knows 0 to 199"),
         (
             lambda: small()(torch.zeros(1, 2, dtype=torch.long), token_type_ids=torch.zeros(1, 3, dtype=torch.long)),
-            r"token_type_ids \(1, 3\): give \(1, 2\)",
+            r"token_type_ids has shape \(1, 3\); expected \(1, 2\)",
         ),
         (lambda: small().backbone.pooled(torch.zeros(1, 2, 32)), "no pooler"),
-        (lambda: SharedLayers(nn.Identity(), 0), "give at least 1 layer"),
+        (lambda: SharedLayers(nn.Identity(), 0), "give times of 1 or more"),
     ],
 )
 def test_mistakes_are_one_line(mistake: Callable[[], object], message: str) -> None:

@@ -156,7 +156,7 @@ def test_released_multipliers_are_not_on_the_formula() -> None:
         assert found != EFFICIENTNET_COEFFICIENTS[f"efficientnet_b{phi}"]
     assert compound_scale(0) == EFFICIENTNET_COEFFICIENTS["efficientnet_b0"]
     assert round(1.2 * 1.1**2 * 1.15**2, 2) == 1.92
-    assert "not on this formula" in str(compound_scale.__doc__)
+    assert "do not follow this formula" in str(compound_scale.__doc__)
 
 
 @settings(deadline=None)

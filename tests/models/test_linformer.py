@@ -166,10 +166,10 @@ def failing(**options: Any) -> Callable[[], object]:
             lambda: LinformerAttention(8, 2, max_length=4)(torch.zeros(1, 5, 8)),
             "5 tokens: this Linformer was built for at most 4",
         ),
-        (lambda: LinformerAttention(8, 2, max_length=4)(torch.zeros(5, 8)), r"give \(B, N, 8\)"),
+        (lambda: LinformerAttention(8, 2, max_length=4)(torch.zeros(5, 8)), r"expected \(B, N, 8\)"),
         (
             lambda: LinformerAttention(8, 2, max_length=4, sharing="layerwise")(torch.zeros(1, 4, 8)),
-            "give a projection",
+            "pass a projection",
         ),
         (lambda: load("linformer"), "linformer is a language model: it takes token ids, not images"),
     ],
@@ -181,7 +181,7 @@ def test_mistakes_are_one_line(mistake: Callable[[], object], message: str) -> N
 
 
 def test_heads_are_not_guessed(tmp_path: Path) -> None:
-    """The package's files do not tell the number of heads: no model is built on a guess."""
+    """The package's files do not show the number of heads, so no model is built without ``num_heads``."""
     case = golden.read("linformer")["lm"]
     state = golden_arch.state(case["manifest"])
     save_file(state, tmp_path / "package.safetensors")

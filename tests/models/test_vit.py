@@ -117,7 +117,7 @@ def test_a_bare_file_is_enough(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"attention": "linearr"}, "did you mean 'linear'"),
-        ({"num_kv_heads": 1}, "is for attention='gqa'"),
+        ({"num_kv_heads": 1}, "is only for attention='gqa'"),
         ({"attention": "gqa", "num_kv_heads": 2}, "num_kv_heads=2 does not divide num_heads=3"),
         ({"shared_layers": 13}, "times=12, groups=13"),
         ({"share_layers": True}, "did you mean 'shared_layers'"),
