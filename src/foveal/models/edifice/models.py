@@ -142,7 +142,7 @@ class EfficientViT(_Model):
     """Edifice's EfficientViT: ``(B, in_channels, H, W) -> (B, num_classes)``, or ``(B, feature_size)`` without classes.
 
     The image is cut into patches. Each stage has blocks of linear attention (O(N), ``elu(x) + 1`` features, cascaded
-    heads on their own splits of the channels) and a feed-forward network with a depthwise convolution on the token grid.
+    heads on their own splits of the channels) and feed-forward networks with a depthwise convolution on the token grid.
     Between stages, 2x2 tokens are merged into one with twice the channels. A layer norm and average pooling follow.
     ``feature_size`` is ``embed_dim * 2^(stages - 1)``.
 
