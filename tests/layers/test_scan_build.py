@@ -1,4 +1,4 @@
-"""Building the scan's kernel: once, by the compiler at hand, and what happens where there is none."""
+"""Building the scan's kernel: once per compiler, and the fallback without a compiler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from helpers.scans import ROOT, difference, needs_compiler, scan, tensors
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache folder, and a process that has not asked for the kernel yet."""
+    """An empty cache folder, and no library loaded yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     forget()
@@ -31,8 +31,8 @@ def forget() -> None:
 
 
 def check_auto() -> None:
-    given = tensors(1, 4, 30, 2)
-    assert difference(scan(given, "auto", torch.float32)[0], scan(given, "loop")[0]) < 3e-6
+    inputs = tensors(1, 4, 30, 2)
+    assert difference(scan(inputs, "auto", torch.float32)[0], scan(inputs, "loop")[0]) < 3e-6
 
 
 @needs_compiler
@@ -62,7 +62,7 @@ def test_another_compiler_gets_a_library_of_its_own(
     assert len(list(cache.iterdir())) == 2
 
 
-def test_without_a_compiler_the_chunked_form_serves(
+def test_without_a_compiler_the_chunked_form_is_used(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -76,7 +76,7 @@ def test_without_a_compiler_the_chunked_form_serves(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for a compiler")
-def test_a_compiler_that_fails_leaves_nothing(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_fails_leaves_no_files(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = tmp_path / "broken"
     compiler.write_text('#!/bin/sh\ncase "$*" in *-dM*) exit 0;; esac\necho "cc1plus: out of luck" >&2\nexit 1\n')
     compiler.chmod(0o755)

@@ -63,8 +63,8 @@ def test_encoders_equal_transformers(name: str) -> None:
     assert (report.layout, report.ignored, report.reinitialized) == ("albert", (), ())
     assert sum(p.numel() for p in model.parameters()) == case["params"]
     states = model.hidden_states(*inputs(case))
-    for found, expected in zip(states, case["hidden_states"], strict=True):
-        assert golden_arch.difference(found, expected) <= 2e-6
+    for output, expected in zip(states, case["hidden_states"], strict=True):
+        assert golden_arch.difference(output, expected) <= 2e-6
     assert golden_arch.difference(model(*inputs(case)), case["last_hidden_state"]) <= 2e-6
     assert golden_arch.difference(model.pooled(states[-1]), case["pooler_output"]) <= 2e-6
 
@@ -88,9 +88,9 @@ def test_head_and_embeddings_are_one_tensor() -> None:
     expected = None
     for dropped in ((), *((name,) for pair in case["tied"] for name in pair)):
         load_checkpoint(model, {key: value for key, value in whole.items() if key not in dropped})
-        found = model.eval()(*inputs(case))
-        assert expected is None or torch.equal(found, expected)
-        expected = found
+        output = model.eval()(*inputs(case))
+        assert expected is None or torch.equal(output, expected)
+        expected = output
     state = {**whole, "predictions.decoder.weight": whole["predictions.decoder.weight"] + 1}
     with pytest.raises(CheckpointError, match="must be one tensor"):
         load_checkpoint(model, state)
@@ -109,8 +109,8 @@ def test_published_sizes() -> None:
         expected = REFERENCE["sizes"][name.removeprefix("albert_")]["params"]
         assert sum(p.numel() for p in model.parameters()) == expected
     manifest = {key: torch.empty(shape, device="meta") for key, shape in REFERENCE["base_manifest"].items()}
-    found = identify(manifest)
-    assert (found.model, found.task, found.options) == ("albert_base", "features", {})
+    result = identify(manifest)
+    assert (result.model, result.task, result.options) == ("albert_base", "features", {})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -118,10 +118,10 @@ def test_files_are_told_by_their_shapes(name: str) -> None:
     for arguments in ({}, {"features_only": True}, {"vocab_size": 120, "num_hidden_groups": 3, "type_vocab_size": 5}):
         with torch.device("meta"):
             state = create_model(name, **arguments).state_dict()
-        found = identify(state)
+        result = identify(state)
         bare = "features_only" in arguments
-        assert (found.model, found.task) == (name, "features" if bare else "language")
-        assert found.options == ({} if bare else arguments)
+        assert (result.model, result.task) == (name, "features" if bare else "language")
+        assert result.options == ({} if bare else arguments)
 
 
 def test_parameters_shrink_and_macs_do_not() -> None:
@@ -212,10 +212,10 @@ def test_published_weights_come_with_their_config(ref: str, tmp_path: Path) -> N
         cache = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
         done = subprocess.run(command, env={**kept, **cache, "NO_PROXY": "127.0.0.1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    task, activation, found = json.loads(done.stdout)
+    task, activation, output = json.loads(done.stdout)
     assert (task, activation) == ("language", "gelu_new")
     expected = load_model(folder)(torch.tensor(case["input_ids"])).flatten()[:16]
-    assert torch.allclose(torch.tensor(found), expected, atol=1e-6)
+    assert torch.allclose(torch.tensor(output), expected, atol=1e-6)
     offline = {**kept, **cache, "HF_HUB_OFFLINE": "1"}
     again = subprocess.run(command, env=offline, capture_output=True, text=True)
     assert again.stdout == done.stdout

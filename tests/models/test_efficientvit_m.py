@@ -75,8 +75,8 @@ def test_equals_the_published_network(reference: str) -> None:
     model = poured(reference)
     expected = golden.read("efficientvit_m_models")[reference]
     assert sum(p.numel() for p in model.parameters()) == expected["params"]
-    found = identify(published(reference))
-    assert (found.model, found.options, found.licence) == (*MODELS[reference][:2], "MIT")
+    result = identify(published(reference))
+    assert (result.model, result.options, result.licence) == (*MODELS[reference][:2], "MIT")
     x = golden.image_input(expected["input"])
     for precision, tolerance in TOLERANCE.items():
         dtype = getattr(torch, precision)
@@ -219,7 +219,7 @@ def test_any_size(size: tuple[int, int]) -> None:
     assert largest(built("classify")(x[1:])[0] - logits[1]) <= 1e-5 * largest(logits)
     pixels = built("segment")(x)
     assert pixels.shape == (2, 5, *size)
-    assert all(found.isfinite().all() for found in (*maps, logits, pixels))
+    assert all(output.isfinite().all() for output in (*maps, logits, pixels))
 
 
 @torch.no_grad()
@@ -228,13 +228,13 @@ def test_windows(height: int, width: int) -> None:
     """A window sees itself alone: any map is its windows one by one, the last ones filled up with zeros."""
     layer = golden.fill(CascadedGroupAttention(32, 4)).double()
     x = torch.randn(2, 32, height, width, dtype=torch.float64)
-    found = layer(x)
+    output = layer(x)
     for top in range(0, height, 7):
         for left in range(0, width, 7):
             window = x[..., top : top + 7, left : left + 7]
             h, w = window.shape[-2:]
             alone = layer(F.pad(window, (0, 7 - w, 0, 7 - h)))[..., :h, :w]
-            assert largest(found[..., top : top + 7, left : left + 7] - alone) < 1e-12
+            assert largest(output[..., top : top + 7, left : left + 7] - alone) < 1e-12
 
 
 @torch.no_grad()
@@ -291,9 +291,9 @@ def test_half_precision(dtype: torch.dtype) -> None:
     x = golden.image_input((2, 3, 96, 104))
     with torch.no_grad():
         expected = model(x)
-        found = copy.deepcopy(model).to(dtype)(x.to(dtype))
-    assert found.dtype == dtype
-    assert largest(found.float() - expected) <= (0.02 if dtype == torch.float16 else 0.1) * largest(expected)
+        output = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    assert largest(output.float() - expected) <= (0.02 if dtype == torch.float16 else 0.1) * largest(expected)
 
 
 @pytest.mark.parametrize("name", NAMES)

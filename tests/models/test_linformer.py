@@ -55,16 +55,16 @@ def test_equals_the_package(name: str, tmp_path: Path) -> None:
         save_file({key: value.float() for key, value in state.items()}, tmp_path / "package.safetensors")
         model = create_model("linformer", weights=tmp_path / "package.safetensors", num_heads=4).eval()
         assert info_of(model).options["max_length"] == 16
-        found = model(torch.tensor(case["input_ids"]))
+        output = model(torch.tensor(case["input_ids"]))
     elif case["cls"] == "Linformer":
         model = Linformer(embed_dim=arguments["dim"], depth=arguments["depth"], **ours(arguments)).double().eval()
         model.load_state_dict(state)
-        found = model(normal(case["input"]))
+        output = model(normal(case["input"]))
     else:
         layer = LinformerAttention(arguments["dim"], **ours(arguments)).double().eval()
         layer.load_state_dict(state)
-        found = layer(normal(case["input"]))
-    assert golden_arch.difference(found, case["output"]) <= 1e-5
+        output = layer(normal(case["input"]))
+    assert golden_arch.difference(output, case["output"]) <= 1e-5
 
 
 def projections(sharing: Sharing) -> int:
@@ -91,7 +91,7 @@ def test_every_sharing_equals_the_formula(sharing: Sharing) -> None:
     projection = torch.randn(10, 5).double() if sharing == "layerwise" else None
     x, valid = torch.randn(2, 7, 12).double(), torch.ones(2, 7, dtype=torch.bool)
     valid[1, 4:] = False
-    found = layer(x, valid, projection)
+    output = layer(x, valid, projection)
     outs = []
     assert layer.value is not None
     for head in range(3):
@@ -104,11 +104,11 @@ def test_every_sharing_equals_the_formula(sharing: Sharing) -> None:
         e, f = (p[head] if p.ndim == 3 else p for p in (e, f))
         mixed_k, mixed_v = (p[:7].T @ (y * valid[..., None]) for p, y in ((e, k), (f, v)))
         outs.append((q @ mixed_k.transpose(1, 2) / 2).softmax(-1) @ mixed_v)
-    assert (found - layer.proj(torch.cat(outs, -1))).abs().max() <= 1e-12
+    assert (output - layer.proj(torch.cat(outs, -1))).abs().max() <= 1e-12
     # tokens that do not take part change nothing
     changed = x.clone()
     changed[1, 4:] = 99
-    assert (layer(changed, valid, projection) - found)[valid].abs().max() <= 1e-12
+    assert (layer(changed, valid, projection) - output)[valid].abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("sharing", get_args(Sharing))

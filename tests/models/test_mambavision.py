@@ -45,7 +45,7 @@ def tiny(tiny_state: dict[str, torch.Tensor]) -> Any:
 
 def traced(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the network computes on the way, under the reference's names."""
-    found: dict[str, torch.Tensor] = {}
+    result: dict[str, torch.Tensor] = {}
     stages = model.backbone.stages
     places = {"patch_embed": model.backbone.stem, "level3_out_after_downsample": stages[3]}
     for i, stage in enumerate(stages):
@@ -53,38 +53,38 @@ def traced(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
         places |= {f"level{i}_block0{kind}": stage.blocks[0], f"level{i}_lastblock{kind}": stage.blocks[-1]}
         places |= {f"level{i - 1}_out_after_downsample": stage.downsample} if i else {}
     hooks = [
-        part.register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, output))
+        part.register_forward_hook(lambda _, __, output, name=name: result.__setitem__(name, output))
         for name, part in places.items()
     ]
     with torch.no_grad():
-        found["logits"] = model(x)
-        found["features"] = model.head.norm(found["level3_out_after_downsample"]).mean((2, 3))
+        result["logits"] = model(x)
+        result["features"] = model.head.norm(result["level3_out_after_downsample"]).mean((2, 3))
     for hook in hooks:
         hook.remove()
-    return found
+    return result
 
 
 def differences(model: Any, case: dict[str, Any]) -> dict[str, float]:
-    found = traced(model, golden.normal_input(case["input"]))
+    output = traced(model, golden.normal_input(case["input"]))
     expected = {**case["stages"], "logits": case["logits"], "features": case["features"]}
-    assert found.keys() == expected.keys()
-    return {key: golden.spread_difference(found[key], expected[key]) for key in expected}
+    assert output.keys() == expected.keys()
+    return {key: golden.spread_difference(output[key], expected[key]) for key in expected}
 
 
 @pytest.mark.parametrize("index", range(3))
 def test_equals_the_published_network(tiny: Any, index: int) -> None:
     """Every stage, the pooled features and the logits, with padding, without, and at an odd size."""
     case = golden.read("mambavision_models")["mambavision_t"]["cases"][index]
-    found = differences(tiny, case)
-    assert max(found.values()) <= TOLERANCE, found
+    result = differences(tiny, case)
+    assert max(result.values()) <= TOLERANCE, result
 
 
 def test_equals_the_published_network_with_layer_scale() -> None:
     model = create_model("mambavision_l").eval()
     load_checkpoint(model, published_state("mambavision_l"))
     for case in golden.read("mambavision_models")["mambavision_l"]["cases"]:
-        found = differences(model, case)
-        assert max(found.values()) <= TOLERANCE, found
+        result = differences(model, case)
+        assert max(result.values()) <= TOLERANCE, result
 
 
 def test_equals_the_published_network_in_float64(tiny: Any) -> None:
@@ -187,9 +187,9 @@ def test_fresh_weights_are_initialised_as_published() -> None:
 def test_features_at_any_size(size: tuple[int, int]) -> None:
     backbone = built("features")
     assert [(info.channels, info.stride) for info in backbone.feature_info] == [(16, 4), (32, 8), (64, 16), (128, 32)]
-    for found, info in zip(backbone(torch.randn(2, 3, *size)), backbone.feature_info, strict=True):
-        assert found.shape == (2, info.channels, *(-(-side // info.stride) for side in size))
-        assert found.isfinite().all()
+    for output, info in zip(backbone(torch.randn(2, 3, *size)), backbone.feature_info, strict=True):
+        assert output.shape == (2, info.channels, *(-(-side // info.stride) for side in size))
+        assert output.isfinite().all()
 
 
 @torch.no_grad()
@@ -198,10 +198,10 @@ def test_features_at_any_size(size: tuple[int, int]) -> None:
 def test_classifies_and_segments_at_any_size(size: tuple[int, int]) -> None:
     """Images of a batch differ and do not see each other; a segmenter's logits have the image's size."""
     x = torch.randn(2, 3, *size)
-    found = built("classify")(x)
-    assert found.shape == (2, 7)
-    assert largest(found[0] - found[1]) > 1e-3
-    assert largest(built("classify")(x[1:])[0] - found[1]) < 1e-4 * largest(found)
+    output = built("classify")(x)
+    assert output.shape == (2, 7)
+    assert largest(output[0] - output[1]) > 1e-3
+    assert largest(built("classify")(x[1:])[0] - output[1]) < 1e-4 * largest(output)
     assert built("segment")(x).shape == (2, 5, *size)
 
 
@@ -217,11 +217,11 @@ def test_neutral_padding_is_no_padding(size: int, height: int, width: int) -> No
     stage.window_size = size
     stage._modules = {**stage._modules, "downsample": torch.nn.Identity()}
     part._modules = {**part._modules, "downsample": torch.nn.Identity()}
-    found = stage(x)
+    output = stage(x)
     for top in range(0, height, size):
         for left in range(0, width, size):
             area = (..., slice(top, top + size), slice(left, left + size))
-            assert largest(found[area] - part(x[area])) < 1e-4 * largest(found)
+            assert largest(output[area] - part(x[area])) < 1e-4 * largest(output)
 
 
 @torch.no_grad()
@@ -333,12 +333,12 @@ def test_half_precision_runs(dtype: torch.dtype, neutral: bool) -> None:
     model = small(neutral_padding=neutral)
     x = golden.image_input((2, 3, 96, 104))
     expected = model(x)
-    found = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    result = copy.deepcopy(model).to(dtype)(x.to(dtype))
     with torch.autocast("cpu", dtype):
         mixed = model(x)
-    assert found.dtype == mixed.dtype == dtype
+    assert result.dtype == mixed.dtype == dtype
     tolerance = 0.02 if dtype == torch.float16 else 0.15
-    for output in (found, mixed):
+    for output in (result, mixed):
         assert largest(output.float() - expected) <= tolerance * largest(expected)
 
 
@@ -346,8 +346,8 @@ def test_half_precision_runs(dtype: torch.dtype, neutral: bool) -> None:
 def test_layout_of_memory_does_not_matter() -> None:
     model, x = small("segment"), torch.randn(2, 3, 70, 66)
     expected = model(x)
-    found = copy.deepcopy(model).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    assert largest(found - expected) < 1e-5 * largest(expected)
+    output = copy.deepcopy(model).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert largest(output - expected) < 1e-5 * largest(expected)
 
 
 @pytest.mark.parametrize("task", ["classify", "segment"])
@@ -362,10 +362,10 @@ def test_gradients_reach_every_parameter(task: str) -> None:
 def test_drop_path_leaves_out_whole_images_in_training_only() -> None:
     torch.manual_seed(0)
     drop, x = DropPath(0.25), torch.ones(4000, 3, 2)
-    found = drop(x)
-    assert found.unique().tolist() == [0, pytest.approx(1 / 0.75)]
-    assert torch.equal(found.amin((1, 2)), found.amax((1, 2)))
-    assert found.mean().item() == pytest.approx(1, abs=0.05)
+    output = drop(x)
+    assert output.unique().tolist() == [0, pytest.approx(1 / 0.75)]
+    assert torch.equal(output.amin((1, 2)), output.amax((1, 2)))
+    assert output.mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(drop.eval()(x), x)
     assert drop_path_rates(0.3, (1, 3)) == [[0], pytest.approx([0.1, 0.2, 0.3])]
     model = small(drop_path_rate=0.9).train()

@@ -39,13 +39,13 @@ def tiny(tiny_state: dict[str, torch.Tensor]) -> Any:
 
 def test_published_weights_have_names_with_their_settings() -> None:
     """Eleven released sets; those for 512 pixels bring their windows, their size and their way of cropping."""
-    found = {ref: entry for ref, (family, _, entry) in published().items() if family.name == "mambavision"}
-    assert len(found) == 11
-    large = found["mambavision_l3.512_21k_in1k"]
+    output = {ref: entry for ref, (family, _, entry) in published().items() if family.name == "mambavision"}
+    assert len(output) == 11
+    large = output["mambavision_l3.512_21k_in1k"]
     assert large.options == {"window_size": (32, 16)}
     assert (large.size, large.crop_ratio, large.squash, large.value) == ("512", 0.93, True, 88.1)
     assert large.repo == "nvidia/MambaVision-L3-512-21K"
-    assert found["mambavision_b.21k_in1k"].value == 84.9
+    assert output["mambavision_b.21k_in1k"].value == 84.9
     assert variants()["mambavision_t2"][1].crop_ratio == 0.98
     assert variants()["mambavision_l3"][0].licence == LICENCE
 
@@ -87,10 +87,10 @@ def test_backbone_of_a_published_segmenter_loads(
     assert info_of(backbone).options == {"out_norm": True}
     x = golden.normal_input((1, 3, 64, 96))
     with torch.no_grad():
-        for i, (found, plain) in enumerate(zip(backbone(x), tiny.backbone(x), strict=True)):
+        for i, (output, plain) in enumerate(zip(backbone(x), tiny.backbone(x), strict=True)):
             gain, shift = (state[f"backbone.outnorm{i}.{last}"] for last in ("weight", "bias"))
             expected = F.layer_norm(plain.movedim(1, -1), gain.shape, gain, shift).movedim(-1, 1)
-            assert largest(found - expected) < 1e-4
+            assert largest(output - expected) < 1e-4
     report = load_checkpoint(create_model("mambavision_t", features_only=True, out_norm=True), state)
     assert report.ignored == ("decode_head.conv_seg.weight",)
     with pytest.raises(CheckpointError, match="unexpected"):
@@ -128,8 +128,8 @@ def test_files_of_every_variant_are_told_apart() -> None:
     for name, config in CONFIGS.items():
         with torch.device("meta"):
             state = create_model(name, features_only=True, out_norm=True).state_dict()
-        found = identify(state)
-        assert (found.model, found.options) == (name, {"out_norm": True})
+        result = identify(state)
+        assert (result.model, result.options) == (name, {"out_norm": True})
         assert len(config.depths) == 4
 
 

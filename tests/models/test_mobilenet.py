@@ -65,16 +65,16 @@ def test_published_costs() -> None:
     }
     for name, (params, macs) in figures.items():
         with torch.device("meta"):
-            found = count(create_model(name).eval(), 3, (224, 224))
-        assert (found.params, f"{found.macs / 1e9:.3f}") == (params, macs)
+            result = count(create_model(name).eval(), 3, (224, 224))
+        assert (result.params, f"{result.macs / 1e9:.3f}") == (params, macs)
 
 
 def test_files_bring_their_conventions() -> None:
     """torchvision's V3 has another epsilon and momentum than timm's: told by the keys, unless it was said otherwise."""
     theirs = filled(peer("torchvision", "mobilenet_v3_small"), 1.0)
-    found = identify(theirs)
-    assert (found.model, found.options) == ("mobilenetv3_small_100", {"norm_eps": 1e-3, "norm_momentum": 0.01})
-    assert found.labels.names[:2] == ("tench", "goldfish")
+    result = identify(theirs)
+    assert (result.model, result.options) == ("mobilenetv3_small_100", {"norm_eps": 1e-3, "norm_momentum": 0.01})
+    assert result.labels.names[:2] == ("tench", "goldfish")
     model = create_model("mobilenetv3_small_100", num_classes=1000)
     assert conventions(model) == {(1e-5, 0.1)}
     load_checkpoint(model, theirs)

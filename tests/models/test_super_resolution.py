@@ -58,9 +58,9 @@ def test_the_base_is_the_interpolation_to_the_bit_inside() -> None:
     torch.nn.init.zeros_(model.head.subpixel.bias)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     image = np.random.default_rng(0).random((40, 33, 3))
     with torch.no_grad():
-        found = model(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+        output = model(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
     inside = (slice(9, -9), slice(9, -9))
-    np.testing.assert_allclose(found[inside], interpolated(image, 3)[inside], atol=1e-12)
+    np.testing.assert_allclose(output[inside], interpolated(image, 3)[inside], atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -82,12 +82,12 @@ def test_fused_branches_compute_the_same(scale: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_told_by_its_keys_and_shapes(name: str) -> None:
     for scale in SCALES:
-        found = identify(
+        result = identify(
             {f"module.{k}": v for k, v in create_model(name, scale=scale, in_chans=4).state_dict().items()}
         )
-        assert (found.model, found.task, found.in_chans) == (name, "upscale", 4)
-        assert found.options["scale"] == scale
-        assert found.preprocess.std == (1, 1, 1)
+        assert (result.model, result.task, result.in_chans) == (name, "upscale", 4)
+        assert result.options["scale"] == scale
+        assert result.preprocess.std == (1, 1, 1)
     bare = identify(create_model(name, features_only=True).state_dict())
     assert (bare.model, bare.task) == (name, "features")
 

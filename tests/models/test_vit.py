@@ -44,9 +44,9 @@ def test_kinds_of_attention(kind: str, shared: bool | int) -> None:
     for h, w in ((32, 32), (65, 97)):
         assert model(torch.randn(2, 4, h, w)).isfinite().all()
     with torch.device("meta"):
-        found = identify(model.state_dict())
-        again = create_model(found.model, num_classes=5, in_chans=4, **found.options).eval()
-    assert (found.model, found.num_classes, found.in_chans) == ("vit_tiny", 5, 4)
+        result = identify(model.state_dict())
+        again = create_model(result.model, num_classes=5, in_chans=4, **result.options).eval()
+    assert (result.model, result.num_classes, result.in_chans) == ("vit_tiny", 5, 4)
     again = again.to_empty(device="cpu")
     again.load_state_dict(model.state_dict())
     x = torch.randn(1, 4, 64, 48)
