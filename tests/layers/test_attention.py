@@ -1,4 +1,4 @@
-"""Softmax attention: reference outputs, caches against a full pass, kernels, the tiled algorithm and its memory traffic."""
+"""Softmax attention: reference outputs, caches against a full pass, kernels, the tiled algorithm and its traffic."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def heads(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_equals_the_reference(name: str) -> None:
-    """Multi-head, multi-query and grouped, with causal masks aligned at either corner; float64, to seven printed digits."""
+    """Multi-head, multi-query and grouped; causal masks aligned at either corner; float64, to seven printed digits."""
     case = golden.read("attention")[name]
     batch, length, keys, dim = (case[key] for key in ("batch", "L", "S", "head_dim"))
     q = golden_arch.raw(f"attn.{name}.q", (batch, case["heads"], length, dim))
@@ -113,7 +113,7 @@ def test_pieces_with_a_cache_equal_the_full_pass(name: str, sizes: tuple[int, ..
 
 @torch.no_grad()
 def test_caches_with_padding_on_the_left() -> None:
-    """In a batch of a short and a long prompt, the next tokens have the same outputs as for each prompt alone (no RoPE)."""
+    """In a batch of a short and a long prompt, the next tokens are computed as for each prompt alone (no RoPE)."""
     torch.manual_seed(0)
     layer, cache = Attention(16, 2, causal=True).eval(), GrowingCache()
     x = torch.randn(2, 9, 16)
@@ -143,7 +143,7 @@ def test_bytes_of_caches() -> None:
 
 @torch.no_grad()
 def test_100000_tokens_in_constant_memory() -> None:
-    """Grouped queries with a window: the size of the cache is constant, and the last output depends on the window alone."""
+    """Grouped queries with a window: the cache has a constant size, and the last output depends only on the window."""
     torch.manual_seed(0)
     layer = Attention(16, 4, 2, rope_base=1e4, causal=True, window=64).eval()
     cache, sizes = SlidingWindowCache(64), set()

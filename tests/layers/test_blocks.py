@@ -150,14 +150,14 @@ def test_squeeze_and_excitation_by_hand() -> None:
 
 
 def test_dropped_blocks_leave_the_input() -> None:
-    """In training a residual block with a high rate is the identity for most images; a strided block is never dropped."""
+    """With a high rate a residual block in training is mostly the identity; a strided block is never dropped."""
     torch.manual_seed(0)
     x = torch.randn(64, 4, 8, 8)
     for build in (DepthwiseSeparableConv, InvertedResidual):
         block = build(4, 4, drop_path=0.9)
         assert isinstance(block.drop_path, DropPath)
-        kept = (block(x) != x).flatten(1).any(1).sum().item()
-        assert 0 < kept < 20
+        active = (block(x) != x).flatten(1).any(1).sum().item()
+        assert 0 < active < 20
         strided = build(4, 4, 2, drop_path=0.9)
         assert (strided(x) != 0).flatten(1).any(1).all()
         assert (block.eval()(x) != x).flatten(1).any(1).all()

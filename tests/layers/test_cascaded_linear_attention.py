@@ -44,7 +44,7 @@ def test_cascaded_attention_is_its_definition(heads: int, cascade: Any) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("cascade", "reached"), [("output", [2, 3]), ("input", [2, 3, 4])])
 def test_connections_between_heads(cascade: Any, reached: list[int]) -> None:
-    """A change in one split changes its own head and the next one ("output"), or all later ones ("input"), but none before."""
+    """A change in one split changes its head and the next one ("output") or all later ones ("input"), none before."""
     layer = golden.fill(CascadedLinearAttention(20, 5, cascade=cascade))
     layer.project = nn.Identity()
     x = torch.randn(1, 6, 20)

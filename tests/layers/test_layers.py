@@ -110,7 +110,7 @@ def test_query_without_features_gives_zero(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sigma", [1e-3, 1.0, 4.0, 64.0])
 def test_16_bits_neither_overflow_nor_vanish(dtype: torch.dtype, sigma: float) -> None:
-    """At 32768 positions, where plain float16 sums overflow from sigma 1 on, the error is only the rounding of the result."""
+    """At 32768 positions, where float16 sums overflow from sigma 1 on, the error is only the rounding of the result."""
     torch.manual_seed(0)
     q, k, v = (sigma * torch.randn(3, 2, 32768, 16)).to(dtype)
     v = v + sigma  # values with a common sign add up instead of cancelling
@@ -129,7 +129,7 @@ class _ConvertedToFloat16(TorchDispatchMode):
 
 
 def test_float32_graph_converted_to_float16_does_not_overflow() -> None:
-    """A runtime that converts an exported graph to float16 does not overflow at 32768 positions, because keys are scaled."""
+    """An exported graph converted to float16 does not overflow at 32768 positions, because keys are scaled."""
     torch.manual_seed(0)
     q, k, v = (2 * torch.randn(3, 2, 32768, 16)).half().float()
     q[..., 0] = q[..., 0].abs()  # converters raise the epsilon to what float16 holds; here no query needs it
@@ -221,7 +221,7 @@ def test_bicubic_kernel_is_not_in_checkpoints() -> None:
 
 @given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([1, 8, 32]))
 def test_padding_to_a_multiple(height: int, width: int, multiple: int) -> None:
-    """The smallest multiple; the image is unchanged at the top left and its edge is repeated at the right and bottom."""
+    """The smallest multiple; the image is unchanged at the top left and its edge is repeated beyond it."""
     x = torch.arange(2 * height * width, dtype=torch.float32).reshape(1, 2, height, width)
     output = pad_to_multiple(x, multiple)
     high, wide = output.shape[-2:]

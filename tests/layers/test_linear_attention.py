@@ -168,7 +168,7 @@ def test_scale_does_not_grow_with_the_number_of_keys() -> None:
 
 @torch.no_grad()
 def test_100000_tokens_in_constant_memory() -> None:
-    """A sequence in pieces: the size of the state is constant, and the last outputs equal those of the whole sequence."""
+    """A sequence in pieces: the size of the state is constant, and the last outputs are those of the whole."""
     torch.manual_seed(0)
     layer = LinearSelfAttention(16, 4, causal=True)
     x = torch.randn(1, 100_000, 16)

@@ -62,7 +62,7 @@ def test_triton_kernels_in_the_interpreter() -> None:
 
 @needs_triton
 def test_triton_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    """Compile to machine code, which needs no GPU, because Triton's interpreter accepts code that its compiler refuses."""
+    """Compile to machine code without a GPU, because Triton's interpreter accepts code that its compiler refuses."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment)
     assert done.stdout == "compiled\n", done.stderr

@@ -1,4 +1,4 @@
-"""Linformer: the package's outputs, the paper's sharing modes, padding, files, mistakes."""
+"""Linformer: outputs of the package, the paper's sharing modes, padding, checkpoints, errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
 
 
 def ours(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The package's arguments under our names."""
+    """Convert the arguments of the package to our names."""
     return {
         "max_length": arguments["seq_len"],
         "proj_dim": arguments["k"],
@@ -48,7 +48,7 @@ def normal(shape: list[int]) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name, case in golden.read("linformer").items() if "cls" in case])
 def test_equals_the_package(name: str, tmp_path: Path) -> None:
-    """Its weights under its names, shorter inputs, one head of keys, shared keys and values, wide heads, all layers."""
+    """With the package's weights: short inputs, one head of keys, shared keys and values, wide heads, models."""
     case = golden.read("linformer")[name]
     arguments, state = case["args"], golden_arch.state(case["manifest"])
     if case["cls"] == "LinformerLM":
@@ -68,14 +68,14 @@ def test_equals_the_package(name: str, tmp_path: Path) -> None:
 
 
 def projections(sharing: Sharing) -> int:
-    """Numbers of parameters in projections, of four heads in two layers."""
+    """Count the parameters of the projections, for four heads and two layers."""
     names = ("proj_k", "proj_v", "projection")
     model = create_model("linformer", sharing=sharing, **SMALL)
     return sum(p.numel() for key, p in model.named_parameters() if key.rpartition(".")[2] in names)
 
 
 def test_how_many_projections_there_are() -> None:
-    """Section 4 of the paper: two for each head and layer; two a layer; one a layer; one."""
+    """Section 4 of the paper: two projections per head and layer; two per layer; one per layer; one."""
     one = 16 * 8
     assert projections("none") == 2 * 4 * 2 * one
     assert projections("headwise") == 2 * 2 * one
@@ -85,7 +85,7 @@ def test_how_many_projections_there_are() -> None:
 
 @pytest.mark.parametrize("sharing", get_args(Sharing))
 def test_every_sharing_equals_the_formula(sharing: Sharing) -> None:
-    """``softmax(Q (E K)^T / sqrt(d)) F V`` head by head, with the tensors that the mode says; shorter and padded."""
+    """Equal to ``softmax(Q (E K)^T / sqrt(d)) F V`` head by head for every mode; shorter and padded inputs."""
     torch.manual_seed(0)
     layer = LinformerAttention(12, 3, max_length=10, proj_dim=5, sharing=sharing).double()
     projection = torch.randn(10, 5).double() if sharing == "layerwise" else None
@@ -113,7 +113,7 @@ def test_every_sharing_equals_the_formula(sharing: Sharing) -> None:
 
 @pytest.mark.parametrize("sharing", get_args(Sharing))
 def test_files_and_gradients(sharing: Sharing, tmp_path: Path) -> None:
-    """A saved model comes back the same; every parameter learns; keys alone tell the mode."""
+    """A saved model loads unchanged; every parameter has a gradient; the mode is inferred from the keys."""
     model = create_model("linformer", sharing=sharing, **SMALL)
     ids = torch.randint(50, (2, 16))
     model(ids).logsumexp(-1).sum().backward()
@@ -128,7 +128,7 @@ def test_files_and_gradients(sharing: Sharing, tmp_path: Path) -> None:
 
 
 def test_costs_grow_linearly() -> None:
-    """Twice the tokens, twice the MACs; those of softmax attention would more than double."""
+    """Twice the tokens cost twice the MACs; with softmax attention it would be more."""
     with torch.device("meta"):
         short, long = (
             count_tokens(create_model("linformer", max_length=n, embed_dim=64, num_heads=2, depth=2, vocab_size=9), n)

@@ -1,4 +1,4 @@
-"""MambaVision: equal to the published networks, at any size, with any window, in any precision."""
+"""MambaVision: equal to the published networks, for any size, window and precision."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tiny(tiny_state: dict[str, torch.Tensor]) -> Any:
 
 
 def traced(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the network computes on the way, under the reference's names."""
+    """Return the intermediate outputs of the network, with the names of the reference."""
     result: dict[str, torch.Tensor] = {}
     stages = model.backbone.stages
     places = {"patch_embed": model.backbone.stem, "level3_out_after_downsample": stages[3]}
@@ -73,7 +73,7 @@ def differences(model: Any, case: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.parametrize("index", range(3))
 def test_equals_the_published_network(tiny: Any, index: int) -> None:
-    """Every stage, the pooled features and the logits, with padding, without, and at an odd size."""
+    """Every stage, the pooled features and the logits: with padding, without padding, and at an odd size."""
     case = golden.read("mambavision_models")["mambavision_t"]["cases"][index]
     result = differences(tiny, case)
     assert max(result.values()) <= TOLERANCE, result
@@ -145,7 +145,7 @@ TABLE = {
 
 @pytest.mark.parametrize("variant", TABLE)
 def test_variants_are_the_published_ones(variant: str) -> None:
-    """Built on the meta device, where nothing costs anything."""
+    """Build on the meta device, without memory or computation."""
     params, mixers, heads, windows, rate, scale = TABLE[variant]
     with torch.device("meta"):
         model: Any = create_model(f"mambavision_{variant}")
@@ -196,7 +196,7 @@ def test_features_at_any_size(size: tuple[int, int]) -> None:
 @settings(max_examples=12)
 @given(SIZES)
 def test_classifies_and_segments_at_any_size(size: tuple[int, int]) -> None:
-    """Images of a batch differ and do not see each other; a segmenter's logits have the image's size."""
+    """Logits depend on one image of the batch only; the logits of a segmenter have the size of the image."""
     x = torch.randn(2, 3, *size)
     output = built("classify")(x)
     assert output.shape == (2, 7)
@@ -209,7 +209,7 @@ def test_classifies_and_segments_at_any_size(size: tuple[int, int]) -> None:
 @settings(max_examples=20)
 @given(size=st.integers(2, 9), height=st.integers(2, 24), width=st.integers(2, 24))
 def test_neutral_padding_is_no_padding(size: int, height: int, width: int) -> None:
-    """A window at the edge computes what a stage computes on that part of the map alone, as one window."""
+    """A window at the edge gives the same result as the stage on that part of the map alone, as one window."""
     stage: WindowStage = built("features", neutral_padding=True).stages[2]
     whole: WindowStage = built("features", window_size="whole").stages[2]
     x = torch.randn(2, 64, height, width)
@@ -226,7 +226,7 @@ def test_neutral_padding_is_no_padding(size: int, height: int, width: int) -> No
 
 @torch.no_grad()
 def test_neutral_padding_makes_the_window_irrelevant() -> None:
-    """Windows that hold the whole map give one result with it, and as many results as windows as published."""
+    """With neutral padding, all windows that contain the whole map give the same result; as published, they differ."""
     x = torch.randn(1, 3, 70, 90)
     windows = [(6, 3), (8, 5), (11, 7)]
     whole = small(window_size="whole")(x)
@@ -240,7 +240,7 @@ def test_neutral_padding_makes_the_window_irrelevant() -> None:
 
 
 def test_padding_gets_no_gradient_when_neutral() -> None:
-    """The gradient of the map is finite and the same as without windows."""
+    """The gradient of the map is finite and equal to that without windows."""
     x = torch.randn(1, 3, 64, 64)
     gradients = []
     for window, neutral in (((6, 3), True), ("whole", False)):
@@ -375,7 +375,7 @@ def test_drop_path_leaves_out_whole_images_in_training_only() -> None:
 
 
 def test_states_do_not_decay() -> None:
-    """Weight decay would pull the scan's decay rates towards 1, not its weights towards 0."""
+    """Weight decay on A_log would pull the decay rates of the scan towards 1."""
     model = small()
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     decayed, others = ([names[id(p)] for p in group["params"]] for group in parameter_groups(model, 0.05))
