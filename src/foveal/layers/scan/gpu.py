@@ -66,13 +66,13 @@ def _forward(
             tl.store(starts + (row * tl.cdiv(length, T) + start // T) * N + n, carry)
         token = start + t
         place = n[:, None] * length + token[None, :]
-        there = (n[:, None] < states) & (token[None, :] < length)
+        mask = (n[:, None] < states) & (token[None, :] < length)
         dt, inputs = _steps(delta, shift, token, length, SOFTPLUS), tl.load(u + token, token < length, 0)
         x = dt[None, :] * a[:, None]
-        total, h = tl.associative_scan((x, (dt * inputs)[None, :] * tl.load(B + place, there, 0)), 1, _combine)
+        total, h = tl.associative_scan((x, (dt * inputs)[None, :] * tl.load(B + place, mask, 0)), 1, _combine)
         if not STARTS:
             full = h + tl.exp(total) * carry.to(h.dtype)[:, None]
-            out = tl.sum(full * tl.load(C + place, there, 0), 0)
+            out = tl.sum(full * tl.load(C + place, mask, 0), 0)
             if SKIP:
                 out += tl.load(D + channel) * inputs
             tl.store(y + token, out, token < length)
@@ -101,9 +101,9 @@ def _backward(
         tile = tiles - 1 - index
         token = tile * T + t
         place = n[:, None] * length + token[None, :]
-        there = (n[:, None] < states) & (token[None, :] < length)
+        mask = (n[:, None] < states) & (token[None, :] < length)
         dt, inputs = _steps(delta, shift, token, length, SOFTPLUS), tl.load(u + token, token < length, 0)
-        b, c = tl.load(B + place, there, 0), tl.load(C + place, there, 0)
+        b, c = tl.load(B + place, mask, 0), tl.load(C + place, mask, 0)
         slope = tl.load(dy + token, token < length, 0)
 
         # States before each token: the scan over the tokens one earlier, from the state before the tile.
@@ -126,8 +126,8 @@ def _backward(
         dh += tl.exp(total) * carry.to(dh.dtype)[:, None]
         carry = carry * tl.exp(tl.sum(x_later.to(tl.float64), 1)) + first
 
-        tl.atomic_add(dB + place, dh * (dt * inputs)[None, :], there)
-        tl.atomic_add(dC + place, h * slope[None, :], there)
+        tl.atomic_add(dB + place, dh * (dt * inputs)[None, :], mask)
+        tl.atomic_add(dC + place, h * slope[None, :], mask)
         exponent = dh * decay * before
         sum_a += tl.sum(exponent * dt[None, :], 1)
         dgain = tl.sum(dh * b, 0)
