@@ -1,4 +1,4 @@
-"""Softmax attention: reference outputs, caches against the full pass, kernels, the tiled reference and its traffic."""
+"""Softmax attention: reference outputs, caches against a full pass, kernels, the tiled algorithm and its traffic."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def heads(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_equals_the_reference(name: str) -> None:
-    """Multi-head, multi-query, grouped; causal masks aligned at either corner: float64, seven printed digits."""
+    """Multi-head, multi-query and grouped; causal masks aligned at either corner; float64, to seven printed digits."""
     case = golden.read("attention")[name]
     batch, length, keys, dim = (case[key] for key in ("batch", "L", "S", "head_dim"))
     q = golden_arch.raw(f"attn.{name}.q", (batch, case["heads"], length, dim))
     k, v = (golden_arch.raw(f"attn.{name}.{part}", (batch, case["kv_heads"], keys, dim)) for part in "kv")
     start = 0 if case["causal"] == "upper_left" else None
-    found = attention(q, k, v, causal=case["causal"] is not None, start=start)
-    assert golden_arch.difference(found, case["output"]) <= 1e-6
+    output = attention(q, k, v, causal=case["causal"] is not None, start=start)
+    assert golden_arch.difference(output, case["output"]) <= 1e-6
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
-    """Attention written out, rows without any key giving 0."""
+    """Attention with an explicit matrix of weights; queries without any key give 0."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     scores = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).masked_fill(~allowed, -torch.inf)
     return scores.softmax(-1).nan_to_num(0.0) @ v
@@ -62,7 +62,7 @@ def plain(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
 def test_causal_masks_are_aligned_with_the_last_key(
     length: int, earlier: int, grouping: tuple[int, int], window: int, padded: bool
 ) -> None:
-    """For any number of earlier keys, with windows and masks of padding, against the matrix written out."""
+    """For any number of earlier keys, with windows and padding masks, equal to an explicit matrix of weights."""
     keys = length + earlier
     q, k, v = (
         heads(2, h, n, 4, dtype=torch.float64, seed=n + h)
@@ -76,8 +76,8 @@ def test_causal_masks_are_aligned_with_the_last_key(
     mask = valid if padded else None
     for size in (None, window):
         allowed = (places <= own) & (places > own - (size or keys)) & valid
-        found = attention(q, k, v, causal=True, window=size, mask=mask)
-        assert (found - plain(q, k, v, allowed)).abs().max() <= 1e-12
+        output = attention(q, k, v, causal=True, window=size, mask=mask)
+        assert (output - plain(q, k, v, allowed)).abs().max() <= 1e-12
     assert (attention(q, k, v, mask=mask) - plain(q, k, v, valid)).abs().max() <= 1e-12
 
 
@@ -99,33 +99,33 @@ def caches(layer: Attention) -> Iterator[Cache]:
 @torch.no_grad()
 @pytest.mark.parametrize("sizes", [(1,) * 13, (7, 1, 1, 4)])
 @pytest.mark.parametrize("name", LAYERS)
-def test_pieces_give_what_the_whole_gives(name: str, sizes: tuple[int, ...]) -> None:
-    """Token by token, and a prompt with more behind it, through every cache: 1e-6 in float32."""
+def test_pieces_with_a_cache_equal_the_full_pass(name: str, sizes: tuple[int, ...]) -> None:
+    """Token by token, and a prompt followed by more tokens, through every cache: within 1e-6 in float32."""
     torch.manual_seed(0)
     layer = Attention(32, 4, causal=True, **LAYERS[name]).eval()
     x = torch.randn(2, 13, 32)
     whole = layer(x)
     for cache in caches(layer):
-        found = torch.cat([layer(piece, cache=cache) for piece in x.split(list(sizes), dim=1)], dim=1)
-        assert (found - whole).abs().max() <= 1e-6, type(cache).__name__
+        output = torch.cat([layer(piece, cache=cache) for piece in x.split(list(sizes), dim=1)], dim=1)
+        assert (output - whole).abs().max() <= 1e-6, type(cache).__name__
         assert int(cache.length) == 13
 
 
 @torch.no_grad()
 def test_caches_with_padding_on_the_left() -> None:
-    """A batch of a short and a long prompt: what is generated behind both is what each alone gives, without RoPE."""
+    """In a batch of a short and a long prompt, the next tokens are computed as for each prompt alone (no RoPE)."""
     torch.manual_seed(0)
     layer, cache = Attention(16, 2, causal=True).eval(), GrowingCache()
     x = torch.randn(2, 9, 16)
     valid = torch.ones(2, 9, dtype=torch.bool)
     valid[1, :4] = False
     layer(x[:, :8], valid[:, :8], cache)
-    found = layer(x[:, 8:], valid, cache)
-    assert (found[1] - layer(x[1:, 4:])[0, -1:]).abs().max() <= 1e-6
+    output = layer(x[:, 8:], valid, cache)
+    assert (output[1] - layer(x[1:, 4:])[0, -1:]).abs().max() <= 1e-6
 
 
 def test_bytes_of_caches() -> None:
-    """What is counted is what the caches hold: twice layers, batch, heads, channels, tokens and bytes."""
+    """The formula agrees with the memory of the caches: 2 * layers * batch * heads * channels * tokens * bytes."""
     layer = Attention(64, 8, 2, causal=True, window=6)
     x = torch.randn(3, 11, 64)
     growing, sliding = GrowingCache(), SlidingWindowCache(6)
@@ -143,7 +143,7 @@ def test_bytes_of_caches() -> None:
 
 @torch.no_grad()
 def test_100000_tokens_in_constant_memory() -> None:
-    """Grouped queries with a window: the cache stays its size, and the end is what the last tokens alone give."""
+    """Grouped queries with a window: the cache has a constant size, and the last output depends only on the window."""
     torch.manual_seed(0)
     layer = Attention(16, 4, 2, rope_base=1e4, causal=True, window=64).eval()
     cache, sizes = SlidingWindowCache(64), set()
@@ -176,12 +176,12 @@ def test_a_step_with_the_static_cache_exports() -> None:
     layer = Attention(16, 4, 2, rope_base=1e4, causal=True).eval()
     x = torch.randn(1, 6, 16)
     step = torch.export.export(Step(layer, StaticCache(1, 2, 8, 4)), (x[:, :1],)).module()
-    found = torch.cat([step(token) for token in x.split(1, dim=1)], dim=1)
-    assert (found - layer(x)).abs().max() <= 1e-6
+    output = torch.cat([step(token) for token in x.split(1, dim=1)], dim=1)
+    assert (output - layer(x)).abs().max() <= 1e-6
 
 
-def test_says_which_kernel_ran() -> None:
-    """What torch documents for a CPU: flash unless the weights are dropped or values are wider than keys."""
+def test_attention_paths_records_the_kernel() -> None:
+    """As torch documents for the CPU: flash, except with dropout or with values wider than keys."""
     layer = Attention(32, 4, 2, causal=True, dropout=0.1)
     x = torch.randn(2, 5, 32)
     with AttentionPaths() as ran:
@@ -191,8 +191,8 @@ def test_says_which_kernel_ran() -> None:
     assert ran.paths == ["flash", "math", "math"]
 
 
-def test_which_kernel_ran_in_inference_mode() -> None:
-    """There torch hands attention over in one piece, and the kernel shows only where that is taken apart."""
+def test_attention_paths_in_inference_mode() -> None:
+    """In inference mode torch does not decompose the operator, so the kernel is visible only after decomposing it."""
     layer, x = Attention(32, 4).eval(), torch.randn(2, 5, 32)
     with torch.inference_mode(), AttentionPaths() as ran:
         out = layer(x)
@@ -203,7 +203,7 @@ def test_which_kernel_ran_in_inference_mode() -> None:
 
 
 def test_grouping_heads_by_their_mean() -> None:
-    """Keys and values are the means of each group's; heads that agree give the same output."""
+    """Keys and values are the means of their group; if all heads of a group are equal, the output does not change."""
     torch.manual_seed(0)
     layer = Attention(24, 6, qk_norm=True, rope_base=1e4, causal=True).double().eval()
     grouped = layer.grouped(2)
@@ -217,12 +217,12 @@ def test_grouping_heads_by_their_mean() -> None:
     x = torch.randn(2, 7, 24, dtype=torch.float64)
     assert (layer.grouped(2)(x) - layer(x)).abs().max() <= 1e-12
     assert (layer.grouped(2).grouped(1).qkv.weight[24:28] - layer.grouped(1).qkv.weight[24:28]).abs().max() <= 1e-15
-    with pytest.raises(ConfigError, match="num_kv_heads=4 does not divide the 6 heads"):
+    with pytest.raises(ConfigError, match="num_kv_heads=4 does not divide the layer's 6: give a divisor"):
         layer.grouped(4)
 
 
 def test_other_names_of_the_projections() -> None:
-    """Llama's separate projections, and torch's own module with its outputs."""
+    """State dicts of Llama's layout and of torch.nn.MultiheadAttention load, the latter with torch's outputs."""
     torch.manual_seed(0)
     peer = nn.MultiheadAttention(24, 4, batch_first=True).double().eval()
     layer = Attention(24, 4).double()
@@ -257,27 +257,33 @@ def test_rotations_keep_lengths_and_depend_on_distance() -> None:
         (lambda: Attention(32, 4, 3), "num_kv_heads=3 does not divide num_heads=4"),
         (lambda: Attention(12, 4, rope_base=1e4), "head_dim=3: rotary"),
         (lambda: Attention(32, 4, window=3), "window=3, causal=False"),
-        (lambda: Attention(32, 4)(torch.randn(3, 31)), r"attention of \(3, 31\): give \(N, L, 32\)"),
-        (lambda: Attention(32, 4)(torch.randn(2, 3, 32), torch.ones(2, 4)), r"valid \(2, 4\): give \(2, 3\)"),
+        (lambda: Attention(32, 4)(torch.randn(3, 31)), r"x has shape \(3, 31\); expected \(N, L, 32\)"),
+        (
+            lambda: Attention(32, 4)(torch.randn(2, 3, 32), torch.ones(2, 4)),
+            r"valid has shape \(2, 4\); expected \(2, 3\)",
+        ),
         (lambda: Attention(32, 4)(torch.randn(2, 3, 32), cache=GrowingCache()), "causal=True"),
         (lambda: attention(heads(1, 4, 2, 8), heads(1, 3, 2, 8), heads(1, 3, 2, 8)), "G a divisor of H"),
         (lambda: attention(*(heads(1, 4, 2, 8),) * 3, window=2), "window needs causal"),
         (lambda: SlidingWindowCache(0), "window=0"),
         (
             lambda: Attention(32, 4, causal=True)(torch.randn(2, 3, 32), cache=SlidingWindowCache(4)),
-            "keeps a window of 4 tokens, the layer sees all",
+            "the cache has window=4 and the layer window=None",
         ),
         (
             lambda: Attention(32, 4, causal=True)(torch.randn(1, 5, 32), cache=StaticCache(1, 4, 4, 8)),
-            r"0 \+ 5 tokens: the cache has room for 4",
+            r"0 \+ 5 tokens do not fit in max_length=4; call reset\(\)",
         ),
         (
             lambda: Attention(32, 4, causal=True)(torch.randn(2, 5, 32), cache=StaticCache(1, 4, 8, 8)),
-            "do not fit a cache",
+            r"keys have shape \(2, 4, 5, 8\); expected \(1, 4, L, 8\)",
         ),
-        (lambda: flash_attention_reference(heads(2, 3, 4), heads(2, 3, 5), heads(2, 3, 4)), r"give \(\.\.\., N, D\)"),
+        (
+            lambda: flash_attention_reference(heads(2, 3, 4), heads(2, 3, 5), heads(2, 3, 4)),
+            r"expected \(\.\.\., N, D\)",
+        ),
         (lambda: flash_attention_reference(*(heads(2, 3, 4),) * 3, tile=0), "give 1 or more rows"),
-        (lambda: flash_attention_reference(*(heads(2, 3, 4),) * 3, memory=15), "needs 16 or more"),
+        (lambda: flash_attention_reference(*(heads(2, 3, 4),) * 3, memory=15), "give 16 or more"),
     ],
 )
 def test_mistakes_are_one_line(mistake: Callable[[], object], message: str) -> None:
@@ -286,13 +292,13 @@ def test_mistakes_are_one_line(mistake: Callable[[], object], message: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_a_layer_in_16_bits_copied_and_on_no_device() -> None:
+def test_a_layer_in_16_bits_deep_copied_and_on_the_meta_device() -> None:
     layer = Attention(32, 4, 2, rope_base=1e4, qk_norm=True, causal=True).eval()
     x = torch.randn(2, 5, 32)
     for dtype, tolerance in ((torch.bfloat16, 3e-2), (torch.float16, 3e-3)):
-        found = copy.deepcopy(layer).to(dtype)(x.to(dtype))
-        assert found.dtype == dtype
-        assert (found.float() - layer(x)).abs().max() <= tolerance
+        output = copy.deepcopy(layer).to(dtype)(x.to(dtype))
+        assert output.dtype == dtype
+        assert (output.float() - layer(x)).abs().max() <= tolerance
     assert layer.to("meta")(x.to("meta")).shape == x.shape
 
 
@@ -302,33 +308,33 @@ def test_a_layer_in_16_bits_copied_and_on_no_device() -> None:
 @settings(deadline=None)
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 6), st.integers(1, 25), st.integers(1, 25), st.booleans())
 def test_tiles_equal_torch_with_gradients(n: int, m: int, d: int, rows: int, columns: int, causal: bool) -> None:
-    """Any tile, more queries than keys too: outputs and gradients to 1e-6 in float32."""
+    """Any tile, also with more queries than keys: outputs and gradients within 1e-6 in float32."""
     q, k, v = (heads(2, 2, *shape, seed=i).requires_grad_() for i, shape in enumerate(((n, d), (m, d), (m, d + 1))))
-    found = flash_attention_reference(q, k, v, causal=causal, tile=(rows, columns))
+    output = flash_attention_reference(q, k, v, causal=causal, tile=(rows, columns))
     own = torch.arange(n)[:, None] + m - n
     allowed = (torch.arange(m) <= own) if causal else torch.ones(n, m, dtype=torch.bool)
     expected = F.scaled_dot_product_attention(q, k, v, allowed)
     grad = heads(*expected.shape, seed=9)
-    assert (found.output - expected).abs().max() <= 1e-6
+    assert (output.output - expected).abs().max() <= 1e-6
     for a, b in zip(
-        torch.autograd.grad(found.output, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
+        torch.autograd.grad(output.output, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
     ):
         assert (a - b).abs().max() <= 1e-6 * max(1.0, float(b.abs().max()))
     scores = (q @ k.transpose(-2, -1) * d**-0.5).masked_fill(~allowed, -torch.inf)
-    assert torch.allclose(found.logsumexp, scores.logsumexp(-1), atol=1e-5)
+    assert torch.allclose(output.logsumexp, scores.logsumexp(-1), atol=1e-5)
 
 
 def test_large_scores_do_not_overflow() -> None:
-    """Scores of thousands, rising along the keys, so that every tile brings a new maximum."""
+    """Scores in the thousands that rise along the keys, so that every tile has a new maximum."""
     q, k, v = heads(1, 8, 4), heads(1, 32, 4, seed=1).cumsum(-2), heads(1, 32, 4, seed=2)
-    found = flash_attention_reference(100 * q, 10 * k, v, tile=3).output
-    assert found.isfinite().all()
-    assert (found - F.scaled_dot_product_attention(100 * q, 10 * k, v)).abs().max() <= 1e-5
+    output = flash_attention_reference(100 * q, 10 * k, v, tile=3).output
+    assert output.isfinite().all()
+    assert (output - F.scaled_dot_product_attention(100 * q, 10 * k, v)).abs().max() <= 1e-5
 
 
 @contextmanager
 def counting() -> Iterator[list[int]]:
-    """Largest tensors that are made inside."""
+    """Record the size of the largest tensor that is created inside the block."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     sizes: list[int] = []
@@ -343,8 +349,8 @@ def counting() -> Iterator[list[int]]:
         yield sizes
 
 
-def test_no_matrix_of_all_scores_is_made() -> None:
-    """Forward and backward: nothing larger than the inputs."""
+def test_the_full_matrix_of_scores_is_never_created() -> None:
+    """Forward and backward pass create no tensor larger than the inputs."""
     q, k, v = (heads(1, 60, 8, seed=i).requires_grad_() for i in range(3))
     with counting() as sizes:
         flash_attention_reference(q, k, v, causal=True, tile=20).output.sum().backward()
@@ -352,7 +358,7 @@ def test_no_matrix_of_all_scores_is_made() -> None:
 
 
 def test_traffic_follows_the_theorem() -> None:
-    """Standard: 4n^2 and linear terms, whatever the memory. Tiled: n^2 d^2 / M (arXiv 2205.14135, theorem 2)."""
+    """Standard: 4n^2 and linear terms for any memory M. Tiled: n^2 d^2 / M (arXiv 2205.14135, theorem 2)."""
     n, d = 4096, 64
     for memory in (1 << 14, 1 << 15, 1 << 16):
         traffic = attention_traffic(n, n, d, memory=memory)

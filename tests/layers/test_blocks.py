@@ -1,4 +1,4 @@
-"""Convolution blocks: padding, costs in closed form against counted ones, what is shared between the families."""
+"""Convolution blocks: padding, closed-form costs against counted ones, residuals, conventions of ports."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_reduction_of_a_separable_convolution() -> None:
 @settings(max_examples=60, deadline=None)
 @given(SIZES, KERNELS, st.integers(1, 5))
 def test_padding_of_tensorflow(size: tuple[int, int], kernel: int, stride: int) -> None:
-    """The peer's padding, to the pixel; a window for each ``stride`` pixels begun, kernels below the stride too."""
+    """Equal to the peer implementation: ceil(size / stride) windows, also for kernels smaller than the stride."""
     x = torch.arange(1.0, 1 + size[0] * size[1]).reshape(1, 1, *size)
     padded = pad_same(x, kernel, stride)
     assert padded.equal(PEER.pad_same(x, [kernel, kernel], [stride, stride]))
@@ -98,7 +98,7 @@ def test_padding_of_tensorflow(size: tuple[int, int], kernel: int, stride: int) 
 
 
 def test_padding_is_asymmetric_at_even_sizes() -> None:
-    """By hand: 4 pixels, kernel 3, stride 2 need one zero, at the end; 5 need one on each side."""
+    """Computed by hand: with kernel 3 and stride 2, 4 pixels need one zero at the end, 5 pixels one on each side."""
     ones = torch.ones(1, 1, 4, 5)
     assert pad_same(ones, 3, 2)[0, 0, :, 2].tolist() == [1, 1, 1, 1, 0]
     assert pad_same(ones, 3, 2)[0, 0, 0].tolist() == [0, 1, 1, 1, 1, 1, 0]
@@ -107,11 +107,11 @@ def test_padding_is_asymmetric_at_even_sizes() -> None:
 @settings(deadline=None)
 @given(st.floats(0.1, 4000), st.sampled_from((4, 8, 16)))
 def test_divisible_widths(width: float, divisor: int) -> None:
-    found = make_divisible(width, divisor)
-    assert found % divisor == 0
-    assert found >= max(divisor, 0.9 * width)
-    assert found - width <= divisor
-    assert found == PEER.make_divisible(width, divisor)
+    result = make_divisible(width, divisor)
+    assert result % divisor == 0
+    assert result >= max(divisor, 0.9 * width)
+    assert result - width <= divisor
+    assert result == PEER.make_divisible(width, divisor)
 
 
 def test_conventions_reach_every_convolution() -> None:
@@ -150,14 +150,14 @@ def test_squeeze_and_excitation_by_hand() -> None:
 
 
 def test_dropped_blocks_leave_the_input() -> None:
-    """In training a residual block of a high rate is the identity for most images; a strided one never drops."""
+    """With a high rate a residual block in training is mostly the identity; a strided block is never dropped."""
     torch.manual_seed(0)
     x = torch.randn(64, 4, 8, 8)
     for build in (DepthwiseSeparableConv, InvertedResidual):
         block = build(4, 4, drop_path=0.9)
         assert isinstance(block.drop_path, DropPath)
-        kept = (block(x) != x).flatten(1).any(1).sum().item()
-        assert 0 < kept < 20
+        active = (block(x) != x).flatten(1).any(1).sum().item()
+        assert 0 < active < 20
         strided = build(4, 4, 2, drop_path=0.9)
         assert (strided(x) != 0).flatten(1).any(1).all()
         assert (block.eval()(x) != x).flatten(1).any(1).all()

@@ -1,4 +1,4 @@
-"""Cascaded linear attention: its definition, what a head hands on, work in proportion to the tokens."""
+"""Cascaded linear attention: its definition, the connections between heads, work in proportion to the tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helpers.golden import largest
 
 
 def head_outputs(layer: CascadedLinearAttention, x: Tensor, cascade: str) -> Tensor:
-    """The layer by its definition, with the N x N matrix of scores."""
+    """Compute the layer by its definition, with the N x N matrix of scores."""
     outs: list[Tensor] = []
     for split, qkv in zip(x.chunk(len(layer.qkv), dim=-1), layer.qkv, strict=True):
         q, k, v = qkv(split + outs[-1] if cascade == "input" and outs else split).chunk(3, dim=-1)
@@ -43,8 +43,8 @@ def test_cascaded_attention_is_its_definition(heads: int, cascade: Any) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("cascade", "reached"), [("output", [2, 3]), ("input", [2, 3, 4])])
-def test_what_a_head_hands_on(cascade: Any, reached: list[int]) -> None:
-    """A change of one split is felt by its own head and the next one, or by all after it, and by none before."""
+def test_connections_between_heads(cascade: Any, reached: list[int]) -> None:
+    """A change in one split changes its head and the next one ("output") or all later ones ("input"), none before."""
     layer = golden.fill(CascadedLinearAttention(20, 5, cascade=cascade))
     layer.project = nn.Identity()
     x = torch.randn(1, 6, 20)

@@ -1,4 +1,4 @@
-"""Linear attention: reference outputs, the matrix written out, pieces with a state, constant memory."""
+"""Linear attention: reference outputs, an explicit matrix of weights, sequences in pieces, constant memory."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ def qkv(n: int, m: int, d: int, e: int, seed: int = 0, dtype: torch.dtype = torc
 
 
 def written_out(q: Tensor, k: Tensor, v: Tensor, feature_map: str, causal: bool, eps: float) -> Tensor:
-    """Weights as an n x m matrix."""
+    """Compute attention with an explicit n x m matrix of weights."""
     n, m = q.shape[-2], k.shape[-2]
-    seen = (torch.arange(m) <= torch.arange(n)[:, None] + m - n) if causal else torch.ones(n, m, dtype=torch.bool)
+    visible = (torch.arange(m) <= torch.arange(n)[:, None] + m - n) if causal else torch.ones(n, m, dtype=torch.bool)
     if feature_map == "softmax":
         of_keys = k.unsqueeze(-3).expand(*k.shape[:-2], n, m, k.shape[-1])
-        of_keys = of_keys.masked_fill(~seen.unsqueeze(-1), -math.inf).softmax(-2)  # (..., n, m, d)
+        of_keys = of_keys.masked_fill(~visible.unsqueeze(-1), -math.inf).softmax(-2)  # (..., n, m, d)
         return (q.softmax(-1).unsqueeze(-2) * of_keys).sum(-1) @ v
     phi = MAPS[feature_map]
-    weights = (phi(q) @ phi(k).transpose(-2, -1)).masked_fill(~seen, 0)
+    weights = (phi(q) @ phi(k).transpose(-2, -1)).masked_fill(~visible, 0)
     return weights / (weights.sum(-1, keepdim=True) + eps) @ v
 
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_equals_the_reference(name: str) -> None:
-    """ELU + 1 and ReLU, causal and not: float64, seven printed digits."""
+    """ELU + 1 and ReLU, causal and not causal: float64, to seven printed digits."""
     case = golden.read("attention")[name]
     *batch, n, d = case["shape"]
     q, k = (golden_arch.raw(f"attn.{name}.{part}", (*batch, n, d)) for part in "qk")
     v = golden_arch.raw(f"attn.{name}.v", (*batch, n, case["v_dim"]))
     feature_map = case["feature"]
-    found = linear_attention(q, k, v, feature_map=feature_map, causal=case["causal"], eps=case["eps"])
-    assert golden_arch.difference(found, case["output"]) <= 1e-6
+    output = linear_attention(q, k, v, feature_map=feature_map, causal=case["causal"], eps=case["eps"])
+    assert golden_arch.difference(output, case["output"]) <= 1e-6
 
 
 def chosen(name: str) -> str | Callable[[Tensor], Tensor]:
@@ -68,21 +68,21 @@ def chosen(name: str) -> str | Callable[[Tensor], Tensor]:
     st.sampled_from(ALL), st.integers(1, 40), st.integers(0, 40), st.integers(1, 6), st.integers(1, 6),
     st.booleans(), st.integers(1, 50), st.integers(0, 999),
 )  # fmt: skip
-def test_equals_the_matrix_written_out(
+def test_equals_the_explicit_matrix(
     name: str, n: int, earlier: int, d: int, e: int, causal: bool, chunk_size: int, seed: int
 ) -> None:
-    """Every feature map, any chunk, keys before the first query too."""
+    """Every feature map and any chunk size, also with keys before the first query."""
     q, k, v = qkv(n, n + earlier, d, e, seed)
-    found = linear_attention(q, k, v, feature_map=chosen(name), causal=causal, eps=1e-6, chunk_size=chunk_size)
-    assert (found - written_out(q, k, v, name, causal, 1e-6)).abs().max() <= 1e-10
+    output = linear_attention(q, k, v, feature_map=chosen(name), causal=causal, eps=1e-6, chunk_size=chunk_size)
+    assert (output - written_out(q, k, v, name, causal, 1e-6)).abs().max() <= 1e-10
 
 
 @settings(deadline=None)
 @given(
     st.sampled_from(ALL), st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 99)
 )
-def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int], chunk_size: int, seed: int) -> None:
-    """Causal, in any pieces: the same outputs and the same last state."""
+def test_pieces_with_a_state_equal_the_whole_sequence(name: str, sizes: list[int], chunk_size: int, seed: int) -> None:
+    """Causal attention in any pieces gives the same outputs and the same last state."""
     q, k, v = qkv(sum(sizes), sum(sizes), 4, 3, seed)
     whole, end = linear_attention(q, k, v, feature_map=chosen(name), causal=True, eps=1e-6, return_state=True)
     outs, state = [], None
@@ -104,8 +104,8 @@ def test_pieces_give_what_the_whole_gives(name: str, sizes: list[int], chunk_siz
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_keys_in_pieces_for_queries_that_see_all(name: str) -> None:
-    """Not causal: queries behind the last piece of keys see them all."""
+def test_keys_in_pieces_without_causal_mask(name: str) -> None:
+    """Not causal: queries after the last piece of keys attend to the keys of all pieces."""
     q, k, v = qkv(7, 20, 4, 3)
     state = None
     for keys, values in zip(k.split(6, dim=-2), v.split(6, dim=-2), strict=True):
@@ -127,26 +127,26 @@ def test_gradients(name: str, causal: bool) -> None:
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_16_bits_lose_the_rounding_of_the_result_alone(name: str, causal: bool, dtype: torch.dtype) -> None:
-    """Sums over 4096 positions are in float32; inside autocast too."""
+def test_error_in_16_bits_is_the_rounding_of_the_result(name: str, causal: bool, dtype: torch.dtype) -> None:
+    """Sums over 4096 positions are computed in float32, also under autocast."""
     q, k, v = qkv(4096, 4096, 8, 8, dtype=dtype)
     v = v + 2
     exact = linear_attention(q.double(), k.double(), v.double(), feature_map=chosen(name), causal=causal, eps=1e-6)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, state = linear_attention(q, k, v, feature_map=chosen(name), causal=causal, eps=1e-6, return_state=True)
-    assert found.dtype == dtype
+        output, state = linear_attention(q, k, v, feature_map=chosen(name), causal=causal, eps=1e-6, return_state=True)
+    assert output.dtype == dtype
     assert state.context.dtype == torch.float32
-    assert (found.double() - exact).abs().max() <= 2 * torch.finfo(dtype).eps * exact.abs().max()
+    assert (output.double() - exact).abs().max() <= 2 * torch.finfo(dtype).eps * exact.abs().max()
 
 
 def test_softmax_features_stay_finite() -> None:
-    """Keys that rise or fall by hundreds: factors of query and key alone would overflow, or vanish."""
+    """Keys that rise or fall by hundreds, where separate factors for query and key would overflow or underflow."""
     q, k, v = qkv(64, 64, 4, 3)
     for slope in (-50.0, 50.0):
         steep = k + slope * torch.arange(64.0)[:, None]
-        found = linear_attention(q.float(), steep.float(), v.float(), feature_map="softmax", causal=True)
+        output = linear_attention(q.float(), steep.float(), v.float(), feature_map="softmax", causal=True)
         expected = written_out(q, steep.float().double(), v, "softmax", True, 0)
-        assert (found - expected).abs().max() <= 1e-5
+        assert (output - expected).abs().max() <= 1e-5
 
 
 def test_maps_by_name() -> None:
@@ -159,7 +159,7 @@ def test_maps_by_name() -> None:
 
 
 def test_scale_does_not_grow_with_the_number_of_keys() -> None:
-    """The normaliser: constant values come out as they are, for 10 keys and for 10,000."""
+    """Because of the normaliser, constant values are returned unchanged, for 10 keys and for 10,000."""
     for m in (10, 10_000):
         q, k, _ = qkv(3, m, 4, 1)
         out = linear_attention(q, k, torch.full((2, 3, m, 1), 7.0, dtype=torch.float64), feature_map="elu1")
@@ -168,7 +168,7 @@ def test_scale_does_not_grow_with_the_number_of_keys() -> None:
 
 @torch.no_grad()
 def test_100000_tokens_in_constant_memory() -> None:
-    """A layer fed piece by piece: the state stays its size, and the last outputs are the whole sequence's."""
+    """A sequence in pieces: the size of the state is constant, and the last outputs are those of the whole."""
     torch.manual_seed(0)
     layer = LinearSelfAttention(16, 4, causal=True)
     x = torch.randn(1, 100_000, 16)
@@ -181,8 +181,8 @@ def test_100000_tokens_in_constant_memory() -> None:
     assert (out - whole[:, -2000:]).abs().max() <= 1e-5
 
 
-def test_one_graph_for_any_length() -> None:
-    """Not causal, as vision models use it: exported once, run at other lengths."""
+def test_exported_graph_runs_at_any_length() -> None:
+    """Attention without a causal mask, as in vision models, is exported once and run at other lengths."""
 
     class Attend(torch.nn.Module):
         def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def test_one_graph_for_any_length() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (lambda: linear_attention(*qkv(3, 4, 5, 6)[:2], qkv(3, 5, 5, 6)[2]), r"give \(\.\.\., N, D\)"),
+        (lambda: linear_attention(*qkv(3, 4, 5, 6)[:2], qkv(3, 5, 5, 6)[2]), r"expected \(\.\.\., N, D\)"),
         (lambda: linear_attention(qkv(3, 4, 5, 6)[0], *qkv(3, 4, 4, 6)[1:]), r"q \(2, 3, 3, 5\), k \(2, 3, 4, 4\)"),
         (lambda: linear_attention(*qkv(5, 4, 3, 2), causal=True), "more queries than keys"),
         (lambda: linear_attention(*qkv(4, 4, 3, 2), feature_map="elu_1"), "did you mean 'elu1'"),
@@ -206,7 +206,7 @@ def test_one_graph_for_any_length() -> None:
             lambda: linear_attention(
                 *qkv(4, 4, 3, 2), state=LinearAttentionState(torch.zeros(2, 3, 4, 2), torch.zeros(2, 3, 4))
             ),
-            r"state of \(4, 2\) \(D, E\) does not fit",
+            r"the state has \(D, E\) = \(4, 2\); expected \(3, 2\)",
         ),
         (
             lambda: linear_attention(

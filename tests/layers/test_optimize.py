@@ -1,4 +1,4 @@
-"""An optimised model is the same function in fewer steps, and the original stays as it was."""
+"""An optimised model computes the same outputs with fewer operations, and the original is not changed."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def norms(model: nn.Module) -> list[str]:
 
 
 def live(layer: Any) -> Any:
-    """Any layers with statistics that matter."""
+    """Fill layers with weights and statistics that affect the output."""
     return golden.fill(layer)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_same_outputs_without_norms(name: str, options: dict) -> None:
-    """Float64 within 1e-10 of the largest value, float32 within 1e-5; no batch norm is left in these models."""
+    """Within 1e-10 of the largest value in float64, 1e-5 in float32; no batch norm is left in these models."""
     model = golden.fill(create_model(name, **options), 0.7).double()
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model = model.to(dtype).train()
@@ -55,8 +55,8 @@ def test_same_outputs_without_norms(name: str, options: dict) -> None:
         assert info_of(fast) == info_of(model)
         assert {p.dtype for p in fast.parameters()} == {dtype}
         x = golden.image_input((2, 3, 72, 96)).to(dtype)
-        expected, found = model.eval()(x), fast(x)
-        for a, b in zip(expected, found, strict=True):
+        expected, output = model.eval()(x), fast(x)
+        for a, b in zip(expected, output, strict=True):
             assert (a - b).abs().max() <= tolerance * a.abs().max()
 
 
@@ -72,7 +72,7 @@ def test_same_outputs_without_norms(name: str, options: dict) -> None:
     ],
 )
 def test_every_pair_folds(layers: nn.Module) -> None:
-    """With a bias or without, grouped, strided, with any epsilon."""
+    """Convolutions and linear layers with and without bias, grouped, strided, with any epsilon."""
     model = live(layers).double()
     folded = copy.deepcopy(model)
     fold_norms(folded)
@@ -83,8 +83,8 @@ def test_every_pair_folds(layers: nn.Module) -> None:
 
 
 @torch.no_grad()
-def test_what_cannot_fold_stays() -> None:
-    """Norms of batch statistics; norms behind an activation or in front of padding; a layer in two places."""
+def test_norms_that_cannot_be_folded_stay() -> None:
+    """Not folded: norms without running statistics, norms after an activation or before padding, a layer used twice."""
     batch = nn.BatchNorm2d(6, track_running_stats=False)
     first = live(nn.Sequential(nn.Conv2d(6, 6, 1), batch, nn.BatchNorm2d(6), nn.Conv2d(6, 6, 3, padding=1)))
     second = live(nn.Sequential(nn.Conv2d(6, 6, 1), nn.ReLU(), nn.BatchNorm2d(6)))
@@ -100,7 +100,7 @@ def test_what_cannot_fold_stays() -> None:
 
 @torch.no_grad()
 def test_folding_is_exact_before_it_rounds() -> None:
-    """A model in 16 bits gets the weights that float64 gives, rounded once."""
+    """A 16-bit model gets the float64 weights, rounded once."""
     model = live(ConvNormAct(6, 8, 3)).to(torch.float16)
     folded, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     fold_norms(folded)
@@ -109,8 +109,8 @@ def test_folding_is_exact_before_it_rounds() -> None:
     assert torch.equal(folded.conv.bias, exact.conv.bias.half())
 
 
-def test_predictors_run_it(tmp_path: Path) -> None:
-    """Loaded for prediction, a checkpoint gives the logits of its model from a network without norms."""
+def test_predictors_run_the_optimised_model(tmp_path: Path) -> None:
+    """A predictor runs the optimised network, without norms, and gives the logits of the model."""
     model = golden.fill(create_model("efficientvit_m0", num_classes=3), 0.7)
     save_checkpoint(tmp_path / "m0.safetensors", model.state_dict(), info_of(model))
     predictor = foveal.load(tmp_path / "m0.safetensors", device="cpu")

@@ -74,34 +74,34 @@ STEPS = {
 @pytest.mark.parametrize("method", FAST)
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 17, 15, 3), (1, 33, 129, 8), (1, 5, 1025, 16)], ids=str)
-def test_float32_is_as_good_as_it_can_be(shape: Sequence[int], steps: str, method: str) -> None:
+def test_float32_is_within_tolerance_of_float64(shape: Sequence[int], steps: str, method: str) -> None:
     shift, scale = STEPS[steps]
     batch, channels, length, states = shape
-    given = rounded(tensors(batch, channels, length, states, shift=shift, scale=scale))
-    for found, expected in zip(scan(given, method, torch.float32), scan(given, "loop"), strict=True):
-        assert found.dtype == torch.float32
-        assert difference(found, expected) < TOLERANCE[method]
+    inputs = rounded(tensors(batch, channels, length, states, shift=shift, scale=scale))
+    for output, expected in zip(scan(inputs, method, torch.float32), scan(inputs, "loop"), strict=True):
+        assert output.dtype == torch.float32
+        assert difference(output, expected) < TOLERANCE[method]
 
 
 @pytest.mark.parametrize("steps", ["usual", "tiny", "constant", "huge"])
-def test_65536_tokens_lose_nothing_to_rounding(steps: str) -> None:
+def test_65536_tokens_do_not_accumulate_rounding(steps: str) -> None:
     shift, scale = STEPS[steps]
-    given = rounded(tensors(1, 2, 65536, 2, shift=shift, scale=scale))
+    inputs = rounded(tensors(1, 2, 65536, 2, shift=shift, scale=scale))
     if steps == "constant":  # the same rounding at each token: it adds up, where it is not kept
-        given |= {name: torch.full_like(given[name], 0.7) for name in ("u", "B", "C")}
-    expected = scan(given, "loop")
+        inputs |= {name: torch.full_like(inputs[name], 0.7) for name in ("u", "B", "C")}
+    expected = scan(inputs, "loop")
     for method in ("parallel", "chunked", *(["kernel"] if COMPILER else [])):
-        for found, value in zip(scan(given, method, torch.float32), expected, strict=True):
-            assert difference(found, value) < TOLERANCE[method], method
+        for output, value in zip(scan(inputs, method, torch.float32), expected, strict=True):
+            assert difference(output, value) < TOLERANCE[method], method
 
 
-def test_a_float32_loop_would_lose_it() -> None:
-    """Why sums are compensated: the plain loop in float32 is wrong in the fourth digit."""
+def test_a_plain_float32_loop_is_inaccurate() -> None:
+    """The reason for compensated sums: the plain loop in float32 is wrong in the fourth digit."""
     dt, one = torch.full((1, 1, 65536), 1.2e-5), torch.full((1, 1, 65536), 0.7)
     A, matrix = -torch.ones(1, 1), one[:, None]
-    found = reference.loop(one, dt, A, matrix, matrix)[0]
+    output = reference.loop(one, dt, A, matrix, matrix)[0]
     expected = reference.loop(one.double(), dt.double(), A.double(), matrix.double(), matrix.double())[0]
-    assert difference(found, expected) > 1e-5
+    assert difference(output, expected) > 1e-5
 
 
 @given(
@@ -111,66 +111,66 @@ def test_a_float32_loop_would_lose_it() -> None:
 def test_any_shape(
     batch: int, groups: int, per_group: int, length: int, states: int, softplus: bool, without: set[str], seed: int
 ) -> None:
-    given: dict[str, Any] = tensors(batch, groups * per_group, length, states, groups, seed)
+    inputs: dict[str, Any] = tensors(batch, groups * per_group, length, states, groups, seed)
     if not softplus:
-        given["delta"] = 0.1 * given["delta"].abs()
-        given["delta_bias"] = given["delta_bias"].abs()
-    given |= dict.fromkeys(without)
+        inputs["delta"] = 0.1 * inputs["delta"].abs()
+        inputs["delta_bias"] = inputs["delta_bias"].abs()
+    inputs |= dict.fromkeys(without)
     if groups == 1:
-        given |= {name: given[name][:, 0] for name in "BC"}
-    expected = scan(given, "loop", softplus=softplus)
+        inputs |= {name: inputs[name][:, 0] for name in "BC"}
+    expected = scan(inputs, "loop", softplus=softplus)
     for method in ("parallel", "chunked", *(["kernel"] if COMPILER else [])):
-        for found, value in zip(scan(given, method, softplus=softplus), expected, strict=True):
-            assert difference(found, value) < 1e-12
+        for output, value in zip(scan(inputs, method, softplus=softplus), expected, strict=True):
+            assert difference(output, value) < 1e-12
 
 
 def test_the_loop_is_the_recurrence() -> None:
-    """Written out for one channel with scalars."""
-    given = tensors(1, 1, 6, 1)
-    numbers = {name: tensor.flatten().tolist() for name, tensor in given.items()}
+    """Equal to the recurrence with Python numbers for one channel."""
+    inputs = tensors(1, 1, 6, 1)
+    numbers = {name: tensor.flatten().tolist() for name, tensor in inputs.items()}
     h, expected = 0.0, []
     for u, delta, B, C, z in zip(*(numbers[name] for name in ("u", "delta", "B", "C", "z")), strict=True):
         dt = np.log1p(np.exp(delta + numbers["delta_bias"][0]))
         h = np.exp(dt * numbers["A"][0]) * h + dt * B * u
         expected.append((C * h + numbers["D"][0] * u) * z / (1 + np.exp(-z)))
-    y, state = scan(given, "loop")
+    y, state = scan(inputs, "loop")
     np.testing.assert_allclose(y.flatten(), expected, rtol=1e-12)
     np.testing.assert_allclose(state.flatten(), [h], rtol=1e-12)
 
 
 @pytest.mark.parametrize("method", FORMS)
 def test_matrices_that_are_the_same_for_all_tokens(method: str) -> None:
-    given = tensors(2, 3, 5, 4)
-    given |= {"B": given["A"] + 1, "C": given["A"].cos()}
-    spread = given | {name: given[name][None, :, :, None].expand(2, 3, 4, 5) for name in "BC"}
-    assert difference(scan(given, method)[0], scan(spread, "loop")[0]) < 1e-14
+    inputs = tensors(2, 3, 5, 4)
+    inputs |= {"B": inputs["A"] + 1, "C": inputs["A"].cos()}
+    spread = inputs | {name: inputs[name][None, :, :, None].expand(2, 3, 4, 5) for name in "BC"}
+    assert difference(scan(inputs, method)[0], scan(spread, "loop")[0]) < 1e-14
 
 
 @pytest.mark.parametrize("method", FORMS)
 def test_views_of_any_strides(method: str) -> None:
-    given = tensors(2, 20, 37, 4, 2)
-    turned = {name: tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor for name, tensor in given.items()}
+    inputs = tensors(2, 20, 37, 4, 2)
+    turned = {name: tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor for name, tensor in inputs.items()}
     assert not turned["u"].is_contiguous()
-    assert difference(scan(turned, method)[0], scan(given, method)[0]) < 1e-14
+    assert difference(scan(turned, method)[0], scan(inputs, method)[0]) < 1e-14
 
 
 @pytest.mark.parametrize("method", FORMS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_computes_in_float32(method: str, dtype: torch.dtype) -> None:
-    given = {name: tensor.to(dtype) for name, tensor in tensors(1, 6, 300, 4, shift=-6).items()}
-    expected, last = scan(given, "loop", torch.float64)
+    inputs = {name: tensor.to(dtype) for name, tensor in tensors(1, 6, 300, 4, shift=-6).items()}
+    expected, last = scan(inputs, "loop", torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
-        y, state = selective_scan(**given, delta_softplus=True, return_last_state=True, method=method)
+        y, state = selective_scan(**inputs, delta_softplus=True, return_last_state=True, method=method)
     assert (y.dtype, state.dtype) == (dtype, torch.float32)
     assert torch.equal(y, expected.to(dtype)) or difference(y, expected) < 2 * torch.finfo(dtype).eps
     assert difference(state, last) < TOLERANCE[method]
 
 
 @pytest.mark.parametrize("method", FORMS)
-def test_not_a_number_and_growth_are_not_hidden(method: str) -> None:
-    given = tensors(1, 2, 40, 2)
-    given["delta"][0, 1, 7] = torch.nan
-    y = scan(given, method, torch.float32)[0]
+def test_nan_and_overflow_are_not_hidden(method: str) -> None:
+    inputs = tensors(1, 2, 40, 2)
+    inputs["delta"][0, 1, 7] = torch.nan
+    y = scan(inputs, method, torch.float32)[0]
     assert y[0, 0].isfinite().all()
     assert y[0, 1, :7].isfinite().all()
     assert y[0, 1, 7:].isnan().all()
@@ -180,18 +180,18 @@ def test_not_a_number_and_growth_are_not_hidden(method: str) -> None:
 
 @pytest.mark.parametrize("method", FORMS)
 def test_empty_batch(method: str) -> None:
-    given = {name: tensor[:0] if tensor.dim() > 2 else tensor for name, tensor in tensors(1, 3, 4, 2).items()}
-    y, state = scan(given, method)
+    inputs = {name: tensor[:0] if tensor.dim() > 2 else tensor for name, tensor in tensors(1, 3, 4, 2).items()}
+    y, state = scan(inputs, method)
     assert (y.shape, state.shape) == ((0, 3, 4), (0, 3, 2))
 
 
 @needs_compiler
-def test_threads_change_nothing() -> None:
-    given = {name: tensor.requires_grad_() for name, tensor in tensors(2, 100, 700, 8).items() if name != "z"}
+def test_number_of_threads_does_not_change_results() -> None:
+    inputs = {name: tensor.requires_grad_() for name, tensor in tensors(2, 100, 700, 8).items() if name != "z"}
 
     def computed() -> list[Tensor]:
-        y, state = scan(given, "kernel", torch.float32)
-        leaves = [given[name] for name in ("u", "delta", "A", "B", "C")]  # the others are sums of torch's
+        y, state = scan(inputs, "kernel", torch.float32)
+        leaves = [inputs[name] for name in ("u", "delta", "A", "B", "C")]  # the others are sums of torch's
         return [y, state, *torch.autograd.grad(y.sum() + state.sum(), leaves)]
 
     threads = torch.get_num_threads()
@@ -210,63 +210,63 @@ def test_threads_change_nothing() -> None:
 @pytest.mark.parametrize("method", FORMS)
 @pytest.mark.parametrize("softplus", [True, False])
 def test_gradcheck(method: str, softplus: bool) -> None:
-    given = tensors(2, 4, 5, 3, 2)
+    inputs = tensors(2, 4, 5, 3, 2)
     assert torch.autograd.gradcheck(
-        lambda *values: scan(dict(zip(given, values, strict=True)), method, softplus=softplus),
-        [tensor.requires_grad_() for tensor in given.values()],
+        lambda *values: scan(dict(zip(inputs, values, strict=True)), method, softplus=softplus),
+        [tensor.requires_grad_() for tensor in inputs.values()],
     )
 
 
 @pytest.mark.parametrize("method", FAST)
 @pytest.mark.parametrize("shape", [(2, 3, 9, 8, 1), (1, 6, 33, 3, 2), (2, 40, 150, 5, 1), (1, 2, 2100, 2, 1)], ids=str)
-def test_gradients_are_the_loops(shape: Sequence[int], method: str) -> None:
+def test_gradients_equal_those_of_the_loop(shape: Sequence[int], method: str) -> None:
     batch, channels, length, states, groups = shape
-    given = rounded(tensors(batch, channels, length, states, groups, shift=-2, scale=2))
-    expected = gradients(given, "loop", torch.float64)
+    inputs = rounded(tensors(batch, channels, length, states, groups, shift=-2, scale=2))
+    expected = gradients(inputs, "loop", torch.float64)
     for dtype, limit in ((torch.float64, 1e-13), (torch.float32, 3e-6)):
-        for name, found, value in zip(given, gradients(given, method, dtype), expected, strict=True):
-            assert difference(found, value) < limit, name
+        for name, output, value in zip(inputs, gradients(inputs, method, dtype), expected, strict=True):
+            assert difference(output, value) < limit, name
 
 
 @pytest.mark.parametrize("method", FORMS)
 def test_gradient_checkpointing(method: str) -> None:
-    """Activations that are computed again give the same gradients; torch lets the saved ones be read once."""
-    found = []
+    """Recomputed activations give the same gradients; saved tensors may be read only once."""
+    output = []
     for again in (False, True):
         arguments = {key: tensor.requires_grad_() for key, tensor in tensors(2, 3, 5, 2).items()}
         scan = partial(selective_scan, method=method, **arguments)
         y = checkpoint(scan, use_reentrant=False) if again else scan()
-        found.append(torch.autograd.grad(y.square().sum(), list(arguments.values())))
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        output.append(torch.autograd.grad(y.square().sum(), list(arguments.values())))
+    assert all(torch.equal(a, b) for a, b in zip(*output, strict=True))
 
 
 @pytest.mark.parametrize("method", FAST)
 @pytest.mark.parametrize("shift", [-12, 0, 5])
 def test_gradients_of_65536_tokens(shift: float, method: str) -> None:
-    given = rounded(tensors(1, 1, 65536, 1, shift=shift))
-    expected = gradients(given, "parallel", torch.float64)
-    for name, found, value in zip(given, gradients(given, method, torch.float32), expected, strict=True):
-        assert difference(found, value) < 1e-5, name
+    inputs = rounded(tensors(1, 1, 65536, 1, shift=shift))
+    expected = gradients(inputs, "parallel", torch.float64)
+    for name, output, value in zip(inputs, gradients(inputs, method, torch.float32), expected, strict=True):
+        assert difference(output, value) < 1e-5, name
 
 
 # ---- graphs
 
 
 class Scan(nn.Module):
-    """The scan with parameters, as a model has it."""
+    """A module with the scan and its parameters, as in a model."""
 
     def __init__(self) -> None:
         super().__init__()
-        given = tensors(1, 6, 1, 3)
-        self.A, self.D = nn.Parameter(given["A"].float()), nn.Parameter(given["D"].float())
+        inputs = tensors(1, 6, 1, 3)
+        self.A, self.D = nn.Parameter(inputs["A"].float()), nn.Parameter(inputs["D"].float())
 
     def forward(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         return selective_scan(u, delta, self.A, B, C, self.D, delta_softplus=True, return_last_state=True)
 
 
 def model_inputs(batch: int, length: int) -> tuple[Tensor, ...]:
-    given = tensors(batch, 6, length, 3, seed=length)
-    return tuple(given[name].float() for name in ("u", "delta")) + tuple(given[name][:, 0].float() for name in "BC")
+    inputs = tensors(batch, 6, length, 3, seed=length)
+    return tuple(inputs[name].float() for name in ("u", "delta")) + tuple(inputs[name][:, 0].float() for name in "BC")
 
 
 DYNAMIC = {name: {0: Dim("b"), 2: Dim("l", max=reference.LONGEST)} for name in ("u", "delta", "B", "C")}
@@ -278,8 +278,8 @@ def test_export_of_a_fixed_length_is_short_and_standard() -> None:
     assert calls.count("aten.exp.default") == 6 + 1  # 2^6 >= 50, and softplus
     assert all(call.startswith(("aten", "<built-in")) for call in calls)
     inputs = model_inputs(2, 50)
-    for found, expected in zip(program.module()(*inputs), Scan()(*inputs), strict=True):
-        assert difference(found, expected.double()) < 3e-6
+    for output, expected in zip(program.module()(*inputs), Scan()(*inputs), strict=True):
+        assert difference(output, expected.double()) < 3e-6
 
 
 @pytest.mark.filterwarnings("ignore")  # of the exporter's own dependencies
@@ -297,8 +297,8 @@ def test_export_of_any_length() -> None:
         inputs = model_inputs(batch, length)
         expected = Scan()(*inputs)
         outputs = session.run(None, {name: tensor.numpy() for name, tensor in zip(names, inputs, strict=True)})
-        for found, value in zip(outputs, expected, strict=True):
-            assert difference(torch.from_numpy(np.asarray(found)), value.double()) < 3e-6, length
+        for output, value in zip(outputs, expected, strict=True):
+            assert difference(torch.from_numpy(np.asarray(output)), value.double()) < 3e-6, length
         if length > 1:
             assert difference(program.module()(*inputs)[0], expected[0].double()) < 3e-6
     too_long = dict(zip(names, (tensor.numpy() for tensor in model_inputs(1, reference.LONGEST + 1)), strict=True))
@@ -314,7 +314,7 @@ def test_a_traced_graph_takes_other_lengths() -> None:
         assert difference(traced(*inputs)[0], Scan()(*inputs)[0].double()) < 3e-6
 
 
-def test_compile_sees_one_graph() -> None:
+def test_compile_makes_one_graph() -> None:
     torch.compiler.reset()
     model, inputs = Scan(), model_inputs(2, 40)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -327,18 +327,18 @@ def test_compile_sees_one_graph() -> None:
 
 @needs_compiler
 @pytest.mark.filterwarnings("ignore")  # of the checker itself
-def test_the_operator_keeps_its_promises() -> None:
-    given = tensors(2, 4, 5, 3, 2)
-    arguments = [given[name] for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
-    outputs = [given["u"], given["A"].expand(2, 4, 3)]
+def test_the_operator_passes_opcheck() -> None:
+    case = tensors(2, 4, 5, 3, 2)
+    arguments = [case[name] for name in ("u", "delta", "A", "B", "C", "D", "delta_bias")]
+    outputs = [case["u"], case["A"].expand(2, 4, 3)]
     for operator, inputs in (("selective_scan", arguments), ("selective_scan_backward", [*outputs, *arguments])):
         results = torch.library.opcheck(getattr(torch.ops.foveal, operator).default, (*inputs, True, "kernel"))
         assert set(results.values()) == {"SUCCESS"}
 
 
 def test_shapes_on_the_meta_device() -> None:
-    given = {name: tensor.to("meta") for name, tensor in tensors(2, 4, 50, 3, 2).items()}
-    y, state = scan(given, "auto")
+    inputs = {name: tensor.to("meta") for name, tensor in tensors(2, 4, 50, 3, 2).items()}
+    y, state = scan(inputs, "auto")
     assert (y.shape, state.shape, y.device.type) == ((2, 4, 50), (2, 4, 3), "meta")
 
 
@@ -363,14 +363,16 @@ def test_shapes_on_the_meta_device() -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_mistakes_are_said_in_a_line(change: dict[str, Tensor], message: str) -> None:
+def test_mistakes_are_one_line(change: dict[str, Tensor], message: str) -> None:
     with pytest.raises(InputError, match=message) as raised:
         selective_scan(**{**tensors(2, 4, 5, 3), **change})
     assert "\n" not in str(raised.value)
 
 
 def test_unknown_and_misplaced_methods() -> None:
-    with pytest.raises(ConfigError, match="method='kernal': no such form of the selective scan; did you mean 'kernel'"):
+    with pytest.raises(
+        ConfigError, match="method='kernal': no such method of the selective scan; did you mean 'kernel'"
+    ):
         selective_scan(**tensors(1, 2, 3, 1), method="kernal")
     with pytest.raises(InputError, match="on the CPU; u is on meta"):
         selective_scan(**{k: v.to("meta") for k, v in tensors(1, 2, 3, 1).items()}, method="kernel")

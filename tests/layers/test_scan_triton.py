@@ -1,4 +1,4 @@
-"""The scan's kernels for NVIDIA GPUs: interpreted, compiled, and run where there is a GPU."""
+"""The scan's Triton kernels: interpreted, compiled, and run if there is an NVIDIA GPU."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_triton_kernels_in_the_interpreter() -> None:
 
 @needs_triton
 def test_triton_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
-    """Down to machine code, which needs no GPU; Triton's interpreter takes what its compiler refuses."""
+    """Compile to machine code without a GPU, because Triton's interpreter accepts code that its compiler refuses."""
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=environment)
     assert done.stdout == "compiled\n", done.stderr
@@ -72,9 +72,9 @@ def test_triton_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
 def test_triton_kernels_on_a_gpu() -> None:
     for shape in ((2, 7, 196, 8, 1), (1, 6, 3000, 3, 2), (1, 1, 65536, 1, 1)):
         batch, channels, length, states, groups = shape
-        given = rounded(tensors(batch, channels, length, states, groups, shift=-3, scale=3))
-        expected = [*scan(given, "parallel"), *gradients(given, "parallel", torch.float64)]
-        there = {name: tensor.cuda() for name, tensor in given.items()}
-        found = [*scan(there, "auto", torch.float32), *gradients(there, "auto", torch.float32)]
-        for a, b in zip(found, expected, strict=True):
+        inputs = rounded(tensors(batch, channels, length, states, groups, shift=-3, scale=3))
+        expected = [*scan(inputs, "parallel"), *gradients(inputs, "parallel", torch.float64)]
+        there = {name: tensor.cuda() for name, tensor in inputs.items()}
+        output = [*scan(there, "auto", torch.float32), *gradients(there, "auto", torch.float32)]
+        for a, b in zip(output, expected, strict=True):
             assert difference(a.cpu(), b) < 3e-6

@@ -1,4 +1,4 @@
-"""Windows: cut and joined, against padding and slicing by hand."""
+"""Windows are cut and joined as with explicit padding and slicing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foveal.layers.windows import Windows
     size=st.integers(1, 9), height=st.integers(1, 20), width=st.integers(1, 20), neutral=st.booleans(), data=st.data()
 )
 def test_windows_are_cut_and_joined(size: int, height: int, width: int, neutral: bool, data: st.DataObject) -> None:
-    """Against padding and slicing by hand; what is cut comes back."""
+    """Equal to explicit padding and slicing; joining restores the map."""
     x = torch.randn(data.draw(st.integers(1, 3)), 2, height, width)
     windows = Windows(size, height, width, neutral=neutral, device=x.device)
     tokens = windows.cut(x)

@@ -1,4 +1,4 @@
-"""ALBERT: transformers' outputs, published sizes, shared layers, tied weights, config.json, files."""
+"""ALBERT: outputs of transformers, published sizes, shared layers, tied weights, config.json, checkpoints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NAMES = ("albert_base", "albert_large", "albert_xlarge", "albert_xxlarge")
 
 
 def inputs(case: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, mask and types, as the reference had them."""
+    """Return ids, mask and token types of the reference."""
     ids = torch.tensor(case["input_ids"])
     mask, types = torch.ones_like(ids), torch.zeros_like(ids)
     mask[1, 9:], types[:, 7:] = 0, 1
@@ -45,7 +45,7 @@ def inputs(case: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def weights(case: dict[str, Any]) -> dict[str, Tensor]:
-    """Under transformers' names; a tensor with two of them holds what belongs to the second."""
+    """Return the weights with the names of transformers; a tensor with two names has the values of the second."""
     state = golden_arch.state(case["manifest"])
     for first, second in case.get("tied", ()):
         state[first] = state[second]
@@ -55,7 +55,7 @@ def weights(case: dict[str, Any]) -> dict[str, Tensor]:
 @torch.no_grad()
 @pytest.mark.parametrize("name", ENCODERS)
 def test_encoders_equal_transformers(name: str) -> None:
-    """Groups, inner layers, both activations: every hidden state and the pooled vector, in float64."""
+    """Every hidden state and the pooled vector in float64, for groups, inner layers and both activations."""
     case = REFERENCE[name]
     model = create_model("albert_base", features_only=True, **case["config"]).double().eval()
     assert isinstance(model, Albert)
@@ -63,15 +63,15 @@ def test_encoders_equal_transformers(name: str) -> None:
     assert (report.layout, report.ignored, report.reinitialized) == ("albert", (), ())
     assert sum(p.numel() for p in model.parameters()) == case["params"]
     states = model.hidden_states(*inputs(case))
-    for found, expected in zip(states, case["hidden_states"], strict=True):
-        assert golden_arch.difference(found, expected) <= 2e-6
+    for output, expected in zip(states, case["hidden_states"], strict=True):
+        assert golden_arch.difference(output, expected) <= 2e-6
     assert golden_arch.difference(model(*inputs(case)), case["last_hidden_state"]) <= 2e-6
     assert golden_arch.difference(model.pooled(states[-1]), case["pooler_output"]) <= 2e-6
 
 
 @torch.no_grad()
 def test_masked_language_model_equals_transformers(tmp_path: Path) -> None:
-    """Logits through the embeddings themselves; our own file has no tensor twice."""
+    """Logits computed with the tied embeddings; our own checkpoint stores each tensor once."""
     case = REFERENCE["mlm_small"]
     model = create_model("albert_base", **case["config"]).double().eval()
     load_checkpoint(model, weights(case))
@@ -82,15 +82,15 @@ def test_masked_language_model_equals_transformers(tmp_path: Path) -> None:
 
 
 def test_head_and_embeddings_are_one_tensor() -> None:
-    """Either name of a tied tensor is enough; two that differ are refused; the gradient has both parts."""
+    """One name of a tied tensor is enough; two different tensors are refused; the gradient is the sum of both uses."""
     case = REFERENCE["mlm_small"]
     model, whole = create_model("albert_base", **case["config"]).double(), weights(case)
     expected = None
     for dropped in ((), *((name,) for pair in case["tied"] for name in pair)):
         load_checkpoint(model, {key: value for key, value in whole.items() if key not in dropped})
-        found = model.eval()(*inputs(case))
-        assert expected is None or torch.equal(found, expected)
-        expected = found
+        output = model.eval()(*inputs(case))
+        assert expected is None or torch.equal(output, expected)
+        expected = output
     state = {**whole, "predictions.decoder.weight": whole["predictions.decoder.weight"] + 1}
     with pytest.raises(CheckpointError, match="must be one tensor"):
         load_checkpoint(model, state)
@@ -102,30 +102,30 @@ def test_head_and_embeddings_are_one_tensor() -> None:
 
 
 def test_published_sizes() -> None:
-    """Parameters of transformers' AlbertModel; names and shapes of its file."""
+    """As many parameters as transformers' AlbertModel, and the names and shapes of its checkpoint."""
     for name in NAMES:
         with torch.device("meta"):
             model = create_model(name, features_only=True)
         expected = REFERENCE["sizes"][name.removeprefix("albert_")]["params"]
         assert sum(p.numel() for p in model.parameters()) == expected
     manifest = {key: torch.empty(shape, device="meta") for key, shape in REFERENCE["base_manifest"].items()}
-    found = identify(manifest)
-    assert (found.model, found.task, found.options) == ("albert_base", "features", {})
+    result = identify(manifest)
+    assert (result.model, result.task, result.options) == ("albert_base", "features", {})
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_are_told_by_their_shapes(name: str) -> None:
+def test_variants_are_inferred_from_shapes(name: str) -> None:
     for arguments in ({}, {"features_only": True}, {"vocab_size": 120, "num_hidden_groups": 3, "type_vocab_size": 5}):
         with torch.device("meta"):
             state = create_model(name, **arguments).state_dict()
-        found = identify(state)
+        result = identify(state)
         bare = "features_only" in arguments
-        assert (found.model, found.task) == (name, "features" if bare else "language")
-        assert found.options == ({} if bare else arguments)
+        assert (result.model, result.task) == (name, "features" if bare else "language")
+        assert result.options == ({} if bare else arguments)
 
 
-def test_parameters_shrink_and_macs_do_not() -> None:
-    """As BERT-base: 12 layers of 12 h^2 + 2 n h MACs a token; 12 times the layers' parameters when not shared."""
+def test_sharing_reduces_parameters_but_not_macs() -> None:
+    """MACs of BERT-base: 12 layers of 12 h^2 + 2 n h per token; without sharing, 12 times the parameters of a layer."""
     with torch.device("meta"):
         shared = create_model("albert_base", features_only=True)
         apart = create_model("albert_base", features_only=True, num_hidden_groups=12)
@@ -144,7 +144,7 @@ def test_parameters_shrink_and_macs_do_not() -> None:
 
 @given(st.integers(1, 12), st.data())
 def test_any_block_can_be_shared(times: int, data: st.DataObject) -> None:
-    """Layer l is block l // (times / groups); gradients of a block's layers add up; modules and functions."""
+    """Layer l is block l // (times / groups), gradients of its layers add up; blocks from modules and functions."""
     groups = data.draw(st.integers(1, times))
     stack = SharedLayers(lambda: nn.Linear(3, 3), times, groups)
     order = [list(stack).index(block) for block in stack.layers()]
@@ -166,7 +166,7 @@ def test_any_block_can_be_shared(times: int, data: st.DataObject) -> None:
 
 
 def saved_by_transformers(folder: Path, case: dict[str, Any], **changes: Any) -> Path:
-    """A folder as transformers writes it."""
+    """Write a folder as transformers does."""
     folder.mkdir(parents=True)
     state = {key: value.float() for key, value in weights(case).items()}
     tied = [name for pair in case.get("tied", ()) for name in pair[1:]]  # safetensors hold a tensor once
@@ -178,8 +178,8 @@ def saved_by_transformers(folder: Path, case: dict[str, Any], **changes: Any) ->
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", [*ENCODERS, "mlm_small"])
-def test_the_config_beside_tells_what_shapes_do_not(name: str, tmp_path: Path) -> None:
-    """Heads, layers and the activation, from a folder of transformers: through load_model and create_model."""
+def test_config_json_sets_what_shapes_do_not_show(name: str, tmp_path: Path) -> None:
+    """Heads, layers and activation are read from a folder of transformers by load_model and create_model."""
     case = REFERENCE[name]
     folder = saved_by_transformers(tmp_path / name, case)
     model = load_model(folder)
@@ -201,7 +201,7 @@ print(json.dumps([foveal.info.info_of(model).task, model.backbone.config.hidden_
 
 @pytest.mark.parametrize("ref", ["albert_base.v1", "albert/albert-base-v1"])
 def test_published_weights_come_with_their_config(ref: str, tmp_path: Path) -> None:
-    """By tag and by hub id: both files are fetched, once; small sizes and the activation are those of config.json."""
+    """By tag and by hub id, both files are downloaded once; sizes and activation are those of config.json."""
     case = REFERENCE["mlm_small"]
     folder = saved_by_transformers(tmp_path / "made", case)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "FOVEAL_"))}
@@ -212,10 +212,10 @@ def test_published_weights_come_with_their_config(ref: str, tmp_path: Path) -> N
         cache = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
         done = subprocess.run(command, env={**kept, **cache, "NO_PROXY": "127.0.0.1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    task, activation, found = json.loads(done.stdout)
+    task, activation, output = json.loads(done.stdout)
     assert (task, activation) == ("language", "gelu_new")
     expected = load_model(folder)(torch.tensor(case["input_ids"])).flatten()[:16]
-    assert torch.allclose(torch.tensor(found), expected, atol=1e-6)
+    assert torch.allclose(torch.tensor(output), expected, atol=1e-6)
     offline = {**kept, **cache, "HF_HUB_OFFLINE": "1"}
     again = subprocess.run(command, env=offline, capture_output=True, text=True)
     assert again.stdout == done.stdout
@@ -233,14 +233,14 @@ def test_the_activation_matters_and_is_read(tmp_path: Path) -> None:
         with pytest.raises((CheckpointError, ConfigError)) as caught:
             load_model(folder)
         assert "\n" not in str(caught.value)
-    # without it, small sizes are nobody's: nothing is guessed
+    # without config.json, no variant has these small sizes, and nothing is guessed
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match="build it with create_model"):
         load_model(folder)
 
 
-def test_encoder_and_language_model_take_what_they_need(tmp_path: Path) -> None:
-    """A pretraining file (pooler, head, sentence order) fits both; an encoder alone starts a language model."""
+def test_encoder_and_language_model_load_their_parts(tmp_path: Path) -> None:
+    """A pretraining checkpoint (pooler, head, sentence order) fits both; an encoder can start a language model."""
     small, whole = REFERENCE["small"], REFERENCE["mlm_small"]
     state = {f"albert.{key}": value for key, value in weights(small).items()} | {
         key: value for key, value in weights(whole).items() if key.startswith("predictions.")
@@ -262,7 +262,7 @@ def test_encoder_and_language_model_take_what_they_need(tmp_path: Path) -> None:
 
 
 def test_learns() -> None:
-    """A tiny model learns to repeat what it is given."""
+    """A tiny model learns to repeat its input."""
     torch.manual_seed(0)
     config = {"vocab_size": 20, "embedding_size": 16, "hidden_size": 32, "num_hidden_layers": 2}
     model = create_model("albert_base", num_attention_heads=4, intermediate_size=64, **config)
@@ -300,10 +300,10 @@ def small(**changes: Any) -> nn.Module:
         (lambda: small()(torch.full((1, 2), -1)), "token -1 is out of range: give 0 to 199"),
         (
             lambda: small()(torch.zeros(1, 2, dtype=torch.long), token_type_ids=torch.zeros(1, 3, dtype=torch.long)),
-            r"token_type_ids \(1, 3\): give \(1, 2\)",
+            r"token_type_ids has shape \(1, 3\); expected \(1, 2\)",
         ),
         (lambda: small().backbone.pooled(torch.zeros(1, 2, 32)), "no pooler"),
-        (lambda: SharedLayers(nn.Identity(), 0), "give at least 1 layer"),
+        (lambda: SharedLayers(nn.Identity(), 0), "give times of 1 or more"),
     ],
 )
 def test_mistakes_are_one_line(mistake: Callable[[], object], message: str) -> None:

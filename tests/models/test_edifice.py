@@ -1,6 +1,6 @@
-"""Edifice's models: its numbers in ``compat``, its names and shapes always, and otherwise what its pages describe.
+"""Edifice's models: its outputs with ``compat``, its names and shapes, and otherwise its documented behaviour.
 
-``goldens/edifice.json`` holds what Edifice 0.2.0 itself computed (Elixir 1.18, Axon 0.8, Nx 0.13): options, names and
+``goldens/edifice.json`` has outputs of Edifice 0.2.0 (Elixir 1.18, Axon 0.8, Nx 0.13): options, names and
 shapes of the parameters, and outputs in full. The input is ``default_rng(0).standard_normal``.
 """
 
@@ -52,7 +52,7 @@ ALL_KINDS = {**KINDS, "mamba, compat": ("edifice_mamba_vision", {**MAMBA, "compa
 
 
 def parameter(name: str, shape: list[int]) -> Tensor:
-    """The golden's parameter ``layer.name`` in Axon's layout, by rules like those of :func:`golden.weight`."""
+    """Return parameter ``layer.name`` of the golden in Axon's layout, by rules like those of :func:`golden.weight`."""
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     n = np.random.default_rng(seed).standard_normal(tuple(shape))
     kind = name.rpartition(".")[2]
@@ -73,13 +73,13 @@ def parameters(case: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def filled(kind: str, **options: Any) -> Any:
-    """A small model with live weights, in evaluation mode."""
+    """A small model in evaluation mode, with weights that all affect the output."""
     name, own = ALL_KINDS[kind]
     return golden.fill(create_model(name, **{"num_classes": 5, **own, **options}))
 
 
 def numbers(model: nn.Module) -> int:
-    """Parameters and batch norm statistics, which Axon counts together."""
+    """Count parameters and batch norm statistics, which Axon counts together."""
     return sum(v.numel() for key, v in model.state_dict().items() if not key.endswith("num_batches_tracked"))
 
 
@@ -90,14 +90,14 @@ def numbers(model: nn.Module) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", CASES)
 def test_compat_equals_edifice(name: str, dtype: torch.dtype) -> None:
-    """From Edifice's own parameters, under its names: the same outputs, and as many numbers."""
+    """With Edifice's parameters, loaded by its names: the same outputs and as many parameters."""
     case = CASES[name]
     model = CLASSES[case["module"]].build(**case["options"], compat=True).to(dtype).eval()
     report = load_checkpoint(model, parameters(case))
     assert report.layout == model.name
     assert numbers(model) == case["params"]
-    found = model(golden.normal_input(case["input"]).to(dtype))
-    assert largest(found.double() - torch.tensor(case["output"], dtype=torch.float64)) <= 1e-6
+    output = model(golden.normal_input(case["input"]).to(dtype))
+    assert largest(output.double() - torch.tensor(case["output"], dtype=torch.float64)) <= 1e-6
 
 
 @torch.no_grad()
@@ -110,13 +110,13 @@ def test_compat_equals_edifice(name: str, dtype: torch.dtype) -> None:
         ("mv_tests64_cls", lambda model: setattr(model.backbone.stages[2].blocks[1].mixer, "scale", 1.0)),
     ],
 )
-def test_goldens_notice_what_is_wrong(name: str, break_it: Any) -> None:
+def test_goldens_detect_errors(name: str, break_it: Any) -> None:
     case = CASES[name]
     model = CLASSES[case["module"]].build(**case["options"], compat=True).eval()
     load_checkpoint(model, parameters(case))
     break_it(model)
-    found = model(golden.normal_input(case["input"]))
-    assert largest(found - torch.tensor(case["output"])) > 1e-5
+    output = model(golden.normal_input(case["input"]))
+    assert largest(output - torch.tensor(case["output"])) > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -138,15 +138,15 @@ def test_size_of_efficient_vit() -> None:
 
 @torch.no_grad()
 def test_compat_mamba_vision_ignores_the_image() -> None:
-    """The defect that gives this mode its docstring: at 32 pixels the output is a constant. Ours is none."""
+    """With ``compat`` the output is constant at 32 pixels, as documented; without it, it is not."""
     x = torch.randn(2, 3, 32, 32)
     for kind, constant in (("mamba, compat", True), ("mamba", False)):
-        found = filled(kind, num_classes=0)(x)
-        assert (largest(found - found[0, 0]) < 1e-6) is constant
+        output = filled(kind, num_classes=0)(x)
+        assert (largest(output - output[0, 0]) < 1e-6) is constant
 
 
 @torch.no_grad()
-def test_compat_takes_its_image_size_only() -> None:
+def test_compat_takes_only_its_image_size() -> None:
     model = filled("mamba, compat", image_size=64)
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, 5)
     with pytest.raises(InputError, match="64x64 pixels only"):
@@ -184,15 +184,15 @@ def test_token_blur_runs_over_row_ends() -> None:
     ],
 )
 def test_shapes_of_edifices_tests(model: Any, options: dict[str, Any], length: int, compat: bool) -> None:
-    """The library's own acceptance tests, and what its functions of the options say about them."""
+    """The library's own acceptance tests, and its functions that compute sizes from options."""
     options = {**options, "compat": compat}
     net = model.build(**options).eval()
     shape = model.input_shape(**options)
     assert shape == (None, options.get("in_channels", 3), options["image_size"], options["image_size"])
     x = torch.rand(2, *shape[1:])
-    found = net(x)
-    assert found.shape == (2, length) == (2, model.output_size(**options))
-    assert found.isfinite().all()
+    output = net(x)
+    assert output.shape == (2, length) == (2, model.output_size(**options))
+    assert output.isfinite().all()
     features = model.build_backbone(**options).eval()(x)
     assert features.shape == (2, model.feature_size(**options))
 
@@ -206,8 +206,8 @@ def test_defaults_are_edifices() -> None:
             (EfficientViT, {"patch_size": 16, "embed_dim": 64, "depths": [1, 2, 3], "num_heads": [4, 4, 4]}),
             (MambaVision, {"dropout": 0.0, "d_state": 8, "d_conv": 3, "mlp_ratio": 4, **MambaVision.tiny_config()}),
         ):
-            found, expected = model.build(), model.build(image_size=224, in_channels=3, num_classes=None, **explicit)
-            assert shapes_of(found) == shapes_of(expected)
+            output, expected = model.build(), model.build(image_size=224, in_channels=3, num_classes=None, **explicit)
+            assert shapes_of(output) == shapes_of(expected)
 
 
 def shapes_of(model: nn.Module) -> dict[str, Any]:
@@ -235,14 +235,14 @@ def test_variants(variant: str, dim: int, params: int) -> None:
     st.sampled_from(["spatial", "channels"]),
 )
 def test_output_size_is_that_of_the_model(depths: list[int], width: int, num_classes: Any, downsample: str) -> None:
-    """Any number of stages, stages without blocks, maps that shrink to a single token."""
+    """Any number of stages, also without blocks, and maps down to a single token."""
     options: dict[str, Any] = {
         "depths": depths, "embed_dim": 4 * width, "num_heads": [2] * 4, "num_classes": num_classes,
         "patch_size": 8, "downsample": downsample,
     }  # fmt: skip
     with torch.device("meta"):
-        found = EfficientViT.build(**options)(torch.empty(1, 3, 40, 33))
-    assert found.shape == (1, EfficientViT.output_size(**options))
+        output = EfficientViT.build(**options)(torch.empty(1, 3, 40, 33))
+    assert output.shape == (1, EfficientViT.output_size(**options))
 
 
 @pytest.mark.parametrize(
@@ -282,12 +282,12 @@ def test_images_below_32_need_a_smaller_image_size() -> None:
             model.build(**{**small, "image_size": 224})(torch.rand(1, 3, 16, 20))
 
 
-# What the pages describe: EfficientViT
+# Documented behaviour: EfficientViT
 
 
 @torch.no_grad()
-def test_feed_forward_sees_the_grid() -> None:
-    """The learned convolution reaches the neighbours above and below, and not the next row's other end."""
+def test_feed_forward_convolves_the_grid() -> None:
+    """The learned convolution connects tokens above and below, but not the last of a row with the first of the next."""
     ffn = filled("efficient").backbone.stages[0].blocks[0].ffn
     assert ffn.depthwise.weight.requires_grad
     x = torch.randn(1, 4, 5, 32)
@@ -302,7 +302,7 @@ def test_feed_forward_sees_the_grid() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("downsample", "strides"), [("spatial", [8, 16, 32]), ("channels", [8, 8, 8])])
 def test_downsampling(downsample: str, strides: list[int]) -> None:
-    """2x2 tokens merge, odd sides rounded up; or the grid stays, as in Edifice. Channels double either way."""
+    """2x2 tokens are merged (sides rounded up), or the grid keeps its size as in Edifice; channels double."""
     options = {"patch_size": 8, "embed_dim": 16, "depths": [1, 1, 1], "downsample": downsample}
     backbone = golden.fill(create_model("edifice_efficient_vit", features_only=True, **options))
     assert [tuple(info) for info in backbone.feature_info] == list(zip([16, 32, 64], strides, strict=True))
@@ -310,7 +310,7 @@ def test_downsampling(downsample: str, strides: list[int]) -> None:
     assert [m.shape[-2:] for m in maps] == [(-(-75 // stride), 40 // stride + bool(40 % stride)) for stride in strides]
 
 
-# What the pages describe: MambaVision
+# Documented behaviour: MambaVision
 
 
 def token_stage(**options: Any) -> Any:
@@ -320,7 +320,7 @@ def token_stage(**options: Any) -> Any:
 
 @torch.no_grad()
 def test_heads_split_and_windows_separate() -> None:
-    """Other numbers of heads, other outputs; and what changes in a window stays in it."""
+    """The number of heads changes the output, and a change in one window does not affect other windows."""
     x = torch.randn(1, 16, 16, 16)
     one = golden.fill(TokenStage(2, MambaVisionConfig(dim=8, num_heads=(1, 1, 1, 1)), [0.0, 0.0]))
     assert largest(one(x) - token_stage()(x)) > 1e-3
@@ -336,7 +336,7 @@ def test_heads_split_and_windows_separate() -> None:
 
 @torch.no_grad()
 def test_scan_comes_first_and_goes_forward() -> None:
-    """Of an odd number of blocks one more scans, and its outputs depend on the tokens before."""
+    """With an odd number of blocks there is one more mixer. The outputs of a mixer depend on the tokens before."""
     blocks = MambaVision.build(**{**MAMBA, "depths": [1, 1, 3, 1]}).eval().backbone.stages[2].blocks
     assert [hasattr(block.mixer, "A_log") for block in blocks] == [True, True, False]
     mixer = golden.fill(blocks[0].mixer)
@@ -348,7 +348,7 @@ def test_scan_comes_first_and_goes_forward() -> None:
 
 
 def test_dropout_is_drop_path() -> None:
-    """It rises from the first block to the last, acts in training alone, and has no effect in Edifice."""
+    """Rates rise from the first block to the last, act only in training, and have no effect in Edifice."""
     model = MambaVision.build(**MAMBA, dropout=0.4)
     rates = [m.rate for m in model.backbone.modules() if hasattr(m, "rate")]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
@@ -362,7 +362,7 @@ def test_dropout_is_drop_path() -> None:
         assert not torch.equal(stage.train()(x), stage(x))
 
 
-# The ordinary roads
+# Common behaviour of all models
 
 
 @torch.no_grad()
@@ -383,23 +383,23 @@ def test_the_class_and_create_model_build_the_same(kind: str) -> None:
 @example((33, 95), "mamba, small windows")
 @given(st.tuples(st.integers(32, 100), st.integers(32, 100)), st.sampled_from(list(KINDS)))
 def test_any_size(size: tuple[int, int], kind: str) -> None:
-    """Finite logits for any image, of each image alone; maps as ``feature_info`` says; masks of the image's size."""
+    """Finite logits that depend on one image only; maps as in ``feature_info``; masks of the size of the image."""
     model = filled(kind)
     x = torch.randn(2, 3, *size)
-    found = model(x)
-    assert found.shape == (2, 5)
-    assert found.isfinite().all()
-    assert largest(model(x[1:])[0] - found[1]) < 1e-4
+    output = model(x)
+    assert output.shape == (2, 5)
+    assert output.isfinite().all()
+    assert largest(model(x[1:])[0] - output[1]) < 1e-4
     backbone: Backbone = model.backbone
-    for found, info in zip(backbone(x), backbone.feature_info, strict=True):
-        assert found.shape == (2, info.channels, *(-(-side // info.stride) for side in size))
+    for output, info in zip(backbone(x), backbone.feature_info, strict=True):
+        assert output.shape == (2, info.channels, *(-(-side // info.stride) for side in size))
     name, options = KINDS[kind]
     assert create_model(name, "segment", num_classes=3, **options).eval()(x).shape == (2, 3, *size)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_channel_and_corner_counts(kind: str) -> None:
+def test_every_channel_and_corner_affects_the_output(kind: str) -> None:
     model = filled(kind, in_chans=4)
     x = torch.randn(1, 4, 45, 61)
     for place in ((0, 0, 0), (3, 44, 60), (1, 0, 60), (2, 44, 0)):
@@ -410,7 +410,7 @@ def test_every_channel_and_corner_counts(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_one_training_step(kind: str) -> None:
-    """Gradients reach every parameter, and after a step everything is finite and different."""
+    """Every parameter has a gradient; after a step every parameter is finite and changed."""
     torch.manual_seed(0)
     name, options = ALL_KINDS[kind]
     if kind == "mamba, compat":
@@ -436,9 +436,9 @@ def test_half_precision(kind: str, dtype: torch.dtype) -> None:
     model = filled(kind)
     x = golden.image_input((2, 3, 64, 72))
     expected = model(x)
-    found = copy.deepcopy(model).to(dtype)(x.to(dtype))
-    assert found.dtype == dtype
-    assert largest(found.float() - expected) <= (0.02 if dtype == torch.float16 else 0.15) * largest(expected)
+    output = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    assert largest(output.float() - expected) <= (0.02 if dtype == torch.float16 else 0.15) * largest(expected)
     with torch.autocast("cpu", dtype):
         assert largest(model(x).float() - expected) <= (0.02 if dtype == torch.float16 else 0.15) * largest(expected)
 
@@ -447,32 +447,32 @@ def test_half_precision(kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("task", ["classify", "segment", "features"])
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_checkpoints_carry_their_options(kind: str, task: str, tmp_path: Path) -> None:
-    """Written and loaded by path alone: the same model, the same numbers."""
+    """Saved and loaded by path: the same model with the same outputs."""
     name, options = ALL_KINDS[kind]
     arguments = {"features_only": True} if task == "features" else {"task": task, "num_classes": 3}
     model = golden.fill(create_model(name, **arguments, **options))
     save_checkpoint(tmp_path / "model.safetensors", model.state_dict(), model.foveal_info)
     loaded = load_model(tmp_path / "model.safetensors")
     x = torch.randn(1, 3, 32, 32)
-    expected, found = model(x), loaded(x)
-    for one, other in zip(*([y] if isinstance(y, Tensor) else y for y in (expected, found)), strict=True):
+    expected, output = model(x), loaded(x)
+    for one, other in zip(*([y] if isinstance(y, Tensor) else y for y in (expected, output)), strict=True):
         assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_are_told_by_their_shapes(kind: str) -> None:
-    """By all options that leave a trace in the shapes. Those of ``compat`` are the user's: its heads leave none."""
+def test_options_are_inferred_from_shapes(kind: str) -> None:
+    """All options that shapes show are inferred. With ``compat`` they do not show the heads, which the user gives."""
     name, options = KINDS[kind]
     model = create_model(name, num_classes=3, in_chans=2, **options)
     if "compat" in options:
         with pytest.raises(CheckpointError, match="build it with create_model and its options"):
             identify(model.state_dict())
         return
-    found = identify(model.state_dict())
-    rebuilt = create_model(found.model, num_classes=found.num_classes, in_chans=found.in_chans, **found.options)
-    assert (found.model, found.num_classes, found.in_chans) == (name, 3, 2)
+    result = identify(model.state_dict())
+    rebuilt = create_model(result.model, num_classes=result.num_classes, in_chans=result.in_chans, **result.options)
+    assert (result.model, result.num_classes, result.in_chans) == (name, 3, 2)
     assert shapes_of(rebuilt) == shapes_of(model)
-    assert found.options.get("downsample", "spatial") == options.get("downsample", "spatial")
+    assert result.options.get("downsample", "spatial") == options.get("downsample", "spatial")
 
 
 @pytest.mark.parametrize(
@@ -486,13 +486,13 @@ def test_files_are_told_by_their_shapes(kind: str) -> None:
     ],
 )
 def test_exports(name: str, task: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """Export compares the file with the model at three sizes by itself."""
+    """Export itself compares the file with the model at three sizes."""
     model = golden.fill(create_model(name, task, num_classes=4, **options))
     assert foveal.export(model, output=tmp_path / "model.onnx").max_difference <= 1e-5
 
 
 def test_copies_and_formats() -> None:
-    """A deep copy and channels-last input give the same; so does the class under ``torch.device('meta')``."""
+    """Deep copies and channels-last inputs give the same output; the class builds under ``torch.device('meta')``."""
     for kind in ALL_KINDS:
         model = filled(kind)
         x = torch.randn(2, 3, 32, 32)
@@ -504,7 +504,7 @@ def test_copies_and_formats() -> None:
 
 @torch.no_grad()
 def test_edifices_parameters_make_a_backbone_too() -> None:
-    """A file of Edifice's with a classifier, read into a pyramid: what the backbone needs, and nothing else."""
+    """A checkpoint of Edifice's with a classifier loads into a backbone, without the classifier."""
     case = CASES["evit_tests_cls"]
     options = {k: v for k, v in case["options"].items() if k not in ("in_channels", "num_classes")}
     backbone: Any = create_model("edifice_efficient_vit", features_only=True, compat=True, **options).eval()

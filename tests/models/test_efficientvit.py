@@ -21,7 +21,7 @@ from foveal.weights.loading import load_checkpoint
 from helpers import golden
 from helpers.golden import largest
 
-#: Reference, the model of ours that it is, and how that one is built.
+#: Reference, the name of our model, and its options.
 MODELS = {
     "mit-cls-b0": ("efficientvit_b0", {}),
     "mit-cls-b0@128": ("efficientvit_b0", {}),  # where the authors' code takes its quadratic branch
@@ -41,7 +41,7 @@ SIZES = st.tuples(st.integers(32, 120), st.integers(32, 120))
 
 
 def poured(reference: str) -> Any:
-    """Our model with the reference's weights, through our key map, in float64."""
+    """Our model in float64 with the reference's weights, converted by our key names."""
     name, options = MODELS[reference]
     model = create_model(name, **options).double().eval()
     load_checkpoint(model, golden.state(golden.read("efficientvit_keys")[reference.partition("@")[0]]))
@@ -49,14 +49,14 @@ def poured(reference: str) -> Any:
 
 
 def logits(model: Any, x: torch.Tensor) -> torch.Tensor:
-    """What the published network returns: segmentation logits at its own stride, a backbone's last map."""
+    """The output of the published network: segmentation logits at its stride, or the last map of a backbone."""
     output = model(x, upsample=False) if hasattr(model, "stride") else model(x)
     return output[-1] if isinstance(output, list) else output
 
 
 @pytest.mark.parametrize("reference", MODELS)
 def test_equals_the_published_network(reference: str) -> None:
-    """Output and all backbone maps agree with the reference's, in every precision it was run in."""
+    """Output and all maps of the backbone agree with the reference, in every precision that the reference has."""
     model = poured(reference)
     expected = golden.read("efficientvit_models")[reference]
     assert sum(p.numel() for p in model.parameters()) == expected["params"]
@@ -69,12 +69,12 @@ def test_equals_the_published_network(reference: str) -> None:
         with torch.no_grad():
             output, maps = logits(model, x.to(dtype)), getattr(model, "backbone", model)(x.to(dtype))
         assert golden.difference(output, expected[precision]["output"]) <= TOLERANCE[precision]
-        for found, brief in zip(maps, expected[precision]["stages"], strict=True):
-            assert golden.difference(found, brief) <= TOLERANCE[precision]
+        for result, brief in zip(maps, expected[precision]["stages"], strict=True):
+            assert golden.difference(result, brief) <= TOLERANCE[precision]
 
 
-def test_goldens_notice_a_wrong_epsilon() -> None:
-    """The comparison is sharp: timm's attention epsilon instead of the official one fails it, by far."""
+def test_goldens_detect_a_wrong_epsilon() -> None:
+    """With timm's attention epsilon instead of the official one, the outputs differ by far more than the tolerance."""
     model = poured("mit-cls-b1")
     for module in model.modules():
         if hasattr(module, "head_dim"):
@@ -112,23 +112,23 @@ def test_training_step_equals_the_published_one(reference: str) -> None:
 
 
 def our_key(key: str, shapes: dict[str, list[int]]) -> str:
-    """Our name of the tensor that the published model calls ``key``: the one that arrives there."""
+    """Return our name of the tensor that the published model calls ``key``."""
     marked = {name: torch.tensor(float(name == key)) for name in shapes}
     return next(name for name, value in recognise(marked).state.items() if value)
 
 
 @pytest.mark.parametrize("size", ["b0", "b1", "b2", "b3", "l1", "l2"])
 def test_equals_timm(size: str) -> None:
-    """timm's own network gives the same logits and maps from the same weights, taken from its state dict."""
+    """timm's own network gives the same logits and maps with the same weights."""
     peer = golden.fill(timm.create_model(f"efficientvit_{size}", pretrained=False, num_classes=10))
     ours: Any = create_model(f"efficientvit_{size}", num_classes=10, attention_eps=1e-5).eval()
     assert load_checkpoint(ours, peer.state_dict()).loaded == len(peer.state_dict())
     x = golden.image_input((2, 3, 96, 128))
     with torch.no_grad():
-        expected, found = peer(x), ours(x)
+        expected, output = peer(x), ours(x)
         maps = zip(peer.forward_intermediates(x, intermediates_only=True), ours.backbone(x), strict=True)
     assert largest(expected[0] - expected[1]) > 0.02 * largest(expected), "a peer that ignores its input proves nothing"
-    assert largest(found - expected) <= 1e-5 * largest(expected)
+    assert largest(output - expected) <= 1e-5 * largest(expected)
     for theirs, map_ in maps:
         assert largest(map_ - theirs) <= 1e-5 * largest(theirs)
 
@@ -174,7 +174,7 @@ def test_parameter_counts_are_the_published_ones(name: str, options: dict, param
 
 @cache
 def built(task: str) -> Any:
-    """A B0 with live weights; a function and no fixture, so that failures print their size and not the model."""
+    """A B0 whose weights all affect the output; not a fixture, so that failures print the size and not the model."""
     options: dict[str, Any] = {"features": {"features_only": True}, "classify": {"num_classes": 7}}.get(task, {})
     return golden.fill(create_model("efficientvit_b0", **options or {"task": "segment", "num_classes": 5}))
 
@@ -185,13 +185,13 @@ def built(task: str) -> Any:
 @example((33, 47))
 @given(SIZES)
 def test_features_at_any_size(size: tuple[int, int]) -> None:
-    """Four maps, each side the image's over the stride, rounded up, as ``feature_info`` says."""
+    """Four maps with the strides and channels of ``feature_info``, sides rounded up."""
     backbone = built("features")
     maps = backbone(torch.randn(1, 3, *size))
     assert [(info.channels, info.stride) for info in backbone.feature_info] == [(16, 4), (32, 8), (64, 16), (128, 32)]
-    for found, info in zip(maps, backbone.feature_info, strict=True):
-        assert found.shape == (1, info.channels, *(-(-side // info.stride) for side in size))
-        assert found.isfinite().all()
+    for output, info in zip(maps, backbone.feature_info, strict=True):
+        assert output.shape == (1, info.channels, *(-(-side // info.stride) for side in size))
+        assert output.isfinite().all()
 
 
 @torch.no_grad()
@@ -200,14 +200,14 @@ def test_features_at_any_size(size: tuple[int, int]) -> None:
 @example((161, 33))
 @given(SIZES)
 def test_classifies_at_any_size(size: tuple[int, int]) -> None:
-    """One row of finite logits per image; those of a batch differ, and do not see each other."""
+    """One row of finite logits per image, which depends on that image only."""
     classifier = built("classify")
     x = torch.randn(2, 3, *size)
-    found = classifier(x)
-    assert found.shape == (2, 7)
-    assert found.isfinite().all()
-    assert largest(found[0] - found[1]) > 1e-3
-    assert largest(classifier(x[1:])[0] - found[1]) < 1e-5
+    output = classifier(x)
+    assert output.shape == (2, 7)
+    assert output.isfinite().all()
+    assert largest(output[0] - output[1]) > 1e-3
+    assert largest(classifier(x[1:])[0] - output[1]) < 1e-5
 
 
 @torch.no_grad()
@@ -216,18 +216,18 @@ def test_classifies_at_any_size(size: tuple[int, int]) -> None:
 @example((65, 97))
 @given(SIZES)
 def test_segments_at_any_size(size: tuple[int, int]) -> None:
-    """The result is that of the image padded by hand, cropped: at the network's stride, or after upsampling."""
+    """Equal to the cropped result for the padded image, both at the network's stride and after upsampling."""
     segmenter = built("segment")
     height, width = size
     x = torch.randn(1, 3, height, width)
-    found, coarse = segmenter(x), segmenter(x, upsample=False)
-    assert found.shape == (1, 5, height, width)
+    output, coarse = segmenter(x), segmenter(x, upsample=False)
+    assert output.shape == (1, 5, height, width)
     assert coarse.shape == (1, 5, -(-height // 8), -(-width // 8))
     padded = F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
     whole = segmenter.head(segmenter.backbone(padded))
     assert torch.equal(coarse, whole[..., : coarse.shape[-2], : coarse.shape[-1]])
     full = F.interpolate(whole, scale_factor=8, mode="bilinear", align_corners=False)
-    assert largest(found - full[..., :height, :width]) < 1e-5
+    assert largest(output - full[..., :height, :width]) < 1e-5
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 64), (64, 31), (1, 1), (8, 4096)])
@@ -242,7 +242,7 @@ def test_too_small_images_are_refused(height: int, width: int, options: dict) ->
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("task", ["classify", "segment"])
 def test_other_channels(channels: int, task: str) -> None:
-    """``in_chans`` changes the stem alone, and all channels reach the output."""
+    """``in_chans`` changes only the stem, and all channels affect the output."""
     model = golden.fill(create_model("efficientvit_b0", task, num_classes=3, in_chans=channels))
     x = torch.randn(2, channels, 40, 72)
     for channel in range(channels):
@@ -254,7 +254,7 @@ def test_other_channels(channels: int, task: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "width"), [("efficientvit_b0", 1280), ("efficientvit_b1", 1600)])
 def test_no_classes_gives_pooled_features(name: str, width: int) -> None:
-    """They are what the classifier sees: with its weights, they give its logits."""
+    """The pooled features are the input of the classifier: with its weights, they give its logits."""
     model = golden.fill(create_model(name, num_classes=6))
     pooled = golden.fill(create_model(name, num_classes=0))
     x = torch.randn(2, 3, 64, 50)
@@ -269,13 +269,13 @@ def test_no_classes_gives_pooled_features(name: str, width: int) -> None:
     [({"scales": ()}, 0), ({"scales": (3,)}, 1), ({"scales": (3, 5, 7)}, 3), ({"global_attention": False}, 1)],
 )
 def test_ablations(options: dict, branches: int) -> None:
-    """Any number of branches, and the paper's two ablations: other numbers, other parameters, same shapes."""
+    """Any number of branches, and the paper's two ablations, change outputs and parameters but not shapes."""
     model, standard = (golden.fill(create_model("efficientvit_b0", features_only=True, **o)) for o in (options, {}))
     assert len(model.stages[3][1].attention.aggregate) == branches
     x = torch.randn(1, 3, 70, 64)
-    for index, (found, other) in enumerate(zip(model(x), standard(x), strict=True)):
-        assert found.shape == other.shape
-        assert (largest(found - other) > 1e-3) is (index >= 2), "the first two stages have no attention"
+    for index, (output, other) in enumerate(zip(model(x), standard(x), strict=True)):
+        assert output.shape == other.shape
+        assert (largest(output - other) > 1e-3) is (index >= 2), "the first two stages have no attention"
 
 
 def test_scales_must_be_odd() -> None:
@@ -285,7 +285,7 @@ def test_scales_must_be_odd() -> None:
 
 @torch.no_grad()
 def test_global_attention_reaches_everywhere() -> None:
-    """A change in one corner is felt in the opposite one by attention, and not without it."""
+    """A change in one corner affects the opposite corner with attention, but not without it."""
     x = torch.randn(1, 3, 256, 256)
     other = x.clone()
     other[..., :16, :16] += 5
@@ -299,15 +299,15 @@ def test_global_attention_reaches_everywhere() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("task", ["classify", "segment"])
 def test_half_precision_runs(task: str, dtype: torch.dtype) -> None:
-    """16-bit models stay in their type from end to end and close to float32."""
+    """16-bit models compute in their type throughout, and their outputs are close to float32."""
     model = golden.fill(create_model("efficientvit_b0", task, num_classes=8))
     x = golden.image_input((2, 3, 96, 104))
     expected = model(x)
-    found = copy.deepcopy(model).to(dtype)(x.to(dtype))
-    assert found.dtype == dtype
-    assert found.isfinite().all()
+    output = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    assert output.isfinite().all()
     tolerance = 0.01 if dtype == torch.float16 else 0.08
-    assert largest(found.float() - expected) <= tolerance * largest(expected)
+    assert largest(output.float() - expected) <= tolerance * largest(expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -331,7 +331,7 @@ def test_half_precision_trains(dtype: torch.dtype, autocast: bool) -> None:
 
 
 def test_copies_are_independent() -> None:
-    """A deep copy computes the same, keeps its description, and training it leaves the original alone."""
+    """A deep copy has the same outputs and description, and training it does not change the original."""
     segmenter = built("segment")
     x = torch.randn(2, 3, 64, 64)
     clone = copy.deepcopy(segmenter)
@@ -359,7 +359,7 @@ def test_gradients_reach_every_parameter(options: dict) -> None:
 
 
 def test_timm_files_get_the_epsilon_of_timm() -> None:
-    """The same tensors, named as the authors and as timm name them, are not the same network."""
+    """The same tensors with the authors' names and with timm's names are two networks, with different epsilons."""
     names = timm.create_model("efficientvit_b1", pretrained=False, num_classes=3).state_dict()
     assert identify(names).options == {"attention_eps": 1e-5}
     assert identify(create_model("efficientvit_b1", num_classes=3).state_dict()).options == {}

@@ -50,14 +50,14 @@ SIZES = st.tuples(st.integers(32, 150), st.integers(32, 150))
 
 
 def published(reference: str) -> dict[str, torch.Tensor]:
-    """The reference's own state dict, in float64."""
+    """Return the state dict of the reference, in float64."""
     name = MODELS[reference][2]
     state = golden.state(golden.read("efficientvit_m_keys")[name], GAIN)
     return {key: value for key, value in state.items() if name == reference or not key.startswith("head_dist.")}
 
 
 def poured(reference: str) -> Any:
-    """Our model with the reference's weights, in float64."""
+    """Return our model with the weights of the reference, in float64."""
     name, options, _ = MODELS[reference]
     model = create_model(name, **options).double().eval()
     load_checkpoint(model, published(reference))
@@ -71,12 +71,12 @@ def filled(name: str = "efficientvit_m0", *arguments: Any, **options: Any) -> An
 @torch.no_grad()
 @pytest.mark.parametrize("reference", MODELS)
 def test_equals_the_published_network(reference: str) -> None:
-    """Output and all maps agree with the reference's; the file is told by its keys."""
+    """Output and all maps agree with the reference; the model is identified by the keys of its state dict."""
     model = poured(reference)
     expected = golden.read("efficientvit_m_models")[reference]
     assert sum(p.numel() for p in model.parameters()) == expected["params"]
-    found = identify(published(reference))
-    assert (found.model, found.options, found.licence) == (*MODELS[reference][:2], "MIT")
+    result = identify(published(reference))
+    assert (result.model, result.options, result.licence) == (*MODELS[reference][:2], "MIT")
     x = golden.image_input(expected["input"])
     for precision, tolerance in TOLERANCE.items():
         dtype = getattr(torch, precision)
@@ -88,7 +88,7 @@ def test_equals_the_published_network(reference: str) -> None:
 
 @torch.no_grad()
 def test_two_classifiers() -> None:
-    """Each is the published one; a pair in training mode, their mean in evaluation mode."""
+    """Both classifiers equal the published ones; the output is a pair in training, their mean in evaluation."""
     model = poured("msra-m0-distill")
     expected = golden.read("efficientvit_m_models")["msra-m0-distill"]["float64"]
     features = model.backbone(golden.image_input((1, 3, 224, 224)).double())[-1]
@@ -103,7 +103,7 @@ def test_two_classifiers() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_timm(name: str) -> None:
-    """timm's own network gives the same logits and maps from its state dict; in float32 M5 is within 1e-4."""
+    """timm's own network gives the same logits and maps with the same weights; in float32 M5 is within 1e-4."""
     peer = golden.fill(timm.create_model(name, pretrained=False, num_classes=10), GAIN)
     ours: Any = create_model(name, num_classes=10).eval()
     assert load_checkpoint(ours, peer.state_dict()).layout == "efficientvit_m"
@@ -155,7 +155,7 @@ LAYERS: dict[str, tuple[Any, str, str]] = {
 @torch.no_grad()
 @pytest.mark.parametrize("name", LAYERS)
 def test_equals_the_published_layer(name: str) -> None:
-    """The same numbers as the authors' layer, whose names are translated in their place in a model."""
+    """The outputs of the authors' layer, whose keys are converted as part of a model."""
     build, theirs, ours = LAYERS[name]
     expected = golden.read("efficientvit_m_layers")[name]
     tensors = golden.state(expected["state"], GAIN)
@@ -191,7 +191,7 @@ def test_training_step_equals_the_published_one() -> None:
 
 
 def our_key(key: str) -> str:
-    """Our name of the tensor that the authors call ``key``: the one that arrives there."""
+    """Return our name of the tensor that the authors call ``key``."""
     converted = convert({"patch_embed.0.c.weight": torch.zeros(()), key: torch.ones(())}) or {}
     return next(name for name, value in converted.items() if value)
 
@@ -208,7 +208,7 @@ def built(task: str) -> Any:
 @example((33, 113))
 @given(SIZES)
 def test_any_size(size: tuple[int, int]) -> None:
-    """Maps at strides 16, 32, 64; logits of classes and of pixels; images of a batch do not see each other."""
+    """Maps at strides 16, 32, 64; logits of classes and of pixels; each depends on one image of the batch only."""
     x = torch.randn(2, 3, *size)
     maps = built("features")(x)
     assert [tuple(map_.shape) for map_ in maps] == [
@@ -219,27 +219,27 @@ def test_any_size(size: tuple[int, int]) -> None:
     assert largest(built("classify")(x[1:])[0] - logits[1]) <= 1e-5 * largest(logits)
     pixels = built("segment")(x)
     assert pixels.shape == (2, 5, *size)
-    assert all(found.isfinite().all() for found in (*maps, logits, pixels))
+    assert all(output.isfinite().all() for output in (*maps, logits, pixels))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("height", "width"), [(7, 7), (14, 21), (3, 9), (15, 8)])
 def test_windows(height: int, width: int) -> None:
-    """A window sees itself alone: any map is its windows one by one, the last ones filled up with zeros."""
+    """Windows are independent: the result for a map is that of its windows one by one, zero-padded at the edge."""
     layer = golden.fill(CascadedGroupAttention(32, 4)).double()
     x = torch.randn(2, 32, height, width, dtype=torch.float64)
-    found = layer(x)
+    output = layer(x)
     for top in range(0, height, 7):
         for left in range(0, width, 7):
             window = x[..., top : top + 7, left : left + 7]
             h, w = window.shape[-2:]
             alone = layer(F.pad(window, (0, 7 - w, 0, 7 - h)))[..., :h, :w]
-            assert largest(found[..., top : top + 7, left : left + 7] - alone) < 1e-12
+            assert largest(output[..., top : top + 7, left : left + 7] - alone) < 1e-12
 
 
 @torch.no_grad()
 def test_heads_are_cascaded_and_positions_biased() -> None:
-    """A head's share of the channels reaches its own output and those after it; far positions can be shut out."""
+    """A split of the channels affects its own head and later heads; biases can exclude distant positions."""
     layer = golden.fill(CascadedGroupAttention(32, 4)).double()
     layer.project = nn.Identity()
     x = torch.randn(1, 32, 7, 7, dtype=torch.float64)
@@ -259,7 +259,7 @@ def test_heads_are_cascaded_and_positions_biased() -> None:
 
 @torch.no_grad()
 def test_the_bias_is_never_stale() -> None:
-    """Whatever happens after a first pass in evaluation mode, the output is that of the weights at hand."""
+    """After a first pass in evaluation mode, changed weights change the output: no bias is cached."""
     x = golden.image_input((1, 3, 96, 128))
     model, other = filled(num_classes=5), filled(num_classes=5)
     for p in other.parameters():
@@ -286,20 +286,20 @@ def test_the_bias_is_never_stale() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    """16-bit models stay in their type and near float32."""
+    """16-bit models compute in their type, and their outputs are close to float32."""
     model = filled("efficientvit_m0", "segment", num_classes=8)
     x = golden.image_input((2, 3, 96, 104))
     with torch.no_grad():
         expected = model(x)
-        found = copy.deepcopy(model).to(dtype)(x.to(dtype))
-    assert found.dtype == dtype
-    assert largest(found.float() - expected) <= (0.02 if dtype == torch.float16 else 0.1) * largest(expected)
+        output = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    assert output.dtype == dtype
+    assert largest(output.float() - expected) <= (0.02 if dtype == torch.float16 else 0.1) * largest(expected)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("options", [{"task": "segment"}, {"distilled": True}])
 def test_trains(name: str, options: dict) -> None:
-    """Gradients reach every parameter, and a step with them changes the output to something finite."""
+    """Every parameter has a gradient, and a step changes the output, which stays finite."""
     torch.manual_seed(0)
     model = filled(name, num_classes=3, **options).train()
     x = torch.randn(2, 3, 64, 96)
@@ -317,7 +317,7 @@ def test_trains(name: str, options: dict) -> None:
 
 @torch.no_grad()
 def test_fresh_blocks_pass_their_input_on() -> None:
-    """The norms that end residual branches start at 0, but those of the first layers around downsampling."""
+    """The norms at the end of residual branches start at 0, except in the first layers around the downsampling."""
     x = torch.randn(2, 64, 9, 9)
     block = EfficientViTMBlock(64, 4, kernel_sizes=(5, 5, 5, 5), window_size=7)
     assert torch.equal(block(x), x)
@@ -328,7 +328,7 @@ def test_fresh_blocks_pass_their_input_on() -> None:
 
 
 def test_pooled_features_are_the_mean() -> None:
-    """As in the authors' code; a full checkpoint starts such a model too."""
+    """Pooled features as in the authors' code; a checkpoint with a classifier also loads into such a model."""
     model, x = filled(num_classes=0), torch.randn(2, 3, 64, 50)
     with torch.no_grad():
         assert model(x).shape == (2, model.head.num_features) == (2, 192)
@@ -336,7 +336,7 @@ def test_pooled_features_are_the_mean() -> None:
 
 
 def test_matrices_and_prefixes(tmp_path: Path) -> None:
-    """Kernels of 1x1 that were saved as matrices, wrapped in "model", with "module." before: the same model."""
+    """1x1 kernels saved as matrices, a "model" wrapper and a "module." prefix load into the same model."""
     state = published("msra-m0")
     expected = poured("msra-m0").state_dict()
     flat = {k: v[..., 0, 0] if v.ndim == 4 and v.shape[-1] == 1 else v for k, v in state.items()}
@@ -349,7 +349,7 @@ def test_matrices_and_prefixes(tmp_path: Path) -> None:
 
 
 def test_round_trip_with_options(tmp_path: Path) -> None:
-    """A file of ours says how it is built, and its tensors alone say the same."""
+    """Options are read from the description of our checkpoint, and inferred from its tensors without one."""
     model = filled(num_classes=4, in_chans=2, distilled=True, window_sizes=(7, 7, 6))
     save_checkpoint(tmp_path / "mine.safetensors", model.state_dict(), model.foveal_info)
     save_file(model.state_dict(), tmp_path / "bare.safetensors")
@@ -366,7 +366,7 @@ def test_round_trip_with_options(tmp_path: Path) -> None:
 
 
 def test_tables_fit_other_windows() -> None:
-    """Built for 384 pixels, the last table is interpolated as published (bicubic), and the report names it."""
+    """A model for 384 pixels interpolates the last table of biases as published (bicubic); the report names it."""
     state = published("msra-m0")
     model: Any = create_model("efficientvit_m0", window_sizes=(7, 7, 6)).double()
     report = load_checkpoint(model, state)
@@ -385,7 +385,7 @@ def test_tables_fit_other_windows() -> None:
 def test_options_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match="give 3 sides of 1 or more"):
         create_model("efficientvit_m0", window_sizes=(7, 7))
-    with pytest.raises(ConfigError, match="do not suit 5 heads"):
+    with pytest.raises(ConfigError, match="num_heads=5 does not divide 64 channels"):
         CascadedGroupAttention(64, 5)
     with pytest.raises(ConfigError, match=r"no option 'distiled'.*'distilled'"):
         create_model("efficientvit_m0", distiled=True)
@@ -395,7 +395,7 @@ def test_options_that_do_not_fit_are_refused() -> None:
 
 
 def test_both_classifiers_learn_the_labels(tmp_path: Path) -> None:
-    """Training without a teacher: the loss is the mean of both classifiers', and the best checkpoint loads."""
+    """Training without a teacher: the loss is the mean over both classifiers, and the best checkpoint loads."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for value, name in ((60, "dark"), (200, "light")):
@@ -417,7 +417,7 @@ def test_both_classifiers_learn_the_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["classify", pytest.param("segment", marks=pytest.mark.long)])
 def test_onnx_equals_the_model(task: str, tmp_path: Path) -> None:
-    """At sizes with one window, with several, with whole and with padded ones."""
+    """At sizes with one or several windows, with and without padding."""
     options: dict[str, Any] = {"distilled": True} if task == "classify" else {}
     model = filled("efficientvit_m0", task, num_classes=4, **options)
     file = foveal.export(model, output=tmp_path / "m0.onnx").path

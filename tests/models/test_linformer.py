@@ -1,4 +1,4 @@
-"""Linformer: the package's outputs, the paper's sharing modes, padding, files, mistakes."""
+"""Linformer: outputs of the package, the paper's sharing modes, padding, checkpoints, errors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
 
 
 def ours(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The package's arguments under our names."""
+    """Convert the arguments of the package to our names."""
     return {
         "max_length": arguments["seq_len"],
         "proj_dim": arguments["k"],
@@ -48,34 +48,34 @@ def normal(shape: list[int]) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("name", [name for name, case in golden.read("linformer").items() if "cls" in case])
 def test_equals_the_package(name: str, tmp_path: Path) -> None:
-    """Its weights under its names, shorter inputs, one head of keys, shared keys and values, wide heads, all layers."""
+    """With the package's weights: short inputs, one head of keys, shared keys and values, wide heads, models."""
     case = golden.read("linformer")[name]
     arguments, state = case["args"], golden_arch.state(case["manifest"])
     if case["cls"] == "LinformerLM":
         save_file({key: value.float() for key, value in state.items()}, tmp_path / "package.safetensors")
         model = create_model("linformer", weights=tmp_path / "package.safetensors", num_heads=4).eval()
         assert info_of(model).options["max_length"] == 16
-        found = model(torch.tensor(case["input_ids"]))
+        output = model(torch.tensor(case["input_ids"]))
     elif case["cls"] == "Linformer":
         model = Linformer(embed_dim=arguments["dim"], depth=arguments["depth"], **ours(arguments)).double().eval()
         model.load_state_dict(state)
-        found = model(normal(case["input"]))
+        output = model(normal(case["input"]))
     else:
         layer = LinformerAttention(arguments["dim"], **ours(arguments)).double().eval()
         layer.load_state_dict(state)
-        found = layer(normal(case["input"]))
-    assert golden_arch.difference(found, case["output"]) <= 1e-5
+        output = layer(normal(case["input"]))
+    assert golden_arch.difference(output, case["output"]) <= 1e-5
 
 
 def projections(sharing: Sharing) -> int:
-    """Numbers of parameters in projections, of four heads in two layers."""
+    """Count the parameters of the projections, for four heads and two layers."""
     names = ("proj_k", "proj_v", "projection")
     model = create_model("linformer", sharing=sharing, **SMALL)
     return sum(p.numel() for key, p in model.named_parameters() if key.rpartition(".")[2] in names)
 
 
 def test_how_many_projections_there_are() -> None:
-    """Section 4 of the paper: two for each head and layer; two a layer; one a layer; one."""
+    """Section 4 of the paper: two projections per head and layer; two per layer; one per layer; one."""
     one = 16 * 8
     assert projections("none") == 2 * 4 * 2 * one
     assert projections("headwise") == 2 * 2 * one
@@ -85,13 +85,13 @@ def test_how_many_projections_there_are() -> None:
 
 @pytest.mark.parametrize("sharing", get_args(Sharing))
 def test_every_sharing_equals_the_formula(sharing: Sharing) -> None:
-    """``softmax(Q (E K)^T / sqrt(d)) F V`` head by head, with the tensors that the mode says; shorter and padded."""
+    """Equal to ``softmax(Q (E K)^T / sqrt(d)) F V`` head by head for every mode; shorter and padded inputs."""
     torch.manual_seed(0)
     layer = LinformerAttention(12, 3, max_length=10, proj_dim=5, sharing=sharing).double()
     projection = torch.randn(10, 5).double() if sharing == "layerwise" else None
     x, valid = torch.randn(2, 7, 12).double(), torch.ones(2, 7, dtype=torch.bool)
     valid[1, 4:] = False
-    found = layer(x, valid, projection)
+    output = layer(x, valid, projection)
     outs = []
     assert layer.value is not None
     for head in range(3):
@@ -104,16 +104,16 @@ def test_every_sharing_equals_the_formula(sharing: Sharing) -> None:
         e, f = (p[head] if p.ndim == 3 else p for p in (e, f))
         mixed_k, mixed_v = (p[:7].T @ (y * valid[..., None]) for p, y in ((e, k), (f, v)))
         outs.append((q @ mixed_k.transpose(1, 2) / 2).softmax(-1) @ mixed_v)
-    assert (found - layer.proj(torch.cat(outs, -1))).abs().max() <= 1e-12
+    assert (output - layer.proj(torch.cat(outs, -1))).abs().max() <= 1e-12
     # tokens that do not take part change nothing
     changed = x.clone()
     changed[1, 4:] = 99
-    assert (layer(changed, valid, projection) - found)[valid].abs().max() <= 1e-12
+    assert (layer(changed, valid, projection) - output)[valid].abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("sharing", get_args(Sharing))
 def test_files_and_gradients(sharing: Sharing, tmp_path: Path) -> None:
-    """A saved model comes back the same; every parameter learns; keys alone tell the mode."""
+    """A saved model loads unchanged; every parameter has a gradient; the mode is inferred from the keys."""
     model = create_model("linformer", sharing=sharing, **SMALL)
     ids = torch.randint(50, (2, 16))
     model(ids).logsumexp(-1).sum().backward()
@@ -128,7 +128,7 @@ def test_files_and_gradients(sharing: Sharing, tmp_path: Path) -> None:
 
 
 def test_costs_grow_linearly() -> None:
-    """Twice the tokens, twice the MACs; those of softmax attention would more than double."""
+    """Twice the tokens cost twice the MACs; with softmax attention it would be more."""
     with torch.device("meta"):
         short, long = (
             count_tokens(create_model("linformer", max_length=n, embed_dim=64, num_heads=2, depth=2, vocab_size=9), n)
@@ -166,10 +166,10 @@ def failing(**options: Any) -> Callable[[], object]:
             lambda: LinformerAttention(8, 2, max_length=4)(torch.zeros(1, 5, 8)),
             "5 tokens: this Linformer was built for at most 4",
         ),
-        (lambda: LinformerAttention(8, 2, max_length=4)(torch.zeros(5, 8)), r"give \(B, N, 8\)"),
+        (lambda: LinformerAttention(8, 2, max_length=4)(torch.zeros(5, 8)), r"expected \(B, N, 8\)"),
         (
             lambda: LinformerAttention(8, 2, max_length=4, sharing="layerwise")(torch.zeros(1, 4, 8)),
-            "give a projection",
+            "pass a projection",
         ),
         (lambda: load("linformer"), "linformer is a language model: it takes token ids, not images"),
     ],
@@ -181,7 +181,7 @@ def test_mistakes_are_one_line(mistake: Callable[[], object], message: str) -> N
 
 
 def test_heads_are_not_guessed(tmp_path: Path) -> None:
-    """The package's files do not tell the number of heads: no model is built on a guess."""
+    """The package's files do not show the number of heads, so no model is built without ``num_heads``."""
     case = golden.read("linformer")["lm"]
     state = golden_arch.state(case["manifest"])
     save_file(state, tmp_path / "package.safetensors")

@@ -1,4 +1,4 @@
-"""MambaVision: equal to the published networks, at any size, with any window, in any precision."""
+"""MambaVision: equal to the published networks, for any size, window and precision."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def tiny(tiny_state: dict[str, torch.Tensor]) -> Any:
 
 
 def traced(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the network computes on the way, under the reference's names."""
-    found: dict[str, torch.Tensor] = {}
+    """Return the intermediate outputs of the network, with the names of the reference."""
+    result: dict[str, torch.Tensor] = {}
     stages = model.backbone.stages
     places = {"patch_embed": model.backbone.stem, "level3_out_after_downsample": stages[3]}
     for i, stage in enumerate(stages):
@@ -53,38 +53,38 @@ def traced(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
         places |= {f"level{i}_block0{kind}": stage.blocks[0], f"level{i}_lastblock{kind}": stage.blocks[-1]}
         places |= {f"level{i - 1}_out_after_downsample": stage.downsample} if i else {}
     hooks = [
-        part.register_forward_hook(lambda _, __, output, name=name: found.__setitem__(name, output))
+        part.register_forward_hook(lambda _, __, output, name=name: result.__setitem__(name, output))
         for name, part in places.items()
     ]
     with torch.no_grad():
-        found["logits"] = model(x)
-        found["features"] = model.head.norm(found["level3_out_after_downsample"]).mean((2, 3))
+        result["logits"] = model(x)
+        result["features"] = model.head.norm(result["level3_out_after_downsample"]).mean((2, 3))
     for hook in hooks:
         hook.remove()
-    return found
+    return result
 
 
 def differences(model: Any, case: dict[str, Any]) -> dict[str, float]:
-    found = traced(model, golden.normal_input(case["input"]))
+    output = traced(model, golden.normal_input(case["input"]))
     expected = {**case["stages"], "logits": case["logits"], "features": case["features"]}
-    assert found.keys() == expected.keys()
-    return {key: golden.spread_difference(found[key], expected[key]) for key in expected}
+    assert output.keys() == expected.keys()
+    return {key: golden.spread_difference(output[key], expected[key]) for key in expected}
 
 
 @pytest.mark.parametrize("index", range(3))
 def test_equals_the_published_network(tiny: Any, index: int) -> None:
-    """Every stage, the pooled features and the logits, with padding, without, and at an odd size."""
+    """Every stage, the pooled features and the logits: with padding, without padding, and at an odd size."""
     case = golden.read("mambavision_models")["mambavision_t"]["cases"][index]
-    found = differences(tiny, case)
-    assert max(found.values()) <= TOLERANCE, found
+    result = differences(tiny, case)
+    assert max(result.values()) <= TOLERANCE, result
 
 
 def test_equals_the_published_network_with_layer_scale() -> None:
     model = create_model("mambavision_l").eval()
     load_checkpoint(model, published_state("mambavision_l"))
     for case in golden.read("mambavision_models")["mambavision_l"]["cases"]:
-        found = differences(model, case)
-        assert max(found.values()) <= TOLERANCE, found
+        result = differences(model, case)
+        assert max(result.values()) <= TOLERANCE, result
 
 
 def test_equals_the_published_network_in_float64(tiny: Any) -> None:
@@ -145,7 +145,7 @@ TABLE = {
 
 @pytest.mark.parametrize("variant", TABLE)
 def test_variants_are_the_published_ones(variant: str) -> None:
-    """Built on the meta device, where nothing costs anything."""
+    """Build on the meta device, without memory or computation."""
     params, mixers, heads, windows, rate, scale = TABLE[variant]
     with torch.device("meta"):
         model: Any = create_model(f"mambavision_{variant}")
@@ -187,21 +187,21 @@ def test_fresh_weights_are_initialised_as_published() -> None:
 def test_features_at_any_size(size: tuple[int, int]) -> None:
     backbone = built("features")
     assert [(info.channels, info.stride) for info in backbone.feature_info] == [(16, 4), (32, 8), (64, 16), (128, 32)]
-    for found, info in zip(backbone(torch.randn(2, 3, *size)), backbone.feature_info, strict=True):
-        assert found.shape == (2, info.channels, *(-(-side // info.stride) for side in size))
-        assert found.isfinite().all()
+    for output, info in zip(backbone(torch.randn(2, 3, *size)), backbone.feature_info, strict=True):
+        assert output.shape == (2, info.channels, *(-(-side // info.stride) for side in size))
+        assert output.isfinite().all()
 
 
 @torch.no_grad()
 @settings(max_examples=12)
 @given(SIZES)
 def test_classifies_and_segments_at_any_size(size: tuple[int, int]) -> None:
-    """Images of a batch differ and do not see each other; a segmenter's logits have the image's size."""
+    """Logits depend on one image of the batch only; the logits of a segmenter have the size of the image."""
     x = torch.randn(2, 3, *size)
-    found = built("classify")(x)
-    assert found.shape == (2, 7)
-    assert largest(found[0] - found[1]) > 1e-3
-    assert largest(built("classify")(x[1:])[0] - found[1]) < 1e-4 * largest(found)
+    output = built("classify")(x)
+    assert output.shape == (2, 7)
+    assert largest(output[0] - output[1]) > 1e-3
+    assert largest(built("classify")(x[1:])[0] - output[1]) < 1e-4 * largest(output)
     assert built("segment")(x).shape == (2, 5, *size)
 
 
@@ -209,7 +209,7 @@ def test_classifies_and_segments_at_any_size(size: tuple[int, int]) -> None:
 @settings(max_examples=20)
 @given(size=st.integers(2, 9), height=st.integers(2, 24), width=st.integers(2, 24))
 def test_neutral_padding_is_no_padding(size: int, height: int, width: int) -> None:
-    """A window at the edge computes what a stage computes on that part of the map alone, as one window."""
+    """A window at the edge gives the same result as the stage on that part of the map alone, as one window."""
     stage: WindowStage = built("features", neutral_padding=True).stages[2]
     whole: WindowStage = built("features", window_size="whole").stages[2]
     x = torch.randn(2, 64, height, width)
@@ -217,16 +217,16 @@ def test_neutral_padding_is_no_padding(size: int, height: int, width: int) -> No
     stage.window_size = size
     stage._modules = {**stage._modules, "downsample": torch.nn.Identity()}
     part._modules = {**part._modules, "downsample": torch.nn.Identity()}
-    found = stage(x)
+    output = stage(x)
     for top in range(0, height, size):
         for left in range(0, width, size):
             area = (..., slice(top, top + size), slice(left, left + size))
-            assert largest(found[area] - part(x[area])) < 1e-4 * largest(found)
+            assert largest(output[area] - part(x[area])) < 1e-4 * largest(output)
 
 
 @torch.no_grad()
 def test_neutral_padding_makes_the_window_irrelevant() -> None:
-    """Windows that hold the whole map give one result with it, and as many results as windows as published."""
+    """With neutral padding, all windows that contain the whole map give the same result; as published, they differ."""
     x = torch.randn(1, 3, 70, 90)
     windows = [(6, 3), (8, 5), (11, 7)]
     whole = small(window_size="whole")(x)
@@ -240,7 +240,7 @@ def test_neutral_padding_makes_the_window_irrelevant() -> None:
 
 
 def test_padding_gets_no_gradient_when_neutral() -> None:
-    """The gradient of the map is finite and the same as without windows."""
+    """The gradient of the map is finite and equal to that without windows."""
     x = torch.randn(1, 3, 64, 64)
     gradients = []
     for window, neutral in (((6, 3), True), ("whole", False)):
@@ -333,12 +333,12 @@ def test_half_precision_runs(dtype: torch.dtype, neutral: bool) -> None:
     model = small(neutral_padding=neutral)
     x = golden.image_input((2, 3, 96, 104))
     expected = model(x)
-    found = copy.deepcopy(model).to(dtype)(x.to(dtype))
+    result = copy.deepcopy(model).to(dtype)(x.to(dtype))
     with torch.autocast("cpu", dtype):
         mixed = model(x)
-    assert found.dtype == mixed.dtype == dtype
+    assert result.dtype == mixed.dtype == dtype
     tolerance = 0.02 if dtype == torch.float16 else 0.15
-    for output in (found, mixed):
+    for output in (result, mixed):
         assert largest(output.float() - expected) <= tolerance * largest(expected)
 
 
@@ -346,8 +346,8 @@ def test_half_precision_runs(dtype: torch.dtype, neutral: bool) -> None:
 def test_layout_of_memory_does_not_matter() -> None:
     model, x = small("segment"), torch.randn(2, 3, 70, 66)
     expected = model(x)
-    found = copy.deepcopy(model).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
-    assert largest(found - expected) < 1e-5 * largest(expected)
+    output = copy.deepcopy(model).to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    assert largest(output - expected) < 1e-5 * largest(expected)
 
 
 @pytest.mark.parametrize("task", ["classify", "segment"])
@@ -362,10 +362,10 @@ def test_gradients_reach_every_parameter(task: str) -> None:
 def test_drop_path_leaves_out_whole_images_in_training_only() -> None:
     torch.manual_seed(0)
     drop, x = DropPath(0.25), torch.ones(4000, 3, 2)
-    found = drop(x)
-    assert found.unique().tolist() == [0, pytest.approx(1 / 0.75)]
-    assert torch.equal(found.amin((1, 2)), found.amax((1, 2)))
-    assert found.mean().item() == pytest.approx(1, abs=0.05)
+    output = drop(x)
+    assert output.unique().tolist() == [0, pytest.approx(1 / 0.75)]
+    assert torch.equal(output.amin((1, 2)), output.amax((1, 2)))
+    assert output.mean().item() == pytest.approx(1, abs=0.05)
     assert torch.equal(drop.eval()(x), x)
     assert drop_path_rates(0.3, (1, 3)) == [[0], pytest.approx([0.1, 0.2, 0.3])]
     model = small(drop_path_rate=0.9).train()
@@ -375,7 +375,7 @@ def test_drop_path_leaves_out_whole_images_in_training_only() -> None:
 
 
 def test_states_do_not_decay() -> None:
-    """Weight decay would pull the scan's decay rates towards 1, not its weights towards 0."""
+    """Weight decay on A_log would pull the decay rates of the scan towards 1."""
     model = small()
     names = {id(parameter): key for key, parameter in model.named_parameters()}
     decayed, others = ([names[id(p)] for p in group["params"]] for group in parameter_groups(model, 0.05))

@@ -1,4 +1,4 @@
-"""MambaVision as a graph: traced, exported, compiled, for any batch and size."""
+"""MambaVision as a graph: traced, exported and compiled, for any batch and size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from helpers.mambavisions import LICENCE, SHALLOW, published_state, small
 
 
 def runtimes(path: Path, x: torch.Tensor) -> list[np.ndarray]:
-    """ONNX Runtime and OpenVINO on an exported file; the latter would compute in bfloat16 where the processor can."""
+    """Run an exported file in ONNX Runtime and OpenVINO (which would use bfloat16 on processors that have it)."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [np.asarray(session.run(None, {"image": x.numpy()})[0]), compiled({"image": x.numpy()})[0]]
@@ -31,7 +31,7 @@ ROADS = [{}, {"neutral_padding": True}, {"window_size": "whole"}]
 
 @pytest.mark.parametrize("options", [*ROADS, {"window_size": 20}], ids=str)
 def test_traced_graph_takes_any_batch_and_size(options: dict[str, Any]) -> None:
-    """Also where it has one window at the traced size and several at others, and the other way round."""
+    """Also with one window at the traced size and several at other sizes, and the reverse."""
     model = small(config=SHALLOW, **options)
     sides = {
         0: torch.export.Dim("batch", min=1),
@@ -53,7 +53,7 @@ def test_traced_graph_takes_any_batch_and_size(options: dict[str, Any]) -> None:
 def test_exported_graph_takes_any_batch_and_size(
     options: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Traced at one size, run at others, in two runtimes: within 1e-4 of the logits' spread."""
+    """Traced at one size and run at others, in two runtimes: within 1e-4 of the spread of the logits."""
     model = small(config=SHALLOW, **options)
     path = foveal.export(model, output=tmp_path / "small.onnx", size=(96, 128)).path
     for shape in ((1, 3, 96, 128), (3, 3, 200, 149), (2, 3, 40, 65)):

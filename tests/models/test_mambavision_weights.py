@@ -1,4 +1,4 @@
-"""MambaVision's weights: published ones by name, hub and official files, told apart, strict, with their licence."""
+"""MambaVision's weights: published ones by name, hub and official layouts, strict loading, licence notices."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def tiny(tiny_state: dict[str, torch.Tensor]) -> Any:
 
 
 def test_published_weights_have_names_with_their_settings() -> None:
-    """Eleven released sets; those for 512 pixels bring their windows, their size and their way of cropping."""
-    found = {ref: entry for ref, (family, _, entry) in published().items() if family.name == "mambavision"}
-    assert len(found) == 11
-    large = found["mambavision_l3.512_21k_in1k"]
+    """Eleven released checkpoints; those for 512 pixels set their windows, image size and cropping."""
+    output = {ref: entry for ref, (family, _, entry) in published().items() if family.name == "mambavision"}
+    assert len(output) == 11
+    large = output["mambavision_l3.512_21k_in1k"]
     assert large.options == {"window_size": (32, 16)}
     assert (large.size, large.crop_ratio, large.squash, large.value) == ("512", 0.93, True, 88.1)
     assert large.repo == "nvidia/MambaVision-L3-512-21K"
-    assert found["mambavision_b.21k_in1k"].value == 84.9
+    assert output["mambavision_b.21k_in1k"].value == 84.9
     assert variants()["mambavision_t2"][1].crop_ratio == 0.98
     assert variants()["mambavision_l3"][0].licence == LICENCE
 
 
 def detector(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same weights as a published segmenter has them: no classifier, but norms and a head of another family."""
+    """The same weights as in a published segmenter: no classifier, norms on the maps, another family's head."""
     backbone = {f"backbone.{key}": value for key, value in state.items() if not key.startswith(("norm.", "head."))}
     for i in range(4):
         for last in ("weight", "bias"):
@@ -61,7 +61,7 @@ def detector(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_hub_and_official_files_load(tiny: Any, tiny_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """Safetensors with the wrapper's prefix, and a pickle with the weights beside other things."""
+    """Safetensors with the prefix of the wrapper, and a pickle with other entries next to the weights."""
     from safetensors.torch import save_file
 
     save_file({f"model.{key}": value.contiguous() for key, value in tiny_state.items()}, tmp_path / "model.safetensors")
@@ -79,7 +79,7 @@ def test_hub_and_official_files_load(tiny: Any, tiny_state: dict[str, torch.Tens
 def test_backbone_of_a_published_segmenter_loads(
     tiny: Any, tiny_state: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    """It is told from its keys; maps pass their norms on the way out, and the next stage does not see them."""
+    """It is inferred from the keys; returned maps pass through their norms, the input of the next stage does not."""
     state = detector(tiny_state)
     torch.save({"meta": {"epoch": 1}, "state_dict": state}, tmp_path / "segmenter.pth")
     backbone = foveal.load_model(tmp_path / "segmenter.pth")
@@ -87,10 +87,10 @@ def test_backbone_of_a_published_segmenter_loads(
     assert info_of(backbone).options == {"out_norm": True}
     x = golden.normal_input((1, 3, 64, 96))
     with torch.no_grad():
-        for i, (found, plain) in enumerate(zip(backbone(x), tiny.backbone(x), strict=True)):
+        for i, (output, plain) in enumerate(zip(backbone(x), tiny.backbone(x), strict=True)):
             gain, shift = (state[f"backbone.outnorm{i}.{last}"] for last in ("weight", "bias"))
             expected = F.layer_norm(plain.movedim(1, -1), gain.shape, gain, shift).movedim(-1, 1)
-            assert largest(found - expected) < 1e-4
+            assert largest(output - expected) < 1e-4
     report = load_checkpoint(create_model("mambavision_t", features_only=True, out_norm=True), state)
     assert report.ignored == ("decode_head.conv_seg.weight",)
     with pytest.raises(CheckpointError, match="unexpected"):
@@ -98,7 +98,7 @@ def test_backbone_of_a_published_segmenter_loads(
 
 
 def test_other_tasks_start_from_these_weights(tiny_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    """A segmenter from a classifier and a classifier from a segmenter: the backbone arrives, new parts are named."""
+    """A segmenter from a classifier and the reverse: the backbone is loaded, new parts are named in the report."""
     torch.save(tiny_state, tmp_path / "classifier.pth")
     torch.save(detector(tiny_state), tmp_path / "segmenter.pth")
     expected = tiny_state["levels.2.blocks.0.mixer.A_log"]
@@ -128,15 +128,15 @@ def test_files_of_every_variant_are_told_apart() -> None:
     for name, config in CONFIGS.items():
         with torch.device("meta"):
             state = create_model(name, features_only=True, out_norm=True).state_dict()
-        found = identify(state)
-        assert (found.model, found.options) == (name, {"out_norm": True})
+        result = identify(state)
+        assert (result.model, result.options) == (name, {"out_norm": True})
         assert len(config.depths) == 4
 
 
 def test_licence_is_said_when_weights_load(
     tiny_state: dict[str, torch.Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One line on standard error for every road, also after training on; none for free weights."""
+    """One line on standard error for every way of loading, also for fine-tuned weights; none for free weights."""
     path = tmp_path / "tiny.pth"
     torch.save(tiny_state, path)
     model = create_model("mambavision_t", num_classes=3, weights=path)

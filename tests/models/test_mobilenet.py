@@ -1,4 +1,4 @@
-"""MobileNetV2 and V3: reference outputs, the published files of two libraries, and the rules of every backbone."""
+"""MobileNetV2 and V3: reference outputs, published checkpoints of two libraries, and the rules of every backbone."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ def test_published_costs() -> None:
     }
     for name, (params, macs) in figures.items():
         with torch.device("meta"):
-            found = count(create_model(name).eval(), 3, (224, 224))
-        assert (found.params, f"{found.macs / 1e9:.3f}") == (params, macs)
+            result = count(create_model(name).eval(), 3, (224, 224))
+        assert (result.params, f"{result.macs / 1e9:.3f}") == (params, macs)
 
 
 def test_files_bring_their_conventions() -> None:
-    """torchvision's V3 has another epsilon and momentum than timm's: told by the keys, unless it was said otherwise."""
+    """torchvision's V3 has another epsilon and momentum than timm's: inferred from keys, unless options set them."""
     theirs = filled(peer("torchvision", "mobilenet_v3_small"), 1.0)
-    found = identify(theirs)
-    assert (found.model, found.options) == ("mobilenetv3_small_100", {"norm_eps": 1e-3, "norm_momentum": 0.01})
-    assert found.labels.names[:2] == ("tench", "goldfish")
+    result = identify(theirs)
+    assert (result.model, result.options) == ("mobilenetv3_small_100", {"norm_eps": 1e-3, "norm_momentum": 0.01})
+    assert result.labels.names[:2] == ("tench", "goldfish")
     model = create_model("mobilenetv3_small_100", num_classes=1000)
     assert conventions(model) == {(1e-5, 0.1)}
     load_checkpoint(model, theirs)
@@ -97,7 +97,7 @@ def test_a_file_that_may_need_tensorflows_padding_says_so(capsys: pytest.Capture
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
 def test_parts_of_files(library: str) -> None:
-    """Without a classifier, for other channels and classes, wrapped; a missing key is named and nothing is loaded."""
+    """Without classifier, with other channels and classes, wrapped; a missing key is named and nothing is loaded."""
     theirs = "mobilenetv3_large_100" if library == "timm" else "mobilenet_v3_large"
     state = filled(peer(library, theirs), 1.0)
     last = "classifier" if library == "timm" else "classifier.3"
@@ -125,7 +125,7 @@ def test_parts_of_files(library: str) -> None:
 
 @pytest.mark.parametrize("name", ["mobilenetv2_100", "tf_mobilenetv2_100", "mobilenetv3_small_100"])
 def test_sizes_channels_types(name: str) -> None:
-    """Strides and channels at odd and the least sizes; float64, bfloat16, channels_last and copies agree."""
+    """Strides and channels at odd and minimum sizes; float64, bfloat16, channels_last and copies agree."""
     net = golden.fill(create_model(name, features_only=True, in_chans=4).double())
     for h, w in ((32, 32), (33, 71)):
         maps = net(torch.randn(2, 4, h, w, dtype=torch.float64))
@@ -146,7 +146,7 @@ def test_sizes_channels_types(name: str) -> None:
 
 
 def test_padding_of_tensorflow_in_a_file_for_any_size(tmp_path: Path) -> None:
-    """Padding that depends on the size is in the graph: sizes that were not traced, even and odd, agree to rounding."""
+    """Padding that depends on the size is part of the graph: even and odd sizes other than the traced one agree."""
     model = golden.fill(create_model("tf_mobilenetv3_small_100", num_classes=5))
     file = export(model, output=tmp_path / "net.onnx", size=(64, 96))
     runner = OnnxRunner(file.path)
@@ -158,7 +158,7 @@ def test_padding_of_tensorflow_in_a_file_for_any_size(tmp_path: Path) -> None:
 
 
 def test_padding_changes_outputs_and_only_there() -> None:
-    """The same weights under ``tf_``: another output; with stride 1 nowhere would be the same."""
+    """The same weights with ``tf_`` give another output; the padding differs only in the five strided layers."""
     plain, other = (create_model(f"{prefix}mobilenetv2_100", features_only=True) for prefix in ("", "tf_"))
     assert {p.conv.kernel_size for p in other.modules() if isinstance(p, ConvNormAct) and p.same} == {(3, 3)}
     assert sum(p.same for p in other.modules() if isinstance(p, ConvNormAct)) == 5
@@ -170,7 +170,7 @@ def test_padding_changes_outputs_and_only_there() -> None:
 
 
 def test_learning() -> None:
-    """Every parameter of classifier and segmentation model gets a finite gradient; dropout is on in training only."""
+    """Every parameter of classifier and segmenter has a finite gradient; dropout is active only in training."""
     for task, shape in (("classify", (2,)), ("segment", (2, 64, 64))):
         model = create_model("mobilenetv3_small_100", task, num_classes=3)
         loss = nn.functional.cross_entropy(model(torch.randn(2, 3, 64, 64)), torch.zeros(shape, dtype=torch.long))

@@ -1,4 +1,4 @@
-"""Super-resolution: the networks, at any size and scale, in windows, and exported."""
+"""Super-resolution networks: any size and scale, in tiles, and exported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_any_size_any_scale(name: str, scale: int) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_untrained_models_are_near_bicubic(name: str) -> None:
-    """The long residual: what a network has not learned yet, the interpolation does."""
+    """Because of the long residual, an untrained network is close to the interpolation."""
     torch.manual_seed(0)
     model = create_model(name).eval()
     image = photo(48, 40)
@@ -51,16 +51,16 @@ def test_untrained_models_are_near_bicubic(name: str) -> None:
     assert psnr(predictor_of(model).upscale(image).image, expected) > 25
 
 
-def test_the_base_is_the_interpolation_to_the_bit_inside() -> None:
-    """MATLAB's kernel, a = -0.5; torch's own bicubic has another."""
+def test_the_base_equals_the_interpolation_inside() -> None:
+    """The kernel is MATLAB's, a = -0.5, not that of torch's bicubic."""
     model = create_model("realtime_sr", scale=3).double().eval()
     torch.nn.init.zeros_(model.head.subpixel.weight)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     torch.nn.init.zeros_(model.head.subpixel.bias)  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
     image = np.random.default_rng(0).random((40, 33, 3))
     with torch.no_grad():
-        found = model(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
+        output = model(torch.from_numpy(image).permute(2, 0, 1)[None])[0].permute(1, 2, 0).numpy()
     inside = (slice(9, -9), slice(9, -9))
-    np.testing.assert_allclose(found[inside], interpolated(image, 3)[inside], atol=1e-12)
+    np.testing.assert_allclose(output[inside], interpolated(image, 3)[inside], atol=1e-12)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -80,14 +80,14 @@ def test_fused_branches_compute_the_same(scale: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_told_by_its_keys_and_shapes(name: str) -> None:
+def test_models_are_inferred_from_keys_and_shapes(name: str) -> None:
     for scale in SCALES:
-        found = identify(
+        result = identify(
             {f"module.{k}": v for k, v in create_model(name, scale=scale, in_chans=4).state_dict().items()}
         )
-        assert (found.model, found.task, found.in_chans) == (name, "upscale", 4)
-        assert found.options["scale"] == scale
-        assert found.preprocess.std == (1, 1, 1)
+        assert (result.model, result.task, result.in_chans) == (name, "upscale", 4)
+        assert result.options["scale"] == scale
+        assert result.preprocess.std == (1, 1, 1)
     bare = identify(create_model(name, features_only=True).state_dict())
     assert (bare.model, bare.task) == (name, "features")
 
@@ -117,7 +117,7 @@ def test_wrong_requests_are_refused() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_half_precision_gives_the_same_picture(name: str) -> None:
-    """PSNR to the truth within 0.02 dB of float32's."""
+    """The PSNR to the ground truth is within 0.02 dB of that in float32."""
     large = photo(96, 128)
     small = bicubic_downscale(large, 2)
     model = model_of(name)
@@ -128,11 +128,11 @@ def test_half_precision_gives_the_same_picture(name: str) -> None:
     assert abs(figures[2] - figures[0]) < 0.02
 
 
-# ---- windows
+# ---- tiles
 
 
-def test_windows_of_a_local_model_are_exact() -> None:
-    """Interpolation and a network whose view is narrower than the overlap: no seam at all."""
+def test_tiles_of_a_local_model_are_exact() -> None:
+    """With a receptive field smaller than the overlap, tiles and whole image give the same result, without seams."""
     image = photo(150, 210)
     for predictor in (foveal.load("bicubic.x3"), predictor_of(model_of("realtime_sr", 3))):
         whole = predictor.upscale(image, tile=216, overlap=0).image
@@ -140,7 +140,7 @@ def test_windows_of_a_local_model_are_exact() -> None:
         assert np.abs(whole.astype(int) - windows).max() <= 1
 
 
-def test_windows_of_an_attentive_model_come_close() -> None:
+def test_tiles_of_a_model_with_attention_are_close() -> None:
     image = photo(150, 210)
     predictor = predictor_of(model_of("efficientvit_sr"))
     whole = predictor.upscale(image, tile=216, overlap=0).image
@@ -148,8 +148,8 @@ def test_windows_of_an_attentive_model_come_close() -> None:
 
 
 @pytest.mark.parametrize("size", [(150, 210), (257, 193)])
-def test_exact_windows_are_the_whole_image(size: tuple[int, int]) -> None:
-    """Attention's sums are taken over the image before: to rounding the same, where plain windows differ."""
+def test_exact_tiles_equal_the_whole_image(size: tuple[int, int]) -> None:
+    """The sums of the attention come from the whole image: equal within rounding, where plain tiles differ."""
     image = photo(*size)
     for name in NAMES:
         model = model_of(name)
@@ -164,14 +164,14 @@ def test_exact_windows_are_the_whole_image(size: tuple[int, int]) -> None:
         assert name == "realtime_sr" or np.abs(whole.astype(int) - plain).max() > 40
 
 
-def test_exact_windows_need_the_network(tmp_path: Path) -> None:
+def test_exact_tiles_need_the_torch_model(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exact tiles need a torch model"):
         foveal.load("bicubic.x2").upscale(photo(40, 40), exact=True)
     with pytest.raises(ConfigError, match="overlap=8: exact tiles overlap"):
         predictor_of(model_of("efficientvit_sr")).upscale(photo(40, 40), exact=True, overlap=8)
 
 
-def test_impossible_windows_are_refused() -> None:
+def test_impossible_tiles_are_refused() -> None:
     predictor = foveal.load("bicubic.x2")
     for tile, overlap in ((60, 0), (65, 0), (64, 40), (64, -1)):
         with pytest.raises(InputError, match=f"tile={tile}, overlap={overlap}"):

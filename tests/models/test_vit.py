@@ -1,4 +1,4 @@
-"""Vision transformers with any attention: shapes, shared layers, files, sizes, learning."""
+"""Vision transformers with any attention: shapes, shared layers, checkpoints, sizes, training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_kind_is_tested() -> None:
 @pytest.mark.parametrize("shared", [False, True, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_of_attention(kind: str, shared: bool | int) -> None:
-    """The right layer in every block, the number of blocks, any size, and a file that tells all of it."""
+    """The right layer in every block, the number of blocks, any size, and all options inferred from a state dict."""
     model = create_model("vit_tiny", num_classes=5, in_chans=4, attention=kind, shared_layers=shared).eval()
     layers = [part for part in model.modules() if isinstance(part, KINDS[kind])]
     assert len(layers) == {False: 12, True: 1, 4: 4}[shared]
@@ -44,16 +44,16 @@ def test_kinds_of_attention(kind: str, shared: bool | int) -> None:
     for h, w in ((32, 32), (65, 97)):
         assert model(torch.randn(2, 4, h, w)).isfinite().all()
     with torch.device("meta"):
-        found = identify(model.state_dict())
-        again = create_model(found.model, num_classes=5, in_chans=4, **found.options).eval()
-    assert (found.model, found.num_classes, found.in_chans) == ("vit_tiny", 5, 4)
+        result = identify(model.state_dict())
+        again = create_model(result.model, num_classes=5, in_chans=4, **result.options).eval()
+    assert (result.model, result.num_classes, result.in_chans) == ("vit_tiny", 5, 4)
     again = again.to_empty(device="cpu")
     again.load_state_dict(model.state_dict())
     x = torch.randn(1, 4, 64, 48)
     assert torch.equal(again(x), model(x))
 
 
-def test_parameters_shrink_and_macs_do_not() -> None:
+def test_sharing_reduces_parameters_but_not_macs() -> None:
     with torch.device("meta"):
         apart, shared, some = (
             create_model("vit_small", features_only=True, shared_layers=sharing) for sharing in (False, True, 3)
@@ -66,7 +66,7 @@ def test_parameters_shrink_and_macs_do_not() -> None:
 
 
 def test_costs_of_attention_at_a_large_size() -> None:
-    """At 4096 tokens: linear attention saves the n x n products, 2 n^2 d of each block, but for 2 n d (d / h + 1)."""
+    """At 4096 tokens linear attention replaces the n x n products, 2 n^2 d MACs per block, by 2 n d (d / h + 1)."""
     with torch.device("meta"):
         softmax, linear = (
             count(create_model("vit_tiny", features_only=True, attention=kind), 3, (1024, 1024)).macs
@@ -77,8 +77,8 @@ def test_costs_of_attention_at_a_large_size() -> None:
     assert softmax - linear == 12 * per_block
 
 
-def test_positions_are_told_apart_and_fit_any_size() -> None:
-    """Every place has an embedding of its own, and the same one in a larger map."""
+def test_positions_differ_and_fit_any_size() -> None:
+    """Every position has a different embedding, and the same one in a larger map."""
     add = Positions()
     small, large = add(torch.zeros(1, 16, 5, 7))[0], add(torch.zeros(1, 16, 40, 50))[0]
     assert torch.equal(small, large[:, :5, :7])
@@ -89,7 +89,7 @@ def test_positions_are_told_apart_and_fit_any_size() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_lowers_the_loss(kind: str) -> None:
-    """Gradients reach every parameter, and a small step along them does what they promise."""
+    """Every parameter has a gradient, and a small step lowers the loss as predicted."""
     torch.manual_seed(0)
     model = create_model("vit_tiny", num_classes=2, attention=kind, shared_layers=2).double()
     images, labels = torch.randn(4, 3, 32, 64, dtype=torch.float64), torch.arange(4) % 2
@@ -106,7 +106,7 @@ def test_a_step_lowers_the_loss(kind: str) -> None:
 
 
 @torch.no_grad()
-def test_a_bare_file_is_enough(tmp_path: Path) -> None:
+def test_a_checkpoint_without_description_loads(tmp_path: Path) -> None:
     model = golden.fill(create_model("vit_tiny", num_classes=3, attention="linear", shared_layers=True))
     save_file(model.state_dict(), tmp_path / "bare.safetensors")
     x = torch.randn(1, 3, 48, 64)
@@ -117,7 +117,7 @@ def test_a_bare_file_is_enough(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"attention": "linearr"}, "did you mean 'linear'"),
-        ({"num_kv_heads": 1}, "is for attention='gqa'"),
+        ({"num_kv_heads": 1}, "is only for attention='gqa'"),
         ({"attention": "gqa", "num_kv_heads": 2}, "num_kv_heads=2 does not divide num_heads=3"),
         ({"shared_layers": 13}, "times=12, groups=13"),
         ({"share_layers": True}, "did you mean 'shared_layers'"),

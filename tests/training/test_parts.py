@@ -14,7 +14,7 @@ import foveal
 from foveal.data.classification import ClassificationData
 from foveal.info import Labels
 from foveal.layers.recompute import recompute
-from foveal.layers.sync_norm import synchronised
+from foveal.layers.sync_norm import synchronise_norms
 from foveal.training.batches import Batches
 from foveal.training.config import TrainConfig
 from foveal.training.distributed import blocks_of
@@ -90,7 +90,7 @@ def test_a_state_needs_a_torch_that_reads_it_safely(tmp_path: Path, monkeypatch:
 def _half_of_a_batch(rank: int, folder: str) -> None:
     """One of two processes: apply a synchronised norm to half of the batch and write the results."""
     torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    norm = synchronised(nn.Sequential(nn.BatchNorm1d(5)).double(), torch.device("cpu"))
+    norm = synchronise_norms(nn.Sequential(nn.BatchNorm1d(5)).double(), torch.device("cpu"))
     x = _BATCH[rank * 3 : rank * 3 + 3].clone().requires_grad_()
     y = norm(x)
     (y**3).sum().backward()

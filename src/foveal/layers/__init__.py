@@ -1,1 +1,1 @@
-"""Building blocks that the model families share. Nothing here knows a model, a task or a file."""
+"""Building blocks that the model families share. Nothing here depends on a model, a task or a file."""

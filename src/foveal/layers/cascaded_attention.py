@@ -1,4 +1,4 @@
-"""Cascaded group attention, that of Microsoft's EfficientViT (arXiv 2305.07027, section 3.1)."""
+"""Cascaded group attention of Microsoft's EfficientViT (arXiv 2305.07027, section 3.1)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from .resample import ceil_div
 
 
 class CascadedGroupAttention(nn.Module):
-    """Attention in windows, each head on its own share of the channels: ``(B, C, H, W) -> (B, C, H, W)``.
+    """Attention in windows, each head on its own split of the channels: ``(B, C, H, W) -> (B, C, H, W)``.
 
-    Every head after the first adds the output of the one before to its share. Queries pass a depthwise convolution;
-    a learned bias for each distance ``(|dy|, |dx|)`` is added to the scores.
+    Every head after the first adds the output of the head before to its split. Queries pass through a depthwise
+    convolution. A learned bias for each distance ``(|dy|, |dx|)`` is added to the scores.
 
-    The map is padded with zeros at the right and bottom to multiples of ``window_size``, cut, attended and cropped.
-    There is no mask: padded positions take part, as in the authors' code. The bias is looked up in each forward pass,
-    so it is that of the weights at hand, on their device and in their type.
+    The map is padded with zeros at the right and bottom to multiples of ``window_size``, cut into windows, and cropped
+    at the end. There is no mask: padded positions take part, as in the authors' code. The table of biases is read in
+    each forward pass, so the biases follow the weights when these are replaced, moved or converted.
 
     Args:
         channels: channels of the map, a multiple of ``num_heads``.
         num_heads: heads.
         key_dim: channels of each head's queries and keys. Its values have ``channels / num_heads``.
-        kernel_sizes: sides of the depthwise kernels (odd), one per head; more are not used.
-        window_size: side of the windows, which fixes the distances that have a bias.
+        kernel_sizes: sides of the depthwise kernels (odd), one per head; further entries are ignored.
+        window_size: side of the windows. There is one bias for each distance within a window.
         norm_eps: epsilon of the batch norms.
 
     Raises:
-        ConfigError: channels that do not divide by the heads, or too few kernel sizes.
+        ConfigError: ``num_heads`` does not divide ``channels``, or there are fewer kernel sizes than heads.
     """
 
     def __init__(
@@ -47,13 +47,16 @@ class CascadedGroupAttention(nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        if channels % num_heads or len(kernel_sizes) < num_heads:
-            raise ConfigError(f"{channels} channels, kernel sizes {tuple(kernel_sizes)}: do not suit {num_heads} heads")
-        share = channels // num_heads
+        if channels % num_heads:
+            raise ConfigError(f"num_heads={num_heads} does not divide {channels} channels: give a divisor")
+        if len(kernel_sizes) < num_heads:
+            raise ConfigError(f"kernel_sizes={tuple(kernel_sizes)}: give one size for each of {num_heads} heads")
+        split_dim = channels // num_heads
         self.channels, self.key_dim, self.window_size = channels, key_dim, window_size
-        self.split = (key_dim, key_dim, share)  # not read off tensors: exporters would trace them as unknowns
+        # Constants: exporters would trace sizes that are read from tensors as unknowns.
+        self.split = (key_dim, key_dim, split_dim)
         self.qkv = nn.ModuleList(
-            ConvNormAct(share, 2 * key_dim + share, 1, norm_eps=norm_eps) for _ in range(num_heads)
+            ConvNormAct(split_dim, 2 * key_dim + split_dim, 1, norm_eps=norm_eps) for _ in range(num_heads)
         )
         self.query_convs = nn.ModuleList(
             ConvNormAct(key_dim, key_dim, size, groups=key_dim, norm_eps=norm_eps) for size in kernel_sizes[:num_heads]
@@ -72,11 +75,11 @@ class CascadedGroupAttention(nn.Module):
         return y[..., :h, :w]
 
     def _attend(self, x: Tensor) -> Tensor:
-        """Attention within each map of ``(windows, C, side, side)``."""
+        """Attend within each window of ``(windows, C, side, side)``; the shape is kept."""
         biases = self._biases()
         outputs: list[Tensor] = []
-        for i, share in enumerate(x.chunk(len(self.qkv), dim=1)):
-            y = outputs[-1] + share if outputs else share
+        for i, split in enumerate(x.chunk(len(self.qkv), dim=1)):
+            y = outputs[-1] + split if outputs else split
             q, k, v = self.qkv[i](y).split(self.split, dim=1)
             scores = self.query_convs[i](q).flatten(2).transpose(1, 2) @ k.flatten(2)  # (windows, queries, keys)
             weights = (scores * self.key_dim**-0.5 + biases[i]).softmax(-1)
@@ -84,7 +87,7 @@ class CascadedGroupAttention(nn.Module):
         return self.project(F.relu(torch.cat(outputs, dim=1)))
 
     def _biases(self) -> Tensor:
-        """Bias of every pair of positions of a window, ``(heads, side^2, side^2)``."""
+        """Return the bias of every pair of positions in a window, ``(heads, side^2, side^2)``."""
         side = self.window_size
         line = torch.arange(side, device=self.position_biases.device)
         distances = (line[:, None] - line).abs()  # (side, side)
@@ -94,9 +97,10 @@ class CascadedGroupAttention(nn.Module):
 
 
 def resize_position_biases(table: Tensor, window_size: int) -> Tensor:
-    """Bring a table for other windows, ``(heads, side^2)``, to ``(heads, window_size^2)`` by bicubic interpolation.
+    """Resize a table of biases, ``(heads, side^2)``, to ``(heads, window_size^2)`` by bicubic interpolation.
 
-    As the authors do for detection at larger sizes. A table of that size, or of no square's, is returned as it is.
+    The authors do this for detection at larger image sizes. A table that has the right size already, or whose length is
+    not a square, is returned unchanged.
     """
     side = math.isqrt(table.shape[-1])
     if table.ndim != 2 or side**2 != table.shape[-1] or side == window_size:

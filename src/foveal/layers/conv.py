@@ -1,8 +1,8 @@
 """Convolution blocks that the families share.
 
 Sources: depthwise separable convolution, MobileNet (arXiv 1704.04861); inverted residual, MobileNetV2 (arXiv
-1801.04381); fused inverted residual, EfficientNetV2 (arXiv 2104.00298); squeeze and excitation (arXiv 1709.01507);
-which convolution carries a bias or a norm follows EfficientViT (arXiv 2205.14756).
+1801.04381); fused inverted residual, EfficientNetV2 (arXiv 2104.00298); squeeze and excitation (arXiv 1709.01507). The
+choice of which convolutions have a bias or a norm follows EfficientViT (arXiv 2205.14756).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .drop_path import DropPath
 from .resample import ceil_div
 
 Padding = Literal["symmetric", "same"]
-Activation = Callable[[], nn.Module] | None  #: a class such as ``nn.ReLU``, or a partial of one
+Activation = Callable[[], nn.Module] | None  #: a class, for example ``nn.ReLU``, or a partial of one
 
 
 def make_divisible(width: float, divisor: int = 8) -> int:
-    """The multiple of ``divisor`` nearest to a number of channels, at least one, never below 90 % of it.
+    """Round a number of channels to the nearest multiple of ``divisor``, at least ``divisor`` and 90 % of ``width``.
 
     Source: the authors' code of MobileNetV2 (arXiv 1801.04381).
     """
@@ -39,14 +39,14 @@ class ConvNormAct(nn.Module):
         in_chans: channels of the input.
         out_chans: channels of the output.
         kernel_size: side of the kernel, odd.
-        stride: step of the convolution in both directions.
+        stride: stride of the convolution in both directions.
         groups: groups of the convolution.
-        bias: whether the convolution has a bias. Default: only where no norm follows.
+        bias: whether the convolution has a bias. Default: only if no norm follows.
         norm: whether a batch norm follows.
         norm_eps: epsilon of that norm.
         act: activation class (or a partial of one), ``None`` for none.
-        padding: "symmetric", ``kernel_size // 2`` zeros on every side; or "same" as TensorFlow has it, just as many
-            as are needed, an odd one at the right and bottom. They differ where the stride is above 1.
+        padding: "symmetric" pads with ``kernel_size // 2`` zeros on every side. "same" is TensorFlow's: as few zeros as
+            are needed, with an odd one at the right and bottom. The two differ only for strides above 1.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class ConvNormAct(nn.Module):
         self.pad(padding)
 
     def pad(self, padding: Padding) -> None:
-        """Pad in another way from now on."""
+        """Change the padding."""
         side, step = self.conv.kernel_size[0], self.conv.stride[0]
         self.same = padding == "same" and step > 1
         self.conv.padding = (0, 0) if self.same else (side // 2, side // 2)
@@ -83,16 +83,17 @@ class ConvNormAct(nn.Module):
 
 
 def pad_same(x: Tensor, kernel_size: int, stride: int) -> Tensor:
-    """Zero-pad ``(B, C, H, W)`` as TensorFlow's "SAME" does, so that ``ceil(side / stride)`` windows fit each side.
+    """Zero-pad ``(B, C, H, W)`` as TensorFlow's "SAME" does, so that the output has ``ceil(side / stride)`` pixels.
 
     An odd pixel of padding goes to the right and bottom.
     """
     pads: list[int] = []
     for length in (x.shape[-1], x.shape[-2]):
         total = (ceil_div(length, stride) - 1) * stride + kernel_size - length
-        if kernel_size < stride:  # only then can it be negative; a maximum would be one more thing to export
+        if kernel_size < stride:  # negative only in this case; a maximum elsewhere would be exported for nothing
             total = max(total, 0)
-        # A sum that symbolic sizes cancel from: halves rounded each their way would grow with every layer.
+        # The two sides add up to `total`, so symbolic sizes simplify. With two independent roundings, the expressions
+        # would grow with every layer.
         pads += [total // 2, total - total // 2]
     return F.pad(x, pads)
 
@@ -104,22 +105,26 @@ def set_convention(
     norm_momentum: float | None = None,
     padding: Padding | None = None,
 ) -> None:
-    """Set in what ports of one network differ, for every :class:`ConvNormAct` inside ``module``; ``None``: as it is.
+    """Set the conventions in which ports of a network differ, for every :class:`ConvNormAct` inside ``module``.
 
-    No tensor changes, so it can be done when it is known where weights come from.
+    No tensor changes, so this can be called on a built model, once the origin of the weights is known. ``None`` leaves
+    a setting unchanged.
 
     Args:
+        module: the model, or a part of it.
         norm_eps: epsilon of the batch norms.
         norm_momentum: weight of the newest batch in their running statistics.
-        padding: of :class:`ConvNormAct`.
+        padding: padding of the convolutions, see :class:`ConvNormAct`.
 
     Raises:
-        ConfigError: an unknown padding, a negative epsilon, or a momentum out of 0..1.
+        ConfigError: an unknown padding, a negative epsilon, or a momentum outside 0 to 1.
     """
     if padding not in (None, "symmetric", "same"):
         raise ConfigError(f"unknown padding {padding!r}{nearest(padding, ('symmetric', 'same'))}")
-    if (norm_eps is not None and norm_eps < 0) or (norm_momentum is not None and not 0 <= norm_momentum <= 1):
-        raise ConfigError(f"norm_eps={norm_eps}, norm_momentum={norm_momentum}: give 0 or more, and 0 to 1")
+    if norm_eps is not None and norm_eps < 0:
+        raise ConfigError(f"norm_eps={norm_eps} is out of range: give 0 or more")
+    if norm_momentum is not None and not 0 <= norm_momentum <= 1:
+        raise ConfigError(f"norm_momentum={norm_momentum} is out of range: give 0 to 1")
     for part in module.modules():
         if isinstance(part, ConvNormAct):
             if padding is not None:
@@ -130,13 +135,13 @@ def set_convention(
 
 
 class SqueezeExcite(nn.Module):
-    """Weigh each channel by a gate that sees the mean of all: ``(B, C, H, W) -> (B, C, H, W)`` (arXiv 1709.01507).
+    """Scale each channel by a gate computed from the means of all channels; keeps ``(B, C, H, W)`` (arXiv 1709.01507).
 
     Args:
-        channels: of the input.
+        channels: channels of the input.
         reduced: channels between the two 1x1 convolutions, which have biases.
         act: activation between them.
-        gate: activation after them: a sigmoid, or MobileNetV3's hard one.
+        gate: activation after them: a sigmoid, or the hard sigmoid of MobileNetV3.
     """
 
     def __init__(
@@ -155,10 +160,10 @@ class SqueezeExcite(nn.Module):
 
 
 class DepthwiseSeparableConv(nn.Module):
-    """Depthwise convolution with activation, then pointwise 1x1 without, plus the input where the shapes allow it.
+    """Depthwise convolution with activation, then 1x1 convolution without, plus the input if the shapes are equal.
 
-    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; arguments as in
-    :class:`InvertedResidual`, whose form without expansion this is.
+    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``. This is an :class:`InvertedResidual`
+    without expansion, and has the same arguments.
     """
 
     def __init__(
@@ -189,7 +194,7 @@ class DepthwiseSeparableConv(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """MBConv: expand 1x1, depthwise, project 1x1, plus the input where the shapes allow it.
+    """MBConv: 1x1 expansion, depthwise convolution, 1x1 projection, plus the input if the shapes are equal.
 
     ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``.
 
@@ -202,11 +207,11 @@ class InvertedResidual(nn.Module):
         act: activation of the first two convolutions.
         norm_eps: epsilon of the batch norms.
         fewer_norm: EfficientViT's cheaper form: the first two convolutions have a bias and no norm.
-        norm: ``False``: no convolution has one (for networks whose outputs are pixels).
-        squeeze: builds what follows the depthwise convolution from its channels, a :class:`SqueezeExcite` say;
-            ``None`` for nothing.
-        residual: whether to add the input when stride is 1 and the widths agree.
-        drop_path: rate of :class:`DropPath` before that sum.
+        norm: ``False``: no convolution has a norm (for networks whose outputs are pixels).
+        squeeze: function that builds the module after the depthwise convolution from its number of channels, for
+            example a :class:`SqueezeExcite`; ``None`` for no module.
+        residual: whether to add the input if stride is 1 and ``in_chans`` equals ``out_chans``.
+        drop_path: rate of :class:`DropPath` before that addition.
     """
 
     def __init__(
@@ -241,9 +246,9 @@ class InvertedResidual(nn.Module):
 
 
 class FusedInvertedResidual(nn.Module):
-    """Fused MBConv: one dense 3x3 expands, 1x1 projects, plus the input where the shapes allow it.
+    """Fused MBConv: dense 3x3 expansion, 1x1 projection, plus the input if the shapes are equal.
 
-    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; arguments as in
+    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``. Arguments as in
     :class:`InvertedResidual`.
     """
 
@@ -276,9 +281,8 @@ class FusedInvertedResidual(nn.Module):
 class ResidualConv(nn.Module):
     """Two dense 3x3 convolutions plus the input: stem block of EfficientViT-L, convolutional block of MambaVision.
 
-    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``; only the first is activated.
-    ``norm=False``: neither has a norm.
-    ``bias`` is that of :class:`ConvNormAct`, ``drop_path`` the rate of :class:`DropPath`.
+    ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/stride), ceil(W/stride))``. Only the first convolution has an
+    activation. Arguments as in :class:`InvertedResidual`; ``bias`` as in :class:`ConvNormAct`.
     """
 
     def __init__(
@@ -311,9 +315,9 @@ class ResidualConv(nn.Module):
 
 
 class LayerNorm2d(nn.Module):
-    """Layer norm over the channels of ``(B, C, H, W)``, biased variance; the shape is kept.
+    """Layer norm over the channels of ``(B, C, H, W)`` with biased variance; the shape is kept.
 
-    Computed in float32 for 16-bit inputs: the squares overflow float16 (EfficientViT-SAM does in practice).
+    16-bit inputs are computed in float32, because the squares can overflow float16 (in EfficientViT-SAM they do).
     """
 
     def __init__(self, channels: int, eps: float = 1e-6) -> None:

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 
 class DropPath(nn.Module):
-    """Set a residual branch to zero for whole samples, in training only; the others are scaled to keep the mean.
+    """In training, set a residual branch to zero for random samples and scale the others to keep the mean.
 
-    Any shape with the batch first, which is kept. Source: "Deep Networks with Stochastic Depth", arXiv 1603.09382.
+    Takes any shape with the batch first and keeps it. Source: "Deep Networks with Stochastic Depth", arXiv 1603.09382.
 
     Args:
         rate: probability of dropping a sample, 0 to below 1.
@@ -26,9 +26,9 @@ class DropPath(nn.Module):
 
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
-    """Rates that rise linearly from 0 at the first block to ``rate`` at the last, one list per stage.
+    """Return rates that rise linearly from 0 at the first block to ``rate`` at the last, one list per stage.
 
-    Plain numbers, so that a model can be built on the meta device.
+    They are plain numbers, not a tensor, so that a model can be built on the meta device.
     """
     step, rates = rate / max(sum(depths) - 1, 1), iter(range(sum(depths)))
     return [[step * next(rates) for _ in range(depth)] for depth in depths]

@@ -1,11 +1,11 @@
-"""Softmax attention in tiles, for reading and for counting: the algorithm of FlashAttention in plain torch.
+"""The algorithm of FlashAttention in plain torch: softmax attention in tiles, to be read and to count memory traffic.
 
-Exact, not fast: what runs fast is torch's ``scaled_dot_product_attention``, which
-:class:`foveal.layers.attention.Attention` calls. Here one sees why: no n x n matrix is ever written, and
-:func:`attention_traffic` counts what that saves.
+It is exact but slow. For speed, :class:`foveal.layers.attention.Attention` calls torch's
+``scaled_dot_product_attention``. This module shows why the tiled algorithm is fast: it never writes an n x n matrix to
+memory, and :func:`attention_traffic` counts how much traffic that saves.
 
-Sources: online softmax, arXiv 1805.02867; tiles and traffic, arXiv 2205.14135 (theorem 2); tiles of queries outside,
-one rescaling at the end, and the logsumexp for the backward pass, arXiv 2307.08691 (section 3.1).
+Sources: online softmax, arXiv 1805.02867; tiles and traffic, arXiv 2205.14135 (theorem 2); the outer loop over tiles of
+queries, one rescaling at the end, and the logsumexp for the backward pass, arXiv 2307.08691 (section 3.1).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from ..errors import InputError
 
 
 class Traffic(NamedTuple):
-    """Numbers that pass between slow and fast memory in one head's forward pass, times heads and batch."""
+    """How many numbers pass between slow and fast memory in the forward pass, over all heads and the whole batch."""
 
-    standard: int  #: the algorithm that writes the scores and the weights
-    tiled: int  #: this one
+    standard: int  #: for the algorithm that writes scores and weights to slow memory
+    tiled: int  #: for the tiled algorithm
     row_tile: int  #: queries in fast memory at once
     column_tile: int  #: keys and values in fast memory at once
 
     @property
     def ratio(self) -> float:
-        """How many times less the tiled algorithm moves."""
+        """Traffic of the standard algorithm over that of the tiled one."""
         return self.standard / self.tiled
 
 
 class FlashResult(NamedTuple):
-    """What :func:`flash_attention_reference` computes."""
+    """Results of :func:`flash_attention_reference`."""
 
     output: Tensor  #: ``(..., N, E)``
-    logsumexp: Tensor  #: of each query's scores, ``(..., N)``; -inf where it sees no key
+    logsumexp: Tensor  #: logsumexp of each query's scores, ``(..., N)``; -inf for a query that attends to no key
     traffic: Traffic
 
 
@@ -51,21 +51,22 @@ def attention_traffic(
     tile: tuple[int, int] | None = None,
     heads: int = 1,
 ) -> Traffic:
-    """Count the numbers read and written by the standard algorithm and by the tiled one (forward, no mask).
+    """Count the numbers that the standard and the tiled algorithm read and write (forward pass, no mask).
 
-    Standard: reads q and k, writes the n x m scores, reads them and writes weights, reads weights and v, writes the
-    output: ``2nd + 2md + 4nm`` for ``d = e``, which is Theta(nd + n^2). Tiled: queries are read and outputs and
-    logsumexps written once, all keys and values are read for each tile of queries: ``2nd + n + 2md n / rows``, which
-    is Theta(n^2 d^2 / M) for ``d <= M <= nd``. The multiplications are the same in both, O(n^2 d).
+    The standard algorithm reads q and k, writes the n x m scores, reads them and writes weights, reads weights and v,
+    and writes the output: ``2nd + 2md + 4nm`` for ``d = e``, which is Theta(nd + n^2). The tiled algorithm reads the
+    queries and writes outputs and logsumexps once, and reads all keys and values for each tile of queries:
+    ``2nd + n + 2md n / rows``, which is Theta(n^2 d^2 / M) for ``d <= M <= nd``. Both do the same multiplications,
+    O(n^2 d).
 
     Args:
         n: queries.
         m: keys.
         d: channels of queries and keys.
         e: channels of values, default ``d``.
-        memory: numbers M that the fast memory holds (96 KiB in float16 are 49152).
-        tile: queries and keys of a tile. Default: ``M / 4d`` queries, so that they, their outputs, and as many keys
-            and values fit, and ``min`` of that and ``d`` keys, so that the scores do too.
+        memory: numbers M that fit in the fast memory (96 KiB in float16 hold 49152).
+        tile: queries and keys of a tile. Default: ``M / 4d`` queries, so that these, their outputs, and equally many
+            keys and values fit; and ``min(M / 4d, d)`` keys, so that the scores fit too.
         heads: heads times batch.
 
     Raises:
@@ -74,9 +75,7 @@ def attention_traffic(
     e = d if e is None else e
     wide = max(d, e)
     if memory < 4 * wide:
-        raise InputError(
-            f"a fast memory of {memory} numbers: needs {4 * wide} or more, one row of each of q, k, v, out"
-        )
+        raise InputError(f"memory={memory} numbers: give {4 * wide} or more, room for one row each of q, k, v, output")
     rows, columns = tile or (memory // (4 * wide), min(memory // (4 * wide), wide))
     standard = (n * d + m * d + n * m) + 2 * n * m + (n * m + m * e + n * e)
     tiled = n * (d + e + 1) + -(-n // rows) * m * (d + e)
@@ -93,29 +92,29 @@ def flash_attention_reference(
     tile: int | tuple[int, int] | None = None,
     memory: int = 48 * 1024,
 ) -> FlashResult:
-    """Attend tile by tile with a running softmax; gradients by recomputation from the logsumexp.
+    """Compute attention tile by tile with a running softmax. The backward pass recomputes weights from the logsumexp.
 
-    Equal to ``F.scaled_dot_product_attention``, except that ``causal`` aligns the last query with the last key.
-    Computed in float64, whatever the inputs are.
+    The result equals ``F.scaled_dot_product_attention``, except that ``causal`` aligns the last query with the last
+    key. Computed in float64 for inputs of any dtype.
 
     Args:
         q: queries, ``(..., N, D)``.
         k: keys, ``(..., M, D)``.
         v: values, ``(..., M, E)``.
-        causal: whether a query sees no key behind it.
-        scale: of the scores, default ``1 / sqrt(D)``.
-        tile: queries and keys of a tile, or one number for both; default: what ``memory`` holds.
-        memory: numbers in the fast memory whose traffic is reported.
+        causal: whether each query attends only to keys up to its own position.
+        scale: factor on the scores, default ``1 / sqrt(D)``.
+        tile: queries and keys of a tile, or one number for both; default: as many as fit in ``memory``.
+        memory: numbers that fit in the fast memory for which the traffic is reported.
 
     Returns:
-        The output in the dtype of ``q`` (a query that sees no key: 0), the logsumexp, the traffic.
+        The output in the dtype of ``q`` (0 for a query that attends to no key), the logsumexp and the traffic.
 
     Raises:
         InputError: shapes that do not fit together, or a tile or memory that is too small.
     """
     if q.shape[:-2] != k.shape[:-2] or k.shape[:-1] != v.shape[:-1] or q.shape[-1] != k.shape[-1] or q.ndim < 2:
         shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-        raise InputError(f"attention of {shapes}: give (..., N, D), (..., M, D), (..., M, E)")
+        raise InputError(f"attention: {shapes} do not fit together; expected (..., N, D), (..., M, D), (..., M, E)")
     heads = math.prod(q.shape[:-2])
     tile = (tile, tile) if isinstance(tile, int) else tile
     if tile is not None and min(tile) < 1:
@@ -130,7 +129,7 @@ def flash_attention_reference(
 class _Tiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, rows: int, columns: int) -> Any:
-        wide = torch.float64  # a reference: its own rounding should be nobody's concern
+        wide = torch.float64  # this is a reference, so its own rounding must not matter
         out = q.new_zeros(*q.shape[:-1], v.shape[-1])
         logsumexp = torch.zeros(q.shape[:-1], dtype=wide, device=q.device)
         for i in _tiles(q.shape[-2], rows):
@@ -149,9 +148,9 @@ class _Tiled(torch.autograd.Function):
             logsumexp[..., i] = top + total.log()
         ctx.save_for_backward(q, k, v, out, logsumexp)
         ctx.settings = causal, scale, rows, columns
-        stated = logsumexp.to(torch.promote_types(q.dtype, torch.float32))
-        ctx.mark_non_differentiable(stated)
-        return out, stated
+        returned = logsumexp.to(torch.promote_types(q.dtype, torch.float32))
+        ctx.mark_non_differentiable(returned)
+        return out, returned
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -160,7 +159,7 @@ class _Tiled(torch.autograd.Function):
         wide = logsumexp.dtype
         grad = grads[0].to(wide)
         dq, dk, dv = (torch.zeros(x.shape, dtype=wide, device=x.device) for x in (q, k, v))
-        inner = (grad * out.to(wide)).sum(-1, keepdim=True)  # what the softmax subtracts from each row
+        inner = (grad * out.to(wide)).sum(-1, keepdim=True)  # the term that the softmax's gradient subtracts
         base = logsumexp.masked_fill(logsumexp == -math.inf, 0).unsqueeze(-1)
         for j in _tiles(k.shape[-2], columns):
             for i in _tiles(q.shape[-2], rows):
@@ -177,7 +176,7 @@ def _tiles(length: int, side: int) -> list[slice]:
 
 
 def _scores(q: Tensor, k: Tensor, i: slice, j: slice, causal: bool, scale: float) -> Tensor:
-    """Scaled scores of one tile, -inf where the query may not see the key."""
+    """Return the scaled scores of one tile, -inf where the query may not attend to the key."""
     wide = torch.float64
     scores = scale * q[..., i, :].to(wide) @ k[..., j, :].to(wide).transpose(-2, -1)
     if causal:

@@ -1,8 +1,8 @@
-"""What attention keeps of earlier tokens while a sequence arrives in pieces.
+"""Caches of keys and values, for attention over a sequence that arrives in pieces.
 
-A cache takes the keys and values of a piece and gives back those to attend to: ``keys, values, start = update(k, v)``,
-where ``start`` is the place of the piece's first key among them. ``length`` counts all tokens seen: it is the position
-of the next one. Give each layer a cache of its own.
+A cache takes the keys and values of a piece and returns those to attend to: ``keys, values, start = update(k, v)``,
+where ``start`` is the index of the piece's first key among them. ``length`` counts all tokens so far, which is the
+position of the next token. Give each layer its own cache.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..errors import ConfigError, InputError
 
 
 class Cache(Protocol):
-    """What :class:`foveal.layers.attention.Attention` asks of a cache."""
+    """The interface of a cache that :class:`foveal.layers.attention.Attention` uses."""
 
     @property
     def length(self) -> int | Tensor: ...
@@ -41,19 +41,19 @@ def kv_cache_bytes(
 
     Args:
         num_layers: layers, each with a cache.
-        num_kv_heads: heads of keys and values: all for multi-head attention, 1 for multi-query.
+        num_kv_heads: heads of keys and values: ``num_heads`` for multi-head attention, 1 for multi-query.
         head_dim: channels of a head.
         length: tokens.
         batch: sequences at once.
-        dtype: of the cache.
-        window: tokens that a sliding window sees, itself included; all but one are kept.
+        dtype: dtype of the cache.
+        window: tokens in a sliding window, the current one included; the cache holds at most ``window - 1`` of them.
     """
-    kept = length if window is None else min(length, window - 1)
-    return 2 * num_layers * batch * num_kv_heads * head_dim * kept * dtype.itemsize
+    tokens = length if window is None else min(length, window - 1)
+    return 2 * num_layers * batch * num_kv_heads * head_dim * tokens * dtype.itemsize
 
 
 class GrowingCache:
-    """Keeps everything: memory grows with the sequence. Gradients pass."""
+    """Cache of all tokens: its memory grows with the sequence. Gradients pass through it."""
 
     def __init__(self) -> None:
         self.k: Tensor | None = None
@@ -69,21 +69,23 @@ class GrowingCache:
         return _nbytes(self.k, self.v)
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Append ``(B, kv heads, L, D)``; everything so far comes back."""
+        """Append ``(B, kv heads, L, D)`` and return all keys and values so far."""
         start = self.length
         self.k, self.v = _append(self.k, k), _append(self.v, v)
         return self.k, self.v, start
 
 
 class SlidingWindowCache:
-    """Keeps the last ``window - 1`` tokens, all that the next one sees beside itself: constant memory.
+    """Cache of the last ``window - 1`` tokens, which is all that the next token attends to: constant memory.
 
-    For attention with the same ``window`` (arXiv 2310.06825, section 2).
+    For attention layers with the same ``window`` (arXiv 2310.06825, section 2).
     """
 
     def __init__(self, window: int) -> None:
         if window < 1:
-            raise ConfigError(f"window={window}: give the number of tokens that a token sees, itself included")
+            raise ConfigError(
+                f"window={window}: give the tokens that each token attends to, itself included, 1 or more"
+            )
         self.window, self.length = window, 0
         self.k: Tensor | None = None
         self.v: Tensor | None = None
@@ -94,7 +96,7 @@ class SlidingWindowCache:
         return _nbytes(self.k, self.v)
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Append ``(B, kv heads, L, D)``; the window before the piece comes back with it."""
+        """Append ``(B, kv heads, L, D)`` and return it with the window of tokens before it."""
         start = 0 if self.k is None else self.k.shape[-2]
         k, v = _append(self.k, k), _append(self.v, v)
         first = max(k.shape[-2] - (self.window - 1), 0)
@@ -105,17 +107,17 @@ class SlidingWindowCache:
 
 
 class StaticCache(nn.Module):
-    """Memory for ``max_length`` tokens from the start, written in place: one shape for every step, so it exports.
+    """Cache of fixed size for ``max_length`` tokens, written in place: every step has the same shapes, so it exports.
 
-    ``length`` is a tensor, and what it holds is no constant of an exported graph. Not for training.
+    ``length`` is a tensor, so an exported graph does not take its value as a constant. Not for training.
 
     Args:
         batch: sequences at once.
         num_kv_heads: heads of keys and values.
-        max_length: tokens there is room for.
+        max_length: most tokens in the cache.
         head_dim: channels of a head.
-        dtype: of keys and values.
-        device: of the memory.
+        dtype: dtype of keys and values.
+        device: device of keys and values.
     """
 
     k: Tensor
@@ -140,24 +142,27 @@ class StaticCache(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values, room that is not used yet included."""
+        """Bytes of keys and values, with the part that is not in use yet."""
         return _nbytes(self.k, self.v)
 
     def reset(self) -> None:
-        """Start another sequence."""
+        """Empty the cache for another sequence."""
         self.length.zero_()
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Write ``(B, kv heads, L, D)`` behind what is there; the whole memory comes back, with zeros at its end.
+        """Append ``(B, kv heads, L, D)`` and return the whole cache, with zeros in the part that is not in use yet.
 
         Raises:
-            InputError: another batch, number of heads or head size, or no room (not checked in an exported graph).
+            InputError: another batch, number of heads or head size, or more than ``max_length`` tokens (not checked in
+                an exported graph).
         """
         if k.shape[:2] != self.k.shape[:2] or k.shape[-1] != self.k.shape[-1]:
-            raise InputError(f"keys of {tuple(k.shape)} do not fit a cache of {tuple(self.k.shape)}")
+            batch, heads, _, dim = self.k.shape
+            raise InputError(f"cache: keys have shape {tuple(k.shape)}; expected ({batch}, {heads}, L, {dim})")
         start, count = self.length.clone(), k.shape[-2]
         if not torch.compiler.is_compiling() and int(start) + count > self.k.shape[-2]:
-            raise InputError(f"{int(start)} + {count} tokens: the cache has room for {self.k.shape[-2]}")
+            tokens = f"{int(start)} + {count} tokens do not fit in max_length={self.k.shape[-2]}"
+            raise InputError(f"cache: {tokens}; call reset() or build it with a larger max_length")
         places = start + torch.arange(count, device=k.device)
         with torch.no_grad():
             self.k.index_copy_(2, places, k.to(self.k.dtype))
@@ -166,12 +171,14 @@ class StaticCache(nn.Module):
         return self.k.to(k.dtype), self.v.to(v.dtype), start
 
 
-def _append(kept: Tensor | None, piece: Tensor) -> Tensor:
-    if kept is None:
+def _append(earlier: Tensor | None, piece: Tensor) -> Tensor:
+    if earlier is None:
         return piece
-    if kept.shape[:2] != piece.shape[:2] or kept.shape[-1] != piece.shape[-1]:
-        raise InputError(f"keys or values of {tuple(piece.shape)} do not fit the cache's {tuple(kept.shape)}")
-    return torch.cat([kept, piece], dim=-2)
+    if earlier.shape[:2] != piece.shape[:2] or earlier.shape[-1] != piece.shape[-1]:
+        batch, heads, _, dim = earlier.shape
+        shape = f"keys or values have shape {tuple(piece.shape)}"
+        raise InputError(f"cache: {shape}; expected ({batch}, {heads}, L, {dim}), as for the earlier tokens")
+    return torch.cat([earlier, piece], dim=-2)
 
 
 def _nbytes(*tensors: Tensor | None) -> int:

@@ -1,4 +1,4 @@
-"""Linear layers with a batch norm in front."""
+"""A linear layer with a batch norm in front of it."""
 
 from __future__ import annotations
 

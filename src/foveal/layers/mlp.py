@@ -8,7 +8,7 @@ from .conv import Activation
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an activation between, on the last dimension, which is kept.
+    """Two linear layers with an activation between them, over the last dimension; the shape is kept.
 
     Args:
         embed_dim: channels of a token.

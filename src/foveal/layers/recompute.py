@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations inside parts of a model are computed again in the backward pass."""
+"""Gradient checkpointing: activations inside blocks of a model are computed again in the backward pass."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from .sync_norm import batch_norms
 
 
 def recompute(blocks: Iterable[nn.Module]) -> None:
-    """Keep no activations inside these parts of a model, each called with one input (arXiv 1604.06174)."""
+    """Store no activations inside these blocks, each of which takes one input (arXiv 1604.06174)."""
     for block in blocks:
-        again = partial(_untracked, block)
+        second_pass = partial(_freeze_running_statistics, block)
         block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, context_fn=lambda again=again: (nullcontext(), again())
+            checkpoint,
+            block.forward,
+            use_reentrant=False,
+            context_fn=lambda second_pass=second_pass: (nullcontext(), second_pass()),
         )
 
 
 @contextmanager
-def _untracked(block: nn.Module) -> Iterator[None]:
-    """Inside, batch norms leave their running statistics alone: they have counted this batch already."""
+def _freeze_running_statistics(block: nn.Module) -> Iterator[None]:
+    """Keep batch norms from updating their running statistics: the first forward pass has done it for this batch."""
     norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms(block)]
-    counted = [None if count is None else count.clone() for _, _, count in norms]
+    counts = [None if count is None else count.clone() for _, _, count in norms]
     for norm, _, _ in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for (norm, momentum, count), before in zip(norms, counted, strict=True):
+        for (norm, momentum, count), first_count in zip(norms, counts, strict=True):
             norm.momentum = momentum
-            if count is not None and before is not None:
-                count.copy_(before)
+            if count is not None and first_count is not None:
+                count.copy_(first_count)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 
 class RepConv(nn.Module):
-    """3x3 + 1x1 + (1x1 then 3x3) + identity: ``(B, channels, H, W)`` is kept.
+    """Sum of a 3x3 convolution, a 1x1, a 1x1 followed by a 3x3, and the identity: ``(B, channels, H, W)`` is kept.
 
-    All branches are linear and only the 3x3 ones pad and have a bias (a bias before a padding would not reach the
-    padding), so their sum is one 3x3 convolution to the last bit of rounding.
+    All branches are linear, and only the 3x3 convolutions have padding and a bias (a bias before the padding would be
+    missing in the padded pixels). So their sum is one 3x3 convolution, except for rounding.
 
     Args:
-        channels: of input and output.
-        fused: build that one convolution alone.
+        channels: channels of input and output.
+        fused: build only that one convolution.
     """
 
     def __init__(self, channels: int, *, fused: bool = False) -> None:
@@ -37,7 +37,7 @@ class RepConv(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Put all branches into the 3x3 convolution; the sums are taken in float64."""
+        """Merge all branches into the 3x3 convolution, in place; sums are taken in float64."""
         if self.fused:
             return
         wide = torch.float64
@@ -55,7 +55,7 @@ class RepConv(nn.Module):
 
 
 def fuse_branches(model: nn.Module) -> None:
-    """Make every :class:`RepConv` of ``model`` one convolution, in place."""
+    """Fuse every :class:`RepConv` of ``model`` into one convolution, in place."""
     for module in model.modules():
         if isinstance(module, RepConv):
             module.fuse()

@@ -10,7 +10,7 @@ from ..errors import InputError
 
 
 def _cubic(t: Tensor, a: float = -0.75) -> Tensor:
-    """Keys' cubic convolution kernel at distance ``t``; a = -0.75 is torch's and OpenCV's bicubic."""
+    """Cubic convolution kernel of R. Keys at distance ``t``; a = -0.75 is the bicubic of torch and OpenCV."""
     t = t.abs()
     near = ((a + 2) * t - (a + 3)) * t * t + 1
     far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
@@ -18,7 +18,11 @@ def _cubic(t: Tensor, a: float = -0.75) -> Tensor:
 
 
 def _taps(factor: int, a: float) -> Tensor:
-    """Weights of the five nearest inputs for each of the ``factor`` outputs of one input, ``(factor, 5)`` float64."""
+    """Weights of the five nearest input pixels for each of the ``factor`` output pixels of an input pixel.
+
+    Returns:
+        ``(factor, 5)`` in float64.
+    """
     phase = (torch.arange(factor, dtype=torch.float64) + 0.5) / factor - 0.5  # in input pixels
     return _cubic(phase[:, None] - torch.arange(-2, 3, dtype=torch.float64), a)
 
@@ -28,12 +32,12 @@ class BicubicUpsample(nn.Module):
 
     ``(B, C, H, W) -> (B, C, factor * H, factor * W)``.
 
-    Bicubic at a fixed factor is a convolution: replicate-pad by 2, one 5x5 kernel per output phase, pixel shuffle.
-    In that form Core ML converts it and XNNPACK runs it, where the bicubic operator itself fails or decomposes.
+    Bicubic interpolation at a fixed factor is a convolution: replicate-pad by 2, one 5x5 kernel per output phase, pixel
+    shuffle. Core ML converts this form and XNNPACK runs it, where the bicubic operator itself fails or is decomposed.
 
     Args:
         factor: integer factor, at least 1 (1 returns the input).
-        a: parameter of the kernel: -0.5 is MATLAB's and Pillow's bicubic.
+        a: parameter of the kernel: -0.5 is the bicubic of MATLAB and Pillow.
     """
 
     taps: Tensor
@@ -41,7 +45,8 @@ class BicubicUpsample(nn.Module):
     def __init__(self, factor: int, a: float = -0.75) -> None:
         super().__init__()
         self.factor, self.a = factor, a
-        # One-dimensional taps are exact in float32 for factors 2, 4 and 8, their product is not: multiply when used.
+        # For factors 2, 4 and 8 the one-dimensional weights are exact in float32 but their products are not, so the
+        # two-dimensional kernel is computed in each forward pass.
         self.register_buffer("taps", _taps(factor, a).float(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,18 +60,19 @@ class BicubicUpsample(nn.Module):
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
-    """Replicate-pad ``(B, C, H, W)`` at the right and bottom until both sides divide by ``multiple``."""
+    """Replicate-pad ``(B, C, H, W)`` at the right and bottom until both sides are multiples of ``multiple``."""
     h, w = x.shape[-2:]
-    # Not -h % multiple: torch.export must see that every stride divides the padded size, and ONNX rounds -h // n to 0.
+    # Not -h % multiple: torch.export must infer that every stride divides the padded size, and ONNX rounds -h // n to
+    # 0.
     right, bottom = ceil_div(w, multiple) * multiple - w, ceil_div(h, multiple) * multiple - h
     return F.pad(x, (0, right, 0, bottom), mode="replicate")
 
 
-def cropped(x: Tensor, height: int, width: int) -> Tensor:
-    """The first rows and columns of ``(B, C, H, W)``.
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """Return the first ``height`` rows and ``width`` columns of ``(B, C, H, W)``.
 
-    While it is traced not by slices: the tracer cannot prove that their symbolic ends lie inside, and would insist on
-    multiples of the stride.
+    In a traced graph this is an index selection instead of a slice: the tracer cannot prove that a slice with a
+    symbolic end lies inside the tensor, and would restrict the sizes to multiples of the stride.
     """
     if torch.compiler.is_compiling():
         rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
@@ -75,7 +81,7 @@ def cropped(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def ceil_div(length: int, step: int) -> int:
-    """``ceil(length / step)`` of positive integers, in a form that exporters translate right."""
+    """Return ``ceil(length / step)`` of positive integers, in a form that exporters translate correctly."""
     return (length + step - 1) // step
 
 
@@ -85,5 +91,5 @@ def check_min_size(x: Tensor, minimum: int) -> None:
     if h < minimum or w < minimum:
         raise InputError(
             f"image of {h}x{w} (H x W) is smaller than the model's minimum of {minimum}x{minimum}: "
-            "enlarge or pad it (a predictor pads by itself)"
+            "enlarge or pad it (the predictor of foveal.load pads it for you)"
         )

@@ -12,18 +12,19 @@ from ..errors import ConfigError
 
 
 class SharedLayers(nn.Sequential):
-    """A stack of ``times`` layers that consists of ``groups`` blocks: neighbouring layers are the same block.
+    """A stack of ``times`` layers made of ``groups`` blocks: neighbouring layers share a block.
 
-    Layer ``l`` is block ``l // (times / groups)``. One block for all is ALBERT's default; as many as layers is an
-    ordinary stack, whose state dict has the same names. Parameters, gradients and files hold each block once;
-    computation and activations are those of ``times`` layers: sharing saves memory for weights, and no MACs.
+    Layer ``l`` is block ``l // (times / groups)``. ALBERT's default is one block for all layers. With as many blocks as
+    layers it is an ordinary stack, with the same names in its state dict. Parameters, gradients and checkpoints hold
+    each block once; computation and activations are those of ``times`` layers. Sharing saves memory for weights but no
+    MACs.
 
     Args:
-        block: what is shared. A function makes each block afresh; of a module, further blocks are copies, which start
-            with equal weights (as in ``torch.nn.TransformerEncoder``). It maps ``x``, and whatever else ``forward`` is
-            given, to the next ``x``.
-        times: layers.
-        groups: blocks, 1 to ``times``.
+        block: the block, which maps ``x`` and any further arguments of ``forward`` to the next ``x``. A function is
+            called once for each block. A module is copied for further blocks, which start with the same weights (as in
+            ``torch.nn.TransformerEncoder``).
+        times: number of layers.
+        groups: number of blocks, 1 to ``times``.
 
     Raises:
         ConfigError: ``times`` or ``groups`` out of range.
@@ -31,9 +32,7 @@ class SharedLayers(nn.Sequential):
 
     def __init__(self, block: nn.Module | Callable[[], nn.Module], times: int, groups: int = 1) -> None:
         if not 1 <= groups <= times:
-            raise ConfigError(
-                f"times={times}, groups={groups}: give at least 1 layer, and 1 to {times} blocks for them"
-            )
+            raise ConfigError(f"times={times}, groups={groups}: give times of 1 or more and groups from 1 to times")
         if isinstance(block, nn.Module):
             blocks = [block, *(copy.deepcopy(block) for _ in range(groups - 1))]
         else:
@@ -42,8 +41,9 @@ class SharedLayers(nn.Sequential):
         self.times = times
 
     def layers(self) -> Iterator[nn.Module]:
-        """The block of each layer, in order."""
-        # In floating point, as published ALBERTs are run: 18 layers of 14 blocks come out one off in exact arithmetic.
+        """Yield the block of each layer, in order."""
+        # In floating point, as transformers computes it for published ALBERTs: with exact arithmetic, one layer of 18
+        # with 14 blocks would be another block.
         return (self[int(i / (self.times / len(self)))] for i in range(self.times))
 
     def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -55,16 +55,16 @@ class SharedLayers(nn.Sequential):
         return self.summary()
 
     def summary(self) -> str:
-        """What is shared and what that saves, in a line."""
-        own = sum(p.numel() for p in self.parameters())
+        """Describe in one line how many layers share how many blocks, and the parameters that this saves."""
+        shared = sum(p.numel() for p in self.parameters())
         unshared = sum(p.numel() for block in self.layers() for p in block.parameters())
         blocks = f"{len(self)} block{'s' if len(self) > 1 else ''}"
         return (
-            f"{self.times} layers share {blocks}: {own / 1e6:.2f} M parameters instead of {unshared / 1e6:.2f} M; "
+            f"{self.times} layers share {blocks}: {shared / 1e6:.2f} M parameters instead of {unshared / 1e6:.2f} M; "
             f"MACs and activations are those of {self.times} layers"
         )
 
 
 def shared_layers(model: nn.Module) -> list[SharedLayers]:
-    """The stacks of ``model`` in which layers do share."""
+    """Return the stacks of ``model`` that have fewer blocks than layers."""
     return [part for part in model.modules() if isinstance(part, SharedLayers) and len(part) < part.times]

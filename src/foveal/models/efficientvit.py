@@ -1,13 +1,14 @@
 """EfficientViT of MIT (arXiv 2205.14756): multi-scale ReLU linear attention for dense prediction.
 
 Notable:
-  - B: two convolutional stages (inverted residuals), two that alternate linear attention with an inverted residual
-  - L and XL: dense 3x3 convolutions early, attention in the last one (XL: two) alone
-  - no position embedding, no softmax, no token grid of fixed size: any H x W
-  - "fewer norm" blocks: only the last convolution of a block is normalised
-  - the family that shares its name with Microsoft's EfficientViT-M, which is another architecture
+  - B: two convolutional stages (inverted residuals), then two stages that alternate linear attention with an inverted
+    residual
+  - L and XL: dense 3x3 convolutions in the early stages; attention only in the last stage (XL: in the last two)
+  - no position embedding, no softmax and no token grid of fixed size, so the backbone takes any H x W
+  - "fewer norm" blocks normalise only their last convolution
+  - Microsoft's EfficientViT-M (``efficientvit_m.py``) has the same name and is a different architecture
 
-Widths, depths, epsilons and heads follow the authors' released code (Apache-2.0), whose checkpoints load here.
+Widths, depths, epsilons and heads follow the authors' released code (Apache-2.0). Its checkpoints load here.
 """
 
 from __future__ import annotations
@@ -22,35 +23,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.conv import (
-    Activation,
     ConvNormAct,
     DepthwiseSeparableConv,
     FusedInvertedResidual,
     InvertedResidual,
     ResidualConv,
 )
-from ..layers.linear_attention import MultiScaleLinearAttention
+from ..layers.efficientvit_block import EfficientViTBlock
 from ..layers.resample import check_min_size
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, check_new_name, register
+from .renaming import Renaming, rename_keys
 
 _GELU = partial(nn.GELU, approximate="tanh")
 
 
 @dataclass(frozen=True)
 class Config:
-    """One row of the family's table. The first width and depth are the stem's, at stride 2; each stage halves the map.
+    """Sizes of one variant. The first width and depth are the stem's, at stride 2; each stage has stride 2.
 
     Attributes:
-        embed_dim: channels.
-        depths: blocks after the one with a stride. (The paper counts that one too in B's convolutional stages.)
-        blocks: kind of each stage: "mb" (inverted residual), "fused" (with a dense 3x3) or "attention".
-        expand_ratios: of the blocks.
-        strided_expand_ratios: of the convolutional block with a stride at each stage's start.
-        fewer_norm: whether each stage's convolutional blocks normalise their last convolution only.
+        embed_dim: channels of the stem and of each stage.
+        depths: blocks of the stem after its first convolution, then blocks of each stage after its strided block. (For
+            B's convolutional stages the paper counts the strided block too.)
+        blocks: kind of block in each stage: "mb" (inverted residual), "fused" (inverted residual with a dense 3x3
+            convolution) or "attention".
+        expand_ratios: hidden channels over channels in the blocks of each stage.
+        strided_expand_ratios: the same for the strided convolutional block at the start of each stage.
+        fewer_norm: whether the convolutional blocks of a stage normalise only their last convolution.
         head_dim: channels of an attention head.
-        classifier_dim: width of the classifier's 1x1 convolution, then of its linear layer. The authors have no
-            classifier for L0 and XL; theirs are those of the same widths.
-        scales: kernel sizes of the attention branches beyond the identity.
+        classifier_dim: width of the classifier's 1x1 convolution, then of its linear layer. The authors published no
+            classifier for L0 and XL; these variants use the one of the variant with the same widths.
+        scales: kernel sizes of the attention branches in addition to the identity.
         stem_block: block after the first convolution.
         act: activation.
         norm_eps: epsilon of the norms.
@@ -94,7 +97,7 @@ _XL = partial(
     act=_GELU,
     norm_eps=1e-6,
 )
-#: A model of your own is one more line: ``register_variant("efficientvit_mine", Config(...))``.
+#: To add a variant of your own, call ``register_variant("efficientvit_mine", Config(...))``.
 CONFIGS = {
     "efficientvit_b0": Config((8, 16, 32, 64, 128), (1, 1, 1, 2, 2), head_dim=16, classifier_dim=(1024, 1280)),
     "efficientvit_b1": Config((16, 32, 64, 128, 256), (1, 1, 2, 3, 4), head_dim=16, classifier_dim=(1536, 1600)),
@@ -106,54 +109,21 @@ CONFIGS = {
     "efficientvit_l3": _L(embed_dim=(64, 128, 256, 512, 1024), depths=(1, 2, 2, 8, 8), classifier_dim=(6144, 6400)),
     "efficientvit_xl0": _XL(depths=(0, 1, 1, 2, 3, 3)),
     "efficientvit_xl1": _XL(depths=(1, 2, 2, 4, 6, 6)),
-    "efficientvit_xl2": _XL(depths=(1, 2, 2, 6, 9, 9)),  # ours: XL1's widths, half as deep again
+    "efficientvit_xl2": _XL(depths=(1, 2, 2, 6, 9, 9)),  # ours: XL1's widths, its last three stages 1.5 times as deep
 }
-
-
-class EfficientViTBlock(nn.Module):
-    """Global context, then local detail: ``x + attention(x)``, then an inverted residual. Keeps ``(B, C, H, W)``."""
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        head_dim: int,
-        expand_ratio: float = 4,
-        scales: Sequence[int] = (5,),
-        attention_eps: float = 1e-15,
-        global_attention: bool = True,
-        act: Activation = nn.Hardswish,
-        norm_eps: float = 1e-5,
-        norm: bool = True,
-    ) -> None:
-        super().__init__()
-        self.attention = MultiScaleLinearAttention(
-            channels,
-            head_dim=head_dim,
-            scales=scales,
-            eps=attention_eps,
-            norm_eps=norm_eps,
-            norm=norm,
-            global_attention=global_attention,
-        )
-        self.local = InvertedResidual(
-            channels, channels, expand_ratio=expand_ratio, act=act, norm_eps=norm_eps, fewer_norm=True, norm=norm
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.local(x + self.attention(x))
 
 
 class EfficientViT(Backbone):
     """Backbone: ``(B, in_chans, H, W) ->`` maps at strides 4, 8, 16, 32 (XL: 64 too), finest first, sides rounded up.
 
     Args:
-        config: row of :data:`CONFIGS`.
+        config: sizes, an entry of :data:`CONFIGS`.
         in_chans: channels of the image.
-        scales: kernel sizes of the attention branches beyond the identity, any number of them; default: the row's.
-        attention_eps: epsilon of the attention normaliser: 1e-15 officially, 1e-5 in timm.
-        global_attention: ``False`` for the paper's ablation (multi-scale aggregation only); with ``scales=()``
-            instead, the other one (attention only).
+        scales: kernel sizes of the attention branches in addition to the identity, any number of them. Default: those
+            of ``config``.
+        attention_eps: epsilon of the attention normaliser: 1e-15 in the official code, 1e-5 in timm.
+        global_attention: ``False`` gives the paper's ablation without attention (multi-scale aggregation only). Its
+            ablation without aggregation (attention only) is ``scales=()``.
 
     Raises:
         InputError: a side of the image is below 32 pixels.
@@ -208,7 +178,7 @@ class EfficientViT(Backbone):
 class ClassifierHead(nn.Module):
     """1x1 convolution, average pooling, linear layer with layer norm, classifier: ``(B, C, h, w) -> (B, num_classes)``.
 
-    ``num_classes=0``, or ``pre_logits``, returns what the classifier would see, ``(B, dims[1])``.
+    With ``num_classes=0`` or ``pre_logits=True`` it returns the input of the classifier, ``(B, dims[1])``.
     """
 
     def __init__(
@@ -234,7 +204,8 @@ class ClassifierHead(nn.Module):
         return x if pre_logits else self.classifier(x)
 
 
-_SHARED_NAMES = (
+#: Names inside a block; the official code and timm have the same.
+BLOCK_NAMES: tuple[Renaming, ...] = (
     (r"\.context_module\.main\.", ".attention."),
     (r"\.local_module\.main\.", ".local."),
     (r"\.main\.", "."),
@@ -245,7 +216,7 @@ _SHARED_NAMES = (
     (r"\bdepth_conv\.", "depthwise."),
     (r"\bpoint_conv\.", "project."),
 )
-_OFFICIAL_NAMES = (
+_OFFICIAL_NAMES: tuple[Renaming, ...] = (
     (r"^backbone\.input_stem\.op_list\.", "backbone.stem."),
     (r"^backbone\.stages\.(\d+)\.op_list\.", r"backbone.stages.\1."),
     (r"^head\.op_list\.0\.", "head.conv."),
@@ -256,12 +227,12 @@ _OFFICIAL_NAMES = (
     (r"^head\.middle\.op_list\.", "head.blocks."),
     (r"^head\.output_ops\.0\.op_list\.(\d)\.conv\.(?=weight|bias)", r"head.output.\1."),
     (r"^head\.output_ops\.0\.op_list\.0\.norm\.", "head.expand.norm."),
-    (r"^neck\.input_ops\.(\d+)\.op_list\.0\.", r"neck.fuse.laterals.\1."),  # of EfficientViT-SAM's image encoder
+    (r"^neck\.input_ops\.(\d+)\.op_list\.0\.", r"neck.fuse.laterals.\1."),  # the neck of EfficientViT-SAM's encoder
     (r"^neck\.middle\.op_list\.", "neck.fuse.blocks."),
     (r"^neck\.output_ops\.0\.op_list\.0\.conv\.", "neck.fuse.classifier."),
     (r"^norm\.", "neck.norm."),
 )
-_TIMM_NAMES = (
+_TIMM_NAMES: tuple[Renaming, ...] = (
     (r"^stem\.in_conv\.", "backbone.stem.0."),
     (r"^stem\.res(\d+)\.", lambda m: f"backbone.stem.{int(m[1]) + 1}."),
     (r"^stages\.(\d+)\.blocks\.", r"backbone.stages.\1."),
@@ -270,42 +241,34 @@ _TIMM_NAMES = (
     (r"^head\.classifier\.1\.", "head.norm."),
     (r"^head\.classifier\.4\.", "head.classifier."),
 )
-
-
-def rename(key: str, names: Sequence[tuple] = _SHARED_NAMES) -> str:
-    """Translate one key of the official code or of timm; by default only inside a block."""
-    for pattern, new in names:
-        key = re.sub(pattern, new, key)
-    return key
-
-
-def _stage_before(found: re.Match[str]) -> str:
-    return f"backbone.stages.{int(found[1]) - 1}" if int(found[1]) else "backbone.input_stem"
+#: The official L and XL count the stem as stage 0.
+_STEM_AS_STAGE: tuple[Renaming, ...] = (
+    (r"^backbone\.stages\.0\.", "backbone.input_stem."),
+    (r"^backbone\.stages\.(\d+)\.", lambda m: f"backbone.stages.{int(m[1]) - 1}."),
+)
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Bring an official or timm state dict of this family into our layout, ``None`` if it is not one."""
+    """Convert a state dict of this family (official, timm's or ours) to our layout; return ``None`` for any other."""
     if any(".op_list." in key for key in state):
         if not any(key.startswith(("backbone.", "head.")) for key in state):
             state = {f"backbone.{key}": value for key, value in state.items()}
-        if not any(key.startswith("backbone.input_stem.") for key in state):  # L and XL count the stem as stage 0
-            state = {re.sub(r"^backbone\.stages\.(\d+)", _stage_before, key): value for key, value in state.items()}
-        state = {rename(key, _OFFICIAL_NAMES): value for key, value in state.items()}
-        # Where the head widens before its classifier, that wide convolution is the first of the two outputs.
+        if not any(key.startswith("backbone.input_stem.") for key in state):
+            state = rename_keys(state, _STEM_AS_STAGE)
+        state = rename_keys(state, _OFFICIAL_NAMES)
+        # A head that expands before its classifier has two outputs there, of which the first is the expansion.
         widened = "head.output.1.weight" in state
-        outputs = {"head.output.0.": "head.expand.conv." if widened else "head.classifier."}
-        outputs["head.output.1."] = "head.classifier."
-        for old, new in outputs.items():
-            state = {key.replace(old, new): value for key, value in state.items()}
+        first = "head.expand.conv." if widened else "head.classifier."
+        state = rename_keys(state, ((r"^head\.output\.0\.", first), (r"^head\.output\.1\.", "head.classifier.")))
     elif "stem.in_conv.conv.weight" in state:
-        state = {rename(key, _TIMM_NAMES): value for key, value in state.items()}
+        state = rename_keys(state, _TIMM_NAMES)
     elif not any(re.match(r"backbone\.stages\.\d+\.\d+\.local\.expand\.", key) for key in state):
         return None
-    return {rename(key): value for key, value in state.items()}
+    return rename_keys(state, BLOCK_NAMES)
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What timm's port does differently."""
+    """Return the option that weights in timm's layout need: its epsilon of the attention."""
     return {"attention_eps": 1e-5} if any(key.endswith("stem.in_conv.conv.weight") for key in state) else {}
 
 
@@ -319,12 +282,12 @@ def _b_heads(width: int, depth: int) -> dict[str, dict[str, Any]]:
 
 def _l_heads(cityscapes_depth: int) -> dict[str, dict[str, Any]]:
     common = {"block": FusedInvertedResidual, "act": _GELU, "norm_eps": 1e-7}
-    city = {"width": 256, "depth": cityscapes_depth, "expand_ratio": 1, "final_expand": None, "num_classes": 19}
-    ade = {"width": 128, "depth": 3, "expand_ratio": 4, "final_expand": 8, "num_classes": 150}
-    return {"cityscapes": {**city, **common}, "ade20k": {**ade, **common}}
+    cityscapes = {"width": 256, "depth": cityscapes_depth, "expand_ratio": 1, "final_expand": None, "num_classes": 19}
+    ade20k = {"width": 128, "depth": 3, "expand_ratio": 4, "final_expand": 8, "num_classes": 150}
+    return {"cityscapes": {**cityscapes, **common}, "ade20k": {**ade20k, **common}}
 
 
-#: Published segmentation heads. B0 has Cityscapes only; L0, L3 and XL have none.
+#: Published segmentation heads. B0 has only the one for Cityscapes; L0, L3 and XL have none.
 _SEGMENT_HEADS = {
     "efficientvit_b0": {"cityscapes": _b_heads(32, 1)["cityscapes"]},
     "efficientvit_b1": _b_heads(64, 3),
@@ -333,7 +296,7 @@ _SEGMENT_HEADS = {
     "efficientvit_l1": _l_heads(3),
     "efficientvit_l2": _l_heads(5),
 }
-#: Published necks of EfficientViT-SAM (arXiv 2402.05008): depth, expansion.
+#: Published necks of EfficientViT-SAM (arXiv 2402.05008): depth and expansion ratio.
 _NECKS = {
     "efficientvit_l0": (4, 1),
     "efficientvit_l1": (8, 1),
@@ -342,15 +305,19 @@ _NECKS = {
     "efficientvit_xl1": (12, 4),
 }
 _README = "official README"
+_B0_CITYSCAPES_SHA256 = "923d6fdd5e93640cc0c2f3f213764f34e80b477cd98a6b294d870ea6df5acc50"
 
 
-def _in1k(name: str, size: int, top1: float, source: str = _README) -> Published:
-    """ImageNet-1k classifier: the authors' weights as timm republishes them, in safetensors."""
-    return Published(f"r{size}_in1k", "top-1", top1, str(size), source, repo=f"timm/efficientvit_{name}.r{size}_in1k")
+def _in1k(name: str, top1: Mapping[int, float], source: str = _README) -> tuple[Published, ...]:
+    """ImageNet-1k classifiers by image size: the authors' weights as timm republishes them, in safetensors."""
+    return tuple(
+        Published(f"r{size}_in1k", "top-1", value, str(size), source, repo=f"timm/efficientvit_{name}.r{size}_in1k")
+        for size, value in top1.items()
+    )
 
 
 def _official(name: str, size: int, top1: float) -> Published:
-    """The same for sizes that timm has not."""
+    """ImageNet-1k classifier of a size that timm does not republish, from the authors' repository."""
     file = f"efficientvit_{name}_r{size}.pt"
     return Published(f"r{size}_in1k", "top-1", top1, str(size), _README, repo="han-cai/efficientvit-cls", file=file)
 
@@ -361,8 +328,12 @@ def _segmenter(name: str, data: str, miou: float, sha256: str = "") -> Published
     return Published(data, "mIoU", miou, size, _README, "segment", "han-cai/efficientvit-seg", file, sha256)
 
 
+def _segmenters(name: str, cityscapes: float, ade20k: float) -> tuple[Published, ...]:
+    return _segmenter(name, "cityscapes", cityscapes), _segmenter(name, "ade20k", ade20k)
+
+
 def _sam(name: str, mean_ap: float) -> Published:
-    """Promptable; COCO's mask AP with the boxes of a detector."""
+    """Promptable model; the figure is the mask AP on COCO with the boxes of a detector as prompts."""
     repo, file = "mit-han-lab/efficientvit-sam", f"efficientvit_sam_{name}.pt"
     return Published("sam", "mAP", mean_ap, "512" if name[0] == "l" else "1024", _README, "prompt", repo, file)
 
@@ -372,58 +343,43 @@ _PUBLISHED = {
     "efficientvit_xl0": (_sam("xl0", 47.5),),
     "efficientvit_xl1": (_sam("xl1", 47.8),),
     "efficientvit_b0": (
-        _in1k("b0", 224, 71.408, "timm results"),
-        _segmenter("b0", "cityscapes", 75.653, "923d6fdd5e93640cc0c2f3f213764f34e80b477cd98a6b294d870ea6df5acc50"),
+        *_in1k("b0", {224: 71.408}, "timm results"),
+        _segmenter("b0", "cityscapes", 75.653, _B0_CITYSCAPES_SHA256),
     ),
     "efficientvit_b1": (
-        _in1k("b1", 224, 79.390),
-        _in1k("b1", 256, 79.918),
-        _in1k("b1", 288, 80.410),
-        _segmenter("b1", "cityscapes", 80.547),
-        _segmenter("b1", "ade20k", 42.840),
+        *_in1k("b1", {224: 79.390, 256: 79.918, 288: 80.410}),
+        *_segmenters("b1", cityscapes=80.547, ade20k=42.840),
     ),
     "efficientvit_b2": (
-        _in1k("b2", 224, 82.100),
-        _in1k("b2", 256, 82.698),
-        _in1k("b2", 288, 83.086),
-        _segmenter("b2", "cityscapes", 82.073),
-        _segmenter("b2", "ade20k", 45.941),
+        *_in1k("b2", {224: 82.100, 256: 82.698, 288: 83.086}),
+        *_segmenters("b2", cityscapes=82.073, ade20k=45.941),
     ),
     "efficientvit_b3": (
-        _in1k("b3", 224, 83.468),
-        _in1k("b3", 256, 83.806),
-        _in1k("b3", 288, 84.150),
-        _segmenter("b3", "cityscapes", 83.016),
-        _segmenter("b3", "ade20k", 49.013),
+        *_in1k("b3", {224: 83.468, 256: 83.806, 288: 84.150}),
+        *_segmenters("b3", cityscapes=83.016, ade20k=49.013),
     ),
     "efficientvit_l1": (
-        _in1k("l1", 224, 84.484),
+        *_in1k("l1", {224: 84.484}),
         _sam("l1", 46.2),
-        _segmenter("l1", "cityscapes", 82.716),
-        _segmenter("l1", "ade20k", 49.191),
+        *_segmenters("l1", cityscapes=82.716, ade20k=49.191),
     ),
     "efficientvit_l2": (
-        _in1k("l2", 224, 85.050),
-        _in1k("l2", 256, 85.366),
-        _in1k("l2", 288, 85.630),
+        *_in1k("l2", {224: 85.050, 256: 85.366, 288: 85.630}),
         _official("l2", 320, 85.734),
-        _in1k("l2", 384, 85.978),
-        _segmenter("l2", "cityscapes", 83.228),
-        _segmenter("l2", "ade20k", 50.702),
+        *_in1k("l2", {384: 85.978}),
+        *_segmenters("l2", cityscapes=83.228, ade20k=50.702),
         _sam("l2", 46.6),
     ),
     "efficientvit_l3": (
-        _in1k("l3", 224, 85.814),
-        _in1k("l3", 256, 85.938),
+        *_in1k("l3", {224: 85.814, 256: 85.938}),
         _official("l3", 288, 86.070),
-        _in1k("l3", 320, 86.230),
-        _in1k("l3", 384, 86.408),
+        *_in1k("l3", {320: 86.230, 384: 86.408}),
     ),
 }
 
 
 def variant(name: str, config: Config) -> Variant:
-    """What ``config`` can be built into."""
+    """Describe the models that can be built from ``config``."""
     depth, expand_ratio = _NECKS.get(name, (0, 0))
     neck = {"depth": depth, "expand_ratio": expand_ratio, "norm_eps": 1e-6, "backbone_eps": 1e-6}
     return Variant(
@@ -444,9 +400,9 @@ _FAMILY = register(
         convert=convert,
         implied=implied,
         options={
-            "scales": "kernel sizes of the attention branches beyond the identity, default (5,), XL (3,)",
+            "scales": "kernel sizes of the attention branches in addition to the identity, default (5,), XL (3,)",
             "attention_eps": "epsilon of the attention normaliser, default 1e-15 (timm: 1e-5)",
-            "global_attention": "False: the paper's ablation without attention",
+            "global_attention": "False: the paper's ablation without attention; default True",
         },
         licence="Apache-2.0",
     )

@@ -1,16 +1,16 @@
-"""EfficientViT-M of Microsoft (arXiv 2305.07027): cascaded group attention, memory-bound layers kept few.
+"""EfficientViT-M of Microsoft (arXiv 2305.07027): cascaded group attention, and few memory-bound layers.
 
 Notable:
-  - four strided convolutions take the image to stride 16 at once: maps at strides 16, 32, 64
-  - "sandwich" blocks: one attention between two feed-forward layers, depthwise convolutions before each
-  - attention in windows, each head on its own share of the channels and on the output of the head before
-  - batch norm and ReLU only; batch norm in front of the classifier
-  - it shares its name with MIT's EfficientViT, which is another architecture
+  - the stem has four strided convolutions, so the maps are at strides 16, 32 and 64
+  - "sandwich" blocks: one attention between two feed-forward layers, and a depthwise convolution before each of these
+  - attention in windows; each head has its own split of the channels and adds the output of the head before it
+  - only batch norm and ReLU; a batch norm in front of the classifier
+  - MIT's EfficientViT (``efficientvit.py``) has the same name and is a different architecture
 
-Widths, depths, heads and initial values follow the authors' released code (MIT), whose checkpoints load here, as timm's
-do. Its image size is fixed when a model is built, at 224 as released; here that fixes the windows only, of side
-``min(7, map)`` in each stage, and a map of any other size is padded and cut into them. Where the authors' model runs,
-this computes the same.
+Widths, depths, heads and initial values follow the authors' released code (MIT). Its checkpoints and timm's load here.
+The authors fix the image size when they build a model, at 224 for the released ones. Here this determines only the
+windows, of side ``min(7, map)`` in each stage; maps of any size are padded and cut into them. For image sizes that the
+authors' model accepts, the outputs are the same.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ from ..layers.conv import ConvNormAct, InvertedResidual, SqueezeExcite
 from ..layers.linear import NormLinear
 from ..layers.resample import check_min_size
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .renaming import Renaming, rename_keys
 
 _WINDOWS = (7, 7, 4)  # min(7, map) at 224 pixels, where the maps are 14, 7 and 4
 
 
 @dataclass(frozen=True)
 class Config:
-    """One row of the family's table.
+    """Sizes of one variant.
 
     Attributes:
         embed_dim: channels of each stage.
         depths: blocks of each stage.
-        num_heads: heads of each stage.
-        kernel_sizes: of the depthwise convolution on the queries, head by head, in every stage.
+        num_heads: attention heads of each stage.
+        kernel_sizes: kernel size of the depthwise convolution on the queries, for each head, in every stage.
     """
 
     embed_dim: tuple[int, ...]
@@ -69,30 +70,30 @@ def _depthwise(channels: int) -> ConvNormAct:
 
 def _feed_forward(channels: int) -> nn.Sequential:
     return nn.Sequential(
-        ConvNormAct(channels, 2 * channels, 1, act=nn.ReLU), _silent(ConvNormAct(2 * channels, channels, 1))
+        ConvNormAct(channels, 2 * channels, 1, act=nn.ReLU), _zero_init(ConvNormAct(2 * channels, channels, 1))
     )
 
 
-def _silent(conv: ConvNormAct) -> ConvNormAct:
-    """A convolution whose output is 0 until training says otherwise: residual branches start so."""
+def _zero_init(conv: ConvNormAct) -> ConvNormAct:
+    """Zero the norm's weight, so that a residual branch that ends in this convolution starts at 0."""
     assert isinstance(conv.norm, nn.BatchNorm2d)
     nn.init.zeros_(conv.norm.weight)
     return conv
 
 
 class EfficientViTMBlock(nn.Module):
-    """Sandwich: depthwise convolution, feed-forward, attention, and the first two again, each added to its input.
+    """Depthwise convolution, feed-forward, attention, depthwise convolution, feed-forward, each with a residual.
 
-    ``(B, C, H, W) -> (B, C, H, W)``; arguments as of :class:`CascadedGroupAttention`.
+    ``(B, C, H, W) -> (B, C, H, W)``; arguments as in :class:`CascadedGroupAttention`.
     """
 
     def __init__(self, channels: int, num_heads: int, *, kernel_sizes: Sequence[int], window_size: int) -> None:
         super().__init__()
-        self.conv1 = _silent(_depthwise(channels))
+        self.conv1 = _zero_init(_depthwise(channels))
         self.mlp1 = _feed_forward(channels)
         self.attention = CascadedGroupAttention(channels, num_heads, kernel_sizes=kernel_sizes, window_size=window_size)
-        _silent(self.attention.project)
-        self.conv2 = _silent(_depthwise(channels))
+        _zero_init(self.attention.project)
+        self.conv2 = _zero_init(_depthwise(channels))
         self.mlp2 = _feed_forward(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,7 +107,8 @@ class EfficientViTMBlock(nn.Module):
 class Downsample(nn.Module):
     """Halve a map between stages: ``(B, in_chans, H, W) -> (B, out_chans, ceil(H/2), ceil(W/2))``.
 
-    An inverted residual with squeeze and excitation, between two pairs of depthwise convolution and feed-forward.
+    An inverted residual with squeeze and excitation; before and after it a depthwise convolution and a feed-forward
+    layer.
     """
 
     def __init__(self, in_chans: int, out_chans: int) -> None:
@@ -130,13 +132,13 @@ class EfficientViTM(Backbone):
     """Backbone: ``(B, in_chans, H, W) ->`` maps at strides 16, 32, 64, finest first, sides rounded up.
 
     Args:
-        config: row of :data:`CONFIGS`.
+        config: sizes, an entry of :data:`CONFIGS`.
         in_chans: channels of the image.
-        window_sizes: side of the attention windows in each stage. Those of a model that the authors' code builds for
-            larger images differ in the last stage: (7, 7, 6) for 384, (7, 7, 7) from 416 on.
+        window_sizes: side of the attention windows in each stage. Models that the authors' code builds for larger
+            images differ in the last stage: (7, 7, 6) for 384 pixels, (7, 7, 7) from 416 pixels on.
 
     Raises:
-        ConfigError: not one positive window size per stage.
+        ConfigError: ``window_sizes`` is not one positive number per stage.
         InputError: a side of the image is below 32 pixels.
     """
 
@@ -174,9 +176,10 @@ class ClassifierHead(nn.Module):
 
     Args:
         in_chans: channels of the map.
-        num_classes: 0, or ``pre_logits``, returns what is pooled, ``(B, in_chans)``, as the authors' code does.
-        distilled: a second classifier, for the teacher's labels (DeiT, arXiv 2012.12877, section 4). In training mode
-            the output is the pair (classifier, distilled one), in evaluation mode their mean.
+        num_classes: number of classes. With 0 or ``pre_logits=True`` the head returns the pooled features,
+            ``(B, in_chans)``, as the authors' code does.
+        distilled: whether to add a second classifier for the labels of a teacher (DeiT, arXiv 2012.12877, section 4).
+            In training mode the output is then the pair (classifier, second classifier), in evaluation mode their mean.
     """
 
     def __init__(self, in_chans: int, num_classes: int = 1000, *, distilled: bool = False) -> None:
@@ -202,8 +205,8 @@ def _linear(in_features: int, out_features: int) -> NormLinear:
     return layer
 
 
-#: The authors' names, brought to timm's; what is not here they share.
-_OFFICIAL_NAMES = (
+#: From the authors' names to timm's. Names that are missing here are the same in both.
+_OFFICIAL_NAMES: tuple[Renaming, ...] = (
     (r"^patch_embed\.(\d)\.", lambda m: f"patch_embed.conv{int(m[1]) // 2 + 1}."),
     (r"^blocks1\.", "stages.0.blocks."),
     (r"^blocks(\d)\.0\.", lambda m: f"stages.{int(m[1]) - 1}.downsample.res1."),
@@ -213,9 +216,9 @@ _OFFICIAL_NAMES = (
     (r"\.c\.", ".conv."),
     (r"\.l\.", ".linear."),
 )
-_TIMM_NAMES = (
+_TIMM_NAMES: tuple[Renaming, ...] = (
     (r"^patch_embed\.conv(\d)\.", lambda m: f"backbone.stem.{int(m[1]) - 1}."),
-    # Ours count the downsampling as the first block of the later stages.
+    # In our layout the downsampling is the first block of the later stages.
     (r"^stages\.(\d)\.blocks\.(\d+)\.", lambda m: f"backbone.stages.{m[1]}.{int(m[2]) + (m[1] != '0')}."),
     (r"^stages\.(\d)\.downsample\.", r"backbone.stages.\1.0."),
     (r"\bres([12])\.0\.m\.", r"conv\1."),
@@ -239,22 +242,16 @@ _TIMM_NAMES = (
 )
 
 
-def rename(key: str, names: Sequence[tuple] = _TIMM_NAMES) -> str:
-    """Translate one key of timm, or by ``names``."""
-    for pattern, new in names:
-        key = re.sub(pattern, new, key)
-    return key
-
-
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Bring an official or timm state dict of this family into our layout, ``None`` if it is not one.
+    """Convert a state dict of this family (official, timm's or ours) to our layout; return ``None`` for any other.
 
-    The index tables of the biases are left out, and 1x1 convolutions that were stored as matrices get their shape.
+    The index tables of the biases are dropped. 1x1 convolutions that are stored as matrices get two more dimensions.
     """
     if "patch_embed.0.c.weight" in state:
-        state = {rename(key, _OFFICIAL_NAMES): value for key, value in state.items()}
+        state = rename_keys(state, _OFFICIAL_NAMES)
     if "patch_embed.conv1.conv.weight" in state:
-        state = {rename(key): value for key, value in state.items() if not key.endswith("attention_bias_idxs")}
+        state = {key: value for key, value in state.items() if not key.endswith("attention_bias_idxs")}
+        state = rename_keys(state, _TIMM_NAMES)
     elif not any(key.startswith("backbone.stages.") and key.endswith(".position_biases") for key in state):
         return None
     matrices = {key for key, value in state.items() if key.startswith("backbone.") and value.ndim == 2}
@@ -265,12 +262,12 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """A second classifier, and windows of a model that was built for images of another size."""
+    """Return the options of a state dict: a second classifier, and the window sizes of a model for larger images."""
     converted = convert(state) or {}
     windows: dict[int, int] = {}
     for key, value in converted.items():
-        if found := re.fullmatch(r"backbone\.stages\.(\d+)\..*\.position_biases", key):
-            windows[int(found[1])] = math.isqrt(value.shape[-1])
+        if match := re.fullmatch(r"backbone\.stages\.(\d+)\..*\.position_biases", key):
+            windows[int(match[1])] = math.isqrt(value.shape[-1])
     sizes = tuple(windows[i] for i in sorted(windows))
     options: dict[str, Any] = {} if sizes == _WINDOWS else {"window_sizes": sizes}
     return options | ({"distilled": True} if "head.classifier_distilled.weight" in converted else {})
@@ -300,8 +297,10 @@ register(
         },
         convert=convert,
         implied=implied,
-        options={"window_sizes": "side of the attention windows in each stage, default (7, 7, 4)"},
-        classifier_options={"distilled": "True: a second classifier for a teacher's labels, averaged in evaluation"},
+        options={"window_sizes": "sides of the attention windows, one per stage, default (7, 7, 4)"},
+        classifier_options={
+            "distilled": "True: a second classifier for the labels of a teacher, averaged with the first in evaluation"
+        },
         licence="MIT",
     )
 )

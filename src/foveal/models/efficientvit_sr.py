@@ -1,16 +1,18 @@
-"""Super-resolution and restoration on EfficientViT's blocks (Cai et al., arXiv 2205.14756), a design of our own.
+"""Super-resolution and restoration with EfficientViT's blocks (Cai et al., arXiv 2205.14756); the design is our own.
 
-What the paper states: super-resolution at x2 with EfficientViT and with a version of 0.75 times its width, trained from
-a random start with AdamW and a cosine schedule on DIV2K (BSD100: 32.33 and 32.31 dB) and on FFHQ. It gives no widths,
-no depths and no upsampler, and no code or weights of it were released.
+The paper reports super-resolution at x2 with EfficientViT and with a version of 0.75 times its width, trained from a
+random initialisation with AdamW and a cosine schedule on DIV2K (BSD100: 32.33 and 32.31 dB) and on FFHQ. It does not
+give widths, depths or the upsampler, and neither code nor weights were released.
 
-What is ours, all of the following:
+Our design:
 
-* The trunk stays at the resolution of the small image, since detail that a stride loses does not come back. Dense
-  residual convolutions without norms do the local work; batch norms cost accuracy here (EDSR, arXiv 1707.02921).
-* Multi-scale linear attention sees the whole image from a branch at half that resolution, where it costs a quarter, and
-  reports back by pixel shuffle.
-* Every branch begins small, so that an untrained network is the bicubic interpolation it adds to.
+* The trunk stays at the resolution of the small image, because detail that is lost by a stride cannot be recovered.
+  Dense residual convolutions without norms process local detail; batch norms cost accuracy here (EDSR, arXiv
+  1707.02921).
+* Multi-scale linear attention over the whole image runs in a branch at half that resolution, where it costs a quarter.
+  A pixel shuffle brings its output back to full resolution.
+* The last convolution of every branch is initialised small, so that an untrained network is close to the bicubic
+  interpolation to which its output is added.
 """
 
 from __future__ import annotations
@@ -23,24 +25,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.conv import ConvNormAct, ResidualConv
-from ..layers.resample import check_min_size, cropped
-from .efficientvit import EfficientViTBlock
+from ..layers.efficientvit_block import EfficientViTBlock
+from ..layers.resample import check_min_size, crop
 from .registry import Backbone, Family, FeatureInfo, Variant, register
 
-_SMALL = 0.2  # share of its usual size with which the last convolution of a branch begins
+_INIT_SCALE = 0.2  # factor on the usual initial weights of the last convolution of a branch
 
 
 @dataclass(frozen=True)
 class Config:
-    """One row of the table.
+    """Sizes of one variant.
 
     Attributes:
         width: channels of the trunk.
         depth: number of stages.
         convs: residual blocks of two convolutions in each stage, before its attention.
-        context_width: channels of the attention's branch, a multiple of ``head_dim``.
+        context_width: channels of the attention branch, a multiple of ``head_dim``.
         head_dim: channels per attention head.
-        expand_ratio: of the inverted residual behind the attention.
+        expand_ratio: hidden channels over channels in the inverted residual after the attention.
     """
 
     width: int
@@ -58,7 +60,7 @@ CONFIGS = {
 
 
 class ContextBlock(nn.Module):
-    """Attention to the whole image at half resolution, added to the map: keeps ``(B, C, H, W)``."""
+    """Add attention over the whole image, computed at half resolution, to the map: keeps ``(B, C, H, W)``."""
 
     def __init__(self, channels: int, context_width: int, head_dim: int, expand_ratio: float) -> None:
         super().__init__()
@@ -70,14 +72,14 @@ class ContextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         up = F.pixel_shuffle(self.up(self.block(self.down(x))), 2)
-        return x + cropped(up, x.shape[-2], x.shape[-1])
+        return x + crop(up, x.shape[-2], x.shape[-1])
 
 
 class EfficientViTSR(Backbone):
     """Backbone: ``(B, in_chans, H, W) -> [(B, width, H, W)]``, at the image's own resolution.
 
     Args:
-        config: row of :data:`CONFIGS`.
+        config: sizes, an entry of :data:`CONFIGS`.
         in_chans: channels of the image.
 
     Raises:
@@ -99,13 +101,14 @@ class EfficientViTSR(Backbone):
         )
         self.merge = ConvNormAct(width, width, 3, norm=False)
         self.feature_info = [FeatureInfo(width, 1)]
-        # Stem, head and merge see 1 pixel around; a residual block 2; a context block 1 + 2 * (2 + 1) + 1, rounded up.
+        # Radius of the receptive field without the attention: stem, head and merge add 1 pixel each, a residual block
+        # 2, a context block 1 + 2 * (2 + 1) + 1, rounded up.
         self.reach = 3 + config.depth * (2 * config.convs + 10)
         for module in self.modules():
-            last = _last_of_branch(module)
+            last = _last_conv(module)
             if last is not None and not last.weight.is_meta:
                 with torch.no_grad():
-                    last.weight *= _SMALL
+                    last.weight *= _INIT_SCALE
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_min_size(x, self.min_size)
@@ -115,8 +118,8 @@ class EfficientViTSR(Backbone):
         return [shallow + self.merge(x)]
 
 
-def _last_of_branch(module: nn.Module) -> nn.Conv2d | None:
-    """The convolution that a residual branch ends in."""
+def _last_conv(module: nn.Module) -> nn.Conv2d | None:
+    """Return the last convolution of a residual branch; ``None`` if ``module`` is no such branch."""
     if isinstance(module, ResidualConv):
         return module.conv2.conv
     if isinstance(module, ContextBlock):
@@ -127,7 +130,7 @@ def _last_of_branch(module: nn.Module) -> nn.Conv2d | None:
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Our own layout only: nothing was published."""
+    """Return our layout unchanged, ``None`` for anything else: there are no published weights in another layout."""
     return dict(state) if "backbone.merge.conv.weight" in state else None
 
 

@@ -1,12 +1,12 @@
 """Linformer (arXiv 2006.04768): a transformer that attends to a fixed number of mixtures of its tokens, in O(n).
 
 Notable:
-  - keys and values are projected from ``max_length`` positions to ``proj_dim``; what may share a projection is
-    ``sharing``: "none", "headwise", "key-value", "layerwise" (section 4)
-  - a sequence has at most ``max_length`` tokens, and no causal form exists: every mixture holds all tokens
-  - norms before each part, none behind the last layer, as in the ``linformer`` package on PyPI, whose files load here
+  - keys and values are projected from ``max_length`` positions to ``proj_dim``; ``sharing`` selects what shares a
+    projection: "none", "headwise", "key-value", "layerwise" (section 4)
+  - a sequence has at most ``max_length`` tokens; there is no causal form, because every mixture contains all tokens
+  - pre-norm, without a norm after the last layer, as in the ``linformer`` package on PyPI, whose checkpoints load here
 
-No weights are published under this name; the default size is that of the paper's experiments (RoBERTa-base's).
+No weights are published for this network. The default size is that of the paper's experiments (RoBERTa-base).
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..layers.attention import LinformerAttention, Sharing, linformer_projection
+from ..layers.linformer import LinformerAttention, Sharing, linformer_projection
 from ..layers.mlp import Mlp
 from .registry import Family, LanguageBackbone, Variant, register
+from .renaming import Renaming, rename_key, rename_keys
 
 
 class LinformerBlock(nn.Module):
-    """Attention and feed-forward network, each behind a norm and added to its input: keeps ``(B, N, C)``."""
+    """Pre-norm attention and feed-forward network, each with a residual connection: keeps ``(B, N, C)``."""
 
     def __init__(self, embed_dim: int, attention: LinformerAttention, mlp_ratio: float) -> None:
         super().__init__()
@@ -39,9 +40,9 @@ class LinformerBlock(nn.Module):
 
 
 class Linformer(nn.Module):
-    """Blocks alone: ``(B, N, C) -> (B, N, C)`` with ``N <= max_length``. Arguments as in :class:`LinformerEncoder`.
+    """The blocks without embeddings: ``(B, N, C) -> (B, N, C)`` with ``N <= max_length``.
 
-    State dicts of the package's ``Linformer`` (``net.layers``) load too.
+    Arguments as in :class:`LinformerEncoder`. State dicts of the package's ``Linformer`` (``net.layers``) load too.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Linformer(nn.Module):
     ) -> None:
         super().__init__()
         if num_heads is None:
-            raise ConfigError("these weights do not tell how many heads they have: give num_heads")
+            raise ConfigError("Linformer: the number of heads cannot be inferred from these weights: give num_heads")
         attention = partial(
             LinformerAttention,
             embed_dim,
@@ -86,14 +87,15 @@ class LinformerEncoder(LanguageBackbone):
     """Embeddings and blocks: token ids ``(B, N)`` -> hidden states ``(B, N, embed_dim)``.
 
     Args:
-        vocab_size: tokens there are.
+        vocab_size: tokens in the vocabulary.
         embed_dim: channels of a token.
-        max_length: most tokens of a sequence.
-        **options: depth, num_heads, proj_dim, sharing, num_kv_heads, head_dim, values_are_keys as in
-            :class:`LinformerAttention`; ``mlp_ratio``, channels inside the feed-forward part over ``embed_dim``.
+        max_length: most tokens in a sequence.
+        **options: ``depth``, the number of blocks; ``mlp_ratio``, channels inside the feed-forward network over
+            ``embed_dim``; num_heads, proj_dim, sharing, num_kv_heads, head_dim and values_are_keys as in
+            :class:`LinformerAttention`.
 
     Raises:
-        ConfigError: numbers that do not divide, or an unknown ``sharing``.
+        ConfigError: an unknown ``sharing``, or heads that do not divide the channels or one another.
     """
 
     def __init__(self, vocab_size: int = 50265, *, embed_dim: int = 768, max_length: int = 512, **options: Any) -> None:
@@ -104,11 +106,11 @@ class LinformerEncoder(LanguageBackbone):
         self.layers = Linformer(embed_dim=embed_dim, max_length=max_length, **options)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Encode.
+        """Return the hidden states of the last layer.
 
         Args:
             input_ids: ``(B, N)`` integers below ``vocab_size``.
-            attention_mask: ``(B, N)``, 1 or True for the tokens that take part in the mixtures; default: all.
+            attention_mask: ``(B, N)``, 1 or True for the tokens that enter the mixtures; default: all.
 
         Raises:
             InputError: wrong shapes, or more tokens than ``max_length``.
@@ -119,7 +121,7 @@ class LinformerEncoder(LanguageBackbone):
 
 
 class LanguageHead(nn.Module):
-    """Scores of the vocabulary by a layer of their own: ``(B, N, embed_dim) -> (B, N, vocab_size)``."""
+    """Scores of the vocabulary by a linear layer, not tied: ``(B, N, embed_dim) -> (B, N, vocab_size)``."""
 
     def __init__(self, backbone: LanguageBackbone) -> None:
         super().__init__()
@@ -129,7 +131,7 @@ class LanguageHead(nn.Module):
         return self.logits(hidden)
 
 
-_NAMES = (
+_NAMES: tuple[Renaming, ...] = (
     (r"^token_emb\.", "backbone.word_embeddings."),
     (r"^pos_emb\.", "backbone.position_embeddings."),
     (r"^to_logits\.", "head.logits."),
@@ -146,48 +148,43 @@ _NAMES = (
 
 
 def _rename_package(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Bring keys of the package in a state dict that is being loaded into our layout, in place."""
+    """Rename the keys of the ``linformer`` package in a state dict that is being loaded, in place."""
     for key in [key for key in state if key.startswith(f"{prefix}net.layers.")]:
-        new = key.removeprefix(prefix)
-        for pattern, replacement in _NAMES:
-            new = re.sub(pattern, replacement, new)
+        new = rename_key(key.removeprefix(prefix), _NAMES)
         state[prefix + new.removeprefix("backbone.layers.")] = state.pop(key)
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Bring a state dict of the ``linformer`` package into our layout, ``None`` if it is neither."""
+    """Convert a state dict (of the ``linformer`` package, or ours) to our layout; return ``None`` for any other."""
     if any(re.match(r"backbone\.layers\.blocks\.\d+\.attention\.query\.", key) for key in state):
         return dict(state)
     if not any(re.match(r"(linformer\.)?net\.layers\.\d+\.0\.fn\.to_q\.", key) for key in state):
         return None
-    found = {}
-    for key, value in state.items():
-        for pattern, new in _NAMES:
-            key = re.sub(pattern, new, key)
-        found[key] = value
-    return found
+    return rename_keys(state, _NAMES)
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """All sizes; the number of heads only where there is one of keys, else ``None``, so that it must be given."""
-    found = convert(state) or {}
-    shape = {key: tuple(value.shape) for key, value in found.items()}
+    """Return all sizes of a state dict.
+
+    ``num_heads`` is ``None``, so that the caller must give it, except with one head of keys, whose width shows it.
+    """
+    shape = {key: tuple(value.shape) for key, value in (convert(state) or {}).items()}
     first = "backbone.layers.blocks.0."
     query, key = shape.get(f"{first}attention.query.weight"), shape.get(f"{first}attention.key.weight")
     words = shape.get("backbone.word_embeddings.weight")
-    own = shape.get(f"{first}attention.proj_k")
-    projection = own or shape.get("backbone.layers.projection")
+    proj_k = shape.get(f"{first}attention.proj_k")
+    projection = proj_k or shape.get("backbone.layers.projection")
     if query is None or key is None or words is None or projection is None:
         return {}
-    if own is None:
+    if proj_k is None:
         sharing = "layerwise"
-    elif len(own) == 3:
+    elif len(proj_k) == 3:
         sharing = "none"
     else:
         sharing = "headwise" if f"{first}attention.proj_v" in shape else "key-value"
     values_are_keys = f"{first}attention.value.weight" not in shape
     heads = {"num_heads": None}
-    if key[0] < query[0]:  # the package has as many heads of keys as of queries, or one
+    if key[0] < query[0]:  # the package has either one head of keys or as many as of queries
         heads = {"num_heads": query[0] // key[0], "num_kv_heads": 1, "head_dim": key[0]}
     return {
         **heads,
@@ -210,17 +207,17 @@ register(
         convert=convert,
         implied=implied,
         options={
-            "vocab_size": "tokens there are, default 50265",
+            "vocab_size": "tokens in the vocabulary, default 50265",
             "embed_dim": "channels of a token, default 768",
             "depth": "blocks, default 12",
-            "num_heads": "heads, default 12",
-            "max_length": "most tokens of a sequence, default 512",
+            "num_heads": "attention heads, default 12",
+            "max_length": "most tokens in a sequence, default 512",
             "proj_dim": "mixtures of tokens that are attended to, default 256",
-            "sharing": 'projections that are one: "none", "headwise" (default), "key-value", "layerwise"',
+            "sharing": 'what shares a projection: "none", "headwise" (default), "key-value", "layerwise"',
             "num_kv_heads": "heads of keys and values, default num_heads; 1: the linformer package's one_kv_head",
             "head_dim": "channels of a head, default embed_dim / num_heads",
-            "values_are_keys": "True: values are the projected keys, the linformer package's share_kv",
-            "mlp_ratio": "channels inside the feed-forward part over embed_dim, default 4",
+            "values_are_keys": "True: the projected keys are also the values, the linformer package's share_kv",
+            "mlp_ratio": "channels inside the feed-forward network over embed_dim, default 4",
         },
     )
 )

@@ -1,20 +1,21 @@
 """MambaVision of NVIDIA (arXiv 2407.08083): convolutions, then state spaces, then softmax attention inside windows.
 
 Notable:
-  - two convolutional stages, two whose first half of blocks scans the tokens and whose second half attends to them
-  - the scan runs forward only, row by row, inside one window; its gate is concatenated instead of multiplied
-  - windows are zero-padded and never shift: as published, what is padded is scanned and attended to like the map
-  - no position embedding: any H x W, and any window size with the same weights
+  - two convolutional stages, then two stages whose first half of blocks are Mamba mixers and whose second half are
+    attention
+  - the scan runs only forward, row by row, inside one window; its gate is concatenated instead of multiplied
+  - windows are zero-padded and not shifted; as published, padding is scanned and attended to like the map
+  - no position embedding, so the weights work for any H x W and any window size
 
-Widths, depths and epsilons follow the authors' released weights, and so do two things that look like slips, because the
-weights were trained so: the step's bias is added twice, and the depthwise convolutions have none. The weights are for
-non-commercial use.
+Widths, depths and epsilons follow the authors' released weights. So do two details that look like mistakes, because the
+weights were trained with them: the bias of the step size is added twice, and the depthwise convolutions have no bias.
+The weights are for non-commercial use.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -32,22 +33,23 @@ from ..layers.resample import check_min_size
 from ..layers.scan import selective_scan
 from ..layers.windows import Windows, to_map
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .renaming import Renaming, rename_key, rename_keys
 
-WHOLE = "whole"  #: as ``window_size``: one window, the map itself
+WHOLE = "whole"  #: value of ``window_size`` for a single window that is the whole map
 
 
 @dataclass(frozen=True)
 class Config:
-    """One row of the family's table.
+    """Sizes of one variant.
 
     Attributes:
-        embed_dim: channels of the first stage; each further one has twice as many.
-        depths: blocks of the stages.
-        num_heads: heads of the attention in stages 3 and 4.
+        embed_dim: channels of the first stage; each further stage has twice as many.
+        depths: blocks of each stage.
+        num_heads: attention heads in stages 3 and 4.
         stem_dim: channels of the first convolution.
-        drop_path_rate: probability, when training, that the last block is left out for an image; linear from 0.
-        layer_scale: initial value of the factors on the branches of stages 3 and 4, ``None`` for no factors.
-        window_size: tokens on a side of the windows of stages 3 and 4.
+        drop_path_rate: stochastic depth in training: rate of the last block; rates rise linearly from 0.
+        layer_scale: initial value of the factors on the residual branches of stages 3 and 4, ``None`` for no factors.
+        window_size: tokens on a side of the windows in stages 3 and 4.
     """
 
     embed_dim: int
@@ -71,11 +73,13 @@ CONFIGS = {
 
 
 class MambaMixer(nn.Module):
-    """Half of the channels through a selective scan, beside the other half, over ``(N, L, C)``; the shape is kept.
+    """Selective scan over half of the channels, concatenated with the other half; keeps ``(N, L, C)``.
+
+    Both halves pass through a depthwise convolution and SiLU first.
 
     Args:
         embed_dim: C, even.
-        state_dim: numbers that the scan keeps per channel.
+        state_dim: states per channel of the scan.
 
     Source: arXiv 2407.08083, section 3.2 ("MambaVision mixer"); the scan is Mamba's, arXiv 2312.00752.
     """
@@ -93,9 +97,9 @@ class MambaMixer(nn.Module):
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Mix the tokens; those that are not ``valid``, ``(N, L)``, must be the last ones and reach no other."""
+        """Mix the tokens. Those that are not ``valid``, ``(N, L)``, must be the last and do not affect the others."""
         if valid is not None:
-            x = x * valid[..., None].to(x.dtype)  # the convolutions then see zeros, as behind the last token
+            x = x * valid[..., None].to(x.dtype)  # the convolutions then read zeros, as after the last token
         u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (N, C / 2, L) each
         u, z = F.silu(self.conv1d_x(u)), F.silu(self.conv1d_z(z))
         step, b, c = self.x_proj(u.transpose(1, 2)).split([self.step_rank, self.state_dim, self.state_dim], dim=-1)
@@ -106,14 +110,14 @@ class MambaMixer(nn.Module):
             b.transpose(1, 2),
             c.transpose(1, 2),
             self.D,
-            delta_bias=self.dt_proj.bias,  # the second time, as the weights were trained
+            delta_bias=self.dt_proj.bias,  # added a second time, as in the training of the weights
             delta_softplus=True,
         )
         return self.out_proj(torch.cat([cast(Tensor, y), z], dim=1).transpose(1, 2))
 
 
 class Block(nn.Module):
-    """Mixer and MLP, each behind a layer norm and on a branch, on ``(N, L, C)``; the shape is kept."""
+    """Pre-norm mixer and MLP, each with a residual connection, on ``(N, L, C)``; the shape is kept."""
 
     gamma_1: nn.Parameter | None
     gamma_2: nn.Parameter | None
@@ -137,7 +141,7 @@ class Block(nn.Module):
 
 
 class ConvStage(nn.Module):
-    """Halve the map where ``in_chans`` is given, then residual 3x3 convolutions: ``-> (B, channels, H', W')``."""
+    """Downsample by 2 (not if ``in_chans`` is ``None``), then residual convolutions: ``-> (B, channels, H', W')``."""
 
     def __init__(self, in_chans: int | None, channels: int, drop_path: Sequence[float]) -> None:
         super().__init__()
@@ -150,18 +154,18 @@ class ConvStage(nn.Module):
 
 
 class WindowStage(nn.Module):
-    """Halve the map, cut it into windows, mix their tokens: ``-> (B, channels, ceil(H/2), ceil(W/2))``.
+    """Downsample by 2, cut the map into windows and mix their tokens: ``-> (B, channels, ceil(H/2), ceil(W/2))``.
 
-    The first half of the blocks scans (one more where the number is odd), the second half attends.
+    The first half of the blocks (rounded up) are Mamba mixers, the others are attention.
 
     Args:
         in_chans: channels of the input.
         channels: channels of the output.
         drop_path: rate of each block.
-        num_heads: heads of the attention.
-        layer_scale: initial value of the factors on the branches, ``None`` for no factors.
-        window_size: tokens on a side of a window, ``"whole"`` for the map itself.
-        neutral_padding: whether tokens that pad a window stay out of everything else's computation.
+        num_heads: attention heads.
+        layer_scale: initial value of the factors on the residual branches, ``None`` for no factors.
+        window_size: tokens on a side of a window, ``"whole"`` for one window that is the whole map.
+        neutral_padding: whether the padding of a window has no effect on the tokens of the map.
     """
 
     def __init__(
@@ -178,10 +182,8 @@ class WindowStage(nn.Module):
         super().__init__()
         self.window_size, self.neutral_padding = window_size, neutral_padding
         self.downsample = _downsample(in_chans, channels)
-        scanning = (len(drop_path) + 1) // 2
-        mixers = [
-            MambaMixer(channels) if i < scanning else Attention(channels, num_heads) for i in range(len(drop_path))
-        ]
+        scans = (len(drop_path) + 1) // 2
+        mixers = [MambaMixer(channels) if i < scans else Attention(channels, num_heads) for i in range(len(drop_path))]
         self.blocks = nn.ModuleList(
             Block(channels, mixer, layer_scale=layer_scale, drop_path=rate)
             for mixer, rate in zip(mixers, drop_path, strict=True)
@@ -210,20 +212,20 @@ class MambaVision(Backbone):
     """Backbone: ``(B, in_chans, H, W) ->`` maps at strides 4, 8, 16, 32, finest first, sides rounded up.
 
     Args:
-        config: row of :data:`CONFIGS`.
+        config: sizes, an entry of :data:`CONFIGS`.
         in_chans: channels of the image.
-        window_size: tokens on a side of the windows of stages 3 and 4: one number for both, a pair, or the published
-            four of which the first two mean nothing; ``"whole"`` anywhere: the map itself. Default: the row's. The
-            weights are the same for any.
-        neutral_padding: ``True``: a window at the edge of the map is as small as its part of the map. Default: it is
-            filled with zeros that take part in the scan and in the attention, as published.
-        embed_dim, depths, num_heads, stem_dim: see :class:`Config`, for a network of another size; default: the row's.
-        out_norm: whether each map leaves through a layer norm over its channels, as in the published detectors and
-            segmenters; the next stage gets it without.
-        drop_path_rate: see :class:`Config`; default: the row's.
+        window_size: tokens on a side of the windows in stages 3 and 4: one number for both, a pair, or four as
+            published, of which the first two are ignored. ``"whole"`` in place of a number makes the whole map one
+            window. Default: that of ``config``. The same weights fit all window sizes.
+        neutral_padding: ``True``: padding has no effect, as if a window at the edge of the map contained only its part
+            of the map. Default: the padding zeros take part in the scan and in the attention, as published.
+        embed_dim, depths, num_heads, stem_dim: sizes that replace those of ``config``, see :class:`Config`.
+        out_norm: whether each map that is returned passes through a layer norm over its channels, as in the published
+            detectors and segmenters. The next stage takes the map without this norm.
+        drop_path_rate: see :class:`Config`; default: that of ``config``.
 
     Raises:
-        ConfigError: impossible window size, rate, depths or heads.
+        ConfigError: a window size, rate, size, depth or number of heads that is not possible.
         InputError: a side of the image is below 32 pixels.
     """
 
@@ -245,11 +247,11 @@ class MambaVision(Backbone):
         drop_path_rate: float | None = None,
     ) -> None:
         super().__init__()
-        config = _with_sizes(config, embed_dim=embed_dim, depths=depths, num_heads=num_heads, stem_dim=stem_dim)
-        windows = _windows(config.window_size if window_size is None else window_size)
+        config = _replace_sizes(config, embed_dim=embed_dim, depths=depths, num_heads=num_heads, stem_dim=stem_dim)
+        windows = _check_windows(config.window_size if window_size is None else window_size)
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
         if not 0 <= rate < 1:
-            raise ConfigError(f"drop_path_rate={rate}: give 0 to below 1")
+            raise ConfigError(f"drop_path_rate={rate} is out of range: give 0 or more, and less than 1")
         rates = drop_path_rates(rate, config.depths)
         widths = [config.embed_dim << i for i in range(4)]
         stem = partial(ConvNormAct, stride=2, norm_eps=1e-4, act=nn.ReLU)
@@ -281,8 +283,12 @@ class MambaVision(Backbone):
         return maps
 
 
-def _with_sizes(config: Config, **sizes: int | Sequence[int] | None) -> Config:
-    """The row with those sizes that are given."""
+def _replace_sizes(config: Config, **sizes: int | Sequence[int] | None) -> Config:
+    """Return ``config`` with every size that is not ``None`` replaced.
+
+    Raises:
+        ConfigError: a size is not positive, or there are more or fewer numbers than in ``config``.
+    """
     for name, size in sizes.items():
         if size is None:
             continue
@@ -297,16 +303,17 @@ def _with_sizes(config: Config, **sizes: int | Sequence[int] | None) -> Config:
     return config
 
 
-def _windows(given: int | str | Sequence[int | str]) -> list[int | str]:
-    """The window sizes of stages 3 and 4."""
-    sizes = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given, given]
+def _check_windows(window_size: int | str | Sequence[int | str]) -> list[int | str]:
+    """Return the window sizes of stages 3 and 4, or raise ConfigError."""
+    pair = isinstance(window_size, Sequence) and not isinstance(window_size, str)
+    sizes = list(window_size) if pair else [window_size, window_size]
     if len(sizes) not in (2, 4) or not all(size == WHOLE or (type(size) is int and size > 0) for size in sizes):
-        raise ConfigError(f"window_size={given!r}: give a positive number or {WHOLE!r}, or a pair of them")
+        raise ConfigError(f"window_size={window_size!r}: give a positive number or {WHOLE!r}, or a pair of them")
     return sizes[-2:]
 
 
 def _init_linear(module: nn.Module) -> None:
-    """As published: also over the step's projection, for which Mamba has another initialisation."""
+    """Initialise linear layers as published, also the projection of the step size, where Mamba differs."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -316,7 +323,7 @@ def _init_linear(module: nn.Module) -> None:
 class ClassifierHead(nn.Module):
     """Batch norm, average pooling, classifier: ``(B, C, h, w) -> (B, num_classes)``.
 
-    ``num_classes=0``, or ``pre_logits``, returns what the classifier would see, ``(B, C)``.
+    With ``num_classes=0`` or ``pre_logits=True`` it returns the input of the classifier, ``(B, C)``.
     """
 
     def __init__(self, in_chans: int, num_classes: int = 1000) -> None:
@@ -331,46 +338,38 @@ class ClassifierHead(nn.Module):
         return x if pre_logits else self.classifier(x)
 
 
-_Name = tuple[str, str | Callable[[re.Match[str]], str]]
-_NAMES: tuple[_Name, ...] = (
-    (r"^patch_embed\.conv_down\.([03])\.", lambda found: f"backbone.stem.{int(found[1]) // 3}.conv."),
-    (r"^patch_embed\.conv_down\.([14])\.", lambda found: f"backbone.stem.{int(found[1]) // 3}.norm."),
-    (
-        r"^levels\.(\d)\.downsample\.reduction\.0\.",
-        lambda found: f"backbone.stages.{int(found[1]) + 1}.downsample.",
-    ),
+_NAMES: tuple[Renaming, ...] = (
+    (r"^head\.", "head.classifier."),
+    (r"^norm\.", "head.norm."),
+    (r"^patch_embed\.conv_down\.([03])\.", lambda m: f"backbone.stem.{int(m[1]) // 3}.conv."),
+    (r"^patch_embed\.conv_down\.([14])\.", lambda m: f"backbone.stem.{int(m[1]) // 3}.norm."),
+    (r"^levels\.(\d)\.downsample\.reduction\.0\.", lambda m: f"backbone.stages.{int(m[1]) + 1}.downsample."),
     (r"^levels\.([01])\.blocks\.(\d+)\.(conv|norm)([12])\.", r"backbone.stages.\1.blocks.\2.conv\4.\3."),
     (r"^levels\.(\d)\.blocks\.", r"backbone.stages.\1.blocks."),
     (r"^outnorm(\d)\.", r"backbone.out_norms.\1."),
-    (r"^norm\.", "head.norm."),
-    (r"^head\.", "head.classifier."),
 )
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Bring an official state dict of this family into our layout, ``None`` if it is not one.
+    """Convert a state dict of this family (official or ours) to our layout; return ``None`` for any other.
 
-    A detector's or segmenter's backbone is translated; its other parts keep their names.
+    In a published detector or segmenter, only the keys of the backbone are renamed.
     """
     if any(re.match(r"backbone\.stages\.\d\.blocks\.\d+\.mixer\.A_log$", key) for key in state):
         return dict(state)
     if "backbone.patch_embed.conv_down.0.weight" in state:
-        return {_rename(key[9:]) if key.startswith("backbone.") else key: value for key, value in state.items()}
+        prefix = "backbone."
+        return {
+            rename_key(key.removeprefix(prefix), _NAMES) if key.startswith(prefix) else key: value
+            for key, value in state.items()
+        }
     if "patch_embed.conv_down.0.weight" in state:
-        return {_rename(key): value for key, value in state.items()}
+        return rename_keys(state, _NAMES)
     return None
 
 
-def _rename(key: str) -> str:
-    for pattern, new in _NAMES:
-        renamed, found = re.subn(pattern, new, key)
-        if found:
-            return renamed
-    return key
-
-
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Backbones of the published detectors and segmenters have norms on their maps."""
+    """Return the option of a state dict: backbones of published detectors and segmenters have norms on their maps."""
     return {"out_norm": True} if any("outnorm0." in key or ".out_norms.0." in key for key in state) else {}
 
 
@@ -380,7 +379,7 @@ def _published(name: str, tag: str, top1: float, size: int = 224, **options: Any
 
 
 _AT_512 = {"size": 512, "options": {"window_size": (32, 16)}, "crop_ratio": 0.93, "squash": True}
-#: Those of 21k were trained on ImageNet-21k first.
+#: Weights with 21k in their tag were pre-trained on ImageNet-21k.
 _PUBLISHED = {
     "mambavision_t": (_published("T-1K", "in1k", 82.3),),
     "mambavision_t2": (_published("T2-1K", "in1k", 82.7),),
@@ -415,11 +414,11 @@ register(
         convert=convert,
         implied=implied,
         options={
-            "window_size": 'side of the windows of stages 3 and 4 in tokens: a number, a pair, or "whole": no windows',
-            "neutral_padding": "True: outputs do not depend on how the windows are padded; default as published",
-            "embed_dim": "channels of the first stage; each further one has twice as many",
-            "depths": "blocks of the four stages",
-            "num_heads": "heads of the attention in stages 3 and 4",
+            "window_size": 'side of the windows of stages 3 and 4 in tokens: a number, a pair, or "whole" (no windows)',
+            "neutral_padding": "True: padding of the windows has no effect; default False, as published",
+            "embed_dim": "channels of the first stage; each further stage has twice as many",
+            "depths": "blocks of each of the four stages",
+            "num_heads": "attention heads in stages 3 and 4, a pair",
             "stem_dim": "channels of the first convolution",
             "out_norm": "True: a layer norm on each map, as in the published detectors and segmenters",
             "drop_path_rate": "stochastic depth of the last block in training; default as published, 0.2 to 0.5",

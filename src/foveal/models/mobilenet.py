@@ -1,16 +1,16 @@
 """MobileNetV2 (arXiv 1801.04381) and MobileNetV3 (arXiv 1905.02244): inverted residuals for phones.
 
 Notable:
-  - inverted residual: wide inside, narrow between; the last convolution of a block is linear, and the input is added
-    only where stride is 1 and the widths agree
-  - V3: squeeze and excitation after the depthwise activation with a hard sigmoid gate, hard swish in the later half
-  - V3's last expensive layer works on the pooled features, where it costs next to nothing
-  - the stages are those where a stride halves the map; what comes before stride 4 is the stem
+  - inverted residual: wide inside, narrow between blocks; the last convolution of a block is linear, and the input is
+    added only if the stride is 1 and the widths are equal
+  - V3: squeeze and excitation after the depthwise activation, with a hard sigmoid gate; hard swish in the later half
+  - V3's last expensive layer runs after the pooling, where it costs almost nothing
+  - each stage starts with a strided block; the layers before stride 4 are the stem
 
-Ports of these networks differ in the epsilon and momentum of their norms and in how they pad; weights are right with
-those that they were trained with only. timm's (1e-5, 0.1, symmetric) are the defaults, names with ``tf_`` have
-TensorFlow's padding and epsilon (1e-3), and files of torchvision bring theirs (V3: 1e-3, 0.01).
-EfficientNet (``efficientnet.py``) is built of the same parts.
+Ports of these networks differ in the epsilon and momentum of their norms and in their padding. Weights give correct
+outputs only with the conventions of their training. timm's (1e-5, 0.1, symmetric) are the defaults, names with ``tf_``
+have TensorFlow's padding and epsilon (1e-3), and checkpoints of torchvision set their own (V3: 1e-3, 0.01).
+EfficientNet (``efficientnet.py``) has the same blocks.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Block(NamedTuple):
     """One inverted residual.
 
     Attributes:
-        kernel_size: of the depthwise convolution.
-        hidden: channels inside. As many as the input has: no expansion.
+        kernel_size: kernel size of the depthwise convolution.
+        hidden: channels inside. If the input has as many, there is no expansion.
         out_chans: channels of the output.
-        stride: of the depthwise convolution.
-        reduced: channels inside the squeeze and excitation, 0 for none.
-        act: activation; ``None``: the network's.
+        stride: stride of the depthwise convolution.
+        reduced: channels inside the squeeze and excitation; 0: no squeeze and excitation.
+        act: activation; ``None``: that of the network.
     """
 
     kernel_size: int
@@ -61,18 +61,19 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """One row of the family's table.
+    """Sizes and activations of one variant.
 
     Attributes:
         stem: channels of the first convolution.
-        blocks: all of them in order.
-        head: channels that the classifier sees.
-        last: channels of a 1x1 convolution after the blocks, 0 for none; ``head`` is then made of the pooled map.
-        act: activation outside of blocks that have their own.
+        blocks: all blocks in order.
+        head: input channels of the classifier.
+        last: channels of a 1x1 convolution after the blocks, 0 for none. If there is one, the layer with ``head``
+            channels comes after the pooling.
+        act: activation of all layers, except in blocks with their own.
         squeeze_act: activation inside squeeze and excitation.
-        gate: activation at its end.
-        dropout: rate before the classifier.
-        drop_path_rate: of the blocks in training: rises from 0 by block over number of blocks.
+        gate: activation at the end of squeeze and excitation.
+        dropout: dropout rate before the classifier.
+        drop_path_rate: stochastic depth in training: block i of n has the rate ``drop_path_rate * i / n``, i from 0.
     """
 
     stem: int
@@ -87,7 +88,7 @@ class Config:
 
 
 class Stage(NamedTuple):
-    """One row of a stage table: ``repeats`` blocks, of which the first has the stride."""
+    """One row of a table of stages: ``repeats`` blocks, of which the first has the stride."""
 
     expand_ratio: int
     kernel_size: int
@@ -96,8 +97,8 @@ class Stage(NamedTuple):
     repeats: int
 
 
-def expanded(stem: int, stages: Iterable[Stage], squeeze_ratio: float = 0) -> tuple[Block, ...]:
-    """The blocks of a stage table; ``squeeze_ratio`` is that of squeeze channels to the *input* channels of a block."""
+def list_blocks(stem: int, stages: Iterable[Stage], squeeze_ratio: float = 0) -> tuple[Block, ...]:
+    """Return the blocks of a table of stages; ``squeeze_ratio`` is squeeze over *input* channels of a block."""
     blocks: list[Block] = []
     width = stem
     for expand_ratio, kernel_size, stride, out_chans, repeats in stages:
@@ -109,7 +110,7 @@ def expanded(stem: int, stages: Iterable[Stage], squeeze_ratio: float = 0) -> tu
 
 
 def _v3(*rows: tuple[int, int, int, bool, str, int]) -> tuple[Block, ...]:
-    """Rows of the paper's tables 1 and 2: kernel, expansion, out, squeeze, activation, stride."""
+    """Return the blocks for rows of the paper's tables 1 and 2: kernel, expansion, out, squeeze, activation, stride."""
     acts = {"RE": nn.ReLU, "HS": nn.Hardswish}
     return tuple(
         Block(kernel, hidden, out, stride, make_divisible(hidden / 4) if squeeze else 0, acts[act])
@@ -157,7 +158,7 @@ _V3_LARGE = _v3(
     (5, 960, 160, True, "HS", 1),
 )
 CONFIGS = {
-    "mobilenetv2_100": Config(32, expanded(32, _V2), head=1280),
+    "mobilenetv2_100": Config(32, list_blocks(32, _V2), head=1280),
     "mobilenetv3_small_100": Config(16, _V3_SMALL, head=1024, last=576, act=nn.Hardswish),
     "mobilenetv3_large_100": Config(16, _V3_LARGE, head=1280, last=960, act=nn.Hardswish),
 }
@@ -167,9 +168,9 @@ class MobileNet(Backbone):
     """Backbone of inverted residuals: ``(B, in_chans, H, W) ->`` maps at strides 4, 8, 16, 32, finest first.
 
     Args:
-        config: row of :data:`CONFIGS`, or of EfficientNet's.
+        config: sizes, an entry of :data:`CONFIGS` or of EfficientNet's table.
         in_chans: channels of the image.
-        drop_path_rate: stochastic depth in training; default: the row's.
+        drop_path_rate: stochastic depth in training; default: that of ``config``.
 
     Raises:
         InputError: a side of the image is below 32 pixels.
@@ -227,9 +228,10 @@ class ClassifierHead(nn.Module):
 
     Args:
         in_chans: channels of the map.
-        num_classes: 0, or ``pre_logits``, returns what the classifier would see, ``(B, config.head)``.
-        config: row of :data:`CONFIGS`. Where it has a last convolution, the wide layer comes after the pooling.
-        dropout: rate in training; default: the row's.
+        num_classes: number of classes. With 0 or ``pre_logits=True`` the head returns the input of the classifier,
+            ``(B, config.head)``.
+        config: sizes, an entry of :data:`CONFIGS`. If ``last`` is not 0, the wide layer comes after the pooling.
+        dropout: rate in training; default: that of ``config``.
     """
 
     def __init__(self, in_chans: int, num_classes: int = 1000, *, config: Config, dropout: float | None = None) -> None:
@@ -244,17 +246,17 @@ class ClassifierHead(nn.Module):
         self.classifier = nn.Linear(config.head, num_classes) if num_classes else nn.Identity()
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.hidden(_pooled(x)) if self.late else _pooled(self.hidden(x))
+        x = self.hidden(_pool(x)) if self.late else _pool(self.hidden(x))
         return x if pre_logits else self.classifier(self.dropout(x))
 
 
-def _pooled(x: Tensor) -> Tensor:
+def _pool(x: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
 _STEMS = {"conv_stem.weight", "_conv_stem.weight", "features.0.0.weight"}
-#: Parts of published keys (timm, torchvision, efficientnet-pytorch) in the order of the layers, where they occur side
-#: by side.
+#: Parts of published keys (timm, torchvision, efficientnet-pytorch), sorted so that names inside one module are in the
+#: order of the layers.
 _ORDER = (
     *("conv_stem", "features", "conv", "conv_pw", "bn1", "conv_dw", "blocks", "conv_head", "bn2"),
     *("se", "conv_reduce", "conv_expand", "fc1", "fc2", "conv_pwl", "bn3", "classifier"),
@@ -265,58 +267,67 @@ _RANK = {name: rank for rank, name in enumerate(_ORDER)}
 
 
 def convert_by_position(state: Mapping[str, Tensor], configs: Iterable[Config]) -> dict[str, Tensor] | None:
-    """Bring a state dict of timm, torchvision or efficientnet-pytorch into our layout, ``None`` if it is not one.
+    """Convert a state dict of timm, torchvision or efficientnet-pytorch to our layout; return ``None`` for any other.
 
-    All of them have the same layers in the same order, so position is the map: the row of ``configs`` with as many
-    layers, most of them of the same shapes, gives the names. Our own layout is returned unchanged.
+    All of these have the same layers in the same order, so keys are matched by their position. The names come from the
+    entry of ``configs`` with the same number of layers and the most tensors of the same shapes (more than half). Our
+    own layout is returned unchanged.
     """
     if not _STEMS & state.keys():
-        own = {key: value for key, value in state.items() if key.startswith("backbone.")}
-        return dict(state) if any(_agreement(own, _shapes(config)) == 1 for config in configs) else None
-    places = {key: _place(key, state) for key in state}
-    layers = sorted(set(places.values()))
-    if any(rank < 0 for place in layers for rank in place):
+        backbone = {key: value for key, value in state.items() if key.startswith("backbone.")}
+        ours = any(_matching_fraction(backbone, _shapes(config)) == 1 for config in configs)
+        return dict(state) if ours else None
+    positions = {key: _position(key, state) for key in state}
+    if any(rank < 0 for position in positions.values() for rank in position):
         return None
-    best, share = None, 0.5
+    best, best_fraction = None, 0.5
     for config in configs:
-        shapes = _shapes(config)
-        names = list(dict.fromkeys(key.rpartition(".")[0] for key in shapes))
-        whole = (len(names), len(names) - 1, sum(name.startswith("backbone.") for name in names))
-        if len(layers) not in whole:  # with classifier, without it, backbone alone
-            continue
-        named = dict(zip(layers, names, strict=False))
-        found = {f"{named[place]}.{key.rpartition('.')[2]}": state[key] for key, place in places.items()}
-        # timm has the layer after the pooling as a 1x1 convolution.
-        found = {k: v.flatten(1) if v.ndim == 4 and len(shapes.get(k, v.shape)) == 2 else v for k, v in found.items()}
-        if (agreeing := _agreement(found, shapes)) > share:
-            best, share = found, agreeing
+        renamed = _rename_by_position(state, positions, config)
+        if renamed is not None and (fraction := _matching_fraction(renamed, _shapes(config))) > best_fraction:
+            best, best_fraction = renamed, fraction
     return best
 
 
-def _place(key: str, state: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Where the layer of a key stands in the order of the layers; negative for names that no layout has."""
+def _rename_by_position(
+    state: Mapping[str, Tensor], positions: Mapping[str, tuple[int, ...]], config: Config
+) -> dict[str, Tensor] | None:
+    """Give the layers of a state dict, in order, the names of the layers of ``config``; ``None`` if numbers differ."""
+    shapes = _shapes(config)
+    names = list(dict.fromkeys(key.rpartition(".")[0] for key in shapes))
+    layers = sorted(set(positions.values()))
+    # with classifier, without classifier, only the backbone
+    if len(layers) not in (len(names), len(names) - 1, sum(name.startswith("backbone.") for name in names)):
+        return None
+    layer_names = dict(zip(layers, names, strict=False))
+    renamed = {f"{layer_names[positions[key]]}.{key.rpartition('.')[2]}": value for key, value in state.items()}
+    # In timm the layer after the pooling is a 1x1 convolution.
+    return {k: v.flatten(1) if v.ndim == 4 and len(shapes.get(k, v.shape)) == 2 else v for k, v in renamed.items()}
+
+
+def _position(key: str, state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Position of a key's layer in the order of the layers; it has a negative part if no layout has such a name."""
     layer = key.rpartition(".")[0]
-    found = re.fullmatch(r"(blocks\.\d+\.\d+\.)(conv_pw|bn[12])", layer)
-    if found and f"{found[1]}conv_dw.weight" in state and f"{found[1]}conv_pwl.weight" not in state:
-        # timm counts the layers of a block without expansion from its depthwise convolution on.
-        layer = found[1] + {"conv_pw": "conv_pwl", "bn1": "bn2", "bn2": "bn3"}[found[2]]
+    match = re.fullmatch(r"(blocks\.\d+\.\d+\.)(conv_pw|bn[12])", layer)
+    if match and f"{match[1]}conv_dw.weight" in state and f"{match[1]}conv_pwl.weight" not in state:
+        # In a block without expansion, timm's numbers and names start at the depthwise convolution.
+        layer = match[1] + {"conv_pw": "conv_pwl", "bn1": "bn2", "bn2": "bn3"}[match[2]]
     return tuple(int(part) if part.isdigit() else _RANK.get(part, -1) for part in layer.split("."))
 
 
-def _agreement(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> float:
-    """Share of the tensors that have their shape, whatever the channels of the image and the classes."""
-    agreeing = 0
+def _matching_fraction(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> float:
+    """Fraction of the tensors with the expected shape; the numbers of image channels and classes are not compared."""
+    matching = 0
     for key, value in state.items():
-        free = {"backbone.stem.0.conv.weight": 1, "head.classifier.weight": 0, "head.classifier.bias": 0}.get(key)
+        ignored = {"backbone.stem.0.conv.weight": 1, "head.classifier.weight": 0, "head.classifier.bias": 0}.get(key)
         pairs = zip(value.shape, shapes.get(key, ()), strict=False)
-        same = all(a == b for i, (a, b) in enumerate(pairs) if i != free)
-        agreeing += same and key in shapes and value.ndim == len(shapes[key])
-    return agreeing / len(state) if state else 0.0
+        same = all(a == b for i, (a, b) in enumerate(pairs) if i != ignored)
+        matching += same and key in shapes and value.ndim == len(shapes[key])
+    return matching / len(state) if state else 0.0
 
 
 @cache
 def _shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Shapes of a classifier's state dict, in order."""
+    """Return the shapes in the state dict of a classifier, in order."""
     with torch.device("meta"):
         backbone = MobileNet(config)
         parts = {"backbone": backbone, "head": ClassifierHead(backbone.feature_info[-1].channels, config=config)}
@@ -329,22 +340,28 @@ TENSORFLOW = {"norm_eps": 1e-3, "norm_momentum": 0.1, "padding": "same"}
 SETTINGS = {
     "norm_eps": "epsilon of the batch norms, default 1e-5 (tf_: 1e-3)",
     "norm_momentum": "weight of the newest batch in their running statistics, default 0.1",
-    "padding": "'symmetric', or 'same' as TensorFlow pads (tf_)",
+    "padding": "'symmetric' (default), or 'same' as in TensorFlow (default of tf_)",
 }
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Conventions of torchvision's files; timm's do not tell whether they need ``tf_``."""
+    """Return the conventions of a state dict from torchvision; timm's do not show whether they need ``tf_``."""
     if "features.0.0.weight" not in state:
         return {}
-    third = any(".block." in key for key in state)
-    return {**SYMMETRIC, "norm_eps": 1e-3, "norm_momentum": 0.01} if third else dict(SYMMETRIC)
+    is_v3 = any(".block." in key for key in state)
+    return {**SYMMETRIC, "norm_eps": 1e-3, "norm_momentum": 0.01} if is_v3 else dict(SYMMETRIC)
 
 
 def variants_of(
-    configs: Mapping[str, Config], published: Mapping[str, tuple[Published, ...]], **about: Any
+    configs: Mapping[str, Config], published: Mapping[str, tuple[Published, ...]], **fields: Mapping[str, Any]
 ) -> dict[str, Variant]:
-    """The rows of a table, then the same with ``tf_`` before their names; ``about`` goes to each variant."""
+    """Return a variant for each configuration, then the same with ``tf_`` before their names.
+
+    Args:
+        configs: configurations by name.
+        published: published weights by name, with ``tf_`` for those of TensorFlow.
+        **fields: further fields of :class:`Variant`, each with its value by the name of the configuration.
+    """
     return {
         f"{prefix}{name}": Variant(
             backbone=partial(MobileNet, config),
@@ -352,15 +369,15 @@ def variants_of(
             published=published.get(f"{prefix}{name}", ()),
             settings=settings,
             twins=(name,) if prefix else (f"tf_{name}",),
-            **{key: values[name] for key, values in about.items()},
+            **{field: values[name] for field, values in fields.items()},
         )
         for prefix, settings in (("", SYMMETRIC), ("tf_", TENSORFLOW))
         for name, config in configs.items()
     }
 
 
-def _timm(name: str, tag: str, top1: float, **about: Any) -> tuple[Published, ...]:
-    return (Published(tag, "top-1", top1, "224", "timm results", repo=f"timm/{name}.{tag}", **about),)
+def _timm(name: str, tag: str, top1: float, **fields: Any) -> tuple[Published, ...]:
+    return (Published(tag, "top-1", top1, "224", "timm results", repo=f"timm/{name}.{tag}", **fields),)
 
 
 _TF_INPUT = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resample": "bilinear"}

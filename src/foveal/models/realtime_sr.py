@@ -1,9 +1,9 @@
-"""Super-resolution for video rates: a short chain of re-parameterised convolutions, a design of our own.
+"""Super-resolution for video rates: a short chain of re-parameterised convolutions; the design is our own.
 
-The fastest networks of the NTIRE efficiency challenges are plain 3x3 convolutions with branches that vanish after
-training (SPAN, arXiv 2311.12770, and its successors); attention does not win there. This one has no attention either:
-six convolutions of 32 channels, one long residual, at most 150 thousand parameters while it trains and half of that
-when it runs (``fused=True``).
+The fastest networks of the NTIRE efficiency challenges are plain 3x3 convolutions whose parallel branches are merged
+after training (SPAN, arXiv 2311.12770, and its successors); networks with attention do not win there. This network has
+no attention either: six convolutions of 32 channels, one long residual, at most 150 thousand parameters in training and
+half of that after fusion (``fused=True``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RealtimeSR(Backbone):
 
     Args:
         in_chans: channels of the image.
-        fused: build the form that runs, one convolution for each that trains (see :mod:`foveal.layers.reparam`).
+        fused: build the form for inference, with one convolution per layer (see :mod:`foveal.layers.reparam`).
 
     Raises:
         InputError: a side of the image is below 8 pixels.
@@ -40,7 +40,7 @@ class RealtimeSR(Backbone):
         self.stem = nn.Sequential(ConvNormAct(in_chans, WIDTH, 3, norm=False))
         self.stages = nn.ModuleList(RepConv(WIDTH, fused=fused) for _ in range(DEPTH))
         self.feature_info = [FeatureInfo(WIDTH, 1)]
-        self.reach = 2 + DEPTH  # 1 pixel around for each convolution
+        self.reach = 2 + DEPTH  # radius of the receptive field: 1 pixel for each convolution
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_min_size(x, self.min_size)
@@ -51,12 +51,12 @@ class RealtimeSR(Backbone):
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Our own layout only: nothing was published."""
+    """Return our layout unchanged, ``None`` for anything else: there are no published weights in another layout."""
     return dict(state) if "backbone.stages.0.conv.weight" in state and "backbone.stem.0.conv.bias" in state else None
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Whether the file holds the fused form."""
+    """Return the option of a state dict: whether it is the fused form."""
     return {} if "backbone.stages.0.point.weight" in state else {"fused": True}
 
 
@@ -67,7 +67,7 @@ register(
         variants={"realtime_sr": Variant(RealtimeSR, tasks=("upscale",))},
         convert=convert,
         implied=implied,
-        options={"fused": "True: one convolution for each that trains, the form that runs"},
+        options={"fused": "True: the form for inference, with one convolution per layer; default False"},
         licence="Apache-2.0",
     )
 )

@@ -1,10 +1,11 @@
-"""TinyViT (arXiv 2207.10666) in the form that MobileSAM (arXiv 2306.14289) uses to see: 5 million parameters.
+"""TinyViT (arXiv 2207.10666) as the image encoder of MobileSAM (arXiv 2306.14289): 5 million parameters.
 
 Notable:
-  - a convolutional stage, then three of attention in windows, each block with a depthwise convolution behind it
-  - biases by distance in the attention, one for each head and pair of absolute offsets
-  - windows reach beyond the map where they must; that padding takes part in the attention, as it did in training
-  - the last two stages are both at stride 16: MobileSAM takes out the stride between them
+  - a convolutional stage, then three stages of attention in windows; each block has a depthwise convolution after its
+    attention
+  - the attention has a bias for each head and each pair of absolute offsets
+  - windows at the edge are padded; the padding takes part in the attention, as in training
+  - the last two stages are both at stride 16, because MobileSAM removes the stride between them
 
 Widths, depths and windows follow the released weights (MobileSAM: Apache-2.0), which load here.
 """
@@ -25,18 +26,19 @@ from ..layers.mlp import Mlp
 from ..layers.resample import check_min_size
 from ..layers.windows import Windows, to_map
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .renaming import Renaming, rename_keys
 
 
 @dataclass(frozen=True)
 class Config:
-    """One row of the table; one entry for each stage.
+    """Sizes of one variant, with one entry per stage.
 
     Attributes:
         embed_dim: channels.
         depths: blocks.
-        num_heads: of the attention; the first stage has none.
-        window_size: tokens on a side of its windows.
-        strides: of the convolutions before each stage but the first.
+        num_heads: attention heads; the entry of the first stage, which has no attention, is not used.
+        window_size: tokens on a side of the windows; the entry of the first stage is not used.
+        strides: strides of the convolutions before each stage except the first.
     """
 
     embed_dim: tuple[int, ...] = (64, 128, 160, 320)
@@ -50,7 +52,7 @@ CONFIGS = {"tinyvit_5m": Config()}
 
 
 class ConvBlock(nn.Module):
-    """Inverted residual with an activation behind the sum: keeps ``(B, C, H, W)``."""
+    """Inverted residual with an activation after the addition: keeps ``(B, C, H, W)``."""
 
     def __init__(self, channels: int, expand_ratio: int = 4) -> None:
         super().__init__()
@@ -64,7 +66,7 @@ class ConvBlock(nn.Module):
 
 
 class Merge(nn.Sequential):
-    """To the next stage: ``(B, C, H, W) -> (B, out_chans, ceil(H / stride), ceil(W / stride))``."""
+    """Convolutions between two stages: ``(B, C, H, W) -> (B, out_chans, ceil(H / stride), ceil(W / stride))``."""
 
     def __init__(self, in_chans: int, out_chans: int, stride: int) -> None:
         super().__init__(
@@ -75,7 +77,7 @@ class Merge(nn.Sequential):
 
 
 class WindowAttention(nn.Module):
-    """Attention among the tokens of a window, biased by their distance: ``(windows, size * size, C)``, kept."""
+    """Attention within windows, with biases by distance: keeps ``(windows, size * size, C)``."""
 
     _pairs: Tensor
 
@@ -91,14 +93,14 @@ class WindowAttention(nn.Module):
         self.register_buffer("_pairs", offsets, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # each head its own q, k, v
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # per head q, k, v
         q, k, v = qkv.chunk(3, -1)
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=self.biases[:, self._pairs])
-        return self.project(found.transpose(1, 2).flatten(2))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=self.biases[:, self._pairs])
+        return self.project(out.transpose(1, 2).flatten(2))
 
 
 class AttentionBlock(nn.Module):
-    """Attention in windows, a depthwise convolution, a feed-forward part: keeps ``(B, C, H, W)``."""
+    """Attention in windows, depthwise convolution, feed-forward network: keeps ``(B, C, H, W)``."""
 
     def __init__(self, channels: int, num_heads: int, window_size: int) -> None:
         super().__init__()
@@ -120,7 +122,7 @@ class TinyViT(Backbone):
     """Backbone: ``(B, in_chans, H, W) ->`` maps at strides 4, 8, 16, 16, finest first, sides rounded up.
 
     Args:
-        config: row of :data:`CONFIGS`.
+        config: sizes, an entry of :data:`CONFIGS`.
         in_chans: channels of the image.
 
     Raises:
@@ -156,11 +158,11 @@ class TinyViT(Backbone):
         return maps
 
 
-_NAMES = (
+_NAMES: tuple[Renaming, ...] = (
     (r"^patch_embed\.seq\.0\.", "backbone.stem.0."),
     (r"^patch_embed\.seq\.2\.", "backbone.stem.1."),
     (r"^layers\.0\.blocks\.(\d+)\.", r"backbone.stages.0.\1."),
-    # Convolutions between two stages close the earlier one there and open the later one here.
+    # The convolutions between two stages are the end of the earlier stage there, and the start of the later one here.
     (r"^layers\.(\d+)\.blocks\.(\d+)\.", lambda m: f"backbone.stages.{m[1]}.{int(m[2]) + 1}."),
     (r"^layers\.(\d+)\.downsample\.conv(\d)\.", lambda m: f"backbone.stages.{int(m[1]) + 1}.0.{int(m[2]) - 1}."),
     (r"\.attn\.attention_biases$", ".attention.biases"),
@@ -177,19 +179,19 @@ _NAMES = (
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Bring MobileSAM's image encoder into our layout, ``None`` if it is not one. Its classifier is left out."""
+    """Convert a state dict of MobileSAM's image encoder (official or ours) to our layout; ``None`` for any other.
+
+    Its unused classifier is dropped.
+    """
     if "patch_embed.seq.0.c.weight" in state:
-        state = {key: value for key, value in state.items() if not key.startswith(("norm_head.", "head."))}
-        state = {key: value for key, value in state.items() if not key.endswith(".attention_bias_idxs")}
-        for pattern, new in _NAMES:
-            state = {re.sub(pattern, new, key): value for key, value in state.items()}
-        return state
-    return (
-        dict(state) if any(re.match(r"backbone\.stages\.\d+\.\d+\.attention\.biases$", key) for key in state) else None
-    )
+        unused = re.compile(r"norm_head\.|head\.|.*\.attention_bias_idxs$")
+        return rename_keys({key: value for key, value in state.items() if not unused.match(key)}, _NAMES)
+    if any(re.match(r"backbone\.stages\.\d+\.\d+\.attention\.biases$", key) for key in state):
+        return dict(state)
+    return None
 
 
-#: Zero-shot instance segmentation of COCO, with the boxes of a detector.
+#: The figure is for zero-shot instance segmentation on COCO, with the boxes of a detector as prompts.
 _MOBILESAM = Published(
     "mobilesam",
     "mAP",

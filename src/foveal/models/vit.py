@@ -1,12 +1,13 @@
-"""Vision transformers whose attention is chosen by name, to compare kinds of attention in one and the same network.
+"""Vision transformers with a choice of attention, to compare kinds of attention in the same network.
 
 Notable:
   - widths and depths of ViT-Ti, S, B (arXiv 2010.11929, 2012.12877); a stem of 3x3 convolutions instead of one 16x16
     patch projection (arXiv 2106.14881), whose maps at strides 2, 4 and 8 complete the pyramid for clients of timm
-  - fixed sine and cosine position embeddings and average pooling instead of a class token (arXiv 2205.01580): any H x W
+  - fixed sine and cosine position embeddings, and average pooling instead of a class token (arXiv 2205.01580), so the
+    network takes any H x W
   - ``attention="softmax" | "gqa" | "mqa" | "linear" | "linformer"``; ``shared_layers`` as in ALBERT (arXiv 1909.11942)
 
-Architectures only: no weights are published for this stem.
+These are architectures without weights: none are published for this stem.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from .registry import Backbone, Family, FeatureInfo, Variant, register
 
 @dataclass(frozen=True)
 class Config:
-    """One row of the family's table.
+    """Sizes of one variant.
 
     Attributes:
         embed_dim: channels of a token, a multiple of 8.
-        num_heads: heads.
+        num_heads: attention heads.
         depth: blocks.
     """
 
@@ -68,7 +69,7 @@ def _attention(kind: str, config: Config, num_kv_heads: int | None, max_tokens: 
 
 
 class Block(nn.Module):
-    """Attention and feed-forward network, each behind a norm and added to its input: keeps ``(B, C, H, W)``."""
+    """Pre-norm attention and feed-forward network, each with a residual connection: keeps ``(B, C, H, W)``."""
 
     def __init__(self, embed_dim: int, attention: nn.Module) -> None:
         super().__init__()
@@ -88,8 +89,8 @@ class Positions(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         quarter = x.shape[1] // 4
-        speeds = torch.exp(torch.arange(quarter, device=x.device) * (-math.log(10000.0) / max(quarter - 1, 1)))
-        rows, columns = (torch.arange(n, device=x.device).unsqueeze(-1) * speeds for n in x.shape[-2:])
+        frequencies = torch.exp(torch.arange(quarter, device=x.device) * (-math.log(10000.0) / max(quarter - 1, 1)))
+        rows, columns = (torch.arange(n, device=x.device).unsqueeze(-1) * frequencies for n in x.shape[-2:])
         y = torch.cat([rows.sin(), rows.cos()], dim=-1).T.unsqueeze(-1).expand(-1, -1, x.shape[-1])  # (C / 2, H, W)
         z = torch.cat([columns.sin(), columns.cos()], dim=-1).T.unsqueeze(1).expand(-1, x.shape[-2], -1)
         return x + torch.cat([z, y]).to(x.dtype)
@@ -99,18 +100,20 @@ class ViT(Backbone):
     """Backbone: ``(B, in_chans, H, W) ->`` maps at strides 16 and 32 (its mean over 2x2), finest first, rounded up.
 
     Args:
-        config: row of :data:`CONFIGS`.
+        config: sizes, an entry of :data:`CONFIGS`.
         in_chans: channels of the image.
-        attention: one of :data:`ATTENTIONS`: all heads apart; heads that share keys and values in groups of three, or
-            all; linear attention with ``elu(x) + 1``; mixtures of the tokens.
-        num_kv_heads: "gqa": heads of keys and values, default a third of the heads.
-        max_tokens: "linformer": most tokens, one per 16x16 pixels.
-        proj_dim: "linformer": mixtures.
-        shared_layers: ``False``: every layer has parameters of its own; ``True``, or 1: all have the same; another
-            number: of different blocks.
+        attention: one of :data:`ATTENTIONS`. "softmax": multi-head attention. "gqa": groups of three heads share keys
+            and values. "mqa": all heads share them. "linear": linear attention with ``elu(x) + 1``. "linformer":
+            attention to mixtures of the tokens.
+        num_kv_heads: only for "gqa": heads of keys and values, default a third of the heads.
+        max_tokens: only for "linformer": largest number of tokens; there is one token per 16x16 pixels.
+        proj_dim: only for "linformer": number of mixtures.
+        shared_layers: ``False``: every layer has its own parameters. ``True`` or 1: all layers share theirs. Another
+            number: that many different blocks, each shared by neighbouring layers.
 
     Raises:
-        ConfigError: an unknown attention, or numbers that do not fit.
+        ConfigError: an unknown attention, ``num_kv_heads`` without "gqa" or not a divisor of the heads, or more blocks
+            than layers.
         InputError: a side of the image is below 32 pixels; "linformer": more tokens than ``max_tokens``.
     """
 
@@ -129,12 +132,14 @@ class ViT(Backbone):
         if attention not in ATTENTIONS:
             raise ConfigError(f"unknown attention {attention!r}{nearest(str(attention), ATTENTIONS)}")
         if num_kv_heads is not None and attention != "gqa":
-            raise ConfigError(f"num_kv_heads={num_kv_heads} is for attention='gqa', not {attention!r}")
+            raise ConfigError(
+                f"num_kv_heads={num_kv_heads} is only for attention='gqa'; leave it out for {attention!r}"
+            )
         dim = config.embed_dim
         widths = (dim // 8, dim // 4, dim // 2, dim)
         convs = [
-            ConvNormAct(before, width, 3, 2, act=nn.ReLU)
-            for before, width in zip((in_chans, *widths), widths, strict=False)
+            ConvNormAct(previous, width, 3, 2, act=nn.ReLU)
+            for previous, width in zip((in_chans, *widths), widths, strict=False)
         ]
         self.stem = nn.Sequential(*convs, nn.Conv2d(dim, dim, 1), Positions())
         blocks = SharedLayers(
@@ -158,7 +163,7 @@ class ViT(Backbone):
 class ClassifierHead(nn.Module):
     """Average pooling, layer norm, classifier: ``(B, C, h, w) -> (B, num_classes)``.
 
-    ``num_classes=0``, or ``pre_logits``, returns what the classifier would see, ``(B, C)``.
+    With ``num_classes=0`` or ``pre_logits=True`` it returns the input of the classifier, ``(B, C)``.
     """
 
     def __init__(self, in_chans: int, num_classes: int = 1000) -> None:
@@ -176,26 +181,26 @@ _BLOCK = re.compile(r"(?:backbone\.)?stages\.0\.(\d+)\.(attention\.(?:linear_qkv
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return our layout, the only one there is, unchanged; ``None`` for anything else."""
+    """Return our layout unchanged, ``None`` for anything else: there are no published weights in another layout."""
     ours = "backbone.stages.0.0.norm1.weight" in state and any(_BLOCK.match(key) for key in state)
     return dict(state) if ours else None
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Kind of attention, its sizes, and how many blocks there are."""
-    found = {m[2]: value for key, value in state.items() if (m := _BLOCK.match(key)) and m[1] == "0"}
+    """Return the options of a state dict: the kind of attention, its sizes, and the number of different blocks."""
+    first_block = {m[2]: value for key, value in state.items() if (m := _BLOCK.match(key)) and m[1] == "0"}
     dim = state["backbone.stages.0.0.norm1.weight"].shape[0]
     row = next((row for row in CONFIGS.values() if row.embed_dim == dim), None)
     if row is None:
         return {}
     options: dict[str, Any] = {}
-    if "attention.linear_qkv.weight" in found:
+    if "attention.linear_qkv.weight" in first_block:
         options["attention"] = "linear"
-    elif "attention.proj_k" in found:
-        tokens, proj_dim = found["attention.proj_k"].shape
+    elif "attention.proj_k" in first_block:
+        tokens, proj_dim = first_block["attention.proj_k"].shape
         options |= {"attention": "linformer", "max_tokens": tokens, "proj_dim": proj_dim}
-    elif (shared := found["attention.qkv.weight"].shape[0] - dim) < 2 * dim:
-        options |= {"attention": "gqa", "num_kv_heads": shared * row.num_heads // (2 * dim)}
+    elif (kv_channels := first_block["attention.qkv.weight"].shape[0] - dim) < 2 * dim:
+        options |= {"attention": "gqa", "num_kv_heads": kv_channels * row.num_heads // (2 * dim)}
     blocks = len({m[1] for key in state if (m := _BLOCK.match(key))})
     return options | ({"shared_layers": blocks} if blocks < row.depth else {})
 
@@ -211,10 +216,10 @@ register(
         implied=implied,
         options={
             "attention": f"one of {', '.join(ATTENTIONS)}; default softmax",
-            "num_kv_heads": 'attention="gqa": heads of keys and values, default a third',
-            "max_tokens": 'attention="linformer": most tokens, one per 16x16 pixels, default 1024',
-            "proj_dim": 'attention="linformer": mixtures of tokens, default 64',
-            "shared_layers": "True: all layers have the same parameters; a number: of different blocks",
+            "num_kv_heads": 'only with attention="gqa": heads of keys and values, default a third of the heads',
+            "max_tokens": 'only with attention="linformer": most tokens, one per 16x16 pixels, default 1024',
+            "proj_dim": 'only with attention="linformer": mixtures of tokens, default 64',
+            "shared_layers": "True: all layers share their parameters; a number: that many different blocks",
         },
     )
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainingError
 from ..layers.recompute import recompute
-from ..layers.sync_norm import batch_norms, synchronised
+from ..layers.sync_norm import batch_norms, synchronise_norms
 from ..models.registry import Backbone
 from ..progress import Progress
 from .distributed import blocks_of, reduce_sum, shard
@@ -53,7 +53,7 @@ class Stepper:
         self.pieces = config.accumulate
         trainee = job.trainee(model).to(next(model.parameters()).dtype)
         if accelerator.num_processes > 1 and config.sync_bn:
-            trainee = synchronised(trainee, accelerator.device)
+            trainee = synchronise_norms(trainee, accelerator.device)
         outline = meta_copy(model)  # copied before recomputation and sharding, because averaged models have neither
         self.trainee = self._distribute(trainee, model)
         optimizer = torch.optim.AdamW(parameter_groups(trainee, config.weight_decay), lr=config.lr)

@@ -1,8 +1,8 @@
-"""The selective scan compiled for this machine's CPU: builds ``scan.cpp`` once and calls it.
+"""The selective scan compiled for this machine's CPU: build ``scan.cpp`` once and call it.
 
 The library is built at first use by the system's C++ compiler (``CXX``, c++, g++ or clang++) into
-``$XDG_CACHE_HOME/foveal`` (``~/.cache/foveal``). Its name is a hash of the source, the flags, and what the compiler
-predefines for this processor: its own version and the instruction sets.
+``$XDG_CACHE_HOME/foveal`` (``~/.cache/foveal``). Its file name is a hash of the source, the flags, and the macros that
+the compiler predefines for this processor (the compiler's version and the instruction sets).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthre
 
 
 def available() -> bool:
-    """Whether the kernel is built or can be; what is in its way is said once, as a warning."""
+    """Whether the kernel is built or can be built; if not, the reason is given once as a warning."""
     return _library() is not None
 
 
 def forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
 ) -> tuple[Tensor, Tensor]:
-    """``y`` ``(B, D, L)`` and the last state ``(B, D, N)``, of float32 or float64 tensors."""
+    """Return ``y`` ``(B, D, L)`` and the last state ``(B, D, N)`` for float32 or float64 tensors."""
     y, state = u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape)
     _call("forward", u, delta, A, B, C, D, bias, softplus, (y, state))
     return y, state
@@ -55,7 +55,7 @@ def backward(
     bias: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B and C from those of ``y`` and the last state."""
+    """Return the gradients of u, delta, A, B and C, given those of ``y`` and of the last state."""
     batch, groups, states, length = B.shape
     blocks = -(-u.shape[1] // groups // _lanes(u))
     du, ddelta, dA = u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(batch, *A.shape)
@@ -78,15 +78,15 @@ def _call(
     others: tuple[Tensor, ...],
 ) -> None:
     inputs = [tensor if tensor is None else tensor.contiguous() for tensor in (u, delta, A, B, C, D, bias)]
-    enough = _function(name, u.dtype)(
+    enough_memory = _function(name, u.dtype)(
         *(None if tensor is None else tensor.data_ptr() for tensor in inputs),
         *(u.shape[0], u.shape[1], B.shape[1], A.shape[1], u.shape[2]),
         softplus,
         torch.get_num_threads(),
         *(tensor.data_ptr() for tensor in others),
     )
-    if not enough:
-        raise MemoryError("selective_scan: no memory for the kernel's states")
+    if not enough_memory:
+        raise MemoryError("selective_scan: not enough memory for the kernel's states; use a smaller batch")
 
 
 def _lanes(u: Tensor) -> int:
@@ -95,7 +95,7 @@ def _lanes(u: Tensor) -> int:
 
 @cache
 def _function(name: str, dtype: torch.dtype) -> Callable[..., int]:
-    """A function of the library with its types."""
+    """Return a function of the library, with the types of its arguments declared."""
     function = getattr(_library(), f"{name}_{'f64' if dtype == torch.float64 else 'f32'}")
     pointers, sizes = [ctypes.c_void_p], [ctypes.c_int64]
     if name == "lanes":
@@ -110,28 +110,29 @@ def _function(name: str, dtype: torch.dtype) -> Callable[..., int]:
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
-        return ctypes.CDLL(str(_built()))
+        return ctypes.CDLL(str(_build()))
     except subprocess.CalledProcessError as error:
         reason = f"{error.cmd[0]}: {(error.stderr.strip() or 'failed').splitlines()[0]}"
     except (OSError, DependencyError, InputError) as error:  # InputError: the folder cannot be written
         reason = str(error)
-    warnings.warn(f"selective_scan: no kernel for this CPU, chunked instead: {reason}", RuntimeWarning, stacklevel=2)
+    message = f"selective_scan: no kernel for this CPU, using the slower method 'chunked' instead: {reason}"
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
     return None
 
 
-def _built() -> Path:
-    """The library's path, after building it if it is not there."""
+def _build() -> Path:
+    """Return the path of the library; build it if it does not exist yet."""
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
     if compiler is None:
         raise DependencyError("no C++ compiler found (c++, g++, clang++ or CXX)")
     native = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
     command = [compiler, *_FLAGS, native]
-    target = _run([*command, "-x", "c++", "-dM", "-E", "-"])
-    key = hashlib.sha256(repr((command, target)).encode() + SOURCE.read_bytes()).hexdigest()[:20]
+    macros = _run([*command, "-x", "c++", "-dM", "-E", "-"])
+    key = hashlib.sha256(repr((command, macros)).encode() + SOURCE.read_bytes()).hexdigest()[:20]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foveal"
     path = folder / f"scan-{key}{'.dll' if sys.platform == 'win32' else '.so'}"
     if not path.exists():
-        print(f"compiling the selective scan for this CPU once, into {folder}", file=sys.stderr, flush=True)
+        print(f"compiling the selective scan for this CPU (once) into {folder}", file=sys.stderr, flush=True)
         with atomic_write(path) as temporary:
             _run([*command, str(SOURCE), "-o", str(temporary)])
     return path

@@ -1,7 +1,8 @@
 """The selective scan in Triton, for NVIDIA GPUs: one program for each channel of each image.
 
-A program goes over the sequence in tiles of all N states by some tokens, each combined at once as in ``reference.py``:
-spans of tokens keep the sum of their exponents. What goes from tile to tile is float64.
+A program processes the sequence in tiles of all N states by a number of tokens. Inside a tile, an associative scan
+combines spans of tokens, which store the sum of their exponents as in ``reference.py``. Values that pass from tile to
+tile are float64.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-ELEMENTS = 2048  #: of a tile: states times tokens, both powers of two
+ELEMENTS = 2048  #: elements of a tile: states times tokens, both powers of two
 
 
 @triton.jit
@@ -26,21 +27,21 @@ def _combine(x_first, h_first, x_second, h_second):
 def _softplus(x):
     e = tl.exp(tl.where(x > 20, 0, x))
     w = 1 + e
-    # log(1 + e) keeps few digits of a small e; what w lost of it, log(w) / (w - 1) lacks as well.
+    # For a small e, w = 1 + e has lost digits of e. The factor log(w) / (w - 1) has the same error and cancels it.
     return tl.where(x > 20, x, tl.where(w == 1, e, tl.log(w) * (e / tl.where(w == 1, 1, w - 1))))
 
 
 @triton.jit
 def _steps(delta, bias, token, length, SOFTPLUS: tl.constexpr):
-    """Step sizes of the tokens of a channel; 0, which leaves a state as it is, where there is no token."""
-    there = (token >= 0) & (token < length)
-    dt = tl.load(delta + token, there, 0) + bias
-    return tl.where(there, _softplus(dt) if SOFTPLUS else dt, 0)
+    """Step sizes of the tokens of a channel; 0 outside of the sequence, which leaves the state unchanged."""
+    mask = (token >= 0) & (token < length)
+    dt = tl.load(delta + token, mask, 0) + bias
+    return tl.where(mask, _softplus(dt) if SOFTPLUS else dt, 0)
 
 
 @triton.jit
 def _channel(channels, groups, states, length):
-    """Of this program: channel, where its row starts in ``(B, D, L)``, and where its group does in ``(B, G, N, L)``."""
+    """Channel and row of this program, and the offsets of its row in ``(B, D, L)`` and group in ``(B, G, N, L)``."""
     row = tl.program_id(0).to(tl.int64)
     channel = row % channels
     group = row // channels * groups + channel // (channels // groups)
@@ -53,7 +54,7 @@ def _forward(
     N: tl.constexpr, T: tl.constexpr, SKIP: tl.constexpr, BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     STARTS: tl.constexpr,
 ):  # fmt: skip
-    """``y`` and the last state; or, with STARTS, the state before each tile only."""
+    """Store ``y`` and the last state; with STARTS, store only the state before each tile."""
     channel, row, sequence, matrix = _channel(channels, groups, states, length)
     u, delta, y, B, C = u + sequence, delta + sequence, y + sequence, B + matrix, C + matrix
     n, t = tl.arange(0, N), tl.arange(0, T)
@@ -65,13 +66,13 @@ def _forward(
             tl.store(starts + (row * tl.cdiv(length, T) + start // T) * N + n, carry)
         token = start + t
         place = n[:, None] * length + token[None, :]
-        there = (n[:, None] < states) & (token[None, :] < length)
+        mask = (n[:, None] < states) & (token[None, :] < length)
         dt, inputs = _steps(delta, shift, token, length, SOFTPLUS), tl.load(u + token, token < length, 0)
         x = dt[None, :] * a[:, None]
-        total, h = tl.associative_scan((x, (dt * inputs)[None, :] * tl.load(B + place, there, 0)), 1, _combine)
+        total, h = tl.associative_scan((x, (dt * inputs)[None, :] * tl.load(B + place, mask, 0)), 1, _combine)
         if not STARTS:
             full = h + tl.exp(total) * carry.to(h.dtype)[:, None]
-            out = tl.sum(full * tl.load(C + place, there, 0), 0)
+            out = tl.sum(full * tl.load(C + place, mask, 0), 0)
             if SKIP:
                 out += tl.load(D + channel) * inputs
             tl.store(y + token, out, token < length)
@@ -86,7 +87,7 @@ def _backward(
     dy, dstate, u, delta, A, B, C, D, bias, starts, du, ddelta, dA, dB, dC, channels, groups, states, length,
     N: tl.constexpr, T: tl.constexpr, SKIP: tl.constexpr, BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients, tile by tile from the last: those of A for each image, those of B and C added up atomically."""
+    """Store the gradients, from the last tile to the first: of A for each image, of B and C by atomic additions."""
     channel, row, sequence, matrix = _channel(channels, groups, states, length)
     u, delta, dy, du, ddelta = u + sequence, delta + sequence, dy + sequence, du + sequence, ddelta + sequence
     B, C, dB, dC = B + matrix, C + matrix, dB + matrix, dC + matrix
@@ -96,16 +97,16 @@ def _backward(
     carry = tl.load(dstate + row * states + n, n < states, 0).to(tl.float64)
     sum_a = tl.zeros([N], tl.float64)
     tiles = tl.cdiv(length, T)
-    for behind in range(0, tiles):
-        tile = tiles - 1 - behind
+    for index in range(0, tiles):
+        tile = tiles - 1 - index
         token = tile * T + t
         place = n[:, None] * length + token[None, :]
-        there = (n[:, None] < states) & (token[None, :] < length)
+        mask = (n[:, None] < states) & (token[None, :] < length)
         dt, inputs = _steps(delta, shift, token, length, SOFTPLUS), tl.load(u + token, token < length, 0)
-        b, c = tl.load(B + place, there, 0), tl.load(C + place, there, 0)
+        b, c = tl.load(B + place, mask, 0), tl.load(C + place, mask, 0)
         slope = tl.load(dy + token, token < length, 0)
 
-        # States before each token: the scan of what is one token earlier, from the state before the tile.
+        # States before each token: the scan over the tokens one earlier, from the state before the tile.
         earlier = token - 1
         in_tile = t > 0
         dt_earlier = tl.where(in_tile, _steps(delta, shift, earlier, length, SOFTPLUS), 0)
@@ -118,15 +119,15 @@ def _backward(
         decay = tl.exp(dt[None, :] * a[:, None])
         h = decay * before + (dt * inputs)[None, :] * b
 
-        # Gradients of the states: the same scan from behind, with the decay towards the next token.
+        # Gradients of the states: the same scan in reverse, with the decay towards the next token.
         x_later = _steps(delta, shift, token + 1, length, SOFTPLUS)[None, :] * a[:, None]
         total, dh = tl.associative_scan((x_later, slope[None, :] * c), 1, _combine, reverse=True)
         first = tl.sum(tl.where(t[None, :] == 0, dh, 0), 1)
         dh += tl.exp(total) * carry.to(dh.dtype)[:, None]
         carry = carry * tl.exp(tl.sum(x_later.to(tl.float64), 1)) + first
 
-        tl.atomic_add(dB + place, dh * (dt * inputs)[None, :], there)
-        tl.atomic_add(dC + place, h * slope[None, :], there)
+        tl.atomic_add(dB + place, dh * (dt * inputs)[None, :], mask)
+        tl.atomic_add(dC + place, h * slope[None, :], mask)
         exponent = dh * decay * before
         sum_a += tl.sum(exponent * dt[None, :], 1)
         dgain = tl.sum(dh * b, 0)
@@ -145,8 +146,8 @@ def _backward(
 def forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
 ) -> tuple[Tensor, Tensor]:
-    """``y`` ``(B, D, L)`` and the last state ``(B, D, N)``, of float32 or float64 tensors."""
-    tensors, sizes, options = _prepared(u, delta, A, B, C, D, bias, softplus)
+    """Return ``y`` ``(B, D, L)`` and the last state ``(B, D, N)`` for float32 or float64 tensors."""
+    tensors, sizes, options = _launch_arguments(u, delta, A, B, C, D, bias, softplus)
     y, state = u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape)
     if rows := u.shape[0] * u.shape[1]:
         with torch.cuda.device_of(u):
@@ -166,8 +167,8 @@ def backward(
     bias: Tensor | None,
     softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of u, delta, A, B and C from those of ``y`` and the last state."""
-    tensors, sizes, options = _prepared(u, delta, A, B, C, D, bias, softplus)
+    """Return the gradients of u, delta, A, B and C, given those of ``y`` and of the last state."""
+    tensors, sizes, options = _launch_arguments(u, delta, A, B, C, D, bias, softplus)
     rows, tiles = u.shape[0] * u.shape[1], triton.cdiv(u.shape[2], options["T"])
     du, ddelta, dA = u.new_empty(u.shape), u.new_empty(u.shape), u.new_empty(u.shape[0], *A.shape)
     dB, dC = u.new_zeros(B.shape), u.new_zeros(C.shape)
@@ -182,13 +183,13 @@ def backward(
 
 
 def _launch(kernel: Any, programs: int) -> Any:
-    return partial(kernel[(programs,)], enable_fp_fusion=True)  # said, since Triton's default is about to change
+    return partial(kernel[(programs,)], enable_fp_fusion=True)  # explicit, because Triton's default will change
 
 
-def _prepared(
+def _launch_arguments(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, bias: Tensor | None, softplus: bool
 ) -> tuple[list[Tensor], tuple[int, int, int, int], dict[str, int | bool]]:
-    """Contiguous tensors (any, where there is none), sizes, and constants to compile with."""
+    """Return contiguous tensors (``u`` in place of a missing one), sizes, and the constants to compile with."""
     tensors = [(u if tensor is None else tensor).contiguous() for tensor in (u, delta, A, B, C, D, bias)]
     N = triton.next_power_of_2(A.shape[1])
     T = min(max(ELEMENTS // N, 16), triton.next_power_of_2(u.shape[2]))

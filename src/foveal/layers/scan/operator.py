@@ -1,7 +1,7 @@
-"""The compiled forms as one operator of torch, ``foveal::selective_scan``: gradients, torch.compile, torch.export.
+"""The compiled scans as a torch operator, ``foveal::selective_scan``, for gradients, torch.compile and torch.export.
 
-The operator is declared with ``torch.library.Library`` and differentiated by an ``autograd.Function``: what
-``torch.library.custom_op`` adds to a call costs as much as the scan of a short sequence.
+The operator is declared with ``torch.library.Library`` and differentiated by an ``autograd.Function``, because
+the overhead of ``torch.library.custom_op`` per call is as large as the scan of a short sequence.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def scan(
     softplus: bool,
     form: str,
 ) -> tuple[Tensor, Tensor]:
-    """``y`` ``(B, D, L)`` and the last state ``(B, D, N)``, by the "kernel" for CPUs or "triton".
+    """Return ``y`` ``(B, D, L)`` and the last state ``(B, D, N)``; ``form`` is "kernel" (CPUs) or "triton".
 
-    Float32 or float64 throughout; B and C ``(B, G, N, L)``. Differentiable once.
+    All tensors are float32, or all float64; B and C are ``(B, G, N, L)``. Differentiable once.
     """
     inputs = (u, delta, A, B, C, D, bias)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
@@ -52,7 +52,7 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (dy, dstate), saved = gradients, ctx.saved_tensors  # once: gradient checkpointing forbids a second look
+        (dy, dstate), saved = gradients, ctx.saved_tensors  # gradient checkpointing allows only one access
         du, ddelta, dA, dB, dC = torch.ops.foveal.selective_scan_backward.default(
             dy, dstate, *saved, ctx.softplus, ctx.form
         )

@@ -1,12 +1,12 @@
-// The selective scan on the CPU, forward and backward, behind a plain C interface for cpu.py; reference.py has the
+// The selective scan on the CPU, forward and backward, with a plain C interface for cpu.py. reference.py has the
 // formula.
 //
-// A vector holds one channel per lane. The channels of a group go in blocks of that width, which threads share; tokens
-// go in tiles, transposed so that a token is a vector; states go in runs of at most RUN, whose values stay in
-// registers over a tile.
+// A vector holds one channel per lane. The channels of a group are processed in blocks of the vector's width, which are
+// distributed over threads. Tokens are processed in tiles, transposed so that each token is a vector. States are
+// processed in runs of at most RUN, whose values stay in registers over a tile.
 //
-// Sums over tokens are compensated (Kahan, 1965), and decays next to 1 are known as exp(x) - 1, too: rounded one by one,
-// 65,536 tiny steps would cost float32 its result.
+// Sums over tokens are compensated (Kahan, 1965), and for decays close to 1, exp(x) - 1 is computed too. Without this,
+// the rounding errors of 65,536 small steps would spoil the result in float32.
 
 #include <algorithm>
 #include <atomic>
@@ -30,7 +30,7 @@ constexpr int BYTES = 16;
 #endif
 constexpr int64_t TILE = 128;                // tokens
 constexpr int RUN = 4;                       // states
-constexpr int64_t WORTH_A_THREAD = 1 << 18;  // states to compute, some 0.1 ms, beside the 0.02 ms that a thread costs
+constexpr int64_t STATES_PER_THREAD = 1 << 18;  // at least: about 0.1 ms of work, where starting a thread costs 0.02 ms
 
 template <class T>
 struct Lanes {
@@ -53,17 +53,17 @@ Vec<T> all(T value) {
 template <class T>
 struct Decay {
     Vec<T> whole, rest;              // exp(x) and exp(r) - 1, each to full relative precision
-    typename Lanes<T>::words small;  // whether k = 0, so that `rest` is exp(x) - 1
+    typename Lanes<T>::words small;  // whether k = 0; then `rest` is exp(x) - 1
 };
 
 inline Decay<float> decay(Vec<float> x) {
-    x = x < -88.f ? all(-88.f) : x;  // where 2^k becomes 0; NaN passes
-    // Adding 1.5 * 2^23 rounds to a whole number, in the last bits; 127 more make it an exponent.
+    x = x < -88.f ? all(-88.f) : x;  // 2^k becomes 0 there; NaN is kept
+    // Adding 1.5 * 2^23 rounds to a whole number in the last bits. Adding 127 more makes them a float's exponent.
     const float magic = 12582912.f + 127.f;
     const Vec<float> shifted = x * 1.44269504f + magic;
     const Vec<float> k = shifted - magic;
     const Vec<float> r = x - k * 0.693145752f - k * 1.42860677e-6f;
-    // minimax, to 1.3e-8
+    // minimax polynomial, error below 1.3e-8
     const Vec<float> rest = r + r * r * ((((1.38825213e-3f * r + 8.36652074e-3f) * r + 4.16671999e-2f) * r +
                                           1.66665436e-1f) * r + 4.99999982e-1f);
     Lanes<float>::words bits;
@@ -87,7 +87,8 @@ inline Decay<double> decay(Vec<double> x) {
 
 inline Vec<float> softplus(Vec<float> x) {
     const Vec<float> e = decay(x > 0.f ? -x : x).whole;
-    const Vec<float> s = e / (e + 2.f), q = s * s;  // log(1 + e) = 2 artanh(s), s <= 1/3; to 4.5e-9: minimax
+    const Vec<float> s = e / (e + 2.f), q = s * s;  // log(1 + e) = 2 artanh(s), s <= 1/3
+    // minimax polynomial, error below 4.5e-9
     const Vec<float> series = ((1.40059982e-1f * q + 1.40009017e-1f) * q + 2.00107637e-1f) * q + 3.33332081e-1f;
     return (x > 0.f ? x : all(0.f)) + 2.f * s * (q * series + 1.f);
 }
@@ -100,7 +101,7 @@ inline Vec<double> softplus(Vec<double> x) {
 }
 
 template <class T, int BYTE_COUNT = BYTES>
-T sum(const void* lanes) {  // halves until one is left
+T sum(const void* lanes) {  // adds the halves until one lane is left
     if constexpr (BYTE_COUNT == sizeof(T)) {
         return *static_cast<const T*>(lanes);
     } else {
@@ -113,8 +114,8 @@ T sum(const void* lanes) {  // halves until one is left
     }
 }
 
-// The next state, state * d.whole + input. What its rounding lost goes into `lost`, to be added to the next input,
-// where steps are small; where they are not, the state soon forgets, and so does its error.
+// The next state, state * d.whole + input. For small steps the rounding error goes into `lost`, which is added to the
+// next input. For larger steps the state decays fast, and its rounding error with it.
 template <class T>
 inline Vec<T> next(Vec<T> state, const Decay<T>& d, Vec<T> input, Vec<T>& lost) {
     input += lost;
@@ -178,7 +179,7 @@ void transpose(Vec<T>* square) {
     }
 }
 
-// Rows, one for each lane and `stride` apart, to `count` vectors.
+// Loads `count` elements of each row into `count` vectors: one row per lane, rows are `stride` apart.
 template <class T>
 void load(const T* rows, int64_t stride, int lanes, int64_t count, Vec<T>* to) {
     constexpr int width = Lanes<T>::width;
@@ -195,7 +196,7 @@ void load(const T* rows, int64_t stride, int lanes, int64_t count, Vec<T>* to) {
         for (int64_t j = i; j < count; ++j) out[j * width + lane] = rows[lane * stride + j];
 }
 
-// The way back.
+// Stores `count` vectors into rows, the reverse of load.
 template <class T>
 void store(const Vec<T>* from, int64_t stride, int lanes, int64_t count, T* rows) {
     constexpr int width = Lanes<T>::width;
@@ -243,7 +244,7 @@ std::vector<Vec<T>> rows_of_a(const Problem<T>& p, const Block<T>& block) {
     return rows;
 }
 
-// Calls work(std::integral_constant<int, K>, n) for runs of K = 4, 2, 1 states from n on.
+// Calls work(std::integral_constant<int, K>, n) for runs of K = 4, 2 or 1 states, of which n is the first.
 template <class Work>
 void in_runs(int64_t states, Work work) {
     int64_t n = 0;
@@ -254,7 +255,7 @@ void in_runs(int64_t states, Work work) {
 
 // ---- forward
 
-// K states from n on over a tile; y may be null, where only the states are wanted.
+// Advances K states over a tile and adds their outputs to y. y may be null: then only the states are computed.
 template <int K, class T>
 void advance(const Problem<T>& p, const Tile<T>& tile, const Vec<T>* A, const T* B, const T* C, Vec<T>* state,
              Vec<T>* lost, Vec<T>* y) {
@@ -294,8 +295,9 @@ void forward_block(const Problem<T>& p, const Block<T>& block, T* y, T* last) {
 
 template <class T>
 struct Gradients {
-    const T *y, *last;        // of the outputs
-    T *u, *delta, *A, *B, *C;  // A: (batch, D, N); B, C: (batch, G, blocks per group, N, L): sums over the rest remain
+    const T *y, *last;         // gradients of the outputs
+    T *u, *delta, *A, *B, *C;  // A: (batch, D, N), B and C: (batch, G, blocks per group, N, L); cpu.py sums over the
+                               // batch (A) and over the blocks (B, C)
 };
 
 template <class T>
@@ -303,15 +305,15 @@ Decay<T> none() {
     return {all(T(1)), Vec<T>{}, Vec<T>{} == T(0)};
 }
 
-// What backward carries from tile to tile, for each state: its gradient, what rounding lost of that, the decay that
-// leads to the tile behind, and the gradient of A.
+// Values that the backward pass carries from tile to tile, for each state: the gradient of the state and its rounding
+// error, the gradient of A and its rounding error, and the decay of the first token of the tile that was processed last.
 template <class T>
 struct Carried {
     Vec<T> state, lost{}, a{}, a_lost{};
     Decay<T> decay = none<T>();
 };
 
-// K states from n on, back over a tile; `h` holds the states before it.
+// Computes the gradients of K states back over a tile; `h` holds the states before the tile.
 template <int K, class T>
 void retreat(const Problem<T>& p, const Tile<T>& tile, const Vec<T>* A, const T* B, const T* C, const Vec<T>* h,
              const Vec<T>* dy, Carried<T>* carried, Vec<T>* dgain, Vec<T>* ddt, T* dB, T* dC) {
@@ -330,9 +332,9 @@ void retreat(const Problem<T>& p, const Tile<T>& tile, const Vec<T>* A, const T*
         for (int64_t t = tile.count - 1; t >= 0; --t) {
             c.state = next(c.state, c.decay, dy[t] * C[k * p.length + t], c.lost);
             c.decay = decays[t][k];
-            const Vec<T> of_b = tile.gain[t] * c.state, of_c = dy[t] * states[t + 1][k];
-            dB[k * p.length + t] = sum<T>(&of_b);
-            dC[k * p.length + t] = sum<T>(&of_c);
+            const Vec<T> db = tile.gain[t] * c.state, dc = dy[t] * states[t + 1][k];
+            dB[k * p.length + t] = sum<T>(&db);
+            dC[k * p.length + t] = sum<T>(&dc);
             const Vec<T> exponent = c.state * c.decay.whole * states[t][k];
             dgain[t] += c.state * B[k * p.length + t];
             ddt[t] += exponent * A[k];
@@ -390,33 +392,34 @@ void backward_block(const Problem<T>& p, const Block<T>& block, const Gradients<
 
 // ---- threads
 
-// Calls work(block) for all blocks; returns whether there was memory for it.
+// Calls work(block) for all blocks on up to `threads` threads; returns whether there was enough memory.
 template <class T, class Work>
 bool share(const Problem<T>& p, int64_t threads, Work work) {
-    threads = std::min({threads, p.blocks(), p.batch * p.channels * p.states * p.length / WORTH_A_THREAD});
-    std::atomic<int64_t> following{0};
-    std::atomic<bool> enough{true};
-    const auto take = [&] {
+    threads = std::min({threads, p.blocks(), p.batch * p.channels * p.states * p.length / STATES_PER_THREAD});
+    std::atomic<int64_t> next_index{0};
+    std::atomic<bool> enough_memory{true};
+    const auto process_blocks = [&] {
         try {
-            for (int64_t index; (index = following++) < p.blocks();) work(Block<T>(p, index));
+            for (int64_t index; (index = next_index++) < p.blocks();) work(Block<T>(p, index));
         } catch (const std::exception&) {
-            enough = false;
+            enough_memory = false;
         }
     };
     std::vector<std::thread> others;
     try {
-        for (int64_t i = 1; i < threads; ++i) others.emplace_back(take);
+        for (int64_t i = 1; i < threads; ++i) others.emplace_back(process_blocks);
     } catch (const std::exception&) {
-        // no more threads to be had: those that run do the work
+        // The system starts no more threads: those that run do the work.
     }
-    take();
+    process_blocks();
     for (std::thread& other : others) other.join();
-    return enough;
+    return enough_memory;
 }
 
 }  // namespace
 
-// Contiguous arrays; `lanes` tells how many channels a block has. They return whether there was memory enough.
+// All arrays are contiguous. lanes_ returns the number of channels in a block; forward_ and backward_ return whether
+// there was enough memory.
 #define SCAN(T, SUFFIX)                                                                                               \
     extern "C" int64_t lanes_##SUFFIX() { return Lanes<T>::width; }                                                   \
     extern "C" bool forward_##SUFFIX(const T* u, const T* delta, const T* A, const T* B, const T* C, const T* D,     \

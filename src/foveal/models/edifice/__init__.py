@@ -1,4 +1,4 @@
-"""Edifice's ``EfficientViT`` and ``MambaVision`` by the names, options and shapes of that library."""
+"""Edifice's ``EfficientViT`` and ``MambaVision`` with the names, options and shapes of that library."""
 
 from .models import EfficientViT as EfficientViT
 from .models import MambaVision as MambaVision

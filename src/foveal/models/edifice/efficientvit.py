@@ -1,17 +1,17 @@
 """The network behind Edifice's ``EfficientViT`` (see :mod:`foveal.models.edifice.models`).
 
 Notable:
-  - it bears the name of MIT's EfficientViT and describes Microsoft's cascaded group attention; it is neither
+  - it has the name of MIT's EfficientViT, and its documentation describes Microsoft's cascaded group attention, but it
+    is neither of the two
   - non-overlapping patches, no position embedding, pre-norm blocks with layer norm
-  - each head attends linearly within its own channel split, and hands its output on to the next
-  - ``compat=True`` is what Edifice's code computes instead of what its page describes
+  - each head applies linear attention to its own split of the channels and passes its output to the next head
+  - ``compat=True`` computes what Edifice's code computes instead of what its documentation describes
 
 Source: documentation and behaviour of Edifice 0.2.0 (MIT licence), run with Axon 0.8.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
@@ -24,6 +24,7 @@ from ...errors import ConfigError
 from ...layers.linear_attention import CascadedLinearAttention, elu_plus_one, linear_attention
 from ...layers.resample import check_min_size, pad_to_multiple
 from ..registry import Backbone, FeatureInfo
+from ..renaming import Renaming, rename_keys
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,22 @@ class EfficientViTConfig:
     """Edifice's options with their defaults, then ours.
 
     Attributes:
-        image_size: side of the image, in pixels. The network takes any H x W from 32 up, and from here where this is
-            less.
+        image_size: side of the image, in pixels. The network takes any H x W from ``min(32, image_size)`` up.
         patch_size: side of a patch, in pixels.
         in_channels: channels of the image.
-        embed_dim: channels of the first stage; each stage doubles them.
-        depths: blocks of each stage, any number of stages.
-        num_heads: attention heads of each stage; more entries than stages are not looked at.
-        mlp_ratio: hidden channels of the feed-forward network over the stage's.
-        num_classes: outputs; ``None`` (or 0): the pooled features.
-        cascade: what a head hands to the next: its "output" (Edifice's page) or an addition to its "input"
-            (Microsoft's).
-        downsample: between stages: "spatial" merges 2x2 tokens (sides rounded up), "channels" widens each token.
+        embed_dim: channels of the first stage; each further stage has twice as many.
+        depths: blocks of each stage, for any number of stages.
+        num_heads: attention heads of each stage; entries beyond the number of stages are ignored.
+        mlp_ratio: hidden channels of the feed-forward network over those of the stage.
+        num_classes: number of classes; ``None`` (or 0) returns the pooled features.
+        cascade: whether a head's output is added to the "output" of the next head (Edifice's documentation) or to its
+            "input" (Microsoft's EfficientViT).
+        downsample: between stages, "spatial" merges 2x2 tokens (sides rounded up), "channels" only widens each token.
         compat: compute what Edifice's code computes.
 
     Raises:
-        ConfigError: a value out of range, heads that do not divide their channels, or what ``compat`` excludes.
+        ConfigError: a value out of range, heads that do not divide the channels, or a combination with ``compat`` that
+            Edifice does not have.
     """
 
     image_size: int = 224
@@ -62,31 +63,39 @@ class EfficientViTConfig:
     compat: bool = False
 
     def __post_init__(self) -> None:
-        checks = {
-            "image_size": self.image_size >= 1,
-            "patch_size": self.patch_size >= 1,
-            "in_channels": self.in_channels >= 1,
-            "embed_dim": self.embed_dim >= 1,
-            "depths": len(self.depths) >= 1 and min(self.depths) >= 0,
-            "mlp_ratio": self.mlp_ratio > 0,
-            "num_classes": (self.num_classes or 0) >= 0,
-        }
-        for name, good in checks.items():
-            if not good:
-                raise ConfigError(f"EfficientViT: {name}={getattr(self, name)!r} is out of range")
+        check_ranges(
+            "EfficientViT",
+            self,
+            {
+                "image_size": (self.image_size >= 1, "1 or more"),
+                "patch_size": (self.patch_size >= 1, "1 or more"),
+                "in_channels": (self.in_channels >= 1, "1 or more"),
+                "embed_dim": (self.embed_dim >= 1, "1 or more"),
+                "depths": (len(self.depths) >= 1 and min(self.depths) >= 0, "one or more numbers of 0 or more"),
+                "mlp_ratio": (self.mlp_ratio > 0, "more than 0"),
+                "num_classes": ((self.num_classes or 0) >= 0, "0 or more, or None"),
+            },
+        )
         if len(self.num_heads) < len(self.depths):
             raise ConfigError(
-                f"EfficientViT: num_heads={self.num_heads} for {len(self.depths)} stages: give one for each of depths"
+                f"EfficientViT: num_heads={self.num_heads} for {len(self.depths)} stages: give one number per stage"
             )
         for dim, heads in zip(self.dims, self.num_heads, strict=False):
             if heads < 1 or dim % heads:
-                raise ConfigError(f"EfficientViT: num_heads={self.num_heads}: {heads} does not divide {dim} channels")
-        if self.compat and self.cascade != "output":
-            raise ConfigError("EfficientViT: compat=True has no cascade: leave out cascade")
-        if self.compat and 0 in self.depths:
-            raise ConfigError("EfficientViT: compat=True and a depth of 0, for which Edifice builds two blocks")
-        if self.compat and self.image_size % self.patch_size:
-            raise ConfigError(f"EfficientViT: compat=True: patch_size={self.patch_size} does not divide image_size")
+                problem = f"{heads} does not divide {dim} channels"
+                raise ConfigError(f"EfficientViT: num_heads={self.num_heads}: {problem}; give a divisor")
+        if self.compat:
+            self._check_compat()
+
+    def _check_compat(self) -> None:
+        if self.cascade != "output":
+            raise ConfigError(f"EfficientViT: compat=True has no cascade: leave out cascade={self.cascade!r}")
+        if 0 in self.depths:
+            problem = "Edifice builds two blocks for a depth of 0"
+            raise ConfigError(f"EfficientViT: compat=True, depths={self.depths}: {problem}; give 1 or more")
+        if self.image_size % self.patch_size:
+            problem = f"patch_size={self.patch_size} does not divide image_size={self.image_size}"
+            raise ConfigError(f"EfficientViT: compat=True: {problem}; give a divisor")
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -94,8 +103,21 @@ class EfficientViTConfig:
         return tuple(self.embed_dim << i for i in range(len(self.depths)))
 
 
+def check_ranges(model: str, config: Any, checks: Mapping[str, tuple[bool, str]]) -> None:
+    """Raise ConfigError for the first option that is out of range.
+
+    Args:
+        model: name of the model, for the message.
+        config: object with the options as attributes.
+        checks: by name of the option, whether its value is valid, and its valid range in words.
+    """
+    for name, (valid, allowed) in checks.items():
+        if not valid:
+            raise ConfigError(f"{model}: {name}={getattr(config, name)!r} is out of range: give {allowed}")
+
+
 class FullLinearAttention(nn.Module):
-    """Linear attention as Edifice's code has it, ``(B, N, C) -> (B, N, C)``: heads are slices of full projections."""
+    """Linear attention of Edifice's code: heads are slices of projections of all channels; keeps ``(B, N, C)``."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -109,9 +131,9 @@ class FullLinearAttention(nn.Module):
 
 
 class TokenBlur(nn.Module):
-    """Edifice's stand-in for a depthwise convolution: ``[1/4, 1/2, 1/4]`` along the flattened tokens, zero-padded.
+    """Blur with ``[1/4, 1/2, 1/4]`` along the flattened tokens, which Edifice has instead of a depthwise convolution.
 
-    ``(B, C, H, W) -> (B, C, H, W)``; a row's last token mixes with the next row's first.
+    ``(B, C, H, W) -> (B, C, H, W)``, zero-padded. The last token of a row mixes with the first token of the next row.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,7 +157,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward network, each added to its input: keeps ``(B, H, W, C)``."""
+    """Pre-norm attention and feed-forward network, each with a residual connection: keeps ``(B, H, W, C)``."""
 
     def __init__(self, dim: int, num_heads: int, config: EfficientViTConfig) -> None:
         super().__init__()
@@ -152,7 +174,7 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Linear projection of patches: ``(B, C, H, W) -> (B, dim, ceil(H/P), ceil(W/P))``; short ones repeat the edge."""
+    """Linear projection of patches, replicate-padded: ``(B, C, H, W) -> (B, dim, ceil(H/P), ceil(W/P))``."""
 
     def __init__(self, in_chans: int, dim: int, patch_size: int) -> None:
         super().__init__()
@@ -164,7 +186,7 @@ class PatchEmbed(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """2x2 convolution of stride 2: ``(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), out)``; odd sides repeat their last."""
+    """2x2 convolution of stride 2, replicate-padded: ``(B, H, W, C) -> (B, ceil(H/2), ceil(W/2), out)``."""
 
     def __init__(self, dim: int, out: int) -> None:
         super().__init__()
@@ -194,8 +216,8 @@ class Stage(nn.Module):
 class EfficientViTBackbone(Backbone):
     """Backbone: ``(B, in_channels, H, W) ->`` one map per stage, finest first.
 
-    Strides are ``patch_size`` and its doubles, or all ``patch_size`` without spatial downsampling. Sides are rounded
-    up: where a patch does not divide the image, the last row and column are repeated.
+    The first stride is ``patch_size`` and doubles with each stage; without spatial downsampling all strides are
+    ``patch_size``. Sides are rounded up: an image whose sides are no multiples of the stride is replicate-padded.
 
     Raises:
         InputError: a side of the image is below 32 pixels (or below ``image_size``, if that is less).
@@ -224,7 +246,7 @@ class EfficientViTBackbone(Backbone):
         return [x.permute(0, 3, 1, 2) for x in maps]
 
 
-_LAYERS = (
+_NAMES: tuple[Renaming, ...] = (
     (r"^patch_embed_proj\.", "backbone.stem.0.conv."),
     (r"^downsample_(\d+)\.", r"backbone.stages.\1.downsample."),
     (r"^stage_(\d+)_block_(\d+)_", r"backbone.stages.\1.blocks.\2."),
@@ -239,21 +261,18 @@ _LAYERS = (
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Bring parameters of Edifice's model (``layer.parameter`` as Axon names and lays them out) into our layout.
+    """Convert parameters of Edifice's model (keys ``layer.parameter``, shapes as in Axon) to our layout.
 
-    Our layout is returned unchanged, ``None`` for anything else. The patch kernel is (channels * patch^2, out) there:
-    of the channels that fit a square patch, the fewest are meant (always right for 1, 2, 3, 5, 6 and 7).
+    Our layout is returned unchanged, and ``None`` for any other. Edifice's patch kernel has the shape
+    (channels * patch^2, out), which does not show the number of channels: the smallest number that leaves a square
+    patch is taken (always correct for 1, 2, 3, 5, 6 and 7 channels).
     """
     if "backbone.stem.0.conv.weight" in state and any(".ffn.fc1." in key for key in state):
         return dict(state)
     if "patch_embed_proj.kernel" not in state:
         return None
-    converted = {}
-    for key, value in state.items():
-        value = value.T if key.endswith(".kernel") else value
-        for pattern, name in _LAYERS:
-            key = re.sub(pattern, name, key)
-        converted[key] = value
+    transposed = {key: value.T if key.endswith(".kernel") else value for key, value in state.items()}
+    converted = rename_keys(transposed, _NAMES)
     kernel = converted["backbone.stem.0.conv.weight"]
     inputs = kernel.shape[1]
     chans = next(n for n in range(1, inputs + 1) if inputs % n == 0 and isqrt(inputs // n) ** 2 == inputs // n)
@@ -263,9 +282,9 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Options other than the defaults that the shapes of a file tell.
+    """Return the options of a state dict that differ from the defaults, as far as its shapes show them.
 
-    None for ``compat``, where they do not tell the number of heads: such a model is built by its options.
+    For ``compat`` there are none, because shapes do not show the number of heads; give its options to build it.
     """
     state = convert(state) or {}
     if not any(".attention.qkv." in key for key in state):
@@ -273,7 +292,7 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     embed_dim, _, patch_size, _ = state["backbone.stem.0.conv.weight"].shape
     stages = range(children(state, "backbone.stages."))
     hidden, dim = [value for key, value in state.items() if key.endswith(".ffn.fc1.weight")][-1].shape
-    found = {
+    options = {
         "patch_size": patch_size,
         "embed_dim": embed_dim,
         "depths": tuple(children(state, f"backbone.stages.{i}.blocks.") for i in stages),
@@ -281,9 +300,9 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "mlp_ratio": hidden / dim,
         "downsample": "channels" if "backbone.stages.1.downsample.weight" in state else "spatial",
     }
-    return {key: value for key, value in found.items() if value != getattr(EfficientViTConfig, key)}
+    return {key: value for key, value in options.items() if value != getattr(EfficientViTConfig, key)}
 
 
 def children(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many modules a list has in a state dict, ``prefix`` being its name with the dot."""
+    """Count the modules of a module list in a state dict; ``prefix`` is the name of the list with the dot."""
     return len({key.removeprefix(prefix).partition(".")[0] for key in state if key.startswith(prefix)})

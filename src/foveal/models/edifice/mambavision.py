@@ -1,16 +1,15 @@
 """The network behind Edifice's ``MambaVision`` (see :mod:`foveal.models.edifice.models`).
 
 Notable:
-  - NVIDIA's layout (arXiv 2407.08083): two convolutional stages, two of Mamba mixers followed by windowed attention
-  - biases throughout, a low rank of the step sizes, and step biases that count once: NVIDIA's weights do not fit
-  - ``compat=True`` is what Edifice's code computes instead of what its page describes
+  - the stages of NVIDIA's MambaVision (arXiv 2407.08083): two convolutional, two of Mamba mixers and windowed attention
+  - NVIDIA's weights do not fit: all layers have biases, step sizes have a lower rank, and their bias is added once
+  - ``compat=True`` computes what Edifice's code computes instead of what its documentation describes
 
 Source: documentation and behaviour of Edifice 0.2.0 (MIT licence), run with Axon 0.8.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,8 @@ from ...layers.resample import check_min_size
 from ...layers.scan import selective_scan
 from ...layers.windows import Windows
 from ..registry import Backbone, FeatureInfo
-from .efficientvit import children
+from ..renaming import Renaming, rename_keys
+from .efficientvit import check_ranges, children
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,25 @@ class MambaVisionConfig:
     """Edifice's options with their defaults, then ours.
 
     Attributes:
-        image_size: side of the image, in pixels. The network takes any H x W from 32 up, and from here where this is
-            less; a classifier with ``compat`` takes this size alone.
+        image_size: side of the image, in pixels. The network takes any H x W from ``min(32, image_size)`` up; a
+            classifier with ``compat`` takes only this size.
         in_channels: channels of the image.
-        dim: channels of the first stage; each stage doubles them.
-        depths: blocks of each of the four stages. Of those of the last two, the first half (rounded up) are mixers,
-            the rest attention.
-        num_heads: attention heads of each stage; only the last two have any.
-        mlp_ratio: hidden channels of the feed-forward networks over the stage's.
-        dropout: largest rate of drop path, reached at the last block, from 0 at the first. Without effect in Edifice
-            and with ``compat``.
+        dim: channels of the first stage; each further stage has twice as many.
+        depths: blocks of each of the four stages. In the last two stages the first half of the blocks (rounded up) are
+            mixers, the others attention.
+        num_heads: attention heads of each stage; only the last two stages have attention.
+        mlp_ratio: hidden channels of the feed-forward networks over those of the stage.
+        dropout: stochastic depth: rate of the last block; rates rise linearly from 0 at the first block. It has no
+            effect in Edifice and with ``compat``.
         d_state: states per channel of the scan.
         d_conv: kernel size of the mixers' convolutions.
-        num_classes: outputs; ``None`` (or 0): the pooled features.
-        window_size: side of the windows of stages 2 and 3, in tokens.
+        num_classes: number of classes; ``None`` (or 0) returns the pooled features.
+        window_size: sides of the windows in the last two stages, in tokens.
         compat: compute what Edifice's code computes.
 
     Raises:
-        ConfigError: a value out of range, heads that do not divide their channels, or what ``compat`` excludes.
+        ConfigError: a value out of range, heads that do not divide the channels, or a combination with ``compat`` that
+            Edifice does not have.
     """
 
     image_size: int = 224
@@ -70,27 +71,30 @@ class MambaVisionConfig:
     compat: bool = False
 
     def __post_init__(self) -> None:
-        checks = {
-            "image_size": self.image_size >= 1,
-            "in_channels": self.in_channels >= 1,
-            "dim": self.dim >= 1,
-            "depths": min(self.depths) >= 0,
-            "num_heads": min(self.num_heads) >= 1,
-            "mlp_ratio": self.mlp_ratio > 0,
-            "dropout": 0 <= self.dropout < 1,
-            "d_state": self.d_state >= 1,
-            "d_conv": self.d_conv >= 1,
-            "num_classes": (self.num_classes or 0) >= 0,
-            "window_size": min(self.window_size) >= 1,
-        }
-        for name, good in checks.items():
-            if not good:
-                raise ConfigError(f"MambaVision: {name}={getattr(self, name)!r} is out of range")
+        check_ranges(
+            "MambaVision",
+            self,
+            {
+                "image_size": (self.image_size >= 1, "1 or more"),
+                "in_channels": (self.in_channels >= 1, "1 or more"),
+                "dim": (self.dim >= 1, "1 or more"),
+                "depths": (min(self.depths) >= 0, "numbers of 0 or more"),
+                "num_heads": (min(self.num_heads) >= 1, "numbers of 1 or more"),
+                "mlp_ratio": (self.mlp_ratio > 0, "more than 0"),
+                "dropout": (0 <= self.dropout < 1, "0 or more, and less than 1"),
+                "d_state": (self.d_state >= 1, "1 or more"),
+                "d_conv": (self.d_conv >= 1, "1 or more"),
+                "num_classes": ((self.num_classes or 0) >= 0, "0 or more, or None"),
+                "window_size": (min(self.window_size) >= 1, "numbers of 1 or more"),
+            },
+        )
         for dim, heads in zip(self.dims[2:], self.num_heads[2:], strict=True):
             if dim % heads if not self.compat else dim < heads:
-                raise ConfigError(f"MambaVision: num_heads={self.num_heads}: {heads} does not divide {dim} channels")
+                problem = f"{heads} does not divide {dim} channels"
+                raise ConfigError(f"MambaVision: num_heads={self.num_heads}: {problem}; give a divisor")
         if self.compat and 0 in self.depths:
-            raise ConfigError("MambaVision: compat=True and a depth of 0, for which Edifice builds two blocks")
+            problem = "Edifice builds two blocks for a depth of 0"
+            raise ConfigError(f"MambaVision: compat=True, depths={self.depths}: {problem}; give 1 or more")
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -99,7 +103,7 @@ class MambaVisionConfig:
 
 
 class MambaMixer(nn.Module):
-    """Half of the channels through a selective scan, half through a convolution alone: keeps ``(B, N, C)``.
+    """Convolution over all channels, then a selective scan over half of them; keeps ``(B, N, C)``.
 
     Args:
         dim: channels, even.
@@ -139,7 +143,7 @@ class MambaMixer(nn.Module):
 
 
 class OneHeadAttention(nn.Module):
-    """Edifice's attention, ``(B, N, C) -> (B, N, C)``: a single head, scaled as if it were one of ``num_heads``."""
+    """Edifice's attention, ``(B, N, C) -> (B, N, C)``: a single head with the scale of one of ``num_heads`` heads."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -153,7 +157,7 @@ class OneHeadAttention(nn.Module):
 
 
 class TokenBlock(nn.Module):
-    """Pre-norm mixer and feed-forward network, each added to its input: keeps ``(B, N, C)``."""
+    """Pre-norm mixer and feed-forward network, each with a residual connection: keeps ``(B, N, C)``."""
 
     def __init__(self, mixer: nn.Module, dim: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -168,7 +172,7 @@ class TokenBlock(nn.Module):
 
 
 class ConvStage(nn.Module):
-    """Convolutional blocks, after downsampling where the stage is not the first: ``(B, C, H, W) -> (B, C', h, w)``."""
+    """Downsampling (not in the first stage), then convolutional blocks: ``(B, C, H, W) -> (B, C', h, w)``."""
 
     def __init__(self, index: int, config: MambaVisionConfig, rates: list[float]) -> None:
         super().__init__()
@@ -181,9 +185,9 @@ class ConvStage(nn.Module):
 
 
 class TokenStage(nn.Module):
-    """Mixers, then attention, within windows, after downsampling: ``(B, C, H, W) -> (B, 2C, ceil(H/2), ceil(W/2))``.
+    """Downsampling, then mixers and attention within windows: ``(B, C, H, W) -> (B, 2C, ceil(H/2), ceil(W/2))``.
 
-    Windows at the right and bottom are filled up with zeros. With ``compat`` the whole map is one window.
+    Windows at the right and bottom are padded with zeros. With ``compat`` the whole map is one window.
     """
 
     def __init__(self, index: int, config: MambaVisionConfig, rates: list[float]) -> None:
@@ -243,7 +247,7 @@ class MambaVisionBackbone(Backbone):
         return maps
 
 
-_LAYERS = (
+_NAMES: tuple[Renaming, ...] = (
     (r"^stem_conv(\d)\.", lambda m: f"backbone.stem.{int(m[1]) - 1}.conv."),
     (r"^stem_bn(\d)\.", lambda m: f"backbone.stem.{int(m[1]) - 1}.norm."),
     (r"^downsample_(\d)\.", lambda m: f"backbone.stages.{int(m[1]) + 1}.downsample."),
@@ -266,39 +270,37 @@ _LAYERS = (
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Bring parameters of Edifice's model (``layer.parameter`` as Axon names and lays them out) into our layout.
+    """Convert parameters of Edifice's model (keys ``layer.parameter``, shapes as in Axon) to our layout.
 
-    Our layout is returned unchanged, ``None`` for anything else.
+    Our layout is returned unchanged, and ``None`` for any other.
     """
     if any(key.startswith("backbone.stages.2.") and ".mixer.ssm_conv." in key for key in state):
         return dict(state)
     if "stem_conv1.kernel" not in state:
         return None
-    converted = {}
-    for key, value in state.items():
-        if key.endswith(".kernel") and value.dim() < 4:  # dense (in, out); 1-D convolution (k, in, out)
-            value = value.permute(*reversed(range(value.dim())))
-        for pattern, name in _LAYERS:
-            key = re.sub(pattern, name, key)
-        converted[key] = value
-    return converted
+    transposed = {
+        # Axon's kernels are (in, out) for dense layers and (k, in, out) for 1-D convolutions.
+        key: value.permute(*reversed(range(value.dim()))) if key.endswith(".kernel") and value.dim() < 4 else value
+        for key, value in state.items()
+    }
+    return rename_keys(transposed, _NAMES)
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Options other than the defaults that the shapes of a file tell.
+    """Return the options of a state dict that differ from the defaults, as far as its shapes show them.
 
-    None for ``compat``, where they do not tell the number of heads: such a model is built by its options.
+    For ``compat`` there are none, because shapes do not show the number of heads; give its options to build it.
     """
     state = convert(state) or {}
     mixers = [key.removesuffix("A_log") for key in state if key.endswith(".mixer.A_log")]
     if not mixers:
         return {}
     hidden, dim = state[mixers[0].replace("mixer.", "mlp.fc1.weight")].shape
-    found = {
+    options = {
         "dim": state["backbone.stem.1.conv.weight"].shape[0],
         "depths": tuple(children(state, f"backbone.stages.{i}.blocks.") for i in range(4)),
         "mlp_ratio": hidden / dim,
         "d_state": state[f"{mixers[0]}A_log"].shape[1],
         "d_conv": state[f"{mixers[0]}ssm_conv.weight"].shape[2],
     }
-    return {key: value for key, value in found.items() if value != getattr(MambaVisionConfig, key)}
+    return {key: value for key, value in options.items() if value != getattr(MambaVisionConfig, key)}

@@ -1,13 +1,13 @@
-"""The vision models of Edifice, a library for Elixir, under its names and with its options.
+"""The vision models of Edifice, a library for Elixir, with its names and options.
 
-``EfficientViT`` and ``MambaVision`` have what Edifice's modules of these names have: ``build``, ``output_size``,
-``build_backbone``, ``feature_size``, ``input_shape``, and the second one ``tiny_config``, ``small_config`` and
-``base_config``. As ``edifice_efficient_vit`` and ``edifice_mamba_vision`` they are models like all others.
+``EfficientViT`` and ``MambaVision`` have the functions of Edifice's modules of these names: ``build``, ``output_size``,
+``build_backbone``, ``feature_size``, ``input_shape``; ``MambaVision`` also has ``tiny_config``, ``small_config`` and
+``base_config``. With the names ``edifice_efficient_vit`` and ``edifice_mamba_vision`` they are models like all others.
 
-What that library's code computes is not what its pages describe: no head has channels of its own or hands anything on,
-the token grid is never downsampled, and MambaVision's last norm makes its features almost independent of the image.
-The models here are those of the pages; ``compat=True`` computes what the code does. ``docs/edifice.md`` lists all
-differences.
+The code of that library does not compute what its documentation describes: no head has its own channels or passes its
+output on, the token grid is never downsampled, and MambaVision's last norm makes its features almost independent of the
+image. The models here follow the documentation; ``compat=True`` computes what the code does. ``docs/edifice.md`` lists
+all differences.
 
 Source: Edifice 0.2.0 (MIT licence), its documentation and behaviour; there are no published weights.
 """
@@ -34,13 +34,13 @@ from .mambavision import MambaVisionBackbone, MambaVisionConfig
 
 
 class WidthNorm(nn.Module):
-    """Layer norm over the width of ``(B, C, H, W)``: what a norm of the last axis comes to, channels being first.
+    """Layer norm over the width of ``(B, C, H, W)``: Edifice norms the last axis, but its channels are not the last.
 
     Args:
-        image_size: width of the images, in pixels; there is a weight per column at stride 32.
+        image_size: width of the images, in pixels; there is one weight per column at stride 32.
 
     Raises:
-        InputError: the map is of another width.
+        InputError: the map has another width.
     """
 
     def __init__(self, image_size: int) -> None:
@@ -55,8 +55,8 @@ class WidthNorm(nn.Module):
                 f"compat=True has weights for images of {self.image_size}x{self.image_size} pixels only: resize to "
                 "that, give another image_size, or leave out compat"
             )
-        # Relative to the first column, which is exact where neighbours are alike: over two or three columns hardly
-        # anything but their differences is left, and torch's layer norm gets these to five digits only.
+        # The first column is subtracted first, which is exact for neighbours of similar value. With only two or three
+        # columns the result consists of their differences, of which torch's layer norm has only five digits.
         y = x - x[..., :1]
         y = y - y.mean(-1, keepdim=True)
         return y / torch.sqrt((y * y).mean(-1, keepdim=True) + 1e-5) * self.weight + self.bias
@@ -65,8 +65,8 @@ class WidthNorm(nn.Module):
 class PooledHead(nn.Module):
     """Norm, average over positions, classifier: ``(B, in_chans, H, W) -> (B, num_classes)``.
 
-    ``num_classes=0`` returns the pooled features, ``(B, in_chans)``, and so does ``forward(x, pre_logits=True)``. The
-    norm is over channels by default.
+    With ``num_classes=0`` or ``pre_logits=True`` it returns the pooled features, ``(B, in_chans)``. The default norm is
+    over channels.
     """
 
     def __init__(self, in_chans: int, num_classes: int = 1000, *, norm: nn.Module | None = None) -> None:
@@ -85,11 +85,11 @@ def _mambavision_head(in_chans: int, num_classes: int, *, image_size: int = 224,
 
 
 class _Model(nn.Module):
-    """What both have: options in, a backbone and a head out, and sizes told from the options alone."""
+    """Base of both models: it builds backbone and head from options, and computes sizes from options alone."""
 
-    name: ClassVar[str]  # in the registry
-    config: ClassVar[type[Any]]  # the dataclass of the options
-    network: ClassVar[type[Any]]  # the backbone that it describes
+    name: ClassVar[str]  # name in the registry
+    config: ClassVar[type[Any]]  # dataclass of the options
+    network: ClassVar[type[Any]]  # class of the backbone, which takes the dataclass
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -97,36 +97,35 @@ class _Model(nn.Module):
         num_classes = config.num_classes or 0
         self.backbone = self.network(config)
         self.head = self._head(config, num_classes)
-        own = {key: value for key, value in options.items() if key not in ("in_channels", "num_classes")}
-        described = ModelInfo(self.name, "classify", num_classes, config.in_channels, own)
-        attach(self, described)
+        info_options = {key: value for key, value in options.items() if key not in ("in_channels", "num_classes")}
+        attach(self, ModelInfo(self.name, "classify", num_classes, config.in_channels, info_options))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.backbone(x)[-1])
 
     @classmethod
     def build(cls, **options: Any) -> Self:
-        """Build the model; the same as calling the class."""
+        """Build the model; equivalent to calling the class."""
         return cls(**options)
 
     @classmethod
     def build_backbone(cls, **options: Any) -> Self:
-        """Build it without a classifier, whatever ``num_classes`` says: outputs are ``(B, feature_size)``."""
+        """Build the model without a classifier: outputs are ``(B, feature_size)``; ``num_classes`` is ignored."""
         return cls(**{**options, "num_classes": None})
 
     @classmethod
     def output_size(cls, **options: Any) -> int:
-        """Length of an output: ``num_classes``, or ``feature_size`` without."""
+        """Return the length of an output: ``num_classes``, or ``feature_size`` if there are no classes."""
         return cls._config(options).num_classes or cls.feature_size(**options)
 
     @classmethod
     def feature_size(cls, **options: Any) -> int:
-        """Length of the pooled features."""
+        """Return the length of the pooled features."""
         return cls._config(options).dims[-1]
 
     @classmethod
     def input_shape(cls, **options: Any) -> tuple[None, int, int, int]:
-        """``(None, in_channels, image_size, image_size)``, where ``None`` stands for any batch."""
+        """Return ``(None, in_channels, image_size, image_size)``, where ``None`` stands for any batch."""
         config = cls._config(options)
         return None, config.in_channels, config.image_size, config.image_size
 
@@ -142,16 +141,17 @@ class _Model(nn.Module):
 class EfficientViT(_Model):
     """Edifice's EfficientViT: ``(B, in_channels, H, W) -> (B, num_classes)``, or ``(B, feature_size)`` without classes.
 
-    Patches; stages of linear attention (O(N), ``elu(x) + 1`` features, each head on its own channel split, cascaded)
-    and feed-forward networks with a depthwise convolution on the token grid; between stages 2x2 tokens become one of
-    twice the channels; layer norm and average. ``feature_size`` is ``embed_dim * 2^(stages - 1)``.
+    The image is cut into patches. Each stage has blocks of linear attention (O(N), ``elu(x) + 1`` features, cascaded
+    heads on their own splits of the channels) and feed-forward networks with a depthwise convolution on the token grid.
+    Between stages, 2x2 tokens are merged into one with twice the channels. A layer norm and average pooling follow.
+    ``feature_size`` is ``embed_dim * 2^(stages - 1)``.
 
-    ``compat=True`` is Edifice's code: heads that are slices of full projections, no cascade, a fixed blur along the
-    flattened tokens for the depthwise convolution, and no downsampling of the grid. It is there to check against
-    Edifice and to use parameters trained with it.
+    ``compat=True`` computes what Edifice's code computes: heads that are slices of projections of all channels, no
+    cascade, a fixed blur along the flattened tokens in place of the depthwise convolution, and no downsampling of the
+    grid. It serves to compare with Edifice and to use parameters trained with it.
 
     Args:
-        **options: those of Edifice and three of ours, see :class:`EfficientViTConfig`; all have defaults.
+        **options: the options of Edifice and three of ours, see :class:`EfficientViTConfig`; all have defaults.
 
     Raises:
         ConfigError: an unknown option, or a value of a wrong type or out of range.
@@ -166,19 +166,21 @@ class EfficientViT(_Model):
 class MambaVision(_Model):
     """Edifice's MambaVision: ``(B, in_channels, H, W) -> (B, num_classes)``, or ``(B, 8 * dim)`` without classes.
 
-    Two stages of convolutions, two of Mamba mixers and then multi-head attention within windows; layer norm over the
-    channels and average. ``num_heads`` splits heads, ``dropout`` is the rate of drop path.
+    There are two stages of convolutions, then two stages of Mamba mixers and multi-head attention within windows. A
+    layer norm over the channels and average pooling follow. ``num_heads`` is the number of attention heads, ``dropout``
+    the rate of stochastic depth.
 
-    ``compat=True`` is Edifice's code: attention with a single head and over the whole map, as the scan; a scan with a
-    fixed ``A`` (whose first state never decays) and without ``D``; a last norm over the width, so that the features
-    hardly depend on the image (not at all for one of 32 pixels), and one ``image_size`` per set of weights.
+    ``compat=True`` computes what Edifice's code computes: attention with a single head; attention and scan over the
+    whole map; a scan with a fixed ``A`` (whose first state never decays) and without ``D``; and a last norm over the
+    width, so that the features hardly depend on the image (not at all for an image of 32 pixels) and the weights fit
+    only one ``image_size``.
 
     Args:
-        **options: those of Edifice and two of ours, see :class:`MambaVisionConfig`; all have defaults.
+        **options: the options of Edifice and two of ours, see :class:`MambaVisionConfig`; all have defaults.
 
     Raises:
         ConfigError: an unknown option, or a value of a wrong type or out of range.
-        InputError: when called with an image that is too small, or with ``compat`` of another width.
+        InputError: when called with an image that is too small, or, with ``compat``, of another width.
     """
 
     name = "edifice_mamba_vision"
@@ -209,8 +211,8 @@ def _network(model: type[_Model], in_chans: int, **options: Any) -> Backbone:
     return model.network(build_config(model.config, {"in_channels": in_chans, **options}, model.name))
 
 
-_IMAGE_SIZE = "side of the images, default 224; only with compat it matters beyond allowing images below 32"
-_COMPAT = "True: compute what Edifice's code computes, instead of what its page describes"
+_IMAGE_SIZE = "side of the images, default 224; it limits the size only with compat, or where it is below 32"
+_COMPAT = "True: compute what Edifice's code computes instead of what its documentation describes; default False"
 register(
     Family(
         name="edifice_efficient_vit",
@@ -221,12 +223,12 @@ register(
         options={
             "image_size": _IMAGE_SIZE,
             "patch_size": "side of a patch, default 16",
-            "embed_dim": "channels of the first stage, default 64; each stage doubles them",
+            "embed_dim": "channels of the first stage, default 64; each further stage has twice as many",
             "depths": "blocks of each stage, default (1, 2, 3); any number of stages",
             "num_heads": "attention heads of each stage, default (4, 4, 4)",
-            "mlp_ratio": "hidden over embedding channels, default 4",
-            "cascade": "what a head hands on: 'output' (default) or 'input'",
-            "downsample": "'spatial' (default): 2x2 tokens become one; 'channels': the grid stays",
+            "mlp_ratio": "hidden channels of the feed-forward network over those of the stage, default 4",
+            "cascade": "where a head's output is added in the next head: 'output' (default) or 'input'",
+            "downsample": "'spatial' (default): 2x2 tokens are merged; 'channels': the token grid keeps its size",
             "compat": _COMPAT,
         },
     )
@@ -240,11 +242,11 @@ register(
         implied=edifice_mambavision.implied,
         options={
             "image_size": _IMAGE_SIZE,
-            "dim": "channels of the first stage, default 80; each of the four stages doubles them",
-            "depths": "blocks of each stage, default (1, 3, 8, 4)",
-            "num_heads": "attention heads of each stage, default (2, 4, 8, 16); the first two have none",
-            "mlp_ratio": "hidden over embedding channels, default 4",
-            "dropout": "largest rate of drop path, default 0",
+            "dim": "channels of the first stage, default 80; each further stage has twice as many",
+            "depths": "blocks of each of the four stages, default (1, 3, 8, 4)",
+            "num_heads": "attention heads of each stage, default (2, 4, 8, 16); the first two stages have no attention",
+            "mlp_ratio": "hidden channels of the feed-forward networks over those of the stage, default 4",
+            "dropout": "stochastic depth of the last block in training, default 0",
             "d_state": "states per channel of the scan, default 8",
             "d_conv": "kernel size of the mixers' convolutions, default 3",
             "window_size": "sides of the windows of the last two stages, in tokens, default (14, 7)",
