@@ -17,8 +17,9 @@ from PIL import Image
 import foveal
 from foveal import cli
 from foveal.errors import ConfigError, InputError
+from foveal.images.formats import SUFFIXES
 from foveal.images.preparing import prepare
-from foveal.images.reading import SUFFIXES, read_image, read_mask
+from foveal.images.reading import read_image, read_mask
 from foveal.info import Preprocess
 from helpers.memory import peak_growths
 from helpers.pictures import PICTURE, chunk, encoded, kinds, png, tiff, ycck
@@ -59,7 +60,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "01-just-above.png": (png(10_001, 10_000), "above the limit of 100"),
     "02-lie.png": (png(65_535, 65_535), "4295 megapixels"),
     "04-empty.png": (b"", "empty file"),
-    "05-garbage.png": (random.Random(0).randbytes(3000), "not an image of a format that is read"),
+    "05-garbage.png": (random.Random(0).randbytes(3000), "not an image in a supported format"),
     "06-half.png": (half(KINDS["rgb.png"]), "damaged or truncated"),
     "06-half.jpg": (half(KINDS["exif.jpg"]), "damaged or truncated"),
     "06-half-progressive.jpg": (half(KINDS["progressive.jpg"]), "damaged or truncated"),
@@ -70,17 +71,17 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "07-corrupt.png": (holed(KINDS["rgb.png"], 64, random.Random(0)), "damaged or truncated"),
     "07-corrupt.jpg": (holed(encoded(PHOTO, "JPEG"), 4096, random.Random(0)), "damaged or truncated"),
     "09-drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "JPEG, PNG, WebP, TIFF, BMP"),
-    "09-print.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a format"),
-    "09-layers.psd": (b"8BPS\0\1" + bytes(200), "not an image of a format"),
-    "09-icon.ico": (encoded(IMAGE, "ICO"), "not an image of a format"),
-    "09-still.gif": (encoded(IMAGE, "GIF"), "not an image of a format"),
-    "09-plain.ppm": (encoded(IMAGE, "PPM"), "not an image of a format"),
+    "09-print.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a supported format"),
+    "09-layers.psd": (b"8BPS\0\1" + bytes(200), "not an image in a supported format"),
+    "09-icon.ico": (encoded(IMAGE, "ICO"), "not an image in a supported format"),
+    "09-still.gif": (encoded(IMAGE, "GIF"), "not an image in a supported format"),
+    "09-plain.ppm": (encoded(IMAGE, "PPM"), "not an image in a supported format"),
     "13-float.tif": (tiff(8, 8, 32, FLOATS.tobytes(), kind=3), "floating-point image; its range is unknown"),
     "13-int32.tif": (tiff(8, 8, 32, bytes(256), kind=2), "32-bit image; its range is unknown"),
     "13-lab.tif": (encoded(IMAGE.convert("LAB"), "TIFF"), "a LAB image; convert it to RGB"),
     "14-nan.tif": (tiff(8, 8, 32, NAN.tobytes(), kind=3), "floating-point image"),
     "14-inf.tif": (tiff(8, 8, 32, INF.tobytes(), kind=3), "floating-point image"),
-    "18-moving.gif": (encoded(IMAGE, "GIF", save_all=True, append_images=[PHOTO]), "not an image of a format"),
+    "18-moving.gif": (encoded(IMAGE, "GIF", save_all=True, append_images=[PHOTO]), "not an image in a supported"),
 }  # fmt: skip
 
 
@@ -237,8 +238,8 @@ def test_08_the_content_decides_not_the_name(tmp_path: Path, caplog: pytest.LogC
         path = tmp_path / f"{name}.jpg"
         path.write_bytes(KINDS[name])
         assert sorted(read_image(path).shape) == [3, 40, 56]
-        assert f"{path}: a " in caplog.messages[-1]
-    assert caplog.messages[0].endswith("a PNG by its content")
+        assert f"{path}: read as " in caplog.messages[-1]
+    assert caplog.messages[0].endswith("read as PNG, the format of its content")
     read_image(_written(tmp_path / "named.png", KINDS["rgb.png"]))
     assert len(caplog.messages) == 4
 

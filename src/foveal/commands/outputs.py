@@ -17,7 +17,7 @@ def jobs_of(images: list[Path], out: Path, suffix: str = ".png") -> tuple[list[t
         ConfigError: a result would overwrite an image, or two have one name; a file for several results, or one of
             another format.
     """
-    from ..images.reading import SUFFIXES, list_images
+    from ..images.formats import SUFFIXES, list_images
 
     many = len(images) > 1 or images[0].is_dir()
     if out.suffix.lower() in (suffix, *SUFFIXES) and not out.is_dir():

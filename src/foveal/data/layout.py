@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from ..config import build_config, read_yaml
 from ..errors import ConfigError, DataError, nearest
-from ..images.reading import is_image
+from ..images.formats import is_image
 from ..info import IGNORE
 
 FILE = "dataset.yaml"

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, InputError, nearest
-from ..images.reading import is_image, read_mask
+from ..images.formats import is_image
+from ..images.reading import read_mask
 from ..info import IGNORE, Labels
 from . import coco
 from .labels import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS

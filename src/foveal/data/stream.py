@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, DataError, InputError
-from ..images.reading import MAX_FILE_BYTES, read_image
+from ..images.formats import MAX_FILE_BYTES
+from ..images.reading import read_image
 from ..info import Labels
 from .layout import DatasetFile, resolve_split
 from .masks import ColourMasks, IdMasks, plain_ids

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..images.reading import MAX_FILE_BYTES
+from ..images.formats import MAX_FILE_BYTES
 from .layout import FILE, Problem, raise_first
 from .stream import IMAGE_ENDINGS, MASK_ENDINGS, TarStream, check_end, damaged, sample_of
 
