@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..images.colours import colour_table
+from ..images.overlay import blend
 from ..info import IGNORE, Labels
 
 _CELL = (240, 180)  # of a sample, (W, H) in pixels
@@ -59,5 +60,7 @@ def _thumbnail(image: NDArray[np.uint8], target: NDArray[np.uint8] | int | None,
     if not isinstance(target, np.ndarray):
         return small
     ids = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.NEAREST))
-    pixels, alpha = np.asarray(small, np.float32), np.where(ids == IGNORE, 0.0, _ALPHA)[..., None]
-    return Image.fromarray((pixels * (1 - alpha) + colour_table(labels)[ids] * alpha + 0.5).astype(np.uint8))
+    pixels = np.asarray(small)
+    return Image.fromarray(
+        np.where((ids == IGNORE)[..., None], pixels, blend(pixels, ids, colour_table(labels), _ALPHA))
+    )

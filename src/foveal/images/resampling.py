@@ -1,8 +1,8 @@
 """Resample arrays with the cubic kernel, as MATLAB and as OpenCV do.
 
-"Bicubic" has three conventions in the field. Each uses :func:`cubic_kernel`, with other values of ``a``, of the kernel's
-width and of the pixels beyond the edge. In all three, pixel ``i`` has its centre at ``i + 0.5``, so that the centre of
-output pixel ``j`` lies at input position ``(j + 0.5) * input length / output length - 0.5``:
+"Bicubic" has three conventions in the field. Each uses :func:`cubic_kernel`, with other values of ``a``, of the
+kernel's width and of the pixels beyond the edge. In all three, the centre of output pixel ``j`` lies at input position
+``(j + 0.5) * input length / output length - 0.5``, where 0 is the centre of the first input pixel:
 
 ==================================  =====  ============================  ==========================================
 convention                          ``a``  kernel when downscaling       pixels beyond the edge
