@@ -239,7 +239,7 @@ def test_overview_of_classes_and_of_nothing(tmp_path: Path) -> None:
     for index in range(70):
         photo(tmp_path / "train" / f"c{index:02}" / "0.png", index)
     report = foveal.check_data(tmp_path)
-    assert {title for _, title, _ in report.splits[0].examples.kept} <= {f"c{i:02}: 0.png" for i in range(70)}
+    assert {title for _, title, _ in report.splits[0].examples.chosen} <= {f"c{i:02}: 0.png" for i in range(70)}
     assert len(_bars(np.asarray(draw_overview(report)))) == 60  # of 70 classes
     report.splits.clear()
     assert draw_overview(report).width > 0
@@ -253,7 +253,7 @@ def test_examples_are_drawn_evenly() -> None:
         examples = Examples(most=8, rng=np.random.default_rng(seed))
         for number in range(40):
             examples.offer(str(number), pixel, None, Labels())
-        kept[[int(title) for _, title, _ in examples.kept]] += 1
+        kept[[int(title) for _, title, _ in examples.chosen]] += 1
     assert kept.sum() == 600 * 8
     assert kept.min() > 80  # of 120; the deviation is 10
     assert kept.max() < 160

@@ -90,7 +90,7 @@ def test_masks_under_any_name_are_no_class(tree: Path) -> None:
     """Index pictures with the stems of the colour images beside them are masks, whatever the folder is called."""
     for index in range(3):
         put(tree / "train" / "truth" / f"{index}.png", 1, "L")
-    with pytest.raises(DataError, match=r"train/truth: holds one mask for each image of '(cat|dog)'"):
+    with pytest.raises(DataError, match=r"train/truth: seems to contain one mask for each image of '(cat|dog)'"):
         ClassificationData.open(tree, ["train"])
 
 

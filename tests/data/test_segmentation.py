@@ -84,7 +84,7 @@ def _save_mask(tree: Path, mask: NDArray[np.uint8]) -> None:
     ("spoil", "message"),
     [
         (lambda t: (t / "trainannot" / "a.png").unlink(), r"train/a\.jpg: has no mask"),
-        (lambda t: Image.new("RGB", (12, 8)).save(t / "train" / "a.png"), "shares its stem"),
+        (lambda t: Image.new("RGB", (12, 8)).save(t / "train" / "a.png"), "has the same stem as"),
         (
             lambda t: _save_mask(t, np.zeros((8, 8), np.uint8)),
             r"a\.png: mask of 8x8 \(W x H\) for .* a\.jpg of 12x8",

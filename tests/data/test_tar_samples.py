@@ -219,7 +219,7 @@ def test_files_that_change_meanwhile_are_noticed(root: Path) -> None:
 def test_names_are_needed(tmp_path: Path) -> None:
     classed(tmp_path / "0.tar", 0, 3)
     with pytest.raises(
-        DataError, match=r"tar files hold no names of classes: write 'names: \[...\]' into .*dataset.yaml"
+        DataError, match=r"tar files contain no class names: write 'names: \[...\]' into .*dataset.yaml"
     ):
         open_labelled(tmp_path, ["all"], "classify")
 
@@ -246,7 +246,7 @@ def test_patterns(root: Path) -> None:
     assert len(open_labelled(every, ["val"], "classify")) == 2
     with pytest.raises(DataError, match=r"train-0012\.tar: no such tar file"):
         find_shards(f"{root}/train-{{0010..0013}}.tar")
-    with pytest.raises(DataError, match=r"\{3\.\.1\} is no range"):
+    with pytest.raises(DataError, match=r"\{3\.\.1\} is no rising range"):
         find_shards(f"{root}/{{3..1}}.tar")
     with pytest.raises(DataError, match=r"no split 'test' in this folder; valid: train"):
         open_labelled(f"{root}/train-*.tar", ["test"], "classify")
@@ -289,5 +289,5 @@ def test_members_beyond_the_limit_are_refused_unread(root: Path) -> None:
         info = tarfile.TarInfo("1.png")
         info.size = 1 << 40
         archive.addfile(info)
-    with pytest.raises(DataError, match=r"1\.png is above \d+ MiB"):
+    with pytest.raises(DataError, match=r"1\.png is above the limit of \d+ MiB"):
         open_labelled(root, ["all"], "classify")
