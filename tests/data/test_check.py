@@ -109,7 +109,7 @@ def test_all_void_masks_and_twins_are_noted(tree: Path) -> None:
     photo(tree / "images" / "val" / "9.png", 2)
     report = check_data(tree)
     assert not report.problems
-    assert "val: nothing labelled in 1 masks, of 9.png" in report.notes
+    assert "val: no labelled pixel in 1 masks: 9.png" in report.notes
     assert "images/val/9.png (val) is images/train/2.png (train)" in report.notes
 
 
@@ -121,7 +121,7 @@ def test_what_training_would_refuse_is_a_problem(tmp_path: Path) -> None:
     for folder in ("val", "valannot"):
         (root / folder / "0000.png").unlink()
     assert [(problem.file.name, problem.error) for problem in check_data(root).problems] == [
-        ("train", "no labelled pixel in its masks: nothing to learn from"),
+        ("train", "no labelled pixel in any of its masks, so nothing can be learnt"),
         ("val", "no samples in this split"),
     ]
 

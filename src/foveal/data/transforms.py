@@ -161,7 +161,7 @@ class UpscaleAugment:
     def __call__(
         self, small: NDArray[np.uint8], large: NDArray[np.uint8], rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Augment a pair of ``(h, w, 3)`` and ``(scale * h, scale * w, 3)``; images below the crop size are mirrored."""
+        """Augment ``(h, w, 3)`` and ``(scale * h, scale * w, 3)``; images below the crop size are mirrored."""
         height, width = (side // self.scale for side in self.crop)
         padding = [(0, max(0, size - side)) for size, side in zip((height, width), small.shape[:2], strict=True)]
         if any(after for _, after in padding):
