@@ -35,7 +35,7 @@ def test_runs_are_cocos(mask: np.ndarray) -> None:
 
 @given(mask=binary_masks())
 def test_connected_parts_are_scipys(mask: np.ndarray) -> None:
-    found, areas = regions.labelled(mask)
+    found, areas = regions.label_parts(mask)
     labelled: Any = ndimage.label(mask, np.ones((3, 3)))
     peer, count = labelled
     assert len(areas) == count == len({*zip(found[mask].tolist(), peer[mask].tolist(), strict=True)})
@@ -48,9 +48,9 @@ def test_a_snake_is_one_part() -> None:
     snake = np.zeros((41, 30), bool)
     snake[::2] = True
     snake[1::4, -1] = snake[3::4, 0] = True
-    assert regions.labelled(snake)[1].tolist() == [snake.sum()]
+    assert regions.label_parts(snake)[1].tolist() == [snake.sum()]
     snake[20] = False
-    assert regions.labelled(snake)[1].tolist() == [snake[:20].sum(), snake[21:].sum()]
+    assert regions.label_parts(snake)[1].tolist() == [snake[:20].sum(), snake[21:].sum()]
 
 
 def test_small_parts() -> None:
