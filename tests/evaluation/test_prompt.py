@@ -307,7 +307,7 @@ def test_a_check_counts_objects(tmp_path: Path) -> None:
         ("0 10 10 20 10 20 20", "a.txt: line 2: outlines are relative to width and height"),
         ("0 nan 0.1 0.2 0.1 0.2 0.2", "relative to width and height"),
         ("0 0.1 0.1 0.2 0.1 0.2", "line 2: 5 numbers after the class"),
-        ("cat 0.1 0.1 0.2 0.1 0.2 0.2", "line 2: write a class and an outline"),
+        ("cat 0.1 0.1 0.2 0.1 0.2 0.2", "line 2: expected numbers only: a class and an outline"),
     ],
 )
 def test_damaged_outlines(tmp_path: Path, line: str, message: str) -> None:
@@ -337,7 +337,7 @@ def test_folders_that_leave_a_doubt(tmp_path: Path) -> None:
         InstanceData.open(tmp_path, ["all"])
     save_as_ids(tmp_path)
     (tmp_path / "dataset.yaml").write_text("names: [road, car]")
-    with pytest.raises(DataError, match="hold classes; write 'layout: instance_ids'"):
+    with pytest.raises(DataError, match="contain classes; write 'layout: instance_ids'"):
         InstanceData.open(tmp_path, ["all"])
     (tmp_path / "dataset.yaml").write_text("layout: flat")
     with pytest.raises(DataError, match="layout 'flat' has classes"):
