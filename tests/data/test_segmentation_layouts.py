@@ -20,7 +20,7 @@ SIZE = (6, 8)  # (H, W)
 
 
 def picture(path: Path, size: tuple[int, int] = SIZE) -> Path:
-    """Write a random image."""
+    """Write a red image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size[::-1], "red").save(path)
     return path

@@ -30,7 +30,7 @@ from .layout import (
     SPLIT_NAMES,
     DatasetFile,
     describe,
-    drawn_splits,
+    draw_splits,
     has_images,
     images_in,
     resolve_split,
@@ -64,7 +64,10 @@ class ClassificationData:
         root = Path(root)
         described = describe(root)
         if described.layout not in ("", LAYOUT):
-            raise DataError(f"{root / FILE}: layout {described.layout!r} is not for classification ({LAYOUT!r})")
+            raise DataError(
+                f"{root / FILE}: layout {described.layout!r} is not for classification; write"
+                f" 'layout: {LAYOUT}', or leave 'layout' out"
+            )
         by_split = class_folders(root, described)
         if not by_split:
             raise DataError(f"{root}: no folders of images, one per class (ROOT/<split>/<class>/*.jpg)")
@@ -123,7 +126,7 @@ def _draw_by_class(classes: Mapping[str, list[Path]], described: DatasetFile) ->
     """Draw the splits within each class, so that every class keeps its share of the images."""
     by_split: dict[str, dict[str, list[Path]]] = {}
     for name, files in classes.items():
-        for split, members in drawn_splits((f"{name}/{p.name}" for p in files), described).items():
+        for split, members in draw_splits((f"{name}/{p.name}" for p in files), described).items():
             by_split.setdefault(split, {})[name] = [p for p in files if f"{name}/{p.name}" in members]
     return by_split
 

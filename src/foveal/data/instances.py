@@ -35,7 +35,7 @@ from .layout import (
     Problem,
     by_stem,
     describe,
-    drawn_splits,
+    draw_splits,
     images_in,
     raise_first,
     resolve_split,
@@ -338,7 +338,7 @@ def _open_ids(folders: dict[str, Pair], splits: Sequence[str], root: Path, descr
         images, masks = folders.get(split) or folders[ALL]
         split_pairs, split_problems = mask_pairs(images, masks, excluded)
         if split not in folders:
-            drawn = drawn_splits((image.stem for image, _ in split_pairs), described)[split]
+            drawn = draw_splits((image.stem for image, _ in split_pairs), described)[split]
             split_pairs = [pair for pair in split_pairs if pair[0].stem in drawn]
         pairs += split_pairs
         problems += split_problems

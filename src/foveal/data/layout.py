@@ -133,7 +133,7 @@ def resolve_split(split: str, names: Sequence[str], root: Path) -> str:
     raise DataError(f"{root}: no split {split!r} in this folder{hint}")
 
 
-def drawn_splits(names: Iterable[str], described: DatasetFile) -> dict[str, set[str]]:
+def draw_splits(names: Iterable[str], described: DatasetFile) -> dict[str, set[str]]:
     """Split ``names`` at random into "train" and "val" if ``val_share`` is set; "all" has all of them.
 
     The files are ranked by a hash of seed and name, so the same names and seed give the same splits on any machine and
@@ -178,7 +178,7 @@ def by_stem(files: Iterable[Path], folder: Path, ending: str = "") -> dict[str, 
     return groups
 
 
-def matched(
+def match_files(
     first: Mapping[str, Sequence[Path]],
     seconds: Sequence[Mapping[str, Sequence[Path]]],
     kinds: tuple[str, str],

@@ -23,10 +23,10 @@ from .layout import (
     DatasetFile,
     Problem,
     by_stem,
-    drawn_splits,
+    draw_splits,
     has_images,
     images_in,
-    matched,
+    match_files,
     subfolders,
 )
 from .masks import ColourMasks, IdMasks, MaskReader, plain_ids
@@ -167,7 +167,7 @@ def _open_flat(root: Path, splits: Sequence[str], described: DatasetFile) -> Par
     folders = _flat_folders(root)
     assert folders is not None, "_flat_splits found them"
     part = _open_pairs(root, [folders], described)
-    drawn = drawn_splits((image.stem for image, _ in part.pairs), described)
+    drawn = draw_splits((image.stem for image, _ in part.pairs), described)
     pairs = [pair for split in splits for pair in part.pairs if pair[0].stem in drawn[split]]
     return Part(tuple(pairs), part.labels, part.read, part.problems)
 
@@ -192,7 +192,7 @@ def _open_cityscapes(root: Path, splits: Sequence[str], described: DatasetFile) 
             ending = "_gtFine_labelIds"
         endings.add(ending)
         images = images_in(root / "leftImg8bit" / split, deep=True)
-        split_pairs, split_problems = matched(
+        split_pairs, split_problems = match_files(
             by_stem(images, root / "leftImg8bit" / split, "_leftImg8bit"),
             [by_stem(masks, root / "gtFine" / split, ending)],
             ("image", "mask"),
@@ -323,7 +323,7 @@ def mask_pairs(images: Path, masks: Path, excluded: frozenset[Path]) -> tuple[li
     files = images_in(masks, deep=True)
     lossy = [Problem(p, _LOSSY) for p in files if p.suffix.lower() not in _LOSSLESS and p not in excluded]
     files = [p for p in files if p.suffix.lower() in _LOSSLESS]
-    pairs, unmatched = matched(
+    pairs, unmatched = match_files(
         by_stem(images_in(images, deep=True), images),
         [by_stem(files, masks, ending) for ending in _MASK_ENDINGS],
         ("image", "mask"),

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError
-from .layout import SPLIT_NAMES, DatasetFile, describe, drawn_splits, subfolders
+from .layout import SPLIT_NAMES, DatasetFile, describe, draw_splits, subfolders
 
 _MAX_RANGE = 1_000_000  # files that one range in braces may expand to
 
@@ -54,7 +54,7 @@ def _by_split(root: Path, paths: Iterable[Path], described: DatasetFile) -> dict
             unsplit.append(path)
     if by_split or not unsplit:
         return by_split
-    drawn = drawn_splits((path.name for path in unsplit), described)
+    drawn = draw_splits((path.name for path in unsplit), described)
     return {split: [path for path in unsplit if path.name in names] for split, names in drawn.items() if names}
 
 

@@ -34,9 +34,9 @@ from .layout import (
     Problem,
     by_stem,
     describe,
-    drawn_splits,
+    draw_splits,
     images_in,
-    matched,
+    match_files,
     raise_first,
     resolve_split,
     subfolders,
@@ -78,7 +78,10 @@ class SuperResolutionData:
             raise InputError(f"scale={scale}: expected a whole number of at least 1")
         described = describe(root)
         if described.layout not in ("", LAYOUT):
-            raise DataError(f"{root / FILE}: layout {described.layout!r} is not for super-resolution ({LAYOUT!r})")
+            raise DataError(
+                f"{root / FILE}: layout {described.layout!r} is not for super-resolution; write"
+                f" 'layout: {LAYOUT}', or leave 'layout' out"
+            )
         names = tuple(sets_of(root, described))
         if not names:
             raise DataError(f"{root}: neither folders of large images (HR/) nor images")
@@ -182,10 +185,10 @@ def open_split(
     else:
         endings = ("", f"x{scale}", f"_x{scale}")
         stems = [by_stem(images_in(low), low, ending) for ending in endings]
-        matches, problems = matched(by_stem(large, high), stems, ("large image", "small image"), excluded)
+        matches, problems = match_files(by_stem(large, high), stems, ("large image", "small image"), excluded)
         pairs = [(small_path, large_path) for large_path, small_path in matches]
     if len(set(folders.values())) < len(folders):  # several splits in one folder are drawn at random
-        names = drawn_splits((path.stem for _, path in pairs), described)[split]
+        names = draw_splits((path.stem for _, path in pairs), described)[split]
         pairs = [(small_path, path) for small_path, path in pairs if path.stem in names]
     return pairs, problems
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import DataError, InputError
 from ..images.reading import read_image
 from ..info import Labels
-from .layout import ALL, DatasetFile, describe, drawn_splits, images_in, resolve_split, subfolders
+from .layout import ALL, DatasetFile, describe, draw_splits, images_in, resolve_split, subfolders
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,6 @@ def _images_of(root: Path, split: str, described: DatasetFile) -> list[Path]:
     if split != ALL and (root / split).is_dir():
         return images_in(root / split, deep=True)
     images = {path.relative_to(root).as_posix(): path for path in images_in(root, deep=True)}
-    drawn = drawn_splits(images, described)
+    drawn = draw_splits(images, described)
     name = resolve_split(split, [*drawn, *(folder.name for folder in subfolders(root))], root)
     return [images[key] for key in sorted(drawn[name])] if name in drawn else images_in(root / name, deep=True)

@@ -94,10 +94,13 @@ def draw_contours(picture: Image.Image, classes: NDArray[np.integer]) -> Image.I
     return out
 
 
-def legend_entries(classes: NDArray[np.integer], names: Sequence[str], palette: Sequence[tuple]) -> list[Entry]:
+def legend_entries(
+    classes: NDArray[np.integer], names: Sequence[str], palette: Sequence[tuple[int, int, int]]
+) -> list[Entry]:
     """Name and colour of every class that occurs in a class map, the class with the most pixels first."""
     counts = np.bincount(classes.ravel(), minlength=len(names))
-    return [(names[i], palette[i]) for i in np.argsort(-counts, kind="stable") if counts[i]]
+    order = np.argsort(-counts, kind="stable").tolist()
+    return [(names[i], palette[i]) for i in order if counts[i]]
 
 
 def add_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
