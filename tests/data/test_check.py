@@ -1,4 +1,4 @@
-"""A check reads all of a data set, goes on past what is wrong, names it, and says so in its exit code."""
+"""A check reads a whole data set, continues after each problem, names the file, and sets the exit code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def photo(path: Path, seed: int = 0) -> Path:
 
 
 def mask(path: Path, *ids: int) -> Path:
-    """Columns of ids, the last repeated."""
+    """A mask with one id per column; the last id is repeated."""
     path.parent.mkdir(parents=True, exist_ok=True)
     row = np.array([*ids, *[ids[-1]] * (8 - len(ids))], np.uint8)
     Image.fromarray(np.tile(row, (6, 1))).save(path)
@@ -47,7 +47,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, st
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Four training pairs and one for validation, of three classes, the last of them absent."""
+    """Four pairs for training and one for validation, with three classes, of which the last does not occur."""
     for index in range(4):
         photo(tmp_path / "images" / "train" / f"{index}.png", index)
         mask(tmp_path / "masks" / "train" / f"{index}.png", 255, 255, 1, 0)
@@ -59,10 +59,10 @@ def tree(tmp_path: Path) -> Path:
 
 def test_a_good_data_set(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = run(capsys, tree, "--json")
-    found = json.loads(out)
+    result = json.loads(out)
     assert code == 0
-    assert (found["layout"], found["classes"], found["problems"]) == ("folders", ["a", "b", "c"], [])
-    train = found["splits"]["train"]
+    assert (result["layout"], result["classes"], result["problems"]) == ("folders", ["a", "b", "c"], [])
+    train = result["splits"]["train"]
     assert (train["items"], train["readable"], train["ignored"]) == (4, 4, 0.25)
     assert train["sizes"] == [{"size": [6, 8], "images": 4}]
     assert train["classes"] == {
@@ -70,14 +70,14 @@ def test_a_good_data_set(tree: Path, capsys: pytest.CaptureFixture[str]) -> None
         "b": {"pixels": pytest.approx(1 / 6, abs=1e-6), "images": 4},
         "c": {"pixels": 0, "images": 0},
     }
-    assert found["notes"] == [
+    assert result["notes"] == [
         "train: no c; left out of means over classes",
         "val: no b, c; left out of means over classes",
     ]
 
 
 def test_every_problem_is_named_by_file(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Five kinds at once; what is left is counted, and the list of bad files makes the data set usable."""
+    """Five kinds of problems; the other files are counted, and with the list of bad files the data set is usable."""
     mask(tree / "masks" / "train" / "0.png", 0, 7)
     (tree / "images" / "train" / "1.png").write_bytes(b"\x89PNG broken")
     Image.new("L", (3, 3)).save(tree / "masks" / "train" / "2.png")
@@ -109,19 +109,19 @@ def test_all_void_masks_and_twins_are_noted(tree: Path) -> None:
     photo(tree / "images" / "val" / "9.png", 2)
     report = check_data(tree)
     assert not report.problems
-    assert "val: nothing labelled in 1 masks, of 9.png" in report.notes
+    assert "val: no labelled pixel in 1 masks: 9.png" in report.notes
     assert "images/val/9.png (val) is images/train/2.png (train)" in report.notes
 
 
 def test_what_training_would_refuse_is_a_problem(tmp_path: Path) -> None:
-    """No label in any training mask, and a split without images."""
+    """No labelled pixel in any training mask, and a split without images."""
     root = write_shapes(tmp_path, train=3, val=1, size=(32, 32))
     for file in (root / "trainannot").iterdir():
         Image.new("L", (32, 32), 255).save(file)
     for folder in ("val", "valannot"):
         (root / folder / "0000.png").unlink()
     assert [(problem.file.name, problem.error) for problem in check_data(root).problems] == [
-        ("train", "no labelled pixel in its masks: nothing to learn from"),
+        ("train", "no labelled pixel in any of its masks, so nothing can be learnt"),
         ("val", "no samples in this split"),
     ]
 
@@ -142,12 +142,12 @@ def test_one_bad_file_in_ten_thousand(tmp_path: Path, capsys: pytest.CaptureFixt
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     code, out = run(capsys, tmp_path, "--json", "--quarantine", tmp_path / "bad.txt")
-    found = json.loads(out)
+    result = json.loads(out)
     assert code == 1
-    assert (found["layout"], found["splits"]["train"]["items"], found["splits"]["train"]["readable"]) == (
+    assert (result["layout"], result["splits"]["train"]["items"], result["splits"]["train"]["readable"]) == (
         "tars", 10_000, 9_999,
     )  # fmt: skip
-    assert [problem["file"] for problem in found["problems"]] == [str(tmp_path / "train-0.tar" / "01234")]
+    assert [problem["file"] for problem in result["problems"]] == [str(tmp_path / "train-0.tar" / "01234")]
     assert (tmp_path / "bad.txt").read_text() == "train-0.tar/01234\n"
     (tmp_path / "dataset.yaml").write_text("exclude: bad.txt")
     report = check_data(tmp_path)
@@ -215,7 +215,7 @@ def _bars(picture: np.ndarray) -> list[int]:
 
 
 def test_overview_shows_shares_and_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bars as long as the shares; classes' colours over the samples, ignored pixels plain."""
+    """The bars are proportional to the shares; samples have the colours of the classes except on ignored pixels."""
     data = tmp_path / "data"
     data.mkdir()
     (data / "dataset.yaml").write_text("names: [few, many, none]\npalette: [[200, 0, 0], [0, 200, 0], [0, 0, 200]]")
@@ -225,12 +225,12 @@ def test_overview_shows_shares_and_samples(tmp_path: Path, capsys: pytest.Captur
         for kind, picture in (("images", np.full((4, 8, 3), (100, 110, 120), np.uint8)), ("masks", ids)):
             (data / kind / split).mkdir(parents=True)
             Image.fromarray(picture).save(data / kind / split / "1.png")
-    code, out = run(capsys, data, "--out", tmp_path / "found")
+    code, out = run(capsys, data, "--out", tmp_path / "result")
     assert code == 0
     assert "no problems" in out
-    picture = np.asarray(Image.open(tmp_path / "found" / "overview.png").convert("RGB"))
-    abbreviate, many = _bars(picture)
-    assert many == pytest.approx(3 * abbreviate, abs=4)  # two splits, each to the pixel
+    picture = np.asarray(Image.open(tmp_path / "result" / "overview.png").convert("RGB"))
+    few, many = _bars(picture)
+    assert many == pytest.approx(3 * few, abs=4)  # two splits, each rounded to a pixel
     for colour, count in (((150, 55, 60), 4), ((50, 155, 60), 12), ((100, 110, 120), 16)):
         assert (picture == colour).all(-1).sum() == 2 * count, colour
 
@@ -239,21 +239,21 @@ def test_overview_of_classes_and_of_nothing(tmp_path: Path) -> None:
     for index in range(70):
         photo(tmp_path / "train" / f"c{index:02}" / "0.png", index)
     report = foveal.check_data(tmp_path)
-    assert {title for _, title, _ in report.splits[0].examples.kept} <= {f"c{i:02}: 0.png" for i in range(70)}
+    assert {title for _, title, _ in report.splits[0].examples.chosen} <= {f"c{i:02}: 0.png" for i in range(70)}
     assert len(_bars(np.asarray(draw_overview(report)))) == 60  # of 70 classes
     report.splits.clear()
     assert draw_overview(report).width > 0
 
 
 def test_examples_are_drawn_evenly() -> None:
-    """Over many draws the first sample is kept as often as the last."""
-    kept = np.zeros(40)
+    """Over many draws, every sample is chosen about equally often."""
+    chosen = np.zeros(40)
     pixel = np.zeros((1, 1, 3), np.uint8)
     for seed in range(600):
         examples = Examples(most=8, rng=np.random.default_rng(seed))
         for number in range(40):
             examples.offer(str(number), pixel, None, Labels())
-        kept[[int(title) for _, title, _ in examples.kept]] += 1
-    assert kept.sum() == 600 * 8
-    assert kept.min() > 80  # of 120; the deviation is 10
-    assert kept.max() < 160
+        chosen[[int(title) for _, title, _ in examples.chosen]] += 1
+    assert chosen.sum() == 600 * 8
+    assert chosen.min() > 80  # expected: 120, with a standard deviation of 10
+    assert chosen.max() < 160

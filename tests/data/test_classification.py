@@ -1,4 +1,4 @@
-"""A folder per class is read as laid out; what merely looks like one is refused by name."""
+"""Class folders are read; folders that only look like classes are refused with their names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tree(tmp_path: Path) -> Path:
 def test_splits_of_classes(tree: Path) -> None:
     put(tree / "train" / "bird" / "0.png", (0, 0, 255))
     train, val = ClassificationData.open(tree, ["train"]), ClassificationData.open(tree, ["val"])
-    assert train.labels == val.labels  # a class that val lacks keeps its number
+    assert train.labels == val.labels  # a class without images in val keeps its index
     assert train.labels.names == ("bird", "cat", "dog")
     assert [label for _, label in train.files] == [0, 1, 1, 1, 2, 2, 2]
     image, label = train[0]
@@ -59,7 +59,7 @@ def test_names_give_the_order(tree: Path) -> None:
 
 
 def test_flat_classes_draw_their_splits(tmp_path: Path) -> None:
-    """Each class gives its share; the draw depends on the seed alone and leaves nothing out."""
+    """Each class gives its share to val; the draw depends on the seed alone, and no image is lost."""
     for name, count in (("cat", 10), ("dog", 20)):
         for index in range(count):
             put(tmp_path / name / f"{index}.jpg")
@@ -87,15 +87,15 @@ def test_folders_of_masks_are_no_classes(tmp_path: Path, folders: tuple[str, str
 
 
 def test_masks_under_any_name_are_no_class(tree: Path) -> None:
-    """Index pictures with the stems of the colour images beside them are masks, whatever the folder is called."""
+    """Index images with the stems of colour images in another folder are masks, whatever the folder is called."""
     for index in range(3):
         put(tree / "train" / "truth" / f"{index}.png", 1, "L")
-    with pytest.raises(DataError, match=r"train/truth: holds one mask for each image of '(cat|dog)'"):
+    with pytest.raises(DataError, match=r"train/truth: seems to contain one mask for each image of '(cat|dog)'"):
         ClassificationData.open(tree, ["train"])
 
 
 def test_grey_classes_with_equal_stems_are_classes(tmp_path: Path) -> None:
-    """Digits are often grey and numbered from 0 in every class."""
+    """Images of digits are often grey and numbered from 0 in every class."""
     for name in ("0", "1"):
         put(tmp_path / name / "0.png", 1, "L")
     assert ClassificationData.open(tmp_path, ["all"]).labels.names == ("0", "1")

@@ -1,4 +1,4 @@
-"""Data sets are read as laid out or refused by file name; augmentation keeps image and mask together."""
+"""Data sets are read or refused with the name of a file; augmentation changes image and mask in the same way."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_camvid_layout(tree: Path) -> None:
-    """Sorted pairs by stem, CamVid's names, void ignored."""
+    """Pairs are sorted by stem; the classes are CamVid's; void is ignored."""
     data = SegmentationData.open(tree, ["train"])
     image, mask = data[0]
     assert [pair[0].name for pair in data.pairs] == ["a.jpg", "b.jpg"]
@@ -60,7 +60,7 @@ def test_dataset_file_names_classes(tree: Path) -> None:
 
 
 def test_dataset_file_must_name_classes_that_fit(tree: Path) -> None:
-    """Id 255 is taken, and each class has its colour."""
+    """Id 255 cannot be a class, and the palette needs one colour per class."""
     (tree / "dataset.yaml").write_text("names: [a, b]\npalette: [[0, 0, 0]]")
     with pytest.raises(ConfigError, match=r"dataset\.yaml: 2 names but 1 colours"):
         SegmentationData.open(tree, ["train"])
@@ -70,7 +70,7 @@ def test_dataset_file_must_name_classes_that_fit(tree: Path) -> None:
 
 
 def test_hidden_files_are_left_out(tree: Path) -> None:
-    """macOS's ._a.jpg has no mask and is no image."""
+    """A file ._a.jpg, as macOS writes it, is not an image and needs no mask."""
     (tree / "train" / "._a.jpg").write_bytes(b"\0\5\26\7")
     (tree / "trainannot" / "._a.png").write_bytes(b"\0\5\26\7")
     assert len(SegmentationData.open(tree, ["train"])) == 2
@@ -84,7 +84,7 @@ def _save_mask(tree: Path, mask: NDArray[np.uint8]) -> None:
     ("spoil", "message"),
     [
         (lambda t: (t / "trainannot" / "a.png").unlink(), r"train/a\.jpg: has no mask"),
-        (lambda t: Image.new("RGB", (12, 8)).save(t / "train" / "a.png"), "shares its stem"),
+        (lambda t: Image.new("RGB", (12, 8)).save(t / "train" / "a.png"), "has the same stem as"),
         (
             lambda t: _save_mask(t, np.zeros((8, 8), np.uint8)),
             r"a\.png: mask of 8x8 \(W x H\) for .* a\.jpg of 12x8",
@@ -112,7 +112,7 @@ def test_missing_splits_suggest_existing_ones(tree: Path, tmp_path: Path) -> Non
 
 
 def test_median_frequency_by_hand() -> None:
-    """Class 1 stands in one of two masks: its frequency is counted over that mask alone."""
+    """Class 1 occurs in one of two masks, so its frequency is relative to that mask alone."""
     masks = [np.array([[0, 0, 0, 1]], np.uint8), np.array([[0, 0, 255, 255]], np.uint8)]
     pixels, present = class_counts(masks, 3)
     assert pixels.tolist() == [5, 1, 0]
@@ -124,7 +124,7 @@ def test_median_frequency_by_hand() -> None:
 
 
 def coded() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """A scene whose colour tells its class: red = 80 * class."""
+    """A scene in which the red channel encodes the class: red = 80 * class."""
     mask = shapes_sample(np.random.default_rng(5), (96, 128))[1]
     image = np.repeat((mask * 80)[..., None], 3, axis=2)
     return image, mask

@@ -1,4 +1,4 @@
-"""Each layout is told by its folders and read as its makers meant it; what is wrong is named by file."""
+"""Each layout is detected from its folders and read as its authors define it; errors name the file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SIZE = (6, 8)  # (H, W)
 
 
 def picture(path: Path, size: tuple[int, int] = SIZE) -> Path:
-    """A photograph."""
+    """Write a red image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size[::-1], "red").save(path)
     return path
 
 
 def mask(path: Path, *rows: ArrayLike) -> Path:
-    """A mask by its first rows (an id, a row of ids, or a colour as a tuple); the last is repeated to the bottom."""
+    """Write a mask from its first rows (an id, a row of ids, or a colour as a tuple); the last row is repeated."""
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (SIZE[1], 3) if isinstance(rows[0], tuple) else (SIZE[1],)
     filled = [np.broadcast_to(np.asarray(row, np.uint8), shape) for row in rows]
@@ -41,7 +41,7 @@ def describe(root: Path, **keys: object) -> None:
 
 
 def only(root: Path, split: str = "train") -> np.ndarray:
-    """The classes of the one pair of a split."""
+    """The mask of the only pair of a split."""
     data = SegmentationData.open(root, [split])
     assert len(data) == 1
     image, classes = data[0]
@@ -57,18 +57,18 @@ def cityscapes(root: Path, kind: str, *rows: ArrayLike, split: str = "train") ->
     picture(root / "leftImg8bit" / split / "ulm" / "ulm_0_0_leftImg8bit.png")
     folder = root / "gtFine" / split / "ulm"
     mask(folder / f"ulm_0_0_gtFine_{kind}.png", *rows)
-    mask(folder / "ulm_0_0_gtFine_instanceIds.png", 200)  # lie beside the ids in the real set
+    mask(folder / "ulm_0_0_gtFine_instanceIds.png", 200)  # the real data set has these files next to the ids
     mask(folder / "ulm_0_0_gtFine_color.png", (1, 2, 3))
 
 
 def test_cityscapes_label_ids_become_training_ids(tmp_path: Path) -> None:
-    """All 34 ids: the published 19 are classes, the others and 255 (a licence plate's -1) are left out."""
+    """Of all 34 ids, the published 19 are classes; the others and 255 (-1, a licence plate) are ignored."""
     published = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]
     ids = [*range(34), 255, 255, 255, 255, 255, 255]
     cityscapes(tmp_path, "labelIds", *np.array(ids).reshape(5, 8))
-    found = only(tmp_path)
+    result = only(tmp_path)
     expected = [published.index(i) if i in published else 255 for i in ids]
-    assert found[:5].ravel().tolist() == expected
+    assert result[:5].ravel().tolist() == expected
     data = SegmentationData.open(tmp_path, ["train"])
     assert (data.layout, data.labels) == ("cityscapes", CITYSCAPES)
 
@@ -125,7 +125,9 @@ def test_ade20k_shifts_ids_by_one(tmp_path: Path) -> None:
 def test_usual_folders(tmp_path: Path, images: str, masks: str, ending: str) -> None:
     picture(tmp_path / images / "a.jpg")
     mask(tmp_path / masks / f"a{ending}.png", 0, 1, 255)
-    with pytest.raises(DataError, match=r"what do the ids of the masks mean\? .*\(ids in the first 1 masks: 0, 1, 255"):
+    with pytest.raises(
+        DataError, match=r"the masks have ids without class names; .*\(ids in the first 1 masks: 0, 1, 255"
+    ):
         SegmentationData.open(tmp_path, ["train"])
     describe(tmp_path, names=["a", "b"])
     assert only(tmp_path)[:, 0].tolist() == [0, 1, 255, 255, 255, 255]
@@ -133,7 +135,7 @@ def test_usual_folders(tmp_path: Path, images: str, masks: str, ending: str) -> 
 
 
 def test_text_labels_are_no_masks(tmp_path: Path) -> None:
-    """Boxes in labels/ beside masks/ leave no doubt."""
+    """Text files of boxes in labels/ do not compete with the masks in masks/."""
     picture(tmp_path / "images" / "train" / "a.jpg")
     mask(tmp_path / "masks" / "train" / "a.png", 1)
     (tmp_path / "labels" / "train").mkdir(parents=True)
@@ -160,19 +162,19 @@ def test_flat_folders_draw_their_splits(tmp_path: Path) -> None:
     assert SegmentationData.open(tmp_path, ["val"]).pairs != val
 
 
-def test_two_layouts_in_one_folder_must_be_told(tmp_path: Path) -> None:
+def test_two_layouts_in_one_folder_need_a_name(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "a.jpg")
     mask(tmp_path / "trainannot" / "a.png", 3)
     picture(tmp_path / "images" / "train" / "a.jpg")
     mask(tmp_path / "masks" / "train" / "a.png", 1)
-    with pytest.raises(DataError, match=r"fits the layouts camvid and folders: name one in dataset\.yaml"):
+    with pytest.raises(DataError, match=r"fits the layouts camvid and folders; name one in dataset\.yaml"):
         only(tmp_path)
     describe(tmp_path, layout="camvid")
     assert (only(tmp_path) == 3).all()
     describe(tmp_path, layout="folders", names=["a", "b"])
     assert (only(tmp_path) == 1).all()
     describe(tmp_path, layout="cityscapes")
-    with pytest.raises(DataError, match="is not laid out as 'cityscapes'"):
+    with pytest.raises(DataError, match="its folders are not those of layout 'cityscapes'"):
         only(tmp_path)
     describe(tmp_path, layout="cityscape")
     with pytest.raises(DataError, match=r"unknown layout 'cityscape'; did you mean 'cityscapes'\?"):
@@ -181,7 +183,7 @@ def test_two_layouts_in_one_folder_must_be_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no layout fits \(camvid, cityscapes, "):
         SegmentationData.open(tmp_path / "empty", ["train"])
     (tmp_path / "empty" / "mask.gif").write_bytes(b"GIF89a")
-    with pytest.raises(DataError, match=r"; if mask\.gif is one of them, its format is not read: save it as PNG"):
+    with pytest.raises(DataError, match=r"; mask\.gif has an unsupported format: save images and masks as PNG"):
         SegmentationData.open(tmp_path / "empty", ["train"])
 
 
@@ -202,7 +204,7 @@ def test_unknown_ids_may_be_left_out(folders: Path) -> None:
 
 
 def test_wide_ids(folders: Path) -> None:
-    """16-bit masks: ids beyond 255 are no smaller ones."""
+    """In 16-bit masks, ids above 255 do not wrap around to smaller ids."""
     wide = np.full(SIZE, 65535, np.uint16)
     wide[0], wide[1] = 257, 1
     Image.fromarray(wide).save(folders / "masks" / "train" / "a.png")
@@ -224,7 +226,7 @@ def test_partners(folders: Path) -> None:
     describe(folders, names=["a", "b"], exclude="bad.txt")
     assert only(folders).shape == SIZE
     picture(folders / "images" / "train" / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: shares its stem with a\.jpg"):
+    with pytest.raises(DataError, match=r"a\.png: has the same stem as a\.jpg"):
         only(folders)
     describe(folders, names=["a", "b"], exclude="none.txt")
     with pytest.raises(DataError, match=r"'exclude' names none.txt, which cannot be read"):
@@ -234,7 +236,7 @@ def test_partners(folders: Path) -> None:
 def test_lossy_masks_are_refused(folders: Path) -> None:
     (folders / "masks" / "train" / "a.png").unlink()
     mask(folders / "masks" / "train" / "a.jpg", 1)
-    with pytest.raises(DataError, match=r"masks/train/a\.jpg: masks as JPEG or WebP do not keep the ids"):
+    with pytest.raises(DataError, match=r"masks/train/a\.jpg: JPEG and WebP masks do not keep the ids"):
         only(folders)
 
 
@@ -269,7 +271,7 @@ def test_colours_become_classes(folders: Path) -> None:
 
 
 def test_black_and_white_masks(folders: Path) -> None:
-    """255 is a class here, not what is left out."""
+    """With masks of colours, white is a class and not ignored."""
     mask(folders / "masks" / "train" / "a.png", 0, 255)
     describe(folders, names=["a", "b"], palette=[[0, 0, 0], [255, 255, 255]], masks="colours")
     assert only(folders)[:2, 0].tolist() == [0, 1]
@@ -291,10 +293,10 @@ def test_impossible_descriptions(folders: Path, keys: dict, error: type[Exceptio
 
 
 def test_camvid_in_colours(tmp_path: Path) -> None:
-    """The layout's own palette will do."""
+    """The palette of the layout is used if dataset.yaml has none."""
     picture(tmp_path / "train" / "a.png")
     mask(tmp_path / "trainannot" / "a.png", CAMVID.palette[3], (0, 0, 0))
-    with pytest.raises(DataError, match="its palette then tells the classes"):
+    with pytest.raises(DataError, match="the classes then follow from its palette"):
         only(tmp_path)
     describe(tmp_path, masks="colours", ignore_colours=[[0, 0, 0]])
     assert only(tmp_path)[:2, 0].tolist() == [3, 255]
@@ -322,7 +324,7 @@ def box(x: int, y: int, width: int, height: int) -> list[list[int]]:
 
 
 def test_coco_instances(tmp_path: Path) -> None:
-    """Polygons, plain runs and packed runs; the smaller object lies in front whatever the order."""
+    """Polygons, uncompressed and compressed run lengths; smaller objects are drawn in front, whatever the order."""
     from pycocotools import mask as peer
 
     runs = np.zeros(SIZE, np.uint8)
@@ -348,16 +350,16 @@ def test_coco_instances(tmp_path: Path) -> None:
 
 
 def test_coco_panoptic(tmp_path: Path) -> None:
-    """Segment ids are spread over the three channels; 0 is left out."""
+    """Segment ids use all three channels; 0 is ignored."""
     segments = [{"id": 7, "category_id": 1}, {"id": 65536 + 512 + 3, "category_id": 90}]
     file = coco(tmp_path, [{"file_name": "1.png", "segments_info": segments}], "panoptic")
     mask(file.with_suffix("") / "1.png", (7, 0, 0), (3, 2, 1), (0, 0, 0))
-    coco(tmp_path, [])  # instances lie beside them in the real set
+    coco(tmp_path, [])  # the real data set has instances next to them
     assert only(tmp_path)[:3, 0].tolist() == [0, 2, 255]
     data = SegmentationData.open(tmp_path, ["train"])
     assert (data.layout, data.labels.names) == ("coco_panoptic", ("person", "car", "toothbrush"))
     mask(file.with_suffix("") / "1.png", (8, 0, 0))
-    with pytest.raises(DataError, match=r"1\.png: segment 8 \(48 pixels\) is not in the JSON file"):
+    with pytest.raises(DataError, match=r"1\.png: segment 8 \(48 pixels\) has no entry in the JSON file"):
         only(tmp_path)
 
 
@@ -369,7 +371,7 @@ def test_coco_beside_the_images(tmp_path: Path) -> None:
     assert (only(tmp_path) == 1).all()
 
 
-def test_coco_categories_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_coco_categories_of_one_name_get_their_ids(tmp_path: Path) -> None:
     coco(tmp_path, [], categories=[{"id": 4, "name": "fish"}, {"id": 7, "name": "fish"}, {"id": 9, "name": "bird"}])
     names = SegmentationData.open(tmp_path, ["train"]).labels.names
     assert names == ("background", "fish (4)", "fish (7)", "bird")
@@ -378,7 +380,7 @@ def test_coco_categories_of_one_name_are_told_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotations", "more", "message"),
     [
-        ([{"category_id": 2, "segmentation": box(0, 0, 4, 4)}], {}, "category 2 is not among"),
+        ([{"category_id": 2, "segmentation": box(0, 0, 4, 4)}], {}, "category 2 is not in the list of categories"),
         ([{"category_id": 1, "segmentation": {"size": [6, 8]}}], {}, r"damaged annotation of 1\.jpg"),
         (
             [{"category_id": 1, "segmentation": [[1, 1, 5, 1, math.nan, 4]]}],
@@ -390,8 +392,8 @@ def test_coco_categories_of_one_name_are_told_apart(tmp_path: Path) -> None:
             {},
             "a polygon that leaves the image by far",
         ),
-        ([{"category_id": 1, "segmentation": {"size": [6, 8], "counts": [-5, 53]}}], {}, "runs of 48 pixels"),
-        ([{"category_id": 1, "segmentation": {"size": [6, 8], "counts": [1, 2, 10**11]}}], {}, "runs of 10+3 pixels"),
+        ([{"category_id": 1, "segmentation": {"size": [6, 8], "counts": [-5, 53]}}], {}, "run lengths of 48 pixels"),
+        ([{"category_id": 1, "segmentation": {"size": [6, 8], "counts": [1, 2, 10**11]}}], {}, "run lengths of 10+3"),
         ([], {"images": [{"id": 1, "file_name": "1.jpg", "height": 8, "width": 6}]}, r"mask of 6x8 .* 1\.jpg of 8x6"),
         ([], {"images": [{"id": 1, "file_name": "2.jpg", "height": 6, "width": 8}]}, "its images are in none of"),
         ([], {"images": [{"id": 1}]}, "not COCO's instances format"),

@@ -1,4 +1,4 @@
-"""Tar files are read once by all readers together; what is bad in them is named, skipped and counted."""
+"""Readers divide the samples of tar files among them; bad samples are named, skipped and counted."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_layouts(tmp_path: Path, name: str, split: str) -> None:
 
 @pytest.mark.parametrize(("files", "readers"), [(5, 2), (5, 5), (2, 3), (1, 4)])
 def test_readers_share_all_samples_once(tmp_path: Path, files: int, readers: int) -> None:
-    """Also with more readers than shards."""
+    """Together the readers read each sample once, also if there are more readers than shards."""
     for index in range(files):
         photos(tmp_path / f"{index}.tar", 7 * index, 7)
     stream = TarStream.open(tmp_path, ["all"])
@@ -97,10 +97,10 @@ def test_truncated_shards_lose_their_end_only(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(whole[: 512 * 2 * 3 + 700])  # a header and a block of data for each sample
     bad: list[str] = []
     stream = TarStream.open(tmp_path, ["all"], on_bad=lambda path, key, error: bad.append(error))
-    found = keys(stream)
-    assert found[-5:] == ["00005", "00006", "00007", "00008", "00009"]
-    assert found[:-5] == [f"{i:05}" for i in range(len(found) - 5)]
-    assert 0 < len(found) - 5 < 5
+    result = keys(stream)
+    assert result[-5:] == ["00005", "00006", "00007", "00008", "00009"]
+    assert result[:-5] == [f"{i:05}" for i in range(len(result) - 5)]
+    assert 0 < len(result) - 5 < 5
     assert len(bad) == 1
     assert "0.tar: damaged or truncated after" in bad[0]
     (tmp_path / "dataset.yaml").write_text("exclude: bad.txt")
@@ -116,7 +116,7 @@ def _key(sample: StreamSample) -> str:
 
 
 def test_workers_and_processes_of_torch(tmp_path: Path) -> None:
-    """Two processes with two real workers each read every sample once."""
+    """Two processes with two real worker processes each read every sample once."""
     from torch.utils.data import DataLoader
 
     from foveal.data.torch_stream import StreamDataset
@@ -124,10 +124,10 @@ def test_workers_and_processes_of_torch(tmp_path: Path) -> None:
     for index in range(4):
         photos(tmp_path / f"{index}.tar", 3 * index, 3)
     stream = TarStream.open(tmp_path, ["all"])
-    found = []
+    result = []
     for process in range(2):
         loader = DataLoader(StreamDataset(stream, _key, process, 2), batch_size=None, num_workers=2)
         part = list(loader)
         assert len(part) == 6
-        found += part
-    assert sorted(found) == [f"{i:05}" for i in range(12)]
+        result += part
+    assert sorted(result) == [f"{i:05}" for i in range(12)]

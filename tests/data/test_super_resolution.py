@@ -1,4 +1,4 @@
-"""Pairs for super-resolution: found by scale, made where they are missing, cropped and spoilt alike, or refused."""
+"""Pairs for super-resolution: found by scale, computed if missing, cropped and degraded together, or refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def put(path: Path, width: int, height: int, seed: int = 0) -> Path:
     ],
 )
 def test_pairs_on_disk(tmp_path: Path, large: str, small: str, split: str) -> None:
-    """The large image loses what does not fill a pixel of the small one."""
+    """The large image loses the rows and columns that do not fill a pixel of the small one."""
     put(tmp_path / large, 13, 9)
     put(tmp_path / small, 6, 4, seed=1)
     data = SuperResolutionData.open(tmp_path, [split], 2)
@@ -80,26 +80,26 @@ def test_problems_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["noise", "photo"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_downscaling_equals_torch_inside(scale: int, kind: str) -> None:
-    """torch's antialiased bicubic has the same kernel, MATLAB's, and clips it at the edges, where ours is mirrored."""
+    """torch's antialiased bicubic has the same kernel as MATLAB, but cuts it off at the edges instead of mirroring."""
     height, width = 20 * scale, 24 * scale
     noise = np.random.default_rng(3).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = noise if kind == "noise" else photo(height, width)
     tensor = torch.from_numpy(image).permute(2, 0, 1)[None].double()
     peer = torch.nn.functional.interpolate(tensor, (20, 24), mode="bicubic", antialias=True)[0]
     expected, inside = peer.permute(1, 2, 0).numpy().clip(0, 255), (slice(2, -2), slice(2, -2))
-    found = bicubic_downscale(image, scale)
-    assert np.abs(found - expected)[inside].max() <= 0.5 + 1e-6  # rounded once
-    # Ties at .5, which float arithmetic breaks either way.
-    assert (found != np.floor(expected + 0.5))[inside].mean() < 1e-3
+    result = bicubic_downscale(image, scale)
+    assert np.abs(result - expected)[inside].max() <= 0.5 + 1e-6  # rounded once
+    # Values that end in .5 may be rounded either way.
+    assert (result != np.floor(expected + 0.5))[inside].mean() < 1e-3
 
 
 def test_downscaling_by_hand() -> None:
-    """A constant stays; a ramp keeps its slope inside; an edge is mirrored, so that its mean stays."""
+    """A constant stays; a ramp keeps its slope inside; edges are mirrored, so that their mean stays."""
     assert (bicubic_downscale(np.full((8, 12, 3), 77, np.uint8), 4) == 77).all()
     ramp = np.tile(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], (4, 1, 1))
     assert bicubic_downscale(ramp, 2)[0, 2:-2, 0].tolist() == list(range(18, 18 + 8 * 26, 8))
-    # At scale 2 the taps lie 0.25, 0.75, 1.25, 1.75 away on each side. The first output pixel sees the first sample at
-    # 0.25 and its mirror image, beyond the edge, at 0.75.
+    # At scale 2 the distances to the samples are 0.25, 0.75, 1.25 and 1.75 on each side. The first output pixel has
+    # the first sample at 0.25, and the mirror image of that sample, beyond the edge, at 0.75.
     near = [1.5 * d**3 - 2.5 * d**2 + 1 for d in (0.25, 0.75)]
     far = [-0.5 * d**3 + 2.5 * d**2 - 4 * d + 2 for d in (1.25, 1.75)]
     row = np.array([200, 0, 0, 0, 0, 0, 0, 0], np.uint8)[None, :, None].repeat(2, 0)
@@ -110,25 +110,25 @@ def test_downscaling_by_hand() -> None:
 
 def test_interpolation_keeps_ramps_and_undoes_nothing() -> None:
     ramp = np.arange(20.0)[:, None, None].repeat(8, 1)
-    found = interpolated(ramp, 4)[12:-12, 0, 0]
-    np.testing.assert_allclose(found, (np.arange(80) + 0.5)[12:-12] / 4 - 0.5, atol=1e-12)
+    result = interpolated(ramp, 4)[12:-12, 0, 0]
+    np.testing.assert_allclose(result, (np.arange(80) + 0.5)[12:-12] / 4 - 0.5, atol=1e-12)
     assert np.allclose(interpolated(np.full((9, 9, 1), 7.0), 3, "lanczos"), 7)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3])
 def test_crops_show_the_same_place(scale: int) -> None:
-    """The large crop shrunk is the small crop, whatever the flips: away from its edges, where the crop knows less."""
+    """The downscaled large crop equals the small crop for all flips, except at the edges, where pixels are missing."""
     large = photo(90, 120)
     small = bicubic_downscale(large, scale)
     augment = UpscaleAugment((48, 48), scale)
-    seen = set()
+    crops = set()
     for seed in range(12):
         a, b = augment(small, large, np.random.default_rng(seed))
         assert a.shape == (48 // scale, 48 // scale, 3)
         assert b.shape == (48, 48, 3)
         assert np.abs(bicubic_downscale(b, scale).astype(int) - a)[3:-3, 3:-3].max() <= 1
-        seen.add(b.tobytes())
-    assert len(seen) > 8
+        crops.add(b.tobytes())
+    assert len(crops) > 8
 
 
 def test_images_below_the_crop_are_mirrored() -> None:
@@ -160,9 +160,9 @@ def test_sets_are_folders(tmp_path: Path) -> None:
     for name in ("seta", "setb"):
         (tmp_path / name).mkdir()
         Image.fromarray(photo(40, 48)).save(tmp_path / name / "a.png")
-    found = foveal.evaluate("bicubic.x2", tmp_path)
-    assert [part.name for part in found.sets] == ["seta", "setb"]
-    assert found["seta"].psnr == found["setb"].psnr
+    result = foveal.evaluate("bicubic.x2", tmp_path)
+    assert [part.name for part in result.sets] == ["seta", "setb"]
+    assert result["seta"].psnr == result["setb"].psnr
     with pytest.raises(DataError, match="no split 'setc'"):
         foveal.evaluate("bicubic.x2", tmp_path, split="setc")
     with pytest.raises(ConfigError, match="boundary=True is for models of the task 'segment'"):

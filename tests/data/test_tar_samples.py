@@ -1,4 +1,4 @@
-"""Samples of tar files by number: all of them, in an order that seed and pass decide, with what is wrong named."""
+"""Samples of tar files by index: all of them, in an order that follows from seed and epoch; errors name the sample."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_samples_are_those_of_the_stream(root: Path) -> None:
-    """Also with names so long that they take a header of their own, and with other files among their members."""
+    """Also with names so long that they need a header of their own, and with other files among the members."""
     long_name = "deep/" + "n" * 180
     members = [("1.png", photo(1)), ("1.cls", b"1"), (f"{long_name}.png", photo(7)), (f"{long_name}.cls", b"0")]
     members += [("2.txt", b"x" * 700), ("2.png", photo(2)), ("2.cls", b"0")]
@@ -79,7 +79,7 @@ def test_masks(root: Path) -> None:
 def test_order_is_that_of_a_shuffle_buffer(
     tmp_path_factory: pytest.TempPathFactory, counts: list[int], buffer: int, seed: int
 ) -> None:
-    """All samples once; none comes before the buffer could hold it; a buffer of one keeps the order of the files."""
+    """Each sample once; none before it can be in the buffer; a buffer of one sample keeps the order of the files."""
     root = _shards(tmp_path_factory.getbasetemp() / f"shards{'_'.join(map(str, counts))}", counts)
     data = TarSamples.open(root, ["all"], "classify")
     order = data.order(np.random.default_rng(seed), buffer)
@@ -104,10 +104,10 @@ def _shards(root: Path, counts: list[int]) -> Path:
 
 
 def test_a_large_buffer_mixes_all_files(tmp_path: Path) -> None:
-    """Over many passes, every sample comes first about as often as any other."""
+    """Over many epochs, every sample comes first about equally often."""
     data = TarSamples.open(_shards(tmp_path / "x", [5, 5]), ["all"], "classify")
     firsts = np.bincount([data.order(np.random.default_rng(seed), 10)[0] for seed in range(2000)], minlength=10)
-    assert firsts.min() > 140  # of 200; the deviation is 13
+    assert firsts.min() > 140  # expected: 200, with a standard deviation of 13
     assert firsts.max() < 260
 
 
@@ -121,7 +121,7 @@ class _Keys(Dataset):
 
 
 def test_processes_and_workers_share_a_pass(tmp_path: Path) -> None:
-    """Two processes with two real workers each: every sample once, batch for batch those of one process."""
+    """Two processes with two real workers each read every sample once, in the same batches as one process."""
     data = TarSamples.open(_shards(tmp_path / "x", [5, 8, 3]), ["all"], "classify")
     config = TrainConfig(batch_size=4, shuffle_buffer=6, seed=3)
     alone = iter(Batches(data, config, 0, 0, 1))
@@ -138,7 +138,7 @@ def test_processes_and_workers_share_a_pass(tmp_path: Path) -> None:
     assert len(set.union(*expected)) == 16
 
 
-# ---- what is wrong
+# ---- problems
 
 
 @pytest.mark.parametrize("task", ["segment", "classify"])
@@ -153,7 +153,7 @@ def test_samples_without_a_label_are_named_at_once(root: Path, task: str) -> Non
 
 
 def test_check_lists_what_training_refuses(root: Path) -> None:
-    """Samples without image or label; leaving out what it lists makes the rest fit for training."""
+    """Samples without image or label are listed; without the listed samples, the rest can be used for training."""
     members = [("0.png", photo(0)), ("0.cls", b"1"), ("1.png", photo(1)), ("2.cls", b"1"), ("3.png", b"no image")]
     shard(root / "0.tar", [*members, ("3.cls", b"0")])
     report = check_data(root)
@@ -166,7 +166,7 @@ def test_check_lists_what_training_refuses(root: Path) -> None:
 
 
 def _cuts() -> list[int]:
-    """Lengths to cut a tar file of three samples to: within a header, within data, between members, before the mark."""
+    """Truncate a tar file of three samples within a header, within data, between members, and before the end block."""
     return [300, 512 + 20, 1024, 1024 + 512, 2048, 2048 + 700, 3 * 2048]
 
 
@@ -219,7 +219,7 @@ def test_files_that_change_meanwhile_are_noticed(root: Path) -> None:
 def test_names_are_needed(tmp_path: Path) -> None:
     classed(tmp_path / "0.tar", 0, 3)
     with pytest.raises(
-        DataError, match=r"tar files hold no names of classes: write 'names: \[...\]' into .*dataset.yaml"
+        DataError, match=r"tar files contain no class names: write 'names: \[...\]' into .*dataset.yaml"
     ):
         open_labelled(tmp_path, ["all"], "classify")
 
@@ -239,14 +239,14 @@ def test_patterns(root: Path) -> None:
         (every, {"train": 4, "val": 2}),
         (f"{root}/{{train-{{0008..0011}},val-0001}}.tar", {"train": 4, "val": 1}),
     ):
-        folder, described, found = find_shards(pattern)
+        folder, described, result = find_shards(pattern)
         assert folder == root
         assert described.names == ("a", "b")
-        assert {split: len(paths) for split, paths in found.items()} == expected
+        assert {split: len(paths) for split, paths in result.items()} == expected
     assert len(open_labelled(every, ["val"], "classify")) == 2
     with pytest.raises(DataError, match=r"train-0012\.tar: no such tar file"):
         find_shards(f"{root}/train-{{0010..0013}}.tar")
-    with pytest.raises(DataError, match=r"\{3\.\.1\} is no range"):
+    with pytest.raises(DataError, match=r"\{3\.\.1\} is no rising range"):
         find_shards(f"{root}/{{3..1}}.tar")
     with pytest.raises(DataError, match=r"no split 'test' in this folder; valid: train"):
         open_labelled(f"{root}/train-*.tar", ["test"], "classify")
@@ -263,14 +263,14 @@ def test_whole_files_are_drawn_for_validation(root: Path) -> None:
     for number in range(5):
         classed(root / f"{number}.tar", 10 * number, 2)
     (root / "dataset.yaml").write_text("names: [a, b]\nval_share: 0.2")
-    found = find_shards(root)[2]
-    assert (len(found["train"]), len(found["val"])) == (4, 1)
-    assert not set(found["train"]) & set(found["val"])
+    result = find_shards(root)[2]
+    assert (len(result["train"]), len(result["val"])) == (4, 1)
+    assert not set(result["train"]) & set(result["val"])
     assert [split.items for split in check_data(root).splits] == [8, 2]
 
 
 def test_tar_files_beside_folders_of_images_are_left_alone(tmp_path: Path) -> None:
-    """Archives often lie beside what was unpacked from them."""
+    """Archives often lie next to the files that were extracted from them."""
     for name in ("cat", "dog"):
         (tmp_path / "train" / name).mkdir(parents=True)
         (tmp_path / "train" / name / "1.png").write_bytes(photo(0))
@@ -289,5 +289,5 @@ def test_members_beyond_the_limit_are_refused_unread(root: Path) -> None:
         info = tarfile.TarInfo("1.png")
         info.size = 1 << 40
         archive.addfile(info)
-    with pytest.raises(DataError, match=r"1\.png is above \d+ MiB"):
+    with pytest.raises(DataError, match=r"1\.png is above the limit of \d+ MiB"):
         open_labelled(root, ["all"], "classify")

@@ -1,4 +1,4 @@
-"""Names and colours of a data set reach checkpoint, exported file and picture, whatever its layout."""
+"""Class names and colours of a data set reach the checkpoint, the exported file and the saved mask."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LABEL_IDS = np.array([7, 11, 23, 26], np.uint8)  # road, building, sky, car
 
 
 def cityscapes(root: Path) -> Path:
-    """Scenes of shapes in Cityscapes' folders, with its label ids."""
+    """Write scenes of shapes in the folders of Cityscapes, with its label ids."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         images, masks = root / "leftImg8bit" / split / "ulm", root / "gtFine" / split / "ulm"

@@ -304,10 +304,10 @@ def test_a_check_counts_objects(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("0 0.5 0.5 0.2 0.2", "a.txt: line 2: a box, not an outline"),
-        ("0 10 10 20 10 20 20", "a.txt: line 2: outlines are shares of width and height"),
-        ("0 nan 0.1 0.2 0.1 0.2 0.2", "shares of width and height"),
+        ("0 10 10 20 10 20 20", "a.txt: line 2: outlines are relative to width and height"),
+        ("0 nan 0.1 0.2 0.1 0.2 0.2", "relative to width and height"),
         ("0 0.1 0.1 0.2 0.1 0.2", "line 2: 5 numbers after the class"),
-        ("cat 0.1 0.1 0.2 0.1 0.2 0.2", "line 2: write a class and an outline"),
+        ("cat 0.1 0.1 0.2 0.1 0.2 0.2", "line 2: expected numbers only: a class and an outline"),
     ],
 )
 def test_damaged_outlines(tmp_path: Path, line: str, message: str) -> None:
@@ -322,7 +322,7 @@ def test_damaged_outlines(tmp_path: Path, line: str, message: str) -> None:
     ("change", "message"),
     [
         ({"segmentation": [[1, 2, 3, 4]]}, "damaged annotation of a.png .*a polygon of 4 numbers"),
-        ({"segmentation": {"size": [3, 4], "counts": [12]}}, r"runs for \[3, 4\], an image of \[24, 32\]"),
+        ({"segmentation": {"size": [3, 4], "counts": [12]}}, r"run lengths for \[3, 4\], an image of \[24, 32\]"),
         ({"bbox": [1, 2]}, "damaged annotation of a.png"),
     ],
 )
@@ -337,13 +337,13 @@ def test_folders_that_leave_a_doubt(tmp_path: Path) -> None:
         InstanceData.open(tmp_path, ["all"])
     save_as_ids(tmp_path)
     (tmp_path / "dataset.yaml").write_text("names: [road, car]")
-    with pytest.raises(DataError, match="hold classes; write 'layout: instance_ids'"):
+    with pytest.raises(DataError, match="contain classes; write 'layout: instance_ids'"):
         InstanceData.open(tmp_path, ["all"])
     (tmp_path / "dataset.yaml").write_text("layout: flat")
     with pytest.raises(DataError, match="layout 'flat' has classes"):
         InstanceData.open(tmp_path, ["all"])
     (tmp_path / "dataset.yaml").write_text("layout: polygons")
-    with pytest.raises(DataError, match="is not laid out as 'polygons'"):
+    with pytest.raises(DataError, match="its folders are not those of layout 'polygons'"):
         InstanceData.open(tmp_path, ["all"])
     (tmp_path / "dataset.yaml").write_text("layout: instance_id")
     with pytest.raises(DataError, match=r"unknown layout 'instance_id'; did you mean 'instance_ids'\?"):

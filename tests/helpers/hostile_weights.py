@@ -1,4 +1,4 @@
-"""Weight files that mean harm, made by hand: pickles that call, bombs, impossible headers, flipped bits."""
+"""Malicious and damaged weight files: pickles that call functions, bombs, invalid headers, flipped bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BOMBS = ("bytearray", "legacy bytearray", "zip", "overlapping zip", "storage", "
 
 
 class Evil:
-    """What makes a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,13 +29,13 @@ def flipped(content: bytes, place: int) -> bytes:
 
 
 def bytearray_bomb(size: int, before: bytes = b"") -> bytes:
-    """A pickle that builds a bytearray of ``size``, after a string that is dropped again."""
+    """A pickle that creates a bytearray of ``size``; the string ``before`` is loaded first and dropped."""
     string = b"X" + struct.pack("<I", len(before)) + before + b"0" if before else b""
     return b"\x80\x02" + string + b"cbuiltins\nbytearray\n\x8a\x08" + struct.pack("<q", size) + b"\x85R."
 
 
 def zip_archive(**members: bytes) -> bytes:
-    """A compressed archive as torch reads them; ``data_pkl`` is ``data.pkl``."""
+    """A compressed archive in the format of torch; the argument ``data_pkl`` is the member ``data.pkl``."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
@@ -44,7 +44,7 @@ def zip_archive(**members: bytes) -> bytes:
 
 
 def bomb(kind: str) -> bytes:
-    """A small file of weights that asks for much memory; ``kind`` is one of ``BOMBS``."""
+    """A small weight file that needs much memory to load; ``kind`` is one of ``BOMBS``."""
     if kind == "bytearray":
         return zip_archive(data_pkl=bytearray_bomb(8 << 30), version=b"3\n")
     if kind == "legacy bytearray":
@@ -55,12 +55,12 @@ def bomb(kind: str) -> bytes:
         with zipfile.ZipFile(buffer) as archive:
             members = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
         return zip_archive(**members)
-    if kind == "overlapping zip":  # a thousand entries of the directory that share one megabyte
+    if kind == "overlapping zip":  # a thousand directory entries that share one megabyte
         return _many_entries(zip_archive(data_pkl=b"\x80\x02}.", version=b"3\n", data=bytes(1 << 20)), 1000)
-    if kind == "storage":  # the old format says how many numbers follow, and none do
+    if kind == "storage":  # the old format declares how many numbers follow, but none do
         buffer = io.BytesIO()
         torch.save({"w": torch.zeros(77)}, buffer, _use_new_zipfile_serialization=False)
-        assert buffer.getvalue().count(b"K\x4d") == 2  # a number of one byte: of the storage, and the shape
+        assert buffer.getvalue().count(b"K\x4d") == 2  # the size as a one-byte number, in the storage and in the shape
         return buffer.getvalue().replace(b"K\x4d", b"\x8a\x05\0\0\0\x80\0")
     if kind == "header":
         return safetensors_file(b'{"a":' + b" " * (90 << 20) + b"{}}")
@@ -68,7 +68,7 @@ def bomb(kind: str) -> bytes:
 
 
 def _many_entries(archive: bytes, count: int) -> bytes:
-    """The archive with the last entry of its directory repeated, each of them the same bytes of the file."""
+    """The archive with the last directory entry repeated; all repetitions refer to the same bytes of the file."""
     end = archive.index(b"PK\x05\x06")
     total, size, start = struct.unpack("<HII", archive[end + 10 : end + 20])
     last = archive[archive.rindex(b"PK\x01\x02") : end]
@@ -79,7 +79,7 @@ def _many_entries(archive: bytes, count: int) -> bytes:
 
 
 def safetensors_file(header: dict | bytes, body: bytes = b"", length: int | None = None) -> bytes:
-    """Header and body as safetensors has them; ``length`` is what the file claims of its header."""
+    """A safetensors file of this header and body; ``length`` is the declared length of the header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text) if length is None else length) + text + body
 

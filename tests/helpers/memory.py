@@ -1,4 +1,4 @@
-"""How far pieces of work raise the memory of a process of their own."""
+"""Measure the peak memory of function calls in a separate process."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Linux forgets the peak when 5 is written to clear_refs, so that what imports needed before does not hide anything.
+# Writing 5 to clear_refs resets the peak on Linux, so that memory that imports needed before does not count.
 _SCRIPT = """
 import json, sys
 import foveal, {module}
 def status(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) >> 10 for line in file if line.startswith(key))
-found = []
+result = []
 for argument in sys.argv[1:]:
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
@@ -25,15 +25,15 @@ for argument in sys.argv[1:]:
         {module}.{function}(argument)
     except foveal.FovealError as error:
         message = str(error)
-    found.append((message, status("VmHWM") - before))
-print(json.dumps(found))
+    result.append((message, status("VmHWM") - before))
+print(json.dumps(result))
 """
 
 
 def peak_growths(module: str, function: str, arguments: Sequence[object]) -> list[tuple[str, int]]:
-    """Call ``module.function`` with one argument after the other: (message of the FovealError or "done", MiB) of each.
+    """Call ``module.function`` with each argument: (message of the FovealError or "done", growth in MiB) of each call.
 
-    The figure is by how much the process was at its largest above what it had when the call began. Linux only.
+    The growth is the peak memory during the call minus the memory at its start. Linux only.
     """
     script = _SCRIPT.format(module=module, function=function)
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])

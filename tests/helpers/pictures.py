@@ -1,4 +1,4 @@
-"""Image files that Pillow cannot write, made by hand; and one good file of every kind that is read."""
+"""Image files that Pillow cannot write, and one good file of every supported format, mode and compression."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     if "append_images" in options:
         options["append_images"] = [frame.copy() for frame in options["append_images"]]
-    image.copy().save(buffer, kind, **options)  # Pillow leaves settings of one format on the image, to another's harm
+    image.copy().save(
+        buffer, kind, **options
+    )  # a copy, because Pillow stores settings of one format in the image, which break other formats
     return buffer.getvalue()
 
 
 def png(width: int, height: int, bits: int = 8, colour: int = 2, rows: bytes = b"", extra: bytes = b"") -> bytes:
-    """A PNG of colour type ``colour`` (2: RGB); without ``rows`` it only claims its size."""
+    """A PNG of colour type ``colour`` (2: RGB); without ``rows``, a header with no pixels behind it."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     data = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + data
@@ -55,7 +57,7 @@ def tiff(
 
 
 def ycck(picture: np.ndarray) -> bytes:
-    """A JPEG of four channels that are YCbCr and black: inks, and Adobe's mark with transform 2."""
+    """A JPEG of four ink channels stored as YCbCr and black, with Adobe's marker for transform 2."""
     inverted = Image.fromarray(255 - picture).convert("YCbCr")
     planes = [255 - np.asarray(plane) for plane in inverted.split()]
     stored = np.dstack([*planes, np.zeros(picture.shape[:2], np.uint8)])
@@ -66,7 +68,7 @@ def ycck(picture: np.ndarray) -> bytes:
 
 
 def kinds() -> dict[str, bytes]:
-    """One good file, 40 x 56, of every format, mode and compression that is read."""
+    """One good file, 40 x 56, of every supported format, mode and compression."""
     image, turned = Image.fromarray(PICTURE), Image.Exif()
     turned[0x0112] = 6
     wide = Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 257)

@@ -1,4 +1,4 @@
-"""Damaging files, the same way every time."""
+"""Damage files at random, reproducibly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 
 def spoil(content: bytes, rng: random.Random) -> bytes:
-    """``content`` with a few bytes changed, cut out or put in, or its end lost."""
+    """``content`` with a few bytes changed, removed or inserted, or truncated."""
     data = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 8])):
         place = rng.randrange(min(len(data), rng.choice([64, len(data)])))

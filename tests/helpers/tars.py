@@ -18,7 +18,7 @@ def encoded(array: np.ndarray, kind: str = "PNG") -> bytes:
 
 
 def shard(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
-    """A tar file of these members."""
+    """Write a tar file of these members."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as archive:
         for name, data in members:

@@ -1,4 +1,4 @@
-"""Bad and unusual images, by the number each case has in docs/bad_input.md: the right picture, or one clear line."""
+"""Bad and unusual images, by their case numbers in docs/bad_input.md: the right image, or an error of one line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from PIL import Image
 import foveal
 from foveal import cli
 from foveal.errors import ConfigError, InputError
+from foveal.images.formats import SUFFIXES
 from foveal.images.preparing import prepare
-from foveal.images.reading import SUFFIXES, read_image, read_mask
+from foveal.images.reading import read_image, read_mask
 from foveal.info import Preprocess
 from helpers.memory import peak_growths
 from helpers.pictures import PICTURE, chunk, encoded, kinds, png, tiff, ycck
@@ -52,14 +53,14 @@ FLOATS = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)
 NAN = np.where(FLOATS > 0.5, np.nan, FLOATS).astype(np.float32)
 INF = np.where(FLOATS > 0.5, np.inf, FLOATS).astype(np.float32)
 
-#: case and name -> content, what the one line says
+#: case and file name -> content of the file, part of the error message
 REFUSED: dict[str, tuple[bytes, str]] = {
     "01-bomb.png": (png(20_000, 20_000), "20000x20000 is 400 megapixels, above the limit of 100"),
     "01-bomb.tif": (tiff(20_000, 20_000, 8, b""), "400 megapixels"),
     "01-just-above.png": (png(10_001, 10_000), "above the limit of 100"),
     "02-lie.png": (png(65_535, 65_535), "4295 megapixels"),
     "04-empty.png": (b"", "empty file"),
-    "05-garbage.png": (random.Random(0).randbytes(3000), "not an image of a format that is read"),
+    "05-garbage.png": (random.Random(0).randbytes(3000), "not an image in a supported format"),
     "06-half.png": (half(KINDS["rgb.png"]), "damaged or truncated"),
     "06-half.jpg": (half(KINDS["exif.jpg"]), "damaged or truncated"),
     "06-half-progressive.jpg": (half(KINDS["progressive.jpg"]), "damaged or truncated"),
@@ -70,17 +71,17 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "07-corrupt.png": (holed(KINDS["rgb.png"], 64, random.Random(0)), "damaged or truncated"),
     "07-corrupt.jpg": (holed(encoded(PHOTO, "JPEG"), 4096, random.Random(0)), "damaged or truncated"),
     "09-drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "JPEG, PNG, WebP, TIFF, BMP"),
-    "09-print.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a format"),
-    "09-layers.psd": (b"8BPS\0\1" + bytes(200), "not an image of a format"),
-    "09-icon.ico": (encoded(IMAGE, "ICO"), "not an image of a format"),
-    "09-still.gif": (encoded(IMAGE, "GIF"), "not an image of a format"),
-    "09-plain.ppm": (encoded(IMAGE, "PPM"), "not an image of a format"),
+    "09-print.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a supported format"),
+    "09-layers.psd": (b"8BPS\0\1" + bytes(200), "not an image in a supported format"),
+    "09-icon.ico": (encoded(IMAGE, "ICO"), "not an image in a supported format"),
+    "09-still.gif": (encoded(IMAGE, "GIF"), "not an image in a supported format"),
+    "09-plain.ppm": (encoded(IMAGE, "PPM"), "not an image in a supported format"),
     "13-float.tif": (tiff(8, 8, 32, FLOATS.tobytes(), kind=3), "floating-point image; its range is unknown"),
     "13-int32.tif": (tiff(8, 8, 32, bytes(256), kind=2), "32-bit image; its range is unknown"),
     "13-lab.tif": (encoded(IMAGE.convert("LAB"), "TIFF"), "a LAB image; convert it to RGB"),
     "14-nan.tif": (tiff(8, 8, 32, NAN.tobytes(), kind=3), "floating-point image"),
     "14-inf.tif": (tiff(8, 8, 32, INF.tobytes(), kind=3), "floating-point image"),
-    "18-moving.gif": (encoded(IMAGE, "GIF", save_all=True, append_images=[PHOTO]), "not an image of a format"),
+    "18-moving.gif": (encoded(IMAGE, "GIF", save_all=True, append_images=[PHOTO]), "not an image in a supported"),
 }  # fmt: skip
 
 
@@ -90,7 +91,7 @@ def test_refused_in_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(content)
     for read in (read_image, read_mask):
         if (name, read) == ("13-int32.tif", read_mask):
-            continue  # ids of 32 bits are ids
+            continue  # masks may have ids of 32 bits
         with pytest.raises(InputError) as error:
             read(tmp_path / name)
         text = str(error.value)
@@ -106,7 +107,7 @@ def test_refused_in_one_line(tmp_path: Path, name: str) -> None:
 def test_command_line_says_it_once_and_writes_nothing(
     tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit code 2, one line on standard error (of libraries written in C too), no output folder."""
+    """Exit code 2, one line on standard error (including output of C libraries), no output folder."""
     (tmp_path / name).write_bytes(REFUSED[name][0])
     with pytest.raises(SystemExit) as end:
         cli.main(["segment", str(tmp_path / name), "--model", REF, "--out", str(tmp_path / "out")])
@@ -119,7 +120,7 @@ def test_command_line_says_it_once_and_writes_nothing(
 
 
 def test_a_folder_with_all_of_them_names_each_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """Exit code 1: the good image is done, every bad one is named once, and nothing else is written."""
+    """Exit code 1: the good image is segmented, every bad one is named once, and nothing else is written."""
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "good.png").write_bytes(KINDS["rgb.png"])
@@ -137,7 +138,7 @@ def test_a_folder_with_all_of_them_names_each_and_goes_on(tmp_path: Path, capfd:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
 def test_01_bombs_take_no_memory(tmp_path: Path) -> None:
-    """At most 100 MB more than before; the pixels are missing, yet it is their number that is named."""
+    """At most 100 MB more than before; the message is about the size, although the pixels are also missing."""
     names = ["01-bomb.png", "01-bomb.tif", "02-lie.png"]
     paths = [_written(tmp_path / name, REFUSED[name][0]) for name in names]
     for name, (message, growth) in zip(names, peak_growths("foveal.images.reading", "read_image", paths), strict=True):
@@ -146,12 +147,14 @@ def test_01_bombs_take_no_memory(tmp_path: Path) -> None:
 
 
 def test_01_the_limit_is_the_callers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By argument or by environment; beyond Pillow's own limit of 179 megapixels too, which stays as it was."""
+    """By argument or environment variable; also above Pillow's own limit of 179 megapixels, which does not change."""
     (tmp_path / "small.png").write_bytes(KINDS["rgb.png"])
     (tmp_path / "large.png").write_bytes(png(20_000, 20_000, bits=1, colour=0))
     with pytest.raises(InputError, match=r"above the limit.*FOVEAL_MAX_PIXELS"):
         read_image(tmp_path / "small.png", max_pixels=1000)
-    with pytest.raises(InputError, match="damaged or truncated"):  # it came as far as the missing pixels
+    with pytest.raises(
+        InputError, match="damaged or truncated"
+    ):  # the limit does not apply, so the missing pixels are reported
         read_image(tmp_path / "large.png", max_pixels=400_000_000)
     monkeypatch.setenv("FOVEAL_MAX_PIXELS", "4e8")
     with pytest.raises(InputError, match="damaged or truncated"):
@@ -179,7 +182,7 @@ def test_01_four_hundred_megapixels_can_be_read(tmp_path: Path, suffix: str) -> 
 
 @pytest.mark.parametrize("name", ["rgb.png", "exif.jpg", "progressive.jpg", "ycck.jpg", "rgb.bmp"])
 def test_06_truncated_files_may_be_allowed(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """What is there is as in the whole file, and a warning is logged."""
+    """The decoded part is the same as in the whole file, and a warning is logged."""
     whole, part = tmp_path / f"whole-{name}", tmp_path / f"part-{name}"
     large = IMAGE.resize((560, 400))
     files = {"rgb.png": ("PNG", {}), "rgb.bmp": ("BMP", {})}
@@ -189,16 +192,16 @@ def test_06_truncated_files_may_be_allowed(tmp_path: Path, name: str, caplog: py
     with pytest.raises(InputError, match="truncated"):
         read_image(part)
     assert not caplog.records
-    found, expected = read_image(part, allow_truncated=True), read_image(whole)
-    assert found.shape == expected.shape
-    there = slice(-100, None) if name == "rgb.bmp" else slice(0, 100)  # BMP begins at the bottom
-    near = np.abs(found[there].astype(int) - expected[there])
+    result, expected = read_image(part, allow_truncated=True), read_image(whole)
+    assert result.shape == expected.shape
+    decoded = slice(-100, None) if name == "rgb.bmp" else slice(0, 100)  # BMP starts with the bottom row
+    near = np.abs(result[decoded].astype(int) - expected[decoded])
     assert near.mean() < (40 if name == "progressive.jpg" else 1)  # the first scans are coarse
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_07_png_keeps_its_checksums(tmp_path: Path) -> None:
-    """A bit of any byte of the pixels' data, and of the palette's, flipped: refused, each time."""
+def test_07_png_checksums_are_compared(tmp_path: Path) -> None:
+    """A flipped bit in any byte of the pixel data or the palette is detected."""
     good = encoded(Image.fromarray(PICTURE[:6, :6]).convert("P", palette=Image.Palette.ADAPTIVE), "PNG")
     path = tmp_path / "flipped.png"
     begin = good.index(b"PLTE") - 4
@@ -216,8 +219,8 @@ def test_07_png_keeps_its_checksums(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_07_jpeg_is_heard_where_it_complains(tmp_path: Path, progressive: bool) -> None:
-    """A JPEG has no checksum, so a flipped bit may pass; a hole of 64 bytes is noticed nearly always, 4 kB always."""
+def test_07_jpeg_warnings_are_errors(tmp_path: Path, progressive: bool) -> None:
+    """JPEG has no checksum, so a flipped bit may pass; 64 random bytes are detected nearly always, 4 kB always."""
     good = encoded(PHOTO.resize((640, 480)), "JPEG", progressive=progressive)
     path, rng, refused = tmp_path / "holed.jpg", random.Random(0), {64: 0, 4096: 0}
     for size in refused:
@@ -237,14 +240,14 @@ def test_08_the_content_decides_not_the_name(tmp_path: Path, caplog: pytest.LogC
         path = tmp_path / f"{name}.jpg"
         path.write_bytes(KINDS[name])
         assert sorted(read_image(path).shape) == [3, 40, 56]
-        assert f"{path}: a " in caplog.messages[-1]
-    assert caplog.messages[0].endswith("a PNG by its content")
+        assert f"{path}: read as " in caplog.messages[-1]
+    assert caplog.messages[0].endswith("read as PNG, the format of its content")
     read_image(_written(tmp_path / "named.png", KINDS["rgb.png"]))
     assert len(caplog.messages) == 4
 
 
 def test_10_inks_become_colours(tmp_path: Path) -> None:
-    """CMYK, and YCCK as image editors write it, look as the picture that they were made of."""
+    """CMYK, and YCCK as image editors write it, look like the RGB image that they were made from."""
     for name, content in {
         "cmyk.jpg": encoded(Image.fromarray(SMOOTH).convert("CMYK"), "JPEG", quality=95),
         "cmyk.tif": encoded(Image.fromarray(SMOOTH).convert("CMYK"), "TIFF"),
@@ -265,7 +268,7 @@ def test_10_jpegs_are_to_the_bit_what_pillow_decodes(tmp_path: Path, mode: str, 
 
 
 def test_11_sixteen_bit_greys_are_scaled_not_clipped(tmp_path: Path) -> None:
-    """Less than half a level off on average; greys of 12 bits and negatives, as scanners write them, too."""
+    """The mean error is below half a level, also for greys of 12 bits and negatives, as scanners write them."""
     wide = RNG.integers(0, 65536, (64, 48)).astype(np.uint16)
     narrow = (wide[:, :6] >> 4).astype(np.uint32)
     packed = np.stack(
@@ -299,7 +302,7 @@ def test_12_sixteen_bit_colours_are_scaled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["float32", "float64", "int16", "uint16", "bool"])
 def test_14_arrays_other_than_uint8_are_refused(kind: str) -> None:
-    """NaN and infinity cannot come in: there is no floating-point input."""
+    """NaN and infinity are impossible, because floating-point arrays are refused."""
     array = np.zeros((4, 5, 3), kind)
     with pytest.raises(InputError, match=f"array of {kind}: expected uint8"):
         read_image(array)
@@ -315,7 +318,7 @@ def test_15_one_bit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_16_palettes(tmp_path: Path, bits: int) -> None:
-    """As images their colours, as masks their indices; with transparency, white where it is."""
+    """Images have the colours of the palette, white where it is transparent; masks have the indices."""
     colours = RNG.integers(0, 256, (1 << bits, 3), dtype=np.uint8)
     ids = RNG.integers(0, 1 << bits, (9, 8), dtype=np.uint8)
     packed = np.packbits(np.unpackbits(ids[..., None], axis=2)[..., 8 - bits :].reshape(9, -1), axis=1)
@@ -330,7 +333,7 @@ def test_16_palettes(tmp_path: Path, bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_16_grey_masks_of_any_depth_keep_their_ids(tmp_path: Path, bits: int) -> None:
-    """Decoders stretch greys of 2 and 4 bits to 0..255: right for an image, wrong for class ids."""
+    """Decoders scale greys of 2 and 4 bits to 0..255, which is right for images and wrong for class ids."""
     ids = np.arange(72).reshape(9, 8) % (1 << bits)
     if bits == 16:
         ids = ids * 900
@@ -341,7 +344,7 @@ def test_16_grey_masks_of_any_depth_keep_their_ids(tmp_path: Path, bits: int) ->
 
 
 def test_17_transparency_lies_over_white(tmp_path: Path) -> None:
-    """colour * alpha + white * (1 - alpha), however the file holds alpha; a transparent colour of a key, too."""
+    """colour * alpha + white * (1 - alpha), however the file stores alpha; also for a single transparent colour."""
     rgba = RNG.integers(0, 256, (12, 9, 4), dtype=np.uint8)
     rgba[0, 0], rgba[1, 1] = (10, 20, 30, 255), (10, 20, 30, 0)
     over = (rgba[..., :3] * (rgba[..., 3:] / 255)) + 255 * (1 - rgba[..., 3:] / 255)
@@ -375,7 +378,7 @@ def test_18_the_first_of_several_frames(tmp_path: Path, kind: str, options: dict
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 def test_19_orientation_applies_to_image_and_mask_alike(tmp_path: Path, orientation: int, suffix: str) -> None:
-    """All eight EXIF orientations in every format that has them; the stored picture follows from the definition."""
+    """All eight EXIF orientations in every format that has them; the stored images follow from the EXIF definition."""
     upright = np.kron(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40, np.ones((16, 16), np.uint8))
     stored = {
         1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
@@ -405,7 +408,7 @@ def test_19_masks_do_not_come_as_jpeg(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
 def test_20_thin_images(tmp_path: Path, width: int, height: int, kind: str) -> None:
     if kind == "WEBP":
-        width, height = min(width, 16_383), min(height, 16_383)  # the largest sides it has
+        width, height = min(width, 16_383), min(height, 16_383)  # the largest sides of the format
     read = read_image(_written(tmp_path / "thin", encoded(Image.new("RGB", (width, height), (90, 90, 90)), kind)))
     assert read.shape == (height, width, 3)
     assert np.abs(read.astype(int) - 90).max() <= 2
@@ -437,7 +440,7 @@ def test_21_every_height_and_every_width_from_1_to_257(predictor: foveal.Predict
 
 @pytest.mark.long
 def test_21_pairs_of_height_and_width(predictor: foveal.Predictor) -> None:
-    """Every fourth of both from 1 to 257, so that all remainders by 32 that a multiple of 4 leaves meet."""
+    """Every fourth size from 1 to 257 in both directions: all pairs of remainders modulo 32 that steps of 4 reach."""
     _segments_every(predictor, [(height, width) for height in range(1, 258, 4) for width in range(1, 258, 4)])
 
 
@@ -451,7 +454,7 @@ def test_22_grey_images_are_three_equal_channels(tmp_path: Path, predictor: fove
 
 
 def _fuzz(tmp_path: Path, name: str, count: int) -> None:
-    """The good file is read; ``count`` spoilt ones are, too, or are refused in one line; as images and as masks."""
+    """The good file is read; ``count`` damaged copies are read or refused in one line, as images and as masks."""
     path, rng = tmp_path / name, random.Random(0)
     good = read_image(_written(path, KINDS[name]))
     assert good.shape in {(40, 56, 3), (56, 40, 3)}
@@ -462,16 +465,16 @@ def _fuzz(tmp_path: Path, name: str, count: int) -> None:
         path.write_bytes(spoil(KINDS[name], rng))
         for read in readers:
             try:
-                found = read(path)
+                result = read(path)
             except InputError as error:
                 message = str(error)
                 assert message.startswith(str(path))
                 assert "\n" not in message
             else:
-                assert found.size
+                assert result.size
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage before it gives up on it, or does not
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage
 @pytest.mark.parametrize("name", KINDS)
 def test_damaged_bytes_never_give_another_error(tmp_path: Path, name: str) -> None:
     _fuzz(tmp_path, name, 1000 // len(KINDS) + 1)
@@ -490,7 +493,7 @@ def _written(path: Path, content: bytes) -> Path:
 
 
 def test_handmade_files_are_what_pillow_writes() -> None:
-    """The writers of this test's own files, against Pillow's readers."""
+    """Pillow reads the files that the helpers write by hand."""
     with Image.open(io.BytesIO(png(56, 40, rows=rows(PICTURE)))) as image:
         assert (np.asarray(image) == PICTURE).all()
     with Image.open(io.BytesIO(tiff(56, 40, 8, PICTURE.tobytes(), samples=3, photometric=2))) as image:

@@ -1,4 +1,4 @@
-"""Images are read, listed, prepared, cut into tiles and coloured; bad ones are in test_faults_images."""
+"""Images are read, listed, prepared, cut into tiles and coloured; test_faults.py has the bad ones."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from torchvision.transforms import v2
 
 from foveal.errors import InputError
 from foveal.images.colours import distinct_colours
+from foveal.images.formats import list_images
 from foveal.images.preparing import network_size, prepare
-from foveal.images.reading import list_images, read_image, read_mask
+from foveal.images.reading import read_image, read_mask
 from foveal.info import Preprocess
 from foveal.prediction.tiles import raised_cosine, tile_starts
 from helpers.pictures import PICTURE
@@ -32,7 +33,7 @@ def test_lossless_files_read_back(tmp_path: Path, suffix: str) -> None:
 
 
 def test_pillow_images_are_read_and_stay_usable(tmp_path: Path) -> None:
-    """Opened but not yet decoded images too, with their orientation; damage is an InputError there as well."""
+    """Also images that are opened but not yet decoded, with their orientation; damage is an InputError."""
     turned = Image.Exif()
     turned[0x0112] = 8
     Image.fromarray(PICTURE).save(tmp_path / "good.png", exif=turned)
@@ -46,7 +47,7 @@ def test_pillow_images_are_read_and_stay_usable(tmp_path: Path) -> None:
         read_image(Image.new("1", (20_000, 6_000)))
 
 
-def test_nothing_to_see_is_refused() -> None:
+def test_images_without_pixels_are_refused() -> None:
     for empty in (np.zeros((0, 5, 3), np.uint8), np.zeros((4, 0), np.uint8), Image.new("RGB", (0, 5))):
         with pytest.raises(InputError, match="pixels"):
             read_image(empty)
@@ -117,7 +118,7 @@ def test_resizing_follows_the_preprocess() -> None:
 
 
 def test_centre_crop_keeps_the_middle() -> None:
-    """As timm: short side to ceil(size / ratio), then the centre; an image of the right size is no exception."""
+    """As in timm: resize the short side to ceil(size / ratio), crop the centre; also for an image of the final size."""
     image = np.zeros((64, 64, 3), np.uint8)
     image[24:40, 24:40] = 255
     out = prepare(image, Preprocess(mean=(0, 0, 0), std=(1, 1, 1), size=(64, 64), crop_ratio=0.5))
@@ -133,14 +134,14 @@ def test_crops_as_torchvision_does(height: int, width: int, size: int, ratio: fl
     resize = v2.Resize(math.ceil(size / ratio), interpolation=v2.InterpolationMode.BICUBIC)
     expected = np.asarray(v2.CenterCrop(size)(resize(Image.fromarray(image))))
     preprocess = Preprocess((0, 0, 0), (1, 1, 1), size=(size, size), crop_ratio=ratio)
-    found = prepare(image, preprocess)[0].transpose(1, 2, 0) * 255
-    assert np.abs(found - expected).max() < 1e-3
+    result = prepare(image, preprocess)[0].transpose(1, 2, 0) * 255
+    assert np.abs(result - expected).max() < 1e-3
 
 
 @settings(max_examples=20)
 @given(height=st.integers(20, 90), width=st.integers(20, 90))
 def test_squashes_as_timm_does(height: int, width: int) -> None:
-    """Both sides to floor(size / ratio), the aspect given up, then the centre."""
+    """Resize both sides to floor(size / ratio) without keeping the aspect ratio, then crop the centre."""
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     resize = v2.Resize((34, 51), interpolation=v2.InterpolationMode.BICUBIC)  # 32 / 0.93 = 34.4, 48 / 0.93 = 51.6
     expected = np.asarray(v2.CenterCrop((32, 48))(resize(Image.fromarray(image))))

@@ -1,4 +1,4 @@
-"""Regions of masks: runs as COCO has them, connected parts as SciPy finds them, boxes."""
+"""Regions of masks: run lengths as in COCO, connected parts as in SciPy, boxes."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ def test_runs_are_cocos(mask: np.ndarray) -> None:
     runs = regions.runs_of(mask)
     np.testing.assert_array_equal(regions.mask_of(runs, mask.shape), mask)
     peer: Any = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    found = regions.coco_rle(runs, mask.shape)
-    assert found == {"size": list(mask.shape), "counts": peer["counts"].decode()}
-    assert json.loads(json.dumps(found)) == found
-    np.testing.assert_array_equal(regions.decoded(found), mask)
+    result = regions.coco_rle(runs, mask.shape)
+    assert result == {"size": list(mask.shape), "counts": peer["counts"].decode()}
+    assert json.loads(json.dumps(result)) == result
+    np.testing.assert_array_equal(regions.decoded(result), mask)
     np.testing.assert_array_equal(regions.decoded(regions.uncompressed_rle(runs, mask.shape)), mask)
 
 
 @given(mask=binary_masks())
 def test_connected_parts_are_scipys(mask: np.ndarray) -> None:
-    found, areas = regions.labelled(mask)
+    result, areas = regions.label_parts(mask)
     labelled: Any = ndimage.label(mask, np.ones((3, 3)))
     peer, count = labelled
-    assert len(areas) == count == len({*zip(found[mask].tolist(), peer[mask].tolist(), strict=True)})
-    np.testing.assert_array_equal(found > 0, mask)
-    np.testing.assert_array_equal(areas, np.bincount(found.ravel(), minlength=count + 1)[1:])
+    assert len(areas) == count == len({*zip(result[mask].tolist(), peer[mask].tolist(), strict=True)})
+    np.testing.assert_array_equal(result > 0, mask)
+    np.testing.assert_array_equal(areas, np.bincount(result.ravel(), minlength=count + 1)[1:])
 
 
 def test_a_snake_is_one_part() -> None:
-    """Its head and tail meet through every other row."""
+    """Rows that are connected at alternating ends are one part."""
     snake = np.zeros((41, 30), bool)
     snake[::2] = True
     snake[1::4, -1] = snake[3::4, 0] = True
-    assert regions.labelled(snake)[1].tolist() == [snake.sum()]
+    assert regions.label_parts(snake)[1].tolist() == [snake.sum()]
     snake[20] = False
-    assert regions.labelled(snake)[1].tolist() == [snake[:20].sum(), snake[21:].sum()]
+    assert regions.label_parts(snake)[1].tolist() == [snake[:20].sum(), snake[21:].sum()]
 
 
 def test_small_parts() -> None:
@@ -59,21 +59,21 @@ def test_small_parts() -> None:
     clean = mask.copy()
     mask[8:10, 8:10] = False
     mask[25:27, 25:27] = True
-    found, changed = regions.without_small_parts(mask, 5)
+    result, changed = regions.without_small_parts(mask, 5)
     assert changed
-    np.testing.assert_array_equal(found, clean)
-    found, changed = regions.without_small_parts(mask, 4)  # as large as that is not small
+    np.testing.assert_array_equal(result, clean)
+    result, changed = regions.without_small_parts(mask, 4)  # parts of exactly min_area stay
     assert not changed
-    np.testing.assert_array_equal(found, mask)
-    found, changed = regions.without_small_parts(mask, 700)  # the outside is smaller still: all is filled
+    np.testing.assert_array_equal(result, mask)
+    result, changed = regions.without_small_parts(mask, 700)  # the outside is also smaller, so it is filled as a hole
     assert changed
-    assert found.all()
+    assert result.all()
     specks = np.zeros((30, 30), bool)
     specks[3, 3] = specks[10:12, 10:12] = True
-    found, changed = regions.without_small_parts(specks, 50)
+    result, changed = regions.without_small_parts(specks, 50)
     assert changed
-    assert found.sum() == 4
-    assert found[10:12, 10:12].all()  # the largest stays
+    assert result.sum() == 4
+    assert result[10:12, 10:12].all()  # the largest stays
 
 
 @given(mask=binary_masks().filter(lambda mask: bool(mask.any())))

@@ -10,18 +10,21 @@ from cyclopts import Parameter
 from .console import Json, print_json, print_table
 
 if TYPE_CHECKING:
-    from ..data.check import SplitReport
+    from ..data.check import DataReport, SplitReport
+    from ..data.layout import Problem
+
+_SHOWN_SIZES = 4  # sizes in the table, for each split
 
 
 def data_check(
     data: Path,
     /,
     *,
-    quarantine: Annotated[Path | None, Parameter(help="File to write the bad files' paths to, one per line.")] = None,
-    out: Annotated[Path | None, Parameter(help="Folder for overview.png: classes and samples as a picture.")] = None,
+    quarantine: Annotated[Path | None, Parameter(help="File to write the paths of bad files to, one per line.")] = None,
+    out: Annotated[Path | None, Parameter(help="Folder for overview.png: a picture of classes and samples.")] = None,
     json: Json = False,
 ) -> int:
-    """Read a whole data set: its layout, splits, sizes and classes, and everything that is wrong with it, by file.
+    """Read a whole data set and print its layout, splits, sizes and classes, and each problem with its file.
 
     Parameters
     ----------
@@ -35,7 +38,7 @@ def data_check(
     from ..progress import Progress
 
     if out is not None:
-        ensure_folder(out)  # now, not after hours
+        ensure_folder(out)  # before the check, which may take hours
     report = check_data(data, progress=Progress())
     if quarantine is not None:
         with atomic_write(quarantine) as file:
@@ -44,8 +47,14 @@ def data_check(
         save_picture(draw_overview(report), out / "overview.png")
     if json:
         print_json(report.to_dict())
-        return 1 if report.problems else 0
-    print(f"{data}: {report.layout or 'no known layout'}\n")
+    else:
+        print(f"{data}: {report.layout or 'no known layout'}\n")
+        _print_tables(report)
+        _print_notes(report)
+    return 1 if report.problems else 0
+
+
+def _print_tables(report: DataReport) -> None:
     if report.splits:
         header = ("split", "samples", "readable", "sizes (W x H)", "ignored")
         print_table(header, [_split_row(split) for split in report.splits])
@@ -55,24 +64,30 @@ def data_check(
     if counted:
         header = ("class", *(f"{split.name} {kind}" for split in counted for kind in ("pixels", "images")))
         print_table(header, [_class_row(name, i, counted) for i, name in enumerate(report.labels.names)])
+
+
+def _print_notes(report: DataReport) -> None:
     for text in report.notes:
         print(f"note: {text}")
     for problem in report.problems:
-        named = str(problem.file) in problem.error
-        print(f"problem: {problem.error}" if named else f"problem: {problem.file}: {problem.error}")
+        print(f"problem: {_describe(problem)}")
     print(f"{len(report.problems)} problems" if report.problems else "no problems")
-    return 1 if report.problems else 0
+
+
+def _describe(problem: Problem) -> str:
+    """The error with its file, which some errors already contain."""
+    return problem.error if str(problem.file) in problem.error else f"{problem.file}: {problem.error}"
 
 
 def _split_row(split: SplitReport) -> list[str]:
-    sizes = [f"{width}x{height} ({count})" for (height, width), count in split.sizes.most_common(4)]
-    more = f", {len(split.sizes) - 4} more" if len(split.sizes) > 4 else ""
+    sizes = [f"{width}x{height} ({count})" for (height, width), count in split.sizes.most_common(_SHOWN_SIZES)]
+    more = f", {len(split.sizes) - _SHOWN_SIZES} more" if len(split.sizes) > _SHOWN_SIZES else ""
     ignored = f"{split.ignored_share:.1%}" if split.ignored else ""
     return [split.name, str(split.items), str(split.readable), ", ".join(sizes) + more, ignored]
 
 
 def _class_row(name: str, index: int, splits: list[SplitReport]) -> list[str]:
-    """Shares of a class in the labelled pixels and in the images of each split."""
+    """Share of a class in the labelled pixels of each split, and in its images."""
     cells = [name]
     for split in splits:
         pixels = f"{split.shares[index]:.2%}" if split.pixels.any() else ""

@@ -53,7 +53,7 @@ def list_sources(images: list[Path]) -> tuple[list[tuple[Path, Path]], bool]:
     Raises:
         InputError: a folder without images.
     """
-    from ..images.reading import list_images
+    from ..images.formats import list_images
 
     many = len(images) > 1 or images[0].is_dir()
     return [(source, path) for path in images for source in (list_images(path) if path.is_dir() else [path])], many
@@ -76,7 +76,7 @@ def list_jobs(images: list[Path], out: Path, suffix: str = ".png") -> tuple[list
         ConfigError: a result would overwrite an image, two results have the same name, or ``out`` is a file and there
             are several results or it has another suffix.
     """
-    from ..images.reading import SUFFIXES
+    from ..images.formats import SUFFIXES
 
     sources, many = list_sources(images)
     if out.suffix.lower() in (suffix, *SUFFIXES) and not out.is_dir():

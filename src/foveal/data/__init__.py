@@ -1,1 +1,1 @@
-"""Data sets: reading them, checking them, augmenting them."""
+"""Read, check and augment data sets."""

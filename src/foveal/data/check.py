@@ -1,11 +1,11 @@
-"""Reading a whole data set once: what is in it, and everything that is wrong with it, file by file."""
+"""Check a whole data set: read every sample once, count what it contains, and report each problem by file."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,30 +22,30 @@ from .examples import Examples
 from .instances import InstanceData
 from .layout import ALL, FILE, DatasetFile, Problem, describe
 from .segmentation import SegmentationData
-from .segmentation_layouts import LAYOUTS, layout_of, unknown_layout
+from .segmentation_layouts import LAYOUTS, Layout, layout_of, unknown_layout
 from .shards import find_shards
-from .stream import TarStream
+from .stream import StreamSample, TarStream
 from .super_resolution import SuperResolutionData
 
 _OBJECTS = (instances.POLYGONS, instances.IDS)
 _OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT, *_OBJECTS)
-_MANY_SIZES = 5  # sizes that a report names
+_SHOWN = 5  # number of files in a note
 
 
 @dataclass
 class SplitReport:
-    """What one split holds.
+    """The content of one split.
 
     Attributes:
-        name: of the split.
-        items: samples found.
-        readable: samples read without a problem.
-        sizes: images of each (H, W).
-        pixels: labelled pixels of each class.
-        images: images in which each class occurs.
-        ignored: pixels that are left out.
-        objects: with an outline or an id of their own.
-        examples: a few samples, as pictures.
+        name: name of the split.
+        items: number of samples.
+        readable: number of samples that were read without a problem.
+        sizes: number of images by (H, W).
+        pixels: number of labelled pixels of each class.
+        images: number of images in which each class occurs.
+        ignored: number of ignored pixels.
+        objects: number of objects with an outline or an id of their own.
+        examples: a few samples as thumbnails.
     """
 
     name: str
@@ -60,6 +60,7 @@ class SplitReport:
 
     @property
     def ignored_share(self) -> float:
+        """Share of ignored pixels in all pixels."""
         total = int(self.pixels.sum()) + self.ignored
         return self.ignored / total if total else 0.0
 
@@ -69,7 +70,15 @@ class SplitReport:
         return self.pixels / max(1, int(self.pixels.sum()))
 
     def count_classes(self, classes: NDArray[np.integer] | int, num_classes: int) -> bool:
-        """Add one image's mask, or its class; whether anything in it is labelled."""
+        """Count the classes of one sample.
+
+        Args:
+            classes: class ids ``(H, W)``, 255 = ignore; or a class index.
+            num_classes: number of classes.
+
+        Returns:
+            Whether the sample has any label.
+        """
         if not len(self.images):
             self.pixels, self.images = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
         if isinstance(classes, int):
@@ -84,15 +93,15 @@ class SplitReport:
 
 @dataclass
 class DataReport:
-    """What :func:`check_data` found.
+    """The result of :func:`check_data`.
 
     Attributes:
         root: folder of the data set.
-        layout: name of the layout; empty where none fits.
+        layout: name of the layout; empty if none fits.
         labels: names and palette of the classes.
-        splits: one report each.
-        problems: what is wrong and where; training on these files fails.
-        notes: what is allowed and yet worth a look.
+        splits: one report for each split.
+        problems: what is wrong in which file; training on these files fails.
+        notes: what is allowed but may be a mistake.
     """
 
     root: Path
@@ -104,22 +113,23 @@ class DataReport:
 
     @property
     def bad_files(self) -> list[str]:
-        """Files with problems, relative to the data set, each once: what ``exclude`` in dataset.yaml takes."""
+        """Files with problems, relative to the data set, each once, as ``exclude`` in dataset.yaml takes them."""
         files = (p.file for p in self.problems if p.file != self.root and self.root in p.file.parents)
         return list(dict.fromkeys(file.relative_to(self.root).as_posix() for file in files))
 
     def to_dict(self) -> dict:
+        """The report as data for JSON."""
         return {
             "root": str(self.root),
             "layout": self.layout,
             "classes": list(self.labels.names),
-            "splits": {split.name: self._split(split) for split in self.splits},
+            "splits": {split.name: self._split_dict(split) for split in self.splits},
             "problems": [{"file": str(p.file), "error": p.error} for p in self.problems],
             "notes": self.notes,
         }
 
-    def _split(self, split: SplitReport) -> dict:
-        found: dict = {
+    def _split_dict(self, split: SplitReport) -> dict:
+        result: dict = {
             "items": split.items,
             "readable": split.readable,
             "sizes": [{"size": list(size), "images": n} for size, n in split.sizes.most_common()],
@@ -127,36 +137,36 @@ class DataReport:
         if len(split.images):
             rows = zip(self.labels.names, split.shares.tolist(), split.images.tolist(), strict=True)
             has_pixels = bool(split.pixels.any())
-            found["classes"] = {
+            result["classes"] = {
                 name: {"pixels": round(share, 6), "images": n} if has_pixels else {"images": n}
                 for name, share, n in rows
             }
         if split.ignored:
-            found["ignored"] = round(split.ignored_share, 6)
+            result["ignored"] = round(split.ignored_share, 6)
         if split.objects:
-            found["objects"] = split.objects
-        return found
+            result["objects"] = split.objects
+        return result
 
 
 def check_data(root: str | Path, *, progress: Progress | None = None) -> DataReport:
-    """Read every sample of a data set, of whatever layout, and go on past whatever is wrong.
+    """Read every sample of a data set of any layout; problems are collected in the report, not raised.
 
     Args:
         root: folder of the data set.
         progress: where to show progress; default: nowhere.
 
     Raises:
-        DataError: no such folder.
+        DataError: ``root`` is not a folder.
         ConfigError: ``dataset.yaml`` has unknown keys or values.
         DependencyError: the layout needs a library that is not installed.
     """
     root = Path(root)
     described = describe(root)
-    report = DataReport(root)
-    progress = progress or Progress(enabled=False)
+    check = _Check(DataReport(root), described, progress or Progress(enabled=False))
+    report = check.report
     try:
-        _check(report, described, progress)
-    except DataError as error:  # of the data set as a whole: there is nothing to go on with
+        _check_layout(check)
+    except DataError as error:  # concerns the whole data set, so the check cannot continue
         report.problems.append(_problem(root, error))
     empty = [split.name for split in report.splits if not split.items]
     if len(empty) < len(report.splits):
@@ -167,119 +177,172 @@ def check_data(root: str | Path, *, progress: Progress | None = None) -> DataRep
     return report
 
 
-def _check(report: DataReport, described: DatasetFile, progress: Progress) -> None:
-    root, wanted = report.root, described.layout
-    if wanted and wanted not in (*_OTHERS, *(layout.name for layout in LAYOUTS)):
+class _Check:
+    """A check in progress: the report, and the steps that the checks of all layouts have in common.
+
+    Attributes:
+        report: the report so far.
+        root: folder of the data set.
+        described: its ``dataset.yaml``.
+        progress: where to show progress.
+    """
+
+    def __init__(self, report: DataReport, described: DatasetFile, progress: Progress) -> None:
+        self.report, self.root, self.described, self.progress = report, report.root, described, progress
+        self._known: dict[str, tuple[str, Path]] = {}  # split and path of the images so far, by the hash of their bytes
+
+    def add_split(self, name: str) -> SplitReport:
+        """Begin the report of a split."""
+        split = SplitReport(name)
+        self.report.splits.append(split)
+        return split
+
+    def indices(
+        self, data: SegmentationData | ClassificationData | SuperResolutionData | InstanceData, split: SplitReport
+    ) -> Iterator[int]:
+        """The indices of all samples of a split, with a progress bar."""
+        split.items = len(data)
+        with self.progress.bar(f"check {split.name}", len(data)) as bar:
+            for index in range(len(data)):
+                yield index
+                bar.advance()
+
+    def read(self, data, index: int, path: Path, split: SplitReport):
+        """Read a sample; if that fails, add a problem and return ``None``."""
+        try:
+            sample = data[index]
+        except DataError as error:
+            self.report.problems.append(Problem(path, str(error)))
+            return None
+        split.readable += 1
+        return sample
+
+    def note_duplicate(self, split: str, path: Path) -> None:
+        """Add a note if an image is byte for byte the same as one of another split, which makes scores useless."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        other, twin = self._known.setdefault(digest, (split, path))
+        if other != split:
+            own, same = path.relative_to(self.root), twin.relative_to(self.root)
+            self.report.notes.append(f"{own} ({split}) is {same} ({other})")
+
+
+def _check_layout(check: _Check) -> None:
+    """Find the layout of the data set and check its splits.
+
+    Raises:
+        DataError: no layout fits, or several do.
+    """
+    root, described, report = check.root, check.described, check.report
+    name = described.layout
+    if name and name not in (*_OTHERS, *(layout.name for layout in LAYOUTS)):
         raise unknown_layout(root, described, _OTHERS)
-    if wanted not in _OTHERS and (layout := layout_of(root, described)):
+    if name not in _OTHERS and (layout := layout_of(root, described)):
         report.layout = layout.name
-        _check_masks(report, described, progress)
-    elif wanted in _OBJECTS or (not wanted and instances.has_outlines(root)):
+        _check_masks(check, layout)
+    elif name in _OBJECTS or (not name and instances.has_outlines(root)):
         report.layout = instances.layout_of(root, described)
-        _check_objects(report, instances.splits_of(root, described), described, progress)
-    elif wanted in ("", stream.LAYOUT) and (found := find_shards(root)[2]):
+        _check_objects(check, instances.splits_of(root, described))
+    elif name in ("", stream.LAYOUT) and (shards := find_shards(root)[2]):
         report.layout = stream.LAYOUT
-        _check_tars(report, tuple(found), progress)
-    elif wanted in ("", super_resolution.LAYOUT) and (high := super_resolution.high_folders(root, described)):
+        _check_tars(check, tuple(shards))
+    elif name in ("", super_resolution.LAYOUT) and (folders := super_resolution.high_folders(root, described)):
         report.layout = super_resolution.LAYOUT
-        _check_large(report, tuple(high), described, progress)
-    elif wanted in ("", classification.LAYOUT) and (by_split := class_folders(root, described)):
+        _check_pairs(check, folders)
+    elif name in ("", classification.LAYOUT) and (by_split := class_folders(root, described)):
         report.layout = classification.LAYOUT
-        _check_classes(report, tuple(by_split), progress)
+        _check_classes(check, tuple(by_split))
     else:
         raise unknown_layout(root, described, _OTHERS)
 
 
-# ---- one kind each
-
-
-def _check_masks(report: DataReport, described: DatasetFile, progress: Progress) -> None:
-    layout = layout_of(report.root, described)
-    assert layout is not None, "the caller has found it"
-    known: dict[str, tuple[str, Path]] = {}
-    for name in _wholes(layout.splits(report.root, described)):
-        split = SplitReport(name)
-        report.splits.append(split)
+def _check_masks(check: _Check, layout: Layout) -> None:
+    report = check.report
+    for name in _without_all(layout.splits(check.root, check.described)):
+        split = check.add_split(name)
         try:
-            part = layout.open(report.root, [name], described)
+            part = layout.open(check.root, [name], check.described)
         except DataError as error:
-            report.problems.append(_problem(report.root, error))
+            report.problems.append(_problem(check.root, error))
             continue
         report.problems += part.problems
         report.labels = part.labels
         data = SegmentationData(part.pairs, part.labels, part.read, layout.name)
-        void: list[str] = []
-        for index in _each(data, split, progress):
+        unlabelled: list[str] = []
+        for index in check.indices(data, split):
             path = part.pairs[index][0]
-            if sample := _read(data, index, path, report, split):
+            if sample := check.read(data, index, path, split):
                 image, mask = sample
                 split.sizes[image.shape[:2]] += 1
                 if not split.count_classes(mask, len(part.labels.names)):
-                    void.append(path.name)
+                    unlabelled.append(path.name)
                 split.examples.offer(path.name, image, mask, part.labels)
-                _note_twin(report, known, split.name, path)
-        if name in ("train", "training") and len(void) == split.readable > 0:
-            report.problems.append(Problem(report.root / name, "no labelled pixel in its masks: nothing to learn from"))
-        elif void:
-            more = ", ..." if len(void) > 5 else ""
-            report.notes.append(f"{name}: nothing labelled in {len(void)} masks, of {', '.join(void[:5])}{more}")
+                check.note_duplicate(split.name, path)
+        _report_unlabelled(report, split, unlabelled)
 
 
-def _check_objects(report: DataReport, splits: Sequence[str], described: DatasetFile, progress: Progress) -> None:
-    known: dict[str, tuple[str, Path]] = {}
-    for name in _wholes(splits):
-        split = SplitReport(name)
-        report.splits.append(split)
-        data, problems = instances.open_splits(report.root, [name], described)
-        report.problems += problems
-        for index in _each(data, split, progress):
+def _report_unlabelled(report: DataReport, split: SplitReport, names: Sequence[str]) -> None:
+    """Masks without a labelled pixel are worth a note, but a problem if they are all masks for training."""
+    if split.name in ("train", "training") and len(names) == split.readable > 0:
+        report.problems.append(
+            Problem(report.root / split.name, "no labelled pixel in any of its masks, so nothing can be learnt")
+        )
+    elif names:
+        more = ", ..." if len(names) > _SHOWN else ""
+        report.notes.append(f"{split.name}: no labelled pixel in {len(names)} masks: {', '.join(names[:_SHOWN])}{more}")
+
+
+def _check_objects(check: _Check, splits: Sequence[str]) -> None:
+    for name in _without_all(splits):
+        split = check.add_split(name)
+        data, problems = instances.open_splits(check.root, [name], check.described)
+        check.report.problems += problems
+        for index in check.indices(data, split):
             path = data.name(index)
-            if sample := _read(data, index, path, report, split):
+            if sample := check.read(data, index, path, split):
                 split.sizes[sample[0].shape[:2]] += 1
                 split.objects += len(sample[1])
-                split.examples.offer(path.name, sample[0], None, report.labels)
-                _note_twin(report, known, split.name, path)
+                split.examples.offer(path.name, sample[0], None, check.report.labels)
+                check.note_duplicate(split.name, path)
 
 
-def _check_classes(report: DataReport, splits: Sequence[str], progress: Progress) -> None:
-    known: dict[str, tuple[str, Path]] = {}
-    for name in _wholes(splits):
-        split = SplitReport(name)
-        report.splits.append(split)
+def _check_classes(check: _Check, splits: Sequence[str]) -> None:
+    for name in _without_all(splits):
+        split = check.add_split(name)
         try:
-            data = ClassificationData.open(report.root, [name])
+            data = ClassificationData.open(check.root, [name])
         except DataError as error:
-            report.problems.append(_problem(report.root / name, error))
+            check.report.problems.append(_problem(check.root / name, error))
             continue
-        report.labels = data.labels
-        for index in _each(data, split, progress):
+        check.report.labels = data.labels
+        for index in check.indices(data, split):
             path, label = data.files[index]
-            if sample := _read(data, index, path, report, split):
+            if sample := check.read(data, index, path, split):
                 split.sizes[sample[0].shape[:2]] += 1
                 split.count_classes(label, len(data.labels.names))
                 split.examples.offer(path.name, sample[0], label, data.labels)
-                _note_twin(report, known, split.name, path)
+                check.note_duplicate(split.name, path)
 
 
-def _check_large(report: DataReport, splits: Sequence[str], described: DatasetFile, progress: Progress) -> None:
-    """Every scale that there are small images for; without any, the large images alone."""
-    for name in _wholes(splits):
-        high = super_resolution.high_folders(report.root, described)[name]
-        for scale in super_resolution.low_folders(high) or (1,):
-            split = SplitReport(name if scale == 1 else f"{name} x{scale}" if scale else f"{name} with small images")
-            report.splits.append(split)
-            pairs, problems = super_resolution.open_split(report.root, name, scale, described)
-            report.problems += problems
+def _check_pairs(check: _Check, folders: Mapping[str, Path]) -> None:
+    """Check the pairs of every scale for which there are small images; without any, check the large images."""
+    for name in _without_all(tuple(folders)):
+        for scale in super_resolution.low_folders(folders[name]) or (1,):
+            split = check.add_split(
+                name if scale == 1 else f"{name} x{scale}" if scale else f"{name} with small images"
+            )
+            pairs, problems = super_resolution.open_split(check.root, name, scale, check.described)
+            check.report.problems += problems
             data = SuperResolutionData(tuple(pairs), scale or _scale_of_first(pairs))
-            for index in _each(data, split, progress):
+            for index in check.indices(data, split):
                 small, large = pairs[index]
-                if sample := _read(data, index, small or large, report, split):
+                if sample := check.read(data, index, small or large, split):
                     split.sizes[sample[1].shape[:2]] += 1
-                    split.examples.offer(large.name, sample[1], None, report.labels)
+                    split.examples.offer(large.name, sample[1], None, check.report.labels)
 
 
 def _scale_of_first(pairs: Sequence[tuple[Path | None, Path]]) -> int:
-    """The scale that the first readable pair has."""
+    """The scale of the first readable pair."""
     for small, large in pairs:
         try:
             assert small is not None
@@ -291,79 +354,50 @@ def _scale_of_first(pairs: Sequence[tuple[Path | None, Path]]) -> int:
     return 1
 
 
-def _check_tars(report: DataReport, splits: Sequence[str], progress: Progress) -> None:
-    for name in _wholes(splits):
-        split = SplitReport(name)
-        report.splits.append(split)
+def _check_tars(check: _Check, splits: Sequence[str]) -> None:
+    for name in _without_all(splits):
+        split = check.add_split(name)
         bad: list[Problem] = []
 
         def note(shard: Path, key: str, error: str, bad: list[Problem] = bad) -> None:
             bad.append(Problem(shard / key, error))
 
-        data = TarStream.open(report.root, [name], on_bad=note)
-        report.labels = data.labels
-        with progress.bar(f"check {name}", len(data.shards)) as bar:
+        data = TarStream.open(check.root, [name], on_bad=note)
+        check.report.labels = data.labels
+        with check.progress.bar(f"check {name}", len(data.shards)) as bar:
             for shard in data.shards:
                 for sample in dataclasses.replace(data, shards=(shard,)):
-                    classes = sample.mask if sample.mask is not None else sample.label
-                    if classes is None and data.labels.names:
+                    if not _count_tar_sample(split, shard, sample, data.labels):
                         note(shard, sample.key, f"{shard}: {sample.key}: neither mask nor class index")
-                        continue
-                    split.readable += 1
-                    split.sizes[sample.image.shape[:2]] += 1
-                    if classes is not None and data.labels.names:
-                        split.count_classes(classes, len(data.labels.names))
-                    split.examples.offer(f"{shard.name}/{sample.key}", sample.image, classes, data.labels)
                 bar.advance()
         split.items = split.readable + len(bad)
-        report.problems += bad
+        check.report.problems += bad
 
 
-# ---- what they share
+def _count_tar_sample(split: SplitReport, shard: Path, sample: StreamSample, labels: Labels) -> bool:
+    """Count a sample; ``False`` if it needs a label and has none."""
+    classes = sample.mask if sample.mask is not None else sample.label
+    if classes is None and labels.names:
+        return False
+    split.readable += 1
+    split.sizes[sample.image.shape[:2]] += 1
+    if classes is not None and labels.names:
+        split.count_classes(classes, len(labels.names))
+    split.examples.offer(f"{shard.name}/{sample.key}", sample.image, classes, labels)
+    return True
 
 
-def _wholes(splits: Sequence[str]) -> list[str]:
-    """All splits but the one that repeats the others."""
+def _without_all(splits: Sequence[str]) -> list[str]:
+    """The splits without "all", which repeats the others, unless it is the only one."""
     return [name for name in splits if name != ALL] or list(splits)
 
 
-def _each(
-    data: SegmentationData | ClassificationData | SuperResolutionData | InstanceData,
-    split: SplitReport,
-    progress: Progress,
-) -> Iterator[int]:
-    split.items = len(data)
-    with progress.bar(f"check {split.name}", len(data)) as bar:
-        for index in range(len(data)):
-            yield index
-            bar.advance()
-
-
-def _read(data, index: int, path: Path, report: DataReport, split: SplitReport):
-    """One sample, or ``None`` after noting why it cannot be read."""
-    try:
-        sample = data[index]
-    except DataError as error:
-        report.problems.append(Problem(path, str(error)))
-        return None
-    split.readable += 1
-    return sample
-
-
-def _problem(where: Path, error: DataError) -> Problem:
-    return Problem(where, str(error).removeprefix(f"{where}: "))
-
-
-def _note_twin(report: DataReport, known: dict[str, tuple[str, Path]], split: str, path: Path) -> None:
-    """Note an image that is, byte for byte, also in another split: scores on it say nothing."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    other, twin = known.setdefault(digest, (split, path))
-    if other != split:
-        report.notes.append(f"{path.relative_to(report.root)} ({split}) is {twin.relative_to(report.root)} ({other})")
+def _problem(path: Path, error: DataError) -> Problem:
+    return Problem(path, str(error).removeprefix(f"{path}: "))
 
 
 def _note_classes(report: DataReport) -> None:
+    """Add notes on classes that do not occur in a split, and on splits of which most pixels are ignored."""
     for split in report.splits:
         if not len(split.images):
             continue

@@ -1,4 +1,4 @@
-"""Which class of a data set each class of a model counts as: a YAML file ``model class: data class``."""
+"""Map the classes of a model to the classes of a data set, by a YAML file of ``model class: data class``."""
 
 from __future__ import annotations
 
@@ -12,23 +12,31 @@ from ..config import read_yaml
 from ..errors import ConfigError, nearest
 
 
-def read_class_map(path: str | Path, own: Sequence[str], wanted: Sequence[str]) -> NDArray[np.int64]:
-    """Index into ``wanted``, the data's classes, of each of the model's ``own``: ``(own classes,)``.
+def read_class_map(path: str | Path, model_names: Sequence[str], data_names: Sequence[str]) -> NDArray[np.int64]:
+    """Read a class map.
+
+    Args:
+        path: YAML file; each key is a class of the model, each value a class of the data.
+        model_names: classes of the model.
+        data_names: classes of the data.
+
+    Returns:
+        For each class of the model, the index of its class in ``data_names``: ``(model classes,)``.
 
     Raises:
-        ConfigError: the file cannot be read, a name is unknown, or one of the model's classes is missing.
+        ConfigError: the file cannot be read, a name is unknown, or a class of the model is missing.
     """
     mapping = read_yaml(path)
     for name, target in mapping.items():
-        if name not in own:
-            raise ConfigError(f"{path}: the model has no class {name!r}{nearest(name, own)}")
-        if target not in wanted:
-            raise ConfigError(f"{path}: the data has no class {target!r}{nearest(str(target), wanted)}")
-    if missing := [name for name in own if name not in mapping]:
-        raise ConfigError(f"{path}: no data class for {abbreviate(missing)}")
-    return np.array([wanted.index(mapping[name]) for name in own])
+        if name not in model_names:
+            raise ConfigError(f"{path}: the model has no class {name!r}{nearest(name, model_names)}")
+        if target not in data_names:
+            raise ConfigError(f"{path}: the data has no class {target!r}{nearest(str(target), data_names)}")
+    if missing := [name for name in model_names if name not in mapping]:
+        raise ConfigError(f"{path}: no data class for {abbreviate(missing)}; add a line 'model class: data class' each")
+    return np.array([data_names.index(mapping[name]) for name in model_names])
 
 
 def abbreviate(names: Sequence[str]) -> str:
-    """The first of many names, for a message."""
+    """The first four of many names and their number, for messages."""
     return ", ".join(names[:4]) + (f", ... ({len(names)})" if len(names) > 4 else "")

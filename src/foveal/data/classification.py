@@ -1,10 +1,10 @@
-"""One folder per class, as samples for classification.
+"""Samples for classification: images in one folder per class.
 
-Layouts (told apart by what lies where)::
+Layouts (detected from where the images are)::
 
     ROOT/<split>/<class>/*.jpg      a folder per split
     ROOT/<class>/*.jpg              no splits: "all", and "train" and "val" with val_share in dataset.yaml
-    ROOT/*_n01440764_*.jpg          the same without folders: every file's name holds its class, a WordNet id
+    ROOT/*_n01440764_*.jpg          no folders: the name of every file contains its class as a WordNet id; no splits
 
 Classes are numbered in the order of their folder names, or of ``names`` in ``dataset.yaml``.
 """
@@ -30,7 +30,7 @@ from .layout import (
     SPLIT_NAMES,
     DatasetFile,
     describe,
-    drawn_splits,
+    draw_splits,
     has_images,
     images_in,
     resolve_split,
@@ -43,7 +43,7 @@ _WORDNET_ID = re.compile(r"(?<![a-zA-Z0-9])n\d{8}(?!\d)")
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """Image files with their class. Indexing reads: ``data[i] -> (image, class index)``.
+    """Image files with their classes. Indexing reads: ``data[i] -> (image, class index)``.
 
     Attributes:
         files: (image path, class index), sorted by class, then by name.
@@ -58,17 +58,20 @@ class ClassificationData:
         """Find the images of ``splits`` below ``root``.
 
         Raises:
-            DataError: no such folder or split, no images, folders of masks among the classes, folders inside classes.
+            DataError: the folder or a split does not exist or has no images, a class folder contains masks or further
+                folders of images, or the class folders are not those of ``dataset.yaml``.
         """
         root = Path(root)
         described = describe(root)
         if described.layout not in ("", LAYOUT):
-            raise DataError(f"{root / FILE}: layout {described.layout!r} is not for classification ({LAYOUT!r})")
+            raise DataError(
+                f"{root / FILE}: layout {described.layout!r} is not for classification; write"
+                f" 'layout: {LAYOUT}', or leave 'layout' out"
+            )
         by_split = class_folders(root, described)
         if not by_split:
             raise DataError(f"{root}: no folders of images, one per class (ROOT/<split>/<class>/*.jpg)")
-        found = {name for folders in by_split.values() for name in folders}
-        names = _names(root, described, found)
+        names = _class_names(root, described, {name for folders in by_split.values() for name in folders})
         files: list[tuple[Path, int]] = []
         for split in splits:
             folders = by_split[resolve_split(split, tuple(by_split), root)]
@@ -84,7 +87,7 @@ class ClassificationData:
         """Read one image, ``(H, W, 3)`` RGB, and its class.
 
         Raises:
-            DataError: unreadable.
+            DataError: the image is unreadable.
         """
         path, label = self.files[index]
         try:
@@ -97,49 +100,57 @@ class ClassificationData:
         return self.files[index][0]
 
     def order(self, rng: np.random.Generator, buffer: int) -> Sequence[int]:
-        """All images in random order; single files need no ``buffer``."""
+        """All indices in random order; ``buffer`` is not used for single files."""
         return rng.permutation(len(self)).tolist()
 
 
 def class_folders(root: Path, described: DatasetFile) -> dict[str, dict[str, list[Path]]]:
-    """Images by split and class name; empty where ``root`` does not hold one folder per class.
+    """Images by split and class name; empty if ``root`` has no folders of classes.
 
     Raises:
-        DataError: some folder would be taken for a class and hardly is one.
+        DataError: a folder looks like a class by its place, but like masks or a nested data set by its content.
     """
     flat = [folder for folder in subfolders(root) if images_in(folder)]
-    classes = _classes(root, root, flat, described) if flat else _by_wordnet_id(root, described)
+    classes = _class_files(root, root, flat, described) if flat else _by_wordnet_id(root, described)
     if classes:
-        drawn: dict[str, dict[str, list[Path]]] = {}
-        for name, files in classes.items():  # drawn class by class, so that each keeps its share
-            for split, members in drawn_splits((f"{name}/{p.name}" for p in files), described).items():
-                drawn.setdefault(split, {})[name] = [p for p in files if f"{name}/{p.name}" in members]
-        return drawn
+        return _draw_by_class(classes, described)
     by_split = {split.name: [f for f in subfolders(split) if images_in(f)] for split in subfolders(root)}
     return {
-        split: _classes(root, root / split, folders, described)
+        split: _class_files(root, root / split, folders, described)
         for split, folders in by_split.items()
         if folders or split in SPLIT_NAMES
     }
 
 
+def _draw_by_class(classes: Mapping[str, list[Path]], described: DatasetFile) -> dict[str, dict[str, list[Path]]]:
+    """Draw the splits within each class, so that every class keeps its share of the images."""
+    by_split: dict[str, dict[str, list[Path]]] = {}
+    for name, files in classes.items():
+        for split, members in draw_splits((f"{name}/{p.name}" for p in files), described).items():
+            by_split.setdefault(split, {})[name] = [p for p in files if f"{name}/{p.name}" in members]
+    return by_split
+
+
 def _by_wordnet_id(root: Path, described: DatasetFile) -> dict[str, list[Path]]:
-    """Images of a folder that has them in no other folder, by the WordNet id in their names; empty if one has none."""
+    """Images directly in ``root`` by the WordNet id in their names.
+
+    Empty if a name has no id, or if there are images in subfolders.
+    """
     if any(map(has_images, subfolders(root))):
         return {}
     excluded = described.excluded(root)
     classes: dict[str, list[Path]] = {}
     for path in images_in(root):
-        found = _WORDNET_ID.search(path.stem)
-        if found is None:
+        match = _WORDNET_ID.search(path.stem)
+        if match is None:
             return {}
         if path not in excluded:
-            classes.setdefault(found[0], []).append(path)
+            classes.setdefault(match[0], []).append(path)
     return classes
 
 
-def _classes(root: Path, parent: Path, folders: Sequence[Path], described: DatasetFile) -> dict[str, list[Path]]:
-    """Images of each class folder, once it is sure that they are class folders."""
+def _class_files(root: Path, parent: Path, folders: Sequence[Path], described: DatasetFile) -> dict[str, list[Path]]:
+    """Images of each class folder, after a check that the folders are classes."""
     excluded = described.excluded(root)
     classes = {folder.name: [p for p in images_in(folder) if p not in excluded] for folder in folders}
     if described.layout != LAYOUT:
@@ -148,30 +159,30 @@ def _classes(root: Path, parent: Path, folders: Sequence[Path], described: Datas
         nested = next((inner for inner in subfolders(folder) if any(map(images_in, (inner, *subfolders(inner))))), None)
         if nested is not None:
             raise DataError(
-                f"{nested}: a folder of images inside the class folder {folder.name!r}; a class holds its images"
-                " directly: move them up, or move the folder out of the data set"
+                f"{nested}: a folder of images inside the class folder {folder.name!r}; the images of a class must lie"
+                " directly in its folder: move them up, or move the folder out of the data set"
             )
     return classes
 
 
 def _refuse_masks(parent: Path, classes: Mapping[str, Sequence[Path]]) -> None:
-    """Stop where folders of images and masks would become classes."""
-    insist = f"to have it as a class all the same, write 'layout: {LAYOUT}' into {FILE}"
+    """Raise a DataError if folders of images and masks would be read as classes."""
+    override = f"to use it as a class nevertheless, write 'layout: {LAYOUT}' into {FILE}"
     for name in classes:
         if name.lower() in (*IMAGE_FOLDERS, *MASK_FOLDERS, *SPLIT_NAMES) or name.removesuffix("annot") in SPLIT_NAMES:
-            raise DataError(f"{parent / name}: looks like a folder of images or masks, not like a class; {insist}")
+            raise DataError(f"{parent / name}: looks like a folder of images or masks, not like a class; {override}")
     by_stems: dict[frozenset[str], list[str]] = {}
     for name, files in classes.items():
         by_stems.setdefault(frozenset(path.stem for path in files), []).append(name)
-    for alike in by_stems.values():
-        masks = [name for name in alike if len(alike) > 1 and _index_pictures(classes[name])]
-        if masks and len(masks) < len(alike):
-            other = next(name for name in alike if name not in masks)
-            raise DataError(f"{parent / masks[0]}: holds one mask for each image of {other!r}, it seems; {insist}")
+    for names in by_stems.values():  # folders whose files have the same stems
+        masks = [name for name in names if len(names) > 1 and _look_like_masks(classes[name])]
+        if masks and len(masks) < len(names):
+            other = next(name for name in names if name not in masks)
+            raise DataError(f"{parent / masks[0]}: seems to contain one mask for each image of {other!r}; {override}")
 
 
-def _index_pictures(files: Sequence[Path]) -> bool:
-    """Whether the first few are PNG files without colours, as masks are; headers alone are read."""
+def _look_like_masks(files: Sequence[Path]) -> bool:
+    """Whether the first five files are PNG files without colours, from their headers alone."""
     for path in files[:5]:
         try:
             with Image.open(path, formats=("PNG",)) as image:
@@ -182,11 +193,15 @@ def _index_pictures(files: Sequence[Path]) -> bool:
     return True
 
 
-def _names(root: Path, described: DatasetFile, found: set[str]) -> tuple[str, ...]:
+def _class_names(root: Path, described: DatasetFile, folders: set[str]) -> tuple[str, ...]:
     if not described.names:
-        return tuple(sorted(found))
-    if foreign := sorted(found - set(described.names)):
-        raise DataError(f"{root}: folders without a class in {FILE}, first: {', '.join(foreign[:5])}")
-    if absent := [name for name in described.names if name not in found]:
-        raise DataError(f"{root}: classes of {FILE} without a folder, first: {', '.join(absent[:5])}")
+        return tuple(sorted(folders))
+    if unknown := sorted(folders - set(described.names)):
+        raise DataError(
+            f"{root}: folders without a class in {FILE}, first: {', '.join(unknown[:5])}; add them to 'names'"
+        )
+    if absent := [name for name in described.names if name not in folders]:
+        raise DataError(
+            f"{root}: classes of {FILE} without a folder, first: {', '.join(absent[:5])}; remove them from 'names'"
+        )
     return described.names

@@ -1,4 +1,4 @@
-"""A few random samples of a data set as small pictures."""
+"""A few random samples of a data set as thumbnails."""
 
 from __future__ import annotations
 
@@ -9,55 +9,61 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..images.colours import colour_table
+from ..images.overlay import blend
 from ..info import IGNORE, Labels
 
-_CELL = (240, 180)  # of a sample, (W, H) in pixels
-_COLUMNS = 4
+CELL = (240, 180)  # largest (W, H) of a thumbnail, in pixels
+COLUMNS = 4  # thumbnails in a row of the overview
 _ALPHA = 0.5
 
 
 @dataclass
 class Examples:
-    """A few of the samples that pass by, each with the same chance (reservoir sampling: Vitter 1985, algorithm R).
+    """A random choice from a sequence of samples of unknown length, each with the same probability.
+
+    Reservoir sampling: Vitter, "Random sampling with a reservoir", 1985, algorithm R.
 
     Attributes:
-        most: how many are kept.
-        passed: how many passed by.
-        kept: number, title and picture of each.
+        most: number of samples to choose.
+        offered: number of samples offered so far.
+        chosen: number, title and thumbnail of each chosen sample.
+        rng: random generator for the choice.
     """
 
-    most: int = 2 * _COLUMNS
-    passed: int = 0
-    kept: list[tuple[int, str, Image.Image]] = field(default_factory=list)
+    most: int = 2 * COLUMNS
+    offered: int = 0
+    chosen: list[tuple[int, str, Image.Image]] = field(default_factory=list)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
     def offer(
         self, title: str, image: NDArray[np.uint8], target: NDArray[np.uint8] | int | None, labels: Labels
     ) -> None:
-        """Let a sample pass by.
+        """Offer a sample, which may replace one that was chosen before.
 
         Args:
-            title: printed below it, with the class's name where the target is a class.
-            image: ``(H, W, 3)``.
-            target: class ids ``(H, W)``, which are drawn over the image but for 255 = ignore; a class; or nothing.
+            title: printed below the thumbnail, after the name of the class if the target is a class index.
+            image: ``(H, W, 3)`` uint8.
+            target: class ids ``(H, W)``, drawn over the image except for 255 = ignore; or a class index; or ``None``.
             labels: names and palette.
         """
-        self.passed += 1
-        place = len(self.kept) if len(self.kept) < self.most else int(self.rng.integers(self.passed))
+        self.offered += 1
+        place = len(self.chosen) if len(self.chosen) < self.most else int(self.rng.integers(self.offered))
         if place >= self.most:
             return
         if isinstance(target, int):
             title = f"{labels.names[target] if labels.names else target}: {title}"
-        entry = (self.passed, title, _thumbnail(image, target, labels))
-        self.kept[place : place + 1] = [entry]
+        entry = (self.offered, title, _thumbnail(image, target, labels))
+        self.chosen[place : place + 1] = [entry]
 
 
 def _thumbnail(image: NDArray[np.uint8], target: NDArray[np.uint8] | int | None, labels: Labels) -> Image.Image:
-    scale = min(_CELL[0] / image.shape[1], _CELL[1] / image.shape[0], 1.0)
+    scale = min(CELL[0] / image.shape[1], CELL[1] / image.shape[0], 1.0)
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     small = Image.fromarray(image).resize(size, Image.Resampling.BOX)
     if not isinstance(target, np.ndarray):
         return small
     ids = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.NEAREST))
-    pixels, alpha = np.asarray(small, np.float32), np.where(ids == IGNORE, 0.0, _ALPHA)[..., None]
-    return Image.fromarray((pixels * (1 - alpha) + colour_table(labels)[ids] * alpha + 0.5).astype(np.uint8))
+    pixels = np.asarray(small)
+    return Image.fromarray(
+        np.where((ids == IGNORE)[..., None], pixels, blend(pixels, ids, colour_table(labels), _ALPHA))
+    )

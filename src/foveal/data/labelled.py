@@ -1,27 +1,30 @@
-"""Images with labels for training, whatever holds them: folders or tar files."""
+"""Open labelled images for training and evaluation, from folders or from tar files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from ..info import Labels
 from . import stream
 from .classification import ClassificationData, class_folders
-from .layout import describe
+from .layout import DatasetFile, describe
 from .segmentation import SegmentationData
 from .segmentation_layouts import layout_of
 from .shards import find_shards, is_pattern
 from .tar_samples import TarSamples
 
-Task = Literal["segment", "classify"]
+Task = Literal["segment", "classify"]  # tasks whose images are labelled with masks or with classes
 
 
 class Labelled(Protocol):
-    """Samples by number: ``data[i] -> (image, target)``, ``(H, W, 3)`` RGB with class ids ``(H, W)`` or a class."""
+    """Samples by index: ``data[i] -> (image, target)``.
+
+    The image is ``(H, W, 3)`` RGB, the target class ids ``(H, W)`` or a class index.
+    """
 
     @property
     def labels(self) -> Labels:
@@ -32,39 +35,59 @@ class Labelled(Protocol):
     def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
     def name(self, index: int) -> Path:
-        """What people find a sample by."""
+        """Path of a sample, for messages and reports."""
         ...
 
     def order(self, rng: np.random.Generator, buffer: int) -> Sequence[int]:
-        """All samples in random order, of which those that are read front to back draw from the next ``buffer``."""
+        """All indices in random order; data read front to back is shuffled within a window of ``buffer`` samples."""
         ...
 
 
 def open_labelled(data: str | Path, splits: Sequence[str], task: Task) -> Labelled:
-    """Find the samples of ``splits``.
+    """Find the labelled samples of some splits.
 
     Args:
         data: folder of a data set, or a pattern of tar files (see :func:`~foveal.data.shards.find_shards`).
-        splits: together one set of samples.
-        task: "segment" for masks, "classify" for a class per image.
+        splits: names of the splits; their samples are joined.
+        task: "segment" for samples with masks, "classify" for samples with a class index.
 
     Raises:
         DataError: the data set cannot be used.
         ConfigError: ``dataset.yaml`` has unknown keys or values.
     """
-    if _in_tars(data, task):
+    folders = _FOLDERS[task]
+    if _is_in_tars(data, folders):
         return TarSamples.open(data, splits, task)
-    return SegmentationData.open(data, splits) if task == "segment" else ClassificationData.open(data, splits)
+    return folders.open(data, splits)
 
 
-def _in_tars(data: str | Path, task: Task) -> bool:
-    """Whether tar files are all there is: beside folders of images they may be what those came in."""
+class _Folders(NamedTuple):
+    """How the data of a task is stored in folders."""
+
+    open: Callable[[str | Path, Sequence[str]], Labelled]
+    fit: Callable[[Path, DatasetFile], bool]  # whether a data set has such folders
+
+
+def _has_masks(root: Path, described: DatasetFile) -> bool:
+    return layout_of(root, described) is not None
+
+
+def _has_class_folders(root: Path, described: DatasetFile) -> bool:
+    return any(class_folders(root, described).values())
+
+
+_FOLDERS = {
+    "segment": _Folders(SegmentationData.open, _has_masks),
+    "classify": _Folders(ClassificationData.open, _has_class_folders),
+}
+
+
+def _is_in_tars(data: str | Path, folders: _Folders) -> bool:
+    """Whether to read tar files: not next to folders of images, which may have been extracted from them."""
     if is_pattern(data):
         return True
     root = Path(data)
     described = describe(root)
     if described.layout:
         return described.layout == stream.LAYOUT
-    if not find_shards(root)[2]:
-        return False
-    return layout_of(root, described) is None if task == "segment" else not any(class_folders(root, described).values())
+    return bool(find_shards(root)[2]) and not folders.fit(root, described)

@@ -45,7 +45,7 @@ ADE20K = Labels(
     ),
 )  # fmt: skip
 
-#: Ids of Cityscapes' ``labelIds`` files to training ids; every other id up to 33 is left out.
+#: Ids in the ``labelIds`` files of Cityscapes to training ids; every other id up to 33 is ignored.
 CITYSCAPES_TRAIN_IDS = {
     7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15,
     31: 16, 32: 17, 33: 18,
@@ -55,5 +55,5 @@ _IMAGENET = [row.split(" ", 1) for row in assets.path("imagenet_classes", ".txt"
 IMAGENET_IDS = tuple(row[0] for row in _IMAGENET)  #: WordNet ids
 IMAGENET = Labels(tuple(row[1] for row in _IMAGENET))
 
-#: By the name of the published head that predicts them.
+#: Classes by the name of the published head that predicts them.
 OF_HEAD = {"cityscapes": CITYSCAPES, "ade20k": ADE20K}

@@ -1,4 +1,4 @@
-"""What all kinds of data sets share: ``dataset.yaml``, the names of splits, drawn splits, files by their stem."""
+"""Common parts of all data layouts: ``dataset.yaml``, names of splits, random splits, pairs of files by stem."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 
 from ..config import build_config, read_yaml
 from ..errors import ConfigError, DataError, nearest
-from ..images.reading import is_image
+from ..images.formats import is_image
 from ..info import IGNORE
 
 FILE = "dataset.yaml"
-ALL = "all"  #: the one split of a data set that has no folders for splits
+ALL = "all"  #: name of the split with all samples, if there are no folders for splits
 SAME_SPLITS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 SPLIT_NAMES = tuple(name for names in SAME_SPLITS for name in names)
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
@@ -22,14 +22,14 @@ MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "labels", "label",
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with a data set, and where."""
+    """A problem of a data set: the file or folder, and what is wrong with it."""
 
     file: Path
     error: str
 
 
 def raise_first(problems: Sequence[Problem], root: Path) -> None:
-    """Raise the first of ``problems`` as a DataError that counts the others; do nothing where there is none."""
+    """Raise the first problem as a DataError that gives the number of the others; do nothing without problems."""
     if problems:
         more = f" (and {len(problems) - 1} more problems: foveal data check {root})" if len(problems) > 1 else ""
         raise DataError(f"{problems[0].file}: {problems[0].error}{more}")
@@ -37,18 +37,19 @@ def raise_first(problems: Sequence[Problem], root: Path) -> None:
 
 @dataclass(frozen=True)
 class DatasetFile:
-    """Keys of ``dataset.yaml``, all of them optional where the layout itself tells.
+    """Keys of ``dataset.yaml``; each is optional unless the layout needs it.
 
     Attributes:
-        layout: name of the layout; empty: told from the folders.
-        names: one class name per id. They replace what the layout says about classes; ids are then read as they are.
-        palette: one (red, green, blue) per class; needed for masks of colours.
-        ignore: ids of the masks that are left out.
-        masks: whether masks hold "ids" or "colours".
-        ignore_colours: colours that are left out.
-        unknown: ids or colours without a class are an "error", or "ignore" leaves their pixels out.
-        val_share: for data without splits: share of the files that is drawn for "val", the others being "train".
-        seed: of that draw.
+        layout: name of the layout; empty: detected from the folders.
+        names: one class name per id. They replace the classes of the layout; ids are then used without mapping.
+        palette: one (red, green, blue) per class; required for masks of colours.
+        ignore: ids of pixels to ignore.
+        masks: whether masks contain "ids" or "colours".
+        ignore_colours: colours of pixels to ignore.
+        unknown: ids or colours without a class: "error" refuses the mask, "ignore" ignores their pixels.
+        val_share: for data without splits: share of the files that is drawn at random for "val"; the others are
+            "train".
+        seed: random seed of that draw.
         exclude: file with paths to leave out, one per line, relative to the data set (``foveal data check
             --quarantine`` writes one).
     """
@@ -69,21 +70,25 @@ class DatasetFile:
             raise ConfigError(f"{FILE}: val_share={self.val_share} is out of range: a share from 0 to below 1")
         if not all(-1 <= i < 1 << 16 for i in self.ignore):
             raise ConfigError(f"{FILE}: ignore={list(self.ignore)}: ids are -1 to 65535")
-        if twice := next((name for i, name in enumerate(self.names) if name in self.names[:i]), None):
-            raise ConfigError(f"{FILE}: two classes are called {twice!r}: tables are by name")
+        if duplicate := next((name for i, name in enumerate(self.names) if name in self.names[:i]), None):
+            raise ConfigError(f"{FILE}: two classes are called {duplicate!r}; give every class a name of its own")
         for colour in (*self.palette, *self.ignore_colours):
             if not all(0 <= value <= 255 for value in colour):
                 raise ConfigError(f"{FILE}: colour {list(colour)}: red, green and blue are 0 to 255")
         if self.palette and self.names and len(self.palette) != len(self.names):
-            raise ConfigError(f"{FILE}: {len(self.names)} names but {len(self.palette)} colours in the palette")
+            raise ConfigError(
+                f"{FILE}: {len(self.names)} names but {len(self.palette)} colours in the palette; give one per class"
+            )
         if self.masks == "colours" and len(set(self.palette)) < len(self.palette):
-            raise ConfigError(f"{FILE}: two classes share a colour of the palette; colours are what tells them apart")
+            raise ConfigError(
+                f"{FILE}: two classes share a colour of the palette; masks of colours need a different one for each"
+            )
 
     def excluded(self, root: Path) -> frozenset[Path]:
         """The files to leave out.
 
         Raises:
-            DataError: the list cannot be read.
+            DataError: the file that ``exclude`` names cannot be read.
         """
         if not self.exclude:
             return frozenset()
@@ -95,11 +100,11 @@ class DatasetFile:
 
 
 def describe(root: Path) -> DatasetFile:
-    """``root/dataset.yaml``, or the defaults where there is none.
+    """Read ``root/dataset.yaml``; without that file, the defaults.
 
     Raises:
-        DataError: no such folder.
-        ConfigError: the file has unknown keys or values of other types.
+        DataError: ``root`` is not a folder.
+        ConfigError: the file has unknown keys, or values of a wrong type or range.
     """
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
@@ -107,26 +112,32 @@ def describe(root: Path) -> DatasetFile:
     return build_config(DatasetFile, read_yaml(file), str(file)) if file.exists() else DatasetFile()
 
 
-def resolve_split(wanted: str, have: Sequence[str], root: Path) -> str:
-    """The name that ``root`` uses for a split: "val" may be called "valid" or "validation".
+def resolve_split(split: str, names: Sequence[str], root: Path) -> str:
+    """Find a split under the name that ``root`` uses: "val" may also be called "valid" or "validation".
+
+    Args:
+        split: name of the split.
+        names: names of the splits of the data set.
+        root: folder of the data set, for messages.
 
     Raises:
-        DataError: there is no such split.
+        DataError: the data set has no such split.
     """
-    same = next((names for names in SAME_SPLITS if wanted in names), ())
-    for name in (wanted, *same):
-        if name in have:
+    synonyms = next((same for same in SAME_SPLITS if split in same), ())
+    for name in (split, *synonyms):
+        if name in names:
             return name
-    hint = nearest(wanted, have)
-    if tuple(have) == (ALL,):
-        hint = f", which has none; write 'val_share: 0.1' into {FILE} to have train and val drawn, or take 'all'"
-    raise DataError(f"{root}: no split {wanted!r} in this folder{hint}")
+    hint = nearest(split, names)
+    if tuple(names) == (ALL,):
+        hint = f", which has no splits; write 'val_share: 0.1' into {FILE} to draw train and val, or use 'all'"
+    raise DataError(f"{root}: no split {split!r} in this folder{hint}")
 
 
-def drawn_splits(names: Iterable[str], described: DatasetFile) -> dict[str, set[str]]:
-    """Split ``names`` at random into "train" and "val", beside "all"; the same names and seed give the same draw.
+def draw_splits(names: Iterable[str], described: DatasetFile) -> dict[str, set[str]]:
+    """Split ``names`` at random into "train" and "val" if ``val_share`` is set; "all" has all of them.
 
-    Neither the order of the names nor the machine matters: files are ranked by a hash of seed and name.
+    The files are ranked by a hash of seed and name, so the same names and seed give the same splits on any machine and
+    for any order of the names.
     """
     names = set(names)
     if not described.val_share:
@@ -139,55 +150,61 @@ def drawn_splits(names: Iterable[str], described: DatasetFile) -> dict[str, set[
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders inside a folder, sorted; hidden ones left out; none where there is no such folder."""
+    """Folders directly inside a folder, sorted, without hidden ones; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
 def images_in(folder: Path, *, deep: bool = False) -> list[Path]:
-    """Image files directly (``deep``: anywhere) inside a folder, sorted; none where there is no such folder."""
+    """Image files directly (``deep``: anywhere) inside a folder, sorted; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(p for p in (folder.rglob("*") if deep else folder.iterdir()) if is_image(p) and p.is_file())
 
 
 def has_images(folder: Path) -> bool:
-    """Whether there is an image anywhere inside a folder; the first one found will do."""
+    """Whether there is an image anywhere inside a folder."""
     return folder.is_dir() and any(is_image(p) and p.is_file() for p in folder.rglob("*"))
 
 
 def by_stem(files: Iterable[Path], folder: Path, ending: str = "") -> dict[str, list[Path]]:
-    """Those files whose stem ends with ``ending``, by their path below ``folder`` without it and the suffix."""
-    found: dict[str, list[Path]] = {}
+    """The files whose stem ends with ``ending``, by their path below ``folder`` without suffix and ending."""
+    groups: dict[str, list[Path]] = {}
     for path in files:
         if path.stem.endswith(ending):
             key = path.relative_to(folder).with_suffix("").as_posix().removesuffix(ending)
-            found.setdefault(key, []).append(path)
-    return found
+            groups.setdefault(key, []).append(path)
+    return groups
 
 
-def matched(
+def match_files(
     first: Mapping[str, Sequence[Path]],
     seconds: Sequence[Mapping[str, Sequence[Path]]],
     kinds: tuple[str, str],
     excluded: frozenset[Path] = frozenset(),
 ) -> tuple[list[tuple[Path, Path]], list[Problem]]:
-    """Pair files by stem: those of ``first`` with those of the first of ``seconds`` that shares a stem with them.
+    """Pair files by stem.
+
+    Args:
+        first: files by stem (see :func:`by_stem`).
+        seconds: groupings of the other files, one for each ending that they may have; the first grouping that has a
+            stem in common with ``first`` is used.
+        kinds: what the files of ``first`` and of ``seconds`` are, for messages.
+        excluded: files to leave out; the partner of an excluded file is left out, too.
 
     Returns:
-        The pairs, sorted, and every file without a partner or with the stem of another. An excluded file takes its
-        partner with it.
+        The pairs, sorted; and a problem for every file without a partner or with the same stem as another.
     """
-    second = next((found for found in seconds if first.keys() & found.keys()), seconds[0])
-    gone = {key for found in (first, second) for key, paths in found.items() if excluded.issuperset(paths)}
+    second = next((groups for groups in seconds if first.keys() & groups.keys()), seconds[0])
+    dropped = {key for groups in (first, second) for key, paths in groups.items() if excluded.issuperset(paths)}
     first, second = (
-        {key: [p for p in paths if p not in excluded] for key, paths in found.items() if key not in gone}
-        for found in (first, second)
+        {key: [p for p in paths if p not in excluded] for key, paths in groups.items() if key not in dropped}
+        for groups in (first, second)
     )
     rule = "partners have the same stem"
     problems = [
-        Problem(path, f"shares its stem with {paths[0].name}; {rule}")
+        Problem(path, f"has the same stem as {paths[0].name}; {rule}")
         for paths in (*first.values(), *second.values())
         for path in paths[1:]
     ]

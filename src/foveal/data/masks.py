@@ -1,4 +1,4 @@
-"""From a mask file to class ids: by a table of ids, or by a palette of colours."""
+"""Read mask files as class ids: by a table of ids, or by a palette of colours."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..info import IGNORE
 from .layout import FILE
 
 Colour = tuple[int, int, int]
-MaskSource = Path | bytes  # of a file
-_IDS = 1 << 16  # ids from -1 to below this can be named
-_SHOWN = 5  # foreign ids or colours that a message names
+MaskSource = Path | bytes  # path of a file, or content of a file
+_IDS = 1 << 16  # ids from -1 to below this number can have a class
+_SHOWN = 5  # number of unknown ids or colours in a message
 
 
 class MaskReader(Protocol):
@@ -29,13 +29,13 @@ class MaskReader(Protocol):
 
 @dataclass(frozen=True)
 class IdMasks:
-    """Masks of ids.
+    """Reader of masks of ids.
 
     Attributes:
-        class_of: class of each id that may occur; 255: left out.
-        num_classes: for messages.
-        ignore_unknown: leave other ids out instead of refusing them.
-        palette: colours of the classes where they are known, for messages.
+        class_of: class of each known id; 255: ignored.
+        num_classes: number of classes, for messages.
+        ignore_unknown: whether unknown ids are ignored; otherwise the mask is refused.
+        palette: colours of the classes if they are known, for messages.
     """
 
     class_of: Mapping[int, int]
@@ -47,48 +47,48 @@ class IdMasks:
         """Read one mask.
 
         Raises:
-            DataError: unreadable, a colour image, or with ids that have no class.
+            DataError: the mask is unreadable, is a colour image, or has unknown ids.
         """
         return self.read(mask, str(mask))
 
     def read(self, source: MaskSource, name: str) -> NDArray[np.uint8]:
-        """The same for a mask that need not be a file; ``name`` stands in messages."""
+        """Read a mask from a path or from the content of a file; ``name`` is its name in messages."""
         try:
             ids = read_mask(source, name=name)
         except InputError as error:
-            raise DataError(f"{error}{self._offer(source)}") from error
+            raise DataError(f"{error}{self._colour_hint(source)}") from error
         table = np.full(_IDS + 1, -1, np.int16)
-        table[list(self.class_of)] = list(self.class_of.values())  # id -1 has the last place
-        inside = (ids >= -1) & (ids < _IDS)
-        classes = np.where(inside, table[np.where(inside, ids, 0)], -1)
-        foreign = classes < 0
-        if foreign.any() and not self.ignore_unknown:
-            values, counts = np.unique(ids[foreign], return_counts=True)
-            found = ", ".join(f"{v} ({n} pixels)" for v, n in list(zip(values, counts, strict=True))[:_SHOWN])
+        table[list(self.class_of)] = list(self.class_of.values())  # id -1 is the last row
+        in_range = (ids >= -1) & (ids < _IDS)
+        classes = np.where(in_range, table[np.where(in_range, ids, 0)], -1)
+        unknown = classes < 0
+        if unknown.any() and not self.ignore_unknown:
+            values, counts = np.unique(ids[unknown], return_counts=True)
+            shown = ", ".join(f"{v} ({n} pixels)" for v, n in list(zip(values, counts, strict=True))[:_SHOWN])
             raise DataError(
-                f"{name}: id {found}, but there are {self.num_classes} classes; name it in {FILE}, under 'names' or"
+                f"{name}: id {shown}, but there are {self.num_classes} classes; list the id in {FILE} under 'names' or"
                 " 'ignore', or write 'unknown: ignore'"
             )
-        return np.where(foreign, IGNORE, classes).astype(np.uint8)
+        return np.where(unknown, IGNORE, classes).astype(np.uint8)
 
-    def _offer(self, source: MaskSource) -> str:
-        """What to do about a mask of colours; nothing where the mask is unreadable for another reason."""
+    def _colour_hint(self, source: MaskSource) -> str:
+        """What to do if the mask is a colour image; empty if it is unreadable for another reason."""
         try:
-            found = _most_common(_codes(read_image(source)))
+            colours = _most_common(_codes(read_image(source)))
         except InputError:
             return ""
-        how = "its palette then tells the classes" if self.palette else "and one colour per class as 'palette'"
-        return f"; colours found: {found}; for masks of colours write 'masks: colours' into {FILE}, {how}"
+        how = "the classes then follow from its palette" if self.palette else "and one colour per class as 'palette'"
+        return f"; colours found: {colours}; for masks of colours write 'masks: colours' into {FILE}, {how}"
 
 
 @dataclass(frozen=True)
 class ColourMasks:
-    """Masks of colours.
+    """Reader of masks of colours.
 
     Attributes:
         palette: colour of each class.
-        ignore: colours that are left out.
-        ignore_unknown: leave other colours out instead of refusing them.
+        ignore: colours of ignored pixels.
+        ignore_unknown: whether unknown colours are ignored; otherwise the mask is refused.
     """
 
     palette: tuple[Colour, ...]
@@ -99,43 +99,43 @@ class ColourMasks:
         """Read one mask.
 
         Raises:
-            DataError: unreadable, or with colours that have no class.
+            DataError: the mask is unreadable, or has unknown colours.
         """
         return self.read(mask, str(mask))
 
     def read(self, source: MaskSource, name: str) -> NDArray[np.uint8]:
-        """The same for a mask that need not be a file; ``name`` stands in messages."""
+        """Read a mask from a path or from the content of a file; ``name`` is its name in messages."""
         try:
-            found = _codes(read_image(source, name=name))
+            pixels = _codes(read_image(source, name=name))
         except InputError as error:
             raise DataError(str(error)) from error
         known = [*self.palette, *self.ignore]
         codes = _codes(np.array([known], np.uint8))[0]
         classes = np.array([*range(len(self.palette)), *[IGNORE] * len(self.ignore)], np.uint8)
         order = np.argsort(codes)
-        place = np.searchsorted(codes, found, sorter=order).clip(max=len(codes) - 1)
-        foreign = codes[order][place] != found
-        if foreign.any() and not self.ignore_unknown:
+        place = np.searchsorted(codes, pixels, sorter=order).clip(max=len(codes) - 1)
+        unknown = codes[order][place] != pixels
+        if unknown.any() and not self.ignore_unknown:
             raise DataError(
-                f"{name}: colour {_most_common(found[foreign])} without a class; add it in {FILE} to 'palette' or"
+                f"{name}: colour {_most_common(pixels[unknown])} without a class; add it in {FILE} to 'palette' or"
                 " 'ignore_colours', or write 'unknown: ignore'"
             )
-        return np.where(foreign, IGNORE, classes[order][place]).astype(np.uint8)
+        return np.where(unknown, IGNORE, classes[order][place]).astype(np.uint8)
 
 
 def plain_ids(num_classes: int, ignore: tuple[int, ...] = (IGNORE,)) -> dict[int, int]:
-    """Ids that are the classes themselves, and those left out (which win where both hold one)."""
+    """A table for ids that equal the classes; an id in ``ignore`` is ignored even if it is below ``num_classes``."""
     return {i: i for i in range(num_classes)} | dict.fromkeys(ignore, IGNORE)
 
 
 def _codes(image: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """One number per RGB colour."""
+    """Encode RGB colours as numbers, ``(..., 3) -> (...)``."""
     wide = image.astype(np.int32)
     return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
 
 
 def _most_common(codes: NDArray[np.int32]) -> str:
-    """The colours that most pixels have, for a message."""
+    """The most frequent colours and their numbers of pixels, for messages."""
     values, counts = np.unique(codes, return_counts=True)
     common = np.argsort(-counts, kind="stable")[:_SHOWN]
     return ", ".join(f"{_colour(int(values[i]))} ({counts[i]} pixels)" for i in common)

@@ -1,7 +1,7 @@
-"""Images with class masks, as samples for segmentation, however they are laid out.
+"""Samples for segmentation: images with class masks, in any of the known layouts.
 
-Layouts are told apart by their folders, or named in ``dataset.yaml`` (docs/data.md shows a tree of each):
-CamVid, Cityscapes, ADE20K, COCO's panoptic and instance annotations, and the usual folders of images and masks.
+The layout is detected from the folders, or named in ``dataset.yaml`` (docs/data.md shows a tree of each): CamVid,
+Cityscapes, ADE20K, COCO's panoptic and instance annotations, and the usual folders of images and masks.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .segmentation_layouts import layout_of, unknown_layout
 
 @dataclass(frozen=True)
 class SegmentationData:
-    """Pairs of image and mask files with what the ids mean. Indexing reads: ``data[i] -> (image, mask)``.
+    """Pairs of image and mask files. Indexing reads: ``data[i] -> (image, mask)``.
 
     Attributes:
-        pairs: (image, mask) paths, sorted; the file of all annotations where there is one for many images.
-        labels: names and palette.
-        read_mask: reads the classes of one pair.
+        pairs: (image, mask) paths, sorted; the mask is a file of annotations if one file covers many images.
+        labels: names and palette of the classes.
+        read_mask: reads the class ids of one pair.
         layout: name of the layout.
     """
 
@@ -42,7 +42,7 @@ class SegmentationData:
         """Find the pairs of ``splits`` below ``root``.
 
         Raises:
-            DataError: no layout fits, no such split, images without masks or the reverse, or nothing at all.
+            DataError: no layout fits or several do, a split does not exist or is empty, or files have no partner.
             ConfigError: ``dataset.yaml`` has unknown keys or values.
         """
         root = Path(root)
@@ -50,8 +50,8 @@ class SegmentationData:
         layout = layout_of(root, described)
         if layout is None:
             raise unknown_layout(root, described)
-        have = layout.splits(root, described)
-        part = layout.open(root, [resolve_split(split, have, root) for split in splits], described)
+        names = layout.splits(root, described)
+        part = layout.open(root, [resolve_split(split, names, root) for split in splits], described)
         raise_first(part.problems, root)
         if not part.pairs:
             raise DataError(f"{root}: no images in {' + '.join(splits)}")
@@ -64,7 +64,7 @@ class SegmentationData:
         """Read one pair: ``(H, W, 3)`` RGB and ``(H, W)`` class ids with 255 = ignore.
 
         Raises:
-            DataError: unreadable, of different sizes, or with ids outside the classes.
+            DataError: a file is unreadable, image and mask have different sizes, or the mask has unknown ids.
         """
         image_path, mask_path = self.pairs[index]
         try:
@@ -84,12 +84,20 @@ class SegmentationData:
         return self.pairs[index][0]
 
     def order(self, rng: np.random.Generator, buffer: int) -> Sequence[int]:
-        """All pairs in random order; single files need no ``buffer``."""
+        """All indices in random order; ``buffer`` is not used for single files."""
         return rng.permutation(len(self)).tolist()
 
 
 def class_counts(masks: Sequence[NDArray[np.uint8]], num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pixels per class, and pixels of all masks in which the class occurs: what frequency balancing needs."""
+    """Count what frequency balancing needs: the pixels of each class, and all pixels of the masks that contain it.
+
+    Args:
+        masks: class ids ``(H, W)`` each, 255 = ignore.
+        num_classes: number of classes.
+
+    Returns:
+        Two arrays ``(num_classes,)``.
+    """
     pixels = np.zeros(num_classes, np.int64)
     present = np.zeros(num_classes, np.int64)
     for mask in masks:
@@ -100,11 +108,24 @@ def class_counts(masks: Sequence[NDArray[np.uint8]], num_classes: int) -> tuple[
 
 
 def median_frequency_weights(pixels: NDArray[np.int64], present: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Median-frequency balancing (Eigen and Fergus, arXiv 1411.4734): median frequency over frequency; absent: 0."""
+    """Class weights by median-frequency balancing: the median of all frequencies over the frequency of the class.
+
+    Source: Eigen and Fergus, arXiv 1411.4734.
+
+    Args:
+        pixels: first result of :func:`class_counts`.
+        present: its second result.
+
+    Returns:
+        ``(num_classes,)``; 0 for classes that do not occur.
+
+    Raises:
+        DataError: no class occurs.
+    """
     frequency = np.divide(pixels, present, out=np.zeros(len(pixels)), where=present > 0)
-    seen = frequency > 0
-    if not seen.any():
-        raise DataError("no labelled pixels in the training masks")
+    occurs = frequency > 0
+    if not occurs.any():
+        raise DataError("no labelled pixels in the training masks; check them with 'foveal data check'")
     weights = np.zeros(len(pixels))
-    weights[seen] = np.median(frequency[seen]) / frequency[seen]
+    weights[occurs] = np.median(frequency[occurs]) / frequency[occurs]
     return weights

@@ -1,4 +1,4 @@
-"""How data sets for segmentation are laid out: one :class:`Layout` each, told apart by the folders that are there."""
+"""The layouts of data sets for segmentation: one :class:`Layout` each, detected from the folders that exist."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, InputError, nearest
-from ..images.reading import is_image, read_mask
+from ..images.formats import is_image
+from ..images.reading import read_mask
 from ..info import IGNORE, Labels
 from . import coco
 from .labels import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS
@@ -22,30 +23,30 @@ from .layout import (
     DatasetFile,
     Problem,
     by_stem,
-    drawn_splits,
+    draw_splits,
     has_images,
     images_in,
-    matched,
+    match_files,
     subfolders,
 )
 from .masks import ColourMasks, IdMasks, MaskReader, plain_ids
 
-_FOREIGN = (".gif", ".pgm", ".ppm", ".npy", ".heic", ".jp2", ".exr")  # images and masks that people do have
+_UNSUPPORTED = (".gif", ".pgm", ".ppm", ".npy", ".heic", ".jp2", ".exr")  # of images and masks that users have
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
-_LOSSY = "masks as JPEG or WebP do not keep the ids that were saved; save them as PNG"
+_LOSSY = "JPEG and WebP masks do not keep the ids that were saved; save them as PNG"
 _MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
 _CAMVID_VOID = 11
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a layout finds in some splits.
+    """The content of some splits.
 
     Attributes:
         pairs: (image, file with its labels), sorted within a split.
-        labels: names and palette.
-        read: how labels are read.
-        problems: files without a partner, stems that occur twice.
+        labels: names and palette of the classes.
+        read: reads the mask of a pair.
+        problems: files without a partner, stems that occur twice, masks in lossy formats.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
@@ -59,10 +60,10 @@ class Layout:
     """One way to lay out a data set.
 
     Attributes:
-        name: as ``dataset.yaml`` calls it.
-        splits: names of the splits below a folder; none: the folder is not laid out so.
-        open: finds what some of these splits hold.
-        beats: layouts that the folder also fits whenever it fits this one.
+        name: its name in ``dataset.yaml``.
+        splits: gives the names of the splits below a folder; empty if the folder does not have this layout.
+        open: finds the content of some of these splits.
+        beats: names of more general layouts, which fit every folder that this one fits.
     """
 
     name: str
@@ -72,25 +73,25 @@ class Layout:
 
 
 def layout_of(root: Path, described: DatasetFile) -> Layout | None:
-    """The layout of a folder: the one that ``dataset.yaml`` names, else the one it fits; ``None`` where it fits none.
+    """The layout of a folder: the one that ``dataset.yaml`` names, else the one that fits; ``None`` if none fits.
 
     Raises:
-        DataError: the named layout does not fit, or several do.
+        DataError: the named layout does not fit, or several fit.
     """
     if described.layout:
         layout = next((layout for layout in LAYOUTS if layout.name == described.layout), None)
         if layout and not layout.splits(root, described):
-            raise DataError(f"{root}: is not laid out as {layout.name!r}, which {FILE} names")
+            raise DataError(f"{root}: its folders are not those of layout {layout.name!r}, which {FILE} names")
         return layout
-    fitting = [layout for layout in LAYOUTS if layout.splits(root, described)]
-    fitting = [layout for layout in fitting if not any(layout.name in other.beats for other in fitting)]
-    if len(fitting) > 1:
-        names = " and ".join(layout.name for layout in fitting)
-        raise DataError(f"{root}: fits the layouts {names}: name one in {FILE}, as 'layout: {fitting[0].name}'")
-    return fitting[0] if fitting else None
+    matches = [layout for layout in LAYOUTS if layout.splits(root, described)]
+    matches = [layout for layout in matches if not any(layout.name in other.beats for other in matches)]
+    if len(matches) > 1:
+        names = " and ".join(layout.name for layout in matches)
+        raise DataError(f"{root}: fits the layouts {names}; name one in {FILE}: 'layout: {matches[0].name}'")
+    return matches[0] if matches else None
 
 
-# ---- folders of images beside folders of masks
+# ---- folders of images and folders of masks
 
 
 def _camvid_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
@@ -98,33 +99,44 @@ def _camvid_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
 
 
 def _open_camvid(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
-    where = [(split, root / split, root / f"{split}annot") for split in splits]
-    own = (CAMVID, plain_ids(len(CAMVID.names), (_CAMVID_VOID, IGNORE)))
-    return _part(root, where, described, own)
+    folders = [(root / split, root / f"{split}annot") for split in splits]
+    default = (CAMVID, plain_ids(len(CAMVID.names), (_CAMVID_VOID, IGNORE)))
+    return _open_pairs(root, folders, described, default)
 
 
 def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Folders of images and of masks by split, in any of the usual orders of "split" and "kind"."""
-    found: dict[str, list[tuple[Path, Path]]] = {}
-    masked = [folder for folder in subfolders(root) if folder.name in MASK_FOLDERS]
+    """Folders of images and of masks by split.
+
+    They are images/SPLIT and masks/SPLIT, SPLIT/images and SPLIT/masks, or SPLIT and SPLIT_masks.
+
+    Raises:
+        DataError: there are several for one split.
+    """
+    folders: dict[str, tuple[Path, Path]] = {}
+    for split, candidates in _folder_candidates(root).items():
+        pairs = [(images, masks) for images, masks in candidates if has_images(images) and has_images(masks)]
+        if len(pairs) > 1:
+            raise DataError(f"{root}: masks of {split!r} in {pairs[0][1]} and in {pairs[1][1]}: keep one of them")
+        if pairs:
+            folders[split] = pairs[0]
+    return folders
+
+
+def _folder_candidates(root: Path) -> dict[str, list[tuple[Path, Path]]]:
+    """Folders where the images and the masks of each split may be; they need not exist."""
+    candidates: dict[str, list[tuple[Path, Path]]] = {}
+    mask_parents = [folder for folder in subfolders(root) if folder.name in MASK_FOLDERS]
     for images in (folder for folder in subfolders(root) if folder.name in IMAGE_FOLDERS):
         for split in subfolders(images):
-            for masks in masked:
-                found.setdefault(split.name, []).append((split, masks / split.name))
+            for masks in mask_parents:
+                candidates.setdefault(split.name, []).append((split, masks / split.name))
     for split in subfolders(root):
         for images in (split / name for name in IMAGE_FOLDERS):
             for masks in (split / name for name in MASK_FOLDERS):
-                found.setdefault(split.name, []).append((images, masks))
+                candidates.setdefault(split.name, []).append((images, masks))
         for kind in MASK_FOLDERS:
-            found.setdefault(split.name, []).append((split, root / f"{split.name}_{kind}"))
-    whole: dict[str, tuple[Path, Path]] = {}
-    for split, candidates in found.items():
-        good = [(images, masks) for images, masks in candidates if has_images(images) and has_images(masks)]
-        if len(good) > 1:
-            raise DataError(f"{root}: masks of {split!r} in {good[0][1]} and in {good[1][1]}: keep one of them")
-        if good:
-            whole[split] = good[0]
-    return whole
+            candidates.setdefault(split.name, []).append((split, root / f"{split.name}_{kind}"))
+    return candidates
 
 
 def _folder_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
@@ -133,7 +145,7 @@ def _folder_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
 
 def _open_folders(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
     folders = _folders(root)
-    return _part(root, [(split, *folders[split]) for split in splits], described)
+    return _open_pairs(root, [folders[split] for split in splits], described)
 
 
 def _flat_folders(root: Path) -> tuple[Path, Path] | None:
@@ -141,7 +153,7 @@ def _flat_folders(root: Path) -> tuple[Path, Path] | None:
     masks = [folder for folder in subfolders(root) if folder.name in MASK_FOLDERS and images_in(folder)]
     if len(images) > 1 or len(masks) > 1:
         names = ", ".join(folder.name for folder in images + masks)
-        raise DataError(f"{root}: which of {names} belong together? Keep one folder of images and one of masks")
+        raise DataError(f"{root}: several folders of images or masks ({names}); keep one of images and one of masks")
     return (images[0], masks[0]) if images and masks else None
 
 
@@ -153,11 +165,11 @@ def _flat_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
 
 def _open_flat(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
     folders = _flat_folders(root)
-    assert folders is not None, "only asked for splits that are there"
-    part = _part(root, [(ALL, *folders)], described)
-    drawn = drawn_splits((image.stem for image, _ in part.pairs), described)
-    wanted = [pair for split in splits for pair in part.pairs if pair[0].stem in drawn[split]]
-    return Part(tuple(wanted), part.labels, part.read, part.problems)
+    assert folders is not None, "_flat_splits found them"
+    part = _open_pairs(root, [folders], described)
+    drawn = draw_splits((image.stem for image, _ in part.pairs), described)
+    pairs = [pair for split in splits for pair in part.pairs if pair[0].stem in drawn[split]]
+    return Part(tuple(pairs), part.labels, part.read, part.problems)
 
 
 # ---- Cityscapes and ADE20K
@@ -168,7 +180,7 @@ def _cityscapes_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
 
 
 def _open_cityscapes(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
-    """Masks of training ids where there are some, else of label ids, which are mapped."""
+    """Masks of training ids if there are any, else masks of label ids, which are mapped to training ids."""
     excluded = described.excluded(root)
     pairs: list[tuple[Path, Path]] = []
     problems: list[Problem] = []
@@ -180,20 +192,20 @@ def _open_cityscapes(root: Path, splits: Sequence[str], described: DatasetFile) 
             ending = "_gtFine_labelIds"
         endings.add(ending)
         images = images_in(root / "leftImg8bit" / split, deep=True)
-        found, unmatched = matched(
+        split_pairs, split_problems = match_files(
             by_stem(images, root / "leftImg8bit" / split, "_leftImg8bit"),
             [by_stem(masks, root / "gtFine" / split, ending)],
             ("image", "mask"),
             excluded,
         )
-        pairs += found
-        problems += unmatched
+        pairs += split_pairs
+        problems += split_problems
     if len(endings) > 1:
-        raise DataError(f"{root}: {' + '.join(splits)} have labelIds here and labelTrainIds there: use one kind")
+        raise DataError(f"{root}: some of {' + '.join(splits)} have labelIds, others labelTrainIds: use one kind")
     train_ids = endings == {"_gtFine_labelTrainIds"}
     class_of = {i: CITYSCAPES_TRAIN_IDS.get(i, IGNORE) for i in range(-1, 34)} | {IGNORE: IGNORE}
-    own = (CITYSCAPES, plain_ids(len(CITYSCAPES.names), (-1, IGNORE)) if train_ids else class_of)
-    labels, read = _meaning(root, described, own, ())
+    default = (CITYSCAPES, plain_ids(len(CITYSCAPES.names), (-1, IGNORE)) if train_ids else class_of)
+    labels, read = _labels_and_reader(root, described, default, ())
     return Part(tuple(pairs), labels, read, tuple(problems))
 
 
@@ -202,7 +214,7 @@ def _ade20k_folders(root: Path) -> tuple[str, ...]:
 
 
 def _ade20k_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
-    """Its folders are called as anybody's; the names of its files are its own."""
+    """Its folders have common names, so its files are checked for their prefix "ADE_"."""
     splits = _ade20k_folders(root)
     if described.layout == "ade20k" or any(_begins_with(root / "images" / split, "ADE_") for split in splits):
         return splits
@@ -215,22 +227,23 @@ def _begins_with(folder: Path, prefix: str) -> bool:
 
 
 def _open_ade20k(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
-    """0 is "other" and left out; ids 1 to 150 become classes 0 to 149."""
-    where = [(split, root / "images" / split, root / "annotations" / split) for split in splits]
-    count = len(ADE20K.names)
-    return _part(root, where, described, (ADE20K, {0: IGNORE} | {i + 1: i for i in range(count)}))
+    """Id 0 is "other" and ignored; ids 1 to 150 become classes 0 to 149."""
+    folders = [(root / "images" / split, root / "annotations" / split) for split in splits]
+    class_of = {0: IGNORE} | {i + 1: i for i in range(len(ADE20K.names))}
+    return _open_pairs(root, folders, described, (ADE20K, class_of))
 
 
 # ---- COCO
 
 
 def _open_coco(root: Path, splits: Sequence[str], described: DatasetFile, kind: coco.Kind) -> Part:
-    found = coco.read_annotations(root, splits, kind, described.excluded(root))
-    if (count := len(found.labels.names)) > IGNORE:
-        raise DataError(f"{root}: {count} classes; at most {IGNORE} fit beside the ignored id {IGNORE}")
-    if described.names not in ((), found.labels.names):
+    annotated = coco.read_annotations(root, splits, kind, described.excluded(root))
+    names = annotated.labels.names
+    if len(names) > IGNORE:
+        raise DataError(f"{root}: {len(names)} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
+    if described.names not in ((), names):
         raise DataError(f"{root / FILE}: 'names' are not the categories of the JSON files; leave them out")
-    return Part(found.pairs, Labels(found.labels.names, described.palette), found.reader, found.problems)
+    return Part(annotated.pairs, Labels(names, described.palette), annotated.reader, annotated.problems)
 
 
 LAYOUTS = (
@@ -254,45 +267,50 @@ LAYOUTS = (
 
 
 def unknown_layout(root: Path, described: DatasetFile, others: Sequence[str] = ()) -> DataError:
-    """What to say where no layout fits."""
+    """The error for a folder that no layout fits, or whose ``dataset.yaml`` names an unknown layout.
+
+    Args:
+        root: folder of the data set.
+        described: its ``dataset.yaml``.
+        others: names of further layouts that the caller accepts.
+    """
     names = [*(layout.name for layout in LAYOUTS), *others]
     if described.layout:
         return DataError(f"{root / FILE}: unknown layout {described.layout!r}{nearest(described.layout, names)}")
-    some = itertools.islice(root.rglob("*"), 10_000)
-    foreign = next((path.relative_to(root) for path in some if path.suffix.lower() in _FOREIGN), None)
-    unread = f"; if {foreign} is one of them, its format is not read: save it as PNG" if foreign else ""
+    files = itertools.islice(root.rglob("*"), 10_000)
+    unsupported = next((path.relative_to(root) for path in files if path.suffix.lower() in _UNSUPPORTED), None)
+    hint = f"; {unsupported} has an unsupported format: save images and masks as PNG" if unsupported else ""
     return DataError(
-        f"{root}: no layout fits ({', '.join(names)}); docs/data.md shows a tree of each, the simplest being"
-        f" images/train, masks/train, images/val, masks/val{unread}"
+        f"{root}: no layout fits ({', '.join(names)}); docs/data.md shows a tree of each. The simplest is"
+        f" images/train, masks/train, images/val, masks/val{hint}"
     )
 
 
-# ---- what they share
+# ---- common steps
+
+_Default = tuple[Labels, Mapping[int, int]]  # classes of a layout, and the class of each id
 
 
-def _part(
-    root: Path,
-    where: Sequence[tuple[str, Path, Path]],
-    described: DatasetFile,
-    own: tuple[Labels, Mapping[int, int]] | None = None,
+def _open_pairs(
+    root: Path, folders: Sequence[tuple[Path, Path]], described: DatasetFile, default: _Default | None = None
 ) -> Part:
-    """Pairs of (split, images, masks) folders, with ``own`` labels and ids unless ``dataset.yaml`` has names."""
+    """Pair the files of (images, masks) folders; ``default`` applies unless ``dataset.yaml`` has names."""
     excluded = described.excluded(root)
     pairs: list[tuple[Path, Path]] = []
     problems: list[Problem] = []
-    for _, images, masks in where:
-        found, unfit = mask_pairs(images, masks, excluded)
-        pairs += found
-        problems += unfit
-    labels, read = _meaning(root, described, own, [mask for _, mask in pairs])
+    for images, masks in folders:
+        folder_pairs, folder_problems = mask_pairs(images, masks, excluded)
+        pairs += folder_pairs
+        problems += folder_problems
+    labels, read = _labels_and_reader(root, described, default, [mask for _, mask in pairs])
     return Part(tuple(pairs), labels, read, tuple(problems))
 
 
 def mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Folders of images and of masks by split, "all" where there are no splits; none: it is not laid out so.
+    """Folders of images and of masks by split, under "all" if there are no splits; empty if there are none.
 
     Raises:
-        DataError: several folders could be meant.
+        DataError: there are several for one split.
     """
     if by_split := _folders(root):
         return by_split
@@ -301,50 +319,48 @@ def mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def mask_pairs(images: Path, masks: Path, excluded: frozenset[Path]) -> tuple[list[tuple[Path, Path]], list[Problem]]:
-    """Images with their masks by stem, and every file that has no partner or cannot hold ids."""
+    """Pair images and masks by stem; every file without a partner, and every lossy mask, is a problem."""
     files = images_in(masks, deep=True)
     lossy = [Problem(p, _LOSSY) for p in files if p.suffix.lower() not in _LOSSLESS and p not in excluded]
     files = [p for p in files if p.suffix.lower() in _LOSSLESS]
-    found, unmatched = matched(
+    pairs, unmatched = match_files(
         by_stem(images_in(images, deep=True), images),
         [by_stem(files, masks, ending) for ending in _MASK_ENDINGS],
         ("image", "mask"),
         excluded,
     )
-    return found, [*lossy, *unmatched]
+    return pairs, [*lossy, *unmatched]
 
 
-def _meaning(
-    root: Path, described: DatasetFile, own: tuple[Labels, Mapping[int, int]] | None, masks: Sequence[Path]
+def _labels_and_reader(
+    root: Path, described: DatasetFile, default: _Default | None, masks: Sequence[Path]
 ) -> tuple[Labels, MaskReader]:
-    """Names, and what the ids of the masks mean."""
-    lenient = described.unknown == "ignore"
+    """The classes, and the reader that maps the ids or colours of masks to them; ``masks`` are for messages."""
+    ignore_unknown = described.unknown == "ignore"
     if described.masks == "colours":
-        labels = Labels(described.names, described.palette) if described.names or own is None else own[0]
+        labels = Labels(described.names, described.palette) if described.names or default is None else default[0]
         if not labels.palette:
             raise DataError(f"{root / FILE}: 'masks: colours' needs 'palette' and 'names', one of each per class")
-        return labels, ColourMasks(labels.palette, described.ignore_colours, lenient)
+        return labels, ColourMasks(labels.palette, described.ignore_colours, ignore_unknown)
+    if (count := len(described.names)) > IGNORE:
+        raise DataError(f"{root / FILE}: {count} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
     if described.names:
-        if len(described.names) > IGNORE:
-            raise DataError(
-                f"{root / FILE}: {len(described.names)} classes; at most {IGNORE} fit beside the ignored id {IGNORE}"
-            )
-        labels, class_of = Labels(described.names, described.palette), plain_ids(len(described.names), described.ignore)
-    elif own is not None:
-        labels = Labels(own[0].names, described.palette or own[0].palette)
-        class_of = {**own[1], **dict.fromkeys(described.ignore, IGNORE)}
+        labels, class_of = Labels(described.names, described.palette), plain_ids(count, described.ignore)
+    elif default is not None:
+        labels = Labels(default[0].names, described.palette or default[0].palette)
+        class_of = {**default[1], **dict.fromkeys(described.ignore, IGNORE)}
     else:
         raise DataError(
-            f"{root}: what do the ids of the masks mean? Write {FILE} with 'names: [...]', one per id, or with"
-            f" 'layout: instance_ids' if each is one object{_ids_in(masks)}"
+            f"{root}: the masks have ids without class names; write {FILE} with 'names: [...]', one per id, or with"
+            f" 'layout: instance_ids' if each id is one object{_ids_in(masks)}"
         )
-    return labels, IdMasks(class_of, len(labels.names), lenient, labels.palette)
+    return labels, IdMasks(class_of, len(labels.names), ignore_unknown, labels.palette)
 
 
 def _ids_in(masks: Sequence[Path], limit: int = 20) -> str:
-    """The ids that occur in the first masks, to help with writing names."""
+    """The ids that occur in the first masks, for messages."""
     ids: set[int] = set()
-    for mask in _readable(masks[:limit]):
+    for mask in _read_masks(masks[:limit]):
         ids |= {int(i) for i in np.unique(mask)}
     if not ids:
         return ""
@@ -352,7 +368,8 @@ def _ids_in(masks: Sequence[Path], limit: int = 20) -> str:
     return f" (ids in the first {min(limit, len(masks))} masks: {shown})"
 
 
-def _readable(masks: Sequence[Path]) -> Iterator[np.ndarray]:
+def _read_masks(masks: Sequence[Path]) -> Iterator[np.ndarray]:
+    """The masks that can be read."""
     for mask in masks:
         try:
             yield read_mask(mask)

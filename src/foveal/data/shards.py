@@ -1,4 +1,4 @@
-"""Where tar files of samples are: in a folder, or named by a pattern such as ``DATA/train-{0000..0146}.tar``."""
+"""Find tar files of samples, in a folder or by a pattern, for example ``DATA/train-{0000..0146}.tar``."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import DataError
-from .layout import SPLIT_NAMES, DatasetFile, describe, drawn_splits, subfolders
+from .layout import SPLIT_NAMES, DatasetFile, describe, draw_splits, subfolders
 
-_MOST = 1_000_000  # files that one pair of braces may stand for
+_MAX_RANGE = 1_000_000  # files that one range in braces may expand to
 
 
 def find_shards(data: str | Path) -> tuple[Path, DatasetFile, dict[str, list[Path]]]:
-    """The data set's folder, its description, and its tar files by split; no splits where there are no tar files.
+    """The folder of a data set, its ``dataset.yaml``, and its tar files by split (empty if there are no tar files).
 
     Args:
         data: a folder (ROOT/<split>/*.tar, ROOT/<split>-*.tar or ROOT/*.tar), a tar file, or a pattern of tar files
-            with ``*``, ``?``, ``{a,b}`` and ``{000..123}``: those of the folder that it names, told apart likewise.
+            with ``*``, ``?``, ``{a,b}`` and ``{000..123}``. Splits of the files that match a pattern are inferred from
+            their paths in the same way.
 
     Raises:
-        DataError: no such folder or file; a range of braces that is not one.
+        DataError: the folder or a file does not exist, or a range in braces is invalid.
     """
     root = Path(data)
     if is_pattern(data):
-        paths = _named(str(data))
+        paths = _expand_pattern(str(data))
         root = Path(re.split(r"[*?{\[]", str(data))[0] + "x").parent  # the last folder before the first wildcard
         if root.name in SPLIT_NAMES:
             root = root.parent
@@ -42,44 +43,47 @@ def is_pattern(data: str | Path) -> bool:
 
 
 def _by_split(root: Path, paths: Iterable[Path], described: DatasetFile) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
+    by_split: dict[str, list[Path]] = {}
     unsplit: list[Path] = []
     for path in paths:
         folder, *rest = path.relative_to(root).parts
         split = folder if rest else re.split(r"[-_.]", path.name)[0]
         if rest or split in SPLIT_NAMES:
-            found.setdefault(split, []).append(path)
+            by_split.setdefault(split, []).append(path)
         else:
             unsplit.append(path)
-    if found or not unsplit:
-        return found
-    drawn = drawn_splits((path.name for path in unsplit), described)
+    if by_split or not unsplit:
+        return by_split
+    drawn = draw_splits((path.name for path in unsplit), described)
     return {split: [path for path in unsplit if path.name in names] for split, names in drawn.items() if names}
 
 
-def _named(pattern: str) -> list[Path]:
-    found: list[Path] = []
-    for text in _expanded(pattern):
+def _expand_pattern(pattern: str) -> list[Path]:
+    """The files that match a pattern, each once."""
+    files: list[Path] = []
+    for text in _expand_braces(pattern):
         paths = sorted(Path(path) for path in glob.glob(text))
         if not paths:
             raise DataError(f"{text}: no such tar file")
-        found += paths
-    return list(dict.fromkeys(found))
+        files += paths
+    return list(dict.fromkeys(files))
 
 
-def _expanded(pattern: str) -> list[str]:
-    """Texts that the braces of ``pattern`` stand for, as shells write them."""
+def _expand_braces(pattern: str) -> list[str]:
+    """Expand ``{a,b}`` and ``{000..123}`` as shells do."""
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if not braces:
         return [pattern]
     span = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
     if span:
         first, last = int(span[1]), int(span[2])
-        if not 0 <= last - first < _MOST:
-            raise DataError(f"{pattern}: {braces[0]} is no range of at most {_MOST:,} files")
+        if not 0 <= last - first < _MAX_RANGE:
+            raise DataError(f"{pattern}: {braces[0]} is no rising range of at most {_MAX_RANGE:,} files")
         choices = [f"{number:0{len(span[1])}}" for number in range(first, last + 1)]
     else:
         choices = braces[1].split(",")
     return [
-        text for choice in choices for text in _expanded(pattern[: braces.start()] + choice + pattern[braces.end() :])
+        text
+        for choice in choices
+        for text in _expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])
     ]

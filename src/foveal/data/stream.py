@@ -1,7 +1,7 @@
-"""Samples from tar files, read from front to back: for data that is too large, or too far away, for single files.
+"""Stream samples from tar files, front to back: for data that is too large or too remote for single files.
 
-A sample is a run of members that share their path up to the first dot: ``a/0001.jpg`` with ``a/0001.png`` (mask),
-``a/0001.cls`` (class index) or ``a/0001.json``. That is the convention of the webdataset library. Layouts::
+A sample consists of consecutive members that share their path up to the first dot: ``a/0001.jpg`` with ``a/0001.png``
+(mask), ``a/0001.cls`` (class index) or ``a/0001.json``. This is the convention of the webdataset library. Layouts::
 
     ROOT/<split>/*.tar        ROOT/<split>-*.tar        ROOT/*.tar  (split "all")
 """
@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, DataError, InputError
-from ..images.reading import MAX_FILE_BYTES, read_image
+from ..images.formats import MAX_FILE_BYTES
+from ..images.reading import read_image
 from ..info import Labels
 from .layout import DatasetFile, resolve_split
 from .masks import ColourMasks, IdMasks, plain_ids
@@ -30,7 +31,7 @@ from .shards import find_shards
 LAYOUT = "tars"
 IMAGE_ENDINGS = ("jpg", "jpeg", "webp", "png", "tif", "tiff", "bmp")
 MASK_ENDINGS = ("mask.png", "seg.png", "png")
-_PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # first bytes of gzip, bzip2, xz, zstd
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class StreamSample:
     Attributes:
         key: path of its members up to the first dot.
         image: ``(H, W, 3)`` uint8.
-        mask: class ids ``(H, W)``, 255 = ignore, where the sample has one.
-        label: class index, where it has one.
-        extra: of its JSON member.
+        mask: class ids ``(H, W)``, 255 = ignore; ``None`` if the sample has no mask.
+        label: class index; ``None`` if the sample has none.
+        extra: content of its JSON member.
     """
 
     key: str
@@ -54,16 +55,16 @@ class StreamSample:
 
 @dataclass(frozen=True)
 class TarStream:
-    """Tar files as a stream of samples; each iteration starts from the front.
+    """Tar files as a stream of samples; each iteration starts at the beginning.
 
     Attributes:
         shards: tar files.
         labels: names and palette from ``dataset.yaml``.
-        masks: how masks are read; ``None``: samples have no masks.
-        on_bad: called with (shard, sample key, error) for each sample that cannot be read, which is then skipped; the
-            key is empty where a shard breaks off. ``None``: the first one is an error.
-        excluded: ``shard / key`` of the samples, and shards, to leave out.
-        part: (index, count): this reader is one of ``count``, see :meth:`share`.
+        masks: reader of masks; ``None``: samples have no masks.
+        on_bad: called with (shard, sample key, error) for each unreadable sample, which is then skipped; the key is
+            empty if the rest of a shard is unreadable. ``None``: the first unreadable sample raises an error.
+        excluded: shards, and samples as ``shard / key``, that are left out.
+        part: (index, count): this reader is one of ``count`` readers, see :meth:`share`.
     """
 
     shards: tuple[Path, ...]
@@ -80,37 +81,41 @@ class TarStream:
         """Find the tar files of ``splits`` below ``root``, a folder or a pattern. Nothing is read yet.
 
         Raises:
-            DataError: no such split, or no tar files.
+            DataError: a split does not exist, or there are no tar files.
         """
         root, described, by_split = find_shards(root)
         if not by_split:
             raise DataError(f"{root}: no tar files (ROOT/<split>/*.tar, ROOT/<split>-*.tar or ROOT/*.tar)")
         excluded = described.excluded(root)
-        found = [path for split in splits for path in by_split[resolve_split(split, tuple(by_split), root)]]
-        found = [path for path in found if path not in excluded]
-        return cls(tuple(found), Labels(described.names, described.palette), _reader(described), on_bad, excluded)
+        shards = [path for split in splits for path in by_split[resolve_split(split, tuple(by_split), root)]]
+        shards = [path for path in shards if path not in excluded]
+        labels = Labels(described.names, described.palette)
+        return cls(tuple(shards), labels, _mask_reader(described), on_bad, excluded)
 
     def share(self, index: int, count: int) -> TarStream:
-        """The part of reader ``index`` among ``count`` (workers times processes): together they read all, each once.
+        """The part of the stream that reader ``index`` of ``count`` (workers times processes) reads.
 
-        Whole shards are dealt out where there is one for each reader at least; else every reader passes over all
-        shards and keeps every ``count``-th sample.
+        Together the readers read each sample once. If there are at least as many shards as readers, each reader gets
+        whole shards; otherwise every reader goes through all shards and keeps every ``count``-th sample.
+
+        Raises:
+            ConfigError: ``index`` is not from 0 to ``count - 1``.
         """
         if not 0 <= index < count:
-            raise ConfigError(f"reader {index} of {count}")
+            raise ConfigError(f"reader {index} of {count}: the index must be from 0 to {count - 1}")
         return dataclasses.replace(self, part=(index, count))
 
     def shuffled(self, seed: int) -> TarStream:
-        """The same with the shards in another order; samples within a shard keep theirs."""
+        """The same stream with its shards in random order; samples within a shard keep their order."""
         order = list(self.shards)
         random.Random(seed).shuffle(order)
         return dataclasses.replace(self, shards=tuple(order))
 
     def __iter__(self) -> Iterator[StreamSample]:
-        """Read on.
+        """Read the samples of this reader.
 
         Raises:
-            DataError: a damaged shard or sample, unless ``on_bad`` takes it.
+            DataError: a shard or a sample is damaged, and there is no ``on_bad``.
         """
         index, count = self.part
         by_shard = len(self.shards) >= count
@@ -121,46 +126,47 @@ class TarStream:
                 if (not by_shard and (position - 1) % count != index) or shard / key in self.excluded:
                     continue
                 try:
-                    yield self.decoded(shard, key, members)
+                    yield self.decode(shard, key, members)
                 except DataError as error:
-                    self._bad(shard, key, error)
+                    self._report(shard, key, error)
 
-    def _bad(self, shard: Path, key: str, error: DataError) -> None:
+    def _report(self, shard: Path, key: str, error: DataError) -> None:
         if self.on_bad is None:
             raise error
         self.on_bad(shard, key, str(error))
 
     def _groups(self, shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """Members by their ending, sample by sample; a shard that breaks off ends early."""
+        """Key and members, by their ending, of each sample; a damaged shard ends early."""
         key, members = "", {}
         try:
             with tarfile.open(shard, "r|*") as archive:
                 for member in archive:
-                    own, ending = sample_of(member)
-                    if not own:
+                    sample_key, ending = sample_of(member)
+                    if not sample_key:
                         continue
-                    if own != key:
+                    if sample_key != key:
                         if members:
                             yield key, members
-                        key, members = own, {}
+                        key, members = sample_key, {}
                     if member.size > MAX_FILE_BYTES:
-                        self._bad(shard, own, DataError(f"{shard}: {member.name} is above {MAX_FILE_BYTES >> 20} MiB"))
+                        limit = f"the limit of {MAX_FILE_BYTES >> 20} MiB"
+                        self._report(shard, sample_key, DataError(f"{shard}: {member.name} is above {limit}"))
                         continue
                     file = archive.extractfile(member)
                     members[ending] = file.read() if file else b""
             check_end(shard, archive.offset)
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-            # What was read of the sample at the break may lack a member: it goes with the rest of the shard.
-            self._bad(shard, "", damaged(shard, key, error))
+            # The last sample before the damage may lack a member, so it is dropped with the rest of the shard.
+            self._report(shard, "", damaged_error(shard, key, error))
             return
         if members:
             yield key, members
 
-    def decoded(self, shard: Path, key: str, members: Mapping[str, bytes]) -> StreamSample:
-        """The sample that these members, by their ending, make up.
+    def decode(self, shard: Path, key: str, members: Mapping[str, bytes]) -> StreamSample:
+        """Decode the members of a sample, by their ending.
 
         Raises:
-            DataError: they do not.
+            DataError: there is no image, or a member is damaged, of the wrong size, or not a class index.
         """
         where = f"{shard}: {key}"
         image_ending = next((ending for ending in IMAGE_ENDINGS if ending in members), None)
@@ -193,7 +199,7 @@ class TarStream:
 
 
 def sample_of(member: tarfile.TarInfo) -> tuple[str, str]:
-    """Key of the sample that a member belongs to, and its ending; two empty texts where it belongs to none."""
+    """Key of the sample that a member belongs to, and its ending; two empty strings for folders and hidden files."""
     folder, _, name = member.name.rpartition("/")
     stem, _, ending = name.partition(".")
     if not member.isfile() or not stem:
@@ -201,54 +207,54 @@ def sample_of(member: tarfile.TarInfo) -> tuple[str, str]:
     return f"{folder}/{stem}" if folder else stem, ending.lower()
 
 
-def damaged(shard: Path, key: str, error: Exception) -> DataError:
-    """The error for a shard that breaks off after sample ``key``."""
-    hint = "; compressed files must be unpacked first" if not key and _is_packed(shard) else ""
+def damaged_error(shard: Path, key: str, error: Exception) -> DataError:
+    """The error for a shard that is unreadable after sample ``key``."""
+    hint = "; compressed files must be unpacked first" if not key and _is_compressed(shard) else ""
     return DataError(f"{shard}: damaged or truncated after {key or 'its start'} ({error}){hint}")
 
 
 def check_end(shard: Path, offset: int) -> None:
-    """Make sure that an uncompressed tar file ends at ``offset``, where the mark of zeros is to stand.
+    """Check that an uncompressed tar file ends at ``offset``, with the block of zeros that marks the end.
 
-    tarfile takes a header that is damaged, or cut off, for the end, and the samples behind it would silently be gone.
+    Python's tarfile takes a damaged or truncated header for the end, and would silently skip all samples after it.
 
     Raises:
-        ValueError: something else stands there.
+        ValueError: there is no such block.
     """
-    if _is_packed(shard):
-        return  # whose own checksums tell
+    if _is_compressed(shard):
+        return  # compressed formats have checksums of their own
     with shard.open("rb") as file:
         file.seek(offset)
         block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise ValueError("no mark at its end")
+        raise ValueError("no end-of-archive block")
     if any(block):
         raise ValueError("bad header")
 
 
-def _is_packed(shard: Path) -> bool:
+def _is_compressed(shard: Path) -> bool:
     try:
         with shard.open("rb") as file:
-            return file.read(6).startswith(_PACKED)
+            return file.read(6).startswith(_COMPRESSED)
     except OSError:
         return False
 
 
-def _reader(described: DatasetFile) -> IdMasks | ColourMasks | None:
-    lenient = described.unknown == "ignore"
+def _mask_reader(described: DatasetFile) -> IdMasks | ColourMasks | None:
+    ignore_unknown = described.unknown == "ignore"
     if described.masks == "colours":
-        return ColourMasks(described.palette, described.ignore_colours, lenient)
+        return ColourMasks(described.palette, described.ignore_colours, ignore_unknown)
     if not described.names:
         return None
     count = len(described.names)
-    return IdMasks(plain_ids(count, described.ignore), count, lenient, described.palette)
+    return IdMasks(plain_ids(count, described.ignore), count, ignore_unknown, described.palette)
 
 
 def _extra(members: Mapping[str, bytes], where: str) -> dict[str, Any]:
     if "json" not in members:
         return {}
     try:
-        found = json.loads(members["json"])
+        content = json.loads(members["json"])
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}.json: not JSON ({error})") from error
-    return found if isinstance(found, dict) else {"json": found}
+    return content if isinstance(content, dict) else {"json": content}

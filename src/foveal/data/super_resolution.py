@@ -1,15 +1,15 @@
-"""Pairs of small and large images of the same scene, as samples for super-resolution.
+"""Samples for super-resolution: pairs of small and large images of the same scene.
 
-Layouts (``S`` is the scale; where there are no small images they are made, see :func:`bicubic_downscale`)::
+Layouts (``S`` is the scale; without small images, they are computed by :func:`bicubic_downscale`)::
 
     ROOT/HR/*.png               ROOT/LR_bicubic/XS/, LR/XS/, LRxS/, LR_xS/ or LR/
-    ROOT/<split>/HR/*.png       the same beside it
+    ROOT/<split>/HR/*.png       ROOT/<split>/LR_bicubic/XS/ and so on, as above
     ROOT/<name>_<split>_HR/     ROOT/<name>_<split>_LR_bicubic/XS/          (DIV2K)
-    ROOT/<split>/*.png          large images alone
-    ROOT/*.png                  large images alone, no splits: "all", "train" and "val" with val_share
-    ROOT/<set>/*.png            the same in several sets, each a split: set5, set14, bsd100
+    ROOT/<split>/*.png          only large images
+    ROOT/*.png                  only large images, no splits: "all", and "train" and "val" with val_share
+    ROOT/<set>/*.png            only large images in several sets, each a split: set5, set14, bsd100
 
-Small images have the stem of the large one, or end in ``xS`` or ``_xS``.
+A small image has the stem of its large image, optionally followed by ``xS`` or ``_xS``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from .layout import (
     Problem,
     by_stem,
     describe,
-    drawn_splits,
+    draw_splits,
     images_in,
-    matched,
+    match_files,
     raise_first,
     resolve_split,
     subfolders,
@@ -51,8 +51,8 @@ class SuperResolutionData:
     """Pairs of image files. Indexing reads: ``data[i] -> (small, large)``.
 
     Attributes:
-        pairs: (small, large) paths, sorted; ``None`` where the small image is made from the large one.
-        scale: sides of the large image over those of the small one.
+        pairs: (small, large) paths, sorted; small is ``None`` if that image is computed from the large one.
+        scale: side of the large image divided by that of the small one.
     """
 
     pairs: tuple[tuple[Path | None, Path], ...]
@@ -64,28 +64,32 @@ class SuperResolutionData:
 
         Args:
             root: folder of the data set.
-            splits: parts of it, together one set.
-            scale: 1 pairs images of one size, for restoration.
-            small: ``False``: leave folders of small images alone, make them from the large ones.
+            splits: names of the splits; their pairs are joined.
+            scale: whole number; 1 pairs images of the same size, for restoration.
+            small: ``False``: ignore folders of small images and compute all small images from the large ones.
 
         Raises:
             InputError: ``scale`` is below 1.
-            DataError: no such split, images without a partner, no small images of this scale beside those of others.
+            DataError: a split does not exist or is empty, images have no partner, or there are small images for other
+                scales only.
         """
         root = Path(root)
         if scale < 1:
-            raise InputError(f"scale={scale}: a whole number from 1 up")
+            raise InputError(f"scale={scale}: expected a whole number of at least 1")
         described = describe(root)
         if described.layout not in ("", LAYOUT):
-            raise DataError(f"{root / FILE}: layout {described.layout!r} is not for super-resolution ({LAYOUT!r})")
-        have = sets_of(root, described)
-        if not have:
+            raise DataError(
+                f"{root / FILE}: layout {described.layout!r} is not for super-resolution; write"
+                f" 'layout: {LAYOUT}', or leave 'layout' out"
+            )
+        names = tuple(sets_of(root, described))
+        if not names:
             raise DataError(f"{root}: neither folders of large images (HR/) nor images")
         pairs: list[tuple[Path | None, Path]] = []
         problems: list[Problem] = []
         for split in splits:
-            found, unmatched = open_split(root, resolve_split(split, tuple(have), root), scale, described, small)
-            pairs += found
+            split_pairs, unmatched = open_split(root, resolve_split(split, names, root), scale, described, small)
+            pairs += split_pairs
             problems += unmatched
         raise_first(problems, root)
         if not pairs:
@@ -94,27 +98,27 @@ class SuperResolutionData:
 
     @property
     def labels(self) -> Labels:
-        """None: pictures have no classes."""
+        """Empty: there are no classes."""
         return Labels()
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def name(self, index: int) -> Path:
-        """The large image's file."""
+        """The file of a large image."""
         return self.pairs[index][1]
 
     def order(self, rng: np.random.Generator, buffer: int) -> list[int]:
-        """All samples in random order."""
+        """All indices in random order; ``buffer`` is not used for single files."""
         return rng.permutation(len(self)).tolist()
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """Read one pair: ``(h, w, 3)`` and ``(h * scale, w * scale, 3)``, uint8 RGB.
 
-        A large image loses the rows and columns at its end that do not fill a pixel of the small one.
+        If the sides of a large image are not divisible by the scale, its last rows and columns are cropped.
 
         Raises:
-            DataError: unreadable, or of sizes that do not fit.
+            DataError: a file is unreadable, or the sizes of a pair do not fit together.
         """
         small_path, large_path = self.pairs[index]
         try:
@@ -137,41 +141,42 @@ class SuperResolutionData:
 
 
 def high_folders(root: Path, described: DatasetFile) -> dict[str, Path]:
-    """Folders of large images by split; empty where there are none."""
-    found: dict[str, Path] = {}
+    """Folders of large images by split; empty if there are none."""
+    folders: dict[str, Path] = {}
     for folder in subfolders(root):
         name, _, kind = folder.name.rpartition("_")
         inner = next((folder / high for high in _HIGH if images_in(folder / high)), None)
         if folder.name in _HIGH and images_in(folder):
-            found |= dict.fromkeys(_drawable(described), folder)
+            folders |= dict.fromkeys(_random_splits(described), folder)
         elif kind in _HIGH and images_in(folder):
-            found[next((split for split in SPLIT_NAMES if name.split("_")[-1] == split), name)] = folder
+            folders[next((split for split in SPLIT_NAMES if name.split("_")[-1] == split), name)] = folder
         elif inner is not None:
-            found[folder.name] = inner
-    if not found:
-        found = {folder.name: folder for folder in subfolders(root) if folder.name in SPLIT_NAMES and images_in(folder)}
-    if not found and images_in(root):
-        found = dict.fromkeys(_drawable(described), root)
-    return found
+            folders[folder.name] = inner
+    if not folders:
+        folders = {f.name: f for f in subfolders(root) if f.name in SPLIT_NAMES and images_in(f)}
+    if not folders and images_in(root):
+        folders = dict.fromkeys(_random_splits(described), root)
+    return folders
 
 
 def sets_of(root: Path, described: DatasetFile) -> dict[str, Path]:
-    """:func:`high_folders`, or where it finds none, every folder of images by its name."""
-    found = high_folders(root, described)
-    return found or {folder.name: folder for folder in subfolders(root) if images_in(folder)}
+    """The result of :func:`high_folders`; if it is empty, every folder of images under its own name."""
+    folders = high_folders(root, described)
+    return folders or {folder.name: folder for folder in subfolders(root) if images_in(folder)}
 
 
 def open_split(
     root: Path, split: str, scale: int, described: DatasetFile, small: bool = True
 ) -> tuple[list[tuple[Path | None, Path]], list[Problem]]:
-    """The pairs of one split and the files that have no partner.
+    """The pairs of one split, and a problem for each file without a partner.
+
+    The arguments are those of :meth:`SuperResolutionData.open`.
 
     Raises:
-        DataError: there are folders of small images, none for this scale.
+        DataError: there are small images for other scales only.
     """
     folders = sets_of(root, described)
     high, excluded = folders[split], described.excluded(root)
-    drawn = len(set(folders.values())) < len(folders)
     large = images_in(high)
     low = _low_folder(high, scale) if small else None
     if low is None:
@@ -180,38 +185,38 @@ def open_split(
     else:
         endings = ("", f"x{scale}", f"_x{scale}")
         stems = [by_stem(images_in(low), low, ending) for ending in endings]
-        found, problems = matched(by_stem(large, high), stems, ("large image", "small image"), excluded)
-        pairs = [(small_path, large_path) for large_path, small_path in found]
-    if drawn:
-        names = drawn_splits((path.stem for _, path in pairs), described)[split]
+        matches, problems = match_files(by_stem(large, high), stems, ("large image", "small image"), excluded)
+        pairs = [(small_path, large_path) for large_path, small_path in matches]
+    if len(set(folders.values())) < len(folders):  # several splits in one folder are drawn at random
+        names = draw_splits((path.stem for _, path in pairs), described)[split]
         pairs = [(small_path, path) for small_path, path in pairs if path.stem in names]
     return pairs, problems
 
 
-def _drawable(described: DatasetFile) -> tuple[str, ...]:
+def _random_splits(described: DatasetFile) -> tuple[str, ...]:
     return (ALL, "train", "val") if described.val_share else (ALL,)
 
 
 def low_folders(high: Path) -> dict[int, Path]:
-    """Folders of small images beside a folder of large ones, by scale; 0: the name tells none, any may be meant."""
+    """Folders of small images next to a folder of large ones, by scale; 0: the folder's name has no scale."""
     base = next((high.name.removesuffix(kind) for kind in _HIGH if high.name.endswith(kind)), None)
     if base is None:
         return {}
-    found: dict[int, Path] = {}
+    folders: dict[int, Path] = {}
     for folder in subfolders(high.parent):
         match = re.fullmatch(re.escape(base) + r"(?:LR_bicubic|LR|lr)(?:_?[xX](\d+))?", folder.name)
         if match and images_in(folder):
-            found[int(match[1] or 0)] = folder
+            folders[int(match[1] or 0)] = folder
         elif match:
             inner = ((re.fullmatch(r"[xX](\d+)", f.name), f) for f in subfolders(folder))
-            found |= {int(scale[1]): f for scale, f in inner if scale and images_in(f)}
-    return found
+            folders |= {int(scale[1]): f for scale, f in inner if scale and images_in(f)}
+    return folders
 
 
 def _low_folder(high: Path, scale: int) -> Path | None:
-    """Where the small images for a folder of large ones lie; ``None`` where there are none at all."""
-    found = low_folders(high)
-    if found and scale not in found and 0 not in found:
-        have = ", ".join(str(folder.relative_to(high.parent)) for folder in found.values())
-        raise DataError(f"{high.parent}: no small images for scale {scale}, only {have}")
-    return found.get(scale, found.get(0))
+    """The folder of small images of this scale for a folder of large ones; ``None`` if there are no small images."""
+    folders = low_folders(high)
+    if folders and scale not in folders and 0 not in folders:
+        existing = ", ".join(str(folder.relative_to(high.parent)) for folder in folders.values())
+        raise DataError(f"{high.parent}: no small images for scale {scale}, only {existing}")
+    return folders.get(scale, folders.get(0))

@@ -1,4 +1,4 @@
-"""A small made-up segmentation data set: coloured shapes on textured ground. For tests, docs and first steps."""
+"""A small synthetic segmentation data set of coloured shapes on a textured background, for tests and first steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PALETTE = ((90, 90, 90), (214, 39, 40), (31, 119, 180), (44, 160, 44))
 def shapes_sample(
     rng: np.random.Generator, size: tuple[int, int] = (96, 96)
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Draw one scene: ``(H, W, 3)`` RGB and its ``(H, W)`` class ids. Shape, not colour, tells the class."""
+    """Draw one scene: ``(H, W, 3)`` RGB and its ``(H, W)`` class ids. The class is the shape; colours are random."""
     height, width = size
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
@@ -42,14 +42,17 @@ def shapes_sample(
 def write_shapes(
     root: str | Path, *, train: int = 200, val: int = 40, size: tuple[int, int] = (96, 96), seed: int = 0
 ) -> Path:
-    """Write such a data set in the layout that ``foveal train`` reads: train/, trainannot/, val/, valannot/.
+    """Write a data set of such scenes in CamVid's layout: train/, trainannot/, val/, valannot/, dataset.yaml.
 
     Args:
-        root: folder, made if needed.
+        root: folder of the data set; it is created if needed.
         train: number of training images.
         val: number of validation images.
-        size: (H, W) of each.
-        seed: the same seed writes the same files.
+        size: (H, W) of each image.
+        seed: random seed; the same seed gives the same images.
+
+    Returns:
+        ``root``.
     """
     root = Path(root)
     rng = np.random.default_rng(seed)

@@ -1,7 +1,7 @@
-"""Samples of tar files by number: what training needs to draw them in any order and to resume anywhere.
+"""Samples of tar files by index, so that training can draw them in any order and resume at any step.
 
-The headers of each file are read once, front to back; from then on a sample is one read at its place. Whichever process
-and worker reads it, and wherever a run resumes, the order is the same: it follows from the seed and the epoch.
+The headers of each file are read once, front to back; after that, each sample is one read at its offset. The order
+follows from the seed and the epoch alone, so it is the same for any number of processes and workers and after a resume.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import io
 import itertools
 import tarfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..images.reading import MAX_FILE_BYTES
+from ..images.formats import MAX_FILE_BYTES
 from .layout import FILE, Problem, raise_first
-from .stream import IMAGE_ENDINGS, MASK_ENDINGS, TarStream, check_end, damaged, sample_of
+from .stream import IMAGE_ENDINGS, MASK_ENDINGS, StreamSample, TarStream, check_end, damaged_error, sample_of
 
 
 class Place(NamedTuple):
@@ -28,15 +28,45 @@ class Place(NamedTuple):
 
     Attributes:
         key: path of its members up to the first dot.
-        start: of its first header, in bytes.
-        stop: behind its last member.
-        endings: of its members.
+        start: offset of its first header, in bytes.
+        stop: offset of the end of its last member, in bytes.
+        endings: endings of its members, after the first dot.
     """
 
     key: str
     start: int
     stop: int
     endings: tuple[str, ...]
+
+
+class _Target(NamedTuple):
+    """What the samples of a task are labelled with. Data loaders pickle it, so its functions are named."""
+
+    of: Callable[[StreamSample], NDArray[np.uint8] | int | None]  # the label of a decoded sample
+    is_among: Callable[[Sequence[str], str], bool]  # whether the endings have a label, besides this one of the image
+    missing: str  # for messages
+
+
+def _mask_of(sample: StreamSample) -> NDArray[np.uint8] | None:
+    return sample.mask
+
+
+def _has_mask(endings: Sequence[str], image: str) -> bool:
+    return any(ending in endings and ending != image for ending in MASK_ENDINGS)
+
+
+def _class_of(sample: StreamSample) -> int | None:
+    return sample.label
+
+
+def _has_class(endings: Sequence[str], image: str) -> bool:
+    return "cls" in endings
+
+
+_TARGETS = {
+    "segment": _Target(_mask_of, _has_mask, "no mask (.png, .mask.png or .seg.png)"),
+    "classify": _Target(_class_of, _has_class, "no class index (.cls)"),
+}
 
 
 class TarSamples:
@@ -46,10 +76,10 @@ class TarSamples:
         labels: names and palette of the classes.
     """
 
-    def __init__(self, stream: TarStream, task: Literal["segment", "classify"], root: Path) -> None:
+    def __init__(self, stream: TarStream, task: str, root: Path) -> None:
         if not stream.labels.names:
-            raise DataError(f"{root}: tar files hold no names of classes: write 'names: [...]' into {root / FILE}")
-        self.stream, self.task, self.labels = stream, task, stream.labels
+            raise DataError(f"{root}: tar files contain no class names: write 'names: [...]' into {root / FILE}")
+        self.stream, self.labels, self._target = stream, stream.labels, _TARGETS[task]
         self.keys: list[str] = []
         self.shard_of, self.starts, self.stops = array("l"), array("q"), array("q")
         problems: list[Problem] = []
@@ -68,17 +98,17 @@ class TarSamples:
             raise DataError(f"{root}: no samples in its tar files")
 
     @classmethod
-    def open(cls, data: str | Path, splits: Sequence[str], task: Literal["segment", "classify"]) -> TarSamples:
+    def open(cls, data: str | Path, splits: Sequence[str], task: str) -> TarSamples:
         """Read the headers of the tar files of ``splits``.
 
         Args:
             data: folder or pattern, see :func:`~foveal.data.shards.find_shards`.
-            splits: together one set of samples.
-            task: "segment" for samples with a mask, "classify" for those with a class index.
+            splits: names of the splits; their samples are joined.
+            task: "segment" for samples with a mask, "classify" for samples with a class index.
 
         Raises:
-            DataError: no such split, no class names, a tar file that is damaged, truncated or compressed, samples
-                without an image or a label.
+            DataError: a split does not exist, there are no class names, a tar file is damaged, truncated or compressed,
+                or a sample has no image or no label.
         """
         return cls(TarStream.open(data, splits), task, Path(data))
 
@@ -86,14 +116,14 @@ class TarSamples:
         return len(self.keys)
 
     def name(self, index: int) -> Path:
-        """Tar file and key of a sample."""
+        """Path of the tar file and key of a sample."""
         return self.stream.shards[self.shard_of[index]] / self.keys[index]
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | int]:
         """Read one image, ``(H, W, 3)`` RGB, and its class ids ``(H, W)`` with 255 = ignore, or its class.
 
         Raises:
-            DataError: unreadable.
+            DataError: the sample is unreadable, or the file has changed since its headers were read.
         """
         shard, key = self.stream.shards[self.shard_of[index]], self.keys[index]
         start, stop = self.starts[index], self.stops[index]
@@ -104,75 +134,73 @@ class TarSamples:
             with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
                 members = {}
                 for member in archive:
-                    own, ending = sample_of(member)
-                    if own == key and (found := archive.extractfile(member)):
-                        members[ending] = found.read()
+                    sample_key, ending = sample_of(member)
+                    if sample_key == key and (content_file := archive.extractfile(member)):
+                        members[ending] = content_file.read()
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             raise DataError(f"{shard}: {key}: cannot be read ({error}); was the file changed?") from error
-        sample = self.stream.decoded(shard, key, members)
-        target = sample.mask if self.task == "segment" else sample.label
+        sample = self.stream.decode(shard, key, members)
+        target = self._target.of(sample)
         if target is None:
-            raise DataError(f"{shard}: {key}: has changed since its header was read")
+            raise DataError(f"{shard}: {key}: the file has changed since its headers were read; start again")
         return sample.image, target
 
     def order(self, rng: np.random.Generator, buffer: int) -> list[int]:
-        """All samples, as a shuffle buffer gives them: each is drawn from the next ``buffer`` that are left.
+        """All indices in the order of a shuffle buffer: each is drawn from the next ``buffer`` remaining samples.
 
-        Tar files come in random order and are read nearly front to back, so few of them are in use at a time.
+        The tar files follow each other in random order, and each is read nearly front to back, so that few of them are
+        in use at a time.
         """
         by_shard = np.argsort(np.asarray(self.shard_of), kind="stable")
         counts = np.bincount(np.asarray(self.shard_of), minlength=len(self.stream.shards))
         ends = np.cumsum(counts)
         shuffled = [by_shard[ends[i] - counts[i] : ends[i]] for i in rng.permutation(len(counts))]
         waiting: Iterator[int] = iter(np.concatenate(shuffled).tolist())
-        held = list(itertools.islice(waiting, buffer))
+        window = list(itertools.islice(waiting, buffer))
         order: list[int] = []
         draws = rng.random(len(self.keys)).tolist()
         for index in waiting:
-            drawn = int(draws[len(order)] * len(held))
-            order.append(held[drawn])
-            held[drawn] = index
-        return order + [held[i] for i in rng.permutation(len(held))]
+            drawn = int(draws[len(order)] * len(window))
+            order.append(window[drawn])
+            window[drawn] = index
+        return order + [window[i] for i in rng.permutation(len(window))]
 
     def _problem(self, shard: Path, place: Place) -> Problem | None:
         has = ", ".join(place.endings)
         images = [ending for ending in IMAGE_ENDINGS if ending in place.endings]
         if not images:
             return Problem(shard, f"{place.key}: no image among its members ({has})")
-        if self.task == "classify":
-            labelled, wanted = "cls" in place.endings, "no class index (.cls)"
-        else:
-            labelled = any(ending in place.endings and ending != images[0] for ending in MASK_ENDINGS)
-            wanted = "no mask (.png, .mask.png or .seg.png)"
-        return None if labelled else Problem(shard, f"{place.key}: {wanted} among its members ({has})")
+        if self._target.is_among(place.endings, images[0]):
+            return None
+        return Problem(shard, f"{place.key}: {self._target.missing} among its members ({has})")
 
 
 def places(shard: Path) -> list[Place]:
-    """Where each sample of a tar file lies, from its headers alone.
+    """Find where each sample of a tar file lies, from its headers alone.
 
     Raises:
-        DataError: it is damaged, truncated or compressed, or a member is too large.
+        DataError: the file is damaged, truncated or compressed, or a member is too large.
     """
-    found: list[Place] = []
+    samples: list[Place] = []
     key, start, stop, endings = "", 0, 0, []
     try:
         with tarfile.open(shard, "r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (a list of them all is of no use)
-                own, ending = sample_of(member)
-                if not own:
+                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (saves memory: nobody reads the list)
+                member_key, ending = sample_of(member)
+                if not member_key:
                     continue
                 if member.size > MAX_FILE_BYTES:
-                    raise DataError(f"{shard}: {member.name} is above {MAX_FILE_BYTES >> 20} MiB")
-                if own != key:
+                    raise DataError(f"{shard}: {member.name} is above the limit of {MAX_FILE_BYTES >> 20} MiB")
+                if member_key != key:
                     if key:
-                        found.append(Place(key, start, stop, tuple(endings)))
-                    key, start, endings = own, member.offset, []
+                        samples.append(Place(key, start, stop, tuple(endings)))
+                    key, start, endings = member_key, member.offset, []
                 endings.append(ending)
                 stop = archive.offset
         check_end(shard, archive.offset)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise damaged(shard, key, error) from error
+        raise damaged_error(shard, key, error) from error
     if key:
-        found.append(Place(key, start, stop, tuple(endings)))
-    return found
+        samples.append(Place(key, start, stop, tuple(endings)))
+    return samples

@@ -1,4 +1,4 @@
-"""Tar streams for torch's DataLoader: each worker of each process reads its own part."""
+"""Tar streams for torch's DataLoader: each worker process of each training process reads its own part."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .stream import StreamSample, TarStream
 
 
 class StreamDataset(IterableDataset):
-    """What ``transform`` makes of each sample of ``stream``.
+    """A torch data set of the transformed samples of a stream.
 
     Args:
-        stream: all of it; it is shared out here.
-        transform: from a sample to what the loader collates.
-        process: index of this process.
-        processes: how many read the stream.
+        stream: the whole stream; this class divides it among workers and processes.
+        transform: turns a sample into what the loader collates.
+        process: index of this training process.
+        processes: number of training processes that read the stream.
     """
 
     def __init__(

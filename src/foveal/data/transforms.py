@@ -1,4 +1,7 @@
-"""Augmentation for training: one seeded draw, Pillow's kernels; images and masks are changed alike."""
+"""Augmentation for training. All random values come from one seeded generator; Pillow resamples.
+
+Each augmentation applies the same geometric change to an image and to its mask or partner.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +22,13 @@ class SegmentAugment:
 
     Attributes:
         crop: (H, W) of the result.
-        scale: range of the scaling, drawn log-uniformly.
+        scale: range of the scale factor, drawn log-uniformly.
         flip: probability of a horizontal flip.
         jitter: largest relative change of brightness, contrast and saturation.
         tint: largest relative change of each colour channel.
-        rare_crop: probability that the crop covers a pixel of a class drawn by ``class_weights``.
+        rare_crop: probability that the crop must contain a pixel of a class, which is drawn with ``class_weights``.
         class_weights: one weight per class, used by ``rare_crop``.
-        fill: colour outside the image, where the mask is ignored.
+        fill: colour of pixels outside the image; there the mask is 255 (ignored).
     """
 
     crop: tuple[int, int]
@@ -40,7 +43,7 @@ class SegmentAugment:
     def __call__(
         self, image: NDArray[np.uint8], mask: NDArray[np.uint8], rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """``(H, W, 3), (H, W) -> (h, w, 3), (h, w)`` with (h, w) = ``crop``."""
+        """Augment a pair: ``(H, W, 3), (H, W) -> (h, w, 3), (h, w)`` with (h, w) = ``crop``."""
         height, width = self.crop
         scale = float(np.exp(rng.uniform(*np.log(self.scale))))
         top, left = self._corner(mask, height / scale, width / scale, rng)
@@ -53,7 +56,7 @@ class SegmentAugment:
         return np.ascontiguousarray(out), np.ascontiguousarray(target)
 
     def _corner(self, mask: NDArray[np.uint8], height: float, width: float, rng: np.random.Generator) -> tuple:
-        """Top-left corner of a crop of ``height`` x ``width`` source pixels."""
+        """Draw the top left corner (y, x) of a crop of ``height`` x ``width`` source pixels."""
         free_y, free_x = mask.shape[0] - height, mask.shape[1] - width
         low_y, low_x = min(0.0, free_y), min(0.0, free_x)
         high_y, high_x = max(0.0, free_y), max(0.0, free_x)
@@ -70,11 +73,11 @@ class SegmentAugment:
 
 @dataclass(frozen=True)
 class ClassifyAugment:
-    """Random crop of random area and aspect, resized; flip and colour (arXiv 1409.4842, section 6).
+    """Crop of random area and aspect ratio, resized; random flip and colour (arXiv 1409.4842, section 6).
 
     Attributes:
         crop: (H, W) of the result.
-        area: range of the share of the image that is kept.
+        area: range of the crop's area, relative to that of the image.
         flip: probability of a horizontal flip.
         jitter: largest relative change of brightness, contrast and saturation.
         tint: largest relative change of each colour channel.
@@ -87,7 +90,7 @@ class ClassifyAugment:
     tint: float = 0.0
 
     def __call__(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """``(H, W, 3) -> (h, w, 3)`` with (h, w) = ``crop``."""
+        """Augment an image: ``(H, W, 3) -> (h, w, 3)`` with (h, w) = ``crop``."""
         area = rng.uniform(*self.area) * image.shape[0] * image.shape[1]
         aspect = float(np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3))))
         height = min(image.shape[0], max(1.0, float(np.sqrt(area / aspect))))
@@ -102,13 +105,16 @@ class ClassifyAugment:
 def recoloured(
     image: Image.Image | NDArray[np.uint8], jitter: float, tint: float, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """An RGB image, ``(H, W, 3)``, in another light.
+    """Change the colours of an RGB image at random.
 
     Args:
-        image: a picture or ``(H, W, 3)``.
+        image: Pillow image or ``(H, W, 3)``.
         jitter: largest relative change of brightness, contrast and saturation.
         tint: largest relative change of each colour channel.
-        rng: of the draw.
+        rng: random generator for the draws.
+
+    Returns:
+        ``(H, W, 3)`` uint8.
     """
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
     if jitter:
@@ -121,7 +127,7 @@ def recoloured(
 
 
 def _crop_resize(image: Image.Image, box: tuple, size: tuple[int, int], kernel: Image.Resampling, fill) -> Image.Image:
-    """Resample ``box`` (may reach outside, where ``fill`` is put) of ``image`` to ``size`` (W, H)."""
+    """Crop ``box`` of ``image`` and resize it to ``size`` (W, H); pixels outside the image are ``fill``."""
     left, top, right, bottom = box
     inside = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
     if inside == box:
@@ -137,13 +143,14 @@ def _crop_resize(image: Image.Image, box: tuple, size: tuple[int, int], kernel: 
 
 @dataclass(frozen=True)
 class UpscaleAugment:
-    """The same crop of a small and a large image, flipped and turned by quarters.
+    """The same random crop of a small and a large image, with random flips and rotations by 90 degrees.
 
     Attributes:
         crop: (H, W) of the large crop, divisible by ``scale``.
-        scale: sides of the large image over those of the small one.
-        flip: probability of each flip: horizontal, vertical, over the diagonal.
-        degradation: ranges of :func:`~foveal.data.degradation.degraded`, which then makes the small crop.
+        scale: side of the large image divided by that of the small one.
+        flip: probability of each flip: horizontal, vertical, diagonal.
+        degradation: ranges of :func:`~foveal.data.degradation.degraded`; if there are any, it computes the small crop
+            from the large one.
     """
 
     crop: tuple[int, int]
@@ -154,23 +161,23 @@ class UpscaleAugment:
     def __call__(
         self, small: NDArray[np.uint8], large: NDArray[np.uint8], rng: np.random.Generator
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """``(h, w, 3), (scale * h, scale * w, 3)`` -> the same of the crop; images below its size are mirrored."""
+        """Augment ``(h, w, 3)`` and ``(scale * h, scale * w, 3)``; images below the crop size are mirrored."""
         height, width = (side // self.scale for side in self.crop)
-        short = [(0, max(0, want - have)) for want, have in zip((height, width), small.shape[:2], strict=True)]
-        if any(after for _, after in short):
-            small = np.pad(small, [*short, (0, 0)], mode="symmetric")
-            large = np.pad(large, [*((0, after * self.scale) for _, after in short), (0, 0)], mode="symmetric")
+        padding = [(0, max(0, size - side)) for size, side in zip((height, width), small.shape[:2], strict=True)]
+        if any(after for _, after in padding):
+            small = np.pad(small, [*padding, (0, 0)], mode="symmetric")
+            large = np.pad(large, [*((0, after * self.scale) for _, after in padding), (0, 0)], mode="symmetric")
         top, left = (
-            int(rng.integers(have - want + 1)) for have, want in zip(small.shape, (height, width), strict=False)
+            int(rng.integers(side - size + 1)) for side, size in zip(small.shape, (height, width), strict=False)
         )
         parts = [
             image[top * scale : (top + height) * scale, left * scale : (left + width) * scale]
             for image, scale in ((small, 1), (large, self.scale))
         ]
-        across, down, diagonal = rng.random(3) < self.flip
-        if across:
+        horizontal, vertical, diagonal = rng.random(3) < self.flip
+        if horizontal:
             parts = [part[:, ::-1] for part in parts]
-        if down:
+        if vertical:
             parts = [part[::-1] for part in parts]
         if diagonal and height == width:
             parts = [part.swapaxes(0, 1) for part in parts]

@@ -1,1 +1,1 @@
-"""Read, prepare, resample, write and draw images."""
+"""Read, prepare, resample, draw and write images."""

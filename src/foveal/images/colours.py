@@ -1,4 +1,4 @@
-"""Colours of classes and text that images can show."""
+"""Colours of classes, and text that pictures can show."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from ..info import IGNORE, Labels
 
+_IGNORED = (0, 0, 0)
+
 
 def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Colours for classes without a palette: hues a golden angle apart, so that neighbours differ."""
+    """Colours for classes without a palette; successive hues are a golden angle apart, so that they differ clearly."""
     import colorsys
 
     hues = ((0.11 + i * 0.618033988749895) % 1 for i in range(count))
@@ -18,7 +20,11 @@ def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
 
 
 def colour_table(labels: Labels) -> NDArray[np.uint8]:
-    """Colour of each class id, ``(256, 3)`` or one row per class where there are more; 255 = ignore is black."""
+    """The colour of each class id, uint8.
+
+    Returns:
+        ``(256, 3)``, or one row per class if there are more than 256. Row 255 (ignore) is black, unless it is a class.
+    """
     count = len(labels.names)
     colours = np.zeros((max(IGNORE + 1, count), 3), np.uint8)
     colours[:count] = labels.palette or distinct_colours(count)
@@ -28,8 +34,5 @@ def colour_table(labels: Labels) -> NDArray[np.uint8]:
 
 
 def printable(text: str) -> str:
-    """What the font of our pictures has of a text."""
+    """Replace characters beyond Latin-1, which Pillow's built-in font may lack, by question marks."""
     return text.encode("latin-1", "replace").decode("latin-1")
-
-
-_IGNORED = (0, 0, 0)

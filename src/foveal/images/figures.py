@@ -1,4 +1,4 @@
-"""Figures with matplotlib, which is an optional dependency: one way to make one and to write it whole."""
+"""Create and write figures with matplotlib, which is an optional dependency."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of this size in inches, without a window or a global state.
+    """Create an empty figure without a window, and without matplotlib's global state.
+
+    Args:
+        width: in inches.
+        height: in inches.
 
     Raises:
-        DependencyError: matplotlib is missing.
+        DependencyError: matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -29,7 +33,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def write_figure(figure: Figure, path: str | Path, *, dpi: int = 110) -> None:
-    """Write ``figure`` as a PNG, whole or not at all.
+    """Write a figure as a PNG; if that fails, no partial file is left.
 
     Raises:
         InputError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Masks as runs of equal pixels, their boxes, and their connected parts."""
+"""Run-length encodings of masks, boxes around masks, and connected parts of masks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from ..errors import DependencyError
 
-Runs = NDArray[np.uint32]  # lengths along the columns, outside and inside in turn, outside first: COCO's order
+Runs = NDArray[np.uint32]  # run lengths column by column, alternately outside and inside, outside first, as in COCO
 
 
 def runs_of(mask: NDArray[np.bool_]) -> Runs:
-    """Runs of a mask ``(H, W)``."""
+    """Run lengths of a mask ``(H, W)``."""
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     first = [0, 0] if flat[0] else [0]
@@ -22,31 +22,31 @@ def runs_of(mask: NDArray[np.bool_]) -> Runs:
 
 
 def mask_of(runs: Runs, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The mask ``(H, W)`` that :func:`runs_of` was given."""
+    """The mask of this (H, W) from its run lengths: the inverse of :func:`runs_of`."""
     inside = np.arange(len(runs)) % 2 == 1
     return np.repeat(inside, runs).reshape(size, order="F")
 
 
 def uncompressed_rle(runs: Runs, size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's run-length encoding as lists of numbers."""
+    """COCO's uncompressed run-length encoding: ``counts`` is a list of numbers."""
     return {"size": list(size), "counts": runs.tolist()}
 
 
 def coco_rle(runs: Runs, size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's compressed run-length encoding, ``counts`` a string that JSON takes.
+    """COCO's compressed run-length encoding: ``counts`` is a string, which JSON can store.
 
     Raises:
         DependencyError: pycocotools is not installed.
     """
-    found = mask_tools().frPyObjects(uncompressed_rle(runs, size), *size)
-    return {"size": list(size), "counts": found["counts"].decode()}
+    encoding = mask_tools().frPyObjects(uncompressed_rle(runs, size), *size)
+    return {"size": list(size), "counts": encoding["counts"].decode()}
 
 
 def decoded(segmentation: dict[str, Any]) -> NDArray[np.bool_]:
-    """The mask ``(H, W)`` of either run-length encoding.
+    """Decode either run-length encoding to a mask ``(H, W)``.
 
     Raises:
-        DependencyError: it is compressed and pycocotools is not installed.
+        DependencyError: the encoding is compressed, and pycocotools is not installed.
     """
     height, width = segmentation["size"]
     if isinstance(segmentation["counts"], list):
@@ -57,20 +57,25 @@ def decoded(segmentation: dict[str, Any]) -> NDArray[np.bool_]:
 
 
 def mask_tools() -> Any:
-    """pycocotools' module for masks.
+    """The module ``pycocotools.mask``.
 
     Raises:
-        DependencyError: it is not installed.
+        DependencyError: pycocotools is not installed.
     """
     try:
         from pycocotools import mask
     except ModuleNotFoundError as error:
-        raise DependencyError("outlines and runs of objects need pycocotools: pip install 'foveal[coco]'") from error
+        raise DependencyError(
+            "outlines and run-length encodings of objects need pycocotools: pip install 'foveal[coco]'"
+        ) from error
     return mask
 
 
 def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """x1, y1, x2, y2 of the first and the last pixels: masks ``(N, H, W)``, none of them empty, ``-> (N, 4)``."""
+    """Bounding boxes of masks: ``(N, H, W) -> (N, 4)``, x1, y1, x2, y2 of the first and the last pixel.
+
+    No mask may be empty.
+    """
     columns, rows = np.asarray(masks.any(axis=1)), np.asarray(masks.any(axis=2))
     width, height = columns.shape[1], rows.shape[1]
     first = columns.argmax(1), rows.argmax(1)
@@ -78,11 +83,14 @@ def boxes_of(masks: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.stack([*first, *last], 1)
 
 
-def labelled(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Number the connected parts of a mask, diagonals included.
+def label_parts(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Number the connected parts of a mask; diagonal neighbours are connected.
+
+    Runs of pixels in neighbouring rows that touch each other get the same number.
 
     Returns:
-        ``(H, W)`` with 0 outside and the parts' numbers 1, 2, ..., and their areas, that of part 1 first.
+        The number of the part of each pixel, ``(H, W)``: 1, 2, ..., and 0 outside the mask; and the areas in pixels of
+        the parts 1, 2, ...
     """
     height, width = mask.shape
     padded = np.zeros((height, width + 2), np.int8)
@@ -92,20 +100,20 @@ def labelled(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int
     end = np.nonzero(steps == -1)[1]  # of the run, exclusive
     if not len(row):
         return np.zeros(mask.shape, np.int32), np.zeros(0, np.int64)
-    # Runs are sorted by row and column, so those that touch a run in the next row follow each other.
+    # The runs are sorted by row and column, so the runs of the next row that touch a run are consecutive.
     stride = width + 2
     low = np.searchsorted(row * stride + end, (row + 1) * stride + start, "left")
     high = np.searchsorted(row * stride + start, (row + 1) * stride + end, "right")
-    touching = np.maximum(high - low, 0)
+    touching = np.maximum(high - low, 0)  # number of runs below each run that touch it
     above = np.repeat(np.arange(len(row)), touching)
     below = np.arange(touching.sum()) - np.repeat(touching.cumsum() - touching, touching) + np.repeat(low, touching)
     part = np.arange(len(row))
-    while True:  # each run takes the smallest number that it can reach, in ever larger steps
+    while True:  # each run gets the smallest number among its neighbours, until nothing changes
         smallest = np.minimum(part[above], part[below])
         new = part.copy()
         np.minimum.at(new, part[above], smallest)
         np.minimum.at(new, part[below], smallest)
-        new = new[new]
+        new = new[new]  # follow the chain of numbers, which saves most iterations
         if (new == part).all():
             break
         part = new
@@ -118,15 +126,15 @@ def labelled(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int
 
 
 def without_small_parts(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
-    """Fill holes of less than ``min_area`` pixels, then drop such parts; the largest part stays in any case.
+    """Fill holes, then remove parts, of less than ``min_area`` pixels; the largest part always stays.
 
     Returns:
         The mask, and whether it was changed.
     """
-    holes, areas = labelled(~mask)
-    filled = np.concatenate([[False], areas < min_area])[holes]
-    parts, areas = labelled(mask | filled)
-    kept = areas >= min_area
-    if len(areas) and not kept.any():
-        kept[areas.argmax()] = True
-    return np.concatenate([[False], kept])[parts], bool(filled.any() or not kept.all())
+    holes, areas = label_parts(~mask)
+    small_holes = np.concatenate([[False], areas < min_area])[holes]
+    parts, areas = label_parts(mask | small_holes)
+    keep = areas >= min_area
+    if len(areas) and not keep.any():
+        keep[areas.argmax()] = True
+    return np.concatenate([[False], keep])[parts], bool(small_holes.any() or not keep.all())

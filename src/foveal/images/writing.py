@@ -1,4 +1,7 @@
-"""Writing pictures band by band, with alpha, 16 bits and colour profile, so that the whole need never be in memory."""
+"""Write pictures: band by band with alpha, 16 bits and colour profile, or from a Pillow image.
+
+Band by band, a PNG of any size can be written without all of it in memory.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +19,22 @@ from PIL import Image
 from ..errors import InputError
 from ..files import atomic_write
 
-#: Largest side by suffix: the formats' own limits.
+#: Largest side in pixels by suffix: the limits of the formats.
 WRITTEN = {".png": 1 << 31, ".jpg": 65_500, ".jpeg": 65_500, ".webp": 16_383, ".tif": 1 << 31, ".tiff": 1 << 31}
-MAX_IN_MEMORY = 150_000_000  #: pixels in any format but PNG, where the whole is in memory more than once
+MAX_IN_MEMORY = 150_000_000  #: largest number of pixels in formats other than PNG, which need several copies in memory
+_ROWS = 64  # filtered at a time: few, since the filter works on four arrays of 16 bits
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What a picture to write is like.
+    """Size and format of a picture to write.
 
     Attributes:
         height: in pixels.
         width: in pixels.
-        channels: 1 grey, 3 RGB, 2 and 4 the same with alpha.
-        bits: per channel, 8 or 16.
-        icc: colour profile, empty for none.
+        channels: 1 for grey, 2 for grey with alpha, 3 for RGB, 4 for RGB with alpha.
+        bits: bits per channel, 8 or 16.
+        icc: colour profile; empty for none.
     """
 
     height: int
@@ -40,7 +44,7 @@ class Canvas:
     icc: bytes = b""
 
     def check(self, path: Path) -> None:
-        """Raise InputError where the format of ``path`` cannot hold such a picture."""
+        """Raise an InputError if the format of ``path`` cannot store the picture."""
         suffix = path.suffix.lower()
         if suffix not in WRITTEN:
             raise InputError(f"{path}: pictures are written as {', '.join(WRITTEN)}")
@@ -55,15 +59,15 @@ class Canvas:
 
 
 def write_picture(path: str | Path, canvas: Canvas, bands: Iterable[NDArray[Any]]) -> None:
-    """Write a picture from its bands, top to bottom, whole or not at all.
+    """Write a picture from its bands, top to bottom; if that fails, no partial file is left.
 
     Args:
-        path: the suffix tells the format: :data:`WRITTEN`.
-        canvas: what the bands make together.
-        bands: ``(rows, width, channels)`` each, uint8 or uint16 as ``canvas.bits`` says.
+        path: its suffix selects the format, one of :data:`WRITTEN`.
+        canvas: size and format of the whole picture.
+        bands: ``(rows, width, channels)`` each, uint8 or uint16 according to ``canvas.bits``.
 
     Raises:
-        InputError: the format cannot hold it, or the file cannot be written.
+        InputError: the format cannot store the picture, or the file cannot be written.
     """
     path = Path(path)
     canvas.check(path)
@@ -80,37 +84,43 @@ def write_picture(path: str | Path, canvas: Canvas, bands: Iterable[NDArray[Any]
 
 
 def _write_png(file: BinaryIO, canvas: Canvas, bands: Iterable[NDArray[Any]]) -> None:
-    """Write a PNG (ISO/IEC 15948) whose rows all have the Paeth filter, the best single one for photographs."""
+    """Write a PNG (ISO/IEC 15948). All rows use the Paeth filter, the best single filter for photographs."""
 
     def chunk(kind: bytes, data: bytes) -> None:
         file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
 
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[canvas.channels]
-    step = canvas.channels * canvas.bits // 8  # bytes of a pixel
+    step = canvas.channels * canvas.bits // 8  # bytes per pixel
     file.write(b"\x89PNG\r\n\x1a\n")
     chunk(b"IHDR", struct.pack(">IIBBBBB", canvas.width, canvas.height, canvas.bits, colour, 0, 0, 0))
     if canvas.icc:
         chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(canvas.icc))
-    packer = zlib.compressobj(6)
+    compressor = zlib.compressobj(6)
     above = np.zeros((1, canvas.width * step), np.uint8)
     for band in bands:
         for start in range(0, len(band), _ROWS):
             part = band[start : start + _ROWS]
             rows = np.ascontiguousarray(part.astype(">u2") if canvas.bits == 16 else part)
             rows = rows.view(np.uint8).reshape(len(part), -1)
-            packed = packer.compress(_paeth(rows, np.concatenate([above, rows[:-1]]), step).tobytes())
-            if packed:
-                chunk(b"IDAT", packed)
+            data = compressor.compress(_filter_paeth(rows, np.concatenate([above, rows[:-1]]), step).tobytes())
+            if data:
+                chunk(b"IDAT", data)
             above = rows[-1:].copy()
-    chunk(b"IDAT", packer.flush())
+    chunk(b"IDAT", compressor.flush())
     chunk(b"IEND", b"")
 
 
-_ROWS = 64  # filtered at a time: few, since the filter works on four arrays of 16 bits
+def _filter_paeth(rows: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
+    """Filter rows by Paeth: each byte minus the one of three neighbours (left, above, above left) that predicts best.
 
+    Args:
+        rows: ``(N, bytes)``.
+        above: the row above each of them, ``(N, bytes)``.
+        step: bytes per pixel.
 
-def _paeth(rows: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> NDArray[np.uint8]:
-    """Filtered rows with the filter's number before each: what is left over the best of three neighbours."""
+    Returns:
+        ``(N, 1 + bytes)``: each row begins with the number of the filter.
+    """
     b = above.astype(np.int16)
     a, c = np.zeros_like(b), np.zeros_like(b)
     a[:, step:], c[:, step:] = rows[:, :-step], b[:, :-step]
@@ -123,10 +133,10 @@ def _paeth(rows: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> NDAr
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a Pillow image, whole or not at all; the suffix tells the format.
+    """Write a Pillow image in the format of the suffix; if that fails, no partial file is left.
 
     Raises:
-        InputError: unknown suffix, or the file cannot be written.
+        InputError: the suffix is unknown, or the file cannot be written.
     """
     check_picture_name(path)
     with atomic_write(path) as temporary:
@@ -134,12 +144,17 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
 
 
 def check_picture_name(path: str | Path) -> None:
-    """Raise :class:`InputError` where the suffix tells no format of pictures."""
+    """Raise an InputError if the suffix is not that of an image format."""
     suffix = Path(path).suffix
     if suffix.lower() not in Image.registered_extensions():
         raise InputError(f"{path}: unknown picture format {suffix!r}; use .png or .jpg")
 
 
 def stored_channels(pixels: NDArray[Any], grey: bool) -> NDArray[Any]:
-    """``(H, W, 3 or 4)`` as files have it: a single channel of grey, and alpha where there is one."""
+    """Reduce ``(H, W, 3 or 4)`` to the channels to store: one channel instead of three if the picture is grey.
+
+    Args:
+        pixels: RGB, or RGB with alpha.
+        grey: whether the three colour channels are equal.
+    """
     return pixels[..., [0, *range(3, pixels.shape[2])]] if grey else pixels
