@@ -219,7 +219,9 @@ def _default_cfg(variant: Variant, entry: Published | None) -> dict[str, Any]:
 def _default_cfgs() -> dict[str, Any]:
     """Configurations of all classifiers and their published weights, in timm's form."""
     entries = published("classify")
-    cfgs = {f"foveal_{ref}": _default_cfg(variant, entry) for ref, (_, variant, entry) in entries.items()}
+    cfgs: dict[str, Any] = {
+        f"foveal_{ref}": _default_cfg(variant, entry) for ref, (_, variant, entry) in entries.items()
+    }
     with_weights = {ref.partition(".")[0] for ref in entries}
     for name, (_, variant) in _classifiers().items():
         if name not in with_weights:

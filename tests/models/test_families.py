@@ -15,7 +15,7 @@ from foveal.tasks.builders import BUILDERS
 from foveal.weights.layouts import DECODER_PARTS, IMAGE_ENCODER
 
 
-def on_meta(name: str, **arguments: Any) -> torch.nn.Module:
+def on_meta(name: str, **arguments: Any) -> Any:
     with torch.device("meta"):
         return create_model(name, **arguments)
 

@@ -130,7 +130,7 @@ def _count_classes(request: Request) -> int:
 
 
 def _build(backbone: Backbone, request: Request) -> SegmentationModel:
-    arguments = _head_arguments(request) | {"num_classes": request.num_classes}
+    arguments: dict[str, Any] = {**_head_arguments(request), "num_classes": request.num_classes}
     return SegmentationModel(backbone, SegmentationHead(backbone.feature_info, **arguments))
 
 
