@@ -150,19 +150,28 @@ def bench(
     outputs = {ref: run() for ref, run in runs.items()}
     times = interleaved(runs, rounds=rounds, warmup=warmup)
     first = next(iter(times.values()))
-    candidates = tuple(
-        Candidate(
-            ref=ref,
-            runtime=predictor.runtime,
-            **_speed(times[ref], first, batch),
-            **_costs(predictor, images[ref]),
-            peak_mib=peak_memory(_load_and_run, ref, settings, batch, *size).total,
-            **_likeness(ref, outputs, predictors),
+    candidates = []
+    for ref, predictor in predictors.items():
+        p50, p90 = (float(value) for value in np.percentile(times[ref], (50, 90)) * 1e3)
+        params, macs = _costs(predictor, images[ref])
+        difference, agreement = _likeness(ref, outputs, predictors)
+        candidates.append(
+            Candidate(
+                ref=ref,
+                runtime=predictor.runtime,
+                p50_ms=round(p50, 3),
+                p90_ms=round(p90, 3),
+                images_per_second=round(batch * 1e3 / p50, 2),
+                ratio=round(ratio(times[ref], first), 4),
+                params=params,
+                macs=macs,
+                peak_mib=peak_memory(_load_and_run, ref, settings, batch, *size).total,
+                difference=difference,
+                agreement=agreement,
+            )
         )
-        for ref, predictor in predictors.items()
-    )
     facts = machine.describe() | _gpu(predictors.values())
-    return BenchReport(candidates, size, batch, threads, rounds, facts)
+    return BenchReport(tuple(candidates), size, batch, threads, rounds, facts)
 
 
 def _check_numbers(refs: Sequence[str | Path], *, size: tuple[int, int], **numbers: int | None) -> None:
@@ -271,26 +280,15 @@ def run_of(predictor: Predictor, image: NDArray[np.float32]) -> Callable[[], NDA
     return run
 
 
-def _speed(times: Sequence[float], first: Sequence[float], batch: int) -> dict[str, float]:
-    p50, p90 = (float(value) for value in np.percentile(times, (50, 90)) * 1e3)
-    return {
-        "p50_ms": round(p50, 3),
-        "p90_ms": round(p90, 3),
-        "images_per_second": round(batch * 1e3 / p50, 2),
-        "ratio": round(ratio(times, first), 4),
-    }
-
-
-def _costs(predictor: Predictor, image: NDArray[np.float32]) -> dict[str, int | None]:
-    """Parameters, and multiply-accumulates of one run; ``None`` for what cannot be counted without torch."""
-    unknown: dict[str, int | None] = {"params": None, "macs": None}
+def _costs(predictor: Predictor, image: NDArray[np.float32]) -> tuple[int | None, int | None]:
+    """Parameters, and multiply-accumulates of one run; ``None`` where torch or the architecture is missing."""
     try:
         import torch
 
         from ..factory.create import create_model
         from .costs import count
     except ModuleNotFoundError:
-        return unknown
+        return None, None
     info = predictor.info
     try:
         with torch.device("meta"):  # counting needs shapes only
@@ -298,16 +296,19 @@ def _costs(predictor: Predictor, image: NDArray[np.float32]) -> dict[str, int | 
                 info.model, info.task, num_classes=info.num_classes, in_chans=info.in_chans, **info.options
             ).eval()
     except FovealError:
-        return unknown
+        return None, None
     batch, channels, height, width = image.shape
     params, macs = count(model, channels, (height, width))
-    return {"params": params, "macs": batch * macs}
+    return params, batch * macs
 
 
 def _likeness(
     ref: str, outputs: Mapping[str, NDArray[np.float32]], predictors: Mapping[str, Predictor]
-) -> dict[str, float | None]:
-    """Compare an output with that of the first candidate of the same model and classes (with itself: 0 and 1)."""
+) -> tuple[float | None, float | None]:
+    """Difference and agreement with the output of the first candidate of the same model and classes.
+
+    For that candidate itself they are 0 and 1; for outputs of different shapes, ``None``.
+    """
     info = predictors[ref].info
     reference = next(
         other
@@ -316,9 +317,9 @@ def _likeness(
     )
     output, expected = outputs[ref], outputs[reference]
     if output.shape != expected.shape:
-        return {"difference": None, "agreement": None}
+        return None, None
     difference = float(np.abs(output - expected).max() / max(float(np.abs(expected).max()), 1e-30))
-    return {"difference": difference, "agreement": float((output.argmax(1) == expected.argmax(1)).mean())}
+    return difference, float((output.argmax(1) == expected.argmax(1)).mean())
 
 
 def _load_and_run(
