@@ -127,8 +127,10 @@ def test_conventions_reach_every_convolution() -> None:
     assert {conv.conv.padding for conv in convs if conv.conv.kernel_size == (5, 5)} == {(2, 2)}
     with pytest.raises(ConfigError, match="did you mean 'same'"):
         set_convention(model, padding="sama")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match="norm_momentum=2"):
+    with pytest.raises(ConfigError, match="norm_momentum=2 is out of range: give 0 to 1"):
         set_convention(model, norm_momentum=2)
+    with pytest.raises(ConfigError, match="norm_eps=-1 is out of range: give 0 or more"):
+        set_convention(model, norm_eps=-1)
 
 
 def test_the_input_is_added_only_where_it_fits() -> None:

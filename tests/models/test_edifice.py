@@ -253,7 +253,7 @@ def test_output_size_is_that_of_the_model(depths: list[int], width: int, num_cla
         (lambda: MambaVision.build(patch_size=16), "MambaVision: unknown key 'patch_size'"),
         (lambda: MambaVision.build(depths=[1]), "depths: expected 4 values, got 1"),
         (lambda: MambaVision.build(num_heads=[2, 4, 7, 16]), "7 does not divide 320 channels"),
-        (lambda: MambaVision.build(dropout=1.0), "dropout=1.0 is out of range"),
+        (lambda: MambaVision.build(dropout=1.0), "dropout=1.0 is out of range: give 0 or more, and less"),
         (lambda: MambaVision.build(depths=[1, 1, 0, 1], compat=True), "depth of 0"),
         (lambda: EfficientViT.build(depths=[1, 1, 1, 1]), "for 4 stages"),
         (lambda: EfficientViT.build(num_heads=[4, 4, 5]), "5 does not divide 256 channels"),
@@ -263,7 +263,7 @@ def test_output_size_is_that_of_the_model(depths: list[int], width: int, num_cla
         (lambda: EfficientViT.build(cascade="inputs"), "did you mean 'input'"),
         (lambda: EfficientViT.build(embed_dim="wide"), "embed_dim: expected int"),
         (lambda: create_model("edifice_efficient_vit", in_channels=3), "no option 'in_channels'"),
-        (lambda: create_model("edifice_mamba_vision", dim=0), "dim=0 is out of range"),
+        (lambda: create_model("edifice_mamba_vision", dim=0), "dim=0 is out of range: give 1 or more"),
     ],
 )
 def test_wrong_options_are_refused(build: Any, message: str) -> None:

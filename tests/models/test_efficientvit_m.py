@@ -387,6 +387,8 @@ def test_options_that_do_not_fit_are_refused() -> None:
         create_model("efficientvit_m0", window_sizes=(7, 7))
     with pytest.raises(ConfigError, match="num_heads=5 does not divide 64 channels"):
         CascadedGroupAttention(64, 5)
+    with pytest.raises(ConfigError, match="give one size for each of 4 heads"):
+        CascadedGroupAttention(64, 4, kernel_sizes=(5,))
     with pytest.raises(ConfigError, match=r"no option 'distiled'.*'distilled'"):
         create_model("efficientvit_m0", distiled=True)
     for arguments in ({"task": "segment"}, {"features_only": True}):

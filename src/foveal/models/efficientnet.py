@@ -114,8 +114,8 @@ def balanced_bases(
         limits = f"leave one out, give 1 or more for the others, and alpha * beta**2 * gamma**2 of at most {growth}"
         raise ConfigError(f"alpha={alpha}, beta={beta}, gamma={gamma}: {limits}")
     share = rest ** (1 / missing)
-    alpha, beta, gamma = (share ** (1 / power) if base is None else base for base, power in bases)
-    return alpha, beta, gamma
+    depth, width, resolution = (share ** (1 / power) if base is None else base for base, power in bases)
+    return depth, width, resolution
 
 
 def scaled_stages(
