@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from cyclopts import Parameter
+from typing import Any, Literal
 
 from ..errors import ConfigError
-from .console import Json, parse_lengths, parse_size, print_json, print_table
-
-Device = Annotated[str, Parameter(help="Torch device, such as cpu or cuda; auto: a GPU if there is one.")]
-DType = Annotated[
-    Literal["auto", "float32", "float16", "bfloat16"],
-    Parameter(help="Number format in which torch runs the network; auto: float32."),
-]
+from .console import Device, DType, Json, parse_lengths, parse_size, print_json, print_table
 
 
 def bench(

@@ -21,7 +21,7 @@ def demo(*, out: Path = Path("foveal-demo"), device: Device = "auto", dtype: DTy
     photo, label = assets.FOLDER / "street.jpg", assets.FOLDER / "street.label.png"
     folder = ensure_folder(out)
     segmenter = open_model(assets.DEFAULTS["segment"], device, dtype, "segment")
-    report = segment.segment_file(segmenter, photo, folder / "street.png", overlay=True, label=label)
+    report = segment.segment_file(segmenter, photo, folder / "street.png", overlay=True, legend=True, label=label)
     if not json:
         segment.print_report(report)
         print()

@@ -7,16 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from .console import Json, Size, parse_size, print_json, print_table
+from .console import Device, DType, Json, Size, parse_size, print_json, print_table
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
-
-Device = Annotated[str, Parameter(help="Torch device, for example cpu, cuda or cuda:1; auto: a GPU if there is one.")]
-DType = Annotated[
-    Literal["auto", "float32", "float16", "bfloat16"],
-    Parameter(help="Number type that torch computes in; auto: float32."),
-]
 
 
 def evaluate(

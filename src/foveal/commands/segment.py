@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError, InputError
@@ -23,6 +25,7 @@ def segment(
     model: str = assets.DEFAULTS["segment"],
     out: Path = Path("foveal-out"),
     overlay: bool | None = None,
+    legend: Annotated[bool, Parameter(negative="")] = False,
     label: Path | None = None,
     tile: Tile = None,
     overlap: Overlap = None,
@@ -41,16 +44,21 @@ def segment(
         Folder for masks (PNG of class indices with a palette) and overlays, or the PNG file of a single image's mask.
     overlay
         Also write the image with the colours of the classes over it; default: for a single image.
+    legend
+        Draw contours into the overlay, and a legend with the names of the classes below it.
     label
         Mask of class indices to compare a single image's mask with; pixels of 255 are ignored.
     resume
         Skip images whose mask exists.
     """
     predictor = open_model(model, device, dtype, "segment")
-    return run(predictor, Request(images, out, overlay, tile, overlap, resume, json), label)
+    if legend and overlay is False:
+        raise ConfigError("--legend goes with --overlay: leave out --no-overlay")
+    overlay = True if legend else overlay
+    return run(predictor, Request(images, out, overlay, tile, overlap, resume, json), label, legend)
 
 
-def run(predictor: Predictor, request: Request, label: Path | None = None) -> int:
+def run(predictor: Predictor, request: Request, label: Path | None = None, legend: bool = False) -> int:
     """Segment the requested images; the exit code is 1 if some of many failed."""
     jobs, many = request.jobs()
     tiles = {"tile": request.tile, "overlap": request.overlap}
@@ -62,8 +70,8 @@ def run(predictor: Predictor, request: Request, label: Path | None = None) -> in
         raise ConfigError(f"--overlap {request.overlap} goes with --tile")
     overlay = not many if request.overlay is None else request.overlay
     if many:
-        return _run_many(predictor, request, request.remaining(jobs), overlay, tiles)
-    report = segment_file(predictor, *jobs[0], overlay, label, tiles)
+        return _run_many(predictor, request, request.remaining(jobs), overlay, legend, tiles)
+    report = segment_file(predictor, *jobs[0], overlay, legend, label, tiles)
     if request.as_json:
         print_json(report)
     else:
@@ -76,6 +84,7 @@ def segment_file(
     source: Path,
     target: Path,
     overlay: bool,
+    legend: bool,
     label: Path | None = None,
     tiles: dict[str, int | None] | None = None,
 ) -> dict[str, Any]:
@@ -86,7 +95,7 @@ def segment_file(
     result = predictor.segment(source, **(tiles or {}))
     mask = result.mask
     seconds = time.perf_counter() - started
-    files = _write(result, target, overlay)
+    files = _write(result, target, overlay, legend)
     height, width = mask.shape
     report: dict[str, Any] = {
         "image": str(source),
@@ -125,10 +134,11 @@ def _run_many(
     request: Request,
     jobs: list[tuple[Path, Path]],
     overlay: bool,
+    legend: bool,
     tiles: dict[str, int | None],
 ) -> int:
     def work(source: Path, target: Path) -> None:
-        _write(predictor.segment(source, **tiles), target, overlay)
+        _write(predictor.segment(source, **tiles), target, overlay, legend)
 
     started = time.perf_counter()
     done, failed = run_jobs("segment", jobs, work, many=True)
@@ -140,13 +150,13 @@ def _run_many(
     return print_failed(failed)
 
 
-def _write(result: SegmentResult, target: Path, overlay: bool) -> list[Path]:
+def _write(result: SegmentResult, target: Path, overlay: bool, legend: bool) -> list[Path]:
     from ..images.writing import save_picture
 
     files = [result.save(target)]
     if overlay:
         files.append(target.with_name(f"{target.stem}.overlay.jpg"))
-        save_picture(result.overlay(), files[-1])
+        save_picture(result.overlay(contours=legend, legend=legend), files[-1])
     return files
 
 

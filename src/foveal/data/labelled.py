@@ -17,7 +17,7 @@ from .segmentation_layouts import layout_of
 from .shards import find_shards, is_pattern
 from .tar_samples import TarSamples
 
-Task = Literal["segment", "classify"]  # tasks whose images are labelled with masks or with classes
+LabelledTask = Literal["segment", "classify"]  # tasks whose images are labelled with masks or with classes
 
 
 class Labelled(Protocol):
@@ -43,7 +43,7 @@ class Labelled(Protocol):
         ...
 
 
-def open_labelled(data: str | Path, splits: Sequence[str], task: Task) -> Labelled:
+def open_labelled(data: str | Path, splits: Sequence[str], task: LabelledTask) -> Labelled:
     """Find the labelled samples of some splits.
 
     Args:

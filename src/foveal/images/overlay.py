@@ -100,7 +100,7 @@ def legend_entries(
     """Name and colour of every class that occurs in a class map, the class with the most pixels first."""
     counts = np.bincount(classes.ravel(), minlength=len(names))
     order = np.argsort(-counts, kind="stable").tolist()
-    return [(names[i], palette[i]) for i in order if counts[i]]
+    return [(names[i], palette[i]) for i in map(int, order) if counts[i]]
 
 
 def add_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:

@@ -114,7 +114,7 @@ def balanced_bases(
         limits = f"leave one out, give 1 or more for the others, and alpha * beta**2 * gamma**2 of at most {growth}"
         raise ConfigError(f"alpha={alpha}, beta={beta}, gamma={gamma}: {limits}")
     share = rest ** (1 / missing)
-    depth, width, resolution = (share ** (1 / power) if base is None else base for base, power in bases)
+    depth, width, resolution = (float(share ** (1 / power)) if base is None else base for base, power in bases)
     return depth, width, resolution
 
 

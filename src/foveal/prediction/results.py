@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..images.colours import distinct_colours
+from ..images.overlay import draw_overlay
 from ..images.writing import Canvas, save_picture, stored_channels, write_picture
 from ..info import Labels
 from .argmax import upsampled_argmax, upsampled_rows
@@ -67,12 +68,19 @@ class SegmentResult:
         order = [i for i in np.argsort(-count, kind="stable") if count[i]]
         return [(self.names[i], float(count[i] / self.mask.size), float(total[i] / count[i])) for i in order]
 
-    def overlay(self, alpha: float = 0.5) -> Image.Image:
-        """The image with the colours of the classes over it; ``alpha``: opacity of the colours, 0 to 1."""
-        if not 0 <= alpha <= 1:
-            raise InputError(f"alpha={alpha}: give 0 (image only) to 1 (colours only)")
-        colours = np.asarray(self.palette, np.float32)[self.mask]
-        return Image.fromarray((self.image * (1 - alpha) + colours * alpha + 0.5).astype(np.uint8))
+    def overlay(self, alpha: float = 0.5, *, contours: bool = False, legend: bool = False) -> Image.Image:
+        """The image with the colours of the classes over it.
+
+        Args:
+            alpha: opacity of the colours, 0 (image only) to 1 (colours only).
+            contours: whether to draw a line around each region, for classes of similar colours.
+            legend: whether to add a strip below the image with the colours and names of the classes that occur.
+
+        Raises:
+            InputError: ``alpha`` is not 0 to 1.
+        """
+        labels = Labels(self.names, self.palette)
+        return draw_overlay(self.image, self.mask, labels, alpha=alpha, contours=contours, legend=legend)
 
     def save(self, path: str | Path) -> Path:
         """Write the mask as a PNG of class indices with a palette: viewers show colours, programs read indices.

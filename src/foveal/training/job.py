@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data.labelled import Labelled, Task, open_labelled
+from ..data.labelled import Labelled, LabelledTask, open_labelled
 from ..errors import DataError
 from ..info import Labels, Preprocess
 from ..prediction.predictor import Predictor
@@ -89,7 +89,7 @@ class Job(Protocol):
         ...
 
 
-def open_data(root: str | Path, config: CommonSettings, task: Task) -> tuple[Labelled, Labelled | None]:
+def open_data(root: str | Path, config: CommonSettings, task: LabelledTask) -> tuple[Labelled, Labelled | None]:
     """Open the training samples and the validation samples, if there is a validation split.
 
     Raises:
