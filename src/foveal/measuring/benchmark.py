@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, DependencyError, FovealError
-from ..prediction.load import Runtime, load
+from ..prediction.load import load
 from ..prediction.onnx_runner import OnnxRunner
 from ..prediction.predictor import Predictor
 from ..prediction.torch_runner import TorchRunner
@@ -107,7 +107,7 @@ def _row(c: Candidate) -> tuple[str, ...]:
 class _Settings(NamedTuple):
     """How the candidates are loaded."""
 
-    runtime: Runtime
+    runtime: Literal["auto", "onnxruntime", "torch"]
     device: str
     dtype: str
 
@@ -120,7 +120,7 @@ def bench(
     threads: int | None = None,
     rounds: int = 20,
     warmup: int = 3,
-    runtime: Runtime = "auto",
+    runtime: Literal["auto", "onnxruntime", "torch"] = "auto",
     device: str = "cpu",
     dtype: DTypeName = "auto",
 ) -> BenchReport:
