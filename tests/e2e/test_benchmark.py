@@ -55,7 +55,7 @@ def test_nonsense_is_refused() -> None:
         ({"rounds": 0}, "rounds=0: give 1 or more"),
         ({"warmup": -1}, "warmup=-1: give 0 or more"),
         ({"threads": -1}, "threads=-1: give 0 or more"),
-        ({"runtime": "onnxruntime"}, "export this one first"),
+        ({"runtime": "onnxruntime"}, "export this (one|model) first"),
         ({"dtype": "float61"}, "did you mean 'float16'"),
         ({"device": "cuda:99"}, "cuda:99"),
     ):
