@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from functools import partial
 from importlib import metadata
 
 import hypothesis
 import pytest
 from packaging.version import Version
+
+from helpers.commands import Command, here
 
 # Several processes of tests share the cores, and so do the processes that these start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,3 +40,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "skipped"
         report.longrepr = (str(item.path), None, "torch 2.10 or newer is needed to read .pt files")
     return report
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs ``foveal ARGUMENTS`` in this process; ``helpers.commands.run_process`` does it in one of its own."""
+    return partial(here, capfd)

@@ -6,10 +6,12 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from foveal.task import TASKS
 from helpers.import_graph import find_circles, read_imports, room_of, rooms
 
 PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
@@ -43,7 +45,11 @@ MAX_FILE_LINES = 450
 MAX_FUNCTION_LINES = 60
 
 GRAPH = read_imports(PACKAGE)
-FILES = sorted(PACKAGE.rglob("*.py"))
+#: Text and syntax tree of each file.
+FILES = {
+    path.relative_to(PACKAGE).as_posix(): (text := path.read_text(encoding="utf-8"), ast.parse(text))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
 
 
 def upward_imports(graph: dict[str, set[str]], rank: dict[str, int]) -> list[str]:
@@ -56,10 +62,10 @@ def upward_imports(graph: dict[str, set[str]], rank: dict[str, int]) -> list[str
     ]
 
 
-def long_functions(text: str, limit: int) -> list[str]:
+def long_functions(tree: ast.Module, limit: int) -> list[str]:
     """Functions of more than ``limit`` lines, their docstrings left out."""
     found = []
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1
             if ast.get_docstring(node) is not None:
@@ -68,6 +74,34 @@ def long_functions(text: str, limit: int) -> list[str]:
             if lines > limit:
                 found.append(f"{node.name} ({lines} lines)")
     return found
+
+
+def compared_tasks(tree: ast.Module) -> list[str]:
+    """Comparisons with the name of a task: ``==``, ``!=``, ``in`` and ``match``."""
+    found = []
+    for node in ast.walk(tree):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+        sides += [node.value] if isinstance(node, ast.MatchValue) else []
+        constants = (part for side in sides for part in ast.walk(side) if isinstance(part, ast.Constant))
+        if any(isinstance(constant.value, str) and constant.value in TASKS for constant in constants):
+            found.append(ast.unparse(node))
+    return found
+
+
+def missing_docstrings(tree: ast.Module) -> list[str]:
+    """Modules, and public classes and functions at the top of a module, without a docstring."""
+    found = [] if ast.get_docstring(tree) else ["the module"]
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            decorators = {getattr(decorator, "id", "") for decorator in node.decorator_list}
+            if not ast.get_docstring(node) and "overload" not in decorators:
+                found.append(node.name)
+    return found
+
+
+def offences(rule: Callable[[ast.Module], list[str]]) -> dict[str, list[str]]:
+    """What a rule finds in the files of the package, by file."""
+    return {name: found for name, (_, tree) in FILES.items() if (found := rule(tree))}
 
 
 def test_every_room_has_its_place() -> None:
@@ -130,17 +164,28 @@ def test_circles_inside_one_room_are_found(tmp_path: Path) -> None:
     assert find_circles(read_imports(package)) == [["a", "b", "c"]]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_and_functions_are_short(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= MAX_FILE_LINES
-    assert not long_functions(text, MAX_FUNCTION_LINES)
+def test_files_and_functions_are_short() -> None:
+    assert not [name for name, (text, _) in FILES.items() if text.count("\n") > MAX_FILE_LINES]
+    assert not offences(lambda tree: long_functions(tree, MAX_FUNCTION_LINES))
+
+
+def test_tasks_are_compared_in_their_own_files_alone() -> None:
+    """Elsewhere a property of :class:`foveal.task.Task` or a table with a line per task decides."""
+    found = offences(compared_tasks)
+    assert not {name: places for name, places in found.items() if Path(name).stem not in {"task", *TASKS}}
+
+
+def test_compared_tasks_are_found() -> None:
+    assert compared_tasks(ast.parse("if info.task == 'segment': pass")) == ["info.task == 'segment'"]
+    assert compared_tasks(ast.parse("x = task not in ('classify', other)")) == ["task not in ('classify', other)"]
+    assert compared_tasks(ast.parse("match task:\n    case 'prompt': pass"))
+    assert not compared_tasks(ast.parse("run = JOBS['segment'] if task.has_classes else x == 'test'"))
 
 
 def test_long_functions_are_found() -> None:
     text = "def f():\n" + '    """Docstring,\n\n    not counted."""\n' + "    x = 1\n" * 5
-    assert long_functions(text, 5) == ["f (6 lines)"]
-    assert not long_functions(text, 6)
+    assert long_functions(ast.parse(text), 5) == ["f (6 lines)"]
+    assert not long_functions(ast.parse(text), 6)
 
 
 def test_light_modules_import_no_torch() -> None:
@@ -167,17 +212,5 @@ def test_public_names_resolve_and_unknown_ones_do_not() -> None:
         foveal.creat_model  # noqa: B018
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_public_names_have_docstrings(path: Path) -> None:
-    """Modules, public classes and public functions at the top of a module say what they are."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), "module docstring"
-    bare = [
-        node.name
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-        and not node.name.startswith("_")
-        and not ast.get_docstring(node)
-        and not any(isinstance(decorator, ast.Name) and decorator.id == "overload" for decorator in node.decorator_list)
-    ]
-    assert not bare
+def test_public_names_have_docstrings() -> None:
+    assert not offences(missing_docstrings)

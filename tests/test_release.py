@@ -7,6 +7,7 @@ that the metadata does not declare fails. Nothing is downloaded.
 from __future__ import annotations
 
 import email
+import json
 import subprocess
 import sys
 import sysconfig
@@ -169,3 +170,21 @@ def test_the_installed_command_gives_the_mask_of_the_source(
         found = np.asarray(mask)
     expected = foveal.load(assets.DEFAULTS["segment"])(PHOTO).mask
     np.testing.assert_array_equal(found, expected)
+
+
+def test_the_base_install_predicts_without_torch(installed: Path, tmp_path: Path) -> None:
+    """The demo runs, models are listed, and what needs torch says how to install it."""
+
+    def use(*arguments: object) -> subprocess.CompletedProcess[str]:
+        environment = {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+        command = [str(installed / "foveal"), *map(str, arguments)]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    done = use("demo", "--json")
+    assert json.loads(done.stdout)["agreement"] >= 0.8, done.stderr
+    listed = use("models")
+    assert "efficientvit_b0.camvid" in listed.stdout
+    assert "pip install 'foveal[torch]'" in listed.stderr
+    refused = use("train", tmp_path)
+    assert refused.returncode == 2
+    assert "pip install 'foveal[torch]'" in refused.stderr

@@ -1,10 +1,8 @@
-"""``foveal prompt`` as a user meets it: real processes, files, exit codes, one line for a mistake."""
+"""``foveal prompt`` as a user meets it: files, exit codes, one line for a mistake."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +13,8 @@ from pycocotools.coco import COCO
 import foveal
 from foveal.images.reading import read_image
 from foveal.weights.checkpoints import save_checkpoint
-from helpers.commands import here
+from helpers.commands import Command
 from helpers.oracle import sure_network
-
-
-def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "foveal", *map(str, arguments)], capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +36,7 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.jpg"
 
 
-def test_points_and_a_box(model: Path, photo: Path, tmp_path: Path) -> None:
+def test_points_and_a_box(cli: Command, model: Path, photo: Path, tmp_path: Path) -> None:
     """They are one prompt; coordinates are those of the upright image."""
     out, overlay = tmp_path / "new" / "mask.png", tmp_path / "new" / "overlay.jpg"
     done = cli(
@@ -66,7 +60,7 @@ def test_points_and_a_box(model: Path, photo: Path, tmp_path: Path) -> None:
         assert mask[y1:y2, x1:x2].sum() == mask.sum()
 
 
-def test_one_mask_and_a_table(model: Path, photo: Path, tmp_path: Path) -> None:
+def test_one_mask_and_a_table(cli: Command, model: Path, photo: Path, tmp_path: Path) -> None:
     done = cli("prompt", photo, "--box", "2,40,58,79", "--single", "--model", model, "--out", tmp_path / "m.png")
     assert done.returncode == 0, done.stderr
     assert "predicted IoU" in done.stdout
@@ -75,7 +69,7 @@ def test_one_mask_and_a_table(model: Path, photo: Path, tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == str(tmp_path / "m.png")
 
 
-def test_everything(model: Path, photo: Path, tmp_path: Path) -> None:
+def test_everything(cli: Command, model: Path, photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "objects.json"
     done = cli(
         "prompt", photo, "--everything", "--fast", "--points-per-side", 3, "--model", model, "--out", out, "--json"
@@ -119,19 +113,19 @@ def test_mistakes_are_one_line_and_leave_nothing(
     model: Path,
     photo: Path,
     tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+    cli: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = {"PHOTO": str(photo), "MODEL": str(model)}
-    done = here(capfd, "prompt", photo, *(names.get(argument, argument) for argument in arguments))
+    done = cli("prompt", photo, *(names.get(argument, argument) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path != photo]
 
 
-def test_a_missing_image_does_not_wait_for_a_download(tmp_path: Path) -> None:
+def test_a_missing_image_does_not_wait_for_a_download(cli: Command, tmp_path: Path) -> None:
     done = cli("prompt", tmp_path / "none.jpg", "--point", "1,2", "--out", tmp_path / "m.png")
     assert done.returncode == 2
     assert "none.jpg" in done.stderr
@@ -139,13 +133,13 @@ def test_a_missing_image_does_not_wait_for_a_download(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_tiles_are_not_for_promptable_models(model: Path, photo: Path, tmp_path: Path) -> None:
+def test_tiles_are_not_for_promptable_models(cli: Command, model: Path, photo: Path, tmp_path: Path) -> None:
     done = cli("predict", photo, "--model", model, "--out", tmp_path / "out", "--tile", "512")
     assert done.returncode == 2
     assert "is promptable and encodes the whole image; leave them out" in done.stderr
 
 
-def test_predict_finds_everything(model: Path, photo: Path, tmp_path: Path) -> None:
+def test_predict_finds_everything(cli: Command, model: Path, photo: Path, tmp_path: Path) -> None:
     """The task is the model's. A photograph that cannot be read is named, and the rest goes on."""
     (tmp_path / "bad.jpg").write_bytes(photo.read_bytes()[:300])
     images = [tmp_path / "bad.jpg", tmp_path / "none.jpg"]

@@ -38,7 +38,9 @@ def train(data: Path, weights: Path, class_map: Path, **more: Any) -> TrainResul
     return foveal.train(data, weights=str(weights), class_map=str(class_map), **settings | more)
 
 
-def test_classes_start_from_the_mean_of_those_they_merge(run: TrainResult, merged: Path, tmp_path: Path) -> None:
+def test_classes_start_from_the_mean_of_those_they_merge(
+    run: TrainResult, shapes: Path, merged: Path, tmp_path: Path
+) -> None:
     found = train(merged, run.best, tmp_path / "map.yaml", lr=1e-12, freeze_bn=True, out=tmp_path / "out")
     old, new = (read_state(path)[0] for path in (run.best, found.folder / "last.safetensors"))
     of_shape = [index for index, name in enumerate(NAMES) if MERGED[name] == "shape"]
@@ -48,7 +50,8 @@ def test_classes_start_from_the_mean_of_those_they_merge(run: TrainResult, merge
     assert not new["head.classifier.weight"][1].eq(0).any(), "what the map does not name starts at random"
     scores = foveal.evaluate(found.folder / "last.safetensors", merged, split="val").scores
     assert scores.absent == ("water",)
-    assert scores.iou[2] > 0.8, "it knows the ground without having trained"
+    known = foveal.evaluate(run.best, shapes, split="val").scores.iou[NAMES.index("ground")]
+    assert scores.iou[2] > 0.9 * known > 0.5, "it finds the ground as the weights do, without training"
 
 
 @pytest.mark.parametrize(

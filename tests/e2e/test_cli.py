@@ -19,11 +19,7 @@ import foveal
 from foveal.data.synthetic import shapes_sample
 from foveal.images.reading import read_mask
 from foveal.training.train import TrainResult
-from helpers.commands import here
-
-
-def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "foveal", *map(str, arguments)], capture_output=True, text=True)
+from helpers.commands import Command, run_process
 
 
 @pytest.fixture
@@ -72,14 +68,14 @@ def test_help_imports_nothing_heavy() -> None:
     ],
 )
 def test_every_verb_has_help(verb: str) -> None:
-    done = cli(verb, "--help")
+    done = run_process(verb, "--help")
     assert done.returncode == 0
     assert f"foveal {verb}" in done.stdout
 
 
 def test_segment_one_image(exported: Path, folder: Path, tmp_path: Path) -> None:
     """A table for people, a mask whose indices read back, and an overlay."""
-    done = cli("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "out")
+    done = run_process("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "mean confidence" in done.stdout
     mask = read_mask(tmp_path / "out" / "a.png")
@@ -88,14 +84,14 @@ def test_segment_one_image(exported: Path, folder: Path, tmp_path: Path) -> None
         assert overlay.size == (80, 64)
 
 
-def test_out_may_name_the_file_of_a_single_mask(exported: Path, folder: Path, tmp_path: Path) -> None:
+def test_out_may_name_the_file_of_a_single_mask(cli: Command, exported: Path, folder: Path, tmp_path: Path) -> None:
     done = cli("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "out" / "seg.png")
     assert done.returncode == 0, done.stderr
     assert (read_mask(tmp_path / "out" / "seg.png") == foveal.load(exported)(folder / "a.jpg").mask).all()
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["seg.overlay.jpg", "seg.png"]
 
 
-def test_segment_prints_json(exported: Path, folder: Path, tmp_path: Path) -> None:
+def test_segment_prints_json(cli: Command, exported: Path, folder: Path, tmp_path: Path) -> None:
     label = tmp_path / "label.png"
     Image.fromarray(foveal.load(exported)(folder / "a.jpg").mask).save(label)
     done = cli("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "out", "--label", label, "--json")
@@ -105,7 +101,7 @@ def test_segment_prints_json(exported: Path, folder: Path, tmp_path: Path) -> No
     assert all(Path(file).exists() for file in report["files"])
 
 
-def test_folder_names_what_failed_and_goes_on(exported: Path, folder: Path, tmp_path: Path) -> None:
+def test_folder_names_what_failed_and_goes_on(cli: Command, exported: Path, folder: Path, tmp_path: Path) -> None:
     """Exit code 1, the broken file by name, a mask for each of the others, no two to the same file."""
     done = cli("segment", folder, "--model", exported, "--out", tmp_path / "masks", "--json")
     report = json.loads(done.stdout)
@@ -157,14 +153,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     exported: Path,
     folder: Path,
     tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+    cli: Command,
     monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     places = {"EXPORTED": exported, "BROKEN": folder / "broken.jpg", "GOOD": folder / "a.jpg", "PNG": folder / "a.png"}
-    done = here(capfd, *(places.get(a, a) for a in arguments))
+    done = cli(*(places.get(a, a) for a in arguments))
     assert done.returncode == 2, done
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
@@ -172,7 +168,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert done.stdout == ""
 
 
-def test_unwritable_output_is_explained(exported: Path, folder: Path, tmp_path: Path) -> None:
+def test_unwritable_output_is_explained(cli: Command, exported: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     done = cli("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "file" / "out")
     assert done.returncode == 2
@@ -231,19 +227,19 @@ def _watch_memory(process: subprocess.Popen[str], out: Path, samples: list[tuple
 def test_convert_export_and_bench_agree(run: TrainResult, tmp_path: Path) -> None:
     """A checkpoint converts, the copy exports, and both are measured side by side with equal outputs."""
     copy = tmp_path / "copy.safetensors"
-    assert "efficientvit_b0 for segment" in cli("convert", run.best, copy).stdout
+    assert "efficientvit_b0 for segment" in run_process("convert", run.best, copy).stdout
     first, second = foveal.load_model(run.best).state_dict(), foveal.load_model(copy).state_dict()
     assert all(first[key].equal(second[key]) for key in first)
-    exporting = cli("export", copy, "--output", tmp_path / "copy.onnx", "--json")
+    exporting = run_process("export", copy, "--output", tmp_path / "copy.onnx", "--json")
     assert json.loads(exporting.stdout)["path"].endswith("copy.onnx"), exporting.stderr
-    done = cli("bench", copy, tmp_path / "copy.onnx", "--size", "64x96", "--rounds", "3", "--json")
+    done = run_process("bench", copy, tmp_path / "copy.onnx", "--size", "64x96", "--rounds", "3", "--json")
     report = json.loads(done.stdout)
     assert len(report["candidates"]) == 2
     assert report["machine"]["cpu"]
 
 
 def test_models_lists_ours_and_the_published_figures() -> None:
-    report = json.loads(cli("models", "efficientvit_b*", "--json").stdout)
+    report = json.loads(run_process("models", "efficientvit_b*", "--json").stdout)
     names = {row["name"]: row for row in report["models"]}
     assert {"efficientvit_b0.camvid", "efficientvit_b0", "efficientvit_b3"} <= names.keys()
     assert "80.547" in " ".join(names["efficientvit_b1"]["figures"])
@@ -251,7 +247,7 @@ def test_models_lists_ours_and_the_published_figures() -> None:
     assert (row["params"], row["MACs at"], round(row["MACs"] / 1e9, 3)) == (9_102_024, "224x224", 0.519)
 
 
-def test_evaluate_prints_every_class(run: TrainResult, shapes: Path) -> None:
+def test_evaluate_prints_every_class(cli: Command, run: TrainResult, shapes: Path) -> None:
     done = cli("evaluate", run.folder, shapes, "--split", "val")
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("ground", "disc", "square", "triangle", "mIoU"))
@@ -259,14 +255,16 @@ def test_evaluate_prints_every_class(run: TrainResult, shapes: Path) -> None:
     assert report["miou"] == pytest.approx(run.value, abs=1e-6)
 
 
-def test_evaluate_and_compare_reports(run: TrainResult, exported: Path, shapes: Path, tmp_path: Path) -> None:
+def test_evaluate_and_compare_reports(
+    cli: Command, run: TrainResult, exported: Path, shapes: Path, tmp_path: Path
+) -> None:
     """Two runs leave reports, which compare; a broken image is named, left out, and makes the exit code 1."""
     data = shutil.copytree(shapes, tmp_path / "data")
-    first = cli("evaluate", run.folder, data, "--split", "val", "--boundary", "--out", tmp_path / "a")
+    first = run_process("evaluate", run.folder, data, "--split", "val", "--boundary", "--out", tmp_path / "a")
     assert first.returncode == 0, first.stderr
     assert "boundary IoU" in first.stdout
     cli("evaluate", exported, data, "--split", "val", "--size", "64x64", "--out", tmp_path / "b")
-    assert "95 % interval" in cli("compare", tmp_path / "a", tmp_path / "b").stdout
+    assert "95 % interval" in run_process("compare", tmp_path / "a", tmp_path / "b").stdout
     found = json.loads(cli("compare", tmp_path / "a", tmp_path / "b", "--seed", "3", "--json").stdout)
     assert found["low"] < found["difference"] < found["high"] < 0  # the smaller input costs
     assert found["images"] == 32
@@ -280,35 +278,9 @@ def test_evaluate_and_compare_reports(run: TrainResult, exported: Path, shapes: 
 
 def test_demo_writes_picture_and_mask(tmp_path: Path) -> None:
     """What `make demo` runs."""
-    done = cli("demo", "--out", tmp_path / "demo")
+    done = run_process("demo", "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     assert "agrees with the hand-made label" in done.stdout
     files = ["street.overlay.jpg", "street.png", "street.x2.compare.png", "street.x2.png"]
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == files
     assert "1280x743 -> 2560x1486" in done.stdout
-
-
-def test_base_install_predicts_without_torch(tmp_path: Path) -> None:
-    """A wheel in a fresh environment with the base dependencies only: the demo runs, and torch is asked for by name."""
-    root = Path(__file__).parents[2]
-    environment = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    pip = [environment / "bin" / "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", tmp_path / "dist", root], check=True)
-    wheel = next((tmp_path / "dist").glob("foveal-*.whl"))
-    subprocess.run([*pip, "install", wheel], check=True)
-    command = environment / "bin" / "foveal"
-
-    def use(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([command, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True)
-
-    assert not list(environment.glob("lib/*/site-packages/torch"))
-    done = use("demo", "--json")
-    assert json.loads(done.stdout)["agreement"] >= 0.8, done.stderr
-    listed = use("models")
-    assert "efficientvit_b0.camvid" in listed.stdout
-    assert "pip install 'foveal[torch]'" in listed.stderr
-    refused = use("train", tmp_path)
-    assert refused.returncode == 2
-    assert "pip install 'foveal[torch]'" in refused.stderr
-    shutil.rmtree(environment)

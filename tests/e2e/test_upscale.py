@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +16,7 @@ from foveal.factory.create import create_model
 from foveal.images.reading import read_image
 from foveal.info import info_of
 from foveal.weights.checkpoints import save_checkpoint
-from helpers.commands import here
-
-
-def cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "foveal", *map(str, arguments)], capture_output=True, text=True)
+from helpers.commands import Command, run_process
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +38,16 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_one_photograph(weights: Path, street: Path, tmp_path: Path) -> None:
     """Windows, exact ones, how close they come, and a picture to compare with."""
-    done = cli("upscale", street, "--model", weights, "--out", tmp_path, "--tile", 128, "--check-tiles", "--compare")
+    done = run_process(
+        "upscale", street, "--model", weights, "--out", tmp_path, "--tile", 128, "--check-tiles", "--compare"
+    )
     assert done.returncode == 0, done.stderr
     large = read_image(tmp_path / "street.png")
     assert large.shape == (600, 808, 3)
     assert "tiles compared with the whole image" in done.stdout
     with Image.open(tmp_path / "street.compare.png") as comparison:
         assert comparison.size == (2 * 480 + 4, 480)
-    exact = cli(
+    exact = run_process(
         "upscale", street, "--model", weights, "--out", tmp_path / "exact", "--tile", 128, "--exact", "--check-tiles",
         "--json",
     )  # fmt: skip
@@ -61,7 +57,7 @@ def test_one_photograph(weights: Path, street: Path, tmp_path: Path) -> None:
     assert psnr(read_image(tmp_path / "exact" / "street.png"), large) > 50
 
 
-def test_a_folder_with_a_damaged_file(weights: Path, street: Path, tmp_path: Path) -> None:
+def test_a_folder_with_a_damaged_file(cli: Command, weights: Path, street: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     picture = Image.open(street).crop((0, 0, 60, 50))
@@ -79,19 +75,19 @@ def test_a_folder_with_a_damaged_file(weights: Path, street: Path, tmp_path: Pat
     assert json.loads(again.stdout)["images"] == []
 
 
-def test_interpolation_by_name(street: Path, tmp_path: Path) -> None:
+def test_interpolation_by_name(cli: Command, street: Path, tmp_path: Path) -> None:
     done = cli("upscale", street, "--model", "lanczos", "--scale", 3, "--out", tmp_path, "--format", "jpg")
     assert done.returncode == 0, done.stderr
     assert read_image(tmp_path / "street.jpg").shape == (900, 1212, 3)
 
 
 def test_predict_knows_the_task(weights: Path, street: Path, tmp_path: Path) -> None:
-    done = cli("predict", street, "--model", weights, "--out", tmp_path)
+    done = run_process("predict", street, "--model", weights, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_image(tmp_path / "street.png").shape == (600, 808, 3)
 
 
-def test_mistakes_get_one_line(weights: Path, street: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_get_one_line(cli: Command, weights: Path, street: Path, tmp_path: Path) -> None:
     rgba = tmp_path / "clear.png"
     Image.fromarray(np.zeros((40, 40, 4), np.uint8)).save(rgba)
     cases = {
@@ -102,7 +98,7 @@ def test_mistakes_get_one_line(weights: Path, street: Path, tmp_path: Path, capf
         ("--model", weights, "--out", street.parent): "would overwrite the image",
     }
     for options, message in cases.items():
-        done = here(capfd, "upscale", street, *options)
+        done = cli("upscale", street, *options)
         assert done.returncode == 2, options
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
@@ -110,7 +106,7 @@ def test_mistakes_get_one_line(weights: Path, street: Path, tmp_path: Path, capf
     assert (done.returncode, "JPEG has no transparency" in done.stderr) == (2, True)
 
 
-def test_evaluation_prints_the_protocol(weights: Path, street: Path, tmp_path: Path) -> None:
+def test_evaluation_prints_the_protocol(cli: Command, weights: Path, street: Path, tmp_path: Path) -> None:
     for name in ("seta", "setb"):
         (tmp_path / name).mkdir()
         Image.open(street).save(tmp_path / name / "street.png")

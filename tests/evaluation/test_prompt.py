@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ from foveal.evaluation.prompt import ObjectScore, PromptEvaluation, filled_box, 
 from foveal.info import ModelInfo, Preprocess, info_of
 from foveal.prediction.predictor import Predictor
 from foveal.weights.checkpoints import save_checkpoint
+from helpers.commands import Command
 
 Mask = NDArray[np.bool_]
 
@@ -469,12 +469,11 @@ def test_what_cannot_be_evaluated(scenes: Path) -> None:
         foveal.evaluate(regions(), scenes / "data")
 
 
-def test_the_command(scenes: Path) -> None:
-    """A real network of random weights, as a process: a table, or JSON; what was skipped makes the exit code 1."""
+def test_the_command(scenes: Path, cli: Command) -> None:
+    """A real network of random weights: a table, or JSON; what was skipped makes the exit code 1."""
     model = foveal.create_model("efficientvit_b0", task="prompt").eval()
     save_checkpoint(scenes / "net.safetensors", model.state_dict(), info_of(model))
-    command = [sys.executable, "-m", "foveal", "evaluate", str(scenes / "net.safetensors"), str(scenes / "data")]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True)
+    done = cli("evaluate", scenes / "net.safetensors", scenes / "data", "--json")
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert (report["images"], report["objects"], len(report["skipped"])) == (2, 3, 1)
@@ -483,7 +482,7 @@ def test_the_command(scenes: Path) -> None:
     assert report["encode_seconds"] > 0
     (scenes / "data" / "images" / "bad.png").unlink()
     (scenes / "data" / "masks" / "bad.png").unlink()
-    done = subprocess.run([*command, "--prompts", "boxes"], capture_output=True, text=True)
+    done = cli("evaluate", scenes / "net.safetensors", scenes / "data", "--prompts", "boxes")
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines() if "%" in line] == [
         "box",
