@@ -409,7 +409,7 @@ def test_half_precision_distinguishes_pixels(small: Any, tmp_path: Path, dtype: 
 
 
 def test_images_of_another_size_are_refused(small: Any) -> None:
-    with pytest.raises(InputError, match="squares of 512"):
+    with pytest.raises(InputError, match="takes images of 512x512 pixels, not 480x512"):
         small.image_encoder(torch.zeros(1, 3, 480, 512))
     with pytest.raises(InputError, match="no prompt"):
         small(torch.zeros(1, 3, 512, 512))
