@@ -298,8 +298,8 @@ def test_a_size_of_ones_own(tmp_path: Path) -> None:
         ({"embed_dim": "80"}, "give one number"),
         ({"embed_dim": 0}, "positive whole"),
         ({"stem_dim": 8.5}, "positive whole"),
-        ({"head_width": 0}, "from 1 up"),
-        ({"head_depth": True}, "from 1 up"),
+        ({"head_width": 0}, "1 or more"),
+        ({"head_depth": True}, "1 or more"),
     ],
 )
 def test_impossible_sizes_are_refused(option: dict[str, Any], words: str) -> None:

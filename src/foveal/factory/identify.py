@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..data.labels import IMAGENET, OF_HEAD
 from ..errors import CheckpointError, ConfigError
-from ..info import Labels, ModelInfo, info_of
+from ..info import Labels, ModelInfo, Preprocess, info_of
 from ..task import TASKS, identify_task
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ..models.registry import Family, Variant
     from ..weights.reading import Checkpoint
@@ -44,11 +44,11 @@ def identify_checkpoint(checkpoint: Checkpoint) -> ModelInfo:
     """
     evidence = _collect_evidence(checkpoint)
     for candidate in _candidates(evidence):
-        model = _build_on_meta(candidate, evidence)
-        if model is not None and _has_shapes(model, candidate, evidence):
+        blueprint = _blueprint(candidate, evidence)
+        if blueprint is not None and _has_shapes(blueprint, candidate, evidence):
             if candidate.variant.twins and not evidence.settings:
                 _mention_twins(candidate)
-            return _describe(candidate, evidence, model)
+            return _describe(candidate, evidence, blueprint.preprocess)
     raise CheckpointError(
         f"{checkpoint.source or 'state dict'}: no known architecture has these shapes; build it with create_model and "
         "its options, then load_checkpoint"
@@ -160,39 +160,63 @@ def _candidates(evidence: _Evidence) -> Iterator[_Candidate]:
                 yield _Candidate(name, variant, evidence.options | overrides(variant) | head, features_only)
 
 
-def _build_on_meta(candidate: _Candidate, evidence: _Evidence) -> nn.Module | None:
-    """Build the model without memory for its tensors; ``None`` if the options do not suit the variant."""
+class _Blueprint(NamedTuple):
+    """What identification asks of a model: its shapes, key prefixes that a file may lack, its preprocessing."""
+
+    shapes: Shapes
+    optional: tuple[str, ...]
+    preprocess: Preprocess
+
+
+#: Blueprints of the models that were built last. Files of one family have the same candidates, and each takes a tenth
+#: of a second or more to build.
+_BLUEPRINTS: dict[str, _Blueprint | None] = {}
+_MOST_BLUEPRINTS = 128
+
+
+def _blueprint(candidate: _Candidate, evidence: _Evidence) -> _Blueprint | None:
+    """The candidate's blueprint; ``None`` if the options do not suit the variant."""
+    arguments = {
+        "num_classes": evidence.num_classes,
+        "in_chans": evidence.in_chans,
+        "features_only": candidate.features_only,
+        **candidate.options,
+    }
+    task = candidate.variant.tasks[0] if candidate.features_only else evidence.task
+    key = repr((candidate.name, task, sorted(arguments.items())))
+    if key not in _BLUEPRINTS:
+        if len(_BLUEPRINTS) >= _MOST_BLUEPRINTS:
+            _BLUEPRINTS.clear()
+        _BLUEPRINTS[key] = _draw(candidate.name, task, arguments)
+    return _BLUEPRINTS[key]
+
+
+def _draw(name: str, task: str, arguments: dict[str, Any]) -> _Blueprint | None:
+    """Build the model without memory for its tensors, and note its blueprint."""
     import torch
 
+    from ..models.registry import LanguageBackbone
+    from ..weights.loading import optional_keys
     from .create import create_model
 
     try:
         with torch.device("meta"):
-            return create_model(
-                candidate.name,
-                candidate.variant.tasks[0] if candidate.features_only else evidence.task,
-                num_classes=evidence.num_classes,
-                in_chans=evidence.in_chans,
-                features_only=candidate.features_only,
-                **candidate.options,
-            )
+            model = create_model(name, task, **arguments)
     except ConfigError:
         return None
+    return _Blueprint(_shapes(model.state_dict()), optional_keys(model, LanguageBackbone), info_of(model).preprocess)
 
 
-def _has_shapes(model: nn.Module, candidate: _Candidate, evidence: _Evidence) -> bool:
-    """Whether ``model`` has the shapes of the file, optional modules of language encoders left out."""
-    from ..models.registry import LanguageBackbone
-    from ..weights.loading import optional_keys
-
-    own, shapes = _shapes(model.state_dict()), evidence.shapes
+def _has_shapes(blueprint: _Blueprint, candidate: _Candidate, evidence: _Evidence) -> bool:
+    """Whether the file has the shapes of ``blueprint``, optional modules of language encoders left out."""
+    shapes = evidence.shapes
     if candidate.features_only:
         shapes = {key.removeprefix("backbone."): shape for key, shape in shapes.items()}
-    optional = optional_keys(model, LanguageBackbone)
+    own, optional = blueprint.shapes, blueprint.optional
     return own == {key: shape for key, shape in shapes.items() if key in own or not key.startswith(optional)}
 
 
-def _describe(candidate: _Candidate, evidence: _Evidence, model: nn.Module) -> ModelInfo:
+def _describe(candidate: _Candidate, evidence: _Evidence, preprocess: Preprocess) -> ModelInfo:
     from ..weights.published import published_preprocess
 
     # Converted classifiers with the usual number of classes are ImageNet's; ours may be of any data set.
@@ -204,7 +228,7 @@ def _describe(candidate: _Candidate, evidence: _Evidence, model: nn.Module) -> M
         num_classes=evidence.num_classes,
         in_chans=evidence.in_chans,
         options=candidate.options,
-        preprocess=published_preprocess(evidence.task, candidate.variant) or info_of(model).preprocess,
+        preprocess=published_preprocess(evidence.task, candidate.variant) or preprocess,
         labels=labels_of(data_set, evidence.num_classes),
         licence=evidence.family.licence,
     )
