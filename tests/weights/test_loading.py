@@ -173,7 +173,7 @@ def test_foreign_layouts_are_refused(tmp_path: Path) -> None:
         (("efficientvit_b0",), {"head": "cityscapes"}, "no option 'head'"),
         (("efficientvit_b0", "segment"), {"head": "ade20k"}, "no published segmentation head 'ade20k'"),
         (("efficientvit_b1", "segment"), {"head": "ade2k"}, r"did you mean 'ade20k'\?"),
-        (("efficientvit_b0",), {"scales": (4,)}, "kernel sizes must be odd"),
+        (("efficientvit_b0",), {"scales": (4,)}, "give kernel sizes that are odd"),
         (("efficientvit_b0",), {"in_chans": 0}, "in_chans=0"),
         (("efficientvit_b0",), {"num_classes": -1}, "num_classes=-1"),
         (("efficientvit_b0", "segment"), {"num_classes": 0}, "num_classes=0"),
