@@ -57,7 +57,8 @@ def test_a_file_is_identified_by_its_keys_and_shapes(name: str) -> None:
 def test_any_size(name: str) -> None:
     """Feature maps at their strides, rounded up, and logits of the image's size, at the smallest size and odd ones."""
     backbone, model = on_meta(name, features_only=True), on_meta(name, task="segment", num_classes=3)
-    for h, w in ((32, 32), (65, 97), (224, 160)):
+    first = name == next(iter(variants()[name][0].variants))  # all variants of a family share their code
+    for h, w in ((32, 32), (65, 97), (224, 160)) if first else ((65, 97),):
         image = torch.empty(2, 3, h, w, device="meta")
         maps = backbone(image)
         assert [tuple(m.shape) for m in maps] == [

@@ -375,6 +375,7 @@ def test_a_part_of_an_export_is_not_enough(exported: Path, tmp_path: Path) -> No
         foveal.load(tmp_path / exported.name)
 
 
+@pytest.mark.long
 def test_an_export_is_whole_or_not_there(small: Any, tmp_path: Path) -> None:
     (tmp_path / "small.prompts.onnx").mkdir()
     with pytest.raises(InputError, match=r"cannot write .*small\.prompts\.onnx"):
