@@ -305,8 +305,9 @@ def _replace_sizes(config: Config, **sizes: int | Sequence[int] | None) -> Confi
 
 def _check_windows(window_size: int | str | Sequence[int | str]) -> list[int | str]:
     """Return the window sizes of stages 3 and 4, or raise ConfigError."""
-    single = isinstance(window_size, str) or not isinstance(window_size, Sequence)
-    sizes: list[int | str] = [window_size, window_size] if single else list(window_size)
+    if isinstance(window_size, str) or not isinstance(window_size, Sequence):
+        window_size = (window_size, window_size)
+    sizes: list[int | str] = list(window_size)
     if len(sizes) not in (2, 4) or not all(size == WHOLE or (type(size) is int and size > 0) for size in sizes):
         raise ConfigError(f"window_size={window_size!r}: give a positive number or {WHOLE!r}, or a pair of them")
     return sizes[-2:]
