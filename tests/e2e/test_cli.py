@@ -175,14 +175,14 @@ def test_unwritable_output_is_explained(cli: Command, exported: Path, folder: Pa
     assert "cannot write" in done.stderr
 
 
-def test_a_thousand_images_in_flat_memory(exported: Path, tmp_path: Path) -> None:
-    """1,000 images, one of them corrupt: named, exit code 1, and memory that does not grow."""
+def test_many_images_in_flat_memory(exported: Path, tmp_path: Path) -> None:
+    """600 images, one of them corrupt: named, exit code 1, and memory that does not grow."""
     images = tmp_path / "in"
     images.mkdir()
     rng = np.random.default_rng(0)
     for index in range(10):
-        Image.fromarray(shapes_sample(rng, (96, 128))[0]).save(images / f"{index:04}.jpg")
-    for index in range(10, 1000):
+        Image.fromarray(shapes_sample(rng, (48, 64))[0]).save(images / f"{index:04}.jpg")
+    for index in range(10, 600):
         os.link(images / f"{index % 10:04}.jpg", images / f"{index:04}.jpg")
     (images / "0500.jpg").unlink()
     (images / "0500.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
@@ -206,10 +206,10 @@ def test_a_thousand_images_in_flat_memory(exported: Path, tmp_path: Path) -> Non
     watcher.join()
     report = json.loads(output)
     assert process.returncode == 1
-    assert report["done"] == 999
+    assert report["done"] == 599
     assert [Path(entry["image"]).name for entry in report["failed"]] == ["0500.jpg"]
-    early = max(memory for done, memory in samples if 50 <= done < 300)
-    late = max(memory for done, memory in samples if done >= 700)
+    early = max(memory for done, memory in samples if 50 <= done < 200)
+    late = max(memory for done, memory in samples if done >= 450)
     assert late - early < 16 << 20, (early, late)
 
 
@@ -224,15 +224,13 @@ def _watch_memory(process: subprocess.Popen[str], out: Path, samples: list[tuple
         time.sleep(0.05)
 
 
-def test_convert_export_and_bench_agree(run: TrainResult, tmp_path: Path) -> None:
-    """A checkpoint converts, the copy exports, and both are measured side by side with equal outputs."""
+def test_convert_and_bench_agree(cli: Command, run: TrainResult, exported: Path, tmp_path: Path) -> None:
+    """A checkpoint converts; the copy and the exported file are measured side by side with equal outputs."""
     copy = tmp_path / "copy.safetensors"
-    assert "efficientvit_b0 for segment" in run_process("convert", run.best, copy).stdout
+    assert "efficientvit_b0 for segment" in cli("convert", run.best, copy).stdout
     first, second = foveal.load_model(run.best).state_dict(), foveal.load_model(copy).state_dict()
     assert all(first[key].equal(second[key]) for key in first)
-    exporting = run_process("export", copy, "--output", tmp_path / "copy.onnx", "--json")
-    assert json.loads(exporting.stdout)["path"].endswith("copy.onnx"), exporting.stderr
-    done = run_process("bench", copy, tmp_path / "copy.onnx", "--size", "64x96", "--rounds", "3", "--json")
+    done = cli("bench", copy, exported, "--size", "64x96", "--rounds", "3", "--json")
     report = json.loads(done.stdout)
     assert len(report["candidates"]) == 2
     assert report["machine"]["cpu"]

@@ -19,7 +19,11 @@ from foveal.exporting.graph import Graph, RunFile, trace
 from foveal.info import KEY, ModelInfo, attach
 from foveal.layers.linear_attention import MultiScaleLinearAttention
 from foveal.prediction.onnx_runner import OnnxRunner
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.torch_runner import TorchRunner
 from foveal.training.train import TrainResult
+from helpers import golden
+from helpers.narrow import narrow
 
 
 @pytest.mark.parametrize("size", [(1, 32, 32), (1, 33, 200), (3, 97, 61), (2, 128, 96), (1, 257, 511)])
@@ -102,23 +106,24 @@ def test_graph_survives_conversion_to_float16(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
 
 
-def test_upsampling_can_be_in_the_graph(run: TrainResult, exported: Path, tmp_path: Path) -> None:
+def test_upsampling_can_be_in_the_graph(tmp_path: Path) -> None:
     """Other clients then get logits at the image's size; Foveal reads both kinds alike."""
-    report = foveal.export(run.best, output=tmp_path / "full.onnx", upsample=True)
+    model = golden.fill(narrow("segment", 4))
+    report = foveal.export(model, output=tmp_path / "full.onnx", upsample=True, size=(64, 96))
     session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
     image = np.random.default_rng(0).standard_normal((1, 3, 75, 90)).astype(np.float32)
     with torch.inference_mode():
-        expected = foveal.load_model(run.best)(torch.from_numpy(image)).numpy()
+        expected = model(torch.from_numpy(image)).numpy()
     (found,) = session.run(None, {"image": image})
     assert np.asarray(found).shape == (1, 4, 75, 90)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     photo = np.random.default_rng(1).integers(0, 256, (75, 90, 3), dtype=np.uint8)
-    assert (foveal.load(report)(photo).mask == foveal.load(exported)(photo).mask).mean() > 0.999
+    here = Predictor(TorchRunner(model), model.foveal_info, "torch")
+    assert (foveal.load(report)(photo).mask == here(photo).mask).mean() > 0.999
 
 
 def test_classifiers_export_too(tmp_path: Path) -> None:
-    model = foveal.create_model("efficientvit_b0", num_classes=7).eval()
-    report = foveal.export(model, output=tmp_path / "classifier.onnx", size=(64, 96))
+    report = foveal.export(narrow(num_classes=7), output=tmp_path / "classifier.onnx", size=(64, 96))
     result = foveal.load(report.path)(np.zeros((70, 50, 3), np.uint8))
     assert len(result.top(10)) == 7
     assert report.max_difference <= 1e-4
@@ -158,7 +163,7 @@ def test_a_further_format_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monke
         return lambda feed: [network(*map(torch.from_numpy, feed.values())).detach().numpy() + offset]
 
     monkeypatch.setitem(FORMATS, "program", Format("program", ".pt2", write, open_program))
-    model, offset = foveal.create_model("efficientvit_b0", num_classes=2), 1.0
+    model, offset = narrow(), 1.0
     with pytest.raises(foveal.ExportError, match="differs from the model"):
         foveal.export(model, "program", output=tmp_path / "a.pt2", size=(64, 64))
     assert not list(tmp_path.iterdir())
@@ -192,6 +197,6 @@ def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(module, "TOLERANCE", 0.0)
     (tmp_path / "a.onnx").write_bytes(b"before")
     with pytest.raises(foveal.ExportError, match="differs from the model"):
-        foveal.export(foveal.create_model("efficientvit_b0", num_classes=2), output=tmp_path / "a.onnx", size=(64, 64))
+        foveal.export(narrow(), output=tmp_path / "a.onnx", size=(64, 64))
     assert (tmp_path / "a.onnx").read_bytes() == b"before"
     assert len(list(tmp_path.iterdir())) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 import foveal
 from foveal.data.labels import CITYSCAPES
 from foveal.data.synthetic import shapes_sample
+from helpers.commands import Command
 
 LABEL_IDS = np.array([7, 11, 23, 26], np.uint8)  # road, building, sky, car
 
@@ -28,14 +30,16 @@ def cityscapes(root: Path) -> Path:
     return root
 
 
-def test_cityscapes_from_folders_to_a_picture(tmp_path: Path) -> None:
+def test_cityscapes_from_folders_to_a_picture(cli: Command, tmp_path: Path) -> None:
     root = cityscapes(tmp_path / "cityscapes")
     run = foveal.train(
         root, out=tmp_path / "run", epochs=2, batch_size=2, crop=[64, 64], workers=0, eval_every=2, ema_decay=0.5
     )
     scores = foveal.evaluate(run.best, root, split="val").scores
     assert set(CITYSCAPES.names) - set(scores.absent) <= {"road", "building", "sky", "car"}
-    exported = foveal.export(str(run.folder), output=tmp_path / "model.onnx").path
+    done = cli("export", run.folder, "--output", tmp_path / "model.onnx", "--json")
+    assert done.returncode == 0, done.stderr
+    exported = json.loads(done.stdout)["path"]
     image = root / "leftImg8bit" / "val" / "ulm" / "ulm_0_0_leftImg8bit.png"
     for ref in (run.best, exported):
         predictor = foveal.load(ref)

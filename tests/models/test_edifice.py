@@ -481,7 +481,7 @@ def test_options_are_inferred_from_shapes(kind: str) -> None:
         (
             "edifice_efficient_vit",
             "classify",
-            {"embed_dim": 32, "depths": [1, 1, 1]},
+            {"embed_dim": 16, "depths": [1, 1, 1], "num_heads": [2, 2, 2]},
         ),  # stride 64: one row at 33 pixels
         pytest.param("edifice_efficient_vit", "classify", {}, marks=pytest.mark.long),
         pytest.param(

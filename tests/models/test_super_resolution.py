@@ -178,11 +178,10 @@ def test_impossible_tiles_are_refused() -> None:
             predictor.upscale(photo(40, 40), tile=tile, overlap=overlap)
 
 
-def test_export_gives_the_same_picture(tmp_path: Path) -> None:
-    for name in NAMES:
-        model = model_of(name, 2)
-        report = foveal.export(model, output=tmp_path / "x.onnx")
-        exported = foveal.load(report)
-        image = photo(45, 61)
-        a, b = (p.upscale(image).image.astype(int) for p in (exported, predictor_of(model)))
-        assert np.abs(a - b).max() <= 1
+@pytest.mark.parametrize("name", ["efficientvit_sr_w075", "realtime_sr"])
+def test_export_gives_the_same_picture(name: str, tmp_path: Path) -> None:
+    model = model_of(name, 2)
+    exported = foveal.load(foveal.export(model, output=tmp_path / "x.onnx"))
+    image = photo(45, 61)
+    a, b = (p.upscale(image).image.astype(int) for p in (exported, predictor_of(model)))
+    assert np.abs(a - b).max() <= 1
