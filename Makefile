@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test
 
-.PHONY: demo test test-long lint format clean
+.PHONY: demo test test-long fuzz lint format clean
 
 # What a new user sees: the base install, without torch.
 demo: $(DEMO)/installed
@@ -22,6 +22,11 @@ test: lint
 # Tests of minutes each; CONTRIBUTING.md lists them. Some need a network.
 test-long: $(TEST)/installed
 	$(TEST)/bin/python -m pytest -m long
+
+# Damaged inputs of every kind that Foveal reads; CASES=100000 runs more of them.
+CASES ?= 20000
+fuzz: $(TEST)/installed
+	$(TEST)/bin/python tests/fuzz/run.py --cases $(CASES)
 
 lint: $(TEST)/installed
 	$(TEST)/bin/ruff check .

@@ -1,0 +1,249 @@
+"""Everything that reads a file: how a good input is written, and what a user does with it."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import foveal
+from foveal.config import build_config, read_yaml
+from foveal.data.check import check_data
+from foveal.data.class_map import read_class_map
+from foveal.data.synthetic import NAMES, shapes_sample, write_shapes
+from foveal.images.reading import read_image, read_mask
+from foveal.training.config import TrainConfig
+
+PHOTO, MASK = shapes_sample(np.random.default_rng(0), (40, 56))
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of input.
+
+    Attributes:
+        write: writes a good input into an empty folder.
+        use: reads the input in a folder and uses what was read, as a user would.
+        damage: pattern of the files to damage.
+    """
+
+    write: Callable[[Path], None]
+    use: Callable[[Path], Any]
+    damage: str = "**/*"
+
+    def files(self, folder: Path) -> list[Path]:
+        """The files of an input that may be damaged."""
+        return sorted(path for path in folder.glob(self.damage) if path.is_file())
+
+
+# ---- images and masks
+
+_IMAGES: dict[str, dict[str, Any]] = {
+    "photo.jpg": {},
+    "progressive.jpg": {"progressive": True},
+    "photo.png": {},
+    "photo.webp": {"lossless": True},
+    "photo.bmp": {},
+    "lzw.tif": {"compression": "tiff_lzw"},
+    "raw.tif": {},
+}
+
+
+def _write_images(folder: Path) -> None:
+    for name, options in _IMAGES.items():
+        Image.fromarray(PHOTO).save(folder / name, **options)
+    Image.fromarray(np.arange(40 * 56, dtype=np.uint16).reshape(40, 56)).save(folder / "grey16.png")
+    Image.fromarray(PHOTO).convert("P").save(folder / "palette.png")
+    Image.fromarray(PHOTO).convert("P").save(folder / "runs.bmp")
+    Image.fromarray(np.dstack([PHOTO, PHOTO[..., :1]])).save(folder / "alpha.png")
+
+
+def _read_images(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        image = read_image(path)
+        assert (image.dtype, image.shape[2]) == (np.uint8, 3)
+        read_image(path.read_bytes(), name=path.name, allow_truncated=True)
+
+
+def _write_masks(folder: Path) -> None:
+    Image.fromarray(MASK).save(folder / "grey.png")
+    palette = Image.fromarray(MASK)
+    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 0, 0, 128])
+    palette.save(folder / "palette.png")
+    Image.fromarray(MASK).save(folder / "grey.tif", compression="tiff_lzw")
+
+
+def _read_masks(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        assert read_mask(path).ndim == 2
+
+
+# ---- data sets
+
+
+def _write_pairs(folder: Path) -> None:
+    write_shapes(folder, train=2, val=1, size=(32, 32))
+
+
+def _write_coco(folder: Path) -> None:
+    (folder / "annotations").mkdir()
+    for split in ("train", "val"):
+        (folder / split).mkdir()
+        Image.fromarray(PHOTO).save(folder / split / "a.jpg")
+        polygon = {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[3, 3, 30, 3, 30, 20]], "iscrowd": 0}
+        runs = {"size": [40, 56], "counts": [100, 40, 2100]}
+        crowd = {"id": 2, "image_id": 1, "category_id": 2, "segmentation": runs, "iscrowd": 1}
+        content = {
+            "images": [{"id": 1, "file_name": "a.jpg", "width": 56, "height": 40}],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+            "annotations": [polygon, crowd],
+        }
+        (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def _write_yolo(folder: Path) -> None:
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        Image.fromarray(PHOTO).save(folder / "images" / split / "0.jpg")
+        (folder / "labels" / split / "0.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5\n")
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [cat]\n")
+
+
+def _write_voc(folder: Path) -> None:
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / name).mkdir(parents=True)
+    for name, split in (("one", "train"), ("two", "val")):
+        Image.fromarray(PHOTO).save(folder / "JPEGImages" / f"{name}.jpg")
+        mask = Image.fromarray(np.minimum(MASK, 1))
+        mask.putpalette([0, 0, 0, 128, 0, 0])
+        mask.save(folder / "SegmentationClass" / f"{name}.png")
+        (folder / "ImageSets/Segmentation" / f"{split}.txt").write_text(f"{name}\n")
+    (folder / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:128,0,0::\n")
+
+
+def _write_labelme(folder: Path) -> None:
+    for name in ("a", "b"):
+        Image.fromarray(PHOTO).save(folder / f"{name}.jpg")
+        shape = {"label": "cat", "points": [[3, 3], [30, 3], [30, 20]], "shape_type": "polygon", "group_id": None}
+        content = {"version": "5.4.1", "flags": {}, "shapes": [shape], "imagePath": f"{name}.jpg", "imageData": None}
+        (folder / f"{name}.json").write_text(json.dumps({**content, "imageHeight": 40, "imageWidth": 56}))
+
+
+def _write_tars(folder: Path) -> None:
+    pairs = folder / "pairs"
+    write_shapes(pairs, train=2, val=1, size=(32, 32))
+    for split in ("train", "val"):
+        with tarfile.open(folder / f"{split}-000000.tar", "w") as archive:
+            for image in sorted((pairs / split).iterdir()):
+                archive.add(image, f"{image.stem}.png")
+                archive.add(pairs / f"{split}annot" / image.name, f"{image.stem}.mask.png")
+    (pairs / "dataset.yaml").rename(folder / "dataset.yaml")
+    for path in sorted(pairs.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    pairs.rmdir()
+
+
+def _write_classes(folder: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            Image.fromarray(PHOTO).save(folder / split / name / "0.png")
+
+
+# ---- settings
+
+
+def _write_recipe(folder: Path) -> None:
+    (folder / "recipe.yaml").write_text("epochs: 2\nbatch_size: 4\ncrop: [64, 64]\nscale: [0.5, 2.0]\nlr: 0.001\n")
+    (folder / "map.yaml").write_text("ground: road\ndisc: sign\nsquare: sign\ntriangle: sign\n")
+
+
+def _read_recipe(folder: Path) -> None:
+    build_config(TrainConfig, read_yaml(folder / "recipe.yaml"), "recipe.yaml")
+    read_class_map(folder / "map.yaml", NAMES, ("road", "sign"))
+
+
+# ---- models
+
+
+def _upscaler() -> Any:
+    return foveal.create_model("realtime_sr", scale=2).eval()
+
+
+def _write_checkpoint(folder: Path) -> None:
+    from foveal.info import info_of
+    from foveal.weights.checkpoints import save_checkpoint
+
+    model = _upscaler()
+    save_checkpoint(folder / "model.safetensors", model.state_dict(), info_of(model))
+
+
+def _write_pickle(folder: Path) -> None:
+    import torch
+
+    torch.save({"state_dict": _upscaler().state_dict()}, folder / "model.pt")
+
+
+def _write_hub_folder(folder: Path) -> None:
+    foveal.save_pretrained(_upscaler(), folder)
+
+
+def _write_segmenter(folder: Path) -> None:
+    from foveal.info import Labels, info_of
+    from foveal.weights.checkpoints import save_checkpoint
+
+    model = foveal.create_model("mobilenetv3_small_100", "segment", num_classes=4).eval()
+    info = info_of(model).replace(labels=Labels(NAMES, ()))
+    save_checkpoint(folder / "model.safetensors", model.state_dict(), info)
+
+
+def _write_onnx(folder: Path) -> None:
+    foveal.export(_upscaler(), output=folder / "model.onnx")
+
+
+def _predict(folder: Path) -> None:
+    """Load the only model in the folder, or the folder, and run it."""
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".pt", ".onnx")]
+    ref = folder if (folder / "config.json").exists() else files[0]
+    result: Any = foveal.load(ref)(PHOTO)
+    repr(result)
+
+
+# ---- embeddings
+
+
+def _write_embedding(folder: Path) -> None:
+    np.savez(folder / "embedding.npz", features=np.zeros((256, 64, 64), np.float16))
+
+
+def _read_embedding(folder: Path) -> None:
+    from foveal.training.embeddings import EmbeddingFolder
+
+    EmbeddingFolder.read(folder / "embedding.npz")
+
+
+TARGETS: dict[str, Target] = {
+    "images": Target(_write_images, _read_images),
+    "masks": Target(_write_masks, _read_masks),
+    "data: images and masks": Target(_write_pairs, check_data),
+    "data: COCO": Target(_write_coco, check_data, "**/*.json"),
+    "data: YOLO": Target(_write_yolo, check_data, "**/*.[ty][xa][tm]*"),
+    "data: Pascal VOC": Target(_write_voc, check_data),
+    "data: labelme": Target(_write_labelme, check_data, "**/*.json"),
+    "data: tar archives": Target(_write_tars, check_data),
+    "data: a folder per class": Target(_write_classes, check_data),
+    "recipes and class maps": Target(_write_recipe, _read_recipe),
+    "checkpoints: .safetensors": Target(_write_checkpoint, _predict),
+    "checkpoints: .safetensors of a segmenter": Target(_write_segmenter, _predict),
+    "checkpoints: .pt": Target(_write_pickle, _predict),
+    "checkpoints: folder for the hub": Target(_write_hub_folder, _predict),
+    "checkpoints: .onnx": Target(_write_onnx, _predict),
+    "embeddings": Target(_write_embedding, _read_embedding),
+}
