@@ -261,23 +261,29 @@ def _check_masks(check: _Check, layout: Layout) -> None:
         report.notes += (f"{name}: {note}" for note in part.notes)
         split.items = len(part.pairs)
         if difference := report.labels.names and class_difference(report.labels.names, part.labels.names):
-            text = f"other classes than in {report.splits[0].name}: {difference}; list all under 'names' in {FILE} to match them"
-            report.problems.append(Problem(check.root / name, text))
+            text = f"other classes than in {report.splits[0].name}: {difference}"
+            report.problems.append(Problem(check.root / name, f"{text}; list them all in {FILE} as 'names'"))
             continue
         report.labels = part.labels
         data = SegmentationData(part.pairs, part.labels, part.read, layout.name)
         unlabelled: list[str] = []
+        invisible: list[str] = []
         for index in check.indices(data, split):
             path, file = part.pairs[index]
             if sample := check.read(data, index, path, split):
                 image, mask = sample
                 split.sizes[image.shape[:2]] += 1
-                split.objects += part.read.count(path, file) if isinstance(part.read, OutlineMasks) else 0
+                if isinstance(part.read, OutlineMasks):
+                    outlines, _ = part.read.outlines(path, file)
+                    split.objects += len(outlines)
+                    invisible += [f"{x.name} of {path.name}" for x in outlines if len(x.runs) and not x.has_pixels]
                 if not split.count_classes(mask, len(part.labels.names)):
                     unlabelled.append(path.name)
                 split.examples.offer(path.name, image, mask, part.labels)
                 check.note_duplicate(split.name, path)
         _report_unlabelled(report, split, unlabelled)
+        if invisible:
+            report.notes.append(f"{name}: {len(invisible)} objects cover no pixel: {', '.join(invisible[:_SHOWN])}")
 
 
 def _report_unlabelled(report: DataReport, split: SplitReport, names: Sequence[str]) -> None:

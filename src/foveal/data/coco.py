@@ -133,9 +133,7 @@ def read_annotations(root: Path, splits: Sequence[str], kind: Kind, described: D
     if kind == "panoptic":
         reader = PanopticMasks(root, class_of, entries)
     else:
-        reader = OutlineMasks(
-            partial(read_objects, entries), class_of, lambda image, _: len(entries[image].annotations)
-        )
+        reader = OutlineMasks(partial(read_objects, entries), class_of)
         notes += note_objects(pairs, entries)
     return Annotated(tuple(pairs), Labels(names, described.palette), reader, tuple(problems), tuple(notes))
 
@@ -194,6 +192,8 @@ def _image_entries(
 ) -> _Found:
     """The images of a JSON file; those that are missing, or ``known`` already, are problems."""
     images = {as_id(image.get("id")): image for image in _list(data, "images")}
+    if not images:
+        raise ValueError("its list of images is empty")
     if len(images) < len(data["images"]):
         raise ValueError("two images have the same id")
     for number, image in images.items():
@@ -222,7 +222,10 @@ def _image_entries(
 def _size(image: Annotation) -> Size | None:
     """(H, W) as the file gives it; some programs leave it out."""
     height, width = (image.get(key) or 0 for key in ("height", "width"))
-    return (int(float(height)), int(float(width))) if height and width else None
+    try:
+        return (int(float(height)), int(float(width))) if height and width else None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{shown(image['file_name'])} has the size {shown([height, width])}") from None
 
 
 def _by_image(

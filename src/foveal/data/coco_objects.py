@@ -74,46 +74,56 @@ def _box(values: Any) -> Box | None:
     """x1, y1, x2, y2 of a box in COCO's format; ``None`` without one or if it is empty."""
     if not values:
         return None
+    if not isinstance(values, list) or len(values) != 4:
+        raise ValueError(f"{values!r:.40} where x, y, width and height of a box are expected")
     x, y, width, height = map(float, values)
     known = width > 0 and height > 0 and all(map(math.isfinite, (x, y, width, height)))
     return (x, y, x + width, y + height) if known else None
 
 
 def note_objects(pairs: Sequence[tuple[Path, Path]], entries: Mapping[Path, Entry]) -> list[str]:
-    """Notes on objects without an outline, on parts that are left out, and on ids that occur twice; one of each."""
-    boxes: list[str] = []
-    stray: list[str] = []
-    twice: list[str] = []
+    """Notes on objects without an outline, on parts that are left out or cut off, and on ids that occur twice."""
+    kinds: dict[str, list[str]] = {}
     seen: set[tuple[Path, Id]] = set()
-    total = 0
     for image, file in pairs:
-        for annotation in entries[image].annotations:
-            total += 1
+        entry = entries[image]
+        for annotation in entry.annotations:
             segmentation, number = annotation.get("segmentation"), annotation.get("id")
-            if not has_outline(segmentation):
-                boxes.append(name_of(annotation))
-            elif isinstance(segmentation, list) and _has_stray_parts(segmentation):
-                stray.append(name_of(annotation))
+            kind = _oddity(annotation, segmentation, entry.size)
+            if kind:
+                kinds.setdefault(kind, []).append(name_of(annotation))
             if isinstance(number, str | int):
                 if (file, number) in seen:
-                    twice.append(name_of(annotation))
+                    kinds.setdefault("have the id of another one", []).append(name_of(annotation))
                 seen.add((file, number))
-    notes = []
-    if boxes:
-        notes.append(
-            f"{len(boxes)} of {total} objects have no outline: {some_of(boxes)}; the pixels of their boxes are ignored"
-        )
-    if stray:
-        notes.append(f"parts of fewer than three points are left out of {len(stray)} objects: {some_of(stray)}")
-    if twice:
-        notes.append(f"{len(twice)} annotations have the id of another one: {some_of(twice)}")
-    return notes
+    total = sum(len(entries[image].annotations) for image, _ in pairs)
+    return [f"{len(names)} of {total} objects {kind}: {some_of(names)}" for kind, names in kinds.items()]
 
 
-def _has_stray_parts(segmentation: Sequence[Any]) -> bool:
-    """Whether :func:`polygons_of` leaves out a part."""
+def _oddity(annotation: Annotation, segmentation: Any, size: Size | None) -> str:
+    """What is unusual about an annotation that is read nevertheless; empty if nothing is."""
+    if not has_outline(segmentation):
+        if annotation.get("bbox"):
+            return "have a box and no outline, so the pixels of the box are ignored"
+        return "have neither outline nor box, so their pixels are background"
+    if not isinstance(segmentation, list):
+        return ""
     lengths = [len(part) for part in segmentation if isinstance(part, list)]
-    return bool(lengths) and min(lengths) < 6 <= max(lengths)
+    if lengths and min(lengths) < 6 <= max(lengths):
+        return "have parts of fewer than three points, which are left out"
+    try:
+        if size and any(_leaves(part, size) for part in segmentation):
+            return "leave the image, where they are cut off"
+    except (TypeError, ValueError):  # other forms of polygons, or damage that reading the image will refuse
+        pass
+    return ""
+
+
+def _leaves(polygon: Sequence[float], size: Size) -> bool:
+    """Whether a polygon leaves an image of (H, W) by more than a hundredth."""
+    height, width = size
+    x, y = polygon[::2], polygon[1::2]
+    return max(x) > 1.01 * width or max(y) > 1.01 * height or min(x) < -0.01 * width or min(y) < -0.01 * height
 
 
 def name_of(annotation: Annotation) -> str:

@@ -232,8 +232,8 @@ def _check_memory(objects: int, size: tuple[int, int], file: Path) -> None:
     limit = _IMAGES * pixel_limit()
     if objects * size[0] * size[1] > limit:
         raise DataError(
-            f"{file}: {objects} objects in an image of {size[1]}x{size[0]}: more than {limit:.0g} pixels of masks; shrink"
-            f" or split the image, or raise the limit with the environment variable {LIMIT}"
+            f"{file}: {objects} objects in an image of {size[1]}x{size[0]}: more than {limit:.0g} pixels of masks;"
+            f" shrink or split the image, or raise the limit with the environment variable {LIMIT}"
         )
 
 

@@ -87,7 +87,7 @@ def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) 
     categories: dict[Id, str] = dict(enumerate(label for label in labels if label != _IGNORED))
     names, class_of = drawn_classes(categories, described, root, "the JSON files")
     ids = {name: number for number, name in categories.items()} | {_IGNORED: -1}
-    reader = OutlineMasks(partial(_read_objects, ids), class_of | {-1: IGNORE}, lambda _, file: len(_shapes(file)))
+    reader = OutlineMasks(partial(_read_objects, ids), class_of | {-1: IGNORE})
     notes = _note_shapes([file for _, file in found.pairs])
     if found.alone:
         notes.append(f"{len(found.alone)} images have no JSON file and are left out: first {found.alone[0][0].name}")

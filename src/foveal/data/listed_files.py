@@ -62,22 +62,22 @@ def named_file(folder: Path, name: str, root: Path) -> Path:
     """Path of a file that a label file names relative to ``folder``.
 
     Raises:
-        ValueError: the path is absolute, or it or a link on it leads out of the folder and of the data set ``root``.
+        ValueError: the path is absolute, it or a link on it leads out of the folder and of the data set ``root``, or no
+            file can have this name.
     """
     plain = name.replace("\\", "/")
     parts = [part for part in plain.split("/") if part not in ("", ".")]
-    windows = PureWindowsPath(name)
-    if plain.startswith("/") or windows.drive or ".." in parts or "\0" in name:
+    if plain.startswith("/") or PureWindowsPath(name).drive or ".." in parts:
         raise ValueError(f"{shown(name)} leads out of the data set; names are relative to the folder of the images")
-    path = folder
-    linked = False
-    for part in parts:
-        path /= part
-        linked = linked or path.is_symlink()
-    if linked:
-        real = Path(os.path.realpath(path))
-        if not any(real.is_relative_to(os.path.realpath(allowed)) for allowed in (folder, root)):
-            raise ValueError(f"{shown(name)} is a link that leads out of the data set")
+    path = folder.joinpath(*parts)
+    below = [folder.joinpath(*parts[: i + 1]) for i in range(len(parts))]
+    try:
+        if any(step.is_symlink() for step in below):
+            real = Path(os.path.realpath(path))
+            if not any(real.is_relative_to(os.path.realpath(allowed)) for allowed in (folder, root)):
+                raise ValueError(f"{shown(name)} is a link that leads out of the data set")
+    except OSError as error:
+        raise ValueError(f"{shown(name)}: {error.strerror}") from error
     return path
 
 

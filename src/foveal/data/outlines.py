@@ -68,12 +68,10 @@ class OutlineMasks:
     Attributes:
         read: reads the objects.
         class_of: class by category.
-        count: number of objects of an image, without drawing them.
     """
 
     read: OutlineReader
     class_of: Mapping[Id, int]
-    count: Callable[[Path, Path], int]
 
     def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]:
         """Draw the objects of one image.
@@ -82,11 +80,16 @@ class OutlineMasks:
             DataError: an object is damaged or has an unknown category, or the image cannot be read.
             DependencyError: there are polygons, and pycocotools is not installed.
         """
+        outlines, size = self.outlines(image, mask)
+        return self._draw(outlines, size, f"{mask}: damaged annotation of {image.name}")
+
+    def outlines(self, image: Path, file: Path) -> tuple[list[Outline], Size]:
+        """The objects of one image, and its size; the errors are those of a call."""
         try:
             size = read_size(image)
         except InputError as error:
             raise DataError(str(error)) from error
-        return self._draw(self.read(image, mask, size), size, f"{mask}: damaged annotation of {image.name}")
+        return self.read(image, file, size), size
 
     def _draw(self, outlines: Sequence[Outline], size: Size, where: str) -> NDArray[np.uint8]:
         """Draw large objects first, so that smaller ones in front stay complete. Boxes without outlines are ignored."""
@@ -257,7 +260,7 @@ def rle_runs(encoding: Mapping[str, Any], size: Size) -> Runs:
     if not isinstance(encoding, dict):
         raise ValueError(f"{encoding!r:.40} where polygons or run lengths are expected")
     declared = encoding["size"]
-    if [int(side) for side in declared] != list(size):
+    if not isinstance(declared, list) or [int(side) for side in declared] != list(size):
         raise ValueError(f"run lengths for {declared!r:.40}, an image of {list(size)}")
     counts = encoding["counts"]
     if isinstance(counts, str):

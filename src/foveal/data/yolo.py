@@ -78,7 +78,7 @@ def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) 
     if found.alone:
         notes.append(f"{len(found.alone)} images have no text file, so no objects: first {found.alone[0][0].name}")
     pairs = sorted([*found.pairs, *found.alone])
-    reader = OutlineMasks(_read_objects, class_of, lambda _, file: len(_lines(file)))
+    reader = OutlineMasks(_read_objects, class_of)
     return Annotated(tuple(pairs), Labels(names, described.palette), reader, tuple(found.problems), tuple(notes))
 
 
