@@ -22,6 +22,7 @@ from .examples import Examples
 from .instances import InstanceData
 from .labels import class_difference
 from .layout import ALL, FILE, DatasetFile, Problem, describe
+from .masks import MaskReader
 from .outlines import OutlineMasks
 from .recognise import recognise
 from .segmentation import SegmentationData
@@ -265,18 +266,15 @@ def _check_masks(check: _Check, layout: Layout) -> None:
             report.problems.append(Problem(check.root / name, f"{text}; list them all in {FILE} as 'names'"))
             continue
         report.labels = part.labels
-        data = SegmentationData(part.pairs, part.labels, part.read, layout.name)
         unlabelled: list[str] = []
         invisible: list[str] = []
+        read = _counting(part.read, split, invisible) if isinstance(part.read, OutlineMasks) else part.read
+        data = SegmentationData(part.pairs, part.labels, read, layout.name)
         for index in check.indices(data, split):
-            path, file = part.pairs[index]
+            path = part.pairs[index][0]
             if sample := check.read(data, index, path, split):
                 image, mask = sample
                 split.sizes[image.shape[:2]] += 1
-                if isinstance(part.read, OutlineMasks):
-                    outlines, _ = part.read.outlines(path, file)
-                    split.objects += len(outlines)
-                    invisible += [f"{x.name} of {path.name}" for x in outlines if len(x.runs) and not x.has_pixels]
                 if not split.count_classes(mask, len(part.labels.names)):
                     unlabelled.append(path.name)
                 split.examples.offer(path.name, image, mask, part.labels)
@@ -284,6 +282,19 @@ def _check_masks(check: _Check, layout: Layout) -> None:
         _report_unlabelled(report, split, unlabelled)
         if invisible:
             report.notes.append(f"{name}: {len(invisible)} objects cover no pixel: {', '.join(invisible[:_SHOWN])}")
+
+
+def _counting(masks: OutlineMasks, split: SplitReport, invisible: list[str]) -> MaskReader:
+    """A reader of the same masks that counts their objects, and lists those whose outline covers no pixel."""
+
+    def read(image: Path, file: Path) -> NDArray[np.uint8]:
+        outlines, size = masks.outlines(image, file)
+        mask = masks.draw(outlines, size, f"{file}: damaged annotation of {image.name}")
+        split.objects += len(outlines)
+        invisible.extend(f"{x.name} of {image.name}" for x in outlines if len(x.runs) and not x.has_pixels)
+        return mask
+
+    return read
 
 
 def _report_unlabelled(report: DataReport, split: SplitReport, names: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ _BACKGROUNDS = (BACKGROUND, "_background_", "__background__")  # names that labe
 _MAX_COORDINATE = 1e6  # pixels; a polygon with a corner further away is refused
 _MAX_LENGTH = 2_000_000  # pixels along one polygon; pycocotools needs about 100 bytes for each
 _MAX_LENGTHS = 20_000_000  # pixels along all polygons of an image, a matter of time
-_MAX_OBJECTS = 20_000  # of one image
+_MAX_OBJECTS = 10_000  # of one image
 _MAX_COVER = 100  # times that the objects of an image cover it
 _MAX_GROUPS = 7  # of five bits of a compressed run length
 
@@ -81,7 +81,7 @@ class OutlineMasks:
             DependencyError: there are polygons, and pycocotools is not installed.
         """
         outlines, size = self.outlines(image, mask)
-        return self._draw(outlines, size, f"{mask}: damaged annotation of {image.name}")
+        return self.draw(outlines, size, f"{mask}: damaged annotation of {image.name}")
 
     def outlines(self, image: Path, file: Path) -> tuple[list[Outline], Size]:
         """The objects of one image, and its size; the errors are those of a call."""
@@ -91,8 +91,17 @@ class OutlineMasks:
             raise DataError(str(error)) from error
         return self.read(image, file, size), size
 
-    def _draw(self, outlines: Sequence[Outline], size: Size, where: str) -> NDArray[np.uint8]:
-        """Draw large objects first, so that smaller ones in front stay complete. Boxes without outlines are ignored."""
+    def draw(self, outlines: Sequence[Outline], size: Size, where: str) -> NDArray[np.uint8]:
+        """Draw large objects first, so that smaller ones in front stay complete. Boxes without outlines are ignored.
+
+        Args:
+            outlines: objects of one image.
+            size: (H, W) of the image.
+            where: beginning of messages.
+
+        Raises:
+            DataError: an object has an unknown category, or the objects cover the image too often.
+        """
         columns = np.zeros(size[::-1], np.uint8)  # run lengths go down the columns
         layers: list[tuple[int, int, Runs]] = []
         for outline in outlines:
@@ -199,7 +208,7 @@ def check_lengths(polygons: Sequence[Sequence[float]], total: float = 0.0) -> fl
         points = np.asarray(polygon, np.float64).reshape(-1, 2)
         if not (abs(points) <= _MAX_COORDINATE).all():  # also False for NaN
             raise ValueError("a polygon that leaves the image by far")  # pycocotools would hang or crash
-        length = float(abs(points - np.roll(points, 1, 0)).max(1).sum())
+        length = float(abs(points[1:] - points[:-1]).max(1).sum() + abs(points[-1] - points[0]).max())
         total += length
         if length > _MAX_LENGTH or total > _MAX_LENGTHS:
             raise ValueError(
@@ -248,7 +257,8 @@ def polygon_runs(polygons: Sequence[Sequence[float]], size: Size) -> Runs:
         DependencyError: pycocotools is not installed.
     """
     tools = mask_tools()
-    return _unpack(tools.merge(tools.frPyObjects([list(polygon) for polygon in polygons], *size))["counts"])
+    parts = tools.frPyObjects(list(polygons), *size)
+    return _unpack((parts[0] if len(parts) == 1 else tools.merge(parts))["counts"]).astype(np.uint32)
 
 
 def rle_runs(encoding: Mapping[str, Any], size: Size) -> Runs:
@@ -262,7 +272,9 @@ def rle_runs(encoding: Mapping[str, Any], size: Size) -> Runs:
     declared = encoding["size"]
     if not isinstance(declared, list) or [int(side) for side in declared] != list(size):
         raise ValueError(f"run lengths for {declared!r:.40}, an image of {list(size)}")
-    counts = encoding["counts"]
+    counts, pixels = encoding["counts"], size[0] * size[1]
+    if len(counts) > _MAX_GROUPS * (pixels + 2):
+        raise ValueError(f"more run lengths than the {pixels} pixels of the image")
     if isinstance(counts, str):
         runs = _unpack(counts.encode("ascii", "replace"))
     elif isinstance(counts, list) and all(isinstance(n, int | float) and n == int(n) for n in counts):
@@ -270,8 +282,8 @@ def rle_runs(encoding: Mapping[str, Any], size: Size) -> Runs:
     else:
         raise ValueError("run lengths that are neither a list of whole numbers nor a text")
     total = sum(map(int, runs))
-    if min(runs, default=0) < 0 or total != size[0] * size[1]:
-        raise ValueError(f"run lengths of {total} pixels, an image of {size[0] * size[1]}")
+    if min(runs, default=0) < 0 or total != pixels:
+        raise ValueError(f"run lengths of {total} pixels, an image of {pixels}")
     return np.array(runs, np.uint32)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +22,6 @@ from .side_files import Folders, Kind, files_of, find_folders, pair_files, split
 
 _TOLERANCE = 0.01  # by which outlines may leave the image, relative to its sides
 _NAMES = ("classes.txt", "obj.names", "labels/classes.txt")
-
-
-class _Line(NamedTuple):
-    """An object: number of its line, class, points ``(N, 2)`` of 0..1."""
-
-    number: int
-    category: int
-    points: NDArray[np.float64]
 
 
 def _looks_like_outlines(file: Path) -> bool:
@@ -140,28 +131,24 @@ def _read_objects(image: Path, file: Path, size: Size) -> list[Outline]:
         DependencyError: pycocotools is not installed.
     """
     outlines, length, where = list[Outline](), 0.0, f"{file}"
+    if not file.exists():
+        return outlines
+    lines = [(number, line) for number, line in enumerate(read_text(file).splitlines(), start=1) if line.strip()]
     try:
-        lines = _lines(file)
         check_count(len(lines))
-        for line in lines:
-            where = f"{file}: line {line.number}"
-            polygons = [(line.points * size[::-1]).ravel().tolist()]
+        for number, line in lines:
+            where = f"{file}: line {number}"
+            category, points = _parse(line.split(), where)
+            polygons = [(points * size[::-1]).ravel().tolist()]
             length = check_lengths(polygons, length)
-            outlines.append(Outline(f"line {line.number}", line.category, polygon_runs(polygons, size)))
+            outlines.append(Outline(f"line {number}", category, polygon_runs(polygons, size)))
     except ValueError as error:
         raise DataError(f"{where}: {error}") from error
     return outlines
 
 
-def _lines(file: Path) -> list[_Line]:
-    """The objects of a text file; none if there is no file."""
-    if not file.exists():
-        return []
-    lines = enumerate(read_text(file).splitlines(), start=1)
-    return [_parse(number, line.split(), f"{file}: line {number}") for number, line in lines if line.strip()]
-
-
-def _parse(number: int, words: Sequence[str], where: str) -> _Line:
+def _parse(words: Sequence[str], where: str) -> tuple[int, NDArray[np.float64]]:
+    """The class of a line, and its points ``(N, 2)`` of 0..1."""
     values: list[float] = []
     for word in words:
         try:
@@ -173,7 +160,7 @@ def _parse(number: int, words: Sequence[str], where: str) -> _Line:
                 f" {shown(word, 40)}{hint}"
             ) from None
     category, points = values[0], np.array(values[1:], np.float64)
-    if category < 0 or not category.is_integer():
+    if not (0 <= category < 1e9 and category.is_integer()):
         raise DataError(f"{where}: class {shown(words[0], 40)}; classes are whole numbers from 0")
     if len(points) == 4:
         raise DataError(f"{where}: a box, not an outline; masks need 'class x y x y ...' with at least three points")
@@ -181,4 +168,4 @@ def _parse(number: int, words: Sequence[str], where: str) -> _Line:
         raise DataError(f"{where}: {len(points)} numbers after the class; an outline has x and y of 3 points or more")
     if not ((points >= -_TOLERANCE) & (points <= 1 + _TOLERANCE)).all():
         raise DataError(f"{where}: outlines are relative to width and height, 0 to 1, not in pixels")
-    return _Line(number, int(category), points.clip(0, 1).reshape(-1, 2))
+    return int(category), points.clip(0, 1).reshape(-1, 2)
