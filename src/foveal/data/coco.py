@@ -281,17 +281,15 @@ def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
         return file.parent
     match = next((m for pattern in _NAME.values() if (m := pattern.fullmatch(file.name))), None)
     candidates = list(dict.fromkeys(_usual_folders(root, match[1] if match else file.stem)))
-    paths = [(folder, name) for folder in candidates if folder.is_dir() for name in names[:100]]
-    inside: list[str] = []
-    for folder, name in paths:
+    refused: Path | None = None
+    for folder, name in ((folder, name) for folder in candidates if folder.is_dir() for name in names[:100]):
         try:
             if is_file(named_file(folder, name, root)):
                 return folder
-            inside.append(name)
         except ValueError:
-            continue
-    if paths and not inside:  # each is a problem of its own
-        return paths[0][0]
+            refused = refused or folder
+    if refused:  # the name is a problem of its own
+        return refused
     tried = ", ".join(f"{folder.relative_to(root)}/" for folder in candidates)
     looked = f"; {shown(names[0])} was looked for" if names else ""
     raise DataError(f"{file}: its images are in none of {tried}{looked}; move them into one of these folders")

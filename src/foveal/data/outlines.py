@@ -23,7 +23,7 @@ _BACKGROUNDS = (BACKGROUND, "_background_", "__background__")  # names that labe
 
 _MAX_COORDINATE = 1e6  # pixels; a polygon with a corner further away is refused
 _MAX_LENGTH = 2_000_000  # pixels along one polygon; pycocotools needs about 100 bytes for each
-_MAX_LENGTHS = 20_000_000  # pixels along all polygons of an image, a matter of time
+_MAX_LENGTHS = 10_000_000  # pixels along all polygons of an image, a matter of time
 _MAX_OBJECTS = 10_000  # of one image
 _MAX_COVER = 100  # times that the objects of an image cover it
 _MAX_GROUPS = 7  # of five bits of a compressed run length
