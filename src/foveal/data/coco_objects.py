@@ -34,7 +34,7 @@ def read_objects(entries: Mapping[Path, Entry], image: Path, file: Path, size: S
         DependencyError: there are polygons, and pycocotools is not installed.
     """
     entry, outlines, length, name = entries[image], list[Outline](), 0.0, "its list"
-    if entry.size not in (None, size):
+    if entry.size is not None and entry.size != size:
         raise DataError(
             f"{file}: mask of {entry.size[1]}x{entry.size[0]} (W x H) for the image {image.name} of {size[1]}x{size[0]}"
         )

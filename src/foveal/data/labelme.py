@@ -83,10 +83,10 @@ def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) 
     """
     folders = folders_of(root)
     found = pair_files(root, folders, splits, described, _KIND)
-    labels = _labels(root, folders, described)
-    categories: dict[Id, str] = dict(enumerate(label for label in labels if label != _IGNORED))
+    labels = [label for label in _labels(root, folders, described) if label != _IGNORED]
+    categories: dict[Id, str] = dict(enumerate(labels))
     names, class_of = drawn_classes(categories, described, root, "the JSON files")
-    ids = {name: number for number, name in categories.items()} | {_IGNORED: -1}
+    ids = {label: number for number, label in enumerate(labels)} | {_IGNORED: -1}
     reader = OutlineMasks(partial(_read_objects, ids), class_of | {-1: IGNORE})
     notes = _note_shapes([file for _, file in found.pairs])
     if found.alone:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import DataError, FovealError
+from ..task import TASKS
 from . import classification, instances, stream, super_resolution
 from .layout import DatasetFile, describe
 from .outline_layouts import OUTLINE_LAYOUTS
@@ -50,6 +51,8 @@ def recognise(root: Path, described: DatasetFile) -> str:
 def naming_the_task(data: str | Path, task: str, advice: str) -> Iterator[None]:
     """While data is opened: an error about data that has the layout of another task says which task takes it.
 
+    Errors of promptable models stay as they are: these models also train on images of any layout without their labels.
+
     Args:
         data: folder of the data set, or a pattern of tar files.
         task: name of the task.
@@ -66,7 +69,7 @@ def naming_the_task(data: str | Path, task: str, advice: str) -> Iterator[None]:
         except FovealError:
             layout = ""
         tasks = _TASKS.get(layout, (task,))
-        if task in tasks:
+        if task in tasks or TASKS[task].takes_prompts:
             raise
         raise DataError(
             f"{data}: its layout is {layout!r}, which is for the task {tasks[0]!r}, not {task!r}: "
