@@ -435,11 +435,16 @@ def test_an_image_that_a_json_file_names(tmp_path: Path) -> None:
     (tmp_path / "images" / "a.json").rename(tmp_path / "labels" / "a.json")
     (tmp_path / "images" / "a.png").rename(tmp_path / "images" / "other.png")
     assert SegmentationData.open(tmp_path, ["all"]).pairs[0][0].name == "other.png"
-    labelme(tmp_path / "images", shape(), imagePath="../../../outside.png")
-    (tmp_path / "images" / "a.png").unlink()
-    (tmp_path / "images" / "a.json").rename(tmp_path / "labels" / "a.json")
-    with pytest.raises(DataError, match=r"a\.json: has no image"):
-        SegmentationData.open(tmp_path, ["all"])
+
+
+def test_labelme_files_do_not_lead_out_of_the_data_set(tmp_path: Path) -> None:
+    photo(tmp_path / "outside.png")
+    labelme(tmp_path / "data", shape())
+    for path in ("../outside.png", str(tmp_path / "outside.png")):
+        text = json.loads((tmp_path / "data" / "a.json").read_text())
+        (tmp_path / "data" / "b.json").write_text(json.dumps({**text, "imagePath": path}))
+        with pytest.raises(DataError, match=r"b\.json: has no image"):
+            SegmentationData.open(tmp_path / "data", ["all"])
 
 
 # ---- bounds

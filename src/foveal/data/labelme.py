@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -34,20 +35,14 @@ _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 Shape = Mapping[str, Any]
 
 
-def _partner(file: Path) -> Path | None:
-    """The image that a file names, if it is inside the folder above."""
+def _partner(file: Path, root: Path) -> Path | None:
+    """The image that a file names, if it is inside the data set."""
     try:
-        path = read_json(file).get("imagePath")
-        image = (file.parent / path.replace("\\", "/")).resolve() if isinstance(path, str) else file
-        above = file.parent.parent.resolve()
-        return named_file(above, str(image.relative_to(above)), above) if is_image_file(image) else None
-    except (DataError, OSError, ValueError):
+        name = str(read_json(file).get("imagePath")).replace("\\", "/")
+        image = named_file(root, os.path.relpath(file.parent / name, root), root)
+    except (DataError, ValueError):
         return None
-
-
-def is_image_file(path: Path) -> bool:
-    """Whether a path is that of an image that exists."""
-    return path.suffix.lower() in SUFFIXES and is_file(path)
+    return image if image.suffix.lower() in SUFFIXES and is_file(image) else None
 
 
 _KIND = Kind(

@@ -36,14 +36,14 @@ class Kind:
         folders: names of the folders that they are in, next to folders of images.
         fits: whether a file has the format; it decides in folders that also have images.
         strict: whether it decides in ``folders``, too.
-        partner: finds the image of a file if it has another stem.
+        partner: finds the image of a file in a data set if it has another stem.
     """
 
     suffix: str
     folders: tuple[str, ...]
     fits: Callable[[Path], bool]
     strict: bool = True
-    partner: Callable[[Path], Path | None] = lambda file: None
+    partner: Callable[[Path, Path], Path | None] = lambda file, root: None
 
 
 @dataclass
@@ -97,8 +97,8 @@ def pair_files(root: Path, folders: Folders, splits: Sequence[str], described: D
     result = Paired()
     for split in splits:
         images, files = folders.get(split) or folders[ALL]
-        beside_splits = ALL in folders and len(folders) > 1  # whose files are not those of "all"
-        found = _pair(images, files, excluded, kind, deep=not (beside_splits and folders.get(split) == folders[ALL]))
+        deep = split != ALL or len(folders) == 1  # otherwise the folders inside are those of the splits
+        found = _pair(root, images, files, excluded, kind, deep)
         if split not in folders:
             drawn = draw_splits((image.stem for image, _ in (*found.pairs, *found.alone)), described)[split]
             found.pairs = [pair for pair in found.pairs if pair[0].stem in drawn]
@@ -115,7 +115,7 @@ def files_of(folders: Folders, kind: Kind) -> Iterator[Path]:
         yield from _files(files, kind, deep=True)
 
 
-def _pair(images: Path, files: Path, excluded: frozenset[Path], kind: Kind, deep: bool) -> Paired:
+def _pair(root: Path, images: Path, files: Path, excluded: frozenset[Path], kind: Kind, deep: bool) -> Paired:
     """Pair by the path below the two folders without suffix; other files beside images do not count."""
     groups = by_stem(images_in(images, deep=deep), images)
     by_key = {
@@ -124,7 +124,7 @@ def _pair(images: Path, files: Path, excluded: frozenset[Path], kind: Kind, deep
     result = Paired()
     used: set[Path] = set()
     for key, file in by_key.items():
-        partner = groups[key][0] if key in groups else kind.partner(file)
+        partner = groups[key][0] if key in groups else kind.partner(file, root)
         if partner is not None:
             used.add(partner)
             result.pairs += [] if excluded.issuperset(groups.get(key, [partner])) else [(partner, file)]

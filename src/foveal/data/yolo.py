@@ -28,9 +28,10 @@ def _looks_like_outlines(file: Path) -> bool:
     """Whether the first line of a text consists of a class and an outline or a box."""
     try:
         words = next((line.split() for line in read_text(file).splitlines() if line.strip()), [])
-        return len(words) >= 5 and len([float(word) for word in words]) > 0
+        category, *values = map(float, words)
     except (DataError, ValueError):
         return False
+    return len(values) >= 4 and category.is_integer() and all(abs(value - 0.5) <= 0.5 + _TOLERANCE for value in values)
 
 
 _KIND = Kind(".txt", ("instance", "instances", "labels", "label"), _looks_like_outlines, strict=False)
