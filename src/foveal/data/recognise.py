@@ -51,7 +51,7 @@ def recognise(root: Path, described: DatasetFile) -> str:
 def naming_the_task(data: str | Path, task: str, advice: str) -> Iterator[None]:
     """While data is opened: an error about data that has the layout of another task says which task takes it.
 
-    Errors of promptable models stay as they are: these models also train on images of any layout without their labels.
+    Errors of tasks without classes stay as they are: these tasks take images of any layout without their labels.
 
     Args:
         data: folder of the data set, or a pattern of tar files.
@@ -69,7 +69,7 @@ def naming_the_task(data: str | Path, task: str, advice: str) -> Iterator[None]:
         except FovealError:
             layout = ""
         tasks = _TASKS.get(layout, (task,))
-        if task in tasks or TASKS[task].takes_prompts:
+        if task in tasks or not TASKS[task].has_classes:
             raise
         raise DataError(
             f"{data}: its layout is {layout!r}, which is for the task {tasks[0]!r}, not {task!r}: "
