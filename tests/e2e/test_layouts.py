@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import foveal
 from foveal.data.labels import CITYSCAPES
 from foveal.data.synthetic import shapes_sample
+from foveal.errors import DataError
 from helpers.commands import Command
 
 LABEL_IDS = np.array([7, 11, 23, 26], np.uint8)  # road, building, sky, car
@@ -49,3 +51,36 @@ def test_cityscapes_from_folders_to_a_picture(cli: Command, tmp_path: Path) -> N
             ids = np.asarray(picture)
             colours = np.asarray(picture.convert("RGB"))
         assert (colours == np.array(CITYSCAPES.palette, np.uint8)[ids]).all()
+
+
+def write_outlines(root: Path) -> Path:
+    """One image per split with one object, in YOLO's format."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        Image.fromarray(shapes_sample(rng, (64, 64))[0]).save(root / "images" / split / "a.png")
+        (root / "labels" / split / "a.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5 0.1 0.5")
+    (root / "data.yaml").write_text("names: [cat]")
+    return root
+
+
+def test_outlines_are_checked_trained_and_evaluated(tmp_path: Path, cli: Command) -> None:
+    """What ``data check`` calls fine, training and evaluation take."""
+    root = write_outlines(tmp_path / "data")
+    assert cli("data", "check", root).returncode == 0
+    run = foveal.train(root, out=tmp_path / "run", epochs=1, batch_size=1, crop=[64, 64], workers=0, device="cpu")
+    assert foveal.evaluate(run.best, root, split="val").scores.names == ("background", "cat")
+    with pytest.raises(DataError, match="is for the task 'segment', not 'classify': write --task segment"):
+        foveal.train(root, out=tmp_path / "other", task="classify", device="cpu")
+
+
+def test_data_of_another_task_is_named(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            Image.new("RGB", (64, 64)).save(tmp_path / "data" / split / name / "a.png")
+    with pytest.raises(
+        DataError, match="its layout is 'classes', which is for the task 'classify', not 'segment': write"
+    ):
+        foveal.train(tmp_path / "data", out=tmp_path / "run", task="segment", device="cpu")

@@ -20,15 +20,17 @@ from . import classification, instances, stream, super_resolution
 from .classification import ClassificationData, class_folders
 from .examples import Examples
 from .instances import InstanceData
+from .labels import class_difference
 from .layout import ALL, FILE, DatasetFile, Problem, describe
+from .masks import MaskReader
+from .outlines import OutlineMasks
+from .recognise import recognise
 from .segmentation import SegmentationData
-from .segmentation_layouts import LAYOUTS, Layout, layout_of, unknown_layout
+from .segmentation_layouts import LAYOUTS, Layout
 from .shards import find_shards
 from .stream import StreamSample, TarStream
 from .super_resolution import SuperResolutionData
 
-_OBJECTS = (instances.POLYGONS, instances.IDS)
-_OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT, *_OBJECTS)
 _SHOWN = 5  # number of files in a note
 
 
@@ -233,27 +235,18 @@ def _check_layout(check: _Check) -> None:
     Raises:
         DataError: no layout fits, or several do.
     """
-    root, described, report = check.root, check.described, check.report
-    name = described.layout
-    if name and name not in (*_OTHERS, *(layout.name for layout in LAYOUTS)):
-        raise unknown_layout(root, described, _OTHERS)
-    if name not in _OTHERS and (layout := layout_of(root, described)):
-        report.layout = layout.name
-        _check_masks(check, layout)
-    elif name in _OBJECTS or (not name and instances.has_outlines(root)):
-        report.layout = instances.layout_of(root, described)
+    root, described = check.root, check.described
+    name = check.report.layout = recognise(root, described)
+    if name == instances.IDS:
         _check_objects(check, instances.splits_of(root, described))
-    elif name in ("", stream.LAYOUT) and (shards := find_shards(root)[2]):
-        report.layout = stream.LAYOUT
-        _check_tars(check, tuple(shards))
-    elif name in ("", super_resolution.LAYOUT) and (folders := super_resolution.high_folders(root, described)):
-        report.layout = super_resolution.LAYOUT
-        _check_pairs(check, folders)
-    elif name in ("", classification.LAYOUT) and (by_split := class_folders(root, described)):
-        report.layout = classification.LAYOUT
-        _check_classes(check, tuple(by_split))
+    elif name == stream.LAYOUT:
+        _check_tars(check, tuple(find_shards(root)[2]))
+    elif name == super_resolution.LAYOUT:
+        _check_pairs(check, super_resolution.high_folders(root, described))
+    elif name == classification.LAYOUT:
+        _check_classes(check, tuple(class_folders(root, described)))
     else:
-        raise unknown_layout(root, described, _OTHERS)
+        _check_masks(check, next(layout for layout in LAYOUTS if layout.name == name))
 
 
 def _check_masks(check: _Check, layout: Layout) -> None:
@@ -266,9 +259,17 @@ def _check_masks(check: _Check, layout: Layout) -> None:
             report.problems.append(_problem(check.root, error))
             continue
         report.problems += part.problems
+        report.notes += (f"{name}: {note}" for note in part.notes)
+        split.items = len(part.pairs)
+        if difference := report.labels.names and class_difference(report.labels.names, part.labels.names):
+            text = f"other classes than in {report.splits[0].name}: {difference}"
+            report.problems.append(Problem(check.root / name, f"{text}; list them all in {FILE} as 'names'"))
+            continue
         report.labels = part.labels
-        data = SegmentationData(part.pairs, part.labels, part.read, layout.name)
         unlabelled: list[str] = []
+        invisible: list[str] = []
+        read = _counting(part.read, split, invisible) if isinstance(part.read, OutlineMasks) else part.read
+        data = SegmentationData(part.pairs, part.labels, read, layout.name)
         for index in check.indices(data, split):
             path = part.pairs[index][0]
             if sample := check.read(data, index, path, split):
@@ -279,6 +280,21 @@ def _check_masks(check: _Check, layout: Layout) -> None:
                 split.examples.offer(path.name, image, mask, part.labels)
                 check.note_duplicate(split.name, path)
         _report_unlabelled(report, split, unlabelled)
+        if invisible:
+            report.notes.append(f"{name}: {len(invisible)} objects cover no pixel: {', '.join(invisible[:_SHOWN])}")
+
+
+def _counting(masks: OutlineMasks, split: SplitReport, invisible: list[str]) -> MaskReader:
+    """A reader of the same masks that counts their objects, and lists those whose outline covers no pixel."""
+
+    def read(image: Path, file: Path) -> NDArray[np.uint8]:
+        outlines, size = masks.outlines(image, file)
+        mask = masks.draw(outlines, size, f"{file}: damaged annotation of {image.name}")
+        split.objects += len(outlines)
+        invisible.extend(f"{x.name} of {image.name}" for x in outlines if len(x.runs) and not x.has_pixels)
+        return mask
+
+    return read
 
 
 def _report_unlabelled(report: DataReport, split: SplitReport, names: Sequence[str]) -> None:
@@ -397,7 +413,10 @@ def _problem(path: Path, error: DataError) -> Problem:
 
 
 def _note_classes(report: DataReport) -> None:
-    """Add notes on classes that do not occur in a split, and on splits of which most pixels are ignored."""
+    """Add notes on names that differ in case, on classes that a split does not have, and on mostly ignored splits."""
+    folded = Counter(name.strip().casefold() for name in report.labels.names)
+    if same := [name for name in report.labels.names if folded[name.strip().casefold()] > 1]:
+        report.notes.append(f"{', '.join(map(repr, same))} differ in case or spaces alone; are they one class?")
     for split in report.splits:
         if not len(split.images):
             continue

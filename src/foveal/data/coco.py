@@ -6,270 +6,296 @@ Source: the data format of Lin et al., "Microsoft COCO: Common Objects in Contex
 
 from __future__ import annotations
 
-import json
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
 from ..images.reading import read_image
-from ..images.regions import mask_tools
 from ..info import IGNORE, Labels
-from .layout import SPLIT_NAMES, Problem
+from .coco_objects import DAMAGE, Annotation, Entry, name_of, note_objects, read_objects, reason_of, some_of
+from .labels import class_difference
+from .layout import ALL, FILE, SPLIT_NAMES, DatasetFile, Problem, draw_splits
+from .listed_files import Id, as_id, begins_with_key, is_file, named_file, read_json, shown
+from .outlines import Annotated, OutlineMasks, Size, drawn_classes
 
 Kind = Literal["panoptic", "instances"]
-BACKGROUND = "background"  #: class 0 of instances: pixels that no object covers
 _NAME = {"panoptic": re.compile(r"panoptic_(.+)\.json"), "instances": re.compile(r"instances_(.+)\.json")}
-_MAX_COORDINATE = 1e6  # pixels; a polygon with a corner further away is refused
 _IN_SPLIT = "_annotations.coco.json"  # some exporters write it into the folder of images of a split
+_WHOLE = ("result.json", "annotations.json", "labels.json", "instances.json", "coco.json", _IN_SPLIT)  # without splits
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """An image in a JSON file."""
-
-    size: tuple[int, int]  # (H, W)
-    annotations: tuple[Mapping[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class CocoMasks:
-    """Reads class masks, ``(image path, JSON path) -> (H, W) uint8``.
+class PanopticMasks:
+    """Reads class masks from panoptic PNG files, ``(image path, JSON path) -> (H, W) uint8``.
 
     Attributes:
-        kind: kind of the annotations.
+        root: folder of the data set.
         class_of: class by category id.
         entries: entries of the JSON files, by image path.
-        folders: folders of the panoptic PNG files, by JSON path.
     """
 
-    kind: Kind
-    class_of: Mapping[int, int]
-    entries: Mapping[Path, _Entry]
-    folders: Mapping[Path, Path]
+    root: Path
+    class_of: Mapping[Id, int]
+    entries: Mapping[Path, Entry]
 
     def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]:
-        """Draw the annotations of one image.
+        """Read the annotation of one image.
 
         Raises:
-            DataError: an annotation is damaged, has an unknown category, or its PNG file is missing.
-            DependencyError: the annotations are instances, and pycocotools is not installed.
+            DataError: the annotation is damaged, has an unknown category, or its PNG file is missing.
         """
-        entry = self.entries[image]
         try:
-            if self.kind == "panoptic":
-                return self._panoptic(entry, self.folders[mask])
-            return self._instances(entry)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise DataError(f"{mask}: damaged annotation of {image.name} ({error!r})") from error
+            return self._read(self.entries[image], mask.with_suffix(""))
+        except DAMAGE as error:
+            raise DataError(f"{mask}: damaged annotation of {image.name} ({reason_of(error)})") from error
 
-    def _panoptic(self, entry: _Entry, folder: Path) -> NDArray[np.uint8]:
+    def _read(self, entry: Entry, folder: Path) -> NDArray[np.uint8]:
         """Segment ids are R + 256 G + 65536 B; 0 is a pixel without annotation."""
         if len(entry.annotations) != 1:
             raise ValueError(f"{len(entry.annotations)} panoptic annotations instead of one")
-        path = folder / entry.annotations[0]["file_name"]
+        path = named_file(folder, str(entry.annotations[0]["file_name"]), self.root)
         try:
             rgb = read_image(path).astype(np.int64)
         except InputError as error:
             raise DataError(str(error)) from error
         segments = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
-        classes = {0: IGNORE}
-        classes |= {int(s["id"]): self._class(s["category_id"]) for s in entry.annotations[0]["segments_info"]}
+        classes: dict[int, int] = {0: IGNORE}
+        for segment in entry.annotations[0]["segments_info"]:
+            classes[int(segment["id"])] = self._class(segment["category_id"])
         ids, place = np.unique(segments, return_inverse=True)
-        unknown = [int(i) for i in ids if int(i) not in classes]
-        if unknown:
+        unknown = ids[~np.isin(ids, list(classes))]
+        if len(unknown):
             pixels = int((segments == unknown[0]).sum())
             raise DataError(f"{path}: segment {unknown[0]} ({pixels} pixels) has no entry in the JSON file")
         return np.array([classes[int(i)] for i in ids], np.uint8)[place].reshape(segments.shape)
 
-    def _instances(self, entry: _Entry) -> NDArray[np.uint8]:
-        """Draw large objects first, so that smaller ones in front stay complete; crowds get the class of the object."""
-        out = np.zeros(entry.size, np.uint8)
-        layers = []
-        for annotation in entry.annotations:
-            layer = object_mask(annotation["segmentation"], entry.size)
-            if layer is not None:  # None: a box without an outline
-                layers.append((int(layer.sum()), self._class(annotation["category_id"]), layer))
-        for _, label, layer in sorted(layers, key=lambda item: -item[0]):
-            out[layer] = label
-        return out
-
-    def _class(self, category: int) -> int:
-        if category not in self.class_of:
-            raise ValueError(f"category {category} is not in the list of categories")
-        return self.class_of[category]
+    def _class(self, category: object) -> int:
+        if (number := as_id(category)) not in self.class_of:
+            raise ValueError(f"category {number} is not in the list of categories")
+        return self.class_of[number]
 
 
-@dataclass(frozen=True)
-class Annotated:
-    """The annotated images of some splits.
-
-    Attributes:
-        pairs: (image, JSON file), sorted by image within a file.
-        labels: names of the classes.
-        reader: reads the mask of a pair.
-        problems: images that are missing or listed twice.
-    """
-
-    pairs: tuple[tuple[Path, Path], ...]
-    labels: Labels
-    reader: CocoMasks
-    problems: tuple[Problem, ...]
-
-
-def object_mask(segmentation: Any, size: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """The mask ``(H, W)`` of one object from polygons or from run lengths, plain or compressed.
-
-    Args:
-        segmentation: as COCO's JSON has it.
-        size: (H, W) of the image.
-
-    Returns:
-        The mask; ``None`` if ``segmentation`` is an empty list.
-
-    Raises:
-        KeyError, TypeError, ValueError: not COCO's format.
-        DependencyError: pycocotools is not installed.
-    """
-    tools = mask_tools()
-    runs = segmentation
-    if isinstance(runs, list):
-        if not runs:
-            return None
-        if short := next((part for part in runs if len(part) < 6 or len(part) % 2), None):
-            raise ValueError(f"a polygon of {len(short)} numbers")  # pycocotools would read four as a box
-        if not all(abs(float(value)) <= _MAX_COORDINATE for part in runs for value in part):  # also False for NaN
-            raise ValueError("a polygon that leaves the image by far")  # pycocotools would hang or crash
-        runs = tools.merge(tools.frPyObjects(runs, *size))
-    elif tuple(runs["size"]) != size:
-        raise ValueError(f"run lengths for {runs['size']}, an image of {list(size)}")
-    elif isinstance(runs["counts"], list):
-        if min(runs["counts"], default=0) < 0 or sum(runs["counts"]) != size[0] * size[1]:
-            raise ValueError(f"run lengths of {sum(runs['counts'])} pixels, an image of {size[0] * size[1]}")
-        runs = tools.frPyObjects(runs, *size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # pycocotools 2.0.11 with NumPy 2
-        return tools.decode(runs).astype(bool)
-
-
-def splits(root: Path, kind: Kind) -> tuple[str, ...]:
+def splits(root: Path, kind: Kind, described: DatasetFile) -> tuple[str, ...]:
     """Names of the splits with annotations of ``kind``: "train" for ``instances_train2017.json``."""
-    return tuple(_json_files(root, kind))
+    return tuple(_json_files(root, kind, described))
 
 
-def read_annotations(root: Path, splits: Sequence[str], kind: Kind, excluded: frozenset[Path]) -> Annotated:
-    """Read the JSON files of some splits. Classes are the categories by rising id, after "background" for instances.
+def read_annotations(root: Path, splits: Sequence[str], kind: Kind, described: DatasetFile) -> Annotated:
+    """Read the JSON files of some splits.
+
+    The classes are the categories by rising id, or ``names`` of ``dataset.yaml``; before them "background" for
+    instances.
 
     Args:
         root: folder of the data set.
         splits: names of the splits, as :func:`splits` gives them.
         kind: kind of the annotations.
-        excluded: images to leave out.
+        described: ``dataset.yaml``.
 
     Raises:
         DataError: a file is not in COCO's format, its images are missing, or the splits have different categories.
     """
-    files = _json_files(root, kind)
+    files = _json_files(root, kind, described)
     pairs: list[tuple[Path, Path]] = []
     problems: list[Problem] = []
-    entries: dict[Path, _Entry] = {}
-    folders: dict[Path, Path] = {}
-    categories: dict[int, str] = {}
+    notes: list[str] = []
+    entries: dict[Path, Entry] = {}
+    names: tuple[str, ...] = ()
+    class_of: dict[Id, int] = {}
     for split in splits:
         file = files[split]
-        data = _read_json(file)
+        data = read_json(file)
         try:
-            file_categories = _categories(data)
-            if categories and file_categories != categories:
-                raise DataError(f"{file}: other categories than in {files[splits[0]].name}; all splits need the same")
-            categories = file_categories
-            folders[file] = file.with_suffix("")
-            file_entries, file_problems = _image_entries(root, file, data, excluded, entries)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{file}: not COCO's {kind} format ({error!r})") from error
-        entries |= file_entries
-        pairs += [(path, file) for path in file_entries]
-        problems += file_problems
-    names = [categories[i] for i in sorted(categories)]
-    names = [BACKGROUND, *names] if kind == "instances" else names
-    class_of = {i: place + (kind == "instances") for place, i in enumerate(sorted(categories))}
-    return Annotated(tuple(pairs), Labels(tuple(names)), CocoMasks(kind, class_of, entries, folders), tuple(problems))
+            file_names, file_class_of = _classes(_categories(data), kind, described, root, file.name)
+            difference = class_difference(names or file_names, file_names)
+            if any(class_of.get(category, place) != place for category, place in file_class_of.items()):
+                difference = difference or "the same ids are other categories"
+            if difference:
+                raise DataError(f"{file}: other categories than in {files[splits[0]].name}: {difference}")
+            names, class_of = file_names, class_of | file_class_of
+            found = _image_entries(root, file, data, described.excluded(root), entries)
+        except DAMAGE as error:
+            raise DataError(f"{file}: not COCO's {kind} format ({reason_of(error)})") from error
+        if list(files.values()).count(file) > 1:  # one file for all splits, which are drawn at random
+            drawn = draw_splits((path.stem for path in found.entries), described)[split]
+            found = found._replace(entries={path: e for path, e in found.entries.items() if path.stem in drawn})
+        entries |= found.entries
+        pairs += [(path, file) for path in found.entries]
+        problems += found.problems
+        notes += found.notes
+    if kind == "panoptic":
+        reader = PanopticMasks(root, class_of, entries)
+    else:
+        reader = OutlineMasks(partial(read_objects, entries), class_of)
+        notes += note_objects(pairs, entries)
+    return Annotated(tuple(pairs), Labels(names, described.palette), reader, tuple(problems), tuple(notes))
 
 
-def _categories(data: Mapping[str, Any]) -> dict[int, str]:
-    """Category names by id; names that occur more than once get their id as a suffix."""
-    categories = {int(c["id"]): str(c["name"]) for c in data["categories"]}
+# ---- categories and images
+
+
+def _list(data: Annotation, key: str) -> list[Annotation]:
+    """A list of objects of a JSON file."""
+    if key not in data:
+        raise ValueError(f"there is no {key!r}")
+    value = data[key]
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"{key!r} is not a list of objects")
+    return value
+
+
+def _categories(data: Annotation) -> dict[Id, str]:
+    """Category names by id, numbers first; names that occur more than once get their id as a suffix."""
+    categories: dict[Id, str] = {}
+    for category in _list(data, "categories"):
+        number, name = as_id(category.get("id")), category.get("name")
+        if not isinstance(name, str | int) or not str(name).strip():
+            raise ValueError(f"category {number} has no name")
+        if categories.setdefault(number, str(name)) != str(name):
+            raise ValueError(f"two categories have the id {number}: {shown(categories[number])} and {shown(name)}")
+    if not categories:
+        raise ValueError("its list of categories is empty")
     names = list(categories.values())
-    return {i: f"{name} ({i})" if names.count(name) > 1 else name for i, name in categories.items()}
+    categories = {i: f"{name} ({i})" if names.count(name) > 1 else name for i, name in categories.items()}
+    return dict(sorted(categories.items(), key=lambda item: (isinstance(item[0], str), item[0])))
+
+
+def _classes(
+    categories: Mapping[Id, str], kind: Kind, described: DatasetFile, root: Path, source: str
+) -> tuple[tuple[str, ...], dict[Id, int]]:
+    """Names of the classes, and the class of each category."""
+    if kind == "instances":
+        return drawn_classes(categories, described, root, "the JSON files")
+    names = tuple(categories.values())
+    if described.names not in ((), names):
+        raise DataError(f"{root / FILE}: 'names' are not the categories of the JSON files; leave them out")
+    return names, {category: place for place, category in enumerate(categories)}
+
+
+class _Found(NamedTuple):
+    """Images of a JSON file."""
+
+    entries: dict[Path, Entry]  # by path, sorted
+    problems: list[Problem]
+    notes: list[str]
 
 
 def _image_entries(
-    root: Path, file: Path, data: Mapping[str, Any], excluded: frozenset[Path], known: Mapping[Path, _Entry]
-) -> tuple[dict[Path, _Entry], list[Problem]]:
-    """Entries of a JSON file by image path, sorted; images that are missing, or ``known`` already, are problems."""
-    folder = _image_folder(root, file, [str(image["file_name"]) for image in data["images"]])
-    by_image: dict[int, list[Mapping[str, Any]]] = {}
-    for annotation in data["annotations"]:
-        by_image.setdefault(annotation["image_id"], []).append(annotation)
-    entries: dict[Path, _Entry] = {}
-    problems: list[Problem] = []
-    for image in sorted(data["images"], key=lambda image: str(image["file_name"])):
-        path = folder / image["file_name"]
+    root: Path, file: Path, data: Annotation, excluded: frozenset[Path], known: Mapping[Path, Entry]
+) -> _Found:
+    """The images of a JSON file; those that are missing, or ``known`` already, are problems."""
+    images = {as_id(image.get("id")): image for image in _list(data, "images")}
+    if not images:
+        raise ValueError("its list of images is empty")
+    if len(images) < len(data["images"]):
+        raise ValueError("two images have the same id")
+    for number, image in images.items():
+        if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+            raise ValueError(f"image {number} has no file_name")
+    folder = _image_folder(root, file, [image["file_name"] for image in images.values()])
+    found = _Found({}, [], [])
+    by_image = _by_image(file, _list(data, "annotations"), images, found)
+    for number, image in sorted(images.items(), key=lambda item: item[1]["file_name"]):
+        try:
+            path = named_file(folder, image["file_name"], root)
+        except ValueError as error:
+            found.problems.append(Problem(file, f"image {number}: {error}"))
+            continue
         if path in excluded:
             continue
-        if path in entries or path in known:
-            problems.append(Problem(path, f"occurs twice in {file.name}"))
-        elif not path.is_file():
-            problems.append(Problem(path, f"is in {file.name}, but not in the folder"))
+        if path in found.entries or path in known:
+            found.problems.append(Problem(path, f"occurs twice in {file.name}"))
+        elif not is_file(path):
+            found.problems.append(Problem(path, f"is in {file.name}, but not in the folder"))
         else:
-            size = int(image["height"]), int(image["width"])
-            entries[path] = _Entry(size, tuple(by_image.get(image["id"], ())))
-    return entries, problems
+            found.entries[path] = Entry(_size(image), tuple(by_image.get(number, ())))
+    return found
 
 
-def _json_files(root: Path, kind: Kind) -> dict[str, Path]:
+def _size(image: Annotation) -> Size | None:
+    """(H, W) as the file gives it; some programs leave it out."""
+    height, width = (image.get(key) or 0 for key in ("height", "width"))
+    try:
+        return (int(float(height)), int(float(width))) if height and width else None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{shown(image['file_name'])} has the size {shown([height, width])}") from None
+
+
+def _by_image(
+    file: Path, annotations: Sequence[Annotation], images: Mapping[Id, Annotation], found: _Found
+) -> dict[Id, list[Annotation]]:
+    """Annotations by image; those of no image are a note, or a problem if they are all."""
+    by_image: dict[Id, list[Annotation]] = {}
+    orphans: list[str] = []
+    for annotation in annotations:
+        try:
+            number = as_id(annotation.get("image_id"))
+        except ValueError:
+            number = ""
+        if number in images:
+            by_image.setdefault(number, []).append(annotation)
+        else:
+            orphans.append(f"{name_of(annotation)} of image {shown(annotation.get('image_id'))}")
+    if orphans:
+        text = f"{len(orphans)} of {len(annotations)} annotations are of images that it does not list"
+        text += f": {some_of(orphans)}"
+        if by_image:
+            found.notes.append(f"{file.name}: {text}; they are left out")
+        else:
+            found.problems.append(Problem(file, text))
+    return by_image
+
+
+def _json_files(root: Path, kind: Kind, described: DatasetFile) -> dict[str, Path]:
     """JSON files by split."""
-    files = {}
-    if (root / "annotations").is_dir():
-        for file in sorted((root / "annotations").glob("*.json")):
-            if match := _NAME[kind].fullmatch(file.name):
-                without_year = re.sub(r"\d{4}$", "", match[1])
-                files[without_year if without_year in SPLIT_NAMES else match[1]] = file
+    files: dict[str, Path] = {}
+    for file in sorted((root / "annotations").glob("*.json")):
+        if match := _NAME[kind].fullmatch(file.name):
+            without_year = re.sub(r"\d{4}$", "", match[1])
+            files[without_year if without_year in SPLIT_NAMES else match[1]] = file
     if kind == "instances":
         files |= {file.parent.name: file for file in sorted(root.glob(f"*/{_IN_SPLIT}"))}
+        if not files:
+            plain = [(name, folder / f"{name}.json") for folder in (root, root / "annotations") for name in SPLIT_NAMES]
+            files = {name: file for name, file in plain if _is_coco(file)}
+        if not files and (whole := next((root / name for name in _WHOLE if _is_coco(root / name)), None)):
+            files = dict.fromkeys(("train", "val", ALL) if described.val_share else (ALL,), whole)
     return files
+
+
+def _is_coco(file: Path) -> bool:
+    """Whether a file whose name other programs use, too, has keys of COCO's format."""
+    return file.is_file() and begins_with_key(file, "images", "categories") and not begins_with_key(file, "shapes")
 
 
 def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
     """The folder with the images of a JSON file: the first usual folder that has one of the first 100 images."""
-    match = next((m for pattern in _NAME.values() if (m := pattern.fullmatch(file.name))), None)
-    if match is None:
+    if file.name == _IN_SPLIT:
         return file.parent
-    candidates = list(_usual_folders(root, match[1]))
-    for folder in candidates:
-        if any((folder / name).is_file() for name in names[:100]):
-            return folder
+    match = next((m for pattern in _NAME.values() if (m := pattern.fullmatch(file.name))), None)
+    candidates = list(dict.fromkeys(_usual_folders(root, match[1] if match else file.stem)))
+    refused: Path | None = None
+    for folder, name in ((folder, name) for folder in candidates if folder.is_dir() for name in names[:100]):
+        try:
+            if is_file(named_file(folder, name, root)):
+                return folder
+        except ValueError:
+            refused = refused or folder
+    if refused:  # the name is a problem of its own
+        return refused
     tried = ", ".join(f"{folder.relative_to(root)}/" for folder in candidates)
-    raise DataError(f"{file}: its images are in none of {tried}; move them into one of these folders")
+    looked = f"; {shown(names[0])} was looked for" if names else ""
+    raise DataError(f"{file}: its images are in none of {tried}{looked}; move them into one of these folders")
 
 
 def _usual_folders(root: Path, split: str) -> Iterator[Path]:
     for name in dict.fromkeys((split, re.sub(r"\d{4}$", "", split))):
         yield from (root / name, root / "images" / name)
-    yield from (root / "images", root)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: cannot be read as JSON ({' '.join(str(error).split())})") from error
-    if not isinstance(data, dict):
-        raise DataError(f"{file}: not COCO's format (a {type(data).__name__} at the top)")
-    return data
+    yield from (root / "images", root / "data", root)

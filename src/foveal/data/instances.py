@@ -5,6 +5,7 @@ Layouts (detected from the files, or named in ``dataset.yaml``)::
     ROOT/annotations/instances_<split>.json     "coco_instances": COCO's JSON, or ROOT/<split>/_annotations.coco.json
     ROOT/images/<split>/*.jpg                   "polygons": YOLO's text files, in instance/<split>/ or labels/<split>/;
                                                 one line per object: class x y x y ..., relative to width and height
+    ROOT/*.jpg  ROOT/*.json                     "labelme": labelme's JSON, beside the images
     ROOT/images/*.jpg  ROOT/masks/*.png         "instance_ids": 0 is background, every other id one object; also with
                                                 folders of splits, as in :mod:`foveal.data.segmentation`
 
@@ -14,40 +15,37 @@ black and white, white is an object.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError, nearest
+from ..images.formats import LIMIT, pixel_limit
 from ..images.reading import read_image, read_mask
-from . import coco
+from ..images.regions import mask_of
 from .layout import (
     ALL,
     FILE,
-    IMAGE_FOLDERS,
-    SPLIT_NAMES,
     DatasetFile,
     Problem,
-    by_stem,
     describe,
     draw_splits,
-    images_in,
     raise_first,
     resolve_split,
-    subfolders,
 )
+from .outline_layouts import OUTLINE_LAYOUTS, OutlineLayout
+from .outlines import Outline, OutlineMasks
 from .segmentation_layouts import LAYOUTS as CLASS_LAYOUTS
 from .segmentation_layouts import mask_folders, mask_pairs
 
-COCO, POLYGONS, IDS = "coco_instances", "polygons", "instance_ids"
-LAYOUTS = (COCO, POLYGONS, IDS)
-_TEXT_FOLDERS = ("instance", "instances", "labels", "label")
-_TOLERANCE = 0.01  # by which outlines may leave the image, relative to its sides
+IDS = "instance_ids"
+LAYOUTS = (*OUTLINE_LAYOUTS, IDS)
+_IMAGES = 4  # times the largest image, for all masks of an image together
 
 
 @dataclass(frozen=True)
@@ -145,11 +143,6 @@ def layout_of(root: Path, described: DatasetFile) -> str:
     return match.layout if match else ""
 
 
-def has_outlines(root: Path) -> bool:
-    """Whether a folder contains images with outlines in text files."""
-    return bool(_text_folders(root))
-
-
 def splits_of(root: Path, described: DatasetFile) -> tuple[str, ...]:
     """Names of the splits below a folder; empty if no layout fits."""
     match = _find(root, described)
@@ -185,10 +178,9 @@ def _find(root: Path, described: DatasetFile) -> _Match | None:
             raise DataError(f"{root / FILE}: layout {name!r} has classes; layouts of objects: {', '.join(LAYOUTS)}")
         raise DataError(f"{root / FILE}: unknown layout {name!r}{nearest(name, LAYOUTS)}")
     matches = []
-    if name in ("", COCO) and (splits := coco.splits(root, "instances")):
-        matches.append(_Match(COCO, splits, lambda splits: _open_coco(root, splits, described)))
-    if name in ("", POLYGONS) and (texts := _text_folders(root)):
-        matches.append(_Match(POLYGONS, tuple(texts), lambda splits: _open_polygons(texts, splits, root, described)))
+    for layout, outlines in OUTLINE_LAYOUTS.items():
+        if name in ("", layout) and (splits := outlines.splits(root, described)):
+            matches.append(_Match(layout, splits, partial(_open_outlines, root, outlines, described)))
     if name == IDS or not (name or matches):
         matches += _match_ids(root, described)
     if len(matches) > 1:
@@ -213,118 +205,36 @@ def _match_ids(root: Path, described: DatasetFile) -> list[_Match]:
     return [_Match(IDS, splits, lambda splits: _open_ids(masks, splits, root, described))]
 
 
-# ---- COCO's JSON
+# ---- outlines
 
 
-def _open_coco(root: Path, splits: Sequence[str], described: DatasetFile) -> _Opened:
-    annotated = coco.read_annotations(root, splits, "instances", described.excluded(root))
+def _open_outlines(root: Path, layout: OutlineLayout, described: DatasetFile, splits: Sequence[str]) -> _Opened:
+    annotated = layout.open(root, splits, described)
+    outlines = annotated.reader
+    assert isinstance(outlines, OutlineMasks)
 
     def read(image: Path, file: Path, size: tuple[int, int]) -> list[Instance]:
-        entry = annotated.reader.entries[image]
-        if entry.size != size:
-            raise DataError(
-                f"{file}: says {image.name} has {entry.size[1]}x{entry.size[0]} pixels, it has {size[1]}x{size[0]}"
-            )
-        try:
-            objects = [_read_annotation(annotation, size) for annotation in entry.annotations]
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise DataError(f"{file}: damaged annotation of {image.name} ({error!r})") from error
-        return [instance for instance in objects if instance is not None]
+        solid = [outline for outline in outlines.read(image, file, size) if outline.has_pixels]
+        _check_memory(len(solid), size, file)
+        return [_instance(outline, mask_of(outline.runs, size)) for outline in solid]
 
-    return list(annotated.pairs), read, annotated.problems
+    return [pair for pair in annotated.pairs if pair[1].exists()], read, annotated.problems
 
 
-def _read_annotation(annotation: Any, size: tuple[int, int]) -> Instance | None:
-    mask = coco.object_mask(annotation["segmentation"], size)
-    if mask is None or not mask.any():
-        return None
-    box = _box(mask)
-    if "bbox" in annotation:
-        x, y, width, height = map(float, annotation["bbox"])
-        if width > 0 and height > 0:
-            box = (x, y, x + width, y + height)
-    area = float(annotation.get("area", mask.sum()))
-    return Instance(mask, int(annotation["category_id"]), box, area, bool(annotation.get("iscrowd", 0)))
+def _instance(outline: Outline, mask: NDArray[np.bool_]) -> Instance:
+    area = float(mask.sum()) if outline.area is None else outline.area
+    category = outline.category if isinstance(outline.category, int) else 0
+    return Instance(mask, category, outline.box or _box(mask), area, outline.iscrowd)
 
 
-# ---- YOLO's text
-
-
-def _text_folders(root: Path) -> dict[str, Pair]:
-    """Folders of images and of text files by split; the split is "all" if there are no folders for splits."""
-    images = [root / name for name in IMAGE_FOLDERS if (root / name).is_dir()]
-    texts = [root / name for name in _TEXT_FOLDERS if (root / name).is_dir()]
-    candidates = [(ALL, i, t) for i in images for t in texts if images_in(i)]
-    candidates += [(split.name, split, t / split.name) for i in images for t in texts for split in subfolders(i)]
-    for split in subfolders(root):
-        candidates += [(split.name, split / i, split / t) for i in IMAGE_FOLDERS for t in _TEXT_FOLDERS]
-    folders: dict[str, Pair] = {}
-    for split, image_folder, text_folder in candidates:
-        if not (text_folder.is_dir() and any(text_folder.glob("*.txt")) and images_in(image_folder)):
-            continue
-        without_year = re.sub(r"\d{4}$", "", split)  # as in val2017
-        name = without_year if without_year in SPLIT_NAMES else split
-        if name in folders:
-            raise DataError(
-                f"{root}: outlines of {name!r} in {folders[name][1]} and in {text_folder}: keep one of them"
-            )
-        folders[name] = (image_folder, text_folder)
-    return folders
-
-
-def _open_polygons(folders: dict[str, Pair], splits: Sequence[str], root: Path, described: DatasetFile) -> _Opened:
-    """As in YOLO, an image without a text file has no objects; a text file without an image is a problem."""
-    excluded = described.excluded(root)
-    excluded_stems = {p.stem for p in excluded}
-    pairs: list[Pair] = []
-    problems: list[Problem] = []
-    for split in splits:
-        image_folder, text_folder = folders[split]
-        images = by_stem((p for p in images_in(image_folder) if p not in excluded), image_folder)
-        texts = {p.stem: p for p in sorted(text_folder.glob("*.txt")) if p not in excluded}
-        pairs += [(images[stem][0], text) for stem, text in texts.items() if stem in images]
-        problems += [
-            Problem(text, "has no image; partners have the same stem")
-            for stem, text in texts.items()
-            if stem not in images and stem not in excluded_stems and stem != "classes"
-        ]
-        problems += [
-            Problem(p, f"has the same stem as {same[0].name}; give it another name")
-            for same in images.values()
-            for p in same[1:]
-        ]
-    return sorted(pairs), _read_polygons, problems
-
-
-def _read_polygons(image: Path, file: Path, size: tuple[int, int]) -> list[Instance]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text ({error})") from error
-    objects = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        category, outline = _parse_outline(line.split(), f"{file}: line {number}")
-        mask = coco.object_mask([(outline * size[::-1]).ravel().tolist()], size)
-        if mask is not None and mask.any():
-            objects.append(Instance(mask, category, _box(mask), float(mask.sum())))
-    return objects
-
-
-def _parse_outline(words: Sequence[str], where: str) -> tuple[int, NDArray[np.float64]]:
-    """The class of a line, and its points, ``(N, 2)`` x and y of 0..1."""
-    try:
-        category, values = int(words[0]), np.array(words[1:], np.float64)
-    except ValueError:
-        raise DataError(f"{where}: expected numbers only: a class and an outline, 'class x y x y ...'") from None
-    if len(values) == 4:
-        raise DataError(f"{where}: a box, not an outline; masks need 'class x y x y ...' with at least three points")
-    if len(values) < 6 or len(values) % 2:
-        raise DataError(f"{where}: {len(values)} numbers after the class; an outline has x and y of 3 points or more")
-    if not ((values >= -_TOLERANCE) & (values <= 1 + _TOLERANCE)).all():
-        raise DataError(f"{where}: outlines are relative to width and height, 0 to 1, not in pixels")
-    return category, values.clip(0, 1).reshape(-1, 2)
+def _check_memory(objects: int, size: tuple[int, int], file: Path) -> None:
+    """Refuse an image whose masks need gigabytes, as do ids of noise."""
+    limit = _IMAGES * pixel_limit()
+    if objects * size[0] * size[1] > limit:
+        raise DataError(
+            f"{file}: {objects} objects in an image of {size[1]}x{size[0]}: more than {limit:.0g} pixels of masks;"
+            f" shrink or split the image, or raise the limit with the environment variable {LIMIT}"
+        )
 
 
 # ---- masks of ids
@@ -355,6 +265,7 @@ def _open_ids(folders: dict[str, Pair], splits: Sequence[str], root: Path, descr
             )
         objects = [int(i) for i in np.unique(ids) if i]
         objects = [i for i in objects if i not in described.ignore] or objects
+        _check_memory(len(objects), size, file)
         return [Instance(mask, 0, _box(mask), float(mask.sum())) for mask in (ids == i for i in objects)]
 
     return pairs, read, problems

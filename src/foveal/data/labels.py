@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .. import assets
 from ..info import Labels
 
@@ -57,3 +59,16 @@ IMAGENET = Labels(tuple(row[1] for row in _IMAGENET))
 
 #: Classes by the name of the published head that predicts them.
 OF_HEAD = {"cityscapes": CITYSCAPES, "ade20k": ADE20K}
+
+
+def class_difference(names: Sequence[str], others: Sequence[str]) -> str:
+    """How the second list of classes differs from the first, for messages; empty if they are equal."""
+    if tuple(names) == tuple(others):
+        return ""
+    missing = [name for name in names if name not in others]
+    added = [name for name in others if name not in names]
+    if folded := {name.casefold() for name in missing} & {name.casefold() for name in added}:
+        return f"{next(name for name in added if name.casefold() in folded)!r} differs in case"
+    parts = [f"{', '.join(map(repr, missing[:5]))} missing"] if missing else []
+    parts += [f"{', '.join(map(repr, added[:5]))} added"] if added else []
+    return "; ".join(parts) or "the same names in another order"

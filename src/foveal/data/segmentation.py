@@ -1,7 +1,8 @@
 """Samples for segmentation: images with class masks, in any of the known layouts.
 
 The layout is detected from the folders, or named in ``dataset.yaml`` (docs/data.md shows a tree of each): CamVid,
-Cityscapes, ADE20K, COCO's panoptic and instance annotations, and the usual folders of images and masks.
+Cityscapes, ADE20K, COCO's panoptic and instance annotations, outlines of YOLO and labelme, and the usual folders of
+images and masks.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ class SegmentationData:
         labels: names and palette of the classes.
         read_mask: reads the class ids of one pair.
         layout: name of the layout.
+        notes: what is left out, for users.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
     labels: Labels
     read_mask: MaskReader
     layout: str = ""
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, root: str | Path, splits: Sequence[str]) -> SegmentationData:
@@ -55,7 +58,7 @@ class SegmentationData:
         raise_first(part.problems, root)
         if not part.pairs:
             raise DataError(f"{root}: no images in {' + '.join(splits)}")
-        return cls(part.pairs, part.labels, part.read, layout.name)
+        return cls(part.pairs, part.labels, part.read, layout.name, part.notes)
 
     def __len__(self) -> int:
         return len(self.pairs)

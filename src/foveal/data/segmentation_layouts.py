@@ -30,6 +30,8 @@ from .layout import (
     subfolders,
 )
 from .masks import ColourMasks, IdMasks, MaskReader, plain_ids
+from .outline_layouts import OUTLINE_LAYOUTS, OutlineLayout
+from .outlines import Annotated
 
 _UNSUPPORTED = (".gif", ".pgm", ".ppm", ".npy", ".heic", ".jp2", ".exr")  # of images and masks that users have
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
@@ -47,12 +49,14 @@ class Part:
         labels: names and palette of the classes.
         read: reads the mask of a pair.
         problems: files without a partner, stems that occur twice, masks in lossy formats.
+        notes: what is left out.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
     labels: Labels
     read: MaskReader
     problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,36 +237,38 @@ def _open_ade20k(root: Path, splits: Sequence[str], described: DatasetFile) -> P
     return _open_pairs(root, folders, described, (ADE20K, class_of))
 
 
-# ---- COCO
+# ---- panoptic segments and outlines
 
 
-def _open_coco(root: Path, splits: Sequence[str], described: DatasetFile, kind: coco.Kind) -> Part:
-    annotated = coco.read_annotations(root, splits, kind, described.excluded(root))
-    names = annotated.labels.names
-    if len(names) > IGNORE:
-        raise DataError(f"{root}: {len(names)} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
-    if described.names not in ((), names):
-        raise DataError(f"{root / FILE}: 'names' are not the categories of the JSON files; leave them out")
-    return Part(annotated.pairs, Labels(names, described.palette), annotated.reader, annotated.problems)
+def _open_panoptic(root: Path, splits: Sequence[str], described: DatasetFile) -> Annotated:
+    return coco.read_annotations(root, splits, "panoptic", described)
 
+
+def _annotated(name: str, layout: OutlineLayout, beats: tuple[str, ...]) -> Layout:
+    """A layout whose classes are in the files of its labels."""
+
+    def open_part(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
+        part = layout.open(root, splits, described)
+        if (count := len(part.labels.names)) > IGNORE:
+            raise DataError(f"{root}: {count} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
+        return Part(part.pairs, part.labels, part.reader, part.problems, part.notes)
+
+    return Layout(name, layout.splits, open_part, beats)
+
+
+_PANOPTIC = OutlineLayout(lambda root, described: coco.splits(root, "panoptic", described), _open_panoptic)
+_OUTLINES = tuple(OUTLINE_LAYOUTS)
 
 LAYOUTS = (
     Layout("camvid", _camvid_splits, _open_camvid),
     Layout("cityscapes", _cityscapes_splits, _open_cityscapes),
     Layout("ade20k", _ade20k_splits, _open_ade20k, beats=("folders",)),
-    Layout(
-        "coco_panoptic",
-        lambda root, _: coco.splits(root, "panoptic"),
-        lambda root, splits, described: _open_coco(root, splits, described, "panoptic"),
-        beats=("coco_instances", "folders"),
-    ),
-    Layout(
-        "coco_instances",
-        lambda root, _: coco.splits(root, "instances"),
-        lambda root, splits, described: _open_coco(root, splits, described, "instances"),
-    ),
-    Layout("folders", _folder_splits, _open_folders),
-    Layout("flat", _flat_splits, _open_flat),
+    _annotated("coco_panoptic", _PANOPTIC, beats=("folders", "flat", *_OUTLINES)),
+    _annotated("coco_instances", OUTLINE_LAYOUTS["coco_instances"], beats=("polygons", "labelme")),
+    Layout("folders", _folder_splits, _open_folders, beats=("polygons", "labelme")),
+    Layout("flat", _flat_splits, _open_flat, beats=("polygons", "labelme")),
+    _annotated("polygons", OUTLINE_LAYOUTS["polygons"], beats=()),
+    _annotated("labelme", OUTLINE_LAYOUTS["labelme"], beats=()),
 )
 
 

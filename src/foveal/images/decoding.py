@@ -130,6 +130,14 @@ def apply_orientation(pixels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(H, W) of an image that is not yet decoded, as :func:`apply_orientation` will leave it."""
+    width, height = image.size
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # some versions of Pillow have turned this size already
+        width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return (width, height) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (height, width)
+
+
 def _check_png_checksums(file: BinaryIO) -> None:
     """Compare all checksums up to the end chunk: Pillow skips the checksum of the last chunk of pixels."""
     position, kind = file.tell(), b""  # Pillow continues to read from this position

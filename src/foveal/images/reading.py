@@ -118,6 +118,19 @@ def read_mask(source: ImageSource, *, name: str = "", max_pixels: int | None = N
         return decoding.apply_orientation(np.asarray(image).astype(np.int32) // step, image)
 
 
+def read_size(source: ImageSource, *, name: str = "", max_pixels: int | None = None) -> tuple[int, int]:
+    """Height and width of an upright image, from its header alone.
+
+    The arguments are those of :func:`read_image`.
+
+    Raises:
+        InputError: the image is missing or too large, or its header is damaged.
+    """
+    name = _name_of(source, name, "image")
+    with decoding.one_line_errors(name), open_image(source, name, max_pixels) as (image, _):
+        return decoding.upright_size(image)
+
+
 def _name_of(source: ImageSource, name: str, default: str) -> str:
     return name or (str(source) if isinstance(source, str | Path) else default)
 

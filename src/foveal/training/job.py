@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.labelled import Labelled, LabelledTask, open_labelled
+from ..data.labels import class_difference
 from ..errors import DataError
 from ..info import Labels, Preprocess
 from ..prediction.predictor import Predictor
@@ -98,5 +99,6 @@ def open_data(root: str | Path, config: CommonSettings, task: LabelledTask) -> t
     data = open_labelled(root, config.splits, task)
     held_out = open_labelled(root, [config.val_split], task) if config.val_split else None
     if held_out and held_out.labels != data.labels:
-        raise DataError(f"{root}: training and validation splits have different classes")
+        difference = class_difference(data.labels.names, held_out.labels.names) or "other colours"
+        raise DataError(f"{root}: training and validation splits have different classes: {difference} in validation")
     return data, held_out

@@ -38,6 +38,8 @@ class SegmentJob:
     def __init__(self, root: str | Path, config: SegmentSettings, progress: Progress) -> None:
         self.config = config
         self.data, self.held_out = open_data(root, config, "segment")
+        for text in getattr(self.data, "notes", ()):
+            progress.note(text)
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         balanced = self._balanced_weights(progress)

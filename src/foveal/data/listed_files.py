@@ -1,0 +1,120 @@
+"""Text and JSON files of labels as other programs write them, and the files that they name."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import os
+import re
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from ..errors import DataError
+from ..images.formats import MAX_FILE_BYTES
+
+Id = int | str  #: of an image or a category
+
+_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(file: Path) -> str:
+    """Read a text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
+
+    Raises:
+        DataError: the file cannot be read as text.
+    """
+    data = _read(file)
+    try:
+        return data.decode("utf-16" if data.startswith(_MARKS) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: cannot be read as text ({error.reason})") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON file with an object at the top, in any encoding of Unicode.
+
+    Raises:
+        DataError: the file cannot be read as JSON.
+    """
+    data = _read(file)
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: cannot be read as JSON ({' '.join(str(error).split())})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{file}: cannot be used (a {type(value).__name__} at the top, an object is expected)")
+    return value
+
+
+def begins_with_key(file: Path, *keys: str) -> bool:
+    """Whether one of these keys is in the first 64 KiB of a JSON file; cheap enough to look at many files."""
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(1 << 16)
+    except OSError:
+        return False
+    head = head.replace(b"\0", b"")  # UTF-16
+    return any(f'"{key}"'.encode() in head for key in keys)
+
+
+def named_file(folder: Path, name: str, root: Path) -> Path:
+    """Path of a file that a label file names relative to ``folder``.
+
+    Raises:
+        ValueError: the path is absolute, it or a link on it leads out of the folder and of the data set ``root``, or no
+            file can have this name.
+    """
+    plain = name.replace("\\", "/")
+    parts = [part for part in plain.split("/") if part not in ("", ".")]
+    if plain.startswith("/") or PureWindowsPath(name).drive or ".." in parts:
+        raise ValueError(f"{shown(name)} leads out of the data set; names are relative to the folder of the images")
+    path = folder.joinpath(*parts)
+    below = [folder.joinpath(*parts[: i + 1]) for i in range(len(parts))]
+    try:
+        if any(step.is_symlink() for step in below):
+            real = Path(os.path.realpath(path))
+            if not any(real.is_relative_to(os.path.realpath(allowed)) for allowed in (folder, root)):
+                raise ValueError(f"{shown(name)} is a link that leads out of the data set")
+    except OSError as error:
+        raise ValueError(f"{shown(name)}: {error.strerror}") from error
+    return path
+
+
+def as_id(value: object) -> Id:
+    """An id as files write it: 7, 7.0 and "7" are the same number; other texts stay texts.
+
+    Raises:
+        ValueError: not an id.
+    """
+    if isinstance(value, str) and value:
+        try:
+            return int(value)
+        except ValueError:
+            return int(float(value)) if re.fullmatch(r"\d{1,15}\.0*", value) else value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value == int(value):
+        return int(value)
+    raise ValueError(f"{shown(value)} where an id is expected")
+
+
+def is_file(path: Path) -> bool:
+    """Whether a file exists, also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def shown(value: object, length: int = 80) -> str:
+    """A value from a file for a message: quoted, without control characters, shortened."""
+    text = ascii(value[: 2 * length]) if isinstance(value, str) and not value.isprintable() else repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def _read(file: Path) -> bytes:
+    try:
+        if (size := file.stat().st_size) > MAX_FILE_BYTES:
+            raise DataError(f"{file}: {size >> 20} MiB file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
