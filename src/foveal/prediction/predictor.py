@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, overload
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, InputError
 from ..images.preparing import network_size, prepare
 from ..images.reading import ImageLike, Picture, read_image, read_picture
+from ..images.sources import check_images, is_batch
 from ..info import ModelInfo
 from ..task import find_task
 from .everything import find_everything
@@ -58,13 +59,16 @@ class Predictor:
     @overload
     def __call__(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> Any: ...
     @overload
-    def __call__(self, image: list[ImageLike], *, tile: int | None = None, overlap: int | None = None) -> list[Any]: ...
+    def __call__(
+        self, image: Sequence[ImageLike] | Iterator[ImageLike], *, tile: int | None = None, overlap: int | None = None
+    ) -> list[Any]: ...
     def __call__(self, image, *, tile=None, overlap=None):
         """Predict: the model's task decides whether the result is a SegmentResult, ClassifyResult, UpscaleResult or
         EverythingResult (``segment``, ``classify``, ``upscale`` and ``everything`` are typed).
 
         Args:
-            image: path, Pillow image or uint8 ``(H, W, 3)`` array, or a list of them.
+            image: path, content of a file (bytes), open binary file, Pillow image or uint8 ``(H, W, 3)`` array; or a
+                list, tuple or iterator of them.
             tile: side of the square tiles into which a large image is cut, at full resolution; default: the whole
                 image at once (upscaling: only up to a quarter of a megapixel, tiles of 384 beyond).
             overlap: pixels that neighbouring tiles share at least; default: a third of ``tile`` (upscaling: 32).
@@ -73,7 +77,7 @@ class Predictor:
             InputError: an image that cannot be read, or a ``tile`` or ``overlap`` that cannot be used.
             ConfigError: a model without a task that gives a result, for example a backbone.
         """
-        if isinstance(image, list | tuple):
+        if is_batch(image):
             return list(self.stream(image, tile=tile, overlap=overlap))
         task = self.info.task
         if task not in _ANSWERS:
@@ -143,7 +147,12 @@ class Predictor:
     def stream(
         self, images: Iterable[ImageLike], *, tile: int | None = None, overlap: int | None = None
     ) -> Iterator[Any]:
-        """Predict one image after the other without holding the results."""
+        """Predict one image after the other without holding the results.
+
+        Raises:
+            InputError: ``images`` is a single image, or one of them cannot be read.
+        """
+        check_images(images)
         for image in images:
             yield self(image, tile=tile, overlap=overlap)
 
