@@ -21,7 +21,7 @@ from ..images.sam_frame import at_image_size
 from ..images.writing import save_picture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MaskResult:
     """Masks of one prompt, or of P prompts: M each, 3 for an ambiguous prompt (part, whole, more), else 1.
 
@@ -36,6 +36,13 @@ class MaskResult:
     iou: NDArray[np.float32]
     size: tuple[int, int]
     image: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        (prompts, masks), (height, width) = self.low_res.shape[:2], self.size
+        text = f"for each of {prompts} prompts"
+        if not self.many:
+            text = f"with a predicted IoU of {', '.join(f'{value:.3f}' for value in self.iou)}"
+        return f"MaskResult(image {width}x{height}, {masks} mask{'s' * (masks > 1)} {text}; .masks, .iou, .best, .overlay())"
 
     @property
     def many(self) -> bool:
@@ -110,7 +117,7 @@ class Record(TypedDict):
     crop_box: list[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EverythingResult(Sequence[Record]):
     """All masks of one image: a sequence of their records, highest predicted IoU first.
 
@@ -125,6 +132,11 @@ class EverythingResult(Sequence[Record]):
     size: tuple[int, int]
     image: NDArray[np.uint8] = field(repr=False)
     prompts: int
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        found = f"{len(self)} masks of {self.prompts} prompts"
+        return f"EverythingResult(image {width}x{height}, {found}; .records, .overlay())"
 
     def __len__(self) -> int:
         return len(self.records)

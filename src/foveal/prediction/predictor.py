@@ -10,17 +10,17 @@ from typing import Any, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError
+from ..errors import CheckpointError, ConfigError, InputError
 from ..images.preparing import network_size, prepare
 from ..images.reading import ImageLike, Picture, read_image, read_picture
 from ..images.sources import check_images, is_batch
-from ..info import ModelInfo
+from ..info import ModelInfo, Preprocess
 from ..task import find_task
 from .everything import find_everything
 from .everything_options import EverythingOptions
 from .mask_results import EverythingResult
 from .prompting import Embedding, open_embedding
-from .results import ClassifyResult, SegmentResult, UpscaleResult
+from .results import ClassifyResult, SegmentResult, UpscaleResult, class_names
 from .runner import PromptRunner, Runner
 from .tiles import (
     MIN_SIZE,
@@ -56,6 +56,20 @@ class Predictor:
             )
         self.runner, self.info, self.runtime = runner, info, runtime
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names by index; "class 0", ... where the model has none; empty for tasks without classes."""
+        return class_names(self.info.labels, self.info.num_classes)
+
+    def __repr__(self) -> str:
+        info, classes = self.info, ""
+        if info.num_classes:
+            first = ", ".join(map(repr, self.names[:3])) + ", ..." * (len(self.names) > 3)
+            classes = f", {info.num_classes} classes ({first})"
+        scale = f", x{info.options['scale']}" if "scale" in info.options else ""
+        size = _describe_size(info.preprocess)
+        return f"Predictor({info.ref or 'no name'}, {info.task or 'no task'}{classes}{scale}, {size}, {self.runtime})"
+
     @overload
     def __call__(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> Any: ...
     @overload
@@ -86,9 +100,21 @@ class Predictor:
 
     def classify(self, image: ImageLike) -> ClassifyResult:
         """Classify one image; see :meth:`__call__`."""
-        return ClassifyResult(
-            self.runner(prepare(read_image(image), self.info.preprocess, MIN_SIZE))[0], self.info.labels
-        )
+        return ClassifyResult(self._logits(read_image(image), self.info.preprocess, 2), self.info.labels)
+
+    def _logits(self, pixels: NDArray[np.uint8], preprocess: Preprocess, ndim: int) -> NDArray[np.float32]:
+        """Logits of one image: the network's output with ``ndim`` dimensions, without the batch.
+
+        Raises:
+            CheckpointError: the network's output has another shape than its description says.
+        """
+        output = self.runner(prepare(pixels, preprocess, MIN_SIZE))
+        if output.ndim != ndim or len(output) != 1 or output.shape[1] != (self.info.num_classes or output.shape[1]):
+            raise CheckpointError(
+                f"{self.info.ref}: the network gives an output of shape {output.shape} instead of scores for "
+                f"{self.info.num_classes} classes: its description is of another model"
+            )
+        return output[0]
 
     def encode(self, image: ImageLike) -> Embedding:
         """Encode an image once, for any number of prompts: ``encode(image).prompt(points=, labels=, boxes=, masks=)``.
@@ -163,14 +189,12 @@ class Predictor:
         pixels = read_image(image)
         stride = self.info.output_stride
         if tile is None:
-            logits = self.runner(prepare(pixels, self.info.preprocess, MIN_SIZE))[0]
+            logits = self._logits(pixels, self.info.preprocess, 4)
             height, width = network_size(pixels.shape[0], pixels.shape[1], self.info.preprocess)
         else:
             full_size = dataclasses.replace(self.info.preprocess, max_side=None)  # tiles keep the full resolution
             overlap = self.check_tiles(tile, overlap)
-            logits = tiled_logits(
-                lambda window: self.runner(prepare(window, full_size, MIN_SIZE))[0], pixels, tile, overlap, stride
-            )
+            logits = tiled_logits(lambda window: self._logits(window, full_size, 4), pixels, tile, overlap, stride)
             height, width = pixels.shape[:2]
         scale = (height / (pixels.shape[0] * stride), width / (pixels.shape[1] * stride))
         return SegmentResult(pixels, logits, scale, self.info.labels)
@@ -239,6 +263,14 @@ class Predictor:
         if tile is not None or overlap is not None:
             raise InputError("tile, overlap: promptable models have crops for this, everything(crop_n_layers=1)")
         return self.everything(image)
+
+
+def _describe_size(preprocess: Preprocess) -> str:
+    """Size of the network's input in words."""
+    if preprocess.size is not None:
+        height, width = preprocess.size
+        return f"images resized to {width}x{height}" + ", with padding" * preprocess.pad
+    return f"images of up to {preprocess.max_side} pixels" if preprocess.max_side else "images of any size"
 
 
 #: What ``predictor(image, tile=, overlap=)`` calls, by task.
