@@ -50,7 +50,8 @@ def predictor(task: str, runner: Any = None, **values: Any) -> Predictor:
         (foveal.UpscaleResult(IMAGE, 2), "UpscaleResult(image 60x40, x2, uint8; .image, .save())"),
         (
             foveal.MaskResult(LOW_RES[:1], np.array([0.5, 0.25, 1], np.float32), (40, 60)),
-            "MaskResult(image 60x40, 3 masks with a predicted IoU of 0.500, 0.250, 1.000; .masks, .iou, .best, .overlay())",
+            "MaskResult(image 60x40, 3 masks with a predicted IoU of 0.500, 0.250, 1.000; "
+            ".masks, .iou, .best, .overlay())",
         ),
         (
             foveal.MaskResult(LOW_RES, np.zeros((2, 3), np.float32), (40, 60)),

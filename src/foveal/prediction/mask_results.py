@@ -42,7 +42,8 @@ class MaskResult:
         text = f"for each of {prompts} prompts"
         if not self.many:
             text = f"with a predicted IoU of {', '.join(f'{value:.3f}' for value in self.iou)}"
-        return f"MaskResult(image {width}x{height}, {masks} mask{'s' * (masks > 1)} {text}; .masks, .iou, .best, .overlay())"
+        masks = "one mask" if masks == 1 else f"{masks} masks"
+        return f"MaskResult(image {width}x{height}, {masks} {text}; .masks, .iou, .best, .overlay())"
 
     @property
     def many(self) -> bool:
