@@ -35,7 +35,7 @@ from . import mambavision as edifice_mambavision
 from .efficientvit import EfficientViTBackbone, EfficientViTConfig
 from .mambavision import MambaVisionBackbone, MambaVisionConfig
 
-F = TypeVar("F", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class WidthNorm(nn.Module):
@@ -89,7 +89,7 @@ def _mambavision_head(in_chans: int, num_classes: int, *, image_size: int = 224,
     return PooledHead(in_chans, num_classes, norm=WidthNorm(image_size) if compat else None)
 
 
-def _show_options(function: F, options: inspect.Signature) -> F:
+def _show_options(function: Function, options: inspect.Signature) -> Function:
     """A class method of ``**options`` whose signature has the names, types and defaults of ``options``."""
 
     @functools.wraps(function)
@@ -99,10 +99,10 @@ def _show_options(function: F, options: inspect.Signature) -> F:
     own = inspect.signature(function)
     first = next(iter(own.parameters.values()))
     call.__signature__ = own.replace(parameters=[first, *options.parameters.values()])  # pyright: ignore
-    return cast("F", call)
+    return cast("Function", call)
 
 
-def _from_options(function: F) -> F:
+def _from_options(function: Function) -> Function:
     """Build the model from the options that are given: editors read the signature of ``function``, which has no body.
 
     The model's description then holds these options only, and an unknown one is a ConfigError with the nearest name.
@@ -112,7 +112,7 @@ def _from_options(function: F) -> F:
     def build(cls: Any, **options: Any) -> Any:
         return cls(**options)
 
-    return cast("F", build)
+    return cast("Function", build)
 
 
 class _Model(nn.Module):
