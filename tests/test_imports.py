@@ -34,8 +34,8 @@ LIGHT = [
     "evaluation.protocols", "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
     "measuring.benchmark", "measuring.machine",
     "prediction.argmax", "prediction.everything", "prediction.everything_options", "prediction.interpolation",
-    "prediction.load", "prediction.mask_results", "prediction.onnx_file", "prediction.onnx_runner", "prediction.predictor",
-    "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
+    "prediction.load", "prediction.mask_results", "prediction.onnx_file", "prediction.onnx_runner",
+    "prediction.predictor", "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
     "prediction.segment_anything", "prediction.tiles", "prediction.torch_runner",
     "weights.hub", "weights.packages", "weights.references",
 ]  # fmt: skip

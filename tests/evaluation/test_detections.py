@@ -16,10 +16,10 @@ from pycocotools.cocoeval import COCOeval
 
 import foveal
 from foveal.errors import ConfigError, DataError
+from foveal.evaluation import evaluate as module
 from foveal.evaluation.detections import DetectionEvaluation
-from foveal.weights.checkpoints import save_checkpoint
 from helpers.commands import Command
-from helpers.oracle import boxes_on_black, oracle, sure_network
+from helpers.oracle import boxes_on_black, oracle
 
 #: Boxes of the objects, x1, y1, x2, y2, by image; the last image has none.
 OBJECTS = {7: [(10, 10, 60, 50), (100, 100, 220, 240)], 3: [(30, 40, 50, 55), (80, 20, 200, 90)], 12: []}
@@ -122,7 +122,7 @@ def test_data_without_ids_and_misspelt_words(data: Path, tmp_path: Path) -> None
     for folder in ("images", "masks"):
         (tmp_path / "ids" / folder).mkdir(parents=True)
         Image.fromarray(np.eye(40, dtype=np.uint8)).save(tmp_path / "ids" / folder / "a.png")
-    with pytest.raises(DataError, match="by the ids of COCO's JSON; .* has the layout instance_ids"):
+    with pytest.raises(DataError, match=r"by the ids of COCO's JSON; .* has the layout instance_ids"):
         foveal.evaluate(oracle()[0], tmp_path / "ids", prompts=data / "boxes.json")
     with pytest.raises(ConfigError, match=r"prompts='boxs': give 'all', 'boxes', 'clicks' or a \.json file of boxes"):
         foveal.evaluate(oracle()[0], data, prompts="boxs")
@@ -130,11 +130,10 @@ def test_data_without_ids_and_misspelt_words(data: Path, tmp_path: Path) -> None
         foveal.evaluate(oracle()[0], data, prompts="none.json")
 
 
-def test_the_command(data: Path, tmp_path: Path, cli: Command) -> None:
-    model = sure_network()
-    save_checkpoint(tmp_path / "net.safetensors", model.state_dict(), model.foveal_info)
+def test_the_command(data: Path, tmp_path: Path, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load", lambda ref, **options: oracle()[0])
     out = tmp_path / "out"
-    done = cli("evaluate", tmp_path / "net.safetensors", data, "--prompts", data / "boxes.json", "--out", out)
+    done = cli("evaluate", "oracle", data, "--prompts", data / "boxes.json", "--out", out)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[:3] == ["AP", "AP50", "AP75"]
     assert "3 images of val, 4 objects, 6 boxes" in done.stdout

@@ -25,6 +25,9 @@ from ..images.writing import save_picture
 class MaskResult:
     """Masks of one prompt, or of P prompts: M each, 3 for an ambiguous prompt (part, whole, more), else 1.
 
+    Masks are in the order of the network's outputs, whatever their size. :attr:`best` is the mask with the highest
+    predicted IoU, which may be a part of the object; :attr:`by_area` has the whole object first.
+
     Attributes:
         low_res: mask logits at the network's resolution, ``(P, M, 256, 256)`` float32; input for ``prompt(masks=)``.
         iou: IoU of each mask with the object as the network predicts it: ``(M,)``, for P prompts ``(P, M)``.
@@ -70,6 +73,11 @@ class MaskResult:
         choice = self.iou.reshape(len(self.low_res), -1).argmax(1)
         masks = np.stack([at_image_size(low[i], self.size) > 0 for low, i in zip(self.low_res, choice, strict=True)])
         return masks if self.many else masks[0]
+
+    @property
+    def by_area(self) -> NDArray[np.int64]:
+        """Indices of the masks, the largest first: the whole object before its parts; ``(M,)``, or ``(P, M)``."""
+        return np.argsort(-np.count_nonzero(self.masks, axis=(-2, -1)), axis=-1, kind="stable")
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
         """The image with the best masks in colours, their outlines and predicted IoU; ``alpha``: opacity, 0 to 1."""

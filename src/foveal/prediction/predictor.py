@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, overload
@@ -33,6 +34,8 @@ from .tiles import (
 )
 from .torch_runner import TorchRunner
 
+_LOG = logging.getLogger(__name__)
+
 
 class Predictor:
     """A model that takes images.
@@ -55,6 +58,7 @@ class Predictor:
                 f"a predictor reads RGB images, this model takes {info.in_chans} channels: call it directly"
             )
         self.runner, self.info, self.runtime = runner, info, runtime
+        self._warned = False  # whether it was said that thresholds are too high
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -146,8 +150,12 @@ class Predictor:
             DependencyError: ``output_mode="coco_rle"`` without pycocotools.
         """
         self.prompter()
-        checked = EverythingOptions.of(options)
-        return find_everything(self.encode, read_image(image), checked, self.info.mask_thresholds, progress)
+        checked, own = EverythingOptions.of(options), self.info.mask_thresholds
+        found = find_everything(self.encode, read_image(image), checked, own, progress)
+        if not found and not self._warned and (excess := checked.above_own(own)):
+            self._warned = True
+            _LOG.warning("%s: no masks, with thresholds above those of these weights: %s", self.info.ref, excess)
+        return found
 
     def open_embedding(self, path: str | Path) -> Embedding:
         """Read an embedding that :meth:`Embedding.save` wrote.
