@@ -52,7 +52,8 @@ def test_thresholds_above_the_weights_own_are_named_once(caplog: pytest.LogCaptu
         assert [notebook.generate(image), notebook.generate(image)] == [[], []]
     (message,) = caplog.messages
     assert message == (
-        "oracle: no masks, with thresholds above those of these weights: pred_iou_thresh=0.86 (its own: 0.5, the default)"
+        "oracle: no masks, with thresholds above those of these weights: pred_iou_thresh=0.86 "
+        "(its own: 0.5, the default)"
     )
     assert foveal.SamAutomaticMaskGenerator(predictor, points_per_side=2).generate(image)
     assert EverythingOptions(pred_iou_thresh=0.4, stability_score_thresh=0.6).above_own((0.5, 0.6)) == ""
