@@ -91,7 +91,7 @@ def array_problem(array: NDArray[Any], dtypes: tuple[str, ...]) -> str:
             "b": "masks become that with 255 * array.astype('uint8')",
         }
         hint = hints.get(array.dtype.kind, "convert it with array.astype('uint8') if its values fit")
-        return f"array of {array.dtype}, shape {shape}: expected {' or '.join(dtypes)} with values 0..255; {hint}"
+        return f"array of {array.dtype}: expected {' or '.join(dtypes)} with values 0..255, for shape {shape}; {hint}"
     if array.size == 0:
         return f"array of shape {shape}: no pixels"
     if array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3, 4)):
