@@ -30,12 +30,12 @@ RANK = {room: len(ORDER) - place for place, room in enumerate(ORDER)}
 LIGHT = [
     "assets", "cli", "config", "errors", "files", "info", "progress", "task",
     "evaluation.boundary", "evaluation.classify", "evaluation.clicks", "evaluation.coco", "evaluation.compare",
-    "evaluation.evaluate", "evaluation.fidelity", "evaluation.metrics", "evaluation.prompt", "evaluation.protocols",
-    "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
+    "evaluation.detections", "evaluation.evaluate", "evaluation.fidelity", "evaluation.metrics", "evaluation.prompt",
+    "evaluation.protocols", "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
     "measuring.benchmark", "measuring.machine",
     "prediction.argmax", "prediction.everything", "prediction.everything_options", "prediction.interpolation",
-    "prediction.load", "prediction.mask_results", "prediction.onnx_runner", "prediction.predictor",
-    "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
+    "prediction.load", "prediction.mask_results", "prediction.onnx_file", "prediction.onnx_runner",
+    "prediction.predictor", "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
     "prediction.segment_anything", "prediction.tiles", "prediction.torch_runner",
     "weights.hub", "weights.packages", "weights.references",
 ]  # fmt: skip

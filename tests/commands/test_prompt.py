@@ -69,6 +69,20 @@ def test_one_mask_and_a_table(cli: Command, model: Path, photo: Path, tmp_path: 
     assert done.stdout.splitlines()[-1] == str(tmp_path / "m.png")
 
 
+def test_a_chosen_mask(cli: Command, model: Path, photo: Path, tmp_path: Path) -> None:
+    """The table has the largest mask first; any of the three can be written."""
+    expected = foveal.load(model).encode(photo).prompt([[20, 70]], [1])
+    arguments = ["prompt", photo, "--point", "20,70", "--model", model, "--out", tmp_path / "m.png"]
+    for mask in (1, 3):
+        done = cli(*arguments, "--mask", mask)
+        assert done.returncode == 0, done.stderr
+        rows = [line.split() for line in done.stdout.splitlines() if line.strip()[:1] in ("1", "2", "3")]
+        assert [int(row[0]) - 1 for row in rows] == expected.by_area.tolist()
+        assert [int(row[0]) for row in rows if "(written)" in row] == [mask]
+        written = read_image(tmp_path / "m.png")[..., 0]
+        np.testing.assert_array_equal(written == 255, expected.masks[mask - 1])
+
+
 def test_everything(cli: Command, model: Path, photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "objects.json"
     done = cli(
@@ -95,6 +109,9 @@ def test_everything(cli: Command, model: Path, photo: Path, tmp_path: Path) -> N
         (["--background", "1,2:0"], "--background 1,2:0: write x,y in pixels"),
         (["--box", "1,2,3"], "--box 1,2,3: write x1,y1,x2,y2 in pixels, for example --box 420,310,560,480"),
         (["--everything", "--single"], "--everything needs no prompt"),
+        (["--everything", "--mask", "2"], "--everything needs no prompt"),
+        (["--point", "1,2", "--mask", "4"], "--mask 4: give a number of 1 to 3"),
+        (["--point", "1,2", "--single", "--mask", "2"], "--mask 2: give a number of 1 to 1"),
         (["--everything", "--out", "x.png"], "--out x.png: the result is a .json file"),
         (["--point", "1,2", "--fast"], "--fast goes with --everything"),
         (["--point", "1,2", "--points-per-side", "7"], "--points-per-side goes with --everything"),

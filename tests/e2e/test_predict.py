@@ -133,7 +133,7 @@ def test_foreign_onnx_file_is_refused(tmp_path: Path, exported: Path) -> None:
     with pytest.raises(foveal.CheckpointError, match="no Foveal description inside"):
         foveal.load(tmp_path / "foreign.onnx")
     (tmp_path / "garbage.onnx").write_bytes(b"not a graph")
-    with pytest.raises(foveal.CheckpointError, match="ONNX Runtime cannot load it"):
+    with pytest.raises(foveal.CheckpointError, match="not an ONNX file"):
         foveal.load(tmp_path / "garbage.onnx")
 
 

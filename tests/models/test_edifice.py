@@ -7,7 +7,9 @@ shapes of the parameters, and outputs in full. The input is ``default_rng(0).sta
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -526,3 +528,20 @@ def test_edifices_parameters_make_a_backbone_too() -> None:
         "head.classifier.bias",
     }
     assert [m.shape for m in backbone(golden.normal_input(case["input"]))] == [(2, 32, 4, 4), (2, 64, 4, 4)]
+
+
+@pytest.mark.parametrize("model", [EfficientViT, MambaVision])
+def test_editors_see_the_options(model: Any) -> None:
+    """Names and defaults are those of the options' dataclass, for the class and for all that takes options."""
+    expected = {entry.name: entry.default for entry in dataclasses.fields(model.config)}
+    functions = [model, model.build, model.build_backbone, model.output_size, model.feature_size, model.input_shape]
+    for function in functions:
+        parameters = inspect.signature(function).parameters
+        assert {name: parameter.default for name, parameter in parameters.items()} == expected
+        assert all(parameter.annotation is not parameter.empty for parameter in parameters.values())
+        assert {parameter.kind for parameter in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    with torch.device("meta"):
+        assert model.build(num_classes=3, compat=True).foveal_info.options == {"compat": True}
+    for function in functions:
+        with pytest.raises(ConfigError, match="unknown key 'num_head'; did you mean 'num_heads'"):
+            function(num_head=[1])

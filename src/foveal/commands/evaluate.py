@@ -23,7 +23,7 @@ def evaluate(
     class_map: Path | None = None,
     protocol: Literal["plain", "cityscapes", "ade20k"] = "plain",
     boundary: Annotated[bool, Parameter(negative="")] = False,
-    prompts: Literal["all", "boxes", "clicks"] = "all",
+    prompts: str = "all",
     device: Device = "auto",
     dtype: DType = "auto",
     out: Path | None = None,
@@ -49,10 +49,11 @@ def evaluate(
     boundary
         Segmentation: score contours, too, by boundary F-score and boundary IoU.
     prompts
-        Promptable models: prompt with the boxes of the objects, with clicks on them, or with both.
+        Promptable models: prompt with the "boxes" of the objects, with "clicks" on them, or with "all"; or with the
+        boxes of a detector, a .json file in COCO's result format, for COCO's average precision of the masks.
     out
-        Folder for report.json, per_image.csv (promptable models: per_object.csv) and, for segmentation, samples.png
-        with the best, the median and the worst image.
+        Folder for report.json, per_image.csv (promptable models: per_object.csv, or masks.json) and, for segmentation,
+        samples.png with the best, the median and the worst image.
     """
     from .. import evaluate as evaluate_model
     from ..progress import Progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ def prompt(
     background: Annotated[list[str] | None, Parameter(negative="", allow_leading_hyphen=True)] = None,
     box: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
     single: Annotated[bool, Parameter(negative="")] = False,
+    mask: int | None = None,
     everything: Annotated[bool, Parameter(negative="")] = False,
     fast: Annotated[bool, Parameter(negative="")] = False,
     points_per_side: int | None = None,
@@ -61,6 +63,8 @@ def prompt(
     single
         Predict one mask, for an unambiguous prompt (several points, or a box); default: three masks, of which the one
         with the highest predicted IoU is written.
+    mask
+        Write this one of the three masks, by its number in the table, which lists the largest, the whole object, first.
     everything
         Find all objects and write COCO's JSON and an overlay.
     fast
@@ -92,14 +96,16 @@ def prompt(
         "stability_score_thresh": stability_score_thresh,
     }
     options = {name: value for name, value in options.items() if value is not None}
-    _check_combination(everything, bool(points or corners), single, options)
+    _check_combination(everything, bool(points or corners), single or mask is not None, options)
+    if mask is not None and not 1 <= mask <= (last := 1 if single else 3):
+        raise ConfigError(f"--mask {mask}: give a number of 1 to {last}")
     EverythingOptions.of(options)
     out, overlay = _name_files(image, out, overlay, everything)
     pixels = read_image(image)  # before the model, which may have to be downloaded
     predictor = open_model(model, device, dtype, "prompt")
     if everything:
         return _run_everything(predictor, image, pixels, out, overlay, options | _RUNS, json)
-    return _run_prompt(predictor, image, pixels, points, corners, single, out, overlay, json)
+    return _run_prompt(predictor, image, pixels, points, corners, single, mask, out, overlay, json)
 
 
 def run(predictor: Predictor, request: Request) -> int:
@@ -136,7 +142,7 @@ def run(predictor: Predictor, request: Request) -> int:
 
 def _check_combination(everything: bool, prompted: bool, single: bool, options: dict[str, Any]) -> None:
     if everything and (prompted or single):
-        raise ConfigError("--everything needs no prompt: leave out --point, --background, --box and --single")
+        raise ConfigError("--everything needs no prompt: leave out --point, --background, --box, --single and --mask")
     if options and not everything:
         raise ConfigError(f"--{next(iter(options)).replace('_', '-')} goes with --everything")
     if not everything and not prompted:
@@ -225,6 +231,7 @@ def _run_prompt(
     points: list[tuple[float, float, int]],
     box: list[float] | None,
     single: bool,
+    mask: int | None,
     out: Path,
     overlay: Path | None,
     as_json: bool,
@@ -237,20 +244,22 @@ def _run_prompt(
     result = embedding.prompt(
         [point[:2] for point in points] or None, [point[2] for point in points] or None, box, multimask=not single
     )
-    masks = result.masks
+    chosen = int(result.iou.argmax()) if mask is None else mask - 1
+    written = replace(result, low_res=result.low_res[:, chosen, None], iou=result.iou[chosen, None])
     seconds = {"encoder": encoded - started, "prompt": time.perf_counter() - encoded}
-    files = [result.save(out)]
+    files = [written.save(out)]
     if overlay is not None:
-        save_picture(result.overlay(), overlay)
+        save_picture(written.overlay(), overlay)
         files.append(overlay)
-    rows = _prompt_rows(masks, result.iou)
+    rows = _prompt_rows(result.masks, result.iou, chosen)
     report = _report(predictor, image, result.size, seconds, files)
     if as_json:
         print_json({**report, "masks": rows})
         return 0
     table = [
-        (f"{number}{' (written)' * row['written']}", row["predicted_iou"], row["area"], row["box"])
-        for number, row in enumerate(rows, 1)
+        (f"{index + 1}{' (written)' * row['written']}", row["predicted_iou"], row["area"], row["box"])
+        for index in result.by_area
+        for row in (rows[index],)
     ]
     _print_masks(image, report, table)
     print(f"\nencoder {seconds['encoder']:.2f} s, prompt {seconds['prompt']:.2f} s on ", end="")
@@ -258,11 +267,10 @@ def _run_prompt(
     return 0
 
 
-def _prompt_rows(masks: NDArray[np.bool_], scores: NDArray[np.floating]) -> list[dict[str, Any]]:
-    """What ``--json`` prints about each mask."""
+def _prompt_rows(masks: NDArray[np.bool_], scores: NDArray[np.floating], written: int) -> list[dict[str, Any]]:
+    """What ``--json`` prints about each mask, in the order of the result; ``written``: index of the written one."""
     from ..images import regions
 
-    best = int(scores.argmax())
     rows: list[dict[str, Any]] = []
     for mask, iou in zip(masks, scores, strict=True):
         x1, y1, x2, y2 = regions.boxes_of(mask[None])[0].tolist() if mask.any() else (0, 0, -1, -1)
@@ -271,7 +279,7 @@ def _prompt_rows(masks: NDArray[np.bool_], scores: NDArray[np.floating]) -> list
                 "predicted_iou": round(float(iou), 6),
                 "area": int(mask.sum()),
                 "box": [x1, y1, x2 + 1, y2 + 1],
-                "written": len(rows) == best,
+                "written": len(rows) == written,
             }
         )
     return rows

@@ -28,7 +28,7 @@ def evaluate(
     protocol: str = PLAIN,
     boundary: bool = False,
     degradation: Mapping[str, tuple[float, float]] | None = None,
-    prompts: Prompts = "all",
+    prompts: Prompts | str | Path = "all",
     device: str = "auto",
     dtype: str = "auto",
     out: str | Path | None = None,
@@ -56,7 +56,8 @@ def evaluate(
         boundary: segmentation: score contours, too (:mod:`foveal.evaluation.boundary`). This takes longer.
         degradation: upscaling: how small images are degraded (:mod:`foveal.data.degradation`), with the same random
             numbers in each evaluation; default: as in the model's training.
-        prompts: promptable models: prompt with "boxes", "clicks", or "all" for both.
+        prompts: promptable models: prompt with "boxes", "clicks", or "all" for both; or with the boxes of a detector, a
+            .json file in COCO's result format (:mod:`foveal.evaluation.detections`).
         device: torch device, as in :func:`foveal.load`; only with a reference.
         dtype: number type, as in :func:`foveal.load`; only with a reference.
         out: folder for ``report.json``, a CSV file with a line per image or object and, for segmentation,
@@ -67,7 +68,8 @@ def evaluate(
         A :class:`~foveal.evaluation.report.Report`; the model's task determines which:
         :class:`~foveal.evaluation.segment.Evaluation`, :class:`~foveal.evaluation.classify.ClassifyEvaluation`,
         :class:`~foveal.evaluation.upscale.UpscaleEvaluation` or
-        :class:`~foveal.evaluation.prompt.PromptEvaluation`.
+        :class:`~foveal.evaluation.prompt.PromptEvaluation`, with a detector's boxes
+        :class:`~foveal.evaluation.detections.DetectionEvaluation`.
 
     Raises:
         ConfigError: an option that does not apply to the model's task, or has an impossible value; the model's classes

@@ -25,6 +25,7 @@ from ..prediction.prompting import Embedding
 from .boundary import boundary_iou
 from .clicks import Click, next_click
 from .coco import CocoScorer, as_runs, has_coco_tools
+from .detections import DetectionEvaluation, DetectionEvaluator
 from .metrics import json_number
 from .report import REPORT, Part, Table, skipped_rows, write_csv, write_json
 
@@ -186,19 +187,27 @@ class ImageObjects(NamedTuple):
 
 
 class PromptEvaluator:
-    """Scores promptable models. Each image is encoded once and prompted for each of its objects."""
+    """Scores promptable models. Each image is encoded once and prompted for each of its objects, or for given boxes."""
 
     options: ClassVar[Mapping[str, Any]] = {"prompts": "all"}
 
-    def __init__(self, predictor: Predictor, data: str | Path, split: str | None, *, prompts: Prompts) -> None:
-        if prompts not in get_args(Prompts):
-            raise ConfigError(f"prompts={prompts!r}: give {', '.join(map(repr, get_args(Prompts)))}")
+    def __init__(
+        self, predictor: Predictor, data: str | Path, split: str | None, *, prompts: Prompts | str | Path
+    ) -> None:
+        is_file = Path(prompts).suffix.lower() == ".json"
+        if not is_file and prompts not in get_args(Prompts):
+            words = ", ".join(map(repr, get_args(Prompts)))
+            raise ConfigError(f"prompts={str(prompts)!r}: give {words} or a .json file of boxes")
         split = split or default_split(Path(data))
         self.data, self.predictor = data, predictor
+        self.given = DetectionEvaluator(predictor, data, split, Path(prompts)) if is_file else None
+        if self.given is not None:
+            self.parts: Sequence[Part[Any]] = self.given.parts
+            return
         self.boxes, self.clicks = prompts != "clicks", prompts != "boxes"
         self.samples = InstanceData.open(data, [split])
         self.scorer = CocoScorer() if self.boxes and has_coco_tools() else None
-        self.parts: Sequence[Part[ImageObjects]] = (Part(split, self.samples, self.score),)
+        self.parts = (Part(split, self.samples, self.score),)
 
     def score(self, index: int, image: str) -> ImageObjects | None:
         """Encode one image and score the masks of its objects; ``None`` if it has no object of a pixel or more."""
@@ -241,12 +250,14 @@ class PromptEvaluator:
         if self.scorer is not None:
             self.scorer.add(instances, records)
 
-    def summarise(self, scores: list[list[ImageObjects]], skipped: dict[str, str]) -> PromptEvaluation:
+    def summarise(self, scores: list[list[Any]], skipped: dict[str, str]) -> PromptEvaluation | DetectionEvaluation:
         """Gather the objects of all images and compute the average precision.
 
         Raises:
             DataError: no image has an object.
         """
+        if self.given is not None:
+            return self.given.summarise(scores, skipped)
         images, split = scores[0], self.parts[0].name
         if not images:
             raise DataError(f"{self.data}: no objects in the {len(self.samples)} images of {split!r}")
@@ -255,7 +266,7 @@ class PromptEvaluator:
         precision = self.scorer.average_precision() if self.scorer else None
         return PromptEvaluation(objects, len(images), split, seconds, precision, skipped)
 
-    def save(self, report: PromptEvaluation, folder: str | Path, **about: str) -> None:
+    def save(self, report: PromptEvaluation | DetectionEvaluation, folder: str | Path, **about: str) -> None:
         """Write the report's files."""
         report.save(folder, **about)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -13,14 +14,13 @@ from typing import BinaryIO, NamedTuple
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from ..errors import ConfigError, InputError
+from .sources import MAX_FILE_BYTES as MAX_FILE_BYTES
+from .sources import why_missing
 
 MAX_PIXELS = 100_000_000  #: larger images are refused before decoding, unless the caller or LIMIT says otherwise
 LIMIT = "FOVEAL_MAX_PIXELS"  #: environment variable that replaces MAX_PIXELS
-MAX_FILE_BYTES = 2 << 30
 
 _LOG = logging.getLogger(__name__)
-
-ImageSource = str | Path | bytes | Image.Image  #: path of a file, content of a file, or Pillow image
 
 
 class _TiffFile(TiffImagePlugin.TiffImageFile):
@@ -88,7 +88,9 @@ def pixel_limit() -> int:
 
 
 @contextmanager
-def open_image(source: ImageSource, name: str, max_pixels: int | None) -> Iterator[tuple[Image.Image, BinaryIO | None]]:
+def open_image(
+    source: str | Path | bytes | Image.Image, name: str, max_pixels: int | None
+) -> Iterator[tuple[Image.Image, BinaryIO | None]]:
     """Open an image and check its format and size from the header, before anything is decoded.
 
     Args:
@@ -132,9 +134,11 @@ def _open_file(source: str | Path | bytes, name: str) -> BinaryIO:
             raise InputError(f"{name}: {size >> 20} MiB file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
         return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
     except FileNotFoundError as error:
-        raise InputError(f"{name}: no such file or folder") from error
+        raise InputError(f"{name}: {why_missing(os.fsdecode(source))}") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        raise InputError(f"{name}: {getattr(error, 'strerror', None) or error}") from error
+        too_long = getattr(error, "errno", None) == errno.ENAMETOOLONG
+        reason = why_missing(os.fsdecode(source)) if too_long else getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: {reason}") from error
 
 
 def _detect_format(file: BinaryIO, name: str) -> str:

@@ -6,7 +6,6 @@ Training, prediction, export and evaluation all read images with these functions
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -15,9 +14,10 @@ from PIL import Image
 
 from ..errors import InputError
 from . import decoding
-from .formats import ImageSource, open_image
+from .formats import open_image
+from .sources import ImageLike as ImageLike
+from .sources import ImageSource, array_problem, name_of, plain_source
 
-ImageLike = ImageSource | NDArray[np.uint8] | NDArray[np.uint16]  # 16 bits: only to upscale
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B")
 _MASK_MODES = ("L", "P", "I;16", "I;16B", "I", "1")
 
@@ -33,7 +33,8 @@ def read_image(
     file name.
 
     Args:
-        source: path, content of a file, Pillow image, or uint8 array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``.
+        source: path, content of a file, open binary file (read from its start, and not closed), Pillow image, or uint8
+            array ``(H, W)``, ``(H, W, 1)``, ``(H, W, 3)`` or ``(H, W, 4)``.
         name: name of the image in messages; default: the path, or "image".
         max_pixels: refuse an image with more pixels, from its header alone; default: the environment variable
             ``FOVEAL_MAX_PIXELS`` if it is set, else 100 million.
@@ -45,12 +46,12 @@ def read_image(
 
     Raises:
         InputError: the image is missing, unreadable, damaged, truncated or too large, has an unsupported format, or
-            has values of unknown range (floating point, 32-bit integers).
+            has values of unknown range (floating point, 32-bit integers), or ``source`` is something else.
     """
-    if isinstance(source, np.ndarray):
-        return _image_from_array(source)
-    name = _name_of(source, name, "image")
-    with decoding.one_line_errors(name), open_image(source, name, max_pixels) as (image, file):
+    name, plain = name or name_of(source, "image"), plain_source(source, name)
+    if isinstance(plain, np.ndarray):
+        return _image_from_array(plain)
+    with decoding.one_line_errors(name), open_image(plain, name, max_pixels) as (image, file):
         _check_mode(image, name)
         return decoding.apply_orientation(decoding.decode_rgb(image, file, name, allow_truncated), image)
 
@@ -81,10 +82,10 @@ def read_picture(source: ImageLike, *, name: str = "", max_pixels: int | None = 
         InputError: as :func:`read_image`, and for images that cannot be written again as they were: several images in
             one file, CMYK with a profile, 16-bit grey with transparency.
     """
-    if isinstance(source, np.ndarray):
-        return _picture_from_array(source)
-    name = _name_of(source, name, "image")
-    with decoding.one_line_errors(name), open_image(source, name, max_pixels) as (image, file):
+    name, plain = name or name_of(source, "image"), plain_source(source, name)
+    if isinstance(plain, np.ndarray):
+        return _picture_from_array(plain)
+    with decoding.one_line_errors(name), open_image(plain, name, max_pixels) as (image, file):
         _check_mode(image, name)
         raw = decoding.raw_mode(image)
         wide_grey, icc = image.mode.startswith("I"), image.info.get("icc_profile") or b""
@@ -92,7 +93,7 @@ def read_picture(source: ImageLike, *, name: str = "", max_pixels: int | None = 
         _check_writable_again(image, name, raw)
         if raw in decoding.OTHER_BYTE_ORDER:
             decoding.decode(image, file, name, allow_truncated=False)
-            with open_image(source, name, max_pixels) as (again, _):
+            with open_image(plain, name, max_pixels) as (again, _):
                 pixels = decoding.read_16_bit_colours(image, again)
         else:
             pixels = _decode_picture(image, file, name, wide_grey)
@@ -107,8 +108,10 @@ def read_mask(source: ImageSource, *, name: str = "", max_pixels: int | None = N
     Raises:
         InputError: the mask is unreadable, is a colour image, or is a JPEG, whose compression changes indices.
     """
-    name = _name_of(source, name, "mask")
-    with decoding.one_line_errors(name), open_image(source, name, max_pixels) as (image, file):
+    name, plain = name or name_of(source, "mask"), plain_source(source, name)
+    if isinstance(plain, np.ndarray):
+        raise InputError(f"{name}: an array of {plain.dtype}, not a file; it needs no reading")
+    with decoding.one_line_errors(name), open_image(plain, name, max_pixels) as (image, file):
         if image.mode not in _MASK_MODES:
             raise InputError(f"{name}: a {image.mode} image where a mask of class indices is expected")
         if image.format == "JPEG":
@@ -126,13 +129,11 @@ def read_size(source: ImageSource, *, name: str = "", max_pixels: int | None = N
     Raises:
         InputError: the image is missing or too large, or its header is damaged.
     """
-    name = _name_of(source, name, "image")
-    with decoding.one_line_errors(name), open_image(source, name, max_pixels) as (image, _):
+    name, plain = name or name_of(source, "image"), plain_source(source, name)
+    if isinstance(plain, np.ndarray):
+        return plain.shape[0], plain.shape[1]
+    with decoding.one_line_errors(name), open_image(plain, name, max_pixels) as (image, _):
         return decoding.upright_size(image)
-
-
-def _name_of(source: ImageSource, name: str, default: str) -> str:
-    return name or (str(source) if isinstance(source, str | Path) else default)
 
 
 def _check_mode(image: Image.Image, name: str) -> None:
@@ -171,25 +172,16 @@ def _split_alpha(pixels: NDArray[Any], icc: bytes, grey: bool) -> Picture:
 
 
 def _image_from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
-    if array.dtype != np.uint8:
-        raise InputError(f"array of {array.dtype}: expected uint8 with values 0..255")
-    _check_shape(array)
-    if array.ndim == 2:
-        return np.repeat(array[..., None], 3, axis=2)
+    if problem := array_problem(array, ("uint8",)):
+        raise InputError(problem)
+    if array.ndim == 2 or array.shape[2] == 1:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     return decoding.to_rgb(Image.fromarray(array)) if array.shape[2] == 4 else array
 
 
 def _picture_from_array(array: NDArray[Any]) -> Picture:
-    if array.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"array of {array.dtype}: expected uint8 or uint16")
-    _check_shape(array)
-    if array.ndim == 2:
-        return Picture(np.repeat(array[..., None], 3, axis=2), grey=True)
+    if problem := array_problem(array, ("uint8", "uint16")):
+        raise InputError(problem)
+    if array.ndim == 2 or array.shape[2] == 1:
+        return Picture(np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2), grey=True)
     return _split_alpha(array, b"", False)
-
-
-def _check_shape(array: NDArray[Any]) -> None:
-    if array.size == 0:
-        raise InputError(f"array of shape {array.shape}: no pixels")
-    if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
-        raise InputError(f"array of shape {array.shape}: expected (H, W), (H, W, 3) or (H, W, 4)")

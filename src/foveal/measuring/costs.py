@@ -1,4 +1,4 @@
-"""Count the parameters and multiply-accumulates (MACs) of models, on the meta device, so that no memory is needed.
+"""Count the parameters and multiply-accumulates (MACs) of models, on the meta device, so that they take no memory.
 
 :func:`count` counts a whole model. The other functions give the costs of the blocks of :mod:`foveal.layers.conv` in
 closed form; both agree.
@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..errors import FovealError, InputError
 from ..layers.resample import BicubicUpsample
 
 
@@ -36,27 +44,83 @@ def count(model: nn.Module, in_chans: int, size: tuple[int, int]) -> Costs:
     resizing count nothing, also where resizing is implemented as a convolution.
 
     Args:
-        model: a model built on the meta device (``with torch.device("meta")``), in evaluation mode.
+        model: a model in evaluation mode, with or without values (``with torch.device("meta")`` builds one without, of
+            any size). It is not changed.
         in_chans: channels of the image.
         size: (H, W) of the image in pixels.
+
+    Raises:
+        InputError: an image that the model does not take, or a model that decides by the values of the image.
     """
-    return _count(model, torch.empty(1, in_chans, *size, device="meta"))
+    sides = (in_chans, *size) if isinstance(size, Sequence) and len(size) == 2 else ()
+    if not sides or not all(isinstance(side, Integral) and side > 0 for side in sides):
+        raise InputError(f"in_chans={in_chans!r}, size={size!r}: give the number of channels and (H, W) in pixels")
+    return _count(model, torch.empty(1, *sides, dtype=_number_type(model), device="meta"))
 
 
 def count_tokens(model: nn.Module, length: int) -> Costs:
-    """Count the parameters of a language model, and its MACs for one sequence of ``length`` tokens."""
+    """Count the parameters of a language model, and its MACs for one sequence of ``length`` tokens.
+
+    Raises:
+        InputError: as :func:`count`.
+    """
     return _count(model, torch.zeros(1, length, dtype=torch.long, device="meta"))
 
 
 def _count(model: nn.Module, x: torch.Tensor) -> Costs:
-    model = copy.deepcopy(model).requires_grad_(False)  # the counter fails on parameters that modules receive as inputs
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.sum: _sum})
-    with counter, torch.inference_mode():
-        model(x)
+    name = type(model).__name__
+    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):
+        raise InputError(f"{name} has parameters whose shape its first input decides: run it once, then count it")
+    try:
+        with _OnMeta(), torch.inference_mode(), _uncompiled():
+            copied = _copy_without_values(getattr(model, "_orig_mod", model))
+            with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.sum: _sum}) as counter:
+                copied(x)
+    except FovealError:
+        raise
+    except Exception as error:  # whatever a model of others raises
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(
+            f"{name} cannot be counted on an input of shape {tuple(x.shape)} without values ({reason}): give the "
+            "model that runs on such inputs, in evaluation mode, without what reads values of tensors"
+        ) from error
     counts = counter.get_flop_counts()
-    resizing_modules = (name for name, module in model.named_modules() if isinstance(module, BicubicUpsample))
-    resizing = sum(sum(counts.get(f"{type(model).__name__}.{name}", {}).values()) for name in resizing_modules)
+    resizing_modules = (place for place, module in copied.named_modules() if isinstance(module, BicubicUpsample))
+    resizing = sum(sum(counts.get(f"{type(copied).__name__}.{place}", {}).values()) for place in resizing_modules)
     return Costs(sum(p.numel() for p in model.parameters()), (counter.get_total_flops() - resizing) // 2)
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled modules as they are; importing the compiler for models without them would take seconds."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _number_type(model: nn.Module) -> torch.dtype:
+    """Type of the model's numbers, that of its first parameter."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+def _copy_without_values(model: nn.Module) -> nn.Module:
+    """A copy whose parameters are on the meta device; buffers and other tensors keep their values."""
+    # The counter fails on parameters that need gradients and that modules receive as inputs.
+    known: dict[int, Any] = {
+        id(p): nn.Parameter(p.detach().to("meta"), requires_grad=False) for p in model.parameters()
+    }
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor):
+                known.setdefault(id(value), value.detach().clone())  # results of operations cannot be deep-copied
+    return copy.deepcopy(model, known)
+
+
+class _OnMeta(TorchDispatchMode):
+    """Runs an operation on the meta device if one of its tensors is there: models may hold tensors with values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        if any(value.is_meta for value in tensors) and not all(value.is_meta for value in tensors):
+            args, kwargs = tree_map_only(torch.Tensor, lambda value: value.to("meta"), (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 def convolution(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -156,6 +156,19 @@ class EverythingOptions:
         return (
             iou if self.pred_iou_thresh is None else self.pred_iou_thresh,
             stability if self.stability_score_thresh is None else self.stability_score_thresh,
+        )
+
+    def above_own(self, own: Sequence[float]) -> str:
+        """The thresholds that are higher than the weights' own, in words; empty if none is.
+
+        Args:
+            own: thresholds of the weights, ``ModelInfo.mask_thresholds``; empty: SAM's.
+        """
+        default = replace(self, pred_iou_thresh=None, stability_score_thresh=None).thresholds(own)
+        return ", ".join(
+            f"{name}={given:g} (its own: {usual:g}, the default)"
+            for name, given, usual in zip(_THRESHOLDS, self.thresholds(own), default, strict=True)
+            if given > usual
         )
 
     @staticmethod

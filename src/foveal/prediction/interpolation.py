@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,12 @@ def interpolation(ref: str) -> Predictor | None:
     if match is None:
         return None
     kernel, scale = match[1], int(match[2])
-
-    def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        images = [interpolated(image.transpose(1, 2, 0), scale, kernel).transpose(2, 0, 1) for image in batch]
-        return np.stack(images).astype(np.float32)
-
     info = ModelInfo(
         kernel, "upscale", options={"scale": scale}, preprocess=Preprocess((0.0,) * 3, (1.0,) * 3), tag=f"x{scale}"
     )
-    return Predictor(run, info, "numpy")
+    return Predictor(partial(_interpolate, scale, kernel), info, "numpy")
+
+
+def _interpolate(scale: int, kernel: str, batch: NDArray[np.float32], /) -> NDArray[np.float32]:
+    images = [interpolated(image.transpose(1, 2, 0), scale, kernel).transpose(2, 0, 1) for image in batch]
+    return np.stack(images).astype(np.float32)

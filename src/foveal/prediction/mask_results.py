@@ -21,9 +21,12 @@ from ..images.sam_frame import at_image_size
 from ..images.writing import save_picture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MaskResult:
     """Masks of one prompt, or of P prompts: M each, 3 for an ambiguous prompt (part, whole, more), else 1.
+
+    Masks are in the order of the network's outputs, whatever their size. :attr:`best` is the mask with the highest
+    predicted IoU, which may be a part of the object; :attr:`by_area` has the whole object first.
 
     Attributes:
         low_res: mask logits at the network's resolution, ``(P, M, 256, 256)`` float32; input for ``prompt(masks=)``.
@@ -36,6 +39,14 @@ class MaskResult:
     iou: NDArray[np.float32]
     size: tuple[int, int]
     image: NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        (prompts, masks), (height, width) = self.low_res.shape[:2], self.size
+        text = f"for each of {prompts} prompts"
+        if not self.many:
+            text = f"with a predicted IoU of {', '.join(f'{value:.3f}' for value in self.iou)}"
+        masks = "one mask" if masks == 1 else f"{masks} masks"
+        return f"MaskResult(image {width}x{height}, {masks} {text}; .masks, .iou, .best, .overlay())"
 
     @property
     def many(self) -> bool:
@@ -62,6 +73,11 @@ class MaskResult:
         choice = self.iou.reshape(len(self.low_res), -1).argmax(1)
         masks = np.stack([at_image_size(low[i], self.size) > 0 for low, i in zip(self.low_res, choice, strict=True)])
         return masks if self.many else masks[0]
+
+    @property
+    def by_area(self) -> NDArray[np.int64]:
+        """Indices of the masks, the largest first: the whole object before its parts; ``(M,)``, or ``(P, M)``."""
+        return np.argsort(-np.count_nonzero(self.masks, axis=(-2, -1)), axis=-1, kind="stable")
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
         """The image with the best masks in colours, their outlines and predicted IoU; ``alpha``: opacity, 0 to 1."""
@@ -110,7 +126,7 @@ class Record(TypedDict):
     crop_box: list[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EverythingResult(Sequence[Record]):
     """All masks of one image: a sequence of their records, highest predicted IoU first.
 
@@ -125,6 +141,11 @@ class EverythingResult(Sequence[Record]):
     size: tuple[int, int]
     image: NDArray[np.uint8] = field(repr=False)
     prompts: int
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        found = f"{len(self)} masks of {self.prompts} prompts"
+        return f"EverythingResult(image {width}x{height}, {found}; .records, .overlay())"
 
     def __len__(self) -> int:
         return len(self.records)

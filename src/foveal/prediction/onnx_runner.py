@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, ConfigError, InputError
 from ..info import KEY, ModelInfo, say_licence
 from ..task import find_task
+from .onnx_file import check_onnx
 from .runner import Opened, Runner, Runtime
 
 if TYPE_CHECKING:
@@ -19,32 +24,138 @@ if TYPE_CHECKING:
 PROMPT_PARTS = ("encoder", "decoder", "prompts")  #: files of an exported promptable model
 
 
-def onnx_session(path: str | Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Open an ONNX file; ``threads=0``: as many threads as there are cores.
+def onnx_session(source: str | Path | bytes, threads: int = 0, name: str = "") -> onnxruntime.InferenceSession:
+    """Open an ONNX file, without ONNX Runtime's usage events.
+
+    Args:
+        source: path of the file, or its content.
+        threads: number of threads; 0: as many as there are cores.
+        name: name in messages; default: the path.
 
     Raises:
-        CheckpointError: ONNX Runtime cannot load it.
+        CheckpointError: ONNX Runtime cannot load it, or :func:`~foveal.prediction.onnx_file.check_onnx` refuses it.
     """
     import onnxruntime
 
+    name = name or ("content" if isinstance(source, bytes) else str(source))
+    check_onnx(source, name)
+    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # By default its threads keep spinning for tens of milliseconds after each run, which takes half of the cores from
     # what runs next, for example another runtime.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    model = source if isinstance(source, bytes) else str(source)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime has one exception type per cause, none of them public
-        raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(f"{name}: ONNX Runtime cannot load it ({_first_line(error)})") from error
+
+
+class OnnxSession:
+    """A session of ONNX Runtime that can be copied, pickled, and used in a forked process.
+
+    A copy shares the session, since runs do not change it. A pickle holds the content of the file. A forked process
+    opens the file again, because the session's threads do not exist there.
+
+    Args:
+        source: path of the file, or its content.
+        threads: number of threads; 0: as many as there are cores.
+        name: name in messages; default: the path.
+
+    Raises:
+        CheckpointError: as :func:`onnx_session`.
+    """
+
+    def __init__(self, source: str | Path | bytes, threads: int = 0, name: str = "") -> None:
+        self.source = source if isinstance(source, bytes) else Path(source).absolute()
+        self.threads, self.name = threads, name or str(source)
+        self._session: onnxruntime.InferenceSession | None = onnx_session(source, threads, self.name)
+        self._stamp = _stamp(self.source)
+        _OPEN.add(self)
+
+    @property
+    def session(self) -> onnxruntime.InferenceSession:
+        """ONNX Runtime's own session, opened again if this process was forked.
+
+        Raises:
+            CheckpointError: the file was removed or changed.
+        """
+        if self._session is None:
+            self._session = onnx_session(self._content(), self.threads, self.name)
+        return self._session
+
+    def leave_parent(self) -> None:
+        """Give up the session of the process from which this one was forked, without closing it."""
+        # Closing it would wait for its threads, which do not exist here: it must never be destroyed.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+        self._session = None
+
+    def run(self, outputs: Sequence[str] | None, feed: Mapping[str, NDArray[Any]]) -> Any:
+        """Run the network: outputs by name (``None``: all) for inputs by name.
+
+        Raises:
+            InputError: it cannot run on these inputs.
+            CheckpointError: in a forked process, the file cannot be opened again.
+        """
+        session = self.session
+        try:
+            return session.run(outputs, feed)
+        except Exception as error:  # out of memory, or a size that the file does not accept
+            shapes = " and ".join(str(value.shape) for value in feed.values())
+            raise InputError(f"the network cannot run on {shapes}: {_first_line(error)}") from error
+
+    def _content(self) -> bytes:
+        """Content of the file.
+
+        Raises:
+            CheckpointError: the file was removed or changed after it had been opened.
+        """
+        if isinstance(self.source, bytes):
+            return self.source
+        try:
+            content, unchanged = self.source.read_bytes(), _stamp(self.source) == self._stamp
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.name}: cannot be opened again ({error.strerror}): load the model again"
+            ) from None
+        if not unchanged:
+            raise CheckpointError(f"{self.name}: the file has changed since it was opened: load the model again")
+        return content
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._content(), self.threads, self.name)
+
+
+_OPEN: weakref.WeakSet[OnnxSession] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in _OPEN:
+        session.leave_parent()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class OnnxRunner:
     """Run an exported file with ONNX Runtime on numpy arrays."""
 
     def __init__(self, path: str | Path, threads: int = 0) -> None:
-        self.path, self.session = path, onnx_session(path, threads)
-        self.input = self.session.get_inputs()[0].name
+        self.path, self.opened = path, OnnxSession(path, threads)
+        if not (inputs := self.session.get_inputs()):
+            raise CheckpointError(f"{path}: a network without inputs; export the model with foveal export")
+        self.input = inputs[0].name
+
+    @property
+    def session(self) -> onnxruntime.InferenceSession:
+        """ONNX Runtime's own session."""
+        return self.opened.session
 
     @classmethod
     def open(cls, path: str | Path, threads: int = 0) -> tuple[OnnxRunner, ModelInfo]:
@@ -52,24 +163,47 @@ class OnnxRunner:
 
         Raises:
             CheckpointError: no such file, not an ONNX file, or not one that Foveal exported.
+            ConfigError: its description cannot be used.
         """
         if not Path(path).is_file():
             encoder = prompt_part(Path(path), PROMPT_PARTS[0])
             hint = f"; give {encoder}" if encoder.is_file() else ""
             raise CheckpointError(f"no file at {path}{hint}")
-        runner = cls(path, threads)
-        text = runner.session.get_modelmeta().custom_metadata_map.get(KEY)
+        text = check_onnx(path, str(path)).get(KEY)
         if text is None:
             raise CheckpointError(f"{path}: no Foveal description inside; export the model with foveal export")
-        info = ModelInfo.from_json(text)
+        try:
+            info = ModelInfo.from_json(text)
+            task = find_task(info.task)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        runner = cls(path, threads)
+        if not task.takes_prompts:
+            runner.check_shapes(info, task.has_classes)
         say_licence(path, info.licence)
         return runner, info
 
+    def check_shapes(self, info: ModelInfo, has_classes: bool) -> None:
+        """Compare the shapes that the file declares with the description.
+
+        Raises:
+            CheckpointError: they do not fit.
+        """
+        (first, *_), result = self.session.get_inputs(), self.session.get_outputs()[0]
+        expected = [(first, info.in_chans, "channels")]
+        if has_classes:
+            expected.append((result, info.num_classes, "classes"))
+        for tensor, count, what in expected:
+            shape = tensor.shape
+            found = shape[1] if len(shape) > 1 else None
+            if tensor.type != "tensor(float)" or found is None or (isinstance(found, int) and found != count):
+                raise CheckpointError(
+                    f"{self.path}: its description says {count} {what}, its {tensor.name[:40]!r} is a {tensor.type} of "
+                    f"shape {shape}: damaged, export the model again"
+                )
+
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        try:
-            return np.asarray(self.session.run(None, {self.input: batch})[0])
-        except Exception as error:  # out of memory, or a size that the file does not accept
-            raise InputError(f"the network cannot run on {batch.shape}: {str(error).splitlines()[0]}") from error
+        return np.asarray(self.opened.run(None, {self.input: batch})[0])
 
 
 class OnnxPrompter:
@@ -96,7 +230,7 @@ class OnnxPrompter:
             if not file.is_file():
                 raise CheckpointError(f"{path}: {file.name} is missing in its folder: export the model again")
         self.encoder, self.encoder_id = encoder, str(info.notes.get("encoder", ""))
-        self.decoder, self.prompts = (onnx_session(file, threads) for file in decoders)
+        self.decoder, self.prompts = (OnnxSession(file, threads) for file in decoders)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.encoder(batch)
@@ -131,6 +265,18 @@ class OnnxPrompter:
         ]
         low_res, iou = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
         return low_res, iou
+
+
+def _stamp(source: Path | bytes) -> tuple[int, int]:
+    """What changes when a file is written again: its size and time."""
+    if isinstance(source, bytes):
+        return len(source), 0
+    status = source.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def prompt_part(path: Path, part: str) -> Path:

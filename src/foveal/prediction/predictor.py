@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError
+from ..errors import CheckpointError, ConfigError, InputError
 from ..images.preparing import network_size, prepare
 from ..images.reading import ImageLike, Picture, read_image, read_picture
-from ..info import ModelInfo
+from ..images.sources import check_images, is_batch
+from ..info import ModelInfo, Preprocess
 from ..task import find_task
 from .everything import find_everything
 from .everything_options import EverythingOptions
 from .mask_results import EverythingResult
 from .prompting import Embedding, open_embedding
-from .results import ClassifyResult, SegmentResult, UpscaleResult
+from .results import ClassifyResult, SegmentResult, UpscaleResult, class_names
 from .runner import PromptRunner, Runner
 from .tiles import (
     MIN_SIZE,
@@ -31,6 +33,8 @@ from .tiles import (
     upscale_window,
 )
 from .torch_runner import TorchRunner
+
+_LOG = logging.getLogger(__name__)
 
 
 class Predictor:
@@ -54,17 +58,35 @@ class Predictor:
                 f"a predictor reads RGB images, this model takes {info.in_chans} channels: call it directly"
             )
         self.runner, self.info, self.runtime = runner, info, runtime
+        self._warned = False  # whether it was said that thresholds are too high
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names by index; "class 0", ... where the model has none; empty for tasks without classes."""
+        return class_names(self.info.labels, self.info.num_classes)
+
+    def __repr__(self) -> str:
+        info, classes = self.info, ""
+        if info.num_classes:
+            first = ", ".join(map(repr, self.names[:3])) + ", ..." * (len(self.names) > 3)
+            classes = f", {info.num_classes} classes ({first})"
+        scale = f", x{info.options['scale']}" if "scale" in info.options else ""
+        size = _describe_size(info.preprocess)
+        return f"Predictor({info.ref or 'no name'}, {info.task or 'no task'}{classes}{scale}, {size}, {self.runtime})"
 
     @overload
     def __call__(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> Any: ...
     @overload
-    def __call__(self, image: list[ImageLike], *, tile: int | None = None, overlap: int | None = None) -> list[Any]: ...
+    def __call__(
+        self, image: Sequence[ImageLike] | Iterator[ImageLike], *, tile: int | None = None, overlap: int | None = None
+    ) -> list[Any]: ...
     def __call__(self, image, *, tile=None, overlap=None):
         """Predict: the model's task decides whether the result is a SegmentResult, ClassifyResult, UpscaleResult or
         EverythingResult (``segment``, ``classify``, ``upscale`` and ``everything`` are typed).
 
         Args:
-            image: path, Pillow image or uint8 ``(H, W, 3)`` array, or a list of them.
+            image: path, content of a file (bytes), open binary file, Pillow image or uint8 ``(H, W, 3)`` array; or a
+                list, tuple or iterator of them.
             tile: side of the square tiles into which a large image is cut, at full resolution; default: the whole
                 image at once (upscaling: only up to a quarter of a megapixel, tiles of 384 beyond).
             overlap: pixels that neighbouring tiles share at least; default: a third of ``tile`` (upscaling: 32).
@@ -73,7 +95,7 @@ class Predictor:
             InputError: an image that cannot be read, or a ``tile`` or ``overlap`` that cannot be used.
             ConfigError: a model without a task that gives a result, for example a backbone.
         """
-        if isinstance(image, list | tuple):
+        if is_batch(image):
             return list(self.stream(image, tile=tile, overlap=overlap))
         task = self.info.task
         if task not in _ANSWERS:
@@ -82,9 +104,21 @@ class Predictor:
 
     def classify(self, image: ImageLike) -> ClassifyResult:
         """Classify one image; see :meth:`__call__`."""
-        return ClassifyResult(
-            self.runner(prepare(read_image(image), self.info.preprocess, MIN_SIZE))[0], self.info.labels
-        )
+        return ClassifyResult(self._logits(read_image(image), self.info.preprocess, 2), self.info.labels)
+
+    def _logits(self, pixels: NDArray[np.uint8], preprocess: Preprocess, ndim: int) -> NDArray[np.float32]:
+        """Logits of one image: the network's output with ``ndim`` dimensions, without the batch.
+
+        Raises:
+            CheckpointError: the network's output has another shape than its description says.
+        """
+        output = self.runner(prepare(pixels, preprocess, MIN_SIZE))
+        if output.ndim != ndim or len(output) != 1 or output.shape[1] != (self.info.num_classes or output.shape[1]):
+            raise CheckpointError(
+                f"{self.info.ref}: the network gives an output of shape {output.shape} instead of scores for "
+                f"{self.info.num_classes} classes: its description is of another model"
+            )
+        return output[0]
 
     def encode(self, image: ImageLike) -> Embedding:
         """Encode an image once, for any number of prompts: ``encode(image).prompt(points=, labels=, boxes=, masks=)``.
@@ -116,8 +150,12 @@ class Predictor:
             DependencyError: ``output_mode="coco_rle"`` without pycocotools.
         """
         self.prompter()
-        checked = EverythingOptions.of(options)
-        return find_everything(self.encode, read_image(image), checked, self.info.mask_thresholds, progress)
+        checked, own = EverythingOptions.of(options), self.info.mask_thresholds
+        found = find_everything(self.encode, read_image(image), checked, own, progress)
+        if not found and not self._warned and (excess := checked.above_own(own)):
+            self._warned = True
+            _LOG.warning("%s: no masks, with thresholds above those of these weights: %s", self.info.ref, excess)
+        return found
 
     def open_embedding(self, path: str | Path) -> Embedding:
         """Read an embedding that :meth:`Embedding.save` wrote.
@@ -143,7 +181,12 @@ class Predictor:
     def stream(
         self, images: Iterable[ImageLike], *, tile: int | None = None, overlap: int | None = None
     ) -> Iterator[Any]:
-        """Predict one image after the other without holding the results."""
+        """Predict one image after the other without holding the results.
+
+        Raises:
+            InputError: ``images`` is a single image, or one of them cannot be read.
+        """
+        check_images(images)
         for image in images:
             yield self(image, tile=tile, overlap=overlap)
 
@@ -154,14 +197,12 @@ class Predictor:
         pixels = read_image(image)
         stride = self.info.output_stride
         if tile is None:
-            logits = self.runner(prepare(pixels, self.info.preprocess, MIN_SIZE))[0]
+            logits = self._logits(pixels, self.info.preprocess, 4)
             height, width = network_size(pixels.shape[0], pixels.shape[1], self.info.preprocess)
         else:
             full_size = dataclasses.replace(self.info.preprocess, max_side=None)  # tiles keep the full resolution
             overlap = self.check_tiles(tile, overlap)
-            logits = tiled_logits(
-                lambda window: self.runner(prepare(window, full_size, MIN_SIZE))[0], pixels, tile, overlap, stride
-            )
+            logits = tiled_logits(lambda window: self._logits(window, full_size, 4), pixels, tile, overlap, stride)
             height, width = pixels.shape[:2]
         scale = (height / (pixels.shape[0] * stride), width / (pixels.shape[1] * stride))
         return SegmentResult(pixels, logits, scale, self.info.labels)
@@ -230,6 +271,14 @@ class Predictor:
         if tile is not None or overlap is not None:
             raise InputError("tile, overlap: promptable models have crops for this, everything(crop_n_layers=1)")
         return self.everything(image)
+
+
+def _describe_size(preprocess: Preprocess) -> str:
+    """Size of the network's input in words."""
+    if preprocess.size is not None:
+        height, width = preprocess.size
+        return f"images resized to {width}x{height}" + ", with padding" * preprocess.pad
+    return f"images of up to {preprocess.max_side} pixels" if preprocess.max_side else "images of any size"
 
 
 #: What ``predictor(image, tile=, overlap=)`` calls, by task.

@@ -19,7 +19,12 @@ from ..info import Labels
 from .argmax import upsampled_argmax, upsampled_rows
 
 
-@dataclass(frozen=True)
+def class_names(labels: Labels, count: int) -> tuple[str, ...]:
+    """Names of ``count`` classes; "class 0", ... where there are none."""
+    return labels.names or tuple(f"class {i}" for i in range(count))
+
+
+@dataclass(frozen=True, repr=False)
 class SegmentResult:
     """Semantic segmentation of one image.
 
@@ -38,7 +43,13 @@ class SegmentResult:
     @property
     def names(self) -> tuple[str, ...]:
         """Class names by index; "class 0", ... where the model has none."""
-        return self.labels.names or tuple(f"class {i}" for i in range(len(self.logits)))
+        return class_names(self.labels, len(self.logits))
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        return (
+            f"SegmentResult(image {width}x{height}, {len(self.names)} classes; .mask, .scores, .shares(), .overlay())"
+        )
 
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
@@ -101,7 +112,7 @@ class SegmentResult:
         return path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassifyResult:
     """Classification of one image.
 
@@ -113,6 +124,15 @@ class ClassifyResult:
     logits: NDArray[np.float32]
     labels: Labels
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names by index; "class 0", ... where the model has none."""
+        return class_names(self.labels, len(self.logits))
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{name!r} {score:.1%}" for name, score in self.top(3))
+        return f"ClassifyResult({len(self.logits)} classes: {best}; .top(), .scores)"
+
     @cached_property
     def scores(self) -> NDArray[np.float32]:
         """Probabilities, ``(num_classes,)``."""
@@ -122,10 +142,11 @@ class ClassifyResult:
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """(name, probability) of the ``k`` most probable classes, best first; without names "class 0", ..."""
         order = np.argsort(-self.scores, kind="stable")[:k]
-        return [(self.labels.names[i] if self.labels.names else f"class {i}", float(self.scores[i])) for i in order]
+        names = self.names
+        return [(names[i], float(self.scores[i])) for i in order]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class UpscaleResult:
     """An upscaled image, or with ``scale=1`` a restored one.
 
@@ -140,6 +161,10 @@ class UpscaleResult:
     scale: int
     icc: bytes = b""
     grey: bool = False
+
+    def __repr__(self) -> str:
+        height, width = self.image.shape[:2]
+        return f"UpscaleResult(image {width}x{height}, x{self.scale}, {self.image.dtype}; .image, .save())"
 
     def save(self, path: str | Path) -> Path:
         """Write the image with its colour profile, in the format of the suffix.

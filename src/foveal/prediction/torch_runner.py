@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +28,42 @@ if TYPE_CHECKING:
 _AT_ONCE_ON_CPU, _AT_ONCE = 4, 64
 
 
+_ran = False  # whether a network ran in this process, so that torch has started its threads
+
+
+@contextmanager
+def _inference() -> Iterator[None]:
+    """Run a network without gradients; what torch cannot do becomes an InputError.
+
+    Raises:
+        InputError: out of memory, a size that the network does not take, or a GPU in a forked process.
+    """
+    global _ran
+    import torch
+
+    _ran = True
+    try:
+        with torch.inference_mode():
+            yield
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "forked subprocess" in reason:
+            reason = "a forked process cannot use the GPU of its parent: start processes with 'spawn', or load it there"
+        raise InputError(f"the network cannot run: {reason}") from error
+
+
+def _after_fork() -> None:
+    """Run torch on one thread in a forked process, where its other threads do not exist: it would wait for them."""
+    if _ran:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 class TorchRunner:
     """Run a torch model on numpy arrays; segmentation models return logits at their own stride."""
 
@@ -38,7 +77,7 @@ class TorchRunner:
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         import torch
 
-        with torch.inference_mode():
+        with _inference():
             x = torch.from_numpy(batch).to(device=self.device, dtype=self.dtype)
             return self.model(x, **self.options).float().cpu().numpy()
 
@@ -55,9 +94,7 @@ class TorchPrompter:
         self.model: Any = model.eval().to(device=self.device, dtype=self.dtype)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        import torch
-
-        with torch.inference_mode():
+        with _inference():
             return self.model.image_encoder(self._tensor(batch)).float().cpu().numpy()
 
     def decode(
@@ -72,7 +109,7 @@ class TorchPrompter:
         import torch
 
         encoder = self.model.prompt_encoder
-        with torch.inference_mode():
+        with _inference():
             points, kinds = (torch.from_numpy(array).to(self.device) for array in (coords, labels))
             sparse = encoder.tokens(points, kinds)
             dense = encoder.dense(None if masks is None else self._tensor(masks))

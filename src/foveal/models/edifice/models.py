@@ -14,8 +14,11 @@ Source: Edifice 0.2.0 (MIT licence), its documentation and behaviour; there are 
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,8 @@ from . import efficientvit as edifice_efficientvit
 from . import mambavision as edifice_mambavision
 from .efficientvit import EfficientViTBackbone, EfficientViTConfig
 from .mambavision import MambaVisionBackbone, MambaVisionConfig
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class WidthNorm(nn.Module):
@@ -84,12 +89,46 @@ def _mambavision_head(in_chans: int, num_classes: int, *, image_size: int = 224,
     return PooledHead(in_chans, num_classes, norm=WidthNorm(image_size) if compat else None)
 
 
+def _show_options(function: Function, options: inspect.Signature) -> Function:
+    """A class method of ``**options`` whose signature has the names, types and defaults of ``options``."""
+
+    @functools.wraps(function)
+    def call(cls: Any, **given: Any) -> Any:
+        return function(cls, **given)
+
+    own = inspect.signature(function)
+    first = next(iter(own.parameters.values()))
+    call.__signature__ = own.replace(parameters=[first, *options.parameters.values()])  # pyright: ignore
+    return cast("Function", call)
+
+
+def _from_options(function: Function) -> Function:
+    """Build the model from the options that are given: editors read the signature of ``function``, which has no body.
+
+    The model's description then holds these options only, and an unknown one is a ConfigError with the nearest name.
+    """
+
+    @functools.wraps(function)
+    def build(cls: Any, **options: Any) -> Any:
+        return cls(**options)
+
+    return cast("Function", build)
+
+
 class _Model(nn.Module):
     """Base of both models: it builds backbone and head from options, and computes sizes from options alone."""
 
+    __signature__: ClassVar[inspect.Signature]
     name: ClassVar[str]  # name in the registry
     config: ClassVar[type[Any]]  # dataclass of the options
     network: ClassVar[type[Any]]  # class of the backbone, which takes the dataclass
+
+    def __init_subclass__(cls) -> None:
+        """Show the options of ``build`` in the signatures of the class and of the other functions that take them."""
+        signature = inspect.signature(getattr(cls, "build"))  # noqa: B009 - each subclass defines it
+        cls.__signature__ = signature.replace(return_annotation=inspect.Signature.empty)
+        for name in ("build_backbone", "output_size", "feature_size", "input_shape"):
+            setattr(cls, name, classmethod(_show_options(getattr(_Model, name).__func__, signature)))
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -102,11 +141,6 @@ class _Model(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.backbone(x)[-1])
-
-    @classmethod
-    def build(cls, **options: Any) -> Self:
-        """Build the model; equivalent to calling the class."""
-        return cls(**options)
 
     @classmethod
     def build_backbone(cls, **options: Any) -> Self:
@@ -162,6 +196,26 @@ class EfficientViT(_Model):
     config = EfficientViTConfig
     network = EfficientViTBackbone
 
+    @classmethod
+    @_from_options
+    def build(
+        cls,
+        *,
+        image_size: int = 224,
+        patch_size: int = 16,
+        in_channels: int = 3,
+        embed_dim: int = 64,
+        depths: Sequence[int] = (1, 2, 3),
+        num_heads: Sequence[int] = (4, 4, 4),
+        mlp_ratio: float = 4.0,
+        num_classes: int | None = None,
+        cascade: Literal["output", "input"] = "output",
+        downsample: Literal["spatial", "channels"] = "spatial",
+        compat: bool = False,
+    ) -> Self:
+        """Build the model; equivalent to calling the class. :class:`EfficientViTConfig` explains the options."""
+        ...
+
 
 class MambaVision(_Model):
     """Edifice's MambaVision: ``(B, in_channels, H, W) -> (B, num_classes)``, or ``(B, 8 * dim)`` without classes.
@@ -186,6 +240,27 @@ class MambaVision(_Model):
     name = "edifice_mamba_vision"
     config = MambaVisionConfig
     network = MambaVisionBackbone
+
+    @classmethod
+    @_from_options
+    def build(
+        cls,
+        *,
+        image_size: int = 224,
+        in_channels: int = 3,
+        dim: int = 80,
+        depths: Sequence[int] = (1, 3, 8, 4),
+        num_heads: Sequence[int] = (2, 4, 8, 16),
+        mlp_ratio: float = 4,
+        dropout: float = 0.0,
+        d_state: int = 8,
+        d_conv: int = 3,
+        num_classes: int | None = None,
+        window_size: Sequence[int] = (14, 7),
+        compat: bool = False,
+    ) -> Self:
+        """Build the model; equivalent to calling the class. :class:`MambaVisionConfig` explains the options."""
+        ...
 
     @staticmethod
     def tiny_config() -> dict[str, Any]:
