@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from .console import Json, print_json, print_table
+from .console import Json, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..data.check import DataReport, SplitReport
@@ -48,7 +48,8 @@ def data_check(
     if json:
         print_json(report.to_dict())
     else:
-        print(f"{data}: {report.layout or 'no known layout'}\n")
+        say(f"{data}: {report.layout or 'no known layout'}")
+        say()
         _print_tables(report)
         _print_notes(report)
     return 1 if report.problems else 0
@@ -68,10 +69,10 @@ def _print_tables(report: DataReport) -> None:
 
 def _print_notes(report: DataReport) -> None:
     for text in report.notes:
-        print(f"note: {text}")
+        say(f"note: {text}")
     for problem in report.problems:
-        print(f"problem: {_describe(problem)}")
-    print(f"{len(report.problems)} problems" if report.problems else "no problems")
+        say(f"problem: {_describe(problem)}")
+    say(f"{len(report.problems)} problems" if report.problems else "no problems")
 
 
 def _describe(problem: Problem) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from .console import Device, DType, Json, Size, parse_size, print_json, print_table
+from .console import Device, DType, Json, Size, parse_size, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -83,10 +83,10 @@ def _print_report(report: Report, out: Path | None) -> None:
     if table:
         print_table(*table)
         if summary:
-            print()
+            say()
     for line in summary:
-        print(line)
+        say(line)
     for image, reason in report.skipped.items():
-        print(f"skipped {image}: {reason}")
+        say(f"skipped {image}: {reason}")
     if out:
-        print(f"{', '.join(report.files[:-1])} and {report.files[-1]} are in {out}")
+        say(f"{', '.join(report.files[:-1])} and {report.files[-1]} are in {out}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,6 +11,7 @@ from ..data.labels import IMAGENET, OF_HEAD
 from ..errors import CheckpointError, ConfigError
 from ..info import Labels, ModelInfo, Preprocess, info_of
 from ..task import TASKS, identify_task
+from ..text import notice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -236,11 +236,9 @@ def _describe(candidate: _Candidate, evidence: _Evidence, preprocess: Preprocess
 
 def _mention_twins(candidate: _Candidate) -> None:
     twins = candidate.variant.twins
-    print(
+    notice(
         f"identified as {candidate.name}, but {' or '.join(twins)} has the same tensors; for that model use "
-        f"create_model({twins[0]!r}, weights=...)",
-        file=sys.stderr,
-        flush=True,
+        f"create_model({twins[0]!r}, weights=...)"
     )
 
 
