@@ -11,7 +11,7 @@ from typing import NoReturn
 import cyclopts
 
 from .commands import mistakes, streams
-from .errors import FovealError
+from .errors import FovealError, InputError
 from .text import notice
 
 app = cyclopts.App(
@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     streams.prepare()
     try:
+        _check_working_folder()
         mistakes.check(arguments)
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         streams.finish()
@@ -63,8 +64,8 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:  # the program that reads the output, for example head, has ended
         streams.abandon_output()
         sys.exit(0)
-    except OSError as error:
-        _fail(_describe_os_error(error), 1)
+    except OSError as error:  # that no verb expects, such as a full temporary folder
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -77,10 +78,9 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _describe_os_error(error: OSError) -> str:
-    """The reason for an error of the operating system that no verb expects, such as a full temporary folder."""
+def _check_working_folder() -> None:
+    """Refuse to run in a removed folder, where relative paths mean nothing and torch cannot be imported."""
     try:
         os.getcwd()
-    except OSError:
-        return "the working folder no longer exists: change to another one"
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except OSError as error:
+        raise InputError(f"the working folder cannot be used ({error.strerror}): change to another one") from error

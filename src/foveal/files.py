@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -15,6 +16,7 @@ from .errors import ConfigError, InputError
 if sys.platform != "win32":
     import fcntl
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _TEMPORARY = re.compile(r"\..*-foveal-[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
 _cleaned: set[Path] = set()  # folders whose temporary files this process has looked for
 
@@ -105,7 +107,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        failure = InputError(f"cannot write {path}: {error.strerror or error}")
+        if error.errno in _FULL:
+            failure.exit_code = 1  # the request was right, the work failed
+        raise failure from error
     finally:
         temporary.unlink(missing_ok=True)
         if handle is not None:

@@ -36,9 +36,11 @@ class Progress:
                 *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console
             ) as rich:
                 task = rich.add_task(name, total=total, completed=done)
-                yield Bar(
-                    lambda text: rich.update(task, advance=1, description=escape(printable(f"{name} {text}".strip())))
-                )
+
+                def advance(text: str) -> None:
+                    rich.update(task, advance=1, description=escape(printable(f"{name} {text}".strip())))
+
+                yield Bar(advance)
         else:
             yield _PlainBar(self, name, total, done) if self.enabled else Bar(lambda text: None)
 

@@ -41,7 +41,9 @@ def convert(
     mask_thresholds
         For promptable models: predicted IoU and stability above which an automatic mask is kept; default: SAM's.
     """
-    from .. import load_model
+    from ..factory.load_model import check_torch, load_model
+
+    check_torch(source)
     from ..info import info_of
     from ..weights.checkpoints import save_checkpoint
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from ..files import check_overwrites
 from .console import Device, DType, Json, Size, parse_size, print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -55,8 +56,11 @@ def evaluate(
         with the best, the median and the worst image.
     """
     from .. import evaluate as evaluate_model
+    from ..evaluation.report import REPORT
     from ..progress import Progress
 
+    if out is not None and not (out / REPORT).exists():  # else these are the files of an earlier report
+        check_overwrites([out / name for name in ("per_image.csv", "per_object.csv", "samples.png")], [data])
     report: Report = evaluate_model(
         ref,
         data,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..models.registry import Family, Variant
 
+_SHOWN = 200  # entries of a list in a table
 #: Options of ``create_model`` that belong to the task, not to the family.
 _TASK_OPTIONS = {"upscale": {"scale": "1 (repairs), 2 (the default), 3 or 4"}}
 
@@ -41,6 +42,8 @@ def models(pattern: str = "*", /, *, task: str | None = None, size: str | None =
         notice(f"published weights and architectures are not listed: {error}")
     if not rows:
         raise ConfigError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), _all_names())}")
+    if len(rows) == 1 and (names := _class_names(rows[0])):
+        rows[0]["classes"] = list(names)
     if json:
         print_json({"models": rows})
     elif len(rows) == 1:
@@ -61,6 +64,14 @@ def _bundled(pattern: str, task: str | None) -> list[dict[str, Any]]:
     ]
 
 
+def _class_names(row: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes that weights predict, if they are known by the weights' tag."""
+    from ..data.labels import of_tag
+
+    tag = row["name"].partition(".")[2]
+    return of_tag(tag).names if tag and any(TASKS[task].has_classes for task in row["tasks"]) else ()
+
+
 def _lines(name: str, value: Any) -> list[tuple[str, str]]:
     """The rows of a table that show a value: one, and of a mapping one for each entry."""
     cells = [f"{key}: {text}" for key, text in value.items()] if isinstance(value, dict) else [_as_text(value)]
@@ -70,7 +81,8 @@ def _lines(name: str, value: Any) -> list[tuple[str, str]]:
 def _as_text(value: Any) -> str:
     """A value as the text of a table cell."""
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        shown = value if len(value) <= _SHOWN else [*value[:_SHOWN], f"... ({len(value)} in all, see --json)"]
+        return ", ".join(map(str, shown))
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value / 1e9:.2f} G" if value >= 1e9 else f"{value / 1e6:.2f} M"
     return str(value)

@@ -11,6 +11,7 @@ import cyclopts
 from cyclopts import Parameter
 
 from ..errors import ConfigError
+from ..files import check_overwrites
 from .console import Json, parse_size, print_json, say
 from .train_settings import OPTIONS, describe_option, list_settings
 
@@ -102,6 +103,8 @@ def train(
         "seed": seed,
         "fsdp": fsdp,
     }
+    if config is not None and not resume:
+        check_overwrites([out / "config.yaml"], [config])  # the run writes all of its settings there
     result = train_model(data, config=config, out=out, resume=resume, **_merge_settings(options, set or {}))
     _print_result(result, json)
     # Under torchrun, exit code 1 would count as a failure, after which it may start the run again.

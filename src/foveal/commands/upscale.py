@@ -59,7 +59,7 @@ def upscale(
     format
         Format of the results. All but png are held in memory and have 8 bits; jpg has no alpha.
     compare
-        Also write the middle of the image next to its bicubic interpolation: bicubic left, the model right.
+        Also write the middle of the image next to its bicubic interpolation: bicubic left, the model right, each with its name.
     exact
         Tiles give the result of the whole image: attention reads the whole image first. Takes two to three times as
         long.
@@ -159,10 +159,11 @@ def upscale_file(
 
 
 def _write_comparison(predictor: Predictor, picture: Picture, path: Path) -> None:
-    """Write the middle of the image, interpolated on the left and upscaled on the right, in 8 bits."""
+    """Write the middle of the image, interpolated on the left and upscaled on the right, with names, in 8 bits."""
     import numpy as np
     from PIL import Image
 
+    from ..images.overlay import draw_name
     from ..images.reading import Picture
     from ..images.writing import save_picture
     from ..prediction.interpolation import interpolation
@@ -174,7 +175,10 @@ def _write_comparison(predictor: Predictor, picture: Picture, path: Path) -> Non
     middle = Picture((cut >> 8).astype(np.uint8) if cut.dtype == np.uint16 else cut)
     reference = interpolation(f"bicubic.x{scale}")
     assert reference is not None
-    halves = [np.concatenate(list(p.upscaled_bands(middle))) for p in (reference, predictor)]
+    halves = [
+        np.asarray(draw_name(Image.fromarray(np.concatenate(list(each.upscaled_bands(middle)))), name))
+        for each, name in ((reference, "bicubic"), (predictor, predictor.info.ref))
+    ]
     gap = np.full((len(halves[0]), 4, 3), 255, np.uint8)
     save_picture(Image.fromarray(np.concatenate([halves[0], gap, halves[1]], axis=1)), path)
 

@@ -57,3 +57,10 @@ IMAGENET = Labels(tuple(row[1] for row in _IMAGENET))
 
 #: Classes by the name of the published head that predicts them.
 OF_HEAD = {"cityscapes": CITYSCAPES, "ade20k": ADE20K}
+
+
+def of_tag(tag: str) -> Labels:
+    """Classes of published weights by their tag, for example "cityscapes" or "r224_in1k"; none if it is unknown."""
+    if tag.endswith("in1k"):
+        return IMAGENET
+    return CAMVID if tag.startswith("camvid") else OF_HEAD.get(tag, Labels())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..data.labels import IMAGENET, OF_HEAD
+from ..data.labels import of_tag
 from ..errors import CheckpointError, ConfigError
 from ..info import Labels, ModelInfo, Preprocess, info_of
 from ..task import TASKS, identify_task
@@ -62,7 +62,7 @@ def labels_of(data_set: str, num_classes: int) -> Labels:
         data_set: name of a published segmentation head, or a tag of weights, for example "cityscapes" or "r224_in1k".
         num_classes: of the model.
     """
-    labels = IMAGENET if data_set.endswith("in1k") else OF_HEAD.get(data_set, Labels())
+    labels = of_tag(data_set)
     return labels if len(labels.names) == num_classes else Labels()
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, InputError
 from ..info import KEY, ModelInfo, say_licence
 from ..task import find_task
+from ..weights.references import missing_file
 from .runner import Opened, Runner, Runtime
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ class OnnxRunner:
         """
         if not Path(path).is_file():
             encoder = prompt_part(Path(path), PROMPT_PARTS[0])
-            hint = f"; give {encoder}" if encoder.is_file() else ""
-            raise CheckpointError(f"no file at {path}{hint}")
+            raise CheckpointError(f"no file at {path}; give {encoder}") if encoder.is_file() else missing_file(path)
         runner = cls(path, threads)
         text = runner.session.get_modelmeta().custom_metadata_map.get(KEY)
         if text is None:
