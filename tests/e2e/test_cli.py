@@ -109,9 +109,9 @@ def test_folder_names_what_failed_and_goes_on(cli: Command, exported: Path, fold
     assert report["done"] == 3
     assert [Path(entry["image"]).name for entry in report["failed"]] == ["broken.jpg"]
     written = sorted(str(p.relative_to(tmp_path / "masks")) for p in (tmp_path / "masks").rglob("*.*"))
-    assert written == ["a.png", "a.png.png", "deep/b.png"]
+    assert written == ["a.jpg.png", "a.png.png", "deep/b.png"]
     again = cli("segment", folder, "--model", exported, "--out", tmp_path / "masks", "--resume", "--json")
-    assert json.loads(again.stdout)["done"] == 0
+    assert [json.loads(again.stdout)[key] for key in ("done", "done_before")] == [0, 3]
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def upscale(
     format
         Format of the results. All but png are held in memory and have 8 bits; jpg has no alpha.
     compare
-        Also write the middle of the image next to its bicubic interpolation: bicubic left, the model right, each with its name.
+        Also write the middle of the image next to its bicubic interpolation: bicubic left, the model right, with names.
     exact
         Tiles give the result of the whole image: attention reads the whole image first. Takes two to three times as
         long.

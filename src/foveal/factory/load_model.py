@@ -58,16 +58,12 @@ def check_torch(ref: str | Path) -> None:
     text = str(ref)
     if find_local(ref) is None and is_path(ref):
         raise missing_file(ref)
-    if (
-        text in assets.WEIGHTS
-        or text in assets.DEFAULTS.values()
-        or find_local(ref) is not None
-        or hub.parse(text, SAVED) is not None
-    ):
+    known = {*assets.WEIGHTS, *assets.DEFAULTS.values()}
+    if text in known or find_local(ref) is not None or hub.parse(text, SAVED) is not None:
         raise DependencyError(f"{text} is not an exported file, so it needs torch: pip install 'foveal[torch]'")
     raise CheckpointError(
-        f"{text}: no such file, training run or bundled weights{nearest(text, assets.WEIGHTS)}; published weights need "
-        "torch: pip install 'foveal[torch]'"
+        f"{text}: no such file, training run or bundled weights{nearest(text, assets.WEIGHTS)}; published weights and "
+        "architectures need torch: pip install 'foveal[torch]'"
     )
 
 
