@@ -85,7 +85,7 @@ class Request:
         jobs = list_jobs(self.images, self.out, suffix, picture)
         to_do = [job for job in jobs if not (self.resume and all(file.exists() for file in job.files))]
         _check_files(to_do, [*also_read, *(job.source for job in jobs), *self._folders()])
-        for folder in dict.fromkeys(job.target.parent for job in to_do):
+        for folder in dict.fromkeys(job.target.parent for job in to_do if job.source.exists()):
             ensure_folder(folder)
         _check_case(jobs)
         return Plan(to_do, len(jobs) - len(to_do))
@@ -174,12 +174,13 @@ def _choose_names(sources: list[Path], choices: list[list[Path]], out: Path, pic
     while True:
         names = [choice[length] for choice, length in zip(choices, lengths, strict=True)]
         jobs = [_job(source, out / name, picture) for source, name in zip(sources, names, strict=True)]
-        counts = Counter(key for job in jobs for file in job.files for key in {str(file), without_case(file)})
+        same = Counter(file for job in jobs for file in job.files)
+        alike = Counter(without_case(file) for file in same.elements())
         longer = [
             index
             for index, (job, length, choice) in enumerate(zip(jobs, lengths, choices, strict=True))
             if length + 1 < len(choice)
-            and any(counts[str(file) if length else without_case(file)] > 1 for file in job.files)
+            and any((same[file] if length else alike[without_case(file)]) > 1 for file in job.files)
         ]
         if not longer:
             return jobs

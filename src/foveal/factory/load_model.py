@@ -62,8 +62,8 @@ def check_torch(ref: str | Path) -> None:
     if text in known or find_local(ref) is not None or hub.parse(text, SAVED) is not None:
         raise DependencyError(f"{text} is not an exported file, so it needs torch: pip install 'foveal[torch]'")
     raise CheckpointError(
-        f"{text}: no such file, training run or bundled weights{nearest(text, assets.WEIGHTS)}; published weights and "
-        "architectures need torch: pip install 'foveal[torch]'"
+        f"{text}: no such file, training run or bundled weights{nearest(text, assets.WEIGHTS)}; published weights need "
+        "torch: pip install 'foveal[torch]'"
     )
 
 
