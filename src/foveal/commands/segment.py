@@ -64,6 +64,8 @@ def run(predictor: Predictor, request: Request, label: Path | None = None, legen
     tiles = {"tile": request.tile, "overlap": request.overlap}
     if label is not None and many:
         raise ConfigError("--label is for a single image: give one, or leave out --label")
+    if label is not None and not label.exists():
+        raise InputError(f"{label}: no such file")
     if request.tile is not None:
         predictor.check_tiles(request.tile, request.overlap)
     elif request.overlap is not None:
