@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from foveal.errors import InputError
-from foveal.files import atomic_write
+from foveal.files import atomic_write, ensure_folder, remove_leftovers
 
 
 def test_success_replaces(tmp_path: Path) -> None:
@@ -41,6 +41,7 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
+    """And a temporary file, which others leave alone until the process has ended."""
     path = tmp_path / "file.bin"
     path.write_bytes(b"old")
     code = (
@@ -52,9 +53,15 @@ def test_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "writing\n"
+    temporary = next(p.name for p in tmp_path.iterdir() if p != path)
+    (tmp_path / ".mine-foveal-notes.txt").write_text("not a temporary file")
+    remove_leftovers(tmp_path)
+    assert (tmp_path / temporary).exists()  # its process lives
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert path.read_bytes() == b"old"
+    ensure_folder(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".mine-foveal-notes.txt", "file.bin"]
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.007, 0.013, 0.029, 0.061])

@@ -22,13 +22,13 @@ ORDER = [
     "__main__", "cli", "commands", "", "losses", "costs",
     "training", "evaluation", "exporting", "measuring", "prediction", "timm",
     "factory", "tasks", "weights", "models", "data", "layers", "images",
-    "config", "info", "task", "progress", "files", "assets", "errors",
+    "config", "info", "task", "progress", "files", "assets", "errors", "text",
 ]  # fmt: skip
 RANK = {room: len(ORDER) - place for place, room in enumerate(ORDER)}
 
 #: Modules that `pip install foveal` uses without torch: these, and all of the rooms `commands`, `data` and `images`.
 LIGHT = [
-    "assets", "cli", "config", "errors", "files", "info", "progress", "task",
+    "assets", "cli", "config", "errors", "files", "info", "progress", "task", "text",
     "evaluation.boundary", "evaluation.classify", "evaluation.clicks", "evaluation.coco", "evaluation.compare",
     "evaluation.detections", "evaluation.evaluate", "evaluation.fidelity", "evaluation.metrics", "evaluation.prompt",
     "evaluation.protocols", "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",

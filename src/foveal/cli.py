@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from importlib import metadata
@@ -9,7 +10,9 @@ from typing import NoReturn
 
 import cyclopts
 
-from .errors import ConfigError, FovealError
+from .commands import mistakes, streams
+from .errors import FovealError, InputError
+from .text import notice
 
 app = cyclopts.App(
     name="foveal",
@@ -46,32 +49,38 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Pillow warns about unusual metadata, but a command prints at most one line for each image.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    streams.prepare()
     try:
-        _refuse_single_entries(arguments)
+        _check_working_folder()
+        mistakes.check(arguments)
         code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
-    except FovealError as error:
-        _fail(error)
+        streams.finish()
     except cyclopts.CycloptsError as error:
-        _fail(error)
+        _fail(mistakes.describe(error), 2)
+    except FovealError as error:
+        _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the program that reads the output, for example head, has ended
-        sys.stderr.close()
+        streams.abandon_output()
         sys.exit(0)
+    except OSError as error:  # that no verb expects, such as a full temporary folder
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _refuse_single_entries(arguments: list[str]) -> None:
-    """Refuse ``--set.NAME.ENTRY``: a setting with entries is one value, given with all entries at once.
-
-    Otherwise the entries not named would be undefined, and cyclopts fails on a mixture of both forms.
-    """
-    for argument in arguments:
-        name, _, entry = argument.partition("=")[0].removeprefix("--set.").partition(".")
-        if argument.startswith("--set.") and entry:
-            raise ConfigError(f"--set.{name}.{entry}: give all entries at once, --set.{name} '{{{entry}: ...}}'")
+def _fail(message: str, code: int) -> NoReturn:
+    try:
+        streams.finish()
+    except (OSError, FovealError):
+        streams.abandon_output()
+    notice(f"foveal: {' '.join(message.split())}")
+    sys.exit(code)
 
 
-def _fail(error: Exception) -> NoReturn:
-    print("foveal:", " ".join(str(error).split()), file=sys.stderr)
-    sys.exit(getattr(error, "exit_code", 2))
+def _check_working_folder() -> None:
+    """Refuse to run in a removed folder, where relative paths mean nothing and torch cannot be imported."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(f"the working folder cannot be used ({error.strerror}): change to another one") from error

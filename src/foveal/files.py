@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import InputError
+from .errors import ConfigError, InputError
+
+if sys.platform != "win32":
+    import fcntl
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_TEMPORARY = re.compile(r"\..*-foveal-[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
+_cleaned: set[Path] = set()  # folders whose temporary files this process has looked for
 
 
 def ensure_folder(path: str | Path) -> Path:
     """Make a folder with its parents and check that it is writable, before the work whose results go there.
+
+    Temporary files that killed processes left in it are removed.
 
     Raises:
         InputError: the folder cannot be made or written, or the path is a file.
@@ -24,14 +36,55 @@ def ensure_folder(path: str | Path) -> Path:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     if not os.access(path, os.W_OK):
         raise InputError(f"cannot write {path}: Permission denied")
+    remove_leftovers(path)
     return path
+
+
+def check_overwrites(outputs: Iterable[Path], inputs: Iterable[Path], kind: str = "file") -> None:
+    """Check that no output replaces an input, whatever its name: links and other cases of letters included.
+
+    Args:
+        outputs: files that will be written.
+        inputs: files, and folders, of which every file counts.
+        kind: what the inputs are, for the message.
+
+    Raises:
+        ConfigError: an output is an input.
+    """
+    inputs = list(inputs)
+    known = {identity: path for path in inputs if (identity := _identity(path)) is not None}
+    folders = {path.resolve() for path in inputs if path.is_dir()}
+    for output in outputs:
+        identity = _identity(output)
+        if identity is None:
+            continue
+        taken = known.get(identity) or (output if folders.intersection(output.resolve().parents) else None)
+        if taken is not None:
+            raise ConfigError(f"{output} would overwrite the {kind} {taken}: choose another name or folder")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and number of an existing file: equal for all names that a file has."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a NUL character in the name
+        return None
+    return status.st_dev, status.st_ino
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether two names in a folder that differ only in the case of letters are one file."""
+    with tempfile.NamedTemporaryFile(prefix=".Case-", dir=folder) as file:
+        path = Path(file.name)
+        return path.with_name(path.name.swapcase()).exists()
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Context manager with a temporary path next to ``path``; on success it is synced and replaces ``path``.
 
-    On failure the temporary file is removed and ``path`` is unchanged.
+    On failure the temporary file is removed and ``path`` is unchanged. A killed process leaves its temporary file; the
+    next one that writes to the folder removes it.
 
     Raises:
         InputError: the folder cannot be written, or the disk is full.
@@ -39,11 +92,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
+        if path.parent not in _cleaned:
+            remove_leftovers(path.parent)
+        handle, temporary = _open_temporary(path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
-    temporary = Path(name)
     try:
         yield temporary
         umask = os.umask(0)
@@ -54,9 +107,50 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+        failure = InputError(f"cannot write {path}: {error.strerror or error}")
+        if error.errno in _FULL:
+            failure.exit_code = 1  # the request was right, the work failed
+        raise failure from error
     finally:
         temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _open_temporary(path: Path) -> tuple[int | None, Path]:
+    """A new temporary file next to ``path``, and the handle whose lock shows that its process lives."""
+    while True:
+        handle, name = tempfile.mkstemp(path.suffix, f".{path.stem[:40]}-foveal-", path.parent)
+        if sys.platform == "win32":  # where open files can neither be renamed nor removed
+            os.close(handle)
+            return None, Path(name)
+        with suppress(OSError):  # a file system without locks: the file is then never taken for a leftover
+            fcntl.flock(handle, fcntl.LOCK_EX)  # never waits long: others lock it only to remove it
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)  # removed by another process before it was locked
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of :func:`atomic_write` whose processes have ended, however they ended."""
+    _cleaned.add(folder)
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):
+        for entry in os.scandir(folder):
+            if _TEMPORARY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                _remove_if_dead(entry.path)
+
+
+def _remove_if_dead(name: str) -> None:
+    """Remove a temporary file unless a process has locked it; a lock ends with its process."""
+    with suppress(OSError):
+        handle = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(name)
+        finally:
+            os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:

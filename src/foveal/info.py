@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
 from .task import TASKS
+from .text import notice
 
 if TYPE_CHECKING:
     from torch import nn
@@ -161,7 +161,7 @@ class ModelInfo:
 def say_licence(name: object, licence: str) -> None:
     """State on standard error, in one line, if ``licence`` (an SPDX name) forbids commercial use of weights."""
     if "NC" in licence.upper().split("-"):
-        print(f"{name}: weights under {licence}, for non-commercial use only", file=sys.stderr, flush=True)
+        notice(f"{name}: weights under {licence}, for non-commercial use only")
 
 
 def attach(model: nn.Module, info: ModelInfo) -> None:

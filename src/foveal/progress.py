@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+from .text import notice, printable
 
 _PLAIN_SECONDS = 10.0  # between two plain lines
 
@@ -23,7 +25,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Print one line above the bar."""
-        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     @contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
@@ -34,7 +36,11 @@ class Progress:
                 *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console
             ) as rich:
                 task = rich.add_task(name, total=total, completed=done)
-                yield Bar(lambda text: rich.update(task, advance=1, description=f"{name} {text}".strip()))
+
+                def advance(text: str) -> None:
+                    rich.update(task, advance=1, description=escape(printable(f"{name} {text}".strip())))
+
+                yield Bar(advance)
         else:
             yield _PlainBar(self, name, total, done) if self.enabled else Bar(lambda text: None)
 
@@ -64,7 +70,7 @@ class _PlainBar(Bar):
             return
         self.last_line_time = now
         left = (now - self.start_time) / (self.done - self.first) * (self.total - self.done)
-        print(f"{self.name} {self.done}/{self.total} {text} left {_clock(left)}", file=sys.stderr, flush=True)
+        notice(f"{self.name} {self.done}/{self.total} {text} left {_clock(left)}")
 
 
 def _clock(seconds: float) -> str:

@@ -109,9 +109,9 @@ def test_folder_names_what_failed_and_goes_on(cli: Command, exported: Path, fold
     assert report["done"] == 3
     assert [Path(entry["image"]).name for entry in report["failed"]] == ["broken.jpg"]
     written = sorted(str(p.relative_to(tmp_path / "masks")) for p in (tmp_path / "masks").rglob("*.*"))
-    assert written == ["a.png", "a.png.png", "deep/b.png"]
+    assert written == ["a.jpg.png", "a.png.png", "deep/b.png"]
     again = cli("segment", folder, "--model", exported, "--out", tmp_path / "masks", "--resume", "--json")
-    assert json.loads(again.stdout)["done"] == 0
+    assert [json.loads(again.stdout)[key] for key in ("done", "done_before")] == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +119,21 @@ def test_folder_names_what_failed_and_goes_on(cli: Command, exported: Path, fold
     [
         (("segmnt", "x.jpg"), 'Did you mean "segment"?'),
         (("segment", "x.jpg", "--modle", "y"), "Did you mean --model?"),
+        (("segment", "x.jpg", "--weights", "y"), "Did you mean --model?"),
+        (("train", "x", "--batch", "4"), "Did you mean --batch-size?"),
+        (("train", "x", "--imgsz", "64"), "Did you mean --crop?"),
+        (("train", "x", "--accumulate", "2"), "Did you mean --set.accumulate?"),
+        (("train", "--data", "x"), "Give DATA without the name of an option"),
+        (("train", "x", "--crop", "64", "96"), "write --crop 64x96"),
+        (("train", "nowhere", "--set.batch", "4"), "did you mean 'batch_size'"),
+        (("prompt", "x.jpg", "--point", "440", "560"), "write --point 440,560"),
+        (("prompt", "--box", "1,", "2", "3", "4.5", "x.jpg"), "write --box 1,2,3,4.5"),
+        (("export", "EXPORTED", "out.onnx"), "write --output out.onnx"),
+        (("segment", "GOOD", "--model", "runs/x"), "runs/x: no such file or training run"),
+        (("segment", "GOOD", "--model", "./efficientvit_b0"), "no such file or training run"),
+        (("evaluate", "in/a.onx", "nowhere"), "in/a.onx: no such file or training run"),
+        (("convert", "EXPORTED", "EXPORTED"), "must end in .safetensors"),
+        (("segment", "PNG", "--model", "EXPORTED", "--out", "x.png", "--label", "x.png"), "no such file"),
         (("segment",), "IMAGES"),
         (("segment", "missing.jpg", "--model", "EXPORTED"), "missing.jpg: no such file or folder"),
         (("segment", "BROKEN", "--model", "EXPORTED"), "damaged or truncated"),

@@ -100,7 +100,7 @@ def test_published_files_are_told_apart_by_shapes(tmp_path: Path) -> None:
     [
         ("efficientvit_b0.camvdi", {}, "did you mean 'efficientvit_b0.camvid'"),
         ("efficientvit_b0", {}, "architecture without weights: use 'efficientvit_b0.camvid'"),
-        ("missing.onnx", {}, "no file at missing.onnx"),
+        ("missing.onnx", {}, "missing.onnx: no such file"),
         ("missing.safetensors", {}, "no checkpoint at missing.safetensors"),
         ("efficientvit_b0.camvid", {"runtime": "onxruntime"}, "did you mean 'onnxruntime'"),
         ("efficientvit_b0.camvid", {"runtime": "torch", "dtype": "float23"}, "did you mean 'float32'"),

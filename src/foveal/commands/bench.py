@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import ConfigError
-from .console import Device, DType, Json, parse_lengths, parse_size, print_json, print_table
+from .console import Device, DType, Json, parse_lengths, parse_size, print_json, print_table, say
 
 
 def bench(
@@ -88,7 +88,8 @@ def _bench_preset(name: str, options: dict[str, Any], plot: Path | None, json: b
         return 0
     header, *rows = report.table()
     print_table(header, rows)
-    print("\n".join(report.notes()))
+    for note in report.notes():
+        say(note)
     return 0
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from .. import assets
 from ..errors import InputError
+from ..text import notice
 from .console import Device, DType, Images, Json, open_model, print_json, print_table
 from .outputs import Request, list_sources
 
@@ -38,16 +38,15 @@ def classify(
 
 def run(predictor: Predictor, request: Request, top: int = 5) -> int:
     """Classify the requested images, printing each result at once; the exit code is 1 if some of many failed."""
-    sources, many = list_sources(request.images)
     report: dict[str, Any] = {"images": [], "failed": []}
-    for source, _ in sources:
+    for source, _ in list_sources(request.images):
         try:
             result = predictor.classify(source)
         except InputError as error:
-            if not many:
+            if not request.many:
                 raise
             report["failed"].append({"image": str(source), "error": str(error)})
-            print(f"failed: {error}", file=sys.stderr)
+            notice(f"failed: {error}")
             continue
         best = result.top(top)
         report["images"].append({"image": str(source), "classes": [{"name": n, "score": round(s, 6)} for n, s in best]})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .console import Json, print_json, print_table
+from .console import Json, print_json, print_table, say
 
 
 def compare(a: Path, b: Path, /, *, resamples: int = 10_000, seed: int = 0, json: Json = False) -> int:
@@ -28,7 +28,8 @@ def compare(a: Path, b: Path, /, *, resamples: int = 10_000, seed: int = 0, json
         print_json({"a": str(a), "b": str(b), **result.to_dict()})
         return 0
     print_table(("report", "mIoU"), [(str(a), f"{result.miou_a:.2%}"), (str(b), f"{result.miou_b:.2%}")])
-    print(f"\ndifference {100 * result.difference:+.2f} points, 95 % interval ", end="")
-    print(f"{100 * result.low:+.2f} to {100 * result.high:+.2f}, p = {result.p:.2g}  ", end="")
-    print(f"({result.images} images, {result.resamples} resamples, seed {result.seed})")
+    interval = f"95 % interval {100 * result.low:+.2f} to {100 * result.high:+.2f}"
+    about = f"({result.images} images, {result.resamples} resamples, seed {result.seed})"
+    say()
+    say(f"difference {100 * result.difference:+.2f} points, {interval}, p = {result.p:.2g}  {about}")
     return 0

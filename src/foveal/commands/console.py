@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError
+from ..text import printable
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
@@ -67,6 +68,11 @@ def parse_lengths(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def say(text: object = "") -> None:
+    """Print one line on standard output, with control characters as escapes."""
+    print(printable(text))
+
+
 def print_json(report: dict[str, Any]) -> None:
     """Print ``report`` as one line of JSON on standard output."""
     print(json.dumps(report))
@@ -79,12 +85,16 @@ def print_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(markup=False, emoji=False)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # rich would end the process with code 1
+
+    console = Output(markup=False, emoji=False)
     if not console.is_terminal:
         console.width = 200  # a pipe has no width, and grep needs whole rows
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(header):
-        table.add_column(Text(name), no_wrap=index == 0)
+        table.add_column(Text(printable(name)), no_wrap=index == 0)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)

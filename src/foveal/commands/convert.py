@@ -6,7 +6,9 @@ import dataclasses
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..files import check_overwrites
 from ..task import TASKS
+from .console import say
 
 
 def convert(
@@ -39,12 +41,15 @@ def convert(
     mask_thresholds
         For promptable models: predicted IoU and stability above which an automatic mask is kept; default: SAM's.
     """
-    from .. import load_model
+    from ..factory.load_model import check_torch, load_model
+
+    check_torch(source)
     from ..info import info_of
     from ..weights.checkpoints import save_checkpoint
 
     if target.suffix != ".safetensors":
         raise ConfigError(f"{target}: the new file must end in .safetensors; give another name")
+    check_overwrites([target], [source, *source.glob("*.safetensors")])
     model = load_model(source)
     info = info_of(model)
     info = info.replace(tag=tag or info.tag, licence=licence or info.licence)
@@ -58,5 +63,5 @@ def convert(
     if half:
         state = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in state.items()}
     save_checkpoint(target, state, info)
-    print(f"{source} is {info.model} for {info.task}; written as {target}")
+    say(f"{source} is {info.model} for {info.task}; written as {target}")
     return 0

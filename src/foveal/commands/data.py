@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from .console import Json, print_json, print_table
+from ..files import atomic_write, check_overwrites, ensure_folder
+from .console import Json, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..data.check import DataReport, SplitReport
     from ..data.layout import Problem
 
+_OVERVIEW = "overview.png"
 _SHOWN_SIZES = 4  # sizes in the table, for each split
 
 
@@ -33,25 +35,38 @@ def data_check(
     """
     from ..data.check import check_data
     from ..data.overview import draw_overview
-    from ..files import atomic_write, ensure_folder
     from ..images.writing import save_picture
     from ..progress import Progress
 
     if out is not None:
-        ensure_folder(out)  # before the check, which may take hours
+        check_overwrites([ensure_folder(out) / _OVERVIEW], [data])  # before the check, which may take hours
+    if quarantine is not None:
+        _check_quarantine(quarantine, data)
     report = check_data(data, progress=Progress())
     if quarantine is not None:
         with atomic_write(quarantine) as file:
             file.write_text("".join(f"{path}\n" for path in report.bad_files), "utf-8", errors="surrogateescape")
     if out is not None:
-        save_picture(draw_overview(report), out / "overview.png")
+        save_picture(draw_overview(report), out / _OVERVIEW)
     if json:
         print_json(report.to_dict())
     else:
-        print(f"{data}: {report.layout or 'no known layout'}\n")
+        say(f"{data}: {report.layout or 'no known layout'}")
+        say()
         _print_tables(report)
         _print_notes(report)
     return 1 if report.problems else 0
+
+
+def _check_quarantine(file: Path, data: Path) -> None:
+    """Check that the list of bad files can be written and replaces no file of the data set but a list.
+
+    Raises:
+        ConfigError, InputError: it cannot, or it would.
+    """
+    if file.suffix.lower() != ".txt":
+        check_overwrites([file], [data])
+    ensure_folder(file.parent)
 
 
 def _print_tables(report: DataReport) -> None:
@@ -68,10 +83,10 @@ def _print_tables(report: DataReport) -> None:
 
 def _print_notes(report: DataReport) -> None:
     for text in report.notes:
-        print(f"note: {text}")
+        say(f"note: {text}")
     for problem in report.problems:
-        print(f"problem: {_describe(problem)}")
-    print(f"{len(report.problems)} problems" if report.problems else "no problems")
+        say(f"problem: {_describe(problem)}")
+    say(f"{len(report.problems)} problems" if report.problems else "no problems")
 
 
 def _describe(problem: Problem) -> str:

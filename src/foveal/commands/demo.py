@@ -7,7 +7,8 @@ from pathlib import Path
 from .. import assets
 from ..files import ensure_folder
 from . import segment, upscale
-from .console import Device, DType, Json, open_model, print_json
+from .console import Device, DType, Json, open_model, print_json, say
+from .outputs import OVERLAY, Job, beside
 
 
 def demo(*, out: Path = Path("foveal-demo"), device: Device = "auto", dtype: DType = "auto", json: Json = False) -> int:
@@ -21,12 +22,13 @@ def demo(*, out: Path = Path("foveal-demo"), device: Device = "auto", dtype: DTy
     photo, label = assets.FOLDER / "street.jpg", assets.FOLDER / "street.label.png"
     folder = ensure_folder(out)
     segmenter = open_model(assets.DEFAULTS["segment"], device, dtype, "segment")
-    report = segment.segment_file(segmenter, photo, folder / "street.png", overlay=True, legend=True, label=label)
+    mask, large = folder / "street.png", folder / "street.x2.png"
+    report = segment.segment_file(segmenter, Job(photo, mask, beside(mask, OVERLAY)), True, label)
     if not json:
         segment.print_report(report)
-        print()
+        say()
     upscaler = open_model(f"{assets.DEFAULTS['upscale']}.x2", device, dtype, "upscale")
-    upscaled = upscale.upscale_file(upscaler, photo, folder / "street.x2.png", compare=True)
+    upscaled = upscale.upscale_file(upscaler, Job(photo, large, beside(large, upscale.COMPARISON)))
     if json:
         print_json({**report, "upscaled": upscaled})
     else:

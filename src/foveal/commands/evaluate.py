@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from .console import Device, DType, Json, Size, parse_size, print_json, print_table
+from ..files import check_overwrites
+from .console import Device, DType, Json, Size, parse_size, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -56,8 +57,11 @@ def evaluate(
         samples.png with the best, the median and the worst image.
     """
     from .. import evaluate as evaluate_model
+    from ..evaluation.report import REPORT
     from ..progress import Progress
 
+    if out is not None and not (out / REPORT).exists():  # else these are the files of an earlier report
+        check_overwrites([out / name for name in ("per_image.csv", "per_object.csv", "samples.png")], [data])
     report: Report = evaluate_model(
         ref,
         data,
@@ -84,10 +88,10 @@ def _print_report(report: Report, out: Path | None) -> None:
     if table:
         print_table(*table)
         if summary:
-            print()
+            say()
     for line in summary:
-        print(line)
+        say(line)
     for image, reason in report.skipped.items():
-        print(f"skipped {image}: {reason}")
+        say(f"skipped {image}: {reason}")
     if out:
-        print(f"{', '.join(report.files[:-1])} and {report.files[-1]} are in {out}")
+        say(f"{', '.join(report.files[:-1])} and {report.files[-1]} are in {out}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from .console import Json, print_json
+from ..files import check_overwrites
+from .console import Json, print_json, say
 
 
 def export(
@@ -26,9 +27,11 @@ def export(
     """
     from .. import export as export_model
 
+    if output is not None:
+        check_overwrites([output], [Path(ref), *Path(ref).glob("*.safetensors")])
     report = export_model(ref, to=to, output=output, upsample=upsample)
     if json:
         print_json({k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(report).items()})
     else:
-        print(report)
+        say(report)
     return 0

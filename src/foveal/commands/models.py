@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import sys
 from typing import TYPE_CHECKING, Any
 
 from .. import assets
 from ..errors import ConfigError, DependencyError, nearest
 from ..task import TASKS
+from ..text import notice
 from .console import Json, parse_size, print_json, print_table
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ..models.registry import Family, Variant
 
+_SHOWN = 200  # entries of a list in a table
 #: Options of ``create_model`` that belong to the task, not to the family.
 _TASK_OPTIONS = {"upscale": {"scale": "1 (repairs), 2 (the default), 3 or 4"}}
 
@@ -38,13 +39,16 @@ def models(pattern: str = "*", /, *, task: str | None = None, size: str | None =
         counted_size = parse_size(size or "224x224") if size or pattern != "*" else None
         rows += _published(pattern, task) + _architectures(pattern, task, counted_size)
     except DependencyError as error:
-        print(f"published weights and architectures are not listed: {error}", file=sys.stderr)
+        notice(f"published weights and architectures are not listed: {error}")
     if not rows:
         raise ConfigError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), _all_names())}")
+    if len(rows) == 1 and (names := _class_names(rows[0])):
+        rows[0]["classes"] = list(names)
     if json:
         print_json({"models": rows})
     elif len(rows) == 1:
-        print_table(("", rows[0]["name"]), [(key, _as_text(value)) for key, value in rows[0].items() if key != "name"])
+        facts = {key: value for key, value in rows[0].items() if key != "name"}
+        print_table(("", rows[0]["name"]), [line for key, value in facts.items() for line in _lines(key, value)])
     else:
         columns = ("name", "family", "tasks", "params", "MACs", "licence", "figures")
         print_table(columns, [[_as_text(row.get(column, "")) for column in columns] for row in rows])
@@ -60,12 +64,25 @@ def _bundled(pattern: str, task: str | None) -> list[dict[str, Any]]:
     ]
 
 
+def _class_names(row: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the classes that weights predict, if they are known by the weights' tag."""
+    from ..data.labels import of_tag
+
+    tag = row["name"].partition(".")[2]
+    return of_tag(tag).names if tag and any(TASKS[task].has_classes for task in row["tasks"]) else ()
+
+
+def _lines(name: str, value: Any) -> list[tuple[str, str]]:
+    """The rows of a table that show a value: one, and of a mapping one for each entry."""
+    cells = [f"{key}: {text}" for key, text in value.items()] if isinstance(value, dict) else [_as_text(value)]
+    return [("" if index else name, cell) for index, cell in enumerate(cells)]
+
+
 def _as_text(value: Any) -> str:
     """A value as the text of a table cell."""
-    if isinstance(value, dict):
-        return "\n".join(f"{key}: {text}" for key, text in value.items())
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        shown = value if len(value) <= _SHOWN else [*value[:_SHOWN], f"... ({len(value)} in all, see --json)"]
+        return ", ".join(map(str, shown))
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value / 1e9:.2f} G" if value >= 1e9 else f"{value / 1e6:.2f} M"
     return str(value)

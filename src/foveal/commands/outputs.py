@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from ..errors import ConfigError, InputError
+from ..files import check_overwrites, ensure_folder, ignores_case
+from ..text import notice
+from .console import say
 
 T = TypeVar("T")
-Job = tuple[Path, Path]  # an image, and the file of its result
+FOLDER = Path("foveal-out")  #: default folder of the results
+OVERLAY = ".overlay.jpg"  #: end of the name of the image with the result over it
+
+
+class Job(NamedTuple):
+    """An image, and the files of its result: the result itself, and the picture next to it if there is one."""
+
+    source: Path
+    target: Path
+    picture: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.target] if self.picture is None else [self.target, self.picture]
+
+
+class Plan(NamedTuple):
+    """The jobs that are to do, and how many images an earlier run completed."""
+
+    jobs: list[Job]
+    before: int = 0
+
+    def count(self, done: int) -> str:
+        """``"5 of 6 images, 2 done before"``, of which this run did ``done``."""
+        before = f", {self.before} done before" if self.before else ""
+        return f"{done + self.before} of {len(self.jobs) + self.before} images{before}"
 
 
 @dataclass(frozen=True)
@@ -28,96 +59,169 @@ class Request:
     """
 
     images: list[Path]
-    out: Path = Path("foveal-out")
+    out: Path = FOLDER
     overlay: bool | None = None
     tile: int | None = None
     overlap: int | None = None
     resume: bool = False
     as_json: bool = False
 
-    def jobs(self, suffix: str = ".png") -> tuple[list[Job], bool]:
-        """See :func:`list_jobs`."""
-        return list_jobs(self.images, self.out, suffix)
+    @property
+    def many(self) -> bool:
+        """Whether this is a batch: a folder or several images."""
+        return len(self.images) > 1 or self.images[0].is_dir()
 
-    def remaining(self, jobs: list[Job]) -> list[Job]:
-        """The jobs that are still to do: with ``resume``, those without a result."""
-        return [(source, target) for source, target in jobs if not (self.resume and target.exists())]
+    def plan(self, suffix: str = ".png", picture: str = "", also_read: Iterable[Path] = ()) -> Plan:
+        """List the jobs with :func:`list_jobs`, without those whose files all exist if the run is resumed.
+
+        Args:
+            suffix: of the results.
+            picture: end of the name of the picture next to each result, such as ``.overlay.jpg``; empty: none.
+            also_read: files other than the images that must not be overwritten.
+
+        Raises:
+            InputError, ConfigError: as :func:`list_jobs`, and a folder that cannot be written.
+        """
+        jobs = list_jobs(self.images, self.out, suffix, picture)
+        to_do = [job for job in jobs if not (self.resume and all(file.exists() for file in job.files))]
+        _check_files(to_do, [*also_read, *(job.source for job in jobs), *self._folders()])
+        for folder in dict.fromkeys(job.target.parent for job in to_do if job.source.exists()):
+            ensure_folder(folder)
+        _check_case(jobs)
+        return Plan(to_do, len(jobs) - len(to_do))
+
+    def _folders(self) -> list[Path]:
+        """Folders in which no file is replaced: those of the images, unless the results have their default folder."""
+        return [] if self.resume or self.out.name == FOLDER.name else [path for path in self.images if path.is_dir()]
 
 
-def list_sources(images: list[Path]) -> tuple[list[tuple[Path, Path]], bool]:
-    """List the image files.
-
-    Returns:
-        (file, entry of ``images`` that it comes from), and whether this is a batch: a folder or several images.
+def list_sources(images: list[Path]) -> list[tuple[Path, Path]]:
+    """List the image files, each once, with the entry of ``images`` that it comes from.
 
     Raises:
         InputError: a folder without images.
     """
     from ..images.formats import list_images
 
-    many = len(images) > 1 or images[0].is_dir()
-    return [(source, path) for path in images for source in (list_images(path) if path.is_dir() else [path])], many
+    found: dict[str, tuple[Path, Path]] = {}
+    for path in images:
+        for source in list_images(path) if path.is_dir() else [path]:
+            found.setdefault(os.path.abspath(source), (source, path))
+    return list(found.values())
 
 
-def list_jobs(images: list[Path], out: Path, suffix: str = ".png") -> tuple[list[Job], bool]:
-    """List (image, result) paths.
+def list_jobs(images: list[Path], out: Path, suffix: str = ".png", picture: str = "") -> list[Job]:
+    """List the images and the files of their results.
+
+    The result of an image has its name, and in a folder its place in it. Where several would have the same name, all of
+    these keep their suffix (``x.jpg.png``); where that is not enough, their folder is added, as often as necessary.
 
     Args:
         images: image files and folders.
         out: folder of the results. With a single image it may be the file of the result: a name that ends in
             ``suffix``.
         suffix: of the results.
-
-    Returns:
-        The paths, and whether this is a batch: a folder or several images.
+        picture: end of the name of the picture next to each result; empty: none.
 
     Raises:
         InputError: no images.
-        ConfigError: a result would overwrite an image, two results have the same name, or ``out`` is a file and there
-            are several results or it has another suffix.
+        ConfigError: ``out`` is a file and there are several results, or it has another suffix.
     """
     from ..images.formats import SUFFIXES
 
-    sources, many = list_sources(images)
     if out.suffix.lower() in (suffix, *SUFFIXES) and not out.is_dir():
-        if many:
+        if len(images) > 1 or images[0].is_dir():
             raise ConfigError(f"--out {out}: several results need a folder, a name without {out.suffix}")
         if out.suffix.lower() != suffix:
             raise ConfigError(f"--out {out}: the result is a {suffix} file")
-        if out.resolve() == images[0].resolve():
-            raise ConfigError(f"--out {out} would overwrite the image: choose another name")
-        return [(images[0], out)], False
-    jobs: list[Job] = []
-    targets: set[Path] = set()
-    for source, path in sources:
-        out_is_inside = path.resolve() in out.resolve().parents
-        if out_is_inside and out.resolve() in source.resolve().parents:
-            continue  # a result of an earlier run inside the folder of images
-        target = _free_target(source, path, out, targets, suffix)
-        targets.add(target)
-        jobs.append((source, target))
-    if not jobs:
+        return [_job(images[0], out, picture)]
+    sources = _leave_out_results(list_sources(images), out)
+    if not sources:
         raise InputError(f"no images to work on in {', '.join(map(str, images))}")
-    overwritten = {source.resolve() for source, _ in jobs} & {target.resolve() for target in targets}
-    if overwritten:
-        raise ConfigError(f"--out {out} would overwrite the image {min(overwritten)}: choose another folder")
-    return jobs, many
+    choices = [_names(source, path, suffix) for source, path in sources]
+    return _choose_names([source for source, _ in sources], choices, out, picture)
 
 
-def _free_target(source: Path, path: Path, out: Path, targets: set[Path], suffix: str) -> Path:
-    """File of the result of ``source``: its own name, longer if another image has that name."""
-    relative = source.relative_to(path) if path.is_dir() else Path(source.name)
-    folder = path if path.is_dir() else source.resolve().parent
-    for name in (relative.with_suffix(suffix), Path(f"{relative}{suffix}"), Path(folder.name) / f"{relative}{suffix}"):
-        if out / name not in targets:
-            return out / name
-    raise ConfigError(f"{source}: another image has the same name; give the folders one by one")
+def _leave_out_results(sources: list[tuple[Path, Path]], out: Path) -> list[tuple[Path, Path]]:
+    """Leave out the images in ``out`` if it is inside a folder of images: they are results of earlier runs."""
+    folder = out.resolve()
+    kept = [
+        (source, path)
+        for source, path in sources
+        if not (path.resolve() in folder.parents and folder in source.resolve().parents)
+    ]
+    if len(kept) < len(sources):
+        notice(f"{len(sources) - len(kept)} images in {out} are left out, as results of earlier runs")
+    return kept
 
 
-def run_jobs(
-    verb: str, jobs: list[Job], work: Callable[[Path, Path], T], many: bool
-) -> tuple[list[T], list[dict[str, str]]]:
-    """Call ``work(image, result)`` for each job, with a progress bar.
+def _names(source: Path, path: Path, suffix: str) -> list[Path]:
+    """Names for the result of ``source`` from the shortest: the name, with the suffix, with more and more folders."""
+    in_folder = path.is_dir()
+    relative = source.relative_to(path) if in_folder else Path(source.name)
+    folders = Path(os.path.abspath(path if in_folder else source.parent)).parts[1:]
+    whole = Path(f"{relative}{suffix}")
+    longer = [Path(*folders[-count:], whole) for count in range(1, len(folders) + 1)]
+    return [relative.with_suffix(suffix), whole, *longer]
+
+
+def _choose_names(sources: list[Path], choices: list[list[Path]], out: Path, picture: str) -> list[Job]:
+    """Give each source the first of its names that no other has; all of those with the same name get a longer one.
+
+    Names that differ only in case are the same at first; with the suffixes of the images they may stay so.
+    """
+    lengths = [0] * len(sources)
+    while True:
+        names = [choice[length] for choice, length in zip(choices, lengths, strict=True)]
+        jobs = [_job(source, out / name, picture) for source, name in zip(sources, names, strict=True)]
+        same = Counter(file for job in jobs for file in job.files)
+        alike = Counter(without_case(file) for file in same.elements())
+        longer = [
+            index
+            for index, (job, length, choice) in enumerate(zip(jobs, lengths, choices, strict=True))
+            if length + 1 < len(choice)
+            and any((same[file] if length else alike[without_case(file)]) > 1 for file in job.files)
+        ]
+        if not longer:
+            return jobs
+        for index in longer:
+            lengths[index] += 1
+
+
+def _job(source: Path, target: Path, picture: str) -> Job:
+    return Job(source, target, beside(target, picture) if picture else None)
+
+
+def beside(target: Path, picture: str) -> Path:
+    """The picture next to a result: ``x.png`` and ``.overlay.jpg`` give ``x.overlay.jpg``."""
+    return target.with_name(f"{target.stem}{picture}")
+
+
+def without_case(path: Path) -> str:
+    """A path as file systems see it that ignore case and the ways to write accents."""
+    return unicodedata.normalize("NFC", str(path)).casefold()
+
+
+def _check_files(jobs: list[Job], inputs: list[Path]) -> None:
+    """Check that no file of a job is an image that is read, or a file of another job."""
+    files = [file for job in jobs for file in job.files]
+    check_overwrites(files, inputs, "image")
+    if len(set(files)) < len(files):
+        file = Counter(files).most_common(1)[0][0]
+        raise ConfigError(f"{file} would be the result of several images: give the folders one by one")
+
+
+def _check_case(jobs: list[Job]) -> None:
+    """Check that results whose names differ only in case are several files where they are written."""
+    known: dict[str, Path] = {}
+    for file in (file for job in jobs for file in job.files):
+        other = known.setdefault(without_case(file), file)
+        if other != file and ignores_case(file.parent):
+            raise ConfigError(f"{other} and {file} are one file on this file system: rename one of the images")
+
+
+def run_jobs(verb: str, plan: Plan, work: Callable[[Job], T], many: bool) -> tuple[list[T], list[dict[str, str]]]:
+    """Call ``work`` for each job, with a progress bar.
 
     Returns:
         What ``work`` returned for each image, and the images that cannot be used, each with its error.
@@ -130,14 +234,14 @@ def run_jobs(
     progress = Progress()
     done: list[T] = []
     failed: list[dict[str, str]] = []
-    with progress.bar(verb, len(jobs)) as bar:
-        for source, target in jobs:
+    with progress.bar(verb, len(plan.jobs) + plan.before, plan.before) as bar:
+        for job in plan.jobs:
             try:
-                done.append(work(source, target))
+                done.append(work(job))
             except InputError as error:
                 if not many:
                     raise
-                failed.append({"image": str(source), "error": str(error)})
+                failed.append({"image": str(job.source), "error": str(error)})
                 progress.note(str(error))
             bar.advance()
     return done, failed
@@ -146,5 +250,5 @@ def run_jobs(
 def print_failed(failed: list[dict[str, str]]) -> int:
     """Print the images that failed, and return the exit code: 1 if there are any, else 0."""
     for failure in failed:
-        print(f"failed: {failure['error']}")
+        say(f"failed: {failure['error']}")
     return 1 if failed else 0

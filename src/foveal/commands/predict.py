@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import ConfigError
 from . import classify, prompt, segment, upscale
 from .console import Device, DType, Images, Json, Overlap, Tile
-from .outputs import Request
+from .outputs import FOLDER, Request
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
@@ -28,7 +28,7 @@ def predict(
     /,
     *,
     model: str,
-    out: Path = Path("foveal-out"),
+    out: Path = FOLDER,
     overlay: bool | None = None,
     tile: Tile = None,
     overlap: Overlap = None,

@@ -11,8 +11,9 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError, InputError
-from .console import Device, DType, Json, open_model, print_json, print_table
-from .outputs import Request, print_failed, run_jobs
+from ..files import check_overwrites, ensure_folder
+from .console import Device, DType, Json, open_model, print_json, print_table, say
+from .outputs import FOLDER, OVERLAY, Job, Request, beside, print_failed, run_jobs, without_case
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from ..prediction.mask_results import EverythingResult
     from ..prediction.predictor import Predictor
 
-_FOLDER = Path("foveal-out")
 _RUNS: dict[str, Any] = {"output_mode": "uncompressed_rle"}  # needs little memory, and no library for the file
 _SHOWN = 10  # number of masks of everything in the table
 _EXAMPLE = ("420", "310", "560", "480")
@@ -100,12 +100,12 @@ def prompt(
     if mask is not None and not 1 <= mask <= (last := 1 if single else 3):
         raise ConfigError(f"--mask {mask}: give a number of 1 to {last}")
     EverythingOptions.of(options)
-    out, overlay = _name_files(image, out, overlay, everything)
+    job = _name_files(image, out, overlay, everything)
     pixels = read_image(image)  # before the model, which may have to be downloaded
     predictor = open_model(model, device, dtype, "prompt")
     if everything:
-        return _run_everything(predictor, image, pixels, out, overlay, options | _RUNS, json)
-    return _run_prompt(predictor, image, pixels, points, corners, single, mask, out, overlay, json)
+        return _run_everything(predictor, job, pixels, options | _RUNS, json)
+    return _run_prompt(predictor, job, pixels, points, corners, single, mask, json)
 
 
 def run(predictor: Predictor, request: Request) -> int:
@@ -115,28 +115,21 @@ def run(predictor: Predictor, request: Request) -> int:
     if request.tile is not None or request.overlap is not None:
         ref = predictor.info.ref
         raise ConfigError(f"--tile, --overlap: {ref} is promptable and encodes the whole image; leave them out")
-    jobs, many = request.jobs(".json")
+    plan = request.plan(".json", "" if request.overlay is False else OVERLAY)
+    if plan.jobs and not request.many:
+        job = plan.jobs[0]
+        return _run_everything(predictor, job, read_image(job.source), _RUNS, request.as_json)
 
-    def overlay_of(target: Path) -> Path | None:
-        return None if request.overlay is False else _overlay_name(target)
+    def work(job: Job) -> dict[str, Any]:
+        result = predictor.everything(job.source, **_RUNS)
+        _write(result, job)
+        return {"image": str(job.source), "masks": len(result), "files": [str(file) for file in job.files]}
 
-    if not many:
-        source, target = jobs[0]
-        overlay = overlay_of(target)
-        _check_files(source, target, ".json", overlay)
-        return _run_everything(predictor, source, read_image(source), target, overlay, _RUNS, request.as_json)
-
-    def work(source: Path, target: Path) -> dict[str, Any]:
-        result = predictor.everything(source, **_RUNS)
-        files = _write(result, source, target, overlay_of(target))
-        return {"image": str(source), "masks": len(result), "files": [str(file) for file in files]}
-
-    jobs = request.remaining(jobs)
-    done, failed = run_jobs("everything", jobs, work, many=True)
+    done, failed = run_jobs("everything", plan, work, many=True)
     if request.as_json:
-        print_json({"images": done, "failed": failed, "out": str(request.out)})
+        print_json({"images": done, "done_before": plan.before, "failed": failed, "out": str(request.out)})
         return 1 if failed else 0
-    print(f"{len(done)} of {len(jobs)} images, masks in {request.out}")
+    say(f"{plan.count(len(done))}, masks in {request.out}")
     return print_failed(failed)
 
 
@@ -149,24 +142,19 @@ def _check_combination(everything: bool, prompted: bool, single: bool, options: 
         raise ConfigError("no prompt: give --point x,y, --box x1,y1,x2,y2, or --everything")
 
 
-def _name_files(image: Path, out: Path | None, overlay: Path | None, everything: bool) -> tuple[Path, Path | None]:
+def _name_files(image: Path, out: Path | None, overlay: Path | None, everything: bool) -> Job:
     """Files of the result and of its overlay, checked before any work is done."""
     suffix = ".json" if everything else ".png"
-    out = _FOLDER / f"{image.resolve().stem}{suffix}" if out is None else out
+    out = FOLDER / f"{image.stem}{suffix}" if out is None else out
     if everything and overlay is None:
-        overlay = _overlay_name(out)
-    _check_files(image, out, suffix, overlay)
-    return out, overlay
+        overlay = beside(out, OVERLAY)
+    job = Job(image, out, overlay)
+    _check_files(job, suffix)
+    return job
 
 
 def _run_everything(
-    predictor: Predictor,
-    image: Path,
-    pixels: NDArray[np.uint8],
-    out: Path,
-    overlay: Path | None,
-    options: dict[str, Any],
-    as_json: bool,
+    predictor: Predictor, job: Job, pixels: NDArray[np.uint8], options: dict[str, Any], as_json: bool
 ) -> int:
     from ..prediction.everything_options import EverythingOptions
     from ..progress import Progress
@@ -181,22 +169,21 @@ def _run_everything(
 
         result = predictor.everything(pixels, progress=advance, **options)
     seconds = {"everything": time.perf_counter() - started}
-    files = _write(result, image, out, overlay)
-    report = _report(predictor, image, result.size, seconds, files)
+    _write(result, job)
+    report = _report(predictor, job, result.size, seconds)
     if as_json:
         masks = [{key: value for key, value in record.items() if key != "segmentation"} for record in result]
         print_json({**report, "prompts": result.prompts, "masks": masks})
         return 0
-    _print_masks(image, report, _everything_rows(result))
+    _print_masks(report, _everything_rows(result))
     if not result.records:
         iou, stability = checked.thresholds(predictor.info.mask_thresholds)
-        print(
+        say(
             f"no mask has a predicted IoU above {iou} and a stability score of {stability}: give lower "
             "--pred-iou-thresh and --stability-score-thresh"
         )
     more = f", the {_SHOWN} with the highest predicted IoU above" if len(result) > _SHOWN else ""
-    print(f"\n{len(result)} masks{more}; {result.prompts} prompts in {seconds['everything']:.1f} s on ", end="")
-    _print_end(files)
+    _print_end(f"{len(result)} masks{more}; {result.prompts} prompts in {seconds['everything']:.1f} s", job)
     return 0
 
 
@@ -210,30 +197,22 @@ def _everything_rows(result: EverythingResult) -> list[tuple[str, float, int, li
     return rows
 
 
-def _overlay_name(out: Path) -> Path:
-    return out.with_name(f"{out.stem}.overlay.jpg")
-
-
-def _write(result: EverythingResult, image: Path, out: Path, overlay: Path | None) -> list[Path]:
+def _write(result: EverythingResult, job: Job) -> None:
     from ..images.writing import save_picture
 
-    result.save(out, image.name)
-    if overlay is None:
-        return [out]
-    save_picture(result.overlay(), overlay)
-    return [out, overlay]
+    if job.picture is not None:
+        save_picture(result.overlay(), job.picture)
+    result.save(job.target, job.source.name)
 
 
 def _run_prompt(
     predictor: Predictor,
-    image: Path,
+    job: Job,
     pixels: NDArray[np.uint8],
     points: list[tuple[float, float, int]],
     box: list[float] | None,
     single: bool,
     mask: int | None,
-    out: Path,
-    overlay: Path | None,
     as_json: bool,
 ) -> int:
     from ..images.writing import save_picture
@@ -247,12 +226,11 @@ def _run_prompt(
     chosen = int(result.iou.argmax()) if mask is None else mask - 1
     written = replace(result, low_res=result.low_res[:, chosen, None], iou=result.iou[chosen, None])
     seconds = {"encoder": encoded - started, "prompt": time.perf_counter() - encoded}
-    files = [written.save(out)]
-    if overlay is not None:
-        save_picture(written.overlay(), overlay)
-        files.append(overlay)
+    if job.picture is not None:
+        save_picture(written.overlay(), job.picture)
+    written.save(job.target)
     rows = _prompt_rows(result.masks, result.iou, chosen)
-    report = _report(predictor, image, result.size, seconds, files)
+    report = _report(predictor, job, result.size, seconds)
     if as_json:
         print_json({**report, "masks": rows})
         return 0
@@ -261,9 +239,8 @@ def _run_prompt(
         for index in result.by_area
         for row in (rows[index],)
     ]
-    _print_masks(image, report, table)
-    print(f"\nencoder {seconds['encoder']:.2f} s, prompt {seconds['prompt']:.2f} s on ", end="")
-    _print_end(files)
+    _print_masks(report, table)
+    _print_end(f"encoder {seconds['encoder']:.2f} s, prompt {seconds['prompt']:.2f} s", job)
     return 0
 
 
@@ -285,52 +262,50 @@ def _prompt_rows(masks: NDArray[np.bool_], scores: NDArray[np.floating], written
     return rows
 
 
-def _report(
-    predictor: Predictor, image: Path, size: tuple[int, int], seconds: dict[str, float], files: list[Path]
-) -> dict[str, Any]:
+def _report(predictor: Predictor, job: Job, size: tuple[int, int], seconds: dict[str, float]) -> dict[str, Any]:
     from ..measuring import machine
 
     return {
-        "image": str(image),
+        "image": str(job.source),
         "size": list(size),
         "model": predictor.info.ref,
         "runtime": predictor.runtime,
         "machine": machine.describe(),
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "files": [str(file) for file in files],
+        "files": [str(file) for file in job.files],
     }
 
 
-def _print_masks(image: Path, report: dict[str, Any], rows: list[tuple[str, float, int, list[int]]]) -> None:
+def _print_masks(report: dict[str, Any], rows: list[tuple[str, float, int, list[int]]]) -> None:
     height, width = report["size"]
-    print(f"{image}  {width}x{height}  {report['model']}, {report['runtime']}\n")
+    say(f"{report['image']}  {width}x{height}  {report['model']}, {report['runtime']}")
+    say()
     texts = [(name, f"{iou:.3f}", str(area), ",".join(map(str, box))) for name, iou, area, box in rows]
     print_table(("mask", "predicted IoU", "area", "box"), texts)
 
 
-def _print_end(files: list[Path]) -> None:
+def _print_end(text: str, job: Job) -> None:
     from ..measuring import machine
 
-    print(machine.one_line())
-    for file in files:
-        print(file)
+    say()
+    say(f"{text} on {machine.one_line()}")
+    for file in job.files:
+        say(file)
 
 
-def _check_files(image: Path, out: Path, suffix: str, overlay: Path | None) -> None:
+def _check_files(job: Job, suffix: str) -> None:
     """Check that the results have the right suffix, overwrite neither the image nor each other, and can be written."""
-    from ..files import ensure_folder
     from ..images.writing import check_picture_name
 
+    out, overlay = job.target, job.picture
     if out.suffix.lower() != suffix:
         raise ConfigError(f"--out {out}: the result is a {suffix} file")
-    files = [out] if overlay is None else [out, overlay]
     if overlay is not None:
         check_picture_name(overlay)
-    if image.resolve() in (file.resolve() for file in files):
-        raise ConfigError(f"a result would overwrite the image {image}: choose another name")
-    if overlay is not None and overlay.resolve() == out.resolve():
+    check_overwrites(job.files, [job.source], "image")
+    if overlay is not None and without_case(overlay.resolve()) == without_case(out.resolve()):
         raise ConfigError(f"--out and --overlay are both {out}: choose another name")
-    for file in files:
+    for file in job.files:
         ensure_folder(file.parent)
 
 

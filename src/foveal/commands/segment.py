@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError, InputError
-from .console import Device, DType, Images, Json, Overlap, Tile, open_model, print_json, print_table
-from .outputs import Request, print_failed, run_jobs
+from .console import Device, DType, Images, Json, Overlap, Tile, open_model, print_json, print_table, say
+from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
@@ -23,7 +23,7 @@ def segment(
     /,
     *,
     model: str = assets.DEFAULTS["segment"],
-    out: Path = Path("foveal-out"),
+    out: Path = FOLDER,
     overlay: bool | None = None,
     legend: Annotated[bool, Parameter(negative="")] = False,
     label: Path | None = None,
@@ -49,7 +49,7 @@ def segment(
     label
         Mask of class indices to compare a single image's mask with; pixels of 255 are ignored.
     resume
-        Skip images whose mask exists.
+        Skip images whose mask, and overlay if one is asked for, exist.
     """
     predictor = open_model(model, device, dtype, "segment")
     if legend and overlay is False:
@@ -60,18 +60,21 @@ def segment(
 
 def run(predictor: Predictor, request: Request, label: Path | None = None, legend: bool = False) -> int:
     """Segment the requested images; the exit code is 1 if some of many failed."""
-    jobs, many = request.jobs()
+    many = request.many
     tiles = {"tile": request.tile, "overlap": request.overlap}
     if label is not None and many:
         raise ConfigError("--label is for a single image: give one, or leave out --label")
+    if label is not None and not label.exists():
+        raise InputError(f"{label}: no such file")
     if request.tile is not None:
         predictor.check_tiles(request.tile, request.overlap)
     elif request.overlap is not None:
         raise ConfigError(f"--overlap {request.overlap} goes with --tile")
     overlay = not many if request.overlay is None else request.overlay
-    if many:
-        return _run_many(predictor, request, request.remaining(jobs), overlay, legend, tiles)
-    report = segment_file(predictor, *jobs[0], overlay, legend, label, tiles)
+    plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [])
+    if many or not plan.jobs:
+        return _run_many(predictor, request, plan, legend, tiles)
+    report = segment_file(predictor, plan.jobs[0], legend, label, tiles)
     if request.as_json:
         print_json(report)
     else:
@@ -81,9 +84,7 @@ def run(predictor: Predictor, request: Request, label: Path | None = None, legen
 
 def segment_file(
     predictor: Predictor,
-    source: Path,
-    target: Path,
-    overlay: bool,
+    job: Job,
     legend: bool,
     label: Path | None = None,
     tiles: dict[str, int | None] | None = None,
@@ -92,13 +93,13 @@ def segment_file(
     from ..measuring import machine
 
     started = time.perf_counter()
-    result = predictor.segment(source, **(tiles or {}))
+    result = predictor.segment(job.source, **(tiles or {}))
     mask = result.mask
     seconds = time.perf_counter() - started
-    files = _write(result, target, overlay, legend)
+    _write(result, job, legend)
     height, width = mask.shape
     report: dict[str, Any] = {
-        "image": str(source),
+        "image": str(job.source),
         "size": [height, width],
         "model": predictor.info.ref,
         "runtime": predictor.runtime,
@@ -108,7 +109,7 @@ def segment_file(
             {"name": name, "share": round(share, 6), "confidence": round(confidence, 6)}
             for name, share, confidence in result.shares()
         ],
-        "files": [str(path) for path in files],
+        "files": [str(path) for path in job.files],
     }
     if label is not None:
         report["agreement"] = round(_agreement(result, label), 6)
@@ -120,44 +121,40 @@ def print_report(report: dict[str, Any]) -> None:
     from ..measuring import machine
 
     height, width = report["size"]
-    print(f"{report['image']}  {width}x{height}  {report['model']}, {report['runtime']}\n")
+    say(f"{report['image']}  {width}x{height}  {report['model']}, {report['runtime']}")
+    say()
     rows = [(c["name"], f"{c['share']:7.2%}", f"{c['confidence']:.2f}") for c in report["classes"]]
     print_table(("class", "pixels", "mean confidence"), rows)
     if "agreement" in report:
-        print(f"\nagrees with the hand-made label on {report['agreement']:.1%} of its pixels")
-    print(f"\n{report['seconds']:.2f} s for reading, network and mask on {machine.one_line()}")
-    print(*report["files"], sep="\n")
+        say()
+        say(f"agrees with the hand-made label on {report['agreement']:.1%} of its pixels")
+    say()
+    say(f"{report['seconds']:.2f} s for reading, network and mask on {machine.one_line()}")
+    for file in report["files"]:
+        say(file)
 
 
-def _run_many(
-    predictor: Predictor,
-    request: Request,
-    jobs: list[tuple[Path, Path]],
-    overlay: bool,
-    legend: bool,
-    tiles: dict[str, int | None],
-) -> int:
-    def work(source: Path, target: Path) -> None:
-        _write(predictor.segment(source, **tiles), target, overlay, legend)
+def _run_many(predictor: Predictor, request: Request, plan: Plan, legend: bool, tiles: dict[str, int | None]) -> int:
+    def work(job: Job) -> None:
+        _write(predictor.segment(job.source, **tiles), job, legend)
 
     started = time.perf_counter()
-    done, failed = run_jobs("segment", jobs, work, many=True)
+    done, failed = run_jobs("segment", plan, work, many=True)
     seconds = time.perf_counter() - started
     if request.as_json:
-        print_json({"done": len(done), "failed": failed, "out": str(request.out), "seconds": round(seconds, 3)})
+        counts = {"done": len(done), "done_before": plan.before, "failed": failed}
+        print_json({**counts, "out": str(request.out), "seconds": round(seconds, 3)})
         return 1 if failed else 0
-    print(f"{len(done)} of {len(jobs)} images in {seconds:.1f} s, masks in {request.out}")
+    say(f"{plan.count(len(done))} in {seconds:.1f} s, masks in {request.out}")
     return print_failed(failed)
 
 
-def _write(result: SegmentResult, target: Path, overlay: bool, legend: bool) -> list[Path]:
+def _write(result: SegmentResult, job: Job, legend: bool) -> None:
     from ..images.writing import save_picture
 
-    files = [result.save(target)]
-    if overlay:
-        files.append(target.with_name(f"{target.stem}.overlay.jpg"))
-        save_picture(result.overlay(contours=legend, legend=legend), files[-1])
-    return files
+    if job.picture is not None:
+        save_picture(result.overlay(contours=legend, legend=legend), job.picture)
+    result.save(job.target)  # last: other programs take an image with a mask for a complete result
 
 
 def _agreement(result: SegmentResult, label: Path) -> float:

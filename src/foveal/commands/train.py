@@ -11,7 +11,8 @@ import cyclopts
 from cyclopts import Parameter
 
 from ..errors import ConfigError
-from .console import Json, parse_size, print_json
+from ..files import check_overwrites
+from .console import Json, parse_size, print_json, say
 from .train_settings import OPTIONS, describe_option, list_settings
 
 _SET_HELP = (
@@ -25,7 +26,7 @@ app = cyclopts.App(name="train", help_on_error=False, usage="Usage: foveal train
 @app.command(name="--help-all", group="Parameters")
 def help_all() -> None:
     """List every setting with its meaning, type, default and valid range."""
-    print(list_settings())
+    print(list_settings())  # of this package, in several lines
 
 
 def _option(name: str) -> Parameter:
@@ -102,6 +103,8 @@ def train(
         "seed": seed,
         "fsdp": fsdp,
     }
+    if config is not None and not resume:
+        check_overwrites([out / "config.yaml"], [config])  # the run writes all of its settings there
     result = train_model(data, config=config, out=out, resume=resume, **_merge_settings(options, set or {}))
     _print_result(result, json)
     # Under torchrun, exit code 1 would count as a failure, after which it may start the run again.
@@ -148,6 +151,6 @@ def _print_result(result: Any, json: bool) -> None:
         print_json(report)
         return
     figures = "".join(f"  {in_words(name, value)}" for name, value in figure.items())
-    print(f"{report['best']}  loss {report['loss']:.4f}{figures}")
+    say(f"{report['best']}  loss {report['loss']:.4f}{figures}")
     if result.bad:
-        print(f"bad training images left out: {len(result.bad)}, listed in {result.folder / 'bad.txt'}")
+        say(f"bad training images left out: {len(result.bad)}, listed in {result.folder / 'bad.txt'}")

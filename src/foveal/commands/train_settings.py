@@ -33,6 +33,8 @@ OPTIONS = {
     "fsdp": "--fsdp",
 }
 
+SETTINGS = [declared.name for declared, _ in setting_fields(TrainConfig)]  #: names of all settings
+
 _PLAIN_TYPES = {int: "integer", float: "number", str: "text", bool: "true or false", Any: "any value"}
 _WIDEST = 110
 

@@ -10,8 +10,8 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError
-from .console import Device, DType, Images, Json, open_model, print_json
-from .outputs import Request, print_failed, run_jobs
+from .console import Device, DType, Images, Json, open_model, print_json, say
+from .outputs import FOLDER, Job, Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
     from ..images.reading import Picture
@@ -24,6 +24,7 @@ Tile = Annotated[
 Overlap = Annotated[
     int | None, Parameter(help="Pixels that neighbouring tiles share; default: 32, at most a quarter of --tile.")
 ]
+COMPARISON = ".compare.png"  #: end of the name of what --compare writes
 _SHOWN = 240  # side of the part of the small image that --compare shows, in pixels
 
 
@@ -33,7 +34,7 @@ def upscale(
     *,
     scale: int | None = None,
     model: str | None = None,
-    out: Path = Path("foveal-out"),
+    out: Path = FOLDER,
     format: Format = "png",
     compare: Annotated[bool, Parameter(negative="")] = False,
     tile: Tile = None,
@@ -58,14 +59,14 @@ def upscale(
     format
         Format of the results. All but png are held in memory and have 8 bits; jpg has no alpha.
     compare
-        Also write the middle of the image next to its bicubic interpolation: bicubic left, the model right.
+        Also write the middle of the image next to its bicubic interpolation: bicubic left, the model right, with names.
     exact
         Tiles give the result of the whole image: attention reads the whole image first. Takes two to three times as
         long.
     check_tiles
         Also upscale the image as a whole and print how close the tiles come (for a single image; needs its memory).
     resume
-        Skip images whose result exists.
+        Skip images whose result, and comparison if one is asked for, exist.
     """
     ref = _reference(model, scale)
     predictor = open_model(ref, device, dtype, "upscale")
@@ -97,79 +98,72 @@ def run(
 
     check_upscale_tiles(request.tile, request.overlap)
     tiles = {"tile": request.tile, "overlap": request.overlap, "exact": exact}
-    jobs, many = request.jobs(f".{suffix}")
-    if check_tiles and many:
+    if check_tiles and request.many:
         raise ConfigError("--check-tiles is for a single image: give one, or leave out --check-tiles")
-    jobs = request.remaining(jobs)
+    plan = request.plan(f".{suffix}", COMPARISON if compare else "")
 
-    def work(source: Path, target: Path) -> dict[str, Any]:
-        return upscale_file(predictor, source, target, compare, tiles, check_tiles)
+    def work(job: Job) -> dict[str, Any]:
+        return upscale_file(predictor, job, tiles, check_tiles)
 
-    done, failed = run_jobs("upscale", jobs, work, many)
+    done, failed = run_jobs("upscale", plan, work, request.many)
     model = predictor.info.ref
     if request.as_json:
         about = {"model": model, "runtime": predictor.runtime, "machine": machine.describe()}
-        print_json({**about, "images": done, "failed": failed})
+        print_json({**about, "images": done, "done_before": plan.before, "failed": failed})
         return 1 if failed else 0
     for report in done:
         print_report(report)
-    print(f"{len(done)} of {len(jobs)} images with {model}, {predictor.runtime}, on {machine.one_line()}")
+    say(f"{plan.count(len(done))} with {model}, {predictor.runtime}, on {machine.one_line()}")
     return print_failed(failed)
 
 
 def print_report(report: dict[str, Any]) -> None:
     """Print a report of :func:`upscale_file` as text."""
     (height, width), (old_height, old_width) = report["size"], report["from"]
-    print(f"{report['image']}  {old_width}x{old_height} -> {width}x{height}  {report['seconds']:.2f} s  ", end="")
-    print(*report["files"], sep="  ")
+    sizes = f"{old_width}x{old_height} -> {width}x{height}"
+    say("  ".join([report["image"], sizes, f"{report['seconds']:.2f} s", *report["files"]]))
     if "tiles_psnr" in report:
         similarity = report["tiles_psnr"]
-        print(f"tiles compared with the whole image: {'equal' if similarity is None else f'{similarity:.1f} dB'}")
+        say(f"tiles compared with the whole image: {'equal' if similarity is None else f'{similarity:.1f} dB'}")
 
 
 def upscale_file(
-    predictor: Predictor,
-    source: Path,
-    target: Path,
-    compare: bool = False,
-    tiles: dict[str, Any] | None = None,
-    check_tiles: bool = False,
+    predictor: Predictor, job: Job, tiles: dict[str, Any] | None = None, check_tiles: bool = False
 ) -> dict[str, Any]:
     """Upscale one image, write the result, and return the report that ``--json`` prints."""
     from ..images.reading import read_picture
     from ..images.writing import Canvas, stored_channels, write_picture
 
     started = time.perf_counter()
-    picture = read_picture(source)
+    picture = read_picture(job.source)
     scale: int = predictor.info.options["scale"]
     height, width = picture.pixels.shape[:2]
     channels = (1 if picture.grey else 3) + (picture.alpha is not None)
     canvas = Canvas(scale * height, scale * width, channels, 8 * picture.pixels.itemsize, picture.icc)
-    canvas.check(target)
+    canvas.check(job.target)
     tiles = tiles or {}
     bands = predictor.upscaled_bands(picture, **tiles)
-    write_picture(target, canvas, (stored_channels(band, picture.grey) for band in bands))
+    write_picture(job.target, canvas, (stored_channels(band, picture.grey) for band in bands))
     report: dict[str, Any] = {
-        "image": str(source),
+        "image": str(job.source),
         "from": [height, width],
         "size": [canvas.height, canvas.width],
         "seconds": round(time.perf_counter() - started, 3),
-        "files": [str(target)],
+        "files": [str(file) for file in job.files],
     }
-    if compare:
-        comparison = target.with_name(f"{target.stem}.compare.png")
-        _write_comparison(predictor, picture, comparison)
-        report["files"].append(str(comparison))
+    if job.picture is not None:
+        _write_comparison(predictor, picture, job.picture)
     if check_tiles:
         report["tiles_psnr"] = _tiles_psnr(predictor, picture, tiles)
     return report
 
 
 def _write_comparison(predictor: Predictor, picture: Picture, path: Path) -> None:
-    """Write the middle of the image, interpolated on the left and upscaled on the right, in 8 bits."""
+    """Write the middle of the image, interpolated on the left and upscaled on the right, with names, in 8 bits."""
     import numpy as np
     from PIL import Image
 
+    from ..images.overlay import draw_name
     from ..images.reading import Picture
     from ..images.writing import save_picture
     from ..prediction.interpolation import interpolation
@@ -181,7 +175,10 @@ def _write_comparison(predictor: Predictor, picture: Picture, path: Path) -> Non
     middle = Picture((cut >> 8).astype(np.uint8) if cut.dtype == np.uint16 else cut)
     reference = interpolation(f"bicubic.x{scale}")
     assert reference is not None
-    halves = [np.concatenate(list(p.upscaled_bands(middle))) for p in (reference, predictor)]
+    halves = [
+        np.asarray(draw_name(Image.fromarray(np.concatenate(list(each.upscaled_bands(middle)))), name))
+        for each, name in ((reference, "bicubic"), (predictor, predictor.info.ref))
+    ]
     gap = np.full((len(halves[0]), 4, 3), 255, np.uint8)
     save_picture(Image.fromarray(np.concatenate([halves[0], gap, halves[1]], axis=1)), path)
 

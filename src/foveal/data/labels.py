@@ -72,3 +72,10 @@ def class_difference(names: Sequence[str], others: Sequence[str]) -> str:
     parts = [f"{', '.join(map(repr, missing[:5]))} missing"] if missing else []
     parts += [f"{', '.join(map(repr, added[:5]))} added"] if added else []
     return "; ".join(parts) or "the same names in another order"
+
+
+def of_tag(tag: str) -> Labels:
+    """Classes of published weights by their tag, for example "cityscapes" or "r224_in1k"; none if it is unknown."""
+    if tag.endswith("in1k"):
+        return IMAGENET
+    return CAMVID if tag.startswith("camvid") else OF_HEAD.get(tag, Labels())

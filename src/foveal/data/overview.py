@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..images.colours import colour_table, printable
+from ..images.colours import colour_table, drawable
 from ..info import Labels
 from .examples import CELL, COLUMNS, Examples
 
@@ -39,7 +39,7 @@ def draw_overview(report: DataReport) -> Image.Image:
 
 def _line(text: str) -> Image.Image:
     line = Image.new("RGB", (COLUMNS * (CELL[0] + _GAP) + _GAP, _LINE + _GAP), _PAPER)
-    ImageDraw.Draw(line).text((_GAP, _GAP // 2), printable(text), fill=_INK)
+    ImageDraw.Draw(line).text((_GAP, _GAP // 2), drawable(text), fill=_INK)
     return line
 
 
@@ -56,11 +56,11 @@ def _histogram(splits: list[SplitReport], labels: Labels) -> Image.Image:
     longest = max(float(share.max()) for share in shares) or 1.0
     for column, split in enumerate(splits):
         unit = "pixels" if split.pixels.any() else "images"
-        pen.text((_GAP + _LINE + _NAMES + column * (_BAR + _FIGURE), 0), printable(f"{split.name}, {unit}"), fill=_INK)
+        pen.text((_GAP + _LINE + _NAMES + column * (_BAR + _FIGURE), 0), drawable(f"{split.name}, {unit}"), fill=_INK)
     for row, index in enumerate(order, start=1):
         top = row * _LINE
         pen.rectangle((_GAP, top + 2, _GAP + _LINE - 6, top + _LINE - 4), fill=tuple(colours[index].tolist()))
-        pen.text((_GAP + _LINE, top), printable(labels.names[index])[:28], fill=_INK)
+        pen.text((_GAP + _LINE, top), drawable(labels.names[index])[:28], fill=_INK)
         for column, share in enumerate(shares):
             left = _GAP + _LINE + _NAMES + column * (_BAR + _FIGURE)
             end = left + round(_BAR * float(share[index]) / longest)
@@ -86,5 +86,5 @@ def _sheet(examples: Examples) -> Image.Image:
     for number, (_, title, picture) in enumerate(sorted(examples.chosen, key=lambda entry: entry[0])):
         left, top = _GAP + number % COLUMNS * step[0], number // COLUMNS * step[1]
         sheet.paste(picture, (left, top))
-        pen.text((left, top + CELL[1] + 1), printable(title)[-38:], fill=_INK)
+        pen.text((left, top + CELL[1] + 1), drawable(title)[-38:], fill=_INK)
     return sheet

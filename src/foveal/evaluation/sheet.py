@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from ..images.colours import colour_table, printable
+from ..images.colours import colour_table, drawable
 from ..info import Labels
 
 _MAX_WIDTH = 640  # pixels; wider images are downscaled
@@ -57,7 +57,7 @@ def _row(sample: Sample, colours: NDArray[np.uint8]) -> Image.Image:
     )
     row = Image.new("RGB", (3 * drawn_width + 2 * _GAP, size[1] + 2 * _LINE + _GAP), _PAPER)
     pen = ImageDraw.Draw(row)
-    pen.text((2, 2), printable(sample.title), fill=_INK)
+    pen.text((2, 2), drawable(sample.title), fill=_INK)
     for column, (name, picture) in enumerate(pictures):
         left = column * (drawn_width + _GAP)
         pen.text((left + 2, _LINE + 2), name, fill=_INK)

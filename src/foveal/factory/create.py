@@ -21,6 +21,9 @@ from ..tasks.builders import BUILDERS
 from ..weights.loading import fill
 from ..weights.reading import Checkpoint, read_checkpoint
 
+#: Arguments of ``create_model`` by name, besides the options of the families.
+_ARGUMENTS = {"task", "num_classes", "in_chans", "features_only", "weights"}
+
 
 def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool | None = None) -> list[str]:
     """List the names that :func:`create_model` takes, in the families' own order.
@@ -151,7 +154,7 @@ def _valid_options(family: Family, task: str, features_only: bool) -> set[str]:
 def _check_options(name: str, options: Mapping[str, Any], valid: set[str]) -> None:
     for option in options:
         if option not in valid:
-            raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
+            raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid | _ARGUMENTS)}")
 
 
 def _check_counts(**counts: tuple[int | None, int]) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..data.labels import IMAGENET, OF_HEAD
+from ..data.labels import of_tag
 from ..errors import CheckpointError, ConfigError
 from ..info import Labels, ModelInfo, Preprocess, info_of
 from ..task import TASKS, identify_task
+from ..text import notice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +62,7 @@ def labels_of(data_set: str, num_classes: int) -> Labels:
         data_set: name of a published segmentation head, or a tag of weights, for example "cityscapes" or "r224_in1k".
         num_classes: of the model.
     """
-    labels = IMAGENET if data_set.endswith("in1k") else OF_HEAD.get(data_set, Labels())
+    labels = of_tag(data_set)
     return labels if len(labels.names) == num_classes else Labels()
 
 
@@ -236,11 +236,9 @@ def _describe(candidate: _Candidate, evidence: _Evidence, preprocess: Preprocess
 
 def _mention_twins(candidate: _Candidate) -> None:
     twins = candidate.variant.twins
-    print(
+    notice(
         f"identified as {candidate.name}, but {' or '.join(twins)} has the same tensors; for that model use "
-        f"create_model({twins[0]!r}, weights=...)",
-        file=sys.stderr,
-        flush=True,
+        f"create_model({twins[0]!r}, weights=...)"
     )
 
 

@@ -11,7 +11,7 @@ from ..errors import CheckpointError, ConfigError, DependencyError, nearest
 from ..info import attach
 from ..task import TASKS
 from ..weights import hub
-from ..weights.references import SAVED, find_local
+from ..weights.references import SAVED, find_local, is_path, missing_file
 from .identify import identify_checkpoint, labels_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,10 @@ def check_torch(ref: str | Path) -> None:
     if importlib.util.find_spec("torch") is not None:
         return
     text = str(ref)
-    if text in assets.WEIGHTS or find_local(ref) is not None or hub.parse(text, SAVED) is not None:
+    if find_local(ref) is None and is_path(ref):
+        raise missing_file(ref)
+    known = {*assets.WEIGHTS, *assets.DEFAULTS.values()}
+    if text in known or find_local(ref) is not None or hub.parse(text, SAVED) is not None:
         raise DependencyError(f"{text} is not an exported file, so it needs torch: pip install 'foveal[torch]'")
     raise CheckpointError(
         f"{text}: no such file, training run or bundled weights{nearest(text, assets.WEIGHTS)}; published weights need "

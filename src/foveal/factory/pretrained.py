@@ -18,6 +18,7 @@ from ..errors import ConfigError, InputError
 from ..files import atomic_write
 from ..info import ModelInfo, info_of
 from ..task import TASKS
+from ..text import markdown
 from ..weights import hub
 from ..weights.checkpoints import save_checkpoint
 from ..weights.references import SAVED
@@ -33,7 +34,7 @@ _PIPELINES = {
 
 
 def save_pretrained(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     folder: str | Path,
     *,
     licence: str = "",
@@ -46,7 +47,8 @@ def save_pretrained(
     file's sha256, which loading checks. An existing README.md is not replaced.
 
     Args:
-        model: a model of ``create_model``, ``load_model`` or ``from_pretrained``.
+        model: a model of ``create_model``, ``load_model`` or ``from_pretrained``, or what ``load_model`` takes, for
+            example the folder of a training run.
         folder: made if it does not exist.
         licence: SPDX name of the weights' licence; default: the one in the model's description.
         metrics: figures for the model card, for example ``{"mIoU": 58.45}``.
@@ -57,8 +59,10 @@ def save_pretrained(
 
     Raises:
         ConfigError: a model without a description, figures without their data, or a figure that is not finite.
+        CheckpointError: as :func:`foveal.load_model`.
         InputError: the folder cannot be written.
     """
+    model = load_model(model) if isinstance(model, str | Path) else model
     info = info_of(model)
     info = info.replace(licence=licence or info.licence)
     figures = dict(metrics or {})
@@ -108,7 +112,7 @@ def from_pretrained(ref: str | Path, *, revision: str | None = None) -> nn.Modul
 
 
 def push_to_hub(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     repo: str,
     *,
     licence: str = "",
@@ -155,14 +159,14 @@ def _card(info: ModelInfo, parameters: int, figures: Mapping[str, float], data: 
     """Model card in the hub's format: metadata in YAML, then text."""
     metadata = yaml.safe_dump(_card_metadata(info, figures, data), sort_keys=False, allow_unicode=True).rstrip()
     rows = [
-        ("architecture", f"`{info.model}`, {parameters / 1e6:.2f} M parameters"),
+        ("architecture", f"{info.model}, {parameters / 1e6:.2f} M parameters"),
         ("task", info.task),
         ("channels of the image", str(info.in_chans)),
         ("options", ", ".join(f"{key}={value}" for key, value in info.options.items()) or "default"),
         ("classes", ", ".join(info.labels.names) or str(info.num_classes)),
         ("licence of the weights", info.licence or "not stated"),
     ]
-    lines = ["---", metadata, "---", "", f"# {info.ref}", "", *_card_table("", rows)]
+    lines = ["---", metadata, "---", "", f"# {markdown(info.ref)}", "", *_card_table("", rows)]
     if figures:
         lines += _card_table(data, figures.items())
     use = [f'model = foveal.from_pretrained("{_PLACE}")  # an nn.Module']
@@ -191,5 +195,5 @@ def _card_metadata(info: ModelInfo, figures: Mapping[str, float], data: str) -> 
 
 
 def _card_table(title: str, rows: Iterable[tuple[str, Any]]) -> list[str]:
-    heading = f"| {title} | |" if title else "| | |"
-    return [heading, "|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""]
+    heading = f"| {markdown(title)} | |" if title else "| | |"
+    return [heading, "|---|---|", *(f"| {markdown(key)} | {markdown(value)} |" for key, value in rows), ""]

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..info import IGNORE, Labels
+from ..text import printable
 
 _IGNORED = (0, 0, 0)
 
@@ -33,6 +34,6 @@ def colour_table(labels: Labels) -> NDArray[np.uint8]:
     return colours
 
 
-def printable(text: str) -> str:
-    """Replace characters beyond Latin-1, which Pillow's built-in font may lack, by question marks."""
-    return text.encode("latin-1", "replace").decode("latin-1")
+def drawable(text: str) -> str:
+    """Text on one line, with question marks for characters beyond Latin-1, which Pillow's built-in font may lack."""
+    return printable(text).encode("latin-1", "replace").decode("latin-1")

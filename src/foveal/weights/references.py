@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
-from ..errors import CheckpointError, nearest
+from ..errors import CheckpointError, closest, nearest
 from . import hub
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar")  #: of checkpoints
 SAVED = "model.safetensors"  #: weights in a folder of ``save_pretrained`` and in a hub repository
 _RUN = "best.safetensors"  # weights in the folder of a training run
+_OTHERS = (".onnx", ".bin", ".ckpt", ".json", ".yaml")  # of other files that users name
+_FOLDERS = ("runs", "out", "output", "outputs", "checkpoints", "weights", "models", "exports")  # no owners of models
+_LISTED = 1000  # entries of a folder that are looked at for a hint
 
 
 def find_file(ref: str | Path, known: Iterable[str] = ()) -> Path:
@@ -32,11 +37,41 @@ def find_file(ref: str | Path, known: Iterable[str] = ()) -> Path:
             f"{ref}: no {_RUN} in this folder (training run), and no {SAVED} (saved model); name a folder with one, or "
             "a file"
         )
-    if Path(ref).suffix in SUFFIXES:
-        return Path(ref)
+    if is_path(ref):
+        raise missing_file(ref)
     if file := hub.parse(str(ref), SAVED):
         return hub.fetch(file)
     raise CheckpointError(f"{ref}: no such file, training run or weights{nearest(str(ref), known)}")
+
+
+def is_path(ref: str | Path) -> bool:
+    """Whether ``ref`` can only be meant as a path: neither a name with a tag nor a hub id, which is never looked up.
+
+    ``owner/name`` is a path if ``owner`` is a folder here or a usual name of one; ``hf-hub:owner/name`` never is.
+    """
+    text = str(ref)
+    if text.startswith(("hf-hub:", "hf_hub:")):
+        return False
+    if Path(text).suffix.lower() in (*SUFFIXES, *_OTHERS) or text.startswith((".", "~")) or "\\" in text:
+        return True
+    first, slash, _ = text.partition("/")
+    return bool(slash) and (hub.parse(text, SAVED) is None or first in _FOLDERS or Path(first).is_dir())
+
+
+def missing_file(ref: str | Path) -> CheckpointError:
+    """The error for a path that does not exist, with the most similar name in its folder, or the names there."""
+    path = Path(ref)
+    while not path.parent.is_dir():
+        path = path.parent
+    try:
+        entries = [Path(entry) for entry in islice(os.scandir(path.parent), _LISTED) if entry.name[0] != "."]
+        names = sorted(each.name for each in entries if each.is_dir() or each.suffix.lower() in (*SUFFIXES, *_OTHERS))
+    except OSError:
+        names = []
+    found = closest(path.name, names)
+    hint = f"; {path.parent} has {', '.join(names[:12])}" if names and path.parent != Path() else ""
+    hint = f"; did you mean {path.parent / found}?" if found is not None else hint
+    return CheckpointError(f"{ref}: no such file or training run{hint}")
 
 
 def find_local(ref: str | Path) -> Path | None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ...errors import DependencyError, InputError
 from ...files import atomic_write
+from ...text import notice
 
 SOURCE = Path(__file__).with_name("scan.cpp")
 _FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
@@ -132,7 +133,7 @@ def _build() -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foveal"
     path = folder / f"scan-{key}{'.dll' if sys.platform == 'win32' else '.so'}"
     if not path.exists():
-        print(f"compiling the selective scan for this CPU (once) into {folder}", file=sys.stderr, flush=True)
+        notice(f"compiling the selective scan for this CPU (once) into {folder}")
         with atomic_write(path) as temporary:
             _run([*command, str(SOURCE), "-o", str(temporary)])
     return path

@@ -1,0 +1,101 @@
+"""Where results go: distinct names by one rule, no input is replaced, a result is done when all of its files exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import foveal.commands.outputs as outputs
+from foveal.commands.outputs import OVERLAY, Request, list_jobs
+from foveal.errors import ConfigError
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(name.encode())
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize(
+    ("files", "images", "results"),
+    [
+        ("x.jpg y.png", "x.jpg y.png", "x.png y.png"),
+        ("x.jpg x.png z.bmp", "x.jpg x.png z.bmp", "x.jpg.png x.png.png z.png"),
+        ("x.jpg x.png", "x.png x.jpg", "x.png.png x.jpg.png"),
+        ("x.jpg", "x.jpg ./x.jpg", "x.png"),
+        ("a/x.jpg a/b/x.jpg", "a", "b/x.png x.png"),
+        ("a/x.jpg b/x.jpg", "a b", "a/x.jpg.png b/x.jpg.png"),
+        ("a/x.jpg b/x.jpg b/x.png", "a/x.jpg b", "a/x.jpg.png b/x.jpg.png x.png.png"),
+        ("a/c/x.jpg b/c/x.jpg", "a/c b/c", "a/c/x.jpg.png b/c/x.jpg.png"),
+        ("X.jpg x.png", "X.jpg x.png", "X.jpg.png x.png.png"),
+        ("X.jpg x.jpg", "X.jpg x.jpg", "X.jpg.png x.jpg.png"),
+        ("x.jpg x.jpg.jpg x.png", "x.jpg x.jpg.jpg x.png", "work/x.jpg.png x.jpg.jpg.png x.png.png"),
+    ],
+)
+def test_names_of_results(files: str, images: str, results: str) -> None:
+    touch(*files.split())
+    jobs = list_jobs([Path(image) for image in images.split()], Path("out"), picture=OVERLAY)
+    assert [str(job.target.relative_to("out")) for job in jobs] == results.split()
+    assert len({file for job in jobs for file in job.files}) == 2 * len(jobs)
+
+
+@pytest.mark.parametrize(
+    ("files", "images", "out", "suffix", "picture"),
+    [
+        ("x.overlay.jpg", "x.overlay.jpg", "x.png", ".png", OVERLAY),
+        ("x.jpg x.overlay.jpg", "x.jpg x.overlay.jpg", ".", ".png", OVERLAY),
+        ("x.png", "x.png", ".", ".png", ""),
+        ("x.jpg link.png>x.jpg", "x.jpg", "link.png", ".png", ""),
+        ("x.jpg out/x.png>x.jpg", "x.jpg", "out", ".png", ""),
+        ("x.jpg here>.", "x.jpg", "here/x.jpg", ".jpg", ""),
+        ("in/x.jpg in/sub/x.png", "in", "in/sub", ".png", ""),
+    ],
+)
+def test_no_input_is_replaced(files: str, images: str, out: str, suffix: str, picture: str) -> None:
+    for name in files.split():
+        link, _, target = name.partition(">")
+        Path(link).parent.mkdir(exist_ok=True)
+        if target:
+            Path(link).symlink_to(Path(target).absolute())
+        else:
+            touch(link)
+    with pytest.raises(ConfigError, match="would overwrite the image"):
+        Request([Path(image) for image in images.split()], Path(out)).plan(suffix, picture)
+
+
+def test_a_hard_link_is_an_input_too() -> None:
+    touch("x.jpg")
+    Path("other.png").hardlink_to("x.jpg")
+    with pytest.raises(ConfigError, match=r"other\.png would overwrite the image x\.jpg"):
+        Request([Path("x.jpg")], Path("other.png")).plan()
+    touch("label.png")
+    with pytest.raises(ConfigError, match="would overwrite"):
+        Request([Path("x.jpg")], Path("label.png")).plan(also_read=[Path("label.png")])
+
+
+def test_names_that_a_file_system_takes_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    touch("X.jpg", "x.jpg")
+    monkeypatch.setattr(outputs, "ignores_case", lambda folder: True)
+    with pytest.raises(ConfigError, match="are one file on this file system"):
+        Request([Path("X.jpg"), Path("x.jpg")]).plan()
+
+
+def test_done_means_all_files(capsys: pytest.CaptureFixture[str]) -> None:
+    touch("in/a.jpg", "in/b.jpg", "in/c.jpg", "out/a.png", "out/a.overlay.jpg", "out/b.png")
+    plan = Request([Path("in")], Path("out"), resume=True).plan(picture=OVERLAY)
+    assert [job.source.name for job in plan.jobs] == ["b.jpg", "c.jpg"]
+    assert plan.count(2) == "3 of 3 images, 1 done before"
+    plan = Request([Path("in")], Path("out"), resume=True).plan()
+    assert [job.source.name for job in plan.jobs] == ["c.jpg"]
+    touch("foveal-out/old.png")
+    assert len(Request([Path(".")]).plan().jobs) == 6
+    assert capsys.readouterr().err == "1 images in foveal-out are left out, as results of earlier runs\n"
