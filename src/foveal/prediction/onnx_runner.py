@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, ConfigError, InputError
 from ..info import KEY, ModelInfo, say_licence
 from ..task import find_task
-from .onnx_file import check_onnx
 from ..weights.references import missing_file
+from .onnx_file import check_onnx
 from .runner import Opened, Runner, Runtime
 
 if TYPE_CHECKING:
