@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from ..config import build_config, read_yaml, to_dict
 from ..errors import ConfigError
+from ..task import TASKS
 from .classify_settings import ClassifySettings
 from .prompt_settings import PromptSettings
 from .segment_settings import SegmentSettings
@@ -22,6 +24,10 @@ TASK_SETTINGS: Mapping[str, type[CommonSettings]] = {
     "upscale": UpscaleSettings,
     "prompt": PromptSettings,
 }
+
+
+_CROPS = ("crop", "late_crop")  # settings of which one number is the side of a square
+_FINE = 0.1  # default of backbone_lr_scale where classes are learnt from weights
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,8 @@ class TrainConfig(PromptSettings, UpscaleSettings, ClassifySettings, SegmentSett
     """
 
     def __post_init__(self) -> None:
+        for name in _CROPS:
+            object.__setattr__(self, name, _square(getattr(self, name)))
         check_ranges(self)
         if self.accumulate > self.batch_size:
             raise out_of_range(self, "accumulate", f" ({self.batch_size})")
@@ -67,8 +75,36 @@ def resolve_config(config: TrainConfig | str | Path | None, overrides: dict[str,
         ConfigError: unknown setting, value of another type, or see :class:`TrainConfig`.
     """
     if isinstance(config, str | Path):
-        return build_config(TrainConfig, read_yaml(config) | overrides, str(config))
-    return build_config(TrainConfig, (to_dict(config) if config else {}) | overrides)
+        return build_settings(read_yaml(config) | overrides, str(config))
+    return build_settings((to_dict(config) if config else {}) | overrides)
+
+
+def build_settings(values: dict[str, Any], source: str = "options") -> TrainConfig:
+    """Settings from plain values.
+
+    Raises:
+        ConfigError: as :func:`resolve_config`.
+    """
+    squares = {name: _square(values[name]) for name in _CROPS if name in values}
+    return build_config(TrainConfig, values | squares, source)
+
+
+def _square(side: Any) -> Any:
+    """``(side, side)`` of a whole number; anything else as it is."""
+    return (side, side) if isinstance(side, int) and not isinstance(side, bool) else side
+
+
+def scale_backbone_lr(config: TrainConfig) -> TrainConfig:
+    """Set ``backbone_lr_scale`` where it is not set.
+
+    A new head needs the default learning rate, which destroys in a few steps what the backbone has learnt. With another
+    lr, the run does what its settings say.
+    """
+    if config.backbone_lr_scale is not None:
+        return config
+    default_lr = next(default_of(declared) for declared, _ in setting_fields(config) if declared.name == "lr")
+    fine = config.weights and TASKS[config.task].has_classes and config.lr == default_lr
+    return dataclasses.replace(config, backbone_lr_scale=_FINE if fine else 1.0)
 
 
 def portable_settings(config: TrainConfig) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from .cache import Cached
 from .job import open_data
 from .losses import SegmentationLoss
 from .segment_settings import SegmentSettings
+from .settings import DEFAULT_CROP
 
 
 class SegmentJob:
@@ -42,7 +43,7 @@ class SegmentJob:
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         balanced = self._balanced_weights(progress)
         self.augment = SegmentAugment(
-            config.crop,
+            config.crop or DEFAULT_CROP,
             config.scale,
             config.flip,
             config.jitter,
@@ -126,6 +127,14 @@ class SegmentJob:
 
     def scores(self, counts: NDArray[np.int64]) -> SegmentScores:
         return SegmentScores(counts, self.labels.names)
+
+    def only_class(self, counts: NDArray[np.int64]) -> str:
+        """All pixels but for stray ones: of the others' pixels, the model finds less than a hundredth."""
+        one = counts.sum(0).argmax()
+        others = np.delete(np.arange(len(counts)), one)
+        labelled, found, predicted = counts[others].sum(), counts[others, others].sum(), counts[:, others].sum()
+        alone = labelled and 100 * found <= labelled and 1000 * predicted <= counts.sum()
+        return self.labels.names[one] if alone else ""
 
 
 class DeeplySupervised(nn.Module):
