@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         _refuse_single_entries(arguments)
-        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(_join_sides(arguments), exit_on_error=False, print_error=False, result_action="return_value")
     except FovealError as error:
         _fail(error)
     except cyclopts.CycloptsError as error:
@@ -70,6 +70,17 @@ def _refuse_single_entries(arguments: list[str]) -> None:
         name, _, entry = argument.partition("=")[0].removeprefix("--set.").partition(".")
         if argument.startswith("--set.") and entry:
             raise ConfigError(f"--set.{name}.{entry}: give all entries at once, --set.{name} '{{{entry}: ...}}'")
+
+
+def _join_sides(arguments: list[str]) -> list[str]:
+    """Write ``--crop 512 1024`` as ``--crop 512x1024``, since an option takes one value."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined[-2:-1] in (["--crop"], ["--set.crop"]) and joined[-1].isdecimal() and argument.isdecimal():
+            joined[-1] += f"x{argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _fail(error: Exception) -> NoReturn:

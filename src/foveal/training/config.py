@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass
 from pathlib import Path
@@ -26,8 +27,9 @@ TASK_SETTINGS: Mapping[str, type[CommonSettings]] = {
 }
 
 
-_CROPS = ("crop", "late_crop")  # settings of which one number is the side of a square
-_FINE = 0.1  # default of backbone_lr_scale where classes are learnt from weights
+_CROPS = ("crop", "late_crop")
+_SIDES = re.compile(r"([1-9]\d{0,8})(?:(?:\s*[xX*,]\s*|\s+)([1-9]\d{0,8}))?", re.ASCII)
+_FINE_SCALE, _FINE_BATCHES = 0.1, 10  # defaults of backbone_lr_scale and bn_batches where weights are fine-tuned
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class TrainConfig(PromptSettings, UpscaleSettings, ClassifySettings, SegmentSett
 
     def __post_init__(self) -> None:
         for name in _CROPS:
-            object.__setattr__(self, name, _square(getattr(self, name)))
+            object.__setattr__(self, name, parse_sides(getattr(self, name)))
         check_ranges(self)
         if self.accumulate > self.batch_size:
             raise out_of_range(self, "accumulate", f" ({self.batch_size})")
@@ -85,26 +87,31 @@ def build_settings(values: dict[str, Any], source: str = "options") -> TrainConf
     Raises:
         ConfigError: as :func:`resolve_config`.
     """
-    squares = {name: _square(values[name]) for name in _CROPS if name in values}
-    return build_config(TrainConfig, values | squares, source)
+    sides = {name: parse_sides(values[name]) for name in _CROPS if name in values}
+    return build_config(TrainConfig, values | sides, source)
 
 
-def _square(side: Any) -> Any:
-    """``(side, side)`` of a whole number; anything else as it is."""
-    return (side, side) if isinstance(side, int) and not isinstance(side, bool) else side
+def parse_sides(value: Any) -> Any:
+    """(H, W) of ``512``, ``"512"``, ``"512x1024"``, ``"512 1024"`` or ``"512,1024"``; anything else as it is."""
+    match = _SIDES.fullmatch(str(value)) if isinstance(value, int | str) else None
+    return (int(match[1]), int(match[2] or match[1])) if match else value
 
 
-def scale_backbone_lr(config: TrainConfig) -> TrainConfig:
-    """Set ``backbone_lr_scale`` where it is not set.
+def complete_finetuning(config: TrainConfig) -> TrainConfig:
+    """Set ``backbone_lr_scale`` and ``bn_batches`` where they are not set.
 
-    A new head needs the default learning rate, which destroys in a few steps what the backbone has learnt. With another
-    lr, the run does what its settings say.
+    A new head needs the default learning rate. In a backbone with weights, that rate destroys in a few steps what it
+    has learnt, and the batch norms' statistics lag behind. With another lr, a run does what its settings say.
     """
-    if config.backbone_lr_scale is not None:
-        return config
     default_lr = next(default_of(declared) for declared, _ in setting_fields(config) if declared.name == "lr")
-    fine = config.weights and TASKS[config.task].has_classes and config.lr == default_lr
-    return dataclasses.replace(config, backbone_lr_scale=_FINE if fine else 1.0)
+    has_weights = config.weights or "." in config.model
+    fine = has_weights and TASKS[config.task].has_classes and config.lr == default_lr
+    scale, batches = config.backbone_lr_scale, config.bn_batches
+    if scale is None:
+        scale = _FINE_SCALE if fine else 1.0
+    if batches is None:
+        batches = _FINE_BATCHES if fine and scale < 1 and not config.freeze_bn else 0
+    return dataclasses.replace(config, backbone_lr_scale=scale, bn_batches=batches)
 
 
 def portable_settings(config: TrainConfig) -> dict[str, Any]:

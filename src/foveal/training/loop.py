@@ -15,12 +15,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..data.class_map import abbreviate
 from ..errors import CheckpointError, ConfigError, DataError, FovealError, InputError, TrainingError
 from ..evaluation.metrics import in_words
-from ..factory.create import create_model
-from ..info import info_of
+from ..factory.create import create_and_report
+from ..info import Labels, info_of
 from ..layers.sync_norm import ONE_VALUE
 from ..progress import Bar, Progress
+from ..weights.loading import LoadReport
 from .batches import Loader
 from .config import TrainConfig, portable_settings
 from .distributed import gather_dict, reduce_max
@@ -55,7 +57,7 @@ class Run:
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.loader = Loader(job, config, accelerator, dtype, progress)
         self.steps = config.epochs * self.loader.per_epoch
-        model = create_model(
+        model, loaded = create_and_report(
             config.model,
             config.task,
             num_classes=len(job.labels.names),
@@ -64,6 +66,7 @@ class Run:
         )
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
         self.info = info_of(model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
+        self.start_notes = _start_notes(config, job, loaded, info_of(model).labels)
         self.state = RunState(len(job.data), _digest(job))
         self.saved_at = time.monotonic()
         self.weights_step = 0  # of the latest last.safetensors
@@ -75,6 +78,8 @@ class Run:
         self.progress.note(
             f"{self.state.images} training images, {self.loader.per_epoch} steps per epoch, {self.steps} in all"
         )
+        for note in self.start_notes:
+            self.progress.note(note)
         self.folder.write_config(self.config)
         self.save()
 
@@ -338,6 +343,28 @@ class Run:
         best = not value < state.best  # true for NaN too, so that there always is a best checkpoint
         state.best = max(state.best, value)
         return best
+
+
+def _start_notes(config: TrainConfig, job: Job, loaded: LoadReport | None, known: Labels) -> list[str]:
+    """Lines on what starts from weights, and how fast it is trained.
+
+    Args:
+        config: settings.
+        job: the task's part.
+        loaded: what the weights gave.
+        known: classes of the weights, if their number is that of the data.
+    """
+    notes = []
+    if loaded and loaded.reinitialized and not config.class_map:
+        names = sorted({key.rpartition(".")[0] for key in loaded.reinitialized})
+        notes.append(f"not from the weights, so trained from random values: {abbreviate(names)}")
+    elif loaded and not config.class_map and known.names != job.labels.names:
+        pairs = [f"{old} -> {new}" for old, new in zip(known.names, job.labels.names, strict=False) if old != new]
+        notes.append(f"the classifier of the weights is kept row by row: {abbreviate(pairs) or 'of unnamed classes'}")
+    scale = config.backbone_lr_scale
+    if scale is not None and scale != 1:
+        notes.append(f"peak learning rate {config.lr:g}, of the backbone {scale * config.lr:g} (backbone_lr_scale)")
+    return notes
 
 
 def _digest(job: Job) -> str:

@@ -37,7 +37,7 @@ class SegmentJob:
     """
 
     def __init__(self, root: str | Path, config: SegmentSettings, progress: Progress) -> None:
-        self.config = config
+        self.config, self.progress = config, progress
         self.data, self.held_out = open_data(root, config, "segment")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
@@ -93,12 +93,25 @@ class SegmentJob:
         old, new = source.head.classifier, model.head.classifier
         assert old.bias is not None
         assert new.bias is not None
-        targets = read_class_map(config.class_map, info_of(source).labels.names, self.labels.names)
+        known = info_of(source).labels.names
+        targets = read_class_map(config.class_map, known, self.labels.names, partial=True)
         with torch.no_grad():
-            for target in np.unique(targets):
+            for target in np.unique(targets[targets >= 0]):
                 sources = torch.from_numpy(targets == target)
                 new.weight[target] = old.weight[sources].mean(0)
                 new.bias[target] = old.bias[sources].mean(0)
+        self._say_start(known, targets)
+
+    def _say_start(self, known: Sequence[str], targets: NDArray[np.int64]) -> None:
+        """Report from which classes of the weights each class starts, and which classes start fresh or are not used."""
+        kept, fresh = [], []
+        for target, name in enumerate(self.labels.names):
+            sources = [known[source] for source in np.flatnonzero(targets == target)]
+            kept += [f"{name} from {' + '.join(sources)}"] if sources else []
+            fresh += [] if sources else [name]
+        unused = [known[source] for source in np.flatnonzero(targets < 0)]
+        parts = {"the classifier keeps": kept, "starts fresh for": fresh, "does not use": unused}
+        self.progress.note("; ".join(f"{text} {', '.join(names)}" for text, names in parts.items() if names))
 
     def image_network(self, model: nn.Module) -> nn.Module:
         return model

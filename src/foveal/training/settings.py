@@ -209,10 +209,10 @@ class CommonSettings:
         "fit into the memory of each process.",
         resumable=True,
     )
-    bn_batches: int = setting(
-        0,
+    bn_batches: int | None = setting(
+        None,
         "At the end, estimate the batch norms' statistics for the averaged weights on so many training batches. 0: use "
-        "the averaged statistics.",
+        "the averaged statistics. Default: 10 where that of backbone_lr_scale is 0.1, without freeze_bn; otherwise 0.",
         at_least(0),
     )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = setting(
