@@ -18,7 +18,7 @@ from PIL import Image
 import foveal
 from foveal.measuring import machine
 
-NAMES = "sky building pole road pavement tree sign fence car pedestrian bicyclist".split()
+NAMES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
 OBJECTS = ["pole", "sign", "car", "pedestrian", "bicyclist"]
 IGNORE = 255
 SETTINGS: dict[str, Any] = {"crop": (160, 224), "batch_size": 8, "epochs": 3, "eval_every": 1, "workers": 0}
