@@ -12,10 +12,6 @@ from PIL import Image
 
 import foveal
 from foveal.data.synthetic import NAMES
-from foveal.factory.create import create_model
-from foveal.progress import Progress
-from foveal.training.config import TrainConfig
-from foveal.training.segment import SegmentJob
 from foveal.training.train import TrainResult
 from foveal.weights.checkpoints import read_state
 
@@ -56,25 +52,6 @@ def test_classes_start_from_the_mean_of_those_they_merge(
     assert scores.absent == ("water",)
     known = foveal.evaluate(run.best, shapes, split="val").scores.iou[NAMES.index("ground")]
     assert scores.iou[2] > 0.9 * known > 0.5, "it finds the ground as the weights do, without training"
-
-
-def test_classes_that_the_map_does_not_name_start_fresh(
-    run: TrainResult, merged: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """The log names the rows that were kept, the fresh ones, and the classes of the weights that are not used."""
-    (tmp_path / "map.yaml").write_text("square: shape\n")
-    config = TrainConfig(weights=str(run.best), class_map=str(tmp_path / "map.yaml"))
-    job = SegmentJob(merged, config, Progress())
-    model = create_model(config.model, "segment", num_classes=3, weights=config.weights)
-    fresh = model.get_parameter("head.classifier.weight").clone()
-    job.trainee(model)
-    old, new = read_state(run.best)[0]["head.classifier.weight"], model.get_parameter("head.classifier.weight")
-    assert new[0].equal(old[NAMES.index("square")])
-    assert new[1:].equal(fresh[1:])
-    assert (
-        "the classifier keeps shape from square; starts fresh for water, ground; does not use ground, disc, triangle"
-        in capfd.readouterr().err
-    )
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {
         "stem_dim": 8,
         "depths": [1, 1, 1, 1],
         "num_heads": [1, 2],
+        "drop_path_rate": 0.0,
         "window_size": "whole",
         "head_width": 8,
         "head_depth": 1,

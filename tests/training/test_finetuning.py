@@ -90,6 +90,26 @@ def test_a_classifier_of_other_names_is_not_kept_silently(
     assert expected in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("classes", [["shape", "water", "ground", "sky"], ["shape", "water", "ground", "sky", "tree"]])
+def test_classes_that_the_map_does_not_name_start_fresh(
+    shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], classes: list[str]
+) -> None:
+    """Also if the weights have as many classes. The log names the rows kept, the fresh ones, and the unused ones."""
+    weights = save_weights(tmp_path / "w.safetensors", "segment", 4, labels=foveal.Labels(NAMES))
+    for name in ("train", "trainannot", "val", "valannot"):
+        (tmp_path / name).symlink_to(shapes / name)
+    (tmp_path / "dataset.yaml").write_text(yaml.safe_dump({"names": classes}))
+    (tmp_path / "map.yaml").write_text("square: shape\n")
+    config = TrainConfig(weights=str(weights), class_map=str(tmp_path / "map.yaml"))
+    model = create_model(config.model, "segment", num_classes=len(classes), weights=config.weights)
+    SegmentJob(tmp_path, config, Progress()).trainee(model)
+    old, new = read_state(weights)[0]["head.classifier.weight"], model.get_parameter("head.classifier.weight")
+    assert new[0].equal(old[NAMES.index("square")])
+    assert all(not fresh.equal(row) for fresh in new[1:] for row in old)
+    expected = f"starts fresh for {', '.join(classes[1:])}; does not use ground, disc, triangle"
+    assert f"the classifier keeps shape from square; {expected}" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("matrix", "name"),
     [

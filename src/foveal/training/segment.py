@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -95,7 +97,12 @@ class SegmentJob:
         assert new.bias is not None
         known = info_of(source).labels.names
         targets = read_class_map(config.class_map, known, self.labels.names, partial=True)
+        fresh = np.setdiff1d(np.arange(len(self.labels.names)), targets)
         with torch.no_grad():
+            if fresh.size and old.weight.shape == new.weight.shape:  # these rows came with the weights
+                initial = copy.deepcopy(new)
+                initial.reset_parameters()
+                new.weight[fresh], new.bias[fresh] = initial.weight[fresh], cast(Tensor, initial.bias)[fresh]
             for target in np.unique(targets[targets >= 0]):
                 sources = torch.from_numpy(targets == target)
                 new.weight[target] = old.weight[sources].mean(0)
