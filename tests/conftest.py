@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 from functools import partial
 from importlib import metadata
@@ -40,6 +41,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         report.outcome = "skipped"
         report.longrepr = (str(item.path), None, "torch 2.10 or newer is needed to read .pt files")
     return report
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw learning curves only in tests with the marker "curves"."""
+    training = sys.modules.get("foveal.training.train")
+    if training is not None and request.node.get_closest_marker("curves") is None:
+        monkeypatch.setattr(training, "draw_curves", lambda *_: None)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         _check_working_folder()
         mistakes.check(arguments)
-        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(_join_sides(arguments), exit_on_error=False, print_error=False, result_action="return_value")
         streams.finish()
     except cyclopts.CycloptsError as error:
         _fail(mistakes.describe(error), 2)
@@ -84,3 +84,14 @@ def _check_working_folder() -> None:
         os.getcwd()
     except OSError as error:
         raise InputError(f"the working folder cannot be used ({error.strerror}): change to another one") from error
+
+
+def _join_sides(arguments: list[str]) -> list[str]:
+    """Write ``--crop 512 1024`` as ``--crop 512x1024``, since an option takes one value."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined[-2:-1] in (["--crop"], ["--set.crop"]) and joined[-1].isdecimal() and argument.isdecimal():
+            joined[-1] += f"x{argument}"
+        else:
+            joined.append(argument)
+    return joined

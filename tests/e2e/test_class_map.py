@@ -58,7 +58,8 @@ def test_classes_start_from_the_mean_of_those_they_merge(
     ("mapping", "settings", "message"),
     [
         (MERGED | {"disc": "shap"}, {}, r"the data has no class 'shap'; did you mean 'shape'\?"),
-        ({"ground": "ground"}, {}, "no data class for disc, square, triangle"),
+        (MERGED | {"disk": "shape"}, {}, r"the model has no class 'disk'; did you mean 'disc'\?"),
+        ({}, {}, "no data class for ground, disc, square, triangle"),
         (MERGED, {"weights": ""}, "needs weights: give weights too"),
         (MERGED, {"weights": "sam", "model": "tf_efficientnet_lite0"}, "has no classifier of pixels to start from"),
     ],

@@ -64,6 +64,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.curves
 def test_patience_ends_a_run_that_does_not_improve(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,6 +122,7 @@ def test_equal_figures_are_no_improvement(shapes: Path, tmp_path: Path, monkeypa
     assert len(foveal.train(shapes, out=tmp_path, patience=1, **SHORT).losses) == 2
 
 
+@pytest.mark.curves
 @pytest.mark.parametrize("broken", ["missing", "failing"])
 def test_a_run_is_complete_without_a_plot_library(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], broken: str

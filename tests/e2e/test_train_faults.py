@@ -11,6 +11,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,17 @@ from foveal.training import jobs
 from foveal.training.folder import RunFolder
 from foveal.training.segment import SegmentJob
 from foveal.weights.checkpoints import read_state
-from helpers.runs import ONE_THREAD, SETTINGS, children, furthest_weights, losses, same_weights, torchrun, wait_for
+from helpers.runs import (
+    ONE_THREAD,
+    SETTINGS,
+    SMALL,
+    children,
+    furthest_weights,
+    losses,
+    same_weights,
+    torchrun,
+    wait_for,
+)
 
 SAVE_EVERY_STEP = 1e-6
 
@@ -52,7 +63,7 @@ def _one_thread() -> Iterator[None]:
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run."""
     torch.set_num_threads(1)
-    return foveal.train(tiny, out=tmp_path_factory.mktemp("whole") / "run", **SETTINGS).folder
+    return foveal.train(tiny, out=tmp_path_factory.mktemp("whole") / "run", **SETTINGS, **SMALL).folder
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +98,7 @@ def test_37_killed_at_random_instants_resumes_to_the_bit(
 ) -> None:
     """After kill -9 at random times, with a save after every step, the state loads; the finished run is the same."""
     out, rng = tmp_path / "cut", random.Random(0)
-    settings = {**SETTINGS, "save_minutes": SAVE_EVERY_STEP}
+    settings = {**SETTINGS, **SMALL, "save_minutes": SAVE_EVERY_STEP}
     killed = 0
     while killed < kills:
         process = processes.Process(target=_train, args=(tiny, out, settings))
@@ -114,7 +125,7 @@ def test_37_killed_at_random_instants_resumes_to_the_bit(
 @pytest.mark.parametrize("workers", [0, 2])
 def test_39_sigterm_saves_within_an_epoch_and_ends(tiny: Path, tmp_path: Path, workers: int) -> None:
     """All processes of the group get the signal, as from a service manager; resumed, the run is the undisturbed one."""
-    settings = {**SETTINGS, "workers": workers}
+    settings = {**SETTINGS, **SMALL, "workers": workers}
     undisturbed = foveal.train(tiny, out=tmp_path / "whole", **settings).folder
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "cut"
     recipe.write_text(yaml.safe_dump(settings))
@@ -208,7 +219,7 @@ def test_42_out_of_memory_goes_on_in_pieces(tiny: Path, tmp_path: Path, processe
 
 def test_42_pieces_give_the_same_gradient(tiny: Path, tmp_path: Path) -> None:
     """Without batch statistics, a batch in pieces trains like a whole one, even if the pieces have unequal weights."""
-    settings = {**SETTINGS, "freeze_bn": True, "class_weights": "median", "epochs": 1, "precision": "fp64"}
+    settings = {**SETTINGS, **SMALL, "freeze_bn": True, "class_weights": "median", "epochs": 1, "precision": "fp64"}
     settings |= {"val_split": ""}
     at_once = foveal.train(tiny, out=tmp_path / "whole", **settings).folder
     pieces = foveal.train(tiny, out=tmp_path / "pieces", **settings, accumulate=4).folder
@@ -234,7 +245,7 @@ def test_40_dead_loading_process_is_named(tiny: Path, tmp_path: Path) -> None:
 
 def test_43_the_others_end_when_a_process_dies(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = torchrun(tiny, out, {**SETTINGS, "epochs": 1000})
+    command = torchrun(tiny, out, {**SETTINGS, **SMALL, "epochs": 1000})
     launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ONE_THREAD)
     wait_for(lambda: (out / "log.jsonl").exists() and len(losses(out)) >= 2)
     ranks = children(launcher.pid)
@@ -245,16 +256,31 @@ def test_43_the_others_end_when_a_process_dies(tiny: Path, tmp_path: Path) -> No
     assert RunFolder(out).state.exists()
 
 
-def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path) -> None:
+def _train_rank(rank: int, port: int, data: Path, out: Path, settings: dict[str, Any]) -> None:
+    """In a separate process: train as one of two, with the environment that torchrun gives."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    foveal.train(data, out=out, **settings)
+
+
+def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path, processes: Any) -> None:
     """Same global batch, norms over all of it, each validation image counted once: parameters agree to 1e-6.
 
     In float64: AdamW turns float32's rounding of a gradient near zero into a step of full size.
     """
-    settings = {**SETTINGS, "batch_size": 8, "epochs": 7, "eval_every": 7, "class_weights": "median", "workers": 1}
-    settings |= {"precision": "fp64", "loss": {"cross_entropy": 1.0}}
+    settings = {**SETTINGS, "batch_size": 8, "epochs": 7, "eval_every": 7, "class_weights": "median", "workers": 0}
+    settings |= {"precision": "fp64", "loss": {"cross_entropy": 1.0}} | SMALL
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    arguments = port, tiny, tmp_path / "two", settings
+    ranks = [processes.Process(target=_train_rank, args=(rank, *arguments)) for rank in (0, 1)]
+    for rank in ranks:
+        rank.start()
     one = foveal.train(tiny, out=tmp_path / "one", **settings).folder
-    command = torchrun(tiny, tmp_path / "two", settings)
-    subprocess.run(command, check=True, capture_output=True, env=ONE_THREAD)
+    for rank in ranks:
+        rank.join(600)
+        assert rank.exitcode == 0
     first, second = losses(one), losses(tmp_path / "two")
     assert first.keys() == second.keys()
     assert len(first) == 21

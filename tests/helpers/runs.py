@@ -25,6 +25,20 @@ SETTINGS: dict[str, Any] = {
     "log_every": 1,
     "tint": 0.1,
 }
+#: A network with few layers, for runs of many steps and for processes that synchronise each batch norm.
+SMALL: dict[str, Any] = {
+    "model": "mambavision_t",
+    "options": {
+        "embed_dim": 8,
+        "stem_dim": 8,
+        "depths": [1, 1, 1, 1],
+        "num_heads": [1, 2],
+        "drop_path_rate": 0.0,
+        "window_size": "whole",
+        "head_width": 8,
+        "head_depth": 1,
+    },
+}
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 

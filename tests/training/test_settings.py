@@ -91,6 +91,7 @@ OUTSIDE: dict[str, list[Any]] = {
     "jitter": [-0.1, 1.0],
     "tint": [-0.1, 1.0],
     "lr": [0.0, float("nan")],
+    "backbone_lr_scale": [-0.1],
     "weight_decay": [-0.1],
     "warmup": [-0.1, 1.0],
     "ema_decay": [-0.1, 1.0],
@@ -121,10 +122,10 @@ TASK_OF = {declared.name: task for task in TASK_SETTINGS for declared, _ in own_
 
 
 def test_one_flat_set_of_keys() -> None:
-    """The keys are those of before and two new ones; each is declared once."""
+    """The keys are those of before and three new ones; each is declared once."""
     keys = [declared.name for declared, _ in setting_fields(TrainConfig)]
     assert len(keys) == len(set(keys)) == sum(1 for _ in setting_fields(CommonSettings)) + len(TASK_OF)
-    assert set(keys) == {*KEYS_BEFORE, "device", "patience"}
+    assert set(keys) == {*KEYS_BEFORE, "device", "patience", "backbone_lr_scale"}
     assert list(to_dict(TrainConfig())) == list(portable_settings(TrainConfig())) == keys
 
 
@@ -132,7 +133,8 @@ def test_every_setting_is_explained_and_every_number_has_a_range() -> None:
     hints = typing.get_type_hints(TrainConfig)
     for declared, info in setting_fields(TrainConfig):
         assert info.help.endswith(".")
-        assert info.valid is None or info.valid.contains(default_of(declared))
+        default = default_of(declared)
+        assert info.valid is None or default is None or info.valid.contains(default)
         if hints[declared.name] in (int, float) or isinstance(default_of(declared), tuple):
             assert info.valid is not None, declared.name
         assert (info.valid is not None) == (declared.name in OUTSIDE), declared.name
@@ -272,7 +274,44 @@ def test_embeddings_are_in_the_folder_of_the_run() -> None:
         TrainConfig(task="prompt", teacher="sam", embeddings="x"),
         TrainConfig(),
     ):
-        assert complete_config(config, run) == config
+        assert complete_config(config, run).embeddings == config.embeddings
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (1.0, 0)),
+        ({"weights": "cityscapes"}, (0.1, 10)),
+        ({"model": "efficientvit_b0.cityscapes"}, (0.1, 10)),
+        ({"task": "classify", "weights": "in1k"}, (0.1, 10)),
+        ({"weights": "cityscapes", "lr": 3e-4}, (1.0, 0)),  # a recipe that names lr
+        ({"weights": "cityscapes", "freeze_bn": True}, (0.1, 0)),
+        ({"weights": "cityscapes", "backbone_lr_scale": 1.0}, (1.0, 0)),
+        ({"weights": "cityscapes", "lr": 3e-4, "backbone_lr_scale": 0.0, "bn_batches": 3}, (0.0, 3)),
+        ({"task": "upscale", "weights": "runs/x2"}, (1.0, 0)),
+        ({"task": "prompt", "weights": "mobilesam"}, (1.0, 0)),
+    ],
+)
+def test_defaults_of_fine_tuning(settings: dict[str, Any], expected: tuple[float, int]) -> None:
+    config = complete_config(TrainConfig(**settings), Path("run"))
+    assert (config.backbone_lr_scale, config.bn_batches) == expected
+    assert complete_config(config, Path("run")) == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_train_the_backbone_like_the_head(path: Path) -> None:
+    """They name their lr, so that defaults of fine-tuning do not change published results."""
+    weights = "" if path.stem == "tiny_imagenet_b0" else read_yaml(path).get("weights", "run")  # that one has none
+    config = complete_config(resolve_config(path, {"weights": weights}), Path("run"))
+    assert config.backbone_lr_scale == 1
+    assert config.bn_batches == read_yaml(path).get("bn_batches", 0)
+
+
+@pytest.mark.parametrize("crop", [512, "512", "512x512", "512 X 512", "512,512", [512, 512]])
+def test_crops_in_customary_forms(crop: Any) -> None:
+    assert resolve_config(None, {"crop": crop, "task": "classify"}).crop == (512, 512)
+    assert resolve_config(None, {"late_crop": crop, "task": "upscale"}).late_crop == (512, 512)
+    assert TrainConfig(crop=crop if isinstance(crop, str | int) else tuple(crop)).crop == (512, 512)
 
 
 def test_settings_need_neither_torch_nor_numpy() -> None:

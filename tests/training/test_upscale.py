@@ -58,7 +58,11 @@ def test_training_beats_bicubic(tmp_path: Path) -> None:
 def test_the_same_engine_removes_noise(tmp_path: Path) -> None:
     data = folder_of_photos(tmp_path / "data")
     config = settings(
-        model="realtime_sr", options={"scale": 1}, degradation={"noise": (25, 25)}, pixel_loss="charbonnier"
+        model="realtime_sr",
+        options={"scale": 1},
+        degradation={"noise": (25, 25)},
+        pixel_loss="charbonnier",
+        crop=(32, 32),
     )
     result = foveal.train(data, config=config, out=tmp_path / "run")
     true = read_image(data / "val" / "0.png")

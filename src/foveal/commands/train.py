@@ -12,7 +12,8 @@ from cyclopts import Parameter
 
 from ..errors import ConfigError
 from ..files import check_overwrites
-from .console import Json, parse_size, print_json, say
+from ..training.config import parse_sides
+from .console import Json, print_json, say
 from .train_settings import OPTIONS, describe_option, list_settings
 
 _SET_HELP = (
@@ -135,10 +136,10 @@ def _parse_yaml(name: str, text: str) -> Any:
 
 def _parse_crop(text: str) -> tuple[int, int]:
     """``"512x1024"`` -> (512, 1024); ``"512"`` -> (512, 512)."""
-    try:
-        return parse_size(f"{text}x{text}" if text.isdigit() else text)
-    except ConfigError as error:
-        raise ConfigError(f"--crop {text!r}: give HEIGHTxWIDTH such as 512x1024, or a side such as 512") from error
+    sides = parse_sides(text)
+    if isinstance(sides, str):
+        raise ConfigError(f"--crop {text!r}: give HEIGHTxWIDTH such as 512x1024, or a side such as 512")
+    return sides
 
 
 def _print_result(result: Any, json: bool) -> None:

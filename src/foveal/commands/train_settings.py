@@ -69,7 +69,7 @@ def _facts(declared: Field[Any], info: Setting) -> list[str]:
     facts = [f"Valid: {info.valid.text}."] if info.valid else []
     facts += [f"Needs {info.needs}."] if info.needs else []
     default = default_of(declared)
-    return facts if default in ("", {}) else [*facts, f"Default: {_describe_value(default)}."]
+    return facts if default in ("", {}, None) else [*facts, f"Default: {_describe_value(default)}."]
 
 
 def _describe_value(value: Any) -> str:
@@ -87,6 +87,8 @@ def describe_type(hint: Any) -> str:
     if hint in _PLAIN_TYPES:
         return _PLAIN_TYPES[hint]
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if type(None) in args:
+        return describe_type(args[0])
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
     if origin is tuple:

@@ -12,16 +12,20 @@ from ..config import read_yaml
 from ..errors import ConfigError, nearest
 
 
-def read_class_map(path: str | Path, model_names: Sequence[str], data_names: Sequence[str]) -> NDArray[np.int64]:
+def read_class_map(
+    path: str | Path, model_names: Sequence[str], data_names: Sequence[str], partial: bool = False
+) -> NDArray[np.int64]:
     """Read a class map.
 
     Args:
         path: YAML file; each key is a class of the model, each value a class of the data.
         model_names: classes of the model.
         data_names: classes of the data.
+        partial: whether classes of the model may be missing, but not all.
 
     Returns:
-        For each class of the model, the index of its class in ``data_names``: ``(model classes,)``.
+        For each class of the model, the index of its class in ``data_names``: ``(model classes,)``; -1 if it is
+        missing.
 
     Raises:
         ConfigError: the file cannot be read, a name is unknown, or a class of the model is missing.
@@ -32,9 +36,10 @@ def read_class_map(path: str | Path, model_names: Sequence[str], data_names: Seq
             raise ConfigError(f"{path}: the model has no class {name!r}{nearest(name, model_names)}")
         if target not in data_names:
             raise ConfigError(f"{path}: the data has no class {target!r}{nearest(str(target), data_names)}")
-    if missing := [name for name in model_names if name not in mapping]:
+    missing = [name for name in model_names if name not in mapping]
+    if missing and not (partial and mapping):
         raise ConfigError(f"{path}: no data class for {abbreviate(missing)}; add a line 'model class: data class' each")
-    return np.array([data_names.index(mapping[name]) for name in model_names])
+    return np.array([data_names.index(mapping[name]) if name in mapping else -1 for name in model_names])
 
 
 def abbreviate(names: Sequence[str]) -> str:

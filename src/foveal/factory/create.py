@@ -18,7 +18,7 @@ from ..models.registry import Family, Variant, published, variants
 from ..task import TASKS
 from ..tasks.builder import Request
 from ..tasks.builders import BUILDERS
-from ..weights.loading import fill
+from ..weights.loading import LoadReport, fill
 from ..weights.reading import Checkpoint, read_checkpoint
 
 #: Arguments of ``create_model`` by name, besides the options of the families.
@@ -87,6 +87,28 @@ def create_model(
         ConfigError: unknown name, task or option; the message has the nearest valid one.
         CheckpointError: the weights do not exist, or do not fit.
     """
+    return create_and_report(
+        name,
+        task,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        features_only=features_only,
+        weights=weights,
+        **options,
+    )[0]
+
+
+def create_and_report(
+    name: str,
+    task: str | None = None,
+    *,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    features_only: bool = False,
+    weights: str | Path | None = None,
+    **options: Any,
+) -> tuple[nn.Module, LoadReport | None]:
+    """Build a model as :func:`create_model`; also return what its weights gave, ``None`` without weights."""
     name, _, tag = name.partition(".")
     family, variant = _find_variant(name)
     if tag and weights is None:
@@ -114,9 +136,7 @@ def create_model(
         output_stride=getattr(model, "stride", 1),
     )
     attach(model, _describe_use(described, model, task, checkpoint))
-    if checkpoint is not None:
-        fill(model, checkpoint, finetune=True)
-    return model
+    return model, None if checkpoint is None else fill(model, checkpoint, finetune=True)
 
 
 # ---- checking the arguments

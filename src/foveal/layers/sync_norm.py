@@ -11,6 +11,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ONE_VALUE = "Expected more than 1 value per channel"  #: beginning of the ValueError of batch norms in training
+
 
 def synchronise_norms(model: nn.Module, device: torch.device) -> nn.Module:
     """Replace every batch norm inside ``model`` by one with statistics over all processes; state dict keys stay."""
@@ -67,6 +69,8 @@ class _GroupNorm(torch.autograd.Function):
         variance, mean = torch.var_mean(x.float() if x.dtype.itemsize == 2 else x, (0, 2, 3), correction=0)
         count = mean.new_tensor([x.numel() / x.shape[1]])
         sums = _sum_over_processes(torch.cat([mean * count, count]))
+        if sums[-1] <= 1:
+            raise ValueError(f"{ONE_VALUE} when training, got input size {x.shape} in all processes together")
         group_mean, group_count = sums[:-1] / sums[-1], sums[-1]
         # Squares about the common mean, because the difference of two large sums of squares would lose digits.
         squares = (variance + (mean - group_mean).square()) * count

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..data.npz import read_npz
 from ..errors import InputError
 from ..files import atomic_write
 from ..images.sam_frame import LOW_RES, frame_size
 from .mask_results import MaskResult
 from .runner import PromptRunner
 
+_SAVED_BYTES = 4 * 256 * 64 * 64 + (1 << 12)  # of a saved embedding's arrays
 _CORNERS = (2, 3)  # labels of a box's top left and bottom right corner
 
 
@@ -204,12 +205,12 @@ def open_embedding(path: str | Path, model: str, runner: PromptRunner) -> Embedd
         InputError: no such file, another kind of file, or an embedding of another model.
     """
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            features, size, origin = arrays["features"], arrays["size"], str(arrays["model"])
-            encoder = str(arrays["encoder"]) if "encoder" in arrays else ""
+        arrays = read_npz(path, _SAVED_BYTES)
+        features, size, origin = arrays["features"], arrays["size"], str(arrays["model"])
+        encoder = str(arrays["encoder"]) if "encoder" in arrays else ""
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: not an embedding that Foveal saved, or damaged: encode the image again") from error
     if origin != model:
         raise InputError(f"{path}: an embedding of {origin}, not of {model}: encode the image again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,17 @@ from ..data.transforms import ClassifyAugment
 from ..evaluation.metrics import ClassifyScores
 from ..images.preparing import prepare
 from ..info import Preprocess
+from ..models.registry import variants
 from ..prediction.predictor import Predictor
 from ..progress import Progress
+from ..weights.published import published_preprocess
+from ..weights.reading import read_checkpoint
 from .cache import Cached
 from .classify_settings import ClassifySettings
 from .job import open_data
+from .settings import DEFAULT_CROP
+
+_CROP_RATIO = 0.875  # of a crop that the settings name without a ratio
 
 
 class ClassifyJob:
@@ -29,8 +36,8 @@ class ClassifyJob:
         self.data, self.held_out = open_data(root, config, "classify")
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
-        self.augment = ClassifyAugment(config.crop, config.area, config.flip, config.jitter, config.tint)
-        self.preprocess = Preprocess(size=config.crop, crop_ratio=config.crop_ratio)
+        self.preprocess, crop = _preprocess(config)
+        self.augment = ClassifyAugment(crop, config.area, config.flip, config.jitter, config.tint)
         self.smoothing = config.label_smoothing
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
@@ -60,14 +67,44 @@ class ClassifyJob:
         return torch.stack(losses).mean()
 
     def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
-        """Number of images, and of those with the right class as first guess and among the first five guesses."""
+        """Number of images, of those with the right class as first guess and among the first five guesses.
+
+        Then follow the numbers of images of each class, ``(C,)``, and of first guesses of each class, ``(C,)``.
+        """
         assert self.held_out is not None
-        counts = np.zeros(3, np.int64)
+        counts, classes = np.zeros(3, np.int64), np.zeros((2, len(self.labels.names)), np.int64)
         for index in indices:
             image, label = self.held_out[index]
             ranked = np.argsort(-predictor.classify(image).scores, kind="stable")[:5]
             counts += (1, ranked[0] == label, label in ranked)
-        return counts
+            classes[0, label] += 1
+            classes[1, ranked[0]] += 1
+        return np.concatenate([counts, classes.ravel()])
 
     def scores(self, counts: NDArray[np.int64]) -> ClassifyScores:
-        return ClassifyScores(*map(int, counts))
+        return ClassifyScores(*map(int, counts[:3]))
+
+    def only_class(self, counts: NDArray[np.int64]) -> str:
+        labelled, predicted = counts[3:].reshape(2, -1)
+        one = predicted.argmax()
+        alone = predicted[one] == predicted.sum() and labelled[one] < labelled.sum()
+        return self.labels.names[one] if alone else ""
+
+
+def _preprocess(config: ClassifySettings) -> tuple[Preprocess, tuple[int, int]]:
+    """How images are evaluated, and the size of the training crops.
+
+    What the settings leave open is as in the evaluation of the weights or else of the architecture.
+    """
+    name, _, tag = config.model.partition(".")
+    weights = config.weights or (config.model if tag else "")
+    known = read_checkpoint(weights, name).info if weights else None
+    own = known.preprocess if known and known.task == "classify" else Preprocess()
+    if own.size is None and name in variants():  # create_model refuses an unknown name
+        usual = published_preprocess("classify", variants()[name][1]) or own
+        own = dataclasses.replace(own, size=usual.size, crop_ratio=usual.crop_ratio)
+    if config.crop is not None:
+        own = Preprocess(own.mean, own.std, config.crop, crop_ratio=config.crop_ratio or _CROP_RATIO)
+    elif config.crop_ratio is not None:
+        own = dataclasses.replace(own, crop_ratio=config.crop_ratio)
+    return own, own.size or DEFAULT_CROP

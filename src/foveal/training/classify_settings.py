@@ -17,9 +17,10 @@ class ClassifySettings(CommonSettings):
         Range("two numbers above 0 and at most 1, the smaller one first", lambda value: 0 < value[0] <= value[1] <= 1),
         ignored_by_other_tasks=True,
     )
-    crop_ratio: float = setting(
-        0.875,
-        "When evaluating: side of the centre crop divided by the short side of the resized image.",
+    crop_ratio: float | None = setting(
+        None,
+        "When evaluating: side of the centre crop divided by the short side of the resized image. Default: with "
+        "crop, 0.875; without, that of the weights or else of the architecture.",
         Range("a number above 0 and at most 1", lambda value: 0 < value <= 1),
         ignored_by_other_tasks=True,
     )

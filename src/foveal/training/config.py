@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 from ..config import build_config, read_yaml, to_dict
 from ..errors import ConfigError
+from ..task import TASKS
 from .classify_settings import ClassifySettings
 from .prompt_settings import PromptSettings
 from .segment_settings import SegmentSettings
@@ -22,6 +25,11 @@ TASK_SETTINGS: Mapping[str, type[CommonSettings]] = {
     "upscale": UpscaleSettings,
     "prompt": PromptSettings,
 }
+
+
+_CROPS = ("crop", "late_crop")
+_SIDES = re.compile(r"([1-9]\d{0,8})(?:(?:\s*[xX*,]\s*|\s+)([1-9]\d{0,8}))?", re.ASCII)
+_FINE_SCALE, _FINE_BATCHES = 0.1, 10  # defaults of backbone_lr_scale and bn_batches where weights are fine-tuned
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class TrainConfig(PromptSettings, UpscaleSettings, ClassifySettings, SegmentSett
     """
 
     def __post_init__(self) -> None:
+        for name in _CROPS:
+            object.__setattr__(self, name, parse_sides(getattr(self, name)))
         check_ranges(self)
         if self.accumulate > self.batch_size:
             raise out_of_range(self, "accumulate", f" ({self.batch_size})")
@@ -67,8 +77,41 @@ def resolve_config(config: TrainConfig | str | Path | None, overrides: dict[str,
         ConfigError: unknown setting, value of another type, or see :class:`TrainConfig`.
     """
     if isinstance(config, str | Path):
-        return build_config(TrainConfig, read_yaml(config) | overrides, str(config))
-    return build_config(TrainConfig, (to_dict(config) if config else {}) | overrides)
+        return build_settings(read_yaml(config) | overrides, str(config))
+    return build_settings((to_dict(config) if config else {}) | overrides)
+
+
+def build_settings(values: dict[str, Any], source: str = "options") -> TrainConfig:
+    """Settings from plain values.
+
+    Raises:
+        ConfigError: as :func:`resolve_config`.
+    """
+    sides = {name: parse_sides(values[name]) for name in _CROPS if name in values}
+    return build_config(TrainConfig, values | sides, source)
+
+
+def parse_sides(value: Any) -> Any:
+    """(H, W) of ``512``, ``"512"``, ``"512x1024"``, ``"512 1024"`` or ``"512,1024"``; anything else as it is."""
+    match = _SIDES.fullmatch(str(value)) if isinstance(value, int | str) else None
+    return (int(match[1]), int(match[2] or match[1])) if match else value
+
+
+def complete_finetuning(config: TrainConfig) -> TrainConfig:
+    """Set ``backbone_lr_scale`` and ``bn_batches`` where they are not set.
+
+    A new head needs the default learning rate. In a backbone with weights, that rate destroys in a few steps what it
+    has learnt, and the batch norms' statistics lag behind. With another lr, a run does what its settings say.
+    """
+    default_lr = next(default_of(declared) for declared, _ in setting_fields(config) if declared.name == "lr")
+    has_weights = config.weights or "." in config.model
+    fine = has_weights and TASKS[config.task].has_classes and config.lr == default_lr
+    scale, batches = config.backbone_lr_scale, config.bn_batches
+    if scale is None:
+        scale = _FINE_SCALE if fine else 1.0
+    if batches is None:
+        batches = _FINE_BATCHES if fine and scale < 1 and not config.freeze_bn else 0
+    return dataclasses.replace(config, backbone_lr_scale=scale, bn_batches=batches)
 
 
 def portable_settings(config: TrainConfig) -> dict[str, Any]:

@@ -208,6 +208,9 @@ class DistilJob:
         images, total = map(int, counts)
         return EmbeddingScores(images, total / 1e6 / images)
 
+    def only_class(self, counts: NDArray[np.int64]) -> str:
+        return ""
+
 
 @dataclass(frozen=True)
 class EmbeddingScores:

@@ -100,7 +100,13 @@ def local(value: Tensor) -> Tensor:
 
 
 def spread_like(value: Tensor, own: Tensor) -> Tensor:
-    """Shard the unsharded tensor ``value`` like ``own``."""
+    """Shard the unsharded tensor ``value`` like ``own``.
+
+    Raises:
+        ValueError: they have different shapes.
+    """
+    if value.shape != own.shape:
+        raise ValueError(f"a tensor is {tuple(value.shape)} instead of {tuple(own.shape)}")
     if not isinstance(own, DTensor):
         return value
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
@@ -140,14 +146,13 @@ def load_whole_state(part: Any, state: Mapping[str, Any]) -> None:
 def _shard_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mapping[str, Any]]) -> dict[int, Any]:
     """Shard the optimiser's tensors of each parameter like the parameter."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    return {
-        number: {
-            key: spread_like(value, own) if isinstance(value, Tensor) and value.shape == own.shape else value
-            for key, value in moments[number].items()
-        }
-        for number, own in enumerate(parameters)
-        if number in moments
-    }
+    sharded: dict[int, Any] = {}
+    for number, own in enumerate(parameters):
+        sharded[number] = values = dict(moments.get(number, {}))
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.ndim:  # the count of steps has no dimension
+                values[key] = spread_like(value, own)
+    return {number: values for number, values in sharded.items() if values}
 
 
 def reduce_sum(value: Tensor, accelerator: Accelerator) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .distributed import local, spread_like, whole
 
@@ -44,8 +44,12 @@ class Averaged:
     def model(self, device: torch.device) -> nn.Module:
         """Return a separate model with the averaged values, complete in every process; every process must call this."""
         model = copy.deepcopy(self.outline)
-        model.load_state_dict({key: whole(value).clone() for key, value in self.values.items()}, assign=True)
+        model.load_state_dict({key: value.clone() for key, value in self.weights().items()}, assign=True)
         return model.to(device)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the averaged values by the model's keys, unsharded; every process must call this."""
+        return {key: whole(value) for key, value in self.values.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values under the keys of torch's AveragedModel."""

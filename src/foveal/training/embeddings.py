@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.npz import read_npz
 from ..data.unlabelled import UnlabelledData
 from ..errors import CheckpointError, ConfigError, DataError
 from ..files import atomic_write, ensure_folder
@@ -21,6 +21,7 @@ from ..tasks.prompt import EMBED_DIM, GRID
 
 _NOTE = "teacher.json"
 _SHAPE = (EMBED_DIM, GRID, GRID)
+_BYTES = 2 * EMBED_DIM * GRID * GRID  # of an embedding in float16
 
 
 class EmbeddingFolder:
@@ -102,9 +103,8 @@ class EmbeddingFolder:
             CheckpointError: the file is missing or damaged.
         """
         try:
-            with np.load(file, allow_pickle=False) as archive:
-                embedding = archive["features"]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            embedding = read_npz(file, _BYTES)["features"]
+        except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
                 f"{file}: damaged embedding ({reason}): delete it, and it is computed again"

@@ -24,8 +24,8 @@ from ..config import build_config, read_yaml, to_dict
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError
 from ..files import atomic_write
 from ..info import ModelInfo
-from ..weights.checkpoints import check_torch_reads_safely, save_checkpoint
-from .config import TrainConfig
+from ..weights.checkpoints import check_torch_reads_safely, load_torch, save_checkpoint
+from .config import TrainConfig, build_settings
 from .distributed import load_whole_state, whole_state
 from .settings import setting_fields
 
@@ -63,6 +63,11 @@ class RunState:
     stale: int = 0
     seconds: float = 0.0
     bad: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = self.images, self.parts - 1, self.step, self.skipped, self.rollbacks, self.stale
+        if min(counts) < 0 or any(not 0 <= index < self.images for index in self.bad):
+            raise ValueError("impossible progress")
 
     @property
     def position(self) -> int:
@@ -116,12 +121,19 @@ class RunFolder:
             raise ConfigError(f"{self.path}: nothing to resume: there is no {self.state.name}; leave resume out")
         check_torch_reads_safely(self.state, f"start a run from {self.last.name}")
         file = self.config_file
-        # Settings that are newer than the file have their defaults.
-        before, now = to_dict(build_config(TrainConfig, read_yaml(file), str(file))), to_dict(config)
+        before, now = to_dict(self.read_config()), to_dict(config)
         fixed = [declared.name for declared, info in setting_fields(config) if not info.resumable]
         changed = [name for name in fixed if before[name] != now[name]]
         if changed:
             raise ConfigError(f"{self.path} was started with another {', '.join(changed)}: resume with {file}")
+
+    def read_config(self) -> TrainConfig:
+        """Read the run's settings. Those that are newer than the file are as they were before they existed.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        return build_settings({"backbone_lr_scale": 1.0} | read_yaml(self.config_file), str(self.config_file))
 
     def clear_leftovers(self) -> None:
         """Remove temporary files of a killed process: one for a state is as large as four models."""
@@ -170,16 +182,27 @@ class RunFolder:
             _tensorboard(self.path, line)
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of the log; an incomplete last line is left out."""
-        text = self.log_file.read_text(encoding="utf-8") if self.log_file.exists() else ""
-        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+        """The lines of the log; damaged ones are left out."""
+        return [line for line in self._read_log() if line is not None]
 
-    def cut_log(self, step: int, epochs: int) -> None:
-        """Drop lines after ``step`` and ``epochs``: a process may be killed between writing the log and the state."""
-        if self.writes:
-            lines = [line for line in self.lines() if line["step"] <= step and line.get("epoch", 0) <= epochs]
-            with atomic_write(self.log_file) as file:
-                file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    def _read_log(self) -> list[dict[str, Any] | None]:
+        """The lines of the log, ``None`` for a damaged one: a killed process or a full disk may leave half a line."""
+        text = self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.exists() else ""
+        return [_parse_line(line) for line in text.split("\n") if line]
+
+    def cut_log(self, step: int, epochs: int) -> int:
+        """Drop lines after ``step`` and ``epochs``: a process may be killed between writing the log and the state.
+
+        Returns:
+            The number of damaged lines, which are dropped too.
+        """
+        if not self.writes:
+            return 0
+        found = self._read_log()
+        lines = [line for line in found if line and line["step"] <= step and line.get("epoch", 0) <= epochs]
+        with atomic_write(self.log_file) as file:
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return found.count(None)
 
     def _write_csv(self) -> None:
         """Write the log's epochs to ``log.csv``, without nested figures."""
@@ -219,15 +242,26 @@ class RunFolder:
             CheckpointError: the file is damaged or belongs to another model.
         """
         try:
-            states = torch.load(self.state, map_location="cpu", weights_only=True)
+            states = load_torch(self.state)
+            progress = build_config(RunState, states["progress"], "progress")
             for name, part in parts.items():
                 load_whole_state(part, states[name])
-            return RunState(**states["progress"])
+            return progress
         except Exception as error:  # pickle, zip and torch each raise their own errors
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(
                 f"{self.state}: cannot be resumed from ({reason}); start again from {self.best.name}"
             ) from error
+
+
+def _parse_line(text: str) -> dict[str, Any] | None:
+    """A line of the log, ``None`` if it is damaged."""
+    try:
+        line = json.loads(text)
+        numbers = line["step"], line.get("epoch", 0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+    return line if all(isinstance(number, int) for number in numbers) else None
 
 
 def _tensorboard(folder: Path, line: Mapping[str, Any]) -> None:

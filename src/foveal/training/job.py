@@ -89,6 +89,10 @@ class Job(Protocol):
         """Compute the figures of merit from counts that were summed over all images and processes."""
         ...
 
+    def only_class(self, counts: NDArray[np.int64]) -> str:
+        """Return the name of the class that a model predicts although the data has others; empty if there is none."""
+        ...
+
 
 def open_data(root: str | Path, config: CommonSettings, task: LabelledTask) -> tuple[Labelled, Labelled | None]:
     """Open the training samples and the validation samples, if there is a validation split.

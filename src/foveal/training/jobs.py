@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..progress import Progress
 from .classify import ClassifyJob
-from .config import TrainConfig
+from .config import TrainConfig, complete_finetuning
 from .distil import DistilJob
 from .job import Job
 from .prompt import PromptJob
@@ -34,6 +34,7 @@ _FILL_IN: Mapping[str, Callable[[TrainConfig, Path], TrainConfig]] = {"prompt": 
 
 
 def complete_config(config: TrainConfig, run_folder: Path) -> TrainConfig:
-    """Return ``config`` with the defaults that depend on the run's folder."""
+    """Return ``config`` with the defaults that depend on other settings and on the run's folder."""
+    config = complete_finetuning(config)
     fill_in = _FILL_IN.get(config.task)
     return fill_in(config, run_folder) if fill_in else config

@@ -6,20 +6,23 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import ConfigError, DataError, InputError, TrainingError
+from ..data.class_map import abbreviate
+from ..errors import CheckpointError, ConfigError, DataError, FovealError, InputError, TrainingError
 from ..evaluation.metrics import in_words
-from ..factory.create import create_model
-from ..info import info_of
+from ..factory.create import create_and_report
+from ..info import Labels, info_of
+from ..layers.sync_norm import ONE_VALUE
 from ..progress import Bar, Progress
+from ..weights.loading import LoadReport
 from .batches import Loader
 from .config import TrainConfig, portable_settings
 from .distributed import gather_dict, reduce_max
@@ -54,7 +57,7 @@ class Run:
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.loader = Loader(job, config, accelerator, dtype, progress)
         self.steps = config.epochs * self.loader.per_epoch
-        model = create_model(
+        model, loaded = create_and_report(
             config.model,
             config.task,
             num_classes=len(job.labels.names),
@@ -63,8 +66,10 @@ class Run:
         )
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
         self.info = info_of(model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
+        self.start_notes = _start_notes(config, job, loaded, info_of(model).labels)
         self.state = RunState(len(job.data), _digest(job))
         self.saved_at = time.monotonic()
+        self.weights_step = 0  # of the latest last.safetensors
 
     # ---- start, resume, save
 
@@ -73,6 +78,8 @@ class Run:
         self.progress.note(
             f"{self.state.images} training images, {self.loader.per_epoch} steps per epoch, {self.steps} in all"
         )
+        for note in self.start_notes:
+            self.progress.note(note)
         self.folder.write_config(self.config)
         self.save()
 
@@ -95,7 +102,7 @@ class Run:
                 f"{self.folder.path} was trained on images or classes of other names: resume with the data set of the "
                 "run"
             )
-        self.state = state
+        self.state, self.weights_step = state, state.step
         self.stepper.pieces = state.parts
         for index, reason in state.bad.items():
             with suppress(DataError, InputError):  # the image may have been repaired
@@ -105,16 +112,35 @@ class Run:
         self._merge_bad()
         self.progress.note(f"resuming after step {state.step} of {self.steps}")
 
-    def save(self) -> None:
-        """Write the state to the folder; every process must call this."""
+    def save(self, weights: bool = True) -> None:
+        """Write the weights, unless they are written already, and the state; every process must call this."""
         self.state.parts = self.stepper.pieces
         self._merge_bad()
+        if weights:
+            self._save_weights(self.stepper.averaged.weights(), {"step": self.state.step})
         self.folder.save_state(self.stepper.parts, self.state)
         self.saved_at = time.monotonic()
 
+    def _save_weights(self, weights: Mapping[str, Tensor], log: Mapping[str, Any], best: bool = False) -> None:
+        notes = {"config": portable_settings(self.config), "images": len(self.job.data), "log": log}
+        self.folder.save_weights(weights, self.info.replace(notes=notes), best)
+        self.weights_step = self.state.step
+
+    def _rescue_weights(self) -> None:
+        """After a failure, write the weights of the last step, if no other process is needed for that."""
+        if not self.config.fsdp and self.state.step != self.weights_step:
+            with suppress(FovealError):  # the failure itself may be a full disk
+                self._save_weights(self.stepper.averaged.weights(), {"step": self.state.step})
+
     def _load(self) -> RunState:
         state = self.folder.load_state(self.stepper.parts)
-        self.folder.cut_log(state.step, len(state.losses))
+        if state.step > self.steps:
+            raise CheckpointError(
+                f"{self.folder.state}: step {state.step} is after the last one, {self.steps}: resume with the settings "
+                "of the run"
+            )
+        if damaged := self.folder.cut_log(state.step, len(state.losses)):
+            self.progress.note(f"{self.folder.log_file}: damaged lines dropped: {damaged}")
         return state
 
     def _merge_bad(self) -> None:
@@ -139,12 +165,26 @@ class Run:
         try:
             with self.progress.bar("train", self.steps, self.state.step) as bar:
                 self._go(interrupted, bar)
-        except RuntimeError as error:
-            if death := self.loader.worker_death(error):
-                raise death from error
+        except BaseException as error:
+            self._rescue_weights()
+            if (cause := self._cause_of(error)) is not None:
+                raise cause from error
             raise
         finally:
             self.batches.close()
+
+    def _cause_of(self, error: BaseException) -> TrainingError | None:
+        """Return the error to raise instead of one of torch's, which does not say what to do."""
+        if isinstance(error, RuntimeError):
+            return self.loader.worker_death(error)
+        if isinstance(error, ValueError) and ONE_VALUE in str(error):
+            pieces = f" in {self.stepper.pieces} pieces" if self.stepper.pieces > 1 else ""
+            return TrainingError(
+                f"batch norms need more than one value per channel, and a batch of {self.config.batch_size}{pieces} "
+                "gives one on the coarsest feature map: raise batch_size or crop, lower accumulate, or set freeze_bn "
+                "without bn_batches"
+            )
+        return None
 
     def _go(self, interrupted: Interrupted, bar: Bar) -> None:
         start_time = time.monotonic() - self.state.seconds
@@ -207,12 +247,12 @@ class Run:
         """
         names = ", ".join(self.job.data.name(index).name for index in indices)
         failed, position, rollbacks = self.state.step + 1, self.state.position, self.state.rollbacks
+        self.state = state = self._load()
         if rollbacks == _ROLLBACKS:
             raise TrainingError(
                 f"the loss became {loss} at step {failed} (images {names}) for the {_ROLLBACKS + 1}th time: "
                 "lower lr, or use precision fp32"
             )
-        self.state = state = self._load()
         state.rollbacks, state.skipped = rollbacks + 1, position + 1 - state.step
         self.progress.note(
             f"the loss became {loss} at step {failed}: back to step {state.step}, "
@@ -235,7 +275,8 @@ class Run:
             "seconds": state.seconds,
         }
         last = epoch == config.epochs
-        if last or epoch % config.eval_every == 0:
+        evaluates = last or epoch % config.eval_every == 0
+        if evaluates:
             if self.job.validation:
                 self.save()  # because the evaluation may take long, or fail
             line |= self._evaluate(line, last, interrupted)
@@ -244,7 +285,7 @@ class Run:
         state.losses.append(line["loss"])
         state.total = 0.0
         self.folder.log_epoch(line, config)
-        self.save()
+        self.save(weights=not evaluates)
 
     def _out_of_patience(self) -> bool:
         return 0 < self.config.patience <= self.state.stale
@@ -274,20 +315,25 @@ class Run:
         figures: dict[str, Any] = {}
         best = True
         if self.job.validation:
-            scores = self._score(averaged, interrupted)
+            scores, only_class = self._score(averaged, interrupted)
             figures, best = scores.to_dict(), self._compare_with_best(scores)
             figure = in_words(*scores.headline)
             self.progress.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}, {self.config.val_split} {figure}")
-        notes = {"config": portable_settings(self.config), "images": len(self.job.data), "log": line | figures}
-        self.folder.save_weights(averaged.state_dict(), self.info.replace(notes=notes), best)
+            if only_class:
+                figures["only_class"] = only_class
+                self.progress.note(
+                    f"practically all predictions on {self.config.val_split} are {only_class!r}: the other classes are "
+                    "not learnt yet; if that stays, change lr, backbone_lr_scale or class_weights"
+                )
+        self._save_weights(averaged.state_dict(), line | figures, best)
         return figures
 
-    def _score(self, model: nn.Module, interrupted: Interrupted) -> Scores:
-        scores = score(model, self.info, self.job, self.accelerator, self.config.sync_bn, self.progress, interrupted)
+    def _score(self, model: nn.Module, interrupted: Interrupted) -> tuple[Scores, str]:
+        found = score(model, self.info, self.job, self.accelerator, self.config.sync_bn, self.progress, interrupted)
         if signal_number := reduce_max(interrupted(), self.accelerator):
             self._stop(signal_number, "stopped while evaluating")
-        assert scores is not None
-        return scores
+        assert found is not None
+        return found
 
     def _compare_with_best(self, scores: Scores) -> bool:
         """Record a validation figure; return whether the checkpoint is the best so far."""
@@ -297,6 +343,28 @@ class Run:
         best = not value < state.best  # true for NaN too, so that there always is a best checkpoint
         state.best = max(state.best, value)
         return best
+
+
+def _start_notes(config: TrainConfig, job: Job, loaded: LoadReport | None, known: Labels) -> list[str]:
+    """Lines on what starts from weights, and how fast it is trained.
+
+    Args:
+        config: settings.
+        job: the task's part.
+        loaded: what the weights gave.
+        known: classes of the weights, if their number is that of the data.
+    """
+    notes = []
+    if loaded and loaded.reinitialized and not config.class_map:
+        names = sorted({key.rpartition(".")[0] for key in loaded.reinitialized})
+        notes.append(f"not from the weights, so trained from random values: {abbreviate(names)}")
+    elif loaded and not config.class_map and known.names != job.labels.names:
+        pairs = [f"{old} -> {new}" for old, new in zip(known.names, job.labels.names, strict=False) if old != new]
+        notes.append(f"the classifier of the weights is kept row by row: {abbreviate(pairs) or 'of unnamed classes'}")
+    scale = config.backbone_lr_scale
+    if scale is not None and scale != 1:
+        notes.append(f"peak learning rate {config.lr:g}, of the backbone {scale * config.lr:g} (backbone_lr_scale)")
+    return notes
 
 
 def _digest(job: Job) -> str:

@@ -243,6 +243,9 @@ class PromptJob:
         objects, total = map(int, counts)
         return PromptScores(objects, total / 1e6 / objects if objects else float("nan"))
 
+    def only_class(self, counts: NDArray[np.int64]) -> str:
+        return ""
+
 
 @dataclass(frozen=True)
 class PromptScores:

@@ -18,15 +18,20 @@ def learning_rate(step: int, steps: int, warmup: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - rise) / max(1, steps - rise))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for the optimiser, with and without weight decay.
+def parameter_groups(model: nn.Module, weight_decay: float, backbone_lr: float | None = None) -> list[dict[str, Any]]:
+    """Groups for the optimiser, with and without weight decay; with ``backbone_lr``, two more for the backbone.
 
     Norms, biases, tables of attention biases and the backbone's ``undecayed`` parameters have no weight decay.
     """
-    undecayed = {last for module in model.modules() if isinstance(module, Backbone) for last in module.undecayed}
-    decayed, others = [], []
+    backbones = [module for module in model.modules() if isinstance(module, Backbone)]
+    undecayed = {last for module in backbones for last in module.undecayed}
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay} for decay in (weight_decay, 0.0)]
+    scaled: set[int] = set()
+    if backbone_lr is not None:
+        scaled = {id(p) for module in backbones for p in module.parameters()}
+        groups += [{"params": [], "lr": backbone_lr, "weight_decay": decay} for decay in (weight_decay, 0.0)]
     for name, parameter in model.named_parameters():
         last = name.rpartition(".")[2]
         decays = parameter.ndim > 1 and last not in undecayed and not last.endswith("biases")
-        (decayed if decays else others).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        groups[2 * (id(parameter) in scaled) + (not decays)]["params"].append(parameter)
+    return groups

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from .cache import Cached
 from .job import open_data
 from .losses import SegmentationLoss
 from .segment_settings import SegmentSettings
+from .settings import DEFAULT_CROP
 
 
 class SegmentJob:
@@ -36,7 +39,7 @@ class SegmentJob:
     """
 
     def __init__(self, root: str | Path, config: SegmentSettings, progress: Progress) -> None:
-        self.config = config
+        self.config, self.progress = config, progress
         self.data, self.held_out = open_data(root, config, "segment")
         for text in getattr(self.data, "notes", ()):
             progress.note(text)
@@ -44,7 +47,7 @@ class SegmentJob:
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         balanced = self._balanced_weights(progress)
         self.augment = SegmentAugment(
-            config.crop,
+            config.crop or DEFAULT_CROP,
             config.scale,
             config.flip,
             config.jitter,
@@ -94,12 +97,30 @@ class SegmentJob:
         old, new = source.head.classifier, model.head.classifier
         assert old.bias is not None
         assert new.bias is not None
-        targets = read_class_map(config.class_map, info_of(source).labels.names, self.labels.names)
+        known = info_of(source).labels.names
+        targets = read_class_map(config.class_map, known, self.labels.names, partial=True)
+        fresh = np.setdiff1d(np.arange(len(self.labels.names)), targets)
         with torch.no_grad():
-            for target in np.unique(targets):
+            if fresh.size and old.weight.shape == new.weight.shape:  # these rows came with the weights
+                initial = copy.deepcopy(new)
+                initial.reset_parameters()
+                new.weight[fresh], new.bias[fresh] = initial.weight[fresh], cast(Tensor, initial.bias)[fresh]
+            for target in np.unique(targets[targets >= 0]):
                 sources = torch.from_numpy(targets == target)
                 new.weight[target] = old.weight[sources].mean(0)
                 new.bias[target] = old.bias[sources].mean(0)
+        self._say_start(known, targets)
+
+    def _say_start(self, known: Sequence[str], targets: NDArray[np.int64]) -> None:
+        """Report from which classes of the weights each class starts, and which classes start fresh or are not used."""
+        kept, fresh = [], []
+        for target, name in enumerate(self.labels.names):
+            sources = [known[source] for source in np.flatnonzero(targets == target)]
+            kept += [f"{name} from {' + '.join(sources)}"] if sources else []
+            fresh += [] if sources else [name]
+        unused = [known[source] for source in np.flatnonzero(targets < 0)]
+        parts = {"the classifier keeps": kept, "starts fresh for": fresh, "does not use": unused}
+        self.progress.note("; ".join(f"{text} {', '.join(names)}" for text, names in parts.items() if names))
 
     def image_network(self, model: nn.Module) -> nn.Module:
         return model
@@ -128,6 +149,14 @@ class SegmentJob:
 
     def scores(self, counts: NDArray[np.int64]) -> SegmentScores:
         return SegmentScores(counts, self.labels.names)
+
+    def only_class(self, counts: NDArray[np.int64]) -> str:
+        """All pixels but for stray ones: of the others' pixels, the model finds less than a hundredth."""
+        one = counts.sum(0).argmax()
+        others = np.delete(np.arange(len(counts)), one)
+        labelled, found, predicted = counts[others].sum(), counts[others, others].sum(), counts[:, others].sum()
+        alone = labelled and 100 * found <= labelled and 1000 * predicted <= counts.sum()
+        return self.labels.names[one] if alone else ""
 
 
 class DeeplySupervised(nn.Module):

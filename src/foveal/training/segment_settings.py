@@ -40,7 +40,8 @@ class SegmentSettings(CommonSettings):
     class_map: str = setting(
         "",
         "YAML file with lines 'class of weights: class of the data'. The classifier starts from that of weights: each "
-        "class from the mean of the classes that map to it. Empty: a classifier for other classes starts at random.",
+        "class from the mean of the classes that map to it, and at random if none does. Empty: a classifier for "
+        "another number of classes starts at random.",
         needs="weights",
         is_path=True,
     )

@@ -111,7 +111,8 @@ def check_ranges(settings: Any) -> None:
         ConfigError: a value is out of range.
     """
     for declared, info in setting_fields(settings):
-        if info.valid is not None and not info.valid.contains(getattr(settings, declared.name)):
+        value = getattr(settings, declared.name)
+        if info.valid is not None and value is not None and not info.valid.contains(value):
             raise out_of_range(settings, declared.name)
 
 
@@ -127,6 +128,9 @@ def check_needs(settings: Any) -> None:
             raise ConfigError(
                 f"{declared.name}={value!r} needs {info.needs}: give {info.needs} too, or leave {declared.name} out"
             )
+
+
+DEFAULT_CROP = (288, 384)  #: (H, W) of training crops for tasks whose images keep their own size
 
 
 @dataclass(frozen=True)
@@ -165,9 +169,11 @@ class CommonSettings:
         "Pieces into which each process cuts its share of a batch, to save memory. Batch norms get single pieces.",
         Range("1 to batch_size", lambda value: value >= 1),
     )
-    crop: tuple[int, int] = setting(
-        (288, 384),
-        "Height and width of the training crops, in pixels. Upscaling: those of the large image.",
+    crop: tuple[int, int] | None = setting(
+        None,
+        "Height and width of the training crops, in pixels; one number is the side of a square. Upscaling: those of "
+        "the large image. Default: for classifiers the input size of the weights or else of the architecture, "
+        "otherwise 288 x 384.",
         Range("two sides of 32 or more", lambda value: min(value) >= 32),
     )
     flip: float = setting(
@@ -178,6 +184,12 @@ class CommonSettings:
         0.0, "Strength of a random gain per colour channel, which imitates other cameras and other light.", below(1)
     )
     lr: float = setting(2e-3, "Peak learning rate of AdamW.", above(0))
+    backbone_lr_scale: float | None = setting(
+        None,
+        "Learning rate of the backbone, as a multiple of lr. Default: 0.1 for classes that are learnt from weights "
+        "with the default lr, otherwise 1.",
+        at_least(0),
+    )
     weight_decay: float = setting(0.05, "Weight decay of AdamW. Norms and biases have none.", at_least(0))
     warmup: float = setting(0.05, "Share of the steps over which the learning rate rises to its peak.", below(1))
     ema_decay: float = setting(
@@ -197,10 +209,10 @@ class CommonSettings:
         "fit into the memory of each process.",
         resumable=True,
     )
-    bn_batches: int = setting(
-        0,
+    bn_batches: int | None = setting(
+        None,
         "At the end, estimate the batch norms' statistics for the averaged weights on so many training batches. 0: use "
-        "the averaged statistics.",
+        "the averaged statistics. Default: 10 where that of backbone_lr_scale is 0.1, without freeze_bn; otherwise 0.",
         at_least(0),
     )
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = setting(

@@ -56,7 +56,9 @@ class Stepper:
             trainee = synchronise_norms(trainee, accelerator.device)
         outline = meta_copy(model)  # copied before recomputation and sharding, because averaged models have neither
         self.trainee = self._distribute(trainee, model)
-        optimizer = torch.optim.AdamW(parameter_groups(trainee, config.weight_decay), lr=config.lr)
+        scale = config.backbone_lr_scale
+        backbone_lr = None if scale is None or scale == 1 else scale * config.lr
+        optimizer = torch.optim.AdamW(parameter_groups(trainee, config.weight_decay, backbone_lr), lr=config.lr)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: learning_rate(step, steps, config.warmup)
         )

@@ -22,6 +22,7 @@ from .curves import draw_curves
 from .distributed import make_accelerator
 from .folder import RunFolder
 from .jobs import JOBS, complete_config
+from .lock import only_training
 from .loop import Run
 from .signals import interrupts
 
@@ -68,30 +69,32 @@ def train(
         **overrides: fields of TrainConfig, for example ``epochs=50, device="cuda"``; they replace those of ``config``.
 
     Raises:
-        ConfigError: a setting is unknown or impossible; ``out`` already has a run, or none to resume.
+        ConfigError: a setting is unknown or impossible; ``out`` already has a run, or none to resume; another training
+            uses ``out``.
         DataError: the data set cannot be used.
         CheckpointError: the state to resume from cannot be read.
         TrainingError: the loss stays NaN or infinite, memory does not suffice for one image, a worker process died.
     """
     folder = RunFolder(Path(out))
     if resume and config is None and folder.config_file.exists():
-        config = folder.config_file
+        config = folder.read_config()
     config = complete_config(resolve_config(config, overrides), folder.path)
     folder.check_resumable(config) if resume else folder.check_new()
     accelerator = make_accelerator(config)
     folder.check_formats(config)
     folder.writes = accelerator.is_main_process
     progress = Progress(enabled=accelerator.is_main_process)
-    torch.manual_seed(config.seed)
-    root = find_shards(data)[0] if is_pattern(data) else Path(data)
-    with naming_the_task(data, config.task, "write --task {}"):
-        job = JOBS[config.task](data, config, progress)
-    run = Run(config, job, root, accelerator, folder, progress)
-    run.resume() if resume else run.start()
-    with interrupts() as interrupted:
-        run.go(interrupted)
-    _draw_curves(folder, run.state.best_metric, progress)
-    accelerator.wait_for_everyone()
+    with only_training(folder.path, accelerator):
+        torch.manual_seed(config.seed)
+        root = find_shards(data)[0] if is_pattern(data) else Path(data)
+        with naming_the_task(data, config.task, "write --task {}"):
+            job = JOBS[config.task](data, config, progress)
+        run = Run(config, job, root, accelerator, folder, progress)
+        run.resume() if resume else run.start()
+        with interrupts() as interrupted:
+            run.go(interrupted)
+        _draw_curves(folder, run.state.best_metric, progress)
+        accelerator.wait_for_everyone()
     return _result(run)
 
 

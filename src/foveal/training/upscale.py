@@ -23,6 +23,7 @@ from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..tasks import upscale
 from .cache import Cached
+from .settings import DEFAULT_CROP
 from .upscale_settings import UpscaleSettings
 
 _LARGEST_PSNR = 100.0  # dB, credited to an identical image, whose PSNR is infinite
@@ -36,7 +37,8 @@ class UpscaleJob:
     def __init__(self, root: str | Path, config: UpscaleSettings, progress: Progress) -> None:
         self.labels, self.preprocess = Labels(), Preprocess(upscale.MEAN, upscale.STD)
         self.scale = _scale(config)
-        _check_divisible("crop", config.crop, self.scale)
+        crop = config.crop or DEFAULT_CROP
+        _check_divisible("crop", crop, self.scale)
         _check_divisible("late_crop", config.late_crop, self.scale)
         open_split = partial(SuperResolutionData.open, root, scale=self.scale, small=not config.degradation)
         self.data = open_split(config.splits)
@@ -48,8 +50,8 @@ class UpscaleJob:
         self.degradation = config.degradation
         self.validation = len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
-        self.augment = UpscaleAugment(config.crop, self.scale, config.flip, {**config.degradation})
-        late_crop = config.late_crop if any(config.late_crop) else config.crop
+        self.augment = UpscaleAugment(crop, self.scale, config.flip, {**config.degradation})
+        late_crop = config.late_crop if any(config.late_crop) else crop
         self.late_augment = dataclasses.replace(self.augment, crop=late_crop)
         self.pixel_loss = config.pixel_loss
 
@@ -88,6 +90,9 @@ class UpscaleJob:
     def scores(self, counts: NDArray[np.int64]) -> UpscaleScores:
         images, *sums = map(int, counts)
         return UpscaleScores(images, *(total / 1e6 / images for total in sums))
+
+    def only_class(self, counts: NDArray[np.int64]) -> str:
+        return ""
 
 
 def _scale(config: UpscaleSettings) -> int:

@@ -28,7 +28,7 @@ def score(
     synced: bool,
     progress: Progress,
     interrupted: Callable[[], int],
-) -> Scores | None:
+) -> tuple[Scores, str] | None:
     """Score ``model`` on the validation split; over all processes, each image is counted once.
 
     Images that cannot be scored are reported and left out.
@@ -43,7 +43,7 @@ def score(
         interrupted: returns the number of the latest signal, or 0.
 
     Returns:
-        The scores, or None if a signal ended the evaluation early.
+        The scores and :meth:`Job.only_class`, or None if a signal ended the evaluation early.
 
     Raises:
         DataError: none of the images can be scored.
@@ -69,7 +69,8 @@ def score(
         return None
     if not totals[-1]:
         raise DataError(f"none of the {job.validation} validation images can be scored; the last: {reason}")
-    return job.scores(totals[:-1].reshape(counts.shape))
+    counts = totals[:-1].reshape(counts.shape)
+    return job.scores(counts), job.only_class(counts)
 
 
 @torch.no_grad()

@@ -108,13 +108,23 @@ def check_torch_reads_safely(path: Path, otherwise: str) -> None:
         )
 
 
+def load_torch(path: Path) -> Any:
+    """Read a file of torch.save, without running code from it and with memory in proportion to its size.
+
+    Raises:
+        CheckpointError: it claims more than it holds.
+        Exception: pickle, zip and torch raise errors of many types for damaged files.
+    """
+    _refuse_bombs(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def _read_torch(path: Path) -> dict[str, Tensor]:
     check_torch_reads_safely(path, "convert the file to .safetensors with foveal convert on a machine that has it")
     try:
-        _refuse_bombs(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_torch(path)
     except CheckpointError:
         raise
     except Exception as error:  # pickle, zip and torch raise errors of many types

@@ -13,7 +13,7 @@ from . import hub
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar")  #: of checkpoints
 SAVED = "model.safetensors"  #: weights in a folder of ``save_pretrained`` and in a hub repository
-_RUN = "best.safetensors"  # weights in the folder of a training run
+_RUN = ("best.safetensors", "last.safetensors")  # weights in the folder of a training run, the first that exists
 _OTHERS = (".onnx", ".bin", ".ckpt", ".json", ".yaml")  # of other files that users name
 _FOLDERS = ("runs", "out", "output", "outputs", "checkpoints", "weights", "models", "exports")  # no owners of models
 _LISTED = 1000  # entries of a folder that are looked at for a hint
@@ -34,8 +34,8 @@ def find_file(ref: str | Path, known: Iterable[str] = ()) -> Path:
         return path
     if Path(ref).is_dir():
         raise CheckpointError(
-            f"{ref}: no {_RUN} in this folder (training run), and no {SAVED} (saved model); name a folder with one, or "
-            "a file"
+            f"{ref}: no {_RUN[0]} in this folder (training run), and no {SAVED} (saved model); name a folder with "
+            "one, or a file"
         )
     if is_path(ref):
         raise missing_file(ref)
@@ -83,8 +83,9 @@ def find_local(ref: str | Path) -> Path | None:
     path = Path(ref)
     if not path.is_dir():
         return path if path.exists() else None
-    if (path / _RUN).exists():
-        return path / _RUN
+    for name in _RUN:
+        if (path / name).exists():
+            return path / name
     if (path / SAVED).exists():
         hub.check_sha256(path / SAVED, _saved_sha256(path / "config.json"))
         return path / SAVED
