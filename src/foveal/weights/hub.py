@@ -286,9 +286,7 @@ def _download(file: HubFile) -> tuple[Path, str]:
     cache = _cache()
     revision = _read_pin(file, cache).get("commit", file.revision)
     try:
-        from huggingface_hub.utils import build_hf_headers
-
-        headers = build_hf_headers()
+        headers = _request_headers(client)
         # One question first: without it, a hub that does not answer would cost as long as a slow download.
         url = client.hf_hub_url(file.repo, file.file, revision=revision)
         commit, sha256, size = _facts(transfer.head(url, headers, _COMMIT_HEADER, _TIMEOUT))
@@ -308,6 +306,14 @@ def _download(file: HubFile) -> tuple[Path, str]:
             f"{file}: {file.file} is not on this machine and {_reason(error)}; a local path works offline"
         ) from error
     return path, sha256
+
+
+def _request_headers(client: Any) -> dict[str, str]:
+    """The headers of a request: our name, and the user's token. The client's own function asks the hub for more."""
+    from huggingface_hub.constants import HF_HUB_DISABLE_IMPLICIT_TOKEN
+
+    token = None if HF_HUB_DISABLE_IMPLICIT_TOKEN else client.get_token()
+    return {"User-Agent": "foveal", **({"Authorization": f"Bearer {token}"} if token else {})}
 
 
 def _facts(headers: Message) -> tuple[str, str, int | None]:

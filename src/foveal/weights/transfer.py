@@ -49,16 +49,14 @@ class Transfer:
     Attributes:
         url: address, http or https.
         target: file to write; it is replaced.
-        size: number of bytes that the server stated before, ``None``: unknown.
+        size: number of bytes that the server stated before; ``None``: unknown, at most :data:`MAX_BYTES`.
         headers: of the request; a redirect to another host does not get ``Authorization``.
-        limit: largest number of bytes if ``size`` is unknown.
     """
 
     url: str
     target: Path
     size: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    limit: int = MAX_BYTES
     received: int = field(default=0, init=False)
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
 
@@ -116,7 +114,7 @@ class Transfer:
                 raise TransferError("another part of the file arrives than was asked for")
             if self.size is None and (length := stated_size(response.headers)) is not None:
                 self.size = length
-            most = self.limit if self.size is None else self.size
+            most = MAX_BYTES if self.size is None else self.size
             while (chunk := response.read1(_CHUNK)) and not self._stop.is_set():
                 if self.received + len(chunk) > most:
                     raise TransferError(f"it is larger than the {most} bytes that are expected")
@@ -136,8 +134,9 @@ def head(url: str, headers: Mapping[str, str], has: str, seconds: float) -> Mess
     answers: list[Message] = []
 
     def ask() -> None:
-        with follow(url, headers, "HEAD", seconds, has) as response:
-            answers.append(response.headers)
+        response = follow(url, headers, "HEAD", seconds, has)
+        response.close()
+        answers.append(response.headers)
 
     def check() -> None:
         if time.monotonic() > end:
@@ -183,14 +182,13 @@ def follow(url: str, headers: Mapping[str, str], method: str, seconds: float, ha
         try:
             return _opener().open(urllib.request.Request(url, headers=sent, method=method), timeout=seconds)
         except urllib.error.HTTPError as error:
+            error.close()  # its headers stay
             place = error.headers.get("Location")
             if error.code not in (301, 302, 303, 307, 308) or not place:
-                error.close()
                 raise TransferError(f"HTTP {error.code}", error.code) from None
             target = urljoin(url, place)
             if has and has in error.headers and _origin(target) != _origin(url):
                 return error
-            error.close()
         except urllib.error.URLError as error:
             raise TransferError(_one_line(error.reason)) from error
         if url.startswith("https:") and not target.startswith("https:"):
