@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from .. import assets
+from ..config import check_arguments
 from ..errors import ConfigError, nearest
 from ..info import Labels, ModelInfo, attach
 from ..models.registry import Family, Variant, published, variants
@@ -20,6 +21,7 @@ from ..tasks.builder import Request
 from ..tasks.builders import BUILDERS
 from ..weights.loading import fill
 from ..weights.reading import Checkpoint, read_checkpoint
+from .described import check_size
 
 
 def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool | None = None) -> list[str]:
@@ -91,9 +93,13 @@ def create_model(
     checkpoint = None if weights is None else read_checkpoint(weights, name)
     task = _choose_task(name, variant, task, checkpoint)
     if checkpoint is not None:
+        check_description(checkpoint, name)
         known_classes, known_options = _read_arguments(checkpoint, name, family, task, features_only)
         num_classes, options = known_classes if num_classes is None else num_classes, known_options | options
     _check_options(name, options, _valid_options(family, task, features_only))
+    for part in (variant.backbone, variant.classifier, family.set):
+        if part is not None:
+            check_arguments(part, options, name)
     _check_counts(in_chans=(in_chans, 1), num_classes=(num_classes, 0))
     backbone = _build_backbone(name, variant, task, num_classes, in_chans, _select(options, family.options))
     model = backbone
@@ -114,6 +120,29 @@ def create_model(
     if checkpoint is not None:
         fill(model, checkpoint, finetune=True)
     return model
+
+
+def create_described(info: ModelInfo, name: str = "") -> nn.Module:
+    """Build the model that a description asks for, without weights; ``name``: architecture, if it names none."""
+    has_head = TASKS[info.task].has_head if info.task in TASKS else True
+    return create_model(
+        info.model or name,
+        info.task if has_head else None,
+        num_classes=info.num_classes,
+        in_chans=info.in_chans,
+        features_only=not has_head,
+        **info.options,
+    )
+
+
+def check_description(checkpoint: Checkpoint, name: str = "") -> None:
+    """Check that the description of a checkpoint asks for a model of about the size of its tensors.
+
+    Raises:
+        CheckpointError, ConfigError: as :func:`~foveal.factory.described.check_size`.
+    """
+    if (info := checkpoint.info) is not None:
+        check_size(lambda: create_described(info, name), checkpoint.state, checkpoint.source or "state dict")
 
 
 # ---- checking the arguments

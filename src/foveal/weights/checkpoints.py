@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from ..errors import CheckpointError
-from ..files import atomic_write
+from ..errors import CheckpointError, ConfigError
+from ..files import atomic_write, parse_json
 from ..info import KEY, ModelInfo
 
 MAX_BYTES = 8 << 30  #: largest checkpoint file, in bytes
@@ -68,27 +68,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
                 f"{_DAMAGED}"
             )
         try:
-            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
-        except (ValueError, RecursionError) as error:
+            header = parse_json(file.read(length), MAX_HEADER)
+        except ValueError as error:
             raise CheckpointError(f"{path}: damaged: invalid header ({one_line(error)}); {_DAMAGED}") from error
     try:
         state = load_file(path)
     except Exception as error:  # safetensors raises its own type; the file is unusable whatever the reason
         raise CheckpointError(f"{path}: not a valid safetensors file ({one_line(error)}); {_DAMAGED}") from error
-    metadata = header.get("__metadata__") or {}
+    metadata = header.get("__metadata__") or {}  # of texts, as safetensors has checked
     text = metadata.get(KEY)
     # Foveal writes the description and the digest only: an unknown key is a digest whose name was damaged.
     stored = metadata.get(_DIGEST, "lost" if text and len(metadata) > 1 else None)
     if stored is not None and stored != digest(state, text or ""):
         raise CheckpointError(f"{path}: damaged: its content is not what was written (SHA-256 mismatch); {_DAMAGED}")
-    return state, ModelInfo.from_json(text) if text else None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("the same tensor is declared twice")
-    return unique
+    try:
+        return state, ModelInfo.from_json(text) if text else None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def check_torch_reads_safely(path: Path, otherwise: str) -> None:
