@@ -28,7 +28,11 @@ MAX_HEADER = 16 << 20  #: largest header of a safetensors file, in bytes
 _DAMAGED = "download or copy it again"
 _DIGEST = f"{KEY}.sha256"
 _NUMBERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4")
-_WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
+#: Keys under which training code stores a state dict, in the order of preference.
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "model_state", "model", "model_ema", "state_dict_ema", "ema_state_dict", "ema",
+    "ema_model", "module", "student", "teacher", "net", "network", "weights", "params_ema", "params", "shadow",
+)  # fmt: skip
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
@@ -208,7 +212,7 @@ def unwrap(content: Any, source: object) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{source}: contains a {type(content).__name__}, not a state dict; save model.state_dict() instead"
         )
-    state = _find_tensors(content)
+    state = _find_tensors(content, set())
     if not state:
         keys = one_line(", ".join(map(str, content))) or "none"
         raise CheckpointError(
@@ -218,12 +222,18 @@ def unwrap(content: Any, source: object) -> dict[str, Tensor]:
     return state
 
 
-def _find_tensors(content: Any, depth: int = 0) -> dict[str, Tensor]:
-    """The tensors under the first customary key that has any, else those of ``content`` itself."""
-    if not isinstance(content, Mapping) or depth > 3:
+def _find_tensors(content: Any, seen: set[int]) -> dict[str, Tensor]:
+    """The tensors under the first customary key that has any, at any depth, else those of ``content`` itself.
+
+    Args:
+        content: a part of a file's content.
+        seen: identities of the parts that were searched: a file can contain itself.
+    """
+    if not isinstance(content, Mapping) or id(content) in seen or len(seen) > 100:
         return {}
+    seen.add(id(content))
     for key in _WRAPPERS:
-        if tensors := _find_tensors(content.get(key), depth + 1):
+        if tensors := _find_tensors(content.get(key), seen):
             return tensors
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 
