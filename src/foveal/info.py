@@ -222,6 +222,8 @@ def _check_description(info: ModelInfo) -> None:
         raise ValueError(f"{len(prepare.mean)} means for in_chans={info.in_chans}: give one per channel")
     if prepare.pad and (prepare.size is None or prepare.size[0] != prepare.size[1]):
         raise ValueError(f"pad=True with size={prepare.size}: give a square")
+    if not isinstance(info.notes.get("config", {}), dict):
+        raise ValueError("notes: config is no JSON object")
     for key, value in info.options.items():
         if key in _ARGUMENTS:
             raise ValueError(f"option {key!r} is no option of an architecture")

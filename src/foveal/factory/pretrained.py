@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -155,14 +156,14 @@ def _card(info: ModelInfo, parameters: int, figures: Mapping[str, float], data: 
     """Model card in the hub's format: metadata in YAML, then text."""
     metadata = yaml.safe_dump(_card_metadata(info, figures, data), sort_keys=False, allow_unicode=True).rstrip()
     rows = [
-        ("architecture", f"`{info.model}`, {parameters / 1e6:.2f} M parameters"),
+        ("architecture", f"{info.model}, {parameters / 1e6:.2f} M parameters"),
         ("task", info.task),
         ("channels of the image", str(info.in_chans)),
         ("options", ", ".join(f"{key}={value}" for key, value in info.options.items()) or "default"),
         ("classes", ", ".join(info.labels.names) or str(info.num_classes)),
         ("licence of the weights", info.licence or "not stated"),
     ]
-    lines = ["---", metadata, "---", "", f"# {info.ref}", "", *_card_table("", rows)]
+    lines = ["---", metadata, "---", "", f"# {escaped(info.ref)}", "", *_card_table("", rows)]
     if figures:
         lines += _card_table(data, figures.items())
     use = [f'model = foveal.from_pretrained("{_PLACE}")  # an nn.Module']
@@ -191,5 +192,11 @@ def _card_metadata(info: ModelInfo, figures: Mapping[str, float], data: str) -> 
 
 
 def _card_table(title: str, rows: Iterable[tuple[str, Any]]) -> list[str]:
-    heading = f"| {title} | |" if title else "| | |"
-    return [heading, "|---|---|", *(f"| {key} | {value} |" for key, value in rows), ""]
+    heading = f"| {escaped(title)} | |" if title else "| | |"
+    return [heading, "|---|---|", *(f"| {escaped(key)} | {escaped(value)} |" for key, value in rows), ""]
+
+
+def escaped(text: object) -> str:
+    """Text as itself in Markdown: one line, without markup or HTML."""
+    line = "".join(c if c.isprintable() else " " for c in str(text))
+    return re.sub(r"([\\`*_{}\[\]<>()#!|~&])", r"\\\1", line)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, ConfigError, InputError
 from ..info import KEY, ModelInfo, say_licence
 from ..task import find_task
+from ..weights.kinds import other_kind
 from .runner import Opened, Runner, Runtime
 
 if TYPE_CHECKING:
@@ -57,11 +58,20 @@ class OnnxRunner:
             encoder = prompt_part(Path(path), PROMPT_PARTS[0])
             hint = f"; give {encoder}" if encoder.is_file() else ""
             raise CheckpointError(f"no file at {path}{hint}")
+        if kind := other_kind(Path(path)):
+            raise CheckpointError(f"{path}: it {kind}")
         runner = cls(path, threads)
-        text = runner.session.get_modelmeta().custom_metadata_map.get(KEY)
+        try:
+            text = runner.session.get_modelmeta().custom_metadata_map.get(KEY)
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path}: damaged: its metadata is not UTF-8; export the model again") from error
         if text is None:
             raise CheckpointError(f"{path}: no Foveal description inside; export the model with foveal export")
-        info = ModelInfo.from_json(text)
+        try:
+            info = ModelInfo.from_json(text)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        _check_shapes(path, info, runner.session)
         say_licence(path, info.licence)
         return runner, info
 
@@ -70,6 +80,20 @@ class OnnxRunner:
             return np.asarray(self.session.run(None, {self.input: batch})[0])
         except Exception as error:  # out of memory, or a size that the file does not accept
             raise InputError(f"the network cannot run on {batch.shape}: {str(error).splitlines()[0]}") from error
+
+
+def _check_shapes(path: str | Path, info: ModelInfo, session: onnxruntime.InferenceSession) -> None:
+    """Check the channels of the description against those of the network; free sizes are names in the file."""
+    task = find_task(info.task)
+    shape, output = session.get_inputs()[0].shape, session.get_outputs()[0].shape
+    pairs = [("in_chans", info.in_chans, shape[1] if len(shape) == 4 else None)] if task.takes_images else []
+    if task.has_classes and info.num_classes and len(output) > 1:
+        pairs += [("num_classes", info.num_classes, output[1])]
+    for name, described, actual in pairs:
+        if isinstance(actual, int) and actual != described:
+            raise CheckpointError(
+                f"{path}: its description says {name}={described}, its network has {actual}; export the model again"
+            )
 
 
 class OnnxPrompter:
