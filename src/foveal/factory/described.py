@@ -15,7 +15,7 @@ from ..errors import CheckpointError, FovealError
 from ..weights.checkpoints import one_line
 
 _TIMES = 4  # more numbers and modules than the file has tensors: some are built and then replaced
-_NUMBERS, _MODULES = 1 << 20, 1000  # that a model may have in addition
+_NUMBERS, _MODULES = 1 << 20, 500  # that a model may have in addition
 
 
 class _TooLargeError(Exception):
