@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import numbers
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 
 from .. import assets
 from ..config import check_arguments
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, FovealError, nearest
 from ..info import Labels, ModelInfo, attach
 from ..models.registry import Family, Variant, published, variants
 from ..task import TASKS
@@ -97,17 +98,15 @@ def create_model(
         known_classes, known_options = _read_arguments(checkpoint, name, family, task, features_only)
         num_classes, options = known_classes if num_classes is None else num_classes, known_options | options
     _check_options(name, options, _valid_options(family, task, features_only))
-    for part in (variant.backbone, variant.classifier, family.set):
-        if part is not None:
-            check_arguments(part, options, name)
     _check_counts(in_chans=(in_chans, 1), num_classes=(num_classes, 0))
-    backbone = _build_backbone(name, variant, task, num_classes, in_chans, _select(options, family.options))
-    model = backbone
-    if not features_only:
-        model, num_classes, options = _build_task_model(
-            backbone, Request(name, variant, num_classes, in_chans, options), family, task
-        )
-    family.set(model, **{**variant.settings, **_select(options, family.settings)})
+    with _checked_types(name, family, variant, options):
+        backbone = _build_backbone(name, variant, task, num_classes, in_chans, _select(options, family.options))
+        model = backbone
+        if not features_only:
+            model, num_classes, options = _build_task_model(
+                backbone, Request(name, variant, num_classes, in_chans, options), family, task
+            )
+        family.set(model, **{**variant.settings, **_select(options, family.settings)})
     described = ModelInfo(
         model=name,
         task="features" if features_only else task,
@@ -181,6 +180,29 @@ def _check_options(name: str, options: Mapping[str, Any], valid: set[str]) -> No
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid)}")
+
+
+@contextmanager
+def _checked_types(name: str, family: Family, variant: Variant, options: Mapping[str, Any]) -> Iterator[None]:
+    """Check the types of options after the model is built, or could not be: families have better words for some.
+
+    Raises:
+        ConfigError: an option has another type than its default.
+    """
+
+    def check() -> None:
+        for part in (variant.backbone, variant.classifier, family.set):
+            if part is not None:
+                check_arguments(part, options, name)
+
+    try:
+        yield
+    except FovealError:
+        raise
+    except Exception:
+        check()
+        raise
+    check()
 
 
 def _check_counts(**counts: tuple[int | None, int]) -> None:
