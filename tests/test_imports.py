@@ -37,7 +37,7 @@ LIGHT = [
     "prediction.load", "prediction.mask_results", "prediction.onnx_file", "prediction.onnx_runner",
     "prediction.predictor", "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
     "prediction.segment_anything", "prediction.tiles", "prediction.torch_runner",
-    "weights.hub", "weights.packages", "weights.references",
+    "weights.hub", "weights.kinds", "weights.packages", "weights.references", "weights.transfer",
 ]  # fmt: skip
 NEEDS_TORCH = {"data.torch_stream"}
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import numbers
 import typing
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
@@ -61,6 +64,19 @@ def build_config(cls: type[T], values: dict[str, Any], source: str = "options") 
     return cls(**converted)
 
 
+def check_arguments(function: Any, values: Mapping[str, Any], source: str) -> None:
+    """Check the types of the keyword arguments of a function or class that have type hints; others are not checked.
+
+    Raises:
+        ConfigError: a value has another type.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    for name in values.keys() & hints.keys():
+        _convert(values[name], hints[name], f"{source}: {name}")
+
+
 def _required_keys(cls: Any) -> list[str]:
     unset = dataclasses.MISSING
     return [f.name for f in dataclasses.fields(cls) if f.default is unset and f.default_factory is unset]
@@ -74,13 +90,17 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        return _convert(value, next(arg for arg in args if arg is not type(None)), where)
+        *others, last = (arg for arg in args if arg is not type(None))
+        for arg in others:
+            with suppress(ConfigError):
+                return _convert(value, arg, where)
+        return _convert(value, last, where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}={value!r}{nearest(str(value), map(str, args))}")
+            raise ConfigError(f"{where}={value!r:.80}{nearest(str(value), map(str, args))}")
         return value
-    if origin is tuple:
-        return _convert_list(value, args, where)
+    if origin in (tuple, Sequence):
+        return _convert_list(value, args if origin is tuple else (*args, Ellipsis), where)
     if origin is dict:
         return _convert_mapping(value, args, where)
     return _convert_plain(value, origin or hint, where)
@@ -88,7 +108,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 def _convert_list(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{where}: expected a list, got {value!r}")
+        raise ConfigError(f"{where}: expected a list, got {value!r:.80}")
     if args[-1] is Ellipsis:
         return tuple(_convert(item, args[0], where) for item in value)
     if len(value) != len(args):
@@ -98,7 +118,7 @@ def _convert_list(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, .
 
 def _convert_mapping(value: Any, args: tuple[Any, ...], where: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: expected a mapping such as {{name: value}}, got {value!r}")
+        raise ConfigError(f"{where}: expected a mapping such as {{name: value}}, got {value!r:.80}")
     keys = [_convert(key, args[0], f"{where} key") for key in value]
     return {key: _convert(item, args[1], f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
 
@@ -108,10 +128,11 @@ def _convert_plain(value: Any, kind: Any, where: str) -> Any:
         with suppress(ValueError):
             value = float(value)  # YAML reads 1e-3 as text
     if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where}: expected a finite number, got {value!r}")
-    if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        raise ConfigError(f"{where}: expected a finite number, got {value!r:.80}")
+    accepted = numbers.Integral if kind is int else kind  # NumPy's integers, too
+    if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r:.80}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

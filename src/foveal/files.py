@@ -1,8 +1,9 @@
-"""Write files atomically: after a crash the old file or the new one exists, never a part."""
+"""Write files atomically: after a crash the old file or the new one exists, never a part. Parse JSON of others."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import sys
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import ConfigError, InputError
 
@@ -19,6 +21,41 @@ if sys.platform != "win32":
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _TEMPORARY = re.compile(r"\..*-foveal-[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
 _cleaned: set[Path] = set()  # folders whose temporary files this process has looked for
+
+MAX_DEPTH = 32  #: of nested lists and objects in JSON
+
+
+def parse_json(content: str | bytes, max_bytes: int = 16 << 20) -> Any:
+    """Parse JSON that others wrote: bounded in size and nesting, and no key may occur twice in an object.
+
+    Raises:
+        ValueError: it is not such JSON.
+    """
+    if len(content) > max_bytes:
+        raise ValueError(f"{len(content)} bytes of JSON, above the limit of {max_bytes}")
+    try:
+        value = json.loads(content, object_pairs_hook=_no_duplicates)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from error
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    if level:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in unique if keys.count(key) > 1)[:60]!r} is there twice")
+    return unique
 
 
 def ensure_folder(path: str | Path) -> Path:

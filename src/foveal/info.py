@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import numbers
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError
+from .errors import ConfigError, nearest
+from .files import parse_json
 from .task import TASKS
 from .text import notice
 
@@ -22,6 +26,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORE = 255  #: ignore index of masks and metrics: pixels without a class
 KEY = "foveal"  #: metadata key that holds the JSON in every file format
+FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  #: of a resize, Pillow's names
+MAX_SIDE = 4096  #: largest side of a network's input that a description may ask for, in pixels
+MAX_COUNT = 1 << 20  #: largest number of classes and of channels
+MAX_JSON = 4 << 20  #: largest description, in bytes
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Labels:
     palette: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "names", tuple(self.names))
+        object.__setattr__(self, "names", tuple(_printable(str(name)) for name in self.names))
         object.__setattr__(self, "palette", tuple((int(r), int(g), int(b)) for r, g, b in self.palette))
         if wrong := next((c for c in self.palette if not all(0 <= value <= 255 for value in c)), None):
             raise ConfigError(f"colour {list(wrong)} of the palette is out of range: red, green and blue are 0 to 255")
@@ -76,6 +84,14 @@ class Preprocess:
         object.__setattr__(self, "std", tuple(self.std))
         if self.size is not None:
             object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise ConfigError(f"{len(self.mean)} means but {len(self.std)} standard deviations: give one per channel")
+        _check_range("mean", self.mean, -1e9, 1e9)
+        _check_range("std", self.std, 1e-9, 1e9)
+        _check_range("size", self.size or (), 1, MAX_SIDE)
+        _check_range("max_side", () if self.max_side is None else (self.max_side,), 1, 1 << 20)
+        if self.crop_ratio != 0:
+            _check_range("crop_ratio", (self.crop_ratio,), max(0.05, max(self.size or (0,)) / (2 * MAX_SIDE)), 20)
 
     @classmethod
     def of_prompts(cls, side: int) -> Preprocess:
@@ -118,6 +134,8 @@ class ModelInfo:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask_thresholds", tuple(self.mask_thresholds))
+        for name in ("model", "tag", "licence"):
+            object.__setattr__(self, name, _printable(getattr(self, name)))
 
     @property
     def ref(self) -> str:
@@ -137,18 +155,16 @@ class ModelInfo:
             ConfigError: the text is not such JSON.
         """
         try:
-            data = json.loads(text)
-            data["preprocess"] = Preprocess(**data["preprocess"])
-            data["labels"] = Labels(**data["labels"])
+            data = parse_json(text, MAX_JSON)
+            if not isinstance(data, dict):
+                raise TypeError("it is no JSON object")
             if (ignored := data.pop("ignore_index", IGNORE)) != IGNORE:
-                raise ValueError(f"ignore_index={ignored}, not {IGNORE}")
-            info, empty = cls(**data), cls()
-            for entry in dataclasses.fields(cls):
-                value, expected = getattr(info, entry.name), type(getattr(empty, entry.name))
-                if not isinstance(value, expected):
-                    raise TypeError(f"{entry.name} is a {type(value).__name__}, not a {expected.__name__}")
+                raise ValueError(f"ignore_index={ignored!r:.60}, not {IGNORE}")
+            parts = {"preprocess": _build(Preprocess, data["preprocess"]), "labels": _build(Labels, data["labels"])}
+            info = _build(cls, data | parts)
+            _check_description(info)
             return info
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, ConfigError) as error:
             raise ConfigError(
                 f"model description cannot be read ({error}); if a newer Foveal wrote the file, update this one"
             ) from None
@@ -156,6 +172,105 @@ class ModelInfo:
     def replace(self, **changes: Any) -> ModelInfo:
         """A copy with other values of these fields."""
         return dataclasses.replace(self, **changes)
+
+
+# ---- checking what a file says
+
+
+def _build(cls: Any, data: Any) -> Any:
+    """Make a dataclass of a JSON object, whose values must have the types of the defaults."""
+    if not isinstance(data, dict):
+        raise TypeError(f"{cls.__name__} is no JSON object")
+    known = {entry.name for entry in dataclasses.fields(cls)}
+    if unknown := next((key for key in data if key not in known), None):
+        raise ValueError(f"unknown key {unknown[:60]!r}")
+    empty = cls()
+    for name, value in data.items():
+        default = getattr(empty, name)
+        if name in ("size", "max_side"):  # None is allowed
+            valid = value is None or (_is_int(value) if name == "max_side" else _are_ints(value, 2))
+        elif isinstance(default, tuple):
+            valid = isinstance(value, list) and all(map(_ITEMS.get(name, _is_number), value))
+        elif isinstance(default, float):
+            valid = _is_number(value)
+        else:
+            valid = isinstance(value, type(default)) and not (type(default) is int and isinstance(value, bool))
+        if not valid:
+            raise TypeError(f"{name}={value!r:.60} is no {'pair' if name == 'size' else type(default).__name__}")
+    return cls(**data)
+
+
+def _check_description(info: ModelInfo) -> None:
+    """Check the values of a description, as far as no tensors are needed; ValueError names the wrong one."""
+    if "." in info.model:  # create_model would load the weights of that tag
+        raise ValueError(f"model {info.model[:60]!r} is no name of an architecture")
+    if info.task and info.task not in TASKS:
+        raise ValueError(f"task {info.task[:60]!r}{nearest(info.task[:60], TASKS)}")
+    _check_range("num_classes", (info.num_classes,), 0, MAX_COUNT)
+    _check_range("in_chans", (info.in_chans,), 1, MAX_COUNT)
+    _check_range("output_stride", (info.output_stride,), 1, MAX_SIDE)
+    _check_range("mask_thresholds", info.mask_thresholds, 0, 1)
+    if len(info.mask_thresholds) not in (0, 2):
+        raise ValueError(f"{len(info.mask_thresholds)} mask_thresholds: give two or none")
+    names = info.labels.names
+    if names and info.task and len(names) != info.num_classes:
+        raise ValueError(f"{len(names)} class names for num_classes={info.num_classes}: give one per class")
+    prepare = info.preprocess
+    if prepare.resample.lower() not in FILTERS:
+        raise ValueError(f"resample {prepare.resample[:60]!r}{nearest(prepare.resample[:60], FILTERS)}")
+    if len(prepare.mean) not in (len(IMAGENET_MEAN), info.in_chans):
+        raise ValueError(f"{len(prepare.mean)} means for in_chans={info.in_chans}: give one per channel")
+    if prepare.pad and (prepare.size is None or prepare.size[0] != prepare.size[1]):
+        raise ValueError(f"pad=True with size={prepare.size}: give a square")
+    if not isinstance(info.notes.get("config", {}), dict):
+        raise ValueError("notes: config is no JSON object")
+    for key, value in info.options.items():
+        if key in _ARGUMENTS:
+            raise ValueError(f"option {key!r} is no option of an architecture")
+        if not _is_option(value):
+            raise ValueError(f"option {key[:60]}={value!r:.60}: give a number, a text, or a short list of them")
+
+
+_ARGUMENTS = ("name", "task", "num_classes", "in_chans", "features_only", "weights")  # of create_model, not options
+
+
+def _is_option(value: Any) -> bool:
+    """Whether a value can be an option of ``create_model``: plain, finite and of moderate size."""
+    if isinstance(value, list):
+        return len(value) <= 1000 and all(_is_option(item) for item in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or (abs(value) <= 1 << 31 if isinstance(value, int) else isinstance(value, str))
+
+
+def _check_range(name: str, values: Sequence[Any], low: float, high: float) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
+            raise ConfigError(f"{name}={value!r:.60}: give a number from {low:g} to {high:g}")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float) or _is_int(value)
+
+
+def _are_ints(value: Any, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(map(_is_int, value))
+
+
+#: What the items of a list must be, if not numbers.
+_ITEMS: dict[str, Callable[[Any], bool]] = {
+    "names": lambda name: isinstance(name, str),
+    "palette": lambda colour: _are_ints(colour, 3),
+}
+
+
+def _printable(text: str) -> str:
+    """Replace control characters, which a terminal would act on; joiners inside words are kept."""
+    return "".join(c if c.isprintable() or c in "\u200c\u200d" else "\ufffd" for c in text)
 
 
 def say_licence(name: object, licence: str) -> None:

@@ -73,6 +73,18 @@ def test_the_model_card_describes_the_model_and_how_to_load_it(model: nn.Module,
     assert config["foveal"]["labels"]["names"] == ["sky", "road", "tree"]
 
 
+def test_names_are_no_markup_in_the_model_card(model: nn.Module, tmp_path: Path) -> None:
+    names = ("<script>x</script>", "a | b\n# c", "[x](http://y)")
+    other = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
+    attach(other, info_of(model).replace(labels=Labels(names), tag="`t`"))
+    text = (foveal.save_pretrained(other, tmp_path) / "README.md").read_text()
+    body = text.split("---\n", 2)[2]
+    assert r"&lt;script&gt;x&lt;/script&gt;, a \| b" in body
+    assert r"\[x\](http://y)" in body
+    assert "\n# c" not in body
+    assert r"# efficientvit_b0.\`t\`" in body
+
+
 def test_saving_again_does_not_replace_an_edited_card(model: nn.Module, tmp_path: Path) -> None:
     foveal.save_pretrained(model, tmp_path)
     (tmp_path / "README.md").write_text("my own words")

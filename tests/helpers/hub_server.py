@@ -6,8 +6,9 @@ import base64
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -23,6 +24,9 @@ class Hub(ThreadingHTTPServer):
         stall: downloads wait for this after half of their bytes.
         states_sha256: state files' sha256, as the real hub does with large ones.
         lies: send other bytes than the stated hash's.
+        headers: replace those of every answer about a file; ``None`` leaves one out.
+        body: what is sent instead of a file, piece by piece.
+        received: the headers of every request, in order.
     """
 
     daemon_threads = True
@@ -34,6 +38,9 @@ class Hub(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.status = self.broken = 0
         self.redirect = self.states_sha256 = self.lies = False
+        self.headers: dict[str, str | None] = {}
+        self.body: Callable[[], Iterable[bytes]] | None = None
+        self.received: list[Message] = []
         self.stall: threading.Event | None = None
         self.stalled = threading.Event()
 
@@ -55,6 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         self.server.requests.append(f"{self.command} {urlsplit(self.path).path}")
+        self.server.received.append(self.headers)
 
     def do_HEAD(self) -> None:
         self._file()
@@ -90,10 +98,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         self.send_response(status)
-        for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
+        changed = self.server.headers if headers else {}
+        for name, value in {**(headers or {}), "Content-Length": str(len(body)), **changed}.items():
+            if value is not None:
+                self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
+            return
+        if self.server.body is not None:
+            self.close_connection = True
+            for piece in self.server.body():
+                self.wfile.write(piece)
+                self.wfile.flush()
             return
         if self.command == "GET" and status < 300 and (self.server.broken or self.server.stall):
             self.wfile.write(body[: len(body) // 2] if status == 200 else b"")

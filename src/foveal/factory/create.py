@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import numbers
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from .. import assets
-from ..errors import ConfigError, nearest
+from ..config import check_arguments
+from ..errors import ConfigError, FovealError, nearest
 from ..info import Labels, ModelInfo, attach
 from ..models.registry import Family, Variant, published, variants
 from ..task import TASKS
@@ -20,6 +22,7 @@ from ..tasks.builder import Request
 from ..tasks.builders import BUILDERS
 from ..weights.loading import LoadReport, fill
 from ..weights.reading import Checkpoint, read_checkpoint
+from .described import check_size
 
 #: Arguments of ``create_model`` by name, besides the options of the families.
 _ARGUMENTS = {"task", "num_classes", "in_chans", "features_only", "weights"}
@@ -116,17 +119,19 @@ def create_and_report(
     checkpoint = None if weights is None else read_checkpoint(weights, name)
     task = _choose_task(name, variant, task, checkpoint)
     if checkpoint is not None:
+        check_description(checkpoint, name)
         known_classes, known_options = _read_arguments(checkpoint, name, family, task, features_only)
         num_classes, options = known_classes if num_classes is None else num_classes, known_options | options
     _check_options(name, options, _valid_options(family, task, features_only))
     _check_counts(in_chans=(in_chans, 1), num_classes=(num_classes, 0))
-    backbone = _build_backbone(name, variant, task, num_classes, in_chans, _select(options, family.options))
-    model = backbone
-    if not features_only:
-        model, num_classes, options = _build_task_model(
-            backbone, Request(name, variant, num_classes, in_chans, options), family, task
-        )
-    family.set(model, **{**variant.settings, **_select(options, family.settings)})
+    with _checked_types(name, family, variant, options):
+        backbone = _build_backbone(name, variant, task, num_classes, in_chans, _select(options, family.options))
+        model = backbone
+        if not features_only:
+            model, num_classes, options = _build_task_model(
+                backbone, Request(name, variant, num_classes, in_chans, options), family, task
+            )
+        family.set(model, **{**variant.settings, **_select(options, family.settings)})
     described = ModelInfo(
         model=name,
         task="features" if features_only else task,
@@ -137,6 +142,29 @@ def create_and_report(
     )
     attach(model, _describe_use(described, model, task, checkpoint))
     return model, None if checkpoint is None else fill(model, checkpoint, finetune=True)
+
+
+def create_described(info: ModelInfo, name: str = "") -> nn.Module:
+    """Build the model that a description asks for, without weights; ``name``: architecture, if it names none."""
+    has_head = TASKS[info.task].has_head if info.task in TASKS else True
+    return create_model(
+        info.model or name,
+        info.task if has_head else None,
+        num_classes=info.num_classes,
+        in_chans=info.in_chans,
+        features_only=not has_head,
+        **info.options,
+    )
+
+
+def check_description(checkpoint: Checkpoint, name: str = "") -> None:
+    """Check that the description of a checkpoint asks for a model of about the size of its tensors.
+
+    Raises:
+        CheckpointError, ConfigError: as :func:`~foveal.factory.described.check_size`.
+    """
+    if (info := checkpoint.info) is not None:
+        check_size(lambda: create_described(info, name), checkpoint.state, checkpoint.source or "state dict")
 
 
 # ---- checking the arguments
@@ -175,6 +203,29 @@ def _check_options(name: str, options: Mapping[str, Any], valid: set[str]) -> No
     for option in options:
         if option not in valid:
             raise ConfigError(f"{name} has no option {option!r}{nearest(option, valid | _ARGUMENTS)}")
+
+
+@contextmanager
+def _checked_types(name: str, family: Family, variant: Variant, options: Mapping[str, Any]) -> Iterator[None]:
+    """Check the types of options after the model is built, or could not be: families have better words for some.
+
+    Raises:
+        ConfigError: an option has another type than its default.
+    """
+
+    def check() -> None:
+        for part in (variant.backbone, variant.classifier, family.set):
+            if part is not None:
+                check_arguments(part, options, name)
+
+    try:
+        yield
+    except FovealError:
+        raise
+    except Exception:
+        check()
+        raise
+    check()
 
 
 def _check_counts(**counts: tuple[int | None, int]) -> None:

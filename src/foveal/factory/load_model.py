@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from .. import assets
 from ..errors import CheckpointError, ConfigError, DependencyError, nearest
 from ..info import attach
-from ..task import TASKS
 from ..weights import hub
 from ..weights.references import SAVED, find_local, is_path, missing_file
 from .identify import identify_checkpoint, labels_of
@@ -35,12 +34,14 @@ def load_model(ref: str | Path, name: str = "") -> nn.Module:
     from ..models.registry import variants
     from ..weights.loading import fill
     from ..weights.reading import read_checkpoint
+    from .create import check_description, create_described
 
     if str(ref) in variants() and find_local(ref) is None:
         raise _no_weights_error(str(ref))
     checkpoint = read_checkpoint(ref, name)
     checkpoint.info = info = _complete_info(checkpoint)
-    model = _create(info)
+    check_description(checkpoint)
+    model = create_described(info)
     licence = fill(model, checkpoint).licence
     attach(model, info.replace(licence=licence, output_stride=getattr(model, "stride", 1)))
     return model.eval()
@@ -73,20 +74,6 @@ def _complete_info(checkpoint: Checkpoint) -> ModelInfo:
     if info is None or not info.model:
         info = identify_checkpoint(checkpoint)
     return info if info.labels.names else info.replace(labels=labels_of(info.tag, info.num_classes))
-
-
-def _create(info: ModelInfo) -> nn.Module:
-    from .create import create_model
-
-    has_head = TASKS[info.task].has_head if info.task in TASKS else True
-    return create_model(
-        info.model,
-        info.task if has_head else None,
-        num_classes=info.num_classes,
-        in_chans=info.in_chans,
-        features_only=not has_head,
-        **info.options,
-    )
 
 
 def _no_weights_error(name: str) -> ConfigError:

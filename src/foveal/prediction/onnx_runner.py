@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, ConfigError, InputError
 from ..info import KEY, ModelInfo, say_licence
 from ..task import find_task
+from ..weights.kinds import other_kind
 from ..weights.references import missing_file
 from .onnx_file import check_onnx
 from .runner import Opened, Runner, Runtime
@@ -169,6 +170,8 @@ class OnnxRunner:
         if not Path(path).is_file():
             encoder = prompt_part(Path(path), PROMPT_PARTS[0])
             raise CheckpointError(f"no file at {path}; give {encoder}") if encoder.is_file() else missing_file(path)
+        if kind := other_kind(Path(path)):
+            raise CheckpointError(f"{path}: it {kind}")
         text = check_onnx(path, str(path)).get(KEY)
         if text is None:
             raise CheckpointError(f"{path}: no Foveal description inside; export the model with foveal export")

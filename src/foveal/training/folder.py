@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ..config import build_config, read_yaml, to_dict
 from ..errors import CheckpointError, ConfigError, DependencyError, InputError
-from ..files import atomic_write
+from ..files import atomic_write, remove_leftovers
 from ..info import ModelInfo
-from ..weights.checkpoints import check_torch_reads_safely, load_torch, save_checkpoint
+from ..weights.checkpoints import check_torch_reads_safely, read_pickled, save_checkpoint
 from .config import TrainConfig, build_settings
 from .distributed import load_whole_state, whole_state
 from .settings import setting_fields
@@ -138,10 +138,7 @@ class RunFolder:
     def clear_leftovers(self) -> None:
         """Remove temporary files of a killed process: one for a state is as large as four models."""
         if self.writes:
-            others = self.curves, self.path / "log.csv", self.path / "bad.txt"
-            for file in (self.state, self.last, self.best, self.log_file, self.config_file, *others):
-                for path in self.path.glob(f".{file.stem}-*{file.suffix}"):
-                    path.unlink()
+            remove_leftovers(self.path)
 
     @staticmethod
     def check_formats(config: TrainConfig) -> None:
@@ -211,8 +208,9 @@ class RunFolder:
             for line in self.lines()
             if "epoch" in line
         ]
-        with atomic_write(self.path / "log.csv") as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(dict.fromkeys(key for line in flat for key in line)))
+        columns = list(dict.fromkeys(key for line in flat for key in line))
+        with atomic_write(self.path / "log.csv") as path, path.open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, columns)
             table.writeheader()
             table.writerows(flat)
 
@@ -242,7 +240,7 @@ class RunFolder:
             CheckpointError: the file is damaged or belongs to another model.
         """
         try:
-            states = load_torch(self.state)
+            states = read_pickled(self.state, f"start again from {self.best.name}")
             progress = build_config(RunState, states["progress"], "progress")
             for name, part in parts.items():
                 load_whole_state(part, states[name])

@@ -2,33 +2,57 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import mmap
 import pickletools
+import re
 import struct
+import threading
+import types
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from ..errors import CheckpointError
-from ..files import atomic_write
+from ..errors import CheckpointError, ConfigError
+from ..files import atomic_write, parse_json
 from ..info import KEY, ModelInfo
+from .kinds import other_kind
+from .transfer import MAX_BYTES
 
-MAX_BYTES = 8 << 30  #: largest checkpoint file, in bytes
+_multiarray: Any = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray  # type: ignore[attr-defined]
+
 MAX_HEADER = 16 << 20  #: largest header of a safetensors file, in bytes
 _DAMAGED = "download or copy it again"
 _DIGEST = f"{KEY}.sha256"
 _NUMBERS = ("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4")
-_WRAPPERS = ("state_dict", "model", "model_ema", "state_dict_ema", "ema", "module")
+#: Keys under which training code stores a state dict, in the order of preference.
+_WRAPPERS = (
+    "state_dict", "model_state_dict", "model_state", "model", "model_ema", "state_dict_ema", "ema_state_dict", "ema",
+    "ema_model", "module", "student", "teacher", "net", "network", "weights", "params_ema", "params", "shadow",
+)  # fmt: skip
+
+
+_LIGHTNING = (
+    "pytorch_lightning.utilities.parsing",
+    "lightning.pytorch.utilities.parsing",
+    "lightning_fabric.utilities",
+)
+_OMEGACONF = (
+    *("dictconfig.DictConfig", "listconfig.ListConfig", "base.ContainerMetadata", "base.Metadata"),
+    *(f"nodes.{kind}Node" for kind in ("Any", "String", "Integer", "Float", "Boolean", "Bytes", "Path", "Enum")),
+)
 
 
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
@@ -46,14 +70,19 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
     try:
         with path.open("rb") as file:
             start, size = file.read(9), path.stat().st_size
+        # A header's length below 2 ** 48 ends in zeros, which texts and archives do not have there.
+        is_safetensors = start[8:9] == b"{" and b"\0\0" in start[:8] and not start.startswith(b"PK")
+        kind = "" if is_safetensors else other_kind(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}; check its permissions") from error
+    if kind:
+        raise CheckpointError(f"{path}: it {kind}")
     if size > MAX_BYTES:
         raise CheckpointError(
             f"{path}: {size >> 20} MiB is above the limit of {MAX_BYTES >> 20} MiB; save the model's state dict alone, "
             "without the optimizer's"
         )
-    if start[8:9] == b"{" and not start.startswith(b"PK"):
+    if is_safetensors:
         return _read_safetensors(path)
     return _read_torch(path), None
 
@@ -68,27 +97,23 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], ModelInfo | None]:
                 f"{_DAMAGED}"
             )
         try:
-            header = json.loads(file.read(length), object_pairs_hook=_no_duplicates)
-        except (ValueError, RecursionError) as error:
+            header = parse_json(file.read(length), MAX_HEADER)
+        except ValueError as error:
             raise CheckpointError(f"{path}: damaged: invalid header ({one_line(error)}); {_DAMAGED}") from error
     try:
         state = load_file(path)
     except Exception as error:  # safetensors raises its own type; the file is unusable whatever the reason
         raise CheckpointError(f"{path}: not a valid safetensors file ({one_line(error)}); {_DAMAGED}") from error
-    metadata = header.get("__metadata__") or {}
+    metadata = header.get("__metadata__") or {}  # of texts, as safetensors has checked
     text = metadata.get(KEY)
     # Foveal writes the description and the digest only: an unknown key is a digest whose name was damaged.
     stored = metadata.get(_DIGEST, "lost" if text and len(metadata) > 1 else None)
     if stored is not None and stored != digest(state, text or ""):
         raise CheckpointError(f"{path}: damaged: its content is not what was written (SHA-256 mismatch); {_DAMAGED}")
-    return state, ModelInfo.from_json(text) if text else None
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("the same tensor is declared twice")
-    return unique
+    try:
+        return state, ModelInfo.from_json(text) if text else None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def check_torch_reads_safely(path: Path, otherwise: str) -> None:
@@ -108,30 +133,44 @@ def check_torch_reads_safely(path: Path, otherwise: str) -> None:
         )
 
 
-def load_torch(path: Path) -> Any:
-    """Read a file of torch.save, without running code from it and with memory in proportion to its size.
+def read_pickled(path: Path, otherwise: str) -> Any:
+    """Read a file of ``torch.save``: no code runs, and what it claims to hold must fit into its size.
+
+    Args:
+        path: file to be read.
+        otherwise: for the message, another solution than a newer torch.
 
     Raises:
-        CheckpointError: it claims more than it holds.
-        Exception: pickle, zip and torch raise errors of many types for damaged files.
+        CheckpointError: damaged, or with objects other than tensors and plain values.
     """
-    _refuse_bombs(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about pickle protocols
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    check_torch_reads_safely(path, "convert the file to .safetensors with foveal convert on a machine that has it")
+    check_torch_reads_safely(path, otherwise)
     try:
-        content = load_torch(path)
+        _refuse_bombs(path)
+        with warnings.catch_warnings(), _LOCK, torch.serialization.safe_globals(_HARMLESS):
+            warnings.simplefilter("ignore")  # about pickle protocols
+            with path.open("rb") as file:  # by a path, torch would go by its suffix
+                return torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:  # pickle, zip and torch raise errors of many types
-        raise CheckpointError(
-            f"{path}: not a checkpoint of plain tensors ({one_line(error)}); if you trust its origin, load it with "
-            "torch and save its state dict as .safetensors"
-        ) from error
+        raise CheckpointError(f"{path}: not a checkpoint of plain tensors ({_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """Why torch does not read a file, and what to do; torch's own words advise to run code from the file."""
+    text = str(error).rpartition("WeightsUnpickler error:")[2].partition("Please use")[0].partition("Check the doc")[0]
+    save = "save model.state_dict() where it was made, if you trust its origin"
+    if match := re.search(r"GLOBAL ([\w.]+)|allowlisted .*<class '([\w.]+)'>", text):
+        return f"it holds Python objects: {(match[1] or match[2])[:80]}); {save}"
+    if "Unsupported operand" in text:
+        return f"it is a pickle that torch.save does not write by default); {save}"
+    if isinstance(error, zipfile.BadZipFile | EOFError) or "central directory" in text:
+        return f"its end is missing); {_DAMAGED}"
+    return f"{''.join(c for c in one_line(text)[:120] if c.isprintable()) or 'unreadable'}); {save}, or {_DAMAGED}"
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    content = read_pickled(path, "convert the file to .safetensors with foveal convert on a machine that has it")
     state = unwrap(content, path)
     size = path.stat().st_size
     for key, tensor in state.items():
@@ -140,6 +179,42 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
                 f"{path}: {one_line(key)} {tuple(tensor.shape)} is larger than the whole file: refused; {_DAMAGED}"
             )
     return state
+
+
+class _Opaque:
+    """Stands for an object whose class is not needed, such as a configuration: nothing of it is kept."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+def _empty(*_: Any) -> dict[Any, Any]:
+    """Stands for the constructor of a dictionary."""
+    return {}
+
+
+_LOCK = threading.Lock()  # torch keeps its list for the whole process
+#: What training code stores next to tensors and what runs no code: NumPy's numbers and arrays, paths, options. Objects
+#: of configuration packages are left out, under the names of these packages.
+_HARMLESS: list[Any] = [
+    (_empty, "collections.defaultdict"),
+    np.dtype,
+    np.ndarray,
+    *{type(np.dtype(code)) for code in "?bhilqBHILQefdFDSU"},
+    *((_multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    argparse.Namespace,
+    types.SimpleNamespace,
+    *((PurePosixPath, f"pathlib{part}.{name}") for part in ("", "._local") for name in ("PosixPath", "PurePosixPath")),
+    *((_Opaque, f"pathlib{part}.{name}") for part in ("", "._local") for name in ("WindowsPath", "PureWindowsPath")),
+    *((OrderedDict, f"{name}.AttributeDict") for name in _LIGHTNING),
+    (_Opaque, "typing.Any"),
+    (dict, "builtins.dict"),
+    (list, "builtins.list"),
+    *((kind, f"builtins.{kind.__name__}") for kind in (str, int, float, bool)),
+    *((_Opaque, f"omegaconf.{name}") for name in _OMEGACONF),
+]
 
 
 def _refuse_bombs(path: Path) -> None:
@@ -222,7 +297,7 @@ def unwrap(content: Any, source: object) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{source}: contains a {type(content).__name__}, not a state dict; save model.state_dict() instead"
         )
-    state = _find_tensors(content)
+    state = _find_tensors(content, set())
     if not state:
         keys = one_line(", ".join(map(str, content))) or "none"
         raise CheckpointError(
@@ -232,14 +307,23 @@ def unwrap(content: Any, source: object) -> dict[str, Tensor]:
     return state
 
 
-def _find_tensors(content: Any, depth: int = 0) -> dict[str, Tensor]:
-    """The tensors under the first customary key that has any, else those of ``content`` itself."""
-    if not isinstance(content, Mapping) or depth > 3:
+def _find_tensors(content: Any, seen: set[int]) -> dict[str, Tensor]:
+    """The tensors under the first customary key that has any, at any depth, else those of ``content`` itself.
+
+    Args:
+        content: a part of a file's content.
+        seen: identities of the parts that were searched: a file can contain itself.
+    """
+    if not isinstance(content, Mapping) or id(content) in seen or len(seen) > 100:
         return {}
+    seen.add(id(content))
     for key in _WRAPPERS:
-        if tensors := _find_tensors(content.get(key), depth + 1):
+        if tensors := _find_tensors(content.get(key), seen):
             return tensors
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if tensors := {str(key): value for key, value in content.items() if isinstance(value, Tensor)}:
+        return tensors
+    arrays = {str(key): value for key, value in content.items() if isinstance(value, np.ndarray)}
+    return {key: torch.from_numpy(value) for key, value in arrays.items() if value.dtype.kind in "fiub" and value.ndim}
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:

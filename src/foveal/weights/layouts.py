@@ -6,7 +6,7 @@ In Foveal's layout the keys of a model begin with ``backbone.`` and ``head.``, t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -19,7 +19,11 @@ from .checkpoints import one_line
 
 IMAGE_ENCODER = "image_encoder."  #: prefix of the keys of a promptable model's image encoder
 DECODER_PARTS = TASKS["prompt"].head_keys  #: prefixes of its other parts
-_WRAPPERS = ("module.", "model.", "_orig_mod.", "ema.")  # prefixes that training code puts before all keys
+#: Parts of keys that wrappers of torch add, anywhere: data parallel, compiled, sharded, checkpointed modules.
+_INSERTED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+#: Names that training code gives to the whole model, before all keys, or to the network inside a part of it.
+_NAMED = {"model", "ema", "net", "network", "ema_model", "model_ema", "student", "teacher"}
+_COUNTERS = ("n_averaged",)  # of wrappers, not of models
 
 
 class Recognised(NamedTuple):
@@ -42,14 +46,12 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
     """Recognise the family of ``state`` by its keys, and translate it to Foveal's layout.
 
     Args:
-        state: state dict of a task model or a backbone in any published layout or ours, wrapper prefixes included.
+        state: state dict of a task model or a backbone in any published layout or ours, wrapped in any way.
 
     Raises:
         CheckpointError: the keys are of no known family.
     """
-    candidates = _without_wrappers(state)
-    candidates.append({f"backbone.{key}": value for key, value in candidates[-1].items()})  # saved from a backbone
-    for candidate in candidates:
+    for candidate in _candidates(state):
         encoder, others = split_prefix(IMAGE_ENCODER, candidate)
         part = encoder or candidate  # families know image encoders, but not the decoder of a promptable model
         for family in FAMILIES.values():
@@ -73,13 +75,38 @@ def split_prefix(prefix: str, state: Mapping[str, Tensor]) -> tuple[dict[str, Te
 
 
 def strip_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefixes that training code puts before all keys, for example ``module.``."""
+    """Remove what wrappers add to keys, for example ``module.``, and the names before all keys, for example ``model.``.
+
+    Keys that would then be the same are left as they are.
+    """
     return _without_wrappers(state)[-1]
 
 
+def _candidates(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """``state`` without wrappers, then less and less changed, and last as a part of a model.
+
+    The barest keys come first, because a layout can be recognised by a part of its keys in the middle.
+    """
+    steps = _without_wrappers(state)
+    bare = _without(steps[-1], _NAMED)
+    yield from reversed(steps if bare.keys() == steps[-1].keys() else [*steps, bare])
+    yield {f"backbone.{key}": value for key, value in steps[-1].items()}  # saved from a backbone
+
+
 def _without_wrappers(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """``state``, followed by a copy for each wrapper prefix that is removed in turn."""
-    states = [dict(state)]
-    while prefix := next((p for p in _WRAPPERS if all(key.startswith(p) for key in states[-1])), None):
-        states.append({key.removeprefix(prefix): value for key, value in states[-1].items()})
+    """``state``, then without what wrappers insert, then without each name before all keys in turn."""
+    plain = {key: value for key, value in state.items() if key.rpartition(".")[2] not in _COUNTERS}
+    states = [dict(state), _without(plain, _INSERTED)]
+    if states[0].keys() == states[1].keys():
+        states.pop()
+    while (name := next(iter(states[-1]), "").partition(".")[0]) in _NAMED:
+        if not all(key.startswith(f"{name}.") for key in states[-1]):
+            break
+        states.append({key.removeprefix(f"{name}."): value for key, value in states[-1].items()})
     return states
+
+
+def _without(state: dict[str, Tensor], names: Container[str]) -> dict[str, Tensor]:
+    """``state`` without these names between the dots of its keys, unless two keys would then be the same."""
+    shorter = {".".join(part for part in key.split(".") if part not in names): key for key in state}
+    return {short: state[key] for short, key in shorter.items()} if len(shorter) == len(state) else state

