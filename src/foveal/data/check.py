@@ -21,6 +21,7 @@ from .classification import ClassificationData, class_folders
 from .examples import Examples
 from .instances import InstanceData
 from .layout import ALL, FILE, DatasetFile, Problem, describe
+from .masks import note_black_and_white
 from .segmentation import SegmentationData
 from .segmentation_layouts import LAYOUTS, Layout, layout_of, unknown_layout
 from .shards import find_shards
@@ -257,7 +258,7 @@ def _check_layout(check: _Check) -> None:
 
 
 def _check_masks(check: _Check, layout: Layout) -> None:
-    report = check.report
+    report, reader = check.report, None
     for name in _without_all(layout.splits(check.root, check.described)):
         split = check.add_split(name)
         try:
@@ -279,6 +280,8 @@ def _check_masks(check: _Check, layout: Layout) -> None:
                 split.examples.offer(path.name, image, mask, part.labels)
                 check.note_duplicate(split.name, path)
         _report_unlabelled(report, split, unlabelled)
+        reader = part.read
+    _note_black_and_white(report, reader)
 
 
 def _report_unlabelled(report: DataReport, split: SplitReport, names: Sequence[str]) -> None:
@@ -355,6 +358,7 @@ def _scale_of_first(pairs: Sequence[tuple[Path | None, Path]]) -> int:
 
 
 def _check_tars(check: _Check, splits: Sequence[str]) -> None:
+    reader = None
     for name in _without_all(splits):
         split = check.add_split(name)
         bad: list[Problem] = []
@@ -372,6 +376,8 @@ def _check_tars(check: _Check, splits: Sequence[str]) -> None:
                 bar.advance()
         split.items = split.readable + len(bad)
         check.report.problems += bad
+        reader = data.masks
+    _note_black_and_white(check.report, reader)
 
 
 def _count_tar_sample(split: SplitReport, shard: Path, sample: StreamSample, labels: Labels) -> bool:
@@ -385,6 +391,13 @@ def _count_tar_sample(split: SplitReport, shard: Path, sample: StreamSample, lab
         split.count_classes(classes, len(labels.names))
     split.examples.offer(f"{shard.name}/{sample.key}", sample.image, classes, labels)
     return True
+
+
+def _note_black_and_white(report: DataReport, reader: object) -> None:
+    counted = [split for split in report.splits if len(split.pixels)]
+    pixels = sum((split.pixels for split in counted), np.zeros(len(report.labels.names), np.int64))
+    if note := note_black_and_white(reader, pixels, sum(split.ignored for split in counted)):
+        report.notes.append(note)
 
 
 def _without_all(splits: Sequence[str]) -> list[str]:
@@ -406,6 +419,6 @@ def _note_classes(report: DataReport) -> None:
             report.notes.append(f"{split.name}: no {', '.join(absent)}; left out of means over classes")
         if split.ignored_share > 0.5:
             report.notes.append(
-                f"{split.name}: {split.ignored_share:.0%} of the pixels are ignored; if id {IGNORE} is a class, as in"
-                f" masks of black and white, write 'masks: colours' and a palette into {FILE}"
+                f"{split.name}: {split.ignored_share:.0%} of the pixels are ignored; if id {IGNORE} is a class,"
+                f" list it under 'ids' in {FILE}"
             )

@@ -42,6 +42,8 @@ class DatasetFile:
     Attributes:
         layout: name of the layout; empty: detected from the folders.
         names: one class name per id. They replace the classes of the layout; ids are then used without mapping.
+        ids: id of each class in the masks, in the order of ``names``; empty: 0, 1, 2, ... A listed id is a class even if
+            it is in ``ignore``, so ``ids: [0, 255]`` is for masks of black and white.
         palette: one (red, green, blue) per class; required for masks of colours.
         ignore: ids of pixels to ignore.
         masks: whether masks contain "ids" or "colours".
@@ -56,6 +58,7 @@ class DatasetFile:
 
     layout: str = ""
     names: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     ignore: tuple[int, ...] = (IGNORE,)
     masks: Literal["ids", "colours"] = "ids"
@@ -72,6 +75,7 @@ class DatasetFile:
             raise ConfigError(f"{FILE}: ignore={list(self.ignore)}: ids are -1 to 65535")
         if duplicate := next((name for i, name in enumerate(self.names) if name in self.names[:i]), None):
             raise ConfigError(f"{FILE}: two classes are called {duplicate!r}; give every class a name of its own")
+        self._check_ids()
         for colour in (*self.palette, *self.ignore_colours):
             if not all(0 <= value <= 255 for value in colour):
                 raise ConfigError(f"{FILE}: colour {list(colour)}: red, green and blue are 0 to 255")
@@ -83,6 +87,16 @@ class DatasetFile:
             raise ConfigError(
                 f"{FILE}: two classes share a colour of the palette; masks of colours need a different one for each"
             )
+
+    def _check_ids(self) -> None:
+        if not self.ids:
+            return
+        if self.masks == "colours":
+            raise ConfigError(f"{FILE}: 'ids' is for masks of ids, 'masks: colours' for masks of colours: leave one out")
+        if len(self.ids) != len(self.names):
+            raise ConfigError(f"{FILE}: {len(self.names)} names but {len(self.ids)} ids; give one id per name")
+        if len(set(self.ids)) < len(self.ids) or not all(0 <= i < 1 << 16 for i in self.ids):
+            raise ConfigError(f"{FILE}: ids: give different numbers from 0 to 65535, one per name")
 
     def excluded(self, root: Path) -> frozenset[Path]:
         """The files to leave out.

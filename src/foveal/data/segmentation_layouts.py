@@ -29,7 +29,7 @@ from .layout import (
     match_files,
     subfolders,
 )
-from .masks import ColourMasks, IdMasks, MaskReader, plain_ids
+from .masks import ColourMasks, IdMasks, MaskReader, described_ids, plain_ids
 
 _UNSUPPORTED = (".gif", ".pgm", ".ppm", ".npy", ".heic", ".jp2", ".exr")  # of images and masks that users have
 _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
@@ -243,6 +243,8 @@ def _open_coco(root: Path, splits: Sequence[str], described: DatasetFile, kind: 
         raise DataError(f"{root}: {len(names)} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
     if described.names not in ((), names):
         raise DataError(f"{root / FILE}: 'names' are not the categories of the JSON files; leave them out")
+    if described.ids:
+        raise DataError(f"{root / FILE}: 'ids' is for masks in files, not for COCO's JSON: leave it out")
     return Part(annotated.pairs, Labels(names, described.palette), annotated.reader, annotated.problems)
 
 
@@ -345,7 +347,7 @@ def _labels_and_reader(
     if (count := len(described.names)) > IGNORE:
         raise DataError(f"{root / FILE}: {count} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
     if described.names:
-        labels, class_of = Labels(described.names, described.palette), plain_ids(count, described.ignore)
+        labels, class_of = Labels(described.names, described.palette), described_ids(described)
     elif default is not None:
         labels = Labels(default[0].names, described.palette or default[0].palette)
         class_of = {**default[1], **dict.fromkeys(described.ignore, IGNORE)}

@@ -25,7 +25,7 @@ from ..images.formats import MAX_FILE_BYTES
 from ..images.reading import read_image
 from ..info import Labels
 from .layout import DatasetFile, resolve_split
-from .masks import ColourMasks, IdMasks, plain_ids
+from .masks import ColourMasks, IdMasks, described_ids
 from .shards import find_shards
 
 LAYOUT = "tars"
@@ -246,8 +246,7 @@ def _mask_reader(described: DatasetFile) -> IdMasks | ColourMasks | None:
         return ColourMasks(described.palette, described.ignore_colours, ignore_unknown)
     if not described.names:
         return None
-    count = len(described.names)
-    return IdMasks(plain_ids(count, described.ignore), count, ignore_unknown, described.palette)
+    return IdMasks(described_ids(described), len(described.names), ignore_unknown, described.palette)
 
 
 def _extra(members: Mapping[str, bytes], where: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..errors import DataError
 from ..images.formats import MAX_FILE_BYTES
 from .layout import FILE, Problem, raise_first
+from .masks import ColourMasks, IdMasks
 from .stream import IMAGE_ENDINGS, MASK_ENDINGS, StreamSample, TarStream, check_end, damaged_error, sample_of
 
 
@@ -111,6 +112,11 @@ class TarSamples:
                 or a sample has no image or no label.
         """
         return cls(TarStream.open(data, splits), task, Path(data))
+
+    @property
+    def read_mask(self) -> IdMasks | ColourMasks | None:
+        """Reader of the masks; ``None`` if the samples have none."""
+        return self.stream.masks
 
     def __len__(self) -> int:
         return len(self.keys)
