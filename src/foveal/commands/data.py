@@ -48,7 +48,8 @@ def data_check(
     if json:
         print_json(report.to_dict())
     else:
-        print(f"{data}: {report.layout or 'no known layout'}\n")
+        tasks = " or ".join(report.tasks)
+        print(f"{data}: {f'{report.layout}, for --task {tasks}' if report.layout else 'no known layout'}\n")
         _print_tables(report)
         _print_notes(report)
     return 1 if report.problems else 0

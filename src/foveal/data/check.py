@@ -22,14 +22,13 @@ from .examples import Examples
 from .instances import InstanceData
 from .layout import ALL, FILE, DatasetFile, Problem, describe
 from .masks import note_black_and_white
+from .recognition import recognise, tasks_of
 from .segmentation import SegmentationData
-from .segmentation_layouts import LAYOUTS, Layout, layout_of, unknown_layout
+from .segmentation_layouts import LAYOUTS, Layout
 from .shards import find_shards
 from .stream import StreamSample, TarStream
 from .super_resolution import SuperResolutionData
 
-_OBJECTS = (instances.POLYGONS, instances.IDS)
-_OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT, *_OBJECTS)
 _SHOWN = 5  # number of files in a note
 
 
@@ -113,6 +112,11 @@ class DataReport:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that can be trained on data of this layout."""
+        return tasks_of(self.layout)
+
+    @property
     def bad_files(self) -> list[str]:
         """Files with problems, relative to the data set, each once, as ``exclude`` in dataset.yaml takes them."""
         files = (p.file for p in self.problems if p.file != self.root and self.root in p.file.parents)
@@ -123,6 +127,7 @@ class DataReport:
         return {
             "root": str(self.root),
             "layout": self.layout,
+            "tasks": list(self.tasks),
             "classes": list(self.labels.names),
             "splits": {split.name: self._split_dict(split) for split in self.splits},
             "problems": [{"file": str(p.file), "error": p.error} for p in self.problems],
@@ -235,26 +240,17 @@ def _check_layout(check: _Check) -> None:
         DataError: no layout fits, or several do.
     """
     root, described, report = check.root, check.described, check.report
-    name = described.layout
-    if name and name not in (*_OTHERS, *(layout.name for layout in LAYOUTS)):
-        raise unknown_layout(root, described, _OTHERS)
-    if name not in _OTHERS and (layout := layout_of(root, described)):
-        report.layout = layout.name
+    name = report.layout = recognise(root, described)
+    if layout := next((layout for layout in LAYOUTS if layout.name == name), None):
         _check_masks(check, layout)
-    elif name in _OBJECTS or (not name and instances.has_outlines(root)):
-        report.layout = instances.layout_of(root, described)
-        _check_objects(check, instances.splits_of(root, described))
-    elif name in ("", stream.LAYOUT) and (shards := find_shards(root)[2]):
-        report.layout = stream.LAYOUT
-        _check_tars(check, tuple(shards))
-    elif name in ("", super_resolution.LAYOUT) and (folders := super_resolution.high_folders(root, described)):
-        report.layout = super_resolution.LAYOUT
-        _check_pairs(check, folders)
-    elif name in ("", classification.LAYOUT) and (by_split := class_folders(root, described)):
-        report.layout = classification.LAYOUT
-        _check_classes(check, tuple(by_split))
+    elif name == stream.LAYOUT:
+        _check_tars(check, tuple(find_shards(root)[2]))
+    elif name == super_resolution.LAYOUT:
+        _check_pairs(check, super_resolution.high_folders(root, described))
+    elif name == classification.LAYOUT:
+        _check_classes(check, tuple(class_folders(root, described)))
     else:
-        raise unknown_layout(root, described, _OTHERS)
+        _check_objects(check, instances.splits_of(root, described))
 
 
 def _check_masks(check: _Check, layout: Layout) -> None:

@@ -29,6 +29,7 @@ from .layout import (
     MASK_FOLDERS,
     SPLIT_NAMES,
     DatasetFile,
+    UnknownLayoutError,
     describe,
     draw_splits,
     has_images,
@@ -70,7 +71,7 @@ class ClassificationData:
             )
         by_split = class_folders(root, described)
         if not by_split:
-            raise DataError(f"{root}: no folders of images, one per class (ROOT/<split>/<class>/*.jpg)")
+            raise UnknownLayoutError(f"{root}: no folders of images, one per class (ROOT/<split>/<class>/*.jpg)")
         names = _class_names(root, described, {name for folders in by_split.values() for name in folders})
         files: list[tuple[Path, int]] = []
         for split in splits:

@@ -21,6 +21,10 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "labels", "label", "annot", "gt")
 
 
+class UnknownLayoutError(DataError):
+    """The folder of a data set has none of the layouts that are possible."""
+
+
 class Problem(NamedTuple):
     """A problem of a data set: the file or folder, and what is wrong with it."""
 
@@ -92,7 +96,9 @@ class DatasetFile:
         if not self.ids:
             return
         if self.masks == "colours":
-            raise ConfigError(f"{FILE}: 'ids' is for masks of ids, 'masks: colours' for masks of colours: leave one out")
+            raise ConfigError(
+                f"{FILE}: 'ids' is for masks of ids, 'masks: colours' for masks of colours: leave one out"
+            )
         if len(self.ids) != len(self.names):
             raise ConfigError(f"{FILE}: {len(self.names)} names but {len(self.ids)} ids; give one id per name")
         if len(set(self.ids)) < len(self.ids) or not all(0 <= i < 1 << 16 for i in self.ids):

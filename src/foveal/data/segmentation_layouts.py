@@ -22,6 +22,7 @@ from .layout import (
     MASK_FOLDERS,
     DatasetFile,
     Problem,
+    UnknownLayoutError,
     by_stem,
     draw_splits,
     has_images,
@@ -282,7 +283,7 @@ def unknown_layout(root: Path, described: DatasetFile, others: Sequence[str] = (
     files = itertools.islice(root.rglob("*"), 10_000)
     unsupported = next((path.relative_to(root) for path in files if path.suffix.lower() in _UNSUPPORTED), None)
     hint = f"; {unsupported} has an unsupported format: save images and masks as PNG" if unsupported else ""
-    return DataError(
+    return UnknownLayoutError(
         f"{root}: no layout fits ({', '.join(names)}); docs/data.md shows a tree of each. The simplest is"
         f" images/train, masks/train, images/val, masks/val{hint}"
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..data.recognition import layout_named
 from ..data.shards import find_shards, is_pattern
 from ..progress import Progress
 from .config import TrainConfig, resolve_config
@@ -83,7 +84,9 @@ def train(
     progress = Progress(enabled=accelerator.is_main_process)
     torch.manual_seed(config.seed)
     root = find_shards(data)[0] if is_pattern(data) else Path(data)
-    run = Run(config, JOBS[config.task](data, config, progress), root, accelerator, folder, progress)
+    with layout_named(root, config.task):
+        job = JOBS[config.task](data, config, progress)
+    run = Run(config, job, root, accelerator, folder, progress)
     run.resume() if resume else run.start()
     with interrupts() as interrupted:
         run.go(interrupted)

@@ -1,0 +1,69 @@
+"""Which layout the folder of a data set has, and which tasks learn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import ConfigError, DataError
+from . import classification, instances, segmentation_layouts, stream, super_resolution
+from .layout import DatasetFile, UnknownLayoutError, describe
+from .shards import find_shards
+
+#: Names of the layouts that are not for segmentation alone.
+OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT, instances.POLYGONS, instances.IDS)
+
+_LAYOUTS: Mapping[str, tuple[str, ...]] = {  # of each task
+    "segment": (*(layout.name for layout in segmentation_layouts.LAYOUTS), stream.LAYOUT),
+    "classify": (classification.LAYOUT, stream.LAYOUT),
+    "upscale": (super_resolution.LAYOUT,),
+    "prompt": instances.LAYOUTS,
+}
+
+
+def recognise(root: Path, described: DatasetFile) -> str:
+    """The name of the layout that a folder has.
+
+    Raises:
+        DataError: no layout fits, several do, or the one that ``dataset.yaml`` names does not.
+    """
+    name = described.layout
+    if name and name not in {each for names in _LAYOUTS.values() for each in names}:
+        raise segmentation_layouts.unknown_layout(root, described, OTHERS)
+    if name not in OTHERS and (layout := segmentation_layouts.layout_of(root, described)):
+        return layout.name
+    if name in (instances.POLYGONS, instances.IDS) or (not name and instances.has_outlines(root)):
+        return instances.layout_of(root, described)
+    if name in ("", stream.LAYOUT) and find_shards(root)[2]:
+        return stream.LAYOUT
+    if name in ("", super_resolution.LAYOUT) and super_resolution.high_folders(root, described):
+        return super_resolution.LAYOUT
+    if name in ("", classification.LAYOUT) and classification.class_folders(root, described):
+        return classification.LAYOUT
+    raise segmentation_layouts.unknown_layout(root, described, OTHERS)
+
+
+def tasks_of(layout: str) -> tuple[str, ...]:
+    """The tasks that learn from data of a layout."""
+    return tuple(task for task, names in _LAYOUTS.items() if layout in names)
+
+
+@contextmanager
+def layout_named(data: str | Path, task: str) -> Iterator[None]:
+    """If data cannot be opened for ``task`` because its layout is for other tasks, say so in the error."""
+    try:
+        yield
+    except DataError as error:
+        root = Path(data)
+        try:
+            layout = recognise(root, describe(root))
+        except (ConfigError, DataError):
+            raise error from None
+        if task in (tasks := tasks_of(layout)):
+            raise
+        fact = f"has the layout {layout!r}, which is for the task {' and '.join(map(repr, tasks))}, not for {task!r}"
+        advice = f"train with --task {tasks[0]}, or evaluate a model of that task"
+        if isinstance(error, UnknownLayoutError):
+            raise DataError(f"{root}: {fact}: {advice}") from error
+        raise DataError(f"{error}; {root} {fact}: {advice}") from error
