@@ -263,6 +263,7 @@ def _check_masks(check: _Check, layout: Layout) -> None:
             report.problems.append(_problem(check.root, error))
             continue
         report.problems += part.problems
+        report.notes += [note for note in part.notes if note not in report.notes]
         report.labels = part.labels
         data = SegmentationData(part.pairs, part.labels, part.read, layout.name)
         unlabelled: list[str] = []

@@ -46,8 +46,8 @@ class DatasetFile:
     Attributes:
         layout: name of the layout; empty: detected from the folders.
         names: one class name per id. They replace the classes of the layout; ids are then used without mapping.
-        ids: id of each class in the masks, in the order of ``names``; empty: 0, 1, 2, ... A listed id is a class even if
-            it is in ``ignore``, so ``ids: [0, 255]`` is for masks of black and white.
+        ids: id of each class in the masks, in the order of ``names``; empty: 0, 1, 2, ... A listed id is a class even
+            if it is in ``ignore``, so ``ids: [0, 255]`` is for masks of black and white.
         palette: one (red, green, blue) per class; required for masks of colours.
         ignore: ids of pixels to ignore.
         masks: whether masks contain "ids" or "colours".
@@ -96,9 +96,7 @@ class DatasetFile:
         if not self.ids:
             return
         if self.masks == "colours":
-            raise ConfigError(
-                f"{FILE}: 'ids' is for masks of ids, 'masks: colours' for masks of colours: leave one out"
-            )
+            raise ConfigError(f"{FILE}: 'ids' is for masks of ids, 'masks: colours' for colours: leave one out")
         if len(self.ids) != len(self.names):
             raise ConfigError(f"{FILE}: {len(self.names)} names but {len(self.ids)} ids; give one id per name")
         if len(set(self.ids)) < len(self.ids) or not all(0 <= i < 1 << 16 for i in self.ids):

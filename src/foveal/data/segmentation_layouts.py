@@ -13,7 +13,7 @@ from ..errors import DataError, InputError, nearest
 from ..images.formats import is_image
 from ..images.reading import read_mask
 from ..info import IGNORE, Labels
-from . import coco
+from . import coco, voc
 from .labels import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from .layout import (
     ALL,
@@ -48,12 +48,14 @@ class Part:
         labels: names and palette of the classes.
         read: reads the mask of a pair.
         problems: files without a partner, stems that occur twice, masks in lossy formats.
+        notes: what is allowed but may be a mistake.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
     labels: Labels
     read: MaskReader
     problems: tuple[Problem, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -249,6 +251,24 @@ def _open_coco(root: Path, splits: Sequence[str], described: DatasetFile, kind: 
     return Part(annotated.pairs, Labels(names, described.palette), annotated.reader, annotated.problems)
 
 
+# ---- Pascal VOC
+
+
+def _open_voc(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
+    """The classes are those of ``dataset.yaml``, else of the file of names; without colours, ids are not mapped."""
+    pairs, problems = voc.find_pairs(root, splits, described)
+    names, file = voc.read_labels(root, (image.stem for image, _ in pairs))
+    if described.names or not names.names:
+        labels, read = _labels_and_reader(root, described, None, [mask for _, mask in pairs])
+    elif file is not None and described.masks == "ids":
+        unknown = described.unknown == "ignore"
+        labels, read = names, voc.VocMasks(names, file, described.ignore, described.ignore_colours, unknown)
+    else:
+        ids = plain_ids(len(names.names), described.ignore)
+        labels, read = _labels_and_reader(root, described, (names, ids), ())
+    return Part(tuple(pairs), labels, read, tuple(problems), voc.note_unlisted(root, described))
+
+
 LAYOUTS = (
     Layout("camvid", _camvid_splits, _open_camvid),
     Layout("cityscapes", _cityscapes_splits, _open_cityscapes),
@@ -264,6 +284,7 @@ LAYOUTS = (
         lambda root, _: coco.splits(root, "instances"),
         lambda root, splits, described: _open_coco(root, splits, described, "instances"),
     ),
+    Layout("voc", voc.splits_of, _open_voc),
     Layout("folders", _folder_splits, _open_folders),
     Layout("flat", _flat_splits, _open_flat),
 )
