@@ -107,7 +107,7 @@ def test_names_without_labelmap(root: Path) -> None:
 def test_one_list_is_drawn_into_splits(root: Path) -> None:
     for name in ("train", "val"):
         (root / "ImageSets" / "Segmentation" / f"{name}.txt").unlink()
-    with pytest.raises(DataError, match="no split 'train' .*'val_share: 0.1'"):
+    with pytest.raises(DataError, match=r"no split 'train' .*'val_share: 0.1'"):
         row(root)
     (root / "dataset.yaml").write_text("val_share: 0.5")
     assert {len(SegmentationData.open(root, [split])) for split in ("train", "val")} == {1}

@@ -53,7 +53,7 @@ def list_sources(images: list[Path]) -> tuple[list[tuple[Path, Path]], bool]:
     Raises:
         InputError: a folder without images.
     """
-    from ..images.formats import list_images
+    from ..images.folders import list_images
 
     many = len(images) > 1 or images[0].is_dir()
     return [(source, path) for path in images for source in (list_images(path) if path.is_dir() else [path])], many

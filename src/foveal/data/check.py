@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
+from ..images.formats import is_image
 from ..images.reading import read_image
 from ..info import IGNORE, Labels
 from ..progress import Progress
@@ -28,6 +29,7 @@ from .segmentation_layouts import LAYOUTS, Layout
 from .shards import find_shards
 from .stream import StreamSample, TarStream
 from .super_resolution import SuperResolutionData
+from .unused import note_unused
 
 _SHOWN = 5  # number of files in a note
 
@@ -180,6 +182,9 @@ def check_data(root: str | Path, *, progress: Progress | None = None) -> DataRep
     elif not report.problems:
         report.problems.append(Problem(root, "no samples in it"))
     _note_classes(report)
+    used = check.used | {problem.file for problem in report.problems} | described.excluded(root)
+    if report.layout and (note := note_unused(root, used, check.label_folders)):
+        report.notes.append(note)
     return report
 
 
@@ -191,10 +196,14 @@ class _Check:
         root: folder of the data set.
         described: its ``dataset.yaml``.
         progress: where to show progress.
+        used: files of the samples so far.
+        label_folders: folders of their labels, where these are images.
     """
 
     def __init__(self, report: DataReport, described: DatasetFile, progress: Progress) -> None:
         self.report, self.root, self.described, self.progress = report, report.root, described, progress
+        self.used: set[Path] = set()
+        self.label_folders: set[Path] = set()
         self._known: dict[str, tuple[str, Path]] = {}  # split and path of the images so far, by the hash of their bytes
 
     def add_split(self, name: str) -> SplitReport:
@@ -222,6 +231,12 @@ class _Check:
             return None
         split.readable += 1
         return sample
+
+    def use(self, pairs: Iterable[tuple[Path | None, Path]]) -> None:
+        """Note the files of samples, (image, file with its labels) each."""
+        for image, label in pairs:
+            self.used |= {label} if image is None else {image, label}
+            self.label_folders.add(label.parent if is_image(label) else label.with_suffix(""))
 
     def note_duplicate(self, split: str, path: Path) -> None:
         """Add a note if an image is byte for byte the same as one of another split, which makes scores useless."""
@@ -265,6 +280,7 @@ def _check_masks(check: _Check, layout: Layout) -> None:
         report.problems += part.problems
         report.notes += [note for note in part.notes if note not in report.notes]
         report.labels = part.labels
+        check.use(part.pairs)
         data = SegmentationData(part.pairs, part.labels, part.read, layout.name)
         unlabelled: list[str] = []
         for index in check.indices(data, split):
@@ -297,6 +313,7 @@ def _check_objects(check: _Check, splits: Sequence[str]) -> None:
         split = check.add_split(name)
         data, problems = instances.open_splits(check.root, [name], check.described)
         check.report.problems += problems
+        check.use(data.pairs)
         for index in check.indices(data, split):
             path = data.name(index)
             if sample := check.read(data, index, path, split):
@@ -315,6 +332,7 @@ def _check_classes(check: _Check, splits: Sequence[str]) -> None:
             check.report.problems.append(_problem(check.root / name, error))
             continue
         check.report.labels = data.labels
+        check.used |= {path for path, _ in data.files}
         for index in check.indices(data, split):
             path, label = data.files[index]
             if sample := check.read(data, index, path, split):
@@ -333,6 +351,7 @@ def _check_pairs(check: _Check, folders: Mapping[str, Path]) -> None:
             )
             pairs, problems = super_resolution.open_split(check.root, name, scale, check.described)
             check.report.problems += problems
+            check.used |= {path for pair in pairs for path in pair if path}
             data = SuperResolutionData(tuple(pairs), scale or _scale_of_first(pairs))
             for index in check.indices(data, split):
                 small, large = pairs[index]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError, InputError
+from ..images.folders import has_images
 from ..images.reading import read_image
 from ..info import Labels
 from .layout import (
@@ -32,7 +33,6 @@ from .layout import (
     UnknownLayoutError,
     describe,
     draw_splits,
-    has_images,
     images_in,
     resolve_split,
     subfolders,

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from ..config import build_config, read_yaml
 from ..errors import ConfigError, DataError, nearest
+from ..images.folders import images_below
 from ..images.formats import is_image
 from ..info import IGNORE
 
@@ -178,12 +179,7 @@ def images_in(folder: Path, *, deep: bool = False) -> list[Path]:
     """Image files directly (``deep``: anywhere) inside a folder, sorted; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in (folder.rglob("*") if deep else folder.iterdir()) if is_image(p) and p.is_file())
-
-
-def has_images(folder: Path) -> bool:
-    """Whether there is an image anywhere inside a folder."""
-    return folder.is_dir() and any(is_image(p) and p.is_file() for p in folder.rglob("*"))
+    return images_below(folder) if deep else sorted(p for p in folder.iterdir() if is_image(p) and p.is_file())
 
 
 def by_stem(files: Iterable[Path], folder: Path, ending: str = "") -> dict[str, list[Path]]:

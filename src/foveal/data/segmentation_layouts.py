@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, InputError, nearest
+from ..images.folders import has_images
 from ..images.formats import is_image
 from ..images.reading import read_mask
 from ..info import IGNORE, Labels
@@ -25,7 +26,6 @@ from .layout import (
     UnknownLayoutError,
     by_stem,
     draw_splits,
-    has_images,
     images_in,
     match_files,
     subfolders,

@@ -29,7 +29,7 @@ from .masks import ColourMasks, IdMasks, described_ids
 from .shards import find_shards
 
 LAYOUT = "tars"
-IMAGE_ENDINGS = ("jpg", "jpeg", "webp", "png", "tif", "tiff", "bmp")
+IMAGE_ENDINGS = ("jpg", "jpeg", "jfif", "jpe", "webp", "png", "tif", "tiff", "bmp")
 MASK_ENDINGS = ("mask.png", "seg.png", "png")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # first bytes of gzip, bzip2, xz, zstd
 

@@ -5,7 +5,7 @@
     ROOT/JPEGImages/a.jpg
     ROOT/SegmentationClass/a.png            palette, ids or colours; SegmentationClassPNG/ comes first if it exists
     ROOT/ImageSets/Segmentation/train.txt   one stem per line; without train, val and test, all samples are one split
-    ROOT/labelmap.txt                       lines "name:r,g,b:parts:actions"; or class_names.txt, labels.txt: lines "name"
+    ROOT/labelmap.txt                       lines "name:r,g,b:parts:actions"; or class_names.txt, labels.txt: "name"
 """
 
 from __future__ import annotations
