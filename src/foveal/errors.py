@@ -48,13 +48,17 @@ class DependencyError(FovealError):
     """A feature needs an optional dependency that is not installed."""
 
 
+_COMPARED, _LONGEST = 2_000, 200  # names and characters: difflib's time grows with the square of the length
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """End of an error message: ``"; did you mean 'x'?"`` with the nearest of ``valid``, else a list of valid names."""
     names = sorted(set(valid))
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    compared = [each for each in names[:_COMPARED] if len(each) < _LONGEST]
+    close = difflib.get_close_matches(name[:_LONGEST], compared, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {close[0]!r}?"
     if not names:
         return ""
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return f"; valid: {shown}"
+    listed = ", ".join(each[:_LONGEST] for each in names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"; valid: {listed}"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
+from ..config import parse_yaml, shown
 from ..errors import ConfigError
 from .console import Json, parse_size, print_json
 from .train_settings import OPTIONS, describe_option, list_settings
@@ -122,12 +123,7 @@ def _merge_settings(options: dict[str, Any], texts: dict[str, str]) -> dict[str,
 
 
 def _parse_yaml(name: str, text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set.{name} {text!r}: {' '.join(str(error).split())}") from error
+    return parse_yaml(text, f"--set.{name} {shown(text)}") if text else ""
 
 
 def _parse_crop(text: str) -> tuple[int, int]:

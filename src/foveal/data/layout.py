@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..config import build_config, read_yaml
+from ..config import build_config, read_yaml, shown
 from ..errors import ConfigError, DataError, nearest
 from ..images.folders import images_below
 from ..images.formats import is_image
@@ -77,13 +78,14 @@ class DatasetFile:
         if not 0 <= self.val_share < 1:
             raise ConfigError(f"{FILE}: val_share={self.val_share} is out of range: a share from 0 to below 1")
         if not all(-1 <= i < 1 << 16 for i in self.ignore):
-            raise ConfigError(f"{FILE}: ignore={list(self.ignore)}: ids are -1 to 65535")
-        if duplicate := next((name for i, name in enumerate(self.names) if name in self.names[:i]), None):
-            raise ConfigError(f"{FILE}: two classes are called {duplicate!r}; give every class a name of its own")
+            raise ConfigError(f"{FILE}: ignore={shown(self.ignore)}: ids are -1 to 65535")
+        if len(set(self.names)) < len(self.names):
+            duplicate = Counter(self.names).most_common(1)[0][0]
+            raise ConfigError(f"{FILE}: two classes are called {shown(duplicate)}; give every class a name of its own")
         self._check_ids()
         for colour in (*self.palette, *self.ignore_colours):
             if not all(0 <= value <= 255 for value in colour):
-                raise ConfigError(f"{FILE}: colour {list(colour)}: red, green and blue are 0 to 255")
+                raise ConfigError(f"{FILE}: colour {shown(colour)}: red, green and blue are 0 to 255")
         if self.palette and self.names and len(self.palette) != len(self.names):
             raise ConfigError(
                 f"{FILE}: {len(self.names)} names but {len(self.palette)} colours in the palette; give one per class"

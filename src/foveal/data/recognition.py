@@ -37,11 +37,20 @@ def recognise(root: Path, described: DatasetFile) -> str:
         return instances.layout_of(root, described)
     if name in ("", stream.LAYOUT) and find_shards(root)[2]:
         return stream.LAYOUT
-    if name in ("", super_resolution.LAYOUT) and super_resolution.high_folders(root, described):
-        return super_resolution.LAYOUT
+    if name in ("", super_resolution.LAYOUT) and (folders := super_resolution.high_folders(root, described)):
+        if name or root not in folders.values() or not _has_classes(root, described):  # else stray images beside them
+            return super_resolution.LAYOUT
     if name in ("", classification.LAYOUT) and classification.class_folders(root, described):
         return classification.LAYOUT
     raise segmentation_layouts.unknown_layout(root, described, OTHERS)
+
+
+def _has_classes(root: Path, described: DatasetFile) -> bool:
+    try:
+        by_split = classification.class_folders(root, described)
+    except DataError:
+        return False
+    return len({name for folders in by_split.values() for name in folders}) > 1
 
 
 def tasks_of(layout: str) -> tuple[str, ...]:
