@@ -167,9 +167,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return _convert(value, next(arg for arg in args if arg is not type(None)), where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(
-                f"{where}={shown(value)}{nearest(value if isinstance(value, str) else shown(value), map(str, args))}"
-            )
+            name = value if isinstance(value, str) else shown(value)
+            raise ConfigError(f"{where}={shown(value)}{nearest(name, map(str, args))}")
         return value
     if origin is tuple:
         return _convert_list(value, args, where)

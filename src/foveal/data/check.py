@@ -29,6 +29,7 @@ from .segmentation_layouts import LAYOUTS, Layout
 from .shards import find_shards
 from .stream import StreamSample, TarStream
 from .super_resolution import SuperResolutionData
+from .tar_members import is_compressed
 from .unused import note_unused
 
 _SHOWN = 5  # number of files in a note
@@ -386,6 +387,9 @@ def _check_tars(check: _Check, splits: Sequence[str]) -> None:
         check.report.labels = data.labels
         with check.progress.bar(f"check {name}", len(data.shards)) as bar:
             for shard in data.shards:
+                if is_compressed(shard):
+                    bad.append(Problem(shard, "compressed; unpack it, since samples are read at their offsets"))
+                    continue
                 for sample in dataclasses.replace(data, shards=(shard,)):
                     if not _count_tar_sample(split, shard, sample, data.labels):
                         note(shard, sample.key, f"{shard}: {sample.key}: neither mask nor class index")

@@ -32,9 +32,8 @@ def read_class_map(path: str | Path, model_names: Sequence[str], data_names: Seq
         if name not in known:
             raise ConfigError(f"{path}: the model has no class {shown(name)}{nearest(name, model_names)}")
         if not isinstance(target, str) or target not in index_of:
-            raise ConfigError(
-                f"{path}: the data has no class {shown(target)}{nearest(target if isinstance(target, str) else shown(target), data_names)}"
-            )
+            wrong = target if isinstance(target, str) else shown(target)
+            raise ConfigError(f"{path}: the data has no class {shown(target)}{nearest(wrong, data_names)}")
     if missing := [name for name in model_names if name not in mapping]:
         raise ConfigError(f"{path}: no data class for {abbreviate(missing)}; add a line 'model class: data class' each")
     return np.array([index_of[mapping[name]] for name in model_names])

@@ -38,7 +38,8 @@ def recognise(root: Path, described: DatasetFile) -> str:
     if name in ("", stream.LAYOUT) and find_shards(root)[2]:
         return stream.LAYOUT
     if name in ("", super_resolution.LAYOUT) and (folders := super_resolution.high_folders(root, described)):
-        if name or root not in folders.values() or not _has_classes(root, described):  # else stray images beside them
+        are_stray = not name and root in folders.values() and _has_classes(root, described)
+        if not are_stray:  # images beside folders of classes
             return super_resolution.LAYOUT
     if name in ("", classification.LAYOUT) and classification.class_folders(root, described):
         return classification.LAYOUT
