@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..config import build_config, read_yaml
 from ..data.recognition import layout_named
 from ..data.shards import find_shards, is_pattern
 from ..progress import Progress
@@ -61,8 +62,8 @@ def train(
 
     Args:
         data: folder of the data set (see :mod:`foveal.data`), or a pattern of tar files.
-        config: settings as an object or a YAML file; default: those of the run when resuming, otherwise the defaults of
-            :class:`~foveal.training.config.TrainConfig`.
+        config: settings as an object or a YAML file, whose paths are relative to its folder; default: those of the run
+            when resuming, otherwise the defaults of :class:`~foveal.training.config.TrainConfig`.
         out: folder of the run.
         resume: continue the run in ``out`` from its last saved step.
         **overrides: fields of TrainConfig, for example ``epochs=50, device="cuda"``; they replace those of ``config``.
@@ -75,7 +76,7 @@ def train(
     """
     folder = RunFolder(Path(out))
     if resume and config is None and folder.config_file.exists():
-        config = folder.config_file
+        config = build_config(TrainConfig, read_yaml(folder.config_file), str(folder.config_file))
     config = complete_config(resolve_config(config, overrides), folder.path)
     folder.check_resumable(config) if resume else folder.check_new()
     accelerator = make_accelerator(config)
