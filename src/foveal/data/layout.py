@@ -23,6 +23,9 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "labels", "label", "annot", "gt")
 
 
+_MAX_EXCLUDE = 256 << 20  # bytes of the list of files to leave out
+
+
 class UnknownLayoutError(DataError):
     """The folder of a data set has none of the layouts that are possible."""
 
@@ -114,9 +117,14 @@ class DatasetFile:
         if not self.exclude:
             return frozenset()
         try:
-            lines = (root / self.exclude).read_text("utf-8", errors="surrogateescape").splitlines()
-        except OSError as error:
-            raise DataError(f"{root / FILE}: 'exclude' names {self.exclude}, which cannot be read ({error})") from error
+            file = root / self.exclude
+            if not file.is_file() or file.stat().st_size > _MAX_EXCLUDE:
+                raise OSError(f"no file of at most {_MAX_EXCLUDE >> 20} MiB")
+            lines = file.read_text("utf-8", errors="surrogateescape").splitlines()
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+            raise DataError(
+                f"{root / FILE}: 'exclude' names {self.exclude[:200]}, which cannot be read ({error})"
+            ) from error
         return frozenset(root / line.strip() for line in lines if line.strip())
 
 
@@ -130,6 +138,8 @@ def describe(root: Path) -> DatasetFile:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     file = root / FILE
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file}: not a regular file")
     return build_config(DatasetFile, read_yaml(file), str(file)) if file.exists() else DatasetFile()
 
 

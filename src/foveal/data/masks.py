@@ -74,11 +74,13 @@ class IdMasks:
     def _colour_hint(self, source: MaskSource) -> str:
         """What to do if the mask is a colour image; empty if it is unreadable for another reason."""
         try:
-            colours = _most_common(_codes(read_image(source)))
+            image = read_image(source)
         except InputError:
             return ""
+        colours = _most_common(_codes(image))
         how = "the classes then follow from its palette" if self.palette else "and one colour per class as 'palette'"
-        return f"; colours found: {colours}; for masks of colours write 'masks: colours' into {FILE}, {how}"
+        grey = " (if its equal channels are ids: save one of them)" if (image == image[..., :1]).all() else ""
+        return f"; colours found: {colours}{grey}; for masks of colours write 'masks: colours' into {FILE}, {how}"
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,8 @@ def recognise(root: Path, described: DatasetFile) -> str:
         are_stray = not name and root in folders.values() and _has_classes(root, described)
         if not are_stray:  # images beside folders of classes
             return super_resolution.LAYOUT
+    if not name and segmentation_layouts.inner_layout(root):
+        raise segmentation_layouts.unknown_layout(root, described, OTHERS)
     if name in ("", classification.LAYOUT) and classification.class_folders(root, described):
         return classification.LAYOUT
     raise segmentation_layouts.unknown_layout(root, described, OTHERS)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, InputError, nearest
-from ..images.folders import has_images
+from ..errors import ConfigError, DataError, InputError, nearest
+from ..images.folders import entries_below, has_images
 from ..images.formats import is_image
 from ..images.reading import read_mask
 from ..info import IGNORE, Labels
@@ -25,6 +25,7 @@ from .layout import (
     Problem,
     UnknownLayoutError,
     by_stem,
+    describe,
     draw_splits,
     images_in,
     match_files,
@@ -37,6 +38,7 @@ _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 _LOSSY = "JPEG and WebP masks do not keep the ids that were saved; save them as PNG"
 _MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
 _CAMVID_VOID = 11
+_INNER = 10  # folders that are searched for a layout
 
 
 @dataclass(frozen=True)
@@ -301,13 +303,26 @@ def unknown_layout(root: Path, described: DatasetFile, others: Sequence[str] = (
     names = [*(layout.name for layout in LAYOUTS), *others]
     if described.layout:
         return DataError(f"{root / FILE}: unknown layout {described.layout!r}{nearest(described.layout, names)}")
-    files = itertools.islice(root.rglob("*"), 10_000)
-    unsupported = next((path.relative_to(root) for path in files if path.suffix.lower() in _UNSUPPORTED), None)
+    files = (entry.path.relative_to(root) for entry in itertools.islice(entries_below(root), 10_000))
+    unsupported = next((path for path in files if path.suffix.lower() in _UNSUPPORTED), None)
     hint = f"; {unsupported} has an unsupported format: save images and masks as PNG" if unsupported else ""
+    if inner := inner_layout(root):
+        hint += f"; {inner.name} inside it has a layout: give {inner}"
     return UnknownLayoutError(
         f"{root}: no layout fits ({', '.join(names)}); docs/data.md shows a tree of each. The simplest is"
         f" images/train, masks/train, images/val, masks/val{hint}"
     )
+
+
+def inner_layout(root: Path) -> Path | None:
+    """A folder in ``root`` that has a layout for segmentation, as unpacked archives often do."""
+    for folder in subfolders(root)[:_INNER]:
+        try:
+            if layout_of(folder, describe(folder)):
+                return folder
+        except (ConfigError, DataError):
+            continue
+    return None
 
 
 # ---- common steps
