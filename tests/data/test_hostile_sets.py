@@ -57,9 +57,9 @@ def test_masks_that_are_none(tmp_path: Path, name: str, pixels: np.ndarray, mess
 
 
 def test_an_unpacked_archive_with_a_folder_of_its_own(tmp_path: Path) -> None:
-    for kind, pixels in (
-        ("JPEGImages", np.zeros((4, 4, 3), np.uint8)),
-        ("SegmentationClass", np.zeros((4, 4), np.uint8)),
+    for kind, shape in (
+        ("JPEGImages", (4, 4, 3)),
+        ("SegmentationClass", (4, 4)),
     ):
         (tmp_path / "VOC2012" / kind).mkdir(parents=True)
         Image.fromarray(np.zeros(shape, np.uint8)).save(tmp_path / "VOC2012" / kind / "1.png")
