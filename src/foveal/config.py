@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import numbers
+import reprlib
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,30 +23,117 @@ from .errors import ConfigError, nearest
 T = TypeVar("T")
 
 
+_MAX_BYTES = 1 << 20  # of a file
+_MAX_SIZE = 8 << 20  # of the values with their aliases written out: _VALUE for each, and its characters
+_VALUE = 128  # so that there are at most 65,536 values, which take about a second
+_MAX_DEPTH = 50
+_MAX_DIGITS = 50  # characters of a number or date: Python's time for integers grows with the square of their length
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
-        ConfigError: the file is missing or is not valid YAML, a key occurs twice, or the top level is not a mapping.
+        ConfigError: the file is missing, too large or not valid YAML, is nested too deeply or becomes too large by its
+            aliases, a key occurs twice, or the top level is not a mapping.
     """
     try:
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, or no valid date
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+        with Path(path).open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ConfigError(f"{path}: a file of settings of more than {_MAX_BYTES >> 10} KiB")
+        text = content.decode("utf-8")
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL character in the path
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+    data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines at the top level")
     return {str(key): value for key, value in data.items()}
 
 
-class _Loader(yaml.SafeLoader):
-    """A loader of plain values that refuses repeated keys, of which PyYAML would silently take the last."""
+def parse_yaml(text: str, source: str) -> Any:
+    """Parse YAML as plain values; ``source`` is its name in errors.
+
+    Raises:
+        ConfigError: as :func:`read_yaml`.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except (ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:  # ValueError: no valid date
+        raise ConfigError(f"{source}: {_one_line(error)}") from error
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def shown(value: object) -> str:
+    """``repr`` of a value of any size for an error message: of long and nested values only the first part."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a {type(value).__name__}"
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 500 else f"{text[:500]} ..."
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """A loader of plain values that refuses repeated keys, of which PyYAML would silently take the last.
+
+    It also refuses what takes long to expand or to convert.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _check_size(node, {}, 0)
+        return node
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        if node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
+            raise _refused(f"a number of {len(node.value)} characters", node)
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        repeated = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        repeated = next((key for key, count in keys.items() if count > 1), None)
         if repeated is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"key {repeated!r} is there twice", node.start_mark)
+            raise _refused(f"key {shown(repeated)} is there twice", node)
         return super().construct_mapping(node, deep)
+
+
+_NUMBERS = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _check_size(node: yaml.Node, sizes: dict[yaml.Node, int], depth: int) -> int:
+    """Size of the values below a node, aliases written out; ``sizes`` has those that are known.
+
+    Raises:
+        ConstructorError: it is above the limit, the nodes are nested too deeply, or a node contains itself.
+    """
+    if depth > _MAX_DEPTH:
+        raise _refused(f"more than {_MAX_DEPTH} levels", node)
+    if node in sizes:
+        if not sizes[node]:
+            raise _refused("a value that contains itself", node)
+        return sizes[node]
+    sizes[node] = 0  # until it is known
+    if isinstance(node, yaml.ScalarNode):
+        size = _VALUE + len(node.value)
+    else:
+        children = node.value if isinstance(node, yaml.SequenceNode) else itertools.chain.from_iterable(node.value)
+        size = _VALUE + sum(_check_size(child, sizes, depth + 1) for child in children)
+    if size > _MAX_SIZE:
+        raise _refused(f"more than {_MAX_SIZE // _VALUE:,} values, aliases written out", node)
+    sizes[node] = size
+    return size
 
 
 def build_config(cls: type[T], values: dict[str, Any], source: str = "options") -> T:
@@ -56,7 +146,7 @@ def build_config(cls: type[T], values: dict[str, Any], source: str = "options") 
     converted = {}
     for key, value in values.items():
         if key not in hints:
-            raise ConfigError(f"{source}: unknown key {key!r}{nearest(key, hints)}")
+            raise ConfigError(f"{source}: unknown key {shown(key)}{nearest(key, hints)}")
         converted[key] = _convert(value, hints[key], f"{source}: {key}")
     missing = [key for key in _required_keys(cls) if key not in converted]
     if missing:
@@ -97,7 +187,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return _convert(value, last, where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}={value!r:.80}{nearest(str(value), map(str, args))}")
+            name = value if isinstance(value, str) else shown(value)
+            raise ConfigError(f"{where}={shown(value)}{nearest(name, map(str, args))}")
         return value
     if origin in (tuple, Sequence):
         return _convert_list(value, args if origin is tuple else (*args, Ellipsis), where)
@@ -108,7 +199,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 def _convert_list(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{where}: expected a list, got {value!r:.80}")
+        raise ConfigError(f"{where}: expected a list, got {shown(value)}")
     if args[-1] is Ellipsis:
         return tuple(_convert(item, args[0], where) for item in value)
     if len(value) != len(args):
@@ -118,7 +209,7 @@ def _convert_list(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, .
 
 def _convert_mapping(value: Any, args: tuple[Any, ...], where: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
-        raise ConfigError(f"{where}: expected a mapping such as {{name: value}}, got {value!r:.80}")
+        raise ConfigError(f"{where}: expected a mapping such as {{name: value}}, got {shown(value)}")
     keys = [_convert(key, args[0], f"{where} key") for key in value]
     return {key: _convert(item, args[1], f"{where}.{key}") for key, item in zip(keys, value.values(), strict=True)}
 
@@ -128,11 +219,11 @@ def _convert_plain(value: Any, kind: Any, where: str) -> Any:
         with suppress(ValueError):
             value = float(value)  # YAML reads 1e-3 as text
     if kind is float and isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{where}: expected a finite number, got {value!r:.80}")
+        raise ConfigError(f"{where}: expected a finite number, got {shown(value)}")
     accepted = numbers.Integral if kind is int else kind  # NumPy's integers, too
     if isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)):
         return value
-    raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r:.80}")
+    raise ConfigError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {shown(value)}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

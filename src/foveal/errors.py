@@ -54,6 +54,8 @@ class DependencyError(FovealError):
     """A feature needs an optional dependency that is not installed."""
 
 
+_COMPARED, _LONGEST = 2_000, 200  # names and characters: difflib's time grows with the square of the length
+
 #: Names by which this field's programs call the same thing. The nearest name is a valid one of the first group that has
 #: one, and only otherwise the most similar one.
 _SAME: tuple[tuple[str, ...], ...] = (
@@ -95,8 +97,9 @@ _SAME: tuple[tuple[str, ...], ...] = (
 
 def closest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name that means the same as ``name`` or, if there is none, is the most similar; ``None``: none is."""
-    plain = {_plain(each): each for each in sorted(set(valid), reverse=True)}
-    wanted = _plain(name)
+    compared = [each for each in sorted(set(valid))[:_COMPARED] if len(each) < _LONGEST]
+    plain = {_plain(each): each for each in reversed(compared)}
+    wanted = _plain(name[:_LONGEST])
     for group in _SAME:
         if wanted in group and (found := next((each for each in group if each in plain), None)) is not None:
             return plain[found]
@@ -116,5 +119,5 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         return f"; did you mean {found!r}?"
     if not names:
         return ""
-    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
-    return f"; valid: {shown}"
+    listed = ", ".join(each[:_LONGEST] for each in names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"; valid: {listed}"

@@ -129,7 +129,21 @@ def test_what_training_would_refuse_is_a_problem(tmp_path: Path) -> None:
 def test_black_and_white_masks_are_noted(tree: Path) -> None:
     for index in range(4):
         mask(tree / "masks" / "train" / f"{index}.png", 0, 255)
-    assert any("88% of the pixels are ignored; if id 255 is a class" in note for note in check_data(tree).notes)
+    notes = check_data(tree).notes
+    assert any("88% of the pixels are ignored; if id 255 is a class" in note for note in notes)
+    question = (
+        "the masks have only 255 besides 0, and it is ignored; is it the class? Then write 'ids: [0, 255]' and two"
+        " 'names' into dataset.yaml"
+    )
+    assert question in notes
+    keys = {"names": ["a", "b"], "ignore": [255, 7]}
+    (tree / "dataset.yaml").write_text(yaml.safe_dump(keys))
+    assert any("have only ignored ids besides 0; is 255 one of them" in note for note in check_data(tree).notes)
+    (tree / "dataset.yaml").write_text(yaml.safe_dump(keys | {"ids": [0, 255]}))
+    assert [note for note in check_data(tree).notes if "besides 0" in note] == []
+    mask(tree / "masks" / "val" / "9.png", 0, 1, 255)  # 0, 1 and 255: the last is what is ignored
+    (tree / "dataset.yaml").write_text(yaml.safe_dump({"names": ["a", "b"]}))
+    assert [note for note in check_data(tree).notes if "besides 0" in note] == []
 
 
 def test_one_bad_file_in_ten_thousand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -278,8 +278,39 @@ def test_black_and_white_masks(folders: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("names", "ids", "rows", "classes"),
+    [
+        (["a", "b"], [0, 255], [0, 255, 255], [0, 1, 1]),
+        (["a", "b", "c"], [255, 128, 0], [0, 128, 255], [2, 1, 0]),
+        (["a", "b"], [3, 7], [3, 7, 255], [0, 1, 255]),
+    ],
+)
+def test_ids_of_the_names(folders: Path, names: list[str], ids: list[int], rows: list[int], classes: list[int]) -> None:
+    mask(folders / "masks" / "train" / "a.png", *rows)
+    describe(folders, names=names, ids=ids)
+    assert only(folders)[:3, 0].tolist() == classes
+
+
+def test_ids_without_a_name(folders: Path) -> None:
+    mask(folders / "masks" / "train" / "a.png", 0, 128, 255)
+    with pytest.raises(DataError, match=r"id 128 \(8 pixels\), but there are 2 classes; .* give the id of each"):
+        only(folders)
+    describe(folders, names=["a", "b"], ids=[0, 128], ignore=[])
+    with pytest.raises(DataError, match=r"id 255 \(32 pixels\), but there are 2 classes"):
+        only(folders)
+
+
+@pytest.mark.parametrize(
     ("keys", "error", "message"),
     [
+        ({"names": ["a", "b"], "ids": [1]}, ConfigError, "2 names but 1 ids; give one id per name"),
+        ({"names": ["a", "b"], "ids": [1, 1]}, ConfigError, "ids: give different numbers from 0 to 65535"),
+        ({"names": ["a", "b"], "ids": [-1, 1]}, ConfigError, "ids: give different numbers from 0 to 65535"),
+        (
+            {"names": ["a", "b"], "ids": [0, 1], "masks": "colours", "palette": [[0, 0, 0], [1, 1, 1]]},
+            ConfigError,
+            "'ids' is for masks of ids",
+        ),
         ({"masks": "colours", "names": ["a", "b"]}, DataError, "'masks: colours' needs 'palette' and 'names'"),
         ({"masks": "colors"}, ConfigError, r"did you mean 'colours'\?"),
         ({"masks": "colours", "names": ["a", "b"], "palette": [[0, 0, 0]] * 2}, ConfigError, "two classes share"),

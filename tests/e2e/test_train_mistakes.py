@@ -81,6 +81,21 @@ def test_class_weights_do_not_depend_on_memory(shapes: Path, monkeypatch: pytest
     assert note.split(": ")[1] in ", ".join(NAMES)
 
 
+@pytest.mark.parametrize(("keys", "asks"), [("ignore: [255]", True), ("ids: [0, 255]", False)])
+def test_masks_of_black_and_white_are_noted(tmp_path: Path, keys: str, asks: bool) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "train").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "images" / "train" / "1.png")
+    Image.fromarray(np.tile(np.array([0, 255], np.uint8), (32, 16))).save(tmp_path / "masks" / "train" / "1.png")
+    (tmp_path / "dataset.yaml").write_text(f"names: [background, crack]\n{keys}")
+    notes: list[str] = []
+    progress = Progress(enabled=False)
+    progress.note = notes.append
+    job = jobs.SegmentJob(tmp_path, TrainConfig(crop=(32, 32), val_split=""), progress)
+    assert any("only 255 besides 0, and it is ignored; is it the class?" in note for note in notes) == asks
+    assert np.unique(job.data[0][1]).tolist() == ([0, 255] if asks else [0, 1])
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

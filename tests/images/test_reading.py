@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from foveal.errors import InputError
 from foveal.images.colours import distinct_colours
-from foveal.images.formats import list_images
+from foveal.images.folders import list_images
 from foveal.images.preparing import network_size, prepare
 from foveal.images.reading import read_image, read_mask
 from foveal.info import Preprocess

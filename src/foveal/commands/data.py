@@ -51,7 +51,8 @@ def data_check(
     if json:
         print_json(report.to_dict())
     else:
-        say(f"{data}: {report.layout or 'no known layout'}")
+        tasks = " or ".join(report.tasks)
+        say(f"{data}: {f'{report.layout}, for --task {tasks}' if report.layout else 'no known layout'}")
         say()
         _print_tables(report)
         _print_notes(report)

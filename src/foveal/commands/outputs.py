@@ -101,7 +101,7 @@ def list_sources(images: list[Path]) -> list[tuple[Path, Path]]:
     Raises:
         InputError: a folder without images.
     """
-    from ..images.formats import list_images
+    from ..images.folders import list_images
 
     found: dict[str, tuple[Path, Path]] = {}
     for path in images:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
+from ..config import parse_yaml, shown
 from ..errors import ConfigError
 from ..files import check_overwrites
 from ..training.config import parse_sides
@@ -77,7 +78,8 @@ def train(
     data
         Folder of the data set, which 'foveal data check' examines, or a pattern of tar files.
     config
-        Recipe: YAML file with settings. Unknown keys are errors. Options of the command replace its values.
+        Recipe: YAML file with settings. Unknown keys are errors. Paths in it are relative to its folder. Options of the
+        command replace its values.
     out
         Folder of the run.
     resume
@@ -126,12 +128,7 @@ def _merge_settings(options: dict[str, Any], texts: dict[str, str]) -> dict[str,
 
 
 def _parse_yaml(name: str, text: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set.{name} {text!r}: {' '.join(str(error).split())}") from error
+    return parse_yaml(text, f"--set.{name} {shown(text)}") if text else ""
 
 
 def _parse_crop(text: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
+from ..images.formats import is_image
 from ..images.reading import read_image
 from ..info import IGNORE, Labels
 from ..progress import Progress
@@ -22,14 +23,16 @@ from .examples import Examples
 from .instances import InstanceData
 from .labels import class_difference
 from .layout import ALL, FILE, DatasetFile, Problem, describe
-from .masks import MaskReader
+from .masks import MaskReader, note_black_and_white
 from .outlines import OutlineMasks
-from .recognise import recognise
+from .recognition import recognise, tasks_of
 from .segmentation import SegmentationData
 from .segmentation_layouts import LAYOUTS, Layout
 from .shards import find_shards
 from .stream import StreamSample, TarStream
 from .super_resolution import SuperResolutionData
+from .tar_members import is_compressed
+from .unused import note_unused
 
 _SHOWN = 5  # number of files in a note
 
@@ -114,6 +117,11 @@ class DataReport:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that can be trained on data of this layout."""
+        return tasks_of(self.layout)
+
+    @property
     def bad_files(self) -> list[str]:
         """Files with problems, relative to the data set, each once, as ``exclude`` in dataset.yaml takes them."""
         files = (p.file for p in self.problems if p.file != self.root and self.root in p.file.parents)
@@ -124,6 +132,7 @@ class DataReport:
         return {
             "root": str(self.root),
             "layout": self.layout,
+            "tasks": list(self.tasks),
             "classes": list(self.labels.names),
             "splits": {split.name: self._split_dict(split) for split in self.splits},
             "problems": [{"file": str(p.file), "error": p.error} for p in self.problems],
@@ -176,6 +185,9 @@ def check_data(root: str | Path, *, progress: Progress | None = None) -> DataRep
     elif not report.problems:
         report.problems.append(Problem(root, "no samples in it"))
     _note_classes(report)
+    used = check.used | {problem.file for problem in report.problems} | described.excluded(root)
+    if report.layout and (note := note_unused(root, used, check.label_folders)):
+        report.notes.append(note)
     return report
 
 
@@ -187,10 +199,14 @@ class _Check:
         root: folder of the data set.
         described: its ``dataset.yaml``.
         progress: where to show progress.
+        used: files of the samples so far.
+        label_folders: folders of their labels, where these are images.
     """
 
     def __init__(self, report: DataReport, described: DatasetFile, progress: Progress) -> None:
         self.report, self.root, self.described, self.progress = report, report.root, described, progress
+        self.used: set[Path] = set()
+        self.label_folders: set[Path] = set()
         self._known: dict[str, tuple[str, Path]] = {}  # split and path of the images so far, by the hash of their bytes
 
     def add_split(self, name: str) -> SplitReport:
@@ -219,6 +235,12 @@ class _Check:
         split.readable += 1
         return sample
 
+    def use(self, pairs: Iterable[tuple[Path | None, Path]]) -> None:
+        """Note the files of samples, (image, file with its labels) each."""
+        for image, label in pairs:
+            self.used |= {label} if image is None else {image, label}
+            self.label_folders.add(label.parent if is_image(label) else label.with_suffix(""))
+
     def note_duplicate(self, split: str, path: Path) -> None:
         """Add a note if an image is byte for byte the same as one of another split, which makes scores useless."""
         with path.open("rb") as file:
@@ -235,10 +257,10 @@ def _check_layout(check: _Check) -> None:
     Raises:
         DataError: no layout fits, or several do.
     """
-    root, described = check.root, check.described
-    name = check.report.layout = recognise(root, described)
-    if name == instances.IDS:
-        _check_objects(check, instances.splits_of(root, described))
+    root, described, report = check.root, check.described, check.report
+    name = report.layout = recognise(root, described)
+    if layout := next((layout for layout in LAYOUTS if layout.name == name), None):
+        _check_masks(check, layout)
     elif name == stream.LAYOUT:
         _check_tars(check, tuple(find_shards(root)[2]))
     elif name == super_resolution.LAYOUT:
@@ -246,11 +268,11 @@ def _check_layout(check: _Check) -> None:
     elif name == classification.LAYOUT:
         _check_classes(check, tuple(class_folders(root, described)))
     else:
-        _check_masks(check, next(layout for layout in LAYOUTS if layout.name == name))
+        _check_objects(check, instances.splits_of(root, described))
 
 
 def _check_masks(check: _Check, layout: Layout) -> None:
-    report = check.report
+    report, reader = check.report, None
     for name in _without_all(layout.splits(check.root, check.described)):
         split = check.add_split(name)
         try:
@@ -266,6 +288,7 @@ def _check_masks(check: _Check, layout: Layout) -> None:
             report.problems.append(Problem(check.root / name, f"{text}; list them all in {FILE} as 'names'"))
             continue
         report.labels = part.labels
+        check.use(part.pairs)
         unlabelled: list[str] = []
         invisible: list[str] = []
         read = _counting(part.read, split, invisible) if isinstance(part.read, OutlineMasks) else part.read
@@ -280,8 +303,10 @@ def _check_masks(check: _Check, layout: Layout) -> None:
                 split.examples.offer(path.name, image, mask, part.labels)
                 check.note_duplicate(split.name, path)
         _report_unlabelled(report, split, unlabelled)
+        reader = part.read
         if invisible:
             report.notes.append(f"{name}: {len(invisible)} objects cover no pixel: {', '.join(invisible[:_SHOWN])}")
+    _note_black_and_white(report, reader)
 
 
 def _counting(masks: OutlineMasks, split: SplitReport, invisible: list[str]) -> MaskReader:
@@ -313,6 +338,7 @@ def _check_objects(check: _Check, splits: Sequence[str]) -> None:
         split = check.add_split(name)
         data, problems = instances.open_splits(check.root, [name], check.described)
         check.report.problems += problems
+        check.use(data.pairs)
         for index in check.indices(data, split):
             path = data.name(index)
             if sample := check.read(data, index, path, split):
@@ -331,6 +357,7 @@ def _check_classes(check: _Check, splits: Sequence[str]) -> None:
             check.report.problems.append(_problem(check.root / name, error))
             continue
         check.report.labels = data.labels
+        check.used |= {path for path, _ in data.files}
         for index in check.indices(data, split):
             path, label = data.files[index]
             if sample := check.read(data, index, path, split):
@@ -349,6 +376,7 @@ def _check_pairs(check: _Check, folders: Mapping[str, Path]) -> None:
             )
             pairs, problems = super_resolution.open_split(check.root, name, scale, check.described)
             check.report.problems += problems
+            check.used |= {path for pair in pairs for path in pair if path}
             data = SuperResolutionData(tuple(pairs), scale or _scale_of_first(pairs))
             for index in check.indices(data, split):
                 small, large = pairs[index]
@@ -371,6 +399,7 @@ def _scale_of_first(pairs: Sequence[tuple[Path | None, Path]]) -> int:
 
 
 def _check_tars(check: _Check, splits: Sequence[str]) -> None:
+    reader = None
     for name in _without_all(splits):
         split = check.add_split(name)
         bad: list[Problem] = []
@@ -382,12 +411,17 @@ def _check_tars(check: _Check, splits: Sequence[str]) -> None:
         check.report.labels = data.labels
         with check.progress.bar(f"check {name}", len(data.shards)) as bar:
             for shard in data.shards:
+                if is_compressed(shard):
+                    bad.append(Problem(shard, "compressed; unpack it, since samples are read at their offsets"))
+                    continue
                 for sample in dataclasses.replace(data, shards=(shard,)):
                     if not _count_tar_sample(split, shard, sample, data.labels):
                         note(shard, sample.key, f"{shard}: {sample.key}: neither mask nor class index")
                 bar.advance()
         split.items = split.readable + len(bad)
         check.report.problems += bad
+        reader = data.masks
+    _note_black_and_white(check.report, reader)
 
 
 def _count_tar_sample(split: SplitReport, shard: Path, sample: StreamSample, labels: Labels) -> bool:
@@ -401,6 +435,13 @@ def _count_tar_sample(split: SplitReport, shard: Path, sample: StreamSample, lab
         split.count_classes(classes, len(labels.names))
     split.examples.offer(f"{shard.name}/{sample.key}", sample.image, classes, labels)
     return True
+
+
+def _note_black_and_white(report: DataReport, reader: object) -> None:
+    counted = [split for split in report.splits if len(split.pixels)]
+    pixels = sum((split.pixels for split in counted), np.zeros(len(report.labels.names), np.int64))
+    if note := note_black_and_white(reader, pixels, sum(split.ignored for split in counted)):
+        report.notes.append(note)
 
 
 def _without_all(splits: Sequence[str]) -> list[str]:
@@ -425,6 +466,6 @@ def _note_classes(report: DataReport) -> None:
             report.notes.append(f"{split.name}: no {', '.join(absent)}; left out of means over classes")
         if split.ignored_share > 0.5:
             report.notes.append(
-                f"{split.name}: {split.ignored_share:.0%} of the pixels are ignored; if id {IGNORE} is a class, as in"
-                f" masks of black and white, write 'masks: colours' and a palette into {FILE}"
+                f"{split.name}: {split.ignored_share:.0%} of the pixels are ignored; if id {IGNORE} is a class,"
+                f" list it under 'ids' in {FILE}"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import read_yaml
+from ..config import read_yaml, shown
 from ..errors import ConfigError, nearest
 
 
@@ -31,15 +31,17 @@ def read_class_map(
         ConfigError: the file cannot be read, a name is unknown, or a class of the model is missing.
     """
     mapping = read_yaml(path)
+    known, index_of = set(model_names), {name: place for place, name in enumerate(data_names)}
     for name, target in mapping.items():
-        if name not in model_names:
-            raise ConfigError(f"{path}: the model has no class {name!r}{nearest(name, model_names)}")
-        if target not in data_names:
-            raise ConfigError(f"{path}: the data has no class {target!r}{nearest(str(target), data_names)}")
+        if name not in known:
+            raise ConfigError(f"{path}: the model has no class {shown(name)}{nearest(name, model_names)}")
+        if not isinstance(target, str) or target not in index_of:
+            wrong = target if isinstance(target, str) else shown(target)
+            raise ConfigError(f"{path}: the data has no class {shown(target)}{nearest(wrong, data_names)}")
     missing = [name for name in model_names if name not in mapping]
     if missing and not (partial and mapping):
         raise ConfigError(f"{path}: no data class for {abbreviate(missing)}; add a line 'model class: data class' each")
-    return np.array([data_names.index(mapping[name]) if name in mapping else -1 for name in model_names])
+    return np.array([index_of[mapping[name]] if name in mapping else -1 for name in model_names])
 
 
 def abbreviate(names: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError, InputError
+from ..images.folders import has_images
 from ..images.reading import read_image
 from ..info import Labels
 from .layout import (
@@ -29,9 +30,9 @@ from .layout import (
     MASK_FOLDERS,
     SPLIT_NAMES,
     DatasetFile,
+    UnknownLayoutError,
     describe,
     draw_splits,
-    has_images,
     images_in,
     resolve_split,
     subfolders,
@@ -70,7 +71,7 @@ class ClassificationData:
             )
         by_split = class_folders(root, described)
         if not by_split:
-            raise DataError(f"{root}: no folders of images, one per class (ROOT/<split>/<class>/*.jpg)")
+            raise UnknownLayoutError(f"{root}: no folders of images, one per class (ROOT/<split>/<class>/*.jpg)")
         names = _class_names(root, described, {name for folders in by_split.values() for name in folders})
         files: list[tuple[Path, int]] = []
         for split in splits:

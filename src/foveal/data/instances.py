@@ -33,6 +33,7 @@ from .layout import (
     FILE,
     DatasetFile,
     Problem,
+    UnknownLayoutError,
     describe,
     draw_splits,
     raise_first,
@@ -163,7 +164,7 @@ def open_splits(root: Path, splits: Sequence[str], described: DatasetFile) -> tu
     """
     match = _find(root, described)
     if match is None:
-        raise DataError(
+        raise UnknownLayoutError(
             f"{root}: no layout with objects fits ({', '.join(LAYOUTS)}); docs/data.md shows a tree of each. The"
             " simplest is images/a.jpg and masks/a.png, with 0 for background and one id for each object"
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..config import build_config, read_yaml
+from ..config import build_config, read_yaml, shown
 from ..errors import ConfigError, DataError, nearest
+from ..images.folders import images_below
 from ..images.formats import is_image
 from ..info import IGNORE
 
@@ -19,6 +21,13 @@ SAME_SPLITS = (("train", "training"), ("val", "valid", "validation"), ("test", "
 SPLIT_NAMES = tuple(name for names in SAME_SPLITS for name in names)
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "labels", "label", "annot", "gt")
+
+
+_MAX_EXCLUDE = 256 << 20  # bytes of the list of files to leave out
+
+
+class UnknownLayoutError(DataError):
+    """The folder of a data set has none of the layouts that are possible."""
 
 
 class Problem(NamedTuple):
@@ -42,6 +51,8 @@ class DatasetFile:
     Attributes:
         layout: name of the layout; empty: detected from the folders.
         names: one class name per id. They replace the classes of the layout; ids are then used without mapping.
+        ids: id of each class in the masks, in the order of ``names``; empty: 0, 1, 2, ... A listed id is a class even
+            if it is in ``ignore``, so ``ids: [0, 255]`` is for masks of black and white.
         palette: one (red, green, blue) per class; required for masks of colours.
         ignore: ids of pixels to ignore.
         masks: whether masks contain "ids" or "colours".
@@ -56,6 +67,7 @@ class DatasetFile:
 
     layout: str = ""
     names: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
     palette: tuple[tuple[int, int, int], ...] = ()
     ignore: tuple[int, ...] = (IGNORE,)
     masks: Literal["ids", "colours"] = "ids"
@@ -69,12 +81,14 @@ class DatasetFile:
         if not 0 <= self.val_share < 1:
             raise ConfigError(f"{FILE}: val_share={self.val_share} is out of range: a share from 0 to below 1")
         if not all(-1 <= i < 1 << 16 for i in self.ignore):
-            raise ConfigError(f"{FILE}: ignore={list(self.ignore)}: ids are -1 to 65535")
-        if duplicate := next((name for i, name in enumerate(self.names) if name in self.names[:i]), None):
-            raise ConfigError(f"{FILE}: two classes are called {duplicate!r}; give every class a name of its own")
+            raise ConfigError(f"{FILE}: ignore={shown(self.ignore)}: ids are -1 to 65535")
+        if len(set(self.names)) < len(self.names):
+            duplicate = Counter(self.names).most_common(1)[0][0]
+            raise ConfigError(f"{FILE}: two classes are called {shown(duplicate)}; give every class a name of its own")
+        self._check_ids()
         for colour in (*self.palette, *self.ignore_colours):
             if not all(0 <= value <= 255 for value in colour):
-                raise ConfigError(f"{FILE}: colour {list(colour)}: red, green and blue are 0 to 255")
+                raise ConfigError(f"{FILE}: colour {shown(colour)}: red, green and blue are 0 to 255")
         if self.palette and self.names and len(self.palette) != len(self.names):
             raise ConfigError(
                 f"{FILE}: {len(self.names)} names but {len(self.palette)} colours in the palette; give one per class"
@@ -83,6 +97,16 @@ class DatasetFile:
             raise ConfigError(
                 f"{FILE}: two classes share a colour of the palette; masks of colours need a different one for each"
             )
+
+    def _check_ids(self) -> None:
+        if not self.ids:
+            return
+        if self.masks == "colours":
+            raise ConfigError(f"{FILE}: 'ids' is for masks of ids, 'masks: colours' for colours: leave one out")
+        if len(self.ids) != len(self.names):
+            raise ConfigError(f"{FILE}: {len(self.names)} names but {len(self.ids)} ids; give one id per name")
+        if len(set(self.ids)) < len(self.ids) or not all(0 <= i < 1 << 16 for i in self.ids):
+            raise ConfigError(f"{FILE}: ids: give different numbers from 0 to 65535, one per name")
 
     def excluded(self, root: Path) -> frozenset[Path]:
         """The files to leave out.
@@ -93,9 +117,14 @@ class DatasetFile:
         if not self.exclude:
             return frozenset()
         try:
-            lines = (root / self.exclude).read_text("utf-8", errors="surrogateescape").splitlines()
-        except OSError as error:
-            raise DataError(f"{root / FILE}: 'exclude' names {self.exclude}, which cannot be read ({error})") from error
+            file = root / self.exclude
+            if not file.is_file() or file.stat().st_size > _MAX_EXCLUDE:
+                raise OSError(f"no file of at most {_MAX_EXCLUDE >> 20} MiB")
+            lines = file.read_text("utf-8", errors="surrogateescape").splitlines()
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+            raise DataError(
+                f"{root / FILE}: 'exclude' names {self.exclude[:200]}, which cannot be read ({error})"
+            ) from error
         return frozenset(root / line.strip() for line in lines if line.strip())
 
 
@@ -109,6 +138,8 @@ def describe(root: Path) -> DatasetFile:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     file = root / FILE
+    if file.exists() and not file.is_file():
+        raise ConfigError(f"{file}: not a regular file")
     return build_config(DatasetFile, read_yaml(file), str(file)) if file.exists() else DatasetFile()
 
 
@@ -160,12 +191,7 @@ def images_in(folder: Path, *, deep: bool = False) -> list[Path]:
     """Image files directly (``deep``: anywhere) inside a folder, sorted; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in (folder.rglob("*") if deep else folder.iterdir()) if is_image(p) and p.is_file())
-
-
-def has_images(folder: Path) -> bool:
-    """Whether there is an image anywhere inside a folder."""
-    return folder.is_dir() and any(is_image(p) and p.is_file() for p in folder.rglob("*"))
+    return images_below(folder) if deep else sorted(p for p in folder.iterdir() if is_image(p) and p.is_file())
 
 
 def by_stem(files: Iterable[Path], folder: Path, ending: str = "") -> dict[str, list[Path]]:

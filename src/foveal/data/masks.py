@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import DataError, InputError
 from ..images.reading import read_image, read_mask
 from ..info import IGNORE
-from .layout import FILE
+from .layout import FILE, DatasetFile
 
 Colour = tuple[int, int, int]
 MaskSource = Path | bytes  # path of a file, or content of a file
@@ -66,19 +66,21 @@ class IdMasks:
             values, counts = np.unique(ids[unknown], return_counts=True)
             shown = ", ".join(f"{v} ({n} pixels)" for v, n in list(zip(values, counts, strict=True))[:_SHOWN])
             raise DataError(
-                f"{name}: id {shown}, but there are {self.num_classes} classes; list the id in {FILE} under 'names' or"
-                " 'ignore', or write 'unknown: ignore'"
+                f"{name}: id {shown}, but there are {self.num_classes} classes; in {FILE}, give the id of each"
+                " class as 'ids', list the id under 'ignore', or write 'unknown: ignore'"
             )
         return np.where(unknown, IGNORE, classes).astype(np.uint8)
 
     def _colour_hint(self, source: MaskSource) -> str:
         """What to do if the mask is a colour image; empty if it is unreadable for another reason."""
         try:
-            colours = _most_common(_codes(read_image(source)))
+            image = read_image(source)
         except InputError:
             return ""
+        colours = _most_common(_codes(image))
         how = "the classes then follow from its palette" if self.palette else "and one colour per class as 'palette'"
-        return f"; colours found: {colours}; for masks of colours write 'masks: colours' into {FILE}, {how}"
+        grey = " (if its equal channels are ids: save one of them)" if (image == image[..., :1]).all() else ""
+        return f"; colours found: {colours}{grey}; for masks of colours write 'masks: colours' into {FILE}, {how}"
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,30 @@ class ColourMasks:
 def plain_ids(num_classes: int, ignore: tuple[int, ...] = (IGNORE,)) -> dict[int, int]:
     """A table for ids that equal the classes; an id in ``ignore`` is ignored even if it is below ``num_classes``."""
     return {i: i for i in range(num_classes)} | dict.fromkeys(ignore, IGNORE)
+
+
+def described_ids(described: DatasetFile) -> dict[int, int]:
+    """The table of ids that ``names``, ``ids`` and ``ignore`` of ``dataset.yaml`` describe."""
+    if not described.ids:
+        return plain_ids(len(described.names), described.ignore)
+    return dict.fromkeys(described.ignore, IGNORE) | {i: place for place, i in enumerate(described.ids)}
+
+
+def note_black_and_white(reader: object, pixels: NDArray[np.int64], ignored: int) -> str:
+    """A note if all labelled pixels have id 0 and the others are ignored, as in masks of 0 and 255; else empty.
+
+    Args:
+        reader: reader of the masks; nothing is noted for other readers than :class:`IdMasks`.
+        pixels: number of pixels of each class in all masks.
+        ignored: number of ignored pixels in all masks.
+    """
+    if not isinstance(reader, IdMasks) or not ignored or pixels.nonzero()[0].tolist() != [reader.class_of.get(0)]:
+        return ""
+    ids = sorted(i for i, place in reader.class_of.items() if place == IGNORE)
+    what = f"have only {IGNORE} besides 0, and it is ignored; is it the class?"
+    if ids != [IGNORE] or reader.ignore_unknown:
+        what = f"have only ignored ids besides 0; is {IGNORE} one of them, and the class?"
+    return f"the masks {what} Then write 'ids: [0, {IGNORE}]' and two 'names' into {FILE}"
 
 
 def _codes(image: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -1,8 +1,8 @@
 """Samples for segmentation: images with class masks, in any of the known layouts.
 
 The layout is detected from the folders, or named in ``dataset.yaml`` (docs/data.md shows a tree of each): CamVid,
-Cityscapes, ADE20K, COCO's panoptic and instance annotations, outlines of YOLO and labelme, and the usual folders of
-images and masks.
+Cityscapes, ADE20K, Pascal VOC, COCO's panoptic and instance annotations, outlines of YOLO and labelme, and the usual
+folders of images and masks.
 """
 
 from __future__ import annotations

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError, InputError, nearest
+from ..errors import ConfigError, DataError, InputError, nearest
+from ..images.folders import entries_below, has_images
 from ..images.formats import is_image
 from ..images.reading import read_mask
 from ..info import IGNORE, Labels
-from . import coco
+from . import coco, voc
 from .labels import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from .layout import (
     ALL,
@@ -22,14 +23,15 @@ from .layout import (
     MASK_FOLDERS,
     DatasetFile,
     Problem,
+    UnknownLayoutError,
     by_stem,
+    describe,
     draw_splits,
-    has_images,
     images_in,
     match_files,
     subfolders,
 )
-from .masks import ColourMasks, IdMasks, MaskReader, plain_ids
+from .masks import ColourMasks, IdMasks, MaskReader, described_ids, plain_ids
 from .outline_layouts import OUTLINE_LAYOUTS, OutlineLayout
 from .outlines import Annotated
 
@@ -38,6 +40,7 @@ _LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
 _LOSSY = "JPEG and WebP masks do not keep the ids that were saved; save them as PNG"
 _MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
 _CAMVID_VOID = 11
+_INNER = 10  # folders that are searched for a layout
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Part:
         labels: names and palette of the classes.
         read: reads the mask of a pair.
         problems: files without a partner, stems that occur twice, masks in lossy formats.
-        notes: what is left out.
+        notes: what is allowed but may be a mistake, and what is left out.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
@@ -248,6 +251,8 @@ def _annotated(name: str, layout: OutlineLayout, beats: tuple[str, ...]) -> Layo
     """A layout whose classes are in the files of its labels."""
 
     def open_part(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
+        if described.ids:
+            raise DataError(f"{root / FILE}: 'ids' is for masks in files, not for {name}: leave it out")
         part = layout.open(root, splits, described)
         if (count := len(part.labels.names)) > IGNORE:
             raise DataError(f"{root}: {count} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
@@ -259,12 +264,32 @@ def _annotated(name: str, layout: OutlineLayout, beats: tuple[str, ...]) -> Layo
 _PANOPTIC = OutlineLayout(lambda root, described: coco.splits(root, "panoptic", described), _open_panoptic)
 _OUTLINES = tuple(OUTLINE_LAYOUTS)
 
+
+# ---- Pascal VOC
+
+
+def _open_voc(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
+    """The classes are those of ``dataset.yaml``, else of the file of names; without colours, ids are not mapped."""
+    pairs, problems = voc.find_pairs(root, splits, described)
+    names, file = voc.read_labels(root, (image.stem for image, _ in pairs))
+    if described.names or not names.names:
+        labels, read = _labels_and_reader(root, described, None, [mask for _, mask in pairs])
+    elif file is not None and described.masks == "ids":
+        unknown = described.unknown == "ignore"
+        labels, read = names, voc.VocMasks(names, file, described.ignore, described.ignore_colours, unknown)
+    else:
+        ids = plain_ids(len(names.names), described.ignore)
+        labels, read = _labels_and_reader(root, described, (names, ids), ())
+    return Part(tuple(pairs), labels, read, tuple(problems), voc.note_unlisted(root, described))
+
+
 LAYOUTS = (
     Layout("camvid", _camvid_splits, _open_camvid),
     Layout("cityscapes", _cityscapes_splits, _open_cityscapes),
     Layout("ade20k", _ade20k_splits, _open_ade20k, beats=("folders",)),
     _annotated("coco_panoptic", _PANOPTIC, beats=("folders", "flat", *_OUTLINES)),
     _annotated("coco_instances", OUTLINE_LAYOUTS["coco_instances"], beats=("polygons", "labelme")),
+    Layout("voc", voc.splits_of, _open_voc, beats=("polygons", "labelme")),
     Layout("folders", _folder_splits, _open_folders, beats=("polygons", "labelme")),
     Layout("flat", _flat_splits, _open_flat, beats=("polygons", "labelme")),
     _annotated("polygons", OUTLINE_LAYOUTS["polygons"], beats=()),
@@ -283,13 +308,26 @@ def unknown_layout(root: Path, described: DatasetFile, others: Sequence[str] = (
     names = [*(layout.name for layout in LAYOUTS), *others]
     if described.layout:
         return DataError(f"{root / FILE}: unknown layout {described.layout!r}{nearest(described.layout, names)}")
-    files = itertools.islice(root.rglob("*"), 10_000)
-    unsupported = next((path.relative_to(root) for path in files if path.suffix.lower() in _UNSUPPORTED), None)
+    files = (entry.path.relative_to(root) for entry in itertools.islice(entries_below(root), 10_000))
+    unsupported = next((path for path in files if path.suffix.lower() in _UNSUPPORTED), None)
     hint = f"; {unsupported} has an unsupported format: save images and masks as PNG" if unsupported else ""
-    return DataError(
+    if inner := inner_layout(root):
+        hint += f"; {inner.name} inside it has a layout: give {inner}"
+    return UnknownLayoutError(
         f"{root}: no layout fits ({', '.join(names)}); docs/data.md shows a tree of each. The simplest is"
         f" images/train, masks/train, images/val, masks/val{hint}"
     )
+
+
+def inner_layout(root: Path) -> Path | None:
+    """A folder in ``root`` that has a layout for segmentation, as unpacked archives often do."""
+    for folder in subfolders(root)[:_INNER]:
+        try:
+            if layout_of(folder, describe(folder)):
+                return folder
+        except (ConfigError, DataError):
+            continue
+    return None
 
 
 # ---- common steps
@@ -351,7 +389,7 @@ def _labels_and_reader(
     if (count := len(described.names)) > IGNORE:
         raise DataError(f"{root / FILE}: {count} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
     if described.names:
-        labels, class_of = Labels(described.names, described.palette), plain_ids(count, described.ignore)
+        labels, class_of = Labels(described.names, described.palette), described_ids(described)
     elif default is not None:
         labels = Labels(default[0].names, described.palette or default[0].palette)
         class_of = {**default[1], **dict.fromkeys(described.ignore, IGNORE)}

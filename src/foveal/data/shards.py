@@ -69,21 +69,22 @@ def _expand_pattern(pattern: str) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _expand_braces(pattern: str) -> list[str]:
-    """Expand ``{a,b}`` and ``{000..123}`` as shells do."""
+def _expand_braces(pattern: str, most: int = _MAX_RANGE) -> list[str]:
+    """Expand ``{a,b}`` and ``{000..123}`` as shells do, to at most ``most`` texts."""
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if not braces:
         return [pattern]
     span = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
     if span:
         first, last = int(span[1]), int(span[2])
-        if not 0 <= last - first < _MAX_RANGE:
+        if not 0 <= last - first < most:
             raise DataError(f"{pattern}: {braces[0]} is no rising range of at most {_MAX_RANGE:,} files")
         choices = [f"{number:0{len(span[1])}}" for number in range(first, last + 1)]
     else:
         choices = braces[1].split(",")
+    most //= len(choices)
     return [
         text
         for choice in choices
-        for text in _expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :])
+        for text in _expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :], most)
     ]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
-import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,17 +20,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, DataError, InputError
-from ..images.formats import MAX_FILE_BYTES
 from ..images.reading import read_image
 from ..info import Labels
 from .layout import DatasetFile, resolve_split
-from .masks import ColourMasks, IdMasks, plain_ids
+from .masks import ColourMasks, IdMasks, described_ids
 from .shards import find_shards
+from .tar_members import (
+    DAMAGE,
+    IMAGE_ENDINGS,
+    MASK_ENDINGS,
+    check_end,
+    check_member,
+    damaged_error,
+    is_compressed,
+    open_tar,
+    read_members,
+)
 
 LAYOUT = "tars"
-IMAGE_ENDINGS = ("jpg", "jpeg", "webp", "png", "tif", "tiff", "bmp")
-MASK_ENDINGS = ("mask.png", "seg.png", "png")
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # first bytes of gzip, bzip2, xz, zstd
 
 
 @dataclass(frozen=True)
@@ -139,23 +145,22 @@ class TarStream:
         """Key and members, by their ending, of each sample; a damaged shard ends early."""
         key, members = "", {}
         try:
-            with tarfile.open(shard, "r|*") as archive:
-                for member in archive:
-                    sample_key, ending = sample_of(member)
-                    if not sample_key:
-                        continue
+            size = None if is_compressed(shard) else shard.stat().st_size
+            with open_tar(shard, "r|*") as archive:
+                for sample_key, ending, member in read_members(archive, size):
                     if sample_key != key:
                         if members:
                             yield key, members
                         key, members = sample_key, {}
-                    if member.size > MAX_FILE_BYTES:
-                        limit = f"the limit of {MAX_FILE_BYTES >> 20} MiB"
-                        self._report(shard, sample_key, DataError(f"{shard}: {member.name} is above {limit}"))
+                    try:
+                        check_member(shard, member)
+                    except DataError as error:
+                        self._report(shard, sample_key, error)
                         continue
                     file = archive.extractfile(member)
                     members[ending] = file.read() if file else b""
             check_end(shard, archive.offset)
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        except DAMAGE as error:
             # The last sample before the damage may lack a member, so it is dropped with the rest of the shard.
             self._report(shard, "", damaged_error(shard, key, error))
             return
@@ -198,56 +203,13 @@ class TarStream:
         return int(text)
 
 
-def sample_of(member: tarfile.TarInfo) -> tuple[str, str]:
-    """Key of the sample that a member belongs to, and its ending; two empty strings for folders and hidden files."""
-    folder, _, name = member.name.rpartition("/")
-    stem, _, ending = name.partition(".")
-    if not member.isfile() or not stem:
-        return "", ""
-    return f"{folder}/{stem}" if folder else stem, ending.lower()
-
-
-def damaged_error(shard: Path, key: str, error: Exception) -> DataError:
-    """The error for a shard that is unreadable after sample ``key``."""
-    hint = "; compressed files must be unpacked first" if not key and _is_compressed(shard) else ""
-    return DataError(f"{shard}: damaged or truncated after {key or 'its start'} ({error}){hint}")
-
-
-def check_end(shard: Path, offset: int) -> None:
-    """Check that an uncompressed tar file ends at ``offset``, with the block of zeros that marks the end.
-
-    Python's tarfile takes a damaged or truncated header for the end, and would silently skip all samples after it.
-
-    Raises:
-        ValueError: there is no such block.
-    """
-    if _is_compressed(shard):
-        return  # compressed formats have checksums of their own
-    with shard.open("rb") as file:
-        file.seek(offset)
-        block = file.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        raise ValueError("no end-of-archive block")
-    if any(block):
-        raise ValueError("bad header")
-
-
-def _is_compressed(shard: Path) -> bool:
-    try:
-        with shard.open("rb") as file:
-            return file.read(6).startswith(_COMPRESSED)
-    except OSError:
-        return False
-
-
 def _mask_reader(described: DatasetFile) -> IdMasks | ColourMasks | None:
     ignore_unknown = described.unknown == "ignore"
     if described.masks == "colours":
         return ColourMasks(described.palette, described.ignore_colours, ignore_unknown)
     if not described.names:
         return None
-    count = len(described.names)
-    return IdMasks(plain_ids(count, described.ignore), count, ignore_unknown, described.palette)
+    return IdMasks(described_ids(described), len(described.names), ignore_unknown, described.palette)
 
 
 def _extra(members: Mapping[str, bytes], where: str) -> dict[str, Any]:

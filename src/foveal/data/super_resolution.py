@@ -32,6 +32,7 @@ from .layout import (
     SPLIT_NAMES,
     DatasetFile,
     Problem,
+    UnknownLayoutError,
     by_stem,
     describe,
     draw_splits,
@@ -84,7 +85,7 @@ class SuperResolutionData:
             )
         names = tuple(sets_of(root, described))
         if not names:
-            raise DataError(f"{root}: neither folders of large images (HR/) nor images")
+            raise UnknownLayoutError(f"{root}: neither folders of large images (HR/) nor images")
         pairs: list[tuple[Path | None, Path]] = []
         problems: list[Problem] = []
         for split in splits:

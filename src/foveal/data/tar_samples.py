@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import tarfile
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,9 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ..images.formats import MAX_FILE_BYTES
 from .layout import FILE, Problem, raise_first
-from .stream import IMAGE_ENDINGS, MASK_ENDINGS, StreamSample, TarStream, check_end, damaged_error, sample_of
+from .masks import ColourMasks, IdMasks
+from .stream import StreamSample, TarStream
+from .tar_members import (
+    DAMAGE,
+    IMAGE_ENDINGS,
+    MASK_ENDINGS,
+    check_end,
+    check_member,
+    damaged_error,
+    open_tar,
+    read_members,
+)
 
 
 class Place(NamedTuple):
@@ -112,6 +121,11 @@ class TarSamples:
         """
         return cls(TarStream.open(data, splits), task, Path(data))
 
+    @property
+    def read_mask(self) -> IdMasks | ColourMasks | None:
+        """Reader of the masks; ``None`` if the samples have none."""
+        return self.stream.masks
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -131,13 +145,12 @@ class TarSamples:
             with shard.open("rb") as file:
                 file.seek(start)
                 content = file.read(stop - start)
-            with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            with open_tar(io.BytesIO(content), "r:") as archive:
                 members = {}
-                for member in archive:
-                    sample_key, ending = sample_of(member)
+                for sample_key, ending, member in read_members(archive, len(content)):
                     if sample_key == key and (content_file := archive.extractfile(member)):
                         members[ending] = content_file.read()
-        except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        except DAMAGE as error:
             raise DataError(f"{shard}: {key}: cannot be read ({error}); was the file changed?") from error
         sample = self.stream.decode(shard, key, members)
         target = self._target.of(sample)
@@ -184,14 +197,9 @@ def places(shard: Path) -> list[Place]:
     samples: list[Place] = []
     key, start, stop, endings = "", 0, 0, []
     try:
-        with tarfile.open(shard, "r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (saves memory: nobody reads the list)
-                member_key, ending = sample_of(member)
-                if not member_key:
-                    continue
-                if member.size > MAX_FILE_BYTES:
-                    raise DataError(f"{shard}: {member.name} is above the limit of {MAX_FILE_BYTES >> 20} MiB")
+        with open_tar(shard, "r:") as archive:
+            for member_key, ending, member in read_members(archive, shard.stat().st_size):
+                check_member(shard, member)
                 if member_key != key:
                     if key:
                         samples.append(Place(key, start, stop, tuple(endings)))
@@ -199,7 +207,7 @@ def places(shard: Path) -> list[Place]:
                 endings.append(ending)
                 stop = archive.offset
         check_end(shard, archive.offset)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except DAMAGE as error:
         raise damaged_error(shard, key, error) from error
     if key:
         samples.append(Place(key, start, stop, tuple(endings)))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.recognise import naming_the_task
+from ..data.recognition import layout_named
 from ..errors import ConfigError
 from ..files import ensure_folder
 from ..prediction.load import load
@@ -121,5 +121,5 @@ def _create_evaluator(
         if task not in others and value not in others.values():
             names = " and ".join(map(repr, others))
             raise ConfigError(f"{name}={value!r} is for models of the task {names}, this one is for {task!r}: omit it")
-    with naming_the_task(data, task, "give a model for {}"):
+    with layout_named(data, task):
         return evaluator(predictor, data, split, **{name: options[name] for name in evaluator.options})

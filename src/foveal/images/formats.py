@@ -1,4 +1,4 @@
-"""The image formats that Foveal reads: detect them by content, check their limits, find their files in folders."""
+"""The image formats that Foveal reads: detect them by content, check their limits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Format(NamedTuple):
 # Each reader class is called directly: Image.open would try further formats, and its own pixel limit can only be
 # changed for the whole process.
 _FORMATS = {
-    "JPEG": _Format((b"\xff\xd8\xff",), (".jpg", ".jpeg"), JpegImagePlugin.JpegImageFile),
+    "JPEG": _Format((b"\xff\xd8\xff",), (".jpg", ".jpeg", ".jfif", ".jpe"), JpegImagePlugin.JpegImageFile),
     "PNG": _Format((b"\x89PNG\r\n\x1a\n",), (".png",), PngImagePlugin.PngImageFile),
     "WebP": _Format((b"RIFF",), (".webp",), WebPImagePlugin.WebPImageFile),
     "TIFF": _Format((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), (".tif", ".tiff"), _TiffFile),
@@ -53,23 +53,6 @@ SUFFIXES = tuple(suffix for kind in _FORMATS.values() for suffix in kind.suffixe
 def is_image(path: Path) -> bool:
     """Whether a file name has the suffix of an image; hidden files (``.name``, ``._name`` of macOS) do not count."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def list_images(source: str | Path) -> list[Path]:
-    """List the image files below a folder, sorted and without hidden ones; a path of a file gives that file.
-
-    Raises:
-        InputError: ``source`` does not exist, or the folder contains no images.
-    """
-    source = Path(source)
-    if source.is_dir():
-        images = sorted(p for p in source.rglob("*") if is_image(p) and p.is_file())
-        if not images:
-            raise InputError(f"{source}: no images ({', '.join(SUFFIXES)}) in this folder")
-        return images
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
-    return [source]
 
 
 def pixel_limit() -> int:

@@ -113,7 +113,8 @@ def read_mask(source: ImageSource, *, name: str = "", max_pixels: int | None = N
         raise InputError(f"{name}: an array of {plain.dtype}, not a file; it needs no reading")
     with decoding.one_line_errors(name), open_image(plain, name, max_pixels) as (image, file):
         if image.mode not in _MASK_MODES:
-            raise InputError(f"{name}: a {image.mode} image where a mask of class indices is expected")
+            advice = "; save the ids as PNG of 8 or 16 bits" if image.mode == "F" else ""
+            raise InputError(f"{name}: a {image.mode} image where a mask of class indices is expected{advice}")
         if image.format == "JPEG":
             raise InputError(f"{name}: JPEG alters class indices; store masks as PNG")
         step = decoding.grey_step(image)

@@ -9,11 +9,12 @@ from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import build_config, read_yaml, to_dict
+from ..config import build_config, to_dict
 from ..errors import ConfigError
 from ..task import TASKS
 from .classify_settings import ClassifySettings
 from .prompt_settings import PromptSettings
+from .recipe import read_recipe
 from .segment_settings import SegmentSettings
 from .settings import CommonSettings, Setting, check_needs, check_ranges, default_of, out_of_range, setting_fields
 from .upscale_settings import UpscaleSettings
@@ -73,11 +74,13 @@ def own_fields(task: str) -> Iterator[tuple[Field[Any], Setting]]:
 def resolve_config(config: TrainConfig | str | Path | None, overrides: dict[str, Any]) -> TrainConfig:
     """Settings from an object or a YAML file (None: the defaults), some of them replaced by ``overrides``.
 
+    Relative paths in the file begin at its folder; those that do not exist there, at the working directory.
+
     Raises:
         ConfigError: unknown setting, value of another type, or see :class:`TrainConfig`.
     """
     if isinstance(config, str | Path):
-        return build_settings(read_yaml(config) | overrides, str(config))
+        return build_settings(read_recipe(config, _path_settings()) | overrides, str(config))
     return build_settings((to_dict(config) if config else {}) | overrides)
 
 
@@ -116,5 +119,8 @@ def complete_finetuning(config: TrainConfig) -> TrainConfig:
 
 def portable_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings as plain values for a checkpoint; of paths only the last part, as they mean nothing elsewhere."""
-    paths = (declared.name for declared, info in setting_fields(config) if info.is_path)
-    return to_dict(config) | {name: Path(getattr(config, name)).name for name in paths}
+    return to_dict(config) | {name: Path(getattr(config, name)).name for name in _path_settings()}
+
+
+def _path_settings() -> list[str]:
+    return [declared.name for declared, info in setting_fields(TrainConfig) if info.is_path]

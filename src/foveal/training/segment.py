@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..data.class_map import read_class_map
+from ..data.masks import note_black_and_white
 from ..data.segmentation import class_counts, median_frequency_weights
 from ..data.transforms import SegmentAugment
 from ..errors import ConfigError
@@ -64,7 +65,11 @@ class SegmentJob:
     def _balanced_weights(self, progress: Progress) -> NDArray[np.float64]:
         """Weight of each class by median frequency balancing, ``(C,)``."""
         masks = [mask for _, mask in self.read.readable()]
-        balanced = median_frequency_weights(*class_counts(masks, len(self.labels.names)))
+        pixels, present = class_counts(masks, len(self.labels.names))
+        ignored = sum(int(np.count_nonzero(mask == IGNORE)) for mask in masks)
+        if note := note_black_and_white(getattr(self.data, "read_mask", None), pixels, ignored):
+            progress.note(note)
+        balanced = median_frequency_weights(pixels, present)
         if len(self.read.sampled) < len(self.data) and not balanced.all():
             # The other masks may contain these classes. A zero weight would stop the class from being learnt.
             rare = [name for name, weight in zip(self.labels.names, balanced, strict=True) if not weight]

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..data.recognise import naming_the_task
+from ..data.recognition import layout_named
 from ..data.shards import find_shards, is_pattern
 from ..progress import Progress
 from .config import TrainConfig, resolve_config
@@ -62,8 +62,8 @@ def train(
 
     Args:
         data: folder of the data set (see :mod:`foveal.data`), or a pattern of tar files.
-        config: settings as an object or a YAML file; default: those of the run when resuming, otherwise the defaults of
-            :class:`~foveal.training.config.TrainConfig`.
+        config: settings as an object or a YAML file, whose paths are relative to its folder; default: those of the run
+            when resuming, otherwise the defaults of :class:`~foveal.training.config.TrainConfig`.
         out: folder of the run.
         resume: continue the run in ``out`` from its last saved step.
         **overrides: fields of TrainConfig, for example ``epochs=50, device="cuda"``; they replace those of ``config``.
@@ -87,7 +87,7 @@ def train(
     with only_training(folder.path, accelerator):
         torch.manual_seed(config.seed)
         root = find_shards(data)[0] if is_pattern(data) else Path(data)
-        with naming_the_task(data, config.task, "write --task {}"):
+        with layout_named(data, config.task):
             job = JOBS[config.task](data, config, progress)
         run = Run(config, job, root, accelerator, folder, progress)
         run.resume() if resume else run.start()

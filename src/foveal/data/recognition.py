@@ -1,0 +1,88 @@
+"""Which layout the folder of a data set has, and which tasks learn from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import DataError, FovealError
+from ..task import TASKS
+from . import classification, instances, segmentation_layouts, stream, super_resolution
+from .layout import DatasetFile, UnknownLayoutError, describe
+from .outline_layouts import OUTLINE_LAYOUTS
+from .shards import find_shards, is_pattern
+
+#: Names of the layouts that are not in ``segmentation_layouts``.
+OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT, instances.IDS)
+
+_LAYOUTS: Mapping[str, tuple[str, ...]] = {  # of each task
+    "segment": (*(layout.name for layout in segmentation_layouts.LAYOUTS), stream.LAYOUT),
+    "classify": (classification.LAYOUT, stream.LAYOUT),
+    "upscale": (super_resolution.LAYOUT,),
+    "prompt": (instances.IDS, *OUTLINE_LAYOUTS),
+}
+
+
+def recognise(root: Path, described: DatasetFile) -> str:
+    """The name of the layout that a folder has.
+
+    Raises:
+        DataError: no layout fits, several do, or the one that ``dataset.yaml`` names does not.
+    """
+    name = described.layout
+    if name and name not in {each for names in _LAYOUTS.values() for each in names}:
+        raise segmentation_layouts.unknown_layout(root, described, OTHERS)
+    if name not in OTHERS and (layout := segmentation_layouts.layout_of(root, described)):
+        return layout.name
+    if name == instances.IDS:
+        return instances.layout_of(root, described)
+    if name in ("", stream.LAYOUT) and find_shards(root)[2]:
+        return stream.LAYOUT
+    if name in ("", super_resolution.LAYOUT) and (folders := super_resolution.high_folders(root, described)):
+        are_stray = not name and root in folders.values() and _has_classes(root, described)
+        if not are_stray:  # images beside folders of classes
+            return super_resolution.LAYOUT
+    if not name and segmentation_layouts.inner_layout(root):
+        raise segmentation_layouts.unknown_layout(root, described, OTHERS)
+    if name in ("", classification.LAYOUT) and classification.class_folders(root, described):
+        return classification.LAYOUT
+    raise segmentation_layouts.unknown_layout(root, described, OTHERS)
+
+
+def _has_classes(root: Path, described: DatasetFile) -> bool:
+    try:
+        by_split = classification.class_folders(root, described)
+    except DataError:
+        return False
+    return len({name for folders in by_split.values() for name in folders}) > 1
+
+
+def tasks_of(layout: str) -> tuple[str, ...]:
+    """The tasks that learn from data of a layout."""
+    return tuple(task for task, names in _LAYOUTS.items() if layout in names)
+
+
+@contextmanager
+def layout_named(data: str | Path, task: str) -> Iterator[None]:
+    """If data cannot be opened for ``task`` because its layout is for other tasks, say so in the error.
+
+    Errors of tasks without classes stay as they are: these tasks take images of any layout without their labels.
+    """
+    try:
+        yield
+    except DataError as error:
+        if is_pattern(data) or not TASKS[task].has_classes:
+            raise
+        root = Path(data)
+        try:
+            tasks = tasks_of(layout := recognise(root, describe(root)))
+        except FovealError:
+            raise error from None
+        if task in tasks:
+            raise
+        fact = f"has the layout {layout!r}, which is for the task {' and '.join(map(repr, tasks))}, not for {task!r}"
+        advice = f"train with --task {tasks[0]}, or evaluate a model of that task"
+        if isinstance(error, UnknownLayoutError):
+            raise DataError(f"{root}: {fact}: {advice}") from error
+        raise DataError(f"{error}; {root} {fact}: {advice}") from error
