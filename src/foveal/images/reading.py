@@ -15,10 +15,11 @@ from PIL import Image
 
 from ..errors import InputError
 from . import decoding
-from .formats import ImageSource, open_image
+from .formats import BandsError, ImageSource, open_image, pixel_limit
+from .npy import is_npy, read_npy
 
-ImageLike = ImageSource | NDArray[np.uint8] | NDArray[np.uint16]  # 16 bits: only to upscale
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B")
+ImageLike = ImageSource | NDArray[Any]  #: uint8; uint16 to upscale; other types for models of other bands
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B")
 _MASK_MODES = ("L", "P", "I;16", "I;16B", "I", "1")
 
 
@@ -30,7 +31,7 @@ def read_image(
     EXIF orientation is applied. 16-bit greys are scaled to 8 bits, not clipped. Transparent images are composed over
     white. Of an animated file or a file with several pages, the first frame is read. CMYK, palette, grey and 1-bit
     images are converted to RGB. The format (JPEG, PNG, WebP, TIFF, BMP) is detected from the content, not from the
-    file name.
+    file name; NPY files have the suffix ``.npy``. :func:`foveal.images.bands.read_bands` reads every band as it is.
 
     Args:
         source: path, content of a file, Pillow image, or uint8 array ``(H, W)``, ``(H, W, 3)`` or ``(H, W, 4)``.
@@ -44,12 +45,14 @@ def read_image(
         ``(H, W, 3)`` uint8.
 
     Raises:
-        InputError: the image is missing, unreadable, damaged, truncated or too large, has an unsupported format, or
-            has values of unknown range (floating point, 32-bit integers).
+        InputError: the image is missing, unreadable, damaged, truncated or too large, has an unsupported format, has
+            values of unknown range (floating point, 32-bit integers), or has further bands.
     """
     if isinstance(source, np.ndarray):
-        return _image_from_array(source)
-    name = _name_of(source, name, "image")
+        return _image_from_array(source, "array")
+    name = name_of(source, name, "image")
+    if is_npy(source):
+        return _image_from_array(_read_npy(source, name, max_pixels), name)
     with decoding.one_line_errors(name), open_image(source, name, max_pixels) as (image, file):
         _check_mode(image, name)
         return decoding.apply_orientation(decoding.decode_rgb(image, file, name, allow_truncated), image)
@@ -82,8 +85,10 @@ def read_picture(source: ImageLike, *, name: str = "", max_pixels: int | None = 
             one file, CMYK with a profile, 16-bit grey with transparency.
     """
     if isinstance(source, np.ndarray):
-        return _picture_from_array(source)
-    name = _name_of(source, name, "image")
+        return _picture_from_array(source, "array")
+    name = name_of(source, name, "image")
+    if is_npy(source):
+        return _picture_from_array(_read_npy(source, name, max_pixels), name)
     with decoding.one_line_errors(name), open_image(source, name, max_pixels) as (image, file):
         _check_mode(image, name)
         raw = decoding.raw_mode(image)
@@ -107,7 +112,9 @@ def read_mask(source: ImageSource, *, name: str = "", max_pixels: int | None = N
     Raises:
         InputError: the mask is unreadable, is a colour image, or is a JPEG, whose compression changes indices.
     """
-    name = _name_of(source, name, "mask")
+    name = name_of(source, name, "mask")
+    if is_npy(source):
+        return _mask_from_array(_read_npy(source, name, max_pixels), name)
     with decoding.one_line_errors(name), open_image(source, name, max_pixels) as (image, file):
         if image.mode not in _MASK_MODES:
             raise InputError(f"{name}: a {image.mode} image where a mask of class indices is expected")
@@ -118,13 +125,19 @@ def read_mask(source: ImageSource, *, name: str = "", max_pixels: int | None = N
         return decoding.apply_orientation(np.asarray(image).astype(np.int32) // step, image)
 
 
-def _name_of(source: ImageSource, name: str, default: str) -> str:
+def name_of(source: ImageSource, name: str, default: str) -> str:
+    """Name of an image in messages: ``name``, the path, or ``default``."""
     return name or (str(source) if isinstance(source, str | Path) else default)
 
 
 def _check_mode(image: Image.Image, name: str) -> None:
     if image.mode == "F":
-        raise InputError(f"{name}: floating-point image; its range is unknown, convert it to 8 or 16 bits")
+        raise BandsError(
+            f"{name}: floating-point image; its range is unknown: convert it to 8 or 16 bits, or take a model for "
+            "images of other bands (docs/bands.md)"
+        )
+    if image.mode == "RGBX":
+        raise BandsError(f"{name}: 4 bands, of which the last is not alpha: take a model with in_chans=4, or drop it")
     if image.mode == "I" and image.format != "PNG":  # older Pillow uses this mode for 16-bit PNG files
         raise InputError(f"{name}: 32-bit image; its range is unknown, convert it to 8 or 16 bits")
     if image.mode not in (*_MODES, "I"):
@@ -145,7 +158,7 @@ def _decode_picture(image: Image.Image, file: BinaryIO | None, name: str, wide_g
     """``(H, W, 3)``, or ``(H, W, 4)`` if the image has transparency; uint16 if it is a 16-bit grey."""
     if file and image.format == "JPEG":
         return decoding.decode_rgb(image, file, name, allow_truncated=False)
-    decoding.decode(image, file, name, allow_truncated=False)
+    decoding.decode_colours(image, file, name, allow_truncated=False)
     if wide_grey:
         return decoding.wide_grey_to_rgb(image)
     return np.asarray(image.convert("RGBA")) if image.has_transparency_data else decoding.to_rgb(image)
@@ -157,26 +170,44 @@ def _split_alpha(pixels: NDArray[Any], icc: bytes, grey: bool) -> Picture:
     return Picture(np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3]), icc, grey)
 
 
-def _image_from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
+def _read_npy(source: Any, name: str, max_pixels: int | None) -> NDArray[Any]:
+    array = read_npy(source, name, 4 * (pixel_limit() if max_pixels is None else max_pixels))
+    if array.ndim == 3 and array.shape[2] != 3:
+        raise BandsError(
+            f"{name}: {array.shape[2]} bands (shape {array.shape}), of which an RGB image would lose some: take a "
+            f"model with in_chans={array.shape[2]} (docs/bands.md), or save the bands to use as (H, W, 3)"
+        )
+    return array
+
+
+def _image_from_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    _check_shape(array, name)
     if array.dtype != np.uint8:
-        raise InputError(f"array of {array.dtype}: expected uint8 with values 0..255")
-    _check_shape(array)
+        raise BandsError(f"{name} of {array.dtype}: expected uint8 with values 0..255")
     if array.ndim == 2:
         return np.repeat(array[..., None], 3, axis=2)
     return decoding.to_rgb(Image.fromarray(array)) if array.shape[2] == 4 else array
 
 
-def _picture_from_array(array: NDArray[Any]) -> Picture:
+def _picture_from_array(array: NDArray[Any], name: str) -> Picture:
     if array.dtype not in (np.uint8, np.uint16):
-        raise InputError(f"array of {array.dtype}: expected uint8 or uint16")
-    _check_shape(array)
+        raise BandsError(f"{name} of {array.dtype}: expected uint8 or uint16")
+    _check_shape(array, name)
     if array.ndim == 2:
         return Picture(np.repeat(array[..., None], 3, axis=2), grey=True)
     return _split_alpha(array, b"", False)
 
 
-def _check_shape(array: NDArray[Any]) -> None:
+def _mask_from_array(array: NDArray[Any], name: str) -> NDArray[np.int32]:
+    if array.ndim != 2 or array.dtype.kind not in "ui" or not array.size:
+        raise InputError(f"{name}: {array.dtype} of shape {array.shape}, where a mask of integers (H, W) is expected")
+    if array.min() < -(1 << 31) or array.max() >= 1 << 31:
+        raise InputError(f"{name}: ids up to {array.max()}, which are no class indices")
+    return array.astype(np.int32)
+
+
+def _check_shape(array: NDArray[Any], name: str) -> None:
     if array.size == 0:
-        raise InputError(f"array of shape {array.shape}: no pixels")
+        raise InputError(f"{name} of shape {array.shape}: no pixels")
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (3, 4)):
-        raise InputError(f"array of shape {array.shape}: expected (H, W), (H, W, 3) or (H, W, 4)")
+        raise BandsError(f"{name} of shape {array.shape}: expected (H, W), (H, W, 3) or (H, W, 4)")
