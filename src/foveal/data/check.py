@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
+from ..images.bands import RGB
 from ..images.reading import read_image
 from ..info import IGNORE, Labels
 from ..progress import Progress
 from . import classification, instances, stream, super_resolution
+from .bands import D, with_its_bands
 from .classification import ClassificationData, class_folders
 from .examples import Examples
 from .instances import InstanceData
@@ -268,6 +270,7 @@ def _check_masks(check: _Check, layout: Layout) -> None:
         report.problems += part.problems
         report.labels = part.labels
         data = SegmentationData(part.pairs, part.labels, part.read, layout.name)
+        data = _with_its_bands(data, check, split)
         unlabelled: list[str] = []
         for index in check.indices(data, split):
             path = part.pairs[index][0]
@@ -279,6 +282,17 @@ def _check_masks(check: _Check, layout: Layout) -> None:
                 split.examples.offer(path.name, image, mask, part.labels)
                 check.note_duplicate(split.name, path)
         _report_unlabelled(report, split, unlabelled)
+
+
+def _with_its_bands(data: D, check: _Check, split: SplitReport) -> D:
+    """The same samples with the bands that training would read; with a note if they are not RGB."""
+    try:
+        data = with_its_bands(data, check.described)
+    except DataError:  # no image can be read, which the check reports for each
+        return data
+    if data.bands != RGB:
+        check.report.notes.append(f"{split.name}: {data.bands}")
+    return data
 
 
 def _report_unlabelled(report: DataReport, split: SplitReport, names: Sequence[str]) -> None:
@@ -315,6 +329,7 @@ def _check_classes(check: _Check, splits: Sequence[str]) -> None:
             check.report.problems.append(_problem(check.root / name, error))
             continue
         check.report.labels = data.labels
+        data = _with_its_bands(data, check, split)
         for index in check.indices(data, split):
             path, label = data.files[index]
             if sample := check.read(data, index, path, split):

@@ -42,7 +42,7 @@ class Bands:
         return f"{self.count} {'band' if self.count == 1 else 'bands'} of {self.dtype or 'any type'}"
 
     def read(self, source: ImageLike, *, name: str = "") -> NDArray[Any]:
-        """Read an image: three bands of uint8 by :func:`~foveal.images.reading.read_image`, others by :func:`read_bands`.
+        """Read an image: as RGB of 8 bits by :func:`~foveal.images.reading.read_image`, else by :func:`read_bands`.
 
         Returns:
             ``(H, W, C)``.

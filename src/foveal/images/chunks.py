@@ -40,7 +40,9 @@ def check_png(file: BinaryIO, name: str) -> None:
         file.seek(length + 4, io.SEEK_CUR)
     file.seek(position)
     if head[25:26] == bytes([_PALETTE]) and (palette <= 0 or palette % 3):
-        what = "without a palette (chunk PLTE)" if palette < 0 else f"with a palette of {palette} bytes, not 3 per entry"
+        what = (
+            "without a palette (chunk PLTE)" if palette < 0 else f"with a palette of {palette} bytes, not 3 per entry"
+        )
         raise InputError(f"{name}: damaged, a palette image {what}")
 
 

@@ -1,4 +1,4 @@
-"""NPY files, the format of ``numpy.save``: their size is checked before the values are read, and nothing is unpickled."""
+"""NPY files, the format of ``numpy.save``: their size is checked before the values are read; nothing is unpickled."""
 
 from __future__ import annotations
 

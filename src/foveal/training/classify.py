@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,15 +12,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..data.bands import described_by, read_preprocess
 from ..data.transforms import ClassifyAugment
 from ..evaluation.metrics import ClassifyScores
 from ..images.preparing import prepare
-from ..info import Preprocess
 from ..prediction.predictor import Predictor
 from ..progress import Progress
 from .cache import Cached
 from .classify_settings import ClassifySettings
-from .job import open_data
+from .job import note_colours, open_data
 
 
 class ClassifyJob:
@@ -30,13 +31,14 @@ class ClassifyJob:
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         self.augment = ClassifyAugment(config.crop, config.area, config.flip, config.jitter, config.tint)
-        self.preprocess = Preprocess(size=config.crop, crop_ratio=config.crop_ratio)
+        self.normalise = read_preprocess(self.data, described_by(root), progress)
+        note_colours(self.data, config, progress)
+        self.preprocess = dataclasses.replace(self.normalise, size=config.crop, crop_ratio=config.crop_ratio)
         self.smoothing = config.label_smoothing
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, label = self.read[index]
-        augmented = self.augment(image, rng=rng)
-        network_input = prepare(augmented, Preprocess(self.preprocess.mean, self.preprocess.std))
+        network_input = prepare(self.augment(image, rng=rng), self.normalise)
         return torch.from_numpy(network_input[0]), torch.tensor(label)
 
     def trainee(self, model: nn.Module) -> nn.Module:

@@ -58,6 +58,7 @@ class Run:
             config.model,
             config.task,
             num_classes=len(job.labels.names),
+            in_chans=_channels(config, job),
             weights=config.weights or None,
             **config.options,
         )
@@ -297,6 +298,16 @@ class Run:
         best = not value < state.best  # true for NaN too, so that there always is a best checkpoint
         state.best = max(state.best, value)
         return best
+
+
+def _channels(config: TrainConfig, job: Job) -> int:
+    """Channels of the images that the job trains on."""
+    channels = len(job.preprocess.mean)
+    if config.in_chans not in (0, channels):
+        raise ConfigError(f"in_chans={config.in_chans}: models for {config.task!r} take images of {channels} channels")
+    if "in_chans" in config.options:
+        raise ConfigError("options: in_chans is a setting of its own: write in_chans=N, not options={in_chans: N}")
+    return channels
 
 
 def _digest(job: Job) -> str:
