@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
-from ..images.bands import RGB
+from ..images.bands import RGB, Bands
 from ..images.reading import read_image
 from ..info import IGNORE, Labels
 from ..progress import Progress
@@ -191,6 +191,7 @@ class _Check:
 
     def __init__(self, report: DataReport, described: DatasetFile, progress: Progress) -> None:
         self.report, self.root, self.described, self.progress = report, report.root, described, progress
+        self.bands: Bands | None = None  # of the images of the first split
         self._known: dict[str, tuple[str, Path]] = {}  # split and path of the images so far, by the hash of their bytes
 
     def add_split(self, name: str) -> SplitReport:
@@ -270,7 +271,7 @@ def _check_masks(check: _Check, layout: Layout) -> None:
         report.problems += part.problems
         report.labels = part.labels
         data = SegmentationData(part.pairs, part.labels, part.read, layout.name)
-        data = _with_its_bands(data, check, split)
+        data = _with_its_bands(data, check)
         unlabelled: list[str] = []
         for index in check.indices(data, split):
             path = part.pairs[index][0]
@@ -284,14 +285,17 @@ def _check_masks(check: _Check, layout: Layout) -> None:
         _report_unlabelled(report, split, unlabelled)
 
 
-def _with_its_bands(data: D, check: _Check, split: SplitReport) -> D:
-    """The same samples with the bands that training would read; with a note if they are not RGB."""
+def _with_its_bands(data: D, check: _Check) -> D:
+    """The same samples with the bands that training would read, those of the first split; with a note if not RGB."""
+    if check.bands:
+        return data.with_bands(check.bands)
     try:
         data = with_its_bands(data, check.described)
     except DataError:  # no image can be read, which the check reports for each
         return data
+    check.bands = data.bands
     if data.bands != RGB:
-        check.report.notes.append(f"{split.name}: {data.bands}")
+        check.report.notes.append(f"the images have {data.bands}; models of the data take these")
     return data
 
 
@@ -329,7 +333,7 @@ def _check_classes(check: _Check, splits: Sequence[str]) -> None:
             check.report.problems.append(_problem(check.root / name, error))
             continue
         check.report.labels = data.labels
-        data = _with_its_bands(data, check, split)
+        data = _with_its_bands(data, check)
         for index in check.indices(data, split):
             path, label = data.files[index]
             if sample := check.read(data, index, path, split):
@@ -378,6 +382,8 @@ def _check_tars(check: _Check, splits: Sequence[str]) -> None:
             bad.append(Problem(shard / key, error))
 
         data = TarStream.open(check.root, [name], on_bad=note)
+        if check.described.mean and check.described.dtype:
+            data = dataclasses.replace(data, bands=Bands(len(check.described.mean), check.described.dtype))
         check.report.labels = data.labels
         with check.progress.bar(f"check {name}", len(data.shards)) as bar:
             for shard in data.shards:

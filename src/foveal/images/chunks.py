@@ -12,7 +12,7 @@ _MAX_CHUNKS = 200_000  # besides those of pixels
 _PALETTE = 3  # colour type of PNG
 _RUN_LENGTHS = (1, 2)  # compression of BMP: 8 and 4 bits per pixel
 _LONGEST_RUN = 255  # pixels for two bytes
-_MAX_RUN_BYTES = 8 << 20  # Pillow decodes run lengths in Python, about a second for two megabytes
+_MAX_RUN_BYTES = 2 << 20  # Pillow decodes run lengths in Python, several seconds for so many
 
 
 def check_png(file: BinaryIO, name: str) -> None:
@@ -64,6 +64,8 @@ def check_bmp(file: BinaryIO, name: str) -> None:
         return
     data = max(0, length - start)
     if data > _MAX_RUN_BYTES:
-        raise InputError(f"{name}: {data >> 20} MiB of run lengths, above the limit of 8; save it as PNG")
+        raise InputError(
+            f"{name}: {data >> 20} MiB of run lengths, above the limit of {_MAX_RUN_BYTES >> 20}; save it as PNG"
+        )
     if abs(width * height) > data * _LONGEST_RUN // 2:
         raise InputError(f"{name}: damaged, {data} bytes of run lengths cannot hold {width}x{abs(height)} pixels")

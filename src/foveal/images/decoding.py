@@ -134,8 +134,16 @@ def grey_step(image: Image.Image) -> int:
 
 def apply_orientation(pixels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     """Apply the orientation of an image; Pillow's TIFF reader has already done so when decoding."""
-    tiff.check_tags(image.info.get("exif") or b"")
+    tiff.check_exif(_exif_of(image))
     return upright(pixels, image.getexif().get(0x0112, 1))
+
+
+def _exif_of(image: Image.Image) -> bytes:
+    """The EXIF data where Pillow finds it: older PNG files have it as hexadecimal text."""
+    if exif := image.info.get("exif"):
+        return exif
+    text = image.info.get("Raw profile type exif", "")
+    return bytes.fromhex("".join(text.split("\n")[3:])) if isinstance(text, str) else b""
 
 
 def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

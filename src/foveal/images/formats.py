@@ -120,7 +120,7 @@ def open_image(source: ImageSource, name: str, max_pixels: int | None) -> Iterat
 
 def _check_content(file: BinaryIO, kind: str, name: str) -> None:
     """Check what Pillow would take too long for, or silently get wrong."""
-    if kind == "TIFF" and (found := tiff.pages(file, name)):
+    if kind == "TIFF" and (found := tiff.pages(file, name, strict=False)):
         _check_bands(name, found[0])
         _check_stack(name, found)
     elif kind == "PNG":

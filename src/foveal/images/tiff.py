@@ -94,15 +94,26 @@ class Page:
         return fits and self.first(259, 1) in _UNPACKED and self.dtype != ""
 
 
-def pages(file: BinaryIO, name: str) -> list[Page]:
+def pages(file: BinaryIO, name: str, *, strict: bool = True) -> list[Page]:
     """The pages of a TIFF file without previews and transparency masks, from its tags; the file's position is kept.
+
+    Args:
+        file: the file.
+        name: its name, for messages.
+        strict: whether damage after the first page is an error; otherwise the list ends there.
 
     Raises:
         InputError: damaged tags, tags that claim far more data than the file has, or too many pages.
+        struct.error: damaged tags, too.
     """
-    position = file.tell()
+    position, found, read = file.tell(), list[Page](), 0
     try:
-        found = [page for page in _directories(file, name) if not page.first(254) & 5]
+        for page in _directories(file, name):
+            read += 1
+            found += [] if page.first(254) & 5 else [page]
+    except (InputError, struct.error):
+        if strict or not read:
+            raise
     finally:
         file.seek(position)
     return found
@@ -144,14 +155,12 @@ def _read_directory(
     if count > 1 << 16:
         raise InputError(f"{name}: damaged ({count} tags)")
     rows, tail = file.read(count * entry), file.read(inline)
+    if _claimed(rows, length, order, big) > max(_TAG_BYTES, 2 * length):
+        raise InputError(f"{name}: its tags claim far more data than the file has")
     tags: dict[int, tuple[int, ...]] = {}
-    total = 0
     for start in range(0, len(rows) - entry + 1, entry):
         tag, kind, number = struct.unpack_from(f"{order}HH{word}", rows, start)
         size = number * _SIZES.get(kind, 0)
-        total += min(size, length)
-        if total > max(_TAG_BYTES, 2 * length):
-            raise InputError(f"{name}: its tags claim far more data than the file has")
         if kind not in _INTEGERS or not number or (number > 1 << 16 and tag not in (273, 279, 324, 325)):
             continue
         data = rows[start + 4 + inline : start + entry]
@@ -164,16 +173,27 @@ def _read_directory(
     return tags, struct.unpack(order + word, tail)[0] if len(tail) == inline else 0
 
 
-def check_tags(exif: bytes) -> None:
-    """Check EXIF data, which has the form of a TIFF file, before Pillow reads all of its tags.
+def _claimed(rows: bytes, length: int, order: str, big: bool) -> int:
+    """Bytes that a reader of every tag of a directory reads from a file of ``length``."""
+    word, entry = ("Q", 20) if big else ("I", 12)
+    found = (struct.unpack_from(f"{order}HH{word}", rows, start) for start in range(0, len(rows) - entry + 1, entry))
+    return sum(min(number * _SIZES.get(kind, 0), length) for _, kind, number in found)
+
+
+def check_exif(exif: bytes) -> None:
+    """Check EXIF data, which has the form of a TIFF file, before Pillow reads all of its tags; damage is left to it.
 
     Raises:
-        InputError: its tags claim far more data than there is.
+        ValueError: its tags claim far more data than there is.
     """
     content = exif.removeprefix(b"Exif\0\0")
-    if content[:4] in (b"II*\0", b"MM\0*"):
-        for _ in _directories(io.BytesIO(content), "EXIF"):
-            pass
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4], "")
+    if not order or len(content) < 8:
+        return
+    (start,) = struct.unpack_from(f"{order}I", content, 4)
+    count = int.from_bytes(content[start : start + 2], "little" if order == "<" else "big")
+    if _claimed(content[start + 2 : start + 2 + 12 * count], len(content), order, False) > _TAG_BYTES:
+        raise ValueError("the tags of its EXIF data claim far more data than there is")
 
 
 def read_page(content: bytes, page: Page, name: str) -> NDArray[Any]:
