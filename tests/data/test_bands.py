@@ -11,6 +11,7 @@ import tifffile
 from PIL import Image
 
 from foveal.data.bands import band_statistics, described_by, with_its_bands, write_statistics
+from foveal.data.check import check_data
 from foveal.data.classification import ClassificationData
 from foveal.data.layout import describe
 from foveal.data.segmentation import SegmentationData
@@ -111,11 +112,25 @@ def test_wrong_lines_of_dataset_yaml(tmp_path: Path, text: str, message: str) ->
         described_by(tmp_path)
 
 
+def test_the_check_notes_bands_and_reports_images_of_others(tmp_path: Path) -> None:
+    segmentation(tmp_path, ".npy", 5, "uint8")
+    for folder, file, array in (
+        ("images", "0.npy", np.zeros((8, 9, 4), np.uint8)),
+        ("masks", "0.png", np.zeros((8, 9), np.uint8)),
+    ):
+        write(tmp_path / folder / "val" / file, array)
+    report = check_data(tmp_path)
+    assert "the images have 5 bands of uint8; models of the data take these" in report.notes
+    assert ["4 bands of uint8, but the model takes 5 bands" in problem.error for problem in report.problems] == [True]
+
+
 def test_numbers_of_bands_that_do_not_fit(tmp_path: Path) -> None:
     segmentation(tmp_path, ".npy", 5, "uint8")
     data = SegmentationData.open(tmp_path, ["train"])
     with pytest.raises(DataError, match="5 bands of uint8, but the model takes 4 bands"):
         with_its_bands(data, describe(tmp_path), in_chans=4)
+    (tmp_path / "dataset.yaml").write_text("names: [land, water]\nmean:\n- 0.1\nstd:\n  - 0.2\nval_share: 0.0\n")
     write_statistics(tmp_path, band_statistics(tmp_path))
+    assert "val_share: 0.0\ndtype: uint8\nmean: [" in (tmp_path / "dataset.yaml").read_text()
     with pytest.raises(ConfigError, match=r"in_chans=4, but dataset\.yaml has the mean of 5 bands"):
         with_its_bands(data, describe(tmp_path), in_chans=4)

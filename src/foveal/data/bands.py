@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -238,14 +238,22 @@ def write_statistics(root: str | Path, statistics: BandStatistics) -> Path:
     """
     file = (find_shards(root)[0] if is_pattern(root) else Path(root)) / FILE
     text = file.read_text("utf-8") if file.exists() else ""
-    kept = [line for line in text.splitlines() if line.partition(":")[0].strip("'\"") not in _KEYS]
-    lines = [*kept, *yaml_lines(statistics)]
+    lines = [*_without_keys(text.splitlines()), *yaml_lines(statistics)]
     with atomic_write(file) as temporary:
         temporary.write_text("\n".join(lines) + "\n", "utf-8")
         written = build_config(DatasetFile, read_yaml(temporary), str(file))
     values = statistics.preprocess()
     assert (written.mean, written.std) == (values.mean, values.std)
     return file
+
+
+def _without_keys(lines: Sequence[str]) -> Iterator[str]:
+    """The lines of a YAML file without the entries of :data:`_KEYS`, which may have several lines."""
+    dropped = False
+    for line in lines:
+        dropped = line.partition(":")[0] in _KEYS or (dropped and line[:1] in (" ", "-"))
+        if not dropped:
+            yield line
 
 
 def yaml_lines(statistics: BandStatistics) -> list[str]:

@@ -39,7 +39,7 @@ class Bands:
     dtype: str = "uint8"
 
     def __str__(self) -> str:
-        return f"{self.count} {'band' if self.count == 1 else 'bands'} of {self.dtype or 'any type'}"
+        return f"{self.count} {'band' if self.count == 1 else 'bands'}{self.dtype and ' of '}{self.dtype}"
 
     def read(self, source: ImageLike, *, name: str = "") -> NDArray[Any]:
         """Read an image: as RGB of 8 bits by :func:`~foveal.images.reading.read_image`, else by :func:`read_bands`.

@@ -78,6 +78,9 @@ class Page:
         """Whether a picture of grey or colours, with or without alpha, would lack some of the bands."""
         extra, colours = self.tags.get(338, ()), _COLOURS.get(self.first(262), 1)
         has_alpha = colours < 4 and len(extra) == 1 and extra[0] in _ALPHA
+        # Pillow does not read these kinds of alpha.
+        unread = self.first(284, 1) == 2 and (colours == 1 or extra[:1] == (1,))
+        has_alpha &= not (unread or (colours == 1 and self.first(258, 1) != 8))
         return self.bands > colours + has_alpha
 
     def describe(self) -> str:
