@@ -15,6 +15,7 @@ from foveal.data.check import check_data
 from foveal.data.classification import ClassificationData
 from foveal.data.layout import describe
 from foveal.data.segmentation import SegmentationData
+from foveal.data.transforms import ClassifyAugment, SegmentAugment
 from foveal.errors import ConfigError, DataError
 from foveal.images.bands import RGB, Bands
 from helpers.commands import Command
@@ -80,6 +81,24 @@ def test_text_output_and_constant_bands(tmp_path: Path, cli: Command) -> None:
     assert "std: [1.0, 0.00" in done.stdout
     assert "2.npy" in done.stdout
     assert not (tmp_path / "dataset.yaml").exists()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_augmentation_moves_bands_as_colours(dtype: str) -> None:
+    rgb = np.random.default_rng(0).integers(0, 255, (50, 60, 3), np.uint8)
+    bands, mask = np.dstack([rgb, rgb[..., :2]]).astype(dtype), rgb[..., 0] % 4
+    fill = (124, 116, 104)
+    for seed in range(6):
+        augment = SegmentAugment((32, 40), scale=(0.3, 2.0), jitter=0.0, fill=fill)
+        expected, target = augment(rgb, mask, np.random.default_rng(seed))
+        augment = SegmentAugment((32, 40), scale=(0.3, 2.0), jitter=0.5, tint=0.5, fill=(*fill, *fill[:2]))
+        moved, ids = augment(bands, mask, np.random.default_rng(seed))
+        assert (ids == target).all()
+        assert moved.dtype == dtype
+        close = np.abs(moved.clip(0, 255) - np.dstack([expected, expected[..., :2]]).astype(np.float64))
+        assert close.max() <= (0 if dtype == "uint8" else 1)
+        small = ClassifyAugment((32, 40), jitter=0.5)(bands, np.random.default_rng(seed))
+        assert (small.shape, small.dtype) == ((32, 40, 5), dtype)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "I;16"])

@@ -14,7 +14,7 @@ import foveal
 from foveal.images.preparing import prepare
 from helpers.commands import Command
 
-MODEL = ("--model", "mobilenetv3_small_100")
+MODEL = ("--model", "efficientvit_b0")
 SHORT = ("--set.epochs", 2, "--set.batch_size", 2, "--set.crop", "[32, 32]", "--set.workers", 0, "--set.eval_every", 2)
 
 

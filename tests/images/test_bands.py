@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from foveal.errors import InputError
-from foveal.images.bands import RGB, Bands, displayed, read_bands, resized
+from foveal.images.bands import RGB, Bands, displayed, read_bands, read_size, resized
 from foveal.images.formats import BandsError
 from foveal.images.preparing import prepare
 from foveal.images.reading import read_image, read_mask, read_picture
@@ -177,6 +177,22 @@ def test_hostile_files(case: str) -> None:
     content, message = HOSTILE[case]
     with pytest.raises(InputError, match=message):
         read_bands(content, name="x")
+
+
+def test_sizes_from_the_header(tmp_path: Path) -> None:
+    array = values((20, 24, 5), "uint8")
+    np.save(tmp_path / "a.npy", array)
+    (tmp_path / "a.tif").write_bytes(tiff(array, extratags=[(274, 3, 1, 6, True)]))
+    tagged = Image.Exif()
+    tagged[0x0112] = 8
+    for suffix, more in ((".jpg", {"exif": tagged}), (".png", {"exif": tagged}), (".webp", {})):
+        Image.fromarray(array[..., :3]).save(tmp_path / f"a{suffix}", **more)
+    Image.fromarray(array[..., 0]).save(tmp_path / "b.tif", exif=tagged)
+    for file in sorted(tmp_path.iterdir()):
+        assert read_size(file) == read_bands(file).shape[:2], file.name
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0")
+    with pytest.raises(InputError, match="damaged"):
+        read_size(tmp_path / "a.npy")
 
 
 def test_the_size_of_all_bands_is_limited() -> None:

@@ -18,7 +18,7 @@ from ..images.bands import RGB, Bands
 from ..images.formats import BandsError
 from ..info import PEAKS, Preprocess
 from ..progress import Progress
-from .labelled import Banded, open_labelled
+from .labelled import Banded, LabelledTask, open_labelled
 from .layout import ALL, FILE, DatasetFile, describe
 from .shards import find_shards, is_pattern
 
@@ -196,8 +196,9 @@ def band_statistics(
 def _open_any(root: str | Path, splits: Sequence[str]) -> Banded:
     """The samples of the first split that there is, with masks or with classes; else the error of the first attempt."""
     first: DataError | None = None
+    tasks: tuple[LabelledTask, ...] = ("segment", "classify")
     for split in splits:
-        for task in ("segment", "classify"):
+        for task in tasks:
             try:
                 return open_labelled(root, [split], task)
             except DataError as error:

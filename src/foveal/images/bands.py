@@ -7,6 +7,7 @@ are uint8, uint16 or float32, as in the file.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..errors import InputError
 from ..info import PEAKS
 from . import decoding, tiff
 from .formats import ImageSource, check_pixels, detect_format, open_file, open_image, pixel_limit
-from .npy import is_npy, read_npy
+from .npy import is_npy, npy_shape, read_npy
 from .reading import ImageLike, name_of, read_image
 
 MAX_BANDS = 1024
@@ -104,6 +105,37 @@ def read_bands(source: ImageLike, *, name: str = "", max_pixels: int | None = No
             else:
                 values = _decode(image, file, name)
             return _checked(decoding.apply_orientation(values, image), name)
+
+
+def read_size(source: ImageSource, *, name: str = "", max_pixels: int | None = None) -> tuple[int, int]:
+    """(H, W) of an upright image with any bands, from its header alone.
+
+    The arguments are those of :func:`read_bands`.
+
+    Raises:
+        InputError: the image is missing or too large, or its header is damaged.
+    """
+    name, limit = name_of(source, name, "image"), pixel_limit() if max_pixels is None else max_pixels
+    with decoding.one_line_errors(name):
+        if is_npy(source):
+            assert not isinstance(source, Image.Image)
+            height, width = (*npy_shape(source, name), 0, 0)[:2]
+        elif not isinstance(source, Image.Image) and (page := _first_page(source, name)):
+            (width, height), orientation = page.size, page.first(274, 1)
+            height, width = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+        else:
+            with open_image(source, name, max_pixels) as (image, _):
+                turned = decoding.orientation_of(image) in (5, 6, 7, 8)
+                height, width = image.size if turned else image.size[::-1]
+        check_pixels(name, (width, height), limit)
+        return height, width
+
+
+def _first_page(source: str | Path | bytes, name: str) -> tiff.Page | None:
+    """The first page of a TIFF file; ``None`` for other files."""
+    with open_file(source, name) as file:
+        pages = tiff.pages(file, name, strict=False) if detect_format(file, name) == "TIFF" else []
+    return pages[0] if pages else None
 
 
 def _read_tiff(source: ImageSource, name: str, limit: int) -> NDArray[Any] | None:

@@ -134,8 +134,17 @@ def grey_step(image: Image.Image) -> int:
 
 def apply_orientation(pixels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     """Apply the orientation of an image; Pillow's TIFF reader has already done so when decoding."""
+    return upright(pixels, orientation_of(image))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The orientation of an image, 1 to 8.
+
+    Raises:
+        ValueError: EXIF data that Pillow would take too long to read.
+    """
     tiff.check_exif(_exif_of(image))
-    return upright(pixels, image.getexif().get(0x0112, 1))
+    return image.getexif().get(0x0112, 1)
 
 
 def _exif_of(image: Image.Image) -> bytes:

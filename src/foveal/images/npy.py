@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,22 +36,41 @@ def read_npy(source: str | Path | bytes, name: str, max_values: int) -> NDArray[
     Raises:
         InputError: missing, damaged, truncated, too large, or an array of Python objects.
     """
+    with _one_line_errors(name), _open(source) as file:
+        shape, dtype = _header(file)
+        length = file.seek(0, io.SEEK_END)
+        if dtype.hasobject or dtype.names or dtype.kind not in "uif":
+            raise InputError(f"{name}: an array of {dtype}; images are arrays of uint8, uint16 or float32")
+        if math.prod(shape) > max_values:
+            raise InputError(f"{name}: {math.prod(shape)} values are above the limit of {max_values} for one file")
+        if math.prod(shape) * dtype.itemsize > length:
+            raise InputError(f"{name}: truncated, its header says {'x'.join(map(str, shape))} values of {dtype}")
+        file.seek(0)
+        return np.load(file, allow_pickle=False)
+
+
+def npy_shape(source: str | Path | bytes, name: str) -> tuple[int, ...]:
+    """The shape of the array of an NPY file, from its header alone.
+
+    Raises:
+        InputError: missing or damaged.
+    """
+    with _one_line_errors(name), _open(source) as file:
+        return _header(file)[0]
+
+
+@contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
-            shape, dtype = _header(file)
-            length = file.seek(0, io.SEEK_END)
-            if dtype.hasobject or dtype.names or dtype.kind not in "uif":
-                raise InputError(f"{name}: an array of {dtype}; images are arrays of uint8, uint16 or float32")
-            if math.prod(shape) > max_values:
-                raise InputError(f"{name}: {math.prod(shape)} values are above the limit of {max_values} for one file")
-            if math.prod(shape) * dtype.itemsize > length:
-                raise InputError(f"{name}: truncated, its header says {'x'.join(map(str, shape))} values of {dtype}")
-            file.seek(0)
-            return np.load(file, allow_pickle=False)
+        yield
     except OSError as error:
         raise InputError(f"{name}: {error.strerror or error}") from error
     except (ValueError, TypeError, EOFError, SyntaxError, RecursionError) as error:
         raise InputError(f"{name}: not an NPY file, or damaged ({' '.join(str(error).split())[:100]})") from error
+
+
+def _open(source: str | Path | bytes) -> BinaryIO:
+    return io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb")
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
