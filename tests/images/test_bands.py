@@ -161,6 +161,7 @@ HOSTILE = {
     "short": (npy("{'descr': '|u1', 'fortran_order': False, 'shape': (100, 100)}", bytes(99)), "truncated"),
     "objects": (npy("{'descr': '|O', 'fortran_order': False, 'shape': (3, 3)}", b"cos\nsystem"), "array of object"),
     "no shape": (npy("{'descr': '|u1'}"), "not an NPY file, or damaged"),
+    "no end": (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1"), "damaged"),
     "negative": (npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 4)}", bytes(9)), "damaged"),
     "32 bits": (npy("{'descr': '<i4', 'fortran_order': False, 'shape': (1, 1)}", bytes(4)), "convert them to uint8"),
     "NaN": (npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1)}", b"\0\0\xc0\x7f"), "1 values are NaN"),

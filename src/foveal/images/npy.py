@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,10 @@ from ..errors import InputError
 
 NPY = ".npy"
 _MAGIC = b"\x93NUMPY"
+_DAMAGE = (
+    ValueError, TypeError, EOFError, SyntaxError, RecursionError, OverflowError, MemoryError, AttributeError,
+    tokenize.TokenError,
+)  # fmt: skip
 
 
 def is_npy(source: object) -> bool:
@@ -65,7 +70,7 @@ def _one_line_errors(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{name}: {error.strerror or error}") from error
-    except (ValueError, TypeError, EOFError, SyntaxError, RecursionError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{name}: not an NPY file, or damaged ({' '.join(str(error).split())[:100]})") from error
 
 
