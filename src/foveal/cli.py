@@ -37,9 +37,12 @@ for _target, _help in {
 }.items():
     app.command(f"foveal.commands.{_target}", name=_target.partition(":")[0], help=_help)
 
-_data = cyclopts.App(name="data", help="Check data sets.")
+_data = cyclopts.App(name="data", help="Check data sets, and compute their statistics.")
 _data.command(
     "foveal.commands.data:data_check", name="check", help="Read a whole data set: what is in it, and what is wrong."
+)
+_data.command(
+    "foveal.commands.data_stats:data_stats", name="stats", help="Mean and standard deviation of the images' bands."
 )
 app.command(_data)
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IGNORE = 255  #: ignore index of masks and metrics: pixels without a class
+#: Types of the values of images, and the value that is 1 on the scale of :attr:`Preprocess.mean`.
+PEAKS = {"uint8": 255, "uint16": 65535, "float32": 1}
 KEY = "foveal"  #: metadata key that holds the JSON in every file format
 FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  #: of a resize, Pillow's names
 MAX_SIDE = 4096  #: largest side of a network's input that a description may ask for, in pixels
@@ -55,11 +57,13 @@ class Labels:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an RGB image on the 0..1 scale becomes the network's input: ``(resized image - mean) / std`` per channel.
+    """How an image on the 0..1 scale becomes the network's input: ``(resized image - mean) / std`` per channel.
 
     Attributes:
         mean: per channel, on the 0..1 scale.
         std: per channel, on the 0..1 scale.
+        dtype: type of the values of images, a key of :data:`PEAKS`: uint8 is divided by 255 and uint16 by 65535 for
+            the 0..1 scale, float32 is taken as it is.
         size: (H, W) to resize to, ``None`` to keep the image's own size.
         max_side: if ``size`` is ``None``: images with a longer side are downscaled to it, with their aspect ratio. For
             weights that were trained on small images only.
@@ -78,8 +82,11 @@ class Preprocess:
     crop_ratio: float = 0.0
     squash: bool = False
     pad: bool = False
+    dtype: str = "uint8"
 
     def __post_init__(self) -> None:
+        if self.dtype not in PEAKS:
+            raise ConfigError(f"dtype={self.dtype!r} of the images{nearest(str(self.dtype), PEAKS)}")
         object.__setattr__(self, "mean", tuple(self.mean))
         object.__setattr__(self, "std", tuple(self.std))
         if self.size is not None:
@@ -92,6 +99,11 @@ class Preprocess:
         _check_range("max_side", () if self.max_side is None else (self.max_side,), 1, 1 << 20)
         if self.crop_ratio != 0:
             _check_range("crop_ratio", (self.crop_ratio,), max(0.05, max(self.size or (0,)) / (2 * MAX_SIDE)), 20)
+
+    @property
+    def peak(self) -> int:
+        """The value of images that is 1 on the scale of ``mean`` and ``std``."""
+        return PEAKS[self.dtype]
 
     @classmethod
     def of_prompts(cls, side: int) -> Preprocess:

@@ -50,6 +50,7 @@ def train(
     *,
     model: Annotated[str | None, _option("model")] = None,
     task: Annotated[Literal["segment", "classify", "upscale", "prompt"] | None, _option("task")] = None,
+    in_chans: Annotated[int | None, _option("in_chans")] = None,
     weights: Annotated[str | None, _option("weights")] = None,
     val_split: Annotated[str | None, _option("val_split")] = None,
     epochs: Annotated[int | None, _option("epochs")] = None,
@@ -90,6 +91,7 @@ def train(
     options = {
         "model": model,
         "task": task,
+        "in_chans": in_chans,
         "weights": weights,
         "val_split": val_split,
         "epochs": epochs,

@@ -16,6 +16,7 @@ from ..training.settings import CommonSettings, Setting, default_of, setting_fie
 OPTIONS = {
     "model": "--model",
     "task": "--task",
+    "in_chans": "--in-chans",
     "weights": "--weights",
     "val_split": "--val-split",
     "epochs": "--epochs",

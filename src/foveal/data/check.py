@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
+from ..images.bands import RGB, Bands
 from ..images.formats import is_image
 from ..images.reading import read_image
 from ..info import IGNORE, Labels
 from ..progress import Progress
 from . import classification, instances, stream, super_resolution
+from .bands import D, with_its_bands
 from .classification import ClassificationData, class_folders
 from .examples import Examples
 from .instances import InstanceData
@@ -207,6 +209,7 @@ class _Check:
         self.report, self.root, self.described, self.progress = report, report.root, described, progress
         self.used: set[Path] = set()
         self.label_folders: set[Path] = set()
+        self.bands: Bands | None = None  # of the images of the first split
         self._known: dict[str, tuple[str, Path]] = {}  # split and path of the images so far, by the hash of their bytes
 
     def add_split(self, name: str) -> SplitReport:
@@ -292,7 +295,7 @@ def _check_masks(check: _Check, layout: Layout) -> None:
         unlabelled: list[str] = []
         invisible: list[str] = []
         read = _counting(part.read, split, invisible) if isinstance(part.read, OutlineMasks) else part.read
-        data = SegmentationData(part.pairs, part.labels, read, layout.name)
+        data = _with_its_bands(SegmentationData(part.pairs, part.labels, read, layout.name), check)
         for index in check.indices(data, split):
             path = part.pairs[index][0]
             if sample := check.read(data, index, path, split):
@@ -320,6 +323,20 @@ def _counting(masks: OutlineMasks, split: SplitReport, invisible: list[str]) -> 
         return mask
 
     return read
+
+
+def _with_its_bands(data: D, check: _Check) -> D:
+    """The same samples with the bands that training would read, those of the first split; with a note if not RGB."""
+    if check.bands:
+        return data.with_bands(check.bands)
+    try:
+        data = with_its_bands(data, check.described)
+    except DataError:  # no image can be read, which the check reports for each
+        return data
+    check.bands = data.bands
+    if data.bands != RGB:
+        check.report.notes.append(f"the images have {data.bands}; models of the data take these")
+    return data
 
 
 def _report_unlabelled(report: DataReport, split: SplitReport, names: Sequence[str]) -> None:
@@ -358,6 +375,7 @@ def _check_classes(check: _Check, splits: Sequence[str]) -> None:
             continue
         check.report.labels = data.labels
         check.used |= {path for path, _ in data.files}
+        data = _with_its_bands(data, check)
         for index in check.indices(data, split):
             path, label = data.files[index]
             if sample := check.read(data, index, path, split):
@@ -408,6 +426,8 @@ def _check_tars(check: _Check, splits: Sequence[str]) -> None:
             bad.append(Problem(shard / key, error))
 
         data = TarStream.open(check.root, [name], on_bad=note)
+        if check.described.mean and check.described.dtype:
+            data = dataclasses.replace(data, bands=Bands(len(check.described.mean), check.described.dtype))
         check.report.labels = data.labels
         with check.progress.bar(f"check {name}", len(data.shards)) as bar:
             for shard in data.shards:

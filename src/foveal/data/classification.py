@@ -11,18 +11,20 @@ Classes are numbered in the order of their folder names, or of ``names`` in ``da
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import DataError, InputError
+from ..images.bands import RGB, Bands
 from ..images.folders import has_images
-from ..images.reading import read_image
 from ..info import Labels
 from .layout import (
     FILE,
@@ -49,10 +51,12 @@ class ClassificationData:
     Attributes:
         files: (image path, class index), sorted by class, then by name.
         labels: names of the classes, the same for every split.
+        bands: what the images are read as.
     """
 
     files: tuple[tuple[Path, int], ...]
     labels: Labels
+    bands: Bands = RGB
 
     @classmethod
     def open(cls, root: str | Path, splits: Sequence[str]) -> ClassificationData:
@@ -81,18 +85,22 @@ class ClassificationData:
             raise DataError(f"{root}: no images in {' + '.join(splits)}")
         return cls(tuple(files), Labels(names, described.palette))
 
+    def with_bands(self, bands: Bands) -> ClassificationData:
+        """The same samples, whose images are read with these bands."""
+        return dataclasses.replace(self, bands=bands)
+
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        """Read one image, ``(H, W, 3)`` RGB, and its class.
+    def __getitem__(self, index: int) -> tuple[NDArray[Any], int]:
+        """Read one image, ``(H, W, C)``, and its class.
 
         Raises:
             DataError: the image is unreadable.
         """
         path, label = self.files[index]
         try:
-            return read_image(path), label
+            return self.bands.read(path), label
         except InputError as error:
             raise DataError(str(error)) from error
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..images.bands import displayed
 from ..images.colours import colour_table
 from ..images.overlay import blend
 from ..info import IGNORE, Labels
@@ -35,14 +37,12 @@ class Examples:
     chosen: list[tuple[int, str, Image.Image]] = field(default_factory=list)
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def offer(
-        self, title: str, image: NDArray[np.uint8], target: NDArray[np.uint8] | int | None, labels: Labels
-    ) -> None:
+    def offer(self, title: str, image: NDArray[Any], target: NDArray[np.uint8] | int | None, labels: Labels) -> None:
         """Offer a sample, which may replace one that was chosen before.
 
         Args:
             title: printed below the thumbnail, after the name of the class if the target is a class index.
-            image: ``(H, W, 3)`` uint8.
+            image: ``(H, W, C)``; of other bands than RGB the first three are drawn, or the first.
             target: class ids ``(H, W)``, drawn over the image except for 255 = ignore; or a class index; or ``None``.
             labels: names and palette.
         """
@@ -56,10 +56,10 @@ class Examples:
         self.chosen[place : place + 1] = [entry]
 
 
-def _thumbnail(image: NDArray[np.uint8], target: NDArray[np.uint8] | int | None, labels: Labels) -> Image.Image:
+def _thumbnail(image: NDArray[Any], target: NDArray[np.uint8] | int | None, labels: Labels) -> Image.Image:
     scale = min(CELL[0] / image.shape[1], CELL[1] / image.shape[0], 1.0)
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    small = Image.fromarray(image).resize(size, Image.Resampling.BOX)
+    small = Image.fromarray(displayed(image)).resize(size, Image.Resampling.BOX)
     if not isinstance(target, np.ndarray):
         return small
     ids = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.NEAREST))

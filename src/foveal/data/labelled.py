@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 
+from ..images.bands import Bands
 from ..info import Labels
 from . import stream
 from .classification import ClassificationData, class_folders
@@ -23,7 +24,7 @@ LabelledTask = Literal["segment", "classify"]  # tasks whose images are labelled
 class Labelled(Protocol):
     """Samples by index: ``data[i] -> (image, target)``.
 
-    The image is ``(H, W, 3)`` RGB, the target class ids ``(H, W)`` or a class index.
+    The image is ``(H, W, C)``, the target class ids ``(H, W)`` or a class index.
     """
 
     @property
@@ -43,7 +44,20 @@ class Labelled(Protocol):
         ...
 
 
-def open_labelled(data: str | Path, splits: Sequence[str], task: LabelledTask) -> Labelled:
+class Banded(Labelled, Protocol):
+    """Samples with masks or classes, whose images may have other bands than RGB."""
+
+    @property
+    def bands(self) -> Bands:
+        """What the images are read as."""
+        ...
+
+    def with_bands(self, bands: Bands, /) -> Self:
+        """The same samples, whose images are read with these bands."""
+        ...
+
+
+def open_labelled(data: str | Path, splits: Sequence[str], task: LabelledTask) -> Banded:
     """Find the labelled samples of some splits.
 
     Args:
@@ -64,7 +78,7 @@ def open_labelled(data: str | Path, splits: Sequence[str], task: LabelledTask) -
 class _Folders(NamedTuple):
     """How the data of a task is stored in folders."""
 
-    open: Callable[[str | Path, Sequence[str]], Labelled]
+    open: Callable[[str | Path, Sequence[str]], Banded]
     fit: Callable[[Path, DatasetFile], bool]  # whether a data set has such folders
 
 

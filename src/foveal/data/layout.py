@@ -63,6 +63,10 @@ class DatasetFile:
         seed: random seed of that draw.
         exclude: file with paths to leave out, one per line, relative to the data set (``foveal data check
             --quarantine`` writes one).
+        dtype: type of the values of the images; empty: that of the first image, see :mod:`foveal.images.bands`.
+        mean: mean of each band, for models that are trained on the data (``foveal data stats --write``); on the scale
+            of :class:`~foveal.info.Preprocess`. Their number is the number of bands. Empty: computed, or ImageNet's.
+        std: standard deviation of each band.
     """
 
     layout: str = ""
@@ -76,8 +80,15 @@ class DatasetFile:
     val_share: float = 0.0
     seed: int = 0
     exclude: str = ""
+    dtype: Literal["", "uint8", "uint16", "float32"] = ""
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std):
+            raise ConfigError(f"{FILE}: {len(self.mean)} values of 'mean' but {len(self.std)} of 'std'; one per band")
+        if not all(value > 0 for value in self.std):
+            raise ConfigError(f"{FILE}: std={list(self.std)} is out of range: numbers above 0")
         if not 0 <= self.val_share < 1:
             raise ConfigError(f"{FILE}: val_share={self.val_share} is out of range: a share from 0 to below 1")
         if not all(-1 <= i < 1 << 16 for i in self.ignore):

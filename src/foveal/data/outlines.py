@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
-from ..images.reading import read_size
+from ..images.bands import read_size
 from ..images.regions import Runs, mask_tools
 from ..info import IGNORE, Labels
 from .layout import FILE, DatasetFile, Problem

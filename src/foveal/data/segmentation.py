@@ -7,15 +7,17 @@ folders of images and masks.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
-from ..images.reading import read_image
+from ..images.bands import RGB, Bands
 from ..info import Labels
 from .layout import describe, raise_first, resolve_split
 from .masks import MaskReader
@@ -32,6 +34,7 @@ class SegmentationData:
         read_mask: reads the class ids of one pair.
         layout: name of the layout.
         notes: what is left out, for users.
+        bands: what the images are read as.
     """
 
     pairs: tuple[tuple[Path, Path], ...]
@@ -39,6 +42,7 @@ class SegmentationData:
     read_mask: MaskReader
     layout: str = ""
     notes: tuple[str, ...] = ()
+    bands: Bands = RGB
 
     @classmethod
     def open(cls, root: str | Path, splits: Sequence[str]) -> SegmentationData:
@@ -60,18 +64,22 @@ class SegmentationData:
             raise DataError(f"{root}: no images in {' + '.join(splits)}")
         return cls(part.pairs, part.labels, part.read, layout.name, part.notes)
 
+    def with_bands(self, bands: Bands) -> SegmentationData:
+        """The same samples, whose images are read with these bands."""
+        return dataclasses.replace(self, bands=bands)
+
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Read one pair: ``(H, W, 3)`` RGB and ``(H, W)`` class ids with 255 = ignore.
+    def __getitem__(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Read one pair: the image ``(H, W, C)`` and class ids ``(H, W)`` with 255 = ignore.
 
         Raises:
             DataError: a file is unreadable, image and mask have different sizes, or the mask has unknown ids.
         """
         image_path, mask_path = self.pairs[index]
         try:
-            image = read_image(image_path)
+            image = self.bands.read(image_path)
         except InputError as error:
             raise DataError(str(error)) from error
         mask = self.read_mask(image_path, mask_path)

@@ -35,8 +35,8 @@ from .masks import ColourMasks, IdMasks, MaskReader, described_ids, plain_ids
 from .outline_layouts import OUTLINE_LAYOUTS, OutlineLayout
 from .outlines import Annotated
 
-_UNSUPPORTED = (".gif", ".pgm", ".ppm", ".npy", ".heic", ".jp2", ".exr")  # of images and masks that users have
-_LOSSLESS = (".png", ".bmp", ".tif", ".tiff")
+_UNSUPPORTED = (".gif", ".pgm", ".ppm", ".heic", ".jp2", ".exr")  # of images and masks that users have
+_LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".npy")
 _LOSSY = "JPEG and WebP masks do not keep the ids that were saved; save them as PNG"
 _MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
 _CAMVID_VOID = 11

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, DataError, InputError
-from ..images.reading import read_image
+from ..images.bands import RGB, Bands
 from ..info import Labels
 from .layout import DatasetFile, resolve_split
 from .masks import ColourMasks, IdMasks, described_ids
@@ -46,14 +46,14 @@ class StreamSample:
 
     Attributes:
         key: path of its members up to the first dot.
-        image: ``(H, W, 3)`` uint8.
+        image: ``(H, W, C)``, RGB uint8 unless the stream's ``bands`` differ.
         mask: class ids ``(H, W)``, 255 = ignore; ``None`` if the sample has no mask.
         label: class index; ``None`` if the sample has none.
         extra: content of its JSON member.
     """
 
     key: str
-    image: NDArray[np.uint8]
+    image: NDArray[Any]
     mask: NDArray[np.uint8] | None = None
     label: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -71,6 +71,7 @@ class TarStream:
             empty if the rest of a shard is unreadable. ``None``: the first unreadable sample raises an error.
         excluded: shards, and samples as ``shard / key``, that are left out.
         part: (index, count): this reader is one of ``count`` readers, see :meth:`share`.
+        bands: what the images are read as.
     """
 
     shards: tuple[Path, ...]
@@ -79,6 +80,7 @@ class TarStream:
     on_bad: Callable[[Path, str, str], None] | None = None
     excluded: frozenset[Path] = frozenset()
     part: tuple[int, int] = (0, 1)
+    bands: Bands = RGB
 
     @classmethod
     def open(
@@ -178,7 +180,7 @@ class TarStream:
         if image_ending is None:
             raise DataError(f"{where}: no image among its members ({', '.join(members) or 'none'})")
         try:
-            image = read_image(members[image_ending], name=f"{where}.{image_ending}")
+            image = self.bands.read(members[image_ending], name=f"{where}.{image_ending}")
         except InputError as error:
             raise DataError(str(error)) from error
         mask_ending = next((ending for ending in MASK_ENDINGS if ending in members and ending != image_ending), None)

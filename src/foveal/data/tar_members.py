@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from ..errors import DataError
 from ..images.formats import MAX_FILE_BYTES
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "jfif", "jpe", "webp", "png", "tif", "tiff", "bmp")
+IMAGE_ENDINGS = ("jpg", "jpeg", "jfif", "jpe", "webp", "png", "tif", "tiff", "bmp", "npy")
 MASK_ENDINGS = ("mask.png", "seg.png", "png")
 
 #: What tarfile raises on damaged files.

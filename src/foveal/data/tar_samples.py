@@ -6,17 +6,20 @@ follows from the seed and the epoch alone, so it is the same for any number of p
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
 import itertools
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError
+from ..images.bands import Bands
 from .layout import FILE, Problem, raise_first
 from .masks import ColourMasks, IdMasks
 from .stream import StreamSample, TarStream
@@ -126,6 +129,17 @@ class TarSamples:
         """Reader of the masks; ``None`` if the samples have none."""
         return self.stream.masks
 
+    @property
+    def bands(self) -> Bands:
+        """What the images are read as."""
+        return self.stream.bands
+
+    def with_bands(self, bands: Bands) -> TarSamples:
+        """The same samples, whose images are read with these bands."""
+        samples = copy.copy(self)
+        samples.stream = dataclasses.replace(self.stream, bands=bands)
+        return samples
+
     def __len__(self) -> int:
         return len(self.keys)
 
@@ -133,8 +147,8 @@ class TarSamples:
         """Path of the tar file and key of a sample."""
         return self.stream.shards[self.shard_of[index]] / self.keys[index]
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | int]:
-        """Read one image, ``(H, W, 3)`` RGB, and its class ids ``(H, W)`` with 255 = ignore, or its class.
+    def __getitem__(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8] | int]:
+        """Read one image, ``(H, W, C)``, and its class ids ``(H, W)`` with 255 = ignore, or its class.
 
         Raises:
             DataError: the sample is unreadable, or the file has changed since its headers were read.

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from ..images.bands import resized
 from ..info import IGNORE
 from .degradation import degraded
 
@@ -28,7 +30,7 @@ class SegmentAugment:
         tint: largest relative change of each colour channel.
         rare_crop: probability that the crop must contain a pixel of a class, which is drawn with ``class_weights``.
         class_weights: one weight per class, used by ``rare_crop``.
-        fill: colour of pixels outside the image; there the mask is 255 (ignored).
+        fill: colour of pixels outside the image, one value per channel; there the mask is 255 (ignored).
     """
 
     crop: tuple[int, int]
@@ -38,19 +40,19 @@ class SegmentAugment:
     tint: float = 0.0
     rare_crop: float = 0.0
     class_weights: tuple[float, ...] = ()
-    fill: tuple[int, int, int] = (124, 116, 104)
+    fill: tuple[float, ...] = (124, 116, 104)
 
     def __call__(
-        self, image: NDArray[np.uint8], mask: NDArray[np.uint8], rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Augment a pair: ``(H, W, 3), (H, W) -> (h, w, 3), (h, w)`` with (h, w) = ``crop``."""
+        self, image: NDArray[Any], mask: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Augment a pair: ``(H, W, C), (H, W) -> (h, w, C), (h, w)`` with (h, w) = ``crop``."""
         height, width = self.crop
         scale = float(np.exp(rng.uniform(*np.log(self.scale))))
         top, left = self._corner(mask, height / scale, width / scale, rng)
         box = (left, top, left + width / scale, top + height / scale)
-        picture = _crop_resize(Image.fromarray(image), box, (width, height), Image.Resampling.BICUBIC, self.fill)
-        labels = _crop_resize(Image.fromarray(mask), box, (width, height), Image.Resampling.NEAREST, IGNORE)
-        out, target = recoloured(picture, self.jitter, self.tint, rng), np.asarray(labels)
+        picture = _crop_resize(image, box, (width, height), Image.Resampling.BICUBIC, self.fill)
+        target = _crop_resize(mask[..., None], box, (width, height), Image.Resampling.NEAREST, (IGNORE,))[..., 0]
+        out = recoloured(picture, self.jitter, self.tint, rng)
         if rng.random() < self.flip:
             out, target = out[:, ::-1], target[:, ::-1]
         return np.ascontiguousarray(out), np.ascontiguousarray(target)
@@ -89,34 +91,34 @@ class ClassifyAugment:
     jitter: float = 0.3
     tint: float = 0.0
 
-    def __call__(self, image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """Augment an image: ``(H, W, 3) -> (h, w, 3)`` with (h, w) = ``crop``."""
+    def __call__(self, image: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        """Augment an image: ``(H, W, C) -> (h, w, C)`` with (h, w) = ``crop``."""
         area = rng.uniform(*self.area) * image.shape[0] * image.shape[1]
         aspect = float(np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3))))
         height = min(image.shape[0], max(1.0, float(np.sqrt(area / aspect))))
         width = min(image.shape[1], max(1.0, float(np.sqrt(area * aspect))))
         top, left = rng.uniform(0, image.shape[0] - height), rng.uniform(0, image.shape[1] - width)
         box = (left, top, left + width, top + height)
-        picture = Image.fromarray(image).resize((self.crop[1], self.crop[0]), Image.Resampling.BICUBIC, box=box)
+        picture = resized(image, (self.crop[1], self.crop[0]), Image.Resampling.BICUBIC, box)
         out = recoloured(picture, self.jitter, self.tint, rng)
         return np.ascontiguousarray(out[:, ::-1] if rng.random() < self.flip else out)
 
 
-def recoloured(
-    image: Image.Image | NDArray[np.uint8], jitter: float, tint: float, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """Change the colours of an RGB image at random.
+def recoloured(image: NDArray[Any], jitter: float, tint: float, rng: np.random.Generator) -> NDArray[Any]:
+    """Change the colours of an RGB image at random; images of other bands have no colours and stay as they are.
 
     Args:
-        image: Pillow image or ``(H, W, 3)``.
+        image: ``(H, W, C)``.
         jitter: largest relative change of brightness, contrast and saturation.
         tint: largest relative change of each colour channel.
         rng: random generator for the draws.
 
     Returns:
-        ``(H, W, 3)`` uint8.
+        The same shape and type.
     """
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    if image.dtype != np.uint8 or image.shape[2] != 3:
+        return image
+    picture = Image.fromarray(image)
     if jitter:
         for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             picture = kind(picture).enhance(float(rng.uniform(1 - jitter, 1 + jitter)))
@@ -126,18 +128,25 @@ def recoloured(
     return np.asarray(picture)
 
 
-def _crop_resize(image: Image.Image, box: tuple, size: tuple[int, int], kernel: Image.Resampling, fill) -> Image.Image:
+def _crop_resize(
+    image: NDArray[Any],
+    box: tuple[float, float, float, float],
+    size: tuple[int, int],
+    kernel: Image.Resampling,
+    fill: tuple[float, ...],
+) -> NDArray[Any]:
     """Crop ``box`` of ``image`` and resize it to ``size`` (W, H); pixels outside the image are ``fill``."""
     left, top, right, bottom = box
-    inside = (max(left, 0.0), max(top, 0.0), min(right, float(image.width)), min(bottom, float(image.height)))
+    inside = (max(left, 0.0), max(top, 0.0), min(right, float(image.shape[1])), min(bottom, float(image.shape[0])))
     if inside == box:
-        return image.resize(size, kernel, box=box)
+        return resized(image, size, kernel, box)
     scale_x, scale_y = size[0] / (right - left), size[1] / (bottom - top)
     x0, y0 = round((inside[0] - left) * scale_x), round((inside[1] - top) * scale_y)
     x1, y1 = round((inside[2] - left) * scale_x), round((inside[3] - top) * scale_y)
-    canvas = Image.new(image.mode, size, fill)
+    canvas = np.empty((size[1], size[0], image.shape[2]), image.dtype)
+    canvas[...] = fill
     if x1 > x0 and y1 > y0:
-        canvas.paste(image.resize((x1 - x0, y1 - y0), kernel, box=inside), (x0, y0))
+        canvas[y0:y1, x0:x1] = resized(image, (x1 - x0, y1 - y0), kernel, inside)
     return canvas
 
 

@@ -124,7 +124,7 @@ class ClassifyEvaluator:
     def __init__(self, predictor: Predictor, data: str | Path, split: str | None) -> None:
         split = split or _default_split(data)
         self.predictor = predictor
-        self.samples = open_labelled(data, [split], "classify")
+        self.samples = open_labelled(data, [split], "classify").with_bands(predictor.bands)
         self.model_class = _model_classes(self.samples.labels.names, predictor)
         self.parts: Sequence[Part[ImageGuesses]] = (Part(split, self.samples, self.score),)
 

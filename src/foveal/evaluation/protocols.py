@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, nearest
+from ..images.bands import RGB
 from ..images.resampling import cubic_samples, resize_cubic
 from ..info import Labels
 from ..prediction.onnx_runner import OnnxRunner
@@ -56,13 +57,16 @@ class Protocol:
         """The same model without the resizing of its own preprocessing.
 
         Raises:
-            ConfigError: the model is an exported file that upsamples its logits itself, bilinearly.
+            ConfigError: the model is an exported file that upsamples its logits itself, bilinearly, or is not for RGB
+            images.
         """
         if isinstance(predictor.runner, OnnxRunner) and predictor.info.output_stride == 1:
             raise ConfigError(
                 f"protocol {self.name!r} upsamples the logits bicubically, but this file upsamples them itself, "
                 "bilinearly: export without --upsample"
             )
+        if predictor.bands != RGB:
+            raise ConfigError(f"protocol {self.name!r} is for RGB, this model takes {predictor.bands}: use 'plain'")
         own = dataclasses.replace(predictor.info.preprocess, size=None, max_side=None, crop_ratio=0.0)
         return Predictor(predictor.runner, predictor.info.replace(preprocess=own), predictor.runtime)
 

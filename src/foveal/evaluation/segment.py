@@ -179,7 +179,7 @@ class SegmentEvaluator:
         if published and size:
             raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
         split = split or (published.split if published else "test")
-        self.samples = open_labelled(data, [split], "segment")
+        self.samples = open_labelled(data, [split], "segment").with_bands(predictor.bands)
         self.labels = self.samples.labels
         if published:
             published.check(self.labels)
@@ -203,8 +203,8 @@ class SegmentEvaluator:
         self.index_of[image] = index
         return ImageScore(image, class_counts(confusion), contours)
 
-    def predict(self, image: NDArray[np.uint8]) -> NDArray[np.int64]:
-        """The data's class of every pixel, ``(H, W)``, of an ``(H, W, 3)`` image."""
+    def predict(self, image: NDArray[Any]) -> NDArray[np.int64]:
+        """The data's class of every pixel, ``(H, W)``, of an ``(H, W, C)`` image."""
         if self.published:
             return self.data_class[self.published.mask(self.predictor, image)]
         return self.data_class[self.predictor.segment(image).mask]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from ..images.bands import displayed
 from ..images.colours import colour_table, drawable
 from ..info import Labels
 
@@ -23,13 +25,13 @@ class Sample:
 
     Attributes:
         title: text above the row.
-        image: ``(H, W, 3)`` uint8.
+        image: ``(H, W, C)``; of other bands than RGB the first three are drawn, or the first.
         target: class ids ``(H, W)``; 255 = ignore, drawn in black.
         predicted: class ids ``(H, W)``.
     """
 
     title: str
-    image: NDArray[np.uint8]
+    image: NDArray[Any]
     target: NDArray[np.uint8]
     predicted: NDArray[np.integer]
 
@@ -51,7 +53,7 @@ def _row(sample: Sample, colours: NDArray[np.uint8]) -> Image.Image:
     drawn_width = min(width, _MAX_WIDTH)
     size = (drawn_width, max(1, round(height * drawn_width / width)))
     pictures = (
-        ("image", Image.fromarray(sample.image).resize(size, Image.Resampling.BOX)),
+        ("image", Image.fromarray(displayed(sample.image)).resize(size, Image.Resampling.BOX)),
         ("truth", Image.fromarray(colours[sample.target]).resize(size, Image.Resampling.NEAREST)),
         ("prediction", Image.fromarray(colours[sample.predicted]).resize(size, Image.Resampling.NEAREST)),
     )

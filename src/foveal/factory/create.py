@@ -70,7 +70,9 @@ def create_model(
         task: "classify", "segment", "upscale", "prompt" or "language"; default: the task of the weights, else the
             architecture's first ("classify" for backbones).
         num_classes: number of classes; default: the published number. 0 when classifying: pooled features.
-        in_chans: channels of the image, at least 1.
+        in_chans: channels of the image, at least 1. The first convolution of weights for another number is adapted: its
+            filters are summed, or repeated and scaled. The preprocessing of a new model for other than 3 channels
+            neither shifts nor scales values of 0..1; training replaces it.
         features_only: build the backbone alone: ``forward(x)`` returns a list of feature maps, finest first, and
             ``feature_info`` has the channels and stride of each. A language model returns hidden states,
             ``(B, L, embed_dim)``.
@@ -290,9 +292,12 @@ def _describe_use(info: ModelInfo, model: nn.Module, task: str, checkpoint: Chec
     """Complete a description by the licence, preprocessing, thresholds and classes of the weights."""
     known = checkpoint.info if checkpoint and checkpoint.info else ModelInfo()
     same_task = known.task == task
+    preprocess = BUILDERS[task].preprocess(model, known.preprocess if same_task else None)
+    if len(preprocess.mean) != info.in_chans:  # the statistics of other channels
+        preprocess = dataclasses.replace(preprocess, mean=(0.0,) * info.in_chans, std=(1.0,) * info.in_chans)
     return info.replace(
         licence=known.licence,
         mask_thresholds=known.mask_thresholds if same_task else (),
-        preprocess=BUILDERS[task].preprocess(model, known.preprocess if same_task else None),
+        preprocess=preprocess,
         labels=known.labels if known.num_classes == info.num_classes else Labels(),
     )

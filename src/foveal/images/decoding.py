@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from ..errors import InputError
+from . import tiff
 
 _BAND_PIXELS = 1 << 22  # converted at a time, so that memory holds a large image at most twice
 
@@ -65,8 +66,21 @@ def decode_rgb(image: Image.Image, file: BinaryIO | None, name: str, allow_trunc
     """Decode an image to ``(H, W, 3)`` uint8, not yet upright; the arguments are those of :func:`decode`."""
     if file and image.format == "JPEG":
         return _jpeg_to_rgb(image, file, name, allow_truncated)
-    decode(image, file, name, allow_truncated)
+    decode_colours(image, file, name, allow_truncated)
     return to_rgb(image)
+
+
+def decode_colours(image: Image.Image, file: BinaryIO | None, name: str, allow_truncated: bool) -> None:
+    """Decode an image in place as :func:`decode`, and check that a PNG's palette has a colour for every index.
+
+    Raises:
+        ValueError: it has not; Pillow would take black.
+    """
+    palette = image.palette if image.format == "PNG" and image.mode == "P" else None
+    entries = len(palette.palette) // 3 if palette else 0
+    decode(image, file, name, allow_truncated)
+    if entries and (highest := int(np.asarray(image).max())) >= entries:
+        raise ValueError(f"index {highest} in a palette of {entries} colours")
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
@@ -119,8 +133,30 @@ def grey_step(image: Image.Image) -> int:
 
 
 def apply_orientation(pixels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
-    """Apply the orientation tag (EXIF 2.32, tag 0x0112); Pillow's TIFF reader has already done so when decoding."""
-    orientation = image.getexif().get(0x0112, 1)
+    """Apply the orientation of an image; Pillow's TIFF reader has already done so when decoding."""
+    return upright(pixels, orientation_of(image))
+
+
+def orientation_of(image: Image.Image) -> int:
+    """The orientation of an image, 1 to 8.
+
+    Raises:
+        ValueError: EXIF data that Pillow would take too long to read.
+    """
+    tiff.check_exif(_exif_of(image))
+    return image.getexif().get(0x0112, 1)
+
+
+def _exif_of(image: Image.Image) -> bytes:
+    """The EXIF data where Pillow finds it: older PNG files have it as hexadecimal text."""
+    if exif := image.info.get("exif"):
+        return exif
+    text = image.info.get("Raw profile type exif", "")
+    return bytes.fromhex("".join(text.split("\n")[3:])) if isinstance(text, str) else b""
+
+
+def upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Apply an orientation, 1 to 8 (EXIF 2.32, tag 0x0112), to ``(H, W, ...)``."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -130,22 +166,17 @@ def apply_orientation(pixels: NDArray[Any], image: Image.Image) -> NDArray[Any]:
     return np.ascontiguousarray(pixels)
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(H, W) of an image that is not yet decoded, as :func:`apply_orientation` will leave it."""
-    width, height = image.size
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # some versions of Pillow have turned this size already
-        width, height = image.tag_v2[TiffImagePlugin.IMAGEWIDTH], image.tag_v2[TiffImagePlugin.IMAGELENGTH]
-    return (width, height) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (height, width)
-
-
 def _check_png_checksums(file: BinaryIO) -> None:
     """Compare all checksums up to the end chunk: Pillow skips the checksum of the last chunk of pixels."""
     position, kind = file.tell(), b""  # Pillow continues to read from this position
     try:
+        end = file.seek(0, 2)
         file.seek(8)
         while kind != b"IEND":
             head = file.read(8)
             length, kind = int.from_bytes(head[:4]), head[4:]
+            if length > end:
+                raise OSError("image file is truncated")
             data, checksum = file.read(length), file.read(4)
             if len(checksum) < 4:
                 raise OSError("image file is truncated")

@@ -14,6 +14,8 @@ from typing import BinaryIO, NamedTuple
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from ..errors import ConfigError, InputError
+from . import chunks, tiff
+from .npy import NPY
 from .sources import MAX_FILE_BYTES as MAX_FILE_BYTES
 from .sources import why_missing
 
@@ -23,13 +25,8 @@ LIMIT = "FOVEAL_MAX_PIXELS"  #: environment variable that replaces MAX_PIXELS
 _LOG = logging.getLogger(__name__)
 
 
-class _TiffFile(TiffImagePlugin.TiffImageFile):
-    """Pillow's TIFF reader without its pixel limit, which is global to the process; ours was checked before."""
-
-    def load_prepare(self) -> None:
-        if getattr(self, "_im", None) is None:
-            self.im = Image.new(self.mode, getattr(self, "_tile_size", self.size), None).im
-        super().load_prepare()
+class BandsError(InputError):
+    """An image has other bands than red, green and blue, or grey, of 8 or 16 bits."""
 
 
 class _Format(NamedTuple):
@@ -44,10 +41,10 @@ _FORMATS = {
     "JPEG": _Format((b"\xff\xd8\xff",), (".jpg", ".jpeg", ".jfif", ".jpe"), JpegImagePlugin.JpegImageFile),
     "PNG": _Format((b"\x89PNG\r\n\x1a\n",), (".png",), PngImagePlugin.PngImageFile),
     "WebP": _Format((b"RIFF",), (".webp",), WebPImagePlugin.WebPImageFile),
-    "TIFF": _Format((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), (".tif", ".tiff"), _TiffFile),
+    "TIFF": _Format((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), (".tif", ".tiff"), tiff.TiffReader),
     "BMP": _Format((b"BM",), (".bmp",), BmpImagePlugin.BmpImageFile),
 }
-SUFFIXES = tuple(suffix for kind in _FORMATS.values() for suffix in kind.suffixes)
+SUFFIXES = (*(suffix for kind in _FORMATS.values() for suffix in kind.suffixes), NPY)
 
 
 def is_image(path: Path) -> bool:
@@ -89,21 +86,58 @@ def open_image(
     """
     limit = pixel_limit() if max_pixels is None else max_pixels
     if isinstance(source, Image.Image):
-        _check_pixels(name, source.size, limit)
+        check_pixels(name, source.size, limit)
+        if isinstance(source, TiffImagePlugin.TiffImageFile):
+            _check_bands(name, tiff.page_of(source))
         yield source.copy(), None  # a copy, so that the caller's image stays open
         return
-    with _open_file(source, name) as file:
-        kind = _detect_format(file, name)
+    with open_file(source, name) as file:
+        kind = detect_format(file, name)
+        _check_content(file, kind, name)
         # Pillow gets no path. With one it would memory-map the file, and then it applies orientations 5 to 8 wrongly to
         # uncompressed grey TIFFs.
         with _FORMATS[kind].reader(file, "") as image:
-            _check_pixels(name, image.size, limit)
+            check_pixels(name, image.size, limit)
             if isinstance(source, str | Path) and Path(source).suffix.lower() not in _FORMATS[kind].suffixes:
                 _LOG.info("%s: read as %s, the format of its content", name, kind)
             yield image, file
 
 
-def _open_file(source: str | Path | bytes, name: str) -> BinaryIO:
+def _check_content(file: BinaryIO, kind: str, name: str) -> None:
+    """Check what Pillow would take too long for, or silently get wrong."""
+    if kind == "TIFF" and (found := tiff.pages(file, name, strict=False)):
+        _check_bands(name, found[0])
+        _check_stack(name, found)
+    elif kind == "PNG":
+        chunks.check_png(file, name)
+    elif kind == "BMP":
+        chunks.check_bmp(file, name)
+
+
+def _check_bands(name: str, page: tiff.Page) -> None:
+    if page.has_lost_bands:
+        raise BandsError(
+            f"{name}: {page.describe()}, of which an RGB image would lose some: take a model with "
+            f"in_chans={page.bands} (docs/bands.md), or save the bands to use as an RGB image"
+        )
+
+
+def _check_stack(name: str, found: list[tiff.Page]) -> None:
+    """Refuse the bands of one image as grey pages of one size and type; of other files the first page is read."""
+    kinds = {(page.bands, page.size, page.dtype) for page in found}
+    if len(found) > 1 and len(kinds) == 1 and found[0].bands == 1 and found[0].dtype:
+        raise BandsError(
+            f"{name}: {len(found)} pages of one band each, of which an RGB image would have the first: take a model "
+            f"with in_chans={len(found)} (docs/bands.md), or save the page to use as a file of its own"
+        )
+
+
+def open_file(source: str | Path | bytes, name: str) -> BinaryIO:
+    """Open a file, or the content of one.
+
+    Raises:
+        InputError: missing, empty, too large, or a folder.
+    """
     try:
         if isinstance(source, bytes):
             size = len(source)
@@ -124,8 +158,12 @@ def _open_file(source: str | Path | bytes, name: str) -> BinaryIO:
         raise InputError(f"{name}: {reason}") from error
 
 
-def _detect_format(file: BinaryIO, name: str) -> str:
-    """Key of :data:`_FORMATS`, detected from the first bytes whatever the suffix."""
+def detect_format(file: BinaryIO, name: str) -> str:
+    """Name of the format ("JPEG", "PNG", "WebP", "TIFF", "BMP"), detected from the first bytes whatever the suffix.
+
+    Raises:
+        InputError: another format.
+    """
     start = file.read(16)
     file.seek(0)
     for kind, (signatures, _, _) in _FORMATS.items():
@@ -134,7 +172,8 @@ def _detect_format(file: BinaryIO, name: str) -> str:
     raise InputError(f"{name}: not an image in a supported format ({', '.join(_FORMATS)}), or damaged")
 
 
-def _check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
+def check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
+    """Raise an InputError if an image of ``size`` (W, H) has more than ``limit`` pixels, or none."""
     pixels = size[0] * size[1]
     if pixels > limit:
         raise InputError(

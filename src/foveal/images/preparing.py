@@ -6,6 +6,7 @@ Training, prediction, export and evaluation all prepare images with these functi
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,32 +14,34 @@ from PIL import Image
 
 from ..errors import InputError
 from ..info import Preprocess
+from .bands import resized
 
 _BAND = 16  # rows that prepare() normalises at a time: few enough to stay in the CPU cache
 
 
-def prepare(image: NDArray[np.uint8], preprocess: Preprocess, min_size: int = 1) -> NDArray[np.float32]:
+def prepare(image: NDArray[Any], preprocess: Preprocess, min_size: int = 1) -> NDArray[np.float32]:
     """Turn an image into the input of a network.
 
     Args:
-        image: ``(H, W, 3)`` uint8.
+        image: ``(H, W, C)``, its channels and type those of ``preprocess``.
         preprocess: size, resampling filter, mean and std.
         min_size: smaller sides are padded at the right and bottom to this number of pixels, by repeating the edge.
 
     Returns:
-        ``(1, 3, h, w)`` float32, contiguous.
+        ``(1, C, h, w)`` float32, contiguous.
 
     Raises:
         InputError: ``preprocess`` has an unknown resampling filter.
     """
+    channels = len(preprocess.mean)
     image = _resize(image, preprocess)
     height, width = image.shape[:2]
     if height < min_size or width < min_size:
         image = np.pad(image, ((0, max(0, min_size - height)), (0, max(0, min_size - width)), (0, 0)), mode="edge")
-    gain = np.array([1 / (255 * std) for std in preprocess.std], np.float32)[:, None, None]
+    gain = np.array([1 / (preprocess.peak * std) for std in preprocess.std], np.float32)[:, None, None]
     shift = np.array([m / s for m, s in zip(preprocess.mean, preprocess.std, strict=True)], np.float32)[:, None, None]
     height, width = preprocess.size if preprocess.pad and preprocess.size else image.shape[:2]
-    out = np.zeros((1, 3, height, width), np.float32)
+    out = np.zeros((1, channels, height, width), np.float32)
     for top in range(0, image.shape[0], _BAND):
         band = out[0, :, top : min(top + _BAND, image.shape[0]), : image.shape[1]]
         band[...] = image[top : top + _BAND].transpose(2, 0, 1)
@@ -65,7 +68,7 @@ def long_side_size(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def _resize(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
+def _resize(image: NDArray[Any], preprocess: Preprocess) -> NDArray[Any]:
     """Resize to :func:`network_size`; with a ``crop_ratio``, resize and crop the centre."""
     height, width = network_size(image.shape[0], image.shape[1], preprocess)
     crop = preprocess.crop_ratio > 0 and preprocess.size is not None
@@ -77,17 +80,14 @@ def _resize(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint
         raise InputError(
             f"unknown resampling filter {preprocess.resample!r}: use bicubic, bilinear or nearest"
         ) from None
-    picture = Image.fromarray(image)
     if crop:
-        picture = _resize_and_crop(picture, (width, height), preprocess, kernel)
-    else:
-        picture = picture.resize((width, height), kernel)
-    return np.asarray(picture)
+        return _resize_and_crop(image, (width, height), preprocess, kernel)
+    return resized(image, (width, height), kernel)
 
 
 def _resize_and_crop(
-    picture: Image.Image, size: tuple[int, int], preprocess: Preprocess, kernel: Image.Resampling
-) -> Image.Image:
+    image: NDArray[Any], size: tuple[int, int], preprocess: Preprocess, kernel: Image.Resampling
+) -> NDArray[Any]:
     """Resize to ``size`` (W, H) divided by the crop ratio, then crop the centre.
 
     Rounds as torchvision's Resize and CenterCrop do, with which the published classifiers were evaluated.
@@ -97,7 +97,7 @@ def _resize_and_crop(
         wide, high = (math.floor(side / preprocess.crop_ratio) for side in size)
     else:
         short = math.ceil(min(height, width) / preprocess.crop_ratio)
-        wide, high = (short * side // min(picture.size) for side in picture.size)
-    picture = picture.resize((max(width, wide), max(height, high)), kernel)
-    left, top = round((picture.width - width) / 2), round((picture.height - height) / 2)
-    return picture.crop((left, top, left + width, top + height))
+        high, wide = (short * side // min(image.shape[:2]) for side in image.shape[:2])
+    wide, high = max(width, wide), max(height, high)
+    left, top = round((wide - width) / 2), round((high - height) / 2)
+    return resized(image, (wide, high), kernel)[top : top + height, left : left + width]

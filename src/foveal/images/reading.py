@@ -14,11 +14,12 @@ from PIL import Image
 
 from ..errors import InputError
 from . import decoding
-from .formats import open_image
+from .formats import BandsError, open_image, pixel_limit
+from .npy import is_npy, read_npy
 from .sources import ImageLike as ImageLike
 from .sources import ImageSource, array_problem, name_of, plain_source
 
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B")
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "CMYK", "YCbCr", "HSV", "I;16", "I;16L", "I;16B")
 _MASK_MODES = ("L", "P", "I;16", "I;16B", "I", "1")
 
 
@@ -30,7 +31,7 @@ def read_image(
     EXIF orientation is applied. 16-bit greys are scaled to 8 bits, not clipped. Transparent images are composed over
     white. Of an animated file or a file with several pages, the first frame is read. CMYK, palette, grey and 1-bit
     images are converted to RGB. The format (JPEG, PNG, WebP, TIFF, BMP) is detected from the content, not from the
-    file name.
+    file name; NPY files have the suffix ``.npy``. :func:`foveal.images.bands.read_bands` reads every band as it is.
 
     Args:
         source: path, content of a file, open binary file (read from its start, and not closed), Pillow image, or uint8
@@ -45,12 +46,15 @@ def read_image(
         ``(H, W, 3)`` uint8.
 
     Raises:
-        InputError: the image is missing, unreadable, damaged, truncated or too large, has an unsupported format, or
-            has values of unknown range (floating point, 32-bit integers), or ``source`` is something else.
+        InputError: the image is missing, unreadable, damaged, truncated or too large, has an unsupported format, has
+            values of unknown range (floating point, 32-bit integers), or has further bands; or ``source`` is something
+            else.
     """
     name, plain = name or name_of(source, "image"), plain_source(source, name)
     if isinstance(plain, np.ndarray):
-        return _image_from_array(plain)
+        return _image_from_array(plain, "")
+    if is_npy(plain):
+        return _image_from_array(_read_npy(plain, name, max_pixels), name)
     with decoding.one_line_errors(name), open_image(plain, name, max_pixels) as (image, file):
         _check_mode(image, name)
         return decoding.apply_orientation(decoding.decode_rgb(image, file, name, allow_truncated), image)
@@ -84,7 +88,9 @@ def read_picture(source: ImageLike, *, name: str = "", max_pixels: int | None = 
     """
     name, plain = name or name_of(source, "image"), plain_source(source, name)
     if isinstance(plain, np.ndarray):
-        return _picture_from_array(plain)
+        return _picture_from_array(plain, "")
+    if is_npy(plain):
+        return _picture_from_array(_read_npy(plain, name, max_pixels), name)
     with decoding.one_line_errors(name), open_image(plain, name, max_pixels) as (image, file):
         _check_mode(image, name)
         raw = decoding.raw_mode(image)
@@ -111,6 +117,8 @@ def read_mask(source: ImageSource, *, name: str = "", max_pixels: int | None = N
     name, plain = name or name_of(source, "mask"), plain_source(source, name)
     if isinstance(plain, np.ndarray):
         raise InputError(f"{name}: an array of {plain.dtype}, not a file; it needs no reading")
+    if is_npy(plain):
+        return _mask_from_array(_read_npy(plain, name, max_pixels), name)
     with decoding.one_line_errors(name), open_image(plain, name, max_pixels) as (image, file):
         if image.mode not in _MASK_MODES:
             advice = "; save the ids as PNG of 8 or 16 bits" if image.mode == "F" else ""
@@ -122,24 +130,14 @@ def read_mask(source: ImageSource, *, name: str = "", max_pixels: int | None = N
         return decoding.apply_orientation(np.asarray(image).astype(np.int32) // step, image)
 
 
-def read_size(source: ImageSource, *, name: str = "", max_pixels: int | None = None) -> tuple[int, int]:
-    """Height and width of an upright image, from its header alone.
-
-    The arguments are those of :func:`read_image`.
-
-    Raises:
-        InputError: the image is missing or too large, or its header is damaged.
-    """
-    name, plain = name or name_of(source, "image"), plain_source(source, name)
-    if isinstance(plain, np.ndarray):
-        return plain.shape[0], plain.shape[1]
-    with decoding.one_line_errors(name), open_image(plain, name, max_pixels) as (image, _):
-        return decoding.upright_size(image)
-
-
 def _check_mode(image: Image.Image, name: str) -> None:
     if image.mode == "F":
-        raise InputError(f"{name}: floating-point image; its range is unknown, convert it to 8 or 16 bits")
+        raise BandsError(
+            f"{name}: floating-point image; its range is unknown: convert it to 8 or 16 bits, or take a model for "
+            "images of other bands (docs/bands.md)"
+        )
+    if image.mode == "RGBX":
+        raise BandsError(f"{name}: 4 bands, of which the last is not alpha: take a model with in_chans=4, or drop it")
     if image.mode == "I" and image.format != "PNG":  # older Pillow uses this mode for 16-bit PNG files
         raise InputError(f"{name}: 32-bit image; its range is unknown, convert it to 8 or 16 bits")
     if image.mode not in (*_MODES, "I"):
@@ -160,7 +158,7 @@ def _decode_picture(image: Image.Image, file: BinaryIO | None, name: str, wide_g
     """``(H, W, 3)``, or ``(H, W, 4)`` if the image has transparency; uint16 if it is a 16-bit grey."""
     if file and image.format == "JPEG":
         return decoding.decode_rgb(image, file, name, allow_truncated=False)
-    decoding.decode(image, file, name, allow_truncated=False)
+    decoding.decode_colours(image, file, name, allow_truncated=False)
     if wide_grey:
         return decoding.wide_grey_to_rgb(image)
     return np.asarray(image.convert("RGBA")) if image.has_transparency_data else decoding.to_rgb(image)
@@ -172,17 +170,38 @@ def _split_alpha(pixels: NDArray[Any], icc: bytes, grey: bool) -> Picture:
     return Picture(np.ascontiguousarray(pixels[..., :3]), np.ascontiguousarray(pixels[..., 3]), icc, grey)
 
 
-def _image_from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
-    if problem := array_problem(array, ("uint8",)):
-        raise InputError(problem)
+def _read_npy(source: Any, name: str, max_pixels: int | None) -> NDArray[Any]:
+    array = read_npy(source, name, 4 * (pixel_limit() if max_pixels is None else max_pixels))
+    if array.ndim == 3 and array.shape[2] not in (1, 3):
+        raise BandsError(
+            f"{name}: {array.shape[2]} bands (shape {array.shape}), of which an RGB image would lose some: take a "
+            f"model with in_chans={array.shape[2]} (docs/bands.md), or save the bands to use as (H, W, 3)"
+        )
+    return array
+
+
+def _image_from_array(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
+    _check_array(array, name, ("uint8",))
     if array.ndim == 2 or array.shape[2] == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     return decoding.to_rgb(Image.fromarray(array)) if array.shape[2] == 4 else array
 
 
-def _picture_from_array(array: NDArray[Any]) -> Picture:
-    if problem := array_problem(array, ("uint8", "uint16")):
-        raise InputError(problem)
+def _picture_from_array(array: NDArray[Any], name: str) -> Picture:
+    _check_array(array, name, ("uint8", "uint16"))
     if array.ndim == 2 or array.shape[2] == 1:
         return Picture(np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2), grey=True)
     return _split_alpha(array, b"", False)
+
+
+def _mask_from_array(array: NDArray[Any], name: str) -> NDArray[np.int32]:
+    if array.ndim != 2 or array.dtype.kind not in "ui" or not array.size:
+        raise InputError(f"{name}: {array.dtype} of shape {array.shape}, where a mask of integers (H, W) is expected")
+    if array.min() < -(1 << 31) or array.max() >= 1 << 31:
+        raise InputError(f"{name}: ids up to {array.max()}, which are no class indices")
+    return array.astype(np.int32)
+
+
+def _check_array(array: NDArray[Any], name: str, dtypes: tuple[str, ...]) -> None:
+    if problem := array_problem(array, dtypes):
+        raise BandsError(f"{name}: {problem}" if name else problem)

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ConfigError, InputError
+from ..images.bands import RGB, Bands
 from ..images.preparing import network_size, prepare
 from ..images.reading import ImageLike, Picture, read_image, read_picture
 from ..images.sources import check_images, is_batch
 from ..info import ModelInfo, Preprocess
-from ..task import find_task
+from ..task import TASKS, find_task
 from .everything import find_everything
 from .everything_options import EverythingOptions
 from .mask_results import EverythingResult
@@ -47,15 +48,24 @@ class Predictor:
         runner: runs the network on numpy arrays, see :class:`foveal.prediction.runner.Runner`.
         info: description of the model and of its preprocessing.
         runtime: what runs the model and where, as text.
+        bands: what images are read as.
 
     Raises:
-        ConfigError: the model does not take three channels.
+        ConfigError: the model takes other images than RGB of 8 bits and has no classes, or its mean has another number
+            of channels than its images.
     """
 
     def __init__(self, runner: Runner, info: ModelInfo, runtime: str) -> None:
-        if info.in_chans != 3:
+        self.bands = Bands(info.in_chans, info.preprocess.dtype)
+        if self.bands != RGB and not (info.task in TASKS and TASKS[info.task].has_classes):
             raise ConfigError(
-                f"a predictor reads RGB images, this model takes {info.in_chans} channels: call it directly"
+                f"this model takes {self.bands}; a predictor reads other bands than RGB of 8 bits for segmentation "
+                "and classification only: call the model directly"
+            )
+        if len(info.preprocess.mean) != info.in_chans or len(info.preprocess.std) != info.in_chans:
+            raise ConfigError(
+                f"the model takes {info.in_chans} channels, but its description has the mean of "
+                f"{len(info.preprocess.mean)}: give one mean and std per channel (foveal.Preprocess)"
             )
         self.runner, self.info, self.runtime = runner, info, runtime
         self._warned = False  # whether it was said that thresholds are too high
@@ -86,7 +96,8 @@ class Predictor:
 
         Args:
             image: path, content of a file (bytes), open binary file, Pillow image or uint8 ``(H, W, 3)`` array; or a
-                list, tuple or iterator of them.
+                list, tuple or iterator of them. For a model of other bands: a TIFF, NPY or PNG file, or an array
+                ``(H, W, C)`` of the type that the model was trained on.
             tile: side of the square tiles into which a large image is cut, at full resolution; default: the whole
                 image at once (upscaling: only up to a quarter of a megapixel, tiles of 384 beyond).
             overlap: pixels that neighbouring tiles share at least; default: a third of ``tile`` (upscaling: 32).
@@ -104,9 +115,10 @@ class Predictor:
 
     def classify(self, image: ImageLike) -> ClassifyResult:
         """Classify one image; see :meth:`__call__`."""
-        return ClassifyResult(self._logits(read_image(image), self.info.preprocess, 2), self.info.labels)
+        pixels = self.bands.read(image)
+        return ClassifyResult(self._logits(pixels, self.info.preprocess, 2), self.info.labels)
 
-    def _logits(self, pixels: NDArray[np.uint8], preprocess: Preprocess, ndim: int) -> NDArray[np.float32]:
+    def _logits(self, pixels: NDArray[Any], preprocess: Preprocess, ndim: int) -> NDArray[np.float32]:
         """Logits of one image: the network's output with ``ndim`` dimensions, without the batch.
 
         Raises:
@@ -194,7 +206,7 @@ class Predictor:
         """Segment one image; see :meth:`__call__`."""
         if tile is None and overlap is not None:
             raise InputError(f"overlap={overlap} needs tiles: give tile, too")
-        pixels = read_image(image)
+        pixels = self.bands.read(image)
         stride = self.info.output_stride
         if tile is None:
             logits = self._logits(pixels, self.info.preprocess, 4)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import InputError
+from ..images.bands import displayed
 from ..images.colours import distinct_colours
 from ..images.overlay import draw_overlay
 from ..images.writing import Canvas, save_picture, stored_channels, write_picture
@@ -29,13 +30,13 @@ class SegmentResult:
     """Semantic segmentation of one image.
 
     Attributes:
-        image: the image, ``(H, W, 3)`` uint8.
+        image: the image, ``(H, W, 3)`` uint8; of a model of other bands ``(H, W, C)``.
         logits: class scores at the network's stride, ``(C, h, w)`` float32.
         scale: logit positions per image pixel, (vertical, horizontal): position = (pixel + 0.5) * scale - 0.5.
         labels: names and palette.
     """
 
-    image: NDArray[np.uint8]
+    image: NDArray[Any]
     logits: NDArray[np.float32]
     scale: tuple[float, float]
     labels: Labels
@@ -80,7 +81,7 @@ class SegmentResult:
         return [(self.names[i], float(count[i] / self.mask.size), float(total[i] / count[i])) for i in order]
 
     def overlay(self, alpha: float = 0.5, *, contours: bool = False, legend: bool = False) -> Image.Image:
-        """The image with the colours of the classes over it.
+        """The image with the colours of the classes over it; of other bands than RGB the first three, or the first.
 
         Args:
             alpha: opacity of the colours, 0 (image only) to 1 (colours only).
@@ -91,7 +92,7 @@ class SegmentResult:
             InputError: ``alpha`` is not 0 to 1.
         """
         labels = Labels(self.names, self.palette)
-        return draw_overlay(self.image, self.mask, labels, alpha=alpha, contours=contours, legend=legend)
+        return draw_overlay(displayed(self.image), self.mask, labels, alpha=alpha, contours=contours, legend=legend)
 
     def save(self, path: str | Path) -> Path:
         """Write the mask as a PNG of class indices with a palette: viewers show colours, programs read indices.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +59,8 @@ def check_upscale_tiles(tile: int | None, overlap: int | None) -> int:
 
 
 def tiled_logits(
-    network: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
-    pixels: NDArray[np.uint8],
+    network: Callable[[NDArray[Any]], NDArray[np.float32]],
+    pixels: NDArray[Any],
     tile: int,
     overlap: int,
     stride: int,
@@ -67,9 +68,9 @@ def tiled_logits(
     """Logits of overlapping tiles, blended with raised-cosine weights.
 
     Args:
-        network: ``(h, w, 3)`` pixels of one tile -> logits ``(C, h', w')``, of at least ``ceil(h / stride)`` rows and
+        network: ``(h, w, C)`` pixels of one tile -> logits ``(C, h', w')``, of at least ``ceil(h / stride)`` rows and
             ``ceil(w / stride)`` columns.
-        pixels: the image, ``(H, W, 3)``.
+        pixels: the image, ``(H, W, C)``.
         tile: side of the tiles.
         overlap: pixels that neighbouring tiles share at least.
         stride: output stride of the network. Tiles begin on multiples of it.

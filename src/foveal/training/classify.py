@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..data.bands import described_by, read_preprocess
 from ..data.transforms import ClassifyAugment
 from ..evaluation.metrics import ClassifyScores
+from ..images.bands import RGB
 from ..images.preparing import prepare
 from ..info import Preprocess
 from ..models.registry import variants
@@ -23,7 +25,7 @@ from ..weights.published import published_preprocess
 from ..weights.reading import read_checkpoint
 from .cache import Cached
 from .classify_settings import ClassifySettings
-from .job import open_data
+from .job import note_colours, open_data
 from .settings import DEFAULT_CROP
 
 _CROP_RATIO = 0.875  # of a crop that the settings name without a ratio
@@ -37,13 +39,18 @@ class ClassifyJob:
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         self.preprocess, crop = _preprocess(config)
+        described = described_by(root)
+        if self.data.bands != RGB or described.mean:
+            own = read_preprocess(self.data, described, progress)
+            self.preprocess = dataclasses.replace(self.preprocess, mean=own.mean, std=own.std, dtype=own.dtype)
+        self.normalise = dataclasses.replace(self.preprocess, size=None, crop_ratio=0.0)
+        note_colours(self.data, config, progress)
         self.augment = ClassifyAugment(crop, config.area, config.flip, config.jitter, config.tint)
         self.smoothing = config.label_smoothing
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, label = self.read[index]
-        augmented = self.augment(image, rng=rng)
-        network_input = prepare(augmented, Preprocess(self.preprocess.mean, self.preprocess.std))
+        network_input = prepare(self.augment(image, rng=rng), self.normalise)
         return torch.from_numpy(network_input[0]), torch.tensor(label)
 
     def trainee(self, model: nn.Module) -> nn.Module:

@@ -15,11 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..data.labelled import Labelled, LabelledTask, open_labelled
+from ..data.bands import described_by, with_its_bands
+from ..data.labelled import Banded, Labelled, LabelledTask, open_labelled
 from ..data.labels import class_difference
 from ..errors import DataError
+from ..images.bands import RGB
 from ..info import Labels, Preprocess
 from ..prediction.predictor import Predictor
+from ..progress import Progress
 from .settings import CommonSettings
 
 
@@ -41,7 +44,8 @@ class Job(Protocol):
 
     Attributes:
         labels: classes of the data.
-        preprocess: how images become the network's input, in training and afterwards.
+        preprocess: how images become the network's input, in training and afterwards; its mean has one value per
+            channel of the images.
         data: training images.
         validation: number of validation images, 0 without a validation split.
     """
@@ -56,7 +60,7 @@ class Job(Protocol):
     def validation(self) -> int: ...
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
-        """Make one augmented training sample: the image ``(3, h, w)`` and its target.
+        """Make one augmented training sample: the image ``(C, h, w)`` and its target.
 
         Args:
             index: number of the image.
@@ -94,14 +98,21 @@ class Job(Protocol):
         ...
 
 
-def open_data(root: str | Path, config: CommonSettings, task: LabelledTask) -> tuple[Labelled, Labelled | None]:
-    """Open the training samples and the validation samples, if there is a validation split.
+def note_colours(data: Banded, config: CommonSettings, progress: Progress) -> None:
+    """Say that colour changes are left out, if there are any and the images are not RGB."""
+    if data.bands != RGB and (config.jitter or config.tint):
+        progress.note(f"jitter and tint change colours and are left out: the images have {data.bands}")
+
+
+def open_data(root: str | Path, config: CommonSettings, task: LabelledTask) -> tuple[Banded, Banded | None]:
+    """Open the training samples and the validation samples, if there is a validation split; both with their bands.
 
     Raises:
+        ConfigError: ``in_chans`` does not fit ``dataset.yaml``.
         DataError: a split cannot be used, or the two have different classes.
     """
-    data = open_labelled(root, config.splits, task)
-    held_out = open_labelled(root, [config.val_split], task) if config.val_split else None
+    data = with_its_bands(open_labelled(root, config.splits, task), described_by(root), config.in_chans)
+    held_out = open_labelled(root, [config.val_split], task).with_bands(data.bands) if config.val_split else None
     if held_out and held_out.labels != data.labels:
         difference = class_difference(data.labels.names, held_out.labels.names) or "other colours"
         raise DataError(f"{root}: training and validation splits have different classes: {difference} in validation")

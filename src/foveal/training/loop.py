@@ -61,6 +61,7 @@ class Run:
             config.model,
             config.task,
             num_classes=len(job.labels.names),
+            in_chans=_channels(config, job),
             weights=config.weights or None,
             **config.options,
         )
@@ -365,6 +366,16 @@ def _start_notes(config: TrainConfig, job: Job, loaded: LoadReport | None, known
     if scale is not None and scale != 1:
         notes.append(f"peak learning rate {config.lr:g}, of the backbone {scale * config.lr:g} (backbone_lr_scale)")
     return notes
+
+
+def _channels(config: TrainConfig, job: Job) -> int:
+    """Channels of the images that the job trains on."""
+    channels = len(job.preprocess.mean)
+    if config.in_chans not in (0, channels):
+        raise ConfigError(f"in_chans={config.in_chans}: models for {config.task!r} take images of {channels} channels")
+    if "in_chans" in config.options:
+        raise ConfigError("options: in_chans is a setting of its own: write in_chans=N, not options={in_chans: N}")
+    return channels
 
 
 def _digest(job: Job) -> str:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..data.bands import described_by, read_preprocess
 from ..data.class_map import read_class_map
 from ..data.masks import note_black_and_white
 from ..data.segmentation import class_counts, median_frequency_weights
@@ -20,14 +21,15 @@ from ..data.transforms import SegmentAugment
 from ..errors import ConfigError
 from ..evaluation.metrics import SegmentScores, confusion_matrix
 from ..factory.load_model import load_model
+from ..images.bands import RGB
 from ..images.preparing import prepare
-from ..info import IGNORE, Preprocess, info_of
+from ..info import IGNORE, info_of
 from ..layers.resample import ceil_div
 from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..tasks.segment import SegmentationModel
 from .cache import Cached
-from .job import open_data
+from .job import note_colours, open_data
 from .losses import SegmentationLoss
 from .segment_settings import SegmentSettings
 from .settings import DEFAULT_CROP
@@ -36,7 +38,7 @@ from .settings import DEFAULT_CROP
 class SegmentJob:
     """Semantic segmentation: paired augmentation, :class:`~foveal.training.losses.SegmentationLoss`, mIoU.
 
-    The data set is decoded once and stays in memory, four bytes per pixel, up to ``config.cache_gib``.
+    The data set is decoded once and stays in memory, four bytes per pixel of RGB, up to ``config.cache_gib``.
     """
 
     def __init__(self, root: str | Path, config: SegmentSettings, progress: Progress) -> None:
@@ -47,6 +49,10 @@ class SegmentJob:
         self.labels, self.validation = self.data.labels, len(self.held_out or ())
         self.read = Cached(self.data, config.cache_gib, config.max_bad, progress)
         balanced = self._balanced_weights(progress)
+        self.preprocess = read_preprocess(self.data, described_by(root), progress)
+        note_colours(self.data, config, progress)
+        peak = self.preprocess.peak
+        fill = {} if self.data.bands == RGB else {"fill": tuple(peak * mean for mean in self.preprocess.mean)}
         self.augment = SegmentAugment(
             config.crop or DEFAULT_CROP,
             config.scale,
@@ -55,10 +61,10 @@ class SegmentJob:
             config.tint,
             config.rare_crop,
             tuple(np.sqrt(balanced)),
+            **fill,
         )
         weights = {"none": np.ones(len(balanced)), "sqrt_median": np.sqrt(balanced), "median": balanced}
         self.class_weights = torch.tensor(weights[config.class_weights], dtype=torch.float32)
-        self.preprocess = Preprocess()
         self.deep_supervision = config.deep_supervision
         self.criterion = SegmentationLoss({**config.loss}, self.class_weights)
 

@@ -139,6 +139,12 @@ class CommonSettings:
 
     model: str = setting("efficientvit_b0", "Architecture: a name that 'foveal models' lists.")
     task: Literal["segment", "classify", "upscale", "prompt"] = setting("segment", "Task to train the model for.")
+    in_chans: int = setting(
+        0,
+        "Channels of the images. 0: those of the data, 3 for images that are or can become RGB. Colour changes "
+        "(jitter, tint) are for 3 channels of 8 bits, and left out for others.",
+        Range("0, or 1 to 1024", lambda value: 0 <= value <= 1024),
+    )
     options: dict[str, Any] = setting({}, "Further keyword arguments of create_model.")  # noqa: RUF009 (a field)
     weights: str = setting("", "Weights to start from: tag, path or hub id. Empty: random weights.", is_path=True)
     splits: tuple[str, ...] = setting(

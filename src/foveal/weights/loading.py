@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ class LoadReport:
         resized: tables of attention biases that were interpolated because the model's windows have another size.
         info: description of the weights, if there is one.
         licence: of the weights, an SPDX name, if the file or its family's publisher states one.
+        adapted: first convolution whose input channels were adapted to the model's; empty if it fitted.
     """
 
     loaded: int
@@ -42,6 +44,7 @@ class LoadReport:
     resized: tuple[str, ...] = ()
     info: ModelInfo | None = field(default=None, repr=False)
     licence: str = ""
+    adapted: str = ""
 
 
 def load_checkpoint(
@@ -80,6 +83,9 @@ def load_for_finetuning(
     - the whole head, if the weights are for another task;
     - modules that the backbone lists as optional, if the weights lack them;
     - the image encoder of a promptable model, if that of the weights has another architecture.
+
+    The first convolution is adapted to another number of image channels, which is said on standard error: for one
+    channel its filters are summed over theirs, for more they are repeated and scaled to the same sum.
     """
     return fill(model, as_checkpoint(source, info), finetune=True)
 
@@ -101,6 +107,7 @@ def fill(model: nn.Module, checkpoint: Checkpoint, *, finetune: bool = False) ->
     )
     state |= {key: own[key] for key in reinitialized}
     resized = _resize_tables(model, state)
+    adapted = _adapt_stem(model, state, own) if finetune else ""
     _check_fit(own, state, checkpoint.source or "state dict")
     with torch.no_grad():
         for key, tensor in own.items():
@@ -110,7 +117,14 @@ def fill(model: nn.Module, checkpoint: Checkpoint, *, finetune: bool = False) ->
     described = getattr(model, "foveal_info", None)
     say_licence(checkpoint.source or (described.model if described is not None else layout), licence)
     return LoadReport(
-        len(own) - len(reinitialized), layout, selection.ignored, reinitialized, resized, checkpoint.info, licence
+        len(own) - len(reinitialized),
+        layout,
+        selection.ignored,
+        reinitialized,
+        resized,
+        checkpoint.info,
+        licence,
+        adapted,
     )
 
 
@@ -255,6 +269,30 @@ def _resize_tables(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, ...
             state[key] = resize_position_biases(table, module.window_size)
             resized += [key] if state[key] is not table else []
     return tuple(resized)
+
+
+def _adapt_stem(model: nn.Module, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Adapt the first convolution in ``state`` to the image channels of ``model``; return its key.
+
+    As timm does it: summed for one channel, else repeated in turn and scaled, so that an image of equal channels gives
+    the same output.
+    """
+    described: ModelInfo | None = getattr(model, "foveal_info", None)
+    if described is None:
+        return ""
+    stem = variants()[described.model][0].stem
+    key = next((name for name in (stem, stem.removeprefix("backbone."), IMAGE_ENCODER + stem) if name in own), "")
+    old = state.get(key)
+    if old is None or old.ndim != 4 or old.shape[1] in (0, own[key].shape[1]):
+        return ""
+    before, after = old.shape[1], own[key].shape[1]
+    if after == 1:
+        state[key], how = old.sum(1, keepdim=True), "summed"
+    else:
+        state[key], how = old[:, torch.arange(after) % before] * (before / after), f"repeated, times {before}/{after}"
+    what = f"weights for {before} image channels, model for {after}"
+    print(f"{what}: the filters of {key} are {how}", file=sys.stderr, flush=True)
+    return key
 
 
 def _check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str) -> None:

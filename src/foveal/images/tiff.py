@@ -1,0 +1,287 @@
+"""TIFF files with any number of bands (TIFF 6.0, BigTIFF): their tags, and their values.
+
+Pillow decodes at most four bands and drops those that it does not know. Here its libtiff only unpacks the compressed
+bytes of each plane, as if they were the grey values of a wider image; the bands are then taken from these bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin
+
+from ..errors import InputError
+
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}  # types of tags, as struct names them
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3, 9: 3}  # bands of each photometric interpretation
+_PALETTE = 3
+_ALPHA = (1, 2)  # values of ExtraSamples: associated and unassociated alpha
+_UNPACKED = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, deflate, run lengths, deflate, LZMA, Zstandard
+_TYPES = {
+    (1, 8): "u1", (1, 16): "u2", (2, 8): "i1", (2, 16): "i2", (3, 16): "f2", (3, 32): "f4", (3, 64): "f8",
+}  # fmt: skip
+_MAX_PAGES = 4096
+_TAG_BYTES = 64 << 20  # content of all tags that is read, unless the file is larger
+
+
+class TiffReader(TiffImagePlugin.TiffImageFile):
+    """Pillow's TIFF reader without its pixel limit, which is global to the process; ours is checked before."""
+
+    def load_prepare(self) -> None:
+        if getattr(self, "_im", None) is None:
+            self.im = Image.new(self.mode, getattr(self, "_tile_size", self.size), None).im
+        super().load_prepare()
+
+
+@dataclass(frozen=True)
+class Page:
+    """One image of a TIFF file, from its tags.
+
+    Attributes:
+        tags: integer values by the number of the tag, see :func:`pages`.
+        order: byte order, "<" or ">".
+    """
+
+    tags: dict[int, tuple[int, ...]]
+    order: str
+
+    def first(self, tag: int, default: int = 0) -> int:
+        """The first value of a tag."""
+        return (self.tags.get(tag) or (default,))[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(W, H) as stored, before the orientation is applied."""
+        return self.first(256), self.first(257)
+
+    @property
+    def bands(self) -> int:
+        """Number of bands."""
+        return self.first(277, 1)
+
+    @property
+    def dtype(self) -> str:
+        """Type of the values as NumPy writes it, with the byte order; empty: bands of several types, or another one."""
+        bits, formats = set(self.tags.get(258, (1,))), set(self.tags.get(339, (1,)))
+        kind = _TYPES.get((formats.pop(), bits.pop()), "") if len(bits) == len(formats) == 1 else ""
+        return kind and self.order + kind
+
+    @property
+    def has_lost_bands(self) -> bool:
+        """Whether a picture of grey or colours, with or without alpha, would lack some of the bands."""
+        extra, colours = self.tags.get(338, ()), _COLOURS.get(self.first(262), 1)
+        has_alpha = colours < 4 and len(extra) == 1 and extra[0] in _ALPHA
+        # Pillow does not read these kinds of alpha.
+        unread = self.first(284, 1) == 2 and (colours == 1 or extra[:1] == (1,))
+        has_alpha &= not (unread or (colours == 1 and self.first(258, 1) != 8))
+        return self.bands > colours + has_alpha
+
+    def describe(self) -> str:
+        """Number and kind of the bands, for messages."""
+        known = {2: "red, green, blue", 5: "cyan, magenta, yellow, black"}.get(self.first(262), "")
+        named = f" ({known} and {self.bands - _COLOURS[self.first(262)]} more)" if known else ""
+        bits = "/".join(map(str, sorted(set(self.tags.get(258, (1,))))))
+        return f"{self.bands} bands{named} of {bits} bits"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether :func:`read_page` reads the page: no palette, no lossy compression."""
+        fits = self.first(262) not in (_PALETTE, 6) and self.first(266, 1) == 1
+        return fits and self.first(259, 1) in _UNPACKED and self.dtype != ""
+
+
+def pages(file: BinaryIO, name: str, *, strict: bool = True) -> list[Page]:
+    """The pages of a TIFF file without previews and transparency masks, from its tags; the file's position is kept.
+
+    Args:
+        file: the file.
+        name: its name, for messages.
+        strict: whether damage after the first page is an error; otherwise the list ends there.
+
+    Raises:
+        InputError: damaged tags, tags that claim far more data than the file has, or too many pages.
+        struct.error: damaged tags, too.
+    """
+    position, found, read = file.tell(), list[Page](), 0
+    try:
+        for page in _directories(file, name):
+            read += 1
+            found += [] if page.first(254) & 5 else [page]
+    except (InputError, struct.error):
+        if strict or not read:
+            raise
+    finally:
+        file.seek(position)
+    return found
+
+
+def page_of(image: TiffImagePlugin.TiffImageFile) -> Page:
+    """The page that Pillow has opened."""
+    tags: dict[int, tuple[int, ...]] = {}
+    for tag in (258, 262, 277, 338):
+        value = image.tag_v2.get(tag, ())
+        tags[tag] = tuple(value) if isinstance(value, tuple) else (value,)
+    return Page(tags, "<")
+
+
+def _directories(file: BinaryIO, name: str) -> Iterator[Page]:
+    length = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = struct.unpack(order + "H", head[2:4])[0] == 43
+    offset = struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0]
+    seen: set[int] = set()
+    while offset and offset not in seen:
+        if len(seen) == _MAX_PAGES:
+            raise InputError(f"{name}: more than {_MAX_PAGES} pages in one file; save them as files of their own")
+        seen.add(offset)
+        tags, offset = _read_directory(file, name, offset, length, order, big)
+        yield Page(tags, order)
+
+
+def _read_directory(
+    file: BinaryIO, name: str, offset: int, length: int, order: str, big: bool
+) -> tuple[dict[int, tuple[int, ...]], int]:
+    """The integer tags of one directory, and the position of the next one."""
+    word, entry, count_kind = ("Q", 20, "Q") if big else ("I", 12, "H")
+    inline = struct.calcsize(word)
+    file.seek(offset)
+    (count,) = struct.unpack(order + count_kind, file.read(struct.calcsize(count_kind)))
+    if count > 1 << 16:
+        raise InputError(f"{name}: damaged ({count} tags)")
+    rows, tail = file.read(count * entry), file.read(inline)
+    if _claimed(rows, length, order, big) > max(_TAG_BYTES, 2 * length):
+        raise InputError(f"{name}: its tags claim far more data than the file has")
+    tags: dict[int, tuple[int, ...]] = {}
+    for start in range(0, len(rows) - entry + 1, entry):
+        tag, kind, number = struct.unpack_from(f"{order}HH{word}", rows, start)
+        size = number * _SIZES.get(kind, 0)
+        if kind not in _INTEGERS or not number or (number > 1 << 16 and tag not in (273, 279, 324, 325)):
+            continue
+        data = rows[start + 4 + inline : start + entry]
+        if size > inline:
+            file.seek(struct.unpack(order + word, data)[0])
+            data = file.read(min(size, length))
+        if len(data) < size:
+            raise InputError(f"{name}: damaged or truncated (the data of tag {tag} is missing)")
+        tags[tag] = struct.unpack_from(f"{order}{number}{_INTEGERS[kind]}", data)
+    return tags, struct.unpack(order + word, tail)[0] if len(tail) == inline else 0
+
+
+def _claimed(rows: bytes, length: int, order: str, big: bool) -> int:
+    """Bytes that a reader of every tag of a directory reads from a file of ``length``."""
+    word, entry = ("Q", 20) if big else ("I", 12)
+    found = (struct.unpack_from(f"{order}HH{word}", rows, start) for start in range(0, len(rows) - entry + 1, entry))
+    return sum(min(number * _SIZES.get(kind, 0), length) for _, kind, number in found)
+
+
+def check_exif(exif: bytes) -> None:
+    """Check EXIF data, which has the form of a TIFF file, before Pillow reads all of its tags; damage is left to it.
+
+    Raises:
+        ValueError: its tags claim far more data than there is.
+    """
+    content = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4], "")
+    if not order or len(content) < 8:
+        return
+    (start,) = struct.unpack_from(f"{order}I", content, 4)
+    count = int.from_bytes(content[start : start + 2], "little" if order == "<" else "big")
+    if _claimed(content[start + 2 : start + 2 + 12 * count], len(content), order, False) > _TAG_BYTES:
+        raise ValueError("the tags of its EXIF data claim far more data than there is")
+
+
+def read_page(content: bytes, page: Page, name: str) -> NDArray[Any]:
+    """The values of a page, ``(H, W, C)`` in the type of the file, upright.
+
+    Args:
+        content: of the whole file.
+        page: a plain one, whose size was checked.
+        name: of the file, for messages.
+
+    Raises:
+        InputError: damaged.
+        OSError, ValueError: the same, from the decoder.
+    """
+    separate = page.first(284, 1) == 2
+    offsets, counts = (page.tags.get(324) or page.tags.get(273, ())), (page.tags.get(325) or page.tags.get(279, ()))
+    planes = page.bands if separate else 1
+    if not offsets or len(offsets) != len(counts) or len(offsets) % planes:
+        raise InputError(f"{name}: damaged (the places of its pixels are missing)")
+    part = len(offsets) // planes
+    parts = [
+        _read_plane(content, page, 1 if separate else page.bands, offsets[i : i + part], counts[i : i + part])
+        for i in range(0, len(offsets), part)
+    ]
+    values = np.concatenate(parts, axis=2) if separate else parts[0]
+    if page.first(262, 1) == 0 and page.bands == 1 and values.dtype.kind == "u":  # 0 is white
+        values = np.iinfo(values.dtype).max - values
+    return values
+
+
+def _read_plane(
+    content: bytes, page: Page, bands: int, offsets: tuple[int, ...], counts: tuple[int, ...]
+) -> NDArray[Any]:
+    """One plane, ``(H, W, bands)``: the bytes are unpacked, then the predictor is undone in each tile or strip."""
+    (width, height), kind = page.size, np.dtype(page.dtype)
+    tile_width, tile_height = page.first(322) or width, page.first(323) or height
+    across, down = -(-width // tile_width), -(-height // tile_height)
+    tiled = 324 in page.tags
+    if tiled and across * down != len(offsets):
+        raise InputError("wrong number of tiles")
+    row = tile_width * bands * kind.itemsize
+    entries = {256: across * row, 257: down * tile_height, 258: 8, 259: page.first(259, 1), 262: 1, 277: 1}
+    if tiled:
+        entries |= {322: row, 323: tile_height, 324: offsets, 325: counts}
+    else:
+        entries |= {273: offsets, 278: min(page.first(278, height), height), 279: counts}
+    with TiffReader(io.BytesIO(_with_directory(content, entries)), "") as image:
+        image.load()
+        packed = np.asarray(image)
+    values = _undo_predictor(packed.reshape(-1, across, row), page.first(317, 1), kind, bands)
+    return np.ascontiguousarray(values.reshape(down * tile_height, across * tile_width, bands)[:height, :width])
+
+
+def _with_directory(content: bytes, entries: dict[int, int | tuple[int, ...]]) -> bytes:
+    """The file with another directory, at its end: a classic TIFF of little-endian 32-bit tags."""
+    start = len(content) + len(content) % 2
+    after = start + 2 + 12 * len(entries) + 4
+    rows, arrays = b"", b""
+    for tag, value in sorted(entries.items()):
+        values = value if isinstance(value, tuple) else (value,)
+        data = struct.pack(f"<{len(values)}I", *values)
+        if len(values) > 1:
+            data, arrays = struct.pack("<I", after + len(arrays)), arrays + data
+        rows += struct.pack("<HHI", tag, 4, len(values)) + data
+    directory = struct.pack("<H", len(entries)) + rows + bytes(4) + arrays
+    return b"".join((b"II*\0", struct.pack("<I", start), content[8:], bytes(start - len(content)), directory))
+
+
+def _undo_predictor(packed: NDArray[np.uint8], predictor: int, kind: np.dtype, bands: int) -> NDArray[Any]:
+    """Values ``(rows, tiles, pixels, bands)`` in native byte order from bytes ``(rows, tiles, bytes)``.
+
+    Predictor 2 stores differences of neighbouring pixels; 3 those of the bytes of floating-point values, most
+    significant bytes first (Adobe Photoshop TIFF Technical Note 3).
+    """
+    rows, tiles, _ = packed.shape
+    if predictor == 3:
+        summed = np.cumsum(packed.reshape(rows, tiles, -1, bands), axis=2, dtype=np.uint8)
+        by_byte = summed.reshape(rows, tiles, kind.itemsize, -1)
+        values = np.ascontiguousarray(by_byte.swapaxes(2, 3)).view(kind.newbyteorder(">"))
+    elif predictor == 2:
+        whole = np.dtype(f"{kind.byteorder}u{kind.itemsize}".replace("|", ""))
+        values = packed.view(whole).reshape(rows, tiles, -1, bands)
+        values = np.cumsum(values, axis=2, dtype=whole.newbyteorder("=")).view(kind.newbyteorder("="))
+    elif predictor == 1:
+        values = packed.view(kind)
+    else:
+        raise InputError(f"unknown predictor {predictor}")
+    return values.astype(kind.newbyteorder("="), copy=False).reshape(rows, tiles, -1, bands)
