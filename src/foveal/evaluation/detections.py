@@ -18,7 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ..data.instances import COCO, InstanceData
+from ..data.instances import InstanceData
+from ..data.listed_files import Id, as_id, read_json
 from ..errors import DataError
 from ..files import atomic_write
 from ..prediction.predictor import Predictor
@@ -34,7 +35,7 @@ _NAMED = 5  # ids that a message names
 class Detection(NamedTuple):
     """A detector's box: its class by COCO's id, x1, y1, x2, y2 in pixels, and its score."""
 
-    category: int
+    category: Id
     box: tuple[float, float, float, float]
     score: float
 
@@ -120,7 +121,7 @@ class DetectionEvaluator:
     def __init__(self, predictor: Predictor, data: str | Path, split: str, file: Path) -> None:
         self.predictor, self.data, self.split = predictor, data, split
         self.samples = InstanceData.open(data, [split])
-        if self.samples.layout != COCO:
+        if self.samples.layout != "coco_instances":
             raise DataError(
                 f"{file}: boxes belong to images by the ids of COCO's JSON; {data} has the layout {self.samples.layout}"
             )
@@ -188,8 +189,8 @@ class DetectionEvaluator:
 
 
 def read_detections(
-    file: Path, images: set[int], categories: Mapping[int, str]
-) -> tuple[dict[int, list[Detection]], Counter[str]]:
+    file: Path, images: set[Id], categories: Mapping[Id, str]
+) -> tuple[dict[Id, list[Detection]], Counter[str]]:
     """Read boxes in COCO's result format.
 
     Args:
@@ -210,12 +211,12 @@ def read_detections(
     form = "a list of {image_id, category_id, bbox: [x, y, width, height], score}"
     if not isinstance(entries, list):
         raise DataError(f"{file}: a {type(entries).__name__} at the top instead of {form}")
-    found: dict[int, list[Detection]] = {}
-    unknown: dict[str, Counter[int]] = {"image": Counter(), "category": Counter()}
+    found: dict[Id, list[Detection]] = {}
+    unknown: dict[str, Counter[Id]] = {"image": Counter(), "category": Counter()}
     dropped: Counter[str] = Counter()
     for number, entry in enumerate(entries):
         try:
-            image, category, score = int(entry["image_id"]), int(entry["category_id"]), float(entry["score"])
+            image, category, score = as_id(entry["image_id"]), as_id(entry["category_id"]), float(entry["score"])
             x, y, width, height = map(float, entry["bbox"])
             if not all(map(math.isfinite, (x, y, width, height, score))):
                 raise ValueError("not all numbers are finite")
@@ -236,20 +237,20 @@ def read_detections(
             dropped[f"unknown {what} id {named}"] += ids.total()
     if not found:
         reasons = "; ".join(f"{count} boxes: {reason}" for reason, count in dropped.items()) or "it is empty"
-        known = ", ".join(map(str, sorted(images)[:_NAMED]))
+        known = ", ".join(sorted(map(str, images))[:_NAMED])
         raise DataError(f"{file}: no box for the images of the data, whose ids are {known}, ... ({reasons})")
     return found, dropped
 
 
-def _read_ids(samples: InstanceData) -> tuple[list[int], dict[int, str]]:
+def _read_ids(samples: InstanceData) -> tuple[list[Id], dict[Id, str]]:
     """Id of each image, and names of the categories by id, from the JSON files of the data."""
-    by_name: dict[Path, dict[str, int]] = {}
-    categories: dict[int, str] = {}
+    by_name: dict[Path, dict[str, Id]] = {}
+    categories: dict[Id, str] = {}
     for file in dict.fromkeys(file for _, file in samples.pairs):
-        content = json.loads(file.read_text(encoding="utf-8"))  # was read before, so that its form is known
-        by_name[file] = {Path(entry["file_name"]).as_posix(): int(entry["id"]) for entry in content["images"]}
-        categories |= {int(entry["id"]): str(entry["name"]) for entry in content["categories"]}
-    ids: dict[int, None] = {}
+        content = read_json(file)  # was read before, so that its form is known
+        by_name[file] = {Path(entry["file_name"]).as_posix(): as_id(entry["id"]) for entry in content["images"]}
+        categories |= {as_id(entry["id"]): str(entry["name"]) for entry in content["categories"]}
+    ids: dict[Id, None] = {}
     for image, file in samples.pairs:
         parts = image.parts
         names = ("/".join(parts[start:]) for start in range(len(parts)))  # the longest first
