@@ -20,8 +20,12 @@ import yaml
 
 from .errors import ConfigError, nearest
 
-T = TypeVar("T")
+if typing.TYPE_CHECKING:
+    from yaml import SafeLoader as _SafeLoader
+else:  # the one in C is faster, and not part of every build
+    _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+T = TypeVar("T")
 
 _MAX_BYTES = 1 << 20  # of a file
 _MAX_SIZE = 8 << 20  # of the values with their aliases written out: _VALUE for each, and its characters
@@ -80,7 +84,7 @@ def _one_line(error: Exception) -> str:
     return text if len(text) < 500 else f"{text[:500]} ..."
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(_SafeLoader):
     """A loader of plain values that refuses repeated keys, of which PyYAML would silently take the last.
 
     It also refuses what takes long to expand or to convert.
@@ -92,7 +96,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             _check_size(node, {}, 0)
         return node
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         if node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
             raise _refused(f"a number of {len(node.value)} characters", node)
         return super().construct_scalar(node)

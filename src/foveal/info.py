@@ -257,7 +257,8 @@ def _is_option(value: Any) -> bool:
 
 def _check_range(name: str, values: Sequence[Any], low: float, high: float) -> None:
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high:  # pyright: ignore[reportOperatorIssue] - no float: it may overflow
             raise ConfigError(f"{name}={value!r:.60}: give a number from {low:g} to {high:g}")
 
 

@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     jobs: list[Job]
     before: int = 0
 
-    def count(self, done: int) -> str:
+    def tally(self, done: int) -> str:
         """``"5 of 6 images, 2 done before"``, of which this run did ``done``."""
         before = f", {self.before} done before" if self.before else ""
         return f"{done + self.before} of {len(self.jobs) + self.before} images{before}"

@@ -129,7 +129,7 @@ def run(predictor: Predictor, request: Request) -> int:
     if request.as_json:
         print_json({"images": done, "done_before": plan.before, "failed": failed, "out": str(request.out)})
         return 1 if failed else 0
-    say(f"{plan.count(len(done))}, masks in {request.out}")
+    say(f"{plan.tally(len(done))}, masks in {request.out}")
     return print_failed(failed)
 
 

@@ -145,7 +145,7 @@ def _run_many(predictor: Predictor, request: Request, plan: Plan, legend: bool, 
         counts = {"done": len(done), "done_before": plan.before, "failed": failed}
         print_json({**counts, "out": str(request.out), "seconds": round(seconds, 3)})
         return 1 if failed else 0
-    say(f"{plan.count(len(done))} in {seconds:.1f} s, masks in {request.out}")
+    say(f"{plan.tally(len(done))} in {seconds:.1f} s, masks in {request.out}")
     return print_failed(failed)
 
 

@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import TextIO
 
 from ..errors import FovealError
 
@@ -52,7 +53,7 @@ def prepare() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _wrap(raw: io.FileIO, stream: io.TextIOBase) -> io.TextIOWrapper:
+def _wrap(raw: io.FileIO, stream: TextIO) -> io.TextIOWrapper:
     lines = raw.isatty() or isinstance(raw, _Notices)
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding=stream.encoding, line_buffering=lines)
 

@@ -113,7 +113,7 @@ def run(
         return 1 if failed else 0
     for report in done:
         print_report(report)
-    say(f"{plan.count(len(done))} with {model}, {predictor.runtime}, on {machine.one_line()}")
+    say(f"{plan.tally(len(done))} with {model}, {predictor.runtime}, on {machine.one_line()}")
     return print_failed(failed)
 
 

@@ -85,21 +85,20 @@ def read_bands(source: ImageLike, *, name: str = "", max_pixels: int | None = No
     Raises:
         InputError: the image cannot be read, is too large, or has values that are NaN, infinite or of another type.
     """
-    name, source = name or name_of(source, "image"), plain_source(source, name)
-    if isinstance(source, np.ndarray):
-        return _checked(source, "array")
+    name, plain = name or name_of(source, "image"), plain_source(source, name)
+    if isinstance(plain, np.ndarray):
+        return _checked(plain, "array")
     limit = pixel_limit() if max_pixels is None else max_pixels
-    if is_npy(source):
-        assert not isinstance(source, Image.Image)
-        return _checked(read_npy(source, name, 4 * limit), name, limit)
+    if is_npy(plain):
+        return _checked(read_npy(plain, name, 4 * limit), name, limit)
     with decoding.one_line_errors(name):
-        if not isinstance(source, Image.Image) and (values := _read_tiff(source, name, limit)) is not None:
+        if not isinstance(plain, Image.Image) and (values := _read_tiff(plain, name, limit)) is not None:
             return _checked(values, name)
-        with open_image(source, name, max_pixels) as (image, file):
+        with open_image(plain, name, max_pixels) as (image, file):
             raw = decoding.raw_mode(image)
             if raw in decoding.OTHER_BYTE_ORDER:
                 decoding.decode(image, file, name, allow_truncated=False)
-                with open_image(source, name, max_pixels) as (again, _):
+                with open_image(plain, name, max_pixels) as (again, _):
                     values = decoding.read_16_bit_colours(image, again)
             elif raw == "LA;16B":
                 raise InputError(f"{name}: 16-bit grey with transparency; save it as TIFF or NPY")
@@ -116,19 +115,18 @@ def read_size(source: ImageSource, *, name: str = "", max_pixels: int | None = N
     Raises:
         InputError: the image is missing or too large, or its header is damaged.
     """
-    name, source = name or name_of(source, "image"), plain_source(source, name)
+    name, plain = name or name_of(source, "image"), plain_source(source, name)
     limit = pixel_limit() if max_pixels is None else max_pixels
-    if isinstance(source, np.ndarray):
-        return source.shape[0], source.shape[1]
+    if isinstance(plain, np.ndarray):
+        return plain.shape[0], plain.shape[1]
     with decoding.one_line_errors(name):
-        if is_npy(source):
-            assert not isinstance(source, Image.Image)
-            height, width = (*npy_shape(source, name), 0, 0)[:2]
-        elif not isinstance(source, Image.Image) and (page := _first_page(source, name)):
+        if is_npy(plain):
+            height, width = (*npy_shape(plain, name), 0, 0)[:2]
+        elif not isinstance(plain, Image.Image) and (page := _first_page(plain, name)):
             (width, height), orientation = page.size, page.first(274, 1)
             height, width = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
         else:
-            with open_image(source, name, max_pixels) as (image, _):
+            with open_image(plain, name, max_pixels) as (image, _):
                 turned = decoding.orientation_of(image) in (5, 6, 7, 8)
                 height, width = image.size if turned else image.size[::-1]
         check_pixels(name, (width, height), limit)

@@ -8,7 +8,7 @@ import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ _DAMAGE = (
 )  # fmt: skip
 
 
-def is_npy(source: object) -> bool:
+def is_npy(source: object) -> TypeGuard[str | Path | bytes]:
     """Whether a source is a path with the suffix of an NPY file, or the content of such a file."""
     if isinstance(source, bytes):
         return source.startswith(_MAGIC)

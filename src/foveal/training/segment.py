@@ -126,10 +126,10 @@ class SegmentJob:
         """Report from which classes of the weights each class starts, and which classes start fresh or are not used."""
         kept, fresh = [], []
         for target, name in enumerate(self.labels.names):
-            sources = [known[source] for source in np.flatnonzero(targets == target)]
+            sources = [known[int(source)] for source in np.flatnonzero(targets == target)]
             kept += [f"{name} from {' + '.join(sources)}"] if sources else []
             fresh += [] if sources else [name]
-        unused = [known[source] for source in np.flatnonzero(targets < 0)]
+        unused = [known[int(source)] for source in np.flatnonzero(targets < 0)]
         parts = {"the classifier keeps": kept, "starts fresh for": fresh, "does not use": unused}
         self.progress.note("; ".join(f"{text} {', '.join(names)}" for text, names in parts.items() if names))
 

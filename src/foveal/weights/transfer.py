@@ -215,7 +215,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 def _opener() -> urllib.request.OpenerDirector:
     context = ssl.create_default_context()
     with suppress(ImportError, OSError):  # Pythons that ship without certificates; the hub's client brings them
-        import certifi
+        import certifi  # pyright: ignore[reportMissingImports] - an optional package
 
         context.load_verify_locations(certifi.where())
     return urllib.request.build_opener(_NoRedirects, urllib.request.HTTPSHandler(context=context))
