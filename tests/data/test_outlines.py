@@ -21,7 +21,8 @@ from foveal.data.instances import InstanceData
 from foveal.data.outlines import polygon_runs, rle_runs
 from foveal.data.segmentation import SegmentationData
 from foveal.errors import ConfigError, DataError
-from foveal.images.reading import read_image, read_size
+from foveal.images.bands import read_size
+from foveal.images.reading import read_image
 from foveal.images.regions import mask_of
 
 SIZE = (24, 32)  # (H, W)

@@ -71,16 +71,6 @@ def test_outlines_are_checked_trained_and_evaluated(tmp_path: Path, cli: Command
     assert cli("data", "check", root).returncode == 0
     run = foveal.train(root, out=tmp_path / "run", epochs=1, batch_size=1, crop=[64, 64], workers=0, device="cpu")
     assert foveal.evaluate(run.best, root, split="val").scores.names == ("background", "cat")
-    with pytest.raises(DataError, match="is for the task 'segment', not 'classify': write --task segment"):
+    message = "is for the task 'segment' and 'prompt', not for 'classify': train with --task segment"
+    with pytest.raises(DataError, match=message):
         foveal.train(root, out=tmp_path / "other", task="classify", device="cpu")
-
-
-def test_data_of_another_task_is_named(tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        for name in ("cat", "dog"):
-            (tmp_path / "data" / split / name).mkdir(parents=True)
-            Image.new("RGB", (64, 64)).save(tmp_path / "data" / split / name / "a.png")
-    with pytest.raises(
-        DataError, match="its layout is 'classes', which is for the task 'classify', not 'segment': write"
-    ):
-        foveal.train(tmp_path / "data", out=tmp_path / "run", task="segment", device="cpu")

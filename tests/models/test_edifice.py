@@ -176,7 +176,7 @@ def test_token_blur_runs_over_row_ends() -> None:
         (EfficientViT, EFFICIENT, 64),
         (EfficientViT, {**EFFICIENT, "num_classes": 10}, 10),
         (EfficientViT, {**EFFICIENT, "depths": [2], "num_heads": [4]}, 32),
-        (EfficientViT, {**EFFICIENT, "embed_dim": 16, "depths": [1, 1, 1], "num_heads": [2, 2, 2]}, 64),
+        (EfficientViT, {**EFFICIENT, "embed_dim": 16, "depths": [1, 1, 1], "num_heads": [2, 1, 1]}, 64),
         (EfficientViT, {**EFFICIENT, "depths": [1], "num_heads": [2]}, 32),
         (EfficientViT, {**EFFICIENT, "in_channels": 1, "num_classes": 0}, 64),
         (MambaVision, MAMBA, 128),
@@ -483,7 +483,7 @@ def test_options_are_inferred_from_shapes(kind: str) -> None:
         (
             "edifice_efficient_vit",
             "classify",
-            {"embed_dim": 16, "depths": [1, 1, 1], "num_heads": [2, 2, 2]},
+            {"embed_dim": 16, "depths": [1, 1, 1], "num_heads": [2, 1, 1]},
         ),  # stride 64: one row at 33 pixels
         pytest.param("edifice_efficient_vit", "classify", {}, marks=pytest.mark.long),
         pytest.param(
@@ -492,7 +492,7 @@ def test_options_are_inferred_from_shapes(kind: str) -> None:
             {**EFFICIENT, "cascade": "input", "downsample": "channels"},
             marks=pytest.mark.long,
         ),
-        ("edifice_mamba_vision", "classify", {**MAMBA, "window_size": (3, 2)}),
+        ("edifice_mamba_vision", "classify", {**MAMBA, "depths": [1, 1, 1, 1], "window_size": (3, 2)}),
         pytest.param("edifice_efficient_vit", "classify", {**EFFICIENT, "compat": True}, marks=pytest.mark.long),
         pytest.param("edifice_mamba_vision", "segment", {**MAMBA, "compat": True}, marks=pytest.mark.long),
     ],

@@ -153,6 +153,7 @@ def _check_layout(check: _Check) -> None:
 
 def _check_masks(check: _Check, layout: Layout) -> None:
     report, reader = check.report, None
+    notes: dict[str, list[str]] = {}  # and the splits that they are about
     for name in _without_all(layout.splits(check.root, check.described)):
         split = check.add_split(name)
         try:
@@ -161,7 +162,8 @@ def _check_masks(check: _Check, layout: Layout) -> None:
             report.problems.append(_problem(check.root, error))
             continue
         report.problems += part.problems
-        report.notes += (f"{name}: {note}" for note in part.notes)
+        for note in part.notes:
+            notes.setdefault(note, []).append(name)
         split.items = len(part.pairs)
         if difference := report.labels.names and class_difference(report.labels.names, part.labels.names):
             text = f"other classes than in {report.splits[0].name}: {difference}"
@@ -171,8 +173,9 @@ def _check_masks(check: _Check, layout: Layout) -> None:
         check.use(part.pairs)
         unlabelled: list[str] = []
         invisible: list[str] = []
-        read = _counting(part.read, split, invisible) if isinstance(part.read, OutlineMasks) else part.read
-        data = _with_its_bands(SegmentationData(part.pairs, part.labels, read, layout.name), check)
+        data = _with_its_bands(SegmentationData(part.pairs, part.labels, part.read, layout.name), check)
+        if isinstance(part.read, OutlineMasks):
+            data = dataclasses.replace(data, read_mask=_counting(part.read, split, invisible))
         for index in check.indices(data, split):
             path = part.pairs[index][0]
             if sample := check.read(data, index, path, split):
@@ -186,6 +189,7 @@ def _check_masks(check: _Check, layout: Layout) -> None:
         reader = part.read
         if invisible:
             report.notes.append(f"{name}: {len(invisible)} objects cover no pixel: {', '.join(invisible[:_SHOWN])}")
+    report.notes += [note if len(names) > 1 else f"{names[0]}: {note}" for note, names in notes.items()]
     _note_black_and_white(report, reader)
 
 

@@ -67,12 +67,12 @@ def tasks_of(layout: str) -> tuple[str, ...]:
 def layout_named(data: str | Path, task: str) -> Iterator[None]:
     """If data cannot be opened for ``task`` because its layout is for other tasks, say so in the error.
 
-    Errors of tasks without classes stay as they are: these tasks take images of any layout without their labels.
+    For tasks without classes that is so only if no layout fits: they may take images without the labels of a layout.
     """
     try:
         yield
     except DataError as error:
-        if is_pattern(data) or not TASKS[task].has_classes:
+        if is_pattern(data) or not (TASKS[task].has_classes or isinstance(error, UnknownLayoutError)):
             raise
         root = Path(data)
         try:
