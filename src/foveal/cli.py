@@ -55,8 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     streams.prepare()
     try:
         _check_working_folder()
+        arguments = _join_sides(arguments)
         mistakes.check(arguments)
-        code = app(_join_sides(arguments), exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
         streams.finish()
     except cyclopts.CycloptsError as error:
         _fail(mistakes.describe(error), 2)

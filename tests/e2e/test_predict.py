@@ -101,7 +101,7 @@ def test_published_files_are_told_apart_by_shapes(tmp_path: Path) -> None:
         ("efficientvit_b0.camvdi", {}, "did you mean 'efficientvit_b0.camvid'"),
         ("efficientvit_b0", {}, "architecture without weights: use 'efficientvit_b0.camvid'"),
         ("missing.onnx", {}, "missing.onnx: no such file"),
-        ("missing.safetensors", {}, "no checkpoint at missing.safetensors"),
+        ("missing.safetensors", {}, "missing.safetensors: no such file or training run"),
         ("efficientvit_b0.camvid", {"runtime": "onxruntime"}, "did you mean 'onnxruntime'"),
         ("efficientvit_b0.camvid", {"runtime": "torch", "dtype": "float23"}, "did you mean 'float32'"),
         ("efficientvit_b0.camvid", {"device": "gpu9"}, "device 'gpu9' cannot be used"),
@@ -133,7 +133,7 @@ def test_foreign_onnx_file_is_refused(tmp_path: Path, exported: Path) -> None:
     with pytest.raises(foveal.CheckpointError, match="no Foveal description inside"):
         foveal.load(tmp_path / "foreign.onnx")
     (tmp_path / "garbage.onnx").write_bytes(b"not a graph")
-    with pytest.raises(foveal.CheckpointError, match="not an ONNX file"):
+    with pytest.raises(foveal.CheckpointError, match="it is text, not weights"):
         foveal.load(tmp_path / "garbage.onnx")
 
 

@@ -355,7 +355,7 @@ def test_a_full_disk_under_the_log_is_one_line(shapes: Path, tmp_path: Path) -> 
     ("described", "message"),
     [
         ({"names": ["ground", "ground", "c", "d"]}, "two classes are called 'ground'"),
-        ({"names": list(NAMES), "palette": [[1, 2, 300], [0, 0, 0], [1, 1, 1], [2, 2, 2]]}, r"colour \[1, 2, 300\]"),
+        ({"names": list(NAMES), "palette": [[1, 2, 300], [0, 0, 0], [1, 1, 1], [2, 2, 2]]}, r"colour \(1, 2, 300\)"),
     ],
 )
 def test_descriptions_that_cannot_be(shapes: Path, tmp_path: Path, described: dict[str, Any], message: str) -> None:

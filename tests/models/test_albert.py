@@ -199,7 +199,7 @@ print(json.dumps([foveal.info.info_of(model).task, model.backbone.config.hidden_
 """
 
 
-@pytest.mark.parametrize("ref", ["albert_base.v1", "albert/albert-base-v1"])
+@pytest.mark.parametrize("ref", ["albert_base.v1", pytest.param("albert/albert-base-v1", marks=pytest.mark.long)])
 def test_published_weights_come_with_their_config(ref: str, tmp_path: Path) -> None:
     """By tag and by hub id, both files are downloaded once; sizes and activation are those of config.json."""
     case = REFERENCE["mlm_small"]

@@ -87,7 +87,7 @@ def test_models_are_inferred_from_keys_and_shapes(name: str) -> None:
         )
         assert (result.model, result.task, result.in_chans) == (name, "upscale", 4)
         assert result.options["scale"] == scale
-        assert result.preprocess.std == (1, 1, 1)
+        assert result.preprocess.std == (1, 1, 1, 1)
     bare = identify(create_model(name, features_only=True).state_dict())
     assert (bare.model, bare.task) == (name, "features")
 

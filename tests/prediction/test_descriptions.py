@@ -25,7 +25,7 @@ def predictor(task: str, runner: Any = None, **values: Any) -> Predictor:
     [
         (
             predictor("segment", num_classes=4, labels=Labels(("a", "b\x1b[2J", "c", "d"))),
-            r"Predictor(net.data, segment, 4 classes ('a', 'b\x1b[2J', 'c', ...), images of any size, torch on cpu)",
+            "Predictor(net.data, segment, 4 classes ('a', 'b\ufffd[2J', 'c', ...), images of any size, torch on cpu)",
         ),
         (
             predictor("classify", num_classes=2, preprocess=Preprocess(size=(32, 48))),

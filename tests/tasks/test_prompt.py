@@ -6,6 +6,7 @@ import copy
 import hashlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from foveal.errors import CheckpointError, ConfigError, ExportError, InputError
 from foveal.factory.create import create_model, list_models
 from foveal.factory.identify import identify
 from foveal.images.sam_frame import at_image_size, frame_size
+from foveal.models.efficientvit import CONFIGS as CONFIGS_OF_B
+from foveal.models.efficientvit import Config, register_variant
+from foveal.models.registry import FAMILIES
 from foveal.models.tinyvit import CONFIGS, TinyViT, WindowAttention
 from foveal.prediction.mask_results import draw_masks
 from foveal.prediction.predictor import Predictor
@@ -46,9 +50,12 @@ def published() -> Any:
 
 
 @pytest.fixture(scope="module")
-def small() -> Any:
+def small() -> Iterator[Any]:
     """A small promptable model whose masks depend on image and prompt."""
-    return golden.fill(create_model("efficientvit_b0", "prompt").double()).float()
+    narrow = Config((4, 8, 8, 8, 16), (0, 0, 0, 1, 0), head_dim=8, classifier_dim=(16, 16))
+    register_variant("efficientvit_narrow", narrow)
+    yield golden.fill(create_model("efficientvit_narrow", "prompt").double()).float()
+    del CONFIGS_OF_B["efficientvit_narrow"], FAMILIES["efficientvit"].variants["efficientvit_narrow"]
 
 
 @pytest.fixture(scope="module")
@@ -228,10 +235,10 @@ def test_embeddings_survive_on_disk(predictor: Predictor, tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"\.npz"):
         embedding.save(tmp_path / "seen.png")
     other = Predictor(predictor.runner, predictor.info.replace(model="efficientvit_b1"), "torch")
-    with pytest.raises(InputError, match="efficientvit_b0, not of efficientvit_b1"):
+    with pytest.raises(InputError, match="efficientvit_narrow, not of efficientvit_b1"):
         other.open_embedding(path)
     other = Predictor(predictor.runner, predictor.info.replace(tag="sam"), "torch")
-    with pytest.raises(InputError, match=r"efficientvit_b0, not of efficientvit_b0\.sam"):
+    with pytest.raises(InputError, match=r"efficientvit_narrow, not of efficientvit_narrow\.sam"):
         other.open_embedding(path)
 
 
@@ -245,7 +252,9 @@ def test_embeddings_of_other_weights_are_refused(small: Any, exported: Path, tmp
     with torch.no_grad():
         trained.image_encoder.neck.norm.bias += 0.01
     other = foveal.load(save_as(trained, tmp_path / "two.safetensors"))
-    with pytest.raises(InputError, match="an embedding of efficientvit_b0 with other weights: encode the image again"):
+    with pytest.raises(
+        InputError, match="an embedding of efficientvit_narrow with other weights: encode the image again"
+    ):
         other.open_embedding(path)
 
 

@@ -85,8 +85,9 @@ class Request:
         jobs = list_jobs(self.images, self.out, suffix, picture)
         to_do = [job for job in jobs if not (self.resume and all(file.exists() for file in job.files))]
         _check_files(to_do, [*also_read, *(job.source for job in jobs), *self._folders()])
-        for folder in dict.fromkeys(job.target.parent for job in to_do if job.source.exists()):
-            ensure_folder(folder)
+        if self.many:  # a single bad image leaves no folder behind
+            for folder in dict.fromkeys(job.target.parent for job in to_do if job.source.exists()):
+                ensure_folder(folder)
         _check_case(jobs)
         return Plan(to_do, len(jobs) - len(to_do))
 

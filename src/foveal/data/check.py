@@ -165,12 +165,12 @@ def _check_masks(check: _Check, layout: Layout) -> None:
         for note in part.notes:
             notes.setdefault(note, []).append(name)
         split.items = len(part.pairs)
+        check.use(part.pairs)
         if difference := report.labels.names and class_difference(report.labels.names, part.labels.names):
             text = f"other classes than in {report.splits[0].name}: {difference}"
             report.problems.append(Problem(check.root / name, f"{text}; list them all in {FILE} as 'names'"))
             continue
         report.labels = part.labels
-        check.use(part.pairs)
         unlabelled: list[str] = []
         invisible: list[str] = []
         data = _with_its_bands(SegmentationData(part.pairs, part.labels, part.read, layout.name), check)

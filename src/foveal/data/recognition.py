@@ -58,6 +58,11 @@ def _has_classes(root: Path, described: DatasetFile) -> bool:
     return len({name for folders in by_split.values() for name in folders}) > 1
 
 
+def _is_plain(root: Path, layout: str) -> bool:
+    """Whether this is a folder of images alone, which any task may have been meant for."""
+    return layout == super_resolution.LAYOUT and root in super_resolution.high_folders(root, describe(root)).values()
+
+
 def tasks_of(layout: str) -> tuple[str, ...]:
     """The tasks that learn from data of a layout."""
     return tuple(task for task, names in _LAYOUTS.items() if layout in names)
@@ -79,7 +84,7 @@ def layout_named(data: str | Path, task: str) -> Iterator[None]:
             tasks = tasks_of(layout := recognise(root, describe(root)))
         except FovealError:
             raise error from None
-        if task in tasks:
+        if task in tasks or _is_plain(root, layout):
             raise
         fact = f"has the layout {layout!r}, which is for the task {' and '.join(map(repr, tasks))}, not for {task!r}"
         advice = f"train with --task {tasks[0]}, or evaluate a model of that task"

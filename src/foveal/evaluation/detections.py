@@ -237,7 +237,7 @@ def read_detections(
             dropped[f"unknown {what} id {named}"] += ids.total()
     if not found:
         reasons = "; ".join(f"{count} boxes: {reason}" for reason, count in dropped.items()) or "it is empty"
-        known = ", ".join(sorted(map(str, images))[:_NAMED])
+        known = ", ".join(map(str, sorted(images, key=lambda each: (isinstance(each, str), each))[:_NAMED]))
         raise DataError(f"{file}: no box for the images of the data, whose ids are {known}, ... ({reasons})")
     return found, dropped
 
