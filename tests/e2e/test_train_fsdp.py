@@ -95,6 +95,7 @@ def test_sharding_needs_several_processes(tiny: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_mixed_precision_with_shards(tiny: Path, tmp_path: Path) -> None:
     """In bfloat16 the losses agree with those of one process to its precision; weights are stored in float32."""
     settings = {**SETTINGS, "batch_size": 8, "epochs": 1, "precision": "bf16", "val_split": ""}

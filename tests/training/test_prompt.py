@@ -376,7 +376,14 @@ def test_a_frozen_encoder_stays_to_the_bit(scenes: Path, distilled: Path, tmp_pa
     assert not before["mask_decoder.mask_tokens.weight"].equal(after["mask_decoder.mask_tokens.weight"])
 
 
-@pytest.mark.parametrize("stage", ["distil", "distil with prompts", "masks"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "distil with prompts",
+        pytest.param("distil", marks=pytest.mark.long),
+        pytest.param("masks", marks=pytest.mark.long),
+    ],
+)
 def test_a_resumed_run_is_the_undisturbed_one(
     stage: str, scenes: Path, distilled: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
