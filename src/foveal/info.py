@@ -218,6 +218,10 @@ def _check_description(info: ModelInfo) -> None:
         raise ValueError(f"model {info.model[:60]!r} is no name of an architecture")
     if info.task and info.task not in TASKS:
         raise ValueError(f"task {info.task[:60]!r}{nearest(info.task[:60], TASKS)}")
+    if info.task and (option := TASKS[info.task].option):
+        if not _is_int(info.options.get(option)):
+            raise ValueError(f"options: the task {info.task!r} needs a whole number {option}")
+        _check_range(option, (info.options[option],), 1, MAX_SIDE)
     _check_range("num_classes", (info.num_classes,), 0, MAX_COUNT)
     _check_range("in_chans", (info.in_chans,), 1, MAX_COUNT)
     _check_range("output_stride", (info.output_stride,), 1, MAX_SIDE)

@@ -29,6 +29,7 @@ class Task:
         published_classes: number of classes of published weights, unless their head states another number.
         head_keys: prefixes of state-dict keys (in Foveal's layout) that only models of this task have; empty: the task
             cannot be identified by keys.
+        option: option of ``create_model``, a whole number from 1, that a description must have; empty: none.
         output_layer: prefix of the keys of the layer whose shape depends on the number of classes or on the scale.
     """
 
@@ -42,6 +43,7 @@ class Task:
     output_name: str = "logits"
     published_classes: int = 0
     head_keys: tuple[str, ...] = ()
+    option: str = ""
     output_layer: str = "head.classifier"
 
 
@@ -56,6 +58,7 @@ TASKS = {
             "an image",
             output_name="upscaled",
             head_keys=("head.subpixel.weight",),
+            option="scale",
             output_layer="head.subpixel",
         ),
         Task("prompt", "masks of objects", takes_prompts=True, head_keys=("prompt_encoder.", "mask_decoder.")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -43,11 +44,11 @@ def mutate_value(data: Any, rng: random.Random) -> Any:
     """``data`` with one change at a random place inside."""
     places = list(_places(data))
     if not places or rng.random() < 0.02:
-        return rng.choice(VALUES)
+        return copy.deepcopy(rng.choice(VALUES))
     parent, key = rng.choice(places)
     action = rng.random()
     if action < 0.6:
-        parent[key] = rng.choice(VALUES)
+        parent[key] = copy.deepcopy(rng.choice(VALUES))
     elif action < 0.7 and isinstance(parent[key], int | float):
         parent[key] = parent[key] * rng.choice([-1, 2, 10, 1000, 10**6, 0.5])
     elif action < 0.8:
@@ -103,6 +104,8 @@ def mutate_safetensors(content: bytes, rng: random.Random) -> bytes:
     described = [key for key, value in metadata.items() if value.startswith("{")]
     if described and rng.random() < 0.75:
         key = rng.choice(described)
+        if rng.random() < 0.8:
+            metadata.pop("foveal.sha256", None)  # with the digest, each change would be noticed by that alone
         metadata[key] = mutate_json(metadata[key].encode(), rng).decode("utf-8", "replace")
     else:
         header = mutate_value(header, rng)

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,7 @@ import foveal
 from foveal.config import build_config, read_yaml
 from foveal.data.check import check_data
 from foveal.data.class_map import read_class_map
+from foveal.data.labelled import open_labelled
 from foveal.data.synthetic import NAMES, shapes_sample, write_shapes
 from foveal.images.reading import read_image, read_mask
 from foveal.training.config import TrainConfig
@@ -150,6 +151,21 @@ def _write_tars(folder: Path) -> None:
     pairs.rmdir()
 
 
+def _use_data(folder: Path) -> None:
+    """Check a data set; where the check finds no problem, read all of it as training does."""
+    report = check_data(folder)
+    if report.problems or not {"segment", "classify"}.intersection(report.tasks):
+        return
+    task: Literal["segment", "classify"] = "segment" if "segment" in report.tasks else "classify"
+    for split in report.splits:
+        try:
+            data = open_labelled(folder, [split.name], task)
+            for index in range(len(data)):
+                data[index]
+        except foveal.FovealError as error:
+            raise AssertionError(f"the check found no problem, but {task} cannot read {split.name}: {error}") from error
+
+
 def _write_classes(folder: Path) -> None:
     for split in ("train", "val"):
         for name in ("cat", "dog"):
@@ -232,13 +248,13 @@ def _read_embedding(folder: Path) -> None:
 TARGETS: dict[str, Target] = {
     "images": Target(_write_images, _read_images),
     "masks": Target(_write_masks, _read_masks),
-    "data: images and masks": Target(_write_pairs, check_data),
-    "data: COCO": Target(_write_coco, check_data, "**/*.json"),
-    "data: YOLO": Target(_write_yolo, check_data, "**/*.[ty][xa][tm]*"),
-    "data: Pascal VOC": Target(_write_voc, check_data),
-    "data: labelme": Target(_write_labelme, check_data, "**/*.json"),
-    "data: tar archives": Target(_write_tars, check_data),
-    "data: a folder per class": Target(_write_classes, check_data),
+    "data: images and masks": Target(_write_pairs, _use_data),
+    "data: COCO": Target(_write_coco, _use_data, "**/*.json"),
+    "data: YOLO": Target(_write_yolo, _use_data, "**/*.[ty][xa][tm]*"),
+    "data: Pascal VOC": Target(_write_voc, _use_data),
+    "data: labelme": Target(_write_labelme, _use_data, "**/*.json"),
+    "data: tar archives": Target(_write_tars, _use_data),
+    "data: a folder per class": Target(_write_classes, _use_data),
     "recipes and class maps": Target(_write_recipe, _read_recipe),
     "checkpoints: .safetensors": Target(_write_checkpoint, _predict),
     "checkpoints: .safetensors of a segmenter": Target(_write_segmenter, _predict),

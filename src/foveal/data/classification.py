@@ -197,7 +197,7 @@ def _look_like_masks(files: Sequence[Path]) -> bool:
             with Image.open(path, formats=("PNG",)) as image:
                 if image.mode not in ("1", "L", "P", "I", "I;16"):
                     return False
-        except OSError:  # another format, or damaged
+        except (OSError, ValueError, SyntaxError):  # another format, or damaged
             return False
     return True
 
