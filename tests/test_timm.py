@@ -93,7 +93,9 @@ def test_pyramids(name: str) -> None:
     assert len(all_maps) == len(maps)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if "edifice" in name else []) for name in SMALLEST]
+)
 def test_equals_our_own_model_and_has_gradients(name: str, tmp_path: Path) -> None:
     """Same keys and logits, with our file as ``pretrained_cfg_overlay``; every parameter has a gradient."""
     ours = create_model(name.removeprefix("foveal_"), num_classes=5).eval()

@@ -93,7 +93,7 @@ def test_done_means_all_files(capsys: pytest.CaptureFixture[str]) -> None:
     touch("in/a.jpg", "in/b.jpg", "in/c.jpg", "out/a.png", "out/a.overlay.jpg", "out/b.png")
     plan = Request([Path("in")], Path("out"), resume=True).plan(picture=OVERLAY)
     assert [job.source.name for job in plan.jobs] == ["b.jpg", "c.jpg"]
-    assert plan.count(2) == "3 of 3 images, 1 done before"
+    assert plan.tally(2) == "3 of 3 images, 1 done before"
     plan = Request([Path("in")], Path("out"), resume=True).plan()
     assert [job.source.name for job in plan.jobs] == ["c.jpg"]
     touch("foveal-out/old.png")

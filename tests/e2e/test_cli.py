@@ -124,7 +124,6 @@ def test_folder_names_what_failed_and_goes_on(cli: Command, exported: Path, fold
         (("train", "x", "--imgsz", "64"), "Did you mean --crop?"),
         (("train", "x", "--accumulate", "2"), "Did you mean --set.accumulate?"),
         (("train", "--data", "x"), "Give DATA without the name of an option"),
-        (("train", "x", "--crop", "64", "96"), "write --crop 64x96"),
         (("train", "nowhere", "--set.batch", "4"), "did you mean 'batch_size'"),
         (("prompt", "x.jpg", "--point", "440", "560"), "write --point 440,560"),
         (("prompt", "--box", "1,", "2", "3", "4.5", "x.jpg"), "write --box 1,2,3,4.5"),

@@ -92,7 +92,7 @@ def _stamp(folder: Path) -> int:
     return (folder / "state.pt").stat().st_mtime_ns
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.long)])
 def test_37_killed_at_random_instants_resumes_to_the_bit(
     tiny: Path, whole: Path, tmp_path: Path, processes: Any, kills: int
 ) -> None:

@@ -59,11 +59,17 @@ efficientvit_l2 ade20k 45.2
 """
 
 
+def _some(table: str) -> list[Any]:
+    """The rows; those of all but the smallest variants are long tests."""
+    rows = table.split("\n")[1:-1]
+    return [row if row.split()[0][-1] in "01" else pytest.param(row, marks=pytest.mark.long) for row in rows]
+
+
 def printed(macs: int, like: str) -> str:
     return f"{macs / 1e9:.{len(like.partition('.')[2])}f}"
 
 
-@pytest.mark.parametrize("row", CLASSIFIERS.split("\n")[1:-1])
+@pytest.mark.parametrize("row", _some(CLASSIFIERS))
 def test_macs_of_classifiers(row: str) -> None:
     name, size, macs = row.split()
     with torch.device("meta"):
@@ -71,7 +77,7 @@ def test_macs_of_classifiers(row: str) -> None:
     assert printed(count(model, 3, (int(size), int(size))).macs, macs) == macs
 
 
-@pytest.mark.parametrize("row", SEGMENTERS.split("\n")[1:-1])
+@pytest.mark.parametrize("row", _some(SEGMENTERS))
 def test_macs_of_segmentation_models(row: str) -> None:
     name, head, macs = row.split()
     with torch.device("meta"):

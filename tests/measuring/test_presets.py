@@ -96,6 +96,7 @@ def test_attention(tmp_path: Path) -> None:
     assert_is_picture(tmp_path / "attention.png")
 
 
+@pytest.mark.long
 def test_network_of_timm() -> None:
     (row,) = architectures(names=("resnet50",), rounds=1, threads=1).rows
     assert row.params == sum(p.numel() for p in timm.create_model("resnet50").parameters())

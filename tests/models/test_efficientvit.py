@@ -36,6 +36,8 @@ MODELS = {
     "timm-b1": ("efficientvit_b1", {"attention_eps": 1e-5}),
     "timm-l1": ("efficientvit_l1", {"attention_eps": 1e-5}),
 }
+#: Large models of which another one of the same blocks is compared as well.
+LARGE_TWICE = ("mit-cls-l1@160", "mit-seg-l1-cityscapes")
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}  # of the largest output
 SIZES = st.tuples(st.integers(32, 120), st.integers(32, 120))
 
@@ -54,7 +56,10 @@ def logits(model: Any, x: torch.Tensor) -> torch.Tensor:
     return output[-1] if isinstance(output, list) else output
 
 
-@pytest.mark.parametrize("reference", MODELS)
+@pytest.mark.parametrize(
+    "reference",
+    [pytest.param(name, marks=[pytest.mark.long] if name in LARGE_TWICE else []) for name in MODELS],
+)
 def test_equals_the_published_network(reference: str) -> None:
     """Output and all maps of the backbone agree with the reference, in every precision that the reference has."""
     model = poured(reference)

@@ -20,7 +20,14 @@ def on_meta(name: str, **arguments: Any) -> Any:
         return create_model(name, **arguments)
 
 
-@pytest.mark.parametrize("name", list_models(task="segment"))
+def is_first(name: str) -> bool:
+    return name == next(iter(variants()[name][0].variants))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if is_first(name) else pytest.param(name, marks=pytest.mark.long) for name in list_models(task="segment")],
+)
 def test_a_file_is_identified_by_its_keys_and_shapes(name: str) -> None:
     """Classifier and segmentation heads; of the first variant also promptable, pooled features and backbone alone.
 

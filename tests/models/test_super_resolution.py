@@ -178,7 +178,7 @@ def test_impossible_tiles_are_refused() -> None:
             predictor.upscale(photo(40, 40), tile=tile, overlap=overlap)
 
 
-@pytest.mark.parametrize("name", ["efficientvit_sr_w075", "realtime_sr"])
+@pytest.mark.parametrize("name", [pytest.param("efficientvit_sr_w075", marks=pytest.mark.long), "realtime_sr"])
 def test_export_gives_the_same_picture(name: str, tmp_path: Path) -> None:
     model = model_of(name, 2)
     exported = foveal.load(foveal.export(model, output=tmp_path / "x.onnx"))

@@ -147,6 +147,7 @@ def losses(run: Path) -> list[float]:
 # ---- distillation
 
 
+@pytest.mark.long
 def test_a_student_comes_close_to_its_teacher(distilled: Path, teacher: Path) -> None:
     found = losses(distilled)
     assert np.mean(found[-4:]) < 0.6 * found[0]

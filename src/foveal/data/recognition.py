@@ -59,8 +59,11 @@ def _has_classes(root: Path, described: DatasetFile) -> bool:
 
 
 def _is_plain(root: Path, layout: str) -> bool:
-    """Whether this is a folder of images alone, which any task may have been meant for."""
-    return layout == super_resolution.LAYOUT and root in super_resolution.high_folders(root, describe(root)).values()
+    """Whether this is a folder of images alone, in splits or not, which any task may have been meant for."""
+    if layout != super_resolution.LAYOUT:
+        return False
+    folders = super_resolution.high_folders(root, describe(root))
+    return all(folder in (root, root / split) for split, folder in folders.items())
 
 
 def tasks_of(layout: str) -> tuple[str, ...]:
