@@ -58,12 +58,9 @@ def _has_classes(root: Path, described: DatasetFile) -> bool:
     return len({name for folders in by_split.values() for name in folders}) > 1
 
 
-def _is_plain(root: Path, layout: str) -> bool:
-    """Whether this is a folder of images alone, in splits or not, which any task may have been meant for."""
-    if layout != super_resolution.LAYOUT:
-        return False
-    folders = super_resolution.high_folders(root, describe(root))
-    return all(folder in (root, root / split) for split, folder in folders.items())
+def _may_be_meant_for(task: str, root: Path) -> bool:
+    """Whether images without labels may be meant for a task: one without classes, or they are not even in splits."""
+    return not TASKS[task].has_classes or root in super_resolution.high_folders(root, describe(root)).values()
 
 
 def tasks_of(layout: str) -> tuple[str, ...]:
@@ -87,7 +84,7 @@ def layout_named(data: str | Path, task: str) -> Iterator[None]:
             tasks = tasks_of(layout := recognise(root, describe(root)))
         except FovealError:
             raise error from None
-        if task in tasks or _is_plain(root, layout):
+        if task in tasks or (layout == super_resolution.LAYOUT and _may_be_meant_for(task, root)):
             raise
         fact = f"has the layout {layout!r}, which is for the task {' and '.join(map(repr, tasks))}, not for {task!r}"
         advice = f"train with --task {tasks[0]}, or evaluate a model of that task"
