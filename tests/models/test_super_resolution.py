@@ -17,7 +17,7 @@ from foveal.factory.create import create_model, list_models
 from foveal.factory.identify import identify
 from foveal.images.reading import Picture
 from foveal.images.resampling import bicubic_downscale, interpolated
-from foveal.info import info_of
+from foveal.info import ModelInfo, info_of
 from foveal.layers.reparam import fuse_branches
 from foveal.prediction.predictor import Predictor
 from foveal.prediction.tiles import enlarged_bands
@@ -185,3 +185,11 @@ def test_export_gives_the_same_picture(name: str, tmp_path: Path) -> None:
     image = photo(45, 61)
     a, b = (p.upscale(image).image.astype(int) for p in (exported, predictor_of(model)))
     assert np.abs(a - b).max() <= 1
+
+
+@pytest.mark.parametrize("scale", [None, "2", 0, True])
+def test_a_description_without_its_scale_is_refused(scale: Any) -> None:
+    info = info_of(model_of("realtime_sr", 2))
+    text = info.replace(options={} if scale is None else {"scale": scale}).to_json()
+    with pytest.raises(ConfigError, match="scale"):
+        ModelInfo.from_json(text)
