@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import foveal
-from foveal.errors import ConfigError, InputError
+from foveal.errors import CheckpointError, ConfigError, InputError
 from foveal.evaluation.fidelity import fidelity, psnr
 from foveal.factory.create import create_model, list_models
 from foveal.factory.identify import identify
@@ -193,3 +193,12 @@ def test_a_description_without_its_scale_is_refused(scale: Any) -> None:
     text = info.replace(options={} if scale is None else {"scale": scale}).to_json()
     with pytest.raises(ConfigError, match="scale"):
         ModelInfo.from_json(text)
+
+
+@pytest.mark.parametrize("scale", [1, 3])
+def test_a_network_of_another_scale_is_refused(scale: int) -> None:
+    """A smaller scale in the description would silently cut the picture."""
+    model = model_of("realtime_sr", 2)
+    info = info_of(model).replace(options={"scale": scale})
+    with pytest.raises(CheckpointError, match=rf"scale {scale}"):
+        Predictor(TorchRunner(model), info, "torch").upscale(photo(40, 50))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import CheckpointError, InputError
 from ..images.reading import Picture
 from ..images.resampling import interpolated
 from .runner import Runner
@@ -100,11 +100,21 @@ def tiled_logits(
 
 
 def upscale_window(runner: Runner, window: NDArray[np.float32], scale: int) -> NDArray[np.float32]:
-    """Upscale one tile: ``(h, w, 3) -> (scale * h, scale * w, 3)``, 0..1. Small ones are padded and cut again."""
+    """Upscale one tile: ``(h, w, 3) -> (scale * h, scale * w, 3)``, 0..1. Small ones are padded and cut again.
+
+    Raises:
+        CheckpointError: the network has another scale.
+    """
     height, width = window.shape[:2]
     margin = ((0, max(0, MIN_SIZE - height)), (0, max(0, MIN_SIZE - width)), (0, 0))
     padded = np.pad(window, margin, mode="edge") if height < MIN_SIZE or width < MIN_SIZE else window
     output = runner(np.ascontiguousarray(padded.transpose(2, 0, 1)[None]))[0]
+    expected = (3, scale * padded.shape[0], scale * padded.shape[1])
+    if output.shape != expected:
+        raise CheckpointError(
+            f"the network gives {output.shape} instead of {expected}, which its description (scale {scale}) promises: "
+            "export the model again"
+        )
     return output[:, : height * scale, : width * scale].transpose(1, 2, 0)
 
 
