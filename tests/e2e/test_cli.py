@@ -259,12 +259,23 @@ def test_models_lists_ours_and_the_published_figures() -> None:
     assert (row["params"], row["MACs at"], round(row["MACs"] / 1e9, 3)) == (9_102_024, "224x224", 0.519)
 
 
+def test_models_lists_the_classes_of_one_set_of_weights(cli: Command) -> None:
+    done = cli("models", "efficientvit_b0.cityscapes")
+    assert done.returncode == 0, done.stderr
+    assert "road, sidewalk, building" in " ".join(done.stdout.split())
+
+
 def test_evaluate_prints_every_class(cli: Command, run: TrainResult, shapes: Path) -> None:
     done = cli("evaluate", run.folder, shapes, "--split", "val")
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in ("ground", "disc", "square", "triangle", "mIoU"))
     report = json.loads(cli("evaluate", run.folder, shapes, "--split", "val", "--json").stdout)
     assert report["miou"] == pytest.approx(run.value, abs=1e-6)
+
+
+def test_a_run_folder_is_saved_for_the_hub(run: TrainResult, tmp_path: Path) -> None:
+    saved = foveal.from_pretrained(foveal.save_pretrained(run.folder, tmp_path / "hub")).state_dict()
+    assert all(tensor.equal(saved[key]) for key, tensor in foveal.load_model(run.best).state_dict().items())
 
 
 def test_evaluate_and_compare_reports(
