@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import foveal
 from foveal import assets
 from foveal.evaluation.fidelity import psnr
 from foveal.factory.create import create_model
@@ -47,6 +48,11 @@ def test_one_photograph(weights: Path, street: Path, tmp_path: Path) -> None:
     assert "tiles compared with the whole image" in done.stdout
     with Image.open(tmp_path / "street.compare.png") as comparison:
         assert comparison.size == (2 * 480 + 4, 480)
+        halves = np.asarray(comparison)[:, :480], np.asarray(comparison)[:, 484:]
+    middle = foveal.load("bicubic.x2")(read_image(street)[30:270, 82:322]).image, large[60:540, 164:644]
+    for half, plain in zip(halves, middle, strict=True):
+        changed = np.abs(half.astype(int) - plain).max(2) > 64
+        assert 50 < changed.sum() < 0.1 * changed.size, "each side has its name and is otherwise the picture"
     exact = run_process(
         "upscale", street, "--model", weights, "--out", tmp_path / "exact", "--tile", 128, "--exact", "--check-tiles",
         "--json",
