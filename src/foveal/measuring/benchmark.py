@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,13 @@ _Key = tuple[int, str]  # place of the candidate, and its part
 _Arrays = tuple[NDArray[Any], ...]
 
 
+class _Times(NamedTuple):
+    """Seconds of each round, the median of its runs, and of all runs."""
+
+    rounds: list[float]
+    runs: list[float]
+
+
 def bench(
     refs: Sequence[str | Path],
     *,
@@ -51,9 +58,9 @@ def bench(
 ) -> BenchReport:
     """Time the networks alone, without reading and preparing images, in interleaved rounds.
 
-    A candidate is a reference that :func:`foveal.load` takes, the name of an architecture, which gets random weights, or
-    ``module:callable``, a network of others (:func:`foveal.measuring.peers.open_peer`). ``REF@NAME=VALUE,...`` gives it
-    settings of its own: task, size, batch, threads, runtime, device and dtype, for example
+    A candidate is a reference that :func:`foveal.load` takes, the name of an architecture, which gets random weights,
+    or ``module:callable``, a network of others (:func:`foveal.measuring.peers.open_peer`). ``REF@NAME=VALUE,...`` gives
+    it settings of its own: task, size, batch, threads, runtime, device and dtype, for example
     ``efficientvit_b0@runtime=onnxruntime,threads=2``. The same candidate may be given twice. A promptable model has two
     rows: its image encoder, and a click into an image that is already encoded.
 
@@ -64,7 +71,8 @@ def bench(
             upscaling, and the size that a promptable model takes.
         batch: images per run; default: 1.
         threads: threads of each runtime on the CPU; default: as many as there are cores that this process may use.
-        rounds: timed runs of each candidate.
+        rounds: turns of each candidate. In a turn it runs once, or as often as fits into 50 ms, which counts as the
+            median of these runs.
         warmup: runs of each before that. On an NVIDIA GPU each candidate also runs until its time is steady, for ten
             seconds at most.
         runtime: "auto" or a runtime of :func:`foveal.load`. Models that it does not open are exported first.
@@ -74,8 +82,8 @@ def bench(
         memory: load and run each candidate in a process of its own, too, to measure its peak memory.
 
     Raises:
-        ConfigError: no candidates, impossible numbers, a setting that cannot apply to a candidate, or one that cannot be
-            loaded with these settings.
+        ConfigError: no candidates, impossible numbers, a setting that cannot apply to a candidate, or a candidate that
+            cannot be loaded with these settings.
         InputError: the device is not there.
     """
     _check_numbers(refs, rounds=rounds, warmup=warmup)
@@ -127,21 +135,28 @@ def _common(values: Sequence[Any]) -> Any:
 # ---- timing
 
 
-def _time(works: dict[_Key, Work], opened: Sequence[Opened], rounds: int, warmup: int) -> dict[_Key, list[float]]:
-    """Seconds of each work, one entry per round."""
+def _time(works: dict[_Key, Work], opened: Sequence[Opened], rounds: int, warmup: int) -> dict[_Key, _Times]:
+    """Time all works in turn."""
     threads = {key: opened[key[0]].threads for key in works}
+    runs: dict[_Key, list[float]] = {key: [] for key in works}
 
     def before(key: _Key) -> None:
         """Set torch's number of threads, which holds for the whole process; its first run with others is untimed."""
         if _set_torch_threads(threads[key]):
             works[key].finish()
 
+    def seconds(key: _Key) -> float:
+        turn = works[key].turn()
+        runs[key] += turn
+        return float(np.median(turn))
+
     for key, work in works.items():
         if work.device is not None and work.device.type == "cuda":
             before(key)
             warm_up(work.seconds)
-    runs = {key: work.finish for key, work in works.items()}
-    return interleaved(runs, rounds=rounds, warmup=warmup, before=before, seconds=lambda key: works[key].seconds())
+    finish = {key: work.finish for key, work in works.items()}
+    turns = interleaved(finish, rounds=rounds, warmup=warmup, before=before, seconds=seconds)
+    return {key: _Times(turns[key], runs[key]) for key in works}
 
 
 def _set_torch_threads(threads: int) -> bool:
@@ -165,7 +180,7 @@ def _energy(work: Work, threads: int) -> float | None:
 def _row(
     key: _Key,
     opened: Sequence[Opened],
-    times: dict[_Key, list[float]],
+    times: dict[_Key, _Times],
     outputs: dict[_Key, _Arrays | None],
     peaks: dict[int, float | None],
     joules: dict[_Key, float | None],
@@ -175,9 +190,9 @@ def _row(
     one, own = opened[index], times[key]
     batch = one.candidate.batch or 1
     first = next(other for other in times if (other[1] == CLICK) == (part == CLICK))
-    reference = np.asarray(times[first]) / (opened[first[0]].candidate.batch or 1)
-    each = np.asarray(own) / batch
-    p50, p90 = (float(x) for x in np.percentile(own, (50, 90)) * 1e3)
+    reference = np.asarray(times[first].rounds) / (opened[first[0]].candidate.batch or 1)
+    each = np.asarray(own.rounds) / batch
+    p50, p90 = (float(x) for x in np.percentile(own.runs, (50, 90)) * 1e3)
     params, macs = _costs(one, part)
     difference, agreement = _likeness(key, opened, outputs)
     bound = 0.0 if key == first else noise_bound(each, reference)
@@ -195,14 +210,14 @@ def _row(
         p90_ms=round(p90, 4),
         images_per_second=round(batch * 1e3 / p50, 2),
         ratio=round(ratio(each, reference), 4),
-        noise=None if bound is None or len(own) < 2 else round(bound, 4),
+        noise=None if bound is None or len(own.rounds) < 2 else round(bound, 4),
         params=params,
         macs=macs,
         peak_mib=None if part == CLICK else peaks.get(index),
         joules=joules[key],
         difference=difference,
         agreement=agreement,
-        times_ms=tuple(round(1e3 * seconds, 4) for seconds in own),
+        times_ms=tuple(round(1e3 * seconds, 4) for seconds in own.rounds),
     )
 
 

@@ -71,7 +71,7 @@ def parse_candidate(text: str, defaults: Mapping[str, Any]) -> Candidate:
     for setting in match["settings"].split(","):
         name, equals, value = setting.partition("=")
         if not equals or name not in _READ:
-            raise ConfigError(f"{text}: unknown setting {setting!r}{nearest(name, _READ)}; write NAME=VALUE")
+            raise ConfigError(f"{text}: unknown setting {setting!r}{nearest(name, _READ)}")
         if name in own:
             raise ConfigError(f"{text}: {name} is given twice")
         own[name] = _read(text, name, value)

@@ -103,7 +103,7 @@ def _check(candidate: Candidate, known: set[str], made: object) -> None:
                 f"{name!r}, or leave it out"
             )
     if not callable(made):
-        raise ConfigError(f"{candidate.ref}: it returns a {type(made).__name__}, which cannot be called with images")
+        raise ConfigError(f"{candidate.ref}: its result, a {type(made).__name__}, cannot be called with images")
 
 
 def _torch_work(ref: str, model: Any, device: str, dtype: str, image: NDArray[np.float32]) -> Work:

@@ -25,8 +25,8 @@ class Row:
         images_per_second: batch size over the median time; clicks per second.
         ratio: its time for an image over that of the first candidate, median over the rounds; of a click over that of
             the first click.
-        noise: how far ``ratio`` may be off, relative to it (:func:`foveal.measuring.rounds.noise_bound`); ``None``
-            after a single round, and 0 for the candidate that the others are compared with.
+        noise: how far ``ratio`` may be off (:func:`foveal.measuring.rounds.noise_bound`); ``None`` after a single
+            round, and 0 for the candidate that the others are compared with.
         params: number of weights; ``None`` where it is not known.
         macs: multiply-accumulates of one run; ``None`` where torch or the architecture is missing.
         peak_mib: largest resident memory of a fresh process that loads it and runs once, imports included.
@@ -36,7 +36,7 @@ class Row:
             different shapes.
         agreement: share of positions with the same class as that candidate; ``None`` as for ``difference``, and for
             outputs without classes.
-        times_ms: time of each round.
+        times_ms: time of each round, the median of its runs.
     """
 
     ref: str
@@ -71,7 +71,7 @@ class BenchReport:
         size: (H, W) of the input; ``None``: not the same for all.
         batch: images per run; ``None``: not the same for all.
         threads: threads of the runtimes; ``None``: not the same for all.
-        rounds: timed runs of each candidate.
+        rounds: turns of each candidate; in each it runs once, or for 50 ms.
         warmup: runs of each before that.
         noise: the largest noise bound of a ratio; ``None`` after a single round.
         load: processes that were running or waiting, on average over the minute before; ``None``: not known.
@@ -103,17 +103,19 @@ class BenchReport:
         settings = [] if self.size is None else [f"{self.size[0]}x{self.size[1]}"]
         settings += [] if self.batch is None else [f"batch {self.batch}"]
         settings += [] if self.threads is None else [_count(self.threads, "thread")]
-        place = f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}"
+        place = f"{machine['cpu']}, {_count(int(machine['cores']), 'core')}, {machine['os']}"
         notes = [", ".join([*settings, _count(self.rounds, "round"), place, *_versions(machine)])]
         if self.noise is None:
             notes.append("noise bound of the ratios: not known from a single round")
         elif len(self.candidates) > 1:
             notes.append(
-                f"noise bound of the ratios: at most {self.noise:.1%}; candidates whose ratios differ by less than "
-                "their bounds are equally fast here"
+                f"noise bound of the ratios: ±{self.noise:.3f} at most; a candidate whose ratio is nearer to 1 than "
+                "its bound is as fast as the first"
             )
         if self.load is not None and self.load > max(1.0, 0.5 * int(machine["cores"])):
-            notes.append(f"the machine was busy before: {self.load:.1f} processes on {machine['cores']} cores")
+            notes.append(
+                f"the machine was busy before: {self.load:.1f} processes on {_count(int(machine['cores']), 'core')}"
+            )
         if any(_has_slow_convolutions(row) for row in self.candidates):
             notes.append(
                 "torch with one thread sends 1x1 convolutions of fewer than 16 images to a slower function than with "
@@ -122,7 +124,7 @@ class BenchReport:
         return notes
 
     def _cells(self, row: Row) -> dict[str, str]:
-        noise = "" if not row.noise else f" ±{row.noise * row.ratio:.2f}"
+        noise = "" if not row.noise else f" ±{row.noise:.2f}"
         return {
             "model": row.ref,
             "task": f"{row.task}: {row.part}" if row.part else row.task,
