@@ -84,7 +84,7 @@ def test_models_by_name_are_built_for_their_own_task_or_the_one_asked_for(tmp_pa
 
 
 def test_candidates_of_all_kinds_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An upscaler by name with torch, the same with ONNX Runtime, its weights, interpolation, and peers."""
+    """An upscaler by name, weights of the same, interpolation, and peers."""
     (tmp_path / "two_peers.py").write_text(
         "import torch\n"
         "def nearest():\n    return torch.nn.Upsample(scale_factor=2)\n"
@@ -94,7 +94,6 @@ def test_candidates_of_all_kinds_in_one_table(tmp_path: Path, monkeypatch: pytes
     monkeypatch.syspath_prepend(tmp_path)
     refs = [
         "efficientvit_sr",
-        "efficientvit_sr@runtime=onnxruntime",
         "efficientvit_sr.x2@batch=2",
         "bicubic.x2",
         "two_peers:nearest",
@@ -102,12 +101,9 @@ def test_candidates_of_all_kinds_in_one_table(tmp_path: Path, monkeypatch: pytes
     ]
     report = foveal.bench(refs, size=(48, 64), rounds=2, warmup=0, threads=1, memory=False)
     rows = {row.ref: row for row in report.candidates}
-    assert [row.task for row in report.candidates] == ["upscale"] * 6
+    assert [row.task for row in report.candidates] == ["upscale"] * 5
     assert rows["efficientvit_sr"].runtime.endswith("random weights")
-    exported = rows["efficientvit_sr@runtime=onnxruntime"]
-    assert exported.runtime.startswith("onnxruntime on cpu")
-    assert exported.difference is not None and exported.difference < 1e-4, "both have the same random weights"
-    assert exported.agreement is None, "images have no classes"
+    assert rows["efficientvit_sr"].agreement is None, "images have no classes"
     assert rows["efficientvit_sr.x2@batch=2"].batch == 2
     assert rows["efficientvit_sr.x2@batch=2"].macs == 2 * (rows["efficientvit_sr"].macs or 0) > 0
     assert rows["two_peers:nearest"].difference is not None, "an output of the same shape is compared"
@@ -120,25 +116,37 @@ def test_candidates_of_all_kinds_in_one_table(tmp_path: Path, monkeypatch: pytes
     assert "J/run" not in header
 
 
-def test_a_promptable_model_has_two_rows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_promptable_model_has_two_rows() -> None:
     """Its image encoder, then a click; ratios of clicks are relative to the first click."""
-    command = ["bench", "tf_efficientnet_lite0.sam", "tf_efficientnet_lite0.sam", "--rounds", "2", "--threads", "1"]
-    with pytest.raises(SystemExit) as ended:
-        main([*command, "--no-memory", "--json"])
-    assert ended.value.code == 0
-    report = json.loads(capsys.readouterr().out)
-    rows = report["candidates"]
-    assert [(row["task"], row["part"]) for row in rows] == [("prompt", "encoder"), ("prompt", "click")] * 2
-    assert [row["ratio"] for row in rows[:2]] == [1.0, 1.0]
-    assert [row["difference"] for row in rows] == [0, 0, 0, 0]
-    assert rows[0]["macs"] > 1e9
-    assert rows[1]["macs"] is None
-    assert rows[1]["p50_ms"] < rows[0]["p50_ms"]
-    assert rows[0]["size"] == [512, 512]
-    assert report["noise"] > 0
-    assert report["warmup"] == 3
-    assert "load" in report
-    assert len(rows[0]["times_ms"]) == 2
+    refs = ["efficientvit_b0.camvid@size=64x96", *["tf_efficientnet_lite0.sam"] * 2]
+    report = foveal.bench(refs, threads=1, rounds=2, warmup=0, memory=False)
+    _, *rows = report.candidates
+    assert [(row.task, row.part) for row in rows] == [("prompt", "encoder"), ("prompt", "click")] * 2
+    assert rows[0].ratio > 1
+    assert (rows[1].ratio, rows[1].noise) == (1, 0)
+    assert [row.difference for row in rows] == [0, 0, 0, 0]
+    assert (rows[0].macs or 0) > 1e9
+    assert rows[1].macs is None
+    assert rows[1].p50_ms < rows[0].p50_ms
+    assert rows[0].size == (512, 512)
+    assert len(rows[0].times_ms) == 2
+    assert report.noise is not None
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "ref", ["efficientvit_b0@size=64x64", "efficientvit_sr@size=48x64", "tf_efficientnet_lite0.sam"]
+)
+def test_a_runtime_for_exported_files_measures_checkpoints_and_models_by_name(ref: str) -> None:
+    """They are exported first; both runtimes have the same weights, random ones included."""
+    own = f"{ref}{',' if '@' in ref else '@'}runtime=onnxruntime"
+    rows = foveal.bench([ref, own], threads=1, rounds=1, warmup=0, memory=True).candidates
+    half = len(rows) // 2
+    for row, exported in zip(rows[:half], rows[half:], strict=True):
+        assert row.runtime.startswith("torch on cpu")
+        assert exported.runtime.startswith("onnxruntime on cpu")
+        assert 0 < (exported.difference or 0) < 1e-4
+        assert exported.part == "click" or (exported.peak_mib or 0) > 20
 
 
 def test_threads_reach_every_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

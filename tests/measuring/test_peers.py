@@ -77,7 +77,6 @@ def test_a_function_receives_what_it_has_parameters_for() -> None:
     ("name", "settings", "message"),
     [
         ("function", {"dtype": "bfloat16"}, "dtype=bfloat16 does not reach it: give the function a parameter 'dtype'"),
-        ("fails_later", {"threads": 2}, "threads=2 does not reach it"),
         ("network", {"runtime": "onnxruntime"}, "leave out runtime=onnxruntime"),
         ("missing", {}, "some_peers has no function missing"),
         ("no_network", {}, "its result, a int, cannot be called with images"),
@@ -91,7 +90,8 @@ def test_what_does_not_apply_is_refused(name: str, settings: dict[str, object], 
 
 
 def test_failures_name_the_peer() -> None:
-    one = candidate("fails_later")
+    one = candidate("fails_later", threads=2)
+    assert open_peer(one, 2, image_of(one, 3)).runtime == "peer on cpu, not told its threads"
     with pytest.raises(InputError, match=r"some_peers:fails_later: it cannot run on \(2, 3, 8, 8\): ValueError"):
         open_peer(one, 1, image_of(one, 3)).work.finish()
     with pytest.raises(ConfigError, match="no_such_module:f: cannot be imported: ModuleNotFoundError"):

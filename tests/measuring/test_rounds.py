@@ -27,7 +27,7 @@ def test_each_candidate_follows_both_neighbours_equally_often(names: str) -> Non
     interleaved({name: lambda n=name: order.append(n) for name in names}, rounds=8 * len(names), warmup=0)
     follows = list(pairwise(order))
     for place, name in enumerate(names):
-        left, right = (follows.count((names[place - step], name)) for step in (1, 1 - len(names)))
+        left, right = (follows.count((names[(place + step) % len(names)], name)) for step in (-1, 1))
         assert left > len(names)
         assert abs(left - right) <= 1, (name, left, right)
 

@@ -47,6 +47,7 @@ def open_peer(candidate: Candidate, threads: int, image: NDArray[np.float32]) ->
     It is called with those of ``task``, ``size``, ``batch``, ``device``, ``dtype`` and ``threads`` that it has
     parameters for. It returns a ``torch.nn.Module``, which is put into evaluation mode and moved to device and type, or
     something that is called with the images, a float32 array ``(B, C, H, W)``, and returns when the output is there.
+    Inside that, torch has the number of threads of the candidate; other libraries must be told theirs.
 
     Args:
         candidate: with ``size`` and ``batch``.
@@ -66,13 +67,14 @@ def open_peer(candidate: Candidate, threads: int, image: NDArray[np.float32]) ->
         passed = values.keys() & inspect.signature(make).parameters.keys()
         made = make(**{name: values[name] for name in passed})
     module = "torch" in sys.modules and isinstance(made, sys.modules["torch"].nn.Module)
-    _check(candidate, passed | {"device", "dtype", "threads"} if module else passed, made)
+    _check(candidate, passed | {"device", "dtype"} if module else passed, made)
     kind = "" if dtype == "float32" else f", {dtype}"
     if module:
         with _one_line(candidate.ref, f"cannot be moved to {device}", ConfigError):
             return Peer(_torch_work(candidate.ref, made, device, dtype, image), f"torch on {device}{kind}, peer", made)
     run = _checked(candidate.ref, lambda: made(image), image)
-    return Peer(Work(run), f"peer on {device}{kind}", None)
+    own = "" if "threads" in passed else ", not told its threads"
+    return Peer(Work(run), f"peer on {device}{kind}{own}", None)
 
 
 def _find(ref: str) -> Callable[..., Any]:
@@ -96,7 +98,7 @@ def _check(candidate: Candidate, known: set[str], made: object) -> None:
     """Refuse settings that do not reach the network, and results that are no network."""
     if candidate.asks_for("runtime"):
         raise ConfigError(f"{candidate.ref}: a peer has a runtime of its own: leave out runtime={candidate.runtime}")
-    for name in ("device", "dtype", "threads"):
+    for name in ("device", "dtype"):
         if candidate.asks_for(name) and name not in known:
             raise ConfigError(
                 f"{candidate.ref}: {name}={getattr(candidate, name)} does not reach it: give the function a parameter "
