@@ -100,10 +100,11 @@ def test_candidates_of_all_kinds_in_one_table(tmp_path: Path, monkeypatch: pytes
         "two_peers:shapes",
     ]
     report = foveal.bench(refs, size=(48, 64), rounds=2, warmup=0, threads=1, memory=False)
-    rows = {row.ref: row for row in report.candidates}
+    rows = {row.candidate: row for row in report.candidates}
     assert [row.task for row in report.candidates] == ["upscale"] * 5
     assert rows["efficientvit_sr"].runtime.endswith("random weights")
     assert rows["efficientvit_sr"].agreement is None, "images have no classes"
+    assert rows["efficientvit_sr.x2@batch=2"].ref == "efficientvit_sr.x2"
     assert rows["efficientvit_sr.x2@batch=2"].batch == 2
     assert rows["efficientvit_sr.x2@batch=2"].macs == 2 * (rows["efficientvit_sr"].macs or 0) > 0
     assert rows["two_peers:nearest"].difference is not None, "an output of the same shape is compared"

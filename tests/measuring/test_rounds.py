@@ -27,9 +27,8 @@ def test_each_candidate_follows_both_neighbours_about_equally_often(names: str) 
     interleaved({name: lambda n=name: order.append(n) for name in names}, rounds=8 * len(names), warmup=0)
     follows = list(pairwise(order))
     for place, name in enumerate(names):
-        left, right = (follows.count((names[(place + step) % len(names)], name)) for step in (-1, 1))
-        assert left > len(names)
-        assert abs(left - right) <= 0.3 * left, (name, left, right)
+        counts = [follows.count((names[(place + step) % len(names)], name)) for step in (-1, 1)]
+        assert max(counts) < 2 * min(counts), (name, counts)
 
 
 def test_ratio_is_the_median_of_ratios() -> None:
@@ -95,7 +94,9 @@ def test_the_bound_shrinks_with_more_rounds_and_needs_two() -> None:
     assert many is not None
     assert many < few / 3
     assert noise_bound([1.0], [1.0]) is None
-    assert noise_bound([1.0, 1.2, 1.1], [1.0] * 3) == pytest.approx(0.1 + 1.1 * noise_bound([1.0] * 3, [1.0] * 3))
+    loading = noise_bound([1.0] * 3, [1.0] * 3)
+    assert loading is not None
+    assert noise_bound([1.0, 1.2, 1.1], [1.0] * 3) == pytest.approx(0.1 + 1.1 * loading)
 
 
 def test_the_same_model_given_twice_is_within_the_bound() -> None:

@@ -197,7 +197,8 @@ def _row(
     difference, agreement = _likeness(key, opened, outputs)
     bound = 0.0 if key == first else noise_bound(each, reference)
     return Row(
-        ref=one.candidate.text,
+        ref=one.candidate.ref,
+        candidate=one.candidate.text,
         task=one.task,
         part=part,
         runtime=one.runtime,

@@ -11,7 +11,8 @@ class Row:
     """Figures of one candidate, or of one part of a promptable model.
 
     Attributes:
-        ref: the candidate as it was given.
+        ref: its reference, without settings of its own.
+        candidate: the candidate as it was given, ``REF@NAME=VALUE,...``.
         task: its task; empty for a peer for which none was named.
         part: "encoder" or "click" (one prompt for an image that is already encoded) of a promptable model, else empty.
         runtime: what ran it, on which device.
@@ -40,6 +41,7 @@ class Row:
     """
 
     ref: str
+    candidate: str
     task: str
     part: str
     runtime: str
@@ -73,7 +75,7 @@ class BenchReport:
         threads: threads of the runtimes; ``None``: not the same for all.
         rounds: turns of each candidate; in each it runs once, or for 50 ms.
         warmup: runs of each before that.
-        noise: the largest noise bound of a ratio; ``None`` after a single round.
+        noise: the largest of the candidates' noise bounds; ``None`` after a single round.
         load: processes that were running or waiting, on average over the minute before; ``None``: not known.
         machine: processor, cores, operating system and versions, and the GPU if one was used.
     """
@@ -109,8 +111,8 @@ class BenchReport:
             notes.append("noise bound of the ratios: not known from a single round")
         elif len(self.candidates) > 1:
             notes.append(
-                f"noise bound of the ratios: ±{self.noise:.3f} at most; a candidate whose ratio is nearer to 1 than "
-                "its bound is as fast as the first"
+                "±: noise bound of the ratio (99 % of cases, and 3 % for loading); a candidate whose ratio is nearer to 1 "
+                "is as fast as the first"
             )
         if self.load is not None and self.load > max(1.0, 0.5 * int(machine["cores"])):
             notes.append(
