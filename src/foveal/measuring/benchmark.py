@@ -190,8 +190,9 @@ def _row(
     one, own = opened[index], times[key]
     batch = one.candidate.batch or 1
     first = next(other for other in times if (other[1] == CLICK) == (part == CLICK))
-    reference = np.asarray(times[first].rounds) / (opened[first[0]].candidate.batch or 1)
-    each = np.asarray(own.rounds) / batch
+    divisor = opened[first[0]].candidate.batch or 1
+    reference = [seconds / divisor for seconds in times[first].rounds]
+    each = [seconds / batch for seconds in own.rounds]
     p50, p90 = (float(x) for x in np.percentile(own.runs, (50, 90)) * 1e3)
     params, macs = _costs(one, part)
     difference, agreement = _likeness(key, opened, outputs)
