@@ -111,8 +111,8 @@ class BenchReport:
             notes.append("noise bound of the ratios: not known from a single round")
         elif len(self.candidates) > 1:
             notes.append(
-                "±: noise bound of the ratio (99 % of cases, and 3 % for loading); a candidate whose ratio is nearer to "
-                "1 than that is as fast as the first"
+                "±: noise bound of the ratio (99 % of cases, and 3 % for loading); a candidate whose ratio is nearer "
+                "to 1 than that is as fast as the first"
             )
         if self.load is not None and self.load > max(1.0, 0.5 * int(machine["cores"])):
             notes.append(
