@@ -258,6 +258,8 @@ def _likeness(
         return None, None
     scale = max(float(np.abs(expected[0]).max()), 1e-30)
     difference = float(np.abs(output[0] - expected[0]).max() / scale)
+    if not np.isfinite(difference):  # a type in which the network overflows; JSON has no such number
+        return None, None
     if one.task not in TASKS or not TASKS[one.task].has_classes:
         return difference, None
     return difference, float((output[0].argmax(1) == expected[0].argmax(1)).mean())

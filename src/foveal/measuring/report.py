@@ -34,7 +34,7 @@ class Row:
         joules: energy of one run, of the GPU or of the whole processor; ``None`` where the machine does not measure it.
         difference: largest output difference to the first candidate of the same model and classes (peers: to the first
             model) on the same images, relative to that candidate's largest output; ``None`` where the outputs have
-            different shapes.
+            different shapes or are not finite.
         agreement: share of positions with the same class as that candidate; ``None`` as for ``difference``, and for
             outputs without classes.
         times_ms: time of each round, the median of its runs.
