@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 #: loads names when they are used, and its files without a folder that serve users stand directly below.
 ORDER = [
     "__main__", "cli", "commands", "", "losses", "costs",
-    "training", "evaluation", "exporting", "measuring", "prediction", "timm",
+    "training", "evaluation", "measuring", "exporting", "prediction", "timm",
     "factory", "tasks", "weights", "models", "data", "layers", "images",
     "config", "info", "task", "progress", "files", "assets", "errors", "text",
 ]  # fmt: skip
@@ -32,7 +32,8 @@ LIGHT = [
     "evaluation.boundary", "evaluation.classify", "evaluation.clicks", "evaluation.coco", "evaluation.compare",
     "evaluation.detections", "evaluation.evaluate", "evaluation.fidelity", "evaluation.metrics", "evaluation.prompt",
     "evaluation.protocols", "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
-    "measuring.benchmark", "measuring.machine",
+    "measuring.benchmark", "measuring.candidates", "measuring.energy", "measuring.machine", "measuring.opening",
+    "measuring.peers", "measuring.report", "measuring.rounds",
     "prediction.argmax", "prediction.everything", "prediction.everything_options", "prediction.interpolation",
     "prediction.load", "prediction.mask_results", "prediction.onnx_file", "prediction.onnx_runner",
     "prediction.predictor", "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import ConfigError
 from .console import Device, DType, Json, parse_lengths, parse_size, print_json, print_table, say
@@ -14,13 +14,15 @@ def bench(
     /,
     *,
     preset: str | None = None,
+    task: str | None = None,
     size: str | None = None,
     batch: int | None = None,
     device: Device = "cpu",
     dtype: DType = "auto",
     threads: int | None = None,
     rounds: int | None = None,
-    runtime: Literal["auto", "onnxruntime", "torch"] | None = None,
+    runtime: str | None = None,
+    memory: bool = True,
     tokens: str | None = None,
     plot: Path | None = None,
     json: Json = False,
@@ -32,28 +34,37 @@ def bench(
     Parameters
     ----------
     refs
-        Bundled names, checkpoints, exported files, or names of architectures.
+        Bundled names, checkpoints, exported files, names of architectures (with random weights), or module:callable for
+        networks of others. REF@NAME=VALUE,... gives one of them settings of its own: task, size, batch, device, dtype,
+        runtime, threads.
     preset
         architectures: classifiers, including ResNet-50 of timm. attention: kinds of attention against the number of
         tokens. scaling: EfficientNet B0 to B7.
+    task
+        Task for which models by name are built: classify, segment, upscale or prompt; default: each one's own.
     size
-        Input as HEIGHTxWIDTH; default: 512x1024, with --preset architectures 224x224.
+        Input as HEIGHTxWIDTH; default: 224x224 to classify, 512x1024 to segment, 270x480 to upscale, with --preset
+        architectures 224x224.
     batch
         Images per run; default: 1.
     threads
-        Threads of the runtime; default: all cores.
+        Threads of each runtime on the CPU; default: all cores that the process may use.
     rounds
         Timed runs of each; default: 20, with --preset attention 10, with --preset scaling 3.
     runtime
-        auto (the default), onnxruntime or torch.
+        auto (the default) or one of the runtimes; it runs checkpoints and models by name, too, exported if necessary.
+    memory
+        Measure the peak memory of each, in a process of its own.
     tokens
         For --preset attention: numbers of tokens, such as 256,1024,4096.
     plot
         PNG file for the figure of a preset.
     """
-    options: dict[str, Any] = {"batch": batch, "threads": threads, "rounds": rounds, "runtime": runtime}
+    options: dict[str, Any] = {"task": task, "batch": batch, "threads": threads, "rounds": rounds, "runtime": runtime}
     options |= {"size": parse_size(size) if size else None, "tokens": parse_lengths(tokens) if tokens else None}
-    options = {key: value for key, value in options.items() if value is not None}
+    options = {key: value for key, value in options.items() if value is not None} | (
+        {} if memory else {"memory": False}
+    )
     if (preset is None) == (not refs):
         raise ConfigError("bench: give models, or --preset architectures, attention or scaling; not both")
     if preset is not None:
@@ -64,12 +75,14 @@ def bench(
         raise ConfigError("bench: --tokens and --plot are for --preset; leave them out")
     from .. import bench as run_bench
 
-    report = run_bench(refs or [], **{"size": (512, 1024), "device": device, "dtype": dtype, **options})
+    report = run_bench(refs or [], device=device, dtype=dtype, **options)
     if json:
         print_json(report.to_dict())
         return 0
     header, *rows = report.table()
     print_table(header, rows)
+    for note in report.notes():
+        say(note)
     return 0
 
 

@@ -16,7 +16,7 @@ def describe() -> dict[str, str | int]:
         "os": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "python": platform.python_version(),
     }
-    for package in ("foveal", "numpy", "onnxruntime", "torch", "timm"):
+    for package in ("foveal", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "timm"):
         try:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
