@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .. import assets
 from ..errors import InputError
 from ..text import notice
-from .console import Device, DType, Images, Json, open_model, print_json, print_table
+from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, open_model, print_json, print_table
 from .outputs import Request, list_sources
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def classify(
     *,
     model: str = assets.DEFAULTS["classify"],
     top: int = 5,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    batch_size: BatchSize = None,
+    engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
     """Classify images: the most probable classes of each.
@@ -33,7 +33,7 @@ def classify(
     top
         Number of classes to print.
     """
-    return run(open_model(model, device, dtype, "classify"), Request(images, as_json=json), top)
+    return run(open_model(model, engine, "classify"), Request(images, as_json=json, batch_size=batch_size), top)
 
 
 def run(predictor: Predictor, request: Request, top: int = 5) -> int:

@@ -56,6 +56,7 @@ class Request:
         overlap: pixels that neighbouring tiles share; ``None``: the verb's default.
         resume: whether to skip images whose result exists.
         as_json: whether to print JSON.
+        batch_size: images that may run at once; ``None``: 1.
     """
 
     images: list[Path]
@@ -65,6 +66,11 @@ class Request:
     overlap: int | None = None
     resume: bool = False
     as_json: bool = False
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size > 1 and not self.many:
+            raise ConfigError(f"--batch-size {self.batch_size} is for several images: give them, or leave it out")
 
     @property
     def many(self) -> bool:

@@ -10,7 +10,19 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError, InputError
-from .console import Device, DType, Images, Json, Overlap, Tile, open_model, print_json, print_table, say
+from .console import (
+    ANY_ENGINE,
+    BatchSize,
+    Engines,
+    Images,
+    Json,
+    Overlap,
+    Tile,
+    open_model,
+    print_json,
+    print_table,
+    say,
+)
 from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
@@ -30,8 +42,8 @@ def segment(
     tile: Tile = None,
     overlap: Overlap = None,
     resume: bool = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    batch_size: BatchSize = None,
+    engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
     """Segment images. For a single image a table of its classes is printed; for a folder, each image gets a mask.
@@ -51,11 +63,11 @@ def segment(
     resume
         Skip images whose mask, and overlay if one is asked for, exist.
     """
-    predictor = open_model(model, device, dtype, "segment")
+    predictor = open_model(model, engine, "segment")
     if legend and overlay is False:
         raise ConfigError("--legend goes with --overlay: leave out --no-overlay")
     overlay = True if legend else overlay
-    return run(predictor, Request(images, out, overlay, tile, overlap, resume, json), label, legend)
+    return run(predictor, Request(images, out, overlay, tile, overlap, resume, json, batch_size), label, legend)
 
 
 def run(predictor: Predictor, request: Request, label: Path | None = None, legend: bool = False) -> int:

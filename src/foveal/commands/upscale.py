@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError
-from .console import Device, DType, Images, Json, open_model, print_json, say
+from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, open_model, print_json, say
 from .outputs import FOLDER, Job, Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def upscale(
     exact: Annotated[bool, Parameter(negative="")] = False,
     check_tiles: Annotated[bool, Parameter(negative="")] = False,
     resume: bool = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    batch_size: BatchSize = None,
+    engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
     """Upscale images. Alpha, 16 bits, grey and the colour profile are kept; large images are processed in tiles.
@@ -69,11 +69,11 @@ def upscale(
         Skip images whose result, and comparison if one is asked for, exist.
     """
     ref = _reference(model, scale)
-    predictor = open_model(ref, device, dtype, "upscale")
+    predictor = open_model(ref, engine, "upscale")
     own = predictor.info.options["scale"]
     if scale not in (None, own):
         raise ConfigError(f"--scale {scale}: {ref} enlarges {own} times; leave out --scale, or give another --model")
-    request = Request(images, out, None, tile, overlap, resume, json)
+    request = Request(images, out, None, tile, overlap, resume, json, batch_size)
     return run(predictor, request, format, compare, exact, check_tiles)
 
 

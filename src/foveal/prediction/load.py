@@ -25,8 +25,8 @@ def load(
             of ``save_pretrained``; ``name.tag`` of bundled or published weights; a hub id (``owner/name``, also
             ``hf-hub:owner/name@revision``); or ``bicubic.x2``, ``lanczos.x3``: interpolation with numpy, whatever the
             device and type. Weights that are not on this machine are downloaded once.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps", ...; "auto" is the GPU if there is one that torch can use or, for
-            exported files, a GPU build of ONNX Runtime; else the CPU.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", ...; "auto" is the GPU if there is one that torch or, for
+            exported files, the installed build of ONNX Runtime can use, else the CPU.
         dtype: "auto", "float32", "float16" or "bfloat16"; "auto" is float32.
         runtime: "onnxruntime", "torch", or "auto": ONNX Runtime if ``ref`` is or has an ONNX file, there is no GPU that
             torch can use, and no 16-bit type is named; else torch.

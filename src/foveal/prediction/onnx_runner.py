@@ -237,9 +237,7 @@ class OnnxPrompter:
             if not file.is_file():
                 raise CheckpointError(f"{path}: {file.name} is missing in its folder: export the model again")
         self.encoder, self.encoder_id = encoder, str(info.notes.get("encoder", ""))
-        self.decoder, self.prompts = (
-            OnnxSession(file, threads, device=encoder.opened.device) for file in decoders
-        )
+        self.decoder, self.prompts = (OnnxSession(file, threads, device=encoder.opened.device) for file in decoders)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.encoder(batch)

@@ -10,8 +10,8 @@ from .onnx_runner import ONNX_RUNTIME
 from .runner import DTYPES, Runtime
 from .torch_runner import TORCH
 
-#: In the order in which runtime="auto" tries them: exported files first, since they start faster and need no torch. Where
-#: a GPU is to be used, runtimes of checkpoints come first.
+#: In the order in which runtime="auto" tries them: exported files first, since they start faster and need no torch.
+#: Where a GPU is to be used, runtimes of checkpoints come first.
 RUNTIMES = {runtime.name: runtime for runtime in (ONNX_RUNTIME, TORCH)}
 
 
