@@ -1,4 +1,4 @@
-"""``--device`` and ``--dtype`` of the verbs that predict: they reach the model, and mistakes are one line."""
+"""``--device``, ``--dtype``, ``--runtime`` and ``--threads`` of the verbs that predict: they reach the model, and mistakes are one line."""
 
 from __future__ import annotations
 
@@ -49,18 +49,20 @@ def save_model(path: Path, name: str, task: str, **options: Any) -> Path:
 def test_every_verb_passes_them_on(
     verb: str, photo: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[dict[str, str]] = []
+    calls: list[dict[str, Any]] = []
 
-    def load(ref: str, **options: str) -> None:
+    def load(ref: str, **options: Any) -> None:
         calls.append(options)
         raise ConfigError("far enough")
 
     monkeypatch.setattr(loading, "load", load)
     words = [str(photo) if word == "PHOTO" else word for word in VERBS[verb]]
-    done = here(capfd, verb, *words, "--device", "cuda:1", "--dtype", "bfloat16")
+    options = ["--device", "cuda:1", "--dtype", "bfloat16", "--runtime", "torch", "--threads", "3"]
+    done = here(capfd, verb, *words, *options)
     assert (done.returncode, done.stderr) == (2, "foveal: far enough\n")
     here(capfd, verb, *words)
-    assert calls == [{"device": "cuda:1", "dtype": "bfloat16"}, {"device": "auto", "dtype": "auto"}]
+    default = {"device": "auto", "dtype": "auto", "runtime": "auto", "threads": None}
+    assert calls == [{"device": "cuda:1", "dtype": "bfloat16", "runtime": "torch", "threads": 3}, default]
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "classify"])

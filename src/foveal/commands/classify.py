@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import assets
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..text import notice
 from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, open_model, print_json, print_table
 from .outputs import Request, list_sources
@@ -39,14 +39,14 @@ def classify(
 def run(predictor: Predictor, request: Request, top: int = 5) -> int:
     """Classify the requested images, printing each result at once; the exit code is 1 if some of many failed."""
     report: dict[str, Any] = {"images": [], "failed": []}
-    for source, _ in list_sources(request.images):
-        try:
-            result = predictor.classify(source)
-        except InputError as error:
-            if not request.many:
-                raise
-            report["failed"].append({"image": str(source), "error": str(error)})
-            notice(f"failed: {error}")
+    if request.tile is not None or request.overlap is not None:
+        raise ConfigError(f"--tile, --overlap: {predictor.info.ref} classifies the whole image; leave them out")
+    sources = [source for source, _ in list_sources(request.images)]
+    results = predictor.stream(sources, batch_size=request.batch_size, errors="return" if request.many else "raise")
+    for source, result in zip(sources, results, strict=True):
+        if isinstance(result, InputError):
+            report["failed"].append({"image": str(source), "error": str(result)})
+            notice(f"failed: {result}")
             continue
         best = result.top(top)
         report["images"].append({"image": str(source), "classes": [{"name": n, "score": round(s, 6)} for n, s in best]})

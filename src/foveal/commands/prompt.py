@@ -114,6 +114,7 @@ def run(predictor: Predictor, request: Request) -> int:
     if request.tile is not None or request.overlap is not None:
         ref = predictor.info.ref
         raise ConfigError(f"--tile, --overlap: {ref} is promptable and encodes the whole image; leave them out")
+    request.refuse_batches("images of promptable models run")
     plan = request.plan(".json", "" if request.overlay is False else OVERLAY)
     if plan.jobs and not request.many:
         job = plan.jobs[0]

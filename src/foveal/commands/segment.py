@@ -23,7 +23,7 @@ from .console import (
     print_table,
     say,
 )
-from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_jobs
+from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_stream
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
@@ -147,17 +147,19 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def _run_many(predictor: Predictor, request: Request, plan: Plan, legend: bool, tiles: dict[str, int | None]) -> int:
-    def work(job: Job) -> None:
-        _write(predictor.segment(job.source, **tiles), job, legend)
+    def write(result: SegmentResult, job: Job) -> None:
+        _write(result, job, legend)
 
     started = time.perf_counter()
-    done, failed = run_jobs("segment", plan, work, many=True)
+    sources = [job.source for job in plan.jobs]
+    results = predictor.stream(sources, **tiles, batch_size=request.batch_size, errors="return")
+    done, failed = run_stream("segment", plan, results, write)
     seconds = time.perf_counter() - started
     if request.as_json:
-        counts = {"done": len(done), "done_before": plan.before, "failed": failed}
+        counts = {"done": done, "done_before": plan.before, "failed": failed}
         print_json({**counts, "out": str(request.out), "seconds": round(seconds, 3)})
         return 1 if failed else 0
-    say(f"{plan.tally(len(done))} in {seconds:.1f} s, masks in {request.out}")
+    say(f"{plan.tally(done)} in {seconds:.1f} s, masks in {request.out}")
     return print_failed(failed)
 
 

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError
-from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, open_model, print_json, say
+from .console import ANY_ENGINE, Engines, Images, Json, open_model, print_json, say
 from .outputs import FOLDER, Job, Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ def upscale(
     exact: Annotated[bool, Parameter(negative="")] = False,
     check_tiles: Annotated[bool, Parameter(negative="")] = False,
     resume: bool = False,
-    batch_size: BatchSize = None,
     engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
@@ -73,7 +72,7 @@ def upscale(
     own = predictor.info.options["scale"]
     if scale not in (None, own):
         raise ConfigError(f"--scale {scale}: {ref} enlarges {own} times; leave out --scale, or give another --model")
-    request = Request(images, out, None, tile, overlap, resume, json, batch_size)
+    request = Request(images, out, None, tile, overlap, resume, json)
     return run(predictor, request, format, compare, exact, check_tiles)
 
 
@@ -96,6 +95,7 @@ def run(
     from ..measuring import machine
     from ..prediction.tiles import check_upscale_tiles
 
+    request.refuse_batches("images to upscale run")
     check_upscale_tiles(request.tile, request.overlap)
     tiles = {"tile": request.tile, "overlap": request.overlap, "exact": exact}
     if check_tiles and request.many:
