@@ -1,4 +1,4 @@
-"""``--device``, ``--dtype``, ``--runtime`` and ``--threads`` of the verbs that predict: they reach the model, and mistakes are one line."""
+"""Where and how a model runs: these options of the verbs that predict reach it, and mistakes are one line."""
 
 from __future__ import annotations
 
