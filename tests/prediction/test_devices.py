@@ -43,6 +43,7 @@ print(json.dumps([found, torch and torch.get_num_threads()]))
 
 def count_threads(runtime: str, numbers: list[int | None]) -> Any:
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment["OMP_WAIT_POLICY"] = "passive"  # several threads that spin on one CPU take minutes
     words = [sys.executable, "-c", THREADS, runtime, json.dumps(numbers)]
     done = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from .. import assets
 from ..errors import ConfigError
 from .console import ANY_ENGINE, Engines, Images, Json, open_model, print_json, say
+from .handover import consume_in_thread
 from .outputs import FOLDER, Job, Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ def upscale_file(
     canvas.check(job.target)
     tiles = tiles or {}
     bands = predictor.upscaled_bands(picture, **tiles)
-    write_picture(job.target, canvas, (stored_channels(band, picture.grey) for band in bands))
+    stored = (stored_channels(band, picture.grey) for band in bands)
+    consume_in_thread(stored, lambda received: write_picture(job.target, canvas, received))
     report: dict[str, Any] = {
         "image": str(job.source),
         "from": [height, width],
