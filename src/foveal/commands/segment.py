@@ -85,7 +85,7 @@ def run(predictor: Predictor, request: Request, label: Path | None = None, legen
     overlay = not many if request.overlay is None else request.overlay
     plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [])
     if many or not plan.jobs:
-        return _run_many(predictor, request, plan, legend, tiles)
+        return _run_many(predictor, request, plan, legend)
     report = segment_file(predictor, plan.jobs[0], legend, label, tiles)
     if request.as_json:
         print_json(report)
@@ -146,13 +146,15 @@ def print_report(report: dict[str, Any]) -> None:
         say(file)
 
 
-def _run_many(predictor: Predictor, request: Request, plan: Plan, legend: bool, tiles: dict[str, int | None]) -> int:
+def _run_many(predictor: Predictor, request: Request, plan: Plan, legend: bool) -> int:
     def write(result: SegmentResult, job: Job) -> None:
         _write(result, job, legend)
 
     started = time.perf_counter()
     sources = [job.source for job in plan.jobs]
-    results = predictor.stream(sources, **tiles, batch_size=request.batch_size, errors="return")
+    results = predictor.stream(
+        sources, tile=request.tile, overlap=request.overlap, batch_size=request.batch_size, errors="return"
+    )
     done, failed = run_stream("segment", plan, results, write)
     seconds = time.perf_counter() - started
     if request.as_json:

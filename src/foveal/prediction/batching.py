@@ -135,15 +135,13 @@ class Batches:
     def _predict(self, batch: Sequence[Prepared | InputError]) -> list[Any | InputError]:
         """Results and errors of one batch, in order: one run of the network for each shape."""
         results: list[Any] = list(batch)
-        shapes: defaultdict[tuple[int, ...] | None, list[int]] = defaultdict(list)
+        shapes: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
         for index, item in enumerate(batch):
             if not isinstance(item, InputError):
-                shapes[None if item.image is None else item.image.shape].append(index)
-        for shape, indices in shapes.items():
-            outputs = self._stacked([batch[index].image for index in indices]) if shape else None
-            for place, index in enumerate(indices):
-                item = batch[index]
-                assert isinstance(item, Prepared)
+                shapes[() if item.image is None else item.image.shape].append((index, item))
+        for group in shapes.values():
+            outputs = self._stacked([item.image for _, item in group if item.image is not None])
+            for place, (index, item) in enumerate(group):
                 try:
                     results[index] = item.run(self.runner) if outputs is None else item.finish(outputs[place])
                 except InputError as error:
@@ -152,7 +150,7 @@ class Batches:
 
     def _stacked(self, images: list[NDArray[np.float32]]) -> list[NDArray[np.float32]] | None:
         """The network's output for each image, all of one shape; ``None``: they have to run one by one."""
-        if len(images) == 1 or not self._stacks:
+        if len(images) <= 1 or not self._stacks:
             return None
         with suppress(InputError):  # one by one, the image that cannot be used has the error alone
             outputs = self.runner(np.concatenate(images))
