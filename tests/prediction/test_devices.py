@@ -56,6 +56,7 @@ def test_threads_of_onnxruntime() -> None:
     assert count_threads("onnxruntime", [None, 1, 2, 4]) == [[0, 0, 1, 3], None]
 
 
+@pytest.mark.long  # torch takes seconds to start
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only on Linux")
 def test_threads_of_torch() -> None:
     found, threads = count_threads("torch", [None, 2])
