@@ -153,7 +153,7 @@ def test_evaluators_declare_the_defaults_of_the_public_function() -> None:
             assert parameters[name].default == default
 
 
-def test_device_and_dtype_go_to_load(monkeypatch: pytest.MonkeyPatch, levels: Path) -> None:
+def test_where_and_how_to_run_goes_to_load(monkeypatch: pytest.MonkeyPatch, levels: Path) -> None:
     calls = []
 
     def load(ref: str, **options: str) -> Predictor:
@@ -164,11 +164,12 @@ def test_device_and_dtype_go_to_load(monkeypatch: pytest.MonkeyPatch, levels: Pa
     foveal.evaluate("ref", levels)
     foveal.evaluate("ref", levels, device="cuda:1", dtype="bfloat16")
     with pytest.raises(SystemExit):
-        main(["evaluate", "ref", str(levels), "--device", "cpu", "--dtype", "float16", "--json"])
+        main(["evaluate", "ref", str(levels), "--device", "cpu", "--runtime", "torch", "--threads", "3", "--json"])
+    default = {"device": "auto", "dtype": "auto", "runtime": "auto", "threads": None}
     assert calls == [
-        ("ref", {"device": "auto", "dtype": "auto"}),
-        ("ref", {"device": "cuda:1", "dtype": "bfloat16"}),
-        ("ref", {"device": "cpu", "dtype": "float16"}),
+        ("ref", default),
+        ("ref", default | {"device": "cuda:1", "dtype": "bfloat16"}),
+        ("ref", default | {"device": "cpu", "runtime": "torch", "threads": 3}),
     ]
     for name, value in (("device", "cpu"), ("dtype", "float16")):
         with pytest.raises(

@@ -89,7 +89,7 @@ def test_a_runtime_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     toy = Runtime("toy", (".toy",), ("npu",), ("float32",), open_toy)
     monkeypatch.setitem(runtimes.RUNTIMES, "toy", toy)
     predictor = foveal.load(Path("some.toy"), device="npu:0")
-    assert predictor.runtime == "toy on npu:0"
+    assert predictor.runtime == "toy on npu:0: it runs .toy files"
     assert len(predictor(np.zeros((40, 50, 3), np.uint8)).top(2)) == 2
     with pytest.raises(ConfigError, match="toy runs on npu in float32, not with device='cpu'"):
         foveal.load("some.toy", device="cpu")

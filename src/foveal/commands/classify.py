@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import assets
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..text import notice
-from .console import Device, DType, Images, Json, open_model, print_json, print_table
+from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, open_model, print_json, print_table
 from .outputs import Request, list_sources
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ def classify(
     *,
     model: str = assets.DEFAULTS["classify"],
     top: int = 5,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    batch_size: BatchSize = None,
+    engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
     """Classify images: the most probable classes of each.
@@ -33,20 +33,20 @@ def classify(
     top
         Number of classes to print.
     """
-    return run(open_model(model, device, dtype, "classify"), Request(images, as_json=json), top)
+    return run(open_model(model, engine, "classify"), Request(images, as_json=json, batch_size=batch_size), top)
 
 
 def run(predictor: Predictor, request: Request, top: int = 5) -> int:
     """Classify the requested images, printing each result at once; the exit code is 1 if some of many failed."""
     report: dict[str, Any] = {"images": [], "failed": []}
-    for source, _ in list_sources(request.images):
-        try:
-            result = predictor.classify(source)
-        except InputError as error:
-            if not request.many:
-                raise
-            report["failed"].append({"image": str(source), "error": str(error)})
-            notice(f"failed: {error}")
+    if request.tile is not None or request.overlap is not None:
+        raise ConfigError(f"--tile, --overlap: {predictor.info.ref} classifies the whole image; leave them out")
+    sources = [source for source, _ in list_sources(request.images)]
+    results = predictor.stream(sources, batch_size=request.batch_size, errors="return" if request.many else "raise")
+    for source, result in zip(sources, results, strict=True):
+        if isinstance(result, InputError):
+            report["failed"].append({"image": str(source), "error": str(result)})
+            notice(f"failed: {result}")
             continue
         best = result.top(top)
         report["images"].append({"image": str(source), "classes": [{"name": n, "score": round(s, 6)} for n, s in best]})

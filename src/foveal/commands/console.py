@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,18 +26,55 @@ Device = Annotated[str, Parameter(help="Device that runs the model: auto, cpu, c
 DType = Annotated[
     str, Parameter(name="--dtype", help="Type to compute in: auto (float32), float32, float16 or bfloat16.")
 ]
+RuntimeName = Annotated[
+    str, Parameter(name="--runtime", help="What runs the model: auto, or a runtime such as onnxruntime or torch.")
+]
+Threads = Annotated[
+    int | None,
+    Parameter(name="--threads", help="Threads of the model on the CPU; default: as many as the process may use CPUs."),
+]
+BatchSize = Annotated[
+    int | None, Parameter(name="--batch-size", help="Images of the same size that run at once; default: 1.")
+]
 
 
-def open_model(ref: str, device: str, dtype: str, task: str) -> Predictor:
+@dataclass(frozen=True)
+class Engine:
+    """The options of every verb that runs a model, by the names of :func:`foveal.load`: where and how it runs."""
+
+    device: Device = "auto"
+    dtype: DType = "auto"
+    runtime: RuntimeName = "auto"
+    threads: Threads = None
+
+    def load(self, ref: str) -> Predictor:
+        """Load a model.
+
+        Raises:
+            FovealError: as :func:`foveal.load`.
+        """
+        from ..prediction.load import load
+
+        return load(ref, **self.options())
+
+    def options(self) -> dict[str, Any]:
+        """The options by their names."""
+        return vars(self).copy()
+
+
+#: Parameter of a verb: the fields of :class:`Engine` as options of their own, not as --engine.device.
+Engines = Annotated[Engine, Parameter(name="*")]
+ANY_ENGINE = Engine()
+
+
+def open_model(ref: str, engine: Engine, task: str) -> Predictor:
     """Load the model for a verb that is for one task.
 
     Raises:
         ConfigError: a model for another task.
         FovealError: as :func:`foveal.load`.
     """
-    from ..prediction.load import load
-
-    predictor = load(ref, device=device, dtype=dtype)
+    predictor = engine.load(ref)
     other = predictor.info.task
     if other != task:
         hint = f"use foveal {other}" if other in assets.DEFAULTS else f"give a model for {task!r}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from ..files import check_overwrites
-from .console import Device, DType, Json, Size, parse_size, print_json, print_table, say
+from .console import ANY_ENGINE, Engines, Json, Size, parse_size, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -25,8 +25,7 @@ def evaluate(
     protocol: Literal["plain", "cityscapes", "ade20k"] = "plain",
     boundary: Annotated[bool, Parameter(negative="")] = False,
     prompts: str = "all",
-    device: Device = "auto",
-    dtype: DType = "auto",
+    engine: Engines = ANY_ENGINE,
     out: Path | None = None,
     json: Json = False,
 ) -> int:
@@ -71,8 +70,7 @@ def evaluate(
         protocol=protocol,
         boundary=boundary,
         prompts=prompts,
-        device=device,
-        dtype=dtype,
+        **engine.options(),
         out=out,
         progress=Progress(),
     )

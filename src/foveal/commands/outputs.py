@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -17,6 +18,7 @@ from .console import say
 
 T = TypeVar("T")
 FOLDER = Path("foveal-out")  #: default folder of the results
+_WAITING = 2  # results that wait to be written while the next ones are computed
 OVERLAY = ".overlay.jpg"  #: end of the name of the image with the result over it
 
 
@@ -56,6 +58,7 @@ class Request:
         overlap: pixels that neighbouring tiles share; ``None``: the verb's default.
         resume: whether to skip images whose result exists.
         as_json: whether to print JSON.
+        batch_size: images that may run at once; ``None``: 1.
     """
 
     images: list[Path]
@@ -65,6 +68,22 @@ class Request:
     overlap: int | None = None
     resume: bool = False
     as_json: bool = False
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"--batch-size {self.batch_size}: give 1 or more")
+        if self.batch_size is not None and self.batch_size > 1 and not self.many:
+            raise ConfigError(f"--batch-size {self.batch_size} is for several images: give them, or leave it out")
+
+    def refuse_batches(self, what: str) -> None:
+        """Refuse ``--batch-size`` for ``what`` runs image by image.
+
+        Raises:
+            ConfigError: more than 1.
+        """
+        if self.batch_size is not None and self.batch_size > 1:
+            raise ConfigError(f"--batch-size {self.batch_size}: {what} one by one; leave it out")
 
     @property
     def many(self) -> bool:
@@ -246,6 +265,58 @@ def run_jobs(verb: str, plan: Plan, work: Callable[[Job], T], many: bool) -> tup
                 progress.note(str(error))
             bar.advance()
     return done, failed
+
+
+def run_stream(
+    verb: str, plan: Plan, results: Iterable[T | InputError], write: Callable[[T, Job], None]
+) -> tuple[int, list[dict[str, str]]]:
+    """Write the result of each job in a thread while the next ones are computed, with a progress bar.
+
+    Args:
+        verb: name of the bar.
+        plan: the jobs.
+        results: what is written for each job, or the error of its image.
+        write: writes a result. At most two results wait for it.
+
+    Returns:
+        Number of results written, and the images that cannot be used, each with its error.
+    """
+    from ..progress import Progress
+
+    progress = Progress()
+    done = 0
+    failed: list[dict[str, str]] = []
+    writing: deque[tuple[Job, Future[None]]] = deque()
+    with (
+        progress.bar(verb, len(plan.jobs) + plan.before, plan.before) as bar,
+        ThreadPoolExecutor(1, thread_name_prefix="foveal-write") as writer,
+    ):
+
+        def settle(job: Job, written: Future[None]) -> None:
+            nonlocal done
+            try:
+                written.result()
+                done += 1
+            except InputError as error:
+                failed.append({"image": str(job.source), "error": str(error)})
+                progress.note(str(error))
+            bar.advance()
+
+        for job, result in zip(plan.jobs, results, strict=True):
+            writing.append(
+                (job, _failed(result) if isinstance(result, InputError) else writer.submit(write, result, job))
+            )
+            if len(writing) > _WAITING:
+                settle(*writing.popleft())
+        for job, written in writing:
+            settle(job, written)
+    return done, failed
+
+
+def _failed(error: InputError) -> Future[None]:
+    future: Future[None] = Future()
+    future.set_exception(error)
+    return future
 
 
 def print_failed(failed: list[dict[str, str]]) -> int:

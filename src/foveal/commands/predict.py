@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from . import classify, prompt, segment, upscale
-from .console import Device, DType, Images, Json, Overlap, Tile
+from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, Overlap, Tile
 from .outputs import FOLDER, Request
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def predict(
     tile: Tile = None,
     overlap: Overlap = None,
     resume: bool = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    batch_size: BatchSize = None,
+    engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
     """Predict with any model. The model's task decides what is printed and written.
@@ -51,12 +51,11 @@ def predict(
     resume
         Skip images whose result exists.
     """
-    from ..prediction.load import load
-
-    predictor = load(model, device=device, dtype=dtype)
+    predictor = engine.load(model)
     if predictor.info.task not in _RUNS:
         raise ConfigError(
             f"{model} is for {predictor.info.task!r}, which gives no result for an image: give a model for "
             f"{', '.join(_RUNS)}"
         )
-    return _RUNS[predictor.info.task](predictor, Request(images, out, overlay, tile, overlap, resume, json))
+    request = Request(images, out, overlay, tile, overlap, resume, json, batch_size)
+    return _RUNS[predictor.info.task](predictor, request)

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from .. import assets
 from ..errors import ConfigError, InputError
 from ..files import check_overwrites, ensure_folder
-from .console import Device, DType, Json, open_model, print_json, print_table, say
+from .console import ANY_ENGINE, Engines, Json, open_model, print_json, print_table, say
 from .outputs import FOLDER, OVERLAY, Job, Request, beside, print_failed, run_jobs, without_case
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def prompt(
     model: str = assets.DEFAULTS["prompt"],
     out: Path | None = None,
     overlay: Path | None = None,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
     """Cut out the object at points or in a box (all of them are one prompt for one object), or find all objects.
@@ -102,7 +101,7 @@ def prompt(
     EverythingOptions.of(options)
     job = _name_files(image, out, overlay, everything)
     pixels = read_image(image)  # before the model, which may have to be downloaded
-    predictor = open_model(model, device, dtype, "prompt")
+    predictor = open_model(model, engine, "prompt")
     if everything:
         return _run_everything(predictor, job, pixels, options | _RUNS, json)
     return _run_prompt(predictor, job, pixels, points, corners, single, mask, json)
@@ -115,6 +114,7 @@ def run(predictor: Predictor, request: Request) -> int:
     if request.tile is not None or request.overlap is not None:
         ref = predictor.info.ref
         raise ConfigError(f"--tile, --overlap: {ref} is promptable and encodes the whole image; leave them out")
+    request.refuse_batches("images of promptable models run")
     plan = request.plan(".json", "" if request.overlay is False else OVERLAY)
     if plan.jobs and not request.many:
         job = plan.jobs[0]

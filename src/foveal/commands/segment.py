@@ -10,8 +10,20 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError, InputError
-from .console import Device, DType, Images, Json, Overlap, Tile, open_model, print_json, print_table, say
-from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_jobs
+from .console import (
+    ANY_ENGINE,
+    BatchSize,
+    Engines,
+    Images,
+    Json,
+    Overlap,
+    Tile,
+    open_model,
+    print_json,
+    print_table,
+    say,
+)
+from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_stream
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
@@ -30,8 +42,8 @@ def segment(
     tile: Tile = None,
     overlap: Overlap = None,
     resume: bool = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    batch_size: BatchSize = None,
+    engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
     """Segment images. For a single image a table of its classes is printed; for a folder, each image gets a mask.
@@ -51,11 +63,11 @@ def segment(
     resume
         Skip images whose mask, and overlay if one is asked for, exist.
     """
-    predictor = open_model(model, device, dtype, "segment")
+    predictor = open_model(model, engine, "segment")
     if legend and overlay is False:
         raise ConfigError("--legend goes with --overlay: leave out --no-overlay")
     overlay = True if legend else overlay
-    return run(predictor, Request(images, out, overlay, tile, overlap, resume, json), label, legend)
+    return run(predictor, Request(images, out, overlay, tile, overlap, resume, json, batch_size), label, legend)
 
 
 def run(predictor: Predictor, request: Request, label: Path | None = None, legend: bool = False) -> int:
@@ -73,7 +85,7 @@ def run(predictor: Predictor, request: Request, label: Path | None = None, legen
     overlay = not many if request.overlay is None else request.overlay
     plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [])
     if many or not plan.jobs:
-        return _run_many(predictor, request, plan, legend, tiles)
+        return _run_many(predictor, request, plan, legend)
     report = segment_file(predictor, plan.jobs[0], legend, label, tiles)
     if request.as_json:
         print_json(report)
@@ -134,18 +146,22 @@ def print_report(report: dict[str, Any]) -> None:
         say(file)
 
 
-def _run_many(predictor: Predictor, request: Request, plan: Plan, legend: bool, tiles: dict[str, int | None]) -> int:
-    def work(job: Job) -> None:
-        _write(predictor.segment(job.source, **tiles), job, legend)
+def _run_many(predictor: Predictor, request: Request, plan: Plan, legend: bool) -> int:
+    def write(result: SegmentResult, job: Job) -> None:
+        _write(result, job, legend)
 
     started = time.perf_counter()
-    done, failed = run_jobs("segment", plan, work, many=True)
+    sources = [job.source for job in plan.jobs]
+    results = predictor.stream(
+        sources, tile=request.tile, overlap=request.overlap, batch_size=request.batch_size, errors="return"
+    )
+    done, failed = run_stream("segment", plan, results, write)
     seconds = time.perf_counter() - started
     if request.as_json:
-        counts = {"done": len(done), "done_before": plan.before, "failed": failed}
+        counts = {"done": done, "done_before": plan.before, "failed": failed}
         print_json({**counts, "out": str(request.out), "seconds": round(seconds, 3)})
         return 1 if failed else 0
-    say(f"{plan.tally(len(done))} in {seconds:.1f} s, masks in {request.out}")
+    say(f"{plan.tally(done)} in {seconds:.1f} s, masks in {request.out}")
     return print_failed(failed)
 
 

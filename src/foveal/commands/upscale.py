@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError
-from .console import Device, DType, Images, Json, open_model, print_json, say
+from .console import ANY_ENGINE, Engines, Images, Json, open_model, print_json, say
+from .handover import consume_in_thread
 from .outputs import FOLDER, Job, Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ def upscale(
     exact: Annotated[bool, Parameter(negative="")] = False,
     check_tiles: Annotated[bool, Parameter(negative="")] = False,
     resume: bool = False,
-    device: Device = "auto",
-    dtype: DType = "auto",
+    engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
     """Upscale images. Alpha, 16 bits, grey and the colour profile are kept; large images are processed in tiles.
@@ -69,7 +69,7 @@ def upscale(
         Skip images whose result, and comparison if one is asked for, exist.
     """
     ref = _reference(model, scale)
-    predictor = open_model(ref, device, dtype, "upscale")
+    predictor = open_model(ref, engine, "upscale")
     own = predictor.info.options["scale"]
     if scale not in (None, own):
         raise ConfigError(f"--scale {scale}: {ref} enlarges {own} times; leave out --scale, or give another --model")
@@ -96,6 +96,7 @@ def run(
     from ..measuring import machine
     from ..prediction.tiles import check_upscale_tiles
 
+    request.refuse_batches("images to upscale run")
     check_upscale_tiles(request.tile, request.overlap)
     tiles = {"tile": request.tile, "overlap": request.overlap, "exact": exact}
     if check_tiles and request.many:
@@ -143,7 +144,8 @@ def upscale_file(
     canvas.check(job.target)
     tiles = tiles or {}
     bands = predictor.upscaled_bands(picture, **tiles)
-    write_picture(job.target, canvas, (stored_channels(band, picture.grey) for band in bands))
+    stored = (stored_channels(band, picture.grey) for band in bands)
+    consume_in_thread(stored, lambda received: write_picture(job.target, canvas, received))
     report: dict[str, Any] = {
         "image": str(job.source),
         "from": [height, width],

@@ -31,6 +31,8 @@ def evaluate(
     prompts: Prompts | str | Path = "all",
     device: str = "auto",
     dtype: str = "auto",
+    runtime: str = "auto",
+    threads: int | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Any:
@@ -60,6 +62,8 @@ def evaluate(
             .json file in COCO's result format (:mod:`foveal.evaluation.detections`).
         device: torch device, as in :func:`foveal.load`; only with a reference.
         dtype: number type, as in :func:`foveal.load`; only with a reference.
+        runtime: what runs the model, as in :func:`foveal.load`; only with a reference.
+        threads: number of threads, as in :func:`foveal.load`; only with a reference.
         out: folder for ``report.json``, a CSV file with a line per image or object and, for segmentation,
             ``samples.png`` with the best, median and worst image.
         progress: where to show progress; default: nowhere.
@@ -79,7 +83,7 @@ def evaluate(
         DependencyError: objects as polygons or run lengths need pycocotools, which is not installed.
         InputError: ``out`` cannot be written.
     """
-    predictor = _open_predictor(ref, device, dtype)
+    predictor = _open_predictor(ref, device=device, dtype=dtype, runtime=runtime, threads=threads)
     options = {
         "size": size,
         "class_map": class_map,
@@ -99,11 +103,11 @@ def evaluate(
     return report
 
 
-def _open_predictor(ref: str | Path | Predictor, device: str, dtype: str) -> Predictor:
+def _open_predictor(ref: str | Path | Predictor, **options: Any) -> Predictor:
     if not isinstance(ref, Predictor):
-        return load(ref, device=device, dtype=dtype)
-    for name, value in (("device", device), ("dtype", dtype)):
-        if value != "auto":
+        return load(ref, **options)
+    for name, value in options.items():
+        if value not in ("auto", None):
             raise ConfigError(f"{name}={value!r}: this predictor is loaded already; give {name} to foveal.load instead")
     return ref
 

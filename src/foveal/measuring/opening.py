@@ -116,7 +116,7 @@ def open_model(candidate: Candidate, threads: int, folder: Path) -> Opened:
     candidate = _with_input(candidate, info, task.takes_prompts)
     image = image_of(candidate, info.in_chans)
     works = _prompt_works(predictor, image) if task.takes_prompts else {"": _network_work(predictor, image)}
-    runtime = predictor.runtime + (", random weights" if random_weights else "")
+    runtime = predictor.runtime.partition(": ")[0] + (", random weights" if random_weights else "")
     return Opened(candidate, source, threads, info.task, runtime, info, works)
 
 

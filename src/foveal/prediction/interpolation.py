@@ -24,7 +24,7 @@ def interpolation(ref: str) -> Predictor | None:
     info = ModelInfo(
         kernel, "upscale", options={"scale": scale}, preprocess=Preprocess((0.0,) * 3, (1.0,) * 3), tag=f"x{scale}"
     )
-    return Predictor(partial(_interpolate, scale, kernel), info, "numpy")
+    return Predictor(partial(_interpolate, scale, kernel), info, "numpy on cpu: interpolation needs no network")
 
 
 def _interpolate(scale: int, kernel: str, batch: NDArray[np.float32], /) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ import os
 from ..errors import ConfigError
 from .interpolation import interpolation
 from .predictor import Predictor
-from .runtimes import check_names, choose
+from .runtimes import check_names, choose, explain
 
 
 def load(
@@ -25,12 +25,18 @@ def load(
             of ``save_pretrained``; ``name.tag`` of bundled or published weights; a hub id (``owner/name``, also
             ``hf-hub:owner/name@revision``); or ``bicubic.x2``, ``lanczos.x3``: interpolation with numpy, whatever the
             device and type. Weights that are not on this machine are downloaded once.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps", ...; "auto" is the GPU if there is one and torch runs the model,
-            else the CPU.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps", ...; "auto" is the GPU if there is one that torch or, for
+            exported files, the installed build of ONNX Runtime can use, else the CPU.
         dtype: "auto", "float32", "float16" or "bfloat16"; "auto" is float32.
-        runtime: "onnxruntime", "torch", or "auto": ONNX Runtime if ``ref`` is or has an ONNX file and neither a GPU nor
-            a 16-bit type is named, else torch.
-        threads: number of threads of the runtime; ``None``: its own choice. For torch it holds for the whole process.
+        runtime: "onnxruntime", "torch", or "auto": ONNX Runtime if ``ref`` is or has an ONNX file, there is no GPU that
+            torch can use, and no 16-bit type is named; else torch.
+        threads: number of threads of the runtime on the CPU, the calling one included; ``None``: as many as this
+            process may use CPUs (affinity, and quota of its control groups), with torch at most what
+            ``OMP_NUM_THREADS`` says. For torch it holds for the whole process.
+
+    Returns:
+        The predictor. Its ``runtime`` says in one line what was chosen and, unless all of it was named, why:
+        ``"onnxruntime on cpu: the exported file needs no torch; no GPU found"``.
 
     Raises:
         ConfigError: unknown runtime or dtype, a runtime that cannot open ``ref`` or lacks the device or type, or an
@@ -40,11 +46,13 @@ def load(
         DependencyError: torch is needed and not installed.
     """
     if threads is not None and threads < 1:
-        raise ConfigError(f"threads={threads}: give 1 or more, or None for the runtime's own choice")
+        raise ConfigError(f"threads={threads}: give 1 or more, or None for all CPUs that this process may use")
     ref = os.fspath(ref)
     check_names(runtime, dtype)
     if predictor := interpolation(ref):
         return predictor
     chosen, target = choose(ref, runtime, device, dtype)
     opened = chosen.open(target, device, dtype, threads)
-    return Predictor(opened.runner, opened.info, f"{chosen.name} on {opened.place}")
+    why = explain(chosen, target, ref, device, dtype) if runtime == "auto" else ""
+    reasons = "; ".join(filter(None, (why, opened.reason)))
+    return Predictor(opened.runner, opened.info, f"{chosen.name} on {opened.place}" + f": {reasons}" * bool(reasons))

@@ -17,7 +17,9 @@ from ..info import KEY, ModelInfo, say_licence
 from ..task import find_task
 from ..weights.kinds import other_kind
 from ..weights.references import missing_file
+from .devices import cpu_count, gpu_possible, why_cpu
 from .onnx_file import check_onnx
+from .onnx_providers import gpu_kinds, providers_for, runs_on_gpu
 from .runner import Opened, Runner, Runtime
 
 if TYPE_CHECKING:
@@ -26,13 +28,16 @@ if TYPE_CHECKING:
 PROMPT_PARTS = ("encoder", "decoder", "prompts")  #: files of an exported promptable model
 
 
-def onnx_session(source: str | Path | bytes, threads: int = 0, name: str = "") -> onnxruntime.InferenceSession:
+def onnx_session(
+    source: str | Path | bytes, threads: int = 0, name: str = "", device: str = "cpu"
+) -> onnxruntime.InferenceSession:
     """Open an ONNX file, without ONNX Runtime's usage events.
 
     Args:
         source: path of the file, or its content.
-        threads: number of threads; 0: as many as there are cores.
+        threads: number of threads, the calling one included; 0: as many as this process may use CPUs.
         name: name in messages; default: the path.
+        device: "cpu", "cuda" or "cuda:N"; the CPU if the GPU cannot be used.
 
     Raises:
         CheckpointError: ONNX Runtime cannot load it, or :func:`~foveal.prediction.onnx_file.check_onnx` refuses it.
@@ -43,14 +48,15 @@ def onnx_session(source: str | Path | bytes, threads: int = 0, name: str = "") -
     check_onnx(source, name)
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    # ONNX Runtime's own default is the number of cores of the machine, whatever this process may use.
+    options.intra_op_num_threads = threads or cpu_count()
     options.log_severity_level = 3
     # By default its threads keep spinning for tens of milliseconds after each run, which takes half of the cores from
     # what runs next, for example another runtime.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     model = source if isinstance(source, bytes) else str(source)
     try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, options, providers=providers_for(device))
     except Exception as error:  # the runtime has one exception type per cause, none of them public
         raise CheckpointError(f"{name}: ONNX Runtime cannot load it ({_first_line(error)})") from error
 
@@ -62,18 +68,16 @@ class OnnxSession:
     opens the file again, because the session's threads do not exist there.
 
     Args:
-        source: path of the file, or its content.
-        threads: number of threads; 0: as many as there are cores.
-        name: name in messages; default: the path.
+        source, threads, name, device: as for :func:`onnx_session`.
 
     Raises:
         CheckpointError: as :func:`onnx_session`.
     """
 
-    def __init__(self, source: str | Path | bytes, threads: int = 0, name: str = "") -> None:
+    def __init__(self, source: str | Path | bytes, threads: int = 0, name: str = "", device: str = "cpu") -> None:
         self.source = source if isinstance(source, bytes) else Path(source).absolute()
-        self.threads, self.name = threads, name or str(source)
-        self._session: onnxruntime.InferenceSession | None = onnx_session(source, threads, self.name)
+        self.threads, self.name, self.device = threads, name or str(source), device
+        self._session: onnxruntime.InferenceSession | None = onnx_session(source, threads, self.name, device)
         self._stamp = _stamp(self.source)
         _OPEN.add(self)
 
@@ -85,7 +89,7 @@ class OnnxSession:
             CheckpointError: the file was removed or changed.
         """
         if self._session is None:
-            self._session = onnx_session(self._content(), self.threads, self.name)
+            self._session = onnx_session(self._content(), self.threads, self.name, self.device)
         return self._session
 
     def leave_parent(self) -> None:
@@ -130,7 +134,7 @@ class OnnxSession:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._content(), self.threads, self.name)
+        return type(self), (self._content(), self.threads, self.name, self.device)
 
 
 _OPEN: weakref.WeakSet[OnnxSession] = weakref.WeakSet()
@@ -148,8 +152,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 class OnnxRunner:
     """Run an exported file with ONNX Runtime on numpy arrays."""
 
-    def __init__(self, path: str | Path, threads: int = 0) -> None:
-        self.path, self.opened = path, OnnxSession(path, threads)
+    def __init__(self, path: str | Path, threads: int = 0, device: str = "cpu") -> None:
+        self.path, self.opened = path, OnnxSession(path, threads, device=device)
         if not (inputs := self.session.get_inputs()):
             raise CheckpointError(f"{path}: a network without inputs; export the model with foveal export")
         self.input = inputs[0].name
@@ -160,7 +164,7 @@ class OnnxRunner:
         return self.opened.session
 
     @classmethod
-    def open(cls, path: str | Path, threads: int = 0) -> tuple[OnnxRunner, ModelInfo]:
+    def open(cls, path: str | Path, threads: int = 0, device: str = "cpu") -> tuple[OnnxRunner, ModelInfo]:
         """Open a file that Foveal exported, and the model's description inside it.
 
         Raises:
@@ -180,7 +184,7 @@ class OnnxRunner:
             task = find_task(info.task)
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
-        runner = cls(path, threads)
+        runner = cls(path, threads, device)
         if not task.takes_prompts:
             runner.check_shapes(info, task.has_classes)
         say_licence(path, info.licence)
@@ -216,7 +220,7 @@ class OnnxPrompter:
         encoder: runner of the image encoder.
         path: file of the image encoder, ``NAME.encoder.onnx``; the decoders are in the same folder.
         info: description of the model.
-        threads: number of threads of each session; 0: as many as there are cores.
+        threads: number of threads of each session; 0: as many as this process may use CPUs.
 
     Raises:
         CheckpointError: a file is missing or cannot be used.
@@ -233,7 +237,7 @@ class OnnxPrompter:
             if not file.is_file():
                 raise CheckpointError(f"{path}: {file.name} is missing in its folder: export the model again")
         self.encoder, self.encoder_id = encoder, str(info.notes.get("encoder", ""))
-        self.decoder, self.prompts = (OnnxSession(file, threads) for file in decoders)
+        self.decoder, self.prompts = (OnnxSession(file, threads, device=encoder.opened.device) for file in decoders)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.encoder(batch)
@@ -288,16 +292,24 @@ def prompt_part(path: Path, part: str) -> Path:
 
 
 def open_onnx(path: str, device: str, dtype: str, threads: int | None) -> Opened:
-    """Open an exported file; see :attr:`foveal.prediction.runner.Runtime.open`. It runs on the CPU in float32.
+    """Open an exported file; see :attr:`foveal.prediction.runner.Runtime.open`. It runs in float32.
 
     Raises:
         CheckpointError: as :meth:`OnnxRunner.open`; of promptable models also a missing decoder.
+        InputError: a GPU that ONNX Runtime cannot use.
     """
-    runner, info = OnnxRunner.open(path, threads or 0)
+    wanted = ("cuda" if gpu_possible() else "cpu") if device == "auto" else device
+    runner, info = OnnxRunner.open(path, threads or 0, wanted)
+    on_gpu = runs_on_gpu(runner.session)
+    if device not in ("auto", "cpu") and not on_gpu:
+        raise InputError(f"device {device!r} cannot be used: ONNX Runtime cannot start on it; this machine has cpu")
     network: Runner = runner
     if find_task(info.task).takes_prompts:
         network = OnnxPrompter(runner, Path(path), info, threads or 0)
-    return Opened(network, info, "cpu")
+    reason = "" if device != "auto" else "GPU found" if on_gpu else why_cpu("onnxruntime")
+    return Opened(network, info, wanted if on_gpu else "cpu", reason)
 
 
-ONNX_RUNTIME = Runtime("onnxruntime", suffixes=(".onnx",), devices=("cpu",), dtypes=("float32",), open=open_onnx)
+ONNX_RUNTIME = Runtime(
+    "onnxruntime", suffixes=(".onnx",), devices=("cpu",), dtypes=("float32",), open=open_onnx, more_devices=gpu_kinds
+)

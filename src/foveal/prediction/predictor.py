@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from ..images.reading import ImageLike, Picture, read_image, read_picture
 from ..images.sources import check_images, is_batch
 from ..info import ModelInfo, Preprocess
 from ..task import TASKS, find_task
+from .batching import Batches, Prepared, check_batch_size
 from .everything import find_everything
 from .everything_options import EverythingOptions
 from .mask_results import EverythingResult
@@ -27,6 +28,7 @@ from .runner import PromptRunner, Runner
 from .tiles import (
     MIN_SIZE,
     TILE,
+    WHOLE,
     check_segment_tiles,
     check_upscale_tiles,
     enlarged_bands,
@@ -85,12 +87,26 @@ class Predictor:
         return f"Predictor({info.ref or 'no name'}, {info.task or 'no task'}{classes}{scale}, {size}, {self.runtime})"
 
     @overload
-    def __call__(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> Any: ...
+    def __call__(
+        self,
+        image: ImageLike,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        exact: bool = False,
+        batch_size: int | None = None,
+    ) -> Any: ...
     @overload
     def __call__(
-        self, image: Sequence[ImageLike] | Iterator[ImageLike], *, tile: int | None = None, overlap: int | None = None
+        self,
+        image: Sequence[ImageLike] | Iterator[ImageLike],
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        exact: bool = False,
+        batch_size: int | None = None,
     ) -> list[Any]: ...
-    def __call__(self, image, *, tile=None, overlap=None):
+    def __call__(self, image, *, tile=None, overlap=None, exact=False, batch_size=None):
         """Predict: the model's task decides whether the result is a SegmentResult, ClassifyResult, UpscaleResult or
         EverythingResult (``segment``, ``classify``, ``upscale`` and ``everything`` are typed).
 
@@ -101,30 +117,104 @@ class Predictor:
             tile: side of the square tiles into which a large image is cut, at full resolution; default: the whole
                 image at once (upscaling: only up to a quarter of a megapixel, tiles of 384 beyond).
             overlap: pixels that neighbouring tiles share at least; default: a third of ``tile`` (upscaling: 32).
+            exact: upscaling: as for :meth:`upscale`.
+            batch_size: of several images, how many may run at once; see :meth:`stream`.
 
         Raises:
             InputError: an image that cannot be read, or a ``tile`` or ``overlap`` that cannot be used.
-            ConfigError: a model without a task that gives a result, for example a backbone.
+            ConfigError: a model without a task that gives a result, for example a backbone, or an option that it does
+                not have.
         """
         if is_batch(image):
-            return list(self.stream(image, tile=tile, overlap=overlap))
-        task = self.info.task
-        if task not in _ANSWERS:
-            raise ConfigError(f"{self.info.ref} is for {task!r}, which gives no result: call predictor.runner directly")
-        return _ANSWERS[task](self, image, tile, overlap)
+            return list(self.stream(image, tile=tile, overlap=overlap, exact=exact, batch_size=batch_size))
+        self._check_options(tile, exact, batch_size)
+        if batch_size is not None and batch_size > 1:
+            raise ConfigError(f"batch_size={batch_size} is for several images: give a list")
+        return self._prepare(image, tile, overlap, exact).run(self.runner)
+
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        exact: bool = False,
+        batch_size: int | None = None,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Any]:
+        """Predict one image after the other, in their order, without holding the results.
+
+        The images of a list or tuple, and of any iterable if ``batch_size`` is given, are read and prepared by threads
+        while the network runs: at most a batch and four images ahead, and no more than 256 MiB. Arrays must therefore
+        stay unchanged until their result is there. Without ``batch_size``, an iterator is asked for an image only when
+        the result before was taken: it may be a camera.
+
+        Args:
+            images: as for :meth:`__call__`.
+            tile, overlap, exact: as for :meth:`__call__`.
+            batch_size: how many successive images may run at once; those whose network inputs have the same shape do.
+                Results are those of single images within the rounding of float32. Upscaled images larger than a quarter
+                of a megapixel run alone. Default: 1.
+            errors: what happens with an image that cannot be used. "raise": its InputError ends the iteration, after
+                the results before it. "return": the InputError stands in the place of its result.
+
+        Raises:
+            InputError: ``images`` is a single image, or one of them cannot be used.
+            ConfigError: as :meth:`__call__`, and more than one image at once with tiles or a promptable model.
+        """
+        check_images(images)
+        if errors not in ("raise", "return"):
+            raise ConfigError(f"errors={errors!r}: give 'raise' or 'return'")
+        self._check_options(tile, exact, batch_size)
+
+        def prepare(image: ImageLike) -> Prepared:
+            return self._prepare(image, tile, overlap, exact)
+
+        batches = Batches(self.runner, prepare, batch_size or 1)
+        ahead = batch_size is not None or isinstance(images, list | tuple)
+        for result in batches.run(images) if ahead else map(batches.run_one, images):
+            if errors == "raise" and isinstance(result, InputError):
+                raise result
+            yield result
+
+    def _prepare(self, image: ImageLike, tile: int | None, overlap: int | None, exact: bool) -> Prepared:
+        return _ANSWERS[self.info.task](self, image, tile, overlap, exact)
+
+    def _check_options(self, tile: int | None, exact: bool, batch_size: int | None) -> None:
+        """Refuse options that this model does not have.
+
+        Raises:
+            ConfigError: one line about the option.
+        """
+        check_batch_size(batch_size)
+        info = self.info
+        if info.task not in _ANSWERS:
+            raise ConfigError(f"{info.ref} is for {info.task!r}, which gives no result: call predictor.runner directly")
+        if exact and "scale" not in info.options:
+            raise ConfigError(f"exact tiles are for upscaling; {info.ref} is for {info.task!r}")
+        if batch_size is not None and batch_size > 1 and (tile is not None or find_task(info.task).takes_prompts):
+            what = "tiles" if tile is not None else "images of promptable models"
+            raise ConfigError(f"batch_size={batch_size}: {what} run one by one; leave it out")
 
     def classify(self, image: ImageLike) -> ClassifyResult:
         """Classify one image; see :meth:`__call__`."""
-        pixels = self.bands.read(image)
-        return ClassifyResult(self._logits(pixels, self.info.preprocess, 2), self.info.labels)
+        return self._prepare_classify(image, None, None).run(self.runner)
 
-    def _logits(self, pixels: NDArray[Any], preprocess: Preprocess, ndim: int) -> NDArray[np.float32]:
-        """Logits of one image: the network's output with ``ndim`` dimensions, without the batch.
+    def _prepare_classify(self, image: ImageLike, tile: int | None, overlap: int | None) -> Prepared:
+        if tile is not None or overlap is not None:
+            raise InputError("tile, overlap: a classifier sees the whole image; leave them out")
+        prepared = prepare(self.bands.read(image), self.info.preprocess, MIN_SIZE)
+        labels = self.info.labels
+        return Prepared(
+            prepared, lambda output: ClassifyResult(self._checked_logits(output, 2), labels), prepared.nbytes
+        )
+
+    def _checked_logits(self, output: NDArray[np.float32], ndim: int) -> NDArray[np.float32]:
+        """The network's output for one image without the batch; with it, it has to have ``ndim`` dimensions.
 
         Raises:
             CheckpointError: the network's output has another shape than its description says.
         """
-        output = self.runner(prepare(pixels, preprocess, MIN_SIZE))
         if output.ndim != ndim or len(output) != 1 or output.shape[1] != (self.info.num_classes or output.shape[1]):
             raise CheckpointError(
                 f"{self.info.ref}: the network gives an output of shape {output.shape} instead of scores for "
@@ -190,32 +280,40 @@ class Predictor:
             )
         return cast("PromptRunner", self.runner)
 
-    def stream(
-        self, images: Iterable[ImageLike], *, tile: int | None = None, overlap: int | None = None
-    ) -> Iterator[Any]:
-        """Predict one image after the other without holding the results.
-
-        Raises:
-            InputError: ``images`` is a single image, or one of them cannot be read.
-        """
-        check_images(images)
-        for image in images:
-            yield self(image, tile=tile, overlap=overlap)
-
     def segment(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> SegmentResult:
         """Segment one image; see :meth:`__call__`."""
+        return self._prepare_segment(image, tile, overlap).run(self.runner)
+
+    def _prepare_segment(self, image: ImageLike, tile: int | None, overlap: int | None) -> Prepared:
         if tile is None and overlap is not None:
             raise InputError(f"overlap={overlap} needs tiles: give tile, too")
-        pixels = self.bands.read(image)
-        stride = self.info.output_stride
-        if tile is None:
-            logits = self._logits(pixels, self.info.preprocess, 4)
-            height, width = network_size(pixels.shape[0], pixels.shape[1], self.info.preprocess)
-        else:
-            full_size = dataclasses.replace(self.info.preprocess, max_side=None)  # tiles keep the full resolution
+        if tile is not None:
             overlap = self.check_tiles(tile, overlap)
-            logits = tiled_logits(lambda window: self._logits(window, full_size, 4), pixels, tile, overlap, stride)
-            height, width = pixels.shape[:2]
+        pixels = self.bands.read(image)
+        if tile is not None and overlap is not None:
+            return Prepared(None, lambda _: self._segment_tiles(pixels, tile, overlap), pixels.nbytes)
+        prepared = prepare(pixels, self.info.preprocess, MIN_SIZE)
+        size = network_size(pixels.shape[0], pixels.shape[1], self.info.preprocess)
+        return Prepared(
+            prepared,
+            lambda output: self._segment_result(pixels, self._checked_logits(output, 4), size),
+            pixels.nbytes + prepared.nbytes,
+        )
+
+    def _segment_tiles(self, pixels: NDArray[Any], tile: int, overlap: int) -> SegmentResult:
+        full_size = dataclasses.replace(self.info.preprocess, max_side=None)  # tiles keep the full resolution
+
+        def network(window: NDArray[Any]) -> NDArray[np.float32]:
+            return self._checked_logits(self.runner(prepare(window, full_size, MIN_SIZE)), 4)
+
+        logits = tiled_logits(network, pixels, tile, overlap, self.info.output_stride)
+        return self._segment_result(pixels, logits, (pixels.shape[0], pixels.shape[1]))
+
+    def _segment_result(
+        self, pixels: NDArray[Any], logits: NDArray[np.float32], size: tuple[int, int]
+    ) -> SegmentResult:
+        """The result for an image that the network saw at ``size`` (H, W)."""
+        stride, (height, width) = self.info.output_stride, size
         scale = (height / (pixels.shape[0] * stride), width / (pixels.shape[1] * stride))
         return SegmentResult(pixels, logits, scale, self.info.labels)
 
@@ -244,9 +342,25 @@ class Predictor:
         Raises:
             ConfigError: ``exact`` with an exported file, or with a network whose receptive field is unknown.
         """
-        picture = read_picture(image)
-        pixels = np.concatenate(list(self.upscaled_bands(picture, tile=tile, overlap=overlap, exact=exact)))
-        return UpscaleResult(pixels, self.info.options["scale"], picture.icc, picture.grey)
+        return self._prepare_upscale(image, tile, overlap, exact).run(self.runner)
+
+    def _prepare_upscale(self, image: ImageLike, tile: int | None, overlap: int | None, exact: bool) -> Prepared:
+        picture, scale = read_picture(image), self.info.options["scale"]
+        height, width = picture.pixels.shape[:2]
+        whole = tile is None and not exact and height * width <= WHOLE and min(height, width) >= MIN_SIZE
+        if not whole:
+            bands = self.upscaled_bands(picture, tile=tile, overlap=overlap, exact=exact)  # nothing runs yet
+            return Prepared(None, lambda _: _upscaled(picture, scale, bands), picture.pixels.nbytes)
+
+        def finish(output: NDArray[np.float32]) -> UpscaleResult:
+            def enlarge(window: NDArray[np.float32]) -> NDArray[np.float32]:
+                return upscale_window(lambda _: output, window, scale)
+
+            return _upscaled(picture, scale, enlarged_bands(enlarge, picture, scale, None, overlap))
+
+        window = picture.pixels.astype(np.float32) / np.float32(np.iinfo(picture.pixels.dtype).max)
+        prepared = np.ascontiguousarray(window.transpose(2, 0, 1)[None])
+        return Prepared(prepared, finish, picture.pixels.nbytes + prepared.nbytes)
 
     def upscaled_bands(
         self, picture: Picture, *, tile: int | None = None, overlap: int | None = None, exact: bool = False
@@ -277,12 +391,15 @@ class Predictor:
             raise ConfigError("exact tiles need a torch model of Foveal's: load the checkpoint, not an exported file")
         return self.runner, reach
 
-    def _everything_without_tiles(
-        self, image: ImageLike, tile: int | None = None, overlap: int | None = None
-    ) -> EverythingResult:
+    def _prepare_everything(self, image: ImageLike, tile: int | None, overlap: int | None) -> Prepared:
         if tile is not None or overlap is not None:
             raise InputError("tile, overlap: promptable models have crops for this, everything(crop_n_layers=1)")
-        return self.everything(image)
+        pixels = read_image(image)
+        return Prepared(None, lambda _: self.everything(pixels), pixels.nbytes)
+
+
+def _upscaled(picture: Picture, scale: int, bands: Iterable[NDArray[Any]]) -> UpscaleResult:
+    return UpscaleResult(np.concatenate(list(bands)), scale, picture.icc, picture.grey)
 
 
 def _describe_size(preprocess: Preprocess) -> str:
@@ -293,10 +410,10 @@ def _describe_size(preprocess: Preprocess) -> str:
     return f"images of up to {preprocess.max_side} pixels" if preprocess.max_side else "images of any size"
 
 
-#: What ``predictor(image, tile=, overlap=)`` calls, by task.
-_ANSWERS: dict[str, Callable[[Predictor, ImageLike, int | None, int | None], Any]] = {
-    "classify": lambda predictor, image, tile, overlap: predictor.classify(image),
-    "segment": lambda predictor, image, tile, overlap: predictor.segment(image, tile=tile, overlap=overlap),
-    "upscale": lambda predictor, image, tile, overlap: predictor.upscale(image, tile=tile, overlap=overlap),
-    "prompt": lambda predictor, image, tile, overlap: predictor._everything_without_tiles(image, tile, overlap),
+#: How ``predictor(image, tile=, overlap=, exact=)`` prepares an image, by task.
+_ANSWERS: dict[str, Callable[[Predictor, ImageLike, int | None, int | None, bool], Prepared]] = {
+    "classify": lambda predictor, image, tile, overlap, exact: predictor._prepare_classify(image, tile, overlap),
+    "segment": lambda predictor, image, tile, overlap, exact: predictor._prepare_segment(image, tile, overlap),
+    "upscale": lambda predictor, image, tile, overlap, exact: predictor._prepare_upscale(image, tile, overlap, exact),
+    "prompt": lambda predictor, image, tile, overlap, exact: predictor._prepare_everything(image, tile, overlap),
 }

@@ -78,11 +78,13 @@ class Opened(NamedTuple):
         runner: the network.
         info: description of the model.
         place: where it runs and, if the runtime has a choice, in which type: "cpu", "cuda, float16".
+        reason: why there, in a few words, if it was left to the runtime: "no GPU found".
     """
 
     runner: Runner
     info: ModelInfo
     place: str
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,10 @@ class Runtime:
         suffixes: of the exported files that it opens; empty: it opens checkpoints.
         devices: kinds of device that it runs on, for example "cpu"; empty: every device that torch knows.
         dtypes: types that it computes in.
-        open: (reference or path of the exported file, device, dtype, number of threads or ``None`` for the runtime's
-            own choice) -> runner and description.
+        open: (reference or path of the exported file, device, dtype, number of threads or ``None`` for as many as this
+            process may use CPUs, :func:`~foveal.prediction.devices.cpu_count`) -> runner and description.
+        more_devices: further kinds of device that the installed build has on this machine; called only if one of them
+            could decide.
     """
 
     name: str
@@ -103,11 +107,15 @@ class Runtime:
     devices: tuple[str, ...]
     dtypes: tuple[str, ...]
     open: Callable[[str, str, str, int | None], Opened]
+    more_devices: Callable[[], tuple[str, ...]] = tuple
 
     def runs(self, device: str, dtype: str) -> bool:
         """Whether the runtime has this device and type; "auto" leaves the choice to it."""
+        return dtype in ("auto", *self.dtypes) and (device == "auto" or not self.devices or self._has(device))
+
+    def _has(self, device: str) -> bool:
         kind = device.partition(":")[0]
-        return (device == "auto" or not self.devices or kind in self.devices) and dtype in ("auto", *self.dtypes)
+        return kind in self.devices or kind in self.more_devices()
 
     def exported_file(self, ref: str) -> Path | None:
         """The exported file that ``ref`` names: a path, or weights in the package. ``None``: there is none."""

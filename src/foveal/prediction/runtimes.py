@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ConfigError, nearest
+from .devices import torch_gpu, torch_installed
 from .onnx_runner import ONNX_RUNTIME
 from .runner import DTYPES, Runtime
 from .torch_runner import TORCH
 
 #: In the order in which runtime="auto" tries them: exported files first, since they start faster and need no torch.
+#: Where a GPU is to be used, runtimes of checkpoints come first.
 RUNTIMES = {runtime.name: runtime for runtime in (ONNX_RUNTIME, TORCH)}
 
 
@@ -29,7 +31,8 @@ def choose(ref: str, runtime: str = "auto", device: str = "auto", dtype: str = "
 
     Args:
         ref: as for :func:`foveal.load`.
-        runtime: a name of :data:`RUNTIMES`, or "auto": the first one that opens ``ref`` and has the device and type.
+        runtime: a name of :data:`RUNTIMES`, or "auto": the first one that opens ``ref`` and has the device and type. If
+            ``ref`` is both an exported file and a checkpoint, and a GPU is named or found, that is torch.
         device: "auto" or a device.
         dtype: one of :data:`~foveal.prediction.runner.DTYPES`.
 
@@ -44,13 +47,37 @@ def choose(ref: str, runtime: str = "auto", device: str = "auto", dtype: str = "
     openable = [(candidate, target) for candidate in candidates if (target := _target(candidate, ref)) is not None]
     if not openable:
         raise ConfigError(_why_not_opened(ref, RUNTIMES[runtime]))
+    if len(openable) > 1 and wants_gpu(device):
+        openable.sort(key=lambda entry: bool(entry[0].suffixes))
     for candidate, target in openable:
         if candidate.runs(device, dtype):
             return candidate, target
     limits = "; ".join(_limits(candidate) for candidate, _ in openable)
-    options = {"device": device, "dtype": dtype}
-    asked = ", ".join(f"{name}={value!r}" for name, value in options.items() if value != "auto")
+    asked = ", ".join(f"{name}={value!r}" for name, value in _named(device, dtype).items())
     raise ConfigError(f"{ref}: {limits}, not with {asked}: leave it out, or load the checkpoint with torch")
+
+
+def wants_gpu(device: str) -> bool:
+    """Whether torch is installed and a GPU is to be used: one is named, or "auto" finds one."""
+    return torch_installed() and (bool(torch_gpu()) if device == "auto" else device != "cpu")
+
+
+def explain(chosen: Runtime, target: str, ref: str, device: str, dtype: str) -> str:
+    """Why :func:`choose` with ``runtime="auto"`` gives ``chosen`` and ``target``, in a few words."""
+    others = [other for other in RUNTIMES.values() if other is not chosen and _target(other, ref) is not None]
+    if chosen.suffixes:
+        return "the exported file needs no torch" if others else f"it runs {Path(target).suffix} files"
+    if not others:
+        return "it runs checkpoints"
+    if unable := [other for other in others if not other.runs(device, dtype)]:
+        missing = f"on {device}" if all(other.runs("auto", dtype) for other in unable) else f"in {dtype}"
+        return f"{' and '.join(other.name for other in unable)} cannot run {missing}"
+    return "it runs the checkpoint on the GPU"
+
+
+def _named(device: str, dtype: str) -> dict[str, str]:
+    """The options that are not left to the runtime."""
+    return {name: value for name, value in (("device", device), ("dtype", dtype)) if value != "auto"}
 
 
 def _target(runtime: Runtime, ref: str) -> str | None:
@@ -72,5 +99,6 @@ def _why_not_opened(ref: str, runtime: Runtime) -> str:
 
 
 def _limits(runtime: Runtime) -> str:
-    devices, dtypes = " or ".join(runtime.devices) or "any device", " or ".join(runtime.dtypes)
+    devices = " or ".join((*runtime.devices, *runtime.more_devices())) or "any device"
+    dtypes = " or ".join(runtime.dtypes)
     return f"{runtime.name} runs on {devices} in {dtypes}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from ..errors import InputError
 from ..factory.load_model import load_model
 from ..info import info_of
 from ..weights.references import find_local
+from .devices import cpu_count, torch_installed, why_cpu
 from .runner import DTYPES, Opened, Runner, Runtime
 
 if TYPE_CHECKING:
@@ -139,18 +139,33 @@ def open_with_torch(ref: str, device: str, dtype: str, threads: int | None) -> O
         InputError: a device that this machine does not have.
         ConfigError, CheckpointError, DependencyError: as :func:`foveal.load`.
     """
-    if importlib.util.find_spec("torch") is not None:
-        device = find_device(device)  # before anything is downloaded
+    reason = ""
+    if torch_installed():
+        named, device = device, find_device(device)  # before anything is downloaded
+        if named == "auto":
+            reason = why_cpu("torch") if device == "cpu" else "GPU found"
     model = _load_image_model(ref)
     import torch
 
     from ..layers.optimize import optimize
 
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     dtype = "float32" if dtype == "auto" else dtype
     runner = torch_runner(optimize(model), device, getattr(torch, dtype))
-    return Opened(runner, info_of(model), f"{device}, {dtype}")
+    return Opened(runner, info_of(model), f"{device}, {dtype}", reason)
+
+
+def set_threads(threads: int | None) -> None:
+    """Set torch's number of threads, which holds for the whole process.
+
+    ``None`` leaves it as it is, for example as ``OMP_NUM_THREADS`` set it, unless this process may use fewer CPUs.
+    """
+    import torch
+
+    if threads is None and torch.get_num_threads() > cpu_count():  # torch knows no quotas of control groups
+        threads = cpu_count()
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 TORCH = Runtime("torch", suffixes=(), devices=(), dtypes=DTYPES[1:], open=open_with_torch)
@@ -178,7 +193,7 @@ def find_device(device: str) -> str:
 
 def _load_image_model(ref: str) -> nn.Module:
     """Load a model, but refuse language models, by name before anything is downloaded."""
-    if importlib.util.find_spec("torch") is not None and find_local(ref) is None:
+    if torch_installed() and find_local(ref) is None:
         from .. import models as models  # registers the families
         from ..models.registry import check_takes_images
 
