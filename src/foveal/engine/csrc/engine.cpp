@@ -1,0 +1,663 @@
+// The CPU engine: runs a list of operations on maps in channels-last order.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <new>
+#include "depthwise.h"
+#include "gemm.h"
+#include "interface.h"
+#include "pool.h"
+
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Memory of a thread for intermediate rows. It grows to the largest need and is kept.
+float* scratch(int64_t floats) {
+  struct Memory {
+    float* data = nullptr;
+    int64_t size = 0;
+    ~Memory() { std::free(data); }
+  };
+  thread_local Memory memory;
+  if (memory.size < floats) {
+    std::free(memory.data);
+    memory.data = (float*)std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
+    if (!memory.data) throw std::bad_alloc();
+    memory.size = floats;
+  }
+  return memory.data;
+}
+
+struct Run {
+  const Map* maps;
+  int threads;
+  int64_t cache;  // floats in half of the second-level cache
+};
+
+float* at(const Map& map, int64_t image, int64_t y, int64_t x) {
+  return map.data + image * map.image + y * map.row + x * map.pixel;
+}
+
+bool contiguous(const Map& map) { return map.border == 0; }
+
+void clear(float* p, int64_t floats) { std::memset(p, 0, floats * sizeof(float)); }
+
+void clear_border(const Map& map) {
+  const int64_t b = map.border, full = (map.width + 2 * b) * map.pixel;
+  if (!b) return;
+  for (int64_t i = 0; i < map.batch; i++)
+    for (int64_t y = -b; y < map.height + b; y++) {
+      float* row = at(map, i, y, -b);
+      if (y < 0 || y >= map.height) {
+        clear(row, full);
+      } else {
+        clear(row, b * map.pixel);
+        clear(at(map, i, y, map.width), b * map.pixel);
+      }
+    }
+}
+
+// The part of `total` with number `index` of `parts`.
+struct Range {
+  int64_t begin, end;
+  Range(int64_t total, int64_t parts, int64_t index) : begin(total * index / parts), end(total * (index + 1) / parts) {}
+};
+
+// ---- convolution ----------------------------------------------------------------------------------------------------
+// p: kernel height, kernel width, stride, padding at the top and left, groups.
+
+Left left_of(const Map& in, int64_t kernel_h, int64_t kernel_w, int64_t stride, int64_t depth) {
+  if (kernel_w > 1 && in.pixel == depth) return {stride * in.pixel, kernel_h, in.row, 1, 0, kernel_w * depth};
+  return {stride * in.pixel, kernel_h, in.row, kernel_w, in.pixel, depth};
+}
+
+struct ConvParts {
+  bool flat;  // all pixels of all images are one row
+  int64_t rows, width, row_parts, panel_parts, panels, outputs;
+};
+
+ConvParts conv_parts(const Op& op, const Run& run) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  ConvParts s;
+  s.flat = op.p[0] == 1 && op.p[1] == 1 && op.p[2] == 1 && contiguous(in) && contiguous(out) &&
+           (op.residual < 0 || contiguous(run.maps[op.residual]));
+  s.rows = s.flat ? 1 : out.batch * out.height;
+  s.width = s.flat ? out.batch * out.height * out.width : out.width;
+  s.outputs = padded(out.channels / op.p[5]);
+  s.panels = panels(s.outputs);
+  const int64_t pixels = out.batch * out.height * out.width, depth = op.p[0] * op.p[1] * in.channels / op.p[5];
+  const int64_t work = pixels * depth * out.channels / 400000;
+  int64_t wanted = run.threads == 1 ? 1 : std::max<int64_t>(1, std::min<int64_t>(work, 8 * run.threads));
+  const int64_t divisible = s.flat ? ceil_div(s.width, 2 * ROWS) : s.rows;
+  s.panel_parts = 1;
+  if (op.p[5] == 1 && out.channels > pixels) s.panel_parts = std::min(wanted, s.panels);
+  s.row_parts = std::min(ceil_div(wanted, s.panel_parts), divisible);
+  if (s.row_parts * s.panel_parts < wanted && op.p[5] == 1)
+    s.panel_parts = std::min(s.panels, ceil_div(wanted, s.row_parts));
+  return s;
+}
+
+void conv_row(const Op& op, const Run& run, const Left& left, const float* a, float* out, const float* residual, int64_t pixels, int64_t first, int64_t last, int64_t outputs) {
+  const Map &in = run.maps[op.in[0]], &to = run.maps[op.out];
+  const int64_t groups = op.p[5], group_in = in.channels / groups, group_out = to.channels / groups;
+  const int64_t size = op.p[0] * op.p[1] * group_in * outputs;
+  for (int64_t g = 0; g < groups; g++) {
+    Finish finish{op.bias[0] + g * group_out, op.act, out + g * group_out, to.pixel,
+                  residual ? residual + g * group_out : nullptr, op.residual < 0 ? 0 : run.maps[op.residual].pixel};
+    gemm(a + g * group_in, left, op.weight[0] + g * size, finish, pixels, outputs, first, last);
+  }
+}
+
+void conv(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const ConvParts s = conv_parts(op, run);
+  const int64_t stride = op.p[2];
+  const Left left = left_of(in, op.p[0], op.p[1], stride, in.channels / op.p[5]);
+  const Range part(s.panels, s.panel_parts, chunk % s.panel_parts);
+  const int64_t row_part = chunk / s.panel_parts;
+  const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
+  if (s.flat) {
+    const Range x(s.width, s.row_parts, row_part);
+    conv_row(op, run, left, in.data + x.begin * in.pixel, out.data + x.begin * out.pixel,
+             residual ? residual->data + x.begin * residual->pixel : nullptr, x.end - x.begin, part.begin, part.end, s.outputs);
+    return;
+  }
+  const Range rows(s.rows, s.row_parts, row_part);
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / out.height, y = r % out.height;
+    conv_row(op, run, left, at(in, image, y * stride - op.p[3], -op.p[4]), at(out, image, y, 0),
+             residual ? at(*residual, image, y, 0) : nullptr, out.width, part.begin, part.end, s.outputs);
+  }
+}
+
+// ---- depthwise convolution ------------------------------------------------------------------------------------------
+// p: kernel, stride, padding at the top and left. The input has a border.
+
+int64_t row_parts(const Map& out, const Run& run) {
+  const int64_t rows = out.batch * out.height;
+  return run.threads == 1 ? 1 : std::min(rows, std::max<int64_t>(1, std::min<int64_t>(8 * run.threads, rows * out.width * out.channels / 20000)));
+}
+
+void depthwise(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / out.height, y = r % out.height;
+    const float* taps[32];
+    for (int64_t k = 0; k < op.p[0]; k++) taps[k] = at(in, image, y * op.p[1] - op.p[2] + k, -op.p[3]);
+    depthwise_row(taps, op.p[0], op.p[1], in.pixel, op.weight[0], op.bias[0], op.act, at(out, image, y, 0), out.pixel, out.width, padded(out.channels));
+  }
+}
+
+// ---- a chain that ends in a 1x1 convolution, in pieces that stay in the cache ----------------------------------------
+// p: kernel, stride, padding at the top and left, hidden channels, mode, activation of the expansion, activation of the
+// second step. Modes: 0 depthwise, project; 1 expand, depthwise, project; 2 dense convolution, project.
+enum ChainMode { DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT };
+
+struct ChainParts {
+  int64_t strips, columns;        // of output columns
+  int64_t step;                   // output rows at a time
+  int64_t row_parts, hidden;
+  int64_t in_columns, ring_rows;  // of expanded rows
+};
+
+ChainParts chain_parts(const Op& op, const Run& run) {
+  const Map& out = run.maps[op.out];
+  const int64_t kernel = op.p[0], stride = op.p[1];
+  ChainParts s;
+  s.hidden = padded(op.p[4]);
+  const bool ring = op.p[5] == EXPAND_DEPTHWISE_PROJECT;
+  auto floats = [&](int64_t columns, int64_t step) {
+    const int64_t expanded = ring ? ((step - 1) * stride + kernel) * ((columns - 1) * stride + kernel) : 0;
+    return (expanded + step * columns) * s.hidden;
+  };
+  s.strips = 1;
+  while (s.strips * 16 < out.width && floats(ceil_div(out.width, s.strips), 1) > run.cache) s.strips++;
+  s.columns = ceil_div(out.width, s.strips);
+  s.step = 1;
+  while (s.step < out.height && floats(s.columns, s.step + 1) <= run.cache) s.step++;
+  const int64_t wanted = run.threads == 1 ? 1 : ceil_div(4 * run.threads, out.batch * s.strips);
+  s.row_parts = std::max<int64_t>(1, std::min(wanted, out.height / 8));
+  s.step = std::min(s.step, ceil_div(out.height, s.row_parts));
+  s.in_columns = (s.columns - 1) * stride + kernel;
+  s.ring_rows = (s.step - 1) * stride + kernel;
+  return s;
+}
+
+void chain(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
+  const ChainParts s = chain_parts(op, run);
+  const int64_t kernel = op.p[0], stride = op.p[1], top = op.p[2], left_pad = op.p[3], hidden = s.hidden;
+  const int64_t strip = chunk % s.strips, image = chunk / s.strips / s.row_parts;
+  const Range rows(out.height, s.row_parts, chunk / s.strips % s.row_parts);
+  const Range columns(out.width, s.strips, strip);
+  const int64_t width = columns.end - columns.begin, in_width = (width - 1) * stride + kernel;
+  const int64_t hidden_panels = panels(hidden), out_panels = panels(padded(out.channels));
+  const bool ring = op.p[5] == EXPAND_DEPTHWISE_PROJECT;
+  float* const middle = scratch(ring ? (s.ring_rows * in_width + s.step * width) * hidden : s.step * width * hidden);
+  float* const expanded = middle + s.step * width * hidden;
+  const int64_t first_x = columns.begin * stride - left_pad;  // of the input, may be negative
+  const int64_t inside_begin = std::max<int64_t>(0, -first_x), inside_end = std::min(in_width, in.width - first_x);
+  const Left pointwise{in.pixel, 1, 0, 1, 0, in.channels}, project{hidden, 1, 0, 1, 0, op.p[4]};
+  int64_t ready = rows.begin * stride - top;  // first input row that is not expanded yet
+  for (int64_t y = rows.begin; y < rows.end; y += s.step) {
+    const int64_t count = std::min(s.step, rows.end - y);
+    if (ring) {
+      const int64_t last = (y + count - 1) * stride - top + kernel;
+      for (; ready < last; ready++) {
+        float* row = expanded + ((ready + kernel) % s.ring_rows) * in_width * hidden;
+        if (ready < 0 || ready >= in.height || inside_end <= inside_begin) {
+          clear(row, in_width * hidden);
+          continue;
+        }
+        clear(row, inside_begin * hidden);
+        clear(row + inside_end * hidden, (in_width - inside_end) * hidden);
+        Finish finish{op.bias[0], (int)op.p[6], row + inside_begin * hidden, hidden, nullptr, 0};
+        gemm(at(in, image, ready, first_x + inside_begin), pointwise, op.weight[0], finish, inside_end - inside_begin, hidden, 0, hidden_panels);
+      }
+    }
+    for (int64_t r = 0; r < count; r++) {
+      const int64_t from = (y + r) * stride - top;
+      if (op.p[5] == DENSE_PROJECT) {
+        Finish finish{op.bias[1], (int)op.p[7], middle + r * width * hidden, hidden, nullptr, 0};
+        gemm(at(in, image, from, first_x), left_of(in, kernel, kernel, stride, in.channels), op.weight[1], finish, width, hidden, 0, hidden_panels);
+        continue;
+      }
+      const float* taps[32];
+      for (int64_t k = 0; k < kernel; k++)
+        taps[k] = ring ? expanded + ((from + k + kernel) % s.ring_rows) * in_width * hidden : at(in, image, from + k, first_x);
+      depthwise_row(taps, kernel, stride, ring ? hidden : in.pixel, op.weight[1], op.bias[1], op.p[7], middle + r * width * hidden, hidden, width, hidden);
+    }
+    // Rows of the output lie apart unless the strip is the whole width.
+    const bool joined = s.strips == 1 && contiguous(out) && (!residual || contiguous(*residual));
+    for (int64_t r = 0; r < (joined ? 1 : count); r++) {
+      Finish finish{op.bias[2], op.act, at(out, image, y + r, columns.begin), out.pixel,
+                    residual ? at(*residual, image, y + r, columns.begin) : nullptr, residual ? residual->pixel : 0};
+      gemm(middle + r * width * hidden, project, op.weight[2], finish, joined ? count * width : width, padded(out.channels), 0, out_panels);
+    }
+  }
+}
+
+// ---- multi-scale ReLU linear attention ------------------------------------------------------------------------------
+// Inputs: a map for each branch, with q, k, v of head 0, of head 1, ... p: branches, head_dim, heads of a branch, rows
+// of a part. f: epsilon. work: for each image, head and part the sums (head_dim + 1, vectors of head_dim).
+
+struct Heads {
+  int64_t dim, lanes, size, total, parts;
+};
+
+Heads heads_of(const Op& op, const Run& run) {
+  const Map& in = run.maps[op.in[0]];
+  const int64_t lanes = padded(op.p[1]);
+  return {op.p[1], lanes, (op.p[1] + 1) * lanes, op.p[0] * op.p[2], ceil_div(in.height, op.p[3])};
+}
+
+template <int N>
+void add_keys(const float* k, const float* v, int64_t pixel, int64_t count, int64_t dim, float* sums) {
+  constexpr int R = 12 / N;
+  constexpr int64_t lanes = N * W;
+  for (int64_t first = 0; first < dim; first += R) {
+    const int64_t rows = std::min<int64_t>(R, dim - first);
+    V sum[R][N];
+    const float* key[R];
+    for (int r = 0; r < R; r++) {
+      const int64_t row = first + std::min<int64_t>(r, rows - 1);
+      key[r] = k + row;
+      for (int n = 0; n < N; n++) sum[r][n] = load(sums + row * lanes + n * W);
+    }
+    for (int64_t i = 0; i < count; i++) {
+      V value[N];
+#pragma GCC unroll 4
+      for (int n = 0; n < N; n++) value[n] = load(v + i * pixel + n * W);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; r++) {
+        V weight = relu(splat(key[r][i * pixel]));
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) sum[r][n] += weight * value[n];
+      }
+    }
+    for (int r = 0; r < rows; r++)
+      for (int n = 0; n < N; n++) store(sums + (first + r) * lanes + n * W, sum[r][n]);
+  }
+  for (int n = 0; n < N; n++) {
+    V sum = load(sums + dim * lanes + n * W);
+    for (int64_t i = 0; i < count; i++) sum += relu(load(k + i * pixel + n * W));
+    store(sums + dim * lanes + n * W, sum);
+  }
+}
+
+template <int N>
+void answer_queries(const float* q, int64_t pixel, int64_t count, int64_t dim, const float* sums, float eps, float* out, int64_t out_pixel) {
+  constexpr int R = N <= 2 ? 4 : 2;
+  constexpr int64_t lanes = N * W;
+  for (int64_t i = 0; i < count; i += R) {
+    V sum[R][N], total[R];
+    const float* query[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      query[r] = q + std::min(i + r, count - 1) * pixel;
+      total[r] = splat(eps);
+#pragma GCC unroll 4
+      for (int n = 0; n < N; n++) sum[r][n] = splat(0);
+    }
+    for (int64_t d = 0; d < dim; d++) {
+      V norm = splat(sums[dim * lanes + d]);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; r++) {
+        V weight = relu(splat(query[r][d]));
+        total[r] += weight * norm;
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) sum[r][n] += weight * load(sums + d * lanes + n * W);
+      }
+    }
+    for (int r = 0; r < R && i + r < count; r++)
+      for (int n = 0; n < N; n++) store(out + (i + r) * out_pixel + n * W, sum[r][n] / total[r]);
+  }
+}
+
+template <class F>
+void with_lanes(int64_t lanes, F&& f) {
+  switch (lanes / W) {
+    case 1: f(std::integral_constant<int, 1>()); break;
+    case 2: f(std::integral_constant<int, 2>()); break;
+    case 4: f(std::integral_constant<int, 4>()); break;
+    case 8: f(std::integral_constant<int, 8>()); break;
+    default: f(std::integral_constant<int, 3>()); break;
+  }
+}
+
+void attention(const Op& op, const Run& run, int phase, int64_t chunk) {
+  const Heads h = heads_of(op, run);
+  const Map &first = run.maps[op.in[0]], &out = run.maps[op.out];
+  const int64_t per_image = h.total * h.size;
+  if (phase == 1) {  // the sums of the parts, in their order
+    float* sums = op.work + chunk / h.total * h.parts * per_image + chunk % h.total * h.size;
+    for (int64_t part = 1; part < h.parts; part++)
+      for (int64_t i = 0; i < h.size; i += W) store(sums + i, load(sums + i) + load(sums + part * per_image + i));
+    return;
+  }
+  const int64_t image = chunk / h.parts, part = chunk % h.parts;
+  const int64_t begin = part * op.p[3], end = std::min(first.height, begin + op.p[3]);
+  for (int64_t head = 0; head < h.total; head++) {
+    const Map& in = run.maps[op.in[head / op.p[2]]];
+    const int64_t channel = head % op.p[2] * 3 * h.dim;
+    float* sums = op.work + image * h.parts * per_image + head * h.size;
+    if (phase == 0) clear(sums += part * per_image, h.size);
+    with_lanes(h.lanes, [&](auto n) {
+      for (int64_t y = begin; y < end; y++) {
+        const float* row = at(in, image, y, 0) + channel;
+        if (phase == 0)
+          add_keys<n.value>(row + h.dim, row + 2 * h.dim, in.pixel, in.width, h.dim, sums);
+        else
+          answer_queries<n.value>(row, in.pixel, in.width, h.dim, sums, (float)op.f[0], at(out, image, y, 0) + head * h.dim, out.pixel);
+      }
+    });
+  }
+}
+
+// ---- small operations -----------------------------------------------------------------------------------------------
+
+// Mean over all pixels. A chunk is one vector of channels of one image.
+void pool(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const int64_t vectors = padded(in.channels) / W, image = chunk / vectors, channel = chunk % vectors * W;
+  V total = splat(0);
+  for (int64_t y = 0; y < in.height; y++) {
+    const float* row = at(in, image, y, 0) + channel;
+    V sum = splat(0);
+    for (int64_t x = 0; x < in.width; x++) sum += load(row + x * in.pixel);
+    total += sum;
+  }
+  store(at(out, image, 0, 0) + channel, total / (float)(in.height * in.width));
+}
+
+// Layer norm over the channels of a pixel. f: epsilon.
+void norm(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  const int64_t channels = in.channels, whole = channels / W * W;
+  for (int64_t r = rows.begin; r < rows.end; r++)
+    for (int64_t x = 0; x < out.width; x++) {
+      const float* a = at(in, r / out.height, r % out.height, x);
+      float* to = at(out, r / out.height, r % out.height, x);
+      V sums = splat(0), squares = splat(0);
+      double sum = 0, square = 0;
+      for (int64_t c = 0; c < whole; c += W) sums += load(a + c);
+      for (int j = 0; j < W; j++) sum += sums[j];
+      for (int64_t c = whole; c < channels; c++) sum += a[c];
+      const float mean = (float)(sum / channels);
+      for (int64_t c = 0; c < whole; c += W) {
+        V d = load(a + c) - mean;
+        squares += d * d;
+      }
+      for (int j = 0; j < W; j++) square += squares[j];
+      for (int64_t c = whole; c < channels; c++) square += (a[c] - mean) * (a[c] - mean);
+      const float scale = (float)(1 / std::sqrt(square / channels + op.f[0]));
+      for (int64_t c = 0; c < padded(channels); c += W)
+        store(to + c, (load(a + c) - mean) * scale * load(op.weight[0] + c) + load(op.bias[0] + c));
+      activate(op.act, to, padded(channels) / W);
+    }
+}
+
+// p: 0 sum, 1 product, 2 the first input alone; the second input may have one pixel for the whole image.
+// f: factor and addend of the first input.
+void combine(const Op& op, const Run& run, int64_t chunk) {
+  const Map &a = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Map& b = op.in[1] < 0 ? a : run.maps[op.in[1]];
+  const bool one = b.height == 1 && b.width == 1 && (out.height > 1 || out.width > 1);
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  const float factor = (float)op.f[0], addend = (float)op.f[1];
+  const int64_t channels = padded(out.channels);
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / out.height, y = r % out.height;
+    for (int64_t x = 0; x < out.width; x++) {
+      const float *from = at(a, image, y, x), *other = one ? at(b, image, 0, 0) : at(b, image, y, x);
+      float* to = at(out, image, y, x);
+      for (int64_t c = 0; c < channels; c += W) {
+        V value = load(from + c) * factor + addend;
+        if (op.p[0] == 0) value += load(other + c);
+        if (op.p[0] == 1) value *= load(other + c);
+        store(to + c, value);
+      }
+      activate(op.act, to, channels / W);
+    }
+  }
+}
+
+// ---- resampling -----------------------------------------------------------------------------------------------------
+
+// p: factor. weight: (factor, 5) taps. Bicubic upsampling; the residual is added.
+void upsample(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
+  const int64_t factor = op.p[0], channels = padded(in.channels);
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  float* line = scratch((in.width + 4) * channels);
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / out.height, y = r % out.height;
+    const float* taps = op.weight[0] + y % factor * 5;
+    const float* from[5];
+    for (int64_t k = 0; k < 5; k++)
+      from[k] = at(in, image, std::min(std::max<int64_t>(y / factor + k - 2, 0), in.height - 1), 0);
+    for (int64_t x = -2; x < in.width + 2; x++) {
+      const int64_t offset = std::min(std::max<int64_t>(x, 0), in.width - 1) * in.pixel;
+      for (int64_t c = 0; c < channels; c += W) {
+        V sum = splat(0);
+        for (int k = 0; k < 5; k++) sum += load(from[k] + offset + c) * taps[k];
+        store(line + (x + 2) * channels + c, sum);
+      }
+    }
+    for (int64_t x = 0; x < out.width; x++) {
+      const float *tap = op.weight[0] + x % factor * 5, *start = line + x / factor * channels;
+      float* to = at(out, image, y, x);
+      const float* add = residual ? at(*residual, image, y, x) : nullptr;
+      for (int64_t c = 0; c < channels; c += W) {
+        V sum = splat(0);
+        for (int k = 0; k < 5; k++) sum += load(start + k * channels + c) * tap[k];
+        store(to + c, add ? sum + load(add + c) : sum);
+      }
+    }
+  }
+}
+
+// Planar images (batch, channels, height, width) to a map, times `weight` plus `bias` per channel. Pixels beyond the
+// image repeat its last row and column. The map may have exactly as many floats per pixel as it has channels.
+void input(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  const int64_t plane = in.height * in.width;
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / out.height, y = std::min(r % out.height, in.height - 1);
+    float* to = at(out, image, r % out.height, 0);
+    for (int64_t c = 0; c < out.pixel; c++) {
+      if (c >= in.channels) {
+        for (int64_t x = 0; x < out.width; x++) to[x * out.pixel + c] = 0;
+        continue;
+      }
+      const float* from = in.data + image * in.channels * plane + c * plane + y * in.width;
+      const float scale = op.weight[0][c], shift = op.bias[0][c];
+      const int64_t inside = std::min(in.width, out.width);
+      for (int64_t x = 0; x < inside; x++) to[x * out.pixel + c] = from[x] * scale + shift;
+      for (int64_t x = inside; x < out.width; x++) to[x * out.pixel + c] = from[in.width - 1] * scale + shift;
+    }
+  }
+}
+
+// A map to planar images; the map may be larger, its last rows and columns are left out.
+void output(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  const int64_t plane = out.height * out.width;
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / out.height, y = r % out.height;
+    const float* from = at(in, image, y, 0);
+    float* to = out.data + image * out.channels * plane + y * out.width;
+    for (int64_t x = 0; x < out.width; x++)
+      for (int64_t c = 0; c < out.channels; c++) to[c * plane + x] = from[x * in.pixel + c];
+  }
+}
+
+// Pixel shuffle of a map whose channels are ordered (row, column, channel), plus the residual. p: factor, channels.
+void shuffle(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  const int64_t factor = op.p[0], channels = out.channels;
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / out.height, y = r % out.height;
+    for (int64_t x = 0; x < out.width; x++) {
+      const float* from = at(in, image, y / factor, x / factor) + (y % factor * factor + x % factor) * channels;
+      float* to = at(out, image, y, x);
+      const float* add = residual ? at(*residual, image, y, x) : nullptr;
+      for (int64_t c = 0; c < channels; c += W) store(to + c, add ? load(from + c) + load(add + c) : load(from + c));
+    }
+  }
+}
+
+// The enlarged image, planar: pixel shuffle of the first input, plus the bicubic enlargement of the second, which is
+// planar. p: factor. weight: (factor, 5) taps.
+void enlarge(const Op& op, const Run& run, int64_t chunk) {
+  const Map &detail = run.maps[op.in[0]], &image = run.maps[op.in[1]], &out = run.maps[op.out];
+  const int64_t factor = op.p[0], width = image.width, height = image.height, plane = height * width;
+  const Range rows(out.batch * height, row_parts(detail, run), chunk);
+  float* line = scratch(width + 4 + 64) + 2;
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t b = r / height, y = r % height;
+    for (int64_t c = 0; c < image.channels; c++)
+      for (int64_t dy = 0; dy < factor; dy++) {
+        const float* taps = op.weight[0] + dy * 5;
+        const float* from[5];
+        for (int64_t k = 0; k < 5; k++)
+          from[k] = image.data + (b * image.channels + c) * plane + std::min(std::max<int64_t>(y + k - 2, 0), height - 1) * width;
+        for (int64_t x = 0; x < width; x++)
+          line[x] = from[0][x] * taps[0] + from[1][x] * taps[1] + from[2][x] * taps[2] + from[3][x] * taps[3] + from[4][x] * taps[4];
+        line[-2] = line[-1] = line[0];
+        line[width] = line[width + 1] = line[width - 1];
+        float* to = out.data + ((b * image.channels + c) * out.height + y * factor + dy) * out.width;
+        const float* add = at(detail, b, y, 0) + (c * factor + dy) * factor;
+        for (int64_t dx = 0; dx < factor; dx++) {
+          const float* tap = op.weight[0] + dx * 5;
+          for (int64_t x = 0; x < width; x++)
+            to[x * factor + dx] = line[x - 2] * tap[0] + line[x - 1] * tap[1] + line[x] * tap[2] + line[x + 1] * tap[3] +
+                                  line[x + 2] * tap[4] + add[x * detail.pixel + dx];
+        }
+      }
+  }
+}
+
+// ---- the list of operations -----------------------------------------------------------------------------------------
+
+// Number of chunks of a phase; 0: the operation has no such phase.
+int64_t chunks(const Op& op, const Run& run, int phase) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  if (op.kind == ATTENTION) {
+    const Heads h = heads_of(op, run);
+    return phase == 0 || phase == 2 ? in.batch * h.parts : phase == 1 ? in.batch * h.total : 0;
+  }
+  if (phase) return 0;
+  switch (op.kind) {
+    case CONV: {
+      const ConvParts s = conv_parts(op, run);
+      return s.row_parts * s.panel_parts;
+    }
+    case CHAIN: {
+      const ChainParts s = chain_parts(op, run);
+      return out.batch * s.strips * s.row_parts;
+    }
+    case POOL: return in.batch * padded(in.channels) / W;
+    case ENLARGE: return row_parts(in, run);
+    default: return row_parts(out, run);
+  }
+}
+
+void run_chunk(const Op& op, const Run& run, int phase, int64_t chunk) {
+  switch (op.kind) {
+    case CONV: return conv(op, run, chunk);
+    case DEPTHWISE: return depthwise(op, run, chunk);
+    case CHAIN: return chain(op, run, chunk);
+    case ATTENTION: return attention(op, run, phase, chunk);
+    case POOL: return pool(op, run, chunk);
+    case NORM: return norm(op, run, chunk);
+    case COMBINE: return combine(op, run, chunk);
+    case UPSAMPLE: return upsample(op, run, chunk);
+    case INPUT: return input(op, run, chunk);
+    case OUTPUT: return output(op, run, chunk);
+    case SHUFFLE: return shuffle(op, run, chunk);
+    case ENLARGE: return enlarge(op, run, chunk);
+  }
+}
+
+struct Job {
+  const Op* op;
+  const Run* run;
+  int phase;
+  std::atomic<bool>* failed;
+};
+
+void run_job(void* context, int64_t chunk) {
+  const Job& job = *(const Job*)context;
+  try {
+    run_chunk(*job.op, *job.run, job.phase, chunk);
+  } catch (...) {
+    *job.failed = true;
+  }
+}
+
+std::mutex pool_mutex;
+Pool* pool_of_process = nullptr;
+pid_t pool_pid = 0;
+
+int64_t cache_floats() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return bytes / 2 / (int64_t)sizeof(float);
+#endif
+  return 65536;
+}
+
+}  // namespace
+
+extern "C" {
+
+int64_t foveal_width() { return W; }
+int64_t foveal_panel() { return PANEL; }
+int64_t foveal_cache() { return 2 * cache_floats() * (int64_t)sizeof(float); }
+
+void foveal_pack(const float* weight, int64_t outputs, int64_t depth, float* packed) { pack(weight, outputs, depth, packed); }
+void foveal_pack_depthwise(const float* weight, int64_t channels, int64_t taps, float* packed) {
+  pack_depthwise(weight, channels, taps, packed);
+}
+
+// Runs all operations. `seconds`, if not null, receives the time of each. Returns 0, or 1 where memory is missing.
+int foveal_run(const Op* ops, int64_t count, const Map* maps, int threads, double* seconds) {
+  static const int64_t cache = cache_floats();
+  std::unique_lock<std::mutex> lock(pool_mutex, std::try_to_lock);
+  // Another thread of the caller has the pool: this one then works alone. The results are the same.
+  if (!lock.owns_lock()) threads = 1;
+  if (threads > 1 && pool_pid != getpid()) {  // the first run, or the first in a forked process, where no thread lives
+    pool_of_process = new Pool;
+    pool_pid = getpid();
+  }
+  Pool alone, &pool = threads > 1 ? *pool_of_process : alone;
+  const Run run{maps, threads, cache};
+  std::atomic<bool> failed{false};
+  if (threads > 1) pool.begin(threads - 1);
+  for (int64_t i = 0; i < count && !failed; i++) {
+    const auto start = std::chrono::steady_clock::now();
+    if (ops[i].kind != OUTPUT && ops[i].kind != ENLARGE) clear_border(maps[ops[i].out]);
+    for (int phase = 0; !failed; phase++) {
+      const int64_t total = chunks(ops[i], run, phase);
+      if (!total) break;
+      Job job{&ops[i], &run, phase, &failed};
+      pool.run(total, run_job, &job);
+    }
+    if (seconds) seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+  if (threads > 1) pool.end();
+  return failed;
+}
+}

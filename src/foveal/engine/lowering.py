@@ -1,0 +1,376 @@
+"""Derive a plan from a torch model: one small function for each kind of module.
+
+A module without a function of its own is covered if it is a sequence of covered ones. A new block of a family is one
+more function here, registered with its class.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..errors import ExportError
+from ..info import ModelInfo, info_of
+from ..layers.conv import (
+    ConvNormAct,
+    DepthwiseSeparableConv,
+    FusedInvertedResidual,
+    InvertedResidual,
+    LayerNorm2d,
+    ResidualConv,
+    SqueezeExcite,
+)
+from ..layers.drop_path import DropPath
+from ..layers.efficientvit_block import EfficientViTBlock
+from ..layers.linear_attention import MultiScaleLinearAttention
+from ..layers.optimize import fold_norms
+from ..layers.reparam import RepConv, fuse_branches
+from ..layers.resample import BicubicUpsample
+from ..models.efficientvit import ClassifierHead as EfficientViTClassifier
+from ..models.efficientvit import EfficientViT
+from ..models.efficientvit_sr import ContextBlock, EfficientViTSR
+from ..models.mobilenet import ClassifierHead as MobileNetClassifier
+from ..models.mobilenet import MobileNet
+from ..models.realtime_sr import RealtimeSR
+from ..tasks.classify import ClassificationModel
+from ..tasks.segment import SegmentationHead, SegmentationModel
+from ..tasks.upscale import UpscaleModel
+from .plan import Plan, Step, check
+
+
+class NotCovered(ExportError):
+    """The model has a layer that the native engine does not compute; the message names it."""
+
+
+def make_plan(model: nn.Module) -> Plan:
+    """Derive the plan of a model of :func:`foveal.create_model`; segmentation gives logits at the model's own stride.
+
+    Raises:
+        NotCovered: the engine has no operation for a layer of the model.
+        ConfigError: Foveal did not make the model.
+    """
+    info = info_of(model).replace(output_stride=getattr(model, "stride", 1))
+    folded = copy.deepcopy(model).cpu().float().eval()
+    fold_norms(folded)
+    fuse_branches(folded)
+    builder = Builder(info)
+    with torch.no_grad():
+        builder.lower(folded, 0)
+    plan = Plan(builder.info, tuple(builder.steps), builder.weights)
+    check(plan)
+    return plan
+
+
+class Builder:
+    """Collects steps; every method that adds one returns the number of the map that it writes."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self.info = info
+        self.steps: list[Step] = []
+        self.weights: dict[str, NDArray[np.float32]] = {}
+        self.path: list[str] = []
+
+    def lower(self, module: nn.Module, x: int) -> int:
+        """Add the steps of a module that has one input and one output."""
+        kind = type(module)
+        if kind in LOWERINGS:
+            return LOWERINGS[kind](self, module, x)
+        if kind in (nn.Identity, nn.Dropout, DropPath):
+            return x
+        if kind is nn.Sequential:
+            for part in module:
+                x = self.lower(part, x)
+            return x
+        if act := ACTIVATIONS.get(kind):
+            return self.add("affine", (x,), act=act(module), factor=1.0, addend=0.0)
+        raise NotCovered(f"{self.info.model}: the native engine has no operation for {kind.__name__}")
+
+    def add(
+        self, kind: str, inputs: tuple[int, ...], *, residual: int | None = None, act: str = "none",
+        arrays: dict[str, Tensor] | None = None, **params: Any,
+    ) -> int:  # fmt: skip
+        """Append a step."""
+        out = len(self.steps) + 1
+        names: dict[str, str] = {}
+        for role, tensor in (arrays or {}).items():
+            names[role] = f"{out}.{role}"
+            self.weights[names[role]] = np.ascontiguousarray(tensor.detach().float().numpy())
+        self.steps.append(Step(kind, inputs, out, residual, act, params, names))
+        return out
+
+    def image(self, *, multiple: int = 1, shift: float = 0.0) -> int:
+        """The image as a map, plus ``shift``."""
+        channels = self.info.in_chans
+        arrays = {"scale": torch.ones(channels), "shift": torch.full((channels,), shift)}
+        return self.add("input", (0,), arrays=arrays, multiple=multiple)
+
+    def conv(self, conv: nn.Conv2d, x: int, *, act: str = "none", residual: int | None = None, same: bool = False) -> int:
+        """A convolution with its bias."""
+        self.check_conv(conv)
+        arrays = {"weight": conv.weight, "bias": bias_of(conv)}
+        window = {"kernel": conv.kernel_size[0], "stride": conv.stride[0], "padding": "same" if same else "symmetric"}
+        if conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1:
+            x = self.add("depthwise", (x,), act=act, arrays=arrays, **window)
+            return x if residual is None else self.add("add", (x, residual))
+        return self.add("conv", (x,), act=act, residual=residual, arrays=arrays, groups=conv.groups, **window)
+
+    def check_conv(self, conv: nn.Conv2d) -> None:
+        """Refuse kernels that are not square, and dilation."""
+        kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
+        square = kernel[0] == kernel[1] and stride[0] == stride[1] and conv.dilation == (1, 1)
+        if not square or conv.padding_mode != "zeros" or padding not in ((kernel[0] // 2,) * 2, (0, 0)):
+            raise NotCovered(f"{self.info.model}: the native engine does not compute {conv}")
+
+    def linear(self, linear: nn.Linear, x: int, *, act: str = "none", residual: int | None = None) -> int:
+        """A linear layer over the channels of every position."""
+        arrays = {"weight": linear.weight[:, :, None, None], "bias": bias_of(linear)}
+        common = {"kernel": 1, "stride": 1, "groups": 1, "padding": "symmetric"}
+        return self.add("conv", (x,), act=act, residual=residual, arrays=arrays, **common)
+
+    def conv_norm_act(self, module: ConvNormAct, x: int, *, residual: int | None = None) -> int:
+        """A :class:`ConvNormAct` without activation if there is a residual."""
+        self.check_folded(module)
+        act = self.activation(module.act)
+        if residual is not None and act != "none":
+            return self.add("add", (self.conv_norm_act(module, x), residual))
+        return self.conv(module.conv, x, act=act, residual=residual, same=module.same)
+
+    def check_folded(self, module: ConvNormAct) -> None:
+        """Refuse a norm that could not be folded."""
+        if type(module.norm) is not nn.Identity:
+            raise NotCovered(f"{self.info.model}: the native engine has no operation for {type(module.norm).__name__}")
+
+    def activation(self, module: nn.Module) -> str:
+        """The name of an activation."""
+        if type(module) is nn.Identity:
+            return "none"
+        if type(module) not in ACTIVATIONS:
+            raise NotCovered(f"{self.info.model}: the native engine has no activation {type(module).__name__}")
+        return ACTIVATIONS[type(module)](module)
+
+
+#: Names of activations in plans, by module.
+ACTIVATIONS: dict[type[nn.Module], Callable[[Any], str]] = {
+    nn.ReLU: lambda _: "relu",
+    nn.ReLU6: lambda _: "relu6",
+    nn.Hardswish: lambda _: "hardswish",
+    nn.GELU: lambda module: "gelu_tanh" if module.approximate == "tanh" else "gelu",
+    nn.SiLU: lambda _: "silu",
+    nn.Sigmoid: lambda _: "sigmoid",
+    nn.Hardsigmoid: lambda _: "hardsigmoid",
+    nn.Tanh: lambda _: "tanh",
+    nn.Softplus: lambda _: "softplus",
+}
+
+
+def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """The bias of a layer, zeros if it has none."""
+    return torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+
+
+# ---- blocks
+
+
+def _conv_norm_act(builder: Builder, module: ConvNormAct, x: int) -> int:
+    return builder.conv_norm_act(module, x)
+
+
+def _squeeze_excite(builder: Builder, module: SqueezeExcite, x: int) -> int:
+    gate = builder.add("mean", (x,))
+    gate = builder.conv(module.reduce, gate, act=builder.activation(module.act))
+    gate = builder.conv(module.expand, gate, act=builder.activation(module.gate))
+    return builder.add("multiply", (x, gate))
+
+
+def _inverted_residual(builder: Builder, module: InvertedResidual, x: int) -> int:
+    residual = x if module.residual else None
+    if type(module.squeeze) is not nn.Identity:
+        y = builder.conv_norm_act(module.depthwise, builder.conv_norm_act(module.expand, x))
+        return builder.conv_norm_act(module.project, builder.lower(module.squeeze, y), residual=residual)
+    return _chain(builder, "inverted_residual", module.depthwise, module.project, x, residual, expand=module.expand)
+
+
+def _separable(builder: Builder, module: DepthwiseSeparableConv, x: int) -> int:
+    residual = x if module.residual else None
+    if type(module.squeeze) is not nn.Identity:
+        y = builder.lower(module.squeeze, builder.conv_norm_act(module.depthwise, x))
+        return builder.conv_norm_act(module.project, y, residual=residual)
+    return _chain(builder, "separable", module.depthwise, module.project, x, residual)
+
+
+def _fused_inverted_residual(builder: Builder, module: FusedInvertedResidual, x: int) -> int:
+    residual = x if module.residual else None
+    return _chain(builder, "fused_inverted_residual", module.expand, module.project, x, residual)
+
+
+def _chain(
+    builder: Builder, kind: str, spatial: ConvNormAct, project: ConvNormAct, x: int, residual: int | None,
+    *, expand: ConvNormAct | None = None,
+) -> int:  # fmt: skip
+    parts = [part for part in (expand, spatial, project) if part is not None]
+    for part in parts:
+        builder.check_folded(part)
+        builder.check_conv(part.conv)
+    arrays = {"weight": spatial.conv.weight, "bias": bias_of(spatial.conv)}
+    arrays |= {"project_weight": project.conv.weight, "project_bias": bias_of(project.conv)}
+    params: dict[str, Any] = {
+        "kernel": spatial.conv.kernel_size[0],
+        "stride": spatial.conv.stride[0],
+        "padding": "same" if spatial.same else "symmetric",
+        "act": builder.activation(spatial.act),
+    }
+    if expand is not None:
+        arrays |= {"expand_weight": expand.conv.weight, "expand_bias": bias_of(expand.conv)}
+        params["expand_act"] = builder.activation(expand.act)
+    out = builder.add(kind, (x,), residual=residual, arrays=arrays)
+    builder.steps[-1] = replace(builder.steps[-1], params=params, act=builder.activation(project.act))
+    return out
+
+
+def _residual_conv(builder: Builder, module: ResidualConv, x: int) -> int:
+    y = builder.conv_norm_act(module.conv1, x)
+    return builder.conv_norm_act(module.conv2, y, residual=x if module.residual else None)
+
+
+def _efficientvit_block(builder: Builder, module: EfficientViTBlock, x: int) -> int:
+    return builder.lower(module.local, _attention(builder, module.attention, x, residual=x))
+
+
+def _attention(builder: Builder, module: MultiScaleLinearAttention, x: int, residual: int | None = None) -> int:
+    if not module.global_attention or module.context_override is not None:
+        raise NotCovered(f"{builder.info.model}: the native engine computes linear attention over the whole map only")
+    scales = [builder.conv(module.qkv, x)]
+    for branch in module.aggregate:
+        scales.append(builder.lower(branch, scales[0]))
+    heads = module.qkv.out_channels // (3 * module.head_dim)
+    y = builder.add("linear_attention", tuple(scales), head_dim=module.head_dim, heads=heads, eps=module.eps)
+    return builder.conv_norm_act(module.project, y, residual=residual)
+
+
+def _layer_norm(builder: Builder, module: nn.LayerNorm | LayerNorm2d, x: int) -> int:
+    arrays = {"weight": module.weight, "bias": module.bias}
+    return builder.add("layer_norm", (x,), arrays=arrays, eps=module.eps)
+
+
+def _upsample(builder: Builder, module: BicubicUpsample, x: int) -> int:
+    return x if module.factor == 1 else builder.add("upsample", (x,), factor=module.factor, a=module.a)
+
+
+def _context_block(builder: Builder, module: ContextBlock, x: int) -> int:
+    y = builder.lower(module.block, builder.lower(module.down, x))
+    up = copy.deepcopy(module.up)
+    _order_for_shuffle(up.conv, 2)
+    return builder.add("pixel_shuffle", (builder.lower(up, y),), residual=x, factor=2)
+
+
+def _order_for_shuffle(conv: nn.Conv2d, factor: int) -> None:
+    """Order the outputs (row, column, channel) instead of (channel, row, column), so that a pixel is one block."""
+
+    def order(tensor: Tensor) -> nn.Parameter:
+        return nn.Parameter(tensor.unflatten(0, (-1, factor**2)).transpose(0, 1).flatten(0, 1).contiguous())
+
+    conv.weight, conv.bias = order(conv.weight), order(bias_of(conv))
+
+
+# ---- backbones, heads and tasks
+
+
+def maps(builder: Builder, backbone: nn.Module, x: int) -> list[int]:
+    """The feature maps of a backbone that has a stem and stages."""
+    if type(backbone) not in (EfficientViT, MobileNet):
+        raise NotCovered(f"{builder.info.model}: the native engine does not cover {type(backbone).__name__}")
+    x = builder.lower(backbone.stem, x)
+    found = []
+    for stage in backbone.stages:
+        x = builder.lower(stage, x)
+        found.append(x)
+    return found
+
+
+def _efficientvit_sr(builder: Builder, backbone: EfficientViTSR, x: int) -> int:
+    x = shallow = builder.lower(backbone.stem, x)
+    for stage in backbone.stages:
+        x = builder.lower(stage, x)
+    return builder.conv_norm_act(backbone.merge, x, residual=shallow)
+
+
+def _realtime_sr(builder: Builder, backbone: RealtimeSR, x: int) -> int:
+    x = shallow = builder.lower(backbone.stem, x)
+    last = len(backbone.stages) - 1
+    for index, stage in enumerate(backbone.stages):
+        x = builder.conv(stage.conv, x, act="relu", residual=shallow if index == last else None)
+    return x
+
+
+def _efficientvit_classifier(builder: Builder, head: EfficientViTClassifier, x: int) -> int:
+    x = builder.add("mean", (builder.lower(head.conv, x),))
+    x = builder.lower(head.norm, builder.linear(head.hidden, x))
+    builder.steps[-1] = replace(builder.steps[-1], act=builder.activation(head.act))
+    return builder.lower(head.classifier, x)
+
+
+def _mobilenet_classifier(builder: Builder, head: MobileNetClassifier, x: int) -> int:
+    if head.late:
+        hidden, act = head.hidden[0], builder.activation(head.hidden[1])
+        x = builder.linear(hidden, builder.add("mean", (x,)), act=act)
+    else:
+        x = builder.add("mean", (builder.lower(head.hidden, x),))
+    return builder.lower(head.classifier, x)
+
+
+def _segmentation_head(builder: Builder, head: SegmentationHead, found: list[int]) -> int:
+    coarsest_first = found[:-4:-1]
+    fused = builder.lower(head.laterals[-1], coarsest_first[-1])  # the finest map is not upsampled
+    for lateral, upsample, x in reversed(list(zip(head.laterals[:-1], head.upsamples[:-1], coarsest_first, strict=False))):
+        y = builder.lower(lateral, x)
+        fused = builder.add("upsample", (y,), residual=fused, factor=upsample.factor, a=upsample.a)
+    x = builder.lower(head.blocks, fused)
+    return builder.conv(head.classifier, builder.lower(head.expand, x))
+
+
+def _classification(builder: Builder, model: ClassificationModel, _: int) -> int:
+    return builder.add("output", (builder.lower(model.head, maps(builder, model.backbone, builder.image())[-1]),), stride=0)
+
+
+def _segmentation(builder: Builder, model: SegmentationModel, _: int) -> int:
+    found = maps(builder, model.backbone, builder.image(multiple=model.multiple_of))
+    return builder.add("output", (_segmentation_head(builder, model.head, found),), stride=model.stride)
+
+
+def _upscale(builder: Builder, model: UpscaleModel, _: int) -> int:
+    features = builder.lower(model.backbone, builder.image(shift=-0.5))
+    details = builder.conv(model.head.subpixel, features)
+    return builder.add("enlarge", (details, 0), factor=model.scale, a=model.base.a)
+
+
+LOWERINGS: dict[type[nn.Module], Callable[[Builder, Any, int], int]] = {
+    nn.Conv2d: lambda builder, module, x: builder.conv(module, x),
+    nn.Linear: lambda builder, module, x: builder.linear(module, x),
+    nn.LayerNorm: _layer_norm,
+    LayerNorm2d: _layer_norm,
+    RepConv: lambda builder, module, x: builder.conv(module.conv, x),
+    ConvNormAct: _conv_norm_act,
+    SqueezeExcite: _squeeze_excite,
+    InvertedResidual: _inverted_residual,
+    DepthwiseSeparableConv: _separable,
+    FusedInvertedResidual: _fused_inverted_residual,
+    ResidualConv: _residual_conv,
+    EfficientViTBlock: _efficientvit_block,
+    MultiScaleLinearAttention: _attention,
+    BicubicUpsample: _upsample,
+    ContextBlock: _context_block,
+    EfficientViTSR: _efficientvit_sr,
+    RealtimeSR: _realtime_sr,
+    EfficientViTClassifier: _efficientvit_classifier,
+    MobileNetClassifier: _mobilenet_classifier,
+    ClassificationModel: _classification,
+    SegmentationModel: _segmentation,
+    UpscaleModel: _upscale,
+}
