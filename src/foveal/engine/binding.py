@@ -317,7 +317,8 @@ def _chain(builder: _Builder, step: Step) -> None:
     _expect(packed.raw(step, "bias"), (hidden,))
     _expect(packed.raw(step, "project_weight"), (outputs, hidden, 1, 1))
     _expect(packed.raw(step, "project_bias"), (outputs,))
-    if not _fuses(builder, step, size, hidden, outputs):
+    way = _way(builder, step, size, hidden, outputs)
+    if way == "steps":
         return _unfused(builder, step, size, hidden)
     if not expands:
         builder.give_border(source)
@@ -329,25 +330,40 @@ def _chain(builder: _Builder, step: Step) -> None:
     )
     mode = _EXPAND_DEPTHWISE_PROJECT if expands else _DENSE_PROJECT if dense else _DEPTHWISE_PROJECT
     acts = (ACTS.index(step.params.get("expand_act", "none")), ACTS.index(step.params["act"]))
-    p = (kernel, step.params["stride"], top, left, hidden, mode, *acts)
+    block = _channel_block(builder, step, size) if way == "channels" else 0
+    p = (kernel, step.params["stride"], top, left, hidden, mode, *acts, block)
     operation = _Operation(CHAIN, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     builder.add(operation, size._replace(channels=outputs))
 
 
-def _fuses(builder: _Builder, step: Step, size: Shape, hidden: int, outputs: int) -> bool:
-    """Whether one pass in pieces moves fewer bytes than one operation after the other.
+def _way(builder: _Builder, step: Step, size: Shape, hidden: int, outputs: int) -> str:
+    """How to run a chain: "rows" of the map in one pass, blocks of hidden "channels", or separate "steps".
 
-    Fused, the weights are read again for every piece; otherwise the intermediate maps are written and read.
+    In rows, the weights are read again for every piece; in blocks of channels, the result is; in steps, the
+    intermediate maps are written and read. The way with the fewest bytes is taken.
     """
     cache = builder.library.cache // 2
+    inputs, stride = builder.shape(step.inputs[0]), step.params["stride"]
+    if step.kind == "inverted_residual":
+        block = _channel_block(builder, step, size)
+        if block >= min(hidden, 2 * builder.library.panel) and size.height >= 7 and hidden >= 4 * outputs // 2:
+            whole = size.height * size.width * (hidden + outputs) * 4
+            if whole > cache // 2 or size.width < 16:
+                return "channels"
     dense = step.kind == "fused_inverted_residual"
-    inputs = builder.shape(step.inputs[0])
     expand = hidden * inputs.channels * (step.params["kernel"] ** 2 if dense else 1)
     weights = (expand * (step.kind != "separable") + hidden * outputs) * 4
-    step_rows = max(1, cache // (size.width * hidden * 4 * (1 + step.params["stride"] ** 2)))
+    step_rows = max(1, cache // (size.width * hidden * 4 * (1 + stride**2)))
     pieces = -(-size.height // step_rows) * size.batch
     maps = (size.height * size.width * 2 + inputs.height * inputs.width * 2 * (not dense)) * hidden * 4 * size.batch
-    return weights * pieces < maps and maps > cache
+    return "rows" if weights * pieces < maps and maps > cache else "steps"
+
+
+def _channel_block(builder: _Builder, step: Step, size: Shape) -> int:
+    """Hidden channels of a block whose maps fill half of the second-level cache; a multiple of a panel."""
+    kernel, stride = step.params["kernel"], step.params["stride"]
+    inner = ((size.height - 1) * stride + kernel) * ((size.width - 1) * stride + kernel) + size.height * size.width
+    return builder.library.cache // 2 // (4 * inner) // builder.library.panel * builder.library.panel
 
 
 def _unfused(builder: _Builder, step: Step, size: Shape, hidden: int) -> None:

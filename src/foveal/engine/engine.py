@@ -47,21 +47,23 @@ class Engine:
         return self.run(batch)[0]
 
     def profile(self, batch: NDArray[np.float32], runs: int = 10) -> list[tuple[str, int, float]]:
-        """Time each operation: its description, multiply-accumulates and the mean seconds of a run."""
+        """Time each operation: its description, multiply-accumulates and the median seconds of ``runs`` runs."""
         self.run(batch)
-        _, binding, seconds = self.run(batch, runs)
-        return list(zip(binding.labels, binding.macs, (seconds / runs).tolist(), strict=True))
+        times = []
+        for _ in range(runs):
+            _, binding, seconds = self.run(batch)
+            times.append(seconds)
+        return list(zip(binding.labels, binding.macs, np.median(times, axis=0).tolist(), strict=True))
 
-    def run(self, batch: NDArray[np.float32], runs: int = 1) -> tuple[NDArray[np.float32], Binding, NDArray[np.float64]]:
-        """Run ``runs`` times; also return the binding and the seconds of each operation."""
+    def run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], Binding, NDArray[np.float64]]:
+        """Run; also return the binding and the seconds of each operation."""
         if batch.ndim != 4 or min(batch.shape) < 1:
             raise InputError(f"an array of {batch.shape}: give images (B, C, H, W)")
         batch = np.ascontiguousarray(batch, np.float32)
         binding = self._take(batch.shape)
         seconds = np.zeros(len(binding.ops))
         try:
-            for _ in range(runs):
-                result = binding.run(batch, self.threads, seconds)
+            result = binding.run(batch, self.threads, seconds)
         finally:
             self._give_back(batch.shape, binding)
         return (result[:, :, 0, 0] if binding.flat else result), binding, seconds

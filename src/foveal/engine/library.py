@@ -62,6 +62,7 @@ class Library:
     Attributes:
         name: the instruction set.
         width: floats of a vector.
+        panel: output channels of a panel of packed weights.
         cache: bytes of the second-level cache of a core.
     """
 
@@ -77,6 +78,7 @@ class Library:
         self._library.foveal_run.restype = ctypes.c_int
         self.run = self._library.foveal_run
         self.width: int = self._library.foveal_width()
+        self.panel: int = self._library.foveal_panel()
         self.cache: int = self._library.foveal_cache()
 
     def padded(self, channels: int) -> int:

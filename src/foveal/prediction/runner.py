@@ -94,6 +94,8 @@ class Runtime:
         suffixes: of the exported files that it opens; empty: it opens checkpoints.
         devices: kinds of device that it runs on, for example "cpu"; empty: every device that torch knows.
         dtypes: types that it computes in.
+        checkpoints: whether it opens checkpoints as well as exported files.
+        why_not: the reason why it cannot run on this machine, empty if it can.
         open: (reference or path of the exported file, device, dtype, number of threads or ``None`` for the runtime's
             own choice) -> runner and description.
     """
@@ -103,6 +105,8 @@ class Runtime:
     devices: tuple[str, ...]
     dtypes: tuple[str, ...]
     open: Callable[[str, str, str, int | None], Opened]
+    checkpoints: bool = False
+    why_not: Callable[[], str] = lambda: ""
 
     def runs(self, device: str, dtype: str) -> bool:
         """Whether the runtime has this device and type; "auto" leaves the choice to it."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, DependencyError, nearest
+from ..text import notice
+from .native_runner import NATIVE
 from .onnx_runner import ONNX_RUNTIME
 from .runner import DTYPES, Runtime
 from .torch_runner import TORCH
 
 #: In the order in which runtime="auto" tries them: exported files first, since they start faster and need no torch.
-RUNTIMES = {runtime.name: runtime for runtime in (ONNX_RUNTIME, TORCH)}
+RUNTIMES = {runtime.name: runtime for runtime in (NATIVE, ONNX_RUNTIME, TORCH)}
 
 
 def check_names(runtime: str, dtype: str) -> None:
@@ -41,23 +43,32 @@ def choose(ref: str, runtime: str = "auto", device: str = "auto", dtype: str = "
     """
     check_names(runtime, dtype)
     candidates = RUNTIMES.values() if runtime == "auto" else [RUNTIMES[runtime]]
-    openable = [(candidate, target) for candidate in candidates if (target := _target(candidate, ref)) is not None]
+    openable = [
+        (candidate, target)
+        for candidate in candidates
+        if (target := _target(candidate, ref, asked=runtime != "auto")) is not None
+    ]
     if not openable:
         raise ConfigError(_why_not_opened(ref, RUNTIMES[runtime]))
     for candidate, target in openable:
         if candidate.runs(device, dtype):
-            return candidate, target
+            if not (reason := candidate.why_not()):
+                return candidate, target
+            if candidate is openable[-1][0]:
+                raise DependencyError(f"{ref}: {candidate.name} cannot run here: {reason}")
+            notice(f"{candidate.name} cannot run here, using {openable[1][0].name} instead: {reason}")
     limits = "; ".join(_limits(candidate) for candidate, _ in openable)
     options = {"device": device, "dtype": dtype}
     asked = ", ".join(f"{name}={value!r}" for name, value in options.items() if value != "auto")
     raise ConfigError(f"{ref}: {limits}, not with {asked}: leave it out, or load the checkpoint with torch")
 
 
-def _target(runtime: Runtime, ref: str) -> str | None:
-    """What ``runtime`` would open for ``ref``; ``None``: nothing."""
+def _target(runtime: Runtime, ref: str, asked: bool) -> str | None:
+    """What ``runtime`` would open for ``ref``; ``None``: nothing. Checkpoints are opened by torch unless ``asked``."""
     if runtime.suffixes:
         file = runtime.exported_file(ref)
-        return None if file is None else str(file)
+        if file is not None or not (asked and runtime.checkpoints):
+            return None if file is None else str(file)
     return None if _is_exported_file(ref) else ref
 
 

@@ -1,5 +1,7 @@
 // Depthwise convolution of one row of a map.
 #pragma once
+#include <array>
+#include <utility>
 #include "vector.h"
 
 // Weights (channels, K, K) as [channels / W][K * K][W].
@@ -10,7 +12,7 @@ inline void pack_depthwise(const float* weight, int64_t channels, int64_t taps, 
 }
 
 template <int K, int S, int X, class Act>
-INLINE void depthwise_block(Act act, const float* const* rows, int64_t offset, int64_t pixel, const float* weights, const float* bias, float* out, int64_t out_pixel, int64_t channels) {
+__attribute__((noinline)) void depthwise_block(Act act, const float* const* rows, int64_t offset, int64_t pixel, const float* weights, const float* bias, float* out, int64_t out_pixel, int64_t channels) {
   for (int64_t c = 0; c < channels; c += W, weights += K * K * W) {
     V sum[X];
 #pragma GCC unroll 16
@@ -34,18 +36,23 @@ INLINE void depthwise_block(Act act, const float* const* rows, int64_t offset, i
   }
 }
 
-// Row of `width` output pixels. `rows` point to the K input rows, at the leftmost pixel under the kernel.
+template <int K, int S, class Act, int... X>
+constexpr auto depthwise_blocks(std::integer_sequence<int, X...>) {
+  using Block = void (*)(Act, const float* const*, int64_t, int64_t, const float*, const float*, float*, int64_t, int64_t);
+  return std::array<Block, sizeof...(X)>{depthwise_block<K, S, X + 1, Act>...};
+}
+
+// Row of `width` output pixels, in blocks of nearly equal width. `rows` point to the K input rows, at the leftmost pixel
+// under the kernel.
 template <int K, int S>
-__attribute__((noinline)) void depthwise_row_of(const float* const* rows, int64_t pixel, const float* weights, const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
-  constexpr int X = 4;
+void depthwise_row_of(const float* const* rows, int64_t pixel, const float* weights, const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
   with_act(act, [&](auto a) {
-    int64_t x = 0;
-    for (; x + X <= width; x += X)
-      depthwise_block<K, S, X>(a, rows, x * S * pixel, pixel, weights, bias, out + x * out_pixel, out_pixel, channels);
-    for (; x + 2 <= width; x += 2)
-      depthwise_block<K, S, 2>(a, rows, x * S * pixel, pixel, weights, bias, out + x * out_pixel, out_pixel, channels);
-    for (; x < width; x++)
-      depthwise_block<K, S, 1>(a, rows, x * S * pixel, pixel, weights, bias, out + x * out_pixel, out_pixel, channels);
+    static constexpr auto blocks = depthwise_blocks<K, S, decltype(a)>(std::make_integer_sequence<int, 8>());
+    const int64_t count = (width + 7) / 8;
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t from = i * width / count, to = (i + 1) * width / count;
+      blocks[to - from - 1](a, rows, from * S * pixel, pixel, weights, bias, out + from * out_pixel, out_pixel, channels);
+    }
   });
 }
 
@@ -66,7 +73,7 @@ inline void depthwise_row_any(const float* const* rows, int kernel, int stride, 
 inline void depthwise_row_in_loop(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights, const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
 #define FOVEAL_CASE(K, S) \
   if (kernel == K && stride == S) return depthwise_row_of<K, S>(rows, pixel, weights, bias, act, out, out_pixel, width, channels);
-  FOVEAL_CASE(3, 1) FOVEAL_CASE(3, 2) FOVEAL_CASE(5, 1) FOVEAL_CASE(5, 2) FOVEAL_CASE(7, 1)
+  FOVEAL_CASE(3, 1) FOVEAL_CASE(3, 2) FOVEAL_CASE(5, 1) FOVEAL_CASE(5, 2)
 #undef FOVEAL_CASE
   depthwise_row_any(rows, kernel, stride, pixel, weights, bias, act, out, out_pixel, width, channels);
 }

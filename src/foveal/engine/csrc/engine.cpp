@@ -82,8 +82,8 @@ struct ConvParts {
 ConvParts conv_parts(const Op& op, const Run& run) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   ConvParts s;
-  s.flat = op.p[0] == 1 && op.p[1] == 1 && op.p[2] == 1 && contiguous(in) && contiguous(out) &&
-           (op.residual < 0 || contiguous(run.maps[op.residual]));
+  s.flat = op.p[0] == 1 && op.p[1] == 1 && op.p[2] == 1 && contiguous(in) &&
+           (op.residual < 0 ? out.batch == 1 || contiguous(out) : contiguous(out) && contiguous(run.maps[op.residual]));
   s.rows = s.flat ? 1 : out.batch * out.height;
   s.width = s.flat ? out.batch * out.height * out.width : out.width;
   s.outputs = padded(out.channels / op.p[5]);
@@ -91,7 +91,7 @@ ConvParts conv_parts(const Op& op, const Run& run) {
   const int64_t pixels = out.batch * out.height * out.width, depth = op.p[0] * op.p[1] * in.channels / op.p[5];
   const int64_t work = pixels * depth * out.channels / 400000;
   int64_t wanted = run.threads == 1 ? 1 : std::max<int64_t>(1, std::min<int64_t>(work, 8 * run.threads));
-  const int64_t divisible = s.flat ? ceil_div(s.width, 2 * ROWS) : s.rows;
+  const int64_t divisible = !s.flat ? s.rows : contiguous(out) ? ceil_div(s.width, 2 * ROWS) : out.height;
   s.panel_parts = 1;
   if (op.p[5] == 1 && out.channels > pixels) s.panel_parts = std::min(wanted, s.panels);
   s.row_parts = std::min(ceil_div(wanted, s.panel_parts), divisible);
@@ -100,13 +100,14 @@ ConvParts conv_parts(const Op& op, const Run& run) {
   return s;
 }
 
-void conv_row(const Op& op, const Run& run, const Left& left, const float* a, float* out, const float* residual, int64_t pixels, int64_t first, int64_t last, int64_t outputs) {
+void conv_row(const Op& op, const Run& run, const Left& left, const float* a, float* out, const float* residual, int64_t pixels, int64_t first, int64_t last, int64_t outputs, bool wrap) {
   const Map &in = run.maps[op.in[0]], &to = run.maps[op.out];
   const int64_t groups = op.p[5], group_in = in.channels / groups, group_out = to.channels / groups;
   const int64_t size = op.p[0] * op.p[1] * group_in * outputs;
   for (int64_t g = 0; g < groups; g++) {
     Finish finish{op.bias[0] + g * group_out, op.act, out + g * group_out, to.pixel,
                   residual ? residual + g * group_out : nullptr, op.residual < 0 ? 0 : run.maps[op.residual].pixel};
+    if (wrap) finish.width = to.width, finish.gap = 2 * to.border * to.pixel;
     gemm(a + g * group_in, left, op.weight[0] + g * size, finish, pixels, outputs, first, last);
   }
 }
@@ -120,16 +121,18 @@ void conv(const Op& op, const Run& run, int64_t chunk) {
   const int64_t row_part = chunk / s.panel_parts;
   const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
   if (s.flat) {
-    const Range x(s.width, s.row_parts, row_part);
-    conv_row(op, run, left, in.data + x.begin * in.pixel, out.data + x.begin * out.pixel,
-             residual ? residual->data + x.begin * residual->pixel : nullptr, x.end - x.begin, part.begin, part.end, s.outputs);
+    const bool wrap = !contiguous(out);
+    const int64_t unit = wrap ? out.width : 1;  // parts of a result with a border begin with a row
+    const Range x(s.width / unit, s.row_parts, row_part);
+    conv_row(op, run, left, in.data + x.begin * unit * in.pixel, wrap ? at(out, 0, x.begin, 0) : out.data + x.begin * out.pixel,
+             residual ? residual->data + x.begin * residual->pixel : nullptr, (x.end - x.begin) * unit, part.begin, part.end, s.outputs, wrap);
     return;
   }
   const Range rows(s.rows, s.row_parts, row_part);
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
     conv_row(op, run, left, at(in, image, y * stride - op.p[3], -op.p[4]), at(out, image, y, 0),
-             residual ? at(*residual, image, y, 0) : nullptr, out.width, part.begin, part.end, s.outputs);
+             residual ? at(*residual, image, y, 0) : nullptr, out.width, part.begin, part.end, s.outputs, false);
   }
 }
 
@@ -169,6 +172,11 @@ ChainParts chain_parts(const Op& op, const Run& run) {
   const int64_t kernel = op.p[0], stride = op.p[1];
   ChainParts s;
   s.hidden = padded(op.p[4]);
+  if (op.p[8]) {  // by channels
+    s.strips = 1;
+    s.row_parts = run.threads == 1 ? 1 : std::max<int64_t>(1, std::min<int64_t>(ceil_div(2 * run.threads, out.batch), out.height / 7));
+    return s;
+  }
   const bool ring = op.p[5] == EXPAND_DEPTHWISE_PROJECT;
   auto floats = [&](int64_t columns, int64_t step) {
     const int64_t expanded = ring ? ((step - 1) * stride + kernel) * ((columns - 1) * stride + kernel) : 0;
@@ -187,7 +195,58 @@ ChainParts chain_parts(const Op& op, const Run& run) {
   return s;
 }
 
+// The chain for small maps with many hidden channels: a block of hidden channels after the other, so that all weights
+// are read once and everything else stays in the cache. The sums of the last convolution go on from block to block.
+void chain_by_channels(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
+  const int64_t kernel = op.p[0], stride = op.p[1], top = op.p[2], left_pad = op.p[3], hidden = padded(op.p[4]);
+  const int64_t parts = chain_parts(op, run).row_parts, image = chunk / parts;
+  const Range rows(out.height, parts, chunk % parts);
+  const int64_t count = rows.end - rows.begin, pixels = count * out.width, outputs = padded(out.channels);
+  const int64_t in_rows = (count - 1) * stride + kernel, in_width = (out.width - 1) * stride + kernel;
+  const int64_t first_y = rows.begin * stride - top;
+  const int64_t begin_y = std::max<int64_t>(0, -first_y), end_y = std::min(in_rows, in.height - first_y);
+  const int64_t begin_x = left_pad, end_x = std::min(in_width, in.width + left_pad), inside = end_x - begin_x;
+  const int64_t block = std::min(op.p[8], hidden);
+  float* const middle = scratch((pixels + in_rows * in_width) * block + pixels * outputs);
+  float* const expanded = middle + pixels * block;
+  float* const sums = expanded + in_rows * in_width * block;
+  // One run of pixels where rows of the input follow each other, else row by row.
+  const bool joined = contiguous(in) && inside == in.width;
+  for (int64_t first = 0; first < hidden; first += block) {
+    const int64_t width = std::min(block, hidden - first), panel = first / PANEL, last_panel = ceil_div(first + width, PANEL);
+    clear(expanded, in_rows * in_width * width);
+    for (int64_t y = begin_y; y < (joined ? begin_y + 1 : end_y); y++) {
+      // Panels count from the first hidden channel, so the result's channel 0 lies before the buffer.
+      Finish finish{op.bias[0], (int)op.p[6], expanded + (y * in_width + begin_x) * width - first, width, nullptr, 0};
+      if (joined) finish.width = inside, finish.gap = (in_width - inside) * width;
+      gemm(at(in, image, first_y + y, 0), Left{in.pixel, 1, 0, 1, 0, in.channels}, op.weight[0], finish, joined ? (end_y - begin_y) * inside : inside, hidden, panel, last_panel);
+    }
+    for (int64_t y = 0; y < count; y++) {
+      const float* taps[32];
+      for (int64_t k = 0; k < kernel; k++) taps[k] = expanded + (y * stride + k) * in_width * width;
+      depthwise_row(taps, kernel, stride, width, op.weight[1] + first * kernel * kernel, op.bias[1] + first, op.p[7], middle + y * out.width * width, width, out.width, width);
+    }
+    const bool last = first + width == hidden;
+    const int64_t depth = std::min(width, op.p[4] - first);
+    const bool direct = contiguous(out) && (!residual || contiguous(*residual));
+    Finish finish{op.bias[2], op.act, direct ? at(out, image, rows.begin, 0) : sums, direct ? out.pixel : outputs, nullptr, 0};
+    if (direct && residual) finish.residual = at(*residual, image, rows.begin, 0), finish.residual_pixel = residual->pixel;
+    finish.resume = first > 0, finish.partial = !last;
+    gemm(middle, Left{width, 1, 0, 1, 0, depth}, op.weight[2], finish, pixels, outputs, 0, panels(outputs), Depth{first, op.p[4]});
+    if (!last || direct) continue;
+    for (int64_t y = 0; y < count; y++)
+      for (int64_t x = 0; x < out.width; x++) {
+        const float *from = sums + (y * out.width + x) * outputs, *add = residual ? at(*residual, image, rows.begin + y, x) : nullptr;
+        float* to = at(out, image, rows.begin + y, x);
+        for (int64_t c = 0; c < outputs; c += W) store(to + c, add ? load(from + c) + load(add + c) : load(from + c));
+      }
+  }
+}
+
 void chain(const Op& op, const Run& run, int64_t chunk) {
+  if (op.p[8]) return chain_by_channels(op, run, chunk);
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
   const ChainParts s = chain_parts(op, run);

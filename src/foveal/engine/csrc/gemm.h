@@ -33,6 +33,11 @@ struct Finish {
   int64_t out_pixel;  // floats from a pixel to the next
   const float* residual;  // added after the activation; may be null
   int64_t residual_pixel;
+  // Where the rows of the result lie apart, as in a map with a border: pixels of a row, and floats between the end of a
+  // row and the next. No residual then.
+  int64_t width = 0, gap = 0;
+  // A sum over part of the depth: it begins with the values that are stored in `out`, or is stored as it is.
+  bool resume = false, partial = false;
 };
 
 // Weights (outputs, depth of the product) as panels of PANEL columns, the last one of W if that is enough.
@@ -50,10 +55,6 @@ inline void pack(const float* weight, int64_t outputs, int64_t depth, float* pac
 
 template <int R, int N>
 INLINE void multiply(const float* a, const Left& left, const float* b, V (&sum)[R][N]) {
-#pragma GCC unroll 32
-  for (int r = 0; r < R; r++)
-#pragma GCC unroll 4
-    for (int n = 0; n < N; n++) sum[r][n] = splat(0);
   const int64_t pixel = left.pixel, depth = left.depth;
   for (int64_t y = 0; y < left.steps_y; y++)
     for (int64_t x = 0; x < left.steps_x; x++) {
@@ -80,6 +81,12 @@ INLINE void multiply(const float* a, const Left& left, const float* b, V (&sum)[
 
 template <int R, int N>
 INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V (&sum)[R][N]) {
+  float* out = finish.out + pixel * finish.out_pixel + channel;
+  if (finish.partial) {
+#pragma GCC unroll 32
+    for (int i = 0; i < R * N; i++) store(out + i / N * finish.out_pixel + i % N * W, sum[i / N][i % N]);
+    return;
+  }
 #pragma GCC unroll 4
   for (int n = 0; n < N; n++) {
     V bias = load(finish.bias + channel + n * W);
@@ -104,7 +111,18 @@ INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V 
 #pragma GCC unroll 32
     for (int i = 0; i < R * N; i++) sum[i / N][i % N] += load(residual + i / N * finish.residual_pixel + i % N * W);
   }
-  float* out = finish.out + pixel * finish.out_pixel + channel;
+  if (finish.gap) {
+    int64_t y = pixel / finish.width, x = pixel % finish.width;
+    out += y * finish.gap;
+#pragma GCC unroll 32
+    for (int r = 0; r < R; r++) {
+#pragma GCC unroll 4
+      for (int n = 0; n < N; n++) store(out + n * W, sum[r][n]);
+      out += finish.out_pixel;
+      if (++x == finish.width) x = 0, out += finish.gap;
+    }
+    return;
+  }
 #pragma GCC unroll 32
   for (int i = 0; i < R * N; i++) store(out + i / N * finish.out_pixel + i % N * W, sum[i / N][i % N]);
 }
@@ -112,6 +130,14 @@ INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V 
 template <int R, int N>
 __attribute__((noinline)) void tile(const float* a, const Left& left, const float* b, const Finish& finish, int64_t pixel, int64_t channel) {
   V sum[R][N];
+  if (finish.resume) {
+    const float* from = finish.out + pixel * finish.out_pixel + channel;
+#pragma GCC unroll 32
+    for (int i = 0; i < R * N; i++) sum[i / N][i % N] = load(from + i / N * finish.out_pixel + i % N * W);
+  } else {
+#pragma GCC unroll 32
+    for (int i = 0; i < R * N; i++) sum[i / N][i % N] = splat(0);
+  }
   multiply<R, N>(a + pixel * left.pixel, left, b, sum);
   finish_tile<R, N>(finish, pixel, channel, sum);
 }
@@ -134,9 +160,14 @@ INLINE void panel_tiles(const float* a, const Left& left, const float* b, const 
   }
 }
 
+// Part of the depth that a product covers: its first value, and the depth of the packed weights; 0: all of it.
+struct Depth {
+  int64_t first = 0, whole = 0;
+};
+
 // The product for `pixels` pixels and the panels from `first` up to `last`; `outputs` is padded to W. The height of a
 // tile does not change the order in which a sum is added, so results do not depend on how the work is divided.
-inline void gemm(const float* a, const Left& left, const float* packed, const Finish& finish, int64_t pixels, int64_t outputs, int64_t first, int64_t last) {
+inline void gemm(const float* a, const Left& left, const float* packed, const Finish& finish, int64_t pixels, int64_t outputs, int64_t first, int64_t last, Depth part = {}) {
   if (pixels <= 0) return;
   const int64_t depth = left.steps_y * left.steps_x * left.depth;
   // Tiles have nearly equal heights: a tile of few pixels takes nearly as long as a full one.
@@ -145,8 +176,9 @@ inline void gemm(const float* a, const Left& left, const float* packed, const Fi
   for (int64_t begin = 0; begin < count; begin += block) {
     const int64_t end = std::min(count, begin + block);
     for (int64_t panel = first; panel < last; panel++) {
-      const float* b = packed + panel * PANEL * depth;
-      if (outputs - panel * PANEL >= PANEL)
+      const bool wide = outputs - panel * PANEL >= PANEL;
+      const float* b = packed + panel * PANEL * (part.whole ? part.whole : depth) + part.first * (wide ? PANEL : W);
+      if (wide)
         panel_tiles<2>(a, left, b, finish, pixels, begin, end, count, panel * PANEL);
       else if (begin == 0)
         panel_tiles<1>(a, left, b, finish, pixels, 0, narrow, narrow, panel * PANEL);
