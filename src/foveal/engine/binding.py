@@ -168,8 +168,7 @@ class _Builder:
         self.maps = {0: _Map(Shape(batch, height, width, channels), planar=True)}
         self.operations: list[_Operation] = []
         self.extra = 1 + max(step.out for step in plan.steps)
-        self.image = self.maps[0].shape
-        self.pooled = plan.steps[-1].params.get("stride") == 0
+        self.image, self.last = self.maps[0].shape, plan.steps[-1].kind
 
     def shape(self, index: int) -> Shape:
         return self.maps[index].shape
@@ -471,7 +470,9 @@ def _input(builder: _Builder, step: Step) -> None:
 
 
 def _output(builder: _Builder, step: Step) -> None:
-    shape, stride = builder.shape(step.inputs[0]), step.params["stride"]
+    shape, stride = builder.shape(step.inputs[0]), step.params.get("stride", 0)
+    if step.kind == "vector" and shape[1:3] != (1, 1):
+        raise ValueError(f"a vector of a map of {shape}")
     if stride:
         height, width = (min(-(-a // stride), b) for a, b in zip(builder.image[1:3], shape[1:3], strict=True))
         shape = shape._replace(height=height, width=width)
@@ -495,6 +496,7 @@ _STEPS: Mapping[str, Callable[[_Builder, Step], None]] = {
     "pixel_shuffle": _shuffle,
     "enlarge": _enlarge,
     "output": _output,
+    "vector": _output,
 }
 
 
@@ -529,7 +531,7 @@ def _to_library(builder: _Builder) -> Binding:
     out = builder.operations[-1].out
     labels = [_label(builder, operation) for operation in builder.operations]
     macs = [_count_macs(builder, operation) for operation in builder.operations]
-    flat = builder.operations[-1].kind == OUTPUT and builder.pooled
+    flat = builder.last == "vector"
     return Binding(builder.library, ops, maps, arena, 0, out, builder.shape(out), flat, labels, macs, keep)
 
 

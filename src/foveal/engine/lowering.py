@@ -336,7 +336,8 @@ def _segmentation_head(builder: Builder, head: SegmentationHead, found: list[int
 
 
 def _classification(builder: Builder, model: ClassificationModel, _: int) -> int:
-    return builder.add("output", (builder.lower(model.head, maps(builder, model.backbone, builder.image())[-1]),), stride=0)
+    features = maps(builder, model.backbone, builder.image())[-1]
+    return builder.add("vector", (builder.lower(model.head, features),))
 
 
 def _segmentation(builder: Builder, model: SegmentationModel, _: int) -> int:

@@ -184,6 +184,7 @@ KINDS: dict[str, Kind] = {
     # pixel shuffle of the first input plus the bicubic enlargement of the image, as an image
     "enlarge": Kind(inputs=(2, 2), ranges={"factor": (1, 16)}, numbers=("a",), act=False),
     "output": Kind(ranges={"stride": (0, 1024)}, act=False),  # planar; cropped to ceil(image / stride), 0: as it is
+    "vector": Kind(act=False),  # the output (B, C) of a map with one position
 }
 
 
@@ -207,7 +208,7 @@ def check(plan: Plan) -> None:
         except (ValueError, TypeError) as error:
             raise ValueError(f"step {number}: {error}") from None
         written.add(step.out)
-    if plan.steps[-1].kind not in ("output", "enlarge") or plan.steps[0].kind != "input":
+    if plan.steps[-1].kind not in ("output", "vector", "enlarge") or plan.steps[0].kind != "input":
         raise ValueError("the first step is no input, or the last step no output")
 
 
