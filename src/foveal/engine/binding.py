@@ -295,15 +295,20 @@ def _conv(builder: _Builder, step: Step) -> None:
     p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups, int(fast))
     operation = _Operation(CONV, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     builder.add(operation, out._replace(channels=len(weight)))
-    if groups > 1 and len(weight) // groups % builder.width:
-        builder.maps[step.out].overhang = builder.width
+    _leave_room(builder, step.out, len(weight) // groups, groups)
+
+
+def _leave_room(builder: _Builder, out: int, group: int, groups: int) -> None:
+    """Let the last group of channels run over, where a group is no whole number of vectors."""
+    if groups > 1 and group % builder.width:
+        builder.maps[out].overhang = builder.width
 
 
 def _suits_winograd(builder: _Builder, step: Step, size: Shape) -> bool:
     """Whether Winograd's algorithm is faster: a 3x3 kernel with stride 1, whole vectors of channels, several tiles."""
     params, outputs = step.params, len(builder.packed.raw(step, "weight"))
     plain = params["kernel"] == 3 and params["stride"] == 1 and params["groups"] == 1
-    wide = size.channels % builder.width == 0 and size.channels >= 16 and outputs >= 16
+    wide = size.channels % builder.width == 0 and size.channels >= 16 and builder.library.padded(outputs) >= 16
     return plain and wide and min(size.height, size.width) >= 8
 
 
@@ -335,7 +340,10 @@ def _chain(builder: _Builder, step: Step) -> None:
         raise ValueError(f"{hidden} depthwise kernels for {size.channels} channels")
     _expect(packed.raw(step, "weight"), (hidden, size.channels if dense else 1, kernel, kernel))
     _expect(packed.raw(step, "bias"), (hidden,))
-    _expect(packed.raw(step, "project_weight"), (outputs, hidden, 1, 1))
+    groups = step.params.get("groups", 1)
+    if hidden % groups or outputs % groups:
+        raise ValueError(f"{hidden} to {outputs} channels do not divide into {groups} groups")
+    _expect(packed.raw(step, "project_weight"), (outputs, hidden // groups, 1, 1))
     _expect(packed.raw(step, "project_bias"), (outputs,))
     way = _way(builder, step, size, hidden, outputs)
     if way == "steps":
@@ -346,14 +354,15 @@ def _chain(builder: _Builder, step: Step) -> None:
     arrays = (
         (_panels(builder, step, "expand_weight"), packed.padded(step, "expand_bias")) if expands else (None, None),
         (weight, packed.padded(step, "bias")),
-        (_panels(builder, step, "project_weight"), packed.padded(step, "project_bias")),
+        (_panels(builder, step, "project_weight", groups), packed.padded(step, "project_bias")),
     )
     mode = _EXPAND_DEPTHWISE_PROJECT if expands else _DENSE_PROJECT if dense else _DEPTHWISE_PROJECT
     acts = (ACTS.index(step.params.get("expand_act", "none")), ACTS.index(step.params["act"]))
     block = _channel_block(builder, step, size) if way == "channels" else 0
-    p = (kernel, step.params["stride"], top, left, hidden, mode, *acts, block)
+    p = (kernel, step.params["stride"], top, left, hidden, mode, *acts, block, groups)
     operation = _Operation(CHAIN, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     builder.add(operation, size._replace(channels=outputs))
+    _leave_room(builder, step.out, outputs // groups, groups)
 
 
 def _way(builder: _Builder, step: Step, size: Shape, hidden: int, outputs: int) -> str:
@@ -364,6 +373,8 @@ def _way(builder: _Builder, step: Step, size: Shape, hidden: int, outputs: int) 
     """
     cache = builder.library.cache // 2
     inputs, stride = builder.shape(step.inputs[0]), step.params["stride"]
+    if step.kind == "separable":
+        return "rows"  # nothing is computed twice
     if step.kind == "inverted_residual":
         block = _channel_block(builder, step, size)
         if block >= min(hidden, 2 * builder.library.panel) and size.height >= 7 and hidden >= 4 * outputs // 2:
@@ -372,7 +383,7 @@ def _way(builder: _Builder, step: Step, size: Shape, hidden: int, outputs: int) 
                 return "channels"
     dense = step.kind == "fused_inverted_residual"
     expand = hidden * inputs.channels * (step.params["kernel"] ** 2 if dense else 1)
-    weights = (expand * (step.kind != "separable") + hidden * outputs) * 4
+    weights = (expand + hidden * outputs) * 4
     step_rows = max(1, cache // (size.width * hidden * 4 * (1 + stride**2)))
     pieces = -(-size.height // step_rows) * size.batch
     maps = (size.height * size.width * 2 + inputs.height * inputs.width * 2 * (not dense)) * hidden * 4 * size.batch
@@ -611,10 +622,10 @@ def _count_macs(builder: _Builder, operation: _Operation) -> int:
     if operation.kind == DEPTHWISE:
         return pixels * out.channels * operation.p[0] ** 2
     if operation.kind == CHAIN:
-        kernel, hidden, mode = operation.p[0], operation.p[4], operation.p[5]
+        kernel, hidden, mode, groups = *operation.p[:1], *operation.p[4:6], operation.p[9]
         before = source.batch * source.height * source.width * source.channels * hidden
         spatial = pixels * hidden * kernel**2 * (source.channels if mode == _DENSE_PROJECT else 1)
-        return before * (mode == _EXPAND_DEPTHWISE_PROJECT) + spatial + pixels * hidden * out.channels
+        return before * (mode == _EXPAND_DEPTHWISE_PROJECT) + spatial + pixels * hidden * out.channels // groups
     if operation.kind == ATTENTION:
         return 2 * pixels * out.channels * (operation.p[1] + 1)
     return 0
