@@ -72,6 +72,7 @@ class Binding:
         flat: whether the result is ``(B, C)``, not ``(B, C, H, W)``.
         labels: kind and shapes of each operation, for reports.
         macs: multiply-accumulates of each operation.
+        bytes: of the maps and weights of each operation.
         keep: arrays that the operations point to.
     """
 
@@ -85,6 +86,7 @@ class Binding:
     flat: bool
     labels: list[str]
     macs: list[int]
+    bytes: list[int]
     keep: list[NDArray[np.float32]] = field(default_factory=list)
 
     def run(self, batch: NDArray[np.float32], threads: int, seconds: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
@@ -564,7 +566,8 @@ def _to_library(builder: _Builder) -> Binding:
     labels = [_label(builder, operation) for operation in builder.operations]
     macs = [_count_macs(builder, operation) for operation in builder.operations]
     flat = builder.last == "vector"
-    return Binding(builder.library, ops, maps, arena, 0, out, builder.shape(out), flat, labels, macs, keep)
+    sizes = [_count_bytes(builder, operation) for operation in builder.operations]
+    return Binding(builder.library, ops, maps, arena, 0, out, builder.shape(out), flat, labels, macs, sizes, keep)
 
 
 def _describe_map(entry: Map, builder: _Builder, index: int, item: _Map, arena: int) -> None:
@@ -611,6 +614,13 @@ def _label(builder: _Builder, operation: _Operation) -> str:
         name = f"{name} {operation.p[0]}x{operation.p[0]}"
     hidden = f" -> {operation.p[4]}" if operation.kind == CHAIN else ""
     return f"{name} {source.height}x{source.width}x{source.channels}{hidden} -> {out.height}x{out.width}x{out.channels}"
+
+
+def _count_bytes(builder: _Builder, operation: _Operation) -> int:
+    """Bytes of the maps and weights of an operation, each counted once."""
+    maps = {*operation.inputs, operation.out, *([] if operation.residual is None else [operation.residual])}
+    arrays = sum(array.nbytes for pair in operation.arrays for array in pair if array is not None)
+    return arrays + 4 * sum(math.prod(builder.shape(index)) for index in maps)
 
 
 def _count_macs(builder: _Builder, operation: _Operation) -> int:

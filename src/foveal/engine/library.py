@@ -81,6 +81,11 @@ class Library:
         self.panel: int = self._library.foveal_panel()
         self.cache: int = self._library.foveal_cache()
 
+    def peak(self) -> float:
+        """Floating-point operations per second that one core reaches on values in registers."""
+        self._library.foveal_peak.restype = ctypes.c_double
+        return self._library.foveal_peak()
+
     def padded(self, channels: int) -> int:
         """Channels, rounded up to whole vectors."""
         return -(-channels // self.width) * self.width
