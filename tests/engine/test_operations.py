@@ -141,7 +141,9 @@ def chain(case: Case) -> None:
     weights |= {"project_weight": case.array(outputs, hidden // parts, 1, 1), "project_bias": case.array(outputs)}
     groups = 1 if kind == "fused_inverted_residual" else hidden
     y = _ACTS[inner](convolve(y, case.tensor(weights["weight"]), case.tensor(weights["bias"]), params, groups))
-    y = _ACTS[act](F.conv2d(y, case.tensor(weights["project_weight"]), case.tensor(weights["project_bias"]), groups=parts))
+    y = _ACTS[act](
+        F.conv2d(y, case.tensor(weights["project_weight"]), case.tensor(weights["project_bias"]), groups=parts)
+    )
     residual = None
     if params["stride"] == 1 and channels == outputs:
         residual, y = 1, y + x

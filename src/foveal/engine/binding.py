@@ -89,7 +89,9 @@ class Binding:
     bytes: list[int]
     keep: list[NDArray[np.float32]] = field(default_factory=list)
 
-    def run(self, batch: NDArray[np.float32], threads: int, seconds: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+    def run(
+        self, batch: NDArray[np.float32], threads: int, seconds: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float32]:
         """Run on ``(B, C, H, W)``, contiguous, of the shape that it is bound to.
 
         Raises:
@@ -156,7 +158,9 @@ class Packed:
         def make() -> NDArray[np.float32]:
             g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
             weight = np.einsum("ay,oiyx,bx->aboi", g, self.raw(step, role).astype(np.float64), g)
-            return np.concatenate([self.library.pack(part) for part in weight.reshape(16, *weight.shape[2:]).astype(np.float32)])
+            return np.concatenate(
+                [self.library.pack(part) for part in weight.reshape(16, *weight.shape[2:]).astype(np.float32)]
+            )
 
         return self._once(("winograd", step.weights[role]), make)
 
@@ -639,5 +643,3 @@ def _count_macs(builder: _Builder, operation: _Operation) -> int:
     if operation.kind == ATTENTION:
         return 2 * pixels * out.channels * (operation.p[1] + 1)
     return 0
-
-

@@ -14,6 +14,7 @@ from .binding import Binding, Packed, bind
 from .library import load_library
 from .plan import Plan
 
+
 class OperationTime(NamedTuple):
     """What one operation computes, and how long it took.
 

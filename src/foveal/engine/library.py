@@ -150,7 +150,7 @@ def _load(name: str) -> Library:
             f"the native engine: this processor does not run {name or platform.machine()!r}{nearest(name, usable)}"
         )
     name = name or usable[0]
-    return Library(name, build("engine", _SOURCES, "engine.cpp", (*_FLAGS, *_SETS[name][2])))
+    return Library(name, build("engine", "the native engine", _SOURCES, "engine.cpp", (*_FLAGS, *_SETS[name][2])))
 
 
 def available() -> tuple[bool, str]:
@@ -160,5 +160,3 @@ def available() -> tuple[bool, str]:
     except (DependencyError, OSError) as error:
         return False, str(error)
     return True, ""
-
-

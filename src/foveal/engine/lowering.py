@@ -111,7 +111,9 @@ class Builder:
         arrays = {"scale": torch.ones(channels), "shift": torch.full((channels,), shift)}
         return self.add("input", (0,), arrays=arrays, multiple=multiple)
 
-    def conv(self, conv: nn.Conv2d, x: int, *, act: str = "none", residual: int | None = None, same: bool = False) -> int:
+    def conv(
+        self, conv: nn.Conv2d, x: int, *, act: str = "none", residual: int | None = None, same: bool = False
+    ) -> int:
         """A convolution with its bias."""
         self.check_conv(conv)
         arrays = {"weight": conv.weight, "bias": bias_of(conv)}
@@ -346,7 +348,9 @@ def _mobilenet_classifier(builder: Builder, head: MobileNetClassifier, x: int) -
 def _segmentation_head(builder: Builder, head: SegmentationHead, found: list[int]) -> int:
     coarsest_first = found[:-4:-1]
     fused = builder.lower(head.laterals[-1], coarsest_first[-1])  # the finest map is not upsampled
-    for lateral, upsample, x in reversed(list(zip(head.laterals[:-1], head.upsamples[:-1], coarsest_first, strict=False))):
+    for lateral, upsample, x in reversed(
+        list(zip(head.laterals[:-1], head.upsamples[:-1], coarsest_first, strict=False))
+    ):
         y = builder.lower(lateral, x)
         fused = builder.add("upsample", (y,), residual=fused, factor=upsample.factor, a=upsample.a)
     x = builder.lower(head.blocks, fused)
