@@ -17,6 +17,7 @@ from .plan import ACTS, Plan, Step
 
 #: Numbers of the operations in the library (the enum Kind in csrc/interface.h).
 CONV, DEPTHWISE, CHAIN, ATTENTION, POOL, NORM, COMBINE, UPSAMPLE, INPUT, OUTPUT, SHUFFLE, ENLARGE = range(12)
+SOFTMAX, TOKEN_CONV, SCAN, PAD, TABLE, AVERAGE = range(12, 18)
 _DEPTHWISE_PROJECT, _EXPAND_DEPTHWISE_PROJECT, _DENSE_PROJECT = range(3)  # modes of a chain
 _ADD, _MULTIPLY, _FIRST = range(3)  # modes of COMBINE
 _ATTENTION_ROWS = 4  # rows of the parts whose sums are added in order
@@ -45,7 +46,9 @@ class _Map:
 
 
 @dataclass
-class _Operation:
+class Operation:
+    """An operation of the library, before it becomes an :class:`~foveal.engine.library.Op`."""
+
     kind: int
     inputs: tuple[int, ...]
     out: int
@@ -102,16 +105,24 @@ class Binding:
         return result
 
 
-def bind(plan: Plan, packed: Packed, shape: tuple[int, int, int, int]) -> Binding:
+def bind(
+    plan: Plan, packed: Packed, shape: tuple[int, int, int, int], steps: Mapping[str, Callable[[Builder, Step], None]]
+) -> Binding:
     """Bind ``plan`` to inputs ``(B, C, H, W)``.
+
+    Args:
+        plan: the plan.
+        packed: its weights.
+        shape: shape of the input.
+        steps: the function that adds the operations of a step, by its kind.
 
     Raises:
         InputError: the network cannot run at this size, or its arrays do not fit together.
     """
-    builder = _Builder(plan, packed, shape)
+    builder = Builder(plan, packed, shape)
     for number, step in enumerate(plan.steps):
         try:
-            _STEPS[step.kind](builder, step)
+            steps[step.kind](builder, step)
         except ValueError as error:
             raise InputError(f"step {number} ({step.kind}) of the plan: {error}") from None
     return builder.finish()
@@ -158,7 +169,7 @@ class Packed:
         return self.arrays[key]
 
 
-class _Builder:
+class Builder:
     """Collects maps and operations."""
 
     def __init__(self, plan: Plan, packed: Packed, shape: tuple[int, int, int, int]) -> None:
@@ -166,7 +177,7 @@ class _Builder:
         self.library, self.packed = packed.library, packed
         self.width = self.library.width
         self.maps = {0: _Map(Shape(batch, height, width, channels), planar=True)}
-        self.operations: list[_Operation] = []
+        self.operations: list[Operation] = []
         self.extra = 1 + max(step.out for step in plan.steps)
         self.image, self.last = self.maps[0].shape, plan.steps[-1].kind
 
@@ -179,7 +190,7 @@ class _Builder:
         self.extra += 1
         return self.extra - 1
 
-    def add(self, operation: _Operation, shape: Shape, *, planar: bool = False) -> None:
+    def add(self, operation: Operation, shape: Shape, *, planar: bool = False) -> None:
         """Append an operation that writes a map of this shape."""
         if min(shape) < 1 or math.prod(shape) > _MAX_FLOATS:
             raise ValueError(f"a map of {'x'.join(map(str, shape))} (B, H, W, C) is empty or too large")
@@ -268,54 +279,54 @@ class _Builder:
 # ---- one function for each kind of step
 
 
-def _conv(builder: _Builder, step: Step) -> None:
+def _conv(builder: Builder, step: Step) -> None:
     weight, groups = builder.packed.raw(step, "weight"), step.params["groups"]
     out, top, left = builder.spatial(step, step.inputs[0])
     if weight.ndim == 2:
         weight = weight[:, :, None, None]
-    _expect(weight, (None, out.channels // groups, step.params["kernel"], step.params["kernel"]))
+    expect(weight, (None, out.channels // groups, step.params["kernel"], step.params["kernel"]))
     if len(weight) % groups or out.channels % groups:
         raise ValueError(f"{out.channels} to {len(weight)} channels do not divide into {groups} groups")
-    _expect(builder.packed.raw(step, "bias"), (len(weight),))
+    expect(builder.packed.raw(step, "bias"), (len(weight),))
     builder.give_border(step.inputs[0])
     arrays = ((_panels(builder, step, "weight", groups), builder.packed.padded(step, "bias")),)
     p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups)
-    operation = _Operation(CONV, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
+    operation = Operation(CONV, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     builder.add(operation, out._replace(channels=len(weight)))
     if groups > 1 and len(weight) // groups % builder.width:
         builder.maps[step.out].overhang = builder.width
 
 
-def _panels(builder: _Builder, step: Step, role: str, groups: int = 1) -> NDArray[np.float32]:
+def _panels(builder: Builder, step: Step, role: str, groups: int = 1) -> NDArray[np.float32]:
     return builder.packed.panels(step, role, groups)
 
 
-def _depthwise(builder: _Builder, step: Step) -> None:
+def _depthwise(builder: Builder, step: Step) -> None:
     out, top, left = builder.spatial(step, step.inputs[0])
     kernel = step.params["kernel"]
-    _expect(builder.packed.raw(step, "weight"), (out.channels, 1, kernel, kernel))
-    _expect(builder.packed.raw(step, "bias"), (out.channels,))
+    expect(builder.packed.raw(step, "weight"), (out.channels, 1, kernel, kernel))
+    expect(builder.packed.raw(step, "bias"), (out.channels,))
     builder.give_border(step.inputs[0])
     arrays = ((builder.packed.taps(step, "weight"), builder.packed.padded(step, "bias")),)
     p = (kernel, step.params["stride"], top, left)
-    builder.add(_Operation(DEPTHWISE, step.inputs, step.out, None, step.act, p, arrays=arrays), out)
+    builder.add(Operation(DEPTHWISE, step.inputs, step.out, None, step.act, p, arrays=arrays), out)
 
 
-def _chain(builder: _Builder, step: Step) -> None:
+def _chain(builder: Builder, step: Step) -> None:
     """An inverted residual, with or without expansion, or a fused one: one operation, or two or three."""
     source, packed, kernel = step.inputs[0], builder.packed, step.params["kernel"]
     expands, dense = step.kind == "inverted_residual", step.kind == "fused_inverted_residual"
     size, top, left = builder.spatial(step, source)
     hidden, outputs = len(packed.raw(step, "weight")), len(packed.raw(step, "project_weight"))
     if expands:
-        _expect(packed.raw(step, "expand_weight"), (hidden, size.channels, 1, 1))
-        _expect(packed.raw(step, "expand_bias"), (hidden,))
+        expect(packed.raw(step, "expand_weight"), (hidden, size.channels, 1, 1))
+        expect(packed.raw(step, "expand_bias"), (hidden,))
     elif not dense and hidden != size.channels:
         raise ValueError(f"{hidden} depthwise kernels for {size.channels} channels")
-    _expect(packed.raw(step, "weight"), (hidden, size.channels if dense else 1, kernel, kernel))
-    _expect(packed.raw(step, "bias"), (hidden,))
-    _expect(packed.raw(step, "project_weight"), (outputs, hidden, 1, 1))
-    _expect(packed.raw(step, "project_bias"), (outputs,))
+    expect(packed.raw(step, "weight"), (hidden, size.channels if dense else 1, kernel, kernel))
+    expect(packed.raw(step, "bias"), (hidden,))
+    expect(packed.raw(step, "project_weight"), (outputs, hidden, 1, 1))
+    expect(packed.raw(step, "project_bias"), (outputs,))
     way = _way(builder, step, size, hidden, outputs)
     if way == "steps":
         return _unfused(builder, step, size, hidden)
@@ -331,11 +342,11 @@ def _chain(builder: _Builder, step: Step) -> None:
     acts = (ACTS.index(step.params.get("expand_act", "none")), ACTS.index(step.params["act"]))
     block = _channel_block(builder, step, size) if way == "channels" else 0
     p = (kernel, step.params["stride"], top, left, hidden, mode, *acts, block)
-    operation = _Operation(CHAIN, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
+    operation = Operation(CHAIN, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     builder.add(operation, size._replace(channels=outputs))
 
 
-def _way(builder: _Builder, step: Step, size: Shape, hidden: int, outputs: int) -> str:
+def _way(builder: Builder, step: Step, size: Shape, hidden: int, outputs: int) -> str:
     """How to run a chain: "rows" of the map in one pass, blocks of hidden "channels", or separate "steps".
 
     In rows, the weights are read again for every piece; in blocks of channels, the result is; in steps, the
@@ -358,14 +369,14 @@ def _way(builder: _Builder, step: Step, size: Shape, hidden: int, outputs: int) 
     return "rows" if weights * pieces < maps and maps > cache else "steps"
 
 
-def _channel_block(builder: _Builder, step: Step, size: Shape) -> int:
+def _channel_block(builder: Builder, step: Step, size: Shape) -> int:
     """Hidden channels of a block whose maps fill half of the second-level cache; a multiple of a panel."""
     kernel, stride = step.params["kernel"], step.params["stride"]
     inner = ((size.height - 1) * stride + kernel) * ((size.width - 1) * stride + kernel) + size.height * size.width
     return builder.library.cache // 2 // (4 * inner) // builder.library.panel * builder.library.panel
 
 
-def _unfused(builder: _Builder, step: Step, size: Shape, hidden: int) -> None:
+def _unfused(builder: Builder, step: Step, size: Shape, hidden: int) -> None:
     source = step.inputs[0]
     common = {"groups": 1, "padding": "symmetric"}
     if step.kind == "inverted_residual":
@@ -383,7 +394,7 @@ def _unfused(builder: _Builder, step: Step, size: Shape, hidden: int) -> None:
     _conv(builder, Step("conv", (middle,), step.out, step.residual, step.act, params, weights))
 
 
-def _attention(builder: _Builder, step: Step) -> None:
+def _attention(builder: Builder, step: Step) -> None:
     first = builder.shape(step.inputs[0])
     dim, heads = step.params["head_dim"], step.params["heads"]
     for index in step.inputs:
@@ -395,44 +406,44 @@ def _attention(builder: _Builder, step: Step) -> None:
     parts = -(-first.height // _ATTENTION_ROWS)
     work = first.batch * heads * len(step.inputs) * parts * (dim + 1) * lanes
     p = (len(step.inputs), dim, heads, _ATTENTION_ROWS)
-    operation = _Operation(ATTENTION, step.inputs, step.out, p=p, f=(step.params["eps"],), work=work)
+    operation = Operation(ATTENTION, step.inputs, step.out, p=p, f=(step.params["eps"],), work=work)
     builder.add(operation, first._replace(channels=len(step.inputs) * heads * dim))
     for index in (*step.inputs, step.out):
         builder.maps[index].overhang = max(builder.maps[index].overhang, lanes - dim)
 
 
-def _mean(builder: _Builder, step: Step) -> None:
+def _mean(builder: Builder, step: Step) -> None:
     shape = builder.shape(step.inputs[0])
-    builder.add(_Operation(POOL, step.inputs, step.out), Shape(shape.batch, 1, 1, shape.channels))
+    builder.add(Operation(POOL, step.inputs, step.out), Shape(shape.batch, 1, 1, shape.channels))
 
 
-def _layer_norm(builder: _Builder, step: Step) -> None:
+def _layer_norm(builder: Builder, step: Step) -> None:
     shape = builder.shape(step.inputs[0])
     for role in ("weight", "bias"):
-        _expect(builder.packed.raw(step, role), (shape.channels,))
+        expect(builder.packed.raw(step, role), (shape.channels,))
     arrays = ((builder.packed.padded(step, "weight"), builder.packed.padded(step, "bias")),)
-    operation = _Operation(NORM, step.inputs, step.out, None, step.act, f=(step.params["eps"],), arrays=arrays)
+    operation = Operation(NORM, step.inputs, step.out, None, step.act, f=(step.params["eps"],), arrays=arrays)
     builder.add(operation, shape)
 
 
-def _combine(builder: _Builder, step: Step) -> None:
+def _combine(builder: Builder, step: Step) -> None:
     first = builder.shape(step.inputs[0])
     mode = {"add": _ADD, "multiply": _MULTIPLY, "affine": _FIRST}[step.kind]
     if mode != _FIRST and builder.shape(step.inputs[1]) not in (first, first._replace(height=1, width=1)):
         raise ValueError(f"maps of {first} and {builder.shape(step.inputs[1])}")
     f = (step.params.get("factor", 1.0), step.params.get("addend", 0.0))
-    builder.add(_Operation(COMBINE, step.inputs, step.out, None, step.act, (mode,), f), first)
+    builder.add(Operation(COMBINE, step.inputs, step.out, None, step.act, (mode,), f), first)
 
 
-def _upsample(builder: _Builder, step: Step) -> None:
+def _upsample(builder: Builder, step: Step) -> None:
     factor = step.params["factor"]
     batch, height, width, channels = builder.shape(step.inputs[0])
     arrays = ((bicubic_taps(factor, step.params["a"]), None),)
-    operation = _Operation(UPSAMPLE, step.inputs, step.out, step.residual, p=(factor,), arrays=arrays)
+    operation = Operation(UPSAMPLE, step.inputs, step.out, step.residual, p=(factor,), arrays=arrays)
     builder.add(operation, Shape(batch, factor * height, factor * width, channels))
 
 
-def _shuffle(builder: _Builder, step: Step) -> None:
+def _shuffle(builder: Builder, step: Step) -> None:
     factor = step.params["factor"]
     batch, height, width, channels = builder.shape(step.inputs[0])
     if channels % factor**2 or channels // factor**2 % builder.width:
@@ -443,20 +454,20 @@ def _shuffle(builder: _Builder, step: Step) -> None:
         if not (target.height <= shape.height and target.width <= shape.width and target.channels == shape.channels):
             raise ValueError(f"the residual is {target}, the result {shape}")
         shape = target
-    builder.add(_Operation(SHUFFLE, step.inputs, step.out, step.residual, p=(factor,)), shape)
+    builder.add(Operation(SHUFFLE, step.inputs, step.out, step.residual, p=(factor,)), shape)
 
 
-def _enlarge(builder: _Builder, step: Step) -> None:
+def _enlarge(builder: Builder, step: Step) -> None:
     factor, (batch, height, width, channels) = step.params["factor"], builder.image
     detail = builder.shape(step.inputs[0])
     if step.inputs[1] != 0 or detail != (batch, height, width, channels * factor**2):
         raise ValueError(f"details of {detail} for the image {builder.image}")
     arrays = ((bicubic_taps(factor, step.params["a"]), None),)
-    operation = _Operation(ENLARGE, step.inputs, step.out, p=(factor,), arrays=arrays)
+    operation = Operation(ENLARGE, step.inputs, step.out, p=(factor,), arrays=arrays)
     builder.add(operation, Shape(batch, factor * height, factor * width, channels), planar=True)
 
 
-def _input(builder: _Builder, step: Step) -> None:
+def _input(builder: Builder, step: Step) -> None:
     batch, height, width, channels = builder.image
     if step.inputs != (0,):
         raise ValueError("the input does not read the image")
@@ -466,20 +477,20 @@ def _input(builder: _Builder, step: Step) -> None:
             raise ValueError(f"an image of {channels} channels, the network takes {len(array)}")
     height, width = (-(-side // step.params["multiple"]) * step.params["multiple"] for side in (height, width))
     arrays = ((builder.packed.padded(step, "scale"), builder.packed.padded(step, "shift")),)
-    builder.add(_Operation(INPUT, step.inputs, step.out, arrays=arrays), Shape(batch, height, width, channels))
+    builder.add(Operation(INPUT, step.inputs, step.out, arrays=arrays), Shape(batch, height, width, channels))
 
 
-def _output(builder: _Builder, step: Step) -> None:
+def _output(builder: Builder, step: Step) -> None:
     shape, stride = builder.shape(step.inputs[0]), step.params.get("stride", 0)
     if step.kind == "vector" and shape[1:3] != (1, 1):
         raise ValueError(f"a vector of a map of {shape}")
     if stride:
         height, width = (min(-(-a // stride), b) for a, b in zip(builder.image[1:3], shape[1:3], strict=True))
         shape = shape._replace(height=height, width=width)
-    builder.add(_Operation(OUTPUT, step.inputs, step.out), shape, planar=True)
+    builder.add(Operation(OUTPUT, step.inputs, step.out), shape, planar=True)
 
 
-_STEPS: Mapping[str, Callable[[_Builder, Step], None]] = {
+STEPS: Mapping[str, Callable[[Builder, Step], None]] = {
     "input": _input,
     "conv": _conv,
     "depthwise": _depthwise,
@@ -500,7 +511,8 @@ _STEPS: Mapping[str, Callable[[_Builder, Step], None]] = {
 }
 
 
-def _expect(array: NDArray[np.float32], shape: tuple[int | None, ...]) -> None:
+def expect(array: NDArray[np.float32], shape: tuple[int | None, ...]) -> None:
+    """Raise ValueError unless the array has this shape; ``None`` stands for any number."""
     if array.ndim != len(shape) or any(b is not None and a != b for a, b in zip(array.shape, shape, strict=True)):
         raise ValueError(f"an array of {array.shape} where {shape} is needed")
 
@@ -517,7 +529,7 @@ def bicubic_taps(factor: int, a: float) -> NDArray[np.float32]:
 # ---- the library's structures
 
 
-def _to_library(builder: _Builder) -> Binding:
+def _to_library(builder: Builder) -> Binding:
     memory = np.empty(builder.size + 16, np.float32)
     start = -(memory.ctypes.data // 4) % 16
     arena = memory[start:]
@@ -535,7 +547,7 @@ def _to_library(builder: _Builder) -> Binding:
     return Binding(builder.library, ops, maps, arena, 0, out, builder.shape(out), flat, labels, macs, keep)
 
 
-def _describe_map(entry: Map, builder: _Builder, index: int, item: _Map, arena: int) -> None:
+def _describe_map(entry: Map, builder: Builder, index: int, item: _Map, arena: int) -> None:
     batch, height, width, channels = item.shape
     entry.batch, entry.height, entry.width, entry.channels = item.shape
     if item.planar:
@@ -547,7 +559,7 @@ def _describe_map(entry: Map, builder: _Builder, index: int, item: _Map, arena: 
     entry.data = arena + 4 * (item.offset + border * (entry.row + pixel))
 
 
-def _describe_operation(entry: Op, operation: _Operation, keep: list[NDArray[np.float32]]) -> None:
+def _describe_operation(entry: Op, operation: Operation, keep: list[NDArray[np.float32]]) -> None:
     entry.kind, entry.act, entry.out = operation.kind, ACTS.index(operation.act), operation.out
     entry.residual = -1 if operation.residual is None else operation.residual
     for i in range(4):
@@ -568,11 +580,11 @@ def _describe_operation(entry: Op, operation: _Operation, keep: list[NDArray[np.
 
 _NAMES = (
     "conv", "depthwise", "chain", "attention", "mean", "layer_norm", "combine", "upsample", "input", "output",
-    "pixel_shuffle", "enlarge",
+    "pixel_shuffle", "enlarge", "softmax_attention", "token_conv", "scan", "pad", "table", "average",
 )  # fmt: skip
 
 
-def _label(builder: _Builder, operation: _Operation) -> str:
+def _label(builder: Builder, operation: Operation) -> str:
     source, out = builder.shape(operation.inputs[0]), builder.shape(operation.out)
     name = _NAMES[operation.kind]
     if operation.kind in (CONV, DEPTHWISE, CHAIN):
@@ -581,7 +593,7 @@ def _label(builder: _Builder, operation: _Operation) -> str:
     return f"{name} {source.height}x{source.width}x{source.channels}{hidden} -> {out.height}x{out.width}x{out.channels}"
 
 
-def _count_macs(builder: _Builder, operation: _Operation) -> int:
+def _count_macs(builder: Builder, operation: Operation) -> int:
     """Multiply-accumulates of the products; small operations count as none."""
     source, out = builder.shape(operation.inputs[0]), builder.shape(operation.out)
     pixels = out.batch * out.height * out.width
@@ -596,6 +608,10 @@ def _count_macs(builder: _Builder, operation: _Operation) -> int:
         return before * (mode == _EXPAND_DEPTHWISE_PROJECT) + spatial + pixels * hidden * out.channels
     if operation.kind == ATTENTION:
         return 2 * pixels * out.channels * (operation.p[1] + 1)
+    if operation.kind == SOFTMAX:
+        keys = builder.shape(operation.inputs[1])
+        window = operation.p[3] or max(keys.height, keys.width)
+        return 2 * pixels * out.channels * min(window, keys.height) * min(window, keys.width)
     return 0
 
 

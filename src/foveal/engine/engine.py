@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .binding import Binding, Packed, bind
+from .binding import STEPS, Binding, Packed, bind
+from .binding_tokens import TOKEN_STEPS
 from .library import load_library
 from .plan import Plan
 
+_STEPS = {**STEPS, **TOKEN_STEPS}
 _KEPT = 4  # bindings of other sizes that are kept, each with its memory
 
 
@@ -73,7 +75,7 @@ class Engine:
         with self._lock:
             if idle := self._idle.get(shape):
                 return idle.pop()
-        return bind(self.plan, self._packed, shape)  # pyright: ignore[reportArgumentType]
+        return bind(self.plan, self._packed, shape, _STEPS)  # pyright: ignore[reportArgumentType]
 
     def _give_back(self, shape: tuple[int, ...], binding: Binding) -> None:
         with self._lock:
