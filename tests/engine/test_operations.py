@@ -137,13 +137,15 @@ def chain(case: Case) -> None:
     if kind == "inverted_residual":
         weights |= {"expand_weight": case.array(hidden, channels, 1, 1), "expand_bias": case.array(hidden)}
         y = _ACTS[inner](F.conv2d(x, case.tensor(weights["expand_weight"]), case.tensor(weights["expand_bias"])))
-    weights |= {"project_weight": case.array(outputs, hidden, 1, 1), "project_bias": case.array(outputs)}
+    parts = case.pick(1, 2) if kind == "separable" and hidden % 2 == outputs % 2 == 0 else 1
+    weights |= {"project_weight": case.array(outputs, hidden // parts, 1, 1), "project_bias": case.array(outputs)}
     groups = 1 if kind == "fused_inverted_residual" else hidden
     y = _ACTS[inner](convolve(y, case.tensor(weights["weight"]), case.tensor(weights["bias"]), params, groups))
-    y = _ACTS[act](F.conv2d(y, case.tensor(weights["project_weight"]), case.tensor(weights["project_bias"])))
+    y = _ACTS[act](F.conv2d(y, case.tensor(weights["project_weight"]), case.tensor(weights["project_bias"]), groups=parts))
     residual = None
     if params["stride"] == 1 and channels == outputs:
         residual, y = 1, y + x
+    params |= {"groups": parts} if kind == "separable" else {}
     params |= {"act": inner} | ({"expand_act": inner} if kind == "inverted_residual" else {})
     case.step(kind, (1,), residual=residual, act=act, params=params, weights=weights)
     case.check(y)

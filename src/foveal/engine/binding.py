@@ -46,9 +46,7 @@ class _Map:
 
 
 @dataclass
-class Operation:
-    """An operation of the library, before it becomes an :class:`~foveal.engine.library.Op`."""
-
+class _Operation:
     kind: int
     inputs: tuple[int, ...]
     out: int
@@ -106,7 +104,7 @@ class Binding:
 
 
 def bind(
-    plan: Plan, packed: Packed, shape: tuple[int, int, int, int], steps: Mapping[str, Callable[[Builder, Step], None]]
+    plan: Plan, packed: Packed, shape: tuple[int, int, int, int], steps: Mapping[str, Callable[[_Builder, Step], None]]
 ) -> Binding:
     """Bind ``plan`` to inputs ``(B, C, H, W)``.
 
@@ -119,7 +117,7 @@ def bind(
     Raises:
         InputError: the network cannot run at this size, or its arrays do not fit together.
     """
-    builder = Builder(plan, packed, shape)
+    builder = _Builder(plan, packed, shape)
     for number, step in enumerate(plan.steps):
         try:
             steps[step.kind](builder, step)
@@ -159,6 +157,16 @@ class Packed:
 
         return self._once(("panels", step.weights[role], str(groups)), make)
 
+    def winograd(self, step: Step, role: str) -> NDArray[np.float32]:
+        """Weights ``(out, in, 3, 3)``, transformed for F(2x2, 3x3), as 16 products in panels."""
+
+        def make() -> NDArray[np.float32]:
+            g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+            weight = np.einsum("ay,oiyx,bx->aboi", g, self.raw(step, role).astype(np.float64), g)
+            return np.concatenate([self.library.pack(part) for part in weight.reshape(16, *weight.shape[2:]).astype(np.float32)])
+
+        return self._once(("winograd", step.weights[role]), make)
+
     def taps(self, step: Step, role: str) -> NDArray[np.float32]:
         """Depthwise weights ``(channels, 1, K, K)`` in vectors of channels."""
         return self._once(("taps", step.weights[role]), lambda: self.library.pack_depthwise(self.raw(step, role)))
@@ -169,7 +177,7 @@ class Packed:
         return self.arrays[key]
 
 
-class Builder:
+class _Builder:
     """Collects maps and operations."""
 
     def __init__(self, plan: Plan, packed: Packed, shape: tuple[int, int, int, int]) -> None:
@@ -177,7 +185,7 @@ class Builder:
         self.library, self.packed = packed.library, packed
         self.width = self.library.width
         self.maps = {0: _Map(Shape(batch, height, width, channels), planar=True)}
-        self.operations: list[Operation] = []
+        self.operations: list[_Operation] = []
         self.extra = 1 + max(step.out for step in plan.steps)
         self.image, self.last = self.maps[0].shape, plan.steps[-1].kind
 
@@ -190,7 +198,7 @@ class Builder:
         self.extra += 1
         return self.extra - 1
 
-    def add(self, operation: Operation, shape: Shape, *, planar: bool = False) -> None:
+    def add(self, operation: _Operation, shape: Shape, *, planar: bool = False) -> None:
         """Append an operation that writes a map of this shape."""
         if min(shape) < 1 or math.prod(shape) > _MAX_FLOATS:
             raise ValueError(f"a map of {'x'.join(map(str, shape))} (B, H, W, C) is empty or too large")
@@ -279,54 +287,73 @@ class Builder:
 # ---- one function for each kind of step
 
 
-def _conv(builder: Builder, step: Step) -> None:
+def _conv(builder: _Builder, step: Step) -> None:
     weight, groups = builder.packed.raw(step, "weight"), step.params["groups"]
     out, top, left = builder.spatial(step, step.inputs[0])
     if weight.ndim == 2:
         weight = weight[:, :, None, None]
-    expect(weight, (None, out.channels // groups, step.params["kernel"], step.params["kernel"]))
+    _expect(weight, (None, out.channels // groups, step.params["kernel"], step.params["kernel"]))
     if len(weight) % groups or out.channels % groups:
         raise ValueError(f"{out.channels} to {len(weight)} channels do not divide into {groups} groups")
-    expect(builder.packed.raw(step, "bias"), (len(weight),))
+    _expect(builder.packed.raw(step, "bias"), (len(weight),))
+    fast = _suits_winograd(builder, step, out)
+    builder.needs_border += fast  # tiles of an odd last row or column reach one pixel further
     builder.give_border(step.inputs[0])
-    arrays = ((_panels(builder, step, "weight", groups), builder.packed.padded(step, "bias")),)
-    p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups)
-    operation = Operation(CONV, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
+    packed = builder.packed.winograd(step, "weight") if fast else _panels(builder, step, "weight", groups)
+    arrays = ((packed, builder.packed.padded(step, "bias")),)
+    p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups, int(fast))
+    operation = _Operation(CONV, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     builder.add(operation, out._replace(channels=len(weight)))
-    if groups > 1 and len(weight) // groups % builder.width:
-        builder.maps[step.out].overhang = builder.width
+    _leave_room(builder, step.out, len(weight) // groups, groups)
 
 
-def _panels(builder: Builder, step: Step, role: str, groups: int = 1) -> NDArray[np.float32]:
+def _leave_room(builder: _Builder, out: int, group: int, groups: int) -> None:
+    """Let the last group of channels run over, where a group is no whole number of vectors."""
+    if groups > 1 and group % builder.width:
+        builder.maps[out].overhang = builder.width
+
+
+def _suits_winograd(builder: _Builder, step: Step, size: Shape) -> bool:
+    """Whether Winograd's algorithm is faster: a 3x3 kernel with stride 1, whole vectors of channels, several tiles."""
+    params, outputs = step.params, len(builder.packed.raw(step, "weight"))
+    plain = params["kernel"] == 3 and params["stride"] == 1 and params["groups"] == 1
+    wide = size.channels % builder.width == 0 and size.channels >= 16 and builder.library.padded(outputs) >= 16
+    return plain and wide and min(size.height, size.width) >= 8
+
+
+def _panels(builder: _Builder, step: Step, role: str, groups: int = 1) -> NDArray[np.float32]:
     return builder.packed.panels(step, role, groups)
 
 
-def _depthwise(builder: Builder, step: Step) -> None:
+def _depthwise(builder: _Builder, step: Step) -> None:
     out, top, left = builder.spatial(step, step.inputs[0])
     kernel = step.params["kernel"]
-    expect(builder.packed.raw(step, "weight"), (out.channels, 1, kernel, kernel))
-    expect(builder.packed.raw(step, "bias"), (out.channels,))
+    _expect(builder.packed.raw(step, "weight"), (out.channels, 1, kernel, kernel))
+    _expect(builder.packed.raw(step, "bias"), (out.channels,))
     builder.give_border(step.inputs[0])
     arrays = ((builder.packed.taps(step, "weight"), builder.packed.padded(step, "bias")),)
     p = (kernel, step.params["stride"], top, left)
-    builder.add(Operation(DEPTHWISE, step.inputs, step.out, None, step.act, p, arrays=arrays), out)
+    builder.add(_Operation(DEPTHWISE, step.inputs, step.out, None, step.act, p, arrays=arrays), out)
 
 
-def _chain(builder: Builder, step: Step) -> None:
+def _chain(builder: _Builder, step: Step) -> None:
     """An inverted residual, with or without expansion, or a fused one: one operation, or two or three."""
     source, packed, kernel = step.inputs[0], builder.packed, step.params["kernel"]
     expands, dense = step.kind == "inverted_residual", step.kind == "fused_inverted_residual"
     size, top, left = builder.spatial(step, source)
     hidden, outputs = len(packed.raw(step, "weight")), len(packed.raw(step, "project_weight"))
     if expands:
-        expect(packed.raw(step, "expand_weight"), (hidden, size.channels, 1, 1))
-        expect(packed.raw(step, "expand_bias"), (hidden,))
+        _expect(packed.raw(step, "expand_weight"), (hidden, size.channels, 1, 1))
+        _expect(packed.raw(step, "expand_bias"), (hidden,))
     elif not dense and hidden != size.channels:
         raise ValueError(f"{hidden} depthwise kernels for {size.channels} channels")
-    expect(packed.raw(step, "weight"), (hidden, size.channels if dense else 1, kernel, kernel))
-    expect(packed.raw(step, "bias"), (hidden,))
-    expect(packed.raw(step, "project_weight"), (outputs, hidden, 1, 1))
-    expect(packed.raw(step, "project_bias"), (outputs,))
+    _expect(packed.raw(step, "weight"), (hidden, size.channels if dense else 1, kernel, kernel))
+    _expect(packed.raw(step, "bias"), (hidden,))
+    groups = step.params.get("groups", 1)
+    if hidden % groups or outputs % groups:
+        raise ValueError(f"{hidden} to {outputs} channels do not divide into {groups} groups")
+    _expect(packed.raw(step, "project_weight"), (outputs, hidden // groups, 1, 1))
+    _expect(packed.raw(step, "project_bias"), (outputs,))
     way = _way(builder, step, size, hidden, outputs)
     if way == "steps":
         return _unfused(builder, step, size, hidden)
@@ -336,17 +363,18 @@ def _chain(builder: Builder, step: Step) -> None:
     arrays = (
         (_panels(builder, step, "expand_weight"), packed.padded(step, "expand_bias")) if expands else (None, None),
         (weight, packed.padded(step, "bias")),
-        (_panels(builder, step, "project_weight"), packed.padded(step, "project_bias")),
+        (_panels(builder, step, "project_weight", groups), packed.padded(step, "project_bias")),
     )
     mode = _EXPAND_DEPTHWISE_PROJECT if expands else _DENSE_PROJECT if dense else _DEPTHWISE_PROJECT
     acts = (ACTS.index(step.params.get("expand_act", "none")), ACTS.index(step.params["act"]))
     block = _channel_block(builder, step, size) if way == "channels" else 0
-    p = (kernel, step.params["stride"], top, left, hidden, mode, *acts, block)
-    operation = Operation(CHAIN, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
+    p = (kernel, step.params["stride"], top, left, hidden, mode, *acts, block, groups)
+    operation = _Operation(CHAIN, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     builder.add(operation, size._replace(channels=outputs))
+    _leave_room(builder, step.out, outputs // groups, groups)
 
 
-def _way(builder: Builder, step: Step, size: Shape, hidden: int, outputs: int) -> str:
+def _way(builder: _Builder, step: Step, size: Shape, hidden: int, outputs: int) -> str:
     """How to run a chain: "rows" of the map in one pass, blocks of hidden "channels", or separate "steps".
 
     In rows, the weights are read again for every piece; in blocks of channels, the result is; in steps, the
@@ -354,6 +382,8 @@ def _way(builder: Builder, step: Step, size: Shape, hidden: int, outputs: int) -
     """
     cache = builder.library.cache // 2
     inputs, stride = builder.shape(step.inputs[0]), step.params["stride"]
+    if step.kind == "separable":
+        return "rows"  # nothing is computed twice
     if step.kind == "inverted_residual":
         block = _channel_block(builder, step, size)
         if block >= min(hidden, 2 * builder.library.panel) and size.height >= 7 and hidden >= 4 * outputs // 2:
@@ -362,21 +392,21 @@ def _way(builder: Builder, step: Step, size: Shape, hidden: int, outputs: int) -
                 return "channels"
     dense = step.kind == "fused_inverted_residual"
     expand = hidden * inputs.channels * (step.params["kernel"] ** 2 if dense else 1)
-    weights = (expand * (step.kind != "separable") + hidden * outputs) * 4
+    weights = (expand + hidden * outputs) * 4
     step_rows = max(1, cache // (size.width * hidden * 4 * (1 + stride**2)))
     pieces = -(-size.height // step_rows) * size.batch
     maps = (size.height * size.width * 2 + inputs.height * inputs.width * 2 * (not dense)) * hidden * 4 * size.batch
     return "rows" if weights * pieces < maps and maps > cache else "steps"
 
 
-def _channel_block(builder: Builder, step: Step, size: Shape) -> int:
+def _channel_block(builder: _Builder, step: Step, size: Shape) -> int:
     """Hidden channels of a block whose maps fill half of the second-level cache; a multiple of a panel."""
     kernel, stride = step.params["kernel"], step.params["stride"]
     inner = ((size.height - 1) * stride + kernel) * ((size.width - 1) * stride + kernel) + size.height * size.width
     return builder.library.cache // 2 // (4 * inner) // builder.library.panel * builder.library.panel
 
 
-def _unfused(builder: Builder, step: Step, size: Shape, hidden: int) -> None:
+def _unfused(builder: _Builder, step: Step, size: Shape, hidden: int) -> None:
     source = step.inputs[0]
     common = {"groups": 1, "padding": "symmetric"}
     if step.kind == "inverted_residual":
@@ -394,7 +424,7 @@ def _unfused(builder: Builder, step: Step, size: Shape, hidden: int) -> None:
     _conv(builder, Step("conv", (middle,), step.out, step.residual, step.act, params, weights))
 
 
-def _attention(builder: Builder, step: Step) -> None:
+def _attention(builder: _Builder, step: Step) -> None:
     first = builder.shape(step.inputs[0])
     dim, heads = step.params["head_dim"], step.params["heads"]
     for index in step.inputs:
@@ -406,44 +436,44 @@ def _attention(builder: Builder, step: Step) -> None:
     parts = -(-first.height // _ATTENTION_ROWS)
     work = first.batch * heads * len(step.inputs) * parts * (dim + 1) * lanes
     p = (len(step.inputs), dim, heads, _ATTENTION_ROWS)
-    operation = Operation(ATTENTION, step.inputs, step.out, p=p, f=(step.params["eps"],), work=work)
+    operation = _Operation(ATTENTION, step.inputs, step.out, p=p, f=(step.params["eps"],), work=work)
     builder.add(operation, first._replace(channels=len(step.inputs) * heads * dim))
     for index in (*step.inputs, step.out):
         builder.maps[index].overhang = max(builder.maps[index].overhang, lanes - dim)
 
 
-def _mean(builder: Builder, step: Step) -> None:
+def _mean(builder: _Builder, step: Step) -> None:
     shape = builder.shape(step.inputs[0])
-    builder.add(Operation(POOL, step.inputs, step.out), Shape(shape.batch, 1, 1, shape.channels))
+    builder.add(_Operation(POOL, step.inputs, step.out), Shape(shape.batch, 1, 1, shape.channels))
 
 
-def _layer_norm(builder: Builder, step: Step) -> None:
+def _layer_norm(builder: _Builder, step: Step) -> None:
     shape = builder.shape(step.inputs[0])
     for role in ("weight", "bias"):
-        expect(builder.packed.raw(step, role), (shape.channels,))
+        _expect(builder.packed.raw(step, role), (shape.channels,))
     arrays = ((builder.packed.padded(step, "weight"), builder.packed.padded(step, "bias")),)
-    operation = Operation(NORM, step.inputs, step.out, None, step.act, f=(step.params["eps"],), arrays=arrays)
+    operation = _Operation(NORM, step.inputs, step.out, None, step.act, f=(step.params["eps"],), arrays=arrays)
     builder.add(operation, shape)
 
 
-def _combine(builder: Builder, step: Step) -> None:
+def _combine(builder: _Builder, step: Step) -> None:
     first = builder.shape(step.inputs[0])
     mode = {"add": _ADD, "multiply": _MULTIPLY, "affine": _FIRST}[step.kind]
     if mode != _FIRST and builder.shape(step.inputs[1]) not in (first, first._replace(height=1, width=1)):
         raise ValueError(f"maps of {first} and {builder.shape(step.inputs[1])}")
     f = (step.params.get("factor", 1.0), step.params.get("addend", 0.0))
-    builder.add(Operation(COMBINE, step.inputs, step.out, None, step.act, (mode,), f), first)
+    builder.add(_Operation(COMBINE, step.inputs, step.out, None, step.act, (mode,), f), first)
 
 
-def _upsample(builder: Builder, step: Step) -> None:
+def _upsample(builder: _Builder, step: Step) -> None:
     factor = step.params["factor"]
     batch, height, width, channels = builder.shape(step.inputs[0])
     arrays = ((bicubic_taps(factor, step.params["a"]), None),)
-    operation = Operation(UPSAMPLE, step.inputs, step.out, step.residual, p=(factor,), arrays=arrays)
+    operation = _Operation(UPSAMPLE, step.inputs, step.out, step.residual, p=(factor,), arrays=arrays)
     builder.add(operation, Shape(batch, factor * height, factor * width, channels))
 
 
-def _shuffle(builder: Builder, step: Step) -> None:
+def _shuffle(builder: _Builder, step: Step) -> None:
     factor = step.params["factor"]
     batch, height, width, channels = builder.shape(step.inputs[0])
     if channels % factor**2 or channels // factor**2 % builder.width:
@@ -454,20 +484,20 @@ def _shuffle(builder: Builder, step: Step) -> None:
         if not (target.height <= shape.height and target.width <= shape.width and target.channels == shape.channels):
             raise ValueError(f"the residual is {target}, the result {shape}")
         shape = target
-    builder.add(Operation(SHUFFLE, step.inputs, step.out, step.residual, p=(factor,)), shape)
+    builder.add(_Operation(SHUFFLE, step.inputs, step.out, step.residual, p=(factor,)), shape)
 
 
-def _enlarge(builder: Builder, step: Step) -> None:
+def _enlarge(builder: _Builder, step: Step) -> None:
     factor, (batch, height, width, channels) = step.params["factor"], builder.image
     detail = builder.shape(step.inputs[0])
     if step.inputs[1] != 0 or detail != (batch, height, width, channels * factor**2):
         raise ValueError(f"details of {detail} for the image {builder.image}")
     arrays = ((bicubic_taps(factor, step.params["a"]), None),)
-    operation = Operation(ENLARGE, step.inputs, step.out, p=(factor,), arrays=arrays)
+    operation = _Operation(ENLARGE, step.inputs, step.out, p=(factor,), arrays=arrays)
     builder.add(operation, Shape(batch, factor * height, factor * width, channels), planar=True)
 
 
-def _input(builder: Builder, step: Step) -> None:
+def _input(builder: _Builder, step: Step) -> None:
     batch, height, width, channels = builder.image
     if step.inputs != (0,):
         raise ValueError("the input does not read the image")
@@ -477,20 +507,20 @@ def _input(builder: Builder, step: Step) -> None:
             raise ValueError(f"an image of {channels} channels, the network takes {len(array)}")
     height, width = (-(-side // step.params["multiple"]) * step.params["multiple"] for side in (height, width))
     arrays = ((builder.packed.padded(step, "scale"), builder.packed.padded(step, "shift")),)
-    builder.add(Operation(INPUT, step.inputs, step.out, arrays=arrays), Shape(batch, height, width, channels))
+    builder.add(_Operation(INPUT, step.inputs, step.out, arrays=arrays), Shape(batch, height, width, channels))
 
 
-def _output(builder: Builder, step: Step) -> None:
+def _output(builder: _Builder, step: Step) -> None:
     shape, stride = builder.shape(step.inputs[0]), step.params.get("stride", 0)
     if step.kind == "vector" and shape[1:3] != (1, 1):
         raise ValueError(f"a vector of a map of {shape}")
     if stride:
         height, width = (min(-(-a // stride), b) for a, b in zip(builder.image[1:3], shape[1:3], strict=True))
         shape = shape._replace(height=height, width=width)
-    builder.add(Operation(OUTPUT, step.inputs, step.out), shape, planar=True)
+    builder.add(_Operation(OUTPUT, step.inputs, step.out), shape, planar=True)
 
 
-STEPS: Mapping[str, Callable[[Builder, Step], None]] = {
+_STEPS: Mapping[str, Callable[[_Builder, Step], None]] = {
     "input": _input,
     "conv": _conv,
     "depthwise": _depthwise,
@@ -511,8 +541,7 @@ STEPS: Mapping[str, Callable[[Builder, Step], None]] = {
 }
 
 
-def expect(array: NDArray[np.float32], shape: tuple[int | None, ...]) -> None:
-    """Raise ValueError unless the array has this shape; ``None`` stands for any number."""
+def _expect(array: NDArray[np.float32], shape: tuple[int | None, ...]) -> None:
     if array.ndim != len(shape) or any(b is not None and a != b for a, b in zip(array.shape, shape, strict=True)):
         raise ValueError(f"an array of {array.shape} where {shape} is needed")
 
@@ -529,7 +558,7 @@ def bicubic_taps(factor: int, a: float) -> NDArray[np.float32]:
 # ---- the library's structures
 
 
-def _to_library(builder: Builder) -> Binding:
+def _to_library(builder: _Builder) -> Binding:
     memory = np.empty(builder.size + 16, np.float32)
     start = -(memory.ctypes.data // 4) % 16
     arena = memory[start:]
@@ -547,7 +576,7 @@ def _to_library(builder: Builder) -> Binding:
     return Binding(builder.library, ops, maps, arena, 0, out, builder.shape(out), flat, labels, macs, keep)
 
 
-def _describe_map(entry: Map, builder: Builder, index: int, item: _Map, arena: int) -> None:
+def _describe_map(entry: Map, builder: _Builder, index: int, item: _Map, arena: int) -> None:
     batch, height, width, channels = item.shape
     entry.batch, entry.height, entry.width, entry.channels = item.shape
     if item.planar:
@@ -559,7 +588,7 @@ def _describe_map(entry: Map, builder: Builder, index: int, item: _Map, arena: i
     entry.data = arena + 4 * (item.offset + border * (entry.row + pixel))
 
 
-def _describe_operation(entry: Op, operation: Operation, keep: list[NDArray[np.float32]]) -> None:
+def _describe_operation(entry: Op, operation: _Operation, keep: list[NDArray[np.float32]]) -> None:
     entry.kind, entry.act, entry.out = operation.kind, ACTS.index(operation.act), operation.out
     entry.residual = -1 if operation.residual is None else operation.residual
     for i in range(4):
@@ -584,7 +613,7 @@ _NAMES = (
 )  # fmt: skip
 
 
-def _label(builder: Builder, operation: Operation) -> str:
+def _label(builder: _Builder, operation: _Operation) -> str:
     source, out = builder.shape(operation.inputs[0]), builder.shape(operation.out)
     name = _NAMES[operation.kind]
     if operation.kind in (CONV, DEPTHWISE, CHAIN):
@@ -593,7 +622,7 @@ def _label(builder: Builder, operation: Operation) -> str:
     return f"{name} {source.height}x{source.width}x{source.channels}{hidden} -> {out.height}x{out.width}x{out.channels}"
 
 
-def _count_macs(builder: Builder, operation: Operation) -> int:
+def _count_macs(builder: _Builder, operation: _Operation) -> int:
     """Multiply-accumulates of the products; small operations count as none."""
     source, out = builder.shape(operation.inputs[0]), builder.shape(operation.out)
     pixels = out.batch * out.height * out.width
@@ -602,10 +631,10 @@ def _count_macs(builder: Builder, operation: Operation) -> int:
     if operation.kind == DEPTHWISE:
         return pixels * out.channels * operation.p[0] ** 2
     if operation.kind == CHAIN:
-        kernel, hidden, mode = operation.p[0], operation.p[4], operation.p[5]
+        kernel, hidden, mode, groups = *operation.p[:1], *operation.p[4:6], operation.p[9]
         before = source.batch * source.height * source.width * source.channels * hidden
         spatial = pixels * hidden * kernel**2 * (source.channels if mode == _DENSE_PROJECT else 1)
-        return before * (mode == _EXPAND_DEPTHWISE_PROJECT) + spatial + pixels * hidden * out.channels
+        return before * (mode == _EXPAND_DEPTHWISE_PROJECT) + spatial + pixels * hidden * out.channels // groups
     if operation.kind == ATTENTION:
         return 2 * pixels * out.channels * (operation.p[1] + 1)
     if operation.kind == SOFTMAX:
@@ -615,3 +644,5 @@ def _count_macs(builder: Builder, operation: Operation) -> int:
     return 0
 
 
+# For the files with further kinds of steps.
+Builder, Operation, STEPS, expect = _Builder, _Operation, _STEPS, _expect

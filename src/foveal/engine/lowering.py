@@ -132,8 +132,18 @@ def _chain(
     if expand is not None:
         arrays |= {"expand_weight": expand.conv.weight, "expand_bias": bias_of(expand.conv)}
         params["expand_act"] = builder.activation(expand.act)
-    out = builder.add(kind, (x,), residual=residual, arrays=arrays)
-    builder.steps[-1] = replace(builder.steps[-1], params=params, act=builder.activation(project.act))
+    elif kind == "separable":
+        params["groups"] = 1
+    return _add_chain(builder, kind, x, residual, arrays, params, builder.activation(project.act))
+
+
+def _add_chain(
+    builder: Builder, kind: str, x: int, residual: int | None, arrays: dict[str, Tensor], params: dict[str, Any],
+    act: str = "none",
+) -> int:  # fmt: skip
+    """A step that has two activations: that of its last convolution, and "act" in ``params``."""
+    out = builder.add(kind, (x,), residual=residual, act=act, arrays=arrays)
+    builder.steps[-1] = replace(builder.steps[-1], params=params)
     return out
 
 
@@ -150,11 +160,19 @@ def _attention(builder: Builder, module: MultiScaleLinearAttention, x: int, resi
     if not module.global_attention or module.context_override is not None:
         raise NotCovered(f"{builder.info.model}: the native engine computes linear attention over the whole map only")
     scales = [builder.conv(module.qkv, x)]
-    for branch in module.aggregate:
-        scales.append(builder.lower(branch, scales[0]))
+    for depthwise, pointwise in module.aggregate:
+        scales.append(_aggregate(builder, depthwise, pointwise, scales[0]))
     heads = module.qkv.out_channels // (3 * module.head_dim)
     y = builder.add("linear_attention", tuple(scales), head_dim=module.head_dim, heads=heads, eps=module.eps)
     return builder.conv_norm_act(module.project, y, residual=residual)
+
+
+def _aggregate(builder: Builder, depthwise: nn.Conv2d, pointwise: nn.Conv2d, x: int) -> int:
+    """A depthwise convolution, then a grouped 1x1 convolution."""
+    arrays = {"weight": depthwise.weight, "bias": bias_of(depthwise)}
+    arrays |= {"project_weight": pointwise.weight, "project_bias": bias_of(pointwise)}
+    window = {"kernel": depthwise.kernel_size[0], "stride": 1, "padding": "symmetric"}
+    return _add_chain(builder, "separable", x, None, arrays, {**window, "act": "none", "groups": pointwise.groups})
 
 
 def _layer_norm(builder: Builder, module: nn.LayerNorm | LayerNorm2d, x: int) -> int:

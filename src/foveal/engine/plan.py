@@ -159,7 +159,7 @@ KINDS: dict[str, Kind] = {
         residual=True,
     ),
     "separable": Kind(
-        ranges=_WINDOW,
+        ranges={**_WINDOW, "groups": (1, _MAX_CHANNELS)},  # groups of the 1x1 convolution
         names={**_PAD, "act": ACTS},
         weights=("weight", "bias", "project_weight", "project_bias"),
         residual=True,
