@@ -36,12 +36,16 @@ Run = Callable[[NDArray[np.float32]], Any]
 
 @dataclass(frozen=True)
 class Work:
-    """A network, the size of its input, and the smallest ratio to the better peer that the project promises."""
+    """A network, the size of its input, and the smallest ratio to the better peer that the project promises.
+
+    ``part`` is the network of a promptable model: "encoder".
+    """
 
     model: str
     task: str | None
     size: tuple[int, int]
     floor: float
+    part: str = ""
 
 
 WORK = {
@@ -56,6 +60,9 @@ WORK = {
     "lite0": Work("efficientnet_lite0", None, (224, 224), 1.0),
     "mobilenetv2": Work("mobilenetv2_100", None, (224, 224), 1.0),
     "mobilenetv3": Work("mobilenetv3_large_100", None, (224, 224), 1.0),
+    "mambavision-t": Work("mambavision_t", None, (224, 224), 1.1),
+    "vit-small": Work("vit_small", None, (224, 224), 1.0),
+    "sam": Work("tf_efficientnet_lite0", "prompt", (512, 512), 1.1, part="encoder"),
 }
 
 
@@ -126,9 +133,11 @@ def compare(name: str, threads: int, seconds: float, folder: Path) -> dict[str, 
     work = WORK[name]
     model = build(work)
     path = folder / f"{name}.onnx"
-    if not path.exists():
+    if not path.exists() and not path.with_name(f"{name}.encoder.onnx").exists():
         foveal.export(model, output=path)
-    engine = Engine(make_plan(model), threads)
+    if work.part:
+        path = path.with_name(f"{name}.{work.part}.onnx")
+    engine = Engine(make_plan(model, work.part), threads)
     batch = np.random.default_rng(0).standard_normal((1, 3, *work.size)).astype(np.float32)
     runs: dict[str, Run] = {
         "native": engine, "openvino": openvino(path, threads), "onnxruntime": onnxruntime(path, threads)
@@ -149,7 +158,7 @@ def compare(name: str, threads: int, seconds: float, folder: Path) -> dict[str, 
 def show_profile(name: str, threads: int, plot: Path | None) -> None:
     """Print every operation of one network, and draw them under the machine's limits."""
     work = WORK[name]
-    engine = Engine(make_plan(build(work)), threads)
+    engine = Engine(make_plan(build(work), work.part), threads)
     batch = np.random.default_rng(0).standard_normal((1, 3, *work.size)).astype(np.float32)
     rows = engine.profile(batch, max(5, int(2e9 / np.prod(work.size) / 1e4)))
     peak = engine.library.peak() * threads

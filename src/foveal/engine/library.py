@@ -35,8 +35,9 @@ class Map(ctypes.Structure):
 
     _fields_ = [
         ("data", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in "batch height width channels pixel row image border".split()),
-    ]  # fmt: skip
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
+        *((name, ctypes.c_int64) for name in ("pixel", "row", "image", "border")),
+    ]
 
 
 class Op(ctypes.Structure):
