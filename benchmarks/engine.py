@@ -166,7 +166,8 @@ def show_profile(name: str, threads: int, plot: Path | None) -> None:
     for row in rows:
         rate = 2 * row.macs / row.seconds
         print(
-            f"{row.seconds * 1e6:9.0f} us {row.seconds / total:6.1%} {rate / 1e9:7.1f} GF/s {rate / peak:5.0%}  {row.label}"
+            f"{row.seconds * 1e6:9.0f} us {row.seconds / total:6.1%} "
+            f"{rate / 1e9:7.1f} GF/s {rate / peak:5.0%}  {row.label}"
         )
     rate = 2 * macs / total
     print(f"{total * 1e3:9.3f} ms        {rate / 1e9:7.1f} GF/s {rate / peak:5.0%} of {peak / 1e9:.0f} GF/s in all")

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.engine.binding import bicubic_taps
+from foveal.engine.packing import bicubic_taps
 from foveal.engine.engine import Engine
-from foveal.engine.library import instruction_sets
 from foveal.engine.plan import ACTS, Plan, Step, check
 from foveal.info import ModelInfo
 from foveal.layers.linear_attention import linear_attention
@@ -161,7 +160,7 @@ def attention(case: Case) -> None:
     for _ in range(scales - 1):
         factor = float(case.rng.uniform(0.5, 2))
         maps.append(case.step("affine", (1,), params={"factor": factor, "addend": 0.1}))
-        tensors.append(x * np.float32(factor) + np.float32(0.1))
+        tensors.append(x * float(np.float32(factor)) + float(np.float32(0.1)))
     case.step("linear_attention", tuple(maps), params={"head_dim": dim, "heads": heads, "eps": eps})
     stacked = torch.cat(tensors, 1).flatten(2).unflatten(1, (-1, 3 * dim)).transpose(-2, -1)
     y = linear_attention(*stacked.split(dim, -1), eps=eps)
