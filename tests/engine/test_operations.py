@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.engine.packing import bicubic_taps
 from foveal.engine.engine import Engine
+from foveal.engine.packing import bicubic_taps
 from foveal.engine.plan import ACTS, Plan, Step, check
 from foveal.info import ModelInfo
 from foveal.layers.linear_attention import linear_attention
