@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..engine.plan import SUFFIX
 from ..errors import ConfigError, nearest
 from .graph import Graph, RunFile
+from .native import open_native, write_native
 from .onnx import OPSET, open_onnx, write_onnx
 
 
@@ -34,8 +36,11 @@ class Format:
 #: By name. A format is added by one file in this folder and one line here.
 FORMATS = {
     format.name: format
-    for format in (Format("onnx", ".onnx", write_onnx, open_onnx, opset=OPSET),)
-}  # fmt: skip
+    for format in (
+        Format("onnx", ".onnx", write_onnx, open_onnx, opset=OPSET),
+        Format("native", SUFFIX, write_native, open_native),
+    )
+}
 
 
 def find_format(name: str) -> Format:

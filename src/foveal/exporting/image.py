@@ -21,8 +21,8 @@ def image_graphs(source: Source) -> list[Graph]:
     return [
         Graph(
             part="",
-            network=_ImageNetwork(source.folded, source.upsample),
-            reference=_ImageNetwork(source.model, source.upsample),
+            network=ImageNetwork(source.folded, source.upsample),
+            reference=ImageNetwork(source.model, source.upsample),
             info=info,
             example=(torch.zeros(2, info.in_chans, *source.size),),
             inputs={"image": ("batch", "", "height", "width")},
@@ -33,7 +33,7 @@ def image_graphs(source: Source) -> list[Graph]:
     ]
 
 
-class _ImageNetwork(nn.Module):
+class ImageNetwork(nn.Module):
     """The model's computation, with the padding and cropping of a segmentation model inside."""
 
     def __init__(self, model: nn.Module, upsample: bool) -> None:

@@ -100,6 +100,8 @@ class Runtime:
             process may use CPUs, :func:`~foveal.prediction.devices.cpu_count`) -> runner and description.
         more_devices: further kinds of device that the installed build has on this machine; called only if one of them
             could decide.
+        checkpoints: whether it opens checkpoints as well as exported files.
+        why_not: the reason why it cannot run on this machine, empty if it can.
     """
 
     name: str
@@ -108,6 +110,8 @@ class Runtime:
     dtypes: tuple[str, ...]
     open: Callable[[str, str, str, int | None], Opened]
     more_devices: Callable[[], tuple[str, ...]] = tuple
+    checkpoints: bool = False
+    why_not: Callable[[], str] = lambda: ""
 
     def runs(self, device: str, dtype: str) -> bool:
         """Whether the runtime has this device and type; "auto" leaves the choice to it."""

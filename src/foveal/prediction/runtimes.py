@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, DependencyError, nearest
+from ..text import notice
 from .devices import torch_gpu, torch_installed
+from .native_runner import NATIVE
 from .onnx_runner import ONNX_RUNTIME
 from .runner import DTYPES, Runtime
 from .torch_runner import TORCH
 
 #: In the order in which runtime="auto" tries them: exported files first, since they start faster and need no torch.
 #: Where a GPU is to be used, runtimes of checkpoints come first.
-RUNTIMES = {runtime.name: runtime for runtime in (ONNX_RUNTIME, TORCH)}
+RUNTIMES = {runtime.name: runtime for runtime in (NATIVE, ONNX_RUNTIME, TORCH)}
 
 
 def check_names(runtime: str, dtype: str) -> None:
@@ -44,14 +46,27 @@ def choose(ref: str, runtime: str = "auto", device: str = "auto", dtype: str = "
     """
     check_names(runtime, dtype)
     candidates = RUNTIMES.values() if runtime == "auto" else [RUNTIMES[runtime]]
-    openable = [(candidate, target) for candidate in candidates if (target := _target(candidate, ref)) is not None]
+    openable = [
+        (candidate, target)
+        for candidate in candidates
+        if (target := _target(candidate, ref, asked=runtime != "auto")) is not None
+    ]
     if not openable:
         raise ConfigError(_why_not_opened(ref, RUNTIMES[runtime]))
     if len(openable) > 1 and wants_gpu(device):
         openable.sort(key=lambda entry: bool(entry[0].suffixes))
+    missing: list[str] = []
     for candidate, target in openable:
-        if candidate.runs(device, dtype):
-            return candidate, target
+        if not candidate.runs(device, dtype):
+            continue
+        if reason := candidate.why_not():
+            missing.append(f"{candidate.name} cannot run here: {reason}")
+            continue
+        for line in missing:
+            notice(f"{line}; using {candidate.name}")
+        return candidate, target
+    if missing:
+        raise DependencyError(f"{ref}: {'; '.join(missing)}")
     limits = "; ".join(_limits(candidate) for candidate, _ in openable)
     asked = ", ".join(f"{name}={value!r}" for name, value in _named(device, dtype).items())
     raise ConfigError(f"{ref}: {limits}, not with {asked}: leave it out, or load the checkpoint with torch")
@@ -64,7 +79,7 @@ def wants_gpu(device: str) -> bool:
 
 def explain(chosen: Runtime, target: str, ref: str, device: str, dtype: str) -> str:
     """Why :func:`choose` with ``runtime="auto"`` gives ``chosen`` and ``target``, in a few words."""
-    others = [other for other in RUNTIMES.values() if other is not chosen and _target(other, ref) is not None]
+    others = [other for other in RUNTIMES.values() if other is not chosen and _target(other, ref, asked=False)]
     if chosen.suffixes:
         return "the exported file needs no torch" if others else f"it runs {Path(target).suffix} files"
     if not others:
@@ -80,11 +95,12 @@ def _named(device: str, dtype: str) -> dict[str, str]:
     return {name: value for name, value in (("device", device), ("dtype", dtype)) if value != "auto"}
 
 
-def _target(runtime: Runtime, ref: str) -> str | None:
-    """What ``runtime`` would open for ``ref``; ``None``: nothing."""
+def _target(runtime: Runtime, ref: str, asked: bool) -> str | None:
+    """What ``runtime`` would open for ``ref``; ``None``: nothing. Checkpoints are opened by torch unless ``asked``."""
     if runtime.suffixes:
         file = runtime.exported_file(ref)
-        return None if file is None else str(file)
+        if file is not None or not (asked and runtime.checkpoints):
+            return None if file is None else str(file)
     return None if _is_exported_file(ref) else ref
 
 

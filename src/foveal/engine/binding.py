@@ -1,0 +1,143 @@
+"""Bind a plan to a size: the operations of the library, with the memory that they share."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .binder import Binder, MapLayout, Operation, Shape
+from .costs import count_bytes, count_macs, label
+from .library import Library, Map, Op
+from .packing import Packed
+from .plan import ACTS, Plan
+from .steps import STEPS
+from .steps_tokens import TOKEN_STEPS
+
+_STEPS = {**STEPS, **TOKEN_STEPS}
+
+
+@dataclass
+class Binding:
+    """A plan bound to the shape of its input: ready to run.
+
+    Attributes:
+        library: the compiled library.
+        ops: the operations, for the library.
+        maps: the maps, for the library.
+        arena: memory of all maps between the operations.
+        image: number of the map that is the input.
+        out: number of the map that is the result.
+        result: shape of the result.
+        flat: whether the result is ``(B, C)``, not ``(B, C, H, W)``.
+        labels: kind and shapes of each operation, for reports.
+        macs: multiply-accumulates of each operation.
+        bytes: of the maps and weights of each operation.
+        keep: arrays that the operations point to.
+    """
+
+    library: Library
+    ops: ctypes.Array[Op]
+    maps: ctypes.Array[Map]
+    arena: NDArray[np.float32]
+    image: int
+    out: int
+    result: Shape
+    flat: bool
+    labels: list[str]
+    macs: list[int]
+    bytes: list[int]
+    keep: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def run(
+        self, batch: NDArray[np.float32], threads: int, seconds: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float32]:
+        """Run on ``(B, C, H, W)``, contiguous, of the shape that it is bound to.
+
+        Raises:
+            MemoryError: not enough memory for the intermediate rows of a thread.
+        """
+        n, height, width, channels = self.result
+        result = np.empty((n, channels, height, width), np.float32)
+        self.maps[self.image].data, self.maps[self.out].data = batch.ctypes.data, result.ctypes.data
+        times = None if seconds is None else seconds.ctypes.data
+        if self.library.run(self.ops, len(self.ops), self.maps, threads, times):
+            raise MemoryError("native engine: not enough memory")
+        return result
+
+
+def bind(plan: Plan, packed: Packed, shape: tuple[int, int, int, int]) -> Binding:
+    """Bind ``plan`` to inputs ``(B, C, H, W)``.
+
+    Args:
+        plan: the plan.
+        packed: its weights.
+        shape: shape of the input.
+
+    Raises:
+        InputError: the network cannot run at this size, or its arrays do not fit together.
+    """
+    binder = Binder(plan, packed, shape)
+    for number, step in enumerate(plan.steps):
+        try:
+            _STEPS[step.kind](binder, step)
+        except ValueError as error:
+            raise InputError(f"step {number} ({step.kind}) of the plan: {error}") from None
+    binder.place()
+    return _to_library(binder)
+
+
+# ---- the library's structures
+
+
+def _to_library(binder: Binder) -> Binding:
+    memory = np.empty(binder.size + 16, np.float32)
+    start = -(memory.ctypes.data // 4) % 16
+    arena = memory[start:]
+    maps = (Map * (max(binder.maps) + 1))()
+    for index, item in binder.maps.items():
+        _describe_map(maps[index], binder, index, item, arena.ctypes.data)
+    keep: list[NDArray[np.float32]] = [memory]
+    ops = (Op * len(binder.operations))()
+    for op, operation in zip(ops, binder.operations, strict=True):
+        _describe_operation(op, operation, keep)
+    out = binder.operations[-1].out
+    labels = [label(binder, operation) for operation in binder.operations]
+    macs = [count_macs(binder, operation) for operation in binder.operations]
+    flat = binder.last == "vector"
+    sizes = [count_bytes(binder, operation) for operation in binder.operations]
+    return Binding(binder.library, ops, maps, arena, 0, out, binder.shape(out), flat, labels, macs, sizes, keep)
+
+
+def _describe_map(entry: Map, binder: Binder, index: int, item: MapLayout, arena: int) -> None:
+    _, height, width, channels = item.shape
+    entry.batch, entry.height, entry.width, entry.channels = item.shape
+    if item.planar:
+        entry.pixel, entry.row, entry.image = 1, width, channels * height * width
+        return
+    pixel, border = binder.pixel(index), item.border
+    entry.pixel, entry.row = pixel, pixel * (width + 2 * border)
+    entry.image, entry.border = entry.row * (height + 2 * border), border
+    entry.data = arena + 4 * (item.offset + border * (entry.row + pixel))
+
+
+def _describe_operation(entry: Op, operation: Operation, keep: list[NDArray[np.float32]]) -> None:
+    entry.kind, entry.act, entry.out = operation.kind, ACTS.index(operation.act), operation.out
+    entry.residual = -1 if operation.residual is None else operation.residual
+    for i in range(4):
+        entry.inputs[i] = operation.inputs[i] if i < len(operation.inputs) else -1
+    for i, value in enumerate(operation.p):
+        entry.p[i] = value
+    for i, value in enumerate(operation.f):
+        entry.f[i] = value
+    for i, pair in enumerate(operation.arrays):
+        for pointers, array in zip((entry.weight, entry.bias), pair, strict=True):
+            if array is not None:
+                keep.append(array)
+                pointers[i] = array.ctypes.data
+    if operation.work:
+        keep.append(np.empty(operation.work, np.float32))
+        entry.work = keep[-1].ctypes.data

@@ -1,0 +1,170 @@
+// Vectors of W floats, in the compiler's own vector extension: the same source for every instruction set.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+// FOVEAL_WIDTH can be set to test the code of a wider instruction set on a narrower machine.
+#if defined(FOVEAL_WIDTH)
+constexpr int W = FOVEAL_WIDTH;
+#elif defined(__AVX512F__)
+constexpr int W = 16;
+#elif defined(__AVX__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+
+typedef float V __attribute__((vector_size(W * 4), aligned(4), may_alias));
+typedef int32_t VI __attribute__((vector_size(W * 4), aligned(4), may_alias));
+
+#define INLINE inline __attribute__((always_inline))
+
+INLINE V load(const float* p) { return *(const V*)p; }
+INLINE void store(float* p, V v) { *(V*)p = v; }
+INLINE V splat(float x) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return (V)_mm512_set1_ps(x);
+#endif
+#if defined(__AVX__)
+  if constexpr (W == 8) return (V)_mm256_set1_ps(x);
+#endif
+  V v;
+  for (int i = 0; i < W; i++) v[i] = x;
+  return v;
+}
+// Maximum and minimum; x where it is NaN, so that NaN is never lost.
+INLINE V max(V bound, V x) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return (V)_mm512_max_ps((__m512)bound, (__m512)x);
+#endif
+#if defined(__AVX__)
+  if constexpr (W == 8) return (V)_mm256_max_ps((__m256)bound, (__m256)x);
+#endif
+  return x < bound ? bound : x;
+}
+INLINE V min(V bound, V x) {
+#if defined(__AVX512F__)
+  if constexpr (W == 16) return (V)_mm512_min_ps((__m512)bound, (__m512)x);
+#endif
+#if defined(__AVX__)
+  if constexpr (W == 8) return (V)_mm256_min_ps((__m256)bound, (__m256)x);
+#endif
+  return x > bound ? bound : x;
+}
+INLINE V relu(V x) { return max(splat(0), x); }
+INLINE V clamp(V x, V low, V high) { return min(high, max(low, x)); }
+INLINE V clamp(V x, float low, float high) { return clamp(x, splat(low), splat(high)); }
+
+// e^x with an error of about 1e-7, for x clamped to -87 .. 88.
+INLINE V exp(V x) {
+  x = clamp(x, -87.0f, 88.0f);
+  const V magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+  V n = (x * 1.44269504f + magic) - magic;
+  V r = x - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  V p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  VI e = __builtin_convertvector(n, VI);
+  e = (e + 127) << 23;
+  V scale;
+  std::memcpy(&scale, &e, sizeof scale);
+  return p * scale;
+}
+
+INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
+
+// erf(x) of Abramowitz and Stegun 7.1.26, error below 2e-7.
+INLINE V erf(V x) {
+  V a = x < splat(0) ? -x : x;
+  V t = 1.0f / (1.0f + a * 0.3275911f);
+  V p = splat(1.061405429f);
+  p = p * t - 1.453152027f;
+  p = p * t + 1.421413741f;
+  p = p * t - 0.284496736f;
+  p = p * t + 0.254829592f;
+  V y = 1.0f - p * t * exp(-a * a);
+  return x < splat(0) ? -y : y;
+}
+
+// ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|), the logarithm by its series in z = t / (2 + t): t is at most 1.
+INLINE V softplus(V x) {
+  V t = exp(x < splat(0) ? x : -x);
+  V z = t / (2.0f + t), z2 = z * z;
+  V p = splat(1 / 15.0f);
+  p = p * z2 + 1 / 13.0f;
+  p = p * z2 + 1 / 11.0f;
+  p = p * z2 + 1 / 9.0f;
+  p = p * z2 + 1 / 7.0f;
+  p = p * z2 + 1 / 5.0f;
+  p = p * z2 + 1 / 3.0f;
+  p = p * z2 + 1.0f;
+  return max(splat(0), x) + 2.0f * z * p;
+}
+
+// The numbers are part of the interface: plan.py has the same list.
+enum Act { NONE, RELU, RELU6, HARDSWISH, GELU_TANH, GELU, SILU, SIGMOID, HARDSIGMOID, TANH, SOFTPLUS };
+
+template <int A>
+INLINE V activate_as(V x) {
+  switch (A) {
+    case HARDSWISH: return x * clamp(x * (1 / 6.0f) + 0.5f, 0, 1);
+    case GELU_TANH: return x * sigmoid((x + x * x * x * 0.044715f) * 1.5957691216f);
+    case GELU: return x * 0.5f * (1.0f + erf(x * 0.70710678f));
+    case SILU: return x * sigmoid(x);
+    case SIGMOID: return sigmoid(x);
+    case HARDSIGMOID: return clamp(x * (1 / 6.0f) + 0.5f, 0, 1);
+    case TANH: return 2.0f * sigmoid(2.0f * x) - 1.0f;
+    case SOFTPLUS: return softplus(x);
+    default: return x;
+  }
+}
+
+// Activation of `count` vectors in memory.
+template <int A>
+inline void activate_as(float* values, int64_t count) {
+  for (int64_t i = 0; i < count; i++) store(values + i * W, activate_as<A>(load(values + i * W)));
+}
+inline __attribute__((noinline)) void activate(int act, float* values, int64_t count) {
+  switch (act) {
+    case RELU: for (int64_t i = 0; i < count; i++) store(values + i * W, relu(load(values + i * W))); break;
+    case RELU6: for (int64_t i = 0; i < count; i++) store(values + i * W, clamp(load(values + i * W), 0, 6)); break;
+    case HARDSWISH: activate_as<HARDSWISH>(values, count); break;
+    case GELU_TANH: activate_as<GELU_TANH>(values, count); break;
+    case GELU: activate_as<GELU>(values, count); break;
+    case SILU: activate_as<SILU>(values, count); break;
+    case SIGMOID: activate_as<SIGMOID>(values, count); break;
+    case HARDSIGMOID: activate_as<HARDSIGMOID>(values, count); break;
+    case TANH: activate_as<TANH>(values, count); break;
+    case SOFTPLUS: activate_as<SOFTPLUS>(values, count); break;
+  }
+}
+
+// Activations in two kinds that are cheap enough for the inner loops: bounds, and hard swish. The others pass over
+// values that were stored and are still in the first-level cache.
+struct Bounds {
+  V low, high;
+  INLINE explicit Bounds(int act)
+      : low(splat(act == RELU || act == RELU6 ? 0.0f : -__builtin_inff())),
+        high(splat(act == RELU6 ? 6.0f : __builtin_inff())) {}
+  INLINE V operator()(V x) const { return clamp(x, low, high); }
+};
+struct HardSwish {
+  INLINE V operator()(V x) const { return activate_as<HARDSWISH>(x); }
+};
+INLINE bool in_place(int act) { return act > HARDSWISH; }
+template <class F>
+INLINE void with_act(int act, F&& f) {
+  if (act == HARDSWISH) f(HardSwish());
+  else f(Bounds(act));
+}
