@@ -28,7 +28,9 @@ RANK = {room: len(ORDER) - place for place, room in enumerate(ORDER)}
 
 #: Modules that `pip install foveal` uses without torch: these, and all of the rooms `commands`, `data` and `images`.
 LIGHT = [
-    "assets", "cli", "compiling", "config", "engine.binding", "engine.engine", "engine.library", "engine.plan", "errors", "files", "info", "progress", "task", "text",
+    "assets", "cli", "compiling", "config", "errors", "files", "info", "progress", "task", "text",
+    "engine.binder", "engine.binding", "engine.costs", "engine.engine", "engine.library", "engine.packing",
+    "engine.plan", "engine.steps", "engine.steps_tokens",
     "evaluation.boundary", "evaluation.classify", "evaluation.clicks", "evaluation.coco", "evaluation.compare",
     "evaluation.detections", "evaluation.evaluate", "evaluation.fidelity", "evaluation.metrics", "evaluation.prompt",
     "evaluation.protocols", "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
