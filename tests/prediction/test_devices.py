@@ -13,6 +13,7 @@ import pytest
 
 import foveal
 from foveal import assets
+from foveal.engine.library import instruction_sets
 from foveal.errors import InputError
 from foveal.prediction import devices, onnx_providers, onnx_runner, runtimes
 from foveal.prediction.devices import cpu_count, cpu_quota, gpu_possible
@@ -113,8 +114,8 @@ def test_reasons() -> None:
     if gpu_possible():
         pytest.skip("there may be a GPU")
     for options, runtime in [
-        ({}, "onnxruntime on cpu: the exported file needs no torch; no GPU found"),
-        ({"device": "cpu"}, "onnxruntime on cpu: the exported file needs no torch"),
+        ({}, f"native on cpu, {instruction_sets()[0]}: the exported file needs no torch; no GPU found"),
+        ({"device": "cpu"}, f"native on cpu, {instruction_sets()[0]}: the exported file needs no torch"),
         ({"runtime": "onnxruntime", "device": "cpu"}, "onnxruntime on cpu"),
         ({"runtime": "torch"}, "torch on cpu, float32: no GPU found"),
     ]:
@@ -127,11 +128,11 @@ def test_where_torch_has_a_gpu_it_runs_names(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(runtimes, "torch_gpu", lambda: "cuda")
     assert choose(BUNDLED)[0].name == "torch"
     assert runtimes.explain(*choose(BUNDLED), BUNDLED, "auto", "auto") == "it runs the checkpoint on the GPU"
-    assert choose(BUNDLED, device="cpu")[0].name == "onnxruntime"
+    assert choose(BUNDLED, device="cpu")[0].name == "native"
     assert choose(BUNDLED, runtime="onnxruntime")[0].name == "onnxruntime"
     assert choose(str(FILE))[0].name == "onnxruntime"
     monkeypatch.setattr(runtimes, "torch_gpu", lambda: "")
-    assert choose(BUNDLED)[0].name == "onnxruntime"
+    assert choose(BUNDLED)[0].name == "native"
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider:UserWarning")  # of builds without it

@@ -21,14 +21,17 @@ from foveal.prediction.tiles import tiled_logits
 from foveal.prediction.torch_runner import TorchRunner
 
 BUNDLED = "efficientvit_b0.camvid"
-ONNX = assets.path(BUNDLED, ".onnx")
+ONNX, PLAN = assets.path(BUNDLED, ".onnx"), assets.path(BUNDLED, ".foveal")
 
 
 @pytest.mark.parametrize(
     ("ref", "options", "name", "target"),
     [
-        (BUNDLED, {}, "onnxruntime", str(ONNX)),
-        (BUNDLED, {"device": "cpu", "dtype": "float32"}, "onnxruntime", str(ONNX)),
+        (BUNDLED, {}, "native", str(PLAN)),
+        (BUNDLED, {"device": "cpu", "dtype": "float32"}, "native", str(PLAN)),
+        (BUNDLED, {"runtime": "native"}, "native", str(PLAN)),
+        ("some/x.safetensors", {"runtime": "native"}, "native", "some/x.safetensors"),
+        ("some/x.foveal", {}, "native", "some/x.foveal"),
         (BUNDLED, {"runtime": "onnxruntime"}, "onnxruntime", str(ONNX)),
         (BUNDLED, {"runtime": "torch"}, "torch", BUNDLED),
         (BUNDLED, {"device": "cuda:1"}, "torch", BUNDLED),
@@ -70,6 +73,8 @@ def test_a_device_is_checked_before_anything_is_downloaded(monkeypatch: pytest.M
 
 def test_threads_reach_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     runner: Any = foveal.load(BUNDLED, threads=1).runner
+    assert runner.engine.threads == 1
+    runner = foveal.load(BUNDLED, runtime="onnxruntime", threads=1).runner
     assert runner.session.get_session_options().intra_op_num_threads == 1
     numbers: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", numbers.append)

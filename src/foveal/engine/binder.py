@@ -33,18 +33,45 @@ class Shape(NamedTuple):
 
 @dataclass
 class MapLayout:
+    """Where a map lies, and which operations use it.
+
+    Attributes:
+        shape: its shape.
+        planar: whether it is an array of the caller, ``(batch, channels, height, width)``.
+        border: rows and columns of zeros on each side.
+        overhang: floats behind the channels of a pixel that grouped operations overwrite.
+        exact: whether a pixel has exactly as many floats as channels.
+        first: number of the first operation that uses it.
+        last: number of the last one.
+        offset: its place in the block of memory, in floats.
+    """
+
     shape: Shape
-    planar: bool = False  # an array of the caller: (batch, channels, height, width)
+    planar: bool = False
     border: int = 0
-    overhang: int = 0  # floats behind the channels of a pixel that grouped operations overwrite
-    exact: bool = False  # exactly `channels` floats for each pixel
-    first: int = 0  # the first and the last operation that use it
+    overhang: int = 0
+    exact: bool = False
+    first: int = 0
     last: int = 0
     offset: int = 0
 
 
 @dataclass
 class Operation:
+    """An operation of the library.
+
+    Attributes:
+        kind: its number in the library.
+        inputs: numbers of the maps that it reads.
+        out: number of the map that it writes.
+        residual: number of the map that is added.
+        act: activation.
+        p: whole numbers, see csrc/engine.cpp.
+        f: other numbers.
+        arrays: pairs of weight and bias.
+        work: floats of memory between its phases.
+    """
+
     kind: int
     inputs: tuple[int, ...]
     out: int
@@ -53,7 +80,7 @@ class Operation:
     p: tuple[int, ...] = ()
     f: tuple[float, ...] = ()
     arrays: tuple[tuple[NDArray[np.float32] | None, NDArray[np.float32] | None], ...] = ()  # weight and bias
-    work: int = 0  # floats
+    work: int = 0
 
 
 class Binder:
@@ -160,5 +187,6 @@ class Binder:
 
 
 def expect(array: NDArray[np.float32], shape: tuple[int | None, ...]) -> None:
+    """Raise ValueError if an array has another shape; ``None`` stands for any length."""
     if array.ndim != len(shape) or any(b is not None and a != b for a, b in zip(array.shape, shape, strict=True)):
         raise ValueError(f"an array of {array.shape} where {shape} is needed")

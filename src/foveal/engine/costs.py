@@ -23,6 +23,7 @@ _NAMES = (
 
 
 def label(binder: Binder, operation: Operation) -> str:
+    """Kind and shapes of an operation."""
     source, out = binder.shape(operation.inputs[0]), binder.shape(operation.out)
     name = _NAMES[operation.kind]
     if operation.kind in (CONV, DEPTHWISE, CHAIN):

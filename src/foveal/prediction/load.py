@@ -28,15 +28,16 @@ def load(
         device: "auto", "cpu", "cuda", "cuda:1", "mps", ...; "auto" is the GPU if there is one that torch or, for
             exported files, the installed build of ONNX Runtime can use, else the CPU.
         dtype: "auto", "float32", "float16" or "bfloat16"; "auto" is float32.
-        runtime: "onnxruntime", "torch", or "auto": ONNX Runtime if ``ref`` is or has an ONNX file, there is no GPU that
-            torch can use, and no 16-bit type is named; else torch.
+        runtime: "native", "onnxruntime", "torch", or "auto": the native engine or ONNX Runtime if ``ref`` is or has an
+            exported file, there is no GPU that torch can use, and no 16-bit type is named; else torch. The native
+            engine needs a C++ compiler at its first use; where it cannot run, a line says so and the next is used.
         threads: number of threads of the runtime on the CPU, the calling one included; ``None``: as many as this
             process may use CPUs (affinity, and quota of its control groups), with torch at most what
             ``OMP_NUM_THREADS`` says. For torch it holds for the whole process.
 
     Returns:
         The predictor. Its ``runtime`` says in one line what was chosen and, unless all of it was named, why:
-        ``"onnxruntime on cpu: the exported file needs no torch; no GPU found"``.
+        ``"native on cpu, avx2: the exported file needs no torch; no GPU found"``.
 
     Raises:
         ConfigError: unknown runtime or dtype, a runtime that cannot open ``ref`` or lacks the device or type, or an

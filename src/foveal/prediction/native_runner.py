@@ -15,7 +15,7 @@ from ..errors import CheckpointError, ConfigError, InputError
 from ..info import say_licence
 from ..task import find_task
 from ..weights.references import missing_file
-from .devices import cpu_count
+from .devices import cpu_count, why_cpu
 from .runner import Opened, Runtime
 
 
@@ -68,7 +68,8 @@ def open_native(ref: str, device: str, dtype: str, threads: int | None) -> Opene
 
         plan = make_plan(load_model(ref))
     runner = NativeRunner(plan, threads or 0)
-    return Opened(runner, plan.info, f"cpu, {runner.engine.library.name}")
+    place = f"cpu, {runner.engine.library.name}"
+    return Opened(runner, plan.info, place, why_cpu(NATIVE.name) if device == "auto" else "")
 
 
 def why_not() -> str:
