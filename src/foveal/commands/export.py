@@ -19,7 +19,7 @@ def export(
     ref
         Bundled name, checkpoint or training run.
     to
-        Format: onnx.
+        Format: onnx, or native for the CPU engine.
     output
         File to write; default: the model's name in the current folder.
     upsample

@@ -95,7 +95,7 @@ def export(
 
     Args:
         model_or_ref: a model from ``create_model`` or ``load_model``, or a reference that ``load_model`` takes.
-        to: format, "onnx".
+        to: format, "onnx" or "native".
         output: file to write; default: the model's name in the current folder.
         upsample: for segmentation: put the upsampling to the image's size into the file. By default the file gives
             logits at the model's own stride, and Foveal's predictor upsamples them.
@@ -108,7 +108,8 @@ def export(
     Raises:
         ConfigError: unknown format, impossible size, an option of another task, or a model that Foveal did not make.
         InputError: ``output`` cannot be written.
-        ExportError: the model cannot be traced, or the file differs from it; then no file is written.
+        ExportError: the model cannot be traced, the native engine lacks one of its layers, or the file differs from it;
+            then no file is written.
     """
     format = find_format(to)
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
