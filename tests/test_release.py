@@ -70,10 +70,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     inside = {name.removeprefix("foveal/") for name in names if name.startswith("foveal/")}
     modules = {path.relative_to(ROOT / "src" / "foveal").as_posix() for path in (ROOT / "src").rglob("*.py")}
     assert {name for name in inside if name.endswith(".py")} == modules
-    expected = {"py.typed", "layers/scan/scan.cpp"} | {f"assets/{name}" for name in OTHER_ASSETS}
+    package = ROOT / "src" / "foveal"
+    sources = {path.relative_to(package) for suffix in ("cpp", "h") for path in package.rglob(f"*.{suffix}")}
+    expected = {"py.typed"} | {path.as_posix() for path in sources} | {f"assets/{name}" for name in OTHER_ASSETS}
     for ref in assets.WEIGHTS:
         expected |= {f"assets/{ref}.md", f"assets/{ref}.safetensors"}
-        expected |= {f"assets/{ref}.onnx"} if assets.path(ref, ".onnx").exists() else set()
+        exported = (f"assets/{ref}{suffix}" for suffix in (".onnx", ".foveal"))
+        expected |= {name for name in exported if (ROOT / "src" / "foveal" / name).exists()}
     assert {name for name in inside if not name.endswith(".py")} == expected
     outside = {PurePosixPath(name).parts for name in names if not name.startswith("foveal/")}
     (folder,) = {parts[0] for parts in outside}
