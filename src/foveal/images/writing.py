@@ -95,7 +95,7 @@ def _write_png(file: BinaryIO, canvas: Canvas, bands: Iterable[NDArray[Any]]) ->
     chunk(b"IHDR", struct.pack(">IIBBBBB", canvas.width, canvas.height, canvas.bits, colour, 0, 0, 0))
     if canvas.icc:
         chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(canvas.icc))
-    compressor = zlib.compressobj(6)
+    compressor = zlib.compressobj(2)  # of photographs, 6 takes five times as long for files that are 4 % smaller
     above = np.zeros((1, canvas.width * step), np.uint8)
     for band in bands:
         for start in range(0, len(band), _ROWS):
