@@ -7,6 +7,8 @@ taskset -c 0 python benchmarks/engine.py [--work NAME ...] [--threads 1 2] [--se
     Needs openvino. Pin it to one core for one thread; without taskset, threads may use all cores of the machine.
 python benchmarks/engine.py --profile NAME [--plot FILE]
     The operations of one network: shapes, arithmetic, time, share of the peak; and a roofline plot of them.
+python benchmarks/engine.py --scaling NAME
+    Time against the number of pixels, from 448x448 to 1792x1792, and the exponent.
 """
 
 from __future__ import annotations
@@ -175,6 +177,20 @@ def show_profile(name: str, threads: int, plot: Path | None) -> None:
         draw_roofline(rows, peak, copy_rate(), f"{work.model}, {work.size[0]}x{work.size[1]}, {threads} threads", plot)
 
 
+def show_scaling(name: str, threads: int) -> None:
+    """Print the time for growing images, and the exponent of the time in the number of pixels."""
+    engine = Engine(make_plan(build(WORK[name])), threads)
+    sides = (448, 640, 896, 1280, 1792)
+    times = []
+    for side in sides:
+        batch = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
+        found = measure({"native": engine}, batch, 3)["native"]
+        times.append(float(np.median(found)))
+        print(f"{side}x{side}  {times[-1] * 1e3:9.2f} ms")
+    exponent = np.polyfit(np.log(np.square(sides)), np.log(times), 1)[0]
+    print(f"{WORK[name].model}: time grows as pixels to the power of {exponent:.3f}")
+
+
 def copy_rate() -> float:
     """Bytes per second that are read and written by a copy of an array that no cache holds."""
     source = np.ones(1 << 26, np.float32)
@@ -219,7 +235,11 @@ def main() -> None:
     parser.add_argument("--exports", type=Path, help="folder that keeps the ONNX files between runs")
     parser.add_argument("--profile", choices=list(WORK))
     parser.add_argument("--plot", type=Path, help="file of the roofline plot of --profile")
+    parser.add_argument("--scaling", choices=list(WORK))
     arguments = parser.parse_args()
+    if arguments.scaling:
+        show_scaling(arguments.scaling, arguments.threads[0])
+        return
     if arguments.profile:
         show_profile(arguments.profile, arguments.threads[0], arguments.plot)
         return
