@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError, nearest
 from .conv import ConvNormAct
+from .packed import can_run
+from .relu_attention import attend_channels_last
 
 #: Keys and epsilon are scaled by the same power of two, which cancels exactly in the quotient. It is for runtimes that
 #: convert an exported float32 graph to float16: it keeps the sums over all positions below 65504 (without it,
@@ -380,6 +382,7 @@ class MultiScaleLinearAttention(nn.Module):
         )
         self.project = ConvNormAct(inner * (1 + len(scales)), out_chans or in_chans, 1, norm=norm, norm_eps=norm_eps)
         self.context_override: tuple[Tensor, Tensor] | None = None  # replaces the keys and values
+        self.channels_last = False  # set by foveal.optimize
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute q, k and v of all heads and branches, each ``(B, heads * branches, H * W, head_dim)``."""
@@ -393,6 +396,9 @@ class MultiScaleLinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
+        plain = self.global_attention and self.context_override is None
+        if plain and self.channels_last and can_run(x, self.qkv.weight):
+            return self.project(attend_channels_last(self.qkv(x), self.aggregate, self.head_dim, self.eps))
         q, k, v = self.heads(x)
         if self.context_override is not None:
             k, v = self.context_override
