@@ -90,7 +90,24 @@ def _in_place(act: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: function(x, inplace=True)
 
 
-class PackedConv2d(nn.Conv2d):
+class _PackedWeight(nn.Module):
+    """Forget the packed weight when the plain one changes."""
+
+    _packed: Tensor | None = None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._packed = None  # of another device or number type, or of another weight
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._packed = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}  # a packed tensor can neither be copied nor pickled
+
+
+class PackedConv2d(_PackedWeight, nn.Conv2d):
     """A convolution and the activation after it: ``(B, in_chans, H, W) -> (B, out_chans, H', W')``, channels last.
 
     The weight is packed for the size of the first input and computes any other size too.
@@ -106,7 +123,6 @@ class PackedConv2d(nn.Conv2d):
         super().__init__(*size, conv.groups, bias=False, device="meta")  # pyright: ignore[reportArgumentType]
         self.weight, self.bias, self.act = conv.weight, conv.bias, act
         self._post_op = post_op(act) or _NO_POST_OP
-        self._packed: Tensor | None = None
         self.rows = rows and is_pointwise(conv)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -129,19 +145,8 @@ class PackedConv2d(nn.Conv2d):
         covered = all(n + 2 * int(pad) > step * (side - 1) for n, pad, step, side in spans)
         return covered and input.shape[1] == self.in_channels
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._packed = None  # of another device or number type, or of another weight
-        return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._packed = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}  # a packed tensor can neither be copied nor pickled
-
-
-class PackedLinear(nn.Linear):
+class PackedLinear(_PackedWeight, nn.Linear):
     """A linear layer and the activation after it: ``(..., in_features) -> (..., out_features)``.
 
     Args:
@@ -153,7 +158,6 @@ class PackedLinear(nn.Linear):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
         self.weight, self.bias, self.act = linear.weight, linear.bias, act
         self._post_op = post_op(act) or _NO_POST_OP
-        self._packed: Tensor | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         rows = input.numel() // max(self.in_features, 1)
@@ -162,10 +166,6 @@ class PackedLinear(nn.Linear):
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), rows)
         return torch.ops.mkldnn._linear_pointwise.default(input, self._packed, self.bias, *self._post_op)
-
-    _apply = PackedConv2d._apply
-    _load_from_state_dict = PackedConv2d._load_from_state_dict
-    __getstate__ = PackedConv2d.__getstate__
 
 
 def is_pointwise(conv: nn.Conv2d) -> bool:
