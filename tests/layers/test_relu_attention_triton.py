@@ -39,7 +39,8 @@ SUMS = ("context", "norm", "dcontext", "dnorm")
 for kernel in (gpu._sum_keys, gpu._read, gpu._sum_slopes, gpu._gradients):
     for kind in ("*fp32", "*bf16") if kernel in (gpu._read, gpu._gradients) else ("*fp32",):
         fixed = {n: v for n, v in {"W": 16, "T": 128, "SPAN": 16}.items() if n in kernel.arg_names}
-        types = {n: "constexpr" if n in fixed else SIZES.get(n, "*fp32" if n in SUMS else kind) for n in kernel.arg_names}
+        given = {n: SIZES.get(n, "*fp32" if n in SUMS else kind) for n in kernel.arg_names}
+        types = {n: "constexpr" if n in fixed else given[n] for n in kernel.arg_names}
         source = ASTSource(kernel, types, {(kernel.arg_names.index(n),): value for n, value in fixed.items()})
         binary = triton.compile(source, GPUTarget("cuda", 90, 32))
         assert len(binary.asm["cubin"]) > 1000

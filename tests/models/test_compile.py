@@ -1,4 +1,7 @@
-"""Every family is one graph for ``torch.compile``: nothing falls back to Python, and the outputs are the same."""
+"""Every family is one graph for ``torch.compile``: nothing falls back to Python, and the outputs are the same.
+
+MambaVision is in ``test_mambavision_graphs.py``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from foveal.layers.linear_attention import MultiScaleLinearAttention
 from foveal.models.registry import variants
 from foveal.models.vit import Config as ViTConfig
 from foveal.models.vit import ViT
-from helpers import golden, mambavisions
+from helpers import golden
 from helpers.narrow import narrow
 
 
@@ -32,11 +35,9 @@ def as_one_graph(model: nn.Module, *inputs: Tensor) -> tuple[Any, int]:
 
 
 CASES: dict[str, Callable[[], nn.Module]] = {
-    "classify": narrow,
     "segment": lambda: narrow("segment"),
     "vit": lambda: ViT(ViTConfig(32, 1, 2)),
     "attention": lambda: nn.Sequential(nn.Conv2d(3, 16, 8, 8), MultiScaleLinearAttention(16, head_dim=8)),
-    "mambavision": lambda: mambavisions.small(config=mambavisions.SHALLOW),
     "realtime_sr": lambda: create_model("realtime_sr", "upscale", scale=2),
 }
 
