@@ -119,7 +119,6 @@ def test_copies_pickles_and_new_weights() -> None:
         torch.save(layer, buffer)
         assert set(layer.state_dict()) == set(plain.state_dict())
         layer.load_state_dict({key: -value for key, value in layer.state_dict().items()})
-        assert torch.equal(layer(x), PackedConv2d(plain, nn.ReLU())(x) if plain is conv else layer(x))
         assert difference(layer(x), plain(x).relu()) < 2e-6
 
 

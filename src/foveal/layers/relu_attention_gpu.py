@@ -8,6 +8,7 @@ two steps: sums over tokens, then the gradients of each token from them. All ari
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ SPAN = 16  #: tiles that one program adds up
 
 
 @triton.jit
-def _load(heads, row, d, token, D, length, which: tl.constexpr):
+def _load(heads, row, d, token, D, length, which):
     """A tile ``(D, T)`` of the queries (0), keys (1) or values (2) of a head, in float32."""
     place = (row * 3 * D + which * D + d[:, None]) * length + token[None, :]
     return tl.load(heads + place, (d[:, None] < D) & (token[None, :] < length), 0).to(tl.float32)
@@ -84,7 +85,7 @@ def _slopes(heads, dout, row, d, token, D, length, matrix, total, eps):
     normaliser = (tl.sum(q * total[:, None], 0) + eps)[None, :]
     numerator_slope = dy / normaliser
     y = _apply(matrix, q) / normaliser
-    return q, numerator_slope, -tl.sum(numerator_slope * y, 0)
+    return q, numerator_slope, tl.sum(-numerator_slope * y, 0)
 
 
 @triton.jit
@@ -141,8 +142,8 @@ def forward(heads: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     if out.numel():
         sizes, spans, tiles = _launch_sizes(d, n)
         with torch.cuda.device_of(heads):
-            _sum_keys[b * h, spans](heads, context, norm, d, n, **sizes, SPAN=SPAN)
-            _read[b * h, tiles](heads, context, norm, out, eps, d, n, **sizes)
+            _launch(_sum_keys, b * h, spans)(heads, context, norm, d, n, **sizes, SPAN=SPAN)
+            _launch(_read, b * h, tiles)(heads, context, norm, out, eps, d, n, **sizes)
     return out, context, norm
 
 
@@ -155,9 +156,13 @@ def backward(dout: Tensor, heads: Tensor, context: Tensor, norm: Tensor, eps: fl
         sizes, spans, tiles = _launch_sizes(d, n)
         given = (heads, dout, context, norm, dcontext, dnorm)
         with torch.cuda.device_of(heads):
-            _sum_slopes[b * h, spans](*given, eps, d, n, **sizes, SPAN=SPAN)
-            _gradients[b * h, tiles](*given, dheads, eps, d, n, **sizes)
+            _launch(_sum_slopes, b * h, spans)(*given, eps, d, n, **sizes, SPAN=SPAN)
+            _launch(_gradients, b * h, tiles)(*given, dheads, eps, d, n, **sizes)
     return dheads
+
+
+def _launch(kernel: Any, *programs: int) -> Any:
+    return partial(kernel[programs], enable_fp_fusion=True)  # explicit, because Triton's default will change
 
 
 def _launch_sizes(d: int, n: int) -> tuple[dict[str, Any], int, int]:
