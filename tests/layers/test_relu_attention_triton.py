@@ -70,8 +70,12 @@ def check(shape: tuple[int, int, int, int], eps: float, dtype: torch.dtype, limi
         assert found.dtype == dtype
         assert found.shape == reference.shape
         if found.numel():
-            scale = float(reference.abs().max()) or 1.0
-            assert float((found.cpu().double() - reference).abs().max()) <= limit * scale, (shape, eps, dtype)
+            scale = float(reference.detach().abs().max()) or 1.0
+            assert float((found.detach().cpu().double() - reference.detach()).abs().max()) <= limit * scale, (
+                shape,
+                eps,
+                dtype,
+            )
 
 
 @needs_triton
