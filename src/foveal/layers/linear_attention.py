@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError, nearest
 from .conv import ConvNormAct
+from .packed import can_run
+from .relu_attention import attend_channels_last
+from .relu_attention_operator import fused_relu_attention, has_fused_kernel
 
 #: Keys and epsilon are scaled by the same power of two, which cancels exactly in the quotient. It is for runtimes that
 #: convert an exported float32 graph to float16: it keeps the sums over all positions below 65504 (without it,
@@ -63,45 +66,19 @@ class LinearAttentionState(NamedTuple):
 
 @overload
 def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    feature_map: str | FeatureMap = ...,
-    causal: bool = ...,
-    eps: float = ...,
-    state: None = ...,
-    return_state: Literal[False] = ...,
-    chunk_size: int = ...,
-) -> Tensor: ...
+    q: Tensor, k: Tensor, v: Tensor, *, feature_map: str | FeatureMap = ..., causal: bool = ..., eps: float = ...,
+    state: None = ..., return_state: Literal[False] = ..., chunk_size: int = ...,
+) -> Tensor: ...  # fmt: skip
 @overload
 def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    feature_map: str | FeatureMap = ...,
-    causal: bool = ...,
-    eps: float = ...,
-    state: LinearAttentionState,
-    return_state: bool = ...,
-    chunk_size: int = ...,
-) -> tuple[Tensor, LinearAttentionState]: ...
+    q: Tensor, k: Tensor, v: Tensor, *, feature_map: str | FeatureMap = ..., causal: bool = ..., eps: float = ...,
+    state: LinearAttentionState, return_state: bool = ..., chunk_size: int = ...,
+) -> tuple[Tensor, LinearAttentionState]: ...  # fmt: skip
 @overload
 def linear_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    feature_map: str | FeatureMap = ...,
-    causal: bool = ...,
-    eps: float = ...,
-    state: LinearAttentionState | None = ...,
-    return_state: Literal[True],
-    chunk_size: int = ...,
-) -> tuple[Tensor, LinearAttentionState]: ...
-
-
+    q: Tensor, k: Tensor, v: Tensor, *, feature_map: str | FeatureMap = ..., causal: bool = ..., eps: float = ...,
+    state: LinearAttentionState | None = ..., return_state: Literal[True], chunk_size: int = ...,
+) -> tuple[Tensor, LinearAttentionState]: ...  # fmt: skip
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -380,19 +357,27 @@ class MultiScaleLinearAttention(nn.Module):
         )
         self.project = ConvNormAct(inner * (1 + len(scales)), out_chans or in_chans, 1, norm=norm, norm_eps=norm_eps)
         self.context_override: tuple[Tensor, Tensor] | None = None  # replaces the keys and values
+        self.channels_last = False  # set by foveal.optimize
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute q, k and v of all heads and branches, each ``(B, heads * branches, H * W, head_dim)``."""
-        b, _, h, w = x.shape
+        # Token-major views without a copy.
+        q, k, v = self._channel_major_heads(x).transpose(-2, -1).split(self.head_dim, dim=-1)
+        return q, k, v
+
+    def _channel_major_heads(self, x: Tensor) -> Tensor:
+        """Compute q, k and v of all heads and branches one after the other, ``(B, heads * branches, 3 D, N)``."""
         qkv = self.qkv(x)
         qkv = torch.cat([qkv, *(branch(qkv) for branch in self.aggregate)], dim=1)
-        # (B, heads * branches, 3D, N), then token-major views without a copy.
-        heads = qkv.reshape(b, -1, 3 * self.head_dim, h * w)
-        q, k, v = heads.transpose(-2, -1).split(self.head_dim, dim=-1)
-        return q, k, v
+        return qkv.reshape(x.shape[0], -1, 3 * self.head_dim, x.shape[2] * x.shape[3])
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
+        attends = self.global_attention and self.context_override is None
+        if attends and self.channels_last and can_run(x, self.qkv.weight):
+            return self.project(attend_channels_last(self.qkv(x), self.aggregate, self.head_dim, self.eps))
+        if attends and has_fused_kernel(x):
+            return self.project(fused_relu_attention(self._channel_major_heads(x), self.eps).reshape(b, -1, h, w))
         q, k, v = self.heads(x)
         if self.context_override is not None:
             k, v = self.context_override
