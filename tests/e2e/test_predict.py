@@ -118,7 +118,7 @@ def test_16_bits_predict_on_the_cpu(dtype: str) -> None:
     with Image.open(assets.FOLDER / "street.jpg") as image:
         photo = np.asarray(image.resize((192, 128)))
     predictor = foveal.load("efficientvit_b0.camvid", device="cpu", dtype=dtype)
-    assert predictor.runtime == f"torch on cpu, {dtype}: onnxruntime cannot run in {dtype}"
+    assert predictor.runtime == f"torch on cpu, {dtype}: native and onnxruntime cannot run in {dtype}"
     expected, found = foveal.load("efficientvit_b0.camvid")(photo), predictor(photo)
     assert found.scores.dtype == np.float32
     assert (found.mask == expected.mask).mean() > (0.99 if dtype == "float16" else 0.95)
@@ -150,11 +150,12 @@ class TestBundledWeights:
         assert labelled.mean() > 0.5
         assert (mask[labelled] == expected[labelled]).mean() >= 0.80
 
-    def test_onnx_equals_torch_on_the_photograph(self) -> None:
-        onnx, torch = foveal.load(self.ref), foveal.load(self.ref, runtime="torch")
-        assert "onnxruntime" in onnx.runtime
+    @pytest.mark.parametrize("runtime", ["native", "onnxruntime"])
+    def test_exported_files_equal_torch_on_the_photograph(self, runtime: str) -> None:
+        exported, torch = foveal.load(self.ref, runtime=runtime), foveal.load(self.ref, runtime="torch")
+        assert exported.runtime.startswith(runtime)
         assert "torch" in torch.runtime
-        assert (onnx(self.photo).mask == torch(self.photo).mask).mean() >= 0.9999
+        assert (exported(self.photo).mask == torch(self.photo).mask).mean() >= 0.9999
 
     def test_come_with_a_card_and_stay_small(self) -> None:
         files = [assets.path(self.ref, suffix) for suffix in (".onnx", ".safetensors")]
