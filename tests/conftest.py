@@ -51,6 +51,17 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(training, "draw_curves", lambda *_: None)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Set torch back to one thread: what an earlier test chose, a benchmark for example, stays for the process.
+
+    Threads of several processes that wait for each other on the same cores need many times the processor time.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture
 def cli(capfd: pytest.CaptureFixture[str]) -> Command:
     """Runs ``foveal ARGUMENTS`` in this process; ``helpers.commands.run_process`` does it in one of its own."""
