@@ -7,12 +7,14 @@ import sys
 from collections.abc import Generator
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 
 import hypothesis
 import pytest
 from packaging.version import Version
 
 from helpers.commands import Command, here
+from helpers.shared import make_once
 
 # Several processes of tests share the cores, and so do the processes that these start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -60,6 +62,21 @@ def _one_thread() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() > 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def upsampling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``golden.fill(narrow("segment", 19))``, exported with the upsampling in the graph."""
+
+    def export(folder: Path) -> Path:
+        import foveal
+        from helpers import golden
+        from helpers.narrow import narrow
+
+        model = golden.fill(narrow("segment", 19))
+        return foveal.export(model, output=folder / "full.onnx", upsample=True, size=(64, 96)).path
+
+    return make_once(tmp_path_factory, "upsampling", export)
 
 
 @pytest.fixture

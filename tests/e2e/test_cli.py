@@ -67,8 +67,8 @@ def test_help_imports_nothing_heavy() -> None:
         "data",
     ],
 )
-def test_every_verb_has_help(verb: str) -> None:
-    done = run_process(verb, "--help")
+def test_every_verb_has_help(cli: Command, verb: str) -> None:
+    done = cli(verb, "--help")
     assert done.returncode == 0
     assert f"foveal {verb}" in done.stdout
 
@@ -250,8 +250,8 @@ def test_convert_and_bench_agree(cli: Command, run: TrainResult, exported: Path,
     assert report["machine"]["cpu"]
 
 
-def test_models_lists_ours_and_the_published_figures() -> None:
-    report = json.loads(run_process("models", "efficientvit_b[013]*", "--json").stdout)
+def test_models_lists_ours_and_the_published_figures(cli: Command) -> None:
+    report = json.loads(cli("models", "efficientvit_b[013]*", "--json").stdout)
     names = {row["name"]: row for row in report["models"]}
     assert {"efficientvit_b0.camvid", "efficientvit_b0", "efficientvit_b3"} <= names.keys()
     assert "80.547" in " ".join(names["efficientvit_b1"]["figures"])
@@ -283,11 +283,11 @@ def test_evaluate_and_compare_reports(
 ) -> None:
     """Two runs leave reports, which compare; a broken image is named, left out, and makes the exit code 1."""
     data = shutil.copytree(shapes, tmp_path / "data")
-    first = run_process("evaluate", run.folder, data, "--split", "val", "--boundary", "--out", tmp_path / "a")
+    first = cli("evaluate", run.folder, data, "--split", "val", "--boundary", "--out", tmp_path / "a")
     assert first.returncode == 0, first.stderr
     assert "boundary IoU" in first.stdout
     cli("evaluate", exported, data, "--split", "val", "--size", "64x64", "--out", tmp_path / "b")
-    assert "95 % interval" in run_process("compare", tmp_path / "a", tmp_path / "b").stdout
+    assert "95 % interval" in cli("compare", tmp_path / "a", tmp_path / "b").stdout
     found = json.loads(cli("compare", tmp_path / "a", tmp_path / "b", "--seed", "3", "--json").stdout)
     assert found["low"] < found["difference"] < found["high"] < 0  # the smaller input costs
     assert found["images"] == 32

@@ -6,7 +6,6 @@ Numbers in the names are those of the fault list in docs/training.md.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -30,6 +29,7 @@ from foveal.training import jobs
 from foveal.training.folder import RunFolder
 from foveal.training.segment import SegmentJob
 from foveal.weights.checkpoints import read_state
+from helpers.processes import fork_server, start_command
 from helpers.runs import (
     ONE_THREAD,
     SETTINGS,
@@ -66,14 +66,6 @@ def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return foveal.train(tiny, out=tmp_path_factory.mktemp("whole") / "run", **SETTINGS, **SMALL).folder
 
 
-@pytest.fixture(scope="module")
-def processes() -> multiprocessing.context.ForkServerContext:
-    """Processes that start with all modules imported, so that a kill hits the training and not an import."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["foveal.training.train", "foveal.models"])
-    return context
-
-
 def _train(data: Path, out: Path, settings: dict[str, Any], lines: Path | None = None) -> None:
     """In a separate process: train, or resume; standard error goes to the file ``lines``."""
     torch.set_num_threads(1)
@@ -93,15 +85,13 @@ def _stamp(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.long)])
-def test_37_killed_at_random_instants_resumes_to_the_bit(
-    tiny: Path, whole: Path, tmp_path: Path, processes: Any, kills: int
-) -> None:
+def test_37_killed_at_random_instants_resumes_to_the_bit(tiny: Path, whole: Path, tmp_path: Path, kills: int) -> None:
     """After kill -9 at random times, with a save after every step, the state loads; the finished run is the same."""
     out, rng = tmp_path / "cut", random.Random(0)
     settings = {**SETTINGS, **SMALL, "save_minutes": SAVE_EVERY_STEP}
     killed = 0
     while killed < kills:
-        process = processes.Process(target=_train, args=(tiny, out, settings))
+        process = fork_server().Process(target=_train, args=(tiny, out, settings))
         process.start()
         wait_for((out / "state.pt").exists)
         before = _stamp(out)
@@ -129,12 +119,13 @@ def test_39_sigterm_saves_within_an_epoch_and_ends(tiny: Path, tmp_path: Path, w
     undisturbed = foveal.train(tiny, out=tmp_path / "whole", **settings).folder
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "cut"
     recipe.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "foveal", "train", str(tiny), "--config", str(recipe), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=ONE_THREAD)
+    process = start_command("train", tiny, "--config", recipe, "--out", out, errors=tmp_path / "errors")
     wait_for(lambda: (out / "log.jsonl").exists() and len(losses(out)) >= 2)
+    assert process.pid is not None
     os.killpg(process.pid, signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)  # the promise
-    assert process.returncode == 128 + signal.SIGTERM
+    process.join(30)  # the promise
+    assert process.exitcode == 128 + signal.SIGTERM
+    errors = (tmp_path / "errors").read_text()
     assert "resume with --resume" in errors
     assert "Traceback" not in errors
     stopped_at = max(losses(out))
@@ -153,13 +144,13 @@ def _train_on_a_full_disk(data: Path, out: Path, lines: Path) -> None:
     _train(data, out, {}, lines)
 
 
-def test_38_full_disk_leaves_the_old_state(tiny: Path, tmp_path: Path, processes: Any) -> None:
+def test_38_full_disk_leaves_the_old_state(tiny: Path, tmp_path: Path) -> None:
     out, lines = tmp_path / "run", tmp_path / "errors"
     short = {**SETTINGS, "epochs": 2}
     foveal.train(tiny, out=out, **short)
     (out / "config.yaml").write_text(yaml.safe_dump({**yaml.safe_load((out / "config.yaml").read_text()), "epochs": 4}))
     before = (out / "state.pt").read_bytes()
-    process = processes.Process(target=_train_on_a_full_disk, args=(tiny, out, lines))
+    process = fork_server().Process(target=_train_on_a_full_disk, args=(tiny, out, lines))
     process.start()
     process.join(600)
     message = lines.read_text().strip().splitlines()[-1]
@@ -205,10 +196,10 @@ def _train_with_little_memory(data: Path, out: Path, settings: dict[str, Any], l
     _train(data, out, settings, lines)
 
 
-def test_42_out_of_memory_goes_on_in_pieces(tiny: Path, tmp_path: Path, processes: Any) -> None:
+def test_42_out_of_memory_goes_on_in_pieces(tiny: Path, tmp_path: Path) -> None:
     out, lines = tmp_path / "run", tmp_path / "errors"
     settings = {**SETTINGS, "crop": [512, 512], "batch_size": 12, "epochs": 1, "room": 1100, "val_split": ""}
-    process = processes.Process(target=_train_with_little_memory, args=(tiny, out, settings, lines))
+    process = fork_server().Process(target=_train_with_little_memory, args=(tiny, out, settings, lines))
     process.start()
     process.join(600)
     said = lines.read_text()
@@ -230,14 +221,15 @@ def test_42_pieces_give_the_same_gradient(tiny: Path, tmp_path: Path) -> None:
 
 def test_40_dead_loading_process_is_named(tiny: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(yaml.safe_dump({**SETTINGS, "workers": 1, "epochs": 1000}))
-    command = [sys.executable, "-m", "foveal", "train", str(tiny), "--config", str(recipe), "--out", str(out)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    recipe.write_text(yaml.safe_dump({**SETTINGS, **SMALL, "workers": 1, "epochs": 1000}))
+    process = start_command("train", tiny, "--config", recipe, "--out", out, errors=tmp_path / "errors")
     wait_for(lambda: (out / "log.jsonl").exists() and len(losses(out)) >= 2)
+    assert process.pid is not None
     for worker in children(process.pid):
         os.kill(worker, signal.SIGKILL)
-    _, errors = process.communicate(timeout=600)
-    assert process.returncode == 1
+    process.join(600)
+    assert process.exitcode == 1
+    errors = (tmp_path / "errors").read_text()
     assert "a data loading process died" in errors
     assert ".png" in errors.splitlines()[-1]
     assert "Traceback" not in errors
@@ -264,7 +256,7 @@ def _train_rank(rank: int, port: int, data: Path, out: Path, settings: dict[str,
     foveal.train(data, out=out, **settings)
 
 
-def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path, processes: Any) -> None:
+def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path) -> None:
     """Same global batch, norms over all of it, each validation image counted once: parameters agree to 1e-6.
 
     In float64: AdamW turns float32's rounding of a gradient near zero into a step of full size.
@@ -274,7 +266,7 @@ def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path, processes
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     arguments = port, tiny, tmp_path / "two", settings
-    ranks = [processes.Process(target=_train_rank, args=(rank, *arguments)) for rank in (0, 1)]
+    ranks = [fork_server().Process(target=_train_rank, args=(rank, *arguments)) for rank in (0, 1)]
     for rank in ranks:
         rank.start()
     one = foveal.train(tiny, out=tmp_path / "one", **settings).folder
