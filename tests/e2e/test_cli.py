@@ -299,6 +299,7 @@ def test_evaluate_and_compare_reports(
     assert len(report["skipped"]) == 1
 
 
+@pytest.mark.long  # tests/test_release.py runs it in the environment of a new user, with its report as JSON
 def test_demo_writes_picture_and_mask(tmp_path: Path) -> None:
     """What `make demo` runs."""
     done = run_process("demo", "--out", tmp_path / "demo")
