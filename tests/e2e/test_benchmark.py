@@ -31,6 +31,7 @@ def test_ratio_is_the_median_of_ratios() -> None:
 
 
 def test_report_is_complete(run: TrainResult, exported: Path) -> None:
+    """A checkpoint and the file exported from it, side by side with equal outputs."""
     report = foveal.bench([run.best, exported], size=(64, 96), rounds=3, warmup=1, threads=1)
     found = json.loads(json.dumps(report.to_dict()))
     first, second = found["candidates"]

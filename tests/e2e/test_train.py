@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,8 @@ from foveal.training.schedule import learning_rate
 from foveal.training.train import TrainResult
 from foveal.weights.checkpoints import read_state
 from helpers.commands import Command
-from helpers.processes import start_command
-from helpers.runs import ONE_THREAD, SMALL, torchrun, wait_for
+from helpers.processes import start_command, start_torchrun
+from helpers.runs import SMALL, torchrun, wait_for
 
 TINY = {"batch_size": 8, "crop": [64, 64], "workers": 0, "eval_every": 2, "class_weights": "none"}
 
@@ -98,12 +97,15 @@ def test_torchrun_trains_one_model_on_two_processes(tiny: Path, tmp_path: Path) 
     bad = sorted((data / "train").iterdir())[0]
     bad.write_bytes(b"no picture")
     command = torchrun(data, tmp_path / "run", {**TINY, **SMALL, "epochs": 6}, "--set.max_bad", "0.05")
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=ONE_THREAD)
+    launcher = start_torchrun(command, tmp_path / "errors")
+    launcher.join(600)
+    errors = (tmp_path / "errors").read_text()
+    assert launcher.exitcode == 0, errors
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["bad"] for line in lines] == [1] * 6
     assert (tmp_path / "run" / "bad.txt").read_text() == "train/0000.png\n"
-    assert done.stderr.count("left out of training: ") == 1
+    assert errors.count("left out of training: ") == 1
     assert math.isfinite(lines[-1]["loss"])
 
 

@@ -11,7 +11,6 @@ import random
 import resource
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +28,8 @@ from foveal.training import jobs
 from foveal.training.folder import RunFolder
 from foveal.training.segment import SegmentJob
 from foveal.weights.checkpoints import read_state
-from helpers.processes import fork_server, start_command
+from helpers.processes import fork_server, start_command, start_torchrun
 from helpers.runs import (
-    ONE_THREAD,
     SETTINGS,
     SMALL,
     children,
@@ -238,12 +236,14 @@ def test_40_dead_loading_process_is_named(tiny: Path, tmp_path: Path) -> None:
 def test_43_the_others_end_when_a_process_dies(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = torchrun(tiny, out, {**SETTINGS, **SMALL, "epochs": 1000})
-    launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ONE_THREAD)
+    launcher = start_torchrun(command, tmp_path / "errors")
+    assert launcher.pid is not None
     wait_for(lambda: (out / "log.jsonl").exists() and len(losses(out)) >= 2)
     ranks = children(launcher.pid)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
-    assert launcher.wait(timeout=60) != 0
+    launcher.join(60)
+    assert launcher.exitcode not in (0, None)
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     assert RunFolder(out).state.exists()
 

@@ -176,10 +176,10 @@ def test_round_trip_through_a_hub(model: nn.Module, saved: Path, tmp_path: Path)
     assert (offline.returncode, offline.stderr) == (0, "")
 
 
-def test_refused_uploads_are_one_line(saved: Path, tmp_path: Path) -> None:
-    """By a hub with an error, and by one that does not answer."""
+@pytest.mark.parametrize("statuses", [(401, 500), (0,)], ids=["errors", "no answer"])
+def test_refused_uploads_are_one_line(saved: Path, tmp_path: Path, statuses: tuple[int, ...]) -> None:
     with running() as hub, session(Client(hub.address, tmp_path / "cache")) as python:
-        for status in (401, 500, 0):
+        for status in statuses:
             hub.status = status
             if not status:
                 close(hub)

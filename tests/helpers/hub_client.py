@@ -49,11 +49,13 @@ class Session:
 
     Args:
         environment: of the process.
+        options: of Python.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], *options: str) -> None:
+        command = [sys.executable, *options, "-c", _LOOP]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _LOOP], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> Session:

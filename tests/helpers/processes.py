@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Sequence
 from functools import cache
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -35,6 +36,23 @@ def start_command(*arguments: object, errors: Path) -> ForkServerProcess:
     process = fork_server().Process(target=_run, args=(list(map(str, arguments)), errors))
     process.start()
     return process
+
+
+def start_torchrun(command: Sequence[str], errors: Path) -> ForkServerProcess:
+    """Start the launcher of a command of :func:`helpers.runs.torchrun`; standard error goes to ``errors``.
+
+    Its processes are Python's own, as without this.
+    """
+    process = fork_server().Process(target=_launch, args=(list(command[3:]), errors))
+    process.start()
+    return process
+
+
+def _launch(arguments: list[str], errors: Path) -> None:
+    from torch.distributed.run import main as torchrun
+
+    os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    torchrun(arguments)
 
 
 def _run(arguments: list[str], errors: Path) -> None:
