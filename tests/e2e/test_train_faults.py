@@ -11,6 +11,7 @@ import random
 import resource
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +29,9 @@ from foveal.training import jobs
 from foveal.training.folder import RunFolder
 from foveal.training.segment import SegmentJob
 from foveal.weights.checkpoints import read_state
-from helpers.processes import fork_server, start_command, start_torchrun
+from helpers.processes import fork_server, start_torchrun
 from helpers.runs import (
+    ONE_THREAD,
     SETTINGS,
     SMALL,
     children,
@@ -117,13 +119,12 @@ def test_39_sigterm_saves_within_an_epoch_and_ends(tiny: Path, tmp_path: Path, w
     undisturbed = foveal.train(tiny, out=tmp_path / "whole", **settings).folder
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "cut"
     recipe.write_text(yaml.safe_dump(settings))
-    process = start_command("train", tiny, "--config", recipe, "--out", out, errors=tmp_path / "errors")
+    command = [sys.executable, "-m", "foveal", "train", str(tiny), "--config", str(recipe), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=ONE_THREAD)
     wait_for(lambda: (out / "log.jsonl").exists() and len(losses(out)) >= 2)
-    assert process.pid is not None
     os.killpg(process.pid, signal.SIGTERM)
-    process.join(30)  # the promise
-    assert process.exitcode == 128 + signal.SIGTERM
-    errors = (tmp_path / "errors").read_text()
+    _, errors = process.communicate(timeout=30)  # the promise
+    assert process.returncode == 128 + signal.SIGTERM
     assert "resume with --resume" in errors
     assert "Traceback" not in errors
     stopped_at = max(losses(out))
@@ -219,15 +220,14 @@ def test_42_pieces_give_the_same_gradient(tiny: Path, tmp_path: Path) -> None:
 
 def test_40_dead_loading_process_is_named(tiny: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "run"
-    recipe.write_text(yaml.safe_dump({**SETTINGS, **SMALL, "workers": 1, "epochs": 1000}))
-    process = start_command("train", tiny, "--config", recipe, "--out", out, errors=tmp_path / "errors")
+    recipe.write_text(yaml.safe_dump({**SETTINGS, "workers": 1, "epochs": 1000}))
+    command = [sys.executable, "-m", "foveal", "train", str(tiny), "--config", str(recipe), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: (out / "log.jsonl").exists() and len(losses(out)) >= 2)
-    assert process.pid is not None
     for worker in children(process.pid):
         os.kill(worker, signal.SIGKILL)
-    process.join(600)
-    assert process.exitcode == 1
-    errors = (tmp_path / "errors").read_text()
+    _, errors = process.communicate(timeout=600)
+    assert process.returncode == 1
     assert "a data loading process died" in errors
     assert ".png" in errors.splitlines()[-1]
     assert "Traceback" not in errors

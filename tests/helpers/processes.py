@@ -24,14 +24,11 @@ def fork_server() -> ForkServerContext:
 
 
 def start_command(*arguments: object, errors: Path) -> ForkServerProcess:
-    """Start ``foveal ARGUMENTS`` as the first process of a group of its own.
+    """Start ``foveal ARGUMENTS``, to be killed; a test of how a command ends starts Python itself.
 
     Args:
         arguments: of the command.
         errors: file that standard error goes to.
-
-    Returns:
-        The process; its ``exitcode`` is that of the command.
     """
     process = fork_server().Process(target=_run, args=(list(map(str, arguments)), errors))
     process.start()
@@ -56,6 +53,5 @@ def _launch(arguments: list[str], errors: Path) -> None:
 
 
 def _run(arguments: list[str], errors: Path) -> None:
-    os.setsid()
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     main(arguments)
