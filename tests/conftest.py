@@ -7,12 +7,14 @@ import sys
 from collections.abc import Generator
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 
 import hypothesis
 import pytest
 from packaging.version import Version
 
 from helpers.commands import Command, here
+from helpers.shared import make_once
 
 # Several processes of tests share the cores, and so do the processes that these start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -49,6 +51,32 @@ def _no_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     training = sys.modules.get("foveal.training.train")
     if training is not None and request.node.get_closest_marker("curves") is None:
         monkeypatch.setattr(training, "draw_curves", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Set torch back to one thread: what an earlier test chose, a benchmark for example, stays for the process.
+
+    Threads of several processes that wait for each other on the same cores need many times the processor time.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def upsampling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``golden.fill(narrow("segment", 19))``, exported with the upsampling in the graph."""
+
+    def export(folder: Path) -> Path:
+        import foveal
+        from helpers import golden
+        from helpers.narrow import narrow
+
+        model = golden.fill(narrow("segment", 19))
+        return foveal.export(model, output=folder / "full.onnx", upsample=True, size=(64, 96)).path
+
+    return make_once(tmp_path_factory, "upsampling", export)
 
 
 @pytest.fixture

@@ -183,8 +183,12 @@ def test_the_base_install_predicts_without_torch(installed: Path, tmp_path: Path
         command = [str(installed / "foveal"), *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    done = use("demo", "--json")
-    assert json.loads(done.stdout)["agreement"] >= 0.8, done.stderr
+    done = use("demo", "--json", "--out", "demo")
+    report = json.loads(done.stdout)
+    assert report["agreement"] >= 0.8, done.stderr
+    assert report["upscaled"]["size"] == [1486, 2560]
+    files = ["street.overlay.jpg", "street.png", "street.x2.compare.png", "street.x2.png"]
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == files
     listed = use("models")
     assert "efficientvit_b0.camvid" in listed.stdout
     assert "pip install 'foveal[torch]'" in listed.stderr

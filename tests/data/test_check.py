@@ -146,11 +146,11 @@ def test_black_and_white_masks_are_noted(tree: Path) -> None:
     assert [note for note in check_data(tree).notes if "besides 0" in note] == []
 
 
-def test_one_bad_file_in_ten_thousand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_bad_file_in_two_thousand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2)).save(buffer, "PNG")
     with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
-        for index in range(10_000):
+        for index in range(2_000):
             data = buffer.getvalue() if index != 1234 else b"not an image"
             info = tarfile.TarInfo(f"{index:05}.png")
             info.size = len(data)
@@ -159,13 +159,13 @@ def test_one_bad_file_in_ten_thousand(tmp_path: Path, capsys: pytest.CaptureFixt
     result = json.loads(out)
     assert code == 1
     assert (result["layout"], result["splits"]["train"]["items"], result["splits"]["train"]["readable"]) == (
-        "tars", 10_000, 9_999,
+        "tars", 2_000, 1_999,
     )  # fmt: skip
     assert [problem["file"] for problem in result["problems"]] == [str(tmp_path / "train-0.tar" / "01234")]
     assert (tmp_path / "bad.txt").read_text() == "train-0.tar/01234\n"
     (tmp_path / "dataset.yaml").write_text("exclude: bad.txt")
     report = check_data(tmp_path)
-    assert (report.problems, report.splits[0].readable) == ([], 9_999)
+    assert (report.problems, report.splits[0].readable) == ([], 1_999)
 
 
 def test_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

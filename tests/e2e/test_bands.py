@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,16 @@ from PIL import Image
 import foveal
 from foveal.images.preparing import prepare
 from helpers.commands import Command
+from helpers.narrow import registered
 
-MODEL = ("--model", "efficientvit_b0")
+MODEL = ("--model", "efficientvit_narrow")
 SHORT = ("--set.epochs", 2, "--set.batch_size", 2, "--set.crop", "[32, 32]", "--set.workers", 0, "--set.eval_every", 2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _narrow() -> Iterator[None]:
+    with registered():
+        yield
 
 
 def save(path: Path, image: np.ndarray) -> Path:

@@ -23,7 +23,7 @@ from foveal.prediction.predictor import Predictor
 from foveal.prediction.torch_runner import TorchRunner
 from foveal.training.train import TrainResult
 from helpers import golden
-from helpers.narrow import narrow
+from helpers.narrow import Plain, narrow
 
 
 @pytest.mark.parametrize("size", [(1, 32, 32), (1, 33, 200), (3, 97, 61), (2, 128, 96), (1, 257, 511)])
@@ -106,20 +106,19 @@ def test_graph_survives_conversion_to_float16(tmp_path: Path) -> None:
     assert np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
 
 
-def test_upsampling_can_be_in_the_graph(tmp_path: Path) -> None:
+def test_upsampling_can_be_in_the_graph(upsampling: Path) -> None:
     """Other clients then get logits at the image's size; Foveal reads both kinds alike."""
-    model = golden.fill(narrow("segment", 4))
-    report = foveal.export(model, output=tmp_path / "full.onnx", upsample=True, size=(64, 96))
-    session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+    model = golden.fill(narrow("segment", 19))
+    session = onnxruntime.InferenceSession(upsampling, providers=["CPUExecutionProvider"])
     image = np.random.default_rng(0).standard_normal((1, 3, 75, 90)).astype(np.float32)
     with torch.inference_mode():
         expected = model(torch.from_numpy(image)).numpy()
     (found,) = session.run(None, {"image": image})
-    assert np.asarray(found).shape == (1, 4, 75, 90)
+    assert np.asarray(found).shape == (1, 19, 75, 90)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     photo = np.random.default_rng(1).integers(0, 256, (75, 90, 3), dtype=np.uint8)
     here = Predictor(TorchRunner(model), model.foveal_info, "torch")
-    assert (foveal.load(report)(photo).mask == here(photo).mask).mean() > 0.999
+    assert (foveal.load(upsampling)(photo).mask == here(photo).mask).mean() > 0.999
 
 
 def test_classifiers_export_too(tmp_path: Path) -> None:
@@ -163,7 +162,7 @@ def test_a_further_format_is_one_entry(tmp_path: Path, monkeypatch: pytest.Monke
         return lambda feed: [network(*map(torch.from_numpy, feed.values())).detach().numpy() + offset]
 
     monkeypatch.setitem(FORMATS, "program", Format("program", ".pt2", write, open_program))
-    model, offset = narrow(), 1.0
+    model, offset = Plain(), 1.0
     with pytest.raises(foveal.ExportError, match="differs from the model"):
         foveal.export(model, "program", output=tmp_path / "a.pt2", size=(64, 64))
     assert not list(tmp_path.iterdir())
@@ -197,6 +196,6 @@ def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(module, "TOLERANCE", 0.0)
     (tmp_path / "a.onnx").write_bytes(b"before")
     with pytest.raises(foveal.ExportError, match="differs from the model"):
-        foveal.export(narrow(), output=tmp_path / "a.onnx", size=(64, 64))
+        foveal.export(Plain(), output=tmp_path / "a.onnx", size=(64, 64))
     assert (tmp_path / "a.onnx").read_bytes() == b"before"
     assert len(list(tmp_path.iterdir())) == 1

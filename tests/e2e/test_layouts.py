@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,14 @@ from foveal.data.labels import CITYSCAPES
 from foveal.data.synthetic import shapes_sample
 from foveal.errors import DataError
 from helpers.commands import Command
+from helpers.narrow import registered
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[str]:
+    with registered() as name:
+        yield name
+
 
 LABEL_IDS = np.array([7, 11, 23, 26], np.uint8)  # road, building, sky, car
 
@@ -32,11 +41,10 @@ def cityscapes(root: Path) -> Path:
     return root
 
 
-def test_cityscapes_from_folders_to_a_picture(cli: Command, tmp_path: Path) -> None:
+def test_cityscapes_from_folders_to_a_picture(cli: Command, model: str, tmp_path: Path) -> None:
     root = cityscapes(tmp_path / "cityscapes")
-    run = foveal.train(
-        root, out=tmp_path / "run", epochs=2, batch_size=2, crop=[64, 64], workers=0, eval_every=2, ema_decay=0.5
-    )
+    settings = {"epochs": 2, "batch_size": 2, "crop": [64, 64], "workers": 0, "eval_every": 2, "ema_decay": 0.5}
+    run = foveal.train(root, out=tmp_path / "run", model=model, **settings)
     scores = foveal.evaluate(run.best, root, split="val").scores
     assert set(CITYSCAPES.names) - set(scores.absent) <= {"road", "building", "sky", "car"}
     done = cli("export", run.folder, "--output", tmp_path / "model.onnx", "--json")

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +18,9 @@ from foveal.evaluation.metrics import SegmentScores, confusion_matrix
 from foveal.training.schedule import learning_rate
 from foveal.training.train import TrainResult
 from foveal.weights.checkpoints import read_state
+from helpers.commands import Command
+from helpers.processes import start_command, start_torchrun
+from helpers.runs import SMALL, torchrun, wait_for
 
 TINY = {"batch_size": 8, "crop": [64, 64], "workers": 0, "eval_every": 2, "class_weights": "none"}
 
@@ -32,7 +30,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(tmp_path_factory.mktemp("tiny"), train=24, val=4, size=(64, 64))
 
 
-def test_learns_more_than_the_background(run: TrainResult, shapes: Path) -> None:
+def check_learnt(run: TrainResult, shapes: Path) -> None:
     """The validation mIoU is far above that of predicting "ground" everywhere."""
     data = SegmentationData.open(shapes, ["val"])
     matrix = np.zeros((4, 4), np.int64)
@@ -42,12 +40,24 @@ def test_learns_more_than_the_background(run: TrainResult, shapes: Path) -> None
     assert run.value > SegmentScores(matrix, NAMES).miou + 0.15
 
 
+def test_learns_more_than_the_background(run: TrainResult, shapes: Path) -> None:
+    check_learnt(run, shapes)
+
+
+@pytest.mark.long
+def test_learns_from_scratch(tmp_path: Path) -> None:
+    shapes = write_shapes(tmp_path / "shapes", train=160, val=32)
+    settings = {"epochs": 12, "batch_size": 16, "crop": [80, 80], "scale": [0.8, 1.3], "jitter": 0.1, "lr": 4e-3}
+    settings |= {"class_weights": "none", "ema_decay": 0.97, "eval_every": 6, "workers": 1}
+    check_learnt(foveal.train(shapes, out=tmp_path / "run", **settings), shapes)
+
+
 def test_run_folder_describes_itself(run: TrainResult) -> None:
     """Settings, log and checkpoints are there, and the checkpoint knows its classes."""
     settings = yaml.safe_load((run.folder / "config.yaml").read_text())
     lines = [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
-    assert settings["epochs"] == len(lines) == 12
-    assert [line["epoch"] for line in lines if "miou" in line] == [6, 12]
+    assert settings["epochs"] == len(lines) == 6
+    assert [line["epoch"] for line in lines if "miou" in line] == [3, 6]
     state, info = read_state(run.best)
     assert info is not None
     assert (info.model, info.task, info.labels.names) == ("efficientvit_b0", "segment", NAMES)
@@ -55,20 +65,15 @@ def test_run_folder_describes_itself(run: TrainResult) -> None:
     assert not list(run.folder.glob(".*")), "temporary files were left behind"
 
 
-def test_killed_run_resumes_to_the_bit(tiny: Path, tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_bit(tiny: Path, tmp_path: Path, cli: Command) -> None:
     """After kill -9 within an epoch and --resume, losses and weights are those of an uninterrupted run."""
-    whole = _train_command(tiny, tmp_path / "whole")
-    subprocess.run(whole, check=True, capture_output=True)
-    process = subprocess.Popen(
-        _train_command(tiny, tmp_path / "cut"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    assert cli(*_train_arguments(tiny, tmp_path / "whole")).returncode == 0
+    process = start_command(*_train_arguments(tiny, tmp_path / "cut"), errors=tmp_path / "errors")
     log = tmp_path / "cut" / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and len(log.read_text().splitlines()) >= 2) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    subprocess.run([*_train_command(tiny, tmp_path / "cut"), "--resume"], check=True, capture_output=True)
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) >= 2)
+    process.kill()
+    process.join()
+    assert cli(*_train_arguments(tiny, tmp_path / "cut"), "--resume").returncode == 0
 
     def losses(name: str) -> dict[int, float]:
         lines = map(json.loads, (tmp_path / name / "log.jsonl").read_text().splitlines())
@@ -79,10 +84,10 @@ def test_killed_run_resumes_to_the_bit(tiny: Path, tmp_path: Path) -> None:
     assert all(first[key].equal(second[key]) for key in second)
 
 
-def _train_command(data: Path, out: Path) -> list[str]:
+def _train_arguments(data: Path, out: Path) -> list[str]:
     recipe = data / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({**TINY, "epochs": 6}))
-    return [sys.executable, "-m", "foveal", "train", str(data), "--config", str(recipe), "--out", str(out)]
+    recipe.write_text(yaml.safe_dump({**TINY, **SMALL, "epochs": 6}))
+    return ["train", str(data), "--config", str(recipe), "--out", str(out)]
 
 
 def test_torchrun_trains_one_model_on_two_processes(tiny: Path, tmp_path: Path) -> None:
@@ -91,19 +96,16 @@ def test_torchrun_trains_one_model_on_two_processes(tiny: Path, tmp_path: Path) 
     shutil.copytree(tiny, data)
     bad = sorted((data / "train").iterdir())[0]
     bad.write_bytes(b"no picture")
-    command = [*_train_command(data, tmp_path / "run")[2:], "--set.max_bad", "0.05"]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", *command],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    command = torchrun(data, tmp_path / "run", {**TINY, **SMALL, "epochs": 6}, "--set.max_bad", "0.05")
+    launcher = start_torchrun(command, tmp_path / "errors")
+    launcher.join(600)
+    errors = (tmp_path / "errors").read_text()
+    assert launcher.exitcode == 0, errors
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert [line["bad"] for line in lines] == [1] * 6
     assert (tmp_path / "run" / "bad.txt").read_text() == "train/0000.png\n"
-    assert done.stderr.count("left out of training: ") == 1
+    assert errors.count("left out of training: ") == 1
     assert math.isfinite(lines[-1]["loss"])
 
 
@@ -111,7 +113,7 @@ def test_loss_is_the_sum_of_its_terms(tiny: Path, tmp_path: Path) -> None:
     """Checked in the first step, where all runs have the same weights and images; config.yaml records the losses."""
 
     def first(name: str, loss: dict[str, float]) -> float:
-        settings = {**TINY, "batch_size": 24, "epochs": 1, "val_split": "", "loss": loss}
+        settings = {**TINY, **SMALL, "batch_size": 24, "epochs": 1, "val_split": "", "loss": loss}
         found = foveal.train(tiny, out=tmp_path / name, **settings)
         assert yaml.safe_load((found.folder / "config.yaml").read_text())["loss"] == loss
         return found.losses[0]

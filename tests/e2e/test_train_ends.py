@@ -20,10 +20,10 @@ from foveal.cli import main
 from foveal.data.synthetic import write_shapes
 from foveal.training import jobs
 from foveal.training import train as train_file
-from helpers.runs import SETTINGS
+from helpers.runs import SETTINGS, SMALL
 
 FIGURES = [0.1, 0.3, 0.2, 0.25, 0.5, 0.4]
-SHORT = {**SETTINGS, "epochs": 6, "eval_every": 1, "log_every": 0}
+SHORT = {**SETTINGS, **SMALL, "epochs": 6, "eval_every": 1, "log_every": 0}
 
 
 @pytest.fixture(scope="module")

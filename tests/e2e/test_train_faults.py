@@ -6,7 +6,6 @@ Numbers in the names are those of the fault list in docs/training.md.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -30,6 +29,7 @@ from foveal.training import jobs
 from foveal.training.folder import RunFolder
 from foveal.training.segment import SegmentJob
 from foveal.weights.checkpoints import read_state
+from helpers.processes import fork_server, start_torchrun
 from helpers.runs import (
     ONE_THREAD,
     SETTINGS,
@@ -66,14 +66,6 @@ def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return foveal.train(tiny, out=tmp_path_factory.mktemp("whole") / "run", **SETTINGS, **SMALL).folder
 
 
-@pytest.fixture(scope="module")
-def processes() -> multiprocessing.context.ForkServerContext:
-    """Processes that start with all modules imported, so that a kill hits the training and not an import."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["foveal.training.train", "foveal.models"])
-    return context
-
-
 def _train(data: Path, out: Path, settings: dict[str, Any], lines: Path | None = None) -> None:
     """In a separate process: train, or resume; standard error goes to the file ``lines``."""
     torch.set_num_threads(1)
@@ -93,15 +85,13 @@ def _stamp(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.long)])
-def test_37_killed_at_random_instants_resumes_to_the_bit(
-    tiny: Path, whole: Path, tmp_path: Path, processes: Any, kills: int
-) -> None:
+def test_37_killed_at_random_instants_resumes_to_the_bit(tiny: Path, whole: Path, tmp_path: Path, kills: int) -> None:
     """After kill -9 at random times, with a save after every step, the state loads; the finished run is the same."""
     out, rng = tmp_path / "cut", random.Random(0)
     settings = {**SETTINGS, **SMALL, "save_minutes": SAVE_EVERY_STEP}
     killed = 0
     while killed < kills:
-        process = processes.Process(target=_train, args=(tiny, out, settings))
+        process = fork_server().Process(target=_train, args=(tiny, out, settings))
         process.start()
         wait_for((out / "state.pt").exists)
         before = _stamp(out)
@@ -153,13 +143,13 @@ def _train_on_a_full_disk(data: Path, out: Path, lines: Path) -> None:
     _train(data, out, {}, lines)
 
 
-def test_38_full_disk_leaves_the_old_state(tiny: Path, tmp_path: Path, processes: Any) -> None:
+def test_38_full_disk_leaves_the_old_state(tiny: Path, tmp_path: Path) -> None:
     out, lines = tmp_path / "run", tmp_path / "errors"
     short = {**SETTINGS, "epochs": 2}
     foveal.train(tiny, out=out, **short)
     (out / "config.yaml").write_text(yaml.safe_dump({**yaml.safe_load((out / "config.yaml").read_text()), "epochs": 4}))
     before = (out / "state.pt").read_bytes()
-    process = processes.Process(target=_train_on_a_full_disk, args=(tiny, out, lines))
+    process = fork_server().Process(target=_train_on_a_full_disk, args=(tiny, out, lines))
     process.start()
     process.join(600)
     message = lines.read_text().strip().splitlines()[-1]
@@ -205,10 +195,10 @@ def _train_with_little_memory(data: Path, out: Path, settings: dict[str, Any], l
     _train(data, out, settings, lines)
 
 
-def test_42_out_of_memory_goes_on_in_pieces(tiny: Path, tmp_path: Path, processes: Any) -> None:
+def test_42_out_of_memory_goes_on_in_pieces(tiny: Path, tmp_path: Path) -> None:
     out, lines = tmp_path / "run", tmp_path / "errors"
     settings = {**SETTINGS, "crop": [512, 512], "batch_size": 12, "epochs": 1, "room": 1100, "val_split": ""}
-    process = processes.Process(target=_train_with_little_memory, args=(tiny, out, settings, lines))
+    process = fork_server().Process(target=_train_with_little_memory, args=(tiny, out, settings, lines))
     process.start()
     process.join(600)
     said = lines.read_text()
@@ -246,12 +236,14 @@ def test_40_dead_loading_process_is_named(tiny: Path, tmp_path: Path) -> None:
 def test_43_the_others_end_when_a_process_dies(tiny: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = torchrun(tiny, out, {**SETTINGS, **SMALL, "epochs": 1000})
-    launcher = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=ONE_THREAD)
+    launcher = start_torchrun(command, tmp_path / "errors")
+    assert launcher.pid is not None
     wait_for(lambda: (out / "log.jsonl").exists() and len(losses(out)) >= 2)
     ranks = children(launcher.pid)
     assert len(ranks) == 2
     os.kill(ranks[1], signal.SIGKILL)
-    assert launcher.wait(timeout=60) != 0
+    launcher.join(60)
+    assert launcher.exitcode not in (0, None)
     assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
     assert RunFolder(out).state.exists()
 
@@ -264,7 +256,7 @@ def _train_rank(rank: int, port: int, data: Path, out: Path, settings: dict[str,
     foveal.train(data, out=out, **settings)
 
 
-def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path, processes: Any) -> None:
+def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path) -> None:
     """Same global batch, norms over all of it, each validation image counted once: parameters agree to 1e-6.
 
     In float64: AdamW turns float32's rounding of a gradient near zero into a step of full size.
@@ -274,7 +266,7 @@ def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path, processes
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     arguments = port, tiny, tmp_path / "two", settings
-    ranks = [processes.Process(target=_train_rank, args=(rank, *arguments)) for rank in (0, 1)]
+    ranks = [fork_server().Process(target=_train_rank, args=(rank, *arguments)) for rank in (0, 1)]
     for rank in ranks:
         rank.start()
     one = foveal.train(tiny, out=tmp_path / "one", **settings).folder

@@ -27,7 +27,8 @@ from foveal.progress import Progress
 from foveal.training import cache as cached
 from foveal.training import jobs
 from foveal.training.config import TrainConfig
-from helpers.runs import ONE_THREAD, SETTINGS, losses, same_weights, wait_for
+from helpers.processes import start_command
+from helpers.runs import ONE_THREAD, SETTINGS, SMALL, losses, same_weights, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def train(data: Path, out: Path, **settings: Any) -> Any:
-    return foveal.train(data, out=out, **{**SETTINGS, "epochs": 2, "eval_every": 1, **settings})
+    return foveal.train(data, out=out, **{**SETTINGS, **SMALL, "epochs": 2, "eval_every": 1, **settings})
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -290,14 +291,15 @@ def test_30_bad_images_do_not_disturb_a_resumed_run(shapes: Path, tmp_path: Path
     data = with_bad_training(shapes, tmp_path / "bad", images=1, masks=1)
     settings = {"max_bad": 0.25, "epochs": 3}
     whole = train(data, tmp_path / "whole", **settings)
-    script = "import sys, json, foveal; foveal.train(sys.argv[1], out=sys.argv[2], **json.loads(sys.argv[3]))"
-    settings_text = json.dumps({**SETTINGS, "eval_every": 1, **settings, "save_minutes": 1e-6})
-    stopped = subprocess.Popen(
-        [sys.executable, "-c", script, str(data), str(tmp_path / "cut"), settings_text], env=ONE_THREAD
+    (tmp_path / "cut.yaml").write_text(
+        yaml.safe_dump({**SETTINGS, **SMALL, "eval_every": 1, **settings, "save_minutes": 1e-6})
+    )
+    stopped = start_command(
+        "train", data, "--config", tmp_path / "cut.yaml", "--out", tmp_path / "cut", errors=tmp_path / "errors"
     )
     wait_for(lambda: len(losses(tmp_path / "cut")) >= 3 if (tmp_path / "cut" / "log.jsonl").exists() else False)
     stopped.kill()
-    stopped.wait()
+    stopped.join()
     resumed = foveal.train(data, out=tmp_path / "cut", resume=True)
     assert resumed.bad == whole.bad
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")

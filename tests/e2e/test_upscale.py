@@ -17,7 +17,7 @@ from foveal.factory.create import create_model
 from foveal.images.reading import read_image
 from foveal.info import info_of
 from foveal.weights.checkpoints import save_checkpoint
-from helpers.commands import Command, run_process
+from helpers.commands import Command
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +37,9 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_one_photograph(weights: Path, street: Path, tmp_path: Path) -> None:
+def test_one_photograph(cli: Command, weights: Path, street: Path, tmp_path: Path) -> None:
     """Windows, exact ones, how close they come, and a picture to compare with."""
-    done = run_process(
-        "upscale", street, "--model", weights, "--out", tmp_path, "--tile", 128, "--check-tiles", "--compare"
-    )
+    done = cli("upscale", street, "--model", weights, "--out", tmp_path, "--tile", 128, "--check-tiles", "--compare")
     assert done.returncode == 0, done.stderr
     large = read_image(tmp_path / "street.png")
     assert large.shape == (600, 808, 3)
@@ -53,7 +51,7 @@ def test_one_photograph(weights: Path, street: Path, tmp_path: Path) -> None:
     for half, plain in zip(halves, middle, strict=True):
         changed = np.abs(half.astype(int) - plain).max(2) > 64
         assert 50 < changed.sum() < 0.1 * changed.size, "each side has its name and is otherwise the picture"
-    exact = run_process(
+    exact = cli(
         "upscale", street, "--model", weights, "--out", tmp_path / "exact", "--tile", 128, "--exact", "--check-tiles",
         "--json",
     )  # fmt: skip
@@ -87,8 +85,8 @@ def test_interpolation_by_name(cli: Command, street: Path, tmp_path: Path) -> No
     assert read_image(tmp_path / "street.jpg").shape == (900, 1212, 3)
 
 
-def test_predict_knows_the_task(weights: Path, street: Path, tmp_path: Path) -> None:
-    done = run_process("predict", street, "--model", weights, "--out", tmp_path)
+def test_predict_knows_the_task(cli: Command, weights: Path, street: Path, tmp_path: Path) -> None:
+    done = cli("predict", street, "--model", weights, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_image(tmp_path / "street.png").shape == (600, 808, 3)
 

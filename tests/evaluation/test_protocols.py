@@ -22,7 +22,6 @@ from foveal.evaluation.protocols import PROTOCOLS, bicubic_argmax
 from foveal.images.resampling import resize_cubic
 from foveal.info import IMAGENET_MEAN, IMAGENET_STD, Labels, ModelInfo, Preprocess
 from foveal.prediction.predictor import Predictor
-from helpers.narrow import narrow
 
 STRIDE = 8
 
@@ -184,8 +183,6 @@ def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
         foveal.evaluate(model, root, protocol="ade20k", size=(64, 64))
 
 
-def test_a_file_that_upsamples_by_itself_is_refused(tmp_path: Path) -> None:
-    model = narrow("segment", num_classes=19)
-    file = foveal.export(model, output=tmp_path / "upsampling.onnx", upsample=True, size=(64, 64)).path
+def test_a_file_that_upsamples_by_itself_is_refused(upsampling: Path) -> None:
     with pytest.raises(foveal.ConfigError, match="export without --upsample"):
-        PROTOCOLS["cityscapes"].prepare_predictor(foveal.load(file))
+        PROTOCOLS["cityscapes"].prepare_predictor(foveal.load(upsampling))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +19,7 @@ import foveal
 from foveal.errors import CheckpointError, ConfigError
 from foveal.info import IMAGENET_MEAN, IMAGENET_STD, Labels, attach, info_of
 from foveal.weights.checkpoints import read_state, save_checkpoint
-from helpers.hub_client import Client, error_of
+from helpers.hub_client import Client, Session, error_of
 from helpers.hub_server import Hub, close, running
 
 
@@ -152,10 +150,8 @@ except foveal.FovealError as error:
 """
 
 
-def python(client: Client, code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    environment = {**client.environment, "HF_TOKEN": "hf_of_this_test"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+def session(client: Client) -> Session:
+    return Session({**client.environment, "HF_TOKEN": "hf_of_this_test"})
 
 
 @pytest.fixture
@@ -164,31 +160,32 @@ def saved(model: nn.Module, tmp_path: Path) -> Path:
 
 
 def test_round_trip_through_a_hub(model: nn.Module, saved: Path, tmp_path: Path) -> None:
-    with running() as hub:
-        client = Client(hub.address, tmp_path / "cache")
-        sent = python(client, PUSH, saved)
+    with running() as hub, session(client := Client(hub.address, tmp_path / "cache")) as python:
+        sent = python.run(PUSH, saved)
         assert sent.stdout.strip() == f"{hub.address}/someone/mine/commit/{hub.commit}", sent.stderr
         assert {file for _, file in hub.files} == {"README.md", "config.json", "model.safetensors"}
         assert b'foveal.from_pretrained("someone/mine")' in hub.files["someone/mine", "README.md"]
         hub.files["someone/mine", "README.md"] = b"edited on the hub"
-        assert python(client, PUSH, saved).returncode == 0
+        assert python.run(PUSH, saved).returncode == 0
         assert hub.files["someone/mine", "README.md"] == b"edited on the hub"
-        got = python(client, LOAD, "hf-hub:someone/mine@main", tmp_path / "back")
+        got = python.run(LOAD, "hf-hub:someone/mine@main", tmp_path / "back")
         assert "downloading hub id someone/mine once: someone/mine/model.safetensors" in got.stderr
     assert same(foveal.from_pretrained(tmp_path / "back"), model)
-    offline = python(client, LOAD, "someone/mine", tmp_path / "again")
+    with session(client) as python:
+        offline = python.run(LOAD, "someone/mine", tmp_path / "again")
     assert (offline.returncode, offline.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("status", [0, 401, 500])
-def test_refused_uploads_are_one_line(saved: Path, tmp_path: Path, status: int) -> None:
-    with running() as hub:
-        hub.status = status
-        if not status:
-            close(hub)
-        done = python(Client(hub.address, tmp_path / "cache"), PUSH, saved)
-        assert "someone/mine: nothing was sent" in error_of(done, "ExportError")
-        assert len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize("statuses", [(401, 500), (0,)], ids=["errors", "no answer"])
+def test_refused_uploads_are_one_line(saved: Path, tmp_path: Path, statuses: tuple[int, ...]) -> None:
+    with running() as hub, session(Client(hub.address, tmp_path / "cache")) as python:
+        for status in statuses:
+            hub.status = status
+            if not status:
+                close(hub)
+            done = python.run(PUSH, saved)
+            assert "someone/mine: nothing was sent" in error_of(done, "ExportError")
+            assert len(done.stderr.splitlines()) == 1
 
 
 def publish(hub: Hub, ref: str, content: bytes) -> None:
@@ -205,7 +202,8 @@ def test_published_classifier_by_name(tmp_path: Path) -> None:
     save_file(peer.state_dict(), tmp_path / "timm.safetensors")
     with running() as hub:
         publish(hub, "efficientvit_b0.r224_in1k", (tmp_path / "timm.safetensors").read_bytes())
-        done = python(Client(hub.address, tmp_path / "cache"), LOAD, "efficientvit_b0.r224_in1k", tmp_path / "saved")
+        with session(Client(hub.address, tmp_path / "cache")) as python:
+            done = python.run(LOAD, "efficientvit_b0.r224_in1k", tmp_path / "saved")
     size = f"{(tmp_path / 'timm.safetensors').stat().st_size / 2**20:.1f} MiB"
     announced = f"efficientvit_b0.r224_in1k once: timm/efficientvit_b0.r224_in1k/model.safetensors, {size}, Apache-2.0"
     assert done.stderr == f"downloading {announced}\n"

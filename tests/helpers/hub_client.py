@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -41,6 +42,53 @@ class Client:
     def files(self) -> list[Path]:
         """Everything in the cache that could be taken for weights."""
         return [p for p in self.cache.rglob("*") if p.is_file() and p.stat().st_size > 1000]
+
+
+class Session:
+    """One Python process that runs pieces of code one after the other: to start one for each would take seconds.
+
+    Args:
+        environment: of the process.
+        options: of Python.
+    """
+
+    def __init__(self, environment: dict[str, str], *options: str) -> None:
+        command = [sys.executable, *options, "-c", _LOOP]
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def run(self, code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run code with these arguments as ``sys.argv[1:]``: its output, and 1 if it ends with a message."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps([code, ["-c", *map(str, arguments)]]) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the process has ended"
+        return subprocess.CompletedProcess(code, *json.loads(answer))
+
+
+_LOOP = """
+import contextlib, io, json, sys
+answers = sys.stdout
+for line in sys.stdin:
+    code, sys.argv = json.loads(line)
+    status, out, err = 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            exec(code, {"__name__": "__main__"})
+        except SystemExit as end:  # with a message, as in these tests, Python prints it and the status is 1
+            status = 1
+            print(end, file=sys.stderr)
+    print(json.dumps([status, out.getvalue(), err.getvalue()]), file=answers, flush=True)
+"""
 
 
 def error_of(done: subprocess.CompletedProcess[str], kind: str = "CheckpointError") -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor, nn
+
 from foveal.info import ModelInfo, attach
-from foveal.models.efficientvit import Config, EfficientViT, variant
+from foveal.models.efficientvit import CONFIGS, Config, EfficientViT, register_variant, variant
+from foveal.models.registry import FAMILIES
 from foveal.tasks.classify import ClassificationModel
 from foveal.tasks.segment import SegmentationHead, SegmentationModel
 
@@ -32,3 +38,32 @@ def narrow(task: str = "classify", num_classes: int = 3) -> Any:
         model = ClassificationModel(backbone, classifier(backbone.feature_info[-1].channels, num_classes))
     attach(model, ModelInfo("efficientvit_b0", task, num_classes, output_stride=getattr(model, "stride", 1)))
     return model.eval()
+
+
+@contextmanager
+def registered(name: str = "efficientvit_narrow") -> Iterator[str]:
+    """The model under a name of its own, for training, loading and exporting in this process.
+
+    It has a small segmentation head; as a promptable model it takes images of 256 pixels.
+    """
+    register_variant(name, NARROW)
+    variants: Any = FAMILIES["efficientvit"].variants
+    variants[name] = dataclasses.replace(
+        variants[name],
+        segment_heads={"cityscapes": {"width": 8, "depth": 1, "num_classes": 19}},
+        prompt={"depth": 0, "expand_ratio": 1, "norm_eps": 1e-5},
+    )
+    yield name
+    del CONFIGS[name], variants[name]
+
+
+class Plain(nn.Module):
+    """A classifier of two layers, for tests of what happens to any network: tracing it takes a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.classifier = nn.Conv2d(3, 16, 3, 2, 1), nn.Linear(16, 3)
+        attach(self, ModelInfo("plain", "classify", 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.conv(x).relu().mean((2, 3)))

@@ -21,7 +21,7 @@ from foveal.layers.scan import gpu
 gpu.ELEMENTS = 32  # tiles of 16 tokens
 for shape in ((2, 2, 5, 3, 1), (1, 4, 37, 2, 2), (1, 2, 1, 1, 1)):
     batch, channels, length, states, groups = shape
-    for softplus in (True, False):
+    for softplus in (True, False) if length == 5 else (True,):
         given = t.rounded(t.tensors(batch, channels, length, states, groups, shift=-3, scale=3))
         if not softplus:
             given["delta"] = given["delta"].abs() / 8

@@ -122,7 +122,9 @@ def our_key(key: str, shapes: dict[str, list[int]]) -> str:
     return next(name for name, value in recognise(marked).state.items() if value)
 
 
-@pytest.mark.parametrize("size", ["b0", "b1", "b2", "b3", "l1", "l2"])
+@pytest.mark.parametrize(
+    "size", ["b0", "b1", "l1", *(pytest.param(size, marks=pytest.mark.long) for size in ("b2", "b3", "l2"))]
+)
 def test_equals_timm(size: str) -> None:
     """timm's own network gives the same logits and maps with the same weights."""
     peer = golden.fill(timm.create_model(f"efficientvit_{size}", pretrained=False, num_classes=10))

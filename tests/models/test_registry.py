@@ -17,11 +17,11 @@ from foveal.data.synthetic import NAMES, write_shapes
 from foveal.errors import CheckpointError, ConfigError
 from foveal.factory.identify import identify
 from foveal.info import info_of
-from foveal.models.efficientvit import CONFIGS, Config, EfficientViT, register_variant
+from foveal.models.efficientvit import CONFIGS, EfficientViT, register_variant
 from foveal.models.registry import FAMILIES, Family, Variant, published, register, variants
+from helpers.narrow import NARROW
 
 NAME = "efficientvit_mine"
-NARROW = Config((4, 8, 8, 8, 16), (1, 1, 1, 1, 1), head_dim=8, classifier_dim=(16, 16))
 
 
 def family(name: str, *names: str, **fields: Any) -> Family:

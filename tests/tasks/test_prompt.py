@@ -21,9 +21,6 @@ from foveal.errors import CheckpointError, ConfigError, ExportError, InputError
 from foveal.factory.create import create_model, list_models
 from foveal.factory.identify import identify
 from foveal.images.sam_frame import at_image_size, frame_size
-from foveal.models.efficientvit import CONFIGS as CONFIGS_OF_B
-from foveal.models.efficientvit import Config, register_variant
-from foveal.models.registry import FAMILIES
 from foveal.models.tinyvit import CONFIGS, TinyViT, WindowAttention
 from foveal.prediction.mask_results import draw_masks
 from foveal.prediction.predictor import Predictor
@@ -32,6 +29,7 @@ from foveal.tasks.prompt import MaskDecoder, PromptEncoder
 from foveal.weights.checkpoints import save_checkpoint
 from foveal.weights.loading import load_checkpoint
 from helpers import golden
+from helpers.narrow import registered
 
 NAME = "mit-sam-l0"
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
@@ -52,10 +50,8 @@ def published() -> Any:
 @pytest.fixture(scope="module")
 def small() -> Iterator[Any]:
     """A small promptable model whose masks depend on image and prompt."""
-    narrow = Config((4, 8, 8, 8, 16), (0, 0, 0, 1, 0), head_dim=8, classifier_dim=(16, 16))
-    register_variant("efficientvit_narrow", narrow)
-    yield golden.fill(create_model("efficientvit_narrow", "prompt").double()).float()
-    del CONFIGS_OF_B["efficientvit_narrow"], FAMILIES["efficientvit"].variants["efficientvit_narrow"]
+    with registered() as name:
+        yield golden.fill(create_model(name, "prompt").double()).float()
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +148,7 @@ def test_many_prompts_equal_single_ones(predictor: Predictor) -> None:
 
 
 def test_the_model_itself_takes_batches(small: Any) -> None:
-    x = torch.randn(2, 3, 512, 512, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 3, 256, 256, generator=torch.Generator().manual_seed(0))
     boxes = torch.tensor([[[0.0, 0, 500, 500], [100, 100, 900, 700]]]).repeat(2, 1, 1)
     masks, iou = small(x, boxes=boxes, multimask=False)
     assert (masks.shape, iou.shape) == ((2, 2, 1, 256, 256), (2, 2, 1))
@@ -280,7 +276,7 @@ def test_a_state_dict_of_a_twin_prints_the_alternative(tmp_path: Path, capsys: p
 
 
 def test_batches_that_do_not_fit_are_one_line(small: Any) -> None:
-    x, boxes = torch.zeros(2, 3, 512, 512), torch.tensor([[1.0, 1, 9, 9]])
+    x, boxes = torch.zeros(2, 3, 256, 256), torch.tensor([[1.0, 1, 9, 9]])
     with pytest.raises(InputError, match="boxes for 3 images, but 2 are given"):
         small(x, boxes=boxes.expand(3, 1, 4))
     with pytest.raises(InputError, match="different numbers of prompts"):
@@ -316,8 +312,16 @@ def test_a_dense_predictor_takes_no_prompts() -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    report = foveal.export(small, output=tmp_path_factory.mktemp("onnx") / "small.onnx")
+def shallow(small: Any) -> Any:
+    """The same encoder, and a decoder with one block: tracing takes seconds for each."""
+    model = copy.deepcopy(small)
+    del model.mask_decoder.transformer.layers[1]
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(shallow: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    report = foveal.export(shallow, output=tmp_path_factory.mktemp("onnx") / "small.onnx")
     assert [path.name for path in (report.path, *report.extra_files)] == [
         "small.encoder.onnx", "small.decoder.onnx", "small.prompts.onnx",
     ]  # fmt: skip
@@ -325,9 +329,9 @@ def exported(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report.path
 
 
-def test_onnx_gives_the_same_masks(predictor: Predictor, exported: Path) -> None:
+def test_onnx_gives_the_same_masks(shallow: Any, exported: Path) -> None:
     there = foveal.load(exported).encode(image_of_noise())
-    here = predictor.encode(image_of_noise())
+    here = Predictor(TorchPrompter(shallow), shallow.foveal_info, "torch").encode(image_of_noise())
     point: dict[str, Any] = {"points": [[60, 50]], "labels": [1]}
     box = [20, 30, 110, 100]
     earlier = here.prompt(**point).low_res[0, 1]
@@ -339,14 +343,14 @@ def test_onnx_gives_the_same_masks(predictor: Predictor, exported: Path) -> None
         np.testing.assert_allclose(a.iou, b.iou, atol=1e-4)
 
 
-def test_the_decoder_keeps_sams_contract(predictor: Predictor, exported: Path) -> None:
+def test_the_decoder_keeps_sams_contract(shallow: Any, exported: Path) -> None:
     """As other programs call it: names, shapes, a padding point, masks at the image's size."""
     session = onnxruntime.InferenceSession(exported.with_name("small.decoder.onnx"))
     assert [entry.name for entry in session.get_inputs()] == [
         "image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input", "orig_im_size",
     ]  # fmt: skip
     assert [entry.name for entry in session.get_outputs()] == ["masks", "iou_predictions", "low_res_masks"]
-    here = predictor.encode(image_of_noise())
+    here = Predictor(TorchPrompter(shallow), shallow.foveal_info, "torch").encode(image_of_noise())
     found: Any = session.run(
         None,
         {
@@ -419,10 +423,10 @@ def test_half_precision_distinguishes_pixels(small: Any, tmp_path: Path, dtype: 
 
 
 def test_images_of_another_size_are_refused(small: Any) -> None:
-    with pytest.raises(InputError, match="takes images of 512x512 pixels, not 480x512"):
-        small.image_encoder(torch.zeros(1, 3, 480, 512))
+    with pytest.raises(InputError, match="takes images of 256x256 pixels, not 240x256"):
+        small.image_encoder(torch.zeros(1, 3, 240, 256))
     with pytest.raises(InputError, match="no prompt"):
-        small(torch.zeros(1, 3, 512, 512))
+        small(torch.zeros(1, 3, 256, 256))
 
 
 def test_parts_share_what_prompts_share() -> None:

@@ -19,6 +19,7 @@ from foveal.training.batches import Batches
 from foveal.training.config import TrainConfig
 from foveal.training.distributed import blocks_of
 from foveal.training.folder import RunFolder, RunState
+from helpers.processes import fork_server
 
 
 def _trained_once(again: bool) -> tuple[list[Tensor], list[Tensor], int]:
@@ -103,7 +104,8 @@ _BATCH = torch.from_numpy(np.random.default_rng(0).standard_normal((6, 5)))
 
 def test_norms_of_vectors_are_synchronised_too(tmp_path: Path) -> None:
     """Two processes with half of the batch each compute the same as one with all of it, forward and backward."""
-    torch.multiprocessing.spawn(_half_of_a_batch, (str(tmp_path),), nprocs=2)
+    fork_server()  # has torch imported
+    torch.multiprocessing.start_processes(_half_of_a_batch, (str(tmp_path),), nprocs=2, start_method="forkserver")
     norm, x = nn.Sequential(nn.BatchNorm1d(5)).double(), _BATCH.clone().requires_grad_()
     y = norm(x)
     (y**3).sum().backward()
