@@ -44,7 +44,7 @@ class Builder:
             return self.lowerings[kind](self, module, x)
         if kind in (nn.Identity, nn.Dropout, DropPath):
             return x
-        if kind is nn.Sequential:
+        if isinstance(module, nn.Sequential) and kind is nn.Sequential:
             for part in module:
                 x = self.lower(part, x)
             return x

@@ -162,8 +162,8 @@ def _attention(builder: Builder, module: MultiScaleLinearAttention, x: int, resi
             f"{builder.info.model}: the native engine computes linear attention over the whole map only"
         )
     scales = [builder.conv(module.qkv, x)]
-    for depthwise, pointwise in module.aggregate:
-        scales.append(_aggregate(builder, depthwise, pointwise, scales[0]))
+    branches: Any = module.aggregate
+    scales += [_aggregate(builder, depthwise, pointwise, scales[0]) for depthwise, pointwise in branches]
     heads = module.qkv.out_channels // (3 * module.head_dim)
     y = builder.add("linear_attention", tuple(scales), head_dim=module.head_dim, heads=heads, eps=module.eps)
     return builder.conv_norm_act(module.project, y, residual=residual)
@@ -178,7 +178,7 @@ def _aggregate(builder: Builder, depthwise: nn.Conv2d, pointwise: nn.Conv2d, x: 
 
 
 def _layer_norm(builder: Builder, module: nn.LayerNorm | LayerNorm2d, x: int) -> int:
-    arrays = {"weight": module.weight, "bias": module.bias}
+    arrays: dict[str, Tensor] = {"weight": module.weight, "bias": module.bias}
     return builder.add("layer_norm", (x,), arrays=arrays, eps=module.eps)
 
 
@@ -205,7 +205,7 @@ def _order_for_shuffle(conv: nn.Conv2d, factor: int) -> None:
 # ---- backbones, heads and tasks
 
 
-def maps(builder: Builder, backbone: nn.Module, x: int) -> list[int]:
+def maps(builder: Builder, backbone: Any, x: int) -> list[int]:
     """The feature maps of a backbone that has a stem and stages."""
     if type(backbone) not in (EfficientViT, MobileNet, MambaVision, ViT):
         raise NotCoveredError(f"{builder.info.model}: the native engine does not cover {type(backbone).__name__}")
@@ -228,7 +228,8 @@ def _efficientvit_sr(builder: Builder, backbone: EfficientViTSR, x: int) -> int:
 def _realtime_sr(builder: Builder, backbone: RealtimeSR, x: int) -> int:
     x = shallow = builder.lower(backbone.stem, x)
     last = len(backbone.stages) - 1
-    for index, stage in enumerate(backbone.stages):
+    stages: Any = backbone.stages
+    for index, stage in enumerate(stages):
         x = builder.conv(stage.conv, x, act="relu", residual=shallow if index == last else None)
     return x
 
@@ -241,9 +242,9 @@ def _efficientvit_classifier(builder: Builder, head: EfficientViTClassifier, x: 
 
 
 def _mobilenet_classifier(builder: Builder, head: MobileNetClassifier, x: int) -> int:
-    if head.late:
-        hidden, act = head.hidden[0], builder.activation(head.hidden[1])
-        x = builder.linear(hidden, builder.add("mean", (x,)), act=act)
+    if isinstance(head.hidden, nn.Sequential):
+        linear: Any = head.hidden[0]
+        x = builder.linear(linear, builder.add("mean", (x,)), act=builder.activation(head.hidden[1]))
     else:
         x = builder.add("mean", (builder.lower(head.hidden, x),))
     return builder.lower(head.classifier, x)

@@ -104,7 +104,7 @@ def _sum_slopes(
         q, slope, norm_slope = _slopes(heads, dout, row, d, token, D, length, matrix, total, eps)
         inside = (d[:, None] < D) & (token[None, :] < length)  # beyond, a normaliser without epsilon is 0 / 0
         dmatrix += _product(q, tl.where(inside, slope, 0))
-        dtotal += tl.sum(tl.where(inside, q * norm_slope[None, :], 0), 1)
+        dtotal += tl.sum(tl.where(inside, q * norm_slope[None, :], 0), 1)  # pyright: ignore[reportArgumentType] - an array, not a constant
     inside = (d[:, None] < D) & (d[None, :] < D)
     tl.atomic_add(dcontext + (row * D + d[:, None]) * D + d[None, :], dmatrix, inside)
     tl.atomic_add(dnorm + row * D + d, dtotal, d < D)
@@ -120,7 +120,7 @@ def _gradients(heads, dout, context, norm, dcontext, dnorm, dheads, eps, D, leng
     q, slope, norm_slope = _slopes(heads, dout, row, d, token, D, length, matrix, total, eps)
     k = tl.maximum(_load(heads, row, d, token, D, length, 1), 0)
     v = _load(heads, row, d, token, D, length, 2)
-    dq = _apply(tl.trans(matrix), slope) + total[:, None] * norm_slope[None, :]
+    dq = _apply(tl.trans(matrix), slope) + total[:, None] * norm_slope[None, :]  # pyright: ignore[reportArgumentType] - an array, not a constant
     dk = _apply(tl.trans(dmatrix), v) + dtotal[:, None]
     mask = (d[:, None] < D) & (token[None, :] < length)
     place = (row * 3 * D + d[:, None]) * length + token[None, :]
