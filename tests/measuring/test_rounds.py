@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+import foveal
 from foveal.measuring.rounds import Work, interleaved, noise_bound, ratio, warm_up
 
 
@@ -107,3 +109,9 @@ def test_the_same_model_given_twice_is_within_the_bound() -> None:
         bound = noise_bound(pair["second"], pair["first"])
         assert bound is not None
         assert abs(ratio(pair["second"], pair["first"]) - 1) < bound
+
+
+def test_measuring_leaves_the_number_of_torch_threads() -> None:
+    before = torch.get_num_threads()
+    foveal.bench(["efficientvit_m0"], size=(224, 224), threads=before + 1, rounds=1, warmup=0, memory=False)
+    assert torch.get_num_threads() == before

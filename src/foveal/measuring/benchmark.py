@@ -27,7 +27,7 @@ from .opening import Opened, image_of, open_all, open_model
 from .peers import is_peer, open_peer
 from .report import BenchReport, Row
 from .rounds import K as K
-from .rounds import Work, noise_bound, warm_up
+from .rounds import Work, noise_bound, torch_threads_kept, warm_up
 from .rounds import interleaved as interleaved
 from .rounds import ratio as ratio
 
@@ -96,7 +96,7 @@ def bench(
     candidates = [parse_candidate(str(ref), defaults) for ref in refs]
     cores = int(machine.describe()["cores"])
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    with TemporaryDirectory(prefix="foveal-bench-") as folder:
+    with torch_threads_kept(), TemporaryDirectory(prefix="foveal-bench-") as folder:
         opened = open_all(candidates, cores, Path(folder))
         works = {(index, part): work for index, one in enumerate(opened) for part, work in one.works.items()}
         outputs = {key: _arrays(work.finish()) for key, work in works.items()}
@@ -308,7 +308,7 @@ def _load_and_run(settings: dict[str, Any]) -> Callable[[], object]:
     def work() -> object:
         if is_peer(candidate.ref):
             return open_peer(candidate, 1, image_of(candidate, 3)).work.finish()
-        with TemporaryDirectory(prefix="foveal-bench-") as folder:
+        with torch_threads_kept(), TemporaryDirectory(prefix="foveal-bench-") as folder:
             opened = open_model(candidate, 1, Path(folder))
             return next(iter(opened.works.values())).finish()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -189,3 +191,15 @@ def _lower_rank(count: int) -> int:
         if 2 * below > 1 - CONFIDENCE:
             return max(rank, 0)
         rank += 1
+
+
+@contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """Give torch its number of threads back: it holds for the whole process, and measurements change it."""
+    torch = sys.modules.get("torch")
+    threads = None if torch is None else torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch is not None:
+            torch.set_num_threads(threads)

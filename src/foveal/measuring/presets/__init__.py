@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...errors import ConfigError, nearest
+from ..rounds import torch_threads_kept
 from .architectures import ArchitectureReport, architectures
 from .attention import AttentionReport, attention
 from .scaling import ScalingReport, scaling
@@ -42,4 +43,5 @@ def bench_preset(name: str, **options: Any) -> Report:
     for option in options:
         if option not in valid:
             raise ConfigError(f"preset {name} has no option {option!r}{nearest(option, valid)}")
-    return PRESETS[name](**options)
+    with torch_threads_kept():
+        return PRESETS[name](**options)
