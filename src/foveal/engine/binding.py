@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from .plan import ACTS, Plan, Step
 
 #: Numbers of the operations in the library (the enum Kind in csrc/interface.h).
 CONV, DEPTHWISE, CHAIN, ATTENTION, POOL, NORM, COMBINE, UPSAMPLE, INPUT, OUTPUT, SHUFFLE, ENLARGE = range(12)
-SOFTMAX, TOKEN_CONV, SCAN, PAD, TABLE, AVERAGE = range(12, 18)
+SOFTMAX, TOKEN_CONV, SCAN, PAD, TABLE, AVERAGE, READ_MAP, WRITE_MAP, REGROUP, MASKS = range(12, 22)
 _DEPTHWISE_PROJECT, _EXPAND_DEPTHWISE_PROJECT, _DENSE_PROJECT = range(3)  # modes of a chain
 _ADD, _MULTIPLY, _FIRST = range(3)  # modes of COMBINE
 _ATTENTION_ROWS = 4  # rows of the parts whose sums are added in order
@@ -67,10 +67,9 @@ class Binding:
         ops: the operations, for the library.
         maps: the maps, for the library.
         arena: memory of all maps between the operations.
-        image: number of the map that is the input.
-        out: number of the map that is the result.
-        result: shape of the result.
-        flat: whether the result is ``(B, C)``, not ``(B, C, H, W)``.
+        images: numbers of the maps that are the inputs.
+        outs: numbers of the maps that are the results, with the shape of each, and whether it is returned as
+            ``(B, C)``, not ``(B, C, H, W)``.
         labels: kind and shapes of each operation, for reports.
         macs: multiply-accumulates of each operation.
         keep: arrays that the operations point to.
@@ -80,44 +79,48 @@ class Binding:
     ops: ctypes.Array[Op]
     maps: ctypes.Array[Map]
     arena: NDArray[np.float32]
-    image: int
-    out: int
-    result: Shape
-    flat: bool
+    images: list[int]
+    outs: list[tuple[int, Shape, bool]]
     labels: list[str]
     macs: list[int]
     keep: list[NDArray[np.float32]] = field(default_factory=list)
 
-    def run(self, batch: NDArray[np.float32], threads: int, seconds: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
-        """Run on ``(B, C, H, W)``, contiguous, of the shape that it is bound to.
+    def run(
+        self, arrays: Sequence[NDArray[np.float32]], threads: int, seconds: NDArray[np.float64] | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Run on arrays ``(B, C, H, W)``, contiguous, of the shapes that it is bound to.
 
         Raises:
             MemoryError: not enough memory for the intermediate rows of a thread.
         """
-        n, height, width, channels = self.result
-        result = np.empty((n, channels, height, width), np.float32)
-        self.maps[self.image].data, self.maps[self.out].data = batch.ctypes.data, result.ctypes.data
+        results = []
+        for index, array in zip(self.images, arrays, strict=True):
+            self.maps[index].data = array.ctypes.data
+        for index, (n, height, width, channels), _ in self.outs:
+            results.append(np.empty((n, channels, height, width), np.float32))
+            self.maps[index].data = results[-1].ctypes.data
         times = None if seconds is None else seconds.ctypes.data
         if self.library.run(self.ops, len(self.ops), self.maps, threads, times):
             raise MemoryError("native engine: not enough memory")
-        return result
+        flat = (flat for _, _, flat in self.outs)
+        return [result[:, :, 0, 0] if is_flat else result for result, is_flat in zip(results, flat, strict=True)]
 
 
 def bind(
-    plan: Plan, packed: Packed, shape: tuple[int, int, int, int], steps: Mapping[str, Callable[[_Builder, Step], None]]
+    plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]], steps: Mapping[str, Callable[[_Builder, Step], None]]
 ) -> Binding:
     """Bind ``plan`` to inputs ``(B, C, H, W)``.
 
     Args:
         plan: the plan.
         packed: its weights.
-        shape: shape of the input.
+        shapes: shape of each input.
         steps: the function that adds the operations of a step, by its kind.
 
     Raises:
         InputError: the network cannot run at this size, or its arrays do not fit together.
     """
-    builder = _Builder(plan, packed, shape)
+    builder = _Builder(plan, packed, shapes)
     for number, step in enumerate(plan.steps):
         try:
             steps[step.kind](builder, step)
@@ -180,31 +183,37 @@ class Packed:
 class _Builder:
     """Collects maps and operations."""
 
-    def __init__(self, plan: Plan, packed: Packed, shape: tuple[int, int, int, int]) -> None:
-        batch, channels, height, width = shape
+    def __init__(self, plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.arrays = [Shape(batch, height, width, channels) for batch, channels, height, width in shapes]
         self.library, self.packed = packed.library, packed
         self.width = self.library.width
-        self.maps = {0: _Map(Shape(batch, height, width, channels), planar=True)}
+        self.maps = {0: _Map(self.arrays[0], planar=True)}
+        self.images, self.outs = [0], list[tuple[int, Shape, bool]]()
         self.operations: list[_Operation] = []
         self.extra = 1 + max(step.out for step in plan.steps)
-        self.image, self.last = self.maps[0].shape, plan.steps[-1].kind
+        self.image = self.arrays[0]
 
     def shape(self, index: int) -> Shape:
         return self.maps[index].shape
 
-    def new_map(self, shape: Shape) -> int:
+    def new_map(self, shape: Shape, *, planar: bool = False) -> int:
         """A map that no step of the plan names."""
-        self.maps[self.extra] = _Map(shape)
+        self.maps[self.extra] = _Map(shape, planar)
         self.extra += 1
         return self.extra - 1
 
-    def add(self, operation: _Operation, shape: Shape, *, planar: bool = False) -> None:
-        """Append an operation that writes a map of this shape."""
+    def add(self, operation: _Operation, shape: Shape, *, planar: bool = False, flat: bool = False) -> None:
+        """Append an operation that writes a map of this shape; a planar one is a result, a flat one ``(B, C)``."""
         if min(shape) < 1 or math.prod(shape) > _MAX_FLOATS:
             raise ValueError(f"a map of {'x'.join(map(str, shape))} (B, H, W, C) is empty or too large")
-        if operation.residual is not None and operation.kind != SHUFFLE and self.shape(operation.residual) != shape:
+        reads = operation.inputs[: 1 if operation.kind == ENLARGE else None] if operation.kind != INPUT else ()
+        if any(self.maps[index].planar for index in (*reads, *([] if operation.residual is None else [operation.residual]))):
+            raise ValueError("it reads an array of the caller as a map")
+        if operation.residual is not None and operation.kind not in (SHUFFLE, WRITE_MAP) and self.shape(operation.residual) != shape:
             raise ValueError(f"the residual is {self.shape(operation.residual)}, the result {shape}")
         self.maps.setdefault(operation.out, _Map(shape, planar))
+        if planar:
+            self.outs.append((operation.out, shape, flat))
         self.operations.append(operation)
 
     def spatial(self, step: Step, source: int) -> tuple[Shape, int, int]:
@@ -517,7 +526,7 @@ def _output(builder: _Builder, step: Step) -> None:
     if stride:
         height, width = (min(-(-a // stride), b) for a, b in zip(builder.image[1:3], shape[1:3], strict=True))
         shape = shape._replace(height=height, width=width)
-    builder.add(_Operation(OUTPUT, step.inputs, step.out), shape, planar=True)
+    builder.add(_Operation(OUTPUT, step.inputs, step.out), shape, planar=True, flat=step.kind == "vector")
 
 
 _STEPS: Mapping[str, Callable[[_Builder, Step], None]] = {
@@ -569,11 +578,9 @@ def _to_library(builder: _Builder) -> Binding:
     ops = (Op * len(builder.operations))()
     for op, operation in zip(ops, builder.operations, strict=True):
         _describe_operation(op, operation, keep)
-    out = builder.operations[-1].out
     labels = [_label(builder, operation) for operation in builder.operations]
     macs = [_count_macs(builder, operation) for operation in builder.operations]
-    flat = builder.last == "vector"
-    return Binding(builder.library, ops, maps, arena, 0, out, builder.shape(out), flat, labels, macs, keep)
+    return Binding(builder.library, ops, maps, arena, builder.images, builder.outs, labels, macs, keep)
 
 
 def _describe_map(entry: Map, builder: _Builder, index: int, item: _Map, arena: int) -> None:
@@ -610,6 +617,7 @@ def _describe_operation(entry: Op, operation: _Operation, keep: list[NDArray[np.
 _NAMES = (
     "conv", "depthwise", "chain", "attention", "mean", "layer_norm", "combine", "upsample", "input", "output",
     "pixel_shuffle", "enlarge", "softmax_attention", "token_conv", "scan", "pad", "table", "average",
+    "read_map", "write_map", "regroup", "masks",
 )  # fmt: skip
 
 
@@ -641,6 +649,13 @@ def _count_macs(builder: _Builder, operation: _Operation) -> int:
         keys = builder.shape(operation.inputs[1])
         window = operation.p[3] or max(keys.height, keys.width)
         return 2 * pixels * out.channels * min(window, keys.height) * min(window, keys.width)
+    if operation.kind == READ_MAP:
+        keys = builder.shape(operation.inputs[1])
+        return 2 * pixels * out.channels * keys.height * keys.width
+    if operation.kind == WRITE_MAP:
+        return 2 * pixels * out.channels * builder.shape(operation.inputs[1]).width
+    if operation.kind == MASKS:
+        return pixels * out.channels * builder.shape(operation.inputs[1]).channels
     return 0
 
 

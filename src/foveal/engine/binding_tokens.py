@@ -39,7 +39,7 @@ def _token_conv(builder: Builder, step: Step) -> None:
     shape, kernel = builder.shape(step.inputs[0]), step.params["kernel"]
     expect(builder.packed.raw(step, "weight"), (shape.channels, 1, kernel))
     expect(builder.packed.raw(step, "bias"), (shape.channels,))
-    weight = _rows(builder, builder.packed.raw(step, "weight")[:, 0].T)
+    weight = rows_of(builder, builder.packed.raw(step, "weight")[:, 0].T)
     arrays = ((weight, builder.packed.padded(step, "bias")),)
     p = (kernel, step.params["window"])
     builder.add(Operation(TOKEN_CONV, step.inputs, step.out, None, step.act, p, arrays=arrays), shape)
@@ -54,12 +54,12 @@ def _scan(builder: Builder, step: Step) -> None:
         raise ValueError(f"maps of {shape}, {steps} and {matrices}")
     if first + 2 * len(decay) > matrices.channels:
         raise ValueError(f"{len(decay)} states from channel {first} of {matrices.channels}")
-    arrays = ((_rows(builder, decay), builder.packed.padded(step, "skip")),)
+    arrays = ((rows_of(builder, decay), builder.packed.padded(step, "skip")),)
     p = (step.params["window"], len(decay), steps.channels, first)
     builder.add(Operation(SCAN, step.inputs, step.out, p=p, arrays=arrays), shape)
 
 
-def _rows(builder: Builder, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def rows_of(builder: Builder, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each row padded to whole vectors."""
     width = builder.library.padded(rows.shape[-1]) - rows.shape[-1]
     return np.ascontiguousarray(np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, width)]), np.float32)
@@ -81,7 +81,7 @@ def _positions(builder: Builder, step: Step) -> None:
     shape = builder.shape(step.inputs[0])
     if shape.channels % 4:
         raise ValueError(f"positions with {shape.channels} channels")
-    arrays = ((_rows(builder, position_embedding(*shape[1:])), None),)
+    arrays = ((rows_of(builder, position_embedding(*shape[1:])), None),)
     builder.add(Operation(TABLE, step.inputs, step.out, arrays=arrays), shape)
 
 
