@@ -1,4 +1,4 @@
-"""Bind the steps of SAM's mask decoder: attention between few tokens and a map, and masks; and plans of several inputs."""
+"""Bind the steps of SAM's mask decoder: attention between few tokens and a map, masks, further inputs."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from ..layers.conv import ConvNormAct
 from ..layers.drop_path import DropPath
 from .plan import Step
 
-
 #: Adds the steps of a module to a builder: (builder, module, number of its input) -> number of its output.
 Lowering = Callable[["Builder", Any, int], int]
 
@@ -72,7 +71,9 @@ class Builder:
         arrays = {"scale": torch.ones(channels), "shift": torch.full((channels,), shift)}
         return self.add("input", (0,), arrays=arrays, multiple=multiple)
 
-    def conv(self, conv: nn.Conv2d, x: int, *, act: str = "none", residual: int | None = None, same: bool = False) -> int:
+    def conv(
+        self, conv: nn.Conv2d, x: int, *, act: str = "none", residual: int | None = None, same: bool = False
+    ) -> int:
         """A convolution with its bias."""
         self.check_conv(conv)
         arrays = {"weight": conv.weight, "bias": bias_of(conv)}

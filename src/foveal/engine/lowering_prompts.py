@@ -16,8 +16,7 @@ from ..tasks.mask_decoder import EMBED_DIM
 from ..tasks.prompt import PromptEncoder, PromptModel
 from .builder import Builder, Lowering, bias_of
 from .lowering_tokens import linear
-
-FREQUENCIES, POINTS, OWN_TOKENS = "point_frequencies", "point_embeddings", "own_tokens"  #: names of arrays
+from .plan import POINT_ARRAYS
 
 
 def _grouped(
@@ -108,7 +107,8 @@ class _Decoder:
         size = masks * EMBED_DIM
         x = self.builder.add("regroup", (self.tokens,), first=EMBED_DIM, count=size, channels=size)
         for layers in zip(*(network.layers for network in networks), strict=True):
-            weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([bias_of(layer) for layer in layers])
+            weight = torch.cat([layer.weight for layer in layers])
+            bias = torch.cat([bias_of(layer) for layer in layers])
             act = "none" if layers[0] is networks[0].layers[-1] else "relu"
             x = _grouped(self.builder, x, weight, masks, bias, act)
         return self.builder.add("split", (x,), parts=masks)
@@ -145,7 +145,7 @@ def _prompts(builder: Builder, model: PromptModel, _: int) -> int:
     kinds = torch.cat([encoder.not_a_point_embed.weight, *encoder.point_embeddings.parameters()])
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
     frequencies = encoder.pe_layer.positional_encoding_gaussian_matrix
-    for name, tensor in ((FREQUENCIES, frequencies), (POINTS, kinds), (OWN_TOKENS, own)):
+    for name, tensor in zip(POINT_ARRAYS, (frequencies, kinds, own), strict=True):
         builder.weights[name] = tensor.detach().float().numpy().copy()
     return builder.add("masks", (steps.features(decoder.output_upscaling), factors))
 

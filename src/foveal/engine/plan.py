@@ -30,6 +30,8 @@ ACTS = (
     "none", "relu", "relu6", "hardswish", "gelu_tanh", "gelu", "silu", "sigmoid", "hardsigmoid", "tanh", "softplus",
 )  # fmt: skip
 PADDINGS = ("symmetric", "same")
+#: Names of the arrays that turn points into tokens, in the plan for prompts (prediction/native_runner.py).
+POINT_ARRAYS = ("point_frequencies", "point_embeddings", "own_tokens")
 STEPS = "foveal_plan"  #: metadata key of the steps
 _MAX_STEPS, _MAX_MAPS, _MAX_CHANNELS, _MAX_JSON = 4096, 8192, 1 << 16, 8 << 20
 

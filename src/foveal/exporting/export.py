@@ -91,11 +91,12 @@ def export(
 
     Of a promptable model, ``NAME.encoder.onnx`` makes embeddings of images, ``NAME.decoder.onnx`` answers one prompt in
     the contract of SAM's own export, and ``NAME.prompts.onnx`` answers many prompts without a mask input.
+    The native format has ``NAME.masks.foveal``, which encodes mask inputs, in place of the second.
     ``foveal.load`` takes the first and finds the others in the same folder.
 
     Args:
         model_or_ref: a model from ``create_model`` or ``load_model``, or a reference that ``load_model`` takes.
-        to: format, "onnx".
+        to: format, "onnx" or "native".
         output: file to write; default: the model's name in the current folder.
         upsample: for segmentation: put the upsampling to the image's size into the file. By default the file gives
             logits at the model's own stride, and Foveal's predictor upsamples them.
@@ -114,7 +115,7 @@ def export(
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
     _check_request(model, upsample, size)
     source = _prepare(model, upsample, size)
-    graphs = GRAPHS[source.info.task](source)
+    graphs = [graph for graph in GRAPHS[source.info.task](source) if graph.part in ("", *format.parts)]
     paths = _paths(Path(output) if output is not None else Path(f"{source.info.ref}{format.suffix}"), graphs)
     difference, agreement = _write_files(format, graphs, paths)
     return ExportReport(
