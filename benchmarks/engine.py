@@ -148,7 +148,7 @@ def compare(name: str, threads: int, seconds: float, folder: Path) -> dict[str, 
     difference = float(np.abs(engine(batch) - expected).max() / np.abs(expected).max())
     times = {key: np.array(value) for key, value in measure(runs, batch, seconds).items()}
     ratios = {key: float(np.median(times[key] / times["native"])) for key in ("openvino", "onnxruntime")}
-    macs = sum(row.macs for row in engine.profile(batch, 1))
+    macs = sum(row.macs for row in engine.profile(batch, runs=1))
     return {
         "work": name, "threads": threads, "size": list(work.size), "rounds": len(times["native"]),
         "ms": {key: float(np.median(value) * 1e3) for key, value in times.items()},
@@ -162,7 +162,7 @@ def show_profile(name: str, threads: int, plot: Path | None) -> None:
     work = WORK[name]
     engine = Engine(make_plan(build(work), work.part), threads)
     batch = np.random.default_rng(0).standard_normal((1, 3, *work.size)).astype(np.float32)
-    rows = engine.profile(batch, max(5, int(2e9 / np.prod(work.size) / 1e4)))
+    rows = engine.profile(batch, runs=max(5, int(2e9 / np.prod(work.size) / 1e4)))
     peak = engine.library.peak() * threads
     total, macs = sum(row.seconds for row in rows), sum(row.macs for row in rows)
     for row in rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from .plan import Plan, Step
 
 #: Numbers of the operations in the library (the enum Kind in csrc/interface.h).
 CONV, DEPTHWISE, CHAIN, ATTENTION, POOL, NORM, COMBINE, UPSAMPLE, INPUT, OUTPUT, SHUFFLE, ENLARGE = range(12)
-SOFTMAX, TOKEN_CONV, SCAN, PAD, TABLE, AVERAGE = range(12, 18)
+SOFTMAX, TOKEN_CONV, SCAN, PAD, TABLE, AVERAGE, READ_MAP, WRITE_MAP, REGROUP, MASKS = range(12, 22)
 DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT = range(3)  # modes of a chain
 ADD, MULTIPLY, FIRST = range(3)  # modes of COMBINE
 ATTENTION_ROWS = 4  # rows of the parts whose sums are added in order
@@ -86,31 +87,38 @@ class Operation:
 class Binder:
     """Collects maps and operations."""
 
-    def __init__(self, plan: Plan, packed: Packed, shape: tuple[int, int, int, int]) -> None:
-        batch, channels, height, width = shape
+    def __init__(self, plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.arrays = [Shape(batch, height, width, channels) for batch, channels, height, width in shapes]
         self.library, self.packed = packed.library, packed
         self.width = self.library.width
-        self.maps = {0: MapLayout(Shape(batch, height, width, channels), planar=True)}
+        self.maps = {0: MapLayout(self.arrays[0], planar=True)}
+        self.images, self.outs = [0], list[tuple[int, Shape, bool]]()
         self.operations: list[Operation] = []
         self.extra = 1 + max(step.out for step in plan.steps)
-        self.image, self.last = self.maps[0].shape, plan.steps[-1].kind
+        self.image = self.arrays[0]
 
     def shape(self, index: int) -> Shape:
         return self.maps[index].shape
 
-    def new_map(self, shape: Shape) -> int:
+    def new_map(self, shape: Shape, *, planar: bool = False) -> int:
         """A map that no step of the plan names."""
-        self.maps[self.extra] = MapLayout(shape)
+        self.maps[self.extra] = MapLayout(shape, planar)
         self.extra += 1
         return self.extra - 1
 
-    def add(self, operation: Operation, shape: Shape, *, planar: bool = False) -> None:
-        """Append an operation that writes a map of this shape."""
+    def add(self, operation: Operation, shape: Shape, *, planar: bool = False, flat: bool = False) -> None:
+        """Append an operation that writes a map of this shape; a planar one is a result, a flat one ``(B, C)``."""
         if min(shape) < 1 or math.prod(shape) > _MAX_FLOATS:
             raise ValueError(f"a map of {'x'.join(map(str, shape))} (B, H, W, C) is empty or too large")
-        if operation.residual is not None and operation.kind != SHUFFLE and self.shape(operation.residual) != shape:
-            raise ValueError(f"the residual is {self.shape(operation.residual)}, the result {shape}")
+        residual = () if operation.residual is None else (operation.residual,)
+        reads = operation.inputs[: 1 if operation.kind == ENLARGE else None] if operation.kind != INPUT else ()
+        if any(self.maps[index].planar for index in (*reads, *residual)):
+            raise ValueError("it reads an array of the caller as a map")
+        if operation.kind not in (SHUFFLE, WRITE_MAP) and any(self.shape(index) != shape for index in residual):
+            raise ValueError(f"the residual is {self.shape(residual[0])}, the result {shape}")
         self.maps.setdefault(operation.out, MapLayout(shape, planar))
+        if planar:
+            self.outs.append((operation.out, shape, flat))
         self.operations.append(operation)
 
     def spatial(self, step: Step, source: int) -> tuple[Shape, int, int]:
@@ -142,12 +150,15 @@ class Binder:
 
     def _mark_exact(self) -> None:
         """Store images of few channels without padding, where only dense convolutions read them."""
-        for index, item in self.maps.items():
-            readers = [op for op in self.operations if index in (*op.inputs, op.residual)]
-            writers = [op for op in self.operations if op.out == index]
-            item.exact = bool(readers) and [op.kind for op in writers] == [INPUT] and all(
-                op.kind == CONV or (op.kind == CHAIN and op.p[5] != DEPTHWISE_PROJECT) for op in readers
-            ) and all(op.residual != index for op in readers)  # fmt: skip
+        readers: dict[int, list[Operation]] = {}
+        for op in self.operations:
+            for index in op.inputs:
+                readers.setdefault(index, []).append(op)
+        residuals = {op.residual for op in self.operations}
+        for out in (op.out for op in self.operations if op.kind == INPUT):
+            self.maps[out].exact = out in readers and out not in residuals and all(
+                op.kind == CONV or (op.kind == CHAIN and op.p[5] != DEPTHWISE_PROJECT) for op in readers[out]
+            )  # fmt: skip
 
     def pixel(self, index: int) -> int:
         item = self.maps[index]
@@ -161,9 +172,10 @@ class Binder:
     def place(self) -> None:
         """Give every map a place in the arena; maps that are not in use at the same time may share it."""
         self._mark_exact()
-        for index, item in self.maps.items():
-            uses = [i for i, op in enumerate(self.operations) if index in (*op.inputs, op.residual, op.out)]
-            item.first, item.last = min(uses, default=0), max(uses, default=0)
+        for i, op in enumerate(self.operations):
+            self.maps[op.out].first = i
+            for index in (*op.inputs, op.out, op.out if op.residual is None else op.residual):
+                self.maps[index].last = i
         placed: list[tuple[MapLayout, int]] = []
         self.size = 0
         inner = {index: item for index, item in self.maps.items() if not item.planar}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,9 +16,10 @@ from .library import Library, Map, Op
 from .packing import Packed
 from .plan import ACTS, Plan
 from .steps import STEPS
+from .steps_prompts import PROMPT_STEPS
 from .steps_tokens import TOKEN_STEPS
 
-_STEPS = {**STEPS, **TOKEN_STEPS}
+_STEPS = {**STEPS, **TOKEN_STEPS, **PROMPT_STEPS}
 
 
 @dataclass
@@ -29,10 +31,9 @@ class Binding:
         ops: the operations, for the library.
         maps: the maps, for the library.
         arena: memory of all maps between the operations.
-        image: number of the map that is the input.
-        out: number of the map that is the result.
-        result: shape of the result.
-        flat: whether the result is ``(B, C)``, not ``(B, C, H, W)``.
+        images: numbers of the maps that are the inputs.
+        outs: numbers of the maps that are the results, with the shape of each, and whether it is returned as
+            ``(B, C)``, not ``(B, C, H, W)``.
         labels: kind and shapes of each operation, for reports.
         macs: multiply-accumulates of each operation.
         bytes: of the maps and weights of each operation.
@@ -43,44 +44,46 @@ class Binding:
     ops: ctypes.Array[Op]
     maps: ctypes.Array[Map]
     arena: NDArray[np.float32]
-    image: int
-    out: int
-    result: Shape
-    flat: bool
+    images: list[int]
+    outs: list[tuple[int, Shape, bool]]
     labels: list[str]
     macs: list[int]
     bytes: list[int]
     keep: list[NDArray[np.float32]] = field(default_factory=list)
 
     def run(
-        self, batch: NDArray[np.float32], threads: int, seconds: NDArray[np.float64] | None = None
-    ) -> NDArray[np.float32]:
-        """Run on ``(B, C, H, W)``, contiguous, of the shape that it is bound to.
+        self, arrays: Sequence[NDArray[np.float32]], threads: int, seconds: NDArray[np.float64] | None = None
+    ) -> list[NDArray[np.float32]]:
+        """Run on arrays ``(B, C, H, W)``, contiguous, of the shapes that it is bound to.
 
         Raises:
             MemoryError: not enough memory for the intermediate rows of a thread.
         """
-        n, height, width, channels = self.result
-        result = np.empty((n, channels, height, width), np.float32)
-        self.maps[self.image].data, self.maps[self.out].data = batch.ctypes.data, result.ctypes.data
+        results = []
+        for index, array in zip(self.images, arrays, strict=True):
+            self.maps[index].data = array.ctypes.data
+        for index, (n, height, width, channels), _ in self.outs:
+            results.append(np.empty((n, channels, height, width), np.float32))
+            self.maps[index].data = results[-1].ctypes.data
         times = None if seconds is None else seconds.ctypes.data
         if self.library.run(self.ops, len(self.ops), self.maps, threads, times):
             raise MemoryError("native engine: not enough memory")
-        return result
+        flat = (is_flat for _, _, is_flat in self.outs)
+        return [result[:, :, 0, 0] if is_flat else result for result, is_flat in zip(results, flat, strict=True)]
 
 
-def bind(plan: Plan, packed: Packed, shape: tuple[int, int, int, int]) -> Binding:
+def bind(plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]]) -> Binding:
     """Bind ``plan`` to inputs ``(B, C, H, W)``.
 
     Args:
         plan: the plan.
         packed: its weights.
-        shape: shape of the input.
+        shapes: shape of each input.
 
     Raises:
         InputError: the network cannot run at this size, or its arrays do not fit together.
     """
-    binder = Binder(plan, packed, shape)
+    binder = Binder(plan, packed, shapes)
     for number, step in enumerate(plan.steps):
         try:
             _STEPS[step.kind](binder, step)
@@ -104,12 +107,10 @@ def _to_library(binder: Binder) -> Binding:
     ops = (Op * len(binder.operations))()
     for op, operation in zip(ops, binder.operations, strict=True):
         _describe_operation(op, operation, keep)
-    out = binder.operations[-1].out
     labels = [label(binder, operation) for operation in binder.operations]
     macs = [count_macs(binder, operation) for operation in binder.operations]
-    flat = binder.last == "vector"
     sizes = [count_bytes(binder, operation) for operation in binder.operations]
-    return Binding(binder.library, ops, maps, arena, 0, out, binder.shape(out), flat, labels, macs, sizes, keep)
+    return Binding(binder.library, ops, maps, arena, binder.images, binder.outs, labels, macs, sizes, keep)
 
 
 def _describe_map(entry: Map, binder: Binder, index: int, item: MapLayout, arena: int) -> None:

@@ -11,7 +11,10 @@ from .binder import (
     DENSE_PROJECT,
     DEPTHWISE,
     EXPAND_DEPTHWISE_PROJECT,
+    MASKS,
+    READ_MAP,
     SOFTMAX,
+    WRITE_MAP,
     Binder,
     Operation,
 )
@@ -19,6 +22,7 @@ from .binder import (
 _NAMES = (
     "conv", "depthwise", "chain", "attention", "mean", "layer_norm", "combine", "upsample", "input", "output",
     "pixel_shuffle", "enlarge", "softmax_attention", "token_conv", "scan", "pad", "table", "average",
+    "read_map", "write_map", "regroup", "masks",
 )  # fmt: skip
 
 
@@ -58,4 +62,11 @@ def count_macs(binder: Binder, operation: Operation) -> int:
         keys = binder.shape(operation.inputs[1])
         window = operation.p[3] or max(keys.height, keys.width)
         return 2 * pixels * out.channels * min(window, keys.height) * min(window, keys.width)
+    if operation.kind == READ_MAP:
+        keys = binder.shape(operation.inputs[1])
+        return 2 * pixels * out.channels * keys.height * keys.width
+    if operation.kind == WRITE_MAP:
+        return 2 * pixels * out.channels * binder.shape(operation.inputs[1]).width
+    if operation.kind == MASKS:
+        return pixels * out.channels * binder.shape(operation.inputs[1]).channels
     return 0

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .binding import Binding, Packed, bind
+from .binding import Binding, bind
 from .library import load_library
+from .packing import Packed
 from .plan import Plan
 
 
@@ -50,50 +51,55 @@ class Engine:
         self.plan, self.threads = plan, threads
         self.library = load_library(isa)
         self._packed = Packed(plan, self.library)
-        self._idle: OrderedDict[tuple[int, ...], list[Binding]] = OrderedDict()
+        self._idle: OrderedDict[tuple[tuple[int, ...], ...], list[Binding]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Run the network on ``(B, C, H, W)`` in float32.
+    def __call__(self, *arrays: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the network on ``(B, C, H, W)`` in float32; a plan of several inputs takes as many arrays.
 
         Returns:
-            ``(B, outputs)`` when classifying, else ``(B, channels, height, width)``.
+            ``(B, outputs)`` when classifying, else ``(B, channels, height, width)``. Of several results the last one.
 
         Raises:
-            InputError: the network cannot run at this size.
+            InputError: the network cannot run at this size, or not in this memory.
         """
-        return self.run(batch)[0]
+        return self.run(*arrays)[0][-1]
 
-    def profile(self, batch: NDArray[np.float32], runs: int = 10) -> list[OperationTime]:
+    def profile(self, *arrays: NDArray[np.float32], runs: int = 10) -> list[OperationTime]:
         """Time each operation over ``runs`` runs."""
-        _, binding, _ = self.run(batch)
-        times = [self.run(batch)[2] for _ in range(runs)]
+        _, binding, _ = self.run(*arrays)
+        times = [self.run(*arrays)[2] for _ in range(runs)]
         seconds = np.median(times, axis=0).tolist()
         return [OperationTime(*row) for row in zip(binding.labels, binding.macs, binding.bytes, seconds, strict=True)]
 
-    def run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], Binding, NDArray[np.float64]]:
-        """Run; also return the binding and the seconds of each operation."""
-        if batch.ndim != 4 or min(batch.shape) < 1:
-            raise InputError(f"an array of {batch.shape}: give images (B, C, H, W)")
-        batch = np.ascontiguousarray(batch, np.float32)
-        binding = self._take(batch.shape)
-        seconds = np.zeros(len(binding.ops))
+    def run(self, *arrays: NDArray[np.float32]) -> tuple[list[NDArray[np.float32]], Binding, NDArray[np.float64]]:
+        """Run; return all results in the order of their steps, the binding, and the seconds of each operation."""
+        for array in arrays:
+            if array.ndim != 4 or min(array.shape) < 1:
+                raise InputError(f"an array of {array.shape}: give images (B, C, H, W)")
+        given = [np.ascontiguousarray(array, np.float32) for array in arrays]
+        shapes = tuple(array.shape for array in given)
         try:
-            result = binding.run(batch, self.threads, seconds)
-        finally:
-            self._give_back(batch.shape, binding)
-        return (result[:, :, 0, 0] if binding.flat else result), binding, seconds
+            binding = self._take(shapes)
+            seconds = np.zeros(len(binding.ops))
+            try:
+                results = binding.run(given, self.threads, seconds)
+            finally:
+                self._give_back(shapes, binding)
+        except MemoryError as error:
+            raise InputError(f"images of {shapes[0]}: not enough memory: use a smaller image or batch") from error
+        return results, binding, seconds
 
-    def _take(self, shape: tuple[int, ...]) -> Binding:
+    def _take(self, shapes: tuple[tuple[int, ...], ...]) -> Binding:
         """A binding that no other thread has."""
         with self._lock:
-            if idle := self._idle.get(shape):
+            if idle := self._idle.get(shapes):
                 return idle.pop()
-        return bind(self.plan, self._packed, shape)  # pyright: ignore[reportArgumentType]
+        return bind(self.plan, self._packed, shapes)
 
-    def _give_back(self, shape: tuple[int, ...], binding: Binding) -> None:
+    def _give_back(self, shapes: tuple[tuple[int, ...], ...], binding: Binding) -> None:
         with self._lock:
-            self._idle.setdefault(shape, []).append(binding)
-            self._idle.move_to_end(shape)
+            self._idle.setdefault(shapes, []).append(binding)
+            self._idle.move_to_end(shapes)
             while len(self._idle) > _KEPT:
                 self._idle.popitem(last=False)

@@ -42,6 +42,7 @@ from ..tasks.segment import SegmentationHead, SegmentationModel
 from ..tasks.upscale import UpscaleModel
 from .builder import Builder, Lowering, bias_of
 from .builder import NotCoveredError as NotCoveredError
+from .lowering_prompts import PROMPTS
 from .lowering_tokens import TOKENS
 from .plan import Plan, check
 
@@ -51,7 +52,8 @@ def make_plan(model: nn.Module, part: str = "") -> Plan:
 
     Args:
         model: the model.
-        part: of a promptable model, which of its networks: "encoder", the image encoder.
+        part: of a promptable model, which of its networks: "encoder", or "prompts" or "masks", see
+            :mod:`.lowering_prompts`.
 
     Raises:
         NotCoveredError: the engine has no operation for a layer of the model, or the model has no such part.
@@ -71,7 +73,9 @@ def make_plan(model: nn.Module, part: str = "") -> Plan:
 
 def _part_of(model: nn.Module, part: str) -> nn.Module:
     """The network of this name; an empty name means the model."""
-    parts: dict[str, nn.Module] = {"encoder": model.image_encoder} if isinstance(model, PromptModel) else {"": model}
+    parts: dict[str, nn.Module] = {"": model}
+    if isinstance(model, PromptModel):
+        parts = {"encoder": model.image_encoder, "prompts": model, "masks": model.prompt_encoder}
     if part not in parts:
         known = " or ".join(map(repr, parts))
         raise NotCoveredError(f"{info_of(model).model}: no part {part!r}; the native engine has plans for part {known}")
@@ -319,4 +323,5 @@ LOWERINGS: dict[type[nn.Module], Lowering] = {
     UpscaleModel: _upscale,
     ImageEncoder: _image_encoder,
     **TOKENS,
+    **PROMPTS,
 }

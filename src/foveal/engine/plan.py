@@ -30,6 +30,8 @@ ACTS = (
     "none", "relu", "relu6", "hardswish", "gelu_tanh", "gelu", "silu", "sigmoid", "hardsigmoid", "tanh", "softplus",
 )  # fmt: skip
 PADDINGS = ("symmetric", "same")
+#: Names of the arrays that turn points into tokens, in the plan for prompts (prediction/native_runner.py).
+POINT_ARRAYS = ("point_frequencies", "point_embeddings", "own_tokens")
 STEPS = "foveal_plan"  #: metadata key of the steps
 _MAX_STEPS, _MAX_MAPS, _MAX_CHANNELS, _MAX_JSON = 4096, 8192, 1 << 16, 8 << 20
 
@@ -60,6 +62,8 @@ class Step:
 @dataclass(frozen=True)
 class Plan:
     """Steps in order, and their weights. Map 0 is the image ``(B, in_chans, H, W)``, the last step's map is the result.
+
+    Further inputs are steps of the kind "array", further results steps of the kinds "output" and "vector".
 
     Attributes:
         info: description of the model.
@@ -203,6 +207,21 @@ KINDS: dict[str, Kind] = {
     "crop": Kind(inputs=(2, 2), act=False),  # to the size of the second input
     "positions": Kind(act=False),  # plus sines and cosines of column and row (models/vit.py)
     "average": Kind(act=False),  # mean over 2x2, stride 2, sides rounded up
+    # a further array of the caller, by its number from 1 on
+    "array": Kind(inputs=(0, 0), ranges={"number": (1, 7)}, act=False),
+    "table": Kind(weights=("table",), act=False),  # plus "table" (H, W, channels)
+    # pixels of a row in other groups of `channels`: `count` values for each, from value `first` of the row on
+    "regroup": Kind(ranges={"first": (0, 1 << 24), "count": (1, 1 << 24), "channels": (1, 1 << 20)}, act=False),
+    "split": Kind(ranges={"parts": (1, 4096)}, act=False),  # (H, W, parts * C) to (H, W * parts, C)
+    "join": Kind(ranges={"parts": (1, 4096)}, act=False),  # the reverse
+    # softmax attention of tokens to the pixels of a map. Inputs: queries (1, rows, channels), with a row for each head
+    # of each token; keys; values
+    "read_map": Kind(inputs=(3, 3), act=False),
+    # softmax attention of the pixels of a map to tokens. Inputs: queries; keys and values, (1, rows, channels), with a
+    # row for each head of each token; addends of the scores (1, tokens, heads). "bias" is added to the result
+    "write_map": Kind(inputs=(4, 4), weights=("bias",), residual=True, act=False),
+    # masks of twice the size. Inputs: features of 2x2 pixels for each pixel; factors of the features (1, masks, C)
+    "masks": Kind(inputs=(2, 2), act=False),
     "output": Kind(ranges={"stride": (0, 1024)}, act=False),  # planar; cropped to ceil(image / stride), 0: as it is
     "vector": Kind(act=False),  # the output (B, C) of a map with one position
 }
@@ -228,7 +247,7 @@ def check(plan: Plan) -> None:
         except (ValueError, TypeError) as error:
             raise ValueError(f"step {number}: {error}") from None
         written.add(step.out)
-    if plan.steps[-1].kind not in ("output", "vector", "enlarge") or plan.steps[0].kind != "input":
+    if plan.steps[-1].kind not in ("output", "vector", "enlarge", "masks") or plan.steps[0].kind != "input":
         raise ValueError("the first step is no input, or the last step no output")
 
 

@@ -225,7 +225,7 @@ def _upsample(binder: Binder, step: Step) -> None:
 def _shuffle(binder: Binder, step: Step) -> None:
     factor = step.params["factor"]
     batch, height, width, channels = binder.shape(step.inputs[0])
-    if channels % factor**2 or channels // factor**2 % binder.width:
+    if channels % factor**2:
         raise ValueError(f"{channels} channels for the factor {factor}")
     shape = Shape(batch, factor * height, factor * width, channels // factor**2)
     if step.residual is not None:
@@ -266,7 +266,7 @@ def _output(binder: Binder, step: Step) -> None:
     if stride:
         height, width = (min(-(-a // stride), b) for a, b in zip(binder.image[1:3], shape[1:3], strict=True))
         shape = shape._replace(height=height, width=width)
-    binder.add(Operation(OUTPUT, step.inputs, step.out), shape, planar=True)
+    binder.add(Operation(OUTPUT, step.inputs, step.out), shape, planar=True, flat=step.kind == "vector")
 
 
 STEPS: Mapping[str, Callable[[Binder, Step], None]] = {

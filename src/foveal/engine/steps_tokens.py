@@ -39,7 +39,7 @@ def _token_conv(binder: Binder, step: Step) -> None:
     shape, kernel = binder.shape(step.inputs[0]), step.params["kernel"]
     expect(binder.packed.raw(step, "weight"), (shape.channels, 1, kernel))
     expect(binder.packed.raw(step, "bias"), (shape.channels,))
-    weight = _rows(binder, binder.packed.raw(step, "weight")[:, 0].T)
+    weight = rows_of(binder, binder.packed.raw(step, "weight")[:, 0].T)
     arrays = ((weight, binder.packed.padded(step, "bias")),)
     p = (kernel, step.params["window"])
     binder.add(Operation(TOKEN_CONV, step.inputs, step.out, None, step.act, p, arrays=arrays), shape)
@@ -54,12 +54,12 @@ def _scan(binder: Binder, step: Step) -> None:
         raise ValueError(f"maps of {shape}, {steps} and {matrices}")
     if first + 2 * len(decay) > matrices.channels:
         raise ValueError(f"{len(decay)} states from channel {first} of {matrices.channels}")
-    arrays = ((_rows(binder, decay), binder.packed.padded(step, "skip")),)
+    arrays = ((rows_of(binder, decay), binder.packed.padded(step, "skip")),)
     p = (step.params["window"], len(decay), steps.channels, first)
     binder.add(Operation(SCAN, step.inputs, step.out, p=p, arrays=arrays), shape)
 
 
-def _rows(binder: Binder, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def rows_of(binder: Binder, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each row padded to whole vectors."""
     width = binder.library.padded(rows.shape[-1]) - rows.shape[-1]
     return np.ascontiguousarray(np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, width)]), np.float32)
@@ -81,7 +81,7 @@ def _positions(binder: Binder, step: Step) -> None:
     shape = binder.shape(step.inputs[0])
     if shape.channels % 4:
         raise ValueError(f"positions with {shape.channels} channels")
-    arrays = ((_rows(binder, position_embedding(*shape[1:])), None),)
+    arrays = ((rows_of(binder, position_embedding(*shape[1:])), None),)
     binder.add(Operation(TABLE, step.inputs, step.out, arrays=arrays), shape)
 
 

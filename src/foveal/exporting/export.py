@@ -91,6 +91,7 @@ def export(
 
     Of a promptable model, ``NAME.encoder.onnx`` makes embeddings of images, ``NAME.decoder.onnx`` answers one prompt in
     the contract of SAM's own export, and ``NAME.prompts.onnx`` answers many prompts without a mask input.
+    The native format has ``NAME.masks.foveal``, which encodes mask inputs, in place of the second.
     ``foveal.load`` takes the first and finds the others in the same folder.
 
     Args:
@@ -115,7 +116,7 @@ def export(
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
     _check_request(model, upsample, size)
     source = _prepare(model, upsample, size)
-    graphs = GRAPHS[source.info.task](source)
+    graphs = [graph for graph in GRAPHS[source.info.task](source) if graph.part in ("", *format.parts)]
     paths = _paths(Path(output) if output is not None else Path(f"{source.info.ref}{format.suffix}"), graphs)
     difference, agreement = _write_files(format, graphs, paths)
     return ExportReport(

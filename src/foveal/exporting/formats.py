@@ -8,6 +8,8 @@ from pathlib import Path
 
 from ..engine.plan import SUFFIX
 from ..errors import ConfigError, nearest
+from ..prediction.native_runner import NATIVE_PARTS
+from ..prediction.onnx_runner import PROMPT_PARTS
 from .graph import Graph, RunFile
 from .native import open_native, write_native
 from .onnx import OPSET, open_onnx, write_onnx
@@ -24,6 +26,7 @@ class Format:
         open: ``(path)`` opens a written file and returns the function that runs it; the export compares its outputs
             with the model's.
         opset: version of ONNX's operator set; 0 for formats that have none.
+        parts: the networks of a promptable model that it has files of, in their order.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Format:
     write: Callable[[Graph, Path], None]
     open: Callable[[Path], RunFile]
     opset: int = 0
+    parts: tuple[str, ...] = PROMPT_PARTS
 
 
 #: By name. A format is added by one file in this folder and one line here.
@@ -38,7 +42,7 @@ FORMATS = {
     format.name: format
     for format in (
         Format("onnx", ".onnx", write_onnx, open_onnx, opset=OPSET),
-        Format("native", SUFFIX, write_native, open_native),
+        Format("native", SUFFIX, write_native, open_native, parts=NATIVE_PARTS),
     )
 }
 

@@ -64,6 +64,7 @@ class Graph:
         outputs: the same for the outputs.
         feeds: inputs on which the file is compared with the reference.
         has_classes: whether dimension 1 of the output holds one score per class, so that the classes are compared too.
+        model: the model that the network is a part of, for formats that derive it from there.
     """
 
     part: str
@@ -75,6 +76,7 @@ class Graph:
     outputs: dict[str, tuple[str, ...]]
     feeds: tuple[Feed, ...]
     has_classes: bool = False
+    model: nn.Module | None = None
 
 
 def trace(graph: Graph) -> ExportedProgram:

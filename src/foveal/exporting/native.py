@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ..engine.engine import Engine
 from ..engine.lowering import make_plan
 from ..engine.plan import load_plan
 from ..errors import ExportError
+from ..prediction.native_runner import encode_points
 from .graph import Feed, Graph, RunFile
 from .image import ImageNetwork
 
@@ -20,13 +22,15 @@ def write_native(graph: Graph, path: Path) -> None:
 
     Raises:
         NotCoveredError: the engine does not compute a layer of the model.
-        ExportError: the network has more parts than a plan holds.
+        ExportError: the network upsamples its logits.
     """
-    if not isinstance(graph.reference, ImageNetwork):
-        raise ExportError(f"{graph.info.model}: the native engine holds networks of one image, not of prompts")
-    if graph.reference.upsample:
-        raise ExportError("upsample: the native engine gives logits at the model's stride, which Foveal upsamples")
-    make_plan(graph.reference.model).save(path)
+    model = graph.model
+    if isinstance(graph.reference, ImageNetwork):
+        if graph.reference.upsample:
+            raise ExportError("upsample: the native engine gives logits at the model's stride, which Foveal upsamples")
+        model = graph.reference.model
+    assert model is not None
+    replace(make_plan(model, graph.part), info=graph.info).save(path)
 
 
 def open_native(path: Path) -> RunFile:
@@ -34,6 +38,10 @@ def open_native(path: Path) -> RunFile:
     engine = Engine(load_plan(path))
 
     def run_file(feed: Feed) -> list[NDArray[np.float32]]:
-        return [engine(feed["image"])]
+        if "point_coords" not in feed:
+            return [engine(*feed.values())]
+        tokens = encode_points(engine.plan, feed["point_coords"], feed["point_labels"].astype(np.int64))
+        iou, masks = engine.run(feed["image_embeddings"], tokens)[0]
+        return [masks, iou]
 
     return run_file

@@ -1,6 +1,8 @@
-"""Promptable models as three networks: image encoder, decoder in SAM's own contract, decoder for many prompts."""
+"""Promptable models as networks: image encoder, decoder in SAM's contract, decoder for many prompts, mask encoder."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +11,6 @@ from torch import Tensor, nn
 
 from ..images.sam_frame import FRAME, LOW_RES
 from ..info import ModelInfo
-from ..prediction.onnx_runner import PROMPT_PARTS
 from ..tasks.prompt import EMBED_DIM, GRID, PromptModel
 from .graph import Feed, Graph, Source
 
@@ -75,8 +76,21 @@ class _BatchDecoder(nn.Module):
         return self.mask_decoder.all_masks(image_embeddings, encoder.get_dense_pe(), sparse, dense)
 
 
+class _MaskEncoder(nn.Module):
+    """What mask inputs change in an embedding."""
+
+    def __init__(self, model: PromptModel) -> None:
+        super().__init__()
+        self.prompt_encoder = model.prompt_encoder
+
+    def forward(self, masks: Tensor) -> Tensor:
+        return self.prompt_encoder.dense(masks) - self.prompt_encoder.dense(None)
+
+
 def prompt_graphs(source: Source) -> list[Graph]:
-    """The three networks of a promptable model: encoder, decoder as SAM exports it, decoder for many prompts.
+    """The networks of a promptable model: encoder, decoder as SAM exports it, decoder for many prompts, mask encoder.
+
+    Each format has files of some of them.
 
     The description of each holds the fingerprint of the image encoder, which tells embeddings of other encoders apart.
     """
@@ -85,9 +99,8 @@ def prompt_graphs(source: Source) -> list[Graph]:
     assert isinstance(folded, PromptModel)
     notes = source.info.notes | {"encoder": model.image_encoder.fingerprint()}
     info = source.info.replace(notes=notes)
-    graphs = [_encoder(model, folded, info), _decoder(model, folded, info), _many_prompts(model, folded, info)]
-    assert tuple(graph.part for graph in graphs) == PROMPT_PARTS
-    return graphs
+    functions = (_encoder, _decoder, _many_prompts, _mask_encoder)
+    return [replace(function(model, folded, info), model=model) for function in functions]
 
 
 def _encoder(model: PromptModel, folded: PromptModel, info: ModelInfo) -> Graph:
@@ -144,6 +157,20 @@ def _many_prompts(model: PromptModel, folded: PromptModel, info: ModelInfo) -> G
         inputs={"image_embeddings": (), "point_coords": ("prompts", "points"), "point_labels": ("prompts", "points")},
         outputs={"low_res_masks": ("prompts",), "iou_predictions": ("prompts",)},
         feeds=_prompts_feeds(),
+    )
+
+
+def _mask_encoder(model: PromptModel, folded: PromptModel, info: ModelInfo) -> Graph:
+    """Mask inputs to addends of the embedding."""
+    return Graph(
+        part="masks",
+        network=_MaskEncoder(folded),
+        reference=_MaskEncoder(model),
+        info=info,
+        example=(torch.zeros(2, 1, LOW_RES, LOW_RES),),
+        inputs={"mask_input": ("prompts",)},
+        outputs={"addends": ("prompts",)},
+        feeds=({"mask_input": 8 * _normal(np.random.default_rng(0), 2, 1, LOW_RES, LOW_RES)},),
     )
 
 

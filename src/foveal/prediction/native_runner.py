@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.engine import Engine
 from ..engine.library import available
-from ..engine.plan import SUFFIX, Plan, load_plan
+from ..engine.plan import POINT_ARRAYS, SUFFIX, Plan, load_plan
 from ..errors import CheckpointError, ConfigError, InputError
-from ..info import say_licence
-from ..task import find_task
+from ..images.sam_frame import FRAME
+from ..info import info_of, say_licence
+from ..task import TASKS, find_task
 from ..weights.references import missing_file
 from .devices import cpu_count, why_cpu
+from .onnx_runner import prompt_part
 from .runner import Opened, Runtime
+
+NATIVE_PARTS = ("encoder", "prompts", "masks")  #: the plans of a promptable model, see engine/lowering_prompts.py
 
 
 class NativeRunner:
@@ -46,6 +52,80 @@ class NativeRunner:
         return type(self), (self.engine.plan, self.engine.threads)
 
 
+class NativePrompter:
+    """Run the plans of a promptable model; a :class:`~foveal.prediction.runner.PromptRunner`.
+
+    It can be used by several threads at once, copied, pickled and forked.
+
+    Args:
+        plans: the plans of :data:`NATIVE_PARTS`.
+        threads: number of threads of a run; 0: as many as this process may use cores.
+
+    Raises:
+        DependencyError: the engine cannot be built.
+        CheckpointError: the plan for prompts has no arrays for points.
+    """
+
+    at_once = 16  #: prompts in one run; more need memory and gain no time
+
+    def __init__(self, plans: Sequence[Plan], threads: int = 0) -> None:
+        encoder, prompts, masks = (NativeRunner(plan, threads) for plan in plans)
+        self.encoder, self.prompts, self.masks = encoder, prompts, masks
+        self.encoder_id = str(encoder.engine.plan.info.notes.get("encoder", ""))
+        encode_points(prompts.engine.plan, np.zeros((1, 1, 2), np.float32), np.zeros((1, 1), np.int64))
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.encoder(batch)
+
+    def decode(
+        self,
+        embedding: NDArray[np.float32],
+        coords: NDArray[np.float32],
+        labels: NDArray[np.int64],
+        masks: NDArray[np.float32] | None,
+        least_iou: float,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """See :meth:`foveal.prediction.runner.PromptRunner.decode`. ``least_iou`` is ignored: no mask is left empty."""
+        engine = self.prompts.engine
+        if masks is not None:
+            embedding = embedding + self.masks(masks)
+        iou, low_res = engine.run(embedding, encode_points(engine.plan, coords, labels))[0]
+        return low_res, iou
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        runners = (self.encoder, self.prompts, self.masks)
+        return type(self), ([runner.engine.plan for runner in runners], self.encoder.engine.threads)
+
+
+def encode_points(plan: Plan, coords: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The tokens of the decoder and those of points.
+
+    Args:
+        plan: the plan for prompts, which holds the arrays of the encoding.
+        coords: ``(P, N, 2)`` x and y in the frame of 1024.
+        labels: ``(P, N)`` from -1 to 3, see :class:`~foveal.prediction.runner.PromptRunner`.
+
+    Returns:
+        ``(P, 256, 1, tokens)``.
+
+    Raises:
+        CheckpointError: the plan has no such arrays.
+    """
+    found = [plan.weights.get(name, np.zeros(0)) for name in POINT_ARRAYS]
+    frequencies, kinds, own = (array.astype(np.float64) for array in found)
+    channels = 2 * frequencies.shape[-1]
+    if frequencies.shape != (2, channels // 2) or kinds.shape != (5, channels) or own.shape[1:] != (channels,):
+        raise CheckpointError("the plan for prompts has no arrays for points: export the model again")
+    angles = 2 * np.pi * ((2 * (coords.astype(np.float64) + 0.5) / FRAME - 1) @ frequencies)
+    position = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    points = np.where(labels[..., None] < 0, 0, position) + kinds[labels + 1]
+    tokens = np.concatenate([np.broadcast_to(own, (len(points), *own.shape)), points], 1)
+    return np.ascontiguousarray(tokens.transpose(0, 2, 1)[:, :, None], np.float32)
+
+
 def open_native(ref: str, device: str, dtype: str, threads: int | None) -> Opened:
     """Open a plan file, or derive the plan of a checkpoint, for which torch is needed.
 
@@ -54,22 +134,49 @@ def open_native(ref: str, device: str, dtype: str, threads: int | None) -> Opene
         NotCoveredError: the engine does not compute a layer of the model.
     """
     if Path(ref).suffix == SUFFIX:
-        if not Path(ref).is_file():
-            raise CheckpointError(missing_file(ref))
-        plan = load_plan(Path(ref))
-        try:
-            find_task(plan.info.task)
-        except ConfigError as error:
-            raise ConfigError(f"{ref}: {error}") from error
-        say_licence(ref, plan.info.licence)
+        plans = _read_plans(Path(ref))
+        say_licence(ref, plans[0].info.licence)
     else:
         from ..engine.lowering import make_plan
         from ..factory.load_model import load_model
 
-        plan = make_plan(load_model(ref))
-    runner = NativeRunner(plan, threads or 0)
-    place = f"cpu, {runner.engine.library.name}"
-    return Opened(runner, plan.info, place, why_cpu(NATIVE.name) if device == "auto" else "")
+        model = load_model(ref)
+        parts = NATIVE_PARTS if TASKS[info_of(model).task].takes_prompts else ("",)
+        plans = [make_plan(model, part) for part in parts]
+        if parts == NATIVE_PARTS:
+            notes = plans[0].info.notes | {"encoder": cast("Any", model).image_encoder.fingerprint()}
+            plans[0] = replace(plans[0], info=plans[0].info.replace(notes=notes))
+    runner = NativeRunner(plans[0], threads or 0) if len(plans) == 1 else NativePrompter(plans, threads or 0)
+    engine = runner.engine if isinstance(runner, NativeRunner) else runner.encoder.engine
+    place = f"cpu, {engine.library.name}"
+    return Opened(runner, plans[0].info, place, why_cpu(NATIVE.name) if device == "auto" else "")
+
+
+def _read_plans(path: Path) -> list[Plan]:
+    """The plan of a file; of a promptable model, those of all its files.
+
+    Raises:
+        CheckpointError: a file is missing or cannot be used.
+    """
+    if not path.is_file():
+        encoder = prompt_part(path, NATIVE_PARTS[0])
+        raise CheckpointError(f"no file at {path}; give {encoder}" if encoder.is_file() else missing_file(str(path)))
+    plan = load_plan(path)
+    try:
+        task = find_task(plan.info.task)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    if not task.takes_prompts:
+        return [plan]
+    ending = f".{NATIVE_PARTS[0]}{SUFFIX}"
+    if not path.name.endswith(ending):
+        raise CheckpointError(f"{path}: only a part of a promptable model; give its NAME{ending}")
+    model = path.with_name(path.name.removesuffix(ending) + SUFFIX)
+    others = [prompt_part(model, part) for part in NATIVE_PARTS[1:]]
+    for file in others:
+        if not file.is_file():
+            raise CheckpointError(f"{path}: {file.name} is missing in its folder: export the model again")
+    return [plan, *(load_plan(file) for file in others)]
 
 
 def why_not() -> str:

@@ -10,6 +10,7 @@
 #include "gemm.h"
 #include "interface.h"
 #include "pool.h"
+#include "prompts.h"
 #include "scan.h"
 #include "tokens.h"
 #include "winograd.h"
@@ -634,6 +635,7 @@ int64_t chunks(const Op& op, const Run& run, int phase) {
     const Heads h = heads_of(op, run);
     return phase == 0 || phase == 2 ? in.batch * h.parts : phase == 1 ? in.batch * h.total : 0;
   }
+  if (op.kind == READ_MAP && phase < 2) return phase ? out.batch : out.batch * Reading(op, run).parts;
   if (phase) return 0;
   switch (op.kind) {
     case CONV: {
@@ -647,6 +649,7 @@ int64_t chunks(const Op& op, const Run& run, int phase) {
     }
     case POOL: return in.batch * padded(in.channels) / W;
     case ENLARGE: return row_parts(in, run);
+    case MASKS: return row_parts(in, run);
     case SOFTMAX: return softmax_chunks(op, run);
     case TOKEN_CONV: return token_conv_chunks(op, run);
     case SCAN: return scan_chunks(op, run);
@@ -674,6 +677,10 @@ void run_chunk(const Op& op, const Run& run, int phase, int64_t chunk) {
     case PAD: return pad(op, run, chunk);
     case TABLE: return add_table(op, run, chunk);
     case AVERAGE: return average(op, run, chunk);
+    case READ_MAP: return phase ? read_sums(op, run, chunk) : read_part(op, run, chunk);
+    case WRITE_MAP: return write_map(op, run, chunk);
+    case REGROUP: return regroup(op, run, chunk);
+    case MASKS: return masks(op, run, chunk);
   }
 }
 
@@ -753,7 +760,7 @@ int foveal_run(const Op* ops, int64_t count, const Map* maps, int threads, doubl
   if (threads > 1) pool.begin(threads - 1);
   for (int64_t i = 0; i < count && !failed; i++) {
     const auto start = std::chrono::steady_clock::now();
-    if (ops[i].kind != OUTPUT && ops[i].kind != ENLARGE) clear_border(maps[ops[i].out]);
+    if (ops[i].kind != OUTPUT && ops[i].kind != ENLARGE && ops[i].kind != MASKS) clear_border(maps[ops[i].out]);
     for (int phase = 0; !failed; phase++) {
       const int64_t total = chunks(ops[i], run, phase);
       if (!total) break;

@@ -1,0 +1,246 @@
+"""Operations of the native engine on tokens equal torch in float64; so do the networks that are made of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+import foveal
+from engine.test_operations import _ACTS, Case
+from foveal.engine.engine import Engine
+from foveal.engine.lowering import NotCoveredError, make_plan
+from foveal.engine.plan import ACTS, Plan, Step, check
+from foveal.errors import InputError
+from foveal.info import ModelInfo
+from foveal.layers.scan.reference import loop
+from foveal.models.vit import Positions
+
+CASES = 60  #: random shapes of each operation
+
+
+def in_windows(x: Tensor, size: int, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply a function of tokens ``(B, L, C)`` to every window of a map; windows end with the map."""
+    size_y, size_x = size or x.shape[2], size or x.shape[3]
+    rows = []
+    for band in x.split(size_y, 2):
+        parts = [function(part.flatten(2).mT).mT.unflatten(2, part.shape[2:]) for part in band.split(size_x, 3)]
+        rows.append(torch.cat(parts, 3))
+    return torch.cat(rows, 2)
+
+
+def attention(case: Case) -> None:
+    """One map of queries, keys and values, in windows, with shared heads."""
+    shared, group, dim, window = (
+        case.pick(1, 2, 3),
+        case.pick(1, 1, 2),
+        case.pick(3, 8, 16, 20, 40),
+        case.pick(0, 0, 5, 14),
+    )
+    heads, scale = shared * group, float(case.rng.uniform(0.1, 1))
+    x = case.image((heads + 2 * shared) * dim)
+
+    def attend(tokens: Tensor) -> Tensor:
+        parts = tokens.unflatten(-1, (-1, dim)).transpose(1, 2).split((heads, shared, shared), 1)
+        q, k, v = parts[0], *(part.repeat_interleave(group, 1) for part in parts[1:])
+        return ((q @ k.mT * scale).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    params = {"heads": heads, "kv_heads": shared, "head_dim": dim, "window": window, "scale": scale}
+    case.step("attention", (1,), params=params)
+    case.check(in_windows(x, window, attend))
+
+
+def token_conv(case: Case) -> None:
+    channels, kernel, window, act = (
+        case.pick(1, 8, 19, 40),
+        case.pick(1, 3, 5, 31),
+        case.pick(0, 2, 7),
+        case.pick(*ACTS),
+    )
+    weights = {"weight": case.array(channels, 1, kernel), "bias": case.array(channels)}
+    x = case.image(channels)
+    case.step("token_conv", (1,), act=act, params={"kernel": kernel, "window": window}, weights=weights)
+    weight, bias = case.tensor(weights["weight"]), case.tensor(weights["bias"])
+    pad = kernel // 2
+    case.check(
+        _ACTS[act](in_windows(x, window, lambda t: F.conv1d(t.mT, weight, bias, padding=pad, groups=channels).mT))
+    )
+
+
+def scan(case: Case) -> None:
+    """The scan with its inputs taken from one map by 1x1 convolutions; further channels are kept."""
+    inner, kept, states, window = (
+        case.pick(1, 8, 13, 40),
+        case.pick(0, 3, 24),
+        case.pick(1, 3, 4, 8, 16),
+        case.pick(0, 3, 8),
+    )
+    first = case.pick(0, 2)
+    x = case.image(inner + kept)
+    tensors = []
+    for outputs, act in ((inner, "softplus"), (first + 2 * states, "none")):
+        weights = {"weight": case.array(outputs, inner + kept, 1, 1), "bias": case.array(outputs)}
+        params = {"kernel": 1, "stride": 1, "groups": 1, "padding": "symmetric"}
+        case.step("conv", (1,), act=act, params=params, weights=weights)
+        y = _ACTS[act](F.conv2d(x, case.tensor(weights["weight"]), case.tensor(weights["bias"])))
+        tensors.append(y)
+    case.weights["decay"] = -np.exp(case.rng.uniform(-2, 2, (states, inner))).astype(np.float32)
+    weights = {"decay": "decay", "skip": case.array(inner)}
+    case.step("scan", (1, 2, 3), params={"window": window, "first": first}, weights=weights)
+
+    def run(tokens: Tensor) -> Tensor:
+        u, rest, step, _, b, c = tokens.split((inner, kept, inner, first, states, states), -1)
+        y, _ = loop(u.mT, step.mT, case.tensor("decay").T, b.mT[:, None], c.mT[:, None])
+        return torch.cat([y.mT + u * case.tensor(weights["skip"]), rest], -1)
+
+    case.check(in_windows(torch.cat([x, *tensors], 1), window, run))
+
+
+def small(case: Case) -> None:
+    """Padding, positions, means of 2x2, cropping, and sums with a table."""
+    channels, multiple = case.pick(4, 8, 20, 36), case.pick(1, 2, 7)
+    x = case.image(channels)
+    padded = case.step("pad", (1,), params={"multiple": multiple})
+    y = F.pad(x, (0, -x.shape[3] % multiple, 0, -x.shape[2] % multiple))
+    case.step("positions", (padded,))
+    y = Positions()(y)
+    mean = case.step("average", (padded + 1,))
+    y = F.avg_pool2d(y, 2, ceil_mode=True)
+    case.weights["table"] = case.rng.standard_normal((*y.shape[2:], channels)).astype(np.float32)
+    table = case.step("table", (mean,), weights={"table": "table"})
+    y = y + case.tensor("table").permute(2, 0, 1)
+    smaller = case.step("average", (table,))
+    case.step("crop", (table, smaller))
+    case.check(y[..., : -(-y.shape[2] // 2), : -(-y.shape[3] // 2)], tolerance=1e-4 if channels == 4 else 1e-5)
+
+
+@pytest.mark.parametrize("operation", [attention, token_conv, scan, small])
+def test_operation_equals_float64(operation: Callable[[Case], None]) -> None:
+    for seed in range(CASES):
+        operation(Case(seed))
+
+
+def run_prompt(steps: list[Step], weights: dict[str, Any], *arrays: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """Run a plan of several inputs with one and with three threads, which give the same bits."""
+    plan = Plan(ModelInfo(), tuple(steps), weights)
+    check(plan)
+    one, three = Engine(plan, 1).run(*arrays)[0], Engine(plan, 3).run(*arrays)[0]
+    for a, b in zip(one, three, strict=True):
+        np.testing.assert_array_equal(a, b)
+    return one
+
+
+def _arrays(channels: int) -> dict[str, NDArray[np.float32]]:
+    return {"one": np.ones(channels, np.float32), "zero": np.zeros(channels, np.float32)}
+
+
+_INPUT: dict[str, Any] = {"params": {"multiple": 1}, "weights": {"scale": "one", "shift": "zero"}}
+
+
+def close(output: NDArray[np.float32], expected: Tensor) -> None:
+    """Within 1e-5 of the largest value."""
+    assert output.shape == tuple(expected.shape)
+    assert np.abs(output - expected.numpy()).max() <= 1e-5 * expected.abs().max().item()
+
+
+def test_attention_between_tokens_and_map_equals_float64() -> None:
+    """Tokens read a map, and the map reads them; of a map of one image and of several."""
+    rng = np.random.default_rng(0)
+    for _ in range(CASES):
+        prompts, heads, count = (int(rng.integers(1, n)) for n in (4, 9, 12))
+        channels, height, width = int(rng.choice([8, 19, 64])), int(rng.integers(1, 20)), int(rng.integers(1, 20))
+        image = rng.standard_normal((rng.choice([1, prompts]), channels, height, width)).astype(np.float32)
+        tokens = rng.standard_normal((prompts, channels, 1, count * heads)).astype(np.float32)
+        addends = rng.standard_normal((prompts, heads, 1, count)).astype(np.float32)
+        bias = rng.standard_normal(channels).astype(np.float32)
+        steps = [
+            Step("input", (0,), 1, **_INPUT),
+            Step("array", (), 2, params={"number": 1}),
+            Step("array", (), 3, params={"number": 2}),
+            Step("read_map", (2, 1, 1), 4),
+            Step("output", (4,), 5, params={"stride": 0}),
+            Step("write_map", (1, 2, 4, 3), 6, residual=1, weights={"bias": "bias"}),
+            Step("output", (6,), 7, params={"stride": 0}),
+        ]
+        read, written = run_prompt(steps, {**_arrays(channels), "bias": bias}, image, tokens, addends)
+        x, t, a = (torch.from_numpy(array).double().flatten(2).mT for array in (image, tokens, addends))
+        averages = (t @ x.mT).softmax(-1) @ x
+        close(read[:, :, 0], averages.mT)
+        scores = (x @ t.mT + a.flatten(1)[:, None]).unflatten(2, (count, heads)).softmax(2).flatten(2)
+        y = x + scores @ averages + torch.from_numpy(bias).double()
+        close(written, y.mT.unflatten(2, (height, width)))
+
+
+def test_masks_and_groups_equal_float64() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(CASES):
+        prompts, count, height, width = (int(rng.integers(1, n)) for n in (4, 6, 12, 12))
+        channels = int(rng.choice([4, 16, 32]))
+        image = rng.standard_normal((prompts, 4 * channels, height, width)).astype(np.float32)
+        tokens = rng.standard_normal((prompts, channels, 1, count + 1)).astype(np.float32)
+        steps = [
+            Step("input", (0,), 1, **_INPUT),
+            Step("array", (), 2, params={"number": 1}),
+            Step(
+                "regroup", (2,), 3, params={"first": channels, "count": count * channels, "channels": count * channels}
+            ),
+            Step("split", (3,), 4, params={"parts": count}),
+            Step("join", (4,), 5, params={"parts": count}),
+            Step("vector", (5,), 6),
+            Step("masks", (1, 4), 7),
+        ]
+        joined, masks = run_prompt(steps, _arrays(4 * channels), image, tokens)
+        np.testing.assert_array_equal(joined, tokens[:, :, 0, 1:].transpose(0, 2, 1).reshape(prompts, -1))
+        features = F.pixel_shuffle(
+            torch.from_numpy(image).double().unflatten(1, (4, channels)).transpose(1, 2).flatten(1, 2), 2
+        )
+        close(masks, torch.einsum("pchw,pcm->pmhw", features, torch.from_numpy(tokens[:, :, 0, 1:]).double()))
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    steps = [Step("input", (0,), 1, **_INPUT), Step("array", (), 2, params={"number": 2}), Step("add", (1, 2), 3)]
+    plan = Plan(ModelInfo(), (*steps, Step("output", (3,), 4, params={"stride": 0})), _arrays(8))
+    check(plan)
+    image = np.zeros((1, 8, 4, 4), np.float32)
+    for arrays, message in (((image,), "array 2 of 1"), ((image, image, image), "order")):
+        with pytest.raises(InputError, match=message):
+            Engine(plan)(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "size", "options"),
+    [
+        (
+            "mambavision_t",
+            None,
+            (70, 104),
+            {"embed_dim": 16, "depths": (1, 1, 2, 3), "num_heads": (2, 4), "stem_dim": 8},
+        ),
+        ("mambavision_b", None, (70, 104), {"embed_dim": 12, "num_heads": (2, 4), "neutral_padding": True}),
+        ("mambavision_t", "segment", (65, 90), {"embed_dim": 16, "window_size": "whole", "out_norm": True}),
+        ("vit_tiny", None, (48, 80), {}),
+        ("vit_tiny", None, (80, 112), {"attention": "gqa", "shared_layers": 2}),
+    ],
+)
+def test_networks_of_tokens_equal_float64(name: str, task: str | None, size: tuple[int, int], options: Any) -> None:
+    torch.manual_seed(0)
+    model: Any = foveal.create_model(name, task, **options).eval()
+    for parameter in model.parameters():  # factors of residual branches begin near zero
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    x = np.random.default_rng(0).standard_normal((2, 3, *size)).astype(np.float32)
+    output = Engine(make_plan(model), 2)(x)
+    arguments = {"upsample": False} if task == "segment" else {}
+    with torch.inference_mode():
+        close(output, copy.deepcopy(model).double()(torch.from_numpy(x).double(), **arguments))
+
+
+def test_other_kinds_of_attention_are_named() -> None:
+    with pytest.raises(NotCoveredError, match="LinformerAttention"):
+        make_plan(foveal.create_model("vit_tiny", attention="linformer"))
