@@ -28,6 +28,8 @@ _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "neon": (("aarch64", "arm64"), (), ()),
 }
 VARIABLE = "FOVEAL_ISA"  #: environment variable that chooses the instruction set
+#: Environment variable with further flags of the compiler, for tests: sanitizers, another width of vectors.
+FLAGS_VARIABLE = "FOVEAL_ENGINE_FLAGS"
 
 
 class Map(ctypes.Structure):
@@ -145,7 +147,8 @@ def _load(name: str) -> Library:
             f"the native engine: this processor does not run {name or platform.machine()!r}{nearest(name, usable)}"
         )
     name = name or usable[0]
-    return Library(name, build("engine", _SOURCES, "engine.cpp", (*_FLAGS, *_SETS[name][2])))
+    further = os.environ.get(FLAGS_VARIABLE, "").split()
+    return Library(name, build("engine", _SOURCES, "engine.cpp", (*_FLAGS, *_SETS[name][2], *further)))
 
 
 def available() -> tuple[bool, str]:
