@@ -148,6 +148,16 @@ class Packed:
 
         return self._once(("panels", step.weights[role], str(groups)), make)
 
+    def winograd(self, step: Step, role: str) -> NDArray[np.float32]:
+        """Weights ``(out, in, 3, 3)``, transformed for F(2x2, 3x3), as 16 products in panels."""
+
+        def make() -> NDArray[np.float32]:
+            g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+            weight = np.einsum("ay,oiyx,bx->aboi", g, self.raw(step, role).astype(np.float64), g)
+            return np.concatenate([self.library.pack(part) for part in weight.reshape(16, *weight.shape[2:]).astype(np.float32)])
+
+        return self._once(("winograd", step.weights[role]), make)
+
     def taps(self, step: Step, role: str) -> NDArray[np.float32]:
         """Depthwise weights ``(channels, 1, K, K)`` in vectors of channels."""
         return self._once(("taps", step.weights[role]), lambda: self.library.pack_depthwise(self.raw(step, role)))
@@ -277,13 +287,24 @@ def _conv(builder: _Builder, step: Step) -> None:
     if len(weight) % groups or out.channels % groups:
         raise ValueError(f"{out.channels} to {len(weight)} channels do not divide into {groups} groups")
     _expect(builder.packed.raw(step, "bias"), (len(weight),))
+    fast = _suits_winograd(builder, step, out)
+    builder.needs_border += fast  # tiles of an odd last row or column reach one pixel further
     builder.give_border(step.inputs[0])
-    arrays = ((_panels(builder, step, "weight", groups), builder.packed.padded(step, "bias")),)
-    p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups)
+    packed = builder.packed.winograd(step, "weight") if fast else _panels(builder, step, "weight", groups)
+    arrays = ((packed, builder.packed.padded(step, "bias")),)
+    p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups, int(fast))
     operation = _Operation(CONV, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     builder.add(operation, out._replace(channels=len(weight)))
     if groups > 1 and len(weight) // groups % builder.width:
         builder.maps[step.out].overhang = builder.width
+
+
+def _suits_winograd(builder: _Builder, step: Step, size: Shape) -> bool:
+    """Whether Winograd's algorithm is faster: a 3x3 kernel with stride 1, whole vectors of channels, several tiles."""
+    params, outputs = step.params, len(builder.packed.raw(step, "weight"))
+    plain = params["kernel"] == 3 and params["stride"] == 1 and params["groups"] == 1
+    wide = size.channels % builder.width == 0 and size.channels >= 16 and outputs >= 16
+    return plain and wide and min(size.height, size.width) >= 8
 
 
 def _panels(builder: _Builder, step: Step, role: str, groups: int = 1) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@
 #include "gemm.h"
 #include "interface.h"
 #include "pool.h"
+#include "winograd.h"
 
 namespace {
 
@@ -67,7 +68,7 @@ struct Range {
 };
 
 // ---- convolution ----------------------------------------------------------------------------------------------------
-// p: kernel height, kernel width, stride, padding at the top and left, groups.
+// p: kernel height, kernel width, stride, padding at the top and left, groups, whether by Winograd's algorithm.
 
 Left left_of(const Map& in, int64_t kernel_h, int64_t kernel_w, int64_t stride, int64_t depth) {
   if (kernel_w > 1 && in.pixel == depth) return {stride * in.pixel, kernel_h, in.row, 1, 0, kernel_w * depth};
@@ -78,6 +79,56 @@ struct ConvParts {
   bool flat;  // all pixels of all images are one row
   int64_t rows, width, row_parts, panel_parts, panels, outputs;
 };
+
+// Tiles of 2x2 output pixels that are transformed together, and the output channels of their sums.
+struct TileParts {
+  int64_t rows, columns, tiles, block, chunks;
+};
+
+TileParts tile_parts(const Map& in, const Map& out, const Run& run) {
+  TileParts s;
+  s.rows = ceil_div(out.height, 2), s.columns = ceil_div(out.width, 2);
+  const int64_t total = out.batch * s.rows * s.columns;
+  s.tiles = std::max<int64_t>(2 * ROWS, run.cache / (16 * in.channels));
+  if (run.threads > 1) s.tiles = std::min(s.tiles, ceil_div(total, 4 * run.threads));
+  s.chunks = ceil_div(total, s.tiles);
+  s.tiles = ceil_div(total, s.chunks);
+  s.block = std::max<int64_t>(1, run.cache / 2 / (16 * s.tiles) / PANEL) * PANEL;
+  return s;
+}
+
+void winograd(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
+  const TileParts s = tile_parts(in, out, run);
+  const Range range(out.batch * s.rows * s.columns, s.chunks, chunk);
+  const int64_t tiles = range.end - range.begin, channels = in.channels, outputs = padded(out.channels);
+  float* const values = scratch(16 * tiles * (channels + s.block));
+  float* const sums = values + 16 * tiles * channels;
+  auto place = [&](int64_t tile) {
+    const int64_t image = tile / (s.rows * s.columns), y = tile / s.columns % s.rows * 2, x = tile % s.columns * 2;
+    return std::array<int64_t, 3>{image, y, x};
+  };
+  for (int64_t t = 0; t < tiles; t++) {
+    const auto [image, y, x] = place(range.begin + t);
+    transform_tile(at(in, image, y - 1, x - 1), in.pixel, in.row, channels, values + t * channels, tiles * channels);
+  }
+  const int64_t size = channels * outputs;
+  for (int64_t first = 0; first < outputs; first += s.block) {
+    const int64_t width = std::min(s.block, outputs - first);
+    for (int64_t i = 0; i < 16; i++) {
+      Finish raw{nullptr, NONE, sums + i * tiles * width - first, width, nullptr, 0};
+      raw.partial = true;
+      gemm(values + i * tiles * channels, Left{channels, 1, 0, 1, 0, channels}, op.weight[0] + i * size, raw, tiles, outputs, first / PANEL, ceil_div(first + width, PANEL));
+    }
+    const Finish finish{op.bias[0], op.act, nullptr, out.pixel, nullptr, residual ? residual->pixel : 0};
+    for (int64_t t = 0; t < tiles; t++) {
+      const auto [image, y, x] = place(range.begin + t);
+      const int rows = (int)std::min<int64_t>(2, out.height - y), columns = (int)std::min<int64_t>(2, out.width - x);
+      finish_winograd(sums + t * width, tiles * width, finish, first, width, at(out, image, y, x), out.row, residual ? at(*residual, image, y, x) : nullptr, residual ? residual->row : 0, rows, columns);
+    }
+  }
+}
 
 ConvParts conv_parts(const Op& op, const Run& run) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
@@ -113,6 +164,7 @@ void conv_row(const Op& op, const Run& run, const Left& left, const float* a, fl
 }
 
 void conv(const Op& op, const Run& run, int64_t chunk) {
+  if (op.p[6]) return winograd(op, run, chunk);
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const ConvParts s = conv_parts(op, run);
   const int64_t stride = op.p[2];
@@ -410,7 +462,10 @@ void attention(const Op& op, const Run& run, int phase, int64_t chunk) {
       for (int64_t y = begin; y < end; y++) {
         const float* row = at(in, image, y, 0) + channel;
         if (phase == 0)
-          add_keys<n.value>(row + h.dim, row + 2 * h.dim, in.pixel, in.width, h.dim, sums);
+          for (int64_t x = 0; x < in.width; x += 32) {  // pixels that stay in the first-level cache
+            const float* keys = row + x * in.pixel + h.dim;
+            add_keys<n.value>(keys, keys + h.dim, in.pixel, std::min<int64_t>(32, in.width - x), h.dim, sums);
+          }
         else
           answer_queries<n.value>(row, in.pixel, in.width, h.dim, sums, (float)op.f[0], at(out, image, y, 0) + head * h.dim, out.pixel);
       }
@@ -532,6 +587,16 @@ void input(const Op& op, const Run& run, int64_t chunk) {
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = std::min(r % out.height, in.height - 1);
     float* to = at(out, image, r % out.height, 0);
+    if (out.pixel == 3 && in.width == out.width) {
+      const float *red = in.data + image * 3 * plane + y * in.width, *green = red + plane, *blue = green + plane;
+      const float *scale = op.weight[0], *shift = op.bias[0];
+      for (int64_t x = 0; x < out.width; x++, to += 3) {
+        to[0] = red[x] * scale[0] + shift[0];
+        to[1] = green[x] * scale[1] + shift[1];
+        to[2] = blue[x] * scale[2] + shift[2];
+      }
+      continue;
+    }
     for (int64_t c = 0; c < out.pixel; c++) {
       if (c >= in.channels) {
         for (int64_t x = 0; x < out.width; x++) to[x * out.pixel + c] = 0;
@@ -555,8 +620,9 @@ void output(const Op& op, const Run& run, int64_t chunk) {
     const int64_t image = r / out.height, y = r % out.height;
     const float* from = at(in, image, y, 0);
     float* to = out.data + image * out.channels * plane + y * out.width;
-    for (int64_t x = 0; x < out.width; x++)
-      for (int64_t c = 0; c < out.channels; c++) to[c * plane + x] = from[x * in.pixel + c];
+    for (int64_t begin = 0; begin < out.width; begin += 64)  // pixels that stay in the first-level cache
+      for (int64_t c = 0; c < out.channels; c++)
+        for (int64_t x = begin; x < std::min(begin + 64, out.width); x++) to[c * plane + x] = from[x * in.pixel + c];
   }
 }
 
@@ -620,6 +686,7 @@ int64_t chunks(const Op& op, const Run& run, int phase) {
   if (phase) return 0;
   switch (op.kind) {
     case CONV: {
+      if (op.p[6]) return tile_parts(in, out, run).chunks;
       const ConvParts s = conv_parts(op, run);
       return s.row_parts * s.panel_parts;
     }

@@ -68,6 +68,7 @@ INLINE void multiply(const float* a, const Left& left, const float* b, V (&sum)[
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) weights[n] = load(b + n * W);
         b += N * W;
+        if (R <= 2) __builtin_prefetch(b + 64 * N * W);  // few pixels: weights come from memory
 #pragma GCC unroll 32
         for (int r = 0; r < R; r++) {
           const float* base = r < 3 ? row : r < 6 ? row3 : r < 9 ? row6 : r < 12 ? row9 : row12;
@@ -172,7 +173,7 @@ inline void gemm(const float* a, const Left& left, const float* packed, const Fi
   const int64_t depth = left.steps_y * left.steps_x * left.depth;
   // Tiles have nearly equal heights: a tile of few pixels takes nearly as long as a full one.
   const int64_t count = (pixels + ROWS - 1) / ROWS, narrow = (pixels + NARROW_ROWS - 1) / NARROW_ROWS;
-  const int64_t block = std::max<int64_t>(1, 98304 / (int64_t)sizeof(float) / (depth * ROWS));  // pixels that stay in the cache
+  const int64_t block = std::max<int64_t>(1, 196608 / (int64_t)sizeof(float) / (depth * ROWS));  // pixels that stay in the cache
   for (int64_t begin = 0; begin < count; begin += block) {
     const int64_t end = std::min(count, begin + block);
     for (int64_t panel = first; panel < last; panel++) {
