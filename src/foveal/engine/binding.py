@@ -232,12 +232,15 @@ class _Builder:
 
     def _mark_exact(self) -> None:
         """Store images of few channels without padding, where only dense convolutions read them."""
-        for index, item in self.maps.items():
-            readers = [op for op in self.operations if index in (*op.inputs, op.residual)]
-            writers = [op for op in self.operations if op.out == index]
-            item.exact = bool(readers) and [op.kind for op in writers] == [INPUT] and all(
-                op.kind == CONV or (op.kind == CHAIN and op.p[5] != _DEPTHWISE_PROJECT) for op in readers
-            ) and all(op.residual != index for op in readers)  # fmt: skip
+        readers: dict[int, list[_Operation]] = {}
+        for op in self.operations:
+            for index in op.inputs:
+                readers.setdefault(index, []).append(op)
+        residuals = {op.residual for op in self.operations}
+        for out in (op.out for op in self.operations if op.kind == INPUT):
+            self.maps[out].exact = out in readers and out not in residuals and all(
+                op.kind == CONV or (op.kind == CHAIN and op.p[5] != _DEPTHWISE_PROJECT) for op in readers[out]
+            )  # fmt: skip
 
     def pixel(self, index: int) -> int:
         item = self.maps[index]
@@ -250,9 +253,10 @@ class _Builder:
 
     def _place(self) -> None:
         """Give every map a place in the arena; maps that are not in use at the same time may share it."""
-        for index, item in self.maps.items():
-            uses = [i for i, op in enumerate(self.operations) if index in (*op.inputs, op.residual, op.out)]
-            item.first, item.last = min(uses, default=0), max(uses, default=0)
+        for i, op in enumerate(self.operations):
+            self.maps[op.out].first = i
+            for index in (*op.inputs, op.out, op.out if op.residual is None else op.residual):
+                self.maps[index].last = i
         placed: list[tuple[_Map, int]] = []
         self.size = 0
         inner = {index: item for index, item in self.maps.items() if not item.planar}

@@ -42,7 +42,7 @@ class Engine:
             ``(B, outputs)`` when classifying, else ``(B, channels, height, width)``.
 
         Raises:
-            InputError: the network cannot run at this size.
+            InputError: the network cannot run at this size, or not in this memory.
         """
         return self.run(batch)[0]
 
@@ -60,12 +60,15 @@ class Engine:
         if batch.ndim != 4 or min(batch.shape) < 1:
             raise InputError(f"an array of {batch.shape}: give images (B, C, H, W)")
         batch = np.ascontiguousarray(batch, np.float32)
-        binding = self._take(batch.shape)
-        seconds = np.zeros(len(binding.ops))
         try:
-            result = binding.run(batch, self.threads, seconds)
-        finally:
-            self._give_back(batch.shape, binding)
+            binding = self._take(batch.shape)
+            seconds = np.zeros(len(binding.ops))
+            try:
+                result = binding.run(batch, self.threads, seconds)
+            finally:
+                self._give_back(batch.shape, binding)
+        except MemoryError as error:
+            raise InputError(f"images of {batch.shape}: not enough memory: use a smaller image or batch") from error
         return (result[:, :, 0, 0] if binding.flat else result), binding, seconds
 
     def _take(self, shape: tuple[int, ...]) -> Binding:

@@ -141,6 +141,11 @@ def load_library(name: str = "") -> Library:
 
 @cache
 def _load(name: str) -> Library:
+    return Library(*build_library(name))
+
+
+def build_library(name: str = "") -> tuple[str, Path]:
+    """Build the library without loading it, as :func:`load_library` does: its instruction set and its path."""
     usable = instruction_sets()
     if not usable or (name and name not in usable):
         raise DependencyError(
@@ -148,7 +153,7 @@ def _load(name: str) -> Library:
         )
     name = name or usable[0]
     further = os.environ.get(FLAGS_VARIABLE, "").split()
-    return Library(name, build("engine", _SOURCES, "engine.cpp", (*_FLAGS, *_SETS[name][2], *further)))
+    return name, build("engine", _SOURCES, "engine.cpp", (*_FLAGS, *_SETS[name][2], *further))
 
 
 def available() -> tuple[bool, str]:
