@@ -24,7 +24,9 @@ SECONDS, MIB = 120, 1024  #: of one plan (a busy machine may be slow), and of me
 ENDED = "all plans were run"
 
 
-def run_plans(first: int, count: int, *, sanitized: bool = False, environment: Mapping[str, str] | None = None) -> Counter[str]:
+def run_plans(
+    first: int, count: int, *, sanitized: bool = False, environment: Mapping[str, str] | None = None
+) -> Counter[str]:
     """Run plans with the seeds from ``first`` in a child process: every second one is damaged.
 
     Returns:

@@ -55,7 +55,7 @@ class PlanWriter:
 
     def step(self, kind: str, inputs: tuple[int, ...], shape: tuple[int, int, int], **fields: Any) -> int:
         out = len(self.steps) + 1
-        params = {name: 1 for name in KINDS[kind].ranges} | fields.pop("params", {})
+        params = dict.fromkeys(KINDS[kind].ranges, 1) | fields.pop("params", {})
         act = self.pick(*ACTS) if KINDS[kind].act and self.rng.random() < 0.7 else "none"
         residual = None
         if KINDS[kind].residual and self.rng.random() < 0.5:
@@ -154,8 +154,10 @@ class PlanWriter:
         if self.rng.random() < 0.5:
             shape = (height * factor, width * factor, channels)
             return self.step("upsample", (source,), shape, params={"factor": factor, "a": -0.75})
-        details = self.conv(source, height, width, channels, 16 * factor**2, kernel=1)
-        return self.step("pixel_shuffle", (details,), (height * factor, width * factor, 16), params={"factor": factor})
+        outputs = self.pick(1, 5, 12, 16)
+        details = self.conv(source, height, width, channels, outputs * factor**2, kernel=1)
+        shape = (height * factor, width * factor, outputs)
+        return self.step("pixel_shuffle", (details,), shape, params={"factor": factor})
 
 
 _WRITERS = ("conv", "depthwise", "chain", "chain", "attention", "layer_norm", "combine", "resample")
@@ -181,7 +183,10 @@ def damage(content: bytes, rng: random.Random) -> bytes:
         return mutate_safetensors(content, rng)
     steps = header["__metadata__"]["foveal_plan"]
     for _ in range(rng.choice([1, 1, 2, 4])):
-        steps = _change_step(steps, rng) if rng.random() < 0.9 else mutate_json(steps.encode(), rng).decode("utf-8", "replace")
+        if rng.random() < 0.9:
+            steps = _change_step(steps, rng)
+        else:
+            steps = mutate_json(steps.encode(), rng).decode("utf-8", "replace")
         try:
             json.loads(steps)
         except ValueError:

@@ -460,7 +460,7 @@ def _upsample(builder: _Builder, step: Step) -> None:
 def _shuffle(builder: _Builder, step: Step) -> None:
     factor = step.params["factor"]
     batch, height, width, channels = builder.shape(step.inputs[0])
-    if channels % factor**2 or channels // factor**2 % builder.width:
+    if channels % factor**2:
         raise ValueError(f"{channels} channels for the factor {factor}")
     shape = Shape(batch, factor * height, factor * width, channels // factor**2)
     if step.residual is not None:
