@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foveal.engine.binding import bicubic_taps
 from foveal.engine.engine import Engine
+from foveal.engine.library import instruction_sets
 from foveal.engine.plan import ACTS, Plan, Step, check
 from foveal.info import ModelInfo
 from foveal.layers.linear_attention import linear_attention

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -160,13 +161,19 @@ def test_metadata_that_is_no_plan_is_refused(tmp_path: Path) -> None:
             load_plan(path)
 
 
+def check_outcomes(outcomes: Counter[str], count: int) -> None:
+    """Random plans are run; damaged ones are run or refused with an error for plans or for sizes."""
+    assert outcomes["run"] >= count // 2, outcomes
+    assert outcomes.total() == count
+    assert outcomes.keys() <= {"run", "not-finite", "CheckpointError", "ConfigError", "InputError"}, outcomes
+
+
 def test_random_and_damaged_plans_are_run_or_refused() -> None:
     """In a child process with limits of time and memory; no error but those of Foveal."""
-    outcomes = run_plans(0, 300)
-    assert outcomes["run"] >= 150, outcomes
-    assert outcomes.total() == 300
+    check_outcomes(run_plans(0, 300), 300)
 
 
 @pytest.mark.long
 def test_many_random_and_damaged_plans_are_run_or_refused() -> None:
-    assert sum((run_plans(first, 2500) for first in range(1000, 11_000, 2500)), run_plans(300, 0)).total() == 10_000
+    for first in range(1000, 11_000, 2500):
+        check_outcomes(run_plans(first, 2500), 2500)
