@@ -71,7 +71,7 @@ def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 @pytest.mark.usefixtures("no_compiler")
 def test_without_a_compiler(plan_file: Path, photo: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Bundled weights are run by another runtime; where the engine is asked for, there is one line that says why not."""
+    """Bundled weights are run by another runtime; where the engine is asked for, one line says why not."""
     predictor = foveal.load(REF)
     assert predictor(photo).mask.shape == (101, 133)
     assert "native" not in predictor.runtime

@@ -93,7 +93,7 @@ def test_a_step_that_cannot_be_is_refused(changes: dict[str, Any], message: str,
 @pytest.mark.parametrize(
     ("name", "array"),
     [
-        ("w", np.float32(1)),
+        ("w", np.zeros((1,) * 5, np.float32)),
         ("w", np.zeros((0, 4, 3, 3), np.float32)),
         ("w", np.zeros((4, 4, 3, 3))),
         ("one", np.zeros(4, np.int32)),
