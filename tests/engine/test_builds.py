@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from foveal.engine.engine import Engine
 from foveal.engine.library import FLAGS_VARIABLE, VARIABLE, build_library, instruction_sets
 from helpers.hostile_plans import run_plans
+from helpers.plans import random_plan
 
 pytestmark = pytest.mark.long
 OPERATIONS = Path(__file__).with_name("test_operations.py")
@@ -32,6 +35,17 @@ def test_operations_with_an_instruction_set(name: str) -> None:
     if name not in instruction_sets():
         pytest.skip(f"this processor does not run {name}")
     run_operations(**{VARIABLE: name})
+
+
+def test_several_instruction_sets_in_one_process() -> None:
+    """Libraries of one process share no symbols: each runs its own code."""
+    engines = [(name, [Engine(random_plan(seed)[0], isa=name) for seed in range(40)]) for name in instruction_sets()]
+    for seed in range(40):
+        x = np.random.default_rng(seed).standard_normal(random_plan(seed)[1]).astype(np.float32)
+        expected = engines[0][1][seed](x)
+        for name, several in engines[1:]:
+            scale = max(np.abs(expected).max(), 1e-3)
+            assert np.abs(several[seed](x) - expected).max() <= 1e-4 * scale, (name, seed)
 
 
 def test_operations_with_vectors_of_16_floats() -> None:
