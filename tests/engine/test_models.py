@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from foveal.engine.engine import Engine
-from foveal.engine.lowering import NotCovered, make_plan
+from foveal.engine.lowering import NotCoveredError, make_plan
 from foveal.factory.create import create_model
 from foveal.prediction.native_runner import NativeRunner
 from helpers.covered import CASES, covered
@@ -94,7 +94,7 @@ def test_a_runner_is_pickled_and_copied() -> None:
 def test_a_layer_that_is_not_covered_is_named(change: Any, named: str) -> None:
     model = narrow()
     change(model)
-    with pytest.raises(NotCovered) as error:
+    with pytest.raises(NotCoveredError) as error:
         make_plan(model)
     assert named in str(error.value)
     assert "efficientvit_b0" in str(error.value)
@@ -103,5 +103,5 @@ def test_a_layer_that_is_not_covered_is_named(change: Any, named: str) -> None:
 def test_a_family_that_is_not_covered_is_named() -> None:
     with torch.device("meta"):
         model = create_model("tinyvit_5m", task="segment")
-    with pytest.raises(NotCovered, match="TinyViT"):
+    with pytest.raises(NotCoveredError, match="TinyViT"):
         make_plan(model.to_empty(device="cpu"))

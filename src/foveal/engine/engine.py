@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,23 @@ from ..errors import InputError
 from .binding import Binding, Packed, bind
 from .library import load_library
 from .plan import Plan
+
+
+class OperationTime(NamedTuple):
+    """What one operation computes, and how long it took.
+
+    Attributes:
+        label: its kind and the shapes of its maps.
+        macs: multiply-accumulates of its products.
+        bytes: of its inputs, weights and result, each counted once.
+        seconds: median time of a run.
+    """
+
+    label: str
+    macs: int
+    bytes: int
+    seconds: float
+
 
 _KEPT = 4  # bindings of other sizes that are kept, each with its memory
 
@@ -46,14 +64,12 @@ class Engine:
         """
         return self.run(batch)[0]
 
-    def profile(self, batch: NDArray[np.float32], runs: int = 10) -> list[tuple[str, int, float]]:
-        """Time each operation: its description, multiply-accumulates and the median seconds of ``runs`` runs."""
-        self.run(batch)
-        times = []
-        for _ in range(runs):
-            _, binding, seconds = self.run(batch)
-            times.append(seconds)
-        return list(zip(binding.labels, binding.macs, np.median(times, axis=0).tolist(), strict=True))
+    def profile(self, batch: NDArray[np.float32], runs: int = 10) -> list[OperationTime]:
+        """Time each operation over ``runs`` runs."""
+        _, binding, _ = self.run(batch)
+        times = [self.run(batch)[2] for _ in range(runs)]
+        seconds = np.median(times, axis=0).tolist()
+        return [OperationTime(*row) for row in zip(binding.labels, binding.macs, binding.bytes, seconds, strict=True)]
 
     def run(self, batch: NDArray[np.float32]) -> tuple[NDArray[np.float32], Binding, NDArray[np.float64]]:
         """Run; also return the binding and the seconds of each operation."""

@@ -37,8 +37,9 @@ class Map(ctypes.Structure):
 
     _fields_ = [
         ("data", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in "batch height width channels pixel row image border".split()),
-    ]  # fmt: skip
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
+        *((name, ctypes.c_int64) for name in ("pixel", "row", "image", "border")),
+    ]
 
 
 class Op(ctypes.Structure):
@@ -82,6 +83,11 @@ class Library:
         self.width: int = self._library.foveal_width()
         self.panel: int = self._library.foveal_panel()
         self.cache: int = self._library.foveal_cache()
+
+    def peak(self) -> float:
+        """Floating-point operations per second that one core reaches on values in registers."""
+        self._library.foveal_peak.restype = ctypes.c_double
+        return self._library.foveal_peak()
 
     def padded(self, channels: int) -> int:
         """Channels, rounded up to whole vectors."""
@@ -153,7 +159,8 @@ def build_library(name: str = "") -> tuple[str, Path]:
         )
     name = name or usable[0]
     further = os.environ.get(FLAGS_VARIABLE, "").split()
-    return name, build("engine", _SOURCES, "engine.cpp", (*_FLAGS, *_SETS[name][2], *further))
+    flags = (*_FLAGS, *_SETS[name][2], *further)
+    return name, build("engine", "the native engine", _SOURCES, "engine.cpp", flags)
 
 
 def available() -> tuple[bool, str]:
@@ -163,5 +170,3 @@ def available() -> tuple[bool, str]:
     except (DependencyError, OSError) as error:
         return False, str(error)
     return True, ""
-
-

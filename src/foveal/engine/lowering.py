@@ -7,17 +7,13 @@ more function here, registered with its class.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import ExportError
-from ..info import ModelInfo, info_of
+from ..info import info_of
 from ..layers.conv import (
     ConvNormAct,
     DepthwiseSeparableConv,
@@ -27,7 +23,6 @@ from ..layers.conv import (
     ResidualConv,
     SqueezeExcite,
 )
-from ..layers.drop_path import DropPath
 from ..layers.efficientvit_block import EfficientViTBlock
 from ..layers.linear_attention import MultiScaleLinearAttention
 from ..layers.optimize import fold_norms
@@ -36,143 +31,51 @@ from ..layers.resample import BicubicUpsample
 from ..models.efficientvit import ClassifierHead as EfficientViTClassifier
 from ..models.efficientvit import EfficientViT
 from ..models.efficientvit_sr import ContextBlock, EfficientViTSR
+from ..models.mambavision import MambaVision
 from ..models.mobilenet import ClassifierHead as MobileNetClassifier
 from ..models.mobilenet import MobileNet
 from ..models.realtime_sr import RealtimeSR
+from ..models.vit import ViT
 from ..tasks.classify import ClassificationModel
+from ..tasks.prompt import ImageEncoder, PlainNeck, PromptModel, PyramidNeck
 from ..tasks.segment import SegmentationHead, SegmentationModel
 from ..tasks.upscale import UpscaleModel
-from .plan import Plan, Step, check
+from .builder import Builder, Lowering, bias_of
+from .builder import NotCoveredError as NotCoveredError
+from .lowering_tokens import TOKENS
+from .plan import Plan, check
 
 
-class NotCovered(ExportError):
-    """The model has a layer that the native engine does not compute; the message names it."""
-
-
-def make_plan(model: nn.Module) -> Plan:
+def make_plan(model: nn.Module, part: str = "") -> Plan:
     """Derive the plan of a model of :func:`foveal.create_model`; segmentation gives logits at the model's own stride.
 
+    Args:
+        model: the model.
+        part: of a promptable model, which of its networks: "encoder", the image encoder.
+
     Raises:
-        NotCovered: the engine has no operation for a layer of the model.
+        NotCoveredError: the engine has no operation for a layer of the model, or the model has no such part.
         ConfigError: Foveal did not make the model.
     """
     info = info_of(model).replace(output_stride=getattr(model, "stride", 1))
     folded = copy.deepcopy(model).cpu().float().eval()
     fold_norms(folded)
     fuse_branches(folded)
-    builder = Builder(info)
+    builder = Builder(info, LOWERINGS)
     with torch.no_grad():
-        builder.lower(folded, 0)
+        builder.lower(_part_of(folded, part), 0)
     plan = Plan(builder.info, tuple(builder.steps), builder.weights)
     check(plan)
     return plan
 
 
-class Builder:
-    """Collects steps; every method that adds one returns the number of the map that it writes."""
-
-    def __init__(self, info: ModelInfo) -> None:
-        self.info = info
-        self.steps: list[Step] = []
-        self.weights: dict[str, NDArray[np.float32]] = {}
-        self.path: list[str] = []
-
-    def lower(self, module: nn.Module, x: int) -> int:
-        """Add the steps of a module that has one input and one output."""
-        kind = type(module)
-        if kind in LOWERINGS:
-            return LOWERINGS[kind](self, module, x)
-        if kind in (nn.Identity, nn.Dropout, DropPath):
-            return x
-        if kind is nn.Sequential:
-            for part in module:
-                x = self.lower(part, x)
-            return x
-        if act := ACTIVATIONS.get(kind):
-            return self.add("affine", (x,), act=act(module), factor=1.0, addend=0.0)
-        raise NotCovered(f"{self.info.model}: the native engine has no operation for {kind.__name__}")
-
-    def add(
-        self, kind: str, inputs: tuple[int, ...], *, residual: int | None = None, act: str = "none",
-        arrays: dict[str, Tensor] | None = None, **params: Any,
-    ) -> int:  # fmt: skip
-        """Append a step."""
-        out = len(self.steps) + 1
-        names: dict[str, str] = {}
-        for role, tensor in (arrays or {}).items():
-            names[role] = f"{out}.{role}"
-            self.weights[names[role]] = np.ascontiguousarray(tensor.detach().float().numpy())
-        self.steps.append(Step(kind, inputs, out, residual, act, params, names))
-        return out
-
-    def image(self, *, multiple: int = 1, shift: float = 0.0) -> int:
-        """The image as a map, plus ``shift``."""
-        channels = self.info.in_chans
-        arrays = {"scale": torch.ones(channels), "shift": torch.full((channels,), shift)}
-        return self.add("input", (0,), arrays=arrays, multiple=multiple)
-
-    def conv(self, conv: nn.Conv2d, x: int, *, act: str = "none", residual: int | None = None, same: bool = False) -> int:
-        """A convolution with its bias."""
-        self.check_conv(conv, same)
-        arrays = {"weight": conv.weight, "bias": bias_of(conv)}
-        window = {"kernel": conv.kernel_size[0], "stride": conv.stride[0], "padding": "same" if same else "symmetric"}
-        if conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1:
-            x = self.add("depthwise", (x,), act=act, arrays=arrays, **window)
-            return x if residual is None else self.add("add", (x, residual))
-        return self.add("conv", (x,), act=act, residual=residual, arrays=arrays, groups=conv.groups, **window)
-
-    def check_conv(self, conv: nn.Conv2d, same: bool) -> None:
-        """Refuse kernels that are not square, dilation, and padding other than that of :class:`ConvNormAct`."""
-        kernel, stride, padding = conv.kernel_size, conv.stride, (0, 0) if same else (conv.kernel_size[0] // 2,) * 2
-        square = kernel[0] == kernel[1] and stride[0] == stride[1] and conv.dilation == (1, 1)
-        if not square or conv.padding_mode != "zeros" or conv.padding != padding:
-            raise NotCovered(f"{self.info.model}: the native engine does not compute {conv}")
-
-    def linear(self, linear: nn.Linear, x: int, *, act: str = "none", residual: int | None = None) -> int:
-        """A linear layer over the channels of every position."""
-        arrays = {"weight": linear.weight[:, :, None, None], "bias": bias_of(linear)}
-        common = {"kernel": 1, "stride": 1, "groups": 1, "padding": "symmetric"}
-        return self.add("conv", (x,), act=act, residual=residual, arrays=arrays, **common)
-
-    def conv_norm_act(self, module: ConvNormAct, x: int, *, residual: int | None = None) -> int:
-        """A :class:`ConvNormAct` without activation if there is a residual."""
-        self.check_folded(module)
-        act = self.activation(module.act)
-        if residual is not None and act != "none":
-            return self.add("add", (self.conv_norm_act(module, x), residual))
-        return self.conv(module.conv, x, act=act, residual=residual, same=module.same)
-
-    def check_folded(self, module: ConvNormAct) -> None:
-        """Refuse a norm that could not be folded."""
-        if type(module.norm) is not nn.Identity:
-            raise NotCovered(f"{self.info.model}: the native engine has no operation for {type(module.norm).__name__}")
-
-    def activation(self, module: nn.Module) -> str:
-        """The name of an activation."""
-        if type(module) is nn.Identity:
-            return "none"
-        if type(module) not in ACTIVATIONS:
-            raise NotCovered(f"{self.info.model}: the native engine has no activation {type(module).__name__}")
-        return ACTIVATIONS[type(module)](module)
-
-
-#: Names of activations in plans, by module.
-ACTIVATIONS: dict[type[nn.Module], Callable[[Any], str]] = {
-    nn.ReLU: lambda _: "relu",
-    nn.ReLU6: lambda _: "relu6",
-    nn.Hardswish: lambda _: "hardswish",
-    nn.GELU: lambda module: "gelu_tanh" if module.approximate == "tanh" else "gelu",
-    nn.SiLU: lambda _: "silu",
-    nn.Sigmoid: lambda _: "sigmoid",
-    nn.Hardsigmoid: lambda _: "hardsigmoid",
-    nn.Tanh: lambda _: "tanh",
-    nn.Softplus: lambda _: "softplus",
-}
-
-
-def bias_of(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """The bias of a layer, zeros if it has none."""
-    return torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias
+def _part_of(model: nn.Module, part: str) -> nn.Module:
+    """The network of this name; an empty name means the model."""
+    parts: dict[str, nn.Module] = {"encoder": model.image_encoder} if isinstance(model, PromptModel) else {"": model}
+    if part not in parts:
+        known = " or ".join(map(repr, parts))
+        raise NotCoveredError(f"{info_of(model).model}: no part {part!r}; the native engine has plans for part {known}")
+    return parts[part]
 
 
 # ---- blocks
@@ -229,8 +132,18 @@ def _chain(
     if expand is not None:
         arrays |= {"expand_weight": expand.conv.weight, "expand_bias": bias_of(expand.conv)}
         params["expand_act"] = builder.activation(expand.act)
-    out = builder.add(kind, (x,), residual=residual, arrays=arrays)
-    builder.steps[-1] = replace(builder.steps[-1], params=params, act=builder.activation(project.act))
+    elif kind == "separable":
+        params["groups"] = 1
+    return _add_chain(builder, kind, x, residual, arrays, params, builder.activation(project.act))
+
+
+def _add_chain(
+    builder: Builder, kind: str, x: int, residual: int | None, arrays: dict[str, Tensor], params: dict[str, Any],
+    act: str = "none",
+) -> int:  # fmt: skip
+    """A step that has two activations: that of its last convolution, and "act" in ``params``."""
+    out = builder.add(kind, (x,), residual=residual, act=act, arrays=arrays)
+    builder.steps[-1] = replace(builder.steps[-1], params=params)
     return out
 
 
@@ -245,13 +158,23 @@ def _efficientvit_block(builder: Builder, module: EfficientViTBlock, x: int) -> 
 
 def _attention(builder: Builder, module: MultiScaleLinearAttention, x: int, residual: int | None = None) -> int:
     if not module.global_attention or module.context_override is not None:
-        raise NotCovered(f"{builder.info.model}: the native engine computes linear attention over the whole map only")
+        raise NotCoveredError(
+            f"{builder.info.model}: the native engine computes linear attention over the whole map only"
+        )
     scales = [builder.conv(module.qkv, x)]
-    for branch in module.aggregate:
-        scales.append(builder.lower(branch, scales[0]))
+    for depthwise, pointwise in module.aggregate:
+        scales.append(_aggregate(builder, depthwise, pointwise, scales[0]))
     heads = module.qkv.out_channels // (3 * module.head_dim)
     y = builder.add("linear_attention", tuple(scales), head_dim=module.head_dim, heads=heads, eps=module.eps)
     return builder.conv_norm_act(module.project, y, residual=residual)
+
+
+def _aggregate(builder: Builder, depthwise: nn.Conv2d, pointwise: nn.Conv2d, x: int) -> int:
+    """A depthwise convolution, then a grouped 1x1 convolution."""
+    arrays = {"weight": depthwise.weight, "bias": bias_of(depthwise)}
+    arrays |= {"project_weight": pointwise.weight, "project_bias": bias_of(pointwise)}
+    window = {"kernel": depthwise.kernel_size[0], "stride": 1, "padding": "symmetric"}
+    return _add_chain(builder, "separable", x, None, arrays, {**window, "act": "none", "groups": pointwise.groups})
 
 
 def _layer_norm(builder: Builder, module: nn.LayerNorm | LayerNorm2d, x: int) -> int:
@@ -284,13 +207,14 @@ def _order_for_shuffle(conv: nn.Conv2d, factor: int) -> None:
 
 def maps(builder: Builder, backbone: nn.Module, x: int) -> list[int]:
     """The feature maps of a backbone that has a stem and stages."""
-    if type(backbone) not in (EfficientViT, MobileNet):
-        raise NotCovered(f"{builder.info.model}: the native engine does not cover {type(backbone).__name__}")
+    if type(backbone) not in (EfficientViT, MobileNet, MambaVision, ViT):
+        raise NotCoveredError(f"{builder.info.model}: the native engine does not cover {type(backbone).__name__}")
     x = builder.lower(backbone.stem, x)
+    norms = getattr(backbone, "out_norms", None) or [nn.Identity() for _ in backbone.stages]
     found = []
-    for stage in backbone.stages:
+    for stage, norm in zip(backbone.stages, norms, strict=True):
         x = builder.lower(stage, x)
-        found.append(x)
+        found.append(builder.lower(norm, x))
     return found
 
 
@@ -328,7 +252,9 @@ def _mobilenet_classifier(builder: Builder, head: MobileNetClassifier, x: int) -
 def _segmentation_head(builder: Builder, head: SegmentationHead, found: list[int]) -> int:
     coarsest_first = found[:-4:-1]
     fused = builder.lower(head.laterals[-1], coarsest_first[-1])  # the finest map is not upsampled
-    for lateral, upsample, x in reversed(list(zip(head.laterals[:-1], head.upsamples[:-1], coarsest_first, strict=False))):
+    for lateral, upsample, x in reversed(
+        list(zip(head.laterals[:-1], head.upsamples[:-1], coarsest_first, strict=False))
+    ):
         y = builder.lower(lateral, x)
         fused = builder.add("upsample", (y,), residual=fused, factor=upsample.factor, a=upsample.a)
     x = builder.lower(head.blocks, fused)
@@ -345,13 +271,29 @@ def _segmentation(builder: Builder, model: SegmentationModel, _: int) -> int:
     return builder.add("output", (_segmentation_head(builder, model.head, found),), stride=model.stride)
 
 
+def _image_encoder(builder: Builder, model: ImageEncoder, _: int) -> int:
+    found = maps(builder, model.backbone, builder.image())
+    neck = model.neck
+    if isinstance(neck, PyramidNeck):
+        x = builder.lower(neck.norm, _segmentation_head(builder, neck.fuse, found))
+    else:
+        x = _in_order(builder, neck, found[-1])
+    return builder.add("output", (x,), stride=0)
+
+
+def _in_order(builder: Builder, parts: PlainNeck, x: int) -> int:
+    for part in parts:
+        x = builder.lower(part, x)
+    return x
+
+
 def _upscale(builder: Builder, model: UpscaleModel, _: int) -> int:
     features = builder.lower(model.backbone, builder.image(shift=-0.5))
     details = builder.conv(model.head.subpixel, features)
     return builder.add("enlarge", (details, 0), factor=model.scale, a=model.base.a)
 
 
-LOWERINGS: dict[type[nn.Module], Callable[[Builder, Any, int], int]] = {
+LOWERINGS: dict[type[nn.Module], Lowering] = {
     nn.Conv2d: lambda builder, module, x: builder.conv(module, x),
     nn.Linear: lambda builder, module, x: builder.linear(module, x),
     nn.LayerNorm: _layer_norm,
@@ -374,4 +316,6 @@ LOWERINGS: dict[type[nn.Module], Callable[[Builder, Any, int], int]] = {
     ClassificationModel: _classification,
     SegmentationModel: _segmentation,
     UpscaleModel: _upscale,
+    ImageEncoder: _image_encoder,
+    **TOKENS,
 }

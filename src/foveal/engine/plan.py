@@ -142,6 +142,7 @@ class Kind:
 
 _WINDOW = {"kernel": (1, 31), "stride": (1, 31)}
 _PAD = {"padding": PADDINGS}
+_SIDE = (0, 1 << 16)  # of square windows; 0: one window, the map
 #: Every kind of step. Arrays: "weight" ``(out, in / groups, K, K)``, "bias" ``(out,)``.
 KINDS: dict[str, Kind] = {
     # the image, times "scale" plus "shift" per channel, with repeated edges up to a multiple of `multiple`
@@ -158,7 +159,7 @@ KINDS: dict[str, Kind] = {
         residual=True,
     ),
     "separable": Kind(
-        ranges=_WINDOW,
+        ranges={**_WINDOW, "groups": (1, _MAX_CHANNELS)},  # groups of the 1x1 convolution
         names={**_PAD, "act": ACTS},
         weights=("weight", "bias", "project_weight", "project_bias"),
         residual=True,
@@ -183,6 +184,25 @@ KINDS: dict[str, Kind] = {
     "pixel_shuffle": Kind(ranges={"factor": (1, 16)}, residual=True, act=False),
     # pixel shuffle of the first input plus the bicubic enlargement of the image, as an image
     "enlarge": Kind(inputs=(2, 2), ranges={"factor": (1, 16)}, numbers=("a",), act=False),
+    # softmax attention of the tokens of a window to each other; inputs: queries, keys and values of all heads in one
+    # map, or a map for each, where keys and values of one image may serve several
+    "attention": Kind(
+        inputs=(1, 3),
+        ranges={"heads": (1, 4096), "kv_heads": (1, 4096), "head_dim": (1, 4096), "window": _SIDE},
+        numbers=("scale",),
+        act=False,
+    ),
+    # depthwise convolution along the tokens of a window, with zeros beyond; "weight" (channels, 1, K)
+    "token_conv": Kind(ranges={"kernel": (1, 31), "window": _SIDE}, weights=("weight", "bias")),
+    # selective scan; inputs: u, followed by channels that are kept; step sizes; a map with B and C of each token from
+    # the channel `first` on. "decay" (states, channels): exponents A, "skip" (channels,): factors D
+    "scan": Kind(
+        inputs=(3, 3), ranges={"window": _SIDE, "first": (0, _MAX_CHANNELS)}, weights=("decay", "skip"), act=False
+    ),
+    "pad": Kind(ranges={"multiple": (1, 4096)}, act=False),  # rows and columns of zeros, up to a multiple
+    "crop": Kind(inputs=(2, 2), act=False),  # to the size of the second input
+    "positions": Kind(act=False),  # plus sines and cosines of column and row (models/vit.py)
+    "average": Kind(act=False),  # mean over 2x2, stride 2, sides rounded up
     "output": Kind(ranges={"stride": (0, 1024)}, act=False),  # planar; cropped to ceil(image / stride), 0: as it is
     "vector": Kind(act=False),  # the output (B, C) of a map with one position
 }

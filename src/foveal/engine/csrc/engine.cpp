@@ -5,67 +5,16 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include "common.h"
 #include "depthwise.h"
 #include "gemm.h"
 #include "interface.h"
 #include "pool.h"
+#include "scan.h"
+#include "tokens.h"
 #include "winograd.h"
 
 namespace {
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Memory of a thread for intermediate rows. It grows to the largest need and is kept.
-float* scratch(int64_t floats) {
-  struct Memory {
-    float* data = nullptr;
-    int64_t size = 0;
-    ~Memory() { std::free(data); }
-  };
-  thread_local Memory memory;
-  if (memory.size < floats) {
-    std::free(memory.data);
-    memory.data = (float*)std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
-    if (!memory.data) throw std::bad_alloc();
-    memory.size = floats;
-  }
-  return memory.data;
-}
-
-struct Run {
-  const Map* maps;
-  int threads;
-  int64_t cache;  // floats in half of the second-level cache
-};
-
-float* at(const Map& map, int64_t image, int64_t y, int64_t x) {
-  return map.data + image * map.image + y * map.row + x * map.pixel;
-}
-
-bool contiguous(const Map& map) { return map.border == 0; }
-
-void clear(float* p, int64_t floats) { std::memset(p, 0, floats * sizeof(float)); }
-
-void clear_border(const Map& map) {
-  const int64_t b = map.border, full = (map.width + 2 * b) * map.pixel;
-  if (!b) return;
-  for (int64_t i = 0; i < map.batch; i++)
-    for (int64_t y = -b; y < map.height + b; y++) {
-      float* row = at(map, i, y, -b);
-      if (y < 0 || y >= map.height) {
-        clear(row, full);
-      } else {
-        clear(row, b * map.pixel);
-        clear(at(map, i, y, map.width), b * map.pixel);
-      }
-    }
-}
-
-// The part of `total` with number `index` of `parts`.
-struct Range {
-  int64_t begin, end;
-  Range(int64_t total, int64_t parts, int64_t index) : begin(total * index / parts), end(total * (index + 1) / parts) {}
-};
 
 // ---- convolution ----------------------------------------------------------------------------------------------------
 // p: kernel height, kernel width, stride, padding at the top and left, groups, whether by Winograd's algorithm.
@@ -89,11 +38,13 @@ TileParts tile_parts(const Map& in, const Map& out, const Run& run) {
   TileParts s;
   s.rows = ceil_div(out.height, 2), s.columns = ceil_div(out.width, 2);
   const int64_t total = out.batch * s.rows * s.columns;
-  s.tiles = std::max<int64_t>(2 * ROWS, run.cache / (16 * in.channels));
+  // Few tiles stay in the first cache, but the weights are read again for every chunk.
+  const int64_t share = in.channels * out.channels * 16 < run.cache / 2 ? 8 : 1;
+  s.tiles = std::max<int64_t>(2 * ROWS, run.cache / share / (16 * in.channels));
   if (run.threads > 1) s.tiles = std::min(s.tiles, ceil_div(total, 4 * run.threads));
   s.chunks = ceil_div(total, s.tiles);
   s.tiles = ceil_div(total, s.chunks);
-  s.block = std::max<int64_t>(1, run.cache / 2 / (16 * s.tiles) / PANEL) * PANEL;
+  s.block = std::max<int64_t>(1, run.cache / share / (16 * s.tiles) / PANEL) * PANEL;
   return s;
 }
 
@@ -103,29 +54,31 @@ void winograd(const Op& op, const Run& run, int64_t chunk) {
   const TileParts s = tile_parts(in, out, run);
   const Range range(out.batch * s.rows * s.columns, s.chunks, chunk);
   const int64_t tiles = range.end - range.begin, channels = in.channels, outputs = padded(out.channels);
-  float* const values = scratch(16 * tiles * (channels + s.block));
-  float* const sums = values + 16 * tiles * channels;
+  // A plane holds one of the 16 values of all tiles. One more cache line, so that planes do not share cache sets.
+  const int64_t plane = tiles * channels + 16, sums_plane = tiles * std::min(s.block, outputs) + 16;
+  float* const values = scratch(16 * (plane + sums_plane));
+  float* const sums = values + 16 * plane;
   auto place = [&](int64_t tile) {
     const int64_t image = tile / (s.rows * s.columns), y = tile / s.columns % s.rows * 2, x = tile % s.columns * 2;
     return std::array<int64_t, 3>{image, y, x};
   };
   for (int64_t t = 0; t < tiles; t++) {
     const auto [image, y, x] = place(range.begin + t);
-    transform_tile(at(in, image, y - 1, x - 1), in.pixel, in.row, channels, values + t * channels, tiles * channels);
+    transform_tile(at(in, image, y - 1, x - 1), in.pixel, in.row, channels, values + t * channels, plane);
   }
   const int64_t size = channels * outputs;
   for (int64_t first = 0; first < outputs; first += s.block) {
     const int64_t width = std::min(s.block, outputs - first);
     for (int64_t i = 0; i < 16; i++) {
-      Finish raw{nullptr, NONE, sums + i * tiles * width - first, width, nullptr, 0};
+      Finish raw{nullptr, NONE, sums + i * sums_plane - first, width, nullptr, 0};
       raw.partial = true;
-      gemm(values + i * tiles * channels, Left{channels, 1, 0, 1, 0, channels}, op.weight[0] + i * size, raw, tiles, outputs, first / PANEL, ceil_div(first + width, PANEL));
+      gemm(values + i * plane, Left{channels, 1, 0, 1, 0, channels}, op.weight[0] + i * size, raw, tiles, outputs, first / PANEL, ceil_div(first + width, PANEL));
     }
     const Finish finish{op.bias[0], op.act, nullptr, out.pixel, nullptr, residual ? residual->pixel : 0};
     for (int64_t t = 0; t < tiles; t++) {
       const auto [image, y, x] = place(range.begin + t);
       const int rows = (int)std::min<int64_t>(2, out.height - y), columns = (int)std::min<int64_t>(2, out.width - x);
-      finish_winograd(sums + t * width, tiles * width, finish, first, width, at(out, image, y, x), out.row, residual ? at(*residual, image, y, x) : nullptr, residual ? residual->row : 0, rows, columns);
+      finish_winograd(sums + t * width, sums_plane, finish, first, width, at(out, image, y, x), out.row, residual ? at(*residual, image, y, x) : nullptr, residual ? residual->row : 0, rows, columns);
     }
   }
 }
@@ -191,11 +144,6 @@ void conv(const Op& op, const Run& run, int64_t chunk) {
 // ---- depthwise convolution ------------------------------------------------------------------------------------------
 // p: kernel, stride, padding at the top and left. The input has a border.
 
-int64_t row_parts(const Map& out, const Run& run) {
-  const int64_t rows = out.batch * out.height;
-  return run.threads == 1 ? 1 : std::min(rows, std::max<int64_t>(1, std::min<int64_t>(8 * run.threads, rows * out.width * out.channels / 20000)));
-}
-
 void depthwise(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const Range rows(out.batch * out.height, row_parts(out, run), chunk);
@@ -209,7 +157,7 @@ void depthwise(const Op& op, const Run& run, int64_t chunk) {
 
 // ---- a chain that ends in a 1x1 convolution, in pieces that stay in the cache ----------------------------------------
 // p: kernel, stride, padding at the top and left, hidden channels, mode, activation of the expansion, activation of the
-// second step. Modes: 0 depthwise, project; 1 expand, depthwise, project; 2 dense convolution, project.
+// second step, hidden channels of a block (0: by rows), groups of the last convolution. Modes: 0 depthwise, project; 1 expand, depthwise, project; 2 dense convolution, project.
 enum ChainMode { DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT };
 
 struct ChainParts {
@@ -240,7 +188,7 @@ ChainParts chain_parts(const Op& op, const Run& run) {
   s.step = 1;
   while (s.step < out.height && floats(s.columns, s.step + 1) <= run.cache) s.step++;
   const int64_t wanted = run.threads == 1 ? 1 : ceil_div(4 * run.threads, out.batch * s.strips);
-  s.row_parts = std::max<int64_t>(1, std::min(wanted, out.height / 8));
+  s.row_parts = std::max<int64_t>(1, std::min(wanted, out.height / (ring ? 8 : 2)));
   s.step = std::min(s.step, ceil_div(out.height, s.row_parts));
   s.in_columns = (s.columns - 1) * stride + kernel;
   s.ring_rows = (s.step - 1) * stride + kernel;
@@ -307,13 +255,14 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
   const Range rows(out.height, s.row_parts, chunk / s.strips % s.row_parts);
   const Range columns(out.width, s.strips, strip);
   const int64_t width = columns.end - columns.begin, in_width = (width - 1) * stride + kernel;
-  const int64_t hidden_panels = panels(hidden), out_panels = panels(padded(out.channels));
+  const int64_t hidden_panels = panels(hidden);
   const bool ring = op.p[5] == EXPAND_DEPTHWISE_PROJECT;
   float* const middle = scratch(ring ? (s.ring_rows * in_width + s.step * width) * hidden : s.step * width * hidden);
   float* const expanded = middle + s.step * width * hidden;
   const int64_t first_x = columns.begin * stride - left_pad;  // of the input, may be negative
   const int64_t inside_begin = std::max<int64_t>(0, -first_x), inside_end = std::min(in_width, in.width - first_x);
-  const Left pointwise{in.pixel, 1, 0, 1, 0, in.channels}, project{hidden, 1, 0, 1, 0, op.p[4]};
+  const int64_t groups = op.p[9], group_in = op.p[4] / groups, group_out = out.channels / groups;
+  const Left pointwise{in.pixel, 1, 0, 1, 0, in.channels}, project{hidden, 1, 0, 1, 0, group_in};
   int64_t ready = rows.begin * stride - top;  // first input row that is not expanded yet
   for (int64_t y = rows.begin; y < rows.end; y += s.step) {
     const int64_t count = std::min(s.step, rows.end - y);
@@ -345,11 +294,13 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
     }
     // Rows of the output lie apart unless the strip is the whole width.
     const bool joined = s.strips == 1 && contiguous(out) && (!residual || contiguous(*residual));
-    for (int64_t r = 0; r < (joined ? 1 : count); r++) {
-      Finish finish{op.bias[2], op.act, at(out, image, y + r, columns.begin), out.pixel,
-                    residual ? at(*residual, image, y + r, columns.begin) : nullptr, residual ? residual->pixel : 0};
-      gemm(middle + r * width * hidden, project, op.weight[2], finish, joined ? count * width : width, padded(out.channels), 0, out_panels);
-    }
+    for (int64_t r = 0; r < (joined ? 1 : count); r++)
+      for (int64_t g = 0; g < groups; g++) {
+        const int64_t channel = g * group_out, outputs = padded(group_out);
+        Finish finish{op.bias[2] + channel, op.act, at(out, image, y + r, columns.begin) + channel, out.pixel, nullptr, 0};
+        if (residual) finish.residual = at(*residual, image, y + r, columns.begin) + channel, finish.residual_pixel = residual->pixel;
+        gemm(middle + r * width * hidden + g * group_in, project, op.weight[2] + g * group_in * outputs, finish, joined ? count * width : width, outputs, 0, panels(outputs));
+      }
   }
 }
 
@@ -696,6 +647,9 @@ int64_t chunks(const Op& op, const Run& run, int phase) {
     }
     case POOL: return in.batch * padded(in.channels) / W;
     case ENLARGE: return row_parts(in, run);
+    case SOFTMAX: return softmax_chunks(op, run);
+    case TOKEN_CONV: return token_conv_chunks(op, run);
+    case SCAN: return scan_chunks(op, run);
     default: return row_parts(out, run);
   }
 }
@@ -714,6 +668,12 @@ void run_chunk(const Op& op, const Run& run, int phase, int64_t chunk) {
     case OUTPUT: return output(op, run, chunk);
     case SHUFFLE: return shuffle(op, run, chunk);
     case ENLARGE: return enlarge(op, run, chunk);
+    case SOFTMAX: return softmax_attention(op, run, chunk);
+    case TOKEN_CONV: return token_conv(op, run, chunk);
+    case SCAN: return scan(op, run, chunk);
+    case PAD: return pad(op, run, chunk);
+    case TABLE: return add_table(op, run, chunk);
+    case AVERAGE: return average(op, run, chunk);
   }
 }
 
@@ -755,6 +715,25 @@ extern "C" {
 int64_t foveal_width() { return W; }
 int64_t foveal_panel() { return PANEL; }
 int64_t foveal_cache() { return 2 * cache_floats() * (int64_t)sizeof(float); }
+
+// Floating-point operations per second of one core on values in registers: the most that any operation can reach.
+double foveal_peak() {
+  constexpr int N = 12;  // independent sums: more than the latency of a multiply-add needs
+  V sum[N], a = splat(1.000001f), b = splat(1e-9f);
+  for (int i = 0; i < N; i++) sum[i] = splat((float)i);
+  double best = 0;
+  for (int trial = 0; trial < 20; trial++) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int k = 0; k < 100000; k++) {
+#pragma GCC unroll 12
+      for (int i = 0; i < N; i++) sum[i] = sum[i] * a + b;
+    }
+    best = std::max(best, 2.0 * N * W * 100000 / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  volatile float keep = sum[0][0];
+  for (int i = 1; i < N; i++) keep = keep + sum[i][0];
+  return best;
+}
 
 void foveal_pack(const float* weight, int64_t outputs, int64_t depth, float* packed) { pack(weight, outputs, depth, packed); }
 void foveal_pack_depthwise(const float* weight, int64_t channels, int64_t taps, float* packed) {
