@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,54 @@ class PlanWriter:
         shape = (height * factor, width * factor, outputs)
         return self.step("pixel_shuffle", (details,), shape, params={"factor": factor})
 
+    def tokens(self, source: int, height: int, width: int, channels: int) -> int:
+        """Softmax attention, or a selective scan after a convolution along the tokens."""
+        window, shape = self.pick(0, 0, 3, 8), (height, width, channels)
+        if self.rng.random() < 0.5:
+            heads, shared, dim = (*self.pick((1, 1), (2, 2), (4, 2), (3, 1)), self.pick(1, 4, 7, 16))
+            params = {"heads": heads, "kv_heads": shared, "head_dim": dim, "window": window, "scale": 0.3}
+            sizes = (
+                [(heads + 2 * shared) * dim] if self.rng.random() < 0.5 else [heads * dim, shared * dim, shared * dim]
+            )
+            inputs = tuple(self.conv(source, *shape, size, kernel=1) for size in sizes)
+            return self.step("attention", inputs, (height, width, heads * dim), params=params)
+        params = {"kernel": self.pick(1, 2, 3, 4, 31), "window": window}
+        arrays = self.arrays(weight=(channels, 1, params["kernel"]), bias=(channels,))
+        x = self.step("token_conv", (source,), shape, params=params, weights=arrays)
+        states, inner, first = self.pick(1, 4, 7, 8), int(self.rng.integers(1, channels + 1)), self.pick(0, 3)
+        steps = self.conv(source, *shape, inner, kernel=1)
+        self.steps[-1] = replace(self.steps[-1], act="sigmoid", residual=None)
+        matrices = self.conv(source, *shape, first + 2 * states + self.pick(0, 2), kernel=1)
+        arrays = self.arrays(decay=(states, inner), skip=(inner,))
+        self.weights[arrays["decay"]] = -np.abs(self.weights[arrays["decay"]])
+        params = {"window": window, "first": first}
+        return self.step("scan", (x, steps, matrices), shape, params=params, weights=arrays)
 
-_WRITERS = ("conv", "depthwise", "chain", "chain", "attention", "layer_norm", "combine", "resample")
+    def sides(self, source: int, height: int, width: int, channels: int) -> int:
+        """Steps that change the size of a map, and positions."""
+        if self.rng.random() < 0.3:
+            return self.step("average", (source,), (-(-height // 2), -(-width // 2), channels))
+        if self.rng.random() < 0.3 and channels % 4 == 0:
+            return self.step("positions", (source,), (height, width, channels))
+        multiple = self.pick(1, 2, 7, 16)
+        shape = (-(-height // multiple) * multiple, -(-width // multiple) * multiple, channels)
+        padded = self.step("pad", (source,), shape, params={"multiple": multiple})
+        return padded if self.rng.random() < 0.5 else self.step("crop", (padded, source), (height, width, channels))
+
+
+_WRITERS = (
+    "conv",
+    "depthwise",
+    "chain",
+    "chain",
+    "attention",
+    "layer_norm",
+    "combine",
+    "resample",
+    "tokens",
+    "tokens",
+    "sides",
+)
 
 
 def random_plan(seed: int) -> tuple[Plan, tuple[int, ...]]:
