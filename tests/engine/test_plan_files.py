@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -159,6 +162,32 @@ def test_metadata_that_is_no_plan_is_refused(tmp_path: Path) -> None:
         path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
         with pytest.raises(CheckpointError, match="the plan cannot be used"):
             load_plan(path)
+
+
+_WITHOUT_THREADS = """
+import resource
+from pathlib import Path
+import numpy as np
+from foveal.engine.engine import Engine
+from helpers.plans import random_plan
+plan, shape = random_plan(3)
+engine, x = Engine(plan, 1), np.ones(shape, np.float32)
+expected = engine(x)
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (4 << 20),) * 2)
+engine.threads = 4
+assert np.array_equal(engine(x), expected)
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_runs_where_no_thread_can_be_started() -> None:
+    """There is not enough memory for the stack of a thread."""
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, "-c", _WITHOUT_THREADS], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
 def check_outcomes(outcomes: Counter[str], count: int) -> None:
