@@ -249,20 +249,20 @@ def _change_step(text: str, rng: random.Random) -> str:
     if not steps:
         return text
     step = rng.choice(steps)
-    params, weights = step.get("params"), step.get("weights")
+    params, weights, inputs = (step.get(name) for name in ("params", "weights", "inputs"))
     written = [0, *(other.get("out") for other in steps[: steps.index(step)])]
     action = rng.random()
     if action < 0.2:
         step["residual"] = rng.choice([None, step.get("out"), *written])
-    elif action < 0.45:
-        step["inputs"] = [rng.choice(written) for _ in step.get("inputs") or [0]]
+    elif action < 0.45 and isinstance(inputs, list):
+        step["inputs"] = [rng.choice(written) for _ in inputs]
     elif action < 0.75 and isinstance(params, dict) and params:
         name = rng.choice(list(params))
         texts = {"padding": PADDINGS, "act": ACTS, "expand_act": ACTS}
         params[name] = rng.choice(texts.get(name, (1, 2, 3, 4, 5, 7, 8, 16, 31, 64, 256, 4096, 0, 1e30, -1, 10**400)))
     elif action < 0.85 and isinstance(weights, dict) and weights:
-        names = [name for other in steps for name in (other.get("weights") or {}).values()]
-        weights[rng.choice(list(weights))] = rng.choice(names)
+        arrays = [other["weights"] for other in steps if isinstance(other.get("weights"), dict)]
+        weights[rng.choice(list(weights))] = rng.choice([name for names in arrays for name in names.values()])
     elif action < 0.95:
         step["kind"] = rng.choice(list(KINDS))
     else:
