@@ -51,7 +51,8 @@ def main() -> None:
     first, count, sanitized = map(int, sys.argv[1:])
     if not sanitized:  # a sanitizer reserves terabytes
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + (MIB << 20),) * 2)
+        limit = size + (MIB << 20)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(first, first + count):
             signal.alarm(SECONDS)  # ends the process
