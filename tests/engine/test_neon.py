@@ -23,7 +23,7 @@ from foveal.engine.plan import Plan
 from helpers.plans import random_plan
 
 pytestmark = pytest.mark.long
-PLANS = 150
+PLANS = 60
 COMPILER, EMULATOR = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
 
 
