@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _takes_minutes(engine: Engine, x: NDArray[np.float32]) -> bool:
-    """Whether the plan asks for so much arithmetic that the time says nothing: attention over many tokens, for example."""
+    """Whether the plan asks for so much arithmetic that its time says nothing, as attention over many tokens does."""
     try:
         binding = engine._take(x.shape)
     except MemoryError:
