@@ -15,7 +15,7 @@ from ..compiling import build
 from ..errors import DependencyError, nearest
 
 _SOURCES = Path(__file__).with_name("csrc")
-_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno")
+_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden")
 #: Instruction sets, best first: name -> machine, flags of the processor, flags of the compiler.
 _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "avx512": (
@@ -28,6 +28,8 @@ _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "neon": (("aarch64", "arm64"), (), ()),
 }
 VARIABLE = "FOVEAL_ISA"  #: environment variable that chooses the instruction set
+#: Environment variable with further flags of the compiler, for tests: sanitizers, another width of vectors.
+FLAGS_VARIABLE = "FOVEAL_ENGINE_FLAGS"
 
 
 class Map(ctypes.Structure):
@@ -145,13 +147,20 @@ def load_library(name: str = "") -> Library:
 
 @cache
 def _load(name: str) -> Library:
+    return Library(*build_library(name))
+
+
+def build_library(name: str = "") -> tuple[str, Path]:
+    """Build the library without loading it, as :func:`load_library` does: its instruction set and its path."""
     usable = instruction_sets()
     if not usable or (name and name not in usable):
         raise DependencyError(
             f"the native engine: this processor does not run {name or platform.machine()!r}{nearest(name, usable)}"
         )
     name = name or usable[0]
-    return Library(name, build("engine", "the native engine", _SOURCES, "engine.cpp", (*_FLAGS, *_SETS[name][2])))
+    further = os.environ.get(FLAGS_VARIABLE, "").split()
+    flags = (*_FLAGS, *_SETS[name][2], *further)
+    return name, build("engine", "the native engine", _SOURCES, "engine.cpp", flags)
 
 
 def available() -> tuple[bool, str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,8 @@ PADDINGS = ("symmetric", "same")
 #: Names of the arrays that turn points into tokens, in the plan for prompts (prediction/native_runner.py).
 POINT_ARRAYS = ("point_frequencies", "point_embeddings", "own_tokens")
 STEPS = "foveal_plan"  #: metadata key of the steps
-_MAX_STEPS, _MAX_MAPS, _MAX_CHANNELS, _MAX_JSON = 4096, 8192, 1 << 16, 8 << 20
+_ENDS = ("output", "vector", "enlarge", "masks")  # kinds that write an array of the caller
+_MAX_STEPS, _MAX_MAPS, _MAX_CHANNELS, _MAX_JSON = 1024, 2048, 1 << 16, 8 << 20
 
 
 @dataclass(frozen=True)
@@ -240,6 +240,8 @@ def check(plan: Plan) -> None:
     for name, array in plan.weights.items():
         if array.dtype != np.float32:
             raise ValueError(f"array {name[:60]!r} has the type {array.dtype}, not float32")
+        if not 1 <= array.ndim <= 4 or array.size == 0:
+            raise ValueError(f"array {name[:60]!r} has the shape {array.shape}")
     written = {0}
     for number, step in enumerate(plan.steps):
         try:
@@ -247,8 +249,8 @@ def check(plan: Plan) -> None:
         except (ValueError, TypeError) as error:
             raise ValueError(f"step {number}: {error}") from None
         written.add(step.out)
-    if plan.steps[-1].kind not in ("output", "vector", "enlarge", "masks") or plan.steps[0].kind != "input":
-        raise ValueError("the first step is no input, or the last step no output")
+    if plan.steps[0].kind != "input" or plan.steps[-1].kind not in _ENDS:
+        raise ValueError(f"the first step is no input, or the last one is none of {', '.join(_ENDS)}")
 
 
 def _check_step(step: Step, weights: Mapping[str, Any], written: set[int]) -> None:
@@ -261,6 +263,10 @@ def _check_step(step: Step, weights: Mapping[str, Any], written: set[int]) -> No
         raise ValueError(f"it reads a map that is not written before: {reads!r:.80}")
     if type(step.out) is not int or not 0 <= step.out < _MAX_MAPS or step.out in written:
         raise ValueError(f"it writes the map {step.out!r:.20}, which is written already or out of range")
+    # The image has no padded channels and no border, which the other kinds rely on.
+    images = {"input": step.inputs, "enlarge": step.inputs[1:]}.get(step.kind, ())
+    if any(images) or reads.count(0) != len(images):
+        raise ValueError(f"{step.kind} with the maps {reads!r:.80}: map 0 is the image, which input and enlarge read")
     if step.residual is not None and not kind.residual:
         raise ValueError(f"{step.kind} with a residual")
     if step.act not in ACTS or (step.act != "none" and not kind.act):
@@ -280,7 +286,7 @@ def _check_params(step: Step, kind: Kind) -> None:
             raise ValueError(f"{name}={step.params[name]!r:.60}: a whole number from {low} to {high} is needed")
     for name in kind.numbers:
         value = step.params[name]
-        if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 1e30:
+        if type(value) not in (int, float) or not abs(value) <= 1e30:  # NaN is not either
             raise ValueError(f"{name}={value!r:.60}: a finite number is needed")
     for name, allowed in kind.names.items():
         if step.params[name] not in allowed:

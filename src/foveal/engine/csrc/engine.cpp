@@ -714,6 +714,9 @@ int64_t cache_floats() {
 
 }  // namespace
 
+// The rest is hidden (-fvisibility=hidden): a process may load libraries for several instruction sets, whose templates
+// have the same names.
+#pragma GCC visibility push(default)
 extern "C" {
 
 int64_t foveal_width() { return W; }

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <unistd.h>
@@ -37,7 +38,11 @@ class Pool {
 
   // Threads of the pool that help from now on; starts those that are missing.
   void begin(int helpers) {
-    while ((int)threads_.size() < helpers) threads_.emplace_back([this, id = (int)threads_.size()] { work(id); });
+    try {
+      while ((int)threads_.size() < helpers) threads_.emplace_back([this, id = (int)threads_.size()] { work(id); });
+    } catch (const std::exception&) {  // no memory or no permission for more: the others do their work
+      helpers = (int)threads_.size();
+    }
     {
       std::lock_guard<std::mutex> lock(mutex_);
       helpers_.store(helpers);
