@@ -15,7 +15,7 @@ from ..compiling import build
 from ..errors import DependencyError, nearest
 
 _SOURCES = Path(__file__).with_name("csrc")
-_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden")
+_FLAGS = ("-O2", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden")
 #: Instruction sets, best first: name -> machine, flags of the processor, flags of the compiler.
 _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "avx512": (

@@ -11,8 +11,8 @@ inline void pack_depthwise(const float* weight, int64_t channels, int64_t taps, 
       for (int64_t j = 0; j < W; j++) *packed++ = first + j < channels ? weight[(first + j) * taps + tap] : 0.0f;
 }
 
-template <int K, int S, int X, class Act>
-__attribute__((noinline)) void depthwise_block(Act act, const float* const* rows, int64_t offset, int64_t pixel, const float* weights, const float* bias, float* out, int64_t out_pixel, int64_t channels) {
+template <int K, int S, int X>
+__attribute__((noinline)) void depthwise_block(const Cheap& act, const float* const* rows, int64_t offset, int64_t pixel, const float* weights, const float* bias, float* out, int64_t out_pixel, int64_t channels) {
   for (int64_t c = 0; c < channels; c += W, weights += K * K * W) {
     V sum[X];
 #pragma GCC unroll 16
@@ -32,42 +32,42 @@ __attribute__((noinline)) void depthwise_block(Act act, const float* const* rows
       }
     }
 #pragma GCC unroll 16
-    for (int x = 0; x < X; x++) store(out + x * out_pixel + c, act(sum[x]));
+    for (int x = 0; x < X; x++) sum[x] = act.hard ? HardSwish()(sum[x]) : act.bounds(sum[x]);
+#pragma GCC unroll 16
+    for (int x = 0; x < X; x++) store(out + x * out_pixel + c, sum[x]);
   }
 }
 
-template <int K, int S, class Act, int... X>
-constexpr auto depthwise_blocks(std::integer_sequence<int, X...>) {
-  using Block = void (*)(Act, const float* const*, int64_t, int64_t, const float*, const float*, float*, int64_t, int64_t);
-  return std::array<Block, sizeof...(X)>{depthwise_block<K, S, X + 1, Act>...};
+using DepthwiseBlock = void (*)(const Cheap&, const float* const*, int64_t, int64_t, const float*, const float*, float*, int64_t, int64_t);
+template <int K, int S, int... X>
+constexpr std::array<DepthwiseBlock, sizeof...(X)> depthwise_blocks(std::integer_sequence<int, X...>) {
+  return {depthwise_block<K, S, X + 1>...};
 }
 
 // Row of `width` output pixels, in blocks of nearly equal width. `rows` point to the K input rows, at the leftmost pixel
 // under the kernel.
 template <int K, int S>
 void depthwise_row_of(const float* const* rows, int64_t pixel, const float* weights, const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
-  with_act(act, [&](auto a) {
-    static constexpr auto blocks = depthwise_blocks<K, S, decltype(a)>(std::make_integer_sequence<int, 8>());
-    const int64_t count = (width + 7) / 8;
-    for (int64_t i = 0; i < count; i++) {
-      const int64_t from = i * width / count, to = (i + 1) * width / count;
-      blocks[to - from - 1](a, rows, from * S * pixel, pixel, weights, bias, out + from * out_pixel, out_pixel, channels);
-    }
-  });
+  constexpr auto blocks = depthwise_blocks<K, S>(std::make_integer_sequence<int, 8>());
+  const Cheap cheap(act);
+  const int64_t count = (width + 7) / 8;
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t from = i * width / count, to = (i + 1) * width / count;
+    blocks[to - from - 1](cheap, rows, from * S * pixel, pixel, weights, bias, out + from * out_pixel, out_pixel, channels);
+  }
 }
 
 // For the other kernels and strides.
 inline void depthwise_row_any(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights, const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
-  with_act(act, [&](auto a) {
-    for (int64_t x = 0; x < width; x++)
-      for (int64_t c = 0; c < channels; c += W) {
-        V sum = load(bias + c);
-        const float* tap = weights + c * kernel * kernel;
-        for (int y = 0; y < kernel; y++)
-          for (int k = 0; k < kernel; k++, tap += W) sum += load(rows[y] + (x * stride + k) * pixel + c) * load(tap);
-        store(out + x * out_pixel + c, a(sum));
-      }
-  });
+  const Cheap cheap(act);
+  for (int64_t x = 0; x < width; x++)
+    for (int64_t c = 0; c < channels; c += W) {
+      V sum = load(bias + c);
+      const float* tap = weights + c * kernel * kernel;
+      for (int y = 0; y < kernel; y++)
+        for (int k = 0; k < kernel; k++, tap += W) sum += load(rows[y] + (x * stride + k) * pixel + c) * load(tap);
+      store(out + x * out_pixel + c, cheap(sum));
+    }
 }
 
 inline void depthwise_row_in_loop(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights, const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {

@@ -164,6 +164,13 @@ struct Bounds {
 struct HardSwish {
   INLINE V operator()(V x) const { return activate_as<HARDSWISH>(x); }
 };
+// Either kind, chosen at run time: half as many instances of a function, which the compiler needs time for.
+struct Cheap {
+  Bounds bounds;
+  bool hard;
+  INLINE explicit Cheap(int act) : bounds(act), hard(act == HARDSWISH) {}
+  INLINE V operator()(V x) const { return hard ? HardSwish()(x) : bounds(x); }
+};
 INLINE bool in_place(int act) { return act > HARDSWISH; }
 template <class F>
 INLINE void with_act(int act, F&& f) {
