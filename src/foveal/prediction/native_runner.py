@@ -24,6 +24,7 @@ from .runner import Opened, Runtime
 
 NATIVE_PARTS = ("encoder", "prompts", "masks")  #: the plans of a promptable model, see engine/lowering_prompts.py
 
+
 class NativeRunner:
     """Run a plan on numpy arrays. It can be used by several threads at once, copied, pickled and forked.
 

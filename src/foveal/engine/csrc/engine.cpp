@@ -549,7 +549,17 @@ void input(const Op& op, const Run& run, int64_t chunk) {
       }
       continue;
     }
-    for (int64_t c = 0; c < out.pixel; c++) {
+    int64_t done = 0;
+    for (; done + W <= in.channels && in.width == out.width; done += W) {  // whole vectors of channels
+      const float* from = in.data + image * in.channels * plane + done * plane + y * in.width;
+      const V scale = load(op.weight[0] + done), shift = load(op.bias[0] + done);
+      for (int64_t x = 0; x < in.width; x++) {
+        float values[W];
+        for (int j = 0; j < W; j++) values[j] = from[j * plane + x];
+        store(to + x * out.pixel + done, load(values) * scale + shift);
+      }
+    }
+    for (int64_t c = done; c < out.pixel; c++) {
       if (c >= in.channels) {
         for (int64_t x = 0; x < out.width; x++) to[x * out.pixel + c] = 0;
         continue;

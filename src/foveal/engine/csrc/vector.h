@@ -84,17 +84,27 @@ INLINE V exp(V x) {
 
 INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
 
-// erf(x) of Abramowitz and Stegun 7.1.26, error below 2e-7.
+// erf(x), error below 2e-7: x times a polynomial of t = x^2 / 8 - 1, fitted to erf(x) / x for |x| <= 4. It has no
+// division and no exponential, so it costs half of the usual approximations.
 INLINE V erf(V x) {
-  V a = x < splat(0) ? -x : x;
-  V t = 1.0f / (1.0f + a * 0.3275911f);
-  V p = splat(1.061405429f);
-  p = p * t - 1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t - 0.284496736f;
-  p = p * t + 0.254829592f;
-  V y = 1.0f - p * t * exp(-a * a);
-  return x < splat(0) ? -y : y;
+  x = clamp(x, -4, 4);
+  const V t = x * x * 0.125f - 1.0f;
+  V p = splat(0.0024388989f);
+  p = p * t - 0.00594268972f;
+  p = p * t + 0.00353133259f;
+  p = p * t - 0.00321071851f;
+  p = p * t + 0.014865391f;
+  p = p * t - 0.0265909862f;
+  p = p * t + 0.0331308879f;
+  p = p * t - 0.0441304296f;
+  p = p * t + 0.0597856902f;
+  p = p * t - 0.0750553682f;
+  p = p * t + 0.0902323499f;
+  p = p * t - 0.10768187f;
+  p = p * t + 0.131673485f;
+  p = p * t - 0.176576942f;
+  p = p * t + 0.353531003f;
+  return x * p;
 }
 
 // ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|), the logarithm by its series in z = t / (2 + t): t is at most 1.
