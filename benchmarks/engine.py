@@ -5,8 +5,8 @@ median is printed, with the share of the processor's peak that the engine reache
 
 taskset -c 0 python benchmarks/engine.py [--work NAME ...] [--threads 1 2] [--seconds 6] [--json FILE]
     Needs openvino. Pin it to one core for one thread; without taskset, threads may use all cores of the machine.
-python benchmarks/engine.py --profile NAME
-    The operations of one network: shapes, arithmetic, time, share of the peak.
+python benchmarks/engine.py --profile NAME [--plot FILE]
+    The operations of one network: shapes, arithmetic, time, share of the peak; and a roofline plot of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import foveal
-from foveal.engine.engine import Engine
+from foveal.engine.engine import Engine, OperationTime
 from foveal.engine.lowering import make_plan
 from foveal.measuring.machine import one_line
 from foveal.prediction.native_runner import encode_points
@@ -175,7 +175,7 @@ def compare(name: str, threads: int, seconds: float, folder: Path) -> dict[str, 
     difference = float(np.abs(runs["native"]() - expected).max() / np.abs(expected).max())
     times = {key: np.array(value) for key, value in measure(runs, seconds).items()}
     ratios = {key: float(np.median(times[key] / times["native"])) for key in ("openvino", "onnxruntime")}
-    macs = sum(macs for _, macs, _ in engine.profile(*arrays_of(engine, work, feed), runs=1))
+    macs = sum(row.macs for row in engine.profile(*arrays_of(engine, work, feed), runs=1))
     return {
         "work": name, "threads": threads, "size": list(work.size), "rounds": len(times["native"]),
         "ms": {key: float(np.median(value) * 1e3) for key, value in times.items()},
@@ -184,16 +184,58 @@ def compare(name: str, threads: int, seconds: float, folder: Path) -> dict[str, 
     }  # fmt: skip
 
 
-def show_profile(name: str, threads: int) -> None:
-    """Print every operation of one network."""
+def show_profile(name: str, threads: int, plot: Path | None) -> None:
+    """Print every operation of one network, and draw them under the machine's limits."""
     work = WORK[name]
     engine = Engine(make_plan(build(work), work.part), threads)
     arrays = arrays_of(engine, work, feed_of(work))
-    rows = engine.profile(*arrays, runs=max(5, int(2e9 / max(1, np.prod(work.size) * 1e4))))
-    total = sum(seconds for _, _, seconds in rows)
-    for label, macs, seconds in rows:
-        print(f"{seconds * 1e6:9.0f} us {seconds / total:6.1%} {2 * macs / seconds / 1e9:7.1f} GF/s  {label}")
-    print(f"{total * 1e3:9.3f} ms        {2 * sum(m for _, m, _ in rows) / total / 1e9:7.1f} GF/s  in all")
+    rows = engine.profile(*arrays, runs=max(5, int(2e9 / np.prod(work.size) / 1e4)))
+    peak = engine.library.peak() * threads
+    total, macs = sum(row.seconds for row in rows), sum(row.macs for row in rows)
+    for row in rows:
+        rate = 2 * row.macs / row.seconds
+        print(
+            f"{row.seconds * 1e6:9.0f} us {row.seconds / total:6.1%} "
+            f"{rate / 1e9:7.1f} GF/s {rate / peak:5.0%}  {row.label}"
+        )
+    rate = 2 * macs / total
+    print(f"{total * 1e3:9.3f} ms        {rate / 1e9:7.1f} GF/s {rate / peak:5.0%} of {peak / 1e9:.0f} GF/s in all")
+    if plot is not None:
+        draw_roofline(rows, peak, copy_rate(), f"{work.model}, {work.size[0]}x{work.size[1]}, {threads} threads", plot)
+
+
+def copy_rate() -> float:
+    """Bytes per second that are read and written by a copy of an array that no cache holds."""
+    source = np.ones(1 << 26, np.float32)
+    target = np.empty_like(source)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        times.append(time.perf_counter() - start)
+    return 2 * source.nbytes / min(times)
+
+
+def draw_roofline(rows: list[OperationTime], peak: float, bandwidth: float, title: str, path: Path) -> None:
+    """Arithmetic intensity against speed: a point for each operation, its area in proportion to its time."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5))
+    intensity = np.logspace(-0.5, 3, 100)
+    axes.plot(intensity, np.minimum(peak, intensity * bandwidth) / 1e9, "k-", lw=1)
+    total = sum(row.seconds for row in rows)
+    kinds = sorted({row.label.split()[0] for row in rows if row.macs})
+    for kind in kinds:
+        chosen = [row for row in rows if row.macs and row.label.startswith(kind)]
+        x = [2 * row.macs / row.bytes for row in chosen]
+        y = [2 * row.macs / row.seconds / 1e9 for row in chosen]
+        axes.scatter(x, y, s=[20 + 4000 * row.seconds / total for row in chosen], alpha=0.5, label=kind)
+    axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity, FLOP per byte", ylabel="GFLOP/s", title=title)
+    axes.text(intensity[-1], peak / 1e9 * 1.05, f"{peak / 1e9:.0f} GFLOP/s", ha="right")
+    axes.legend(markerscale=0.5)
+    axes.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
 
 
 def main() -> None:
@@ -205,9 +247,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--exports", type=Path, help="folder that keeps the ONNX files between runs")
     parser.add_argument("--profile", choices=list(WORK))
+    parser.add_argument("--plot", type=Path, help="file of the roofline plot of --profile")
     arguments = parser.parse_args()
     if arguments.profile:
-        show_profile(arguments.profile, arguments.threads[0])
+        show_profile(arguments.profile, arguments.threads[0], arguments.plot)
         return
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("openvino", "onnxruntime", "numpy"))
     print(f"{one_line()}; {versions}")

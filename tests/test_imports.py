@@ -21,20 +21,20 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 ORDER = [
     "__main__", "cli", "commands", "", "losses", "costs",
     "training", "evaluation", "exporting", "measuring", "prediction", "timm",
-    "factory", "tasks", "weights", "models", "data", "layers", "images",
-    "config", "info", "task", "progress", "files", "assets", "errors", "text",
+    "engine", "factory", "tasks", "weights", "models", "data", "layers", "images",
+    "config", "info", "task", "progress", "compiling", "files", "assets", "errors", "text",
 ]  # fmt: skip
 RANK = {room: len(ORDER) - place for place, room in enumerate(ORDER)}
 
 #: Modules that `pip install foveal` uses without torch: these, and all of the rooms `commands`, `data` and `images`.
 LIGHT = [
-    "assets", "cli", "config", "errors", "files", "info", "progress", "task", "text",
+    "assets", "cli", "compiling", "config", "engine.binding", "engine.engine", "engine.library", "engine.plan", "errors", "files", "info", "progress", "task", "text",
     "evaluation.boundary", "evaluation.classify", "evaluation.clicks", "evaluation.coco", "evaluation.compare",
     "evaluation.detections", "evaluation.evaluate", "evaluation.fidelity", "evaluation.metrics", "evaluation.prompt",
     "evaluation.protocols", "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
     "measuring.benchmark", "measuring.machine",
     "prediction.argmax", "prediction.everything", "prediction.everything_options", "prediction.interpolation",
-    "prediction.load", "prediction.mask_results", "prediction.onnx_file", "prediction.onnx_runner",
+    "prediction.load", "prediction.mask_results", "prediction.native_runner", "prediction.onnx_file", "prediction.onnx_runner",
     "prediction.predictor", "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
     "prediction.segment_anything", "prediction.tiles", "prediction.torch_runner",
     "weights.hub", "weights.kinds", "weights.packages", "weights.references", "weights.transfer",

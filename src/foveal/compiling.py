@@ -21,11 +21,12 @@ from .text import notice
 _FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
 
 
-def build(name: str, folder: Path, source: str, flags: tuple[str, ...]) -> Path:
+def build(name: str, title: str, folder: Path, source: str, flags: tuple[str, ...]) -> Path:
     """Return the path of the library, built if it does not exist yet.
 
     Args:
-        name: what it is, for the name of the file and for messages.
+        name: beginning of the name of the file.
+        title: what it is, for messages.
         folder: folder of the sources; all files in it count.
         source: file in ``folder`` that is compiled.
         flags: further flags of the compiler.
@@ -44,7 +45,7 @@ def build(name: str, folder: Path, source: str, flags: tuple[str, ...]) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foveal"
     path = cache / f"{name}-{key}{'.dll' if sys.platform == 'win32' else '.so'}"
     if not path.exists():
-        notice(f"compiling {name} for this CPU (once) into {cache}")
+        notice(f"compiling {title} for this CPU (once) into {cache}")
         with atomic_write(path) as temporary:
             _run([*command, str(folder / source), "-o", str(temporary)])
     return path

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foveal.engine.binding import bicubic_taps
 from foveal.engine.engine import Engine
-from foveal.engine.library import instruction_sets
+from foveal.engine.packing import bicubic_taps
 from foveal.engine.plan import ACTS, Plan, Step, check
 from foveal.info import ModelInfo
 from foveal.layers.linear_attention import linear_attention
@@ -141,7 +140,9 @@ def chain(case: Case) -> None:
     weights |= {"project_weight": case.array(outputs, hidden // parts, 1, 1), "project_bias": case.array(outputs)}
     groups = 1 if kind == "fused_inverted_residual" else hidden
     y = _ACTS[inner](convolve(y, case.tensor(weights["weight"]), case.tensor(weights["bias"]), params, groups))
-    y = _ACTS[act](F.conv2d(y, case.tensor(weights["project_weight"]), case.tensor(weights["project_bias"]), groups=parts))
+    y = _ACTS[act](
+        F.conv2d(y, case.tensor(weights["project_weight"]), case.tensor(weights["project_bias"]), groups=parts)
+    )
     residual = None
     if params["stride"] == 1 and channels == outputs:
         residual, y = 1, y + x
@@ -159,7 +160,7 @@ def attention(case: Case) -> None:
     for _ in range(scales - 1):
         factor = float(case.rng.uniform(0.5, 2))
         maps.append(case.step("affine", (1,), params={"factor": factor, "addend": 0.1}))
-        tensors.append(x * np.float32(factor) + np.float32(0.1))
+        tensors.append(x * float(np.float32(factor)) + float(np.float32(0.1)))
     case.step("linear_attention", tuple(maps), params={"head_dim": dim, "heads": heads, "eps": eps})
     stacked = torch.cat(tensors, 1).flatten(2).unflatten(1, (-1, 3 * dim)).transpose(-2, -1)
     y = linear_attention(*stacked.split(dim, -1), eps=eps)

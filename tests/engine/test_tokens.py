@@ -16,7 +16,7 @@ from torch import Tensor
 import foveal
 from engine.test_operations import _ACTS, Case
 from foveal.engine.engine import Engine
-from foveal.engine.lowering import NotCovered, make_plan
+from foveal.engine.lowering import NotCoveredError, make_plan
 from foveal.engine.plan import ACTS, Plan, Step, check
 from foveal.errors import InputError
 from foveal.info import ModelInfo
@@ -226,5 +226,5 @@ def test_networks_of_tokens_equal_float64(name: str, task: str | None, size: tup
 
 
 def test_other_kinds_of_attention_are_named() -> None:
-    with pytest.raises(NotCovered, match="LinformerAttention"):
+    with pytest.raises(NotCoveredError, match="LinformerAttention"):
         make_plan(foveal.create_model("vit_tiny", attention="linformer"))

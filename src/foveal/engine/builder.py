@@ -20,7 +20,7 @@ from .plan import Step
 Lowering = Callable[["Builder", Any, int], int]
 
 
-class NotCovered(ExportError):
+class NotCoveredError(ExportError):
     """The model has a layer that the native engine does not compute; the message names it."""
 
 
@@ -50,7 +50,7 @@ class Builder:
             return x
         if act := ACTIVATIONS.get(kind):
             return self.add("affine", (x,), act=act(module), factor=1.0, addend=0.0)
-        raise NotCovered(f"{self.info.model}: the native engine has no operation for {kind.__name__}")
+        raise NotCoveredError(f"{self.info.model}: the native engine has no operation for {kind.__name__}")
 
     def add(
         self, kind: str, inputs: tuple[int, ...], *, residual: int | None = None, act: str = "none",
@@ -88,7 +88,7 @@ class Builder:
         kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
         square = kernel[0] == kernel[1] and stride[0] == stride[1] and conv.dilation == (1, 1)
         if not square or conv.padding_mode != "zeros" or padding not in ((kernel[0] // 2,) * 2, (0, 0)):
-            raise NotCovered(f"{self.info.model}: the native engine does not compute {conv}")
+            raise NotCoveredError(f"{self.info.model}: the native engine does not compute {conv}")
 
     def linear(self, linear: nn.Linear, x: int, *, act: str = "none", residual: int | None = None) -> int:
         """A linear layer over the channels of every position."""
@@ -107,14 +107,16 @@ class Builder:
     def check_folded(self, module: ConvNormAct) -> None:
         """Refuse a norm that could not be folded."""
         if type(module.norm) is not nn.Identity:
-            raise NotCovered(f"{self.info.model}: the native engine has no operation for {type(module.norm).__name__}")
+            raise NotCoveredError(
+                f"{self.info.model}: the native engine has no operation for {type(module.norm).__name__}"
+            )
 
     def activation(self, module: nn.Module) -> str:
         """The name of an activation."""
         if type(module) is nn.Identity:
             return "none"
         if type(module) not in ACTIVATIONS:
-            raise NotCovered(f"{self.info.model}: the native engine has no activation {type(module).__name__}")
+            raise NotCoveredError(f"{self.info.model}: the native engine has no activation {type(module).__name__}")
         return ACTIVATIONS[type(module)](module)
 
 

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .binding import STEPS, Binding, Packed, bind
-from .binding_prompts import PROMPT_STEPS
-from .binding_tokens import TOKEN_STEPS
+from .binding import Binding, Packed, bind
 from .library import load_library
 from .plan import Plan
 
-_STEPS = {**STEPS, **TOKEN_STEPS, **PROMPT_STEPS}
+
+class OperationTime(NamedTuple):
+    """What one operation computes, and how long it took.
+
+    Attributes:
+        label: its kind and the shapes of its maps.
+        macs: multiply-accumulates of its products.
+        bytes: of its inputs, weights and result, each counted once.
+        seconds: median time of a run.
+    """
+
+    label: str
+    macs: int
+    bytes: int
+    seconds: float
+
+
 _KEPT = 4  # bindings of other sizes that are kept, each with its memory
 
 
@@ -49,14 +64,12 @@ class Engine:
         """
         return self.run(*arrays)[0][-1]
 
-    def profile(self, *arrays: NDArray[np.float32], runs: int = 10) -> list[tuple[str, int, float]]:
-        """Time each operation: its description, multiply-accumulates and the median seconds of ``runs`` runs."""
-        self.run(*arrays)
-        times = []
-        for _ in range(runs):
-            _, binding, seconds = self.run(*arrays)
-            times.append(seconds)
-        return list(zip(binding.labels, binding.macs, np.median(times, axis=0).tolist(), strict=True))
+    def profile(self, *arrays: NDArray[np.float32], runs: int = 10) -> list[OperationTime]:
+        """Time each operation over ``runs`` runs."""
+        _, binding, _ = self.run(*arrays)
+        times = [self.run(*arrays)[2] for _ in range(runs)]
+        seconds = np.median(times, axis=0).tolist()
+        return [OperationTime(*row) for row in zip(binding.labels, binding.macs, binding.bytes, seconds, strict=True)]
 
     def run(self, *arrays: NDArray[np.float32]) -> tuple[list[NDArray[np.float32]], Binding, NDArray[np.float64]]:
         """Run; return all results in the order of their steps, the binding, and the seconds of each operation."""
@@ -66,6 +79,8 @@ class Engine:
         given = [np.ascontiguousarray(array, np.float32) for array in arrays]
         shapes = tuple(array.shape for array in given)
         binding = self._take(shapes)
+        if len(binding.images) != len(given):
+            raise InputError(f"{len(given)} arrays: this network has {len(binding.images)} inputs")
         seconds = np.zeros(len(binding.ops))
         try:
             results = binding.run(given, self.threads, seconds)
@@ -78,7 +93,7 @@ class Engine:
         with self._lock:
             if idle := self._idle.get(shapes):
                 return idle.pop()
-        return bind(self.plan, self._packed, shapes, _STEPS)
+        return bind(self.plan, self._packed, shapes)
 
     def _give_back(self, shapes: tuple[tuple[int, ...], ...], binding: Binding) -> None:
         with self._lock:

@@ -35,8 +35,9 @@ class Map(ctypes.Structure):
 
     _fields_ = [
         ("data", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in "batch height width channels pixel row image border".split()),
-    ]  # fmt: skip
+        *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
+        *((name, ctypes.c_int64) for name in ("pixel", "row", "image", "border")),
+    ]
 
 
 class Op(ctypes.Structure):
@@ -80,6 +81,11 @@ class Library:
         self.width: int = self._library.foveal_width()
         self.panel: int = self._library.foveal_panel()
         self.cache: int = self._library.foveal_cache()
+
+    def peak(self) -> float:
+        """Floating-point operations per second that one core reaches on values in registers."""
+        self._library.foveal_peak.restype = ctypes.c_double
+        return self._library.foveal_peak()
 
     def padded(self, channels: int) -> int:
         """Channels, rounded up to whole vectors."""
@@ -145,7 +151,7 @@ def _load(name: str) -> Library:
             f"the native engine: this processor does not run {name or platform.machine()!r}{nearest(name, usable)}"
         )
     name = name or usable[0]
-    return Library(name, build("engine", _SOURCES, "engine.cpp", (*_FLAGS, *_SETS[name][2])))
+    return Library(name, build("engine", "the native engine", _SOURCES, "engine.cpp", (*_FLAGS, *_SETS[name][2])))
 
 
 def available() -> tuple[bool, str]:
@@ -155,5 +161,3 @@ def available() -> tuple[bool, str]:
     except (DependencyError, OSError) as error:
         return False, str(error)
     return True, ""
-
-

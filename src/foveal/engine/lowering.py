@@ -41,7 +41,7 @@ from ..tasks.prompt import ImageEncoder, PlainNeck, PromptModel, PyramidNeck
 from ..tasks.segment import SegmentationHead, SegmentationModel
 from ..tasks.upscale import UpscaleModel
 from .builder import Builder, Lowering, bias_of
-from .builder import NotCovered as NotCovered
+from .builder import NotCoveredError as NotCoveredError
 from .lowering_prompts import PROMPTS
 from .lowering_tokens import TOKENS
 from .plan import Plan, check
@@ -56,7 +56,7 @@ def make_plan(model: nn.Module, part: str = "") -> Plan:
             :mod:`.lowering_prompts`.
 
     Raises:
-        NotCovered: the engine has no operation for a layer of the model, or the model has no such part.
+        NotCoveredError: the engine has no operation for a layer of the model, or the model has no such part.
         ConfigError: Foveal did not make the model.
     """
     info = info_of(model).replace(output_stride=getattr(model, "stride", 1))
@@ -78,7 +78,7 @@ def _part_of(model: nn.Module, part: str) -> nn.Module:
         parts = {"encoder": model.image_encoder, "prompts": model, "masks": model.prompt_encoder}
     if part not in parts:
         known = " or ".join(map(repr, parts))
-        raise NotCovered(f"{info_of(model).model}: no part {part!r}; the native engine has plans for part {known}")
+        raise NotCoveredError(f"{info_of(model).model}: no part {part!r}; the native engine has plans for part {known}")
     return parts[part]
 
 
@@ -162,7 +162,9 @@ def _efficientvit_block(builder: Builder, module: EfficientViTBlock, x: int) -> 
 
 def _attention(builder: Builder, module: MultiScaleLinearAttention, x: int, residual: int | None = None) -> int:
     if not module.global_attention or module.context_override is not None:
-        raise NotCovered(f"{builder.info.model}: the native engine computes linear attention over the whole map only")
+        raise NotCoveredError(
+            f"{builder.info.model}: the native engine computes linear attention over the whole map only"
+        )
     scales = [builder.conv(module.qkv, x)]
     for depthwise, pointwise in module.aggregate:
         scales.append(_aggregate(builder, depthwise, pointwise, scales[0]))
@@ -210,7 +212,7 @@ def _order_for_shuffle(conv: nn.Conv2d, factor: int) -> None:
 def maps(builder: Builder, backbone: nn.Module, x: int) -> list[int]:
     """The feature maps of a backbone that has a stem and stages."""
     if type(backbone) not in (EfficientViT, MobileNet, MambaVision, ViT):
-        raise NotCovered(f"{builder.info.model}: the native engine does not cover {type(backbone).__name__}")
+        raise NotCoveredError(f"{builder.info.model}: the native engine does not cover {type(backbone).__name__}")
     x = builder.lower(backbone.stem, x)
     norms = getattr(backbone, "out_norms", None) or [nn.Identity() for _ in backbone.stages]
     found = []
@@ -254,7 +256,9 @@ def _mobilenet_classifier(builder: Builder, head: MobileNetClassifier, x: int) -
 def _segmentation_head(builder: Builder, head: SegmentationHead, found: list[int]) -> int:
     coarsest_first = found[:-4:-1]
     fused = builder.lower(head.laterals[-1], coarsest_first[-1])  # the finest map is not upsampled
-    for lateral, upsample, x in reversed(list(zip(head.laterals[:-1], head.upsamples[:-1], coarsest_first, strict=False))):
+    for lateral, upsample, x in reversed(
+        list(zip(head.laterals[:-1], head.upsamples[:-1], coarsest_first, strict=False))
+    ):
         y = builder.lower(lateral, x)
         fused = builder.add("upsample", (y,), residual=fused, factor=upsample.factor, a=upsample.a)
     x = builder.lower(head.blocks, fused)

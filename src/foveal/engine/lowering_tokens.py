@@ -16,7 +16,7 @@ from ..models.mambavision import ConvStage, MambaMixer, WindowStage
 from ..models.vit import Block as ViTBlock
 from ..models.vit import ClassifierHead as ViTClassifier
 from ..models.vit import Positions
-from .builder import Builder, Lowering, NotCovered, bias_of
+from .builder import Builder, Lowering, NotCoveredError, bias_of
 
 
 def linear(
@@ -46,7 +46,7 @@ def _attention(
     factor: Tensor | None = None,
 ) -> int:  # fmt: skip
     if module.causal or module.rope_base is not None or type(module.q_norm) is not nn.Identity:
-        raise NotCovered(f"{builder.info.model}: the native engine has no causal or rotary attention")
+        raise NotCoveredError(f"{builder.info.model}: the native engine has no causal or rotary attention")
     y = builder.add(
         "attention", (builder.linear(module.qkv, x),), heads=module.num_heads, kv_heads=module.num_kv_heads,
         head_dim=module.head_dim, window=window, scale=module.head_dim**-0.5,
@@ -57,7 +57,7 @@ def _attention(
 def _vit_block(builder: Builder, module: ViTBlock, x: int) -> int:
     if not isinstance(module.attention, Attention):
         kind = type(module.attention).__name__
-        raise NotCovered(f"{builder.info.model}: the native engine has no operation for {kind}")
+        raise NotCoveredError(f"{builder.info.model}: the native engine has no operation for {kind}")
     x = _attention(builder, module.attention, builder.lower(module.norm1, x), residual=x)
     return _mlp(builder, module.mlp, builder.lower(module.norm2, x), residual=x)
 
@@ -70,7 +70,7 @@ def _shared_layers(builder: Builder, module: SharedLayers, x: int) -> int:
 
 def _average(builder: Builder, module: nn.AvgPool2d, x: int) -> int:
     if module.kernel_size != 2 or module.stride != 2 or module.padding != 0 or not module.ceil_mode:
-        raise NotCovered(f"{builder.info.model}: the native engine does not compute {module}")
+        raise NotCoveredError(f"{builder.info.model}: the native engine does not compute {module}")
     return builder.add("average", (x,))
 
 

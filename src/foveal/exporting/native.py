@@ -21,7 +21,7 @@ def write_native(graph: Graph, path: Path) -> None:
     """Write a network as a plan file.
 
     Raises:
-        NotCovered: the engine does not compute a layer of the model.
+        NotCoveredError: the engine does not compute a layer of the model.
         ExportError: the network upsamples its logits.
     """
     model = graph.model

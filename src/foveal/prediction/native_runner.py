@@ -136,7 +136,7 @@ def open_native(ref: str, device: str, dtype: str, threads: int | None) -> Opene
 
     Raises:
         CheckpointError: no such file, or a plan that contradicts itself.
-        NotCovered: the engine does not compute a layer of the model.
+        NotCoveredError: the engine does not compute a layer of the model.
     """
     if Path(ref).suffix == SUFFIX:
         plans = _read_plans(Path(ref))

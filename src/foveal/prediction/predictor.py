@@ -99,7 +99,7 @@ class Predictor:
                 list, tuple or iterator of them. For a model of other bands: a TIFF, NPY or PNG file, or an array
                 ``(H, W, C)`` of the type that the model was trained on.
             tile: side of the square tiles into which a large image is cut, at full resolution; default: the whole
-                image at once (upscaling: only up to a quarter of a megapixel, tiles of 384 beyond).
+                image at once (upscaling: only up to a quarter of a megapixel, tiles of at most 512 beyond).
             overlap: pixels that neighbouring tiles share at least; default: a third of ``tile`` (upscaling: 32).
 
         Raises:

@@ -16,7 +16,7 @@ from .runner import Runner
 
 MIN_SIZE = 32  #: smallest side that networks accept; smaller images are padded
 WHOLE = 512 * 512  #: up to this number of pixels, an image is upscaled in one piece
-TILE, OVERLAP = 384, 32  #: default tiles and overlap for upscaling larger images
+TILE, OVERLAP = 512, 32  #: largest default tiles, and overlap, for upscaling larger images
 _GRID = 8  # tiles for upscaling begin on multiples of it, so that the network's strides are aligned as in the whole
 _MARGIN = 4  # rows on each side that the interpolation kernel needs
 
@@ -132,7 +132,8 @@ def enlarged_bands(
         enlarge: the network, see :func:`upscale_window`.
         picture: the image. Its alpha channel is interpolated; a grey image stays grey.
         scale: of the network.
-        tile: side of the tiles; default: a small image in one piece, :data:`TILE` for larger ones.
+        tile: side of the tiles; default: a small image in one piece, else the smallest tiles that cover it in as many
+            rows and columns as tiles of :data:`TILE` do.
         overlap: pixels that neighbouring tiles share at least; they are blended there.
         discard_margin: pixels of the overlap at each end of a tile that get weight 0, at most half of it: their
             receptive field is cut off by the tile's edge. Default: a quarter.
@@ -148,8 +149,13 @@ def enlarged_bands(
     discard_margin = overlap // 4 if discard_margin is None else discard_margin
     in_one_piece = tile is None and height * width <= WHOLE
     top = 0
-    side = max(height, width) if in_one_piece else tile or TILE
-    for colours in _blend_tiles(enlarge, picture.pixels, scale, side, overlap, discard_margin):
+    if in_one_piece:
+        sides = height, width
+    elif tile is None:
+        sides = _covering_side(height, overlap), _covering_side(width, overlap)
+    else:
+        sides = tile, tile
+    for colours in _blend_tiles(enlarge, picture.pixels, scale, sides, overlap, discard_margin):
         bottom = top + len(colours) // scale
         if picture.grey:
             colours[:] = colours.mean(2, keepdims=True)
@@ -161,11 +167,11 @@ def enlarged_bands(
 
 
 def _blend_tiles(
-    enlarge: Enlarge, pixels: NDArray, scale: int, tile: int, overlap: int, discard_margin: int
+    enlarge: Enlarge, pixels: NDArray, scale: int, sides: tuple[int, int], overlap: int, discard_margin: int
 ) -> Iterator[NDArray[np.float32]]:
     """Bands of the upscaled image, 0..1, with its tiles blended."""
     height, width = pixels.shape[:2]
-    rows, columns = (_spans(length, tile, overlap) for length in (height, width))
+    rows, columns = (_spans(length, tile, overlap) for length, tile in zip((height, width), sides, strict=True))
     weights_y, weights_x = (_weights(spans, overlap, discard_margin, scale) for spans in (rows, columns))
     peak = np.iinfo(pixels.dtype).max
     pending = np.zeros((0, width * scale, 3), np.float32)  # rows to which the next row of tiles adds
@@ -179,6 +185,12 @@ def _blend_tiles(
         done = (rows[number + 1][0] - top) * scale if number + 1 < len(rows) else len(band)
         yield band[:done]
         pending = band[done:].copy()
+
+
+def _covering_side(length: int, overlap: int) -> int:
+    """Smallest side on the grid with which as few tiles cover ``length`` as with :data:`TILE`."""
+    count = len(tile_starts(length, TILE, overlap))
+    return math.ceil((length + (count - 1) * overlap) / count / _GRID) * _GRID
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:

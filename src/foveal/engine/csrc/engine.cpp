@@ -730,6 +730,25 @@ int64_t foveal_width() { return W; }
 int64_t foveal_panel() { return PANEL; }
 int64_t foveal_cache() { return 2 * cache_floats() * (int64_t)sizeof(float); }
 
+// Floating-point operations per second of one core on values in registers: the most that any operation can reach.
+double foveal_peak() {
+  constexpr int N = 12;  // independent sums: more than the latency of a multiply-add needs
+  V sum[N], a = splat(1.000001f), b = splat(1e-9f);
+  for (int i = 0; i < N; i++) sum[i] = splat((float)i);
+  double best = 0;
+  for (int trial = 0; trial < 20; trial++) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int k = 0; k < 100000; k++) {
+#pragma GCC unroll 12
+      for (int i = 0; i < N; i++) sum[i] = sum[i] * a + b;
+    }
+    best = std::max(best, 2.0 * N * W * 100000 / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  volatile float keep = sum[0][0];
+  for (int i = 1; i < N; i++) keep = keep + sum[i][0];
+  return best;
+}
+
 void foveal_pack(const float* weight, int64_t outputs, int64_t depth, float* packed) { pack(weight, outputs, depth, packed); }
 void foveal_pack_depthwise(const float* weight, int64_t channels, int64_t taps, float* packed) {
   pack_depthwise(weight, channels, taps, packed);

@@ -1,19 +1,12 @@
 """The selective scan compiled for this machine's CPU: build ``scan.cpp`` once and call it.
 
-The library is built at first use by the system's C++ compiler (``CXX``, c++, g++ or clang++) into
-``$XDG_CACHE_HOME/foveal`` (``~/.cache/foveal``). Its file name is a hash of the source, the flags, and the macros that
-the compiler predefines for this processor (the compiler's version and the instruction sets).
+:mod:`foveal.compiling` says where the library is kept.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 import platform
-import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -22,12 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...compiling import build
 from ...errors import DependencyError, InputError
-from ...files import atomic_write
-from ...text import notice
 
 SOURCE = Path(__file__).with_name("scan.cpp")
-_FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-shared", "-pthread", "-Wno-psabi"]
 
 
 def available() -> bool:
@@ -112,8 +103,6 @@ def _function(name: str, dtype: torch.dtype) -> Callable[..., int]:
 def _library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_build()))
-    except subprocess.CalledProcessError as error:
-        reason = f"{error.cmd[0]}: {(error.stderr.strip() or 'failed').splitlines()[0]}"
     except (OSError, DependencyError, InputError) as error:  # InputError: the folder cannot be written
         reason = str(error)
     message = f"selective_scan: no kernel for this CPU, using the slower method 'chunked' instead: {reason}"
@@ -123,21 +112,5 @@ def _library() -> ctypes.CDLL | None:
 
 def _build() -> Path:
     """Return the path of the library; build it if it does not exist yet."""
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
-    if compiler is None:
-        raise DependencyError("no C++ compiler found (c++, g++, clang++ or CXX)")
     native = "-mcpu=native" if platform.machine().lower() in ("arm64", "aarch64") else "-march=native"
-    command = [compiler, *_FLAGS, native]
-    macros = _run([*command, "-x", "c++", "-dM", "-E", "-"])
-    key = hashlib.sha256(repr((command, macros)).encode() + SOURCE.read_bytes()).hexdigest()[:20]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foveal"
-    path = folder / f"scan-{key}{'.dll' if sys.platform == 'win32' else '.so'}"
-    if not path.exists():
-        notice(f"compiling the selective scan for this CPU (once) into {folder}")
-        with atomic_write(path) as temporary:
-            _run([*command, str(SOURCE), "-o", str(temporary)])
-    return path
-
-
-def _run(command: list[str]) -> str:
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True).stdout
+    return build("scan", "the selective scan", SOURCE.parent, SOURCE.name, ("-O3", "-ffp-contract=fast", native))

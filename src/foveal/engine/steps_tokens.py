@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from .binding import AVERAGE, PAD, SCAN, SOFTMAX, TABLE, TOKEN_CONV, Builder, Operation, Shape, expect
+from .binder import AVERAGE, PAD, SCAN, SOFTMAX, TABLE, TOKEN_CONV, Binder, Operation, Shape, expect
 from .plan import Step
 
 
-def _attention(builder: Builder, step: Step) -> None:
+def _attention(binder: Binder, step: Step) -> None:
     heads, shared, dim, window = (step.params[name] for name in ("heads", "kv_heads", "head_dim", "window"))
-    shapes = [builder.shape(index) for index in step.inputs]
+    shapes = [binder.shape(index) for index in step.inputs]
     if heads % shared or len(shapes) == 2:
         raise ValueError(f"{heads} heads with {shared} of keys and values, in {len(shapes)} maps")
     if len(shapes) == 1:
@@ -24,7 +24,7 @@ def _attention(builder: Builder, step: Step) -> None:
         expected, firsts, inputs = (heads * dim, shared * dim, shared * dim), (0, 0, 0), step.inputs
     if any(shape.channels != channels for shape, channels in zip(shapes, expected, strict=True)):
         raise ValueError(f"maps of {[shape.channels for shape in shapes]} channels where {expected} are needed")
-    query, key, value = (builder.shape(index) for index in inputs)
+    query, key, value = (binder.shape(index) for index in inputs)
     batch = max(query.batch, key.batch)
     if key[:3] != value[:3] or min(query.batch, key.batch) not in (1, batch):
         raise ValueError(f"queries {query}, keys {key}, values {value}")
@@ -32,57 +32,57 @@ def _attention(builder: Builder, step: Step) -> None:
         raise ValueError("windows of maps of different sizes")
     p = (heads, shared, dim, window, *firsts)
     operation = Operation(SOFTMAX, inputs, step.out, p=p, f=(step.params["scale"],))
-    builder.add(operation, query._replace(batch=batch, channels=heads * dim))
+    binder.add(operation, query._replace(batch=batch, channels=heads * dim))
 
 
-def _token_conv(builder: Builder, step: Step) -> None:
-    shape, kernel = builder.shape(step.inputs[0]), step.params["kernel"]
-    expect(builder.packed.raw(step, "weight"), (shape.channels, 1, kernel))
-    expect(builder.packed.raw(step, "bias"), (shape.channels,))
-    weight = rows_of(builder, builder.packed.raw(step, "weight")[:, 0].T)
-    arrays = ((weight, builder.packed.padded(step, "bias")),)
+def _token_conv(binder: Binder, step: Step) -> None:
+    shape, kernel = binder.shape(step.inputs[0]), step.params["kernel"]
+    expect(binder.packed.raw(step, "weight"), (shape.channels, 1, kernel))
+    expect(binder.packed.raw(step, "bias"), (shape.channels,))
+    weight = rows_of(binder, binder.packed.raw(step, "weight")[:, 0].T)
+    arrays = ((weight, binder.packed.padded(step, "bias")),)
     p = (kernel, step.params["window"])
-    builder.add(Operation(TOKEN_CONV, step.inputs, step.out, None, step.act, p, arrays=arrays), shape)
+    binder.add(Operation(TOKEN_CONV, step.inputs, step.out, None, step.act, p, arrays=arrays), shape)
 
 
-def _scan(builder: Builder, step: Step) -> None:
-    shape, steps, matrices = (builder.shape(index) for index in step.inputs)
-    decay, first = builder.packed.raw(step, "decay"), step.params["first"]
+def _scan(binder: Binder, step: Step) -> None:
+    shape, steps, matrices = (binder.shape(index) for index in step.inputs)
+    decay, first = binder.packed.raw(step, "decay"), step.params["first"]
     expect(decay, (None, steps.channels))
-    expect(builder.packed.raw(step, "skip"), (steps.channels,))
+    expect(binder.packed.raw(step, "skip"), (steps.channels,))
     if steps[:3] != shape[:3] or matrices[:3] != shape[:3] or shape.channels < steps.channels:
         raise ValueError(f"maps of {shape}, {steps} and {matrices}")
     if first + 2 * len(decay) > matrices.channels:
         raise ValueError(f"{len(decay)} states from channel {first} of {matrices.channels}")
-    arrays = ((rows_of(builder, decay), builder.packed.padded(step, "skip")),)
+    arrays = ((rows_of(binder, decay), binder.packed.padded(step, "skip")),)
     p = (step.params["window"], len(decay), steps.channels, first)
-    builder.add(Operation(SCAN, step.inputs, step.out, p=p, arrays=arrays), shape)
+    binder.add(Operation(SCAN, step.inputs, step.out, p=p, arrays=arrays), shape)
 
 
-def rows_of(builder: Builder, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+def rows_of(binder: Binder, rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each row padded to whole vectors."""
-    width = builder.library.padded(rows.shape[-1]) - rows.shape[-1]
+    width = binder.library.padded(rows.shape[-1]) - rows.shape[-1]
     return np.ascontiguousarray(np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, width)]), np.float32)
 
 
-def _pad(builder: Builder, step: Step) -> None:
-    shape = builder.shape(step.inputs[0])
+def _pad(binder: Binder, step: Step) -> None:
+    shape = binder.shape(step.inputs[0])
     if step.kind == "pad":
         multiple = step.params["multiple"]
         height, width = (-(-side // multiple) * multiple for side in shape[1:3])
     else:
-        _, height, width, _ = builder.shape(step.inputs[1])
+        _, height, width, _ = binder.shape(step.inputs[1])
         if height > shape.height or width > shape.width:
             raise ValueError(f"a map of {shape} cropped to {height}x{width}")
-    builder.add(Operation(PAD, step.inputs, step.out), shape._replace(height=height, width=width))
+    binder.add(Operation(PAD, step.inputs, step.out), shape._replace(height=height, width=width))
 
 
-def _positions(builder: Builder, step: Step) -> None:
-    shape = builder.shape(step.inputs[0])
+def _positions(binder: Binder, step: Step) -> None:
+    shape = binder.shape(step.inputs[0])
     if shape.channels % 4:
         raise ValueError(f"positions with {shape.channels} channels")
-    arrays = ((rows_of(builder, position_embedding(*shape[1:])), None),)
-    builder.add(Operation(TABLE, step.inputs, step.out, arrays=arrays), shape)
+    arrays = ((rows_of(binder, position_embedding(*shape[1:])), None),)
+    binder.add(Operation(TABLE, step.inputs, step.out, arrays=arrays), shape)
 
 
 def position_embedding(height: int, width: int, channels: int) -> NDArray[np.float32]:
@@ -96,13 +96,13 @@ def position_embedding(height: int, width: int, channels: int) -> NDArray[np.flo
     return table.reshape(height, width, channels)
 
 
-def _average(builder: Builder, step: Step) -> None:
-    batch, height, width, channels = builder.shape(step.inputs[0])
-    builder.add(Operation(AVERAGE, step.inputs, step.out), Shape(batch, -(-height // 2), -(-width // 2), channels))
+def _average(binder: Binder, step: Step) -> None:
+    batch, height, width, channels = binder.shape(step.inputs[0])
+    binder.add(Operation(AVERAGE, step.inputs, step.out), Shape(batch, -(-height // 2), -(-width // 2), channels))
 
 
 #: The function for each kind of step.
-TOKEN_STEPS: Mapping[str, Callable[[Builder, Step], None]] = {
+TOKEN_STEPS: Mapping[str, Callable[[Binder, Step], None]] = {
     "attention": _attention,
     "token_conv": _token_conv,
     "scan": _scan,

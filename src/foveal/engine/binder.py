@@ -1,0 +1,185 @@
+"""Collect the maps and operations of a plan at one size, and place the maps in one block of memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .packing import Packed
+from .plan import Plan, Step
+
+#: Numbers of the operations in the library (the enum Kind in csrc/interface.h).
+CONV, DEPTHWISE, CHAIN, ATTENTION, POOL, NORM, COMBINE, UPSAMPLE, INPUT, OUTPUT, SHUFFLE, ENLARGE = range(12)
+SOFTMAX, TOKEN_CONV, SCAN, PAD, TABLE, AVERAGE, READ_MAP, WRITE_MAP, REGROUP, MASKS = range(12, 22)
+DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT = range(3)  # modes of a chain
+ADD, MULTIPLY, FIRST = range(3)  # modes of COMBINE
+ATTENTION_ROWS = 4  # rows of the parts whose sums are added in order
+_MAX_FLOATS = 1 << 36  # 256 GiB
+
+
+class Shape(NamedTuple):
+    """Batch, height, width and channels of a map."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+
+
+@dataclass
+class MapLayout:
+    shape: Shape
+    planar: bool = False  # an array of the caller: (batch, channels, height, width)
+    border: int = 0
+    overhang: int = 0  # floats behind the channels of a pixel that grouped operations overwrite
+    exact: bool = False  # exactly `channels` floats for each pixel
+    first: int = 0  # the first and the last operation that use it
+    last: int = 0
+    offset: int = 0
+
+
+@dataclass
+class Operation:
+    kind: int
+    inputs: tuple[int, ...]
+    out: int
+    residual: int | None = None
+    act: str = "none"
+    p: tuple[int, ...] = ()
+    f: tuple[float, ...] = ()
+    arrays: tuple[tuple[NDArray[np.float32] | None, NDArray[np.float32] | None], ...] = ()  # weight and bias
+    work: int = 0  # floats
+
+
+class Binder:
+    """Collects maps and operations.
+
+    Args:
+        plan: the plan.
+        packed: its weights.
+        shapes: ``(B, C, H, W)`` of each array that the caller gives.
+
+    Attributes:
+        arrays: shape of each array of the caller.
+        images: numbers of the maps that are the inputs, in the order of the arrays.
+        outs: numbers of the maps that are the results, with the shape of each, and whether it is returned as
+            ``(B, C)``, not ``(B, C, H, W)``.
+    """
+
+    def __init__(self, plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]]) -> None:
+        self.arrays = [Shape(batch, height, width, channels) for batch, channels, height, width in shapes]
+        self.library, self.packed = packed.library, packed
+        self.width = self.library.width
+        self.maps = {0: MapLayout(self.arrays[0], planar=True)}
+        self.images, self.outs = [0], list[tuple[int, Shape, bool]]()
+        self.operations: list[Operation] = []
+        self.extra = 1 + max(step.out for step in plan.steps)
+        self.image = self.arrays[0]
+
+    def shape(self, index: int) -> Shape:
+        return self.maps[index].shape
+
+    def new_map(self, shape: Shape, *, planar: bool = False) -> int:
+        """A map that no step of the plan names."""
+        self.maps[self.extra] = MapLayout(shape, planar)
+        self.extra += 1
+        return self.extra - 1
+
+    def add(self, operation: Operation, shape: Shape, *, planar: bool = False, flat: bool = False) -> None:
+        """Append an operation that writes a map of this shape; a planar one is a result, a flat one ``(B, C)``."""
+        if min(shape) < 1 or math.prod(shape) > _MAX_FLOATS:
+            raise ValueError(f"a map of {'x'.join(map(str, shape))} (B, H, W, C) is empty or too large")
+        reads = [*operation.inputs, *([] if operation.residual is None else [operation.residual])]
+        allowed = {INPUT: operation.inputs, ENLARGE: operation.inputs[1:]}.get(operation.kind, ())
+        if any(self.maps[index].planar and index not in allowed for index in reads):
+            raise ValueError("it reads an array of the caller as a map")
+        free = operation.kind in (SHUFFLE, WRITE_MAP)  # their steps check it
+        if operation.residual is not None and not free and self.shape(operation.residual) != shape:
+            raise ValueError(f"the residual is {self.shape(operation.residual)}, the result {shape}")
+        self.maps.setdefault(operation.out, MapLayout(shape, planar))
+        if planar:
+            self.outs.append((operation.out, shape, flat))
+        self.operations.append(operation)
+
+    def spatial(self, step: Step, source: int) -> tuple[Shape, int, int]:
+        """Size of the result of a convolution with its channels as in the input, and the padding at top and left.
+
+        The input receives the border that the kernel needs.
+        """
+        kernel, stride = step.params["kernel"], step.params["stride"]
+        batch, *sides, channels = self.shape(source)
+        outs, pads, border = [], [], 0
+        for side in sides:
+            if step.params["padding"] == "same" and stride > 1:
+                out = -(-side // stride)
+                pad = max(0, (out - 1) * stride + kernel - side) // 2
+            else:
+                pad = kernel // 2
+                out = (side + 2 * pad - kernel) // stride + 1
+            outs.append(out)
+            pads.append(pad)
+            border = max(border, pad, (out - 1) * stride - pad + kernel - side)
+        self.needs_border = border
+        return Shape(batch, outs[0], outs[1], channels), pads[0], pads[1]
+
+    def give_border(self, source: int) -> None:
+        """Let the input of a spatial step have zeros around it."""
+        if self.maps[source].planar:
+            raise ValueError("a convolution of the planar image")
+        self.maps[source].border = max(self.maps[source].border, self.needs_border)
+
+    def _mark_exact(self) -> None:
+        """Store images of few channels without padding, where only dense convolutions read them."""
+        for index, item in self.maps.items():
+            readers = [op for op in self.operations if index in (*op.inputs, op.residual)]
+            writers = [op for op in self.operations if op.out == index]
+            item.exact = bool(readers) and [op.kind for op in writers] == [INPUT] and all(
+                op.kind == CONV or (op.kind == CHAIN and op.p[5] != DEPTHWISE_PROJECT) for op in readers
+            ) and all(op.residual != index for op in readers)  # fmt: skip
+
+    def pixel(self, index: int) -> int:
+        item = self.maps[index]
+        return item.shape.channels if item.exact else self.library.padded(item.shape.channels) + item.overhang
+
+    def floats(self, index: int) -> int:
+        item = self.maps[index]
+        batch, height, width, _ = item.shape
+        return batch * (height + 2 * item.border) * (width + 2 * item.border) * self.pixel(index)
+
+    def place(self) -> None:
+        """Give every map a place in the arena; maps that are not in use at the same time may share it."""
+        self._mark_exact()
+        for index, item in self.maps.items():
+            uses = [i for i, op in enumerate(self.operations) if index in (*op.inputs, op.residual, op.out)]
+            item.first, item.last = min(uses, default=0), max(uses, default=0)
+        placed: list[tuple[MapLayout, int]] = []
+        self.size = 0
+        inner = {index: item for index, item in self.maps.items() if not item.planar}
+        for index, item in sorted(inner.items(), key=lambda pair: -self.floats(pair[0])):
+            size = -(-(self.floats(index) + 2 * self.width) // 16) * 16
+            busy = sorted(
+                (other.offset, other.offset + length)
+                for other, length in placed
+                if other.first <= item.last and item.first <= other.last
+            )
+            offset = 0
+            for begin, end in busy:
+                if begin - offset >= size:
+                    break
+                offset = max(offset, end)
+            item.offset = offset
+            placed.append((item, size))
+            self.size = max(self.size, offset + size)
+        if self.size > _MAX_FLOATS:
+            raise InputError(f"the maps need {self.size * 4 / 2**30:.0f} GiB: use a smaller image or batch")
+
+
+def expect(array: NDArray[np.float32], shape: tuple[int | None, ...]) -> None:
+    if array.ndim != len(shape) or any(b is not None and a != b for a, b in zip(array.shape, shape, strict=True)):
+        raise ValueError(f"an array of {array.shape} where {shape} is needed")

@@ -1,0 +1,73 @@
+"""Weights of a plan in the order in which the library reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .library import Library
+from .plan import Plan, Step
+
+
+class Packed:
+    """Weights of a plan in the order that the library reads; each is packed once and shared by all bindings."""
+
+    def __init__(self, plan: Plan, library: Library) -> None:
+        self.plan, self.library = plan, library
+        self.arrays: dict[tuple[str, ...], NDArray[np.float32]] = {}
+
+    def raw(self, step: Step, role: str) -> NDArray[np.float32]:
+        return self.plan.weights[step.weights[role]]
+
+    def padded(self, step: Step, role: str, fill: float = 0.0) -> NDArray[np.float32]:
+        """A vector, padded to whole vectors of the library and one more, because grouped sums run over."""
+
+        def make() -> NDArray[np.float32]:
+            values = self.raw(step, role)
+            size = self.library.padded(len(values)) + 2 * self.library.width
+            return np.concatenate([values, np.full(size - len(values), fill, np.float32)])
+
+        return self._once(("padded", step.weights[role]), make)
+
+    def panels(self, step: Step, role: str, groups: int = 1) -> NDArray[np.float32]:
+        """Weights ``(out, in, K, K)`` in panels of output channels, group after group."""
+
+        def make() -> NDArray[np.float32]:
+            weight = self.raw(step, role)
+            rows = np.ascontiguousarray(weight.reshape(*weight.shape[:2], -1).transpose(0, 2, 1))  # (out, taps, in)
+            parts = np.split(rows.reshape(len(rows), -1), groups)
+            return np.concatenate([self.library.pack(np.ascontiguousarray(part)) for part in parts])
+
+        return self._once(("panels", step.weights[role], str(groups)), make)
+
+    def winograd(self, step: Step, role: str) -> NDArray[np.float32]:
+        """Weights ``(out, in, 3, 3)``, transformed for F(2x2, 3x3), as 16 products in panels."""
+
+        def make() -> NDArray[np.float32]:
+            g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
+            weight = np.einsum("ay,oiyx,bx->aboi", g, self.raw(step, role).astype(np.float64), g)
+            return np.concatenate(
+                [self.library.pack(part) for part in weight.reshape(16, *weight.shape[2:]).astype(np.float32)]
+            )
+
+        return self._once(("winograd", step.weights[role]), make)
+
+    def taps(self, step: Step, role: str) -> NDArray[np.float32]:
+        """Depthwise weights ``(channels, 1, K, K)`` in vectors of channels."""
+        return self._once(("taps", step.weights[role]), lambda: self.library.pack_depthwise(self.raw(step, role)))
+
+    def _once(self, key: tuple[str, ...], make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        if key not in self.arrays:
+            self.arrays[key] = make()
+        return self.arrays[key]
+
+
+def bicubic_taps(factor: int, a: float) -> NDArray[np.float32]:
+    """Weights of the five nearest pixels for each of the ``factor`` pixels that a pixel becomes: ``(factor, 5)``."""
+    phase = (np.arange(factor) + 0.5) / factor - 0.5
+    t = np.abs(phase[:, None] - np.arange(-2, 3))
+    near = ((a + 2) * t - (a + 3)) * t * t + 1
+    far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
+    return np.where(t <= 1, near, np.where(t < 2, far, 0)).astype(np.float32)
