@@ -23,39 +23,46 @@ constexpr int W = 4;
 typedef float V __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef int32_t VI __attribute__((vector_size(W * 4), aligned(4), may_alias));
 
+// Instructions of this width are named where the compiler finds none by itself.
+#if defined(__AVX512F__) && (!defined(FOVEAL_WIDTH) || FOVEAL_WIDTH == 16)
+#define FOVEAL_512
+#elif defined(__AVX__) && (!defined(FOVEAL_WIDTH) || FOVEAL_WIDTH == 8)
+#define FOVEAL_256
+#endif
+
 #define INLINE inline __attribute__((always_inline))
 
 INLINE V load(const float* p) { return *(const V*)p; }
 INLINE void store(float* p, V v) { *(V*)p = v; }
 INLINE V splat(float x) {
-#if defined(__AVX512F__)
-  if constexpr (W == 16) return (V)_mm512_set1_ps(x);
-#endif
-#if defined(__AVX__)
-  if constexpr (W == 8) return (V)_mm256_set1_ps(x);
-#endif
+#if defined(FOVEAL_512)
+  return (V)_mm512_set1_ps(x);
+#elif defined(FOVEAL_256)
+  return (V)_mm256_set1_ps(x);
+#else
   V v;
   for (int i = 0; i < W; i++) v[i] = x;
   return v;
+#endif
 }
 // Maximum and minimum; x where it is NaN, so that NaN is never lost.
 INLINE V max(V bound, V x) {
-#if defined(__AVX512F__)
-  if constexpr (W == 16) return (V)_mm512_max_ps((__m512)bound, (__m512)x);
-#endif
-#if defined(__AVX__)
-  if constexpr (W == 8) return (V)_mm256_max_ps((__m256)bound, (__m256)x);
-#endif
+#if defined(FOVEAL_512)
+  return (V)_mm512_max_ps((__m512)bound, (__m512)x);
+#elif defined(FOVEAL_256)
+  return (V)_mm256_max_ps((__m256)bound, (__m256)x);
+#else
   return x < bound ? bound : x;
+#endif
 }
 INLINE V min(V bound, V x) {
-#if defined(__AVX512F__)
-  if constexpr (W == 16) return (V)_mm512_min_ps((__m512)bound, (__m512)x);
-#endif
-#if defined(__AVX__)
-  if constexpr (W == 8) return (V)_mm256_min_ps((__m256)bound, (__m256)x);
-#endif
+#if defined(FOVEAL_512)
+  return (V)_mm512_min_ps((__m512)bound, (__m512)x);
+#elif defined(FOVEAL_256)
+  return (V)_mm256_min_ps((__m256)bound, (__m256)x);
+#else
   return x > bound ? bound : x;
+#endif
 }
 INLINE V relu(V x) { return max(splat(0), x); }
 INLINE V clamp(V x, V low, V high) { return min(high, max(low, x)); }
