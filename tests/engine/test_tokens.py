@@ -15,6 +15,7 @@ from torch import Tensor
 
 import foveal
 from engine.test_operations import _ACTS, Case
+from foveal.engine.builder import Builder
 from foveal.engine.engine import Engine
 from foveal.engine.lowering import NotCoveredError, make_plan
 from foveal.engine.plan import ACTS, Plan, Step, check
@@ -223,6 +224,11 @@ def test_networks_of_tokens_equal_float64(name: str, task: str | None, size: tup
     arguments = {"upsample": False} if task == "segment" else {}
     with torch.inference_mode():
         close(output, copy.deepcopy(model).double()(torch.from_numpy(x).double(), **arguments))
+
+
+def test_convolutions_without_padding_are_refused() -> None:
+    with pytest.raises(NotCoveredError, match="Conv2d"):
+        Builder(ModelInfo(), {}).conv(torch.nn.Conv2d(3, 8, 3), 0)
 
 
 def test_other_kinds_of_attention_are_named() -> None:
