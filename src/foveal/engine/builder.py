@@ -54,7 +54,7 @@ class Builder:
 
     def add(
         self, kind: str, inputs: tuple[int, ...], *, residual: int | None = None, act: str = "none",
-        arrays: dict[str, Tensor] | None = None, **params: Any,
+        arrays: Mapping[str, Tensor] | None = None, **params: Any,
     ) -> int:  # fmt: skip
         """Append a step."""
         out = len(self.steps) + 1

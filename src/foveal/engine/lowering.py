@@ -209,7 +209,7 @@ def _order_for_shuffle(conv: nn.Conv2d, factor: int) -> None:
 # ---- backbones, heads and tasks
 
 
-def maps(builder: Builder, backbone: nn.Module, x: int) -> list[int]:
+def maps(builder: Builder, backbone: Any, x: int) -> list[int]:
     """The feature maps of a backbone that has a stem and stages."""
     if type(backbone) not in (EfficientViT, MobileNet, MambaVision, ViT):
         raise NotCoveredError(f"{builder.info.model}: the native engine does not cover {type(backbone).__name__}")

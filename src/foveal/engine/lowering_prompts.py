@@ -164,7 +164,7 @@ def _prompts(builder: Builder, model: PromptModel, _: int) -> int:
 def _mask_encoder(builder: Builder, model: PromptEncoder, _: int) -> int:
     """Encode masks ``(P, 1, 256, 256)`` as what they change in an embedding: the encoding of "no mask" is taken off."""
     x = builder.add("input", (0,), arrays={"scale": torch.ones(1), "shift": torch.zeros(1)}, multiple=1)
-    *parts, last = model.mask_downscaling
+    *parts, last = cast("Any", model.mask_downscaling)
     for part in parts:
         # Of an even side, "same" padding of a kernel of 2 with stride 2 is none.
         is_conv = isinstance(part, nn.Conv2d)
