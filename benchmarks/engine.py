@@ -32,15 +32,17 @@ import foveal
 from foveal.engine.engine import Engine, OperationTime
 from foveal.engine.lowering import make_plan
 from foveal.measuring.machine import one_line
+from foveal.prediction.native_runner import encode_points
 
-Run = Callable[[NDArray[np.float32]], Any]
+Feed = dict[str, NDArray[np.float32]]
+Run = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Work:
     """A network, the size of its input, and the smallest ratio to the better peer that the project promises.
 
-    ``part`` is the network of a promptable model: "encoder".
+    ``part`` is the network of a promptable model: "encoder", or "prompts" for one click.
     """
 
     model: str
@@ -65,6 +67,7 @@ WORK = {
     "mambavision-t": Work("mambavision_t", None, (224, 224), 1.1),
     "vit-small": Work("vit_small", None, (224, 224), 1.0),
     "sam": Work("tf_efficientnet_lite0", "prompt", (512, 512), 1.1, part="encoder"),
+    "sam-click": Work("tf_efficientnet_lite0", "prompt", (64, 64), 1.3, part="prompts"),
 }
 
 
@@ -81,7 +84,33 @@ def build(work: Work) -> nn.Module:
     return model
 
 
-def openvino(path: Path, threads: int) -> Run:
+def feed_of(work: Work) -> Feed:
+    """Inputs of the exported file."""
+    rng = np.random.default_rng(0)
+    if work.part != "prompts":
+        return {"image": rng.standard_normal((1, 3, *work.size)).astype(np.float32)}
+    return {
+        "image_embeddings": rng.standard_normal((1, 256, *work.size)).astype(np.float32),
+        "point_coords": np.array([[[500, 400], [0, 0]]], np.float32),
+        "point_labels": np.array([[1, -1]], np.float32),
+    }
+
+
+def arrays_of(engine: Engine, work: Work, feed: Feed) -> list[NDArray[np.float32]]:
+    """Inputs of the engine: those of the file, but of a click the tokens."""
+    arrays = list(feed.values())
+    if work.part == "prompts":
+        arrays[1:] = [encode_points(engine.plan, arrays[1], arrays[2].astype(np.int64))]
+    return arrays
+
+
+def native(engine: Engine, work: Work, feed: Feed) -> Run:
+    """The native engine; of several results it returns the last, the masks, which are the first of the file."""
+    arrays = arrays_of(engine, work, feed)
+    return lambda: engine(*arrays)
+
+
+def openvino(path: Path, threads: int, feed: Feed) -> Run:
     """The exported file in OpenVINO in float32, tuned for latency."""
     import openvino as ov
 
@@ -95,36 +124,35 @@ def openvino(path: Path, threads: int) -> Run:
     compiled = core.compile_model(core.read_model(path), "CPU", settings)
     request = compiled.create_infer_request()
 
-    def run(batch: NDArray[np.float32]) -> Any:
-        request.infer([batch], share_inputs=True, share_outputs=True)
+    def run() -> Any:
+        request.infer(list(feed.values()), share_inputs=True, share_outputs=True)
         return request.get_output_tensor(0).data
 
     return run
 
 
-def onnxruntime(path: Path, threads: int) -> Run:
+def onnxruntime(path: Path, threads: int, feed: Feed) -> Run:
     """The exported file in ONNX Runtime."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda batch: session.run(None, {name: batch})[0]
+    return lambda: session.run(None, feed)[0]
 
 
-def measure(runs: dict[str, Run], batch: NDArray[np.float32], seconds: float) -> dict[str, list[float]]:
+def measure(runs: dict[str, Run], seconds: float) -> dict[str, list[float]]:
     """Seconds of each run, in rounds in which all take turns."""
     for run in runs.values():
         for _ in range(3):
-            run(batch)
+            run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     names = list(runs)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[names[0]]) < 7:
         for name in names:
             start = time.perf_counter()
-            runs[name](batch)
+            runs[name]()
             times[name].append(time.perf_counter() - start)
         names.append(names.pop(0))
     return times
@@ -134,21 +162,22 @@ def compare(name: str, threads: int, seconds: float, folder: Path) -> dict[str, 
     """One row of the table."""
     work = WORK[name]
     model = build(work)
-    path = folder / f"{name}.onnx"
-    if not path.exists() and not path.with_name(f"{name}.encoder.onnx").exists():
-        foveal.export(model, output=path)
+    path = whole = folder / f"{work.model}-{work.task}.onnx"
     if work.part:
-        path = path.with_name(f"{name}.{work.part}.onnx")
+        path = path.with_name(f"{path.stem}.{work.part}.onnx")
+    if not path.exists():
+        foveal.export(model, output=whole)
     engine = Engine(make_plan(model, work.part), threads)
-    batch = np.random.default_rng(0).standard_normal((1, 3, *work.size)).astype(np.float32)
+    feed = feed_of(work)
     runs: dict[str, Run] = {
-        "native": engine, "openvino": openvino(path, threads), "onnxruntime": onnxruntime(path, threads)
+        "native": native(engine, work, feed), "openvino": openvino(path, threads, feed),
+        "onnxruntime": onnxruntime(path, threads, feed),
     }  # fmt: skip
-    expected = np.asarray(runs["onnxruntime"](batch))
-    difference = float(np.abs(engine(batch) - expected).max() / np.abs(expected).max())
-    times = {key: np.array(value) for key, value in measure(runs, batch, seconds).items()}
+    expected = np.asarray(runs["onnxruntime"]())
+    difference = float(np.abs(runs["native"]() - expected).max() / np.abs(expected).max())
+    times = {key: np.array(value) for key, value in measure(runs, seconds).items()}
     ratios = {key: float(np.median(times[key] / times["native"])) for key in ("openvino", "onnxruntime")}
-    macs = sum(row.macs for row in engine.profile(batch, runs=1))
+    macs = sum(row.macs for row in engine.profile(*arrays_of(engine, work, feed), runs=1))
     return {
         "work": name, "threads": threads, "size": list(work.size), "rounds": len(times["native"]),
         "ms": {key: float(np.median(value) * 1e3) for key, value in times.items()},
@@ -161,8 +190,8 @@ def show_profile(name: str, threads: int, plot: Path | None) -> None:
     """Print every operation of one network, and draw them under the machine's limits."""
     work = WORK[name]
     engine = Engine(make_plan(build(work), work.part), threads)
-    batch = np.random.default_rng(0).standard_normal((1, 3, *work.size)).astype(np.float32)
-    rows = engine.profile(batch, runs=max(5, int(2e9 / np.prod(work.size) / 1e4)))
+    arrays = arrays_of(engine, work, feed_of(work))
+    rows = engine.profile(*arrays, runs=max(5, int(2e9 / np.prod(work.size) / 1e4)))
     peak = engine.library.peak() * threads
     total, macs = sum(row.seconds for row in rows), sum(row.macs for row in rows)
     for row in rows:

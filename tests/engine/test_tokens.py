@@ -15,6 +15,7 @@ from torch import Tensor
 
 import foveal
 from engine.test_operations import _ACTS, Case
+from foveal.engine.builder import Builder
 from foveal.engine.engine import Engine
 from foveal.engine.lowering import NotCoveredError, make_plan
 from foveal.engine.plan import ACTS, Plan, Step, check
@@ -38,12 +39,8 @@ def in_windows(x: Tensor, size: int, function: Callable[[Tensor], Tensor]) -> Te
 
 def attention(case: Case) -> None:
     """One map of queries, keys and values, in windows, with shared heads."""
-    shared, group, dim, window = (
-        case.pick(1, 2, 3),
-        case.pick(1, 1, 2),
-        case.pick(3, 8, 16, 20, 40),
-        case.pick(0, 0, 5, 14),
-    )
+    shared, group, dim = case.pick(1, 2, 3), case.pick(1, 1, 2), case.pick(3, 8, 16, 20, 40)
+    window = case.pick(0, 0, 5, 14)
     heads, scale = shared * group, float(case.rng.uniform(0.1, 1))
     x = case.image((heads + 2 * shared) * dim)
 
@@ -58,12 +55,8 @@ def attention(case: Case) -> None:
 
 
 def token_conv(case: Case) -> None:
-    channels, kernel, window, act = (
-        case.pick(1, 8, 19, 40),
-        case.pick(1, 3, 5, 31),
-        case.pick(0, 2, 7),
-        case.pick(*ACTS),
-    )
+    channels, kernel, window = case.pick(1, 8, 19, 40), case.pick(1, 3, 5, 31), case.pick(0, 3, 7)
+    act = case.pick(*ACTS)
     weights = {"weight": case.array(channels, 1, kernel), "bias": case.array(channels)}
     x = case.image(channels)
     case.step("token_conv", (1,), act=act, params={"kernel": kernel, "window": window}, weights=weights)
@@ -76,13 +69,8 @@ def token_conv(case: Case) -> None:
 
 def scan(case: Case) -> None:
     """The scan with its inputs taken from one map by 1x1 convolutions; further channels are kept."""
-    inner, kept, states, window = (
-        case.pick(1, 8, 13, 40),
-        case.pick(0, 3, 24),
-        case.pick(1, 3, 4, 8, 16),
-        case.pick(0, 3, 8),
-    )
-    first = case.pick(0, 2)
+    inner, kept, states = case.pick(1, 8, 13, 40), case.pick(0, 3, 24), case.pick(1, 3, 4, 8, 16)
+    window, first = case.pick(0, 4, 8), case.pick(0, 2)
     x = case.image(inner + kept)
     tensors = []
     for outputs, act in ((inner, "softplus"), (first + 2 * states, "none")):
@@ -185,12 +173,11 @@ def test_masks_and_groups_equal_float64() -> None:
         channels = int(rng.choice([4, 16, 32]))
         image = rng.standard_normal((prompts, 4 * channels, height, width)).astype(np.float32)
         tokens = rng.standard_normal((prompts, channels, 1, count + 1)).astype(np.float32)
+        size = count * channels
         steps = [
             Step("input", (0,), 1, **_INPUT),
             Step("array", (), 2, params={"number": 1}),
-            Step(
-                "regroup", (2,), 3, params={"first": channels, "count": count * channels, "channels": count * channels}
-            ),
+            Step("regroup", (2,), 3, params={"first": channels, "count": size, "channels": size}),
             Step("split", (3,), 4, params={"parts": count}),
             Step("join", (4,), 5, params={"parts": count}),
             Step("vector", (5,), 6),
@@ -214,17 +201,15 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
             Engine(plan)(*arrays)
 
 
+_NARROW: dict[str, Any] = {"depths": (1, 1, 2, 3), "num_heads": (2, 4), "stem_dim": 8}
+
+
 @pytest.mark.parametrize(
     ("name", "task", "size", "options"),
     [
-        (
-            "mambavision_t",
-            None,
-            (70, 104),
-            {"embed_dim": 16, "depths": (1, 1, 2, 3), "num_heads": (2, 4), "stem_dim": 8},
-        ),
-        ("mambavision_b", None, (70, 104), {"embed_dim": 12, "num_heads": (2, 4), "neutral_padding": True}),
-        ("mambavision_t", "segment", (65, 90), {"embed_dim": 16, "window_size": "whole", "out_norm": True}),
+        ("mambavision_t", None, (70, 104), {**_NARROW, "embed_dim": 16}),
+        ("mambavision_b", None, (70, 104), {**_NARROW, "embed_dim": 12, "neutral_padding": True}),
+        ("mambavision_t", "segment", (65, 90), {**_NARROW, "embed_dim": 16, "window_size": "whole", "out_norm": True}),
         ("vit_tiny", None, (48, 80), {}),
         ("vit_tiny", None, (80, 112), {"attention": "gqa", "shared_layers": 2}),
     ],
@@ -239,6 +224,11 @@ def test_networks_of_tokens_equal_float64(name: str, task: str | None, size: tup
     arguments = {"upsample": False} if task == "segment" else {}
     with torch.inference_mode():
         close(output, copy.deepcopy(model).double()(torch.from_numpy(x).double(), **arguments))
+
+
+def test_convolutions_without_padding_are_refused() -> None:
+    with pytest.raises(NotCoveredError, match="Conv2d"):
+        Builder(ModelInfo(), {}).conv(torch.nn.Conv2d(3, 8, 3), 0)
 
 
 def test_other_kinds_of_attention_are_named() -> None:

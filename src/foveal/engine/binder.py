@@ -85,7 +85,19 @@ class Operation:
 
 
 class Binder:
-    """Collects maps and operations."""
+    """Collects maps and operations.
+
+    Args:
+        plan: the plan.
+        packed: its weights.
+        shapes: ``(B, C, H, W)`` of each array that the caller gives.
+
+    Attributes:
+        arrays: shape of each array of the caller.
+        images: numbers of the maps that are the inputs, in the order of the arrays.
+        outs: numbers of the maps that are the results, with the shape of each, and whether it is returned as
+            ``(B, C)``, not ``(B, C, H, W)``.
+    """
 
     def __init__(self, plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]]) -> None:
         self.arrays = [Shape(batch, height, width, channels) for batch, channels, height, width in shapes]
@@ -110,12 +122,13 @@ class Binder:
         """Append an operation that writes a map of this shape; a planar one is a result, a flat one ``(B, C)``."""
         if min(shape) < 1 or math.prod(shape) > _MAX_FLOATS:
             raise ValueError(f"a map of {'x'.join(map(str, shape))} (B, H, W, C) is empty or too large")
-        residual = () if operation.residual is None else (operation.residual,)
-        reads = operation.inputs[: 1 if operation.kind == ENLARGE else None] if operation.kind != INPUT else ()
-        if any(self.maps[index].planar for index in (*reads, *residual)):
+        reads = [*operation.inputs, *([] if operation.residual is None else [operation.residual])]
+        allowed = {INPUT: operation.inputs, ENLARGE: operation.inputs[1:]}.get(operation.kind, ())
+        if any(self.maps[index].planar and index not in allowed for index in reads):
             raise ValueError("it reads an array of the caller as a map")
-        if operation.kind not in (SHUFFLE, WRITE_MAP) and any(self.shape(index) != shape for index in residual):
-            raise ValueError(f"the residual is {self.shape(residual[0])}, the result {shape}")
+        free = operation.kind in (SHUFFLE, WRITE_MAP)  # their steps check it
+        if operation.residual is not None and not free and self.shape(operation.residual) != shape:
+            raise ValueError(f"the residual is {self.shape(operation.residual)}, the result {shape}")
         self.maps.setdefault(operation.out, MapLayout(shape, planar))
         if planar:
             self.outs.append((operation.out, shape, flat))

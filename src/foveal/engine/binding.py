@@ -32,8 +32,7 @@ class Binding:
         maps: the maps, for the library.
         arena: memory of all maps between the operations.
         images: numbers of the maps that are the inputs.
-        outs: numbers of the maps that are the results, with the shape of each, and whether it is returned as
-            ``(B, C)``, not ``(B, C, H, W)``.
+        outs: the results, see :class:`~foveal.engine.binder.Binder`.
         labels: kind and shapes of each operation, for reports.
         macs: multiply-accumulates of each operation.
         bytes: of the maps and weights of each operation.
@@ -59,16 +58,16 @@ class Binding:
         Raises:
             MemoryError: not enough memory for the intermediate rows of a thread.
         """
-        results = []
         for index, array in zip(self.images, arrays, strict=True):
             self.maps[index].data = array.ctypes.data
+        results = []
         for index, (n, height, width, channels), _ in self.outs:
             results.append(np.empty((n, channels, height, width), np.float32))
             self.maps[index].data = results[-1].ctypes.data
         times = None if seconds is None else seconds.ctypes.data
         if self.library.run(self.ops, len(self.ops), self.maps, threads, times):
             raise MemoryError("native engine: not enough memory")
-        flat = (is_flat for _, _, is_flat in self.outs)
+        flat = [flat for _, _, flat in self.outs]
         return [result[:, :, 0, 0] if is_flat else result for result, is_flat in zip(results, flat, strict=True)]
 
 

@@ -54,7 +54,7 @@ class Builder:
 
     def add(
         self, kind: str, inputs: tuple[int, ...], *, residual: int | None = None, act: str = "none",
-        arrays: dict[str, Tensor] | None = None, **params: Any,
+        arrays: Mapping[str, Tensor] | None = None, **params: Any,
     ) -> int:  # fmt: skip
         """Append a step."""
         out = len(self.steps) + 1
@@ -75,7 +75,7 @@ class Builder:
         self, conv: nn.Conv2d, x: int, *, act: str = "none", residual: int | None = None, same: bool = False
     ) -> int:
         """A convolution with its bias."""
-        self.check_conv(conv, same)
+        self.check_conv(conv, same=same)
         arrays = {"weight": conv.weight, "bias": bias_of(conv)}
         window = {"kernel": conv.kernel_size[0], "stride": conv.stride[0], "padding": "same" if same else "symmetric"}
         if conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1:
@@ -83,11 +83,11 @@ class Builder:
             return x if residual is None else self.add("add", (x, residual))
         return self.add("conv", (x,), act=act, residual=residual, arrays=arrays, groups=conv.groups, **window)
 
-    def check_conv(self, conv: nn.Conv2d, same: bool) -> None:
-        """Refuse kernels that are not square, dilation, and padding other than that of :class:`ConvNormAct`."""
-        kernel, stride, padding = conv.kernel_size, conv.stride, (0, 0) if same else (conv.kernel_size[0] // 2,) * 2
+    def check_conv(self, conv: nn.Conv2d, *, same: bool = False) -> None:
+        """Refuse kernels that are not square, dilation, and other padding than half of the kernel or TensorFlow's."""
+        kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
         square = kernel[0] == kernel[1] and stride[0] == stride[1] and conv.dilation == (1, 1)
-        if not square or conv.padding_mode != "zeros" or conv.padding != padding:
+        if not square or conv.padding_mode != "zeros" or not (same or padding == (kernel[0] // 2,) * 2):
             raise NotCoveredError(f"{self.info.model}: the native engine does not compute {conv}")
 
     def linear(self, linear: nn.Linear, x: int, *, act: str = "none", residual: int | None = None) -> int:

@@ -81,6 +81,8 @@ class Engine:
         shapes = tuple(array.shape for array in given)
         try:
             binding = self._take(shapes)
+            if len(binding.images) != len(given):
+                raise InputError(f"{len(given)} arrays: this network has {len(binding.images)} inputs")
             seconds = np.zeros(len(binding.ops))
             try:
                 results = binding.run(given, self.threads, seconds)

@@ -124,7 +124,7 @@ def _chain(
     parts = [part for part in (expand, spatial, project) if part is not None]
     for part in parts:
         builder.check_folded(part)
-        builder.check_conv(part.conv, part.same)
+        builder.check_conv(part.conv, same=part.same)
     arrays = {"weight": spatial.conv.weight, "bias": bias_of(spatial.conv)}
     arrays |= {"project_weight": project.conv.weight, "project_bias": bias_of(project.conv)}
     params: dict[str, Any] = {

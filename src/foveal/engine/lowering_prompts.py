@@ -7,6 +7,7 @@ the mask logits ``(P, 4, 256, 256)``. What turns points into tokens is in the pl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -38,6 +39,8 @@ class _Decoder:
     def __init__(self, builder: Builder, image: int, tokens: int, image_pe: Tensor) -> None:
         self.builder, self.image, self.tokens, self.token_pe = builder, image, tokens, tokens
         self.image_pe = image_pe  # (64, 64, 256)
+        self.table = ""  # name of that array in the plan
+        self.with_pe: tuple[int, int] | None = None  # an image, and its sum with the positional encoding
 
     def sum(self, a: int, b: int) -> int:
         return self.builder.add("add", (a, b))
@@ -47,7 +50,15 @@ class _Decoder:
         return self.builder.add("layer_norm", (x,), act=act, arrays=arrays, eps=norm.eps)
 
     def image_with_pe(self) -> int:
-        return self.builder.add("table", (self.image,), arrays={"table": self.image_pe})
+        if self.with_pe is None or self.with_pe[0] != self.image:
+            out = self.builder.add("table", (self.image,), arrays={"table": self.image_pe})
+            step = self.builder.steps[-1]
+            name = self.table = self.table or step.weights["table"]
+            if name != step.weights["table"]:  # the array is in the plan once
+                del self.builder.weights[step.weights["table"]]
+                self.builder.steps[-1] = replace(step, weights={"table": name})
+            self.with_pe = self.image, out
+        return self.with_pe[1]
 
     def self_attention(self, module: Any, first: bool) -> int:
         builder = self.builder
@@ -153,7 +164,7 @@ def _prompts(builder: Builder, model: PromptModel, _: int) -> int:
 def _mask_encoder(builder: Builder, model: PromptEncoder, _: int) -> int:
     """Encode masks ``(P, 1, 256, 256)`` as what they change in an embedding: the encoding of "no mask" is taken off."""
     x = builder.add("input", (0,), arrays={"scale": torch.ones(1), "shift": torch.zeros(1)}, multiple=1)
-    *parts, last = model.mask_downscaling
+    *parts, last = cast("Any", model.mask_downscaling)
     for part in parts:
         # Of an even side, "same" padding of a kernel of 2 with stride 2 is none.
         is_conv = isinstance(part, nn.Conv2d)

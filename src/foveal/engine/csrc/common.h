@@ -66,7 +66,10 @@ struct Range {
 // Number of parts of the rows of a map for an operation with little arithmetic.
 int64_t row_parts(const Map& out, const Run& run) {
   const int64_t rows = out.batch * out.height;
-  return run.threads == 1 ? 1 : std::min(rows, std::max<int64_t>(1, std::min<int64_t>(8 * run.threads, rows * out.width * out.channels / 20000)));
+  return run.threads == 1
+             ? 1
+             : std::min(rows, std::max<int64_t>(
+                                  1, std::min<int64_t>(8 * run.threads, rows * out.width * out.channels / 20000)));
 }
 
 }  // namespace

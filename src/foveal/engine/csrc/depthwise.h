@@ -12,7 +12,9 @@ inline void pack_depthwise(const float* weight, int64_t channels, int64_t taps, 
 }
 
 template <int K, int S, int X>
-__attribute__((noinline)) void depthwise_block(const Cheap& act, const float* const* rows, int64_t offset, int64_t pixel, const float* weights, const float* bias, float* out, int64_t out_pixel, int64_t channels) {
+__attribute__((noinline)) void depthwise_block(const Cheap& act, const float* const* rows, int64_t offset,
+                                               int64_t pixel, const float* weights, const float* bias, float* out,
+                                               int64_t out_pixel, int64_t channels) {
   for (int64_t c = 0; c < channels; c += W, weights += K * K * W) {
     V sum[X];
 #pragma GCC unroll 16
@@ -38,27 +40,32 @@ __attribute__((noinline)) void depthwise_block(const Cheap& act, const float* co
   }
 }
 
-using DepthwiseBlock = void (*)(const Cheap&, const float* const*, int64_t, int64_t, const float*, const float*, float*, int64_t, int64_t);
+using DepthwiseBlock = void (*)(const Cheap&, const float* const*, int64_t, int64_t, const float*, const float*, float*,
+                                int64_t, int64_t);
 template <int K, int S, int... X>
 constexpr std::array<DepthwiseBlock, sizeof...(X)> depthwise_blocks(std::integer_sequence<int, X...>) {
   return {depthwise_block<K, S, X + 1>...};
 }
 
-// Row of `width` output pixels, in blocks of nearly equal width. `rows` point to the K input rows, at the leftmost pixel
-// under the kernel.
+// Row of `width` output pixels, in blocks of nearly equal width. `rows` point to the K input rows, at the leftmost
+// pixel under the kernel.
 template <int K, int S>
-void depthwise_row_of(const float* const* rows, int64_t pixel, const float* weights, const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
+void depthwise_row_of(const float* const* rows, int64_t pixel, const float* weights, const float* bias, int act,
+                      float* out, int64_t out_pixel, int64_t width, int64_t channels) {
   constexpr auto blocks = depthwise_blocks<K, S>(std::make_integer_sequence<int, 8>());
   const Cheap cheap(act);
   const int64_t count = (width + 7) / 8;
   for (int64_t i = 0; i < count; i++) {
     const int64_t from = i * width / count, to = (i + 1) * width / count;
-    blocks[to - from - 1](cheap, rows, from * S * pixel, pixel, weights, bias, out + from * out_pixel, out_pixel, channels);
+    blocks[to - from - 1](cheap, rows, from * S * pixel, pixel, weights, bias, out + from * out_pixel, out_pixel,
+                          channels);
   }
 }
 
 // For the other kernels and strides.
-inline void depthwise_row_any(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights, const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
+inline void depthwise_row_any(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights,
+                              const float* bias, int act, float* out, int64_t out_pixel, int64_t width,
+                              int64_t channels) {
   const Cheap cheap(act);
   for (int64_t x = 0; x < width; x++)
     for (int64_t c = 0; c < channels; c += W) {
@@ -70,22 +77,29 @@ inline void depthwise_row_any(const float* const* rows, int kernel, int stride, 
     }
 }
 
-inline void depthwise_row_in_loop(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights, const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
-#define FOVEAL_CASE(K, S) \
-  if (kernel == K && stride == S) return depthwise_row_of<K, S>(rows, pixel, weights, bias, act, out, out_pixel, width, channels);
-  FOVEAL_CASE(3, 1) FOVEAL_CASE(3, 2) FOVEAL_CASE(5, 1) FOVEAL_CASE(5, 2)
+inline void depthwise_row_in_loop(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights,
+                                  const float* bias, int act, float* out, int64_t out_pixel, int64_t width,
+                                  int64_t channels) {
+#define FOVEAL_CASE(K, S)         \
+  if (kernel == K && stride == S) \
+    return depthwise_row_of<K, S>(rows, pixel, weights, bias, act, out, out_pixel, width, channels);
+  FOVEAL_CASE(3, 1)
+  FOVEAL_CASE(3, 2) FOVEAL_CASE(5, 1) FOVEAL_CASE(5, 2)
 #undef FOVEAL_CASE
-  depthwise_row_any(rows, kernel, stride, pixel, weights, bias, act, out, out_pixel, width, channels);
+      depthwise_row_any(rows, kernel, stride, pixel, weights, bias, act, out, out_pixel, width, channels);
 }
 
 // As above, for every activation.
-inline void depthwise_row(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights, const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
-  if (!in_place(act)) return depthwise_row_in_loop(rows, kernel, stride, pixel, weights, bias, act, out, out_pixel, width, channels);
+inline void depthwise_row(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights,
+                          const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
+  if (!in_place(act))
+    return depthwise_row_in_loop(rows, kernel, stride, pixel, weights, bias, act, out, out_pixel, width, channels);
   for (int64_t x = 0; x < width; x += 8) {  // few pixels, so that the first-level cache holds them
     const int64_t count = width - x < 8 ? width - x : 8;
     const float* shifted[32];
     for (int y = 0; y < kernel; y++) shifted[y] = rows[y] + x * stride * pixel;
-    depthwise_row_in_loop(shifted, kernel, stride, pixel, weights, bias, NONE, out + x * out_pixel, out_pixel, count, channels);
+    depthwise_row_in_loop(shifted, kernel, stride, pixel, weights, bias, NONE, out + x * out_pixel, out_pixel, count,
+                          channels);
     for (int64_t i = 0; i < count; i++) activate(act, out + (x + i) * out_pixel, channels / W);
   }
 }

@@ -73,13 +73,15 @@ void winograd(const Op& op, const Run& run, int64_t chunk) {
     for (int64_t i = 0; i < 16; i++) {
       Finish raw{nullptr, NONE, sums + i * sums_plane - first, width, nullptr, 0};
       raw.partial = true;
-      gemm(values + i * plane, Left{channels, 1, 0, 1, 0, channels}, op.weight[0] + i * size, raw, tiles, outputs, first / PANEL, ceil_div(first + width, PANEL));
+      gemm(values + i * plane, Left{channels, 1, 0, 1, 0, channels}, op.weight[0] + i * size, raw, tiles, outputs,
+           first / PANEL, ceil_div(first + width, PANEL));
     }
     const Finish finish{op.bias[0], op.act, nullptr, out.pixel, nullptr, residual ? residual->pixel : 0};
     for (int64_t t = 0; t < tiles; t++) {
       const auto [image, y, x] = place(range.begin + t);
       const int rows = (int)std::min<int64_t>(2, out.height - y), columns = (int)std::min<int64_t>(2, out.width - x);
-      finish_winograd(sums + t * width, sums_plane, finish, first, width, at(out, image, y, x), out.row, residual ? at(*residual, image, y, x) : nullptr, residual ? residual->row : 0, rows, columns);
+      finish_winograd(sums + t * width, sums_plane, finish, first, width, at(out, image, y, x), out.row,
+                      residual ? at(*residual, image, y, x) : nullptr, residual ? residual->row : 0, rows, columns);
     }
   }
 }
@@ -105,13 +107,18 @@ ConvParts conv_parts(const Op& op, const Run& run) {
   return s;
 }
 
-void conv_row(const Op& op, const Run& run, const Left& left, const float* a, float* out, const float* residual, int64_t pixels, int64_t first, int64_t last, int64_t outputs, bool wrap) {
+void conv_row(const Op& op, const Run& run, const Left& left, const float* a, float* out, const float* residual,
+              int64_t pixels, int64_t first, int64_t last, int64_t outputs, bool wrap) {
   const Map &in = run.maps[op.in[0]], &to = run.maps[op.out];
   const int64_t groups = op.p[5], group_in = in.channels / groups, group_out = to.channels / groups;
   const int64_t size = op.p[0] * op.p[1] * group_in * outputs;
   for (int64_t g = 0; g < groups; g++) {
-    Finish finish{op.bias[0] + g * group_out, op.act, out + g * group_out, to.pixel,
-                  residual ? residual + g * group_out : nullptr, op.residual < 0 ? 0 : run.maps[op.residual].pixel};
+    Finish finish{op.bias[0] + g * group_out,
+                  op.act,
+                  out + g * group_out,
+                  to.pixel,
+                  residual ? residual + g * group_out : nullptr,
+                  op.residual < 0 ? 0 : run.maps[op.residual].pixel};
     if (wrap) finish.width = to.width, finish.gap = 2 * to.border * to.pixel;
     gemm(a + g * group_in, left, op.weight[0] + g * size, finish, pixels, outputs, first, last);
   }
@@ -130,8 +137,10 @@ void conv(const Op& op, const Run& run, int64_t chunk) {
     const bool wrap = !contiguous(out);
     const int64_t unit = wrap ? out.width : 1;  // parts of a result with a border begin with a row
     const Range x(s.width / unit, s.row_parts, row_part);
-    conv_row(op, run, left, in.data + x.begin * unit * in.pixel, wrap ? at(out, 0, x.begin, 0) : out.data + x.begin * out.pixel,
-             residual ? residual->data + x.begin * residual->pixel : nullptr, (x.end - x.begin) * unit, part.begin, part.end, s.outputs, wrap);
+    conv_row(op, run, left, in.data + x.begin * unit * in.pixel,
+             wrap ? at(out, 0, x.begin, 0) : out.data + x.begin * out.pixel,
+             residual ? residual->data + x.begin * residual->pixel : nullptr, (x.end - x.begin) * unit, part.begin,
+             part.end, s.outputs, wrap);
     return;
   }
   const Range rows(s.rows, s.row_parts, row_part);
@@ -152,18 +161,20 @@ void depthwise(const Op& op, const Run& run, int64_t chunk) {
     const int64_t image = r / out.height, y = r % out.height;
     const float* taps[32];
     for (int64_t k = 0; k < op.p[0]; k++) taps[k] = at(in, image, y * op.p[1] - op.p[2] + k, -op.p[3]);
-    depthwise_row(taps, op.p[0], op.p[1], in.pixel, op.weight[0], op.bias[0], op.act, at(out, image, y, 0), out.pixel, out.width, padded(out.channels));
+    depthwise_row(taps, op.p[0], op.p[1], in.pixel, op.weight[0], op.bias[0], op.act, at(out, image, y, 0), out.pixel,
+                  out.width, padded(out.channels));
   }
 }
 
-// ---- a chain that ends in a 1x1 convolution, in pieces that stay in the cache ----------------------------------------
-// p: kernel, stride, padding at the top and left, hidden channels, mode, activation of the expansion, activation of the
-// second step, hidden channels of a block (0: by rows), groups of the last convolution. Modes: 0 depthwise, project; 1 expand, depthwise, project; 2 dense convolution, project.
+// ---- a chain that ends in a 1x1 convolution, in pieces that stay in the cache
+// ---------------------------------------- p: kernel, stride, padding at the top and left, hidden channels, mode,
+// activation of the expansion, activation of the second step, hidden channels of a block (0: by rows), groups of the
+// last convolution. Modes: 0 depthwise, project; 1 expand, depthwise, project; 2 dense convolution, project.
 enum ChainMode { DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT };
 
 struct ChainParts {
-  int64_t strips, columns;        // of output columns
-  int64_t step;                   // output rows at a time
+  int64_t strips, columns;  // of output columns
+  int64_t step;             // output rows at a time
   int64_t row_parts, hidden;
   int64_t in_columns, ring_rows;  // of expanded rows
 };
@@ -175,7 +186,9 @@ ChainParts chain_parts(const Op& op, const Run& run) {
   s.hidden = padded(op.p[4]);
   if (op.p[8]) {  // by channels
     s.strips = 1;
-    s.row_parts = run.threads == 1 ? 1 : std::max<int64_t>(1, std::min<int64_t>(ceil_div(2 * run.threads, out.batch), out.height / 7));
+    s.row_parts = run.threads == 1
+                      ? 1
+                      : std::max<int64_t>(1, std::min<int64_t>(ceil_div(2 * run.threads, out.batch), out.height / 7));
     return s;
   }
   const bool ring = op.p[5] == EXPAND_DEPTHWISE_PROJECT;
@@ -216,30 +229,37 @@ void chain_by_channels(const Op& op, const Run& run, int64_t chunk) {
   // One run of pixels where rows of the input follow each other, else row by row.
   const bool joined = contiguous(in) && inside == in.width;
   for (int64_t first = 0; first < hidden; first += block) {
-    const int64_t width = std::min(block, hidden - first), panel = first / PANEL, last_panel = ceil_div(first + width, PANEL);
+    const int64_t width = std::min(block, hidden - first), panel = first / PANEL,
+                  last_panel = ceil_div(first + width, PANEL);
     clear(expanded, in_rows * in_width * width);
     for (int64_t y = begin_y; y < (joined ? begin_y + 1 : end_y); y++) {
       // Panels count from the first hidden channel, so the result's channel 0 lies before the buffer.
       Finish finish{op.bias[0], (int)op.p[6], expanded + (y * in_width + begin_x) * width - first, width, nullptr, 0};
       if (joined) finish.width = inside, finish.gap = (in_width - inside) * width;
-      gemm(at(in, image, first_y + y, 0), Left{in.pixel, 1, 0, 1, 0, in.channels}, op.weight[0], finish, joined ? (end_y - begin_y) * inside : inside, hidden, panel, last_panel);
+      gemm(at(in, image, first_y + y, 0), Left{in.pixel, 1, 0, 1, 0, in.channels}, op.weight[0], finish,
+           joined ? (end_y - begin_y) * inside : inside, hidden, panel, last_panel);
     }
     for (int64_t y = 0; y < count; y++) {
       const float* taps[32];
       for (int64_t k = 0; k < kernel; k++) taps[k] = expanded + (y * stride + k) * in_width * width;
-      depthwise_row(taps, kernel, stride, width, op.weight[1] + first * kernel * kernel, op.bias[1] + first, op.p[7], middle + y * out.width * width, width, out.width, width);
+      depthwise_row(taps, kernel, stride, width, op.weight[1] + first * kernel * kernel, op.bias[1] + first, op.p[7],
+                    middle + y * out.width * width, width, out.width, width);
     }
     const bool last = first + width == hidden;
     const int64_t depth = std::min(width, op.p[4] - first);
     const bool direct = contiguous(out) && (!residual || contiguous(*residual));
-    Finish finish{op.bias[2], op.act, direct ? at(out, image, rows.begin, 0) : sums, direct ? out.pixel : outputs, nullptr, 0};
-    if (direct && residual) finish.residual = at(*residual, image, rows.begin, 0), finish.residual_pixel = residual->pixel;
+    Finish finish{op.bias[2], op.act, direct ? at(out, image, rows.begin, 0) : sums, direct ? out.pixel : outputs,
+                  nullptr,    0};
+    if (direct && residual)
+      finish.residual = at(*residual, image, rows.begin, 0), finish.residual_pixel = residual->pixel;
     finish.resume = first > 0, finish.partial = !last;
-    gemm(middle, Left{width, 1, 0, 1, 0, depth}, op.weight[2], finish, pixels, outputs, 0, panels(outputs), Depth{first, op.p[4]});
+    gemm(middle, Left{width, 1, 0, 1, 0, depth}, op.weight[2], finish, pixels, outputs, 0, panels(outputs),
+         Depth{first, op.p[4]});
     if (!last || direct) continue;
     for (int64_t y = 0; y < count; y++)
       for (int64_t x = 0; x < out.width; x++) {
-        const float *from = sums + (y * out.width + x) * outputs, *add = residual ? at(*residual, image, rows.begin + y, x) : nullptr;
+        const float *from = sums + (y * out.width + x) * outputs,
+                    *add = residual ? at(*residual, image, rows.begin + y, x) : nullptr;
         float* to = at(out, image, rows.begin + y, x);
         for (int64_t c = 0; c < outputs; c += W) store(to + c, add ? load(from + c) + load(add + c) : load(from + c));
       }
@@ -278,29 +298,37 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
         clear(row, inside_begin * hidden);
         clear(row + inside_end * hidden, (in_width - inside_end) * hidden);
         Finish finish{op.bias[0], (int)op.p[6], row + inside_begin * hidden, hidden, nullptr, 0};
-        gemm(at(in, image, ready, first_x + inside_begin), pointwise, op.weight[0], finish, inside_end - inside_begin, hidden, 0, hidden_panels);
+        gemm(at(in, image, ready, first_x + inside_begin), pointwise, op.weight[0], finish, inside_end - inside_begin,
+             hidden, 0, hidden_panels);
       }
     }
     for (int64_t r = 0; r < count; r++) {
       const int64_t from = (y + r) * stride - top;
       if (op.p[5] == DENSE_PROJECT) {
         Finish finish{op.bias[1], (int)op.p[7], middle + r * width * hidden, hidden, nullptr, 0};
-        gemm(at(in, image, from, first_x), left_of(in, kernel, kernel, stride, in.channels), op.weight[1], finish, width, hidden, 0, hidden_panels);
+        gemm(at(in, image, from, first_x), left_of(in, kernel, kernel, stride, in.channels), op.weight[1], finish,
+             width, hidden, 0, hidden_panels);
         continue;
       }
       const float* taps[32];
       for (int64_t k = 0; k < kernel; k++)
-        taps[k] = ring ? expanded + ((from + k + kernel) % s.ring_rows) * in_width * hidden : at(in, image, from + k, first_x);
-      depthwise_row(taps, kernel, stride, ring ? hidden : in.pixel, op.weight[1], op.bias[1], op.p[7], middle + r * width * hidden, hidden, width, hidden);
+        taps[k] = ring ? expanded + ((from + k + kernel) % s.ring_rows) * in_width * hidden
+                       : at(in, image, from + k, first_x);
+      depthwise_row(taps, kernel, stride, ring ? hidden : in.pixel, op.weight[1], op.bias[1], op.p[7],
+                    middle + r * width * hidden, hidden, width, hidden);
     }
     // Rows of the output lie apart unless the strip is the whole width.
     const bool joined = s.strips == 1 && contiguous(out) && (!residual || contiguous(*residual));
     for (int64_t r = 0; r < (joined ? 1 : count); r++)
       for (int64_t g = 0; g < groups; g++) {
         const int64_t channel = g * group_out, outputs = padded(group_out);
-        Finish finish{op.bias[2] + channel, op.act, at(out, image, y + r, columns.begin) + channel, out.pixel, nullptr, 0};
-        if (residual) finish.residual = at(*residual, image, y + r, columns.begin) + channel, finish.residual_pixel = residual->pixel;
-        gemm(middle + r * width * hidden + g * group_in, project, op.weight[2] + g * group_in * outputs, finish, joined ? count * width : width, outputs, 0, panels(outputs));
+        Finish finish{
+            op.bias[2] + channel, op.act, at(out, image, y + r, columns.begin) + channel, out.pixel, nullptr, 0};
+        if (residual)
+          finish.residual = at(*residual, image, y + r, columns.begin) + channel,
+          finish.residual_pixel = residual->pixel;
+        gemm(middle + r * width * hidden + g * group_in, project, op.weight[2] + g * group_in * outputs, finish,
+             joined ? count * width : width, outputs, 0, panels(outputs));
       }
   }
 }
@@ -354,7 +382,8 @@ void add_keys(const float* k, const float* v, int64_t pixel, int64_t count, int6
 }
 
 template <int N>
-void answer_queries(const float* q, int64_t pixel, int64_t count, int64_t dim, const float* sums, float eps, float* out, int64_t out_pixel) {
+void answer_queries(const float* q, int64_t pixel, int64_t count, int64_t dim, const float* sums, float eps, float* out,
+                    int64_t out_pixel) {
   constexpr int R = N <= 2 ? 4 : 2;
   constexpr int64_t lanes = N * W;
   for (int64_t i = 0; i < count; i += R) {
@@ -385,11 +414,21 @@ void answer_queries(const float* q, int64_t pixel, int64_t count, int64_t dim, c
 template <class F>
 void with_lanes(int64_t lanes, F&& f) {
   switch (lanes / W) {
-    case 1: f(std::integral_constant<int, 1>()); break;
-    case 2: f(std::integral_constant<int, 2>()); break;
-    case 4: f(std::integral_constant<int, 4>()); break;
-    case 8: f(std::integral_constant<int, 8>()); break;
-    default: f(std::integral_constant<int, 3>()); break;
+    case 1:
+      f(std::integral_constant<int, 1>());
+      break;
+    case 2:
+      f(std::integral_constant<int, 2>());
+      break;
+    case 4:
+      f(std::integral_constant<int, 4>());
+      break;
+    case 8:
+      f(std::integral_constant<int, 8>());
+      break;
+    default:
+      f(std::integral_constant<int, 3>());
+      break;
   }
 }
 
@@ -419,7 +458,8 @@ void attention(const Op& op, const Run& run, int phase, int64_t chunk) {
             add_keys<n.value>(keys, keys + h.dim, in.pixel, std::min<int64_t>(32, in.width - x), h.dim, sums);
           }
         else
-          answer_queries<n.value>(row, in.pixel, in.width, h.dim, sums, (float)op.f[0], at(out, image, y, 0) + head * h.dim, out.pixel);
+          answer_queries<n.value>(row, in.pixel, in.width, h.dim, sums, (float)op.f[0],
+                                  at(out, image, y, 0) + head * h.dim, out.pixel);
       }
     });
   }
@@ -549,7 +589,17 @@ void input(const Op& op, const Run& run, int64_t chunk) {
       }
       continue;
     }
-    for (int64_t c = 0; c < out.pixel; c++) {
+    int64_t done = 0;
+    for (; done + W <= in.channels && in.width == out.width; done += W) {  // whole vectors of channels
+      const float* from = in.data + image * in.channels * plane + done * plane + y * in.width;
+      const V scale = load(op.weight[0] + done), shift = load(op.bias[0] + done);
+      for (int64_t x = 0; x < in.width; x++) {
+        float values[W];
+        for (int j = 0; j < W; j++) values[j] = from[j * plane + x];
+        store(to + x * out.pixel + done, load(values) * scale + shift);
+      }
+    }
+    for (int64_t c = done; c < out.pixel; c++) {
       if (c >= in.channels) {
         for (int64_t x = 0; x < out.width; x++) to[x * out.pixel + c] = 0;
         continue;
@@ -609,9 +659,11 @@ void enlarge(const Op& op, const Run& run, int64_t chunk) {
         const float* taps = op.weight[0] + dy * 5;
         const float* from[5];
         for (int64_t k = 0; k < 5; k++)
-          from[k] = image.data + (b * image.channels + c) * plane + std::min(std::max<int64_t>(y + k - 2, 0), height - 1) * width;
+          from[k] = image.data + (b * image.channels + c) * plane +
+                    std::min(std::max<int64_t>(y + k - 2, 0), height - 1) * width;
         for (int64_t x = 0; x < width; x++)
-          line[x] = from[0][x] * taps[0] + from[1][x] * taps[1] + from[2][x] * taps[2] + from[3][x] * taps[3] + from[4][x] * taps[4];
+          line[x] = from[0][x] * taps[0] + from[1][x] * taps[1] + from[2][x] * taps[2] + from[3][x] * taps[3] +
+                    from[4][x] * taps[4];
         line[-2] = line[-1] = line[0];
         line[width] = line[width + 1] = line[width - 1];
         float* to = out.data + ((b * image.channels + c) * out.height + y * factor + dy) * out.width;
@@ -619,8 +671,8 @@ void enlarge(const Op& op, const Run& run, int64_t chunk) {
         for (int64_t dx = 0; dx < factor; dx++) {
           const float* tap = op.weight[0] + dx * 5;
           for (int64_t x = 0; x < width; x++)
-            to[x * factor + dx] = line[x - 2] * tap[0] + line[x - 1] * tap[1] + line[x] * tap[2] + line[x + 1] * tap[3] +
-                                  line[x + 2] * tap[4] + add[x * detail.pixel + dx];
+            to[x * factor + dx] = line[x - 2] * tap[0] + line[x - 1] * tap[1] + line[x] * tap[2] +
+                                  line[x + 1] * tap[3] + line[x + 2] * tap[4] + add[x * detail.pixel + dx];
         }
       }
   }
@@ -647,40 +699,69 @@ int64_t chunks(const Op& op, const Run& run, int phase) {
       const ChainParts s = chain_parts(op, run);
       return out.batch * s.strips * s.row_parts;
     }
-    case POOL: return in.batch * padded(in.channels) / W;
-    case ENLARGE: return row_parts(in, run);
-    case MASKS: return row_parts(in, run);
-    case SOFTMAX: return softmax_chunks(op, run);
-    case TOKEN_CONV: return token_conv_chunks(op, run);
-    case SCAN: return scan_chunks(op, run);
-    default: return row_parts(out, run);
+    case POOL:
+      return in.batch * padded(in.channels) / W;
+    case ENLARGE:
+      return row_parts(in, run);
+    case MASKS:
+      return row_parts(in, run);
+    case SOFTMAX:
+      return softmax_chunks(op, run);
+    case TOKEN_CONV:
+      return token_conv_chunks(op, run);
+    case SCAN:
+      return scan_chunks(op, run);
+    default:
+      return row_parts(out, run);
   }
 }
 
 void run_chunk(const Op& op, const Run& run, int phase, int64_t chunk) {
   switch (op.kind) {
-    case CONV: return conv(op, run, chunk);
-    case DEPTHWISE: return depthwise(op, run, chunk);
-    case CHAIN: return chain(op, run, chunk);
-    case ATTENTION: return attention(op, run, phase, chunk);
-    case POOL: return pool(op, run, chunk);
-    case NORM: return norm(op, run, chunk);
-    case COMBINE: return combine(op, run, chunk);
-    case UPSAMPLE: return upsample(op, run, chunk);
-    case INPUT: return input(op, run, chunk);
-    case OUTPUT: return output(op, run, chunk);
-    case SHUFFLE: return shuffle(op, run, chunk);
-    case ENLARGE: return enlarge(op, run, chunk);
-    case SOFTMAX: return softmax_attention(op, run, chunk);
-    case TOKEN_CONV: return token_conv(op, run, chunk);
-    case SCAN: return scan(op, run, chunk);
-    case PAD: return pad(op, run, chunk);
-    case TABLE: return add_table(op, run, chunk);
-    case AVERAGE: return average(op, run, chunk);
-    case READ_MAP: return phase ? read_sums(op, run, chunk) : read_part(op, run, chunk);
-    case WRITE_MAP: return write_map(op, run, chunk);
-    case REGROUP: return regroup(op, run, chunk);
-    case MASKS: return masks(op, run, chunk);
+    case CONV:
+      return conv(op, run, chunk);
+    case DEPTHWISE:
+      return depthwise(op, run, chunk);
+    case CHAIN:
+      return chain(op, run, chunk);
+    case ATTENTION:
+      return attention(op, run, phase, chunk);
+    case POOL:
+      return pool(op, run, chunk);
+    case NORM:
+      return norm(op, run, chunk);
+    case COMBINE:
+      return combine(op, run, chunk);
+    case UPSAMPLE:
+      return upsample(op, run, chunk);
+    case INPUT:
+      return input(op, run, chunk);
+    case OUTPUT:
+      return output(op, run, chunk);
+    case SHUFFLE:
+      return shuffle(op, run, chunk);
+    case ENLARGE:
+      return enlarge(op, run, chunk);
+    case SOFTMAX:
+      return softmax_attention(op, run, chunk);
+    case TOKEN_CONV:
+      return token_conv(op, run, chunk);
+    case SCAN:
+      return scan(op, run, chunk);
+    case PAD:
+      return pad(op, run, chunk);
+    case TABLE:
+      return add_table(op, run, chunk);
+    case AVERAGE:
+      return average(op, run, chunk);
+    case READ_MAP:
+      return phase ? read_sums(op, run, chunk) : read_part(op, run, chunk);
+    case WRITE_MAP:
+      return write_map(op, run, chunk);
+    case REGROUP:
+      return regroup(op, run, chunk);
+    case MASKS:
+      return masks(op, run, chunk);
   }
 }
 
@@ -735,14 +816,17 @@ double foveal_peak() {
 #pragma GCC unroll 12
       for (int i = 0; i < N; i++) sum[i] = sum[i] * a + b;
     }
-    best = std::max(best, 2.0 * N * W * 100000 / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    best = std::max(
+        best, 2.0 * N * W * 100000 / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
   }
   volatile float keep = sum[0][0];
   for (int i = 1; i < N; i++) keep = keep + sum[i][0];
   return best;
 }
 
-void foveal_pack(const float* weight, int64_t outputs, int64_t depth, float* packed) { pack(weight, outputs, depth, packed); }
+void foveal_pack(const float* weight, int64_t outputs, int64_t depth, float* packed) {
+  pack(weight, outputs, depth, packed);
+}
 void foveal_pack_depthwise(const float* weight, int64_t channels, int64_t taps, float* packed) {
   pack_depthwise(weight, channels, taps, packed);
 }

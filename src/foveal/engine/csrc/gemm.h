@@ -19,10 +19,10 @@ constexpr int PANEL = 2 * W;  // output channels of a panel of packed weights
 // Left operand of a product: pixels at a fixed distance, and for each the values that one row of weights meets:
 // steps_y * steps_x runs of `depth` adjacent floats.
 struct Left {
-  int64_t pixel;             // floats from a pixel to the next
-  int64_t steps_y, step_y;   // number of rows of the kernel, and floats between them
-  int64_t steps_x, step_x;   // number of columns, and floats between them
-  int64_t depth;             // adjacent values: input channels, times the columns where these are adjacent too
+  int64_t pixel;            // floats from a pixel to the next
+  int64_t steps_y, step_y;  // number of rows of the kernel, and floats between them
+  int64_t steps_x, step_x;  // number of columns, and floats between them
+  int64_t depth;            // adjacent values: input channels, times the columns where these are adjacent too
 };
 
 // What happens to a sum before it is stored.
@@ -30,7 +30,7 @@ struct Finish {
   const float* bias;  // one for each output channel
   int act;
   float* out;
-  int64_t out_pixel;  // floats from a pixel to the next
+  int64_t out_pixel;      // floats from a pixel to the next
   const float* residual;  // added after the activation; may be null
   int64_t residual_pixel;
   // Where the rows of the result lie apart, as in a map with a border: pixels of a row, and floats between the end of a
@@ -48,8 +48,7 @@ inline void pack(const float* weight, int64_t outputs, int64_t depth, float* pac
   for (int64_t first = 0; first < outputs; first += PANEL) {
     int64_t width = padded(outputs) - first >= PANEL ? PANEL : W;
     for (int64_t k = 0; k < depth; k++)
-      for (int64_t j = 0; j < width; j++)
-        *packed++ = first + j < outputs ? weight[(first + j) * depth + k] : 0.0f;
+      for (int64_t j = 0; j < width; j++) *packed++ = first + j < outputs ? weight[(first + j) * depth + k] : 0.0f;
   }
 }
 
@@ -129,7 +128,8 @@ INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V 
 }
 
 template <int R, int N>
-__attribute__((noinline)) void tile(const float* a, const Left& left, const float* b, const Finish& finish, int64_t pixel, int64_t channel) {
+__attribute__((noinline)) void tile(const float* a, const Left& left, const float* b, const Finish& finish,
+                                    int64_t pixel, int64_t channel) {
   V sum[R][N];
   if (finish.resume) {
     const float* from = finish.out + pixel * finish.out_pixel + channel;
@@ -154,7 +154,8 @@ constexpr auto NARROW_TILES = tiles<1>(std::make_integer_sequence<int, NARROW_RO
 constexpr auto WIDE_TILES = tiles<2>(std::make_integer_sequence<int, ROWS>());
 
 template <int N>
-INLINE void panel_tiles(const float* a, const Left& left, const float* b, const Finish& finish, int64_t pixels, int64_t begin, int64_t end, int64_t count, int64_t channel) {
+INLINE void panel_tiles(const float* a, const Left& left, const float* b, const Finish& finish, int64_t pixels,
+                        int64_t begin, int64_t end, int64_t count, int64_t channel) {
   for (int64_t t = begin; t < end; t++) {
     const int64_t from = t * pixels / count, to = (t + 1) * pixels / count;
     (N == 2 ? WIDE_TILES[to - from - 1] : NARROW_TILES[to - from - 1])(a, left, b, finish, from, channel);
@@ -168,12 +169,14 @@ struct Depth {
 
 // The product for `pixels` pixels and the panels from `first` up to `last`; `outputs` is padded to W. The height of a
 // tile does not change the order in which a sum is added, so results do not depend on how the work is divided.
-inline void gemm(const float* a, const Left& left, const float* packed, const Finish& finish, int64_t pixels, int64_t outputs, int64_t first, int64_t last, Depth part = {}) {
+inline void gemm(const float* a, const Left& left, const float* packed, const Finish& finish, int64_t pixels,
+                 int64_t outputs, int64_t first, int64_t last, Depth part = {}) {
   if (pixels <= 0) return;
   const int64_t depth = left.steps_y * left.steps_x * left.depth;
   // Tiles have nearly equal heights: a tile of few pixels takes nearly as long as a full one.
   const int64_t count = (pixels + ROWS - 1) / ROWS, narrow = (pixels + NARROW_ROWS - 1) / NARROW_ROWS;
-  const int64_t block = std::max<int64_t>(1, 196608 / (int64_t)sizeof(float) / (depth * ROWS));  // pixels that stay in the cache
+  const int64_t block =
+      std::max<int64_t>(1, 196608 / (int64_t)sizeof(float) / (depth * ROWS));  // pixels that stay in the cache
   for (int64_t begin = 0; begin < count; begin += block) {
     const int64_t end = std::min(count, begin + block);
     for (int64_t panel = first; panel < last; panel++) {

@@ -13,35 +13,51 @@ namespace {
 struct Reading {
   int64_t queries, lanes, parts, values, size;  // size: floats of a part
   Reading(const Op& op, const Run& run)
-      : queries(run.maps[op.in[0]].width), lanes(padded(queries)), parts(ceil_div(run.maps[op.in[1]].height, op.p[0])),
-        values(padded(run.maps[op.out].channels)), size(lanes * (2 + values)) {}
+      : queries(run.maps[op.in[0]].width),
+        lanes(padded(queries)),
+        parts(ceil_div(run.maps[op.in[1]].height, op.p[0])),
+        values(padded(run.maps[op.out].channels)),
+        size(lanes * (2 + values)) {}
 };
 
-// sums[r][c] += sum over pixels of weights[pixel][r] * values[pixel][c], for R rows and two vectors of channels at a time.
-inline void weighted_sums(const float* weights, int64_t lanes, const float* values, int64_t pixel, int64_t pixels, int64_t rows, int64_t channels, float* sums) {
+// sums[r][c] += sum over pixels of weights[pixel][r] * values[pixel][c], for R rows and two vectors of channels at a
+// time.
+inline void weighted_sums(const float* weights, int64_t lanes, const float* values, int64_t pixel, int64_t pixels,
+                          int64_t rows, int64_t channels, float* sums) {
   constexpr int R = W >= 16 ? 12 : 6, N = 2;
-  for (int64_t c = 0; c < channels; c += N * W) {
-    const int64_t second = c + W < channels ? W : 0;  // the last vector may be alone
-    for (int64_t first = 0; first < rows; first += R) {
-      const int64_t count = std::min<int64_t>(R, rows - first);
-      V sum[R][N];
-      for (int r = 0; r < R; r++) {
-        const float* from = sums + (first + std::min<int64_t>(r, count - 1)) * channels + c;
-        sum[r][0] = load(from), sum[r][1] = load(from + second);
+  constexpr int64_t SOME =
+      64;  // pixels whose values of two vectors are copied, since pixels lie in the same cache sets
+  float copied[SOME * N * W];
+  for (int64_t begin = 0; begin < pixels; begin += SOME) {
+    const int64_t some = std::min(SOME, pixels - begin);
+    for (int64_t c = 0; c < channels; c += N * W) {
+      const int64_t second = c + W < channels ? W : 0;  // the last vector may be alone
+      for (int64_t i = 0; i < some; i++) {
+        const float* from = values + (begin + i) * pixel + c;
+        store(copied + i * N * W, load(from));
+        store(copied + i * N * W + W, load(from + second));
       }
-      const float* row = weights + first;  // whole vectors of rows are there
-      for (int64_t i = 0; i < pixels; i++) {
-        const V a = load(values + i * pixel + c), b = load(values + i * pixel + c + second);
-#pragma GCC unroll 12
+      for (int64_t first = 0; first < rows; first += R) {
+        const int64_t count = std::min<int64_t>(R, rows - first);
+        V sum[R][N];
         for (int r = 0; r < R; r++) {
-          const V weight = splat(row[i * lanes + r]);
-          sum[r][0] += weight * a;
-          sum[r][1] += weight * b;
+          const float* from = sums + (first + std::min<int64_t>(r, count - 1)) * channels + c;
+          sum[r][0] = load(from), sum[r][1] = load(from + second);
         }
-      }
-      for (int r = 0; r < count; r++) {
-        store(sums + (first + r) * channels + c, sum[r][0]);
-        if (second) store(sums + (first + r) * channels + c + W, sum[r][1]);
+        const float* row = weights + begin * lanes + first;  // it may run over into the next row, where count < R
+        for (int64_t i = 0; i < some; i++) {
+          const V a = load(copied + i * N * W), b = load(copied + i * N * W + W);
+#pragma GCC unroll 12
+          for (int r = 0; r < R; r++) {
+            const V weight = splat(row[i * lanes + r]);
+            sum[r][0] += weight * a;
+            sum[r][1] += weight * b;
+          }
+        }
+        for (int r = 0; r < count; r++) {
+          store(sums + (first + r) * channels + c, sum[r][0]);
+          if (second) store(sums + (first + r) * channels + c + W, sum[r][1]);
+        }
       }
     }
   }
@@ -59,7 +75,8 @@ void read_part(const Op& op, const Run& run, int64_t chunk) {
   for (int64_t y = begin; y < end; y++) {
     Finish raw{nullptr, NONE, scores + (y - begin) * k.width * s.lanes, s.lanes, nullptr, 0};
     raw.partial = true;
-    gemm(at(k, std::min(image, k.batch - 1), y, 0), Left{k.pixel, 1, 0, 1, 0, depth}, packed, raw, k.width, s.lanes, 0, panels(s.lanes));
+    gemm(at(k, std::min(image, k.batch - 1), y, 0), Left{k.pixel, 1, 0, 1, 0, depth}, packed, raw, k.width, s.lanes, 0,
+         panels(s.lanes));
   }
   for (int64_t r = 0; r < s.lanes; r += W) {
     V bound = load(scores + r), sum = splat(0);
@@ -74,7 +91,8 @@ void read_part(const Op& op, const Run& run, int64_t chunk) {
   }
   clear(sums, s.queries * s.values);
   for (int64_t y = begin; y < end; y++)
-    weighted_sums(scores + (y - begin) * v.width * s.lanes, s.lanes, at(v, std::min(image, v.batch - 1), y, 0), v.pixel, v.width, s.queries, s.values, sums);
+    weighted_sums(scores + (y - begin) * v.width * s.lanes, s.lanes, at(v, std::min(image, v.batch - 1), y, 0), v.pixel,
+                  v.width, s.queries, s.values, sums);
 }
 
 // Adds the parts of an image in their order.
@@ -92,10 +110,31 @@ void read_sums(const Op& op, const Run& run, int64_t image) {
       const float* part = parts + p * s.size;
       const float factor = exp(splat(part[r] - bound))[0];
       total += part[s.lanes + r] * factor;
-      for (int64_t c = 0; c < s.values; c += W) store(to + c, load(to + c) + load(part + 2 * s.lanes + r * s.values + c) * factor);
+      for (int64_t c = 0; c < s.values; c += W)
+        store(to + c, load(to + c) + load(part + 2 * s.lanes + r * s.values + c) * factor);
     }
     for (int64_t c = 0; c < s.values; c += W) store(to + c, load(to + c) / total);
   }
+}
+
+// Softmax over every `heads`-th of `count` scores, for N heads at once.
+template <int N>
+void softmax_of_heads(float* scores, int64_t count, int64_t heads) {
+  float largest[N], total[N];
+  for (int h = 0; h < N; h++) largest[h] = scores[h], total[h] = 0;
+  for (int64_t i = heads; i < count; i += heads)
+    for (int h = 0; h < N; h++) largest[h] = scores[i + h] > largest[h] ? scores[i + h] : largest[h];
+  float values[W];
+  for (int64_t i = 0; i < count; i += heads)
+    for (int first = 0; first < N; first += W) {
+      const int some = N - first < W ? N - first : W;
+      for (int h = 0; h < W; h++) values[h] = h < some ? scores[i + first + h] - largest[first + h] : 0;
+      store(values, exp(load(values)));
+      for (int h = 0; h < some; h++) scores[i + first + h] = values[h], total[first + h] += values[h];
+    }
+  for (int h = 0; h < N; h++) total[h] = 1 / total[h];
+  for (int64_t i = 0; i < count; i += heads)
+    for (int h = 0; h < N; h++) scores[i + h] *= total[h];
 }
 
 // ---- softmax attention of the pixels of a map to a few tokens -------------------------------------------------------
@@ -104,11 +143,12 @@ void read_sums(const Op& op, const Run& run, int64_t image) {
 void write_map(const Op& op, const Run& run, int64_t chunk) {
   const Map &q = run.maps[op.in[0]], &k = run.maps[op.in[1]], &v = run.maps[op.in[2]], &add = run.maps[op.in[3]];
   const Map &out = run.maps[op.out], &residual = run.maps[op.residual];
-  const int64_t heads = op.p[0], count = k.width, lanes = padded(count), depth = q.channels, values = padded(out.channels);
+  const int64_t heads = op.p[0], count = k.width, lanes = padded(count), depth = q.channels,
+                values = padded(out.channels);
   const Range rows(out.batch * out.height, row_parts(out, run), chunk);
-  float* const packed_keys = scratch(lanes * depth + count * values + (out.width + 1) * lanes + 2 * heads + 16 * W);
+  float* const packed_keys = scratch(lanes * depth + count * values + (out.width + 1) * lanes + 16 * W);
   float *const packed_values = packed_keys + lanes * depth, *const bias = packed_values + count * values;
-  float *const scores = bias + lanes, *const largest = scores + out.width * lanes, *const total = largest + heads;
+  float* const scores = bias + lanes;
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
     if (r == rows.begin || y == 0) {
@@ -117,22 +157,18 @@ void write_map(const Op& op, const Run& run, int64_t chunk) {
       pack_values(v, image, window, 0, out.channels, packed_values);
       for (int64_t i = 0; i < lanes; i++) bias[i] = i < count ? at(add, image, 0, i / heads)[i % heads] : 0;
     }
-    gemm(at(q, std::min(image, q.batch - 1), y, 0), Left{q.pixel, 1, 0, 1, 0, depth}, packed_keys, Finish{bias, NONE, scores, lanes, nullptr, 0}, out.width, lanes, 0, panels(lanes));
+    gemm(at(q, std::min(image, q.batch - 1), y, 0), Left{q.pixel, 1, 0, 1, 0, depth}, packed_keys,
+         Finish{bias, NONE, scores, lanes, nullptr, 0}, out.width, lanes, 0, panels(lanes));
     for (int64_t x = 0; x < out.width; x++) {
       float* row = scores + x * lanes;
-      for (int64_t h = 0; h < heads; h++) largest[h] = row[h], total[h] = 0;
-      for (int64_t i = heads; i < count; i += heads)
-        for (int64_t h = 0; h < heads; h++) largest[h] = row[i + h] > largest[h] ? row[i + h] : largest[h];
-      for (int64_t i = 0; i < count; i += heads)
-        for (int64_t h = 0; h < heads; h++) row[i + h] -= largest[h];
-      for (int64_t i = 0; i < lanes; i += W) store(row + i, exp(load(row + i)));
-      for (int64_t i = 0; i < count; i += heads)
-        for (int64_t h = 0; h < heads; h++) total[h] += row[i + h];
-      for (int64_t h = 0; h < heads; h++) total[h] = 1 / total[h];
-      for (int64_t i = 0; i < count; i += heads)
-        for (int64_t h = 0; h < heads; h++) row[i + h] *= total[h];
+      if (heads % 8 == 0)
+        for (int64_t h = 0; h < heads; h += 8) softmax_of_heads<8>(row + h, count, heads);
+      else
+        for (int64_t h = 0; h < heads; h++) softmax_of_heads<1>(row + h, count, heads);
     }
-    const Finish finish{op.bias[0], NONE, at(out, image, y, 0), out.pixel, at(residual, std::min(image, residual.batch - 1), y, 0), residual.pixel};
+    const Finish finish{
+        op.bias[0],    NONE, at(out, image, y, 0), out.pixel, at(residual, std::min(image, residual.batch - 1), y, 0),
+        residual.pixel};
     gemm(scores, Left{lanes, 1, 0, 1, 0, count}, packed_values, finish, out.width, values, 0, panels(values));
   }
 }
@@ -156,8 +192,8 @@ void regroup(const Op& op, const Run& run, int64_t chunk) {
   }
 }
 
-// Masks, planar, of twice the size: each pixel of the first input holds four, row by row, of C channels each; the second
-// holds the factors of the channels for each mask, (1, masks, C).
+// Masks, planar, of twice the size: each pixel of the first input holds four, row by row, of C channels each; the
+// second holds the factors of the channels for each mask, (1, masks, C).
 void masks(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &factors = run.maps[op.in[1]], &out = run.maps[op.out];
   const Range rows(in.batch * in.height, row_parts(in, run), chunk);

@@ -29,8 +29,8 @@ INLINE Decay decay(V x) {
   return {power * rest + power, rest, k == splat(0)};
 }
 
-// Where a step is small, its rounding error goes into `lost`, which is added to the next input: without this, the errors
-// of 65,536 small steps would spoil the result. Larger steps decay fast, and their rounding errors with them.
+// Where a step is small, its rounding error goes into `lost`, which is added to the next input: without this, the
+// errors of 65,536 small steps would spoil the result. Larger steps decay fast, and their rounding errors with them.
 INLINE V next(V state, const Decay& d, V input, V& lost) {
   input += lost;
   const V result = d.whole * state + input;
@@ -48,7 +48,8 @@ int64_t scan_chunks(const Op& op, const Run& run) {
 }
 
 template <int K>
-void scan_states(const Op& op, const Run& run, int64_t image, const Window& window, int64_t channel, int64_t state, V keep) {
+void scan_states(const Op& op, const Run& run, int64_t image, const Window& window, int64_t channel, int64_t state,
+                 V keep) {
   const Map &u = run.maps[op.in[0]], &dt = run.maps[op.in[1]], &bc = run.maps[op.in[2]], &out = run.maps[op.out];
   const int64_t states = op.p[1], lanes = padded(op.p[2]);
   const V skip = load(op.bias[0] + channel);

@@ -18,7 +18,8 @@ struct Windows {
 struct Window {
   int64_t top, left, width, tokens;
   Window(const Map& map, const Windows& windows, int64_t index)
-      : top(index / windows.columns * windows.size_y), left(index % windows.columns * windows.size_x),
+      : top(index / windows.columns * windows.size_y),
+        left(index % windows.columns * windows.size_x),
         width(std::min(windows.size_x, map.width - left)),
         tokens(width * std::min(windows.size_y, map.height - top)) {}
   float* token(const Map& map, int64_t image, int64_t index) const {
@@ -37,7 +38,8 @@ INLINE float total(V v) {
   return result;
 }
 
-// Softmax of a row of `count` scores without its division: e^(score - largest), zeros up to a whole vector, and the sum.
+// Softmax of a row of `count` scores without its division: e^(score - largest), zeros up to a whole vector, and the
+// sum.
 inline float exponentials(float* row, int64_t count) {
   const int64_t size = padded(count);
   for (int64_t i = count; i < size; i++) row[i] = row[0];

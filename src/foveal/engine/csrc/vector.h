@@ -86,17 +86,27 @@ INLINE V exp(V x) {
 
 INLINE V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
 
-// erf(x) of Abramowitz and Stegun 7.1.26, error below 2e-7.
+// erf(x), error below 2e-7: x times a polynomial of t = x^2 / 8 - 1, fitted to erf(x) / x for |x| <= 4. It has no
+// division and no exponential, so it costs half of the usual approximations.
 INLINE V erf(V x) {
-  V a = x < splat(0) ? -x : x;
-  V t = 1.0f / (1.0f + a * 0.3275911f);
-  V p = splat(1.061405429f);
-  p = p * t - 1.453152027f;
-  p = p * t + 1.421413741f;
-  p = p * t - 0.284496736f;
-  p = p * t + 0.254829592f;
-  V y = 1.0f - p * t * exp(-a * a);
-  return x < splat(0) ? -y : y;
+  x = clamp(x, -4, 4);
+  const V t = x * x * 0.125f - 1.0f;
+  V p = splat(0.0024388989f);
+  p = p * t - 0.00594268972f;
+  p = p * t + 0.00353133259f;
+  p = p * t - 0.00321071851f;
+  p = p * t + 0.014865391f;
+  p = p * t - 0.0265909862f;
+  p = p * t + 0.0331308879f;
+  p = p * t - 0.0441304296f;
+  p = p * t + 0.0597856902f;
+  p = p * t - 0.0750553682f;
+  p = p * t + 0.0902323499f;
+  p = p * t - 0.10768187f;
+  p = p * t + 0.131673485f;
+  p = p * t - 0.176576942f;
+  p = p * t + 0.353531003f;
+  return x * p;
 }
 
 // ln(1 + e^x) = max(x, 0) + ln(1 + e^-|x|), the logarithm by its series in z = t / (2 + t): t is at most 1.
@@ -120,15 +130,24 @@ enum Act { NONE, RELU, RELU6, HARDSWISH, GELU_TANH, GELU, SILU, SIGMOID, HARDSIG
 template <int A>
 INLINE V activate_as(V x) {
   switch (A) {
-    case HARDSWISH: return x * clamp(x * (1 / 6.0f) + 0.5f, 0, 1);
-    case GELU_TANH: return x * sigmoid((x + x * x * x * 0.044715f) * 1.5957691216f);
-    case GELU: return x * 0.5f * (1.0f + erf(x * 0.70710678f));
-    case SILU: return x * sigmoid(x);
-    case SIGMOID: return sigmoid(x);
-    case HARDSIGMOID: return clamp(x * (1 / 6.0f) + 0.5f, 0, 1);
-    case TANH: return 2.0f * sigmoid(2.0f * x) - 1.0f;
-    case SOFTPLUS: return softplus(x);
-    default: return x;
+    case HARDSWISH:
+      return x * clamp(x * (1 / 6.0f) + 0.5f, 0, 1);
+    case GELU_TANH:
+      return x * sigmoid((x + x * x * x * 0.044715f) * 1.5957691216f);
+    case GELU:
+      return x * 0.5f * (1.0f + erf(x * 0.70710678f));
+    case SILU:
+      return x * sigmoid(x);
+    case SIGMOID:
+      return sigmoid(x);
+    case HARDSIGMOID:
+      return clamp(x * (1 / 6.0f) + 0.5f, 0, 1);
+    case TANH:
+      return 2.0f * sigmoid(2.0f * x) - 1.0f;
+    case SOFTPLUS:
+      return softplus(x);
+    default:
+      return x;
   }
 }
 
@@ -139,16 +158,36 @@ inline void activate_as(float* values, int64_t count) {
 }
 inline __attribute__((noinline)) void activate(int act, float* values, int64_t count) {
   switch (act) {
-    case RELU: for (int64_t i = 0; i < count; i++) store(values + i * W, relu(load(values + i * W))); break;
-    case RELU6: for (int64_t i = 0; i < count; i++) store(values + i * W, clamp(load(values + i * W), 0, 6)); break;
-    case HARDSWISH: activate_as<HARDSWISH>(values, count); break;
-    case GELU_TANH: activate_as<GELU_TANH>(values, count); break;
-    case GELU: activate_as<GELU>(values, count); break;
-    case SILU: activate_as<SILU>(values, count); break;
-    case SIGMOID: activate_as<SIGMOID>(values, count); break;
-    case HARDSIGMOID: activate_as<HARDSIGMOID>(values, count); break;
-    case TANH: activate_as<TANH>(values, count); break;
-    case SOFTPLUS: activate_as<SOFTPLUS>(values, count); break;
+    case RELU:
+      for (int64_t i = 0; i < count; i++) store(values + i * W, relu(load(values + i * W)));
+      break;
+    case RELU6:
+      for (int64_t i = 0; i < count; i++) store(values + i * W, clamp(load(values + i * W), 0, 6));
+      break;
+    case HARDSWISH:
+      activate_as<HARDSWISH>(values, count);
+      break;
+    case GELU_TANH:
+      activate_as<GELU_TANH>(values, count);
+      break;
+    case GELU:
+      activate_as<GELU>(values, count);
+      break;
+    case SILU:
+      activate_as<SILU>(values, count);
+      break;
+    case SIGMOID:
+      activate_as<SIGMOID>(values, count);
+      break;
+    case HARDSIGMOID:
+      activate_as<HARDSIGMOID>(values, count);
+      break;
+    case TANH:
+      activate_as<TANH>(values, count);
+      break;
+    case SOFTPLUS:
+      activate_as<SOFTPLUS>(values, count);
+      break;
   }
 }
 
@@ -174,6 +213,8 @@ struct Cheap {
 INLINE bool in_place(int act) { return act > HARDSWISH; }
 template <class F>
 INLINE void with_act(int act, F&& f) {
-  if (act == HARDSWISH) f(HardSwish());
-  else f(Bounds(act));
+  if (act == HARDSWISH)
+    f(HardSwish());
+  else
+    f(Bounds(act));
 }

@@ -1,5 +1,5 @@
-// 3x3 convolution with stride 1 by Winograd's F(2x2, 3x3) (arXiv 1509.09308): 16 products for 4 output pixels instead of
-// 36, between a transformation of 4x4 input pixels and one of the sums.
+// 3x3 convolution with stride 1 by Winograd's F(2x2, 3x3) (arXiv 1509.09308): 16 products for 4 output pixels instead
+// of 36, between a transformation of 4x4 input pixels and one of the sums.
 #pragma once
 #include "gemm.h"
 
@@ -9,7 +9,8 @@ INLINE void transform_tile(const float* at, int64_t pixel, int64_t row, int64_t 
     V t[4][4];
 #pragma GCC unroll 4
     for (int x = 0; x < 4; x++) {
-      V d0 = load(at + x * pixel), d1 = load(at + row + x * pixel), d2 = load(at + 2 * row + x * pixel), d3 = load(at + 3 * row + x * pixel);
+      V d0 = load(at + x * pixel), d1 = load(at + row + x * pixel), d2 = load(at + 2 * row + x * pixel),
+        d3 = load(at + 3 * row + x * pixel);
       t[0][x] = d0 - d2;
       t[1][x] = d1 + d2;
       t[2][x] = d2 - d1;
@@ -32,12 +33,15 @@ INLINE void inverse(V m0, V m1, V m2, V m3, V& top, V& bottom) {
 }
 
 // The 2x2 output pixels of a tile, of which `rows` x `columns` exist.
-INLINE void finish_winograd(const float* sums, int64_t plane, const Finish& finish, int64_t channel, int64_t count, float* out, int64_t out_row, const float* residual, int64_t residual_row, int rows, int columns) {
+INLINE void finish_winograd(const float* sums, int64_t plane, const Finish& finish, int64_t channel, int64_t count,
+                            float* out, int64_t out_row, const float* residual, int64_t residual_row, int rows,
+                            int columns) {
   for (int64_t c = 0; c < count; c += W) {
     V t[2][4], y[2][2];
 #pragma GCC unroll 4
     for (int x = 0; x < 4; x++)
-      inverse(load(sums + x * plane + c), load(sums + (4 + x) * plane + c), load(sums + (8 + x) * plane + c), load(sums + (12 + x) * plane + c), t[0][x], t[1][x]);
+      inverse(load(sums + x * plane + c), load(sums + (4 + x) * plane + c), load(sums + (8 + x) * plane + c),
+              load(sums + (12 + x) * plane + c), t[0][x], t[1][x]);
     V bias = load(finish.bias + channel + c);
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
