@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Work:
     model: str
     task: str | None
     size: tuple[int, int]
-    floor: float
+    floor: float | None = None
     part: str = ""
 
 
@@ -60,12 +61,12 @@ WORK = {
     "seg-b1": Work("efficientvit_b1", "segment", (512, 1024), 1.12),
     "l1": Work("efficientvit_l1", None, (224, 224), 1.0),
     "sr-x2": Work("efficientvit_sr", "upscale", (270, 480), 1.15),
-    "realtime-sr": Work("realtime_sr", "upscale", (270, 480), 1.0),
-    "lite0": Work("efficientnet_lite0", None, (224, 224), 1.0),
-    "mobilenetv2": Work("mobilenetv2_100", None, (224, 224), 1.0),
-    "mobilenetv3": Work("mobilenetv3_large_100", None, (224, 224), 1.0),
+    "realtime-sr": Work("realtime_sr", "upscale", (270, 480)),
+    "lite0": Work("efficientnet_lite0", None, (224, 224)),
+    "mobilenetv2": Work("mobilenetv2_100", None, (224, 224)),
+    "mobilenetv3": Work("mobilenetv3_large_100", None, (224, 224)),
     "mambavision-t": Work("mambavision_t", None, (224, 224), 1.1),
-    "vit-small": Work("vit_small", None, (224, 224), 1.0),
+    "vit-small": Work("vit_small", None, (224, 224)),
     "sam": Work("tf_efficientnet_lite0", "prompt", (512, 512), 1.1, part="encoder"),
     "sam-click": Work("tf_efficientnet_lite0", "prompt", (64, 64), 1.3, part="prompts"),
 }
@@ -106,8 +107,7 @@ def arrays_of(engine: Engine, work: Work, feed: Feed) -> list[NDArray[np.float32
 
 def native(engine: Engine, work: Work, feed: Feed) -> Run:
     """The native engine; of several results it returns the last, the masks, which are the first of the file."""
-    arrays = arrays_of(engine, work, feed)
-    return lambda: engine(*arrays)
+    return lambda: engine(*arrays_of(engine, work, feed))
 
 
 def openvino(path: Path, threads: int, feed: Feed) -> Run:
@@ -213,7 +213,7 @@ def show_scaling(name: str, threads: int) -> None:
     times = []
     for side in sides:
         batch = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
-        found = measure({"native": engine}, batch, 3)["native"]
+        found = measure({"native": partial(engine, batch)}, 3)["native"]
         times.append(float(np.median(found)))
         print(f"{side}x{side}  {times[-1] * 1e3:9.2f} ms")
     exponent = np.polyfit(np.log(np.square(sides)), np.log(times), 1)[0]
@@ -286,7 +286,7 @@ def main() -> None:
                 ms = row["ms"]
                 print(
                     f"{name:12} {threads:7} {ms['native']:7.2f} {ms['openvino']:9.2f} {ms['onnxruntime']:8.2f} "
-                    f"{row['over_openvino']:9.2f} {row['over_onnxruntime']:9.2f} {row['floor']:6.2f} "
+                    f"{row['over_openvino']:9.2f} {row['over_onnxruntime']:9.2f} {row['floor'] or '-':>6} "
                     f"{2 * row['macs'] / ms['native'] / 1e6:5.0f}  {row['difference']:.1e}",
                     flush=True,
                 )
