@@ -170,7 +170,7 @@ def test_threads_reach_every_candidate(tmp_path: Path, monkeypatch: pytest.Monke
     counting = sys.modules["counting"]
     assert set(counting.seen[2:]) == {(1, 1), (2, 2)}, "the first runs of each give the outputs that are compared"
     session: Any = opened(tmp_path, refs[2])[0].works[""].run
-    assert session.func.opened.threads == 3
+    assert session.func.engine.threads == 3
 
 
 @pytest.mark.parametrize(

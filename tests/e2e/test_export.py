@@ -117,8 +117,9 @@ def test_upsampling_can_be_in_the_graph(upsampling: Path) -> None:
     assert np.asarray(found).shape == (1, 19, 75, 90)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     photo = np.random.default_rng(1).integers(0, 256, (75, 90, 3), dtype=np.uint8)
-    here = Predictor(TorchRunner(model), model.foveal_info, "torch")
-    assert (foveal.load(upsampling)(photo).mask == here(photo).mask).mean() > 0.999
+    here, there = Predictor(TorchRunner(model), model.foveal_info, "torch")(photo), foveal.load(upsampling)(photo)
+    assert np.abs(there.scores - here.scores).max() < 1e-4
+    assert (there.mask == here.mask).mean() > 0.99, "random weights leave near ties"
 
 
 def test_classifiers_export_too(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_one_photograph(cli: Command, weights: Path, street: Path, tmp_path: Pat
     )  # fmt: skip
     report = json.loads(exact.stdout)["images"][0]
     assert report["size"] == [600, 808]
-    assert report["tiles_psnr"] > 70
+    assert report["tiles_psnr"] is None or report["tiles_psnr"] > 70, "no number: every pixel is the same"
     assert psnr(read_image(tmp_path / "exact" / "street.png"), large) > 50
 
 

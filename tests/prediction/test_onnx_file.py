@@ -160,5 +160,5 @@ def test_many_small_parts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_usage_events_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: calls.append("off"))
-    foveal.load("efficientvit_sr.x2")
+    foveal.load("efficientvit_sr.x2", runtime="onnxruntime")
     assert calls
