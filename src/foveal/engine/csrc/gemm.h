@@ -52,8 +52,10 @@ inline void pack(const float* weight, int64_t outputs, int64_t depth, float* pac
   }
 }
 
-template <int R, int N>
-INLINE void multiply(const float* a, const Left& left, const float* b, V (&sum)[R][N]) {
+// Adds the products of a tile to `sum`. On the way it asks for `next`, line after line: weights that come next are then
+// in the second-level cache, where they would come from memory otherwise.
+template <int R, int N, bool NEXT>
+INLINE void multiply(const float* a, const Left& left, const float* b, const float* next, V (&sum)[R][N]) {
   const int64_t pixel = left.pixel, depth = left.depth;
   for (int64_t y = 0; y < left.steps_y; y++)
     for (int64_t x = 0; x < left.steps_x; x++) {
@@ -67,7 +69,8 @@ INLINE void multiply(const float* a, const Left& left, const float* b, V (&sum)[
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) weights[n] = load(b + n * W);
         b += N * W;
-        if (R <= 2) __builtin_prefetch(b + 64 * N * W);  // few pixels: weights come from memory
+        if (R <= 2) __builtin_prefetch(b + 64 * N * W);  // few pixels: every line is needed soon
+        if (NEXT) __builtin_prefetch(next, 0, 2), next += N * W;
 #pragma GCC unroll 32
         for (int r = 0; r < R; r++) {
           const float* base = r < 3 ? row : r < 6 ? row3 : r < 9 ? row6 : r < 12 ? row9 : row12;
@@ -127,9 +130,9 @@ INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V 
   for (int i = 0; i < R * N; i++) store(out + i / N * finish.out_pixel + i % N * W, sum[i / N][i % N]);
 }
 
-template <int R, int N>
-__attribute__((noinline)) void tile(const float* a, const Left& left, const float* b, const Finish& finish,
-                                    int64_t pixel, int64_t channel) {
+template <int R, int N, bool NEXT>
+__attribute__((noinline)) void tile(const float* a, const Left& left, const float* b, const float* next,
+                                    const Finish& finish, int64_t pixel, int64_t channel) {
   V sum[R][N];
   if (finish.resume) {
     const float* from = finish.out + pixel * finish.out_pixel + channel;
@@ -139,14 +142,14 @@ __attribute__((noinline)) void tile(const float* a, const Left& left, const floa
 #pragma GCC unroll 32
     for (int i = 0; i < R * N; i++) sum[i / N][i % N] = splat(0);
   }
-  multiply<R, N>(a + pixel * left.pixel, left, b, sum);
+  multiply<R, N, NEXT>(a + pixel * left.pixel, left, b, next, sum);
   finish_tile<R, N>(finish, pixel, channel, sum);
 }
 
-using Tile = void (*)(const float*, const Left&, const float*, const Finish&, int64_t, int64_t);
+using Tile = void (*)(const float*, const Left&, const float*, const float*, const Finish&, int64_t, int64_t);
 template <int N, int... R>
 constexpr std::array<Tile, sizeof...(R)> tiles(std::integer_sequence<int, R...>) {
-  return {tile<R + 1, N>...};
+  return {tile<R + 1, N, false>...};
 }
 // Tiles of 1, 2, ... pixels by one and by two vectors of output channels.
 constexpr int NARROW_ROWS = 2 * ROWS < 14 ? 2 * ROWS : 14;
@@ -154,11 +157,15 @@ constexpr auto NARROW_TILES = tiles<1>(std::make_integer_sequence<int, NARROW_RO
 constexpr auto WIDE_TILES = tiles<2>(std::make_integer_sequence<int, ROWS>());
 
 template <int N>
-INLINE void panel_tiles(const float* a, const Left& left, const float* b, const Finish& finish, int64_t pixels,
-                        int64_t begin, int64_t end, int64_t count, int64_t channel) {
+INLINE void panel_tiles(const float* a, const Left& left, const float* b, const float* next, const Finish& finish,
+                        int64_t pixels, int64_t begin, int64_t end, int64_t count, int64_t channel) {
   for (int64_t t = begin; t < end; t++) {
     const int64_t from = t * pixels / count, to = (t + 1) * pixels / count;
-    (N == 2 ? WIDE_TILES[to - from - 1] : NARROW_TILES[to - from - 1])(a, left, b, finish, from, channel);
+    Tile tile_of = N == 2 ? WIDE_TILES[to - from - 1] : NARROW_TILES[to - from - 1];
+    // The first tile of a panel asks for all of the next one, if its height is one of the usual.
+    if (next && t == begin && to - from >= ROWS - 1)
+      tile_of = to - from == ROWS ? tile<ROWS, 2, true> : tile<ROWS - 1, 2, true>;
+    tile_of(a, left, b, next, finish, from, channel);
   }
 }
 
@@ -181,11 +188,14 @@ inline void gemm(const float* a, const Left& left, const float* packed, const Fi
     const int64_t end = std::min(count, begin + block);
     for (int64_t panel = first; panel < last; panel++) {
       const bool wide = outputs - panel * PANEL >= PANEL;
-      const float* b = packed + panel * PANEL * (part.whole ? part.whole : depth) + part.first * (wide ? PANEL : W);
+      const int64_t size = PANEL * (part.whole ? part.whole : depth);
+      const float* b = packed + panel * size + part.first * (wide ? PANEL : W);
+      const bool deep = depth >= 128 && count < 64;  // weights are a large part of what is read
+      const float* next = deep && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL ? b + size : nullptr;
       if (wide)
-        panel_tiles<2>(a, left, b, finish, pixels, begin, end, count, panel * PANEL);
+        panel_tiles<2>(a, left, b, next, finish, pixels, begin, end, count, panel * PANEL);
       else if (begin == 0)
-        panel_tiles<1>(a, left, b, finish, pixels, 0, narrow, narrow, panel * PANEL);
+        panel_tiles<1>(a, left, b, nullptr, finish, pixels, 0, narrow, narrow, panel * PANEL);
     }
   }
 }
