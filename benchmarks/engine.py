@@ -137,6 +137,8 @@ def onnxruntime(path: Path, threads: int, feed: Feed) -> Run:
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    # Else its threads spin on after a run and take the cores of whoever has the next turn.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, feed)[0]
 

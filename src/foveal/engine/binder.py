@@ -91,6 +91,7 @@ class Binder:
         plan: the plan.
         packed: its weights.
         shapes: ``(B, C, H, W)`` of each array that the caller gives.
+        threads: number of threads that will run it.
 
     Attributes:
         arrays: shape of each array of the caller.
@@ -99,9 +100,9 @@ class Binder:
             ``(B, C)``, not ``(B, C, H, W)``.
     """
 
-    def __init__(self, plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]], threads: int = 1) -> None:
         self.arrays = [Shape(batch, height, width, channels) for batch, channels, height, width in shapes]
-        self.library, self.packed = packed.library, packed
+        self.library, self.packed, self.threads = packed.library, packed, threads
         self.width = self.library.width
         self.maps = {0: MapLayout(self.arrays[0], planar=True)}
         self.images, self.outs = [0], list[tuple[int, Shape, bool]]()

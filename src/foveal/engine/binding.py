@@ -71,18 +71,19 @@ class Binding:
         return [result[:, :, 0, 0] if is_flat else result for result, is_flat in zip(results, flat, strict=True)]
 
 
-def bind(plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]]) -> Binding:
+def bind(plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]], threads: int = 1) -> Binding:
     """Bind ``plan`` to inputs ``(B, C, H, W)``.
 
     Args:
         plan: the plan.
         packed: its weights.
         shapes: shape of each input.
+        threads: number of threads that will run it: how layers are divided may depend on it, results do not.
 
     Raises:
         InputError: the network cannot run at this size, or its arrays do not fit together.
     """
-    binder = Binder(plan, packed, shapes)
+    binder = Binder(plan, packed, shapes, threads)
     for number, step in enumerate(plan.steps):
         try:
             _STEPS[step.kind](binder, step)

@@ -97,7 +97,7 @@ class Engine:
         with self._lock:
             if idle := self._idle.get(shapes):
                 return idle.pop()
-        return bind(self.plan, self._packed, shapes)
+        return bind(self.plan, self._packed, shapes, self.threads)
 
     def _give_back(self, shapes: tuple[tuple[int, ...], ...], binding: Binding) -> None:
         with self._lock:

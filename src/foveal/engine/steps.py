@@ -135,7 +135,8 @@ def _way(binder: Binder, step: Step, size: Shape, hidden: int, outputs: int) -> 
         return "rows"  # nothing is computed twice
     if step.kind == "inverted_residual":
         block = _channel_block(binder, step, size)
-        if block >= min(hidden, 2 * binder.library.panel) and size.height >= 7 and hidden >= 4 * outputs // 2:
+        divides = binder.threads == 1 or size.height * size.batch >= 7 * binder.threads  # rows for every thread
+        if divides and block >= min(hidden, 2 * binder.library.panel) and size.height >= 7 and hidden >= 2 * outputs:
             whole = size.height * size.width * (hidden + outputs) * 4
             if whole > cache // 2 or size.width < 16:
                 return "channels"

@@ -202,7 +202,10 @@ ChainParts chain_parts(const Op& op, const Run& run) {
   s.step = 1;
   while (s.step < out.height && floats(s.columns, s.step + 1) <= run.cache) s.step++;
   const int64_t wanted = run.threads == 1 ? 1 : ceil_div(4 * run.threads, out.batch * s.strips);
-  s.row_parts = std::max<int64_t>(1, std::min(wanted, out.height / (ring ? 8 : 2)));
+  s.row_parts = std::max<int64_t>(1, std::min(wanted, out.height / (ring ? 7 : 2)));
+  // As many parts for each thread; a part of its own costs less than a thread that waits.
+  if (s.strips * out.batch == 1 && run.threads > 1 && out.height >= 2 * run.threads)
+    s.row_parts = std::max<int64_t>(1, s.row_parts / run.threads) * run.threads;
   s.step = std::min(s.step, ceil_div(out.height, s.row_parts));
   s.in_columns = (s.columns - 1) * stride + kernel;
   s.ring_rows = (s.step - 1) * stride + kernel;
