@@ -160,7 +160,7 @@ def _read_plans(path: Path) -> list[Plan]:
     """
     if not path.is_file():
         encoder = prompt_part(path, NATIVE_PARTS[0])
-        raise CheckpointError(f"no file at {path}; give {encoder}" if encoder.is_file() else missing_file(str(path)))
+        raise CheckpointError(f"no file at {path}; give {encoder}") if encoder.is_file() else missing_file(str(path))
     plan = load_plan(path)
     try:
         task = find_task(plan.info.task)
