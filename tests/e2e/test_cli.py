@@ -238,11 +238,16 @@ def _watch_memory(process: subprocess.Popen[str], out: Path, samples: list[tuple
         time.sleep(0.05)
 
 
-def test_convert_keeps_all_weights(cli: Command, run: TrainResult, tmp_path: Path) -> None:
+def test_convert_and_bench_agree(cli: Command, run: TrainResult, exported: Path, tmp_path: Path) -> None:
+    """A checkpoint converts; the copy and the exported file are measured side by side with equal outputs."""
     copy = tmp_path / "copy.safetensors"
     assert "efficientvit_b0 for segment" in cli("convert", run.best, copy).stdout
     first, second = foveal.load_model(run.best).state_dict(), foveal.load_model(copy).state_dict()
     assert all(first[key].equal(second[key]) for key in first)
+    done = cli("bench", copy, exported, "--size", "64x96", "--rounds", "3", "--no-memory", "--json")
+    report = json.loads(done.stdout)
+    assert len(report["candidates"]) == 2
+    assert report["machine"]["cpu"]
 
 
 def test_models_lists_ours_and_the_published_figures(cli: Command) -> None:

@@ -116,11 +116,11 @@ def test_upsampling_can_be_in_the_graph(upsampling: Path) -> None:
     (found,) = session.run(None, {"image": image})
     assert np.asarray(found).shape == (1, 19, 75, 90)
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
-    photo = np.random.default_rng(1).integers(0, 256, (75, 90, 3), dtype=np.uint8)
+    # At other sizes the graph interpolates towards the padding, where the predictor repeats the edge.
+    photo = np.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     here, there = Predictor(TorchRunner(model), model.foveal_info, "torch")(photo), foveal.load(upsampling)(photo)
-    inside = np.s_[:64, :80]  # beyond, the graph interpolates towards the padding, the predictor repeats the edge
-    assert np.abs(there.scores - here.scores)[inside].max() < 1e-4
-    assert (there.mask == here.mask)[inside].mean() > 0.999
+    assert np.abs(there.scores - here.scores).max() < 1e-4
+    assert (there.mask == here.mask).mean() > 0.999
 
 
 def test_classifiers_export_too(tmp_path: Path) -> None:

@@ -79,7 +79,6 @@ def test_equals_the_published_network(tiny: Any, index: int) -> None:
     assert max(result.values()) <= TOLERANCE, result
 
 
-@pytest.mark.long
 def test_equals_the_published_network_with_layer_scale() -> None:
     model = create_model("mambavision_l").eval()
     load_checkpoint(model, published_state("mambavision_l"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..engine.engine import Engine
 from ..engine.library import available
 from ..engine.plan import POINT_ARRAYS, SUFFIX, Plan, load_plan
-from ..errors import CheckpointError, ConfigError, InputError
+from ..errors import CheckpointError, ConfigError
 from ..images.sam_frame import FRAME
 from ..info import info_of, say_licence
 from ..task import TASKS, find_task
@@ -40,10 +40,7 @@ class NativeRunner:
         self.engine = Engine(plan, threads or cpu_count())
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        try:
-            return self.engine(batch)
-        except MemoryError as error:
-            raise InputError(f"the network cannot run on {batch.shape}: {error}") from error
+        return self.engine(batch)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
