@@ -21,7 +21,6 @@ from foveal import assets
 from foveal.images.reading import read_image
 from foveal.measuring import machine
 from foveal.measuring.benchmark import interleaved
-from foveal.prediction.onnx_runner import OnnxPrompter, OnnxRunner
 from foveal.prediction.predictor import Predictor
 from foveal.prediction.prompting import Embedding
 
@@ -41,9 +40,8 @@ def main() -> None:
     photo = np.asarray(image.resize((round(image.width * scale), round(image.height * scale))))
     with tempfile.TemporaryDirectory() as folder:
         path = foveal.export(arguments.model, output=Path(folder) / "model.onnx").path
-        runner, info = OnnxRunner.open(path, threads=1)
         predictors = {
-            "onnxruntime": Predictor(OnnxPrompter(runner, path, info, threads=1), info, "onnxruntime"),
+            "onnxruntime": foveal.load(path, runtime="onnxruntime", device="cpu", threads=1),
             "torch": foveal.load(arguments.model, device="cpu"),
         }
         report = {

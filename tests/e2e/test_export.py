@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,11 @@ import torch
 import foveal
 from foveal.data.synthetic import NAMES
 from foveal.exporting.formats import FORMATS, Format
-from foveal.exporting.graph import Graph, RunFile, trace
+from foveal.exporting.graph import Graph, Options, RunFile, Written, trace
 from foveal.info import KEY, ModelInfo, attach
 from foveal.layers.linear_attention import MultiScaleLinearAttention
-from foveal.prediction.onnx_runner import OnnxRunner
+from foveal.prediction.exported import NetworkRunner
+from foveal.prediction.onnx_runner import onnx_network
 from foveal.prediction.predictor import Predictor
 from foveal.prediction.torch_runner import TorchRunner
 from foveal.training.train import TrainResult
@@ -33,7 +35,7 @@ def test_any_batch_and_size(run: TrainResult, exported: Path, size: tuple[int, i
     model = foveal.load_model(run.best)
     with torch.inference_mode():
         expected = model(image, upsample=False).numpy()
-    found = OnnxRunner(exported)(image.numpy())
+    found = NetworkRunner(onnx_network(exported))(image.numpy())
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
@@ -80,7 +82,7 @@ def test_attention_keeps_its_epsilon(exported: Path) -> None:
         if attribute.name == "value"
     ]
     assert any(array.size == 1 and array.dtype == np.float32 and 0 < float(array.min()) < 1e-14 for array in constants)
-    assert np.isfinite(OnnxRunner(exported)(np.zeros((1, 3, 64, 64), np.float32))).all()
+    assert np.isfinite(NetworkRunner(onnx_network(exported))(np.zeros((1, 3, 64, 64), np.float32))).all()
 
 
 def test_graph_survives_conversion_to_float16(tmp_path: Path) -> None:
@@ -101,7 +103,10 @@ def test_graph_survives_conversion_to_float16(tmp_path: Path) -> None:
         half = convert_float_to_float16(onnx.load(report), keep_io_types=True)
     onnx.save(half, tmp_path / "half.onnx")
     image = np.random.default_rng(0).standard_normal((1, 3, 160, 224)).astype(np.float32)
-    expected, found = OnnxRunner(report.path)(image), OnnxRunner(tmp_path / "half.onnx")(image)
+    expected, found = (
+        NetworkRunner(onnx_network(report.path))(image),
+        NetworkRunner(onnx_network(tmp_path / "half.onnx"))(image),
+    )
     assert np.isfinite(found).all()
     assert np.abs(found - expected).max() <= 0.02 * np.abs(expected).max()
 
@@ -156,14 +161,15 @@ def test_backbones_are_refused(tmp_path: Path) -> None:
 def test_a_further_format_is_one_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch's own program files as a format: written, compared, reported; refused where they differ."""
 
-    def write(graph: Graph, path: Path) -> None:
-        torch.export.save(trace(graph), path)
+    def write(graph: Graph, files: Sequence[Path], options: Options) -> Written:
+        torch.export.save(trace(graph), files[0])
+        return Written()
 
-    def open_program(path: Path) -> RunFile:
-        network = torch.export.load(path).module()
+    def open_program(files: Sequence[Path]) -> RunFile:
+        network = torch.export.load(files[0]).module()
         return lambda feed: [network(*map(torch.from_numpy, feed.values())).detach().numpy() + offset]
 
-    monkeypatch.setitem(FORMATS, "program", Format("program", ".pt2", write, open_program))
+    monkeypatch.setitem(FORMATS, "program", Format("program", (".pt2",), write, open_program))
     model, offset = Plain(), 1.0
     with pytest.raises(foveal.ExportError, match="differs from the model"):
         foveal.export(model, "program", output=tmp_path / "a.pt2", size=(64, 64))

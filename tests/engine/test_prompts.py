@@ -14,7 +14,8 @@ import torch
 import foveal
 from foveal.engine.lowering import make_plan
 from foveal.errors import CheckpointError
-from foveal.prediction.native_runner import NATIVE_PARTS, NativePrompter, open_native
+from foveal.prediction.exported import PARTS
+from foveal.prediction.native_runner import NativePrompter, open_native
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def model() -> Any:
 def files(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The exported files; the export compares each with the model."""
     report = foveal.export(model, "native", output=tmp_path_factory.mktemp("native") / "b0.foveal")
-    assert [path.name for path in (report.path, *report.extra_files)] == [f"b0.{part}.foveal" for part in NATIVE_PARTS]
+    assert [path.name for path in (report.path, *report.extra_files)] == [f"b0.{part}.foveal" for part in PARTS]
     assert report.max_difference < 1e-5
     return report.path
 
@@ -60,7 +61,7 @@ def test_prompts_equal_float64(model: Any, files: Path) -> None:
 
 
 def test_prompters_are_copied_and_pickled(model: Any) -> None:
-    runner = NativePrompter([make_plan(model, part) for part in NATIVE_PARTS], 1)
+    runner = NativePrompter([make_plan(model, part) for part in PARTS], 1)
     other: NativePrompter = pickle.loads(pickle.dumps(runner))
     assert copy.deepcopy(runner) is runner
     embedding = np.ones((1, 256, 64, 64), np.float32)

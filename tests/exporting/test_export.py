@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from foveal.errors import ExportError, InputError
-from foveal.exporting.export import _write_files
+from foveal.exporting.export import _write_all
 from foveal.exporting.formats import find_format
-from foveal.exporting.graph import Graph
+from foveal.exporting.graph import Graph, Options
+from foveal.exporting.report import ExportReport
 from foveal.info import ModelInfo
 
 PARTS = ("encoder", "decoder", "prompts")
@@ -47,21 +49,31 @@ def graphs(**factors: float) -> list[Graph]:
     ]
 
 
+def write(folder: Path, **factors: float) -> ExportReport:
+    """Write the networks as ``a.PART.onnx``."""
+    return _write_all(find_format("onnx"), graphs(**factors), folder / "a.onnx", Options())
+
+
 def test_all_files_are_written_or_none(tmp_path: Path) -> None:
-    paths = [tmp_path / f"{part}.onnx" for part in PARTS]
-    worst, agreement = _write_files(find_format("onnx"), graphs(), paths)
-    assert (worst, agreement) == (0.0, 1.0)
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
-    for path in paths:
+    paths = [tmp_path / f"a.{part}.onnx" for part in PARTS]
+    report = write(tmp_path)
+    assert (report.max_difference, report.agreement) == (0.0, 1.0)
+    assert [report.path, *report.extra_files] == paths
+    stored = tmp_path / "a.encoder.onnx.json"
+    assert sorted(tmp_path.iterdir()) == sorted([*paths, stored])
+    saved = json.loads(stored.read_text())
+    assert [saved["path"], *saved["extra_files"]] == [path.name for path in paths]
+    assert saved["bytes"] == sum(path.stat().st_size for path in paths)
+    for path in (*paths, stored):
         path.unlink()
     paths[2].mkdir()  # in the way of the last file
     with pytest.raises(InputError, match=r"cannot write .*prompts\.onnx"):
-        _write_files(find_format("onnx"), graphs(), paths)
+        write(tmp_path)
     assert list(tmp_path.iterdir()) == [paths[2]]
 
 
 @pytest.mark.parametrize("factor", [float("nan"), 2.001])
 def test_no_file_is_left_if_one_differs(factor: float, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="the decoder differs from the model by"):
-        _write_files(find_format("onnx"), graphs(decoder=factor), [tmp_path / f"{part}.onnx" for part in PARTS])
+        write(tmp_path, decoder=factor)
     assert not list(tmp_path.iterdir())

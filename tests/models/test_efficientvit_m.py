@@ -27,7 +27,8 @@ from foveal.layers.attention import CascadedGroupAttention
 from foveal.layers.conv import InvertedResidual, SqueezeExcite
 from foveal.layers.linear import NormLinear
 from foveal.models.efficientvit_m import EfficientViTMBlock, convert
-from foveal.prediction.onnx_runner import OnnxRunner
+from foveal.prediction.exported import NetworkRunner
+from foveal.prediction.onnx_runner import onnx_network
 from foveal.progress import Progress
 from foveal.training.classify import ClassifyJob
 from foveal.training.config import TrainConfig
@@ -427,7 +428,7 @@ def test_onnx_equals_the_model(task: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"distilled": True} if task == "classify" else {}
     model = filled("efficientvit_m0", task, num_classes=4, **options)
     file = foveal.export(model, output=tmp_path / "m0.onnx").path
-    runner = OnnxRunner(file)
+    runner = NetworkRunner(onnx_network(file))
     for size in ((1, 32, 32), (2, 113, 240), (1, 448, 65)):
         x = torch.randn(size[0], 3, *size[1:])
         with torch.no_grad():

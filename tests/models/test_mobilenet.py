@@ -20,7 +20,8 @@ from foveal.info import ModelInfo, attach, info_of
 from foveal.layers.conv import ConvNormAct
 from foveal.layers.drop_path import DropPath
 from foveal.measuring.costs import count
-from foveal.prediction.onnx_runner import OnnxRunner
+from foveal.prediction.exported import NetworkRunner
+from foveal.prediction.onnx_runner import onnx_network
 from foveal.weights.loading import load_checkpoint
 from helpers import golden
 from helpers.convnets import check_golden, check_peer, conventions, filled, peer
@@ -151,7 +152,7 @@ def test_padding_of_tensorflow_in_a_file_for_any_size(tmp_path: Path) -> None:
     model = golden.fill(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)))
     attach(model, ModelInfo("tf_mobilenetv3_small_100", "classify", 5))
     file = export(model, output=tmp_path / "net.onnx", size=(64, 96))
-    runner = OnnxRunner(file.path)
+    runner = NetworkRunner(onnx_network(file.path))
     for shape in ((1, 3, 64, 64), (2, 3, 67, 98), (1, 3, 71, 129)):
         x = golden.normal_input(shape)
         with torch.no_grad():

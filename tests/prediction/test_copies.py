@@ -17,7 +17,7 @@ import torch
 import foveal
 from foveal import assets
 from foveal.errors import CheckpointError
-from foveal.prediction.onnx_runner import OnnxSession
+from foveal.prediction.onnx_runner import onnx_network
 
 BUNDLED = "efficientvit_b0.camvid"
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8)
@@ -50,7 +50,7 @@ def test_a_pickle_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     stored = pickle.dumps(predictor)
     (tmp_path / "a.onnx").unlink()
     again: Any = pickle.loads(pickle.dumps(pickle.loads(stored)))
-    assert again.runner.session.get_session_options().intra_op_num_threads == 1
+    assert again.runner.network.session.get_session_options().intra_op_num_threads == 1
     np.testing.assert_array_equal(again(IMAGE).mask, predictor(IMAGE).mask)
     with pytest.raises(CheckpointError, match=r"a\.onnx: cannot be opened again .*load the model again"):
         pickle.dumps(predictor)
@@ -58,10 +58,10 @@ def test_a_pickle_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_changed_file_is_not_pickled(tmp_path: Path) -> None:
     path = Path(shutil.copy(assets.path("efficientvit_sr.x2", ".onnx"), tmp_path / "a.onnx"))
-    session = OnnxSession(path, 1)
+    network = onnx_network(path)
     shutil.copy(assets.path("efficientvit_sr.x4", ".onnx"), path)
     with pytest.raises(CheckpointError, match=r"a\.onnx: the file has changed since it was opened"):
-        pickle.dumps(session)
+        pickle.dumps(network)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="only where processes fork")

@@ -75,7 +75,7 @@ def test_threads_reach_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     runner: Any = foveal.load(BUNDLED, threads=1).runner
     assert runner.engine.threads == 1
     runner = foveal.load(BUNDLED, runtime="onnxruntime", threads=1).runner
-    assert runner.session.get_session_options().intra_op_num_threads == 1
+    assert runner.network.session.get_session_options().intra_op_num_threads == 1
     numbers: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", numbers.append)
     foveal.load(BUNDLED, runtime="torch", device="cpu", threads=3)

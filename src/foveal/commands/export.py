@@ -2,36 +2,73 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
-from ..files import check_overwrites
-from .console import Json, print_json, say
+from ..errors import ConfigError, DependencyError, ExportError
+from ..files import check_overwrites, ensure_folder
+from ..text import notice
+from .console import Json, parse_size, print_json, say
 
 
 def export(
-    ref: str, /, *, to: str = "onnx", output: Path | None = None, upsample: bool = False, json: Json = False
+    ref: str,
+    /,
+    *,
+    to: str = "onnx",
+    output: Path | None = None,
+    upsample: bool = False,
+    size: str | None = None,
+    batch: int | None = None,
+    opset: int | None = None,
+    half: bool = False,
+    json: Json = False,
 ) -> int:
-    """Write a model as a file that runs without torch, checked against the model at several sizes.
+    """Write a model as files that run without torch, checked against the model at several sizes.
 
     Parameters
     ----------
     ref
         Bundled name, checkpoint or training run.
     to
-        Format: onnx, or native for the CPU engine.
+        Formats, separated by commas: onnx, openvino, or native for the CPU engine.
     output
-        File to write; default: the model's name in the current folder.
+        File to write; of several formats: the folder. Default: the model's name in the current folder.
     upsample
         For segmentation: put the upsampling to the image's size into the file.
+    size
+        Height and width of the only images that the file takes, as 512x1024. Default: it takes any size.
+    batch
+        With --size: number of images that the file takes at once; default: 1.
+    opset
+        Version of ONNX's operator set; default: 18.
+    half
+        Write float16 instead of float32.
     """
     from .. import export as export_model
+    from .. import load_model
+    from ..exporting.formats import find_format
 
+    formats = [find_format(name.strip()).name for name in to.split(",")]
+    if len(set(formats)) < len(formats):
+        raise ConfigError(f"--to {to}: a format is named twice")
     if output is not None:
+        if len(formats) > 1:
+            ensure_folder(output)
         check_overwrites([output], [Path(ref), *Path(ref).glob("*.safetensors")])
-    report = export_model(ref, to=to, output=output, upsample=upsample)
+    options = {"upsample": upsample, "opset": opset, "half": half, "batch": batch}
+    model, reports, errors = load_model(ref), [], {}
+    for name in formats:
+        try:
+            report = export_model(model, name, output=output, input_size=parse_size(size) if size else None, **options)
+        except (ExportError, DependencyError) as error:
+            if len(formats) == 1:
+                raise
+            errors[name] = str(error)
+            notice(f"{name}: {error}")
+            continue
+        reports.append(report.to_json())
+        if not json:
+            say(report)
     if json:
-        print_json({k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(report).items()})
-    else:
-        say(report)
-    return 0
+        print_json(reports[0] if len(formats) == 1 else {"files": reports, "errors": errors})
+    return 1 if errors else 0

@@ -19,7 +19,7 @@ from ..errors import ConfigError, nearest
 from ..images.bands import RGB
 from ..images.resampling import cubic_samples, resize_cubic
 from ..info import Labels
-from ..prediction.onnx_runner import OnnxRunner
+from ..prediction.exported import NetworkRunner
 from ..prediction.predictor import Predictor
 
 _BAND = 16  # rows of upsampled logits in memory at a time
@@ -60,7 +60,7 @@ class Protocol:
             ConfigError: the model is an exported file that upsamples its logits itself, bilinearly, or is not for RGB
             images.
         """
-        if isinstance(predictor.runner, OnnxRunner) and predictor.info.output_stride == 1:
+        if isinstance(predictor.runner, NetworkRunner) and predictor.info.output_stride == 1:
             raise ConfigError(
                 f"protocol {self.name!r} upsamples the logits bicubically, but this file upsamples them itself, "
                 "bilinearly: export without --upsample"

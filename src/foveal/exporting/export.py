@@ -7,9 +7,9 @@ description (preprocessing, class names, palette, licence), and it is compared w
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -21,12 +21,16 @@ from ..info import info_of
 from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
 from ..models.registry import check_takes_images
-from ..prediction.onnx_runner import prompt_part
+from ..prediction.exported import part_path
 from ..task import TASKS
-from .formats import Format, find_format
-from .graph import Graph, Source, compare
+from .formats import FORMATS, Format, find_format
+from .graph import OPSET, Graph, Options, Source, Written, compare
 from .image import image_graphs
 from .prompt import prompt_graphs
+from .report import ExportReport, current_command, report_path, versions_of
+
+SMALLEST = 32  #: side of a fixed size, in pixels
+MAX_OPSET = 23  #: of ONNX: the newest that the exporter writes
 
 #: The networks that a model of a task is exported as. Models of other tasks cannot be exported.
 GRAPHS: dict[str, Callable[[Source], list[Graph]]] = {
@@ -37,48 +41,6 @@ GRAPHS: dict[str, Callable[[Source], list[Graph]]] = {
 }
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """The file that was written, and how it was checked.
-
-    Attributes:
-        path: the file.
-        format: its format, for example "onnx".
-        opset: version of ONNX's operator set; 0 for formats that have none.
-        bytes: size of the file, or of all files.
-        sizes: (batch, height, width) of the images on which it was compared with the model; for promptable models: ().
-        max_difference: largest difference between the outputs of file and model, relative to the model's largest
-            output, over all inputs that were compared.
-        agreement: smallest share of positions with the same class over all inputs; 1 for outputs without classes.
-        extra_files: further files of a promptable model: the decoder in SAM's contract, and the one for many prompts.
-    """
-
-    path: Path
-    format: str
-    opset: int
-    bytes: int
-    sizes: tuple[tuple[int, int, int], ...]
-    max_difference: float
-    agreement: float
-    extra_files: tuple[Path, ...] = ()
-
-    def __fspath__(self) -> str:
-        """The path of the file, so that the report can be used as a path."""
-        return str(self.path)
-
-    def __str__(self) -> str:
-        opset = f", opset {self.opset}" if self.opset else ""
-        size = f"{self.bytes / 1e6:.2f} MB{opset}"
-        if self.extra_files:
-            names = " + ".join(str(path) for path in (self.path, *self.extra_files))
-            return f"{names}  {size}; equal the model to {self.max_difference:.1e}"
-        sizes = ", ".join(f"{b}x{h}x{w}" for b, h, w in self.sizes)
-        return (
-            f"{self.path}  {size}; equals the model to {self.max_difference:.1e}, "
-            f"same class on {self.agreement:.2%} (batch x height x width: {sizes})"
-        )
-
-
 def export(
     model_or_ref: nn.Module | str | Path,
     to: str = "onnx",
@@ -86,58 +48,125 @@ def export(
     output: str | Path | None = None,
     upsample: bool = False,
     size: tuple[int, int] = (256, 320),
+    input_size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    opset: int | None = None,
+    half: bool = False,
 ) -> ExportReport:
     """Write a model as a file with dynamic batch, height and width; a promptable model as three files.
 
     Of a promptable model, ``NAME.encoder.onnx`` makes embeddings of images, ``NAME.decoder.onnx`` answers one prompt in
     the contract of SAM's own export, and ``NAME.prompts.onnx`` answers many prompts without a mask input.
-    The native format has ``NAME.masks.foveal``, which encodes mask inputs, in place of the second.
+    The other formats have ``NAME.masks``, which encodes mask inputs, in place of the second.
     ``foveal.load`` takes the first and finds the others in the same folder.
+
+    The report is stored beside the file, as ``NAME.onnx.json``.
 
     Args:
         model_or_ref: a model from ``create_model`` or ``load_model``, or a reference that ``load_model`` takes.
-        to: format, "onnx" or "native".
-        output: file to write; default: the model's name in the current folder.
+        to: format: "onnx", "openvino" (the file ``NAME.xml`` and its weights ``NAME.bin``) or "native".
+        output: file to write, or an existing folder; default: the model's name in the current folder.
         upsample: for segmentation: put the upsampling to the image's size into the file. By default the file gives
             logits at the model's own stride, and Foveal's predictor upsamples them.
         size: (H, W) to trace at, each at least twice the model's coarsest stride; the file takes any size from 32 up.
             A promptable model is traced at its own size.
+        input_size: (H, W) of the only images that the file takes, for runtimes that need a fixed size.
+        batch: number of images that a file of fixed size takes; default: 1.
+        opset: version of ONNX's operator set; default: 18.
+        half: float16 instead of float32.
 
     Returns:
         ExportReport: with ``path`` and how the file compares with the model.
 
     Raises:
-        ConfigError: unknown format, impossible size, an option of another task, or a model that Foveal did not make.
+        ConfigError: unknown format, impossible size, an option of another task or format, or a model that Foveal did
+            not make.
         InputError: ``output`` cannot be written.
         ExportError: the model cannot be traced, the native engine lacks one of its layers, or the file differs from it;
             then no file is written.
+        DependencyError: a package that the format needs is not installed.
     """
     format = find_format(to)
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
-    _check_request(model, upsample, size)
-    source = _prepare(model, upsample, size)
+    _check_format_options(format, opset, half)
+    if batch is not None and input_size is None:
+        raise ConfigError(f"batch={batch}: a file of any image size takes any batch; give input_size, too")
+    _check_request(model, upsample, input_size or size, fixed=input_size is not None)
+    source = _prepare(model, upsample, input_size or size, None if input_size is None else batch or 1)
     graphs = [graph for graph in GRAPHS[source.info.task](source) if graph.part in ("", *format.parts)]
-    paths = _paths(Path(output) if output is not None else Path(f"{source.info.ref}{format.suffix}"), graphs)
-    difference, agreement = _write_files(format, graphs, paths)
-    return ExportReport(
-        path=paths[0],
-        format=format.name,
-        opset=format.opset,
-        bytes=sum(path.stat().st_size for path in paths),
-        sizes=_compared_sizes(graphs),
-        max_difference=difference,
-        agreement=agreement,
-        extra_files=tuple(paths[1:]),
-    )
+    options = Options(half, opset or OPSET)
+    return _write_all(format, graphs, _output_file(output, source.info.ref, format), options)
 
 
-def _check_request(model: nn.Module, upsample: bool, size: tuple[int, int]) -> None:
+def _output_file(output: str | Path | None, ref: str, format: Format) -> Path:
+    """The file to write: of the model's name in the current folder, or in ``output`` if that is a folder."""
+    path = Path(output) if output is not None else Path()
+    if path.is_dir():
+        return path / f"{ref}{format.suffixes[0]}"
+    if path.suffix != format.suffixes[0]:
+        raise ConfigError(f"output {path}: {format.name} files end in {format.suffixes[0]}")
+    return path
+
+
+def _write_all(format: Format, graphs: Sequence[Graph], output: Path, options: Options) -> ExportReport:
+    """Write and compare the files of all networks, and their report, under temporary names; rename them at the end."""
+    main = [part_path(output, graph.part) if graph.part else output for graph in graphs]
+    files = [[path.with_suffix(suffix) for suffix in format.suffixes] for path in main]
+    results: list[tuple[Written, float, float]] = []
+    with ExitStack() as stack:
+        report_file = stack.enter_context(atomic_write(report_path(main[0])))
+        sizes = 0
+        for graph, paths in zip(graphs, files, strict=True):
+            temporary = [stack.enter_context(atomic_write(path)) for path in paths]
+            written = format.write(graph, temporary, options)
+            difference, agreement = compare(graph, format.open(temporary)) if format.open else (math.nan, 1.0)
+            results.append((written, difference, agreement))
+            sizes += sum(path.stat().st_size for path in temporary)
+        report = ExportReport(
+            path=main[0],
+            format=format.name,
+            opset=options.opset if format.onnx else 0,
+            bytes=sizes,
+            sizes=_compared_sizes(graphs),
+            max_difference=max(difference for _, difference, _ in results),
+            agreement=min(agreement for _, _, agreement in results),
+            extra_files=tuple(path for paths in files for path in paths if path != main[0]),
+            dtype="float16" if options.half else "float32",
+            delegated=min(written.delegated for written, _, _ in results),
+            kept_float=tuple(name for written, _, _ in results for name in written.kept_float),
+            notes=tuple(dict.fromkeys(note for written, _, _ in results for note in written.notes)),
+            command=current_command(),
+            versions=versions_of(format.packages),
+        )
+        report.write(report_file)
+    return report
+
+
+def _check_format_options(format: Format, opset: int | None, half: bool) -> None:
+    """Refuse options that a format does not have."""
+    if opset is not None:
+        if not format.onnx:
+            raise ConfigError(f"opset={opset}: {format.name} files have no operator set of ONNX: leave it out")
+        if not OPSET <= opset <= MAX_OPSET:
+            raise ConfigError(f"opset={opset}: give {OPSET} to {MAX_OPSET}")
+    if half and not format.halves:
+        able = ", ".join(other.name for other in FORMATS.values() if other.halves)
+        raise ConfigError(f"{format.name} files have no float16: export to one of {able}")
+
+
+def _check_request(model: nn.Module, upsample: bool, size: tuple[int, int], fixed: bool) -> None:
     """Refuse a size that cannot be traced, and options and models that cannot be exported."""
-    smallest = _smallest_traced_side(model)
+    smallest = SMALLEST if fixed else _smallest_traced_side(model)
     if min(size) < smallest:
-        raise ConfigError(f"size={size}: trace at {smallest} pixels or more; the file takes smaller images too")
+        raise ConfigError(
+            f"input_size={size}: the smallest is {smallest}x{smallest}"
+            if fixed
+            else f"size={size}: trace at {smallest} pixels or more; the file takes smaller images too"
+        )
     info = info_of(model)
     check_takes_images(info.model)
+    if fixed and TASKS[info.task].takes_prompts:
+        raise ConfigError(f"input_size={size}: {info.model} is promptable and has a size of its own: leave it out")
     if info.task not in GRAPHS:
         raise ConfigError(
             f"{info.model} for {info.task!r} gives {TASKS[info.task].result}, which no format holds: "
@@ -156,7 +185,7 @@ def _smallest_traced_side(model: nn.Module) -> int:
     return 2 * max((info.stride for info in maps), default=32)
 
 
-def _prepare(model: nn.Module, upsample: bool, size: tuple[int, int]) -> Source:
+def _prepare(model: nn.Module, upsample: bool, size: tuple[int, int], batch: int | None) -> Source:
     """Copy the model to the CPU in float32, and fold the norms of a second copy.
 
     Runtimes that do not fold norms themselves are then as fast as others, and torch 2.6 with a current onnxscript
@@ -168,24 +197,7 @@ def _prepare(model: nn.Module, upsample: bool, size: tuple[int, int]) -> Source:
     folded = copy.deepcopy(model)
     fold_norms(folded)
     fuse_branches(folded)
-    return Source(model, folded, info, upsample, size)
-
-
-def _paths(output: Path, graphs: Sequence[Graph]) -> list[Path]:
-    """The file of each network: ``NAME.onnx``, or ``NAME.PART.onnx`` where there are several."""
-    return [prompt_part(output, graph.part) if graph.part else output for graph in graphs]
-
-
-def _write_files(format: Format, graphs: Sequence[Graph], paths: Sequence[Path]) -> tuple[float, float]:
-    """Write and compare all files under temporary names; rename them only when all are right."""
-    worst, agreement = 0.0, 1.0
-    with ExitStack() as stack:
-        for graph, path in zip(graphs, paths, strict=True):
-            temporary = stack.enter_context(atomic_write(path))
-            format.write(graph, temporary)
-            difference, same = compare(graph, format.open(temporary))
-            worst, agreement = max(worst, difference), min(agreement, same)
-    return worst, agreement
+    return Source(model, folded, info, upsample, size, batch)
 
 
 def _compared_sizes(graphs: Sequence[Graph]) -> tuple[tuple[int, int, int], ...]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..engine.plan import SUFFIX
 from ..errors import ConfigError, nearest
-from ..prediction.native_runner import NATIVE_PARTS
-from ..prediction.onnx_runner import PROMPT_PARTS
-from .graph import Graph, RunFile
+from ..prediction.exported import PARTS, SAM_PARTS
+from .graph import Graph, Options, RunFile, Written
 from .native import open_native, write_native
-from .onnx import OPSET, open_onnx, write_onnx
+from .onnx import open_onnx, write_onnx
+from .openvino import open_openvino, write_openvino
 
 
 @dataclass(frozen=True)
@@ -21,28 +21,34 @@ class Format:
 
     Attributes:
         name: as users write it, in ``foveal export --to NAME``.
-        suffix: of its files, with the dot.
-        write: ``(graph, path)`` writes one network, with its description, to a path whose folder exists.
-        open: ``(path)`` opens a written file and returns the function that runs it; the export compares its outputs
-            with the model's.
-        opset: version of ONNX's operator set; 0 for formats that have none.
+        suffixes: of the files of one network, with the dot; the first is the file that users name.
+        write: ``(graph, files, options)`` writes one network, with its description, to paths whose folder exists, one
+            for each suffix.
+        open: ``(files)`` opens what was written and returns the function that runs it; the export compares its outputs
+            with the model's. ``None``: nothing on this machine runs the format.
         parts: the networks of a promptable model that it has files of, in their order.
+        packages: that write it, for the versions in the report.
+        onnx: whether its files are ONNX's, which have an operator set.
+        halves: whether it can be written in float16.
     """
 
     name: str
-    suffix: str
-    write: Callable[[Graph, Path], None]
-    open: Callable[[Path], RunFile]
-    opset: int = 0
-    parts: tuple[str, ...] = PROMPT_PARTS
+    suffixes: tuple[str, ...]
+    write: Callable[[Graph, Sequence[Path], Options], Written]
+    open: Callable[[Sequence[Path]], RunFile] | None
+    parts: tuple[str, ...] = PARTS
+    packages: tuple[str, ...] = ()
+    onnx: bool = False
+    halves: bool = False
 
 
 #: By name. A format is added by one file in this folder and one line here.
 FORMATS = {
     format.name: format
     for format in (
-        Format("onnx", ".onnx", write_onnx, open_onnx, opset=OPSET),
-        Format("native", SUFFIX, write_native, open_native, parts=NATIVE_PARTS),
+        Format("onnx", (".onnx",), write_onnx, open_onnx, SAM_PARTS, ("onnx", "onnxscript", "onnxruntime"), onnx=True),
+        Format("openvino", (".xml", ".bin"), write_openvino, open_openvino, packages=("onnxscript", "openvino")),
+        Format("native", (SUFFIX,), write_native, open_native),
     )
 }
 

@@ -25,9 +25,38 @@ from ..task import TASKS
 
 TOLERANCE = 1e-4  #: largest difference between a file and its model, relative to the model's largest output
 AGREEMENT = 0.9999  #: smallest share of positions at which both have the same class, near ties left out
+OPSET = 18  #: of ONNX: the newest that ONNX Runtime 1.14 and later, OpenVINO and TensorRT 10 all read
 
 Feed: TypeAlias = Mapping[str, NDArray[np.float32]]  #: inputs of a network by name, in order
 RunFile: TypeAlias = Callable[[Feed], list[NDArray[np.float32]]]  #: runs an exported file on a feed
+
+
+@dataclass(frozen=True)
+class Options:
+    """How files are written.
+
+    Attributes:
+        half: float16 instead of float32.
+        opset: version of ONNX's operator set.
+    """
+
+    half: bool = False
+    opset: int = OPSET
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the writer of a format reports about the files of a network.
+
+    Attributes:
+        delegated: share of the operations that the format's fast backend runs.
+        kept_float: layers that stayed in float32 in a file of another type.
+        notes: further facts in words.
+    """
+
+    delegated: float = 1.0
+    kept_float: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,6 +69,7 @@ class Source:
         info: description of the model.
         upsample: whether the file of a segmentation model upsamples its logits to the size of the image.
         size: (H, W) of the image to trace with.
+        batch: number of images that a file of fixed size takes; ``None``: any number of images of any size.
     """
 
     model: nn.Module
@@ -47,6 +77,7 @@ class Source:
     info: ModelInfo
     upsample: bool
     size: tuple[int, int]
+    batch: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,12 +119,13 @@ def trace(graph: Graph) -> ExportedProgram:
 
 
 @contextlib.contextmanager
-def exporter_errors(model: str, title: str) -> Iterator[None]:
+def exporter_errors(model: str, title: str, extra: str = "torch") -> Iterator[None]:
     """Silence the exporter of a format and turn its exceptions into typed ones of one line.
 
     Args:
         model: name of the model, for the message.
         title: name of the format, for the message.
+        extra: the extra of Foveal's installation that brings its packages.
 
     Raises:
         ExportError: the model cannot be written in this format.
@@ -103,7 +135,7 @@ def exporter_errors(model: str, title: str) -> Iterator[None]:
         with _quiet():
             yield
     except ModuleNotFoundError as error:
-        raise DependencyError(f"exporting needs {error.name}: pip install 'foveal[torch]'") from error
+        raise DependencyError(f"exporting needs {error.name}: pip install 'foveal[{extra}]'") from error
     except Exception as error:  # exporters raise many kinds; each means that this model has no such file
         raise ExportError(f"{model}: cannot be traced for {title} ({first_line(error)})") from error
 

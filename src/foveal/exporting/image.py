@@ -13,21 +13,25 @@ from .graph import Feed, Graph, Source
 
 
 def image_graphs(source: Source) -> list[Graph]:
-    """The network of a classifier, a segmentation model or a super-resolution model, with free batch and sides."""
+    """The network of a classifier, a segmentation model or a super-resolution model.
+
+    Batch and sides are free, unless the source has a batch.
+    """
     info, task = source.info, TASKS[source.info.task]
     scale = getattr(source.model, "scale", 1)
     ratio = f"*{scale}" if scale > 1 else f"/{info.output_stride}" if info.output_stride > 1 else ""
     sides = () if task.has_classes and not task.labels_pixels else ("", f"height{ratio}", f"width{ratio}")
+    free = source.batch is None
     return [
         Graph(
             part="",
             network=ImageNetwork(source.folded, source.upsample),
             reference=ImageNetwork(source.model, source.upsample),
             info=info,
-            example=(torch.zeros(2, info.in_chans, *source.size),),
-            inputs={"image": ("batch", "", "height", "width")},
-            outputs={task.output_name: ("batch", *sides)},
-            feeds=_feeds(info.in_chans, source.size),
+            example=(torch.zeros(source.batch or 2, info.in_chans, *source.size),),
+            inputs={"image": ("batch", "", "height", "width") if free else ()},
+            outputs={task.output_name: ("batch", *sides) if free else ()},
+            feeds=_feeds(info.in_chans, source.size, source.batch),
             has_classes=task.has_classes,
         )
     ]
@@ -58,10 +62,12 @@ def _crop(x: Tensor, height: int, width: int) -> Tensor:
     return x.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
 
 
-def _feeds(in_chans: int, size: tuple[int, int]) -> tuple[Feed, ...]:
-    """Images to compare with: of the traced size, of an odd one, and small."""
+def _feeds(in_chans: int, size: tuple[int, int], batch: int | None) -> tuple[Feed, ...]:
+    """Images to compare with: of the traced size and, where it is free, of an odd one, and small."""
     rng = np.random.default_rng(0)
-    shapes = (1, *size), (2, size[0] // 2 + 5, size[1] + 13), (1, 33, 64)
+    shapes = [(batch or 1, *size)]
+    if batch is None:
+        shapes += [(2, size[0] // 2 + 5, size[1] + 13), (1, 33, 64)]
     return tuple(
         {"image": rng.standard_normal((batch, in_chans, height, width)).astype(np.float32)}
         for batch, height, width in shapes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from ..engine.lowering import make_plan
 from ..engine.plan import load_plan
 from ..errors import ExportError
 from ..prediction.native_runner import encode_points
-from .graph import Feed, Graph, RunFile
+from .graph import Feed, Graph, Options, RunFile, Written
 from .image import ImageNetwork
 
 
-def write_native(graph: Graph, path: Path) -> None:
+def write_native(graph: Graph, files: Sequence[Path], options: Options) -> Written:
     """Write a network as a plan file.
 
     Raises:
@@ -30,12 +31,13 @@ def write_native(graph: Graph, path: Path) -> None:
             raise ExportError("upsample: the native engine gives logits at the model's stride, which Foveal upsamples")
         model = graph.reference.model
     assert model is not None
-    replace(make_plan(model, graph.part), info=graph.info).save(path)
+    replace(make_plan(model, graph.part), info=graph.info).save(files[0])
+    return Written()
 
 
-def open_native(path: Path) -> RunFile:
+def open_native(files: Sequence[Path]) -> RunFile:
     """Open a plan file, to compare it with the model."""
-    engine = Engine(load_plan(path))
+    engine = Engine(load_plan(files[0]))
 
     def run_file(feed: Feed) -> list[NDArray[np.float32]]:
         if "point_coords" not in feed:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..info import ModelInfo
-from ..prediction.onnx_runner import onnx_session
-from .graph import Feed, Graph, RunFile, exporter_errors, metadata, trace
+from ..prediction.onnx_runner import onnx_network
+from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata, trace
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-OPSET = 18  #: the newest that ONNX Runtime 1.14 and later, OpenVINO and TensorRT 10 all read
 
-
-def write_onnx(graph: Graph, path: Path) -> None:
+def write_onnx(graph: Graph, files: Sequence[Path], options: Options) -> Written:
     """Write a network as an ONNX file.
+
+    Raises:
+        ExportError: it cannot be traced.
+        DependencyError: a package is missing.
+    """
+    files[0].write_bytes(make_onnx(graph, options).SerializeToString())
+    return Written()
+
+
+def make_onnx(graph: Graph, options: Options) -> onnx.ModelProto:
+    """The ONNX model of a network, with its description.
 
     Raises:
         ExportError: it cannot be traced.
@@ -32,7 +42,7 @@ def write_onnx(graph: Graph, path: Path) -> None:
             dynamo=True,
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
-            opset_version=OPSET,
+            opset_version=options.opset,
             optimize=False,
             verbose=False,
         )
@@ -42,17 +52,13 @@ def write_onnx(graph: Graph, path: Path) -> None:
     _remove_traces(proto)
     _name_dimensions(proto, graph)
     _describe(proto, graph.info)
-    path.write_bytes(proto.SerializeToString())
+    return proto
 
 
-def open_onnx(path: Path) -> RunFile:
+def open_onnx(files: Sequence[Path]) -> RunFile:
     """Open an ONNX file with ONNX Runtime, to compare it with the model."""
-    session = onnx_session(path)
-
-    def run_file(feed: Feed) -> Any:
-        return session.run(None, dict(feed))
-
-    return run_file
+    network = onnx_network(files[0])
+    return lambda feed: list(network(feed).values())
 
 
 def _simplify(model: ir.Model) -> None:

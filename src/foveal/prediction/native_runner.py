@@ -17,12 +17,9 @@ from ..errors import CheckpointError, ConfigError
 from ..images.sam_frame import FRAME
 from ..info import info_of, say_licence
 from ..task import TASKS, find_task
-from ..weights.references import missing_file
 from .devices import cpu_count, why_cpu
-from .onnx_runner import prompt_part
+from .exported import PARTS, check_exists, part_files
 from .runner import Opened, Runtime
-
-NATIVE_PARTS = ("encoder", "prompts", "masks")  #: the plans of a promptable model, see engine/lowering_prompts.py
 
 
 class NativeRunner:
@@ -55,7 +52,7 @@ class NativePrompter:
     It can be used by several threads at once, copied, pickled and forked.
 
     Args:
-        plans: the plans of :data:`NATIVE_PARTS`.
+        plans: the plans of :data:`~foveal.prediction.exported.PARTS`, see engine/lowering_prompts.py.
         threads: number of threads of a run; 0: as many as this process may use cores.
 
     Raises:
@@ -138,9 +135,9 @@ def open_native(ref: str, device: str, dtype: str, threads: int | None) -> Opene
         from ..factory.load_model import load_model
 
         model = load_model(ref)
-        parts = NATIVE_PARTS if TASKS[info_of(model).task].takes_prompts else ("",)
+        parts = PARTS if TASKS[info_of(model).task].takes_prompts else ("",)
         plans = [make_plan(model, part) for part in parts]
-        if parts == NATIVE_PARTS:
+        if parts == PARTS:
             notes = plans[0].info.notes | {"encoder": cast("Any", model).image_encoder.fingerprint()}
             plans[0] = replace(plans[0], info=plans[0].info.replace(notes=notes))
     runner = NativeRunner(plans[0], threads or 0) if len(plans) == 1 else NativePrompter(plans, threads or 0)
@@ -155,9 +152,7 @@ def _read_plans(path: Path) -> list[Plan]:
     Raises:
         CheckpointError: a file is missing or cannot be used.
     """
-    if not path.is_file():
-        encoder = prompt_part(path, NATIVE_PARTS[0])
-        raise CheckpointError(f"no file at {path}; give {encoder}") if encoder.is_file() else missing_file(str(path))
+    check_exists(path, PARTS)
     plan = load_plan(path)
     try:
         task = find_task(plan.info.task)
@@ -165,15 +160,7 @@ def _read_plans(path: Path) -> list[Plan]:
         raise ConfigError(f"{path}: {error}") from error
     if not task.takes_prompts:
         return [plan]
-    ending = f".{NATIVE_PARTS[0]}{SUFFIX}"
-    if not path.name.endswith(ending):
-        raise CheckpointError(f"{path}: only a part of a promptable model; give its NAME{ending}")
-    model = path.with_name(path.name.removesuffix(ending) + SUFFIX)
-    others = [prompt_part(model, part) for part in NATIVE_PARTS[1:]]
-    for file in others:
-        if not file.is_file():
-            raise CheckpointError(f"{path}: {file.name} is missing in its folder: export the model again")
-    return [plan, *(load_plan(file) for file in others)]
+    return [plan, *(load_plan(file) for file in part_files(path, PARTS)[1:])]
 
 
 def why_not() -> str:

@@ -1,0 +1,42 @@
+"""The format of OpenVINO: the graph (.xml) and the weights (.bin), converted from the ONNX model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..prediction.file_network import Settings
+from ..prediction.openvino_runner import open_openvino_network
+from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
+from .onnx import make_onnx
+
+
+def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Written:
+    """Write a network as a graph and its weights.
+
+    Raises:
+        ExportError: OpenVINO cannot convert it.
+        DependencyError: a package is missing.
+    """
+    proto = make_onnx(graph, options)
+    with exporter_errors(graph.info.model, "OpenVINO", "openvino"):
+        import openvino
+        from openvino import passes
+
+        # Through a file: in the path that takes a model in memory, OpenVINO loses the names of free dimensions.
+        with tempfile.TemporaryDirectory() as folder:
+            (path := Path(folder) / "model.onnx").write_bytes(proto.SerializeToString())
+            model = openvino.Core().read_model(str(path))
+            for key, value in metadata(graph.info).items():
+                model.set_rt_info(value, [key])
+            manager = passes.Manager()
+            manager.register_pass(passes.Serialize(*map(str, files)))
+            manager.run_passes(model)
+    return Written()
+
+
+def open_openvino(files: Sequence[Path]) -> RunFile:
+    """Open the files with OpenVINO in float32, to compare them with the model."""
+    network = open_openvino_network(files, Settings(files[0].name))
+    return lambda feed: list(network(feed).values())
