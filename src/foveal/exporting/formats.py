@@ -30,6 +30,7 @@ class Format:
         packages: that write it, for the versions in the report.
         onnx: whether its files are ONNX's, which have an operator set.
         halves: whether it can be written in float16.
+        bakes: whether images of 8 bits can be its input, with all preparation inside.
     """
 
     name: str
@@ -40,15 +41,25 @@ class Format:
     packages: tuple[str, ...] = ()
     onnx: bool = False
     halves: bool = False
+    bakes: bool = False
 
 
 #: By name. A format is added by one file in this folder and one line here.
 FORMATS = {
     format.name: format
     for format in (
-        Format("onnx", (".onnx",), write_onnx, open_onnx, SAM_PARTS, ("onnx", "onnxscript", "onnxruntime"), onnx=True),
-        Format("openvino", (".xml", ".bin"), write_openvino, open_openvino, packages=("onnxscript", "openvino")),
-        Format("native", (SUFFIX,), write_native, open_native),
+        Format(
+            *("onnx", (".onnx",), write_onnx, open_onnx, SAM_PARTS, ("onnx", "onnxscript", "onnxruntime")),
+            onnx=True,
+            halves=True,
+            bakes=True,
+        ),
+        Format(
+            *("openvino", (".xml", ".bin"), write_openvino, open_openvino, PARTS, ("onnxscript", "openvino")),
+            halves=True,
+            bakes=True,
+        ),
+        Format("native", (SUFFIX,), write_native, open_native, halves=True),
     )
 }
 
