@@ -6,7 +6,10 @@ layers do not, and are computed in float32 between casts:
 - quotients, for example the normalisers of linear attention: sums over all positions and an epsilon of 1e-15;
 - norms, softmax and other functions of sums, exponentials, and sums over positions;
 - coordinates: what is computed from shapes, points, and images of 8 bits, sines and cosines included;
-- operations with a constant that float16 does not have.
+- operations with a constant that float16 does not have;
+- depthwise convolutions whose bias is larger than what they add to it, with all up to the next weights: in float16 the
+  bias would take the bits of what varies. Folded batch norms give such biases. With them in float32, the logits of the
+  bundled EfficientViT-B0 differ by 0.03 from those of float32, else by 0.35.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ _MOVING = {
     *("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Gather", "Expand"),
     *("Identity", "Tile", "Pad", "DepthToSpace", "SpaceToDepth", "Relu", "Neg", "Abs", "Max", "Min", "MaxPool"),
 }
+_BIASED = 2.0  #: ratio of bias and norm of the weights, the median over the channels, above which a bias dominates
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}  # operators with weights, as is a product with a constant
 _MAP_NDIM = 4  # inputs with fewer dimensions are no maps: they hold points and sizes
 
@@ -77,6 +81,10 @@ class _Graph:
             tensor.name: numpy_helper.to_array(tensor) for tensor in self.graph.initializer if tensor.data_type == 1
         }
         self.maker = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
+        self.readers: dict[str, set[int]] = {}
+        for i, node in enumerate(self.nodes):
+            for name in node.input:
+                self.readers.setdefault(name, set()).add(i)
         self.types, self.ndims = self._infer(proto)
 
     def _constants_to_initializers(self) -> None:
@@ -136,6 +144,8 @@ def _kept(graph: _Graph) -> set[int]:
             kept |= _sources(graph, i, through_products=False)
         if node.op_type in ("Sin", "Cos"):
             kept |= _sources(graph, i, through_products=True)
+        if _bias_dominates(graph, node):
+            kept |= _results(graph, i)
     for i in sorted(kept):  # in the order of the graph: what only moves values of float16 can stay in float16
         makers = [graph.maker.get(name) for name in graph.floats(i)]
         if graph.nodes[i].op_type in _MOVING and makers and all(m is not None and m not in kept for m in makers):
@@ -147,6 +157,27 @@ def _out_of_range(array: np.ndarray) -> bool:
     """Whether an array has a number that float16 does not: too large or, of a single number, too small."""
     finite = np.abs(array[np.isfinite(array)])
     return bool(finite.size) and (finite.max() > _LARGEST or (array.size == 1 and 0 < finite.max() < _SMALLEST))
+
+
+def _bias_dominates(graph: _Graph, node: onnx.NodeProto) -> bool:
+    """Whether a node is a depthwise convolution with biases that are large beside its weights."""
+    groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+    if node.op_type != "Conv" or groups == 1 or not all(name in graph.arrays for name in node.input[1:3]):
+        return False
+    weight, *biases = (graph.arrays[name] for name in node.input[1:3])
+    norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
+    return weight.shape[1] == 1 and any(float(np.median(np.abs(bias) - _BIASED * norms)) > 0 for bias in biases)
+
+
+def _results(graph: _Graph, start: int) -> set[int]:
+    """A node and all that is computed from it, up to and with those with weights."""
+    found, waiting = {start}, [start]
+    while waiting:
+        for name in graph.nodes[waiting.pop()].output:
+            new = graph.readers.get(name, set()) - found
+            found |= new
+            waiting += [i for i in new if not graph.weighted(i)]
+    return found
 
 
 def _sources(graph: _Graph, end: int, through_products: bool) -> set[int]:

@@ -12,7 +12,6 @@ from ..prediction.openvino_runner import open_openvino_network
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
 from .onnx import make_onnx
 
-
 _HALF = "weights in float16; OpenVINO computes in float32 on CPUs and in float16 on GPUs"
 
 

@@ -40,7 +40,7 @@ def load(
 
     Returns:
         The predictor. Its ``runtime`` says in one line what was chosen and, unless all of it was named, why:
-        ``"native on cpu, avx2: the exported file needs no torch; no GPU found"``. It also says if an exported file is of
+        ``"native on cpu, avx2: the exported file needs no torch; no GPU found"``. It also says if a file is of
         another type than float32: ``"onnxruntime on cpu, float16 file"``.
 
     Raises:
