@@ -73,7 +73,9 @@ def test_upscaled_images_are_those_of_the_predictor() -> None:
     network, image = BakedNetwork(model, info, None), upscalers.photo(40, 52)
     with torch.inference_mode():
         found = network(torch.from_numpy(image[None])).numpy()
-    assert np.array_equal(found[0], upscalers.predictor_of(model)(image).image)
+    expected = upscalers.predictor_of(model)(image).image.astype(int)
+    assert np.abs(found[0] - expected).max() <= 1  # where a value lies between two levels
+    assert (found[0] == expected).mean() >= 0.999
 
 
 def run_onnx(path: Path) -> Run:
