@@ -8,11 +8,15 @@ from pathlib import Path
 
 from ..engine.plan import SUFFIX
 from ..errors import ConfigError, nearest
+from ..prediction.coreml_runner import why_not
 from ..prediction.exported import PARTS, SAM_PARTS
+from .coreml import open_coreml, write_coreml
 from .graph import Graph, Options, RunFile, Written
 from .native import open_native, write_native
 from .onnx import open_onnx, write_onnx
 from .openvino import open_openvino, write_openvino
+from .tensorrt import SUFFIX as TENSORRT_SUFFIX
+from .tensorrt import open_tensorrt, write_tensorrt
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Format:
         parts: the networks of a promptable model that it has files of, in their order.
         packages: that write it, for the versions in the report.
         onnx: whether its files are ONNX's, which have an operator set.
+        folder: whether a network is a folder.
+        fixed: whether files take images of one size only.
         halves: whether it can be written in float16.
     """
 
@@ -40,6 +46,8 @@ class Format:
     packages: tuple[str, ...] = ()
     onnx: bool = False
     halves: bool = False
+    folder: bool = False
+    fixed: bool = False
 
 
 #: By name. A format is added by one file in this folder and one line here.
@@ -49,6 +57,24 @@ FORMATS = {
         Format("onnx", (".onnx",), write_onnx, open_onnx, SAM_PARTS, ("onnx", "onnxscript", "onnxruntime"), onnx=True),
         Format("openvino", (".xml", ".bin"), write_openvino, open_openvino, packages=("onnxscript", "openvino")),
         Format("native", (SUFFIX,), write_native, open_native),
+        Format(
+            "tensorrt",
+            (TENSORRT_SUFFIX,),
+            write_tensorrt,
+            open_tensorrt,
+            packages=("onnxscript", "tensorrt"),
+            onnx=True,
+        ),
+        Format(
+            "coreml",
+            (".mlpackage",),
+            write_coreml,
+            None if why_not() else open_coreml,
+            packages=("coremltools",),
+            halves=True,
+            folder=True,
+            fixed=True,
+        ),
     )
 }
 

@@ -134,7 +134,7 @@ def part_files(path: Path, parts: Sequence[str]) -> list[Path]:
     model = path.with_name(path.name.removesuffix(ending) + path.suffix)
     files = [part_path(model, part) for part in parts]
     for file in files:
-        if not file.is_file():
+        if not file.exists():
             raise CheckpointError(f"{path}: {file.name} is missing in its folder: export the model again")
     return files
 
@@ -145,7 +145,7 @@ def check_exists(path: Path, parts: Sequence[str]) -> None:
     Raises:
         CheckpointError: there is no such file.
     """
-    if not path.is_file():
+    if not path.exists():
         encoder = part_path(path, parts[0])
         raise CheckpointError(f"no file at {path}; give {encoder}") if encoder.is_file() else missing_file(str(path))
 
