@@ -77,6 +77,7 @@ def _winograd_side(binder: Binder, step: Step, size: Shape) -> int:
     # Tiles of 4 have more weights, 36 of them, which few tiles would read for little.
     return 4 if large >= 36 and 36 * large <= 0.8 * 16 * small else 2
 
+
 def _panels(binder: Binder, step: Step, role: str, groups: int = 1) -> NDArray[np.float32]:
     return binder.packed.panels(step, role, groups)
 
