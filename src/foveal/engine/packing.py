@@ -50,8 +50,10 @@ class Packed:
         def make() -> NDArray[np.float32]:
             weight = self.raw(step, role)
             rows = np.ascontiguousarray(weight.reshape(*weight.shape[:2], -1).transpose(0, 2, 1))  # (out, taps, in)
-            parts = np.split(rows.reshape(len(rows), -1), groups)
-            return np.concatenate([self.library.pack(np.ascontiguousarray(part)) for part in parts])
+            rows = rows.reshape(len(rows), -1)
+            if groups == 1:
+                return self.library.pack(rows)
+            return np.concatenate([self.library.pack(part) for part in np.split(rows, groups)])
 
         return self._once(("panels", step.weights[role], str(groups)), make)
 
