@@ -868,7 +868,6 @@ int foveal_run(const Op* ops, int64_t count, const Map* maps, int threads, doubl
     }
     if (seconds) seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
-  if (threads > 1) pool.end();
   return failed;
 }
 }
