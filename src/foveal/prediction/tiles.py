@@ -21,6 +21,7 @@ WHOLE = (
 TILE, OVERLAP = 512, 32  #: side of square tiles where one is needed, and default overlap
 _LEAST = 64  # smallest side of the tiles of an image that needs several
 _GRID = 8  # tiles for upscaling begin on multiples of it, so that the network's strides are aligned as in the whole
+_BAND = 1 << 21  # pixels of a row of tiles, whose enlarged band is in memory, where tiles may be higher than TILE
 _ROUNDED = 16  # rows that are rounded at a time
 _MARGIN = 4  # rows on each side that the interpolation kernel needs
 
@@ -221,7 +222,7 @@ def _covering_sides(height: int, width: int, overlap: int) -> tuple[int, int]:
     best, fewest = (max(TILE, least),) * 2, math.inf
     for columns in range(1, -(-width // least) + 1):
         across = _covering_side(width, columns, overlap)
-        tallest = WHOLE // across // _GRID * _GRID
+        tallest = min(WHOLE // across, max(TILE, _BAND // width)) // _GRID * _GRID
         if (columns > 1 and across < least) or tallest < min(least, height):
             continue
         rows = len(tile_starts(height, tallest, overlap))
