@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,8 +14,8 @@ from .plan import Plan, Step
 
 def _evaluation(points: tuple[float, ...]) -> NDArray[np.float64]:
     """Rows ``1, p, p^2`` of every point over the product of its distances to the others; the last row is infinity."""
-    rows = [[1, p, p * p] / np.prod([p - other for other in points if other != p]) for p in points]
-    return np.array([*rows, [0, 0, 1]])
+    rows = [np.array([1, p, p * p]) / math.prod(p - other for other in points if other != p) for p in points]
+    return np.stack([*rows, np.array([0, 0, 1])])
 
 
 #: Transformation of a 3x3 kernel along one axis, by the side of a tile; csrc/winograd.h has the other two.

@@ -219,7 +219,7 @@ def _covering_sides(height: int, width: int, overlap: int) -> tuple[int, int]:
     if height * width <= WHOLE:
         return height, width
     least = max(_LEAST, 2 * overlap)
-    best, fewest = (max(TILE, least),) * 2, math.inf
+    best, fewest = (max(TILE, least), max(TILE, least)), math.inf
     for columns in range(1, -(-width // least) + 1):
         across = _covering_side(width, columns, overlap)
         tallest = min(WHOLE // across, max(TILE, _BAND // width)) // _GRID * _GRID
