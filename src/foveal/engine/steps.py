@@ -73,8 +73,9 @@ def _winograd_side(binder: Binder, step: Step, size: Shape) -> int:
     wide = size.channels % binder.width == 0 and size.channels >= 16 and binder.library.padded(outputs) >= 16
     if not plain or not wide or min(size.height, size.width) < 8:
         return 0
-    small, large = (size.batch * -(-size.height // side) * -(-size.width // side) for side in (2, 4))
-    # Tiles of 4 have more weights, 36 of them, which few tiles would read for little.
+    # Tiles of an image, so that a batch gives what its images give. Tiles of 4 have more weights, 36 of them for each
+    # pair of channels, which few tiles would read for little.
+    small, large = (-(-size.height // side) * -(-size.width // side) for side in (2, 4))
     return 4 if large >= 36 and 36 * large <= 0.8 * 16 * small else 2
 
 
