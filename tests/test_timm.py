@@ -100,7 +100,7 @@ def test_pyramids(name: str) -> None:
 )
 def test_equals_our_own_model_and_has_gradients(name: str, tmp_path: Path) -> None:
     """Same keys and logits, with our file as ``pretrained_cfg_overlay``; every parameter has a gradient."""
-    ours = create_model(name.removeprefix("foveal_"), num_classes=5).eval()
+    ours = create_model(name.removeprefix("foveal_"), "classify", num_classes=5).eval()
     save_checkpoint(tmp_path / "ours.safetensors", ours.state_dict(), info_of(ours))
     model: Any = timm.create_model(
         name, pretrained=True, num_classes=5, pretrained_cfg_overlay={"file": str(tmp_path / "ours.safetensors")}
