@@ -88,10 +88,18 @@ class TorchPrompter:
     def __init__(self, model: PromptModel, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         import torch
 
-        self.device, self.dtype = torch.device(device), dtype or torch.float32
         self.encoder_id = model.image_encoder.fingerprint()
-        self.at_once = _AT_ONCE_ON_CPU if self.device.type == "cpu" else _AT_ONCE
-        self.model: Any = model.eval().to(device=self.device, dtype=self.dtype)
+        self.model: Any = model.eval().to(device=device, dtype=dtype or torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; programs for SAM move it, see :attr:`foveal.SamPredictor.model`."""
+        return self.model.device
+
+    @property
+    def at_once(self) -> int:
+        """See :attr:`foveal.prediction.runner.PromptRunner.at_once`."""
+        return _AT_ONCE_ON_CPU if self.device.type == "cpu" else _AT_ONCE
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         with _inference():
@@ -122,7 +130,7 @@ class TorchPrompter:
     def _tensor(self, array: NDArray[np.float32]) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(array).to(device=self.device, dtype=self.dtype)
+        return torch.from_numpy(array).to(self.model.prompt_encoder.no_mask_embed.weight)
 
 
 def torch_runner(model: nn.Module, device: str = "cpu", dtype: torch.dtype | None = None) -> Runner:
