@@ -68,6 +68,7 @@ def source(model: Any) -> Source:
     return Source(model, model, model.foveal_info, False, (256, 256))
 
 
+@pytest.mark.long
 def test_an_annotation_program_gets_our_masks(model: Any, tmp_path: Path) -> None:
     encoder, decoder = sam_client_graphs(source(model))
     paths = [tmp_path / f"{graph.part}.onnx" for graph in (encoder, decoder)]
@@ -86,6 +87,7 @@ def test_an_annotation_program_gets_our_masks(model: Any, tmp_path: Path) -> Non
     embedding = program.encode(image)
     expected = sam.get_image_embedding().numpy()
     assert np.abs(embedding - expected).max() < 0.02 * np.abs(expected).max()  # Pillow rounds to 8 bits
+    sam.features = torch.from_numpy(embedding)
     for points, labels in (([[30.0, 40.0]], [1]), ([[20.0, 20.0], [100.0, 80.0]], [2, 3])):
         logits = program.predict(embedding, points, labels)
         assert logits.shape == (4, 90, 120)
@@ -94,7 +96,7 @@ def test_an_annotation_program_gets_our_masks(model: Any, tmp_path: Path) -> Non
         ours, _, _ = sam.predict(clicks, None if box is not None else np.array(labels), box, return_logits=True)
         rows, columns = ((np.arange(side) * program.scale).round().astype(int) for side in (90, 120))
         difference = np.abs(logits[1:] - ours[:, rows][:, :, columns])
-        assert difference.max() < 0.02 * np.abs(ours).max()
+        assert difference.max() < 1e-4 * np.abs(ours).max()
 
 
 @pytest.mark.parametrize("size", [(40, 100), (300, 517), (684, 1024), (256, 256), (1500, 999)])
