@@ -178,9 +178,9 @@ def test_decoders_of_another_library(name: str, decoder: str) -> None:
 
 def test_rates_and_sizes() -> None:
     """``drop_rate`` and ``drop_path_rate`` act in training only; ``img_size`` goes into the description."""
-    for name, rates in (("efficientvit_b0", {"drop_rate": 0.5}), ("mobilenetv3_small_100", {"drop_rate": 0.5})):
+    for name in ("efficientvit_b0", "mobilenetv3_small_100"):  # without and with a dropout of its own
         torch.manual_seed(0)
-        model: Any = timm.create_model(f"foveal_{name}", num_classes=3, **rates)
+        model: Any = timm.create_model(f"foveal_{name}", num_classes=3, drop_rate=0.5)
         x = torch.randn(2, model.num_features, 2, 2)
         model.reset_classifier(3)
         assert torch.equal(model.eval().forward_head(x), model.forward_head(x))
@@ -212,7 +212,7 @@ def test_the_stem_of_weights_is_adapted_as_timm_does(in_chans: int, tmp_path: Pa
 
 
 def test_mistakes_are_one_line() -> None:
-    for arguments, message in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"drop_rates": 0.1}, "no option 'drop_rates'"),
         ({"drop_rate": 1.5}, "drop_rate=1.5"),
         ({"drop_path_rate": 0.1}, "no option 'drop_path_rate'"),
@@ -220,7 +220,8 @@ def test_mistakes_are_one_line() -> None:
         ({"output_stride": 12}, "output_stride=12: give one of 4, 8, 16, 32"),
         ({"global_pool": "max"}, "global_pool='max'"),
         ({"scale": (3,)}, "did you mean 'scales'"),
-    ):
+    )
+    for arguments, message in cases:
         with pytest.raises(ConfigError, match=message):
             timm.create_model("foveal_efficientvit_b0", **arguments)
     with pytest.raises(ConfigError, match="no published weights"):

@@ -20,6 +20,7 @@ import pytest
 import timm
 import torch
 
+import foveal.timm  # noqa: F401 - registers the models
 from foveal.factory.create import list_models
 from foveal.layers.drop_path import DropPath
 from foveal.models.registry import variants

@@ -70,9 +70,10 @@ class TimmModel(nn.Module):
             options["drop_path_rate"] = drop_path_rate
         self.drop_rate = _check_rate(drop_rate)
         if drop_rate is not None and "dropout" in family.classifier_options:
-            options["dropout"], self.drop_rate = self.drop_rate, 0.0
+            options["dropout"] = drop_rate
         model = create_model(name, "classify", num_classes=num_classes, in_chans=in_chans, weights=weights, **options)
-        of_head = {key: value for key, value in info_of(model).options.items() if key in family.classifier_options}
+        options = info_of(model).options
+        of_head = {key: value for key, value in options.items() if key in family.classifier_options}
         self.backbone, self.head = cast(Backbone, model.backbone), cast(Any, model.head)
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, _check_pooling(global_pool)
         self.num_features = self.backbone.feature_info[-1].channels
@@ -98,7 +99,7 @@ class TimmModel(nn.Module):
 
     def _add_dropout(self) -> None:
         """Drop inputs of the last linear layers, for families whose classifier has no dropout of its own."""
-        if self.drop_rate:
+        if self.drop_rate and not hasattr(self.head, "dropout"):
             for name, layer in self.head.named_children():
                 if name.startswith("classifier"):
                     layer.register_forward_pre_hook(_Dropout(self.drop_rate))
@@ -246,10 +247,11 @@ def _find_taps(backbone: Backbone) -> dict[int, FeatureInfo]:
 
 
 def _find_levels(backbone: Backbone, dilated: bool) -> dict[int, FeatureInfo]:
-    """Feature maps of the backbone by index: the last one of each stride, or all of a dilated backbone."""
+    """Feature maps of the backbone by index: the last one of each stride, or all if it is dilated or isotropic."""
     infos = backbone.feature_info
     later = [info.stride for info in infos[1:]] + [0]
-    return {i: info for i, info in enumerate(infos) if dilated or info.stride != later[i]}
+    keep_all = dilated or infos[0].stride == infos[-1].stride
+    return {i: info for i, info in enumerate(infos) if keep_all or info.stride != later[i]}
 
 
 def _default_cfg(variant: Variant, entry: Published | None) -> dict[str, Any]:
