@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnxruntime
@@ -29,7 +29,7 @@ class AnnotationProgram:
     """What such a program does with the two files; its boxes are two points of labels 2 and 3."""
 
     def __init__(self, encoder: Path, decoder: Path) -> None:
-        self.encoder, self.decoder = (onnxruntime.InferenceSession(path) for path in (encoder, decoder))
+        self.encoder, self.decoder = (cast(Any, onnxruntime.InferenceSession(path)) for path in (encoder, decoder))
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         (entry,) = self.encoder.get_inputs()
