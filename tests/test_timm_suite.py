@@ -1,8 +1,8 @@
 """The contract that timm's own tests check, on every ``foveal_*`` model below 60 million parameters; long tests.
 
 :func:`test_timms_own_suite` runs timm's tests themselves from a checkout of its repository, which is not part of this
-one: ``FOVEAL_TIMM_CHECKOUT=/path/to/pytorch-image-models pytest -m long tests/test_timm_suite.py``. The other tests
-check the same properties without it.
+one: ``FOVEAL_TIMM_CHECKOUT=/path/to/pytorch-image-models pytest -m long tests/test_timm_suite.py``, for all models or for
+those that ``FOVEAL_TIMM_NAMES`` lists, separated by commas. The other tests check the same properties without it.
 """
 
 from __future__ import annotations

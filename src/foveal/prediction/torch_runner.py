@@ -97,6 +97,11 @@ class TorchPrompter:
         return self.model.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's parameters."""
+        return self.model.prompt_encoder.no_mask_embed.weight.dtype
+
+    @property
     def at_once(self) -> int:
         """See :attr:`foveal.prediction.runner.PromptRunner.at_once`."""
         return _AT_ONCE_ON_CPU if self.device.type == "cpu" else _AT_ONCE
@@ -130,7 +135,7 @@ class TorchPrompter:
     def _tensor(self, array: NDArray[np.float32]) -> torch.Tensor:
         import torch
 
-        return torch.from_numpy(array).to(self.model.prompt_encoder.no_mask_embed.weight)
+        return torch.from_numpy(array).to(device=self.device, dtype=self.dtype)
 
 
 def torch_runner(model: nn.Module, device: str = "cpu", dtype: torch.dtype | None = None) -> Runner:

@@ -267,7 +267,7 @@ class PromptModel(nn.Module):
 
     def preprocess(self, x: Tensor) -> Tensor:
         """Prepare images in the frame for the image encoder, as SAM's models do; see :func:`encoder_input`."""
-        return encoder_input(x, info_of(self).preprocess)
+        return encoder_input(x, info_of(self).preprocess).to(self.prompt_encoder.no_mask_embed.weight)
 
     def postprocess_masks(self, masks: Tensor, input_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
         """Resize mask logits ``(P, M, 256, 256)`` to the size (H, W) of the image, as SAM's models do.
