@@ -175,7 +175,7 @@ class TimmModel(nn.Module):
             self.global_pool = _check_pooling(global_pool)
         self.num_classes = num_classes
         like = next(self.parameters())
-        for key, layer in self.fresh_head(num_classes).to(like)._modules.items():
+        for key, layer in self.fresh_head(num_classes).to(like).train(self.training)._modules.items():
             if key.startswith("classifier"):
                 setattr(self.head, key, layer)
         self._add_dropout()
