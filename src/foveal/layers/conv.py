@@ -72,9 +72,9 @@ class ConvNormAct(nn.Module):
 
     def pad(self, padding: Padding) -> None:
         """Change the padding."""
-        side, step = self.conv.kernel_size[0], self.conv.stride[0]
+        side, step, dilation = self.conv.kernel_size[0], self.conv.stride[0], self.conv.dilation[0]
         self.same = padding == "same" and step > 1
-        self.conv.padding = (0, 0) if self.same else (side // 2, side // 2)
+        self.conv.padding = (0, 0) if self.same else (dilation * (side // 2), dilation * (side // 2))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same:

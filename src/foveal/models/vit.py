@@ -27,7 +27,6 @@ from ..layers.attention import Attention, LinformerAttention
 from ..layers.conv import ConvNormAct
 from ..layers.linear_attention import LinearSelfAttention
 from ..layers.mlp import Mlp
-from ..layers.resample import check_min_size
 from ..layers.sharing import SharedLayers
 from .registry import Backbone, Family, FeatureInfo, Variant, register
 
@@ -149,15 +148,6 @@ class ViT(Backbone):
         )
         self.stages = nn.ModuleList([blocks, nn.AvgPool2d(2, ceil_mode=True)])
         self.feature_info = [FeatureInfo(dim, 16), FeatureInfo(dim, 32)]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_min_size(x, self.min_size)
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
 
 
 class ClassifierHead(nn.Module):

@@ -23,7 +23,6 @@ from ...layers.attention import Attention
 from ...layers.conv import ConvNormAct, ResidualConv
 from ...layers.drop_path import DropPath, drop_path_rates
 from ...layers.mlp import Mlp
-from ...layers.resample import check_min_size
 from ...layers.scan import selective_scan
 from ...layers.windows import Windows
 from ..registry import Backbone, FeatureInfo
@@ -236,15 +235,6 @@ class MambaVisionBackbone(Backbone):
         rates = drop_path_rates(0.0 if config.compat else config.dropout, config.depths)
         self.stages = nn.ModuleList(stage(i, config, rates[i]) for i, stage in enumerate(stages))
         self.feature_info = [FeatureInfo(dim, 4 << i) for i, dim in enumerate(config.dims)]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_min_size(x, self.min_size)
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
 
 
 _NAMES: tuple[Renaming, ...] = (
