@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import foveal
 from foveal.exporting.graph import Source, compare
 from foveal.exporting.onnx import open_onnx, write_onnx
 from foveal.exporting.sam_clients import sam_client_graphs
@@ -121,3 +122,16 @@ def test_the_preparation_is_that_of_our_predictor(model: Any, size: tuple[int, i
     sam.set_image(image)
     sam.predictor.runner = runner
     assert np.abs(seen[0].numpy() - inputs[0]).max() < 1.6 / 255 / 0.224  # one step of 8 bits, and the rounding
+
+
+@pytest.mark.long
+def test_the_format(tmp_path: Path) -> None:
+    """Two files by one command, which Foveal itself does not open."""
+    with registered() as name:
+        report = foveal.export(create_model(name, "prompt"), "samexporter", output=tmp_path / "a.samexporter.onnx")
+        with pytest.raises(foveal.ConfigError, match="samexporter files are of promptable models"):
+            foveal.export(create_model(name), "samexporter", output=tmp_path / "b.samexporter.onnx")
+    files = [path.name for path in (report.path, *report.extra_files)]
+    assert files == ["a.samexporter.encoder.onnx", "a.samexporter.decoder.onnx"]
+    with pytest.raises(foveal.CheckpointError, match="for other programs; export the model to onnx"):
+        foveal.load(report.path)

@@ -65,7 +65,8 @@ def export(
 
     Args:
         model_or_ref: a model from ``create_model`` or ``load_model``, or a reference that ``load_model`` takes.
-        to: format: "onnx", "openvino" (the file ``NAME.xml`` and its weights ``NAME.bin``), "coreml" or "native".
+        to: format: "onnx", "openvino" (``NAME.xml`` and its weights ``NAME.bin``), "coreml", "tensorrt", "native", or
+            "samexporter" (encoder and decoder for AnyLabeling and other programs of that layout).
         output: file to write, or an existing folder; default: the model's name in the current folder.
         upsample: for segmentation: put the upsampling to the image's size into the file. By default the file gives
             logits at the model's own stride, and Foveal's predictor upsamples them.
@@ -95,9 +96,10 @@ def export(
         raise ConfigError(f"batch={batch}: a file of any image size takes any batch; give input_size, too")
     if format.fixed and not TASKS[info_of(model).task].takes_prompts:
         input_size = input_size or info_of(model).preprocess.size or FIXED_SIZE
-    _check_request(model, upsample, input_size or size, fixed=input_size is not None)
+    _check_request(format, model, upsample, input_size or size, fixed=input_size is not None)
     source = _prepare(model, upsample, input_size or size, None if input_size is None else batch or 1)
-    graphs = [graph for graph in GRAPHS[source.info.task](source) if graph.part in ("", *format.parts)]
+    make = format.graphs or GRAPHS[source.info.task]
+    graphs = [graph for graph in make(source) if graph.part in ("", *format.parts)]
     options = Options(half, opset or OPSET)
     return _write_all(format, graphs, _output_file(output, source.info.ref, format), options)
 
@@ -167,7 +169,7 @@ def _check_format_options(format: Format, opset: int | None, half: bool) -> None
         raise ConfigError(f"{format.name} files have no float16: export to one of {able}")
 
 
-def _check_request(model: nn.Module, upsample: bool, size: tuple[int, int], fixed: bool) -> None:
+def _check_request(format: Format, model: nn.Module, upsample: bool, size: tuple[int, int], fixed: bool) -> None:
     """Refuse a size that cannot be traced, and options and models that cannot be exported."""
     smallest = SMALLEST if fixed else _smallest_traced_side(model)
     if min(size) < smallest:
@@ -185,6 +187,8 @@ def _check_request(model: nn.Module, upsample: bool, size: tuple[int, int], fixe
             f"{info.model} for {info.task!r} gives {TASKS[info.task].result}, which no format holds: "
             f"create the model for one of {', '.join(GRAPHS)}"
         )
+    if format.graphs and not TASKS[info.task].takes_prompts:
+        raise ConfigError(f"{format.name} files are of promptable models, {info.model} is for {info.task!r}")
     if upsample and not TASKS[info.task].labels_pixels:
         raise ConfigError(f"upsample is for segmentation, {info.model} is for {info.task!r}: leave it out")
 
