@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.attention import Attention
-from ..layers.conv import ConvNormAct, LayerNorm2d, ResidualConv
+from ..layers.conv import ConvNormAct, LayerNorm2d, ResidualConv, widened
 from ..layers.drop_path import DropPath, drop_path_rates
 from ..layers.mlp import Mlp
 from ..layers.scan import selective_scan
@@ -105,7 +105,7 @@ class MambaMixer(nn.Module):
         y = selective_scan(
             u,
             self.dt_proj(step).transpose(1, 2),
-            -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp(),
+            -widened(self.A_log).exp(),
             b.transpose(1, 2),
             c.transpose(1, 2),
             self.D,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError, nearest
 from ..layers.attention import Attention, LinformerAttention
 from ..layers.conv import ConvNormAct
+from ..layers.leaf import leaf
 from ..layers.linear_attention import LinearSelfAttention
 from ..layers.mlp import Mlp
 from ..layers.sharing import SharedLayers
@@ -87,12 +88,18 @@ class Positions(nn.Module):
     """Add fixed sines and cosines of row and column: keeps ``(B, C, H, W)``, C a multiple of 4 (arXiv 2205.01580)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        quarter = x.shape[1] // 4
-        frequencies = torch.exp(torch.arange(quarter, device=x.device) * (-math.log(10000.0) / max(quarter - 1, 1)))
-        rows, columns = (torch.arange(n, device=x.device).unsqueeze(-1) * frequencies for n in x.shape[-2:])
-        y = torch.cat([rows.sin(), rows.cos()], dim=-1).T.unsqueeze(-1).expand(-1, -1, x.shape[-1])  # (C / 2, H, W)
-        z = torch.cat([columns.sin(), columns.cos()], dim=-1).T.unsqueeze(1).expand(-1, x.shape[-2], -1)
-        return x + torch.cat([z, y]).to(x.dtype)
+        return x + _positions(x)
+
+
+@leaf
+def _positions(x: Tensor) -> Tensor:
+    """Return the position embeddings for ``x`` in its dtype, ``(C, H, W)``."""
+    quarter = x.shape[1] // 4
+    frequencies = torch.exp(torch.arange(quarter, device=x.device) * (-math.log(10000.0) / max(quarter - 1, 1)))
+    rows, columns = (torch.arange(n, device=x.device).unsqueeze(-1) * frequencies for n in x.shape[-2:])
+    y = torch.cat([rows.sin(), rows.cos()], dim=-1).T.unsqueeze(-1).expand(-1, -1, x.shape[-1])  # (C / 2, H, W)
+    z = torch.cat([columns.sin(), columns.cos()], dim=-1).T.unsqueeze(1).expand(-1, x.shape[-2], -1)
+    return torch.cat([z, y]).to(x.dtype)
 
 
 class ViT(Backbone):

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...layers.linear_attention import CascadedLinearAttention, elu_plus_one, linear_attention
+from ...layers.linear_attention import CascadedLinearAttention, linear_attention
 from ...layers.resample import pad_to_multiple
 from ..registry import Backbone, FeatureInfo
 from ..renaming import Renaming, rename_keys
@@ -126,7 +126,7 @@ class FullLinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        out = linear_attention(q, k, v, feature_map=elu_plus_one, eps=1e-8)
+        out = linear_attention(q, k, v, feature_map="elu1", eps=1e-8)
         return self.project(out.transpose(1, 2).flatten(2))
 
 
