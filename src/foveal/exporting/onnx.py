@@ -28,23 +28,32 @@ def write_onnx(graph: Graph, files: Sequence[Path], options: Options) -> Written
         ExportError: it cannot be traced.
         DependencyError: a package is missing.
     """
-    proto = _translate(graph, options)
-    kept = to_half(proto) if options.half else ()
-    _finish(proto, graph)
+    proto, kept = make_typed_onnx(graph, options)
     files[0].write_bytes(proto.SerializeToString())
     return Written(kept_float=kept, notes=(_HALF,) if options.half else ())
 
 
 def make_onnx(graph: Graph, options: Options) -> onnx.ModelProto:
-    """The ONNX model of a network in float32, with its description.
+    """The ONNX model of a network, with its description.
+
+    Raises:
+        ExportError: it cannot be traced.
+        DependencyError: a package is missing.
+    """
+    return make_typed_onnx(graph, options)[0]
+
+
+def make_typed_onnx(graph: Graph, options: Options) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """As :func:`make_onnx`, with the names of the layers that are computed in float32 in a graph of float16.
 
     Raises:
         ExportError: it cannot be traced.
         DependencyError: a package is missing.
     """
     proto = _translate(graph, options)
+    kept = to_half(proto) if options.half else ()
     _finish(proto, graph)
-    return proto
+    return proto, kept
 
 
 def _translate(graph: Graph, options: Options) -> onnx.ModelProto:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..prediction.file_network import Settings
@@ -22,7 +23,7 @@ def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Wri
         ExportError: OpenVINO cannot convert it.
         DependencyError: a package is missing.
     """
-    proto = make_onnx(graph, options)
+    proto = make_onnx(graph, replace(options, half=False))  # OpenVINO stores weights in float16 by itself
     with exporter_errors(graph.info.model, "OpenVINO", "openvino"):
         import openvino
         from openvino import passes
