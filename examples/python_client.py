@@ -23,7 +23,7 @@ else:
     small = image
 mean, std = (np.array(facts[key].split(", "), np.float32) for key in ("mean", "std"))
 pixels = (np.asarray(small, np.float32) / 255 - mean) / std
-logits = session.run(["logits"], {"image": pixels.transpose(2, 0, 1)[None]})[0][0]
+logits = np.asarray(session.run(["logits"], {"image": pixels.transpose(2, 0, 1)[None]})[0])[0]
 stride = int(facts["output_stride"])
 covered = (0, 0, small.width / stride, small.height / stride)  # the last position may reach beyond the image
 planes = [Image.fromarray(plane).resize(image.size, Image.Resampling.BILINEAR, covered) for plane in logits]
