@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .binder import (
@@ -67,10 +67,11 @@ def _suits_winograd(binder: Binder, step: Step, size: Shape) -> bool:
     params, outputs = step.params, len(binder.packed.raw(step, "weight"))
     plain = params["kernel"] == 3 and params["stride"] == 1 and params["groups"] == 1
     wide = size.channels % binder.width == 0 and size.channels >= 16 and binder.library.padded(outputs) >= 16
-    return plain and wide and min(size.height, size.width) >= 8
+    exact = binder.library.dtype == "float32"  # the sums of its transformations would be rounded to bfloat16
+    return exact and plain and wide and min(size.height, size.width) >= 8
 
 
-def _panels(binder: Binder, step: Step, role: str, groups: int = 1) -> NDArray[np.float32]:
+def _panels(binder: Binder, step: Step, role: str, groups: int = 1) -> NDArray[Any]:
     return binder.packed.panels(step, role, groups)
 
 
@@ -129,7 +130,7 @@ def _way(binder: Binder, step: Step, size: Shape, hidden: int, outputs: int) -> 
     In rows, the weights are read again for every piece; in blocks of channels, the result is; in steps, the
     intermediate maps are written and read. The way with the fewest bytes is taken.
     """
-    cache = binder.library.cache // 2
+    cache, item = binder.library.cache // 2, binder.library.values.itemsize
     inputs, stride = binder.shape(step.inputs[0]), step.params["stride"]
     if step.kind == "separable":
         return "rows"  # nothing is computed twice
@@ -137,15 +138,15 @@ def _way(binder: Binder, step: Step, size: Shape, hidden: int, outputs: int) -> 
         block = _channel_block(binder, step, size)
         divides = binder.threads == 1 or size.height * size.batch >= 7 * binder.threads  # rows for every thread
         if divides and block >= min(hidden, 2 * binder.library.panel) and size.height >= 7 and hidden >= 2 * outputs:
-            whole = size.height * size.width * (hidden + outputs) * 4
+            whole = size.height * size.width * (hidden + outputs) * item
             if whole > cache // 2 or size.width < 16:
                 return "channels"
     dense = step.kind == "fused_inverted_residual"
     expand = hidden * inputs.channels * (step.params["kernel"] ** 2 if dense else 1)
-    weights = (expand + hidden * outputs) * 4
-    step_rows = max(1, cache // (size.width * hidden * 4 * (1 + stride**2)))
+    weights = (expand + hidden * outputs) * item
+    step_rows = max(1, cache // (size.width * hidden * item * (1 + stride**2)))
     pieces = -(-size.height // step_rows) * size.batch
-    maps = (size.height * size.width * 2 + inputs.height * inputs.width * 2 * (not dense)) * hidden * 4 * size.batch
+    maps = (size.height * size.width * 2 + inputs.height * inputs.width * 2 * (not dense)) * hidden * item * size.batch
     return "rows" if weights * pieces < maps and maps > cache else "steps"
 
 
@@ -153,7 +154,13 @@ def _channel_block(binder: Binder, step: Step, size: Shape) -> int:
     """Hidden channels of a block whose maps fill half of the second-level cache; a multiple of a panel."""
     kernel, stride = step.params["kernel"], step.params["stride"]
     inner = ((size.height - 1) * stride + kernel) * ((size.width - 1) * stride + kernel) + size.height * size.width
-    return binder.library.cache // 2 // (4 * inner) // binder.library.panel * binder.library.panel
+    return (
+        binder.library.cache
+        // 2
+        // (binder.library.values.itemsize * inner)
+        // binder.library.panel
+        * binder.library.panel
+    )
 
 
 def _unfused(binder: Binder, step: Step, size: Shape, hidden: int) -> None:

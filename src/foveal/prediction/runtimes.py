@@ -35,7 +35,8 @@ def choose(ref: str, runtime: str = "auto", device: str = "auto", dtype: str = "
     Args:
         ref: as for :func:`foveal.load`.
         runtime: a name of :data:`RUNTIMES`, or "auto": the first one that opens ``ref`` and has the device and type. If
-            ``ref`` is both an exported file and a checkpoint, and a GPU is named or found, that is torch.
+            ``ref`` is both an exported file and a checkpoint, that is torch where a GPU is named or found, or another
+            type than float32 is named.
         device: "auto" or a device.
         dtype: one of :data:`~foveal.prediction.runner.DTYPES`.
 
@@ -54,7 +55,7 @@ def choose(ref: str, runtime: str = "auto", device: str = "auto", dtype: str = "
     ]
     if not openable:
         raise ConfigError(_why_not_opened(ref, RUNTIMES[runtime]))
-    if len(openable) > 1 and wants_gpu(device):
+    if len(openable) > 1 and (wants_gpu(device) or (torch_installed() and dtype not in ("auto", "float32"))):
         openable.sort(key=lambda entry: bool(entry[0].suffixes))
     missing: list[str] = []
     for candidate, target in openable:

@@ -4,7 +4,7 @@
 #include "gemm.h"
 
 // Pixels of the input under a tile: `at` is the top left one.
-INLINE void transform_tile(const float* at, int64_t pixel, int64_t row, int64_t channels, float* out, int64_t plane) {
+INLINE void transform_tile(const Value* at, int64_t pixel, int64_t row, int64_t channels, Value* out, int64_t plane) {
   for (int64_t c = 0; c < channels; c += W, at += W, out += W) {
     V t[4][4];
 #pragma GCC unroll 4
@@ -33,9 +33,9 @@ INLINE void inverse(V m0, V m1, V m2, V m3, V& top, V& bottom) {
 }
 
 // The 2x2 output pixels of a tile, of which `rows` x `columns` exist.
-INLINE void finish_winograd(const float* sums, int64_t plane, const Finish& finish, int64_t channel, int64_t count,
-                            float* out, int64_t out_row, const float* residual, int64_t residual_row, int rows,
-                            int columns) {
+INLINE void finish_winograd(const float* sums, int64_t plane, const Finish<Value>& finish, int64_t channel,
+                            int64_t count, Value* out, int64_t out_row, const Value* residual, int64_t residual_row,
+                            int rows, int columns) {
   for (int64_t c = 0; c < count; c += W) {
     V t[2][4], y[2][2];
 #pragma GCC unroll 4
