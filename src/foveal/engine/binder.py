@@ -42,6 +42,7 @@ class MapLayout:
         border: rows and columns of zeros on each side.
         overhang: values behind the channels of a pixel that grouped operations overwrite.
         exact: whether a pixel has as many values as channels, up to whole units of 32 bits.
+        floats: whether it holds float32 in a library for another type.
         first: number of the first operation that uses it.
         last: number of the last one.
         offset: its place in the block of memory, in values.
@@ -52,6 +53,7 @@ class MapLayout:
     border: int = 0
     overhang: int = 0
     exact: bool = False
+    floats: bool = False
     first: int = 0
     last: int = 0
     offset: int = 0
@@ -162,8 +164,12 @@ class Binder:
             raise ValueError("a convolution of the planar image")
         self.maps[source].border = max(self.maps[source].border, self.needs_border)
 
-    def _mark_exact(self) -> None:
-        """Store images of few channels without padding, where only dense convolutions read them."""
+    def _mark_formats(self) -> None:
+        """Store images of few channels without padding, where only dense convolutions read them.
+
+        What a convolution computes for a result stays in float32. Those of chains do not: whether a chain is one
+        operation depends on the number of threads, and results do not.
+        """
         readers: dict[int, list[Operation]] = {}
         for op in self.operations:
             for index in op.inputs:
@@ -173,6 +179,9 @@ class Binder:
             self.maps[out].exact = out in readers and out not in residuals and all(
                 op.kind == CONV or (op.kind == CHAIN and op.p[5] != DEPTHWISE_PROJECT) for op in readers[out]
             )  # fmt: skip
+        for step in self.packed.plan.steps:
+            if step.kind == "conv" and self.library.dtype != "float32" and step.out not in residuals:
+                self.maps[step.out].floats = all(op.kind in (OUTPUT, ENLARGE) for op in readers.get(step.out, []))
 
     def pixel(self, index: int) -> int:
         item = self.maps[index]
@@ -180,13 +189,16 @@ class Binder:
         return self.library.paired(channels) if item.exact else self.library.padded(channels) + item.overhang
 
     def values(self, index: int) -> int:
+        """Its size in memory, with two vectors behind it."""
         item = self.maps[index]
         batch, height, width, _ = item.shape
-        return batch * (height + 2 * item.border) * (width + 2 * item.border) * self.pixel(index)
+        pixels = batch * (height + 2 * item.border) * (width + 2 * item.border)
+        scale = 4 // self.library.values.itemsize if item.floats else 1
+        return (pixels * self.pixel(index) + 2 * self.width) * scale
 
     def place(self) -> None:
         """Give every map a place in the arena; maps that are not in use at the same time may share it."""
-        self._mark_exact()
+        self._mark_formats()
         for i, op in enumerate(self.operations):
             self.maps[op.out].first = i
             for index in (*op.inputs, op.out, op.out if op.residual is None else op.residual):
@@ -197,7 +209,7 @@ class Binder:
         self.size = 0
         inner = {index: item for index, item in self.maps.items() if not item.planar}
         for index, item in sorted(inner.items(), key=lambda pair: -self.values(pair[0])):
-            size = -(-(self.values(index) + 2 * self.width) // line) * line
+            size = -(-self.values(index) // line) * line
             busy = sorted(
                 (other.offset, other.offset + length)
                 for other, length in placed

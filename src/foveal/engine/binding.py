@@ -120,7 +120,7 @@ def _describe_map(entry: Map, binder: Binder, index: int, item: MapLayout, arena
         return
     pixel, border = binder.pixel(index), item.border
     entry.pixel, entry.row = pixel, pixel * (width + 2 * border)
-    entry.image, entry.border = entry.row * (height + 2 * border), border
+    entry.image, entry.border, entry.floats = entry.row * (height + 2 * border), border, item.floats
     entry.data = arena + binder.library.values.itemsize * (item.offset + border * (entry.row + pixel))
 
 

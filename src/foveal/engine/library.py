@@ -41,7 +41,7 @@ class Map(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
-        *((name, ctypes.c_int64) for name in ("pixel", "row", "image", "border")),
+        *((name, ctypes.c_int64) for name in ("pixel", "row", "image", "border", "floats")),
     ]
 
 

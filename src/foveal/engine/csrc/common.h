@@ -40,8 +40,9 @@ struct Run {
 
 float* planar(const Map& map) { return (float*)map.data; }
 
-Value* at(const Map& map, int64_t image, int64_t y, int64_t x) {
-  return (Value*)map.data + image * map.image + y * map.row + x * map.pixel;
+template <class T = Value>
+T* at(const Map& map, int64_t image, int64_t y, int64_t x) {
+  return (T*)map.data + image * map.image + y * map.row + x * map.pixel;
 }
 
 bool contiguous(const Map& map) { return map.border == 0; }

@@ -88,7 +88,7 @@ inline void depthwise_row_in_loop(const Value* const* rows, int kernel, int stri
   FOVEAL_CASE(5, 1)
   FOVEAL_CASE(5, 2)
 #undef FOVEAL_CASE
-      depthwise_row_any(rows, kernel, stride, pixel, weights, bias, act, out, out_pixel, width, channels);
+  depthwise_row_any(rows, kernel, stride, pixel, weights, bias, act, out, out_pixel, width, channels);
 }
 
 // As above, for every activation.

@@ -22,7 +22,8 @@ namespace {
 
 Left left_of(const Map& in, int64_t kernel_h, int64_t kernel_w, int64_t stride, int64_t depth) {
   // Pixels without padding; an image of an odd number of channels may have a zero behind each pixel (see `input`).
-  const bool dense = in.pixel == depth || (in.channels == depth && in.pixel == paired(depth) && in.pixel < padded(depth));
+  const bool dense =
+      in.pixel == depth || (in.channels == depth && in.pixel == paired(depth) && in.pixel < padded(depth));
   if (kernel_w > 1 && dense) return {stride * in.pixel, kernel_h, in.row, 1, 0, kernel_w * in.pixel};
   return {stride * in.pixel, kernel_h, in.row, kernel_w, in.pixel, depth};
 }
@@ -109,25 +110,26 @@ ConvParts conv_parts(const Op& op, const Run& run) {
   return s;
 }
 
-void conv_row(const Op& op, const Run& run, const Left& left, const Value* a, Value* out, const Value* residual,
+template <class T>
+void conv_row(const Op& op, const Run& run, const Left& left, const Value* a, T* out, const Value* residual,
               int64_t pixels, int64_t first, int64_t last, int64_t outputs, bool wrap) {
   const Map &in = run.maps[op.in[0]], &to = run.maps[op.out];
   const int64_t groups = op.p[5], group_in = in.channels / groups, group_out = to.channels / groups;
   const int64_t size = op.p[0] * op.p[1] * paired(group_in) * outputs;
   for (int64_t g = 0; g < groups; g++) {
-    Finish<Value> finish{op.bias[0] + g * group_out,
-                         op.act,
-                         out + g * group_out,
-                         to.pixel,
-                         residual ? residual + g * group_out : nullptr,
-                         op.residual < 0 ? 0 : run.maps[op.residual].pixel};
+    Finish<T> finish{op.bias[0] + g * group_out,
+                     op.act,
+                     out + g * group_out,
+                     to.pixel,
+                     residual ? residual + g * group_out : nullptr,
+                     op.residual < 0 ? 0 : run.maps[op.residual].pixel};
     if (wrap) finish.width = to.width, finish.gap = 2 * to.border * to.pixel;
     gemm(a + g * group_in, left, products(op, 0) + g * size, finish, pixels, outputs, first, last);
   }
 }
 
-void conv(const Op& op, const Run& run, int64_t chunk) {
-  if (op.p[6]) return winograd(op, run, chunk);
+template <class T>
+void direct_conv(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const ConvParts s = conv_parts(op, run);
   const int64_t stride = op.p[2];
@@ -139,7 +141,7 @@ void conv(const Op& op, const Run& run, int64_t chunk) {
     const bool wrap = !contiguous(out);
     const int64_t unit = wrap ? out.width : 1;  // parts of a result with a border begin with a row
     const Range x(s.width / unit, s.row_parts, row_part);
-    conv_row(op, run, left, at(in, 0, 0, x.begin * unit), wrap ? at(out, 0, x.begin, 0) : at(out, 0, 0, x.begin),
+    conv_row(op, run, left, at(in, 0, 0, x.begin * unit), wrap ? at<T>(out, 0, x.begin, 0) : at<T>(out, 0, 0, x.begin),
              residual ? at(*residual, 0, 0, x.begin) : nullptr, (x.end - x.begin) * unit, part.begin, part.end,
              s.outputs, wrap);
     return;
@@ -147,9 +149,15 @@ void conv(const Op& op, const Run& run, int64_t chunk) {
   const Range rows(s.rows, s.row_parts, row_part);
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
-    conv_row(op, run, left, at(in, image, y * stride - op.p[3], -op.p[4]), at(out, image, y, 0),
+    conv_row(op, run, left, at(in, image, y * stride - op.p[3], -op.p[4]), at<T>(out, image, y, 0),
              residual ? at(*residual, image, y, 0) : nullptr, out.width, part.begin, part.end, s.outputs, false);
   }
+}
+
+void conv(const Op& op, const Run& run, int64_t chunk) {
+  if (op.p[6]) return winograd(op, run, chunk);
+  if (run.maps[op.out].floats) return direct_conv<float>(op, run, chunk);
+  direct_conv<Value>(op, run, chunk);
 }
 
 // ---- depthwise convolution ------------------------------------------------------------------------------------------
@@ -636,13 +644,14 @@ void input(const Op& op, const Run& run, int64_t chunk) {
 }
 
 // A map to planar images; the map may be larger, its last rows and columns are left out.
+template <class T>
 void output(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const Range rows(out.batch * out.height, row_parts(out, run), chunk);
   const int64_t plane = out.height * out.width;
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
-    const Value* from = at(in, image, y, 0);
+    const T* from = at<T>(in, image, y, 0);
     float* to = planar(out) + image * out.channels * plane + y * out.width;
     for (int64_t begin = 0; begin < out.width; begin += 64)  // pixels that stay in the first-level cache
       for (int64_t c = 0; c < out.channels; c++)
@@ -669,6 +678,7 @@ void shuffle(const Op& op, const Run& run, int64_t chunk) {
 
 // The enlarged image, planar: pixel shuffle of the first input, plus the bicubic enlargement of the second, which is
 // planar. p: factor. weight: (factor, 5) taps.
+template <class T>
 void enlarge(const Op& op, const Run& run, int64_t chunk) {
   const Map &detail = run.maps[op.in[0]], &image = run.maps[op.in[1]], &out = run.maps[op.out];
   const int64_t factor = op.p[0], width = image.width, height = image.height, plane = height * width;
@@ -689,7 +699,7 @@ void enlarge(const Op& op, const Run& run, int64_t chunk) {
         line[-2] = line[-1] = line[0];
         line[width] = line[width + 1] = line[width - 1];
         float* to = planar(out) + ((b * image.channels + c) * out.height + y * factor + dy) * out.width;
-        const Value* add = at(detail, b, y, 0) + (c * factor + dy) * factor;
+        const T* add = at<T>(detail, b, y, 0) + (c * factor + dy) * factor;
         for (int64_t dx = 0; dx < factor; dx++) {
           const float* tap = floats(op, 0) + dx * 5;
           for (int64_t x = 0; x < width; x++)
@@ -759,11 +769,11 @@ void run_chunk(const Op& op, const Run& run, int phase, int64_t chunk) {
     case INPUT:
       return input(op, run, chunk);
     case OUTPUT:
-      return output(op, run, chunk);
+      return run.maps[op.in[0]].floats ? output<float>(op, run, chunk) : output<Value>(op, run, chunk);
     case SHUFFLE:
       return shuffle(op, run, chunk);
     case ENLARGE:
-      return enlarge(op, run, chunk);
+      return run.maps[op.in[0]].floats ? enlarge<float>(op, run, chunk) : enlarge<Value>(op, run, chunk);
     case SOFTMAX:
       return softmax_attention(op, run, chunk);
     case TOKEN_CONV:

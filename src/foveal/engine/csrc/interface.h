@@ -4,11 +4,12 @@
 
 // A map (batch, height, width, channels). `data` is the first channel of the first pixel; around each image are
 // `border` rows and columns of zeros, inside the strides. Maps hold values (vector.h), arrays of the caller floats.
+// So do maps with `floats`, which a CONV writes and OUTPUT or ENLARGE read.
 struct Map {
   void* data;
   int64_t batch, height, width, channels;
   int64_t pixel, row, image;  // values from a pixel, a row, an image to the next
-  int64_t border;
+  int64_t border, floats;
 };
 
 enum Kind {
