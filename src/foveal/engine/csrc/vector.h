@@ -85,10 +85,23 @@ struct BFloat16 {
     return x;
   }
 };
-INLINE V load(const BFloat16* p) { return (V)(__builtin_convertvector(*(const VH*)p, VU) << 16); }
+INLINE V load(const BFloat16* p) {
+#if defined(VECTORS_512)
+  return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(VECTORS_256) && defined(__AVX2__)
+  return (V)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+  return (V)(__builtin_convertvector(*(const VH*)p, VU) << 16);
+#endif
+}
 INLINE void store(BFloat16* p, V v) {
 #if defined(VECTORS_512) && defined(__AVX512BF16__)
   *(VH*)p = (VH)_mm512_cvtneps_pbh((__m512)v);
+#elif defined(VECTORS_512)
+  *(VH*)p = (VH)_mm512_cvtepi32_epi16((__m512i)rounded(v));
+#elif defined(VECTORS_256) && defined(__AVX2__)
+  const __m256i bits = (__m256i)rounded(v);
+  *(VH*)p = (VH)_mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
 #else
   *(VH*)p = __builtin_convertvector(rounded(v), VH);
 #endif
