@@ -74,12 +74,12 @@ void winograd(const Op& op, const Run& run, int64_t chunk) {
   for (int64_t first = 0; first < outputs; first += s.block) {
     const int64_t width = std::min(s.block, outputs - first);
     for (int64_t i = 0; i < 16; i++) {
-      Finish<float> raw{nullptr, NONE, sums + i * sums_plane - first, width, nullptr, 0};
+      Finish raw{nullptr, NONE, sums + i * sums_plane - first, width, nullptr, 0};
       raw.partial = true;
       gemm(values + i * plane, Left{channels, 1, 0, 1, 0, channels}, products(op, 0) + i * size, raw, tiles, outputs,
            first / PANEL, ceil_div(first + width, PANEL));
     }
-    const Finish<Value> finish{op.bias[0], op.act, nullptr, out.pixel, nullptr, residual ? residual->pixel : 0};
+    const Finish finish{op.bias[0], op.act, (Value*)nullptr, out.pixel, nullptr, residual ? residual->pixel : 0};
     for (int64_t t = 0; t < tiles; t++) {
       const auto [image, y, x] = place(range.begin + t);
       const int rows = (int)std::min<int64_t>(2, out.height - y), columns = (int)std::min<int64_t>(2, out.width - x);
@@ -117,12 +117,12 @@ void conv_row(const Op& op, const Run& run, const Left& left, const Value* a, T*
   const int64_t groups = op.p[5], group_in = in.channels / groups, group_out = to.channels / groups;
   const int64_t size = op.p[0] * op.p[1] * paired(group_in) * outputs;
   for (int64_t g = 0; g < groups; g++) {
-    Finish<T> finish{op.bias[0] + g * group_out,
-                     op.act,
-                     out + g * group_out,
-                     to.pixel,
-                     residual ? residual + g * group_out : nullptr,
-                     op.residual < 0 ? 0 : run.maps[op.residual].pixel};
+    Finish finish{op.bias[0] + g * group_out,
+                  op.act,
+                  out + g * group_out,
+                  to.pixel,
+                  residual ? residual + g * group_out : nullptr,
+                  op.residual < 0 ? 0 : run.maps[op.residual].pixel};
     if (wrap) finish.width = to.width, finish.gap = 2 * to.border * to.pixel;
     gemm(a + g * group_in, left, products(op, 0) + g * size, finish, pixels, outputs, first, last);
   }
@@ -246,8 +246,7 @@ void chain_by_channels(const Op& op, const Run& run, int64_t chunk) {
     clear(expanded, in_rows * in_width * width);
     for (int64_t y = begin_y; y < (joined ? begin_y + 1 : end_y); y++) {
       // Panels count from the first hidden channel, so the result's channel 0 lies before the buffer.
-      Finish<Value> finish{op.bias[0], (int)op.p[6], expanded + (y * in_width + begin_x) * width - first,
-                           width,      nullptr,      0};
+      Finish finish{op.bias[0], (int)op.p[6], expanded + (y * in_width + begin_x) * width - first, width, nullptr, 0};
       if (joined) finish.width = inside, finish.gap = (in_width - inside) * width;
       gemm(at(in, image, first_y + y, 0), Left{in.pixel, 1, 0, 1, 0, in.channels}, products(op, 0), finish,
            joined ? (end_y - begin_y) * inside : inside, hidden, panel, last_panel);
@@ -262,16 +261,13 @@ void chain_by_channels(const Op& op, const Run& run, int64_t chunk) {
     const int64_t depth = std::min(width, op.p[4] - first);
     // Sums of several blocks go on in float32.
     const bool direct = contiguous(out) && (!residual || contiguous(*residual)) && (PAIR == 1 || (last && first == 0));
-    auto project = [&](auto finish) {
-      finish.resume = first > 0, finish.partial = !last;
-      gemm(middle, Left{width, 1, 0, 1, 0, depth}, products(op, 2), finish, pixels, outputs, 0, panels(outputs),
-           Depth{first, op.p[4]});
-    };
-    if (direct)
-      project(Finish<Value>{op.bias[2], op.act, at(out, image, rows.begin, 0), out.pixel,
-                            residual ? at(*residual, image, rows.begin, 0) : nullptr, residual ? residual->pixel : 0});
-    else
-      project(Finish<float>{op.bias[2], op.act, sums, outputs, nullptr, 0});
+    Finish finish{op.bias[2], op.act, sums, outputs, nullptr, 0};
+    if (direct) finish.out = at(out, image, rows.begin, 0), finish.out_pixel = out.pixel;
+    if (direct && residual)
+      finish.residual = at(*residual, image, rows.begin, 0), finish.residual_pixel = residual->pixel;
+    finish.resume = first > 0, finish.partial = !last;
+    gemm(middle, Left{width, 1, 0, 1, 0, depth}, products(op, 2), finish, pixels, outputs, 0, panels(outputs),
+         Depth{first, op.p[4]});
     if (!last || direct) continue;
     for (int64_t y = 0; y < count; y++)
       for (int64_t x = 0; x < out.width; x++) {
@@ -315,7 +311,7 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
         }
         clear(row, inside_begin * hidden);
         clear(row + inside_end * hidden, (in_width - inside_end) * hidden);
-        Finish<Value> finish{op.bias[0], (int)op.p[6], row + inside_begin * hidden, hidden, nullptr, 0};
+        Finish finish{op.bias[0], (int)op.p[6], row + inside_begin * hidden, hidden, nullptr, 0};
         gemm(at(in, image, ready, first_x + inside_begin), pointwise, products(op, 0), finish,
              inside_end - inside_begin, hidden, 0, hidden_panels);
       }
@@ -323,7 +319,7 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
     for (int64_t r = 0; r < count; r++) {
       const int64_t from = (y + r) * stride - top;
       if (op.p[5] == DENSE_PROJECT) {
-        Finish<Value> finish{op.bias[1], (int)op.p[7], middle + r * width * hidden, hidden, nullptr, 0};
+        Finish finish{op.bias[1], (int)op.p[7], middle + r * width * hidden, hidden, nullptr, 0};
         gemm(at(in, image, from, first_x), left_of(in, kernel, kernel, stride, in.channels), products(op, 1), finish,
              width, hidden, 0, hidden_panels);
         continue;
@@ -340,7 +336,7 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
     for (int64_t r = 0; r < (joined ? 1 : count); r++)
       for (int64_t g = 0; g < groups; g++) {
         const int64_t channel = g * group_out, outputs = padded(group_out);
-        Finish<Value> finish{
+        Finish finish{
             op.bias[2] + channel, op.act, at(out, image, y + r, columns.begin) + channel, out.pixel, nullptr, 0};
         if (residual)
           finish.residual = at(*residual, image, y + r, columns.begin) + channel,

@@ -25,19 +25,26 @@ struct Left {
   int64_t depth;            // adjacent values: input channels, times the columns where these are adjacent too
 };
 
-// What happens to a sum before it is stored as T.
-template <class T>
+// Where sums are stored, as values or as floats.
+struct Target {
+  void* first;
+  bool floats;
+  INLINE Target(float* p) : first(p), floats(true) {}
+  INLINE Target(BFloat16* p) : first(p), floats(false) {}
+};
+
+// What happens to a sum before it is stored.
 struct Finish {
   const float* bias;  // one for each output channel
   int act;
-  T* out;
+  Target out;
   int64_t out_pixel;      // values from a pixel to the next
   const Value* residual;  // added after the activation; may be null
   int64_t residual_pixel;
   // Where the rows of the result lie apart, as in a map with a border: pixels of a row, and values between the end of a
   // row and the next. No residual then.
   int64_t width = 0, gap = 0;
-  // A sum over part of the depth: it begins with the values that are stored in `out`, or is stored as it is.
+  // A sum over part of the depth: it begins with the floats that are stored in `out`, or is stored as it is.
   bool resume = false, partial = false;
 };
 
@@ -126,13 +133,15 @@ INLINE void multiply(const Value* a, const Left& left, const Value* b, const Val
 }
 
 template <int R, int N, class T>
-INLINE void finish_tile(const Finish<T>& finish, int64_t pixel, int64_t channel, V (&sum)[R][N]) {
-  T* out = finish.out + pixel * finish.out_pixel + channel;
-  if (finish.partial) {
+INLINE void store_tile(const Finish& finish, T* out, int64_t pixel, int64_t channel, const V (&sum)[R][N]) {
+  out += pixel * finish.out_pixel + channel;
 #pragma GCC unroll 32
-    for (int i = 0; i < R * N; i++) store(out + i / N * finish.out_pixel + i % N * W, sum[i / N][i % N]);
-    return;
-  }
+  for (int i = 0; i < R * N; i++) store(out + i / N * finish.out_pixel + i % N * W, sum[i / N][i % N]);
+}
+
+template <int R, int N>
+INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V (&sum)[R][N]) {
+  if (finish.partial) return store_tile(finish, (float*)finish.out.first, pixel, channel, sum);
 #pragma GCC unroll 4
   for (int n = 0; n < N; n++) {
     V bias = load(finish.bias + channel + n * W);
@@ -157,7 +166,9 @@ INLINE void finish_tile(const Finish<T>& finish, int64_t pixel, int64_t channel,
 #pragma GCC unroll 32
     for (int i = 0; i < R * N; i++) sum[i / N][i % N] += load(residual + i / N * finish.residual_pixel + i % N * W);
   }
+  if (PAIR == 2 && finish.out.floats) return store_tile(finish, (float*)finish.out.first, pixel, channel, sum);
   if (finish.gap) {
+    Value* out = (Value*)finish.out.first + pixel * finish.out_pixel + channel;
     int64_t y = pixel / finish.width, x = pixel % finish.width;
     out += y * finish.gap;
 #pragma GCC unroll 32
@@ -169,16 +180,15 @@ INLINE void finish_tile(const Finish<T>& finish, int64_t pixel, int64_t channel,
     }
     return;
   }
-#pragma GCC unroll 32
-  for (int i = 0; i < R * N; i++) store(out + i / N * finish.out_pixel + i % N * W, sum[i / N][i % N]);
+  store_tile(finish, (Value*)finish.out.first, pixel, channel, sum);
 }
 
-template <class T, int R, int N, bool NEXT>
+template <int R, int N, bool NEXT>
 __attribute__((noinline)) void tile(const Value* a, const Left& left, const Value* b, const Value* next,
-                                    const Finish<T>& finish, int64_t pixel, int64_t channel) {
+                                    const Finish& finish, int64_t pixel, int64_t channel) {
   V sum[R][N];
   if (finish.resume) {
-    const T* from = finish.out + pixel * finish.out_pixel + channel;
+    const float* from = (const float*)finish.out.first + pixel * finish.out_pixel + channel;
 #pragma GCC unroll 32
     for (int i = 0; i < R * N; i++) sum[i / N][i % N] = load(from + i / N * finish.out_pixel + i % N * W);
   } else {
@@ -189,28 +199,25 @@ __attribute__((noinline)) void tile(const Value* a, const Left& left, const Valu
   finish_tile<R, N>(finish, pixel, channel, sum);
 }
 
-template <class T>
-using Tile = void (*)(const Value*, const Left&, const Value*, const Value*, const Finish<T>&, int64_t, int64_t);
-template <class T, int N, int... R>
-constexpr std::array<Tile<T>, sizeof...(R)> tiles(std::integer_sequence<int, R...>) {
-  return {tile<T, R + 1, N, false>...};
+using Tile = void (*)(const Value*, const Left&, const Value*, const Value*, const Finish&, int64_t, int64_t);
+template <int N, int... R>
+constexpr std::array<Tile, sizeof...(R)> tiles(std::integer_sequence<int, R...>) {
+  return {tile<R + 1, N, false>...};
 }
 // Tiles of 1, 2, ... pixels by one and by two vectors of output channels.
 constexpr int NARROW_ROWS = 2 * ROWS < 14 ? 2 * ROWS : 14;
-template <class T>
-constexpr auto NARROW_TILES = tiles<T, 1>(std::make_integer_sequence<int, NARROW_ROWS>());
-template <class T>
-constexpr auto WIDE_TILES = tiles<T, 2>(std::make_integer_sequence<int, ROWS>());
+constexpr auto NARROW_TILES = tiles<1>(std::make_integer_sequence<int, NARROW_ROWS>());
+constexpr auto WIDE_TILES = tiles<2>(std::make_integer_sequence<int, ROWS>());
 
-template <int N, class T>
-INLINE void panel_tiles(const Value* a, const Left& left, const Value* b, const Value* next, const Finish<T>& finish,
+template <int N>
+INLINE void panel_tiles(const Value* a, const Left& left, const Value* b, const Value* next, const Finish& finish,
                         int64_t pixels, int64_t begin, int64_t end, int64_t count, int64_t channel) {
   for (int64_t t = begin; t < end; t++) {
     const int64_t from = t * pixels / count, to = (t + 1) * pixels / count;
-    Tile<T> tile_of = N == 2 ? WIDE_TILES<T>[to - from - 1] : NARROW_TILES<T>[to - from - 1];
+    Tile tile_of = N == 2 ? WIDE_TILES[to - from - 1] : NARROW_TILES[to - from - 1];
     // The first tile of a panel asks for all of the next one, if its height is one of the usual.
     if (next && t == begin && to - from >= ROWS - 1)
-      tile_of = to - from == ROWS ? tile<T, ROWS, 2, true> : tile<T, ROWS - 1, 2, true>;
+      tile_of = to - from == ROWS ? tile<ROWS, 2, true> : tile<ROWS - 1, 2, true>;
     tile_of(a, left, b, next, finish, from, channel);
   }
 }
@@ -222,9 +229,8 @@ struct Depth {
 
 // The product for `pixels` pixels and the panels from `first` up to `last`; `outputs` is padded to W. The height of a
 // tile does not change the order in which a sum is added, so results do not depend on how the work is divided.
-template <class T>
-void gemm(const Value* a, const Left& left, const Value* packed, const Finish<T>& finish, int64_t pixels,
-          int64_t outputs, int64_t first, int64_t last, Depth part = {}) {
+inline void gemm(const Value* a, const Left& left, const Value* packed, const Finish& finish, int64_t pixels,
+                 int64_t outputs, int64_t first, int64_t last, Depth part = {}) {
   if (pixels <= 0) return;
   const int64_t depth = left.steps_y * left.steps_x * paired(left.depth);
   // Tiles have nearly equal heights: a tile of few pixels takes nearly as long as a full one.

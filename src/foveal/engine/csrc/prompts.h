@@ -73,7 +73,7 @@ void read_part(const Op& op, const Run& run, int64_t chunk) {
   float *const largest = op.work + chunk * s.size, *const total = largest + s.lanes, *const sums = total + s.lanes;
   pack_keys(q, std::min(image, q.batch - 1), Window(q, Windows(q, 0), 0), 0, depth, packed);
   for (int64_t y = begin; y < end; y++) {
-    Finish<float> raw{nullptr, NONE, scores + (y - begin) * k.width * s.lanes, s.lanes, nullptr, 0};
+    Finish raw{nullptr, NONE, scores + (y - begin) * k.width * s.lanes, s.lanes, nullptr, 0};
     raw.partial = true;
     gemm(at(k, std::min(image, k.batch - 1), y, 0), Left{k.pixel, 1, 0, 1, 0, depth}, packed, raw, k.width, s.lanes, 0,
          panels(s.lanes));
@@ -160,7 +160,7 @@ void write_map(const Op& op, const Run& run, int64_t chunk) {
       for (int64_t i = 0; i < lanes; i++) bias[i] = i < count ? (float)at(add, image, 0, i / heads)[i % heads] : 0;
     }
     gemm(at(q, std::min(image, q.batch - 1), y, 0), Left{q.pixel, 1, 0, 1, 0, depth}, packed_keys,
-         Finish<float>{bias, NONE, scores, lanes, nullptr, 0}, out.width, lanes, 0, panels(lanes));
+         Finish{bias, NONE, scores, lanes, nullptr, 0}, out.width, lanes, 0, panels(lanes));
     for (int64_t x = 0; x < out.width; x++) {
       float* row = scores + x * lanes;
       if (heads % 8 == 0)
@@ -169,7 +169,7 @@ void write_map(const Op& op, const Run& run, int64_t chunk) {
         for (int64_t h = 0; h < heads; h++) softmax_of_heads<1>(row + h, count, heads);
       to_values(row, lanes);
     }
-    const Finish<Value> finish{
+    const Finish finish{
         op.bias[0],    NONE, at(out, image, y, 0), out.pixel, at(residual, std::min(image, residual.batch - 1), y, 0),
         residual.pixel};
     gemm((const Value*)scores, Left{PAIR * lanes, 1, 0, 1, 0, count}, packed_values, finish, out.width, values, 0,
@@ -207,7 +207,7 @@ void masks(const Op& op, const Run& run, int64_t chunk) {
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / in.height, y = r % in.height;
     if (r == rows.begin || y == 0) pack_keys(factors, image, Window(factors, Windows(factors, 0), 0), 0, depth, packed);
-    Finish<float> raw{nullptr, NONE, scores, lanes, nullptr, 0};
+    Finish raw{nullptr, NONE, scores, lanes, nullptr, 0};
     raw.partial = true;
     gemm(at(in, image, y, 0), Left{depth, 1, 0, 1, 0, depth}, packed, raw, 4 * in.width, lanes, 0, panels(lanes));
     for (int64_t m = 0; m < out.channels; m++)

@@ -127,7 +127,7 @@ void softmax_attention(const Op& op, const Run& run, int64_t chunk) {
       const Value* from = window.token(q, std::min(image, q.batch - 1), begin + t) + op.p[4] + head * dim;
       for (int64_t c = 0; c < dim; c++) queries[t * dim + c] = from[c] * factor;
     }
-    Finish<float> raw{nullptr, NONE, scores, size, nullptr, 0};
+    Finish raw{nullptr, NONE, scores, size, nullptr, 0};
     raw.partial = true;
     gemm(queries, Left{dim, 1, 0, 1, 0, dim}, packed_keys, raw, count, size, 0, panels(size));
     float inverse[QUERIES];

@@ -33,9 +33,9 @@ INLINE void inverse(V m0, V m1, V m2, V m3, V& top, V& bottom) {
 }
 
 // The 2x2 output pixels of a tile, of which `rows` x `columns` exist.
-INLINE void finish_winograd(const float* sums, int64_t plane, const Finish<Value>& finish, int64_t channel,
-                            int64_t count, Value* out, int64_t out_row, const Value* residual, int64_t residual_row,
-                            int rows, int columns) {
+INLINE void finish_winograd(const float* sums, int64_t plane, const Finish& finish, int64_t channel, int64_t count,
+                            Value* out, int64_t out_row, const Value* residual, int64_t residual_row, int rows,
+                            int columns) {
   for (int64_t c = 0; c < count; c += W) {
     V t[2][4], y[2][2];
 #pragma GCC unroll 4
