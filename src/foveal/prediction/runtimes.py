@@ -89,7 +89,7 @@ def explain(chosen: Runtime, target: str, ref: str, device: str, dtype: str) -> 
     if unable := [other for other in others if not other.runs(device, dtype)]:
         missing = f"on {device}" if all(other.runs("auto", dtype) for other in unable) else f"in {dtype}"
         return f"{' and '.join(other.name for other in unable)} cannot run {missing}"
-    return "it runs the checkpoint on the GPU"
+    return "it runs the checkpoint " + ("on the GPU" if wants_gpu(device) else f"in {dtype}")
 
 
 def _named(device: str, dtype: str) -> dict[str, str]:

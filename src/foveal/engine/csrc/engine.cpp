@@ -599,10 +599,12 @@ void input(const Op& op, const Run& run, int64_t chunk) {
       int64_t x = 0;
       if constexpr (PAIR == 2)
         for (; x + W <= out.width; x += W) {
-          const VU r = rounded(load(red + x) * scale[0] + shift[0]), g = rounded(load(green + x) * scale[1] + shift[1]),
-                   b = rounded(load(blue + x) * scale[2] + shift[2]), pair = r | g << 16;
+          const VU first = rounded(load(red + x) * scale[0] + shift[0]);
+          const VU second = rounded(load(green + x) * scale[1] + shift[1]);
+          const VU third = rounded(load(blue + x) * scale[2] + shift[2]);
+          const VU pair = first | second << 16;
           for (int j = 0; j < W; j++, to += 4) {
-            const uint64_t pixel = pair[j] | (uint64_t)b[j] << 32;
+            const uint64_t pixel = pair[j] | (uint64_t)third[j] << 32;
             std::memcpy(to, &pixel, sizeof pixel);
           }
         }
