@@ -36,12 +36,13 @@ LIGHT = [
     "evaluation.protocols", "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
     "measuring.benchmark", "measuring.candidates", "measuring.energy", "measuring.machine", "measuring.opening",
     "measuring.peers", "measuring.report", "measuring.rounds", "prediction.argmax", "prediction.batching",
+    "prediction.coreml_runner",
     "prediction.devices", "prediction.everything", "prediction.everything_options", "prediction.interpolation",
     "prediction.load", "prediction.mask_results", "prediction.native_runner", "prediction.onnx_file",
     "prediction.exported", "prediction.file_network",
     "prediction.onnx_providers", "prediction.onnx_runner", "prediction.openvino_runner",
     "prediction.predictor", "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
-    "prediction.segment_anything", "prediction.tiles", "prediction.torch_runner",
+    "prediction.segment_anything", "prediction.tensorrt_runner", "prediction.tiles", "prediction.torch_runner",
     "weights.hub", "weights.kinds", "weights.packages", "weights.references", "weights.transfer",
 ]  # fmt: skip
 NEEDS_TORCH = {"data.torch_stream"}

@@ -100,7 +100,7 @@ def test_pyramids(name: str) -> None:
 )
 def test_equals_our_own_model_and_has_gradients(name: str, tmp_path: Path) -> None:
     """Same keys and logits, with our file as ``pretrained_cfg_overlay``; every parameter has a gradient."""
-    ours = create_model(name.removeprefix("foveal_"), num_classes=5).eval()
+    ours = create_model(name.removeprefix("foveal_"), "classify", num_classes=5).eval()
     save_checkpoint(tmp_path / "ours.safetensors", ours.state_dict(), info_of(ours))
     model: Any = timm.create_model(
         name, pretrained=True, num_classes=5, pretrained_cfg_overlay={"file": str(tmp_path / "ours.safetensors")}
@@ -147,7 +147,9 @@ def test_checkpointing_changes_no_gradient(name: str) -> None:
 def test_a_unet_of_another_library_learns(name: str) -> None:
     """The loss on one synthetic image falls by 40 % in 20 steps."""
     torch.manual_seed(0)
-    net = smp.Unet(f"tu-{name}", encoder_weights=None, classes=2, decoder_channels=(32, 16, 16, 8, 8))
+    channels = (32, 16, 16, 8) if "tinyvit" in name else (32, 16, 16, 8, 8)  # its maps end at stride 16
+    depth = len(channels)
+    net = smp.Unet(f"tu-{name}", depth, encoder_weights=None, classes=2, decoder_channels=channels)
     image = torch.randn(2, 3, 64, 64)
     mask = (image.mean(1) > 0).long()
     mask[:, :, 32:] = 1
@@ -162,12 +164,64 @@ def test_a_unet_of_another_library_learns(name: str) -> None:
     assert losses[-1] < 0.6 * losses[0], losses
 
 
+@pytest.mark.parametrize("name", ["foveal_efficientvit_b0", "foveal_mobilenetv3_small_100"])
+@pytest.mark.parametrize("decoder", ["Unet", "DeepLabV3", "DeepLabV3Plus", "PAN"])
+def test_decoders_of_another_library(name: str, decoder: str) -> None:
+    """Five maps from stride 2 on, and dilated stages, which these decoders ask for."""
+    with torch.device("meta"):
+        net = getattr(smp, decoder)(f"tu-{name}", encoder_weights=None, in_channels=4, classes=2).eval()
+    x = torch.empty(1, 4, 128, 192, device="meta")
+    assert net(x).shape == (1, 2, 128, 192)
+    stride = {"Unet": 32, "DeepLabV3": 8}.get(decoder, 16)
+    assert [128 // m.shape[2] for m in net.encoder(x)] == [min(1 << i, stride) for i in range(6)]
+
+
+def test_rates_and_sizes() -> None:
+    """``drop_rate`` and ``drop_path_rate`` act in training only; ``img_size`` goes into the description."""
+    for name in ("efficientvit_b0", "mobilenetv3_small_100"):  # without and with a dropout of its own
+        torch.manual_seed(0)
+        model: Any = timm.create_model(f"foveal_{name}", num_classes=3, drop_rate=0.5)
+        x = torch.randn(2, model.num_features, 2, 2)
+        model.reset_classifier(3)
+        assert torch.equal(model.eval().forward_head(x), model.forward_head(x))
+        model.head.train()
+        for part in model.head.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eval()
+        assert not torch.equal(model.forward_head(x), model.forward_head(x))
+    plain: Any = timm.create_model(
+        "foveal_mobilenetv3_small_100", drop_rate=0.0, drop_path_rate=0.3, img_size=(96, 160)
+    )
+    assert (plain.head.dropout.p, plain.backbone.stages[-1][-2].drop_path.rate) == (0, pytest.approx(0.3 * 10 / 11))
+    assert (plain.default_cfg["input_size"], plain.default_cfg["pool_size"]) == ((3, 96, 160), (3, 5))
+    assert timm.data.resolve_data_config(model=plain)["input_size"] == (3, 96, 160)
+    wide = on_meta("foveal_efficientvit_b0", features_only=True, img_size=100, output_stride=16)
+    assert (wide.default_cfg["input_size"], wide.default_cfg["pool_size"]) == ((3, 100, 100), (7, 7))
+
+
+@pytest.mark.parametrize("in_chans", [1, 4])
+def test_the_stem_of_weights_is_adapted_as_timm_does(in_chans: int, tmp_path: Path) -> None:
+    ours: Any = create_model("mobilenetv3_small_100")
+    save_checkpoint(tmp_path / "ours.safetensors", ours.state_dict(), info_of(ours))
+    overlay = {"file": str(tmp_path / "ours.safetensors")}
+    model: Any = timm.create_model(
+        "foveal_mobilenetv3_small_100", pretrained=True, in_chans=in_chans, pretrained_cfg_overlay=overlay
+    )
+    adapted = timm.models.adapt_input_conv(in_chans, ours.backbone.stem[0].conv.weight.detach())
+    torch.testing.assert_close(model.backbone.stem[0].conv.weight.detach(), adapted)
+
+
 def test_mistakes_are_one_line() -> None:
-    for arguments, message in (
-        ({"drop_rate": 0.1}, "no option 'drop_rate'"),
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"drop_rates": 0.1}, "no option 'drop_rates'"),
+        ({"drop_rate": 1.5}, "drop_rate=1.5"),
+        ({"drop_path_rate": 0.1}, "no option 'drop_path_rate'"),
+        ({"img_size": 0}, "img_size=0"),
+        ({"output_stride": 12}, "output_stride=12: give one of 4, 8, 16, 32"),
         ({"global_pool": "max"}, "global_pool='max'"),
         ({"scale": (3,)}, "did you mean 'scales'"),
-    ):
+    )
+    for arguments, message in cases:
         with pytest.raises(ConfigError, match=message):
             timm.create_model("foveal_efficientvit_b0", **arguments)
     with pytest.raises(ConfigError, match="no published weights"):

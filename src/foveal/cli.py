@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from importlib import metadata
 from typing import NoReturn
 
 import cyclopts
@@ -14,10 +13,17 @@ from .commands import mistakes, streams
 from .errors import FovealError, InputError
 from .text import notice
 
+
+def _version() -> str:
+    from importlib import metadata
+
+    return metadata.version("foveal")
+
+
 app = cyclopts.App(
     name="foveal",
     help="Sharp, fast vision on large images: segment, train, evaluate, export, measure.",
-    version=lambda: metadata.version("foveal"),
+    version=_version,
     help_on_error=False,
 )
 for _target, _help in {

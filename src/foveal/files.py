@@ -154,6 +154,34 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             os.close(handle)
 
 
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Context manager with a temporary folder next to ``path``; on success it replaces the file or folder ``path``.
+
+    On failure the temporary folder is removed and ``path`` is unchanged.
+
+    Raises:
+        InputError: the parent folder cannot be written, or the disk is full.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        outer = tempfile.TemporaryDirectory(prefix=f".{path.stem[:40]}-foveal-", dir=path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    with outer as name:
+        inner, old = Path(name) / path.name, Path(name) / "old"
+        yield inner
+        try:
+            if path.exists():
+                path.rename(old)
+            inner.rename(path)
+        except OSError as error:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
 def _open_temporary(path: Path) -> tuple[int | None, Path]:
     """A new temporary file next to ``path``, and the handle whose lock shows that its process lives."""
     while True:

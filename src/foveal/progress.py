@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from .text import notice, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _PLAIN_SECONDS = 10.0  # between two plain lines
 
@@ -21,19 +23,36 @@ class Progress:
 
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
-        self.console = Console(stderr=True, quiet=not enabled)
+
+    @cached_property
+    def terminal(self) -> Console | None:
+        """The terminal of standard error, if it is one. Only then rich is imported, which takes a tenth of a second."""
+        forced = os.environ.get("FORCE_COLOR") or os.environ.get("TTY_COMPATIBLE")  # rich obeys these
+        if not self.enabled or sys.stderr is None or not (forced or sys.stderr.isatty()):
+            return None
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        return console if console.is_terminal else None
 
     def note(self, text: str) -> None:
         """Print one line above the bar."""
-        self.console.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+        if self.terminal is not None:
+            self.terminal.print(printable(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+        elif self.enabled:
+            notice(text)
 
     @contextmanager
     def bar(self, name: str, total: int, done: int = 0) -> Iterator[Bar]:
         """Show the progress through ``total`` items, of which ``done`` are finished already."""
-        if self.enabled and self.console.is_terminal:
+        if self.terminal is not None:
+            from rich.markup import escape
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
             with RichProgress(
-                *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console
+                *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.terminal
             ) as rich:
                 task = rich.add_task(name, total=total, completed=done)
 

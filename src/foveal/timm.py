@@ -13,12 +13,14 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ConfigError, DependencyError
 from .factory.create import create_model
 from .info import info_of
 from .layers.recompute import recompute
+from .layers.resample import ceil_div, check_min_size
 from .models.registry import Backbone, Family, FeatureInfo, Published, Variant, published, variants
 from .weights.published import published_preprocess
 
@@ -38,6 +40,10 @@ class TimmModel(nn.Module):
         in_chans: channels of the image.
         global_pool: "avg", the pooling of all classifiers here, or an empty string: ``forward`` returns the coarsest
             feature map.
+        drop_rate: dropout before the last linear layer in training; default: that of the family, else 0.
+        drop_path_rate: stochastic depth in training; default: that of the family.
+        img_size: side of the images in pixels, or (height, width), for timm's description of the input. The networks
+            take images of any size.
         weights: tag of published weights, or a checkpoint, to start from.
         **options: options of ``foveal.create_model``.
 
@@ -51,27 +57,52 @@ class TimmModel(nn.Module):
         num_classes: int = 1000,
         in_chans: int = 3,
         global_pool: str = "avg",
+        drop_rate: float | None = None,
+        drop_path_rate: float | None = None,
+        img_size: int | Sequence[int] | None = None,
         weights: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
-        model = create_model(name, "classify", num_classes=num_classes, in_chans=in_chans, weights=weights, **options)
+        self.img_size = _check_size(img_size)
         family, variant = _classifiers()[name]
-        of_head = {key: value for key, value in info_of(model).options.items() if key in family.classifier_options}
+        if drop_path_rate is not None and (drop_path_rate or "drop_path_rate" in family.options):
+            options["drop_path_rate"] = drop_path_rate
+        self.drop_rate = _check_rate(drop_rate)
+        if drop_rate is not None and "dropout" in family.classifier_options:
+            options["dropout"] = drop_rate
+        model = create_model(name, "classify", num_classes=num_classes, in_chans=in_chans, weights=weights, **options)
+        options = info_of(model).options
+        of_head = {key: value for key, value in options.items() if key in family.classifier_options}
         self.backbone, self.head = cast(Backbone, model.backbone), cast(Any, model.head)
-        self.num_classes, self.global_pool = num_classes, _check_pooling(global_pool)
+        self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, _check_pooling(global_pool)
         self.num_features = self.backbone.feature_info[-1].channels
         assert variant.classifier is not None
         self.fresh_head = partial(variant.classifier, self.num_features, **of_head)
         self.head_hidden_size = self.head.num_features
+        self._add_dropout()
         self.taps = _find_taps(self.backbone)
+        self.levels = _find_levels(self.backbone, dilated="output_stride" in options)
         self.feature_info = [
             {"num_chs": channels, "reduction": stride, "module": f"backbone.stem.{i}"}
             for i, (channels, stride) in self.taps.items()
         ] + [
             {"num_chs": channels, "reduction": stride, "module": f"backbone.stages.{i}"}
-            for i, (channels, stride) in enumerate(self.backbone.feature_info)
+            for i, (channels, stride) in self.levels.items()
         ]
+
+    def sizes(self, input_size: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """timm's entries of the image's and the coarsest map's size; ``img_size`` replaces that of ``input_size``."""
+        image = (input_size[0], *(self.img_size or input_size[1:]))
+        stride = self.backbone.feature_info[-1].stride
+        return {"input_size": image, "pool_size": tuple(ceil_div(side, stride) for side in image[1:])}
+
+    def _add_dropout(self) -> None:
+        """Drop inputs of the last linear layers, for families whose classifier has no dropout of its own."""
+        if self.drop_rate and not hasattr(self.head, "dropout"):
+            for name, layer in self.head.named_children():
+                if name.startswith("classifier"):
+                    layer.register_forward_pre_hook(_Dropout(self.drop_rate))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The coarsest feature map, ``(B, num_features, h, w)``."""
@@ -110,20 +141,15 @@ class TimmModel(nn.Module):
         return selected if intermediates_only else (maps[-1], selected)
 
     def _feature_maps(self, x: Tensor) -> list[Tensor]:
-        """The feature maps of the stem that ``taps`` names, followed by those of the backbone."""
-        early: list[Tensor] = []
-        stem = cast(nn.Sequential, self.backbone.stem)
-
-        def keep(module: nn.Module, args: Any, output: Tensor) -> None:
-            early.append(output)
-
-        hooks = [stem[i].register_forward_hook(keep) for i in self.taps]
-        try:
-            maps = self.backbone(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return early + maps
+        """The feature maps of the stem that ``taps`` names, followed by those of the backbone in ``levels``."""
+        check_min_size(x, self.backbone.min_size)
+        early = []
+        for i, block in enumerate(self.backbone.stem):
+            x = block(x)
+            if i in self.taps:
+                early.append(x)
+        maps = self.backbone.forward_stages(x)
+        return early + [maps[i] for i in self.levels]
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] | None = 1, prune_norm: bool = False, prune_head: bool = True
@@ -149,9 +175,10 @@ class TimmModel(nn.Module):
             self.global_pool = _check_pooling(global_pool)
         self.num_classes = num_classes
         like = next(self.parameters())
-        for key, layer in self.fresh_head(num_classes).to(like)._modules.items():
+        for key, layer in self.fresh_head(num_classes).to(like).train(self.training)._modules.items():
             if key.startswith("classifier"):
                 setattr(self.head, key, layer)
+        self._add_dropout()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the activations of each stage in the backward pass, to save memory."""
@@ -176,24 +203,55 @@ def _check_pooling(name: str) -> str:
     return name
 
 
-def _find_taps(backbone: Backbone) -> dict[int, FeatureInfo]:
-    """Blocks of the stem after which the stride has doubled, by index, if the finest feature map is above stride 4.
+def _check_size(img_size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if img_size is None:
+        return None
+    height, width = (img_size, img_size) if isinstance(img_size, int) else (*img_size, 0, 0)[:2]
+    if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+        raise ConfigError(f"img_size={img_size!r}: give a side in pixels, or (height, width)")
+    return height, width
 
-    Libraries that build on timm assume that the feature maps begin at stride 2 or 4.
+
+def _check_rate(drop_rate: float | None) -> float:
+    if drop_rate is not None and not 0 <= drop_rate < 1:
+        raise ConfigError(f"drop_rate={drop_rate} is out of range: give 0 or more, and less than 1")
+    return drop_rate or 0.0
+
+
+class _Dropout:
+    """Hook before a module: dropout on its input in training."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (F.dropout(args[0], self.rate, module.training), *args[1:])
+
+
+def _find_taps(backbone: Backbone) -> dict[int, FeatureInfo]:
+    """Last block of the stem at each stride from 2 to below that of the finest feature map, by index.
+
+    timm counts these maps, too, and libraries that build on it assume that the maps begin at stride 2 or 4.
     """
     finest = backbone.feature_info[0].stride
-    if finest <= 4:
-        return {}
     stem = cast(nn.Sequential, copy.deepcopy(backbone.stem).to("meta").eval())
     in_chans = next(module.in_channels for module in stem.modules() if isinstance(module, nn.Conv2d))
     x = torch.empty(1, in_chans, 16 * finest, 16 * finest, device="meta", dtype=next(stem.parameters()).dtype)
-    taps, stride = {}, 1
+    taps: dict[int, tuple[int, FeatureInfo]] = {}
     for i, block in enumerate(stem):
         x = block(x)
-        if 16 * finest // x.shape[-1] > stride:
-            stride = 16 * finest // x.shape[-1]
-            taps[i] = FeatureInfo(x.shape[1], stride)
-    return {i: info for i, info in taps.items() if info.stride < finest}
+        stride = 16 * finest // x.shape[-1]
+        if 1 < stride < finest:
+            taps[stride] = (i, FeatureInfo(x.shape[1], stride))
+    return dict(taps.values())
+
+
+def _find_levels(backbone: Backbone, dilated: bool) -> dict[int, FeatureInfo]:
+    """Feature maps of the backbone by index: the last one of each stride, or all if it is dilated or isotropic."""
+    infos = backbone.feature_info
+    later = [info.stride for info in infos[1:]] + [0]
+    keep_all = dilated or infos[0].stride == infos[-1].stride
+    return {i: info for i, info in enumerate(infos) if keep_all or info.stride != later[i]}
 
 
 def _default_cfg(variant: Variant, entry: Published | None) -> dict[str, Any]:
@@ -235,7 +293,6 @@ def _classifiers() -> dict[str, tuple[Family, Variant]]:
 
 def _build(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
     """Build ``foveal_<name>`` for timm. Foveal loads the weights, which it checks and renames."""
-    arguments = {key: value for key, value in arguments.items() if value or not key.startswith("drop_")}
     cfg = arguments.get("pretrained_cfg")
     overlay = dict(arguments.get("pretrained_cfg_overlay") or {})
     if pretrained:
@@ -246,10 +303,16 @@ def _build(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
                 f"foveal_{name} has no published weights; leave out pretrained=True, or name a checkpoint by "
                 "pretrained_cfg_overlay={'file': PATH}"
             )
+    built: list[TimmModel] = []
+
+    def build(**options: Any) -> TimmModel:
+        built.append(TimmModel(name, **options))
+        return built[0]
+
     features = {"feature_cls": "getter", "out_indices": None}
-    return build_model_with_cfg(
-        partial(TimmModel, name), f"foveal_{name}", pretrained=False, feature_cfg=features, **arguments
-    )
+    net: Any = build_model_with_cfg(build, f"foveal_{name}", pretrained=False, feature_cfg=features, **arguments)
+    net.default_cfg.update(built[0].sizes(net.default_cfg["input_size"]))  # a copy that belongs to this model
+    return net
 
 
 default_cfgs = _default_cfgs()  # timm reads this name when a model of this module is registered

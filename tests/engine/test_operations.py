@@ -113,7 +113,19 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, params: dict[str, Any], gr
 def conv(case: Case) -> None:
     groups = case.pick(1, 1, 1, 2, 3)
     channels, outputs = groups * case.pick(1, 3, 8, 12, 31, 64), groups * case.pick(1, 5, 8, 12, 24, 33, 100)
-    params = {**window(case), "groups": groups}
+    convolution(case, channels, outputs, {**window(case), "groups": groups})
+
+
+def winograd(case: Case) -> None:
+    """Sizes and channels for tiles of 2x2 and of 4x4 pixels."""
+    case.height, case.width = case.pick((8, 9), (17, 20), (24, 24), (30, 33), (27, 50), (70, 25))
+    channels = case.pick(16, 32, 48)
+    params = {"kernel": 3, "stride": 1, "padding": "symmetric", "groups": 1}
+    convolution(case, channels, case.pick(channels, 12, 40, 100), params)
+
+
+def convolution(case: Case, channels: int, outputs: int, params: dict[str, Any]) -> None:
+    groups = params["groups"]
     weight, bias = case.array(outputs, channels // groups, params["kernel"], params["kernel"]), case.array(outputs)
     act, x = case.pick(*ACTS), case.image(channels)
     y = _ACTS[act](convolve(x, case.tensor(weight), case.tensor(bias), params, groups))
@@ -218,7 +230,7 @@ def enlarging(case: Case) -> None:
     case.check(y + F.pixel_shuffle(phases, factor).reshape(y.shape))
 
 
-@pytest.mark.parametrize("operation", [conv, depthwise, chain, attention, pooling, resampling, enlarging])
+@pytest.mark.parametrize("operation", [conv, winograd, depthwise, chain, attention, pooling, resampling, enlarging])
 def test_operation_equals_float64(operation: Callable[[Case], None]) -> None:
     for seed in range(CASES * (3 if operation in (conv, chain) else 1)):
         operation(Case(seed))

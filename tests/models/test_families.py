@@ -38,15 +38,15 @@ def test_a_file_is_identified_by_its_keys_and_shapes(name: str) -> None:
     cases: list[dict[str, Any]] = [{"task": "segment", "num_classes": 7} | ({"head": h} if h else {}) for h in heads]
     first = variant is next(iter(family.variants.values()))  # the parts around the backbone are the same for all
     if variant.classifier is not None:
-        cases += [{"num_classes": 5, "in_chans": 4}]
+        cases += [{"task": "classify", "num_classes": 5, "in_chans": 4}]
     if first:
         cases += [{"features_only": True}, {"task": "prompt", "in_chans": 4}]
     if first and variant.classifier is not None:
-        cases += [{"num_classes": 0}]
+        cases += [{"task": "classify", "num_classes": 0}]
     for arguments in cases:
         state = on_meta(name, **arguments).state_dict()
         info = identify({f"module.model.{key}": value for key, value in state.items()})
-        task = "features" if "features_only" in arguments else arguments.get("task", "classify")
+        task = "features" if "features_only" in arguments else arguments["task"]
         assert info.model in (name, *variant.twins)
         assert info.task == task
         assert info.in_chans == arguments.get("in_chans", 3)

@@ -197,3 +197,34 @@ def test_options_and_names() -> None:
     model = create_model("mobilenetv2_100", drop_path_rate=0.17)
     rates = [part.rate for part in model.modules() if isinstance(part, DropPath)]
     assert np.allclose(rates, [0.01 * i for i in range(17)])
+
+
+@pytest.mark.parametrize("output_stride", [4, 8, 16])
+def test_dilated_equals_strided_at_its_positions(output_stride: int) -> None:
+    """Without squeeze and excitation, whose means are over other positions, every value of the strided maps stays."""
+    strided: Any = create_model("mobilenetv2_100", features_only=True).double().eval()
+    dilated: Any = create_model("mobilenetv2_100", features_only=True, output_stride=output_stride).double().eval()
+    state = filled(strided, 1.2, torch.float64)
+    for model in (strided, dilated):
+        model.load_state_dict(state)
+    x = torch.randn(1, 3, 71, 90, dtype=torch.float64)
+    with torch.inference_mode():
+        pairs = list(zip(strided(x), dilated(x), strict=True))
+    for (sparse, dense), before, after in zip(pairs, strided.feature_info, dilated.feature_info, strict=True):
+        assert after.stride == min(before.stride, output_stride)
+        assert dense.shape[2:] == (-(-71 // after.stride), -(-90 // after.stride))
+        step = before.stride // after.stride
+        torch.testing.assert_close(dense[..., ::step, ::step], sparse, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_100", pytest.param("tf_efficientnet_b0", marks=pytest.mark.long)])
+def test_output_stride_is_that_of_timm(name: str) -> None:
+    theirs, ours = timm.create_model(name, output_stride=8).double().eval(), create_model(name, output_stride=8)
+    state = filled(theirs, 1.2, torch.float64)
+    theirs.load_state_dict(state)
+    load_checkpoint(ours.double().eval(), state)
+    x = torch.randn(1, 3, 65, 96, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = theirs(x)
+        assert (ours(x) - expected).abs().max() < 1e-9 * expected.std()
+    assert info_of(ours).options["output_stride"] == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -13,8 +14,9 @@ from PIL import Image, ImageCms
 
 import foveal
 from foveal.errors import InputError
-from foveal.images.reading import read_picture
+from foveal.images.reading import Picture, read_picture
 from foveal.images.resampling import interpolated
+from foveal.prediction.tiles import WHOLE, enlarged_bands
 from helpers.upscalers import model_of, photo, predictor_of
 
 
@@ -95,3 +97,23 @@ def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
         wide.save(tmp_path / "x.webp")
     with pytest.raises(InputError, match="expected uint8 or uint16"):
         read_picture(np.zeros((4, 4, 3), np.float32))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap"),
+    [((743, 1280), None, None), ((33, 17_000), None, 100), ((900, 650), None, 300), ((150, 333), 128, 50)],
+)
+def test_tiles_of_one_size_join_without_a_seam(size: tuple[int, int], tile: int | None, overlap: int | None) -> None:
+    """A network that looks at one pixel only gives in tiles what it gives for the whole image."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    seen: list[tuple[int, ...]] = []
+
+    def double(window: NDArray[np.float32]) -> NDArray[np.float32]:
+        seen.append(window.shape[:2])
+        return window.transpose(2, 0, 1).repeat(2, axis=1).repeat(2, axis=2).transpose(1, 2, 0)
+
+    result = np.concatenate(list(enlarged_bands(double, Picture(pixels), 2, tile, overlap)))
+    assert np.array_equal(result, pixels.repeat(2, axis=0).repeat(2, axis=1))
+    assert len(seen) > 1
+    assert len(set(seen)) == 1
+    assert tile is not None or math.prod(seen[0]) <= 1.02 * WHOLE

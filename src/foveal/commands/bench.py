@@ -53,6 +53,7 @@ def bench(
         Timed runs of each; default: 20, with --preset attention 10, with --preset scaling 3.
     runtime
         auto (the default) or one of the runtimes; it runs checkpoints and models by name, too, exported if necessary.
+        Presets run in torch.
     memory
         Measure the peak memory of each, in a process of its own.
     tokens
@@ -70,6 +71,10 @@ def bench(
     if preset is not None:
         if device not in ("cpu", "auto") or dtype not in ("float32", "auto"):
             raise ConfigError(f"bench: --preset {preset} runs on the CPU in float32: leave out --device and --dtype")
+        if runtime is not None:
+            raise ConfigError(
+                f"bench: preset {preset} has no option 'runtime', it runs layers in torch: leave out --runtime"
+            )
         return _bench_preset(preset, options, plot, json)
     if tokens or plot:
         raise ConfigError("bench: --tokens and --plot are for --preset; leave them out")

@@ -30,7 +30,8 @@ def export(
     ref
         Bundled name, checkpoint or training run.
     to
-        Formats, separated by commas: onnx, openvino, or native for the CPU engine.
+        Formats, separated by commas: onnx, openvino, coreml, tensorrt, native for the CPU engine, or samexporter for
+        annotation programs.
     output
         File to write; of several formats: the folder. Default: the model's name in the current folder.
     upsample

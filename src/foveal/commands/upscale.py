@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Format = Literal["png", "jpg", "webp", "tif"]
 Tile = Annotated[
-    int | None, Parameter(help="Side of the tiles, in pixels; default: small images whole, tiles of 384 for others.")
+    int | None,
+    Parameter(help="Side of the tiles, in pixels; default: up to half a megapixel whole, else tiles of that size."),
 ]
 Overlap = Annotated[
     int | None, Parameter(help="Pixels that neighbouring tiles share; default: 32, at most a quarter of --tile.")
@@ -190,13 +191,9 @@ def _tiles_psnr(predictor: Predictor, picture: Picture, tiles: dict[str, Any]) -
     import numpy as np
 
     from ..evaluation.fidelity import for_json, psnr
-    from ..prediction.tiles import TILE
 
     side = max(64, -(-max(picture.pixels.shape) // 8) * 8)
     one_tile: dict[str, Any] = {"tile": side, "overlap": 0, "exact": False}
-    whole, tiled = (
-        np.concatenate(list(predictor.upscaled_bands(picture, **options)))
-        for options in (one_tile, {**tiles, "tile": tiles.get("tile") or TILE})
-    )
+    whole, tiled = (np.concatenate(list(predictor.upscaled_bands(picture, **options))) for options in (one_tile, tiles))
     peak = np.iinfo(whole.dtype).max / 255
     return for_json(psnr(whole / peak, tiled / peak))

@@ -32,7 +32,8 @@ class OperationTime(NamedTuple):
     seconds: float
 
 
-_KEPT = 4  # bindings of other sizes that are kept, each with its memory
+_KEPT = 4  # sizes whose bindings are kept, each with its memory
+_KEPT_BYTES = 1 << 29  # of all of them but the last
 
 
 class Engine:
@@ -106,5 +107,10 @@ class Engine:
         with self._lock:
             self._idle.setdefault(shapes, []).append(binding)
             self._idle.move_to_end(shapes)
-            while len(self._idle) > _KEPT:
+            while len(self._idle) > _KEPT or (len(self._idle) > 1 and self._bytes() > _KEPT_BYTES):
                 self._idle.popitem(last=False)
+
+    def _bytes(self) -> int:
+        """Memory of the idle bindings of all sizes but the last."""
+        *others, _ = self._idle.values()
+        return sum(binding.arena.nbytes for bindings in others for binding in bindings)

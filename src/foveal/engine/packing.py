@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,19 @@ from numpy.typing import NDArray
 
 from .library import Library
 from .plan import Plan, Step
+
+
+def _evaluation(points: tuple[float, ...]) -> NDArray[np.float64]:
+    """Rows ``1, p, p^2`` of every point over the product of its distances to the others; the last row is infinity."""
+    rows = [np.array([1, p, p * p]) / math.prod(p - other for other in points if other != p) for p in points]
+    return np.stack([*rows, np.array([0, 0, 1])])
+
+
+#: Transformation of a 3x3 kernel along one axis, by the side of a tile; csrc/winograd.h has the other two.
+_WINOGRAD = {
+    2: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
+    4: _evaluation((0, 0.75, -0.75, 1.5, -1.5)),
+}
 
 
 class Packed:
@@ -38,20 +52,22 @@ class Packed:
         def make() -> NDArray[Any]:
             weight = self.raw(step, role)
             rows = np.ascontiguousarray(weight.reshape(*weight.shape[:2], -1).transpose(0, 2, 1))  # (out, taps, in)
+            if groups == 1:
+                return self.library.pack(rows)
             return np.concatenate([self.library.pack(part) for part in np.split(rows, groups)])
 
         return self._once(("panels", step.weights[role], str(groups)), make)
 
-    def winograd(self, step: Step, role: str) -> NDArray[np.float32]:
-        """Weights ``(out, in, 3, 3)``, transformed for F(2x2, 3x3), as 16 products in panels."""
+    def winograd(self, step: Step, role: str, side: int) -> NDArray[np.float32]:
+        """Weights ``(out, in, 3, 3)``, transformed for tiles of ``side``, as ``(side + 2) ** 2`` products in panels."""
 
         def make() -> NDArray[np.float32]:
-            g = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-            weight = np.einsum("ay,oiyx,bx->aboi", g, self.raw(step, role).astype(np.float64), g)
-            parts = weight.reshape(16, weight.shape[2], 1, -1).astype(np.float32)
-            return np.concatenate([self.library.pack(part) for part in parts])
+            g = _WINOGRAD[side]
+            weight = np.einsum("ay,oiyx,bx->aboi", g, self.raw(step, role).astype(np.float64), g, optimize=True)
+            weight = weight.reshape(-1, weight.shape[2], 1, weight.shape[3]).astype(np.float32)
+            return np.concatenate([self.library.pack(part) for part in weight])
 
-        return self._once(("winograd", step.weights[role]), make)
+        return self._once(("winograd", step.weights[role], str(side)), make)
 
     def taps(self, step: Step, role: str) -> NDArray[np.float32]:
         """Depthwise weights ``(channels, 1, K, K)`` in vectors of channels."""

@@ -45,12 +45,13 @@ def _conv(binder: Binder, step: Step) -> None:
     if len(weight) % groups or out.channels % groups:
         raise ValueError(f"{out.channels} to {len(weight)} channels do not divide into {groups} groups")
     expect(binder.packed.raw(step, "bias"), (len(weight),))
-    fast = _suits_winograd(binder, step, out)
-    binder.needs_border += fast  # tiles of an odd last row or column reach one pixel further
+    side = _winograd_side(binder, step, out)
+    if side:  # the last tiles reach beyond the map
+        binder.needs_border = 1 + max(-out.height % side, -out.width % side)
     binder.give_border(step.inputs[0])
-    packed = binder.packed.winograd(step, "weight") if fast else _panels(binder, step, "weight", groups)
+    packed = binder.packed.winograd(step, "weight", side) if side else _panels(binder, step, "weight", groups)
     arrays = ((packed, binder.packed.padded(step, "bias")),)
-    p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups, int(fast))
+    p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups, side)
     operation = Operation(CONV, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     binder.add(operation, out._replace(channels=len(weight)))
     _leave_room(binder, step.out, len(weight) // groups, groups)
@@ -62,13 +63,21 @@ def _leave_room(binder: Binder, out: int, group: int, groups: int) -> None:
         binder.maps[out].overhang = binder.width
 
 
-def _suits_winograd(binder: Binder, step: Step, size: Shape) -> bool:
-    """Whether Winograd's algorithm is faster: a 3x3 kernel with stride 1, whole vectors of channels, several tiles."""
+def _winograd_side(binder: Binder, step: Step, size: Shape) -> int:
+    """Side of the tiles with which Winograd's algorithm is fastest; 0: it is not.
+
+    It takes a 3x3 kernel with stride 1, whole vectors of channels, and several tiles.
+    """
     params, outputs = step.params, len(binder.packed.raw(step, "weight"))
     plain = params["kernel"] == 3 and params["stride"] == 1 and params["groups"] == 1
     wide = size.channels % binder.width == 0 and size.channels >= 16 and binder.library.padded(outputs) >= 16
-    exact = binder.library.dtype == "float32"  # the sums of its transformations would be rounded to bfloat16
-    return exact and plain and wide and min(size.height, size.width) >= 8
+    exact = binder.library.dtype == "float32"  # the factors and sums would be rounded to bfloat16
+    if not (exact and plain and wide) or min(size.height, size.width) < 8:
+        return 0
+    # Tiles of an image, so that a batch gives what its images give. Tiles of 4 have more weights, 36 of them for each
+    # pair of channels, which few tiles would read for little.
+    small, large = (-(-size.height // side) * -(-size.width // side) for side in (2, 4))
+    return 4 if large >= 36 and 36 * large <= 0.8 * 16 * small else 2
 
 
 def _panels(binder: Binder, step: Step, role: str, groups: int = 1) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..factory.load_model import load_model
-from ..files import atomic_write
+from ..files import atomic_folder, atomic_write
 from ..info import info_of
 from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
@@ -30,6 +30,7 @@ from .prompt import prompt_graphs
 from .report import ExportReport, current_command, report_path, versions_of
 
 SMALLEST = 32  #: side of a fixed size, in pixels
+FIXED_SIZE = (512, 512)  #: of formats that need a size, for models without one of their own
 MAX_OPSET = 23  #: of ONNX: the newest that the exporter writes
 
 #: The networks that a model of a task is exported as. Models of other tasks cannot be exported.
@@ -64,13 +65,15 @@ def export(
 
     Args:
         model_or_ref: a model from ``create_model`` or ``load_model``, or a reference that ``load_model`` takes.
-        to: format: "onnx", "openvino" (the file ``NAME.xml`` and its weights ``NAME.bin``) or "native".
+        to: format: "onnx", "openvino" (``NAME.xml`` and its weights ``NAME.bin``), "coreml", "tensorrt", "native", or
+            "samexporter" (encoder and decoder for AnyLabeling and other programs of that layout).
         output: file to write, or an existing folder; default: the model's name in the current folder.
         upsample: for segmentation: put the upsampling to the image's size into the file. By default the file gives
             logits at the model's own stride, and Foveal's predictor upsamples them.
         size: (H, W) to trace at, each at least twice the model's coarsest stride; the file takes any size from 32 up.
             A promptable model is traced at its own size.
-        input_size: (H, W) of the only images that the file takes, for runtimes that need a fixed size.
+        input_size: (H, W) of the only images that the file takes. Formats that need a size ("coreml") have by default
+            that of the model's own preprocessing or 512x512.
         batch: number of images that a file of fixed size takes; default: 1.
         opset: version of ONNX's operator set; default: 18.
         half: float16 instead of float32.
@@ -89,11 +92,14 @@ def export(
     format = find_format(to)
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
     _check_format_options(format, opset, half)
-    if batch is not None and input_size is None:
+    if batch is not None and input_size is None and not format.fixed:
         raise ConfigError(f"batch={batch}: a file of any image size takes any batch; give input_size, too")
-    _check_request(model, upsample, input_size or size, fixed=input_size is not None)
+    if format.fixed and not TASKS[info_of(model).task].takes_prompts:
+        input_size = input_size or info_of(model).preprocess.size or FIXED_SIZE
+    _check_request(format, model, upsample, input_size or size, fixed=input_size is not None)
     source = _prepare(model, upsample, input_size or size, None if input_size is None else batch or 1)
-    graphs = [graph for graph in GRAPHS[source.info.task](source) if graph.part in ("", *format.parts)]
+    make = format.graphs or GRAPHS[source.info.task]
+    graphs = [graph for graph in make(source) if graph.part in ("", *format.parts)]
     options = Options(half, opset or OPSET)
     return _write_all(format, graphs, _output_file(output, source.info.ref, format), options)
 
@@ -101,9 +107,9 @@ def export(
 def _output_file(output: str | Path | None, ref: str, format: Format) -> Path:
     """The file to write: of the model's name in the current folder, or in ``output`` if that is a folder."""
     path = Path(output) if output is not None else Path()
-    if path.is_dir():
+    if path.is_dir() and path.suffix != format.suffixes[0]:
         return path / f"{ref}{format.suffixes[0]}"
-    if path.suffix != format.suffixes[0]:
+    if not path.name.endswith(format.suffixes[0]):
         raise ConfigError(f"output {path}: {format.name} files end in {format.suffixes[0]}")
     return path
 
@@ -111,17 +117,19 @@ def _output_file(output: str | Path | None, ref: str, format: Format) -> Path:
 def _write_all(format: Format, graphs: Sequence[Graph], output: Path, options: Options) -> ExportReport:
     """Write and compare the files of all networks, and their report, under temporary names; rename them at the end."""
     main = [part_path(output, graph.part) if graph.part else output for graph in graphs]
-    files = [[path.with_suffix(suffix) for suffix in format.suffixes] for path in main]
+    files = [[path, *(path.with_suffix(suffix) for suffix in format.suffixes[1:])] for path in main]
     results: list[tuple[Written, float, float]] = []
     with ExitStack() as stack:
         report_file = stack.enter_context(atomic_write(report_path(main[0])))
         sizes = 0
         for graph, paths in zip(graphs, files, strict=True):
-            temporary = [stack.enter_context(atomic_write(path)) for path in paths]
+            temporary = [
+                stack.enter_context(atomic_folder(path) if format.folder else atomic_write(path)) for path in paths
+            ]
             written = format.write(graph, temporary, options)
             difference, agreement = compare(graph, format.open(temporary)) if format.open else (math.nan, 1.0)
             results.append((written, difference, agreement))
-            sizes += sum(path.stat().st_size for path in temporary)
+            sizes += sum(_bytes_of(path) for path in temporary)
         report = ExportReport(
             path=main[0],
             format=format.name,
@@ -142,6 +150,13 @@ def _write_all(format: Format, graphs: Sequence[Graph], output: Path, options: O
     return report
 
 
+def _bytes_of(path: Path) -> int:
+    """Size of a file, or of all files in a folder."""
+    return (
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
+    )
+
+
 def _check_format_options(format: Format, opset: int | None, half: bool) -> None:
     """Refuse options that a format does not have."""
     if opset is not None:
@@ -154,7 +169,7 @@ def _check_format_options(format: Format, opset: int | None, half: bool) -> None
         raise ConfigError(f"{format.name} files have no float16: export to one of {able}")
 
 
-def _check_request(model: nn.Module, upsample: bool, size: tuple[int, int], fixed: bool) -> None:
+def _check_request(format: Format, model: nn.Module, upsample: bool, size: tuple[int, int], fixed: bool) -> None:
     """Refuse a size that cannot be traced, and options and models that cannot be exported."""
     smallest = SMALLEST if fixed else _smallest_traced_side(model)
     if min(size) < smallest:
@@ -172,6 +187,8 @@ def _check_request(model: nn.Module, upsample: bool, size: tuple[int, int], fixe
             f"{info.model} for {info.task!r} gives {TASKS[info.task].result}, which no format holds: "
             f"create the model for one of {', '.join(GRAPHS)}"
         )
+    if format.graphs and not TASKS[info.task].takes_prompts:
+        raise ConfigError(f"{format.name} files are of promptable models, {info.model} is for {info.task!r}")
     if upsample and not TASKS[info.task].labels_pixels:
         raise ConfigError(f"upsample is for segmentation, {info.model} is for {info.task!r}: leave it out")
 

@@ -8,11 +8,16 @@ from pathlib import Path
 
 from ..engine.plan import SUFFIX
 from ..errors import ConfigError, nearest
+from ..prediction.coreml_runner import why_not
 from ..prediction.exported import PARTS, SAM_PARTS
-from .graph import Graph, Options, RunFile, Written
+from .coreml import open_coreml, write_coreml
+from .graph import Graph, Options, RunFile, Source, Written
 from .native import open_native, write_native
 from .onnx import open_onnx, write_onnx
 from .openvino import open_openvino, write_openvino
+from .sam_clients import sam_client_graphs
+from .tensorrt import SUFFIX as TENSORRT_SUFFIX
+from .tensorrt import open_tensorrt, write_tensorrt
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,10 @@ class Format:
         parts: the networks of a promptable model that it has files of, in their order.
         packages: that write it, for the versions in the report.
         onnx: whether its files are ONNX's, which have an operator set.
+        folder: whether a network is a folder.
+        fixed: whether files take images of one size only.
+        graphs: the networks of a promptable model in place of Foveal's own, for files that other programs run. Other
+            models have no such files.
         halves: whether it can be written in float16.
     """
 
@@ -40,6 +49,9 @@ class Format:
     packages: tuple[str, ...] = ()
     onnx: bool = False
     halves: bool = False
+    folder: bool = False
+    fixed: bool = False
+    graphs: Callable[[Source], list[Graph]] | None = None
 
 
 #: By name. A format is added by one file in this folder and one line here.
@@ -48,7 +60,35 @@ FORMATS = {
     for format in (
         Format("onnx", (".onnx",), write_onnx, open_onnx, SAM_PARTS, ("onnx", "onnxscript", "onnxruntime"), onnx=True),
         Format("openvino", (".xml", ".bin"), write_openvino, open_openvino, packages=("onnxscript", "openvino")),
+        Format(
+            "samexporter",
+            (".samexporter.onnx",),
+            write_onnx,
+            open_onnx,
+            ("encoder", "decoder"),
+            ("onnx", "onnxscript", "onnxruntime"),
+            onnx=True,
+            graphs=sam_client_graphs,
+        ),
         Format("native", (SUFFIX,), write_native, open_native),
+        Format(
+            "tensorrt",
+            (TENSORRT_SUFFIX,),
+            write_tensorrt,
+            open_tensorrt,
+            packages=("onnxscript", "tensorrt"),
+            onnx=True,
+        ),
+        Format(
+            "coreml",
+            (".mlpackage",),
+            write_coreml,
+            None if why_not() else open_coreml,
+            packages=("coremltools",),
+            halves=True,
+            folder=True,
+            fixed=True,
+        ),
     )
 }
 

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..layers.resample import ceil_div
 from ..task import TASKS
 from ..tasks.segment import SegmentationModel
 from .graph import Feed, Graph, Source
@@ -38,7 +37,7 @@ def image_graphs(source: Source) -> list[Graph]:
 
 
 class ImageNetwork(nn.Module):
-    """The model's computation, with the padding and cropping of a segmentation model inside."""
+    """The model's computation; that of a segmentation model with or without the upsampling."""
 
     def __init__(self, model: nn.Module, upsample: bool) -> None:
         super().__init__()
@@ -47,19 +46,7 @@ class ImageNetwork(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if not isinstance(self.model, SegmentationModel):
             return self.model(image)
-        height, width = image.shape[-2:]
-        logits = self.model.padded(image)
-        if self.upsample:
-            return _crop(self.model.upsampled(logits), height, width)
-        return _crop(logits, ceil_div(height, self.model.stride), ceil_div(width, self.model.stride))
-
-
-def _crop(x: Tensor, height: int, width: int) -> Tensor:
-    """The first ``height`` rows and ``width`` columns.
-
-    Not slices: the tracer cannot prove that their symbolic ends lie inside, and would insist on multiples of 32.
-    """
-    return x.index_select(-2, torch.arange(height)).index_select(-1, torch.arange(width))
+        return self.model(image, upsample=self.upsample)
 
 
 def _feeds(in_chans: int, size: tuple[int, int], batch: int | None) -> tuple[Feed, ...]:

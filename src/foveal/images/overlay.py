@@ -14,6 +14,7 @@ from .colours import distinct_colours, drawable
 
 Entry = tuple[str, tuple[int, int, int]]  # name and colour of a class
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
+_BAND = 16  # rows that are mixed at a time: few enough for the cache
 _MIN_FONT_SIZE = 10  # in pixels; smaller text cannot be read
 
 
@@ -66,8 +67,15 @@ def blend(
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"alpha={alpha}: give 0 (image only) to 1 (colours only)")
-    colours = np.asarray(palette, np.float32)[classes]
-    return (image * (1 - alpha) + colours * alpha + 0.5).astype(np.uint8)
+    colours = np.asarray(palette, np.float32)
+    mixed = (np.arange(256)[:, None] * (1 - alpha) + colours[:, None] * alpha + 0.5).astype(np.uint8)  # (N, 256, 3)
+    out = np.empty_like(image)
+    for top in range(0, len(image), _BAND):
+        rows = slice(top, top + _BAND)
+        first = classes[rows].astype(np.intp) * 256
+        for channel in range(3):
+            out[rows, :, channel] = mixed[..., channel].ravel()[first + image[rows, :, channel]]
+    return out
 
 
 def draw_contours(picture: Image.Image, classes: NDArray[np.integer]) -> Image.Image:

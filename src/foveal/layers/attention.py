@@ -24,6 +24,7 @@ from .kv_cache import Cache, kv_cache_bytes
 from .kv_cache import GrowingCache as GrowingCache
 from .kv_cache import SlidingWindowCache as SlidingWindowCache
 from .kv_cache import StaticCache as StaticCache
+from .leaf import leaf
 from .linformer import LinformerAttention as LinformerAttention
 from .linformer import Sharing as Sharing
 
@@ -117,8 +118,7 @@ class Attention(nn.Module):
         Raises:
             InputError: shapes that do not fit, or a cache that does not fit the layer.
         """
-        if x.ndim != 3 or x.shape[-1] != self.qkv.in_features:
-            raise InputError(f"attention: x has shape {tuple(x.shape)}; expected (N, L, {self.qkv.in_features})")
+        _check_tokens(x, self.qkv.in_features)
         sizes = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         q, k, v = self.qkv(x).unflatten(-1, (sum(sizes), self.head_dim)).transpose(1, 2).split(sizes, dim=1)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -130,12 +130,6 @@ class Attention(nn.Module):
         if cache is not None:
             self._check_cache(cache)
             k, v, start = cache.update(k, v)
-        mask = None
-        if valid is not None:
-            if valid.shape != (x.shape[0], k.shape[2]):
-                expected = f"({x.shape[0]}, {k.shape[2]}), one entry per token"
-                raise InputError(f"attention: valid has shape {tuple(valid.shape)}; expected {expected}")
-            mask = valid[:, None, None, :]
         out = attention(
             q,
             k,
@@ -143,7 +137,7 @@ class Attention(nn.Module):
             causal=self.causal,
             window=self.window,
             start=start,
-            mask=mask,
+            mask=None if valid is None else _key_mask(valid, k),
             dropout=self.dropout if self.training else 0.0,
         )
         return self.proj(out.transpose(1, 2).flatten(2))
@@ -201,6 +195,21 @@ class Attention(nn.Module):
             state[key] = torch.cat([q, *pooled]).flatten(0, 1)
         new.load_state_dict(state)
         return new.train(self.training)
+
+
+@leaf
+def _check_tokens(x: Tensor, channels: int) -> None:
+    if x.ndim != 3 or x.shape[-1] != channels:
+        raise InputError(f"attention: x has shape {tuple(x.shape)}; expected (N, L, {channels})")
+
+
+@leaf
+def _key_mask(valid: Tensor, k: Tensor) -> Tensor:
+    """Return the mask ``(N, 1, 1, S)`` of ``valid`` ``(N, S)`` for keys ``(N, heads, S, D)``."""
+    if valid.shape != (k.shape[0], k.shape[2]):
+        expected = f"({k.shape[0]}, {k.shape[2]}), one entry per token"
+        raise InputError(f"attention: valid has shape {tuple(valid.shape)}; expected {expected}")
+    return valid[:, None, None, :]
 
 
 def _fuse_projections(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .conv import ConvNormAct
-from .resample import ceil_div
+from .windows import cut_map, join_map
 
 
 class CascadedGroupAttention(nn.Module):
@@ -65,21 +65,15 @@ class CascadedGroupAttention(nn.Module):
         self.position_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, _, h, w = x.shape
-        c, side = self.channels, self.window_size
-        rows, columns = ceil_div(h, side), ceil_div(w, side)
-        x = F.pad(x, (0, columns * side - w, 0, rows * side - h))
-        windows = x.reshape(b, c, rows, side, columns, side).permute(0, 2, 4, 1, 3, 5)
-        y = self._attend(windows.reshape(b * rows * columns, c, side, side)).reshape(b, rows, columns, c, side, side)
-        y = y.permute(0, 3, 1, 4, 2, 5).reshape(b, c, rows * side, columns * side)
-        return y[..., :h, :w]
+        return join_map(self._attend(cut_map(x, self.window_size)), x.shape[2], x.shape[3])
 
     def _attend(self, x: Tensor) -> Tensor:
         """Attend within each window of ``(windows, C, side, side)``; the shape is kept."""
         biases = self._biases()
         outputs: list[Tensor] = []
-        for i, split in enumerate(x.chunk(len(self.qkv), dim=1)):
-            y = outputs[-1] + split if outputs else split
+        splits = x.chunk(len(self.qkv), dim=1)
+        for i in range(len(self.qkv)):
+            y = outputs[-1] + splits[i] if outputs else splits[i]
             q, k, v = self.qkv[i](y).split(self.split, dim=1)
             scores = self.query_convs[i](q).flatten(2).transpose(1, 2) @ k.flatten(2)  # (windows, queries, keys)
             weights = (scores * self.key_dim**-0.5 + biases[i]).softmax(-1)

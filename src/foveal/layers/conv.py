@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, nearest
 from .drop_path import DropPath
+from .leaf import leaf
 from .resample import ceil_div
 
 Padding = Literal["symmetric", "same"]
@@ -72,9 +73,9 @@ class ConvNormAct(nn.Module):
 
     def pad(self, padding: Padding) -> None:
         """Change the padding."""
-        side, step = self.conv.kernel_size[0], self.conv.stride[0]
+        side, step, dilation = self.conv.kernel_size[0], self.conv.stride[0], self.conv.dilation[0]
         self.same = padding == "same" and step > 1
-        self.conv.padding = (0, 0) if self.same else (side // 2, side // 2)
+        self.conv.padding = (0, 0) if self.same else (dilation * (side // 2), dilation * (side // 2))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same:
@@ -82,6 +83,7 @@ class ConvNormAct(nn.Module):
         return self.act(self.norm(self.conv(x)))
 
 
+@leaf
 def pad_same(x: Tensor, kernel_size: int, stride: int) -> Tensor:
     """Zero-pad ``(B, C, H, W)`` as TensorFlow's "SAME" does, so that the output has ``ceil(side / stride)`` pixels.
 
@@ -314,6 +316,12 @@ class ResidualConv(nn.Module):
         return x + y if self.residual else y
 
 
+@leaf
+def widened(x: Tensor) -> Tensor:
+    """Convert a tensor of 16 bits to float32; return any other unchanged."""
+    return x.float() if x.dtype.itemsize == 2 else x
+
+
 class LayerNorm2d(nn.Module):
     """Layer norm over the channels of ``(B, C, H, W)`` with biased variance; the shape is kept.
 
@@ -327,7 +335,7 @@ class LayerNorm2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        y = widened(x)
         y = y - y.mean(1, keepdim=True)
         y = y / torch.sqrt((y * y).mean(1, keepdim=True) + self.eps)
         y = y * self.weight[:, None, None].to(y.dtype) + self.bias[:, None, None].to(y.dtype)

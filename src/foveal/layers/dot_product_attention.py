@@ -12,8 +12,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import ConfigError, InputError
+from .leaf import leaf
 
 
+@leaf
 def attention(
     q: Tensor,
     k: Tensor,
@@ -62,9 +64,8 @@ def attention(
     is_causal = causal and no_window and not full and mask is None and not isinstance(start, Tensor) and start == 0
     if causal and not full and not is_causal:
         mask = _combine_masks(_causal_mask(length, keys, start, window, q.device), mask)
-    return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=is_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    grouped = bool(q.shape[1] != k.shape[1])  # torch.jit.trace compares sizes as tensors
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=is_causal, scale=scale, enable_gqa=grouped)
 
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor) -> None:

@@ -22,7 +22,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        return x * (x.new_empty((len(x),) + (1,) * (x.ndim - 1)).bernoulli_(keep) / keep)
+        return x * (x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(keep) / keep)
 
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:

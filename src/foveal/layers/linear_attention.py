@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError, nearest
 from .conv import ConvNormAct
+from .leaf import leaf
 from .packed import can_run
 from .relu_attention import attend_channels_last
 from .relu_attention_operator import fused_relu_attention, has_fused_kernel
@@ -79,6 +80,7 @@ def linear_attention(
     q: Tensor, k: Tensor, v: Tensor, *, feature_map: str | FeatureMap = ..., causal: bool = ..., eps: float = ...,
     state: LinearAttentionState | None = ..., return_state: Literal[True], chunk_size: int = ...,
 ) -> tuple[Tensor, LinearAttentionState]: ...  # fmt: skip
+@leaf
 def linear_attention(
     q: Tensor,
     k: Tensor,
@@ -376,13 +378,23 @@ class MultiScaleLinearAttention(nn.Module):
         attends = self.global_attention and self.context_override is None
         if attends and self.channels_last and can_run(x, self.qkv.weight):
             return self.project(attend_channels_last(self.qkv(x), self.aggregate, self.head_dim, self.eps))
-        if attends and has_fused_kernel(x):
-            return self.project(fused_relu_attention(self._channel_major_heads(x), self.eps).reshape(b, -1, h, w))
-        q, k, v = self.heads(x)
-        if self.context_override is not None:
-            k, v = self.context_override
-        out = linear_attention(q, k, v, eps=self.eps) if self.global_attention else v
-        return self.project(out.transpose(-2, -1).reshape(b, -1, h, w))
+        if attends:
+            out = _attend_channel_major(self._channel_major_heads(x), self.head_dim, self.eps)
+        else:
+            q, k, v = self.heads(x)
+            if self.context_override is not None:
+                k, v = self.context_override
+            out = (linear_attention(q, k, v, eps=self.eps) if self.global_attention else v).transpose(-2, -1)
+        return self.project(out.reshape(b, -1, h, w))
+
+
+@leaf
+def _attend_channel_major(heads: Tensor, head_dim: int, eps: float) -> Tensor:
+    """Attend with q, k and v one after the other in each head: ``(B, H, 3 D, N) -> (B, H, D, N)``."""
+    if has_fused_kernel(heads):
+        return fused_relu_attention(heads, eps)
+    q, k, v = heads.transpose(-2, -1).split(head_dim, dim=-1)
+    return linear_attention(q, k, v, eps=eps).transpose(-2, -1)
 
 
 class CascadedLinearAttention(nn.Module):
@@ -420,11 +432,11 @@ class CascadedLinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         outs: list[Tensor] = []
-        for split, qkv in zip(x.chunk(len(self.qkv), dim=-1), self.qkv, strict=True):
-            if self.cascade == "input" and outs:
-                split = split + outs[-1]
+        splits = x.chunk(len(self.qkv), dim=-1)
+        for i, qkv in enumerate(self.qkv):
+            split = splits[i] + outs[-1] if self.cascade == "input" and outs else splits[i]
             q, k, v = qkv(split).chunk(3, dim=-1)
-            outs.append(linear_attention(q, k, v, feature_map=elu_plus_one, eps=self.eps))
+            outs.append(linear_attention(q, k, v, feature_map="elu1", eps=self.eps))
         if self.cascade == "output":
             outs = [outs[0], *(out + previous for previous, out in pairwise(outs))]
         return self.project(torch.cat(outs, dim=-1))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError, nearest
 from .dot_product_attention import attention, check_heads
+from .leaf import leaf
 
 #: Which parts share a projection (arXiv 2006.04768, section 4). "none": each head has one for keys and one for values.
 #: "headwise": all heads share them. "key-value": keys and values share one, too. "layerwise": all layers share one.
@@ -92,7 +93,9 @@ class LinformerAttention(nn.Module):
             InputError: more tokens than ``max_length``, shapes that do not fit, or a projection that is missing or not
                 used.
         """
-        self._check_input(x, valid, projection)
+        if (projection is None) == (self.sharing == "layerwise"):
+            raise InputError(f"sharing={self.sharing!r}: pass a projection with 'layerwise', and only then")
+        _check_input(x, valid, self.query.in_features, self.max_length)
         proj_k = self.proj_k if projection is None else projection
         proj_v = proj_k if self.proj_v is None else self.proj_v
         assert proj_k is not None
@@ -103,19 +106,6 @@ class LinformerAttention(nn.Module):
         out = attention(q, k, v, dropout=self.dropout if self.training else 0.0)
         return self.proj(out.transpose(1, 2).flatten(2))
 
-    def _check_input(self, x: Tensor, valid: Tensor | None, projection: Tensor | None) -> None:
-        if x.ndim != 3 or x.shape[-1] != self.query.in_features:
-            raise InputError(f"attention: x has shape {tuple(x.shape)}; expected (B, N, {self.query.in_features})")
-        if x.shape[1] > self.max_length:
-            raise InputError(
-                f"{x.shape[1]} tokens: this Linformer was built for at most {self.max_length} (max_length)"
-            )
-        if (projection is None) == (self.sharing == "layerwise"):
-            raise InputError(f"sharing={self.sharing!r}: pass a projection with 'layerwise', and only then")
-        if valid is not None and valid.shape != x.shape[:2]:
-            expected = f"{tuple(x.shape[:2])}, one entry per token"
-            raise InputError(f"attention: valid has shape {tuple(valid.shape)}; expected {expected}")
-
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, N, D)
 
@@ -124,6 +114,17 @@ class LinformerAttention(nn.Module):
         if valid is not None:
             x = x * valid.unsqueeze(-1).to(x.dtype)
         return projection[..., : x.shape[1], :].transpose(-2, -1) @ self._split_heads(x)
+
+
+@leaf
+def _check_input(x: Tensor, valid: Tensor | None, channels: int, max_length: int) -> None:
+    if x.ndim != 3 or x.shape[-1] != channels:
+        raise InputError(f"attention: x has shape {tuple(x.shape)}; expected (B, N, {channels})")
+    if x.shape[1] > max_length:
+        raise InputError(f"{x.shape[1]} tokens: this Linformer was built for at most {max_length} (max_length)")
+    if valid is not None and valid.shape != x.shape[:2]:
+        expected = f"{tuple(x.shape[:2])}, one entry per token"
+        raise InputError(f"attention: valid has shape {tuple(valid.shape)}; expected {expected}")
 
 
 def linformer_projection(*shape: int) -> nn.Parameter:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .leaf import leaf
 
 
 def _cubic(t: Tensor, a: float = -0.75) -> Tensor:
@@ -53,10 +54,15 @@ class BicubicUpsample(nn.Module):
         if self.factor == 1:
             return x
         planes = F.pad(x.flatten(0, 1).unsqueeze(1), (2, 2, 2, 2), mode="replicate")  # (B*C, 1, H + 4, W + 4)
-        line = _taps(self.factor, self.a).to(x.device) if x.dtype == torch.float64 else self.taps.to(x.dtype)
-        kernel = (line[:, None, :, None] * line[None, :, None, :]).reshape(-1, 1, 5, 5)
-        phases = F.conv2d(planes, kernel)  # (B*C, factor^2, H, W)
+        phases = F.conv2d(planes, _kernel(x, self.taps, self.factor, self.a))  # (B*C, factor^2, H, W)
         return F.pixel_shuffle(phases, self.factor).unflatten(0, x.shape[:2]).squeeze(2)
+
+
+@leaf
+def _kernel(x: Tensor, taps: Tensor, factor: int, a: float) -> Tensor:
+    """Return the kernel of each phase in the dtype of ``x``, ``(factor^2, 1, 5, 5)``."""
+    line = _taps(factor, a).to(x.device) if x.dtype == torch.float64 else taps.to(x.dtype)
+    return (line[:, None, :, None] * line[None, :, None, :]).reshape(-1, 1, 5, 5)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -68,16 +74,19 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     return F.pad(x, (0, right, 0, bottom), mode="replicate")
 
 
+@leaf
 def crop(x: Tensor, height: int, width: int) -> Tensor:
     """Return the first ``height`` rows and ``width`` columns of ``(B, C, H, W)``.
 
-    In a traced graph this is an index selection instead of a slice: the tracer cannot prove that a slice with a
-    symbolic end lies inside the tensor, and would restrict the sizes to multiples of the stride.
+    In an exported graph of dynamic size this is an index selection instead of a slice: the tracer cannot prove that a
+    slice with a symbolic end lies inside the tensor, and would restrict the sizes to multiples of the stride.
     """
-    if torch.compiler.is_compiling():
-        rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
-        return x.index_select(-2, rows).index_select(-1, columns)
-    return x[..., :height, :width]
+    if not torch.compiler.is_exporting():
+        return x[..., :height, :width]
+    if isinstance(height, int) and isinstance(width, int):  # a slice of everything is an alias, which Core ML lacks
+        return x if x.shape[-2:] == (height, width) else x[..., :height, :width]
+    rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+    return x.index_select(-2, rows).index_select(-1, columns)
 
 
 def ceil_div(length: int, step: int) -> int:
@@ -85,6 +94,7 @@ def ceil_div(length: int, step: int) -> int:
     return (length + step - 1) // step
 
 
+@leaf
 def check_min_size(x: Tensor, minimum: int) -> None:
     """Raise InputError where a side of ``(B, C, H, W)`` is below ``minimum`` pixels."""
     h, w = x.shape[-2:]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from .leaf import leaf
 from .resample import ceil_div
 
 
@@ -22,23 +24,8 @@ class Windows:
     """
 
     def __init__(self, size: int, height: int, width: int, *, neutral: bool, device: torch.device) -> None:
-        # All indices are computed over flat ranges. If the number of windows were a dimension of a shape, torch would
-        # check whether it is 1, and a traced graph would be valid only for the result of that check.
-        self.size, self.height, self.width, tokens = size, height, width, size * size
-        columns = ceil_div(width, size)
-        window, place = _divmod(torch.arange(ceil_div(height, size) * columns * tokens, device=device), tokens)
-        row, column = _divmod(window, columns)
-        top, left = row * size, column * size
-        row, column = _divmod(place, self._across(left, neutral))
-        self._inside = (row < size) & (top + row < height) & (left + column < width)
-        self._from = (top + row).clamp(max=height - 1) * width + (left + column).clamp(max=width - 1)
-        row, column = _divmod(torch.arange(height * width, device=device), width)
-        (down, row), (right, column) = _divmod(row, size), _divmod(column, size)
-        self._to = (down * columns + right) * tokens + row * self._across(right * size, neutral) + column
-
-    def _across(self, left: Tensor, neutral: bool) -> Tensor | int:
-        """Tokens in a row of the windows that start at column ``left``."""
-        return (self.width - left).clamp(max=self.size) if neutral else self.size
+        self.size, self.height, self.width = size, height, width
+        self._from, self._inside, self._to = _indices(size, height, width, neutral, device)
 
     def cut(self, x: Tensor) -> Tensor:
         """Cut ``(B, C, height, width)`` into ``(B * windows, size * size, C)``, with zeros beyond the map."""
@@ -54,6 +41,52 @@ class Windows:
         """Join the windows of :meth:`cut` to maps again, without the padding."""
         tokens = tokens.flatten(0, 1).reshape(-1, self._from.shape[0], tokens.shape[-1])
         return to_map(tokens.index_select(1, self._to), self.height, self.width)
+
+
+@leaf
+def _indices(size: int, height: int, width: int, neutral: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, for each place in the windows, its token and whether it is in the map; for each token, its place."""
+    # All indices are computed over flat ranges. If the number of windows were a dimension of a shape, torch would
+    # check whether it is 1, and a traced graph would be valid only for the result of that check.
+    columns, tokens = ceil_div(width, size), size * size
+    window, place = _divmod(torch.arange(ceil_div(height, size) * columns * tokens, device=device), tokens)
+    row, column = _divmod(window, columns)
+    top, left = row * size, column * size
+    row, column = _divmod(place, _across(left, size, width, neutral))
+    inside = torch.logical_and(torch.logical_and(row < size, top + row < height), left + column < width)
+    source = ((top + row) * width + left + column) * inside.long()  # Core ML's fill would make it floating point
+    row, column = _divmod(torch.arange(height * width, device=device), width)
+    (down, row), (right, column) = _divmod(row, size), _divmod(column, size)
+    target = (down * columns + right) * tokens + row * _across(right * size, size, width, neutral) + column
+    return source, inside, target
+
+
+def _across(left: Tensor, size: int, width: int, neutral: bool) -> Tensor | int:
+    """Tokens in a row of the windows that start at column ``left``."""
+    return torch.minimum(width - left, torch.full_like(left, size)) if neutral else size
+
+
+@leaf
+def cut_map(x: Tensor, size: int) -> Tensor:
+    """Cut ``(B, C, H, W)`` into ``(B * windows, C, size, size)``, windows row by row, with zeros beyond the map."""
+    b, c, h, w = x.shape
+    if torch.compiler.is_exporting():  # see _indices; reshaping is faster
+        return to_map(Windows(size, h, w, neutral=False, device=x.device).cut(x), size, size)
+    rows, columns = ceil_div(h, size), ceil_div(w, size)
+    x = F.pad(x, (0, columns * size - w, 0, rows * size - h))
+    return x.reshape(b, c, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, size, size)
+
+
+@leaf
+def join_map(windows: Tensor, height: int, width: int) -> Tensor:
+    """Join the windows of :func:`cut_map` to maps of ``height`` rows and ``width`` columns again."""
+    c, size = windows.shape[1:3]
+    if torch.compiler.is_exporting():
+        tokens = windows.flatten(2).transpose(1, 2)
+        return Windows(size, height, width, neutral=False, device=windows.device).join(tokens)
+    rows, columns = ceil_div(height, size), ceil_div(width, size)
+    x = windows.reshape(-1, rows, columns, c, size, size).permute(0, 3, 1, 4, 2, 5)
+    return x.reshape(-1, c, rows * size, columns * size)[..., :height, :width]
 
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:

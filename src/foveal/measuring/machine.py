@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from pathlib import Path
 
 
 def describe() -> dict[str, str | int]:
     """Processor, logical cores, operating system, and the versions of Python and of the packages that compute."""
-    facts: dict[str, str | int] = {
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "os": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
-        "python": platform.python_version(),
-    }
+    from importlib import metadata
+
+    facts = _machine()
     for package in ("foveal", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "timm"):
         try:
             facts[package] = metadata.version(package)
@@ -26,8 +22,17 @@ def describe() -> dict[str, str | int]:
 
 def one_line() -> str:
     """Processor, cores, operating system and Python version in one line."""
-    facts = describe()
+    facts = _machine()
     return f"{facts['cpu']}, {facts['cores']} cores, {facts['os']}, Python {facts['python']}"
+
+
+def _machine() -> dict[str, str | int]:
+    return {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "os": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
+        "python": platform.python_version(),
+    }
 
 
 def _cpu_name() -> str:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..layers.conv import make_divisible, set_convention
 from .mobilenet import SETTINGS, SYMMETRIC, TENSORFLOW, Config, Stage, convert_by_position, list_blocks, variants_of
-from .registry import Family, Published, register
+from .registry import OUTPUT_STRIDE, Family, Published, register
 
 #: Stages of B0, from which all other variants are scaled. The stem has 32 channels, the head 1280.
 STAGES = (
@@ -237,7 +237,10 @@ register(
         ),
         convert=partial(convert_by_position, configs=tuple(CONFIGS.values())),
         implied=implied,
-        options={"drop_path_rate": "stochastic depth of the last block in training, default 0.2"},
+        options={
+            "drop_path_rate": "stochastic depth of the last block in training, default 0.2",
+            "output_stride": OUTPUT_STRIDE,
+        },
         classifier_options={"dropout": "rate before the classifier in training, default 0.2 to 0.5"},
         settings=SETTINGS,
         set=set_convention,

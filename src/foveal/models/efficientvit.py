@@ -30,8 +30,7 @@ from ..layers.conv import (
     ResidualConv,
 )
 from ..layers.efficientvit_block import EfficientViTBlock
-from ..layers.resample import check_min_size
-from .registry import Backbone, Family, FeatureInfo, Published, Variant, check_new_name, register
+from .registry import OUTPUT_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, check_new_name, register
 from .renaming import Renaming, rename_keys
 
 _GELU = partial(nn.GELU, approximate="tanh")
@@ -124,8 +123,11 @@ class EfficientViT(Backbone):
         attention_eps: epsilon of the attention normaliser: 1e-15 in the official code, 1e-5 in timm.
         global_attention: ``False`` gives the paper's ablation without attention (multi-scale aggregation only). Its
             ablation without aggregation (attention only) is ``scales=()``.
+        output_stride: largest stride of a map: the convolutions beyond it are dilated instead, and the attention there
+            is over more positions. Default: 32 (XL: 64).
 
     Raises:
+        ConfigError: an output stride that no map has.
         InputError: a side of the image is below 32 pixels.
     """
 
@@ -137,6 +139,7 @@ class EfficientViT(Backbone):
         scales: Sequence[int] | None = None,
         attention_eps: float = 1e-15,
         global_attention: bool = True,
+        output_stride: int | None = None,
     ) -> None:
         super().__init__()
         common = {"act": config.act, "norm_eps": config.norm_eps}
@@ -164,15 +167,8 @@ class EfficientViT(Backbone):
             self.stages.append(nn.Sequential(strided, *blocks))
             width = out
         self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_min_size(x, self.min_size)
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+        if output_stride is not None:
+            self.limit_stride(output_stride)
 
 
 class ClassifierHead(nn.Module):
@@ -403,6 +399,7 @@ _FAMILY = register(
             "scales": "kernel sizes of the attention branches in addition to the identity, default (5,), XL (3,)",
             "attention_eps": "epsilon of the attention normaliser, default 1e-15 (timm: 1e-5)",
             "global_attention": "False: the paper's ablation without attention; default True",
+            "output_stride": OUTPUT_STRIDE,
         },
         licence="Apache-2.0",
     )

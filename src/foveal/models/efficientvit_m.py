@@ -30,7 +30,6 @@ from ..errors import ConfigError
 from ..layers.cascaded_attention import CascadedGroupAttention
 from ..layers.conv import ConvNormAct, InvertedResidual, SqueezeExcite
 from ..layers.linear import NormLinear
-from ..layers.resample import check_min_size
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 from .renaming import Renaming, rename_keys
 
@@ -160,15 +159,6 @@ class EfficientViTM(Backbone):
             self.stages.append(nn.Sequential(*downsample, *(block(out, heads) for _ in range(depth))))
             width = out
         self.feature_info = [FeatureInfo(width, 16 << i) for i, width in enumerate(config.embed_dim)]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_min_size(x, self.min_size)
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
 
 
 class ClassifierHead(nn.Module):

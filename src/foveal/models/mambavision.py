@@ -26,10 +26,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.attention import Attention
-from ..layers.conv import ConvNormAct, LayerNorm2d, ResidualConv
+from ..layers.conv import ConvNormAct, LayerNorm2d, ResidualConv, widened
 from ..layers.drop_path import DropPath, drop_path_rates
 from ..layers.mlp import Mlp
-from ..layers.resample import check_min_size
 from ..layers.scan import selective_scan
 from ..layers.windows import Windows, to_map
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
@@ -106,7 +105,7 @@ class MambaMixer(nn.Module):
         y = selective_scan(
             u,
             self.dt_proj(step).transpose(1, 2),
-            -self.A_log.to(torch.promote_types(self.A_log.dtype, torch.float32)).exp(),
+            -widened(self.A_log).exp(),
             b.transpose(1, 2),
             c.transpose(1, 2),
             self.D,
@@ -273,9 +272,7 @@ class MambaVision(Backbone):
         self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
         self.apply(_init_linear)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_min_size(x, self.min_size)
-        x = self.stem(x)
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
         maps = []
         for stage, out_norm in zip(self.stages, self.out_norms, strict=True):
             x = stage(x)

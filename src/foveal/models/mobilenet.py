@@ -33,8 +33,7 @@ from ..layers.conv import (
     make_divisible,
     set_convention,
 )
-from ..layers.resample import check_min_size
-from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from .registry import OUTPUT_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, register
 
 _Act = Callable[[], nn.Module]
 
@@ -171,12 +170,21 @@ class MobileNet(Backbone):
         config: sizes, an entry of :data:`CONFIGS` or of EfficientNet's table.
         in_chans: channels of the image.
         drop_path_rate: stochastic depth in training; default: that of ``config``.
+        output_stride: largest stride of a map, 4, 8, 16 or 32: the convolutions beyond it are dilated instead.
 
     Raises:
+        ConfigError: another output stride.
         InputError: a side of the image is below 32 pixels.
     """
 
-    def __init__(self, config: Config, in_chans: int = 3, *, drop_path_rate: float | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        in_chans: int = 3,
+        *,
+        drop_path_rate: float | None = None,
+        output_stride: int | None = None,
+    ) -> None:
         super().__init__()
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
         stem: list[nn.Module] = [ConvNormAct(in_chans, config.stem, 3, 2, act=config.act)]
@@ -196,15 +204,8 @@ class MobileNet(Backbone):
             self.feature_info[-1] = self.feature_info[-1]._replace(channels=config.last)
         self.stem = nn.Sequential(*stem)
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_min_size(x, self.min_size)
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
+        if output_stride is not None:
+            self.limit_stride(output_stride)
 
 
 def _block(config: Config, in_chans: int, block: Block, drop_path: float) -> nn.Module:
@@ -396,7 +397,10 @@ register(
         variants=variants_of(CONFIGS, _PUBLISHED, crop_ratio=dict.fromkeys(CONFIGS, 0.875)),
         convert=partial(convert_by_position, configs=tuple(CONFIGS.values())),
         implied=implied,
-        options={"drop_path_rate": "stochastic depth of the last block in training, default 0"},
+        options={
+            "drop_path_rate": "stochastic depth of the last block in training, default 0",
+            "output_stride": OUTPUT_STRIDE,
+        },
         classifier_options={"dropout": "rate before the classifier in training, default 0.2"},
         settings=SETTINGS,
         set=set_convention,

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
 from ..info import IMAGENET_MEAN, IMAGENET_STD
+from ..layers.dilation import dilate
+from ..layers.resample import check_min_size
 from ..task import TASKS
 
 
@@ -43,6 +45,39 @@ class Backbone(nn.Module):
     undecayed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     reach: int = 0
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        check_min_size(x, self.min_size)
+        return self.forward_stages(self.stem(x))
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        """Feature maps, finest first, of the stem's output."""
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def limit_stride(self, output_stride: int) -> None:
+        """Dilate the stages whose maps are coarser than ``output_stride``, so that their maps have this stride.
+
+        Only for stages of convolutions and of operations without a spatial extent; see :func:`~.dilation.dilate`.
+
+        Raises:
+            ConfigError: no map of the backbone has this stride.
+        """
+        strides = [info.stride for info in self.feature_info]
+        if output_stride not in strides:
+            raise ConfigError(f"output_stride={output_stride!r}: give one of {', '.join(map(str, strides))}")
+        dilation = 1
+        for i, stage in enumerate(self.stages):
+            if strides[i] > output_stride:
+                dilation = dilate(stage, dilation)
+                self.feature_info[i] = self.feature_info[i]._replace(stride=output_stride)
+
+
+#: Description of the option ``output_stride`` of the families that call :meth:`Backbone.limit_stride`.
+OUTPUT_STRIDE = "largest stride of a map: the stages beyond it are dilated; default: as published"
 
 
 class LanguageBackbone(nn.Module):

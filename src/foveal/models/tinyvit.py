@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from ..layers.conv import ConvNormAct
 from ..layers.mlp import Mlp
-from ..layers.resample import check_min_size
 from ..layers.windows import Windows, to_map
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 from .renaming import Renaming, rename_keys
+from .vit import ClassifierHead
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,6 @@ class TinyViT(Backbone):
             self.stages.append(nn.Sequential(Merge(config.embed_dim[i], width, stride), *blocks))
             self.feature_info.append(FeatureInfo(width, self.feature_info[-1].stride * stride))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_min_size(x, self.min_size)
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
 
 _NAMES: tuple[Renaming, ...] = (
     (r"^patch_embed\.seq\.0\.", "backbone.stem.0."),
@@ -211,9 +202,9 @@ register(
         variants={
             name: Variant(
                 partial(TinyViT, config),
+                ClassifierHead,
                 prompt={"plain": True},
-                tasks=("prompt", "segment"),
-                size=1024,
+                tasks=("prompt", "segment", "classify"),
                 published=(_MOBILESAM,),
             )
             for name, config in CONFIGS.items()

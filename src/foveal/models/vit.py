@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from ..errors import ConfigError, nearest
 from ..layers.attention import Attention, LinformerAttention
 from ..layers.conv import ConvNormAct
+from ..layers.leaf import leaf
 from ..layers.linear_attention import LinearSelfAttention
 from ..layers.mlp import Mlp
-from ..layers.resample import check_min_size
 from ..layers.sharing import SharedLayers
 from .registry import Backbone, Family, FeatureInfo, Variant, register
 
@@ -88,12 +88,18 @@ class Positions(nn.Module):
     """Add fixed sines and cosines of row and column: keeps ``(B, C, H, W)``, C a multiple of 4 (arXiv 2205.01580)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        quarter = x.shape[1] // 4
-        frequencies = torch.exp(torch.arange(quarter, device=x.device) * (-math.log(10000.0) / max(quarter - 1, 1)))
-        rows, columns = (torch.arange(n, device=x.device).unsqueeze(-1) * frequencies for n in x.shape[-2:])
-        y = torch.cat([rows.sin(), rows.cos()], dim=-1).T.unsqueeze(-1).expand(-1, -1, x.shape[-1])  # (C / 2, H, W)
-        z = torch.cat([columns.sin(), columns.cos()], dim=-1).T.unsqueeze(1).expand(-1, x.shape[-2], -1)
-        return x + torch.cat([z, y]).to(x.dtype)
+        return x + _positions(x)
+
+
+@leaf
+def _positions(x: Tensor) -> Tensor:
+    """Return the position embeddings for ``x`` in its dtype, ``(C, H, W)``."""
+    quarter = x.shape[1] // 4
+    frequencies = torch.exp(torch.arange(quarter, device=x.device) * (-math.log(10000.0) / max(quarter - 1, 1)))
+    rows, columns = (torch.arange(n, device=x.device).unsqueeze(-1) * frequencies for n in x.shape[-2:])
+    y = torch.cat([rows.sin(), rows.cos()], dim=-1).T.unsqueeze(-1).expand(-1, -1, x.shape[-1])  # (C / 2, H, W)
+    z = torch.cat([columns.sin(), columns.cos()], dim=-1).T.unsqueeze(1).expand(-1, x.shape[-2], -1)
+    return torch.cat([z, y]).to(x.dtype)
 
 
 class ViT(Backbone):
@@ -149,15 +155,6 @@ class ViT(Backbone):
         )
         self.stages = nn.ModuleList([blocks, nn.AvgPool2d(2, ceil_mode=True)])
         self.feature_info = [FeatureInfo(dim, 16), FeatureInfo(dim, 32)]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_min_size(x, self.min_size)
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
 
 
 class ClassifierHead(nn.Module):

@@ -40,10 +40,13 @@ class _Axis:
         return cls(ends, first, count, (position - below).astype(np.float32))
 
 
+_ROWS_AT_ONCE = 4  # pixel rows of a band: few enough for the cache
+
+
 def upsampled_rows(
     logits: NDArray[np.floating], size: tuple[int, int], scale: tuple[float, float]
 ) -> Iterator[tuple[slice, NDArray[np.floating]]]:
-    """Upsample logits bilinearly, in bands of the pixel rows between two coarse rows.
+    """Upsample logits bilinearly, in bands of a few pixel rows.
 
     Args:
         logits: ``(C, h, w)``.
@@ -51,16 +54,22 @@ def upsampled_rows(
         scale: (vertical, horizontal) coarse positions per pixel.
 
     Yields:
-        Which rows, and their logits ``(C, rows, W)``.
+        Which rows, and their logits ``(C, rows, W)``, in memory that the next band overwrites.
     """
     ys, xs = (_Axis.between(*axis) for axis in zip(logits.shape[1:], size, scale, strict=True))
     left, right = xs.ends.repeat(xs.count, axis=1)
+    memory = np.empty((len(logits), _ROWS_AT_ONCE, size[1]), logits.dtype)
     for (above, below), first, count in zip(ys.ends.T, ys.first, ys.count, strict=True):
-        rows = slice(first, first + count)
         upper, lower = logits[:, above], logits[:, below]
         upper = upper[:, left] + xs.weight * (upper[:, right] - upper[:, left])
         lower = lower[:, left] + xs.weight * (lower[:, right] - lower[:, left])
-        yield rows, upper[:, None] + ys.weight[rows, None] * (lower - upper)[:, None]
+        step = lower - upper
+        for start in range(first, first + count, _ROWS_AT_ONCE):
+            rows = slice(start, min(start + _ROWS_AT_ONCE, first + count))
+            band = memory[:, : rows.stop - rows.start]
+            np.multiply(ys.weight[rows, None], step[:, None], out=band)
+            band += upper[:, None]
+            yield rows, band
 
 
 _PIXELS_AT_ONCE = 1 << 16  # few enough for the cache, many enough that numpy's overhead per call is small

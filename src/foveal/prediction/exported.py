@@ -23,6 +23,8 @@ from .file_network import FileNetwork, Settings
 #: inputs add to an embedding. In ONNX, the decoder in SAM's contract takes the place of the latter.
 PARTS = ("encoder", "prompts", "masks")
 SAM_PARTS = ("encoder", "decoder", "prompts")
+#: Ends of the names of files that other programs run.
+OF_OTHER_PROGRAMS = (".samexporter.encoder.onnx", ".samexporter.decoder.onnx")
 
 
 @dataclass(frozen=True)
@@ -128,13 +130,15 @@ def part_files(path: Path, parts: Sequence[str]) -> list[Path]:
     Raises:
         CheckpointError: another file of the model was given, or one is missing.
     """
+    if path.name.endswith(OF_OTHER_PROGRAMS):
+        raise CheckpointError(f"{path}: for other programs; export the model to {path.suffix[1:]} to run it here")
     ending = f".{parts[0]}{path.suffix}"
     if not path.name.endswith(ending):
         raise CheckpointError(f"{path}: only a part of a promptable model; give its NAME{ending}")
     model = path.with_name(path.name.removesuffix(ending) + path.suffix)
     files = [part_path(model, part) for part in parts]
     for file in files:
-        if not file.is_file():
+        if not file.exists():
             raise CheckpointError(f"{path}: {file.name} is missing in its folder: export the model again")
     return files
 
@@ -145,7 +149,7 @@ def check_exists(path: Path, parts: Sequence[str]) -> None:
     Raises:
         CheckpointError: there is no such file.
     """
-    if not path.is_file():
+    if not path.exists():
         encoder = part_path(path, parts[0])
         raise CheckpointError(f"no file at {path}; give {encoder}") if encoder.is_file() else missing_file(str(path))
 
@@ -183,15 +187,12 @@ def open_exported(kind: FileKind, path: Path, settings: Settings) -> tuple[Netwo
     """
     info = read_info(kind, path)
     task = find_task(info.task)
-    if not task.takes_prompts:
-        network = kind.open(path, settings)
-        if kind.check:
-            kind.check(network, path, info, task)
-        say_licence(path, info.licence)
-        return NetworkRunner(network), info
-    files = part_files(path, kind.parts)
-    networks = {
-        part: kind.open(file, replace(settings, name=str(file))) for part, file in zip(kind.parts, files, strict=True)
-    }
+    first, *others = part_files(path, kind.parts) if task.takes_prompts else [path]
+    network = kind.open(first, settings)
+    if kind.check:
+        kind.check(network, path, info, task)
     say_licence(path, info.licence)
-    return NetworkPrompter(networks, str(info.notes.get("encoder", ""))), info
+    if not task.takes_prompts:
+        return NetworkRunner(network), info
+    opened = [network, *(kind.open(file, replace(settings, name=str(file))) for file in others)]
+    return NetworkPrompter(dict(zip(kind.parts, opened, strict=True)), str(info.notes.get("encoder", ""))), info

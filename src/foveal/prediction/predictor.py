@@ -115,7 +115,7 @@ class Predictor:
                 list, tuple or iterator of them. For a model of other bands: a TIFF, NPY or PNG file, or an array
                 ``(H, W, C)`` of the type that the model was trained on.
             tile: side of the square tiles into which a large image is cut, at full resolution; default: the whole
-                image at once (upscaling: only up to a quarter of a megapixel, tiles of at most 512 beyond).
+                image at once (upscaling: only up to half a megapixel, equal tiles of at most that size beyond).
             overlap: pixels that neighbouring tiles share at least; default: a third of ``tile`` (upscaling: 32).
             exact: upscaling: as for :meth:`upscale`.
             batch_size: of several images, how many may run at once; see :meth:`stream`.
@@ -153,8 +153,8 @@ class Predictor:
             images: as for :meth:`__call__`.
             tile, overlap, exact: as for :meth:`__call__`.
             batch_size: how many successive images may run at once; those whose network inputs have the same shape do.
-                Results are those of single images within the rounding of float32. Upscaled images larger than a quarter
-                of a megapixel run alone. Default: 1.
+                Results are those of single images within the rounding of float32. Upscaled images larger than half a
+                megapixel run alone. Default: 1.
             errors: what happens with an image that cannot be used. "raise": its InputError ends the iteration, after
                 the results before it. "return": the InputError stands in the place of its result.
 

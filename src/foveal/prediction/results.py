@@ -70,7 +70,8 @@ class SegmentResult:
         """Probability of the predicted class of every pixel, ``(H, W)`` float32: softmax of the upsampled logits."""
         out = np.empty(self.image.shape[:2], np.float32)
         for rows, logits in upsampled_rows(self.logits, self.image.shape[:2], self.scale):
-            out[rows] = 1 / np.exp(logits - logits.max(0)).sum(0)
+            logits -= logits.max(0)
+            np.divide(1, np.exp(logits, out=logits).sum(0), out=out[rows])
         return out
 
     def shares(self) -> list[tuple[str, float, float]]:

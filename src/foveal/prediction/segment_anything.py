@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from ..errors import ConfigError, InputError, nearest
-from ..images.preparing import long_side_size
 from ..images.sam_frame import FRAME, at_image_size, frame_size
 from .everything import EverythingOptions
 from .load import load
 from .mask_results import MaskResult, Record
 from .predictor import Predictor
 from .prompting import Embedding, decoder_prompts
+from .sam_transform import ResizeLongestSide
 from .torch_runner import TorchPrompter
 
 if TYPE_CHECKING:
@@ -27,11 +28,16 @@ if TYPE_CHECKING:
 class SamPredictor:
     """Masks of one image at a time, which :meth:`set_image` sets; :meth:`foveal.Predictor.encode` keeps no state.
 
+    ``features``, ``original_size``, ``input_size`` and ``is_image_set`` can be assigned: programs that keep embeddings
+    of several images put one back in this way.
+
     Args:
         model: a predictor, a reference for :func:`foveal.load`, or a promptable torch model.
 
     Attributes:
+        predictor: the predictor behind it.
         transform: brings images, points and boxes to the frame of 1024 pixels that :meth:`predict_torch` uses.
+        original_size: (H, W) of the image, ``None`` without one.
 
     Raises:
         ConfigError: a model that is not promptable.
@@ -40,12 +46,23 @@ class SamPredictor:
     def __init__(self, model: Predictor | str | os.PathLike[str] | nn.Module) -> None:
         self.predictor = _open_predictor(model)
         self.transform = ResizeLongestSide(FRAME)
-        self._embedding: Embedding | None = None
+        self.reset_image()
+
+    @property
+    def model(self) -> Any:
+        """The torch model; for other runtimes a :class:`SamModel`, which has what programs read of the model."""
+        runner = self.predictor.prompter()
+        return runner.model if isinstance(runner, TorchPrompter) else SamModel()
 
     @property
     def is_image_set(self) -> bool:
-        """Whether there is an image."""
-        return self._embedding is not None
+        """Whether there is an image: its features and its size."""
+        return self._features is not None and self.original_size is not None
+
+    @is_image_set.setter
+    def is_image_set(self, value: bool) -> None:
+        if not value:
+            self.reset_image()
 
     @property
     def device(self) -> torch.device:
@@ -55,19 +72,30 @@ class SamPredictor:
         return torch.device("cpu")
 
     @property
-    def features(self) -> torch.Tensor:
-        """The same as :meth:`get_image_embedding`."""
-        return self.get_image_embedding()
+    def features(self) -> torch.Tensor | None:
+        """Embedding of the image, ``(1, 256, 64, 64)``; ``None`` without one."""
+        import torch
+
+        return None if self._features is None else torch.from_numpy(self._features)
+
+    @features.setter
+    def features(self, value: torch.Tensor | NDArray[Any] | None) -> None:
+        import torch
+
+        if value is not None:
+            value = torch.as_tensor(value).detach().float().cpu().numpy()
+            if value.shape != (1, 256, 64, 64):
+                raise InputError(f"features {value.shape}: give an embedding of this model, (1, 256, 64, 64)")
+        self._features = value
 
     @property
-    def original_size(self) -> tuple[int, int]:
-        """(H, W) of the image."""
-        return self._current().size
+    def input_size(self) -> tuple[int, int] | None:
+        """(H, W) of the image in the frame, ``None`` without an image; it follows from ``original_size``."""
+        return self._input_size or (None if self.original_size is None else frame_size(self.original_size))
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(H, W) of the image in the frame."""
-        return frame_size(self._current().size)
+    @input_size.setter
+    def input_size(self, value: tuple[int, int] | None) -> None:
+        self._input_size = value if value is None else (int(value[0]), int(value[1]))
 
     def set_image(self, image: NDArray[np.uint8], image_format: Literal["RGB", "BGR"] = "RGB") -> None:
         """Encode an image; later calls are about it.
@@ -86,7 +114,7 @@ class SamPredictor:
             raise InputError(f"array of shape {pixels.shape}: expected (H, W, 3)")
         if image_format == "BGR":
             pixels = np.ascontiguousarray(pixels[..., ::-1])
-        self._embedding = self.predictor.encode(pixels)
+        self._set(self.predictor.encode(pixels).features, pixels.shape[:2])
 
     def set_torch_image(self, transformed_image: torch.Tensor, original_image_size: tuple[int, int]) -> None:
         """Encode an image that is already resized; later calls are about it.
@@ -99,23 +127,13 @@ class SamPredictor:
         Raises:
             InputError: a wrong shape.
         """
-        preprocess = self.predictor.info.preprocess
-        assert preprocess.size is not None  # promptable models have a fixed input size
-        side = max(preprocess.size)
-        shape = tuple(transformed_image.shape)
-        if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) not in (side, FRAME):
+        from ..tasks.prompt import encoder_input
+
+        preprocess, shape = self.predictor.info.preprocess, tuple(transformed_image.shape)
+        if len(shape) != 4 or shape[:2] != (1, 3) or max(shape[2:]) not in (FRAME, *(preprocess.size or ())):
             raise InputError(f"transformed_image {shape}: expected (1, 3, H, W) with a long side of {FRAME}")
-        size = (int(original_image_size[0]), int(original_image_size[1]))
-        image = transformed_image.detach().float().cpu()
-        if max(shape[2:]) != side:
-            image = ResizeLongestSide(side).apply_image_torch(image)
-            shape = tuple(image.shape)
-        pixels = image.numpy() / 255
-        mean, std = (np.array(values, np.float32)[:, None, None] for values in (preprocess.mean, preprocess.std))
-        padded = np.zeros((1, 3, side, side), np.float32)
-        padded[..., : shape[2], : shape[3]] = (pixels - mean) / std
-        runner = self.predictor.prompter()
-        self._embedding = Embedding(runner(padded), size, self.predictor.info.ref, runner)
+        batch = encoder_input(transformed_image.detach().cpu(), preprocess).numpy()
+        self._set(self.predictor.prompter()(batch), original_image_size)
 
     def predict(
         self,
@@ -212,7 +230,13 @@ class SamPredictor:
 
     def reset_image(self) -> None:
         """Remove the image."""
-        self._embedding = None
+        self._features: NDArray[np.float32] | None = None
+        self.original_size: tuple[int, int] | None = None
+        self._input_size: tuple[int, int] | None = None
+
+    def _set(self, features: NDArray[np.float32], size: Sequence[int]) -> None:
+        self.reset_image()
+        self._features, self.original_size = features, (int(size[0]), int(size[1]))
 
     def _frame_points(
         self, coords: torch.Tensor, point_labels: torch.Tensor
@@ -237,7 +261,7 @@ class SamPredictor:
         return corners
 
     def _check_inside(self, points: NDArray[np.floating], name: str) -> None:
-        height, width = self.input_size
+        height, width = frame_size(self._current().size)
         outside = ~((points >= 0) & (points <= (width, height))).all(-1)  # NaN, too
         if outside.any():
             x, y = points[outside][0]
@@ -246,83 +270,83 @@ class SamPredictor:
             )
 
     def _current(self) -> Embedding:
-        if self._embedding is None:
+        if self._features is None or self.original_size is None:
             raise RuntimeError("no image is set: call set_image(image) first")
-        return self._embedding
+        size = (int(self.original_size[0]), int(self.original_size[1]))
+        if self._input_size not in (None, frame_size(size)):
+            sides = f"{frame_size(size)}, where the long side is {FRAME}"
+            raise InputError(f"input_size {self._input_size}: for an image of (H, W) = {size} it is {sides}")
+        return Embedding(self._features, size, self.predictor.info.ref, self.predictor.prompter())
+
+
+class SamImageEncoder:
+    """What programs for SAM read of an image encoder that is not a torch module."""
+
+    img_size = FRAME
+
+
+class SamModel:
+    """What programs for SAM read of a model that is not a torch module.
+
+    Attributes:
+        mask_threshold: masks are where the logits are above it.
+        image_format: order of the channels.
+        image_encoder: has ``img_size``, the side of the frame.
+    """
+
+    mask_threshold = 0.0
+    image_format = "RGB"
+    image_encoder = SamImageEncoder()
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU: what programs exchange with this model are arrays and tensors there."""
+        import torch
+
+        return torch.device("cpu")
 
 
 class SamAutomaticMaskGenerator:
     """Masks of all objects in an image, see :meth:`foveal.Predictor.everything`.
 
+    All options are attributes, which can be assigned.
+
     Args:
         model: a predictor, a reference for :func:`foveal.load`, or a promptable torch model.
         points_per_side: points along each side of the grid of prompts; ``None``: use ``point_grids``.
+        *more: further options by position, in SAM's order, which is that of :class:`foveal.EverythingOptions`.
         **options: fields of :class:`foveal.EverythingOptions`, with SAM's names and defaults.
 
+    Attributes:
+        predictor: a :class:`SamPredictor` of the model.
+
     Raises:
-        ConfigError: a model that is not promptable, an unknown option, or a value out of range.
+        ConfigError: a model that is not promptable, an unknown option, an option that is given twice, or a value out
+            of range.
     """
 
     def __init__(
         self,
         model: Predictor | str | os.PathLike[str] | nn.Module,
         points_per_side: int | None = 32,
+        *more: Any,
         **options: Any,
     ) -> None:
-        options["points_per_side"] = points_per_side
-        EverythingOptions.of(options)
-        self.predictor, self.options = _open_predictor(model), options
+        names = [field.name for field in fields(EverythingOptions)]
+        by_position = dict(zip(names, (points_per_side, *more), strict=False))
+        if len(more) >= len(names) or by_position.keys() & options.keys():
+            raise ConfigError(f"options by position: give {', '.join(names)} in this order, each once")
+        vars(self).update(vars(EverythingOptions.of(by_position | options)))
+        self.predictor = SamPredictor(model)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options by name."""
+        return {field.name: getattr(self, field.name) for field in fields(EverythingOptions)}
 
     def generate(self, image: NDArray[np.uint8]) -> list[Record]:
         """Records of all masks, highest predicted IoU first; ``image`` is ``(H, W, 3)`` uint8 RGB."""
-        return self.predictor.everything(image, **self.options).records
-
-
-class ResizeLongestSide:
-    """Resize the long side to ``target_length``: images, points and boxes; ``original_size`` is (H, W)."""
-
-    def __init__(self, target_length: int) -> None:
-        self.target_length = target_length
-
-    def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Resize an image ``(H, W, 3)`` uint8 bilinearly."""
-        height, width = self.get_preprocess_shape(image.shape[0], image.shape[1], self.target_length)
-        return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-
-    def apply_coords(self, coords: NDArray[Any], original_size: tuple[int, int]) -> NDArray[np.float64]:
-        """Scale points ``(..., 2)``, x and y."""
-        return np.asarray(coords, np.float64) * self._scale(original_size)
-
-    def apply_boxes(self, boxes: NDArray[Any], original_size: tuple[int, int]) -> NDArray[np.float64]:
-        """Scale boxes ``(B, 4)``, x1, y1, x2, y2."""
-        return self.apply_coords(np.asarray(boxes).reshape(-1, 2, 2), original_size).reshape(-1, 4)
-
-    def apply_image_torch(self, image: torch.Tensor) -> torch.Tensor:
-        """Resize images ``(B, 3, H, W)``, floating point, bilinearly with anti-aliasing."""
-        import torch.nn.functional as F
-
-        size = self.get_preprocess_shape(image.shape[2], image.shape[3], self.target_length)
-        return F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=True)
-
-    def apply_coords_torch(self, coords: torch.Tensor, original_size: tuple[int, int]) -> torch.Tensor:
-        """Scale points ``(..., 2)``, x and y."""
-        import torch
-
-        return coords.float() * torch.from_numpy(self._scale(original_size)).to(coords.device, torch.float32)
-
-    def apply_boxes_torch(self, boxes: torch.Tensor, original_size: tuple[int, int]) -> torch.Tensor:
-        """Scale boxes ``(B, 4)``, x1, y1, x2, y2."""
-        return self.apply_coords_torch(boxes.reshape(-1, 2, 2), original_size).reshape(-1, 4)
-
-    @staticmethod
-    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
-        """(H, W) after resizing."""
-        return long_side_size(oldh, oldw, long_side_length)
-
-    def _scale(self, original_size: tuple[int, int]) -> NDArray[np.float64]:
-        height, width = original_size
-        new_height, new_width = self.get_preprocess_shape(height, width, self.target_length)
-        return np.array([new_width / width, new_height / height])
+        return self.predictor.predictor.everything(image, **self.options).records
 
 
 def _count_prompts(

@@ -15,9 +15,14 @@ from ..images.resampling import interpolated
 from .runner import Runner
 
 MIN_SIZE = 32  #: smallest side that networks accept; smaller images are padded
-WHOLE = 512 * 512  #: up to this number of pixels, an image is upscaled in one piece
-TILE, OVERLAP = 512, 32  #: largest default tiles, and overlap, for upscaling larger images
+WHOLE = (
+    512 * 1024
+)  #: pixels of the largest default tile for upscaling; up to so many, an image is upscaled in one piece
+TILE, OVERLAP = 512, 32  #: side of square tiles where one is needed, and default overlap
+_LEAST = 64  # smallest side of the tiles of an image that needs several
 _GRID = 8  # tiles for upscaling begin on multiples of it, so that the network's strides are aligned as in the whole
+_BAND = 1 << 21  # pixels of a row of tiles, whose enlarged band is in memory, where tiles may be higher than TILE
+_ROUNDED = 16  # rows that are rounded at a time
 _MARGIN = 4  # rows on each side that the interpolation kernel needs
 
 Enlarge = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # (h, w, 3) -> (scale * h, scale * w, 3), 0..1
@@ -51,9 +56,10 @@ def check_upscale_tiles(tile: int | None, overlap: int | None) -> int:
         InputError: a tile or an overlap that cannot be used.
     """
     overlap = min(OVERLAP, (tile or TILE) // 4) if overlap is None else overlap
-    if tile is not None and (tile < 64 or tile % _GRID or not 0 <= overlap <= tile // 2):
+    if tile is not None and (tile < _LEAST or tile % _GRID or not 0 <= overlap <= tile // 2):
         raise InputError(
-            f"tile={tile}, overlap={overlap}: tile must be a multiple of {_GRID} from 64 up, overlap at most half of it"
+            f"tile={tile}, overlap={overlap}: tile must be a multiple of {_GRID} from {_LEAST} up, "
+            "overlap at most half of it"
         )
     return overlap
 
@@ -132,8 +138,8 @@ def enlarged_bands(
         enlarge: the network, see :func:`upscale_window`.
         picture: the image. Its alpha channel is interpolated; a grey image stays grey.
         scale: of the network.
-        tile: side of the tiles; default: a small image in one piece, else the smallest tiles that cover it in as many
-            rows and columns as tiles of :data:`TILE` do.
+        tile: side of the tiles; default: a small image in one piece, else equal tiles of at most :data:`WHOLE` pixels,
+            in as many rows and columns as compute the fewest pixels twice.
         overlap: pixels that neighbouring tiles share at least; they are blended there.
         discard_margin: pixels of the overlap at each end of a tile that get weight 0, at most half of it: their
             receptive field is cut off by the tile's edge. Default: a quarter.
@@ -147,22 +153,19 @@ def enlarged_bands(
     overlap = check_upscale_tiles(tile, overlap)
     height, width = picture.pixels.shape[:2]
     discard_margin = overlap // 4 if discard_margin is None else discard_margin
-    in_one_piece = tile is None and height * width <= WHOLE
+    sides = _covering_sides(height, width, overlap) if tile is None else (tile, tile)
     top = 0
-    if in_one_piece:
-        sides = height, width
-    elif tile is None:
-        sides = _covering_side(height, overlap), _covering_side(width, overlap)
-    else:
-        sides = tile, tile
     for colours in _blend_tiles(enlarge, picture.pixels, scale, sides, overlap, discard_margin):
         bottom = top + len(colours) // scale
         if picture.grey:
-            colours[:] = colours.mean(2, keepdims=True)
+            colours = np.broadcast_to(colours.mean(2, keepdims=True), colours.shape)
+        pixels = _quantise(colours, picture.pixels.dtype)
         if picture.alpha is not None:
             alpha = _interpolate_rows(picture.alpha, top, bottom, scale)
-            colours = np.concatenate([colours, alpha[..., None].astype(np.float32)], axis=2)
-        yield _quantise(colours, picture.pixels.dtype)
+            pixels = np.concatenate(
+                [pixels, _quantise(alpha[..., None].astype(np.float32), picture.pixels.dtype)], axis=2
+            )
+        yield pixels
         top = bottom
 
 
@@ -176,26 +179,72 @@ def _blend_tiles(
     peak = np.iinfo(pixels.dtype).max
     pending = np.zeros((0, width * scale, 3), np.float32)  # rows to which the next row of tiles adds
     for number, (top, bottom) in enumerate(rows):
-        band = np.zeros(((bottom - top) * scale, width * scale, 3), np.float32)
-        for (left, right), weight in zip(columns, weights_x, strict=True):
-            window = pixels[top:bottom, left:right].astype(np.float32) / np.float32(peak)
-            band[:, left * scale : right * scale] += enlarge(window) * weight[:, None]
-        band *= weights_y[number][:, None, None]
+        enlarged: Iterator[NDArray[np.float32]] = (
+            enlarge(pixels[top:bottom, left:right].astype(np.float32) / np.float32(peak)) for left, right in columns
+        )
+        band = next(enlarged) if len(columns) == 1 else _join(enlarged, columns, weights_x, scale)
+        for row in np.flatnonzero(weights_y[number] != 1):
+            band[row] *= weights_y[number][row]
         band[: len(pending)] += pending
         done = (rows[number + 1][0] - top) * scale if number + 1 < len(rows) else len(band)
         yield band[:done]
         pending = band[done:].copy()
 
 
-def _covering_side(length: int, overlap: int) -> int:
-    """Smallest side on the grid with which as few tiles cover ``length`` as with :data:`TILE`."""
-    count = len(tile_starts(length, TILE, overlap))
+def _join(
+    tiles: Iterator[NDArray[np.float32]],
+    columns: list[tuple[int, int]],
+    weights: list[NDArray[np.float32]],
+    scale: int,
+) -> NDArray[np.float32]:
+    """Tiles of one row, blended: ``(rows, columns[-1][1] * scale, 3)``, planes in memory as those of the tiles."""
+    band = np.zeros((3, 0, 0), np.float32)
+    end = 0  # columns that hold a tile already
+    for tile, (left, right), weight in zip(tiles, columns, weights, strict=True):
+        if not end:
+            band = np.empty((3, len(tile), columns[-1][1] * scale), np.float32)
+        begin, planes = left * scale, tile.transpose(2, 0, 1)
+        shared = max(0, end - begin)
+        band[..., begin:end] += planes[..., :shared] * weight[:shared]
+        np.multiply(planes[..., shared:], weight[shared:], out=band[..., begin + shared : right * scale])
+        end = right * scale
+    return band.transpose(1, 2, 0)
+
+
+def _covering_sides(height: int, width: int, overlap: int) -> tuple[int, int]:
+    """Sides of the tiles, on the grid and of at most :data:`WHOLE` pixels, that compute the fewest pixels twice.
+
+    An image of so many pixels is one tile.
+    """
+    if height * width <= WHOLE:
+        return height, width
+    least = max(_LEAST, 2 * overlap)
+    best, fewest = (max(TILE, least), max(TILE, least)), math.inf
+    for columns in range(1, -(-width // least) + 1):
+        across = _covering_side(width, columns, overlap)
+        tallest = min(WHOLE // across, max(TILE, _BAND // width)) // _GRID * _GRID
+        if (columns > 1 and across < least) or tallest < min(least, height):
+            continue
+        rows = len(tile_starts(height, tallest, overlap))
+        pixels = (height + (rows - 1) * overlap) * (width + (columns - 1) * overlap)
+        if pixels < fewest:
+            best, fewest = (_covering_side(height, rows, overlap), across), pixels
+    return best
+
+
+def _covering_side(length: int, count: int, overlap: int) -> int:
+    """Smallest side on the grid of ``count`` tiles that cover ``length``."""
     return math.ceil((length + (count - 1) * overlap) / count / _GRID) * _GRID
 
 
 def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
-    """(first, last + 1) of the tiles along one side. A tile moved to the grid begins earlier and ends where it did."""
-    return [(start // _GRID * _GRID, min(start + tile, length)) for start in tile_starts(length, tile, overlap)]
+    """(first, last + 1) of the tiles along one side, which begin on the grid.
+
+    All have the same size, so that a runtime prepares for one: up to the grid more than ``tile``.
+    """
+    starts = [start // _GRID * _GRID for start in tile_starts(length, tile, overlap)]
+    size = length - starts[-1]
+    return [(start, start + size) for start in starts]
 
 
 def _weights(spans: list[tuple[int, int]], overlap: int, discard_margin: int, scale: int) -> list[NDArray[np.float32]]:
@@ -220,10 +269,16 @@ def _interpolate_rows(alpha: NDArray, top: int, bottom: int, scale: int) -> NDAr
 
 
 def _quantise(colours: NDArray, dtype: np.dtype) -> NDArray:
+    """Round ``(rows, columns, C)`` from 0..1 to whole numbers, a few rows at a time, which stay in the cache."""
     peak = np.iinfo(dtype).max
-    np.multiply(colours, peak, out=colours)
-    np.rint(colours, out=colours)
-    return np.clip(colours, 0, peak, out=colours).astype(dtype)
+    out = np.empty(colours.shape, dtype)
+    for top in range(0, len(colours), _ROUNDED):
+        # Planes are adjacent in memory, which numpy's loops follow best.
+        planes = colours[top : top + _ROUNDED].transpose(2, 0, 1) * colours.dtype.type(peak)
+        np.rint(planes, out=planes)
+        np.clip(planes, 0, peak, out=planes)
+        out[top : top + _ROUNDED] = planes.astype(dtype).transpose(1, 2, 0)
+    return out
 
 
 def tile_starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -88,10 +88,23 @@ class TorchPrompter:
     def __init__(self, model: PromptModel, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         import torch
 
-        self.device, self.dtype = torch.device(device), dtype or torch.float32
         self.encoder_id = model.image_encoder.fingerprint()
-        self.at_once = _AT_ONCE_ON_CPU if self.device.type == "cpu" else _AT_ONCE
-        self.model: Any = model.eval().to(device=self.device, dtype=self.dtype)
+        self.model: Any = model.eval().to(device=device, dtype=dtype or torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is; programs for SAM move it, see :attr:`foveal.SamPredictor.model`."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's parameters."""
+        return self.model.prompt_encoder.no_mask_embed.weight.dtype
+
+    @property
+    def at_once(self) -> int:
+        """See :attr:`foveal.prediction.runner.PromptRunner.at_once`."""
+        return _AT_ONCE_ON_CPU if self.device.type == "cpu" else _AT_ONCE
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         with _inference():

@@ -237,9 +237,10 @@ class MaskDecoder(nn.Module):
 
     def _masks(self, positions: Tensor, weights: Tensor, grid: tuple[int, ...]) -> Tensor:
         """Logits ``(P, M, 4 * h, 4 * w)`` from positions ``(P, h * w, C)`` and weights ``(P, M, c)`` of the masks."""
-        masks = self._pixels(positions, weights).unflatten(2, (2, 2, 2, 2)).unflatten(1, grid)
-        masks = masks.permute(0, 7, 1, 3, 5, 2, 4, 6)
-        return masks.reshape(*masks.shape[:2], 4 * grid[0], 4 * grid[1])
+        # No tensor of more than five dimensions: Core ML and mobile runtimes have none.
+        pixels = self._pixels(positions, weights).unflatten(2, (4, 4))  # P L 4 4 M: the first enlargement, the second
+        blocks = pixels.permute(0, 4, 3, 2, 1).flatten(1, 3).unflatten(2, grid)  # P M*16 h w
+        return F.pixel_shuffle(F.pixel_shuffle(blocks, 2), 2)  # P M 4h 4w
 
     def _pixels(self, positions: Tensor, weights: Tensor) -> Tensor:
         """Logits of the 4 x 4 pixels of each position: ``(P, L, C), (P, M, c) -> (P, L, 16, M)``.

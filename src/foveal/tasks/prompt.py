@@ -14,11 +14,13 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
+from ..images.preparing import long_side_size
 from ..images.sam_frame import FRAME
-from ..info import Preprocess
+from ..info import Preprocess, info_of
 from ..layers.conv import Activation, FusedInvertedResidual, LayerNorm2d, set_convention
 from ..models.registry import Backbone, FeatureInfo
 from .builder import Builder, Request
@@ -95,10 +97,13 @@ class ImageEncoder(nn.Module):
 
     Attributes:
         size: side of the input, in pixels.
+        img_size: side of the frame, the name and meaning that SAM's programs expect.
 
     Raises:
         InputError: an input of another size.
     """
+
+    img_size = FRAME
 
     def __init__(self, backbone: Backbone, neck: PyramidNeck | PlainNeck) -> None:
         super().__init__()
@@ -243,6 +248,9 @@ class PromptModel(nn.Module):
         InputError: an image of another size, no prompt, or prompts for another number of images.
     """
 
+    mask_threshold = 0.0  # SAM's names, which programs for it read
+    image_format = "RGB"
+
     def __init__(self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder) -> None:
         super().__init__()
         self.image_encoder, self.prompt_encoder, self.mask_decoder = image_encoder, prompt_encoder, mask_decoder
@@ -251,6 +259,26 @@ class PromptModel(nn.Module):
     def backbone(self) -> Backbone:
         """The backbone of the image encoder."""
         return self.image_encoder.backbone
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.prompt_encoder.no_mask_embed.weight.device
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Prepare images in the frame for the image encoder, as SAM's models do; see :func:`encoder_input`."""
+        return encoder_input(x, info_of(self).preprocess).to(self.prompt_encoder.no_mask_embed.weight)
+
+    def postprocess_masks(self, masks: Tensor, input_size: tuple[int, int], original_size: tuple[int, int]) -> Tensor:
+        """Resize mask logits ``(P, M, 256, 256)`` to the size (H, W) of the image, as SAM's models do.
+
+        Args:
+            masks: logits.
+            input_size: (H, W) of the image in the frame.
+            original_size: (H, W) of the image.
+        """
+        masks = F.interpolate(masks, (FRAME, FRAME), mode="bilinear")[..., : input_size[0], : input_size[1]]
+        return F.interpolate(masks, original_size, mode="bilinear")
 
     def forward(
         self,
@@ -295,6 +323,25 @@ class PromptModel(nn.Module):
         if masks is None:
             dense = dense[:1]  # the same for all prompts: the decoder then computes it once, not P times
         return self.mask_decoder(embedding, self.prompt_encoder.get_dense_pe(), sparse, dense, multimask)
+
+
+def encoder_input(x: Tensor, preprocess: Preprocess) -> Tensor:
+    """Prepare images in the frame for the image encoder: resize, normalise, pad with zeros at the right and bottom.
+
+    Args:
+        x: ``(3, H, W)`` or ``(B, 3, H, W)`` of 0..255, with a long side of 1024 or that of the encoder's input.
+        preprocess: that of the model.
+
+    Returns:
+        ``(B, 3, size, size)``.
+    """
+    assert preprocess.size is not None  # promptable models have a fixed input size
+    side = max(preprocess.size)
+    x = (x if x.ndim == 4 else x[None]).float()
+    if max(x.shape[2:]) != side:
+        x = F.interpolate(x, long_side_size(x.shape[2], x.shape[3], side), mode="bilinear", antialias=True)
+    mean, std = (x.new_tensor(values)[:, None, None] for values in (preprocess.mean, preprocess.std))
+    return F.pad((x / 255 - mean) / std, (0, side - x.shape[3], 0, side - x.shape[2]))
 
 
 def build(

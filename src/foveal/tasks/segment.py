@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, nearest
 from ..layers.conv import Activation, ConvNormAct, InvertedResidual
-from ..layers.resample import BicubicUpsample, ceil_div, check_min_size, pad_to_multiple
+from ..layers.resample import BicubicUpsample, ceil_div, check_min_size, crop, pad_to_multiple
 from ..models.registry import Backbone, FeatureInfo, Variant
 from .builder import Builder, Request
 
@@ -92,8 +92,8 @@ class SegmentationModel(nn.Module):
         check_min_size(x, self.backbone.min_size)
         logits = self.padded(x)
         if upsample:
-            return self.upsampled(logits)[..., :h, :w]
-        return logits[..., : ceil_div(h, self.stride), : ceil_div(w, self.stride)]
+            return crop(self.upsampled(logits), h, w)
+        return crop(logits, ceil_div(h, self.stride), ceil_div(w, self.stride))
 
     def padded(self, x: Tensor) -> Tensor:
         """Logits of the padded image at the head's stride, before cropping."""

@@ -17,14 +17,15 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from email.message import Message
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import CheckpointError, ConfigError, DependencyError, ExportError, FovealError
 from ..files import atomic_write
 from ..text import notice
-from . import transfer
+
+if TYPE_CHECKING:
+    from email.message import Message
 
 FOLDER_VARIABLE = "FOVEAL_WEIGHTS"  #: environment variable: a folder of weight files, searched before any download
 _TIMEOUT = 5.0  # seconds to wait for the hub's answer about a file
@@ -278,6 +279,8 @@ def _download(file: HubFile) -> tuple[Path, str]:
     Returns:
         Its path, and the SHA-256 that the hub states (empty if it states none).
     """
+    from . import transfer  # its modules of HTTP take time, and few commands download
+
     client = _client(str(file))
     if _offline():
         raise CheckpointError(
@@ -322,6 +325,8 @@ def _facts(headers: Message) -> tuple[str, str, int | None]:
     Raises:
         TransferError: they are not in the form of a hub, or the file is larger than any weights.
     """
+    from . import transfer
+
     commit = headers.get(_COMMIT_HEADER, "")
     etag = headers.get("X-Linked-Etag") or headers.get("ETag") or ""
     if not _COMMIT.fullmatch(commit):

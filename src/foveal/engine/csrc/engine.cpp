@@ -18,7 +18,8 @@
 namespace {
 
 // ---- convolution ----------------------------------------------------------------------------------------------------
-// p: kernel height, kernel width, stride, padding at the top and left, groups, whether by Winograd's algorithm.
+// p: kernel height, kernel width, stride, padding at the top and left, groups, side of the tiles of Winograd's
+// algorithm or 0.
 
 Left left_of(const Map& in, int64_t kernel_h, int64_t kernel_w, int64_t stride, int64_t depth) {
   // Pixels without padding; an image of an odd number of channels may have a zero behind each pixel (see `input`).
@@ -33,59 +34,68 @@ struct ConvParts {
   int64_t rows, width, row_parts, panel_parts, panels, outputs;
 };
 
-// Tiles of 2x2 output pixels that are transformed together, and the output channels of their sums.
+// Tiles of output pixels that are transformed together, and the output channels of their sums.
 struct TileParts {
+  int64_t side, values;  // of a tile: output pixels along a side, factors
   int64_t rows, columns, tiles, block, chunks;
 };
 
-TileParts tile_parts(const Map& in, const Map& out, const Run& run) {
+TileParts tile_parts(const Op& op, const Run& run) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   TileParts s;
-  s.rows = ceil_div(out.height, 2), s.columns = ceil_div(out.width, 2);
+  s.side = op.p[6], s.values = (s.side + 2) * (s.side + 2);
+  s.rows = ceil_div(out.height, s.side), s.columns = ceil_div(out.width, s.side);
   const int64_t total = out.batch * s.rows * s.columns;
   // Few tiles stay in the first cache, but the weights are read again for every chunk.
-  const int64_t share = in.channels * out.channels * 16 < run.cache / 2 ? 8 : 1;
-  s.tiles = std::max<int64_t>(2 * ROWS, run.cache / share / (16 * in.channels));
+  const int64_t share = in.channels * out.channels * s.values < run.cache / 2 ? 8 : 1;
+  s.tiles = std::max<int64_t>(2 * ROWS, run.cache / share / (s.values * in.channels));
+  if (s.side == 4) s.tiles = ceil_div(24, ROWS) * ROWS;
   if (run.threads > 1) s.tiles = std::min(s.tiles, ceil_div(total, 4 * run.threads));
   s.chunks = ceil_div(total, s.tiles);
   s.tiles = ceil_div(total, s.chunks);
-  s.block = std::max<int64_t>(1, run.cache / share / (16 * s.tiles) / PANEL) * PANEL;
+  s.block = std::max<int64_t>(1, run.cache / share / (s.values * s.tiles) / PANEL) * PANEL;
   return s;
 }
 
+template <int M>
 void winograd(const Op& op, const Run& run, int64_t chunk) {
+  constexpr int N = (M + 2) * (M + 2);
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
-  const TileParts s = tile_parts(in, out, run);
+  const TileParts s = tile_parts(op, run);
   const Range range(out.batch * s.rows * s.columns, s.chunks, chunk);
   const int64_t tiles = range.end - range.begin, channels = in.channels, outputs = padded(out.channels);
-  // A plane holds one of the 16 values of all tiles. One more cache line, so that planes do not share cache sets.
+  // A plane holds one of the factors of all tiles. One more cache line, so that planes do not share cache sets.
   const int64_t plane = tiles * channels + 16, sums_plane = tiles * std::min(s.block, outputs) + 16;
-  Value* const values = (Value*)scratch(16 * (plane + sums_plane));
-  float* const sums = (float*)(values + 16 * plane);
-  auto place = [&](int64_t tile) {
-    const int64_t image = tile / (s.rows * s.columns), y = tile / s.columns % s.rows * 2, x = tile % s.columns * 2;
-    return std::array<int64_t, 3>{image, y, x};
+  Value* const values = (Value*)scratch(N * (plane + sums_plane));
+  float* const sums = (float*)(values + N * plane);
+  auto each_tile = [&](auto work) {
+    const int64_t row = range.begin / s.columns;
+    int64_t image = row / s.rows, y = row % s.rows * M, x = range.begin % s.columns * M;
+    for (int64_t t = 0; t < tiles; t++) {
+      work(t, image, y, x);
+      if ((x += M) >= out.width) x = 0, y += M;
+      if (y >= out.height) y = 0, image++;
+    }
   };
-  for (int64_t t = 0; t < tiles; t++) {
-    const auto [image, y, x] = place(range.begin + t);
-    transform_tile(at(in, image, y - 1, x - 1), in.pixel, in.row, channels, values + t * channels, plane);
-  }
+  each_tile([&](int64_t t, int64_t image, int64_t y, int64_t x) {
+    transform_tile<M>(at(in, image, y - 1, x - 1), in.pixel, in.row, channels, values + t * channels, plane);
+  });
   const int64_t size = channels * outputs;
   for (int64_t first = 0; first < outputs; first += s.block) {
     const int64_t width = std::min(s.block, outputs - first);
-    for (int64_t i = 0; i < 16; i++) {
+    for (int64_t i = 0; i < N; i++) {
       Finish raw{nullptr, NONE, sums + i * sums_plane - first, width, nullptr, 0};
       raw.partial = true;
       gemm(values + i * plane, Left{channels, 1, 0, 1, 0, channels}, products(op, 0) + i * size, raw, tiles, outputs,
            first / PANEL, ceil_div(first + width, PANEL));
     }
     const Finish finish{op.bias[0], op.act, (Value*)nullptr, out.pixel, nullptr, residual ? residual->pixel : 0};
-    for (int64_t t = 0; t < tiles; t++) {
-      const auto [image, y, x] = place(range.begin + t);
-      const int rows = (int)std::min<int64_t>(2, out.height - y), columns = (int)std::min<int64_t>(2, out.width - x);
-      finish_winograd(sums + t * width, sums_plane, finish, first, width, at(out, image, y, x), out.row,
-                      residual ? at(*residual, image, y, x) : nullptr, residual ? residual->row : 0, rows, columns);
-    }
+    each_tile([&](int64_t t, int64_t image, int64_t y, int64_t x) {
+      const int rows = (int)std::min<int64_t>(M, out.height - y), columns = (int)std::min<int64_t>(M, out.width - x);
+      finish_winograd<M>(sums + t * width, sums_plane, finish, first, width, at(out, image, y, x), out.row,
+                         residual ? at(*residual, image, y, x) : nullptr, residual ? residual->row : 0, rows, columns);
+    });
   }
 }
 
@@ -155,7 +165,7 @@ void direct_conv(const Op& op, const Run& run, int64_t chunk) {
 }
 
 void conv(const Op& op, const Run& run, int64_t chunk) {
-  if (op.p[6]) return winograd(op, run, chunk);
+  if (op.p[6]) return op.p[6] == 4 ? winograd<4>(op, run, chunk) : winograd<2>(op, run, chunk);
   if (run.maps[op.out].floats) return direct_conv<float>(op, run, chunk);
   direct_conv<Value>(op, run, chunk);
 }
@@ -720,7 +730,7 @@ int64_t chunks(const Op& op, const Run& run, int phase) {
   if (phase) return 0;
   switch (op.kind) {
     case CONV: {
-      if (op.p[6]) return tile_parts(in, out, run).chunks;
+      if (op.p[6]) return tile_parts(op, run).chunks;
       const ConvParts s = conv_parts(op, run);
       return s.row_parts * s.panel_parts;
     }
@@ -886,7 +896,6 @@ int foveal_run(const Op* ops, int64_t count, const Map* maps, int threads, doubl
     }
     if (seconds) seconds[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
-  if (threads > 1) pool.end();
   return failed;
 }
 }

@@ -43,15 +43,13 @@ class Pool {
     } catch (const std::exception&) {  // no memory or no permission for more: the others do their work
       helpers = (int)threads_.size();
     }
+    if (helpers_.load(std::memory_order_relaxed) == helpers) return;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       helpers_.store(helpers);
-      active_.store(true);
     }
     wake_.notify_all();
   }
-
-  void end() { active_.store(false); }
 
   void run(int64_t total, Chunk chunk, void* context) {
     if (total <= 0) return;
@@ -62,56 +60,80 @@ class Pool {
     chunk_ = chunk, context_ = context;
     done_.store(0, std::memory_order_relaxed);
     job_ = (job_ + 1) & 0xffffff;
-    word_.store((uint64_t)job_ << 40 | (uint64_t)total << 20, std::memory_order_release);
+    // A thread counts itself asleep before it looks at the word for the last time, so that one of both sees the other.
+    word_.store((uint64_t)job_ << 40 | (uint64_t)total << 20);
+    if (asleep_.load()) notify(wake_);
     take();
-    for (int spins = 0; done_.load(std::memory_order_acquire) < total; spins++)
-      spins < 2000 ? spin_pause() : std::this_thread::yield();
+    auto finished = [&] { return done_.load() >= total; };
+    if (spin_until(finished)) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    waiting_.store(true);
+    finished_.wait(lock, finished);
+    waiting_.store(false);
   }
 
  private:
   static constexpr int64_t LIMIT = (1 << 20) - 1;
 
-  bool take() {
-    bool any = false;
+  // A thread that waits keeps its core for about as long as it takes to sleep and to wake up, and no longer: where
+  // other programs run, too, the thread that it waits for may need the core.
+  template <typename Condition>
+  static bool spin_until(Condition condition) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(30);
+    do {
+      for (int i = 0; i < 32; i++) {
+        if (condition()) return true;
+        spin_pause();
+      }
+    } while (std::chrono::steady_clock::now() < end);
+    return false;
+  }
+
+  void notify(std::condition_variable& condition) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
+    condition.notify_all();
+  }
+
+  bool has_work(int id) const {
+    const uint64_t word = word_.load();
+    return id < helpers_.load(std::memory_order_relaxed) && (word & LIMIT) < (word >> 20 & LIMIT);
+  }
+
+  void take() {
     for (;;) {
       uint64_t word = word_.load(std::memory_order_acquire);
       uint64_t next = word & LIMIT, total = word >> 20 & LIMIT;
-      if (next >= total) return any;
+      if (next >= total) return;
       if (!word_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel)) continue;
       chunk_(context_, next);
-      done_.fetch_add(1, std::memory_order_acq_rel);
-      any = true;
+      if (done_.fetch_add(1) + 1 == (int64_t)total && waiting_.load()) notify(finished_);
     }
   }
 
   void work(int id) {
     for (;;) {
-      auto idle = std::chrono::steady_clock::now();
-      for (int spins = 0; active_.load(std::memory_order_relaxed) && id < helpers_.load(std::memory_order_relaxed);
-           spins++) {
-        if (take()) {
-          spins = 0;
-          idle = std::chrono::steady_clock::now();
-        } else {
-          spins < 4000 ? spin_pause() : std::this_thread::yield();
-          if (spins > 4000 && std::chrono::steady_clock::now() - idle > std::chrono::milliseconds(20)) break;
+      if (!spin_until([&] { return has_work(id); })) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        while (!stop_) {
+          const bool counts = id < helpers_.load();
+          asleep_ += counts;
+          if (!has_work(id)) wake_.wait(lock);
+          asleep_ -= counts;
+          if (has_work(id)) break;
         }
+        if (stop_) return;
       }
-      std::unique_lock<std::mutex> lock(mutex_);
-      if (stop_) return;
-      if (active_.load() && id < helpers_.load())
-        wake_.wait_for(lock, std::chrono::milliseconds(1));  // one thread alone is at work
-      else
-        wake_.wait(lock);
-      if (stop_) return;
+      take();
     }
   }
 
   std::vector<std::thread> threads_;
   std::mutex mutex_;
-  std::condition_variable wake_;
-  std::atomic<int> helpers_{0};
-  std::atomic<bool> active_{false};
+  std::condition_variable wake_, finished_;
+  std::atomic<int> helpers_{0}, asleep_{0};
+  std::atomic<bool> waiting_{false};
   bool stop_ = false;
   std::atomic<uint64_t> word_{0};
   std::atomic<int64_t> done_{0};

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ConfigError, DependencyError, InputError, nearest
+from ..leaf import leaf
 from . import cpu, reference
 from .operator import scan
 
@@ -41,6 +42,7 @@ def selective_scan(
     """Return ``y`` and the last state."""
 
 
+@leaf
 def selective_scan(
     u: Tensor,
     delta: Tensor,

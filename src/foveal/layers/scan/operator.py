@@ -6,6 +6,7 @@ the overhead of ``torch.library.custom_op`` per call is as large as the scan of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,11 +44,16 @@ def scan(
 
 
 class _Scan(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return torch.ops.foveal.selective_scan.default(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         *tensors, ctx.softplus, ctx.form = inputs
         ctx.save_for_backward(*tensors)
-        return torch.ops.foveal.selective_scan.default(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -88,3 +94,35 @@ def _(u: Tensor, _delta: Tensor, A: Tensor, *_: object) -> tuple[Tensor, Tensor]
 @torch.library.register_fake("foveal::selective_scan_backward", lib=_library)
 def _(_dy: Tensor, _dstate: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in inputs[:5])
+
+
+#: Dimension of channels, or of groups of channels, in u, delta, A, B, C, D and bias.
+_CHANNELS = (1, 1, 0, 1, 1, 0, 0)
+
+
+def _join_items(size: int, dims: Sequence[int | None], tensors: Sequence[Any], channels: Sequence[int]) -> list[Any]:
+    """Put the items of ``torch.vmap`` side by side as channels; a tensor that has no items is repeated."""
+    joined: list[Any] = []
+    for tensor, dim, channel in zip(tensors, dims, channels, strict=True):
+        if tensor is None:
+            joined.append(None)
+        else:
+            items = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            joined.append(items.movedim(0, channel).flatten(channel, channel + 1))
+    return joined
+
+
+@torch.library.register_vmap("foveal::selective_scan", lib=_library)
+def _(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+    tensors = _join_items(info.batch_size, dims[:7], inputs[:7], _CHANNELS)
+    outputs = torch.ops.foveal.selective_scan.default(*tensors, *inputs[7:])
+    return tuple(output.unflatten(1, (info.batch_size, -1)) for output in outputs), (1, 1)
+
+
+@torch.library.register_vmap("foveal::selective_scan_backward", lib=_library)
+def _(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+    tensors = _join_items(info.batch_size, dims[:9], inputs[:9], (1, 1, *_CHANNELS))
+    gradients = torch.ops.foveal.selective_scan_backward.default(*tensors, *inputs[9:])
+    channels = _CHANNELS[:5]
+    split = (g.unflatten(channel, (info.batch_size, -1)) for g, channel in zip(gradients, channels, strict=True))
+    return tuple(split), channels

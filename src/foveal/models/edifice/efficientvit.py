@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import ConfigError
-from ...layers.linear_attention import CascadedLinearAttention, elu_plus_one, linear_attention
-from ...layers.resample import check_min_size, pad_to_multiple
+from ...layers.linear_attention import CascadedLinearAttention, linear_attention
+from ...layers.resample import pad_to_multiple
 from ..registry import Backbone, FeatureInfo
 from ..renaming import Renaming, rename_keys
 
@@ -126,7 +126,7 @@ class FullLinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        out = linear_attention(q, k, v, feature_map=elu_plus_one, eps=1e-8)
+        out = linear_attention(q, k, v, feature_map="elu1", eps=1e-8)
         return self.project(out.transpose(1, 2).flatten(2))
 
 
@@ -236,14 +236,8 @@ class EfficientViTBackbone(Backbone):
             self.stages.append(stage)
             self.feature_info.append(FeatureInfo(dim, stride))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_min_size(x, self.min_size)
-        x = self.stem(x).permute(0, 2, 3, 1)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return [x.permute(0, 3, 1, 2) for x in maps]
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
+        return [x.permute(0, 3, 1, 2) for x in super().forward_stages(x.permute(0, 2, 3, 1))]
 
 
 _NAMES: tuple[Renaming, ...] = (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError
 from ...layers.attention import Attention
-from ...layers.conv import ConvNormAct, ResidualConv
+from ...layers.conv import ConvNormAct, ResidualConv, widened
 from ...layers.drop_path import DropPath, drop_path_rates
 from ...layers.mlp import Mlp
-from ...layers.resample import check_min_size
 from ...layers.scan import selective_scan
 from ...layers.windows import Windows
 from ..registry import Backbone, FeatureInfo
@@ -135,11 +134,9 @@ class MambaMixer(nn.Module):
         u, z = F.silu(self.ssm_conv(u)), F.silu(self.sym_conv(z))
         low_rank, b, c = self.x_proj(u.transpose(1, 2)).split(self.sizes, dim=-1)
         delta = self.dt_proj(low_rank).transpose(1, 2)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        a = self.decay if self.A_log is None else -self.A_log.to(wide).exp()
+        a = self.decay if self.A_log is None else -widened(self.A_log).exp()
         y = selective_scan(u, delta, a, b.transpose(1, 2), c.transpose(1, 2), self.D, delta_softplus=True)
-        assert isinstance(y, Tensor)
-        return self.out_proj(torch.cat([y, z], dim=1).transpose(1, 2))
+        return self.out_proj(torch.cat([cast(Tensor, y), z], dim=1).transpose(1, 2))
 
 
 class OneHeadAttention(nn.Module):
@@ -236,15 +233,6 @@ class MambaVisionBackbone(Backbone):
         rates = drop_path_rates(0.0 if config.compat else config.dropout, config.depths)
         self.stages = nn.ModuleList(stage(i, config, rates[i]) for i, stage in enumerate(stages))
         self.feature_info = [FeatureInfo(dim, 4 << i) for i, dim in enumerate(config.dims)]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        check_min_size(x, self.min_size)
-        x = self.stem(x)
-        maps = []
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        return maps
 
 
 _NAMES: tuple[Renaming, ...] = (

@@ -28,6 +28,7 @@ from ...config import build_config
 from ...errors import InputError
 from ...info import ModelInfo, attach
 from ...layers.conv import LayerNorm2d
+from ...layers.leaf import leaf
 from ...layers.resample import ceil_div
 from ..registry import Backbone, Family, Variant, register
 from . import efficientvit as edifice_efficientvit
@@ -55,16 +56,21 @@ class WidthNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(ceil_div(image_size, 32)))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != len(self.weight):
-            raise InputError(
-                f"compat=True has weights for images of {self.image_size}x{self.image_size} pixels only: resize to "
-                "that, give another image_size, or leave out compat"
-            )
+        _check_width(x, self.image_size)
         # The first column is subtracted first, which is exact for neighbours of similar value. With only two or three
         # columns the result consists of their differences, of which torch's layer norm has only five digits.
         y = x - x[..., :1]
         y = y - y.mean(-1, keepdim=True)
         return y / torch.sqrt((y * y).mean(-1, keepdim=True) + 1e-5) * self.weight + self.bias
+
+
+@leaf
+def _check_width(x: Tensor, image_size: int) -> None:
+    if x.shape[-1] != ceil_div(image_size, 32):
+        raise InputError(
+            f"compat=True has weights for images of {image_size}x{image_size} pixels only: resize to that, give "
+            "another image_size, or leave out compat"
+        )
 
 
 class PooledHead(nn.Module):

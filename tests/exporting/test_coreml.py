@@ -1,0 +1,68 @@
+"""Core ML packages: what can be checked without Apple's computers."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import foveal
+from foveal.info import KEY, ModelInfo
+from helpers.narrow import narrow, registered
+
+coremltools = pytest.importorskip("coremltools")
+pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="there the export runs the package")
+
+
+def read_spec(path: Path) -> Any:
+    return coremltools.models.MLModel(str(path), skip_model_load=True).get_spec()
+
+
+def shapes(features: Any) -> dict[str, list[int]]:
+    return {feature.name: list(feature.type.multiArrayType.shape) for feature in features}
+
+
+def operations(spec: Any) -> Counter[str]:
+    """How often each operation of the program occurs."""
+    blocks = [block for f in spec.mlProgram.functions.values() for block in f.block_specializations.values()]
+    return Counter(operation.type for block in blocks for operation in block.operations)
+
+
+def test_a_segmentation_package(tmp_path: Path) -> None:
+    report = foveal.export(narrow("segment"), "coreml", output=tmp_path / "a.mlpackage", input_size=(64, 96), batch=2)
+    assert "not compared with the model: Core ML runs on macOS only" in str(report)
+    assert report.to_json()["max_difference"] is None
+    spec = read_spec(report.path)
+    assert shapes(spec.description.input) == {"image": [2, 3, 64, 96]}
+    assert shapes(spec.description.output) == {"logits": [2, 3, 16, 24]}
+    assert ModelInfo.from_json(spec.description.metadata.userDefined[KEY]).task == "segment"
+    assert operations(spec)["conv"] > 10
+    assert report.bytes == sum(file.stat().st_size for file in report.path.rglob("*") if file.is_file())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mlpackage", "a.mlpackage.json"]
+    with pytest.raises(foveal.DependencyError, match=r"a\.mlpackage: coreml cannot run here: Core ML runs on macOS"):
+        foveal.load(report.path)
+
+
+def test_a_package_replaces_an_older_one_and_is_half_the_size(tmp_path: Path) -> None:
+    path = tmp_path / "a.mlpackage"
+    full = foveal.export(narrow(), "coreml", output=path, input_size=(64, 64))
+    half = foveal.export(narrow(), "coreml", output=path, input_size=(64, 64), half=True)
+    assert (full.dtype, half.dtype) == ("float32", "float16")
+    weights = path / "Data/com.apple.CoreML/weights/weight.bin"
+    assert weights.stat().st_size < 0.65 * full.bytes
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mlpackage", "a.mlpackage.json"]
+
+
+def test_the_packages_of_a_promptable_model(tmp_path: Path) -> None:
+    with registered() as name:
+        report = foveal.export(foveal.create_model(name, "prompt"), "coreml", output=tmp_path / "a.mlpackage")
+    encoder, prompts, masks = (read_spec(path) for path in (report.path, *report.extra_files))
+    assert shapes(encoder.description.input) == {"image": [1, 3, 256, 256]}
+    assert set(shapes(prompts.description.input)) == {"image_embeddings", "point_coords", "point_labels"}
+    assert set(shapes(prompts.description.output)) == {"low_res_masks", "iou_predictions"}
+    for feature in (*prompts.description.input, *masks.description.input):
+        ranges = feature.type.multiArrayType.shapeRange.sizeRanges
+        assert all(size.lowerBound == 1 for size in ranges if size.upperBound > 256)
