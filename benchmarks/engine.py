@@ -4,7 +4,9 @@ For each network and number of threads, the three take turns in one process; rat
 median is printed, with the share of the processor's peak that the engine reaches. Outputs are compared before timing.
 
 taskset -c 0 python benchmarks/engine.py [--work NAME ...] [--threads 1 2] [--seconds 6] [--json FILE]
+    [--dtype bfloat16]
     Needs openvino. Pin it to one core for one thread; without taskset, threads may use all cores of the machine.
+    In bfloat16, the engine and OpenVINO compute in that type, ONNX Runtime in float32.
 python benchmarks/engine.py --profile NAME [--plot FILE]
     The operations of one network: shapes, arithmetic, time, share of the peak; and a roofline plot of them.
 python benchmarks/engine.py --scaling NAME
@@ -31,6 +33,7 @@ from torch import nn
 
 import foveal
 from foveal.engine.engine import Engine, OperationTime
+from foveal.engine.library import DTYPES
 from foveal.engine.lowering import make_plan
 from foveal.measuring.machine import one_line
 from foveal.prediction.native_runner import encode_points
@@ -43,7 +46,8 @@ Run = Callable[[], Any]
 class Work:
     """A network, the size of its input, and the smallest ratio to the better peer that the project promises.
 
-    ``part`` is the network of a promptable model: "encoder", or "prompts" for one click.
+    ``part`` is the network of a promptable model: "encoder", or "prompts" for one click. ``half_floor`` is the smallest
+    ratio to OpenVINO in bfloat16 on a processor that multiplies it.
     """
 
     model: str
@@ -51,16 +55,17 @@ class Work:
     size: tuple[int, int]
     floor: float | None = None
     part: str = ""
+    half_floor: float | None = None
 
 
 WORK = {
-    "b0": Work("efficientvit_b0", None, (224, 224), 1.2),
-    "b1": Work("efficientvit_b1", None, (224, 224), 1.08),
-    "b3": Work("efficientvit_b3", None, (224, 224), 1.0),
-    "seg-b0": Work("efficientvit_b0", "segment", (512, 1024), 1.3),
-    "seg-b1": Work("efficientvit_b1", "segment", (512, 1024), 1.12),
-    "l1": Work("efficientvit_l1", None, (224, 224), 1.0),
-    "sr-x2": Work("efficientvit_sr", "upscale", (270, 480), 1.15),
+    "b0": Work("efficientvit_b0", None, (224, 224), 1.2, half_floor=1.3),
+    "b1": Work("efficientvit_b1", None, (224, 224), 1.08, half_floor=1.15),
+    "b3": Work("efficientvit_b3", None, (224, 224), 1.0, half_floor=1.0),
+    "seg-b0": Work("efficientvit_b0", "segment", (512, 1024), 1.3, half_floor=1.4),
+    "seg-b1": Work("efficientvit_b1", "segment", (512, 1024), 1.12, half_floor=1.2),
+    "l1": Work("efficientvit_l1", None, (224, 224), 1.0, half_floor=1.0),
+    "sr-x2": Work("efficientvit_sr", "upscale", (270, 480), 1.15, half_floor=1.15),
     "realtime-sr": Work("realtime_sr", "upscale", (270, 480)),
     "lite0": Work("efficientnet_lite0", None, (224, 224)),
     "mobilenetv2": Work("mobilenetv2_100", None, (224, 224)),
@@ -110,14 +115,14 @@ def native(engine: Engine, work: Work, feed: Feed) -> Run:
     return lambda: engine(*arrays_of(engine, work, feed))
 
 
-def openvino(path: Path, threads: int, feed: Feed) -> Run:
-    """The exported file in OpenVINO in float32, tuned for latency."""
+def openvino(path: Path, threads: int, feed: Feed, dtype: str = "float32") -> Run:
+    """The exported file in OpenVINO, tuned for latency."""
     import openvino as ov
 
     core = ov.Core()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
     }
@@ -160,7 +165,7 @@ def measure(runs: dict[str, Run], seconds: float) -> dict[str, list[float]]:
     return times
 
 
-def compare(name: str, threads: int, seconds: float, folder: Path) -> dict[str, Any]:
+def compare(name: str, threads: int, seconds: float, folder: Path, dtype: str = "float32") -> dict[str, Any]:
     """One row of the table."""
     work = WORK[name]
     model = build(work)
@@ -169,10 +174,10 @@ def compare(name: str, threads: int, seconds: float, folder: Path) -> dict[str, 
         path = path.with_name(f"{path.stem}.{work.part}.onnx")
     if not path.exists():
         foveal.export(model, output=whole)
-    engine = Engine(make_plan(model, work.part), threads)
+    engine = Engine(make_plan(model, work.part), threads, dtype=dtype)
     feed = feed_of(work)
     runs: dict[str, Run] = {
-        "native": native(engine, work, feed), "openvino": openvino(path, threads, feed),
+        "native": native(engine, work, feed), "openvino": openvino(path, threads, feed, dtype),
         "onnxruntime": onnxruntime(path, threads, feed),
     }  # fmt: skip
     expected = np.asarray(runs["onnxruntime"]())
@@ -180,18 +185,19 @@ def compare(name: str, threads: int, seconds: float, folder: Path) -> dict[str, 
     times = {key: np.array(value) for key, value in measure(runs, seconds).items()}
     ratios = {key: float(np.median(times[key] / times["native"])) for key in ("openvino", "onnxruntime")}
     macs = sum(row.macs for row in engine.profile(*arrays_of(engine, work, feed), runs=1))
+    floor = work.floor if dtype == "float32" else work.half_floor
     return {
-        "work": name, "threads": threads, "size": list(work.size), "rounds": len(times["native"]),
+        "work": name, "threads": threads, "dtype": dtype, "size": list(work.size), "rounds": len(times["native"]),
         "ms": {key: float(np.median(value) * 1e3) for key, value in times.items()},
         "over_openvino": ratios["openvino"], "over_onnxruntime": ratios["onnxruntime"],
-        "over_better": min(ratios.values()), "floor": work.floor, "difference": difference, "macs": macs,
+        "over_better": min(ratios.values()), "floor": floor, "difference": difference, "macs": macs,
     }  # fmt: skip
 
 
-def show_profile(name: str, threads: int, plot: Path | None) -> None:
+def show_profile(name: str, threads: int, plot: Path | None, dtype: str = "float32") -> None:
     """Print every operation of one network, and draw them under the machine's limits."""
     work = WORK[name]
-    engine = Engine(make_plan(build(work), work.part), threads)
+    engine = Engine(make_plan(build(work), work.part), threads, dtype=dtype)
     arrays = arrays_of(engine, work, feed_of(work))
     rows = engine.profile(*arrays, runs=max(5, int(2e9 / np.prod(work.size) / 1e4)))
     peak = engine.library.peak() * threads
@@ -208,9 +214,9 @@ def show_profile(name: str, threads: int, plot: Path | None) -> None:
         draw_roofline(rows, peak, copy_rate(), f"{work.model}, {work.size[0]}x{work.size[1]}, {threads} threads", plot)
 
 
-def show_scaling(name: str, threads: int) -> None:
+def show_scaling(name: str, threads: int, dtype: str = "float32") -> None:
     """Print the time for growing images, and the exponent of the time in the number of pixels."""
-    engine = Engine(make_plan(build(WORK[name])), threads)
+    engine = Engine(make_plan(build(WORK[name])), threads, dtype=dtype)
     sides = (448, 640, 896, 1280, 1792)
     times = []
     for side in sides:
@@ -262,6 +268,7 @@ def main() -> None:
     parser.add_argument("--work", nargs="*", default=list(WORK), choices=list(WORK))
     parser.add_argument("--threads", nargs="*", type=int, default=[1])
     parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--exports", type=Path, help="folder that keeps the ONNX files between runs")
     parser.add_argument("--profile", choices=list(WORK))
@@ -269,13 +276,13 @@ def main() -> None:
     parser.add_argument("--scaling", choices=list(WORK))
     arguments = parser.parse_args()
     if arguments.scaling:
-        show_scaling(arguments.scaling, arguments.threads[0])
+        show_scaling(arguments.scaling, arguments.threads[0], arguments.dtype)
         return
     if arguments.profile:
-        show_profile(arguments.profile, arguments.threads[0], arguments.plot)
+        show_profile(arguments.profile, arguments.threads[0], arguments.plot, arguments.dtype)
         return
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("openvino", "onnxruntime", "numpy"))
-    print(f"{one_line()}; {versions}")
+    print(f"{one_line()}; {versions}; {arguments.dtype}")
     print(f"{'work':12} threads  native  OpenVINO      ORT   over OV  over ORT  floor  GF/s  difference")
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
@@ -283,7 +290,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for threads in arguments.threads:
             for name in arguments.work:
-                row = compare(name, threads, arguments.seconds, folder)
+                row = compare(name, threads, arguments.seconds, folder, arguments.dtype)
                 rows.append(row)
                 ms = row["ms"]
                 print(

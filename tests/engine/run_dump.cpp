@@ -8,13 +8,13 @@
 namespace {
 
 struct Header {
-  int64_t ops, maps, floats, result, result_floats;
+  int64_t ops, maps, bytes, result, result_floats;
 };
 
-// Addresses in the file are numbers of floats from the start of the memory, plus 1; 0 is no address.
+// Addresses in the file are numbers of bytes from the start of the memory, plus 1; 0 is no address.
 template <class T>
-void relocate(T*& pointer, float* memory) {
-  if (pointer) pointer = memory + ((int64_t)(intptr_t)pointer - 1);
+void relocate(T*& pointer, char* memory) {
+  if (pointer) pointer = (T*)(memory + ((int64_t)(intptr_t)pointer - 1));
 }
 
 template <class T>
@@ -33,7 +33,7 @@ int main(int count, char** arguments) {
     const Header header = read<Header>(file, 1)[0];
     auto ops = read<Op>(file, header.ops);
     auto maps = read<Map>(file, header.maps);
-    auto memory = read<float>(file, header.floats);
+    auto memory = read<char>(file, header.bytes);
     std::fclose(file);
     for (auto& map : maps) relocate(map.data, memory.data());
     for (auto& op : ops) {
@@ -42,7 +42,9 @@ int main(int count, char** arguments) {
     }
     if (foveal_run(ops.data(), header.ops, maps.data(), std::atoi(arguments[1]), nullptr)) return 3;
     file = std::fopen((std::string(arguments[i]) + ".out").c_str(), "wb");
-    if (!file || (int64_t)std::fwrite(memory.data() + header.result, 4, header.result_floats, file) != header.result_floats) return 2;
+    if (!file ||
+        (int64_t)std::fwrite(memory.data() + header.result, 4, header.result_floats, file) != header.result_floats)
+      return 2;
     std::fclose(file);
   }
   return 0;

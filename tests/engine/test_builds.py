@@ -12,25 +12,25 @@ import numpy as np
 import pytest
 
 from foveal.engine.engine import Engine
-from foveal.engine.library import FLAGS_VARIABLE, VARIABLE, build_library, instruction_sets
+from foveal.engine.library import DTYPES, FLAGS_VARIABLE, VARIABLE, build_library, instruction_sets
 from helpers.hostile_plans import run_plans
 from helpers.plans import random_plan
 
 pytestmark = pytest.mark.long
-OPERATIONS = Path(__file__).with_name("test_operations.py")
+OPERATIONS = [Path(__file__).with_name(name) for name in ("test_operations.py", "test_bfloat16.py")]
 SANITIZERS = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
 
 def run_operations(**variables: str) -> None:
     """Run the tests of the operations in a process of its own, which loads another library."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", OPERATIONS]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *OPERATIONS]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, **variables})
     assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:])
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["sse", "avx2", "avx512", "neon"])
+@pytest.mark.parametrize("name", ["sse", "avx2", "avx512", "avx512bf16", "neon"])
 def test_operations_with_an_instruction_set(name: str) -> None:
     if name not in instruction_sets():
         pytest.skip(f"this processor does not run {name}")
@@ -64,7 +64,8 @@ def sanitized(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     runtime = subprocess.check_output([compiler, "-print-file-name=libasan.so"], text=True).strip()
     if not Path(runtime).is_absolute():
         pytest.skip("libasan is needed")
-    build_library()
+    for dtype in DTYPES:
+        build_library(dtype=dtype)
     # Python and its libraries leave memory to the end of the process; too large requests must give no memory.
     options = "detect_leaks=0:allocator_may_return_null=1:max_allocation_size_mb=2048"
     return {"LD_PRELOAD": runtime, "ASAN_OPTIONS": options, "PYTHONMALLOC": "malloc"}
@@ -76,5 +77,6 @@ def test_operations_with_sanitizers(sanitized: dict[str, str]) -> None:
 
 def test_plans_with_sanitizers(sanitized: dict[str, str]) -> None:
     """Every map and every array has memory of its own here, so that each access outside of one is seen."""
-    outcomes = run_plans(20_000, 1000, sanitized=True, environment=sanitized)
-    assert outcomes["run"] >= 500
+    for first, dtype in ((20_000, "float32"), (21_000, "bfloat16")):
+        outcomes = run_plans(first, 1000, sanitized=True, environment=sanitized, dtype=dtype)
+        assert outcomes["run"] >= 500, (dtype, outcomes)

@@ -35,10 +35,14 @@ _ACTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Case:
-    """A plan of one operation between an input and an output, and the same computation in torch."""
+    """A plan of one operation between an input and an output, and the same computation in torch.
 
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
+    With ``bfloat16``, the largest error that is allowed, the engine computes in that type, and weights and images are
+    numbers of that type.
+    """
+
+    def __init__(self, seed: int, bfloat16: float | None = None) -> None:
+        self.rng, self.bfloat16 = np.random.default_rng(seed), bfloat16
         self.batch = self.pick(1, 1, 2, 5)
         self.height, self.width = int(self.rng.integers(1, 40)), int(self.rng.integers(1, 40))
         self.weights: dict[str, Any] = {}
@@ -50,8 +54,12 @@ class Case:
     def array(self, *shape: int) -> str:
         """Random weights; sums over their inputs are about 1."""
         name, inputs = f"w{len(self.weights)}", int(np.prod(shape[1:]))
-        self.weights[name] = (self.rng.standard_normal(shape) / np.sqrt(inputs)).astype(np.float32)
+        self.weights[name] = self.rounded(self.rng.standard_normal(shape) / np.sqrt(inputs))
         return name
+
+    def rounded(self, array: Any) -> Any:
+        array = array.astype(np.float32)
+        return array if self.bfloat16 is None else torch.from_numpy(array).bfloat16().float().numpy()
 
     def tensor(self, name: str) -> Tensor:
         return torch.from_numpy(self.weights[name]).double()
@@ -64,7 +72,7 @@ class Case:
         """Begin with an input of this number of channels."""
         self.weights |= {"one": np.ones(channels, np.float32), "zero": np.zeros(channels, np.float32)}
         self.step("input", (0,), params={"multiple": 1}, weights={"scale": "one", "shift": "zero"})
-        self.x = self.rng.standard_normal((self.batch, channels, self.height, self.width)).astype(np.float32)
+        self.x = self.rounded(self.rng.standard_normal((self.batch, channels, self.height, self.width)))
         return torch.from_numpy(self.x).double()
 
     def check(self, expected: Tensor, *, tolerance: float = 1e-5) -> None:
@@ -73,7 +81,9 @@ class Case:
             self.step("output", (len(self.steps),), params={"stride": 0})
         plan = Plan(ModelInfo(), tuple(self.steps), self.weights)
         check(plan)
-        one, three = Engine(plan, 1)(self.x), Engine(plan, 3)(self.x)
+        dtype = "float32" if self.bfloat16 is None else "bfloat16"
+        one, three = (Engine(plan, threads, dtype=dtype)(self.x) for threads in (1, 3))
+        tolerance = tolerance if self.bfloat16 is None else self.bfloat16
         reference = expected.numpy()
         assert one.shape == reference.shape
         scale = max(np.abs(reference).max(), 1e-3)

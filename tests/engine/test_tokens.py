@@ -25,6 +25,7 @@ from foveal.layers.scan.reference import loop
 from foveal.models.vit import Positions
 
 CASES = 60  #: random shapes of each operation
+TYPES = (("float32", 1e-5, CASES), ("bfloat16", 1e-2, 10))  #: with the largest error and the number of random shapes
 
 
 def in_windows(x: Tensor, size: int, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -115,11 +116,13 @@ def test_operation_equals_float64(operation: Callable[[Case], None]) -> None:
         operation(Case(seed))
 
 
-def run_prompt(steps: list[Step], weights: dict[str, Any], *arrays: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+def run_prompt(
+    steps: list[Step], weights: dict[str, Any], *arrays: NDArray[np.float32], dtype: str = "float32"
+) -> list[NDArray[np.float32]]:
     """Run a plan of several inputs with one and with three threads, which give the same bits."""
     plan = Plan(ModelInfo(), tuple(steps), weights)
     check(plan)
-    one, three = Engine(plan, 1).run(*arrays)[0], Engine(plan, 3).run(*arrays)[0]
+    one, three = (Engine(plan, threads, dtype=dtype).run(*arrays)[0] for threads in (1, 3))
     for a, b in zip(one, three, strict=True):
         np.testing.assert_array_equal(a, b)
     return one
@@ -129,19 +132,25 @@ def _arrays(channels: int) -> dict[str, NDArray[np.float32]]:
     return {"one": np.ones(channels, np.float32), "zero": np.zeros(channels, np.float32)}
 
 
+def in_bfloat16(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Numbers of bfloat16."""
+    return torch.from_numpy(array).bfloat16().float().numpy()
+
+
 _INPUT: dict[str, Any] = {"params": {"multiple": 1}, "weights": {"scale": "one", "shift": "zero"}}
 
 
-def close(output: NDArray[np.float32], expected: Tensor) -> None:
-    """Within 1e-5 of the largest value."""
+def close(output: NDArray[np.float32], expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Within a share of the largest value."""
     assert output.shape == tuple(expected.shape)
-    assert np.abs(output - expected.numpy()).max() <= 1e-5 * expected.abs().max().item()
+    assert np.abs(output - expected.numpy()).max() <= tolerance * expected.abs().max().item()
 
 
-def test_attention_between_tokens_and_map_equals_float64() -> None:
+@pytest.mark.parametrize(("dtype", "tolerance", "cases"), TYPES)
+def test_attention_between_tokens_and_map_equals_float64(dtype: str, tolerance: float, cases: int) -> None:
     """Tokens read a map, and the map reads them; of a map of one image and of several."""
     rng = np.random.default_rng(0)
-    for _ in range(CASES):
+    for _ in range(cases):
         prompts, heads, count = (int(rng.integers(1, n)) for n in (4, 9, 12))
         channels, height, width = int(rng.choice([8, 19, 64])), int(rng.integers(1, 20)), int(rng.integers(1, 20))
         image = rng.standard_normal((rng.choice([1, prompts]), channels, height, width)).astype(np.float32)
@@ -157,18 +166,21 @@ def test_attention_between_tokens_and_map_equals_float64() -> None:
             Step("write_map", (1, 2, 4, 3), 6, residual=1, weights={"bias": "bias"}),
             Step("output", (6,), 7, params={"stride": 0}),
         ]
-        read, written = run_prompt(steps, {**_arrays(channels), "bias": bias}, image, tokens, addends)
+        if dtype == "bfloat16":
+            image, tokens, addends = (in_bfloat16(array) for array in (image, tokens, addends))
+        read, written = run_prompt(steps, {**_arrays(channels), "bias": bias}, image, tokens, addends, dtype=dtype)
         x, t, a = (torch.from_numpy(array).double().flatten(2).mT for array in (image, tokens, addends))
         averages = (t @ x.mT).softmax(-1) @ x
-        close(read[:, :, 0], averages.mT)
+        close(read[:, :, 0], averages.mT, tolerance)
         scores = (x @ t.mT + a.flatten(1)[:, None]).unflatten(2, (count, heads)).softmax(2).flatten(2)
         y = x + scores @ averages + torch.from_numpy(bias).double()
-        close(written, y.mT.unflatten(2, (height, width)))
+        close(written, y.mT.unflatten(2, (height, width)), tolerance)
 
 
-def test_masks_and_groups_equal_float64() -> None:
+@pytest.mark.parametrize(("dtype", "tolerance", "cases"), TYPES)
+def test_masks_and_groups_equal_float64(dtype: str, tolerance: float, cases: int) -> None:
     rng = np.random.default_rng(1)
-    for _ in range(CASES):
+    for _ in range(cases):
         prompts, count, height, width = (int(rng.integers(1, n)) for n in (4, 6, 12, 12))
         channels = int(rng.choice([4, 16, 32]))
         image = rng.standard_normal((prompts, 4 * channels, height, width)).astype(np.float32)
@@ -183,12 +195,16 @@ def test_masks_and_groups_equal_float64() -> None:
             Step("vector", (5,), 6),
             Step("masks", (1, 4), 7),
         ]
-        joined, masks = run_prompt(steps, _arrays(4 * channels), image, tokens)
+        if dtype == "bfloat16":
+            image, tokens = in_bfloat16(image), in_bfloat16(tokens)
+        joined, masks = run_prompt(steps, _arrays(4 * channels), image, tokens, dtype=dtype)
         np.testing.assert_array_equal(joined, tokens[:, :, 0, 1:].transpose(0, 2, 1).reshape(prompts, -1))
         features = F.pixel_shuffle(
             torch.from_numpy(image).double().unflatten(1, (4, channels)).transpose(1, 2).flatten(1, 2), 2
         )
-        close(masks, torch.einsum("pchw,pcm->pmhw", features, torch.from_numpy(tokens[:, :, 0, 1:]).double()))
+        close(
+            masks, torch.einsum("pchw,pcm->pmhw", features, torch.from_numpy(tokens[:, :, 0, 1:]).double()), tolerance
+        )
 
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
@@ -220,10 +236,13 @@ def test_networks_of_tokens_equal_float64(name: str, task: str | None, size: tup
     for parameter in model.parameters():  # factors of residual branches begin near zero
         parameter.data += 0.05 * torch.randn_like(parameter)
     x = np.random.default_rng(0).standard_normal((2, 3, *size)).astype(np.float32)
-    output = Engine(make_plan(model), 2)(x)
+    plan = make_plan(model)
+    output, half = Engine(plan, 2)(x), Engine(plan, 2, dtype="bfloat16")(x)
     arguments = {"upsample": False} if task == "segment" else {}
     with torch.inference_mode():
-        close(output, copy.deepcopy(model).double()(torch.from_numpy(x).double(), **arguments))
+        expected = copy.deepcopy(model).double()(torch.from_numpy(x).double(), **arguments)
+    close(output, expected)
+    close(half, expected, 1e-2)
 
 
 def test_convolutions_without_padding_are_refused() -> None:

@@ -27,7 +27,12 @@ ENDED = "all plans were run"
 
 
 def run_plans(
-    first: int, count: int, *, sanitized: bool = False, environment: Mapping[str, str] | None = None
+    first: int,
+    count: int,
+    *,
+    sanitized: bool = False,
+    environment: Mapping[str, str] | None = None,
+    dtype: str = "float32",
 ) -> Counter[str]:
     """Run plans with the seeds from ``first`` in a child process: every second one is damaged.
 
@@ -40,7 +45,7 @@ def run_plans(
         AssertionError: the child crashed, raised another error, or exceeded a limit; the message has its last lines.
     """
     paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src")])
-    command = [sys.executable, "-m", "helpers.hostile_plans", str(first), str(count), str(int(sanitized))]
+    command = [sys.executable, "-m", "helpers.hostile_plans", str(first), str(count), str(int(sanitized)), dtype]
     done = subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **(environment or {}), "PYTHONPATH": paths}
     )
@@ -51,7 +56,7 @@ def run_plans(
 
 
 def main() -> None:
-    first, count, sanitized = map(int, sys.argv[1:])
+    first, count, sanitized = map(int, sys.argv[1:4])
     if not sanitized:  # a sanitizer reserves terabytes
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit = size + (MIB << 20)
@@ -60,7 +65,7 @@ def main() -> None:
         for seed in range(first, first + count):
             signal.alarm(SECONDS)  # ends the process
             print(seed, end=" ", flush=True)
-            print(_outcome(Path(folder, "plan.foveal"), seed, sanitized), flush=True)
+            print(_outcome(Path(folder, "plan.foveal"), seed, sanitized, sys.argv[4]), flush=True)
     print(ENDED)
 
 
@@ -74,14 +79,14 @@ def _takes_minutes(engine: Engine, x: NDArray[np.float32]) -> bool:
     return sum(binding.macs) > MACS
 
 
-def _outcome(path: Path, seed: int, sanitized: int) -> str:
+def _outcome(path: Path, seed: int, sanitized: int, dtype: str) -> str:
     rng = random.Random(seed)
     shape = save_random(path, seed)
     if seed % 2:
         path.write_bytes(damage(path.read_bytes(), rng))
     x = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
     try:
-        engine = Engine(load_plan(path), rng.choice([1, 3]))
+        engine = Engine(load_plan(path), rng.choice([1, 3]), dtype=dtype)
         with isolated(float("nan")):
             if _takes_minutes(engine, x):
                 return "long"

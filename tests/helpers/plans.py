@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 import foveal.engine.engine as engine_module
 from foveal.engine.binding import Binding
@@ -274,14 +274,21 @@ def _change_step(text: str, rng: random.Random) -> str:
 
 
 class Block:
-    """Memory from malloc, so that a sanitizer sees its ends. It begins with ``content`` or with ``fill``."""
+    """Memory from malloc, so that a sanitizer sees its ends. It begins with ``content`` or with ``fill``.
 
-    def __init__(self, floats: int, fill: float = 0.0, content: NDArray[np.float32] | None = None) -> None:
-        self.address = _LIBC.malloc(4 * floats)
+    Its type is float32, or uint16 for the bits of bfloat16.
+    """
+
+    def __init__(
+        self, size: int, fill: float = 0.0, content: NDArray[Any] | None = None, dtype: DTypeLike = np.float32
+    ) -> None:
+        item = np.dtype(dtype).itemsize
+        self.address = _LIBC.malloc(item * size)
         if not self.address:
             raise MemoryError("malloc")
-        values = np.ctypeslib.as_array((ctypes.c_float * floats).from_address(self.address))
-        values[:] = fill if content is None else content
+        values = np.ctypeslib.as_array((ctypes.c_uint8 * (item * size)).from_address(self.address)).view(dtype)
+        # The upper part of a float32 is the bfloat16.
+        values[:] = np.full(1, fill, np.float32).view(dtype)[-1] if content is None else content
 
     def __del__(self) -> None:
         if self.address:
@@ -295,14 +302,16 @@ def isolate(binding: Binding, fill: float) -> Binding:
     for entry in binding.maps:
         if entry.data:
             # Two vectors: sums of a group of channels may run over its end.
-            block = Block(entry.batch * entry.image + 2 * binding.library.width, fill)
-            entry.data = block.address + 4 * entry.border * (entry.row + entry.pixel)
+            dtype = np.dtype(np.float32) if entry.floats else binding.library.values
+            block = Block(entry.batch * entry.image + 2 * binding.library.width, fill, dtype=dtype)
+            entry.data = block.address + dtype.itemsize * entry.border * (entry.row + entry.pixel)
             kept.append(block)
     for op in binding.ops:
         for pointers in (op.weight, op.bias):
             for i, address in enumerate(pointers):
                 if address:
-                    kept.append(Block(known[address].size, content=known[address].reshape(-1)))
+                    array = known[address].reshape(-1)
+                    kept.append(Block(array.size, content=array, dtype=array.dtype))
                     pointers[i] = kept[-1].address
         if op.work:
             kept.append(Block(known[op.work].size, fill))

@@ -36,6 +36,8 @@ ONNX, PLAN = assets.path(BUNDLED, ".onnx"), assets.path(BUNDLED, ".foveal")
         (BUNDLED, {"runtime": "torch"}, "torch", BUNDLED),
         (BUNDLED, {"device": "cuda:1"}, "torch", BUNDLED),
         (BUNDLED, {"dtype": "bfloat16"}, "torch", BUNDLED),
+        (BUNDLED, {"dtype": "bfloat16", "runtime": "native"}, "native", str(PLAN)),
+        ("some/x.foveal", {"dtype": "bfloat16"}, "native", "some/x.foveal"),
         ("some/x.onnx", {}, "onnxruntime", "some/x.onnx"),
         ("some/x.safetensors", {}, "torch", "some/x.safetensors"),
         ("owner/name", {"dtype": "float16"}, "torch", "owner/name"),

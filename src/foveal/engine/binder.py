@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ SOFTMAX, TOKEN_CONV, SCAN, PAD, TABLE, AVERAGE, READ_MAP, WRITE_MAP, REGROUP, MA
 DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT = range(3)  # modes of a chain
 ADD, MULTIPLY, FIRST = range(3)  # modes of COMBINE
 ATTENTION_ROWS = 4  # rows of the parts whose sums are added in order
-_MAX_FLOATS = 1 << 36  # 256 GiB
+_MAX_VALUES = 1 << 36  # 256 GiB in float32
 
 
 class Shape(NamedTuple):
@@ -40,11 +40,12 @@ class MapLayout:
         shape: its shape.
         planar: whether it is an array of the caller, ``(batch, channels, height, width)``.
         border: rows and columns of zeros on each side.
-        overhang: floats behind the channels of a pixel that grouped operations overwrite.
-        exact: whether a pixel has exactly as many floats as channels.
+        overhang: values behind the channels of a pixel that grouped operations overwrite.
+        exact: whether a pixel has as many values as channels, up to whole units of 32 bits.
+        floats: whether it holds float32 in a library for another type.
         first: number of the first operation that uses it.
         last: number of the last one.
-        offset: its place in the block of memory, in floats.
+        offset: its place in the block of memory, in values.
     """
 
     shape: Shape
@@ -52,6 +53,7 @@ class MapLayout:
     border: int = 0
     overhang: int = 0
     exact: bool = False
+    floats: bool = False
     first: int = 0
     last: int = 0
     offset: int = 0
@@ -80,7 +82,7 @@ class Operation:
     act: str = "none"
     p: tuple[int, ...] = ()
     f: tuple[float, ...] = ()
-    arrays: tuple[tuple[NDArray[np.float32] | None, NDArray[np.float32] | None], ...] = ()  # weight and bias
+    arrays: tuple[tuple[NDArray[Any] | None, NDArray[np.float32] | None], ...] = ()  # weight and bias
     work: int = 0
 
 
@@ -121,7 +123,7 @@ class Binder:
 
     def add(self, operation: Operation, shape: Shape, *, planar: bool = False, flat: bool = False) -> None:
         """Append an operation that writes a map of this shape; a planar one is a result, a flat one ``(B, C)``."""
-        if min(shape) < 1 or math.prod(shape) > _MAX_FLOATS:
+        if min(shape) < 1 or math.prod(shape) > _MAX_VALUES:
             raise ValueError(f"a map of {'x'.join(map(str, shape))} (B, H, W, C) is empty or too large")
         reads = [*operation.inputs, *([] if operation.residual is None else [operation.residual])]
         allowed = {INPUT: operation.inputs, ENLARGE: operation.inputs[1:]}.get(operation.kind, ())
@@ -162,8 +164,12 @@ class Binder:
             raise ValueError("a convolution of the planar image")
         self.maps[source].border = max(self.maps[source].border, self.needs_border)
 
-    def _mark_exact(self) -> None:
-        """Store images of few channels without padding, where only dense convolutions read them."""
+    def _mark_formats(self) -> None:
+        """Store images of few channels without padding, where only dense convolutions read them.
+
+        What a convolution computes for a result stays in float32. Those of chains do not: whether a chain is one
+        operation depends on the number of threads, and results do not.
+        """
         readers: dict[int, list[Operation]] = {}
         for op in self.operations:
             for index in op.inputs:
@@ -173,28 +179,37 @@ class Binder:
             self.maps[out].exact = out in readers and out not in residuals and all(
                 op.kind == CONV or (op.kind == CHAIN and op.p[5] != DEPTHWISE_PROJECT) for op in readers[out]
             )  # fmt: skip
+        for step in self.packed.plan.steps:
+            if step.kind == "conv" and self.library.dtype != "float32" and step.out not in residuals:
+                self.maps[step.out].floats = all(op.kind in (OUTPUT, ENLARGE) for op in readers.get(step.out, []))
 
     def pixel(self, index: int) -> int:
         item = self.maps[index]
-        return item.shape.channels if item.exact else self.library.padded(item.shape.channels) + item.overhang
+        channels = item.shape.channels
+        return self.library.paired(channels) if item.exact else self.library.padded(channels) + item.overhang
 
-    def floats(self, index: int) -> int:
+    def values(self, index: int) -> int:
+        """Its size in memory, with two vectors behind it."""
         item = self.maps[index]
         batch, height, width, _ = item.shape
-        return batch * (height + 2 * item.border) * (width + 2 * item.border) * self.pixel(index)
+        pixels = batch * (height + 2 * item.border) * (width + 2 * item.border)
+        scale = 4 // self.library.values.itemsize if item.floats else 1
+        return (pixels * self.pixel(index) + 2 * self.width) * scale
 
     def place(self) -> None:
         """Give every map a place in the arena; maps that are not in use at the same time may share it."""
-        self._mark_exact()
+        self._mark_formats()
         for i, op in enumerate(self.operations):
             self.maps[op.out].first = i
             for index in (*op.inputs, op.out, op.out if op.residual is None else op.residual):
                 self.maps[index].last = i
+        item_size = self.library.values.itemsize
+        line = 64 // item_size  # values of a cache line
         placed: list[tuple[MapLayout, int]] = []
         self.size = 0
         inner = {index: item for index, item in self.maps.items() if not item.planar}
-        for index, item in sorted(inner.items(), key=lambda pair: -self.floats(pair[0])):
-            size = -(-(self.floats(index) + 2 * self.width) // 16) * 16
+        for index, item in sorted(inner.items(), key=lambda pair: -self.values(pair[0])):
+            size = -(-self.values(index) // line) * line
             busy = sorted(
                 (other.offset, other.offset + length)
                 for other, length in placed
@@ -208,8 +223,8 @@ class Binder:
             item.offset = offset
             placed.append((item, size))
             self.size = max(self.size, offset + size)
-        if self.size > _MAX_FLOATS:
-            raise InputError(f"the maps need {self.size * 4 / 2**30:.0f} GiB: use a smaller image or batch")
+        if self.size > _MAX_VALUES:
+            raise InputError(f"the maps need {self.size * item_size / 2**30:.0f} GiB: use a smaller image or batch")
 
 
 def expect(array: NDArray[np.float32], shape: tuple[int | None, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .binder import Binder, MapLayout, Operation, Shape
 from .costs import count_bytes, count_macs, label
-from .library import Library, Map, Op
+from .library import Library, Map, Op, aligned
 from .packing import Packed
 from .plan import ACTS, Plan
 from .steps import STEPS
@@ -42,13 +43,13 @@ class Binding:
     library: Library
     ops: ctypes.Array[Op]
     maps: ctypes.Array[Map]
-    arena: NDArray[np.float32]
+    arena: NDArray[Any]
     images: list[int]
     outs: list[tuple[int, Shape, bool]]
     labels: list[str]
     macs: list[int]
     bytes: list[int]
-    keep: list[NDArray[np.float32]] = field(default_factory=list)
+    keep: list[NDArray[Any]] = field(default_factory=list)
 
     def run(
         self, arrays: Sequence[NDArray[np.float32]], threads: int, seconds: NDArray[np.float64] | None = None
@@ -97,13 +98,11 @@ def bind(plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]], threads:
 
 
 def _to_library(binder: Binder) -> Binding:
-    memory = np.empty(binder.size + 16, np.float32)
-    start = -(memory.ctypes.data // 4) % 16
-    arena = memory[start:]
+    arena = aligned(binder.size, binder.library.values)
     maps = (Map * (max(binder.maps) + 1))()
     for index, item in binder.maps.items():
         _describe_map(maps[index], binder, index, item, arena.ctypes.data)
-    keep: list[NDArray[np.float32]] = [memory]
+    keep: list[NDArray[Any]] = [arena]
     ops = (Op * len(binder.operations))()
     for op, operation in zip(ops, binder.operations, strict=True):
         _describe_operation(op, operation, keep)
@@ -121,11 +120,11 @@ def _describe_map(entry: Map, binder: Binder, index: int, item: MapLayout, arena
         return
     pixel, border = binder.pixel(index), item.border
     entry.pixel, entry.row = pixel, pixel * (width + 2 * border)
-    entry.image, entry.border = entry.row * (height + 2 * border), border
-    entry.data = arena + 4 * (item.offset + border * (entry.row + pixel))
+    entry.image, entry.border, entry.floats = entry.row * (height + 2 * border), border, item.floats
+    entry.data = arena + binder.library.values.itemsize * (item.offset + border * (entry.row + pixel))
 
 
-def _describe_operation(entry: Op, operation: Operation, keep: list[NDArray[np.float32]]) -> None:
+def _describe_operation(entry: Op, operation: Operation, keep: list[NDArray[Any]]) -> None:
     entry.kind, entry.act, entry.out = operation.kind, ACTS.index(operation.act), operation.out
     entry.residual = -1 if operation.residual is None else operation.residual
     for i in range(4):

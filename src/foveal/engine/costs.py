@@ -38,9 +38,10 @@ def label(binder: Binder, operation: Operation) -> str:
 
 def count_bytes(binder: Binder, operation: Operation) -> int:
     """Bytes of the maps and weights of an operation, each counted once."""
+    item = binder.library.values.itemsize
     maps = {*operation.inputs, operation.out, *([] if operation.residual is None else [operation.residual])}
     arrays = sum(array.nbytes for pair in operation.arrays for array in pair if array is not None)
-    return arrays + 4 * sum(math.prod(binder.shape(index)) for index in maps)
+    return arrays + sum(math.prod(binder.shape(index)) * (4 if binder.maps[index].planar else item) for index in maps)
 
 
 def count_macs(binder: Binder, operation: Operation) -> int:

@@ -43,14 +43,17 @@ class Engine:
         plan: the plan.
         threads: number of threads of a run. Results do not depend on it, to the bit.
         isa: instruction set, see :func:`~foveal.engine.library.load_library`.
+        dtype: "float32" or "bfloat16": the type of the maps between operations and of the weights of products. Arrays
+            and results are float32 in both.
 
     Raises:
+        ConfigError: an unknown type.
         DependencyError: the library cannot be built.
     """
 
-    def __init__(self, plan: Plan, threads: int = 1, isa: str = "") -> None:
+    def __init__(self, plan: Plan, threads: int = 1, isa: str = "", dtype: str = "float32") -> None:
         self.plan, self.threads = plan, threads
-        self.library = load_library(isa)
+        self.library = load_library(isa, dtype)
         self._packed = Packed(plan, self.library)
         self._idle: OrderedDict[tuple[tuple[int, ...], ...], list[Binding]] = OrderedDict()
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""The compiled library of the engine: built once by the system's compiler, for one instruction set."""
+"""The compiled library of the engine: built once by the system's compiler, for one instruction set and one type."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import os
 import platform
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from ..compiling import build
-from ..errors import DependencyError, nearest
+from ..errors import ConfigError, DependencyError, nearest
 
 _SOURCES = Path(__file__).with_name("csrc")
 _FLAGS = ("-O2", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden")
+#: Types of maps and of the weights of products: name -> further flags of the compiler.
+DTYPES: dict[str, tuple[str, ...]] = {"float32": (), "bfloat16": ("-DFOVEAL_BFLOAT16",)}
+_AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
+_AVX512_FLAGS = (*(f"-m{name}" for name in _AVX512), "-mprefer-vector-width=512")
+_PRODUCTS = "avx512bf16"  # "avx512" with products of bfloat16; in float32 they are the same
 #: Instruction sets, best first: name -> machine, flags of the processor, flags of the compiler.
 _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
-    "avx512": (
-        ("x86_64", "amd64"),
-        ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"),
-        ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
-    ),
+    _PRODUCTS: (("x86_64", "amd64"), (*_AVX512, "avx512_bf16"), (*_AVX512_FLAGS, "-mavx512bf16")),
+    "avx512": (("x86_64", "amd64"), _AVX512, _AVX512_FLAGS),
     "avx2": (("x86_64", "amd64"), ("avx2", "fma"), ("-mavx2", "-mfma")),
     "sse": (("x86_64", "amd64"), (), ()),
     "neon": (("aarch64", "arm64"), (), ()),
@@ -38,7 +41,7 @@ class Map(ctypes.Structure):
     _fields_ = [
         ("data", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("batch", "height", "width", "channels")),
-        *((name, ctypes.c_int64) for name in ("pixel", "row", "image", "border")),
+        *((name, ctypes.c_int64) for name in ("pixel", "row", "image", "border", "floats")),
     ]
 
 
@@ -60,22 +63,24 @@ class Op(ctypes.Structure):
 
 
 class Library:
-    """The library for one instruction set.
+    """The library for one instruction set and one type.
 
     Attributes:
         name: the instruction set.
+        dtype: the type, a key of :data:`DTYPES`.
+        values: the type of its maps and packed weights in numpy, which has no bfloat16.
         width: floats of a vector.
         panel: output channels of a panel of packed weights.
         cache: bytes of the second-level cache of a core.
     """
 
-    def __init__(self, name: str, path: Path) -> None:
-        self.name = name
+    def __init__(self, name: str, dtype: str, path: Path) -> None:
+        self.name, self.dtype = name, dtype
         self._library = ctypes.CDLL(str(path))
-        for function in ("foveal_width", "foveal_panel", "foveal_cache"):
+        for function in ("foveal_width", "foveal_panel", "foveal_cache", "foveal_value_size"):
             getattr(self._library, function).restype = ctypes.c_int64
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._library.foveal_pack.argtypes = [pointer, number, number, pointer]
+        self._library.foveal_pack.argtypes = [pointer, number, number, number, pointer]
         self._library.foveal_pack_depthwise.argtypes = [pointer, number, number, pointer]
         self._library.foveal_run.argtypes = [pointer, number, pointer, ctypes.c_int, pointer]
         self._library.foveal_run.restype = ctypes.c_int
@@ -83,6 +88,7 @@ class Library:
         self.width: int = self._library.foveal_width()
         self.panel: int = self._library.foveal_panel()
         self.cache: int = self._library.foveal_cache()
+        self.values = np.dtype(np.float32 if self._library.foveal_value_size() == 4 else np.uint16)
 
     def peak(self) -> float:
         """Floating-point operations per second that one core reaches on values in registers."""
@@ -93,11 +99,15 @@ class Library:
         """Channels, rounded up to whole vectors."""
         return -(-channels // self.width) * self.width
 
-    def pack(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Weights ``(outputs, depth)`` in panels of output channels."""
-        outputs, depth = weight.shape
-        packed = aligned(self.padded(outputs) * depth)
-        self._library.foveal_pack(weight.ctypes.data, outputs, depth, packed.ctypes.data)
+    def paired(self, channels: int) -> int:
+        """Channels, rounded up to what fills whole units of 32 bits."""
+        return channels + channels % (4 // self.values.itemsize)
+
+    def pack(self, weight: NDArray[np.float32]) -> NDArray[Any]:
+        """Weights ``(outputs, taps, depth)`` in panels of output channels."""
+        outputs, taps, depth = weight.shape
+        packed = aligned(self.padded(outputs) * taps * self.paired(depth), self.values)
+        self._library.foveal_pack(weight.ctypes.data, outputs, taps, depth, packed.ctypes.data)
         return packed
 
     def pack_depthwise(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -109,11 +119,12 @@ class Library:
         return packed
 
 
-def aligned(floats: int) -> NDArray[np.float32]:
+def aligned(size: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """An uninitialised array that begins at a multiple of 64 bytes."""
-    memory = np.empty(floats + 16, np.float32)
-    start = -(memory.ctypes.data // 4) % 16
-    return memory[start : start + floats]
+    size, item = int(size), np.dtype(dtype).itemsize
+    memory = np.empty(size + 64 // item, dtype)
+    start = -(memory.ctypes.data // item) % (64 // item)
+    return memory[start : start + size]
 
 
 def processor_flags() -> set[str]:
@@ -133,33 +144,38 @@ def instruction_sets() -> list[str]:
     return [name for name, (machines, needed, _) in _SETS.items() if machine in machines and flags.issuperset(needed)]
 
 
-def load_library(name: str = "") -> Library:
+def load_library(name: str = "", dtype: str = "float32") -> Library:
     """The library for an instruction set, built at first use.
 
     Args:
         name: the instruction set; empty: that of the variable ``FOVEAL_ISA``, or the best one of this machine.
+        dtype: type of maps and of the weights of products, a key of :data:`DTYPES`. Every instruction set has both.
 
     Raises:
+        ConfigError: an unknown type.
         DependencyError: this machine does not run that instruction set, or no compiler builds the library.
     """
-    return _load(name or os.environ.get(VARIABLE, ""))
+    return _load(name or os.environ.get(VARIABLE, ""), dtype)
 
 
 @cache
-def _load(name: str) -> Library:
-    return Library(*build_library(name))
+def _load(name: str, dtype: str) -> Library:
+    name, path = build_library(name, dtype)
+    return Library(name, dtype, path)
 
 
-def build_library(name: str = "") -> tuple[str, Path]:
+def build_library(name: str = "", dtype: str = "float32") -> tuple[str, Path]:
     """Build the library without loading it, as :func:`load_library` does: its instruction set and its path."""
+    if dtype not in DTYPES:
+        raise ConfigError(f"unknown dtype {dtype!r} of the native engine{nearest(dtype, DTYPES)}")
     usable = instruction_sets()
     if not usable or (name and name not in usable):
         raise DependencyError(
             f"the native engine: this processor does not run {name or platform.machine()!r}{nearest(name, usable)}"
         )
-    name = name or usable[0]
+    name = name or next(each for each in usable if dtype != "float32" or each != _PRODUCTS)
     further = os.environ.get(FLAGS_VARIABLE, "").split()
-    flags = (*_FLAGS, *_SETS[name][2], *further)
+    flags = (*_FLAGS, *_SETS[name][2], *DTYPES[dtype], *further)
     return name, build("engine", "the native engine", _SOURCES, "engine.cpp", flags)
 
 

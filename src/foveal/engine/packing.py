@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class Packed:
 
     def __init__(self, plan: Plan, library: Library) -> None:
         self.plan, self.library = plan, library
-        self.arrays: dict[tuple[str, ...], NDArray[np.float32]] = {}
+        self.arrays: dict[tuple[str, ...], NDArray[Any]] = {}
 
     def raw(self, step: Step, role: str) -> NDArray[np.float32]:
         return self.plan.weights[step.weights[role]]
@@ -45,13 +46,12 @@ class Packed:
 
         return self._once(("padded", step.weights[role]), make)
 
-    def panels(self, step: Step, role: str, groups: int = 1) -> NDArray[np.float32]:
+    def panels(self, step: Step, role: str, groups: int = 1) -> NDArray[Any]:
         """Weights ``(out, in, K, K)`` in panels of output channels, group after group."""
 
-        def make() -> NDArray[np.float32]:
+        def make() -> NDArray[Any]:
             weight = self.raw(step, role)
             rows = np.ascontiguousarray(weight.reshape(*weight.shape[:2], -1).transpose(0, 2, 1))  # (out, taps, in)
-            rows = rows.reshape(len(rows), -1)
             if groups == 1:
                 return self.library.pack(rows)
             return np.concatenate([self.library.pack(part) for part in np.split(rows, groups)])
@@ -64,7 +64,7 @@ class Packed:
         def make() -> NDArray[np.float32]:
             g = _WINOGRAD[side]
             weight = np.einsum("ay,oiyx,bx->aboi", g, self.raw(step, role).astype(np.float64), g, optimize=True)
-            weight = weight.reshape(-1, *weight.shape[2:]).astype(np.float32)
+            weight = weight.reshape(-1, weight.shape[2], 1, weight.shape[3]).astype(np.float32)
             return np.concatenate([self.library.pack(part) for part in weight])
 
         return self._once(("winograd", step.weights[role], str(side)), make)
@@ -73,7 +73,7 @@ class Packed:
         """Depthwise weights ``(channels, 1, K, K)`` in vectors of channels."""
         return self._once(("taps", step.weights[role]), lambda: self.library.pack_depthwise(self.raw(step, role)))
 
-    def _once(self, key: tuple[str, ...], make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+    def _once(self, key: tuple[str, ...], make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         if key not in self.arrays:
             self.arrays[key] = make()
         return self.arrays[key]

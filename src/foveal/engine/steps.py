@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from .binder import (
@@ -71,7 +71,8 @@ def _winograd_side(binder: Binder, step: Step, size: Shape) -> int:
     params, outputs = step.params, len(binder.packed.raw(step, "weight"))
     plain = params["kernel"] == 3 and params["stride"] == 1 and params["groups"] == 1
     wide = size.channels % binder.width == 0 and size.channels >= 16 and binder.library.padded(outputs) >= 16
-    if not plain or not wide or min(size.height, size.width) < 8:
+    exact = binder.library.dtype == "float32"  # the factors and sums would be rounded to bfloat16
+    if not (exact and plain and wide) or min(size.height, size.width) < 8:
         return 0
     # Tiles of an image, so that a batch gives what its images give. Tiles of 4 have more weights, 36 of them for each
     # pair of channels, which few tiles would read for little.
@@ -79,7 +80,7 @@ def _winograd_side(binder: Binder, step: Step, size: Shape) -> int:
     return 4 if large >= 36 and 36 * large <= 0.8 * 16 * small else 2
 
 
-def _panels(binder: Binder, step: Step, role: str, groups: int = 1) -> NDArray[np.float32]:
+def _panels(binder: Binder, step: Step, role: str, groups: int = 1) -> NDArray[Any]:
     return binder.packed.panels(step, role, groups)
 
 
@@ -138,7 +139,7 @@ def _way(binder: Binder, step: Step, size: Shape, hidden: int, outputs: int) -> 
     In rows, the weights are read again for every piece; in blocks of channels, the result is; in steps, the
     intermediate maps are written and read. The way with the fewest bytes is taken.
     """
-    cache = binder.library.cache // 2
+    cache, item = binder.library.cache // 2, binder.library.values.itemsize
     inputs, stride = binder.shape(step.inputs[0]), step.params["stride"]
     if step.kind == "separable":
         return "rows"  # nothing is computed twice
@@ -146,15 +147,15 @@ def _way(binder: Binder, step: Step, size: Shape, hidden: int, outputs: int) -> 
         block = _channel_block(binder, step, size)
         divides = binder.threads == 1 or size.height * size.batch >= 7 * binder.threads  # rows for every thread
         if divides and block >= min(hidden, 2 * binder.library.panel) and size.height >= 7 and hidden >= 2 * outputs:
-            whole = size.height * size.width * (hidden + outputs) * 4
+            whole = size.height * size.width * (hidden + outputs) * item
             if whole > cache // 2 or size.width < 16:
                 return "channels"
     dense = step.kind == "fused_inverted_residual"
     expand = hidden * inputs.channels * (step.params["kernel"] ** 2 if dense else 1)
-    weights = (expand + hidden * outputs) * 4
-    step_rows = max(1, cache // (size.width * hidden * 4 * (1 + stride**2)))
+    weights = (expand + hidden * outputs) * item
+    step_rows = max(1, cache // (size.width * hidden * item * (1 + stride**2)))
     pieces = -(-size.height // step_rows) * size.batch
-    maps = (size.height * size.width * 2 + inputs.height * inputs.width * 2 * (not dense)) * hidden * 4 * size.batch
+    maps = (size.height * size.width * 2 + inputs.height * inputs.width * 2 * (not dense)) * hidden * item * size.batch
     return "rows" if weights * pieces < maps and maps > cache else "steps"
 
 
@@ -162,7 +163,13 @@ def _channel_block(binder: Binder, step: Step, size: Shape) -> int:
     """Hidden channels of a block whose maps fill half of the second-level cache; a multiple of a panel."""
     kernel, stride = step.params["kernel"], step.params["stride"]
     inner = ((size.height - 1) * stride + kernel) * ((size.width - 1) * stride + kernel) + size.height * size.width
-    return binder.library.cache // 2 // (4 * inner) // binder.library.panel * binder.library.panel
+    return (
+        binder.library.cache
+        // 2
+        // (binder.library.values.itemsize * inner)
+        // binder.library.panel
+        * binder.library.panel
+    )
 
 
 def _unfused(binder: Binder, step: Step, size: Shape, hidden: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..engine.engine import Engine
-from ..engine.library import available
+from ..engine.library import DTYPES, available
 from ..engine.plan import POINT_ARRAYS, SUFFIX, Plan, load_plan
 from ..errors import CheckpointError, ConfigError
 from ..images.sam_frame import FRAME
@@ -28,13 +28,14 @@ class NativeRunner:
     Args:
         plan: the plan.
         threads: number of threads of a run; 0: as many as this process may use cores.
+        dtype: type that it computes in, see :class:`~foveal.engine.engine.Engine`.
 
     Raises:
         DependencyError: the engine cannot be built.
     """
 
-    def __init__(self, plan: Plan, threads: int = 0) -> None:
-        self.engine = Engine(plan, threads or cpu_count())
+    def __init__(self, plan: Plan, threads: int = 0, dtype: str = "float32") -> None:
+        self.engine = Engine(plan, threads or cpu_count(), dtype=dtype)
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.engine(batch)
@@ -43,7 +44,7 @@ class NativeRunner:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.engine.plan, self.engine.threads)
+        return type(self), (self.engine.plan, self.engine.threads, self.engine.library.dtype)
 
 
 class NativePrompter:
@@ -54,6 +55,7 @@ class NativePrompter:
     Args:
         plans: the plans of :data:`~foveal.prediction.exported.PARTS`, see engine/lowering_prompts.py.
         threads: number of threads of a run; 0: as many as this process may use cores.
+        dtype: type that it computes in, see :class:`~foveal.engine.engine.Engine`.
 
     Raises:
         DependencyError: the engine cannot be built.
@@ -62,8 +64,8 @@ class NativePrompter:
 
     at_once = 16  #: prompts in one run; more need memory and gain no time
 
-    def __init__(self, plans: Sequence[Plan], threads: int = 0) -> None:
-        encoder, prompts, masks = (NativeRunner(plan, threads) for plan in plans)
+    def __init__(self, plans: Sequence[Plan], threads: int = 0, dtype: str = "float32") -> None:
+        encoder, prompts, masks = (NativeRunner(plan, threads, dtype) for plan in plans)
         self.encoder, self.prompts, self.masks = encoder, prompts, masks
         self.encoder_id = str(encoder.engine.plan.info.notes.get("encoder", ""))
         encode_points(prompts.engine.plan, np.zeros((1, 1, 2), np.float32), np.zeros((1, 1), np.int64))
@@ -91,7 +93,8 @@ class NativePrompter:
 
     def __reduce__(self) -> tuple[Any, ...]:
         runners = (self.encoder, self.prompts, self.masks)
-        return type(self), ([runner.engine.plan for runner in runners], self.encoder.engine.threads)
+        engine = self.encoder.engine
+        return type(self), ([runner.engine.plan for runner in runners], engine.threads, engine.library.dtype)
 
 
 def encode_points(plan: Plan, coords: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -140,9 +143,12 @@ def open_native(ref: str, device: str, dtype: str, threads: int | None) -> Opene
         if parts == PARTS:
             notes = plans[0].info.notes | {"encoder": cast("Any", model).image_encoder.fingerprint()}
             plans[0] = replace(plans[0], info=plans[0].info.replace(notes=notes))
-    runner = NativeRunner(plans[0], threads or 0) if len(plans) == 1 else NativePrompter(plans, threads or 0)
-    engine = runner.engine if isinstance(runner, NativeRunner) else runner.encoder.engine
-    place = f"cpu, {engine.library.name}"
+    dtype = "float32" if dtype == "auto" else dtype
+    runner = (
+        NativeRunner(plans[0], threads or 0, dtype) if len(plans) == 1 else NativePrompter(plans, threads or 0, dtype)
+    )
+    library = (runner if isinstance(runner, NativeRunner) else runner.encoder).engine.library
+    place = f"cpu, {library.name}" + (f", {dtype}" if dtype != "float32" else "")
     return Opened(runner, plans[0].info, place, why_cpu(NATIVE.name) if device == "auto" else "")
 
 
@@ -170,6 +176,6 @@ def why_not() -> str:
 
 
 NATIVE = Runtime(
-    "native", suffixes=(SUFFIX,), devices=("cpu",), dtypes=("float32",), open=open_native, checkpoints=True,
+    "native", suffixes=(SUFFIX,), devices=("cpu",), dtypes=tuple(DTYPES), open=open_native, checkpoints=True,
     why_not=why_not,
 )  # fmt: skip

@@ -37,7 +37,8 @@ def choose(ref: str, runtime: str = "auto", device: str = "auto", dtype: str = "
     Args:
         ref: as for :func:`foveal.load`.
         runtime: a name of :data:`RUNTIMES`, or "auto": the first one that opens ``ref`` and has the device and type. If
-            ``ref`` is both an exported file and a checkpoint, and a GPU is named or found, that is torch.
+            ``ref`` is both an exported file and a checkpoint, that is torch where a GPU is named or found, or another
+            type than float32 is named.
         device: "auto" or a device.
         dtype: one of :data:`~foveal.prediction.runner.DTYPES`.
 
@@ -56,7 +57,7 @@ def choose(ref: str, runtime: str = "auto", device: str = "auto", dtype: str = "
     ]
     if not openable:
         raise ConfigError(_why_not_opened(ref, RUNTIMES[runtime]))
-    if len(openable) > 1 and wants_gpu(device):
+    if len(openable) > 1 and (wants_gpu(device) or (torch_installed() and dtype not in ("auto", "float32"))):
         openable.sort(key=lambda entry: bool(entry[0].suffixes))
     missing: list[str] = []
     for candidate, target in openable:
@@ -90,7 +91,7 @@ def explain(chosen: Runtime, target: str, ref: str, device: str, dtype: str) -> 
     if unable := [other for other in others if not other.runs(device, dtype)]:
         missing = f"on {device}" if all(other.runs("auto", dtype) for other in unable) else f"in {dtype}"
         return f"{' and '.join(other.name for other in unable)} cannot run {missing}"
-    return "it runs the checkpoint on the GPU"
+    return "it runs the checkpoint " + ("on the GPU" if wants_gpu(device) else f"in {dtype}")
 
 
 def _named(device: str, dtype: str) -> dict[str, str]:

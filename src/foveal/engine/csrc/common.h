@@ -11,6 +11,10 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Packed weights of a product, and other weights.
+const Value* products(const Op& op, int index) { return (const Value*)op.weight[index]; }
+const float* floats(const Op& op, int index) { return (const float*)op.weight[index]; }
+
 // Memory of a thread for intermediate rows. It grows to the largest need and is kept.
 float* scratch(int64_t floats) {
   struct Memory {
@@ -31,23 +35,29 @@ float* scratch(int64_t floats) {
 struct Run {
   const Map* maps;
   int threads;
-  int64_t cache;  // floats in half of the second-level cache
+  int64_t cache;  // values in half of the second-level cache
 };
 
-float* at(const Map& map, int64_t image, int64_t y, int64_t x) {
-  return map.data + image * map.image + y * map.row + x * map.pixel;
+float* planar(const Map& map) { return (float*)map.data; }
+
+template <class T = Value>
+T* at(const Map& map, int64_t image, int64_t y, int64_t x) {
+  return (T*)map.data + image * map.image + y * map.row + x * map.pixel;
 }
 
 bool contiguous(const Map& map) { return map.border == 0; }
 
-void clear(float* p, int64_t floats) { std::memset(p, 0, floats * sizeof(float)); }
+template <class T>
+void clear(T* p, int64_t count) {
+  std::memset(p, 0, count * sizeof(T));
+}
 
 void clear_border(const Map& map) {
   const int64_t b = map.border, full = (map.width + 2 * b) * map.pixel;
   if (!b) return;
   for (int64_t i = 0; i < map.batch; i++)
     for (int64_t y = -b; y < map.height + b; y++) {
-      float* row = at(map, i, y, -b);
+      Value* row = at(map, i, y, -b);
       if (y < 0 || y >= map.height) {
         clear(row, full);
       } else {

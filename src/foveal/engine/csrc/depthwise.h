@@ -12,8 +12,8 @@ inline void pack_depthwise(const float* weight, int64_t channels, int64_t taps, 
 }
 
 template <int K, int S, int X>
-__attribute__((noinline)) void depthwise_block(const Cheap& act, const float* const* rows, int64_t offset,
-                                               int64_t pixel, const float* weights, const float* bias, float* out,
+__attribute__((noinline)) void depthwise_block(const Cheap& act, const Value* const* rows, int64_t offset,
+                                               int64_t pixel, const float* weights, const float* bias, Value* out,
                                                int64_t out_pixel, int64_t channels) {
   for (int64_t c = 0; c < channels; c += W, weights += K * K * W) {
     V sum[X];
@@ -21,7 +21,7 @@ __attribute__((noinline)) void depthwise_block(const Cheap& act, const float* co
     for (int x = 0; x < X; x++) sum[x] = load(bias + c);
 #pragma GCC unroll 7
     for (int y = 0; y < K; y++) {
-      const float* row = rows[y] + offset + c;
+      const Value* row = rows[y] + offset + c;
       V taps[K];
 #pragma GCC unroll 7
       for (int k = 0; k < K; k++) taps[k] = load(weights + (y * K + k) * W);
@@ -40,7 +40,7 @@ __attribute__((noinline)) void depthwise_block(const Cheap& act, const float* co
   }
 }
 
-using DepthwiseBlock = void (*)(const Cheap&, const float* const*, int64_t, int64_t, const float*, const float*, float*,
+using DepthwiseBlock = void (*)(const Cheap&, const Value* const*, int64_t, int64_t, const float*, const float*, Value*,
                                 int64_t, int64_t);
 template <int K, int S, int... X>
 constexpr std::array<DepthwiseBlock, sizeof...(X)> depthwise_blocks(std::integer_sequence<int, X...>) {
@@ -50,8 +50,8 @@ constexpr std::array<DepthwiseBlock, sizeof...(X)> depthwise_blocks(std::integer
 // Row of `width` output pixels, in blocks of nearly equal width. `rows` point to the K input rows, at the leftmost
 // pixel under the kernel.
 template <int K, int S>
-void depthwise_row_of(const float* const* rows, int64_t pixel, const float* weights, const float* bias, int act,
-                      float* out, int64_t out_pixel, int64_t width, int64_t channels) {
+void depthwise_row_of(const Value* const* rows, int64_t pixel, const float* weights, const float* bias, int act,
+                      Value* out, int64_t out_pixel, int64_t width, int64_t channels) {
   constexpr auto blocks = depthwise_blocks<K, S>(std::make_integer_sequence<int, 8>());
   const Cheap cheap(act);
   const int64_t count = (width + 7) / 8;
@@ -63,8 +63,8 @@ void depthwise_row_of(const float* const* rows, int64_t pixel, const float* weig
 }
 
 // For the other kernels and strides.
-inline void depthwise_row_any(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights,
-                              const float* bias, int act, float* out, int64_t out_pixel, int64_t width,
+inline void depthwise_row_any(const Value* const* rows, int kernel, int stride, int64_t pixel, const float* weights,
+                              const float* bias, int act, Value* out, int64_t out_pixel, int64_t width,
                               int64_t channels) {
   const Cheap cheap(act);
   for (int64_t x = 0; x < width; x++)
@@ -77,26 +77,28 @@ inline void depthwise_row_any(const float* const* rows, int kernel, int stride, 
     }
 }
 
-inline void depthwise_row_in_loop(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights,
-                                  const float* bias, int act, float* out, int64_t out_pixel, int64_t width,
+inline void depthwise_row_in_loop(const Value* const* rows, int kernel, int stride, int64_t pixel, const float* weights,
+                                  const float* bias, int act, Value* out, int64_t out_pixel, int64_t width,
                                   int64_t channels) {
 #define FOVEAL_CASE(K, S)         \
   if (kernel == K && stride == S) \
     return depthwise_row_of<K, S>(rows, pixel, weights, bias, act, out, out_pixel, width, channels);
   FOVEAL_CASE(3, 1)
-  FOVEAL_CASE(3, 2) FOVEAL_CASE(5, 1) FOVEAL_CASE(5, 2)
+  FOVEAL_CASE(3, 2)
+  FOVEAL_CASE(5, 1)
+  FOVEAL_CASE(5, 2)
 #undef FOVEAL_CASE
-      depthwise_row_any(rows, kernel, stride, pixel, weights, bias, act, out, out_pixel, width, channels);
+  depthwise_row_any(rows, kernel, stride, pixel, weights, bias, act, out, out_pixel, width, channels);
 }
 
 // As above, for every activation.
-inline void depthwise_row(const float* const* rows, int kernel, int stride, int64_t pixel, const float* weights,
-                          const float* bias, int act, float* out, int64_t out_pixel, int64_t width, int64_t channels) {
+inline void depthwise_row(const Value* const* rows, int kernel, int stride, int64_t pixel, const float* weights,
+                          const float* bias, int act, Value* out, int64_t out_pixel, int64_t width, int64_t channels) {
   if (!in_place(act))
     return depthwise_row_in_loop(rows, kernel, stride, pixel, weights, bias, act, out, out_pixel, width, channels);
   for (int64_t x = 0; x < width; x += 8) {  // few pixels, so that the first-level cache holds them
     const int64_t count = width - x < 8 ? width - x : 8;
-    const float* shifted[32];
+    const Value* shifted[32];
     for (int y = 0; y < kernel; y++) shifted[y] = rows[y] + x * stride * pixel;
     depthwise_row_in_loop(shifted, kernel, stride, pixel, weights, bias, NONE, out + x * out_pixel, out_pixel, count,
                           channels);

@@ -18,10 +18,14 @@
 namespace {
 
 // ---- convolution ----------------------------------------------------------------------------------------------------
-// p: kernel height, kernel width, stride, padding at the top and left, groups, side of the tiles of Winograd's algorithm or 0.
+// p: kernel height, kernel width, stride, padding at the top and left, groups, side of the tiles of Winograd's
+// algorithm or 0.
 
 Left left_of(const Map& in, int64_t kernel_h, int64_t kernel_w, int64_t stride, int64_t depth) {
-  if (kernel_w > 1 && in.pixel == depth) return {stride * in.pixel, kernel_h, in.row, 1, 0, kernel_w * depth};
+  // Pixels without padding; an image of an odd number of channels may have a zero behind each pixel (see `input`).
+  const bool dense =
+      in.pixel == depth || (in.channels == depth && in.pixel == paired(depth) && in.pixel < padded(depth));
+  if (kernel_w > 1 && dense) return {stride * in.pixel, kernel_h, in.row, 1, 0, kernel_w * in.pixel};
   return {stride * in.pixel, kernel_h, in.row, kernel_w, in.pixel, depth};
 }
 
@@ -63,8 +67,8 @@ void winograd(const Op& op, const Run& run, int64_t chunk) {
   const int64_t tiles = range.end - range.begin, channels = in.channels, outputs = padded(out.channels);
   // A plane holds one of the factors of all tiles. One more cache line, so that planes do not share cache sets.
   const int64_t plane = tiles * channels + 16, sums_plane = tiles * std::min(s.block, outputs) + 16;
-  float* const values = scratch(N * (plane + sums_plane));
-  float* const sums = values + N * plane;
+  Value* const values = (Value*)scratch(N * (plane + sums_plane));
+  float* const sums = (float*)(values + N * plane);
   auto each_tile = [&](auto work) {
     const int64_t row = range.begin / s.columns;
     int64_t image = row / s.rows, y = row % s.rows * M, x = range.begin % s.columns * M;
@@ -83,10 +87,10 @@ void winograd(const Op& op, const Run& run, int64_t chunk) {
     for (int64_t i = 0; i < N; i++) {
       Finish raw{nullptr, NONE, sums + i * sums_plane - first, width, nullptr, 0};
       raw.partial = true;
-      gemm(values + i * plane, Left{channels, 1, 0, 1, 0, channels}, op.weight[0] + i * size, raw, tiles, outputs,
+      gemm(values + i * plane, Left{channels, 1, 0, 1, 0, channels}, products(op, 0) + i * size, raw, tiles, outputs,
            first / PANEL, ceil_div(first + width, PANEL));
     }
-    const Finish finish{op.bias[0], op.act, nullptr, out.pixel, nullptr, residual ? residual->pixel : 0};
+    const Finish finish{op.bias[0], op.act, (Value*)nullptr, out.pixel, nullptr, residual ? residual->pixel : 0};
     each_tile([&](int64_t t, int64_t image, int64_t y, int64_t x) {
       const int rows = (int)std::min<int64_t>(M, out.height - y), columns = (int)std::min<int64_t>(M, out.width - x);
       finish_winograd<M>(sums + t * width, sums_plane, finish, first, width, at(out, image, y, x), out.row,
@@ -116,11 +120,12 @@ ConvParts conv_parts(const Op& op, const Run& run) {
   return s;
 }
 
-void conv_row(const Op& op, const Run& run, const Left& left, const float* a, float* out, const float* residual,
+template <class T>
+void conv_row(const Op& op, const Run& run, const Left& left, const Value* a, T* out, const Value* residual,
               int64_t pixels, int64_t first, int64_t last, int64_t outputs, bool wrap) {
   const Map &in = run.maps[op.in[0]], &to = run.maps[op.out];
   const int64_t groups = op.p[5], group_in = in.channels / groups, group_out = to.channels / groups;
-  const int64_t size = op.p[0] * op.p[1] * group_in * outputs;
+  const int64_t size = op.p[0] * op.p[1] * paired(group_in) * outputs;
   for (int64_t g = 0; g < groups; g++) {
     Finish finish{op.bias[0] + g * group_out,
                   op.act,
@@ -129,12 +134,12 @@ void conv_row(const Op& op, const Run& run, const Left& left, const float* a, fl
                   residual ? residual + g * group_out : nullptr,
                   op.residual < 0 ? 0 : run.maps[op.residual].pixel};
     if (wrap) finish.width = to.width, finish.gap = 2 * to.border * to.pixel;
-    gemm(a + g * group_in, left, op.weight[0] + g * size, finish, pixels, outputs, first, last);
+    gemm(a + g * group_in, left, products(op, 0) + g * size, finish, pixels, outputs, first, last);
   }
 }
 
-void conv(const Op& op, const Run& run, int64_t chunk) {
-  if (op.p[6]) return op.p[6] == 4 ? winograd<4>(op, run, chunk) : winograd<2>(op, run, chunk);
+template <class T>
+void direct_conv(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const ConvParts s = conv_parts(op, run);
   const int64_t stride = op.p[2];
@@ -146,18 +151,23 @@ void conv(const Op& op, const Run& run, int64_t chunk) {
     const bool wrap = !contiguous(out);
     const int64_t unit = wrap ? out.width : 1;  // parts of a result with a border begin with a row
     const Range x(s.width / unit, s.row_parts, row_part);
-    conv_row(op, run, left, in.data + x.begin * unit * in.pixel,
-             wrap ? at(out, 0, x.begin, 0) : out.data + x.begin * out.pixel,
-             residual ? residual->data + x.begin * residual->pixel : nullptr, (x.end - x.begin) * unit, part.begin,
-             part.end, s.outputs, wrap);
+    conv_row(op, run, left, at(in, 0, 0, x.begin * unit), wrap ? at<T>(out, 0, x.begin, 0) : at<T>(out, 0, 0, x.begin),
+             residual ? at(*residual, 0, 0, x.begin) : nullptr, (x.end - x.begin) * unit, part.begin, part.end,
+             s.outputs, wrap);
     return;
   }
   const Range rows(s.rows, s.row_parts, row_part);
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
-    conv_row(op, run, left, at(in, image, y * stride - op.p[3], -op.p[4]), at(out, image, y, 0),
+    conv_row(op, run, left, at(in, image, y * stride - op.p[3], -op.p[4]), at<T>(out, image, y, 0),
              residual ? at(*residual, image, y, 0) : nullptr, out.width, part.begin, part.end, s.outputs, false);
   }
+}
+
+void conv(const Op& op, const Run& run, int64_t chunk) {
+  if (op.p[6]) return op.p[6] == 4 ? winograd<4>(op, run, chunk) : winograd<2>(op, run, chunk);
+  if (run.maps[op.out].floats) return direct_conv<float>(op, run, chunk);
+  direct_conv<Value>(op, run, chunk);
 }
 
 // ---- depthwise convolution ------------------------------------------------------------------------------------------
@@ -168,9 +178,9 @@ void depthwise(const Op& op, const Run& run, int64_t chunk) {
   const Range rows(out.batch * out.height, row_parts(out, run), chunk);
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
-    const float* taps[32];
+    const Value* taps[32];
     for (int64_t k = 0; k < op.p[0]; k++) taps[k] = at(in, image, y * op.p[1] - op.p[2] + k, -op.p[3]);
-    depthwise_row(taps, op.p[0], op.p[1], in.pixel, op.weight[0], op.bias[0], op.act, at(out, image, y, 0), out.pixel,
+    depthwise_row(taps, op.p[0], op.p[1], in.pixel, floats(op, 0), op.bias[0], op.act, at(out, image, y, 0), out.pixel,
                   out.width, padded(out.channels));
   }
 }
@@ -201,15 +211,15 @@ ChainParts chain_parts(const Op& op, const Run& run) {
     return s;
   }
   const bool ring = op.p[5] == EXPAND_DEPTHWISE_PROJECT;
-  auto floats = [&](int64_t columns, int64_t step) {
+  auto values = [&](int64_t columns, int64_t step) {
     const int64_t expanded = ring ? ((step - 1) * stride + kernel) * ((columns - 1) * stride + kernel) : 0;
     return (expanded + step * columns) * s.hidden;
   };
   s.strips = 1;
-  while (s.strips * 16 < out.width && floats(ceil_div(out.width, s.strips), 1) > run.cache) s.strips++;
+  while (s.strips * 16 < out.width && values(ceil_div(out.width, s.strips), 1) > run.cache) s.strips++;
   s.columns = ceil_div(out.width, s.strips);
   s.step = 1;
-  while (s.step < out.height && floats(s.columns, s.step + 1) <= run.cache) s.step++;
+  while (s.step < out.height && values(s.columns, s.step + 1) <= run.cache) s.step++;
   const int64_t wanted = run.threads == 1 ? 1 : ceil_div(4 * run.threads, out.batch * s.strips);
   s.row_parts = std::max<int64_t>(1, std::min(wanted, out.height / (ring ? 7 : 2)));
   // As many parts for each thread; a part of its own costs less than a thread that waits.
@@ -235,9 +245,9 @@ void chain_by_channels(const Op& op, const Run& run, int64_t chunk) {
   const int64_t begin_y = std::max<int64_t>(0, -first_y), end_y = std::min(in_rows, in.height - first_y);
   const int64_t begin_x = left_pad, end_x = std::min(in_width, in.width + left_pad), inside = end_x - begin_x;
   const int64_t block = std::min(op.p[8], hidden);
-  float* const middle = scratch((pixels + in_rows * in_width) * block + pixels * outputs);
-  float* const expanded = middle + pixels * block;
-  float* const sums = expanded + in_rows * in_width * block;
+  Value* const middle = (Value*)scratch((pixels + in_rows * in_width) * block + pixels * outputs);
+  Value* const expanded = middle + pixels * block;
+  float* const sums = (float*)(expanded + in_rows * in_width * block);
   // One run of pixels where rows of the input follow each other, else row by row.
   const bool joined = contiguous(in) && inside == in.width;
   for (int64_t first = 0; first < hidden; first += block) {
@@ -248,31 +258,32 @@ void chain_by_channels(const Op& op, const Run& run, int64_t chunk) {
       // Panels count from the first hidden channel, so the result's channel 0 lies before the buffer.
       Finish finish{op.bias[0], (int)op.p[6], expanded + (y * in_width + begin_x) * width - first, width, nullptr, 0};
       if (joined) finish.width = inside, finish.gap = (in_width - inside) * width;
-      gemm(at(in, image, first_y + y, 0), Left{in.pixel, 1, 0, 1, 0, in.channels}, op.weight[0], finish,
+      gemm(at(in, image, first_y + y, 0), Left{in.pixel, 1, 0, 1, 0, in.channels}, products(op, 0), finish,
            joined ? (end_y - begin_y) * inside : inside, hidden, panel, last_panel);
     }
     for (int64_t y = 0; y < count; y++) {
-      const float* taps[32];
+      const Value* taps[32];
       for (int64_t k = 0; k < kernel; k++) taps[k] = expanded + (y * stride + k) * in_width * width;
-      depthwise_row(taps, kernel, stride, width, op.weight[1] + first * kernel * kernel, op.bias[1] + first, op.p[7],
+      depthwise_row(taps, kernel, stride, width, floats(op, 1) + first * kernel * kernel, op.bias[1] + first, op.p[7],
                     middle + y * out.width * width, width, out.width, width);
     }
     const bool last = first + width == hidden;
     const int64_t depth = std::min(width, op.p[4] - first);
-    const bool direct = contiguous(out) && (!residual || contiguous(*residual));
-    Finish finish{op.bias[2], op.act, direct ? at(out, image, rows.begin, 0) : sums, direct ? out.pixel : outputs,
-                  nullptr,    0};
+    // Sums of several blocks go on in float32.
+    const bool direct = contiguous(out) && (!residual || contiguous(*residual)) && (PAIR == 1 || (last && first == 0));
+    Finish finish{op.bias[2], op.act, sums, outputs, nullptr, 0};
+    if (direct) finish.out = at(out, image, rows.begin, 0), finish.out_pixel = out.pixel;
     if (direct && residual)
       finish.residual = at(*residual, image, rows.begin, 0), finish.residual_pixel = residual->pixel;
     finish.resume = first > 0, finish.partial = !last;
-    gemm(middle, Left{width, 1, 0, 1, 0, depth}, op.weight[2], finish, pixels, outputs, 0, panels(outputs),
+    gemm(middle, Left{width, 1, 0, 1, 0, depth}, products(op, 2), finish, pixels, outputs, 0, panels(outputs),
          Depth{first, op.p[4]});
     if (!last || direct) continue;
     for (int64_t y = 0; y < count; y++)
       for (int64_t x = 0; x < out.width; x++) {
-        const float *from = sums + (y * out.width + x) * outputs,
-                    *add = residual ? at(*residual, image, rows.begin + y, x) : nullptr;
-        float* to = at(out, image, rows.begin + y, x);
+        const float* from = sums + (y * out.width + x) * outputs;
+        const Value* add = residual ? at(*residual, image, rows.begin + y, x) : nullptr;
+        Value* to = at(out, image, rows.begin + y, x);
         for (int64_t c = 0; c < outputs; c += W) store(to + c, add ? load(from + c) + load(add + c) : load(from + c));
       }
   }
@@ -290,8 +301,9 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
   const int64_t width = columns.end - columns.begin, in_width = (width - 1) * stride + kernel;
   const int64_t hidden_panels = panels(hidden);
   const bool ring = op.p[5] == EXPAND_DEPTHWISE_PROJECT;
-  float* const middle = scratch(ring ? (s.ring_rows * in_width + s.step * width) * hidden : s.step * width * hidden);
-  float* const expanded = middle + s.step * width * hidden;
+  Value* const middle =
+      (Value*)scratch(ring ? (s.ring_rows * in_width + s.step * width) * hidden : s.step * width * hidden);
+  Value* const expanded = middle + s.step * width * hidden;
   const int64_t first_x = columns.begin * stride - left_pad;  // of the input, may be negative
   const int64_t inside_begin = std::max<int64_t>(0, -first_x), inside_end = std::min(in_width, in.width - first_x);
   const int64_t groups = op.p[9], group_in = op.p[4] / groups, group_out = out.channels / groups;
@@ -302,7 +314,7 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
     if (ring) {
       const int64_t last = (y + count - 1) * stride - top + kernel;
       for (; ready < last; ready++) {
-        float* row = expanded + ((ready + kernel) % s.ring_rows) * in_width * hidden;
+        Value* row = expanded + ((ready + kernel) % s.ring_rows) * in_width * hidden;
         if (ready < 0 || ready >= in.height || inside_end <= inside_begin) {
           clear(row, in_width * hidden);
           continue;
@@ -310,23 +322,23 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
         clear(row, inside_begin * hidden);
         clear(row + inside_end * hidden, (in_width - inside_end) * hidden);
         Finish finish{op.bias[0], (int)op.p[6], row + inside_begin * hidden, hidden, nullptr, 0};
-        gemm(at(in, image, ready, first_x + inside_begin), pointwise, op.weight[0], finish, inside_end - inside_begin,
-             hidden, 0, hidden_panels);
+        gemm(at(in, image, ready, first_x + inside_begin), pointwise, products(op, 0), finish,
+             inside_end - inside_begin, hidden, 0, hidden_panels);
       }
     }
     for (int64_t r = 0; r < count; r++) {
       const int64_t from = (y + r) * stride - top;
       if (op.p[5] == DENSE_PROJECT) {
         Finish finish{op.bias[1], (int)op.p[7], middle + r * width * hidden, hidden, nullptr, 0};
-        gemm(at(in, image, from, first_x), left_of(in, kernel, kernel, stride, in.channels), op.weight[1], finish,
+        gemm(at(in, image, from, first_x), left_of(in, kernel, kernel, stride, in.channels), products(op, 1), finish,
              width, hidden, 0, hidden_panels);
         continue;
       }
-      const float* taps[32];
+      const Value* taps[32];
       for (int64_t k = 0; k < kernel; k++)
         taps[k] = ring ? expanded + ((from + k + kernel) % s.ring_rows) * in_width * hidden
                        : at(in, image, from + k, first_x);
-      depthwise_row(taps, kernel, stride, ring ? hidden : in.pixel, op.weight[1], op.bias[1], op.p[7],
+      depthwise_row(taps, kernel, stride, ring ? hidden : in.pixel, floats(op, 1), op.bias[1], op.p[7],
                     middle + r * width * hidden, hidden, width, hidden);
     }
     // Rows of the output lie apart unless the strip is the whole width.
@@ -339,8 +351,8 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
         if (residual)
           finish.residual = at(*residual, image, y + r, columns.begin) + channel,
           finish.residual_pixel = residual->pixel;
-        gemm(middle + r * width * hidden + g * group_in, project, op.weight[2] + g * group_in * outputs, finish,
-             joined ? count * width : width, outputs, 0, panels(outputs));
+        gemm(middle + r * width * hidden + g * group_in, project, products(op, 2) + g * paired(group_in) * outputs,
+             finish, joined ? count * width : width, outputs, 0, panels(outputs));
       }
   }
 }
@@ -360,13 +372,13 @@ Heads heads_of(const Op& op, const Run& run) {
 }
 
 template <int N>
-void add_keys(const float* k, const float* v, int64_t pixel, int64_t count, int64_t dim, float* sums) {
+void add_keys(const Value* k, const Value* v, int64_t pixel, int64_t count, int64_t dim, float* sums) {
   constexpr int R = 12 / N;
   constexpr int64_t lanes = N * W;
   for (int64_t first = 0; first < dim; first += R) {
     const int64_t rows = std::min<int64_t>(R, dim - first);
     V sum[R][N];
-    const float* key[R];
+    const Value* key[R];
     for (int r = 0; r < R; r++) {
       const int64_t row = first + std::min<int64_t>(r, rows - 1);
       key[r] = k + row;
@@ -394,13 +406,13 @@ void add_keys(const float* k, const float* v, int64_t pixel, int64_t count, int6
 }
 
 template <int N>
-void answer_queries(const float* q, int64_t pixel, int64_t count, int64_t dim, const float* sums, float eps, float* out,
+void answer_queries(const Value* q, int64_t pixel, int64_t count, int64_t dim, const float* sums, float eps, Value* out,
                     int64_t out_pixel) {
   constexpr int R = N <= 2 ? 4 : 2;
   constexpr int64_t lanes = N * W;
   for (int64_t i = 0; i < count; i += R) {
     V sum[R][N], total[R];
-    const float* query[R];
+    const Value* query[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
       query[r] = q + std::min(i + r, count - 1) * pixel;
@@ -463,10 +475,10 @@ void attention(const Op& op, const Run& run, int phase, int64_t chunk) {
     if (phase == 0) clear(sums += part * per_image, h.size);
     with_lanes(h.lanes, [&](auto n) {
       for (int64_t y = begin; y < end; y++) {
-        const float* row = at(in, image, y, 0) + channel;
+        const Value* row = at(in, image, y, 0) + channel;
         if (phase == 0)
           for (int64_t x = 0; x < in.width; x += 32) {  // pixels that stay in the first-level cache
-            const float* keys = row + x * in.pixel + h.dim;
+            const Value* keys = row + x * in.pixel + h.dim;
             add_keys<n.value>(keys, keys + h.dim, in.pixel, std::min<int64_t>(32, in.width - x), h.dim, sums);
           }
         else
@@ -485,7 +497,7 @@ void pool(const Op& op, const Run& run, int64_t chunk) {
   const int64_t vectors = padded(in.channels) / W, image = chunk / vectors, channel = chunk % vectors * W;
   V total = splat(0);
   for (int64_t y = 0; y < in.height; y++) {
-    const float* row = at(in, image, y, 0) + channel;
+    const Value* row = at(in, image, y, 0) + channel;
     V sum = splat(0);
     for (int64_t x = 0; x < in.width; x++) sum += load(row + x * in.pixel);
     total += sum;
@@ -500,8 +512,8 @@ void norm(const Op& op, const Run& run, int64_t chunk) {
   const int64_t channels = in.channels, whole = channels / W * W;
   for (int64_t r = rows.begin; r < rows.end; r++)
     for (int64_t x = 0; x < out.width; x++) {
-      const float* a = at(in, r / out.height, r % out.height, x);
-      float* to = at(out, r / out.height, r % out.height, x);
+      const Value* a = at(in, r / out.height, r % out.height, x);
+      Value* to = at(out, r / out.height, r % out.height, x);
       V sums = splat(0), squares = splat(0);
       double sum = 0, square = 0;
       for (int64_t c = 0; c < whole; c += W) sums += load(a + c);
@@ -516,7 +528,7 @@ void norm(const Op& op, const Run& run, int64_t chunk) {
       for (int64_t c = whole; c < channels; c++) square += (a[c] - mean) * (a[c] - mean);
       const float scale = (float)(1 / std::sqrt(square / channels + op.f[0]));
       for (int64_t c = 0; c < padded(channels); c += W)
-        store(to + c, (load(a + c) - mean) * scale * load(op.weight[0] + c) + load(op.bias[0] + c));
+        store(to + c, (load(a + c) - mean) * scale * load(floats(op, 0) + c) + load(op.bias[0] + c));
       activate(op.act, to, padded(channels) / W);
     }
 }
@@ -533,8 +545,8 @@ void combine(const Op& op, const Run& run, int64_t chunk) {
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
     for (int64_t x = 0; x < out.width; x++) {
-      const float *from = at(a, image, y, x), *other = one ? at(b, image, 0, 0) : at(b, image, y, x);
-      float* to = at(out, image, y, x);
+      const Value *from = at(a, image, y, x), *other = one ? at(b, image, 0, 0) : at(b, image, y, x);
+      Value* to = at(out, image, y, x);
       for (int64_t c = 0; c < channels; c += W) {
         V value = load(from + c) * factor + addend;
         if (op.p[0] == 0) value += load(other + c);
@@ -557,8 +569,8 @@ void upsample(const Op& op, const Run& run, int64_t chunk) {
   float* line = scratch((in.width + 4) * channels);
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
-    const float* taps = op.weight[0] + y % factor * 5;
-    const float* from[5];
+    const float* taps = floats(op, 0) + y % factor * 5;
+    const Value* from[5];
     for (int64_t k = 0; k < 5; k++)
       from[k] = at(in, image, std::min(std::max<int64_t>(y / factor + k - 2, 0), in.height - 1), 0);
     for (int64_t x = -2; x < in.width + 2; x++) {
@@ -570,9 +582,9 @@ void upsample(const Op& op, const Run& run, int64_t chunk) {
       }
     }
     for (int64_t x = 0; x < out.width; x++) {
-      const float *tap = op.weight[0] + x % factor * 5, *start = line + x / factor * channels;
-      float* to = at(out, image, y, x);
-      const float* add = residual ? at(*residual, image, y, x) : nullptr;
+      const float *tap = floats(op, 0) + x % factor * 5, *start = line + x / factor * channels;
+      Value* to = at(out, image, y, x);
+      const Value* add = residual ? at(*residual, image, y, x) : nullptr;
       for (int64_t c = 0; c < channels; c += W) {
         V sum = splat(0);
         for (int k = 0; k < 5; k++) sum += load(start + k * channels + c) * tap[k];
@@ -583,28 +595,41 @@ void upsample(const Op& op, const Run& run, int64_t chunk) {
 }
 
 // Planar images (batch, channels, height, width) to a map, times `weight` plus `bias` per channel. Pixels beyond the
-// image repeat its last row and column. The map may have exactly as many floats per pixel as it has channels.
+// image repeat its last row and column. The map may have as many values per pixel as it has channels, up to a pair.
 void input(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const Range rows(out.batch * out.height, row_parts(out, run), chunk);
   const int64_t plane = in.height * in.width;
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = std::min(r % out.height, in.height - 1);
-    float* to = at(out, image, r % out.height, 0);
-    if (out.pixel == 3 && in.width == out.width) {
-      const float *red = in.data + image * 3 * plane + y * in.width, *green = red + plane, *blue = green + plane;
-      const float *scale = op.weight[0], *shift = op.bias[0];
-      for (int64_t x = 0; x < out.width; x++, to += 3) {
+    Value* to = at(out, image, r % out.height, 0);
+    if (in.channels == 3 && out.pixel == paired(3) && in.width == out.width) {
+      const float *red = planar(in) + image * 3 * plane + y * in.width, *green = red + plane, *blue = green + plane;
+      const float *scale = floats(op, 0), *shift = op.bias[0];
+      int64_t x = 0;
+      if constexpr (PAIR == 2)
+        for (; x + W <= out.width; x += W) {
+          const VU first = rounded(load(red + x) * scale[0] + shift[0]);
+          const VU second = rounded(load(green + x) * scale[1] + shift[1]);
+          const VU third = rounded(load(blue + x) * scale[2] + shift[2]);
+          const VU pair = first | second << 16;
+          for (int j = 0; j < W; j++, to += 4) {
+            const uint64_t pixel = pair[j] | (uint64_t)third[j] << 32;
+            std::memcpy(to, &pixel, sizeof pixel);
+          }
+        }
+      for (; x < out.width; x++, to += out.pixel) {
         to[0] = red[x] * scale[0] + shift[0];
         to[1] = green[x] * scale[1] + shift[1];
         to[2] = blue[x] * scale[2] + shift[2];
+        if (PAIR == 2) to[3] = 0;
       }
       continue;
     }
     int64_t done = 0;
     for (; done + W <= in.channels && in.width == out.width; done += W) {  // whole vectors of channels
-      const float* from = in.data + image * in.channels * plane + done * plane + y * in.width;
-      const V scale = load(op.weight[0] + done), shift = load(op.bias[0] + done);
+      const float* from = planar(in) + image * in.channels * plane + done * plane + y * in.width;
+      const V scale = load(floats(op, 0) + done), shift = load(op.bias[0] + done);
       for (int64_t x = 0; x < in.width; x++) {
         float values[W];
         for (int j = 0; j < W; j++) values[j] = from[j * plane + x];
@@ -616,8 +641,8 @@ void input(const Op& op, const Run& run, int64_t chunk) {
         for (int64_t x = 0; x < out.width; x++) to[x * out.pixel + c] = 0;
         continue;
       }
-      const float* from = in.data + image * in.channels * plane + c * plane + y * in.width;
-      const float scale = op.weight[0][c], shift = op.bias[0][c];
+      const float* from = planar(in) + image * in.channels * plane + c * plane + y * in.width;
+      const float scale = floats(op, 0)[c], shift = op.bias[0][c];
       const int64_t inside = std::min(in.width, out.width);
       for (int64_t x = 0; x < inside; x++) to[x * out.pixel + c] = from[x] * scale + shift;
       for (int64_t x = inside; x < out.width; x++) to[x * out.pixel + c] = from[in.width - 1] * scale + shift;
@@ -626,14 +651,15 @@ void input(const Op& op, const Run& run, int64_t chunk) {
 }
 
 // A map to planar images; the map may be larger, its last rows and columns are left out.
+template <class T>
 void output(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const Range rows(out.batch * out.height, row_parts(out, run), chunk);
   const int64_t plane = out.height * out.width;
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
-    const float* from = at(in, image, y, 0);
-    float* to = out.data + image * out.channels * plane + y * out.width;
+    const T* from = at<T>(in, image, y, 0);
+    float* to = planar(out) + image * out.channels * plane + y * out.width;
     for (int64_t begin = 0; begin < out.width; begin += 64)  // pixels that stay in the first-level cache
       for (int64_t c = 0; c < out.channels; c++)
         for (int64_t x = begin; x < std::min(begin + 64, out.width); x++) to[c * plane + x] = from[x * in.pixel + c];
@@ -649,9 +675,9 @@ void shuffle(const Op& op, const Run& run, int64_t chunk) {
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
     for (int64_t x = 0; x < out.width; x++) {
-      const float* from = at(in, image, y / factor, x / factor) + (y % factor * factor + x % factor) * channels;
-      float* to = at(out, image, y, x);
-      const float* add = residual ? at(*residual, image, y, x) : nullptr;
+      const Value* from = at(in, image, y / factor, x / factor) + (y % factor * factor + x % factor) * channels;
+      Value* to = at(out, image, y, x);
+      const Value* add = residual ? at(*residual, image, y, x) : nullptr;
       for (int64_t c = 0; c < channels; c += W) store(to + c, add ? load(from + c) + load(add + c) : load(from + c));
     }
   }
@@ -659,6 +685,7 @@ void shuffle(const Op& op, const Run& run, int64_t chunk) {
 
 // The enlarged image, planar: pixel shuffle of the first input, plus the bicubic enlargement of the second, which is
 // planar. p: factor. weight: (factor, 5) taps.
+template <class T>
 void enlarge(const Op& op, const Run& run, int64_t chunk) {
   const Map &detail = run.maps[op.in[0]], &image = run.maps[op.in[1]], &out = run.maps[op.out];
   const int64_t factor = op.p[0], width = image.width, height = image.height, plane = height * width;
@@ -668,20 +695,20 @@ void enlarge(const Op& op, const Run& run, int64_t chunk) {
     const int64_t b = r / height, y = r % height;
     for (int64_t c = 0; c < image.channels; c++)
       for (int64_t dy = 0; dy < factor; dy++) {
-        const float* taps = op.weight[0] + dy * 5;
+        const float* taps = floats(op, 0) + dy * 5;
         const float* from[5];
         for (int64_t k = 0; k < 5; k++)
-          from[k] = image.data + (b * image.channels + c) * plane +
+          from[k] = planar(image) + (b * image.channels + c) * plane +
                     std::min(std::max<int64_t>(y + k - 2, 0), height - 1) * width;
         for (int64_t x = 0; x < width; x++)
           line[x] = from[0][x] * taps[0] + from[1][x] * taps[1] + from[2][x] * taps[2] + from[3][x] * taps[3] +
                     from[4][x] * taps[4];
         line[-2] = line[-1] = line[0];
         line[width] = line[width + 1] = line[width - 1];
-        float* to = out.data + ((b * image.channels + c) * out.height + y * factor + dy) * out.width;
-        const float* add = at(detail, b, y, 0) + (c * factor + dy) * factor;
+        float* to = planar(out) + ((b * image.channels + c) * out.height + y * factor + dy) * out.width;
+        const T* add = at<T>(detail, b, y, 0) + (c * factor + dy) * factor;
         for (int64_t dx = 0; dx < factor; dx++) {
-          const float* tap = op.weight[0] + dx * 5;
+          const float* tap = floats(op, 0) + dx * 5;
           for (int64_t x = 0; x < width; x++)
             to[x * factor + dx] = line[x - 2] * tap[0] + line[x - 1] * tap[1] + line[x] * tap[2] +
                                   line[x + 1] * tap[3] + line[x + 2] * tap[4] + add[x * detail.pixel + dx];
@@ -749,11 +776,11 @@ void run_chunk(const Op& op, const Run& run, int phase, int64_t chunk) {
     case INPUT:
       return input(op, run, chunk);
     case OUTPUT:
-      return output(op, run, chunk);
+      return run.maps[op.in[0]].floats ? output<float>(op, run, chunk) : output<Value>(op, run, chunk);
     case SHUFFLE:
       return shuffle(op, run, chunk);
     case ENLARGE:
-      return enlarge(op, run, chunk);
+      return run.maps[op.in[0]].floats ? enlarge<float>(op, run, chunk) : enlarge<Value>(op, run, chunk);
     case SOFTMAX:
       return softmax_attention(op, run, chunk);
     case TOKEN_CONV:
@@ -797,12 +824,12 @@ std::mutex pool_mutex;
 Pool* pool_of_process = nullptr;
 pid_t pool_pid = 0;
 
-int64_t cache_floats() {
+int64_t cache_values() {
 #ifdef _SC_LEVEL2_CACHE_SIZE
   const long bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (bytes > 0) return bytes / 2 / (int64_t)sizeof(float);
+  if (bytes > 0) return bytes / 2 / (int64_t)sizeof(Value);
 #endif
-  return 65536;
+  return 262144 / sizeof(Value);
 }
 
 }  // namespace
@@ -814,7 +841,8 @@ extern "C" {
 
 int64_t foveal_width() { return W; }
 int64_t foveal_panel() { return PANEL; }
-int64_t foveal_cache() { return 2 * cache_floats() * (int64_t)sizeof(float); }
+int64_t foveal_cache() { return 2 * cache_values() * (int64_t)sizeof(Value); }
+int64_t foveal_value_size() { return sizeof(Value); }
 
 // Floating-point operations per second of one core on values in registers: the most that any operation can reach.
 double foveal_peak() {
@@ -836,8 +864,8 @@ double foveal_peak() {
   return best;
 }
 
-void foveal_pack(const float* weight, int64_t outputs, int64_t depth, float* packed) {
-  pack(weight, outputs, depth, packed);
+void foveal_pack(const float* weight, int64_t outputs, int64_t taps, int64_t depth, Value* packed) {
+  pack(weight, outputs, taps, depth, packed);
 }
 void foveal_pack_depthwise(const float* weight, int64_t channels, int64_t taps, float* packed) {
   pack_depthwise(weight, channels, taps, packed);
@@ -845,7 +873,7 @@ void foveal_pack_depthwise(const float* weight, int64_t channels, int64_t taps, 
 
 // Runs all operations. `seconds`, if not null, receives the time of each. Returns 0, or 1 where memory is missing.
 int foveal_run(const Op* ops, int64_t count, const Map* maps, int threads, double* seconds) {
-  static const int64_t cache = cache_floats();
+  static const int64_t cache = cache_values();
   std::unique_lock<std::mutex> lock(pool_mutex, std::try_to_lock);
   // Another thread of the caller has the pool: this one then works alone. The results are the same.
   if (!lock.owns_lock()) threads = 1;

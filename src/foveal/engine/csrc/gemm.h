@@ -17,26 +17,34 @@ constexpr int ROWS = 6;
 constexpr int PANEL = 2 * W;  // output channels of a panel of packed weights
 
 // Left operand of a product: pixels at a fixed distance, and for each the values that one row of weights meets:
-// steps_y * steps_x runs of `depth` adjacent floats.
+// steps_y * steps_x runs of `depth` adjacent values.
 struct Left {
-  int64_t pixel;            // floats from a pixel to the next
-  int64_t steps_y, step_y;  // number of rows of the kernel, and floats between them
-  int64_t steps_x, step_x;  // number of columns, and floats between them
+  int64_t pixel;            // values from a pixel to the next
+  int64_t steps_y, step_y;  // number of rows of the kernel, and values between them
+  int64_t steps_x, step_x;  // number of columns, and values between them
   int64_t depth;            // adjacent values: input channels, times the columns where these are adjacent too
+};
+
+// Where sums are stored, as values or as floats.
+struct Target {
+  void* first;
+  bool floats;
+  INLINE Target(float* p) : first(p), floats(true) {}
+  INLINE Target(BFloat16* p) : first(p), floats(false) {}
 };
 
 // What happens to a sum before it is stored.
 struct Finish {
   const float* bias;  // one for each output channel
   int act;
-  float* out;
-  int64_t out_pixel;      // floats from a pixel to the next
-  const float* residual;  // added after the activation; may be null
+  Target out;
+  int64_t out_pixel;      // values from a pixel to the next
+  const Value* residual;  // added after the activation; may be null
   int64_t residual_pixel;
-  // Where the rows of the result lie apart, as in a map with a border: pixels of a row, and floats between the end of a
+  // Where the rows of the result lie apart, as in a map with a border: pixels of a row, and values between the end of a
   // row and the next. No residual then.
   int64_t width = 0, gap = 0;
-  // A sum over part of the depth: it begins with the values that are stored in `out`, or is stored as it is.
+  // A sum over part of the depth: it begins with the floats that are stored in `out`, or is stored as it is.
   bool resume = false, partial = false;
 };
 
@@ -44,52 +52,96 @@ struct Finish {
 inline int64_t panels(int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
 inline int64_t padded(int64_t channels) { return (channels + W - 1) / W * W; }
 
-inline void pack(const float* weight, int64_t outputs, int64_t depth, float* packed) {
+// Depth of packed weights: whole pairs. An odd depth ends with a zero.
+INLINE int64_t paired(int64_t depth) { return (depth + PAIR - 1) / PAIR * PAIR; }
+// Place of value k of output j in a panel of `width` outputs: pairs of an output are adjacent.
+INLINE int64_t pair_place(int64_t k, int64_t width, int64_t j) { return k / PAIR * PAIR * width + j * PAIR + k % PAIR; }
+
+inline void pack(const float* weight, int64_t outputs, int64_t taps, int64_t depth, Value* packed) {
   for (int64_t first = 0; first < outputs; first += PANEL) {
-    int64_t width = padded(outputs) - first >= PANEL ? PANEL : W;
-    for (int64_t k = 0; k < depth; k++)
-      for (int64_t j = 0; j < width; j++) *packed++ = first + j < outputs ? weight[(first + j) * depth + k] : 0.0f;
+    const int64_t width = padded(outputs) - first >= PANEL ? PANEL : W;
+    for (int64_t tap = 0; tap < taps; tap++, packed += paired(depth) * width)
+      for (int64_t k = 0; k < paired(depth); k++)
+        for (int64_t j = 0; j < width; j++)
+          packed[pair_place(k, width, j)] =
+              first + j < outputs && k < depth ? weight[((first + j) * taps + tap) * depth + k] : 0.0f;
+  }
+}
+
+// One value of the left operand for all lanes, or a pair; the weights that it meets; and the sum with their products.
+INLINE V pair_of(const float* p) { return splat(*p); }
+INLINE V weights_at(const float* p) { return load(p); }
+INLINE V add_products(V sum, V a, V b) { return sum + a * b; }
+
+INLINE VU repeat(uint32_t bits) {
+  VU v;
+  for (int i = 0; i < W; i++) v[i] = bits;
+  return v;
+}
+INLINE VU pair_of(const BFloat16* p) {
+  uint32_t bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return repeat(bits);
+}
+INLINE VU half_of(const BFloat16* p) { return repeat(p->bits); }
+INLINE VU weights_at(const BFloat16* p) { return *(const VU*)p; }
+INLINE V add_products(V sum, VU a, VU b) {
+#if defined(VECTORS_512) && defined(__AVX512BF16__)
+  return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  sum += (V)(a << 16) * (V)(b << 16);
+  return sum + (V)(a & 0xffff0000) * (V)(b & 0xffff0000);
+#endif
+}
+
+// Adds the products of one pair of values of each pixel, or of one value.
+template <int R, int N, class F>
+INLINE void multiply_pair(const Value* const (&rows)[5], int64_t pixel, int64_t k, const Value* b, V (&sum)[R][N],
+                          F&& pair_at) {
+  decltype(weights_at(b)) weights[N];
+#pragma GCC unroll 4
+  for (int n = 0; n < N; n++) weights[n] = weights_at(b + n * W * PAIR);
+#pragma GCC unroll 32
+  for (int r = 0; r < R; r++) {
+    const auto values = pair_at(rows[r / 3] + (r % 3) * pixel + k);
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) sum[r][n] = add_products(sum[r][n], values, weights[n]);
   }
 }
 
 // Adds the products of a tile to `sum`. On the way it asks for `next`, line after line: weights that come next are then
 // in the second-level cache, where they would come from memory otherwise.
 template <int R, int N, bool NEXT>
-INLINE void multiply(const float* a, const Left& left, const float* b, const float* next, V (&sum)[R][N]) {
+INLINE void multiply(const Value* a, const Left& left, const Value* b, const Value* next, V (&sum)[R][N]) {
+  constexpr int STEP = N * W * PAIR;
   const int64_t pixel = left.pixel, depth = left.depth;
   for (int64_t y = 0; y < left.steps_y; y++)
     for (int64_t x = 0; x < left.steps_x; x++) {
-      const float* row = a + y * left.step_y + x * left.step_x;
-      const float* row3 = row + 3 * pixel;
-      const float* row6 = row + 6 * pixel;
-      const float* row9 = row + 9 * pixel;
-      const float* row12 = row + 12 * pixel;
-      for (int64_t k = 0; k < depth; k++) {
-        V weights[N];
-#pragma GCC unroll 4
-        for (int n = 0; n < N; n++) weights[n] = load(b + n * W);
-        b += N * W;
-        if (R <= 2) __builtin_prefetch(b + 64 * N * W);  // few pixels: every line is needed soon
-        if (NEXT) __builtin_prefetch(next, 0, 2), next += N * W;
-#pragma GCC unroll 32
-        for (int r = 0; r < R; r++) {
-          const float* base = r < 3 ? row : r < 6 ? row3 : r < 9 ? row6 : r < 12 ? row9 : row12;
-          V value = splat(base[(r % 3) * pixel + k]);
-#pragma GCC unroll 4
-          for (int n = 0; n < N; n++) sum[r][n] += value * weights[n];
-        }
+      const Value* row = a + y * left.step_y + x * left.step_x;
+      const Value* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
+      for (int64_t k = 0; k + PAIR <= depth; k += PAIR, b += STEP) {
+        if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
+        if (NEXT) __builtin_prefetch(next, 0, 2), next += STEP;
+        multiply_pair<R, N>(rows, pixel, k, b, sum, [](const Value* p) INLINE_LAMBDA { return pair_of(p); });
       }
+      if constexpr (PAIR == 2)
+        if (depth % 2) {  // what lies behind the last value may be no number
+          multiply_pair<R, N>(rows, pixel, depth - 1, b, sum, [](auto* p) INLINE_LAMBDA { return half_of(p); });
+          b += STEP;
+        }
     }
+}
+
+template <int R, int N, class T>
+INLINE void store_tile(const Finish& finish, T* out, int64_t pixel, int64_t channel, const V (&sum)[R][N]) {
+  out += pixel * finish.out_pixel + channel;
+#pragma GCC unroll 32
+  for (int i = 0; i < R * N; i++) store(out + i / N * finish.out_pixel + i % N * W, sum[i / N][i % N]);
 }
 
 template <int R, int N>
 INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V (&sum)[R][N]) {
-  float* out = finish.out + pixel * finish.out_pixel + channel;
-  if (finish.partial) {
-#pragma GCC unroll 32
-    for (int i = 0; i < R * N; i++) store(out + i / N * finish.out_pixel + i % N * W, sum[i / N][i % N]);
-    return;
-  }
+  if (finish.partial) return store_tile(finish, (float*)finish.out.first, pixel, channel, sum);
 #pragma GCC unroll 4
   for (int n = 0; n < N; n++) {
     V bias = load(finish.bias + channel + n * W);
@@ -110,11 +162,13 @@ INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V 
     });
   }
   if (finish.residual) {
-    const float* residual = finish.residual + pixel * finish.residual_pixel + channel;
+    const Value* residual = finish.residual + pixel * finish.residual_pixel + channel;
 #pragma GCC unroll 32
     for (int i = 0; i < R * N; i++) sum[i / N][i % N] += load(residual + i / N * finish.residual_pixel + i % N * W);
   }
+  if (PAIR == 2 && finish.out.floats) return store_tile(finish, (float*)finish.out.first, pixel, channel, sum);
   if (finish.gap) {
+    Value* out = (Value*)finish.out.first + pixel * finish.out_pixel + channel;
     int64_t y = pixel / finish.width, x = pixel % finish.width;
     out += y * finish.gap;
 #pragma GCC unroll 32
@@ -126,16 +180,15 @@ INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V 
     }
     return;
   }
-#pragma GCC unroll 32
-  for (int i = 0; i < R * N; i++) store(out + i / N * finish.out_pixel + i % N * W, sum[i / N][i % N]);
+  store_tile(finish, (Value*)finish.out.first, pixel, channel, sum);
 }
 
 template <int R, int N, bool NEXT>
-__attribute__((noinline)) void tile(const float* a, const Left& left, const float* b, const float* next,
+__attribute__((noinline)) void tile(const Value* a, const Left& left, const Value* b, const Value* next,
                                     const Finish& finish, int64_t pixel, int64_t channel) {
   V sum[R][N];
   if (finish.resume) {
-    const float* from = finish.out + pixel * finish.out_pixel + channel;
+    const float* from = (const float*)finish.out.first + pixel * finish.out_pixel + channel;
 #pragma GCC unroll 32
     for (int i = 0; i < R * N; i++) sum[i / N][i % N] = load(from + i / N * finish.out_pixel + i % N * W);
   } else {
@@ -146,7 +199,7 @@ __attribute__((noinline)) void tile(const float* a, const Left& left, const floa
   finish_tile<R, N>(finish, pixel, channel, sum);
 }
 
-using Tile = void (*)(const float*, const Left&, const float*, const float*, const Finish&, int64_t, int64_t);
+using Tile = void (*)(const Value*, const Left&, const Value*, const Value*, const Finish&, int64_t, int64_t);
 template <int N, int... R>
 constexpr std::array<Tile, sizeof...(R)> tiles(std::integer_sequence<int, R...>) {
   return {tile<R + 1, N, false>...};
@@ -157,7 +210,7 @@ constexpr auto NARROW_TILES = tiles<1>(std::make_integer_sequence<int, NARROW_RO
 constexpr auto WIDE_TILES = tiles<2>(std::make_integer_sequence<int, ROWS>());
 
 template <int N>
-INLINE void panel_tiles(const float* a, const Left& left, const float* b, const float* next, const Finish& finish,
+INLINE void panel_tiles(const Value* a, const Left& left, const Value* b, const Value* next, const Finish& finish,
                         int64_t pixels, int64_t begin, int64_t end, int64_t count, int64_t channel) {
   for (int64_t t = begin; t < end; t++) {
     const int64_t from = t * pixels / count, to = (t + 1) * pixels / count;
@@ -176,22 +229,22 @@ struct Depth {
 
 // The product for `pixels` pixels and the panels from `first` up to `last`; `outputs` is padded to W. The height of a
 // tile does not change the order in which a sum is added, so results do not depend on how the work is divided.
-inline void gemm(const float* a, const Left& left, const float* packed, const Finish& finish, int64_t pixels,
+inline void gemm(const Value* a, const Left& left, const Value* packed, const Finish& finish, int64_t pixels,
                  int64_t outputs, int64_t first, int64_t last, Depth part = {}) {
   if (pixels <= 0) return;
-  const int64_t depth = left.steps_y * left.steps_x * left.depth;
+  const int64_t depth = left.steps_y * left.steps_x * paired(left.depth);
   // Tiles have nearly equal heights: a tile of few pixels takes nearly as long as a full one.
   const int64_t count = (pixels + ROWS - 1) / ROWS, narrow = (pixels + NARROW_ROWS - 1) / NARROW_ROWS;
   const int64_t block =
-      std::max<int64_t>(1, 196608 / (int64_t)sizeof(float) / (depth * ROWS));  // pixels that stay in the cache
+      std::max<int64_t>(1, 196608 / (int64_t)sizeof(Value) / (depth * ROWS));  // pixels that stay in the cache
   for (int64_t begin = 0; begin < count; begin += block) {
     const int64_t end = std::min(count, begin + block);
     for (int64_t panel = first; panel < last; panel++) {
       const bool wide = outputs - panel * PANEL >= PANEL;
-      const int64_t size = PANEL * (part.whole ? part.whole : depth);
-      const float* b = packed + panel * size + part.first * (wide ? PANEL : W);
+      const int64_t size = PANEL * (part.whole ? paired(part.whole) : depth);
+      const Value* b = packed + panel * size + part.first * (wide ? PANEL : W);
       const bool deep = depth >= 128 && count < 64;  // weights are a large part of what is read
-      const float* next = deep && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL ? b + size : nullptr;
+      const Value* next = deep && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL ? b + size : nullptr;
       if (wide)
         panel_tiles<2>(a, left, b, next, finish, pixels, begin, end, count, panel * PANEL);
       else if (begin == 0)

@@ -3,12 +3,13 @@
 #include <cstdint>
 
 // A map (batch, height, width, channels). `data` is the first channel of the first pixel; around each image are
-// `border` rows and columns of zeros, inside the strides.
+// `border` rows and columns of zeros, inside the strides. Maps hold values (vector.h), arrays of the caller floats.
+// So do maps with `floats`, which a CONV writes and OUTPUT or ENLARGE read.
 struct Map {
-  float* data;
+  void* data;
   int64_t batch, height, width, channels;
-  int64_t pixel, row, image;  // floats from a pixel, a row, an image to the next
-  int64_t border;
+  int64_t pixel, row, image;  // values from a pixel, a row, an image to the next
+  int64_t border, floats;
 };
 
 enum Kind {
@@ -41,7 +42,7 @@ struct Op {
   int32_t kind, act;
   int32_t in[4];
   int32_t out, residual;  // -1: none
-  const float* weight[4];
+  const void* weight[4];  // packed weights of products hold values, the others floats
   const float* bias[4];
   int64_t p[12];
   double f[4];

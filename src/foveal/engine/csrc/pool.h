@@ -90,7 +90,9 @@ class Pool {
   }
 
   void notify(std::condition_variable& condition) {
-    { std::lock_guard<std::mutex> lock(mutex_); }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+    }
     condition.notify_all();
   }
 

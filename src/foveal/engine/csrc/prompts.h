@@ -22,7 +22,7 @@ struct Reading {
 
 // sums[r][c] += sum over pixels of weights[pixel][r] * values[pixel][c], for R rows and two vectors of channels at a
 // time.
-inline void weighted_sums(const float* weights, int64_t lanes, const float* values, int64_t pixel, int64_t pixels,
+inline void weighted_sums(const float* weights, int64_t lanes, const Value* values, int64_t pixel, int64_t pixels,
                           int64_t rows, int64_t channels, float* sums) {
   constexpr int R = W >= 16 ? 12 : 6, N = 2;
   constexpr int64_t SOME =
@@ -33,7 +33,7 @@ inline void weighted_sums(const float* weights, int64_t lanes, const float* valu
     for (int64_t c = 0; c < channels; c += N * W) {
       const int64_t second = c + W < channels ? W : 0;  // the last vector may be alone
       for (int64_t i = 0; i < some; i++) {
-        const float* from = values + (begin + i) * pixel + c;
+        const Value* from = values + (begin + i) * pixel + c;
         store(copied + i * N * W, load(from));
         store(copied + i * N * W + W, load(from + second));
       }
@@ -68,8 +68,8 @@ void read_part(const Op& op, const Run& run, int64_t chunk) {
   const Reading s(op, run);
   const int64_t image = chunk / s.parts, part = chunk % s.parts, depth = k.channels;
   const int64_t begin = part * op.p[0], end = std::min(k.height, begin + op.p[0]), pixels = (end - begin) * k.width;
-  float* const packed = scratch(s.lanes * depth + pixels * s.lanes + 16 * W);
-  float* const scores = packed + s.lanes * depth;
+  Value* const packed = (Value*)scratch(s.lanes * paired(depth) + pixels * s.lanes + 16 * W);
+  float* const scores = (float*)(packed + s.lanes * paired(depth));
   float *const largest = op.work + chunk * s.size, *const total = largest + s.lanes, *const sums = total + s.lanes;
   pack_keys(q, std::min(image, q.batch - 1), Window(q, Windows(q, 0), 0), 0, depth, packed);
   for (int64_t y = begin; y < end; y++) {
@@ -100,10 +100,11 @@ void read_sums(const Op& op, const Run& run, int64_t image) {
   const Map& out = run.maps[op.out];
   const Reading s(op, run);
   const float* parts = op.work + image * s.parts * s.size;
+  float* const sums = scratch(s.values);
   for (int64_t r = 0; r < s.queries; r++) {
     float bound = parts[r];
     for (int64_t p = 1; p < s.parts; p++) bound = std::max(bound, parts[p * s.size + r]);
-    float* to = at(out, image, 0, r);
+    float* const to = sums;
     clear(to, s.values);
     float total = 0;
     for (int64_t p = 0; p < s.parts; p++) {
@@ -113,7 +114,7 @@ void read_sums(const Op& op, const Run& run, int64_t image) {
       for (int64_t c = 0; c < s.values; c += W)
         store(to + c, load(to + c) + load(part + 2 * s.lanes + r * s.values + c) * factor);
     }
-    for (int64_t c = 0; c < s.values; c += W) store(to + c, load(to + c) / total);
+    for (int64_t c = 0; c < s.values; c += W) store(at(out, image, 0, r) + c, load(to + c) / total);
   }
 }
 
@@ -146,16 +147,17 @@ void write_map(const Op& op, const Run& run, int64_t chunk) {
   const int64_t heads = op.p[0], count = k.width, lanes = padded(count), depth = q.channels,
                 values = padded(out.channels);
   const Range rows(out.batch * out.height, row_parts(out, run), chunk);
-  float* const packed_keys = scratch(lanes * depth + count * values + (out.width + 1) * lanes + 16 * W);
-  float *const packed_values = packed_keys + lanes * depth, *const bias = packed_values + count * values;
-  float* const scores = bias + lanes;
+  const int64_t keys_size = lanes * paired(depth), values_size = paired(count) * values;
+  Value* const packed_keys = (Value*)scratch(keys_size + values_size + (out.width + 1) * lanes + 16 * W);
+  Value* const packed_values = packed_keys + keys_size;
+  float *const bias = (float*)(packed_values + values_size), *const scores = bias + lanes;
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
     if (r == rows.begin || y == 0) {
       const Window window(k, Windows(k, 0), 0);
       pack_keys(k, image, window, 0, depth, packed_keys);
       pack_values(v, image, window, 0, out.channels, packed_values);
-      for (int64_t i = 0; i < lanes; i++) bias[i] = i < count ? at(add, image, 0, i / heads)[i % heads] : 0;
+      for (int64_t i = 0; i < lanes; i++) bias[i] = i < count ? (float)at(add, image, 0, i / heads)[i % heads] : 0;
     }
     gemm(at(q, std::min(image, q.batch - 1), y, 0), Left{q.pixel, 1, 0, 1, 0, depth}, packed_keys,
          Finish{bias, NONE, scores, lanes, nullptr, 0}, out.width, lanes, 0, panels(lanes));
@@ -165,11 +167,13 @@ void write_map(const Op& op, const Run& run, int64_t chunk) {
         for (int64_t h = 0; h < heads; h += 8) softmax_of_heads<8>(row + h, count, heads);
       else
         for (int64_t h = 0; h < heads; h++) softmax_of_heads<1>(row + h, count, heads);
+      to_values(row, lanes);
     }
     const Finish finish{
         op.bias[0],    NONE, at(out, image, y, 0), out.pixel, at(residual, std::min(image, residual.batch - 1), y, 0),
         residual.pixel};
-    gemm(scores, Left{lanes, 1, 0, 1, 0, count}, packed_values, finish, out.width, values, 0, panels(values));
+    gemm((const Value*)scores, Left{PAIR * lanes, 1, 0, 1, 0, count}, packed_values, finish, out.width, values, 0,
+         panels(values));
   }
 }
 
@@ -183,9 +187,9 @@ void regroup(const Op& op, const Run& run, int64_t chunk) {
     const int64_t image = r / out.height, y = r % out.height;
     int64_t from = op.p[0];
     for (int64_t x = 0; x < out.width; x++) {
-      float* to = at(out, image, y, x);
+      Value* to = at(out, image, y, x);
       for (int64_t c = 0; c < padded(out.channels); c++) {
-        to[c] = c < out.channels ? at(in, image, y, from / in.channels)[from % in.channels] : 0;
+        to[c] = c < out.channels ? at(in, image, y, from / in.channels)[from % in.channels] : Value(0);
         from += c < out.channels;
       }
     }
@@ -198,8 +202,8 @@ void masks(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &factors = run.maps[op.in[1]], &out = run.maps[op.out];
   const Range rows(in.batch * in.height, row_parts(in, run), chunk);
   const int64_t depth = factors.channels, lanes = padded(factors.width), plane = out.height * out.width;
-  float* const packed = scratch(lanes * depth + 4 * in.width * lanes + 16 * W);
-  float* const scores = packed + lanes * depth;
+  Value* const packed = (Value*)scratch(lanes * paired(depth) + 4 * in.width * lanes + 16 * W);
+  float* const scores = (float*)(packed + lanes * paired(depth));
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / in.height, y = r % in.height;
     if (r == rows.begin || y == 0) pack_keys(factors, image, Window(factors, Windows(factors, 0), 0), 0, depth, packed);
@@ -208,7 +212,7 @@ void masks(const Op& op, const Run& run, int64_t chunk) {
     gemm(at(in, image, y, 0), Left{depth, 1, 0, 1, 0, depth}, packed, raw, 4 * in.width, lanes, 0, panels(lanes));
     for (int64_t m = 0; m < out.channels; m++)
       for (int64_t dy = 0; dy < 2; dy++) {
-        float* to = out.data + (image * out.channels + m) * plane + (2 * y + dy) * out.width;
+        float* to = planar(out) + (image * out.channels + m) * plane + (2 * y + dy) * out.width;
         for (int64_t x = 0; x < out.width; x++) to[x] = scores[(x / 2 * 4 + dy * 2 + x % 2) * lanes + m];
       }
   }

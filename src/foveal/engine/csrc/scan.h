@@ -55,20 +55,20 @@ void scan_states(const Op& op, const Run& run, int64_t image, const Window& wind
   const V skip = load(op.bias[0] + channel);
   V a[K], h[K], lost[K];
   for (int k = 0; k < K; k++) {
-    a[k] = load(op.weight[0] + (state + k) * lanes + channel);
+    a[k] = load(floats(op, 0) + (state + k) * lanes + channel);
     h[k] = lost[k] = splat(0);
   }
   int64_t y = window.top, x = window.left;
   for (int64_t t = 0; t < window.tokens; t++) {
     const V input = load(at(u, image, y, x) + channel), step = load(at(dt, image, y, x) + channel);
-    const float *b = at(bc, image, y, x) + op.p[3] + state, *c = b + states;
-    float* to = at(out, image, y, x) + channel;
+    const Value *b = at(bc, image, y, x) + op.p[3] + state, *c = b + states;
+    Value* to = at(out, image, y, x) + channel;
     V sum = state ? load(to) : skip * input;
     const V gain = step * input;
 #pragma GCC unroll 8
     for (int k = 0; k < K; k++) {
-      h[k] = next(h[k], decay(step * a[k]), gain * b[k], lost[k]);
-      sum += h[k] * c[k];
+      h[k] = next(h[k], decay(step * a[k]), gain * (float)b[k], lost[k]);
+      sum += h[k] * (float)c[k];
     }
     store(to, keep != splat(0) ? input : sum);
     if (++x == window.left + window.width) x = window.left, y++;

@@ -22,7 +22,7 @@ struct Window {
         left(index % windows.columns * windows.size_x),
         width(std::min(windows.size_x, map.width - left)),
         tokens(width * std::min(windows.size_y, map.height - top)) {}
-  float* token(const Map& map, int64_t image, int64_t index) const {
+  Value* token(const Map& map, int64_t image, int64_t index) const {
     return at(map, image, top + index / width, left + index % width);
   }
 };
@@ -57,6 +57,12 @@ inline float exponentials(float* row, int64_t count) {
   return total(sum) + rest;
 }
 
+// A row of floats as values, at the beginning of its memory: the left operand of the next product.
+inline void to_values(float* row, int64_t count) {
+  if constexpr (PAIR == 2)
+    for (int64_t i = 0; i < count; i += W) store((Value*)row + i, load(row + i));
+}
+
 // ---- softmax attention inside windows -------------------------------------------------------------------------------
 // Inputs: maps of queries, keys, values, which may be one map; a map of one image serves all images.
 // p: heads, heads of keys and values, head_dim, size of the windows, first channel of queries, keys, values.
@@ -70,28 +76,29 @@ int64_t softmax_chunks(const Op& op, const Run& run) {
 }
 
 // Keys as weights whose outputs are the keys: panels of PANEL keys, value after value.
-void pack_keys(const Map& map, int64_t image, const Window& window, int64_t channel, int64_t dim, float* packed) {
+void pack_keys(const Map& map, int64_t image, const Window& window, int64_t channel, int64_t dim, Value* packed) {
   const int64_t size = padded(window.tokens);
   for (int64_t first = 0; first < size; first += PANEL) {
     const int64_t width = size - first >= PANEL ? PANEL : W;
     for (int64_t j = 0; j < width; j++) {
-      const float* from = window.token(map, image, std::min(first + j, window.tokens - 1)) + channel;
-      for (int64_t k = 0; k < dim; k++) packed[k * width + j] = from[k];
+      const Value* from = window.token(map, image, std::min(first + j, window.tokens - 1)) + channel;
+      for (int64_t k = 0; k < paired(dim); k++) packed[pair_place(k, width, j)] = k < dim ? from[k] : Value(0);
     }
-    packed += width * dim;
+    packed += width * paired(dim);
   }
 }
 
 // Values as weights whose outputs are the channels of a head.
-void pack_values(const Map& map, int64_t image, const Window& window, int64_t channel, int64_t dim, float* packed) {
+void pack_values(const Map& map, int64_t image, const Window& window, int64_t channel, int64_t dim, Value* packed) {
   const int64_t lanes = padded(dim);
   for (int64_t first = 0; first < lanes; first += PANEL) {
     const int64_t width = lanes - first >= PANEL ? PANEL : W, inside = std::min(width, dim - first);
-    for (int64_t t = 0; t < window.tokens; t++, packed += width) {
-      const float* from = window.token(map, image, t) + channel + first;
-      for (int64_t j = 0; j < inside; j++) packed[j] = from[j];
-      for (int64_t j = inside; j < width; j++) packed[j] = 0;
+    for (int64_t t = 0; t < paired(window.tokens); t++) {
+      const Value* from = window.token(map, image, std::min(t, window.tokens - 1)) + channel + first;
+      for (int64_t j = 0; j < width; j++)
+        packed[pair_place(t, width, j)] = j < inside && t < window.tokens ? from[j] : Value(0);
     }
+    packed += paired(window.tokens) * width;
   }
 }
 
@@ -107,33 +114,38 @@ void softmax_attention(const Op& op, const Run& run, int64_t chunk) {
   const int64_t lanes = padded(dim), size = padded(keys.tokens);
   // Rows of scores that stay in the cache beside the keys and values, if they can.
   const int64_t block = std::min(last - first, std::max<int64_t>(2 * ROWS, run.cache / (2 * size) / ROWS * ROWS));
-  float* const packed_keys = scratch(size * dim + keys.tokens * lanes + block * (dim + size + lanes) + PANEL);
-  float *const packed_values = packed_keys + size * dim, *const queries = packed_values + keys.tokens * lanes;
-  float *const scores = queries + (block * dim + W - 1) / W * W, *const sums = scores + block * size;
+  const int64_t keys_size = size * paired(dim), values_size = paired(keys.tokens) * lanes;
+  Value* const packed_keys = (Value*)scratch(keys_size + values_size + block * (dim + size + lanes) + PANEL);
+  Value *const packed_values = packed_keys + keys_size, *const queries = packed_values + values_size;
+  float *const scores = (float*)(queries + padded(block * dim)), *const sums = scores + block * size;
   const float factor = (float)op.f[0];
   pack_keys(k, std::min(image, k.batch - 1), keys, op.p[5] + group * dim, dim, packed_keys);
   pack_values(v, std::min(image, v.batch - 1), keys, op.p[6] + group * dim, dim, packed_values);
   for (int64_t begin = first; begin < last; begin += block) {
     const int64_t count = std::min(block, last - begin);
     for (int64_t t = 0; t < count; t++) {
-      const float* from = window.token(q, std::min(image, q.batch - 1), begin + t) + op.p[4] + head * dim;
+      const Value* from = window.token(q, std::min(image, q.batch - 1), begin + t) + op.p[4] + head * dim;
       for (int64_t c = 0; c < dim; c++) queries[t * dim + c] = from[c] * factor;
     }
     Finish raw{nullptr, NONE, scores, size, nullptr, 0};
     raw.partial = true;
     gemm(queries, Left{dim, 1, 0, 1, 0, dim}, packed_keys, raw, count, size, 0, panels(size));
     float inverse[QUERIES];
-    for (int64_t t = 0; t < count; t++) inverse[t] = 1 / exponentials(scores + t * size, keys.tokens);
-    raw.out = sums, raw.out_pixel = lanes;
-    gemm(scores, Left{size, 1, 0, 1, 0, keys.tokens}, packed_values, raw, count, lanes, 0, panels(lanes));
     for (int64_t t = 0; t < count; t++) {
-      float* to = window.token(out, image, begin + t) + head * dim;
+      inverse[t] = 1 / exponentials(scores + t * size, keys.tokens);
+      to_values(scores + t * size, size);
+    }
+    raw.out = sums, raw.out_pixel = lanes;
+    gemm((const Value*)scores, Left{PAIR * size, 1, 0, 1, 0, keys.tokens}, packed_values, raw, count, lanes, 0,
+         panels(lanes));
+    for (int64_t t = 0; t < count; t++) {
+      Value* to = window.token(out, image, begin + t) + head * dim;
       for (int64_t c = 0; c < dim; c++) to[c] = sums[t * lanes + c] * inverse[t];
     }
   }
   if (padded(out.channels) > out.channels && head == heads - 1)  // other operations read whole vectors
     for (int64_t t = first; t < last; t++) {
-      float* to = window.token(out, image, t);
+      Value* to = window.token(out, image, t);
       for (int64_t c = out.channels; c < padded(out.channels); c++) to[c] = 0;
     }
 }
@@ -158,9 +170,9 @@ void token_conv(const Op& op, const Run& run, int64_t chunk) {
     for (int64_t k = 0; k < kernel; k++) {
       const int64_t from = t + k - kernel / 2;
       if (from < 0 || from >= window.tokens) continue;
-      sum += load(window.token(in, image, from) + channel) * load(op.weight[0] + k * vectors * W + channel);
+      sum += load(window.token(in, image, from) + channel) * load(floats(op, 0) + k * vectors * W + channel);
     }
-    float* to = window.token(out, image, t) + channel;
+    Value* to = window.token(out, image, t) + channel;
     store(to, sum);
     activate(op.act, to, 1);
   }
@@ -176,8 +188,8 @@ void pad(const Op& op, const Run& run, int64_t chunk) {
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height, inside = y < in.height ? width : 0;
     for (int64_t x = 0; x < out.width; x++) {
-      const float* from = at(in, image, y, x);
-      float* to = at(out, image, y, x);
+      const Value* from = at(in, image, y, x);
+      Value* to = at(out, image, y, x);
       for (int64_t c = 0; c < channels; c += W) store(to + c, x < inside ? load(from + c) : splat(0));
     }
   }
@@ -191,8 +203,9 @@ void add_table(const Op& op, const Run& run, int64_t chunk) {
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
     for (int64_t x = 0; x < out.width; x++) {
-      const float *from = at(in, image, y, x), *add = op.weight[0] + (y * out.width + x) * channels;
-      float* to = at(out, image, y, x);
+      const Value* from = at(in, image, y, x);
+      const float* add = floats(op, 0) + (y * out.width + x) * channels;
+      Value* to = at(out, image, y, x);
       for (int64_t c = 0; c < channels; c += W) store(to + c, load(from + c) + load(add + c));
     }
   }
@@ -207,7 +220,7 @@ void average(const Op& op, const Run& run, int64_t chunk) {
     const int64_t image = r / out.height, y = r % out.height * 2, height = std::min<int64_t>(2, in.height - y);
     for (int64_t x = 0; x < out.width; x++) {
       const int64_t width = std::min<int64_t>(2, in.width - 2 * x);
-      float* to = at(out, image, r % out.height, x);
+      Value* to = at(out, image, r % out.height, x);
       for (int64_t c = 0; c < channels; c += W) {
         V sum = splat(0);
         for (int64_t i = 0; i < height * width; i++) sum += load(at(in, image, y + i / width, 2 * x + i % width) + c);

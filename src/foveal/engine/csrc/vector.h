@@ -26,6 +26,7 @@ typedef float V __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef int32_t VI __attribute__((vector_size(W * 4), aligned(4), may_alias));
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 INLINE V load(const float* p) { return *(const V*)p; }
 INLINE void store(float* p, V v) { *(V*)p = v; }
@@ -59,6 +60,68 @@ INLINE V min(V bound, V x) {
   return x > bound ? bound : x;
 #endif
 }
+
+// bfloat16: the upper half of a float32. Conversion rounds to the nearest, to even of two.
+typedef uint32_t VU __attribute__((vector_size(W * 4), aligned(4), may_alias));
+typedef uint16_t VH __attribute__((vector_size(W * 2), aligned(2), may_alias));
+
+// Bits of a bfloat16 in the lower halves. NaN stays NaN: rounding could make it infinite.
+INLINE VU rounded(V x) {
+  const VU bits = (VU)x;
+  return x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : bits >> 16 | 0x40;
+}
+struct BFloat16 {
+  uint16_t bits;
+  BFloat16() = default;
+  INLINE BFloat16(float x) {
+    uint32_t whole;
+    std::memcpy(&whole, &x, sizeof whole);
+    bits = (uint16_t)(x == x ? (whole + 0x7fff + (whole >> 16 & 1)) >> 16 : whole >> 16 | 0x40);
+  }
+  INLINE operator float() const {
+    const uint32_t whole = (uint32_t)bits << 16;
+    float x;
+    std::memcpy(&x, &whole, sizeof x);
+    return x;
+  }
+};
+INLINE V load(const BFloat16* p) {
+#if defined(VECTORS_512)
+  return (V)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
+#elif defined(VECTORS_256) && defined(__AVX2__)
+  return (V)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+#else
+  return (V)(__builtin_convertvector(*(const VH*)p, VU) << 16);
+#endif
+}
+INLINE void store(BFloat16* p, V v) {
+#if defined(VECTORS_512) && defined(__AVX512BF16__)
+  *(VH*)p = (VH)_mm512_cvtneps_pbh((__m512)v);
+#elif defined(VECTORS_512)
+  *(VH*)p = (VH)_mm512_cvtepi32_epi16((__m512i)rounded(v));
+#elif defined(VECTORS_256) && defined(__AVX2__)
+  const __m256i bits = (__m256i)rounded(v);
+  *(VH*)p = (VH)_mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
+#else
+  *(VH*)p = __builtin_convertvector(rounded(v), VH);
+#endif
+}
+INLINE V splat(BFloat16 x) {
+#if defined(VECTORS_512)
+  return (V)_mm512_and_si512(_mm512_set1_epi16((short)x.bits), _mm512_set1_epi32((int)0xffff0000));
+#else
+  return splat((float)x);
+#endif
+}
+
+// Values of maps and packed weights of products: one of these two types in a library. PAIR of them fill 32 bits.
+#if defined(FOVEAL_BFLOAT16)
+typedef BFloat16 Value;
+#else
+typedef float Value;
+#endif
+constexpr int PAIR = sizeof(float) / sizeof(Value);
+
 INLINE V relu(V x) { return max(splat(0), x); }
 INLINE V clamp(V x, V low, V high) { return min(high, max(low, x)); }
 INLINE V clamp(V x, float low, float high) { return clamp(x, splat(low), splat(high)); }
@@ -152,11 +215,12 @@ INLINE V activate_as(V x) {
 }
 
 // Activation of `count` vectors in memory.
-template <int A>
-inline void activate_as(float* values, int64_t count) {
+template <int A, class T>
+inline void activate_as(T* values, int64_t count) {
   for (int64_t i = 0; i < count; i++) store(values + i * W, activate_as<A>(load(values + i * W)));
 }
-inline __attribute__((noinline)) void activate(int act, float* values, int64_t count) {
+template <class T>
+__attribute__((noinline)) void activate(int act, T* values, int64_t count) {
   switch (act) {
     case RELU:
       for (int64_t i = 0; i < count; i++) store(values + i * W, relu(load(values + i * W)));

@@ -1,7 +1,7 @@
 // 3x3 convolution with stride 1 by Winograd's algorithm (arXiv 1509.09308): a tile of MxM output pixels takes
 // (M + 2)^2 products in place of 9 M^2, between a transformation of the input pixels and one of the sums. For M = 2 the
-// points are 0, 1 and -1; for M = 4 they are 0, 3/4, -3/4, 3/2 and -3/2, which round half as much as the usual 0, 1, -1,
-// 2 and -2. packing.py has the transformation of the weights.
+// points are 0, 1 and -1; for M = 4 they are 0, 3/4, -3/4, 3/2 and -3/2, which round half as much as the usual 0, 1,
+// -1, 2 and -2. packing.py has the transformation of the weights.
 #pragma once
 #include "gemm.h"
 
@@ -40,7 +40,7 @@ INLINE void outputs_of(const V (&m)[6], V (&y)[4]) {
 
 // Pixels of the input under a tile: `at` is the top left one.
 template <int M>
-INLINE void transform_tile(const float* at, int64_t pixel, int64_t row, int64_t channels, float* out, int64_t plane) {
+INLINE void transform_tile(const Value* at, int64_t pixel, int64_t row, int64_t channels, Value* out, int64_t plane) {
   constexpr int N = M + 2;
   for (int64_t c = 0; c < channels; c += W, at += W, out += W) {
     V t[N][N];  // column, row
@@ -66,7 +66,7 @@ INLINE void transform_tile(const float* at, int64_t pixel, int64_t row, int64_t 
 // The MxM output pixels of a tile, of which `rows` x `columns` exist.
 template <int M>
 INLINE void finish_winograd(const float* sums, int64_t plane, const Finish& finish, int64_t channel, int64_t count,
-                            float* out, int64_t out_row, const float* residual, int64_t residual_row, int rows,
+                            Value* out, int64_t out_row, const Value* residual, int64_t residual_row, int rows,
                             int columns) {
   constexpr int N = M + 2;
   for (int64_t c = 0; c < count; c += W) {

@@ -1,0 +1,74 @@
+"""One photograph, one model, every runtime: the same classes at every pixel.
+
+Weights are random where none are in the package, and the same for all runtimes. All files are written by the export and
+opened by ``foveal.load``, so that preparation, network and argmax are those of users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import foveal
+from foveal import assets
+from foveal.factory.create import list_models
+from foveal.info import info_of
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.torch_runner import TorchRunner
+
+SIZE = (96, 160)  # of the photograph: small, since the largest networks run in seven runtimes
+FORMATS = ("onnx", "openvino", "native", "executorch", "litert")
+#: Families that the native engine does not compute: the export says so.
+NOT_NATIVE = ("efficientvit_m", "tinyvit", "edifice")
+BUNDLED = [ref for ref, weights in assets.WEIGHTS.items() if weights.task == "segment"]
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "street.jpg"
+    Image.open(assets.FOLDER / "street.jpg").resize(SIZE[::-1]).save(path, quality=95)
+    return path
+
+
+def stirred(name: str) -> nn.Module:
+    """The segmentation model of an architecture with random weights and batch statistics, without ties of classes."""
+    torch.manual_seed(0)
+    model: Any = foveal.create_model(name, "segment", num_classes=5).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.1)
+    return model
+
+
+def opened(ref: str, model: nn.Module, folder: Path) -> Iterator[tuple[str, Predictor]]:
+    """The optimised model, and every format's file in its runtime."""
+    yield "optimised", Predictor(TorchRunner(foveal.optimize(model)), info_of(model), "torch")
+    for name in FORMATS:
+        if name == "native" and ref.startswith(NOT_NATIVE):
+            with pytest.raises(foveal.ExportError, match="native"):
+                foveal.export(model, name, output=folder)
+            continue
+        report = foveal.export(model, name, output=folder, input_size=SIZE if name == "litert" else None)
+        yield name, foveal.load(report.path)
+
+
+@pytest.mark.parametrize("ref", [*list_models(task="segment"), *BUNDLED])
+def test_the_same_mask_everywhere(ref: str, photo: Path, tmp_path: Path) -> None:
+    model: Any = foveal.load_model(ref) if ref in BUNDLED else stirred(ref)
+    expected = Predictor(TorchRunner(model), info_of(model), "torch")(photo).mask
+    assert len(np.unique(expected)) > 1
+    same = {name: float((predictor(photo).mask == expected).mean()) for name, predictor in opened(ref, model, tmp_path)}
+    assert {name: share for name, share in same.items() if share < 0.9999} == {}
