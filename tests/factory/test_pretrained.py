@@ -55,6 +55,20 @@ def test_round_trip_through_a_folder(model: nn.Module, tmp_path: Path) -> None:
     assert foveal.load_checkpoint(foveal.create_model("efficientvit_b0", "segment", num_classes=3), folder).loaded
 
 
+def test_weights_can_be_stored_in_float16(model: nn.Module, tmp_path: Path) -> None:
+    """Half of the size; loaded as float32, with norms and biases unchanged."""
+    sizes = {}
+    for half in (False, True):
+        folder = foveal.save_pretrained(model, tmp_path / str(half), half=half)
+        sizes[half] = (folder / "model.safetensors").stat().st_size
+    assert sizes[True] < 0.6 * sizes[False]
+    ours, loaded = model.state_dict(), foveal.from_pretrained(tmp_path / "True").state_dict()
+    for key, tensor in ours.items():
+        stored = tensor.half().float() if tensor.ndim > 1 else tensor
+        assert loaded[key].dtype == tensor.dtype
+        assert loaded[key].equal(stored)
+
+
 def test_the_model_card_describes_the_model_and_how_to_load_it(model: nn.Module, tmp_path: Path) -> None:
     folder = foveal.save_pretrained(model, tmp_path, metrics={"mIoU": 12.5}, data="Toy test, 64x96")
     _, about, text = (folder / "README.md").read_text().split("---\n", 2)

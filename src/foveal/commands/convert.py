@@ -59,9 +59,6 @@ def convert(
         if not TASKS[info.task].takes_prompts or not all(0 <= value <= 1 for value in mask_thresholds):
             raise ConfigError(f"--mask-thresholds {mask_thresholds}: give two numbers of 0 to 1, for promptable models")
         info = info.replace(mask_thresholds=mask_thresholds)
-    state = model.state_dict()
-    if half:
-        state = {key: tensor.half() if tensor.ndim > 1 else tensor for key, tensor in state.items()}
-    save_checkpoint(target, state, info)
+    save_checkpoint(target, model.state_dict(), info, half)
     say(f"{source} is {info.model} for {info.task}; written as {target}")
     return 0

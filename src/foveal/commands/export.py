@@ -21,6 +21,7 @@ def export(
     batch: int | None = None,
     opset: int | None = None,
     half: bool = False,
+    bake: bool = False,
     json: Json = False,
 ) -> int:
     """Write a model as files that run without torch, checked against the model at several sizes.
@@ -43,7 +44,9 @@ def export(
     opset
         Version of ONNX's operator set; default: 18.
     half
-        Write float16 instead of float32.
+        Write float16 instead of float32, except the layers that need the range of float32.
+    bake
+        Put all preparation and the argmax into the file: decoded images in, classes, probabilities or images out.
     """
     from .. import export as export_model
     from .. import load_model
@@ -56,7 +59,7 @@ def export(
         if len(formats) > 1:
             ensure_folder(output)
         check_overwrites([output], [Path(ref), *Path(ref).glob("*.safetensors")])
-    options = {"upsample": upsample, "opset": opset, "half": half, "batch": batch}
+    options = {"upsample": upsample, "opset": opset, "half": half, "bake": bake, "batch": batch}
     model, reports, errors = load_model(ref), [], {}
     for name in formats:
         try:

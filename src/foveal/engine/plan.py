@@ -3,8 +3,8 @@
 A plan is independent of the size of the image, of the machine and of the number of threads. Maps are numbered: each
 step reads some and writes one. Weights are float32 arrays in torch's layouts, with norms folded into them.
 
-The file is a safetensors file whose metadata hold the steps and the description of the model as JSON. It is input from
-outside: everything that it says is checked before use.
+The file is a safetensors file whose metadata hold the steps and the description of the model as JSON; large arrays may
+be stored in float16. It is input from outside: everything that it says is checked before use.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ PADDINGS = ("symmetric", "same")
 POINT_ARRAYS = ("point_frequencies", "point_embeddings", "own_tokens")
 STEPS = "foveal_plan"  #: metadata key of the steps
 _ENDS = ("output", "vector", "enlarge", "masks")  # kinds that write an array of the caller
+_LARGE = 1024  # values of an array that can be stored in float16
 _MAX_STEPS, _MAX_MAPS, _MAX_CHANNELS, _MAX_JSON = 1024, 2048, 1 << 16, 8 << 20
 
 
@@ -75,12 +76,15 @@ class Plan:
     steps: tuple[Step, ...]
     weights: Mapping[str, NDArray[np.float32]]
 
-    def save(self, path: Path) -> None:
-        """Write the plan as a file."""
+    def save(self, path: Path, half: bool = False) -> None:
+        """Write the plan as a file, with ``half`` the large arrays in float16; reading gives float32 again."""
         from safetensors.numpy import save_file
 
         steps = json.dumps([dataclasses.asdict(step) for step in self.steps])
-        arrays = {name: np.ascontiguousarray(array) for name, array in self.weights.items()}
+        arrays = {
+            name: np.ascontiguousarray(array, np.float16 if half and array.size >= _LARGE and array.ndim > 1 else None)
+            for name, array in self.weights.items()
+        }
         save_file(arrays, path, metadata={STEPS: steps, KEY: self.info.to_json()})
 
 
@@ -97,12 +101,17 @@ def load_plan(path: Path) -> Plan:
             metadata = file.metadata() or {}
             if STEPS not in metadata or KEY not in metadata:
                 raise ValueError("it holds no plan: export it with foveal export --to native")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+            arrays = {name: _wide(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         plan = Plan(ModelInfo.from_json(metadata[KEY]), _read_steps(metadata[STEPS]), arrays)
         check(plan)
         return plan
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path}: the plan cannot be used: {error}") from None
+
+
+def _wide(array: NDArray[Any]) -> NDArray[Any]:
+    """An array in the type in which the engine computes, if it was stored in float16."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _read_steps(text: str) -> tuple[Step, ...]:

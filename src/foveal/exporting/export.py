@@ -7,22 +7,26 @@ description (preprocessing, class names, palette, licence), and it is compared w
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ..errors import ConfigError
 from ..factory.load_model import load_model
 from ..files import atomic_folder, atomic_write
-from ..info import info_of
+from ..info import ModelInfo, info_of
 from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
 from ..models.registry import check_takes_images
 from ..prediction.exported import part_path
 from ..task import TASKS
+from .bake import bake as bake_graph
 from .formats import FORMATS, Format, find_format
 from .graph import OPSET, Graph, Options, Source, Written, compare
 from .image import image_graphs
@@ -53,6 +57,7 @@ def export(
     batch: int | None = None,
     opset: int | None = None,
     half: bool = False,
+    bake: bool = False,
 ) -> ExportReport:
     """Write a model as a file with dynamic batch, height and width; a promptable model as three files.
 
@@ -76,7 +81,12 @@ def export(
             that of the model's own preprocessing or 512x512.
         batch: number of images that a file of fixed size takes; default: 1.
         opset: version of ONNX's operator set; default: 18.
-        half: float16 instead of float32.
+        half: float16 instead of float32, at half of the size. ONNX files compute in float16 too, except the layers that
+            the report names in ``kept_float``; they are for GPUs and browsers, since CPUs convert to float32 and back.
+            The other formats hold weights in float16, and the runtime decides in which type it computes.
+        bake: put normalisation, the resize of fixed sizes, and the argmax at the image's size into the file: it takes
+            decoded images, uint8 ``(1, H, W, 3)``, and gives classes ``(1, H, W)``, probabilities or images of uint8.
+            ``foveal.load`` does not open such files.
 
     Returns:
         ExportReport: with ``path`` and how the file compares with the model.
@@ -91,17 +101,29 @@ def export(
     """
     format = find_format(to)
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
-    _check_format_options(format, opset, half)
+    _check_format_options(format, opset, half, bake)
     if batch is not None and input_size is None and not format.fixed:
         raise ConfigError(f"batch={batch}: a file of any image size takes any batch; give input_size, too")
     if format.fixed and not TASKS[info_of(model).task].takes_prompts:
         input_size = input_size or info_of(model).preprocess.size or FIXED_SIZE
     _check_request(format, model, upsample, input_size or size, fixed=input_size is not None)
+    if upsample and bake:
+        raise ConfigError("bake gives classes at the image's size: leave upsample out")
+    options = Options(half, opset or OPSET)
     source = _prepare(model, upsample, input_size or size, None if input_size is None else batch or 1)
+    source = dataclasses.replace(source, info=_with_file(source.info, options, input_size, bake))
     make = format.graphs or GRAPHS[source.info.task]
     graphs = [graph for graph in make(source) if graph.part in ("", *format.parts)]
-    options = Options(half, opset or OPSET)
+    graphs = [bake_graph(graph, source) for graph in graphs] if bake else graphs
     return _write_all(format, graphs, _output_file(output, source.info.ref, format), options)
+
+
+def _with_file(info: ModelInfo, options: Options, input_size: tuple[int, int] | None, bake: bool) -> ModelInfo:
+    """The description of a model with what is true of its file only, as the note "file"."""
+    facts: dict[str, Any] = {"dtype": options.dtype}
+    if input_size is not None:
+        facts["input_size"] = list(input_size)
+    return info.replace(notes=info.notes | {"file": facts | ({"baked": True} if bake else {})})
 
 
 def _output_file(output: str | Path | None, ref: str, format: Format) -> Path:
@@ -127,7 +149,9 @@ def _write_all(format: Format, graphs: Sequence[Graph], output: Path, options: O
                 stack.enter_context(atomic_folder(path) if format.folder else atomic_write(path)) for path in paths
             ]
             written = format.write(graph, temporary, options)
-            difference, agreement = compare(graph, format.open(temporary)) if format.open else (math.nan, 1.0)
+            difference, agreement = (
+                compare(graph, format.open(temporary), options.dtype) if format.open else (math.nan, 1.0)
+            )
             results.append((written, difference, agreement))
             sizes += sum(_bytes_of(path) for path in temporary)
         report = ExportReport(
@@ -139,15 +163,20 @@ def _write_all(format: Format, graphs: Sequence[Graph], output: Path, options: O
             max_difference=max(difference for _, difference, _ in results),
             agreement=min(agreement for _, _, agreement in results),
             extra_files=tuple(path for paths in files for path in paths if path != main[0]),
-            dtype="float16" if options.half else "float32",
+            dtype=options.dtype,
             delegated=min(written.delegated for written, _, _ in results),
             kept_float=tuple(name for written, _, _ in results for name in written.kept_float),
-            notes=tuple(dict.fromkeys(note for written, _, _ in results for note in written.notes)),
+            notes=_notes(graphs, [written for written, _, _ in results]),
             command=current_command(),
             versions=versions_of(format.packages),
         )
         report.write(report_file)
     return report
+
+
+def _notes(graphs: Sequence[Graph], written: Sequence[Written]) -> tuple[str, ...]:
+    """Facts about all files, each once."""
+    return tuple(dict.fromkeys(note for source in (*graphs, *written) for note in source.notes))
 
 
 def _bytes_of(path: Path) -> int:
@@ -157,16 +186,17 @@ def _bytes_of(path: Path) -> int:
     )
 
 
-def _check_format_options(format: Format, opset: int | None, half: bool) -> None:
+def _check_format_options(format: Format, opset: int | None, half: bool, bake: bool) -> None:
     """Refuse options that a format does not have."""
     if opset is not None:
         if not format.onnx:
             raise ConfigError(f"opset={opset}: {format.name} files have no operator set of ONNX: leave it out")
         if not OPSET <= opset <= MAX_OPSET:
             raise ConfigError(f"opset={opset}: give {OPSET} to {MAX_OPSET}")
-    if half and not format.halves:
-        able = ", ".join(other.name for other in FORMATS.values() if other.halves)
-        raise ConfigError(f"{format.name} files have no float16: export to one of {able}")
+    for asked, ability, what in ((half, "halves", "no float16"), (bake, "bakes", "no preparation of images inside")):
+        if asked and not getattr(format, ability):
+            able = ", ".join(other.name for other in FORMATS.values() if getattr(other, ability))
+            raise ConfigError(f"{format.name} files have {what}: export to one of {able}")
 
 
 def _check_request(format: Format, model: nn.Module, upsample: bool, size: tuple[int, int], fixed: bool) -> None:
@@ -221,5 +251,6 @@ def _compared_sizes(graphs: Sequence[Graph]) -> tuple[tuple[int, int, int], ...]
     """(batch, height, width) of the images that a model's only file was compared on."""
     if len(graphs) > 1:
         return ()
-    shapes = (feed["image"].shape for feed in graphs[0].feeds)
+    images = (feed["image"] for feed in graphs[0].feeds)
+    shapes = (image.transpose(0, 3, 1, 2).shape if image.dtype == np.uint8 else image.shape for image in images)
     return tuple((batch, height, width) for batch, _, height, width in shapes)

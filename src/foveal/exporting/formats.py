@@ -39,6 +39,7 @@ class Format:
         graphs: the networks of a promptable model in place of Foveal's own, for files that other programs run. Other
             models have no such files.
         halves: whether it can be written in float16.
+        bakes: whether images of 8 bits can be its input, with all preparation inside.
     """
 
     name: str
@@ -49,28 +50,40 @@ class Format:
     packages: tuple[str, ...] = ()
     onnx: bool = False
     halves: bool = False
+    bakes: bool = False
     folder: bool = False
     fixed: bool = False
     graphs: Callable[[Source], list[Graph]] | None = None
 
 
+_ONNX = ("onnx", "onnxscript", "onnxruntime")  # packages that write ONNX files and check them
+
 #: By name. A format is added by one file in this folder and one line here.
 FORMATS = {
     format.name: format
     for format in (
-        Format("onnx", (".onnx",), write_onnx, open_onnx, SAM_PARTS, ("onnx", "onnxscript", "onnxruntime"), onnx=True),
-        Format("openvino", (".xml", ".bin"), write_openvino, open_openvino, packages=("onnxscript", "openvino")),
+        Format("onnx", (".onnx",), write_onnx, open_onnx, SAM_PARTS, _ONNX, onnx=True, halves=True, bakes=True),
+        Format(
+            "openvino",
+            (".xml", ".bin"),
+            write_openvino,
+            open_openvino,
+            packages=("onnxscript", "openvino"),
+            halves=True,
+            bakes=True,
+        ),
+        Format("native", (SUFFIX,), write_native, open_native, halves=True),
         Format(
             "samexporter",
             (".samexporter.onnx",),
             write_onnx,
             open_onnx,
             ("encoder", "decoder"),
-            ("onnx", "onnxscript", "onnxruntime"),
+            _ONNX,
             onnx=True,
             graphs=sam_client_graphs,
+            halves=True,
         ),
-        Format("native", (SUFFIX,), write_native, open_native),
         Format(
             "tensorrt",
             (TENSORRT_SUFFIX,),
@@ -78,6 +91,7 @@ FORMATS = {
             open_tensorrt,
             packages=("onnxscript", "tensorrt"),
             onnx=True,
+            halves=True,
         ),
         Format(
             "coreml",

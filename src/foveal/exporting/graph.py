@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,15 +21,19 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..errors import DependencyError, ExportError
-from ..info import IGNORE, KEY, ModelInfo
+from ..info import IGNORE, IMAGENET_MEAN, KEY, ModelInfo, Preprocess
+from ..prediction.exported import file_facts
 from ..task import TASKS
 
 TOLERANCE = 1e-4  #: largest difference between a file and its model, relative to the model's largest output
 AGREEMENT = 0.9999  #: smallest share of positions at which both have the same class, near ties left out
+#: The same two numbers for files of other types. They are for inputs of noise, on which near ties are frequent.
+LIMITS = {"float16": (0.02, 0.985)}
+IMAGE_NDIM = 4  #: of batches of images of 8 bits; batches of classes have fewer dimensions
 OPSET = 18  #: of ONNX: the newest that ONNX Runtime 1.14 and later, OpenVINO and TensorRT 10 all read
 
-Feed: TypeAlias = Mapping[str, NDArray[np.float32]]  #: inputs of a network by name, in order
-RunFile: TypeAlias = Callable[[Feed], list[NDArray[np.float32]]]  #: runs an exported file on a feed
+Feed: TypeAlias = Mapping[str, NDArray[Any]]  #: inputs of a network by name, in order
+RunFile: TypeAlias = Callable[[Feed], list[NDArray[Any]]]  #: runs an exported file on a feed
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,11 @@ class Options:
 
     half: bool = False
     opset: int = OPSET
+
+    @property
+    def dtype(self) -> str:
+        """Type of the files' weights, a key of :data:`LIMITS`, or "float32"."""
+        return "float16" if self.half else "float32"
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,7 @@ class Graph:
         feeds: inputs on which the file is compared with the reference.
         has_classes: whether dimension 1 of the output holds one score per class, so that the classes are compared too.
         model: the model that the network is a part of, for formats that derive it from there.
+        notes: facts in words, for the report.
     """
 
     part: str
@@ -108,6 +119,7 @@ class Graph:
     feeds: tuple[Feed, ...]
     has_classes: bool = False
     model: nn.Module | None = None
+    notes: tuple[str, ...] = ()
 
 
 def trace(graph: Graph) -> ExportedProgram:
@@ -148,7 +160,13 @@ def first_line(error: BaseException) -> str:
 
 
 def metadata(info: ModelInfo) -> dict[str, str]:
-    """What a file says about its model: the description as JSON, and its parts as plain text for other programs."""
+    """What a file says about its model: the description as JSON, and its parts as plain text for other programs.
+
+    The keys are documented in docs/deploy.md. What differs between the files of a model is the note "file".
+    """
+    file = file_facts(info)
+    prepare, baked = info.preprocess, file.get("baked", False)
+    resizes = baked and TASKS[info.task].has_classes and bool(prepare.size or "input_size" in file)
     return {
         KEY: info.to_json(),
         "model": info.model,
@@ -160,15 +178,40 @@ def metadata(info: ModelInfo) -> dict[str, str]:
         "std": ", ".join(map(str, info.preprocess.std)),
         "output_stride": str(info.output_stride),
         "licence": info.licence,
+        "dtype": file.get("dtype", "float32"),
+        "input_type": prepare.dtype if baked else "float32",
+        "layout": "NHWC" if baked else "NCHW",
+        "channel_order": "RGB" if info.in_chans == len(IMAGENET_MEAN) else "as in training",
+        "value_range": f"0..{prepare.peak}" if baked else "0..1, then (value - mean) / std",
+        "input_size": "x".join(map(str, ["any"] if resizes else file.get("input_size", ["any"]))),
+        "multiple": "1",
+        "resize": "inside" if resizes else _resize_rule(prepare),
+        "resample": prepare.resample,
     }
 
 
-def compare(graph: Graph, run_file: RunFile) -> tuple[float, float]:
+def _resize_rule(prepare: Preprocess) -> str:
+    """How images are resized before they are normalised, as a word with sizes as HxW."""
+    if prepare.size is None:
+        return f"longest side at most {prepare.max_side}" if prepare.max_side else "none"
+    size = "x".join(map(str, prepare.size))
+    if prepare.pad:
+        return f"longest side to {max(prepare.size)}, zeros at right and bottom after normalisation to {size}"
+    if prepare.crop_ratio > 0 and prepare.squash:
+        sides = "x".join(str(math.floor(side / prepare.crop_ratio)) for side in prepare.size)
+        return f"to {sides}, centre crop of {size}"
+    if prepare.crop_ratio > 0:
+        return f"shortest side to {math.ceil(min(prepare.size) / prepare.crop_ratio)}, centre crop of {size}"
+    return f"to {size}"
+
+
+def compare(graph: Graph, run_file: RunFile, dtype: str = "float32") -> tuple[float, float]:
     """Run a file and the network that it must equal on the same inputs.
 
     Args:
         graph: the network.
         run_file: runs the file.
+        dtype: of the file, which decides how large a difference may be.
 
     Returns:
         Largest difference relative to the network's largest output, and smallest share of positions with the same
@@ -189,19 +232,31 @@ def compare(graph: Graph, run_file: RunFile) -> tuple[float, float]:
         if graph.has_classes:
             agreement = min(agreement, class_agreement(expected[0], outputs[0]))
     worst = float(np.max(differences))
-    if not worst <= TOLERANCE or agreement < AGREEMENT:  # "not <=" also refuses NaN
+    tolerance, least = LIMITS.get(dtype, (TOLERANCE, AGREEMENT))
+    if not worst <= tolerance or agreement < least:  # "not <=" also refuses NaN
         classes = f", same class on {agreement:.3%}" if graph.has_classes else ""
         raise ExportError(f"the {_label(graph)} differs from the model by {worst:.1e}{classes}: not written")
     return worst, agreement
 
 
-def difference(output: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Largest difference over the largest expected value; NaN where either has one."""
+def difference(output: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Largest difference over the largest expected value; NaN where either has one.
+
+    Images of 8 bits may differ by one level, where values lie between two. Classes are not compared here.
+    """
+    if np.issubdtype(expected.dtype, np.integer):
+        levels = np.abs(output.astype(np.int64) - expected).max() if expected.ndim == IMAGE_NDIM else 1
+        return float(max(0, levels - 1) / np.iinfo(expected.dtype).max)
     return float(np.abs(output - expected).max() / np.maximum(np.abs(expected).max(), np.finfo(np.float32).tiny))
 
 
-def class_agreement(expected: NDArray[np.float32], output: NDArray[np.float32]) -> float:
-    """Share of equal argmax over dimension 1, without positions whose two best scores differ by less than rounding."""
+def class_agreement(expected: NDArray[Any], output: NDArray[Any]) -> float:
+    """Share of equal classes, of scores the argmax over dimension 1.
+
+    Positions whose two best scores differ by less than rounding do not count.
+    """
+    if np.issubdtype(expected.dtype, np.integer):
+        return float((expected == output).mean())
     if expected.shape[1] < 2:
         return 1.0
     best = np.sort(expected, axis=1)
@@ -210,12 +265,12 @@ def class_agreement(expected: NDArray[np.float32], output: NDArray[np.float32]) 
 
 
 @torch.inference_mode()
-def _run_reference(reference: nn.Module, feed: Feed) -> list[NDArray[np.float32]]:
+def _run_reference(reference: nn.Module, feed: Feed) -> list[NDArray[Any]]:
     outputs = reference(*map(torch.from_numpy, feed.values()))
     return [output.numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
-def _run_file(graph: Graph, run_file: RunFile, feed: Feed) -> list[NDArray[np.float32]]:
+def _run_file(graph: Graph, run_file: RunFile, feed: Feed) -> list[NDArray[Any]]:
     try:
         return run_file(feed)
     except Exception as error:  # the runtimes' exceptions are not public

@@ -31,8 +31,8 @@ def write_native(graph: Graph, files: Sequence[Path], options: Options) -> Writt
             raise ExportError("upsample: the native engine gives logits at the model's stride, which Foveal upsamples")
         model = graph.reference.model
     assert model is not None
-    replace(make_plan(model, graph.part), info=graph.info).save(files[0])
-    return Written()
+    replace(make_plan(model, graph.part), info=graph.info).save(files[0], options.half)
+    return Written(notes=("weights in float16, computed in float32",) if options.half else ())
 
 
 def open_native(files: Sequence[Path]) -> RunFile:

@@ -11,10 +11,14 @@ import torch
 from ..info import ModelInfo
 from ..prediction.onnx_runner import onnx_network
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata, trace
+from .half import to_half
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
+
+
+_HALF = "float16 is for GPUs and browsers: on CPUs ONNX Runtime converts to float32 and back, which takes longer"
 
 
 def write_onnx(graph: Graph, files: Sequence[Path], options: Options) -> Written:
@@ -24,8 +28,9 @@ def write_onnx(graph: Graph, files: Sequence[Path], options: Options) -> Written
         ExportError: it cannot be traced.
         DependencyError: a package is missing.
     """
-    files[0].write_bytes(make_onnx(graph, options).SerializeToString())
-    return Written()
+    proto, kept = make_typed_onnx(graph, options)
+    files[0].write_bytes(proto.SerializeToString())
+    return Written(kept_float=kept, notes=(_HALF,) if options.half else ())
 
 
 def make_onnx(graph: Graph, options: Options) -> onnx.ModelProto:
@@ -35,6 +40,24 @@ def make_onnx(graph: Graph, options: Options) -> onnx.ModelProto:
         ExportError: it cannot be traced.
         DependencyError: a package is missing.
     """
+    return make_typed_onnx(graph, options)[0]
+
+
+def make_typed_onnx(graph: Graph, options: Options) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """As :func:`make_onnx`, with the names of the layers that are computed in float32 in a graph of float16.
+
+    Raises:
+        ExportError: it cannot be traced.
+        DependencyError: a package is missing.
+    """
+    proto = _translate(graph, options)
+    kept = to_half(proto) if options.half else ()
+    _finish(proto, graph)
+    return proto, kept
+
+
+def _translate(graph: Graph, options: Options) -> onnx.ModelProto:
+    """The traced and simplified network, whose nodes still name the layers that they come from."""
     with exporter_errors(graph.info.model, "ONNX"):
         # Traced here, not by torch.onnx.export: where this fails, that would try methods that fix the size.
         program = torch.onnx.export(
@@ -48,11 +71,13 @@ def make_onnx(graph: Graph, options: Options) -> onnx.ModelProto:
         )
         assert program is not None
         _simplify(program.model)
-    proto = program.model_proto
+    return program.model_proto
+
+
+def _finish(proto: onnx.ModelProto, graph: Graph) -> None:
     _remove_traces(proto)
     _name_dimensions(proto, graph)
     _describe(proto, graph.info)
-    return proto
 
 
 def open_onnx(files: Sequence[Path]) -> RunFile:

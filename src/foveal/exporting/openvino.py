@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..prediction.file_network import Settings
 from ..prediction.openvino_runner import open_openvino_network
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
 from .onnx import make_onnx
+
+_HALF = "weights in float16; OpenVINO computes in float32 on CPUs and in float16 on GPUs"
 
 
 def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Written:
@@ -19,7 +23,7 @@ def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Wri
         ExportError: OpenVINO cannot convert it.
         DependencyError: a package is missing.
     """
-    proto = make_onnx(graph, options)
+    proto = make_onnx(graph, replace(options, half=False))  # OpenVINO stores weights in float16 by itself
     with exporter_errors(graph.info.model, "OpenVINO", "openvino"):
         import openvino
         from openvino import passes
@@ -30,10 +34,15 @@ def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Wri
             model = openvino.Core().read_model(str(path))
             for key, value in metadata(graph.info).items():
                 model.set_rt_info(value, [key])
-            manager = passes.Manager()
-            manager.register_pass(passes.Serialize(*map(str, files)))
-            manager.run_passes(model)
-    return Written()
+            if options.half:
+                openvino.save_model(model, path.with_suffix(".xml"), compress_to_fp16=True)
+                for file in files:
+                    shutil.copyfile(path.with_suffix(file.suffix), file)
+            else:
+                manager = passes.Manager()
+                manager.register_pass(passes.Serialize(*map(str, files)))
+                manager.run_passes(model)
+    return Written(notes=(_HALF,) if options.half else ())
 
 
 def open_openvino(files: Sequence[Path]) -> RunFile:

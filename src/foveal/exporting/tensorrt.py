@@ -16,7 +16,7 @@ from ..errors import ExportError
 from ..prediction.file_network import Settings
 from ..prediction.tensorrt_runner import open_tensorrt_network, with_description
 from .graph import Graph, Options, RunFile, Written, exporter_errors
-from .onnx import make_onnx, open_onnx
+from .onnx import make_typed_onnx, open_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -145,14 +145,15 @@ def write_tensorrt(graph: Graph, files: Sequence[Path], options: Options) -> Wri
         ExportError: the network cannot be traced, or has an operator that TensorRT lacks.
         DependencyError: a package is missing.
     """
-    proto = make_onnx(graph, options)
+    proto, kept = make_typed_onnx(graph, options)
     _check_operators(graph.info.model, proto)
     if INSTALLED:
         with exporter_errors(graph.info.model, "TensorRT", "tensorrt"):
             files[0].write_bytes(with_description(_build(graph, proto, options), graph.info.to_json()))
-        return Written(notes=("for this GPU and this version of TensorRT",))
+        return Written(kept_float=kept, notes=("for this GPU and this version of TensorRT",))
     files[0].write_bytes(proto.SerializeToString())
-    return Written(notes=(f"TensorRT is not installed here; build the engine with: {recipe(graph, options)}",))
+    note = f"TensorRT is not installed here; build the engine with: {recipe(graph, options)}"
+    return Written(kept_float=kept, notes=(note,))
 
 
 def recipe(graph: Graph, options: Options) -> str:

@@ -40,6 +40,7 @@ def save_pretrained(
     licence: str = "",
     metrics: Mapping[str, float] | None = None,
     data: str = "",
+    half: bool = False,
 ) -> Path:
     """Write ``model`` as a folder: ``model.safetensors``, ``config.json`` and a model card, ``README.md``.
 
@@ -53,6 +54,7 @@ def save_pretrained(
         licence: SPDX name of the weights' licence; default: the one in the model's description.
         metrics: figures for the model card, for example ``{"mIoU": 58.45}``.
         data: data set, split and size that the figures are for, for example "CamVid test, 480x360".
+        half: store weights in float16; norms and biases stay float32. Loading gives float32 again.
 
     Returns:
         Path: ``folder``.
@@ -76,7 +78,7 @@ def save_pretrained(
         (folder / "config.json").unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {folder}: {error.strerror}") from error
-    save_checkpoint(folder / SAVED, model.state_dict(), info)
+    save_checkpoint(folder / SAVED, model.state_dict(), info, half)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if not (folder / "README.md").exists():
         _write(folder / "README.md", _card(info, parameters, figures, data))
@@ -120,6 +122,7 @@ def push_to_hub(
     data: str = "",
     private: bool = False,
     revision: str | None = None,
+    half: bool = False,
 ) -> str:
     """Upload the folder of :func:`save_pretrained` to a hub repository, which is made if it does not exist.
 
@@ -129,7 +132,7 @@ def push_to_hub(
         repo: ``owner/name``.
         private: whether a repository that is made now is visible to its owner only.
         revision: branch to upload to; default: the main one.
-        model, licence, metrics, data: as for :func:`save_pretrained`.
+        model, licence, metrics, data, half: as for :func:`save_pretrained`.
 
     Returns:
         str: address of the commit.
@@ -141,7 +144,7 @@ def push_to_hub(
     if (file := hub.parse(repo, SAVED)) is None or file.repo != repo:
         raise ConfigError(f"{repo!r} is no hub id: write owner/name")
     with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(model, folder, licence=licence, metrics=metrics, data=data)
+        save_pretrained(model, folder, licence=licence, metrics=metrics, data=data, half=half)
         card = Path(folder, "README.md")
         card.write_text(card.read_text(encoding="utf-8").replace(_PLACE, repo), encoding="utf-8")
         return hub.upload(Path(folder), repo, private=private, revision=revision)

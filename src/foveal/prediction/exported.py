@@ -170,7 +170,18 @@ def read_info(kind: FileKind, path: Path) -> ModelInfo:
         find_task(info.task)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+    if file_facts(info).get("baked"):
+        raise ConfigError(
+            f"{path}: it takes decoded images and gives results (bake), so {kind.suffix} runtimes run it directly; "
+            "for a predictor, export without bake"
+        )
     return info
+
+
+def file_facts(info: ModelInfo) -> dict[str, Any]:
+    """What a description says about its file: "dtype", and "input_size" and "baked" where they are given."""
+    facts = info.notes.get("file")
+    return facts if isinstance(facts, dict) else {}
 
 
 def open_exported(kind: FileKind, path: Path, settings: Settings) -> tuple[NetworkRunner | NetworkPrompter, ModelInfo]:

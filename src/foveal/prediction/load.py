@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 
 from ..errors import ConfigError
+from ..info import ModelInfo
+from .exported import file_facts
 from .interpolation import interpolation
 from .predictor import Predictor
+from .runner import DTYPES
 from .runtimes import check_names, choose, explain
 
 
@@ -37,7 +40,8 @@ def load(
 
     Returns:
         The predictor. Its ``runtime`` says in one line what was chosen and, unless all of it was named, why:
-        ``"native on cpu, avx2: the exported file needs no torch; no GPU found"``.
+        ``"native on cpu, avx2: the exported file needs no torch; no GPU found"``. It also says if a file is of
+        another type than float32: ``"onnxruntime on cpu, float16 file"``.
 
     Raises:
         ConfigError: unknown runtime or dtype, a runtime that cannot open ``ref`` or lacks the device or type, or an
@@ -54,6 +58,12 @@ def load(
         return predictor
     chosen, target = choose(ref, runtime, device, dtype)
     opened = chosen.open(target, device, dtype, threads)
+    place = ", ".join((opened.place, *_file_type(opened.info)))
     why = explain(chosen, target, ref, device, dtype) if runtime == "auto" else ""
     reasons = "; ".join(filter(None, (why, opened.reason)))
-    return Predictor(opened.runner, opened.info, f"{chosen.name} on {opened.place}" + f": {reasons}" * bool(reasons))
+    return Predictor(opened.runner, opened.info, f"{chosen.name} on {place}" + f": {reasons}" * bool(reasons))
+
+
+def _file_type(info: ModelInfo) -> list[str]:
+    """The type of an exported file in words, unless it is float32."""
+    return [f"{dtype} file" for dtype in DTYPES[2:] if dtype == file_facts(info).get("dtype")]

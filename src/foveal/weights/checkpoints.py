@@ -326,13 +326,22 @@ def _find_tensors(content: Any, seen: set[int]) -> dict[str, Tensor]:
     return {key: torch.from_numpy(value) for key, value in arrays.items() if value.dtype.kind in "fiub" and value.ndim}
 
 
-def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelInfo) -> None:
+def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelInfo, half: bool = False) -> None:
     """Write ``state`` and its description atomically as one .safetensors file, with a SHA-256 of both.
+
+    Args:
+        path: of the file.
+        state: tensors by name.
+        info: the description.
+        half: store weights in float16; norms and biases, which have one dimension, stay as they are. Loading gives
+            float32 again.
 
     Raises:
         InputError: the file cannot be written.
     """
     tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
+    if half:
+        tensors = {key: value.half() if value.ndim > 1 else value for key, value in tensors.items()}
     text = info.to_json()
     content = _in_order(save(tensors), {KEY: text, _DIGEST: digest(tensors, text)})
     with atomic_write(path) as temporary:

@@ -1,0 +1,79 @@
+"""Programs without Foveal read the metadata of exported files and get Foveal's masks."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import foveal
+from foveal import assets
+from foveal.exporting.graph import metadata
+from foveal.info import ModelInfo, Preprocess
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+MODEL = assets.path("efficientvit_b0.camvid", ".onnx")
+
+
+def test_the_python_client_gives_the_same_mask(tmp_path: Path) -> None:
+    """Of an image that is reduced first, too large for these weights."""
+    image = tmp_path / "street.png"
+    Image.open(assets.path("street", ".jpg")).convert("RGB").crop((0, 200, 1100, 560)).save(image)
+    command = [sys.executable, EXAMPLES / "python_client.py", MODEL, image, tmp_path / "mask.png"]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    expected = foveal.load(MODEL)(image)
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert (np.asarray(mask) == expected.mask).mean() >= 0.9999
+        assert tuple(mask.getpalette() or ())[:3] == expected.palette[0]
+    assert process.stdout.startswith(f"{expected.names[0]}: ")
+
+
+@pytest.mark.long
+def test_the_javascript_client_gives_the_same_mask(tmp_path: Path) -> None:
+    npm, node = shutil.which("npm"), shutil.which("node")
+    if npm is None or node is None:
+        pytest.skip("node and npm are not installed")
+    folder = tmp_path / "client"
+    shutil.copytree(EXAMPLES, folder)
+    install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+    if subprocess.run(install, cwd=folder, capture_output=True).returncode:
+        pytest.skip("npm cannot install onnxruntime-web here")
+    image = tmp_path / "street.png"
+    Image.open(assets.path("street", ".jpg")).convert("RGB").resize((321, 239)).save(image)
+    command = [node, "javascript_client.mjs", MODEL, image, tmp_path / "mask.png"]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+    expected = foveal.load(MODEL)(image)
+    colours = np.array(expected.palette, np.uint8)[expected.mask]
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert (np.asarray(mask.convert("RGB")) == colours).all(-1).mean() >= 0.9999
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "rule"),
+    [
+        (Preprocess(), "none"),
+        (Preprocess(max_side=1024), "longest side at most 1024"),
+        (Preprocess(size=(256, 320)), "to 256x320"),
+        (Preprocess(size=(224, 224), crop_ratio=0.875), "shortest side to 256, centre crop of 224x224"),
+        (Preprocess(size=(224, 224), crop_ratio=0.9, squash=True), "to 248x248, centre crop of 224x224"),
+        (
+            Preprocess.of_prompts(512),
+            "longest side to 512, zeros at right and bottom after normalisation to 512x512",
+        ),
+    ],
+)
+def test_the_rule_of_the_resize_is_text(preprocess: Preprocess, rule: str) -> None:
+    facts = metadata(ModelInfo("x", "segment", 3, preprocess=preprocess))
+    assert facts["resize"] == rule
+    assert [facts[key] for key in ("layout", "channel_order", "input_size")] == ["NCHW", "RGB", "any"]
+
+
+def test_the_file_says_its_fixed_size() -> None:
+    notes = {"file": {"dtype": "float16", "input_size": [512, 1024]}}
+    facts = metadata(ModelInfo("x", "segment", 3, notes=notes))
+    assert (facts["input_size"], facts["dtype"], facts["input_type"]) == ("512x1024", "float16", "float32")

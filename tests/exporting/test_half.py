@@ -1,0 +1,221 @@
+"""float16 files keep the masks: what float16 cannot hold is computed in float32, the rest takes half of the space."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+import foveal
+from foveal import assets
+from foveal.engine.plan import load_plan
+from foveal.exporting.half import to_half
+from foveal.prediction.predictor import Predictor
+from helpers import golden
+from helpers.narrow import Plain, narrow
+
+
+def half_of(name: str, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """The bundled ONNX file of a model in float16, and what stayed in float32."""
+    proto = onnx.load(assets.path(name, ".onnx"))
+    kept = to_half(proto)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.save(proto, folder / f"{name}.onnx")
+    return folder / f"{name}.onnx", kept
+
+
+def photo(width: int) -> NDArray[np.uint8]:
+    """The bundled photograph, ``width`` pixels wide."""
+    image = Image.open(assets.path("street", ".jpg")).convert("RGB")
+    return np.asarray(image.resize((width, width * image.height // image.width)))
+
+
+@pytest.mark.parametrize("name", ["efficientvit_b0.camvid", "efficientvit_b0.camvid_scratch"])
+def test_masks_stay(name: str, tmp_path: Path) -> None:
+    file, kept = half_of(name, tmp_path)
+    expected, found = foveal.load(assets.path(name, ".onnx"))(photo(480)), foveal.load(file)(photo(480))
+    assert (found.mask == expected.mask).mean() >= 0.998
+    assert np.abs(found.logits - expected.logits).max() <= 0.01 * np.abs(expected.logits).max()
+    assert file.stat().st_size < 0.7 * assets.path(name, ".onnx").stat().st_size
+    operators = {node.name: node.op_type for node in onnx.load(file).graph.node}
+    assert {"Div", "ReduceSum"} <= {operators[node] for node in kept}
+
+
+def test_upscaled_images_stay(tmp_path: Path) -> None:
+    file, _ = half_of("efficientvit_sr.x2", tmp_path)
+    expected, found = foveal.load("efficientvit_sr.x2", runtime="onnxruntime")(photo(96)), foveal.load(file)(photo(96))
+    difference = found.image.astype(int) - expected.image
+    assert np.abs(difference).max() <= 2
+    assert (difference**2).mean() < 0.05  # 61 dB
+
+
+def small_graph(nodes: list[onnx.NodeProto], shape: list[int | str], **constants: NDArray[np.float32]) -> bytes:
+    """A graph with the input x and the output y."""
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [value("x", TensorProto.FLOAT, shape)],
+        [value("y", TensorProto.FLOAT, [f"y{axis}" for axis in range(len(shape))])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return model.SerializeToString()
+
+
+def in_both_types(content: bytes, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """The output of a graph and of its conversion."""
+    converted = onnx.load_from_string(content)
+    to_half(converted)
+    onnx.checker.check_model(converted, full_check=True)
+    outputs = []
+    for model in (content, converted.SerializeToString()):
+        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        outputs.append(np.asarray(session.run(None, {"x": x})[0]))
+    return outputs[0], outputs[1]
+
+
+def test_normalisers_have_the_range_of_float32() -> None:
+    """Linear attention: the sum over positions exceeds 65504, and a query of zeros is divided by the epsilon."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["q"]),
+        helper.make_node("Relu", ["q"], ["features"]),
+        helper.make_node("Transpose", ["features"], ["keys"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["keys", "features"], ["context"]),
+        helper.make_node("ReduceSum", ["features", "axis"], ["sums"], keepdims=1),
+        helper.make_node("Transpose", ["sums"], ["norm"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["features", "context"], ["above"]),
+        helper.make_node("MatMul", ["features", "norm"], ["below"]),
+        helper.make_node("Add", ["below", "eps"], ["normaliser"]),
+        helper.make_node("Div", ["above", "normaliser"], ["quotient"]),
+        helper.make_node("MatMul", ["quotient", "weight"], ["y"]),
+    ]
+    x = 100 * np.random.default_rng(0).standard_normal((1, 1000, 4)).astype(np.float32)
+    x[0, 0] = 0
+    constants = {"weight": np.eye(4, dtype=np.float32), "eps": np.array(1e-15, np.float32)}
+    content = small_graph(nodes, [1, "n", 4], axis=np.array([1]), **constants)
+    expected, found = in_both_types(content, x)
+    assert np.abs(expected).max() > 50
+    assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
+
+
+def test_angles_have_the_precision_of_float32() -> None:
+    """Encodings of points: in float16 a coordinate of 1000 is known to half a pixel, an angle of it to nothing."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "frequencies"], ["angles"]),
+        helper.make_node("Sin", ["angles"], ["sines"]),
+        helper.make_node("MatMul", ["sines", "weight"], ["y"]),
+    ]
+    x = np.random.default_rng(0).uniform(0, 1024, (1, 50, 2)).astype(np.float32)
+    constants = {"frequencies": np.full((2, 4), 0.37, np.float32), "weight": np.eye(4, dtype=np.float32)}
+    expected, found = in_both_types(small_graph(nodes, [1, "n", 2], **constants), x)
+    assert np.abs(found - expected).max() < 1e-3
+
+
+def test_a_large_bias_does_not_hide_what_varies() -> None:
+    """A depthwise convolution adds little to its bias; the next one takes the bias away and enlarges the rest."""
+    rng = np.random.default_rng(0)
+    project = 100 * np.eye(8, dtype=np.float32)[:, :, None, None]
+    constants = {
+        "depthwise": rng.uniform(0.01, 0.02, (8, 1, 3, 3)).astype(np.float32),
+        "bias": np.full(8, 3, np.float32),
+        "project": project,
+        "shift": np.full(8, -300, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "depthwise", "bias"], ["wide"], group=8, pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["wide"], ["active"]),
+        helper.make_node("Conv", ["active", "project", "shift"], ["y"]),
+    ]
+    x = rng.standard_normal((1, 8, 16, 16)).astype(np.float32)
+    expected, found = in_both_types(small_graph(nodes, [1, 8, "h", "w"], **constants), x)
+    assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
+
+
+def test_the_report_and_the_predictor_say_it(tmp_path: Path) -> None:
+    report = foveal.export(Plain(), output=tmp_path / "plain.onnx", size=(64, 64), half=True)
+    assert report.dtype == "float16"
+    assert report.kept_float  # the mean over positions
+    assert any("CPUs" in note for note in report.notes)
+    assert json.loads((tmp_path / "plain.onnx.json").read_text())["kept_float"] == list(report.kept_float)
+    assert {entry.key: entry.value for entry in onnx.load(report).metadata_props}["dtype"] == "float16"
+    predictor = foveal.load(report.path)
+    assert "float16 file" in predictor.runtime
+    assert predictor(np.zeros((70, 50, 3), np.uint8)).logits.dtype == np.float32
+    types = {tensor.data_type for tensor in onnx.load(report).graph.initializer if tensor.name.endswith(".half")}
+    assert types == {TensorProto.FLOAT16}
+
+
+def test_openvino_files_hold_weights_in_float16(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model = Plain()
+    model.add_module("conv", torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3, 2, 1), torch.nn.Conv2d(64, 16, 3, 2, 1)))
+    sizes = []
+    for half in (False, True):
+        report = foveal.export(model, "openvino", output=tmp_path / "plain.xml", size=(64, 64), half=half)
+        sizes.append(report.path.with_suffix(".bin").stat().st_size)
+    assert sizes[1] < 0.6 * sizes[0]
+    assert "float16 file" in foveal.load(tmp_path / "plain.xml").runtime
+
+
+def test_plans_hold_weights_in_float16(tmp_path: Path) -> None:
+    """They are stored in float16 and computed in float32: rounding of the weights is the only difference."""
+    source = assets.path("efficientvit_b0.camvid", ".foveal")
+    plan = load_plan(source)
+    plan.save(tmp_path / "half.foveal", half=True)
+    again = load_plan(tmp_path / "half.foveal")
+    assert {array.dtype for array in again.weights.values()} == {np.dtype(np.float32)}
+    for name, array in plan.weights.items():
+        assert np.abs(again.weights[name] - array).max() <= 2**-11 * np.abs(array).max()
+        assert array.size >= 1024 or np.array_equal(again.weights[name], array)
+    assert (tmp_path / "half.foveal").stat().st_size < 0.6 * source.stat().st_size
+    expected, found = foveal.load(source)(photo(320)), foveal.load(tmp_path / "half.foveal")(photo(320))
+    assert (found.mask == expected.mask).mean() >= 0.995
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("to", ["onnx", "openvino", "native"])
+def test_every_format_in_float16(to: str, tmp_path: Path) -> None:
+    """From a model to masks, through the checks of the export."""
+    if to == "openvino":
+        pytest.importorskip("openvino")
+    model = golden.fill(narrow("segment", 5))
+    from foveal.prediction.torch_runner import TorchRunner
+
+    report = foveal.export(model, to, output=tmp_path, size=(64, 96), half=True)
+    assert report.dtype == "float16"
+    if to == "onnx":
+        assert "backbone.stages.2.1.attention" in report.kept_float
+    predictor = foveal.load(report.path)
+    assert "float16 file" in predictor.runtime
+    expected = Predictor(TorchRunner(model), model.foveal_info, "torch")(photo(320)).mask
+    assert (predictor(photo(320)).mask == expected).mean() >= 0.98  # random weights: many near ties
+
+
+@pytest.mark.long
+def test_click_to_mask_in_less_than_20_megabytes(tmp_path: Path) -> None:
+    report = foveal.export("tf_efficientnet_lite0.sam", output=tmp_path / "sam.onnx", half=True)
+    files = {path.name: path.stat().st_size for path in (report.path, *report.extra_files)}
+    assert files["sam.encoder.onnx"] + files["sam.prompts.onnx"] < 20e6
+    assert files["sam.encoder.onnx"] + files["sam.decoder.onnx"] < 20e6
+    image = photo(640)
+    expected, found = (
+        foveal.load(ref).encode(image) for ref in ("tf_efficientnet_lite0.sam", tmp_path / "sam.encoder.onnx")
+    )
+    prompts: tuple[dict[str, Any], ...] = (
+        {"points": [[320, 200]], "labels": [1]},
+        {"points": [[100, 300]], "labels": [1]},
+        {"boxes": [[200, 100, 420, 330]]},
+    )
+    for prompt in prompts:
+        for a, b in zip(expected.prompt(**prompt).masks, found.prompt(**prompt).masks, strict=True):
+            assert np.logical_and(a, b).sum() >= 0.98 * np.logical_or(a, b).sum()
