@@ -10,7 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 
 from ..errors import DependencyError, ExportError
 from ..info import IGNORE, KEY, ModelInfo
+from ..prediction.input_limits import ANY_IMAGES, InputLimits
 from ..task import TASKS
 
 TOLERANCE = 1e-4  #: largest difference between a file and its model, relative to the model's largest output
@@ -69,7 +70,7 @@ class Source:
         info: description of the model.
         upsample: whether the file of a segmentation model upsamples its logits to the size of the image.
         size: (H, W) of the image to trace with.
-        batch: number of images that a file of fixed size takes; ``None``: any number of images of any size.
+        limits: of the images that the file takes.
     """
 
     model: nn.Module
@@ -77,7 +78,7 @@ class Source:
     info: ModelInfo
     upsample: bool
     size: tuple[int, int]
-    batch: int | None = None
+    limits: InputLimits = ANY_IMAGES
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ class Graph:
             fixed ones the empty string. Fixed dimensions at the end may be left out.
         outputs: the same for the outputs.
         feeds: inputs on which the file is compared with the reference.
+        variants: inputs of further shapes, which a format without free dimensions also takes.
+        bounds: largest values of free dimensions by name; those that are not here are unbounded.
         has_classes: whether dimension 1 of the output holds one score per class, so that the classes are compared too.
         model: the model that the network is a part of, for formats that derive it from there.
     """
@@ -106,6 +109,8 @@ class Graph:
     inputs: dict[str, tuple[str, ...]]
     outputs: dict[str, tuple[str, ...]]
     feeds: tuple[Feed, ...]
+    variants: tuple[tuple[Tensor, ...], ...] = ()
+    bounds: Mapping[str, int] = field(default_factory=dict)
     has_classes: bool = False
     model: nn.Module | None = None
 
@@ -114,7 +119,11 @@ def trace(graph: Graph) -> ExportedProgram:
     """Trace a network with ``torch.export``; the dimensions that have a name stay symbolic."""
     # DYNAMIC, not named ranges: windows give conditions (for example 7 * n % n == 0) that always hold and that the
     # tracer cannot prove. A side that became a constant is still an error, and the file is compared at other sizes.
-    free = [{i: Dim.DYNAMIC for i, name in enumerate(names) if name} or None for names in graph.inputs.values()]
+    bounds = {name: Dim.DYNAMIC(max=bound) for name, bound in graph.bounds.items()}
+    free = [
+        {i: bounds.get(name, Dim.DYNAMIC) for i, name in enumerate(names) if name} or None
+        for names in graph.inputs.values()
+    ]
     return torch.export.export(graph.network.eval(), graph.example, dynamic_shapes=tuple(free), strict=False)
 
 
