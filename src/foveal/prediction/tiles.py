@@ -229,11 +229,12 @@ def _upscale_tiles(
     if tile is not None and tile > min(most):
         raise InputError(f"tile={tile}: {limits}: give {min(most)} or less")
     overlap = check_upscale_tiles(tile or min(most), overlap)
-    counts = (len(tile_starts(length, side, overlap)) for length, side in zip((height, width), most, strict=True))
+    if tile is not None:
+        return (tile, tile), overlap
     rows, columns = (
-        _covering_side(length, count, overlap) for length, count in zip((height, width), counts, strict=True)
+        len(tile_starts(length, side, overlap)) for length, side in zip((height, width), most, strict=True)
     )
-    return ((rows, columns) if tile is None else (tile, tile)), overlap
+    return (_covering_side(height, rows, overlap), _covering_side(width, columns, overlap)), overlap
 
 
 def _covering_sides(height: int, width: int, overlap: int) -> tuple[int, int]:
