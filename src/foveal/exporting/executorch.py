@@ -70,10 +70,10 @@ def _costs(node: fx.Node) -> tuple[float, int]:
     from torch.utils._pytree import tree_map
     from torch.utils.flop_counter import flop_registry
 
-    operator = getattr(node.target, "_op", None)
-    if node.op != "call_function" or operator is None:
+    operator = getattr(getattr(node.target, "_op", None), "overloadpacket", None)
+    if node.op != "call_function" or operator is None:  # no operation on tensors
         return 0.0, 0
-    if (count := flop_registry.get(operator.overloadpacket)) is None:
+    if (count := flop_registry.get(operator)) is None:
         return 0.0, 1
     values = tree_map(lambda value: value.meta["val"] if isinstance(value, Node) else value, (node.args, node.kwargs))
     number = count(*values[0], **values[1], out_val=node.meta["val"])
