@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class NetworkRunner:
     def __init__(self, network: FileNetwork, info: ModelInfo | None = None) -> None:
         self.file = network
         self.limits = InputLimits() if info is None else InputLimits.of(info)
-        self._run = fitted(self._run_file, self.limits, info)
+        self._run = fitted(partial(_run_on_images, network), self.limits, info)
 
     @property
     def network(self) -> Any:
@@ -80,8 +81,9 @@ class NetworkRunner:
         """
         return self._run(batch)
 
-    def _run_file(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return next(iter(self.file({"image": batch}).values()))
+
+def _run_on_images(network: FileNetwork, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    return next(iter(network({"image": batch}).values()))
 
 
 class NetworkPrompter:
