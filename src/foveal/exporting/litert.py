@@ -35,7 +35,8 @@ def write_litert(graph: Graph, files: Sequence[Path], options: Options) -> Writt
         converter = litert_torch.signature("serving_default", named, sample_kwargs=examples[0])
         for number, example in enumerate(examples[1:], 1):
             converter = converter.signature(f"shape_{number}", named, sample_kwargs=example)
-        content = _with_metadata(converter.convert().model_content(), metadata(info))
+        converted: Any = converter.convert()
+        content = _with_metadata(converted.model_content(), metadata(info))
         macs, operations = _delegated(content)
     files[0].write_bytes(seal(content, info.to_json()))
     return Written(macs, notes=(f"{operations:.0%} of the operations by number",))
@@ -64,7 +65,7 @@ def _with_metadata(content: bytes, entries: dict[str, str]) -> bytes:
     from ai_edge_litert.schema_py_generated import BufferT, MetadataT
     from ai_edge_litert.tools import flatbuffer_utils
 
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    model: Any = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
     model.metadata = model.metadata or []
     for name, text in entries.items():
         model.buffers.append(BufferT(data=list(text.encode())))
