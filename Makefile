@@ -21,6 +21,7 @@ test: lint
 
 # Tests of minutes each; CONTRIBUTING.md lists them. Some need a network.
 test-long: $(TEST)/installed
+	$(TEST)/bin/pip install --quiet --disable-pip-version-check --group long
 	$(TEST)/bin/python -m pytest -m long
 
 # Damaged inputs of every kind that Foveal reads; CASES=100000 runs more of them.

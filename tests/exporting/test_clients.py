@@ -15,6 +15,7 @@ import foveal
 from foveal import assets
 from foveal.exporting.graph import metadata
 from foveal.info import ModelInfo, Preprocess
+from foveal.prediction.input_limits import InputLimits
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MODEL = assets.path("efficientvit_b0.camvid", ".onnx")
@@ -74,6 +75,6 @@ def test_the_rule_of_the_resize_is_text(preprocess: Preprocess, rule: str) -> No
 
 
 def test_the_file_says_its_fixed_size() -> None:
-    notes = {"file": {"dtype": "float16", "input_size": [512, 1024]}}
+    notes = {"file": {"dtype": "float16"}, **InputLimits((512, 1024), 1, fixed=True).to_notes()}
     facts = metadata(ModelInfo("x", "segment", 3, notes=notes))
     assert (facts["input_size"], facts["dtype"], facts["input_type"]) == ("512x1024", "float16", "float32")

@@ -31,14 +31,15 @@ def export(
     ref
         Bundled name, checkpoint or training run.
     to
-        Formats, separated by commas: onnx, openvino, coreml, tensorrt, native for the CPU engine, or samexporter for
-        annotation programs.
+        Formats, separated by commas: onnx, openvino, executorch, litert, coreml, tensorrt, native for the CPU engine,
+        or samexporter for annotation programs.
     output
         File to write; of several formats: the folder. Default: the model's name in the current folder.
     upsample
         For segmentation: put the upsampling to the image's size into the file.
     size
-        Height and width of the only images that the file takes, as 512x1024. Default: it takes any size.
+        Height and width of the only images that the file takes, as 512x1024. Default: any size; executorch: up to
+        1024x2048; coreml and litert: that of the model's preprocessing, or 512x512.
     batch
         With --size: number of images that the file takes at once; default: 1.
     opset

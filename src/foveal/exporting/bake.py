@@ -41,7 +41,7 @@ def bake(graph: Graph, source: Source) -> Graph:
 
     Args:
         graph: of the network that takes prepared images.
-        source: the model; with a ``batch``, images are resized to its ``size``, except those to be upscaled.
+        source: the model; with a fixed size, images are resized to it, except those to be upscaled.
 
     Raises:
         ConfigError: images of other types than uint8, or a resize that only Foveal does.
@@ -55,9 +55,9 @@ def bake(graph: Graph, source: Source) -> Graph:
             f"bake: {info.model} takes images of {prepare.dtype}, resized by {prepare.resample}; graphs have "
             f"{' and '.join(_KERNELS)} resizes of uint8 without padding: leave bake out"
         )
-    size = prepare.size or (source.size if source.batch is not None and task.has_classes else None)
-    free = source.batch is None or task.has_classes
-    batch, (height, width) = source.batch or 1, source.size
+    size = prepare.size or (source.size if source.limits.fixed and task.has_classes else None)
+    free = not source.limits.fixed or task.has_classes
+    batch, (height, width) = source.limits.batch or 1, source.size
     kinds = {"segment": ("classes", "height", "width"), "classify": ("probabilities",)}
     scale = f"*{info.options['scale']}" if "scale" in info.options else ""
     name, *sides = kinds.get(info.task, (task.output_name, f"height{scale}", f"width{scale}"))

@@ -25,6 +25,7 @@ from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
 from ..models.registry import check_takes_images
 from ..prediction.exported import part_path
+from ..prediction.input_limits import InputLimits
 from ..task import TASKS
 from .bake import bake as bake_graph
 from .formats import FORMATS, Format, find_format
@@ -35,6 +36,7 @@ from .report import ExportReport, current_command, report_path, versions_of
 
 SMALLEST = 32  #: side of a fixed size, in pixels
 FIXED_SIZE = (512, 512)  #: of formats that need a size, for models without one of their own
+LARGEST = (1024, 2048)  #: (H, W) of the largest images of formats that need a bound
 MAX_OPSET = 23  #: of ONNX: the newest that the exporter writes
 
 #: The networks that a model of a task is exported as. Models of other tasks cannot be exported.
@@ -70,15 +72,17 @@ def export(
 
     Args:
         model_or_ref: a model from ``create_model`` or ``load_model``, or a reference that ``load_model`` takes.
-        to: format: "onnx", "openvino" (``NAME.xml`` and its weights ``NAME.bin``), "coreml", "tensorrt", "native", or
-            "samexporter" (encoder and decoder for AnyLabeling and other programs of that layout).
+        to: format: "onnx", "openvino" (``NAME.xml`` and its weights ``NAME.bin``), "executorch", "litert", "coreml",
+            "tensorrt", "native", or "samexporter" (encoder and decoder for AnyLabeling and other programs of that
+            layout).
         output: file to write, or an existing folder; default: the model's name in the current folder.
         upsample: for segmentation: put the upsampling to the image's size into the file. By default the file gives
             logits at the model's own stride, and Foveal's predictor upsamples them.
         size: (H, W) to trace at, each at least twice the model's coarsest stride; the file takes any size from 32 up.
             A promptable model is traced at its own size.
-        input_size: (H, W) of the only images that the file takes. Formats that need a size ("coreml") have by default
-            that of the model's own preprocessing or 512x512.
+        input_size: (H, W) of the only images that the file takes. Formats that need a size ("coreml", "litert") have by
+            default that of the model's own preprocessing or 512x512; files of ExecuTorch take images up to 1024x2048.
+            ``foveal.load`` pads smaller images and cuts larger ones into tiles.
         batch: number of images that a file of fixed size takes; default: 1.
         opset: version of ONNX's operator set; default: 18.
         half: float16 instead of float32, at half of the size. ONNX files compute in float16 too, except the layers that
@@ -104,25 +108,22 @@ def export(
     _check_format_options(format, opset, half, bake)
     if batch is not None and input_size is None and not format.fixed:
         raise ConfigError(f"batch={batch}: a file of any image size takes any batch; give input_size, too")
-    if format.fixed and not TASKS[info_of(model).task].takes_prompts:
-        input_size = input_size or info_of(model).preprocess.size or FIXED_SIZE
     _check_request(format, model, upsample, input_size or size, fixed=input_size is not None)
     if upsample and bake:
         raise ConfigError("bake gives classes at the image's size: leave upsample out")
     options = Options(half, opset or OPSET)
-    source = _prepare(model, upsample, input_size or size, None if input_size is None else batch or 1)
-    source = dataclasses.replace(source, info=_with_file(source.info, options, input_size, bake))
+    limits = _input_limits(format, info_of(model), input_size, batch)
+    source = _prepare(model, upsample, limits.size if limits.size and limits.fixed else size, limits)
+    source = dataclasses.replace(source, info=_with_file(source.info, options, bake))
     make = format.graphs or GRAPHS[source.info.task]
     graphs = [graph for graph in make(source) if graph.part in ("", *format.parts)]
     graphs = [bake_graph(graph, source) for graph in graphs] if bake else graphs
     return _write_all(format, graphs, _output_file(output, source.info.ref, format), options)
 
 
-def _with_file(info: ModelInfo, options: Options, input_size: tuple[int, int] | None, bake: bool) -> ModelInfo:
+def _with_file(info: ModelInfo, options: Options, bake: bool) -> ModelInfo:
     """The description of a model with what is true of its file only, as the note "file"."""
     facts: dict[str, Any] = {"dtype": options.dtype}
-    if input_size is not None:
-        facts["input_size"] = list(input_size)
     return info.replace(notes=info.notes | {"file": facts | ({"baked": True} if bake else {})})
 
 
@@ -232,7 +233,22 @@ def _smallest_traced_side(model: nn.Module) -> int:
     return 2 * max((info.stride for info in maps), default=32)
 
 
-def _prepare(model: nn.Module, upsample: bool, size: tuple[int, int], batch: int | None) -> Source:
+def _input_limits(
+    format: Format, info: ModelInfo, input_size: tuple[int, int] | None, batch: int | None
+) -> InputLimits:
+    """What images the file takes: what the caller asks for, or else as many as the format can."""
+    own = info.preprocess.size
+    if TASKS[info.task].takes_prompts:
+        limited = format.bounded or not format.free_prompts
+        return InputLimits(own, 1, fixed=not format.free_prompts) if limited else InputLimits()
+    if input_size is not None or format.fixed:
+        return InputLimits(input_size or own or FIXED_SIZE, batch or 1, fixed=True)
+    if not format.bounded:
+        return InputLimits()
+    return InputLimits(LARGEST, 1) if own is None else InputLimits(own, 1, fixed=True)
+
+
+def _prepare(model: nn.Module, upsample: bool, size: tuple[int, int], limits: InputLimits) -> Source:
     """Copy the model to the CPU in float32, and fold the norms of a second copy.
 
     Runtimes that do not fold norms themselves are then as fast as others, and torch 2.6 with a current onnxscript
@@ -244,7 +260,10 @@ def _prepare(model: nn.Module, upsample: bool, size: tuple[int, int], batch: int
     folded = copy.deepcopy(model)
     fold_norms(folded)
     fuse_branches(folded)
-    return Source(model, folded, info, upsample, size, batch)
+    if limits.fixed and TASKS[info.task].has_classes and not TASKS[info.task].labels_pixels:
+        # A classifier's answer for a padded image would be another one: images are resized to the file's size.
+        info = info.replace(preprocess=dataclasses.replace(info.preprocess, size=limits.size))
+    return Source(model, folded, info, upsample, size, limits)
 
 
 def _compared_sizes(graphs: Sequence[Graph]) -> tuple[tuple[int, int, int], ...]:

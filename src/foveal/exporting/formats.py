@@ -11,7 +11,9 @@ from ..errors import ConfigError, nearest
 from ..prediction.coreml_runner import why_not
 from ..prediction.exported import PARTS, SAM_PARTS
 from .coreml import open_coreml, write_coreml
+from .executorch import open_executorch, write_executorch
 from .graph import Graph, Options, RunFile, Source, Written
+from .litert import open_litert, write_litert
 from .native import open_native, write_native
 from .onnx import open_onnx, write_onnx
 from .openvino import open_openvino, write_openvino
@@ -36,6 +38,8 @@ class Format:
         onnx: whether its files are ONNX's, which have an operator set.
         folder: whether a network is a folder.
         fixed: whether files take images of one size only.
+        bounded: whether free sides and numbers need a largest value.
+        free_prompts: whether the files of a promptable model take any numbers of prompts and points.
         graphs: the networks of a promptable model in place of Foveal's own, for files that other programs run. Other
             models have no such files.
         halves: whether it can be written in float16.
@@ -53,6 +57,8 @@ class Format:
     bakes: bool = False
     folder: bool = False
     fixed: bool = False
+    bounded: bool = False
+    free_prompts: bool = True
     graphs: Callable[[Source], list[Graph]] | None = None
 
 
@@ -83,6 +89,16 @@ FORMATS = {
             onnx=True,
             graphs=sam_client_graphs,
             halves=True,
+        ),
+        Format("executorch", (".pte",), write_executorch, open_executorch, packages=("executorch",), bounded=True),
+        Format(
+            "litert",
+            (".tflite",),
+            write_litert,
+            open_litert,
+            packages=("litert-torch", "ai-edge-litert"),
+            fixed=True,
+            free_prompts=False,
         ),
         Format(
             "tensorrt",

@@ -11,7 +11,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch.export import Dim, ExportedProgram
 from ..errors import DependencyError, ExportError
 from ..info import IGNORE, IMAGENET_MEAN, KEY, ModelInfo, Preprocess
 from ..prediction.exported import file_facts
+from ..prediction.input_limits import ANY_IMAGES, InputLimits
 from ..task import TASKS
 
 TOLERANCE = 1e-4  #: largest difference between a file and its model, relative to the model's largest output
@@ -79,7 +80,7 @@ class Source:
         info: description of the model.
         upsample: whether the file of a segmentation model upsamples its logits to the size of the image.
         size: (H, W) of the image to trace with.
-        batch: number of images that a file of fixed size takes; ``None``: any number of images of any size.
+        limits: of the images that the file takes.
     """
 
     model: nn.Module
@@ -87,7 +88,7 @@ class Source:
     info: ModelInfo
     upsample: bool
     size: tuple[int, int]
-    batch: int | None = None
+    limits: InputLimits = ANY_IMAGES
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ class Graph:
             fixed ones the empty string. Fixed dimensions at the end may be left out.
         outputs: the same for the outputs.
         feeds: inputs on which the file is compared with the reference.
+        variants: inputs of further shapes, which a format without free dimensions also takes.
+        bounds: largest values of free dimensions by name; those that are not here are unbounded.
         has_classes: whether dimension 1 of the output holds one score per class, so that the classes are compared too.
         model: the model that the network is a part of, for formats that derive it from there.
         notes: facts in words, for the report.
@@ -117,6 +120,8 @@ class Graph:
     inputs: dict[str, tuple[str, ...]]
     outputs: dict[str, tuple[str, ...]]
     feeds: tuple[Feed, ...]
+    variants: tuple[tuple[Tensor, ...], ...] = ()
+    bounds: Mapping[str, int] = field(default_factory=dict)
     has_classes: bool = False
     model: nn.Module | None = None
     notes: tuple[str, ...] = ()
@@ -126,7 +131,11 @@ def trace(graph: Graph) -> ExportedProgram:
     """Trace a network with ``torch.export``; the dimensions that have a name stay symbolic."""
     # DYNAMIC, not named ranges: windows give conditions (for example 7 * n % n == 0) that always hold and that the
     # tracer cannot prove. A side that became a constant is still an error, and the file is compared at other sizes.
-    free = [{i: Dim.DYNAMIC for i, name in enumerate(names) if name} or None for names in graph.inputs.values()]
+    bounds = {name: Dim.DYNAMIC(max=bound) for name, bound in graph.bounds.items()}
+    free = [
+        {i: bounds.get(name, Dim.DYNAMIC) for i, name in enumerate(names) if name} or None
+        for names in graph.inputs.values()
+    ]
     return torch.export.export(graph.network.eval(), graph.example, dynamic_shapes=tuple(free), strict=False)
 
 
@@ -164,9 +173,9 @@ def metadata(info: ModelInfo) -> dict[str, str]:
 
     The keys are documented in docs/deploy.md. What differs between the files of a model is the note "file".
     """
-    file = file_facts(info)
+    file, limits = file_facts(info), InputLimits.of(info)
     prepare, baked = info.preprocess, file.get("baked", False)
-    resizes = baked and TASKS[info.task].has_classes and bool(prepare.size or "input_size" in file)
+    resizes = baked and TASKS[info.task].has_classes and bool(prepare.size or limits.fixed)
     return {
         KEY: info.to_json(),
         "model": info.model,
@@ -183,7 +192,7 @@ def metadata(info: ModelInfo) -> dict[str, str]:
         "layout": "NHWC" if baked else "NCHW",
         "channel_order": "RGB" if info.in_chans == len(IMAGENET_MEAN) else "as in training",
         "value_range": f"0..{prepare.peak}" if baked else "0..1, then (value - mean) / std",
-        "input_size": "x".join(map(str, ["any"] if resizes else file.get("input_size", ["any"]))),
+        "input_size": "any" if resizes else limits.to_text(),
         "multiple": "1",
         "resize": "inside" if resizes else _resize_rule(prepare),
         "resample": prepare.resample,

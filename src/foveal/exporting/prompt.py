@@ -11,8 +11,12 @@ from torch import Tensor, nn
 
 from ..images.sam_frame import FRAME, LOW_RES
 from ..info import ModelInfo
+from ..prediction.exported import AT_ONCE, NetworkPrompter
 from ..tasks.prompt import EMBED_DIM, GRID, PromptModel
 from .graph import Feed, Graph, Source
+
+MAX_POINTS = 64  #: largest number of points of a prompt in formats whose free dimensions need a bound
+POINTS = (2, 3, 4, 5)  #: numbers of points of a prompt in formats without free dimensions; a box is two, no box is one
 
 
 class _SamDecoder(nn.Module):
@@ -90,7 +94,8 @@ class _MaskEncoder(nn.Module):
 def prompt_graphs(source: Source) -> list[Graph]:
     """The networks of a promptable model: encoder, decoder as SAM exports it, decoder for many prompts, mask encoder.
 
-    Each format has files of some of them.
+    Each format has files of some of them. Within limits, the encoder and the mask encoder take one input at once, and
+    the decoder for many prompts takes as many as :class:`~foveal.prediction.exported.NetworkPrompter` gives it.
 
     The description of each holds the fingerprint of the image encoder, which tells embeddings of other encoders apart.
     """
@@ -100,7 +105,26 @@ def prompt_graphs(source: Source) -> list[Graph]:
     notes = source.info.notes | {"encoder": model.image_encoder.fingerprint()}
     info = source.info.replace(notes=notes)
     functions = (_encoder, _decoder, _many_prompts, _mask_encoder)
-    return [replace(function(model, folded, info), model=model) for function in functions]
+    limits = source.limits
+    if limits.fixed:
+        info = info.replace(notes=info.notes | {AT_ONCE: 1})
+    graphs = [replace(function(model, folded, info), model=model) for function in functions]
+    return graphs if limits.size is None else [_limited(graph, limits.fixed) for graph in graphs]
+
+
+def _limited(graph: Graph, fixed: bool) -> Graph:
+    """The same network for formats whose free dimensions need a bound, or that have none."""
+    if graph.part == "decoder":  # no such format has it
+        return graph
+    if graph.part == "prompts" and not fixed:
+        return replace(graph, bounds={"prompts": NetworkPrompter.at_once, "points": MAX_POINTS})
+    one = replace(graph, feeds=tuple({name: value[:1] for name, value in feed.items()} for feed in graph.feeds))
+    if graph.part == "prompts":
+        shapes = [(graph.example[0], torch.zeros(1, count, 2), torch.zeros(1, count)) for count in POINTS]
+    else:
+        shapes = [tuple(value[:1] for value in graph.example)]
+    fixed_inputs, fixed_outputs = dict.fromkeys(graph.inputs, ()), dict.fromkeys(graph.outputs, ())
+    return replace(one, example=shapes[0], variants=tuple(shapes[1:]), inputs=fixed_inputs, outputs=fixed_outputs)
 
 
 def _encoder(model: PromptModel, folded: PromptModel, info: ModelInfo) -> Graph:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..info import ModelInfo, say_licence
 from ..task import Task, find_task
 from ..weights.references import missing_file
 from .file_network import FileNetwork, Settings
+from .input_limits import InputLimits, fitted
 
 #: The files of an exported promptable model. "prompts" answers many prompts on one image; "masks" gives what mask
 #: inputs add to an embedding. In ONNX, the decoder in SAM's contract takes the place of the latter.
@@ -25,6 +27,9 @@ PARTS = ("encoder", "prompts", "masks")
 SAM_PARTS = ("encoder", "decoder", "prompts")
 #: Ends of the names of files that other programs run.
 OF_OTHER_PROGRAMS = (".samexporter.encoder.onnx", ".samexporter.decoder.onnx")
+
+
+AT_ONCE = "prompts_at_once"  #: of the notes of a description: 1 where the decoder takes one prompt at once
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,20 @@ class FileKind:
 
 
 class NetworkRunner:
-    """Run the network of an exported file on images."""
+    """Run the network of an exported file on images.
 
-    def __init__(self, network: FileNetwork) -> None:
+    Args:
+        network: of the file.
+        info: description of the model, which says what images the file takes; without one: any that it can run on.
+
+    Raises:
+        ConfigError: the description cannot be used.
+    """
+
+    def __init__(self, network: FileNetwork, info: ModelInfo | None = None) -> None:
         self.file = network
+        self.limits = InputLimits() if info is None else InputLimits.of(info)
+        self._run = fitted(partial(_run_on_images, network), self.limits, info)
 
     @property
     def network(self) -> Any:
@@ -59,7 +74,16 @@ class NetworkRunner:
         return self.file.network
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return next(iter(self.file({"image": batch}).values()))
+        """Run the network on ``(B, C, H, W)``; other sizes than the file takes are fitted to it.
+
+        Raises:
+            InputError: the network cannot run on them.
+        """
+        return self._run(batch)
+
+
+def _run_on_images(network: FileNetwork, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    return next(iter(network({"image": batch}).values()))
 
 
 class NetworkPrompter:
@@ -68,12 +92,14 @@ class NetworkPrompter:
     Args:
         networks: by part.
         encoder_id: fingerprint of the image encoder.
+        at_once: largest number of prompts that the decoder takes; default: :attr:`at_once`.
     """
 
     at_once = 16  #: prompts in one run; more need memory and gain no time
 
-    def __init__(self, networks: dict[str, FileNetwork], encoder_id: str = "") -> None:
+    def __init__(self, networks: dict[str, FileNetwork], encoder_id: str = "", at_once: int | None = None) -> None:
         self.networks, self.encoder_id = networks, encoder_id
+        self.at_once = at_once or self.at_once
 
     def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return next(iter(self.networks["encoder"]({"image": batch}).values()))
@@ -179,7 +205,7 @@ def read_info(kind: FileKind, path: Path) -> ModelInfo:
 
 
 def file_facts(info: ModelInfo) -> dict[str, Any]:
-    """What a description says about its file: "dtype", and "input_size" and "baked" where they are given."""
+    """What a description says about its file: "dtype", and "baked" where it is given."""
     facts = info.notes.get("file")
     return facts if isinstance(facts, dict) else {}
 
@@ -204,6 +230,8 @@ def open_exported(kind: FileKind, path: Path, settings: Settings) -> tuple[Netwo
         kind.check(network, path, info, task)
     say_licence(path, info.licence)
     if not task.takes_prompts:
-        return NetworkRunner(network), info
+        return NetworkRunner(network, info), info
     opened = [network, *(kind.open(file, replace(settings, name=str(file))) for file in others)]
-    return NetworkPrompter(dict(zip(kind.parts, opened, strict=True)), str(info.notes.get("encoder", ""))), info
+    networks = dict(zip(kind.parts, opened, strict=True))
+    at_once = 1 if info.notes.get(AT_ONCE) == 1 else None
+    return NetworkPrompter(networks, str(info.notes.get("encoder", "")), at_once), info

@@ -21,6 +21,8 @@ from ..task import TASKS, find_task
 from .batching import Batches, Prepared, check_batch_size
 from .everything import find_everything
 from .everything_options import EverythingOptions
+from .exported import NetworkRunner
+from .input_limits import InputLimits
 from .mask_results import EverythingResult
 from .prompting import Embedding, open_embedding
 from .results import ClassifyResult, SegmentResult, UpscaleResult, class_names
@@ -51,6 +53,7 @@ class Predictor:
         info: description of the model and of its preprocessing.
         runtime: what runs the model and where, as text.
         bands: what images are read as.
+        limits: of the images that the network takes; others are fitted to it.
 
     Raises:
         ConfigError: the model takes other images than RGB of 8 bits and has no classes, or its mean has another number
@@ -70,6 +73,7 @@ class Predictor:
                 f"{len(info.preprocess.mean)}: give one mean and std per channel (foveal.Preprocess)"
             )
         self.runner, self.info, self.runtime = runner, info, runtime
+        self.limits = runner.limits if isinstance(runner, NetworkRunner) else InputLimits()
         self._warned = False  # whether it was said that thresholds are too high
 
     @property
@@ -84,6 +88,8 @@ class Predictor:
             classes = f", {info.num_classes} classes ({first})"
         scale = f", x{info.options['scale']}" if "scale" in info.options else ""
         size = _describe_size(info.preprocess)
+        if self.limits.size is not None and info.preprocess.size is None:
+            size = str(self.limits)
         return f"Predictor({info.ref or 'no name'}, {info.task or 'no task'}{classes}{scale}, {size}, {self.runtime})"
 
     @overload
@@ -325,6 +331,8 @@ class Predictor:
         """
         if self.info.preprocess.size is not None:
             raise InputError("tile: this model resizes every image to a fixed size, so tiles would change the result")
+        if not self.limits.fits(tile, tile):
+            raise InputError(f"tile={tile}: this file takes {self.limits}: give a smaller tile")
         return check_segment_tiles(tile, overlap, self.info.output_stride)
 
     def upscale(
@@ -347,7 +355,8 @@ class Predictor:
     def _prepare_upscale(self, image: ImageLike, tile: int | None, overlap: int | None, exact: bool) -> Prepared:
         picture, scale = read_picture(image), self.info.options["scale"]
         height, width = picture.pixels.shape[:2]
-        whole = tile is None and not exact and height * width <= WHOLE and min(height, width) >= MIN_SIZE
+        small = height * width <= WHOLE and self.limits.fits(height, width)
+        whole = tile is None and not exact and small and min(height, width) >= MIN_SIZE
         if not whole:
             bands = self.upscaled_bands(picture, tile=tile, overlap=overlap, exact=exact)  # nothing runs yet
             return Prepared(None, lambda _: _upscaled(picture, scale, bands), picture.pixels.nbytes)
@@ -372,7 +381,7 @@ class Predictor:
             return upscale_window(self.runner, window, scale)
 
         if not exact:
-            yield from enlarged_bands(enlarge, picture, scale, tile, overlap)
+            yield from enlarged_bands(enlarge, picture, scale, tile, overlap, largest=self.limits.size)
             return
         runner, reach = self._exact_runner()
         if overlap is not None:

@@ -8,6 +8,8 @@ from ..errors import ConfigError, DependencyError, nearest
 from ..text import notice
 from .coreml_runner import COREML
 from .devices import torch_gpu, torch_installed
+from .executorch_runner import EXECUTORCH
+from .litert_runner import LITERT
 from .native_runner import NATIVE
 from .onnx_runner import ONNX_RUNTIME
 from .openvino_runner import OPENVINO
@@ -17,7 +19,9 @@ from .torch_runner import TORCH
 
 #: In the order in which runtime="auto" tries them: exported files first, since they start faster and need no torch.
 #: Where a GPU is to be used, runtimes of checkpoints come first.
-RUNTIMES = {runtime.name: runtime for runtime in (NATIVE, ONNX_RUNTIME, OPENVINO, COREML, TENSORRT, TORCH)}
+RUNTIMES = {
+    runtime.name: runtime for runtime in (NATIVE, ONNX_RUNTIME, OPENVINO, LITERT, EXECUTORCH, COREML, TENSORRT, TORCH)
+}
 
 
 def check_names(runtime: str, dtype: str) -> None:

@@ -67,7 +67,7 @@ def check_upscale_tiles(tile: int | None, overlap: int | None) -> int:
 def tiled_logits(
     network: Callable[[NDArray[Any]], NDArray[np.float32]],
     pixels: NDArray[Any],
-    tile: int,
+    tile: int | tuple[int, int],
     overlap: int,
     stride: int,
 ) -> NDArray[np.float32]:
@@ -77,7 +77,7 @@ def tiled_logits(
         network: ``(h, w, C)`` pixels of one tile -> logits ``(C, h', w')``, of at least ``ceil(h / stride)`` rows and
             ``ceil(w / stride)`` columns.
         pixels: the image, ``(H, W, C)``.
-        tile: side of the tiles.
+        tile: side of the tiles, or (height, width).
         overlap: pixels that neighbouring tiles share at least.
         stride: output stride of the network. Tiles begin on multiples of it.
 
@@ -88,11 +88,12 @@ def tiled_logits(
     total: NDArray[np.float32] | None = None
     weight = np.zeros((-(-height // stride), -(-width // stride)), np.float32)
     ramp = max(1, overlap // stride)
-    for top in tile_starts(height, tile, overlap):
-        for left in tile_starts(width, tile, overlap):
+    tile_height, tile_width = (tile, tile) if isinstance(tile, int) else tile
+    for top in tile_starts(height, tile_height, overlap):
+        for left in tile_starts(width, tile_width, overlap):
             y, x = top // stride * stride, left // stride * stride
             # A tile that begins a little earlier, to be on the stride, still ends at the same pixel.
-            window = pixels[y : top + tile, x : left + tile]
+            window = pixels[y : top + tile_height, x : left + tile_width]
             rows, columns = -(-window.shape[0] // stride), -(-window.shape[1] // stride)
             logits = network(window)[:, :rows, :columns]
             blend = raised_cosine(rows, ramp)[:, None] * raised_cosine(columns, ramp)
@@ -131,6 +132,7 @@ def enlarged_bands(
     tile: int | None = None,
     overlap: int | None = None,
     discard_margin: int | None = None,
+    largest: tuple[int, int] | None = None,
 ) -> Iterator[NDArray]:
     """Upscale an image band by band.
 
@@ -143,6 +145,7 @@ def enlarged_bands(
         overlap: pixels that neighbouring tiles share at least; they are blended there.
         discard_margin: pixels of the overlap at each end of a tile that get weight 0, at most half of it: their
             receptive field is cut off by the tile's edge. Default: a quarter.
+        largest: (H, W) of the largest images that the network takes; default: any.
 
     Yields:
         Bands from top to bottom, ``(rows, scale * W, 3)``, with alpha 4 channels, of the image's type.
@@ -150,10 +153,9 @@ def enlarged_bands(
     Raises:
         InputError: a tile or an overlap that cannot be used.
     """
-    overlap = check_upscale_tiles(tile, overlap)
     height, width = picture.pixels.shape[:2]
+    sides, overlap = _upscale_tiles(height, width, tile, overlap, largest)
     discard_margin = overlap // 4 if discard_margin is None else discard_margin
-    sides = _covering_sides(height, width, overlap) if tile is None else (tile, tile)
     top = 0
     for colours in _blend_tiles(enlarge, picture.pixels, scale, sides, overlap, discard_margin):
         bottom = top + len(colours) // scale
@@ -209,6 +211,30 @@ def _join(
         np.multiply(planes[..., shared:], weight[shared:], out=band[..., begin + shared : right * scale])
         end = right * scale
     return band.transpose(1, 2, 0)
+
+
+def _upscale_tiles(
+    height: int, width: int, tile: int | None, overlap: int | None, largest: tuple[int, int] | None
+) -> tuple[tuple[int, int], int]:
+    """Sides of the tiles and their overlap, see :func:`enlarged_bands`."""
+    fits = largest is None or (height <= largest[0] and width <= largest[1])
+    if largest is None or (fits and tile is None and height * width <= WHOLE):
+        overlap = check_upscale_tiles(tile, overlap)
+        return (_covering_sides(height, width, overlap) if tile is None else (tile, tile)), overlap
+    # Tiles that are moved to the grid grow by less than the grid.
+    most = [min(TILE, (side - _GRID + 1) // _GRID * _GRID) for side in largest]
+    limits = f"this file takes images up to {largest[0]}x{largest[1]} (H x W)"
+    if min(most) < _LEAST:
+        raise InputError(f"an image of {height}x{width}: {limits}, too small for tiles")
+    if tile is not None and tile > min(most):
+        raise InputError(f"tile={tile}: {limits}: give {min(most)} or less")
+    overlap = check_upscale_tiles(tile or min(most), overlap)
+    if tile is not None:
+        return (tile, tile), overlap
+    rows, columns = (
+        len(tile_starts(length, side, overlap)) for length, side in zip((height, width), most, strict=True)
+    )
+    return (_covering_side(height, rows, overlap), _covering_side(width, columns, overlap)), overlap
 
 
 def _covering_sides(height: int, width: int, overlap: int) -> tuple[int, int]:

@@ -34,7 +34,6 @@ _SUFFIXES = {
     ".pb": f"is a TensorFlow graph: {_OTHER}",
     ".index": f"is a TensorFlow checkpoint: {_OTHER}",
     ".msgpack": f"is a Flax checkpoint: {_OTHER}",
-    ".tflite": f"is a TensorFlow Lite model: {_OTHER}",
 }
 
 
@@ -60,7 +59,7 @@ def other_kind(path: Path) -> str:
     if start[257:262] == b"ustar":
         return "is a tar archive: unpack it and give the file of weights inside"
     if start[4:8] == b"TFL3":
-        return _SUFFIXES[".tflite"]
+        return f"is a TensorFlow Lite model: {_OTHER}"
     if start.startswith(b"PK"):
         return _archive_kind(path)
     if start[:1] == b"\x08" and path.suffix != ".onnx":

@@ -1,0 +1,80 @@
+"""The format of ExecuTorch: a program whose operations XNNPACK runs on the CPUs of phones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..prediction.executorch_runner import executorch_network
+from ..prediction.file_network import Settings
+from ..prediction.sealed import seal, with_outputs
+from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata, trace
+
+if TYPE_CHECKING:
+    from torch import fx
+    from torch.export import ExportedProgram
+
+
+def write_executorch(graph: Graph, files: Sequence[Path], options: Options) -> Written:
+    """Write a network as a program.
+
+    The description is the constant method ``foveal`` of the program; its parts are constant methods, too.
+
+    Raises:
+        ExportError: ExecuTorch cannot convert it.
+        DependencyError: a package is missing.
+    """
+    info = with_outputs(graph.info, graph.outputs)
+    with exporter_errors(info.model, "ExecuTorch", "executorch"):
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.exir.passes.constant_prop_pass import constant_prop_pass
+
+        # XNNPACK takes convolutions with constant weights only, and the kernels of bicubic upsampling are computed.
+        program = constant_prop_pass(trace(graph).run_decompositions({}))
+        edge = to_edge_transform_and_lower(
+            program, partitioner=[XnnpackPartitioner()], constant_methods=dict(metadata(info))
+        )
+        delegated, operations = _delegated(edge.exported_program())
+        files[0].write_bytes(seal(edge.to_executorch().buffer, info.to_json()))
+    return Written(delegated, notes=(f"{operations:.0%} of the operations by number",))
+
+
+def open_executorch(files: Sequence[Path]) -> RunFile:
+    """Open a file with ExecuTorch, to compare it with the model."""
+    network = executorch_network(files[0], Settings(files[0].name))
+    return lambda feed: list(network(feed).values())
+
+
+def _delegated(program: ExportedProgram) -> tuple[float, float]:
+    """Shares of the multiply-accumulates and of the operations that XNNPACK runs."""
+    graph: Any = program.graph_module
+    inside = [
+        node
+        for place in graph.graph.nodes
+        if place.op == "get_attr" and hasattr(getattr(graph, place.target), "original_module")
+        for node in getattr(graph, place.target).original_module.graph_module.graph.nodes
+    ]
+    inner, outer = (np.sum([_costs(node) for node in nodes], axis=0) for nodes in (inside, graph.graph.nodes))
+    macs, operations = inner / np.maximum(inner + outer, 1)
+    return (float(macs) if (inner + outer)[0] else float(operations)), float(operations)
+
+
+def _costs(node: fx.Node) -> tuple[float, int]:
+    """Floating point operations of a node's matrix products, and whether it is an operation."""
+    from torch import SymInt
+    from torch.fx import Node
+    from torch.utils._pytree import tree_map
+    from torch.utils.flop_counter import flop_registry
+
+    operator = getattr(getattr(node.target, "_op", None), "overloadpacket", None)
+    if node.op != "call_function" or operator is None:  # no operation on tensors
+        return 0.0, 0
+    if (count := flop_registry.get(operator)) is None:
+        return 0.0, 1
+    values = tree_map(lambda value: value.meta["val"] if isinstance(value, Node) else value, (node.args, node.kwargs))
+    number: Any = count(*values[0], **values[1], out_val=node.meta["val"])
+    return float(number.node.hint if isinstance(number, SymInt) else number), 1  # a hint: at the traced size

@@ -1,0 +1,107 @@
+"""The format of LiteRT (TensorFlow Lite): a .tflite file with a signature, for the CPUs of phones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..prediction.file_network import Settings
+from ..prediction.litert_runner import litert_network
+from ..prediction.sealed import seal, with_outputs
+from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
+
+
+def write_litert(graph: Graph, files: Sequence[Path], options: Options) -> Written:
+    """Write a network as a model whose signature has the names of its inputs and outputs.
+
+    The description is the metadata ``foveal`` of the file; its parts are metadata, too.
+
+    Raises:
+        ExportError: LiteRT cannot convert it.
+        DependencyError: a package is missing.
+    """
+    info = with_outputs(graph.info, graph.outputs)
+    with exporter_errors(info.model, "LiteRT", "litert"):
+        import litert_torch  # pyright: ignore[reportMissingImports] - not among the test tools, for its size
+
+        named = _Named(graph.network.eval(), tuple(graph.inputs), tuple(graph.outputs))
+        examples = [dict(zip(graph.inputs, example, strict=True)) for example in (graph.example, *graph.variants)]
+        converter = litert_torch.signature("serving_default", named, sample_kwargs=examples[0])
+        for number, example in enumerate(examples[1:], 1):
+            converter = converter.signature(f"shape_{number}", named, sample_kwargs=example)
+        converted: Any = converter.convert()
+        content = _with_metadata(converted.model_content(), metadata(info))
+        macs, operations = _delegated(content)
+    files[0].write_bytes(seal(content, info.to_json()))
+    return Written(macs, notes=(f"{operations:.0%} of the operations by number",))
+
+
+def open_litert(files: Sequence[Path]) -> RunFile:
+    """Open a file with LiteRT, to compare it with the model."""
+    network = litert_network(files[0], Settings(files[0].name))
+    return lambda feed: list(network(feed).values())
+
+
+class _Named(nn.Module):
+    """A network with its inputs and outputs by name, which become those of the signature."""
+
+    def __init__(self, network: nn.Module, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.network, self.inputs, self.outputs = network, inputs, outputs
+
+    def forward(self, **feed: Tensor) -> dict[str, Tensor]:
+        results = self.network(*(feed[name] for name in self.inputs))
+        return dict(zip(self.outputs, results if isinstance(results, tuple) else (results,), strict=True))
+
+
+def _with_metadata(content: bytes, entries: dict[str, str]) -> bytes:
+    """The content of a file with further entries of metadata."""
+    from ai_edge_litert.schema_py_generated import BufferT, MetadataT
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    model: Any = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    model.metadata = model.metadata or []
+    for name, text in entries.items():
+        model.buffers.append(BufferT(data=list(text.encode())))
+        model.metadata.append(MetadataT(name=name, buffer=len(model.buffers) - 1))
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _delegated(content: bytes) -> tuple[float, float]:
+    """Shares of the multiply-accumulates and of the operations that XNNPACK runs."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()  # this gives operations to XNNPACK: each group becomes one more operation
+    nodes = interpreter._get_ops_details()
+    shapes = {tensor["index"]: tensor["shape"] for tensor in interpreter.get_tensor_details()}
+    groups = [node for node in nodes if node["op_name"] == "DELEGATE"]
+    maker = {output: node for node in (*nodes, *groups) for output in node["outputs"]}  # groups replace their nodes
+    wanted, runs = [output["index"] for output in interpreter.get_output_details()], {}
+    while wanted:  # the operations that still run on their own, from the outputs back
+        node = maker.get(wanted.pop())
+        if node is not None and node["index"] not in runs:
+            runs[node["index"]] = node
+            wanted.extend(node["inputs"])
+    single = [node for node in nodes if node["op_name"] != "DELEGATE"]
+    costs = np.array([(_macs(node, shapes), 1) for node in single])
+    alone = np.array([node["index"] in runs for node in single])
+    macs, operations = 1 - costs[alone].sum(0) / np.maximum(costs.sum(0), 1)
+    return (float(macs) if costs[:, 0].any() else float(operations)), float(operations)
+
+
+def _macs(node: dict[str, Any], shapes: dict[int, NDArray[np.int32]]) -> float:
+    """Multiply-accumulates of an operation; 0 if it is no matrix product."""
+    name, output = node["op_name"], float(np.prod(shapes[node["outputs"][0]]))
+    if name not in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "BATCH_MATMUL"):
+        return 0.0
+    left, right = (shapes[index] for index in node["inputs"][:2])
+    if name == "BATCH_MATMUL":
+        return math.sqrt(float(np.prod(left)) * float(np.prod(right)) * output / float(np.prod(left[:-2])))
+    return output * float(np.prod(right[1:3] if name == "DEPTHWISE_CONV_2D" else right[1:]))
