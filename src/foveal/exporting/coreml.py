@@ -29,7 +29,7 @@ def write_coreml(graph: Graph, files: Sequence[Path], options: Options) -> Writt
     with exporter_errors(graph.info.model, "Core ML", "coreml"):
         import coremltools
 
-        converted = coremltools.convert(
+        converted: Any = coremltools.convert(
             _program(graph),
             outputs=[coremltools.TensorType(name=name) for name in graph.outputs],
             minimum_deployment_target=coremltools.target.iOS16,

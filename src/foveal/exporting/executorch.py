@@ -77,4 +77,5 @@ def _costs(node: fx.Node) -> tuple[float, int]:
         return 0.0, 1
     values = tree_map(lambda value: value.meta["val"] if isinstance(value, Node) else value, (node.args, node.kwargs))
     number: Any = count(*values[0], **values[1], out_val=node.meta["val"])
-    return float(number.node.hint if isinstance(number, SymInt) else number), 1  # a hint: at the traced size
+    hint: Any = number.node.hint if isinstance(number, SymInt) else number  # at the traced size
+    return float(hint), 1
