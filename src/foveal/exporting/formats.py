@@ -13,6 +13,9 @@ from .graph import Graph, Options, RunFile, Written
 from .native import open_native, write_native
 from .onnx import open_onnx, write_onnx
 from .openvino import open_openvino, write_openvino
+from .quantise import Quantizer
+from .quantise_onnx import OnnxQuantizer
+from .quantise_openvino import OpenVinoQuantizer
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Format:
         packages: that write it, for the versions in the report.
         onnx: whether its files are ONNX's, which have an operator set.
         halves: whether it can be written in float16.
+        quantizer: writes its files in int8; ``None``: there is no int8.
     """
 
     name: str
@@ -40,14 +44,31 @@ class Format:
     packages: tuple[str, ...] = ()
     onnx: bool = False
     halves: bool = False
+    quantizer: type[Quantizer] | None = None
 
 
 #: By name. A format is added by one file in this folder and one line here.
 FORMATS = {
     format.name: format
     for format in (
-        Format("onnx", (".onnx",), write_onnx, open_onnx, SAM_PARTS, ("onnx", "onnxscript", "onnxruntime"), onnx=True),
-        Format("openvino", (".xml", ".bin"), write_openvino, open_openvino, packages=("onnxscript", "openvino")),
+        Format(
+            "onnx",
+            (".onnx",),
+            write_onnx,
+            open_onnx,
+            SAM_PARTS,
+            ("onnx", "onnxscript", "onnxruntime"),
+            onnx=True,
+            quantizer=OnnxQuantizer,
+        ),
+        Format(
+            "openvino",
+            (".xml", ".bin"),
+            write_openvino,
+            open_openvino,
+            packages=("onnxscript", "openvino", "nncf"),
+            quantizer=OpenVinoQuantizer,
+        ),
         Format("native", (SUFFIX,), write_native, open_native),
     )
 }

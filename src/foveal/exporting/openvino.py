@@ -5,11 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..info import ModelInfo
 from ..prediction.file_network import Settings
 from ..prediction.openvino_runner import open_openvino_network
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
 from .onnx import make_onnx
+
+if TYPE_CHECKING:
+    import openvino
 
 
 def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Written:
@@ -22,18 +27,24 @@ def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Wri
     proto = make_onnx(graph, options)
     with exporter_errors(graph.info.model, "OpenVINO", "openvino"):
         import openvino
-        from openvino import passes
 
         # Through a file: in the path that takes a model in memory, OpenVINO loses the names of free dimensions.
         with tempfile.TemporaryDirectory() as folder:
             (path := Path(folder) / "model.onnx").write_bytes(proto.SerializeToString())
             model = openvino.Core().read_model(str(path))
-            for key, value in metadata(graph.info).items():
-                model.set_rt_info(value, [key])
-            manager = passes.Manager()
-            manager.register_pass(passes.Serialize(*map(str, files)))
-            manager.run_passes(model)
+            save_openvino(model, files, graph.info)
     return Written()
+
+
+def save_openvino(model: openvino.Model, files: Sequence[Path], info: ModelInfo) -> None:
+    """Write a model of OpenVINO, with the description of ours."""
+    from openvino import passes
+
+    for key, value in metadata(info).items():
+        model.set_rt_info(value, [key])
+    manager = passes.Manager()
+    manager.register_pass(passes.Serialize(*map(str, files)))
+    manager.run_passes(model)
 
 
 def open_openvino(files: Sequence[Path]) -> RunFile:
