@@ -170,8 +170,10 @@ def _write_int8(
     """Write the files in float32 to a temporary folder, quantise them there, and move them and their report."""
     assert format.quantizer is not None
     with TemporaryDirectory() as folder, ExitStack() as stack:
-        report = _write_all(format, graphs, Path(folder) / output.name, options)
-        report = quantise(report, format.suffixes, format.quantizer, request)
+        options = dataclasses.replace(options, onnx_folder=Path(folder))
+        report = _write_all(format, graphs, Path(folder) / "float32" / output.name, options)
+        source = Path(folder) / graphs[0].file_name  # of a promptable model: the image encoder
+        report = quantise(report, source, format.suffixes, format.quantizer, request)
         files = [report.path, *report.extra_files]
         moved = [output.with_name(path.name) for path in files]
         for path, final in zip(files, moved, strict=True):

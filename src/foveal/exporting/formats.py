@@ -14,8 +14,7 @@ from .native import open_native, write_native
 from .onnx import open_onnx, write_onnx
 from .openvino import open_openvino, write_openvino
 from .quantise import Quantizer
-from .quantise_onnx import OnnxQuantizer
-from .quantise_openvino import OpenVinoQuantizer
+from .quantise_qdq import OnnxQuantizer, OpenVinoQuantizer
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ FORMATS = {
             (".xml", ".bin"),
             write_openvino,
             open_openvino,
-            packages=("onnxscript", "openvino", "nncf"),
+            packages=("onnxscript", "openvino"),
             quantizer=OpenVinoQuantizer,
         ),
         Format("native", (SUFFIX,), write_native, open_native),

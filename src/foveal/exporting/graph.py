@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -38,10 +39,12 @@ class Options:
     Attributes:
         half: float16 instead of float32.
         opset: version of ONNX's operator set.
+        onnx_folder: where to keep the ONNX model of each network besides, under :attr:`Graph.file_name`.
     """
 
     half: bool = False
     opset: int = OPSET
+    onnx_folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,11 @@ class Graph:
     feeds: tuple[Feed, ...]
     has_classes: bool = False
     model: nn.Module | None = None
+
+    @property
+    def file_name(self) -> str:
+        """A name for the network's ONNX model."""
+        return f"{self.part or 'network'}.onnx"
 
 
 def trace(graph: Graph) -> ExportedProgram:

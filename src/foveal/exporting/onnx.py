@@ -52,6 +52,8 @@ def make_onnx(graph: Graph, options: Options) -> onnx.ModelProto:
     _remove_traces(proto)
     _name_dimensions(proto, graph)
     _describe(proto, graph.info)
+    if options.onnx_folder is not None:
+        (options.onnx_folder / graph.file_name).write_bytes(proto.SerializeToString())
     return proto
 
 

@@ -14,7 +14,7 @@ from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
 from .onnx import make_onnx
 
 if TYPE_CHECKING:
-    import openvino
+    import onnx
 
 
 def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Written:
@@ -25,26 +25,29 @@ def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Wri
         DependencyError: a package is missing.
     """
     proto = make_onnx(graph, options)
-    with exporter_errors(graph.info.model, "OpenVINO", "openvino"):
-        import openvino
-
-        # Through a file: in the path that takes a model in memory, OpenVINO loses the names of free dimensions.
-        with tempfile.TemporaryDirectory() as folder:
-            (path := Path(folder) / "model.onnx").write_bytes(proto.SerializeToString())
-            model = openvino.Core().read_model(str(path))
-            save_openvino(model, files, graph.info)
+    convert_onnx(proto, files, graph.info)
     return Written()
 
 
-def save_openvino(model: openvino.Model, files: Sequence[Path], info: ModelInfo) -> None:
-    """Write a model of OpenVINO, with the description of ours."""
-    from openvino import passes
+def convert_onnx(proto: onnx.ModelProto, files: Sequence[Path], info: ModelInfo) -> None:
+    """Convert an ONNX model to the two files of OpenVINO.
 
-    for key, value in metadata(info).items():
-        model.set_rt_info(value, [key])
-    manager = passes.Manager()
-    manager.register_pass(passes.Serialize(*map(str, files)))
-    manager.run_passes(model)
+    Raises:
+        ExportError: OpenVINO cannot convert it.
+        DependencyError: a package is missing.
+    """
+    # Through a file: in the path that takes a model in memory, OpenVINO loses the names of free dimensions.
+    with exporter_errors(info.model, "OpenVINO", "openvino"), tempfile.TemporaryDirectory() as folder:
+        import openvino
+        from openvino import passes
+
+        (path := Path(folder) / "model.onnx").write_bytes(proto.SerializeToString())
+        model = openvino.Core().read_model(str(path))
+        for key, value in metadata(info).items():
+            model.set_rt_info(value, [key])
+        manager = passes.Manager()
+        manager.register_pass(passes.Serialize(*map(str, files)))
+        manager.run_passes(model)
 
 
 def open_openvino(files: Sequence[Path]) -> RunFile:

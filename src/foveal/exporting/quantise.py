@@ -1,7 +1,8 @@
 """Quantise exported files to int8: measure what it costs on the user's data, and leave sensitive layers in float32.
 
-The whole network is tried first. If it loses more than allowed, each layer is quantised alone, and the layers whose
-error at the network's output is large for their size go back to float32, more of them until the loss is small enough.
+The whole network is tried first. If it loses more than allowed, each layer is quantised alone, and the layers with the
+largest errors at the network's output compute in float32, more of them until the loss is small enough. Most of these
+errors come from the inputs of the layers: their weights are then stored in int8 nevertheless.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ConfigError, ExportError
 from ..info import ModelInfo
@@ -33,6 +33,7 @@ MEASURED_IMAGES = 100  #: at most, that a file is measured on
 MAX_EVALUATIONS = 9  #: of quantised files
 _RANKING_INPUTS = 2  # that a layer alone is tried on
 _LEAST_SHARE = 0.5  # of the bytes of the weights that are in int8: a file with less is not worth having
+_WEIGHTS_SHARE = 0.1  # of a layer's error that may come from its weights if these are stored in int8 nevertheless
 _ROUNDS = 10  # of timing
 
 
@@ -67,8 +68,9 @@ class Request:
 
 
 class Quantizer(Protocol):
-    """A tool that writes the files of a network in int8. Its constructor takes the files in float32 and the inputs to
-    calibrate on, each once or several times.
+    """A tool that writes the files of a network in int8.
+
+    Its constructor takes the ONNX model of the network in float32 and the inputs to calibrate on.
 
     Attributes:
         layers: bytes of the weights of each layer that it can quantise, in float32, by name.
@@ -76,16 +78,16 @@ class Quantizer(Protocol):
 
     layers: Mapping[str, int]
 
-    def __init__(self, files: Sequence[Path], feeds: Iterable[Feed]) -> None: ...
+    def __init__(self, source: Path, feeds: Iterable[Feed]) -> None: ...
 
-    def write(self, files: Sequence[Path], names: Collection[str], info: ModelInfo, *, quick: bool = False) -> None:
-        """Write the files with the layers ``names`` in int8 and the others in float32.
+    def write(self, files: Sequence[Path], names: Collection[str], weights: Collection[str], info: ModelInfo) -> None:
+        """Write the files.
 
         Args:
             files: to write.
-            names: of layers.
+            names: of the layers in int8.
+            weights: names of other layers, whose weights are stored in int8, but which compute in float32.
             info: description that goes into the files.
-            quick: the files only serve to compare layers: few inputs to calibrate on are enough.
 
         Raises:
             ExportError: it cannot be quantised.
@@ -93,11 +95,14 @@ class Quantizer(Protocol):
         ...
 
 
-def quantise(report: ExportReport, suffixes: Sequence[str], tool: type[Quantizer], request: Request) -> ExportReport:
+def quantise(
+    report: ExportReport, source: Path, suffixes: Sequence[str], tool: type[Quantizer], request: Request
+) -> ExportReport:
     """Quantise what was exported in float32. Of a promptable model, that is the image encoder.
 
     Args:
         report: of the export in float32. Its files are replaced, those of decoders are left as they are.
+        source: the ONNX model of the network to quantise.
         suffixes: of the files of one network.
         tool: the tool of the format.
         request: what the user asks.
@@ -117,12 +122,13 @@ def quantise(report: ExportReport, suffixes: Sequence[str], tool: type[Quantizer
     data = QuantisationData(request.data, predictor, request.calibration_images, MEASURED_IMAGES)
     files = [report.path.with_suffix(suffix) for suffix in suffixes]
     written = [folder / path.name for path in files]
-    trials = _Trials(tool(files, _Counted(data, request.progress)), predictor, data, written, request)
+    trials = _Trials(tool(source, _Counted(data, request.progress)), predictor, data, written, request)
     quantised = trials.search()
     for path in written:
         shutil.copy(path, report.path.parent)
-    inputs = trials.inputs
-    outputs = [(predictor.runner(image), quantised.runner(image)) for image in inputs]
+    outputs = [
+        (expected, quantised.runner(image)) for image, expected in zip(trials.inputs, trials.outputs, strict=True)
+    ]
     has_classes = TASKS[predictor.info.task].has_classes
     return dataclasses.replace(
         report,
@@ -153,7 +159,8 @@ class _Trials:
     """Quantised files that are measured, each with other layers in float32.
 
     Attributes:
-        kept: names of the layers that stay in float32 in the last file.
+        kept: names of the layers that compute in float32 in the last file.
+        weights_only: those of them whose weights are stored in int8.
         inputs: of the network, on which layers are compared.
     """
 
@@ -166,10 +173,13 @@ class _Trials:
         feeds = data.inputs()
         self.inputs = [feed["image"] for feed, _ in zip(feeds, range(_RANKING_INPUTS), strict=False)]
         self.kept: tuple[str, ...] = ()
+        self.weights_only: tuple[str, ...] = ()
         self.figures: dict[int, float] = {}
         self.max_loss = data.measure.max_loss if request.max_loss is None else request.max_loss
         self.before = data.score(predictor, request.progress)
-        self._ranked: list[str] | None = None
+        self.outputs = [predictor.runner(image) for image in self.inputs]
+        self._errors: dict[str, float] = {}  # at the output, of each layer alone
+        self._weight_errors: dict[str, float] = {}  # the same, of its weights alone
 
     def search(self) -> Predictor:
         """The predictor of the file that keeps the loss with few layers in float32.
@@ -189,7 +199,7 @@ class _Trials:
                 count = middle
             else:
                 failed = middle
-        return self._open(self._ranking()[:count] if count else [])
+        return self._open(count)
 
     def describe(self, bytes_before: int, quantised: Predictor) -> Quantisation:
         """The figures of the last file, and its time."""
@@ -210,6 +220,7 @@ class _Trials:
             calibration_split=self.data.calibration.split,
             calibration_images=len(self.data.calibration),
             layers=len(self.tool.layers),
+            weights_only=self.weights_only,
             evaluations=len(self.figures),
             bytes_before=bytes_before,
             seconds_before=float(np.median(times["before"])),
@@ -220,7 +231,7 @@ class _Trials:
     def _is_good(self, count: int) -> bool:
         """Whether the file with the first ``count`` of the ranked layers in float32 keeps the loss."""
         measure = self.data.measure
-        predictor = self._open(self._ranking()[:count] if count else [])
+        predictor = self._open(count)
         figure = self.figures[count] = self.data.score(predictor, self.request.progress)
         self.request.progress.note(
             f"{count} of {len(self.tool.layers)} layers in float32: {measure.name} {self.before:.2f} -> {figure:.2f} "
@@ -228,29 +239,42 @@ class _Trials:
         )
         return self.before - figure <= self.max_loss
 
-    def _open(self, kept: Sequence[str]) -> Predictor:
-        """Write the file with these layers in float32, and open it."""
-        self.kept = tuple(kept)
-        return self._write([name for name in self.tool.layers if name not in kept])
+    def _open(self, count: int) -> Predictor:
+        """Write the file with the first ``count`` of the ranked layers in float32, and open it."""
+        self.kept = tuple(self._ranking()[:count]) if count else ()
+        self.weights_only = tuple(name for name in self.kept if self._has_good_weights(name))
+        return self._write([name for name in self.tool.layers if name not in self.kept], self.weights_only)
 
-    def _write(self, names: Sequence[str], quick: bool = False) -> Predictor:
+    def _write(self, names: Sequence[str], weights: Sequence[str] = ()) -> Predictor:
         kept = [name for name in self.tool.layers if name not in names]
         info = self.predictor.info
-        self.tool.write(self.files, names, info.replace(notes=info.notes | {"int8": {"kept_float": kept}}), quick=quick)
+        notes = info.notes | {"int8": {"kept_float": kept, "weights_only": list(weights)}}
+        self.tool.write(self.files, names, weights, info.replace(notes=notes))
         return load(self.files[0], device="cpu")
 
     def _ranking(self) -> list[str]:
-        """Names of the layers: first those that cause the largest error at the output for each byte of weights."""
-        if self._ranked is None:
-            expected = [self.predictor.runner(image) for image in self.inputs]
-            errors: dict[str, float] = {}
+        """Names of the layers: first those that cause the largest error at the output."""
+        if not self._errors:
             with self.request.progress.bar("rank layers", len(self.tool.layers)) as bar:
-                for name, size in self.tool.layers.items():
-                    runner = self._write([name], quick=True).runner
-                    errors[name] = noise([runner(image) for image in self.inputs], expected) / size
+                for name in self.tool.layers:
+                    self._errors[name] = self._error(self._write([name]))
                     bar.advance()
-            self._ranked = sorted(errors, key=lambda name: -errors[name])
-        return self._ranked
+        return sorted(self._errors, key=lambda name: -self._errors[name])
+
+    def _has_good_weights(self, name: str) -> bool:
+        """Whether a layer owes most of its error to its inputs: then its weights may be stored in int8."""
+        if name not in self._weight_errors:
+            self._weight_errors[name] = self._error(self._write([], [name]))
+        return self._weight_errors[name] <= _WEIGHTS_SHARE * self._errors[name]
+
+    def _error(self, predictor: Predictor) -> float:
+        """Energy of the error at the output over that of the output: the reciprocal of the signal-to-noise ratio."""
+        pairs = [(predictor.runner(image), expected) for image, expected in zip(self.inputs, self.outputs, strict=True)]
+        error, energy = (
+            sum(float(np.square(values, dtype=np.float64).sum()) for values in arrays)
+            for arrays in zip(*((output - expected, expected) for output, expected in pairs), strict=True)
+        )
+        return error / max(energy, np.finfo(np.float32).tiny)
 
     def _most_kept(self) -> int:
         """How many of the ranked layers may stay in float32."""
@@ -266,12 +290,3 @@ class _Trials:
             f"{self.before - self.figures[count]:.2f} {measure.unit}, {self.max_loss:g} is allowed: allow more "
             "(max_loss), calibrate on more images, or export in float16"
         )
-
-
-def noise(outputs: Sequence[NDArray[np.float32]], expected: Sequence[NDArray[np.float32]]) -> float:
-    """Energy of the error over the energy of the signal: the reciprocal of the signal-to-noise ratio."""
-    error = sum(
-        float(np.square(output - reference, dtype=np.float64).sum())
-        for output, reference in zip(outputs, expected, strict=True)
-    )
-    return error / max(sum(float(np.square(reference, dtype=np.float64).sum()) for reference in expected), 1e-30)

@@ -27,6 +27,7 @@ class Quantisation:
         calibration_split: where the images come from that it was calibrated on.
         calibration_images: their number.
         layers: number of layers with weights, those in float32 included.
+        weights_only: layers that compute in float32, with weights that are stored in int8.
         evaluations: number of files that were measured.
         bytes_before: size of the files in float32.
         seconds_before: median time of the network on an image of calibration on this machine, in float32.
@@ -44,6 +45,7 @@ class Quantisation:
     calibration_split: str
     calibration_images: int
     layers: int
+    weights_only: tuple[str, ...]
     evaluations: int
     bytes_before: int
     seconds_before: float

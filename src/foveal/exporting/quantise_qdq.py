@@ -1,4 +1,4 @@
-"""Quantise ONNX files with ONNX Runtime: pairs of QuantizeLinear and DequantizeLinear around each layer."""
+"""Quantise with ONNX Runtime: pairs of QuantizeLinear and DequantizeLinear before layers, which OpenVINO reads, too."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..info import ModelInfo
 from .graph import Feed, exporter_errors, metadata
+from .openvino import convert_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -28,7 +29,7 @@ class OnnxQuantizer:
     channel; inputs have the mean over the images of their smallest and largest value as range.
 
     Args:
-        files: the file in float32.
+        source: the ONNX model in float32.
         feeds: inputs to calibrate on.
 
     Attributes:
@@ -39,33 +40,47 @@ class OnnxQuantizer:
         DependencyError: a package is missing.
     """
 
-    def __init__(self, files: Sequence[Path], feeds: Iterable[Feed]) -> None:
-        self.name = files[0].name
-        with exporter_errors(self.name, "int8"), TemporaryDirectory() as folder:
+    def __init__(self, source: Path, feeds: Iterable[Feed]) -> None:
+        with exporter_errors("the network", "int8"), TemporaryDirectory() as folder:
             import onnx
             from onnxruntime.quantization.shape_inference import quant_pre_process
 
             prepared = Path(folder) / "prepared.onnx"
             # Without the optimiser, which renames nodes and splits HardSwish.
-            quant_pre_process(files[0], prepared, skip_optimization=True, auto_merge=True)
+            quant_pre_process(source, prepared, skip_optimization=True, auto_merge=True)
             self.model = onnx.load(prepared)
             self.nodes, self.layers = _find_layers(self.model)
             self.ranges = _calibrate(prepared, feeds)
 
-    def write(self, files: Sequence[Path], names: Collection[str], info: ModelInfo, *, quick: bool = False) -> None:
-        """Write the file with the layers ``names`` in int8; see :class:`foveal.exporting.quantise.Quantizer`.
+    def write(self, files: Sequence[Path], names: Collection[str], weights: Collection[str], info: ModelInfo) -> None:
+        """Write the file; see :class:`foveal.exporting.quantise.Quantizer`."""
+        files[0].write_bytes(self.make(names, weights, info).SerializeToString())
 
-        It is always quick: the inputs were calibrated on at once.
+    def make(self, names: Collection[str], weights: Collection[str], info: ModelInfo) -> onnx.ModelProto:
+        """The ONNX model with the layers ``names`` in int8, and of the layers ``weights`` the weights alone.
+
+        Raises:
+            ExportError: it cannot be quantised.
         """
-        with exporter_errors(self.name, "int8"):
-            quantised = _quantise(copy.deepcopy(self.model), self.ranges, [self.nodes[name] for name in names])
+        with exporter_errors(info.model, "int8"):
+            nodes = [self.nodes[name] for name in (*names, *weights)]
+            quantised = _quantise(copy.deepcopy(self.model), self.ranges, nodes)
+            _keep_inputs(quantised, self.model, [self.nodes[name] for name in weights])
             _keep_biases(quantised, self.model)
             _drop_unused(quantised)
             _shorten_names(quantised)
         del quantised.metadata_props[:]
         for key, value in metadata(info).items():
             quantised.metadata_props.add(key=key, value=value)
-        files[0].write_bytes(quantised.SerializeToString())
+        return quantised
+
+
+class OpenVinoQuantizer(OnnxQuantizer):
+    """Writes the quantised network of ONNX as files of OpenVINO, which then computes in integers what it can."""
+
+    def write(self, files: Sequence[Path], names: Collection[str], weights: Collection[str], info: ModelInfo) -> None:
+        """Write the files; see :class:`foveal.exporting.quantise.Quantizer`."""
+        convert_onnx(self.make(names, weights, info), files, info)
 
 
 def _find_layers(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, int]]:
@@ -124,8 +139,22 @@ def _quantise(model: onnx.ModelProto, ranges: Any, nodes: list[str]) -> onnx.Mod
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()
-    del model.graph.value_info[:]
+    del quantizer.model.model.graph.value_info[:]
     return quantizer.model.model
+
+
+def _keep_inputs(model: onnx.ModelProto, original: onnx.ModelProto, nodes: Collection[str]) -> None:
+    """Let nodes read their inputs as they were before quantisation, and leave out what nothing reads any more."""
+    inputs = {node.name: node.input[0] for node in original.graph.node if node.name in nodes}
+    for node in model.graph.node:
+        if node.name in inputs:
+            node.input[0] = inputs[node.name]
+    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
+    for node in reversed(list(model.graph.node)):
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.output[0] not in read:
+            model.graph.node.remove(node)
+            if not any(node.input[0] in other.input for other in model.graph.node):
+                read.discard(node.input[0])
 
 
 def _keep_biases(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
