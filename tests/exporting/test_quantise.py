@@ -172,13 +172,14 @@ def test_segmentation(tmp_path: Path) -> None:
 
 def test_impossible_requests(tmp_path: Path, classes: Path, cli: Command) -> None:
     output = tmp_path / "a.onnx"
-    for options, message in (
+    mistakes: tuple[tuple[dict[str, Any], str], ...] = (
         ({"max_loss": 1.0}, "max_loss=1.0 is for int8"),
         ({"calibration_images": 5}, "calibration_images=5 is for int8"),
         ({"int8": classes, "half": True}, "one type"),
         ({"int8": classes, "max_loss": -1.0}, "give 0 or more points"),
         ({"int8": classes, "calibration_images": 0}, "give 1 or more"),
-    ):
+    )
+    for options, message in mistakes:
         with pytest.raises(ConfigError, match=message):
             foveal.export(Plain(), output=output, **options)
     with pytest.raises(ConfigError, match=r"native files have no int8: export to one of onnx, openvino"):

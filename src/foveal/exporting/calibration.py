@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.layout import ALL, SAME_SPLITS
+from ..data.layout import ALL, SAME_SPLITS, UnknownLayoutError
 from ..data.recognition import layout_named, split_names
 from ..errors import DataError, InputError
 from ..evaluation.evaluators import EVALUATORS, Evaluator
@@ -149,6 +149,17 @@ class _Recorder:
 
 def _draw(count: int) -> list[int]:
     return np.random.default_rng(_SEED).permutation(count).tolist()
+
+
+def check_data(data: str | Path, task: str) -> None:
+    """Refuse data that a model of the task cannot be quantised with, before the work.
+
+    Raises:
+        DataError, ConfigError: as :func:`foveal.evaluate`.
+    """
+    with layout_named(data, task):
+        if not split_names(data, task):
+            raise UnknownLayoutError(f"{data}: no layout of data for the task {task!r} fits; docs/data.md shows them")
 
 
 def _two_splits(data: str | Path, task: str) -> tuple[str, str]:

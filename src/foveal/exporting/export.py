@@ -104,14 +104,16 @@ def export(
         DependencyError: a package that the format needs is not installed.
     """
     format = find_format(to)
+    request = _int8_request(int8, max_loss, calibration_images, progress)
+    if request is not None:
+        _check_int8(format, half)
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
     _check_format_options(format, opset, half)
     if batch is not None and input_size is None:
         raise ConfigError(f"batch={batch}: a file of any image size takes any batch; give input_size, too")
     _check_request(model, upsample, input_size or size, fixed=input_size is not None)
-    request = _int8_request(int8, max_loss, calibration_images, progress)
     if request is not None:
-        _check_int8(format, request, info_of(model).task, half)
+        request.check(info_of(model).task)
     source = _prepare(model, upsample, input_size or size, None if input_size is None else batch or 1)
     graphs = [graph for graph in GRAPHS[source.info.task](source) if graph.part in ("", *format.parts)]
     options, path = Options(half, opset or OPSET), _output_file(output, source.info.ref, format)
@@ -196,14 +198,13 @@ def _int8_request(
     return None
 
 
-def _check_int8(format: Format, request: Request, task: str, half: bool) -> None:
-    """Refuse a request that cannot be met, before the work."""
+def _check_int8(format: Format, half: bool) -> None:
+    """Refuse int8 where there is none."""
     if half:
         raise ConfigError("half and int8: a file has one type: leave one out")
     if format.quantizer is None:
         able = ", ".join(other.name for other in FORMATS.values() if other.quantizer is not None)
         raise ConfigError(f"{format.name} files have no int8: export to one of {able}")
-    request.check(task)
 
 
 def _check_format_options(format: Format, opset: int | None, half: bool) -> None:

@@ -24,7 +24,7 @@ from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..task import TASKS
 from ..timing import interleaved, ratio
-from .calibration import MEASURES, QuantisationData
+from .calibration import MEASURES, QuantisationData, check_data
 from .graph import Feed, class_agreement, difference
 from .report import ExportReport, Quantisation
 
@@ -54,10 +54,11 @@ class Request:
     progress: Progress
 
     def check(self, task: str) -> None:
-        """Refuse impossible numbers, and tasks whose loss cannot be measured.
+        """Refuse impossible numbers, tasks whose loss cannot be measured, and data that cannot be found.
 
         Raises:
             ConfigError: one line about it.
+            DataError: no data, or none with a layout for the task.
         """
         if task not in MEASURES:
             raise ConfigError(f"int8: the loss can be measured for {', '.join(MEASURES)}, not for {task!r}")
@@ -65,6 +66,7 @@ class Request:
             raise ConfigError(f"max_loss={self.max_loss}: give 0 or more {MEASURES[task].unit}")
         if self.calibration_images < 1:
             raise ConfigError(f"calibration_images={self.calibration_images}: give 1 or more")
+        check_data(self.data, task)
 
 
 class Quantizer(Protocol):
@@ -199,7 +201,7 @@ class _Trials:
                 count = middle
             else:
                 failed = middle
-        return self._open(count)
+        return self._open(count, final=True)
 
     def describe(self, bytes_before: int, quantised: Predictor) -> Quantisation:
         """The figures of the last file, and its time."""
@@ -239,17 +241,20 @@ class _Trials:
         )
         return self.before - figure <= self.max_loss
 
-    def _open(self, count: int) -> Predictor:
+    def _open(self, count: int, final: bool = False) -> Predictor:
         """Write the file with the first ``count`` of the ranked layers in float32, and open it."""
         self.kept = tuple(self._ranking()[:count]) if count else ()
         self.weights_only = tuple(name for name in self.kept if self._has_good_weights(name))
-        return self._write([name for name in self.tool.layers if name not in self.kept], self.weights_only)
+        return self._write([name for name in self.tool.layers if name not in self.kept], self.weights_only, final)
 
-    def _write(self, names: Sequence[str], weights: Sequence[str] = ()) -> Predictor:
+    def _write(self, names: Sequence[str], weights: Sequence[str] = (), final: bool = False) -> Predictor:
         kept = [name for name in self.tool.layers if name not in names]
         info = self.predictor.info
         notes = info.notes | {"int8": {"kept_float": kept, "weights_only": list(weights)}}
-        self.tool.write(self.files, names, weights, info.replace(notes=notes))
+        licence = info.licence if final else ""  # else it would be stated each time that a trial is opened
+        for path in self.files:
+            path.unlink(missing_ok=True)  # OpenVINO may still read the last trial
+        self.tool.write(self.files, names, weights, info.replace(notes=notes, licence=licence))
         return load(self.files[0], device="cpu")
 
     def _ranking(self) -> list[str]:
@@ -274,7 +279,7 @@ class _Trials:
             sum(float(np.square(values, dtype=np.float64).sum()) for values in arrays)
             for arrays in zip(*((output - expected, expected) for output, expected in pairs), strict=True)
         )
-        return error / max(energy, np.finfo(np.float32).tiny)
+        return error / max(energy, float(np.finfo(np.float32).tiny))
 
     def _most_kept(self) -> int:
         """How many of the ranked layers may stay in float32."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ class OnnxQuantizer:
         ExportError: it cannot be quantised.
         DependencyError: a package is missing.
     """
+
+    layers: Mapping[str, int]
 
     def __init__(self, source: Path, feeds: Iterable[Feed]) -> None:
         with exporter_errors("the network", "int8"), TemporaryDirectory() as folder:
