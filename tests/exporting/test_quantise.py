@@ -119,6 +119,7 @@ def test_a_loss_that_cannot_be_met_leaves_no_file(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_openvino(model: Spoiled, tmp_path: Path, classes: Path) -> None:
     pytest.importorskip("openvino")
     report = foveal.export(model, "openvino", output=tmp_path / "a.xml", size=(64, 64), int8=classes, max_loss=10)
