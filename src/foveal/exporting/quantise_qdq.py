@@ -168,7 +168,7 @@ def _keep_biases(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
     values = {tensor.name: tensor for tensor in original.graph.initializer}
     biases = {node.name: values.get(node.input[2]) for node in original.graph.node if len(node.input) > 2}
     makers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    for node in model.graph.node:
+    for node in list(model.graph.node):
         bias = makers.get(node.input[2]) if node.op_type in _LAYERS and len(node.input) > 2 else None
         value = biases.get(node.name)
         if bias is not None and value is not None and not _ends_in_int8(node.output[0], readers):
