@@ -33,7 +33,7 @@ MEASURED_IMAGES = 100  #: at most, that a file is measured on
 MAX_EVALUATIONS = 9  #: of quantised files
 _RANKING_INPUTS = 2  # that a layer alone is tried on
 _LEAST_SHARE = 0.5  # of the bytes of the weights that are in int8: a file with less is not worth having
-_WEIGHTS_SHARE = 0.1  # of a layer's error that may come from its weights if these are stored in int8 nevertheless
+_WEIGHTS_SHARE = 0.5  # of a layer's error that may come from its weights if these are stored in int8 nevertheless
 _ROUNDS = 10  # of timing
 
 
