@@ -34,6 +34,7 @@ MAX_EVALUATIONS = 9  #: of quantised files
 _RANKING_INPUTS = 2  # that a layer alone is tried on
 _LEAST_SHARE = 0.5  # of the bytes of the weights that are in int8: a file with less is not worth having
 _WEIGHTS_SHARE = 0.5  # of a layer's error that may come from its weights if these are stored in int8 nevertheless
+_SMALL = 0.003  # of the bytes of all weights: a layer with less goes back to float32 as a whole
 _ROUNDS = 10  # of timing
 
 
@@ -267,7 +268,9 @@ class _Trials:
         return sorted(self._errors, key=lambda name: -self._errors[name])
 
     def _has_good_weights(self, name: str) -> bool:
-        """Whether a layer owes most of its error to its inputs: then its weights may be stored in int8."""
+        """Whether storing the weights of a layer in int8 saves bytes and keeps away most of its error."""
+        if self.tool.layers[name] < _SMALL * sum(self.tool.layers.values()):
+            return False
         if name not in self._weight_errors:
             self._weight_errors[name] = self._error(self._write([], [name]))
         return self._weight_errors[name] <= _WEIGHTS_SHARE * self._errors[name]
