@@ -32,7 +32,7 @@ CALIBRATION_IMAGES = 100  #: that ranges are taken from, by default
 MEASURED_IMAGES = 100  #: at most, that a file is measured on
 MAX_EVALUATIONS = 9  #: of quantised files
 _RANKING_INPUTS = 2  # that a layer alone is tried on
-_LEAST_SHARE = 0.5  # of the bytes of the weights that are in int8: a file with less is not worth having
+_LEAST_SHARE = 0.5  # of the layers that compute in int8: a file with fewer is not worth having
 _WEIGHTS_SHARE = 0.5  # of a layer's error that may come from its weights if these are stored in int8 nevertheless
 _SMALL = 0.003  # of the bytes of all weights: a layer with less goes back to float32 as a whole
 _ROUNDS = 10  # of timing
@@ -285,9 +285,8 @@ class _Trials:
         return error / max(energy, float(np.finfo(np.float32).tiny))
 
     def _most_kept(self) -> int:
-        """How many of the ranked layers may stay in float32."""
-        sizes = np.cumsum([self.tool.layers[name] for name in self._ranking()])
-        return int((sizes <= (1 - _LEAST_SHARE) * sizes[-1]).sum())
+        """How many layers may compute in float32."""
+        return int((1 - _LEAST_SHARE) * len(self.tool.layers))
 
     def _failure(self) -> ExportError:
         measure = self.data.measure
