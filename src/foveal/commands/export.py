@@ -22,6 +22,9 @@ def export(
     opset: int | None = None,
     half: bool = False,
     bake: bool = False,
+    int8: Path | None = None,
+    max_loss: float | None = None,
+    calibration_images: int | None = None,
     json: Json = False,
 ) -> int:
     """Write a model as files that run without torch, checked against the model at several sizes.
@@ -48,10 +51,18 @@ def export(
         Write float16 instead of float32, except the layers that need the range of float32.
     bake
         Put all preparation and the argmax into the file: decoded images in, classes, probabilities or images out.
+    int8
+        Write int8 instead of float32: folder of a data set to calibrate on and, with other images, to measure the loss.
+    max_loss
+        With --int8: loss to stay within, in points of mIoU, top-1 or box mIoU, or dB of PSNR; default: 0.5, for
+        super-resolution 0.1, for promptable models 1.
+    calibration_images
+        With --int8: number of images to calibrate on; default: 100.
     """
     from .. import export as export_model
     from .. import load_model
     from ..exporting.formats import find_format
+    from ..progress import Progress
 
     formats = [find_format(name.strip()).name for name in to.split(",")]
     if len(set(formats)) < len(formats):
@@ -61,6 +72,7 @@ def export(
             ensure_folder(output)
         check_overwrites([output], [Path(ref), *Path(ref).glob("*.safetensors")])
     options = {"upsample": upsample, "opset": opset, "half": half, "bake": bake, "batch": batch}
+    options |= {"int8": int8, "max_loss": max_loss, "calibration_images": calibration_images, "progress": Progress()}
     model, reports, errors = load_model(ref), [], {}
     for name in formats:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,18 @@ _LAYOUTS: Mapping[str, tuple[str, ...]] = {  # of each task
     "classify": (classification.LAYOUT, stream.LAYOUT),
     "upscale": (super_resolution.LAYOUT,),
     "prompt": (instances.IDS, *OUTLINE_LAYOUTS),
+}
+
+#: Names of the splits of data in folders, by task.
+_SPLITS: Mapping[str, Callable[[Path, DatasetFile], Iterable[str]]] = {
+    "segment": lambda root, described: (
+        layout.splits(root, described) if (layout := segmentation_layouts.layout_of(root, described)) else ()
+    ),
+    "classify": lambda root, described: (
+        split for split, classes in classification.class_folders(root, described).items() if any(classes.values())
+    ),
+    "upscale": super_resolution.sets_of,
+    "prompt": instances.splits_of,
 }
 
 
@@ -66,6 +78,20 @@ def _may_be_meant_for(task: str, root: Path) -> bool:
 def tasks_of(layout: str) -> tuple[str, ...]:
     """The tasks that learn from data of a layout."""
     return tuple(task for task, names in _LAYOUTS.items() if layout in names)
+
+
+def split_names(data: str | Path, task: str) -> tuple[str, ...]:
+    """Names of the splits of a data set for a task; empty if no layout fits.
+
+    Raises:
+        DataError: several layouts fit, or the folder does not exist.
+        ConfigError: ``dataset.yaml`` has unknown keys or values.
+    """
+    if not is_pattern(data):
+        root = Path(data)
+        if names := tuple(_SPLITS[task](root, describe(root))):
+            return names
+    return tuple(find_shards(data)[2])
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from .litert import open_litert, write_litert
 from .native import open_native, write_native
 from .onnx import open_onnx, write_onnx
 from .openvino import open_openvino, write_openvino
+from .quantise import Quantizer
+from .quantise_qdq import OnnxQuantizer, OpenVinoQuantizer
 from .sam_clients import sam_client_graphs
 from .tensorrt import SUFFIX as TENSORRT_SUFFIX
 from .tensorrt import open_tensorrt, write_tensorrt
@@ -44,6 +46,7 @@ class Format:
             models have no such files.
         halves: whether it can be written in float16.
         bakes: whether images of 8 bits can be its input, with all preparation inside.
+        quantizer: writes its files in int8; ``None``: there is no int8.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Format:
     bounded: bool = False
     free_prompts: bool = True
     graphs: Callable[[Source], list[Graph]] | None = None
+    quantizer: type[Quantizer] | None = None
 
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")  # packages that write ONNX files and check them
@@ -68,7 +72,18 @@ _ONNX = ("onnx", "onnxscript", "onnxruntime")  # packages that write ONNX files 
 FORMATS = {
     format.name: format
     for format in (
-        Format("onnx", (".onnx",), write_onnx, open_onnx, SAM_PARTS, _ONNX, onnx=True, halves=True, bakes=True),
+        Format(
+            "onnx",
+            (".onnx",),
+            write_onnx,
+            open_onnx,
+            SAM_PARTS,
+            _ONNX,
+            onnx=True,
+            halves=True,
+            bakes=True,
+            quantizer=OnnxQuantizer,
+        ),
         Format(
             "openvino",
             (".xml", ".bin"),
@@ -77,6 +92,7 @@ FORMATS = {
             packages=("onnxscript", "openvino"),
             halves=True,
             bakes=True,
+            quantizer=OpenVinoQuantizer,
         ),
         Format("native", (SUFFIX,), write_native, open_native, halves=True),
         Format(

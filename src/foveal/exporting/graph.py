@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -44,10 +45,12 @@ class Options:
     Attributes:
         half: float16 instead of float32.
         opset: version of ONNX's operator set.
+        onnx_folder: where to keep the ONNX model of each network besides, under :attr:`Graph.file_name`.
     """
 
     half: bool = False
     opset: int = OPSET
+    onnx_folder: Path | None = None
 
     @property
     def dtype(self) -> str:
@@ -125,6 +128,11 @@ class Graph:
     has_classes: bool = False
     model: nn.Module | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def file_name(self) -> str:
+        """A name for the network's ONNX model."""
+        return f"{self.part or 'network'}.onnx"
 
 
 def trace(graph: Graph) -> ExportedProgram:

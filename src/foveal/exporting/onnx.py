@@ -52,7 +52,7 @@ def make_typed_onnx(graph: Graph, options: Options) -> tuple[onnx.ModelProto, tu
     """
     proto = _translate(graph, options)
     kept = to_half(proto) if options.half else ()
-    _finish(proto, graph)
+    _finish(proto, graph, options)
     return proto, kept
 
 
@@ -74,10 +74,12 @@ def _translate(graph: Graph, options: Options) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _finish(proto: onnx.ModelProto, graph: Graph) -> None:
+def _finish(proto: onnx.ModelProto, graph: Graph, options: Options) -> None:
     _remove_traces(proto)
     _name_dimensions(proto, graph)
     _describe(proto, graph.info)
+    if options.onnx_folder is not None:
+        (options.onnx_folder / graph.file_name).write_bytes(proto.SerializeToString())
 
 
 def open_onnx(files: Sequence[Path]) -> RunFile:
@@ -87,15 +89,19 @@ def open_onnx(files: Sequence[Path]) -> RunFile:
 
 
 def _simplify(model: ir.Model) -> None:
-    """Fold constants and remove what is unused.
+    """Fold constants, make them initialisers, and remove what is unused.
 
     The exporter's own optimiser also removes "additions of zero", and it takes the attention's epsilon of 1e-15 for
     zero: queries without a positive feature would then give 0/0. So only passes that keep every number run here.
+
+    Constants that are lists of integers in an attribute are valid, but the shape inference of ONNX Runtime's
+    quantisation fails on them.
     """
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer
 
     optimizer.fold_constants(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.CommonSubexpressionEliminationPass()(model)
     optimizer.remove_unused_nodes(model)
 

@@ -197,11 +197,12 @@ def _export(source: str, suffixes: Sequence[str], folder: Path) -> str:
     from ..exporting.export import export
     from ..exporting.formats import FORMATS
 
-    format = next((format for format in FORMATS.values() if format.suffix in suffixes), None)
+    format = next((format for format in FORMATS.values() if format.suffixes[0] in suffixes), None)
     if format is None:
         raise ConfigError(f"{source}: Foveal writes no {' or '.join(suffixes)} files: give an exported file")
     name = re.sub(r"\W+", "_", source.removeprefix(str(folder))).strip("_")
-    files = [folder / f"{name}{part}{format.suffix}" for part in ("", ".encoder")]  # promptable models: of the encoder
+    suffix = format.suffixes[0]
+    files = [folder / f"{name}{part}{suffix}" for part in ("", ".encoder")]  # of promptable models, the encoder's
     written = next((path for path in files if path.exists()), None)
     return str(written or export(source, format.name, output=files[0]).path)
 

@@ -145,6 +145,11 @@ class NetworkPrompter:
         return outputs["low_res_masks"], outputs["iou_predictions"]
 
 
+def is_int8(info: ModelInfo) -> bool:
+    """Whether a file was quantised to int8, as its description says."""
+    return "int8" in info.notes
+
+
 def part_path(path: Path, part: str) -> Path:
     """``NAME.PART.onnx`` for ``NAME.onnx``."""
     return path.with_name(f"{path.stem}.{part}{path.suffix}")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, ConfigError, DependencyError
 from ..info import KEY
 from .devices import cpu_count, why_cpu
-from .exported import FileKind, open_exported
+from .exported import FileKind, is_int8, open_exported
 from .file_network import Content, FileNetwork, Outputs, Settings, first_line
 from .runner import Opened, Runtime
 
@@ -115,7 +115,9 @@ def open_openvino(ref: str, device: str, dtype: str, threads: int | None) -> Ope
     chosen = "float32" if dtype == "auto" else dtype
     _check_type(ref, chosen)
     runner, info = open_exported(OPENVINO_FILES, Path(ref), Settings(ref, threads or 0, "cpu", chosen))
-    return Opened(runner, info, f"cpu, {chosen}", why_cpu(OPENVINO.name) if device == "auto" else "")
+    return Opened(
+        runner, info, f"cpu, {'int8' if is_int8(info) else chosen}", why_cpu(OPENVINO.name) if device == "auto" else ""
+    )
 
 
 def _check_type(ref: str, dtype: str) -> None:

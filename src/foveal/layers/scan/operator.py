@@ -99,6 +99,8 @@ def _(_dy: Tensor, _dstate: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
 #: Dimension of channels, or of groups of channels, in u, delta, A, B, C, D and bias.
 _CHANNELS = (1, 1, 0, 1, 1, 0, 0)
 
+_register_vmap: Any = torch.library.register_vmap  # its stubs have no form for decorators
+
 
 def _join_items(size: int, dims: Sequence[int | None], tensors: Sequence[Any], channels: Sequence[int]) -> list[Any]:
     """Put the items of ``torch.vmap`` side by side as channels; a tensor that has no items is repeated."""
@@ -112,14 +114,14 @@ def _join_items(size: int, dims: Sequence[int | None], tensors: Sequence[Any], c
     return joined
 
 
-@torch.library.register_vmap("foveal::selective_scan", lib=_library)
+@_register_vmap("foveal::selective_scan", lib=_library)
 def _(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
     tensors = _join_items(info.batch_size, dims[:7], inputs[:7], _CHANNELS)
     outputs = torch.ops.foveal.selective_scan.default(*tensors, *inputs[7:])
     return tuple(output.unflatten(1, (info.batch_size, -1)) for output in outputs), (1, 1)
 
 
-@torch.library.register_vmap("foveal::selective_scan_backward", lib=_library)
+@_register_vmap("foveal::selective_scan_backward", lib=_library)
 def _(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
     tensors = _join_items(info.batch_size, dims[:9], inputs[:9], (1, 1, *_CHANNELS))
     gradients = torch.ops.foveal.selective_scan_backward.default(*tensors, *inputs[9:])
