@@ -17,6 +17,7 @@ from foveal.factory.create import create_model
 from foveal.info import info_of
 from foveal.weights.checkpoints import save_checkpoint
 from helpers.commands import here
+from helpers.narrow import registered
 
 SEGMENTER = "efficientvit_b0.camvid"
 #: Each verb with what it needs; PHOTO stands for an image.
@@ -95,8 +96,9 @@ def test_models_run_in_the_type(photo: Path, tmp_path: Path, capfd: pytest.Captu
     assert len(json.loads(done.stdout)["images"][0]["classes"]) == 3, done.stderr
     done = here(capfd, "upscale", photo, "--dtype", "bfloat16", "--json")
     assert json.loads(done.stdout)["runtime"].startswith("torch on cpu, bfloat16:"), done.stderr
-    prompter = save_model(tmp_path / "prompter.safetensors", "efficientvit_b0", "prompt")
-    done = here(capfd, "prompt", photo, "--point", "30,20", "--model", prompter, "--dtype", "bfloat16", "--json")
+    with registered() as narrow:
+        prompter = save_model(tmp_path / "prompter.safetensors", narrow, "prompt")
+        done = here(capfd, "prompt", photo, "--point", "30,20", "--model", prompter, "--dtype", "bfloat16", "--json")
     assert json.loads(done.stdout)["runtime"].startswith("torch on cpu, bfloat16:"), done.stderr
 
 

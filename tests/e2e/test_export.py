@@ -85,6 +85,7 @@ def test_attention_keeps_its_epsilon(exported: Path) -> None:
     assert np.isfinite(NetworkRunner(onnx_network(exported))(np.zeros((1, 3, 64, 64), np.float32))).all()
 
 
+@pytest.mark.long  # the conversion of others; Foveal's own: tests/exporting/test_half.py
 def test_graph_survives_conversion_to_float16(tmp_path: Path) -> None:
     """Runtimes convert float32 graphs by themselves: sums of keys must stay in range, queries of zeros must give 0.
 

@@ -122,7 +122,7 @@ def test_impossible_requests_are_refused(tmp_path: Path) -> None:
     attach(model, model.foveal_info.replace(preprocess=Preprocess(dtype="uint16")))
     with pytest.raises(foveal.ConfigError, match="bake: plain takes images of uint16"):
         foveal.export(model, output=tmp_path / "a.onnx", size=(64, 64), bake=True)
-    with pytest.raises(foveal.ConfigError, match="leave upsample out"):
+    with pytest.raises(foveal.ConfigError, match="leave upsample and int8 out"):
         foveal.export(narrow("segment"), output=tmp_path / "a.onnx", size=(64, 64), bake=True, upsample=True)
     with pytest.raises(foveal.ConfigError, match="bake: tf_efficientnet_lite0 is for 'prompt'"):
         foveal.export("tf_efficientnet_lite0.sam", output=tmp_path / "a.onnx", bake=True)

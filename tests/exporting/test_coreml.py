@@ -46,6 +46,7 @@ def test_a_segmentation_package(tmp_path: Path) -> None:
         foveal.load(report.path)
 
 
+@pytest.mark.long
 def test_a_package_replaces_an_older_one_and_is_half_the_size(tmp_path: Path) -> None:
     path = tmp_path / "a.mlpackage"
     full = foveal.export(narrow(), "coreml", output=path, input_size=(64, 64))
@@ -56,6 +57,7 @@ def test_a_package_replaces_an_older_one_and_is_half_the_size(tmp_path: Path) ->
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mlpackage", "a.mlpackage.json"]
 
 
+@pytest.mark.long
 def test_the_packages_of_a_promptable_model(tmp_path: Path) -> None:
     with registered() as name:
         report = foveal.export(foveal.create_model(name, "prompt"), "coreml", output=tmp_path / "a.mlpackage")

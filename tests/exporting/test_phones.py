@@ -30,6 +30,8 @@ from helpers.spoil import spoil
 FORMATS_OF_PHONES = {"executorch": "executorch", "litert": "litert_torch"}
 SIZE = (32, 48)
 
+pytestmark = pytest.mark.long  # lowering, and imports of large packages
+
 
 def export(model: Any, to: str, folder: Path, **options: Any) -> ExportReport:
     """Export a model; the test is skipped if the format's package is not installed."""
@@ -162,7 +164,6 @@ def test_litert_runs_without_torch(report: ExportReport) -> None:
 # ---- whole models
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("to", FORMATS_OF_PHONES)
 def test_segmentation_of_any_image(to: str, tmp_path: Path) -> None:
     model = narrow("segment")
@@ -176,7 +177,6 @@ def test_segmentation_of_any_image(to: str, tmp_path: Path) -> None:
         assert (found == expected).mean() >= 0.9999
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("to", FORMATS_OF_PHONES)
 def test_upscaling_of_any_image(to: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -187,7 +187,6 @@ def test_upscaling_of_any_image(to: str, tmp_path: Path) -> None:
         assert predictor(image(*size)).image.shape == (2 * size[0], 2 * size[1], 3)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("to", FORMATS_OF_PHONES)
 def test_promptable_models(to: str, tmp_path: Path) -> None:
     with registered() as name:
@@ -205,7 +204,6 @@ def test_promptable_models(to: str, tmp_path: Path) -> None:
         assert (np.asarray(found.masks) == np.asarray(expected.masks)).mean() >= 0.9999
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("to", FORMATS_OF_PHONES)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family(family: str, to: str, tmp_path: Path) -> None:

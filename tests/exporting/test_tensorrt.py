@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import foveal
-from foveal.exporting import tensorrt
-from foveal.exporting.tensorrt import INSTALLED
+from foveal.exporting.tensorrt import INSTALLED, check_operators
 from foveal.info import ModelInfo
 from foveal.prediction.tensorrt_runner import split_description, with_description
 from helpers.narrow import narrow
@@ -17,16 +17,23 @@ from helpers.narrow import narrow
 pytestmark = pytest.mark.skipif(INSTALLED, reason="TensorRT is installed: the export builds and runs an engine")
 
 
-def test_without_tensorrt_the_file_is_onnx_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorrt_the_file_is_onnx_with_the_command(tmp_path: Path) -> None:
     report = foveal.export(narrow(), "tensorrt", output=tmp_path / "a.trt.onnx", size=(64, 96))
     assert "trtexec --onnx=NAME.trt.onnx --saveEngine=NAME.plan" in str(report)
     shapes = "--minShapes=image:1x3x32x32 --optShapes=image:1x3x512x1024 --maxShapes=image:16x3x2048x4096"
     assert shapes in str(report)
     assert foveal.load(report.path).runner(np.zeros((2, 3, 40, 50), np.float32)).shape == (2, 3)
-    monkeypatch.setattr(tensorrt, "OPERATORS", tensorrt.OPERATORS - {"Conv"})
-    with pytest.raises(foveal.ExportError, match="TensorRT does not have the operators Conv"):
-        foveal.export(narrow(), "tensorrt", output=tmp_path / "b.trt.onnx", input_size=(64, 64))
-    assert not list(tmp_path.glob("b*"))
+
+
+def test_operators_that_tensorrt_lacks_are_named() -> None:
+    make_node, tensor = onnx.helper.make_node, onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2])
+    nodes = [make_node("Relu", ["x"], ["a"]), make_node("Acosh", ["a"], ["b"]), make_node("Mish", ["b"], ["x2"])]
+    result = onnx.helper.make_tensor_value_info("x2", onnx.TensorProto.FLOAT, [2])
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "graph", [tensor], [result]), opset_imports=[onnx.helper.make_opsetid("", 18)]
+    )
+    with pytest.raises(foveal.ExportError, match="net: TensorRT does not have the operators Acosh, Mish"):
+        check_operators("net", model)
 
 
 def test_an_engine_file_begins_with_its_description(tmp_path: Path) -> None:

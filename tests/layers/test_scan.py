@@ -288,6 +288,7 @@ def test_export_of_a_fixed_length_is_short_and_standard() -> None:
         assert difference(output, expected.double()) < 3e-6
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # of the exporter's own dependencies
 def test_export_of_any_length() -> None:
     program = torch.export.export(Scan(), model_inputs(2, 50), dynamic_shapes=DYNAMIC)

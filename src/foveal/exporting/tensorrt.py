@@ -146,7 +146,7 @@ def write_tensorrt(graph: Graph, files: Sequence[Path], options: Options) -> Wri
         DependencyError: a package is missing.
     """
     proto, kept = make_typed_onnx(graph, options)
-    _check_operators(graph.info.model, proto)
+    check_operators(graph.info.model, proto)
     if INSTALLED:
         with exporter_errors(graph.info.model, "TensorRT", "tensorrt"):
             files[0].write_bytes(with_description(_build(graph, proto, options), graph.info.to_json()))
@@ -183,7 +183,7 @@ def _profiles(graph: Graph) -> list[dict[str, tuple[int, ...]]]:
     return profiles
 
 
-def _check_operators(model: str, proto: onnx.ModelProto) -> None:
+def check_operators(model: str, proto: onnx.ModelProto) -> None:
     """Check the file, infer all its shapes, and look for operators that TensorRT's parser does not have.
 
     Raises:

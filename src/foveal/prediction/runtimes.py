@@ -92,9 +92,9 @@ def explain(chosen: Runtime, target: str, ref: str, device: str, dtype: str) -> 
         return "the exported file needs no torch" if others else f"it runs {Path(target).suffix} files"
     if not others:
         return "it runs checkpoints"
-    if unable := [other for other in others if not other.runs(device, dtype)]:
-        missing = f"on {device}" if all(other.runs("auto", dtype) for other in unable) else f"in {dtype}"
-        return f"{' and '.join(other.name for other in unable)} cannot run {missing}"
+    if not any(other.runs(device, dtype) for other in others):
+        missing = f"on {device}" if all(other.runs("auto", dtype) for other in others) else f"in {dtype}"
+        return f"{' and '.join(other.name for other in others)} cannot run {missing}"
     return "it runs the checkpoint " + ("on the GPU" if wants_gpu(device) else f"in {dtype}")
 
 
