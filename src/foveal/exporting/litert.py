@@ -27,7 +27,7 @@ def write_litert(graph: Graph, files: Sequence[Path], options: Options) -> Writt
         DependencyError: a package is missing.
     """
     info = with_outputs(graph.info, graph.outputs)
-    with exporter_errors(info.model, "LiteRT", "litert"):
+    with exporter_errors(info.model, "LiteRT", "litert-export"):
         import litert_torch  # pyright: ignore[reportMissingImports] - not among the test tools, for its size
 
         named = _Named(graph.network.eval(), tuple(graph.inputs), tuple(graph.outputs))
