@@ -31,6 +31,7 @@ def operations(spec: Any) -> Counter[str]:
     return Counter(operation.type for block in blocks for operation in block.operations)
 
 
+@pytest.mark.long
 def test_a_segmentation_package(tmp_path: Path) -> None:
     report = foveal.export(narrow("segment"), "coreml", output=tmp_path / "a.mlpackage", input_size=(64, 96), batch=2)
     assert "not compared with the model: Core ML runs on macOS only" in str(report)

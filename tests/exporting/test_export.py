@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from foveal.errors import ExportError, InputError
-from foveal.exporting.export import _write_all
+from foveal.errors import ConfigError, ExportError, InputError
+from foveal.exporting.export import _write_all, export
 from foveal.exporting.formats import find_format
 from foveal.exporting.graph import Graph, Options
 from foveal.exporting.report import ExportReport
 from foveal.info import ModelInfo
+from helpers.narrow import narrow
 
 PARTS = ("encoder", "decoder", "prompts")
 
@@ -76,4 +77,10 @@ def test_all_files_are_written_or_none(tmp_path: Path) -> None:
 def test_no_file_is_left_if_one_differs(factor: float, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="the decoder differs from the model by"):
         write(tmp_path, decoder=factor)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_size_can_be_chosen_where_every_size_fits(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="native files take images of every size: leave it out"):
+        export(narrow(), "native", output=tmp_path / "a.foveal", input_size=(64, 64))
     assert not list(tmp_path.iterdir())

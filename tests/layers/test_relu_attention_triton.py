@@ -85,6 +85,7 @@ def test_kernels_in_the_interpreter() -> None:
     assert done.stdout == "as the formula\n", done.stderr
 
 
+@pytest.mark.long
 @needs_triton
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """Compile to machine code without a GPU, because Triton's interpreter accepts code that its compiler refuses."""

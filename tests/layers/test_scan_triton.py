@@ -60,6 +60,7 @@ def test_triton_kernels_in_the_interpreter() -> None:
     assert done.stdout == "as the loop\n", done.stderr
 
 
+@pytest.mark.long
 @needs_triton
 def test_triton_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     """Compile to machine code without a GPU, because Triton's interpreter accepts code that its compiler refuses."""

@@ -127,6 +127,8 @@ def export(
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
     if batch is not None and input_size is None and not format.fixed:
         raise ConfigError(f"batch={batch}: a file of any image size takes any batch; give input_size, too")
+    if input_size is not None and format.any_size:
+        raise ConfigError(f"input_size={input_size}: {format.name} files take images of every size: leave it out")
     _check_request(format, model, upsample, input_size or size, fixed=input_size is not None)
     if request is not None:
         request.check(info_of(model).task)

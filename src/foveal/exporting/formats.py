@@ -40,6 +40,7 @@ class Format:
         onnx: whether its files are ONNX's, which have an operator set.
         folder: whether a network is a folder.
         fixed: whether files take images of one size only.
+        any_size: whether files take images of every size, so that none can be chosen.
         bounded: whether free sides and numbers need a largest value.
         free_prompts: whether the files of a promptable model take any numbers of prompts and points.
         graphs: the networks of a promptable model in place of Foveal's own, for files that other programs run. Other
@@ -60,6 +61,7 @@ class Format:
     bakes: bool = False
     folder: bool = False
     fixed: bool = False
+    any_size: bool = False
     bounded: bool = False
     free_prompts: bool = True
     graphs: Callable[[Source], list[Graph]] | None = None
@@ -94,7 +96,7 @@ FORMATS = {
             bakes=True,
             quantizer=OpenVinoQuantizer,
         ),
-        Format("native", (SUFFIX,), write_native, open_native, halves=True),
+        Format("native", (SUFFIX,), write_native, open_native, halves=True, any_size=True),
         Format(
             "samexporter",
             (".samexporter.onnx",),
