@@ -228,7 +228,7 @@ def test_40_dead_loading_process_is_named(tiny: Path, tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 1
-    assert "a data loading process died" in errors
+    assert "a data loading process died" in errors, errors
     assert ".png" in errors.splitlines()[-1]
     assert "Traceback" not in errors
 

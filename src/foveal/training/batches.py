@@ -92,12 +92,14 @@ class Loader:
         """Raise FovealError if too many images are bad, see :func:`~foveal.training.bad_samples.check_bad`."""
         check_bad(self.bad, len(self.job.data), self.config.max_bad)
 
-    def worker_death(self, error: RuntimeError) -> TrainingError | None:
+    def worker_death(self, error: RuntimeError | ConnectionError | EOFError) -> TrainingError | None:
         """Return the error to raise if ``error`` says that a worker process died, otherwise None.
 
-        torch's SIGCHLD handler raises such an error at any point of the main process.
+        torch's SIGCHLD handler raises such a RuntimeError at any point of the main process. Before that, reading from
+        a worker that has just died is a ConnectionError or EOFError; such errors of the data say "Caught".
         """
-        if "DataLoader worker" not in str(error):
+        lost = not isinstance(error, RuntimeError) and "Caught" not in str(error)
+        if not lost and "DataLoader worker" not in str(error):
             return None
         names = ", ".join(str(self.job.data.name(index)) for index in self.requested)
         return TrainingError(

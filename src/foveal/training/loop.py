@@ -167,7 +167,12 @@ class Run:
             with self.progress.bar("train", self.steps, self.state.step) as bar:
                 self._go(interrupted, bar)
         except BaseException as error:
-            self._rescue_weights()
+            try:
+                self._rescue_weights()
+            except RuntimeError as interruption:  # torch reports a dead worker while the weights are written
+                if self.loader.worker_death(interruption) is None:
+                    raise
+                self._rescue_weights()
             if (cause := self._cause_of(error)) is not None:
                 raise cause from error
             raise
@@ -176,7 +181,7 @@ class Run:
 
     def _cause_of(self, error: BaseException) -> TrainingError | None:
         """Return the error to raise instead of one of torch's, which does not say what to do."""
-        if isinstance(error, RuntimeError):
+        if isinstance(error, RuntimeError | ConnectionError | EOFError):
             return self.loader.worker_death(error)
         if isinstance(error, ValueError) and ONE_VALUE in str(error):
             pieces = f" in {self.stepper.pieces} pieces" if self.stepper.pieces > 1 else ""
