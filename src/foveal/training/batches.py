@@ -70,7 +70,7 @@ class Loader:
         try:
             for place in places:
                 self.requested = [index for _, index in place]
-                batch = next(stream)
+                batch = self._next(stream)
                 if not batch.indices:
                     raise list(batch.bad.values())[-1]
                 self.note_bad(batch.bad)
@@ -92,15 +92,27 @@ class Loader:
         """Raise FovealError if too many images are bad, see :func:`~foveal.training.bad_samples.check_bad`."""
         check_bad(self.bad, len(self.job.data), self.config.max_bad)
 
-    def worker_death(self, error: RuntimeError | ConnectionError | EOFError) -> TrainingError | None:
+    def _next(self, stream: Iterator[Sample]) -> Sample:
+        """The next batch.
+
+        Raises:
+            TrainingError: the worker process died while its batch was read, before torch reported its death.
+        """
+        try:
+            return next(stream)
+        except (ConnectionError, EOFError) as error:
+            if not self.config.workers or "DataLoader worker" in str(error):  # an error of the data itself
+                raise
+            raise self._death() from error
+
+    def worker_death(self, error: RuntimeError) -> TrainingError | None:
         """Return the error to raise if ``error`` says that a worker process died, otherwise None.
 
-        torch's SIGCHLD handler raises such a RuntimeError at any point of the main process. Before that, reading from
-        a worker that has just died is a ConnectionError or EOFError; such errors of the data say "Caught".
+        torch's SIGCHLD handler raises such an error at any point of the main process.
         """
-        lost = not isinstance(error, RuntimeError) and "Caught" not in str(error)
-        if not lost and "DataLoader worker" not in str(error):
-            return None
+        return self._death() if "DataLoader worker" in str(error) else None
+
+    def _death(self) -> TrainingError:
         names = ", ".join(str(self.job.data.name(index)) for index in self.requested)
         return TrainingError(
             f"a data loading process died, probably for lack of memory, at or after: {names}; resume with fewer workers"

@@ -181,7 +181,7 @@ class Run:
 
     def _cause_of(self, error: BaseException) -> TrainingError | None:
         """Return the error to raise instead of one of torch's, which does not say what to do."""
-        if isinstance(error, RuntimeError | ConnectionError | EOFError):
+        if isinstance(error, RuntimeError):
             return self.loader.worker_death(error)
         if isinstance(error, ValueError) and ONE_VALUE in str(error):
             pieces = f" in {self.stepper.pieces} pieces" if self.stepper.pieces > 1 else ""
