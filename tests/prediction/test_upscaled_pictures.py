@@ -84,6 +84,23 @@ def test_png_bands_are_one_picture(tmp_path: Path) -> None:
             assert np.array_equal(np.asarray(found).reshape(pixels.shape), pixels)
 
 
+def test_png_blocks_are_one_stream(tmp_path: Path) -> None:
+    """Blocks that several threads compress end up in order, with the checksum of all of them (which Pillow ignores)."""
+    from foveal.images.writing import Canvas, write_picture
+
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 2000, 4), dtype=np.uint8)
+    pixels[:150] = pixels[:1]
+    write_picture(tmp_path / "x.png", Canvas(300, 2000, 4), [pixels[:290], pixels[290:]])
+    with Image.open(tmp_path / "x.png") as found:
+        assert np.array_equal(np.asarray(found), pixels)
+    content, position, stream = (tmp_path / "x.png").read_bytes(), 8, b""
+    while position < len(content):
+        length, kind = int.from_bytes(content[position : position + 4], "big"), content[position + 4 : position + 8]
+        stream += content[position + 8 : position + 8 + length] if kind == b"IDAT" else b""
+        position += 12 + length
+    assert len(zlib.decompress(stream)) == 300 * (1 + 4 * 2000)
+
+
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     frames = [Image.fromarray(photo(32, 32, seed)) for seed in (0, 1)]
     frames[0].save(tmp_path / "moving.png", save_all=True, append_images=frames[1:])
