@@ -51,6 +51,44 @@ def test_operation_equals_float64(operation: Callable[[Case], None]) -> None:
         operation(Case(seed, tolerance))
 
 
+def precise(case: Case, *shape: int) -> str:
+    """Weights that bfloat16 would round by half a step, with a sum of nearly zero for each output."""
+    name = case.array(*shape)
+    weight = np.random.default_rng(0).uniform(0.5, 1, shape).astype(np.float32)
+    weight[:, 1::2] = -weight[:, : shape[1] // 2 * 2 : 2]
+    case.weights[name] = weight.view(np.uint32).__or__(0x7FFF).view(np.float32)
+    case.weights[name][:, -1] = 2**-6
+    return name
+
+
+@pytest.mark.parametrize(("channels", "kernel"), [(3, 3), (8, 1), (5, 5), (8, 3)])
+def test_weights_of_few_channels_are_not_rounded(channels: int, kernel: int) -> None:
+    case = Case(channels, 1e-5)
+    params = {"kernel": kernel, "stride": 1, "groups": 1, "padding": "symmetric"}
+    x, weights = case.image(channels), {"weight": precise(case, 20, channels, kernel, kernel), "bias": case.array(20)}
+    case.step("conv", (1,), params=params, weights=weights)
+    case.check(F.conv2d(x, case.tensor(weights["weight"]), case.tensor(weights["bias"]), padding=kernel // 2))
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(256, 40), (257, 5), (600, 12)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_projections_of_many_channels_are_not_rounded(hidden: int, width: int, groups: int) -> None:
+    """Equal values of all channels cancel but for the rounding errors of the weights, which would be larger."""
+    case = Case(hidden, 1e-2)
+    case.height, case.width = 9, width
+    hidden *= groups
+    case.image(hidden)
+    case.x = np.ones_like(case.x)
+    case.weights |= {"taps": np.zeros((hidden, 1, 3, 3), np.float32), "none": np.zeros(hidden, np.float32)}
+    case.weights["taps"][:, :, 1, 1] = 1
+    project = precise(case, 24 * groups, hidden // groups, 1, 1)
+    case.weights["bias"] = np.zeros(24 * groups, np.float32)
+    params = {"kernel": 3, "stride": 1, "padding": "symmetric", "groups": groups, "act": "none"}
+    weights = {"weight": "taps", "bias": "none", "project_weight": project, "project_bias": "bias"}
+    case.step("separable", (1,), params=params, weights=weights)
+    case.check(F.conv2d(torch.from_numpy(case.x).double(), case.tensor(project), groups=groups))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_model_equals_float64_for_any_number_of_threads(case: str) -> None:
     model = covered(case)

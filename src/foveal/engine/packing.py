@@ -46,17 +46,26 @@ class Packed:
 
         return self._once(("padded", step.weights[role]), make)
 
-    def panels(self, step: Step, role: str, groups: int = 1) -> NDArray[Any]:
-        """Weights ``(out, in, K, K)`` in panels of output channels, group after group."""
+    def panels(self, step: Step, role: str, groups: int = 1, parts: int = 1) -> NDArray[Any]:
+        """Weights ``(out, in, K, K)`` in panels of output channels, group after group.
+
+        Args:
+            step: the step.
+            role: of the weights in the step.
+            groups: of channels.
+            parts: 2: each weight as the sum of two of bfloat16.
+        """
 
         def make() -> NDArray[Any]:
             weight = self.raw(step, role)
             rows = np.ascontiguousarray(weight.reshape(*weight.shape[:2], -1).transpose(0, 2, 1))  # (out, taps, in)
+            if parts == 2:
+                rows = _in_two_parts(rows)
             if groups == 1:
                 return self.library.pack(rows)
             return np.concatenate([self.library.pack(part) for part in np.split(rows, groups)])
 
-        return self._once(("panels", step.weights[role], str(groups)), make)
+        return self._once(("panels", step.weights[role], str(groups), str(parts)), make)
 
     def winograd(self, step: Step, role: str, side: int) -> NDArray[np.float32]:
         """Weights ``(out, in, 3, 3)``, transformed for tiles of ``side``, as ``(side + 2) ** 2`` products in panels."""
@@ -77,6 +86,26 @@ class Packed:
         if key not in self.arrays:
             self.arrays[key] = make()
         return self.arrays[key]
+
+
+def _in_two_parts(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Divide each weight into the number of bfloat16 next to it towards zero, and the rest.
+
+    Both have the sign of the weight, and the rest of a weight is never zero: their products with an infinite value then
+    have no sum of opposite infinities, and no product of infinity and zero.
+
+    Args:
+        weight: ``(out, taps, in)``.
+
+    Returns:
+        ``(out, taps, 2 * in)``, ``in`` rounded up to a whole pair: both parts of every pair of input channels in turn.
+    """
+    weight = np.pad(weight, ((0, 0), (0, 0), (0, weight.shape[2] % 2)))
+    first = (weight.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    rest = np.copysign(np.maximum(np.abs(weight - first), np.finfo(np.float32).tiny), weight)
+    rest = np.where(weight == 0, weight, rest)
+    pairs = np.stack([array.reshape(*array.shape[:2], -1, 2) for array in (first, rest)], axis=3)
+    return np.ascontiguousarray(pairs.reshape(*weight.shape[:2], -1))
 
 
 def bicubic_taps(factor: int, a: float) -> NDArray[np.float32]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
-
-from numpy.typing import NDArray
 
 from .binder import (
     ADD,
@@ -35,8 +32,11 @@ from .binder import (
 from .packing import bicubic_taps
 from .plan import ACTS, Step
 
+_FEW, _MANY = 8, 256  # input channels of a product, see _parts
 
-def _conv(binder: Binder, step: Step) -> None:
+
+def _conv(binder: Binder, step: Step, parts: int = 0) -> None:
+    """A convolution, with ``parts`` numbers for each weight; 0: as many as its input channels need."""
     weight, groups = binder.packed.raw(step, "weight"), step.params["groups"]
     out, top, left = binder.spatial(step, step.inputs[0])
     if weight.ndim == 2:
@@ -49,9 +49,11 @@ def _conv(binder: Binder, step: Step) -> None:
     if side:  # the last tiles reach beyond the map
         binder.needs_border = 1 + max(-out.height % side, -out.width % side)
     binder.give_border(step.inputs[0])
-    packed = binder.packed.winograd(step, "weight", side) if side else _panels(binder, step, "weight", groups)
+    parts = parts or _parts(binder, out.channels // groups <= _FEW)
+    pack = binder.packed
+    packed = pack.winograd(step, "weight", side) if side else pack.panels(step, "weight", groups, parts)
     arrays = ((packed, binder.packed.padded(step, "bias")),)
-    p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups, side)
+    p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups, side, parts)
     operation = Operation(CONV, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     binder.add(operation, out._replace(channels=len(weight)))
     _leave_room(binder, step.out, len(weight) // groups, groups)
@@ -80,8 +82,13 @@ def _winograd_side(binder: Binder, step: Step, size: Shape) -> int:
     return 4 if large >= 36 and 36 * large <= 0.8 * 16 * small else 2
 
 
-def _panels(binder: Binder, step: Step, role: str, groups: int = 1) -> NDArray[Any]:
-    return binder.packed.panels(step, role, groups)
+def _parts(binder: Binder, sensitive: bool) -> int:
+    """Numbers that a weight is the sum of: two where its rounding to bfloat16 would change the results much.
+
+    These are layers of few input channels, whose errors do not average out, and projections from many hidden channels,
+    whose values are mostly positive and large, so that their products cancel.
+    """
+    return 2 if sensitive and binder.library.dtype == "bfloat16" else 1
 
 
 def _depthwise(binder: Binder, step: Step) -> None:
@@ -113,22 +120,25 @@ def _chain(binder: Binder, step: Step) -> None:
         raise ValueError(f"{hidden} to {outputs} channels do not divide into {groups} groups")
     expect(packed.raw(step, "project_weight"), (outputs, hidden // groups, 1, 1))
     expect(packed.raw(step, "project_bias"), (outputs,))
+    parts, first_parts = _parts(binder, not _FEW < hidden // groups < _MANY), _parts(binder, size.channels <= _FEW)
     way = _way(binder, step, size, hidden, outputs)
     if way == "steps":
-        return _unfused(binder, step, size, hidden)
+        return _unfused(binder, step, size, hidden, parts)
     if not expands:
         binder.give_border(source)
-    weight = _panels(binder, step, "weight") if dense else packed.taps(step, "weight")
-    arrays = (
-        (_panels(binder, step, "expand_weight"), packed.padded(step, "expand_bias")) if expands else (None, None),
+    weight = packed.panels(step, "weight", parts=first_parts) if dense else packed.taps(step, "weight")
+    arrays = [
+        (None, None),
         (weight, packed.padded(step, "bias")),
-        (_panels(binder, step, "project_weight", groups), packed.padded(step, "project_bias")),
-    )
+        (packed.panels(step, "project_weight", groups, parts), packed.padded(step, "project_bias")),
+    ]
+    if expands:
+        arrays[0] = packed.panels(step, "expand_weight", parts=first_parts), packed.padded(step, "expand_bias")
     mode = EXPAND_DEPTHWISE_PROJECT if expands else DENSE_PROJECT if dense else DEPTHWISE_PROJECT
     acts = (ACTS.index(step.params.get("expand_act", "none")), ACTS.index(step.params["act"]))
     block = _channel_block(binder, step, size) if way == "channels" else 0
-    p = (kernel, step.params["stride"], top, left, hidden, mode, *acts, block, groups)
-    operation = Operation(CHAIN, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
+    p = (kernel, step.params["stride"], top, left, hidden, mode, *acts, block, groups, parts, first_parts)
+    operation = Operation(CHAIN, step.inputs, step.out, step.residual, step.act, p, arrays=tuple(arrays))
     binder.add(operation, size._replace(channels=outputs))
     _leave_room(binder, step.out, outputs // groups, groups)
 
@@ -172,7 +182,7 @@ def _channel_block(binder: Binder, step: Step, size: Shape) -> int:
     )
 
 
-def _unfused(binder: Binder, step: Step, size: Shape, hidden: int) -> None:
+def _unfused(binder: Binder, step: Step, size: Shape, hidden: int, parts: int) -> None:
     source = step.inputs[0]
     common = {"groups": 1, "padding": "symmetric"}
     if step.kind == "inverted_residual":
@@ -187,7 +197,7 @@ def _unfused(binder: Binder, step: Step, size: Shape, hidden: int) -> None:
     (_conv if step.kind == "fused_inverted_residual" else _depthwise)(binder, inner)
     weights = {"weight": step.weights["project_weight"], "bias": step.weights["project_bias"]}
     params = {"kernel": 1, "stride": 1, **common}
-    _conv(binder, Step("conv", (middle,), step.out, step.residual, step.act, params, weights))
+    _conv(binder, Step("conv", (middle,), step.out, step.residual, step.act, params, weights), parts)
 
 
 def _attention(binder: Binder, step: Step) -> None:

@@ -19,14 +19,14 @@ namespace {
 
 // ---- convolution ----------------------------------------------------------------------------------------------------
 // p: kernel height, kernel width, stride, padding at the top and left, groups, side of the tiles of Winograd's
-// algorithm or 0.
+// algorithm or 0, parts of each weight.
 
-Left left_of(const Map& in, int64_t kernel_h, int64_t kernel_w, int64_t stride, int64_t depth) {
+Left left_of(const Map& in, int64_t kernel_h, int64_t kernel_w, int64_t stride, int64_t depth, int64_t parts = 1) {
   // Pixels without padding; an image of an odd number of channels may have a zero behind each pixel (see `input`).
   const bool dense =
       in.pixel == depth || (in.channels == depth && in.pixel == paired(depth) && in.pixel < padded(depth));
-  if (kernel_w > 1 && dense) return {stride * in.pixel, kernel_h, in.row, 1, 0, kernel_w * in.pixel};
-  return {stride * in.pixel, kernel_h, in.row, kernel_w, in.pixel, depth};
+  if (kernel_w > 1 && dense) return {stride * in.pixel, kernel_h, in.row, 1, 0, kernel_w * in.pixel, parts};
+  return {stride * in.pixel, kernel_h, in.row, kernel_w, in.pixel, depth, parts};
 }
 
 struct ConvParts {
@@ -125,7 +125,7 @@ void conv_row(const Op& op, const Run& run, const Left& left, const Value* a, T*
               int64_t pixels, int64_t first, int64_t last, int64_t outputs, bool wrap) {
   const Map &in = run.maps[op.in[0]], &to = run.maps[op.out];
   const int64_t groups = op.p[5], group_in = in.channels / groups, group_out = to.channels / groups;
-  const int64_t size = op.p[0] * op.p[1] * paired(group_in) * outputs;
+  const int64_t size = op.p[7] * op.p[0] * op.p[1] * paired(group_in) * outputs;
   for (int64_t g = 0; g < groups; g++) {
     Finish finish{op.bias[0] + g * group_out,
                   op.act,
@@ -143,7 +143,7 @@ void direct_conv(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const ConvParts s = conv_parts(op, run);
   const int64_t stride = op.p[2];
-  const Left left = left_of(in, op.p[0], op.p[1], stride, in.channels / op.p[5]);
+  const Left left = left_of(in, op.p[0], op.p[1], stride, in.channels / op.p[5], op.p[7]);
   const Range part(s.panels, s.panel_parts, chunk % s.panel_parts);
   const int64_t row_part = chunk / s.panel_parts;
   const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
@@ -185,10 +185,10 @@ void depthwise(const Op& op, const Run& run, int64_t chunk) {
   }
 }
 
-// ---- a chain that ends in a 1x1 convolution, in pieces that stay in the cache
-// ---------------------------------------- p: kernel, stride, padding at the top and left, hidden channels, mode,
-// activation of the expansion, activation of the second step, hidden channels of a block (0: by rows), groups of the
-// last convolution. Modes: 0 depthwise, project; 1 expand, depthwise, project; 2 dense convolution, project.
+// ---- a chain that ends in a 1x1 convolution, in pieces that stay in the cache ---------------------------------------
+// p: kernel, stride, padding at the top and left, hidden channels, mode, activation of the expansion, activation of the
+// second step, hidden channels of a block (0: by rows), groups of the last convolution, parts of each of its weights,
+// parts of each weight of the expansion or dense convolution. Modes: 0 depthwise, project; 1 expand, depthwise, project; 2 dense convolution, project.
 enum ChainMode { DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT };
 
 struct ChainParts {
@@ -258,7 +258,7 @@ void chain_by_channels(const Op& op, const Run& run, int64_t chunk) {
       // Panels count from the first hidden channel, so the result's channel 0 lies before the buffer.
       Finish finish{op.bias[0], (int)op.p[6], expanded + (y * in_width + begin_x) * width - first, width, nullptr, 0};
       if (joined) finish.width = inside, finish.gap = (in_width - inside) * width;
-      gemm(at(in, image, first_y + y, 0), Left{in.pixel, 1, 0, 1, 0, in.channels}, products(op, 0), finish,
+      gemm(at(in, image, first_y + y, 0), Left{in.pixel, 1, 0, 1, 0, in.channels, op.p[11]}, products(op, 0), finish,
            joined ? (end_y - begin_y) * inside : inside, hidden, panel, last_panel);
     }
     for (int64_t y = 0; y < count; y++) {
@@ -276,8 +276,9 @@ void chain_by_channels(const Op& op, const Run& run, int64_t chunk) {
     if (direct && residual)
       finish.residual = at(*residual, image, rows.begin, 0), finish.residual_pixel = residual->pixel;
     finish.resume = first > 0, finish.partial = !last;
-    gemm(middle, Left{width, 1, 0, 1, 0, depth}, products(op, 2), finish, pixels, outputs, 0, panels(outputs),
-         Depth{first, op.p[4]});
+    const int64_t weight_parts = op.p[10];
+    gemm(middle, Left{width, 1, 0, 1, 0, depth, weight_parts}, products(op, 2), finish, pixels, outputs, 0,
+         panels(outputs), Depth{weight_parts * first, weight_parts * paired(op.p[4])});
     if (!last || direct) continue;
     for (int64_t y = 0; y < count; y++)
       for (int64_t x = 0; x < out.width; x++) {
@@ -307,7 +308,7 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
   const int64_t first_x = columns.begin * stride - left_pad;  // of the input, may be negative
   const int64_t inside_begin = std::max<int64_t>(0, -first_x), inside_end = std::min(in_width, in.width - first_x);
   const int64_t groups = op.p[9], group_in = op.p[4] / groups, group_out = out.channels / groups;
-  const Left pointwise{in.pixel, 1, 0, 1, 0, in.channels}, project{hidden, 1, 0, 1, 0, group_in};
+  const Left pointwise{in.pixel, 1, 0, 1, 0, in.channels, op.p[11]}, project{hidden, 1, 0, 1, 0, group_in, op.p[10]};
   int64_t ready = rows.begin * stride - top;  // first input row that is not expanded yet
   for (int64_t y = rows.begin; y < rows.end; y += s.step) {
     const int64_t count = std::min(s.step, rows.end - y);
@@ -330,7 +331,7 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
       const int64_t from = (y + r) * stride - top;
       if (op.p[5] == DENSE_PROJECT) {
         Finish finish{op.bias[1], (int)op.p[7], middle + r * width * hidden, hidden, nullptr, 0};
-        gemm(at(in, image, from, first_x), left_of(in, kernel, kernel, stride, in.channels), products(op, 1), finish,
+        gemm(at(in, image, from, first_x), left_of(in, kernel, kernel, stride, in.channels, op.p[11]), products(op, 1), finish,
              width, hidden, 0, hidden_panels);
         continue;
       }
@@ -351,7 +352,7 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
         if (residual)
           finish.residual = at(*residual, image, y + r, columns.begin) + channel,
           finish.residual_pixel = residual->pixel;
-        gemm(middle + r * width * hidden + g * group_in, project, products(op, 2) + g * paired(group_in) * outputs,
+        gemm(middle + r * width * hidden + g * group_in, project, products(op, 2) + g * project.whole() * outputs,
              finish, joined ? count * width : width, outputs, 0, panels(outputs));
       }
   }

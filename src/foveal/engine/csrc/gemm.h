@@ -16,6 +16,9 @@ constexpr int ROWS = 6;
 #endif
 constexpr int PANEL = 2 * W;  // output channels of a panel of packed weights
 
+// Depth of packed weights: whole pairs. An odd depth ends with a zero.
+INLINE int64_t paired(int64_t depth) { return (depth + PAIR - 1) / PAIR * PAIR; }
+
 // Left operand of a product: pixels at a fixed distance, and for each the values that one row of weights meets:
 // steps_y * steps_x runs of `depth` adjacent values.
 struct Left {
@@ -23,6 +26,8 @@ struct Left {
   int64_t steps_y, step_y;  // number of rows of the kernel, and values between them
   int64_t steps_x, step_x;  // number of columns, and values between them
   int64_t depth;            // adjacent values: input channels, times the columns where these are adjacent too
+  int64_t parts = 1;        // of each weight, which is their sum; parts of a pair follow each other
+  int64_t whole() const { return parts * steps_y * steps_x * paired(depth); }
 };
 
 // Where sums are stored, as values or as floats.
@@ -52,8 +57,6 @@ struct Finish {
 inline int64_t panels(int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
 inline int64_t padded(int64_t channels) { return (channels + W - 1) / W * W; }
 
-// Depth of packed weights: whole pairs. An odd depth ends with a zero.
-INLINE int64_t paired(int64_t depth) { return (depth + PAIR - 1) / PAIR * PAIR; }
 // Place of value k of output j in a panel of `width` outputs: pairs of an output are adjacent.
 INLINE int64_t pair_place(int64_t k, int64_t width, int64_t j) { return k / PAIR * PAIR * width + j * PAIR + k % PAIR; }
 
@@ -119,16 +122,15 @@ INLINE void multiply(const Value* a, const Left& left, const Value* b, const Val
     for (int64_t x = 0; x < left.steps_x; x++) {
       const Value* row = a + y * left.step_y + x * left.step_x;
       const Value* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
-      for (int64_t k = 0; k + PAIR <= depth; k += PAIR, b += STEP) {
-        if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
-        if (NEXT) __builtin_prefetch(next, 0, 2), next += STEP;
-        multiply_pair<R, N>(rows, pixel, k, b, sum, [](const Value* p) INLINE_LAMBDA { return pair_of(p); });
-      }
-      if constexpr (PAIR == 2)
-        if (depth % 2) {  // what lies behind the last value may be no number
-          multiply_pair<R, N>(rows, pixel, depth - 1, b, sum, [](auto* p) INLINE_LAMBDA { return half_of(p); });
-          b += STEP;
+      for (int64_t k = 0; k + PAIR <= depth; k += PAIR)
+        for (int64_t part = 0; part < (PAIR == 1 ? 1 : left.parts); part++, b += STEP) {
+          if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
+          if (NEXT) __builtin_prefetch(next, 0, 2), next += STEP;
+          multiply_pair<R, N>(rows, pixel, k, b, sum, [](const Value* p) INLINE_LAMBDA { return pair_of(p); });
         }
+      if constexpr (PAIR == 2)
+        for (int64_t part = 0; depth % 2 && part < left.parts; part++, b += STEP)  // what lies behind may be no number
+          multiply_pair<R, N>(rows, pixel, depth - 1, b, sum, [](auto* p) INLINE_LAMBDA { return half_of(p); });
     }
 }
 
@@ -222,7 +224,8 @@ INLINE void panel_tiles(const Value* a, const Left& left, const Value* b, const 
   }
 }
 
-// Part of the depth that a product covers: its first value, and the depth of the packed weights; 0: all of it.
+// Part of the depth that a product covers: its first value, and the depth of the packed weights, both with all parts of
+// the weights; 0: all of it.
 struct Depth {
   int64_t first = 0, whole = 0;
 };
@@ -232,7 +235,7 @@ struct Depth {
 inline void gemm(const Value* a, const Left& left, const Value* packed, const Finish& finish, int64_t pixels,
                  int64_t outputs, int64_t first, int64_t last, Depth part = {}) {
   if (pixels <= 0) return;
-  const int64_t depth = left.steps_y * left.steps_x * paired(left.depth);
+  const int64_t depth = left.whole();
   // Tiles have nearly equal heights: a tile of few pixels takes nearly as long as a full one.
   const int64_t count = (pixels + ROWS - 1) / ROWS, narrow = (pixels + NARROW_ROWS - 1) / NARROW_ROWS;
   const int64_t block =
@@ -241,7 +244,7 @@ inline void gemm(const Value* a, const Left& left, const Value* packed, const Fi
     const int64_t end = std::min(count, begin + block);
     for (int64_t panel = first; panel < last; panel++) {
       const bool wide = outputs - panel * PANEL >= PANEL;
-      const int64_t size = PANEL * (part.whole ? paired(part.whole) : depth);
+      const int64_t size = PANEL * (part.whole ? part.whole : depth);
       const Value* b = packed + panel * size + part.first * (wide ? PANEL : W);
       const bool deep = depth >= 128 && count < 64;  // weights are a large part of what is read
       const Value* next = deep && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL ? b + size : nullptr;
