@@ -52,12 +52,14 @@ def test_operation_equals_float64(operation: Callable[[Case], None]) -> None:
 
 
 def precise(case: Case, *shape: int) -> str:
-    """Weights that bfloat16 would round by half a step, with a sum of nearly zero for each output."""
-    name = case.array(*shape)
-    weight = np.random.default_rng(0).uniform(0.5, 1, shape).astype(np.float32)
-    weight[:, 1::2] = -weight[:, : shape[1] // 2 * 2 : 2]
-    case.weights[name] = weight.view(np.uint32).__or__(0x7FFF).view(np.float32)
-    case.weights[name][:, -1] = 2**-6
+    """Weights that are no numbers of bfloat16, with a small sum for each output."""
+    name, rng = case.array(*shape), np.random.default_rng(0)
+    weight = rng.uniform(0.5, 1, shape).astype(np.float32)
+    odd = shape[1] // 2
+    weight[:, 1 : 2 * odd : 2] = -weight[:, : 2 * odd : 2] - rng.uniform(0, 1e-4, weight[:, :odd].shape)
+    if shape[1] % 2:
+        weight[:, -1] = 0
+    case.weights[name] = weight
     return name
 
 
@@ -73,8 +75,8 @@ def test_weights_of_few_channels_are_not_rounded(channels: int, kernel: int) -> 
 @pytest.mark.parametrize(("hidden", "width"), [(256, 40), (257, 5), (600, 12)])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_projections_of_many_channels_are_not_rounded(hidden: int, width: int, groups: int) -> None:
-    """Equal values of all channels cancel but for the rounding errors of the weights, which would be larger."""
-    case = Case(hidden, 1e-2)
+    """Equal values of all channels cancel: rounded weights would give errors larger than the result."""
+    case = Case(hidden, 5e-2)
     case.height, case.width = 9, width
     hidden *= groups
     case.image(hidden)
