@@ -1,4 +1,4 @@
-"""Functions that are one node of the graphs that ``torch.fx`` records."""
+"""Functions that tracers do not follow: one node of a graph of ``torch.fx``, or a constant of ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -35,3 +35,14 @@ def leaf(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         return function(*args, **kwargs)
 
     return call
+
+
+def constant(function: Callable[[], bool]) -> Callable[[], bool]:
+    """Let ``torch.compile`` call a function once and take the result as a constant.
+
+    ``torch.compiler.assume_constant_result`` sets the same attribute, but first imports the compiler, which takes a
+    second of each process that loads a model.
+    """
+    marked: Any = function
+    marked._dynamo_marked_constant = True
+    return function

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .leaf import constant
+
 _library = torch.library.Library("foveal", "FRAGMENT")
 _library.define("relu_attention(Tensor heads, float eps) -> (Tensor, Tensor, Tensor)")
 _library.define("relu_attention_backward(Tensor dout, Tensor heads, Tensor context, Tensor norm, float eps) -> Tensor")
@@ -37,7 +39,7 @@ def has_fused_kernel(x: Tensor) -> bool:
     return not exporting and _has_triton()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _has_triton() -> bool:
     return find_spec("triton") is not None
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ConfigError, DependencyError, InputError, nearest
-from ..leaf import leaf
+from ..leaf import constant, leaf
 from . import cpu, reference
 from .operator import scan
 
@@ -111,12 +111,12 @@ def _choose_method(u: Tensor) -> str:
     return "kernel" if u.device.type == "cpu" and _has_kernel() else "chunked"
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _has_kernel() -> bool:
     return cpu.available()
 
 
-@torch.compiler.assume_constant_result
+@constant
 def _has_triton() -> bool:
     return find_spec("triton") is not None
 
