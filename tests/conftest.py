@@ -66,14 +66,14 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def upsampling(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``golden.fill(narrow("segment", 19))``, exported with the upsampling in the graph."""
+    """``golden.fill(narrow("segment", 19, attention=False))``, exported with the upsampling in the graph."""
 
     def export(folder: Path) -> Path:
         import foveal
         from helpers import golden
         from helpers.narrow import narrow
 
-        model = golden.fill(narrow("segment", 19))
+        model = golden.fill(narrow("segment", 19, attention=False))
         return foveal.export(model, output=folder / "full.onnx", upsample=True, size=(64, 96)).path
 
     return make_once(tmp_path_factory, "upsampling", export)

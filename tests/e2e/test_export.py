@@ -114,7 +114,7 @@ def test_graph_survives_conversion_to_float16(tmp_path: Path) -> None:
 
 def test_upsampling_can_be_in_the_graph(upsampling: Path) -> None:
     """Other clients then get logits at the image's size; Foveal reads both kinds alike."""
-    model = golden.fill(narrow("segment", 19))
+    model = golden.fill(narrow("segment", 19, attention=False))
     session = onnxruntime.InferenceSession(upsampling, providers=["CPUExecutionProvider"])
     image = np.random.default_rng(0).standard_normal((1, 3, 75, 90)).astype(np.float32)
     with torch.inference_mode():
@@ -130,7 +130,7 @@ def test_upsampling_can_be_in_the_graph(upsampling: Path) -> None:
 
 
 def test_classifiers_export_too(tmp_path: Path) -> None:
-    report = foveal.export(narrow(num_classes=7), output=tmp_path / "classifier.onnx", size=(64, 96))
+    report = foveal.export(narrow(num_classes=7, attention=False), output=tmp_path / "classifier.onnx", size=(64, 96))
     result = foveal.load(report.path)(np.zeros((70, 50, 3), np.uint8))
     assert len(result.top(10)) == 7
     assert report.max_difference <= 1e-4
