@@ -15,9 +15,10 @@ $(DEMO)/installed: pyproject.toml $(shell find src -type f -not -name '*.pyc')
 	$(DEMO)/bin/pip install --quiet --disable-pip-version-check .
 	touch $@
 
-# What continuous integration runs: lint, types, all tests but the long ones.
+# What continuous integration runs: lint, types, all tests but the long ones. The files begin in the order of
+# tests/conftest.py, not in that of their number of tests.
 test: lint
-	$(TEST)/bin/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadfile
+	$(TEST)/bin/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Tests of minutes each; CONTRIBUTING.md lists them. Some need a network.
 test-long: $(TEST)/installed

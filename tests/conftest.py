@@ -35,6 +35,33 @@ UNSAFE_PICKLES = "CVE-2026-24747"
 OLD_TORCH = Version(metadata.version("torch")) < Version("2.10")
 
 
+#: Files of more than 15 seconds of processor time, the longest first.
+LONGEST = (
+    "training/test_prompt.py",
+    "e2e/test_train_faults.py",
+    "e2e/test_export.py",
+    "tasks/test_prompt.py",
+    "test_release.py",
+    "models/test_mambavision_graphs.py",
+    "e2e/test_train.py",
+    "factory/test_pretrained.py",
+    "e2e/test_bands.py",
+    "models/test_registry.py",
+    "models/test_albert.py",
+    "layers/test_scan_triton.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files: one that begins last keeps a single process busy while the others have ended."""
+    folder = Path(__file__).parent
+    order = {folder / name: place for place, name in enumerate(LONGEST)}
+    missing = [str(path) for path in order if not path.exists()]
+    if missing:
+        raise pytest.UsageError(f"tests/conftest.py: LONGEST names files that are not there: {', '.join(missing)}")
+    items.sort(key=lambda item: order.get(item.path, len(order)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With such a torch, skip the tests that failed because they read a .pt file or resume a run."""
