@@ -22,7 +22,7 @@ SHORT = ("--set.epochs", 2, "--set.batch_size", 2, "--set.crop", "[32, 32]", "--
 
 @pytest.fixture(autouse=True, scope="module")
 def _narrow() -> Iterator[None]:
-    with registered():
+    with registered(attention=False):
         yield
 
 

@@ -20,7 +20,7 @@ from helpers.narrow import registered
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[str]:
-    with registered() as name:
+    with registered(attention=False) as name:
         yield name
 
 

@@ -46,12 +46,12 @@ def narrow(task: str = "classify", num_classes: int = 3, attention: bool = True)
 
 
 @contextmanager
-def registered(name: str = "efficientvit_narrow") -> Iterator[str]:
-    """The model without attention under a name of its own, for training, loading and exporting in this process.
+def registered(name: str = "efficientvit_narrow", attention: bool = True) -> Iterator[str]:
+    """The model under a name of its own, for training, loading and exporting in this process.
 
     It has a small segmentation head; as a promptable model it takes images of 256 pixels.
     """
-    register_variant(name, CONVOLUTIONS)
+    register_variant(name, NARROW if attention else CONVOLUTIONS)
     variants: Any = FAMILIES["efficientvit"].variants
     variants[name] = dataclasses.replace(
         variants[name],
