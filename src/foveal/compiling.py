@@ -12,12 +12,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from .errors import DependencyError
 from .files import atomic_write
 from .text import notice
 
+_RETRY_SECONDS = 3600  # after a failed build, which takes as long as one that succeeds
 _FLAGS = ("-std=c++17", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
 
 
@@ -32,7 +34,8 @@ def build(name: str, title: str, folder: Path, source: str, flags: tuple[str, ..
         flags: further flags of the compiler.
 
     Raises:
-        DependencyError: there is no compiler, or it fails; the message has its first line.
+        DependencyError: there is no compiler, or it fails, or it failed within the last hour; the message has its first
+            line.
         InputError: the cache folder cannot be written.
     """
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
@@ -45,10 +48,28 @@ def build(name: str, title: str, folder: Path, source: str, flags: tuple[str, ..
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foveal"
     path = cache / f"{name}-{key}{'.dll' if sys.platform == 'win32' else '.so'}"
     if not path.exists():
+        failure = path.with_suffix(".failed")
+        _raise_recent(failure)
         notice(f"compiling {title} for this CPU (once) into {cache}")
-        with atomic_write(path) as temporary:
-            _run([*command, str(folder / source), "-o", str(temporary)])
+        try:
+            with atomic_write(path) as temporary:
+                _run([*command, str(folder / source), "-o", str(temporary)])
+        except DependencyError as error:
+            with atomic_write(failure) as temporary:
+                temporary.write_text(f"{os.environ.get('PATH', '')}\n{error}", encoding="utf-8")
+            raise
     return path
+
+
+def _raise_recent(failure: Path) -> None:
+    """Raise the error of a build that failed within the last hour with the same ``PATH``, instead of trying again."""
+    try:
+        age = time.time() - failure.stat().st_mtime
+        searched, _, reason = failure.read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return
+    if 0 <= age < _RETRY_SECONDS and searched == os.environ.get("PATH", ""):
+        raise DependencyError(f"{reason} ({age / 60:.0f} minutes ago; to try again now, delete {failure})")
 
 
 def _run(command: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -76,14 +77,35 @@ def test_without_a_compiler_the_chunked_form_is_used(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for a compiler")
-def test_a_compiler_that_fails_leaves_no_files(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler = tmp_path / "broken"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *-dM*) exit 0;; esac\necho "cc1plus: out of luck" >&2\nexit 1\n')
+def test_a_compiler_that_fails_is_not_asked_again_at_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No part of a library is left; the record of the failure counts for an hour and for the same PATH."""
+    compiler, calls = tmp_path / "broken", tmp_path / "calls"
+    script = (
+        f'#!/bin/sh\ncase "$*" in *-dM*) exit 0;; esac\necho call >> {calls}\necho "cc1plus: out of luck" >&2\nexit 1\n'
+    )
+    compiler.write_text(script)
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
-    with pytest.warns(RuntimeWarning, match=r"'chunked' instead: .*broken: cc1plus: out of luck"):
-        check_auto()
-    assert list(cache.iterdir()) == []
+
+    def attempts() -> int:
+        forget()
+        with pytest.warns(RuntimeWarning, match=r"'chunked' instead: .*broken: cc1plus: out of luck"):
+            check_auto()
+        return len(calls.read_text().splitlines())
+
+    assert attempts() == 1
+    (record,) = cache.iterdir()
+    assert record.suffix == ".failed"
+    assert attempts() == 1
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert attempts() == 2
+    an_hour_ago = record.stat().st_mtime - 3601
+    os.utime(record, (an_hour_ago, an_hour_ago))
+    assert attempts() == 3
+    record.unlink()
+    assert attempts() == 4
 
 
 @needs_compiler
