@@ -1,4 +1,4 @@
-"""What the layers of an ONNX model read on images of calibration: ranges of the tensors, means and covariances of patches.
+"""What the layers of an ONNX model read on images of calibration: ranges, and means and covariances of patches.
 
 A layer with weights multiplies a matrix with patches of its input: all channels under a kernel of a convolution, a row
 of a matrix product. Rounding its weights well needs the covariance of these patches, correcting its bias their mean.
