@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ExportError
 from .graph import Feed
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Layer:
         if self.op == "Conv":
             explicit = self.attributes.get("auto_pad", b"NOTSET") == b"NOTSET"
             return explicit and self.weights.ndim == 4 and self.matrix().shape[2] <= _LARGEST_PATCH
-        plain = not self.attributes.get("transA") and self.attributes.get("alpha", 1.0) == 1.0
+        plain = not self.attributes.get("transA") and {*map(self.attributes.get, ("alpha", "beta"))} <= {None, 1.0}
         return self.op != "ConvTranspose" and plain and self.matrix().shape[2] <= _LARGEST_PATCH
 
     def matrix(self) -> Array:
@@ -174,6 +175,8 @@ def ranges_of(model: onnx.ModelProto, layers: Sequence[Layer], feeds: Iterable[F
         for name, x in values.items():
             ends.setdefault(name, []).append((float(x.min()), float(x.max())))
             samples.setdefault(name, []).append(x.reshape(-1)[rng.integers(0, x.size, min(_VALUES, x.size))])
+    if not samples:
+        raise ExportError("none of the images to calibrate on can be read")
     return {name: _best_range(*np.mean(ends[name], axis=0).tolist(), np.concatenate(samples[name])) for name in samples}
 
 

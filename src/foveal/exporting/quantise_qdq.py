@@ -100,18 +100,18 @@ class _Writer:
 
     def quantise(self, layer: Layer, rounded: Rounded, input: Range | None) -> None:
         """Quantise the weights of a layer and, if it has a range, its input."""
-        node, scale = self.nodes[layer.node], self._constant(f"{layer.name}.scale", rounded.scale)
-        codes = self._constant(f"{layer.name}.codes", rounded.codes)
+        node, scale = self.nodes[layer.node], self._constant(f"int8/{layer.name}/scale", rounded.scale)
+        codes = self._constant(f"int8/{layer.name}/codes", rounded.codes)
         # ONNX Runtime 1.32 needs zero points of weights, though they are 0, and those of each layer for themselves.
-        zeros = self._constant(f"{layer.name}.zeros", np.zeros(len(rounded.scale), np.int8))
+        zeros = self._constant(f"int8/{layer.name}/zeros", np.zeros(len(rounded.scale), np.int8))
         node.input[1] = self._add(layer.node, "DequantizeLinear", [codes, scale, zeros], axis=layer.axis)
         if input is not None:
             node.input[0] = self._quantised_input(layer, input)
             self.biases.append((layer, rounded, input))
         change = rounded.bias if input is None else rounded.bias_quantised
         if change is not None:
-            self._constant(f"{layer.name}.bias", self.values[layer.bias] + change)
-            node.input[2] = f"{layer.name}.bias"
+            self._constant(f"int8/{layer.name}/bias", self.values[layer.bias] + change)
+            node.input[2] = f"int8/{layer.name}/bias"
 
     def finish(self) -> onnx.ModelProto:
         """The model, with new nodes in their places and without what nothing reads."""
@@ -119,18 +119,19 @@ class _Writer:
         nodes = [each for node in self.graph.node for each in (*self.before.get(node.name, ()), node)]
         used = {name for node in nodes for name in node.input}
         tensors = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        for field, kept in ((self.graph.node, nodes), (self.graph.initializer, tensors)):
-            kept = [copy.deepcopy(entry) for entry in kept]
-            del field[:]
-            field.extend(kept)
+        nodes, tensors = copy.deepcopy(nodes), copy.deepcopy(tensors)
+        del self.graph.node[:]
+        del self.graph.initializer[:]
+        self.graph.node.extend(nodes)
+        self.graph.initializer.extend(tensors)
         _shorten_names(self.model)
         return self.model
 
     def _quantised_input(self, layer: Layer, input: Range) -> str:
         """Name of the input of a layer after quantisation, which layers that read the same one share."""
         if layer.input not in self.quantised:
-            scale = self._constant(f"{layer.name}.input_scale", np.float32(input.scale))
-            zero = self._constant(f"{layer.name}.input_zero", np.int8(input.zero))
+            scale = self._constant(f"int8/{layer.name}/input_scale", np.float32(input.scale))
+            zero = self._constant(f"int8/{layer.name}/input_zero", np.int8(input.zero))
             codes = self._add(layer.node, "QuantizeLinear", [layer.input, scale, zero])
             self.quantised[layer.input] = self._add(layer.node, "DequantizeLinear", [codes, scale, zero])
         return self.quantised[layer.input]
@@ -149,17 +150,17 @@ class _Writer:
                 limits = np.iinfo(np.int32)
                 codes = np.clip(codes, limits.min, limits.max).astype(np.int32)
                 names = [
-                    self._constant(f"{layer.name}.bias_{key}", value)
+                    self._constant(f"int8/{layer.name}/bias_{key}", value)
                     for key, value in (("codes", codes), ("scale", scale))
                 ]
                 node.input[2] = self._add(layer.node, "DequantizeLinear", names, axis=0)
 
-    def _add(self, before: str, operator: str, inputs: list[str], **attributes: int) -> str:
+    def _add(self, before: str, operator: str, inputs: list[str], **attributes: Any) -> str:
         """Add a node in front of another one; the name of its output."""
         from onnx import helper
 
         made = self.before.setdefault(before, [])
-        output = f"{before}.{len(made)}"
+        output = f"int8/{before}/{len(made)}"
         made.append(helper.make_node(operator, inputs, [output], **attributes))
         return output
 
