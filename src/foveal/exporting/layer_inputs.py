@@ -177,7 +177,11 @@ def ranges_of(model: onnx.ModelProto, layers: Sequence[Layer], feeds: Iterable[F
             samples.setdefault(name, []).append(x.reshape(-1)[rng.integers(0, x.size, min(_VALUES, x.size))])
     if not samples:
         raise ExportError("none of the images to calibrate on can be read")
-    return {name: _best_range(*np.mean(ends[name], axis=0).tolist(), np.concatenate(samples[name])) for name in samples}
+    found = {}
+    for name, sample in samples.items():
+        low, high = np.mean(ends[name], axis=0).tolist()
+        found[name] = _best_range(low, high, np.concatenate(sample))
+    return found
 
 
 def _best_range(low: float, high: float, sample: Array) -> Range:

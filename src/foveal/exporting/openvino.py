@@ -15,6 +15,7 @@ from ..info import ModelInfo
 from ..prediction.file_network import Settings
 from ..prediction.openvino_runner import open_openvino_network
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
+from .half import round_weights
 from .onnx import make_onnx
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Wri
         DependencyError: a package is missing.
     """
     proto = make_onnx(graph, replace(options, half=False))  # only what is stored is in float16
+    if options.half:
+        round_weights(proto)
     convert_onnx(proto, files, graph.info, options.half)
     return Written(notes=(_HALF,) if options.half else ())
 
