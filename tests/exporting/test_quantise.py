@@ -160,7 +160,6 @@ def test_inputs_are_prepared_as_the_predictor_prepares_them(classes: Path, predi
 
 @pytest.mark.long
 def test_segmentation(tmp_path: Path) -> None:
-    """Also: constants are tensors, since ONNX Runtime's preparation fails on lists of integers in attributes."""
     data = write_shapes(tmp_path / "shapes", train=6, val=4, size=(64, 96))
     report = foveal.export(narrow("segment", 4), output=tmp_path / "a.onnx", size=(64, 96), int8=data, max_loss=100)
     found = report.quantisation

@@ -12,6 +12,8 @@ import foveal
 from foveal.exporting.tensorrt import INSTALLED, check_operators
 from foveal.info import ModelInfo
 from foveal.prediction.tensorrt_runner import split_description, with_description
+from foveal.prediction.torch_runner import TorchRunner
+from helpers import golden
 from helpers.narrow import narrow
 
 pytestmark = pytest.mark.skipif(INSTALLED, reason="TensorRT is installed: the export builds and runs an engine")
@@ -23,6 +25,22 @@ def test_without_tensorrt_the_file_is_onnx_with_the_command(tmp_path: Path) -> N
     shapes = "--minShapes=image:1x3x32x32 --optShapes=image:1x3x512x1024 --maxShapes=image:16x3x2048x4096"
     assert shapes in str(report)
     assert foveal.load(report.path).runner(np.zeros((2, 3, 40, 50), np.float32)).shape == (2, 3)
+
+
+@pytest.mark.long
+def test_float16_is_in_the_graph(tmp_path: Path) -> None:
+    """Engines are strongly typed: what TensorRT computes in float16, and what in float32, stands in the ONNX file."""
+    model = golden.fill(narrow("segment", 4))
+    file = foveal.export(model, "tensorrt", output=tmp_path / "a.trt.onnx", size=(64, 96), half=True).path
+    proto = onnx.load(file)
+    onnx.checker.check_model(proto, full_check=True)
+    check_operators("net", proto)
+    types = [tensor.data_type for tensor in proto.graph.initializer if tensor.name.endswith((".weight", ".half"))]
+    assert types.count(onnx.TensorProto.FLOAT16) > 0.8 * len(types)
+    image = np.random.default_rng(0).standard_normal((2, 3, 70, 90)).astype(np.float32)
+    expected, found = TorchRunner(model)(image), foveal.load(file).runner(image)
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_operators_that_tensorrt_lacks_are_named() -> None:

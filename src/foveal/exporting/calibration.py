@@ -44,7 +44,7 @@ class Measure:
 
 #: By task; a task without a line cannot be quantised.
 MEASURES = {
-    "segment": Measure("mIoU", "points", 0.5, lambda report: 100 * report.miou, {}),
+    "segment": Measure("mIoU", "points", 0.2, lambda report: 100 * report.miou, {}),
     "classify": Measure("top-1", "points", 0.5, lambda report: 100 * report.top1, {}),
     "upscale": Measure("PSNR", "dB", 0.1, lambda report: report.sets[0].scores.psnr, {}),
     "prompt": Measure("box mIoU", "points", 1.0, lambda report: 100 * report.miou("box"), {"prompts": "boxes"}),

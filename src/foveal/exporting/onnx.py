@@ -93,9 +93,6 @@ def _simplify(model: ir.Model) -> None:
 
     The exporter's own optimiser also removes "additions of zero", and it takes the attention's epsilon of 1e-15 for
     zero: queries without a positive feature would then give 0/0. So only passes that keep every number run here.
-
-    Constants that are lists of integers in an attribute are valid, but the shape inference of ONNX Runtime's
-    quantisation fails on them.
     """
     import onnx_ir.passes.common as passes
     from onnxscript import optimizer

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..info import ModelInfo
 from ..prediction.file_network import Settings
 from ..prediction.openvino_runner import open_openvino_network
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
+from .half import round_weights
 from .onnx import make_onnx
 
-_HALF = "weights in float16; OpenVINO computes in float32 on CPUs and in float16 on GPUs"
 if TYPE_CHECKING:
     import onnx
+    import openvino
+
+_HALF = "weights in float16; OpenVINO computes in float32 on CPUs and in float16 on GPUs"
+_LARGE = 1024  # numbers of an array that is stored in float16
 
 
 def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Written:
@@ -27,13 +33,15 @@ def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Wri
         ExportError: OpenVINO cannot convert it.
         DependencyError: a package is missing.
     """
-    proto = make_onnx(graph, replace(options, half=False))  # OpenVINO stores weights in float16 by itself
+    proto = make_onnx(graph, replace(options, half=False))  # only what is stored is in float16
+    if options.half:
+        round_weights(proto)
     convert_onnx(proto, files, graph.info, options.half)
     return Written(notes=(_HALF,) if options.half else ())
 
 
 def convert_onnx(proto: onnx.ModelProto, files: Sequence[Path], info: ModelInfo, half: bool = False) -> None:
-    """Convert an ONNX model to the two files of OpenVINO, with weights in float16 if ``half``.
+    """Convert an ONNX model to the two files of OpenVINO, with large arrays in float16 if ``half``.
 
     Raises:
         ExportError: OpenVINO cannot convert it.
@@ -46,16 +54,45 @@ def convert_onnx(proto: onnx.ModelProto, files: Sequence[Path], info: ModelInfo,
 
         (path := Path(folder) / "model.onnx").write_bytes(proto.SerializeToString())
         model = openvino.Core().read_model(str(path))
+        _simplify(model)
+        if half:
+            _store_in_half(model)
         for key, value in metadata(info).items():
             model.set_rt_info(value, [key])
-        if half:
-            openvino.save_model(model, path.with_suffix(".xml"), compress_to_fp16=True)
-            for file in files:
-                shutil.copyfile(path.with_suffix(file.suffix), file)
-            return
         manager = passes.Manager()
         manager.register_pass(passes.Serialize(*map(str, files)))
         manager.run_passes(model)
+
+
+def _simplify(model: openvino.Model) -> None:
+    """Apply what OpenVINO applies to every model that it opens: the graph's file is then half as large.
+
+    Arrays of integers stay as they are. OpenVINO has this for its own converters, and promises no name for it.
+    """
+    with contextlib.suppress(ImportError):
+        from openvino._offline_transformations import apply_moc_transformations
+
+        apply_moc_transformations(model, cf=False)
+
+
+def _store_in_half(model: openvino.Model) -> None:
+    """Store large arrays in float16, to be converted to float32 when the file is opened.
+
+    OpenVINO's own compression rounds biases, too: where they are large beside what varies, that changes the classes.
+    """
+    import openvino
+
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Constant" or node.get_element_type() != openvino.Type.f32:
+            continue
+        values = node.get_data()
+        if values.size < _LARGE or np.abs(values).max() > np.finfo(np.float16).max:
+            continue
+        with np.errstate(under="ignore"):
+            stored = openvino.opset13.constant(values.astype(np.float16), name=f"{node.get_friendly_name()}.half")
+        converted = openvino.opset13.convert(stored, "f32")
+        for reader in node.output(0).get_target_inputs():
+            reader.replace_source_output(converted.output(0))
 
 
 def open_openvino(files: Sequence[Path]) -> RunFile:

@@ -34,7 +34,6 @@ MAX_EVALUATIONS = 9  #: of quantised files
 _RANKING_INPUTS = 2  # that a layer alone is tried on
 _LEAST_SHARE = 0.5  # of the layers that compute in int8: a file with fewer is not worth having
 _WEIGHTS_SHARE = 0.5  # of a layer's error that may come from its weights if these are stored in int8 nevertheless
-_SMALL = 0.003  # of the bytes of all weights: a layer with less goes back to float32 as a whole
 _ROUNDS = 10  # of timing
 
 
@@ -268,9 +267,7 @@ class _Trials:
         return sorted(self._errors, key=lambda name: -self._errors[name])
 
     def _has_good_weights(self, name: str) -> bool:
-        """Whether storing the weights of a layer in int8 saves bytes and keeps away most of its error."""
-        if self.tool.layers[name] < _SMALL * sum(self.tool.layers.values()):
-            return False
+        """Whether storing the weights of a layer in int8 keeps away most of its error."""
         if name not in self._weight_errors:
             self._weight_errors[name] = self._error(self._write([], [name]))
         return self._weight_errors[name] <= _WEIGHTS_SHARE * self._errors[name]

@@ -1,23 +1,23 @@
-"""Quantise with ONNX Runtime: pairs of QuantizeLinear and DequantizeLinear before layers, which OpenVINO reads, too."""
+"""Quantise ONNX models with pairs of QuantizeLinear and DequantizeLinear before layers, which OpenVINO reads, too."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..info import ModelInfo
 from .graph import Feed, exporter_errors, metadata
+from .layer_inputs import Layer, Range, find_layers, moments_of, ranges_of
 from .openvino import convert_onnx
+from .rounding import Rounded, round_weights
 
 if TYPE_CHECKING:
     import onnx
 
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FUSED = ("Relu", "Clip")  # activations that kernels of integers compute, too
 
 
@@ -26,11 +26,11 @@ class OnnxQuantizer:
 
     Only layers with weights are quantised, with their inputs. Products of two activations (attention), normalisers,
     softmax, fixed filters (resampling) and other activations always stay in float32. Weights have a scale per output
-    channel; inputs have the mean over the images of their smallest and largest value as range.
+    channel, inputs have one scale.
 
     Args:
         source: the ONNX model in float32.
-        feeds: inputs to calibrate on.
+        feeds: inputs to calibrate on; they are read twice.
 
     Attributes:
         layers: bytes of the weights of each layer in float32, by name.
@@ -43,16 +43,16 @@ class OnnxQuantizer:
     layers: Mapping[str, int]
 
     def __init__(self, source: Path, feeds: Iterable[Feed]) -> None:
-        with exporter_errors("the network", "int8"), TemporaryDirectory() as folder:
+        with exporter_errors("the network", "int8"):
             import onnx
-            from onnxruntime.quantization.shape_inference import quant_pre_process
 
-            prepared = Path(folder) / "prepared.onnx"
-            # Without the optimiser, which renames nodes and splits HardSwish.
-            quant_pre_process(source, prepared, skip_optimization=True, auto_merge=True)
-            self.model = onnx.load(prepared)
-            self.nodes, self.layers = _find_layers(self.model)
-            self.ranges = _calibrate(prepared, feeds)
+            self.model = onnx.load(source)
+            found = find_layers(self.model)
+            self.ranges = ranges_of(self.model, found, feeds)
+            moments = moments_of(self.model, found, self.ranges, feeds)
+            self.rounded = {layer.name: round_weights(layer, moments.get(layer.name)) for layer in found}
+        self.found = {layer.name: layer for layer in found}
+        self.layers = {layer.name: layer.weights.nbytes for layer in found}
 
     def write(self, files: Sequence[Path], names: Collection[str], weights: Collection[str], info: ModelInfo) -> None:
         """Write the file; see :class:`foveal.exporting.quantise.Quantizer`."""
@@ -65,12 +65,11 @@ class OnnxQuantizer:
             ExportError: it cannot be quantised.
         """
         with exporter_errors(info.model, "int8"):
-            nodes = [self.nodes[name] for name in (*names, *weights)]
-            quantised = _quantise(copy.deepcopy(self.model), self.ranges, nodes)
-            _keep_inputs(quantised, self.model, [self.nodes[name] for name in weights])
-            _keep_biases(quantised, self.model)
-            _drop_unused(quantised)
-            _shorten_names(quantised)
+            writer = _Writer(self.model)
+            for name, layer in self.found.items():
+                if name in names or name in weights:
+                    writer.quantise(layer, self.rounded[name], self.ranges[layer.input] if name in names else None)
+            quantised = writer.finish()
         del quantised.metadata_props[:]
         for key, value in metadata(info).items():
             quantised.metadata_props.add(key=key, value=value)
@@ -85,97 +84,93 @@ class OpenVinoQuantizer(OnnxQuantizer):
         convert_onnx(self.make(names, weights, info), files, info)
 
 
-def _find_layers(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, int]]:
-    """Names of the nodes that can be quantised and bytes of their weights, by the names of the layers."""
-    weights = {tensor.name: 4 * int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
-    nodes: dict[str, str] = {}
-    sizes: dict[str, int] = {}
-    for node in model.graph.node:
-        if node.op_type not in _LAYERS or node.input[1] not in weights:
-            continue
-        is_parameter = node.input[1].endswith(".weight")
-        if is_parameter or "Conv" not in node.op_type:  # other filters are fixed ones
-            name = node.input[1].removeprefix("model.").removesuffix(".weight") if is_parameter else node.name
-            nodes[name], sizes[name] = node.name, weights[node.input[1]]
-    return nodes, sizes
+class _Writer:
+    """A copy of a model whose layers are quantised one after another."""
 
+    def __init__(self, model: onnx.ModelProto) -> None:
+        from onnx import numpy_helper
 
-def _calibrate(file: Path, feeds: Iterable[Feed]) -> Any:
-    """The range of every tensor that may be quantised."""
-    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
-    from onnxruntime.quantization.calibrate import create_calibrator
+        self.model = copy.deepcopy(model)
+        self.graph = self.model.graph
+        self.nodes = {node.name: node for node in self.graph.node}
+        self.values = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.graph.initializer}
+        self.before: dict[str, list[onnx.NodeProto]] = {}  # new nodes, by the name of the node that reads them first
+        self.quantised: dict[str, str] = {}  # inputs
+        self.biases: list[tuple[Layer, Rounded, Range]] = []
 
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rest = iter(feeds)
+    def quantise(self, layer: Layer, rounded: Rounded, input: Range | None) -> None:
+        """Quantise the weights of a layer and, if it has a range, its input."""
+        node, scale = self.nodes[layer.node], self._constant(f"int8/{layer.name}/scale", rounded.scale)
+        codes = self._constant(f"int8/{layer.name}/codes", rounded.codes)
+        # ONNX Runtime 1.32 needs zero points of weights, though they are 0, and those of each layer for themselves.
+        zeros = self._constant(f"int8/{layer.name}/zeros", np.zeros(len(rounded.scale), np.int8))
+        node.input[1] = self._add(layer.node, "DequantizeLinear", [codes, scale, zeros], axis=layer.axis)
+        if input is not None:
+            node.input[0] = self._quantised_input(layer, input)
+            self.biases.append((layer, rounded, input))
+        change = rounded.bias if input is None else rounded.bias_quantised
+        if change is not None:
+            self._constant(f"int8/{layer.name}/bias", self.values[layer.bias] + change)
+            node.input[2] = f"int8/{layer.name}/bias"
 
-        def get_next(self) -> Any:
-            return next(self.rest, None)
+    def finish(self) -> onnx.ModelProto:
+        """The model, with new nodes in their places and without what nothing reads."""
+        self._quantise_biases()
+        nodes = [each for node in self.graph.node for each in (*self.before.get(node.name, ()), node)]
+        used = {name for node in nodes for name in node.input}
+        tensors = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        nodes, tensors = copy.deepcopy(nodes), copy.deepcopy(tensors)
+        del self.graph.node[:]
+        del self.graph.initializer[:]
+        self.graph.node.extend(nodes)
+        self.graph.initializer.extend(tensors)
+        _shorten_names(self.model)
+        return self.model
 
-    augmented = str(file.with_name("augmented.onnx"))
-    means = {"moving_average": True}  # of a single merge: the means of all images
-    calibrator = create_calibrator(file, _LAYERS, augmented, CalibrationMethod.MinMax, extra_options=means)
-    calibrator.collect_data(Reader())
-    return calibrator.compute_data()
+    def _quantised_input(self, layer: Layer, input: Range) -> str:
+        """Name of the input of a layer after quantisation, which layers that read the same one share."""
+        if layer.input not in self.quantised:
+            scale = self._constant(f"int8/{layer.name}/input_scale", np.float32(input.scale))
+            zero = self._constant(f"int8/{layer.name}/input_zero", np.int8(input.zero))
+            codes = self._add(layer.node, "QuantizeLinear", [layer.input, scale, zero])
+            self.quantised[layer.input] = self._add(layer.node, "DequantizeLinear", [codes, scale, zero])
+        return self.quantised[layer.input]
 
+    def _quantise_biases(self) -> None:
+        """Give layers whose output is quantised next biases that kernels of integers take."""
+        readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in (*self.graph.node, *(node for nodes in self.before.values() for node in nodes)):
+            for name in node.input:
+                readers.setdefault(name, []).append(node)
+        for layer, rounded, input in self.biases:
+            node = self.nodes[layer.node]
+            if layer.bias and _ends_in_int8(node.output[0], readers):
+                scale = rounded.scale * np.float32(input.scale)
+                codes = np.rint(self.values[node.input[2]] / scale.astype(np.float64))
+                limits = np.iinfo(np.int32)
+                codes = np.clip(codes, limits.min, limits.max).astype(np.int32)
+                names = [
+                    self._constant(f"int8/{layer.name}/bias_{key}", value)
+                    for key, value in (("codes", codes), ("scale", scale))
+                ]
+                node.input[2] = self._add(layer.node, "DequantizeLinear", names, axis=0)
 
-def _quantise(model: onnx.ModelProto, ranges: Any, nodes: list[str]) -> onnx.ModelProto:
-    """Quantise some nodes of a model, which is changed."""
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    def _add(self, before: str, operator: str, inputs: list[str], **attributes: Any) -> str:
+        """Add a node in front of another one; the name of its output."""
+        from onnx import helper
 
-    if not nodes:  # which would mean all
-        return model
-    quantizer = QDQQuantizer(
-        model,
-        per_channel=True,
-        reduce_range=False,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QInt8,
-        tensors_range=ranges,
-        nodes_to_quantize=nodes,
-        nodes_to_exclude=[],
-        op_types_to_quantize=list(_LAYERS),
-        # An output is quantised where a layer reads it: before HardSwish or an addition, that would only add errors.
-        extra_options={"OpTypesToExcludeOutputQuantization": list(_LAYERS)},
-    )
-    quantizer.quantize_model()
-    quantizer.model.topological_sort()
-    del quantizer.model.model.graph.value_info[:]
-    return quantizer.model.model
+        made = self.before.setdefault(before, [])
+        output = f"int8/{before}/{len(made)}"
+        made.append(helper.make_node(operator, inputs, [output], **attributes))
+        return output
 
+    def _constant(self, name: str, value: Any) -> str:
+        """Add a constant; its name."""
+        from onnx import numpy_helper
 
-def _keep_inputs(model: onnx.ModelProto, original: onnx.ModelProto, nodes: Collection[str]) -> None:
-    """Let nodes read their inputs as they were before quantisation, and leave out what nothing reads any more."""
-    inputs = {node.name: node.input[0] for node in original.graph.node if node.name in nodes}
-    for node in model.graph.node:
-        if node.name in inputs:
-            node.input[0] = inputs[node.name]
-    read = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
-    for node in reversed(list(model.graph.node)):
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.output[0] not in read:
-            model.graph.node.remove(node)
-            if not any(node.input[0] in other.input for other in model.graph.node):
-                read.discard(node.input[0])
-
-
-def _keep_biases(model: onnx.ModelProto, original: onnx.ModelProto) -> None:
-    """Give layers whose output is not quantised their biases in float32 back: no kernel of integers runs them."""
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    values = {tensor.name: tensor for tensor in original.graph.initializer}
-    biases = {node.name: values.get(node.input[2]) for node in original.graph.node if len(node.input) > 2}
-    makers = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
-    for node in list(model.graph.node):
-        bias = makers.get(node.input[2]) if node.op_type in _LAYERS and len(node.input) > 2 else None
-        value = biases.get(node.name)
-        if bias is not None and value is not None and not _ends_in_int8(node.output[0], readers):
-            model.graph.node.remove(bias)
-            kept = model.graph.initializer.add()
-            kept.CopyFrom(value)
-            kept.name = node.input[2]
+        self.values[name] = value = np.asarray(value)
+        self.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
 
 
 def _ends_in_int8(name: str, readers: dict[str, list[onnx.NodeProto]]) -> bool:
@@ -186,26 +181,13 @@ def _ends_in_int8(name: str, readers: dict[str, list[onnx.NodeProto]]) -> bool:
     return bool(found) and all(reader.op_type == "QuantizeLinear" for reader in found)
 
 
-def _drop_unused(model: onnx.ModelProto) -> None:
-    """Leave out the zero points of biases, which are always 0, and tensors that nothing reads."""
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        bias = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if bias is not None and bias.data_type == bias.INT32:
-            del node.input[2:]
-    used = {name for node in model.graph.node for name in node.input}
-    for name, tensor in constants.items():
-        if name not in used:
-            model.graph.initializer.remove(tensor)
-
-
 def _shorten_names(model: onnx.ModelProto) -> None:
-    """Number the tensors inside the network: names that quantisation extends take a tenth of a small file."""
+    """Number the tensors inside the network, and leave out names of nodes: they take a tenth of a small file."""
     kept = {value.name for value in (*model.graph.input, *model.graph.output)}
     numbers: dict[str, str] = {"": ""}
 
     def short(name: str) -> str:
-        return name if name in kept or name.endswith(".weight") else numbers.setdefault(name, f"{len(numbers):x}")
+        return name if name in kept else numbers.setdefault(name, f"{len(numbers):x}")
 
     for tensor in model.graph.initializer:
         tensor.name = short(tensor.name)
