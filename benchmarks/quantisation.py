@@ -28,7 +28,7 @@ class Case(NamedTuple):
 
 
 CASES = (
-    Case("efficientvit_b0.camvid", 0.2, "test"),
+    Case("efficientvit_b0.camvid", 0.5, "test"),
     Case("efficientvit_sr.x2", 0.15, "set5"),
     Case("tf_efficientnet_lite0.sam", 1.0, None),
 )

@@ -31,6 +31,8 @@ class Measure:
         name: of the figure.
         unit: that losses are given in.
         max_loss: how much it may lose by default, in this unit.
+        share: of the allowed loss that it may lose on the images that are measured. It loses more on others where the
+            layers were chosen by these images.
         of: the figure of a report, in this unit.
         options: of the evaluator.
     """
@@ -38,16 +40,17 @@ class Measure:
     name: str
     unit: str
     max_loss: float
+    share: float
     of: Callable[[Any], float]
     options: dict[str, Any]
 
 
 #: By task; a task without a line cannot be quantised.
 MEASURES = {
-    "segment": Measure("mIoU", "points", 0.2, lambda report: 100 * report.miou, {}),
-    "classify": Measure("top-1", "points", 0.5, lambda report: 100 * report.top1, {}),
-    "upscale": Measure("PSNR", "dB", 0.1, lambda report: report.sets[0].scores.psnr, {}),
-    "prompt": Measure("box mIoU", "points", 1.0, lambda report: 100 * report.miou("box"), {"prompts": "boxes"}),
+    "segment": Measure("mIoU", "points", 0.5, 0.4, lambda report: 100 * report.miou, {}),
+    "classify": Measure("top-1", "points", 0.5, 1.0, lambda report: 100 * report.top1, {}),
+    "upscale": Measure("PSNR", "dB", 0.1, 1.0, lambda report: report.sets[0].scores.psnr, {}),
+    "prompt": Measure("box mIoU", "points", 1.0, 1.0, lambda report: 100 * report.miou("box"), {"prompts": "boxes"}),
 }
 
 

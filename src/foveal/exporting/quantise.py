@@ -178,6 +178,7 @@ class _Trials:
         self.weights_only: tuple[str, ...] = ()
         self.figures: dict[int, float] = {}
         self.max_loss = data.measure.max_loss if request.max_loss is None else request.max_loss
+        self.limit = data.measure.share * self.max_loss  # on the images that are measured
         self.before = data.score(predictor, request.progress)
         self.outputs = [predictor.runner(image) for image in self.inputs]
         self._errors: dict[str, float] = {}  # at the output, of each layer alone
@@ -237,9 +238,9 @@ class _Trials:
         figure = self.figures[count] = self.data.score(predictor, self.request.progress)
         self.request.progress.note(
             f"{count} of {len(self.tool.layers)} layers in float32: {measure.name} {self.before:.2f} -> {figure:.2f} "
-            f"{measure.unit} (a loss of {self.max_loss:g} is allowed)"
+            f"{measure.unit} (a loss of {self.limit:g} is allowed on these images)"
         )
-        return self.before - figure <= self.max_loss
+        return self.before - figure <= self.limit
 
     def _open(self, count: int, final: bool = False) -> Predictor:
         """Write the file with the first ``count`` of the ranked layers in float32, and open it."""
@@ -291,6 +292,6 @@ class _Trials:
         return ExportError(
             f"{self.predictor.info.model} in int8: the best {measure.name} is {self.figures[count]:.2f} instead of "
             f"{self.before:.2f} with {count} of {len(self.tool.layers)} layers in float32, a loss of "
-            f"{self.before - self.figures[count]:.2f} {measure.unit}, {self.max_loss:g} is allowed: allow more "
+            f"{self.before - self.figures[count]:.2f} {measure.unit}, {self.limit:g} is allowed on these images: allow more "
             "(max_loss), calibrate on more images, or export in float16"
         )
