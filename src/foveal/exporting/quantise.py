@@ -292,6 +292,6 @@ class _Trials:
         return ExportError(
             f"{self.predictor.info.model} in int8: the best {measure.name} is {self.figures[count]:.2f} instead of "
             f"{self.before:.2f} with {count} of {len(self.tool.layers)} layers in float32, a loss of "
-            f"{self.before - self.figures[count]:.2f} {measure.unit}, {self.limit:g} is allowed on these images: allow more "
-            "(max_loss), calibrate on more images, or export in float16"
+            f"{self.before - self.figures[count]:.2f} {measure.unit}, {self.limit:g} is allowed on these images: "
+            "allow more (max_loss), calibrate on more images, or export in float16"
         )
