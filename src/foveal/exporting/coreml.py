@@ -74,7 +74,8 @@ def _attention(
     """``softmax(q k^T / sqrt(d) + mask) v``, in the memory layout of torch's own operator."""
     import torch
 
-    assert not (dropout_p or is_causal or any(rest.values())), "no image model uses these in evaluation mode"
+    if dropout_p or is_causal or any(rest.values()):
+        raise NotImplementedError("attention with dropout, a causal mask or grouped heads")
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
     if attn_mask is not None:
         no = torch.finfo(scores.dtype).min

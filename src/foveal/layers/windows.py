@@ -94,10 +94,10 @@ def _is_fixed(*sides: int) -> bool:
 def cut_map(x: Tensor, size: int) -> Tensor:
     """Cut ``(B, C, H, W)`` into ``(B * windows, C, size, size)``, windows row by row, with zeros beyond the map."""
     b, c, h, w = x.shape
-    if torch.compiler.is_exporting() and not _is_fixed(h, w):  # see _places; reshaping is faster
+    exporting, rows, columns = torch.compiler.is_exporting(), ceil_div(h, size), ceil_div(w, size)
+    if exporting and not _is_fixed(h, w):  # see _places; reshaping is faster
         return to_map(Windows(size, h, w, neutral=False, device=x.device).cut(x), size, size)
-    rows, columns = ceil_div(h, size), ceil_div(w, size)
-    if (rows * size, columns * size) != (h, w):
+    if not exporting or (rows * size, columns * size) != (h, w):  # a file needs no padding of nothing
         x = F.pad(x, (0, columns * size - w, 0, rows * size - h))
     return x.reshape(b, c, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, size, size)
 
