@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 import foveal
+from foveal.exporting.coreml import _attention
 from foveal.info import KEY, ModelInfo
 from helpers.narrow import narrow, registered
 
@@ -69,3 +72,38 @@ def test_the_packages_of_a_promptable_model(tmp_path: Path) -> None:
     for feature in (*prompts.description.input, *masks.description.input):
         ranges = feature.type.multiArrayType.shapeRange.sizeRanges
         assert all(size.lowerBound == 1 for size in ranges if size.upperBound > 256)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name",
+    [
+        "edifice_efficient_vit",
+        "edifice_mamba_vision",
+        "efficientnet_b0",
+        "efficientvit_b0",
+        "efficientvit_l0",
+        "efficientvit_m0",
+        "mambavision_t",
+        "mobilenetv3_small_100",
+        "tinyvit_5m",
+        "vit_tiny",
+    ],
+)
+def test_packages_of_every_family(name: str, tmp_path: Path) -> None:
+    """With windows that reach beyond the map, for those that have windows."""
+    model = foveal.create_model(name, "segment", num_classes=3).eval()
+    report = foveal.export(model, "coreml", output=tmp_path / "a.mlpackage", input_size=(64, 96))
+    assert shapes(read_spec(report.path).description.input) == {"image": [1, 3, 64, 96]}
+
+
+@pytest.mark.parametrize("kind", ["none", "biases", "mask"])
+def test_attention_is_that_of_torch(kind: str) -> None:
+    biases = torch.randn(2, 5, 7, dtype=torch.float64)
+    mask = {"none": None, "biases": biases, "mask": biases >= biases.median(-1, keepdim=True).values}[kind]
+    q, k, v = (torch.randn(3, 2, length, 4, dtype=torch.float64) for length in (5, 7, 7))
+    for scale in (None, 0.3):
+        expected = F.scaled_dot_product_attention(q, k, v, mask, scale=scale)
+        torch.testing.assert_close(_attention(q, k, v, mask, scale=scale), expected, rtol=0, atol=1e-12)
+    with pytest.raises(NotImplementedError):
+        _attention(q, k, v, is_causal=True)

@@ -259,3 +259,13 @@ def test_click_to_mask_in_less_than_20_megabytes(tmp_path: Path) -> None:
     for prompt in prompts:
         for a, b in zip(expected.prompt(**prompt).masks, found.prompt(**prompt).masks, strict=True):
             assert np.logical_and(a, b).sum() >= 0.98 * np.logical_or(a, b).sum()
+
+
+def test_the_message_says_that_values_exceed_float16(tmp_path: Path) -> None:
+    model: Any = Plain().eval()
+    with torch.no_grad():
+        model.conv.weight.mul_(1e6)
+        model.classifier.weight.mul_(1e-6)
+    with pytest.raises(foveal.ExportError, match=r"values inside reach [\d,]{7,}, float16 ends at 65,504"):
+        foveal.export(model, output=tmp_path / "a.onnx", half=True)
+    assert not list(tmp_path.iterdir())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from foveal.layers.windows import Windows
+from foveal.layers.windows import Windows, cut_map, join_map
 
 
 @torch.no_grad()
@@ -34,3 +36,30 @@ def test_windows_are_cut_and_joined(size: int, height: int, width: int, neutral:
         assert torch.equal(window, expected)
         assert torch.equal(windows.valid(2).unflatten(0, (2, -1))[:, index], valid.expand(2, -1))
     assert len(windows.valid(1)) == rows * columns
+
+
+class InWindows(nn.Module):
+    """Numbers the places of windows, cut in both ways."""
+
+    def __init__(self, neutral: bool) -> None:
+        super().__init__()
+        self.neutral = neutral
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        windows = Windows(7, *x.shape[-2:], neutral=self.neutral, device=x.device)
+        tokens = windows.cut(x)
+        places = torch.arange(49.0)[:, None] * windows.valid(len(x)).unsqueeze(-1)
+        maps = cut_map(x, 7)
+        return windows.join(tokens + places), join_map(maps + torch.arange(7.0), *x.shape[-2:])
+
+
+@pytest.mark.parametrize("neutral", [False, True])
+@pytest.mark.parametrize("size", [(9, 16), (14, 7)])
+def test_files_of_a_fixed_size_compute_no_indices(neutral: bool, size: tuple[int, int]) -> None:
+    """The indices are constants of the graph, and the same."""
+    model, x = InWindows(neutral), torch.randn(2, 3, *size)
+    program = torch.export.export(model, (x,), strict=False)
+    operations = {str(node.target) for node in program.graph.nodes}
+    assert not operations & {"aten.floor_divide.default", "aten.minimum.default", "aten.logical_and.default"}
+    for found, expected in zip(program.module()(x), model(x), strict=True):
+        assert torch.equal(found, expected)

@@ -27,7 +27,7 @@ from foveal.factory.identify import identify
 from foveal.factory.load_model import load_model
 from foveal.models.edifice import EfficientViT, MambaVision
 from foveal.models.edifice.efficientvit import TokenBlur
-from foveal.models.edifice.mambavision import MambaVisionConfig, TokenStage
+from foveal.models.edifice.mambavision import MambaMixer, MambaVisionConfig, TokenStage
 from foveal.models.registry import Backbone
 from foveal.weights.checkpoints import save_checkpoint
 from foveal.weights.loading import load_checkpoint
@@ -543,3 +543,17 @@ def test_editors_see_the_options(model: Any) -> None:
     for function in functions:
         with pytest.raises(ConfigError, match="unknown key 'num_head'; did you mean 'num_heads'"):
             function(num_head=[1])
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("kernel", range(1, 6))
+def test_mixers_are_centred(kernel: int) -> None:
+    """As many tokens come out as go in, at the places of torch's own padding."""
+    mixer = MambaMixer(8, 2, kernel).double()
+    x, convs = torch.randn(2, 9, 8, dtype=torch.float64), (mixer.ssm_conv, mixer.sym_conv)
+    found = mixer(x)
+    for conv in convs:
+        conv.padding = "same"
+        conv.kernel_size = (1,)  # the mixer cuts nothing off
+    torch.testing.assert_close(found, mixer(x), rtol=0, atol=1e-14)

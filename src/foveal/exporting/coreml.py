@@ -60,11 +60,27 @@ def _program(graph: Graph) -> ExportedProgram:
     return trace(graph).run_decompositions({torch.ops.aten.scaled_dot_product_attention.default: _attention})
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, *rest: Any, scale: float | None = None) -> Tensor:
-    """``softmax(q k^T / sqrt(d)) v``, in the memory layout of torch's own operator."""
-    assert not rest, "masks and dropout are not used in evaluation mode"
-    weights = (query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)).softmax(-1)
-    return (weights @ value).transpose(1, 2).contiguous().transpose(1, 2)
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    **rest: Any,
+) -> Tensor:
+    """``softmax(q k^T / sqrt(d) + mask) v``, in the memory layout of torch's own operator."""
+    import torch
+
+    if dropout_p or is_causal or any(rest.values()):
+        raise NotImplementedError("attention with dropout, a causal mask or grouped heads")
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if attn_mask is not None:
+        no = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~attn_mask, no) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _allow_one(ranges: Any) -> None:

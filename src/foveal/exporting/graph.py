@@ -252,8 +252,32 @@ def compare(graph: Graph, run_file: RunFile, dtype: str = "float32") -> tuple[fl
     tolerance, least = LIMITS.get(dtype, (TOLERANCE, AGREEMENT))
     if not worst <= tolerance or agreement < least:  # "not <=" also refuses NaN
         classes = f", same class on {agreement:.3%}" if graph.has_classes else ""
-        raise ExportError(f"the {_label(graph)} differs from the model by {worst:.1e}{classes}: not written")
+        cause = _overflow(graph, dtype)
+        raise ExportError(f"the {_label(graph)} differs from the model by {worst:.1e}{classes}{cause}: not written")
     return worst, agreement
+
+
+@torch.inference_mode()
+def _overflow(graph: Graph, dtype: str) -> str:
+    """What the message says of a model whose layers give values that float16 cannot hold; else nothing."""
+    if dtype != "float16":
+        return ""
+    largest = 0.0
+
+    def watch(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor) and output.is_floating_point() and output.numel():
+            largest = max(largest, float(output.abs().max()))
+
+    hooks = [module.register_forward_hook(watch) for module in graph.reference.modules()]
+    try:
+        for feed in graph.feeds:
+            _run_reference(graph.reference, feed)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    limit = torch.finfo(torch.float16).max
+    return f" (values inside reach {largest:,.0f}, float16 ends at {limit:,.0f})" if largest > limit else ""
 
 
 def difference(output: NDArray[Any], expected: NDArray[Any]) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .leaf import leaf
-from .resample import ceil_div
+from .resample import ceil_div, crop
 
 
 class Windows:
@@ -45,35 +48,57 @@ class Windows:
 
 @leaf
 def _indices(size: int, height: int, width: int, neutral: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each place in the windows, its token and whether it is in the map; for each token, its place."""
+    """Return, for each place in the windows, its token and whether it is in the map; for each token, its place.
+
+    In an exported graph of fixed size they are constants, so that no runtime computes them for every image.
+    """
+    if torch.compiler.is_exporting() and _is_fixed(height, width):
+        source, inside, target = _places(np, size, height, width, neutral)
+        source, inside, target = (torch.tensor(values, device=device) for values in (source * inside, inside, target))
+        return source, inside, target
+    source, inside, target = _places(torch, size, height, width, neutral, device=device)
+    return source * inside.long(), inside, target
+
+
+def _places(arrays: Any, size: int, height: int, width: int, neutral: bool, **where: Any) -> tuple[Any, Any, Any]:
+    """Compute :func:`_indices` with ``torch``, on the device of the keyword, or with ``numpy``.
+
+    The tokens of places beyond the map mean nothing.
+    """
     # All indices are computed over flat ranges. If the number of windows were a dimension of a shape, torch would
     # check whether it is 1, and a traced graph would be valid only for the result of that check.
     columns, tokens = ceil_div(width, size), size * size
-    window, place = _divmod(torch.arange(ceil_div(height, size) * columns * tokens, device=device), tokens)
+    window, place = _divmod(arrays.arange(ceil_div(height, size) * columns * tokens, **where), tokens)
     row, column = _divmod(window, columns)
     top, left = row * size, column * size
-    row, column = _divmod(place, _across(left, size, width, neutral))
-    inside = torch.logical_and(torch.logical_and(row < size, top + row < height), left + column < width)
-    source = ((top + row) * width + left + column) * inside.long()  # Core ML's fill would make it floating point
-    row, column = _divmod(torch.arange(height * width, device=device), width)
+
+    def across(left: Any) -> Any:
+        """Tokens in a row of the windows that start at column ``left``."""
+        return arrays.minimum(width - left, arrays.full_like(left, size)) if neutral else size
+
+    row, column = _divmod(place, across(left))
+    inside = arrays.logical_and(arrays.logical_and(row < size, top + row < height), left + column < width)
+    source = (top + row) * width + left + column
+    row, column = _divmod(arrays.arange(height * width, **where), width)
     (down, row), (right, column) = _divmod(row, size), _divmod(column, size)
-    target = (down * columns + right) * tokens + row * _across(right * size, size, width, neutral) + column
+    target = (down * columns + right) * tokens + row * across(right * size) + column
     return source, inside, target
 
 
-def _across(left: Tensor, size: int, width: int, neutral: bool) -> Tensor | int:
-    """Tokens in a row of the windows that start at column ``left``."""
-    return torch.minimum(width - left, torch.full_like(left, size)) if neutral else size
+def _is_fixed(*sides: int) -> bool:
+    """Whether these sides are numbers, not symbols of a tracer."""
+    return all(isinstance(side, int) for side in sides)
 
 
 @leaf
 def cut_map(x: Tensor, size: int) -> Tensor:
     """Cut ``(B, C, H, W)`` into ``(B * windows, C, size, size)``, windows row by row, with zeros beyond the map."""
     b, c, h, w = x.shape
-    if torch.compiler.is_exporting():  # see _indices; reshaping is faster
+    exporting, rows, columns = torch.compiler.is_exporting(), ceil_div(h, size), ceil_div(w, size)
+    if exporting and not _is_fixed(h, w):  # see _places; reshaping is faster
         return to_map(Windows(size, h, w, neutral=False, device=x.device).cut(x), size, size)
-    rows, columns = ceil_div(h, size), ceil_div(w, size)
-    x = F.pad(x, (0, columns * size - w, 0, rows * size - h))
+    if not exporting or (rows * size, columns * size) != (h, w):  # a file needs no padding of nothing
+        x = F.pad(x, (0, columns * size - w, 0, rows * size - h))
     return x.reshape(b, c, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, size, size)
 
 
@@ -81,12 +106,12 @@ def cut_map(x: Tensor, size: int) -> Tensor:
 def join_map(windows: Tensor, height: int, width: int) -> Tensor:
     """Join the windows of :func:`cut_map` to maps of ``height`` rows and ``width`` columns again."""
     c, size = windows.shape[1:3]
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_exporting() and not _is_fixed(height, width):
         tokens = windows.flatten(2).transpose(1, 2)
         return Windows(size, height, width, neutral=False, device=windows.device).join(tokens)
     rows, columns = ceil_div(height, size), ceil_div(width, size)
     x = windows.reshape(-1, rows, columns, c, size, size).permute(0, 3, 1, 4, 2, 5)
-    return x.reshape(-1, c, rows * size, columns * size)[..., :height, :width]
+    return crop(x.reshape(-1, c, rows * size, columns * size), height, width)
 
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
@@ -96,7 +121,7 @@ def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
     return tokens.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
 
-def _divmod(n: Tensor, divisor: Tensor | int) -> tuple[Tensor, Tensor]:
+def _divmod(n: Any, divisor: Any) -> tuple[Any, Any]:
     """Quotient and remainder of numbers from 0 up, without ``%``, which has no ONNX translation for a traced number."""
     quotient = n // divisor
     return quotient, n - quotient * divisor

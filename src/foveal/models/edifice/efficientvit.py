@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError
 from ...layers.linear_attention import CascadedLinearAttention, linear_attention
 from ...layers.resample import pad_to_multiple
+from ...layers.windows import to_map
 from ..registry import Backbone, FeatureInfo
 from ..renaming import Renaming, rename_keys
 
@@ -152,8 +153,11 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.fc1(x)).permute(0, 3, 1, 2)
-        return self.fc2(F.gelu(self.depthwise(x).permute(0, 2, 3, 1)))
+        height, width = x.shape[1:3]
+        # The linear layers take three dimensions: LiteRT fails on four of a map of 1x1.
+        x = to_map(F.gelu(self.fc1(x.flatten(1, 2))), height, width)
+        x = F.gelu(self.depthwise(x)).flatten(2).transpose(1, 2)
+        return self.fc2(x).unflatten(1, (height, width))
 
 
 class Block(nn.Module):

@@ -118,8 +118,8 @@ class MambaMixer(nn.Module):
         half = dim // 2
         self.sizes = (max(half // 16, 1), d_state, d_state)
         self.in_proj = nn.Linear(dim, dim)
-        self.ssm_conv = nn.Conv1d(half, half, d_conv, padding="same", groups=half)
-        self.sym_conv = nn.Conv1d(half, half, d_conv, padding="same", groups=half)
+        self.ssm_conv = nn.Conv1d(half, half, d_conv, padding=d_conv // 2, groups=half)
+        self.sym_conv = nn.Conv1d(half, half, d_conv, padding=d_conv // 2, groups=half)
         self.x_proj = nn.Linear(half, sum(self.sizes))
         self.dt_proj = nn.Linear(self.sizes[0], half)
         self.out_proj = nn.Linear(dim, dim)
@@ -131,12 +131,21 @@ class MambaMixer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)
-        u, z = F.silu(self.ssm_conv(u)), F.silu(self.sym_conv(z))
+        u, z = F.silu(_centred(self.ssm_conv, u)), F.silu(_centred(self.sym_conv, z))
         low_rank, b, c = self.x_proj(u.transpose(1, 2)).split(self.sizes, dim=-1)
         delta = self.dt_proj(low_rank).transpose(1, 2)
         a = self.decay if self.A_log is None else -widened(self.A_log).exp()
         y = selective_scan(u, delta, a, b.transpose(1, 2), c.transpose(1, 2), self.D, delta_softplus=True)
         return self.out_proj(torch.cat([cast(Tensor, y), z], dim=1).transpose(1, 2))
+
+
+def _centred(conv: nn.Conv1d, x: Tensor) -> Tensor:
+    """Convolve ``(B, C, N)`` to the same length; an even kernel reads one token more after its centre than before.
+
+    This is torch's ``padding="same"``, which LiteRT does not convert.
+    """
+    out = conv(x)
+    return out if conv.kernel_size[0] % 2 else out[..., 1:]
 
 
 class OneHeadAttention(nn.Module):
