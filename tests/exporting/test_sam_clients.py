@@ -61,7 +61,7 @@ class AnnotationProgram:
 
 @pytest.fixture(scope="module")
 def model() -> Iterator[Any]:
-    with registered() as name:
+    with registered(attention=False) as name:
         yield golden.fill(create_model(name, "prompt").double()).float().eval()
 
 
@@ -129,7 +129,7 @@ def test_the_preparation_is_that_of_our_predictor(model: Any, size: tuple[int, i
 @pytest.mark.long
 def test_the_format(tmp_path: Path) -> None:
     """Two files by one command, which Foveal itself does not open."""
-    with registered() as name:
+    with registered(attention=False) as name:
         report = foveal.export(create_model(name, "prompt"), "samexporter", output=tmp_path / "a.samexporter.onnx")
         with pytest.raises(foveal.ConfigError, match="samexporter files are of promptable models"):
             foveal.export(create_model(name), "samexporter", output=tmp_path / "b.samexporter.onnx")

@@ -19,8 +19,10 @@ from helpers.narrow import narrow
 pytestmark = pytest.mark.skipif(INSTALLED, reason="TensorRT is installed: the export builds and runs an engine")
 
 
-def test_without_tensorrt_the_file_is_onnx_with_the_command(tmp_path: Path) -> None:
-    report = foveal.export(narrow(), "tensorrt", output=tmp_path / "a.trt.onnx", size=(64, 96))
+@pytest.mark.parametrize("attention", [False, pytest.param(True, marks=pytest.mark.long)])  # tracing it takes long
+def test_without_tensorrt_the_file_is_onnx_with_the_command(attention: bool, tmp_path: Path) -> None:
+    model = narrow(attention=attention)
+    report = foveal.export(model, "tensorrt", output=tmp_path / "a.trt.onnx", size=(64, 96))
     assert "trtexec --onnx=NAME.trt.onnx --saveEngine=NAME.plan" in str(report)
     shapes = "--minShapes=image:1x3x32x32 --optShapes=image:1x3x512x1024 --maxShapes=image:16x3x2048x4096"
     assert shapes in str(report)

@@ -19,7 +19,7 @@ from foveal.factory.identify import identify
 from foveal.info import info_of
 from foveal.models.efficientvit import CONFIGS, EfficientViT, register_variant
 from foveal.models.registry import FAMILIES, Family, Variant, published, register, variants
-from helpers.narrow import NARROW
+from helpers.narrow import CONVOLUTIONS, NARROW
 
 NAME = "efficientvit_mine"
 
@@ -34,8 +34,8 @@ def convert(state: Any) -> dict[str, Tensor] | None:
 
 
 @pytest.fixture
-def mine() -> Iterator[str]:
-    register_variant(NAME, NARROW)
+def mine(request: pytest.FixtureRequest) -> Iterator[str]:
+    register_variant(NAME, getattr(request, "param", NARROW))
     yield NAME
     del CONFIGS[NAME], FAMILIES["efficientvit"].variants[NAME]
 
@@ -99,6 +99,7 @@ def test_a_registered_variant_is_created_and_identified(mine: str, tmp_path: Pat
         foveal.load(mine)
 
 
+@pytest.mark.parametrize("mine", [CONVOLUTIONS], indirect=True, ids=["without attention"])  # tracing it takes long
 def test_a_registered_variant_trains_a_step_and_is_exported(mine: str, tmp_path: Path) -> None:
     data = write_shapes(tmp_path / "shapes", train=2, val=1, size=(32, 32))
     settings = {"epochs": 1, "batch_size": 2, "crop": [32, 32], "workers": 0, "class_weights": "none"}
