@@ -66,12 +66,17 @@ def _export(candidate: Candidate, model: Any, source: Path | None, image: NDArra
     key = hashlib.sha256(repr((candidate.ref, candidate.task, image.shape, _versions())).encode())
     key.update(b"" if source is None else source.read_bytes())
     name = f"{candidate.ref.rpartition(':')[2]}-{'x'.join(map(str, image.shape))}-{key.hexdigest()[:20]}"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foveal" / "peers" / name
+    folder = cache_folder() / name
     if not folder.exists():
         with atomic_folder(folder) as temporary:
             temporary.mkdir(exist_ok=True)
             _write(candidate.ref, model, image, temporary / "network.onnx")
     return folder / "network.onnx"
+
+
+def cache_folder() -> Path:
+    """Where exported networks are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foveal" / "peers"
 
 
 def _versions() -> list[tuple[str, str]]:

@@ -61,7 +61,7 @@ def open_peer(candidate: Candidate, threads: int, image: NDArray[np.float32]) ->
         ExportError: it cannot be exported for its runtime.
         InputError: a device that this machine does not have.
     """
-    make = _find(candidate.ref)
+    make = find_peer(candidate.ref)
     device = "cpu" if candidate.device == "cpu" else find_device(candidate.device)
     dtype = "float32" if candidate.dtype == "auto" else candidate.dtype
     values = {"device": device, "dtype": dtype, "threads": threads}
@@ -85,8 +85,8 @@ def open_peer(candidate: Candidate, threads: int, image: NDArray[np.float32]) ->
     return Peer(Work(run), f"peer on {device}{kind}{own}", None)
 
 
-def _find(ref: str) -> Callable[..., Any]:
-    """The callable that ``ref`` names.
+def find_peer(ref: str) -> Callable[..., Any]:
+    """The callable that ``ref`` names; modules are looked for in the working folder, too.
 
     Raises:
         ConfigError: there is none.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ...errors import ConfigError, nearest
@@ -94,6 +95,7 @@ class Pair:
         peer: key of :data:`PEERS`.
         paper: how many times faster than the peer the paper says that ours is; ``None``: it does not say.
         remark: what the paper's figure is.
+        reason: why the peer is ahead, where it is, found by profiling; for the page.
     """
 
     group: str
@@ -101,6 +103,7 @@ class Pair:
     peer: str
     paper: float | None = None
     remark: str = ""
+    reason: str = ""
 
 
 class Group(NamedTuple):
@@ -117,7 +120,7 @@ class Group(NamedTuple):
     task: str
     sizes: tuple[tuple[int, int] | None, ...]
     peer_size: tuple[int, int] | None = None
-    peer_scale: dict[str, int] = {}  # noqa: RUF012: a constant of a named tuple
+    peer_scale: Mapping[str, int] = MappingProxyType({})
     batches: tuple[int, ...] = (1,)
 
 
@@ -176,13 +179,22 @@ PAIRS = (
 )
 
 
-def pairs_of(groups: Sequence[str]) -> list[Pair]:
+def pairs_of(groups: Sequence[str], models: Sequence[str] = ()) -> list[Pair]:
     """The pairs of some groups, in the order of their importance.
 
+    Args:
+        groups: keys of :data:`GROUPS`.
+        models: only pairs with one of these; none: all.
+
     Raises:
-        ConfigError: an unknown group.
+        ConfigError: an unknown group, or a model that is in no pair of them.
     """
     for group in groups:
         if group not in GROUPS:
             raise ConfigError(f"unknown group {group!r}{nearest(group, GROUPS)}")
-    return [pair for pair in PAIRS if pair.group in groups]
+    pairs = [pair for pair in PAIRS if pair.group in groups]
+    names = [name for pair in pairs for name in (pair.ours, pair.peer)]
+    for model in models:
+        if model not in names:
+            raise ConfigError(f"{model!r} is in no pair of {', '.join(groups)}{nearest(model, names)}")
+    return [pair for pair in pairs if not models or pair.ours in models or pair.peer in models]
