@@ -35,7 +35,7 @@ LIGHT = [
     "evaluation.detections", "evaluation.evaluate", "evaluation.fidelity", "evaluation.metrics", "evaluation.prompt",
     "evaluation.protocols", "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
     "measuring.benchmark", "measuring.candidates", "measuring.energy", "measuring.machine", "measuring.opening",
-    "measuring.peers", "measuring.report", "measuring.rounds", "prediction.argmax", "prediction.batching",
+    "measuring.peer_files", "measuring.peers", "measuring.report", "measuring.rounds", "prediction.argmax", "prediction.batching",
     "prediction.coreml_runner",
     "prediction.devices", "prediction.everything", "prediction.everything_options", "prediction.interpolation",
     "prediction.load", "prediction.mask_results", "prediction.native_runner", "prediction.onnx_file",

@@ -44,9 +44,8 @@ def segformer(variant: str, num_classes: int = 19) -> nn.Module:
     from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
     widths, decoder, depths = _SEGFORMERS[variant]
-    config: Any = SegformerConfig(
-        hidden_sizes=list(widths), decoder_hidden_size=decoder, depths=list(depths), num_labels=num_classes
-    )
+    options: dict[str, Any] = {"hidden_sizes": list(widths), "depths": list(depths), "num_labels": num_classes}
+    config: Any = SegformerConfig(decoder_hidden_size=decoder, **options)
     return FirstOutput(SegformerForSemanticSegmentation(config), "logits")
 
 

@@ -8,6 +8,8 @@ segmentation models of the benchmark.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,7 +67,7 @@ class Stage(nn.Module):
         super().__init__()
         widths = (in_chans, channels // 2, channels) if in_chans == 3 else (in_chans, channels)
         layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in pairwise(widths):
             layers += [nn.Conv2d(a, b, 3, 2, 1), nn.BatchNorm2d(b), nn.GELU()]
         self.down = nn.Sequential(*layers[:-1])  # the activation stands between convolutions only
         self.blocks = nn.Sequential(*(Block(channels, ratio) for _ in range(depth)))

@@ -40,8 +40,8 @@ def bench(
 ) -> int:
     """Measure models against each other: they take turns, ratios are medians over the rounds, outputs are compared.
 
-    With --preset, make one of several comparisons on this machine instead. With --budget, rank the models of a task that
-    run within a time by their published quality.
+    With --preset, make one of several comparisons on this machine instead. With --budget, rank the models of a task
+    that run within a time by their published quality.
 
     Parameters
     ----------
@@ -65,10 +65,9 @@ def bench(
     dtype
         float32 (the default), float16 or bfloat16; with --preset headline float32 and bfloat16 by default.
     threads
-        Threads of each runtime on the CPU; default: all cores that the process may use, with --preset headline also one.
+        Threads of each runtime on the CPU; default: all cores that the process may use, with headline one, too.
     rounds
-        Timed runs of each; default: 20, with --preset attention 10, with --preset scaling 3, with cost-laws and --budget
-        7.
+        Timed runs of each; default: 20, with --preset attention 10, scaling 3, cost-laws and --budget 7.
     runtime
         auto (the default) or one of the runtimes; it runs checkpoints and models by name, too, exported if necessary.
         With --preset headline and cost-laws several with commas, of eager (torch modules as they are), native,
@@ -80,8 +79,8 @@ def bench(
     groups
         For --preset headline: segmentation, promptable, super-resolution, classification, with commas; default: all.
     seconds
-        For --preset headline: seconds for the rounds of a pair, default 60. For cost-laws: time of one run from which on
-        larger images are left out, default 20.
+        For --preset headline: seconds for the rounds of a pair, default 60. For cost-laws: time of one run from which
+        on larger images are left out, default 20.
     resume
         For --preset headline, cost-laws and --budget: file of rows; what it has already is not measured again.
     page

@@ -18,8 +18,8 @@ from ..task import find_task
 from .candidates import CLICK, Candidate
 from .opening import SIZES, open_model
 from .pairwise import encoder_size, our_network, threads_of_torch
-from .row_file import Row, RowFile
 from .rounds import torch_threads_kept
+from .row_file import Row, RowFile
 
 KIND = "budget"
 _TOO_SLOW = 3.0  # times the budget: such a model is run once, and larger ones of its family not at all
@@ -114,35 +114,33 @@ def rank_within(
         raise ConfigError("bench: budget, rounds, threads and sizes must be positive")
     file, shown = RowFile(resume), progress or Progress(enabled=False)
     size = None if find_task(task).takes_prompts else size or SIZES.get(task)
-    common = {"threads": threads or int(file.machine["cores"]), "dtype": "float32" if dtype == "auto" else dtype}
-    threads_of_torch(common["threads"])
+    threads = threads or int(file.machine["cores"])
+    settings = {"task": task, "threads": threads, "dtype": "float32" if dtype == "auto" else dtype, "runtime": runtime}
     names = _by_costs(list(models) or list_models(task=task), task, size)
     slow: dict[str, str] = {}  # the first model of each family that was far too slow
     rows = []
-    with (
-        torch_threads_kept(),
-        TemporaryDirectory(prefix="foveal-bench-") as folder,
-        shown.bar("models", len(names)) as bar,
-    ):
-        for name, costs in names.items():
-            key = {"task": task, "model": name, "runtime": runtime, **common}
-            key["size"] = "x".join(map(str, size or encoder_size(name, task)))
-            row = file.find(KIND, key)
-            if row is None or (row["stopped"] and row["stopped_at_ms"] < budget_ms * _TOO_SLOW):
-                family = _family(name)
-                if family in slow:
-                    found = {"ms": None, "stopped": f"{slow[family]}, with fewer multiply-accumulates, is too slow"}
-                    found["stopped_at_ms"] = budget_ms * _TOO_SLOW
-                else:
-                    found = _time(
-                        Candidate(name, name, task, size, None, runtime=runtime, **common), budget_ms, rounds, folder
-                    )
-                row = {"kind": KIND, "key": key, "costs": costs, "quality": _quality(name, task, size), **found}
-                file.add(row)
-            if row["stopped"] and row["stopped_at_ms"] is not None:
-                slow.setdefault(_family(name), name)
-            rows.append(row)
-            bar.advance(name)
+    with torch_threads_kept(), TemporaryDirectory(prefix="foveal-bench-") as folder:
+        threads_of_torch(threads)
+        with shown.bar("models", len(names)) as bar:
+            for name, costs in names.items():
+                key = {"model": name, "size": "x".join(map(str, size or encoder_size(name, task))), **settings}
+                row = file.find(KIND, key)
+                if row is None or (row["ms"] is None and row["budget_ms"] < budget_ms):
+                    found = _time(name, size, settings, budget_ms, rounds, folder, slow.get(_family(name)))
+                    quality = _quality(name, task, size)
+                    row = {
+                        "kind": KIND,
+                        "key": key,
+                        "costs": costs,
+                        "quality": quality,
+                        "budget_ms": budget_ms,
+                        **found,
+                    }
+                    file.add(row)
+                if (row["ms"] or 0) > _TOO_SLOW * budget_ms:
+                    slow.setdefault(_family(name), name)
+                rows.append(row)
+                bar.advance(name)
     return BudgetReport(tuple(sorted(rows, key=lambda row: _order(row, budget_ms))), task, budget_ms, file.machine)
 
 
@@ -177,31 +175,44 @@ def _quality(name: str, task: str, size: tuple[int, int] | None) -> str:
     return f"{entry.value:g} {entry.metric} at {entry.size} ({name}.{entry.tag}, {entry.source})"
 
 
-def _time(candidate: Candidate, budget_ms: float, rounds: int, folder: str) -> dict[str, Any]:
-    """Milliseconds of a model, or why there are none."""
+def _time(
+    name: str,
+    size: tuple[int, int] | None,
+    settings: dict[str, Any],
+    budget_ms: float,
+    rounds: int,
+    folder: str,
+    slower: str | None,
+) -> dict[str, Any]:
+    """Milliseconds of a model, or why there are none.
+
+    Args:
+        name: of the architecture.
+        size: (H, W) of the images; ``None``: its own.
+        settings: for the candidate.
+        budget_ms: if the first run takes far longer, it is the only one.
+        rounds: timed turns.
+        folder: for files that runtimes need.
+        slower: smaller model of the family that is far too slow.
+    """
+    if slower is not None:
+        return {"ms": None, "why": f"not run: {slower}, which is smaller, is far too slow"}
     reasons = []
-    for runtime in ("native", "onnxruntime") if candidate.runtime == "auto" else (candidate.runtime,):
+    for runtime in ("native", "onnxruntime") if settings["runtime"] == "auto" else (settings["runtime"],):
+        candidate = Candidate(name, name, size=size, **{**settings, "runtime": runtime})
         try:
-            works = open_model(candidate.replace(runtime=runtime), candidate.threads or 1, Path(folder)).works
+            works = open_model(candidate, settings["threads"], Path(folder)).works
             work = next(work for part, work in works.items() if part != CLICK)
             started = time.perf_counter()
             work.finish()
             first = 1e3 * (time.perf_counter() - started)
+            turns = 1 if first > _TOO_SLOW * budget_ms else rounds
+            times = [seconds for _ in range(turns) for seconds in work.turn()]
         except FovealError as error:
             reasons.append(str(error))
             continue
-        times = (
-            [1e3 * work.seconds()]
-            if first > _TOO_SLOW * budget_ms
-            else [1e3 * s for _ in range(rounds) for s in work.turn()]
-        )
-        ms = float(np.median(times))
-        stopped = f"about {ms:.0f} ms" if ms > _TOO_SLOW * budget_ms else ""
-        return {
-            "ms": round(ms, 3), "used": runtime, "stopped": stopped,
-            "stopped_at_ms": _TOO_SLOW * budget_ms if stopped else None,
-        }  # fmt: skip
-    return {"ms": None, "stopped": "; ".join(reasons)[:300], "stopped_at_ms": None}
+        return {"ms": round(1e3 * float(np.median(times)), 3), "used": runtime, "why": ""}
+    return {"ms": None, "why": "; ".join(reasons)[:300]}
 
 
 def fits(row: Row, budget_ms: float) -> bool:
@@ -221,7 +232,7 @@ def budget_table(rows: Sequence[Row], budget_ms: float) -> list[tuple[str, ...]]
     """Header and one row per model, as text."""
     table = [("model", "ms", "within", "runtime", "size", "params", "MACs", "quality")]
     for row in rows:
-        ms = f"{row['ms']:.4g}" if row["ms"] is not None and not row["stopped"] else row["stopped"]
+        ms = row["why"] if row["ms"] is None else f"{row['ms']:.4g}"
         params, macs = row["costs"]
         within = "yes" if fits(row, budget_ms) else "no"
         cost = (f"{params / 1e6:.2f} M", f"{macs / 1e9:.2f} G")

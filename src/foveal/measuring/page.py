@@ -7,8 +7,11 @@ from pathlib import Path
 
 from ..files import atomic_write, ensure_folder
 from . import budget
-from .presets import headline, laws
 from .presets.figures import draw_quality, plots_of
+from .presets.headline import HEADER, cells_of, noise_note
+from .presets.headline import KIND as PAIR
+from .presets.laws import KIND as LAW
+from .presets.laws import LAW_NOTE, draw_laws, law_table
 from .presets.pairs import PAIRS, PEERS
 from .row_file import Row, machine_of, read_rows
 
@@ -27,8 +30,8 @@ def write_page(rows: Path, page: Path) -> None:
         InputError: a file cannot be read or written.
     """
     measured = read_rows(rows)
-    pairs = [row for row in measured if row["kind"] == headline.KIND]
-    laws_measured = [row for row in measured if row["kind"] == laws.KIND]
+    pairs = [row for row in measured if row["kind"] == PAIR]
+    laws = [row for row in measured if row["kind"] == LAW]
     budgets = [row for row in measured if row["kind"] == budget.KIND]
     ensure_folder(page.parent)
     parts = [_head(rows, page)]
@@ -42,10 +45,10 @@ def write_page(rows: Path, page: Path) -> None:
         ]
     else:
         parts.append(_machine_text(machine_of(rows)))
-    if laws_measured:
+    if laws:
         figure = page.with_suffix(".laws.png")
-        laws.draw_laws(laws_measured, figure)
-        parts.append(_laws(laws_measured, figure))
+        draw_laws(laws, figure)
+        parts.append(_laws(laws, figure))
     if budgets:
         parts.append(_budgets(budgets))
     with atomic_write(page) as temporary:
@@ -60,11 +63,12 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def _head(rows: Path, page: Path) -> str:
-    command = f"foveal bench --preset headline --resume {rows.name} --page {page.as_posix() if not page.is_absolute() else page.name}"
+    target = page.name if page.is_absolute() else page.as_posix()
+    command = f"foveal bench --preset headline --resume {rows.name} --page {target}"
     return (
         "# Compared with other networks\n\n"
-        "This page is generated from measurements of one machine; the command below repeats them on yours, in a checkout\n"
-        "of the repository, and could contradict them. Do not edit it.\n\n"
+        "This page is generated from measurements of one machine; the command repeats them on yours, in a checkout of\n"
+        "the repository, and could contradict them. Do not edit it.\n\n"
         f"```bash\npip install foveal[torch,timm,openvino] transformers\n{command}\n```"
     )
 
@@ -81,15 +85,13 @@ def _behind(rows: Sequence[Row]) -> str:
         return text + "Nothing was measured."
     text += f"In {len(behind)} of {len(measured)} rows the other network is faster, each in its fastest runtime."
     if behind:
-        text += "\n\n" + markdown(
-            [(*headline.HEADER, "reason"), *((*headline.cells_of(r), _reason(r)) for r in behind)]
-        )
+        text += "\n\n" + markdown([(*HEADER, "reason"), *((*cells_of(r), _reason(r)) for r in behind)])
     if by_engine:
         text += (
             f"\n\nIn {len(by_engine)} more, ours is faster only because of its runtime: in the other's fastest runtime "
             "the other network is faster.\n\n"
         )
-        text += markdown([headline.HEADER, *(headline.cells_of(row) for row in by_engine)])
+        text += markdown([HEADER, *(cells_of(row) for row in by_engine)])
     return text
 
 
@@ -117,21 +119,21 @@ def _method(machine: Row, rows: Sequence[Row]) -> str:
         "",
         _machine_text(machine),
         "",
-        "Every row is a process of its own, bound to as many cores as it has threads. Both networks are opened in every",
-        "runtime, with random weights, and all of them take turns; ratios are taken round by round, and their median is",
-        f"shown. Rows have {rounds[0]} to {rounds[-1]} rounds." if rounds else "No row was measured.",
+        "Every row is a process of its own, bound to as many cores as it has threads. Both networks are opened in",
+        "every runtime, with random weights, and all of them take turns; ratios are taken round by round, and their",
+        f"median is shown. Rows have {rounds[0]} to {rounds[-1]} rounds." if rounds else "median is shown.",
         "",
-        "- **Ratios** say how many times faster ours is. *eager*: both as torch modules, as they are created. *ONNX Runtime*",
-        "  and *OpenVINO*: both in that. *algorithm*: both in the runtime in which the other is fastest. *engine*: ours in",
-        "  its fastest runtime over ours in that one. *together*: each in its fastest runtime. *paper*: what a paper",
-        "  claims, for other hardware, see below.",
-        f"- **Noise.** {headline.noise_note(rows)}.",
-        "- **Networks of others** are rebuilt from their papers or come from transformers and timm. Their ONNX files are",
-        "  made for one size; ours take images of any size.",
+        "- **Ratios** say how many times faster ours is. *eager*: both as torch modules, as they are created. *ONNX",
+        "  Runtime* and *OpenVINO*: both in that. *algorithm*: both in the runtime in which the other is fastest.",
+        "  *engine*: ours in its fastest runtime over ours in that one. *together*: each in its fastest runtime.",
+        "  *paper*: what a paper claims, for other hardware, see below.",
+        f"- **Noise.** {noise_note(rows)}.",
+        "- **Networks of others** are rebuilt from their papers or come from transformers and timm. Their ONNX files",
+        "  are made for one size; ours take images of any size.",
         "- The network alone is timed. Segmentation ends with logits at the network's own stride.",
         "- glibc's allocator is told to keep freed memory, for both sides: otherwise ratios at large sizes measure it.",
-        "- With one thread, torch sends 1x1 convolutions to a slower function than with two: *eager* at one thread is slow",
-        "  for both.",
+        "- With one thread, torch sends 1x1 convolutions to a slower function than with two: *eager* at one thread is",
+        "  slow for both.",
         f"- The largest load of the machine before a row was {busy:g} processes.",
     ]
     if failed:
@@ -143,7 +145,7 @@ def _method(machine: Row, rows: Sequence[Row]) -> str:
 def _groups(rows: Sequence[Row]) -> Iterable[str]:
     for group in dict.fromkeys(row["key"]["group"] for row in rows):
         own = [row for row in rows if row["key"]["group"] == group and "ratios" in row]
-        text = f"## {group.capitalize()}\n\n" + markdown([headline.HEADER, *map(headline.cells_of, own)])
+        text = f"## {group.capitalize()}\n\n" + markdown([HEADER, *map(cells_of, own)])
         remarks = {row["remark"]: row["paper"] for row in own if row.get("remark")}
         if remarks:
             text += "\n\nFigures of the paper: " + "; ".join(remarks) + "."
@@ -156,7 +158,8 @@ def _plots(rows: Sequence[Row], page: Path) -> Iterable[str]:
         return
     figure = page.with_suffix(".quality.png")
     draw_quality(rows, figure)
-    yield f"## Quality against latency\n\n![Quality against latency]({figure.name})\n\nQuality is quoted, time measured here."
+    picture = f"![Quality against latency]({figure.name})"
+    yield f"## Quality against latency\n\n{picture}\n\nQuality is quoted, time is measured here."
     for plot in plots:
         points = [
             (p.name, f"{p.ms:.4g}", f"{p.quality:g}", p.source, f"`{p.command}`")
@@ -181,15 +184,16 @@ def _costs(rows: Sequence[Row]) -> str:
 
 def _laws(rows: Sequence[Row], figure: Path) -> str:
     return (
-        f"## Cost against the size of the image\n\n{laws.LAW_NOTE}.\n\n![Cost laws]({figure.name})\n\n"
-        + markdown(laws.law_table(rows))
+        f"## Cost against the size of the image\n\n{LAW_NOTE}.\n\n![Cost laws]({figure.name})\n\n"
+        + markdown(law_table(rows))
         + "\n\n```bash\nfoveal bench --preset cost-laws --resume rows.jsonl\n```"
     )
 
 
 def _budgets(rows: Sequence[Row]) -> str:
     """All models of a task by time, for each setting."""
-    text = "## Which model within a time\n\n`foveal bench --task segment --size 1024x2048 --budget 100ms` ranks models here."
+    text = "## Which model within a time\n\n"
+    text += "`foveal bench --task segment --size 1024x2048 --budget 100ms` ranks the models on another machine."
     settings = dict.fromkeys((r["key"]["task"], r["key"]["threads"], r["key"]["dtype"]) for r in rows)
     for task, threads, dtype in settings:
         own = [r for r in rows if (r["key"]["task"], r["key"]["threads"], r["key"]["dtype"]) == (task, threads, dtype)]

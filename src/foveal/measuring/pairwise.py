@@ -161,9 +161,9 @@ def _rounds(task: Task, turns: Sequence[float]) -> int:
 def ratios_of(times: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
     """How many times faster than the peer ours is, by runtime, with noise bounds.
 
-    The keys are runtimes that both ran in; "same", the runtime, "eager" apart, in which the peer is fastest, if both
-    ran in it; and "fastest", where each runs as fast as it can. "same" is what the algorithm gains, and "fastest" over
-    "same" what our runtime gains.
+    The keys are runtimes that both ran in; "same", the runtime in which the peer is fastest, if both ran in it; and
+    "fastest", where each runs as fast as it can. "same" is what the algorithm gains, and "fastest" over "same" what our
+    runtime gains.
     """
     ratios: dict[str, dict[str, Any]] = {}
     of: dict[str, dict[str, Sequence[float]]] = {"ours": {}, "peer": {}}

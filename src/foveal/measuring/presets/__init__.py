@@ -1,7 +1,7 @@
 """Comparisons that are measured on this machine by one name.
 
-From textbooks: networks, kinds of attention, compound scaling, in float32 on the CPU. Of the project: its models against
-those of others ("headline"), and how time and memory grow with the image ("cost-laws").
+From textbooks: networks, kinds of attention, compound scaling, in float32 on the CPU. Of the project: its models
+against those of others ("headline"), and how time and memory grow with the image ("cost-laws").
 
 Each preset gives a report with ``table()``, ``notes()``, ``to_dict()`` and ``draw(path)``. Only networks and layers are
 timed, and candidates take turns as in :mod:`foveal.measuring.benchmark`.

@@ -25,8 +25,8 @@ from .pairs import GROUPS, PEERS, Pair, pairs_of
 
 KIND = "pair"
 _ON_GPU = (EAGER, "torch")
-#: Seconds that a pair takes apart from the rounds, and multiply-accumulates per second and thread of an average runtime:
-#: for the estimate of the time that is left.
+#: For the estimate of the time that is left: seconds that a pair takes apart from the rounds, and multiply-accumulates
+#: per second and thread of an average runtime.
 _OVERHEAD, _RATE = 25.0, 4e10
 
 
@@ -74,7 +74,7 @@ class HeadlineReport:
     def notes(self) -> list[str]:
         """What the columns are, the noise, and what is missing, in lines."""
         notes = [
-            "ratios: how many times faster ours is; algorithm: both in the runtime, torch apart, in which the peer is "
+            "ratios: how many times faster ours is; algorithm: both in the runtime in which the peer is "
             "fastest; engine: ours in its fastest runtime over ours in that one; together: each in its fastest runtime",
             noise_note(self.rows),
         ]
@@ -306,6 +306,6 @@ def noise_note(rows: Sequence[Row]) -> str:
     worst = max(abs(check["ratio"] - 1) for check in checks)
     return (
         "±: noise bound of the ratio (99 % of cases, and 3 % for loading). Checked with the same candidate twice in "
-        f"each row: its ratio to itself was within the bound in {within} of {len(checks)} rows, and at most {worst:.1%} "
-        "from 1"
+        f"each row: its ratio to itself was within the bound in {within} of {len(checks)} rows, and at most "
+        f"{worst:.1%} from 1"
     )

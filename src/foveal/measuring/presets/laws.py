@@ -35,7 +35,7 @@ MODELS = (
 )  # fmt: skip
 #: Networks of others with softmax attention: of all positions, and of positions that are averaged first.
 PEERS = tuple(f"benchmarks.peers.published:{name}" for name in ("mit_b1", "deit_small", "pvt_v2_b2"))
-#: Student's t for a confidence of 95 %, two-sided, by degrees of freedom from 1; beyond them, the normal distribution's.
+#: Student's t for a confidence of 95 %, two-sided, by degrees of freedom from 1; beyond them, that of infinitely many.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
@@ -92,8 +92,8 @@ class LawReport:
 
 
 LAW_NOTE = (
-    f"batch 1, square images; exponents in the number of pixels from {FITTED_FROM}x{FITTED_FROM} up, ± 95 % confidence; "
-    "memory is what the first run adds to the process"
+    f"batch 1, square images; exponents in the number of pixels from {FITTED_FROM}x{FITTED_FROM} up, ± 95 % "
+    "confidence; memory is what the first run adds to the process"
 )
 
 
@@ -241,7 +241,8 @@ def laws_of(rows: Sequence[Row]) -> dict[tuple[str, str, int, str], list[Row]]:
 def law_table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Header and one row per model and runtime: milliseconds by side, and the exponents of time and memory."""
     sides = sorted({row["key"]["side"] for row in rows})
-    table = [("model", "runtime", "threads", *(f"{side}²: ms" for side in sides), "time ~", "memory ~")]
+    header = ("model", "runtime", "threads", *(f"{side}²: ms" for side in sides), "time ~", "memory ~")
+    table: list[tuple[str, ...]] = [header]
     for (model, _, threads, dtype), points in laws_of(rows).items():
         ms = {row["key"]["side"]: f"{row['ms']:.4g}" for row in points}
         runtime = points[0]["runtime"] + ("" if dtype == "float32" else f", {dtype}")
