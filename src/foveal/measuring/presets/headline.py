@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +18,7 @@ from ...files import ensure_folder
 from ...prediction.runner import DTYPES
 from ...progress import Progress
 from ..pairwise import EAGER, OURS, Task, best_of, measure_apart
+from ..pairwise import PEERS as OTHERS
 from ..peer_files import cache_folder
 from ..row_file import Row, RowFile
 from .figures import draw_quality
@@ -28,6 +29,8 @@ _ON_GPU = (EAGER, "torch")
 #: For the estimate of the time that is left: seconds that a pair takes apart from the rounds, and multiply-accumulates
 #: per second and thread of an average runtime.
 _OVERHEAD, _RATE = 25.0, 4e10
+#: Pairs that are expected to take more seconds are measured in the first number type and number of threads only.
+_SLOW_PAIR = 180.0
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class _Job:
         peer, task = PEERS[self.pair.peer], self.task
         height, width = task.peer_size or peer.macs_size
         macs = 1e9 * peer.gmacs * task.batch * height * width / (peer.macs_size[0] * peer.macs_size[1])
-        turn = len(task.runtimes) * macs / (_RATE * task.threads)
-        return _OVERHEAD + max(5 * turn, min(task.rounds * turn, task.seconds))
+        turn = (1 + len(set(task.runtimes) & set(OTHERS))) * macs / (_RATE * task.threads)  # 1: all of ours together
+        return _OVERHEAD + max(4 * turn, min(task.rounds * turn, task.seconds))
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ def headline(
 ) -> HeadlineReport:
     """Compare our models with those of others; the most important settings come first.
 
+    Pairs that take minutes are measured with the first number of threads and number type only.
+
     Args:
         groups: keys of :data:`~foveal.measuring.presets.pairs.GROUPS`.
         models: only pairs with one of these, ours or others'; default: all.
@@ -141,15 +146,13 @@ def headline(
     chosen = pairs_of(groups, models) if pairs is None else list(pairs)
     check_peers()
     file = RowFile(resume)
-    cores = int(file.machine["cores"])
-    jobs = [
-        _Job(pair, task)
-        for one_device in _devices(device)
-        for one_dtype in (("float32", "bfloat16") if dtype == "auto" else (dtype,))
-        for one_threads in ([threads] if threads else sorted({1, cores} if one_device == "cpu" else {cores})[::-1])
-        for pair, task in _tasks(chosen, size, batch, len(groups) == 1)
-        for task in [_with(task, one_device, one_dtype, one_threads, runtimes, rounds, seconds)]
-    ]
+    jobs = []
+    for name in _devices(device):
+        own = tuple(runtime for runtime in runtimes if name == "cpu" or runtime in _ON_GPU) or _ON_GPU
+        common = {"device": name, "runtimes": own, "rounds": rounds, "seconds": seconds}
+        tasks = [(pair, replace(task, **common)) for pair, task in _tasks(chosen, size, batch, len(groups) == 1)]
+        numbers = [threads] if threads else sorted({1, int(file.machine["cores"])} if name == "cpu" else {1})[::-1]
+        jobs += _in_settings(tasks, ("float32", "bfloat16") if dtype == "auto" else (dtype,), numbers)
     _run(jobs, file, progress or Progress(enabled=False))
     keys = [job.key for job in jobs]
     return HeadlineReport(tuple(row for key in keys if (row := file.find(KIND, key))), file.machine)
@@ -204,15 +207,14 @@ def _tasks(
     return [(pair, task) for _, pair, task in sorted(tasks, key=lambda entry: entry[0])]
 
 
-def _with(
-    task: Task, device: str, dtype: str, threads: int, runtimes: tuple[str, ...], rounds: int, seconds: float
-) -> Task:
-    if device != "cpu":
-        runtimes = tuple(name for name in runtimes if name in _ON_GPU) or _ON_GPU
-    return Task(
-        task.ours, task.peer, task.task, task.size, task.peer_size, task.batch, threads, dtype, device, runtimes,
-        rounds, seconds,
-    )  # fmt: skip
+def _in_settings(tasks: Sequence[tuple[Pair, Task]], dtypes: Sequence[str], threads: Sequence[int]) -> list[_Job]:
+    """All pairs in the first type and number of threads; those that are not slow also in the others."""
+    jobs = []
+    for dtype, number in product(dtypes, threads):
+        first = (dtype, number) == (dtypes[0], threads[0])
+        settled = [_Job(pair, replace(task, dtype=dtype, threads=number)) for pair, task in tasks]
+        jobs += [job for job in settled if first or job.seconds <= _SLOW_PAIR]
+    return jobs
 
 
 def _run(jobs: Sequence[_Job], file: RowFile, progress: Progress) -> None:
@@ -226,7 +228,7 @@ def _run(jobs: Sequence[_Job], file: RowFile, progress: Progress) -> None:
     with TemporaryDirectory(prefix="exports-", dir=cache) as folder:
         for number, job in enumerate(missing, 1):
             started = time.monotonic()
-            row = measure_apart(Task(**{**asdict(job.task), "folder": folder}))
+            row = measure_apart(replace(job.task, folder=folder))
             seconds = time.monotonic() - started
             spent, expected = spent + seconds, expected + job.seconds
             peer = PEERS[job.pair.peer]._asdict()
