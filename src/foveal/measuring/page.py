@@ -69,7 +69,7 @@ def _head(rows: Path, page: Path) -> str:
         "# Compared with other networks\n\n"
         "This page is generated from measurements of one machine; the command repeats them on yours, in a checkout of\n"
         "the repository, and could contradict them. Do not edit it.\n\n"
-        f"```bash\npip install foveal[torch,timm,openvino] transformers\n{command}\n```"
+        f"```bash\npip install '.[torch,timm,openvino]' transformers\n{command}\n```"
     )
 
 

@@ -53,7 +53,8 @@ class RowFile:
         return self._rows.get(_identity(kind, key))
 
     def add(self, row: Row) -> None:
-        """Add a row, in the file as well before this returns."""
+        """Add a row, in the file as well before this returns; it is kept as it will be read."""
+        row = json.loads(json.dumps(row))
         self._rows[_identity(row["kind"], row["key"])] = row
         self._append(row)
 
