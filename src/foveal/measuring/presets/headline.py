@@ -17,6 +17,7 @@ from typing import Any
 from ...errors import ConfigError, nearest
 from ...files import ensure_folder
 from ...prediction.runner import DTYPES
+from ...prediction.torch_runner import find_device
 from ...progress import Progress
 from ..pairwise import EAGER, OURS, Task, best_of, measure_apart
 from ..pairwise import PEERS as OTHERS
@@ -138,6 +139,7 @@ def headline(
     Raises:
         ConfigError: an unknown name, impossible numbers, or the networks of others are not here.
         DataError: ``resume`` is another file, or was measured on another machine.
+        InputError: a device that this machine does not have.
     """
     runtimes = _runtimes(runtime)
     if min(rounds, threads or 1, batch or 1, *(size or ())) < 1 or seconds <= 0:
@@ -182,7 +184,7 @@ def check_peers() -> None:
 
 def _devices(device: str) -> tuple[str, ...]:
     if device != "auto":
-        return (device,)
+        return (find_device(device),)
     import torch
 
     return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
