@@ -10,6 +10,7 @@ import pytest
 import foveal
 from foveal.cli import main
 from foveal.measuring.budget import parse_milliseconds, rank_within
+from foveal.measuring.page import write_page
 
 
 @pytest.mark.parametrize(("text", "ms"), [("100ms", 100), ("0.1s", 100), (" 50 ", 50), ("2.5 MS", 2.5)])
@@ -41,6 +42,8 @@ def test_models_are_ranked_by_quality(tmp_path: Path) -> None:
     narrow = rank_within(1e-3, **options, resume=rows)
     assert rows.read_bytes() == before, "times are not measured again for another budget"
     assert [line[2] for line in narrow.table()[1:]] == ["no"] * 3
+    write_page(rows, tmp_path / "page.md")
+    assert "| efficientvit_b0 | " in (tmp_path / "page.md").read_text(encoding="utf-8")
     times = [row["ms"] for row in narrow.rows]
     assert times == sorted(times), "those that are too slow, the fastest first"
 

@@ -11,8 +11,10 @@ import pytest
 from scipy import stats
 
 import foveal
+from foveal.measuring.page import write_page
 from foveal.measuring.presets import laws
 from foveal.measuring.presets.laws import cost_laws, exponent_of, fit_exponent
+from foveal.measuring.row_file import RowFile
 
 
 def test_exponent_and_confidence_are_those_of_a_linear_regression() -> None:
@@ -46,6 +48,25 @@ def test_small_images_are_not_fitted() -> None:
     assert (round(found.value, 6), found.points) == (1.0, 3)
     assert exponent_of(points, "grown_mib") is None, "not measured"
     assert laws.law_table(points)[1][-2:] == ("n^1.00 ±0.00", "")
+
+
+def test_steep_models_are_named_on_the_page(tmp_path: Path) -> None:
+    """One of ours that grows as pixels^1.2, one in proportion, and a steep one of others."""
+    file = RowFile(tmp_path / "rows.jsonl")
+    for model, power in (
+        ("efficientvit_b1", 1.2),
+        ("efficientvit_b0", 1.0),
+        ("benchmarks.peers.published:mit_b1", 1.5),
+    ):
+        for side in (448, 896, 1792):
+            point = row(side, (side**2 / 1e4) ** power)
+            file.add({"kind": "law", **point, "key": {**point["key"], "model": model}})
+    assert laws.steep(file.rows) == ["efficientvit_b1 (n^1.20 ±0.00, 1 thread)"]
+    write_page(tmp_path / "rows.jsonl", tmp_path / "page.md")
+    text = (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "above 1.05: efficientvit_b1 (n^1.20" in text
+    assert "| mit_b1 | native | 1 |" in text
+    assert (tmp_path / "page.laws.png").exists()
 
 
 def test_the_next_time_is_predicted_from_the_last_exponent() -> None:

@@ -11,7 +11,7 @@ from .presets.figures import draw_quality, plots_of
 from .presets.headline import HEADER, cells_of, noise_note
 from .presets.headline import KIND as PAIR
 from .presets.laws import KIND as LAW
-from .presets.laws import LAW_NOTE, draw_laws, law_table
+from .presets.laws import LAW_NOTE, STEEP, draw_laws, law_table, steep
 from .presets.pairs import PAIRS, PEERS
 from .row_file import Row, machine_of, read_rows
 
@@ -183,8 +183,13 @@ def _costs(rows: Sequence[Row]) -> str:
 
 
 def _laws(rows: Sequence[Row], figure: Path) -> str:
+    above = steep(rows)
+    verdict = (
+        "Of our networks in their fastest runtime, these grow by an exponent above "
+        f"{STEEP}: {', '.join(above) or 'none'}."
+    )
     return (
-        f"## Cost against the size of the image\n\n{LAW_NOTE}.\n\n![Cost laws]({figure.name})\n\n"
+        f"## Cost against the size of the image\n\n{LAW_NOTE}. {verdict}\n\n![Cost laws]({figure.name})\n\n"
         + markdown(law_table(rows))
         + "\n\n```bash\nfoveal bench --preset cost-laws --resume rows.jsonl\n```"
     )

@@ -27,6 +27,8 @@ KIND = "law"
 SIDES = (224, 320, 448, 640, 896, 1280, 1792, 2560, 4096)
 #: Sides from which on exponents are fitted: in smaller images, what does not depend on the size counts too much.
 FITTED_FROM = 448
+#: Exponent of the time above which a network of ours is named.
+STEEP = 1.05
 #: Classifiers: their heads cost the same at every size.
 MODELS = (
     "efficientvit_b0", "efficientvit_b1", "efficientvit_b2", "efficientvit_b3", "efficientvit_l0", "efficientvit_l1",
@@ -84,7 +86,12 @@ class LawReport:
 
     def notes(self) -> list[str]:
         """What the exponents are, and what is missing, in lines."""
-        return [LAW_NOTE, *(f"{name}: {why}" for name, why in self.stopped.items())]
+        above = ", ".join(steep(self.rows)) or "none"
+        return [
+            LAW_NOTE,
+            f"ours with an exponent of the time above {STEEP}: {above}",
+            *(f"{name}: {why}" for name, why in self.stopped.items()),
+        ]
 
     def draw(self, path: str | Path) -> None:
         """Write a PNG: time, and memory, against the number of pixels."""
@@ -257,6 +264,16 @@ def exponent_of(points: Sequence[Row], cost: str) -> Exponent | None:
     return fit_exponent([row["key"]["side"] ** 2 for row in fitted], [row[cost] for row in fitted])
 
 
+def steep(rows: Sequence[Row]) -> list[str]:
+    """Our models whose time in their fastest runtime grows by an exponent above :data:`STEEP`, with it."""
+    found = []
+    for (model, kind, threads, _), points in laws_of(rows).items():
+        fit = exponent_of(points, "ms")
+        if kind != EAGER and not is_peer(model) and fit is not None and fit.value > STEEP:
+            found.append(f"{model} ({fit_text(points, 'ms')}, {threads} thread{'s' if threads > 1 else ''})")
+    return found
+
+
 def fit_text(points: Sequence[Row], cost: str) -> str:
     """An exponent with its confidence, as text."""
     fit = exponent_of(points, cost)
@@ -274,9 +291,11 @@ def draw_laws(rows: Sequence[Row], path: str | Path) -> None:
         style = {"color": f"C{i % 10}", "linestyle": "--" if is_peer(model) else "-", "marker": "os^"[i // 10 % 3]}
         pixels = [row["key"]["side"] ** 2 for row in points]
         left.plot(pixels, [row["ms"] for row in points], label=short_name(model), markersize=3, **style)
-        right.plot(pixels, [row["grown_mib"] or math.nan for row in points], markersize=3, **style)
+        known = [(row["key"]["side"] ** 2, row["grown_mib"]) for row in points if row["grown_mib"]]
+        if known:  # measured on Linux only
+            right.plot(*zip(*known, strict=True), markersize=3, **style)
     left.set(**LOG_AXES, xlabel="pixels", ylabel="ms")
-    right.set(**LOG_AXES, xlabel="pixels", ylabel="MiB that a run adds")
+    right.set(**(LOG_AXES if right.lines else {}), xlabel="pixels", ylabel="MiB that a run adds")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.legend(loc="outside right center", fontsize=7)
