@@ -6,7 +6,7 @@ python benchmarks/super_resolution.py [--size 160x240] [--rounds 10] [--threads 
     [--sets SETS --models REF ...] [--plot FILE.png]
 
 MACs are those of convolutions, linear layers and the products of attention. The networks of other authors are rebuilt
-from their papers (super_resolution_peers.py), which is enough to measure time and size but not quality. The figure
+from their papers (peers/super_resolution.py), which is enough to measure time and size but not quality. The figure
 shows their published quality, of networks that were trained on more images than ours.
 """
 
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from super_resolution_peers import PEERS, Peer
+from peers.super_resolution import PEERS, Peer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -24,6 +24,10 @@ def function(batch, threads, size, task):
     received.update(batch=batch, threads=threads, size=size, task=task)
     return lambda images: images[:, :1] + threads
 
+def normed():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Hardswish())
+
 def no_network():
     return 3
 
@@ -77,7 +81,13 @@ def test_a_function_receives_what_it_has_parameters_for() -> None:
     ("name", "settings", "message"),
     [
         ("function", {"dtype": "bfloat16"}, "dtype=bfloat16 does not reach it: give the function a parameter 'dtype'"),
-        ("network", {"runtime": "onnxruntime"}, "leave out runtime=onnxruntime"),
+        ("function", {"runtime": "onnxruntime"}, "leave out runtime=onnxruntime"),
+        ("network", {"runtime": "native"}, "run in torch, onnxruntime or openvino, not with runtime=native"),
+        (
+            "network",
+            {"runtime": "onnxruntime", "dtype": "bfloat16"},
+            "onnxruntime runs networks of others on cpu in float32",
+        ),
         ("missing", {}, "some_peers has no function missing"),
         ("no_network", {}, "its result, a int, cannot be called with images"),
         ("broken", {}, "some_peers:broken: fails: RuntimeError: no licence$"),
@@ -87,6 +97,29 @@ def test_what_does_not_apply_is_refused(name: str, settings: dict[str, object], 
     one = candidate(name, **settings)
     with pytest.raises(ConfigError, match=message):
         open_peer(one, 1, image_of(one, 3))
+
+
+def test_torch_networks_run_in_other_runtimes_and_are_exported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output is torch's; the file is written again only if the module changes."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    one = candidate("normed")
+    image = image_of(one, 3)
+    expected = open_peer(one, 1, image).work.finish()
+    outputs = {}
+    for runtime in ("onnxruntime", "openvino"):
+        peer = open_peer(one.replace(runtime=runtime), 1, image)
+        outputs[runtime] = peer.work.finish()
+        assert peer.runtime == f"{runtime} on cpu, peer"
+        assert np.allclose(outputs[runtime], expected, atol=1e-5)  # pyright: ignore[reportArgumentType]
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/foveal/peers/*/network.onnx")}
+    assert len(files) == 1, "both runtimes run the same file"
+    open_peer(one.replace(runtime="onnxruntime"), 1, image)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("cache/foveal/peers/*/*.onnx")} == files
+    (tmp_path / "some_peers.py").write_text(MODULE + "# changed")
+    open_peer(one.replace(runtime="onnxruntime"), 1, image)
+    assert len(list(tmp_path.glob("cache/foveal/peers/*/network.onnx"))) == 2
 
 
 def test_failures_name_the_peer() -> None:

@@ -175,6 +175,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "give models, or --preset"),
         (["efficientvit_b0", "--preset", "scaling"], "not both"),
+        (["--preset", "scaling", "--resume", "rows.jsonl"], "preset scaling has no option 'resume'"),
+        (["--preset", "headline", "--groups", "segments"], "did you mean 'segmentation'?"),
         (["--preset", "atention"], "did you mean 'attention'?"),
         (["--preset", "scaling", "--runtime", "torch"], "preset scaling has no option 'runtime'"),
         (["--preset", "scaling", "--device", "cuda"], "--preset scaling runs on the CPU in float32"),
@@ -211,6 +213,6 @@ def test_wrong_numbers_are_refused() -> None:
 
 
 def test_python_entry() -> None:
-    assert set(PRESETS) == {"architectures", "attention", "scaling"}
+    assert set(PRESETS) == {"architectures", "attention", "cost-laws", "headline", "scaling"}
     report = foveal.bench_preset("attention", tokens=(32, 64), rounds=1, threads=1, embed_dim=64, num_heads=2)
     assert as_json(report)["embed_dim"] == 64

@@ -12,7 +12,7 @@ def describe() -> dict[str, str | int]:
     from importlib import metadata
 
     facts = _machine()
-    for package in ("foveal", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "timm"):
+    for package in ("foveal", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "timm", "transformers"):
         try:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

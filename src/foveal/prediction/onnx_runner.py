@@ -44,25 +44,33 @@ class OnnxNetwork:
 
 
 def _open_session(source: Content, settings: Settings) -> onnxruntime.InferenceSession:
-    """Open a session without ONNX Runtime's usage events."""
+    """Open a session of a checked file."""
     import onnxruntime
 
     check_onnx(source, settings.name)
+    options = session_options(settings.threads)
+    model = source if isinstance(source, bytes) else str(source)
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=providers_for(settings.device))
+    except Exception as error:  # the runtime has one exception type per cause, none of them public
+        raise CheckpointError(f"{settings.name}: ONNX Runtime cannot load it ({first_line(error)})") from error
+
+
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options of a session on ``threads`` threads (0: as many as this process may use CPUs), without usage events."""
+    import onnxruntime
+
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     # ONNX Runtime's own default is the number of cores of the machine, whatever this process may use.
-    options.intra_op_num_threads = settings.threads or cpu_count()
+    options.intra_op_num_threads = threads or cpu_count()
     options.log_severity_level = 3
     # By default its threads keep spinning for tens of milliseconds after each run, which takes half of the cores from
     # what runs next, for example another runtime.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # Without it, the fastest kernels for int8 add products in 16 bits, which overflow, on processors without VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    model = source if isinstance(source, bytes) else str(source)
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=providers_for(settings.device))
-    except Exception as error:  # the runtime has one exception type per cause, none of them public
-        raise CheckpointError(f"{settings.name}: ONNX Runtime cannot load it ({first_line(error)})") from error
+    return options
 
 
 def open_onnx_network(files: Sequence[Content], settings: Settings) -> OnnxNetwork:

@@ -72,7 +72,7 @@ def read_model(files: Sequence[Content], name: str) -> openvino.Model:
         CheckpointError: OpenVINO cannot read them.
         DependencyError: OpenVINO is not installed.
     """
-    openvino = _import(name)
+    openvino = import_openvino(name)
     graph, weights = (file if isinstance(file, bytes) else str(file) for file in files)
     try:
         return openvino.Core().read_model(graph, weights)
@@ -113,23 +113,32 @@ def open_openvino(ref: str, device: str, dtype: str, threads: int | None) -> Ope
         ConfigError: a type that OpenVINO does not compute in on this CPU.
     """
     chosen = "float32" if dtype == "auto" else dtype
-    _check_type(ref, chosen)
+    check_type(ref, chosen)
     runner, info = open_exported(OPENVINO_FILES, Path(ref), Settings(ref, threads or 0, "cpu", chosen))
     return Opened(
         runner, info, f"cpu, {'int8' if is_int8(info) else chosen}", why_cpu(OPENVINO.name) if device == "auto" else ""
     )
 
 
-def _check_type(ref: str, dtype: str) -> None:
-    """Refuse a type that OpenVINO would silently replace by float32 on this CPU."""
+def check_type(ref: str, dtype: str) -> None:
+    """Refuse a type that OpenVINO would silently replace by float32 on this CPU.
+
+    Raises:
+        ConfigError: OpenVINO does not compute in ``dtype`` here.
+    """
     if dtype == "float32":
         return
-    able = _import(ref).Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = import_openvino(ref).Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if {"bfloat16": "BF16", "float16": "FP16"}[dtype] not in able:
         raise ConfigError(f"{ref}: OpenVINO does not compute in {dtype} on this CPU; leave dtype out for float32")
 
 
-def _import(name: str) -> Any:
+def import_openvino(name: str) -> Any:
+    """The module ``openvino``.
+
+    Raises:
+        DependencyError: it is not installed; the message begins with ``name``.
+    """
     try:
         import openvino
     except ModuleNotFoundError as error:

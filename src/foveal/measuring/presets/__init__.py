@@ -1,7 +1,10 @@
-"""Three comparisons from textbooks, measured on this machine: networks, kinds of attention, compound scaling.
+"""Comparisons that are measured on this machine by one name.
+
+From textbooks: networks, kinds of attention, compound scaling, in float32 on the CPU. Of the project: its models
+against those of others ("headline"), and how time and memory grow with the image ("cost-laws").
 
 Each preset gives a report with ``table()``, ``notes()``, ``to_dict()`` and ``draw(path)``. Only networks and layers are
-timed, in float32 on the CPU, and candidates take turns as in :mod:`foveal.measuring.benchmark`.
+timed, and candidates take turns as in :mod:`foveal.measuring.benchmark`.
 """
 
 from __future__ import annotations
@@ -14,22 +17,26 @@ from ...errors import ConfigError, nearest
 from ..rounds import torch_threads_kept
 from .architectures import ArchitectureReport, architectures
 from .attention import AttentionReport, attention
+from .headline import HeadlineReport, headline
+from .laws import LawReport, cost_laws
 from .scaling import ScalingReport, scaling
 
-Report = ArchitectureReport | AttentionReport | ScalingReport
+Report = ArchitectureReport | AttentionReport | HeadlineReport | LawReport | ScalingReport
 PRESETS: dict[str, Callable[..., Report]] = {
     "architectures": architectures,
     "attention": attention,
+    "cost-laws": cost_laws,
+    "headline": headline,
     "scaling": scaling,
 }
 
 
 def bench_preset(name: str, **options: Any) -> Report:
-    """Make one of the comparisons: :func:`architectures`, :func:`attention` or :func:`scaling`.
+    """Make one of the comparisons of :data:`PRESETS`.
 
     Args:
         name: name of the preset.
-        **options: options of that function, such as ``rounds=5`` and ``threads=1``.
+        **options: options of its function, such as ``rounds=5`` and ``threads=1``.
 
     Returns:
         A report with ``table()``, ``notes()``, ``to_dict()`` and ``draw(path)``.

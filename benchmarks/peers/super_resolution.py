@@ -403,3 +403,9 @@ PEERS = {
     "SwinIR": Peer(swinir, 2, 11.75e6, 2868e9, _HD2),
     "Restormer (x1)": Peer(lambda: Padded(Restormer()), 1, 26.13e6, 140.99e9, (256, 256), products=False),
 }  # fmt: skip
+
+# Names for `foveal bench benchmarks.peers.super_resolution:NAME`; x2, and Restormer at the image's own size.
+span_48: Callable[[], nn.Module] = Span
+swinir_light: Callable[[], nn.Module] = PEERS["SwinIR-light"].build
+swinir_x2: Callable[[], nn.Module] = PEERS["SwinIR"].build
+restormer: Callable[[], nn.Module] = PEERS["Restormer (x1)"].build
