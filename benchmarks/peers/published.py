@@ -41,7 +41,7 @@ class FirstOutput(nn.Module):
 
 def segformer(variant: str, num_classes: int = 19) -> nn.Module:
     """SegFormer, whose logits have stride 4."""
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation  # pyright: ignore[reportMissingImports]
 
     widths, decoder, depths = _SEGFORMERS[variant]
     options: dict[str, Any] = {"hidden_sizes": list(widths), "depths": list(depths), "num_labels": num_classes}
@@ -51,7 +51,7 @@ def segformer(variant: str, num_classes: int = 19) -> nn.Module:
 
 def mit_b1() -> nn.Module:
     """SegFormer-B1's encoder alone; its last map."""
-    from transformers import SegformerConfig, SegformerModel
+    from transformers import SegformerConfig, SegformerModel  # pyright: ignore[reportMissingImports]
 
     config: Any = SegformerConfig(hidden_sizes=list(_WIDE))
     return FirstOutput(SegformerModel(config), "last_hidden_state")
@@ -59,7 +59,7 @@ def mit_b1() -> nn.Module:
 
 def sam(variant: str) -> nn.Module:
     """Segment Anything's image encoder: ``(1, 3, 1024, 1024)`` to ``(1, 256, 64, 64)``."""
-    from transformers import SamVisionConfig, SamVisionModel
+    from transformers import SamVisionConfig, SamVisionModel  # pyright: ignore[reportMissingImports]
 
     width, depth, heads, global_blocks = _SAMS[variant]
     config: Any = SamVisionConfig(

@@ -25,7 +25,7 @@ from foveal.prediction.torch_runner import TorchRunner
 
 SIZE = (96, 160)  # of the photograph: small, since the largest networks run in seven runtimes
 FORMATS = ("onnx", "openvino", "native", "executorch", "litert")
-#: Formats whose files are written for the photograph's size: ExecuTorch lowers symbolic sizes three times slower.
+#: Formats whose files are written for the photograph's size: ExecuTorch takes twice as long to lower symbolic sizes.
 FIXED = ("executorch", "litert")
 #: Families that the native engine does not compute: the export says so.
 NOT_NATIVE = ("efficientvit_m", "tinyvit", "edifice")
