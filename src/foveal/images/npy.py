@@ -7,6 +7,7 @@ import math
 import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -64,6 +65,27 @@ def npy_shape(source: str | Path | bytes, name: str) -> tuple[int, ...]:
         return _header(file)[0]
 
 
+def open_npy(path: Path) -> tuple[FileIO, tuple[int, ...], np.dtype, int]:
+    """Open an NPY file to read parts of it: the file, the shape and type of its array, and where the values begin.
+
+    Raises:
+        InputError: missing, damaged, truncated, or an array in Fortran's order or of Python objects.
+    """
+    name = str(path)
+    with _one_line_errors(name):
+        file = path.open("rb", buffering=0)
+        shape, dtype, by_columns = _layout(file)
+        start = file.tell()
+        if by_columns:
+            raise InputError(f"{name}: an array in Fortran's order: save numpy.ascontiguousarray(array)")
+        length = file.seek(0, io.SEEK_END)
+        if dtype.hasobject or dtype.names or dtype.kind not in "uif":
+            raise InputError(f"{name}: an array of {dtype}; images are arrays of uint8, uint16 or float32")
+        if start + math.prod(shape) * dtype.itemsize > length:
+            raise InputError(f"{name}: truncated, its header says {'x'.join(map(str, shape))} values of {dtype}")
+        return file, shape, dtype, start
+
+
 @contextmanager
 def _one_line_errors(name: str) -> Iterator[None]:
     try:
@@ -79,11 +101,17 @@ def _open(source: str | Path | bytes) -> BinaryIO:
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    shape, dtype, _ = _layout(file)
+    return shape, dtype
+
+
+def _layout(file: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape, type, and whether columns are stored one after the other; the values begin where the file then is."""
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(file)
     if version not in read:
         raise ValueError(f"version {version}")
-    shape, _, dtype = read[version](file)
+    shape, by_columns, dtype = read[version](file)
     if any(side < 0 for side in shape):
         raise ValueError(f"shape {shape}")
-    return shape, dtype
+    return shape, dtype, by_columns

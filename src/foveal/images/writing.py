@@ -35,6 +35,7 @@ class Canvas:
         channels: 1 for grey, 2 for grey with alpha, 3 for RGB, 4 for RGB with alpha.
         bits: bits per channel, 8 or 16.
         icc: colour profile; empty for none.
+        palette: of a PNG with one channel of indices, three bytes for each; empty for none.
     """
 
     height: int
@@ -42,6 +43,7 @@ class Canvas:
     channels: int = 3
     bits: int = 8
     icc: bytes = b""
+    palette: bytes = b""
 
     def check(self, path: Path) -> None:
         """Raise an InputError if the format of ``path`` cannot store the picture."""
@@ -84,17 +86,19 @@ def write_picture(path: str | Path, canvas: Canvas, bands: Iterable[NDArray[Any]
 
 
 def _write_png(file: BinaryIO, canvas: Canvas, bands: Iterable[NDArray[Any]]) -> None:
-    """Write a PNG (ISO/IEC 15948). All rows use the Paeth filter, the best single filter for photographs."""
+    """Write a PNG (ISO/IEC 15948). Without a palette, all rows use the Paeth filter, the best one for photographs."""
 
     def chunk(kind: bytes, data: bytes) -> None:
         file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
 
-    colour = {1: 0, 2: 4, 3: 2, 4: 6}[canvas.channels]
+    colour = 3 if canvas.palette else {1: 0, 2: 4, 3: 2, 4: 6}[canvas.channels]
     step = canvas.channels * canvas.bits // 8  # bytes per pixel
     file.write(b"\x89PNG\r\n\x1a\n")
     chunk(b"IHDR", struct.pack(">IIBBBBB", canvas.width, canvas.height, canvas.bits, colour, 0, 0, 0))
     if canvas.icc:
         chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(canvas.icc))
+    if canvas.palette:
+        chunk(b"PLTE", canvas.palette)
     compressor = zlib.compressobj(2)  # of photographs, 6 takes five times as long for files that are 4 % smaller
     above = np.zeros((1, canvas.width * step), np.uint8)
     for band in bands:
@@ -102,7 +106,11 @@ def _write_png(file: BinaryIO, canvas: Canvas, bands: Iterable[NDArray[Any]]) ->
             part = band[start : start + _ROWS]
             rows = np.ascontiguousarray(part.astype(">u2") if canvas.bits == 16 else part)
             rows = rows.view(np.uint8).reshape(len(part), -1)
-            data = compressor.compress(_filter_paeth(rows, np.concatenate([above, rows[:-1]]), step).tobytes())
+            if canvas.palette:  # differences of indices mean nothing
+                filtered = np.pad(rows, ((0, 0), (1, 0)))
+            else:
+                filtered = _filter_paeth(rows, np.concatenate([above, rows[:-1]]), step)
+            data = compressor.compress(filtered.tobytes())
             if data:
                 chunk(b"IDAT", data)
             above = rows[-1:].copy()

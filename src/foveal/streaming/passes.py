@@ -190,7 +190,9 @@ def _cheapest_cut(steps: Mapping[str, Step], group: set[str], sinks: set[str]) -
     group from outside cannot be cut.
     """
     inflow = {name: [each for each in steps[name].inputs if each in group] for name in group}
-    entries = {name for name in group if len(inflow[name]) < sum(steps[n].extent is not None for n in steps[name].inputs)}
+    entries = {
+        name for name in group if len(inflow[name]) < sum(steps[n].extent is not None for n in steps[name].inputs)
+    }
     # Each map is an edge from (name, 0) to (name, 1); a step that reads it is an edge without limit from there.
     room: dict[tuple[object, object], int] = {}
     after: dict[object, set[object]] = {}

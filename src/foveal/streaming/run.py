@@ -94,7 +94,9 @@ class _Execution:
     def piece(self, part: Pass, index: int, last_use: dict[str, int]) -> None:
         """Compute one piece: write its part of the maps, and add its part of the sums."""
         regions = self.plan.needs(part, index)
-        windows = {name: Window(self._read(name, regions[name]), regions[name]) for name in part.reads if name in regions}
+        windows = {
+            name: Window(self._read(name, regions[name]), regions[name]) for name in part.reads if name in regions
+        }
         for number, step in enumerate(part.steps):
             if step.name not in regions:
                 continue

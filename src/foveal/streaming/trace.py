@@ -430,5 +430,3 @@ _POINTWISE_METHODS = {
     "contiguous",
 }  # fmt: skip
 _TOKENS = {"flatten", "reshape", "view", "permute", "transpose", "unflatten", "chunk", "split"}
-
-
