@@ -65,25 +65,23 @@ def npy_shape(source: str | Path | bytes, name: str) -> tuple[int, ...]:
         return _header(file)[0]
 
 
-def open_npy(path: Path) -> tuple[FileIO, tuple[int, ...], np.dtype, int]:
-    """Open an NPY file to read parts of it: the file, the shape and type of its array, and where the values begin.
+def npy_layout(file: BinaryIO | FileIO, name: str) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape and type of the array of an open NPY file, and where its values begin, to read parts of it.
 
     Raises:
-        InputError: missing, damaged, truncated, or an array in Fortran's order or of Python objects.
+        InputError: damaged, truncated, or an array in Fortran's order or of Python objects.
     """
-    name = str(path)
     with _one_line_errors(name):
-        file = path.open("rb", buffering=0)
         shape, dtype, by_columns = _layout(file)
         start = file.tell()
+        length = file.seek(0, io.SEEK_END)
         if by_columns:
             raise InputError(f"{name}: an array in Fortran's order: save numpy.ascontiguousarray(array)")
-        length = file.seek(0, io.SEEK_END)
         if dtype.hasobject or dtype.names or dtype.kind not in "uif":
             raise InputError(f"{name}: an array of {dtype}; images are arrays of uint8, uint16 or float32")
         if start + math.prod(shape) * dtype.itemsize > length:
             raise InputError(f"{name}: truncated, its header says {'x'.join(map(str, shape))} values of {dtype}")
-        return file, shape, dtype, start
+        return shape, dtype, start
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,7 @@ from ..errors import InputError
 from . import decoding, tiff
 from .bands import RGB, Bands, read_bands
 from .formats import detect_format
-from .npy import NPY, open_npy
+from .npy import NPY, npy_layout
 from .reading import read_image
 from .sources import ImageLike, name_of, plain_source, why_missing
 
@@ -33,11 +35,13 @@ class Raster(Protocol):
         name: in messages.
         shape: (H, W, C).
         dtype: of the values that :meth:`read` returns.
+        nodata: value of all bands of pixels without data; ``None``: every pixel has data.
     """
 
     name: str
     shape: tuple[int, int, int]
     dtype: np.dtype[Any]
+    nodata: float | None
 
     def read(self, rows: slice, columns: slice) -> NDArray[Any]:
         """The values of a window inside the image, ``(h, w, C)``."""
@@ -51,7 +55,7 @@ class ArrayRaster:
         self.values = values if values.ndim == 3 else values[..., None]
         self.name = name
         self.shape: tuple[int, int, int] = self.values.shape  # pyright: ignore[reportAttributeAccessIssue]
-        self.dtype = values.dtype
+        self.dtype, self.nodata = values.dtype, None
 
     def read(self, rows: slice, columns: slice) -> NDArray[Any]:
         return self.values[rows, columns]
@@ -60,11 +64,11 @@ class ArrayRaster:
 class NpyRaster:
     """An image in an NPY file, whose rows are read by file operations and not mapped into memory."""
 
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._file, shape, self.dtype, self._start = open_npy(path)
+    def __init__(self, file: FileIO, name: str) -> None:
+        self.name, self._file, self.nodata = name, file, None
+        shape, self.dtype, self._start = npy_layout(file, name)
         if len(shape) not in (2, 3) or 0 in shape:
-            raise InputError(f"{path}: an array of shape {shape}: expected (H, W, C) or (H, W)")
+            raise InputError(f"{name}: an array of shape {shape}: expected (H, W, C) or (H, W)")
         self.shape = (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)
 
     def read(self, rows: slice, columns: slice) -> NDArray[Any]:
@@ -85,9 +89,8 @@ class TiffRaster:
         page: its tags.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._file = path.open("rb")
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.name, self._file = name, file
         with decoding.one_line_errors(self.name):
             found = tiff.pages(self._file, self.name, strict=False)
         if not found:
@@ -98,6 +101,7 @@ class TiffRaster:
         self._blocks = tiff.Blocks(page, self.name)
         self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
         self._cached = 0
+        self.nodata = self._read_nodata()
 
     @property
     def why_whole(self) -> str:
@@ -108,10 +112,13 @@ class TiffRaster:
             return "it is stored rotated or mirrored"
         return ""
 
-    @property
-    def has_alpha(self) -> bool:
-        """Whether the last band is alpha."""
-        return self.page.bands in (2, 4) and not self.page.has_lost_bands
+    def _read_nodata(self) -> float | None:
+        """The value that GDAL writes as text."""
+        tag = self.tags((tiff.NODATA,)).get(tiff.NODATA)
+        try:
+            return None if tag is None else float(tag.data.decode("ascii").strip("\0 "))
+        except ValueError:
+            return None
 
     def tags(self, numbers: Iterable[int]) -> dict[int, tiff.RawTag]:
         """Those of the tags of these numbers that the file has, as they are stored."""
@@ -145,8 +152,9 @@ class TiffRaster:
         return block
 
 
-def open_raster(source: ImageLike, bands: Bands) -> Raster:
-    """Open an image for reading windows.
+@contextmanager
+def open_raster(source: ImageLike, bands: Bands) -> Iterator[Raster]:
+    """Open an image for reading windows; its file is closed at the end of the context.
 
     Args:
         source: path, array, or anything else that :func:`~.reading.read_image` reads.
@@ -156,19 +164,26 @@ def open_raster(source: ImageLike, bands: Bands) -> Raster:
         InputError: missing, damaged, or not an image; and an image that must be decoded as a whole and is too large.
     """
     name, plain = name_of(source, "image"), plain_source(source)
-    if isinstance(plain, np.ndarray):
-        return ArrayRaster(plain)
     if isinstance(plain, str | Path):
         path = Path(plain)
         if not path.exists():
             raise InputError(f"{name}: {why_missing(os.fsdecode(path))}")
-        if path.suffix.lower() == NPY:
-            return NpyRaster(path)
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
+            if path.suffix.lower() == NPY:
+                yield NpyRaster(file, name)
+                return
             is_tiff = detect_format(file, name) == "TIFF"
-        if is_tiff and not (raster := TiffRaster(path)).why_whole:
-            return raster
-    return ArrayRaster(bands.read(source), name)
+            if is_tiff and not (raster := TiffRaster(file, name)).why_whole:
+                yield raster
+                return
+    yield ArrayRaster(plain if isinstance(plain, np.ndarray) else bands.read(source), name)
+
+
+def valid_pixels(window: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:
+    """Which pixels of a window ``(h, w, C)`` have data: a band that differs from the value of pixels without data."""
+    if nodata is None:
+        return np.ones(window.shape[:2], bool)
+    return ~np.isnan(window).all(2) if np.isnan(nodata) else (window != nodata).any(2)
 
 
 def as_bands(window: NDArray[Any], raster: Raster, bands: Bands) -> NDArray[Any]:

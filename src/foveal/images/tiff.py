@@ -27,6 +27,7 @@ _UNPACKED = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, deflate, run len
 _TYPES = {
     (1, 8): "u1", (1, 16): "u2", (2, 8): "i1", (2, 16): "i2", (3, 16): "f2", (3, 32): "f4", (3, 64): "f8",
 }  # fmt: skip
+NODATA = 42113  #: GDAL's tag of the value, as text, of pixels without data
 _MAX_PAGES = 4096
 _RAW_BYTES = 16 << 20  # of one tag that is copied
 _BLOCK_VALUES = 1 << 28  # of one tile or strip

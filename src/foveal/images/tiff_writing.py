@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..files import atomic_write
-from .tiff import RawTag
+from .tiff import NODATA, RawTag
 
 TILE = 512  #: side of the tiles
 _LEVEL = 3  # of compression: of masks, 6 takes twice as long for files that are a few percent smaller
-#: Tags that tie pixels to places on the earth, and GDAL's of the value that stands for no data.
-PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, NODATA = 33550, 33922, 34264, 42113
+#: Tags that tie pixels to places on the earth.
+PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264
 GEO_TAGS = (PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, 34735, 34736, 34737)
 _SHORT, _LONG, _LONG8 = 3, 4, 16
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
 from ..images.preparing import prepare
-from ..images.rasters import Raster, as_bands, open_raster
+from ..images.rasters import Raster, as_bands, open_raster, valid_pixels
 from ..images.sources import ImageLike
 from ..info import ModelInfo, Preprocess
 from ..streaming.maps import DiskMap, MemoryState, check_disk, open_state, remove_state
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..streaming.passes import Plan
-    from ..streaming.run import Outputs
 
 KEEPS = ("float32", "float16")  #: types of the maps that are kept on disk
 
@@ -79,7 +78,7 @@ def stream(
         source: path, array, or anything else that predictors read.
         out: file of the result: .tif, .png or .npy for masks and images. Default: the result is returned, and
             everything is kept in memory.
-        tile: side of the pieces in pixels; default: what fits into 200 MB. It does not change the result.
+        tile: side of the pieces in pixels; default: what fits into 50 MB. It does not change the result.
         keep: type of the maps on disk; "float16" halves them, and the result is then not exact.
         resume: continue an interrupted computation of the same result.
         progress: called with the share of the work that is done and a text.
@@ -99,24 +98,14 @@ def stream(
         check_name(path, finish)
     elif resume:
         raise ConfigError("resume needs out: without a file nothing is kept")
-    raster = open_raster(source, predictor.bands)
-    seen = _Input(raster, predictor, runner, finish)
-    plan = _plan(runner, seen, finish, tile)
-    disk = plan.disk_bytes(keep)
-    from ..streaming.run import run
+    with open_raster(source, predictor.bands) as raster:
+        seen = _Input(raster, predictor, runner)
+        plan = _plan(runner, seen, finish, tile)
 
-    if path is None:
-        outputs = run(plan, seen, MemoryState(), dtype=keep, report=progress)
-        return _result(predictor, finish, raster, plan, outputs, None, 0)
-    folder = path.with_name(f".{path.name}.streaming")
-    if not folder.exists():
-        check_disk(folder, disk)
-    description = _describe(runner, raster, source, plan, keep)
-    with open_state(folder, description, resume=resume) as state:
-        outputs = run(plan, seen, state, dtype=keep, report=progress)
-        result = _result(predictor, finish, raster, plan, outputs, path, disk)
-    remove_state(folder)
-    return result
+        def described() -> dict[str, Any]:
+            return _describe(runner, raster, source, plan, keep)
+
+        return _run(predictor, seen, plan, finish, path, keep, progress, described, resume)
 
 
 def _runner(predictor: Predictor) -> TorchRunner:
@@ -139,18 +128,26 @@ def _finish(info: ModelInfo) -> Finish:
 class _Input:
     """What the network sees of an image; see :class:`foveal.streaming.run.Image`."""
 
-    def __init__(self, raster: Raster, predictor: Predictor, runner: TorchRunner, finish: Finish) -> None:
+    def __init__(self, raster: Raster, predictor: Predictor, runner: TorchRunner) -> None:
         self.raster, self.bands, self.device = raster, predictor.bands, runner.device
         before = predictor.info.preprocess
         self.preprocess = Preprocess(before.mean, before.std, dtype=before.dtype)  # at full size
-        self.finish = finish
+        self.has_gaps = raster.nodata is not None
+
+    def _window(self, region: Region) -> NDArray[Any]:
+        return self.raster.read(slice(region.top, region.bottom), slice(region.left, region.right))
 
     def read(self, region: Region) -> Tensor:
         import torch
 
-        rows, columns = slice(region.top, region.bottom), slice(region.left, region.right)
-        window = as_bands(self.raster.read(rows, columns), self.raster, self.bands)
-        return torch.from_numpy(prepare(window, self.preprocess)).to(self.device)
+        window = self._window(region)
+        prepared = prepare(as_bands(window, self.raster, self.bands), self.preprocess)
+        if self.has_gaps:
+            prepared *= valid_pixels(window, self.raster.nodata)
+        return torch.from_numpy(prepared).to(self.device)
+
+    def valid(self, region: Region) -> NDArray[np.bool_]:
+        return valid_pixels(self._window(region), self.raster.nodata)
 
 
 def _plan(runner: TorchRunner, seen: _Input, finish: Finish, tile: int | None) -> Plan:
@@ -161,7 +158,9 @@ def _plan(runner: TorchRunner, seen: _Input, finish: Finish, tile: int | None) -
     height, width, _ = seen.raster.shape
     program = derive(runner.model, height, width, channels=len(seen.preprocess.mean), **runner.options)
     if finish.operation is not None:
-        program = program.followed_by(finish.operation(height, width), channels=finish.channels, dtype=finish.dtype)
+        program = program.followed_by(
+            finish.operation(height, width), channels=finish.channels, dtype=finish.dtype, blank=finish.blank
+        )
     coarsest = coarsest_stride(program)
     if tile is not None and (tile < coarsest or tile % coarsest):
         nearest = max(coarsest, round(tile / coarsest) * coarsest)
@@ -195,24 +194,36 @@ def _describe(runner: TorchRunner, raster: Raster, source: ImageLike, plan: Plan
     }
 
 
-def _result(
+def _run(
     predictor: Predictor,
-    finish: Finish,
-    raster: Raster,
+    seen: _Input,
     plan: Plan,
-    outputs: Outputs,
+    finish: Finish,
     path: Path | None,
-    disk: int,
+    keep: str,
+    report: Report | None,
+    described: Callable[[], dict[str, Any]],
+    resume: bool,
 ) -> StreamResult:
-    """Write the result, or return it."""
-    size, passes = (raster.shape[0], raster.shape[1]), len(plan.passes)
+    """Run the passes, and write the result or return it."""
+    from ..streaming.run import run
+
+    size, passes = (seen.raster.shape[0], seen.raster.shape[1]), len(plan.passes)
     if path is None:
-        arrays = outputs.arrays()
-        counts = np.bincount(arrays[0].ravel(), minlength=1) if finish.counts else np.zeros(0)
+        arrays = run(plan, seen, MemoryState(), dtype=keep, report=report).arrays()
+        counts = np.zeros(0, np.int64)
+        if finish.counts:
+            counts = np.bincount(arrays[0].ravel(), minlength=256)
+            counts[finish.blank] *= seen.raster.nodata is None
         return StreamResult(size, None, [finish.shape(array) for array in arrays], _shares(predictor, counts), passes)
-    (kept,) = outputs.values
-    assert isinstance(kept, DiskMap)
-    counts = write_map(path, kept, kept.extent, finish, predictor.info, raster)
+    folder, disk = path.with_name(f".{path.name}.streaming"), plan.disk_bytes(keep)
+    if not folder.exists():
+        check_disk(folder, disk)
+    with open_state(folder, described(), resume=resume) as state:
+        (kept,) = run(plan, seen, state, dtype=keep, report=report).values
+        assert isinstance(kept, DiskMap)
+        counts = write_map(path, kept, finish, predictor.info, seen.raster)
+    remove_state(folder)
     return StreamResult(size, path, [], _shares(predictor, counts), passes, disk)
 
 

@@ -1,5 +1,4 @@
-"""What becomes of a network's output when an image is streamed, by task, and how it is written without being in memory.
-"""
+"""What becomes of a network's output when an image is streamed, by task, and how files are written from it."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from ..images.colours import distinct_colours
 from ..images.rasters import Raster, TiffRaster
 from ..images.tiff_writing import GEO_TAGS, TiffImage, scaled_georeference, write_tiff
 from ..images.writing import Canvas, write_picture
-from ..info import ModelInfo
-from ..streaming.maps import KeptMap
+from ..info import IGNORE, ModelInfo
+from ..streaming.maps import DiskMap
 from ..streaming.regions import Extent, Region
 from .argmax import upsampled_argmax
 
@@ -40,6 +39,7 @@ class Finish:
             are the result.
         channels: of the result.
         dtype: of the result.
+        blank: its value for pixels without data.
         counts: whether its values are classes, of which pixels are counted.
         any_size: whether the network may see the image at another size than its description says.
         shape: of a result in memory, ``(C, H, W)`` as the network has it, the shape that is returned.
@@ -48,6 +48,7 @@ class Finish:
     operation: Callable[[int, int], Operation] | None = None
     channels: int = 1
     dtype: str = "float32"
+    blank: int = 0
     counts: bool = False
     any_size: bool = False
     shape: Callable[[NDArray[Any]], NDArray[Any]] = lambda array: array
@@ -116,7 +117,7 @@ class Rounding:
 
 #: By task.
 FINISHES = {
-    "segment": Finish(ClassMap, dtype="uint8", counts=True, shape=lambda array: array[0]),
+    "segment": Finish(ClassMap, dtype="uint8", blank=IGNORE, counts=True, shape=lambda array: array[0]),
     "upscale": Finish(lambda height, width: Rounding(), 3, "uint8", shape=lambda array: array.transpose(1, 2, 0)),
     "classify": Finish(any_size=True, shape=lambda array: array[0]),
     "features": Finish(any_size=True),
@@ -131,10 +132,9 @@ def check_name(path: Path, finish: Finish) -> None:
         raise ConfigError(f"{path}: results of streaming are written as {', '.join(SUFFIXES)}")
 
 
-def write_map(
-    path: Path, kept: KeptMap, size: Extent, finish: Finish, info: ModelInfo, raster: Raster
-) -> NDArray[np.int64]:
+def write_map(path: Path, kept: DiskMap, finish: Finish, info: ModelInfo, raster: Raster) -> NDArray[np.int64]:
     """Write a mask or an image band by band, and count the pixels of each class."""
+    size = kept.extent
     counts = np.zeros(256 if finish.counts else 0, np.int64)
 
     def bands() -> Iterator[NDArray[Any]]:
@@ -155,7 +155,11 @@ def write_map(
         tags = raster.tags(GEO_TAGS) if isinstance(raster, TiffRaster) else {}
         scale = round(1 / size.stride)
         tags = scaled_georeference(tags, scale) if scale != 1 else tags
-        write_tiff(path, TiffImage(size.height, size.width, finish.channels, palette=palette, tags=tags), bands())
+        nodata = None if raster.nodata is None else finish.blank
+        image = TiffImage(size.height, size.width, finish.channels, palette=palette, tags=tags, nodata=nodata)
+        write_tiff(path, image, bands())
+    if raster.nodata is not None and finish.counts:
+        counts[finish.blank] = 0
     return counts
 
 

@@ -7,10 +7,12 @@ the state of some earlier moment, and the pieces after it are computed again, to
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,10 +178,10 @@ class StateFolder:
         if not path.exists():
             return Progress(0, 0, {})
         try:
-            with np.load(path, allow_pickle=False) as record:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as record:
                 index, piece = map(int, record["place"])
                 sums = {key.removeprefix("sum-"): record[key] for key in record.files if key.startswith("sum-")}
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: damaged; remove {self.folder} and start again") from error
         return Progress(index, piece, sums)
 

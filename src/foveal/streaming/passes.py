@@ -18,7 +18,7 @@ from .regions import Extent, Grid, Region, hull
 from .trace import SOURCE, Program, Step
 
 #: Bytes that the maps of one piece may take together, margins left out.
-PIECE_BYTES = 192 << 20
+PIECE_BYTES = 48 << 20
 _ITEMSIZE = {"uint8": 1, "uint16": 2, "int32": 4, "float16": 2, "float32": 4}
 
 

@@ -11,17 +11,29 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..errors import InputError
 from .maps import KeptMap, MemoryState, Progress, StateFolder
 from .operations import Window
 from .passes import Pass, Plan, map_extent
 from .regions import Region
 from .trace import SOURCE, Step
+from .validity import Validity
 
-_SAVE_SECONDS = 2.0  # between two records of progress: what a killed process has lost at most, and a piece
+SAVE_SECONDS = 2.0  # between two records of progress: what a killed process has lost at most, and a piece
 
 
 class Image(Protocol):
-    """What the network sees."""
+    """What the network sees.
+
+    Attributes:
+        has_gaps: whether some pixels may have no data. :meth:`read` gives zeros for them.
+    """
+
+    has_gaps: bool
+
+    def valid(self, region: Region) -> NDArray[np.bool_]:
+        """Which pixels of a region have data, ``(h, w)``."""
+        ...
 
     def read(self, region: Region) -> Tensor:
         """The network's input in a region, ``(1, C, h, w)`` on the device of the network."""
@@ -63,6 +75,9 @@ class _Execution:
         self.maps: dict[str, KeptMap] = {}
         self.tensors: dict[str, Tensor] = {}
         self.sums: dict[str, NDArray[np.float64]] = dict(state.progress.sums)
+        self.validity: Validity | None = None
+        if image.has_gaps:
+            self.validity = Validity(plan, image.valid, lambda name, extent: state.open_map(name, extent, 1, "uint8"))
 
     def begin(self, index: int) -> None:
         """Open the maps of a pass, and compute the tensors without places that it needs."""
@@ -78,9 +93,10 @@ class _Execution:
         for name in self.plan.passes[index].sums:
             reduction = self.steps[name].reduction
             assert reduction is not None
-            total = torch.from_numpy(self.sums[name])
-            places = map_extent(self.steps, name).places
-            self.tensors[name] = reduction.finish(total, places).to(self.device)
+            if name not in self.sums:
+                raise InputError("no pixel of the image has data")
+            places = int(self.sums[_count_of(name)])
+            self.tensors[name] = reduction.finish(torch.from_numpy(self.sums[name]), places).to(self.device)
         for name in [name for name in self.maps if self.plan.last_reader(name) <= index]:
             del self.maps[name]
             self.state.drop(name)
@@ -93,6 +109,12 @@ class _Execution:
 
     def piece(self, part: Pass, index: int, last_use: dict[str, int]) -> None:
         """Compute one piece: write its part of the maps, and add its part of the sums."""
+        if self.validity is not None:
+            if part is self.plan.passes[0]:
+                self.validity.prepare(part, index)
+            if self.validity.lacks(part, index, (map_extent(self.steps, name) for name in part.targets)):
+                self._blank(part, index)
+                return
         regions = self.plan.needs(part, index)
         windows = {
             name: Window(self._read(name, regions[name]), regions[name]) for name in part.reads if name in regions
@@ -113,23 +135,46 @@ class _Execution:
             self._store(part, name, index, windows)
 
     def _store(self, part: Pass, name: str, index: int, windows: dict[str, Window]) -> None:
-        region = part.grid.piece(index, map_extent(self.steps, name))
+        extent = map_extent(self.steps, name)
+        region = part.grid.piece(index, extent)
         if region.is_empty:
             return
-        reduction = self.steps[name].reduction
-        if reduction is None:
-            values = windows[name].cut(region)[0].permute(1, 2, 0)
-            self.maps[name].write(region, values.cpu().numpy())
+        valid = None if self.validity is None else self.validity.places(region, extent.stride)
+        valid = None if valid is None or valid.all() else valid
+        step = self.steps[name]
+        if step.reduction is None:
+            values = windows[name].cut(region)[0].permute(1, 2, 0).cpu().numpy()
+            if valid is not None:
+                values = np.where(valid[..., None], values, values.dtype.type(step.blank))
+            self.maps[name].write(region, values)
             return
-        partial = reduction.partial([windows[each].cut(region) for each in self.steps[name].inputs], None)
-        added = partial.cpu().numpy()
-        self.sums[name] = self.sums[name] + added if name in self.sums else added
+        counted = None if valid is None else torch.from_numpy(valid).to(self.device)
+        partial = step.reduction.partial([windows[each].cut(region) for each in step.inputs], counted)
+        self._add(name, partial.cpu().numpy())
+        self._add(_count_of(name), np.array(region.height * region.width if valid is None else valid.sum(), np.float64))
+
+    def _add(self, name: str, partial: NDArray[np.float64]) -> None:
+        self.sums[name] = self.sums[name] + partial if name in self.sums else partial
+
+    def _blank(self, part: Pass, index: int) -> None:
+        """Write the maps of a piece without data, where they are not zero."""
+        for name in part.keeps:
+            step = self.steps[name]
+            region = part.grid.piece(index, map_extent(self.steps, name))
+            if step.blank and not region.is_empty:
+                values = np.full((region.height, region.width, step.channels), step.blank, step.dtype or self.dtype)
+                self.maps[name].write(region, values)
 
     def _read(self, name: str, region: Region) -> Tensor:
         if name == SOURCE:
             return self.image.read(region).to(self.precision)
         values = torch.from_numpy(np.asarray(self.maps[name].read(region)))
         return values.permute(2, 0, 1)[None].to(self.device, self.precision)
+
+
+def _count_of(name: str) -> str:
+    """Key, among the sums, of the number of places of a reduction."""
+    return f"{name} places"
 
 
 @torch.inference_mode()
@@ -169,7 +214,7 @@ def run(
             done += part.arithmetic / part.grid.count
             if report is not None:
                 report(done / total, f"pass {index + 1} of {len(plan.passes)}")
-            if time.monotonic() - saved >= _SAVE_SECONDS and piece + 1 < part.grid.count:
+            if time.monotonic() - saved >= SAVE_SECONDS and piece + 1 < part.grid.count:
                 state.save(Progress(index, piece + 1, execution.sums))
                 saved = time.monotonic()
         state.save(Progress(index + 1, 0, execution.sums))

@@ -55,6 +55,7 @@ class Step:
         function: of tensors that are the same for all places.
         arithmetic: multiply-accumulates for each place of the output.
         dtype: of its output where that is kept; empty: the type that kept maps have.
+        blank: value of its output, where that is kept, at places without data.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Step:
     function: Callable[..., Tensor] | None = None
     arithmetic: int = 0
     dtype: str = ""
+    blank: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,11 @@ class Program:
                 found[name].append(step)
         return found
 
-    def followed_by(self, operation: Operation, *, channels: int, dtype: str) -> Program:
+    def followed_by(self, operation: Operation, *, channels: int, dtype: str, blank: int = 0) -> Program:
         """The program with a last operation on its only output, whose result replaces that."""
         (output,) = self.outputs
-        step = Step(
-            "result", "", (output,), channels, operation.extent([self.steps[output].extent]), operation, dtype=dtype
-        )
+        extent = operation.extent([self.steps[output].extent])
+        step = Step("result", "", (output,), channels, extent, operation, dtype=dtype, blank=blank)
         return replace(self, steps={**self.steps, step.name: step}, outputs=(step.name,))
 
 
