@@ -47,7 +47,7 @@ def written(path: Path, values: NDArray[Any] = IMAGE, **options: Any) -> Path:
 )
 def test_windows_are_what_the_whole_image_is(tmp_path: Path, options: dict[str, Any]) -> None:
     path = written(tmp_path / "x.tif", **options)
-    whole = read_image(path)
+    whole = IMAGE if "byteorder" in options else read_image(path)  # which Pillow cannot read
     with open_raster(path, RGB) as raster:
         assert isinstance(raster, TiffRaster)
         for rows, columns in (
@@ -84,7 +84,7 @@ def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         foveal.stream(predictor, tmp_path / "f.npy")
     with pytest.raises(ConfigError, match=r"mask\.jpg: results of streaming are written as"):
         foveal.stream(predictor, IMAGE, tmp_path / "mask.jpg")
-    with pytest.raises(InputError, match="tile=70: .* multiples of 16 pixels: give 64"):
+    with pytest.raises(InputError, match=r"tile=70: .* multiples of 16 pixels: give 64"):
         foveal.stream(predictor, IMAGE, tile=70)
     with pytest.raises(ConfigError, match="needs the torch runtime"):
         foveal.stream(foveal.load("bicubic.x2"), IMAGE)
@@ -193,10 +193,11 @@ def test_upscaled_image_in_a_file(tmp_path: Path) -> None:
         assert file.pages[0].tags[33550].value == (0.25, 0.25, 0)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
 def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
     heights = [512, 2048, 8192]
     growths = peak_growths("helpers.stream_memory", "stream_tall", [tmp_path / str(height) for height in heights])
     assert [message for message, _ in growths] == ["done"] * 3
     sizes = [growth for _, growth in growths]
-    assert sizes[2] < sizes[1] + 12, sizes  # of 12 MB of pixels, and 24 MB of maps
+    assert sizes[2] < sizes[1] + 6, sizes  # MB, of 6 MB of pixels and 12 MB of maps

@@ -220,7 +220,7 @@ def _run(
     if not folder.exists():
         check_disk(folder, disk)
     with open_state(folder, described(), resume=resume) as state:
-        (kept,) = run(plan, seen, state, dtype=keep, report=report).values
+        (kept,) = run(plan, seen, state, dtype=keep, report=report).kept()
         assert isinstance(kept, DiskMap)
         counts = write_map(path, kept, finish, predictor.info, seen.raster)
     remove_state(folder)

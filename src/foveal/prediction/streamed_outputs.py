@@ -20,6 +20,7 @@ from ..info import IGNORE, ModelInfo
 from ..streaming.maps import DiskMap
 from ..streaming.regions import Extent, Region
 from .argmax import upsampled_argmax
+from .streamed_bands import Rounding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,26 +94,6 @@ class ClassMap:
         covered = Region(*(step * side for side in reads))
         mask = upsampled_argmax(logits, (covered.height, covered.width), (1 / step, 1 / step))
         return torch.from_numpy(np.ascontiguousarray(mask[out.within(covered)]))[None, None]
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """Pixels of 8 bits from the network's image of 0..1."""
-
-    def extent(self, extents: Sequence[Extent | None]) -> Extent:
-        (size,) = extents
-        assert size is not None
-        return size
-
-    def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
-        return [out]
-
-    def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
-        import torch
-
-        (window,) = values
-        assert not isinstance(window, torch.Tensor)
-        return (window.cut(out).float() * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 #: By task.

@@ -52,6 +52,10 @@ class Outputs:
             maps[name] if name in maps else tensors[name] for name in plan.program.outputs
         ]
 
+    def kept(self) -> list[KeptMap]:
+        """The outputs that are maps."""
+        return [value for value in self.values if not isinstance(value, Tensor)]
+
     def arrays(self) -> list[NDArray[Any]]:
         """The outputs in memory: maps as ``(C, H, W)``, others as the network returns them."""
         found = []
