@@ -73,6 +73,23 @@ def test_convolutional_families(name: str, options: dict[str, Any]) -> None:
     compare(model, torch.randn(1, 3, 67, 90), (2,), **call)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mambavision_t", {"neutral_padding": False}),
+        ("mambavision_t", {"neutral_padding": True}),
+        ("efficientvit_m0", {}),
+    ],
+    ids=str,
+)
+def test_attention_and_scans_in_windows(name: str, options: dict[str, Any]) -> None:
+    if name.startswith("mamba"):
+        narrow = {"embed_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (2, 2), "stem_dim": 8, "window_size": (5, 3)}
+        options = options | narrow
+    model = foveal.optimize(randomised(foveal.create_model(name, task="segment", **options)))
+    compare(model, torch.randn(1, 3, 131, 90), (2,), upsample=False)
+
+
 def test_classifier_and_features_of_efficientvit() -> None:
     torch.manual_seed(0)
     backbone = randomised(EfficientViT(B, 3))
@@ -129,15 +146,19 @@ def test_small_maps_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "options", "reason"),
     [
-        ("tinyvit_5m", r"backbone\.stages\.1\.\d+: it makes tokens of the map"),
-        ("vit_tiny", r"backbone\.stem"),
+        (
+            "mambavision_t",
+            {"window_size": "whole", "embed_dim": 8, "num_heads": (2, 2)},
+            r"backbone\.stages\.2: it mixes",
+        ),
+        ("vit_tiny", {}, r"backbone\.stem\.\d: no rule for computing _positions"),
     ],
 )
-def test_other_models_are_refused_in_one_line(name: str, reason: str) -> None:
+def test_other_models_are_refused_in_one_line(name: str, options: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=f"cannot be streamed exactly: {reason}"):
-        derive(foveal.create_model(name, task="segment").eval(), 256, 256, upsample=False)
+        derive(foveal.create_model(name, task="segment", **options).eval(), 256, 256, upsample=False)
 
 
 def test_images_below_the_smallest_size_are_refused() -> None:

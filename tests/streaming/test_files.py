@@ -58,6 +58,16 @@ def test_windows_are_what_the_whole_image_is(tmp_path: Path, options: dict[str, 
             assert np.array_equal(as_bands(raster.read(rows, columns), raster, RGB), whole[rows, columns])
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "YCbCr"])
+def test_windows_of_jpeg(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "x.tif"
+    Image.fromarray(IMAGE).convert(mode).save(path, compression="jpeg", quality=90, tiffinfo={278: 16})
+    whole = read_image(path)
+    with open_raster(path, RGB) as raster:
+        assert isinstance(raster, TiffRaster)
+        assert np.array_equal(as_bands(raster.read(slice(20, 150), slice(7, 201)), raster, RGB), whole[20:, 7:])
+
+
 def test_other_files_are_decoded_as_a_whole(tmp_path: Path) -> None:
     written(tmp_path / "x.tif", extratags=[(274, "H", 1, 6, False)])
     Image.fromarray(IMAGE).quantize().save(tmp_path / "p.tif")

@@ -98,7 +98,8 @@ class TiffRaster:
         self.page = page = found[0]
         (width, height), self.dtype = page.size, np.dtype(page.dtype or "u1").newbyteorder("=")
         self.shape = (height, width, page.bands)
-        self._blocks = tiff.Blocks(page, self.name)
+        tables = self.tags((tiff.JPEG_TABLES,)).get(tiff.JPEG_TABLES)
+        self._blocks = tiff.Blocks(page, self.name, b"" if tables is None else tables.data)
         self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
         self._cached = 0
         self.nodata = self._read_nodata()
@@ -106,7 +107,7 @@ class TiffRaster:
     @property
     def why_whole(self) -> str:
         """Why the file cannot be read in windows; empty if it can."""
-        if not self.page.is_plain:
+        if not (self.page.is_plain or self.page.is_jpeg):
             return f"its compression or colours ({self.page.describe()}) are only decoded for the whole image"
         if self.page.first(274, 1) != 1:
             return "it is stored rotated or mirrored"

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from ..errors import InputError
 
@@ -27,6 +27,7 @@ _UNPACKED = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, deflate, run len
 _TYPES = {
     (1, 8): "u1", (1, 16): "u2", (2, 8): "i1", (2, 16): "i2", (3, 16): "f2", (3, 32): "f4", (3, 64): "f8",
 }  # fmt: skip
+JPEG_TABLES = 347
 NODATA = 42113  #: GDAL's tag of the value, as text, of pixels without data
 _MAX_PAGES = 4096
 _RAW_BYTES = 16 << 20  # of one tag that is copied
@@ -98,6 +99,12 @@ class Page:
         """Whether :func:`read_page` reads the page: no palette, no lossy compression."""
         fits = self.first(262) not in (_PALETTE, 6) and self.first(266, 1) == 1
         return fits and self.first(259, 1) in _UNPACKED and self.dtype != ""
+
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether the blocks of the page are JPEG streams of grey, RGB or luma and chroma, 8 bits each."""
+        kind = self.first(259, 1) == 7 and self.first(284, 1) == 1 and set(self.tags.get(258, ())) == {8}
+        return kind and (self.first(262), self.bands) in ((1, 1), (2, 3), (6, 3))
 
 
 def pages(file: BinaryIO, name: str, *, strict: bool = True) -> list[Page]:
@@ -273,14 +280,19 @@ def read_page(content: bytes, page: Page, name: str) -> NDArray[Any]:
 
 
 class Blocks:
-    """The tiles or strips of a plain page, which are decoded one by one.
+    """The tiles or strips of a page, which are decoded one by one.
+
+    Args:
+        page: a plain one, or of JPEG.
+        name: of the file, for messages.
+        tables: content of the tag :data:`JPEG_TABLES`; empty: each block has its own.
 
     Attributes:
         height, width: of a block, in pixels; those at the bottom and right reach to the end of the page only.
     """
 
-    def __init__(self, page: Page, name: str) -> None:
-        self.page, self.name = page, name
+    def __init__(self, page: Page, name: str, tables: bytes = b"") -> None:
+        self.page, self.name, self._tables = page, name, tables
         wide, high = page.size
         self.width, self.height = page.first(322) or wide, page.first(323) or min(page.first(278, high), high)
         self._across, self._down = -(-wide // self.width), -(-high // self.height)
@@ -322,11 +334,24 @@ class Blocks:
             raise InputError(f"{self.name}: damaged or truncated (pixels are missing)")
         tiled = 324 in self.page.tags
         rows = self.height if tiled else height
+        if self.page.is_jpeg:
+            return _decode_jpeg(packed, self._tables, self.page, (self.width, rows), self.name)
         tags = {key: value for key, value in self.page.tags.items() if key not in (273, 279, 322, 323, 324, 325)}
         tags |= {256: (self.width,), 257: (rows,), 278: (rows,)}
         if tiled:
             tags |= {322: (self.width,), 323: (rows,), 324: (8,)}
         return _read_plane(bytes(8) + packed, Page(tags, self.page.order), bands, (8,), (count,))
+
+
+def _decode_jpeg(packed: bytes, tables: bytes, page: Page, size: tuple[int, int], name: str) -> NDArray[np.uint8]:
+    """A block of JPEG (Adobe Photoshop TIFF Technical Note 2): its tables are in a tag, its colours in another."""
+    # Adobe's marker says whether three channels are luma and chroma; without it decoders guess.
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64" + bytes(4) + bytes([page.first(262) == 6])
+    stream = b"\xff\xd8" + adobe + tables[2:-2] + packed[2:]
+    with JpegImagePlugin.JpegImageFile(io.BytesIO(stream), "") as image:
+        if image.size != size or len(image.getbands()) != page.bands:
+            raise InputError(f"{name}: damaged (a block of JPEG has another size or other bands)")
+        return np.asarray(image).reshape(size[1], size[0], page.bands)
 
 
 def _read_plane(

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .leaf import leaf
 from .resample import ceil_div
+
+
+class Part(NamedTuple):
+    """A part of a module that maps a map to a map, and how far it mixes places; a module lists its parts in order.
+
+    Attributes:
+        function: of a map.
+        window: side of the windows, from the first row and column on, to which it is confined: 1 if each place is
+            computed by itself. 0: ``function`` is a module of further layers. ``None``: it mixes the whole map.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    window: int | None
 
 
 class Windows:

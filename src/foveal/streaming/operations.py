@@ -276,6 +276,35 @@ class Cropping:
         return window.cut(out)
 
 
+@dataclass(frozen=True)
+class InWindows:
+    """A function of a map that is confined to windows: it is called with whole windows.
+
+    Attributes:
+        function: of a map whose first place is the first of a window.
+        side: of the windows; those at the end of the map may reach beyond it.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    side: int
+
+    def extent(self, extents: Sequence[Extent | None]) -> Extent:
+        (size,) = extents
+        assert size is not None
+        return size
+
+    def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
+        (size,) = extents
+        assert size is not None
+        return [_fine(_coarse(out, self.side), self.side).clipped(size)]
+
+    def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
+        (window,), (inside,) = values, self.needs(out, extents)
+        assert isinstance(window, Window)
+        assert inside is not None
+        return Window(self.function(window.cut(inside).contiguous()), inside).cut(out)
+
+
 def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 

@@ -8,7 +8,6 @@ place although each place is visited twice.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ..layers.leaf import leaf
 from ..layers.linear_attention import MultiScaleLinearAttention
 from ..layers.packed import PackedConv2d
+from .module_parts import Parts, has_parts
 from .operations import KeySums, attend
 
 
@@ -89,16 +89,17 @@ def _with_rows(conv: nn.Conv2d, rows: Tensor, *, grouped: bool) -> nn.Conv2d:
     return PackedConv2d(part, conv.act, rows=conv.rows) if isinstance(conv, PackedConv2d) else part
 
 
-def split_attention(model: nn.Module) -> nn.Module:
-    """A copy of ``model``, which shares its parameters, in which linear attention is :class:`SplitAttention`."""
+def split_modules(model: nn.Module) -> nn.Module:
+    """A copy of ``model``, which shares its parameters, whose modules are split into what can be one step.
+
+    Linear attention becomes :class:`SplitAttention`, and a module that mixes places in windows its parts.
+    """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared).eval()
-    _replace(copied, MultiScaleLinearAttention, SplitAttention)
-    return copied
-
-
-def _replace(model: nn.Module, kind: type[nn.Module], by: Callable[..., nn.Module]) -> None:
-    for parent in list(model.modules()):
+    for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, kind):
-                setattr(parent, name, by(child))
+            if isinstance(child, MultiScaleLinearAttention):
+                setattr(parent, name, SplitAttention(child))
+            elif has_parts(child):
+                setattr(parent, name, Parts(child))
+    return copied

@@ -7,6 +7,7 @@ maps, and tensors that are the same for all places, such as the means of a squee
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -20,9 +21,11 @@ from ..errors import ConfigError
 from ..layers.conv import pad_same, widened
 from ..layers.packed import PackedConv2d, PackedLinear
 from ..layers.resample import BicubicUpsample, check_min_size, crop
+from .module_parts import WindowPart
 from .operations import (
     Cropping,
     Enlarging,
+    InWindows,
     KeySums,
     Mean,
     Operation,
@@ -35,7 +38,7 @@ from .operations import (
     power_of_two_below,
 )
 from .regions import Extent
-from .split_attention import attend_heads, split_attention, sum_keys
+from .split_attention import attend_heads, split_modules, sum_keys
 
 SOURCE = "image"  #: name of the network's input
 
@@ -147,7 +150,7 @@ def derive(model: nn.Module, height: int, width: int, *, channels: int = 3, **op
         ConfigError: a layer that cannot be computed in pieces; the message names it and the reason.
         InputError: an image smaller than the model takes.
     """
-    network = _Network(split_attention(model), options).eval()
+    network = _Network(split_modules(model), options).eval()
     kind = type(model).__name__
     try:
         graph = _Tracer().trace(network)
@@ -311,12 +314,21 @@ def _layer(node: fx.Node) -> str:
     """Name of the module in the model in which a node was recorded."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     name = str(stack[-1][0]) if stack else ""
-    return name.removeprefix("model.").removeprefix("model")
+    return _ADDED.sub("", name).removeprefix("model.").removeprefix("model")
+
+
+_ADDED = re.compile(r"\.order\.\d+")  # names that the split modules have in addition to the model's
 
 
 def _convolution(conv: nn.Conv2d) -> Operation:
     plain = conv.kernel_size == conv.stride == (1, 1) and conv.padding in ((0, 0), "valid")
     return Pointwise(conv) if plain else Sliding.convolution(conv)
+
+
+def _in_windows(part: WindowPart) -> Operation:
+    if part.window is None:
+        raise UnstreamableError("it mixes the whole map")
+    return Pointwise(part) if part.window == 1 else InWindows(part, part.window)
 
 
 def _pool(walk: _Walk, args: Any, kwargs: Any, extents: list[Extent | None]) -> Reduction:
@@ -400,6 +412,7 @@ _ACTIVATIONS = (
 _MODULES: dict[type[nn.Module], Callable[[Any], Operation]] = {
     PackedConv2d: _convolution,
     PackedLinear: Pointwise,
+    WindowPart: _in_windows,
     BicubicUpsample: lambda module: Pointwise(lambda x: x) if module.factor == 1 else Enlarging(module),
 }
 _TORCH_MODULES: dict[type[nn.Module], Callable[[Any], Operation]] = {
