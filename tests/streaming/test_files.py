@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from foveal.errors import ConfigError, InputError
 from foveal.images.bands import RGB
 from foveal.images.rasters import ArrayRaster, TiffRaster, as_bands, open_raster
 from foveal.images.reading import read_image
-from foveal.images.tiff import pages
+from foveal.images.tiff import RawTag, pages
 from foveal.images.tiff_writing import TiffImage, write_tiff
 from foveal.images.writing import Canvas, write_picture
+from foveal.images.zarr_writing import write_zarr
 from foveal.prediction import streamed
 from helpers.memory import peak_growths
 from helpers.streams import predictor_for, segmenter, stripes
@@ -104,9 +107,14 @@ def test_masks_in_every_format_are_that_of_the_whole_image(tmp_path: Path) -> No
     predictor, source = predictor_for(segmenter()), written(tmp_path / "x.tif", tile=(64, 64))
     whole = predictor.segment(IMAGE)
     assert len(np.unique(whole.mask)) > 2
-    for name, tile in (("m.tif", 96), ("m.png", 80), ("m.npy", None)):
+    for name, tile in (("m.zarr", 48), ("m.tif", 96), ("m.png", 80), ("m.npy", None)):
         result = foveal.stream(predictor, source, tmp_path / name, tile=tile)
-        mask = np.load(result.path) if name.endswith("npy") else np.asarray(Image.open(result.path))  # pyright: ignore
+        assert result.path == tmp_path / name
+        if name.endswith(".zarr"):
+            chunk = zlib.decompress((tmp_path / name / "0" / "0" / "0").read_bytes())
+            mask = np.frombuffer(chunk, np.uint8).reshape(512, 512)[:150, :201]
+        else:
+            mask = np.load(result.path) if name.endswith("npy") else np.asarray(Image.open(result.path))
         assert (mask == whole.mask).mean() > 0.9999
         assert result.size == (150, 201)
         assert [name for name, _ in result.shares] == [name for name, _, _ in whole.shares()]
@@ -136,6 +144,52 @@ def test_tiled_tiff_with_overviews(tmp_path: Path, channels: int) -> None:
         assert [page.size for page in pages(file, "x")] == [(1111, 1300)]
     with open_raster(path, RGB) as raster:
         assert np.array_equal(raster.read(slice(500, 700), slice(1000, 1111)), image[500:700, 1000:]) or channels == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_zarr_with_levels(tmp_path: Path, channels: int) -> None:
+    image = stripes(700, 1111)[..., :channels]
+    path = tmp_path / "x.zarr"
+    write_zarr(path, TiffImage(700, 1111, channels, palette=((1, 2, 3),)), iter(np.array_split(image, 5)))
+    (multiscales,) = json.loads((path / ".zattrs").read_text())["multiscales"]
+    assert [each["path"] for each in multiscales["datasets"]] == ["0", "1", "2"]
+    assert [axis["name"] for axis in multiscales["axes"]] == list("cyx")[-2 - (channels > 1) :]
+    for power in range(3):
+        described = json.loads((path / str(power) / ".zarray").read_text())
+        level = image[:: 1 << power, :: 1 << power]
+        expected = level[..., 0] if channels == 1 else level.transpose(2, 0, 1)
+        assert described["shape"] == list(expected.shape)
+        found = np.zeros((channels, *level.shape[:2]), described["dtype"])
+        for row in range(0, level.shape[0], 512):
+            for column in range(0, level.shape[1], 512):
+                part = path / str(power) / ("0" if channels > 1 else "") / str(row // 512) / str(column // 512)
+                chunk = np.frombuffer(zlib.decompress(part.read_bytes()), np.uint8).reshape(channels, 512, 512)
+                place = found[:, row : row + 512, column : column + 512]
+                place[:] = chunk[:, : place.shape[1], : place.shape[2]]
+        assert np.array_equal(found.reshape(expected.shape), expected)
+
+
+def test_independent_readers_of_zarr_and_geotiff(tmp_path: Path) -> None:
+    """Where they are installed: the library zarr, and GDAL, which also checks the georeference and the overviews."""
+    zarr, rasterio = pytest.importorskip("zarr"), pytest.importorskip("rasterio")
+    image = stripes(1300, 700)[..., :1] % 5
+    tags = {33550: np.array([2.0, 2.0, 0]), 33922: np.array([0, 0, 0, 600000.0, 5200000.0, 0])}
+    keys = np.array([1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32632], "<u2")
+    raw = {number: RawTag(12, len(values), values.astype("<f8").tobytes()) for number, values in tags.items()}
+    raw[34735] = RawTag(3, len(keys), keys.tobytes())
+    palette = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255), (9, 9, 9))
+    whole = TiffImage(1300, 700, 1, palette=palette, tags=raw, nodata=255)
+    write_tiff(tmp_path / "x.tif", whole, [image])
+    with rasterio.open(tmp_path / "x.tif") as file:
+        assert np.array_equal(file.read(1), image[..., 0])
+        assert (file.crs.to_epsg(), file.nodata, file.overviews(1)) == (32632, 255, [2, 4])
+        assert file.transform.to_gdal() == (600000, 2, 0, 5200000, 0, -2)
+        assert file.colormap(1)[3] == (0, 0, 255, 255)
+        assert (file.profile["tiled"], file.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION")) == (True, "DEFLATE")
+    write_zarr(tmp_path / "x.zarr", whole, [image])
+    group = zarr.open_group(str(tmp_path / "x.zarr"), mode="r")
+    assert np.array_equal(group["0"][:], image[..., 0])
+    assert np.array_equal(group["1"][:], image[::2, ::2, 0])
 
 
 def test_png_with_a_palette_is_written_in_bands(tmp_path: Path) -> None:

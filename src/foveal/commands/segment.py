@@ -57,7 +57,7 @@ def segment(
         Bundled name, checkpoint, exported file or training run.
     out
         Folder for masks (PNG of class indices with a palette) and overlays, or the PNG file of a single image's mask.
-        With --exact, masks are TIFF (tiled, with overviews) unless a file's name ends in .png or .npy.
+        With --exact, masks are TIFF (tiled, with overviews) unless the name ends in .png, .npy or .zarr.
     overlay
         Also write the image with the colours of the classes over it; default: for a single image.
     legend

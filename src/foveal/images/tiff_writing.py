@@ -10,7 +10,7 @@ import shutil
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,11 +18,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from ..files import atomic_write
+from .pyramid import TILE, Level
 from .tiff import NODATA, RawTag
 
-TILE = 512  #: side of the tiles
 _LEVEL = 3  # of compression: of masks, 6 takes twice as long for files that are a few percent smaller
 #: Tags that tie pixels to places on the earth.
 PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264
@@ -55,42 +54,20 @@ class TiffImage:
     overviews: bool = True
 
 
-class _Level:
-    """The image or one of its overviews: tiles are compressed as soon as their rows are there."""
+class _Tiles:
+    """The compressed tiles of a level, in a temporary file."""
 
-    def __init__(self, image: TiffImage, height: int, width: int, folder: Path) -> None:
-        self.image, self.height, self.width = image, height, width
+    def __init__(self, folder: Path) -> None:
         self.sizes: list[int] = []
         self.file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by write_tiff
-        self._rows = np.zeros((0, width, image.channels), image.dtype)
-        small = max(height, width) <= TILE
-        self.next = None if small or not image.overviews else _Level(image, -(-height // 2), -(-width // 2), folder)
 
-    def levels(self) -> Iterator[_Level]:
-        """This level and the smaller ones."""
-        yield self
-        if self.next is not None:
-            yield from self.next.levels()
-
-    def add(self, rows: NDArray[Any], last: bool) -> None:
-        """Add rows; ``last``: no more will come."""
-        self._rows = np.concatenate([self._rows, rows])
-        while len(self._rows) >= TILE or (last and len(self._rows)):
-            band, self._rows = self._rows[:TILE], self._rows[TILE:]
-            self._write(band)
-            if self.next is not None:  # every second pixel: classes cannot be averaged
-                self.next.add(band[::2, ::2], last and not len(self._rows))
-
-    def _write(self, band: NDArray[Any]) -> None:
-        for left in range(0, self.width, TILE):
-            tile = np.zeros((TILE, TILE, self.image.channels), self.image.dtype)
-            part = band[:, left : left + TILE]
-            tile[: len(part), : part.shape[1]] = part
-            if not self.image.palette:  # predictor 2
-                tile[:, 1:] -= tile[:, :-1].copy()
-            packed = zlib.compress(tile.astype(f"<u{tile.itemsize}", copy=False).tobytes(), _LEVEL)
-            self.file.write(packed)
-            self.sizes.append(len(packed))
+    def add(self, tile: NDArray[Any], *, differences: bool) -> None:
+        """Compress and store a tile; ``differences``: of neighbours in a row (predictor 2)."""
+        if differences:
+            tile[:, 1:] -= tile[:, :-1].copy()
+        packed = zlib.compress(tile.astype(tile.dtype.newbyteorder("<"), copy=False).tobytes(), _LEVEL)
+        self.file.write(packed)
+        self.sizes.append(len(packed))
 
 
 def write_tiff(path: str | Path, image: TiffImage, bands: Iterable[NDArray[Any]]) -> None:
@@ -105,52 +82,54 @@ def write_tiff(path: str | Path, image: TiffImage, bands: Iterable[NDArray[Any]]
         InputError: the file cannot be written.
     """
     path = Path(path)
+    stored: list[_Tiles] = []
     with atomic_write(path) as temporary:
-        first = _Level(image, image.height, image.width, temporary.parent)
+
+        def store(number: int, row: int, column: int, tile: NDArray[Any]) -> None:
+            stored[number].add(tile, differences=not image.palette)
+
+        first = Level((image.height, image.width), image.channels, image.dtype, store, smaller=image.overviews)
+        levels = list(first.levels())
         try:
-            rows = 0
-            for band in bands:
-                rows += len(band)
-                first.add(band, rows == image.height)
-            if rows != image.height:
-                raise InputError(f"{path}: {rows} rows where {image.height} are expected")
+            stored.extend(_Tiles(temporary.parent) for _ in levels)
+            first.add_all(bands)
             with temporary.open("wb") as file:
-                _assemble(file, list(first.levels()))
+                _assemble(file, image, [level.size for level in levels], stored)
         finally:
-            for level in first.levels():
-                level.file.close()
+            for tiles in stored:
+                tiles.file.close()
 
 
-def _assemble(file: BinaryIO, levels: list[_Level]) -> None:
+def _assemble(file: BinaryIO, image: TiffImage, sizes: list[tuple[int, int]], stored: list[_Tiles]) -> None:
     """Write the header, the directories, and the tiles from the smallest level to the largest."""
-    tags = [_tags(level, first=index == 0) for index, level in enumerate(levels)]
+    tags = [_tags(image, size, tiles, first=tiles is stored[0]) for size, tiles in zip(sizes, stored, strict=True)]
     start = 16
     starts = []
     for each in tags:  # offsets of tiles have a fixed size, so that the place of everything is known
         starts.append(start)
         start += len(_directory(each, start, 0))
     offset = start
-    for level, each in reversed(list(zip(levels, tags, strict=True))):
-        sizes = np.array(level.sizes, "<u8")
-        offsets = (offset + np.cumsum(sizes) - sizes).astype("<u8")
-        each[324] = RawTag(_LONG8, len(sizes), offsets.tobytes())
-        offset += int(sizes.sum())
+    for tiles, each in reversed(list(zip(stored, tags, strict=True))):
+        counts = np.array(tiles.sizes, "<u8")
+        offsets = (offset + np.cumsum(counts) - counts).astype("<u8")
+        each[324] = RawTag(_LONG8, len(counts), offsets.tobytes())
+        offset += int(counts.sum())
     file.write(struct.pack("<2sHHHQ", b"II", 43, 8, 0, 16))
     for index, each in enumerate(tags):
         file.write(_directory(each, starts[index], starts[index + 1] if index + 1 < len(tags) else 0))
-    for level in reversed(levels):
-        level.file.seek(0)
-        shutil.copyfileobj(level.file, file, 1 << 20)
+    for tiles in reversed(stored):
+        tiles.file.seek(0)
+        shutil.copyfileobj(tiles.file, file, 1 << 20)
 
 
-def _tags(level: _Level, *, first: bool) -> dict[int, RawTag]:
-    image, count = level.image, len(level.sizes)
+def _tags(image: TiffImage, size: tuple[int, int], tiles: _Tiles, *, first: bool) -> dict[int, RawTag]:
+    count, (height, width) = len(tiles.sizes), size
     photometric = 3 if image.palette else 2 if image.channels == 3 else 1
     bits = 8 * np.dtype(image.dtype).itemsize
     tags = {
         254: _longs(0 if first else 1),
-        256: _longs(level.width),
-        257: _longs(level.height),
+        256: _longs(width),
+        257: _longs(height),
         258: _shorts(*[bits] * image.channels),
         259: _shorts(8),  # deflate
         262: _shorts(photometric),
@@ -160,7 +139,7 @@ def _tags(level: _Level, *, first: bool) -> dict[int, RawTag]:
         322: _longs(TILE),
         323: _longs(TILE),
         324: RawTag(_LONG8, count, bytes(8 * count)),
-        325: RawTag(_LONG8, count, np.array(level.sizes, "<u8").tobytes()),
+        325: RawTag(_LONG8, count, np.array(tiles.sizes, "<u8").tobytes()),
         339: _shorts(*[1] * image.channels),
     }
     if image.palette:

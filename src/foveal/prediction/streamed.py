@@ -76,7 +76,7 @@ def stream(
         model: a predictor of the torch runtime, or a reference for :func:`foveal.load`. It segments, upscales,
             classifies, or is a backbone.
         source: path, array, or anything else that predictors read.
-        out: file of the result: .tif, .png or .npy for masks and images. Default: the result is returned, and
+        out: file of the result: .tif, .zarr, .png or .npy for masks and images. Default: the result is returned, and
             everything is kept in memory.
         tile: side of the pieces in pixels; default: what fits into 50 MB. It does not change the result.
         keep: type of the maps on disk; "float16" halves them, and the result is then not exact.

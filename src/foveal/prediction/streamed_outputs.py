@@ -16,6 +16,7 @@ from ..images.colours import distinct_colours
 from ..images.rasters import Raster, TiffRaster
 from ..images.tiff_writing import GEO_TAGS, TiffImage, scaled_georeference, write_tiff
 from ..images.writing import Canvas, write_picture
+from ..images.zarr_writing import write_zarr
 from ..info import IGNORE, ModelInfo
 from ..streaming.maps import DiskMap
 from ..streaming.regions import Extent, Region
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from ..streaming.operations import Operation, Value
 
 _ROWS = 512  # of a band that is written at once
-SUFFIXES = (".tif", ".tiff", ".png", ".npy")
+ZARR = ".zarr"
+SUFFIXES = (".tif", ".tiff", ".png", ".npy", ZARR)
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def write_map(path: Path, kept: DiskMap, finish: Finish, info: ModelInfo, raster
         tags = scaled_georeference(tags, scale) if scale != 1 else tags
         nodata = None if raster.nodata is None else finish.blank
         image = TiffImage(size.height, size.width, finish.channels, palette=palette, tags=tags, nodata=nodata)
-        write_tiff(path, image, bands())
+        (write_zarr if suffix == ZARR else write_tiff)(path, image, bands())
     if raster.nodata is not None and finish.counts:
         counts[finish.blank] = 0
     return counts
