@@ -41,7 +41,7 @@ def compare(model: nn.Module, x: torch.Tensor, sides: tuple[int | None, ...], **
 @pytest.mark.parametrize(("config", "passes"), [(B, 3), (L, 3), (XL, 3)], ids=["B", "L", "XL"])
 @pytest.mark.parametrize("optimised", [False, True], ids=["plain", "optimised"])
 def test_segmentation_equals_the_whole_image(config: Config, passes: int, optimised: bool) -> None:
-    model = segmenter(config)
+    model = segmenter(config, every_class=False)
     model = foveal.optimize(model) if optimised else model
     torch.manual_seed(2)
     for size, sides in (((75, 101), (2, 3)), ((64, 33), (1, None))):
@@ -50,12 +50,12 @@ def test_segmentation_equals_the_whole_image(config: Config, passes: int, optimi
 
 def test_one_piece_and_one_place_wide_pieces_agree() -> None:
     """A map of one row, and pieces as small as the coarsest stride."""
-    compare(segmenter(B), torch.randn(1, 3, 32, 90), (1, None), upsample=False)
+    compare(segmenter(B, every_class=False), torch.randn(1, 3, 32, 90), (1, None), upsample=False)
 
 
 @pytest.mark.parametrize("options", [{"scales": ()}, {"global_attention": False}, {"output_stride": 8}], ids=str)
 def test_options_of_the_backbone(options: dict[str, Any]) -> None:
-    compare(segmenter(B, **options), torch.randn(1, 3, 75, 60), (3,), upsample=False)
+    compare(segmenter(B, every_class=False, **options), torch.randn(1, 3, 75, 60), (3,), upsample=False)
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,9 @@ def test_a_damaged_record_is_named(files: tuple[Path, Path], tmp_path: Path, mon
     _, image = files
     predictor, out = predictor_for(segmenter()), tmp_path / "mask.png"
     interrupted(predictor, image, out, monkeypatch)
-    record = tmp_path / ".mask.png.streaming" / "progress.npz"
+    record = tmp_path / ".mask.png.streaming" / "progress-0.npz"
     record.write_bytes(record.read_bytes()[:50])
-    with pytest.raises(InputError, match=r"progress\.npz: damaged; remove .*streaming and start again"):
+    with pytest.raises(InputError, match=r"progress-0\.npz: damaged; remove .*streaming and start again"):
         foveal.stream(predictor, image, out, tile=TILE, resume=True)
 
 

@@ -53,6 +53,7 @@ def run_exact(model: str, engine: Engine, task: str, request: Request, keep: str
     """Predict for the requested images; the exit code is 1 if some of many failed."""
     from ..measuring import machine
     from ..prediction.streamed_outputs import SUFFIXES
+    from ..streaming.team import is_first
 
     predictor = open_model(model, engine, task)
     suffix = request.out.suffix.lower()
@@ -67,6 +68,8 @@ def run_exact(model: str, engine: Engine, task: str, request: Request, keep: str
     else:
         with percent_bar(task) as progress:
             done.append(work(plan.jobs[0], progress))
+    if not is_first():
+        return 1 if failed else 0
     if request.as_json:
         about = {"model": predictor.info.ref, "runtime": predictor.runtime, "machine": machine.describe()}
         print_json({**about, "images": done, "done_before": plan.before, "failed": failed})
@@ -81,9 +84,10 @@ def run_exact(model: str, engine: Engine, task: str, request: Request, keep: str
 def percent_bar(name: str) -> Iterator[Callable[[float, str], None]]:
     """Show the share of a single work that is done, and the time left, on standard error."""
     from ..progress import Progress
+    from ..streaming.team import is_first
 
     shown = 0
-    with Progress().bar(name, 100) as bar:
+    with Progress(is_first()).bar(name, 100) as bar:
 
         def progress(share: float, text: str) -> None:
             nonlocal shown

@@ -207,6 +207,7 @@ def _run(
 ) -> StreamResult:
     """Run the passes, and write the result or return it."""
     from ..streaming.run import run
+    from ..streaming.team import find_team
 
     size, passes = (seen.raster.shape[0], seen.raster.shape[1]), len(plan.passes)
     if path is None:
@@ -219,11 +220,17 @@ def _run(
     folder, disk = path.with_name(f".{path.name}.streaming"), plan.disk_bytes(keep)
     if not folder.exists():
         check_disk(folder, disk)
-    with open_state(folder, described(), resume=resume) as state:
-        (kept,) = run(plan, seen, state, dtype=keep, report=report).kept()
+    team = find_team()
+    description = described() | ({"processes": team.size} if team.size > 1 else {})
+    with open_state(folder, description, resume=resume, rank=team.rank, wait=team.wait) as state:
+        (kept,) = run(plan, seen, state, dtype=keep, report=report, team=team).kept()
         assert isinstance(kept, DiskMap)
-        counts = write_map(path, kept, finish, predictor.info, seen.raster)
-    remove_state(folder)
+        counts = np.zeros(0, np.int64)
+        if team.rank == 0:
+            counts = write_map(path, kept, finish, predictor.info, seen.raster)
+        team.wait()
+    if team.rank == 0:
+        remove_state(folder)
     return StreamResult(size, path, [], _shares(predictor, counts), passes, disk)
 
 

@@ -13,8 +13,8 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -112,19 +112,21 @@ class Progress(NamedTuple):
     Attributes:
         index: of the pass.
         piece: number of its pieces that are done.
-        sums: of the pieces so far, float64, by the name of the reduction; those of earlier passes are complete.
+        sums: of the pieces of this process so far, float64, by the name of the reduction.
+        complete: sums of earlier passes over all pieces of all processes.
     """
 
     index: int
     piece: int
     sums: dict[str, NDArray[np.float64]]
+    complete: dict[str, NDArray[np.float64]]
 
 
 class MemoryState:
     """The state of a computation that ends with its process."""
 
     def __init__(self) -> None:
-        self.progress = Progress(0, 0, {})
+        self.progress = Progress(0, 0, {}, {})
 
     def open_map(self, name: str, extent: Extent, channels: int, dtype: str) -> KeptMap:
         """A new map."""
@@ -141,10 +143,8 @@ class MemoryState:
 class StateFolder:
     """The state of a computation in a folder; open it with :func:`open_state`."""
 
-    _RECORD = "progress.npz"
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.folder, self._record = folder, folder / f"progress-{rank}.npz"
         self.maps: dict[str, DiskMap] = {}
         self.progress = self._read()
 
@@ -157,9 +157,13 @@ class StateFolder:
         """Note the progress, after all maps were synced."""
         for kept in self.maps.values():
             kept.sync()
-        with atomic_write(self.folder / self._RECORD) as path, path.open("wb") as file:
-            place = np.array([progress.index, progress.piece])
-            np.savez(file, place=place, **{f"sum-{name}": values for name, values in progress.sums.items()})
+        arrays = {
+            f"{kind}-{name}": values
+            for kind in ("sums", "complete")
+            for name, values in getattr(progress, kind).items()
+        }
+        with atomic_write(self._record) as path, path.open("wb") as file:
+            np.savez(file, place=np.array([progress.index, progress.piece]), **arrays)
         self.progress = progress
 
     def drop(self, name: str) -> None:
@@ -174,27 +178,39 @@ class StateFolder:
             kept.close()
 
     def _read(self) -> Progress:
-        path = self.folder / self._RECORD
+        path = self._record
         if not path.exists():
-            return Progress(0, 0, {})
+            return Progress(0, 0, {}, {})
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as record:
                 index, piece = map(int, record["place"])
-                sums = {key.removeprefix("sum-"): record[key] for key in record.files if key.startswith("sum-")}
+                sums, complete = (
+                    {key.removeprefix(kind): record[key] for key in record.files if key.startswith(kind)}
+                    for kind in ("sums-", "complete-")
+                )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{path}: damaged; remove {self.folder} and start again") from error
-        return Progress(index, piece, sums)
+        return Progress(index, piece, sums, complete)
 
 
 @contextmanager
-def open_state(folder: Path, description: Mapping[str, Any], *, resume: bool) -> Iterator[StateFolder]:
-    """Open the folder of a computation for this process alone.
+def open_state(
+    folder: Path,
+    description: Mapping[str, Any],
+    *,
+    resume: bool,
+    rank: int = 0,
+    wait: Callable[[], None] = lambda: None,
+) -> Iterator[StateFolder]:
+    """Open the folder of a computation for this process, or for all that compute it together.
 
     Args:
         folder: made if it does not exist.
         description: of the model, the image and the settings, values of JSON. A computation is resumed only with the
             same ones.
         resume: whether to continue what the folder holds; otherwise that is removed.
+        rank: of the process; the first one prepares the folder.
+        wait: returns when all processes have called it.
 
     Raises:
         ConfigError: the folder is of another computation, or another process uses it.
@@ -203,9 +219,11 @@ def open_state(folder: Path, description: Mapping[str, Any], *, resume: bool) ->
     text = json.dumps(description, sort_keys=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            _prepare(folder, json.loads(text), resume)
-            state = StateFolder(folder)
+        with _locked(folder) if rank == 0 else nullcontext():
+            if rank == 0:
+                _prepare(folder, json.loads(text), resume)
+            wait()
+            state = StateFolder(folder, rank)
             try:
                 yield state
             finally:

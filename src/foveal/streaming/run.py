@@ -16,6 +16,7 @@ from .maps import KeptMap, MemoryState, Progress, StateFolder
 from .operations import Window
 from .passes import Pass, Plan, map_extent
 from .regions import Region
+from .team import Team
 from .trace import SOURCE, Step
 from .validity import Validity
 
@@ -78,7 +79,8 @@ class _Execution:
         self.device, self.precision = weight.device, weight.dtype
         self.maps: dict[str, KeptMap] = {}
         self.tensors: dict[str, Tensor] = {}
-        self.sums: dict[str, NDArray[np.float64]] = dict(state.progress.sums)
+        self.sums: dict[str, NDArray[np.float64]] = dict(state.progress.sums)  # of this process, in this pass
+        self.complete: dict[str, NDArray[np.float64]] = dict(state.progress.complete)
         self.validity: Validity | None = None
         if image.has_gaps:
             self.validity = Validity(plan, image.valid, lambda name, extent: state.open_map(name, extent, 1, "uint8"))
@@ -97,10 +99,10 @@ class _Execution:
         for name in self.plan.passes[index].sums:
             reduction = self.steps[name].reduction
             assert reduction is not None
-            if name not in self.sums:
+            if name not in self.complete:
                 raise InputError("no pixel of the image has data")
-            places = int(self.sums[_count_of(name)])
-            self.tensors[name] = reduction.finish(torch.from_numpy(self.sums[name]), places).to(self.device)
+            places = int(self.complete[_count_of(name)])
+            self.tensors[name] = reduction.finish(torch.from_numpy(self.complete[name]), places).to(self.device)
         for name in [name for name in self.maps if self.plan.last_reader(name) <= index]:
             del self.maps[name]
             self.state.drop(name)
@@ -189,6 +191,7 @@ def run(
     *,
     dtype: str = "float32",
     report: Report | None = None,
+    team: Team | None = None,
 ) -> Outputs:
     """Run all passes, from where ``state`` is.
 
@@ -198,8 +201,10 @@ def run(
         state: where maps and progress are kept; default: in memory.
         dtype: of the kept maps, "float32" or "float16". With the latter the result is not exact.
         report: told the progress after each piece.
+        team: the processes that compute the image together, with a state folder that all of them see.
     """
-    state = state or MemoryState()
+    state, team = state or MemoryState(), team or Team()
+    state.progress = team.agree(state.progress)
     execution = _Execution(plan, image, state, dtype)
     total = sum(part.arithmetic for part in plan.passes) or 1
     done, saved = 0.0, time.monotonic()
@@ -211,17 +216,21 @@ def run(
             continue
         execution.begin(index)
         last_use = _last_use(part, execution.steps)
+        share = team.share(part.grid.count)
         start = first if index == begun else 0
-        done += part.arithmetic * start / part.grid.count
-        for piece in range(start, part.grid.count):
+        done += part.arithmetic * start / max(len(share), 1)
+        for number, piece in enumerate(share[start:], start + 1):
             execution.piece(part, piece, last_use)
-            done += part.arithmetic / part.grid.count
+            done += part.arithmetic / len(share)
             if report is not None:
                 report(done / total, f"pass {index + 1} of {len(plan.passes)}")
-            if time.monotonic() - saved >= SAVE_SECONDS and piece + 1 < part.grid.count:
-                state.save(Progress(index, piece + 1, execution.sums))
+            if time.monotonic() - saved >= SAVE_SECONDS and number < len(share):
+                state.save(Progress(index, number, execution.sums, execution.complete))
                 saved = time.monotonic()
-        state.save(Progress(index + 1, 0, execution.sums))
+        state.save(Progress(index, len(share), execution.sums, execution.complete))
+        execution.complete |= team.add(execution.sums)
+        execution.sums = {}
+        state.save(Progress(index + 1, 0, {}, execution.complete))
         execution.end(index)
     execution.compute(plan.functions)
     return Outputs(plan, execution.maps, execution.tensors)
