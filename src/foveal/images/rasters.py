@@ -55,7 +55,8 @@ class ArrayRaster:
         self.values = values if values.ndim == 3 else values[..., None]
         self.name = name
         self.shape: tuple[int, int, int] = self.values.shape  # pyright: ignore[reportAttributeAccessIssue]
-        self.dtype, self.nodata = values.dtype, None
+        self.dtype = values.dtype
+        self.nodata: float | None = None
 
     def read(self, rows: slice, columns: slice) -> NDArray[Any]:
         return self.values[rows, columns]
@@ -65,7 +66,8 @@ class NpyRaster:
     """An image in an NPY file, whose rows are read by file operations and not mapped into memory."""
 
     def __init__(self, file: FileIO, name: str) -> None:
-        self.name, self._file, self.nodata = name, file, None
+        self.name, self._file = name, file
+        self.nodata: float | None = None
         shape, self.dtype, self._start = npy_layout(file, name)
         if len(shape) not in (2, 3) or 0 in shape:
             raise InputError(f"{name}: an array of shape {shape}: expected (H, W, C) or (H, W)")
@@ -77,7 +79,7 @@ class NpyRaster:
         for index, row in enumerate(values):
             place = ((rows.start + index) * width + columns.start) * channels
             self._file.seek(self._start + place * self.dtype.itemsize)
-            if self._file.readinto(memoryview(row).cast("B")) != row.nbytes:
+            if self._file.readinto(row.data.cast("B")) != row.nbytes:
                 raise InputError(f"{self.name}: truncated")
         return values
 
@@ -184,7 +186,8 @@ def valid_pixels(window: NDArray[Any], nodata: float | None) -> NDArray[np.bool_
     """Which pixels of a window ``(h, w, C)`` have data: a band that differs from the value of pixels without data."""
     if nodata is None:
         return np.ones(window.shape[:2], bool)
-    return ~np.isnan(window).all(2) if np.isnan(nodata) else (window != nodata).any(2)
+    missing = np.isnan(window) if np.isnan(nodata) else window == nodata
+    return np.asarray(~missing.all(axis=2))
 
 
 def as_bands(window: NDArray[Any], raster: Raster, bands: Bands) -> NDArray[Any]:

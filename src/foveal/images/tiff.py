@@ -10,7 +10,7 @@ import io
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -191,7 +191,8 @@ def _read_directory(
     return tags, struct.unpack(order + word, tail)[0] if len(tail) == inline else 0
 
 
-class RawTag(NamedTuple):
+@dataclass(frozen=True)
+class RawTag:
     """A tag as it is stored: number of its type, number of values, and these in little-endian order."""
 
     kind: int

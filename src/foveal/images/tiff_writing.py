@@ -11,7 +11,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -182,8 +182,8 @@ def scaled_georeference(tags: Mapping[int, RawTag], scale: int) -> dict[int, Raw
         if number in tags:
             values = np.frombuffer(tags[number].data, "<f8")
             changed = values * np.resize(factors, len(values))
-            scaled[number] = tags[number]._replace(data=changed.astype("<f8").tobytes())
+            scaled[number] = replace(tags[number], data=changed.astype("<f8").tobytes())
     if TRANSFORMATION in tags:
         matrix = np.frombuffer(tags[TRANSFORMATION].data, "<f8").reshape(4, 4) / [scale, scale, 1, 1]
-        scaled[TRANSFORMATION] = tags[TRANSFORMATION]._replace(data=matrix.astype("<f8").tobytes())
+        scaled[TRANSFORMATION] = replace(tags[TRANSFORMATION], data=matrix.astype("<f8").tobytes())
     return scaled

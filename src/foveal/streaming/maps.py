@@ -15,8 +15,9 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +89,7 @@ class DiskMap:
         values = np.empty((region.height, region.width, self.channels), self.dtype)
         for index, row in enumerate(values):
             self.file.seek(self._offset(region.top + index, region.left))
-            if self.file.readinto(memoryview(row).cast("B")) != row.nbytes:
+            if self.file.readinto(row.data.cast("B")) != row.nbytes:
                 raise InputError(f"{self.file.name}: truncated; remove the folder and start again")
         return values
 
@@ -96,7 +97,7 @@ class DiskMap:
         values = np.ascontiguousarray(values, self.dtype)
         for index, row in enumerate(values):
             self.file.seek(self._offset(region.top + index, region.left))
-            self.file.write(memoryview(row).cast("B"))
+            self.file.write(row.data.cast("B"))
 
     def sync(self) -> None:
         os.fsync(self.file.fileno())
@@ -106,7 +107,8 @@ class DiskMap:
         self.file.close()
 
 
-class Progress(NamedTuple):
+@dataclass(frozen=True)
+class Progress:
     """How far a computation is.
 
     Attributes:

@@ -151,13 +151,10 @@ def _levels(program: Program) -> dict[str, int]:
         earliest[name] = max(after, default=0)
     last = max(earliest.values())
     levels: dict[str, int] = {}
-    for name, step in reversed(steps.items()):
+    for name, step in reversed(list(steps.items())):
         if step.reduction is not None or step.extent is None:
             levels[name] = earliest[name]
-        elif name in program.outputs:
-            # What nothing else reads waits for the last pass, where the other outputs are.
-            levels[name] = min((levels[user.name] for user in users[name]), default=last)
-        else:
+        else:  # an output that no step reads waits for the last pass
             levels[name] = min((levels[user.name] for user in users[name]), default=last)
     return levels
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from ..errors import ConfigError
 from ..layers.conv import pad_same, widened
@@ -182,14 +183,14 @@ class _Walk:
 
     def __init__(self, module: fx.GraphModule, results: dict[str, Any], image: Extent, channels: int) -> None:
         self.modules, self.module = dict(module.named_modules()), module
-        self.results, self.image = results, image
+        self.results, self.image = results | {SOURCE: next(iter(results.values()))}, image
         self.steps = {SOURCE: Step(SOURCE, "", (), channels, image)}
         self.outputs: tuple[str, ...] = ()
         self.converted: dict[nn.Module, Operation] = {}  # a module may be used several times
         self.values: dict[str, Any] = {}  # by node: a _Ref, or what the node is for this size of the image
 
     def visit(self, node: fx.Node) -> None:
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: self.values[each.name])
+        args, kwargs = map_arg((node.args, node.kwargs), lambda each: self.values[each.name])
         if node.op == "placeholder":
             self.values[node.name] = _Ref(SOURCE)
         elif node.op == "get_attr":
@@ -209,13 +210,14 @@ class _Walk:
         refs = _refs((args, kwargs))
         if not refs:
             method = node.op == "call_method"
-            return getattr(args[0], str(target))(*args[1:], **kwargs) if method else target(*args, **kwargs)
+            call: Any = getattr(args[0], str(target)) if method else target
+            return call(*args[method:], **kwargs)
         first = self.steps[refs[0].name]
         if target in (getattr, "size"):
             shape = self._shape(first)
             if target == "size":
                 return shape[args[1]] if len(args) > 1 else shape
-            return shape if args[1] == "shape" else getattr(self.results[node.args[0].name], args[1])
+            return shape if args[1] == "shape" else getattr(self.results[first.name], args[1])
         names = tuple(ref.name for ref in refs)
         if all(self.steps[name].extent is None for name in names):
             return self._add(node, names, function=_bound(node, target, args, kwargs))

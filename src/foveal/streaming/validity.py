@@ -59,7 +59,7 @@ class Validity:
         columns = np.clip(np.arange(region.left, region.right) // factor, 0, extent.width - 1)
         inside = Region(rows[0], rows[-1] + 1, columns[0], columns[-1] + 1)
         inside = Region(*map(int, inside))
-        found = self._pixels(inside) if kept is None else kept.read(inside)[..., 0] != 0
+        found: Mask = self._pixels(inside) if kept is None else kept.read(inside)[..., 0].astype(bool)
         return found[np.ix_(rows - inside.top, columns - inside.left)]
 
     def lacks(self, part: Pass, index: int, extents: Iterable[Extent]) -> bool:
