@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 #: loads names when they are used, and its files without a folder that serve users stand directly below.
 ORDER = [
     "__main__", "cli", "commands", "", "losses", "costs",
-    "training", "measuring", "exporting", "evaluation", "prediction", "timm",
+    "training", "measuring", "exporting", "evaluation", "prediction", "streaming", "timm",
     "engine", "factory", "tasks", "weights", "models", "data", "layers", "images",
     "config", "info", "task", "progress", "timing", "compiling", "files", "assets", "errors", "text",
 ]  # fmt: skip

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from .prediction.results import UpscaleResult as UpscaleResult
     from .prediction.segment_anything import SamAutomaticMaskGenerator as SamAutomaticMaskGenerator
     from .prediction.segment_anything import SamPredictor as SamPredictor
+    from .prediction.streamed import StreamResult as StreamResult
+    from .prediction.streamed import stream as stream
     from .training.config import TrainConfig as TrainConfig
     from .training.train import train as train
     from .weights.loading import LoadReport as LoadReport
@@ -66,6 +68,7 @@ _HOME = {
     "SamAutomaticMaskGenerator": "prediction.segment_anything",
     "SamPredictor": "prediction.segment_anything",
     "SegmentResult": "prediction.results",
+    "StreamResult": "prediction.streamed",
     "TrainConfig": "training.config",
     "UpscaleResult": "prediction.results",
     "average_recall": "evaluation.coco",
@@ -84,6 +87,7 @@ _HOME = {
     "optimize": "layers.optimize",
     "push_to_hub": "factory.pretrained",
     "save_pretrained": "factory.pretrained",
+    "stream": "prediction.streamed",
     "train": "training.train",
 }
 
@@ -108,6 +112,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "SamAutomaticMaskGenerator",
     "SamPredictor",
     "SegmentResult",
+    "StreamResult",
     "TrainConfig",
     "UpscaleResult",
     "average_recall",
@@ -126,6 +131,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "optimize",
     "push_to_hub",
     "save_pretrained",
+    "stream",
     "train",
 ]
 

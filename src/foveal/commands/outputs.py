@@ -19,6 +19,7 @@ from .console import say
 T = TypeVar("T")
 FOLDER = Path("foveal-out")  #: default folder of the results
 _WAITING = 2  # results that wait to be written while the next ones are computed
+_FOLDER_FORMAT = ".zarr"  # a result that is a folder
 OVERLAY = ".overlay.jpg"  #: end of the name of the image with the result over it
 
 
@@ -149,7 +150,7 @@ def list_jobs(images: list[Path], out: Path, suffix: str = ".png", picture: str 
     """
     from ..images.formats import SUFFIXES
 
-    if out.suffix.lower() in (suffix, *SUFFIXES) and not out.is_dir():
+    if out.suffix.lower() in (suffix, *SUFFIXES) and (not out.is_dir() or out.suffix.lower() == _FOLDER_FORMAT):
         if len(images) > 1 or images[0].is_dir():
             raise ConfigError(f"--out {out}: several results need a folder, a name without {out.suffix}")
         if out.suffix.lower() != suffix:

@@ -23,6 +23,7 @@ from .console import (
     print_table,
     say,
 )
+from .exact import Exact, Keep, check_options, run_exact
 from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_stream
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ def segment(
     label: Path | None = None,
     tile: Tile = None,
     overlap: Overlap = None,
+    exact: Exact = False,
+    keep: Keep = None,
     resume: bool = False,
     batch_size: BatchSize = None,
     engine: Engines = ANY_ENGINE,
@@ -54,6 +57,7 @@ def segment(
         Bundled name, checkpoint, exported file or training run.
     out
         Folder for masks (PNG of class indices with a palette) and overlays, or the PNG file of a single image's mask.
+        With --exact, masks are TIFF (tiled, with overviews) unless the name ends in .png, .npy or .zarr.
     overlay
         Also write the image with the colours of the classes over it; default: for a single image.
     legend
@@ -63,6 +67,13 @@ def segment(
     resume
         Skip images whose mask, and overlay if one is asked for, exist.
     """
+    if exact:
+        unusable = {"overlay": overlay, "legend": legend, "label": label, "overlap": overlap, "batch_size": batch_size}
+        engine = check_options(engine, **unusable)
+        request = Request(images, out, tile=tile, resume=resume, as_json=json)
+        return run_exact(model, engine, "segment", request, keep)
+    if keep is not None:
+        raise ConfigError(f"--keep {keep} goes with --exact")
     predictor = open_model(model, engine, "segment")
     if legend and overlay is False:
         raise ConfigError("--legend goes with --overlay: leave out --no-overlay")

@@ -62,8 +62,7 @@ def upscale(
     compare
         Also write the middle of the image next to its bicubic interpolation: bicubic left, the model right, with names.
     exact
-        Tiles give the result of the whole image: attention reads the whole image first. Takes two to three times as
-        long.
+        Tiles give the result of the whole image in one pass of the network; maps are kept in temporary files.
     check_tiles
         Also upscale the image as a whole and print how close the tiles come (for a single image; needs its memory).
     resume

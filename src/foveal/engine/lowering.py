@@ -161,7 +161,7 @@ def _efficientvit_block(builder: Builder, module: EfficientViTBlock, x: int) -> 
 
 
 def _attention(builder: Builder, module: MultiScaleLinearAttention, x: int, residual: int | None = None) -> int:
-    if not module.global_attention or module.context_override is not None:
+    if not module.global_attention:
         raise NotCoveredError(
             f"{builder.info.model}: the native engine computes linear attention over the whole map only"
         )

@@ -7,6 +7,7 @@ import math
 import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
@@ -64,6 +65,25 @@ def npy_shape(source: str | Path | bytes, name: str) -> tuple[int, ...]:
         return _header(file)[0]
 
 
+def npy_layout(file: BinaryIO | FileIO, name: str) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape and type of the array of an open NPY file, and where its values begin, to read parts of it.
+
+    Raises:
+        InputError: damaged, truncated, or an array in Fortran's order or of Python objects.
+    """
+    with _one_line_errors(name):
+        shape, dtype, by_columns = _layout(file)
+        start = file.tell()
+        length = file.seek(0, io.SEEK_END)
+        if by_columns:
+            raise InputError(f"{name}: an array in Fortran's order: save numpy.ascontiguousarray(array)")
+        if dtype.hasobject or dtype.names or dtype.kind not in "uif":
+            raise InputError(f"{name}: an array of {dtype}; images are arrays of uint8, uint16 or float32")
+        if start + math.prod(shape) * dtype.itemsize > length:
+            raise InputError(f"{name}: truncated, its header says {'x'.join(map(str, shape))} values of {dtype}")
+        return shape, dtype, start
+
+
 @contextmanager
 def _one_line_errors(name: str) -> Iterator[None]:
     try:
@@ -79,11 +99,17 @@ def _open(source: str | Path | bytes) -> BinaryIO:
 
 
 def _header(file: Any) -> tuple[tuple[int, ...], np.dtype]:
+    shape, dtype, _ = _layout(file)
+    return shape, dtype
+
+
+def _layout(file: Any) -> tuple[tuple[int, ...], np.dtype, bool]:
+    """Shape, type, and whether columns are stored one after the other; the values begin where the file then is."""
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(file)
     if version not in read:
         raise ValueError(f"version {version}")
-    shape, _, dtype = read[version](file)
+    shape, by_columns, dtype = read[version](file)
     if any(side < 0 for side in shape):
         raise ValueError(f"shape {shape}")
-    return shape, dtype
+    return shape, dtype, by_columns

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image, JpegImagePlugin, TiffImagePlugin
 
 from ..errors import InputError
 
@@ -27,7 +27,11 @@ _UNPACKED = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, deflate, run len
 _TYPES = {
     (1, 8): "u1", (1, 16): "u2", (2, 8): "i1", (2, 16): "i2", (3, 16): "f2", (3, 32): "f4", (3, 64): "f8",
 }  # fmt: skip
+JPEG_TABLES = 347
+NODATA = 42113  #: GDAL's tag of the value, as text, of pixels without data
 _MAX_PAGES = 4096
+_RAW_BYTES = 16 << 20  # of one tag that is copied
+_BLOCK_VALUES = 1 << 28  # of one tile or strip
 _TAG_BYTES = 64 << 20  # content of all tags that is read, unless the file is larger
 
 
@@ -96,6 +100,12 @@ class Page:
         fits = self.first(262) not in (_PALETTE, 6) and self.first(266, 1) == 1
         return fits and self.first(259, 1) in _UNPACKED and self.dtype != ""
 
+    @property
+    def is_jpeg(self) -> bool:
+        """Whether the blocks of the page are JPEG streams of grey, RGB or luma and chroma, 8 bits each."""
+        kind = self.first(259, 1) == 7 and self.first(284, 1) == 1 and set(self.tags.get(258, ())) == {8}
+        return kind and (self.first(262), self.bands) in ((1, 1), (2, 3), (6, 3))
+
 
 def pages(file: BinaryIO, name: str, *, strict: bool = True) -> list[Page]:
     """The pages of a TIFF file without previews and transparency masks, from its tags; the file's position is kept.
@@ -133,11 +143,7 @@ def page_of(image: TiffImagePlugin.TiffImageFile) -> Page:
 
 def _directories(file: BinaryIO, name: str) -> Iterator[Page]:
     length = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    head = file.read(16)
-    order = "<" if head[:2] == b"II" else ">"
-    big = struct.unpack(order + "H", head[2:4])[0] == 43
-    offset = struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0]
+    order, big, offset = _header(file)
     seen: set[int] = set()
     while offset and offset not in seen:
         if len(seen) == _MAX_PAGES:
@@ -145,6 +151,15 @@ def _directories(file: BinaryIO, name: str) -> Iterator[Page]:
         seen.add(offset)
         tags, offset = _read_directory(file, name, offset, length, order, big)
         yield Page(tags, order)
+
+
+def _header(file: BinaryIO) -> tuple[str, bool, int]:
+    """Byte order, whether it is a BigTIFF, and the position of the first directory."""
+    file.seek(0)
+    head = file.read(16)
+    order = "<" if head[:2] == b"II" else ">"
+    big = struct.unpack(order + "H", head[2:4])[0] == 43
+    return order, big, struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0]
 
 
 def _read_directory(
@@ -174,6 +189,44 @@ def _read_directory(
             raise InputError(f"{name}: damaged or truncated (the data of tag {tag} is missing)")
         tags[tag] = struct.unpack_from(f"{order}{number}{_INTEGERS[kind]}", data)
     return tags, struct.unpack(order + word, tail)[0] if len(tail) == inline else 0
+
+
+@dataclass(frozen=True)
+class RawTag:
+    """A tag as it is stored: number of its type, number of values, and these in little-endian order."""
+
+    kind: int
+    count: int
+    data: bytes
+
+
+def raw_tags(file: BinaryIO, name: str, wanted: Iterable[int]) -> dict[int, RawTag]:
+    """The tags of these numbers in the first directory of a TIFF file, to be written again unchanged.
+
+    Raises:
+        InputError, struct.error: damaged.
+    """
+    length = file.seek(0, io.SEEK_END)
+    order, big, offset = _header(file)
+    word, entry, count_kind = ("Q", 20, "Q") if big else ("I", 12, "H")
+    inline = struct.calcsize(word)
+    file.seek(offset)
+    (count,) = struct.unpack(order + count_kind, file.read(struct.calcsize(count_kind)))
+    rows, found, chosen = file.read(min(count, 1 << 16) * entry), dict[int, RawTag](), set(wanted)
+    for start in range(0, len(rows) - entry + 1, entry):
+        tag, kind, number = struct.unpack_from(f"{order}HH{word}", rows, start)
+        if tag not in chosen or kind not in _SIZES:
+            continue
+        data, size = rows[start + 4 + inline : start + entry], number * _SIZES[kind]
+        if size > min(length, _RAW_BYTES):
+            raise InputError(f"{name}: damaged (tag {tag} claims {size} bytes)")
+        if size > inline:
+            file.seek(struct.unpack(order + word, data)[0])
+            data = file.read(size)
+        width = {5: 4, 10: 4}.get(kind, _SIZES[kind])
+        values = np.frombuffer(data[:size], f"{order}u{width}")
+        found[tag] = RawTag(kind, number, values.astype(f"<u{width}").tobytes())
+    return found
 
 
 def _claimed(rows: bytes, length: int, order: str, big: bool) -> int:
@@ -225,6 +278,81 @@ def read_page(content: bytes, page: Page, name: str) -> NDArray[Any]:
     if page.first(262, 1) == 0 and page.bands == 1 and values.dtype.kind == "u":  # 0 is white
         values = np.iinfo(values.dtype).max - values
     return values
+
+
+class Blocks:
+    """The tiles or strips of a page, which are decoded one by one.
+
+    Args:
+        page: a plain one, or of JPEG.
+        name: of the file, for messages.
+        tables: content of the tag :data:`JPEG_TABLES`; empty: each block has its own.
+
+    Attributes:
+        height, width: of a block, in pixels; those at the bottom and right reach to the end of the page only.
+    """
+
+    def __init__(self, page: Page, name: str, tables: bytes = b"") -> None:
+        self.page, self.name, self._tables = page, name, tables
+        wide, high = page.size
+        self.width, self.height = page.first(322) or wide, page.first(323) or min(page.first(278, high), high)
+        self._across, self._down = -(-wide // self.width), -(-high // self.height)
+        self._planes = page.bands if page.first(284, 1) == 2 else 1
+        self._offsets = page.tags.get(324) or page.tags.get(273, ())
+        self._counts = page.tags.get(325) or page.tags.get(279, ())
+        expected = self._across * self._down * self._planes
+        if not expected or {len(self._offsets), len(self._counts)} != {expected}:
+            raise InputError(f"{name}: damaged (the places of its pixels are missing)")
+        if self.height * self.width * page.bands > _BLOCK_VALUES:
+            raise InputError(
+                f"{name}: stored in blocks of {self.width}x{self.height} pixels, too large to read in windows: convert "
+                "it to tiles"
+            )
+
+    def read(self, file: BinaryIO, row: int, column: int) -> NDArray[Any]:
+        """The values of a block, ``(h, w, bands)``."""
+        wide, high = self.page.size
+        height = min(self.height, high - row * self.height)
+        width = min(self.width, wide - column * self.width)
+        bands = self.page.bands // self._planes
+        planes = []
+        for plane in range(self._planes):
+            index = (plane * self._down + row) * self._across + column
+            planes.append(self._plane(file, index, bands, height)[:height, :width])
+        values = np.concatenate(planes, axis=2) if len(planes) > 1 else planes[0]
+        if self.page.first(262, 1) == 0 and self.page.bands == 1 and values.dtype.kind == "u":  # 0 is white
+            values = np.iinfo(values.dtype).max - values
+        return np.ascontiguousarray(values)
+
+    def _plane(self, file: BinaryIO, index: int, bands: int, height: int) -> NDArray[Any]:
+        """One plane of a block, as a file of its own for the decoder."""
+        offset, count = self._offsets[index], self._counts[index]
+        if not count:  # a block that was never written
+            return np.zeros((self.height, self.width, bands), np.dtype(self.page.dtype).newbyteorder("="))
+        file.seek(offset)
+        packed = file.read(min(count, _BLOCK_VALUES * 16))
+        if len(packed) < count:
+            raise InputError(f"{self.name}: damaged or truncated (pixels are missing)")
+        tiled = 324 in self.page.tags
+        rows = self.height if tiled else height
+        if self.page.is_jpeg:
+            return _decode_jpeg(packed, self._tables, self.page, (self.width, rows), self.name)
+        tags = {key: value for key, value in self.page.tags.items() if key not in (273, 279, 322, 323, 324, 325)}
+        tags |= {256: (self.width,), 257: (rows,), 278: (rows,)}
+        if tiled:
+            tags |= {322: (self.width,), 323: (rows,), 324: (8,)}
+        return _read_plane(bytes(8) + packed, Page(tags, self.page.order), bands, (8,), (count,))
+
+
+def _decode_jpeg(packed: bytes, tables: bytes, page: Page, size: tuple[int, int], name: str) -> NDArray[np.uint8]:
+    """A block of JPEG (Adobe Photoshop TIFF Technical Note 2): its tables are in a tag, its colours in another."""
+    # Adobe's marker says whether three channels are luma and chroma; without it decoders guess.
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64" + bytes(4) + bytes([page.first(262) == 6])
+    stream = b"\xff\xd8" + adobe + tables[2:-2] + packed[2:]
+    with JpegImagePlugin.JpegImageFile(io.BytesIO(stream), "") as image:
+        if image.size != size or len(image.getbands()) != page.bands:
+            raise InputError(f"{name}: damaged (a block of JPEG has another size or other bands)")
+        return np.asarray(image).reshape(size[1], size[0], page.bands)
 
 
 def _read_plane(

@@ -41,6 +41,7 @@ class Canvas:
         channels: 1 for grey, 2 for grey with alpha, 3 for RGB, 4 for RGB with alpha.
         bits: bits per channel, 8 or 16.
         icc: colour profile; empty for none.
+        palette: of a PNG with one channel of indices, three bytes for each; empty for none.
     """
 
     height: int
@@ -48,6 +49,7 @@ class Canvas:
     channels: int = 3
     bits: int = 8
     icc: bytes = b""
+    palette: bytes = b""
 
     def check(self, path: Path) -> None:
         """Raise an InputError if the format of ``path`` cannot store the picture."""
@@ -90,17 +92,20 @@ def write_picture(path: str | Path, canvas: Canvas, bands: Iterable[NDArray[Any]
 
 
 def _write_png(file: BinaryIO, canvas: Canvas, bands: Iterable[NDArray[Any]]) -> None:
-    """Write a PNG (ISO/IEC 15948). All rows use the Paeth filter, the best single filter for photographs."""
+    """Write a PNG (ISO/IEC 15948). Without a palette, all rows use the Paeth filter, the best one for photographs."""
 
     def chunk(kind: bytes, data: bytes) -> None:
         file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
 
-    colour = {1: 0, 2: 4, 3: 2, 4: 6}[canvas.channels]
+    colour = 3 if canvas.palette else {1: 0, 2: 4, 3: 2, 4: 6}[canvas.channels]
     step = canvas.channels * canvas.bits // 8  # bytes per pixel
     file.write(b"\x89PNG\r\n\x1a\n")
     chunk(b"IHDR", struct.pack(">IIBBBBB", canvas.width, canvas.height, canvas.bits, colour, 0, 0, 0))
     if canvas.icc:
         chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(canvas.icc))
+    if canvas.palette:
+        chunk(b"PLTE", canvas.palette)
+        step = 0
     chunk(b"IDAT", b"\x78\x01")  # header of a zlib stream (RFC 1950): 32 KiB of history, fast compression
     checksum = zlib.adler32(b"")
     for filtered, compressed in _compressed_blocks(_row_blocks(canvas, bands), step):
@@ -139,8 +144,14 @@ def _compressed_blocks(
 
 
 def _compress_block(rows: NDArray[np.uint8], above: NDArray[np.uint8], step: int) -> tuple[bytes, bytes]:
-    """The filtered bytes of a block of rows, and the same compressed without reference to other blocks."""
-    filtered = _filter_paeth(rows, np.concatenate([above, rows[:-1]]), step).tobytes()
+    """The filtered bytes of a block of rows, and the same compressed without reference to other blocks.
+
+    With a step of 0, rows are not filtered: differences of a palette's indices mean nothing.
+    """
+    if step:
+        filtered = _filter_paeth(rows, np.concatenate([above, rows[:-1]]), step).tobytes()
+    else:
+        filtered = np.pad(rows, ((0, 0), (1, 0))).tobytes()
     compressor = zlib.compressobj(_LEVEL, wbits=-zlib.MAX_WBITS)
     return filtered, compressor.compress(filtered) + compressor.flush(zlib.Z_SYNC_FLUSH)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .conv import ConvNormAct
-from .windows import cut_map, join_map
+from .windows import Part, cut_map, join_map
 
 
 class CascadedGroupAttention(nn.Module):
@@ -63,6 +63,10 @@ class CascadedGroupAttention(nn.Module):
         )
         self.project = ConvNormAct(channels, channels, 1, norm_eps=norm_eps)
         self.position_biases = nn.Parameter(torch.zeros(num_heads, window_size**2))
+
+    def parts(self) -> list[Part]:
+        """The parts of the layer, for computing large maps in pieces."""
+        return [Part(self.forward, self.window_size)]
 
     def forward(self, x: Tensor) -> Tensor:
         return join_map(self._attend(cut_map(x, self.window_size)), x.shape[2], x.shape[3])

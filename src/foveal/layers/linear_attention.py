@@ -358,14 +358,7 @@ class MultiScaleLinearAttention(nn.Module):
             for size in scales
         )
         self.project = ConvNormAct(inner * (1 + len(scales)), out_chans or in_chans, 1, norm=norm, norm_eps=norm_eps)
-        self.context_override: tuple[Tensor, Tensor] | None = None  # replaces the keys and values
         self.channels_last = False  # set by foveal.optimize
-
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute q, k and v of all heads and branches, each ``(B, heads * branches, H * W, head_dim)``."""
-        # Token-major views without a copy.
-        q, k, v = self._channel_major_heads(x).transpose(-2, -1).split(self.head_dim, dim=-1)
-        return q, k, v
 
     def _channel_major_heads(self, x: Tensor) -> Tensor:
         """Compute q, k and v of all heads and branches one after the other, ``(B, heads * branches, 3 D, N)``."""
@@ -375,16 +368,13 @@ class MultiScaleLinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, _, h, w = x.shape
-        attends = self.global_attention and self.context_override is None
-        if attends and self.channels_last and can_run(x, self.qkv.weight):
+        if self.global_attention and self.channels_last and can_run(x, self.qkv.weight):
             return self.project(attend_channels_last(self.qkv(x), self.aggregate, self.head_dim, self.eps))
-        if attends:
-            out = _attend_channel_major(self._channel_major_heads(x), self.head_dim, self.eps)
+        heads = self._channel_major_heads(x)
+        if self.global_attention:
+            out = _attend_channel_major(heads, self.head_dim, self.eps)
         else:
-            q, k, v = self.heads(x)
-            if self.context_override is not None:
-                k, v = self.context_override
-            out = (linear_attention(q, k, v, eps=self.eps) if self.global_attention else v).transpose(-2, -1)
+            out = heads[:, :, 2 * self.head_dim :]
         return self.project(out.reshape(b, -1, h, w))
 
 

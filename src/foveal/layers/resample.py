@@ -42,6 +42,7 @@ class BicubicUpsample(nn.Module):
     """
 
     taps: Tensor
+    reach = 2  #: input pixels on each side of a pixel that its interpolation reads
 
     def __init__(self, factor: int, a: float = -0.75) -> None:
         super().__init__()
@@ -53,7 +54,16 @@ class BicubicUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.factor == 1:
             return x
-        planes = F.pad(x.flatten(0, 1).unsqueeze(1), (2, 2, 2, 2), mode="replicate")  # (B*C, 1, H + 4, W + 4)
+        planes = F.pad(x.flatten(0, 1).unsqueeze(1), (self.reach,) * 4, mode="replicate")  # (B*C, 1, H + 4, W + 4)
+        return self._enlarge_planes(planes, x)
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        """Upsample maps that are padded already: ``(B, C, H + 4, W + 4) -> (B, C, factor * H, factor * W)``."""
+        if self.factor == 1:
+            return x[..., self.reach : -self.reach, self.reach : -self.reach]
+        return self._enlarge_planes(x.flatten(0, 1).unsqueeze(1), x)
+
+    def _enlarge_planes(self, planes: Tensor, x: Tensor) -> Tensor:
         phases = F.conv2d(planes, _kernel(x, self.taps, self.factor, self.a))  # (B*C, factor^2, H, W)
         return F.pixel_shuffle(phases, self.factor).unflatten(0, x.shape[:2]).squeeze(2)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +12,19 @@ from torch import Tensor
 
 from .leaf import leaf
 from .resample import ceil_div, crop
+
+
+class Part(NamedTuple):
+    """A part of a module that maps a map to a map, and how far it mixes places; a module lists its parts in order.
+
+    Attributes:
+        function: of a map.
+        window: side of the windows, from the first row and column on, to which it is confined: 1 if each place is
+            computed by itself. 0: ``function`` is a module of further layers. ``None``: it mixes the whole map.
+    """
+
+    function: Callable[[Tensor], Tensor]
+    window: int | None
 
 
 class Windows:

@@ -101,9 +101,6 @@ class EfficientViTSR(Backbone):
         )
         self.merge = ConvNormAct(width, width, 3, norm=False)
         self.feature_info = [FeatureInfo(width, 1)]
-        # Radius of the receptive field without the attention: stem, head and merge add 1 pixel each, a residual block
-        # 2, a context block 1 + 2 * (2 + 1) + 1, rounded up.
-        self.reach = 3 + config.depth * (2 * config.convs + 10)
         for module in self.modules():
             last = _last_conv(module)
             if last is not None and not last.weight.is_meta:

@@ -30,7 +30,7 @@ from ..layers.conv import ConvNormAct, LayerNorm2d, ResidualConv, widened
 from ..layers.drop_path import DropPath, drop_path_rates
 from ..layers.mlp import Mlp
 from ..layers.scan import selective_scan
-from ..layers.windows import Windows, to_map
+from ..layers.windows import Part, Windows, to_map
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 from .renaming import Renaming, rename_key, rename_keys
 
@@ -188,8 +188,15 @@ class WindowStage(nn.Module):
             for mixer, rate in zip(mixers, drop_path, strict=True)
         )
 
+    def parts(self) -> list[Part]:
+        """The parts of the stage, for computing large maps in pieces."""
+        window = None if isinstance(self.window_size, str) else self.window_size
+        return [Part(self.downsample, 0), Part(self._mix_windows, window)]
+
     def forward(self, x: Tensor) -> Tensor:
-        x = self.downsample(x)
+        return self._mix_windows(self.downsample(x))
+
+    def _mix_windows(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         if isinstance(self.window_size, str):
             return to_map(self._mix(x.flatten(2).transpose(1, 2)), height, width)

@@ -40,7 +40,6 @@ class RealtimeSR(Backbone):
         self.stem = nn.Sequential(ConvNormAct(in_chans, WIDTH, 3, norm=False))
         self.stages = nn.ModuleList(RepConv(WIDTH, fused=fused) for _ in range(DEPTH))
         self.feature_info = [FeatureInfo(WIDTH, 1)]
-        self.reach = 2 + DEPTH  # radius of the receptive field: 1 pixel for each convolution
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_min_size(x, self.min_size)

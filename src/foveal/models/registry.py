@@ -35,7 +35,6 @@ class Backbone(nn.Module):
         min_size: smallest side of an image, in pixels.
         undecayed: last parts of the names of parameters without weight decay, in addition to norms and biases.
         optional: names of modules that a checkpoint for fine-tuning may lack; they then keep their initial values.
-        reach: radius of the receptive field in pixels, linear attention left out; 0: unknown.
     """
 
     stem: nn.Sequential
@@ -44,7 +43,6 @@ class Backbone(nn.Module):
     min_size: int = 32
     undecayed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    reach: int = 0
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_min_size(x, self.min_size)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..layers.conv import ConvNormAct
 from ..layers.mlp import Mlp
-from ..layers.windows import Windows, to_map
+from ..layers.windows import Part, Windows, to_map
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 from .renaming import Renaming, rename_keys
 from .vit import ClassifierHead
@@ -110,10 +110,19 @@ class AttentionBlock(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.mlp = Mlp(channels, 4 * channels)
 
+    def parts(self) -> list[Part]:
+        """The parts of the block, for computing large maps in pieces."""
+        return [Part(self._attend, self.window_size), Part(self.local, 0), Part(self._feed_forward, 1)]
+
     def forward(self, x: Tensor) -> Tensor:
+        return self._feed_forward(self.local(self._attend(x)))
+
+    def _attend(self, x: Tensor) -> Tensor:
+        windows = Windows(self.window_size, x.shape[-2], x.shape[-1], neutral=False, device=x.device)
+        return x + windows.join(self.attention(windows.cut(x)))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        windows = Windows(self.window_size, height, width, neutral=False, device=x.device)
-        x = self.local(x + windows.join(self.attention(windows.cut(x))))
         tokens = x.flatten(2).transpose(1, 2)
         return to_map(tokens + self.mlp(self.norm(tokens)), height, width)
 

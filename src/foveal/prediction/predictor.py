@@ -29,7 +29,6 @@ from .results import ClassifyResult, SegmentResult, UpscaleResult, class_names
 from .runner import PromptRunner, Runner
 from .tiles import (
     MIN_SIZE,
-    TILE,
     WHOLE,
     check_segment_tiles,
     check_upscale_tiles,
@@ -344,11 +343,11 @@ class Predictor:
             image: path, Pillow image or uint8 or uint16 array.
             tile: side of the tiles.
             overlap: pixels that neighbouring tiles share at least.
-            exact: tiles give the result of the whole image, within rounding. Each attention layer uses the sums over
-                the whole image, which takes one pass over it, and ``overlap`` is what the convolutions need.
+            exact: the result of the whole image in one pass of the network, within rounding, computed in pieces of
+                ``tile`` pixels; maps between its passes are kept in memory or in a temporary folder.
 
         Raises:
-            ConfigError: ``exact`` with an exported file, or with a network whose receptive field is unknown.
+            ConfigError: ``exact`` with an exported file, or with a network that cannot be computed in pieces.
         """
         return self._prepare_upscale(image, tile, overlap, exact).run(self.runner)
 
@@ -383,22 +382,14 @@ class Predictor:
         if not exact:
             yield from enlarged_bands(enlarge, picture, scale, tile, overlap, largest=self.limits.size)
             return
-        runner, reach = self._exact_runner()
+        if not isinstance(self.runner, TorchRunner):
+            raise ConfigError("exact tiles need a torch model of Foveal's: load the checkpoint, not an exported file")
         if overlap is not None:
             raise ConfigError(f"overlap={overlap}: exact tiles overlap by what the network needs; leave it out")
-        from .exact_tiles import whole_context
+        check_upscale_tiles(tile, 0)
+        from .streamed_bands import exact_bands
 
-        tile = TILE if tile is None else tile
-        check_upscale_tiles(tile, 2 * reach)  # before the passes over the image
-        with whole_context(runner.model, picture.pixels, tile, reach):
-            yield from enlarged_bands(enlarge, picture, scale, tile, 2 * reach, discard_margin=reach)
-
-    def _exact_runner(self) -> tuple[TorchRunner, int]:
-        """The runner for exact tiles, and the reach of its convolutions in pixels."""
-        reach = getattr(self.runner.model.backbone, "reach", 0) if isinstance(self.runner, TorchRunner) else 0
-        if not isinstance(self.runner, TorchRunner) or not reach:
-            raise ConfigError("exact tiles need a torch model of Foveal's: load the checkpoint, not an exported file")
-        return self.runner, reach
+        yield from exact_bands(self.runner, picture, scale, tile)
 
     def _prepare_everything(self, image: ImageLike, tile: int | None, overlap: int | None) -> Prepared:
         if tile is not None or overlap is not None:

@@ -161,11 +161,11 @@ def enlarged_bands(
         bottom = top + len(colours) // scale
         if picture.grey:
             colours = np.broadcast_to(colours.mean(2, keepdims=True), colours.shape)
-        pixels = _quantise(colours, picture.pixels.dtype)
+        pixels = quantise(colours, picture.pixels.dtype)
         if picture.alpha is not None:
-            alpha = _interpolate_rows(picture.alpha, top, bottom, scale)
+            alpha = interpolate_rows(picture.alpha, top, bottom, scale)
             pixels = np.concatenate(
-                [pixels, _quantise(alpha[..., None].astype(np.float32), picture.pixels.dtype)], axis=2
+                [pixels, quantise(alpha[..., None].astype(np.float32), picture.pixels.dtype)], axis=2
             )
         yield pixels
         top = bottom
@@ -287,14 +287,14 @@ def _weights(spans: list[tuple[int, int]], overlap: int, discard_margin: int, sc
     return [ramp / total[first * scale : last * scale] for (first, last), ramp in zip(spans, ramps, strict=True)]
 
 
-def _interpolate_rows(alpha: NDArray, top: int, bottom: int, scale: int) -> NDArray[np.float64]:
+def interpolate_rows(alpha: NDArray, top: int, bottom: int, scale: int) -> NDArray[np.float64]:
     """Rows ``scale * top`` to ``scale * bottom`` of the bicubic interpolation of the whole alpha channel, 0..1."""
     first, last = max(0, top - _MARGIN), min(len(alpha), bottom + _MARGIN)
     rows = interpolated(alpha[first:last, :, None] / np.iinfo(alpha.dtype).max, scale)[..., 0]
     return rows[(top - first) * scale : (bottom - first) * scale]
 
 
-def _quantise(colours: NDArray, dtype: np.dtype) -> NDArray:
+def quantise(colours: NDArray, dtype: np.dtype) -> NDArray:
     """Round ``(rows, columns, C)`` from 0..1 to whole numbers, a few rows at a time, which stay in the cache."""
     peak = np.iinfo(dtype).max
     out = np.empty(colours.shape, dtype)

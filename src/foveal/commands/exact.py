@@ -1,0 +1,131 @@
+"""``--exact`` of the verbs: results of the whole image for images of any size, computed piece by piece."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ..errors import ConfigError
+from .console import Engine, open_model, print_json, print_table, say
+from .outputs import Job, Request, print_failed, run_jobs
+
+if TYPE_CHECKING:
+    from ..prediction.predictor import Predictor
+
+Exact = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="The result of the whole image at its full size, computed in pieces with maps kept on disk. --tile is "
+        "then the side of the pieces, and --resume also continues an interrupted image.",
+    ),
+]
+Keep = Annotated[
+    Literal["float32", "float16"] | None,
+    Parameter(help="With --exact: type of the maps on disk; default: float32. float16 halves them, and is not exact."),
+]
+
+
+def check_options(engine: Engine, **unusable: object) -> Engine:
+    """The engine for ``--exact``, which is torch.
+
+    Args:
+        engine: as requested.
+        **unusable: other options, which must not be given.
+
+    Raises:
+        ConfigError: another runtime, or an option that does not go with ``--exact``.
+    """
+    if engine.runtime not in ("auto", "torch"):
+        raise ConfigError(f"--exact runs with torch, not with {engine.runtime}: leave out --runtime")
+    for name, value in unusable.items():
+        if value not in (None, False):
+            raise ConfigError(f"--{name.replace('_', '-')} does not go with --exact: leave one of them out")
+    return dataclasses.replace(engine, runtime="torch")
+
+
+def run_exact(model: str, engine: Engine, task: str, request: Request, keep: str | None) -> int:
+    """Predict for the requested images; the exit code is 1 if some of many failed."""
+    from ..measuring import machine
+    from ..prediction.streamed_outputs import SUFFIXES
+    from ..streaming.team import is_first
+
+    predictor = open_model(model, engine, task)
+    suffix = request.out.suffix.lower()
+    plan = request.plan(suffix if suffix in SUFFIXES else ".tif")
+
+    def work(job: Job, progress: Callable[[float, str], None] | None = None) -> dict[str, Any]:
+        return stream_file(predictor, job, request, keep or "float32", progress)
+
+    done, failed = [], []
+    if request.many or not plan.jobs:
+        done, failed = run_jobs(task, plan, work, request.many)
+    else:
+        with percent_bar(task) as progress:
+            done.append(work(plan.jobs[0], progress))
+    if not is_first():
+        return 1 if failed else 0
+    if request.as_json:
+        about = {"model": predictor.info.ref, "runtime": predictor.runtime, "machine": machine.describe()}
+        print_json({**about, "images": done, "done_before": plan.before, "failed": failed})
+        return 1 if failed else 0
+    for report in done:
+        print_report(report)
+    say(f"{plan.tally(len(done))} with {predictor.info.ref}, {predictor.runtime}, on {machine.one_line()}")
+    return print_failed(failed)
+
+
+@contextmanager
+def percent_bar(name: str) -> Iterator[Callable[[float, str], None]]:
+    """Show the share of a single work that is done, and the time left, on standard error."""
+    from ..progress import Progress
+    from ..streaming.team import is_first
+
+    shown = 0
+    with Progress(is_first()).bar(name, 100) as bar:
+
+        def progress(share: float, text: str) -> None:
+            nonlocal shown
+            while shown < int(100 * share):
+                shown += 1
+                bar.advance(text)
+
+        yield progress
+
+
+def stream_file(
+    predictor: Predictor, job: Job, request: Request, keep: str, progress: Callable[[float, str], None] | None
+) -> dict[str, Any]:
+    """Predict for one image, and return the report that ``--json`` prints."""
+    from ..prediction.streamed import stream
+
+    started = time.perf_counter()
+    result = stream(
+        predictor, job.source, job.target, tile=request.tile, keep=keep, resume=request.resume, progress=progress
+    )
+    return {
+        "image": str(job.source),
+        "size": list(result.size),
+        "seconds": round(time.perf_counter() - started, 3),
+        "passes": result.passes,
+        "disk_bytes": result.disk_bytes,
+        "classes": [{"name": name, "share": round(share, 6)} for name, share in result.shares],
+        "files": [str(file) for file in job.files],
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Print a report of :func:`stream_file` as text."""
+    height, width = report["size"]
+    say(f"{report['image']}  {width}x{height}")
+    if report["classes"]:
+        print_table(("class", "pixels"), [(each["name"], f"{each['share']:7.2%}") for each in report["classes"]])
+    disk = report["disk_bytes"] / 1e6
+    say(f"{report['seconds']:.2f} s in {report['passes']} passes, with {disk:.0f} MB of maps on disk")
+    for file in report["files"]:
+        say(file)

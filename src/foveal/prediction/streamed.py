@@ -1,0 +1,240 @@
+"""Predict for images larger than memory, equal to the whole image in one pass of the network within rounding."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, InputError
+from ..images.preparing import prepare
+from ..images.rasters import Raster, as_bands, open_raster, valid_pixels
+from ..images.sources import ImageLike
+from ..info import ModelInfo, Preprocess
+from ..streaming.maps import DiskMap, MemoryState, check_disk, open_state, remove_state
+from ..streaming.regions import Region
+from .load import load
+from .predictor import Predictor
+from .results import class_names
+from .streamed_outputs import FINISHES, Finish, check_name, write_map
+from .torch_runner import TorchRunner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..streaming.passes import Plan
+
+KEEPS = ("float32", "float16")  #: types of the maps that are kept on disk
+
+Report = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """The result of :func:`stream`.
+
+    Attributes:
+        size: (H, W) of the image.
+        path: of the file that was written; ``None``: the result is ``outputs``.
+        outputs: without a file: the mask ``(H, W)``, the upscaled image ``(H, W, 3)``, the class scores ``(C,)``, or
+            the feature maps ``(C, h, w)``.
+        shares: when segmenting, (class name, share of the pixels) of every class that occurs, largest share first.
+        passes: number of passes over the image and its maps.
+        disk_bytes: of the maps that were kept at the same time.
+    """
+
+    size: tuple[int, int]
+    path: Path | None
+    outputs: list[NDArray[Any]] = field(repr=False)
+    shares: list[tuple[str, float]] = field(default_factory=list)
+    passes: int = 1
+    disk_bytes: int = 0
+
+
+def stream(
+    model: Predictor | str | os.PathLike[str],
+    source: ImageLike,
+    out: str | Path | None = None,
+    *,
+    tile: int | None = None,
+    keep: str = "float32",
+    resume: bool = False,
+    progress: Report | None = None,
+) -> StreamResult:
+    """Predict for one image of any size, piece by piece, with the result of the whole image within rounding.
+
+    TIFF and NPY files are read in windows, so that memory does not grow with the image; the maps between the passes are
+    kept in a folder next to ``out``. The image is seen at its full size.
+
+    Args:
+        model: a predictor of the torch runtime, or a reference for :func:`foveal.load`. It segments, upscales,
+            classifies, or is a backbone.
+        source: path, array, or anything else that predictors read.
+        out: file of the result: .tif, .zarr, .png or .npy for masks and images. Default: the result is returned, and
+            everything is kept in memory.
+        tile: side of the pieces in pixels; default: what fits into 50 MB. It does not change the result.
+        keep: type of the maps on disk; "float16" halves them, and the result is then not exact.
+        resume: continue an interrupted computation of the same result.
+        progress: called with the share of the work that is done and a text.
+
+    Raises:
+        ConfigError: a model that cannot be computed in pieces: the message names the layer and the reason; an option
+            that cannot be used.
+        InputError: an image that cannot be read, or too little disk.
+    """
+    predictor = model if isinstance(model, Predictor) else load(model, runtime="torch")
+    runner = _runner(predictor)
+    if keep not in KEEPS:
+        raise ConfigError(f"keep={keep!r}: give {' or '.join(KEEPS)}")
+    finish = _finish(predictor.info)
+    path = None if out is None else Path(out)
+    if path is not None:
+        check_name(path, finish)
+    elif resume:
+        raise ConfigError("resume needs out: without a file nothing is kept")
+    with open_raster(source, predictor.bands) as raster:
+        seen = _Input(raster, predictor, runner)
+        plan = _plan(runner, seen, finish, tile)
+
+        def described() -> dict[str, Any]:
+            return _describe(runner, raster, source, plan, keep)
+
+        return _run(predictor, seen, plan, finish, path, keep, progress, described, resume)
+
+
+def _runner(predictor: Predictor) -> TorchRunner:
+    if not isinstance(predictor.runner, TorchRunner):
+        raise ConfigError(
+            f"exact streaming needs the torch runtime: {predictor.info.ref} runs with {predictor.runtime.split()[0]}; "
+            "load a checkpoint with runtime='torch'"
+        )
+    return predictor.runner
+
+
+def _finish(info: ModelInfo) -> Finish:
+    if info.task not in FINISHES:
+        raise ConfigError(f"{info.ref} is for {info.task!r}, which cannot be streamed: its result is not of one pass")
+    if info.preprocess.size is not None and not FINISHES[info.task].any_size:
+        raise ConfigError(f"{info.ref} resizes every image to a fixed size, so the image needs no streaming")
+    return FINISHES[info.task]
+
+
+class _Input:
+    """What the network sees of an image; see :class:`foveal.streaming.run.Image`."""
+
+    def __init__(self, raster: Raster, predictor: Predictor, runner: TorchRunner) -> None:
+        self.raster, self.bands, self.device = raster, predictor.bands, runner.device
+        before = predictor.info.preprocess
+        self.preprocess = Preprocess(before.mean, before.std, dtype=before.dtype)  # at full size
+        self.has_gaps = raster.nodata is not None
+
+    def _window(self, region: Region) -> NDArray[Any]:
+        return self.raster.read(slice(region.top, region.bottom), slice(region.left, region.right))
+
+    def read(self, region: Region) -> Tensor:
+        import torch
+
+        window = self._window(region)
+        prepared = prepare(as_bands(window, self.raster, self.bands), self.preprocess)
+        if self.has_gaps:
+            prepared *= valid_pixels(window, self.raster.nodata)
+        return torch.from_numpy(prepared).to(self.device)
+
+    def valid(self, region: Region) -> NDArray[np.bool_]:
+        return valid_pixels(self._window(region), self.raster.nodata)
+
+
+def _plan(runner: TorchRunner, seen: _Input, finish: Finish, tile: int | None) -> Plan:
+    """The passes, checked for the side of the pieces."""
+    from ..streaming.passes import coarsest_stride, plan
+    from ..streaming.trace import derive
+
+    height, width, _ = seen.raster.shape
+    program = derive(runner.model, height, width, channels=len(seen.preprocess.mean), **runner.options)
+    if finish.operation is not None:
+        program = program.followed_by(
+            finish.operation(height, width), channels=finish.channels, dtype=finish.dtype, blank=finish.blank
+        )
+    coarsest = coarsest_stride(program)
+    if tile is not None and (tile < coarsest or tile % coarsest):
+        nearest = max(coarsest, round(tile / coarsest) * coarsest)
+        raise InputError(f"tile={tile}: pieces of this model have multiples of {coarsest} pixels: give {nearest}")
+    return plan(program, side=tile)
+
+
+def _describe(runner: TorchRunner, raster: Raster, source: ImageLike, plan: Plan, keep: str) -> dict[str, Any]:
+    """What a computation depends on, to be resumed only with the same."""
+    from importlib import metadata
+
+    digest = hashlib.sha256()
+    for name, tensor in runner.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).tobytes())
+    image: dict[str, Any] = {"shape": list(raster.shape), "type": str(raster.dtype)}
+    if isinstance(source, str | os.PathLike):
+        status = os.stat(source)
+        image |= {"path": os.path.abspath(source), "bytes": status.st_size, "changed": status.st_mtime_ns}
+    else:
+        rows = raster.read(slice(0, raster.shape[0]), slice(0, raster.shape[1]))
+        image["sha256"] = hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
+    return {
+        "version": metadata.version("foveal"),
+        "weights": digest.hexdigest(),
+        "image": image,
+        "keep": keep,
+        "tile": [part.grid.side for part in plan.passes],
+        "maps": [list(part.keeps) for part in plan.passes],
+        "device": f"{runner.device}, {runner.dtype}",
+    }
+
+
+def _run(
+    predictor: Predictor,
+    seen: _Input,
+    plan: Plan,
+    finish: Finish,
+    path: Path | None,
+    keep: str,
+    report: Report | None,
+    described: Callable[[], dict[str, Any]],
+    resume: bool,
+) -> StreamResult:
+    """Run the passes, and write the result or return it."""
+    from ..streaming.run import run
+    from ..streaming.team import find_team
+
+    size, passes = (seen.raster.shape[0], seen.raster.shape[1]), len(plan.passes)
+    if path is None:
+        arrays = run(plan, seen, MemoryState(), dtype=keep, report=report).arrays()
+        counts = np.zeros(0, np.int64)
+        if finish.counts:
+            counts = np.bincount(arrays[0].ravel(), minlength=256)
+            counts[finish.blank] *= seen.raster.nodata is None
+        return StreamResult(size, None, [finish.shape(array) for array in arrays], _shares(predictor, counts), passes)
+    folder, disk = path.with_name(f".{path.name}.streaming"), plan.disk_bytes(keep)
+    if not folder.exists():
+        check_disk(folder, disk)
+    team = find_team()
+    description = described() | ({"processes": team.size} if team.size > 1 else {})
+    with open_state(folder, description, resume=resume, rank=team.rank, wait=team.wait) as state:
+        (kept,) = run(plan, seen, state, dtype=keep, report=report, team=team).kept()
+        assert isinstance(kept, DiskMap)
+        counts = np.zeros(0, np.int64)
+        if team.rank == 0:
+            counts = write_map(path, kept, finish, predictor.info, seen.raster)
+        team.wait()
+    if team.rank == 0:
+        remove_state(folder)
+    return StreamResult(size, path, [], _shares(predictor, counts), passes, disk)
+
+
+def _shares(predictor: Predictor, counts: NDArray[np.integer]) -> list[tuple[str, float]]:
+    names = class_names(predictor.info.labels, max(predictor.info.num_classes, len(counts)))
+    order = [index for index in np.argsort(-counts, kind="stable") if counts[index]]
+    return [(names[index], float(counts[index] / counts.sum())) for index in order]

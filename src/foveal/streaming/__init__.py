@@ -1,0 +1,1 @@
+"""Exact computation of networks on images larger than memory, piece by piece over maps kept on disk."""

@@ -1,0 +1,70 @@
+"""``foveal segment --exact``: masks of the whole image, the report, and options that do not go with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+import foveal
+from helpers.commands import Command
+from helpers.streams import stripes
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two images, and the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", stripes(70, 99), photometric="rgb", tile=(64, 64))
+    Image.fromarray(stripes(64, 40)).save(tmp_path / "in" / "b.png")
+    return tmp_path
+
+
+def test_a_single_image(cli: Command, images: Path) -> None:
+    done = cli("segment", "in/a.tif", "--exact", "--json", "--tile", 64)
+    assert done.returncode == 0, done.stderr
+    (report,) = json.loads(done.stdout)["images"]
+    assert report["size"] == [70, 99]
+    assert report["files"] == ["foveal-out/a.tif"]
+    whole = foveal.load("efficientvit_b0.camvid", runtime="torch").segment(images / "in" / "a.tif")
+    assert (np.asarray(Image.open("foveal-out/a.tif")) == whole.mask).mean() > 0.9999
+    assert [each["name"] for each in report["classes"]] == [name for name, _, _ in whole.shares()]
+    assert sorted(path.name for path in Path("foveal-out").iterdir()) == ["a.tif"]
+
+
+def test_a_folder_and_resume(cli: Command, images: Path) -> None:
+    assert cli("segment", "in", "--exact", "--out", "masks").returncode == 0
+    assert sorted(path.name for path in Path("masks").iterdir()) == ["a.tif", "b.tif"]
+    (images / "in" / "c.png").write_bytes(b"no image")
+    done = cli("segment", "in", "--exact", "--out", "masks", "--resume")
+    assert done.returncode == 1
+    assert "c.png: not an image" in done.stderr
+    assert "2 of 3 images, 2 done before" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--legend"], "--legend does not go with --exact"),
+        (["--overlap", 8], "--overlap does not go with --exact"),
+        (["--runtime", "onnxruntime"], "--exact runs with torch, not with onnxruntime"),
+        (["--tile", 100], "tile=100: pieces of this model have multiples of 32 pixels: give 96"),
+        (["--out", "x.jpg"], "--out x.jpg: the result is a .tif file"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_with_it(cli: Command, images: Path, options: list[object], message: str) -> None:
+    done = cli("segment", "in/a.tif", "--exact", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(images.glob("foveal-out/*"))
+
+
+def test_keep_needs_exact(cli: Command, images: Path) -> None:
+    done = cli("segment", "in/a.tif", "--keep", "float16")
+    assert (done.returncode, done.stderr) == (2, "foveal: --keep float16 goes with --exact\n")
