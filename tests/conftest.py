@@ -46,7 +46,6 @@ LONGEST = (
     "e2e/test_train.py",
     "factory/test_pretrained.py",
     "e2e/test_bands.py",
-    "models/test_albert.py",
 )
 
 
