@@ -46,9 +46,6 @@ LONGEST = (
     "e2e/test_train.py",
     "factory/test_pretrained.py",
     "e2e/test_bands.py",
-    "models/test_registry.py",
-    "models/test_albert.py",
-    "layers/test_scan_triton.py",
 )
 
 
