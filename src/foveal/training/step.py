@@ -166,8 +166,12 @@ def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
+#: What libraries say that have no error type for it; the last is oneDNN's, whose buffers were not to be had.
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "could not create a primitive")
+
+
 def _out_of_memory(error: BaseException) -> bool:
     """torch has an error type for accelerators only; its CPU allocator and oneDNN just say it in the message."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return any(text in str(error) for text in ("can't allocate memory", "not enough memory", "std::bad_alloc"))
+    return any(text in str(error) for text in _OUT_OF_MEMORY)
