@@ -68,3 +68,14 @@ def test_options_that_do_not_go_with_it(cli: Command, images: Path, options: lis
 def test_keep_needs_exact(cli: Command, images: Path) -> None:
     done = cli("segment", "in/a.tif", "--keep", "float16")
     assert (done.returncode, done.stderr) == (2, "foveal: --keep float16 goes with --exact\n")
+
+
+def test_upscale_to_tiff(cli: Command, images: Path) -> None:
+    done = cli("upscale", "in/a.tif", "--exact", "--format", "tif")
+    assert done.returncode == 0, done.stderr
+    whole = foveal.load("efficientvit_sr.x2", runtime="torch").upscale(images / "in" / "a.tif").image
+    assert np.abs(np.asarray(Image.open("foveal-out/a.tif")).astype(int) - whole).max() <= 1
+    tifffile.imwrite("in/wide.tif", stripes(40, 40).astype(np.uint16), photometric="rgb")
+    done = cli("upscale", "in/wide.tif", "--exact", "--format", "tif")
+    assert done.returncode == 2
+    assert "wide.tif: 3 bands of uint16; images are streamed to larger ones from RGB of 8 bits alone" in done.stderr

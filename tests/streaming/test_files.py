@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zlib
 from pathlib import Path
@@ -10,21 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 import foveal
 from foveal.errors import ConfigError, InputError
 from foveal.images.bands import RGB
+from foveal.images.preparing import prepare
 from foveal.images.rasters import ArrayRaster, TiffRaster, as_bands, open_raster
 from foveal.images.reading import read_image
 from foveal.images.tiff import RawTag, pages
 from foveal.images.tiff_writing import TiffImage, write_tiff
 from foveal.images.writing import Canvas, write_picture
 from foveal.images.zarr_writing import write_zarr
+from foveal.info import Preprocess, attach, info_of
 from foveal.prediction import streamed
 from helpers.memory import peak_growths
-from helpers.streams import predictor_for, segmenter, stripes
+from helpers.streams import predictor_for, randomised, segmenter, stripes
 
 IMAGE = stripes(150, 201)
 
@@ -244,6 +248,38 @@ def test_pieces_without_data_are_not_computed(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(streamed._Input, "read", lambda self, region: regions.append(region) or seen(self, region))
     foveal.stream(predictor_for(segmenter()), source, tmp_path / "mask.tif", tile=64)
     assert len(regions) == 1
+
+
+def test_gaps_that_are_not_numbers(tmp_path: Path) -> None:
+    """Values of floating point, of which NaN stands for no data."""
+    image = stripes(64, 80).astype(np.float32) / 255
+    image[10:40, 20:] = np.nan
+    source = written(tmp_path / "x.tif", image, extratags=[(42113, "s", 0, "nan", True)], tile=(32, 32))
+    model = segmenter()
+    preprocess = Preprocess((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), dtype="float32")
+    attach(model, dataclasses.replace(info_of(model), preprocess=preprocess))
+    foveal.stream(predictor_for(model), source, tmp_path / "m.npy", tile=32)
+    assert np.array_equal(np.load(tmp_path / "m.npy") == 255, np.isnan(image[..., 0]))
+
+
+def test_classifiers_and_backbones_see_the_image_at_its_full_size() -> None:
+    torch.manual_seed(0)
+    image = stripes(90, 131)
+    x = torch.from_numpy(prepare(image, Preprocess()))
+    for options in ({"num_classes": 7}, {"features_only": True}):
+        model = randomised(foveal.create_model("mobilenetv3_small_100", **options))
+        with torch.inference_mode():
+            expected = model(x)
+        expected = [each[0].numpy() for each in (expected if isinstance(expected, list) else [expected])]
+        found = foveal.stream(predictor_for(model), image, tile=64).outputs
+        for value, truth in zip(found, expected, strict=True):
+            assert np.abs(value - truth).max() <= 1e-5 * np.abs(truth).max()
+
+
+def test_an_image_is_not_replaced(tmp_path: Path) -> None:
+    source = written(tmp_path / "x.tif")
+    with pytest.raises(ConfigError, match="would overwrite the image"):
+        foveal.stream(predictor_for(segmenter()), source, source)
 
 
 def test_upscaled_image_in_a_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from .. import assets
 from ..errors import ConfigError
 from .console import ANY_ENGINE, Engines, Images, Json, open_model, print_json, say
+from .exact import check_options, run_exact
 from .handover import consume_in_thread
 from .outputs import FOLDER, Job, Request, print_failed, run_jobs
 
@@ -62,13 +63,17 @@ def upscale(
     compare
         Also write the middle of the image next to its bicubic interpolation: bicubic left, the model right, with names.
     exact
-        Tiles give the result of the whole image in one pass of the network; maps are kept in temporary files.
+        Tiles give the result of the whole image in one pass of the network; maps are kept in temporary files. With
+        --format tif, images may be larger than memory, and --resume continues an interrupted one.
     check_tiles
         Also upscale the image as a whole and print how close the tiles come (for a single image; needs its memory).
     resume
         Skip images whose result, and comparison if one is asked for, exist.
     """
     ref = _reference(model, scale)
+    if exact and format == "tif":
+        engine = check_options(engine, overlap=overlap, compare=compare, check_tiles=check_tiles)
+        return run_exact(ref, engine, "upscale", Request(images, out, tile=tile, resume=resume, as_json=json), None)
     predictor = open_model(ref, engine, "upscale")
     own = predictor.info.options["scale"]
     if scale not in (None, own):

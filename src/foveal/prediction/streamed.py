@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, InputError
+from ..files import check_overwrites
+from ..images.bands import Bands
 from ..images.preparing import prepare
 from ..images.rasters import Raster, as_bands, open_raster, valid_pixels
 from ..images.sources import ImageLike
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
     from ..streaming.passes import Plan
 
+_ON_GPU = 1 << 30  # bytes for the maps of a piece
 KEEPS = ("float32", "float16")  #: types of the maps that are kept on disk
 
 Report = Callable[[float, str], None]
@@ -96,9 +99,15 @@ def stream(
     path = None if out is None else Path(out)
     if path is not None:
         check_name(path, finish)
+        check_overwrites([path], [Path(source)] if isinstance(source, str | os.PathLike) else [], "image")
     elif resume:
         raise ConfigError("resume needs out: without a file nothing is kept")
     with open_raster(source, predictor.bands) as raster:
+        if finish.plain and (raster.shape[2], raster.dtype) != (3, np.uint8):
+            raise InputError(
+                f"{raster.name}: {Bands(raster.shape[2], str(raster.dtype))}; images are streamed to larger ones from "
+                "RGB of 8 bits alone: predictor.upscale(image, exact=True) keeps alpha, grey and 16 bits"
+            )
         seen = _Input(raster, predictor, runner)
         plan = _plan(runner, seen, finish, tile)
 
@@ -122,7 +131,10 @@ def _finish(info: ModelInfo) -> Finish:
         raise ConfigError(f"{info.ref} is for {info.task!r}, which cannot be streamed: its result is not of one pass")
     if info.preprocess.size is not None and not FINISHES[info.task].any_size:
         raise ConfigError(f"{info.ref} resizes every image to a fixed size, so the image needs no streaming")
-    return FINISHES[info.task]
+    finish = FINISHES[info.task]
+    if finish.counts and info.num_classes > finish.blank:
+        raise ConfigError(f"{info.ref} has {info.num_classes} classes: masks of streaming hold {finish.blank}")
+    return finish
 
 
 class _Input:
@@ -141,9 +153,12 @@ class _Input:
         import torch
 
         window = self._window(region)
+        valid = valid_pixels(window, self.raster.nodata) if self.has_gaps else None
+        if valid is not None:  # their value may be NaN
+            window = np.where(valid[..., None], window, window.dtype.type(0))
         prepared = prepare(as_bands(window, self.raster, self.bands), self.preprocess)
-        if self.has_gaps:
-            prepared *= valid_pixels(window, self.raster.nodata)
+        if valid is not None:
+            prepared *= valid
         return torch.from_numpy(prepared).to(self.device)
 
     def valid(self, region: Region) -> NDArray[np.bool_]:
@@ -152,7 +167,7 @@ class _Input:
 
 def _plan(runner: TorchRunner, seen: _Input, finish: Finish, tile: int | None) -> Plan:
     """The passes, checked for the side of the pieces."""
-    from ..streaming.passes import coarsest_stride, plan
+    from ..streaming.passes import PIECE_BYTES, coarsest_stride, plan
     from ..streaming.trace import derive
 
     height, width, _ = seen.raster.shape
@@ -165,7 +180,8 @@ def _plan(runner: TorchRunner, seen: _Input, finish: Finish, tile: int | None) -
     if tile is not None and (tile < coarsest or tile % coarsest):
         nearest = max(coarsest, round(tile / coarsest) * coarsest)
         raise InputError(f"tile={tile}: pieces of this model have multiples of {coarsest} pixels: give {nearest}")
-    return plan(program, side=tile)
+    memory = PIECE_BYTES if runner.device.type == "cpu" else _ON_GPU  # what fits into caches is too little for a GPU
+    return plan(program, side=tile, memory=memory)
 
 
 def _describe(runner: TorchRunner, raster: Raster, source: ImageLike, plan: Plan, keep: str) -> dict[str, Any]:

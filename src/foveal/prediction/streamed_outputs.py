@@ -44,6 +44,7 @@ class Finish:
         dtype: of the result.
         blank: its value for pixels without data.
         counts: whether its values are classes, of which pixels are counted.
+        plain: whether the image must be RGB of 8 bits without alpha, because the result is of the same kind.
         any_size: whether the network may see the image at another size than its description says.
         shape: of a result in memory, ``(C, H, W)`` as the network has it, the shape that is returned.
     """
@@ -53,6 +54,7 @@ class Finish:
     dtype: str = "float32"
     blank: int = 0
     counts: bool = False
+    plain: bool = False
     any_size: bool = False
     shape: Callable[[NDArray[Any]], NDArray[Any]] = lambda array: array
 
@@ -101,7 +103,9 @@ class ClassMap:
 #: By task.
 FINISHES = {
     "segment": Finish(ClassMap, dtype="uint8", blank=IGNORE, counts=True, shape=lambda array: array[0]),
-    "upscale": Finish(lambda height, width: Rounding(), 3, "uint8", shape=lambda array: array.transpose(1, 2, 0)),
+    "upscale": Finish(
+        lambda height, width: Rounding(), 3, "uint8", plain=True, shape=lambda array: array.transpose(1, 2, 0)
+    ),
     "classify": Finish(any_size=True, shape=lambda array: array[0]),
     "features": Finish(any_size=True),
 }
