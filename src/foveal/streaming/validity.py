@@ -49,7 +49,7 @@ class Validity:
             padded = np.zeros((region.height * step, region.width * step), bool)
             padded[: pixels.shape[0], : pixels.shape[1]] = pixels
             blocks = padded.reshape(region.height, step, region.width, step)
-            kept.write(region, blocks.any(axis=(1, 3))[..., None].astype(np.uint8))
+            kept.write(region, np.asarray(blocks.any(axis=(1, 3)), np.uint8)[..., None])
 
     def places(self, region: Region, stride: Fraction) -> Mask:
         """Which places of a region have data; places beyond the image are as the nearest one in it."""
