@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -134,6 +135,21 @@ def test_margins_are_what_the_network_reads() -> None:
     assert changes(slice(reads.bottom - 1, reads.bottom), every)
     assert changes(every, slice(reads.left, reads.left + 1))
     assert changes(every, slice(reads.right - 1, reads.right))
+
+
+def test_passes_with_wide_margins_are_divided() -> None:
+    """Many convolutions without a sum: with small pieces, maps in between are kept, and the result is the same."""
+    torch.manual_seed(0)
+    model = randomised(EfficientViT(dataclasses.replace(B, depths=(2, 2, 2, 2)), 3, global_attention=False))
+    x = torch.randn(1, 3, 160, 130)
+    program = derive(model, 160, 130)
+    one, several = plan(program), plan(program, memory=1 << 18)
+    assert (len(one.passes), one.overhead(one.passes[0])) == (1, 1)
+    assert len(several.passes) > 1
+    with torch.inference_mode():
+        expected = model(x)
+    for value, truth in zip(run(several, ArrayInput(x)).arrays(), expected, strict=True):
+        assert np.abs(value - truth[0].numpy()).max() <= 1e-5 * np.abs(truth.numpy()).max()
 
 
 def test_small_maps_are_kept() -> None:

@@ -19,6 +19,9 @@ from .trace import SOURCE, Program, Step
 
 #: Bytes that the maps of one piece may take together, margins left out.
 PIECE_BYTES = 48 << 20
+_WASTE = 1.3  # arithmetic with margins over that without, above which a pass is divided
+_GAIN = 0.97  # of the arithmetic with all margins, which a division must at least bring
+_TRIALS = 24
 _ITEMSIZE = {"uint8": 1, "uint16": 2, "int32": 4, "float16": 2, "float32": 4}
 
 
@@ -57,6 +60,16 @@ class Plan:
     program: Program
     passes: tuple[Pass, ...]
     functions: tuple[Step, ...]
+
+    def overhead(self, part: Pass) -> float:
+        """Arithmetic of a piece in the middle of the image with its margins, over that without them."""
+        regions = self.needs(part, _middle(part.grid))
+        computed = sum(_work(step, regions[step.name].places) for step in part.steps if step.name in regions)
+        return computed * part.grid.count / max(part.arithmetic, 1)
+
+    def work(self) -> float:
+        """Arithmetic of all passes with margins."""
+        return sum(self.overhead(part) * part.arithmetic for part in self.passes)
 
     def last_reader(self, name: str) -> int:
         """Index of the last pass that reads a kept map; of an output, the number of passes."""
@@ -110,18 +123,64 @@ def map_extent(steps: Mapping[str, Step], name: str) -> Extent:
 def plan(program: Program, *, side: int | None = None, memory: int = PIECE_BYTES) -> Plan:
     """Divide a program into passes.
 
+    Where margins would cost too much, because many layers follow each other without a sum, a pass is divided at a small
+    map in the middle of them.
+
     Args:
         program: the steps.
         side: of the pieces in pixels, a multiple of :func:`coarsest_stride`; default: as many as fit into ``memory``.
         memory: bytes for the maps of one piece.
     """
-    levels = _levels(program)
+    breaks: set[str] = set()
+    tried: set[str] = set()
+    best = _divide(program, breaks, None, memory)
+    for _ in range(_TRIALS):
+        wasteful = [part for part in best.passes if best.overhead(part) > _WASTE]
+        found = (_find_break(best, part, tried) for part in wasteful)
+        further = next((name for name in found if name is not None), None)
+        if further is None:
+            break
+        tried.add(further)
+        divided = _divide(program, breaks | {further}, None, memory)
+        if divided.work() < _GAIN * best.work():
+            best = divided
+            breaks.add(further)
+    return best if side is None else _divide(program, breaks, side, memory)
+
+
+def _find_break(divided: Plan, part: Pass, tried: set[str]) -> str | None:
+    """The smallest map about half-way through the margin of a pass, but none of ``tried``; ``None``: there is none."""
+    index = _middle(part.grid)
+    regions, steps = divided.needs(part, index), divided.program.steps
+    margins: dict[str, float] = {}
+    for name, region in regions.items():
+        extent = map_extent(steps, name)
+        inner = part.grid.piece(index, extent)
+        margins[name] = (region.height - inner.height) * float(extent.stride)
+    widest = max(margins[name] for name in part.reads)
+    middle = [step for step in part.steps if widest / 4 <= margins.get(step.name, 0) <= widest * 3 / 4]
+
+    def size(step: Step) -> tuple[float, float]:
+        assert step.extent is not None
+        return step.channels / float(step.extent.stride) ** 2, abs(margins[step.name] - widest / 2)
+
+    left_out = tried | set(part.keeps)
+    found = min((step for step in middle if step.name not in left_out), key=size, default=None)
+    return None if found is None else found.name
+
+
+def _middle(grid: Grid) -> int:
+    return grid.rows // 2 * grid.columns + grid.columns // 2
+
+
+def _divide(program: Program, breaks: set[str], side: int | None, memory: int) -> Plan:
+    """The passes, if the maps ``breaks`` must be complete before they are read."""
+    levels = _levels(program, breaks)
     kept = _choose_kept(program, levels)
     steps, passes = program.steps, []
-    last = max((levels[name] for name in (*program.outputs, *steps)), default=0)
     available: set[str] = {SOURCE}
     computed: set[str] = set()  # functions
-    for level in range(last + 1):
+    for level in range(max(levels.values()) + 1):
         keeps = tuple(name for name in kept if levels[name] == level)
         sums = tuple(step.name for step in steps.values() if step.reduction and levels[step.name] == level)
         if not keeps and not sums:
@@ -142,12 +201,12 @@ def coarsest_stride(program: Program) -> int:
     return lcm(*(step.extent.stride.numerator for step in program.steps.values() if step.extent is not None))
 
 
-def _levels(program: Program) -> dict[str, int]:
-    """The level of each step: a sum as early, a map as late as possible."""
+def _levels(program: Program, breaks: set[str]) -> dict[str, int]:
+    """The level of each step: a sum as early, a map as late as possible, and ``breaks`` before what reads them."""
     steps, users = program.steps, program.users()
     earliest: dict[str, int] = {}
     for name, step in steps.items():
-        after = (earliest[each] + (steps[each].reduction is not None) for each in step.inputs)
+        after = (earliest[each] + (steps[each].reduction is not None or each in breaks) for each in step.inputs)
         earliest[name] = max(after, default=0)
     last = max(earliest.values())
     levels: dict[str, int] = {}
@@ -155,7 +214,7 @@ def _levels(program: Program) -> dict[str, int]:
         if step.reduction is not None or step.extent is None:
             levels[name] = earliest[name]
         else:  # an output that no step reads waits for the last pass
-            levels[name] = min((levels[user.name] for user in users[name]), default=last)
+            levels[name] = min((levels[user.name] - (name in breaks) for user in users[name]), default=last)
     return levels
 
 
@@ -312,4 +371,8 @@ def _peak_bytes_per_pixel(program: Program, chosen: list[Step], reads: list[str]
 
 def _arithmetic(chosen: Iterable[Step]) -> int:
     """Multiply-accumulates, with something for the memory that each map takes."""
-    return sum((step.arithmetic + 4 * step.channels) * step.extent.places for step in chosen if step.extent is not None)
+    return sum(_work(step, step.extent.places) for step in chosen if step.extent is not None)
+
+
+def _work(step: Step, places: int) -> int:
+    return (step.arithmetic + 4 * step.channels) * places

@@ -25,6 +25,10 @@ class Region(NamedTuple):
         return self.right - self.left
 
     @property
+    def places(self) -> int:
+        return self.height * self.width
+
+    @property
     def is_empty(self) -> bool:
         return self.bottom <= self.top or self.right <= self.left
 
