@@ -65,6 +65,7 @@ def sam(variant: str) -> nn.Module:
     config: Any = SamVisionConfig(
         hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
         global_attn_indexes=list(global_blocks), mlp_dim=4 * width,
+        initializer_range=0.02,  # the default, 1e-10, leads to numbers near the smallest ones, which are slow
     )  # fmt: skip
     return FirstOutput(SamVisionModel(config), "last_hidden_state")
 
