@@ -55,11 +55,16 @@ def test_rebuilt_networks_have_the_published_costs(
     assert macs / 1e9 == pytest.approx(published[1], rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["SegFormer-B0", "SegFormer-B5", "SAM-ViT-B", "MobileSAM"])
+@pytest.mark.parametrize(
+    "name",
+    # The package of most of them is in the dependency group of the long tests.
+    [
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("SegFormer-B0", "SegFormer-B5", "SAM-ViT-B")),
+        "MobileSAM",
+    ],
+)
 def test_published_networks_have_the_published_costs(name: str) -> None:
     """SegFormer's paper counts 4 % more than convolutions and products."""
-    if name != "MobileSAM":
-        pytest.importorskip("transformers")
     peer = PEERS[name]
     with torch.device("meta"):
         params, macs = count(find_peer(peer.ref)().eval(), 3, peer.macs_size)

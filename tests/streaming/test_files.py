@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import tifffile
 import torch
+import zarr
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -174,8 +176,7 @@ def test_zarr_with_levels(tmp_path: Path, channels: int) -> None:
 
 
 def test_independent_readers_of_zarr_and_geotiff(tmp_path: Path) -> None:
-    """Where they are installed: the library zarr, and GDAL, which also checks the georeference and the overviews."""
-    zarr, rasterio = pytest.importorskip("zarr"), pytest.importorskip("rasterio")
+    """The library zarr, and GDAL, which also checks the georeference and the overviews."""
     image = stripes(1300, 700)[..., :1] % 5
     tags = {33550: np.array([2.0, 2.0, 0]), 33922: np.array([0, 0, 0, 600000.0, 5200000.0, 0])}
     keys = np.array([1, 1, 0, 2, 1024, 0, 1, 1, 3072, 0, 1, 32632], "<u2")
@@ -191,7 +192,7 @@ def test_independent_readers_of_zarr_and_geotiff(tmp_path: Path) -> None:
         assert file.colormap(1)[3] == (0, 0, 255, 255)
         assert (file.profile["tiled"], file.tags(ns="IMAGE_STRUCTURE").get("COMPRESSION")) == (True, "DEFLATE")
     write_zarr(tmp_path / "x.zarr", whole, [image])
-    group = zarr.open_group(str(tmp_path / "x.zarr"), mode="r")
+    group: Any = zarr.open_group(str(tmp_path / "x.zarr"), mode="r")
     assert np.array_equal(group["0"][:], image[..., 0])
     assert np.array_equal(group["1"][:], image[::2, ::2, 0])
 
