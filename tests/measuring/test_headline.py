@@ -257,3 +257,14 @@ def test_a_process_that_fails_is_a_row_with_the_reason() -> None:
     )
     assert "cannot be imported" in found["failed"]
     assert json.dumps(found)
+
+
+def test_the_page_of_the_documentation_is_made_from_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, page = Path("benchmarks", "results", "headline.jsonl"), Path("docs", "benchmarks.md")
+    for path in (rows, page):
+        (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / rows).write_bytes((REPOSITORY / rows).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    write_page(rows, page)
+    assert page.read_text(encoding="utf-8") == (REPOSITORY / page).read_text(encoding="utf-8")
+    assert page.with_name("benchmarks.quality.png").stat().st_size > 0
