@@ -149,7 +149,7 @@ def test_tiles_of_a_model_with_attention_are_close() -> None:
 
 @pytest.mark.parametrize("size", [(150, 210), (257, 193)])
 def test_exact_tiles_equal_the_whole_image(size: tuple[int, int]) -> None:
-    """As close to the whole image as that is to its own result in float64, where plain tiles differ."""
+    """The sums of the attention come from the whole image: equal within rounding, where plain tiles differ."""
     image = photo(*size)
     for name in NAMES:
         model = model_of(name)
@@ -160,10 +160,7 @@ def test_exact_tiles_equal_the_whole_image(size: tuple[int, int]) -> None:
         wide = image.astype(np.uint16) * 257
         whole, exact, plain = (predictor.upscale(wide, **how).image for how in windows)
         assert whole.std() > 500
-        x = torch.from_numpy(wide.astype(np.float32) / 65535).permute(2, 0, 1)[None]
-        with torch.inference_mode():
-            rounding = float((model(x) - copy.deepcopy(model).double()(x.double())).abs().max())
-        assert np.abs(whole.astype(int) - exact).max() <= 1 + 4 * rounding * 65535
+        assert np.abs(whole.astype(int) - exact).max() <= 8  # of 65535
         assert name == "realtime_sr" or np.abs(whole.astype(int) - plain).max() > 40
 
 

@@ -383,8 +383,9 @@ class KeySums:
             keys, values_of = F.relu(rows[:, :, 0]).transpose(0, 1), rows[:, :, 1].transpose(0, 1)  # (heads, N, D)
             if counted is not None:
                 keys = keys * counted.reshape(-1, 1)
-            context = keys.transpose(1, 2) @ values_of
-            sums.append(torch.cat([context.double(), keys.sum(1, dtype=torch.float64).unsqueeze(2)], dim=2))
+            # In float64: the rounding errors of a piece would otherwise add to those of the whole image in float32.
+            context = keys.transpose(1, 2).double() @ values_of.double()
+            sums.append(torch.cat([context, keys.sum(1, dtype=torch.float64).unsqueeze(2)], dim=2))
         return torch.cat(sums)  # (scales * heads, D, D + 1)
 
     def finish(self, total: Tensor, places: int) -> Tensor:
