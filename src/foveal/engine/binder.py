@@ -100,6 +100,7 @@ class Binder:
         images: numbers of the maps that are the inputs, in the order of the arrays.
         outs: numbers of the maps that are the results, with the shape of each, and whether it is returned as
             ``(B, C)``, not ``(B, C, H, W)``.
+        near_end: whether the step that is bound is one of the last of a network that gives a class to each place.
     """
 
     def __init__(self, plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]], threads: int = 1) -> None:
@@ -110,7 +111,7 @@ class Binder:
         self.images, self.outs = [0], list[tuple[int, Shape, bool]]()
         self.operations: list[Operation] = []
         self.extra = 1 + max(step.out for step in plan.steps)
-        self.image = self.arrays[0]
+        self.image, self.near_end = self.arrays[0], False
 
     def shape(self, index: int) -> Shape:
         return self.maps[index].shape

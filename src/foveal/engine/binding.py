@@ -20,6 +20,7 @@ from .steps import STEPS
 from .steps_prompts import PROMPT_STEPS
 from .steps_tokens import TOKEN_STEPS
 
+_NEAR_END = 5  # steps of a plan, see Binder.near_end
 _STEPS = {**STEPS, **TOKEN_STEPS, **PROMPT_STEPS}
 
 
@@ -86,6 +87,7 @@ def bind(plan: Plan, packed: Packed, shapes: Sequence[tuple[int, ...]], threads:
     """
     binder = Binder(plan, packed, shapes, threads)
     for number, step in enumerate(plan.steps):
+        binder.near_end = bool(plan.steps[-1].params.get("stride")) and number >= len(plan.steps) - _NEAR_END
         try:
             _STEPS[step.kind](binder, step)
         except ValueError as error:

@@ -80,7 +80,8 @@ class Library:
         for function in ("foveal_width", "foveal_panel", "foveal_cache", "foveal_value_size"):
             getattr(self._library, function).restype = ctypes.c_int64
         pointer, number = ctypes.c_void_p, ctypes.c_int64
-        self._library.foveal_pack.argtypes = [pointer, number, number, number, pointer]
+        for function in ("foveal_pack", "foveal_pack_floats"):
+            getattr(self._library, function).argtypes = [pointer, number, number, number, pointer]
         self._library.foveal_pack_depthwise.argtypes = [pointer, number, number, pointer]
         self._library.foveal_run.argtypes = [pointer, number, pointer, ctypes.c_int, pointer]
         self._library.foveal_run.restype = ctypes.c_int
@@ -103,11 +104,15 @@ class Library:
         """Channels, rounded up to what fills whole units of 32 bits."""
         return channels + channels % (4 // self.values.itemsize)
 
-    def pack(self, weight: NDArray[np.float32]) -> NDArray[Any]:
-        """Weights ``(outputs, taps, depth)`` in panels of output channels."""
+    def pack(self, weight: NDArray[np.float32], *, floats: bool = False) -> NDArray[Any]:
+        """Weights ``(outputs, taps, depth)`` in panels of output channels, as values or as floats."""
         outputs, taps, depth = weight.shape
-        packed = aligned(self.padded(outputs) * taps * self.paired(depth), self.values)
-        self._library.foveal_pack(weight.ctypes.data, outputs, taps, depth, packed.ctypes.data)
+        packed = aligned(
+            self.padded(outputs) * taps * (depth if floats else self.paired(depth)),
+            np.float32 if floats else self.values,
+        )
+        function = self._library.foveal_pack_floats if floats else self._library.foveal_pack
+        function(weight.ctypes.data, outputs, taps, depth, packed.ctypes.data)
         return packed
 
     def pack_depthwise(self, weight: NDArray[np.float32]) -> NDArray[np.float32]:

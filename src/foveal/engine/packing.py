@@ -68,13 +68,13 @@ class Packed:
         return self._once(("panels", step.weights[role], str(groups), str(parts)), make)
 
     def winograd(self, step: Step, role: str, side: int) -> NDArray[np.float32]:
-        """Weights ``(out, in, 3, 3)``, transformed for tiles of ``side``, as ``(side + 2) ** 2`` products in panels."""
+        """Weights ``(out, in, 3, 3)`` for tiles of ``side``: ``(side + 2) ** 2`` products of floats in panels."""
 
         def make() -> NDArray[np.float32]:
             g = _WINOGRAD[side]
             weight = np.einsum("ay,oiyx,bx->aboi", g, self.raw(step, role).astype(np.float64), g, optimize=True)
             weight = weight.reshape(-1, weight.shape[2], 1, weight.shape[3]).astype(np.float32)
-            return np.concatenate([self.library.pack(part) for part in weight])
+            return np.concatenate([self.library.pack(part, floats=True) for part in weight])
 
         return self._once(("winograd", step.weights[role], str(side)), make)
 

@@ -32,11 +32,10 @@ from .binder import (
 from .packing import bicubic_taps
 from .plan import ACTS, Step
 
-_FEW, _MANY = 8, 256  # input channels of a product, see _parts
+_FEW = 8  # input channels of a product, see _parts
 
 
-def _conv(binder: Binder, step: Step, parts: int = 0) -> None:
-    """A convolution, with ``parts`` numbers for each weight; 0: as many as its input channels need."""
+def _conv(binder: Binder, step: Step) -> None:
     weight, groups = binder.packed.raw(step, "weight"), step.params["groups"]
     out, top, left = binder.spatial(step, step.inputs[0])
     if weight.ndim == 2:
@@ -49,8 +48,7 @@ def _conv(binder: Binder, step: Step, parts: int = 0) -> None:
     if side:  # the last tiles reach beyond the map
         binder.needs_border = 1 + max(-out.height % side, -out.width % side)
     binder.give_border(step.inputs[0])
-    parts = parts or _parts(binder, out.channels // groups <= _FEW)
-    pack = binder.packed
+    parts, pack = _parts(binder, out.channels // groups), binder.packed
     packed = pack.winograd(step, "weight", side) if side else pack.panels(step, "weight", groups, parts)
     arrays = ((packed, binder.packed.padded(step, "bias")),)
     p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups, side, parts)
@@ -68,27 +66,29 @@ def _leave_room(binder: Binder, out: int, group: int, groups: int) -> None:
 def _winograd_side(binder: Binder, step: Step, size: Shape) -> int:
     """Side of the tiles with which Winograd's algorithm is fastest; 0: it is not.
 
-    It takes a 3x3 kernel with stride 1, whole vectors of channels, and several tiles.
+    It takes a 3x3 kernel with stride 1, whole vectors of channels, and several tiles. Its products are of floats in
+    bfloat16, too: the factors would lose too much.
     """
     params, outputs = step.params, len(binder.packed.raw(step, "weight"))
     plain = params["kernel"] == 3 and params["stride"] == 1 and params["groups"] == 1
     wide = size.channels % binder.width == 0 and size.channels >= 16 and binder.library.padded(outputs) >= 16
-    exact = binder.library.dtype == "float32"  # the factors and sums would be rounded to bfloat16
-    if not (exact and plain and wide) or min(size.height, size.width) < 8:
+    if not (plain and wide) or min(size.height, size.width) < 8:
         return 0
     # Tiles of an image, so that a batch gives what its images give. Tiles of 4 have more weights, 36 of them for each
     # pair of channels, which few tiles would read for little.
     small, large = (-(-size.height // side) * -(-size.width // side) for side in (2, 4))
-    return 4 if large >= 36 and 36 * large <= 0.8 * 16 * small else 2
+    if large >= 36 and 36 * large <= 0.8 * 16 * small:
+        return 4
+    return 2 if binder.library.dtype == "float32" else 0  # the direct sum in bfloat16 is as fast
 
 
-def _parts(binder: Binder, sensitive: bool) -> int:
-    """Numbers that a weight is the sum of: two where its rounding to bfloat16 would change the results much.
+def _parts(binder: Binder, channels: int) -> int:
+    """Numbers that a weight is the sum of, in a product of this many input channels.
 
-    These are layers of few input channels, whose errors do not average out, and projections from many hidden channels,
-    whose values are mostly positive and large, so that their products cancel.
+    In bfloat16, two where rounding to one changes the results most: with few channels, where errors do not average out,
+    and in the last steps of a network that gives a class to each place, where no later layer averages them.
     """
-    return 2 if sensitive and binder.library.dtype == "bfloat16" else 1
+    return 2 if binder.library.dtype == "bfloat16" and (channels <= _FEW or binder.near_end) else 1
 
 
 def _depthwise(binder: Binder, step: Step) -> None:
@@ -120,10 +120,10 @@ def _chain(binder: Binder, step: Step) -> None:
         raise ValueError(f"{hidden} to {outputs} channels do not divide into {groups} groups")
     expect(packed.raw(step, "project_weight"), (outputs, hidden // groups, 1, 1))
     expect(packed.raw(step, "project_bias"), (outputs,))
-    parts, first_parts = _parts(binder, not _FEW < hidden // groups < _MANY), _parts(binder, size.channels <= _FEW)
+    parts, first_parts = _parts(binder, hidden // groups), _parts(binder, size.channels)
     way = _way(binder, step, size, hidden, outputs)
     if way == "steps":
-        return _unfused(binder, step, size, hidden, parts)
+        return _unfused(binder, step, size, hidden)
     if not expands:
         binder.give_border(source)
     weight = packed.panels(step, "weight", parts=first_parts) if dense else packed.taps(step, "weight")
@@ -182,7 +182,7 @@ def _channel_block(binder: Binder, step: Step, size: Shape) -> int:
     )
 
 
-def _unfused(binder: Binder, step: Step, size: Shape, hidden: int, parts: int) -> None:
+def _unfused(binder: Binder, step: Step, size: Shape, hidden: int) -> None:
     source = step.inputs[0]
     common = {"groups": 1, "padding": "symmetric"}
     if step.kind == "inverted_residual":
@@ -197,7 +197,7 @@ def _unfused(binder: Binder, step: Step, size: Shape, hidden: int, parts: int) -
     (_conv if step.kind == "fused_inverted_residual" else _depthwise)(binder, inner)
     weights = {"weight": step.weights["project_weight"], "bias": step.weights["project_bias"]}
     params = {"kernel": 1, "stride": 1, **common}
-    _conv(binder, Step("conv", (middle,), step.out, step.residual, step.act, params, weights), parts)
+    _conv(binder, Step("conv", (middle,), step.out, step.residual, step.act, params, weights))
 
 
 def _attention(binder: Binder, step: Step) -> None:

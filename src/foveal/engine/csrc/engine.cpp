@@ -57,7 +57,7 @@ TileParts tile_parts(const Op& op, const Run& run) {
   return s;
 }
 
-template <int M>
+template <int M, class T>
 void winograd(const Op& op, const Run& run, int64_t chunk) {
   constexpr int N = (M + 2) * (M + 2);
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
@@ -67,8 +67,8 @@ void winograd(const Op& op, const Run& run, int64_t chunk) {
   const int64_t tiles = range.end - range.begin, channels = in.channels, outputs = padded(out.channels);
   // A plane holds one of the factors of all tiles. One more cache line, so that planes do not share cache sets.
   const int64_t plane = tiles * channels + 16, sums_plane = tiles * std::min(s.block, outputs) + 16;
-  Value* const values = (Value*)scratch(N * (plane + sums_plane));
-  float* const sums = (float*)(values + N * plane);
+  float* const values = scratch(N * (plane + sums_plane));
+  float* const sums = values + N * plane;
   auto each_tile = [&](auto work) {
     const int64_t row = range.begin / s.columns;
     int64_t image = row / s.rows, y = row % s.rows * M, x = range.begin % s.columns * M;
@@ -87,13 +87,13 @@ void winograd(const Op& op, const Run& run, int64_t chunk) {
     for (int64_t i = 0; i < N; i++) {
       Finish raw{nullptr, NONE, sums + i * sums_plane - first, width, nullptr, 0};
       raw.partial = true;
-      gemm(values + i * plane, Left{channels, 1, 0, 1, 0, channels}, products(op, 0) + i * size, raw, tiles, outputs,
+      gemm(values + i * plane, Left{channels, 1, 0, 1, 0, channels}, floats(op, 0) + i * size, raw, tiles, outputs,
            first / PANEL, ceil_div(first + width, PANEL));
     }
-    const Finish finish{op.bias[0], op.act, (Value*)nullptr, out.pixel, nullptr, residual ? residual->pixel : 0};
+    const Finish finish{op.bias[0], op.act, (T*)nullptr, out.pixel, nullptr, residual ? residual->pixel : 0};
     each_tile([&](int64_t t, int64_t image, int64_t y, int64_t x) {
       const int rows = (int)std::min<int64_t>(M, out.height - y), columns = (int)std::min<int64_t>(M, out.width - x);
-      finish_winograd<M>(sums + t * width, sums_plane, finish, first, width, at(out, image, y, x), out.row,
+      finish_winograd<M>(sums + t * width, sums_plane, finish, first, width, at<T>(out, image, y, x), out.row,
                          residual ? at(*residual, image, y, x) : nullptr, residual ? residual->row : 0, rows, columns);
     });
   }
@@ -164,10 +164,14 @@ void direct_conv(const Op& op, const Run& run, int64_t chunk) {
   }
 }
 
+template <class T>
+void conv_to(const Op& op, const Run& run, int64_t chunk) {
+  if (op.p[6]) return op.p[6] == 4 ? winograd<4, T>(op, run, chunk) : winograd<2, T>(op, run, chunk);
+  direct_conv<T>(op, run, chunk);
+}
+
 void conv(const Op& op, const Run& run, int64_t chunk) {
-  if (op.p[6]) return op.p[6] == 4 ? winograd<4>(op, run, chunk) : winograd<2>(op, run, chunk);
-  if (run.maps[op.out].floats) return direct_conv<float>(op, run, chunk);
-  direct_conv<Value>(op, run, chunk);
+  run.maps[op.out].floats ? conv_to<float>(op, run, chunk) : conv_to<Value>(op, run, chunk);
 }
 
 // ---- depthwise convolution ------------------------------------------------------------------------------------------
@@ -866,6 +870,9 @@ double foveal_peak() {
 }
 
 void foveal_pack(const float* weight, int64_t outputs, int64_t taps, int64_t depth, Value* packed) {
+  pack(weight, outputs, taps, depth, packed);
+}
+void foveal_pack_floats(const float* weight, int64_t outputs, int64_t taps, int64_t depth, float* packed) {
   pack(weight, outputs, taps, depth, packed);
 }
 void foveal_pack_depthwise(const float* weight, int64_t channels, int64_t taps, float* packed) {

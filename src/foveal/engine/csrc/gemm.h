@@ -17,7 +17,10 @@ constexpr int ROWS = 6;
 constexpr int PANEL = 2 * W;  // output channels of a panel of packed weights
 
 // Depth of packed weights: whole pairs. An odd depth ends with a zero.
-INLINE int64_t paired(int64_t depth) { return (depth + PAIR - 1) / PAIR * PAIR; }
+template <class T = Value>
+INLINE int64_t paired(int64_t depth) {
+  return (depth + pair_size<T> - 1) / pair_size<T> * pair_size<T>;
+}
 
 // Left operand of a product: pixels at a fixed distance, and for each the values that one row of weights meets:
 // steps_y * steps_x runs of `depth` adjacent values.
@@ -27,7 +30,10 @@ struct Left {
   int64_t steps_x, step_x;  // number of columns, and values between them
   int64_t depth;            // adjacent values: input channels, times the columns where these are adjacent too
   int64_t parts = 1;        // of each weight, which is their sum; parts of a pair follow each other
-  int64_t whole() const { return parts * steps_y * steps_x * paired(depth); }
+  template <class T = Value>
+  int64_t whole() const {
+    return parts * steps_y * steps_x * paired<T>(depth);
+  }
 };
 
 // Where sums are stored, as values or as floats.
@@ -58,15 +64,20 @@ inline int64_t panels(int64_t outputs) { return (outputs + PANEL - 1) / PANEL; }
 inline int64_t padded(int64_t channels) { return (channels + W - 1) / W * W; }
 
 // Place of value k of output j in a panel of `width` outputs: pairs of an output are adjacent.
-INLINE int64_t pair_place(int64_t k, int64_t width, int64_t j) { return k / PAIR * PAIR * width + j * PAIR + k % PAIR; }
+template <class T = Value>
+INLINE int64_t pair_place(int64_t k, int64_t width, int64_t j) {
+  constexpr int SIZE = pair_size<T>;
+  return k / SIZE * SIZE * width + j * SIZE + k % SIZE;
+}
 
-inline void pack(const float* weight, int64_t outputs, int64_t taps, int64_t depth, Value* packed) {
+template <class T>
+inline void pack(const float* weight, int64_t outputs, int64_t taps, int64_t depth, T* packed) {
   for (int64_t first = 0; first < outputs; first += PANEL) {
     const int64_t width = padded(outputs) - first >= PANEL ? PANEL : W;
-    for (int64_t tap = 0; tap < taps; tap++, packed += paired(depth) * width)
-      for (int64_t k = 0; k < paired(depth); k++)
+    for (int64_t tap = 0; tap < taps; tap++, packed += paired<T>(depth) * width)
+      for (int64_t k = 0; k < paired<T>(depth); k++)
         for (int64_t j = 0; j < width; j++)
-          packed[pair_place(k, width, j)] =
+          packed[pair_place<T>(k, width, j)] =
               first + j < outputs && k < depth ? weight[((first + j) * taps + tap) * depth + k] : 0.0f;
   }
 }
@@ -98,12 +109,12 @@ INLINE V add_products(V sum, VU a, VU b) {
 }
 
 // Adds the products of one pair of values of each pixel, or of one value.
-template <int R, int N, class F>
-INLINE void multiply_pair(const Value* const (&rows)[5], int64_t pixel, int64_t k, const Value* b, V (&sum)[R][N],
+template <int R, int N, class T, class F>
+INLINE void multiply_pair(const T* const (&rows)[5], int64_t pixel, int64_t k, const T* b, V (&sum)[R][N],
                           F&& pair_at) {
   decltype(weights_at(b)) weights[N];
 #pragma GCC unroll 4
-  for (int n = 0; n < N; n++) weights[n] = weights_at(b + n * W * PAIR);
+  for (int n = 0; n < N; n++) weights[n] = weights_at(b + n * W * pair_size<T>);
 #pragma GCC unroll 32
   for (int r = 0; r < R; r++) {
     const auto values = pair_at(rows[r / 3] + (r % 3) * pixel + k);
@@ -114,19 +125,21 @@ INLINE void multiply_pair(const Value* const (&rows)[5], int64_t pixel, int64_t 
 
 // Adds the products of a tile to `sum`. On the way it asks for `next`, line after line: weights that come next are then
 // in the second-level cache, where they would come from memory otherwise.
-template <int R, int N, bool NEXT>
-INLINE void multiply(const Value* a, const Left& left, const Value* b, const Value* next, V (&sum)[R][N]) {
-  constexpr int STEP = N * W * PAIR;
+template <int R, int N, bool NEXT, class T>
+INLINE void multiply(const T* a, const Left& left, const T* b, const T* next, V (&sum)[R][N]) {
+  constexpr int PAIR = pair_size<T>, STEP = N * W * PAIR;
   const int64_t pixel = left.pixel, depth = left.depth;
   for (int64_t y = 0; y < left.steps_y; y++)
     for (int64_t x = 0; x < left.steps_x; x++) {
-      const Value* row = a + y * left.step_y + x * left.step_x;
-      const Value* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
+      const T* row = a + y * left.step_y + x * left.step_x;
+      const T* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
       for (int64_t k = 0; k + PAIR <= depth; k += PAIR)
         for (int64_t part = 0; part < (PAIR == 1 ? 1 : left.parts); part++, b += STEP) {
+          // Values are read again for each part: kept over this loop, they would need more registers than there are.
+          if (PAIR == 2) asm volatile("" : : : "memory");
           if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
           if (NEXT) __builtin_prefetch(next, 0, 2), next += STEP;
-          multiply_pair<R, N>(rows, pixel, k, b, sum, [](const Value* p) INLINE_LAMBDA { return pair_of(p); });
+          multiply_pair<R, N>(rows, pixel, k, b, sum, [](const T* p) INLINE_LAMBDA { return pair_of(p); });
         }
       if constexpr (PAIR == 2)
         for (int64_t part = 0; depth % 2 && part < left.parts; part++, b += STEP)  // what lies behind may be no number
@@ -185,8 +198,8 @@ INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V 
   store_tile(finish, (Value*)finish.out.first, pixel, channel, sum);
 }
 
-template <int R, int N, bool NEXT>
-__attribute__((noinline)) void tile(const Value* a, const Left& left, const Value* b, const Value* next,
+template <int R, int N, bool NEXT, class T>
+__attribute__((noinline)) void tile(const T* a, const Left& left, const T* b, const T* next,
                                     const Finish& finish, int64_t pixel, int64_t channel) {
   V sum[R][N];
   if (finish.resume) {
@@ -201,25 +214,28 @@ __attribute__((noinline)) void tile(const Value* a, const Left& left, const Valu
   finish_tile<R, N>(finish, pixel, channel, sum);
 }
 
-using Tile = void (*)(const Value*, const Left&, const Value*, const Value*, const Finish&, int64_t, int64_t);
-template <int N, int... R>
-constexpr std::array<Tile, sizeof...(R)> tiles(std::integer_sequence<int, R...>) {
-  return {tile<R + 1, N, false>...};
+template <class T>
+using Tile = void (*)(const T*, const Left&, const T*, const T*, const Finish&, int64_t, int64_t);
+template <class T, int N, int... R>
+constexpr std::array<Tile<T>, sizeof...(R)> tiles(std::integer_sequence<int, R...>) {
+  return {tile<R + 1, N, false, T>...};
 }
 // Tiles of 1, 2, ... pixels by one and by two vectors of output channels.
 constexpr int NARROW_ROWS = 2 * ROWS < 14 ? 2 * ROWS : 14;
-constexpr auto NARROW_TILES = tiles<1>(std::make_integer_sequence<int, NARROW_ROWS>());
-constexpr auto WIDE_TILES = tiles<2>(std::make_integer_sequence<int, ROWS>());
+template <class T>
+constexpr auto NARROW_TILES = tiles<T, 1>(std::make_integer_sequence<int, NARROW_ROWS>());
+template <class T>
+constexpr auto WIDE_TILES = tiles<T, 2>(std::make_integer_sequence<int, ROWS>());
 
-template <int N>
-INLINE void panel_tiles(const Value* a, const Left& left, const Value* b, const Value* next, const Finish& finish,
+template <int N, class T>
+INLINE void panel_tiles(const T* a, const Left& left, const T* b, const T* next, const Finish& finish,
                         int64_t pixels, int64_t begin, int64_t end, int64_t count, int64_t channel) {
   for (int64_t t = begin; t < end; t++) {
     const int64_t from = t * pixels / count, to = (t + 1) * pixels / count;
-    Tile tile_of = N == 2 ? WIDE_TILES[to - from - 1] : NARROW_TILES[to - from - 1];
+    Tile<T> tile_of = N == 2 ? WIDE_TILES<T>[to - from - 1] : NARROW_TILES<T>[to - from - 1];
     // The first tile of a panel asks for all of the next one, if its height is one of the usual.
     if (next && t == begin && to - from >= ROWS - 1)
-      tile_of = to - from == ROWS ? tile<ROWS, 2, true> : tile<ROWS - 1, 2, true>;
+      tile_of = to - from == ROWS ? tile<ROWS, 2, true, T> : tile<ROWS - 1, 2, true, T>;
     tile_of(a, left, b, next, finish, from, channel);
   }
 }
@@ -232,26 +248,27 @@ struct Depth {
 
 // The product for `pixels` pixels and the panels from `first` up to `last`; `outputs` is padded to W. The height of a
 // tile does not change the order in which a sum is added, so results do not depend on how the work is divided.
-inline void gemm(const Value* a, const Left& left, const Value* packed, const Finish& finish, int64_t pixels,
+template <class T>
+inline void gemm(const T* a, const Left& left, const T* packed, const Finish& finish, int64_t pixels,
                  int64_t outputs, int64_t first, int64_t last, Depth part = {}) {
   if (pixels <= 0) return;
-  const int64_t depth = left.whole();
+  const int64_t depth = left.whole<T>();
   // Tiles have nearly equal heights: a tile of few pixels takes nearly as long as a full one.
   const int64_t count = (pixels + ROWS - 1) / ROWS, narrow = (pixels + NARROW_ROWS - 1) / NARROW_ROWS;
   const int64_t block =
-      std::max<int64_t>(1, 196608 / (int64_t)sizeof(Value) / (depth * ROWS));  // pixels that stay in the cache
+      std::max<int64_t>(1, 196608 / (int64_t)sizeof(T) / (depth * ROWS));  // pixels that stay in the cache
   for (int64_t begin = 0; begin < count; begin += block) {
     const int64_t end = std::min(count, begin + block);
     for (int64_t panel = first; panel < last; panel++) {
       const bool wide = outputs - panel * PANEL >= PANEL;
       const int64_t size = PANEL * (part.whole ? part.whole : depth);
-      const Value* b = packed + panel * size + part.first * (wide ? PANEL : W);
+      const T* b = packed + panel * size + part.first * (wide ? PANEL : W);
       const bool deep = depth >= 128 && count < 64;  // weights are a large part of what is read
-      const Value* next = deep && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL ? b + size : nullptr;
+      const T* next = deep && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL ? b + size : nullptr;
       if (wide)
         panel_tiles<2>(a, left, b, next, finish, pixels, begin, end, count, panel * PANEL);
       else if (begin == 0)
-        panel_tiles<1>(a, left, b, nullptr, finish, pixels, 0, narrow, narrow, panel * PANEL);
+        panel_tiles<1>(a, left, b, (const T*)nullptr, finish, pixels, 0, narrow, narrow, panel * PANEL);
     }
   }
 }

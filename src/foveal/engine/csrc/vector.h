@@ -120,7 +120,9 @@ typedef BFloat16 Value;
 #else
 typedef float Value;
 #endif
-constexpr int PAIR = sizeof(float) / sizeof(Value);
+template <class T>
+constexpr int pair_size = sizeof(float) / sizeof(T);
+constexpr int PAIR = pair_size<Value>;
 
 INLINE V relu(V x) { return max(splat(0), x); }
 INLINE V clamp(V x, V low, V high) { return min(high, max(low, x)); }

@@ -40,7 +40,7 @@ INLINE void outputs_of(const V (&m)[6], V (&y)[4]) {
 
 // Pixels of the input under a tile: `at` is the top left one.
 template <int M>
-INLINE void transform_tile(const Value* at, int64_t pixel, int64_t row, int64_t channels, Value* out, int64_t plane) {
+INLINE void transform_tile(const Value* at, int64_t pixel, int64_t row, int64_t channels, float* out, int64_t plane) {
   constexpr int N = M + 2;
   for (int64_t c = 0; c < channels; c += W, at += W, out += W) {
     V t[N][N];  // column, row
@@ -64,9 +64,9 @@ INLINE void transform_tile(const Value* at, int64_t pixel, int64_t row, int64_t 
 }
 
 // The MxM output pixels of a tile, of which `rows` x `columns` exist.
-template <int M>
+template <int M, class T>
 INLINE void finish_winograd(const float* sums, int64_t plane, const Finish& finish, int64_t channel, int64_t count,
-                            Value* out, int64_t out_row, const Value* residual, int64_t residual_row, int rows,
+                            T* out, int64_t out_row, const Value* residual, int64_t residual_row, int rows,
                             int columns) {
   constexpr int N = M + 2;
   for (int64_t c = 0; c < count; c += W) {
