@@ -15,9 +15,8 @@ from ..images.resampling import interpolated
 from .runner import Runner
 
 MIN_SIZE = 32  #: smallest side that networks accept; smaller images are padded
-WHOLE = (
-    512 * 1024
-)  #: pixels of the largest default tile for upscaling; up to so many, an image is upscaled in one piece
+WHOLE = 512 * 1024  #: pixels of the largest image that is upscaled in one piece by default
+_PART = 256 * 1024  # pixels of the largest default tile of a larger image: the first needs memory that the system clears
 TILE, OVERLAP = 512, 32  #: side of square tiles where one is needed, and default overlap
 _LEAST = 64  # smallest side of the tiles of an image that needs several
 _GRID = 8  # tiles for upscaling begin on multiples of it, so that the network's strides are aligned as in the whole
@@ -238,9 +237,9 @@ def _upscale_tiles(
 
 
 def _covering_sides(height: int, width: int, overlap: int) -> tuple[int, int]:
-    """Sides of the tiles, on the grid and of at most :data:`WHOLE` pixels, that compute the fewest pixels twice.
+    """Sides of the tiles, on the grid and of at most ``_PART`` pixels, that compute the fewest pixels twice.
 
-    An image of so many pixels is one tile.
+    An image of at most :data:`WHOLE` pixels is one tile.
     """
     if height * width <= WHOLE:
         return height, width
@@ -248,7 +247,7 @@ def _covering_sides(height: int, width: int, overlap: int) -> tuple[int, int]:
     best, fewest = (max(TILE, least), max(TILE, least)), math.inf
     for columns in range(1, -(-width // least) + 1):
         across = _covering_side(width, columns, overlap)
-        tallest = min(WHOLE // across, max(TILE, _BAND // width)) // _GRID * _GRID
+        tallest = min(_PART // across, max(TILE, _BAND // width)) // _GRID * _GRID
         if (columns > 1 and across < least) or tallest < min(least, height):
             continue
         rows = len(tile_starts(height, tallest, overlap))
