@@ -181,7 +181,8 @@ class Binder:
                 op.kind == CONV or (op.kind == CHAIN and op.p[5] != DEPTHWISE_PROJECT) for op in readers[out]
             )  # fmt: skip
         for step in self.packed.plan.steps:
-            if step.kind == "conv" and self.library.dtype != "float32" and step.out not in residuals:
+            widened = step.kind == "conv" and step.out in self.maps and step.out not in residuals
+            if widened and self.library.dtype != "float32":
                 self.maps[step.out].floats = all(op.kind in (OUTPUT, ENLARGE) for op in readers.get(step.out, []))
 
     def pixel(self, index: int) -> int:

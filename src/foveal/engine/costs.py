@@ -69,5 +69,6 @@ def count_macs(binder: Binder, operation: Operation) -> int:
     if operation.kind == WRITE_MAP:
         return 2 * pixels * out.channels * binder.shape(operation.inputs[1]).width
     if operation.kind == MASKS:
-        return pixels * out.channels * binder.shape(operation.inputs[1]).channels
+        features = binder.shape(operation.inputs[1]).channels
+        return pixels * features * (out.channels + source.channels * bool(operation.arrays))
     return 0

@@ -35,7 +35,8 @@ from .plan import ACTS, Step
 _FEW = 8  # input channels of a product, see _parts
 
 
-def _conv(binder: Binder, step: Step) -> None:
+def _conv(binder: Binder, step: Step, *, in_chain: bool = False) -> None:
+    """A convolution. Those of chains add their terms in one order, however the chain is divided, so in one long sum."""
     weight, groups = binder.packed.raw(step, "weight"), step.params["groups"]
     out, top, left = binder.spatial(step, step.inputs[0])
     if weight.ndim == 2:
@@ -51,7 +52,8 @@ def _conv(binder: Binder, step: Step) -> None:
     parts, pack = _parts(binder, out.channels // groups), binder.packed
     packed = pack.winograd(step, "weight", side) if side else pack.panels(step, "weight", groups, parts)
     arrays = ((packed, binder.packed.padded(step, "bias")),)
-    p = (step.params["kernel"], step.params["kernel"], step.params["stride"], top, left, groups, side, parts)
+    window = step.params["kernel"], step.params["kernel"], step.params["stride"], top, left
+    p = (*window, groups, side, parts, not in_chain)
     operation = Operation(CONV, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     binder.add(operation, out._replace(channels=len(weight)))
     _leave_room(binder, step.out, len(weight) // groups, groups)
@@ -189,15 +191,20 @@ def _unfused(binder: Binder, step: Step, size: Shape, hidden: int) -> None:
         expanded = binder.new_map(binder.shape(source)._replace(channels=hidden))
         params = {"kernel": 1, "stride": 1, **common}
         weights = {"weight": step.weights["expand_weight"], "bias": step.weights["expand_bias"]}
-        _conv(binder, Step("conv", (source,), expanded, None, step.params["expand_act"], params, weights))
+        _conv(
+            binder, Step("conv", (source,), expanded, None, step.params["expand_act"], params, weights), in_chain=True
+        )
         source = expanded
     middle = binder.new_map(size._replace(channels=hidden))
     weights = {"weight": step.weights["weight"], "bias": step.weights["bias"]}
     inner = Step("", (source,), middle, None, step.params["act"], {**step.params, "groups": 1}, weights)
-    (_conv if step.kind == "fused_inverted_residual" else _depthwise)(binder, inner)
+    if step.kind == "fused_inverted_residual":
+        _conv(binder, inner, in_chain=True)
+    else:
+        _depthwise(binder, inner)
     weights = {"weight": step.weights["project_weight"], "bias": step.weights["project_bias"]}
     params = {"kernel": 1, "stride": 1, **common}
-    _conv(binder, Step("conv", (middle,), step.out, step.residual, step.act, params, weights))
+    _conv(binder, Step("conv", (middle,), step.out, step.residual, step.act, params, weights), in_chain=True)
 
 
 def _attention(binder: Binder, step: Step) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from .binder import INPUT, MASKS, READ_MAP, REGROUP, TABLE, WRITE_MAP, Binder, Operation, expect
+from .binder import CONV, INPUT, MASKS, READ_MAP, REGROUP, TABLE, WRITE_MAP, Binder, Operation, expect
 from .plan import Step
 from .steps_tokens import rows_of
 
@@ -88,7 +89,24 @@ def _masks(binder: Binder, step: Step) -> None:
     if shape.channels % binder.width:
         raise ValueError(f"{shape.channels} channels, no multiple of {binder.width}")
     out = shape._replace(height=2 * shape.height, width=2 * shape.width, channels=factors.width)
-    binder.add(Operation(MASKS, step.inputs, step.out), out, planar=True)
+    operation = Operation(MASKS, step.inputs, step.out)
+    last = binder.operations[-1]
+    if last.out == step.inputs[0] and _is_linear(last) and _reads(binder, last.out) == 1:
+        # The features are computed row by row, so that they never leave the cache.
+        operation = replace(operation, inputs=(last.inputs[0], step.inputs[1]), act=last.act, arrays=last.arrays)
+        binder.operations.pop()
+        del binder.maps[last.out]
+    binder.add(operation, out, planar=True)
+
+
+def _is_linear(operation: Operation) -> bool:
+    """Whether it is a linear layer over the channels of every pixel, with one number for each weight."""
+    return operation.kind == CONV and operation.p == (1, 1, 1, 0, 0, 1, 0, 1, True) and operation.residual is None
+
+
+def _reads(binder: Binder, index: int) -> int:
+    """How many steps of the plan read a map."""
+    return sum((*step.inputs, step.residual).count(index) for step in binder.packed.plan.steps)
 
 
 #: The function for each kind of step.

@@ -16,7 +16,9 @@ from .runner import Runner
 
 MIN_SIZE = 32  #: smallest side that networks accept; smaller images are padded
 WHOLE = 512 * 1024  #: pixels of the largest image that is upscaled in one piece by default
-_PART = 256 * 1024  # pixels of the largest default tile of a larger image: the first needs memory that the system clears
+_PART = (
+    256 * 1024
+)  # pixels of the largest default tile of a larger image: the first needs memory that the system clears
 TILE, OVERLAP = 512, 32  #: side of square tiles where one is needed, and default overlap
 _LEAST = 64  # smallest side of the tiles of an image that needs several
 _GRID = 8  # tiles for upscaling begin on multiples of it, so that the network's strides are aligned as in the whole

@@ -19,7 +19,7 @@ namespace {
 
 // ---- convolution ----------------------------------------------------------------------------------------------------
 // p: kernel height, kernel width, stride, padding at the top and left, groups, side of the tiles of Winograd's
-// algorithm or 0, parts of each weight.
+// algorithm or 0, parts of each weight, whether long sums are divided.
 
 Left left_of(const Map& in, int64_t kernel_h, int64_t kernel_w, int64_t stride, int64_t depth, int64_t parts = 1) {
   // Pixels without padding; an image of an odd number of channels may have a zero behind each pixel (see `input`).
@@ -143,7 +143,8 @@ void direct_conv(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   const ConvParts s = conv_parts(op, run);
   const int64_t stride = op.p[2];
-  const Left left = left_of(in, op.p[0], op.p[1], stride, in.channels / op.p[5], op.p[7]);
+  Left left = left_of(in, op.p[0], op.p[1], stride, in.channels / op.p[5], op.p[7]);
+  left.divided = op.p[8];
   const Range part(s.panels, s.panel_parts, chunk % s.panel_parts);
   const int64_t row_part = chunk / s.panel_parts;
   const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
@@ -520,16 +521,15 @@ void norm(const Op& op, const Run& run, int64_t chunk) {
       const Value* a = at(in, r / out.height, r % out.height, x);
       Value* to = at(out, r / out.height, r % out.height, x);
       V sums = splat(0), squares = splat(0);
-      double sum = 0, square = 0;
       for (int64_t c = 0; c < whole; c += W) sums += load(a + c);
-      for (int j = 0; j < W; j++) sum += sums[j];
+      double sum = total(sums);
       for (int64_t c = whole; c < channels; c++) sum += a[c];
       const float mean = (float)(sum / channels);
       for (int64_t c = 0; c < whole; c += W) {
         V d = load(a + c) - mean;
         squares += d * d;
       }
-      for (int j = 0; j < W; j++) square += squares[j];
+      double square = total(squares);
       for (int64_t c = whole; c < channels; c++) square += (a[c] - mean) * (a[c] - mean);
       const float scale = (float)(1 / std::sqrt(square / channels + op.f[0]));
       for (int64_t c = 0; c < padded(channels); c += W)
@@ -635,7 +635,14 @@ void input(const Op& op, const Run& run, int64_t chunk) {
     for (; done + W <= in.channels && in.width == out.width; done += W) {  // whole vectors of channels
       const float* from = planar(in) + image * in.channels * plane + done * plane + y * in.width;
       const V scale = load(floats(op, 0) + done), shift = load(op.bias[0] + done);
-      for (int64_t x = 0; x < in.width; x++) {
+      int64_t x = 0;
+      for (; x + W <= in.width; x += W) {
+        V pixels[W];
+        for (int j = 0; j < W; j++) pixels[j] = load(from + j * plane + x);
+        transpose(pixels);
+        for (int j = 0; j < W; j++) store(to + (x + j) * out.pixel + done, pixels[j] * scale + shift);
+      }
+      for (; x < in.width; x++) {
         float values[W];
         for (int j = 0; j < W; j++) values[j] = from[j * plane + x];
         store(to + x * out.pixel + done, load(values) * scale + shift);
@@ -665,9 +672,22 @@ void output(const Op& op, const Run& run, int64_t chunk) {
     const int64_t image = r / out.height, y = r % out.height;
     const T* from = at<T>(in, image, y, 0);
     float* to = planar(out) + image * out.channels * plane + y * out.width;
-    for (int64_t begin = 0; begin < out.width; begin += 64)  // pixels that stay in the first-level cache
-      for (int64_t c = 0; c < out.channels; c++)
-        for (int64_t x = begin; x < std::min(begin + 64, out.width); x++) to[c * plane + x] = from[x * in.pixel + c];
+    for (int64_t begin = 0; begin < out.width; begin += 64) {  // pixels that stay in the first-level cache
+      const int64_t end = std::min(begin + 64, out.width), whole = begin + (end - begin) / W * W;
+      int64_t c = 0;
+      for (; c + W <= out.channels; c += W) {
+        for (int64_t x = begin; x < whole; x += W) {
+          V values[W];
+          for (int j = 0; j < W; j++) values[j] = load(from + (x + j) * in.pixel + c);
+          transpose(values);
+          for (int j = 0; j < W; j++) store(to + (c + j) * plane + x, values[j]);
+        }
+        for (int64_t j = c; j < c + W; j++)
+          for (int64_t x = whole; x < end; x++) to[j * plane + x] = from[x * in.pixel + j];
+      }
+      for (; c < out.channels; c++)
+        for (int64_t x = begin; x < end; x++) to[c * plane + x] = from[x * in.pixel + c];
+    }
   }
 }
 

@@ -30,6 +30,7 @@ struct Left {
   int64_t steps_x, step_x;  // number of columns, and values between them
   int64_t depth;            // adjacent values: input channels, times the columns where these are adjacent too
   int64_t parts = 1;        // of each weight, which is their sum; parts of a pair follow each other
+  bool divided = false;     // whether a sum of floats is that of shorter sums, see multiply
   template <class T = Value>
   int64_t whole() const {
     return parts * steps_y * steps_x * paired<T>(depth);
@@ -123,28 +124,50 @@ INLINE void multiply_pair(const T* const (&rows)[5], int64_t pixel, int64_t k, c
   }
 }
 
+// Terms of a divided sum that are added one to the next: the sums of so many are added then, which rounds a third as much.
+constexpr int64_t TERMS = 128;
+
 // Adds the products of a tile to `sum`. On the way it asks for `next`, line after line: weights that come next are then
 // in the second-level cache, where they would come from memory otherwise.
 template <int R, int N, bool NEXT, class T>
 INLINE void multiply(const T* a, const Left& left, const T* b, const T* next, V (&sum)[R][N]) {
   constexpr int PAIR = pair_size<T>, STEP = N * W * PAIR;
   const int64_t pixel = left.pixel, depth = left.depth;
+  float earlier[R * N * W];
+  int64_t terms = 0;
+  bool parts_before = false;
   for (int64_t y = 0; y < left.steps_y; y++)
-    for (int64_t x = 0; x < left.steps_x; x++) {
-      const T* row = a + y * left.step_y + x * left.step_x;
-      const T* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
-      for (int64_t k = 0; k + PAIR <= depth; k += PAIR)
-        for (int64_t part = 0; part < (PAIR == 1 ? 1 : left.parts); part++, b += STEP) {
-          // Values are read again for each part: kept over this loop, they would need more registers than there are.
-          if (PAIR == 2) asm volatile("" : : : "memory");
-          if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
-          if (NEXT) __builtin_prefetch(next, 0, 2), next += STEP;
-          multiply_pair<R, N>(rows, pixel, k, b, sum, [](const T* p) INLINE_LAMBDA { return pair_of(p); });
+    for (int64_t x = 0; x < left.steps_x; x++)
+      for (int64_t begin = 0; begin < depth; begin += TERMS) {
+        const int64_t end = std::min(depth, begin + TERMS);
+        if (PAIR == 1 && left.divided && terms >= TERMS) {
+#pragma GCC unroll 32
+          for (int i = 0; i < R * N; i++) {
+            V& part = sum[i / N][i % N];
+            store(earlier + i * W, parts_before ? load(earlier + i * W) + part : part);
+            part = splat(0);
+          }
+          parts_before = true, terms = 0;
         }
-      if constexpr (PAIR == 2)
-        for (int64_t part = 0; depth % 2 && part < left.parts; part++, b += STEP)  // what lies behind may be no number
-          multiply_pair<R, N>(rows, pixel, depth - 1, b, sum, [](auto* p) INLINE_LAMBDA { return half_of(p); });
-    }
+        terms += end - begin;
+        const T* row = a + y * left.step_y + x * left.step_x;
+        const T* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
+        for (int64_t k = begin; k + PAIR <= end; k += PAIR)
+          for (int64_t part = 0; part < (PAIR == 1 ? 1 : left.parts); part++, b += STEP) {
+            // Values are read again for each part: kept over this loop, they would need more registers than there are.
+            if (PAIR == 2) asm volatile("" : : : "memory");
+            if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
+            if (NEXT) __builtin_prefetch(next, 0, 2), next += STEP;
+            multiply_pair<R, N>(rows, pixel, k, b, sum, [](const T* p) INLINE_LAMBDA { return pair_of(p); });
+          }
+        if constexpr (PAIR == 2)
+          for (int64_t part = 0; end % 2 && part < left.parts; part++, b += STEP)  // what lies behind may be no number
+            multiply_pair<R, N>(rows, pixel, end - 1, b, sum, [](auto* p) INLINE_LAMBDA { return half_of(p); });
+      }
+  if (parts_before) {
+#pragma GCC unroll 32
+    for (int i = 0; i < R * N; i++) sum[i / N][i % N] += load(earlier + i * W);
+  }
 }
 
 template <int R, int N, class T>

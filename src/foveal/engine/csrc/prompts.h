@@ -118,24 +118,40 @@ void read_sums(const Op& op, const Run& run, int64_t image) {
   }
 }
 
-// Softmax over every `heads`-th of `count` scores, for N heads at once.
-template <int N>
-void softmax_of_heads(float* scores, int64_t count, int64_t heads) {
-  float largest[N], total[N];
-  for (int h = 0; h < N; h++) largest[h] = scores[h], total[h] = 0;
-  for (int64_t i = heads; i < count; i += heads)
-    for (int h = 0; h < N; h++) largest[h] = scores[i + h] > largest[h] ? scores[i + h] : largest[h];
-  float values[W];
-  for (int64_t i = 0; i < count; i += heads)
-    for (int first = 0; first < N; first += W) {
-      const int some = N - first < W ? N - first : W;
-      for (int h = 0; h < W; h++) values[h] = h < some ? scores[i + first + h] - largest[first + h] : 0;
-      store(values, exp(load(values)));
-      for (int h = 0; h < some; h++) scores[i + first + h] = values[h], total[first + h] += values[h];
+// Softmax over every `heads`-th of `count` scores. A vector holds the scores of whole tokens, if heads divide it, or a
+// part of the heads of one token, if it divides them. Scores behind the last are of no token; they become
+// next to 0.
+template <int HEADS>
+INLINE void softmax_of_heads(float* scores, int64_t count) {
+  static_assert(W % HEADS == 0 || HEADS % W == 0);
+  constexpr int STEP = HEADS > W ? HEADS : W;
+  if (HEADS < W)
+    for (int64_t i = count; i % W; i++) scores[i] = -__builtin_inff();
+  for (int first = 0; first < STEP; first += W) {
+    V bound = load(scores + first), total = splat(0);
+    for (int64_t i = STEP; i < count; i += STEP) bound = max(bound, load(scores + first + i));
+#pragma GCC unroll 4
+    for (int shift = HEADS; shift < W; shift *= 2) bound = max(bound, rotate(bound, shift));
+    for (int64_t i = 0; i < count; i += STEP) {
+      const V value = exp(load(scores + first + i) - bound);
+      store(scores + first + i, value);
+      total += value;
     }
-  for (int h = 0; h < N; h++) total[h] = 1 / total[h];
-  for (int64_t i = 0; i < count; i += heads)
-    for (int h = 0; h < N; h++) scores[i + h] *= total[h];
+#pragma GCC unroll 4
+    for (int shift = HEADS; shift < W; shift *= 2) total += rotate(total, shift);
+    const V factor = 1 / total;
+    for (int64_t i = 0; i < count; i += STEP) store(scores + first + i, load(scores + first + i) * factor);
+  }
+}
+
+// The same for any number of heads, one by one.
+inline void softmax_of_any_heads(float* scores, int64_t count, int64_t heads) {
+  for (int64_t h = 0; h < heads; h++) {
+    float bound = scores[h], total = 0;
+    for (int64_t i = h; i < count; i += heads) bound = scores[i] > bound ? scores[i] : bound;
+    for (int64_t i = h; i < count; i += heads) total += scores[i] = exp(splat(scores[i] - bound))[0];
+    for (int64_t i = h; i < count; i += heads) scores[i] /= total;
+  }
 }
 
 // ---- softmax attention of the pixels of a map to a few tokens -------------------------------------------------------
@@ -163,10 +179,10 @@ void write_map(const Op& op, const Run& run, int64_t chunk) {
          Finish{bias, NONE, scores, lanes, nullptr, 0}, out.width, lanes, 0, panels(lanes));
     for (int64_t x = 0; x < out.width; x++) {
       float* row = scores + x * lanes;
-      if (heads % 8 == 0)
-        for (int64_t h = 0; h < heads; h += 8) softmax_of_heads<8>(row + h, count, heads);
+      if (heads == 8)
+        softmax_of_heads<8>(row, count);
       else
-        for (int64_t h = 0; h < heads; h++) softmax_of_heads<1>(row + h, count, heads);
+        softmax_of_any_heads(row, count, heads);
       to_values(row, lanes);
     }
     const Finish finish{
@@ -196,20 +212,30 @@ void regroup(const Op& op, const Run& run, int64_t chunk) {
   }
 }
 
-// Masks, planar, of twice the size: each pixel of the first input holds four, row by row, of C channels each; the
-// second holds the factors of the channels for each mask, (1, masks, C).
+// Masks, planar, of twice the size. The first input holds features of four pixels for each of its pixels, row by row, of
+// C channels each; or the weights are those of a linear layer that computes them, row by row of the map. The second
+// input holds the factors of the features for each mask, (1, masks, C).
 void masks(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &factors = run.maps[op.in[1]], &out = run.maps[op.out];
   const Range rows(in.batch * in.height, row_parts(in, run), chunk);
   const int64_t depth = factors.channels, lanes = padded(factors.width), plane = out.height * out.width;
-  Value* const packed = (Value*)scratch(lanes * paired(depth) + 4 * in.width * lanes + 16 * W);
+  const int64_t computed = op.weight[0] ? 4 * depth : 0;  // features of a pixel that are not in the map
+  Value* const packed = (Value*)scratch(lanes * paired(depth) + in.width * (4 * lanes + computed) + 16 * W);
   float* const scores = (float*)(packed + lanes * paired(depth));
+  Value* const features = (Value*)(scores + 4 * in.width * lanes);
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / in.height, y = r % in.height;
     if (r == rows.begin || y == 0) pack_keys(factors, image, Window(factors, Windows(factors, 0), 0), 0, depth, packed);
+    const Value* from = at(in, image, y, 0);
+    if (computed) {
+      const Finish finish{op.bias[0], op.act, features, computed, nullptr, 0};
+      gemm(from, Left{in.pixel, 1, 0, 1, 0, in.channels}, products(op, 0), finish, in.width, computed, 0,
+           panels(computed));
+      from = features;
+    }
     Finish raw{nullptr, NONE, scores, lanes, nullptr, 0};
     raw.partial = true;
-    gemm(at(in, image, y, 0), Left{depth, 1, 0, 1, 0, depth}, packed, raw, 4 * in.width, lanes, 0, panels(lanes));
+    gemm(from, Left{depth, 1, 0, 1, 0, depth}, packed, raw, 4 * in.width, lanes, 0, panels(lanes));
     for (int64_t m = 0; m < out.channels; m++)
       for (int64_t dy = 0; dy < 2; dy++) {
         float* to = planar(out) + (image * out.channels + m) * plane + (2 * y + dy) * out.width;

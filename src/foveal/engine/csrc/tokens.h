@@ -27,17 +27,6 @@ struct Window {
   }
 };
 
-INLINE float largest(V v) {
-  float result = v[0];
-  for (int j = 1; j < W; j++) result = v[j] > result ? v[j] : result;
-  return result;
-}
-INLINE float total(V v) {
-  float result = 0;
-  for (int j = 0; j < W; j++) result += v[j];
-  return result;
-}
-
 // Softmax of a row of `count` scores without its division: e^(score - largest), zeros up to a whole vector, and the
 // sum.
 inline float exponentials(float* row, int64_t count) {

@@ -61,6 +61,53 @@ INLINE V min(V bound, V x) {
 #endif
 }
 
+// Lanes of two vectors by their numbers, those of the second from W. Numbers that the compiler knows make it one instruction.
+INLINE V lanes_of(V a, V b, VI from) {
+#if defined(__clang__)
+  V v;
+  for (int i = 0; i < W; i++) v[i] = from[i] < W ? a[from[i]] : b[from[i] - W];
+  return v;
+#else
+  return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// Lanes moved by `count`; those at the end come from the beginning.
+INLINE V rotate(V v, int count) {
+  VI from;
+  for (int i = 0; i < W; i++) from[i] = (i + count) % W;
+  return lanes_of(v, v, from);
+}
+
+// Sum and maximum of the lanes, by halves.
+INLINE float total(V v) {
+#pragma GCC unroll 4
+  for (int half = W / 2; half; half /= 2) v += rotate(v, half);
+  return v[0];
+}
+INLINE float largest(V v) {
+#pragma GCC unroll 4
+  for (int half = W / 2; half; half /= 2) v = max(v, rotate(v, half));
+  return v[0];
+}
+
+// Exchanges the rows and columns of a square: quarters of smaller and smaller squares.
+INLINE void transpose(V (&rows)[W]) {
+#pragma GCC unroll 4
+  for (int s = 1; s < W; s *= 2)
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i++) {
+      if (i & s) continue;
+      const V a = rows[i], b = rows[i | s];
+      VI upper, lower;
+      for (int j = 0; j < W; j++) {
+        upper[j] = j & s ? W + (j ^ s) : j;
+        lower[j] = j & s ? W + j : j ^ s;
+      }
+      rows[i] = lanes_of(a, b, upper), rows[i | s] = lanes_of(a, b, lower);
+    }
+}
+
 // bfloat16: the upper half of a float32. Conversion rounds to the nearest, to even of two.
 typedef uint32_t VU __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef uint16_t VH __attribute__((vector_size(W * 2), aligned(2), may_alias));
