@@ -125,8 +125,8 @@ def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
 
     Args:
         path: the file.
-        sync: whether the file is on the disk when this returns. Without it, a power failure can leave a part of the file
-            until :func:`sync_files` has synced it; many small files are written faster so.
+        sync: whether the file is on the disk when this returns. Without it, a power failure can leave a part of the
+            file until :func:`sync_files` has synced it; many small files are written faster so.
 
     Raises:
         InputError: the folder cannot be written, or the disk is full.

@@ -33,7 +33,11 @@ def embeds(predictor: Predictor) -> bool:
     """Whether :func:`open_embedder` can be used: exported files have the output of their network only."""
     task = find_task(predictor.info.task)
     backbone = getattr(getattr(predictor.runner, "model", None), "backbone", None)
-    return task.takes_prompts or _is_pooled(predictor) or (isinstance(predictor.runner, TorchRunner) and backbone is not None)
+    return (
+        task.takes_prompts
+        or _is_pooled(predictor)
+        or (isinstance(predictor.runner, TorchRunner) and backbone is not None)
+    )
 
 
 def _is_pooled(predictor: Predictor) -> bool:
@@ -45,16 +49,16 @@ def _is_pooled(predictor: Predictor) -> bool:
 def open_embedder(predictor: Predictor) -> Embed:
     """A function from an image to its embedding ``(C,)``.
 
-    It is the mean over all positions of the embedding of a promptable model (256 values), the input of the last layer of
-    a classifier, and of other models the mean of the backbone's last feature map.
+    It is the mean over all positions of the embedding of a promptable model (256 values), the input of the last layer
+    of a classifier, and of other models the mean of the backbone's last feature map.
 
     Raises:
         ConfigError: the model has no features.
     """
     if not embeds(predictor):
         raise ConfigError(
-            f"{predictor.info.ref}: embeddings need a checkpoint and torch (pip install 'foveal[torch]'), or a promptable "
-            "model; an exported file has the output of its network only"
+            f"{predictor.info.ref}: embeddings need a checkpoint and torch (pip install 'foveal[torch]'), or a "
+            "promptable model; an exported file has the output of its network only"
         )
     network = _network(predictor)
 
@@ -87,4 +91,6 @@ def _network(predictor: Predictor) -> Callable[[NDArray[np.float32]], NDArray[np
 
     runner: Any = predictor.runner
     task = find_task(predictor.info.task)
-    return TorchRunner(Features(runner.model, task.has_classes and not task.labels_pixels), str(runner.device), runner.dtype)
+    return TorchRunner(
+        Features(runner.model, task.has_classes and not task.labels_pixels), str(runner.device), runner.dtype
+    )

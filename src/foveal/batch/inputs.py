@@ -1,4 +1,4 @@
-"""Find the inputs of a job: images in folders, in lists, in tar files and in Parquet files, on disks or object stores."""
+"""Find the inputs of a job: images in folders, lists, tar files and Parquet files, on disks or object stores."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def find(search: Search) -> Iterator[Part]:
         kind = kind_of(file.name)
         if (other := next((each for each in kinds if each != kind), None)) is not None and not named:
             raise InputError(
-                f"{search.location}: both {_KINDS[other]} ({kinds[other]}) and {_KINDS[kind]} ({file.shown}): choose one "
-                "with a pattern in quotes, for example 'FOLDER/*.tar'"
+                f"{search.location}: both {_KINDS[other]} ({kinds[other]}) and {_KINDS[kind]} ({file.shown}): choose "
+                "one with a pattern in quotes, for example 'FOLDER/*.tar'"
             )
         kinds.setdefault(kind, file.shown)
         if not _is_new(file, seen, search.location):
@@ -98,7 +98,9 @@ def _is_new(file: _File, seen: dict[int, int], location: str) -> bool:
     if known == source:
         _LOG.warning("%s: %s is there twice, and is done once", location, file.shown)
     elif known:
-        raise InputError(f"{location}: two files would have the name {file.shown} in the results: give them in two jobs")
+        raise InputError(
+            f"{location}: two files would have the name {file.shown} in the results: give them in two jobs"
+        )
     return not known
 
 
@@ -195,9 +197,9 @@ def _remote_files(location: str, out: str) -> Iterator[_File]:
     for file in store.walk():
         usable = PurePosixPath(file.name).suffix.lower() in (*SUFFIXES, *TARS, *PARQUETS)
         hidden = any(part.startswith(".") for part in file.name.split("/"))
-        if usable and not hidden and not f"{root}/{file.name}".startswith(results):
-            if not tests or any(test(file.name) for test in tests):
-                yield _File(root, file.name, file.size, file.name)
+        wanted = not tests or any(test(file.name) for test in tests)
+        if usable and wanted and not hidden and not f"{root}/{file.name}".startswith(results):
+            yield _File(root, file.name, file.size, file.name)
 
 
 def _as_regex(pattern: str) -> str:
@@ -322,9 +324,12 @@ def image_column(schema: object, wanted: str, where: str) -> str:
     if wanted:
         usable = [name for name in usable if name == wanted]
     if len(usable) != 1:
-        found = f"columns {', '.join(usable)} have bytes: choose one with --column" if usable else (
-            f"no column {wanted!r} of bytes" if wanted else "no column of bytes"
-        ) + f"; there are {', '.join(fields)}"
+        found = (
+            f"columns {', '.join(usable)} have bytes: choose one with --column"
+            if usable
+            else (f"no column {wanted!r} of bytes" if wanted else "no column of bytes")
+            + f"; there are {', '.join(fields)}"
+        )
         raise InputError(f"{where}: {found}")
     return usable[0]
 

@@ -83,7 +83,9 @@ class Job:
             then, now = getattr(self, name), getattr(other, name)
             if then != now:
                 words = {"model_sha256": "content of the model's file"}.get(name, name)
-                raise ConfigError(f"{out} has results of another job, of {words} {then!r}, not {now!r}: choose another folder")
+                raise ConfigError(
+                    f"{out} has results of another job, of {words} {then!r}, not {now!r}: choose another folder"
+                )
 
 
 class Entry(NamedTuple):
@@ -194,6 +196,10 @@ class Manifest:
         """
         if (known := _read_job(self.store)) is None or known.digest != self.job.digest:
             raise StoreError(f"{self.store.uri}: another process began this job with other inputs: start again")
+
+    def note_name(self, number: int) -> str:
+        """Name of a file for notes on a part that is not complete."""
+        return f"{self._folder}/begun/{number:06}.json"
 
     def _entry(self, number: int) -> str:
         return f"{self._folder}/parts/{number:06}.json"

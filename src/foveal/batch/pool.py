@@ -1,7 +1,7 @@
 """A pool of worker processes on this machine: each does one part at a time, and one that dies is replaced.
 
 Progress is read from memory that a worker shares with the driver, so that it costs nothing per image and is still known
-when the worker was killed. A worker gets its next part when it has asked for one, so there are no queues that could grow.
+when the worker was killed. A worker gets a part when it has asked for one, so there are no queues that could grow.
 """
 
 from __future__ import annotations
@@ -96,7 +96,10 @@ class Pool:
         ours, theirs = _CONTEXT.Pipe()
         progress = _CONTEXT.RawArray("q", 2)
         process = _CONTEXT.Process(
-            target=_work, args=(self.setups[slot], theirs, progress, os.getpid()), name=f"foveal-batch-{slot}", daemon=True
+            target=_work,
+            args=(self.setups[slot], theirs, progress, os.getpid()),
+            name=f"foveal-batch-{slot}",
+            daemon=True,
         )
         process.start()
         theirs.close()  # so that the end of the process ends the connection

@@ -1,12 +1,13 @@
 """Run the parts of a job on a Ray cluster: Ray Data with one actor for each replica of the model.
 
-What travels through Ray is the place of a part in the plan, and the numbers of what was done: a few dozen bytes for each
-part. A replica reads its part of the plan, the images and the model itself, and writes results and manifest itself, as a
-process of :mod:`foveal.batch.pool` does. So a start with Ray continues one without it, and the other way round.
+What travels through Ray is the place of a part in the plan, and the numbers of what was done: a few dozen bytes for
+each part. A replica reads its part of the plan, the images and the model itself, and writes results and manifest
+itself, as a process of :mod:`foveal.batch.pool` does. So a start with Ray continues one without it, and the other way round.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from ..errors import DependencyError, FovealError
-from .manifest import Entry, Line
+from .manifest import Entry, Line, Manifest
+from .plan import Part
 from .pool import Event
 from .stores import StoreError
 from .worker import Setup, Task, Worker
 
+_ENDS = 2  # of actors that worked on an image, after which it is left out
 _TRIES = 3  # of a part whose inputs cannot be read, or whose results cannot be stored
-_RETRIES = 5  # of a part whose actor or node ended
 _BLOCKS = 10_000  # tasks that Ray keeps lists of; with more parts each task has several
 
 
@@ -42,14 +44,60 @@ class Replica:
         return {"number": rows["number"], "done": np.array(done), "failed": np.array(failed)}
 
     def _run(self, number: int, start: int, length: int) -> Entry:
+        manifest = self.worker.manifest
+        attempt = Attempt(manifest, number)
+        task = attempt.begin(manifest.part(start, length))
         for again in range(1, _TRIES + 1):
             try:
-                return self.worker.run(Task(number, self.worker.manifest.part(start, length)))
+                entry = self.worker.run(task, attempt.note)
+                attempt.end()
+                return entry
             except StoreError:
                 if again == _TRIES:
                     raise
                 time.sleep(again)
         raise AssertionError
+
+
+class Attempt:
+    """A note in the manifest that a part was begun: Ray repeats the part of an actor that has ended without an end.
+
+    The second attempt notes each image before it is worked on. An image that ended two attempts is left out.
+    """
+
+    def __init__(self, manifest: Manifest, number: int) -> None:
+        self.number, self._store, self._name = number, manifest.store, manifest.note_name(number)
+        self._known: dict[str, Any] = {}
+
+    def begin(self, part: Part) -> Task:
+        """The task of this attempt, after those that earlier attempts noted."""
+        try:
+            known = json.loads(self._store.read(self._name))
+        except FileNotFoundError:
+            known = {"careful": False, "at": -1, "ended": {}}
+        else:
+            if known["at"] >= 0:
+                ended = known["ended"]
+                ended[str(known["at"])] = ended.get(str(known["at"]), 0) + 1
+            known |= {"careful": True, "at": -1}
+        self._known = known
+        self._write()
+        reason = f"{_ENDS} actors that worked on it ended"
+        skip = {int(index): reason for index, count in known["ended"].items() if count >= _ENDS}
+        return Task(self.number, part, known["careful"], skip)
+
+    def note(self, begun: int, done: int) -> None:
+        """Note the image that is worked on, in an attempt that is not the first."""
+        if self._known["careful"] and begun > 0:
+            self._known["at"] = begun - 1
+            self._write()
+
+    def end(self) -> None:
+        """Remove the note: the part is complete."""
+        self._store.remove(self._name)
+
+    def _write(self) -> None:
+        self._store.put(self._name, json.dumps(self._known).encode(), sync=False)
 
 
 def run_on_ray(setup: Setup, lines: Iterator[Line], address: str, replicas: int | None) -> Iterator[Event]:
@@ -83,8 +131,6 @@ def run_on_ray(setup: Setup, lines: Iterator[Line], address: str, replicas: int 
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, max_tasks_in_flight_per_actor=2),
         fn_constructor_args=(setup,),
-        max_restarts=-1,
-        max_task_retries=_RETRIES,
         **needs,
     )
     try:
@@ -106,6 +152,7 @@ def _start(address: str) -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of the driver: the cluster has logs of its own
     try:
         import ray  # pyright: ignore[reportMissingImports] - not among the test tools, for its size
         import ray.data  # pyright: ignore[reportMissingImports]
@@ -115,7 +162,9 @@ def _start(address: str) -> Any:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise StoreError(f"--ray {address}: no Ray cluster there ({reason}): start one with 'ray start --head'") from error
+        raise StoreError(
+            f"--ray {address}: no Ray cluster there ({reason}): start one with 'ray start --head'"
+        ) from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray
 

@@ -131,9 +131,7 @@ def _content(archive: Any, where: Path, member: Any) -> bytes | InputError:
     return opened.read() if opened is not None else b""
 
 
-def _sample(
-    name: str, key: str, endings: list[str], images: dict[str, bytes | InputError], seen: set[int]
-) -> Input:
+def _sample(name: str, key: str, endings: list[str], images: dict[str, bytes | InputError], seen: set[int]) -> Input:
     ending = next((each for each in IMAGE_ENDINGS if each in images), None)
     shown = f"{name}/{key}.{ending or endings[0]}"
     known = hash(safe_name(key))

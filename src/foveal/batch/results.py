@@ -1,7 +1,7 @@
 """What a job writes for each image: kinds of results.
 
-A kind is one line in :data:`KINDS`: what it is in words, a test whether a model can give it, and a function from what the
-predictor returns to a record. A record of a table is a dict of columns; other records are the content of a file.
+A kind is one line in :data:`KINDS`: what it is in words, a test whether a model can give it, and a function from what
+the predictor returns to a record. A record of a table is a dict of columns; other records are the content of a file.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class Options(NamedTuple):
     tile: int | None = None
     overlap: int | None = None
     batch_size: int | None = None
+
+
+PLAIN = Options()
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,10 @@ KINDS: dict[str, Kind] = {
         lambda predictor: [("index", "int32"), ("class", "string"), ("probability", "float")],
     ),
     "embeddings": Kind(
-        "embeddings (Parquet)", embeds, _vectors, lambda predictor: [("embedding", "list<float>")], open=load_with_features
+        "embeddings (Parquet)",
+        embeds,
+        _vectors,
+        lambda predictor: [("embedding", "list<float>")],
+        open=load_with_features,
     ),
 }

@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
@@ -19,7 +18,7 @@ from ..weights.references import find_local
 from .inputs import Search
 from .manifest import Job, Line, Manifest
 from .pool import Event, Pool
-from .results import Options, find_kind
+from .results import PLAIN, Options, find_kind
 from .stores import is_remote
 from .worker import Setup, Task
 
@@ -52,7 +51,7 @@ class Request:
     model: str
     result: str = "masks"
     engine: dict[str, Any] = field(default_factory=dict)
-    options: Options = Options()
+    options: Options = PLAIN
     pack: bool = False
     workers: int | None = None
     part_size: int | None = None
@@ -128,7 +127,9 @@ def _check(request: Request) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value}: give 1 or more")
     if request.pack and not find_kind(request.result).suffix:
-        raise ConfigError(f"--tar goes with results that are files; --result {request.result} are Parquet files already")
+        raise ConfigError(
+            f"--tar goes with results that are files; --result {request.result} are Parquet files already"
+        )
     if request.ray and request.shard != (0, 1):
         raise ConfigError("--shard is for starts without Ray: leave out one of --shard and --ray")
     if request.ray and not is_remote(request.out):
@@ -213,7 +214,9 @@ class _Run:
 
     def _waiting(self) -> Iterator[Line]:
         """The parts of this share that are to do."""
-        return (line for line in self.manifest.lines() if self.is_mine(line.number) and not self._committed[line.number])
+        return (
+            line for line in self.manifest.lines() if self.is_mine(line.number) and not self._committed[line.number]
+        )
 
     def work(self, setups: list[Setup]) -> str:
         """Have the parts done; the runtime."""

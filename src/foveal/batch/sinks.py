@@ -77,14 +77,14 @@ class _OneFile:
         return [written]
 
     def abandon(self) -> None:
-        error = _Abandoned()
-        self._stack.__exit__(_Abandoned, error, None)
+        error = _AbandonedError()
+        self._stack.__exit__(_AbandonedError, error, None)
 
     def _finish(self) -> None:
         raise NotImplementedError
 
 
-class _Abandoned(Exception):
+class _AbandonedError(Exception):
     """Ends the writing of a file that is not wanted."""
 
 
@@ -93,7 +93,8 @@ class TarSink(_OneFile):
 
     def __init__(self, store: LocalStore | ArrowStore, name: str, suffix: str) -> None:
         super().__init__(store, f"{name}.tar")
-        self.suffix, self._archive = suffix, tarfile.open(self.path, "w")
+        self.suffix = suffix
+        self._archive = tarfile.open(self.path, "w")  # noqa: SIM115 (it is open until the part is done)
 
     def add(self, name: str, record: bytes) -> None:
         member = tarfile.TarInfo(f"{safe_name(name)}{self.suffix}")

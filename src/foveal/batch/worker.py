@@ -12,7 +12,7 @@ from ..prediction.load import load
 from .manifest import Entry, Job, Manifest
 from .plan import Part
 from .reading import read_part
-from .results import Options, find_kind
+from .results import PLAIN, Options, find_kind
 from .sinks import choose_sink
 from .stores import open_store
 
@@ -34,7 +34,7 @@ class Setup:
     job: Job
     model: str
     engine: Mapping[str, Any] = field(default_factory=dict)
-    options: Options = Options()
+    options: Options = PLAIN
     pack: bool = False
 
 
@@ -101,7 +101,7 @@ class Worker:
         except BaseException:
             sink.abandon()
             raise
-        entry = Entry(done, failed, [tuple(each) for each in files])
+        entry = Entry(done, failed, [(each.name, each.size, each.sha256) for each in files])
         self.manifest.commit(task.number, entry)
         return entry
 
