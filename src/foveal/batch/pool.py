@@ -25,8 +25,14 @@ from .worker import Setup, Task, Worker, reason_of
 _POLL = 0.2  # seconds between two looks at the progress
 _TRIES = 3  # of a part whose inputs cannot be read, or whose results cannot be stored
 _DEATHS = 2  # of processes that worked on an image alone, after which it is left out
-_STARTS = 3  # of processes that died before they were ready, one after the other
+_STARTS = 5  # of processes for each worker that ended before any was ready again
 _CONTEXT = multiprocessing.get_context("spawn")  # a fork would copy threads of libraries that are not there
+
+
+class WorkerError(FovealError):
+    """Worker processes cannot work."""
+
+    exit_code = 1
 
 
 class Event(NamedTuple):
@@ -82,7 +88,8 @@ class Pool:
 
         Raises:
             StoreError: the disk or the object store fails again and again.
-            FovealError: the model cannot be used, or the workers die before they are ready.
+            WorkerError: worker processes end again and again before they are ready.
+            FovealError: the model cannot be used.
         """
         try:
             for slot in range(len(self.setups)):
@@ -175,8 +182,10 @@ class Pool:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         if not dead.ready:
             self._failed_starts += 1
-            if self._failed_starts >= _STARTS:
-                raise FovealError(f"{_STARTS} worker processes ended before they were ready, the last one with {how}")
+            if self._failed_starts >= _STARTS * len(self.setups):
+                raise WorkerError(
+                    f"{self._failed_starts} worker processes ended before they were ready, the last one with {how}"
+                )
         elif task is not None:
             yield Event(-dead.counted, note=f"a worker process ended with {how}; part {task.number} is done again")
             self._again.append(self._blame(task, dead.progress[0] - 1, how))

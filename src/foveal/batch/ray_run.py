@@ -2,7 +2,8 @@
 
 What travels through Ray is the place of a part in the plan, and the numbers of what was done: a few dozen bytes for
 each part. A replica reads its part of the plan, the images and the model itself, and writes results and manifest
-itself, as a process of :mod:`foveal.batch.pool` does. So a start with Ray continues one without it, and the other way round.
+itself, as a process of :mod:`foveal.batch.pool` does. So a start with Ray continues one without it, and the other way
+round.
 """
 
 from __future__ import annotations
