@@ -117,8 +117,13 @@ def work_until(call: int, request: Request) -> None:
 
     for name in ("replace", "fsync", "link"):
         setattr(os, name, counted(getattr(os, name)))
+    work(request)
+
+
+def work(request: Request) -> None:
+    """Do a job in this process, without a pool."""
     setup = run._setups(request)[0]
-    search = Search(request.input, request.out, request.part_size)
+    search = Search(request.input, request.out, request.part_size, column=request.column)
     manifest, _ = Manifest.open(request.out, run._describe(request), search)
     worker, done = Worker(replace(setup, job=manifest.job)), manifest.committed()
     for line in manifest.lines():

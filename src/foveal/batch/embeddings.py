@@ -26,7 +26,12 @@ def load_with_features(load: Callable[[str], Predictor]) -> Predictor:
         load: loads the predictor in a runtime; "" stands for the user's choice.
     """
     predictor = load("")
-    return predictor if embeds(predictor) or not torch_installed() else load("torch")
+    if embeds(predictor) or not torch_installed():
+        return predictor
+    try:
+        return load("torch")
+    except ConfigError:  # an exported file, which torch cannot run
+        return predictor
 
 
 def embeds(predictor: Predictor) -> bool:

@@ -31,6 +31,7 @@ from .stores import ArrowStore, LocalStore, StoreError, open_store
 
 FOLDER = "_foveal"  #: of the manifest; readers of Parquet folders leave out names that begin with _
 _JOB = f"{FOLDER}/job.json"
+_IDENTITY = ("input", "model", "model_sha256", "result", "options")
 
 
 class Line(NamedTuple):
@@ -73,13 +74,17 @@ class Job:
     parts: int = 0
     inputs: int = 0
 
+    def same(self, other: Job) -> bool:
+        """Whether both compute the same, from the same inputs."""
+        return all(getattr(self, name) == getattr(other, name) for name in _IDENTITY)
+
     def check_same(self, other: Job, out: str) -> None:
         """Check that a second start means the same job.
 
         Raises:
             ConfigError: it differs; the message says in what.
         """
-        for name in ("input", "model", "model_sha256", "result", "options"):
+        for name in _IDENTITY:
             then, now = getattr(self, name), getattr(other, name)
             if then != now:
                 words = {"model_sha256": "content of the model's file"}.get(name, name)
@@ -127,9 +132,14 @@ class Manifest:
             FovealError: as :func:`foveal.batch.inputs.find`.
         """
         store = open_store(out)
-        if (known := _read_job(store)) is None:
-            if (other := next((file for file in store.list() if not file.name.startswith(".")), None)) is not None:
-                raise ConfigError(f"{out} has other files ({other.name}): choose a new or empty folder for the results")
+        known = _read_job(store)
+        other = store.first_besides(FOLDER)
+        if known is not None and not known.same(job) and not other and not any(cls(store, known).committed()):
+            store.remove(_JOB)  # of a start that failed before it had any results
+            known = None
+        if known is None:
+            if other:
+                raise ConfigError(f"{out} has other files ({other}): choose a new or empty folder for the results")
             planned = _make_plan(store, job, search)
             store.put_new(_JOB, json.dumps(dataclasses.asdict(planned), indent=1).encode())
             known = _read_job(store)  # another process may have been faster

@@ -53,7 +53,7 @@ class Part:
         """Read a line that :meth:`to_json` wrote."""
         read: dict[str, Any] = json.loads(line)
         tuples = {name: tuple(read[name]) for name in ("names", "sources") if name in read}
-        return cls(**{**read, "count": read.get("count", 0), **tuples})
+        return cls(**{"root": "", "count": 0, **read, **tuples})
 
 
 def divide(found: Iterable[Part], part_size: int | None, workers: int) -> Iterator[Part]:

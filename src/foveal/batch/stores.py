@@ -69,6 +69,10 @@ class Store(Protocol):
         """The files of a folder, without those of folders in it, in any order; none if it does not exist."""
         ...
 
+    def first_besides(self, known: str) -> str:
+        """A name in the root that is neither ``known`` nor hidden; empty: there is none."""
+        ...
+
     def create(self, name: str, *, sync: bool = True) -> Any:
         """Context manager with the path of a local file, which becomes the file ``name`` at its end."""
         ...
@@ -124,6 +128,15 @@ class LocalStore:
             for entry in entries:
                 if entry.is_file():
                     yield Found(f"{folder}/{entry.name}" if folder else entry.name, entry.stat().st_size)
+
+    def first_besides(self, known: str) -> str:
+        try:
+            with os.scandir(self.root) as entries:
+                return next((each.name for each in entries if each.name != known and each.name[0] != "."), "")
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            raise InputError(f"cannot write {self.uri}: {error.strerror}") from error
 
     @contextmanager
     def create(self, name: str, *, sync: bool = True) -> Iterator[Path]:
@@ -205,9 +218,9 @@ class ArrowStore:
         """All files below a folder, sorted by name."""
         return iter(sorted(self._select(folder, recursive=True)))
 
-    def is_folder(self, name: str = "") -> bool:
-        """Whether there are files below ``name``."""
-        return next(self._select(name, recursive=False, folders=True), None) is not None
+    def first_besides(self, known: str) -> str:
+        names = (found.name for found in self._select("", recursive=False, folders=True))
+        return next((name for name in names if name != known and name[0] != "."), "")
 
     def _select(self, folder: str, recursive: bool, folders: bool = False) -> Iterator[Found]:
         from pyarrow.fs import FileSelector, FileType
