@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from .plan import Part
 from .reading import read_part
 from .results import PLAIN, Options, find_kind
 from .sinks import choose_sink
-from .stores import open_store
+from .stores import StoreError, open_store
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Worker:
             StoreError: an input cannot be read now, or the results cannot be stored.
             FovealError: the work cannot be done at all.
         """
-        sink = self._open_sink(self.manifest.store, task.number)
+        with storing(task.number):
+            sink = self._open_sink(self.manifest.store, task.number)
         failed: list[tuple[str, str]] = []
         done = 0
         try:
@@ -94,10 +96,12 @@ class Worker:
                 if isinstance(record, InputError):
                     failed.append((name, str(record)))
                 else:
-                    sink.add(name, record)
+                    with storing(task.number):
+                        sink.add(name, record)
                     done += 1
                 progress(0, done + len(failed))
-            files = sink.close()
+            with storing(task.number):
+                files = sink.close()
         except BaseException:
             sink.abandon()
             raise
@@ -127,6 +131,15 @@ class Worker:
                 yield waiting.popleft()
             yield waiting.popleft()[0], record
         yield from waiting
+
+
+@contextmanager
+def storing(number: int) -> Iterator[None]:
+    """Context manager in which an error of a disk is a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot write part {number} of the results: {error.strerror or error}") from error
 
 
 def reason_of(error: BaseException) -> str:
