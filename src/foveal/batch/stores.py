@@ -246,7 +246,15 @@ class ArrowStore:
             file.write(content)
             file.close()
 
-        _attempt(put, self._where(name))
+        try:
+            _attempt(put, self._where(name))
+        except FileNotFoundError:  # a file system whose folders must exist; object stores have none
+            folder = self.path(name).rpartition("/")[0]
+            try:
+                self.filesystem.create_dir(folder, recursive=True)
+                put()
+            except OSError as error:
+                raise StoreError(f"{self._where(name)}: cannot be written ({str(error).splitlines()[0]})") from error
 
     def put_new(self, name: str, content: bytes) -> None:
         if self.size(name) is None:
