@@ -1,4 +1,4 @@
-"""The verb ``batch`` with worker processes of its own: what it prints, exit codes, second starts, shares of the work."""
+"""The verb ``batch`` with processes of its own: what it prints, exit codes, second starts, shares of the work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 from PIL import Image
 
 from foveal import assets
@@ -52,7 +51,9 @@ def test_masks_and_shares_of_a_folder(cli: Command, tmp_path: Path) -> None:
     assert again.stdout.startswith("7 of 8 images, 7 done before")
     assert again.returncode == 1
     shutil.copy(assets.FOLDER / "street.jpg", bad)
-    again = cli("batch", tmp_path / "in", tmp_path / "shares", *FAST, "--result", "shares", "--retry-failed", "--resume")
+    again = cli(
+        "batch", tmp_path / "in", tmp_path / "shares", *FAST, "--result", "shares", "--retry-failed", "--resume"
+    )
     assert again.stdout.startswith("8 of 8 images")
     assert again.returncode == 0
     assert names_in(tmp_path / "shares") == sorted([*names, "bad.jpg", "street.jpg"])

@@ -195,7 +195,9 @@ class Pool:
         """The part of a worker that died, without an image that has ended several processes."""
         if task.careful:
             self._deaths[task.number, index] += 1
-            if self._deaths[task.number, index] >= _DEATHS and (index < 0 or index in task.skip):  # it is no image's fault
+            if self._deaths[task.number, index] >= _DEATHS and (
+                index < 0 or index in task.skip
+            ):  # it is no image's fault
                 raise WorkerError(f"part {task.number} cannot be done: {how}")
             if self._deaths[task.number, index] >= _DEATHS:
                 reason = f"processes that worked on it failed {_DEATHS} times ({how})"
