@@ -7,8 +7,8 @@ Images of 720x960 pixels, as of CamVid, are segmented to masks on one machine:
 - ``two``: ``foveal batch --workers 2``.
 
 The three take turns. Of a job the time between its first and its last committed part counts for the throughput, and
-the time to start and end is printed on its own. It prints the medians of the ratios of each round: ``two`` over ``one`` (the
-aim is 1.8) and the overhead of ``one`` over ``bare`` (the aim is at most 10 %).
+the time to start and end is printed on its own. It prints the medians of the ratios of each round: ``two`` over ``one``
+(the aim is 1.8) and the overhead of ``one`` over ``bare`` (the aim is at most 10 %).
 
 A machine that is busy with other work spoils such times. So the processor time per image is printed, too: that of a job
 is the difference to a job with the images of one part. With ``--counts`` it prints what a job reads, writes and

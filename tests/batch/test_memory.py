@@ -25,7 +25,7 @@ def resident(pid: int) -> int:
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """From a quarter of the work to its end neither grows by more than 24 MiB, and each image is once in the results."""
+    """From a quarter of the work to its end neither grows by 24 MiB, and each image is once in the results."""
     different = pictures(tmp_path / "some", 50, (32, 48))
     folder = tmp_path / "in"
     for index in range(COUNT):
