@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -26,6 +27,7 @@ from .worker import Setup, Task, Worker
 
 _ENDS = 2  # of actors that worked on an image, after which it is left out
 _TRIES = 3  # of a part whose inputs cannot be read, or whose results cannot be stored
+_CONNECT_SECONDS = 20
 _BLOCKS = 10_000  # tasks that Ray keeps lists of; with more parts each task has several
 
 
@@ -159,9 +161,12 @@ def _start(address: str) -> Any:
         import ray.data  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise DependencyError(f"--ray {address}: needs Ray: pip install 'foveal[ray]'") from error
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdecimal() and "/" not in host:  # Ray would try for minutes
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise StoreError(
             f"--ray {address}: no Ray cluster there ({reason}): start one with 'ray start --head'"
