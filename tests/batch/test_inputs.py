@@ -188,6 +188,15 @@ def test_columns_of_parquet_files(folder: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1]}), path)
     with pytest.raises(InputError, match="no column of bytes; there are x"):
         parts(path)
+    path = table(tmp_path / "hit.parquet", list(images), 2)
+    content = bytearray(path.read_bytes())
+    place = content.index(images[3])
+    content[place - 40 : place + 40] = b"\xff" * 80  # the header of the second row group's page
+    (found,) = parts(path, 9)
+    path.write_bytes(content)
+    names = [(each.name, isinstance(each.image, InputError)) for each in read_part(found)]
+    assert [name for name, _ in names] == [f"hit.parquet/{row}" for row in range(5)]
+    assert [bad for _, bad in names] == [False, False, True, True, False]
     path.write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="damaged, or not a Parquet file"):
         parts(path)

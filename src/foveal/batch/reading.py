@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from ..data.tar_members import DAMAGE, IMAGE_ENDINGS, check_member, open_tar, read_members
 from ..errors import DataError, InputError
 from .inputs import safe_name
 from .plan import Part
 from .stores import LocalStore, StoreError, open_store
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 _AHEAD = 8  # objects that are read while an image is worked on
 _ROWS = 8  # of a Parquet file that are decoded at once
@@ -148,26 +151,37 @@ def _sample(name: str, key: str, endings: list[str], images: dict[str, bytes | I
 def _read_parquet(part: Part) -> Iterator[Input]:
     """The rows of a Parquet file from ``start`` to ``stop``; the name of an input is that of the file and its row."""
     import pyarrow.parquet as pq
+    from pyarrow import ArrowException
 
     (name,) = part.names
     with closing(_open(part, stream=False)) as file:
         table = pq.ParquetFile(file)
-        groups, first, row = [], 0, 0
-        for index in range(table.metadata.num_row_groups):
-            rows = table.metadata.row_group(index).num_rows
-            if row < part.stop and row + rows > part.start:
-                first = first if groups else row
-                groups.append(index)
-            row += rows
-        row = first
-        for batch in table.iter_batches(_ROWS, row_groups=groups, columns=[part.column], use_threads=False):
-            if row + batch.num_rows > part.start:
-                for offset, value in enumerate(batch.column(0)):
-                    if part.start <= row + offset < part.stop:
-                        yield _row(f"{name}/{row + offset}", value.as_py())
-            row += batch.num_rows
-            if row >= part.stop:
-                return
+        first = 0
+        for group in range(table.metadata.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            start, stop = max(first, part.start), min(first + rows, part.stop)
+            read = start
+            try:
+                if start < stop:
+                    for row, value in _values(table, group, first, part.column):
+                        if start <= row < stop:
+                            yield _row(f"{name}/{row}", value)
+                            read = row + 1
+                        elif row >= stop:
+                            break
+            except (ArrowException, OSError) as error:
+                # The rows that cannot be reached are named, so that each input of the plan is accounted for.
+                reason = f"{part.root}/{name}: damaged in or before this row ({str(error).splitlines()[0]})"
+                yield from (Input(f"{name}/{row}", InputError(f"{name}/{row}: {reason}")) for row in range(read, stop))
+            first += rows
+
+
+def _values(table: pq.ParquetFile, group: int, first: int, column: str) -> Iterator[tuple[int, Any]]:
+    """The rows of a row group, each with its number, of which that of the group's first row is given."""
+    for batch in table.iter_batches(_ROWS, row_groups=[group], columns=[column], use_threads=False):
+        for value in batch.column(0):
+            yield first, value.as_py()
+            first += 1
 
 
 def _row(name: str, value: Any) -> Input:
