@@ -11,7 +11,8 @@ the time to start and end is printed on its own. It prints the medians of the ra
 (the aim is 1.8) and the overhead of ``one`` over ``bare`` (the aim is at most 10 %).
 
 A machine that is busy with other work spoils such times. So the processor time per image is printed, too: that of a job
-is the difference to a job with the images of one part. With ``--counts`` it prints what a job reads, writes and
+is the difference to a job with the images of one part, and two processes that have a core each and never wait do
+``2 * one / two`` times the images of one process. With ``--counts`` it prints what a job reads, writes and
 coordinates per image instead.
 
 python benchmarks/many_images.py [--images 240] [--rounds 3] [--result masks] [--counts] [--json]
@@ -151,6 +152,9 @@ def summary(rounds: list[dict[str, float]], images: int) -> dict[str, object]:
             for name, words in ways.items()
         },
         "two over one process": round(statistics.median(each["one_wall"] / each["two_wall"] for each in rounds), 3),
+        "two over one, by processor time": round(
+            statistics.median(2 * each["one_processor"] / each["two_processor"] for each in rounds), 3
+        ),
         "overhead over bare": overhead("wall"),
         "overhead over bare, processor": overhead("processor"),
         "seconds to start and end a job": round(median["one_start"], 2),

@@ -22,6 +22,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _TEMPORARY = re.compile(r"\..*-foveal-[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
 _cleaned: set[Path] = set()  # folders whose temporary files this process has looked for
 
+_SYNCS = 16  # at once
 MAX_DEPTH = 32  #: of nested lists and objects in JSON
 
 
@@ -167,13 +168,19 @@ def sync_files(paths: Iterable[Path]) -> None:
     Raises:
         InputError: a file is not there, or the disk is full.
     """
-    paths = list(paths)
-    for path in paths:
+
+    def sync(path: Path) -> None:
         try:
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+    from concurrent.futures import ThreadPoolExecutor  # here, because it takes longer than most commands need
+
+    paths = list(paths)
+    with ThreadPoolExecutor(_SYNCS) as threads:  # a disk completes many syncs at once, one after the other takes long
+        list(threads.map(sync, paths))
     for folder in dict.fromkeys(path.parent for path in paths):
         _sync_folder(folder)
 
