@@ -104,6 +104,30 @@ def test_mistakes(cli: Command, tmp_path: Path) -> None:
     assert len(names) == 3
 
 
+def test_without_pyarrow(tmp_path: Path) -> None:
+    """Masks of local images need none; for the rest one line says what to install."""
+    names = pictures(tmp_path / "in", 2)
+    (tmp_path / "hidden" / "pyarrow").mkdir(parents=True)
+    (tmp_path / "hidden" / "pyarrow" / "__init__.py").write_text("raise ImportError('not installed')")
+    paths = [str(tmp_path / "hidden"), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+
+    def run(location: Path, out: str, *options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "foveal", "batch", str(location), out, *map(str, FAST), *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+    assert run(tmp_path / "in", str(tmp_path / "out")).returncode == 0
+    assert names_in(tmp_path / "out") == sorted(names)
+    for place, out, options, what in (
+        (tmp_path / "in", str(tmp_path / "table"), ("--result", "shares"), "--result shares"),
+        (tmp_path / "in", "s3://bucket/out", (), "s3://bucket/out"),
+        (tmp_path / "x.parquet", str(tmp_path / "other"), (), "x.parquet"),
+    ):
+        done = run(place, out, *options)
+        assert (done.returncode, done.stderr) == (2, f"foveal: {what}: needs pyarrow: pip install 'foveal[batch]'\n")
+
+
 def test_another_file_of_the_same_model_name_is_refused(cli: Command, tmp_path: Path) -> None:
     """A job whose model was replaced must not go on: half of its results would be of another model."""
     pictures(tmp_path / "in", 2)

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from ..data.shards import expand_braces
 from ..data.tar_samples import places
-from ..errors import ConfigError, DataError, DependencyError, InputError
+from ..errors import ConfigError, DataError, InputError
 from ..images.folders import NO_IMAGE, Entry, describe_skipped, entries_below
 from ..images.formats import SUFFIXES
 from .plan import LARGEST_PART, Part, choose_part_size
-from .stores import ArrowStore, LocalStore, is_remote, open_store
+from .stores import ArrowStore, LocalStore, is_remote, open_store, require_pyarrow
 
 TARS, PARQUETS, LISTS = (".tar",), (".parquet", ".pq"), (".txt", ".lst", ".list")
 _WILDCARDS = re.compile(r"[*?\[{]")
@@ -268,11 +268,10 @@ def _split_tar(file: _File, search: Search, files: int) -> Iterator[Part]:
 
 def _split_parquet(file: _File, search: Search, files: int) -> Iterator[Part]:
     """Parts of a Parquet file, by its row groups; a local row group may be divided, since reading it again is cheap."""
-    try:
-        import pyarrow.parquet as pq
-        from pyarrow import ArrowException
-    except ImportError as error:
-        raise DependencyError(f"{file.shown}: Parquet files need pyarrow: pip install 'foveal[batch]'") from error
+    require_pyarrow(file.shown)
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
     store = open_store(file.root)
     where = f"{file.root}/{file.name}"
     try:

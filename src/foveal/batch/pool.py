@@ -234,6 +234,7 @@ def _work(setup: Setup, connection: Connection, progress: Any, driver: int) -> N
         connection.send(("ready", worker.predictor.runtime))
         while (task := connection.recv()) is not None:
             connection.send(_outcome(worker, task, report))
+        os._exit(0)  # at once: all is stored, and threads of libraries can take long to end
 
 
 def _outcome(worker: Worker, task: Task, report: Any) -> tuple[str, Any]:

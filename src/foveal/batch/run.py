@@ -19,7 +19,7 @@ from .inputs import Search
 from .manifest import Job, Line, Manifest
 from .pool import Event, Pool
 from .results import PLAIN, Options, find_kind
-from .stores import is_remote
+from .stores import is_remote, require_pyarrow
 from .worker import Setup, Task
 
 _SHOWN = 1000  # inputs that cannot be used, which are kept to be shown
@@ -122,7 +122,8 @@ def _check(request: Request) -> None:
     Raises:
         ConfigError: one line about the option.
     """
-    find_kind(request.result)
+    if find_kind(request.result).columns is not None:
+        require_pyarrow(f"--result {request.result}")
     for name, value in (("--workers", request.workers), ("--part-size", request.part_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value}: give 1 or more")

@@ -274,6 +274,18 @@ class ArrowStore:
         return open_store, (self.uri,)
 
 
+def require_pyarrow(what: str) -> None:
+    """Check that pyarrow is installed.
+
+    Raises:
+        DependencyError: it is not, with what needs it.
+    """
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(f"{what}: needs pyarrow: {_INSTALL}") from error
+
+
 def is_remote(uri: str) -> bool:
     """Whether a text is a URI such as ``s3://bucket/folder``, not a path."""
     return "://" in uri and not uri.startswith("file://")
@@ -291,10 +303,9 @@ def open_store(uri: str) -> LocalStore | ArrowStore:
     """
     if not is_remote(uri):
         return LocalStore(uri.removeprefix("file://"))
-    try:
-        from pyarrow import ArrowException, fs
-    except ImportError as error:
-        raise DependencyError(f"{uri}: object stores need pyarrow: {_INSTALL}") from error
+    require_pyarrow(uri)
+    from pyarrow import ArrowException, fs
+
     try:
         if uri.startswith(("s3://", "s3a://")):
             return ArrowStore(uri, _open_s3(fs), uri.partition("://")[2])
