@@ -19,6 +19,7 @@ from foveal.batch.run import Request, run_batch
 from foveal.batch.worker import Task
 from helpers.batch_jobs import (
     MODEL,
+    PATIENCE,
     alive,
     children,
     contents,
@@ -37,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {"masks": {}, "tar": {"pack": True}, "shares"
 def in_process(call: int, request: Request) -> int | None:
     process = fork_server().Process(target=work_until, args=(call, request))
     process.start()
-    process.join(120)
+    process.join(PATIENCE)
     return process.exitcode
 
 
@@ -79,7 +80,7 @@ def test_killed_workers_are_replaced(tmp_path: Path) -> None:
         victim = (set(children(process.pid)) - killed).pop()
         os.kill(victim, signal.SIGKILL)
         killed.add(victim)
-    assert process.wait(120) == 0, log.read_text()
+    assert process.wait(PATIENCE) == 0, log.read_text()
     assert names_in(out) == sorted(names)
     assert "40 of 40 images" in log.read_text()
     assert "SIGKILL" in log.read_text()
@@ -100,7 +101,7 @@ def test_a_killed_driver_is_continued(after: int, tmp_path: Path) -> None:
     before = entries(out)
     assert before < 12
     again = start(tmp_path / "in", out, *options, "--resume", errors=log)
-    assert again.wait(120) == 0, log.read_text()
+    assert again.wait(PATIENCE) == 0, log.read_text()
     assert "24 of 24 images" in log.read_text()
     assert (f"{2 * before} done before" in log.read_text()) == (before > 0)
     assert names_in(out) == sorted(names)

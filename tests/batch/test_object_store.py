@@ -18,7 +18,7 @@ import pytest
 from foveal.batch.run import Request
 from foveal.batch.stores import ArrowStore, open_store
 from foveal.errors import DependencyError, InputError
-from helpers.batch_jobs import MODEL, contents, names_in, pictures, start, wait_until, work
+from helpers.batch_jobs import MODEL, PATIENCE, contents, names_in, pictures, start, wait_until, work
 from helpers.tars import shard
 
 pytestmark = pytest.mark.long
@@ -136,7 +136,7 @@ def test_killed_workers_and_a_killed_driver(server: str, tmp_path: Path) -> None
         process.wait()
     before = committed()
     assert before < 12
-    assert start(*options, "--result", "shares", errors=log).wait(120) == 0, log.read_text()
+    assert start(*options, "--result", "shares", errors=log).wait(PATIENCE) == 0, log.read_text()
     assert "24 of 24 images" in log.read_text()
     assert names_in(download("s3://data/killed/out", tmp_path / "found")) == sorted(names)
 
@@ -145,7 +145,7 @@ def test_a_bucket_that_does_not_exist(server: str, tmp_path: Path) -> None:
     pictures(tmp_path / "in", 2)
     log = tmp_path / "log"
     for places in ([tmp_path / "in", "s3://nobody/out"], ["s3://nobody/in", tmp_path / "out"]):
-        assert start(*places, "--model", MODEL, errors=log).wait(120) in (1, 2)
+        assert start(*places, "--model", MODEL, errors=log).wait(PATIENCE) in (1, 2)
         assert "Traceback" not in log.read_text()
         assert log.read_text().startswith("foveal: s3://nobody")
         assert log.read_text().count("\n") == 1

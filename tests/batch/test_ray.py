@@ -15,7 +15,7 @@ from foveal.batch.inputs import Search
 from foveal.batch.manifest import Manifest
 from foveal.batch.ray_run import Attempt
 from foveal.batch.run import Request
-from helpers.batch_jobs import MODEL, contents, entries, names_in, pictures, start, wait_until, work
+from helpers.batch_jobs import MODEL, PATIENCE, contents, entries, names_in, pictures, start, wait_until, work
 
 
 class Cluster:
@@ -61,7 +61,7 @@ def test_a_killed_node_loses_and_doubles_nothing(cluster: Cluster, tmp_path: Pat
     wait_until(lambda: entries(out) >= 6, job)
     cluster.kill_second_node()
     assert entries(out) < 31, "too fast for this test"
-    assert job.wait(300) == 1, log.read_text()
+    assert job.wait(PATIENCE) == 1, log.read_text()
     assert "60 of 61 images" in log.read_text()
     assert names_in(out) == sorted(names)
     work(Request(str(tmp_path / "in"), str(tmp_path / "alone"), MODEL, "shares", part_size=2))
@@ -81,7 +81,7 @@ def test_a_killed_driver_is_continued_with_and_without_ray(cluster: Cluster, tmp
         job.kill()
         job.wait()
     assert entries(out) < 20, "too fast for this test"
-    assert start(*options, "--ray", cluster.address, errors=log).wait(300) == 0, log.read_text()
+    assert start(*options, "--ray", cluster.address, errors=log).wait(PATIENCE) == 0, log.read_text()
     assert "40 of 40 images" in log.read_text()
     assert names_in(out) == sorted(names)
 
@@ -111,7 +111,7 @@ def test_without_ray_or_a_cluster_it_is_one_line(tmp_path: Path) -> None:
     pictures(tmp_path / "in", 1)
     log = tmp_path / "log"
     options = [tmp_path / "in", tmp_path / "out", "--model", MODEL]
-    assert start(*options, "--ray", "127.0.0.1:1", errors=log).wait(60) in (1, 2)
+    assert start(*options, "--ray", "127.0.0.1:1", errors=log).wait(PATIENCE) in (1, 2)
     assert log.read_text().startswith("foveal: --ray 127.0.0.1:1: n")  # needs Ray, or no Ray cluster there
     assert log.read_text().count("\n") == 1
 

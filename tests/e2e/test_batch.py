@@ -15,7 +15,18 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from foveal import assets
-from helpers.batch_jobs import MODEL, alive, children, contents, entries, names_in, pictures, start, wait_until
+from helpers.batch_jobs import (
+    MODEL,
+    PATIENCE,
+    alive,
+    children,
+    contents,
+    entries,
+    names_in,
+    pictures,
+    start,
+    wait_until,
+)
 from helpers.commands import Command
 
 FAST = ("--model", MODEL, "--workers", 1)
@@ -115,7 +126,7 @@ def test_without_pyarrow(tmp_path: Path) -> None:
 
     def run(location: Path, out: str, *options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "foveal", "batch", str(location), out, *map(str, FAST), *options]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=environment)
 
     assert run(tmp_path / "in", str(tmp_path / "out")).returncode == 0
     assert names_in(tmp_path / "out") == sorted(names)
@@ -146,13 +157,13 @@ def test_a_full_disk_ends_the_job_and_keeps_what_is_complete(tmp_path: Path) -> 
     options = [tmp_path / "in", tmp_path / "out", *FAST, "--part-size", 2, "--tar"]
     code = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (8000, 8000)); from foveal.cli import main; main()"
     command = [sys.executable, "-c", code, "batch", *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 1, done.stderr
     assert "cannot write part" in done.stderr
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     log = tmp_path / "log"
-    assert start(*options, errors=log).wait(120) == 0, log.read_text()
+    assert start(*options, errors=log).wait(PATIENCE) == 0, log.read_text()
     assert names_in(tmp_path / "out") == sorted(names)
 
 
@@ -164,6 +175,6 @@ def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
     wait_until(lambda: entries(tmp_path / "out") >= 1, process)
     workers = children(process.pid)
     os.kill(process.pid, signal.SIGINT)
-    assert process.wait(60) == 130
+    assert process.wait(PATIENCE) == 130
     assert "the same command continues" in log.read_text()
     wait_until(lambda: not any(map(alive, workers)))
