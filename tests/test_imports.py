@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 #: loads names when they are used, and its files without a folder that serve users stand directly below.
 ORDER = [
     "__main__", "cli", "commands", "", "losses", "costs",
-    "training", "measuring", "exporting", "evaluation", "prediction", "streaming", "timm",
+    "training", "measuring", "exporting", "evaluation", "batch", "prediction", "streaming", "timm",
     "engine", "factory", "tasks", "weights", "models", "data", "layers", "images",
     "config", "info", "task", "progress", "timing", "compiling", "files", "assets", "errors", "text",
 ]  # fmt: skip
@@ -28,7 +28,9 @@ RANK = {room: len(ORDER) - place for place, room in enumerate(ORDER)}
 
 #: Modules that `pip install foveal` uses without torch: these, and all of the rooms `commands`, `data` and `images`.
 LIGHT = [
-    "assets", "cli", "compiling", "config", "errors", "files", "info", "progress", "task", "text", "timing",
+    "assets", "batch.embeddings", "batch.inputs", "batch.manifest", "batch.plan", "batch.pool", "batch.ray_run",
+    "batch.reading", "batch.results", "batch.run", "batch.sinks", "batch.stores", "batch.worker",
+    "cli", "compiling", "config", "errors", "files", "info", "progress", "task", "text", "timing",
     "engine.binder", "engine.binding", "engine.costs", "engine.engine", "engine.library", "engine.packing",
     "engine.plan", "engine.steps", "engine.steps_tokens",
     "evaluation.boundary", "evaluation.classify", "evaluation.clicks", "evaluation.coco", "evaluation.compare",

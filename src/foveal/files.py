@@ -22,6 +22,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _TEMPORARY = re.compile(r"\..*-foveal-[a-z0-9_]{8}(\.[^.]*)?", re.DOTALL)
 _cleaned: set[Path] = set()  # folders whose temporary files this process has looked for
 
+_SYNCS = 16  # at once
 MAX_DEPTH = 32  #: of nested lists and objects in JSON
 
 
@@ -117,11 +118,16 @@ def ignores_case(folder: Path) -> bool:
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[Path]:
     """Context manager with a temporary path next to ``path``; on success it is synced and replaces ``path``.
 
     On failure the temporary file is removed and ``path`` is unchanged. A killed process leaves its temporary file; the
     next one that writes to the folder removes it.
+
+    Args:
+        path: the file.
+        sync: whether the file is on the disk when this returns. Without it, a power failure can leave a part of the
+            file until :func:`sync_files` has synced it; many small files are written faster so.
 
     Raises:
         InputError: the folder cannot be written, or the disk is full.
@@ -139,10 +145,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
     except OSError as error:
         failure = InputError(f"cannot write {path}: {error.strerror or error}")
         if error.errno in _FULL:
@@ -152,6 +160,29 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         if handle is not None:
             os.close(handle)
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Wait until files that were written without ``sync`` are on the disk, with their names.
+
+    Raises:
+        InputError: a file is not there, or the disk is full.
+    """
+
+    def sync(path: Path) -> None:
+        try:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+    from concurrent.futures import ThreadPoolExecutor  # here, because it takes longer than most commands need
+
+    paths = list(paths)
+    with ThreadPoolExecutor(_SYNCS) as threads:  # a disk completes many syncs at once, one after the other takes long
+        list(threads.map(sync, paths))
+    for folder in dict.fromkeys(path.parent for path in paths):
+        _sync_folder(folder)
 
 
 @contextmanager

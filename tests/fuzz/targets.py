@@ -13,6 +13,9 @@ import numpy as np
 from PIL import Image
 
 import foveal
+from foveal.batch.inputs import Search, find
+from foveal.batch.plan import divide
+from foveal.batch.reading import read_part
 from foveal.config import build_config, read_yaml
 from foveal.data.check import check_data
 from foveal.data.class_map import read_class_map
@@ -245,7 +248,42 @@ def _read_embedding(folder: Path) -> None:
     EmbeddingFolder.read(folder / "embedding.npz")
 
 
+def _write_batch(folder: Path) -> None:
+    """Images in a tar file, a Parquet file and a list."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / "images").mkdir()
+    images = []
+    for index in range(4):
+        path = folder / "images" / f"{index}.png"
+        Image.fromarray(PHOTO).save(path)
+        images.append(path.read_bytes())
+    with tarfile.open(folder / "x.tar", "w") as archive:
+        archive.add(folder / "images", "images")
+    pq.write_table(pa.table({"image": images}), folder / "x.parquet", row_group_size=2)
+    (folder / "x.txt").write_text("\n".join(f"images/{index}.png" for index in range(4)))
+
+
+def _read_batch(folder: Path) -> None:
+    """Read all inputs; what one of the three files has is refused or read independently of the others."""
+    errors = []
+    for name in ("x.tar", "x.parquet", "x.txt"):
+        try:
+            for part in divide(find(Search(str(folder / name), part_size=3)), 3, 1):
+                for _, image in read_part(part):
+                    if isinstance(image, foveal.InputError):
+                        errors.append(image)
+                    else:
+                        read_image(image)
+        except foveal.FovealError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
 TARGETS: dict[str, Target] = {
+    "batch: tar and Parquet files, lists": Target(_write_batch, _read_batch, "x.*"),
     "images": Target(_write_images, _read_images),
     "masks": Target(_write_masks, _read_masks),
     "data: images and masks": Target(_write_pairs, _use_data),

@@ -61,7 +61,7 @@ def _by_split(root: Path, paths: Iterable[Path], described: DatasetFile) -> dict
 def _expand_pattern(pattern: str) -> list[Path]:
     """The files that match a pattern, each once."""
     files: list[Path] = []
-    for text in _expand_braces(pattern):
+    for text in expand_braces(pattern):
         paths = sorted(Path(path) for path in glob.glob(text))
         if not paths:
             raise DataError(f"{text}: no such tar file")
@@ -69,8 +69,12 @@ def _expand_pattern(pattern: str) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _expand_braces(pattern: str, most: int = _MAX_RANGE) -> list[str]:
-    """Expand ``{a,b}`` and ``{000..123}`` as shells do, to at most ``most`` texts."""
+def expand_braces(pattern: str, most: int = _MAX_RANGE) -> list[str]:
+    """Expand ``{a,b}`` and ``{000..123}`` as shells do, to at most ``most`` texts.
+
+    Raises:
+        DataError: a range that falls or is too long.
+    """
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if not braces:
         return [pattern]
@@ -86,5 +90,5 @@ def _expand_braces(pattern: str, most: int = _MAX_RANGE) -> list[str]:
     return [
         text
         for choice in choices
-        for text in _expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :], most)
+        for text in expand_braces(pattern[: braces.start()] + choice + pattern[braces.end() :], most)
     ]

@@ -108,10 +108,15 @@ class SegmentResult:
             raise InputError(
                 f"{path}: a PNG with a palette holds at most 256 classes, not {len(self.names)}: save .mask yourself"
             )
-        picture = Image.fromarray(self.mask)
-        picture.putpalette(np.asarray(self.palette, np.uint8).ravel().tolist())
-        save_picture(picture, path)
+        save_picture(mask_picture(self), path)
         return path
+
+
+def mask_picture(result: SegmentResult) -> Image.Image:
+    """The mask of at most 256 classes as a picture of class indices with the palette."""
+    picture = Image.fromarray(result.mask)
+    picture.putpalette(np.asarray(result.palette, np.uint8).ravel().tolist())
+    return picture
 
 
 @dataclass(frozen=True, repr=False)

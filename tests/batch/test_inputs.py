@@ -1,0 +1,230 @@
+"""Folders, patterns, lists, tar and Parquet files: what is found, in which parts, and what is read of it."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from foveal.batch.inputs import Search, find, safe_name
+from foveal.batch.plan import Part, divide
+from foveal.batch.reading import read_part
+from foveal.batch.stores import StoreError
+from foveal.errors import ConfigError, DataError, FovealError, InputError
+from helpers.batch_jobs import pictures
+from helpers.tars import shard
+
+
+def parts(location: object, part_size: int | None = 2, **options: object) -> list[Part]:
+    search = Search(str(location), part_size=part_size, **options)  # pyright: ignore[reportArgumentType]
+    found = list(divide(find(search), part_size, search.workers))
+    assert [Part.from_json(part.to_json()) for part in found] == found
+    return found
+
+
+def content(image: object) -> bytes | str:
+    if isinstance(image, InputError):
+        return str(image)
+    if isinstance(image, Path):
+        return image.read_bytes() if image.exists() else "no such file"
+    assert isinstance(image, io.BytesIO)
+    return image.read()
+
+
+def read(location: object, part_size: int | None = 2, **options: object) -> dict[str, bytes | str]:
+    """Name and content of each input of all parts."""
+    inputs = [each for part in parts(location, part_size, **options) for each in read_part(part)]
+    assert len({each.name for each in inputs}) == len(inputs)
+    return {each.name: content(each.image) for each in inputs}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pictures(tmp_path / "in", 5, (8, 9))
+    return tmp_path / "in"
+
+
+def images_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.png")}
+
+
+def test_a_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Images anywhere below it, in parts; other files are named in a warning."""
+    expected = images_of(folder)
+    (folder / "notes.doc").write_text("x")
+    (folder / ".hidden.png").write_bytes(b"x")
+    with caplog.at_level(logging.WARNING):
+        assert read(folder) == expected
+    assert "notes.doc" in caplog.text
+    assert [part.count for part in parts(folder)] == [2, 2, 1]
+
+
+def test_results_below_the_folder_are_no_inputs(folder: Path) -> None:
+    expected = images_of(folder)
+    pictures(folder / "out", 2)
+    assert read(folder, out=str(folder / "out")) == expected
+    with pytest.raises(ConfigError, match="choose another one for the results"):
+        parts(folder / "left", out=str(folder))
+
+
+def test_patterns(folder: Path) -> None:
+    expected = images_of(folder)
+    assert read(folder / "**" / "*.png") == expected
+    assert read(folder / "{left,right}" / "0000[0-2].png") == {
+        name: data for name, data in expected.items() if name[-5] in "012"
+    }
+    assert read(folder / "left" / "*.png") == {
+        name.removeprefix("left/"): data for name, data in expected.items() if name.startswith("left")
+    }
+    with pytest.raises(InputError, match="no such file"):
+        parts(folder / "*.jpg")
+
+
+def test_a_list(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Relative and absolute paths, comments, Windows line ends; a file that is there twice is done once."""
+    first, second = sorted(images_of(folder))[:2]
+    listed = tmp_path / "list.txt"
+    listed.write_bytes(f"\ufeff# images\r\nin/{first}\r\n\r\n{folder / second}\r\nin/{first}\nin/gone.png".encode())
+    found = read(listed)
+    assert found.pop("in/gone.png") == "no such file"
+    assert found == {
+        f"in/{first}": (folder / first).read_bytes(),
+        f"{str(folder).lstrip('/')}/{second}": (folder / second).read_bytes(),
+    }
+    assert f"in/{first} is there twice" in caplog.text
+    listed.write_text("sub/a.png\n/sub/a.png")
+    with pytest.raises(InputError, match=r"two files would have the name sub/a\.png"):
+        parts(listed)
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [("../../x/./y.png", "x/y.png"), ("s3://b/k.png", "b/k.png"), ("C:\\a\\b.png", "a/b.png"), ("/", "_")],
+)
+def test_names_stay_below_the_results(name: str, safe: str) -> None:
+    assert safe_name(name) == safe
+
+
+def test_a_tar_file(folder: Path, tmp_path: Path) -> None:
+    """A sample is an input; the image is found among masks and labels; one without an image is named."""
+    images = [data for _, data in sorted(images_of(folder).items())]
+    members = [
+        ("a/0.jpg", images[0]), ("a/0.png", b"mask"), ("a/0.cls", b"1"),
+        ("a/1.json", b"{}"), ("a/1.png", images[1]),
+        ("a/2.txt", b"text"),
+        ("a/3.PNG", images[3]),
+        ("b.png", images[4]),
+    ]  # fmt: skip
+    archive = shard(tmp_path / "x.tar", members)
+    assert [part.count for part in parts(archive)] == [2, 2, 1]
+    assert read(archive) == read(archive, 1) == read(archive, 100) == {
+        "x.tar/a/0.jpg": images[0],
+        "x.tar/a/1.png": images[1],
+        "x.tar/a/2.txt": "x.tar/a/2: no image among its members (txt)",
+        "x.tar/a/3.png": images[3],
+        "x.tar/b.png": images[4],
+    }  # fmt: skip
+
+
+def test_tar_files_of_a_folder(folder: Path, tmp_path: Path) -> None:
+    images = images_of(folder)
+    for index in range(2):
+        shard(tmp_path / "tars" / f"{index}.tar", [(Path(name).name, data) for name, data in images.items()])
+    found = read(tmp_path / "tars")
+    assert {name.partition("/")[0] for name in found} == {"0.tar", "1.tar"}
+    assert sorted(found.values()) == sorted([*images.values()] * 2)
+    assert read(tmp_path / "tars" / "{0..1}.tar") == found
+
+
+def test_damaged_and_changed_tar_files(folder: Path, tmp_path: Path) -> None:
+    """Found when the plan is made; a file that changes later is not read as if it were the same."""
+    image = next(iter(images_of(folder).values()))
+    good = shard(tmp_path / "x.tar", [("a.png", image), ("b.png", image)])
+    (part,) = parts(good)
+    shard(good, [("a.png", image)] * 30)
+    with pytest.raises(StoreError, match="when the job began"):
+        list(read_part(part))
+    with pytest.raises(DataError, match="occurs twice"):
+        parts(shard(tmp_path / "twice.tar", [("a.png", image), ("b.png", image), ("a.png", image)]))
+    good.write_bytes(good.read_bytes()[:700])
+    with pytest.raises(DataError, match="damaged or truncated"):
+        parts(good)
+
+
+def table(path: Path, images: list[bytes | None], groups: int, **more: list) -> Path:
+    pq.write_table(pa.table({"image": pa.array(images, pa.binary()), **more}), path, row_group_size=groups)
+    return path
+
+
+@pytest.mark.parametrize("groups", [1, 3, 100])
+def test_a_parquet_file(folder: Path, tmp_path: Path, groups: int) -> None:
+    """Rows are inputs, whatever the row groups; a row without an image is named."""
+    images: list[bytes | None] = list(images_of(folder).values())
+    path = table(tmp_path / "x.parquet", [*images, None], groups, label=list(range(6)))
+    expected = {f"x.parquet/{row}": data for row, data in enumerate(images)}
+    for size in (1, 2, 4, 100):
+        found = read(path, size)
+        assert found.pop("x.parquet/5") == "x.parquet/5: no image in this row"
+        assert found == expected
+        assert [part.count for part in parts(path, size)] == [min(size, 6 - start) for start in range(0, 6, size)]
+
+
+def test_columns_of_parquet_files(folder: Path, tmp_path: Path) -> None:
+    """A struct with bytes, as Hugging Face writes images; several columns of bytes need a choice."""
+    images = list(images_of(folder).values())
+    structs = pa.array([{"bytes": data, "path": "x"} for data in images])
+    pq.write_table(pa.table({"id": list(range(5)), "picture": structs}), tmp_path / "hf.parquet")
+    assert list(read(tmp_path / "hf.parquet").values()) == images
+    path = table(tmp_path / "two.parquet", list(images), 9, other=images[::-1])
+    with pytest.raises(InputError, match=r"columns image, other have bytes: choose one with --column"):
+        parts(path)
+    assert list(read(path, column="other").values()) == images[::-1]
+    with pytest.raises(InputError, match=r"no column 'label' of bytes; there are image, other"):
+        parts(path, column="label")
+    pq.write_table(pa.table({"x": [1]}), path)
+    with pytest.raises(InputError, match="no column of bytes; there are x"):
+        parts(path)
+    path = table(tmp_path / "hit.parquet", list(images), 2)
+    content = bytearray(path.read_bytes())
+    place = content.index(images[3])
+    content[place - 40 : place + 40] = b"\xff" * 80  # the header of the second row group's page
+    (found,) = parts(path, 9)
+    path.write_bytes(content)
+    names = [(each.name, isinstance(each.image, InputError)) for each in read_part(found)]
+    assert [name for name, _ in names] == [f"hit.parquet/{row}" for row in range(5)]
+    assert [bad for _, bad in names] == [False, False, True, True, False]
+    path.write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="damaged, or not a Parquet file"):
+        parts(path)
+
+
+def test_mistakes_are_one_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.doc").write_text("x")
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    for location, words in {
+        tmp_path / "empty": "no images",
+        tmp_path / "gone": "no such file or folder",
+        tmp_path / "x.doc": "give a folder, a pattern, an image, a list",
+        tmp_path / "bad.txt": "line 1 is not UTF-8",
+    }.items():
+        with pytest.raises(FovealError, match=words) as error:
+            parts(location)
+        assert "\n" not in str(error.value)
+    shard(folder / "x.tar", [("a.png", io.BytesIO().getvalue())])
+    with pytest.raises(InputError, match=r"both .* choose one with a pattern"):
+        parts(folder)
+
+
+@pytest.mark.parametrize(("count", "workers", "largest"), [(5, 2, 8), (1000, 2, 63), (9000, 2, 256)])
+def test_size_of_parts(count: int, workers: int, largest: int) -> None:
+    """Several parts for each worker, but not too small or large; the order stays."""
+    files = [Part("files", "/x", (str(index),), count=1) for index in range(count)]
+    found = list(divide(files, None, workers))
+    assert [name for part in found for name in part.names] == [str(index) for index in range(count)]
+    assert max(part.count for part in found) == min(largest, count)
+    assert all(part.count == len(part.names) for part in found)
