@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -15,6 +17,8 @@ from .console import Engine, open_model, print_json, print_table, say
 from .outputs import Job, Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..prediction.predictor import Predictor
 
 Exact = Annotated[
@@ -28,6 +32,10 @@ Exact = Annotated[
 Keep = Annotated[
     Literal["float32", "float16"] | None,
     Parameter(help="With --exact: type of the maps on disk; default: float32. float16 halves them, and is not exact."),
+]
+Level = Annotated[
+    int | None,
+    Parameter(help="With --exact: level of a slide, a pyramidal TIFF or an OME-Zarr; default: 0, the largest."),
 ]
 
 
@@ -49,7 +57,9 @@ def check_options(engine: Engine, **unusable: object) -> Engine:
     return dataclasses.replace(engine, runtime="torch")
 
 
-def run_exact(model: str, engine: Engine, task: str, request: Request, keep: str | None) -> int:
+def run_exact(
+    model: str, engine: Engine, task: str, request: Request, keep: str | None = None, level: int | None = None
+) -> int:
     """Predict for the requested images; the exit code is 1 if some of many failed."""
     from ..measuring import machine
     from ..prediction.streamed_outputs import SUFFIXES
@@ -60,7 +70,7 @@ def run_exact(model: str, engine: Engine, task: str, request: Request, keep: str
     plan = request.plan(suffix if suffix in SUFFIXES else ".tif")
 
     def work(job: Job, progress: Callable[[float, str], None] | None = None) -> dict[str, Any]:
-        return stream_file(predictor, job, request, keep or "float32", progress)
+        return stream_file(predictor, job, request, {"keep": keep or "float32", "level": level or 0}, progress)
 
     done, failed = [], []
     if request.many or not plan.jobs:
@@ -99,15 +109,18 @@ def percent_bar(name: str) -> Iterator[Callable[[float, str], None]]:
 
 
 def stream_file(
-    predictor: Predictor, job: Job, request: Request, keep: str, progress: Callable[[float, str], None] | None
+    predictor: Predictor,
+    job: Job,
+    request: Request,
+    options: dict[str, Any],
+    progress: Callable[[float, str], None] | None,
 ) -> dict[str, Any]:
     """Predict for one image, and return the report that ``--json`` prints."""
     from ..prediction.streamed import stream
 
     started = time.perf_counter()
-    result = stream(
-        predictor, job.source, job.target, tile=request.tile, keep=keep, resume=request.resume, progress=progress
-    )
+    files = {"polygons": job.polygons, "resume": request.resume}
+    result = stream(predictor, job.source, job.target, tile=request.tile, progress=progress, **files, **options)
     return {
         "image": str(job.source),
         "size": list(result.size),
@@ -117,6 +130,21 @@ def stream_file(
         "classes": [{"name": name, "share": round(share, 6)} for name, share in result.shares],
         "files": [str(file) for file in job.files],
     }
+
+
+@contextmanager
+def exact_mask(predictor: Predictor, job: Job) -> Iterator[NDArray[Any]]:
+    """The exact mask of an image, ``(H, W)``, in a file that is removed at the end of the context."""
+    import numpy as np
+
+    from ..files import ensure_folder
+    from ..prediction.streamed import stream
+
+    folder = ensure_folder(job.target.parent)
+    with tempfile.TemporaryDirectory(prefix=".check-tiles-", dir=folder) as name, percent_bar("exact") as progress:
+        path = Path(name) / "mask.npy"
+        stream(predictor, job.source, path, progress=progress)
+        yield np.load(path, mmap_mode="r")
 
 
 def print_report(report: dict[str, Any]) -> None:

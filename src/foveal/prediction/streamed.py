@@ -24,7 +24,7 @@ from ..streaming.regions import Region
 from .load import load
 from .predictor import Predictor
 from .results import class_names
-from .streamed_outputs import FINISHES, Finish, check_name, write_map
+from .streamed_outputs import FINISHES, Files, Finish, write_map
 from .torch_runner import TorchRunner
 
 if TYPE_CHECKING:
@@ -67,13 +67,16 @@ def stream(
     *,
     tile: int | None = None,
     keep: str = "float32",
+    level: int = 0,
+    polygons: str | Path | None = None,
     resume: bool = False,
     progress: Report | None = None,
 ) -> StreamResult:
     """Predict for one image of any size, piece by piece, with the result of the whole image within rounding.
 
-    TIFF and NPY files are read in windows, so that memory does not grow with the image; the maps between the passes are
-    kept in a folder next to ``out``. The image is seen at its full size.
+    TIFF, NPY and Zarr files, slides, and large PNG and JPEG files are read in windows, so that memory does not grow
+    with the image; the maps between the passes are kept in a folder next to ``out``. The image is seen at its full
+    size.
 
     Args:
         model: a predictor of the torch runtime, or a reference for :func:`foveal.load`. It segments, upscales,
@@ -83,6 +86,9 @@ def stream(
             everything is kept in memory.
         tile: side of the pieces in pixels; default: what fits into 50 MB. It does not change the result.
         keep: type of the maps on disk; "float16" halves them, and the result is then not exact.
+        polygons: a .geojson or .gpkg file with a polygon for each area of a mask, written before ``out``. Coordinates
+            are those of the image's georeference, or columns and rows.
+        level: of a file with smaller versions of an image (slides, pyramidal TIFF, OME-Zarr); 0 is the largest.
         resume: continue an interrupted computation of the same result.
         progress: called with the share of the work that is done and a text.
 
@@ -96,25 +102,28 @@ def stream(
     if keep not in KEEPS:
         raise ConfigError(f"keep={keep!r}: give {' or '.join(KEEPS)}")
     finish = _finish(predictor.info)
-    path = None if out is None else Path(out)
-    if path is not None:
-        check_name(path, finish)
-        check_overwrites([path], [Path(source)] if isinstance(source, str | os.PathLike) else [], "image")
-    elif resume:
+    files = Files(None if out is None else Path(out), None if polygons is None else Path(polygons))
+    files.check(finish)
+    outputs = [path for path in (files.result, files.polygons) if path is not None]
+    check_overwrites(outputs, [Path(source)] if isinstance(source, str | os.PathLike) else [], "image")
+    if len(set(outputs)) < len(outputs):
+        raise ConfigError(f"{out}: the mask and its polygons need two files")
+    if files.result is None and resume:
         raise ConfigError("resume needs out: without a file nothing is kept")
-    with open_raster(source, predictor.bands) as raster:
+    with open_raster(source, predictor.bands, level) as raster:
         if finish.plain and (raster.shape[2], raster.dtype) != (3, np.uint8):
             raise InputError(
                 f"{raster.name}: {Bands(raster.shape[2], str(raster.dtype))}; images are streamed to larger ones from "
                 "RGB of 8 bits alone: predictor.upscale(image, exact=True) keeps alpha, grey and 16 bits"
             )
+        files = files.located(raster)
         seen = _Input(raster, predictor, runner)
         plan = _plan(runner, seen, finish, tile)
 
         def described() -> dict[str, Any]:
-            return _describe(runner, raster, source, plan, keep)
+            return _describe(runner, raster, source, plan, keep) | ({"level": level} if level else {})
 
-        return _run(predictor, seen, plan, finish, path, keep, progress, described, resume)
+        return _run(predictor, seen, plan, finish, files, keep, progress, described, resume)
 
 
 def _runner(predictor: Predictor) -> TorchRunner:
@@ -215,7 +224,7 @@ def _run(
     seen: _Input,
     plan: Plan,
     finish: Finish,
-    path: Path | None,
+    files: Files,
     keep: str,
     report: Report | None,
     described: Callable[[], dict[str, Any]],
@@ -226,8 +235,12 @@ def _run(
     from ..streaming.team import find_team
 
     size, passes = (seen.raster.shape[0], seen.raster.shape[1]), len(plan.passes)
+    info, path = predictor.info, files.result
     if path is None:
-        arrays = run(plan, seen, MemoryState(), dtype=keep, report=report).arrays()
+        outputs = run(plan, seen, MemoryState(), dtype=keep, report=report)
+        if files.polygons is not None:
+            files.write_polygons(outputs.kept()[0], info, seen.raster)
+        arrays = outputs.arrays()
         counts = np.zeros(0, np.int64)
         if finish.counts:
             counts = np.bincount(arrays[0].ravel(), minlength=256)
@@ -243,7 +256,8 @@ def _run(
         assert isinstance(kept, DiskMap)
         counts = np.zeros(0, np.int64)
         if team.rank == 0:
-            counts = write_map(path, kept, finish, predictor.info, seen.raster)
+            files.write_polygons(kept, info, seen.raster)
+            counts = write_map(path, kept, finish, info, seen.raster)
         team.wait()
     if team.rank == 0:
         remove_state(folder)
