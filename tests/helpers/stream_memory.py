@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import foveal
-from foveal.images import rasters
+from foveal.images import polygons, rasters
 from foveal.images.bands import RGB
+from foveal.images.polygons import write_polygons
 from foveal.images.rasters import open_raster
 from helpers.pngs import write_tall
 from helpers.streams import predictor_for, segmenter
@@ -64,3 +65,15 @@ def _write_tall_jpeg(path: Path, rows: int, width: int) -> None:
         for index in range(rows // 512):
             file.write((bytes([0xFF, 0xD0 + marker]) if index else b"") + scan)
         file.write(b"\xff\xd9")
+
+
+def outline_tall(path: str) -> None:
+    """Write the polygons of a mask of 1024 columns, an area in each square of 32 pixels; ``path`` names the rows."""
+    file = Path(path)
+    band = np.full((1024, 1024), 255, np.uint8)
+    for row in range(0, 1024, 32):
+        for column in range(0, 1024, 32):
+            band[row + 3 : row + 35, column + 3 : column + 25] = (row + column) // 32 % 5
+    polygons._BAND_PIXELS = 1 << 20
+    count = int(file.stem) // 1024
+    write_polygons(file, (band for _ in range(count)), [], nodata=255)

@@ -39,21 +39,22 @@ Level = Annotated[
 ]
 
 
-def check_options(engine: Engine, **unusable: object) -> Engine:
+def check_options(engine: Engine, option: str = "--exact", **unusable: object) -> Engine:
     """The engine for ``--exact``, which is torch.
 
     Args:
         engine: as requested.
+        option: that needs it.
         **unusable: other options, which must not be given.
 
     Raises:
         ConfigError: another runtime, or an option that does not go with ``--exact``.
     """
     if engine.runtime not in ("auto", "torch"):
-        raise ConfigError(f"--exact runs with torch, not with {engine.runtime}: leave out --runtime")
+        raise ConfigError(f"{option} runs with torch, not with {engine.runtime}: leave out --runtime")
     for name, value in unusable.items():
         if value not in (None, False):
-            raise ConfigError(f"--{name.replace('_', '-')} does not go with --exact: leave one of them out")
+            raise ConfigError(f"--{name.replace('_', '-')} does not go with {option}: leave one of them out")
     return dataclasses.replace(engine, runtime="torch")
 
 

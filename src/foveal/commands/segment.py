@@ -94,7 +94,7 @@ def segment(
         raise ConfigError("--legend goes with --overlay: leave out --no-overlay")
     if legend:
         request = dataclasses.replace(request, overlay=True)
-    checker = open_model(model, check_options(engine), "segment") if check_tiles else None
+    checker = open_model(model, check_options(engine, "--check-tiles"), "segment") if check_tiles else None
     return run(predictor, request, label, legend, checker)
 
 
