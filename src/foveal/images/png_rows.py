@@ -28,6 +28,7 @@ _SAME_STEP = {1: (8, 0), 2: (8, 4), 3: (8, 2), 4: (8, 6), 6: (16, 2), 8: (16, 6)
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _COPIED_BYTES = 16 << 20  # of chunks other than those of pixels
 _READ_BYTES = 1 << 20
+_ROW_BYTES = 64 << 20  # of one row
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def read_png_header(file: BinaryIO, name: str) -> PngHeader:
         width, height, bits, colour, method, filters, interlace = struct.unpack(">IIBBBBB", data)
         if not width or not height or colour not in _CHANNELS or method or filters or interlace > 1:
             raise OSError("unknown kind of PNG")
+        if -(-width * bits * _CHANNELS[colour] // 8) > _ROW_BYTES:
+            raise OSError(f"rows of {width} pixels")
         others, pixels, reason = _read_others(file)
         with PngImagePlugin.PngImageFile(io.BytesIO(_png(1, 1, bits, colour, others, bytes(16)))) as image:
             orientation = decoding.orientation_of(image)
