@@ -2,7 +2,7 @@
 
     python benchmarks/large_images.py --side 16384 --model efficientvit_b0.camvid
     pip install monai patchly
-    python benchmarks/large_images.py --side 4096 --ways stream tiles blended monai patchly
+    python benchmarks/large_images.py --side 4096 --ways stream native tiles blended monai patchly
 
 The image is a square of copies of the bundled photograph with noise. Each way runs in a process of its own, on one
 thread, with the image in a tiled TIFF; processor time is compared, which other programs on the machine disturb less.
@@ -55,6 +55,12 @@ def bands(side: int) -> Iterator[NDArray[np.uint8]]:
 def stream(model: str, source: Path, out: Path) -> dict[str, float]:
     """Segment exactly."""
     result = foveal.stream(foveal.load(model, runtime="torch", threads=1), source, out)
+    return {"disk_mb": result.disk_bytes / 1e6, "passes": result.passes}
+
+
+def native(model: str, source: Path, out: Path) -> dict[str, float]:
+    """Segment exactly, with the convolutions in the native engine."""
+    result = foveal.stream(foveal.load(model, runtime="torch", threads=1), source, out, runtime="native")
     return {"disk_mb": result.disk_bytes / 1e6, "passes": result.passes}
 
 
@@ -135,7 +141,7 @@ def patchly(model: str, source: Path, out: Path) -> dict[str, float]:
     return {}
 
 
-WAYS = {"stream": stream, "tiles": tiles, "blended": blended, "monai": monai, "patchly": patchly}
+WAYS = {"stream": stream, "native": native, "tiles": tiles, "blended": blended, "monai": monai, "patchly": patchly}
 
 
 def measure(way: str, model: str, source: Path, out: Path) -> None:

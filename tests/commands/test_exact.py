@@ -52,7 +52,7 @@ def test_a_folder_and_resume(cli: Command, images: Path) -> None:
     [
         (["--legend"], "--legend does not go with --exact"),
         (["--overlap", 8], "--overlap does not go with --exact"),
-        (["--runtime", "onnxruntime"], "--exact runs with torch, not with onnxruntime"),
+        (["--runtime", "onnxruntime"], "--exact runs with torch or native, not with onnxruntime"),
         (["--tile", 100], "tile=100: pieces of this model have multiples of 32 pixels: give 96"),
         (["--out", "x.jpg"], "--out x.jpg: the result is a .tif file"),
     ],
@@ -106,7 +106,10 @@ def test_tiles_are_checked(cli: Command, images: Path) -> None:
         (["in/a.tif", "--check-tiles"], "--check-tiles is for a single image and goes with --tile"),
         (["in", "--tile", 64, "--check-tiles"], "--check-tiles is for a single image and goes with --tile"),
         (["in/a.tif", "--exact", "--check-tiles"], "--check-tiles does not go with --exact"),
-        (["in/a.tif", "--tile", 64, "--check-tiles", "--runtime", "onnxruntime"], "--check-tiles runs with torch"),
+        (
+            ["in/a.tif", "--tile", 64, "--check-tiles", "--runtime", "onnxruntime"],
+            "--check-tiles runs with torch or native",
+        ),
         (["in/a.tif", "--level", 1], "--level 1 goes with --exact"),
         (["in/a.tif", "--exact", "--level", 1], "a.tif: level 1, but its levels are 0 to 0"),
     ],
@@ -125,4 +128,12 @@ def test_level_of_a_pyramid(cli: Command, images: Path) -> None:
     done = cli("segment", "in/p.tif", "--exact", "--level", 1, "--out", "mask.npy")
     assert done.returncode == 0, done.stderr
     whole = foveal.load("efficientvit_b0.camvid", runtime="torch").segment(stripes(140, 198)[::2, ::2])
+    assert (np.load("mask.npy") == whole.mask).mean() > 0.9999
+
+
+def test_convolutions_in_the_native_engine(cli: Command, images: Path) -> None:
+    done = cli("segment", "in/a.tif", "--exact", "--runtime", "native", "--out", "mask.npy", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["runtime"].endswith(", convolutions in the native engine")
+    whole = foveal.load("efficientvit_b0.camvid", runtime="torch").segment(images / "in" / "a.tif")
     assert (np.load("mask.npy") == whole.mask).mean() > 0.9999

@@ -37,10 +37,11 @@ Level = Annotated[
     int | None,
     Parameter(help="With --exact: level of a slide, a pyramidal TIFF or an OME-Zarr; default: 0, the largest."),
 ]
+_RUNTIMES = {"auto": "torch", "torch": "torch", "native": "native"}  # by --runtime, what computes the pieces
 
 
 def check_options(engine: Engine, option: str = "--exact", **unusable: object) -> Engine:
-    """The engine for ``--exact``, which is torch.
+    """The engine for ``--exact``, which is torch, perhaps with the native engine for the convolutions.
 
     Args:
         engine: as requested.
@@ -50,28 +51,44 @@ def check_options(engine: Engine, option: str = "--exact", **unusable: object) -
     Raises:
         ConfigError: another runtime, or an option that does not go with ``--exact``.
     """
-    if engine.runtime not in ("auto", "torch"):
-        raise ConfigError(f"{option} runs with torch, not with {engine.runtime}: leave out --runtime")
+    if engine.runtime not in _RUNTIMES:
+        raise ConfigError(f"{option} runs with torch or native, not with {engine.runtime}: leave out --runtime")
     for name, value in unusable.items():
         if value not in (None, False):
             raise ConfigError(f"--{name.replace('_', '-')} does not go with {option}: leave one of them out")
-    return dataclasses.replace(engine, runtime="torch")
+    return dataclasses.replace(engine, runtime=_RUNTIMES[engine.runtime])
+
+
+def open_exact(model: str, engine: Engine, task: str) -> Predictor:
+    """Load a model with torch, from which the graph of the network is recorded whatever computes it."""
+    return open_model(model, dataclasses.replace(engine, runtime="torch"), task)
 
 
 def run_exact(
     model: str, engine: Engine, task: str, request: Request, keep: str | None = None, level: int | None = None
 ) -> int:
-    """Predict for the requested images; the exit code is 1 if some of many failed."""
+    """Predict for the requested images; the exit code is 1 if some of many failed.
+
+    Args:
+        model: reference of the model.
+        engine: as requested, and checked by :func:`check_options`.
+        task: of the model.
+        request: images and files.
+        keep: type of the maps on disk; ``None``: float32.
+        level: of the images; ``None``: the largest.
+    """
     from ..measuring import machine
     from ..prediction.streamed_outputs import SUFFIXES
     from ..streaming.team import is_first
 
-    predictor = open_model(model, engine, task)
+    predictor = open_exact(model, engine, task)
+    runtime = predictor.runtime + (", convolutions in the native engine" if engine.runtime == "native" else "")
+    options = {"keep": keep or "float32", "level": level or 0, "runtime": engine.runtime}
     suffix = request.out.suffix.lower()
     plan = request.plan(suffix if suffix in SUFFIXES else ".tif")
 
     def work(job: Job, progress: Callable[[float, str], None] | None = None) -> dict[str, Any]:
-        return stream_file(predictor, job, request, {"keep": keep or "float32", "level": level or 0}, progress)
+        return stream_file(predictor, job, request, options, progress)
 
     done, failed = [], []
     if request.many or not plan.jobs:
@@ -82,12 +99,12 @@ def run_exact(
     if not is_first():
         return 1 if failed else 0
     if request.as_json:
-        about = {"model": predictor.info.ref, "runtime": predictor.runtime, "machine": machine.describe()}
+        about = {"model": predictor.info.ref, "runtime": runtime, "machine": machine.describe()}
         print_json({**about, "images": done, "done_before": plan.before, "failed": failed})
         return 1 if failed else 0
     for report in done:
         print_report(report)
-    say(f"{plan.tally(len(done))} with {predictor.info.ref}, {predictor.runtime}, on {machine.one_line()}")
+    say(f"{plan.tally(len(done))} with {predictor.info.ref}, {runtime}, on {machine.one_line()}")
     return print_failed(failed)
 
 

@@ -24,7 +24,7 @@ from .console import (
     print_table,
     say,
 )
-from .exact import Exact, Keep, Level, check_options, exact_mask, run_exact
+from .exact import Exact, Keep, Level, check_options, exact_mask, open_exact, run_exact
 from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_stream
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def segment(
         raise ConfigError("--legend goes with --overlay: leave out --no-overlay")
     if legend:
         request = dataclasses.replace(request, overlay=True)
-    checker = open_model(model, check_options(engine, "--check-tiles"), "segment") if check_tiles else None
+    checker = open_exact(model, check_options(engine, "--check-tiles"), "segment") if check_tiles else None
     return run(predictor, request, label, legend, checker)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..streaming.passes import Plan
+    from ..streaming.run import Outputs
 
 _ON_GPU = 1 << 30  # bytes for the maps of a piece
 KEEPS = ("float32", "float16")  #: types of the maps that are kept on disk
+RUNTIMES = ("torch", "native")  #: what computes the pieces
 
 Report = Callable[[float, str], None]
 
@@ -70,6 +73,7 @@ def stream(
     level: int = 0,
     polygons: str | Path | None = None,
     resume: bool = False,
+    runtime: str = "torch",
     progress: Report | None = None,
 ) -> StreamResult:
     """Predict for one image of any size, piece by piece, with the result of the whole image within rounding.
@@ -90,15 +94,20 @@ def stream(
             are those of the image's georeference, or columns and rows.
         level: of a file with smaller versions of an image (slides, pyramidal TIFF, OME-Zarr); 0 is the largest.
         resume: continue an interrupted computation of the same result.
+        runtime: "torch", or "native": the native engine computes the convolutions, with float32 weights on the CPU.
         progress: called with the share of the work that is done and a text.
 
     Raises:
         ConfigError: a model that cannot be computed in pieces: the message names the layer and the reason; an option
             that cannot be used.
         InputError: an image that cannot be read, or too little disk.
+        DependencyError: a library that the image, the polygons or the runtime need is not installed.
     """
+    from ..streaming.run import run
+
     predictor = model if isinstance(model, Predictor) else load(model, runtime="torch")
     runner = _runner(predictor)
+    native = _is_native(runtime, runner)
     if keep not in KEEPS:
         raise ConfigError(f"keep={keep!r}: give {' or '.join(KEEPS)}")
     finish = _finish(predictor.info)
@@ -121,9 +130,29 @@ def stream(
         plan = _plan(runner, seen, finish, tile)
 
         def described() -> dict[str, Any]:
-            return _describe(runner, raster, source, plan, keep) | ({"level": level} if level else {})
+            further = {"level": level} if level else {}
+            return _describe(runner, raster, source, plan, keep) | further | ({"runtime": runtime} if native else {})
 
-        return _run(predictor, seen, plan, finish, files, keep, progress, described, resume)
+        compute = partial(run, plan, seen, dtype=keep, report=progress, native=native)
+        return _run(predictor, seen, plan, finish, files, compute, plan.disk_bytes(keep), described, resume)
+
+
+def _is_native(runtime: str, runner: TorchRunner) -> bool:
+    """Whether the native engine is asked for, which is then compiled if it is not yet."""
+    import torch
+
+    from ..engine.library import load_library
+
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"runtime={runtime!r}: give {' or '.join(RUNTIMES)}")
+    if runtime == "torch":
+        return False
+    if runner.device.type != "cpu" or runner.dtype != torch.float32:
+        raise ConfigError(
+            f"runtime='native' computes in float32 on the CPU, and the model is {runner.dtype} on {runner.device}"
+        )
+    load_library()
+    return True
 
 
 def _runner(predictor: Predictor) -> TorchRunner:
@@ -225,19 +254,18 @@ def _run(
     plan: Plan,
     finish: Finish,
     files: Files,
-    keep: str,
-    report: Report | None,
+    compute: Callable[..., Outputs],
+    disk: int,
     described: Callable[[], dict[str, Any]],
     resume: bool,
 ) -> StreamResult:
     """Run the passes, and write the result or return it."""
-    from ..streaming.run import run
     from ..streaming.team import find_team
 
     size, passes = (seen.raster.shape[0], seen.raster.shape[1]), len(plan.passes)
     info, path = predictor.info, files.result
     if path is None:
-        outputs = run(plan, seen, MemoryState(), dtype=keep, report=report)
+        outputs = compute(MemoryState())
         if files.polygons is not None:
             files.write_polygons(outputs.kept()[0], info, seen.raster)
         arrays = outputs.arrays()
@@ -246,13 +274,13 @@ def _run(
             counts = np.bincount(arrays[0].ravel(), minlength=256)
             counts[finish.blank] *= seen.raster.nodata is None
         return StreamResult(size, None, [finish.shape(array) for array in arrays], _shares(predictor, counts), passes)
-    folder, disk = path.with_name(f".{path.name}.streaming"), plan.disk_bytes(keep)
+    folder = path.with_name(f".{path.name}.streaming")
     if not folder.exists():
         check_disk(folder, disk)
     team = find_team()
     description = described() | ({"processes": team.size} if team.size > 1 else {})
     with open_state(folder, description, resume=resume, rank=team.rank, wait=team.wait) as state:
-        (kept,) = run(plan, seen, state, dtype=keep, report=report, team=team).kept()
+        (kept,) = compute(state, team=team).kept()
         assert isinstance(kept, DiskMap)
         counts = np.zeros(0, np.int64)
         if team.rank == 0:
