@@ -136,7 +136,7 @@ def patchly(model: str, source: Path, out: Path) -> dict[str, float]:
     )
     aggregator = Aggregator(sampler, output=mask, weights="gaussian", softmax_dim=0, spatial_first=False)
     for patch, place in sampler:
-        aggregator.append(network(patch), place)
+        aggregator.append(network(np.asarray(patch, np.uint8)), place)
     np.save(out, aggregator.get_output())
     return {}
 

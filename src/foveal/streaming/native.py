@@ -11,7 +11,7 @@ import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import lcm
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -284,7 +284,7 @@ class _Network:
             return self.builder.add("upsample", inputs, residual=added, factor=module.factor, a=module.a)
         if role == "act":
             assert isinstance(operation, Pointwise)
-            act = ACTIVATIONS[type(operation.function)](operation.function)
+            act = self.builder.activation(cast(nn.Module, operation.function))
             return self.builder.add("affine", inputs, act=act, factor=1.0, addend=0.0)
         if before := self.chains.get(step.name):
             return self._chain(step, before, added)
