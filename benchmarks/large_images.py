@@ -170,7 +170,8 @@ def main() -> None:
     if missing:
         print(f"left out, because they are not installed: {', '.join(missing)} (pip install {' '.join(missing)})")
     ways = [way for way in dict.fromkeys(["stream", *arguments.ways]) if way not in missing]
-    print(", ".join(f"{way} {metadata.version(way)}" for way in ways if way in OTHERS))
+    if versions := [f"{way} {metadata.version(way)}" for way in ways if way in OTHERS]:
+        print(", ".join(versions))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         source = Path(name) / "image.tif"
         write_tiff(source, TiffImage(arguments.side, arguments.side, 3, overviews=False), bands(arguments.side))
