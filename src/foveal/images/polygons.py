@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, DependencyError
+from ..errors import ConfigError, DependencyError, InputError
 from ..files import atomic_write
 
 SUFFIXES = (".geojson", ".gpkg")
@@ -301,19 +301,22 @@ def _write_geopackage(path: Path, georeference: Georeference | None) -> Iterator
         made = Path(folder) / "polygons.gpkg"
 
         def write(features: _Features) -> None:
+            values = [features.classes, features.names, features.pixels]
+            system = None if georeference is None else georeference.crs
+            options = {"layer": _LAYER, "driver": "GPKG", "geometry_type": "Polygon", "crs": system}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of a missing reference system
-                pyogrio.raw.write(
-                    made,
-                    shapely.to_wkb(features.geometry),
-                    [features.classes, features.names, features.pixels],
-                    ["class", "name", "pixels"],
-                    layer=_LAYER,
-                    driver="GPKG",
-                    geometry_type="Polygon",
-                    crs=None if georeference is None else georeference.crs,
-                    append=made.exists(),
-                )
+                try:
+                    pyogrio.raw.write(
+                        made,
+                        shapely.to_wkb(features.geometry),
+                        values,
+                        ["class", "name", "pixels"],
+                        append=made.exists(),
+                        **options,
+                    )
+                except RuntimeError as error:  # GDAL's, of a full disk or a reference system that it does not know
+                    raise InputError(f"cannot write {path}: {' '.join(str(error).split())}") from error
 
         yield write
         os.replace(made, temporary)
