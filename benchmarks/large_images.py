@@ -1,9 +1,14 @@
-"""Exact streaming beside plain tiles without overlap: time per pixel, memory, disk, and agreement with the whole image.
+"""Exact streaming beside tiles of Foveal and of other libraries: time per pixel, memory, disk, agreement of classes.
 
     python benchmarks/large_images.py --side 16384 --model efficientvit_b0.camvid
+    pip install monai patchly
+    python benchmarks/large_images.py --side 4096 --ways stream native tiles blended monai patchly
 
 The image is a square of copies of the bundled photograph with noise. Each way runs in a process of its own, on one
 thread, with the image in a tiled TIFF; processor time is compared, which other programs on the machine disturb less.
+All ways run the same network. Tiles have 512 pixels; those that are blended share a quarter with their neighbours, with
+the weights that each library recommends (Gaussian). The other libraries get the image in memory, and MONAI also returns
+the scores of all classes for every pixel: that is how they are used.
 """
 
 from __future__ import annotations
@@ -14,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib import metadata, util
 from pathlib import Path
 
 import numpy as np
@@ -23,11 +29,14 @@ from numpy.typing import NDArray
 import foveal
 from foveal import assets
 from foveal.images.bands import RGB
+from foveal.images.preparing import prepare
 from foveal.images.rasters import open_raster
 from foveal.images.reading import read_image
 from foveal.images.tiff_writing import TiffImage, write_tiff
 
 TILE = 512
+SHARED = TILE // 4  # pixels that blended tiles share
+OTHERS = ("monai", "patchly")
 
 
 def bands(side: int) -> Iterator[NDArray[np.uint8]]:
@@ -49,6 +58,12 @@ def stream(model: str, source: Path, out: Path) -> dict[str, float]:
     return {"disk_mb": result.disk_bytes / 1e6, "passes": result.passes}
 
 
+def native(model: str, source: Path, out: Path) -> dict[str, float]:
+    """Segment exactly, with the convolutions in the native engine."""
+    result = foveal.stream(foveal.load(model, runtime="torch", threads=1), source, out, runtime="native")
+    return {"disk_mb": result.disk_bytes / 1e6, "passes": result.passes}
+
+
 def tiles(model: str, source: Path, out: Path) -> dict[str, float]:
     """Segment tile by tile, without overlap."""
     predictor = foveal.load(model, runtime="torch", threads=1)
@@ -63,10 +78,76 @@ def tiles(model: str, source: Path, out: Path) -> dict[str, float]:
     return {}
 
 
+def blended(model: str, source: Path, out: Path) -> dict[str, float]:
+    """Segment in tiles that Foveal blends."""
+    predictor = foveal.load(model, runtime="torch", threads=1)
+    np.save(out, predictor.segment(_whole(source), tile=TILE, overlap=SHARED).mask)
+    return {}
+
+
+def _whole(source: Path) -> NDArray[np.uint8]:
+    with open_raster(source, RGB) as raster:
+        return raster.read(slice(0, raster.shape[0]), slice(0, raster.shape[1]))
+
+
+def _network(predictor: foveal.Predictor) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The scores of every pixel, ``(C, H, W)``, of an image ``(H, W, 3)``."""
+    import torch
+    from torch.nn import functional
+
+    def run(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits = torch.from_numpy(predictor.runner(prepare(image, predictor.info.preprocess)))
+        return functional.interpolate(logits, image.shape[:2], mode="bilinear")[0].numpy()
+
+    return run
+
+
+def monai(model: str, source: Path, out: Path) -> dict[str, float]:
+    """Segment with MONAI's sliding window."""
+    import torch
+    from monai.inferers.utils import sliding_window_inference
+
+    network = _network(foveal.load(model, runtime="torch", threads=1))
+
+    def run(tiles: torch.Tensor) -> torch.Tensor:
+        images = tiles.permute(0, 2, 3, 1).byte().numpy()
+        return torch.from_numpy(np.stack([network(image) for image in images]))
+
+    image = torch.from_numpy(_whole(source)).permute(2, 0, 1)[None].float()
+    logits = sliding_window_inference(image, TILE, 1, run, overlap=SHARED / TILE, mode="gaussian")
+    assert isinstance(logits, torch.Tensor)
+    np.save(out, logits[0].argmax(0).byte().numpy())
+    return {}
+
+
+def patchly(model: str, source: Path, out: Path) -> dict[str, float]:
+    """Segment with patchly, in chunks of 2048 pixels, which need less memory than the whole."""
+    from patchly import Aggregator, GridSampler
+
+    network, image = _network(foveal.load(model, runtime="torch", threads=1)), _whole(source)
+    height, width, _ = image.shape
+    mask = np.zeros((height, width), np.uint8)
+    sampler = GridSampler(
+        image,
+        spatial_size=(height, width),
+        patch_size=(TILE, TILE),
+        step_size=(TILE - SHARED, TILE - SHARED),
+        chunk_size=(min(height, 2048), min(width, 2048)),
+    )
+    aggregator = Aggregator(sampler, output=mask, weights="gaussian", softmax_dim=0, spatial_first=False)
+    for patch, place in sampler:
+        aggregator.append(network(np.asarray(patch, np.uint8)), place)
+    np.save(out, aggregator.get_output())
+    return {}
+
+
+WAYS = {"stream": stream, "native": native, "tiles": tiles, "blended": blended, "monai": monai, "patchly": patchly}
+
+
 def measure(way: str, model: str, source: Path, out: Path) -> None:
     """Run one way in this process and print its figures as JSON."""
     wall, cpu = time.perf_counter(), time.process_time()
-    report = {"stream": stream, "tiles": tiles}[way](model, source, out)
+    report = WAYS[way](model, source, out)
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
     seconds = {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}
@@ -78,25 +159,44 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=16_384)
     parser.add_argument("--model", default="efficientvit_b0.camvid")
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--way", choices=["stream", "tiles"])
+    parser.add_argument("--ways", choices=WAYS, nargs="+", default=["tiles", "stream"], metavar="WAY")
+    parser.add_argument("--way", choices=WAYS, help="run this way in this process; used by the script itself")
     parser.add_argument("--files", type=Path, nargs=2)
     arguments = parser.parse_args()
     if arguments.way:
         measure(arguments.way, arguments.model, *arguments.files)
         return
+    missing = [way for way in arguments.ways if way in OTHERS and util.find_spec(way) is None]
+    if missing:
+        print(f"left out, because they are not installed: {', '.join(missing)} (pip install {' '.join(missing)})")
+    ways = [way for way in dict.fromkeys(["stream", *arguments.ways]) if way not in missing]
+    if versions := [f"{way} {metadata.version(way)}" for way in ways if way in OTHERS]:
+        print(", ".join(versions))
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        source, masks = Path(name) / "image.tif", {}
+        source = Path(name) / "image.tif"
         write_tiff(source, TiffImage(arguments.side, arguments.side, 3, overviews=False), bands(arguments.side))
-        for way in ("tiles", "stream"):
-            masks[way] = Path(name) / f"{way}.npy"
+        print("| way | processor time | per pixel | peak memory | disk | classes equal to the exact ones |")
+        print("|---|---|---|---|---|---|")
+        for way in ways:
             command = [sys.executable, __file__, "--model", arguments.model, "--way", way, "--files"]
-            done = subprocess.run([*command, source, masks[way]], capture_output=True, text=True, check=True)
-            print(f"{way:7}", done.stdout.strip(), flush=True)
-        exact, plain = (np.load(masks[way], mmap_mode="r") for way in ("stream", "tiles"))
-        same = sum(
-            int((exact[top : top + TILE] == plain[top : top + TILE]).sum()) for top in range(0, len(exact), TILE)
-        )
-        print(f"plain tiles agree with the exact result on {same / exact.size:.2%} of the pixels")
+            done = subprocess.run([*command, source, _mask(name, way)], stdout=subprocess.PIPE, text=True, check=True)
+            report = json.loads(done.stdout.splitlines()[-1])
+            print(row(way, report, arguments.side**2, _mask(name, "stream"), _mask(name, way)), flush=True)
+
+
+def _mask(folder: str, way: str) -> Path:
+    return Path(folder) / f"{way}.npy"
+
+
+def row(way: str, report: dict[str, float], pixels: int, exact: Path, found: Path) -> str:
+    """A row of the table, of a way whose mask is in ``found``."""
+    expected, mask = np.load(exact, mmap_mode="r"), np.load(found, mmap_mode="r")
+    same = sum(int((expected[top : top + TILE] == mask[top : top + TILE]).sum()) for top in range(0, len(mask), TILE))
+    seconds, disk = report["cpu_seconds"], report.get("disk_mb", 0)
+    return (
+        f"| {way} | {seconds:.1f} s ({report['seconds']:.1f} s on the clock) | {seconds / pixels * 1e6:.2f} µs "
+        f"| {report['peak_mb'] / 1000:.2f} GB | {f'{disk / 1000:.2f} GB' if disk else 'none'} | {same / pixels:.2%} |"
+    )
 
 
 if __name__ == "__main__":

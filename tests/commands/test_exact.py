@@ -52,7 +52,7 @@ def test_a_folder_and_resume(cli: Command, images: Path) -> None:
     [
         (["--legend"], "--legend does not go with --exact"),
         (["--overlap", 8], "--overlap does not go with --exact"),
-        (["--runtime", "onnxruntime"], "--exact runs with torch, not with onnxruntime"),
+        (["--runtime", "onnxruntime"], "--exact runs with torch or native, not with onnxruntime"),
         (["--tile", 100], "tile=100: pieces of this model have multiples of 32 pixels: give 96"),
         (["--out", "x.jpg"], "--out x.jpg: the result is a .tif file"),
     ],
@@ -79,3 +79,61 @@ def test_upscale_to_tiff(cli: Command, images: Path) -> None:
     done = cli("upscale", "in/wide.tif", "--exact", "--format", "tif")
     assert done.returncode == 2
     assert "wide.tif: 3 bands of uint16; images are streamed to larger ones from RGB of 8 bits alone" in done.stderr
+
+
+def test_tiles_are_checked(cli: Command, images: Path) -> None:
+    """The share is that of the pixels of both masks; the file is that of the tiles; nothing else is left."""
+    source = images / "in" / "big.png"
+    Image.fromarray(stripes(200, 260)).save(source)
+    model = "efficientvit_b0.camvid"
+    done = cli("segment", source, "--tile", 96, "--check-tiles", "--json", "--no-overlay", "--runtime", "torch")
+    assert done.returncode == 0, done.stderr
+    predictor = foveal.load(model, runtime="torch")
+    tiles, exact = predictor.segment(source, tile=96).mask, foveal.stream(predictor, source).outputs[0]
+    share = float((tiles == exact).mean())
+    assert 0.2 < share < 1
+    assert json.loads(done.stdout)["tiles_agreement"] == round(share, 6)
+    assert np.array_equal(np.asarray(Image.open("foveal-out/big.png")), tiles)
+    assert [path.name for path in Path("foveal-out").iterdir()] == ["big.png"]
+    done = cli("segment", source, "--tile", 96, "--check-tiles", "--no-overlay")
+    assert done.returncode == 0, done.stderr
+    assert f"tiles agree with the exact result on {share:.1%}"[:-2] in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["in/a.tif", "--check-tiles"], "--check-tiles is for a single image and goes with --tile"),
+        (["in", "--tile", 64, "--check-tiles"], "--check-tiles is for a single image and goes with --tile"),
+        (["in/a.tif", "--exact", "--check-tiles"], "--check-tiles does not go with --exact"),
+        (
+            ["in/a.tif", "--tile", 64, "--check-tiles", "--runtime", "onnxruntime"],
+            "--check-tiles runs with torch or native",
+        ),
+        (["in/a.tif", "--level", 1], "--level 1 goes with --exact"),
+        (["in/a.tif", "--exact", "--level", 1], "a.tif: level 1, but its levels are 0 to 0"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_line(cli: Command, images: Path, options: list[object], message: str) -> None:
+    done = cli("segment", *options)
+    assert (done.returncode, message in done.stderr, done.stderr.count("\n")) == (2, True, 1), done.stderr
+
+
+def test_level_of_a_pyramid(cli: Command, images: Path) -> None:
+    with tifffile.TiffWriter("in/p.tif") as file:
+        for power in range(2):
+            image = stripes(140, 198)[:: 1 << power, :: 1 << power]
+            file.write(image, photometric="rgb", tile=(64, 64), subfiletype=power)
+    done = cli("segment", "in/p.tif", "--exact", "--level", 1, "--out", "mask.npy")
+    assert done.returncode == 0, done.stderr
+    whole = foveal.load("efficientvit_b0.camvid", runtime="torch").segment(stripes(140, 198)[::2, ::2])
+    assert (np.load("mask.npy") == whole.mask).mean() > 0.9999
+
+
+def test_convolutions_in_the_native_engine(cli: Command, images: Path) -> None:
+    done = cli("segment", "in/a.tif", "--exact", "--runtime", "native", "--out", "mask.npy", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["runtime"].endswith(", convolutions in the native engine")
+    whole = foveal.load("efficientvit_b0.camvid", runtime="torch").segment(images / "in" / "a.tif")
+    assert (np.load("mask.npy") == whole.mask).mean() > 0.9999

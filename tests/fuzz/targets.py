@@ -21,7 +21,11 @@ from foveal.data.check import check_data
 from foveal.data.class_map import read_class_map
 from foveal.data.labelled import open_labelled
 from foveal.data.synthetic import NAMES, shapes_sample, write_shapes
+from foveal.images import rasters
+from foveal.images.bands import RGB
 from foveal.images.reading import read_image, read_mask
+from foveal.images.tiff_writing import TiffImage, write_tiff
+from foveal.images.zarr_writing import write_zarr
 from foveal.training.config import TrainConfig
 
 PHOTO, MASK = shapes_sample(np.random.default_rng(0), (40, 56))
@@ -86,6 +90,38 @@ def _write_masks(folder: Path) -> None:
 def _read_masks(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         assert read_mask(path).ndim == 2
+
+
+# ---- large images
+
+
+def _write_large_images(folder: Path) -> None:
+    image = TiffImage(40, 56, 3)
+    for name, options in _IMAGES.items():
+        if name.endswith(("g", "lzw.tif")):
+            Image.fromarray(PHOTO).save(folder / name, **options)
+    Image.fromarray(np.arange(40 * 56, dtype=np.uint16).reshape(40, 56)).save(folder / "grey16.png")
+    Image.fromarray(PHOTO).quantize(60).save(folder / "palette.png")
+    write_tiff(folder / "tiles.tif", image, [PHOTO])
+    write_zarr(folder / "x.zarr", image, [PHOTO])
+    np.save(folder / "x.npy", PHOTO)
+
+
+def _read_large_images(folder: Path) -> None:
+    """Read windows of every image, also of those that are small enough to be decoded at once."""
+    small, rasters._AT_ONCE = rasters._AT_ONCE, 0
+    try:
+        for path in sorted(folder.iterdir()):
+            with rasters.open_raster(path, RGB) as raster:
+                height, width, _ = raster.shape
+                for rows, columns in (
+                    (slice(0, min(height, 30)), slice(0, min(width, 50))),
+                    (slice(max(0, height - 30), height), slice(max(0, width - 50), width)),
+                ):
+                    window = rasters.as_bands(raster.read(rows, columns), raster, RGB)
+                    assert window.shape == (rows.stop - rows.start, columns.stop - columns.start, 3)
+    finally:
+        rasters._AT_ONCE = small
 
 
 # ---- data sets
@@ -286,6 +322,7 @@ TARGETS: dict[str, Target] = {
     "batch: tar and Parquet files, lists": Target(_write_batch, _read_batch, "x.*"),
     "images": Target(_write_images, _read_images),
     "masks": Target(_write_masks, _read_masks),
+    "large images": Target(_write_large_images, _read_large_images),
     "data: images and masks": Target(_write_pairs, _use_data),
     "data: COCO": Target(_write_coco, _use_data, "**/*.json"),
     "data: YOLO": Target(_write_yolo, _use_data, "**/*.[ty][xa][tm]*"),

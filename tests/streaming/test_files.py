@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -302,3 +304,17 @@ def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
     assert [message for message, _ in growths] == ["done"] * 3
     sizes = [growth for _, growth in growths]
     assert sizes[2] < sizes[1] + 6, sizes  # MB, of 6 MB of pixels and 12 MB of maps
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
+def test_a_large_image_in_two_gigabytes(tmp_path: Path) -> None:
+    """The command of the documentation on 268 megapixels: the peak memory of the process, libraries included."""
+    script = Path(__file__).parents[2] / "benchmarks" / "large_images.py"
+    command = [sys.executable, str(script), "--side", "16384", "--ways", "stream", "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("| stream"))
+    memory, _, equal = (cell.strip() for cell in row.strip("|").split("|")[3:])
+    assert float(memory.removesuffix(" GB")) <= 2, row
+    assert equal == "100.00%"

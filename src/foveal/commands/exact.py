@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -15,6 +17,8 @@ from .console import Engine, open_model, print_json, print_table, say
 from .outputs import Job, Request, print_failed, run_jobs
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..prediction.predictor import Predictor
 
 Exact = Annotated[
@@ -29,38 +33,62 @@ Keep = Annotated[
     Literal["float32", "float16"] | None,
     Parameter(help="With --exact: type of the maps on disk; default: float32. float16 halves them, and is not exact."),
 ]
+Level = Annotated[
+    int | None,
+    Parameter(help="With --exact: level of a slide, a pyramidal TIFF or an OME-Zarr; default: 0, the largest."),
+]
+_RUNTIMES = {"auto": "torch", "torch": "torch", "native": "native"}  # by --runtime, what computes the pieces
 
 
-def check_options(engine: Engine, **unusable: object) -> Engine:
-    """The engine for ``--exact``, which is torch.
+def check_options(engine: Engine, option: str = "--exact", **unusable: object) -> Engine:
+    """The engine for ``--exact``, which is torch, perhaps with the native engine for the convolutions.
 
     Args:
         engine: as requested.
+        option: that needs it.
         **unusable: other options, which must not be given.
 
     Raises:
         ConfigError: another runtime, or an option that does not go with ``--exact``.
     """
-    if engine.runtime not in ("auto", "torch"):
-        raise ConfigError(f"--exact runs with torch, not with {engine.runtime}: leave out --runtime")
+    if engine.runtime not in _RUNTIMES:
+        raise ConfigError(f"{option} runs with torch or native, not with {engine.runtime}: leave out --runtime")
     for name, value in unusable.items():
         if value not in (None, False):
-            raise ConfigError(f"--{name.replace('_', '-')} does not go with --exact: leave one of them out")
-    return dataclasses.replace(engine, runtime="torch")
+            raise ConfigError(f"--{name.replace('_', '-')} does not go with {option}: leave one of them out")
+    return dataclasses.replace(engine, runtime=_RUNTIMES[engine.runtime])
 
 
-def run_exact(model: str, engine: Engine, task: str, request: Request, keep: str | None) -> int:
-    """Predict for the requested images; the exit code is 1 if some of many failed."""
+def open_exact(model: str, engine: Engine, task: str) -> Predictor:
+    """Load a model with torch, from which the graph of the network is recorded whatever computes it."""
+    return open_model(model, dataclasses.replace(engine, runtime="torch"), task)
+
+
+def run_exact(
+    model: str, engine: Engine, task: str, request: Request, keep: str | None = None, level: int | None = None
+) -> int:
+    """Predict for the requested images; the exit code is 1 if some of many failed.
+
+    Args:
+        model: reference of the model.
+        engine: as requested, and checked by :func:`check_options`.
+        task: of the model.
+        request: images and files.
+        keep: type of the maps on disk; ``None``: float32.
+        level: of the images; ``None``: the largest.
+    """
     from ..measuring import machine
     from ..prediction.streamed_outputs import SUFFIXES
     from ..streaming.team import is_first
 
-    predictor = open_model(model, engine, task)
+    predictor = open_exact(model, engine, task)
+    runtime = predictor.runtime + (", convolutions in the native engine" if engine.runtime == "native" else "")
+    options = {"keep": keep or "float32", "level": level or 0, "runtime": engine.runtime}
     suffix = request.out.suffix.lower()
     plan = request.plan(suffix if suffix in SUFFIXES else ".tif")
 
     def work(job: Job, progress: Callable[[float, str], None] | None = None) -> dict[str, Any]:
-        return stream_file(predictor, job, request, keep or "float32", progress)
+        return stream_file(predictor, job, request, options, progress)
 
     done, failed = [], []
     if request.many or not plan.jobs:
@@ -71,12 +99,12 @@ def run_exact(model: str, engine: Engine, task: str, request: Request, keep: str
     if not is_first():
         return 1 if failed else 0
     if request.as_json:
-        about = {"model": predictor.info.ref, "runtime": predictor.runtime, "machine": machine.describe()}
+        about = {"model": predictor.info.ref, "runtime": runtime, "machine": machine.describe()}
         print_json({**about, "images": done, "done_before": plan.before, "failed": failed})
         return 1 if failed else 0
     for report in done:
         print_report(report)
-    say(f"{plan.tally(len(done))} with {predictor.info.ref}, {predictor.runtime}, on {machine.one_line()}")
+    say(f"{plan.tally(len(done))} with {predictor.info.ref}, {runtime}, on {machine.one_line()}")
     return print_failed(failed)
 
 
@@ -99,15 +127,18 @@ def percent_bar(name: str) -> Iterator[Callable[[float, str], None]]:
 
 
 def stream_file(
-    predictor: Predictor, job: Job, request: Request, keep: str, progress: Callable[[float, str], None] | None
+    predictor: Predictor,
+    job: Job,
+    request: Request,
+    options: dict[str, Any],
+    progress: Callable[[float, str], None] | None,
 ) -> dict[str, Any]:
     """Predict for one image, and return the report that ``--json`` prints."""
     from ..prediction.streamed import stream
 
     started = time.perf_counter()
-    result = stream(
-        predictor, job.source, job.target, tile=request.tile, keep=keep, resume=request.resume, progress=progress
-    )
+    files = {"polygons": job.polygons, "resume": request.resume}
+    result = stream(predictor, job.source, job.target, tile=request.tile, progress=progress, **files, **options)
     return {
         "image": str(job.source),
         "size": list(result.size),
@@ -117,6 +148,21 @@ def stream_file(
         "classes": [{"name": name, "share": round(share, 6)} for name, share in result.shares],
         "files": [str(file) for file in job.files],
     }
+
+
+@contextmanager
+def exact_mask(predictor: Predictor, job: Job) -> Iterator[NDArray[Any]]:
+    """The exact mask of an image, ``(H, W)``, in a file that is removed at the end of the context."""
+    import numpy as np
+
+    from ..files import ensure_folder
+    from ..prediction.streamed import stream
+
+    folder = ensure_folder(job.target.parent)
+    with tempfile.TemporaryDirectory(prefix=".check-tiles-", dir=folder) as name, percent_bar("exact") as progress:
+        path = Path(name) / "mask.npy"
+        stream(predictor, job.source, path, progress=progress)
+        yield np.load(path, mmap_mode="r")
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -24,15 +24,16 @@ OVERLAY = ".overlay.jpg"  #: end of the name of the image with the result over i
 
 
 class Job(NamedTuple):
-    """An image, and the files of its result: the result itself, and the picture next to it if there is one."""
+    """An image, and the files of its result: the result itself, and a picture and polygons if they are asked for."""
 
     source: Path
     target: Path
     picture: Path | None = None
+    polygons: Path | None = None
 
     @property
     def files(self) -> list[Path]:
-        return [self.target] if self.picture is None else [self.target, self.picture]
+        return [file for file in (self.target, self.picture, self.polygons) if file is not None]
 
 
 class Plan(NamedTuple):
@@ -60,6 +61,7 @@ class Request:
         resume: whether to skip images whose result exists.
         as_json: whether to print JSON.
         batch_size: images that may run at once; ``None``: 1.
+        polygons: file of the polygons of a single mask; ``None``: none are written.
     """
 
     images: list[Path]
@@ -70,8 +72,11 @@ class Request:
     resume: bool = False
     as_json: bool = False
     batch_size: int | None = None
+    polygons: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.polygons is not None and self.many:
+            raise ConfigError("--polygons is for a single image: give one, or leave out --polygons")
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"--batch-size {self.batch_size}: give 1 or more")
         if self.batch_size is not None and self.batch_size > 1 and not self.many:
@@ -89,7 +94,7 @@ class Request:
     @property
     def many(self) -> bool:
         """Whether this is a batch: a folder or several images."""
-        return len(self.images) > 1 or self.images[0].is_dir()
+        return len(self.images) > 1 or is_folder(self.images[0])
 
     def plan(self, suffix: str = ".png", picture: str = "", also_read: Iterable[Path] = ()) -> Plan:
         """List the jobs with :func:`list_jobs`, without those whose files all exist if the run is resumed.
@@ -102,7 +107,7 @@ class Request:
         Raises:
             InputError, ConfigError: as :func:`list_jobs`, and a folder that cannot be written.
         """
-        jobs = list_jobs(self.images, self.out, suffix, picture)
+        jobs = [job._replace(polygons=self.polygons) for job in list_jobs(self.images, self.out, suffix, picture)]
         to_do = [job for job in jobs if not (self.resume and all(file.exists() for file in job.files))]
         _check_files(to_do, [*also_read, *(job.source for job in jobs), *self._folders()])
         if self.many:  # a single bad image leaves no folder behind
@@ -113,7 +118,14 @@ class Request:
 
     def _folders(self) -> list[Path]:
         """Folders in which no file is replaced: those of the images, unless the results have their default folder."""
-        return [] if self.resume or self.out.name == FOLDER.name else [path for path in self.images if path.is_dir()]
+        return [] if self.resume or self.out.name == FOLDER.name else [path for path in self.images if is_folder(path)]
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder of images: a Zarr folder is one image."""
+    from ..images.zarr_reading import is_zarr
+
+    return path.is_dir() and not is_zarr(path)
 
 
 def list_sources(images: list[Path]) -> list[tuple[Path, Path]]:
@@ -126,7 +138,7 @@ def list_sources(images: list[Path]) -> list[tuple[Path, Path]]:
 
     found: dict[str, tuple[Path, Path]] = {}
     for path in images:
-        for source in list_images(path) if path.is_dir() else [path]:
+        for source in list_images(path) if is_folder(path) else [path]:
             found.setdefault(os.path.abspath(source), (source, path))
     return list(found.values())
 
@@ -151,7 +163,7 @@ def list_jobs(images: list[Path], out: Path, suffix: str = ".png", picture: str 
     from ..images.formats import SUFFIXES
 
     if out.suffix.lower() in (suffix, *SUFFIXES) and (not out.is_dir() or out.suffix.lower() == _FOLDER_FORMAT):
-        if len(images) > 1 or images[0].is_dir():
+        if len(images) > 1 or is_folder(images[0]):
             raise ConfigError(f"--out {out}: several results need a folder, a name without {out.suffix}")
         if out.suffix.lower() != suffix:
             raise ConfigError(f"--out {out}: the result is a {suffix} file")
@@ -178,7 +190,7 @@ def _leave_out_results(sources: list[tuple[Path, Path]], out: Path) -> list[tupl
 
 def _names(source: Path, path: Path, suffix: str) -> list[Path]:
     """Names for the result of ``source`` from the shortest: the name, with the suffix, with more and more folders."""
-    in_folder = path.is_dir()
+    in_folder = is_folder(path)
     relative = source.relative_to(path) if in_folder else Path(source.name)
     folders = Path(os.path.abspath(path if in_folder else source.parent)).parts[1:]
     whole = Path(f"{relative}{suffix}")

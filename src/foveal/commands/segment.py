@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,12 +24,16 @@ from .console import (
     print_table,
     say,
 )
-from .exact import Exact, Keep, check_options, run_exact
+from .exact import Exact, Keep, Level, check_options, exact_mask, open_exact, run_exact
 from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_stream
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ..prediction.predictor import Predictor
     from ..prediction.results import SegmentResult
+
+_ROWS = 512  # of two masks that are compared at once
 
 
 def segment(
@@ -44,6 +49,9 @@ def segment(
     overlap: Overlap = None,
     exact: Exact = False,
     keep: Keep = None,
+    level: Level = None,
+    polygons: Path | None = None,
+    check_tiles: Annotated[bool, Parameter(negative="")] = False,
     resume: bool = False,
     batch_size: BatchSize = None,
     engine: Engines = ANY_ENGINE,
@@ -64,29 +72,56 @@ def segment(
         Draw contours into the overlay, and a legend with the names of the classes below it.
     label
         Mask of class indices to compare a single image's mask with; pixels of 255 are ignored.
+    polygons
+        Also write the areas of a single image's mask as polygons, a .geojson or .gpkg file, with its georeference.
+    check_tiles
+        Also compute the exact result of a single image, as --exact does, and print on how many pixels --tile agrees.
     resume
         Skip images whose mask, and overlay if one is asked for, exist.
     """
+    request = Request(images, out, overlay, tile, overlap, resume, json, batch_size, polygons)
     if exact:
         unusable = {"overlay": overlay, "legend": legend, "label": label, "overlap": overlap, "batch_size": batch_size}
-        engine = check_options(engine, **unusable)
-        request = Request(images, out, tile=tile, resume=resume, as_json=json)
-        return run_exact(model, engine, "segment", request, keep)
-    if keep is not None:
-        raise ConfigError(f"--keep {keep} goes with --exact")
+        engine = check_options(engine, **unusable, check_tiles=check_tiles)
+        return run_exact(model, engine, "segment", request, keep, level)
+    for name, value in (("keep", keep), ("level", level)):
+        if value is not None:
+            raise ConfigError(f"--{name} {value} goes with --exact")
+    if check_tiles and (tile is None or request.many):
+        raise ConfigError("--check-tiles is for a single image and goes with --tile")
     predictor = open_model(model, engine, "segment")
     if legend and overlay is False:
         raise ConfigError("--legend goes with --overlay: leave out --no-overlay")
-    overlay = True if legend else overlay
-    return run(predictor, Request(images, out, overlay, tile, overlap, resume, json, batch_size), label, legend)
+    if legend:
+        request = dataclasses.replace(request, overlay=True)
+    checker = open_exact(model, check_options(engine, "--check-tiles"), "segment") if check_tiles else None
+    return run(predictor, request, label, legend, checker)
 
 
-def run(predictor: Predictor, request: Request, label: Path | None = None, legend: bool = False) -> int:
-    """Segment the requested images; the exit code is 1 if some of many failed."""
+def run(
+    predictor: Predictor,
+    request: Request,
+    label: Path | None = None,
+    legend: bool = False,
+    checker: Predictor | None = None,
+) -> int:
+    """Segment the requested images; the exit code is 1 if some of many failed.
+
+    Args:
+        predictor: the model.
+        request: images and options.
+        label: mask to compare a single image's mask with.
+        legend: whether overlays have one.
+        checker: the model with torch, if the tiles of a single image are to be compared with the exact result.
+    """
+    from ..images.polygons import check_polygons
+
     many = request.many
     tiles = {"tile": request.tile, "overlap": request.overlap}
     if label is not None and many:
         raise ConfigError("--label is for a single image: give one, or leave out --label")
+    if request.polygons is not None:
+        check_polygons(request.polygons)
     if label is not None and not label.exists():
         raise InputError(f"{label}: no such file")
     if request.tile is not None:
@@ -97,7 +132,7 @@ def run(predictor: Predictor, request: Request, label: Path | None = None, legen
     plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [])
     if many or not plan.jobs:
         return _run_many(predictor, request, plan, legend)
-    report = segment_file(predictor, plan.jobs[0], legend, label, tiles)
+    report = segment_file(predictor, plan.jobs[0], legend, label, tiles, checker)
     if request.as_json:
         print_json(report)
     else:
@@ -111,6 +146,7 @@ def segment_file(
     legend: bool,
     label: Path | None = None,
     tiles: dict[str, int | None] | None = None,
+    checker: Predictor | None = None,
 ) -> dict[str, Any]:
     """Segment one image, write mask and overlay, and return the report that ``--json`` prints."""
     from ..measuring import machine
@@ -136,6 +172,9 @@ def segment_file(
     }
     if label is not None:
         report["agreement"] = round(_agreement(result, label), 6)
+    if checker is not None:
+        with exact_mask(checker, job) as exact:
+            report["tiles_agreement"] = round(_tiles_agreement(mask, exact), 6)
     return report
 
 
@@ -151,6 +190,9 @@ def print_report(report: dict[str, Any]) -> None:
     if "agreement" in report:
         say()
         say(f"agrees with the hand-made label on {report['agreement']:.1%} of its pixels")
+    if "tiles_agreement" in report:
+        say()
+        say(f"tiles agree with the exact result on {report['tiles_agreement']:.2%} of the pixels")
     say()
     say(f"{report['seconds']:.2f} s for reading, network and mask on {machine.one_line()}")
     for file in report["files"]:
@@ -177,8 +219,11 @@ def _run_many(predictor: Predictor, request: Request, plan: Plan, legend: bool) 
 
 
 def _write(result: SegmentResult, job: Job, legend: bool) -> None:
+    from ..images.polygons import read_georeference, write_polygons
     from ..images.writing import save_picture
 
+    if job.polygons is not None:
+        write_polygons(job.polygons, [result.mask], result.names, georeference=read_georeference(job.source))
     if job.picture is not None:
         save_picture(result.overlay(contours=legend, legend=legend), job.picture)
     result.save(job.target)  # last: other programs take an image with a mask for a complete result
@@ -194,3 +239,16 @@ def _agreement(result: SegmentResult, label: Path) -> float:
         raise InputError(f"{label}: size {expected.shape} (H, W) is not the image's {result.mask.shape}")
     labelled = expected != IGNORE
     return float((result.mask[labelled] == expected[labelled]).mean())
+
+
+def _tiles_agreement(mask: NDArray[Any], exact: NDArray[Any]) -> float:
+    """Share of the pixels with data that have the class of the exact result; 1 if none has data."""
+    from ..info import IGNORE
+
+    same = counted = 0
+    for top in range(0, len(mask), _ROWS):
+        expected = exact[top : top + _ROWS]
+        valid = expected != IGNORE
+        same += int((mask[top : top + _ROWS] == expected)[valid].sum())
+        counted += int(valid.sum())
+    return same / counted if counted else 1.0

@@ -73,7 +73,7 @@ def upscale(
     ref = _reference(model, scale)
     if exact and format == "tif":
         engine = check_options(engine, overlap=overlap, compare=compare, check_tiles=check_tiles)
-        return run_exact(ref, engine, "upscale", Request(images, out, tile=tile, resume=resume, as_json=json), None)
+        return run_exact(ref, engine, "upscale", Request(images, out, tile=tile, resume=resume, as_json=json))
     predictor = open_model(ref, engine, "upscale")
     own = predictor.info.options["scale"]
     if scale not in (None, own):

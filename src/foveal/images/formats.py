@@ -29,6 +29,10 @@ class BandsError(InputError):
     """An image has other bands than red, green and blue, or grey, of 8 or 16 bits."""
 
 
+class SizeError(InputError):
+    """An image has more pixels than are decoded at once."""
+
+
 class _Format(NamedTuple):
     signatures: tuple[bytes, ...]  # first bytes of the content
     suffixes: tuple[str, ...]
@@ -172,11 +176,21 @@ def detect_format(file: BinaryIO, name: str) -> str:
     raise InputError(f"{name}: not an image in a supported format ({', '.join(_FORMATS)}), or damaged")
 
 
+def stored_size(file: BinaryIO, kind: str) -> tuple[int, int]:
+    """(W, H) of the image in an open file of a format that :func:`detect_format` names, before it is upright.
+
+    Raises:
+        Exception: whatever Pillow raises on a damaged header; see :func:`~.decoding.one_line_errors`.
+    """
+    with _FORMATS[kind].reader(file, "") as image:
+        return image.size
+
+
 def check_pixels(name: str, size: tuple[int, int], limit: int) -> None:
-    """Raise an InputError if an image of ``size`` (W, H) has more than ``limit`` pixels, or none."""
+    """Raise a SizeError if an image of ``size`` (W, H) has more than ``limit`` pixels, an InputError if it has none."""
     pixels = size[0] * size[1]
     if pixels > limit:
-        raise InputError(
+        raise SizeError(
             f"{name}: {size[0]}x{size[1]} is {pixels / 1e6:.0f} megapixels, above the limit of {limit / 1e6:.0f} for "
             f"one image: shrink it, crop it, or raise the limit with the environment variable {LIMIT}"
         )

@@ -1,13 +1,13 @@
 """Images that are read window by window, because they may be larger than memory.
 
-TIFF and BigTIFF files in tiles or strips, NPY files and arrays are read where a window needs them. Other formats
-cannot be: they are decoded as a whole, up to the limit of pixels for one image.
+TIFF files in tiles or strips, slides, Zarr folders, NPY files and arrays are read where a window needs them, PNG and
+JPEG files row by row. Other files cannot be: they are decoded as a whole, up to the limit of pixels for one image.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
@@ -18,14 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from . import decoding, tiff
+from . import decoding, jpeg_rows, png_rows, slides, tiff, zarr_reading
 from .bands import RGB, Bands, read_bands
-from .formats import detect_format
+from .block_raster import BlockRaster
+from .formats import SizeError, detect_format, stored_size
 from .npy import NPY, npy_layout
 from .reading import read_image
+from .row_raster import RowRaster
 from .sources import ImageLike, name_of, plain_source, why_missing
 
-_CACHE_BYTES = 192 << 20  # of decoded blocks: a row of strips of a wide image, so that each is decoded once
+_AT_ONCE = 16_000_000  # pixels of PNG and JPEG files that are decoded at once: that needs less memory than a piece
 
 
 class Raster(Protocol):
@@ -84,27 +86,26 @@ class NpyRaster:
         return values
 
 
-class TiffRaster:
-    """The first image of a TIFF file; blocks (tiles or strips) are decoded when a window needs them.
+class TiffRaster(BlockRaster):
+    """The first image of a TIFF file, in its tiles or strips.
 
     Attributes:
         page: its tags.
+        path: of the file.
     """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
-        self.name, self._file = name, file
-        with decoding.one_line_errors(self.name):
-            found = tiff.pages(self._file, self.name, strict=False)
+        self.name, self._file, self.path = name, file, Path(file.name)
+        with decoding.one_line_errors(name):
+            found = tiff.pages(file, name, strict=False)
         if not found:
-            raise InputError(f"{self.name}: a TIFF file without an image")
+            raise InputError(f"{name}: a TIFF file without an image")
         self.page = page = found[0]
-        (width, height), self.dtype = page.size, np.dtype(page.dtype or "u1").newbyteorder("=")
-        self.shape = (height, width, page.bands)
+        (width, height), dtype = page.size, np.dtype(page.dtype or "u1").newbyteorder("=")
         tables = self.tags((tiff.JPEG_TABLES,)).get(tiff.JPEG_TABLES)
-        self._blocks = tiff.Blocks(page, self.name, b"" if tables is None else tables.data)
-        self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
-        self._cached = 0
-        self.nodata = self._read_nodata()
+        self._blocks = tiff.Blocks(page, name, b"" if tables is None else tables.data)
+        block = self._blocks.height, self._blocks.width
+        super().__init__(name, (height, width, page.bands), dtype, block, self._read_nodata())
 
     @property
     def why_whole(self) -> str:
@@ -128,58 +129,77 @@ class TiffRaster:
         with decoding.one_line_errors(self.name):
             return tiff.raw_tags(self._file, self.name, numbers)
 
-    def read(self, rows: slice, columns: slice) -> NDArray[Any]:
-        out = np.empty((rows.stop - rows.start, columns.stop - columns.start, self.shape[2]), self.dtype)
-        high, wide = self._blocks.height, self._blocks.width
-        for row in range(rows.start // high, -(-rows.stop // high)):
-            for column in range(columns.start // wide, -(-columns.stop // wide)):
-                block = self._block(row, column)
-                top, left = row * high, column * wide
-                first, last = max(rows.start, top), min(rows.stop, top + len(block))
-                begin, end = max(columns.start, left), min(columns.stop, left + block.shape[1])
-                part = block[first - top : last - top, begin - left : end - left]
-                out[first - rows.start : last - rows.start, begin - columns.start : end - columns.start] = part
-        return out
-
-    def _block(self, row: int, column: int) -> NDArray[Any]:
-        key = row, column
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        with decoding.one_line_errors(self.name):
-            block = self._blocks.read(self._file, row, column)
-        self._cache[key] = block
-        self._cached += block.nbytes
-        while self._cached > _CACHE_BYTES and len(self._cache) > 1:
-            self._cached -= self._cache.popitem(last=False)[1].nbytes
-        return block
+    def decode(self, row: int, column: int) -> NDArray[Any]:
+        """The values of a tile or strip."""
+        return self._blocks.read(self._file, row, column)
 
 
 @contextmanager
-def open_raster(source: ImageLike, bands: Bands) -> Iterator[Raster]:
+def open_raster(source: ImageLike, bands: Bands, level: int = 0) -> Iterator[Raster]:
     """Open an image for reading windows; its file is closed at the end of the context.
 
     Args:
         source: path, array, or anything else that :func:`~.reading.read_image` reads.
         bands: what a model takes: images that cannot be read in windows are converted to it as a whole.
+        level: of a file with smaller versions of an image (slides, TIFF, OME-Zarr); 0 is the largest.
 
     Raises:
         InputError: missing, damaged, or not an image; and an image that must be decoded as a whole and is too large.
+        DependencyError: a library for the format is not installed.
     """
     name, plain = name_of(source, "image"), plain_source(source)
-    if isinstance(plain, str | Path):
-        path = Path(plain)
-        if not path.exists():
-            raise InputError(f"{name}: {why_missing(os.fsdecode(path))}")
+    if not isinstance(plain, str | Path):
+        if level:
+            raise InputError(f"{name}: level {level} of an image that is no file with levels")
+        yield ArrayRaster(plain if isinstance(plain, np.ndarray) else bands.read(source), name)
+        return
+    path = Path(plain)
+    if not path.exists():
+        raise InputError(f"{name}: {why_missing(os.fsdecode(path))}")
+    if zarr_reading.is_zarr(path):
+        yield zarr_reading.ZarrRaster(path, level, name)
+    elif path.suffix.lower() in slides.SUFFIXES or level:
+        with slides.open_slide(path, level, name) as slide:
+            yield slide
+    elif path.suffix.lower() == NPY:
         with path.open("rb", buffering=0) as file:
-            if path.suffix.lower() == NPY:
-                yield NpyRaster(file, name)
-                return
-            is_tiff = detect_format(file, name) == "TIFF"
-            if is_tiff and not (raster := TiffRaster(file, name)).why_whole:
-                yield raster
-                return
-    yield ArrayRaster(plain if isinstance(plain, np.ndarray) else bands.read(source), name)
+            yield NpyRaster(file, name)
+    else:
+        with path.open("rb") as file:
+            raster, reason = _open_windows(file, bands, name)
+            yield _read_whole(source, bands, name, reason) if raster is None else raster
+
+
+def _open_windows(file: BinaryIO, bands: Bands, name: str) -> tuple[Raster | None, str]:
+    """An image whose windows can be read; ``None``, and why, if it must be decoded as a whole."""
+    kind = detect_format(file, name)
+    if kind == "TIFF":
+        raster = TiffRaster(file, name)
+        return (None, raster.why_whole) if raster.why_whole else (raster, "")
+    if kind not in ("PNG", "JPEG") or _pixels(file, kind, name) <= _AT_ONCE:
+        return None, ""
+    if kind == "PNG":
+        header = png_rows.read_png_header(file, name)
+        if header.why_whole:
+            return None, header.why_whole
+        return RowRaster(png_rows.PngRows(file, header, bands, name), name), ""
+    if reason := jpeg_rows.why_whole(file, name):
+        return None, reason
+    if not jpeg_rows.is_installed():
+        return None, f"reading JPEG row by row needs libvips: {jpeg_rows.INSTALL}"
+    return RowRaster(jpeg_rows.JpegRows(file, bands, name), name), ""
+
+
+def _pixels(file: BinaryIO, kind: str, name: str) -> int:
+    with decoding.one_line_errors(name):
+        return math.prod(stored_size(file, kind))
+
+
+def _read_whole(source: ImageLike, bands: Bands, name: str, reason: str) -> ArrayRaster:
+    try:
+        return ArrayRaster(bands.read(source), name)
+    except SizeError as error:
+        raise SizeError(f"{error}; it cannot be read in parts: {reason}" if reason else str(error)) from error
 
 
 def valid_pixels(window: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:

@@ -295,6 +295,8 @@ class Blocks:
     def __init__(self, page: Page, name: str, tables: bytes = b"") -> None:
         self.page, self.name, self._tables = page, name, tables
         wide, high = page.size
+        if not wide or not high:
+            raise InputError(f"{name}: damaged (an image without pixels)")
         self.width, self.height = page.first(322) or wide, page.first(323) or min(page.first(278, high), high)
         self._across, self._down = -(-wide // self.width), -(-high // self.height)
         self._planes = page.bands if page.first(284, 1) == 2 else 1

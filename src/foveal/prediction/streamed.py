@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +25,18 @@ from ..streaming.regions import Region
 from .load import load
 from .predictor import Predictor
 from .results import class_names
-from .streamed_outputs import FINISHES, Finish, check_name, write_map
+from .streamed_outputs import FINISHES, Files, Finish, write_map
 from .torch_runner import TorchRunner
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..streaming.passes import Plan
+    from ..streaming.run import Outputs
 
 _ON_GPU = 1 << 30  # bytes for the maps of a piece
 KEEPS = ("float32", "float16")  #: types of the maps that are kept on disk
+RUNTIMES = ("torch", "native")  #: what computes the pieces
 
 Report = Callable[[float, str], None]
 
@@ -67,13 +70,17 @@ def stream(
     *,
     tile: int | None = None,
     keep: str = "float32",
+    level: int = 0,
+    polygons: str | Path | None = None,
     resume: bool = False,
+    runtime: str = "torch",
     progress: Report | None = None,
 ) -> StreamResult:
     """Predict for one image of any size, piece by piece, with the result of the whole image within rounding.
 
-    TIFF and NPY files are read in windows, so that memory does not grow with the image; the maps between the passes are
-    kept in a folder next to ``out``. The image is seen at its full size.
+    TIFF, NPY and Zarr files, slides, and large PNG and JPEG files are read in windows, so that memory does not grow
+    with the image; the maps between the passes are kept in a folder next to ``out``. The image is seen at its full
+    size.
 
     Args:
         model: a predictor of the torch runtime, or a reference for :func:`foveal.load`. It segments, upscales,
@@ -83,38 +90,69 @@ def stream(
             everything is kept in memory.
         tile: side of the pieces in pixels; default: what fits into 50 MB. It does not change the result.
         keep: type of the maps on disk; "float16" halves them, and the result is then not exact.
+        polygons: a .geojson or .gpkg file with a polygon for each area of a mask, written before ``out``. Coordinates
+            are those of the image's georeference, or columns and rows.
+        level: of a file with smaller versions of an image (slides, pyramidal TIFF, OME-Zarr); 0 is the largest.
         resume: continue an interrupted computation of the same result.
+        runtime: "torch", or "native": the native engine computes the convolutions, with float32 weights on the CPU.
         progress: called with the share of the work that is done and a text.
 
     Raises:
         ConfigError: a model that cannot be computed in pieces: the message names the layer and the reason; an option
             that cannot be used.
         InputError: an image that cannot be read, or too little disk.
+        DependencyError: a library that the image, the polygons or the runtime need is not installed.
     """
+    from ..streaming.run import run
+
     predictor = model if isinstance(model, Predictor) else load(model, runtime="torch")
     runner = _runner(predictor)
+    native = _is_native(runtime, runner)
     if keep not in KEEPS:
         raise ConfigError(f"keep={keep!r}: give {' or '.join(KEEPS)}")
     finish = _finish(predictor.info)
-    path = None if out is None else Path(out)
-    if path is not None:
-        check_name(path, finish)
-        check_overwrites([path], [Path(source)] if isinstance(source, str | os.PathLike) else [], "image")
-    elif resume:
+    files = Files(None if out is None else Path(out), None if polygons is None else Path(polygons))
+    files.check(finish)
+    outputs = [path for path in (files.result, files.polygons) if path is not None]
+    check_overwrites(outputs, [Path(source)] if isinstance(source, str | os.PathLike) else [], "image")
+    if len(set(outputs)) < len(outputs):
+        raise ConfigError(f"{out}: the mask and its polygons need two files")
+    if files.result is None and resume:
         raise ConfigError("resume needs out: without a file nothing is kept")
-    with open_raster(source, predictor.bands) as raster:
+    with open_raster(source, predictor.bands, level) as raster:
         if finish.plain and (raster.shape[2], raster.dtype) != (3, np.uint8):
             raise InputError(
                 f"{raster.name}: {Bands(raster.shape[2], str(raster.dtype))}; images are streamed to larger ones from "
                 "RGB of 8 bits alone: predictor.upscale(image, exact=True) keeps alpha, grey and 16 bits"
             )
+        files = files.located(raster)
         seen = _Input(raster, predictor, runner)
         plan = _plan(runner, seen, finish, tile)
 
         def described() -> dict[str, Any]:
-            return _describe(runner, raster, source, plan, keep)
+            further = {"level": level} if level else {}
+            return _describe(runner, raster, source, plan, keep) | further | ({"runtime": runtime} if native else {})
 
-        return _run(predictor, seen, plan, finish, path, keep, progress, described, resume)
+        compute = partial(run, plan, seen, dtype=keep, report=progress, native=native)
+        return _run(predictor, seen, plan, finish, files, compute, plan.disk_bytes(keep), described, resume)
+
+
+def _is_native(runtime: str, runner: TorchRunner) -> bool:
+    """Whether the native engine is asked for, which is then compiled if it is not yet."""
+    import torch
+
+    from ..engine.library import load_library
+
+    if runtime not in RUNTIMES:
+        raise ConfigError(f"runtime={runtime!r}: give {' or '.join(RUNTIMES)}")
+    if runtime == "torch":
+        return False
+    if runner.device.type != "cpu" or runner.dtype != torch.float32:
+        raise ConfigError(
+            f"runtime='native' computes in float32 on the CPU, and the model is {runner.dtype} on {runner.device}"
+        )
+    load_library()
+    return True
 
 
 def _runner(predictor: Predictor) -> TorchRunner:
@@ -215,35 +253,39 @@ def _run(
     seen: _Input,
     plan: Plan,
     finish: Finish,
-    path: Path | None,
-    keep: str,
-    report: Report | None,
+    files: Files,
+    compute: Callable[..., Outputs],
+    disk: int,
     described: Callable[[], dict[str, Any]],
     resume: bool,
 ) -> StreamResult:
     """Run the passes, and write the result or return it."""
-    from ..streaming.run import run
     from ..streaming.team import find_team
 
     size, passes = (seen.raster.shape[0], seen.raster.shape[1]), len(plan.passes)
+    info, path = predictor.info, files.result
     if path is None:
-        arrays = run(plan, seen, MemoryState(), dtype=keep, report=report).arrays()
+        outputs = compute(MemoryState())
+        if files.polygons is not None:
+            files.write_polygons(outputs.kept()[0], info, seen.raster)
+        arrays = outputs.arrays()
         counts = np.zeros(0, np.int64)
         if finish.counts:
             counts = np.bincount(arrays[0].ravel(), minlength=256)
             counts[finish.blank] *= seen.raster.nodata is None
         return StreamResult(size, None, [finish.shape(array) for array in arrays], _shares(predictor, counts), passes)
-    folder, disk = path.with_name(f".{path.name}.streaming"), plan.disk_bytes(keep)
+    folder = path.with_name(f".{path.name}.streaming")
     if not folder.exists():
         check_disk(folder, disk)
     team = find_team()
     description = described() | ({"processes": team.size} if team.size > 1 else {})
     with open_state(folder, description, resume=resume, rank=team.rank, wait=team.wait) as state:
-        (kept,) = run(plan, seen, state, dtype=keep, report=report, team=team).kept()
+        (kept,) = compute(state, team=team).kept()
         assert isinstance(kept, DiskMap)
         counts = np.zeros(0, np.int64)
         if team.rank == 0:
-            counts = write_map(path, kept, finish, predictor.info, seen.raster)
+            files.write_polygons(kept, info, seen.raster)
+            counts = write_map(path, kept, finish, info, seen.raster)
         team.wait()
     if team.rank == 0:
         remove_state(folder)

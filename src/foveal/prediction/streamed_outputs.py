@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from ..errors import ConfigError
 from ..files import atomic_write
 from ..images.colours import distinct_colours
+from ..images.polygons import Georeference, check_polygons, read_georeference, write_polygons
 from ..images.rasters import Raster, TiffRaster
 from ..images.tiff_writing import GEO_TAGS, TiffImage, scaled_georeference, write_tiff
 from ..images.writing import Canvas, write_picture
 from ..images.zarr_writing import write_zarr
 from ..info import IGNORE, ModelInfo
-from ..streaming.maps import DiskMap
+from ..streaming.maps import DiskMap, KeptMap
 from ..streaming.regions import Extent, Region
 from .argmax import upsampled_argmax
+from .results import class_names
 from .streamed_bands import Rounding
 
 if TYPE_CHECKING:
@@ -111,12 +113,56 @@ FINISHES = {
 }
 
 
-def check_name(path: Path, finish: Finish) -> None:
-    """Raise a ConfigError if the result cannot be written to a file of this name."""
-    if finish.operation is None:
-        raise ConfigError(f"{path}: only masks and images are written to files; leave out the file")
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"{path}: results of streaming are written as {', '.join(SUFFIXES)}")
+@dataclass(frozen=True)
+class Files:
+    """Where results go.
+
+    Attributes:
+        result: file of the mask or image; ``None``: it stays in memory.
+        polygons: file of the polygons of a mask; ``None``: none are made.
+        georeference: of the polygons.
+    """
+
+    result: Path | None
+    polygons: Path | None = None
+    georeference: Georeference | None = None
+
+    def check(self, finish: Finish) -> None:
+        """Raise a ConfigError or a DependencyError if the results cannot be written to files of these names."""
+        for path in filter(None, (self.result, self.polygons)):
+            if finish.operation is None:
+                raise ConfigError(f"{path}: only masks and images are written to files; leave out the file")
+        if self.result is not None and self.result.suffix.lower() not in SUFFIXES:
+            raise ConfigError(f"{self.result}: results of streaming are written as {', '.join(SUFFIXES)}")
+        if self.polygons is not None:
+            if not finish.counts:
+                raise ConfigError(f"{self.polygons}: polygons are made of masks; leave them out")
+            check_polygons(self.polygons)
+
+    def located(self, raster: Raster) -> Files:
+        """These files for the results of an image.
+
+        Raises:
+            ConfigError: its reference system cannot be written.
+        """
+        if self.polygons is None or not isinstance(raster, TiffRaster):
+            return self
+        georeference = read_georeference(raster.path)
+        check_polygons(self.polygons, georeference)
+        return replace(self, georeference=georeference)
+
+    def write_polygons(self, kept: KeptMap, info: ModelInfo, raster: Raster) -> None:
+        """Write the polygons of a mask, if they are asked for."""
+        if self.polygons is None:
+            return
+        height, width, _ = raster.shape
+        write_polygons(
+            self.polygons,
+            (kept.read(Region(top, min(top + _ROWS, height), 0, width)) for top in range(0, height, _ROWS)),
+            class_names(info.labels, info.num_classes),
+            nodata=None if raster.nodata is None else IGNORE,
+            georeference=self.georeference,
+        )
 
 
 def write_map(path: Path, kept: DiskMap, finish: Finish, info: ModelInfo, raster: Raster) -> NDArray[np.int64]:

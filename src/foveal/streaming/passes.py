@@ -91,14 +91,19 @@ class Plan:
         assert step.extent is not None
         return step.channels * step.extent.places * _ITEMSIZE[step.dtype or dtype]
 
-    def needs(self, part: Pass, index: int) -> dict[str, Region]:
-        """The region of every step and every map that piece ``index`` of a pass computes or reads."""
+    def wanted(self, part: Pass, index: int) -> dict[str, list[Region]]:
+        """The regions of the maps that piece ``index`` of a pass keeps or sums."""
         steps, found = self.program.steps, dict[str, list[Region]]()
         for name in part.targets:
             region = part.grid.piece(index, map_extent(steps, name))
             for each in steps[name].inputs if steps[name].reduction else (name,):
                 if not region.is_empty:
                     found.setdefault(each, []).append(region)
+        return found
+
+    def needs(self, part: Pass, index: int) -> dict[str, Region]:
+        """The region of every step and every map that piece ``index`` of a pass computes or reads."""
+        steps, found = self.program.steps, self.wanted(part, index)
         regions: dict[str, Region] = {}
         for step in reversed(part.steps):
             if step.name not in found:  # the piece is beyond the end of its map

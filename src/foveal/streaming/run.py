@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .maps import KeptMap, MemoryState, Progress, StateFolder
+from .native import Item, group_steps, needs, reads_of
 from .operations import Window
 from .passes import Pass, Plan, map_extent
 from .regions import Region
@@ -72,7 +73,11 @@ class Outputs:
 class _Execution:
     """The maps, sums and tensors of a run so far."""
 
-    def __init__(self, plan: Plan, image: Image, state: MemoryState | StateFolder, dtype: str) -> None:
+    def __init__(
+        self, plan: Plan, image: Image, state: MemoryState | StateFolder, dtype: str, native: bool = False
+    ) -> None:
+        self.native = native
+        self.items: list[Item] = []  # of the pass
         self.plan, self.image, self.state, self.dtype = plan, image, state, dtype
         self.steps = plan.program.steps
         weight = next(plan.program.weights.parameters())
@@ -88,6 +93,8 @@ class _Execution:
     def begin(self, index: int) -> None:
         """Open the maps of a pass, and compute the tensors without places that it needs."""
         part = self.plan.passes[index]
+        threads = torch.get_num_threads()
+        self.items = group_steps(self.plan, part, threads) if self.native else list(part.steps)
         for name in part.keeps:
             step = self.steps[name]
             assert step.extent is not None
@@ -121,24 +128,30 @@ class _Execution:
             if self.validity.lacks(part, index, (map_extent(self.steps, name) for name in part.targets)):
                 self._blank(part, index)
                 return
-        regions = self.plan.needs(part, index)
+        regions = needs(self.plan, self.items, self.plan.wanted(part, index))
         windows = {
             name: Window(self._read(name, regions[name]), regions[name]) for name in part.reads if name in regions
         }
-        for number, step in enumerate(part.steps):
-            if step.name not in regions:
-                continue
-            assert step.operation is not None
-            values = [windows[name] if name in windows else self.tensors[name] for name in step.inputs]
-            extents = [self.steps[name].extent for name in step.inputs]
-            out = regions[step.name]
-            windows[step.name] = Window(step.operation.run(values, out, extents), out)
-            del values
-            for name in step.inputs:
+        for number, item in enumerate(self.items):
+            if isinstance(item, Step):
+                self._compute(item, regions, windows)
+            elif number in regions:
+                windows |= item.run(windows, regions[number])
+            for name in reads_of(item):
                 if last_use[name] == number:
                     windows.pop(name, None)
         for name in part.targets:
             self._store(part, name, index, windows)
+
+    def _compute(self, step: Step, regions: Mapping[Any, Region], windows: dict[str, Window]) -> None:
+        """Compute a step, unless the piece is beyond the end of its map."""
+        if step.name not in regions:
+            return
+        assert step.operation is not None
+        values = [windows[name] if name in windows else self.tensors[name] for name in step.inputs]
+        extents = [self.steps[name].extent for name in step.inputs]
+        out = regions[step.name]
+        windows[step.name] = Window(step.operation.run(values, out, extents), out)
 
     def _store(self, part: Pass, name: str, index: int, windows: dict[str, Window]) -> None:
         extent = map_extent(self.steps, name)
@@ -192,6 +205,7 @@ def run(
     dtype: str = "float32",
     report: Report | None = None,
     team: Team | None = None,
+    native: bool = False,
 ) -> Outputs:
     """Run all passes, from where ``state`` is.
 
@@ -202,10 +216,11 @@ def run(
         dtype: of the kept maps, "float32" or "float16". With the latter the result is not exact.
         report: told the progress after each piece.
         team: the processes that compute the image together, with a state folder that all of them see.
+        native: whether the native engine computes what it can; the weights must then be float32 on the CPU.
     """
     state, team = state or MemoryState(), team or Team()
     state.progress = team.agree(state.progress)
-    execution = _Execution(plan, image, state, dtype)
+    execution = _Execution(plan, image, state, dtype, native)
     total = sum(part.arithmetic for part in plan.passes) or 1
     done, saved = 0.0, time.monotonic()
     begun, first = state.progress.index, state.progress.piece
@@ -215,7 +230,7 @@ def run(
             done += part.arithmetic
             continue
         execution.begin(index)
-        last_use = _last_use(part, execution.steps)
+        last_use = _last_use(part, execution)
         share = team.share(part.grid.count)
         start = first if index == begun else 0
         done += part.arithmetic * start / max(len(share), 1)
@@ -250,8 +265,8 @@ def _skip(execution: _Execution, index: int) -> None:
     execution.end(index)
 
 
-def _last_use(part: Pass, steps: Mapping[str, Step]) -> dict[str, int]:
-    """Index of the last step of a pass that reads each map; -1 for what is stored at the end."""
-    uses = {name: index for index, step in enumerate(part.steps) for name in step.inputs}
-    summed = [each for name in part.sums for each in steps[name].inputs]
+def _last_use(part: Pass, execution: _Execution) -> dict[str, int]:
+    """Index of the last item of a pass that reads each map; -1 for what is stored at the end."""
+    uses = {name: index for index, item in enumerate(execution.items) for name in reads_of(item)}
+    summed = [each for name in part.sums for each in execution.steps[name].inputs]
     return uses | dict.fromkeys((*part.keeps, *summed), -1)

@@ -299,7 +299,7 @@ def _filled(value: Any, tensors: Any) -> Any:
 
 def _bound(node: fx.Node, target: Any, args: Any, kwargs: Any) -> Callable[..., Tensor]:
     """A function of the tensors among the arguments of a node."""
-    if isinstance(target, nn.Module) and not kwargs and len(args) == 1 and isinstance(args[0], _Ref):
+    if node.op != "call_method" and not kwargs and all(isinstance(each, _Ref) for each in args):
         return target
 
     def call(*tensors: Tensor) -> Tensor:
@@ -415,7 +415,7 @@ _MODULES: dict[type[nn.Module], Callable[[Any], Operation]] = {
     PackedConv2d: _convolution,
     PackedLinear: Pointwise,
     WindowPart: _in_windows,
-    BicubicUpsample: lambda module: Pointwise(lambda x: x) if module.factor == 1 else Enlarging(module),
+    BicubicUpsample: lambda module: Pointwise(nn.Identity()) if module.factor == 1 else Enlarging(module),
 }
 _TORCH_MODULES: dict[type[nn.Module], Callable[[Any], Operation]] = {
     nn.Conv2d: _convolution,

@@ -1,0 +1,116 @@
+"""Slides, which OpenSlide reads, and their levels: values, places that were not scanned, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import tifffile
+from numpy.typing import NDArray
+
+import foveal
+from foveal.errors import InputError
+from foveal.images.bands import RGB
+from foveal.images.rasters import TiffRaster, as_bands, open_raster, valid_pixels
+from foveal.images.slides import SlideRaster
+from helpers.streams import predictor_for, segmenter, stripes
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+IMAGE = stripes(1300, 1100)
+LEVELS = [IMAGE, IMAGE[::2, ::2], IMAGE[1::4, 1::4]]
+
+
+def write_pyramid(path: Path, levels: list[NDArray[np.uint8]] = LEVELS) -> Path:
+    """A pyramidal TIFF in tiles, which is a slide to OpenSlide."""
+    with tifffile.TiffWriter(path) as file:
+        for level in levels:
+            file.write(
+                level, photometric="rgb", tile=(256, 256), compression="deflate", subfiletype=level is not levels[0]
+            )
+    return path
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("name", ["x.svs", "x.tif"])
+def test_windows_of_a_level(tmp_path: Path, name: str, level: int) -> None:
+    """As tifffile and GDAL read them; a TIFF whose largest level is asked for needs no OpenSlide."""
+    path = write_pyramid(tmp_path / name)
+    expected = tifffile.imread(path, key=level)
+    with rasterio.open(path, overview_level=level - 1) if level else rasterio.open(path) as file:
+        assert np.array_equal(file.read().transpose(1, 2, 0), expected)
+    with open_raster(path, RGB, level) as raster:
+        assert isinstance(raster, TiffRaster if (name, level) == ("x.tif", 0) else SlideRaster)
+        assert raster.shape[:2] == expected.shape[:2]
+        height, width = expected.shape[:2]
+        for rows, columns in ((slice(0, height), slice(0, width)), (slice(100, 257), slice(200, 203))):
+            window = raster.read(rows, columns)
+            assert valid_pixels(window, raster.nodata).all()
+            assert np.array_equal(as_bands(window, raster, RGB), expected[rows, columns])
+
+
+def test_windows_do_not_depend_on_each_other(tmp_path: Path) -> None:
+    """Also where a level is not a whole fraction of the largest, so that OpenSlide interpolates."""
+    path = write_pyramid(tmp_path / "x.svs", [stripes(2100, 2300), stripes(1500, 1643)])
+    with open_raster(path, RGB, 1) as raster:
+        whole = raster.read(slice(0, 1500), slice(0, 1643))
+    with open_raster(path, RGB, 1) as raster:
+        for rows, columns in ((slice(1000, 1100), slice(1020, 1030)), (slice(7, 8), slice(0, 1643))):
+            assert np.array_equal(raster.read(rows, columns), whole[rows, columns])
+
+
+def test_places_that_were_not_scanned(tmp_path: Path) -> None:
+    """Tiles that the file lacks have no data: they are nodata in the mask, and leave the rest as it is."""
+    path = write_pyramid(tmp_path / "x.svs", [IMAGE])
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        counts = list(file.pages[0].tags["TileByteCounts"].value)
+        for missing in (0, 7):
+            counts[missing] = 0
+        file.pages[0].tags["TileByteCounts"].overwrite(counts)
+    empty = np.zeros(IMAGE.shape[:2], bool)
+    empty[:256, :256] = empty[256:512, 512:768] = True
+    with open_raster(path, RGB) as raster:
+        window = raster.read(slice(0, 1300), slice(0, 1100))
+        assert np.array_equal(~valid_pixels(window, raster.nodata), empty)
+        assert np.array_equal(window[~empty][:, :3], IMAGE[~empty])
+    predictor = predictor_for(segmenter())
+    foveal.stream(predictor, path, tmp_path / "slide.tif")
+    with rasterio.open(tmp_path / "slide.tif") as file:
+        assert file.nodata == 255
+        mask = file.read(1)
+    assert np.array_equal(mask == 255, empty)
+    same = IMAGE.copy()
+    same[empty] = 0
+    written = tmp_path / "same.tif"
+    tifffile.imwrite(written, same, photometric="rgb", tile=(256, 256), extratags=[(42113, "s", 0, "0", True)])
+    foveal.stream(predictor, written, tmp_path / "same-mask.tif")
+    assert np.array_equal(tifffile.imread(tmp_path / "same-mask.tif", key=0), mask)
+
+
+def test_a_level_is_segmented(tmp_path: Path) -> None:
+    path, predictor = write_pyramid(tmp_path / "x.tif"), predictor_for(segmenter())
+    foveal.stream(predictor, path, tmp_path / "mask.npy", level=2)
+    whole = predictor.segment(LEVELS[2]).mask
+    assert (np.load(tmp_path / "mask.npy") == whole).mean() > 0.9999
+
+
+def test_errors_are_one_line(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "x.tif")
+    with pytest.raises(InputError, match=r"x\.tif: level 3, but its levels are 0 to 2"), open_raster(path, RGB, 3):
+        pass
+    (tmp_path / "y.svs").write_bytes(b"no slide")
+    with pytest.raises(InputError, match=r"y\.svs: OpenSlide cannot read it"), open_raster(tmp_path / "y.svs", RGB):
+        pass
+    with pytest.raises(InputError, match="level 1 of an image that is no file"), open_raster(IMAGE, RGB, 1):
+        pass
+    content = bytearray(write_pyramid(tmp_path / "z.svs").read_bytes())
+    with tifffile.TiffFile(tmp_path / "z.svs") as file:
+        start = file.pages[0].dataoffsets[3]
+    content[start : start + 100] = bytes(100)
+    (tmp_path / "z.svs").write_bytes(content)
+    with (
+        pytest.raises(InputError, match=r"z\.svs: damaged or truncated"),
+        open_raster(tmp_path / "z.svs", RGB) as raster,
+    ):
+        raster.read(slice(0, 1300), slice(0, 1100))

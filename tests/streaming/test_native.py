@@ -1,0 +1,80 @@
+"""Passes whose convolutions the native engine computes give what the whole image gives in one pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import foveal
+from foveal.errors import ConfigError
+from foveal.models.efficientvit import Config
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.torch_runner import TorchRunner
+from foveal.streaming.native import Group, group_steps
+from foveal.streaming.passes import coarsest_stride, plan
+from foveal.streaming.run import run
+from foveal.streaming.trace import derive
+from helpers.streams import XL, ArrayInput, B, L, predictor_for, randomised, segmenter, stripes
+
+
+def compare(model: Any, x: torch.Tensor, side: int | None, least: int, **options: Any) -> None:
+    """Check the outputs, and that the engine computed at least ``least`` of the convolutions."""
+    with torch.inference_mode():
+        outputs = model(x, **options)
+    expected = [each.numpy() for each in (outputs if isinstance(outputs, list | tuple) else [outputs])]
+    program = derive(model, x.shape[2], x.shape[3], **options)
+    divided = plan(program, side=None if side is None else side * coarsest_stride(program))
+    groups = [item for part in divided.passes for item in group_steps(divided, part, 1) if isinstance(item, Group)]
+    convolutions = [step for group in groups for step in group.steps if step.arithmetic]
+    assert len(convolutions) >= least
+    found = run(divided, ArrayInput(x), native=True).arrays()
+    for value, truth in zip(found, expected, strict=True):
+        truth = truth[0] if truth.ndim == 4 else truth
+        assert value.shape == truth.shape
+        assert np.abs(value - truth).max() <= 1e-5 * np.abs(truth).max()
+
+
+@pytest.mark.parametrize("config", [B, L, XL], ids=["B", "L", "XL"])
+@pytest.mark.parametrize("optimised", [False, True], ids=["plain", "optimised"])
+def test_segmentation_equals_the_whole_image(config: Config, optimised: bool) -> None:
+    model = segmenter(config, every_class=False)
+    model = foveal.optimize(model) if optimised else model
+    torch.manual_seed(2)
+    for size, side in (((75, 101), 2), ((75, 101), 1), ((64, 33), None)):
+        compare(model, torch.randn(1, 3, *size), side, 25 if optimised else 8, upsample=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "least"),
+    [
+        ("mobilenetv2_100", {}, 50),
+        ("mobilenetv3_small_100", {"features_only": True}, 20),
+        ("efficientvit_sr", {"task": "upscale", "scale": 2}, 10),
+    ],
+    ids=str,
+)
+def test_other_families(name: str, options: dict[str, Any], least: int) -> None:
+    model = foveal.optimize(randomised(foveal.create_model(name, **options)))
+    compare(model, torch.rand(1, 3, 77, 90), 2, least)
+
+
+def test_mask_of_a_file(tmp_path: Path) -> None:
+    """Pieces of two sizes, also those that end at the border of the image."""
+    predictor, image = predictor_for(segmenter()), stripes(150, 201)
+    expected = predictor.segment(image).mask
+    for tile in (48, None):
+        foveal.stream(predictor, image, tmp_path / "mask.npy", tile=tile, runtime="native")
+        assert (np.load(tmp_path / "mask.npy") == expected).mean() > 0.9999
+
+
+def test_what_the_engine_cannot_do_is_refused() -> None:
+    predictor = predictor_for(segmenter())
+    with pytest.raises(ConfigError, match="runtime='onnxruntime': give torch or native"):
+        foveal.stream(predictor, stripes(40, 40), runtime="onnxruntime")
+    half = TorchRunner(segmenter().bfloat16(), dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match="runtime='native' computes in float32 on the CPU"):
+        foveal.stream(Predictor(half, predictor.info, "torch"), stripes(40, 40), runtime="native")
