@@ -22,6 +22,7 @@ from .errors import (
 
 if TYPE_CHECKING:
     from .data.check import check_data as check_data
+    from .engine.optimized import optimize as optimize
     from .evaluation.coco import average_recall as average_recall
     from .evaluation.compare import compare as compare
     from .evaluation.evaluate import evaluate as evaluate
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from .info import Labels as Labels
     from .info import ModelInfo as ModelInfo
     from .info import Preprocess as Preprocess
-    from .layers.optimize import optimize as optimize
     from .measuring.benchmark import bench as bench
     from .measuring.presets import bench_preset as bench_preset
     from .prediction.everything_options import EverythingOptions as EverythingOptions
@@ -84,7 +84,7 @@ _HOME = {
     "load": "prediction.load",
     "load_checkpoint": "weights.loading",
     "load_model": "factory.load_model",
-    "optimize": "layers.optimize",
+    "optimize": "engine.optimized",
     "push_to_hub": "factory.pretrained",
     "save_pretrained": "factory.pretrained",
     "stream": "prediction.streamed",
