@@ -105,7 +105,7 @@ def _network(predictor: foveal.Predictor) -> Callable[[NDArray[np.uint8]], NDArr
 def monai(model: str, source: Path, out: Path) -> dict[str, float]:
     """Segment with MONAI's sliding window."""
     import torch
-    from monai.inferers.utils import sliding_window_inference
+    from monai.inferers.utils import sliding_window_inference  # pyright: ignore[reportMissingImports]
 
     network = _network(foveal.load(model, runtime="torch", threads=1))
 
@@ -122,7 +122,7 @@ def monai(model: str, source: Path, out: Path) -> dict[str, float]:
 
 def patchly(model: str, source: Path, out: Path) -> dict[str, float]:
     """Segment with patchly, in chunks of 2048 pixels, which need less memory than the whole."""
-    from patchly import Aggregator, GridSampler
+    from patchly import Aggregator, GridSampler  # pyright: ignore[reportMissingImports]
 
     network, image = _network(foveal.load(model, runtime="torch", threads=1)), _whole(source)
     height, width, _ = image.shape
