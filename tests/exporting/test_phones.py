@@ -23,6 +23,7 @@ from foveal.exporting.formats import FORMATS
 from foveal.exporting.report import ExportReport
 from foveal.models.registry import FAMILIES
 from foveal.prediction.predictor import Predictor
+from helpers.covered import covered
 from helpers.narrow import Plain, narrow, registered
 from helpers.spoil import spoil
 
@@ -214,3 +215,10 @@ def test_every_family(family: str, to: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     report = export(foveal.create_model(smallest).eval(), to, tmp_path, input_size=(64, 64))
     assert report.max_difference < 1e-4
+
+
+@pytest.mark.parametrize("to", FORMATS_OF_PHONES)
+def test_the_approximate_gelu_stays_approximate(to: str, tmp_path: Path) -> None:
+    """XNNPACK computes the exact one for both, which differs by up to 5e-4."""
+    report = export(covered("efficientvit_l classify"), to, tmp_path, input_size=(64, 64))
+    assert report.max_difference < 1e-5

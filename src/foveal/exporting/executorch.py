@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ..prediction.executorch_runner import executorch_network
 from ..prediction.file_network import Settings
@@ -34,7 +36,7 @@ def write_executorch(graph: Graph, files: Sequence[Path], options: Options) -> W
         from executorch.exir.passes.constant_prop_pass import constant_prop_pass
 
         # XNNPACK takes convolutions with constant weights only, and the kernels of bicubic upsampling are computed.
-        program = constant_prop_pass(trace(graph).run_decompositions({}))
+        program = constant_prop_pass(trace(graph).run_decompositions({torch.ops.aten.gelu.default: _gelu}))
         edge = to_edge_transform_and_lower(
             program, partitioner=[XnnpackPartitioner()], constant_methods=dict(metadata(info))
         )
@@ -47,6 +49,13 @@ def open_executorch(files: Sequence[Path]) -> RunFile:
     """Open a file with ExecuTorch, to compare it with the model."""
     network = executorch_network(files[0], Settings(files[0].name))
     return lambda feed: list(network(feed).values())
+
+
+def _gelu(x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
+    """GELU's approximation by tanh as products and a sigmoid: XNNPACK computes the exact GELU in its place."""
+    if approximate != "tanh":
+        return NotImplemented
+    return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
 
 
 def _delegated(program: ExportedProgram) -> tuple[float, float]:
