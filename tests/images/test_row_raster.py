@@ -104,7 +104,7 @@ def test_windows_of_jpeg(tmp_path: Path, mode: str, options: dict[str, Any], ban
         ("c.jpg", {}, "CMYK"),
         ("a.png", {"save_all": True, "append_images": [Image.fromarray(IMAGE[::-1])]}, "animated"),
     ],
-    ids=str,
+    ids=("rotated jpg", "rotated png", "progressive", "CMYK", "animated"),
 )
 def test_files_that_must_be_decoded_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any], reason: str
