@@ -13,7 +13,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 
-from foveal.exporting.layer_inputs import Layer, Moments, Range, find_layers, ranges_of
+from foveal.exporting import layer_inputs
+from foveal.exporting.layer_inputs import Layer, Moments, Range, find_layers, moments_of, ranges_of
 from foveal.exporting.quantise_qdq import OnnxQuantizer
 from foveal.exporting.rounding import round_weights
 from foveal.info import ModelInfo
@@ -119,6 +120,40 @@ def small_model() -> onnx.ModelProto:
         [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def test_values_are_fetched_in_groups_and_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network runs once for each group, and gives no other values; a name may come twice."""
+    feed = {"x": np.random.default_rng(0).standard_normal((1, 16, 20, 20)).astype(np.float32)}
+    names = ["a2", "x", "b2", "d1", "a2", "flat"]
+    sizes = {"x": 4 * 6400, "a2": 4 * 6400, "b2": 4 * 3200, "d1": 4 * 12, "flat": 4 * 8}
+    expected = list(layer_inputs._Fetcher(small_model(), names)(feed))
+    assert [value.nbytes for value in expected] == [sizes[name] for name in names]
+    layers = find_layers(small_model())
+    ranges = ranges_of(small_model(), layers, [feed])
+    moments = moments_of(small_model(), layers, ranges, [feed])
+    given: list[int] = []
+    opened = layer_inputs._session
+
+    class Watched:
+        def __init__(self, model: onnx.ModelProto) -> None:
+            self.session = opened(model)
+
+        def run(self, *arguments: Any) -> Any:
+            values = self.session.run(*arguments)
+            given.append(sum(np.asarray(value).nbytes for value in values))
+            return values
+
+    monkeypatch.setattr(layer_inputs, "_session", Watched)
+    monkeypatch.setattr(layer_inputs, "_BYTES", sizes["a2"] + sizes["b2"])
+    found = list(layer_inputs._Fetcher(small_model(), names)(feed))
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    counts = 8 * len(sizes) - 8  # the input is not counted
+    assert given == [counts, sizes["a2"], sizes["b2"], sizes["d1"] + sizes["a2"] + sizes["flat"]]  # x takes no run
+    assert ranges_of(small_model(), layers, [feed]) == ranges
+    for name, each in moments_of(small_model(), layers, ranges, [feed]).items():
+        assert np.array_equal(each.covariance, moments[name].covariance)
+        assert np.array_equal(each.mean, moments[name].mean)
 
 
 def test_files_hold_what_was_asked_for(tmp_path: Path) -> None:

@@ -6,8 +6,7 @@ of a matrix product. Rounding its weights well needs the covariance of these pat
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,9 @@ _LARGEST_PATCH = 4096  # numbers: the covariance of a longer patch takes too muc
 _LEVELS = 255  # between the ends of a range of 8 bits
 _SHRINKS = np.linspace(1.0, 0.3, 15)  # of a range that are tried
 _SEED = 0
+_BYTES = 256 << 20  # of values that are fetched at once
+_ITEM = 4  # bytes of a number: layers compute in float32
+_COUNT = "number of values of "  # beginning of the names of outputs, which no tensor of a traced model has
 
 
 @dataclass(frozen=True)
@@ -171,8 +173,9 @@ def ranges_of(model: onnx.ModelProto, layers: Sequence[Layer], feeds: Iterable[F
     rng = np.random.default_rng(_SEED)
     ends: dict[str, list[tuple[float, float]]] = {}
     samples: dict[str, list[Array]] = {}
-    for values in _run(model, [layer.input for layer in layers], feeds):
-        for name, x in values.items():
+    fetch = _Fetcher(model, names := sorted({layer.input for layer in layers}))
+    for feed in feeds:
+        for name, x in zip(names, fetch(feed), strict=True):
             ends.setdefault(name, []).append((float(x.min()), float(x.max())))
             samples.setdefault(name, []).append(x.reshape(-1)[rng.integers(0, x.size, min(_VALUES, x.size))])
     if not samples:
@@ -203,10 +206,14 @@ def moments_of(
     """Moments of the patches of each layer that has some, by the names of the layers."""
     rng = np.random.default_rng(_SEED)
     layers = [layer for layer in layers if layer.has_patches]
+    readers: dict[str, list[Layer]] = {}
+    for layer in layers:
+        readers.setdefault(layer.input, []).append(layer)
     sums: dict[str, list[Any]] = {}
-    for values in _run(model, [layer.input for layer in layers], feeds):
-        for layer in layers:
-            patches = layer.patches(values[layer.input], rng)
+    fetch = _Fetcher(model, [layer.input for layer in layers])
+    for feed in feeds:
+        for layer, x in zip(layers, fetch(feed), strict=True):
+            patches = layer.patches(x, rng)
             new = [
                 patches.sum(1, dtype=np.float64),
                 ranges[layer.input](patches).sum(1, dtype=np.float64),
@@ -226,20 +233,97 @@ def moments_of(
     return found
 
 
-def _run(model: onnx.ModelProto, names: Iterable[str], feeds: Iterable[Feed]) -> Iterator[dict[str, Array]]:
-    """The values of tensors of a model on each feed."""
+class _Fetcher:
+    """Fetches the values of tensors of a model, not more of them at once than :data:`_BYTES`.
+
+    All layer inputs of one large image together take gigabytes. The network therefore runs several times on it, each
+    time for some of the tensors and as far as these need it.
+
+    Args:
+        model: the model.
+        names: of the tensors, in the order in which they are fetched; a name may come more than once.
+    """
+
+    def __init__(self, model: onnx.ModelProto, names: Iterable[str]) -> None:
+        self.model, self.names = model, list(names)
+        self.inputs = {value.name for value in model.graph.input}
+        self._groups: dict[tuple[tuple[int, ...], ...], list[list[str]]] = {}  # by the shapes of the feed
+        self._sessions: dict[tuple[str, ...], Any] = {}
+        self._counting: Any = None  # a session
+
+    def __call__(self, feed: Feed) -> Iterator[Array]:
+        """The values of each tensor on a feed, in the order of the names."""
+        shapes = tuple(value.shape for value in feed.values())
+        if shapes not in self._groups:
+            self._groups[shapes] = self._grouped(feed)
+        for group in self._groups[shapes]:
+            values = self._fetch(group, feed)
+            yield from map(values.__getitem__, group)
+            del values  # before the next ones are fetched
+
+    def _fetch(self, names: Sequence[str], feed: Feed) -> dict[str, Array]:
+        computed = tuple(dict.fromkeys(name for name in names if name not in self.inputs))
+        if not computed:
+            return dict(feed)
+        if computed not in self._sessions:
+            self._sessions[computed] = _session(_part(self.model, computed))
+        return {**feed, **dict(zip(computed, self._sessions[computed].run(computed, dict(feed)), strict=True))}
+
+    def _grouped(self, feed: Feed) -> list[list[str]]:
+        """The names in groups whose values take at most :data:`_BYTES`, or that have one name."""
+        sizes = self._bytes(feed)
+        groups: list[list[str]] = []
+        left = -1
+        for name in self.names:
+            size = 0 if groups and name in groups[-1] else sizes[name]
+            if size > left:
+                groups.append([])
+                left = _BYTES
+            groups[-1].append(name)
+            left -= size
+        return groups
+
+    def _bytes(self, feed: Feed) -> dict[str, int]:
+        """Bytes of the values of each tensor; the network counts them and gives no values."""
+        from onnx import TensorProto, helper
+
+        sizes = {name: int(value.nbytes) for name, value in feed.items()}
+        if computed := sorted(set(self.names) - self.inputs):
+            if self._counting is None:
+                model = _part(self.model, computed)
+                del model.graph.output[:]
+                for number, name in enumerate(computed):
+                    count = f"{_COUNT}{number}"
+                    model.graph.node.append(helper.make_node("Size", [name], [count]))
+                    model.graph.output.append(helper.make_tensor_value_info(count, TensorProto.INT64, []))
+                self._counting = _session(model)
+            counts = self._counting.run(None, dict(feed))
+            sizes |= {name: _ITEM * int(count) for name, count in zip(computed, counts, strict=True)}
+        return sizes
+
+
+def _part(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
+    """The part of a model that computes these tensors, which are its outputs."""
     import onnx
+
+    wanted, nodes = set(names), []
+    for node in reversed(model.graph.node):  # they are in the order of computation
+        if wanted.intersection(node.output):
+            nodes.append(node)
+            wanted.update(node.input)
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    del part.graph.node[:], part.graph.initializer[:], part.graph.output[:]
+    part.graph.node.extend(reversed(nodes))
+    part.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in wanted)
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return part
+
+
+def _session(model: onnx.ModelProto) -> Any:
     import onnxruntime
 
-    watched = copy.deepcopy(model)
-    inputs = {value.name for value in watched.graph.input}
-    names = sorted(set(names))
-    del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in inputs)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    outputs = [value.name for value in session.get_outputs()]
-    for feed in feeds:
-        found = dict(zip(outputs, session.run(outputs, dict(feed)), strict=True))
-        yield {name: np.asarray(feed[name] if name in inputs else found[name]) for name in names}
+    options.enable_cpu_mem_arena = False  # several sessions are open, and each would keep what it used
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
