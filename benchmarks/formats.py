@@ -1,16 +1,20 @@
-"""The table of formats: what a model's file weighs, how fast it runs here, and how its result compares with torch's.
+"""The table of formats x tasks x devices: what a file weighs, how fast it runs, how its result compares with torch's.
 
-python benchmarks/formats.py [--models REF ...] [--formats NAME ...] [--size 512x1024] [--threads 1] [--json FILE]
-    Exports each model to each format, opens the files with foveal.load, and lets the networks take turns on the
-    bundled photograph. Formats whose packages are missing are named and left out.
+python benchmarks/formats.py [--rows FILE.jsonl] [--page docs/deploy.md] [--data TASK=FOLDER ...]
+    Exports one model of each task to each format, opens the files with foveal.load, compares their results with
+    torch's on the bundled photograph, and lets all files of a task take turns. Files and rows are kept: an interrupted
+    run continues. int8 needs a data set of the task, as in --data segment=CAMVID prompt=PENNFUDAN.
+
+python benchmarks/formats.py --times
+    Measures the times again, with the files that are there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import tempfile
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,81 +25,330 @@ from PIL import Image
 
 import foveal
 from foveal import assets
-from foveal.exporting.formats import FORMATS
-from foveal.exporting.report import ExportReport
+from foveal.errors import DependencyError, ExportError
+from foveal.exporting.formats import FORMATS, Format
+from foveal.exporting.report import report_path
+from foveal.files import atomic_write, parse_json
+from foveal.images.preparing import prepare
 from foveal.measuring.machine import describe, one_line
+from foveal.measuring.page import markdown
+from foveal.measuring.row_file import Row, RowFile, machine_of, read_rows
+from foveal.prediction.exported import part_path
 from foveal.prediction.predictor import Predictor
+from foveal.progress import Progress
 from foveal.timing import interleaved, ratio
 
-MODELS = ("efficientvit_b0.camvid", "efficientvit_sr.x2")
-NAMES = ("native", "onnx", "openvino", "executorch", "litert", "onnx --half", "openvino --half", "native --half")
-FIXED = ("executorch", "litert")  # written for the photograph's size: their memory is planned for the largest image
+FILE, TIME = "file", "time"  #: kinds of rows
+TORCH = "torch"  #: in place of a format: the checkpoint
+BEGIN, END = "<!-- made by benchmarks/formats.py -->", "<!-- end of what it makes -->"
+OTHER_DEVICES = {"tensorrt": "NVIDIA GPU", "coreml": "Apple"}  #: of formats that do not run on a CPU of this system
+PHONES = ("executorch", "litert", "coreml")  #: written for the size of the image: a phone's camera has one
+CROPS = 60  #: of the photograph, that are classified
+BOX, POINT = (0.3, 0.3, 0.6, 0.7), (0.5, 0.5)  #: prompts: x1, y1, x2, y2 and x, y, of the photograph's sides
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model that stands for its task, the size (H, W) of the image, and what is the same in two results."""
+
+    task: str
+    ref: str
+    size: tuple[int, int]
+    same: str
+    max_loss: float
+
+
+CASES = {
+    case.task: case
+    for case in (
+        Case("classify", "tf_efficientnet_lite0.in1k", (224, 224), f"class of {CROPS} crops", 0.5),
+        Case("segment", "efficientvit_b0.camvid", (512, 1024), "class of the pixels", 0.5),
+        Case("upscale", "efficientvit_sr.x2", (256, 512), "level of the values", 0.15),
+        Case("prompt", "tf_efficientnet_lite0.sam", (512, 1024), "side of the mask, of the pixels", 1.0),
+    )
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--formats", nargs="+", default=NAMES)
-    parser.add_argument("--size", default="512x1024", help="of the photograph, HEIGHTxWIDTH")
+    parser.add_argument("--rows", type=Path, default=Path("formats.jsonl"), help="file of the results")
+    parser.add_argument("--files", type=Path, default=Path("formats"), help="folder of the exported files")
+    parser.add_argument("--page", type=Path, help="Markdown file whose table is replaced")
+    parser.add_argument("--tasks", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument("--data", nargs="+", default=[], metavar="TASK=FOLDER", help="data sets for int8")
+    parser.add_argument("--times", action="store_true", help="measure only the times, and those of all files again")
+    parser.add_argument("--no-times", action="store_true", help="measure no times")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    height, width = map(int, arguments.size.split("x"))
-    with Image.open(assets.FOLDER / "street.jpg") as image:
-        photo = np.asarray(image.convert("RGB").resize((width, height)))
-    rows = [row for ref in arguments.models for row in measure(ref, photo, arguments)]
-    print(f"{arguments.size}, threads: {arguments.threads}, {one_line()}\n")
-    print("| model | format | MB | ms | times torch's speed | equal to torch |\n|---|---|---|---|---|---|")
-    for row in rows:
-        cells = f"{row['mb']:.2f} | {row['ms']:.1f} | {row['ratio']:.2f} | {row['equal']}"
-        print(f"| `{row['model']}` | {row['format']} | {cells} |")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": describe(), "size": arguments.size, "rows": rows}, indent=1))
+    parser.add_argument("--rounds", type=int, default=12)
+    options = parser.parse_args()
+    options.files.mkdir(parents=True, exist_ok=True)
+    data = dict(text.partition("=")[::2] for text in options.data)
+    rows = RowFile(options.rows)
+    print(one_line(), *(f"{name} {version}" for name, version in list(describe().items())[4:]), sep=", ", flush=True)
+    for case in map(CASES.__getitem__, options.tasks):
+        if not options.times:
+            for row in files_of(case, rows, data.get(case.task), options):
+                rows.add(row)
+                print(line_of(row), flush=True)
+        if not options.no_times:
+            for row in times_of(case, rows, options):
+                rows.add(row)
+    print(table(rows.rows))
+    if options.page:
+        write_page(options.rows, options.page)
 
 
-def measure(ref: str, photo: NDArray[np.uint8], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row for torch and one for each format of a model."""
-    reference = foveal.load(ref, runtime="torch", device="cpu", threads=arguments.threads)
-    predictors: dict[str, Predictor] = {"torch": reference}
-    size = {"torch": assets.path(ref, ".safetensors").stat().st_size}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in arguments.formats:
-            try:
-                report = write(ref, name, Path(folder), photo.shape[:2])
-            except (foveal.ExportError, foveal.DependencyError) as error:
-                print(f"{ref}, {name}: {error}", flush=True)
-                continue
-            predictors[name], size[name] = foveal.load(report.path, threads=arguments.threads), report.bytes
-        batch = np.random.default_rng(0).random((1, 3, *photo.shape[:2]), np.float32)
-        works: dict[str, Callable[[], Any]] = {name: partial(found.runner, batch) for name, found in predictors.items()}
-        times = interleaved(works, rounds=arguments.rounds)
-        expected = reference(photo)
-        for name, predictor in predictors.items():
+def variants(format: Format, int8: bool) -> list[str]:
+    """Types of the weights that a format can have."""
+    able = {"float32": True, "float16": format.halves, "int8": int8 and format.quantizer is not None}
+    return [dtype for dtype, has in able.items() if has]
+
+
+def key_of(case: Case, format: str, dtype: str) -> dict[str, Any]:
+    return {"task": case.task, "model": case.ref, "size": list(case.size), "format": format, "dtype": dtype}
+
+
+# ---- files
+
+
+def files_of(case: Case, rows: RowFile, data: str | None, options: argparse.Namespace) -> Iterator[Row]:
+    """A row for each file of a model that has none yet."""
+    reference: Predictor | None = None
+    key = key_of(case, TORCH, "float16" if case.ref in assets.WEIGHTS else "float32")
+    names = [name for name in options.formats if FORMATS[name].graphs is None]  # not the files of other programs
+    wanted = [(name, dtype) for name in names for dtype in variants(FORMATS[name], data is not None)]
+    missing = [
+        pair
+        for pair in wanted
+        if not is_done(rows.find(FILE, key_of(case, *pair)), path_of(case, *pair, options.files))
+    ]
+    if missing or not rows.find(FILE, key):
+        reference = foveal.load(case.ref, runtime="torch", device="cpu", threads=options.threads)
+        expected = results(reference, case)
+        if case.ref in assets.WEIGHTS:
+            bytes_of = assets.path(case.ref, ".safetensors").stat().st_size
+        else:
+            bytes_of = sum(4 * parameter.numel() for parameter in foveal.load_model(case.ref).parameters())
+        yield {"kind": FILE, "key": key, "bytes": bytes_of, "difference": 0.0, "same": 1.0}
+        for name, dtype in missing:
             yield {
-                "model": ref,
-                "format": name,
-                "mb": size[name] / 1e6,
-                "ms": 1e3 * float(np.median(times[name])),
-                "ratio": ratio(times["torch"], times[name]),
-                "equal": compare(expected, predictor(photo)),
+                "kind": FILE,
+                "key": key_of(case, name, dtype),
+                **file_row(case, name, dtype, data, expected, options),
             }
 
 
-def write(ref: str, name: str, folder: Path, size: tuple[int, ...]) -> ExportReport:
-    """Export a model to "FORMAT" or "FORMAT --half"."""
-    to, *half = name.split()
-    fixed = (size[0], size[1]) if to in FIXED else None
-    file = folder / f"model{''.join(half)}{FORMATS[to].suffixes[0]}"
-    return foveal.export(ref, to, output=file, input_size=fixed, half=bool(half))
+def is_done(row: Row | None, path: Path) -> bool:
+    return row is not None and ("failed" in row or report_path(path).exists())
 
 
-def compare(expected: Any, found: Any) -> str:
-    """How much of a result equals another one."""
-    if isinstance(expected, foveal.UpscaleResult):
-        levels = np.abs(expected.image.astype(int) - found.image)
-        return f"{(levels == 0).mean():.3%} of the values, at most {levels.max()} levels apart"
-    return f"{(expected.mask == found.mask).mean():.3%} of the pixels"
+def path_of(case: Case, name: str, dtype: str, folder: Path) -> Path:
+    """The file that is opened: of a promptable model, its encoder."""
+    path = folder / f"{case.task}.{dtype}{FORMATS[name].suffixes[0]}"
+    return part_path(path, "encoder") if case.task == "prompt" else path
+
+
+def file_row(
+    case: Case, name: str, dtype: str, data: str | None, expected: tuple[Any, Any], options: argparse.Namespace
+) -> Row:
+    """Export a model, open the file, and compare its results."""
+    path = path_of(case, name, dtype, options.files)
+    try:
+        if not report_path(path).exists():
+            write(case, name, dtype, data, options.files)
+    except (ExportError, DependencyError) as error:
+        return {"failed": str(error)}
+    report = parse_json(report_path(path).read_bytes())
+    row = {key: report[key] for key in ("bytes", "delegated", "quantisation", "versions")}
+    row["kept_float"] = len(report["kept_float"])
+    if name in OTHER_DEVICES:
+        return row | {"difference": report["max_difference"], "same": None}
+    outputs, answers = results(foveal.load(path, device="cpu", threads=options.threads), case)
+    scale = max(float(np.abs(expected[0]).max()), 1e-30)
+    return row | {
+        "difference": float(np.abs(outputs - expected[0]).max()) / scale,
+        "same": float((answers == expected[1]).mean()),
+    }
+
+
+def write(case: Case, name: str, dtype: str, data: str | None, folder: Path) -> None:
+    quantised: dict[str, Any] = {"int8": data, "max_loss": case.max_loss, "progress": Progress()}
+    foveal.export(
+        case.ref,
+        name,
+        output=folder / f"{case.task}.{dtype}{FORMATS[name].suffixes[0]}",
+        input_size=case.size if name in PHONES and case.task != "prompt" else None,
+        half=dtype == "float16",
+        **quantised if dtype == "int8" else {},
+    )
+
+
+def photograph(size: tuple[int, int]) -> NDArray[np.uint8]:
+    with Image.open(assets.FOLDER / "street.jpg") as image:
+        return np.asarray(image.convert("RGB").resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def crops(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    """Parts of the photograph of several scales."""
+    rng = np.random.default_rng(0)
+    photo = photograph((512, 1024))
+    found = []
+    for _ in range(CROPS):
+        side = int(rng.integers(size[0] // 2, 513))
+        top, left = (int(rng.integers(0, length - side + 1)) for length in photo.shape[:2])
+        found.append(photo[top : top + side, left : left + side])
+    return found
+
+
+def results(predictor: Predictor, case: Case) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Numbers of the network's output, and what a user gets of them, in which two files may be equal or not."""
+    if case.task == "classify":
+        batches = [prepare(crop, predictor.info.preprocess) for crop in crops(case.size)]
+        logits = np.concatenate([predictor.runner(batch) for batch in batches])
+        return logits, logits.argmax(1)
+    photo = photograph(case.size)
+    if case.task == "segment":
+        result = predictor.segment(photo)
+        return result.logits, result.mask
+    if case.task == "upscale":
+        batch = prepare(photo, predictor.info.preprocess)
+        return predictor.runner(batch), predictor.upscale(photo).image
+    embedding = predictor.encode(photo)
+    width, height = case.size[::-1]
+    sides = np.array([width, height])
+    box, point = np.tile(sides, 2) * BOX, sides * POINT
+    found = [embedding.prompt(boxes=box), embedding.prompt(points=[point], labels=[1])]
+    return np.stack([mask.low_res for mask in found]), np.stack([np.asarray(mask.masks) for mask in found])
+
+
+# ---- times
+
+
+def times_of(case: Case, rows: RowFile, options: argparse.Namespace) -> list[Row]:
+    """Let the checkpoint and all files of a model take turns; nothing is measured if that was done before."""
+    found = [
+        row["key"]
+        for row in rows.rows
+        if row["kind"] == FILE
+        and (row["key"]["task"], row["key"]["model"]) == (case.task, case.ref)
+        and "failed" not in row
+        and row["key"]["format"] not in OTHER_DEVICES
+    ]
+    keys = [key for key in found if key["format"] == TORCH or key["format"] in options.formats]
+    named = {(key["format"], key["dtype"]): {**key, "threads": options.threads} for key in keys}
+    if not named or (not options.times and all(rows.find(TIME, key) for key in named.values())):
+        return []
+    works = {}
+    for name, dtype in named:
+        ref = case.ref if name == TORCH else path_of(case, name, dtype, options.files)
+        runtime = "torch" if name == TORCH else "auto"
+        works[name, dtype] = partial(
+            run, foveal.load(ref, device="cpu", threads=options.threads, runtime=runtime), case
+        )
+    times = interleaved(works, rounds=options.rounds)
+    torch = next(seconds for (name, _), seconds in times.items() if name == TORCH)
+    measured = {"rounds": options.rounds, "load": os.getloadavg()[0]}
+    return [
+        {
+            "kind": TIME,
+            "key": named[pair],
+            "ms": 1e3 * float(np.median(seconds)),
+            "speed": ratio(torch, seconds),
+            **measured,
+        }
+        for pair, seconds in times.items()
+    ]
+
+
+def run(predictor: Predictor, case: Case) -> None:
+    """Run the networks on one image; of a promptable model, also the decoder on one box."""
+    if case.task == "prompt":
+        width, height = case.size[::-1]
+        predictor.encode(photograph(case.size)).prompt(boxes=np.multiply((width, height) * 2, BOX))
+        return
+    batch = np.random.default_rng(0).random((1, predictor.info.in_chans, *case.size), np.float32)
+    predictor.runner(batch)
+
+
+# ---- the table
+
+
+def line_of(row: Row) -> str:
+    key = row["key"]
+    name = f"{key['task']}, {key['format']} {key['dtype']}"
+    if "failed" in row:
+        return f"{name}: {row['failed']}"
+    numbers = [f"{row['bytes'] / 1e6:.2f} MB"]
+    numbers += [f"difference {row['difference']:.1e}"] if row["difference"] is not None else []
+    numbers += [f"same {row['same']:.3%}"] if row["same"] is not None else []
+    return f"{name}: {', '.join(numbers)}"
+
+
+HEADER = ("device", "file", "MB", "ms", "speed", "largest difference", "same")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One table per task in Markdown: every file, on the device that it was measured on."""
+    parts = []
+    for case in CASES.values():
+        own = [row for row in rows if (row["key"]["task"], row["key"]["model"]) == (case.task, case.ref)]
+        files = [row for row in own if row["kind"] == FILE]
+        if not files:
+            continue
+        times = {cells(row["key"]): row for row in own if row["kind"] == TIME}
+        size = "x".join(map(str, case.size))
+        title = f"**{case.task}**: `{case.ref}`, an image of {size}; *same* is the {case.same}."
+        lines = [row_of(row, times.get(cells(row["key"]))) for row in files if "failed" not in row]
+        refused = [
+            f"- `{row['key']['format']}` in {row['key']['dtype']}: {row['failed']}" for row in files if "failed" in row
+        ]
+        parts += [title, markdown([HEADER, *lines]), *(["\n".join(refused)] if refused else [])]
+    return "\n\n".join(parts)
+
+
+def cells(key: dict[str, Any]) -> tuple[str, str]:
+    return key["format"], key["dtype"]
+
+
+def row_of(row: Row, time: Row | None) -> tuple[str, ...]:
+    name, dtype = cells(row["key"])
+    device = f"{OTHER_DEVICES[name]}, not run" if name in OTHER_DEVICES else "CPU"
+    file = "checkpoint in torch" if name == TORCH else f"`{name}`" + ("" if dtype == "float32" else f" {dtype}")
+    megabytes = f"{row['bytes'] / 1e6:.2f}"
+    ms, speed = ("", "") if time is None else (f"{time['ms']:.1f}", f"{time['speed']:.2f}")
+    if name == TORCH:
+        return device, file, megabytes, ms, speed, "", ""
+    difference = "" if row["difference"] is None else f"{row['difference']:.1e}"
+    same = "" if row["same"] is None else f"{row['same']:.3%}"
+    return device, file, megabytes, ms, speed, difference, same
+
+
+def page_text(rows: Path) -> str:
+    """What stands between the two marks of the page: the machine, the versions, and the tables."""
+    measured, machine = read_rows(rows), machine_of(rows)
+    versions = {name: machine[name] for name in ("foveal", "torch", "onnxruntime", "openvino") if name in machine}
+    for row in measured:
+        versions |= row.get("versions", {})
+    times = [row for row in measured if row["kind"] == TIME]
+    facts = [f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}, Python {machine['python']}"]
+    facts.append(", ".join(f"{name} {version}" for name, version in versions.items()))
+    if times:
+        threads = sorted({row["key"]["threads"] for row in times})
+        load = max(row["load"] for row in times)
+        facts.append(f"times with {threads[0]} thread{'s' * (threads[0] > 1)}, the machine's load was up to {load:.1f}")
+    return f"{BEGIN}\n\nMeasured on {'; '.join(facts)}.\n\n{table(measured)}\n\n{END}"
+
+
+def write_page(rows: Path, page: Path) -> None:
+    """Replace what stands between the marks of a Markdown file."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, mark, after = rest.partition(END)
+    if not mark:
+        raise SystemExit(f"{page}: no lines {BEGIN} and {END}")
+    with atomic_write(page) as temporary:
+        temporary.write_text(before + page_text(rows) + after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import foveal
-from foveal.errors import CheckpointError, ConfigError
+from foveal import assets
+from foveal.errors import CheckpointError, ConfigError, ExportError
 from foveal.exporting.formats import FORMATS
 from foveal.exporting.report import ExportReport
 from foveal.models.registry import FAMILIES
@@ -162,13 +164,55 @@ def test_litert_runs_without_torch(report: ExportReport) -> None:
     run_process(code, report)
 
 
+class Transformed(Plain):
+    """A classifier with an operation that neither format has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.linalg.svd(x).U)
+
+
+@pytest.mark.parametrize("to", FORMATS_OF_PHONES)
+def test_what_a_format_cannot_express_is_one_line_and_no_file(to: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError) as caught:
+        export(Transformed(), to, tmp_path, input_size=SIZE)
+    assert "svd" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("verb", "ref", "options"),
+    [
+        ("upscale", "efficientvit_sr.x2", ["--scale", "2"]),
+        ("prompt", "tf_efficientnet_lite0.sam", ["--box", "5,5,60,60"]),
+    ],
+)
+def test_commands_without_torch(verb: str, ref: str, options: list[str], tmp_path: Path) -> None:
+    """The file of LiteRT alone is enough for the command, and torch is not imported."""
+    fixed = {"input_size": (64, 64)} if verb == "upscale" else {}
+    report = export(ref, "litert", tmp_path, **fixed)
+    Image.fromarray(image(70, 90)).save(tmp_path / "a.png")
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None  # an import of it fails\n"
+        "from foveal.cli import main\n"
+        "sys.argv[0] = 'foveal'\n"
+        "main()\n"
+    )
+    command = [verb, str(tmp_path / "a.png"), "--model", str(report.path), "--out", str(tmp_path / "out.png"), *options]
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "out.png") as result:
+        assert result.size == ((180, 140) if verb == "upscale" else (90, 70))
+
+
 # ---- whole models
 
 
 @pytest.mark.parametrize("to", FORMATS_OF_PHONES)
 def test_segmentation_of_any_image(to: str, tmp_path: Path) -> None:
     model = narrow("segment")
-    options = {} if to == "executorch" else {"input_size": (96, 128)}
+    options: dict[str, Any] = {} if to == "executorch" else {"input_size": (96, 128)}
     report = export(model, to, tmp_path, **options)
     predictor = foveal.load(report.path)
     assert (report.sizes, report.delegated > 0.9) == (report.sizes, True)
@@ -179,13 +223,25 @@ def test_segmentation_of_any_image(to: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to", FORMATS_OF_PHONES)
-def test_upscaling_of_any_image(to: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ref", ["realtime_sr", "efficientvit_sr.x2"])
+def test_upscaling_of_any_image(ref: str, to: str, tmp_path: Path) -> None:
+    """The picture is that of the model; of an image larger than the file takes, that of the model's tiles."""
     torch.manual_seed(0)
-    model = foveal.create_model("realtime_sr", task="upscale").eval()
-    report = export(model, to, tmp_path, input_size=(96, 128))
-    predictor = foveal.load(report.path)
+    model: Any = ref if "." in ref else foveal.create_model(ref, task="upscale").eval()
+    fixed: dict[str, Any] = {"input_size": (96, 128)} if to == "litert" else {}
+    predictor = foveal.load(export(model, to, tmp_path, **fixed).path)
+    reference = foveal.load(foveal.export(model, output=tmp_path / "a.onnx", **fixed).path)
+    eager = foveal.load(ref, runtime="torch") if "." in ref else reference
     for size in ((96, 128), (50, 60), (150, 300)):
-        assert predictor(image(*size)).image.shape == (2 * size[0], 2 * size[1], 3)
+        found, expected = (p(image(*size)).image for p in (predictor, reference))
+        assert found.shape == (2 * size[0], 2 * size[1], 3)
+        assert levels_apart(found, expected) <= 1
+    assert levels_apart(predictor(image(96, 128)).image, eager(image(96, 128)).image) <= 1
+
+
+def levels_apart(found: np.ndarray, expected: np.ndarray) -> int:
+    """Largest difference of two pictures: values that lie between two levels may be rounded to either."""
+    return int(np.abs(found.astype(int) - expected).max())
 
 
 @pytest.mark.parametrize("to", FORMATS_OF_PHONES)
@@ -195,14 +251,30 @@ def test_promptable_models(to: str, tmp_path: Path) -> None:
         report = export(model, to, tmp_path)
         predictor = foveal.load(report.path)
         reference = foveal.load(foveal.export(model, output=tmp_path / "a.onnx").path)
-    for prompt in (
+    logits = 8 * np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    prompts: tuple[dict[str, Any], ...] = (
         {"points": [[20, 30]], "labels": [1]},
         {"boxes": [5, 5, 60, 70]},
         {"points": [[20, 30], [10, 10], [40, 50]], "labels": [1, 0, 1]},
-    ):
+        {"points": [[20, 30]], "labels": [1], "masks": logits},
+    )
+    for prompt in prompts:
         found, expected = (p.encode(image(80, 100)).prompt(**prompt) for p in (predictor, reference))
-        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+        np.testing.assert_allclose(found.iou, expected.iou, atol=1e-4)
         assert (np.asarray(found.masks) == np.asarray(expected.masks)).mean() >= 0.9999
+
+
+@pytest.mark.parametrize("to", FORMATS_OF_PHONES)
+def test_the_bundled_promptable_model(to: str, tmp_path: Path) -> None:
+    """Clicks and boxes on the photograph of the package give the masks of the model in torch."""
+    predictor = foveal.load(export("tf_efficientnet_lite0.sam", to, tmp_path).path)
+    eager = foveal.load("tf_efficientnet_lite0.sam", runtime="torch")
+    photo = assets.FOLDER / "street.jpg"
+    found, expected = (p.encode(photo) for p in (predictor, eager))
+    prompts: tuple[dict[str, Any], ...] = ({"points": [[200, 300]], "labels": [1]}, {"boxes": [100, 120, 300, 280]})
+    for prompt in prompts:
+        masks = [np.asarray(embedding.prompt(**prompt).masks) for embedding in (found, expected)]
+        assert (masks[0] == masks[1]).mean() >= 0.9999
 
 
 @pytest.mark.parametrize("to", FORMATS_OF_PHONES)

@@ -37,6 +37,7 @@ def write_executorch(graph: Graph, files: Sequence[Path], options: Options) -> W
 
         # XNNPACK takes convolutions with constant weights only, and the kernels of bicubic upsampling are computed.
         program = constant_prop_pass(trace(graph).run_decompositions({torch.ops.aten.gelu.default: _gelu}))
+        _lay_out_constants(program)
         edge = to_edge_transform_and_lower(
             program, partitioner=[XnnpackPartitioner()], constant_methods=dict(metadata(info))
         )
@@ -56,6 +57,20 @@ def _gelu(x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
     if approximate != "tanh":
         return NotImplemented
     return x * torch.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+
+
+def _lay_out_constants(program: ExportedProgram) -> None:
+    """Give all constants the order of dimensions of new tensors.
+
+    A computed constant may be a view with other strides, which count for ExecuTorch even where a side is 1: at run time
+    it refuses operations whose input and output have dimensions of different orders.
+    """
+    for node in program.graph.nodes:
+        name = program.graph_signature.inputs_to_lifted_tensor_constants.get(node.name, "")
+        constant = program.constants.get(name)
+        if isinstance(constant, torch.Tensor) and constant.ndim:
+            program.constants[name] = torch.empty(constant.shape, dtype=constant.dtype).copy_(constant.detach())
+            node.meta["val"] = node.meta["val"].new_empty(constant.shape)
 
 
 def _delegated(program: ExportedProgram) -> tuple[float, float]:

@@ -170,10 +170,10 @@ def exporter_errors(model: str, title: str, extra: str = "torch") -> Iterator[No
 
 
 def first_line(error: BaseException) -> str:
-    """First line of the innermost error: an exporter's own error is about the exporter, not about the cause."""
+    """First line with words of the innermost error: an exporter's own error is about itself, not about the cause."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def metadata(info: ModelInfo) -> dict[str, str]:

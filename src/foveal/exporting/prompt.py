@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..images.sam_frame import FRAME, LOW_RES
 from ..info import ModelInfo
 from ..prediction.exported import AT_ONCE, NetworkPrompter
-from ..tasks.prompt import EMBED_DIM, GRID, PromptModel
+from ..tasks.prompt import EMBED_DIM, GRID, PromptEncoder, PromptModel
 from .graph import Feed, Graph, Source
 
 MAX_POINTS = 64  #: largest number of points of a prompt in formats whose free dimensions need a bound
@@ -76,7 +76,7 @@ class _BatchDecoder(nn.Module):
 
     def forward(self, image_embeddings: Tensor, point_coords: Tensor, point_labels: Tensor) -> tuple[Tensor, Tensor]:
         encoder = self.prompt_encoder
-        sparse, dense = encoder.tokens(point_coords, point_labels), encoder.dense(None)
+        sparse, dense = encoder.tokens(point_coords, point_labels), _no_mask(encoder)
         return self.mask_decoder.all_masks(image_embeddings, encoder.get_dense_pe(), sparse, dense)
 
 
@@ -88,7 +88,15 @@ class _MaskEncoder(nn.Module):
         self.prompt_encoder = model.prompt_encoder
 
     def forward(self, masks: Tensor) -> Tensor:
-        return self.prompt_encoder.dense(masks) - self.prompt_encoder.dense(None)
+        return self.prompt_encoder.dense(masks) - _no_mask(self.prompt_encoder)
+
+
+def _no_mask(encoder: PromptEncoder) -> Tensor:
+    """What a prompt without a mask adds to each position of the embedding, ``(1, 256, 1, 1)``.
+
+    It is not expanded to the positions, as in the model: LiteRT's converter gives that tensor another layout.
+    """
+    return encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
 
 
 def prompt_graphs(source: Source) -> list[Graph]:
