@@ -189,7 +189,7 @@ def test_what_a_format_cannot_express_is_one_line_and_no_file(to: str, tmp_path:
 )
 def test_commands_without_torch(verb: str, ref: str, options: list[str], tmp_path: Path) -> None:
     """The file of LiteRT alone is enough for the command, and torch is not imported."""
-    fixed = {"input_size": (64, 64)} if verb == "upscale" else {}
+    fixed: dict[str, Any] = {"input_size": (96, 128)} if verb == "upscale" else {}
     report = export(ref, "litert", tmp_path, **fixed)
     Image.fromarray(image(70, 90)).save(tmp_path / "a.png")
     code = (

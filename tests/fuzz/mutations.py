@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import json
 import random
+import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from foveal.prediction.sealed import seal
 from helpers.spoil import spoil
 
 Mutation: TypeAlias = Callable[[bytes, random.Random], bytes]
+
+SEAL_BYTES = 56  #: at the end of a sealed file; the first 16 are the place of the description
 
 #: Values that a file may hold where another is expected.
 VALUES: tuple[Any, ...] = (
@@ -139,6 +143,20 @@ def mutate_onnx(content: bytes, rng: random.Random) -> bytes:
     return model.SerializeToString()
 
 
+def mutate_sealed(content: bytes, rng: random.Random) -> bytes:
+    """Damage the bytes of an exported file whose end is a checksum, or change its description and seal it again.
+
+    The content is not sealed again after a change: a seal that fits says that the content is as it was written.
+    """
+    if rng.random() < 0.5:
+        return mutate_bytes(content, rng)
+    inner = content[:-SEAL_BYTES]
+    offset, length = struct.unpack("<QQ", content[-SEAL_BYTES:][:16])
+    text = mutate_json(inner[offset : offset + length], rng).decode("utf-8", "replace").encode()[:length]
+    text = text.decode("utf-8", "ignore").encode().ljust(length)  # of the same length: what follows stays in its place
+    return seal(inner[:offset] + text + inner[offset + length :], text.decode())
+
+
 BY_SUFFIX: dict[str, Mutation] = {
     ".json": mutate_json,
     ".jsonl": mutate_text,
@@ -146,6 +164,8 @@ BY_SUFFIX: dict[str, Mutation] = {
     ".txt": mutate_text,
     ".safetensors": mutate_safetensors,
     ".onnx": mutate_onnx,
+    ".pte": mutate_sealed,
+    ".tflite": mutate_sealed,
 }
 
 

@@ -27,6 +27,7 @@ from foveal.images.reading import read_image, read_mask
 from foveal.images.tiff_writing import TiffImage, write_tiff
 from foveal.images.zarr_writing import write_zarr
 from foveal.training.config import TrainConfig
+from helpers.narrow import Plain
 
 PHOTO, MASK = shapes_sample(np.random.default_rng(0), (40, 56))
 
@@ -263,9 +264,57 @@ def _write_onnx(folder: Path) -> None:
     foveal.export(_upscaler(), output=folder / "model.onnx")
 
 
+def _write_executorch(folder: Path) -> None:
+    foveal.export(Plain(), "executorch", output=folder / "model.pte", input_size=(32, 32))
+    (folder / "model.pte.json").unlink()
+
+
+def _write_litert(folder: Path) -> None:
+    """A file that gives the means of the three colours as logits; its converter is not among the test tools."""
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools.flatbuffer_utils import convert_object_to_bytearray
+
+    from foveal.exporting.graph import metadata
+    from foveal.info import Preprocess
+    from foveal.prediction.input_limits import InputLimits
+    from foveal.prediction.sealed import seal, with_outputs
+
+    limits = InputLimits((32, 32), 1, fixed=True).to_notes()
+    model_info = foveal.ModelInfo("plain", "classify", 3, preprocess=Preprocess(size=(32, 32)), notes=limits)
+    info = with_outputs(model_info, ["logits"])
+    texts = [text.encode() for text in (np.array([2, 3], np.int32).tobytes().decode(), *metadata(info).values())]
+    kinds = schema.TensorType
+    tensors = [
+        schema.TensorT(name=name, shape=list(shape), type=kind, buffer=buffer)
+        for name, shape, kind, buffer in (
+            ("image", (1, 3, 32, 32), kinds.FLOAT32, 0),
+            ("axes", (2,), kinds.INT32, 1),
+            ("logits", (1, 3), kinds.FLOAT32, 0),
+        )
+    ]
+    mean = schema.OperatorT(inputs=[0, 1], outputs=[2], builtinOptionsType=schema.BuiltinOptions.ReducerOptions)
+    mean.builtinOptions = schema.ReducerOptionsT()
+    operator = schema.BuiltinOperator.MEAN
+    signature = schema.SignatureDefT(
+        inputs=[schema.TensorMapT(name="image", tensorIndex=0)],
+        outputs=[schema.TensorMapT(name="logits", tensorIndex=2)],
+        signatureKey="serving_default",
+    )
+    model = schema.ModelT(
+        version=3,
+        operatorCodes=[schema.OperatorCodeT(deprecatedBuiltinCode=operator, builtinCode=operator)],
+        subgraphs=[schema.SubGraphT(tensors=tensors, inputs=[0], outputs=[2], operators=[mean])],
+        buffers=[schema.BufferT(), *(schema.BufferT(data=list(text)) for text in texts)],
+        metadata=[schema.MetadataT(name=name, buffer=2 + i) for i, name in enumerate(metadata(info))],
+        signatureDefs=[signature],
+    )
+    (folder / "model.tflite").write_bytes(seal(bytes(convert_object_to_bytearray(model)), info.to_json()))
+
+
 def _predict(folder: Path) -> None:
     """Load the only model in the folder, or the folder, and run it."""
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", ".pt", ".onnx")]
+    suffixes = (".safetensors", ".pt", ".onnx", ".pte", ".tflite")
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in suffixes]
     ref = folder if (folder / "config.json").exists() else files[0]
     result: Any = foveal.load(ref)(PHOTO)
     repr(result)
@@ -336,5 +385,7 @@ TARGETS: dict[str, Target] = {
     "checkpoints: .pt": Target(_write_pickle, _predict),
     "checkpoints: folder for the hub": Target(_write_hub_folder, _predict),
     "checkpoints: .onnx": Target(_write_onnx, _predict),
+    "checkpoints: .pte": Target(_write_executorch, _predict),
+    "checkpoints: .tflite": Target(_write_litert, _predict),
     "embeddings": Target(_write_embedding, _read_embedding),
 }
