@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import foveal.timm  # noqa: F401 - registers the models
+from foveal.exporting.export import _smallest_traced_side
 from foveal.exporting.graph import Graph, trace
 from foveal.factory.create import create_model
 from foveal.info import ModelInfo
@@ -124,6 +126,21 @@ def test_exported_program_takes_any_batch_and_size(name: str) -> None:
     if not name.startswith("edifice_efficient_vit"):  # from 65 pixels on: a map of one position has another layout
         # Guards of maps with one position do not change what is computed; they are not part of exported files.
         check(program.module(check_guards=False), model, (1, 3, 33, 64), (1, 3, 32, 32), limit=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "efficientvit_l segment" else pytest.mark.long) for name in MODELS],
+)
+def test_a_program_traced_at_the_smallest_size_takes_smaller_images(name: str) -> None:
+    """In them, the last maps have one row or column, or both; the program is bound to no least side above theirs."""
+    model = build(name)
+    side = _smallest_traced_side(model)
+    example = (torch.zeros(2, 3, side, side),)
+    program = trace(dataclasses.replace(graph_of(model), example=example))
+    smallest = 65 if name.startswith("edifice_efficient_vit") else 32  # a map of one position has another layout
+    sizes = ((1, 3, smallest, smallest), (1, 3, smallest, 200), (3, 3, 77, 150))
+    check(program.module(check_guards=False), model, *sizes, limit=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit.trace:FutureWarning")

@@ -6,6 +6,7 @@ Nothing here belongs to one format: every file of this folder that writes a form
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import math
@@ -144,7 +145,18 @@ def trace(graph: Graph) -> ExportedProgram:
         {i: bounds.get(name, Dim.DYNAMIC) for i, name in enumerate(names) if name} or None
         for names in graph.inputs.values()
     ]
-    return torch.export.export(graph.network.eval(), graph.example, dynamic_shapes=tuple(free), strict=False)
+    with _no_smallest_size():
+        return torch.export.export(graph.network.eval(), graph.example, dynamic_shapes=tuple(free), strict=False)
+
+
+def _no_smallest_size() -> contextlib.AbstractContextManager[Any]:
+    """Let the tracer take a side for any number where it would tell 1 from larger ones.
+
+    Else a program of a network whose last maps have one row or column for the smallest images is bound to larger ones.
+    """
+    settings: Any = importlib.import_module("torch.fx.experimental._config")
+    known = hasattr(settings, "backed_size_oblivious")  # not in every version of torch
+    return settings.patch(backed_size_oblivious=True) if known else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -54,11 +54,18 @@ class ImageNetwork(nn.Module):
 
 
 def _feeds(in_chans: int, size: tuple[int, int], limits: InputLimits) -> tuple[Feed, ...]:
-    """Images to compare with: of the traced size and, where it is free, of an odd one, and small."""
+    """Images to compare with: of the traced size and, where it is free, of an odd one, small, and the smallest.
+
+    In the smallest, the last maps of most models have one position, which a tracer could take for a constant.
+    """
     rng = np.random.default_rng(0)
     shapes = [(limits.batch or 1, *size)]
     if not limits.fixed:
-        shapes += [(limits.batch or 2, size[0] // 2 + 5, size[1] + 13), (limits.batch or 1, 33, 64)]
+        shapes += [
+            (limits.batch or 2, size[0] // 2 + 5, size[1] + 13),
+            (limits.batch or 1, 33, 64),
+            (limits.batch or 1, 32, 32),
+        ]
     return tuple(
         {"image": rng.standard_normal((batch, in_chans, height, width)).astype(np.float32)}
         for batch, height, width in shapes
