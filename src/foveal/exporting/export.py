@@ -269,10 +269,11 @@ def _check_request(format: Format, model: nn.Module, upsample: bool, size: tuple
     """Refuse a size that cannot be traced, and options and models that cannot be exported."""
     smallest = SMALLEST if fixed else _smallest_traced_side(model)
     if min(size) < smallest:
+        smaller = "; the file takes smaller images too" if smallest > _smallest_side(model) else ""
         raise ConfigError(
             f"input_size={size}: the smallest is {smallest}x{smallest}"
             if fixed
-            else f"size={size}: trace at {smallest} pixels or more; the file takes smaller images too"
+            else f"size={size}: trace at {smallest} pixels or more{smaller}"
         )
     info = info_of(model)
     check_takes_images(info.model)
@@ -295,7 +296,12 @@ def _smallest_traced_side(model: nn.Module) -> int:
     Where a feature map has one row or column, the tracer would take that number for a constant.
     """
     maps = getattr(getattr(model, "backbone", None), "feature_info", ())
-    return 2 * max((info.stride for info in maps), default=32)
+    return max(_smallest_side(model), 2 * max((info.stride for info in maps), default=32))
+
+
+def _smallest_side(model: nn.Module) -> int:
+    """Smallest side of an image that the model takes, in pixels."""
+    return getattr(getattr(model, "backbone", None), "min_size", 1)
 
 
 def _input_limits(
