@@ -12,6 +12,7 @@ python benchmarks/formats.py --times
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,8 @@ def files_of(case: Case, rows: RowFile, data: str | None, options: argparse.Name
             bytes_of = assets.path(case.ref, ".safetensors").stat().st_size
         else:
             bytes_of = sum(4 * parameter.numel() for parameter in foveal.load_model(case.ref).parameters())
-        yield {"kind": FILE, "key": key, "bytes": bytes_of, "difference": 0.0, "same": 1.0}
+        if not rows.find(FILE, key):
+            yield {"kind": FILE, "key": key, "bytes": bytes_of, "difference": 0.0, "same": 1.0}
         for name, dtype in missing:
             yield {
                 "kind": FILE,
@@ -324,9 +326,14 @@ def row_of(row: Row, time: Row | None) -> tuple[str, ...]:
     return device, file, megabytes, ms, speed, difference, same
 
 
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those that a later one of the same kind and key replaces."""
+    return list({(row["kind"], json.dumps(row["key"], sort_keys=True)): row for row in rows}.values())
+
+
 def page_text(rows: Path) -> str:
     """What stands between the two marks of the page: the machine, the versions, and the tables."""
-    measured, machine = read_rows(rows), machine_of(rows)
+    measured, machine = latest(read_rows(rows)), machine_of(rows)
     versions = {name: machine[name] for name in ("foveal", "torch", "onnxruntime", "openvino") if name in machine}
     for row in measured:
         versions |= row.get("versions", {})

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+import torch
+from torch import Tensor, nn
 
 import foveal
+from foveal.exporting.graph import Graph, Options
+from foveal.exporting.onnx import make_onnx
 from foveal.exporting.tensorrt import INSTALLED, check_operators
 from foveal.info import ModelInfo
 from foveal.prediction.tensorrt_runner import split_description, with_description
@@ -43,6 +49,29 @@ def test_float16_is_in_the_graph(tmp_path: Path) -> None:
     expected, found = TorchRunner(model)(image), foveal.load(file).runner(image)
     assert found.dtype == np.float32
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+
+
+class Attention(nn.Module):
+    """Attention of two heads to any number of tokens ``(B, N, 16)``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.project(x).unflatten(-1, (2, 8)).transpose(1, 2)
+        return nn.functional.scaled_dot_product_attention(heads, heads, heads)
+
+
+def test_attention_to_any_number_of_tokens_has_operators_of_tensorrt() -> None:
+    """The translation of it has conversions with CastLike, which TensorRT lacks."""
+    model, example = Attention().eval(), (torch.randn(2, 5, 16),)
+    free: tuple[dict[str, Any], dict[str, Any]] = ({"x": ("batch", "tokens")}, {"y": ("batch", "", "tokens")})
+    proto = make_onnx(Graph("", model, model, ModelInfo("net", "classify"), example, *free, ()), Options())
+    check_operators("net", proto)
+    tokens = torch.randn(3, 7, 16)
+    found = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": tokens.numpy()})[0]
+    np.testing.assert_allclose(found, model(tokens).detach().numpy(), atol=1e-6)
 
 
 def test_operators_that_tensorrt_lacks_are_named() -> None:

@@ -141,7 +141,7 @@ def test_a_program_traced_at_the_smallest_size_takes_smaller_images(name: str) -
     side = _smallest_traced_side(model)
     example = (torch.zeros(2, 3, side, side),)
     program = trace(dataclasses.replace(graph_of(model), example=example))
-    # A convolution that reads a transposed map makes the tracer assume more than one position. Files have no such bound.
+    # A convolution that reads a transposed map makes the tracer assume more than one position; files have no bound.
     bounds = {"edifice_efficient_vit": 65, "edifice_mamba_vision": 33, "mambavision segment": 33}
     smallest = min(side, bounds.get(name.partition(" ")[0], bounds.get(name, 32)))
     sizes = ((1, 3, smallest, smallest), (1, 3, smallest, 200), (3, 3, 77, 150))

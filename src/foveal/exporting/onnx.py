@@ -98,9 +98,29 @@ def _simplify(model: ir.Model) -> None:
     from onnxscript import optimizer
 
     optimizer.fold_constants(model)
+    _remove_casts(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.CommonSubexpressionEliminationPass()(model)
     optimizer.remove_unused_nodes(model)
+
+
+def _remove_casts(model: ir.Model) -> None:
+    """Remove conversions to the type that a value has already: TensorRT does not have their operator, CastLike."""
+    import onnx_ir as ir
+
+    for node in list(model.graph):
+        if node.op_type == "CastLike":
+            value, like = node.inputs
+            if value is not None and (dtype := _dtype(value)) is not None and dtype == _dtype(like):
+                ir.convenience.replace_all_uses_with(node.outputs[0], value)
+
+
+def _dtype(value: ir.Value | None) -> ir.DataType | None:
+    """Type of a value; the translation of attention does not note it where it moves numbers only."""
+    while value is not None and value.dtype is None:
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in ("Reshape", "Transpose") else None
+    return value.dtype if value is not None else None
 
 
 def _remove_traces(proto: onnx.ModelProto) -> None:
