@@ -13,7 +13,7 @@ import pytest
 
 import foveal
 from foveal import assets
-from foveal.engine.library import instruction_sets
+from foveal.engine.library import load_library
 from foveal.errors import InputError
 from foveal.prediction import devices, onnx_providers, onnx_runner, runtimes
 from foveal.prediction.devices import cpu_count, cpu_quota, gpu_possible
@@ -114,8 +114,8 @@ def test_reasons() -> None:
     if gpu_possible():
         pytest.skip("there may be a GPU")
     for options, runtime in [
-        ({}, f"native on cpu, {instruction_sets()[0]}: the exported file needs no torch; no GPU found"),
-        ({"device": "cpu"}, f"native on cpu, {instruction_sets()[0]}: the exported file needs no torch"),
+        ({}, f"native on cpu, {load_library().name}: the exported file needs no torch; no GPU found"),
+        ({"device": "cpu"}, f"native on cpu, {load_library().name}: the exported file needs no torch"),
         ({"runtime": "onnxruntime", "device": "cpu"}, "onnxruntime on cpu"),
         ({"runtime": "torch"}, "torch on cpu, float32: no GPU found"),
     ]:
