@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -61,7 +62,7 @@ class FilesSink:
         """Nothing: each file is whole, and is replaced when the part is done again."""
 
 
-class _OneFile:
+class _OneFile(ABC):
     """A file for the part: it is written to a temporary file, which gets its name at the end."""
 
     def __init__(self, store: LocalStore | ArrowStore, name: str) -> None:
@@ -80,8 +81,9 @@ class _OneFile:
         error = _AbandonedError()
         self._stack.__exit__(_AbandonedError, error, None)
 
+    @abstractmethod
     def _finish(self) -> None:
-        raise NotImplementedError
+        """Write what ends the file, and close it."""
 
 
 class _AbandonedError(Exception):

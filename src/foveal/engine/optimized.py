@@ -107,7 +107,8 @@ class OptimizedSegmenter(SegmentationModel):
     network: _Network
 
     def padded(self, x: Tensor) -> Tensor:
-        found = self.network(self, pad_to_multiple(x, self.multiple_of))
+        x = pad_to_multiple(x, self.multiple_of)
+        found = self.network(self, x)
         return super().padded(x) if found is None else found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from typing import Any
 
@@ -13,7 +14,7 @@ from .decoding import one_line_errors
 _CACHE_BYTES = 192 << 20  # of decoded blocks: a row of strips of a wide image, so that each is decoded once
 
 
-class BlockRaster:
+class BlockRaster(ABC):
     """An image in blocks of equal size from its top left corner; see :class:`~.rasters.Raster`.
 
     Args:
@@ -37,9 +38,9 @@ class BlockRaster:
         self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
         self._cached = 0
 
+    @abstractmethod
     def decode(self, row: int, column: int) -> NDArray[Any]:
         """The values of a block, ``(h, w, C)``; those at the bottom and right end where the image ends."""
-        raise NotImplementedError
 
     def read(self, rows: slice, columns: slice) -> NDArray[Any]:
         """The values of a window inside the image, ``(h, w, C)``.

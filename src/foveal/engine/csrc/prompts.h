@@ -119,8 +119,7 @@ void read_sums(const Op& op, const Run& run, int64_t image) {
 }
 
 // Softmax over every `heads`-th of `count` scores. A vector holds the scores of whole tokens, if heads divide it, or a
-// part of the heads of one token, if it divides them. Scores behind the last are of no token; they become
-// next to 0.
+// part of the heads of one token, if it divides them. Scores behind the last token become next to 0.
 template <int HEADS>
 INLINE void softmax_of_heads(float* scores, int64_t count) {
   static_assert(W % HEADS == 0 || HEADS % W == 0);
