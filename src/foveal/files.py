@@ -238,6 +238,11 @@ def remove_leftovers(folder: Path) -> None:
                 _remove_if_dead(entry.path)
 
 
+def expect_leftovers() -> None:
+    """Have the next :func:`atomic_write` in each folder look for temporary files again: another process was killed."""
+    _cleaned.clear()
+
+
 def _remove_if_dead(name: str) -> None:
     """Remove a temporary file unless a process has locked it; a lock ends with its process."""
     with suppress(OSError):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
 from ..errors import DependencyError, FovealError, InputError
-from ..files import atomic_write, remove_leftovers, sync_files
+from ..files import atomic_write, sync_files
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -341,10 +341,3 @@ def _attempt(work: Callable[[], T], where: object) -> T:
         raise FileNotFoundError(errno.ENOENT, "no such file", str(where)) from error
     except OSError as error:
         raise StoreError(f"{where}: {error.strerror or error}") from error
-
-
-def clean(store: LocalStore | ArrowStore, folders: Iterable[str]) -> None:
-    """Remove the temporary files of killed processes from folders of a local store."""
-    if isinstance(store, LocalStore):
-        for folder in folders:
-            remove_leftovers(store.path(folder))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ..errors import InputError
+from ..files import expect_leftovers
 from ..prediction.load import load
 from .manifest import Entry, Job, Manifest
 from .plan import Part
@@ -87,6 +88,8 @@ class Worker:
             StoreError: an input cannot be read now, or the results cannot be stored.
             FovealError: the work cannot be done at all.
         """
+        if task.careful:  # another process was killed in this part, perhaps while it wrote
+            expect_leftovers()
         with storing(task.number):
             sink = self._open_sink(self.manifest.store, task.number)
         failed: list[tuple[str, str]] = []
