@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveal.errors import ConfigError, ExportError, InputError
 from foveal.exporting.export import _write_all, export
 from foveal.exporting.formats import find_format
-from foveal.exporting.graph import Graph, Options
+from foveal.exporting.graph import Feed, Graph, Options, compare
 from foveal.exporting.report import ExportReport
 from foveal.info import ModelInfo
 from helpers.narrow import narrow
@@ -84,3 +85,43 @@ def test_no_size_can_be_chosen_where_every_size_fits(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="native files take images of every size: leave it out"):
         export(narrow(), "native", output=tmp_path / "a.foveal", input_size=(64, 64))
     assert not list(tmp_path.iterdir())
+
+
+class TwoScores(nn.Module):
+    """Two scores of each number, which differ by ``margin``, or by rounding in float32 if one is ``rough``."""
+
+    def __init__(self, margin: float, rough: bool) -> None:
+        super().__init__()
+        self.margin, self.rough = margin, rough
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = (x + 1024) - 1024 if self.rough else x + self.margin  # in steps of 1.2e-4
+        return torch.stack([first, x], 1)
+
+
+@pytest.mark.parametrize("rough", [True, False])
+def test_only_ties_that_the_model_decides_by_rounding_do_not_count(rough: bool) -> None:
+    """A file with the other class everywhere, whose values differ by less than the tolerance."""
+    feed = {"x": np.random.default_rng(0).uniform(-4, 4, (3, 400)).astype(np.float32)}
+    reference = TwoScores(1e-4, rough)
+    graph = Graph(
+        part="",
+        network=reference,
+        reference=reference,
+        info=ModelInfo("scores", "segment"),
+        example=(torch.zeros(2, 4),),
+        inputs={"x": ("batch", "")},
+        outputs={"y": ("batch", "")},
+        feeds=(feed,),
+        has_classes=True,
+    )
+
+    def run_file(feed: Feed) -> list[NDArray[np.float32]]:
+        first, second = reference(torch.from_numpy(feed["x"])).unbind(1)
+        return [torch.stack([second, first], 1).numpy()]
+
+    if rough:
+        assert compare(graph, run_file)[1] == 1
+    else:
+        with pytest.raises(ExportError, match=r"same class on 0\.000%"):
+            compare(graph, run_file)
