@@ -3,18 +3,24 @@
     python benchmarks/large_images.py --side 16384 --model efficientvit_b0.camvid
     pip install monai patchly
     python benchmarks/large_images.py --side 4096 --ways stream native tiles blended monai patchly
+    python benchmarks/large_images.py --side 16384 --processes 2
 
 The image is a square of copies of the bundled photograph with noise. Each way runs in a process of its own, on one
 thread, with the image in a tiled TIFF; processor time is compared, which other programs on the machine disturb less.
 All ways run the same network. Tiles have 512 pixels; those that are blended share a quarter with their neighbours, with
 the weights that each library recommends (Gaussian). The other libraries get the image in memory, and MONAI also returns
 the scores of all classes for every pixel: that is how they are used.
+
+With ``--processes N``, whole commands are timed instead, start included: ``foveal segment --exact`` in one process and
+in N processes of torchrun, of one thread each, in turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -154,12 +160,39 @@ def measure(way: str, model: str, source: Path, out: Path) -> None:
     print(json.dumps(report | seconds | {"peak_mb": peak / 1000}))
 
 
+def speed_up(model: str, source: Path, folder: Path, processes: int, rounds: int = 3) -> None:
+    """Print the times on the clock of one process and of several, and the median of their ratios."""
+    options = ["-m", "foveal", "segment", str(source), "--exact", "--model", model, "--runtime", "torch"]
+    ways = {
+        1: [sys.executable, *options],
+        processes: [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *options],
+    }
+    seconds: dict[int, list[float]] = {count: [] for count in ways}
+    for _ in range(rounds):
+        for count, command in ways.items():
+            mask = folder / f"{count}.npy"
+            started = time.perf_counter()
+            subprocess.run(
+                [*command, "--threads", "1", "--out", mask],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
+            seconds[count].append(time.perf_counter() - started)
+    same = (np.load(folder / "1.npy", mmap_mode="r") == np.load(folder / f"{processes}.npy", mmap_mode="r")).mean()
+    ratio = statistics.median(one / several for one, several in zip(*seconds.values(), strict=True))
+    for count, times in seconds.items():
+        print(f"{count} process{'es' * (count > 1)}: {', '.join(f'{each:.1f}' for each in times)} s")
+    print(f"{processes} processes are {ratio:.2f} times as fast as one; {same:.4%} of the classes are equal")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", type=int, default=16_384)
     parser.add_argument("--model", default="efficientvit_b0.camvid")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=["tiles", "stream"], metavar="WAY")
+    parser.add_argument("--processes", type=int, help="time one process of torchrun against so many")
     parser.add_argument("--way", choices=WAYS, help="run this way in this process; used by the script itself")
     parser.add_argument("--files", type=Path, nargs=2)
     arguments = parser.parse_args()
@@ -175,6 +208,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         source = Path(name) / "image.tif"
         write_tiff(source, TiffImage(arguments.side, arguments.side, 3, overviews=False), bands(arguments.side))
+        if arguments.processes:
+            speed_up(arguments.model, source, Path(name), arguments.processes)
+            return
         print("| way | processor time | per pixel | peak memory | disk | classes equal to the exact ones |")
         print("|---|---|---|---|---|---|")
         for way in ways:
