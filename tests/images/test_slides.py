@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 import foveal
 from foveal.errors import InputError
@@ -35,13 +37,13 @@ def write_pyramid(path: Path, levels: list[NDArray[np.uint8]] = LEVELS) -> Path:
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("name", ["x.svs", "x.tif"])
 def test_windows_of_a_level(tmp_path: Path, name: str, level: int) -> None:
-    """As tifffile and GDAL read them; a TIFF whose largest level is asked for needs no OpenSlide."""
+    """As tifffile and GDAL read them; a TIFF needs no OpenSlide."""
     path = write_pyramid(tmp_path / name)
     expected = tifffile.imread(path, key=level)
     with rasterio.open(path, overview_level=level - 1) if level else rasterio.open(path) as file:
         assert np.array_equal(file.read().transpose(1, 2, 0), expected)
     with open_raster(path, RGB, level) as raster:
-        assert isinstance(raster, TiffRaster if (name, level) == ("x.tif", 0) else SlideRaster)
+        assert isinstance(raster, TiffRaster if name == "x.tif" else SlideRaster)
         assert raster.shape[:2] == expected.shape[:2]
         height, width = expected.shape[:2]
         for rows, columns in ((slice(0, height), slice(0, width)), (slice(100, 257), slice(200, 203))):
@@ -88,6 +90,35 @@ def test_places_that_were_not_scanned(tmp_path: Path) -> None:
     assert np.array_equal(tifffile.imread(tmp_path / "same-mask.tif", key=0), mask)
 
 
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_level_has_the_georeference_and_nodata_of_its_file(tmp_path: Path, level: int) -> None:
+    """In the mask and in polygons, as GDAL gives them for its overviews; one of odd size is not a whole fraction."""
+    path = tmp_path / "cog.tif"
+    values = IMAGE.transpose(2, 0, 1).copy()
+    values[:, :600, :400] = 7
+    profile = {"driver": "COG", "dtype": "uint8", "count": 3, "height": 1300, "width": 1100, "nodata": 7}
+    place = {"crs": "EPSG:32632", "transform": rasterio.Affine(0.5, 0, 600000, 0, -0.5, 5400000)}
+    options = {"blocksize": 128, "compress": "deflate", "overview_resampling": "nearest"}
+    with rasterio.open(path, "w", **profile, **place, **options) as file:
+        file.write(values)
+    foveal.stream(
+        predictor_for(segmenter()), path, tmp_path / "mask.tif", level=level, polygons=tmp_path / "areas.gpkg"
+    )
+    with (
+        rasterio.open(path, overview_level=level - 1) if level else rasterio.open(path) as expected,
+        rasterio.open(tmp_path / "mask.tif") as mask,
+    ):
+        assert mask.shape == expected.shape
+        assert mask.crs == expected.crs
+        assert mask.transform.almost_equals(expected.transform)
+        assert mask.nodata == 255
+        empty = (expected.read() == 7).all(0)
+        assert empty.any()
+        assert np.array_equal(mask.read(1) == 255, empty)
+        left, bottom, right, top = pyogrio.read_info(tmp_path / "areas.gpkg")["total_bounds"]
+        assert (left, bottom, right, top) == pytest.approx(tuple(expected.bounds))
+
+
 def test_a_level_is_segmented(tmp_path: Path) -> None:
     path, predictor = write_pyramid(tmp_path / "x.tif"), predictor_for(segmenter())
     foveal.stream(predictor, path, tmp_path / "mask.npy", level=2)
@@ -103,6 +134,12 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"y\.svs: OpenSlide cannot read it"), open_raster(tmp_path / "y.svs", RGB):
         pass
     with pytest.raises(InputError, match="level 1 of an image that is no file"), open_raster(IMAGE, RGB, 1):
+        pass
+    Image.fromarray(IMAGE).save(tmp_path / "x.png")
+    with (
+        pytest.raises(InputError, match=r"x\.png: level 1 of an image that is no"),
+        open_raster(tmp_path / "x.png", RGB, 1),
+    ):
         pass
     content = bytearray(write_pyramid(tmp_path / "z.svs").read_bytes())
     with tifffile.TiffFile(tmp_path / "z.svs") as file:

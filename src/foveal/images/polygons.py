@@ -59,8 +59,13 @@ def check_polygons(path: Path, georeference: Georeference | None = None) -> None
     _libraries()
 
 
-def read_georeference(path: Path) -> Georeference | None:
-    """The georeference of a TIFF file; ``None`` if it has none, or only one without a reference system."""
+def read_georeference(path: Path, size: tuple[int, int] | None = None) -> Georeference | None:
+    """The georeference of a TIFF file; ``None`` if it has none, or only one without a reference system.
+
+    Args:
+        path: of the file.
+        size: (H, W) of a smaller version of the image, whose georeference is returned.
+    """
     rasterio, _, _ = _libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -70,7 +75,10 @@ def read_georeference(path: Path) -> Georeference | None:
                     return None
                 authority = file.crs.to_authority()
                 name = "" if authority is None else ":".join(authority)
-                return Georeference(tuple(file.transform)[:6], file.crs.to_wkt(), name)
+                height, width = size or file.shape
+                across, down = file.width / width, file.height / height
+                a, b, c, d, e, f, *_ = file.transform
+                return Georeference((a * across, b * down, c, d * across, e * down, f), file.crs.to_wkt(), name)
         except rasterio.errors.RasterioError:  # a file that our reader reads and GDAL does not
             return None
 

@@ -26,6 +26,7 @@ from .npy import NPY, npy_layout
 from .reading import read_image
 from .row_raster import RowRaster
 from .sources import ImageLike, name_of, plain_source, why_missing
+from .tiff_writing import GEO_TAGS, scaled_georeference
 
 _AT_ONCE = 16_000_000  # pixels of PNG and JPEG files that are decoded at once: that needs less memory than a piece
 
@@ -87,22 +88,28 @@ class NpyRaster:
 
 
 class TiffRaster(BlockRaster):
-    """The first image of a TIFF file, in its tiles or strips.
+    """The first image of a TIFF file, or a smaller version of it, in its tiles or strips.
 
     Attributes:
         page: its tags.
         path: of the file.
+
+    Raises:
+        InputError: damaged, no image, or no such level.
     """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(self, file: BinaryIO, name: str, level: int = 0) -> None:
         self.name, self._file, self.path = name, file, Path(file.name)
         with decoding.one_line_errors(name):
-            found = tiff.pages(file, name, strict=False)
+            found = tiff.levels(file, name) if level else tiff.pages(file, name, strict=False)
         if not found:
             raise InputError(f"{name}: a TIFF file without an image")
-        self.page = page = found[0]
+        if level and not 0 <= level < len(found):
+            raise InputError(f"{name}: level {level}, but its levels are 0 to {len(found) - 1}")
+        self._first, self.page = found[0], found[level]
+        page = self.page
         (width, height), dtype = page.size, np.dtype(page.dtype or "u1").newbyteorder("=")
-        tables = self.tags((tiff.JPEG_TABLES,)).get(tiff.JPEG_TABLES)
+        tables = self._tags((tiff.JPEG_TABLES,), page).get(tiff.JPEG_TABLES)
         self._blocks = tiff.Blocks(page, name, b"" if tables is None else tables.data)
         block = self._blocks.height, self._blocks.width
         super().__init__(name, (height, width, page.bands), dtype, block, self._read_nodata())
@@ -118,16 +125,21 @@ class TiffRaster(BlockRaster):
 
     def _read_nodata(self) -> float | None:
         """The value that GDAL writes as text."""
-        tag = self.tags((tiff.NODATA,)).get(tiff.NODATA)
+        tag = self._tags((tiff.NODATA,), self._first).get(tiff.NODATA)
         try:
             return None if tag is None else float(tag.data.decode("ascii").strip("\0 "))
         except ValueError:
             return None
 
-    def tags(self, numbers: Iterable[int]) -> dict[int, tiff.RawTag]:
-        """Those of the tags of these numbers that the file has, as they are stored."""
+    @property
+    def georeference(self) -> dict[int, tiff.RawTag]:
+        """The tags that tie the pixels of this level to places on the earth; empty: there are none."""
+        (width, height), (first_width, first_height) = self.page.size, self._first.size
+        return scaled_georeference(self._tags(GEO_TAGS, self._first), width / first_width, height / first_height)
+
+    def _tags(self, numbers: Iterable[int], page: tiff.Page) -> dict[int, tiff.RawTag]:
         with decoding.one_line_errors(self.name):
-            return tiff.raw_tags(self._file, self.name, numbers)
+            return tiff.raw_tags(self._file, self.name, numbers, page.offset)
 
     def decode(self, row: int, column: int) -> NDArray[Any]:
         """The values of a tile or strip."""
@@ -158,9 +170,12 @@ def open_raster(source: ImageLike, bands: Bands, level: int = 0) -> Iterator[Ras
         raise InputError(f"{name}: {why_missing(os.fsdecode(path))}")
     if zarr_reading.is_zarr(path):
         yield zarr_reading.ZarrRaster(path, level, name)
-    elif path.suffix.lower() in slides.SUFFIXES or level:
+    elif path.suffix.lower() in slides.SUFFIXES:
         with slides.open_slide(path, level, name) as slide:
             yield slide
+    elif level:
+        with path.open("rb") as file:
+            yield _open_level(file, level, name)
     elif path.suffix.lower() == NPY:
         with path.open("rb", buffering=0) as file:
             yield NpyRaster(file, name)
@@ -188,6 +203,15 @@ def _open_windows(file: BinaryIO, bands: Bands, name: str) -> tuple[Raster | Non
     if not jpeg_rows.is_installed():
         return None, f"reading JPEG row by row needs libvips: {jpeg_rows.INSTALL}"
     return RowRaster(jpeg_rows.JpegRows(file, bands, name), name), ""
+
+
+def _open_level(file: BinaryIO, level: int, name: str) -> TiffRaster:
+    if detect_format(file, name) != "TIFF":
+        raise InputError(f"{name}: level {level} of an image that is no file with levels")
+    raster = TiffRaster(file, name, level)
+    if raster.why_whole:
+        raise InputError(f"{name}: level {level} cannot be read: {raster.why_whole}")
+    return raster
 
 
 def _pixels(file: BinaryIO, kind: str, name: str) -> int:

@@ -78,7 +78,7 @@ def open_slide(path: Path, level: int, name: str) -> Iterator[SlideRaster]:
     try:
         import openslide
     except (ImportError, OSError) as error:  # OSError: the package is there, the library is not
-        raise DependencyError(f"{name}: a slide, or a level of an image, is read by OpenSlide: {INSTALL}") from error
+        raise DependencyError(f"{name}: a slide is read by OpenSlide: {INSTALL}") from error
     try:
         slide = openslide.OpenSlide(path)
     except openslide.OpenSlideError as error:

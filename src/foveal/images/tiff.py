@@ -51,10 +51,12 @@ class Page:
     Attributes:
         tags: integer values by the number of the tag, see :func:`pages`.
         order: byte order, "<" or ">".
+        offset: position of its directory in the file.
     """
 
     tags: dict[int, tuple[int, ...]]
     order: str
+    offset: int = 0
 
     def first(self, tag: int, default: int = 0) -> int:
         """The first value of a tag."""
@@ -132,6 +134,25 @@ def pages(file: BinaryIO, name: str, *, strict: bool = True) -> list[Page]:
     return found
 
 
+def levels(file: BinaryIO, name: str) -> list[Page]:
+    """The first page of a TIFF file and its previews: smaller versions of it, as pyramids and overviews are stored.
+
+    Raises:
+        InputError, struct.error: as :func:`pages`.
+    """
+    position, found = file.tell(), list[Page]()
+    try:
+        for page in _directories(file, name):
+            kind = page.first(254)
+            if found and not kind & 5:  # the next image
+                break
+            if not kind & 4 and (not found or page.size < found[-1].size):
+                found.append(page)
+    finally:
+        file.seek(position)
+    return found
+
+
 def page_of(image: TiffImagePlugin.TiffImageFile) -> Page:
     """The page that Pillow has opened."""
     tags: dict[int, tuple[int, ...]] = {}
@@ -149,8 +170,9 @@ def _directories(file: BinaryIO, name: str) -> Iterator[Page]:
         if len(seen) == _MAX_PAGES:
             raise InputError(f"{name}: more than {_MAX_PAGES} pages in one file; save them as files of their own")
         seen.add(offset)
-        tags, offset = _read_directory(file, name, offset, length, order, big)
-        yield Page(tags, order)
+        tags, following = _read_directory(file, name, offset, length, order, big)
+        yield Page(tags, order, offset)
+        offset = following
 
 
 def _header(file: BinaryIO) -> tuple[str, bool, int]:
@@ -200,17 +222,23 @@ class RawTag:
     data: bytes
 
 
-def raw_tags(file: BinaryIO, name: str, wanted: Iterable[int]) -> dict[int, RawTag]:
-    """The tags of these numbers in the first directory of a TIFF file, to be written again unchanged.
+def raw_tags(file: BinaryIO, name: str, wanted: Iterable[int], offset: int = 0) -> dict[int, RawTag]:
+    """The tags of these numbers in a directory of a TIFF file, to be written again unchanged.
+
+    Args:
+        file: the file.
+        name: its name, for messages.
+        wanted: numbers of tags.
+        offset: position of the directory, :attr:`Page.offset`; 0: the first one.
 
     Raises:
         InputError, struct.error: damaged.
     """
     length = file.seek(0, io.SEEK_END)
-    order, big, offset = _header(file)
+    order, big, first = _header(file)
     word, entry, count_kind = ("Q", 20, "Q") if big else ("I", 12, "H")
     inline = struct.calcsize(word)
-    file.seek(offset)
+    file.seek(offset or first)
     (count,) = struct.unpack(order + count_kind, file.read(struct.calcsize(count_kind)))
     rows, found, chosen = file.read(min(count, 1 << 16) * entry), dict[int, RawTag](), set(wanted)
     for start in range(0, len(rows) - entry + 1, entry):

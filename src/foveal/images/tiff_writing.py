@@ -175,15 +175,21 @@ def _directory(tags: Mapping[int, RawTag], start: int, following: int) -> bytes:
     return struct.pack("<Q", len(tags)) + rows + struct.pack("<Q", following) + data
 
 
-def scaled_georeference(tags: Mapping[int, RawTag], scale: int) -> dict[int, RawTag]:
-    """The tags of :data:`GEO_TAGS` for an image of ``scale`` times the size that covers the same ground."""
+def scaled_georeference(tags: Mapping[int, RawTag], across: float, down: float) -> dict[int, RawTag]:
+    """The tags of :data:`GEO_TAGS` for an image that covers the same ground with other numbers of pixels.
+
+    Args:
+        tags: those of the image.
+        across: its new width over its width.
+        down: its new height over its height.
+    """
     scaled = dict(tags)
-    for number, factors in ((PIXEL_SCALE, [1 / scale, 1 / scale, 1]), (TIE_POINTS, [scale, scale, 1, 1, 1, 1])):
+    for number, factors in ((PIXEL_SCALE, [1 / across, 1 / down, 1]), (TIE_POINTS, [across, down, 1, 1, 1, 1])):
         if number in tags:
             values = np.frombuffer(tags[number].data, "<f8")
             changed = values * np.resize(factors, len(values))
             scaled[number] = replace(tags[number], data=changed.astype("<f8").tobytes())
     if TRANSFORMATION in tags:
-        matrix = np.frombuffer(tags[TRANSFORMATION].data, "<f8").reshape(4, 4) / [scale, scale, 1, 1]
+        matrix = np.frombuffer(tags[TRANSFORMATION].data, "<f8").reshape(4, 4) / [across, down, 1, 1]
         scaled[TRANSFORMATION] = replace(tags[TRANSFORMATION], data=matrix.astype("<f8").tobytes())
     return scaled

@@ -15,7 +15,7 @@ from ..files import atomic_write
 from ..images.colours import distinct_colours
 from ..images.polygons import Georeference, check_polygons, read_georeference, write_polygons
 from ..images.rasters import Raster, TiffRaster
-from ..images.tiff_writing import GEO_TAGS, TiffImage, scaled_georeference, write_tiff
+from ..images.tiff_writing import TiffImage, scaled_georeference, write_tiff
 from ..images.writing import Canvas, write_picture
 from ..images.zarr_writing import write_zarr
 from ..info import IGNORE, ModelInfo
@@ -147,7 +147,7 @@ class Files:
         """
         if self.polygons is None or not isinstance(raster, TiffRaster):
             return self
-        georeference = read_georeference(raster.path)
+        georeference = read_georeference(raster.path, raster.shape[:2])
         check_polygons(self.polygons, georeference)
         return replace(self, georeference=georeference)
 
@@ -185,9 +185,8 @@ def write_map(path: Path, kept: DiskMap, finish: Finish, info: ModelInfo, raster
         colours = b"".join(bytes(colour) for colour in palette)
         write_picture(path, Canvas(size.height, size.width, finish.channels, palette=colours), bands())
     else:
-        tags = raster.tags(GEO_TAGS) if isinstance(raster, TiffRaster) else {}
         scale = round(1 / size.stride)
-        tags = scaled_georeference(tags, scale) if scale != 1 else tags
+        tags = scaled_georeference(raster.georeference, scale, scale) if isinstance(raster, TiffRaster) else {}
         nodata = None if raster.nodata is None else finish.blank
         image = TiffImage(size.height, size.width, finish.channels, palette=palette, tags=tags, nodata=nodata)
         (write_zarr if suffix == ZARR else write_tiff)(path, image, bands())
