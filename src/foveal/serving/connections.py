@@ -1,0 +1,155 @@
+"""Connections with time limits: for heads, bodies, answers that nobody reads, and idle connections.
+
+uvicorn has a limit for idle connections only: a client that sends a byte now and then would keep a connection for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .limits import Limits
+from .metrics import Metrics
+
+_STEP = 0.25  # seconds between two looks at all connections
+_LINGER = 2.0  # seconds for which the rest of a refused body is read, so that the client can read the answer
+
+
+class Connection(H11Protocol):
+    """One connection; :meth:`check` closes it when a limit is exceeded.
+
+    Attributes:
+        limits: of the service; set by :func:`guarded`.
+        metrics: of the service.
+    """
+
+    limits: Limits
+    metrics: Metrics
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.phase, self.since = "head", time.monotonic()
+        self.received = 0  # bytes of the current body
+
+    # ---- what asyncio calls
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.connections:
+            self._make_room()
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return  # of a client that does not read why
+        self.received += len(data)
+        try:
+            super().data_received(data)
+        except h11.LocalProtocolError:  # nonsense in the rest of a body that has its answer
+            self.transport.close()
+        self._follow()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._follow()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, in JSON as all other refusals."""
+        self.metrics.rejected.labels("http").inc()
+        self._refuse(400, "no valid HTTP request, or its head is too large")
+
+    # ---- limits
+
+    def _follow(self) -> None:
+        """Note what the connection waits for, and since when."""
+        answered = self.cycle is None or self.cycle.response_complete
+        state = self.conn.their_state
+        if self.transport.is_closing():
+            phase = "closing"
+        elif state is h11.SEND_BODY:
+            phase = "rest" if answered else "body"
+        elif not answered:
+            phase = "answer"
+        elif self.timeout_keep_alive_task is not None:
+            phase = "idle"
+        else:
+            phase = "head"
+        if phase != self.phase:
+            self.phase, self.since = phase, time.monotonic()
+            self.received = 0
+
+    def check(self, now: float) -> None:
+        """Close the connection if it exceeds a limit.
+
+        Args:
+            now: on the clock of ``time.monotonic``.
+        """
+        self._follow()
+        waited, limits = now - self.since, self.limits
+        if self.phase == "head" and waited > limits.header_seconds:
+            self._refuse_slow("the head of the request")
+        elif self.phase == "body":
+            if self.flow.read_paused:  # the service reads slowly, not the client
+                self.since += _STEP
+            elif waited > limits.body_seconds + self.received / (limits.body_rate * 1024):
+                self._refuse_slow("the body of the request")
+        elif self.phase == "rest" and waited > _LINGER:
+            self.transport.close()
+        elif self.phase == "answer" and not self.flow.write_paused:
+            self.since = now
+        elif (self.phase == "answer" and waited > limits.sending_seconds) or (
+            self.phase == "closing" and waited > _LINGER
+        ):
+            self.transport.abort()
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has no complete request, so that it may be closed to make room."""
+        return self.phase in ("head", "idle", "body", "rest")
+
+    def _make_room(self) -> None:
+        """Close the connection that has been without a request for longest; it may be this one."""
+        others: list[Connection] = [each for each in self.connections if isinstance(each, Connection) and each.waits]
+        oldest = min(others, key=lambda each: each.since, default=self)
+        self.metrics.rejected.labels("connections").inc()
+        oldest.transport.abort() if oldest is not self else self._refuse(503, "busy: too many connections")
+
+    def _refuse_slow(self, what: str) -> None:
+        self.metrics.rejected.labels("slow").inc()
+        self._refuse(408, f"{what} came too slowly")
+
+    def _refuse(self, status: int, message: str) -> None:
+        """Answer if that is still possible, then close."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps({"error": message}).encode()
+            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+            if status == 503:
+                headers.append(("Retry-After", "1"))
+            for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        self._follow()
+
+
+def guarded(limits: Limits, metrics: Metrics) -> type[Connection]:
+    """The class of connections of a service."""
+    return type("GuardedConnection", (Connection,), {"limits": limits, "metrics": metrics})
+
+
+async def watch(connections: Callable[[], set[Any]]) -> None:
+    """Check all connections until cancelled.
+
+    Args:
+        connections: those that are open.
+    """
+    while True:
+        await asyncio.sleep(_STEP)
+        now = time.monotonic()
+        for connection in list(connections()):
+            if isinstance(connection, Connection):
+                connection.check(now)
