@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +69,12 @@ def serve(
             settings,
             bound,
             engine.options(),
-            lambda service: say(f"{address} serves {', '.join(service.models)}; Ctrl+C ends it"),
+            lambda service: _say_ready(address, service.models),
             log_requests,
         )
     return 0
+
+
+def _say_ready(address: str, models: Iterable[str]) -> None:
+    say(f"{address} serves {', '.join(models)}; Ctrl+C ends it")
+    sys.stdout.flush()  # a program that started this one waits for the line

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -22,6 +24,7 @@ from .models import CALLS, describe
 from .replies import Answer, RefusalError
 from .service import Service, Settings
 
+_PAGE_SUFFIXES = (".html", ".js", ".mjs", ".css", ".svg", ".png", ".jpg", ".webp", ".ico", ".json", ".txt", ".wasm")
 PAGE = Path(__file__).parents[1] / "page"  #: static files of the page, if this installation has it
 
 
@@ -55,7 +58,7 @@ def make_app(models: Mapping[str, Served], settings: Settings, page: Path = PAGE
     _add_calls(app, service)
     add_inference_protocol(app, service)
     if (page / "index.html").is_file():
-        app.mount("/", StaticFiles(directory=page, html=True))
+        app.mount("/", _PageFiles(directory=page, html=True))
     app.openapi = lambda: openapi.document(app, service)
     return app
 
@@ -101,6 +104,15 @@ def _add_calls(app: FastAPI, service: Service) -> None:
 
     for name in dict.fromkeys(name for calls in CALLS.values() for name in calls):
         add(name)
+
+
+class _PageFiles(StaticFiles):
+    """The files of the page; what else its folder holds is not served."""
+
+    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
+        found = super().lookup_path(path)
+        is_folder = found[1] is not None and stat.S_ISDIR(found[1].st_mode)
+        return found if is_folder or Path(path).suffix in _PAGE_SUFFIXES else ("", None)
 
 
 def response_of(answer: Answer) -> Response:

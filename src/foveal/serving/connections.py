@@ -35,7 +35,8 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.phase, self.since = "head", time.monotonic()
-        self.received = 0  # bytes of the current body
+        self.moved = 0  # bytes received or sent in this phase
+        self.unsent = 0  # bytes that the client has not taken yet, at the last look
 
     # ---- what asyncio calls
 
@@ -47,7 +48,7 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return  # of a client that does not read why
-        self.received += len(data)
+        self.moved += len(data)
         try:
             super().data_received(data)
         except h11.LocalProtocolError:  # nonsense in the rest of a body that has its answer
@@ -63,25 +64,31 @@ class Connection(H11Protocol):
         self.metrics.rejected.labels("http").inc()
         self._refuse(400, "no valid HTTP request, or its head is too large")
 
+    def shutdown(self) -> None:
+        """Close the connection, or let its request be the last one: the service ends."""
+        try:
+            super().shutdown()
+        except h11.LocalProtocolError:
+            self.transport.close()
+
     # ---- limits
 
     def _follow(self) -> None:
         """Note what the connection waits for, and since when."""
         answered = self.cycle is None or self.cycle.response_complete
         state = self.conn.their_state
-        if self.transport.is_closing():
-            phase = "closing"
+        if answered and self.transport.get_write_buffer_size():
+            phase = "sending"
         elif state is h11.SEND_BODY:
             phase = "rest" if answered else "body"
         elif not answered:
             phase = "answer"
-        elif self.timeout_keep_alive_task is not None:
-            phase = "idle"
-        else:
+        elif self.cycle is None or self.conn.trailing_data[0]:
             phase = "head"
+        else:
+            phase = "idle"
         if phase != self.phase:
-            self.phase, self.since = phase, time.monotonic()
-            self.received = 0
+            self.phase, self.since, self.moved = phase, time.monotonic(), 0
 
     def check(self, now: float) -> None:
         """Close the connection if it exceeds a limit.
@@ -90,21 +97,27 @@ class Connection(H11Protocol):
             now: on the clock of ``time.monotonic``.
         """
         self._follow()
+        unsent = self.transport.get_write_buffer_size()
+        if self.phase in ("answer", "sending"):
+            self.moved += max(0, self.unsent - unsent)
+        self.unsent = unsent
         waited, limits = now - self.since, self.limits
+        granted = self.moved / (limits.min_rate * 1024)  # seconds for what was moved
         if self.phase == "head" and waited > limits.header_seconds:
             self._refuse_slow("the head of the request")
+        elif self.phase == "idle" and waited > limits.idle_seconds:
+            self.transport.close()
         elif self.phase == "body":
             if self.flow.read_paused:  # the service reads slowly, not the client
                 self.since += _STEP
-            elif waited > limits.body_seconds + self.received / (limits.body_rate * 1024):
+            elif waited > limits.body_seconds + granted:
                 self._refuse_slow("the body of the request")
         elif self.phase == "rest" and waited > _LINGER:
             self.transport.close()
         elif self.phase == "answer" and not self.flow.write_paused:
-            self.since = now
-        elif (self.phase == "answer" and waited > limits.sending_seconds) or (
-            self.phase == "closing" and waited > _LINGER
-        ):
+            self.since, self.moved = now, 0  # the service works on it
+        elif self.phase in ("answer", "sending") and waited > limits.sending_seconds + granted:
+            self.metrics.rejected.labels("slow").inc()
             self.transport.abort()
 
     @property
@@ -115,7 +128,7 @@ class Connection(H11Protocol):
     def _make_room(self) -> None:
         """Close the connection that has been without a request for longest; it may be this one."""
         others: list[Connection] = [each for each in self.connections if isinstance(each, Connection) and each.waits]
-        oldest = min(others, key=lambda each: each.since, default=self)
+        oldest = min(others, key=lambda each: (each.phase == "body", each.since), default=self)
         self.metrics.rejected.labels("connections").inc()
         oldest.transport.abort() if oldest is not self else self._refuse(503, "busy: too many connections")
 

@@ -20,6 +20,8 @@ from ..files import parse_json
 from .limits import Limits
 from .replies import RefusalError, busy
 
+#: Content types of the file itself; the second is what curl --data-binary sends unless it is told another one.
+_RAW = ("application/octet-stream", "application/x-www-form-urlencoded", "")
 T = TypeVar("T", bound=BaseModel)
 _FIELDS = 40  # of a form
 _FIELD_BYTES = 1 << 20
@@ -123,7 +125,7 @@ async def read_inputs(request: Request, holding: _Holding) -> Inputs:
         inputs = await _read_form(request, holding)
     elif kind == "application/json":
         inputs = await asyncio.to_thread(_read_json, await holding.read(request))
-    elif kind.startswith("image/") or kind in ("application/octet-stream", ""):
+    elif kind.startswith("image/") or kind in _RAW:
         inputs = Inputs(await holding.read(request))
     else:
         raise RefusalError(
@@ -144,6 +146,8 @@ async def _read_form(request: Request, holding: _Holding) -> Inputs:
         form = await parser.parse()
     except MultiPartException as error:
         raise RefusalError(400, f"the form cannot be read: {error.message}") from error
+    if not parser.complete:
+        raise RefusalError(400, "the form cannot be read: it ends before its last boundary")
     inputs = Inputs()
     for name, value in form.multi_items():
         if isinstance(value, str):
@@ -162,6 +166,10 @@ class _MemoryParser(MultiPartParser):
     """Keeps files in memory: they are bounded, and must not reach a disk."""
 
     spool_max_size = 1 << 40
+    complete = False
+
+    def on_end(self) -> None:
+        self.complete = True
 
 
 def _read_json(body: bytes) -> Inputs:
@@ -186,6 +194,10 @@ def _read_json(body: bytes) -> Inputs:
         raise RefusalError(422, "image: no valid base64") from None
 
 
+#: Instead of pydantic's own words, by type of error.
+_WORDS = {"list_type": "give a list of numbers, in points and boxes one for each: [[420, 310]]"}
+
+
 def parse_options(kind: type[T], values: dict[str, Any]) -> T:
     """Check the options of a call.
 
@@ -200,5 +212,5 @@ def parse_options(kind: type[T], values: dict[str, Any]) -> T:
         if first["type"] == "extra_forbidden":
             raise RefusalError(422, f"unknown option {name[:80]!r}{nearest(name[:80], kind.model_fields)}") from None
         place = "".join(f"[{part}]" for part in first["loc"][1:] if isinstance(part, int))
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
         raise RefusalError(422, f"{name}{place}: {reason[:1].lower()}{reason[1:]}") from None

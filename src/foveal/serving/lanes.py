@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from ..errors import FovealError, InputError
@@ -68,10 +69,8 @@ class Work:
 
     def fail(self, error: BaseException) -> None:
         """Set the exception."""
-        try:
+        with suppress(InvalidStateError):  # cancelled: nobody waits
             self.future.set_exception(refusal_of(error) if isinstance(error, FovealError) else error)
-        except InvalidStateError:  # cancelled by the event loop, which has ended
-            pass
 
 
 def late() -> RefusalError:
@@ -250,8 +249,9 @@ class Lane:
             self._changed.notify()
         if isinstance(outcome, BaseException):
             work.fail(outcome)
-        elif not work.future.cancelled():
-            work.future.set_result(outcome)
+        else:
+            with suppress(InvalidStateError):
+                work.future.set_result(outcome)
 
 
 def _read(work: Work) -> Prepared | BaseException:

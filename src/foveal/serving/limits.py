@@ -23,17 +23,17 @@ class Limits:
         max_body: largest body of a request, in MiB.
         max_bodies: bodies of all requests at once, in MiB; further requests get 503.
         max_pixels: largest image, in pixels; refused from its header alone.
-        seconds: from a complete request to its answer; then it is dropped with 504, if possible before it is computed.
+        seconds: from a complete request to its answer; later it gets 504, and is not computed if it waits still.
         queue: requests that wait or run at once, of each kind; further ones get 503.
         batch_size: images of one shape that run at once.
         header_seconds: until the first line and the headers of a request are there.
-        body_seconds: until its body is there, plus the time that body_rate grants.
-        body_rate: slowest body, in KiB per second.
-        sending_seconds: that a client may let an answer wait.
+        body_seconds: until its body is there, beside the time that min_rate grants.
+        sending_seconds: until the client has read the answer, beside the time that min_rate grants.
+        min_rate: slowest transfer of bodies and answers, in KiB per second.
         idle_seconds: until a connection without a request is closed.
-        connections: at once; then the connection that has been without a request for longest is closed.
-        embeddings: of encoded images that are kept for further prompts, in MiB.
-        drain: seconds that running requests get when the service is asked to end.
+        connections: open at once; beyond, the one that has been without a request for longest is closed.
+        embeddings: size of the encoded images that are kept for further prompts, in MiB.
+        drain: seconds that requests get when the service is asked to end.
 
     Raises:
         ConfigError: a limit is out of range.
@@ -47,8 +47,8 @@ class Limits:
     batch_size: int = 8
     header_seconds: float = 5
     body_seconds: float = 8
-    body_rate: float = 32
-    sending_seconds: float = 60
+    sending_seconds: float = 8
+    min_rate: float = 32
     idle_seconds: float = 15
     connections: int = 512
     embeddings: float = 256

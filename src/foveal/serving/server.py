@@ -48,7 +48,6 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"{host}:{port} cannot be used ({error.strerror}): give another --host or --port, or --port 0 for a free one"
         ) from error
-    bound.set_inheritable(True)
     return bound
 
 

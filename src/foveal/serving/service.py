@@ -24,8 +24,9 @@ from .lanes import Lane, Work, late
 from .limits import Limits
 from .metrics import Metrics
 from .models import calls_of
-from .replies import Answer, RefusalError, refusal_of
+from .replies import Answer, RefusalError, busy, refusal_of
 
+_FETCHES = 4  # images that are downloaded at once
 _BYTES = 4 + 1  # of a pixel and channel: float32 for the network, and as it was read
 _MEDIA = {  # by format, what a client may ask for with Accept
     "json": "application/json",
@@ -77,12 +78,14 @@ class Service:
         }
         self.ending = False
         self._side = ThreadPoolExecutor(2, "foveal-headers")
+        self._fetchers, self._fetching = ThreadPoolExecutor(_FETCHES, "foveal-fetch"), 0
 
     def end(self) -> None:
         """End the threads."""
         for lane in self.lanes.values():
             lane.end()
-        self._side.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._side, self._fetchers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def find(self, model: str) -> Served:
         """A model by name.
@@ -175,7 +178,7 @@ class Service:
         try:
             content = inputs.image
             if url is not None:
-                content = await loop.run_in_executor(self._side, self.settings.fetcher.fetch, str(url))
+                content = await self._fetch(str(url))
             size = await loop.run_in_executor(self._side, self.check_size, content)
             digest = await loop.run_in_executor(self._side, content_hash, content) if call.takes_embeddings else ""
         except FovealError as error:
@@ -186,6 +189,16 @@ class Service:
             self.cache.put(served.name, digest, embedding)
 
         return Asked(content, options, digest, kept, keep), size
+
+    async def _fetch(self, url: str) -> bytes:
+        """The image at an address; few at once, since each waits for another server."""
+        if self._fetching >= _FETCHES:
+            raise busy("busy: too many images are being downloaded", "addresses")
+        self._fetching += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._fetchers, self.settings.fetcher.fetch, url)
+        finally:
+            self._fetching -= 1
 
     def check_size(self, content: bytes) -> tuple[int, int]:
         """(H, W) of an image, from its header.
