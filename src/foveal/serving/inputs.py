@@ -195,7 +195,11 @@ def _read_json(body: bytes) -> Inputs:
 
 
 #: Instead of pydantic's own words, by type of error.
-_WORDS = {"list_type": "give a list of numbers, in points and boxes one for each: [[420, 310]]"}
+_WORDS = {
+    "list_type": "give a list of numbers, in points and boxes one for each: [[420, 310]]",
+    "too_long": "give at most {max_length}",
+    "too_short": "give at least {min_length}",
+}
 
 
 def parse_options(kind: type[T], values: dict[str, Any]) -> T:
@@ -207,10 +211,12 @@ def parse_options(kind: type[T], values: dict[str, Any]) -> T:
     try:
         return kind(**{str(name): value for name, value in values.items()})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
+        first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
             raise RefusalError(422, f"unknown option {name[:80]!r}{nearest(name[:80], kind.model_fields)}") from None
         place = "".join(f"[{part}]" for part in first["loc"][1:] if isinstance(part, int))
-        reason = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] in _WORDS:
+            reason = _WORDS[first["type"]].format(**first.get("ctx", {}))
         raise RefusalError(422, f"{name}{place}: {reason[:1].lower()}{reason[1:]}") from None
