@@ -14,7 +14,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from .limits import Limits
+from .limits import HEADER_BYTES, MAX_HEADERS, Limits
 from .metrics import Metrics
 
 _STEP = 0.25  # seconds between two looks at all connections
@@ -49,6 +49,10 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             return  # of a client that does not read why
         self.moved += len(data)
+        if self.conn.their_state is h11.IDLE and self._is_too_large(data):
+            self.metrics.rejected.labels("size").inc()
+            self._refuse(431, f"above {MAX_HEADERS} headers or {HEADER_BYTES >> 10} KiB of them")
+            return
         try:
             super().data_received(data)
         except h11.LocalProtocolError:  # nonsense in the rest of a body that has its answer
@@ -72,6 +76,15 @@ class Connection(H11Protocol):
             self.transport.close()
 
     # ---- limits
+
+    def _is_too_large(self, data: bytes) -> bool:
+        """Whether a head is above the limits, found without parsing it: thousands of headers take milliseconds."""
+        before = self.conn.trailing_data[0]
+        head = (before + data[: HEADER_BYTES + 1])[: HEADER_BYTES + 1]
+        ends = [end for end in (head.find(b"\r\n\r\n"), head.find(b"\n\n")) if end >= 0]
+        if not ends and len(head) > HEADER_BYTES:
+            return True
+        return head.count(b"\n", 0, min(ends, default=len(head))) > MAX_HEADERS
 
     def _follow(self) -> None:
         """Note what the connection waits for, and since when."""
@@ -110,7 +123,7 @@ class Connection(H11Protocol):
         elif self.phase == "body":
             if self.flow.read_paused:  # the service reads slowly, not the client
                 self.since += _STEP
-            elif waited > limits.body_seconds + granted:
+            elif waited > limits.body_seconds + (granted if self._has_length else 0):
                 self._refuse_slow("the body of the request")
         elif self.phase == "rest" and waited > _LINGER:
             self.transport.close()
@@ -119,6 +132,11 @@ class Connection(H11Protocol):
         elif self.phase in ("answer", "sending") and waited > limits.sending_seconds + granted:
             self.metrics.rejected.labels("slow").inc()
             self.transport.abort()
+
+    @property
+    def _has_length(self) -> bool:
+        """Whether the head says how long the body is; otherwise it could go on for ever."""
+        return any(name == b"content-length" for name, _ in self.headers)
 
     @property
     def waits(self) -> bool:

@@ -25,6 +25,7 @@ _POLICY = (
     "'wasm-unsafe-eval'; connect-src 'self' blob: data:; worker-src 'self' blob:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'"
 )
+_CLOSING = (400, 414, 431)  # statuses after which nothing sensible is expected from a client
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", _POLICY.encode()),
@@ -89,6 +90,8 @@ class Gate:
         call = facts.get("call", "other")
         self.metrics.requests.labels(call, facts.get("model", ""), str(status)).inc()
         self.metrics.latency.labels(call).observe(seconds)
+        if status == 503:
+            self.metrics.refusal.observe(seconds)
         client = scope.get("client") or ("", 0)
         line = {"event": "request", "id": number, "client": client[0], "method": scope["method"][:20]}
         line |= {"path": scope["path"][:200], "status": status, "ms": round(1000 * seconds, 1), "sent": sent, **facts}
@@ -111,6 +114,8 @@ async def refuse(error: RefusalError, send: Send) -> None:
     """Send a refusal as JSON."""
     body = json.dumps({"error": " ".join(str(error).split())}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if error.status in _CLOSING:
+        headers.append((b"connection", b"close"))
     headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -27,7 +27,7 @@ class Limits:
         queue: requests that wait or run at once, of each kind; further ones get 503.
         batch_size: images of one shape that run at once.
         header_seconds: until the first line and the headers of a request are there.
-        body_seconds: until its body is there, beside the time that min_rate grants.
+        body_seconds: until its body is there, beside the time that min_rate grants to bodies with a Content-Length.
         sending_seconds: until the client has read the answer, beside the time that min_rate grants.
         min_rate: slowest transfer of bodies and answers, in KiB per second.
         idle_seconds: until a connection without a request is closed.
@@ -48,8 +48,8 @@ class Limits:
     header_seconds: float = 5
     body_seconds: float = 8
     sending_seconds: float = 8
-    min_rate: float = 32
-    idle_seconds: float = 15
+    min_rate: float = 64
+    idle_seconds: float = 10
     connections: int = 512
     embeddings: float = 256
     drain: float = 30

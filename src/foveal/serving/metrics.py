@@ -25,6 +25,7 @@ class Metrics:
     Attributes:
         requests: by call, model and status.
         latency: seconds from the headers of a request to its last byte, by call.
+        refusal: seconds from the head of a request to its 503.
         rejected: requests without a result, by reason: queue, bodies, deadline, cancelled, size, slow, keys, memory,
             connections.
         out_of_memory: batches that were split because memory did not suffice.
@@ -41,6 +42,12 @@ class Metrics:
         )
         self.latency = Histogram(
             "foveal_request_seconds", "Time of requests.", ("call",), buckets=_SECONDS, registry=self.registry
+        )
+        self.refusal = Histogram(
+            "foveal_refusal_seconds",
+            "Time from the head of a request to 503.",
+            buckets=_SECONDS,
+            registry=self.registry,
         )
         self.rejected = Counter("foveal_rejected", "Requests without a result.", ("reason",), registry=self.registry)
         self.out_of_memory = Counter(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -21,6 +23,7 @@ from .models import open_models
 from .service import Service, Settings
 
 _BACKLOG = 128
+_ARENAS = -8  # M_ARENA_MAX of glibc's malloc.h
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -98,6 +101,16 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
+def _share_process() -> None:
+    """Settings of a process in which one thread answers while others compute."""
+    # A thread that waits for Python's lock gets it after this time: requests are refused while results are written.
+    sys.setswitchinterval(0.001)
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            # By default every thread has an arena of its own, from which memory hardly returns to the system.
+            ctypes.CDLL(None).mallopt(_ARENAS, 2)
+
+
 def serve(
     refs: Sequence[str],
     settings: Settings,
@@ -119,6 +132,7 @@ def serve(
     Raises:
         FovealError: a model cannot be opened.
     """
+    _share_process()
     models = open_models(refs, settings.limits.batch_size, engine)
     start_logs(requests=log_requests)
     app = make_app(models, settings)
