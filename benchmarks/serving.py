@@ -345,7 +345,9 @@ MEASUREMENTS: dict[str, Callable[[int, argparse.Namespace], dict[str, Any]]] = {
 
 def print_tables(report: dict[str, Any]) -> None:
     """Print the tables of the documentation."""
-    print(f"{machine.one_line()}, {os.process_cpu_count() if hasattr(os, 'process_cpu_count') else os.cpu_count()} CPUs\n")
+    print(
+        f"{machine.one_line()}, {os.process_cpu_count() if hasattr(os, 'process_cpu_count') else os.cpu_count()} CPUs\n"
+    )
     print("| measured | result | aim |\n|---|---|---|")
     if found := report.get("throughput"):
         print(f"| throughput against bare batched prediction | {found['ratio']:.0%} | 90 % |")
@@ -360,7 +362,9 @@ def print_tables(report: dict[str, Any]) -> None:
         print("\n| attack | closed within | 99th percentile of a healthy client, alone and during it | ratio |")
         print("|---|---|---|---|")
         for name, row in found.items():
-            print(f"| {name} | {row['closed_within_s']} s | {row['p99_ms_alone']}, {row['p99_ms']} ms | {row['ratio']} |")
+            print(
+                f"| {name} | {row['closed_within_s']} s | {row['p99_ms_alone']}, {row['p99_ms']} ms | {row['ratio']} |"
+            )
 
 
 if __name__ == "__main__":

@@ -136,4 +136,6 @@ def form(image: bytes, **options: str) -> tuple[bytes, str]:
         for name, value in options.items()
     ]
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\n\r\n'.encode()
-    return b"".join(parts) + head + image + f"\r\n--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
+    return b"".join(
+        parts
+    ) + head + image + f"\r\n--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"

@@ -8,7 +8,6 @@ import ssl
 import subprocess
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -130,7 +129,7 @@ def test_answers_that_are_refused(host: tuple[int, ssl.SSLContext], path: str, w
 
 
 def test_certificates_of_others_are_refused(host: tuple[int, ssl.SSLContext]) -> None:
-    port, tls = host
+    port = host[0]
     untrusted = Fetcher(frozenset({f"localhost:{port}"}), allows=lambda address: True)
     with pytest.raises(InputError, match="certificate verify failed"):
         untrusted.fetch(f"https://localhost:{port}/image")

@@ -199,19 +199,18 @@ def test_others_are_served_while_all_connections_are_taken(narrow: Running, phot
 def test_clients_that_do_not_read_their_answers_are_closed() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
     photo = encoded(Image.fromarray(noise), "PNG")  # its answer is larger than what the sockets hold
-    with running("bicubic.x4", "--sending-seconds", "0.5") as service:
-        with service.dial() as deaf:
-            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            head = f"POST /api/bicubic.x4/predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(photo)}\r\n\r\n"
-            deaf.sendall(head.encode() + photo)
-            for _ in range(2400):
-                closed = service.metric('foveal_rejected_total{reason="slow"}')
-                if closed and service.metric("foveal_connections") == 1:  # the one that asks
-                    break
-                time.sleep(0.05)
-            else:
-                raise AssertionError("the connection stays")
-            assert service.metric('foveal_requests_total{call="predict"') == 1, "it had an answer"
+    with running("bicubic.x4", "--sending-seconds", "0.5") as service, service.dial() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        head = f"POST /api/bicubic.x4/predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(photo)}\r\n\r\n"
+        deaf.sendall(head.encode() + photo)
+        for _ in range(2400):
+            closed = service.metric('foveal_rejected_total{reason="slow"}')
+            if closed and service.metric("foveal_connections") == 1:  # the one that asks
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("the connection stays")
+        assert service.metric('foveal_requests_total{call="predict"') == 1, "it had an answer"
 
 
 def test_nothing_was_logged_as_an_error(service: Running) -> None:
@@ -230,9 +229,21 @@ def traversals() -> list[str]:
         "..%00/", "%2e%2e%5c", "..%c0%af", "/..//", "./../", "..%u2215", "%uff0e%uff0e/", "..%ef%bc%8f",
     ]  # fmt: skip
     found = [f"/{step * count}{target}" for step in steps for count in (1, 3, 8) for target in targets[:3]]
-    found += [f"/{name}" for name in ("link.txt", "__init__.py", "folder/secret.txt", "%2fetc%2fpasswd", "//etc/passwd", "C:%5csecret.txt")]
+    found += [
+        f"/{name}"
+        for name in (
+            "link.txt",
+            "__init__.py",
+            "folder/secret.txt",
+            "%2fetc%2fpasswd",
+            "//etc/passwd",
+            "C:%5csecret.txt",
+        )
+    ]
     found += [f"/index.html{end}" for end in ("%00", "%00.txt", "/../secret.txt", "/%2e%2e/%2e%2e/secret.txt", "%0a")]
-    found += [f"/api/{name}/predict" for name in ("..%2f..%2fsecret", "%2e%2e", ".", "..", "%00", "a%00b", "%2fetc%2fpasswd")]
+    found += [
+        f"/api/{name}/predict" for name in ("..%2f..%2fsecret", "%2e%2e", ".", "..", "%00", "a%00b", "%2fetc%2fpasswd")
+    ]
     found += [f"/v2/models/{name}" for name in ("..%2f..%2fsecret.txt", "%2e%2e", "..", "%00", "%2fetc%2fpasswd")]
     found += [f"/{'a/' * count}{'../' * (count + 1)}secret.txt" for count in range(1, 20)]
     return found[:200]

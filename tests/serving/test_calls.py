@@ -33,7 +33,11 @@ def pixels_of(body: bytes) -> np.ndarray:
 def test_models_are_described(service: Running) -> None:
     reply = service.get("/api/models")
     segmenter, upscaler = reply.json["models"]
-    assert (segmenter["name"], segmenter["task"], segmenter["calls"]) == ("efficientvit_b0.camvid", "segment", ["predict"])
+    assert (segmenter["name"], segmenter["task"], segmenter["calls"]) == (
+        "efficientvit_b0.camvid",
+        "segment",
+        ["predict"],
+    )
     assert segmenter["classes"][0] == {"name": "sky", "colour": [128, 128, 128]}
     assert (upscaler["name"], upscaler["ref"], upscaler["scale"]) == ("up", "efficientvit_sr.x2", 2)
     assert reply.json["limits"]["pixels"] == 50_000_000
@@ -222,7 +226,7 @@ def test_the_log_has_a_line_per_request_without_content(photo: bytes) -> None:
     secret = base64.b64encode(photo).decode()
     with running("efficientvit_b0.camvid", "--runtime", "onnxruntime") as service:
         service.post_json(f"{SEGMENT}?format=png", {"image": secret})
-        service.get("/a\"b%0ac")
+        service.get('/a"b%0ac')
         service.end()
     lines = [json.loads(line) for line in service.log]
     requests = [line for line in lines if line.get("event") == "request"]

@@ -55,9 +55,7 @@ def test_health_and_metadata(client: Any) -> None:
 
 @pytest.mark.parametrize("binary_in", [True, False])
 @pytest.mark.parametrize("binary_out", [True, False])
-def test_masks_of_pixels(
-    client: Any, pixels: np.ndarray, mask: np.ndarray, binary_in: bool, binary_out: bool
-) -> None:
+def test_masks_of_pixels(client: Any, pixels: np.ndarray, mask: np.ndarray, binary_in: bool, binary_out: bool) -> None:
     outputs = [client_library.InferRequestedOutput("mask", binary_data=binary_out)]
     result = client.infer(MODEL, [image_input(pixels[None], "UINT8", binary_in)], outputs=outputs, request_id="seven")
     assert (result.as_numpy("mask") == mask).all()
@@ -118,7 +116,16 @@ def test_json_files_are_base64(service: Running, photo: bytes, pixels: np.ndarra
         ({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [1], "data": ["*"]}]}, "cannot be read as BYTES"),
         ({"inputs": [], "outputs": [5]}, "outputs: give a list"),
         (
-            {"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1 << 62, 1 << 62], "parameters": {"binary_data_size": 4}}]},
+            {
+                "inputs": [
+                    {
+                        "name": "x",
+                        "datatype": "UINT8",
+                        "shape": [1 << 62, 1 << 62],
+                        "parameters": {"binary_data_size": 4},
+                    }
+                ]
+            },
             "but 0 bytes are there",
         ),
     ],

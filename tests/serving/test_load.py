@@ -134,11 +134,10 @@ def test_a_service_that_ends_answers_what_runs_and_takes_no_more(large: bytes) -
 
 
 def test_a_drain_has_an_end(large: bytes) -> None:
-    with running("bicubic.x4", "--drain", "1") as service:
-        with service.dial() as slow:
-            slow.sendall(f"POST {EVERY} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nx".encode())
-            until(lambda: service.metric("foveal_body_bytes") == 1)
-            assert service.end() == 0
+    with running("bicubic.x4", "--drain", "1") as service, service.dial() as slow:
+        slow.sendall(f"POST {EVERY} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nx".encode())
+        until(lambda: service.metric("foveal_body_bytes") == 1)
+        assert service.end() == 0
 
 
 def test_keys_are_needed_where_they_are_set(tmp_path: Path, photo: bytes) -> None:
@@ -146,7 +145,13 @@ def test_keys_are_needed_where_they_are_set(tmp_path: Path, photo: bytes) -> Non
     keys.write_text(f"# of tests\n{KEY}\n\nanother-key-of-sixteen\n")
     with running("bicubic.x2", "--keys", keys) as service:
         call = "/api/bicubic.x2/predict"
-        wrong = [{}, {"X-API-Key": KEY[:-1]}, {"X-API-Key": ""}, {"Authorization": f"Basic {KEY}"}, {"X-API-Key": "é" * 20}]
+        wrong = [
+            {},
+            {"X-API-Key": KEY[:-1]},
+            {"X-API-Key": ""},
+            {"Authorization": f"Basic {KEY}"},
+            {"X-API-Key": "é" * 20},
+        ]
         for headers in wrong:
             reply = service.request("POST", call, photo, headers)
             assert reply.status == 401
@@ -156,7 +161,11 @@ def test_keys_are_needed_where_they_are_set(tmp_path: Path, photo: bytes) -> Non
             assert service.get(path).status in (401, 404), path
         for path in ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready"):
             assert service.get(path).status == 200, path
-        for headers in ({"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}, {"X-API-Key": "another-key-of-sixteen"}):
+        for headers in (
+            {"X-API-Key": KEY},
+            {"Authorization": f"Bearer {KEY}"},
+            {"X-API-Key": "another-key-of-sixteen"},
+        ):
             assert service.request("POST", call, photo, headers).status == 200
         service.process.terminate()
         service.process.wait()

@@ -43,7 +43,15 @@ def test_the_service_keeps_to_its_document(service: Running, document: dict[str,
                     parameter["schema"] = {"enum": ["efficientvit_b0.camvid", "up", "nothing"]}
     file = tmp_path / "openapi.json"
     file.write_text(json.dumps(document))
-    command = [sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run", str(file), "--url", f"http://127.0.0.1:{service.port}"]
+    command = [
+        sys.executable,
+        "-c",
+        "from schemathesis.cli import schemathesis; schemathesis()",
+        "run",
+        str(file),
+        "--url",
+        f"http://127.0.0.1:{service.port}",
+    ]
     command += ["--checks", "not_a_server_error,status_code_conformance,content_type_conformance", "--seed", "1"]
     command += ["--max-examples", "100", "--request-timeout", "120", "--workers", "1", "--suppress-health-check", "all"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

@@ -65,7 +65,9 @@ class Fetcher:
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection = _Pinned(host, port, address, self.tls)
         try:
-            connection.request("GET", path, headers={"Accept": "image/*", "User-Agent": "foveal", "Connection": "close"})
+            connection.request(
+                "GET", path, headers={"Accept": "image/*", "User-Agent": "foveal", "Connection": "close"}
+            )
             return self._read(connection.getresponse(), host)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise InputError(f"url: {host} cannot be read ({' '.join(str(error).split()) or 'no answer'})") from error

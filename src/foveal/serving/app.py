@@ -123,6 +123,9 @@ def response_of(answer: Answer) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """An address or method that does not exist."""
     assert isinstance(error, HTTPException)
-    texts = {404: "no such address: see /api/models and /openapi.json", 405: f"{request.method} is not for this address"}
+    texts = {
+        404: "no such address: see /api/models and /openapi.json",
+        405: f"{request.method} is not for this address",
+    }
     text = texts.get(error.status_code) or HTTPStatus(error.status_code).phrase
     return JSONResponse({"error": text}, error.status_code, headers=error.headers)

@@ -84,9 +84,7 @@ class Gate:
         keyed = path.startswith(_KEYED) and not path.startswith(_OPEN)
         return not keyed or self.keys.allow(scope["headers"])
 
-    def _note(
-        self, scope: Scope, facts: dict[str, Any], number: str, status: int, sent: int, seconds: float
-    ) -> None:
+    def _note(self, scope: Scope, facts: dict[str, Any], number: str, status: int, sent: int, seconds: float) -> None:
         call = facts.get("call", "other")
         self.metrics.requests.labels(call, facts.get("model", ""), str(status)).inc()
         self.metrics.latency.labels(call).observe(seconds)

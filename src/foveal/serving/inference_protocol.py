@@ -105,7 +105,9 @@ def add_inference_protocol(app: FastAPI, service: Service) -> None:
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", tags=["KServe v2"], summary="Whether requests are taken", responses=openapi.errors(503))
+    @app.get(
+        "/v2/health/ready", tags=["KServe v2"], summary="Whether requests are taken", responses=openapi.errors(503)
+    )
     async def ready() -> dict[str, bool]:
         if service.ending:
             raise RefusalError(503, "the service ends", "ending", {"Retry-After": "1"})
@@ -123,9 +125,7 @@ def add_inference_protocol(app: FastAPI, service: Service) -> None:
     missing = openapi.errors(404)
     for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/1"):
         of_version = " (version 1)" * ("versions" in prefix)
-        app.add_api_route(
-            prefix, model_metadata, tags=["KServe v2"], summary=f"Tensors{of_version}", responses=missing
-        )
+        app.add_api_route(prefix, model_metadata, tags=["KServe v2"], summary=f"Tensors{of_version}", responses=missing)
         app.add_api_route(
             f"{prefix}/ready", model_ready, tags=["KServe v2"], summary=f"Ready{of_version}", responses=missing
         )
@@ -214,7 +214,9 @@ def _check_names(predictor: Predictor, asked: Inference) -> tuple[str, ...]:
             want in (-1, have) for want, have in zip(spec.shape, array.shape, strict=True)
         )
         if not sides or array.dtype.kind not in "iuf" or not 0 < len(array) <= 64:
-            raise RefusalError(400, f"input {name!r}: give {spec.datatype} of shape {list(spec.shape)}, at most 64 rows")
+            raise RefusalError(
+                400, f"input {name!r}: give {spec.datatype} of shape {list(spec.shape)}, at most 64 rows"
+            )
     if "image" not in asked.inputs:
         raise RefusalError(400, "no input 'image'")
     outputs = {spec.name for spec in protocol.outputs(predictor)}
@@ -261,7 +263,11 @@ def _stacked(name: str, asked: Inference, results: list[Mapping[str, NDArray[Any
     if any(len({result[each].shape for result in results}) > 1 for each in chosen):
         raise RefusalError(422, "the images have different sizes, and so their results: send them one by one")
     outputs = {each: np.stack([result[each] for result in results]) for each in chosen}
-    if sum(math.prod(array.shape) for array in outputs.values()) > _MOST_VALUES and not asked.all_binary and not all(asked.binary.get(each) for each in chosen):
+    if (
+        sum(math.prod(array.shape) for array in outputs.values()) > _MOST_VALUES
+        and not asked.all_binary
+        and not all(asked.binary.get(each) for each in chosen)
+    ):
         raise RefusalError(413, f"more than {_MOST_VALUES} values in JSON: ask for binary_data", "size")
     return write_inference(name, asked, outputs)
 

@@ -130,7 +130,8 @@ async def read_inputs(request: Request, holding: _Holding) -> Inputs:
     else:
         raise RefusalError(
             415,
-            f"Content-Type {kind[:80]!r}: send image/*, application/octet-stream, multipart/form-data or application/json",
+            f"Content-Type {kind[:80]!r}: send image/*, application/octet-stream, multipart/form-data or "
+            "application/json",
         )
     if twice := sorted(query.keys() & inputs.options.keys()):
         raise RefusalError(400, f"{twice[0]!r:.80} is in the query and in the body: give it once")

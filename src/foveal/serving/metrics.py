@@ -37,9 +37,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.requests = Counter(
-            "foveal_requests", "Requests.", ("call", "model", "status"), registry=self.registry
-        )
+        self.requests = Counter("foveal_requests", "Requests.", ("call", "model", "status"), registry=self.registry)
         self.latency = Histogram(
             "foveal_request_seconds", "Time of requests.", ("call",), buckets=_SECONDS, registry=self.registry
         )
@@ -56,9 +54,7 @@ class Metrics:
         self.embeddings = Counter(
             "foveal_embeddings", "Embeddings looked up in the cache.", ("found",), registry=self.registry
         )
-        self._depth = Gauge(
-            "foveal_queue_depth", "Requests that wait or run.", ("lane",), registry=self.registry
-        )
+        self._depth = Gauge("foveal_queue_depth", "Requests that wait or run.", ("lane",), registry=self.registry)
         self._batch = Histogram(
             "foveal_batch_size", "Requests that ran at once.", ("lane",), buckets=_SIZES, registry=self.registry
         )

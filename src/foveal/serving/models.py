@@ -62,8 +62,8 @@ def open_models(refs: Sequence[str], batch_size: int, engine: Mapping[str, Any])
         predictor = load(target, **engine)
         if predictor.info.task not in CALLS:
             raise ConfigError(
-                f"{target} is for {predictor.info.task or 'no task'!r}, which gives no result for an image: give a model "
-                f"for {', '.join(CALLS)}"
+                f"{target} is for {predictor.info.task or 'no task'!r}, which gives no result for an image: give a "
+                f"model for {', '.join(CALLS)}"
             )
         models[name] = Served(name, predictor, Batches(predictor.runner, predictor.prepare, batch_size))
     return models
@@ -79,7 +79,9 @@ def _split(ref: str) -> tuple[str, str]:
     if not target:
         raise ConfigError(f"{ref}: no model: write NAME=REF")
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"{ref}: {name[:100]!r} is no name for an address: write NAME=REF with letters, digits and ._-")
+        raise ConfigError(
+            f"{ref}: {name[:100]!r} is no name for an address: write NAME=REF with letters, digits and ._-"
+        )
     return name, target
 
 

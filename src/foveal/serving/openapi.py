@@ -83,7 +83,9 @@ def describe_call(name: str, calls: Mapping[str, Mapping[str, Call]]) -> dict[st
     of_tasks = {task: each[name] for task, each in calls.items() if name in each}
     properties: dict[str, Any] = {}
     for call in of_tasks.values():
-        properties |= {key: _without_titles(value) for key, value in call.options.model_json_schema()["properties"].items()}
+        properties |= {
+            key: _without_titles(value) for key, value in call.options.model_json_schema()["properties"].items()
+        }
     formats = list(dict.fromkeys(form for call in of_tasks.values() for form in call.formats))
     properties["format"] = {"type": "string", "enum": formats, "description": "Of the answer."}
     sources: dict[str, Any] = {"image": {"type": "string", "format": "byte", "description": "The file in base64."}}

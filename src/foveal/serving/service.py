@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
@@ -46,9 +46,9 @@ class Settings:
         fetcher: of images by address.
     """
 
-    limits: Limits = Limits()
-    keys: Keys = Keys()
-    fetcher: Fetcher = Fetcher()
+    limits: Limits = field(default_factory=Limits)
+    keys: Keys = field(default_factory=Keys)
+    fetcher: Fetcher = field(default_factory=Fetcher)
 
 
 class Service:

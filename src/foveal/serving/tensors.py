@@ -98,7 +98,9 @@ def read_inference(body: bytes, header: str | None) -> Inference:
     if start != len(binary):
         raise RefusalError(400, f"{len(binary) - start} bytes of binary data belong to no input")
     outputs = content.get("outputs", [])
-    if not isinstance(outputs, list) or not all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in outputs):
+    if not isinstance(outputs, list) or not all(
+        isinstance(each, dict) and isinstance(each.get("name"), str) for each in outputs
+    ):
         raise RefusalError(400, "outputs: give a list of objects with a name")
     wishes = {each["name"]: bool(_parameters(each).get("binary_data", False)) for each in outputs}
     all_binary = bool(_parameters(content).get("binary_data_output", False))
