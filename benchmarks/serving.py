@@ -20,7 +20,6 @@ import contextlib
 import http.client
 import io
 import json
-import os
 import signal
 import socket
 import statistics
@@ -345,9 +344,7 @@ MEASUREMENTS: dict[str, Callable[[int, argparse.Namespace], dict[str, Any]]] = {
 
 def print_tables(report: dict[str, Any]) -> None:
     """Print the tables of the documentation."""
-    print(
-        f"{machine.one_line()}, {os.process_cpu_count() if hasattr(os, 'process_cpu_count') else os.cpu_count()} CPUs\n"
-    )
+    print(f"{machine.one_line()}\n")
     print("| measured | result | aim |\n|---|---|---|")
     if found := report.get("throughput"):
         print(f"| throughput against bare batched prediction | {found['ratio']:.0%} | 90 % |")

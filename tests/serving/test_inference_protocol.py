@@ -107,6 +107,7 @@ def test_json_files_are_base64(service: Running, photo: bytes, pixels: np.ndarra
         ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [-1], "data": []}]}, "give its shape"),
         ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1] * 9, "data": [1]}]}, "give its shape"),
         ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [True], "data": [1]}]}, "give its shape"),
+        ({"inputs": [{"name": "x", "datatype": {}, "shape": [1], "data": [1]}]}, "datatype '{}'"),
         ({"inputs": [{"name": "x", "datatype": "UINT9", "shape": [1], "data": [1]}]}, "datatype 'UINT9'"),
         ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [2], "data": [1]}]}, "1 values for shape"),
         ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [256]}]}, "out of the range of UINT8"),

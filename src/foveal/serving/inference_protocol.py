@@ -122,7 +122,7 @@ def add_inference_protocol(app: FastAPI, service: Service) -> None:
     async def infer(model: str, request: Request) -> Response:
         return await _infer(service, model, request)
 
-    missing = openapi.errors(404)
+    missing = openapi.errors(400, 404)
     for prefix in ("/v2/models/{model}", "/v2/models/{model}/versions/1"):
         of_version = " (version 1)" * ("versions" in prefix)
         app.add_api_route(prefix, model_metadata, tags=["KServe v2"], summary=f"Tensors{of_version}", responses=missing)

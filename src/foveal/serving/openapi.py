@@ -33,11 +33,12 @@ _REASONS = {
     504: "Not done before the deadline.",
 }
 _OF_CALLS = (400, 401, 404, 408, 413, 414, 415, 422, 431, 500, 501, 503, 504)
+_FILE = "/9j/4AAQSkZJRg=="  # the beginning of a JPEG file in base64
 _EXAMPLES: dict[str, dict[str, Any]] = {
-    "predict": {"timeout": 10},
-    "encode": {},
+    "predict": {"image": _FILE, "timeout": 10},
+    "encode": {"image": _FILE},
     "prompt": {"embedding": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "points": [[420, 310]]},
-    "everything": {"fast": True, "max_side": 1024},
+    "everything": {"image": _FILE, "fast": True, "max_side": 1024},
 }
 _ANSWERS: dict[str, dict[str, Any]] = {
     "predict": {
@@ -99,7 +100,7 @@ def describe_call(name: str, calls: Mapping[str, Mapping[str, Call]]) -> dict[st
         "content": {
             "application/json": {
                 "schema": {"type": "object", "properties": {**sources, **properties}},
-                "example": {**({} if name == "prompt" else {"image": "/9j/4AAQSkZJRg=="}), **_EXAMPLES[name]},
+                "example": _EXAMPLES[name],
             },
             "multipart/form-data": {"schema": {"type": "object", "properties": form}},
             "application/octet-stream": {"schema": _BINARY},
@@ -156,7 +157,7 @@ def describe_infer() -> dict[str, Any]:
         },
     }
     response = {"type": "object", "properties": {"outputs": {"type": "array", "items": tensor}}}
-    example = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["/9j/4AAQSkZJRg=="]}]}
+    example = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [_FILE]}]}
     content = {"application/json": {"schema": request, "example": example}}
     answers = {"application/json": {"schema": response}, "application/octet-stream": {"schema": _BINARY}}
     return {

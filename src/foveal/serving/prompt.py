@@ -74,7 +74,7 @@ class _Prompted(NamedTuple):
 class _Mask(NamedTuple):
     mask: NDArray[np.bool_]
     iou: float
-    index: int  # among the masks of its prompt
+    number: int  # among the masks of its prompt
 
 
 # ---- encode
@@ -212,7 +212,9 @@ def _read_everything(served: Served, asked: Asked) -> Prepared:
     pixels = read_image(asked.content)
     size = _reduced((pixels.shape[0], pixels.shape[1]), options.max_side)
     if size != pixels.shape[:2]:
-        pixels = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR, reducing_gap=3.0))
+        pixels = np.asarray(
+            Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BILINEAR, reducing_gap=3.0)
+        )
     chosen = options.model_dump(exclude={"timeout", "max_side"})
 
     def run(_: None) -> EverythingResult:

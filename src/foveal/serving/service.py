@@ -69,8 +69,8 @@ class Service:
         self.cache = EmbeddingCache(self.limits.embedding_bytes)
         self.metrics.add_gauge("embedding_bytes", "Bytes of kept embeddings.", lambda: self.cache.bytes)
         self.metrics.add_gauge("body_bytes", "Bytes of the bodies of requests.", lambda: self.bodies.held)
-        wanted = {call.lane for served in models.values() for call in calls_of(served.predictor).values()}
-        wanted |= {"prompts"} if any("prompt" in calls_of(each.predictor) for each in models.values()) else set()
+        calls = [call for served in models.values() for call in calls_of(served.predictor).values()]
+        wanted = {call.lane for call in calls} | {"prompts" for call in calls if call.takes_embeddings}
         self.lanes = {
             name: Lane(name, self.limits.queue, LANES[name] or self.limits.batch_size, self.metrics)
             for name in LANES

@@ -122,7 +122,7 @@ def _read_tensor(entry: Any, binary: memoryview) -> tuple[str, NDArray[Any], int
     whole = isinstance(shape, list) and len(shape) <= 8 and all(type(side) is int and side >= 0 for side in shape)
     if not whole or not isinstance(shape, list):
         raise RefusalError(400, f"{label}: give its shape, up to 8 numbers of 0 or more")
-    if datatype != "BYTES" and datatype not in _DTYPES:
+    if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in _DTYPES):
         raise RefusalError(400, f"{label}: datatype {str(datatype)[:40]!r}; valid: {', '.join(_DTYPES)}, BYTES")
     count, size = math.prod(shape), _parameters(entry).get("binary_data_size")
     if size is None:
