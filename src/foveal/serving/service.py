@@ -118,7 +118,8 @@ class Service:
         served = self.find(model)
         call = self.find_call(served, name)
         request.state.facts |= {"model": served.name, "call": name}
-        self.lanes[call.lane].check_room()
+        if not call.takes_embeddings:  # else the body says in which lane it waits
+            self.lanes[call.lane].check_room()
         with self.bodies.holding() as holding:
             inputs = await read_inputs(request, holding)
             write = call.formats[_choose_format(inputs, request.headers.get("accept", ""), call)]
@@ -145,11 +146,11 @@ class Service:
         Raises:
             RefusalError: one of them gets no result.
         """
-        for lane, work in works:
-            lane.submit(work)
         answers = asyncio.gather(*(asyncio.wrap_future(work.future) for _, work in works))
         gone = asyncio.ensure_future(request.receive())
         try:
+            for lane, work in works:
+                lane.submit(work)
             left = min(work.deadline for _, work in works) - time.monotonic()
             await asyncio.wait((answers, gone), timeout=max(0, left), return_when=asyncio.FIRST_COMPLETED)
             if not answers.done():
