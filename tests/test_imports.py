@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "foveal"
 #: The rooms from the top down: each may import from those below it. The package itself ("", the public interface) only
 #: loads names when they are used, and its files without a folder that serve users stand directly below.
 ORDER = [
-    "__main__", "cli", "commands", "", "losses", "costs",
+    "__main__", "cli", "commands", "serving", "", "losses", "costs",
     "training", "measuring", "exporting", "evaluation", "batch", "prediction", "streaming", "timm",
     "engine", "factory", "tasks", "weights", "models", "data", "layers", "images",
     "config", "info", "task", "progress", "timing", "compiling", "files", "assets", "errors", "text",
@@ -46,6 +46,11 @@ LIGHT = [
     "prediction.onnx_providers", "prediction.onnx_runner", "prediction.openvino_runner",
     "prediction.predictor", "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
     "prediction.segment_anything", "prediction.tensorrt_runner", "prediction.tiles", "prediction.torch_runner",
+    "serving.addresses", "serving.app", "serving.calls", "serving.classify", "serving.connections",
+    "serving.embeddings", "serving.gate", "serving.inference_protocol", "serving.inputs", "serving.keys",
+    "serving.lanes", "serving.limits", "serving.logs", "serving.metrics", "serving.models", "serving.openapi",
+    "serving.prompt", "serving.replies", "serving.segment", "serving.server", "serving.service", "serving.tensors",
+    "serving.upscale",
     "weights.hub", "weights.kinds", "weights.packages", "weights.references", "weights.transfer",
 ]  # fmt: skip
 NEEDS_TORCH = {"data.torch_stream"}

@@ -33,6 +33,7 @@ for _target, _help in {
     "classify:classify": "Classify images.",
     "predict:predict": "Predict with any model, whatever its task.",
     "batch:batch": "Run a model on many images, by several processes or machines; a second start continues.",
+    "serve:serve": "Serve models over HTTP, with a page to click on.",
     "demo:demo": "Segment and upscale the bundled photograph with the bundled weights.",
     "models:models": "List the models, or the options and published figures of one model.",
     "train:app": "Train a model on a data set.",

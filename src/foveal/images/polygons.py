@@ -125,6 +125,38 @@ def write_polygons(
     return count
 
 
+def feature_collection(mask: NDArray[Any], names: Sequence[str], nodata: int | None = None) -> dict[str, Any]:
+    """A polygon for each area of a mask that is in memory, as GeoJSON.
+
+    Args:
+        mask: ``(H, W)`` integers.
+        names: of the classes.
+        nodata: value of pixels that get no polygon.
+
+    Returns:
+        A FeatureCollection with the properties and coordinates of :func:`write_polygons`.
+
+    Raises:
+        DependencyError: a library is not installed.
+    """
+    _libraries()
+    from shapely.geometry import mapping
+
+    features = _features(list(_areas([mask], nodata)), names, None)
+    rows = zip(features.classes.tolist(), features.names, features.pixels.tolist(), strict=True)
+    return {
+        "type": "FeatureCollection",
+        "features": [
+            {
+                "type": "Feature",
+                "properties": {"class": number, "name": name, "pixels": pixels},
+                "geometry": mapping(geometry),
+            }
+            for geometry, (number, name, pixels) in zip(features.geometry, rows, strict=True)
+        ],
+    }
+
+
 @dataclass
 class _Features:
     """Polygons with their properties, in arrays of one length."""

@@ -5,6 +5,7 @@ Band by band, a PNG of any size can be written without all of it in memory.
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -89,6 +90,13 @@ def write_picture(path: str | Path, canvas: Canvas, bands: Iterable[NDArray[Any]
         if path.suffix.lower() in (".jpg", ".jpeg"):
             options |= {"quality": 95, "subsampling": 0}
         Image.fromarray(pixels[..., 0] if canvas.channels == 1 else pixels).save(temporary, **options)
+
+
+def png_content(canvas: Canvas, bands: Iterable[NDArray[Any]]) -> bytes:
+    """The content of the PNG file that :func:`write_picture` would write."""
+    file = io.BytesIO()
+    _write_png(file, canvas, bands)
+    return file.getvalue()
 
 
 def _write_png(file: BinaryIO, canvas: Canvas, bands: Iterable[NDArray[Any]]) -> None:

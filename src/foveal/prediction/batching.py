@@ -85,7 +85,7 @@ class Batches:
                 if not waiting:
                     return
                 batch = self._next_batch(waiting, lambda: self._read(pool, source, waiting, self.batch_size + threads))
-                yield from self._predict(batch)
+                yield from self.predict(batch)
                 del batch  # while the next one is awaited
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -132,8 +132,15 @@ class Batches:
         read_ahead()
         return batch
 
-    def _predict(self, batch: Sequence[Prepared | InputError]) -> list[Any | InputError]:
-        """Results and errors of one batch, in order: one run of the network for each shape."""
+    def predict(self, batch: Sequence[Prepared | InputError]) -> list[Any | InputError]:
+        """Results and errors of one batch, in order: one run of the network for each shape.
+
+        Args:
+            batch: prepared images, of any shapes; an error stays in its place.
+
+        Raises:
+            FovealError: other errors than InputError, which the network has for all of its images.
+        """
         results: list[Any] = list(batch)
         shapes: defaultdict[tuple[int, ...], list[tuple[int, Prepared]]] = defaultdict(list)
         for index, item in enumerate(batch):

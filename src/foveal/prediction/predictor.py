@@ -135,7 +135,7 @@ class Predictor:
         self._check_options(tile, exact, batch_size)
         if batch_size is not None and batch_size > 1:
             raise ConfigError(f"batch_size={batch_size} is for several images: give a list")
-        return self._prepare(image, tile, overlap, exact).run(self.runner)
+        return self.prepare(image, tile, overlap, exact).run(self.runner)
 
     def stream(
         self,
@@ -173,7 +173,7 @@ class Predictor:
         self._check_options(tile, exact, batch_size)
 
         def prepare(image: ImageLike) -> Prepared:
-            return self._prepare(image, tile, overlap, exact)
+            return self.prepare(image, tile, overlap, exact)
 
         batches = Batches(self.runner, prepare, batch_size or 1)
         ahead = batch_size is not None or isinstance(images, list | tuple)
@@ -182,7 +182,16 @@ class Predictor:
                 raise result
             yield result
 
-    def _prepare(self, image: ImageLike, tile: int | None, overlap: int | None, exact: bool) -> Prepared:
+    def prepare(
+        self, image: ImageLike, tile: int | None = None, overlap: int | None = None, exact: bool = False
+    ) -> Prepared:
+        """Read an image and prepare it for the network, which :class:`~foveal.prediction.batching.Batches` then runs.
+
+        The arguments are those of :meth:`__call__`, for one image; several threads may call this at once.
+
+        Raises:
+            InputError: as :meth:`__call__`.
+        """
         return _ANSWERS[self.info.task](self, image, tile, overlap, exact)
 
     def _check_options(self, tile: int | None, exact: bool, batch_size: int | None) -> None:

@@ -1,0 +1,80 @@
+"""The verb ``serve``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ..errors import DependencyError
+from ..serving.limits import Limits
+from .console import ANY_ENGINE, Engines, say
+
+_LIMITS = Limits()
+
+
+def serve(
+    models: list[str] | None = None,
+    /,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    keys: Path | None = None,
+    allow_url: list[str] | None = None,
+    log_requests: bool = True,
+    limits: Annotated[Limits, Parameter(name="*")] = _LIMITS,
+    engine: Engines = ANY_ENGINE,
+) -> int:
+    """Serve models over HTTP, with a page to click on.
+
+    Parameters
+    ----------
+    models
+        Bundled names, checkpoints, exported files or training runs, each also as NAME=REF; default: the bundled models.
+    host
+        Address to listen on; 0.0.0.0 for other machines.
+    port
+        Port to listen on; 0 for any that is free.
+    keys
+        File with one key a line, of which every request needs one (Authorization: Bearer KEY).
+    allow_url
+        Host from which images may be given by address; may be repeated. Default: none.
+    log_requests
+        Write a line of JSON for each request to standard error.
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(f"the service needs {error.name}: pip install 'foveal[serve]'") from error
+    from ..serving.addresses import Fetcher, parse_hosts
+    from ..serving.keys import Keys, read_keys
+    from ..serving.models import default_refs
+    from ..serving.server import address_of, bind
+    from ..serving.server import serve as run
+    from ..serving.service import Settings
+
+    fetcher = Fetcher(parse_hosts(allow_url or []), limits.body_bytes)
+    settings = Settings(limits, read_keys(keys) if keys else Keys(), fetcher)
+    bound = bind(host, port)
+    with bound:
+        address = address_of(bound)
+        run(
+            models or default_refs(),
+            settings,
+            bound,
+            engine.options(),
+            lambda service: _say_ready(address, service.models),
+            log_requests,
+        )
+    return 0
+
+
+def _say_ready(address: str, models: Iterable[str]) -> None:
+    say(f"{address} serves {', '.join(models)}; Ctrl+C ends it")
+    sys.stdout.flush()  # a program that started this one waits for the line

@@ -1,0 +1,90 @@
+"""What a service grants its clients: sizes, times, numbers. Every limit has a default; none is unlimited."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+from ..images.formats import LIMIT, pixel_limit
+
+MAX_PROMPTS = 64  #: prompts of one request, and points of one prompt
+MAX_HEADERS = 100  #: headers of one request
+HEADER_BYTES = 16 << 10  #: of the first line and all headers of one request
+MAX_PATH = 2048  #: characters of a path and of a query
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a service.
+
+    Attributes:
+        max_body: largest body of a request, in MiB.
+        max_bodies: bodies of all requests at once, in MiB; further requests get 503.
+        max_pixels: largest image, in pixels; refused from its header alone.
+        seconds: from a complete request to its answer; later it gets 504, and is not computed if it waits still.
+        queue: requests that wait or run at once, of each kind; further ones get 503.
+        batch_size: images of one shape that run at once.
+        header_seconds: until the first line and the headers of a request are there.
+        body_seconds: until its body is there, beside the time that min_rate grants to bodies with a Content-Length.
+        sending_seconds: until the client has read the answer, beside the time that min_rate grants.
+        min_rate: slowest transfer of bodies and answers, in KiB per second.
+        idle_seconds: until a connection without a request is closed.
+        connections: open at once; beyond, the one that has been without a request for longest is closed.
+        embeddings: size of the encoded images that are kept for further prompts, in MiB.
+        drain: seconds that requests get when the service is asked to end.
+
+    Raises:
+        ConfigError: a limit is out of range.
+    """
+
+    max_body: float = 64
+    max_bodies: float = 256
+    max_pixels: float = 50e6
+    seconds: float = 30
+    queue: int = 32
+    batch_size: int = 8
+    header_seconds: float = 5
+    body_seconds: float = 8
+    sending_seconds: float = 8
+    min_rate: float = 64
+    idle_seconds: float = 10
+    connections: int = 512
+    embeddings: float = 256
+    drain: float = 30
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            least = 1 if field.type == "int" else 0 if field.name in _MAY_BE_ZERO else 1e-3
+            if not (math.isfinite(value) and value >= least):
+                raise ConfigError(f"{_option(field.name)} {value:g}: give {least:g} or more")
+        if self.max_bodies < self.max_body:
+            raise ConfigError(f"--max-bodies {self.max_bodies:g}: give at least --max-body, {self.max_body:g} MiB")
+        if self.max_pixels > pixel_limit():
+            raise ConfigError(
+                f"--max-pixels {self.max_pixels:g}: above {pixel_limit():g}, the limit of {LIMIT}: raise both"
+            )
+
+    @property
+    def body_bytes(self) -> int:
+        """Largest body, in bytes."""
+        return round(self.max_body * (1 << 20))
+
+    @property
+    def bodies_bytes(self) -> int:
+        """Bodies of all requests at once, in bytes."""
+        return round(self.max_bodies * (1 << 20))
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Kept embeddings, in bytes."""
+        return round(self.embeddings * (1 << 20))
+
+
+_MAY_BE_ZERO = ("embeddings", "drain")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
