@@ -170,8 +170,8 @@ def resolve_split(split: str, names: Sequence[str], root: Path) -> str:
         if name in names:
             return name
     hint = nearest(split, names)
-    if tuple(names) == (ALL,):
-        hint = f", which has no splits; write 'val_share: 0.1' into {FILE} to draw train and val, or use 'all'"
+    if len(names) == 1 and names[0] not in SPLIT_NAMES:
+        hint = f", which has no splits; write 'val_share: 0.1' into {FILE} to draw train and val, or use {names[0]!r}"
     raise DataError(f"{root}: no split {split!r} in this folder{hint}")
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
 from ..images.bands import read_size
-from ..images.regions import Runs, mask_tools
+from ..images.regions import Runs, mask_tools, runs_of
 from ..info import IGNORE, Labels
 from .layout import FILE, DatasetFile, Problem
 from .listed_files import Id
@@ -68,10 +68,12 @@ class OutlineMasks:
     Attributes:
         read: reads the objects.
         class_of: class by category.
+        ordered: whether later objects are in front of earlier ones; otherwise smaller ones are in front of larger ones.
     """
 
     read: OutlineReader
     class_of: Mapping[Id, int]
+    ordered: bool = False
 
     def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]:
         """Draw the objects of one image.
@@ -92,7 +94,9 @@ class OutlineMasks:
         return self.read(image, file, size), size
 
     def draw(self, outlines: Sequence[Outline], size: Size, where: str) -> NDArray[np.uint8]:
-        """Draw large objects first, so that smaller ones in front stay complete. Boxes without outlines are ignored.
+        """Draw the objects one over the other. The pixels of boxes without outlines are ignored.
+
+        Large ones come first, so that smaller ones in front stay complete, unless the objects are ``ordered``.
 
         Args:
             outlines: objects of one image.
@@ -117,7 +121,7 @@ class OutlineMasks:
         if sum(area for area, _, _ in layers) > _MAX_COVER * columns.size:
             raise DataError(f"{where} (its objects cover the image more than {_MAX_COVER} times)")
         flat = columns.reshape(-1)
-        for _, label, runs in sorted(layers, key=lambda layer: -layer[0]):
+        for _, label, runs in layers if self.ordered else sorted(layers, key=lambda layer: -layer[0]):
             edges = runs.astype(np.int64).cumsum().tolist()
             for start, end in zip(edges[0::2], edges[1::2], strict=False):
                 flat[start:end] = label
@@ -259,6 +263,25 @@ def polygon_runs(polygons: Sequence[Sequence[float]], size: Size) -> Runs:
     tools = mask_tools()
     parts = tools.frPyObjects(list(polygons), *size)
     return _unpack((parts[0] if len(parts) == 1 else tools.merge(parts))["counts"]).astype(np.uint32)
+
+
+def part_runs(part: NDArray[np.bool_], corner: tuple[int, int], size: Size) -> Runs:
+    """Run lengths in an image of (H, W) of a mask ``(h, w)`` whose upper left pixel is at ``corner`` (y, x).
+
+    Raises:
+        ValueError: the mask leaves the image.
+    """
+    (top, left), (height, width) = corner, part.shape
+    if min(left, top) < 0 or top + height > size[0] or left + width > size[1]:
+        raise ValueError("a mask that leaves the image")
+    columns = np.zeros((size[0], width), bool)
+    columns[top : top + height] = part
+    runs = runs_of(columns)
+    runs[0] += left * size[0]
+    if len(runs) % 2 == 0:  # the last run is inside
+        runs = np.append(runs, np.uint32(0))
+    runs[-1] += (size[1] - left - width) * size[0]
+    return runs
 
 
 def rle_runs(encoding: Mapping[str, Any], size: Size) -> Runs:
