@@ -5,6 +5,8 @@
     ROOT/leftImg8bit/train/ulm/ulm_000000_000019_leftImg8bit.png
     ROOT/gtFine/train/ulm/ulm_000000_000019_gtFine_labelIds.png      or ..._labelTrainIds.png, ..._polygons.json
 
+With ``ROOT/label_colors.txt``, as CVAT exports it, the label ids are the lines of that file.
+
 Source: the format and the labels of https://github.com/mcordts/cityscapesScripts.
 """
 
@@ -22,6 +24,7 @@ from PIL import Image, ImageDraw
 from ..errors import DataError, InputError
 from ..images.bands import read_size
 from ..info import IGNORE, Labels
+from . import voc
 from .labels import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from .layout import FILE, DatasetFile, Problem, by_stem, images_in, match_files, subfolders
 from .listed_files import read_json, shown
@@ -30,7 +33,6 @@ from .outlines import check_count, check_lengths, polygons_of
 from .parts import Part, labels_and_reader
 
 _IMAGES, _LABELS = "leftImg8bit", "gtFine"
-_DELETED = "deleted"  # label of objects that an annotator removed
 _GROUP = "group"  # ending of the labels of several objects in one polygon
 _NOT_DRAWN = "license plate"  # has no label id
 
@@ -111,6 +113,8 @@ def _reader(root: Path, described: DatasetFile, kind: _Kind) -> tuple[Labels, Ma
         palette = described.palette or (() if described.names else CITYSCAPES.palette)
         class_of = dict.fromkeys(_IGNORED, IGNORE) | {name: place for place, name in enumerate(names)}
         return Labels(names, palette), PolygonMasks(class_of, described.unknown == "ignore")
+    if own := voc.read_coloured(root, described):
+        return own
     class_of = {i: CITYSCAPES_TRAIN_IDS.get(i, IGNORE) for i in range(-1, 34)} | {IGNORE: IGNORE}
     train_ids = plain_ids(len(CITYSCAPES.names), (-1, IGNORE))
     return labels_and_reader(root, described, (CITYSCAPES, train_ids if kind == _TRAIN_IDS else class_of), ())
@@ -167,7 +171,7 @@ class PolygonMasks:
         label = item["label"]
         if not isinstance(label, str):
             raise ValueError(f"label {shown(label)} is not a text")
-        if label in (_NOT_DRAWN, _DELETED) or item.get("deleted"):
+        if label == _NOT_DRAWN or item.get("deleted"):
             return None
         known = label if label in self.class_of else label.removesuffix(_GROUP)
         if known not in self.class_of and not self.ignore_unknown:

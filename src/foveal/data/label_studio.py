@@ -191,9 +191,7 @@ def _label(result: Result) -> str:
 def _note_results(tasks: Sequence[_Task]) -> list[str]:
     notes = []
     if several := sum(task.annotations > 1 for task in tasks):
-        notes.append(
-            f"{several} images have several annotations, of which one counts: the ground truth, else the first"
-        )
+        notes.append(f"{several} images have several annotations; the ground truth counts, else the first one")
     unlabelled = Counter(_label(result) == "" for task in tasks for result in task.results)[True]
     return [*notes, f"{unlabelled} results have no label and are left out"] if unlabelled else notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -81,7 +82,9 @@ def _camvid_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
 def _open_camvid(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
     folders = [(root / split, root / f"{split}annot") for split in splits]
     default = (CAMVID, plain_ids(len(CAMVID.names), (_CAMVID_VOID, IGNORE)))
-    return open_pairs(root, folders, described, default)
+    part = open_pairs(root, folders, described, default)
+    own = voc.read_coloured(root, described)
+    return dataclasses.replace(part, labels=own[0], read=own[1]) if own else part
 
 
 def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
