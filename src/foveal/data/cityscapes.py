@@ -110,6 +110,8 @@ def _reader(root: Path, described: DatasetFile, kind: _Kind) -> tuple[Labels, Ma
         if described.ids:
             raise DataError(f"{root / FILE}: 'ids' is for masks, not for polygons: leave it out")
         names = described.names or CITYSCAPES.names
+        if len(names) > IGNORE:
+            raise DataError(f"{root / FILE}: {len(names)} names; at most {IGNORE} are possible for polygons")
         palette = described.palette or (() if described.names else CITYSCAPES.palette)
         class_of = dict.fromkeys(_IGNORED, IGNORE) | {name: place for place, name in enumerate(names)}
         return Labels(names, palette), PolygonMasks(class_of, described.unknown == "ignore")

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
 from ..images.reading import read_image
-from ..info import IGNORE, Labels
+from ..info import Labels, ignore_id
 from .coco_objects import DAMAGE, Annotation, Entry, name_of, note_objects, read_objects, reason_of, some_of
 from .labels import class_difference
 from .layout import ALL, FILE, SPLIT_NAMES, DatasetFile, Problem, draw_splits, subfolders
 from .listed_files import Id, as_id, begins_with_key, is_file, named_file, read_json, shown
+from .masks import mask_type
 from .outlines import Annotated, OutlineMasks, Size, drawn_classes
 
 Kind = Literal["panoptic", "instances"]
@@ -49,7 +50,7 @@ class PanopticMasks:
     class_of: Mapping[Id, int]
     entries: Mapping[Path, Entry]
 
-    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]:
+    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.unsignedinteger]:
         """Read the annotation of one image.
 
         Raises:
@@ -60,7 +61,7 @@ class PanopticMasks:
         except DAMAGE as error:
             raise DataError(f"{mask}: damaged annotation of {image.name} ({reason_of(error)})") from error
 
-    def _read(self, entry: Entry, folder: Path) -> NDArray[np.uint8]:
+    def _read(self, entry: Entry, folder: Path) -> NDArray[np.unsignedinteger]:
         """Segment ids are R + 256 G + 65536 B; 0 is a pixel without annotation."""
         if len(entry.annotations) != 1:
             raise ValueError(f"{len(entry.annotations)} panoptic annotations instead of one")
@@ -70,7 +71,7 @@ class PanopticMasks:
         except InputError as error:
             raise DataError(str(error)) from error
         segments = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
-        classes: dict[int, int] = {0: IGNORE}
+        classes: dict[int, int] = {0: ignore_id(len(self.class_of))}
         for segment in entry.annotations[0]["segments_info"]:
             classes[int(segment["id"])] = self._class(segment["category_id"])
         ids, place = np.unique(segments, return_inverse=True)
@@ -78,7 +79,7 @@ class PanopticMasks:
         if len(unknown):
             pixels = int((segments == unknown[0]).sum())
             raise DataError(f"{path}: segment {unknown[0]} ({pixels} pixels) has no entry in the JSON file")
-        return np.array([classes[int(i)] for i in ids], np.uint8)[place].reshape(segments.shape)
+        return np.array([classes[int(i)] for i in ids], mask_type(len(self.class_of)))[place].reshape(segments.shape)
 
     def _class(self, category: object) -> int:
         if (number := as_id(category)) not in self.class_of:
@@ -137,7 +138,7 @@ def read_annotations(root: Path, splits: Sequence[str], kind: Kind, described: D
     if kind == "panoptic":
         reader = PanopticMasks(root, class_of, entries)
     else:
-        reader = OutlineMasks(partial(read_objects, entries), class_of)
+        reader = OutlineMasks(partial(read_objects, entries), class_of, len(names))
         notes += note_objects(pairs, entries)
     return Annotated(tuple(pairs), Labels(names, described.palette), reader, tuple(problems), tuple(notes))
 

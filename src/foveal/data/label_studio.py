@@ -111,7 +111,7 @@ def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) 
             pairs.append((image, files[name]))
     notes += _note_results([entries[image] for image, _ in pairs])
     ids = {label: number for number, label in enumerate(labels)}
-    reader = OutlineMasks(partial(_read_objects, entries, ids), class_of, ordered=True)
+    reader = OutlineMasks(partial(_read_objects, entries, ids), class_of, len(names), ordered=True)
     return Annotated(tuple(sorted(pairs)), Labels(names, described.palette), reader, tuple(problems), tuple(notes))
 
 

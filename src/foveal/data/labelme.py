@@ -21,7 +21,7 @@ from ..errors import DataError, InputError
 from ..images.formats import SUFFIXES
 from ..images.reading import read_mask
 from ..images.regions import Runs
-from ..info import IGNORE, Labels
+from ..info import Labels, ignore_id
 from .layout import DatasetFile
 from .listed_files import Id, as_id, begins_with_key, is_file, named_file, read_json, read_text, shown
 from .outlines import (
@@ -92,7 +92,7 @@ def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) 
     categories: dict[Id, str] = dict(enumerate(labels))
     names, class_of = drawn_classes(categories, described, root, "the JSON files")
     ids = {label: number for number, label in enumerate(labels)} | {_IGNORED: -1}
-    reader = OutlineMasks(partial(_read_objects, ids), class_of | {-1: IGNORE})
+    reader = OutlineMasks(partial(_read_objects, ids), class_of | {-1: ignore_id(len(names))}, len(names))
     notes = _note_shapes([file for _, file in found.pairs])
     if found.alone:
         notes.append(f"{len(found.alone)} images have no JSON file and are left out: first {found.alone[0][0].name}")

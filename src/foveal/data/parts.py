@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import DataError, InputError
 from ..images.reading import read_mask
-from ..info import IGNORE, Labels
+from ..info import MAX_CLASSES, Labels, ignore_id
 from .layout import FILE, DatasetFile, Problem, by_stem, images_in, match_files
 from .masks import ColourMasks, IdMasks, MaskReader, described_ids
 
@@ -39,6 +39,12 @@ class Part:
 
 
 Default = tuple[Labels, Mapping[int, int]]  # classes of a layout, and the class of each id
+
+
+def check_number(classes: int, source: Path) -> None:
+    """Raise DataError if there are too many classes."""
+    if classes > MAX_CLASSES:
+        raise DataError(f"{source}: {classes} classes; at most {MAX_CLASSES} are possible")
 
 
 def open_pairs(
@@ -80,13 +86,12 @@ def labels_and_reader(
         if not labels.palette:
             raise DataError(f"{root / FILE}: 'masks: colours' needs 'palette' and 'names', one of each per class")
         return labels, ColourMasks(labels.palette, described.ignore_colours, ignore_unknown)
-    if (count := len(described.names)) > IGNORE:
-        raise DataError(f"{root / FILE}: {count} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
+    check_number(len(described.names), root / FILE)
     if described.names:
         labels, class_of = Labels(described.names, described.palette), described_ids(described)
     elif default is not None:
         labels = Labels(default[0].names, described.palette or default[0].palette)
-        class_of = {**default[1], **dict.fromkeys(described.ignore, IGNORE)}
+        class_of = {**default[1], **dict.fromkeys(described.ignored, ignore_id(len(default[0].names)))}
     else:
         raise DataError(
             f"{root}: the masks have ids without class names; write {FILE} with 'names: [...]', one per id, or with"

@@ -89,7 +89,8 @@ def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) 
                 alone += 1
     notes = [f"{alone} images have no JSON file and are left out"] if alone else []
     notes += _note_shapes([file for _, file in pairs])
-    reader = OutlineMasks(partial(_read_objects, {name: i for i, name in categories.items()}), class_of, ordered=True)
+    ids = {name: number for number, name in enumerate(classes)}
+    reader = OutlineMasks(partial(_read_objects, ids), class_of, len(names), ordered=True)
     palette = described.palette or _palette(names, classes)
     return Annotated(tuple(sorted(pairs)), Labels(names, palette), reader, tuple(problems), tuple(notes))
 

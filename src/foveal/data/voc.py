@@ -23,9 +23,9 @@ from PIL import Image
 from ..errors import DataError, InputError
 from ..images.formats import SUFFIXES
 from ..images.reading import read_image, read_mask
-from ..info import IGNORE, Labels
+from ..info import IGNORE, Labels, ignore_id
 from .layout import ALL, SPLIT_NAMES, DatasetFile, Problem, by_stem, draw_splits, images_in
-from .masks import Colour, ColourMasks, IdMasks, plain_ids
+from .masks import Colour, ColourMasks, IdMasks, mask_type, plain_ids
 
 IMAGES = "JPEGImages"
 _MASKS = ("SegmentationClassPNG", "SegmentationClass")
@@ -243,7 +243,7 @@ class VocMasks:
     ignore_colours: tuple[Colour, ...] = ()
     ignore_unknown: bool = False
 
-    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]:
+    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.unsignedinteger]:
         """Read one mask.
 
         Raises:
@@ -258,15 +258,16 @@ class VocMasks:
         count = len(self.labels.names)
         return IdMasks(plain_ids(count, self.ignore), count, self.ignore_unknown, self.labels.palette)(image, mask)
 
-    def _read_palette(self, mask: Path) -> NDArray[np.uint8]:
+    def _read_palette(self, mask: Path) -> NDArray[np.unsignedinteger]:
         """The order of a palette need not be that of the classes, so each id has the class of its colour."""
         try:
             ids, colours = read_mask(mask), read_image(mask)
         except InputError as error:
             raise DataError(str(error)) from error
-        class_of = dict.fromkeys((_BORDER, *self.ignore_colours), IGNORE)
+        count = len(self.labels.names)
+        class_of = dict.fromkeys((_BORDER, *self.ignore_colours), ignore_id(count))
         class_of |= {colour: place for place, colour in enumerate(self.labels.palette)}
-        table = np.full(256, IGNORE, np.uint8)
+        table = np.full(256, ignore_id(count), mask_type(count))
         used, first = np.unique(ids, return_index=True)
         for i, colour in zip(used.tolist(), colours.reshape(-1, 3)[first].tolist(), strict=True):
             if i in self.ignore or (self.ignore_unknown and tuple(colour) not in class_of):

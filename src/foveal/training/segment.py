@@ -23,7 +23,7 @@ from ..evaluation.metrics import SegmentScores, confusion_matrix
 from ..factory.load_model import load_model
 from ..images.bands import RGB
 from ..images.preparing import prepare
-from ..info import IGNORE, info_of
+from ..info import ignore_id, info_of
 from ..layers.resample import ceil_div
 from ..prediction.predictor import Predictor
 from ..progress import Progress
@@ -72,7 +72,7 @@ class SegmentJob:
         """Weight of each class by median frequency balancing, ``(C,)``."""
         masks = [mask for _, mask in self.read.readable()]
         pixels, present = class_counts(masks, len(self.labels.names))
-        ignored = sum(int(np.count_nonzero(mask == IGNORE)) for mask in masks)
+        ignored = sum(int(np.count_nonzero(mask == ignore_id(len(self.labels.names)))) for mask in masks)
         if note := note_black_and_white(getattr(self.data, "read_mask", None), pixels, ignored):
             progress.note(note)
         balanced = median_frequency_weights(pixels, present)
@@ -138,7 +138,8 @@ class SegmentJob:
 
     def weight(self, target: Tensor) -> Tensor:
         exact = torch.float32 if target.device.type == "mps" else torch.float64
-        weight_of_id = F.pad(self.class_weights, (0, IGNORE + 1 - len(self.class_weights))).to(target.device, exact)
+        classes = len(self.class_weights)
+        weight_of_id = F.pad(self.class_weights, (0, ignore_id(classes) + 1 - classes)).to(target.device, exact)
         return weight_of_id[target].sum()
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
