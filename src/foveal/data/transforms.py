@@ -15,11 +15,7 @@ from PIL import Image, ImageEnhance
 
 from ..images.bands import resized
 from .degradation import degraded
-
-
-def ignored_in(mask: NDArray[Any]) -> int:
-    """The id of ignored pixels in a mask: the largest value of its type, uint8 or uint16."""
-    return int(np.iinfo(mask.dtype).max)
+from .warping import ignored_in
 
 
 @dataclass(frozen=True)
