@@ -137,7 +137,7 @@ def _erase(image: Picture, mask: Mask, p: float, rng: np.random.Generator, fill:
 def _box(
     size: tuple[int, ...], area: float, aspect: tuple[float, float], rng: np.random.Generator
 ) -> tuple[slice, slice]:
-    """A random box of this share of the area, at most as large as the image."""
+    """A random box of this share of the area, at most as large as the image; ``aspect``: range of width / height."""
     height, width = size
     ratio = float(np.exp(rng.uniform(*np.log(aspect))))
     rows = min(height, max(1, round(np.sqrt(area * height * width / ratio))))
@@ -165,7 +165,7 @@ def _mixup(first: Picture, second: Picture, alpha: float, rng: np.random.Generat
 
 def _cutmix(first: Picture, second: Picture, alpha: float, rng: np.random.Generator) -> Mixed:
     height, width = first.shape[:2]
-    region = _box((height, width), 1 - float(rng.beta(alpha, alpha)), (height / width, height / width), rng)
+    region = _box((height, width), 1 - float(rng.beta(alpha, alpha)), (width / height, width / height), rng)
     image = first.copy()
     image[region] = second[region]
     return Mixed(image, region, 1 - image[region].size / image.size)

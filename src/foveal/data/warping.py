@@ -22,7 +22,8 @@ def ignored_in(mask: NDArray[Any]) -> int:
 
 def rotation(degrees: float, size: Sequence[int]) -> Matrix:
     """The map that turns an image of (H, W) counterclockwise around its middle."""
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    angle = math.radians(degrees)
+    cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)  # so that right angles are exact
     return centred((cos, -sin, sin, cos), size)
 
 

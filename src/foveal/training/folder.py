@@ -141,9 +141,11 @@ class RunFolder:
         fixed = [declared.name for declared, info in setting_fields(config) if not info.resumable]
         changed = [name for name in fixed if before[name] != now[name]]
         phased = {declared.name for declared, info in setting_fields(config) if info.phased}
-        if changed and not (new_phase and phased.issuperset(changed)):
-            hint = f", or begin a new phase ({NEW_PHASE})" if phased.issuperset(changed) else ""
-            raise ConfigError(f"{self.path} was started with another {', '.join(changed)}: resume with {file}{hint}")
+        fixed = [name for name in changed if name not in phased]
+        if changed and not (new_phase and not fixed):
+            names = ", ".join(fixed if new_phase else changed)
+            hint = "" if fixed else f", or begin a new phase ({NEW_PHASE})"
+            raise ConfigError(f"{self.path} was started with another {names}: resume with {file}{hint}")
         if new_phase and not changed:
             raise ConfigError(f"{NEW_PHASE}: all settings are those of {file}: give more epochs or another batch_size")
         return {name: now[name] for name in changed}
