@@ -91,7 +91,7 @@ def test_mixed_classes_are_shares(classes: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(targets.sum(1), torch.ones(12))
     assert ((targets > 0.05).sum(1) == 2).any()
     options = {name: value for name, value in SMALL["options"].items() if not name.startswith("head_")}
-    run = train(classes, tmp_path / "run", task="classify", augment=dict.fromkeys(("mixup", "cutmix"), 0.5), options=options)
+    run = train(classes, tmp_path / "run", task="classify", augment={"mixup": 0.5, "cutmix": 1.0}, options=options)
     assert np.isfinite(run.losses).all()
 
 
