@@ -184,7 +184,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin in (UnionType, typing.Union):
         if value is None and type(None) in args:
             return None
-        *others, last = (arg for arg in args if arg is not type(None))
+        *others, last = _candidates(value, [arg for arg in args if arg is not type(None)])
         for arg in others:
             with suppress(ConfigError):
                 return _convert(value, arg, where)
@@ -199,6 +199,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is dict:
         return _convert_mapping(value, args, where)
     return _convert_plain(value, origin or hint, where)
+
+
+def _candidates(value: Any, args: Sequence[Any]) -> Sequence[Any]:
+    """Those of several types that a value may have: for a list or a mapping the one of this kind, if there is one."""
+    kind = tuple if isinstance(value, list | tuple) else dict if isinstance(value, dict) else None
+    return [arg for arg in args if kind and typing.get_origin(arg) is kind] or args
 
 
 def _convert_list(value: Any, args: tuple[Any, ...], where: str) -> tuple[Any, ...]:

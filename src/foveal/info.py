@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-IGNORE = 255  #: ignore index of masks and metrics: pixels without a class
+IGNORE = 255  #: ignore index of masks and metrics: pixels without a class, see :func:`ignore_id`
+WIDE_IGNORE = 65535  #: the same with more than 255 classes
+MAX_CLASSES = 4096  #: of masks; the confusion matrix of so many takes 128 MiB
 #: Types of the values of images, and the value that is 1 on the scale of :attr:`Preprocess.mean`.
 PEAKS = {"uint8": 255, "uint16": 65535, "float32": 1}
 KEY = "foveal"  #: metadata key that holds the JSON in every file format
@@ -32,6 +34,11 @@ FILTERS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")  #: of
 MAX_SIDE = 4096  #: largest side of a network's input that a description may ask for, in pixels
 MAX_COUNT = 1 << 20  #: largest number of classes and of channels
 MAX_JSON = 4 << 20  #: largest description, in bytes
+
+
+def ignore_id(num_classes: int) -> int:
+    """The id of pixels without a class in masks: 255, or 65535 in masks of 16 bits, for more than 255 classes."""
+    return IGNORE if num_classes <= IGNORE else WIDE_IGNORE
 
 
 @dataclass(frozen=True)
@@ -154,9 +161,14 @@ class ModelInfo:
         """``name.tag``, or the name alone where the weights have no tag."""
         return f"{self.model}.{self.tag}" if self.tag else self.model
 
+    @property
+    def ignored(self) -> int:
+        """The id of pixels without a class in masks of these classes."""
+        return ignore_id(len(self.labels.names))
+
     def to_json(self) -> str:
         """JSON of all fields; tasks that label pixels add ``ignore_index``, the value of pixels without a class."""
-        ignored = {"ignore_index": IGNORE} if self.task in TASKS and TASKS[self.task].labels_pixels else {}
+        ignored = {"ignore_index": self.ignored} if self.task in TASKS and TASKS[self.task].labels_pixels else {}
         return json.dumps({**dataclasses.asdict(self), **ignored})
 
     @classmethod
@@ -170,11 +182,12 @@ class ModelInfo:
             data = parse_json(text, MAX_JSON)
             if not isinstance(data, dict):
                 raise TypeError("it is no JSON object")
-            if (ignored := data.pop("ignore_index", IGNORE)) != IGNORE:
-                raise ValueError(f"ignore_index={ignored!r:.60}, not {IGNORE}")
+            ignored = data.pop("ignore_index", None)
             parts = {"preprocess": _build(Preprocess, data["preprocess"]), "labels": _build(Labels, data["labels"])}
             info = _build(cls, data | parts)
             _check_description(info)
+            if ignored not in (None, IGNORE, info.ignored):  # before masks of 16 bits, it was 255 for any classes
+                raise ValueError(f"ignore_index={ignored!r:.60}, not {info.ignored}")
             return info
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError, ConfigError) as error:
             raise ConfigError(

@@ -60,12 +60,12 @@ def test_dataset_file_names_classes(tree: Path) -> None:
 
 
 def test_dataset_file_must_name_classes_that_fit(tree: Path) -> None:
-    """Id 255 cannot be a class, and the palette needs one colour per class."""
+    """There are at most 4096 classes, and the palette needs one colour per class."""
     (tree / "dataset.yaml").write_text("names: [a, b]\npalette: [[0, 0, 0]]")
     with pytest.raises(ConfigError, match=r"dataset\.yaml: 2 names but 1 colours"):
         SegmentationData.open(tree, ["train"])
-    (tree / "dataset.yaml").write_text(yaml.safe_dump({"names": [f"class {i}" for i in range(256)]}))
-    with pytest.raises(DataError, match="256 classes; at most 255"):
+    (tree / "dataset.yaml").write_text(yaml.safe_dump({"names": [f"class {i}" for i in range(4097)]}))
+    with pytest.raises(DataError, match="4097 classes; at most 4096"):
         SegmentationData.open(tree, ["train"])
 
 

@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from foveal.data.check import check_data
 from foveal.data.labels import ADE20K, CAMVID, CITYSCAPES
 from foveal.data.segmentation import SegmentationData
 from foveal.errors import ConfigError, DataError
@@ -46,7 +47,7 @@ def only(root: Path, split: str = "train") -> np.ndarray:
     assert len(data) == 1
     image, classes = data[0]
     assert image.shape == (*SIZE, 3)
-    assert classes.dtype == np.uint8
+    assert classes.dtype == (np.uint8 if len(data.labels.names) < 256 else np.uint16)
     return classes
 
 
@@ -215,6 +216,26 @@ def test_wide_ids(folders: Path) -> None:
     describe(folders, names=["a", "b"], ignore=[70000])
     with pytest.raises(ConfigError, match="ids are -1 to 65535"):
         only(folders)
+
+
+def test_more_than_255_classes(folders: Path) -> None:
+    """Masks of 16 bits: id 255 is a class, 65535 is ignored; in outlines and colours, too."""
+    ids = np.full(SIZE, 65535, np.uint16)
+    ids[0], ids[1], ids[2] = 299, 255, 1
+    Image.fromarray(ids).save(folders / "masks" / "train" / "a.png")
+    names = [f"class {i}" for i in range(300)]
+    describe(folders, names=names)
+    found = only(folders)
+    assert (found.dtype, found[:4, 0].tolist()) == (np.uint16, [299, 255, 1, 65535])
+    report = check_data(folders)
+    assert (report.problems, report.splits[0].ignored) == ([], 3 * SIZE[1])
+    assert report.splits[0].pixels[[1, 255, 299]].tolist() == [SIZE[1]] * 3
+    describe(folders, names=names, ids=[*range(1, 300), 65535])
+    assert only(folders)[:4, 0].tolist() == [298, 254, 0, 299]
+    colours = [(i // 256, i % 256, 7) for i in range(300)]
+    describe(folders, names=names, palette=[list(c) for c in colours], masks="colours", unknown="ignore")
+    Image.fromarray(np.array(colours, np.uint8)[ids.clip(max=299)]).save(folders / "masks" / "train" / "a.png")
+    assert only(folders)[:4, 0].tolist() == [299, 255, 1, 299]
 
 
 def test_partners(folders: Path) -> None:

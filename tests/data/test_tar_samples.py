@@ -67,6 +67,41 @@ def test_samples_are_those_of_the_stream(root: Path) -> None:
         assert data.name(index).as_posix().endswith(f".tar/{expected.key}")
 
 
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["2026.01.30.jpg", "2026.01.30.png", "2026.01.31.JPG", "2026.01.31.png"], ["2026.01.30", "2026.01.31"]),
+        (["a.v2.jpg", "a.v2.mask.png", "a.v2.meta", "b.jpg", "b.png"], ["a.v2", "b"]),
+        (["A.V2.png", "A.V2.seg.png", "A.V2.cls"], ["A.V2"]),
+        (
+            ["a.left.jpg", "a.jpg", "a.png", "a.right.jpg"],
+            ["a"],
+        ),  # webdataset: other views of "a"
+        (["d.e/1.x.jpg", "d.e/1.x.png"], ["d.e/1.x"]),
+    ],
+)
+def test_names_with_dots(tmp_path: Path, names: list[str], keys: list[str]) -> None:
+    image, mask = encoded(np.zeros((4, 4, 3), np.uint8)), encoded(np.ones((4, 4), np.uint8))
+    contents = {"jpg": encoded(np.zeros((4, 4, 3), np.uint8), "JPEG"), "cls": b"1", "meta": b"{}"}
+    members = [(n, contents.get(n.lower().rpartition(".")[2], image if n == "A.V2.png" else mask)) for n in names]
+    shard(tmp_path / "train" / "0.tar", members)
+    (tmp_path / "dataset.yaml").write_text("names: [a, b]\n")
+    data = TarSamples.open(tmp_path, ["train"], "segment")
+    assert data.keys == keys
+    assert all(data[index][1].all() for index in range(len(data)))
+    assert [sample.key for sample in TarStream.open(tmp_path, ["train"])] == keys
+
+
+def test_many_names_with_the_same_beginning(tmp_path: Path) -> None:
+    """What precedes the first dot is the same for all samples, more than are held at a time."""
+    image, mask = encoded(np.zeros((4, 4, 3), np.uint8), "JPEG"), encoded(np.ones((4, 4), np.uint8))
+    names = [f"2026.{i:03d}" for i in range(100)]
+    shard(tmp_path / "0.tar", [(f"{n}.{e}", c) for n in names for e, c in (("jpg", image), ("png", mask))])
+    (tmp_path / "dataset.yaml").write_text("names: [a, b]\n")
+    assert TarSamples.open(tmp_path, ["all"], "segment").keys == names
+    assert [sample.key for sample in TarStream.open(tmp_path, ["all"])] == names
+
+
 def test_masks(root: Path) -> None:
     masked(root / "train-0.tar", 0, 3)
     data = TarSamples.open(root, ["train"], "segment")

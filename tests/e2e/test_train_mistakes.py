@@ -131,7 +131,7 @@ def test_tensorboard_is_looked_for_before_work_begins(shapes: Path, tmp_path: Pa
         train(shapes, tmp_path / "out", epochs=1, tensorboard=True, csv=True)
         assert list((tmp_path / "out" / "tensorboard").glob("events*"))
         return
-    with pytest.raises(DependencyError, match="pip install tensorboard"):
+    with pytest.raises(DependencyError, match=r"pip install 'foveal\[tensorboard\]'"):
         train(shapes, tmp_path / "out", tensorboard=True)
     assert not (tmp_path / "out" / "state.pt").exists()
 

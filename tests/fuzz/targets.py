@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +178,62 @@ def _write_labelme(folder: Path) -> None:
         shape = {"label": "cat", "points": [[3, 3], [30, 3], [30, 20]], "shape_type": "polygon", "group_id": None}
         content = {"version": "5.4.1", "flags": {}, "shapes": [shape], "imagePath": f"{name}.jpg", "imageData": None}
         (folder / f"{name}.json").write_text(json.dumps({**content, "imageHeight": 40, "imageWidth": 56}))
+
+
+def _write_supervisely(folder: Path) -> None:
+    part = io.BytesIO()
+    Image.fromarray(np.full((5, 6), 255, np.uint8)).save(part, "PNG")
+    packed = base64.b64encode(zlib.compress(part.getvalue())).decode()
+    square = {"exterior": [[3, 3], [30, 3], [30, 20], [3, 20]], "interior": [[[5, 5], [9, 5], [9, 9]]]}
+    objects = [
+        {"classTitle": "cat", "geometryType": "polygon", "points": square},
+        {"classTitle": "dog", "geometryType": "bitmap", "bitmap": {"data": packed, "origin": [8, 4]}},
+    ]
+    classes = [{"title": "cat", "color": "#FF0000"}, {"title": "dog", "color": "#00FF00"}]
+    (folder / "meta.json").write_text(json.dumps({"classes": classes}))
+    for split in ("train", "val"):
+        for kind in ("img", "ann"):
+            (folder / split / kind).mkdir(parents=True)
+        Image.fromarray(PHOTO).save(folder / split / "img" / "a.jpg")
+        content = {"size": {"height": 40, "width": 56}, "objects": objects}
+        (folder / split / "ann" / "a.jpg.json").write_text(json.dumps(content))
+
+
+def _write_label_studio(folder: Path) -> None:
+    # Four values of 56 x 40 pixels, in words of 8 bits, as one run of 255: the header, then the run.
+    bits = f"{4 * 40 * 56:032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    bits += f"111{4 * 40 * 56 - 1:016b}{255:08b}"
+    bits += "0" * (-len(bits) % 8)
+    rle = [int(bits[i : i + 8], 2) for i in range(0, len(bits), 8)]
+    values: dict[str, dict[str, Any]] = {
+        "brushlabels": {"format": "rle", "rle": rle},
+        "polygonlabels": {"points": [[10, 10], [60, 10], [60, 60]]},
+        "rectanglelabels": {"x": 10, "y": 20, "width": 30, "height": 40, "rotation": 5},
+        "ellipselabels": {"x": 50, "y": 50, "radiusX": 20, "radiusY": 10, "rotation": 0},
+    }
+    size = {"original_height": 40, "original_width": 56, "image_rotation": 0}
+    results = [{**size, "id": kind, "type": kind, "value": {**v, kind: [kind]}} for kind, v in values.items()]
+    Image.fromarray(PHOTO).save(folder / "a.jpg")
+    tasks = [{"id": 1, "data": {"image": "/data/upload/1/01234567-a.jpg"}, "annotations": [{"result": results}]}]
+    (folder / "project-1.json").write_text(json.dumps(tasks))
+
+
+def _write_roboflow(folder: Path) -> None:
+    for split in ("train", "valid"):
+        (folder / split).mkdir()
+        Image.fromarray(PHOTO).save(folder / split / "a.jpg")
+        Image.fromarray(MASK).save(folder / split / "a_mask.png")
+        rows = [f"{number}, {name}" for number, name in enumerate(NAMES)]
+        (folder / split / "_classes.csv").write_text("\n".join(["Pixel Value, Class", *rows]))
+
+
+def _write_cityscapes(folder: Path) -> None:
+    for kind in ("leftImg8bit", "gtFine"):
+        (folder / kind / "train" / "ulm").mkdir(parents=True)
+    Image.fromarray(PHOTO).save(folder / "leftImg8bit" / "train" / "ulm" / "a_leftImg8bit.png")
+    objects = [{"label": name, "polygon": [[1, 1], [40, 2], [30, 30]]} for name in ("road", "cargroup", "static")]
+    content = {"imgHeight": 40, "imgWidth": 56, "objects": objects}
+    (folder / "gtFine" / "train" / "ulm" / "a_gtFine_polygons.json").write_text(json.dumps(content))
 
 
 def _write_tars(folder: Path) -> None:
@@ -377,6 +436,10 @@ TARGETS: dict[str, Target] = {
     "data: YOLO": Target(_write_yolo, _use_data, "**/*.[ty][xa][tm]*"),
     "data: Pascal VOC": Target(_write_voc, _use_data),
     "data: labelme": Target(_write_labelme, _use_data, "**/*.json"),
+    "data: Supervisely": Target(_write_supervisely, _use_data, "**/*.json"),
+    "data: Label Studio": Target(_write_label_studio, _use_data, "**/*.json"),
+    "data: Roboflow's masks": Target(_write_roboflow, _use_data, "**/*_*"),
+    "data: Cityscapes' polygons": Target(_write_cityscapes, _use_data, "**/*.json"),
     "data: tar archives": Target(_write_tars, _use_data),
     "data: a folder per class": Target(_write_classes, _use_data),
     "recipes and class maps": Target(_write_recipe, _read_recipe),

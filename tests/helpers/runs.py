@@ -45,7 +45,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 def losses(folder: Path) -> dict[int, float]:
     """The losses in the log, by step."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return {line["step"]: line["loss"] for line in lines if "epoch" not in line}
+    return {line["step"]: line["loss"] for line in lines if "loss" in line and "epoch" not in line}
 
 
 def same_weights(first: Path, second: Path) -> bool:

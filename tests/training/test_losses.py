@@ -46,6 +46,18 @@ def one_row(ids: list[int]) -> Tensor:
 # ---- closed forms and peers
 
 
+@each_loss
+def test_more_than_255_classes(loss) -> None:
+    """Id 255 is a class, and 65535 is ignored: classes in another order give the same loss."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(1, 300, 5, 6, generator=generator, dtype=torch.float64)
+    target = torch.tensor([3, 255, 299, 65535, 17])[torch.randint(0, 5, (1, 5, 6), generator=generator)]
+    moved = torch.where(target == 65535, target, (target + 40) % 300)
+    expected = loss(logits.roll(40, 1), moved, None)
+    torch.testing.assert_close(loss(logits, target, None), expected)
+    assert not torch.isclose(loss(logits, target.where(target != 255, 65535), None), expected)
+
+
 def test_cross_entropy_is_torchs() -> None:
     logits, target, weights = random_case(0)
     assert cross_entropy(logits, target, weights).item() == pytest.approx(

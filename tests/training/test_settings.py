@@ -78,6 +78,23 @@ KEYS_BEFORE = [
     "seed",
 ]
 
+KEYS_SINCE = [
+    "device",
+    "patience",
+    "backbone_lr_scale",
+    "in_chans",
+    "auto_batch_size",
+    "augment",
+    "transform",
+    "optimizer",
+    "momentum",
+    "layer_decay",
+    "schedule",
+    "freeze",
+    "wandb",
+    "mlflow",
+]
+
 #: Values just outside the range of each setting that has one.
 OUTSIDE: dict[str, list[Any]] = {
     "splits": [()],
@@ -117,16 +134,20 @@ OUTSIDE: dict[str, list[Any]] = {
     "degradation": [{"blur": (-1, 2)}, {"noise": (0, 256)}, {"jpeg": (50, 40)}],
     "teacher_prompts": [-1],
     "prompts": [0],
+    "momentum": [-0.1, 1.0],
+    "layer_decay": [0.0, 1.1],
+    "freeze": [("stages",), ("stage0",)],
+    "class_weights": [(-1.0, 2.0), (0.0, 0.0), {"a": -1.0}],
     "clicks": [-1],
 }
 TASK_OF = {declared.name: task for task in TASK_SETTINGS for declared, _ in own_fields(task)}
 
 
 def test_one_flat_set_of_keys() -> None:
-    """The keys are those of before and four new ones; each is declared once."""
+    """The keys are those of before and new ones; each is declared once."""
     keys = [declared.name for declared, _ in setting_fields(TrainConfig)]
     assert len(keys) == len(set(keys)) == sum(1 for _ in setting_fields(CommonSettings)) + len(TASK_OF)
-    assert set(keys) == {*KEYS_BEFORE, "device", "patience", "backbone_lr_scale", "in_chans"}
+    assert set(keys) == {*KEYS_BEFORE, *KEYS_SINCE}
     assert list(to_dict(TrainConfig())) == list(portable_settings(TrainConfig())) == keys
 
 

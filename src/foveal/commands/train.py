@@ -54,11 +54,11 @@ def train(
     weights: Annotated[str | None, _option("weights")] = None,
     val_split: Annotated[str | None, _option("val_split")] = None,
     epochs: Annotated[int | None, _option("epochs")] = None,
-    batch_size: Annotated[int | None, _option("batch_size")] = None,
+    batch_size: Annotated[int | Literal["auto"] | None, _option("batch_size")] = None,
     crop: Annotated[str | None, _option("crop")] = None,
     lr: Annotated[float | None, _option("lr")] = None,
     weight_decay: Annotated[float | None, _option("weight_decay")] = None,
-    class_weights: Annotated[Literal["none", "sqrt_median", "median"] | None, _option("class_weights")] = None,
+    class_weights: Annotated[str | None, _option("class_weights")] = None,
     eval_every: Annotated[int | None, _option("eval_every")] = None,
     patience: Annotated[int | None, _option("patience")] = None,
     precision: Annotated[Literal["fp32", "bf16", "fp16", "fp64"] | None, _option("precision")] = None,
@@ -70,6 +70,7 @@ def train(
     config: Path | None = None,
     out: Path = Path("runs/train"),
     resume: bool = False,
+    new_phase: Annotated[bool, Parameter(negative=())] = False,
     json: Json = False,
 ) -> int:
     """Train a model on a data set. ``torchrun -m foveal train ...`` runs the same command on several processes.
@@ -85,6 +86,9 @@ def train(
         Folder of the run.
     resume
         Continue the run in --out from its last saved step.
+    new_phase
+        With --resume: begin a new phase of the run with other settings, such as more --epochs or another --batch-size.
+        Its learning rate rises and falls anew.
     """
     from .. import train as train_model
 
@@ -99,7 +103,7 @@ def train(
         "crop": None if crop is None else _parse_crop(crop),
         "lr": lr,
         "weight_decay": weight_decay,
-        "class_weights": class_weights,
+        "class_weights": None if class_weights is None else _parse_yaml("class_weights", class_weights),
         "eval_every": eval_every,
         "patience": patience,
         "precision": precision,
@@ -110,7 +114,9 @@ def train(
     }
     if config is not None and not resume:
         check_overwrites([out / "config.yaml"], [config])  # the run writes all of its settings there
-    result = train_model(data, config=config, out=out, resume=resume, **_merge_settings(options, set or {}))
+    result = train_model(
+        data, config=config, out=out, resume=resume, new_phase=new_phase, **_merge_settings(options, set or {})
+    )
     _print_result(result, json)
     # Under torchrun, exit code 1 would count as a failure, after which it may start the run again.
     return 1 if result.bad and "WORLD_SIZE" not in os.environ else 0

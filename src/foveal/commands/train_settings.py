@@ -7,6 +7,7 @@ import textwrap
 import typing
 from collections.abc import Iterable
 from dataclasses import Field
+from types import UnionType
 from typing import Any, Literal
 
 from ..training.config import TASK_SETTINGS, TrainConfig, own_fields
@@ -68,6 +69,7 @@ def _section(title: str, settings: Iterable[tuple[Field[Any], Setting]], width: 
 def _facts(declared: Field[Any], info: Setting) -> list[str]:
     """Sentences on the valid range, on what the setting needs, and on its default."""
     facts = [f"Valid: {info.valid.text}."] if info.valid else []
+    facts += [f"One of {', '.join(info.names)}."] if info.names else []
     facts += [f"Needs {info.needs}."] if info.needs else []
     default = default_of(declared)
     return facts if default in ("", {}, None) else [*facts, f"Default: {_describe_value(default)}."]
@@ -90,6 +92,8 @@ def describe_type(hint: Any) -> str:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if type(None) in args:
         return describe_type(args[0])
+    if origin in (typing.Union, UnionType):
+        return " or ".join(map(describe_type, args))
     if origin is Literal:
         return f"one of {', '.join(map(str, args))}"
     if origin is tuple:

@@ -196,7 +196,7 @@ def _check_masks(check: _Check, layout: Layout) -> None:
 def _counting(masks: OutlineMasks, split: SplitReport, invisible: list[str]) -> MaskReader:
     """A reader of the same masks that counts their objects, and lists those whose outline covers no pixel."""
 
-    def read(image: Path, file: Path) -> NDArray[np.uint8]:
+    def read(image: Path, file: Path) -> NDArray[np.unsignedinteger]:
         outlines, size = masks.outlines(image, file)
         mask = masks.draw(outlines, size, f"{file}: damaged annotation of {image.name}")
         split.objects += len(outlines)

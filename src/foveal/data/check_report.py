@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..info import IGNORE, Labels
+from ..info import Labels, ignore_id
 from .examples import Examples
 from .layout import Problem
 from .recognition import tasks_of
@@ -67,10 +67,10 @@ class SplitReport:
         if isinstance(classes, int):
             self.images[classes] += 1
             return True
-        counts = np.bincount(classes.ravel(), minlength=IGNORE + 1)
+        counts = np.bincount(classes.ravel(), minlength=ignore_id(num_classes) + 1)
         self.pixels += counts[:num_classes]
         self.images += counts[:num_classes] > 0
-        self.ignored += int(counts[IGNORE])
+        self.ignored += int(counts[ignore_id(num_classes)])
         return bool(counts[:num_classes].any())
 
 

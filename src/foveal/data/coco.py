@@ -10,25 +10,30 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
 from ..images.reading import read_image
-from ..info import IGNORE, Labels
+from ..info import Labels, ignore_id
 from .coco_objects import DAMAGE, Annotation, Entry, name_of, note_objects, read_objects, reason_of, some_of
 from .labels import class_difference
-from .layout import ALL, FILE, SPLIT_NAMES, DatasetFile, Problem, draw_splits
+from .layout import ALL, FILE, SPLIT_NAMES, DatasetFile, Problem, draw_splits, subfolders
 from .listed_files import Id, as_id, begins_with_key, is_file, named_file, read_json, shown
+from .masks import mask_type
 from .outlines import Annotated, OutlineMasks, Size, drawn_classes
 
 Kind = Literal["panoptic", "instances"]
 _NAME = {"panoptic": re.compile(r"panoptic_(.+)\.json"), "instances": re.compile(r"instances_(.+)\.json")}
 _IN_SPLIT = "_annotations.coco.json"  # some exporters write it into the folder of images of a split
 _WHOLE = ("result.json", "annotations.json", "labels.json", "instances.json", "coco.json", _IN_SPLIT)  # without splits
+_ADDRESS = re.compile(r"(https?|s3|gs|azure-blob)://|/data/(upload|local-files)/|\.\./.*/upload/")
+_FEW = 10  # JSON files in a folder; more of them belong to one image each
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class PanopticMasks:
     class_of: Mapping[Id, int]
     entries: Mapping[Path, Entry]
 
-    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]:
+    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.unsignedinteger]:
         """Read the annotation of one image.
 
         Raises:
@@ -56,7 +61,7 @@ class PanopticMasks:
         except DAMAGE as error:
             raise DataError(f"{mask}: damaged annotation of {image.name} ({reason_of(error)})") from error
 
-    def _read(self, entry: Entry, folder: Path) -> NDArray[np.uint8]:
+    def _read(self, entry: Entry, folder: Path) -> NDArray[np.unsignedinteger]:
         """Segment ids are R + 256 G + 65536 B; 0 is a pixel without annotation."""
         if len(entry.annotations) != 1:
             raise ValueError(f"{len(entry.annotations)} panoptic annotations instead of one")
@@ -66,7 +71,7 @@ class PanopticMasks:
         except InputError as error:
             raise DataError(str(error)) from error
         segments = rgb[..., 0] + (rgb[..., 1] << 8) + (rgb[..., 2] << 16)
-        classes: dict[int, int] = {0: IGNORE}
+        classes: dict[int, int] = {0: ignore_id(len(self.class_of))}
         for segment in entry.annotations[0]["segments_info"]:
             classes[int(segment["id"])] = self._class(segment["category_id"])
         ids, place = np.unique(segments, return_inverse=True)
@@ -74,7 +79,7 @@ class PanopticMasks:
         if len(unknown):
             pixels = int((segments == unknown[0]).sum())
             raise DataError(f"{path}: segment {unknown[0]} ({pixels} pixels) has no entry in the JSON file")
-        return np.array([classes[int(i)] for i in ids], np.uint8)[place].reshape(segments.shape)
+        return np.array([classes[int(i)] for i in ids], mask_type(len(self.class_of)))[place].reshape(segments.shape)
 
     def _class(self, category: object) -> int:
         if (number := as_id(category)) not in self.class_of:
@@ -133,7 +138,7 @@ def read_annotations(root: Path, splits: Sequence[str], kind: Kind, described: D
     if kind == "panoptic":
         reader = PanopticMasks(root, class_of, entries)
     else:
-        reader = OutlineMasks(partial(read_objects, entries), class_of)
+        reader = OutlineMasks(partial(read_objects, entries), class_of, len(names))
         notes += note_objects(pairs, entries)
     return Annotated(tuple(pairs), Labels(names, described.palette), reader, tuple(problems), tuple(notes))
 
@@ -204,7 +209,7 @@ def _image_entries(
     by_image = _by_image(file, _list(data, "annotations"), images, found)
     for number, image in sorted(images.items(), key=lambda item: item[1]["file_name"]):
         try:
-            path = named_file(folder, image["file_name"], root)
+            path = _file_of(folder, image["file_name"], root)
         except ValueError as error:
             found.problems.append(Problem(file, f"image {number}: {error}"))
             continue
@@ -254,25 +259,47 @@ def _by_image(
 
 
 def _json_files(root: Path, kind: Kind, described: DatasetFile) -> dict[str, Path]:
-    """JSON files by split."""
+    """JSON files by split. A single file that is not of a usual split has all images; ``val_share`` divides them."""
     files: dict[str, Path] = {}
     for file in sorted((root / "annotations").glob("*.json")):
         if match := _NAME[kind].fullmatch(file.name):
-            without_year = re.sub(r"\d{4}$", "", match[1])
+            without_year = re.sub(r"\d{4}$", "", match[1]).lower()  # CVAT has subsets called Train and Validation
             files[without_year if without_year in SPLIT_NAMES else match[1]] = file
     if kind == "instances":
         files |= {file.parent.name: file for file in sorted(root.glob(f"*/{_IN_SPLIT}"))}
         if not files:
             plain = [(name, folder / f"{name}.json") for folder in (root, root / "annotations") for name in SPLIT_NAMES]
             files = {name: file for name, file in plain if _is_coco(file)}
-        if not files and (whole := next((root / name for name in _WHOLE if _is_coco(root / name)), None)):
-            files = dict.fromkeys(("train", "val", ALL) if described.val_share else (ALL,), whole)
+        if not files and (whole := _whole_file(root)):
+            files = {ALL: whole}
+    if described.val_share and len(files) == 1 and not files.keys() & set(SPLIT_NAMES):
+        files = dict.fromkeys(("train", "val", ALL), *files.values())
     return files
+
+
+def _whole_file(root: Path) -> Path | None:
+    """The file with the annotations of all images: one of the usual names, else the only one in COCO's format."""
+    if usual := next((root / name for name in _WHOLE if _is_coco(root / name)), None):
+        return usual
+    others = [file for folder in (root, root / "annotations") for file in islice(sorted(folder.glob("*.json")), _FEW)]
+    found = [file for file in others if len(others) < _FEW and _is_coco(file)]
+    return found[0] if len(found) == 1 else None
 
 
 def _is_coco(file: Path) -> bool:
     """Whether a file whose name other programs use, too, has keys of COCO's format."""
     return file.is_file() and begins_with_key(file, "images", "categories") and not begins_with_key(file, "shapes")
+
+
+def _file_of(folder: Path, name: str, root: Path) -> Path:
+    """Path of an image. Those of Label Studio's server, which names them by addresses, may have been put into a folder.
+
+    Raises:
+        ValueError: the name leads out of the data set, and is no such address.
+    """
+    if _ADDRESS.match(name):
+        name = unquote(urlsplit(name).path).rpartition("/")[2]
+    return named_file(folder, name, root)
 
 
 def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
@@ -284,7 +311,7 @@ def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
     refused: Path | None = None
     for folder, name in ((folder, name) for folder in candidates if folder.is_dir() for name in names[:100]):
         try:
-            if is_file(named_file(folder, name, root)):
+            if is_file(_file_of(folder, name, root)):
                 return folder
         except ValueError:
             refused = refused or folder
@@ -298,4 +325,4 @@ def _image_folder(root: Path, file: Path, names: Sequence[str]) -> Path:
 def _usual_folders(root: Path, split: str) -> Iterator[Path]:
     for name in dict.fromkeys((split, re.sub(r"\d{4}$", "", split))):
         yield from (root / name, root / "images" / name)
-    yield from (root / "images", root / "data", root)
+    yield from (root / "images", root / "data", root, *subfolders(root)[:_FEW])

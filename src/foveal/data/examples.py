@@ -12,7 +12,7 @@ from PIL import Image
 from ..images.bands import displayed
 from ..images.colours import colour_table
 from ..images.overlay import blend
-from ..info import IGNORE, Labels
+from ..info import Labels, ignore_id
 
 CELL = (240, 180)  # largest (W, H) of a thumbnail, in pixels
 COLUMNS = 4  # thumbnails in a row of the overview
@@ -63,7 +63,7 @@ def _thumbnail(image: NDArray[Any], target: NDArray[np.uint8] | int | None, labe
     if not isinstance(target, np.ndarray):
         return small
     ids = np.asarray(Image.fromarray(target).resize(size, Image.Resampling.NEAREST))
-    pixels = np.asarray(small)
-    return Image.fromarray(
-        np.where((ids == IGNORE)[..., None], pixels, blend(pixels, ids, colour_table(labels), _ALPHA))
-    )
+    pixels, count = np.asarray(small), len(labels.names)
+    ignored = ids == ignore_id(count)
+    drawn = blend(pixels, np.where(ignored, 0, ids), colour_table(labels)[: max(1, count)], _ALPHA)
+    return Image.fromarray(np.where(ignored[..., None], pixels, drawn))

@@ -41,8 +41,9 @@ from .layout import (
 )
 from .outline_layouts import OUTLINE_LAYOUTS, OutlineLayout
 from .outlines import Outline, OutlineMasks
+from .parts import mask_pairs
 from .segmentation_layouts import LAYOUTS as CLASS_LAYOUTS
-from .segmentation_layouts import mask_folders, mask_pairs
+from .segmentation_layouts import mask_folders
 
 IDS = "instance_ids"
 LAYOUTS = (*OUTLINE_LAYOUTS, IDS)

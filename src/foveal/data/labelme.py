@@ -20,11 +20,21 @@ import numpy as np
 from ..errors import DataError, InputError
 from ..images.formats import SUFFIXES
 from ..images.reading import read_mask
-from ..images.regions import Runs, runs_of
-from ..info import IGNORE, Labels
+from ..images.regions import Runs
+from ..info import Labels, ignore_id
 from .layout import DatasetFile
 from .listed_files import Id, as_id, begins_with_key, is_file, named_file, read_json, read_text, shown
-from .outlines import Annotated, Outline, OutlineMasks, Size, check_count, check_lengths, drawn_classes, polygon_runs
+from .outlines import (
+    Annotated,
+    Outline,
+    OutlineMasks,
+    Size,
+    check_count,
+    check_lengths,
+    drawn_classes,
+    part_runs,
+    polygon_runs,
+)
 from .side_files import Folders, Kind, files_of, find_folders, pair_files, split_names
 
 _IGNORED = "__ignore__"  # labelme's name of pixels that are not to be learnt
@@ -82,7 +92,7 @@ def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) 
     categories: dict[Id, str] = dict(enumerate(labels))
     names, class_of = drawn_classes(categories, described, root, "the JSON files")
     ids = {label: number for number, label in enumerate(labels)} | {_IGNORED: -1}
-    reader = OutlineMasks(partial(_read_objects, ids), class_of | {-1: IGNORE})
+    reader = OutlineMasks(partial(_read_objects, ids), class_of | {-1: ignore_id(len(names))}, len(names))
     notes = _note_shapes([file for _, file in found.pairs])
     if found.alone:
         notes.append(f"{len(found.alone)} images have no JSON file and are left out: first {found.alone[0][0].name}")
@@ -207,14 +217,4 @@ def _mask_runs(shape: Shape, size: Size) -> Runs:
     except (InputError, binascii.Error) as error:
         raise ValueError(str(error)) from error
     left, top = (round(float(value)) for value in points[0])
-    height, width = part.shape
-    if min(left, top) < 0 or top + height > size[0] or left + width > size[1]:
-        raise ValueError("a mask that leaves the image")
-    columns = np.zeros((size[0], width), bool)
-    columns[top : top + height] = part
-    runs = runs_of(columns)
-    runs[0] += left * size[0]
-    if len(runs) % 2 == 0:  # the last run is inside
-        runs = np.append(runs, np.uint32(0))
-    runs[-1] += (size[1] - left - width) * size[0]
-    return runs
+    return part_runs(part, (top, left), size)

@@ -13,7 +13,7 @@ from ..config import build_config, read_yaml, shown
 from ..errors import ConfigError, DataError, nearest
 from ..images.folders import images_below
 from ..images.formats import is_image
-from ..info import IGNORE
+from ..info import IGNORE, WIDE_IGNORE
 
 FILE = "dataset.yaml"
 ALL = "all"  #: name of the split with all samples, if there are no folders for splits
@@ -54,7 +54,7 @@ class DatasetFile:
         ids: id of each class in the masks, in the order of ``names``; empty: 0, 1, 2, ... A listed id is a class even
             if it is in ``ignore``, so ``ids: [0, 255]`` is for masks of black and white.
         palette: one (red, green, blue) per class; required for masks of colours.
-        ignore: ids of pixels to ignore.
+        ignore: ids of pixels to ignore; 65535 by default if there are more than 255 names.
         masks: whether masks contain "ids" or "colours".
         ignore_colours: colours of pixels to ignore.
         unknown: ids or colours without a class: "error" refuses the mask, "ignore" ignores their pixels.
@@ -119,6 +119,11 @@ class DatasetFile:
         if len(set(self.ids)) < len(self.ids) or not all(0 <= i < 1 << 16 for i in self.ids):
             raise ConfigError(f"{FILE}: ids: give different numbers from 0 to 65535, one per name")
 
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """Ids of pixels to ignore: ``ignore``, whose default is 65535 with more than 255 classes."""
+        return (WIDE_IGNORE,) if self.ignore == (IGNORE,) and len(self.names) > IGNORE else self.ignore
+
     def excluded(self, root: Path) -> frozenset[Path]:
         """The files to leave out.
 
@@ -170,8 +175,8 @@ def resolve_split(split: str, names: Sequence[str], root: Path) -> str:
         if name in names:
             return name
     hint = nearest(split, names)
-    if tuple(names) == (ALL,):
-        hint = f", which has no splits; write 'val_share: 0.1' into {FILE} to draw train and val, or use 'all'"
+    if len(names) == 1 and names[0] not in SPLIT_NAMES:
+        hint = f", which has no splits; write 'val_share: 0.1' into {FILE} to draw train and val, or use {names[0]!r}"
     raise DataError(f"{root}: no split {split!r} in this folder{hint}")
 
 

@@ -37,13 +37,26 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises:
         DataError: the file cannot be read as JSON.
     """
+    return _read_json(file, dict, "an object")
+
+
+def read_json_list(file: Path) -> list[Any]:
+    """Read a JSON file with a list at the top, in any encoding of Unicode.
+
+    Raises:
+        DataError: the file cannot be read as JSON.
+    """
+    return _read_json(file, list, "a list")
+
+
+def _read_json(file: Path, kind: type, expected: str) -> Any:
     data = _read(file)
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({' '.join(str(error).split())})") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{file}: cannot be used (a {type(value).__name__} at the top, an object is expected)")
+    if not isinstance(value, kind):
+        raise DataError(f"{file}: cannot be used (a {type(value).__name__} at the top, {expected} is expected)")
     return value
 
 

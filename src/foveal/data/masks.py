@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
 from ..images.reading import read_image, read_mask
-from ..info import IGNORE
+from ..info import IGNORE, ignore_id
 from .layout import FILE, DatasetFile
 
 Colour = tuple[int, int, int]
@@ -22,9 +22,11 @@ _SHOWN = 5  # number of unknown ids or colours in a message
 
 
 class MaskReader(Protocol):
-    """Reads the labels of one image: ``(image path, mask path) -> (H, W) uint8``, 255 = ignore."""
+    """Reads the labels of one image: ``(image path, mask path) -> (H, W) uint8``, 255 = ignore.
 
-    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]: ...
+    With more than 255 classes, masks are uint16, and 65535 is ignored."""
+
+    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.unsignedinteger]: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class IdMasks:
     ignore_unknown: bool = False
     palette: tuple[Colour, ...] = ()
 
-    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]:
+    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.unsignedinteger]:
         """Read one mask.
 
         Raises:
@@ -51,13 +53,13 @@ class IdMasks:
         """
         return self.read(mask, str(mask))
 
-    def read(self, source: MaskSource, name: str) -> NDArray[np.uint8]:
+    def read(self, source: MaskSource, name: str) -> NDArray[np.unsignedinteger]:
         """Read a mask from a path or from the content of a file; ``name`` is its name in messages."""
         try:
             ids = read_mask(source, name=name)
         except InputError as error:
             raise DataError(f"{error}{self._colour_hint(source)}") from error
-        table = np.full(_IDS + 1, -1, np.int16)
+        table = np.full(_IDS + 1, -1, np.int32)
         table[list(self.class_of)] = list(self.class_of.values())  # id -1 is the last row
         in_range = (ids >= -1) & (ids < _IDS)
         classes = np.where(in_range, table[np.where(in_range, ids, 0)], -1)
@@ -69,7 +71,7 @@ class IdMasks:
                 f"{name}: id {shown}, but there are {self.num_classes} classes; in {FILE}, give the id of each"
                 " class as 'ids', list the id under 'ignore', or write 'unknown: ignore'"
             )
-        return np.where(unknown, IGNORE, classes).astype(np.uint8)
+        return np.where(unknown, ignore_id(self.num_classes), classes).astype(mask_type(self.num_classes))
 
     def _colour_hint(self, source: MaskSource) -> str:
         """What to do if the mask is a colour image; empty if it is unreadable for another reason."""
@@ -97,7 +99,7 @@ class ColourMasks:
     ignore: tuple[Colour, ...] = ()
     ignore_unknown: bool = False
 
-    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]:
+    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.unsignedinteger]:
         """Read one mask.
 
         Raises:
@@ -105,7 +107,7 @@ class ColourMasks:
         """
         return self.read(mask, str(mask))
 
-    def read(self, source: MaskSource, name: str) -> NDArray[np.uint8]:
+    def read(self, source: MaskSource, name: str) -> NDArray[np.unsignedinteger]:
         """Read a mask from a path or from the content of a file; ``name`` is its name in messages."""
         try:
             pixels = _codes(read_image(source, name=name))
@@ -113,7 +115,8 @@ class ColourMasks:
             raise DataError(str(error)) from error
         known = [*self.palette, *self.ignore]
         codes = _codes(np.array([known], np.uint8))[0]
-        classes = np.array([*range(len(self.palette)), *[IGNORE] * len(self.ignore)], np.uint8)
+        ignore, kind = ignore_id(len(self.palette)), mask_type(len(self.palette))
+        classes = np.array([*range(len(self.palette)), *[ignore] * len(self.ignore)], kind)
         order = np.argsort(codes)
         place = np.searchsorted(codes, pixels, sorter=order).clip(max=len(codes) - 1)
         unknown = codes[order][place] != pixels
@@ -122,19 +125,25 @@ class ColourMasks:
                 f"{name}: colour {_most_common(pixels[unknown])} without a class; add it in {FILE} to 'palette' or"
                 " 'ignore_colours', or write 'unknown: ignore'"
             )
-        return np.where(unknown, IGNORE, classes[order][place]).astype(np.uint8)
+        return np.where(unknown, ignore, classes[order][place]).astype(kind)
+
+
+def mask_type(num_classes: int) -> type[np.unsignedinteger]:
+    """The type of masks of so many classes: uint8, or uint16 for more than 255."""
+    return np.uint8 if num_classes <= IGNORE else np.uint16
 
 
 def plain_ids(num_classes: int, ignore: tuple[int, ...] = (IGNORE,)) -> dict[int, int]:
     """A table for ids that equal the classes; an id in ``ignore`` is ignored even if it is below ``num_classes``."""
-    return {i: i for i in range(num_classes)} | dict.fromkeys(ignore, IGNORE)
+    return {i: i for i in range(num_classes)} | dict.fromkeys(ignore, ignore_id(num_classes))
 
 
 def described_ids(described: DatasetFile) -> dict[int, int]:
     """The table of ids that ``names``, ``ids`` and ``ignore`` of ``dataset.yaml`` describe."""
+    count = len(described.names)
     if not described.ids:
-        return plain_ids(len(described.names), described.ignore)
-    return dict.fromkeys(described.ignore, IGNORE) | {i: place for place, i in enumerate(described.ids)}
+        return plain_ids(count, described.ignored)
+    return dict.fromkeys(described.ignored, ignore_id(count)) | {i: place for place, i in enumerate(described.ids)}
 
 
 def note_black_and_white(reader: object, pixels: NDArray[np.int64], ignored: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import coco, labelme, yolo
+from . import coco, label_studio, labelme, supervisely, yolo
 from .layout import DatasetFile
 from .outlines import Annotated
 
@@ -34,6 +34,8 @@ def _open_coco(root: Path, splits: Sequence[str], described: DatasetFile) -> Ann
 #: By name, the more particular first.
 OUTLINE_LAYOUTS = {
     "coco_instances": OutlineLayout(_coco_splits, _open_coco),
+    "label_studio": OutlineLayout(label_studio.splits, label_studio.read_annotations),
+    "supervisely": OutlineLayout(supervisely.splits, supervisely.read_annotations),
     "polygons": OutlineLayout(yolo.splits, yolo.read_annotations),
     "labelme": OutlineLayout(labelme.splits, labelme.read_annotations),
 }

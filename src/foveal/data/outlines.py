@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from ..errors import DataError, InputError
 from ..images.bands import read_size
-from ..images.regions import Runs, mask_tools
-from ..info import IGNORE, Labels
+from ..images.regions import Runs, mask_tools, runs_of
+from ..info import Labels, ignore_id
 from .layout import FILE, DatasetFile, Problem
 from .listed_files import Id
-from .masks import MaskReader
+from .masks import MaskReader, mask_type
 
 BACKGROUND = "background"  #: class 0 of masks that are drawn from objects: pixels that no object covers
 _BACKGROUNDS = (BACKGROUND, "_background_", "__background__")  # names that label tools export
@@ -68,12 +68,16 @@ class OutlineMasks:
     Attributes:
         read: reads the objects.
         class_of: class by category.
+        num_classes: number of classes, on which the type of the masks depends.
+        ordered: whether later objects are in front of earlier ones; otherwise smaller ones are in front of larger ones.
     """
 
     read: OutlineReader
     class_of: Mapping[Id, int]
+    num_classes: int = 0
+    ordered: bool = False
 
-    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]:
+    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.unsignedinteger]:
         """Draw the objects of one image.
 
         Raises:
@@ -91,8 +95,10 @@ class OutlineMasks:
             raise DataError(str(error)) from error
         return self.read(image, file, size), size
 
-    def draw(self, outlines: Sequence[Outline], size: Size, where: str) -> NDArray[np.uint8]:
-        """Draw large objects first, so that smaller ones in front stay complete. Boxes without outlines are ignored.
+    def draw(self, outlines: Sequence[Outline], size: Size, where: str) -> NDArray[np.unsignedinteger]:
+        """Draw the objects one over the other. The pixels of boxes without outlines are ignored.
+
+        Large ones come first, so that smaller ones in front stay complete, unless the objects are ``ordered``.
 
         Args:
             outlines: objects of one image.
@@ -102,7 +108,7 @@ class OutlineMasks:
         Raises:
             DataError: an object has an unknown category, or the objects cover the image too often.
         """
-        columns = np.zeros(size[::-1], np.uint8)  # run lengths go down the columns
+        columns = np.zeros(size[::-1], mask_type(self.num_classes))  # run lengths go down the columns
         layers: list[tuple[int, int, Runs]] = []
         for outline in outlines:
             if outline.category not in self.class_of:
@@ -113,11 +119,12 @@ class OutlineMasks:
                 layers.append((int(outline.runs[1::2].sum()), self.class_of[outline.category], outline.runs))
             elif outline.box is not None:
                 x1, y1, x2, y2 = outline.box
-                columns[max(0, int(x1)) : max(0, int(x2 + 0.5)), max(0, int(y1)) : max(0, int(y2 + 0.5))] = IGNORE
+                window = slice(max(0, int(x1)), max(0, int(x2 + 0.5))), slice(max(0, int(y1)), max(0, int(y2 + 0.5)))
+                columns[window] = ignore_id(self.num_classes)
         if sum(area for area, _, _ in layers) > _MAX_COVER * columns.size:
             raise DataError(f"{where} (its objects cover the image more than {_MAX_COVER} times)")
         flat = columns.reshape(-1)
-        for _, label, runs in sorted(layers, key=lambda layer: -layer[0]):
+        for _, label, runs in layers if self.ordered else sorted(layers, key=lambda layer: -layer[0]):
             edges = runs.astype(np.int64).cumsum().tolist()
             for start, end in zip(edges[0::2], edges[1::2], strict=False):
                 flat[start:end] = label
@@ -177,7 +184,7 @@ def drawn_classes(
                 f"{root / FILE}: 'names' are not the categories of {source}: {name!r} is missing; add it, or write"
                 " 'unknown: ignore' to ignore its pixels"
             )
-        class_of[category] = 0 if is_background(name) else place.get(name, IGNORE)
+        class_of[category] = 0 if is_background(name) else place.get(name, ignore_id(len(names)))
     return names, class_of
 
 
@@ -259,6 +266,25 @@ def polygon_runs(polygons: Sequence[Sequence[float]], size: Size) -> Runs:
     tools = mask_tools()
     parts = tools.frPyObjects(list(polygons), *size)
     return _unpack((parts[0] if len(parts) == 1 else tools.merge(parts))["counts"]).astype(np.uint32)
+
+
+def part_runs(part: NDArray[np.bool_], corner: tuple[int, int], size: Size) -> Runs:
+    """Run lengths in an image of (H, W) of a mask ``(h, w)`` whose upper left pixel is at ``corner`` (y, x).
+
+    Raises:
+        ValueError: the mask leaves the image.
+    """
+    (top, left), (height, width) = corner, part.shape
+    if min(left, top) < 0 or top + height > size[0] or left + width > size[1]:
+        raise ValueError("a mask that leaves the image")
+    columns = np.zeros((size[0], width), bool)
+    columns[top : top + height] = part
+    runs = runs_of(columns)
+    runs[0] += left * size[0]
+    if len(runs) % 2 == 0:  # the last run is inside
+        runs = np.append(runs, np.uint32(0))
+    runs[-1] += (size[1] - left - width) * size[0]
+    return runs
 
 
 def rle_runs(encoding: Mapping[str, Any], size: Size) -> Runs:

@@ -71,7 +71,7 @@ class SegmentationData:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+    def __getitem__(self, index: int) -> tuple[NDArray[Any], NDArray[np.unsignedinteger]]:
         """Read one pair: the image ``(H, W, C)`` and class ids ``(H, W)`` with 255 = ignore.
 
         Raises:
@@ -99,7 +99,9 @@ class SegmentationData:
         return rng.permutation(len(self)).tolist()
 
 
-def class_counts(masks: Sequence[NDArray[np.uint8]], num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def class_counts(
+    masks: Sequence[NDArray[np.unsignedinteger]], num_classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Count what frequency balancing needs: the pixels of each class, and all pixels of the masks that contain it.
 
     Args:
@@ -112,7 +114,7 @@ def class_counts(masks: Sequence[NDArray[np.uint8]], num_classes: int) -> tuple[
     pixels = np.zeros(num_classes, np.int64)
     present = np.zeros(num_classes, np.int64)
     for mask in masks:
-        counts = np.bincount(mask.ravel(), minlength=256)[:num_classes]
+        counts = np.bincount(mask.ravel(), minlength=num_classes)[:num_classes]
         pixels += counts
         present += np.where(counts > 0, mask.size, 0)
     return pixels, present

@@ -2,64 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from ..errors import ConfigError, DataError, InputError, nearest
+from ..errors import ConfigError, DataError, nearest
 from ..images.folders import entries_below, has_images
 from ..images.formats import is_image
-from ..images.reading import read_mask
 from ..info import IGNORE, Labels
-from . import coco, voc
-from .labels import ADE20K, CAMVID, CITYSCAPES, CITYSCAPES_TRAIN_IDS
+from . import cityscapes, coco, roboflow, voc
+from .labels import ADE20K, CAMVID
 from .layout import (
     ALL,
     FILE,
     IMAGE_FOLDERS,
     MASK_FOLDERS,
     DatasetFile,
-    Problem,
     UnknownLayoutError,
-    by_stem,
     describe,
     draw_splits,
     images_in,
-    match_files,
     subfolders,
 )
-from .masks import ColourMasks, IdMasks, MaskReader, described_ids, plain_ids
+from .masks import plain_ids
 from .outline_layouts import OUTLINE_LAYOUTS, OutlineLayout
 from .outlines import Annotated
+from .parts import Part, check_number, labels_and_reader, open_pairs
 
 _UNSUPPORTED = (".gif", ".pgm", ".ppm", ".heic", ".jp2", ".exr")  # of images and masks that users have
-_LOSSLESS = (".png", ".bmp", ".tif", ".tiff", ".npy")
-_LOSSY = "JPEG and WebP masks do not keep the ids that were saved; save them as PNG"
-_MASK_ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_gt", "_seg", "_L")
 _CAMVID_VOID = 11
 _INNER = 10  # folders that are searched for a layout
-
-
-@dataclass(frozen=True)
-class Part:
-    """The content of some splits.
-
-    Attributes:
-        pairs: (image, file with its labels), sorted within a split.
-        labels: names and palette of the classes.
-        read: reads the mask of a pair.
-        problems: files without a partner, stems that occur twice, masks in lossy formats.
-        notes: what is allowed but may be a mistake, and what is left out.
-    """
-
-    pairs: tuple[tuple[Path, Path], ...]
-    labels: Labels
-    read: MaskReader
-    problems: tuple[Problem, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +82,9 @@ def _camvid_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
 def _open_camvid(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
     folders = [(root / split, root / f"{split}annot") for split in splits]
     default = (CAMVID, plain_ids(len(CAMVID.names), (_CAMVID_VOID, IGNORE)))
-    return _open_pairs(root, folders, described, default)
+    part = open_pairs(root, folders, described, default)
+    own = voc.read_coloured(root, described)
+    return dataclasses.replace(part, labels=own[0], read=own[1]) if own else part
 
 
 def _folders(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -152,7 +128,7 @@ def _folder_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
 
 def _open_folders(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
     folders = _folders(root)
-    return _open_pairs(root, [folders[split] for split in splits], described)
+    return open_pairs(root, [folders[split] for split in splits], described)
 
 
 def _flat_folders(root: Path) -> tuple[Path, Path] | None:
@@ -173,47 +149,13 @@ def _flat_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
 def _open_flat(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
     folders = _flat_folders(root)
     assert folders is not None, "_flat_splits found them"
-    part = _open_pairs(root, [folders], described)
+    part = open_pairs(root, [folders], described)
     drawn = draw_splits((image.stem for image, _ in part.pairs), described)
     pairs = [pair for split in splits for pair in part.pairs if pair[0].stem in drawn[split]]
     return Part(tuple(pairs), part.labels, part.read, part.problems)
 
 
-# ---- Cityscapes and ADE20K
-
-
-def _cityscapes_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
-    return tuple(f.name for f in subfolders(root / "leftImg8bit") if (root / "gtFine" / f.name).is_dir())
-
-
-def _open_cityscapes(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
-    """Masks of training ids if there are any, else masks of label ids, which are mapped to training ids."""
-    excluded = described.excluded(root)
-    pairs: list[tuple[Path, Path]] = []
-    problems: list[Problem] = []
-    endings = set()
-    for split in splits:
-        masks = images_in(root / "gtFine" / split, deep=True)
-        ending = "_gtFine_labelTrainIds"
-        if not any(mask.stem.endswith(ending) for mask in masks):
-            ending = "_gtFine_labelIds"
-        endings.add(ending)
-        images = images_in(root / "leftImg8bit" / split, deep=True)
-        split_pairs, split_problems = match_files(
-            by_stem(images, root / "leftImg8bit" / split, "_leftImg8bit"),
-            [by_stem(masks, root / "gtFine" / split, ending)],
-            ("image", "mask"),
-            excluded,
-        )
-        pairs += split_pairs
-        problems += split_problems
-    if len(endings) > 1:
-        raise DataError(f"{root}: some of {' + '.join(splits)} have labelIds, others labelTrainIds: use one kind")
-    train_ids = endings == {"_gtFine_labelTrainIds"}
-    class_of = {i: CITYSCAPES_TRAIN_IDS.get(i, IGNORE) for i in range(-1, 34)} | {IGNORE: IGNORE}
-    default = (CITYSCAPES, plain_ids(len(CITYSCAPES.names), (-1, IGNORE)) if train_ids else class_of)
-    labels, read = _labels_and_reader(root, described, default, ())
-    return Part(tuple(pairs), labels, read, tuple(problems))
+# ---- ADE20K
 
 
 def _ade20k_folders(root: Path) -> tuple[str, ...]:
@@ -237,7 +179,7 @@ def _open_ade20k(root: Path, splits: Sequence[str], described: DatasetFile) -> P
     """Id 0 is "other" and ignored; ids 1 to 150 become classes 0 to 149."""
     folders = [(root / "images" / split, root / "annotations" / split) for split in splits]
     class_of = {0: IGNORE} | {i + 1: i for i in range(len(ADE20K.names))}
-    return _open_pairs(root, folders, described, (ADE20K, class_of))
+    return open_pairs(root, folders, described, (ADE20K, class_of))
 
 
 # ---- panoptic segments and outlines
@@ -254,15 +196,13 @@ def _annotated(name: str, layout: OutlineLayout, beats: tuple[str, ...]) -> Layo
         if described.ids:
             raise DataError(f"{root / FILE}: 'ids' is for masks in files, not for {name}: leave it out")
         part = layout.open(root, splits, described)
-        if (count := len(part.labels.names)) > IGNORE:
-            raise DataError(f"{root}: {count} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
+        check_number(len(part.labels.names), root)
         return Part(part.pairs, part.labels, part.reader, part.problems, part.notes)
 
     return Layout(name, layout.splits, open_part, beats)
 
 
 _PANOPTIC = OutlineLayout(lambda root, described: coco.splits(root, "panoptic", described), _open_panoptic)
-_OUTLINES = tuple(OUTLINE_LAYOUTS)
 
 
 # ---- Pascal VOC
@@ -273,25 +213,42 @@ def _open_voc(root: Path, splits: Sequence[str], described: DatasetFile) -> Part
     pairs, problems = voc.find_pairs(root, splits, described)
     names, file = voc.read_labels(root, (image.stem for image, _ in pairs))
     if described.names or not names.names:
-        labels, read = _labels_and_reader(root, described, None, [mask for _, mask in pairs])
+        labels, read = labels_and_reader(root, described, None, [mask for _, mask in pairs])
     elif file is not None and described.masks == "ids":
         unknown = described.unknown == "ignore"
         labels, read = names, voc.VocMasks(names, file, described.ignore, described.ignore_colours, unknown)
     else:
         ids = plain_ids(len(names.names), described.ignore)
-        labels, read = _labels_and_reader(root, described, (names, ids), ())
+        labels, read = labels_and_reader(root, described, (names, ids), ())
     return Part(tuple(pairs), labels, read, tuple(problems), voc.note_unlisted(root, described))
 
 
+# ---- Roboflow
+
+
+def _open_roboflow(root: Path, splits: Sequence[str], described: DatasetFile) -> Part:
+    """The classes are those of the table; with ``names`` in ``dataset.yaml``, ids are not mapped."""
+    pairs, problems = roboflow.find_pairs(root, splits, described)
+    classes = roboflow.read_classes(root)
+    class_of = {identifier: place for place, identifier in enumerate(classes)}
+    labels, read = labels_and_reader(root, described, (Labels(tuple(classes.values())), class_of), ())
+    return Part(tuple(pairs), labels, read, tuple(problems))
+
+
+_SIDE_FILES = ("polygons", "labelme")  # files beside images, which may be there in addition to masks
+
 LAYOUTS = (
     Layout("camvid", _camvid_splits, _open_camvid),
-    Layout("cityscapes", _cityscapes_splits, _open_cityscapes),
+    Layout("cityscapes", cityscapes.splits_of, cityscapes.open_splits),
     Layout("ade20k", _ade20k_splits, _open_ade20k, beats=("folders",)),
-    _annotated("coco_panoptic", _PANOPTIC, beats=("folders", "flat", *_OUTLINES)),
-    _annotated("coco_instances", OUTLINE_LAYOUTS["coco_instances"], beats=("polygons", "labelme")),
-    Layout("voc", voc.splits_of, _open_voc, beats=("polygons", "labelme")),
-    Layout("folders", _folder_splits, _open_folders, beats=("polygons", "labelme")),
-    Layout("flat", _flat_splits, _open_flat, beats=("polygons", "labelme")),
+    _annotated("coco_panoptic", _PANOPTIC, beats=("folders", "flat", *OUTLINE_LAYOUTS)),
+    _annotated("coco_instances", OUTLINE_LAYOUTS["coco_instances"], beats=_SIDE_FILES),
+    _annotated("label_studio", OUTLINE_LAYOUTS["label_studio"], beats=_SIDE_FILES),
+    _annotated("supervisely", OUTLINE_LAYOUTS["supervisely"], beats=_SIDE_FILES),
+    Layout("voc", voc.splits_of, _open_voc, beats=_SIDE_FILES),
+    Layout("roboflow", roboflow.splits_of, _open_roboflow, beats=_SIDE_FILES),
+    Layout("folders", _folder_splits, _open_folders, beats=_SIDE_FILES),
+    Layout("flat", _flat_splits, _open_flat, beats=_SIDE_FILES),
     _annotated("polygons", OUTLINE_LAYOUTS["polygons"], beats=()),
     _annotated("labelme", OUTLINE_LAYOUTS["labelme"], beats=()),
 )
@@ -330,26 +287,6 @@ def inner_layout(root: Path) -> Path | None:
     return None
 
 
-# ---- common steps
-
-_Default = tuple[Labels, Mapping[int, int]]  # classes of a layout, and the class of each id
-
-
-def _open_pairs(
-    root: Path, folders: Sequence[tuple[Path, Path]], described: DatasetFile, default: _Default | None = None
-) -> Part:
-    """Pair the files of (images, masks) folders; ``default`` applies unless ``dataset.yaml`` has names."""
-    excluded = described.excluded(root)
-    pairs: list[tuple[Path, Path]] = []
-    problems: list[Problem] = []
-    for images, masks in folders:
-        folder_pairs, folder_problems = mask_pairs(images, masks, excluded)
-        pairs += folder_pairs
-        problems += folder_problems
-    labels, read = _labels_and_reader(root, described, default, [mask for _, mask in pairs])
-    return Part(tuple(pairs), labels, read, tuple(problems))
-
-
 def mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
     """Folders of images and of masks by split, under "all" if there are no splits; empty if there are none.
 
@@ -360,62 +297,3 @@ def mask_folders(root: Path) -> dict[str, tuple[Path, Path]]:
         return by_split
     flat = _flat_folders(root)
     return {ALL: flat} if flat else {}
-
-
-def mask_pairs(images: Path, masks: Path, excluded: frozenset[Path]) -> tuple[list[tuple[Path, Path]], list[Problem]]:
-    """Pair images and masks by stem; every file without a partner, and every lossy mask, is a problem."""
-    files = images_in(masks, deep=True)
-    lossy = [Problem(p, _LOSSY) for p in files if p.suffix.lower() not in _LOSSLESS and p not in excluded]
-    files = [p for p in files if p.suffix.lower() in _LOSSLESS]
-    pairs, unmatched = match_files(
-        by_stem(images_in(images, deep=True), images),
-        [by_stem(files, masks, ending) for ending in _MASK_ENDINGS],
-        ("image", "mask"),
-        excluded,
-    )
-    return pairs, [*lossy, *unmatched]
-
-
-def _labels_and_reader(
-    root: Path, described: DatasetFile, default: _Default | None, masks: Sequence[Path]
-) -> tuple[Labels, MaskReader]:
-    """The classes, and the reader that maps the ids or colours of masks to them; ``masks`` are for messages."""
-    ignore_unknown = described.unknown == "ignore"
-    if described.masks == "colours":
-        labels = Labels(described.names, described.palette) if described.names or default is None else default[0]
-        if not labels.palette:
-            raise DataError(f"{root / FILE}: 'masks: colours' needs 'palette' and 'names', one of each per class")
-        return labels, ColourMasks(labels.palette, described.ignore_colours, ignore_unknown)
-    if (count := len(described.names)) > IGNORE:
-        raise DataError(f"{root / FILE}: {count} classes; at most {IGNORE} are possible, as id {IGNORE} is ignored")
-    if described.names:
-        labels, class_of = Labels(described.names, described.palette), described_ids(described)
-    elif default is not None:
-        labels = Labels(default[0].names, described.palette or default[0].palette)
-        class_of = {**default[1], **dict.fromkeys(described.ignore, IGNORE)}
-    else:
-        raise DataError(
-            f"{root}: the masks have ids without class names; write {FILE} with 'names: [...]', one per id, or with"
-            f" 'layout: instance_ids' if each id is one object{_ids_in(masks)}"
-        )
-    return labels, IdMasks(class_of, len(labels.names), ignore_unknown, labels.palette)
-
-
-def _ids_in(masks: Sequence[Path], limit: int = 20) -> str:
-    """The ids that occur in the first masks, for messages."""
-    ids: set[int] = set()
-    for mask in _read_masks(masks[:limit]):
-        ids |= {int(i) for i in np.unique(mask)}
-    if not ids:
-        return ""
-    shown = ", ".join(map(str, sorted(ids)[:20])) + (", ..." if len(ids) > 20 else "")
-    return f" (ids in the first {min(limit, len(masks))} masks: {shown})"
-
-
-def _read_masks(masks: Sequence[Path]) -> Iterator[np.ndarray]:
-    """The masks that can be read."""
-    for mask in masks:
-        try:
-            yield read_mask(mask)
-        except InputError:
-            continue

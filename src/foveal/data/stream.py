@@ -1,7 +1,8 @@
 """Stream samples from tar files, front to back: for data that is too large or too remote for single files.
 
 A sample consists of consecutive members that share their path up to the first dot: ``a/0001.jpg`` with ``a/0001.png``
-(mask), ``a/0001.cls`` (class index) or ``a/0001.json``. This is the convention of the webdataset library. Layouts::
+(mask), ``a/0001.cls`` (class index) or ``a/0001.json``. This is the convention of the webdataset library; names that
+have dots themselves are described in :func:`~foveal.data.tar_members.by_sample`. Layouts::
 
     ROOT/<split>/*.tar        ROOT/<split>-*.tar        ROOT/*.tar  (split "all")
 """
@@ -14,6 +15,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tarfile import TarFile
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from .tar_members import (
     DAMAGE,
     IMAGE_ENDINGS,
     MASK_ENDINGS,
+    by_sample,
     check_end,
     check_member,
     damaged_error,
@@ -54,7 +57,7 @@ class StreamSample:
 
     key: str
     image: NDArray[Any]
-    mask: NDArray[np.uint8] | None = None
+    mask: NDArray[np.unsignedinteger] | None = None
     label: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -149,18 +152,15 @@ class TarStream:
         try:
             size = None if is_compressed(shard) else shard.stat().st_size
             with open_tar(shard, "r|*") as archive:
-                for sample_key, ending, member in read_members(archive, size):
+                for sample_key, ending, content in by_sample(_read_all(shard, archive, size)):
                     if sample_key != key:
                         if members:
                             yield key, members
                         key, members = sample_key, {}
-                    try:
-                        check_member(shard, member)
-                    except DataError as error:
-                        self._report(shard, sample_key, error)
-                        continue
-                    file = archive.extractfile(member)
-                    members[ending] = file.read() if file else b""
+                    if isinstance(content, DataError):
+                        self._report(shard, sample_key, content)
+                    else:
+                        members[ending] = content
             check_end(shard, archive.offset)
         except DAMAGE as error:
             # The last sample before the damage may lack a member, so it is dropped with the rest of the shard.
@@ -203,6 +203,18 @@ class TarStream:
             count = f" below {len(self.labels.names)}" if self.labels.names else ""
             raise DataError(f"{where}.cls: {text[:20]!r} is not a class index{count}")
         return int(text)
+
+
+def _read_all(shard: Path, archive: TarFile, size: int | None) -> Iterator[tuple[str, str, bytes | DataError]]:
+    """The members of samples with their content, or the reason why it cannot be read."""
+    for path, ending, member in read_members(archive, size):
+        try:
+            check_member(shard, member)
+        except DataError as error:
+            yield path, ending, error
+            continue
+        file = archive.extractfile(member)
+        yield path, ending, file.read() if file else b""
 
 
 def _mask_reader(described: DatasetFile) -> IdMasks | ColourMasks | None:

@@ -10,9 +10,9 @@ import lzma
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ..errors import DataError
 from ..images.formats import MAX_FILE_BYTES
@@ -20,12 +20,16 @@ from ..images.formats import MAX_FILE_BYTES
 IMAGE_ENDINGS = ("jpg", "jpeg", "jfif", "jpe", "webp", "png", "tif", "tiff", "bmp", "npy")
 MASK_ENDINGS = ("mask.png", "seg.png", "png")
 
+T = TypeVar("T")
+
 #: What tarfile raises on damaged files.
 DAMAGE = (
     tarfile.TarError, OSError, EOFError, ValueError, OverflowError, IndexError, RecursionError, MemoryError,
     struct.error, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")  # first bytes of gzip, bzip2, xz, zstd
+_KNOWN_ENDINGS = (*MASK_ENDINGS, *(ending for ending in IMAGE_ENDINGS if ending not in MASK_ENDINGS), "cls", "json")
+_MOST = 64  # members of one sample
 _LONG_NAMES = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _MAX_NAME = 1 << 20  # bytes of the names and attributes of one member, which tarfile reads at once
 
@@ -53,7 +57,7 @@ def open_tar(file: Any, mode: Any) -> tarfile.TarFile:
 
 
 def read_members(archive: tarfile.TarFile, size: int | None) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """The members of samples in order, each with the key of its sample and its ending.
+    """The members of samples in order, each with its path up to the first dot and what follows the dot.
 
     Args:
         archive: an open tar file.
@@ -79,15 +83,53 @@ def read_members(archive: tarfile.TarFile, size: int | None) -> Iterator[tuple[s
             yield key, ending, member
 
 
+def by_sample(members: Iterable[tuple[str, str, T]]) -> Iterator[tuple[str, str, T]]:
+    """Find the sample that each member belongs to: ``(path up to the first dot, rest, ...) -> (key, ending, ...)``.
+
+    The key is the path up to the first dot, as in the webdataset library. If no member of such a sample is an image
+    (``2026.01.31.jpg`` has the ending ``01.31.jpg``), names have dots, and the key is what precedes a known ending.
+    """
+    waiting: list[tuple[str, str, T]] = []  # of one path, until it is known whether names have dots
+    current, decided = "", False  # the path, and whether it is known
+    for member in members:
+        if member[0] != current:
+            yield from _with_dots(waiting)
+            waiting, current, decided = [], member[0], False
+        waiting.append(member)
+        decided = decided or member[1].lower() in IMAGE_ENDINGS
+        if decided:
+            yield from ((stem, rest.lower(), more) for stem, rest, more in waiting)
+            waiting = []
+        elif len(waiting) == _MOST:
+            yield from _with_dots(waiting)
+            waiting, current = [], ""
+    yield from _with_dots(waiting)
+
+
+def _with_dots(members: Iterable[tuple[str, str, T]]) -> Iterator[tuple[str, str, T]]:
+    """The members with the keys and endings of names that have dots."""
+    key = ""
+    for stem, rest, more in members:
+        name = f"{stem}.{rest}"
+        known = next((ending for ending in _KNOWN_ENDINGS if name.lower().endswith(f".{ending}")), None)
+        if known is not None:
+            key = name[: -len(known) - 1]
+            yield key, known, more
+        elif key and name.startswith(f"{key}."):
+            yield key, name[len(key) + 1 :].lower(), more
+        else:
+            yield stem, rest.lower(), more
+
+
 def _sample_of(member: tarfile.TarInfo) -> tuple[str, str]:
-    """Key of the sample that a member belongs to, and its ending; two empty strings for folders and hidden files.
+    """A member's path up to the first dot, and what follows; two empty strings for folders and hidden files.
 
     Links and devices belong to a sample if they have the ending of an image or of its label.
     """
     folder, _, name = member.name.rpartition("/")
     stem, _, ending = name.partition(".")
-    ending = ending.lower()
-    if not stem or not (member.isfile() or (ending in (*IMAGE_ENDINGS, *MASK_ENDINGS, "cls") and not member.isdir())):
+    labelled = ending.lower() in (*IMAGE_ENDINGS, *MASK_ENDINGS, "cls")
+    if not stem or not (member.isfile() or (labelled and not member.isdir())):
         return "", ""
     return f"{folder}/{stem}" if folder else stem, ending
 

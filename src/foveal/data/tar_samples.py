@@ -27,6 +27,7 @@ from .tar_members import (
     DAMAGE,
     IMAGE_ENDINGS,
     MASK_ENDINGS,
+    by_sample,
     check_end,
     check_member,
     damaged_error,
@@ -39,10 +40,10 @@ class Place(NamedTuple):
     """Where a sample lies in its tar file.
 
     Attributes:
-        key: path of its members up to the first dot.
+        key: path of its members up to the first dot; see :func:`~foveal.data.tar_members.by_sample`.
         start: offset of its first header, in bytes.
         stop: offset of the end of its last member, in bytes.
-        endings: endings of its members, after the first dot.
+        endings: endings of its members, after the dot.
     """
 
     key: str
@@ -54,12 +55,12 @@ class Place(NamedTuple):
 class _Target(NamedTuple):
     """What the samples of a task are labelled with. Data loaders pickle it, so its functions are named."""
 
-    of: Callable[[StreamSample], NDArray[np.uint8] | int | None]  # the label of a decoded sample
+    of: Callable[[StreamSample], NDArray[np.unsignedinteger] | int | None]  # the label of a decoded sample
     is_among: Callable[[Sequence[str], str], bool]  # whether the endings have a label, besides this one of the image
     missing: str  # for messages
 
 
-def _mask_of(sample: StreamSample) -> NDArray[np.uint8] | None:
+def _mask_of(sample: StreamSample) -> NDArray[np.unsignedinteger] | None:
     return sample.mask
 
 
@@ -147,7 +148,7 @@ class TarSamples:
         """Path of the tar file and key of a sample."""
         return self.stream.shards[self.shard_of[index]] / self.keys[index]
 
-    def __getitem__(self, index: int) -> tuple[NDArray[Any], NDArray[np.uint8] | int]:
+    def __getitem__(self, index: int) -> tuple[NDArray[Any], NDArray[np.unsignedinteger] | int]:
         """Read one image, ``(H, W, C)``, and its class ids ``(H, W)`` with 255 = ignore, or its class.
 
         Raises:
@@ -161,7 +162,7 @@ class TarSamples:
                 content = file.read(stop - start)
             with open_tar(io.BytesIO(content), "r:") as archive:
                 members = {}
-                for sample_key, ending, member in read_members(archive, len(content)):
+                for sample_key, ending, member in by_sample(read_members(archive, len(content))):
                     if sample_key == key and (content_file := archive.extractfile(member)):
                         members[ending] = content_file.read()
         except DAMAGE as error:
@@ -212,14 +213,16 @@ def places(shard: Path) -> list[Place]:
     key, start, stop, endings = "", 0, 0, []
     try:
         with open_tar(shard, "r:") as archive:
-            for member_key, ending, member in read_members(archive, shard.stat().st_size):
+            members = read_members(archive, shard.stat().st_size)
+            ends = ((path, ending, (member, archive.offset)) for path, ending, member in members)
+            for member_key, ending, (member, end) in by_sample(ends):
                 check_member(shard, member)
                 if member_key != key:
                     if key:
                         samples.append(Place(key, start, stop, tuple(endings)))
                     key, start, endings = member_key, member.offset, []
                 endings.append(ending)
-                stop = archive.offset
+                stop = end
         check_end(shard, archive.offset)
     except DAMAGE as error:
         raise damaged_error(shard, key, error) from error

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from ..images.bands import resized
-from ..info import IGNORE
 from .degradation import degraded
+from .warping import ignored_in
 
 
 @dataclass(frozen=True)
@@ -43,27 +43,29 @@ class SegmentAugment:
     fill: tuple[float, ...] = (124, 116, 104)
 
     def __call__(
-        self, image: NDArray[Any], mask: NDArray[np.uint8], rng: np.random.Generator
-    ) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        self, image: NDArray[Any], mask: NDArray[Any], rng: np.random.Generator
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Augment a pair: ``(H, W, C), (H, W) -> (h, w, C), (h, w)`` with (h, w) = ``crop``."""
         height, width = self.crop
         scale = float(np.exp(rng.uniform(*np.log(self.scale))))
         top, left = self._corner(mask, height / scale, width / scale, rng)
         box = (left, top, left + width / scale, top + height / scale)
         picture = _crop_resize(image, box, (width, height), Image.Resampling.BICUBIC, self.fill)
-        target = _crop_resize(mask[..., None], box, (width, height), Image.Resampling.NEAREST, (IGNORE,))[..., 0]
+        target = _crop_resize(mask[..., None], box, (width, height), Image.Resampling.NEAREST, (ignored_in(mask),))[
+            ..., 0
+        ]
         out = recoloured(picture, self.jitter, self.tint, rng)
         if rng.random() < self.flip:
             out, target = out[:, ::-1], target[:, ::-1]
         return np.ascontiguousarray(out), np.ascontiguousarray(target)
 
-    def _corner(self, mask: NDArray[np.uint8], height: float, width: float, rng: np.random.Generator) -> tuple:
+    def _corner(self, mask: NDArray[Any], height: float, width: float, rng: np.random.Generator) -> tuple:
         """Draw the top left corner (y, x) of a crop of ``height`` x ``width`` source pixels."""
         free_y, free_x = mask.shape[0] - height, mask.shape[1] - width
         low_y, low_x = min(0.0, free_y), min(0.0, free_x)
         high_y, high_x = max(0.0, free_y), max(0.0, free_x)
         if self.rare_crop and rng.random() < self.rare_crop:
-            counts = np.bincount(mask.ravel(), minlength=256)[: len(self.class_weights)]
+            counts = np.bincount(mask.ravel(), minlength=len(self.class_weights))[: len(self.class_weights)]
             weights = np.where(counts > 0, self.class_weights, 0.0)
             if weights.sum() > 0:
                 drawn = rng.choice(len(weights), p=weights / weights.sum())

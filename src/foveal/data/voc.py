@@ -23,14 +23,15 @@ from PIL import Image
 from ..errors import DataError, InputError
 from ..images.formats import SUFFIXES
 from ..images.reading import read_image, read_mask
-from ..info import IGNORE, Labels
+from ..info import IGNORE, Labels, ignore_id
 from .layout import ALL, SPLIT_NAMES, DatasetFile, Problem, by_stem, draw_splits, images_in
-from .masks import Colour, ColourMasks, IdMasks, plain_ids
+from .masks import Colour, ColourMasks, IdMasks, mask_type, plain_ids
 
 IMAGES = "JPEGImages"
 _MASKS = ("SegmentationClassPNG", "SegmentationClass")
 _LISTS = "ImageSets/Segmentation"
 _NAME_FILES = ("labelmap.txt", "class_names.txt", "labels.txt")
+_COLOURS = "label_colors.txt"
 _BORDER = (224, 224, 192)  # colour of id 255 in the masks of VOC: borders of objects, ignored
 _OF_VOC = re.compile(r"20(0\d|1[0-2])_\d{6}")  # stems of the published images
 _MAX_BYTES = 64 << 20  # of a list
@@ -163,13 +164,47 @@ def read_labels(root: Path, stems: Iterable[str]) -> tuple[Labels, Path | None]:
         colour = rest.partition(":")[0]
         names.append(name)
         colours.append(_parse_colour(colour, f"{file}: line {number}") if colour else _voc_colour(len(colours)))
+    return _checked_labels(names, colours, file), file if coloured else None
+
+
+def _checked_labels(names: Sequence[str], colours: Sequence[Colour], file: Path) -> Labels:
+    """The classes of a file.
+
+    Raises:
+        DataError: there are none, or two have one name or colour.
+    """
     if not names:
         raise DataError(f"{file}: no classes in it; write one per line")
     for what, values in (("called", names), ("of the colour", colours)):
         if len(set(values)) < len(values):
             twice = Counter(values).most_common(1)[0][0]
             raise DataError(f"{file}: two classes are {what} {str(twice)[:80]}")
-    return Labels(tuple(names), tuple(colours)), file if coloured else None
+    return Labels(tuple(names), tuple(colours))
+
+
+def read_coloured(root: Path, described: DatasetFile) -> tuple[Labels, VocMasks] | None:
+    """Classes and masks by ``label_colors.txt``, with lines "red green blue name".
+
+    CVAT adds that file to its exports in the layouts of CamVid and Cityscapes, whose classes are then its own.
+
+    Returns:
+        ``None`` without the file, and if ``dataset.yaml`` has names.
+
+    Raises:
+        DataError: the file cannot be read, or two classes have one name or colour.
+    """
+    file = root / _COLOURS
+    if not file.is_file() or described.names or described.masks != "ids":
+        return None
+    names: list[str] = []
+    colours: list[Colour] = []
+    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+        *values, name = line.split(maxsplit=3) or [""]
+        if name and not line.startswith("#"):
+            names.append(name.strip())
+            colours.append(_parse_colour(",".join(values), f"{file}: line {number}"))
+    labels = _checked_labels(names, colours, file)
+    return labels, VocMasks(labels, file, described.ignore, described.ignore_colours, described.unknown == "ignore")
 
 
 def _parse_colour(text: str, where: str) -> Colour:
@@ -208,7 +243,7 @@ class VocMasks:
     ignore_colours: tuple[Colour, ...] = ()
     ignore_unknown: bool = False
 
-    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.uint8]:
+    def __call__(self, image: Path, mask: Path, /) -> NDArray[np.unsignedinteger]:
         """Read one mask.
 
         Raises:
@@ -223,15 +258,16 @@ class VocMasks:
         count = len(self.labels.names)
         return IdMasks(plain_ids(count, self.ignore), count, self.ignore_unknown, self.labels.palette)(image, mask)
 
-    def _read_palette(self, mask: Path) -> NDArray[np.uint8]:
+    def _read_palette(self, mask: Path) -> NDArray[np.unsignedinteger]:
         """The order of a palette need not be that of the classes, so each id has the class of its colour."""
         try:
             ids, colours = read_mask(mask), read_image(mask)
         except InputError as error:
             raise DataError(str(error)) from error
-        class_of = dict.fromkeys((_BORDER, *self.ignore_colours), IGNORE)
+        count = len(self.labels.names)
+        class_of = dict.fromkeys((_BORDER, *self.ignore_colours), ignore_id(count))
         class_of |= {colour: place for place, colour in enumerate(self.labels.palette)}
-        table = np.full(256, IGNORE, np.uint8)
+        table = np.full(256, ignore_id(count), mask_type(count))
         used, first = np.unique(ids, return_index=True)
         for i, colour in zip(used.tolist(), colours.reshape(-1, 3)[first].tolist(), strict=True):
             if i in self.ignore or (self.ignore_unknown and tuple(colour) not in class_of):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..config import read_yaml
 from ..errors import DataError
-from ..info import IGNORE, Labels
+from ..info import MAX_CLASSES, Labels
 from .layout import FILE, DatasetFile
 from .listed_files import Id, as_id, read_text, shown
 from .outlines import Annotated, Outline, OutlineMasks, Size, check_count, check_lengths, drawn_classes, polygon_runs
@@ -70,7 +70,7 @@ def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) 
     if found.alone:
         notes.append(f"{len(found.alone)} images have no text file, so no objects: first {found.alone[0][0].name}")
     pairs = sorted([*found.pairs, *found.alone])
-    reader = OutlineMasks(_read_objects, class_of)
+    reader = OutlineMasks(_read_objects, class_of, len(names))
     return Annotated(tuple(pairs), Labels(names, described.palette), reader, tuple(found.problems), tuple(notes))
 
 
@@ -88,8 +88,8 @@ def _categories(root: Path, folders: Folders, described: DatasetFile) -> tuple[d
         if file.is_file():
             return dict(enumerate(line.strip() for line in read_text(file).splitlines() if line.strip())), []
     last = max((_last_class(file) for file in files_of(folders, _KIND) if file.stem != "classes"), default=0)
-    if last >= IGNORE:
-        raise DataError(f"{root}: class {last} in a text file; at most {IGNORE} classes are possible")
+    if last >= MAX_CLASSES:
+        raise DataError(f"{root}: class {last} in a text file; at most {MAX_CLASSES} classes are possible")
     note = f"no data.yaml or classes.txt names the classes; write 'names: [...]' into {FILE}, one per id"
     return {i: f"class {i}" for i in range(last + 1)}, [note]
 

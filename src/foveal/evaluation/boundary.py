@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..info import IGNORE
+from ..info import ignore_id
 from .metrics import by_name, json_number, mean_of_known, share
 
 TOLERANCE = 0.0075  #: distance that the F-score tolerates, as a share of the image's diagonal (Csurka et al. 2013)
@@ -50,14 +50,14 @@ def boundary_counts(target: NDArray[np.uint8], predicted: NDArray[np.integer], n
     outside. Source: Cheng et al., "Boundary IoU", CVPR 2021, arXiv 2103.16562.
 
     Args:
-        target: class ids ``(H, W)``, 255 = ignore.
+        target: class ids ``(H, W)``, 255 = ignore (:func:`~foveal.info.ignore_id`).
         predicted: class ids ``(H, W)``.
         num_classes: C.
 
     Returns:
         The F-score and the pixels of the bands, per class.
     """
-    valid = target != IGNORE
+    valid = target != ignore_id(num_classes)
     diagonal = math.hypot(*target.shape)
     width = max(1, round(BAND * diagonal))
     f_score = np.full(num_classes, np.nan)

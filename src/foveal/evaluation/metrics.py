@@ -8,22 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..info import IGNORE
+from ..info import ignore_id
 
 
-def confusion_matrix(target: NDArray, predicted: NDArray, num_classes: int, ignore: int = IGNORE) -> NDArray[np.int64]:
+def confusion_matrix(
+    target: NDArray, predicted: NDArray, num_classes: int, ignore: int | None = None
+) -> NDArray[np.int64]:
     """Count pixels: ``matrix[t, p]`` for target class t and predicted class p, without ignored targets.
 
     Args:
         target: class ids, any shape.
         predicted: class ids of the same shape, all below ``num_classes``.
         num_classes: C.
-        ignore: id of targets that are not counted.
+        ignore: id of targets that are not counted; default: :func:`~foveal.info.ignore_id`.
 
     Returns:
         ``(C, C)`` int64.
     """
-    valid = target != ignore
+    valid = target != (ignore_id(num_classes) if ignore is None else ignore)
     pairs = target[valid].astype(np.int64) * num_classes + predicted[valid]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ..errors import DependencyError, ExportError
-from ..info import IGNORE, IMAGENET_MEAN, KEY, ModelInfo, Preprocess
+from ..info import IMAGENET_MEAN, KEY, ModelInfo, Preprocess
 from ..prediction.exported import file_facts
 from ..prediction.input_limits import ANY_IMAGES, InputLimits
 from ..task import TASKS
@@ -205,7 +205,7 @@ def metadata(info: ModelInfo) -> dict[str, str]:
         "task": info.task,
         "names": ", ".join(info.labels.names),
         "palette": ", ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in info.labels.palette),
-        **({"ignore_index": str(IGNORE)} if TASKS[info.task].labels_pixels else {}),
+        **({"ignore_index": str(info.ignored)} if TASKS[info.task].labels_pixels else {}),
         "mean": ", ".join(map(str, info.preprocess.mean)),
         "std": ", ".join(map(str, info.preprocess.std)),
         "output_stride": str(info.output_stride),

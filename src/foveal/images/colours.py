@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..info import IGNORE, Labels
+from ..info import IGNORE, Labels, ignore_id
 from ..text import printable
 
 _IGNORED = (0, 0, 0)
@@ -24,10 +24,11 @@ def colour_table(labels: Labels) -> NDArray[np.uint8]:
     """The colour of each class id, uint8.
 
     Returns:
-        ``(256, 3)``, or one row per class if there are more than 256. Row 255 (ignore) is black, unless it is a class.
+        ``(256, 3)``, or ``(65536, 3)`` if there are more than 256 classes. The last row (ignore) is black, unless it is
+        a class.
     """
     count = len(labels.names)
-    colours = np.zeros((max(IGNORE + 1, count), 3), np.uint8)
+    colours = np.zeros((IGNORE + 1 if count <= IGNORE + 1 else ignore_id(count) + 1, 3), np.uint8)
     colours[:count] = labels.palette or distinct_colours(count)
     if count <= IGNORE:
         colours[IGNORE] = _IGNORED

@@ -27,6 +27,7 @@ class Loader:
 
     Attributes:
         per_epoch: number of batches in an epoch.
+        first_pass: number of the first pass over the data; another one than 0 in later phases of a run.
         requested: indices of the samples in the batch that was requested last.
         bad: index of each training image that is replaced by others -> its error.
 
@@ -45,6 +46,7 @@ class Loader:
                 f"batch_size={config.batch_size} is above the {len(job.data)} training images: give "
                 f"{len(job.data)} or less"
             )
+        self.first_pass = 0
         self.requested: list[int] = []
         self.bad: dict[int, FovealError] = {}
 
@@ -57,7 +59,9 @@ class Loader:
             FovealError: the last error of many bad images in a row, or one that is not the fault of an image.
         """
         accelerator = self.accelerator
-        order = Batches(self.job.data, self.config, position, accelerator.process_index, accelerator.num_processes)
+        order = Batches(
+            self.job.data, self.config, position, accelerator.process_index, accelerator.num_processes, self.first_pass
+        )
         loader = DataLoader(
             Samples(self.job, self.config),
             batch_sampler=order,
@@ -183,13 +187,16 @@ class Batches(Sampler):
     pass.
     """
 
-    def __init__(self, data: Labelled, config: CommonSettings, position: int, rank: int, world: int) -> None:
+    def __init__(
+        self, data: Labelled, config: CommonSettings, position: int, rank: int, world: int, first_pass: int = 0
+    ) -> None:
         self.data, self.config, self.position = data, config, position
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.first_pass = rank, world, first_pass
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         size, length = self.config.batch_size, len(self.data)
-        number, skipped = divmod(self.position, length // size)
+        passes, skipped = divmod(self.position, length // size)
+        number = self.first_pass + passes
         while True:
             rng = np.random.default_rng((self.config.seed, number))
             order = self.data.order(rng, self.config.shuffle_buffer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data.bands import described_by, read_preprocess
 from ..data.transforms import ClassifyAugment
+from ..errors import DataError, InputError
 from ..evaluation.metrics import ClassifyScores
 from ..images.bands import RGB
 from ..images.preparing import prepare
@@ -23,6 +25,7 @@ from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..weights.published import published_preprocess
 from ..weights.reading import read_checkpoint
+from .augment import Augment
 from .cache import Cached
 from .classify_settings import ClassifySettings
 from .job import note_colours, open_data
@@ -46,12 +49,33 @@ class ClassifyJob:
         self.normalise = dataclasses.replace(self.preprocess, size=None, crop_ratio=0.0)
         note_colours(self.data, config, progress)
         self.augment = ClassifyAugment(crop, config.area, config.flip, config.jitter, config.tint)
+        peak = self.preprocess.peak
+        self.more = Augment.of(config, tuple(peak * mean for mean in self.preprocess.mean))
         self.smoothing = config.label_smoothing
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+        """The target is the class, or the shares of the classes if images are mixed."""
+        image, label = self._augmented(index, rng)
+        target = torch.tensor(label)
+        if self.more.mixes:
+            target = F.one_hot(target, len(self.labels.names)).float()
+            if other := self._partner(rng):
+                mixed = self.more.mix(image, other[0], rng)
+                image = mixed.image
+                target *= mixed.share
+                target[other[1]] += 1 - mixed.share
+        return torch.from_numpy(prepare(image, self.normalise)[0]), target
+
+    def _augmented(self, index: int, rng: np.random.Generator) -> tuple[NDArray[Any], int]:
         image, label = self.read[index]
-        network_input = prepare(self.augment(image, rng=rng), self.normalise)
-        return torch.from_numpy(network_input[0]), torch.tensor(label)
+        return self.more(self.augment(image, rng=rng), label, rng)
+
+    def _partner(self, rng: np.random.Generator) -> tuple[NDArray[Any], int] | None:
+        """Another sample, drawn at random; ``None`` if it cannot be read, which is reported when its turn comes."""
+        try:
+            return self._augmented(int(rng.integers(len(self.data))), rng)
+        except (DataError, InputError):
+            return None
 
     def trainee(self, model: nn.Module) -> nn.Module:
         return model

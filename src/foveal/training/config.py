@@ -9,10 +9,11 @@ from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import build_config, to_dict
+from ..config import build_config, shown, to_dict
 from ..errors import ConfigError
 from ..task import TASKS
 from .classify_settings import ClassifySettings
+from .optimizers import OPTIMIZERS
 from .prompt_settings import PromptSettings
 from .recipe import read_recipe
 from .segment_settings import SegmentSettings
@@ -28,6 +29,7 @@ TASK_SETTINGS: Mapping[str, type[CommonSettings]] = {
 }
 
 
+AUGMENTED = ("segment", "classify")  #: tasks that augmentations of one's own are for
 _CROPS = ("crop", "late_crop")
 _SIDES = re.compile(r"([1-9]\d{0,8})(?:(?:\s*[xX*,]\s*|\s+)([1-9]\d{0,8}))?", re.ASCII)
 _FINE_SCALE, _FINE_BATCHES = 0.1, 10  # defaults of backbone_lr_scale and bn_batches where weights are fine-tuned
@@ -50,9 +52,17 @@ class TrainConfig(PromptSettings, UpscaleSettings, ClassifySettings, SegmentSett
         for name in _CROPS:
             object.__setattr__(self, name, parse_sides(getattr(self, name)))
         check_ranges(self)
-        if self.accumulate > self.batch_size:
+        if self.augment:
+            from .augment import check_augment  # with NumPy, which listing the settings does not need
+
+            check_augment(self.augment, self.task)
+        if self.transform and self.task not in AUGMENTED:
+            raise ConfigError(f"transform is for {' and '.join(AUGMENTED)}, not {self.task!r}: leave it out")
+        if self.fsdp and OPTIMIZERS[self.optimizer].whole:
+            raise ConfigError(f"optimizer={self.optimizer!r} needs whole matrices: leave fsdp out, or take adamw")
+        if self.accumulate > self.batch_size and not self.auto_batch_size:
             raise out_of_range(self, "accumulate", f" ({self.batch_size})")
-        if 0 < self.samples_per_epoch < self.batch_size:
+        if 0 < self.samples_per_epoch < self.batch_size and not self.auto_batch_size:
             raise out_of_range(self, "samples_per_epoch", f" ({self.batch_size})")
         self._refuse_settings_of_other_tasks()
         check_needs(self)
@@ -80,8 +90,25 @@ def resolve_config(config: TrainConfig | str | Path | None, overrides: dict[str,
         ConfigError: unknown setting, value of another type, or see :class:`TrainConfig`.
     """
     if isinstance(config, str | Path):
-        return build_settings(read_recipe(config, _path_settings()) | overrides, str(config))
+        values = read_recipe(config, _path_settings())
+        refuse_code(values, overrides, str(config))
+        return build_settings(values | overrides, str(config))
     return build_settings((to_dict(config) if config else {}) | overrides)
+
+
+def refuse_code(values: Mapping[str, Any], given: Mapping[str, Any], source: str) -> None:
+    """Refuse code that a file names, unless the user names it as well.
+
+    Raises:
+        ConfigError: the file names some.
+    """
+    for declared, info in setting_fields(TrainConfig):
+        value = values.get(declared.name)
+        if info.runs_code and value and given.get(declared.name) != value:
+            raise ConfigError(
+                f"{source}: {declared.name} runs code, which a file may not name: give --set.{declared.name} "
+                f"{shown(value)} if you trust it, or leave it out"
+            )
 
 
 def build_settings(values: dict[str, Any], source: str = "options") -> TrainConfig:
@@ -90,6 +117,9 @@ def build_settings(values: dict[str, Any], source: str = "options") -> TrainConf
     Raises:
         ConfigError: as :func:`resolve_config`.
     """
+    if values.get("batch_size") == "auto":
+        values = {**values, "auto_batch_size": True}
+        del values["batch_size"]
     sides = {name: parse_sides(values[name]) for name in _CROPS if name in values}
     return build_config(TrainConfig, values | sides, source)
 

@@ -9,7 +9,6 @@ the log grows line by line.
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,13 +20,15 @@ import yaml
 from torch import Tensor
 
 from ..config import build_config, read_yaml, to_dict
-from ..errors import CheckpointError, ConfigError, DependencyError, InputError
+from ..errors import CheckpointError, ConfigError, InputError
 from ..files import atomic_write, remove_leftovers
 from ..info import ModelInfo
 from ..weights.checkpoints import check_torch_reads_safely, read_pickled, save_checkpoint
 from .config import TrainConfig, build_settings
 from .distributed import load_whole_state, whole_state
 from .settings import setting_fields
+
+NEW_PHASE = "--new-phase, new_phase=True"
 
 
 @dataclass
@@ -39,7 +40,7 @@ class RunState:
         data: digest of the names of the images and classes, for the same purpose; empty: unknown.
         parts: pieces into which each process's share of a batch is cut; doubled when memory runs out.
         step: number of optimiser steps so far.
-        skipped: batches of data that were left out after a loss that was not finite.
+        skipped: batches of data of this phase that were left out after a loss that was not finite.
         rollbacks: number of returns to a saved state after such a loss.
         total: sum of the losses of the current epoch.
         losses: mean loss of each complete epoch.
@@ -48,6 +49,11 @@ class RunState:
         stale: evaluations in a row without a higher validation figure.
         seconds: training time so far.
         bad: index of each training image that is left out -> the reason.
+        phase: number of the phase, from 1.
+        phase_step: steps before this phase.
+        phase_epochs: complete epochs before it.
+        phase_passes: passes over the data before it.
+        settings: settings of this phase that differ from those of earlier ones; empty in the first.
     """
 
     images: int
@@ -63,16 +69,22 @@ class RunState:
     stale: int = 0
     seconds: float = 0.0
     bad: dict[int, str] = field(default_factory=dict)
+    phase: int = 1
+    phase_step: int = 0
+    phase_epochs: int = 0
+    phase_passes: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         counts = self.images, self.parts - 1, self.step, self.skipped, self.rollbacks, self.stale
-        if min(counts) < 0 or any(not 0 <= index < self.images for index in self.bad):
+        before = self.phase - 1, self.phase_step, self.step - self.phase_step, self.phase_epochs, self.phase_passes
+        if min(*counts, *before) < 0 or any(not 0 <= index < self.images for index in self.bad):
             raise ValueError("impossible progress")
 
     @property
     def position(self) -> int:
-        """Number of batches of data that the run has consumed."""
-        return self.step + self.skipped
+        """Number of batches of data that this phase has consumed."""
+        return self.step - self.phase_step + self.skipped
 
 
 class RunFolder:
@@ -110,11 +122,15 @@ class RunFolder:
         if self.state.exists():
             raise ConfigError(f"{self.path} holds a run already: resume it, or choose another folder")
 
-    def check_resumable(self, config: TrainConfig) -> None:
+    def check_resumable(self, config: TrainConfig, new_phase: bool = False) -> dict[str, Any]:
         """Check that the folder's run can be resumed with these settings.
 
+        Returns:
+            The settings of the new phase that differ from those before it.
+
         Raises:
-            ConfigError: there is nothing to resume, or the run has other settings.
+            ConfigError: there is nothing to resume, or the run has other settings; for a new phase, other settings that
+                a phase cannot change, or none.
             CheckpointError: this version of torch does not read a state safely.
         """
         if not self.state.exists():
@@ -124,8 +140,15 @@ class RunFolder:
         before, now = to_dict(self.read_config()), to_dict(config)
         fixed = [declared.name for declared, info in setting_fields(config) if not info.resumable]
         changed = [name for name in fixed if before[name] != now[name]]
-        if changed:
-            raise ConfigError(f"{self.path} was started with another {', '.join(changed)}: resume with {file}")
+        phased = {declared.name for declared, info in setting_fields(config) if info.phased}
+        fixed = [name for name in changed if name not in phased]
+        if changed and not (new_phase and not fixed):
+            names = ", ".join(fixed if new_phase else changed)
+            hint = "" if fixed else f", or begin a new phase ({NEW_PHASE})"
+            raise ConfigError(f"{self.path} was started with another {names}: resume with {file}{hint}")
+        if new_phase and not changed:
+            raise ConfigError(f"{NEW_PHASE}: all settings are those of {file}: give more epochs or another batch_size")
+        return {name: now[name] for name in changed}
 
     def read_config(self) -> TrainConfig:
         """Read the run's settings. Those that are newer than the file are as they were before they existed.
@@ -140,16 +163,16 @@ class RunFolder:
         if self.writes:
             remove_leftovers(self.path)
 
-    @staticmethod
-    def check_formats(config: TrainConfig) -> None:
-        """Raise DependencyError if a log format needs a package that is not installed."""
-        if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise DependencyError("tensorboard=True needs a package that is not installed: pip install tensorboard")
-
     def write_config(self, config: TrainConfig) -> None:
         if self.writes:
             with atomic_write(self.config_file) as file:
                 file.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+    def keep_config(self, phase: int) -> None:
+        """Keep the settings of a phase that is over, as ``config.1.yaml`` for the first one."""
+        if self.writes:
+            with atomic_write(self.path / f"config.{phase}.yaml") as file:
+                file.write_bytes(self.config_file.read_bytes())
 
     def write_bad(self, bad: Iterable[str]) -> None:
         """List bad files in ``bad.txt``, one path per line, as ``exclude`` in ``dataset.yaml`` takes it."""
@@ -171,12 +194,10 @@ class RunFolder:
                 raise InputError(f"cannot write {self.log_file}: {error.strerror}") from error
 
     def log_epoch(self, line: Mapping[str, Any], config: TrainConfig) -> None:
-        """Add an epoch's line to the log, and to the other formats that ``config`` selects."""
+        """Add an epoch's line to the log, and to ``log.csv`` if ``config`` says so."""
         self.log(line)
         if self.writes and config.csv:
             self._write_csv()
-        if self.writes and config.tensorboard:
-            _tensorboard(self.path, line)
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of the log; damaged ones are left out."""
@@ -260,12 +281,3 @@ def _parse_line(text: str) -> dict[str, Any] | None:
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
     return line if all(isinstance(number, int) for number in numbers) else None
-
-
-def _tensorboard(folder: Path, line: Mapping[str, Any]) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        for key, value in line.items():
-            if isinstance(value, int | float) and key not in ("epoch", "step"):
-                writer.add_scalar(key, value, line["step"])

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..config import to_dict
 from ..data.class_map import abbreviate
 from ..errors import CheckpointError, ConfigError, DataError, FovealError, InputError, TrainingError
 from ..evaluation.metrics import in_words
@@ -26,9 +27,10 @@ from ..weights.loading import LoadReport
 from .batches import Loader
 from .config import TrainConfig, portable_settings
 from .distributed import gather_dict, reduce_max
-from .folder import RunFolder, RunState
+from .folder import NEW_PHASE, RunFolder, RunState
 from .job import Job, Scores
 from .step import Stepper
+from .trackers import Trackers
 from .validate import estimate_norms, score
 
 _AGREEMENT_STEPS = 10  # steps between agreement checks of the processes, each of which waits for the device
@@ -66,6 +68,8 @@ class Run:
             **config.options,
         )
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
+        kept = {id(norm) for norm in self.stepper.frozen}
+        self.frozen = [name for name, module in model.named_modules() if id(module) in kept]
         self.info = info_of(model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
         self.start_notes = _start_notes(config, job, loaded, info_of(model).labels)
         self.state = RunState(len(job.data), _digest(job))
@@ -84,15 +88,15 @@ class Run:
         self.folder.write_config(self.config)
         self.save()
 
-    def resume(self) -> None:
-        """Continue from the state in the folder.
+    def resume(self, changes: Mapping[str, Any] | None = None) -> None:
+        """Continue from the state in the folder, in a new phase if there are ``changes`` of settings.
 
         Raises:
-            ConfigError: the state belongs to another data set.
+            ConfigError: the state belongs to another data set, or the run has as many epochs already.
             CheckpointError: the state cannot be read.
         """
         self.folder.clear_leftovers()
-        state = self._load()
+        state = self.folder.load_state(self.stepper.parts)
         if state.images != self.state.images:
             raise ConfigError(
                 f"{self.folder.path} was trained on {state.images} images, this data set has {self.state.images}: "
@@ -104,6 +108,8 @@ class Run:
                 "run"
             )
         self.state, self.weights_step = state, state.step
+        self._begin_phase(changes) if changes else self._check_phase()
+        self._place(state)
         self.stepper.pieces = state.parts
         for index, reason in state.bad.items():
             with suppress(DataError, InputError):  # the image may have been repaired
@@ -112,6 +118,53 @@ class Run:
             self.loader.bad[index] = DataError(reason)
         self._merge_bad()
         self.progress.note(f"resuming after step {state.step} of {self.steps}")
+        if changes:
+            self._record_phase(changes)
+
+    def _begin_phase(self, changes: Mapping[str, Any]) -> None:
+        """Let a new phase begin at the state: with the next pass over the data and a new rise of the learning rate."""
+        state, config, before = self.state, self.config, self.folder.read_config()
+        if config.epochs <= len(state.losses):
+            raise ConfigError(f"epochs={config.epochs}: {self.folder.path} has {len(state.losses)} epochs; give more")
+        state.phase_passes += -(-state.position // (state.images // before.batch_size))
+        state.phase, state.phase_step, state.phase_epochs = state.phase + 1, state.step, len(state.losses)
+        state.skipped, state.stale, state.total, state.settings = 0, 0, 0.0, dict(changes)
+        self.stepper.begin_phase((config.epochs - state.phase_epochs) * self.loader.per_epoch)
+
+    def _record_phase(self, changes: Mapping[str, Any]) -> None:
+        """Write the new phase to the folder. The state comes first: it says which settings it is for."""
+        before, phase = to_dict(self.folder.read_config()), self.state.phase
+        words = ", ".join(f"{name} {before[name]} -> {value}" for name, value in changes.items())
+        self.progress.note(f"phase {phase}: {words}; the learning rate rises and falls anew")
+        self.folder.keep_config(phase - 1)
+        self.save()
+        self.folder.write_config(self.config)
+        self.folder.log({"step": self.state.step, "phase": phase, "settings": dict(changes)})
+
+    def _check_phase(self) -> None:
+        """Refuse other settings than those of the phase: a new phase was stopped before its settings were written."""
+        now, begun = to_dict(self.config), self.state.settings
+        if wrong := [name for name, value in begun.items() if now[name] != value]:
+            raise ConfigError(
+                f"{self.folder.path} is in phase {self.state.phase} with another {', '.join(wrong)}: begin the phase "
+                f"again with the same options ({NEW_PHASE})"
+            )
+
+    def _place(self, state: RunState) -> None:
+        """Set the number of steps and the passes over the data by the phase of a state, and cut the log.
+
+        Raises:
+            CheckpointError: the state is after the last step.
+        """
+        self.stepper.steps = (self.config.epochs - state.phase_epochs) * self.loader.per_epoch
+        self.steps, self.loader.first_pass = state.phase_step + self.stepper.steps, state.phase_passes
+        if state.step > self.steps:
+            raise CheckpointError(
+                f"{self.folder.state}: step {state.step} is after the last one, {self.steps}: resume with the settings "
+                "of the run"
+            )
+        if damaged := self.folder.cut_log(state.step, len(state.losses)):
+            self.progress.note(f"{self.folder.log_file}: damaged lines dropped: {damaged}")
 
     def save(self, weights: bool = True) -> None:
         """Write the weights, unless they are written already, and the state; every process must call this."""
@@ -133,17 +186,6 @@ class Run:
             with suppress(FovealError):  # the failure itself may be a full disk
                 self._save_weights(self.stepper.averaged.weights(), {"step": self.state.step})
 
-    def _load(self) -> RunState:
-        state = self.folder.load_state(self.stepper.parts)
-        if state.step > self.steps:
-            raise CheckpointError(
-                f"{self.folder.state}: step {state.step} is after the last one, {self.steps}: resume with the settings "
-                "of the run"
-            )
-        if damaged := self.folder.cut_log(state.step, len(state.losses)):
-            self.progress.note(f"{self.folder.log_file}: damaged lines dropped: {damaged}")
-        return state
-
     def _merge_bad(self) -> None:
         """Exchange the bad images of all processes, and list them in the folder."""
         self.loader.note_bad(gather_dict(self.loader.bad, self.accelerator))
@@ -163,6 +205,7 @@ class Run:
             TrainingError: see :func:`foveal.train`.
         """
         self.batches = self.loader.batches(self.state.position)
+        self.trackers = Trackers(self.folder.path, self.config, self.progress.note, self.folder.writes)
         try:
             with self.progress.bar("train", self.steps, self.state.step) as bar:
                 self._go(interrupted, bar)
@@ -177,6 +220,7 @@ class Run:
                 raise cause from error
             raise
         finally:
+            self.trackers.close()
             self.batches.close()
 
     def _cause_of(self, error: BaseException) -> TrainingError | None:
@@ -195,13 +239,13 @@ class Run:
     def _go(self, interrupted: Interrupted, bar: Bar) -> None:
         start_time = time.monotonic() - self.state.seconds
         while True:
-            if self.state.step // self.loader.per_epoch > len(self.state.losses):
+            if self._epochs() > len(self.state.losses):
                 self._end_epoch(interrupted)
             if self.state.step == self.steps or self._out_of_patience():
                 break
             indices, image, target = next(self.batches)
             self.loader.check_bad()
-            loss = self.stepper(image, target, self.state.position)
+            loss = self.stepper(image, target, self.state.step + self.state.skipped)
             if not math.isfinite(loss):
                 self._roll_back(loss, indices)
                 self.batches = self.loader.batches(self.state.position)
@@ -214,10 +258,14 @@ class Run:
         state, config = self.state, self.config
         state.step += 1
         state.total += loss
-        epoch = -(-state.step // self.loader.per_epoch)
+        epoch = state.phase_epochs - (state.phase_step - state.step) // self.loader.per_epoch
         bar.advance(f"epoch {epoch}/{config.epochs} loss {loss:.3f}")
         if config.log_every and state.step % config.log_every == 0:
             self.folder.log({"step": state.step, "loss": loss, "lr": self.stepper.lr})
+
+    def _epochs(self) -> int:
+        """Number of complete epochs."""
+        return self.state.phase_epochs + (self.state.step - self.state.phase_step) // self.loader.per_epoch
 
     def _stop_or_save(self, interrupted: Interrupted) -> None:
         """After a signal to any process, save and stop; otherwise save if it is time.
@@ -253,13 +301,14 @@ class Run:
         """
         names = ", ".join(self.job.data.name(index).name for index in indices)
         failed, position, rollbacks = self.state.step + 1, self.state.position, self.state.rollbacks
-        self.state = state = self._load()
+        self.state = state = self.folder.load_state(self.stepper.parts)
+        self._place(state)
         if rollbacks == _ROLLBACKS:
             raise TrainingError(
                 f"the loss became {loss} at step {failed} (images {names}) for the {_ROLLBACKS + 1}th time: "
                 "lower lr, or use precision fp32"
             )
-        state.rollbacks, state.skipped = rollbacks + 1, position + 1 - state.step
+        state.rollbacks, state.skipped = rollbacks + 1, position + 1 - (state.step - state.phase_step)
         self.progress.note(
             f"the loss became {loss} at step {failed}: back to step {state.step}, "
             f"without the batches since then (the last one: {names})"
@@ -271,7 +320,7 @@ class Run:
         """Evaluate if it is due, log and save. A run that is stopped meanwhile resumes here."""
         state, config = self.state, self.config
         self._merge_bad()
-        epoch = state.step // self.loader.per_epoch
+        epoch = self._epochs()
         line = {
             "epoch": epoch,
             "step": state.step,
@@ -291,6 +340,7 @@ class Run:
         state.losses.append(line["loss"])
         state.total = 0.0
         self.folder.log_epoch(line, config)
+        self.trackers.write(line)
         self.save(weights=not evaluates)
 
     def _out_of_patience(self) -> bool:
@@ -317,7 +367,8 @@ class Run:
         averaged = self.stepper.averaged.model(self.accelerator.device)
         if last and self.config.bn_batches:
             batches = itertools.islice(self.loader.batches(self.state.position), self.config.bn_batches)
-            estimate_norms(self.job.image_network(averaged), (image for _, image, _ in batches))
+            frozen = [averaged.get_submodule(name) for name in self.frozen]
+            estimate_norms(self.job.image_network(averaged), (image for _, image, _ in batches), frozen)
         figures: dict[str, Any] = {}
         best = True
         if self.job.validation:

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ConfigError, InputError, nearest
-from ..info import IGNORE
+from ..info import ignore_id
 from .segment_settings import LossName
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -107,7 +107,7 @@ def ohem(
     """
     logits, weights = _prepare(logits, target, class_weights)
     nll = _nll(logits, target)
-    labelled = target != IGNORE
+    labelled = target != ignore_id(logits.shape[1])
     ranked = nll.detach().masked_fill(~labelled, -1.0).flatten()  # ignored pixels come last
     count = max(1, math.ceil(min_kept * int(labelled.sum())))
     hardest = ranked.kthvalue(len(ranked) - count + 1).values
@@ -157,7 +157,7 @@ def boundary(
         gain: pixels with another class in their neighbourhood have weight ``1 + gain``, the others 1.
     """
     logits, weights = _prepare(logits, target, class_weights)
-    near = _near_boundary(target, radius)
+    near = _near_boundary(target, radius, ignore_id(logits.shape[1]))
     return _weighted_mean(_nll(logits, target), weights[target] * (1 + gain * near))
 
 
@@ -234,7 +234,7 @@ def _float(x: Tensor) -> Tensor:
 
 
 def _prepare(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits in at least 32 bits, and a weight for each id that a target may contain (0 for 255)."""
+    """Logits in at least 32 bits, and a weight for each id that a target may contain (0 for ignored ones)."""
     batch, classes, *size = logits.shape
     if (batch, *size) != target.shape:
         raise InputError(
@@ -245,12 +245,12 @@ def _prepare(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> tu
         raise InputError(f"class_weights {tuple(class_weights.shape)}: expected one per class, ({classes},)")
     logits = _float(logits)
     weights = logits.new_ones(classes) if class_weights is None else class_weights.to(logits)
-    return logits, F.pad(weights, (0, IGNORE + 1 - classes))
+    return logits, F.pad(weights, (0, ignore_id(classes) + 1 - classes))
 
 
 def _nll(logits: Tensor, target: Tensor) -> Tensor:
     """``-log p`` of each pixel's class, ``(B, H, W)``; 0 for ignored pixels."""
-    return F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="none")
+    return F.cross_entropy(logits, target, ignore_index=ignore_id(logits.shape[1]), reduction="none")
 
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -258,10 +258,10 @@ def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     return (values * weights).sum() / total.where(total > 0, 1)
 
 
-def _near_boundary(target: Tensor, radius: int) -> Tensor:
+def _near_boundary(target: Tensor, radius: int, ignore: int) -> Tensor:
     """Whether a pixel has another class within ``radius`` pixels (chessboard distance), ``(B, H, W)``."""
     ids = target.float()
-    ignored = target == IGNORE
+    ignored = target == ignore
     stacked = torch.stack([ids.masked_fill(ignored, -math.inf), (-ids).masked_fill(ignored, -math.inf)], dim=1)
     for window in ((2 * radius + 1, 1), (1, 2 * radius + 1)):
         stacked = F.max_pool2d(stacked, window, stride=1, padding=(window[0] // 2, window[1] // 2))
@@ -272,7 +272,7 @@ def _near_boundary(target: Tensor, radius: int) -> Tensor:
 def _regions(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Soft masks and true masks, both ``(C, B * H * W)`` and 0 for ignored pixels; and each class's weight."""
     logits, weights = _prepare(logits, target, class_weights)
-    labelled = (target != IGNORE)[:, None]
+    labelled = (target != ignore_id(logits.shape[1]))[:, None]
     members = torch.zeros_like(logits, dtype=torch.bool)
     members.scatter_(1, target[:, None].where(labelled, 0), labelled)
     probabilities = logits.softmax(1) * labelled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,16 +18,17 @@ from ..data.class_map import read_class_map
 from ..data.masks import note_black_and_white
 from ..data.segmentation import class_counts, median_frequency_weights
 from ..data.transforms import SegmentAugment
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError, InputError, nearest
 from ..evaluation.metrics import SegmentScores, confusion_matrix
 from ..factory.load_model import load_model
 from ..images.bands import RGB
 from ..images.preparing import prepare
-from ..info import IGNORE, info_of
+from ..info import ignore_id, info_of
 from ..layers.resample import ceil_div
 from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..tasks.segment import SegmentationModel
+from .augment import Augment
 from .cache import Cached
 from .job import note_colours, open_data
 from .losses import SegmentationLoss
@@ -63,16 +64,33 @@ class SegmentJob:
             tuple(np.sqrt(balanced)),
             **fill,
         )
-        weights = {"none": np.ones(len(balanced)), "sqrt_median": np.sqrt(balanced), "median": balanced}
-        self.class_weights = torch.tensor(weights[config.class_weights], dtype=torch.float32)
+        self.more = Augment.of(config, self.augment.fill)
+        self.class_weights = torch.tensor(self._weights(balanced), dtype=torch.float32)
         self.deep_supervision = config.deep_supervision
         self.criterion = SegmentationLoss({**config.loss}, self.class_weights)
+
+    def _weights(self, balanced: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The weight of each class in the loss, ``(C,)``.
+
+        Raises:
+            ConfigError: there is not one number per class, or a class does not exist.
+        """
+        chosen, names = self.config.class_weights, self.labels.names
+        if isinstance(chosen, str):
+            return {"none": np.ones(len(balanced)), "sqrt_median": np.sqrt(balanced), "median": balanced}[chosen]
+        if isinstance(chosen, dict):
+            if unknown := next((name for name in chosen if name not in names), None):
+                raise ConfigError(f"class_weights: the data has no class {unknown!r}{nearest(unknown, names)}")
+            return np.array([chosen.get(name, 1.0) for name in names])
+        if len(chosen) != len(names):
+            raise ConfigError(f"class_weights: {len(chosen)} numbers for {len(names)} classes: give one per class")
+        return np.array(chosen)
 
     def _balanced_weights(self, progress: Progress) -> NDArray[np.float64]:
         """Weight of each class by median frequency balancing, ``(C,)``."""
         masks = [mask for _, mask in self.read.readable()]
         pixels, present = class_counts(masks, len(self.labels.names))
-        ignored = sum(int(np.count_nonzero(mask == IGNORE)) for mask in masks)
+        ignored = sum(int(np.count_nonzero(mask == ignore_id(len(self.labels.names)))) for mask in masks)
         if note := note_black_and_white(getattr(self.data, "read_mask", None), pixels, ignored):
             progress.note(note)
         balanced = median_frequency_weights(pixels, present)
@@ -87,8 +105,23 @@ class SegmentJob:
         return balanced
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
-        image, mask = self.augment(*self.read[index], rng=rng)
+        image, mask = self._augmented(index, rng)
+        if self.more.mixes and (other := self._partner(rng)):
+            mixed = self.more.mix(image, other[0], rng)
+            assert mixed.region is not None
+            image, mask = mixed.image, mask.copy()
+            mask[mixed.region] = other[1][mixed.region]
         return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(mask.astype(np.int64))
+
+    def _augmented(self, index: int, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
+        return self.more(*self.augment(*self.read[index], rng=rng), rng)
+
+    def _partner(self, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Another sample, drawn at random; ``None`` if it cannot be read, which is reported when its turn comes."""
+        try:
+            return self._augmented(int(rng.integers(len(self.data))), rng)
+        except (DataError, InputError):
+            return None
 
     def trainee(self, model: nn.Module) -> nn.Module:
         if self.config.class_map:
@@ -138,7 +171,8 @@ class SegmentJob:
 
     def weight(self, target: Tensor) -> Tensor:
         exact = torch.float32 if target.device.type == "mps" else torch.float64
-        weight_of_id = F.pad(self.class_weights, (0, IGNORE + 1 - len(self.class_weights))).to(target.device, exact)
+        classes = len(self.class_weights)
+        weight_of_id = F.pad(self.class_weights, (0, ignore_id(classes) + 1 - classes)).to(target.device, exact)
         return weight_of_id[target].sum()
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:

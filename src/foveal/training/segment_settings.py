@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .settings import CommonSettings, Range, at_least, between, setting
 
 #: The losses of :mod:`foveal.training.losses`.
 LossName = Literal["cross_entropy", "ohem", "focal", "dice", "jaccard", "lovasz", "boundary"]
+
+
+def _are_weights(value: Any) -> bool:
+    numbers = value.values() if isinstance(value, dict) else value
+    return isinstance(value, str) or (min(numbers, default=-1) >= 0 and max(numbers) > 0)
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,12 @@ class SegmentSettings(CommonSettings):
         "Factor of each loss by name (foveal.losses). The losses are added; those without a factor are not computed.",
         Range("at least one loss, each with a factor above 0", lambda value: value and min(value.values()) > 0),
     )
-    class_weights: Literal["none", "sqrt_median", "median"] = setting(
+    class_weights: tuple[float, ...] | dict[str, float] | Literal["none", "sqrt_median", "median"] = setting(  # noqa: RUF009 (a field)
         "sqrt_median",
         "Weights of the classes in the loss: none; median (median frequency balancing: the rarer, the heavier); "
-        "sqrt_median (the square roots of those).",
+        "sqrt_median (the square roots of those); a number per class; or numbers by class, 1 for the others.",
+        Range("numbers of 0 or more, at least one of them above 0", _are_weights),
+        phased=True,
         ignored_by_other_tasks=True,
     )
     class_map: str = setting(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
+from .optimizers import OPTIMIZERS
+from .schedules import SCHEDULES
 
 T = TypeVar("T")
 
@@ -36,6 +39,9 @@ class Setting:
         is_path: whether the value may be a path on this machine. Checkpoints record only its last part.
         resumable: whether a resumed run may have another value than the run had before.
         ignored_by_other_tasks: whether runs of other tasks ignore the setting; if not, they refuse it.
+        names: valid values of a setting that is a name; empty: every value of the type.
+        phased: whether a new phase of a run may have another value.
+        runs_code: whether the value names code to run, which no file may do.
     """
 
     help: str
@@ -44,6 +50,9 @@ class Setting:
     is_path: bool = False
     resumable: bool = False
     ignored_by_other_tasks: bool = False
+    names: tuple[str, ...] = ()
+    phased: bool = False
+    runs_code: bool = False
 
 
 def setting(default: T, help: str, valid: Range | None = None, **more: Any) -> T:
@@ -112,6 +121,8 @@ def check_ranges(settings: Any) -> None:
     """
     for declared, info in setting_fields(settings):
         value = getattr(settings, declared.name)
+        if info.names and value not in info.names:
+            raise ConfigError(f"{declared.name}={value!r}{nearest(str(value), info.names)}")
         if info.valid is not None and value is not None and not info.valid.contains(value):
             raise out_of_range(settings, declared.name)
 
@@ -130,6 +141,7 @@ def check_needs(settings: Any) -> None:
             )
 
 
+_PART = re.compile(r"backbone|stem|norms|stage[1-9]\d{0,2}")
 DEFAULT_CROP = (288, 384)  #: (H, W) of training crops for tasks whose images keep their own size
 
 
@@ -157,23 +169,35 @@ class CommonSettings:
         "Split that is evaluated to select the best checkpoint. Empty: the last checkpoint counts as the best.",
     )
     epochs: int = setting(
-        100, "Number of epochs. An epoch is one pass over the training set, or samples_per_epoch images.", at_least(1)
+        100,
+        "Number of epochs. An epoch is one pass over the training set, or samples_per_epoch images.",
+        at_least(1),
+        phased=True,
     )
     samples_per_epoch: int = setting(
         0,
         "Images per epoch, where one pass over the training set is too long or too short. 0: one pass.",
         Range("0, or at least batch_size", lambda value: value >= 0),
+        phased=True,
     )
     shuffle_buffer: int = setting(
         10000,
         "For tar files: number of samples, in the order of the files, from which the next one is drawn.",
         at_least(1),
     )
-    batch_size: int = setting(8, "Images per optimiser step, over all processes.", at_least(1))
+    batch_size: int = setting(
+        8,
+        "Images per optimiser step, over all processes. auto: the largest power of two that fits into 60 % of the free "
+        "memory, at most 256 per process and a quarter of the training set.",
+        at_least(1),
+        phased=True,
+    )
+    auto_batch_size: bool = setting(False, "The same as batch_size: auto.", phased=True)
     accumulate: int = setting(
         1,
         "Pieces into which each process cuts its share of a batch, to save memory. Batch norms get single pieces.",
         Range("1 to batch_size", lambda value: value >= 1),
+        phased=True,
     )
     crop: tuple[int, int] | None = setting(
         None,
@@ -181,6 +205,7 @@ class CommonSettings:
         "the large image. Default: for classifiers the input size of the weights or else of the architecture, "
         "otherwise 288 x 384.",
         Range("two sides of 32 or more", lambda value: min(value) >= 32),
+        phased=True,
     )
     flip: float = setting(
         0.5, "Probability of a horizontal flip. Upscaling: of vertical and diagonal flips too.", between(0, 1)
@@ -189,15 +214,58 @@ class CommonSettings:
     tint: float = setting(
         0.0, "Strength of a random gain per colour channel, which imitates other cameras and other light.", below(1)
     )
-    lr: float = setting(2e-3, "Peak learning rate of AdamW.", above(0))
+    augment: dict[str, Any] = setting(  # noqa: RUF009 (a field)
+        {},
+        "Further augmentations of segmentation and classification by name, for example {rotate: 15, rand_augment: [2, "
+        "9], cutmix: 1.0}; docs/training.md describes each.",
+        phased=True,
+    )
+    transform: str = setting(
+        "",
+        "A function of your own, module:function, that is called with the image, its mask or class and a random "
+        "generator, after all other augmentations. It is code, so recipes cannot set it.",
+        phased=True,
+        runs_code=True,
+    )
+    optimizer: str = setting(
+        "adamw",
+        f"Optimiser: {'; '.join(f'{name}, {each.help}' for name, each in OPTIMIZERS.items())}.",
+        names=tuple(OPTIMIZERS),
+    )
+    momentum: float = setting(0.95, "Momentum of sgd and muon.", below(1))
+    lr: float = setting(2e-3, "Peak learning rate.", above(0), phased=True)
     backbone_lr_scale: float | None = setting(
         None,
         "Learning rate of the backbone, as a multiple of lr. Default: 0.1 for classes that are learnt from weights "
         "with the default lr, otherwise 1.",
         at_least(0),
     )
-    weight_decay: float = setting(0.05, "Weight decay of AdamW. Norms and biases have none.", at_least(0))
-    warmup: float = setting(0.05, "Share of the steps over which the learning rate rises to its peak.", below(1))
+    layer_decay: float = setting(
+        1.0,
+        "Factor of the learning rate from each block of the backbone to the block before it. 1: the same rate for all.",
+        Range("a number above 0 and at most 1", lambda value: 0 < value <= 1),
+    )
+    weight_decay: float = setting(
+        0.05, "Weight decay, in each step in proportion to lr. Norms and biases have none.", at_least(0), phased=True
+    )
+    warmup: float = setting(
+        0.05, "Share of the steps over which the learning rate rises to its peak.", below(1), phased=True
+    )
+    schedule: str = setting(
+        "cosine",
+        "How the learning rate falls after its peak: "
+        f"{'; '.join(f'{name}, {each.help}' for name, each in SCHEDULES.items())}.",
+        names=tuple(SCHEDULES),
+        phased=True,
+    )
+    freeze: tuple[str, ...] = setting(
+        (),
+        "Parts that are not trained, and whose batch norms keep their statistics: backbone; stem; stage2 for the stem "
+        "and the stages up to the second; norms.",
+        Range(
+            "any of backbone, stem, stage1 up to the last stage, norms", lambda parts: all(map(_PART.fullmatch, parts))
+        ),
+    )
     ema_decay: float = setting(
         0.995,
         "Decay of the exponential moving average of the weights, which is evaluated and saved. 0: no averaging.",
@@ -255,6 +323,10 @@ class CommonSettings:
     log_every: int = setting(0, "Steps between lines of the log within an epoch. 0: one line per epoch.", at_least(0))
     csv: bool = setting(False, "Also write the log as log.csv.", resumable=True)
     tensorboard: bool = setting(False, "Also write the log as TensorBoard files.", resumable=True)
+    wandb: bool = setting(
+        False, "Also send the log to Weights & Biases; WANDB_MODE=offline keeps it on this machine.", resumable=True
+    )
+    mlflow: bool = setting(False, "Also log to MLflow, at the address in MLFLOW_TRACKING_URI.", resumable=True)
     seed: int = setting(
         0,
         "Seed of the initial weights, the order of the images and their augmentation.",

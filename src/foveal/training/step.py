@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from contextlib import nullcontext
 from typing import Any, cast
@@ -18,7 +19,9 @@ from ..models.registry import Backbone
 from ..progress import Progress
 from .distributed import blocks_of, reduce_sum, shard
 from .ema import Averaged, meta_copy
+from .freezing import freeze
 from .job import Job
+from .optimizers import OPTIMIZERS
 from .schedule import learning_rate, parameter_groups
 from .settings import CommonSettings
 
@@ -37,6 +40,8 @@ class Stepper:
     Attributes:
         averaged: the average of the model's weights.
         parts: what a run must save to be resumed, by name.
+        frozen: batch norms that keep their statistics, see :func:`~foveal.training.freezing.freeze`.
+        steps: number of steps over which the learning rate rises and falls.
         pieces: number of pieces into which each process's share of a batch is cut; doubled when memory runs out.
     """
 
@@ -54,15 +59,20 @@ class Stepper:
         trainee = job.trainee(model).to(next(model.parameters()).dtype)
         if accelerator.num_processes > 1 and config.sync_bn:
             trainee = synchronise_norms(trainee, accelerator.device)
+        self.frozen = freeze(model, config.freeze)
         outline = meta_copy(model)  # copied before recomputation and sharding, because averaged models have neither
         self.trainee = self._distribute(trainee, model)
         scale = config.backbone_lr_scale
         backbone_lr = None if scale is None or scale == 1 else scale * config.lr
-        optimizer = torch.optim.AdamW(parameter_groups(trainee, config.weight_decay, backbone_lr), lr=config.lr)
+        groups = parameter_groups(trainee, config.weight_decay, backbone_lr, config.lr, config.layer_decay)
+        optimizer = OPTIMIZERS[config.optimizer].make(groups, config.lr, config.momentum)
+        self.steps = steps
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate(step, steps, config.warmup)
+            optimizer, lambda step: learning_rate(step, self.steps, config.warmup, config.schedule)
         )
         self.optimizer = accelerator.prepare(optimizer)
+        groups = [{key: value for key, value in g.items() if key != "params"} for g in self.optimizer.param_groups]
+        self._fresh = (copy.deepcopy(self.schedule.state_dict()), groups)  # of a run that begins
         self.averaged = Averaged(model, outline, config.ema_decay)
         self.parts: dict[str, Any] = {
             "model": trainee,
@@ -84,9 +94,20 @@ class Stepper:
             return trainee
         return accelerator.prepare(trainee.to(memory_format=torch.channels_last))  # pyright: ignore[reportCallIssue]
 
+    def begin_phase(self, steps: int) -> None:
+        """Let the learning rate rise and fall anew over ``steps`` steps, with the settings of the new phase.
+
+        It is called after the parts were loaded: the moments of the optimiser are kept, its rates are not.
+        """
+        self.steps = steps
+        self.schedule.load_state_dict(self._fresh[0])
+        first = learning_rate(0, steps, self.config.warmup, self.config.schedule)
+        for group, fresh, base in zip(self.optimizer.param_groups, self._fresh[1], self.schedule.base_lrs, strict=True):
+            group.update({**fresh, "lr": base * first})
+
     @property
     def lr(self) -> float:
-        return float(self.schedule.get_last_lr()[0])
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def __call__(self, image: Tensor, target: Tensor, position: int) -> float:
         """Take one step and return the loss. If the loss is not finite, nothing changes.
@@ -100,9 +121,8 @@ class Stepper:
             TrainingError: there is not enough memory for one image or, with several processes, for the batch.
         """
         self.trainee.train()
-        if self.config.freeze_bn:
-            for norm in batch_norms(self.trainee):
-                norm.eval()
+        for norm in batch_norms(self.trainee) if self.config.freeze_bn else self.frozen:
+            norm.eval()
         while True:
             try:
                 return self._attempt(image, target, position)

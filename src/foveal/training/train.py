@@ -7,6 +7,7 @@ order of the samples, their augmentation and the model's random draws depend on 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any
 
 import torch
 
+from ..config import to_dict
 from ..data.recognition import layout_named
 from ..data.shards import find_shards, is_pattern
+from ..errors import ConfigError
 from ..progress import Progress
-from .config import TrainConfig, resolve_config
+from .batch_size import find_batch_size
+from .config import TrainConfig, refuse_code, resolve_config
 from .curves import draw_curves
 from .distributed import make_accelerator
 from .folder import RunFolder
@@ -25,6 +29,7 @@ from .jobs import JOBS, complete_config
 from .lock import only_training
 from .loop import Run
 from .signals import interrupts
+from .trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ def train(
     config: TrainConfig | str | Path | None = None,
     out: str | Path = "runs/train",
     resume: bool = False,
+    new_phase: bool = False,
     **overrides: Any,
 ) -> TrainResult:
     """Train a model for the task that the settings name.
@@ -66,6 +72,10 @@ def train(
             when resuming, otherwise the defaults of :class:`~foveal.training.config.TrainConfig`.
         out: folder of the run.
         resume: continue the run in ``out`` from its last saved step.
+        new_phase: with ``resume``, begin a new phase with other settings, for example more ``epochs`` or another
+            ``batch_size``: from the weights and the optimiser's state of the last saved step, with the next pass over
+            the data and a learning rate that rises and falls anew. ``config.yaml`` then has the new settings,
+            ``config.1.yaml`` those of the first phase, and the log a line that says what changed.
         **overrides: fields of TrainConfig, for example ``epochs=50, device="cuda"``; they replace those of ``config``.
 
     Raises:
@@ -76,12 +86,17 @@ def train(
         TrainingError: the loss stays NaN or infinite, memory does not suffice for one image, a worker process died.
     """
     folder = RunFolder(Path(out))
+    if new_phase and not resume:
+        raise ConfigError("a new phase needs a run to resume: give resume (--resume), too, or leave new_phase out")
     if resume and config is None and folder.config_file.exists():
         config = folder.read_config()
+        refuse_code(to_dict(config), overrides, str(folder.config_file))
     config = complete_config(resolve_config(config, overrides), folder.path)
-    folder.check_resumable(config) if resume else folder.check_new()
+    if resume and config.auto_batch_size and not new_phase and folder.config_file.exists():
+        config = dataclasses.replace(config, batch_size=folder.read_config().batch_size)  # as it was found
+    changes = folder.check_resumable(config, new_phase) if resume else folder.check_new()
     accelerator = make_accelerator(config)
-    folder.check_formats(config)
+    check_trackers(config)
     folder.writes = accelerator.is_main_process
     progress = Progress(enabled=accelerator.is_main_process)
     with only_training(folder.path, accelerator):
@@ -89,8 +104,11 @@ def train(
         root = find_shards(data)[0] if is_pattern(data) else Path(data)
         with layout_named(data, config.task):
             job = JOBS[config.task](data, config, progress)
+        if config.auto_batch_size and not (resume and not new_phase):
+            config = dataclasses.replace(config, batch_size=find_batch_size(config, job, accelerator, progress))
+            changes = changes and {**changes, "batch_size": config.batch_size}
         run = Run(config, job, root, accelerator, folder, progress)
-        run.resume() if resume else run.start()
+        run.resume(changes) if resume else run.start()
         with interrupts() as interrupted:
             run.go(interrupted)
         _draw_curves(folder, run.state.best_metric, progress)

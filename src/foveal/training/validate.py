@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -74,13 +74,15 @@ def score(
 
 
 @torch.no_grad()
-def estimate_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
+def estimate_norms(model: nn.Module, images: Iterable[Tensor], keep: Sequence[nn.Module] = ()) -> None:
     """Compute the running statistics of the batch norms of ``model`` again, as plain averages over batches of images.
+
+    The norms in ``keep`` stay as they are.
 
     The averaged weights never ran with the statistics that were averaged along with them (arXiv 1803.05407, section
     3.2).
     """
-    norms = batch_norms(model)
+    norms = [norm for norm in batch_norms(model) if not any(norm is frozen for frozen in keep)]
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:

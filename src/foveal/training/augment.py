@@ -1,0 +1,132 @@
+"""The augmentations that the settings add: by name, and a function of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.augmentations import AUGMENTATIONS, MIXES, TRANSFORMS, Fill, Mixed
+from ..errors import ConfigError, FovealError, nearest
+from .settings import CommonSettings
+
+Own = Callable[[Any, Any, np.random.Generator], tuple[Any, Any]]
+
+
+def check_augment(values: Mapping[str, Any], task: str) -> None:
+    """Check the setting ``augment``.
+
+    Raises:
+        ConfigError: a name is unknown or for other tasks, or a value is out of range.
+    """
+    for name, value in values.items():
+        if name not in AUGMENTATIONS:
+            raise ConfigError(f"augment: there is no {name!r}{nearest(name, AUGMENTATIONS)}")
+        augmentation = AUGMENTATIONS[name]
+        if task not in augmentation.tasks:
+            raise ConfigError(f"augment: {name} is for {' and '.join(augmentation.tasks)}, not {task!r}: leave it out")
+        if not augmentation.valid.contains(value):
+            raise ConfigError(f"augment: {name}={value!r} is out of range: give {augmentation.valid.text}")
+
+
+def import_function(reference: str) -> Own:
+    """Import ``module:function``, from the working directory, too.
+
+    Raises:
+        ConfigError: it cannot be imported, or is no function.
+    """
+    module, _, name = reference.partition(":")
+    if not module or not name:
+        raise ConfigError(f"transform={reference!r}: give module:function, for example augment:darker for augment.py")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that it hides no package
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever the module raises
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"transform={reference!r} cannot be imported: {reason}") from error
+    if not callable(function):
+        raise ConfigError(f"transform={reference!r} is a {type(function).__name__}, not a function")
+    return function
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to a training sample after its crop.
+
+    Attributes:
+        values: strength of each augmentation by name.
+        fill: colour of pixels outside the image, one value per channel.
+        reference: the user's own function as ``module:function``; empty for none. It gets an image ``(H, W, C)``, the
+            mask ``(H, W)`` or the class, and a random generator, and returns the first two with the same sizes and
+            types. It comes last.
+    """
+
+    values: Mapping[str, Any]
+    fill: Fill
+    reference: str = ""
+
+    @classmethod
+    def of(cls, config: CommonSettings, fill: Fill) -> Augment:
+        """The augmentations of a run.
+
+        Raises:
+            ConfigError: the user's function cannot be imported.
+        """
+        if config.transform:
+            import_function(config.transform)
+        return cls(dict(config.augment), fill, config.transform)
+
+    @property
+    def mixes(self) -> list[str]:
+        """The augmentations that make one image of two; one of them is drawn for each sample."""
+        return [name for name in MIXES if name in self.values]
+
+    def __call__(self, image: NDArray[Any], target: Any, rng: np.random.Generator) -> tuple[NDArray[Any], Any]:
+        """Augment an image and its mask or class.
+
+        Raises:
+            ConfigError: the user's function raised an error, or returned something else than it got.
+        """
+        mask = target if isinstance(target, np.ndarray) else None
+        for name, transform in TRANSFORMS.items():
+            if name in self.values:
+                image, mask = transform.apply(image, mask, self.values[name], rng, self.fill)
+        target = target if mask is None else np.ascontiguousarray(mask)
+        image = np.ascontiguousarray(image)
+        return self._apply_own(image, target, rng) if self.reference else (image, target)
+
+    def _apply_own(self, image: NDArray[Any], target: Any, rng: np.random.Generator) -> tuple[NDArray[Any], Any]:
+        try:
+            changed, label = import_function(self.reference)(image.copy(), _copy(target), rng)
+        except FovealError:
+            raise
+        except Exception as error:  # whatever the function raises
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ConfigError(f"transform={self.reference!r} failed: {reason}") from error
+        for what, old, new in (("image", image, changed), ("mask or class", target, label)):
+            if _kind(new) != _kind(old):
+                raise ConfigError(f"transform={self.reference!r} made {_kind(new)} of the {what}, {_kind(old)}")
+        return np.ascontiguousarray(changed), label
+
+    def mix(self, first: NDArray[Any], second: NDArray[Any], rng: np.random.Generator) -> Mixed:
+        """Make one image of two by one of :attr:`mixes`, drawn at random."""
+        name = self.mixes[int(rng.integers(len(self.mixes)))]
+        return MIXES[name].apply(first, second, self.values[name], rng)
+
+
+def _copy(target: Any) -> Any:
+    return target.copy() if isinstance(target, np.ndarray) else target
+
+
+def _kind(value: Any) -> str:
+    """A value in words: size and type of arrays, the type of others."""
+    if isinstance(value, np.ndarray):
+        return f"an array {value.shape} of {value.dtype}"
+    return "a whole number" if isinstance(value, int | np.integer) else f"a {type(value).__name__}"

@@ -1,0 +1,99 @@
+"""Find the largest batch that fits into memory, from what a forward pass keeps for the backward pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..factory.create import create_model
+from ..progress import Progress
+from .config import TrainConfig
+from .distributed import reduce_max
+from .job import Job
+
+_SHARE = 0.6  # of the free memory; the rest is for temporary tensors of single operations, and for other programs
+_COPIES = 5  # of the weights: the model, gradients, two moments, the average
+_WORK = 1.5  # memory of a step by that of the tensors that the backward pass needs
+_LARGEST = 256  # images per process
+_BATCHES = 4  # of an epoch, at least
+_TRIED = 2  # images, as batch norms need more than one
+
+
+def find_batch_size(config: TrainConfig, job: Job, accelerator: Accelerator, progress: Progress) -> int:
+    """The largest batch size, a power of two times the number of processes, that fits into memory.
+
+    Raises:
+        ConfigError: not even two images per process fit, or the device does not say how much memory is free.
+    """
+    free = free_memory(accelerator.device)
+    if free is None:
+        raise ConfigError(f"batch_size=auto: the free memory of {accelerator.device.type} is unknown; give a number")
+    fixed, each = _measure(config, job, accelerator)
+    room = _SHARE * free - fixed
+    limit = min(_LARGEST, len(job.data) // (_BATCHES * accelerator.num_processes))
+    size = 1
+    while 2 * size <= limit and 2 * size * each <= room:
+        size *= 2
+    size = -reduce_max(-size, accelerator)  # the smallest of all processes
+    if size < _TRIED and limit >= _TRIED:
+        raise ConfigError(
+            f"batch_size=auto: two images need {(fixed + _TRIED * each) / 2**30:.1f} GiB, of {free / 2**30:.1f} GiB "
+            "free: lower crop, or take a smaller model"
+        )
+    size = max(_TRIED, size) * accelerator.num_processes
+    progress.note(f"batch size {size}: {each / 2**20:.0f} MiB per image, {free / 2**30:.1f} GiB free")
+    return size
+
+
+def _measure(config: TrainConfig, job: Job, accelerator: Accelerator) -> tuple[float, float]:
+    """Bytes of a step that do not depend on the batch, and bytes per image."""
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):  # the run's own model must start as with a given batch size
+        model = create_model(
+            config.model,
+            config.task,
+            num_classes=len(job.labels.names),
+            in_chans=len(job.preprocess.mean),
+            **config.options,
+        )
+        trainee = job.trainee(model).to(accelerator.device).train()
+        samples = [job.sample(index, np.random.default_rng(index), 0.0) for index in range(min(_TRIED, len(job.data)))]
+        image, target = (torch.stack(part).to(accelerator.device) for part in zip(*samples, strict=True))
+        kept = {p.untyped_storage().data_ptr(): 0 for p in (*trainee.parameters(), *trainee.buffers())}
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            kept.setdefault(storage.data_ptr(), storage.nbytes())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), accelerator.autocast():
+            job.loss(trainee, image, target)
+    weights = sum(p.numel() * p.element_size() for p in trainee.parameters())
+    images = image.numel() * image.element_size()
+    factor = 2 if config.precision == "fp64" else 1
+    return _COPIES * weights * factor, (_WORK * sum(kept.values()) + images) * factor / len(samples)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Free bytes of a device; of a CPU those of the machine or of the container's limit. ``None``: unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    except OSError:
+        return None
+    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+    try:
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
+        left = int(limit) - int(used)
+    except (OSError, ValueError):  # no limit
+        return free
+    return left if free is None else min(free, left)
