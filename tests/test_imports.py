@@ -43,10 +43,10 @@ LIGHT = [
     "prediction.load", "prediction.mask_results", "prediction.native_runner", "prediction.onnx_file",
     "prediction.executorch_runner", "prediction.exported", "prediction.file_network", "prediction.input_limits",
     "prediction.litert_runner", "prediction.sealed",
-    "prediction.onnx_providers", "prediction.onnx_runner", "prediction.openvino_runner",
+    "prediction.onnx_graphs", "prediction.onnx_providers", "prediction.onnx_runner", "prediction.openvino_runner",
     "prediction.predictor", "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
     "prediction.segment_anything", "prediction.tensorrt_runner", "prediction.tiles", "prediction.torch_runner",
-    "weights.hub", "weights.kinds", "weights.packages", "weights.references", "weights.transfer",
+    "weights.arrays", "weights.hub", "weights.kinds", "weights.packages", "weights.references", "weights.transfer",
 ]  # fmt: skip
 NEEDS_TORCH = {"data.torch_stream"}
 

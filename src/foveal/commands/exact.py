@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DependencyError
 from .console import Engine, open_model, print_json, print_table, say
 from .outputs import Job, Request, print_failed, run_jobs
 
@@ -60,7 +61,16 @@ def check_options(engine: Engine, option: str = "--exact", **unusable: object) -
 
 
 def open_exact(model: str, engine: Engine, task: str) -> Predictor:
-    """Load a model with torch, from which the graph of the network is recorded whatever computes it."""
+    """Load a model with torch, from which the graph of the network is recorded whatever computes it.
+
+    Raises:
+        DependencyError: torch is not installed.
+        FovealError: as :func:`~.console.open_model`.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise DependencyError(
+            "--exact divides the network with torch: pip install 'foveal[torch]'; --tile 1024 needs no torch"
+        )
     return open_model(model, dataclasses.replace(engine, runtime="torch"), task)
 
 
