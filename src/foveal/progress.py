@@ -82,9 +82,9 @@ class Bar:
     def __init__(self, show: Report, done: int = 0) -> None:
         self._show, self._done = show, done
 
-    def advance(self, text: str = "") -> None:
-        """Count one finished item; ``text`` is shown next to the bar."""
-        self._done += 1
+    def advance(self, text: str = "", count: int = 1) -> None:
+        """Count finished items; ``text`` is shown next to the bar."""
+        self._done += count
         self._show(self._done, text)
 
     def part(self, share: float, text: str = "") -> None:
