@@ -85,7 +85,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert len(graphs) == 4
     assert sum(graphs.values()) < 1e6  # they take their weights from the checkpoints
     expected |= {f"assets/{name}" for name in graphs}
-    assert {name for name in inside if not name.endswith(".py")} == expected
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
+    assert {name for name in inside if not name.endswith(".py")} == expected | recipes
     outside = {PurePosixPath(name).parts for name in names if not name.startswith("foveal/")}
     (folder,) = {parts[0] for parts in outside}
     assert {"/".join(parts[1:]) for parts in outside} == {

@@ -40,9 +40,11 @@ for _target, _help in {
     "compare:compare": "Compare two evaluations: difference, confidence interval, p-value.",
     "export:export": "Export a model to a file that runs without torch.",
     "bench:bench": "Compare the speed of models on this machine.",
+    "share:save": "Save a model as a folder with weights, description and model card.",
+    "share:push": "Upload a model with its card to the hub.",
     "convert:convert": "Convert any published checkpoint to a safetensors file.",
 }.items():
-    app.command(f"foveal.commands.{_target}", name=_target.partition(":")[0], help=_help)
+    app.command(f"foveal.commands.{_target}", name=_target.removesuffix(":app").rpartition(":")[2], help=_help)
 
 _data = cyclopts.App(name="data", help="Check data sets, and compute their statistics.")
 _data.command(
