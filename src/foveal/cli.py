@@ -32,6 +32,7 @@ for _target, _help in {
     "prompt:prompt": "Cut out the object at points or in a box, or all objects.",
     "classify:classify": "Classify images.",
     "predict:predict": "Predict with any model, whatever its task.",
+    "video:video": "Segment or upscale a video, frame by frame.",
     "batch:batch": "Run a model on many images, by several processes or machines; a second start continues.",
     "demo:demo": "Segment and upscale the bundled photograph with the bundled weights.",
     "models:models": "List the models, or the options and published figures of one model.",
