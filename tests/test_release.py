@@ -81,7 +81,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         expected |= {f"assets/{ref}.md", f"assets/{ref}.safetensors"}
         exported = (f"assets/{ref}{suffix}" for suffix in (".onnx", ".foveal"))
         expected |= {name for name in exported if (ROOT / "src" / "foveal" / name).exists()}
-    assert {name for name in inside if not name.endswith(".py")} == expected
+    graphs = {path.name: path.stat().st_size for path in assets.FOLDER.glob("*.graph")}
+    assert len(graphs) == 4
+    assert sum(graphs.values()) < 1e6  # they take their weights from the checkpoints
+    expected |= {f"assets/{name}" for name in graphs}
+    recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
+    assert {name for name in inside if not name.endswith(".py")} == expected | recipes
     outside = {PurePosixPath(name).parts for name in names if not name.startswith("foveal/")}
     (folder,) = {parts[0] for parts in outside}
     assert {"/".join(parts[1:]) for parts in outside} == {
@@ -193,6 +198,13 @@ def test_the_base_install_predicts_without_torch(installed: Path, tmp_path: Path
     assert report["upscaled"]["size"] == [1486, 2560]
     files = ["street.overlay.jpg", "street.png", "street.x2.compare.png", "street.x2.png"]
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == files
+    clicked = json.loads(use("prompt", PHOTO, "--point", "860,560", "--out", "car.png", "--json").stdout)
+    assert clicked["model"] == assets.DEFAULTS["prompt"]
+    assert clicked["runtime"].startswith("onnxruntime")
+    assert clicked["masks"][2]["area"] > 10_000
+    exact = use("segment", PHOTO, "--exact")
+    assert exact.returncode == 2
+    assert "--exact divides the network with torch: pip install 'foveal[torch]'" in exact.stderr
     listed = use("models")
     assert "efficientvit_b0.camvid" in listed.stdout
     assert "pip install 'foveal[torch]'" in listed.stderr

@@ -32,6 +32,7 @@ for _target, _help in {
     "prompt:prompt": "Cut out the object at points or in a box, or all objects.",
     "classify:classify": "Classify images.",
     "predict:predict": "Predict with any model, whatever its task.",
+    "video:video": "Segment or upscale a video, frame by frame.",
     "batch:batch": "Run a model on many images, by several processes or machines; a second start continues.",
     "serve:serve": "Serve models over HTTP, with a page to click on.",
     "demo:demo": "Segment and upscale the bundled photograph with the bundled weights.",
@@ -41,9 +42,11 @@ for _target, _help in {
     "compare:compare": "Compare two evaluations: difference, confidence interval, p-value.",
     "export:export": "Export a model to a file that runs without torch.",
     "bench:bench": "Compare the speed of models on this machine.",
+    "share:save": "Save a model as a folder with weights, description and model card.",
+    "share:push": "Upload a model with its card to the hub.",
     "convert:convert": "Convert any published checkpoint to a safetensors file.",
 }.items():
-    app.command(f"foveal.commands.{_target}", name=_target.partition(":")[0], help=_help)
+    app.command(f"foveal.commands.{_target}", name=_target.removesuffix(":app").rpartition(":")[2], help=_help)
 
 _data = cyclopts.App(name="data", help="Check data sets, and compute their statistics.")
 _data.command(

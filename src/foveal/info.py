@@ -260,7 +260,8 @@ def _check_description(info: ModelInfo) -> None:
             raise ValueError(f"option {key[:60]}={value!r:.60}: give a number, a text, or a short list of them")
 
 
-_ARGUMENTS = ("name", "task", "num_classes", "in_chans", "features_only", "weights")  # of create_model, not options
+#: Arguments of ``create_model`` that are no options of an architecture.
+_ARGUMENTS = ("name", "task", "num_classes", "in_chans", "features_only", "weights", "pretrained", "out_indices")
 
 
 def _is_option(value: Any) -> bool:

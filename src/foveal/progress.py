@@ -1,4 +1,7 @@
-"""Progress with the time left, on standard error: a bar on a terminal, otherwise a plain line every ten seconds."""
+"""Progress with the time left, on standard error: a bar on a terminal, otherwise plain lines.
+
+The first plain line comes after two seconds, further ones every ten seconds.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from .text import notice, printable
 
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _PLAIN_SECONDS = 10.0  # between two plain lines
+_FIRST_SECONDS = 2.0  # before the first plain line: shorter work is silent
+
+#: Told the share of a work that is done, from 0 to 1, and a few words about it.
+Report: TypeAlias = Callable[[float, str], None]
 
 
 class Progress:
@@ -56,40 +63,50 @@ class Progress:
             ) as rich:
                 task = rich.add_task(name, total=total, completed=done)
 
-                def advance(text: str) -> None:
-                    rich.update(task, advance=1, description=escape(printable(f"{name} {text}".strip())))
+                def show(count: float, text: str) -> None:
+                    rich.update(task, completed=count, description=escape(printable(f"{name} {text}".strip())))
 
-                yield Bar(advance)
+                yield Bar(show, done)
         else:
-            yield _PlainBar(self, name, total, done) if self.enabled else Bar(lambda text: None)
+            yield Bar(_PlainLines(name, total, done) if self.enabled else lambda count, text: None, done)
 
 
 class Bar:
-    """The object that :meth:`Progress.bar` yields."""
+    """The object that :meth:`Progress.bar` yields.
 
-    def __init__(self, advance: Callable[[str], None]) -> None:
-        self.advance_by_one = advance
+    Args:
+        show: shows how many items are finished, the part of one in work included, and a text.
+        done: items that are finished at the start.
+    """
 
-    def advance(self, text: str = "") -> None:
-        """Count one finished item; ``text`` is shown next to the bar."""
-        self.advance_by_one(text)
+    def __init__(self, show: Report, done: int = 0) -> None:
+        self._show, self._done = show, done
+
+    def advance(self, text: str = "", count: int = 1) -> None:
+        """Count finished items; ``text`` is shown next to the bar."""
+        self._done += count
+        self._show(self._done, text)
+
+    def part(self, share: float, text: str = "") -> None:
+        """Show that a share of the next item is done, 0 to 1; a :data:`Report`."""
+        self._show(self._done + share, text)
 
 
-class _PlainBar(Bar):
-    def __init__(self, progress: Progress, name: str, total: int, done: int) -> None:
-        super().__init__(self._count)
-        self.progress, self.name, self.total, self.done = progress, name, total, done
-        self.first, self.start_time = done, time.monotonic()
-        self.last_line_time = self.start_time
+class _PlainLines:
+    """Prints a line with the time left now and then."""
 
-    def _count(self, text: str) -> None:
-        self.done += 1
+    def __init__(self, name: str, total: int, done: int) -> None:
+        self.name, self.total, self.first = name, total, done
+        self.start_time = time.monotonic()
+        self.next_line_time = self.start_time + _FIRST_SECONDS
+
+    def __call__(self, count: float, text: str) -> None:
         now = time.monotonic()
-        if now - self.last_line_time < _PLAIN_SECONDS:
+        if now < self.next_line_time or count <= self.first or count >= self.total:
             return
-        self.last_line_time = now
-        left = (now - self.start_time) / (self.done - self.first) * (self.total - self.done)
-        notice(f"{self.name} {self.done}/{self.total} {text} left {_clock(left)}")
+        self.next_line_time = now + _PLAIN_SECONDS
+        left = (now - self.start_time) / (count - self.first) * (self.total - count)
+        notice(" ".join(filter(None, (f"{self.name} {int(count)}/{self.total}", text, f"left {_clock(left)}"))))
 
 
 def _clock(seconds: float) -> str:

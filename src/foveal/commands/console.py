@@ -67,6 +67,38 @@ Engines = Annotated[Engine, Parameter(name="*")]
 ANY_ENGINE = Engine()
 
 
+@dataclass(frozen=True)
+class Views:
+    """The options of verbs that segment: how often, and at which sizes, the network sees an image."""
+
+    flip: Annotated[
+        bool, Parameter(negative="", help="Segmentation: the mean over the image and its mirror image; twice the time.")
+    ] = False
+    scales: Annotated[
+        str | None,
+        Parameter(help="Segmentation: the mean over copies of the image at these sizes, such as 0.75,1,1.25."),
+    ] = None
+
+    def options(self) -> dict[str, Any]:
+        """The options by the names of :meth:`foveal.Predictor.segment`, those only that are asked for.
+
+        Raises:
+            ConfigError: scales that are not numbers.
+        """
+        options: dict[str, Any] = {"flip": True} if self.flip else {}
+        if self.scales is not None:
+            try:
+                options["scales"] = tuple(float(scale) for scale in self.scales.split(","))
+            except ValueError:
+                raise ConfigError(
+                    f"--scales {self.scales}: write numbers with commas, for example 0.75,1,1.25"
+                ) from None
+        return options
+
+
+ONE_VIEW = Views()
+
+
 def open_model(ref: str, engine: Engine, task: str) -> Predictor:
     """Load the model for a verb that is for one task.
 

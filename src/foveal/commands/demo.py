@@ -23,7 +23,8 @@ def demo(*, out: Path = Path("foveal-demo"), engine: Engines = ANY_ENGINE, json:
     folder = ensure_folder(out)
     segmenter = open_model(assets.DEFAULTS["segment"], engine, "segment")
     mask, large = folder / "street.png", folder / "street.x2.png"
-    report = segment.segment_file(segmenter, Job(photo, mask, beside(mask, OVERLAY)), True, label)
+    drawing = {"contours": True, "legend": True}
+    report = segment.segment_file(segmenter, Job(photo, mask, beside(mask, OVERLAY)), drawing, label)
     if not json:
         segment.print_report(report)
         say()

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from ..files import check_overwrites
-from .console import ANY_ENGINE, Engines, Json, Size, parse_size, print_json, print_table, say
+from .console import (
+    ANY_ENGINE,
+    ONE_VIEW,
+    Engines,
+    Json,
+    Overlap,
+    Size,
+    Tile,
+    Views,
+    parse_size,
+    print_json,
+    print_table,
+    say,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.report import Report
@@ -25,6 +38,9 @@ def evaluate(
     protocol: Literal["plain", "cityscapes", "ade20k"] = "plain",
     boundary: Annotated[bool, Parameter(negative="")] = False,
     prompts: str = "all",
+    tile: Tile = None,
+    overlap: Overlap = None,
+    views: Annotated[Views, Parameter(name="*")] = ONE_VIEW,
     engine: Engines = ANY_ENGINE,
     out: Path | None = None,
     json: Json = False,
@@ -70,6 +86,9 @@ def evaluate(
         protocol=protocol,
         boundary=boundary,
         prompts=prompts,
+        tile=tile,
+        overlap=overlap,
+        **views.options(),
         **engine.options(),
         out=out,
         progress=Progress(),

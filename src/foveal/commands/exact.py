@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DependencyError
+from ..progress import Report
 from .console import Engine, open_model, print_json, print_table, say
 from .outputs import Job, Request, print_failed, run_jobs
 
@@ -60,7 +62,16 @@ def check_options(engine: Engine, option: str = "--exact", **unusable: object) -
 
 
 def open_exact(model: str, engine: Engine, task: str) -> Predictor:
-    """Load a model with torch, from which the graph of the network is recorded whatever computes it."""
+    """Load a model with torch, from which the graph of the network is recorded whatever computes it.
+
+    Raises:
+        DependencyError: torch is not installed.
+        FovealError: as :func:`~.console.open_model`.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise DependencyError(
+            "--exact divides the network with torch: pip install 'foveal[torch]'; --tile 1024 needs no torch"
+        )
     return open_model(model, dataclasses.replace(engine, runtime="torch"), task)
 
 
@@ -87,7 +98,7 @@ def run_exact(
     suffix = request.out.suffix.lower()
     plan = request.plan(suffix if suffix in SUFFIXES else ".tif")
 
-    def work(job: Job, progress: Callable[[float, str], None] | None = None) -> dict[str, Any]:
+    def work(job: Job, progress: Report) -> dict[str, Any]:
         return stream_file(predictor, job, request, options, progress)
 
     done, failed = [], []
@@ -109,7 +120,7 @@ def run_exact(
 
 
 @contextmanager
-def percent_bar(name: str) -> Iterator[Callable[[float, str], None]]:
+def percent_bar(name: str) -> Iterator[Report]:
     """Show the share of a single work that is done, and the time left, on standard error."""
     from ..progress import Progress
     from ..streaming.team import is_first
@@ -131,7 +142,7 @@ def stream_file(
     job: Job,
     request: Request,
     options: dict[str, Any],
-    progress: Callable[[float, str], None] | None,
+    progress: Report,
 ) -> dict[str, Any]:
     """Predict for one image, and return the report that ``--json`` prints."""
     from ..prediction.streamed import stream

@@ -24,10 +24,12 @@ _TASK_OPTIONS = {"upscale": {"scale": "1 (repairs), 2 (the default), 3 or 4"}}
 def models(pattern: str = "*", /, *, task: str | None = None, size: str | None = None, json: Json = False) -> int:
     """List the bundled weights and, with torch installed, the published weights and the architectures.
 
+    Of one model, all facts and the names of its classes are listed, in the order of their indices.
+
     Parameters
     ----------
     pattern
-        Shell-style pattern, such as "efficientvit_b*".
+        Shell-style pattern, such as "efficientvit_b*"; or a checkpoint, exported file, training run or hub id.
     task
         List only models for this task.
     size
@@ -40,9 +42,11 @@ def models(pattern: str = "*", /, *, task: str | None = None, size: str | None =
         rows += _published(pattern, task) + _architectures(pattern, task, counted_size)
     except DependencyError as error:
         notice(f"published weights and architectures are not listed: {error}")
+    if not rows and _may_be_reference(pattern):
+        rows = [_opened(pattern)]
     if not rows:
         raise ConfigError(f"no model matches {pattern!r}{nearest(pattern.strip('*'), _all_names())}")
-    if len(rows) == 1 and (names := _class_names(rows[0])):
+    if len(rows) == 1 and "classes" not in rows[0] and (names := _class_names(rows[0])):
         rows[0]["classes"] = list(names)
     if json:
         print_json({"models": rows})
@@ -62,6 +66,35 @@ def _bundled(pattern: str, task: str | None) -> list[dict[str, Any]]:
         for ref, w in assets.WEIGHTS.items()
         if fnmatch.fnmatch(ref, pattern) and task in (None, w.task)
     ]
+
+
+def _may_be_reference(text: str) -> bool:
+    """Whether the text names a file, a folder, or a model on the hub, rather than models of the list."""
+    from ..weights import hub
+    from ..weights.references import SAVED, find_local, is_path
+
+    if any(sign in text for sign in "*?["):
+        return False
+    return is_path(text) or find_local(text) is not None or hub.parse(text, SAVED) is not None
+
+
+def _opened(ref: str) -> dict[str, Any]:
+    """The row of a model that has to be opened: what its description says."""
+    from ..prediction.load import load
+
+    predictor = load(ref)
+    info = predictor.info
+    options = ", ".join(f"{key}={value}" for key, value in info.options.items())
+    return {
+        "name": ref,
+        "model": info.ref,
+        "tasks": [info.task],
+        "licence": info.licence or "not stated",
+        "channels of the image": str(info.in_chans),
+        **({"options": options} if options else {}),
+        "runtime": predictor.runtime,
+        "classes": list(predictor.names),
+    }
 
 
 def _class_names(row: dict[str, Any]) -> tuple[str, ...]:

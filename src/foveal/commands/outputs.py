@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from ..errors import ConfigError, InputError
 from ..files import check_overwrites, ensure_folder, ignores_case
+from ..progress import Report
 from ..text import notice
 from .console import say
 
@@ -37,10 +38,15 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The jobs that are to do, and how many images an earlier run completed."""
+    """The jobs that are to do, and those that an earlier run completed."""
 
     jobs: list[Job]
-    before: int = 0
+    finished: tuple[Job, ...] = ()
+
+    @property
+    def before(self) -> int:
+        """Number of images that an earlier run completed."""
+        return len(self.finished)
 
     def tally(self, done: int) -> str:
         """``"5 of 6 images, 2 done before"``, of which this run did ``done``."""
@@ -62,6 +68,7 @@ class Request:
         as_json: whether to print JSON.
         batch_size: images that may run at once; ``None``: 1.
         polygons: file of the polygons of a single mask; ``None``: none are written.
+        csv: file of a table with a row for each image; ``None``: none is written.
     """
 
     images: list[Path]
@@ -73,10 +80,11 @@ class Request:
     as_json: bool = False
     batch_size: int | None = None
     polygons: Path | None = None
+    csv: Path | None = None
 
     def __post_init__(self) -> None:
         if self.polygons is not None and self.many:
-            raise ConfigError("--polygons is for a single image: give one, or leave out --polygons")
+            raise ConfigError("--polygons is for a single image: give one; --coco holds the areas of several")
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigError(f"--batch-size {self.batch_size}: give 1 or more")
         if self.batch_size is not None and self.batch_size > 1 and not self.many:
@@ -90,6 +98,15 @@ class Request:
         """
         if self.batch_size is not None and self.batch_size > 1:
             raise ConfigError(f"--batch-size {self.batch_size}: {what} one by one; leave it out")
+
+    def refuse_table(self, what: str) -> None:
+        """Refuse ``--csv`` where ``what`` no classes.
+
+        Raises:
+            ConfigError: a table is asked for.
+        """
+        if self.csv is not None:
+            raise ConfigError(f"--csv {self.csv}: {what} no classes; leave it out")
 
     @property
     def many(self) -> bool:
@@ -108,13 +125,14 @@ class Request:
             InputError, ConfigError: as :func:`list_jobs`, and a folder that cannot be written.
         """
         jobs = [job._replace(polygons=self.polygons) for job in list_jobs(self.images, self.out, suffix, picture)]
-        to_do = [job for job in jobs if not (self.resume and all(file.exists() for file in job.files))]
+        finished = {job.source for job in jobs if self.resume and all(file.exists() for file in job.files)}
+        to_do = [job for job in jobs if job.source not in finished]
         _check_files(to_do, [*also_read, *(job.source for job in jobs), *self._folders()])
         if self.many:  # a single bad image leaves no folder behind
             for folder in dict.fromkeys(job.target.parent for job in to_do if job.source.exists()):
                 ensure_folder(folder)
         _check_case(jobs)
-        return Plan(to_do, len(jobs) - len(to_do))
+        return Plan(to_do, tuple(job for job in jobs if job.source in finished))
 
     def _folders(self) -> list[Path]:
         """Folders in which no file is replaced: those of the images, unless the results have their default folder."""
@@ -253,8 +271,10 @@ def _check_case(jobs: list[Job]) -> None:
             raise ConfigError(f"{other} and {file} are one file on this file system: rename one of the images")
 
 
-def run_jobs(verb: str, plan: Plan, work: Callable[[Job], T], many: bool) -> tuple[list[T], list[dict[str, str]]]:
-    """Call ``work`` for each job, with a progress bar.
+def run_jobs(
+    verb: str, plan: Plan, work: Callable[[Job, Report], T], many: bool
+) -> tuple[list[T], list[dict[str, str]]]:
+    """Call ``work`` for each job, with a progress bar, which it tells the share of the job that is done.
 
     Returns:
         What ``work`` returned for each image, and the images that cannot be used, each with its error.
@@ -270,7 +290,7 @@ def run_jobs(verb: str, plan: Plan, work: Callable[[Job], T], many: bool) -> tup
     with progress.bar(verb, len(plan.jobs) + plan.before, plan.before) as bar:
         for job in plan.jobs:
             try:
-                done.append(work(job))
+                done.append(work(job, bar.part))
             except InputError as error:
                 if not many:
                     raise
@@ -281,14 +301,15 @@ def run_jobs(verb: str, plan: Plan, work: Callable[[Job], T], many: bool) -> tup
 
 
 def run_stream(
-    verb: str, plan: Plan, results: Iterable[T | InputError], write: Callable[[T, Job], None]
+    verb: str, plan: Plan, results: Callable[[Report], Iterable[T | InputError]], write: Callable[[T, Job], None]
 ) -> tuple[int, list[dict[str, str]]]:
     """Write the result of each job in a thread while the next ones are computed, with a progress bar.
 
     Args:
         verb: name of the bar.
         plan: the jobs.
-        results: what is written for each job, or the error of its image.
+        results: gives what is written for each job, or the error of its image, and tells its argument the share of
+            the current image that is done.
         write: writes a result. At most two results wait for it.
 
     Returns:
@@ -315,7 +336,7 @@ def run_stream(
                 progress.note(str(error))
             bar.advance()
 
-        for job, result in zip(plan.jobs, results, strict=True):
+        for job, result in zip(plan.jobs, results(bar.part), strict=True):
             writing.append(
                 (job, _failed(result) if isinstance(result, InputError) else writer.submit(write, result, job))
             )

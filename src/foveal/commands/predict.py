@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from . import classify, prompt, segment, upscale
 from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, Overlap, Tile
 from .outputs import FOLDER, Request
+from .tables import Csv
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
@@ -34,6 +35,7 @@ def predict(
     overlap: Overlap = None,
     resume: bool = False,
     batch_size: BatchSize = None,
+    csv: Csv = None,
     engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
@@ -57,5 +59,5 @@ def predict(
             f"{model} is for {predictor.info.task!r}, which gives no result for an image: give a model for "
             f"{', '.join(_RUNS)}"
         )
-    request = Request(images, out, overlay, tile, overlap, resume, json, batch_size)
+    request = Request(images, out, overlay, tile, overlap, resume, json, batch_size, csv=csv)
     return _RUNS[predictor.info.task](predictor, request)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError, InputError
 from ..files import check_overwrites, ensure_folder
+from ..progress import Report
 from .console import ANY_ENGINE, Engines, Json, open_model, print_json, print_table, say
 from .outputs import FOLDER, OVERLAY, Job, Request, beside, print_failed, run_jobs, without_case
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _RUNS: dict[str, Any] = {"output_mode": "uncompressed_rle"}  # needs little memory, and no library for the file
 _SHOWN = 10  # number of masks of everything in the table
+_TRANSPARENT = (".png", ".webp", ".tif")  # of pictures with an alpha channel
 _EXAMPLE = ("420", "310", "560", "480")
 
 
@@ -44,6 +46,8 @@ def prompt(
     model: str = assets.DEFAULTS["prompt"],
     out: Path | None = None,
     overlay: Path | None = None,
+    cutout: Path | None = None,
+    whole: Annotated[bool, Parameter(negative="")] = False,
     engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
@@ -81,6 +85,11 @@ def prompt(
         PNG file of the mask, 255 inside; with --everything the JSON file. Default: a file in foveal-out.
     overlay
         Also write the image with the masks over it, their outlines and scores, to this file.
+    cutout
+        Also write the object alone, on a transparent background, to this .png, .webp or .tif file; with --everything,
+        each object to a file of its own in this folder.
+    whole
+        With --cutout: keep the size of the image; default: the box of the object.
     """
     from ..images.reading import read_image
     from ..prediction.everything_options import EverythingOptions
@@ -99,29 +108,43 @@ def prompt(
     if mask is not None and not 1 <= mask <= (last := 1 if single else 3):
         raise ConfigError(f"--mask {mask}: give a number of 1 to {last}")
     EverythingOptions.of(options)
+    if whole and cutout is None:
+        raise ConfigError("--whole goes with --cutout")
+    if cutout is not None and not everything and cutout.suffix.lower() not in _TRANSPARENT:
+        raise ConfigError(f"--cutout {cutout}: a transparent picture is a {', '.join(_TRANSPARENT)} file")
     job = _name_files(image, out, overlay, everything)
+    cut = None if cutout is None else _check_cutout(cutout, job, everything, whole)
     pixels = read_image(image)  # before the model, which may have to be downloaded
     predictor = open_model(model, engine, "prompt")
     if everything:
-        return _run_everything(predictor, job, pixels, options | _RUNS, json)
-    return _run_prompt(predictor, job, pixels, points, corners, single, mask, json)
+        return _run_everything(predictor, job, pixels, options | _RUNS, json, cut)
+    return _run_prompt(predictor, job, pixels, points, corners, single, mask, json, cut)
 
 
 def run(predictor: Predictor, request: Request) -> int:
     """Find everything in the requested images; the exit code is 1 if some of many failed."""
     from ..images.reading import read_image
+    from ..prediction.everything_options import EverythingOptions
 
     if request.tile is not None or request.overlap is not None:
         ref = predictor.info.ref
         raise ConfigError(f"--tile, --overlap: {ref} is promptable and encodes the whole image; leave them out")
     request.refuse_batches("images of promptable models run")
+    request.refuse_table("masks of objects have")
     plan = request.plan(".json", "" if request.overlay is False else OVERLAY)
     if plan.jobs and not request.many:
         job = plan.jobs[0]
         return _run_everything(predictor, job, read_image(job.source), _RUNS, request.as_json)
 
-    def work(job: Job) -> dict[str, Any]:
-        result = predictor.everything(job.source, **_RUNS)
+    def work(job: Job, progress: Report) -> dict[str, Any]:
+        done = 0
+
+        def count(points: int) -> None:
+            nonlocal done
+            done += points
+            progress(done / EverythingOptions.of(_RUNS).points, "points")
+
+        result = predictor.everything(job.source, progress=count, **_RUNS)
         _write(result, job)
         return {"image": str(job.source), "masks": len(result), "files": [str(file) for file in job.files]}
 
@@ -154,7 +177,12 @@ def _name_files(image: Path, out: Path | None, overlay: Path | None, everything:
 
 
 def _run_everything(
-    predictor: Predictor, job: Job, pixels: NDArray[np.uint8], options: dict[str, Any], as_json: bool
+    predictor: Predictor,
+    job: Job,
+    pixels: NDArray[np.uint8],
+    options: dict[str, Any],
+    as_json: bool,
+    cut: Cutout | None = None,
 ) -> int:
     from ..prediction.everything_options import EverythingOptions
     from ..progress import Progress
@@ -164,12 +192,13 @@ def _run_everything(
     with Progress().bar("everything", checked.points) as bar:
 
         def advance(points: int) -> None:
-            for _ in range(points):
-                bar.advance()
+            bar.advance(count=points)
 
         result = predictor.everything(pixels, progress=advance, **options)
     seconds = {"everything": time.perf_counter() - started}
     _write(result, job)
+    if cut is not None:
+        save_cutouts(result, job, cut)
     report = _report(predictor, job, result.size, seconds)
     if as_json:
         masks = [{key: value for key, value in record.items() if key != "segmentation"} for record in result]
@@ -183,7 +212,7 @@ def _run_everything(
             "--pred-iou-thresh and --stability-score-thresh"
         )
     more = f", the {_SHOWN} with the highest predicted IoU above" if len(result) > _SHOWN else ""
-    _print_end(f"{len(result)} masks{more}; {result.prompts} prompts in {seconds['everything']:.1f} s", job)
+    _print_end(f"{len(result)} masks{more}; {result.prompts} prompts in {seconds['everything']:.1f} s", report)
     return 0
 
 
@@ -195,6 +224,33 @@ def _everything_rows(result: EverythingResult) -> list[tuple[str, float, int, li
         corners = [x, y, x + width + 1, y + height + 1]
         rows.append((str(number), record["predicted_iou"], record["area"], corners))
     return rows
+
+
+class Cutout(NamedTuple):
+    """Where objects alone are written, and whether they are cut to their boxes."""
+
+    path: Path
+    crop: bool
+
+
+def _check_cutout(path: Path, job: Job, everything: bool, whole: bool) -> Cutout:
+    """Check where cut-outs go, before any work is done."""
+    if everything:
+        ensure_folder(path)
+        return Cutout(path, not whole)
+    check_overwrites([path], [job.source], "image")
+    if without_case(path.resolve()) in {without_case(file.resolve()) for file in job.files}:
+        raise ConfigError(f"--cutout {path}: the mask or the overlay has this name: choose another one")
+    ensure_folder(path.parent)
+    return Cutout(path, not whole)
+
+
+def save_cutouts(result: EverythingResult, job: Job, cut: Cutout) -> None:
+    """Write each object to ``NAME.001.png`` and so on, in the order of the masks."""
+    from ..images.writing import save_picture
+
+    for number, picture in enumerate(result.cutouts(crop=cut.crop), 1):
+        save_picture(picture, cut.path / f"{job.target.stem}.{number:03}.png")
 
 
 def _write(result: EverythingResult, job: Job) -> None:
@@ -214,6 +270,7 @@ def _run_prompt(
     single: bool,
     mask: int | None,
     as_json: bool,
+    cut: Cutout | None = None,
 ) -> int:
     from ..images.writing import save_picture
 
@@ -228,9 +285,12 @@ def _run_prompt(
     seconds = {"encoder": encoded - started, "prompt": time.perf_counter() - encoded}
     if job.picture is not None:
         save_picture(written.overlay(), job.picture)
+    if cut is not None:
+        save_picture(written.cutout(crop=cut.crop), cut.path)
     written.save(job.target)
     rows = _prompt_rows(result.masks, result.iou, chosen)
     report = _report(predictor, job, result.size, seconds)
+    report["files"] += [str(cut.path)] if cut else []
     if as_json:
         print_json({**report, "masks": rows})
         return 0
@@ -240,7 +300,7 @@ def _run_prompt(
         for row in (rows[index],)
     ]
     _print_masks(report, table)
-    _print_end(f"encoder {seconds['encoder']:.2f} s, prompt {seconds['prompt']:.2f} s", job)
+    _print_end(f"encoder {seconds['encoder']:.2f} s, prompt {seconds['prompt']:.2f} s", report)
     return 0
 
 
@@ -284,12 +344,12 @@ def _print_masks(report: dict[str, Any], rows: list[tuple[str, float, int, list[
     print_table(("mask", "predicted IoU", "area", "box"), texts)
 
 
-def _print_end(text: str, job: Job) -> None:
+def _print_end(text: str, report: dict[str, Any]) -> None:
     from ..measuring import machine
 
     say()
     say(f"{text} on {machine.one_line()}")
-    for file in job.files:
+    for file in report["files"]:
         say(file)
 
 

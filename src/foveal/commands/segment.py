@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +13,17 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError, InputError
+from ..progress import Report
 from .console import (
     ANY_ENGINE,
+    ONE_VIEW,
     BatchSize,
     Engines,
     Images,
     Json,
     Overlap,
     Tile,
+    Views,
     open_model,
     print_json,
     print_table,
@@ -26,6 +31,7 @@ from .console import (
 )
 from .exact import Exact, Keep, Level, check_options, exact_mask, open_exact, run_exact
 from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_stream
+from .tables import NO_AREAS, AreaOptions, Csv, MaskTable, check_table, open_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,6 +50,7 @@ def segment(
     out: Path = FOLDER,
     overlay: bool | None = None,
     legend: Annotated[bool, Parameter(negative="")] = False,
+    distinct: Annotated[bool, Parameter(negative="")] = False,
     label: Path | None = None,
     tile: Tile = None,
     overlap: Overlap = None,
@@ -54,6 +61,9 @@ def segment(
     check_tiles: Annotated[bool, Parameter(negative="")] = False,
     resume: bool = False,
     batch_size: BatchSize = None,
+    csv: Csv = None,
+    areas: Annotated[AreaOptions, Parameter(name="*")] = NO_AREAS,
+    views: Annotated[Views, Parameter(name="*")] = ONE_VIEW,
     engine: Engines = ANY_ENGINE,
     json: Json = False,
 ) -> int:
@@ -70,6 +80,8 @@ def segment(
         Also write the image with the colours of the classes over it; default: for a single image.
     legend
         Draw contours into the overlay, and a legend with the names of the classes below it.
+    distinct
+        Draw the overlay in colours that the eye tells apart, in place of the model's palette.
     label
         Mask of class indices to compare a single image's mask with; pixels of 255 are ignored.
     polygons
@@ -79,9 +91,11 @@ def segment(
     resume
         Skip images whose mask, and overlay if one is asked for, exist.
     """
-    request = Request(images, out, overlay, tile, overlap, resume, json, batch_size, polygons)
+    request = Request(images, out, overlay, tile, overlap, resume, json, batch_size, polygons, csv)
+    drawing, asked = {"contours": legend, "legend": legend, "distinct": distinct}, views.options()
     if exact:
         unusable = {"overlay": overlay, "legend": legend, "label": label, "overlap": overlap, "batch_size": batch_size}
+        unusable |= {"csv": csv, "coco": areas.coco, "distinct": distinct, **asked}
         engine = check_options(engine, **unusable, check_tiles=check_tiles)
         return run_exact(model, engine, "segment", request, keep, level)
     for name, value in (("keep", keep), ("level", level)):
@@ -90,19 +104,37 @@ def segment(
     if check_tiles and (tile is None or request.many):
         raise ConfigError("--check-tiles is for a single image and goes with --tile")
     predictor = open_model(model, engine, "segment")
-    if legend and overlay is False:
-        raise ConfigError("--legend goes with --overlay: leave out --no-overlay")
-    if legend:
+    if (legend or distinct) and overlay is False:
+        raise ConfigError(f"--{'legend' if legend else 'distinct'} goes with --overlay: leave out --no-overlay")
+    if legend or distinct:
         request = dataclasses.replace(request, overlay=True)
     checker = open_exact(model, check_options(engine, "--check-tiles"), "segment") if check_tiles else None
-    return run(predictor, request, label, legend, checker)
+    return run(predictor, request, label, Extras(drawing, asked, areas), checker)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is asked of a segmentation besides the mask.
+
+    Attributes:
+        drawing: options of the overlay, see :meth:`~foveal.prediction.results.SegmentResult.overlay`.
+        views: options of :meth:`foveal.Predictor.segment`.
+        areas: the COCO file.
+    """
+
+    drawing: dict[str, bool] = dataclasses.field(default_factory=dict)
+    views: dict[str, Any] = dataclasses.field(default_factory=dict)
+    areas: AreaOptions = NO_AREAS
+
+
+PLAIN = Extras()
 
 
 def run(
     predictor: Predictor,
     request: Request,
     label: Path | None = None,
-    legend: bool = False,
+    extras: Extras = PLAIN,
     checker: Predictor | None = None,
 ) -> int:
     """Segment the requested images; the exit code is 1 if some of many failed.
@@ -111,17 +143,19 @@ def run(
         predictor: the model.
         request: images and options.
         label: mask to compare a single image's mask with.
-        legend: whether overlays have one.
+        extras: what else is asked for.
         checker: the model with torch, if the tiles of a single image are to be compared with the exact result.
     """
     from ..images.polygons import check_polygons
 
     many = request.many
-    tiles = {"tile": request.tile, "overlap": request.overlap}
+    tiles = {"tile": request.tile, "overlap": request.overlap, **extras.views}
     if label is not None and many:
         raise ConfigError("--label is for a single image: give one, or leave out --label")
     if request.polygons is not None:
         check_polygons(request.polygons)
+    check_table(request.csv, ".csv", "--csv", request)
+    check_table(extras.areas.coco, ".json", "--coco", request)
     if label is not None and not label.exists():
         raise InputError(f"{label}: no such file")
     if request.tile is not None:
@@ -130,32 +164,39 @@ def run(
         raise ConfigError(f"--overlap {request.overlap} goes with --tile")
     overlay = not many if request.overlay is None else request.overlay
     plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [])
-    if many or not plan.jobs:
-        return _run_many(predictor, request, plan, legend)
-    report = segment_file(predictor, plan.jobs[0], legend, label, tiles, checker)
-    if request.as_json:
-        print_json(report)
-    else:
-        print_report(report)
-    return 0
+    with open_table(predictor.names, extras.areas) as table:
+        if many or not plan.jobs:
+            code = _run_many(predictor, request, plan, tiles, extras, table)
+        else:
+            report, code = segment_file(predictor, plan.jobs[0], extras.drawing, label, tiles, checker, table), 0
+            if request.as_json:
+                print_json(report)
+            else:
+                print_report(report)
+        if request.csv is not None:
+            table.write(request.csv, [*plan.finished, *plan.jobs])
+    return code
 
 
 def segment_file(
     predictor: Predictor,
     job: Job,
-    legend: bool,
+    drawing: dict[str, bool],
     label: Path | None = None,
-    tiles: dict[str, int | None] | None = None,
+    tiles: dict[str, Any] | None = None,
     checker: Predictor | None = None,
+    table: MaskTable | None = None,
 ) -> dict[str, Any]:
     """Segment one image, write mask and overlay, and return the report that ``--json`` prints."""
     from ..measuring import machine
 
     started = time.perf_counter()
-    result = predictor.segment(job.source, **(tiles or {}))
+    result = _segment(predictor, job.source, tiles or {})
     mask = result.mask
     seconds = time.perf_counter() - started
-    _write(result, job, legend)
+    _write(result, job, drawing)
+    if table is not None:
+        table.add(job, mask)
     height, width = mask.shape
     report: dict[str, Any] = {
         "image": str(job.source),
@@ -176,6 +217,16 @@ def segment_file(
         with exact_mask(checker, job) as exact:
             report["tiles_agreement"] = round(_tiles_agreement(mask, exact), 6)
     return report
+
+
+def _segment(predictor: Predictor, source: Path, tiles: dict[str, Any]) -> SegmentResult:
+    """Segment one image; of several tiles or copies, the progress is shown."""
+    from ..progress import Progress
+
+    if not any(value is not None for value in tiles.values()):
+        return predictor.segment(source)
+    with Progress().bar("segment", 1) as bar:
+        return predictor.segment(source, **tiles, progress=bar.part)
 
 
 def print_report(report: dict[str, Any]) -> None:
@@ -199,33 +250,44 @@ def print_report(report: dict[str, Any]) -> None:
         say(file)
 
 
-def _run_many(predictor: Predictor, request: Request, plan: Plan, legend: bool) -> int:
+def _run_many(
+    predictor: Predictor, request: Request, plan: Plan, tiles: dict[str, Any], extras: Extras, table: MaskTable
+) -> int:
     def write(result: SegmentResult, job: Job) -> None:
-        _write(result, job, legend)
+        _write(result, job, extras.drawing)
+        if tabled:
+            table.add(job, result.mask)
+
+    def results(progress: Report) -> Iterable[SegmentResult | InputError]:
+        sources = [job.source for job in plan.jobs]
+        return predictor.stream(sources, batch_size=request.batch_size, errors="return", progress=progress, **tiles)
 
     started = time.perf_counter()
-    sources = [job.source for job in plan.jobs]
-    results = predictor.stream(
-        sources, tile=request.tile, overlap=request.overlap, batch_size=request.batch_size, errors="return"
-    )
+    tabled = request.as_json or request.csv is not None or table.coco is not None
+    if tabled:
+        table.add_written(plan.finished)
     done, failed = run_stream("segment", plan, results, write)
     seconds = time.perf_counter() - started
     if request.as_json:
         counts = {"done": done, "done_before": plan.before, "failed": failed}
-        print_json({**counts, "out": str(request.out), "seconds": round(seconds, 3)})
+        images = list(table.rows.values())
+        print_json({**counts, "out": str(request.out), "seconds": round(seconds, 3), "images": images})
         return 1 if failed else 0
     say(f"{plan.tally(done)} in {seconds:.1f} s, masks in {request.out}")
+    for file in (request.csv, extras.areas.coco):
+        if file is not None:
+            say(file)
     return print_failed(failed)
 
 
-def _write(result: SegmentResult, job: Job, legend: bool) -> None:
+def _write(result: SegmentResult, job: Job, drawing: dict[str, bool]) -> None:
     from ..images.polygons import read_georeference, write_polygons
     from ..images.writing import save_picture
 
     if job.polygons is not None:
         write_polygons(job.polygons, [result.mask], result.names, georeference=read_georeference(job.source))
     if job.picture is not None:
-        save_picture(result.overlay(contours=legend, legend=legend), job.picture)
+        save_picture(result.overlay(**drawing), job.picture)
     result.save(job.target)  # last: other programs take an image with a mask for a complete result
 
 

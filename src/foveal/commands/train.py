@@ -80,8 +80,8 @@ def train(
     data
         Folder of the data set, which 'foveal data check' examines, or a pattern of tar files.
     config
-        Recipe: YAML file with settings. Unknown keys are errors. Paths in it are relative to its folder. Options of the
-        command replace its values.
+        Recipe: YAML file with settings, or the name of one of Foveal's, such as camvid_b0. Unknown keys are errors.
+        Paths in it are relative to its folder. Options of the command replace its values.
     out
         Folder of the run.
     resume

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError
+from ..progress import Report
 from .console import ANY_ENGINE, Engines, Images, Json, open_model, print_json, say
 from .exact import check_options, run_exact
 from .handover import consume_in_thread
@@ -102,14 +103,15 @@ def run(
     from ..prediction.tiles import check_upscale_tiles
 
     request.refuse_batches("images to upscale run")
+    request.refuse_table("upscaled images have")
     check_upscale_tiles(request.tile, request.overlap)
     tiles = {"tile": request.tile, "overlap": request.overlap, "exact": exact}
     if check_tiles and request.many:
         raise ConfigError("--check-tiles is for a single image: give one, or leave out --check-tiles")
     plan = request.plan(f".{suffix}", COMPARISON if compare else "")
 
-    def work(job: Job) -> dict[str, Any]:
-        return upscale_file(predictor, job, tiles, check_tiles)
+    def work(job: Job, progress: Report) -> dict[str, Any]:
+        return upscale_file(predictor, job, {**tiles, "progress": progress}, check_tiles)
 
     done, failed = run_jobs("upscale", plan, work, request.many)
     model = predictor.info.ref

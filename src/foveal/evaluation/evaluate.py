@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ def evaluate(
     boundary: bool = False,
     degradation: Mapping[str, tuple[float, float]] | None = None,
     prompts: Prompts | str | Path = "all",
+    tile: int | None = None,
+    overlap: int | None = None,
+    flip: bool = False,
+    scales: Sequence[float] = (1.0,),
     device: str = "auto",
     dtype: str = "auto",
     runtime: str = "auto",
@@ -60,6 +64,11 @@ def evaluate(
             numbers in each evaluation; default: as in the model's training.
         prompts: promptable models: prompt with "boxes", "clicks", or "all" for both; or with the boxes of a detector, a
             .json file in COCO's result format (:mod:`foveal.evaluation.detections`).
+        tile: segmentation: side of the tiles in which images are seen at their full size (a sliding window), whose
+            logits are blended; default: whole images.
+        overlap: segmentation: pixels that neighbouring tiles share; default: a third of ``tile``.
+        flip: segmentation: the mean over each image and its mirror image.
+        scales: segmentation: the mean over copies of each image at these scales of the network's usual input.
         device: torch device, as in :func:`foveal.load`; only with a reference.
         dtype: number type, as in :func:`foveal.load`; only with a reference.
         runtime: what runs the model, as in :func:`foveal.load`; only with a reference.
@@ -91,6 +100,10 @@ def evaluate(
         "boundary": boundary,
         "degradation": degradation,
         "prompts": prompts,
+        "tile": tile,
+        "overlap": overlap,
+        "flip": flip,
+        "scales": tuple(scales),
     }
     evaluator = _create_evaluator(predictor, data, split, options)
     if out is not None:

@@ -17,6 +17,7 @@ from ..errors import ConfigError, DataError
 from ..images.writing import save_picture
 from ..info import Labels
 from ..prediction.predictor import Predictor
+from ..prediction.segmenting import check_scales
 from .boundary import BoundaryCounts, BoundaryScores, boundary_counts
 from .metrics import SegmentScores, class_counts, confusion_matrix, iou_of_counts, json_number, mean_of_known, share
 from .protocols import PLAIN, find_protocol
@@ -69,6 +70,7 @@ class Evaluation:
         protocol: "plain", or the published protocol that was followed.
         skipped: images that could not be scored, each with the reason.
         boundary: scores of the contours, if they were requested.
+        views: tiles and test-time augmentation, by the names of the options; empty: whole images, once.
     """
 
     scores: SegmentScores
@@ -78,6 +80,7 @@ class Evaluation:
     protocol: str = PLAIN
     skipped: dict[str, str] = dataclasses.field(default_factory=dict)
     boundary: BoundaryScores | None = None
+    views: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: ClassVar[tuple[str, ...]] = (REPORT, "per_image.csv", _SHEET)
 
     @property
@@ -98,6 +101,7 @@ class Evaluation:
             "images": self.images,
             "skipped": skipped_rows(self.skipped),
             "size": list(self.size) if self.size else None,
+            **self.views,
             **self.scores.to_dict(),
             **({"boundary": self.boundary.to_dict()} if self.boundary else {}),
         }
@@ -145,6 +149,7 @@ class Evaluation:
         scores = self.scores
         where = f"{self.images} images of {self.split}"
         where += f" at {self.size[0]}x{self.size[1]}" if self.size else ""
+        where += "".join(f", {name} {_in_words(value)}".rstrip() for name, value in self.views.items())
         where += f", protocol {self.protocol}" if self.protocol != PLAIN else ""
         lines = [
             f"mIoU {scores.miou:.2%}  pixel accuracy {scores.pixel_accuracy:.2%}  "
@@ -160,9 +165,21 @@ class Evaluation:
 
 
 class SegmentEvaluator:
-    """Scores segmentation models: whole images, one scale, no flip, one confusion matrix over the data set."""
+    """Scores segmentation models, with one confusion matrix over the data set.
 
-    options: ClassVar[Mapping[str, Any]] = {"size": None, "class_map": None, "protocol": PLAIN, "boundary": False}
+    By default, images are seen whole, at one scale, without their mirror image.
+    """
+
+    options: ClassVar[Mapping[str, Any]] = {
+        "size": None,
+        "class_map": None,
+        "protocol": PLAIN,
+        "boundary": False,
+        "tile": None,
+        "overlap": None,
+        "flip": False,
+        "scales": (1.0,),
+    }
 
     def __init__(
         self,
@@ -174,8 +191,17 @@ class SegmentEvaluator:
         class_map: str | Path | None,
         protocol: str,
         boundary: bool,
+        tile: int | None,
+        overlap: int | None,
+        flip: bool,
+        scales: Sequence[float],
     ) -> None:
         published = find_protocol(protocol)
+        self.views = _views(tile, overlap, flip, scales)
+        if published and self.views:
+            raise ConfigError(f"protocol {protocol!r} sees whole images once: leave {next(iter(self.views))} out")
+        if overlap is not None and tile is None:
+            raise ConfigError(f"overlap={overlap} needs tiles: give tile, too")
         if published and size:
             raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
         split = split or (published.split if published else "test")
@@ -186,6 +212,8 @@ class SegmentEvaluator:
             predictor = published.prepare_predictor(predictor)
         elif size:
             predictor = _resize_input(predictor, size)
+        if tile is not None:
+            predictor.check_tiles(tile, overlap)
         self.predictor, self.published, self.protocol = predictor, published, protocol
         self.data, self.size, self.boundary = data, size, boundary
         self.data_class = _data_classes(predictor, self.labels, class_map)
@@ -207,7 +235,7 @@ class SegmentEvaluator:
         """The data's class of every pixel, ``(H, W)``, of an ``(H, W, C)`` image."""
         if self.published:
             return self.data_class[self.published.mask(self.predictor, image)]
-        return self.data_class[self.predictor.segment(image).mask]
+        return self.data_class[self.predictor.segment(image, **self.views).mask]
 
     def summarise(self, scores: list[list[ImageScore]], skipped: dict[str, str]) -> Evaluation:
         """Compute the scores of the data set.
@@ -229,6 +257,7 @@ class SegmentEvaluator:
             self.protocol,
             skipped,
             BoundaryScores.gather(contours, names) if contours else None,
+            self.views,
         )
 
     def save(self, report: Evaluation, folder: str | Path, **about: str) -> None:
@@ -243,6 +272,20 @@ class SegmentEvaluator:
         """Read and predict an image again: only the ranking of all images shows which ones the sheet needs."""
         image, target = self.samples[self.index_of[score.image]]
         return Sample(f"{title}: {score.image}  mIoU {score.miou:.1%}", image, target, self.predict(image))
+
+
+def _views(tile: int | None, overlap: int | None, flip: bool, scales: Sequence[float]) -> dict[str, Any]:
+    """The options of :meth:`Predictor.segment` that are not the default.
+
+    Raises:
+        ConfigError: scales that cannot be used.
+    """
+    given = {"tile": tile, "overlap": overlap, "flip": flip or None, "scales": list(check_scales(scales))}
+    return {name: value for name, value in given.items() if value not in (None, [1.0])}
+
+
+def _in_words(value: Any) -> str:
+    return "" if value is True else ",".join(f"{each:g}" for each in np.atleast_1d(value))
 
 
 def _csv_row(image: ImageScore) -> list[Any]:

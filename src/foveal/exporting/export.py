@@ -105,7 +105,7 @@ def export(
         max_loss: with ``int8``: what the file may lose. Default: 0.5 points of mIoU (segmentation) or of top-1
             (classification), 0.1 dB of PSNR (upscaling), 1 point of box mIoU (promptable models).
         calibration_images: with ``int8``: how many images to calibrate on; default: 100.
-        progress: where to show the progress of ``int8``; default: nowhere.
+        progress: where to show progress; default: nowhere.
 
     Returns:
         ExportReport: with ``path`` and how the file compares with the model.
@@ -142,7 +142,9 @@ def export(
     graphs = [graph for graph in make(source) if graph.part in ("", *format.parts)]
     if request is not None:
         return _write_int8(format, graphs, path, options, request)
-    return _write_all(format, [bake_graph(graph, source) for graph in graphs] if bake else graphs, path, options)
+    if bake:
+        graphs = [bake_graph(graph, source) for graph in graphs]
+    return _write_all(format, graphs, path, options, progress)
 
 
 def _with_file(info: ModelInfo, options: Options, bake: bool) -> ModelInfo:
@@ -161,7 +163,9 @@ def _output_file(output: str | Path | None, ref: str, format: Format) -> Path:
     return path
 
 
-def _write_all(format: Format, graphs: Sequence[Graph], output: Path, options: Options) -> ExportReport:
+def _write_all(
+    format: Format, graphs: Sequence[Graph], output: Path, options: Options, progress: Progress | None = None
+) -> ExportReport:
     """Write and compare the files of all networks, and their report, under temporary names; rename them at the end."""
     main = [part_path(output, graph.part) if graph.part else output for graph in graphs]
     files = [[path, *(path.with_suffix(suffix) for suffix in format.suffixes[1:])] for path in main]
@@ -169,16 +173,20 @@ def _write_all(format: Format, graphs: Sequence[Graph], output: Path, options: O
     with ExitStack() as stack:
         report_file = stack.enter_context(atomic_write(report_path(main[0])))
         sizes = 0
+        bar = stack.enter_context((progress or Progress(enabled=False)).bar("export", 2 * len(graphs)))
         for graph, paths in zip(graphs, files, strict=True):
             temporary = [
                 stack.enter_context(atomic_folder(path) if format.folder else atomic_write(path)) for path in paths
             ]
+            bar.part(0.0, f"write {paths[0].name}")
             written = format.write(graph, temporary, options)
+            bar.advance(f"compare {paths[0].name} with the model")
             difference, agreement = (
                 compare(graph, format.open(temporary), options.dtype) if format.open else (math.nan, 1.0)
             )
             results.append((written, difference, agreement))
             sizes += sum(_bytes_of(path) for path in temporary)
+            bar.advance(f"{paths[0].name} is written")
         report = ExportReport(
             path=main[0],
             format=format.name,
@@ -218,7 +226,7 @@ def _write_int8(
     assert format.quantizer is not None
     with TemporaryDirectory() as folder, ExitStack() as stack:
         options = dataclasses.replace(options, onnx_folder=Path(folder))
-        report = _write_all(format, graphs, Path(folder) / "float32" / output.name, options)
+        report = _write_all(format, graphs, Path(folder) / "float32" / output.name, options, request.progress)
         source = Path(folder) / graphs[0].file_name  # of a promptable model: the image encoder
         report = quantise(report, source, format.suffixes, format.quantizer, request)
         files = [report.path, *report.extra_files]

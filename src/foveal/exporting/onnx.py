@@ -52,7 +52,7 @@ def make_typed_onnx(graph: Graph, options: Options) -> tuple[onnx.ModelProto, tu
     """
     proto = _translate(graph, options)
     kept = to_half(proto) if options.half else ()
-    _finish(proto, graph, options)
+    finish(proto, graph, options)
     return proto, kept
 
 
@@ -74,7 +74,8 @@ def _translate(graph: Graph, options: Options) -> onnx.ModelProto:
     return program.model_proto
 
 
-def _finish(proto: onnx.ModelProto, graph: Graph, options: Options) -> None:
+def finish(proto: onnx.ModelProto, graph: Graph, options: Options) -> None:
+    """Name the free dimensions, write the description into the model, and remove notes of the tracer."""
     _remove_traces(proto)
     _name_dimensions(proto, graph)
     _describe(proto, graph.info)

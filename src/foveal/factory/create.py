@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import numbers
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .. import assets
 from ..config import check_arguments
 from ..errors import ConfigError, FovealError, nearest
 from ..info import Labels, ModelInfo, attach
-from ..models.registry import Family, Variant, published, variants
+from ..models.registry import Backbone, Family, Variant, published, variants
 from ..task import TASKS
 from ..tasks.builder import Request
 from ..tasks.builders import BUILDERS
@@ -25,7 +25,7 @@ from ..weights.reading import Checkpoint, read_checkpoint
 from .described import check_size
 
 #: Arguments of ``create_model`` by name, besides the options of the families.
-_ARGUMENTS = {"task", "num_classes", "in_chans", "features_only", "weights"}
+_ARGUMENTS = {"task", "num_classes", "in_chans", "features_only", "weights", "pretrained", "out_indices"}
 
 
 def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool | None = None) -> list[str]:
@@ -61,6 +61,8 @@ def create_model(
     in_chans: int = 3,
     features_only: bool = False,
     weights: str | Path | None = None,
+    pretrained: bool = False,
+    out_indices: Sequence[int] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a model.
@@ -80,6 +82,11 @@ def create_model(
             keeps its initial values. From weights for another task only the backbone is loaded. From weights of a
             promptable model with another image encoder, for example SAM's own, the prompt encoder and the mask decoder
             are loaded.
+        pretrained: start from the architecture's own weights: those of the package for this task, else the first that
+            were published for it, else the first for another task, of which the backbone is loaded.
+            ``foveal models NAME`` lists them.
+        out_indices: with ``features_only``: which feature maps to return, 0 for the finest and -1 for the coarsest.
+            This is not stored with the model.
         **options: options of the family (``foveal models NAME`` lists them). For segmentation also
             ``head="cityscapes"`` or ``"ade20k"``, the published head for that data set, with ``head_width=`` channels
             and ``head_depth=`` blocks in place of the published ones; for upscaling ``scale=`` 1 (restoration at the
@@ -92,7 +99,11 @@ def create_model(
         ConfigError: unknown name, task or option; the message has the nearest valid one.
         CheckpointError: the weights do not exist, or do not fit.
     """
-    return create_and_report(
+    if pretrained:
+        weights = _own_weights(name, task, weights)
+    if out_indices is not None and not features_only:
+        raise ConfigError(f"out_indices={out_indices!r} is for features_only=True")
+    model, _ = create_and_report(
         name,
         task,
         num_classes=num_classes,
@@ -100,7 +111,12 @@ def create_model(
         features_only=features_only,
         weights=weights,
         **options,
-    )[0]
+    )
+    if out_indices is not None:
+        if not isinstance(model, Backbone) or type(model).forward is not Backbone.forward:
+            raise ConfigError(f"out_indices={out_indices!r}: {name} has no list of feature maps")
+        model.select_maps(list(out_indices))
+    return model
 
 
 def create_and_report(
@@ -144,6 +160,24 @@ def create_and_report(
     )
     attach(model, _describe_use(described, model, task, checkpoint))
     return model, None if checkpoint is None else fill(model, checkpoint, finetune=True)
+
+
+def _own_weights(name: str, task: str | None, weights: str | Path | None) -> str:
+    """The reference of an architecture's own weights, for ``pretrained=True``.
+
+    Raises:
+        ConfigError: other weights are named, too, or there are none.
+    """
+    if weights is not None or "." in name:
+        other = weights if weights is not None else f"the tag of {name!r}"
+        raise ConfigError(f"pretrained=True and {other} name two sets of weights: leave one out")
+    _, variant = _find_variant(name)
+    wanted = task or variant.tasks[0]
+    bundled = [(ref, each.task) for ref, each in assets.WEIGHTS.items() if ref.startswith(f"{name}.")]
+    known = bundled + [(ref, entry.task) for ref, (_, own, entry) in published().items() if own is variant]
+    if not known:
+        raise ConfigError(f"{name} has no weights of its own: leave pretrained out, or give weights=")
+    return next((ref for ref, of_task in known if of_task == wanted), known[0][0])
 
 
 def create_described(info: ModelInfo, name: str = "") -> nn.Module:

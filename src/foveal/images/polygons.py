@@ -115,7 +115,7 @@ def write_polygons(
     count = 0
     with _WRITERS[path.suffix.lower()](path, georeference) as write:
         batch: list[tuple[Any, int]] = []
-        for area in _areas(bands, nodata):
+        for area in areas_of(bands, nodata):
             batch.append(area)
             count += 1
             if len(batch) == _BATCH:
@@ -213,8 +213,12 @@ class _Seam:
             self.joined[high] = low
 
 
-def _areas(bands: Iterable[NDArray[Any]], nodata: int | None) -> Iterator[tuple[Any, int]]:
-    """The polygons of a mask in columns and rows, each with its class, as soon as they are complete."""
+def areas_of(bands: Iterable[NDArray[Any]], nodata: int | None = None) -> Iterator[tuple[Any, int]]:
+    """The polygons of a mask in columns and rows, each with its class, as soon as they are complete.
+
+    Raises:
+        DependencyError: a library is not installed.
+    """
     seam: _Seam | None = None
     top, number = 0, 0
     for mask in _higher(bands):

@@ -62,6 +62,14 @@ def network_size(height: int, width: int, preprocess: Preprocess) -> tuple[int, 
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def describe_size(preprocess: Preprocess) -> str:
+    """Size of the network's input in words."""
+    if preprocess.size is not None:
+        height, width = preprocess.size
+        return f"images resized to {width}x{height}" + ", with padding" * preprocess.pad
+    return f"images of up to {preprocess.max_side} pixels" if preprocess.max_side else "images of any size"
+
+
 def long_side_size(height: int, width: int, side: int) -> tuple[int, int]:
     """(H, W) in pixels of an image after a resize of its long side to ``side``, rounded as in SAM."""
     scale = side / max(height, width)

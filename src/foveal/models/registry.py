@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ class Backbone(nn.Module):
         min_size: smallest side of an image, in pixels.
         undecayed: last parts of the names of parameters without weight decay, in addition to norms and biases.
         optional: names of modules that a checkpoint for fine-tuning may lack; they then keep their initial values.
+        out_indices: which maps ``forward`` returns, see :meth:`select_maps`; ``None``: all.
     """
 
     stem: nn.Sequential
@@ -43,10 +44,26 @@ class Backbone(nn.Module):
     min_size: int = 32
     undecayed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    out_indices: tuple[int, ...] | None = None
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_min_size(x, self.min_size)
-        return self.forward_stages(self.stem(x))
+        maps = self.forward_stages(self.stem(x))
+        return maps if self.out_indices is None else [maps[index] for index in self.out_indices]
+
+    def select_maps(self, indices: Sequence[int]) -> None:
+        """Return only the maps of these indices, in this order; negative ones count from the coarsest.
+
+        ``feature_info`` then describes these maps. All stages stay, so that the state dict is the same.
+
+        Raises:
+            ConfigError: no indices, or one out of range.
+        """
+        count = len(self.feature_info)
+        if not indices or not all(isinstance(index, int) and -count <= index < count for index in indices):
+            raise ConfigError(f"out_indices={indices!r}: give numbers of {-count} to {count - 1}, one for each map")
+        self.out_indices = tuple(index % count for index in indices)
+        self.feature_info = [self.feature_info[index] for index in self.out_indices]
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """Feature maps, finest first, of the stem's output."""

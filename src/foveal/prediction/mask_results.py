@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +86,24 @@ class MaskResult:
         best = self.best if self.many else self.best[None]
         return draw_masks(self.image, best, self.iou.reshape(len(best), -1).max(1), alpha)
 
+    def cutout(self, mask: int | None = None, *, crop: bool = True) -> Image.Image:
+        """The object alone: an RGBA picture that is transparent outside of a mask, for one prompt.
+
+        Args:
+            mask: index of the mask; default: the one with the highest predicted IoU.
+            crop: whether to cut the picture to the object's box; ``False`` keeps the size of the image.
+
+        Raises:
+            InputError: many prompts, no such mask, an empty mask, or an embedding without its image.
+        """
+        if self.image is None:
+            raise InputError("this embedding was read from a file, without its image: encode the image again")
+        if self.many:
+            raise InputError("cutout is for one prompt: prompt the embedding once for each object")
+        if mask is not None and not 0 <= mask < len(self.iou):
+            raise InputError(f"mask={mask}: give 0 to {len(self.iou) - 1}")
+        return cut_out(self.image, self.best if mask is None else self.masks[mask], crop)
+
     def save(self, path: str | Path) -> Path:
         """Write the best mask as a PNG, 255 inside; for P prompts the number 1..P of the last mask with the pixel.
 
@@ -166,6 +184,11 @@ class EverythingResult(Sequence[Record]):
         scores = np.array([record["predicted_iou"] for record in order])
         return draw_masks(self.image, (_mask(record) for record in order), scores, alpha)
 
+    def cutouts(self, *, crop: bool = True) -> Iterator[Image.Image]:
+        """Each object alone, in the order of the records; see :meth:`MaskResult.cutout`."""
+        for record in self.records:
+            yield cut_out(self.image, _mask(record), crop)
+
     def save(self, path: str | Path, file_name: str = "") -> Path:
         """Write the masks in COCO's JSON format: one image, one category "object", masks as run-length encodings.
 
@@ -210,6 +233,21 @@ def _encode(segmentation: NDArray[np.bool_] | dict[str, Any], size: tuple[int, i
 def _mask(record: Record) -> NDArray[np.bool_]:
     segmentation = record["segmentation"]
     return regions.decoded(segmentation) if isinstance(segmentation, dict) else segmentation
+
+
+def cut_out(image: NDArray[np.uint8], mask: NDArray[np.bool_], crop: bool) -> Image.Image:
+    """An RGBA picture of an image ``(H, W, 3)``, transparent and black outside of a mask ``(H, W)``.
+
+    Raises:
+        InputError: an empty mask.
+    """
+    if not mask.any():
+        raise InputError("the mask is empty: there is nothing to cut out; give another prompt or another mask")
+    if crop:
+        ((x1, y1, x2, y2),) = regions.boxes_of(mask[None])
+        image, mask = image[y1 : y2 + 1, x1 : x2 + 1], mask[y1 : y2 + 1, x1 : x2 + 1]
+    # Colours behind transparent pixels would come back in programs that ignore alpha.
+    return Image.fromarray(np.dstack([np.where(mask[..., None], image, 0), mask.astype(np.uint8) * 255]))
 
 
 def draw_masks(

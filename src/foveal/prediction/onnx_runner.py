@@ -17,6 +17,7 @@ from .devices import cpu_count, gpu_possible, why_cpu
 from .exported import SAM_PARTS, FileKind, NetworkPrompter, is_int8, open_exported
 from .file_network import Content, FileNetwork, Outputs, Settings, first_line
 from .onnx_file import check_onnx
+from .onnx_graphs import SUFFIX, fill_graph, find_weights, graph_file
 from .onnx_providers import gpu_kinds, providers_for, runs_on_gpu
 from .runner import Opened, Runtime
 
@@ -74,8 +75,9 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
 
 
 def open_onnx_network(files: Sequence[Content], settings: Settings) -> OnnxNetwork:
-    """Open the only file of a network; see :data:`foveal.prediction.file_network.OpenNetwork`."""
-    return OnnxNetwork(files[0], settings)
+    """Open the file of a network, or a graph and its weights; see :data:`.file_network.OpenNetwork`."""
+    content = files[0] if len(files) == 1 else fill_graph(files[0], files[1], settings.name)
+    return OnnxNetwork(content, settings)
 
 
 def onnx_network(path: str | Path, settings: Settings | None = None) -> FileNetwork:
@@ -121,6 +123,16 @@ def check_shapes(network: FileNetwork, path: Path, info: ModelInfo, task: Task) 
 ONNX_FILES = FileKind(".onnx", read_onnx_description, onnx_network, SAM_PARTS, check_shapes)
 
 
+def _graph_files(graph: Path) -> FileKind:
+    """How a graph of the package is opened: with the weights of its checkpoint."""
+    weights = find_weights(graph)
+
+    def open_graph(path: Path, settings: Settings) -> FileNetwork:
+        return FileNetwork(open_onnx_network, [path, weights], settings)
+
+    return FileKind(SUFFIX, lambda path: check_onnx(path, str(path)).get(KEY), open_graph, SAM_PARTS, check_shapes)
+
+
 def open_onnx(ref: str, device: str, dtype: str, threads: int | None) -> Opened:
     """Open an exported file; see :attr:`foveal.prediction.runner.Runtime.open`. It runs in float32.
 
@@ -129,7 +141,8 @@ def open_onnx(ref: str, device: str, dtype: str, threads: int | None) -> Opened:
         InputError: a GPU that ONNX Runtime cannot use.
     """
     wanted = ("cuda" if gpu_possible() else "cpu") if device == "auto" else device
-    runner, info = open_exported(ONNX_FILES, Path(ref), Settings(ref, threads or 0, wanted))
+    kind = _graph_files(Path(ref)) if Path(ref).suffix == SUFFIX else ONNX_FILES
+    runner, info = open_exported(kind, Path(ref), Settings(ref, threads or 0, wanted))
     network = runner.networks["encoder"] if isinstance(runner, NetworkPrompter) else runner.file
     on_gpu = runs_on_gpu(network.network.session)
     if device not in ("auto", "cpu") and not on_gpu:
@@ -140,5 +153,6 @@ def open_onnx(ref: str, device: str, dtype: str, threads: int | None) -> Opened:
 
 
 ONNX_RUNTIME = Runtime(
-    "onnxruntime", suffixes=(".onnx",), devices=("cpu",), dtypes=("float32",), open=open_onnx, more_devices=gpu_kinds
-)
+    "onnxruntime", suffixes=(".onnx",), devices=("cpu",), dtypes=("float32",), open=open_onnx, more_devices=gpu_kinds,
+    graph_file=graph_file,
+)  # fmt: skip

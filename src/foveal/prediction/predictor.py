@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,10 +12,11 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ConfigError, InputError
 from ..images.bands import RGB, Bands
-from ..images.preparing import network_size, prepare
+from ..images.preparing import describe_size, network_size, prepare
 from ..images.reading import ImageLike, Picture, read_image, read_picture
 from ..images.sources import check_images, is_batch
-from ..info import ModelInfo, Preprocess
+from ..info import ModelInfo
+from ..progress import Report
 from ..task import TASKS, find_task
 from .batching import Batches, Prepared, check_batch_size
 from .everything import find_everything
@@ -27,18 +27,12 @@ from .mask_results import EverythingResult
 from .prompting import Embedding, open_embedding
 from .results import ClassifyResult, SegmentResult, UpscaleResult, class_names
 from .runner import PromptRunner, Runner
-from .tiles import (
-    MIN_SIZE,
-    WHOLE,
-    check_segment_tiles,
-    check_upscale_tiles,
-    enlarged_bands,
-    tiled_logits,
-    upscale_window,
-)
+from .segmenting import Options, segment_views
+from .tiles import MIN_SIZE, WHOLE, check_segment_tiles, check_upscale_tiles, enlarged_bands, upscale_window
 from .torch_runner import TorchRunner
 
 _LOG = logging.getLogger(__name__)
+_PLAIN = Options()
 
 
 class Predictor:
@@ -86,7 +80,7 @@ class Predictor:
             first = ", ".join(map(repr, self.names[:3])) + ", ..." * (len(self.names) > 3)
             classes = f", {info.num_classes} classes ({first})"
         scale = f", x{info.options['scale']}" if "scale" in info.options else ""
-        size = _describe_size(info.preprocess)
+        size = describe_size(info.preprocess)
         if self.limits.size is not None and info.preprocess.size is None:
             size = str(self.limits)
         return f"Predictor({info.ref or 'no name'}, {info.task or 'no task'}{classes}{scale}, {size}, {self.runtime})"
@@ -100,18 +94,19 @@ class Predictor:
         overlap: int | None = None,
         exact: bool = False,
         batch_size: int | None = None,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        progress: Report | None = None,
     ) -> Any: ...
     @overload
     def __call__(
         self,
         image: Sequence[ImageLike] | Iterator[ImageLike],
         *,
-        tile: int | None = None,
-        overlap: int | None = None,
-        exact: bool = False,
         batch_size: int | None = None,
+        **options: Any,
     ) -> list[Any]: ...
-    def __call__(self, image, *, tile=None, overlap=None, exact=False, batch_size=None):
+    def __call__(self, image, *, batch_size=None, **options):
         """Predict: the model's task decides whether the result is a SegmentResult, ClassifyResult, UpscaleResult or
         EverythingResult (``segment``, ``classify``, ``upscale`` and ``everything`` are typed).
 
@@ -124,6 +119,10 @@ class Predictor:
             overlap: pixels that neighbouring tiles share at least; default: a third of ``tile`` (upscaling: 32).
             exact: upscaling: as for :meth:`upscale`.
             batch_size: of several images, how many may run at once; see :meth:`stream`.
+            flip: segmentation: the mean over the image and its mirror image.
+            scales: segmentation: the mean over copies of the image at these scales of the network's usual input.
+            progress: called with the share of the current image that is done, 0 to 1, and a text: after each tile, and
+                each copy.
 
         Raises:
             InputError: an image that cannot be read, or a ``tile`` or ``overlap`` that cannot be used.
@@ -131,11 +130,11 @@ class Predictor:
                 not have.
         """
         if is_batch(image):
-            return list(self.stream(image, tile=tile, overlap=overlap, exact=exact, batch_size=batch_size))
-        self._check_options(tile, exact, batch_size)
+            return list(self.stream(image, batch_size=batch_size, **options))
+        chosen = self._options(batch_size, **options)
         if batch_size is not None and batch_size > 1:
             raise ConfigError(f"batch_size={batch_size} is for several images: give a list")
-        return self.prepare(image, tile, overlap, exact).run(self.runner)
+        return self.prepare(image, chosen).run(self.runner)
 
     def stream(
         self,
@@ -146,6 +145,9 @@ class Predictor:
         exact: bool = False,
         batch_size: int | None = None,
         errors: Literal["raise", "return"] = "raise",
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        progress: Report | None = None,
     ) -> Iterator[Any]:
         """Predict one image after the other, in their order, without holding the results.
 
@@ -156,7 +158,7 @@ class Predictor:
 
         Args:
             images: as for :meth:`__call__`.
-            tile, overlap, exact: as for :meth:`__call__`.
+            tile, overlap, exact, flip, scales, progress: as for :meth:`__call__`.
             batch_size: how many successive images may run at once; those whose network inputs have the same shape do.
                 Results are those of single images within the rounding of float32. Upscaled images larger than half a
                 megapixel run alone. Default: 1.
@@ -170,10 +172,12 @@ class Predictor:
         check_images(images)
         if errors not in ("raise", "return"):
             raise ConfigError(f"errors={errors!r}: give 'raise' or 'return'")
-        self._check_options(tile, exact, batch_size)
+        options = self._options(
+            batch_size, tile=tile, overlap=overlap, exact=exact, flip=flip, scales=scales, progress=progress
+        )
 
         def prepare(image: ImageLike) -> Prepared:
-            return self.prepare(image, tile, overlap, exact)
+            return self.prepare(image, options)
 
         batches = Batches(self.runner, prepare, batch_size or 1)
         ahead = batch_size is not None or isinstance(images, list | tuple)
@@ -182,20 +186,22 @@ class Predictor:
                 raise result
             yield result
 
-    def prepare(
-        self, image: ImageLike, tile: int | None = None, overlap: int | None = None, exact: bool = False
-    ) -> Prepared:
+    def prepare(self, image: ImageLike, options: Options = _PLAIN) -> Prepared:
         """Read an image and prepare it for the network, which :class:`~foveal.prediction.batching.Batches` then runs.
 
-        The arguments are those of :meth:`__call__`, for one image; several threads may call this at once.
+        Several threads may call this at once.
+
+        Args:
+            image: as for :meth:`__call__`, one.
+            options: how it is treated.
 
         Raises:
             InputError: as :meth:`__call__`.
         """
-        return _ANSWERS[self.info.task](self, image, tile, overlap, exact)
+        return _ANSWERS[self.info.task](self, image, options)
 
-    def _check_options(self, tile: int | None, exact: bool, batch_size: int | None) -> None:
-        """Refuse options that this model does not have.
+    def _options(self, batch_size: int | None, *, progress: Report | None = None, **options: Any) -> Options:
+        """Check the options, and refuse those that this model does not have.
 
         Raises:
             ConfigError: one line about the option.
@@ -204,18 +210,25 @@ class Predictor:
         info = self.info
         if info.task not in _ANSWERS:
             raise ConfigError(f"{info.ref} is for {info.task!r}, which gives no result: call predictor.runner directly")
-        if exact and "scale" not in info.options:
+        chosen, task = Options.of({**options, "report": progress}), find_task(info.task)
+        if chosen.exact and "scale" not in info.options:
             raise ConfigError(f"exact tiles are for upscaling; {info.ref} is for {info.task!r}")
-        if batch_size is not None and batch_size > 1 and (tile is not None or find_task(info.task).takes_prompts):
-            what = "tiles" if tile is not None else "images of promptable models"
+        if chosen.augmented and not task.labels_pixels:
+            raise ConfigError(
+                f"flip, scales: the mean over copies is for segmentation; {info.ref} is for {info.task!r}"
+            )
+        parts = "tiles" if chosen.tile is not None else "copies of images" if chosen.augmented else ""
+        if batch_size is not None and batch_size > 1 and (parts or task.takes_prompts):
+            what = parts or "images of promptable models"
             raise ConfigError(f"batch_size={batch_size}: {what} run one by one; leave it out")
+        return chosen
 
     def classify(self, image: ImageLike) -> ClassifyResult:
         """Classify one image; see :meth:`__call__`."""
-        return self._prepare_classify(image, None, None).run(self.runner)
+        return self._prepare_classify(image, Options()).run(self.runner)
 
-    def _prepare_classify(self, image: ImageLike, tile: int | None, overlap: int | None) -> Prepared:
-        if tile is not None or overlap is not None:
+    def _prepare_classify(self, image: ImageLike, options: Options) -> Prepared:
+        if options.tile is not None or options.overlap is not None:
             raise InputError("tile, overlap: a classifier sees the whole image; leave them out")
         prepared = prepare(self.bands.read(image), self.info.preprocess, MIN_SIZE)
         labels = self.info.labels
@@ -294,42 +307,44 @@ class Predictor:
             )
         return cast("PromptRunner", self.runner)
 
-    def segment(self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None) -> SegmentResult:
+    def segment(
+        self,
+        image: ImageLike,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        progress: Report | None = None,
+    ) -> SegmentResult:
         """Segment one image; see :meth:`__call__`."""
-        return self._prepare_segment(image, tile, overlap).run(self.runner)
+        options = self._options(None, tile=tile, overlap=overlap, flip=flip, scales=scales, progress=progress)
+        return self._prepare_segment(image, options).run(self.runner)
 
-    def _prepare_segment(self, image: ImageLike, tile: int | None, overlap: int | None) -> Prepared:
+    def _prepare_segment(self, image: ImageLike, options: Options) -> Prepared:
+        tile, overlap = options.tile, options.overlap
         if tile is None and overlap is not None:
             raise InputError(f"overlap={overlap} needs tiles: give tile, too")
-        if tile is not None:
-            overlap = self.check_tiles(tile, overlap)
-        pixels = self.bands.read(image)
-        if tile is not None and overlap is not None:
-            return Prepared(None, lambda _: self._segment_tiles(pixels, tile, overlap), pixels.nbytes)
+        shared = 0 if tile is None else self.check_tiles(tile, overlap)
+        pixels, labels, stride = self.bands.read(image), self.info.labels, self.info.output_stride
+        if tile is not None or options.augmented:
+
+            def network(prepared: NDArray[np.float32]) -> NDArray[np.float32]:
+                return self._checked_logits(self.runner(prepared), 4)
+
+            def finish(_: Any) -> SegmentResult:
+                return SegmentResult(pixels, *segment_views(pixels, network, self.info, options, shared), labels)
+
+            return Prepared(None, finish, pixels.nbytes)
+        height, width = pixels.shape[:2]
+        size = network_size(height, width, self.info.preprocess)
+        scale = (size[0] / (height * stride), size[1] / (width * stride))
         prepared = prepare(pixels, self.info.preprocess, MIN_SIZE)
-        size = network_size(pixels.shape[0], pixels.shape[1], self.info.preprocess)
         return Prepared(
             prepared,
-            lambda output: self._segment_result(pixels, self._checked_logits(output, 4), size),
+            lambda output: SegmentResult(pixels, self._checked_logits(output, 4), scale, labels),
             pixels.nbytes + prepared.nbytes,
         )
-
-    def _segment_tiles(self, pixels: NDArray[Any], tile: int, overlap: int) -> SegmentResult:
-        full_size = dataclasses.replace(self.info.preprocess, max_side=None)  # tiles keep the full resolution
-
-        def network(window: NDArray[Any]) -> NDArray[np.float32]:
-            return self._checked_logits(self.runner(prepare(window, full_size, MIN_SIZE)), 4)
-
-        logits = tiled_logits(network, pixels, tile, overlap, self.info.output_stride)
-        return self._segment_result(pixels, logits, (pixels.shape[0], pixels.shape[1]))
-
-    def _segment_result(
-        self, pixels: NDArray[Any], logits: NDArray[np.float32], size: tuple[int, int]
-    ) -> SegmentResult:
-        """The result for an image that the network saw at ``size`` (H, W)."""
-        stride, (height, width) = self.info.output_stride, size
-        scale = (height / (pixels.shape[0] * stride), width / (pixels.shape[1] * stride))
-        return SegmentResult(pixels, logits, scale, self.info.labels)
 
     def check_tiles(self, tile: int, overlap: int | None = None) -> int:
         """Return the overlap of tiles for segmentation in pixels; default: a third of ``tile``.
@@ -344,7 +359,13 @@ class Predictor:
         return check_segment_tiles(tile, overlap, self.info.output_stride)
 
     def upscale(
-        self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None, exact: bool = False
+        self,
+        image: ImageLike,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        exact: bool = False,
+        progress: Report | None = None,
     ) -> UpscaleResult:
         """Upscale one image; see :meth:`__call__`. Alpha, 16 bits, grey and the colour profile are kept.
 
@@ -354,19 +375,23 @@ class Predictor:
             overlap: pixels that neighbouring tiles share at least.
             exact: the result of the whole image in one pass of the network, within rounding, computed in pieces of
                 ``tile`` pixels; maps between its passes are kept in memory or in a temporary folder.
+            progress: called with the share of the tiles that are done, 0 to 1, and a text.
 
         Raises:
             ConfigError: ``exact`` with an exported file, or with a network that cannot be computed in pieces.
         """
-        return self._prepare_upscale(image, tile, overlap, exact).run(self.runner)
+        options = self._options(None, tile=tile, overlap=overlap, exact=exact, progress=progress)
+        return self._prepare_upscale(image, options).run(self.runner)
 
-    def _prepare_upscale(self, image: ImageLike, tile: int | None, overlap: int | None, exact: bool) -> Prepared:
+    def _prepare_upscale(self, image: ImageLike, options: Options) -> Prepared:
+        tile, overlap, exact = options.tile, options.overlap, options.exact
         picture, scale = read_picture(image), self.info.options["scale"]
         height, width = picture.pixels.shape[:2]
         small = height * width <= WHOLE and self.limits.fits(height, width)
         whole = tile is None and not exact and small and min(height, width) >= MIN_SIZE
         if not whole:
-            bands = self.upscaled_bands(picture, tile=tile, overlap=overlap, exact=exact)  # nothing runs yet
+            parts = {"tile": tile, "overlap": overlap, "exact": exact, "progress": options.report}
+            bands = self.upscaled_bands(picture, **parts)  # nothing runs yet
             return Prepared(None, lambda _: _upscaled(picture, scale, bands), picture.pixels.nbytes)
 
         def finish(output: NDArray[np.float32]) -> UpscaleResult:
@@ -380,7 +405,13 @@ class Predictor:
         return Prepared(prepared, finish, picture.pixels.nbytes + prepared.nbytes)
 
     def upscaled_bands(
-        self, picture: Picture, *, tile: int | None = None, overlap: int | None = None, exact: bool = False
+        self,
+        picture: Picture,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        exact: bool = False,
+        progress: Report | None = None,
     ) -> Iterator[NDArray[Any]]:
         """The result of :meth:`upscale` in bands from top to bottom, for results that are too large for memory."""
         scale: int = self.info.options["scale"]
@@ -389,7 +420,7 @@ class Predictor:
             return upscale_window(self.runner, window, scale)
 
         if not exact:
-            yield from enlarged_bands(enlarge, picture, scale, tile, overlap, largest=self.limits.size)
+            yield from enlarged_bands(enlarge, picture, scale, tile, overlap, None, self.limits.size, progress)
             return
         if not isinstance(self.runner, TorchRunner):
             raise ConfigError("exact tiles need a torch model of Foveal's: load the checkpoint, not an exported file")
@@ -398,10 +429,10 @@ class Predictor:
         check_upscale_tiles(tile, 0)
         from .streamed_bands import exact_bands
 
-        yield from exact_bands(self.runner, picture, scale, tile)
+        yield from exact_bands(self.runner, picture, scale, tile, progress)
 
-    def _prepare_everything(self, image: ImageLike, tile: int | None, overlap: int | None) -> Prepared:
-        if tile is not None or overlap is not None:
+    def _prepare_everything(self, image: ImageLike, options: Options) -> Prepared:
+        if options.tile is not None or options.overlap is not None:
             raise InputError("tile, overlap: promptable models have crops for this, everything(crop_n_layers=1)")
         pixels = read_image(image)
         return Prepared(None, lambda _: self.everything(pixels), pixels.nbytes)
@@ -411,18 +442,10 @@ def _upscaled(picture: Picture, scale: int, bands: Iterable[NDArray[Any]]) -> Up
     return UpscaleResult(np.concatenate(list(bands)), scale, picture.icc, picture.grey)
 
 
-def _describe_size(preprocess: Preprocess) -> str:
-    """Size of the network's input in words."""
-    if preprocess.size is not None:
-        height, width = preprocess.size
-        return f"images resized to {width}x{height}" + ", with padding" * preprocess.pad
-    return f"images of up to {preprocess.max_side} pixels" if preprocess.max_side else "images of any size"
-
-
-#: How ``predictor(image, tile=, overlap=, exact=)`` prepares an image, by task.
-_ANSWERS: dict[str, Callable[[Predictor, ImageLike, int | None, int | None, bool], Prepared]] = {
-    "classify": lambda predictor, image, tile, overlap, exact: predictor._prepare_classify(image, tile, overlap),
-    "segment": lambda predictor, image, tile, overlap, exact: predictor._prepare_segment(image, tile, overlap),
-    "upscale": lambda predictor, image, tile, overlap, exact: predictor._prepare_upscale(image, tile, overlap, exact),
-    "prompt": lambda predictor, image, tile, overlap, exact: predictor._prepare_everything(image, tile, overlap),
+#: How ``predictor(image)`` prepares an image, by task.
+_ANSWERS: dict[str, Callable[[Predictor, ImageLike, Options], Prepared]] = {
+    "classify": Predictor._prepare_classify,
+    "segment": Predictor._prepare_segment,
+    "upscale": Predictor._prepare_upscale,
+    "prompt": Predictor._prepare_everything,
 }

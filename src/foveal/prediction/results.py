@@ -13,10 +13,11 @@ from PIL import Image
 
 from ..errors import InputError
 from ..images.bands import displayed
-from ..images.colours import distinct_colours
+from ..images.colours import contrasting_palette, distinct_colours
 from ..images.overlay import draw_overlay
 from ..images.writing import Canvas, save_picture, stored_channels, write_picture
 from ..info import Labels
+from .areas import Area, Encoding, Polygon, coco_file, find_areas, find_polygons
 from .argmax import upsampled_argmax, upsampled_rows
 
 
@@ -81,19 +82,54 @@ class SegmentResult:
         order = [i for i in np.argsort(-count, kind="stable") if count[i]]
         return [(self.names[i], float(count[i] / self.mask.size), float(total[i] / count[i])) for i in order]
 
-    def overlay(self, alpha: float = 0.5, *, contours: bool = False, legend: bool = False) -> Image.Image:
+    def overlay(
+        self, alpha: float = 0.5, *, contours: bool = False, legend: bool = False, distinct: bool = False
+    ) -> Image.Image:
         """The image with the colours of the classes over it; of other bands than RGB the first three, or the first.
 
         Args:
             alpha: opacity of the colours, 0 (image only) to 1 (colours only).
             contours: whether to draw a line around each region, for classes of similar colours.
             legend: whether to add a strip below the image with the colours and names of the classes that occur.
+            distinct: colours that the eye tells apart, for the classes that occur, in place of the palette.
 
         Raises:
             InputError: ``alpha`` is not 0 to 1.
         """
-        labels = Labels(self.names, self.palette)
+        labels = Labels(self.names, contrasting_palette(self.mask, len(self.names)) if distinct else self.palette)
         return draw_overlay(displayed(self.image), self.mask, labels, alpha=alpha, contours=contours, legend=legend)
+
+    def areas(self, min_area: int = 1) -> list[Area]:
+        """The connected areas of each class with their run lengths and boxes, those of fewer pixels left out."""
+        return list(find_areas(self.mask, min_area))
+
+    def polygons(self) -> list[Polygon]:
+        """The outline of every area, with its holes, in pixels of the image.
+
+        Raises:
+            DependencyError: rasterio or shapely is not installed.
+        """
+        return find_polygons(self.mask, self.names)
+
+    def save_coco(
+        self, path: str | Path, file_name: str = "", *, encoding: Encoding = "rle", min_area: int = 1
+    ) -> Path:
+        """Write the areas as COCO annotations: one image, the classes as categories with their index plus 1 as id.
+
+        Args:
+            path: the .json file.
+            file_name: name of the image in it.
+            encoding: "rle" (lists of run lengths), "coco_rle" (COCO's strings) or "polygons" (areas with holes stay
+                run lengths).
+            min_area: areas of fewer pixels are left out.
+
+        Raises:
+            InputError: a suffix other than .json, or the file cannot be written.
+            DependencyError: the encoding needs a library that is not installed.
+        """
+        with coco_file(path, self.names, encoding, min_area) as file:
+            file.add(file_name, self.mask)
+        return Path(path)
 
     def save(self, path: str | Path) -> Path:
         """Write the mask as a PNG of class indices with a palette: viewers show colours, programs read indices.

@@ -101,6 +101,8 @@ class Runtime:
         more_devices: further kinds of device that the installed build has on this machine; called only if one of them
             could decide.
         checkpoints: whether it opens checkpoints as well as exported files.
+        graph_file: the file in the package that runs weights of this name without torch, as :mod:`.onnx_graphs`;
+            ``None``: there is none. It is used where torch is not installed, or the runtime is asked for.
         why_not: the reason why it cannot run on this machine, empty if it can.
     """
 
@@ -111,6 +113,7 @@ class Runtime:
     open: Callable[[str, str, str, int | None], Opened]
     more_devices: Callable[[], tuple[str, ...]] = tuple
     checkpoints: bool = False
+    graph_file: Callable[[str], Path | None] = lambda ref: None
     why_not: Callable[[], str] = lambda: ""
 
     def runs(self, device: str, dtype: str) -> bool:

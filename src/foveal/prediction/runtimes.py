@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, DependencyError, nearest
 from ..text import notice
+from ..weights.references import find_local
 from .coreml_runner import COREML
 from .devices import torch_gpu, torch_installed
 from .executorch_runner import EXECUTORCH
@@ -107,6 +108,8 @@ def _target(runtime: Runtime, ref: str, asked: bool) -> str | None:
     """What ``runtime`` would open for ``ref``; ``None``: nothing. Checkpoints are opened by torch unless ``asked``."""
     if runtime.suffixes:
         file = runtime.exported_file(ref)
+        if file is None and (asked or not torch_installed()) and find_local(ref) is None:
+            file = runtime.graph_file(ref)
         if file is not None or not (asked and runtime.checkpoints):
             return None if file is None else str(file)
     return None if _is_exported_file(ref) else ref

@@ -20,6 +20,7 @@ from ..images.preparing import prepare
 from ..images.rasters import Raster, as_bands, open_raster, valid_pixels
 from ..images.sources import ImageLike
 from ..info import ModelInfo, Preprocess
+from ..progress import Report
 from ..streaming.maps import DiskMap, MemoryState, check_disk, open_state, remove_state
 from ..streaming.regions import Region
 from .load import load
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 _ON_GPU = 1 << 30  # bytes for the maps of a piece
 KEEPS = ("float32", "float16")  #: types of the maps that are kept on disk
 RUNTIMES = ("torch", "native")  #: what computes the pieces
-
-Report = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..images.reading import Picture
+from ..progress import Report
 from ..streaming.maps import MemoryState, StateFolder, check_disk, open_state
 from ..streaming.regions import Extent, Region
 from .tiles import interpolate_rows, quantise
@@ -78,7 +79,9 @@ class PixelInput:
         return np.ones((region.height, region.width), bool)
 
 
-def exact_bands(runner: TorchRunner, picture: Picture, scale: int, tile: int | None) -> Iterator[NDArray[Any]]:
+def exact_bands(
+    runner: TorchRunner, picture: Picture, scale: int, tile: int | None, report: Report | None = None
+) -> Iterator[NDArray[Any]]:
     """Upscale an image exactly and yield bands of it, as :func:`~.tiles.enlarged_bands` does.
 
     Args:
@@ -86,6 +89,7 @@ def exact_bands(runner: TorchRunner, picture: Picture, scale: int, tile: int | N
         picture: the image.
         scale: of the network.
         tile: side of the pieces; default: what fits into the cache.
+        report: told the share of the pieces that are done.
 
     Raises:
         ConfigError: a network that cannot be computed in pieces.
@@ -101,7 +105,7 @@ def exact_bands(runner: TorchRunner, picture: Picture, scale: int, tile: int | N
     program = derive(runner.model, height, width).followed_by(operation, channels=3, dtype=dtype)
     divided = plan(program, side=tile)
     with _state(divided.disk_bytes("float32")) as state:
-        (kept,) = run(divided, PixelInput(pixels, runner.device), state).kept()
+        (kept,) = run(divided, PixelInput(pixels, runner.device), state, report=report).kept()
         for top in range(0, height, _ROWS):
             bottom = min(top + _ROWS, height)
             band = kept.read(Region(scale * top, scale * bottom, 0, scale * width))

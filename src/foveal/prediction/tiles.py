@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..errors import CheckpointError, InputError
 from ..images.reading import Picture
 from ..images.resampling import interpolated
+from ..progress import Report
 from .runner import Runner
 
 MIN_SIZE = 32  #: smallest side that networks accept; smaller images are padded
@@ -71,6 +72,7 @@ def tiled_logits(
     tile: int | tuple[int, int],
     overlap: int,
     stride: int,
+    report: Report | None = None,
 ) -> NDArray[np.float32]:
     """Logits of overlapping tiles, blended with raised-cosine weights.
 
@@ -81,6 +83,7 @@ def tiled_logits(
         tile: side of the tiles, or (height, width).
         overlap: pixels that neighbouring tiles share at least.
         stride: output stride of the network. Tiles begin on multiples of it.
+        report: told the share of the tiles that are done.
 
     Returns:
         ``(C, ceil(H / stride), ceil(W / stride))``.
@@ -90,8 +93,10 @@ def tiled_logits(
     weight = np.zeros((-(-height // stride), -(-width // stride)), np.float32)
     ramp = max(1, overlap // stride)
     tile_height, tile_width = (tile, tile) if isinstance(tile, int) else tile
-    for top in tile_starts(height, tile_height, overlap):
-        for left in tile_starts(width, tile_width, overlap):
+    tops, lefts = tile_starts(height, tile_height, overlap), tile_starts(width, tile_width, overlap)
+    count = _counter(len(tops) * len(lefts), report)
+    for top in tops:
+        for left in lefts:
             y, x = top // stride * stride, left // stride * stride
             # A tile that begins a little earlier, to be on the stride, still ends at the same pixel.
             window = pixels[y : top + tile_height, x : left + tile_width]
@@ -103,6 +108,7 @@ def tiled_logits(
             place = slice(y // stride, y // stride + rows), slice(x // stride, x // stride + columns)
             total[:, *place] += logits * blend
             weight[place] += blend
+            count()
     assert total is not None
     return total / weight
 
@@ -134,6 +140,7 @@ def enlarged_bands(
     overlap: int | None = None,
     discard_margin: int | None = None,
     largest: tuple[int, int] | None = None,
+    report: Report | None = None,
 ) -> Iterator[NDArray]:
     """Upscale an image band by band.
 
@@ -147,6 +154,7 @@ def enlarged_bands(
         discard_margin: pixels of the overlap at each end of a tile that get weight 0, at most half of it: their
             receptive field is cut off by the tile's edge. Default: a quarter.
         largest: (H, W) of the largest images that the network takes; default: any.
+        report: told the share of the tiles that are done.
 
     Yields:
         Bands from top to bottom, ``(rows, scale * W, 3)``, with alpha 4 channels, of the image's type.
@@ -158,7 +166,7 @@ def enlarged_bands(
     sides, overlap = _upscale_tiles(height, width, tile, overlap, largest)
     discard_margin = overlap // 4 if discard_margin is None else discard_margin
     top = 0
-    for colours in _blend_tiles(enlarge, picture.pixels, scale, sides, overlap, discard_margin):
+    for colours in _blend_tiles(enlarge, picture.pixels, scale, sides, overlap, discard_margin, report):
         bottom = top + len(colours) // scale
         if picture.grey:
             colours = np.broadcast_to(colours.mean(2, keepdims=True), colours.shape)
@@ -173,17 +181,25 @@ def enlarged_bands(
 
 
 def _blend_tiles(
-    enlarge: Enlarge, pixels: NDArray, scale: int, sides: tuple[int, int], overlap: int, discard_margin: int
+    enlarge: Enlarge,
+    pixels: NDArray,
+    scale: int,
+    sides: tuple[int, int],
+    overlap: int,
+    discard_margin: int,
+    report: Report | None,
 ) -> Iterator[NDArray[np.float32]]:
     """Bands of the upscaled image, 0..1, with its tiles blended."""
     height, width = pixels.shape[:2]
     rows, columns = (_spans(length, tile, overlap) for length, tile in zip((height, width), sides, strict=True))
     weights_y, weights_x = (_weights(spans, overlap, discard_margin, scale) for spans in (rows, columns))
     peak = np.iinfo(pixels.dtype).max
+    count = _counter(len(rows) * len(columns), report)
     pending = np.zeros((0, width * scale, 3), np.float32)  # rows to which the next row of tiles adds
     for number, (top, bottom) in enumerate(rows):
         enlarged: Iterator[NDArray[np.float32]] = (
-            enlarge(pixels[top:bottom, left:right].astype(np.float32) / np.float32(peak)) for left, right in columns
+            count(enlarge(pixels[top:bottom, left:right].astype(np.float32) / np.float32(peak)))
+            for left, right in columns
         )
         band = next(enlarged) if len(columns) == 1 else _join(enlarged, columns, weights_x, scale)
         for row in np.flatnonzero(weights_y[number] != 1):
@@ -192,6 +208,20 @@ def _blend_tiles(
         done = (rows[number + 1][0] - top) * scale if number + 1 < len(rows) else len(band)
         yield band[:done]
         pending = band[done:].copy()
+
+
+def _counter(total: int, report: Report | None) -> Callable[..., Any]:
+    """A function that counts a tile each time, and returns what it is given."""
+    done = 0
+
+    def count(value: Any = None) -> Any:
+        nonlocal done
+        done += 1
+        if report is not None:
+            report(done / total, f"tile {done} of {total}")
+        return value
+
+    return count
 
 
 def _join(

