@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,16 @@ _FLAGS = ("-O2", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden")
 DTYPES: dict[str, tuple[str, ...]] = {"float32": (), "bfloat16": ("-DFOVEAL_BFLOAT16",)}
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 _AVX512_FLAGS = (*(f"-m{name}" for name in _AVX512), "-mprefer-vector-width=512")
-_PRODUCTS = "avx512bf16"  # "avx512" with products of bfloat16; in float32 they are the same
+_TILES = "amx"  # "avx512bf16" with products of bfloat16 in tile registers
+_PRODUCTS = "avx512bf16"  # "avx512" with products of bfloat16
+_HALF = (_TILES, _PRODUCTS)  # in float32 they are the same as "avx512"
 #: Instruction sets, best first: name -> machine, flags of the processor, flags of the compiler.
 _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    _TILES: (
+        ("x86_64", "amd64"),
+        (*_AVX512, "avx512_bf16", "amx_tile", "amx_bf16"),
+        (*_AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+    ),
     _PRODUCTS: (("x86_64", "amd64"), (*_AVX512, "avx512_bf16"), (*_AVX512_FLAGS, "-mavx512bf16")),
     "avx512": (("x86_64", "amd64"), _AVX512, _AVX512_FLAGS),
     "avx2": (("x86_64", "amd64"), ("avx2", "fma"), ("-mavx2", "-mfma")),
@@ -72,6 +80,7 @@ class Library:
         width: floats of a vector.
         panel: output channels of a panel of packed weights.
         cache: bytes of the second-level cache of a core.
+        parts_apart: whether the parts of weights are packed one after the other, as products in tiles read them.
     """
 
     def __init__(self, name: str, dtype: str, path: Path) -> None:
@@ -89,6 +98,7 @@ class Library:
         self.width: int = self._library.foveal_width()
         self.panel: int = self._library.foveal_panel()
         self.cache: int = self._library.foveal_cache()
+        self.parts_apart = bool(self._library.foveal_parts_apart())
         self.values = np.dtype(np.float32 if self._library.foveal_value_size() == 4 else np.uint16)
 
     def peak(self) -> float:
@@ -146,7 +156,19 @@ def processor_flags() -> set[str]:
 def instruction_sets() -> list[str]:
     """The instruction sets that this machine runs, best first."""
     machine, flags = platform.machine().lower(), processor_flags()
-    return [name for name, (machines, needed, _) in _SETS.items() if machine in machines and flags.issuperset(needed)]
+    found = [name for name, (machines, needed, _) in _SETS.items() if machine in machines and flags.issuperset(needed)]
+    if _TILES in found and not _request_tiles():
+        found.remove(_TILES)
+    return found
+
+
+@cache
+def _request_tiles() -> bool:
+    """Ask the system for the tile registers, which Linux gives to a process only on request; whether it does."""
+    if sys.platform != "linux":
+        return False
+    syscall, arch_prctl, request, tile_data = ctypes.CDLL(None).syscall, 158, 0x1023, 18
+    return syscall(ctypes.c_long(arch_prctl), ctypes.c_long(request), ctypes.c_long(tile_data)) == 0
 
 
 def load_library(name: str = "", dtype: str = "float32") -> Library:
@@ -178,7 +200,7 @@ def build_library(name: str = "", dtype: str = "float32") -> tuple[str, Path]:
         raise DependencyError(
             f"the native engine: this processor does not run {name or platform.machine()!r}{nearest(name, usable)}"
         )
-    name = name or next(each for each in usable if dtype != "float32" or each != _PRODUCTS)
+    name = name or next(each for each in usable if dtype != "float32" or each not in _HALF)
     further = os.environ.get(FLAGS_VARIABLE, "").split()
     flags = (*_FLAGS, *_SETS[name][2], *DTYPES[dtype], *further)
     return name, build("engine", "the native engine", _SOURCES, "engine.cpp", flags)

@@ -7,11 +7,11 @@
 #include <new>
 #include "common.h"
 #include "depthwise.h"
-#include "gemm.h"
 #include "interface.h"
 #include "pool.h"
 #include "prompts.h"
 #include "scan.h"
+#include "tiles.h"
 #include "tokens.h"
 #include "winograd.h"
 
@@ -283,7 +283,7 @@ void chain_by_channels(const Op& op, const Run& run, int64_t chunk) {
     finish.resume = first > 0, finish.partial = !last;
     const int64_t weight_parts = op.p[10];
     gemm(middle, Left{width, 1, 0, 1, 0, depth, weight_parts}, products(op, 2), finish, pixels, outputs, 0,
-         panels(outputs), Depth{weight_parts * first, weight_parts * paired(op.p[4])});
+         panels(outputs), Depth{first, paired(op.p[4])});
     if (!last || direct) continue;
     for (int64_t y = 0; y < count; y++)
       for (int64_t x = 0; x < out.width; x++) {
@@ -843,6 +843,7 @@ void run_job(void* context, int64_t chunk) {
   } catch (...) {
     *job.failed = true;
   }
+  release_tiles();  // another library may use them on this thread
 }
 
 std::mutex pool_mutex;
@@ -868,6 +869,7 @@ int64_t foveal_width() { return W; }
 int64_t foveal_panel() { return PANEL; }
 int64_t foveal_cache() { return 2 * cache_values() * (int64_t)sizeof(Value); }
 int64_t foveal_value_size() { return sizeof(Value); }
+int foveal_parts_apart() { return PARTS_APART; }
 
 // Floating-point operations per second of one core on values in registers: the most that any operation can reach.
 double foveal_peak() {

@@ -16,6 +16,14 @@ constexpr int ROWS = 6;
 #endif
 constexpr int PANEL = 2 * W;  // output channels of a panel of packed weights
 
+// Whether the library multiplies bfloat16 in tiles (tiles.h), where the parts of weights are packed one after the other.
+#if defined(__AMX_BF16__) || defined(FOVEAL_TILES)
+#define TILES
+constexpr bool PARTS_APART = true;
+#else
+constexpr bool PARTS_APART = false;
+#endif
+
 // Depth of packed weights: whole pairs. An odd depth ends with a zero.
 template <class T = Value>
 INLINE int64_t paired(int64_t depth) {
@@ -29,7 +37,7 @@ struct Left {
   int64_t steps_y, step_y;  // number of rows of the kernel, and values between them
   int64_t steps_x, step_x;  // number of columns, and values between them
   int64_t depth;            // adjacent values: input channels, times the columns where these are adjacent too
-  int64_t parts = 1;        // of each weight, which is their sum; parts of a pair follow each other
+  int64_t parts = 1;        // of each weight, which is their sum; those of a pair follow each other, or see PARTS_APART
   bool divided = false;     // whether a sum of floats is that of shorter sums, see multiply
   template <class T = Value>
   int64_t whole() const {
@@ -136,7 +144,9 @@ INLINE void multiply(const T* a, const Left& left, const T* b, const T* next, V 
   float earlier[R * N * W];
   int64_t terms = 0;
   bool parts_before = false;
-  for (int64_t y = 0; y < left.steps_y; y++)
+  const int64_t passes = PAIR == 2 && PARTS_APART ? left.parts : 1, parts = left.parts / passes;
+  for (int64_t pass = 0; pass < passes; pass++)
+   for (int64_t y = 0; y < left.steps_y; y++)
     for (int64_t x = 0; x < left.steps_x; x++)
       for (int64_t begin = 0; begin < depth; begin += TERMS) {
         const int64_t end = std::min(depth, begin + TERMS);
@@ -153,7 +163,7 @@ INLINE void multiply(const T* a, const Left& left, const T* b, const T* next, V 
         const T* row = a + y * left.step_y + x * left.step_x;
         const T* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
         for (int64_t k = begin; k + PAIR <= end; k += PAIR)
-          for (int64_t part = 0; part < (PAIR == 1 ? 1 : left.parts); part++, b += STEP) {
+          for (int64_t part = 0; part < (PAIR == 1 ? 1 : parts); part++, b += STEP) {
             // Values are read again for each part: kept over this loop, they would need more registers than there are.
             if (PAIR == 2) asm volatile("" : : : "memory");
             if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
@@ -161,7 +171,7 @@ INLINE void multiply(const T* a, const Left& left, const T* b, const T* next, V 
             multiply_pair<R, N>(rows, pixel, k, b, sum, [](const T* p) INLINE_LAMBDA { return pair_of(p); });
           }
         if constexpr (PAIR == 2)
-          for (int64_t part = 0; end % 2 && part < left.parts; part++, b += STEP)  // what lies behind may be no number
+          for (int64_t part = 0; end % 2 && part < parts; part++, b += STEP)  // what lies behind may be no number
             multiply_pair<R, N>(rows, pixel, end - 1, b, sum, [](auto* p) INLINE_LAMBDA { return half_of(p); });
       }
   if (parts_before) {
@@ -263,8 +273,7 @@ INLINE void panel_tiles(const T* a, const Left& left, const T* b, const T* next,
   }
 }
 
-// Part of the depth that a product covers: its first value, and the depth of the packed weights, both with all parts of
-// the weights; 0: all of it.
+// Part of the depth that a product covers: its first value, and the depth of the packed weights; 0: all of it.
 struct Depth {
   int64_t first = 0, whole = 0;
 };
@@ -272,8 +281,8 @@ struct Depth {
 // The product for `pixels` pixels and the panels from `first` up to `last`; `outputs` is padded to W. The height of a
 // tile does not change the order in which a sum is added, so results do not depend on how the work is divided.
 template <class T>
-inline void gemm(const T* a, const Left& left, const T* packed, const Finish& finish, int64_t pixels,
-                 int64_t outputs, int64_t first, int64_t last, Depth part = {}) {
+inline void gemm_vectors(const T* a, const Left& left, const T* packed, const Finish& finish, int64_t pixels,
+                         int64_t outputs, int64_t first, int64_t last, const Depth& part) {
   if (pixels <= 0) return;
   const int64_t depth = left.whole<T>();
   // Tiles have nearly equal heights: a tile of few pixels takes nearly as long as a full one.
@@ -284,8 +293,8 @@ inline void gemm(const T* a, const Left& left, const T* packed, const Finish& fi
     const int64_t end = std::min(count, begin + block);
     for (int64_t panel = first; panel < last; panel++) {
       const bool wide = outputs - panel * PANEL >= PANEL;
-      const int64_t size = PANEL * (part.whole ? part.whole : depth);
-      const T* b = packed + panel * size + part.first * (wide ? PANEL : W);
+      const int64_t size = PANEL * (part.whole ? left.parts * part.whole : depth);
+      const T* b = packed + panel * size + left.parts * part.first * (wide ? PANEL : W);
       const bool deep = depth >= 128 && count < 64;  // weights are a large part of what is read
       const T* next = deep && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL ? b + size : nullptr;
       if (wide)
