@@ -135,10 +135,16 @@ INLINE void multiply_pair(const T* const (&rows)[5], int64_t pixel, int64_t k, c
 // Terms of a divided sum that are added one to the next: the sums of so many are added then, which rounds a third as much.
 constexpr int64_t TERMS = 128;
 
-// Adds the products of a tile to `sum`. On the way it asks for `next`, line after line: weights that come next are then
-// in the second-level cache, where they would come from memory otherwise.
-template <int R, int N, bool NEXT, class T>
-INLINE void multiply(const T* a, const Left& left, const T* b, const T* next, V (&sum)[R][N]) {
+// Weights that come next: a tile asks for its share of them, so that they are in the second-level cache when they are
+// needed and come from memory meanwhile. `step`: bytes for each pair of values that the tile multiplies.
+struct Next {
+  const char* first;
+  int64_t step;
+};
+
+// Adds the products of a tile to `sum`.
+template <int R, int N, class T>
+INLINE void multiply(const T* a, const Left& left, const T* b, Next next, V (&sum)[R][N]) {
   constexpr int PAIR = pair_size<T>, STEP = N * W * PAIR;
   const int64_t pixel = left.pixel, depth = left.depth;
   float earlier[R * N * W];
@@ -167,7 +173,7 @@ INLINE void multiply(const T* a, const Left& left, const T* b, const T* next, V 
             // Values are read again for each part: kept over this loop, they would need more registers than there are.
             if (PAIR == 2) asm volatile("" : : : "memory");
             if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
-            if (NEXT) __builtin_prefetch(next, 0, 2), next += STEP;
+            __builtin_prefetch(next.first, 0, 2), next.first += next.step;
             multiply_pair<R, N>(rows, pixel, k, b, sum, [](const T* p) INLINE_LAMBDA { return pair_of(p); });
           }
         if constexpr (PAIR == 2)
@@ -231,9 +237,9 @@ INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V 
   store_tile(finish, (Value*)finish.out.first, pixel, channel, sum);
 }
 
-template <int R, int N, bool NEXT, class T>
-__attribute__((noinline)) void tile(const T* a, const Left& left, const T* b, const T* next,
-                                    const Finish& finish, int64_t pixel, int64_t channel) {
+template <int R, int N, class T>
+__attribute__((noinline)) void tile(const T* a, const Left& left, const T* b, Next next, const Finish& finish,
+                                    int64_t pixel, int64_t channel) {
   V sum[R][N];
   if (finish.resume) {
     const float* from = (const float*)finish.out.first + pixel * finish.out_pixel + channel;
@@ -243,15 +249,15 @@ __attribute__((noinline)) void tile(const T* a, const Left& left, const T* b, co
 #pragma GCC unroll 32
     for (int i = 0; i < R * N; i++) sum[i / N][i % N] = splat(0);
   }
-  multiply<R, N, NEXT>(a + pixel * left.pixel, left, b, next, sum);
+  multiply<R, N>(a + pixel * left.pixel, left, b, next, sum);
   finish_tile<R, N>(finish, pixel, channel, sum);
 }
 
 template <class T>
-using Tile = void (*)(const T*, const Left&, const T*, const T*, const Finish&, int64_t, int64_t);
+using Tile = void (*)(const T*, const Left&, const T*, Next, const Finish&, int64_t, int64_t);
 template <class T, int N, int... R>
 constexpr std::array<Tile<T>, sizeof...(R)> tiles(std::integer_sequence<int, R...>) {
-  return {tile<R + 1, N, false, T>...};
+  return {tile<R + 1, N, T>...};
 }
 // Tiles of 1, 2, ... pixels by one and by two vectors of output channels.
 constexpr int NARROW_ROWS = 2 * ROWS < 14 ? 2 * ROWS : 14;
@@ -261,14 +267,12 @@ template <class T>
 constexpr auto WIDE_TILES = tiles<T, 2>(std::make_integer_sequence<int, ROWS>());
 
 template <int N, class T>
-INLINE void panel_tiles(const T* a, const Left& left, const T* b, const T* next, const Finish& finish,
-                        int64_t pixels, int64_t begin, int64_t end, int64_t count, int64_t channel) {
-  for (int64_t t = begin; t < end; t++) {
+INLINE void panel_tiles(const T* a, const Left& left, const T* b, Next next, const Finish& finish, int64_t pixels,
+                        int64_t begin, int64_t end, int64_t count, int64_t channel) {
+  const int64_t share = next.step * (left.whole<T>() / pair_size<T>);
+  for (int64_t t = begin; t < end; t++, next.first += share) {
     const int64_t from = t * pixels / count, to = (t + 1) * pixels / count;
-    Tile<T> tile_of = N == 2 ? WIDE_TILES<T>[to - from - 1] : NARROW_TILES<T>[to - from - 1];
-    // The first tile of a panel asks for all of the next one, if its height is one of the usual.
-    if (next && t == begin && to - from >= ROWS - 1)
-      tile_of = to - from == ROWS ? tile<ROWS, 2, true, T> : tile<ROWS - 1, 2, true, T>;
+    const Tile<T> tile_of = N == 2 ? WIDE_TILES<T>[to - from - 1] : NARROW_TILES<T>[to - from - 1];
     tile_of(a, left, b, next, finish, from, channel);
   }
 }
@@ -295,12 +299,13 @@ inline void gemm_vectors(const T* a, const Left& left, const T* packed, const Fi
       const bool wide = outputs - panel * PANEL >= PANEL;
       const int64_t size = PANEL * (part.whole ? left.parts * part.whole : depth);
       const T* b = packed + panel * size + left.parts * part.first * (wide ? PANEL : W);
-      const bool deep = depth >= 128 && count < 64;  // weights are a large part of what is read
-      const T* next = deep && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL ? b + size : nullptr;
+      // Where weights are a large part of what is read, each tile asks for a share of the next panel.
+      const bool asks = depth >= 128 && count < 64 && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL;
+      const Next next = asks ? Next{(const char*)(b + size), PANEL * 4 / (end - begin)} : Next{(const char*)b, 0};
       if (wide)
         panel_tiles<2>(a, left, b, next, finish, pixels, begin, end, count, panel * PANEL);
       else if (begin == 0)
-        panel_tiles<1>(a, left, b, (const T*)nullptr, finish, pixels, 0, narrow, narrow, panel * PANEL);
+        panel_tiles<1>(a, left, b, next, finish, pixels, 0, narrow, narrow, panel * PANEL);
     }
   }
 }
