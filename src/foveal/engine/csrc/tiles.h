@@ -133,8 +133,8 @@ INLINE void finish_rows(const Finish& finish, const float* sums, int64_t first, 
 
 // Sums of M tiles of pixels, of which the second begins `second` pixels after the first, by N vectors of output channels.
 template <int M, int N>
-INLINE void multiply_tiles(const BFloat16* a, const Left& left, const BFloat16* b, int64_t pairs, int64_t second,
-                           int64_t part_size) {
+INLINE void multiply_tiles(const BFloat16* a, const Left& left, const BFloat16* b, Next next, int64_t pairs,
+                           int64_t second, int64_t part_size) {
   const int64_t stride = left.pixel * sizeof(BFloat16), from_second = second * left.pixel;
   constexpr int64_t B_STRIDE = N * W * sizeof(uint32_t);
   for (int64_t part = 0; part < left.parts; part++) {
@@ -143,6 +143,8 @@ INLINE void multiply_tiles(const BFloat16* a, const Left& left, const BFloat16* 
       for (int64_t x = 0; x < left.steps_x; x++) {
         const BFloat16* row = a + y * left.step_y + x * left.step_x;
         for (int64_t k = 0; k < left.depth; k += 2 * pairs, weights += 2 * pairs * N * W) {
+          for (const char* end = next.first + next.step; next.first < end; next.first += 64)
+            __builtin_prefetch(next.first, 0, 2);
           tile_load<6>(weights, B_STRIDE);
           tile_load<4>(row + k, stride);
           tile_multiply<0, 4, 6>();
@@ -162,8 +164,9 @@ INLINE void multiply_tiles(const BFloat16* a, const Left& left, const BFloat16* 
 
 template <int M, int N>
 __attribute__((noinline)) void tiles_of_panel(const BFloat16* a, const Left& left, const BFloat16* b,
-                                              const Finish& finish, int64_t pairs, int64_t pixel, int64_t second,
-                                              int64_t rows, int64_t skip, int64_t part_size, int64_t channel) {
+                                              Next next, const Finish& finish, int64_t pairs, int64_t pixel,
+                                              int64_t second, int64_t rows, int64_t skip, int64_t part_size,
+                                              int64_t channel) {
   alignas(64) float sums[M * TILE_ROWS * N * W];
   if (finish.resume) {
     const float* from = (const float*)finish.out.first + pixel * finish.out_pixel + channel;
@@ -175,7 +178,7 @@ __attribute__((noinline)) void tiles_of_panel(const BFloat16* a, const Left& lef
   } else {
     tile_zero<0>(), tile_zero<1>(), tile_zero<2>(), tile_zero<3>();
   }
-  multiply_tiles<M, N>(a + pixel * left.pixel, left, b, pairs, second, part_size);
+  multiply_tiles<M, N>(a + pixel * left.pixel, left, b, next, pairs, second, part_size);
   constexpr int64_t bytes = N * W * sizeof(float);
   tile_store<0>(sums, bytes);
   if (N == 2) tile_store<1>(sums + W, bytes);
@@ -198,14 +201,19 @@ inline void gemm_tiles(const BFloat16* a, const Left& left, const BFloat16* pack
     const int64_t end = std::min(count, begin + block);
     for (int64_t panel = first; panel < last; panel++) {
       const bool wide = outputs - panel * PANEL >= PANEL;
-      const BFloat16* b = packed + panel * PANEL * left.parts * part_size + part.first * (wide ? PANEL : W);
-      for (int64_t t = begin; t < end; t += 2) {
-        const int64_t pixel = std::min(t * rows, pixels - rows), next = std::min((t + 1) * rows, pixels - rows);
+      const int64_t size = PANEL * left.parts * part_size;
+      const BFloat16* b = packed + panel * size + part.first * (wide ? PANEL : W);
+      // As in gemm_vectors: a share of the next panel for each two tiles.
+      const bool asks = depth >= 64 && count < 64 && panel + 1 < last;
+      const int64_t calls = (end - begin + 1) / 2, lines = (pairs * PANEL / 16 + calls - 1) / calls;
+      Next next{(const char*)(b + size), asks ? 64 * lines : 0};
+      for (int64_t t = begin; t < end; t += 2, next.first += next.step * (depth / 2 / pairs)) {
+        const int64_t pixel = std::min(t * rows, pixels - rows), other = std::min((t + 1) * rows, pixels - rows);
         if (t + 1 < end) {
-          (wide ? tiles_of_panel<2, 2> : tiles_of_panel<2, 1>)(a, left, b, finish, pairs, pixel, next - pixel, rows,
-                                                               (t + 1) * rows - next, part_size, panel * PANEL);
+          (wide ? tiles_of_panel<2, 2> : tiles_of_panel<2, 1>)(a, left, b, next, finish, pairs, pixel, other - pixel, rows,
+                                                               (t + 1) * rows - other, part_size, panel * PANEL);
         } else {
-          (wide ? tiles_of_panel<1, 2> : tiles_of_panel<1, 1>)(a, left, b, finish, pairs, pixel, 0, rows,
+          (wide ? tiles_of_panel<1, 2> : tiles_of_panel<1, 1>)(a, left, b, next, finish, pairs, pixel, 0, rows,
                                                                t * rows - pixel, part_size, panel * PANEL);
         }
       }
