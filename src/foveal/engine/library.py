@@ -200,10 +200,17 @@ def build_library(name: str = "", dtype: str = "float32") -> tuple[str, Path]:
         raise DependencyError(
             f"the native engine: this processor does not run {name or platform.machine()!r}{nearest(name, usable)}"
         )
-    name = name or next(each for each in usable if dtype != "float32" or each not in _HALF)
+    vectors = next(each for each in usable if each not in _HALF)
+    names = [name] if name else [each for each in usable if each in _HALF and dtype != "float32"] + [vectors]
     further = os.environ.get(FLAGS_VARIABLE, "").split()
-    flags = (*_FLAGS, *_SETS[name][2], *DTYPES[dtype], *further)
-    return name, build("engine", "the native engine", _SOURCES, "engine.cpp", flags)
+    for each in names:
+        flags = (*_FLAGS, *_SETS[each][2], *DTYPES[dtype], *further)
+        try:
+            return each, build("engine", "the native engine", _SOURCES, "engine.cpp", flags)
+        except DependencyError:
+            if each == names[-1]:  # an older compiler may not know the first ones
+                raise
+    raise AssertionError("at least one instruction set")
 
 
 def available() -> tuple[bool, str]:

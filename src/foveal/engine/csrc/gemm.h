@@ -16,8 +16,12 @@ constexpr int ROWS = 6;
 #endif
 constexpr int PANEL = 2 * W;  // output channels of a panel of packed weights
 
-// Whether the library multiplies bfloat16 in tiles (tiles.h), where the parts of weights are packed one after the other.
-#if defined(__AMX_BF16__) || defined(FOVEAL_TILES)
+// Whether the library multiplies bfloat16 in tiles (tiles.h): the parts of weights are then packed one after the other.
+// FOVEAL_TILES can be set to test that code on a processor without tile registers.
+#if defined(FOVEAL_TILES)
+#define TILES_EMULATED
+#endif
+#if defined(__AMX_BF16__) || defined(TILES_EMULATED)
 #define TILES
 constexpr bool PARTS_APART = true;
 #else
@@ -152,34 +156,34 @@ INLINE void multiply(const T* a, const Left& left, const T* b, Next next, V (&su
   bool parts_before = false;
   const int64_t passes = PAIR == 2 && PARTS_APART ? left.parts : 1, parts = left.parts / passes;
   for (int64_t pass = 0; pass < passes; pass++)
-   for (int64_t y = 0; y < left.steps_y; y++)
-    for (int64_t x = 0; x < left.steps_x; x++)
-      for (int64_t begin = 0; begin < depth; begin += TERMS) {
-        const int64_t end = std::min(depth, begin + TERMS);
-        if (PAIR == 1 && left.divided && terms >= TERMS) {
+    for (int64_t y = 0; y < left.steps_y; y++)
+      for (int64_t x = 0; x < left.steps_x; x++)
+        for (int64_t begin = 0; begin < depth; begin += TERMS) {
+          const int64_t end = std::min(depth, begin + TERMS);
+          if (PAIR == 1 && left.divided && terms >= TERMS) {
 #pragma GCC unroll 32
-          for (int i = 0; i < R * N; i++) {
-            V& part = sum[i / N][i % N];
-            store(earlier + i * W, parts_before ? load(earlier + i * W) + part : part);
-            part = splat(0);
+            for (int i = 0; i < R * N; i++) {
+              V& part = sum[i / N][i % N];
+              store(earlier + i * W, parts_before ? load(earlier + i * W) + part : part);
+              part = splat(0);
+            }
+            parts_before = true, terms = 0;
           }
-          parts_before = true, terms = 0;
+          terms += end - begin;
+          const T* row = a + y * left.step_y + x * left.step_x;
+          const T* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
+          for (int64_t k = begin; k + PAIR <= end; k += PAIR)
+            for (int64_t part = 0; part < (PAIR == 1 ? 1 : parts); part++, b += STEP) {
+              // Values are read again for each part: kept over this loop, they would need more registers than there are.
+              if (PAIR == 2) asm volatile("" : : : "memory");
+              if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
+              __builtin_prefetch(next.first, 0, 2), next.first += next.step;
+              multiply_pair<R, N>(rows, pixel, k, b, sum, [](const T* p) INLINE_LAMBDA { return pair_of(p); });
+            }
+          if constexpr (PAIR == 2)
+            for (int64_t part = 0; end % 2 && part < parts; part++, b += STEP)  // what lies behind may be no number
+              multiply_pair<R, N>(rows, pixel, end - 1, b, sum, [](auto* p) INLINE_LAMBDA { return half_of(p); });
         }
-        terms += end - begin;
-        const T* row = a + y * left.step_y + x * left.step_x;
-        const T* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
-        for (int64_t k = begin; k + PAIR <= end; k += PAIR)
-          for (int64_t part = 0; part < (PAIR == 1 ? 1 : parts); part++, b += STEP) {
-            // Values are read again for each part: kept over this loop, they would need more registers than there are.
-            if (PAIR == 2) asm volatile("" : : : "memory");
-            if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
-            __builtin_prefetch(next.first, 0, 2), next.first += next.step;
-            multiply_pair<R, N>(rows, pixel, k, b, sum, [](const T* p) INLINE_LAMBDA { return pair_of(p); });
-          }
-        if constexpr (PAIR == 2)
-          for (int64_t part = 0; end % 2 && part < parts; part++, b += STEP)  // what lies behind may be no number
-            multiply_pair<R, N>(rows, pixel, end - 1, b, sum, [](auto* p) INLINE_LAMBDA { return half_of(p); });
-      }
   if (parts_before) {
 #pragma GCC unroll 32
     for (int i = 0; i < R * N; i++) sum[i / N][i % N] += load(earlier + i * W);

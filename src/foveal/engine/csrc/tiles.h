@@ -4,9 +4,9 @@
 #include <algorithm>
 #include "gemm.h"
 
-// FOVEAL_TILES can be set to test this code on a processor without tile registers: plain loops take their place.
 #if defined(TILES)
 constexpr int TILE_ROWS = 16, TILE_PAIRS = 16;
+static_assert(W == 16, "a row of a tile is a vector");
 
 // The shape of all tiles: pixels, and pairs of values that are multiplied at once.
 struct TileShape {
@@ -19,7 +19,7 @@ inline TileShape& tile_shape() {
 }
 
 // Registers 0 to 3 hold sums, 4 and 5 pixels, 6 and 7 weights.
-#if defined(__AMX_BF16__)
+#if !defined(TILES_EMULATED)
 inline void configure_tiles(int rows, int pairs) {
   TileShape& now = tile_shape();
   if (now.rows == rows && now.pairs == pairs) return;
@@ -55,7 +55,7 @@ template <int S, int A, int B>
 INLINE void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(S), "i"(A), "i"(B));
 }
-#else
+#else  // plain loops in their place
 struct EmulatedTile {
   uint32_t values[TILE_ROWS][W];
 };
@@ -222,7 +222,7 @@ inline void gemm_tiles(const BFloat16* a, const Left& left, const BFloat16* pack
 }
 #else
 inline void release_tiles() {}
-#endif
+#endif  // TILES
 
 template <class T>
 inline void gemm(const T* a, const Left& left, const T* packed, const Finish& finish, int64_t pixels, int64_t outputs,
