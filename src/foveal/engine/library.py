@@ -153,11 +153,16 @@ def processor_flags() -> set[str]:
     return set()
 
 
-def instruction_sets() -> list[str]:
-    """The instruction sets that this machine runs, best first."""
+def instruction_sets(*, tiles: bool = True) -> list[str]:
+    """The instruction sets that this machine runs, best first.
+
+    Args:
+        tiles: whether to ask the system for the tile registers, if the processor has them. The set that needs them is
+            left out if not, or if the system refuses.
+    """
     machine, flags = platform.machine().lower(), processor_flags()
     found = [name for name, (machines, needed, _) in _SETS.items() if machine in machines and flags.issuperset(needed)]
-    if _TILES in found and not _request_tiles():
+    if _TILES in found and not (tiles and _request_tiles()):
         found.remove(_TILES)
     return found
 
@@ -195,7 +200,7 @@ def build_library(name: str = "", dtype: str = "float32") -> tuple[str, Path]:
     """Build the library without loading it, as :func:`load_library` does: its instruction set and its path."""
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r} of the native engine{nearest(dtype, DTYPES)}")
-    usable = instruction_sets()
+    usable = instruction_sets(tiles=dtype != "float32" or name == _TILES)
     if not usable or (name and name not in usable):
         raise DependencyError(
             f"the native engine: this processor does not run {name or platform.machine()!r}{nearest(name, usable)}"

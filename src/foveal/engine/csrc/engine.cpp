@@ -899,19 +899,25 @@ int foveal_parts_apart() { return PARTS_APART; }
 
 // Floating-point operations per second of one core on values in registers: the most that any operation can reach.
 double foveal_peak() {
-  constexpr int N = 12;  // independent sums: more than the latency of a multiply-add needs
+  constexpr int64_t N = 12, STEPS = 100000;  // independent sums: more than the latency of a multiply-add needs
   V sum[N], a = splat(1.000001f), b = splat(1e-9f);
   for (int i = 0; i < N; i++) sum[i] = splat((float)i);
+  constexpr bool TILED = PAIR == 2 && TILE_OPERATIONS;
   double best = 0;
   for (int trial = 0; trial < 20; trial++) {
     const auto start = std::chrono::steady_clock::now();
-    for (int k = 0; k < 100000; k++) {
+    for (int64_t k = 0; k < STEPS; k++) {
+      if (TILED) {
+        multiply_registers();
+        continue;
+      }
 #pragma GCC unroll 12
       for (int i = 0; i < N; i++) sum[i] = sum[i] * a + b;
     }
-    best = std::max(
-        best, 2.0 * N * W * 100000 / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    best = std::max(best, STEPS * (TILED ? TILE_OPERATIONS : 2.0 * N * W) / elapsed.count());
   }
+  release_tiles();
   volatile float keep = sum[0][0];
   for (int i = 1; i < N; i++) keep = keep + sum[i][0];
   return best;

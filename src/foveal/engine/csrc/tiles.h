@@ -220,8 +220,16 @@ inline void gemm_tiles(const BFloat16* a, const Left& left, const BFloat16* pack
     }
   }
 }
+// Products of registers alone, to measure how fast they are at most.
+constexpr double TILE_OPERATIONS = 4 * 2.0 * TILE_ROWS * 2 * TILE_PAIRS * W;
+inline void multiply_registers() {
+  configure_tiles(TILE_ROWS, TILE_PAIRS);
+  tile_multiply<0, 4, 6>(), tile_multiply<1, 4, 7>(), tile_multiply<2, 5, 6>(), tile_multiply<3, 5, 7>();
+}
 #else
 inline void release_tiles() {}
+constexpr double TILE_OPERATIONS = 0;
+inline void multiply_registers() {}
 #endif  // TILES
 
 template <class T>
