@@ -167,7 +167,8 @@ void direct_conv(const Op& op, const Run& run, int64_t chunk) {
 
 template <class T>
 void conv_to(const Op& op, const Run& run, int64_t chunk) {
-  if (op.p[6]) return op.p[6] == 4 ? winograd<4, T>(op, run, chunk) : winograd<2, T>(op, run, chunk);
+  if constexpr (!PARTS_APART)  // the direct sum in tiles is faster
+    if (op.p[6]) return op.p[6] == 4 ? winograd<4, T>(op, run, chunk) : winograd<2, T>(op, run, chunk);
   direct_conv<T>(op, run, chunk);
 }
 
@@ -902,7 +903,7 @@ double foveal_peak() {
   constexpr int64_t N = 12, STEPS = 100000;  // independent sums: more than the latency of a multiply-add needs
   V sum[N], a = splat(1.000001f), b = splat(1e-9f);
   for (int i = 0; i < N; i++) sum[i] = splat((float)i);
-  constexpr bool TILED = PAIR == 2 && TILE_OPERATIONS;
+  constexpr bool TILED = TILE_OPERATIONS > 0;
   double best = 0;
   for (int trial = 0; trial < 20; trial++) {
     const auto start = std::chrono::steady_clock::now();

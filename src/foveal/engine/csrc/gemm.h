@@ -16,12 +16,9 @@ constexpr int ROWS = 6;
 #endif
 constexpr int PANEL = 2 * W;  // output channels of a panel of packed weights
 
-// Whether the library multiplies bfloat16 in tiles (tiles.h): the parts of weights are then packed one after the other.
+// Whether the library multiplies values in tiles (tiles.h): the parts of weights are then packed one after the other.
 // FOVEAL_TILES can be set to test that code on a processor without tile registers.
-#if defined(FOVEAL_TILES)
-#define TILES_EMULATED
-#endif
-#if defined(__AMX_BF16__) || defined(TILES_EMULATED)
+#if defined(FOVEAL_BFLOAT16) && (defined(__AMX_BF16__) || defined(FOVEAL_TILES))
 #define TILES
 constexpr bool PARTS_APART = true;
 #else
@@ -154,7 +151,7 @@ INLINE void multiply(const T* a, const Left& left, const T* b, Next next, V (&su
   float earlier[R * N * W];
   int64_t terms = 0;
   bool parts_before = false;
-  const int64_t passes = PAIR == 2 && PARTS_APART ? left.parts : 1, parts = left.parts / passes;
+  const int64_t passes = PARTS_APART ? left.parts : 1, parts = left.parts / passes;
   for (int64_t pass = 0; pass < passes; pass++)
     for (int64_t y = 0; y < left.steps_y; y++)
       for (int64_t x = 0; x < left.steps_x; x++)

@@ -19,7 +19,7 @@ inline TileShape& tile_shape() {
 }
 
 // Registers 0 to 3 hold sums, 4 and 5 pixels, 6 and 7 weights.
-#if !defined(TILES_EMULATED)
+#if !defined(FOVEAL_TILES)
 inline void configure_tiles(int rows, int pairs) {
   TileShape& now = tile_shape();
   if (now.rows == rows && now.pairs == pairs) return;
