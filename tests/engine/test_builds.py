@@ -18,6 +18,7 @@ from helpers.plans import random_plan
 
 pytestmark = pytest.mark.long
 OPERATIONS = [Path(__file__).with_name(name) for name in ("test_operations.py", "test_bfloat16.py")]
+EMULATED = "-O1 -DFOVEAL_WIDTH=16 -DFOVEAL_TILES"
 SANITIZERS = "-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
 
@@ -30,7 +31,7 @@ def run_operations(**variables: str) -> None:
     assert " passed" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["sse", "avx2", "avx512", "avx512bf16", "neon"])
+@pytest.mark.parametrize("name", ["sse", "avx2", "avx512", "avx512bf16", "amx", "neon"])
 def test_operations_with_an_instruction_set(name: str) -> None:
     if name not in instruction_sets():
         pytest.skip(f"this processor does not run {name}")
@@ -53,14 +54,22 @@ def test_operations_with_vectors_of_16_floats() -> None:
     run_operations(**{FLAGS_VARIABLE: "-O1 -DFOVEAL_WIDTH=16"})
 
 
-@pytest.fixture
-def sanitized(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Variables of a process that loads the library with sanitizers; it is built here."""
+def test_operations_with_emulated_tiles() -> None:
+    """The code for tile registers on a processor without them: plain loops take their place."""
+    run_operations(**{FLAGS_VARIABLE: EMULATED})
+
+
+@pytest.fixture(params=["", EMULATED], ids=["vectors", "tiles"])
+def sanitized(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Variables of a process that loads the library with sanitizers; it is built here.
+
+    Sanitizers do not see what tile registers load, so that plain loops take their place.
+    """
     compiler = shutil.which("g++")
     if compiler is None or sys.platform != "linux":
         pytest.skip("g++ on Linux is needed")
     monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv(FLAGS_VARIABLE, SANITIZERS)
+    monkeypatch.setenv(FLAGS_VARIABLE, f"{request.param} {SANITIZERS}")
     runtime = subprocess.check_output([compiler, "-print-file-name=libasan.so"], text=True).strip()
     if not Path(runtime).is_absolute():
         pytest.skip("libasan is needed")

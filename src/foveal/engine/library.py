@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,16 @@ _FLAGS = ("-O2", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden")
 DTYPES: dict[str, tuple[str, ...]] = {"float32": (), "bfloat16": ("-DFOVEAL_BFLOAT16",)}
 _AVX512 = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma")
 _AVX512_FLAGS = (*(f"-m{name}" for name in _AVX512), "-mprefer-vector-width=512")
-_PRODUCTS = "avx512bf16"  # "avx512" with products of bfloat16; in float32 they are the same
+_TILES = "amx"  # "avx512bf16" with products of bfloat16 in tile registers
+_PRODUCTS = "avx512bf16"  # "avx512" with products of bfloat16
+_HALF = (_TILES, _PRODUCTS)  # in float32 they are the same as "avx512"
 #: Instruction sets, best first: name -> machine, flags of the processor, flags of the compiler.
 _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
+    _TILES: (
+        ("x86_64", "amd64"),
+        (*_AVX512, "avx512_bf16", "amx_tile", "amx_bf16"),
+        (*_AVX512_FLAGS, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+    ),
     _PRODUCTS: (("x86_64", "amd64"), (*_AVX512, "avx512_bf16"), (*_AVX512_FLAGS, "-mavx512bf16")),
     "avx512": (("x86_64", "amd64"), _AVX512, _AVX512_FLAGS),
     "avx2": (("x86_64", "amd64"), ("avx2", "fma"), ("-mavx2", "-mfma")),
@@ -72,6 +80,7 @@ class Library:
         width: floats of a vector.
         panel: output channels of a panel of packed weights.
         cache: bytes of the second-level cache of a core.
+        parts_apart: whether the parts of weights are packed one after the other, as products in tiles read them.
     """
 
     def __init__(self, name: str, dtype: str, path: Path) -> None:
@@ -89,6 +98,7 @@ class Library:
         self.width: int = self._library.foveal_width()
         self.panel: int = self._library.foveal_panel()
         self.cache: int = self._library.foveal_cache()
+        self.parts_apart = bool(self._library.foveal_parts_apart())
         self.values = np.dtype(np.float32 if self._library.foveal_value_size() == 4 else np.uint16)
 
     def peak(self) -> float:
@@ -143,10 +153,27 @@ def processor_flags() -> set[str]:
     return set()
 
 
-def instruction_sets() -> list[str]:
-    """The instruction sets that this machine runs, best first."""
+def instruction_sets(*, tiles: bool = True) -> list[str]:
+    """The instruction sets that this machine runs, best first.
+
+    Args:
+        tiles: whether to ask the system for the tile registers, if the processor has them. The set that needs them is
+            left out if not, or if the system refuses.
+    """
     machine, flags = platform.machine().lower(), processor_flags()
-    return [name for name, (machines, needed, _) in _SETS.items() if machine in machines and flags.issuperset(needed)]
+    found = [name for name, (machines, needed, _) in _SETS.items() if machine in machines and flags.issuperset(needed)]
+    if _TILES in found and not (tiles and _request_tiles()):
+        found.remove(_TILES)
+    return found
+
+
+@cache
+def _request_tiles() -> bool:
+    """Ask the system for the tile registers, which Linux gives to a process only on request; whether it does."""
+    if sys.platform != "linux":
+        return False
+    syscall, arch_prctl, request, tile_data = ctypes.CDLL(None).syscall, 158, 0x1023, 18
+    return syscall(ctypes.c_long(arch_prctl), ctypes.c_long(request), ctypes.c_long(tile_data)) == 0
 
 
 def load_library(name: str = "", dtype: str = "float32") -> Library:
@@ -173,15 +200,22 @@ def build_library(name: str = "", dtype: str = "float32") -> tuple[str, Path]:
     """Build the library without loading it, as :func:`load_library` does: its instruction set and its path."""
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r} of the native engine{nearest(dtype, DTYPES)}")
-    usable = instruction_sets()
+    usable = instruction_sets(tiles=dtype != "float32" or name == _TILES)
     if not usable or (name and name not in usable):
         raise DependencyError(
             f"the native engine: this processor does not run {name or platform.machine()!r}{nearest(name, usable)}"
         )
-    name = name or next(each for each in usable if dtype != "float32" or each != _PRODUCTS)
+    vectors = next(each for each in usable if each not in _HALF)
+    names = [name] if name else [each for each in usable if each in _HALF and dtype != "float32"] + [vectors]
     further = os.environ.get(FLAGS_VARIABLE, "").split()
-    flags = (*_FLAGS, *_SETS[name][2], *DTYPES[dtype], *further)
-    return name, build("engine", "the native engine", _SOURCES, "engine.cpp", flags)
+    for each in names:
+        flags = (*_FLAGS, *_SETS[each][2], *DTYPES[dtype], *further)
+        try:
+            return each, build("engine", "the native engine", _SOURCES, "engine.cpp", flags)
+        except DependencyError:
+            if each == names[-1]:  # an older compiler may not know the first ones
+                raise
+    raise AssertionError("at least one instruction set")
 
 
 def available() -> tuple[bool, str]:

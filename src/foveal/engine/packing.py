@@ -60,7 +60,7 @@ class Packed:
             weight = self.raw(step, role)
             rows = np.ascontiguousarray(weight.reshape(*weight.shape[:2], -1).transpose(0, 2, 1))  # (out, taps, in)
             if parts == 2:
-                rows = _in_two_parts(rows)
+                rows = _in_two_parts(rows, apart=self.library.parts_apart)
             if groups == 1:
                 return self.library.pack(rows)
             return np.concatenate([self.library.pack(part) for part in np.split(rows, groups)])
@@ -88,7 +88,7 @@ class Packed:
         return self.arrays[key]
 
 
-def _in_two_parts(weight: NDArray[np.float32]) -> NDArray[np.float32]:
+def _in_two_parts(weight: NDArray[np.float32], *, apart: bool) -> NDArray[np.float32]:
     """Divide each weight into the number of bfloat16 next to it towards zero, and the rest.
 
     Both have the sign of the weight, and the rest of a weight is never zero: their products with an infinite value then
@@ -96,14 +96,18 @@ def _in_two_parts(weight: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Args:
         weight: ``(out, taps, in)``.
+        apart: whether all first parts come before all second ones.
 
     Returns:
-        ``(out, taps, 2 * in)``, ``in`` rounded up to a whole pair: both parts of every pair of input channels in turn.
+        ``(out, taps, 2 * in)``, ``in`` rounded up to a whole pair: both parts of every pair of input channels in turn; or
+        ``(out, 2 * taps, in)`` if they are apart.
     """
     weight = np.pad(weight, ((0, 0), (0, 0), (0, weight.shape[2] % 2)))
     first = (weight.view(np.uint32) & 0xFFFF0000).view(np.float32)
     rest = np.copysign(np.maximum(np.abs(weight - first), np.finfo(np.float32).tiny), weight)
     rest = np.where(weight == 0, weight, rest)
+    if apart:
+        return np.concatenate([first, rest], axis=1)
     pairs = np.stack([array.reshape(*array.shape[:2], -1, 2) for array in (first, rest)], axis=3)
     return np.ascontiguousarray(pairs.reshape(*weight.shape[:2], -1))
 

@@ -71,6 +71,8 @@ def _winograd_side(binder: Binder, step: Step, size: Shape) -> int:
     It takes a 3x3 kernel with stride 1, whole vectors of channels, and several tiles. Its products are of floats in
     bfloat16, too: the factors would lose too much.
     """
+    if binder.library.parts_apart:
+        return 0  # the direct sum in tiles is faster
     params, outputs = step.params, len(binder.packed.raw(step, "weight"))
     plain = params["kernel"] == 3 and params["stride"] == 1 and params["groups"] == 1
     wide = size.channels % binder.width == 0 and size.channels >= 16 and binder.library.padded(outputs) >= 16
@@ -158,6 +160,8 @@ def _way(binder: Binder, step: Step, size: Shape, hidden: int, outputs: int) -> 
     if step.kind == "inverted_residual":
         block = _channel_block(binder, step, size)
         divides = binder.threads == 1 or size.height * size.batch >= 7 * binder.threads  # rows for every thread
+        if binder.library.parts_apart:  # blocks end where the sums of tiles do
+            divides = divides and hidden % binder.library.panel == 0 and _parts(binder, hidden) == 1
         if divides and block >= min(hidden, 2 * binder.library.panel) and size.height >= 7 and hidden >= 2 * outputs:
             whole = size.height * size.width * (hidden + outputs) * item
             if whole > cache // 2 or size.width < 16:

@@ -7,11 +7,11 @@
 #include <new>
 #include "common.h"
 #include "depthwise.h"
-#include "gemm.h"
 #include "interface.h"
 #include "pool.h"
 #include "prompts.h"
 #include "scan.h"
+#include "tiles.h"
 #include "tokens.h"
 #include "winograd.h"
 
@@ -167,7 +167,8 @@ void direct_conv(const Op& op, const Run& run, int64_t chunk) {
 
 template <class T>
 void conv_to(const Op& op, const Run& run, int64_t chunk) {
-  if (op.p[6]) return op.p[6] == 4 ? winograd<4, T>(op, run, chunk) : winograd<2, T>(op, run, chunk);
+  if constexpr (!PARTS_APART)  // the direct sum in tiles is faster
+    if (op.p[6]) return op.p[6] == 4 ? winograd<4, T>(op, run, chunk) : winograd<2, T>(op, run, chunk);
   direct_conv<T>(op, run, chunk);
 }
 
@@ -283,7 +284,7 @@ void chain_by_channels(const Op& op, const Run& run, int64_t chunk) {
     finish.resume = first > 0, finish.partial = !last;
     const int64_t weight_parts = op.p[10];
     gemm(middle, Left{width, 1, 0, 1, 0, depth, weight_parts}, products(op, 2), finish, pixels, outputs, 0,
-         panels(outputs), Depth{weight_parts * first, weight_parts * paired(op.p[4])});
+         panels(outputs), Depth{first, paired(op.p[4])});
     if (!last || direct) continue;
     for (int64_t y = 0; y < count; y++)
       for (int64_t x = 0; x < out.width; x++) {
@@ -377,26 +378,36 @@ Heads heads_of(const Op& op, const Run& run) {
   return {op.p[1], lanes, (op.p[1] + 1) * lanes, op.p[0] * op.p[2], ceil_div(in.height, op.p[3])};
 }
 
+// Pixels of an attention that are computed together: their values, as floats, stay in the first-level cache.
+constexpr int64_t TOKENS = 64;
+
+// The first `count` values of some pixels as floats, which the inner loops then read many times. The kernel is relu.
+INLINE void to_floats(const Value* from, int64_t pixel, int64_t pixels, int64_t count, bool kernel, float* to) {
+  for (int64_t i = 0; i < pixels; i++, from += pixel)
+    for (int64_t c = 0; c < count; c += W, to += W) store(to, kernel ? relu(load(from + c)) : load(from + c));
+}
+
+// keys, values: (pixels, lanes), keys after the kernel.
 template <int N>
-void add_keys(const Value* k, const Value* v, int64_t pixel, int64_t count, int64_t dim, float* sums) {
+void add_keys(const float* keys, const float* values, int64_t count, int64_t dim, float* sums) {
   constexpr int R = 12 / N;
   constexpr int64_t lanes = N * W;
   for (int64_t first = 0; first < dim; first += R) {
     const int64_t rows = std::min<int64_t>(R, dim - first);
     V sum[R][N];
-    const Value* key[R];
+    const float* key[R];
     for (int r = 0; r < R; r++) {
       const int64_t row = first + std::min<int64_t>(r, rows - 1);
-      key[r] = k + row;
+      key[r] = keys + row;
       for (int n = 0; n < N; n++) sum[r][n] = load(sums + row * lanes + n * W);
     }
     for (int64_t i = 0; i < count; i++) {
       V value[N];
 #pragma GCC unroll 4
-      for (int n = 0; n < N; n++) value[n] = load(v + i * pixel + n * W);
+      for (int n = 0; n < N; n++) value[n] = load(values + i * lanes + n * W);
 #pragma GCC unroll 12
       for (int r = 0; r < R; r++) {
-        V weight = relu(splat(key[r][i * pixel]));
+        const V weight = splat(key[r][i * lanes]);
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) sum[r][n] += weight * value[n];
       }
@@ -406,38 +417,45 @@ void add_keys(const Value* k, const Value* v, int64_t pixel, int64_t count, int6
   }
   for (int n = 0; n < N; n++) {
     V sum = load(sums + dim * lanes + n * W);
-    for (int64_t i = 0; i < count; i++) sum += relu(load(k + i * pixel + n * W));
+    for (int64_t i = 0; i < count; i++) sum += load(keys + i * lanes + n * W);
     store(sums + dim * lanes + n * W, sum);
   }
 }
 
+// queries: (pixels, lanes), after the kernel.
 template <int N>
-void answer_queries(const Value* q, int64_t pixel, int64_t count, int64_t dim, const float* sums, float eps, Value* out,
+void answer_queries(const float* queries, int64_t count, int64_t dim, const float* sums, float eps, Value* out,
                     int64_t out_pixel) {
   constexpr int R = N <= 2 ? 4 : 2;
   constexpr int64_t lanes = N * W;
   for (int64_t i = 0; i < count; i += R) {
-    V sum[R][N], total[R];
-    const Value* query[R];
+    V sum[R][N];
+    float total[R];
+    const float* query[R];
 #pragma GCC unroll 4
     for (int r = 0; r < R; r++) {
-      query[r] = q + std::min(i + r, count - 1) * pixel;
-      total[r] = splat(eps);
+      query[r] = queries + std::min(i + r, count - 1) * lanes;
+      total[r] = eps;
 #pragma GCC unroll 4
       for (int n = 0; n < N; n++) sum[r][n] = splat(0);
     }
     for (int64_t d = 0; d < dim; d++) {
-      V norm = splat(sums[dim * lanes + d]);
 #pragma GCC unroll 4
       for (int r = 0; r < R; r++) {
-        V weight = relu(splat(query[r][d]));
-        total[r] += weight * norm;
+        const V weight = splat(query[r][d]);
+        total[r] += query[r][d] * sums[dim * lanes + d];
 #pragma GCC unroll 4
         for (int n = 0; n < N; n++) sum[r][n] += weight * load(sums + d * lanes + n * W);
       }
     }
-    for (int r = 0; r < R && i + r < count; r++)
-      for (int n = 0; n < N; n++) store(out + (i + r) * out_pixel + n * W, sum[r][n] / total[r]);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; r++) {
+      if (i + r >= count) break;
+#pragma GCC unroll 8
+      for (int n = 0; n < N; n++)
+        store(out + (i + r) * out_pixel + n * W,
+              PAIR == 2 ? sum[r][n] * splat(1.0f / total[r]) : sum[r][n] / splat(total[r]));
+    }
   }
 }
 
@@ -474,23 +492,32 @@ void attention(const Op& op, const Run& run, int phase, int64_t chunk) {
   }
   const int64_t image = chunk / h.parts, part = chunk % h.parts;
   const int64_t begin = part * op.p[3], end = std::min(first.height, begin + op.p[3]);
+  float* const first_values = scratch(2 * TOKENS * h.lanes);
+  float* const second_values = first_values + TOKENS * h.lanes;
   for (int64_t head = 0; head < h.total; head++) {
     const Map& in = run.maps[op.in[head / op.p[2]]];
     const int64_t channel = head % op.p[2] * 3 * h.dim;
     float* sums = op.work + image * h.parts * per_image + head * h.size;
     if (phase == 0) clear(sums += part * per_image, h.size);
     with_lanes(h.lanes, [&](auto n) {
-      for (int64_t y = begin; y < end; y++) {
-        const Value* row = at(in, image, y, 0) + channel;
-        if (phase == 0)
-          for (int64_t x = 0; x < in.width; x += 32) {  // pixels that stay in the first-level cache
-            const Value* keys = row + x * in.pixel + h.dim;
-            add_keys<n.value>(keys, keys + h.dim, in.pixel, std::min<int64_t>(32, in.width - x), h.dim, sums);
+      int64_t held = 0;  // pixels whose keys and values wait to be added: those of several short rows
+      for (int64_t y = begin; y < end; y++)
+        for (int64_t x = 0, count; x < in.width; x += count) {
+          const Value* from = at(in, image, y, x) + channel;
+          count = std::min(TOKENS - held, in.width - x);
+          if (phase == 2) {
+            to_floats(from, in.pixel, count, h.lanes, true, first_values);
+            answer_queries<n.value>(first_values, count, h.dim, sums, (float)op.f[0],
+                                    at(out, image, y, x) + head * h.dim, out.pixel);
+            continue;
           }
-        else
-          answer_queries<n.value>(row, in.pixel, in.width, h.dim, sums, (float)op.f[0],
-                                  at(out, image, y, 0) + head * h.dim, out.pixel);
-      }
+          to_floats(from + h.dim, in.pixel, count, h.lanes, true, first_values + held * h.lanes);
+          to_floats(from + 2 * h.dim, in.pixel, count, h.lanes, false, second_values + held * h.lanes);
+          held += count;
+          if (held < TOKENS && (y + 1 < end || x + count < in.width)) continue;
+          add_keys<n.value>(first_values, second_values, held, h.dim, sums);
+          held = 0;
+        }
     });
   }
 }
@@ -843,6 +870,7 @@ void run_job(void* context, int64_t chunk) {
   } catch (...) {
     *job.failed = true;
   }
+  release_tiles();  // another library may use them on this thread
 }
 
 std::mutex pool_mutex;
@@ -868,22 +896,29 @@ int64_t foveal_width() { return W; }
 int64_t foveal_panel() { return PANEL; }
 int64_t foveal_cache() { return 2 * cache_values() * (int64_t)sizeof(Value); }
 int64_t foveal_value_size() { return sizeof(Value); }
+int foveal_parts_apart() { return PARTS_APART; }
 
 // Floating-point operations per second of one core on values in registers: the most that any operation can reach.
 double foveal_peak() {
-  constexpr int N = 12;  // independent sums: more than the latency of a multiply-add needs
+  constexpr int64_t N = 12, STEPS = 100000;  // independent sums: more than the latency of a multiply-add needs
   V sum[N], a = splat(1.000001f), b = splat(1e-9f);
   for (int i = 0; i < N; i++) sum[i] = splat((float)i);
+  constexpr bool TILED = TILE_OPERATIONS > 0;
   double best = 0;
   for (int trial = 0; trial < 20; trial++) {
     const auto start = std::chrono::steady_clock::now();
-    for (int k = 0; k < 100000; k++) {
+    for (int64_t k = 0; k < STEPS; k++) {
+      if (TILED) {
+        multiply_registers();
+        continue;
+      }
 #pragma GCC unroll 12
       for (int i = 0; i < N; i++) sum[i] = sum[i] * a + b;
     }
-    best = std::max(
-        best, 2.0 * N * W * 100000 / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
+    best = std::max(best, STEPS * (TILED ? TILE_OPERATIONS : 2.0 * N * W) / elapsed.count());
   }
+  release_tiles();
   volatile float keep = sum[0][0];
   for (int i = 1; i < N; i++) keep = keep + sum[i][0];
   return best;

@@ -16,6 +16,15 @@ constexpr int ROWS = 6;
 #endif
 constexpr int PANEL = 2 * W;  // output channels of a panel of packed weights
 
+// Whether the library multiplies values in tiles (tiles.h): the parts of weights are then packed one after the other.
+// FOVEAL_TILES can be set to test that code on a processor without tile registers.
+#if defined(FOVEAL_BFLOAT16) && (defined(__AMX_BF16__) || defined(FOVEAL_TILES))
+#define TILES
+constexpr bool PARTS_APART = true;
+#else
+constexpr bool PARTS_APART = false;
+#endif
+
 // Depth of packed weights: whole pairs. An odd depth ends with a zero.
 template <class T = Value>
 INLINE int64_t paired(int64_t depth) {
@@ -29,7 +38,7 @@ struct Left {
   int64_t steps_y, step_y;  // number of rows of the kernel, and values between them
   int64_t steps_x, step_x;  // number of columns, and values between them
   int64_t depth;            // adjacent values: input channels, times the columns where these are adjacent too
-  int64_t parts = 1;        // of each weight, which is their sum; parts of a pair follow each other
+  int64_t parts = 1;        // of each weight, which is their sum; those of a pair follow each other, or see PARTS_APART
   bool divided = false;     // whether a sum of floats is that of shorter sums, see multiply
   template <class T = Value>
   int64_t whole() const {
@@ -127,43 +136,51 @@ INLINE void multiply_pair(const T* const (&rows)[5], int64_t pixel, int64_t k, c
 // Terms of a divided sum that are added one to the next: the sums of so many are added then, which rounds a third as much.
 constexpr int64_t TERMS = 128;
 
-// Adds the products of a tile to `sum`. On the way it asks for `next`, line after line: weights that come next are then
-// in the second-level cache, where they would come from memory otherwise.
-template <int R, int N, bool NEXT, class T>
-INLINE void multiply(const T* a, const Left& left, const T* b, const T* next, V (&sum)[R][N]) {
+// Weights that come next: a tile asks for its share of them, so that they are in the second-level cache when they are
+// needed and come from memory meanwhile. `step`: bytes for each pair of values that the tile multiplies.
+struct Next {
+  const char* first;
+  int64_t step;
+};
+
+// Adds the products of a tile to `sum`.
+template <int R, int N, class T>
+INLINE void multiply(const T* a, const Left& left, const T* b, Next next, V (&sum)[R][N]) {
   constexpr int PAIR = pair_size<T>, STEP = N * W * PAIR;
   const int64_t pixel = left.pixel, depth = left.depth;
   float earlier[R * N * W];
   int64_t terms = 0;
   bool parts_before = false;
-  for (int64_t y = 0; y < left.steps_y; y++)
-    for (int64_t x = 0; x < left.steps_x; x++)
-      for (int64_t begin = 0; begin < depth; begin += TERMS) {
-        const int64_t end = std::min(depth, begin + TERMS);
-        if (PAIR == 1 && left.divided && terms >= TERMS) {
+  const int64_t passes = PARTS_APART ? left.parts : 1, parts = left.parts / passes;
+  for (int64_t pass = 0; pass < passes; pass++)
+    for (int64_t y = 0; y < left.steps_y; y++)
+      for (int64_t x = 0; x < left.steps_x; x++)
+        for (int64_t begin = 0; begin < depth; begin += TERMS) {
+          const int64_t end = std::min(depth, begin + TERMS);
+          if (PAIR == 1 && left.divided && terms >= TERMS) {
 #pragma GCC unroll 32
-          for (int i = 0; i < R * N; i++) {
-            V& part = sum[i / N][i % N];
-            store(earlier + i * W, parts_before ? load(earlier + i * W) + part : part);
-            part = splat(0);
+            for (int i = 0; i < R * N; i++) {
+              V& part = sum[i / N][i % N];
+              store(earlier + i * W, parts_before ? load(earlier + i * W) + part : part);
+              part = splat(0);
+            }
+            parts_before = true, terms = 0;
           }
-          parts_before = true, terms = 0;
+          terms += end - begin;
+          const T* row = a + y * left.step_y + x * left.step_x;
+          const T* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
+          for (int64_t k = begin; k + PAIR <= end; k += PAIR)
+            for (int64_t part = 0; part < (PAIR == 1 ? 1 : parts); part++, b += STEP) {
+              // Values are read again for each part: kept over this loop, they would need more registers than there are.
+              if (PAIR == 2) asm volatile("" : : : "memory");
+              if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
+              __builtin_prefetch(next.first, 0, 2), next.first += next.step;
+              multiply_pair<R, N>(rows, pixel, k, b, sum, [](const T* p) INLINE_LAMBDA { return pair_of(p); });
+            }
+          if constexpr (PAIR == 2)
+            for (int64_t part = 0; end % 2 && part < parts; part++, b += STEP)  // what lies behind may be no number
+              multiply_pair<R, N>(rows, pixel, end - 1, b, sum, [](auto* p) INLINE_LAMBDA { return half_of(p); });
         }
-        terms += end - begin;
-        const T* row = a + y * left.step_y + x * left.step_x;
-        const T* const rows[5] = {row, row + 3 * pixel, row + 6 * pixel, row + 9 * pixel, row + 12 * pixel};
-        for (int64_t k = begin; k + PAIR <= end; k += PAIR)
-          for (int64_t part = 0; part < (PAIR == 1 ? 1 : left.parts); part++, b += STEP) {
-            // Values are read again for each part: kept over this loop, they would need more registers than there are.
-            if (PAIR == 2) asm volatile("" : : : "memory");
-            if (R <= 2) __builtin_prefetch(b + 65 * STEP);  // few pixels: every line is needed soon
-            if (NEXT) __builtin_prefetch(next, 0, 2), next += STEP;
-            multiply_pair<R, N>(rows, pixel, k, b, sum, [](const T* p) INLINE_LAMBDA { return pair_of(p); });
-          }
-        if constexpr (PAIR == 2)
-          for (int64_t part = 0; end % 2 && part < left.parts; part++, b += STEP)  // what lies behind may be no number
-            multiply_pair<R, N>(rows, pixel, end - 1, b, sum, [](auto* p) INLINE_LAMBDA { return half_of(p); });
-      }
   if (parts_before) {
 #pragma GCC unroll 32
     for (int i = 0; i < R * N; i++) sum[i / N][i % N] += load(earlier + i * W);
@@ -221,9 +238,9 @@ INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V 
   store_tile(finish, (Value*)finish.out.first, pixel, channel, sum);
 }
 
-template <int R, int N, bool NEXT, class T>
-__attribute__((noinline)) void tile(const T* a, const Left& left, const T* b, const T* next,
-                                    const Finish& finish, int64_t pixel, int64_t channel) {
+template <int R, int N, class T>
+__attribute__((noinline)) void tile(const T* a, const Left& left, const T* b, Next next, const Finish& finish,
+                                    int64_t pixel, int64_t channel) {
   V sum[R][N];
   if (finish.resume) {
     const float* from = (const float*)finish.out.first + pixel * finish.out_pixel + channel;
@@ -233,15 +250,15 @@ __attribute__((noinline)) void tile(const T* a, const Left& left, const T* b, co
 #pragma GCC unroll 32
     for (int i = 0; i < R * N; i++) sum[i / N][i % N] = splat(0);
   }
-  multiply<R, N, NEXT>(a + pixel * left.pixel, left, b, next, sum);
+  multiply<R, N>(a + pixel * left.pixel, left, b, next, sum);
   finish_tile<R, N>(finish, pixel, channel, sum);
 }
 
 template <class T>
-using Tile = void (*)(const T*, const Left&, const T*, const T*, const Finish&, int64_t, int64_t);
+using Tile = void (*)(const T*, const Left&, const T*, Next, const Finish&, int64_t, int64_t);
 template <class T, int N, int... R>
 constexpr std::array<Tile<T>, sizeof...(R)> tiles(std::integer_sequence<int, R...>) {
-  return {tile<R + 1, N, false, T>...};
+  return {tile<R + 1, N, T>...};
 }
 // Tiles of 1, 2, ... pixels by one and by two vectors of output channels.
 constexpr int NARROW_ROWS = 2 * ROWS < 14 ? 2 * ROWS : 14;
@@ -251,20 +268,17 @@ template <class T>
 constexpr auto WIDE_TILES = tiles<T, 2>(std::make_integer_sequence<int, ROWS>());
 
 template <int N, class T>
-INLINE void panel_tiles(const T* a, const Left& left, const T* b, const T* next, const Finish& finish,
-                        int64_t pixels, int64_t begin, int64_t end, int64_t count, int64_t channel) {
-  for (int64_t t = begin; t < end; t++) {
+INLINE void panel_tiles(const T* a, const Left& left, const T* b, Next next, const Finish& finish, int64_t pixels,
+                        int64_t begin, int64_t end, int64_t count, int64_t channel) {
+  const int64_t share = next.step * (left.whole<T>() / pair_size<T>);
+  for (int64_t t = begin; t < end; t++, next.first += share) {
     const int64_t from = t * pixels / count, to = (t + 1) * pixels / count;
-    Tile<T> tile_of = N == 2 ? WIDE_TILES<T>[to - from - 1] : NARROW_TILES<T>[to - from - 1];
-    // The first tile of a panel asks for all of the next one, if its height is one of the usual.
-    if (next && t == begin && to - from >= ROWS - 1)
-      tile_of = to - from == ROWS ? tile<ROWS, 2, true, T> : tile<ROWS - 1, 2, true, T>;
+    const Tile<T> tile_of = N == 2 ? WIDE_TILES<T>[to - from - 1] : NARROW_TILES<T>[to - from - 1];
     tile_of(a, left, b, next, finish, from, channel);
   }
 }
 
-// Part of the depth that a product covers: its first value, and the depth of the packed weights, both with all parts of
-// the weights; 0: all of it.
+// Part of the depth that a product covers: its first value, and the depth of the packed weights; 0: all of it.
 struct Depth {
   int64_t first = 0, whole = 0;
 };
@@ -272,8 +286,8 @@ struct Depth {
 // The product for `pixels` pixels and the panels from `first` up to `last`; `outputs` is padded to W. The height of a
 // tile does not change the order in which a sum is added, so results do not depend on how the work is divided.
 template <class T>
-inline void gemm(const T* a, const Left& left, const T* packed, const Finish& finish, int64_t pixels,
-                 int64_t outputs, int64_t first, int64_t last, Depth part = {}) {
+inline void gemm_vectors(const T* a, const Left& left, const T* packed, const Finish& finish, int64_t pixels,
+                         int64_t outputs, int64_t first, int64_t last, const Depth& part) {
   if (pixels <= 0) return;
   const int64_t depth = left.whole<T>();
   // Tiles have nearly equal heights: a tile of few pixels takes nearly as long as a full one.
@@ -284,14 +298,15 @@ inline void gemm(const T* a, const Left& left, const T* packed, const Finish& fi
     const int64_t end = std::min(count, begin + block);
     for (int64_t panel = first; panel < last; panel++) {
       const bool wide = outputs - panel * PANEL >= PANEL;
-      const int64_t size = PANEL * (part.whole ? part.whole : depth);
-      const T* b = packed + panel * size + part.first * (wide ? PANEL : W);
-      const bool deep = depth >= 128 && count < 64;  // weights are a large part of what is read
-      const T* next = deep && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL ? b + size : nullptr;
+      const int64_t size = PANEL * (part.whole ? left.parts * part.whole : depth);
+      const T* b = packed + panel * size + left.parts * part.first * (wide ? PANEL : W);
+      // Where weights are a large part of what is read, each tile asks for a share of the next panel.
+      const bool asks = depth >= 128 && count < 64 && panel + 1 < last && outputs - (panel + 1) * PANEL >= PANEL;
+      const Next next = asks ? Next{(const char*)(b + size), PANEL * 4 / (end - begin)} : Next{(const char*)b, 0};
       if (wide)
         panel_tiles<2>(a, left, b, next, finish, pixels, begin, end, count, panel * PANEL);
       else if (begin == 0)
-        panel_tiles<1>(a, left, b, (const T*)nullptr, finish, pixels, 0, narrow, narrow, panel * PANEL);
+        panel_tiles<1>(a, left, b, next, finish, pixels, 0, narrow, narrow, panel * PANEL);
     }
   }
 }

@@ -1,7 +1,7 @@
 // Operations on tokens: the pixels of a map, or of a window of it, row by row.
 #pragma once
 #include "common.h"
-#include "gemm.h"
+#include "tiles.h"
 
 namespace {
 

@@ -153,6 +153,21 @@ INLINE void store(BFloat16* p, V v) {
   *(VH*)p = __builtin_convertvector(rounded(v), VH);
 #endif
 }
+// 2 * W adjacent values as two vectors, those at even and those at odd places: half the instructions of two vectors of
+// adjacent values.
+INLINE void load_pairs(const BFloat16* p, V& even, V& odd) {
+  const VU bits = *(const VU*)p;
+  even = (V)(bits << 16), odd = (V)(bits & 0xffff0000);
+}
+INLINE void store_pairs(BFloat16* p, V even, V odd) {
+#if defined(VECTORS_512) && defined(__AVX512BF16__)
+  VU places;  // each has two numbers of 16 bits: places of an even and of an odd value
+  for (uint32_t i = 0; i < (uint32_t)W; i++) places[i] = i | (W + i) << 16;
+  *(VU*)p = (VU)_mm512_permutexvar_epi16((__m512i)places, (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
+#else
+  *(VU*)p = rounded(even) | rounded(odd) << 16;
+#endif
+}
 INLINE V splat(BFloat16 x) {
 #if defined(VECTORS_512)
   return (V)_mm512_and_si512(_mm512_set1_epi16((short)x.bits), _mm512_set1_epi32((int)0xffff0000));

@@ -3,7 +3,7 @@
 // points are 0, 1 and -1; for M = 4 they are 0, 3/4, -3/4, 3/2 and -3/2, which round half as much as the usual 0, 1,
 // -1, 2 and -2. packing.py has the transformation of the weights.
 #pragma once
-#include "gemm.h"
+#include "tiles.h"
 
 // Input pixels along one axis to factors.
 INLINE void factors(const V (&d)[4], V (&t)[4]) {
