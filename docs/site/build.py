@@ -1,9 +1,9 @@
 """Build the documentation as a site: python docs/site/build.py [--out FOLDER]; ``make site`` does the same.
 
-The pages of docs/ are written to be read on a Git host, too. They are staged for the site: links that leave docs/ lead to
-copies of the pages outside of it (the changelog, model cards, ...) or to pages that show a file (recipes, examples); the
-list of public names leads to the reference, whose pages are made from the docstrings. zensical then builds the staged
-pages, and every warning is an error.
+The pages of docs/ are written to be read on a Git host, too. They are staged for the site: links that leave docs/ lead
+to copies of the pages outside of it (the changelog, model cards, ...) or to pages that show a file (recipes, examples);
+the list of public names leads to the reference, whose pages are made from the docstrings. zensical then builds the
+staged pages, and every warning is an error.
 
 Needs the dependency group "docs" and foveal[torch].
 """
@@ -37,7 +37,14 @@ COPIED = (".png", ".jpg", ".svg", ".jsonl")
 _COLOUR = re.compile(r"\x1b\[[\d;]*m")
 _FENCE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(\]\()([^()\s]+)(\))")
-_LANGUAGES = {".py": "python", ".mjs": "javascript", ".js": "javascript", ".cpp": "cpp", ".json": "json", ".yaml": "yaml"}
+_LANGUAGES = {
+    ".py": "python",
+    ".mjs": "javascript",
+    ".js": "javascript",
+    ".cpp": "cpp",
+    ".json": "json",
+    ".yaml": "yaml",
+}
 
 
 def main() -> None:
@@ -171,7 +178,9 @@ def as_page(target: Path) -> str:
     path = target.relative_to(REPOSITORY).as_posix()
     if target.is_dir():
         files = sorted(file.name for file in target.iterdir() if file.is_file())
-        return f"# {path}\n\nThe files of this folder of the repository:\n\n" + "".join(f"- `{name}`\n" for name in files)
+        return f"# {path}\n\nThe files of this folder of the repository:\n\n" + "".join(
+            f"- `{name}`\n" for name in files
+        )
     text = target.read_text(encoding="utf-8")
     if target.suffix == ".md":
         return text

@@ -40,7 +40,7 @@ def read(site: Path) -> dict[Path, Page]:
 
 
 def broken(site: Path) -> list[str]:
-    """A line for each link of a page to a file or an anchor that does not exist; links to other hosts are not opened."""
+    """A line for each link of a page to a file or anchor that does not exist; links to other hosts are not opened."""
     pages = read(site)
     lines = []
     for file, page in pages.items():
@@ -53,14 +53,18 @@ def broken(site: Path) -> list[str]:
     return lines
 
 
-def clicks(site: Path, start: str = "index.html") -> dict[str, int]:
+def clicks(pages: dict[Path, Page], root: Path, start: str = "index.html") -> dict[str, int]:
     """The least number of clicks from a page to every page and every anchor that is linked.
+
+    Args:
+        pages: of :func:`read`.
+        root: folder of the site.
+        start: file name of the first page.
 
     Returns:
         Clicks by file name, relative to the site, with "#" and the anchor where a link has one.
     """
-    root = site.resolve()
-    pages = read(site)
+    root = root.resolve()
     found = {start: 0}
     waiting = [root / start]
     while waiting:

@@ -116,12 +116,13 @@ their licences, costs and figures. It is made by `python docs/site/zoo.py` from 
 
 - **params, MACs**: counted, for the model of its first task and one image of 224x224; of promptable and language models
   without their heads.
-- **published**: what the authors state, with the place. It is not measured by us, and it holds for the weights that they
-  trained, at the size that stands there.
+- **published**: what the authors state, with the place. It is not measured by us, and it holds for the weights that
+  they trained, at the size that stands there.
 - **measured**: the least median time of one image in float32 on {machine["cpu"]}, {machine["cores"]} cores,
-  {machine["os"]}; {versions}. The commands are on the pages [compared with other networks](benchmarks.md) and [deployment](deploy.md#what-a-format-costs).
-- **licence**: that of the published weights, as their publisher states it. Architectures without published weights have none;
-  our code is under Apache-2.0.
+  {machine["os"]}; {versions}. The commands are on the pages [compared with other networks](benchmarks.md) and
+  [deployment](deploy.md#what-a-format-costs).
+- **licence**: that of the published weights, as their publisher states it. Architectures without published weights have
+  none; our code is under Apache-2.0.
 
 ![Published top-1 accuracy on ImageNet against multiply-accumulates](pictures/zoo.svg)
 
@@ -154,7 +155,11 @@ def _family(title: str, rows: list[dict[str, Any]], published: list[dict[str, An
     lines += [f"Paper or source: {_linked_paper(rows[0]['paper'])}.\n"] if rows[0].get("paper") else []
     lines += ["| architecture | tasks | params | MACs | published | measured |", "|---|---|---|---|---|---|"]
     for row in rows:
-        macs = f"{row['MACs'] / 1e9:.3g} G" if row["MACs at"] == "224x224" else f"{row['MACs'] / 1e9:.3g} G at {row['MACs at']}"
+        macs = (
+            f"{row['MACs'] / 1e9:.3g} G"
+            if row["MACs at"] == "224x224"
+            else f"{row['MACs'] / 1e9:.3g} G at {row['MACs at']}"
+        )
         cells = [f"`{row['name']}`", ", ".join(row["tasks"]), f"{row['params'] / 1e6:.2f} M", macs]
         lines.append(_line([*cells, "; ".join(row["figures"]), times.get(row["name"], "")]))
     if published:

@@ -1,9 +1,10 @@
-"""The figure of the model zoo: published accuracy against counted multiply-accumulates, as SVG for light and dark pages."""
+"""The figure of the model zoo: published accuracy against multiply-accumulates, as SVG for light and dark pages."""
 
 from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -37,39 +38,60 @@ def points(rows: list[dict[str, Any]]) -> list[tuple[str, str, float, float]]:
 def chart(rows: list[dict[str, Any]]) -> str:
     """The figure as an SVG file."""
     found = points(rows)
-    low, high = math.floor(min(p[3] for p in found)), math.ceil(max(p[3] for p in found))
-    first, last = (math.log10(edge(p[2] for p in found)) for edge in (min, max))
+    axes = Axes.around(found)
+    parts = [_STYLE, *axes.draw()]
+    for name, family, macs, top1 in found:
+        x, y = axes.place(macs, top1)
+        label = f"<title>{escape(name)}: {top1:g} %, {macs:.3g} G</title>"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{COLOURS[family][0]}">{label}</circle>')
+    for number, (colour, title) in enumerate(COLOURS.values()):
+        x = LEFT + 160 * number
+        parts.append(f'<circle cx="{x + 6}" cy="{HEIGHT - 14}" r="6" fill="{colour}"/>')
+        parts.append(_text(x + 18, HEIGHT - 9, title))
+    start = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+    return "\n".join([start, *parts, "</svg>"]) + "\n"
 
-    def place(macs: float, top1: float) -> tuple[float, float]:
-        across = (math.log10(macs) - first) / (last - first)
-        up = (top1 - low) / (high - low)
+
+@dataclass(frozen=True)
+class Axes:
+    """Multiply-accumulates to the right, on a logarithmic scale, and accuracy upwards.
+
+    Attributes:
+        least, most: multiply-accumulates at both ends, in G.
+        low, high: accuracies at both ends, in percent.
+    """
+
+    least: float
+    most: float
+    low: int
+    high: int
+
+    @classmethod
+    def around(cls, found: list[tuple[str, str, float, float]]) -> Axes:
+        macs, top1 = [point[2] for point in found], [point[3] for point in found]
+        return cls(min(macs), max(macs), math.floor(min(top1)), math.ceil(max(top1)))
+
+    def place(self, macs: float, top1: float) -> tuple[float, float]:
+        across = math.log(macs / self.least) / math.log(self.most / self.least)
+        up = (top1 - self.low) / (self.high - self.low)
         return LEFT + 12 + across * (WIDTH - LEFT - RIGHT - 24), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_STYLE, *_axes(place, low, high, 10**first, 10**last)]
-    for name, family, macs, top1 in found:
-        x, y = place(macs, top1)
-        label = f"{name}: {top1:g} %, {macs:.3g} G"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{COLOURS[family][0]}"><title>{escape(label)}</title></circle>')
-    for place_in_legend, (colour, title) in enumerate(COLOURS.values()):
-        x = LEFT + 160 * place_in_legend
-        parts.append(f'<circle cx="{x + 6}" cy="{HEIGHT - 14}" r="6" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 18}" y="{HEIGHT - 9}">{escape(title)}</text>')
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">\n' + "\n".join(parts) + "\n</svg>\n"
+    def draw(self) -> list[str]:
+        parts = []
+        for top1 in range(self.low + (-self.low) % 5, self.high + 1, 5):
+            _, y = self.place(self.least, top1)
+            parts += [f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>', _text(LEFT - 8, y + 4, f"{top1}", "end")]
+        for macs in (0.1, 0.3, 1, 3, 10, 30, 100):
+            if self.least <= macs <= self.most:
+                x, _ = self.place(macs, self.low)
+                parts.append(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
+                parts.append(_text(x, HEIGHT - BOTTOM + 18, f"{macs:g}", "middle"))
+        parts.append(_text(WIDTH - RIGHT, HEIGHT - BOTTOM + 36, "multiply-accumulates of one image, G", "end"))
+        return [*parts, _text(LEFT + 6, TOP + 4, "top-1 accuracy, %")]
 
 
-def _axes(place: Any, low: int, high: int, least: float, most: float) -> list[str]:
-    parts = []
-    for top1 in range(low + (-low) % 5, high + 1, 5):
-        _, y = place(least, top1)
-        parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/><text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{top1}</text>')
-    for macs in (0.1, 0.3, 1, 3, 10, 30, 100):
-        if least <= macs <= most:
-            x, _ = place(macs, low)
-            parts.append(f'<path d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
-            parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{macs:g}</text>')
-    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - BOTTOM + 36}" text-anchor="end">multiply-accumulates of one image, G</text>')
-    parts.append(f'<text x="{LEFT + 6}" y="{TOP + 4}">top-1 accuracy, %</text>')
-    return parts
+def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 # A grey that can be read on white and on black, because a picture on a page cannot know which of the two it is on.

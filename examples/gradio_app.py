@@ -1,0 +1,47 @@
+"""Click on a photograph in a browser to cut out an object.
+
+pip install 'foveal[torch,gradio]'
+python gradio_app.py
+"""
+
+from functools import lru_cache
+
+import gradio as gr
+import numpy as np
+
+import foveal
+
+predictor = foveal.load("tf_efficientnet_lite0.sam")
+
+
+@lru_cache(maxsize=8)
+def encode(pixels: bytes, height: int, width: int):
+    """The embedding of an image: computed once for all clicks on it."""
+    return predictor.encode(np.frombuffer(pixels, np.uint8).reshape(height, width, 3))
+
+
+def cut_out(image: np.ndarray, x: float, y: float) -> np.ndarray:
+    """The object at a point, on a transparent background, (H, W, 4) uint8."""
+    try:
+        result = encode(image.tobytes(), *image.shape[:2]).prompt(points=[[x, y]], labels=[1])
+    except foveal.FovealError as error:
+        raise gr.Error(str(error)) from None
+    return np.dstack([image, np.where(result.best, 255, 0).astype(np.uint8)])
+
+
+def clicked(image: np.ndarray, event: gr.SelectData) -> np.ndarray:
+    return cut_out(image, *event.index)
+
+
+with gr.Blocks(title="Click to cut out") as app:
+    gr.Markdown("Drop a photograph at the left, then click on an object.")
+    with gr.Row():
+        photograph = gr.Image(type="numpy", image_mode="RGB", label="photograph")
+        result = gr.Image(format="png", label="cut out", interactive=False)
+    photograph.select(clicked, photograph, result, api_name=False)
+    gr.api(
+        cut_out, api_name="cut_out"
+    )  # the same for programs: gradio_client.Client(URL).predict(..., api_name="/cut_out")
+
+if __name__ == "__main__":
+    app.launch(show_error=True)
