@@ -55,7 +55,8 @@ int main(int count, char** arguments) try {
     Image image = read_ppm(arguments[2]);
     ov::Core core;
     auto model = core.read_model(arguments[1]);
-    auto request = core.compile_model(model, "CPU").create_infer_request();
+    const auto exact = ov::hint::inference_precision(ov::element::f32); // some processors take bfloat16 otherwise
+    auto request = core.compile_model(model, "CPU", exact).create_infer_request();
     request.set_input_tensor(ov::Tensor(ov::element::u8, {1, image.height, image.width, 3}, image.pixels.data()));
     request.infer();
     const ov::Tensor classes = request.get_output_tensor(); // (1, H, W)

@@ -29,8 +29,8 @@ def cut_out(image: np.ndarray, x: float, y: float) -> np.ndarray:
     return np.dstack([image, np.where(result.best, 255, 0).astype(np.uint8)])
 
 
-def clicked(image: np.ndarray, event: gr.SelectData) -> np.ndarray:
-    return cut_out(image, *event.index)
+def place(event: gr.SelectData) -> tuple[int, int]:
+    return event.index
 
 
 with gr.Blocks(title="Click to cut out") as app:
@@ -38,10 +38,11 @@ with gr.Blocks(title="Click to cut out") as app:
     with gr.Row():
         photograph = gr.Image(type="numpy", image_mode="RGB", label="photograph")
         result = gr.Image(format="png", label="cut out", interactive=False)
-    photograph.select(clicked, photograph, result, api_name=False)
-    gr.api(
-        cut_out, api_name="cut_out"
-    )  # the same for programs: gradio_client.Client(URL).predict(..., api_name="/cut_out")
+    with gr.Row():
+        x, y = gr.Number(label="column", precision=0), gr.Number(label="row", precision=0)
+    # Programs call the same: gradio_client.Client(URL).predict(handle_file("a.jpg"), 437, 560, api_name="/cut_out")
+    click = photograph.select(place, None, [x, y], api_name=False)
+    click.then(cut_out, [photograph, x, y], result, api_name="cut_out")
 
 if __name__ == "__main__":
     app.launch(show_error=True)
