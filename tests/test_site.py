@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -113,6 +114,34 @@ def test_a_folder_of_others_is_not_removed(site_modules: Any, tmp_path: Path) ->
     with pytest.raises(SystemExit, match="was not made by an earlier build"):
         site_modules("build").build(tmp_path)
     assert (tmp_path / "mine.txt").exists()
+
+
+@pytest.mark.long
+def test_the_site_in_a_browser(site: Path) -> None:
+    """Without a server: no page is wider than a phone, the figure of linear attention computes, the search finds."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as start:
+        browser = start.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 360, "height": 740})
+        errors: list[str] = []
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        for file in sorted(site.rglob("*.html")):
+            if file.name != "404.html":
+                page.goto(file.as_uri())
+                assert page.evaluate("document.documentElement.scrollWidth") <= 360, file.name
+        page.goto((site / "linear_attention.html").as_uri())
+        page.click(".attention-figure button")
+        page.wait_for_function("document.querySelector('.attention-result').textContent")
+        assert float(page.inner_text(".attention-result").rstrip(".").rpartition(" ")[2]) < 1e-12
+        page.set_viewport_size({"width": 1280, "height": 900})
+        page.keyboard.press("Control+k")
+        page.keyboard.type("gigapixel")
+        page.get_by_role("link", name="Large images").first.wait_for()
+        assert not errors
+        browser.close()
 
 
 # ---- pages

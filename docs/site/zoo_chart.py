@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 860, 480
 LEFT, RIGHT, TOP, BOTTOM = 60, 20, 20, 80
 COLOURS = {
     "efficientvit": ("#d6336c", "EfficientViT (MIT)"),
-    "efficientvit_m": ("#1c7ed6", "EfficientViT (Microsoft)"),
+    "efficientvit_m": ("#1c7ed6", "EfficientViT-M"),
     "mobilenet": ("#f08c00", "MobileNet"),
     "efficientnet": ("#2f9e44", "EfficientNet"),
     "mambavision": ("#7048e8", "MambaVision"),
