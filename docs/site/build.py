@@ -67,7 +67,8 @@ def build(out: Path) -> Path:
         SystemExit: a page could not be staged, zensical reported a problem, or a link leads nowhere.
     """
     config = out / "zensical.toml"
-    if out.exists() and any(out.iterdir()) and not config.is_file():
+    made = config.is_file() and (out / "pages").is_dir()
+    if out.exists() and any(out.iterdir()) and not made:
         raise SystemExit(f"{out} was not made by an earlier build; choose a new folder for --out")
     shutil.rmtree(out, ignore_errors=True)
     stage(out)
