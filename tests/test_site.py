@@ -22,7 +22,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
-#: What a stranger looks for, and the page, with a heading where it has one, that answers.
+#: What a stranger looks for, and the page that answers.
 WANTED = {
     "train on my masks": "own_masks.html",
     "deploy to a phone": "phones.html",

@@ -109,7 +109,7 @@ def configuration(sections: Iterable[reference.Section]) -> str:
     paths = {"SOURCES": REPOSITORY / "src", "ROLES": SITE / "roles.py"}
     for name, path in paths.items():
         text = text.replace(f'"{name}"', json.dumps(path.as_posix()))
-    return text.replace("REFERENCE", entries, 1)
+    return text.replace('{ "REFERENCE" = "REFERENCE" }', entries, 1)
 
 
 def _outside_pages(texts: dict[str, str]) -> dict[str, str]:
