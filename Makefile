@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test
 
-.PHONY: demo test test-long fuzz lint format clean
+.PHONY: demo test test-long fuzz lint format site clean
 
 # What a new user sees: the base install, without torch.
 demo: $(DEMO)/installed
@@ -29,6 +29,10 @@ test-long: $(TEST)/installed
 CASES ?= 20000
 fuzz: $(TEST)/installed
 	$(TEST)/bin/python tests/fuzz/run.py --cases $(CASES)
+
+# The documentation as a site, in build/site/html; every warning and every link that leads nowhere is an error.
+site: $(TEST)/installed
+	$(TEST)/bin/python docs/site/build.py
 
 lint: $(TEST)/installed
 	$(TEST)/bin/ruff check .

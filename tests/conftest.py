@@ -46,6 +46,7 @@ LONGEST = (
     "e2e/test_train.py",
     "factory/test_pretrained.py",
     "e2e/test_bands.py",
+    "test_site.py",
 )
 
 

@@ -5,26 +5,23 @@ Nothing is run: commands are parsed, snippets are compiled and their names resol
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import cyclopts
 import pytest
 
 import foveal
 from foveal.cli import app
+from helpers.public_names import API, NAME, imported_names, public_names, resolve, unlisted
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT, ROOT / "docs", ROOT / ".github", ROOT / "src" / "foveal" / "assets")
 PAGES = sorted(page for folder in FOLDERS for page in folder.glob("*.md"))
-API = ROOT / "docs" / "python_api.md"
 
 # Inline code of this form that names no object of the package.
 NOT_IMPORTED = {"foveal.sha256": "a key of checkpoint metadata"}
@@ -32,7 +29,6 @@ NOT_IMPORTED = {"foveal.sha256": "a key of checkpoint metadata"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^()\s]+(?:\([^()]*\))?[^()\s]*)\)")
 FILE = re.compile(r"(tests|benchmarks|recipes)/[\w./]+")
-NAME = re.compile(r"foveal(?:\.\w+)+")
 
 
 def page_id(path: Path) -> str:
@@ -156,57 +152,6 @@ def test_files_in_the_text_exist(page: Path) -> None:
 
 
 # ---- snippets
-
-
-def resolve(name: str) -> Any:
-    """The object of a dotted name; attributes of objects that are no module or class are not looked at.
-
-    Raises:
-        AttributeError: there is none.
-    """
-    first, *rest = name.split(".")
-    value: Any = importlib.import_module(first)
-    path = first
-    for part in rest:
-        if not isinstance(value, ModuleType | type):
-            return value
-        path = f"{path}.{part}"
-        if isinstance(value, ModuleType) and not hasattr(value, part):
-            try:
-                value = importlib.import_module(path)
-                continue
-            except ModuleNotFoundError:
-                raise AttributeError(f"no {path}") from None
-        value = getattr(value, part)
-    return value
-
-
-def imported_names(code: str) -> set[str]:
-    """Full names of what a snippet imports from the package, or takes as an attribute of it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "foveal":
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names if alias.name.startswith("foveal.")}
-        elif isinstance(node, ast.Attribute) and NAME.fullmatch(ast.unparse(node)):
-            names.add(ast.unparse(node))
-    return names
-
-
-def unlisted(names: set[str], public: set[str]) -> set[str]:
-    """Those that are neither public, nor an attribute of a public name, nor a module on the way to one."""
-    beginnings = {name.rsplit(".", count)[0] for name in public for count in range(name.count("."))}
-    return {name for name in names if not {name, *_beginnings(name)} & public and name not in beginnings}
-
-
-def _beginnings(name: str) -> set[str]:
-    return {name.rsplit(".", count)[0] for count in range(1, name.count("."))}
-
-
-def public_names() -> list[str]:
-    """The names of the list: those in the first column of its tables."""
-    return re.findall(r"^\| `(foveal[\w.]+)` \|", API.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 @every_page

@@ -132,7 +132,7 @@ def push_to_hub(
         repo: ``owner/name``.
         private: whether a repository that is made now is visible to its owner only.
         revision: branch to upload to; default: the main one.
-        model, licence, metrics, data, half: as for :func:`save_pretrained`.
+        model: as for :func:`save_pretrained`, and so are ``licence``, ``metrics``, ``data`` and ``half``.
 
     Returns:
         str: address of the commit.

@@ -142,7 +142,7 @@ def feature_collection(mask: NDArray[Any], names: Sequence[str], nodata: int | N
     _libraries()
     from shapely.geometry import mapping
 
-    features = _features(list(_areas([mask], nodata)), names, None)
+    features = _features(list(areas_of([mask], nodata)), names, None)
     rows = zip(features.classes.tolist(), features.names, features.pixels.tolist(), strict=True)
     return {
         "type": "FeatureCollection",

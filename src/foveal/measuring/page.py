@@ -67,8 +67,8 @@ def _head(rows: Path, page: Path) -> str:
     command = f"foveal bench --preset headline --resume {rows.name} --page {target}"
     return (
         "# Compared with other networks\n\n"
-        "This page is generated from measurements of one machine; the command repeats them on yours, in a checkout of\n"
-        "the repository, and could contradict them. Do not edit it.\n\n"
+        "This page is for those who choose between networks. It is generated from measurements of one machine; the\n"
+        "command repeats them on yours, in a checkout of the repository, and could contradict them. Do not edit it.\n\n"
         f"```bash\npip install '.[torch,timm,openvino]' transformers\n{command}\n```"
     )
 

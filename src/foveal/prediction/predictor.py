@@ -158,7 +158,7 @@ class Predictor:
 
         Args:
             images: as for :meth:`__call__`.
-            tile, overlap, exact, flip, scales, progress: as for :meth:`__call__`.
+            tile: as for :meth:`__call__`, and so are ``overlap``, ``exact``, ``flip``, ``scales`` and ``progress``.
             batch_size: how many successive images may run at once; those whose network inputs have the same shape do.
                 Results are those of single images within the rounding of float32. Upscaled images larger than half a
                 megapixel run alone. Default: 1.
