@@ -22,7 +22,7 @@ ORDER = [
     "__main__", "cli", "commands", "", "losses", "costs",
     "training", "measuring", "exporting", "evaluation", "batch", "prediction", "streaming", "timm",
     "engine", "factory", "tasks", "weights", "models", "data", "layers", "images",
-    "config", "info", "task", "progress", "timing", "compiling", "files", "assets", "errors", "text",
+    "config", "info", "task", "progress", "timing", "compiling", "files", "page", "assets", "errors", "text",
 ]  # fmt: skip
 RANK = {room: len(ORDER) - place for place, room in enumerate(ORDER)}
 
