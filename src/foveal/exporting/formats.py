@@ -141,7 +141,15 @@ FORMATS = {
             fixed=True,
         ),
         Format(
-            "web", (".onnx",), write_web, open_onnx, ("encoder", "prompts"), _ONNX, halves=True, any_size=True, site=Site
+            "web",
+            (".onnx",),
+            write_web,
+            open_onnx,
+            ("encoder", "prompts"),
+            _ONNX,
+            halves=True,
+            any_size=True,
+            site=Site,
         ),
     )
 }

@@ -71,7 +71,9 @@ def _store_in_half(proto: onnx.ModelProto) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     used = {name for node in proto.graph.node for name in node.input}
-    for tensor in [tensor for tensor in proto.graph.initializer if tensor.name not in used]:  # biases that were replaced
+    for tensor in [
+        tensor for tensor in proto.graph.initializer if tensor.name not in used
+    ]:  # biases that were replaced
         proto.graph.initializer.remove(tensor)
     casts = []
     for tensor in proto.graph.initializer:
@@ -223,7 +225,9 @@ def _fetch_runtime() -> dict[str, bytes]:
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise DependencyError("npm is missing, which fetches onnxruntime-web for the site: install Node.js, which has it")
+        raise DependencyError(
+            "npm is missing, which fetches onnxruntime-web for the site: install Node.js, which has it"
+        )
     package = f"onnxruntime-web@{RUNTIME}"
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", package, "--silent", "--prefer-offline", "--pack-destination", folder]
@@ -234,7 +238,9 @@ def _fetch_runtime() -> dict[str, bytes]:
         archives = list(Path(folder).glob("*.tgz"))
         if done.returncode or len(archives) != 1:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-            raise DependencyError(f"npm could not fetch {package} ({lines[0].strip()}): check the network and npm's settings")
+            raise DependencyError(
+                f"npm could not fetch {package} ({lines[0].strip()}): check the network and npm's settings"
+            )
         with tarfile.open(archives[0]) as archive:
             return {name: _member(archive, name) for names in _RUNTIMES.values() for name in names}
 

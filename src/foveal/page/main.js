@@ -141,6 +141,8 @@ class Page {
   }
 
   #listen() {
+    $("camera").hidden = !navigator.maxTouchPoints;
+    $("paste").hidden = Boolean(navigator.maxTouchPoints);
     $("dismiss").onclick = () => this.#error();
     for (const [button, input] of [["choose", "file"], ["another", "file"], ["camera", "camera-file"]])
       $(button).onclick = () => $(input).click();

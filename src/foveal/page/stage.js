@@ -29,7 +29,8 @@ export class Stage {
     context.imageSmoothingQuality = "high";
     context.drawImage(source, 0, 0, columns, rows);
     this.scale = columns / width; // drawn pixels for each pixel of the photograph
-    this.view.style.setProperty("--ratio", width / height);
+    this.view.parentElement.style.setProperty("--ratio", width / height);
+    this.view.parentElement.classList.add("filled");
     this.view.hidden = false;
     this.cursor = null;
     this.divider.hidden = true;
