@@ -1,7 +1,7 @@
-"""ONNX files without weights: graphs that read them from the checkpoint beside them, so that the package has them once.
+"""ONNX files without weights, which are read from the checkpoint beside them: the package has them once.
 
-``python -m foveal.exporting.outline tf_efficientnet_lite0.sam`` writes ``NAME.encoder.onnx`` and ``NAME.prompts.onnx`` next
-to the bundled ``NAME.safetensors``. :mod:`foveal.prediction.outlines` opens them.
+``python -m foveal.exporting.outline tf_efficientnet_lite0.sam`` writes ``NAME.encoder.onnx`` and ``NAME.prompts.onnx``
+next to the bundled ``NAME.safetensors``. :mod:`foveal.prediction.outlines` opens them.
 """
 
 from __future__ import annotations
