@@ -11,7 +11,6 @@ export class BrowserEngine {
   #worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
   #waiting = new Map();
   #last = 0;
-  #encoded = null;
   #segmented = null;
 
   constructor(site) {
@@ -48,10 +47,8 @@ export class BrowserEngine {
   }
 
   async encode(model, image, progress) {
-    if (this.#encoded === image) return;
     const bitmap = await createImageBitmap(image.bitmap);
     await this.#call("encode", { name: model.name, bitmap }, progress, [bitmap]);
-    this.#encoded = image;
   }
 
   prompt(model, image, prompt, side = Infinity) {

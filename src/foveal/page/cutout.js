@@ -5,7 +5,8 @@ import { pngOf, resultName, save, saveJson } from "./image.js";
 import { bytePng } from "./png.js";
 import { wholePicture } from "./stage.js";
 
-const EDGE = [255, 255, 255], MOST_MASKS = 255, EVERYTHING_SIDE = 1024;
+const EDGE = [255, 255, 255], MOST_MASKS = 255;
+const SHOWN_SIDE = 1024; // longest side of masks that are only shown; the networks compute 256
 const $ = (id) => document.getElementById(id);
 
 export class Cutout {
@@ -17,6 +18,7 @@ export class Cutout {
   #corner = null; // of a box that keys draw
   #box = null; // that is being dragged
   #running = false;
+  #encoding = null; // {image, done}
 
   constructor(page, model) {
     Object.assign(this, { page, model });
@@ -38,7 +40,18 @@ export class Cutout {
     this.image = image;
     this.#history = [];
     this.#set(empty());
-    this.page.work("Encoding the photograph", (progress) => this.page.engine.encode(this.model, image, progress));
+    this.page.work("Encoding the photograph", (progress) => this.#encode(progress));
+  }
+
+  // Encode the photograph, once.
+  #encode(progress) {
+    const { image } = this;
+    if (this.#encoding?.image !== image) {
+      const done = this.page.engine.encode(this.model, image, progress);
+      this.#encoding = { image, done };
+      done.catch(() => (this.#encoding = null)); // the next click tries again
+    }
+    return this.#encoding.done;
   }
 
   show() {
@@ -123,8 +136,8 @@ export class Cutout {
       while (this.image === image && hasPrompt(this.#state) && !this.#state.answer) {
         const state = this.#state;
         await page.work("", async (progress) => {
-          await page.engine.encode(this.model, image, progress);
-          const answer = await page.engine.prompt(this.model, image, request(state), Math.max(...page.stage.size));
+          await this.#encode(progress);
+          const answer = await page.engine.prompt(this.model, image, request(state), SHOWN_SIDE);
           state.order = answer.masks.length > 1 ? byArea(answer.masks).indexOf(answer.best) : 0;
           state.answer = answer;
         });
@@ -143,8 +156,8 @@ export class Cutout {
     if ($("everything").disabled) return;
     const { image, page } = this;
     await page.work("Looking for objects", async (progress) => {
-      await page.engine.encode(this.model, image, progress);
-      const { masks } = await page.engine.everything(this.model, image, EVERYTHING_SIDE, progress);
+      await this.#encode(progress);
+      const { masks } = await page.engine.everything(this.model, image, SHOWN_SIDE, progress);
       if (!masks.length) throw Error("No object was found: click one instead.");
       const found = masks.slice(0, MOST_MASKS).map((each) => ({ ...each, shown: this.#shown(each) }));
       if (this.image === image) this.#push({ ...empty(), found });
@@ -160,8 +173,7 @@ export class Cutout {
 
   // A mask at the drawn size.
   #shown(mask) {
-    const [width, height] = this.page.stage.size;
-    return mask.width === width && mask.height === height ? mask : enlarged(mask, width, height);
+    return enlarged(mask, ...this.page.stage.size);
   }
 
   get current() {
@@ -263,16 +275,19 @@ function checked(name) {
   return document.querySelector(`input[name=${name}]:checked`)?.value;
 }
 
-// Everything but the mask in the dark, with a light line along its edge.
+// Everything but the mask in the dark, with a light line of two pixels along its edge.
 function spotlight({ mask, width, height }, dim) {
   const pixels = new ImageData(width, height), words = new Uint32Array(pixels.data.buffer);
   const dark = (Math.round(235 * dim) << 24) >>> 0, light = 0xffffffff;
-  const at = (x, y) => x >= 0 && y >= 0 && x < width && y < height && mask[y * width + x];
+  for (let i = 0; i < words.length; i++) words[i] = mask[i] ? 0 : dark;
+  const mark = (x, y) => {
+    if (x >= 0 && y >= 0 && x < width && y < height && !mask[y * width + x]) words[y * width + x] = light;
+  };
   for (let y = 0, i = 0; y < height; y++)
     for (let x = 0; x < width; x++, i++) {
-      if (mask[i]) continue;
-      const near = at(x - 1, y) || at(x + 1, y) || at(x, y - 1) || at(x, y + 1) || at(x - 2, y) || at(x + 2, y) || at(x, y - 2) || at(x, y + 2);
-      words[i] = near ? light : dark;
+      if (!mask[i]) continue;
+      const inside = mask[i - 1] && mask[i + 1] && mask[i - width] && mask[i + width];
+      if (!inside) for (let step = -2; step <= 2; step++) (mark(x + step, y), mark(x, y + step));
     }
   return pixels;
 }

@@ -1,7 +1,7 @@
 // All objects of an image: prompts on a grid, coarse first, then finer where no mask was found. The method, its stages
 // and its thresholds are those of the fast mode in Python (foveal/prediction/everything.py).
 
-import { atImageSize, extent, insideFrame, toFrame } from "./masks.js";
+import { above, atImageSize, extent, insideFrame, toFrame } from "./masks.js";
 
 const STRIDES = [4, 2, 1], BATCH = 8, LOW_RES = 256;
 const FAST = 0.03, COVERING = [0.08, 0.05]; // how much lower the thresholds are: of masks, and of what covers points
@@ -78,7 +78,7 @@ function keep(found, logits, index, iou, point, { image, width, height, leastSta
   const values = atImageSize(logits, index * LOW_RES * LOW_RES, width, height);
   const { area, stability } = measure(values, 0, width, height, width);
   if (!area || stability < leastStability) return;
-  const mask = Uint8Array.from(values, (value) => (value > 0 ? 1 : 0));
+  const mask = above(values);
   found.push({ mask, width, height, iou, stability, point, ...extent({ mask, width, height }) });
 }
 

@@ -55,6 +55,13 @@ export function atImageSize(logits, offset, width, height) {
   return out;
 }
 
+// The mask of the values above a threshold.
+export function above(values, threshold = 0) {
+  const mask = new Uint8Array(values.length);
+  for (let i = 0; i < mask.length; i++) mask[i] = values[i] > threshold ? 1 : 0;
+  return mask;
+}
+
 // Factors of x and y from pixels of the image to the frame, where prompts have their coordinates.
 export function toFrame({ width, height }) {
   const [inWidth, inHeight] = longSide(width, height, FRAME);
@@ -65,7 +72,7 @@ export function toFrame({ width, height }) {
 export function enlarged({ mask, width, height }, toWidth, toHeight) {
   const values = new Float32Array(toWidth * toHeight);
   stretch(mask, 0, width, linear(width, toWidth), linear(height, toHeight), values);
-  return { mask: Uint8Array.from(values, (value) => (value > 0.5 ? 1 : 0)), width: toWidth, height: toHeight };
+  return { mask: above(values, 0.5), width: toWidth, height: toHeight };
 }
 
 // Part of the logits' rows and columns in which the image is.
@@ -125,11 +132,15 @@ export function toRuns({ mask, width, height }) {
 
 // The mask of run lengths; with `value`, it is written into an existing array.
 export function fromRuns({ size: [height, width], counts }, mask = new Uint8Array(width * height), value = 1) {
-  let place = 0;
+  let x = 0, y = 0;
   counts.forEach((length, index) => {
-    if (index % 2)
-      for (let i = place; i < place + length; i++) mask[(i % height) * width + Math.floor(i / height)] = value;
-    place += length;
+    for (let left = length; left > 0; ) {
+      const part = Math.min(left, height - y); // of the run in this column
+      if (index % 2) for (let i = 0, at = y * width + x; i < part; i++, at += width) mask[at] = value;
+      left -= part;
+      y += part;
+      if (y === height) [x, y] = [x + 1, 0];
+    }
   });
   return { mask, width, height };
 }

@@ -10,8 +10,7 @@ export class ServerEngine {
   largestPart = 1024 * 1024;
   place = `on the server ${location.host}`;
   #key = "";
-  #embedding = null; // of #encoded
-  #encoded = null;
+  #embedding = null; // of the image that was encoded last
   #segmented = null;
   #classes = null;
 
@@ -50,12 +49,11 @@ export class ServerEngine {
   async load() {}
 
   async encode(model, image, progress) {
-    if (this.#encoded === image) return;
     progress(null, "Encoding the photograph on the server");
     const { embedding, width, height } = await (await this.#send(model, "encode", image)).json();
     if (width !== image.width || height !== image.height)
       throw Error(`The server sees ${width} x ${height} pixels, this browser ${image.width} x ${image.height}.`);
-    [this.#embedding, this.#encoded] = [embedding, image];
+    this.#embedding = embedding;
   }
 
   async prompt(model, image, request, side = Infinity) {
@@ -72,14 +70,13 @@ export class ServerEngine {
       response = await send();
     } catch (error) {
       if (error.status !== 404) throw error;
-      this.#encoded = null; // the server has forgotten the embedding
-      await this.encode(model, image, () => {});
+      await this.encode(model, image, () => {}); // the server has forgotten the embedding
       options.embedding = this.#embedding;
       response = await send();
     }
     const { masks, best } = await response.json();
     const wanted = request.index === undefined ? masks : [masks[request.index]];
-    return { masks: wanted.map((mask) => ({ ...mask, ...fromRuns(mask.rle) })), best: request.index === undefined ? best : 0 };
+    return { masks: wanted.map(decoded), best: request.index === undefined ? best : 0 };
   }
 
   async everything(model, image, side, progress) {
@@ -106,6 +103,13 @@ export class ServerEngine {
     const response = await this.#send(model, "predict", part, { format: "png" });
     return await createImageBitmap(await response.blob());
   }
+}
+
+// A mask of the server; its pixels are made when they are first used.
+function decoded({ rle, ...about }) {
+  const [height, width] = rle.size;
+  let mask;
+  return { ...about, width, height, get mask() { return (mask ??= fromRuns(rle).mask); } };
 }
 
 // Class indices at another size: those of the nearest pixels.

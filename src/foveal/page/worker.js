@@ -1,13 +1,15 @@
 // The networks of a static site, in a worker: ONNX Runtime computes them in WebAssembly or on the GPU.
 
-import { atImageSize, classesAt, extent, toFrame } from "./masks.js";
+import { above, atImageSize, classesAt, extent, toFrame } from "./masks.js";
 import { prepare } from "./resample.js";
 import { findEverything } from "./everything.js";
 
 const MOST_THREADS = 8;
 let ort, site, place = "", provider = "wasm", gpu = true;
 const sessions = new Map(); // by file
-let pixels, embedding; // of the image that was encoded last
+const warm = new Set(); // names of models whose networks have run
+let embedding; // of the image that was encoded last
+let queue = Promise.resolve(); // calls are answered one after the other
 
 // Download a file; `progress` gets the number of bytes so far.
 async function download(file, progress) {
@@ -73,8 +75,7 @@ async function run(file, feeds) {
 async function encode({ name, bitmap }, progress) {
   const model = await open(name, progress);
   progress(null, "Reading the photograph");
-  pixels = read(bitmap);
-  const { input, dims } = prepare(pixels, model);
+  const pixels = read(bitmap), { input, dims } = prepare(pixels, model);
   const output = await run(model.files.encoder, { image: [input, dims] });
   embedding = { data: output.image_embeddings.data, width: pixels.width, height: pixels.height };
   return { place };
@@ -110,7 +111,7 @@ async function prompt({ name, points, labels, box, multimask, index, width, heig
   const wanted = index === undefined ? chosen : [chosen[index]];
   const masks = wanted.map((i) => {
     const values = atImageSize(logits, i * 256 * 256, width, height);
-    const mask = Uint8Array.from(values, (value) => (value > 0 ? 1 : 0));
+    const mask = above(values);
     return { mask, width, height, iou: iou[i], ...extent({ mask, width, height }) };
   });
   return { masks, best: index === undefined ? chosen.indexOf(best) : 0 };
@@ -182,8 +183,18 @@ function paste(out, { data, dims }, scale, x, y) {
     }
 }
 
+// Get the networks of a model ready. Their first run takes several times as long as others, so it is done here.
 async function load({ name }, progress) {
-  await open(name, progress);
+  const model = await open(name, progress);
+  progress(1, "Starting the network");
+  const { encoder, prompts } = model.files;
+  if (encoder && !warm.has(name)) {
+    const dims = [1, 3, ...model.size];
+    const { image_embeddings: { data } } = await run(encoder, { image: [new Float32Array(3 * dims[2] * dims[3]), dims] });
+    const points = { point_coords: [new Float32Array(4), [1, 2, 2]], point_labels: [Float32Array.of(1, -1), [1, 2]] };
+    await run(prompts, { image_embeddings: [data, [1, 256, 64, 64]], ...points });
+    warm.add(name);
+  }
   return { place };
 }
 
@@ -201,7 +212,11 @@ async function answer(call, options, progress) {
   }
 }
 
-self.onmessage = async ({ data: { id, call, options } }) => {
+self.onmessage = ({ data }) => {
+  queue = queue.then(() => handle(data));
+};
+
+async function handle({ id, call, options }) {
   const progress = (fraction, text) => self.postMessage({ id, progress: { fraction, text } });
   try {
     if (call === "site") {
@@ -215,4 +230,4 @@ self.onmessage = async ({ data: { id, call, options } }) => {
   } catch (error) {
     self.postMessage({ id, error: String(error?.message ?? error).split("\n")[0].slice(0, 300) });
   }
-};
+}
