@@ -90,33 +90,36 @@ def _click(driver: PageDriver, place: tuple[float, float]) -> tuple[float, float
 
 
 def take_pictures(browser: Any, address: str, folder: Path) -> None:
-    """The pictures of README.md and docs/page.md."""
+    """The pictures of docs/page.md."""
     cat, street = (FOLDER / "examples" / name for name in ("cat.jpg", "street.jpg"))
     shoot = functools.partial(_shoot, folder)
-    driver = PageDriver(browser, address, viewport={"width": 1120, "height": 700})
+    still = {"reduced_motion": "reduce"}
+    driver = PageDriver(browser, address, viewport={"width": 1120, "height": 700}, **still)
     driver.choose(cat)
     driver.click(0.5, 0.4)
     driver.click(0.3, 0.93)
-    shoot(driver, "page.png")
+    shoot(driver, "page.jpg")
     driver.close()
-    driver = PageDriver(browser, address, viewport={"width": 1120, "height": 700}, color_scheme="dark")
+    driver = PageDriver(browser, address, viewport={"width": 1120, "height": 700}, color_scheme="dark", **still)
     driver.choose(street)
     driver.press("#tab-segment")
-    shoot(driver, "page.classes.png")
+    shoot(driver, "page.classes.jpg")
     driver.close()
-    driver = PageDriver(browser, address, viewport={"width": 360, "height": 720}, has_touch=True, is_mobile=True)
+    driver = PageDriver(
+        browser, address, viewport={"width": 360, "height": 720}, has_touch=True, is_mobile=True, **still
+    )
     driver.choose(street)
     driver.page.touchscreen.tap(*driver.place(0.68, 0.8))
     driver.page.wait_for_selector("#found:not(:empty)")
     driver.wait()
-    shoot(driver, "page.phone.png")
+    shoot(driver, "page.phone.jpg")
     driver.close()
 
 
 def _shoot(folder: Path, driver: PageDriver, name: str) -> None:
     driver.page.mouse.move(0, 0)
     with Image.open(io.BytesIO(driver.page.screenshot())) as picture:
-        picture.convert("RGB").quantize(128).save(folder / name, optimize=True)
+        picture.convert("RGB").save(folder / name, quality=88, optimize=True)
     print(folder / name, f"{(folder / name).stat().st_size / 1e3:.0f} kB")
 
 

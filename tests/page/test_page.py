@@ -52,11 +52,13 @@ def test_a_click_on_the_page_of_the_demo_cuts_out_what_python_does(
 
 
 @pytest.mark.long
-def test_clicks_boxes_and_undo(visit: Visit, road: str, predictor: foveal.Predictor) -> None:
+def test_clicks_boxes_and_undo(visit: Visit, road: str, predictor: foveal.Predictor, tmp_path: Path) -> None:
+    street = tmp_path / "street.png"  # decoders of JPEG differ by a level, which moves the edges of doubtful masks
+    Image.open(STREET).save(street)
     page = visit(road)
-    page.choose(STREET)
+    page.choose(street)
     page.click(0.68, 0.8)
-    embedding = predictor.encode(STREET)
+    embedding = predictor.encode(street)
     size = np.array(embedding.size[::-1])
     first = embedding.prompt([np.array([0.68, 0.8]) * size], [1])
     order = first.by_area[::-1]  # the smallest first, as on the page
@@ -66,10 +68,10 @@ def test_clicks_boxes_and_undo(visit: Visit, road: str, predictor: foveal.Predic
     page.click(0.62, 0.75)
     page.click(0.5, 0.9, button="right")
     points = [[0.68, 0.8], [0.62, 0.75], [0.5, 0.9]]
-    assert iou(np.asarray(page.saved_picture("#save-mask")), expected(predictor, STREET, points, [1, 1, 0])) >= SAME
+    assert iou(np.asarray(page.saved_picture("#save-mask")), expected(predictor, street, points, [1, 1, 0])) >= SAME
     page.press("#undo")
     two = np.asarray(page.saved_picture("#save-mask"))
-    assert iou(two, expected(predictor, STREET, points[:2], [1, 1])) >= SAME
+    assert iou(two, expected(predictor, street, points[:2], [1, 1])) >= SAME
     page.press("#clear")
     assert page.page.is_disabled("#save-mask")
     assert not page.overlay().any()

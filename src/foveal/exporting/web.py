@@ -225,9 +225,7 @@ def _fetch_runtime() -> dict[str, bytes]:
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise DependencyError(
-            "npm is missing, which fetches onnxruntime-web for the site: install Node.js, which has it"
-        )
+        raise DependencyError("npm is missing, which fetches onnxruntime-web for the site: install Node.js")
     package = f"onnxruntime-web@{RUNTIME}"
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", package, "--silent", "--prefer-offline", "--pack-destination", folder]

@@ -11,7 +11,9 @@ const $ = (id) => document.getElementById(id);
 
 export class Cutout {
   label = "Cut out";
-  hint = "Click an object. Click again to add to it, right-click to take away, or drag a box around it.";
+  hint = navigator.maxTouchPoints
+    ? "Tap an object, tap again to add to it. Background takes away; Box needs a drag or two corners."
+    : "Click an object. Click again to add to it, right-click to take away, or drag a box around it.";
   #history = [];
   #state = empty();
   #answer = null; // {masks, best} of the state, at the drawn size
