@@ -22,7 +22,7 @@ ORDER = [
     "__main__", "cli", "commands", "serving", "", "losses", "costs",
     "training", "measuring", "exporting", "evaluation", "batch", "prediction", "streaming", "timm",
     "engine", "factory", "tasks", "weights", "models", "data", "layers", "images",
-    "config", "info", "task", "progress", "timing", "compiling", "files", "assets", "errors", "text",
+    "config", "info", "task", "progress", "timing", "compiling", "files", "page", "assets", "errors", "text",
 ]  # fmt: skip
 RANK = {room: len(ORDER) - place for place, room in enumerate(ORDER)}
 
@@ -37,13 +37,14 @@ LIGHT = [
     "evaluation.detections", "evaluation.evaluate", "evaluation.fidelity", "evaluation.metrics", "evaluation.prompt",
     "evaluation.protocols", "evaluation.report", "evaluation.segment", "evaluation.sheet", "evaluation.upscale",
     "measuring.benchmark", "measuring.candidates", "measuring.energy", "measuring.machine", "measuring.opening",
-    "measuring.peer_files", "measuring.peers", "measuring.report", "measuring.rounds", "prediction.areas",
+    "measuring.peer_files", "measuring.peers", "measuring.report", "measuring.rounds", "page", "prediction.areas",
     "prediction.argmax", "prediction.batching", "prediction.coreml_runner",
     "prediction.devices", "prediction.everything", "prediction.everything_options", "prediction.interpolation",
     "prediction.load", "prediction.mask_results", "prediction.native_runner", "prediction.onnx_file",
     "prediction.executorch_runner", "prediction.exported", "prediction.file_network", "prediction.input_limits",
     "prediction.litert_runner", "prediction.sealed",
     "prediction.onnx_graphs", "prediction.onnx_providers", "prediction.onnx_runner", "prediction.openvino_runner",
+    "prediction.outlines",
     "prediction.predictor", "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
     "prediction.segment_anything", "prediction.segmenting",
     "prediction.tensorrt_runner", "prediction.tiles", "prediction.torch_runner",

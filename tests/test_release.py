@@ -27,6 +27,7 @@ from PIL import Image
 
 import foveal
 from foveal import assets
+from foveal.page import page_files
 
 ROOT = Path(__file__).parents[1]
 PHOTO = assets.FOLDER / "street.jpg"
@@ -77,9 +78,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     package = ROOT / "src" / "foveal"
     sources = {path.relative_to(package) for suffix in ("cpp", "h") for path in package.rglob(f"*.{suffix}")}
     expected = {"py.typed"} | {path.as_posix() for path in sources} | {f"assets/{name}" for name in OTHER_ASSETS}
+    expected |= {f"page/{name}" for name in page_files()}
     for ref in assets.WEIGHTS:
         expected |= {f"assets/{ref}.md", f"assets/{ref}.safetensors"}
-        exported = (f"assets/{ref}{suffix}" for suffix in (".onnx", ".foveal"))
+        exported = (f"assets/{ref}{suffix}" for suffix in (".onnx", ".foveal", ".encoder.onnx", ".prompts.onnx"))
         expected |= {name for name in exported if (ROOT / "src" / "foveal" / name).exists()}
     graphs = {path.name: path.stat().st_size for path in assets.FOLDER.glob("*.graph")}
     assert len(graphs) == 4

@@ -13,7 +13,7 @@ from .console import Json, parse_size, print_json, say
 def export(
     ref: str,
     /,
-    *,
+    *others: str,
     to: str = "onnx",
     output: Path | None = None,
     upsample: bool = False,
@@ -33,11 +33,14 @@ def export(
     ----------
     ref
         Bundled name, checkpoint or training run.
+    others
+        Further models, of which the files or the site of --to web go to the same folder.
     to
         Formats, separated by commas: onnx, openvino, executorch, litert, coreml, tensorrt, native for the CPU engine,
-        or samexporter for annotation programs.
+        samexporter for annotation programs, or web: a folder with a page that runs models in the browser.
     output
-        File to write; of several formats: the folder. Default: the model's name in the current folder.
+        File to write; of several formats or models, and of web: the folder. Default: the model's name in the current
+        folder; web: the folder site.
     upsample
         For segmentation: put the upsampling to the image's size into the file.
     size
@@ -67,25 +70,30 @@ def export(
     formats = [find_format(name.strip()).name for name in to.split(",")]
     if len(set(formats)) < len(formats):
         raise ConfigError(f"--to {to}: a format is named twice")
+    refs = (ref, *others)
     if output is not None:
-        if len(formats) > 1:
+        if len(formats) > 1 or others:
             ensure_folder(output)
-        check_overwrites([output], [Path(ref), *Path(ref).glob("*.safetensors")])
+        check_overwrites([output], [file for name in refs for file in (Path(name), *Path(name).glob("*.safetensors"))])
     options = {"upsample": upsample, "opset": opset, "half": half, "bake": bake, "batch": batch}
     options |= {"int8": int8, "max_loss": max_loss, "calibration_images": calibration_images, "progress": Progress()}
-    model, reports, errors = load_model(ref), [], {}
-    for name in formats:
-        try:
-            report = export_model(model, name, output=output, input_size=parse_size(size) if size else None, **options)
-        except (ExportError, DependencyError) as error:
-            if len(formats) == 1:
-                raise
-            errors[name] = str(error)
-            notice(f"{name}: {error}")
-            continue
-        reports.append(report.to_json())
-        if not json:
-            say(report)
+    reports, errors, one = [], {}, len(formats) == 1 and not others
+    for each in refs:
+        model = load_model(each)
+        for name in formats:
+            try:
+                report = export_model(
+                    model, name, output=output, input_size=parse_size(size) if size else None, **options
+                )
+            except (ExportError, DependencyError) as error:
+                if one:
+                    raise
+                errors[f"{each}: {name}" if others else name] = str(error)
+                notice(f"{each}: {name}: {error}" if others else f"{name}: {error}")
+                continue
+            reports.append(report.to_json())
+            if not json:
+                say(report)
     if json:
-        print_json(reports[0] if len(formats) == 1 else {"files": reports, "errors": errors})
+        print_json(reports[0] if one else {"files": reports, "errors": errors})
     return 1 if errors else 0

@@ -41,6 +41,7 @@ from .report import ExportReport, current_command, report_path, versions_of
 SMALLEST = 32  #: side of a fixed size, in pixels
 FIXED_SIZE = (512, 512)  #: of formats that need a size, for models without one of their own
 LARGEST = (1024, 2048)  #: (H, W) of the largest images of formats that need a bound
+SITE = "site"  #: folder of formats that are one
 MAX_OPSET = 23  #: of ONNX: the newest that the exporter writes
 
 #: The networks that a model of a task is exported as. Models of other tasks cannot be exported.
@@ -81,9 +82,10 @@ def export(
     Args:
         model_or_ref: a model from ``create_model`` or ``load_model``, or a reference that ``load_model`` takes.
         to: format: "onnx", "openvino" (``NAME.xml`` and its weights ``NAME.bin``), "executorch", "litert", "coreml",
-            "tensorrt", "native", or "samexporter" (encoder and decoder for AnyLabeling and other programs of that
-            layout).
-        output: file to write, or an existing folder; default: the model's name in the current folder.
+            "tensorrt", "native", "samexporter" (encoder and decoder for AnyLabeling and other programs of that
+            layout), or "web" (a folder with a page that runs the model in the browser).
+        output: file to write, or an existing folder; default: the model's name in the current folder. Of "web": a new
+            or empty folder, or one that an earlier export wrote, to which the model is added; default: "site".
         upsample: for segmentation: put the upsampling to the image's size into the file. By default the file gives
             logits at the model's own stride, and Foveal's predictor upsamples them.
         size: (H, W) to trace at, each at least twice the model's coarsest stride; the file takes any size from 32 up.
@@ -136,7 +138,9 @@ def export(
         raise ConfigError("bake gives classes at the image's size, in float32 or float16: leave upsample and int8 out")
     limits = _input_limits(format, info_of(model), input_size, batch)
     source = _prepare(model, upsample, limits.size if limits.size and limits.fixed else size, limits)
-    options, path = Options(half, opset or OPSET), _output_file(output, source.info.ref, format)
+    options = Options(half or format.site is not None, opset or OPSET)
+    site = format.site(Path(output or SITE), source.info) if format.site else None
+    path = site.model_path(format.suffixes[0]) if site else _output_file(output, source.info.ref, format)
     source = dataclasses.replace(source, info=_with_file(source.info, options, bake))
     make = format.graphs or GRAPHS[source.info.task]
     graphs = [graph for graph in make(source) if graph.part in ("", *format.parts)]
@@ -144,7 +148,8 @@ def export(
         return _write_int8(format, graphs, path, options, request)
     if bake:
         graphs = [bake_graph(graph, source) for graph in graphs]
-    return _write_all(format, graphs, path, options, progress)
+    report = _write_all(format, graphs, path, options, progress)
+    return site.finish(report) if site else report
 
 
 def _with_file(info: ModelInfo, options: Options, bake: bool) -> ModelInfo:

@@ -22,6 +22,7 @@ from .quantise_qdq import OnnxQuantizer, OpenVinoQuantizer
 from .sam_clients import sam_client_graphs
 from .tensorrt import SUFFIX as TENSORRT_SUFFIX
 from .tensorrt import open_tensorrt, write_tensorrt
+from .web import Site, write_web
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Format:
         halves: whether it can be written in float16.
         bakes: whether images of 8 bits can be its input, with all preparation inside.
         quantizer: writes its files in int8; ``None``: there is no int8.
+        site: what is made around the files of a model, in the folder that users name; its files are always in float16.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Format:
     free_prompts: bool = True
     graphs: Callable[[Source], list[Graph]] | None = None
     quantizer: type[Quantizer] | None = None
+    site: type[Site] | None = None
 
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")  # packages that write ONNX files and check them
@@ -136,6 +139,17 @@ FORMATS = {
             halves=True,
             folder=True,
             fixed=True,
+        ),
+        Format(
+            "web",
+            (".onnx",),
+            write_web,
+            open_onnx,
+            ("encoder", "prompts"),
+            _ONNX,
+            halves=True,
+            any_size=True,
+            site=Site,
         ),
     )
 }

@@ -1,0 +1,124 @@
+// The engine of `foveal serve` and of `foveal demo --page`: the networks run on the server of this page.
+
+import { extent, fromRuns, within } from "./masks.js";
+import { pngOf } from "./image.js";
+
+const READ = ["image/jpeg", "image/png", "image/webp", "image/tiff", "image/bmp"]; // what the server reads
+
+export class ServerEngine {
+  keepsImages = false;
+  largestPart = 1024 * 1024;
+  place = `on the server ${location.host}`;
+  #key = "";
+  #embedding = null; // of the image that was encoded last
+  #segmented = null;
+  #classes = null;
+
+  static async open() {
+    const engine = new ServerEngine();
+    ({ models: engine.models, limits: engine.limits } = await (await engine.#call("api/models")).json());
+    return engine;
+  }
+
+  async #call(path, options = {}, again = true) {
+    const headers = { ...options.headers, ...(this.#key && { Authorization: `Bearer ${this.#key}` }) };
+    let response;
+    try {
+      response = await fetch(path, { ...options, headers });
+    } catch {
+      throw Error(`The server ${location.host} does not answer: is it running?`);
+    }
+    if (response.ok) return response;
+    const text = (await response.json().catch(() => ({}))).error ?? `The server answered ${response.status}.`;
+    if (response.status === 401 && (this.#key = prompt(`${text}\nKey of this server:`) ?? ""))
+      return await this.#call(path, options);
+    if (response.status === 503 && again) {
+      const seconds = Math.min(Number(response.headers.get("Retry-After")) || 1, 10);
+      await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+      return await this.#call(path, options, false);
+    }
+    throw Object.assign(Error(text), { status: response.status });
+  }
+
+  async #send(model, call, image, query = {}) {
+    const body = READ.includes(image.file?.type) ? image.file : await pngOf(image.bitmap);
+    const path = `api/${encodeURIComponent(model.name)}/${call}?${new URLSearchParams(query)}`;
+    return await this.#call(path, { method: "POST", body, headers: { "Content-Type": body.type } });
+  }
+
+  async load() {}
+
+  async encode(model, image, progress) {
+    progress(null, "Encoding the photograph on the server");
+    const { embedding, width, height } = await (await this.#send(model, "encode", image)).json();
+    if (width !== image.width || height !== image.height)
+      throw Error(`The server sees ${width} x ${height} pixels, this browser ${image.width} x ${image.height}.`);
+    this.#embedding = embedding;
+  }
+
+  async prompt(model, image, request, side = Infinity) {
+    const options = { embedding: this.#embedding, ...request };
+    if (Number.isFinite(side)) options.max_side = Math.min(side, Math.max(image.width, image.height));
+    for (const key of ["box", "index"]) if (options[key] == null) delete options[key];
+    if (!options.points.length) for (const key of ["points", "labels"]) delete options[key];
+    const send = () =>
+      this.#call(`api/${encodeURIComponent(model.name)}/prompt`, {
+        method: "POST", body: JSON.stringify(options), headers: { "Content-Type": "application/json" },
+      });
+    let response;
+    try {
+      response = await send();
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      await this.encode(model, image, () => {}); // the server has forgotten the embedding
+      options.embedding = this.#embedding;
+      response = await send();
+    }
+    const { masks, best } = await response.json();
+    const wanted = request.index === undefined ? masks : [masks[request.index]];
+    return { masks: wanted.map(decoded), best: request.index === undefined ? best : 0 };
+  }
+
+  async everything(model, image, side, progress) {
+    progress(null, "Looking for objects on the server");
+    const response = await this.#send(model, "everything", image, { fast: true, points_per_side: 16, max_side: side });
+    const { masks } = await response.json();
+    return { masks: masks.map((each) => ({ ...each, ...fromRuns(each.rle) })).map((each) => ({ ...each, ...extent(each) })) };
+  }
+
+  async segment(model, image, side, progress) {
+    if (this.#segmented !== image) {
+      progress(null, "Finding the classes on the server");
+      const answer = await (await this.#send(model, "predict", image, { format: "rle" })).json();
+      const classes = new Uint8Array(answer.width * answer.height);
+      for (const { index, rle } of answer.classes) fromRuns(rle, classes, index);
+      [this.#segmented, this.#classes] = [image, classes];
+    }
+    const [width, height] = within(image.width, image.height, side);
+    return { classes: nearest(this.#classes, image.width, image.height, width, height), width, height };
+  }
+
+  async upscale(model, part, progress) {
+    progress(null, `Doubling ${part.width} x ${part.height} pixels on the server`);
+    const response = await this.#send(model, "predict", part, { format: "png" });
+    return await createImageBitmap(await response.blob());
+  }
+}
+
+// A mask of the server; its pixels are made when they are first used.
+function decoded({ rle, ...about }) {
+  const [height, width] = rle.size;
+  let mask;
+  return { ...about, width, height, get mask() { return (mask ??= fromRuns(rle).mask); } };
+}
+
+// Class indices at another size: those of the nearest pixels.
+function nearest(classes, fromWidth, fromHeight, width, height) {
+  if (fromWidth === width && fromHeight === height) return classes;
+  const out = new Uint8Array(width * height);
+  for (let y = 0, at = 0; y < height; y++) {
+    const row = Math.floor(((y + 0.5) * fromHeight) / height) * fromWidth;
+    for (let x = 0; x < width; x++) out[at++] = classes[row + Math.floor(((x + 0.5) * fromWidth) / width)];
+  }
+  return out;
+}

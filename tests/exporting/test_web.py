@@ -1,0 +1,90 @@
+"""Sites: what is in the folder, what is refused. The page itself is tested in ``tests/page``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import foveal
+from foveal import assets
+from foveal.errors import ConfigError, DependencyError, InputError
+from foveal.exporting import web
+from foveal.page import page_files
+from foveal.prediction.outlines import open_outline
+
+RUNTIME = {name: name.encode() for names in web._RUNTIMES.values() for name in names}
+
+
+@pytest.fixture
+def without_npm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+
+def fill_runtime(folder: Path) -> None:
+    """Put files in the place of the library's, as an earlier export does."""
+    (folder / "runtime").mkdir(parents=True)
+    for name, content in RUNTIME.items():
+        (folder / "runtime" / name).write_bytes(content)
+    site = {"engine": "browser", "runtime": {"version": web.RUNTIME}, "models": []}
+    (folder / "site.json").write_text(json.dumps(site))
+
+
+def test_a_site_holds_the_page_and_one_model_for_each_task(without_npm: None, tmp_path: Path) -> None:
+    folder = tmp_path / "site"
+    fill_runtime(folder)
+    x2 = foveal.export("efficientvit_sr.x2", to="web", output=folder)
+    assert x2.path == folder / "index.html"
+    assert x2.max_difference < 1e-3
+    foveal.export("efficientvit_sr.x4", to="web", output=folder)
+    site = json.loads((folder / "site.json").read_text())
+    (model,) = site["models"]
+    assert (model["name"], model["task"], model["scale"]) == ("efficientvit_sr.x4", "upscale", 4)
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert files == {
+        *page_files(),
+        *(f"runtime/{name}" for name in RUNTIME),
+        "models/efficientvit_sr.x4.onnx",
+        "_headers",
+    }
+    file = folder / model["files"]["network"]["path"]
+    assert file.stat().st_size == model["files"]["network"]["bytes"] < 0.4e6
+    assert str(tmp_path) not in (folder / "site.json").read_text()
+    image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
+    difference = foveal.load(file)(image).image.astype(int) - foveal.load("efficientvit_sr.x4")(image).image
+    assert np.abs(difference).max() <= 1
+
+
+def test_without_npm_nothing_is_written(without_npm: None, tmp_path: Path) -> None:
+    with pytest.raises(DependencyError, match=r"^npm is missing, which fetches onnxruntime-web .*: install Node\.js$"):
+        foveal.export("efficientvit_sr.x2", to="web", output=tmp_path / "site")
+    assert not list((tmp_path / "site").iterdir())
+
+
+def test_impossible_sites_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="has files that are no site"):
+        foveal.export("efficientvit_sr.x2", to="web", output=tmp_path)
+    classifier = foveal.create_model("efficientvit_b0", num_classes=3)
+    with pytest.raises(ConfigError, match="the page has tools for prompt, segment, upscale"):
+        foveal.export(classifier, to="web", output=tmp_path / "site")
+    (tmp_path / "site").mkdir(exist_ok=True)
+    (tmp_path / "site" / "site.json").write_text("[]")
+    with pytest.raises(InputError, match=r"site\.json cannot be used"):
+        foveal.export("efficientvit_sr.x2", to="web", output=tmp_path / "site")
+    with pytest.raises(ConfigError, match="images of every size"):
+        foveal.export("efficientvit_sr.x2", to="web", output=tmp_path / "other", input_size=(64, 64))
+
+
+def test_the_graphs_in_the_package_read_the_weights_of_the_checkpoint() -> None:
+    """The bundled promptable model without torch gives the masks of the model in torch."""
+    ref, photo = "tf_efficientnet_lite0.sam", assets.path("street", ".jpg")
+    outline, model = open_outline(ref).encode(photo), foveal.load(ref).encode(photo)
+    np.testing.assert_allclose(outline.features, model.features, atol=1e-4)
+    found, expected = (each.prompt([[900, 480]], [1]) for each in (outline, model))
+    assert (found.masks == expected.masks).mean() > 0.9999
+    np.testing.assert_allclose(found.iou, expected.iou, atol=1e-4)
+    for part in ("encoder", "prompts"):
+        assert assets.path(ref, f".{part}.onnx").stat().st_size < 0.5e6
