@@ -44,7 +44,6 @@ LIGHT = [
     "prediction.executorch_runner", "prediction.exported", "prediction.file_network", "prediction.input_limits",
     "prediction.litert_runner", "prediction.sealed",
     "prediction.onnx_graphs", "prediction.onnx_providers", "prediction.onnx_runner", "prediction.openvino_runner",
-    "prediction.outlines",
     "prediction.predictor", "prediction.prompting", "prediction.results", "prediction.runner", "prediction.runtimes",
     "prediction.segment_anything", "prediction.segmenting",
     "prediction.tensorrt_runner", "prediction.tiles", "prediction.torch_runner",

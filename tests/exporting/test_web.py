@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 
 import foveal
-from foveal import assets
 from foveal.errors import ConfigError, DependencyError, InputError
 from foveal.exporting import web
 from foveal.page import page_files
-from foveal.prediction.outlines import open_outline
 
 RUNTIME = {name: name.encode() for names in web._RUNTIMES.values() for name in names}
 
@@ -76,15 +74,3 @@ def test_impossible_sites_are_refused(tmp_path: Path) -> None:
         foveal.export("efficientvit_sr.x2", to="web", output=tmp_path / "site")
     with pytest.raises(ConfigError, match="images of every size"):
         foveal.export("efficientvit_sr.x2", to="web", output=tmp_path / "other", input_size=(64, 64))
-
-
-def test_the_graphs_in_the_package_read_the_weights_of_the_checkpoint() -> None:
-    """The bundled promptable model without torch gives the masks of the model in torch."""
-    ref, photo = "tf_efficientnet_lite0.sam", assets.path("street", ".jpg")
-    outline, model = open_outline(ref).encode(photo), foveal.load(ref).encode(photo)
-    np.testing.assert_allclose(outline.features, model.features, atol=1e-4)
-    found, expected = (each.prompt([[900, 480]], [1]) for each in (outline, model))
-    assert (found.masks == expected.masks).mean() > 0.9999
-    np.testing.assert_allclose(found.iou, expected.iou, atol=1e-4)
-    for part in ("encoder", "prompts"):
-        assert assets.path(ref, f".{part}.onnx").stat().st_size < 0.5e6

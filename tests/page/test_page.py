@@ -18,7 +18,6 @@ from PIL import Image
 import foveal
 from foveal.images.regions import mask_of
 from foveal.page import FOLDER
-from foveal.prediction.outlines import open_outline
 from helpers.browser import PageDriver, iou
 
 CAT, STREET = FOLDER / "examples" / "cat.jpg", FOLDER / "examples" / "street.jpg"
@@ -28,7 +27,7 @@ Visit = Callable[..., PageDriver]
 
 @pytest.fixture(scope="module")
 def predictor() -> foveal.Predictor:
-    return open_outline("tf_efficientnet_lite0.sam")
+    return foveal.load("tf_efficientnet_lite0.sam", runtime="onnxruntime")
 
 
 def expected(

@@ -54,10 +54,9 @@ class DemoModels:
 
     def __init__(self) -> None:
         from ..prediction.load import load
-        from ..prediction.outlines import open_outline
 
         refs = (assets.DEFAULTS["segment"], f"{assets.DEFAULTS['upscale']}.x2")
-        predictors = [open_outline(assets.DEFAULTS["prompt"]), *map(load, refs)]
+        predictors = [load(assets.DEFAULTS["prompt"], runtime="onnxruntime"), *map(load, refs)]
         self.predictors: dict[str, Predictor] = {predictor.info.ref: predictor for predictor in predictors}
         self._embeddings: OrderedDict[str, Embedding] = OrderedDict()
         self._lock = threading.Lock()
