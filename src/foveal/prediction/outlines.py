@@ -48,5 +48,5 @@ def open_outline(ref: str) -> Predictor:
     """Open a bundled promptable model without torch, for points and boxes."""
     networks = {part: OutlineNetwork(assets.path(ref, f".{part}.onnx")) for part in PARTS}
     info = networks[PARTS[0]].info
-    runner = NetworkPrompter(networks, str(info.notes.get("encoder", "")))  # type: ignore[arg-type]
+    runner = NetworkPrompter(networks, str(info.notes.get("encoder", "")))  # pyright: ignore[reportArgumentType]
     return Predictor(runner, info, "onnxruntime on cpu")
