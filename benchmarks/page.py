@@ -28,7 +28,13 @@ from foveal.measuring import machine
 from foveal.page import FOLDER
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from helpers.browser import PageDriver, open_browser, run_demo, serve_folder, why_not
+from helpers.browser import (  # pyright: ignore[reportMissingImports]
+    PageDriver,
+    open_browser,
+    run_demo,
+    serve_folder,
+    why_not,
+)
 
 MODELS = ("tf_efficientnet_lite0.sam", "efficientvit_b0.camvid", "efficientvit_sr.x2")
 SIZE = (4000, 3000)  # W, H of the photograph

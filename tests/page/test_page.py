@@ -52,21 +52,25 @@ def test_a_click_on_the_page_of_the_demo_cuts_out_what_python_does(
 
 @pytest.mark.long
 def test_clicks_boxes_and_undo(visit: Visit, road: str, predictor: foveal.Predictor, tmp_path: Path) -> None:
-    street = tmp_path / "street.png"  # decoders of JPEG differ by a level, which moves the edges of doubtful masks
+    street = tmp_path / "street.png"  # decoders of JPEG differ by a level
     Image.open(STREET).save(street)
     page = visit(road)
     page.choose(street)
     page.click(0.68, 0.8)
     embedding = predictor.encode(street)
     size = np.array(embedding.size[::-1])
-    first = embedding.prompt([np.array([0.68, 0.8]) * size], [1])
+    points = json.loads(page.saved("#save-json")[1])["points"]
+    np.testing.assert_allclose(points, [np.array([0.68, 0.8]) * size], atol=2)  # clicks are on pixels of the screen
+    first = embedding.prompt(points, [1])
     order = first.by_area[::-1]  # the smallest first, as on the page
     for name, index in zip(("0", "1", "2"), order, strict=True):
         page.page.check(f"input[name=size][value='{name}']", force=True)
         assert iou(np.asarray(page.saved_picture("#save-mask")), first.masks[index]) >= SAME
     page.click(0.62, 0.75)
     page.click(0.5, 0.9, button="right")
-    points = [[0.68, 0.8], [0.62, 0.75], [0.5, 0.9]]
+    record = json.loads(page.saved("#save-json")[1])
+    assert record["labels"] == [1, 1, 0]
+    points = np.array(record["points"]) / size
     assert iou(np.asarray(page.saved_picture("#save-mask")), expected(predictor, street, points, [1, 1, 0])) >= SAME
     page.press("#undo")
     two = np.asarray(page.saved_picture("#save-mask"))
@@ -349,3 +353,20 @@ def test_accessibility(visit: Visit, demo: str, axe: str, width: int, scheme: st
     check("enlarged")
     page.give("drop", b"no image", "notes.txt", "text/plain")
     check("error")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["bilinear", "bicubic"])
+def test_photographs_are_resized_as_by_pillow(visit: Visit, demo: str, name: str) -> None:
+    """Bit for bit."""
+    image = np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)
+    pixels = np.dstack([image, np.full(image.shape[:2], 255, np.uint8)])
+    code = """async ([values, width, height, toWidth, toHeight, name]) => {
+        const { resize } = await import("./resample.js");
+        return Array.from(resize({ data: Uint8Array.from(values), width, height }, toWidth, toHeight, name).pixels);
+    }"""
+    page = visit(demo)
+    for width, height in ((61, 40), (200, 130)):
+        found = page.page.evaluate(code, [pixels.ravel().tolist(), 140, 90, width, height, name])
+        expected = Image.fromarray(image).resize((width, height), Image.Resampling[name.upper()])
+        np.testing.assert_array_equal(np.reshape(found, (height, width, 3)), expected)

@@ -195,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds that a connection may be silent
-    server: _Server
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def do_GET(self) -> None:
         path = urllib.parse.urlsplit(self.path).path.lstrip("/") or "index.html"

@@ -12,6 +12,8 @@ const FILTERS = {
   },
 };
 
+const ONE = 2 ** 22; // Pillow's weights are whole numbers, and this is 1
+
 // For each output position: the first input position, and the weights of it and those that follow.
 function taps(length, target, filter) {
   const scale = length / target, stretch = Math.max(scale, 1), reach = filter.support * stretch;
@@ -19,10 +21,11 @@ function taps(length, target, filter) {
     const centre = (position + 0.5) * scale;
     const first = Math.max(0, Math.floor(centre - reach + 0.5));
     const last = Math.min(length, Math.floor(centre + reach + 0.5));
-    const weights = new Float32Array(last - first);
+    const weights = new Float64Array(last - first);
     let sum = 0;
     for (let i = 0; i < weights.length; i++) sum += weights[i] = filter.weight((first + i - centre + 0.5) / stretch);
-    for (let i = 0; i < weights.length; i++) weights[i] /= sum;
+    const share = ONE / sum;
+    for (let i = 0; i < weights.length; i++) weights[i] = Math.trunc(weights[i] * share + (weights[i] < 0 ? -0.5 : 0.5));
     return { first, weights };
   });
 }
@@ -36,26 +39,26 @@ export function resize({ data, width, height }, toWidth, toHeight, name) {
   for (let y = 0, out = 0; y < height; y++)
     for (let x = 0; x < toWidth; x++) {
       const { first, weights } = across[x];
-      let red = 0, green = 0, blue = 0;
+      let red = ONE / 2, green = ONE / 2, blue = ONE / 2;
       for (let i = 0, at = 4 * (y * width + first); i < weights.length; i++, at += 4) {
         const weight = weights[i];
         red += weight * data[at];
         green += weight * data[at + 1];
         blue += weight * data[at + 2];
       }
-      narrow[out++] = red;
-      narrow[out++] = green;
-      narrow[out++] = blue;
+      narrow[out++] = Math.floor(red / ONE);
+      narrow[out++] = Math.floor(green / ONE);
+      narrow[out++] = Math.floor(blue / ONE);
     }
-  const pixels = new Uint8ClampedArray(3 * toWidth * toHeight), row = 3 * toWidth, sums = new Float32Array(row);
+  const pixels = new Uint8ClampedArray(3 * toWidth * toHeight), row = 3 * toWidth, sums = new Float64Array(row);
   for (let y = 0; y < toHeight; y++) {
     const { first, weights } = down[y];
-    sums.fill(0);
+    sums.fill(ONE / 2);
     for (let i = 0; i < weights.length; i++) {
       const weight = weights[i], at = (first + i) * row;
       for (let x = 0; x < row; x++) sums[x] += weight * narrow[at + x];
     }
-    pixels.set(sums, y * row);
+    for (let x = 0; x < row; x++) pixels[y * row + x] = Math.floor(sums[x] / ONE);
   }
   return { pixels, width: toWidth, height: toHeight };
 }
