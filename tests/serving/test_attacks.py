@@ -18,7 +18,7 @@ from helpers.services import Running, form, running
 SEGMENT = "/api/efficientvit_b0.camvid/predict"
 #: Limits so small that tests wait less than a second for them.
 LIMITS = ("--header-seconds", "0.6", "--body-seconds", "0.6", "--idle-seconds", "1", "--max-body", "1")
-HEAD = f"POST {SEGMENT} HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n".encode()
+HEAD = f"POST {SEGMENT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n".encode()
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_slow_heads_are_closed(service: Running) -> None:
 
 def test_slow_heads_after_a_request_are_closed(service: Running) -> None:
     with service.dial() as slow:
-        slow.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        slow.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert slow.recv(1 << 16).startswith(b"HTTP/1.1 200")
         slow.sendall(b"GET /livez HTTP/1.1\r\n")
         assert status(drain(slow, lambda: b"a: b\r\n")) == 408
@@ -85,7 +85,7 @@ def test_slow_heads_after_a_request_are_closed(service: Running) -> None:
 
 def test_idle_connections_are_closed(service: Running) -> None:
     with service.dial() as idle:
-        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(1 << 16).startswith(b"HTTP/1.1 200")
         assert b"HTTP/1.1" not in drain(idle), "closed without a word"
 
@@ -98,7 +98,7 @@ def test_slow_bodies_are_closed(service: Running) -> None:
 
 def test_slow_rests_of_refused_bodies_are_closed(service: Running) -> None:
     with service.dial() as slow:
-        slow.sendall(b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n")
+        slow.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
         assert status(drain(slow, lambda: b"x")) == 404
 
 
@@ -131,9 +131,9 @@ def test_chunks_that_are_none_are_refused(service: Running) -> None:
     [
         b"nonsense\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(600) + b"\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         b"GET /livez HTTP/1.1\r\na b: c\r\n\r\n",
     ],
 )
@@ -146,7 +146,7 @@ def test_what_is_no_http_is_refused(service: Running, head: bytes) -> None:
 @pytest.mark.parametrize("count", [150, 10_000])
 def test_many_headers_are_refused(service: Running, count: int) -> None:
     with service.dial() as many:
-        many.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n")
+        many.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n")
         try:
             many.sendall(b"".join(b"x%d: y\r\n" % number for number in range(count)) + b"\r\n")
         except OSError:  # closed before all were sent
@@ -201,7 +201,7 @@ def test_clients_that_do_not_read_their_answers_are_closed() -> None:
     photo = encoded(Image.fromarray(noise), "PNG")  # its answer is larger than what the sockets hold
     with running("bicubic.x4", "--sending-seconds", "0.5") as service, service.dial() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        head = f"POST /api/bicubic.x4/predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(photo)}\r\n\r\n"
+        head = f"POST /api/bicubic.x4/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(photo)}\r\n\r\n"
         deaf.sendall(head.encode() + photo)
         for _ in range(2400):
             closed = service.metric('foveal_rejected_total{reason="slow"}')
@@ -279,7 +279,7 @@ def test_no_name_leads_out_of_the_page(tmp_path: Path) -> None:
         assert len(names) == 200
         for name in names:
             with socket.create_connection(bound.getsockname(), timeout=60) as connection:
-                connection.sendall(f"GET {name} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+                connection.sendall(f"GET {name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
                 answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
             assert b"a secret" not in answer, name
             assert b"root:" not in answer, name

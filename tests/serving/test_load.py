@@ -69,7 +69,7 @@ def test_full_queues_refuse_before_the_body_is_there(busy: Running, large: bytes
         waiting = [pool.submit(busy.post, EVERY, large) for _ in range(3)]
         until(lambda: depth(busy) == 3)
         with busy.dial() as late:
-            late.sendall(f"POST {EVERY} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n".encode())
+            late.sendall(f"POST {EVERY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n".encode())
             answer = late.recv(1 << 16)
         assert b" 503 " in answer.splitlines()[0]
         assert [future.result().status for future in waiting] == [200] * 3
@@ -93,7 +93,7 @@ def test_requests_of_clients_that_leave_are_not_computed(busy: Running, large: b
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(busy.post, EVERY, large)
         until(lambda: depth(busy) == 1)
-        head = f"POST {EVERY} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(large)}\r\n\r\n".encode()
+        head = f"POST {EVERY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(large)}\r\n\r\n".encode()
         with busy.dial() as leaving:
             leaving.sendall(head + large)
             until(lambda: depth(busy) == 2 or first.done())
@@ -135,7 +135,7 @@ def test_a_service_that_ends_answers_what_runs_and_takes_no_more(large: bytes) -
 
 def test_a_drain_has_an_end(large: bytes) -> None:
     with running("bicubic.x4", "--drain", "1") as service, service.dial() as slow:
-        slow.sendall(f"POST {EVERY} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nx".encode())
+        slow.sendall(f"POST {EVERY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nx".encode())
         until(lambda: service.metric("foveal_body_bytes") == 1)
         assert service.end() == 0
 

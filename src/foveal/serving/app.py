@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from ..page import FOLDER, TYPES
 from . import openapi
 from .calls import Served
 from .gate import Gate
@@ -24,11 +25,8 @@ from .models import CALLS, describe
 from .replies import Answer, RefusalError
 from .service import Service, Settings
 
-_PAGE_SUFFIXES = (".html", ".js", ".mjs", ".css", ".svg", ".png", ".jpg", ".webp", ".ico", ".json", ".txt", ".wasm")
-PAGE = Path(__file__).parents[1] / "page"  #: static files of the page, if this installation has it
 
-
-def make_app(models: Mapping[str, Served], settings: Settings, page: Path = PAGE) -> FastAPI:
+def make_app(models: Mapping[str, Served], settings: Settings, page: Path = FOLDER) -> FastAPI:
     """Make the ASGI application of a service.
 
     Args:
@@ -52,13 +50,12 @@ def make_app(models: Mapping[str, Served], settings: Settings, page: Path = PAGE
         lifespan=lifespan,
     )
     app.state.service = service
-    app.add_middleware(Gate, keys=settings.keys, metrics=service.metrics)
+    app.add_middleware(Gate, keys=settings.keys, metrics=service.metrics, names=settings.names)
     app.add_exception_handler(HTTPException, _http_error)
     _add_state(app, service)
     _add_calls(app, service)
     add_inference_protocol(app, service)
-    if (page / "index.html").is_file():
-        app.mount("/", _PageFiles(directory=page, html=True))
+    app.mount("/", _PageFiles(directory=page, html=True))
     app.openapi = lambda: openapi.document(app, service)
     return app
 
@@ -112,7 +109,12 @@ class _PageFiles(StaticFiles):
     def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
         found = super().lookup_path(path)
         is_folder = found[1] is not None and stat.S_ISDIR(found[1].st_mode)
-        return found if is_folder or Path(path).suffix in _PAGE_SUFFIXES else ("", None)
+        return found if is_folder or Path(path).suffix in TYPES else ("", None)
+
+    def file_response(self, full_path: Any, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(full_path, *args, **kwargs)
+        response.headers["content-type"] = TYPES[Path(full_path).suffix]  # not what this system's registry says
+        return response
 
 
 def response_of(answer: Answer) -> Response:
