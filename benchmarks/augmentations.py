@@ -37,7 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     image, mask = scene()
     cells: list[tuple[str, Pair]] = [("the photograph and its mask", (image, mask))]
-    crop = SegmentAugment(CELL[::-1], (1.3, 1.8), flip=1.0)
+    crop = SegmentAugment((CELL[1], CELL[0]), (1.3, 1.8), flip=1.0)
     cells.append(("crop, scale, flip, jitter", crop(image, mask, np.random.default_rng(2))))
     for name, transform in TRANSFORMS.items():
         pair = transform.apply(image, mask, STRENGTH[name], np.random.default_rng(3), FILL)

@@ -67,7 +67,7 @@ def test_options_are_those_of_the_table() -> None:
     """Their names, and their types but for --crop, which is text."""
     parameters = inspect.signature(train).parameters
     names = {name.replace("num_workers", "workers") for name in parameters} - {"data", "config", "out", "resume"}
-    assert names - {"set", "json"} == set(OPTIONS)
+    assert names - {"set", "json", "new_phase"} == set(OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,8 @@ def test_options_are_those_of_the_table() -> None:
         (("--epochs", "50", "--batch-size", "4", "--lr", "1e-3"), {"epochs": 50, "batch_size": 4, "lr": 1e-3}),
         (("--crop", "512x1024"), {"crop": (512, 1024)}),
         (("--crop", "512"), {"crop": (512, 512)}),
+        (("--batch-size", "auto", "--class-weights", "[1, 2]"), {"batch_size": "auto", "class_weights": [1, 2]}),
+        (("--resume", "--new-phase", "--epochs", "9"), {"new_phase": True, "epochs": 9}),
         (("--crop", "512", "1024"), {"crop": (512, 1024)}),
         (("--crop", "512,1024", "--epochs", "1"), {"crop": (512, 1024), "epochs": 1}),
         (("--set.crop", "512", "1024"), {"crop": "512x1024"}),

@@ -6,6 +6,7 @@ opened by ``foveal.load``, so that preparation, network and argmax are those of 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,19 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stirred(name: str, photo: Path) -> nn.Module:
+    """A segmentation model with random weights, drawn again where rounding would decide the class of a pixel."""
+    for seed in range(20):
+        model = drawn(name, photo, seed)
+        exact = TorchRunner(copy.deepcopy(model), dtype=torch.float64)
+        single, double = (Predictor(each, info_of(model), "torch")(photo).mask for each in (TorchRunner(model), exact))
+        if np.array_equal(single, double):
+            return model
+    raise AssertionError("each of 20 models decides by rounding")
+
+
+def drawn(name: str, photo: Path, seed: int) -> nn.Module:
     """A segmentation model with random weights that gives the photograph all classes alike."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model: Any = foveal.create_model(name, "segment", num_classes=5).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

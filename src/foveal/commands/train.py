@@ -114,9 +114,10 @@ def train(
     }
     if config is not None and not resume:
         check_overwrites([out / "config.yaml"], [config])  # the run writes all of its settings there
-    result = train_model(
-        data, config=config, out=out, resume=resume, new_phase=new_phase, **_merge_settings(options, set or {})
-    )
+    settings = _merge_settings(options, set or {})
+    if new_phase:
+        settings["new_phase"] = True
+    result = train_model(data, config=config, out=out, resume=resume, **settings)
     _print_result(result, json)
     # Under torchrun, exit code 1 would count as a failure, after which it may start the run again.
     return 1 if result.bad and "WORLD_SIZE" not in os.environ else 0

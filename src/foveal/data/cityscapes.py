@@ -151,7 +151,7 @@ class PolygonMasks:
         if None not in declared and declared != size:
             height, width = (shown(side, 20) for side in declared)
             raise DataError(f"{mask}: mask of {width}x{height} (W x H) for {image.name} of {size[1]}x{size[0]}")
-        canvas = Image.new("L", size[::-1], IGNORE)
+        canvas = Image.new("L", (size[1], size[0]), IGNORE)
         pen, length, name = ImageDraw.Draw(canvas), 0.0, "its list"
         try:
             objects = data["objects"]

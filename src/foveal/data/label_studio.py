@@ -313,4 +313,4 @@ class _Bits:
         """The next ``count`` numbers of eight bits."""
         part, before = self._take(8 * count)
         octets = np.frombuffer(part, np.uint8)
-        return octets[:-1] << before | octets[1:] >> (8 - before) if before else octets
+        return (octets[:-1] << before | octets[1:] >> (8 - before)).astype(np.uint8) if before else octets

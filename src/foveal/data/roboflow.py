@@ -77,7 +77,7 @@ def read_classes(root: Path) -> dict[int, str]:
         if table != classes:
             difference = class_difference(tuple(classes.values()), tuple(table.values())) or "other ids"
             raise DataError(f"{file}: other classes than in {first}: {difference}")
-    return classes
+    return dict(classes)
 
 
 def _read_table(file: Path) -> Mapping[int, str]:

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import DataError, InputError
 from ..images.reading import read_picture
 from ..images.regions import Runs, mask_of, runs_of
@@ -126,9 +128,10 @@ def _read_meta(file: Path) -> dict[str, tuple[int, int, int] | None]:
         title, colour = (item.get("title"), item.get("color")) if isinstance(item, dict) else (None, None)
         if not isinstance(title, str) or not title.strip() or title in classes:
             raise DataError(f"{file}: a class without a title of its own: {shown(item)}")
-        known = isinstance(colour, str) and _COLOUR.fullmatch(colour)
-        red, green, blue = bytes.fromhex(colour[1:]) if known else (0, 0, 0)
-        classes[title] = (red, green, blue) if known else None
+        classes[title] = None
+        if isinstance(colour, str) and _COLOUR.fullmatch(colour):
+            red, green, blue = bytes.fromhex(colour[1:])
+            classes[title] = (red, green, blue)
     if not classes:
         raise DataError(f"{file}: no classes in it")
     return classes
@@ -188,7 +191,7 @@ def _read_objects(ids: Mapping[str, int], image: Path, file: Path, size: Size) -
             if _kind(figure) not in _WITH_AREA:
                 continue
             title = figure.get("classTitle")
-            if title not in ids:
+            if not isinstance(title, str) or title not in ids:
                 raise ValueError(f"class {shown(title)} is not in {_META}")
             if _kind(figure) == "bitmap":
                 runs = _bitmap_runs(figure["bitmap"], size)
@@ -232,4 +235,4 @@ def _bitmap_runs(bitmap: Mapping[str, Any], size: Size) -> Runs:
     except (InputError, binascii.Error, zlib.error) as error:
         raise ValueError(str(error)) from error
     part = picture.pixels.any(2) if picture.alpha is None else picture.alpha != 0
-    return part_runs(part, (top, left), size)
+    return part_runs(np.asarray(part, bool), (top, left), size)

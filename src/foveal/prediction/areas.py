@@ -108,7 +108,8 @@ class CocoFile:
     """Writes the annotations of images into one COCO file, image by image; see :func:`coco_file`."""
 
     def __init__(self, file: IO[str], names: Sequence[str], encoding: Encoding, min_area: int) -> None:
-        self.file, self.encoding, self.min_area = file, encoding, min_area
+        self.file, self.min_area = file, min_area
+        self.encoding: Encoding = encoding
         self.images: list[dict[str, Any]] = []
         self.count = 0
         categories = [{"id": index + 1, "name": name} for index, name in enumerate(names)]

@@ -102,8 +102,6 @@ class Predictor:
     def __call__(
         self,
         image: Sequence[ImageLike] | Iterator[ImageLike],
-        *,
-        batch_size: int | None = None,
         **options: Any,
     ) -> list[Any]: ...
     def __call__(self, image, *, batch_size=None, **options):

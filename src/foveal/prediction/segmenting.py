@@ -189,7 +189,7 @@ def _on_grid(
     return values
 
 
-def _linear_samples(values: NDArray[np.float32], position: NDArray[np.float64], axis: int) -> NDArray[np.float32]:
+def _linear_samples(values: NDArray[np.float32], position: NDArray[np.floating[Any]], axis: int) -> NDArray[np.float32]:
     """Linear interpolation along one axis; beyond the ends the values stay the same."""
     last = values.shape[axis] - 1
     position = np.clip(position, 0, last)
@@ -200,4 +200,4 @@ def _linear_samples(values: NDArray[np.float32], position: NDArray[np.float64], 
     shape = [1] * values.ndim
     shape[axis] = math.prod(weight.shape)
     lower, upper = values.take(below, axis), values.take(np.minimum(below + 1, last), axis)
-    return lower + weight.reshape(shape) * (upper - lower)
+    return np.asarray(lower + weight.reshape(shape) * (upper - lower), np.float32)

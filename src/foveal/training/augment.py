@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ def import_function(reference: str) -> Own:
         raise ConfigError(f"transform={reference!r} cannot be imported: {reason}") from error
     if not callable(function):
         raise ConfigError(f"transform={reference!r} is a {type(function).__name__}, not a function")
-    return function
+    return cast("Own", function)
 
 
 @dataclass(frozen=True)

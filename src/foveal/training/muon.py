@@ -51,13 +51,14 @@ class Muon(torch.optim.AdamW):
         return loss
 
     def _update(self, parameter: Tensor, group: Mapping[str, Any]) -> None:
-        state = self.state[parameter]
+        state, gradient = self.state[parameter], parameter.grad
+        assert gradient is not None
         if not state:
             state["step"] = torch.zeros(())  # AdamW expects it in states that it loads
             state["momentum_buffer"] = torch.zeros_like(parameter)
         state["step"] += 1
-        momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-        update = orthogonal(parameter.grad.lerp(momentum, group["momentum"]).flatten(1))
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        update = orthogonal(gradient.lerp(momentum, group["momentum"]).flatten(1))
         rate = group["lr"] * 0.2 * math.sqrt(max(update.shape))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         parameter.add_(update.view(parameter.shape), alpha=-rate)

@@ -61,7 +61,7 @@ class _TensorBoard:
 
 class _WandB:
     def __init__(self, folder: Path, config: CommonSettings) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports] - not among the test tools, for its size
 
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", _PROJECT),
@@ -82,7 +82,7 @@ class _WandB:
 
 class _MLflow:
     def __init__(self, folder: Path, config: CommonSettings) -> None:
-        from mlflow.tracking import MlflowClient
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports] - likewise
 
         self.client, file = MlflowClient(), folder / "mlflow.id"
         if file.exists():
