@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveal.serving.names import names_of
+from foveal.serving.server import bind
 from helpers.pictures import encoded
 from helpers.services import Running, form, running
 
@@ -30,8 +32,8 @@ def service() -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[Running]:
     """A service with little room and the times of the defaults, which no test waits for."""
-    options = ("--max-body", "1", "--max-bodies", "3", "--connections", "40", "--runtime", "onnxruntime")
-    with running("efficientvit_b0.camvid", *options) as started:
+    options = ("--max-body", "1", "--max-bodies", "3", "--connections", "40", "--allow-host", "models.example.org")
+    with running("efficientvit_b0.camvid", *options, "--runtime", "onnxruntime") as started:
         yield started
 
 
@@ -161,6 +163,36 @@ def test_long_addresses_are_refused(service: Running) -> None:
         assert status(drain(long)) in (0, 431)
 
 
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost@evil", ""])
+def test_pages_of_other_sites_are_refused(service: Running, host: str) -> None:
+    """A site whose name leads to this machine: for the browser, its page asks its own server."""
+    for path in ("/", "/main.js", "/api/models", "/livez", "/v2"):
+        reply = service.get(path, {"Host": host})
+        assert reply.status == 403
+        assert "is no name of this service" in reply.error
+
+
+def test_requests_without_a_name_are_refused(service: Running) -> None:
+    with service.dial() as old:
+        old.sendall(b"GET /api/models HTTP/1.0\r\n\r\n")
+        assert status(drain(old)) == 403
+
+
+def test_names_of_the_service_are_answered(service: Running, narrow: Running) -> None:
+    for host in ("localhost", "LocalHost:8000", "127.0.0.1", f"127.0.0.1:{service.port}", "[::1]:8000", "localhost."):
+        assert service.get("/livez", {"Host": host}).status == 200, host
+    assert service.get("/livez", {"Host": "models.example.org"}).status == 403
+    assert narrow.get("/livez", {"Host": "models.example.org"}).status == 200
+    assert narrow.get("/livez", {"Host": "evil.example"}).status == 403
+
+
+def test_names_are_checked_on_loopback_addresses_and_where_they_are_given() -> None:
+    with bind("127.0.0.2", 0) as local, bind("0.0.0.0", 0) as everywhere:
+        assert names_of(local, "box.local") == {"localhost", "127.0.0.1", "::1", "127.0.0.2", "box.local"}
+        assert not names_of(everywhere, "0.0.0.0"), "any name"
+        assert {"a.example.org", "localhost"} <= names_of(everywhere, "0.0.0.0", ["A.example.org"])
+
+
 def test_bodies_together_are_bounded(narrow: Running) -> None:
     """Three clients hold almost a megabyte each; the fourth is asked to come again."""
     held = [narrow.dial() for _ in range(4)]
@@ -196,6 +228,7 @@ def test_others_are_served_while_all_connections_are_taken(narrow: Running, phot
             each.close()
 
 
+@pytest.mark.long
 def test_clients_that_do_not_read_their_answers_are_closed() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
     photo = encoded(Image.fromarray(noise), "PNG")  # its answer is larger than what the sockets hold
@@ -257,7 +290,6 @@ def test_no_name_leads_out_of_the_page(tmp_path: Path) -> None:
 
     from foveal.serving.app import make_app
     from foveal.serving.models import open_models
-    from foveal.serving.server import bind
     from foveal.serving.service import Settings
 
     page = tmp_path / "page"

@@ -105,6 +105,7 @@ def test_requests_of_clients_that_leave_are_not_computed(busy: Running, large: b
         assert busy.metric('foveal_compute_seconds_count{lane="images"}') == computed + 1
 
 
+@pytest.mark.long
 def test_memory_stays_bounded_under_overload(busy: Running, large: bytes) -> None:
     def wave() -> None:
         with ThreadPoolExecutor(20) as pool:
@@ -205,6 +206,7 @@ def test_requests_that_come_together_run_as_a_batch(photo: bytes) -> None:
         (["bicubic.x2", "--queue", "0"], "--queue 0: give 1 or more"),
         (["bicubic.x2", "--max-pixels", "1e12"], "--max-pixels 1e+12: above 1e+08"),
         (["bicubic.x2", "--keys", "no-such-file"], "--keys no-such-file: cannot be read"),
+        (["bicubic.x2", "--allow-host", "a.org:80"], "--allow-host a.org:80: give a name without a port"),
         (["bicubic.x2", "--allow-url", "https://a.org/"], "--allow-url https://a.org/: give the name of a host"),
     ],
 )
@@ -228,12 +230,3 @@ def test_short_keys_are_refused(cli, tmp_path: Path) -> None:
     done = cli("serve", "bicubic.x2", "--keys", tmp_path / "keys")
     assert done.returncode == 2
     assert "key 1 is not 16 or more" in done.stderr
-
-
-def test_missing_libraries_end_with_one_line(cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    done = cli("serve", "bicubic.x2")
-    assert done.returncode == 2
-    assert "pip install 'foveal[serve]'" in done.stderr

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
 
-from ..page import FOLDER, TYPES
+from ..page import FOLDER, TYPES, page_files
 from . import openapi
 from .calls import Served
 from .gate import Gate
@@ -55,7 +52,7 @@ def make_app(models: Mapping[str, Served], settings: Settings, page: Path = FOLD
     _add_state(app, service)
     _add_calls(app, service)
     add_inference_protocol(app, service)
-    app.mount("/", _PageFiles(directory=page, html=True))
+    _add_page(app, page)
     app.openapi = lambda: openapi.document(app, service)
     return app
 
@@ -103,18 +100,18 @@ def _add_calls(app: FastAPI, service: Service) -> None:
         add(name)
 
 
-class _PageFiles(StaticFiles):
-    """The files of the page; what else its folder holds is not served."""
+def _add_page(app: FastAPI, folder: Path) -> None:
+    """One address for each file of the page: a name in a request never becomes a path."""
 
-    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
-        found = super().lookup_path(path)
-        is_folder = found[1] is not None and stat.S_ISDIR(found[1].st_mode)
-        return found if is_folder or Path(path).suffix in TYPES else ("", None)
+    def add(address: str, file: Path) -> None:
+        async def endpoint(request: Request) -> Response:
+            return FileResponse(file, media_type=TYPES[file.suffix])
 
-    def file_response(self, full_path: Any, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(full_path, *args, **kwargs)
-        response.headers["content-type"] = TYPES[Path(full_path).suffix]  # not what this system's registry says
-        return response
+        app.add_route(address, endpoint)
+
+    for name, file in page_files(folder).items():
+        add(f"/{name}", file)
+    add("/", folder / "index.html")
 
 
 def response_of(answer: Answer) -> Response:
