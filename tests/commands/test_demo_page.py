@@ -1,4 +1,4 @@
-"""The service of ``foveal demo --page``: what it refuses. The page is tested in ``tests/page``, services in ``tests/serving``."""
+"""The service of ``foveal demo --page``: what it refuses. ``tests/page`` has the page, ``tests/serving`` services."""
 
 from __future__ import annotations
 

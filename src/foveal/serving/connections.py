@@ -145,8 +145,11 @@ class Connection(H11Protocol):
 
     def _make_room(self) -> None:
         """Close the connection that has been without a request for longest; it may be this one."""
-        others: list[Connection] = [each for each in self.connections if isinstance(each, Connection) and each.waits]
-        oldest = min(others, key=lambda each: (each.phase == "body", each.since), default=self)
+        # Of many connections that come at once, those that were closed for the others are still in the set.
+        alive = [each for each in self.connections if isinstance(each, Connection) and not each.transport.is_closing()]
+        if len(alive) <= self.limits.connections:
+            return
+        oldest = min((each for each in alive if each.waits), key=lambda each: (each.phase == "body", each.since), default=self)
         self.metrics.rejected.labels("connections").inc()
         oldest.transport.abort() if oldest is not self else self._refuse(503, "busy: too many connections")
 
