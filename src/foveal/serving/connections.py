@@ -149,7 +149,8 @@ class Connection(H11Protocol):
         alive = [each for each in self.connections if isinstance(each, Connection) and not each.transport.is_closing()]
         if len(alive) <= self.limits.connections:
             return
-        oldest = min((each for each in alive if each.waits), key=lambda each: (each.phase == "body", each.since), default=self)
+        waiting = [each for each in alive if each.waits]
+        oldest = min(waiting, key=lambda each: (each.phase == "body", each.since), default=self)
         self.metrics.rejected.labels("connections").inc()
         oldest.transport.abort() if oldest is not self else self._refuse(503, "busy: too many connections")
 
