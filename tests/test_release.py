@@ -27,7 +27,8 @@ from PIL import Image
 
 import foveal
 from foveal import assets
-from foveal.page import page_files
+from foveal.page import FOLDER, page_files
+from helpers.services import running
 
 ROOT = Path(__file__).parents[1]
 PHOTO = assets.FOLDER / "street.jpg"
@@ -104,6 +105,7 @@ def test_the_metadata_is_complete(description: Message) -> None:
     assert str(description.get_payload()).startswith("# Foveal")
     classifiers = set(description.get_all("Classifier", ()))
     assert {f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)} <= classifiers
+    assert "serve" in description.get_all("Provides-Extra", ()), "a name that installs, although it adds nothing"
 
 
 def test_the_version_is_in_the_changelog(description: Message) -> None:
@@ -184,6 +186,15 @@ def test_the_installed_command_gives_the_mask_of_the_source(
         found = np.asarray(mask)
     expected = foveal.load(assets.DEFAULTS["segment"], runtime="onnxruntime")(PHOTO).mask
     np.testing.assert_array_equal(found, expected)
+
+
+def test_the_base_install_serves_the_page_and_its_models_without_torch(installed: Path) -> None:
+    with running(environment=ALONE, program=(installed / "foveal",)) as service:
+        assert service.get("/").body == (FOLDER / "index.html").read_bytes()
+        models = service.get("/api/models").json["models"]
+        assert [model["task"] for model in models] == ["prompt", "segment", "upscale"]
+        size = {"width": 1280, "height": 743}
+        assert size.items() <= service.post(f"/api/{models[0]['name']}/encode", PHOTO.read_bytes()).json.items()
 
 
 def test_the_base_install_predicts_without_torch(installed: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The server of ``foveal demo --page``: what it refuses. The page itself is tested in ``tests/page``."""
+"""The service of ``foveal demo --page``: what it refuses. The page is tested in ``tests/page``, services in ``tests/serving``."""
 
 from __future__ import annotations
 
@@ -59,14 +59,22 @@ def test_calls_that_cannot_be_answered(address: str) -> None:
     outside = json.dumps({"embedding": encoded["embedding"], "points": [[999, 1]], "labels": [1]})
     status, answer = ask(address, "POST", f"/api/{SAM}/prompt", outside, **text)
     assert (status, answer["error"]) == (422, "point 999,1 is outside of the image of 451x300 pixels (x,y)")
-    for body in (b"[1]", b"{", b'{"embedding": "%s", "points": "a"}' % encoded["embedding"].encode()):
-        assert ask(address, "POST", f"/api/{SAM}/prompt", body, **text)[0] in (404, 422)
+    text_for_points = b'{"embedding": "%s", "points": "a"}' % encoded["embedding"].encode()
+    for body, expected in ((b"[1]", 400), (b"{", 400), (text_for_points, 422)):
+        assert ask(address, "POST", f"/api/{SAM}/prompt", body, **text)[0] == expected
     assert ask(address, "POST", f"/api/{SAM}/encode", b"", Content_Length=str(1 << 40))[0] == 413
 
 
 def test_scripts_of_other_sites_are_refused(address: str) -> None:
     """A name that leads to this machine makes a browser think that another site is asking itself."""
     assert ask(address, "GET", "/api/models", Host="evil.example:80")[0] == 403
+
+
+def test_a_used_port_ends_with_one_line(address: str, cli: Command) -> None:
+    done = cli("demo", "--page", "--no-browser", "--port", address.rpartition(":")[2])
+    assert done.returncode == 2
+    assert f"{address} cannot be used" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_options_of_the_page_need_it(cli: Command) -> None:

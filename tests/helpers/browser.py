@@ -70,8 +70,8 @@ def serve_folder(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def run_demo() -> Iterator[str]:
-    """``foveal demo --page`` as a process; the address that it prints."""
-    command = [sys.executable, "-m", "foveal", "demo", "--page", "--no-browser"]
+    """``foveal demo --page`` as a process, with the runtime of the base install; the address that it prints."""
+    command = [sys.executable, "-m", "foveal", "demo", "--page", "--no-browser", "--runtime", "onnxruntime"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

@@ -107,9 +107,13 @@ class Running:
 
 
 @contextmanager
-def running(*arguments: object, environment: dict[str, str] | None = None) -> Iterator[Running]:
+def running(
+    *arguments: object,
+    environment: dict[str, str] | None = None,
+    program: tuple[object, ...] = (sys.executable, "-m", "foveal"),
+) -> Iterator[Running]:
     """A service on a free port, ended afterwards; without torch's and ONNX Runtime's further threads."""
-    command = [sys.executable, "-m", "foveal", "serve", *map(str, arguments), "--port", "0", "--threads", "1"]
+    command = [*map(str, (*program, "serve", *arguments)), "--port", "0", "--threads", "1"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env={**os.environ, **(environment or {})}, **pipes) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""One service for all tests of a file that need no limits of their own, and a small photograph."""
+"""One service for all tests that need no limits of their own, and a small photograph."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers.pictures import encoded
 from helpers.services import Running, running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service() -> Iterator[Running]:
     """Segmentation and upscaling with ONNX Runtime: no torch is imported."""
     with running("efficientvit_b0.camvid", "up=efficientvit_sr.x2", "--runtime", "onnxruntime") as started:

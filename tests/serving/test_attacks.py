@@ -12,13 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveal.serving.names import names_of
+from foveal.serving.server import bind
 from helpers.pictures import encoded
 from helpers.services import Running, form, running
 
 SEGMENT = "/api/efficientvit_b0.camvid/predict"
 #: Limits so small that tests wait less than a second for them.
 LIMITS = ("--header-seconds", "0.6", "--body-seconds", "0.6", "--idle-seconds", "1", "--max-body", "1")
-HEAD = f"POST {SEGMENT} HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n".encode()
+HEAD = f"POST {SEGMENT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n".encode()
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +32,8 @@ def service() -> Iterator[Running]:
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[Running]:
     """A service with little room and the times of the defaults, which no test waits for."""
-    options = ("--max-body", "1", "--max-bodies", "3", "--connections", "40", "--runtime", "onnxruntime")
-    with running("efficientvit_b0.camvid", *options) as started:
+    options = ("--max-body", "1", "--max-bodies", "3", "--connections", "40", "--allow-host", "models.example.org")
+    with running("efficientvit_b0.camvid", *options, "--runtime", "onnxruntime") as started:
         yield started
 
 
@@ -77,7 +79,7 @@ def test_slow_heads_are_closed(service: Running) -> None:
 
 def test_slow_heads_after_a_request_are_closed(service: Running) -> None:
     with service.dial() as slow:
-        slow.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        slow.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert slow.recv(1 << 16).startswith(b"HTTP/1.1 200")
         slow.sendall(b"GET /livez HTTP/1.1\r\n")
         assert status(drain(slow, lambda: b"a: b\r\n")) == 408
@@ -85,7 +87,7 @@ def test_slow_heads_after_a_request_are_closed(service: Running) -> None:
 
 def test_idle_connections_are_closed(service: Running) -> None:
     with service.dial() as idle:
-        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert idle.recv(1 << 16).startswith(b"HTTP/1.1 200")
         assert b"HTTP/1.1" not in drain(idle), "closed without a word"
 
@@ -98,7 +100,7 @@ def test_slow_bodies_are_closed(service: Running) -> None:
 
 def test_slow_rests_of_refused_bodies_are_closed(service: Running) -> None:
     with service.dial() as slow:
-        slow.sendall(b"POST /nothing HTTP/1.1\r\nHost: a\r\nContent-Length: 100000\r\n\r\n")
+        slow.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
         assert status(drain(slow, lambda: b"x")) == 404
 
 
@@ -131,9 +133,9 @@ def test_chunks_that_are_none_are_refused(service: Running) -> None:
     [
         b"nonsense\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(600) + b"\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
         b"GET /livez HTTP/1.1\r\na b: c\r\n\r\n",
     ],
 )
@@ -146,7 +148,7 @@ def test_what_is_no_http_is_refused(service: Running, head: bytes) -> None:
 @pytest.mark.parametrize("count", [150, 10_000])
 def test_many_headers_are_refused(service: Running, count: int) -> None:
     with service.dial() as many:
-        many.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n")
+        many.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n")
         try:
             many.sendall(b"".join(b"x%d: y\r\n" % number for number in range(count)) + b"\r\n")
         except OSError:  # closed before all were sent
@@ -159,6 +161,36 @@ def test_long_addresses_are_refused(service: Running) -> None:
     with service.dial() as long:
         long.sendall(b"GET /" + b"a" * 200_000)
         assert status(drain(long)) in (0, 431)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost@evil", ""])
+def test_pages_of_other_sites_are_refused(service: Running, host: str) -> None:
+    """A site whose name leads to this machine: for the browser, its page asks its own server."""
+    for path in ("/", "/main.js", "/api/models", "/livez", "/v2"):
+        reply = service.get(path, {"Host": host})
+        assert reply.status == 403
+        assert "is no name of this service" in reply.error
+
+
+def test_requests_without_a_name_are_refused(service: Running) -> None:
+    with service.dial() as old:
+        old.sendall(b"GET /api/models HTTP/1.0\r\n\r\n")
+        assert status(drain(old)) == 403
+
+
+def test_names_of_the_service_are_answered(service: Running, narrow: Running) -> None:
+    for host in ("localhost", "LocalHost:8000", "127.0.0.1", f"127.0.0.1:{service.port}", "[::1]:8000", "localhost."):
+        assert service.get("/livez", {"Host": host}).status == 200, host
+    assert service.get("/livez", {"Host": "models.example.org"}).status == 403
+    assert narrow.get("/livez", {"Host": "models.example.org"}).status == 200
+    assert narrow.get("/livez", {"Host": "evil.example"}).status == 403
+
+
+def test_names_are_checked_on_loopback_addresses_and_where_they_are_given() -> None:
+    with bind("127.0.0.2", 0) as local, bind("0.0.0.0", 0) as everywhere:
+        assert names_of(local, "box.local") == {"localhost", "127.0.0.1", "::1", "127.0.0.2", "box.local"}
+        assert not names_of(everywhere, "0.0.0.0"), "any name"
+        assert {"a.example.org", "localhost"} <= names_of(everywhere, "0.0.0.0", ["A.example.org"])
 
 
 def test_bodies_together_are_bounded(narrow: Running) -> None:
@@ -196,12 +228,13 @@ def test_others_are_served_while_all_connections_are_taken(narrow: Running, phot
             each.close()
 
 
+@pytest.mark.long
 def test_clients_that_do_not_read_their_answers_are_closed() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
     photo = encoded(Image.fromarray(noise), "PNG")  # its answer is larger than what the sockets hold
     with running("bicubic.x4", "--sending-seconds", "0.5") as service, service.dial() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        head = f"POST /api/bicubic.x4/predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(photo)}\r\n\r\n"
+        head = f"POST /api/bicubic.x4/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(photo)}\r\n\r\n"
         deaf.sendall(head.encode() + photo)
         for _ in range(2400):
             closed = service.metric('foveal_rejected_total{reason="slow"}')
@@ -257,7 +290,6 @@ def test_no_name_leads_out_of_the_page(tmp_path: Path) -> None:
 
     from foveal.serving.app import make_app
     from foveal.serving.models import open_models
-    from foveal.serving.server import bind
     from foveal.serving.service import Settings
 
     page = tmp_path / "page"
@@ -279,7 +311,7 @@ def test_no_name_leads_out_of_the_page(tmp_path: Path) -> None:
         assert len(names) == 200
         for name in names:
             with socket.create_connection(bound.getsockname(), timeout=60) as connection:
-                connection.sendall(f"GET {name} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n".encode())
+                connection.sendall(f"GET {name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
                 answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
             assert b"a secret" not in answer, name
             assert b"root:" not in answer, name

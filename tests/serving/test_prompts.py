@@ -22,14 +22,14 @@ POINT = [[80, 48]]
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Running]:
-    """The bundled model, with room for two embeddings."""
-    with running("sam=tf_efficientnet_lite0.sam", "--embeddings", "9", "--device", "cpu") as started:
+    """The bundled model as without torch, with room for two embeddings."""
+    with running("sam=tf_efficientnet_lite0.sam", "--embeddings", "9", "--runtime", "onnxruntime") as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def model() -> foveal.Predictor:
-    return foveal.load("tf_efficientnet_lite0.sam", device="cpu", threads=1)
+    return foveal.load("tf_efficientnet_lite0.sam", runtime="onnxruntime", threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,10 @@
-"""The verb ``demo``: run the bundled weights on the bundled photograph."""
+"""The verb ``demo``: run the bundled weights on the bundled photograph, or serve them to the page in the browser."""
 
 from __future__ import annotations
 
+import sys
+import threading
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -11,9 +14,11 @@ from .. import assets
 from ..errors import ConfigError
 from ..files import ensure_folder
 from . import segment, upscale
-from .console import ANY_ENGINE, Engines, Json, open_model, print_json, say
-from .demo_page import serve_page
+from .console import ANY_ENGINE, Engine, Engines, Json, open_model, print_json, say
 from .outputs import OVERLAY, Job, beside
+
+_HOST = "127.0.0.1"  # for this machine only
+_SECONDS = 600  # for a request: one visitor, and maybe a slow machine
 
 
 def demo(
@@ -41,7 +46,7 @@ def demo(
         With --page: open it; --no-browser only prints its address.
     """
     if page:
-        return serve_page(port or 0, browser)
+        return _serve_page(port or 0, browser, engine)
     if port is not None or not browser:
         raise ConfigError("--port and --no-browser go with --page")
     photo, label = assets.FOLDER / "street.jpg", assets.FOLDER / "street.label.png"
@@ -59,4 +64,26 @@ def demo(
         print_json({**report, "upscaled": upscaled})
     else:
         upscale.print_report(upscaled)
+    return 0
+
+
+def _serve_page(port: int, browser: bool, engine: Engine) -> int:
+    """Serve the page with the bundled models until the user stops it."""
+    from ..serving.limits import Limits
+    from ..serving.models import default_refs
+    from ..serving.names import names_of
+    from ..serving.server import address_of, bind, serve
+    from ..serving.service import Settings
+
+    with bind(_HOST, port) as bound:
+        address = f"{address_of(bound)}/"
+
+        def say_ready(_: object) -> None:
+            say(f"{address}  the page is open until you press Ctrl+C; photographs stay on this machine")
+            sys.stdout.flush()  # a program that started this one waits for the line
+            if browser:  # in a thread, since some browsers return when they are closed
+                threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
+
+        settings = Settings(Limits(seconds=_SECONDS), names=names_of(bound, _HOST))
+        serve(default_refs(), settings, bound, engine.options(), say_ready, log_requests=False)
     return 0

@@ -9,7 +9,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ..errors import DependencyError
 from ..serving.limits import Limits
 from .console import ANY_ENGINE, Engines, say
 
@@ -23,6 +22,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     keys: Path | None = None,
+    allow_host: list[str] | None = None,
     allow_url: list[str] | None = None,
     log_requests: bool = True,
     limits: Annotated[Limits, Parameter(name="*")] = _LIMITS,
@@ -40,29 +40,26 @@ def serve(
         Port to listen on; 0 for any that is free.
     keys
         File with one key a line, of which every request needs one (Authorization: Bearer KEY).
+    allow_host
+        Name of this service, which requests may have in the header Host; may be repeated. Default: on a loopback
+        address the names of this machine, on others any.
     allow_url
         Host from which images may be given by address; may be repeated. Default: none.
     log_requests
         Write a line of JSON for each request to standard error.
     """
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise DependencyError(f"the service needs {error.name}: pip install 'foveal[serve]'") from error
     from ..serving.addresses import Fetcher, parse_hosts
     from ..serving.keys import Keys, read_keys
     from ..serving.models import default_refs
+    from ..serving.names import names_of
     from ..serving.server import address_of, bind
     from ..serving.server import serve as run
     from ..serving.service import Settings
 
     fetcher = Fetcher(parse_hosts(allow_url or []), limits.body_bytes)
-    settings = Settings(limits, read_keys(keys) if keys else Keys(), fetcher)
-    bound = bind(host, port)
-    with bound:
+    known = read_keys(keys) if keys else Keys()
+    with bind(host, port) as bound:
+        settings = Settings(limits, known, fetcher, names_of(bound, host, allow_host or ()))
         address = address_of(bound)
         run(
             models or default_refs(),

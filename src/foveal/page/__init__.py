@@ -22,7 +22,10 @@ TYPES = {
 }
 
 
-def page_files() -> dict[str, Path]:
-    """The files of the page by their address relative to it: ``{"index.html": ..., "examples/cat.jpg": ...}``."""
-    found = (file for file in sorted(FOLDER.rglob("*")) if file.suffix in TYPES)
-    return {file.relative_to(FOLDER).as_posix(): file for file in found}
+def page_files(folder: Path = FOLDER) -> dict[str, Path]:
+    """The files of the page by their address relative to it: ``{"index.html": ..., "examples/cat.jpg": ...}``.
+
+    Links are left out, since they may lead out of the folder.
+    """
+    found = (file for file in sorted(folder.rglob("*")) if file.suffix in TYPES and not file.is_symlink())
+    return {file.relative_to(folder).as_posix(): file for file in found}

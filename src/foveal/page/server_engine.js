@@ -74,9 +74,8 @@ export class ServerEngine {
       options.embedding = this.#embedding;
       response = await send();
     }
-    const { masks, best } = await response.json();
-    const wanted = request.index === undefined ? masks : [masks[request.index]];
-    return { masks: wanted.map(decoded), best: request.index === undefined ? best : 0 };
+    const { masks, best } = await response.json(); // with an index, that mask alone
+    return { masks: masks.map(decoded), best };
   }
 
   async everything(model, image, side, progress) {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -12,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
 
+from ..page import FOLDER, TYPES, page_files
 from . import openapi
 from .calls import Served
 from .gate import Gate
@@ -24,11 +22,8 @@ from .models import CALLS, describe
 from .replies import Answer, RefusalError
 from .service import Service, Settings
 
-_PAGE_SUFFIXES = (".html", ".js", ".mjs", ".css", ".svg", ".png", ".jpg", ".webp", ".ico", ".json", ".txt", ".wasm")
-PAGE = Path(__file__).parents[1] / "page"  #: static files of the page, if this installation has it
 
-
-def make_app(models: Mapping[str, Served], settings: Settings, page: Path = PAGE) -> FastAPI:
+def make_app(models: Mapping[str, Served], settings: Settings, page: Path = FOLDER) -> FastAPI:
     """Make the ASGI application of a service.
 
     Args:
@@ -52,13 +47,12 @@ def make_app(models: Mapping[str, Served], settings: Settings, page: Path = PAGE
         lifespan=lifespan,
     )
     app.state.service = service
-    app.add_middleware(Gate, keys=settings.keys, metrics=service.metrics)
+    app.add_middleware(Gate, keys=settings.keys, metrics=service.metrics, names=settings.names)
     app.add_exception_handler(HTTPException, _http_error)
     _add_state(app, service)
     _add_calls(app, service)
     add_inference_protocol(app, service)
-    if (page / "index.html").is_file():
-        app.mount("/", _PageFiles(directory=page, html=True))
+    _add_page(app, page)
     app.openapi = lambda: openapi.document(app, service)
     return app
 
@@ -106,13 +100,18 @@ def _add_calls(app: FastAPI, service: Service) -> None:
         add(name)
 
 
-class _PageFiles(StaticFiles):
-    """The files of the page; what else its folder holds is not served."""
+def _add_page(app: FastAPI, folder: Path) -> None:
+    """One address for each file of the page: a name in a request never becomes a path."""
 
-    def lookup_path(self, path: str) -> tuple[str, os.stat_result | None]:
-        found = super().lookup_path(path)
-        is_folder = found[1] is not None and stat.S_ISDIR(found[1].st_mode)
-        return found if is_folder or Path(path).suffix in _PAGE_SUFFIXES else ("", None)
+    def add(address: str, file: Path) -> None:
+        async def endpoint(request: Request) -> Response:
+            return FileResponse(file, media_type=TYPES[file.suffix])
+
+        app.add_route(address, endpoint)
+
+    for name, file in page_files(folder).items():
+        add(f"/{name}", file)
+    add("/", folder / "index.html")
 
 
 def response_of(answer: Answer) -> Response:

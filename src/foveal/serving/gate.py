@@ -1,4 +1,4 @@
-"""The outermost layer of the application: keys, sizes of heads, one line of log and one JSON error per request."""
+"""The outermost layer of the application: heads, names, keys, one line of log and one JSON error per request."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .keys import Keys
 from .limits import HEADER_BYTES, MAX_HEADERS, MAX_PATH
 from .logs import REQUESTS
 from .metrics import Metrics
+from .names import name_in
 from .replies import RefusalError
 
 _LOG = logging.getLogger(__name__)
@@ -40,10 +41,11 @@ class Gate:
         app: the application.
         keys: of the clients.
         metrics: of the service.
+        names: of the service, of which each request has one in its header Host; empty: any name.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics) -> None:
-        self.app, self.keys, self.metrics = app, keys, metrics
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, names: frozenset[str]) -> None:
+        self.app, self.keys, self.metrics, self.names = app, keys, metrics, names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,6 +66,7 @@ class Gate:
 
         try:
             _check_head(scope)
+            self._check_name(scope)
             if not self._may_pass(scope):
                 raise RefusalError(
                     401, "no valid key: send Authorization: Bearer KEY", "keys", {"WWW-Authenticate": "Bearer"}
@@ -78,6 +81,12 @@ class Gate:
                 await refuse(RefusalError(500, f"the service failed; its log has more under {number}"), sending)
         finally:
             self._note(scope, facts, number, status, sent, time.perf_counter() - started)
+
+    def _check_name(self, scope: Scope) -> None:
+        """Refuse pages of other sites whose names lead to this machine."""
+        name = name_in(scope["headers"])
+        if self.names and name not in self.names:
+            raise RefusalError(403, f"Host {name[:100]!r} is no name of this service: --allow-host adds names", "host")
 
     def _may_pass(self, scope: Scope) -> bool:
         path: str = scope["path"]

@@ -11,10 +11,8 @@ from typing import Any
 from .. import assets
 from ..errors import ConfigError
 from ..prediction.batching import Batches
-from ..prediction.devices import torch_installed
 from ..prediction.load import load
 from ..prediction.predictor import Predictor
-from ..text import notice
 from . import classify, prompt, segment, upscale
 from .calls import Call, Served
 from .limits import MAX_PROMPTS, Limits
@@ -30,13 +28,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def default_refs() -> list[str]:
-    """The models of a service for which none is named: bundled weights that this installation can run."""
-    refs = [assets.DEFAULTS["segment"], f"{assets.DEFAULTS['upscale']}.x2"]
-    promptable = assets.DEFAULTS["prompt"]
-    if torch_installed() or any(assets.path(promptable, suffix).exists() for suffix in (".foveal", ".onnx")):
-        return [promptable, *refs]
-    notice(f"without {promptable}, which needs torch: pip install 'foveal[torch]'")
-    return refs
+    """The models of a service for which none is named: bundled weights, one for each task of the page."""
+    return [assets.DEFAULTS["prompt"], assets.DEFAULTS["segment"], f"{assets.DEFAULTS['upscale']}.x2"]
 
 
 def open_models(refs: Sequence[str], batch_size: int, engine: Mapping[str, Any]) -> dict[str, Served]:

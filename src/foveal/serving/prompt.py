@@ -31,7 +31,7 @@ class ReducedOptions(Options):
     """Options of calls whose masks may be smaller than the image."""
 
     max_side: int | None = Field(
-        None, ge=16, le=_MAX_SIDE, description="Longest side of the masks in pixels; default: as of the image."
+        None, ge=1, le=_MAX_SIDE, description="Longest side of the masks in pixels; default: as of the image."
     )
 
 

@@ -49,7 +49,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         raise ConfigError(
-            f"{host}:{port} cannot be used ({error.strerror}): give another --host or --port, 0 for any free port"
+            f"{host}:{port} cannot be used ({error.strerror}): give another --port, or 0 for any that is free"
         ) from error
     return bound
 

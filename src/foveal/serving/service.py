@@ -44,11 +44,13 @@ class Settings:
         limits: what clients are granted.
         keys: of clients; none: all are served.
         fetcher: of images by address.
+        names: of the service in the header Host, as :func:`foveal.serving.names.names_of` gives them; none: any.
     """
 
     limits: Limits = field(default_factory=Limits)
     keys: Keys = field(default_factory=Keys)
     fetcher: Fetcher = field(default_factory=Fetcher)
+    names: frozenset[str] = frozenset()
 
 
 class Service:
