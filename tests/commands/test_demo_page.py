@@ -1,4 +1,4 @@
-"""The service of ``foveal demo --page``: what it refuses. The page is tested in ``tests/page``, services in ``tests/serving``."""
+"""What the service of ``foveal demo --page`` refuses. The page is tested in ``tests/page``, services in ``tests/serving``."""
 
 from __future__ import annotations
 
