@@ -1,4 +1,4 @@
-"""What the service of ``foveal demo --page`` refuses. The page is tested in ``tests/page``, services in ``tests/serving``."""
+"""What the service of ``foveal demo --page`` refuses; see ``tests/page`` and ``tests/serving`` for the rest."""
 
 from __future__ import annotations
 
