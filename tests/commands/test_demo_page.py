@@ -1,4 +1,4 @@
-"""The service of ``foveal demo --page``: what it refuses. ``tests/page`` has the page, ``tests/serving`` services."""
+"""What the service of ``foveal demo --page`` refuses; see ``tests/page`` and ``tests/serving`` for the rest."""
 
 from __future__ import annotations
 

@@ -99,8 +99,8 @@ def _in_two_parts(weight: NDArray[np.float32], *, apart: bool) -> NDArray[np.flo
         apart: whether all first parts come before all second ones.
 
     Returns:
-        ``(out, taps, 2 * in)``, ``in`` rounded up to a whole pair: both parts of every pair of input channels in turn;
-        or ``(out, 2 * taps, in)`` if they are apart.
+        ``(out, taps, 2 * in)``, ``in`` rounded up to a whole pair: both parts of every pair of input channels in turn.
+        If they are apart: ``(out, 2 * taps, in)``.
     """
     weight = np.pad(weight, ((0, 0), (0, 0), (0, weight.shape[2] % 2)))
     first = (weight.view(np.uint32) & 0xFFFF0000).view(np.float32)

@@ -140,7 +140,10 @@ def _chain(binder: Binder, step: Step) -> None:
         arrays[0] = packed.panels(step, "expand_weight", parts=first_parts), packed.padded(step, "expand_bias")
     mode = EXPAND_DEPTHWISE_PROJECT if expands else DENSE_PROJECT if dense else DEPTHWISE_PROJECT
     acts = (ACTS.index(step.params.get("expand_act", "none")), ACTS.index(step.params["act"]))
-    block = _channel_block(binder, step, size) if way == "channels" else 0
+    block = 0
+    if way == "channels":  # blocks of nearly equal size
+        count = -(-hidden // _channel_block(binder, step, size))
+        block = -(-hidden // (count * binder.library.panel)) * binder.library.panel
     p = (kernel, step.params["stride"], top, left, hidden, mode, *acts, block, groups, parts, first_parts)
     operation = Operation(CHAIN, step.inputs, step.out, step.residual, step.act, p, arrays=tuple(arrays))
     binder.add(operation, size._replace(channels=outputs))

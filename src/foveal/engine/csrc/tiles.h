@@ -108,8 +108,8 @@ inline int64_t tile_pairs(int64_t depth) {
   if (depth % 2) return 0;
   const int64_t pairs = depth / 2;
   int64_t count = (pairs + TILE_PAIRS - 1) / TILE_PAIRS;
-  while (pairs % count) count++;
-  return count == 1 || pairs / count >= TILE_PAIRS / 2 ? pairs / count : 0;
+  while (pairs % count && pairs / (count + 1) >= TILE_PAIRS / 2) count++;
+  return pairs % count ? 0 : pairs / count;
 }
 
 // Stores the sums of a tile from row `first` on.
