@@ -191,6 +191,9 @@ def test_names_are_checked_on_loopback_addresses_and_where_they_are_given() -> N
         assert names_of(local, "box.local") == {"localhost", "127.0.0.1", "::1", "127.0.0.2", "box.local"}
         assert not names_of(everywhere, "0.0.0.0"), "any name"
         assert {"a.example.org", "localhost"} <= names_of(everywhere, "0.0.0.0", ["A.example.org"])
+    if socket.has_ipv6:
+        with bind("::ffff:127.0.0.1", 0) as mapped:
+            assert names_of(mapped, "::ffff:127.0.0.1"), "not any name"
 
 
 def test_bodies_together_are_bounded(narrow: Running) -> None:

@@ -33,9 +33,15 @@ def names_of(bound: socket.socket, host: str, allowed: Iterable[str] = ()) -> fr
     """
     address = bound.getsockname()[0].partition("%")[0]
     wanted = [_parse(name) for name in allowed]
-    if not wanted and not ipaddress.ip_address(address).is_loopback:
+    if not wanted and not _is_loopback(address):
         return frozenset()
     return frozenset((*_LOCAL, address, host.lower(), *wanted))
+
+
+def _is_loopback(address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
 
 
 def _parse(text: str) -> str:

@@ -19,6 +19,7 @@ _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"typ
 _REASONS = {
     400: "The request cannot be read.",
     401: "The key is missing or wrong.",
+    403: "The header Host has no name of this service.",
     404: "No such model, call or embedding.",
     405: "Another method.",
     408: "The request came too slowly.",
@@ -32,7 +33,7 @@ _REASONS = {
     503: "Busy; Retry-After has the seconds.",
     504: "Not done before the deadline.",
 }
-_OF_CALLS = (400, 401, 404, 408, 413, 414, 415, 422, 431, 500, 501, 503, 504)
+_OF_CALLS = (400, 401, 403, 404, 408, 413, 414, 415, 422, 431, 500, 501, 503, 504)
 _FILE = "/9j/4AAQSkZJRg=="  # the beginning of a JPEG file in base64
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "predict": {"image": _FILE, "timeout": 10},
