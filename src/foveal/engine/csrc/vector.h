@@ -111,6 +111,7 @@ INLINE void transpose(V (&rows)[W]) {
 // bfloat16: the upper half of a float32. Conversion rounds to the nearest, to even of two.
 typedef uint32_t VU __attribute__((vector_size(W * 4), aligned(4), may_alias));
 typedef uint16_t VH __attribute__((vector_size(W * 2), aligned(2), may_alias));
+typedef uint32_t VPairs __attribute__((vector_size(W * 4), aligned(2), may_alias));  // wherever a value may be
 
 // Bits of a bfloat16 in the lower halves. NaN stays NaN: rounding could make it infinite.
 INLINE VU rounded(V x) {
@@ -156,16 +157,16 @@ INLINE void store(BFloat16* p, V v) {
 // 2 * W adjacent values as two vectors, those at even and those at odd places: half the instructions of two vectors of
 // adjacent values.
 INLINE void load_pairs(const BFloat16* p, V& even, V& odd) {
-  const VU bits = *(const VU*)p;
+  const VU bits = *(const VPairs*)p;
   even = (V)(bits << 16), odd = (V)(bits & 0xffff0000);
 }
 INLINE void store_pairs(BFloat16* p, V even, V odd) {
 #if defined(VECTORS_512) && defined(__AVX512BF16__)
   VU places;  // each has two numbers of 16 bits: places of an even and of an odd value
   for (uint32_t i = 0; i < (uint32_t)W; i++) places[i] = i | (W + i) << 16;
-  *(VU*)p = (VU)_mm512_permutexvar_epi16((__m512i)places, (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
+  *(VPairs*)p = (VPairs)_mm512_permutexvar_epi16((__m512i)places, (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
 #else
-  *(VU*)p = rounded(even) | rounded(odd) << 16;
+  *(VPairs*)p = rounded(even) | rounded(odd) << 16;
 #endif
 }
 INLINE V splat(BFloat16 x) {
