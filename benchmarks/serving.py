@@ -292,7 +292,9 @@ class Attack:
 def attacks() -> dict[str, Attack]:
     """By name."""
     headers = b"".join(b"x%d: y\r\n" % number for number in range(10_000))
-    form = b"POST " + PATH.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    form = (
+        b"POST " + PATH.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+    )
     return {
         "slow heads": Attack(50, b"GET / HTTP/1.1\r\n", b"a: b\r\n", 0.5),
         "slow bodies": Attack(50, HEAD + b"Content-Length: 1000000\r\n\r\n", b"x", 0.5),
