@@ -6,6 +6,7 @@ import io
 import logging
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -228,3 +229,16 @@ def test_size_of_parts(count: int, workers: int, largest: int) -> None:
     assert [name for part in found for name in part.names] == [str(index) for index in range(count)]
     assert max(part.count for part in found) == min(largest, count)
     assert all(part.count == len(part.names) for part in found)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_names_in_tar_files_may_have_dots(folder: Path, tmp_path: Path, remote: bool) -> None:
+    """Also in an object store, whose tar files are read once, from start to end."""
+    images = [data for _, data in sorted(images_of(folder).items())]
+    archive = shard(tmp_path / "x.tar", [("2026.01.31.png", images[0]), ("2026.02.01.png", images[1])])
+    where = f"memory://tars-{tmp_path.name}/x.tar"
+    if remote:
+        fsspec.filesystem("memory").pipe(where, archive.read_bytes())
+    found = read(where if remote else archive)
+    assert [name.rpartition("/")[2] for name in found] == ["2026.01.31.png", "2026.02.01.png"]
+    assert list(found.values()) == images[:2]

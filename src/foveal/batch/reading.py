@@ -11,7 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from ..data.tar_members import DAMAGE, IMAGE_ENDINGS, check_member, open_tar, read_members
+from ..data.tar_members import DAMAGE, IMAGE_ENDINGS, by_sample, check_member, open_tar, read_members
 from ..errors import DataError, InputError
 from .inputs import safe_name
 from .plan import Part
@@ -96,7 +96,7 @@ def _open(part: Part, stream: bool) -> BinaryIO:
 
 
 def _read_tar(part: Part) -> Iterator[Input]:
-    """The images of a tar file, one for each sample: members up to the first dot of their names."""
+    """The images of a tar file, one for each sample, as :func:`~foveal.data.tar_members.by_sample` finds them."""
     (name,) = part.names
     where = Path(f"{part.root}/{part.sources[0]}")
     parsed = part.stop > 0  # a local file whose headers were read when the plan was made
@@ -107,22 +107,41 @@ def _read_tar(part: Part) -> Iterator[Input]:
             with open_tar(file, "r:" if parsed else "r|") as archive:
                 images: dict[str, bytes | InputError] = {}
                 endings: list[str] = []
-                for member_key, ending, member in read_members(archive, part.size):
+                for member_key, ending, member in _members(archive, part, where, parsed):
                     if member_key != key:
                         if endings:
                             yield _sample(name, key, endings, images, seen)
                         key, endings, images = member_key, [], {}
-                        if parsed and member.offset >= part.stop:
+                        if parsed and member.header.offset >= part.stop:
                             return
                     endings.append(ending)
                     if ending in IMAGE_ENDINGS:
-                        images[ending] = _content(archive, where, member)
+                        content = member.content
+                        images[ending] = _content(archive, where, member.header) if content is None else content
                 if endings:
                     yield _sample(name, key, endings, images, seen)
         except DAMAGE as error:
             # Nothing after this place can be found, so it is an input that cannot be used, and names what is lost.
             message = f"{where}: damaged or truncated after {key or 'its start'} ({error}); what follows is not read"
             yield Input(f"{name}/(after {key or 'its start'})", InputError(message))
+
+
+class _Member(NamedTuple):
+    """A member of a tar file, with its content if it cannot be read later."""
+
+    header: Any
+    content: bytes | InputError | None = None
+
+
+def _members(archive: Any, part: Part, where: Path, parsed: bool) -> Iterator[tuple[str, str, _Member]]:
+    """The members with the keys of their samples. Images of a stream are read before what follows them."""
+
+    def read() -> Iterator[tuple[str, str, _Member]]:
+        for path, ending, header in read_members(archive, part.size):
+            is_image = ending.lower().endswith(IMAGE_ENDINGS)
+            yield path, ending, _Member(header, _content(archive, where, header) if is_image and not parsed else None)
+
+    return by_sample(read())
 
 
 def _content(archive: Any, where: Path, member: Any) -> bytes | InputError:

@@ -64,13 +64,20 @@ def export(
     """
     from .. import export as export_model
     from .. import load_model
-    from ..exporting.formats import find_format
+    from ..exporting.formats import FORMATS, find_format
     from ..progress import Progress
 
     formats = [find_format(name.strip()).name for name in to.split(",")]
     if len(set(formats)) < len(formats):
         raise ConfigError(f"--to {to}: a format is named twice")
     refs = (ref, *others)
+    for each in others:  # a mistake in the last one is found before the first file is written
+        if (
+            Path(each).suffix in {suffix for format in FORMATS.values() for suffix in format.suffixes}
+            and not Path(each).exists()
+        ):
+            raise ConfigError(f"{each}: no such file; to choose the name of what is written, write --output {each}")
+        load_model(each)
     if output is not None:
         if len(formats) > 1 or others:
             ensure_folder(output)

@@ -32,7 +32,6 @@ from ..task import TASKS
 TOLERANCE = 1e-4  #: largest difference between a file and its model, relative to the model's largest output
 AGREEMENT = 0.9999  #: smallest share of positions at which both have the same class, near ties left out
 _ROUNDING = 1e-5  # relative to the largest score: what two orders of the same sums differ by
-_EXACT = (TOLERANCE, AGREEMENT)
 #: The same two numbers for files of other types. They are for inputs of noise, on which near ties are frequent.
 LIMITS = {"float16": (0.02, 0.985)}
 IMAGE_NDIM = 4  #: of batches of images of 8 bits; batches of classes have fewer dimensions
@@ -252,6 +251,7 @@ def compare(graph: Graph, run_file: RunFile, dtype: str = "float32") -> tuple[fl
     Raises:
         ExportError: the file does not run, or its outputs have other shapes or other values.
     """
+    tolerance, least = LIMITS.get(dtype, (TOLERANCE, AGREEMENT))
     differences, agreement = [], 1.0
     for feed in graph.feeds:
         expected = _run_reference(graph.reference, feed)
@@ -262,9 +262,8 @@ def compare(graph: Graph, run_file: RunFile, dtype: str = "float32") -> tuple[fl
                 raise ExportError(f"the {_label(graph)} gives {shapes}: not written")
             differences.append(difference(output, reference))
         if graph.has_classes:
-            agreement = min(agreement, _agreement(graph, feed, expected[0], outputs[0], LIMITS.get(dtype, _EXACT)[1]))
+            agreement = min(agreement, _agreement(graph, feed, expected[0], outputs[0], least))
     worst = float(np.max(differences))
-    tolerance, least = LIMITS.get(dtype, _EXACT)
     if not worst <= tolerance or agreement < least:  # "not <=" also refuses NaN
         classes = f", same class on {agreement:.3%}" if graph.has_classes else ""
         cause = _overflow(graph, dtype)
