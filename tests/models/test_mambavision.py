@@ -65,7 +65,8 @@ def traced(model: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def differences(model: Any, case: dict[str, Any]) -> dict[str, float]:
-    output = traced(model, golden.normal_input(case["input"]))
+    dtype = next(model.parameters()).dtype
+    output = traced(model, golden.normal_input(case["input"]).to(dtype))
     expected = {**case["stages"], "logits": case["logits"], "features": case["features"]}
     assert output.keys() == expected.keys()
     return {key: golden.spread_difference(output[key], expected[key]) for key in expected}
@@ -80,8 +81,10 @@ def test_equals_the_published_network(tiny: Any, index: int) -> None:
 
 
 def test_equals_the_published_network_with_layer_scale() -> None:
+    """In float64: its 48 blocks round in float32 by up to 5e-5, depending on the processor."""
     model = create_model("mambavision_l").eval()
     load_checkpoint(model, published_state("mambavision_l"))
+    model.double()
     for case in golden.read("mambavision_models")["mambavision_l"]["cases"]:
         result = differences(model, case)
         assert max(result.values()) <= TOLERANCE, result

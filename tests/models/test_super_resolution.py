@@ -149,18 +149,23 @@ def test_tiles_of_a_model_with_attention_are_close() -> None:
 
 @pytest.mark.parametrize("size", [(150, 210), (257, 193)])
 def test_exact_tiles_equal_the_whole_image(size: tuple[int, int]) -> None:
-    """The sums of the attention come from the whole image: equal within rounding, where plain tiles differ."""
+    """The sums of the attention come from the whole image, where plain tiles differ.
+
+    In float64, since the outputs of these weights are up to 25 times the range of an image: float32 rounds by several
+    levels, how many depends on the processor.
+    """
     image = photo(*size)
     for name in NAMES:
         model = model_of(name)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.15 if parameter.ndim == 1 else 1.0 / parameter[0].numel() ** 0.5)
         predictor = predictor_of(model)
+        predictor.runner = TorchRunner(model, dtype=torch.float64)
         windows: list[dict[str, Any]] = [{"tile": 320, "overlap": 0}, {"tile": 128, "exact": True}, {"tile": 128}]
         wide = image.astype(np.uint16) * 257
         whole, exact, plain = (predictor.upscale(wide, **how).image for how in windows)
         assert whole.std() > 500
-        assert np.abs(whole.astype(int) - exact).max() <= 8  # of 65535
+        assert np.abs(whole.astype(int) - exact).max() <= 1  # of 65535
         assert name == "realtime_sr" or np.abs(whole.astype(int) - plain).max() > 40
 
 
