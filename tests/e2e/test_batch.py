@@ -169,7 +169,7 @@ def test_a_full_disk_ends_the_job_and_keeps_what_is_complete(tmp_path: Path) -> 
 
 def test_an_interrupted_command_ends_its_workers(tmp_path: Path) -> None:
     """Exit code 130, a line that says how to go on, and no process stays."""
-    pictures(tmp_path / "in", 60, (200, 300))
+    pictures(tmp_path / "in", 300, (200, 300))
     log = tmp_path / "log"
     process = start(tmp_path / "in", tmp_path / "out", "--model", MODEL, "--part-size", 2, errors=log)
     wait_until(lambda: entries(tmp_path / "out") >= 1, process)
