@@ -7,6 +7,7 @@ opened by ``foveal.load``, so that preparation, network and argmax are those of 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,26 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stirred(name: str, photo: Path) -> nn.Module:
-    """A segmentation model with random weights, drawn again where rounding would decide the class of a pixel."""
+    """A segmentation model with random weights, of 20 the one whose classes rounding decides least."""
+    fewest, best = math.prod(SIZE), None
     for seed in range(20):
         model = drawn(name, photo, seed)
-        exact = TorchRunner(copy.deepcopy(model), dtype=torch.float64)
-        single, double = (Predictor(each, info_of(model), "torch")(photo).mask for each in (TorchRunner(model), exact))
-        if np.array_equal(single, double):
-            return model
-    raise AssertionError("each of 20 models decides by rounding")
+        undecided = near_ties(model, photo)
+        if undecided < fewest:
+            fewest, best = undecided, model
+        if undecided <= 1:
+            break
+    assert best is not None
+    return best
+
+
+def near_ties(model: nn.Module, photo: Path) -> int:
+    """Number of pixels whose two best scores differ by less than four times the error of float32."""
+    exact = TorchRunner(copy.deepcopy(model), dtype=torch.float64)
+    results = (Predictor(runner, info_of(model), "torch")(photo) for runner in (TorchRunner(model), exact))
+    single, double = (torch.from_numpy(result.logits).double()[None] for result in results)
+    best, second = nn.functional.interpolate(double, SIZE, mode="bilinear")[0].topk(2, 0).values
+    return int((best - second < 4 * (single - double).abs().max()).sum())
 
 
 def drawn(name: str, photo: Path, seed: int) -> nn.Module:
