@@ -59,19 +59,25 @@ def make_typed_onnx(graph: Graph, options: Options) -> tuple[onnx.ModelProto, tu
 def _translate(graph: Graph, options: Options) -> onnx.ModelProto:
     """The traced and simplified network, whose nodes still name the layers that they come from."""
     with exporter_errors(graph.info.model, "ONNX"):
-        # Traced here, not by torch.onnx.export: where this fails, that would try methods that fix the size.
-        program = torch.onnx.export(
-            trace(graph),
-            dynamo=True,
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
-            opset_version=options.opset,
-            optimize=False,
-            verbose=False,
-        )
-        assert program is not None
+        program = translate(graph, options.opset)
         _simplify(program.model)
     return program.model_proto
+
+
+def translate(graph: Graph, opset: int) -> torch.onnx.ONNXProgram:
+    """The network as torch translates it, not simplified; exceptions are those of torch."""
+    # Traced here, not by torch.onnx.export: where this fails, that would try methods that fix the size.
+    program = torch.onnx.export(
+        trace(graph),
+        dynamo=True,
+        input_names=list(graph.inputs),
+        output_names=list(graph.outputs),
+        opset_version=opset,
+        optimize=False,
+        verbose=False,
+    )
+    assert program is not None
+    return program
 
 
 def finish(proto: onnx.ModelProto, graph: Graph, options: Options) -> None:

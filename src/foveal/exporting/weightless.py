@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from ..factory.load_model import load_model
 from ..files import atomic_write
 from ..info import info_of
@@ -17,8 +15,8 @@ from ..prediction.onnx_graphs import SUFFIX, WEIGHTS_KEY
 from ..prediction.onnx_runner import open_onnx_network
 from ..weights.reading import read_checkpoint
 from .export import GRAPHS
-from .graph import Graph, Options, RunFile, Source, compare, exporter_errors, trace
-from .onnx import finish
+from .graph import Graph, Options, RunFile, Source, compare, exporter_errors
+from .onnx import finish, translate
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -71,16 +69,7 @@ def _translate(graph: Graph, keys: dict[str, str]) -> bytes:
     own = {name: names[id(tensor)] for name, tensor in graph.network.state_dict(keep_vars=True).items()}
     options = Options()
     with exporter_errors(graph.info.model, "ONNX"):
-        program = torch.onnx.export(
-            trace(graph),
-            dynamo=True,
-            input_names=list(graph.inputs),
-            output_names=list(graph.outputs),
-            opset_version=options.opset,
-            optimize=False,
-            verbose=False,
-        )
-        assert program is not None
+        program = translate(graph, options.opset)
         weights = _simplify(program.model, own)
     proto = program.model_proto
     kept = {value.name for value in proto.graph.input if value.name in weights}
