@@ -11,8 +11,8 @@ All ways run the same network. Tiles have 512 pixels; those that are blended sha
 the weights that each library recommends (Gaussian). The other libraries get the image in memory, and MONAI also returns
 the scores of all classes for every pixel: that is how they are used.
 
-With ``--processes N``, whole commands are timed instead, start included: ``foveal segment --exact`` in one process and
-in N processes of torchrun, of one thread each, in turn.
+With ``--processes N``, whole commands are timed instead, start included: ``foveal segment --exact`` in one process, in
+N processes of torchrun, and in N commands at once, of one thread each, in turn.
 """
 
 from __future__ import annotations
@@ -161,29 +161,44 @@ def measure(way: str, model: str, source: Path, out: Path) -> None:
 
 
 def speed_up(model: str, source: Path, folder: Path, processes: int, rounds: int = 3) -> None:
-    """Print the times on the clock of one process and of several, and the median of their ratios."""
+    """Print the times of one process, of several, and of several commands at once, and the medians of their ratios.
+
+    Commands at once, each of which does all of the work, show what the cores can give to so many processes: those of a
+    virtual machine are often two threads of one core.
+    """
     options = ["-m", "foveal", "segment", str(source), "--exact", "--model", model, "--runtime", "torch"]
+    one = [sys.executable, *options]
+    several = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *options]
+    first, shared = folder / "one.npy", folder / "several.npy"
+    copies = [folder / f"copy{number}.npy" for number in range(processes)]
     ways = {
-        1: [sys.executable, *options],
-        processes: [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", *options],
+        "one process": [[*one, "--out", first]],
+        f"{processes} processes of torchrun": [[*several, "--out", shared]],
+        f"{processes} commands at once": [[*one, "--out", copy] for copy in copies],
     }
-    seconds: dict[int, list[float]] = {count: [] for count in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
-        for count, command in ways.items():
-            mask = folder / f"{count}.npy"
-            started = time.perf_counter()
-            subprocess.run(
-                [*command, "--threads", "1", "--out", mask],
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-                stdout=subprocess.DEVNULL,
-                check=True,
-            )
-            seconds[count].append(time.perf_counter() - started)
-    same = (np.load(folder / "1.npy", mmap_mode="r") == np.load(folder / f"{processes}.npy", mmap_mode="r")).mean()
-    ratio = statistics.median(one / several for one, several in zip(*seconds.values(), strict=True))
-    for count, times in seconds.items():
-        print(f"{count} process{'es' * (count > 1)}: {', '.join(f'{each:.1f}' for each in times)} s")
+        for name, commands in ways.items():
+            seconds[name].append(_seconds([[*command, "--threads", "1"] for command in commands]))
+    for name, times in seconds.items():
+        print(f"{name}: {', '.join(f'{each:.1f}' for each in times)} s")
+    alone, together, apart = seconds.values()
+    ratio = statistics.median(a / b for a, b in zip(alone, together, strict=True))
+    limit = statistics.median(processes * a / b for a, b in zip(alone, apart, strict=True))
+    same = (np.load(first, mmap_mode="r") == np.load(shared, mmap_mode="r")).mean()
     print(f"{processes} processes are {ratio:.2f} times as fast as one; {same:.4%} of the classes are equal")
+    print(f"{processes} commands at once do {limit:.2f} times the work of one in the same time: what the cores give")
+
+
+def _seconds(commands: list[list[str | Path]]) -> float:
+    """Seconds until all commands have ended, which start at once."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = time.perf_counter()
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for command in commands]
+    codes = [process.wait() for process in running]
+    if any(codes):
+        raise SystemExit(f"a command ended with code {max(codes)}")
+    return time.perf_counter() - started
 
 
 def main() -> None:
