@@ -21,7 +21,7 @@ from PIL import Image
 
 import foveal
 from foveal.errors import ConfigError, InputError
-from foveal.images.bands import RGB
+from foveal.images.bands import RGB, Bands
 from foveal.images.preparing import prepare
 from foveal.images.rasters import ArrayRaster, TiffRaster, as_bands, open_raster
 from foveal.images.reading import read_image
@@ -67,6 +67,22 @@ def test_windows_are_what_the_whole_image_is(tmp_path: Path, options: dict[str, 
             (slice(149, 150), slice(200, 201)),
         ):
             assert np.array_equal(as_bands(raster.read(rows, columns), raster, RGB), whole[rows, columns])
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_one_strip_without_compression_is_read_in_parts(tmp_path: Path, planar: str) -> None:
+    """Pillow and tifffile store images so, of any size."""
+    image = np.random.default_rng(0).integers(0, 65536, (2100, 1101, 3), np.uint16)
+    values = image if planar == "contig" else image.transpose(2, 0, 1)
+    path = written(tmp_path / "x.tif", values, planarconfig=planar, rowsperstrip=2100)
+    with open_raster(path, Bands(3, "uint16")) as raster:
+        assert isinstance(raster, TiffRaster)
+        assert 0 < raster._block_size[0] < 2100
+        for rows, columns in ((slice(0, 2100), slice(0, 1101)), (slice(990, 1011), slice(5, 150))):
+            assert np.array_equal(raster.read(rows, columns), image[rows, columns])
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(InputError, match="damaged or truncated"), open_raster(path, Bands(3, "uint16")) as raster:
+        raster.read(slice(0, 2100), slice(0, 1101))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "YCbCr"])

@@ -21,6 +21,7 @@ from .formats import check_pixels, detect_format, open_file, open_image, pixel_l
 from .npy import is_npy, npy_shape, read_npy
 from .reading import read_image
 from .sources import ImageLike, ImageSource, name_of, plain_source
+from .tiff_pixels import read_page
 
 MAX_BANDS = 1024
 _LOSSLESS = ("int8", "int16", "float16", "float64")  # become float32 (float64 is rounded)
@@ -154,7 +155,7 @@ def _read_tiff(source: str | Path | bytes, name: str, limit: int) -> NDArray[Any
         if any((page.size, page.dtype) != (pages[0].size, pages[0].dtype) for page in pages):
             raise InputError(f"{name}: {len(pages)} pages of different sizes or types; save each as a file of its own")
         content = file.read()
-    values = [tiff.read_page(content, page, name) for page in pages]
+    values = [read_page(content, page, name) for page in pages]
     orientation = pages[0].first(274, 1)
     return decoding.upright(values[0] if len(values) == 1 else np.concatenate(values, axis=2), orientation)
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from . import decoding, jpeg_rows, png_rows, slides, tiff, zarr_reading
+from . import decoding, jpeg_rows, png_rows, slides, tiff, tiff_pixels, zarr_reading
 from .bands import RGB, Bands, read_bands
 from .block_raster import BlockRaster
 from .formats import SizeError, detect_format, stored_size
@@ -110,7 +110,7 @@ class TiffRaster(BlockRaster):
         page = self.page
         (width, height), dtype = page.size, np.dtype(page.dtype or "u1").newbyteorder("=")
         tables = self._tags((tiff.JPEG_TABLES,), page).get(tiff.JPEG_TABLES)
-        self._blocks = tiff.Blocks(page, name, b"" if tables is None else tables.data)
+        self._blocks = tiff_pixels.Blocks(page, name, b"" if tables is None else tables.data)
         block = self._blocks.height, self._blocks.width
         super().__init__(name, (height, width, page.bands), dtype, block, self._read_nodata())
 
