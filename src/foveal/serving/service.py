@@ -33,6 +33,7 @@ _MEDIA = {  # by format, what a client may ask for with Accept
     "png": "image/png",
     "overlay": "image/jpeg",
     "polygons": "application/geo+json",
+    "logits": "application/octet-stream",
 }
 
 
