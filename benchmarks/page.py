@@ -157,9 +157,8 @@ def main() -> None:
                 if given.road in (name, "both"):
                     rounds = [measure(browser, address, photograph) for _ in range(given.rounds)]
                     middle = {key: statistics.median(each[key] for each in rounds) for key in rounds[0]}
-                    loaded = f", {middle['MB']:.1f} MB loaded" if name == "site" else ""
-                    runtime = f", {given.runtime}" if name == "server" else ""
-                    print(f"{name}{runtime}: first mask {middle['first']:.2f} s, next click {middle['click']:.3f} s{loaded}")
+                    about = f"{middle['MB']:.1f} MB loaded" if name == "site" else given.runtime
+                    print(f"{name}: first mask {middle['first']:.2f} s, next click {middle['click']:.3f} s, {about}")
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--attacks", nargs="+", help="names of attacks; default: all")
     parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -311,7 +312,12 @@ def attack(port: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times of a healthy client, alone and during each attack."""
     hammer(port, 1, 2)
     found: dict[str, Any] = {}
-    for name, each in attacks().items():
+    known = attacks()
+    wanted = arguments.attacks or list(known)
+    if unknown := set(wanted) - set(known):
+        raise SystemExit(f"no attack {min(unknown)!r}: there are {', '.join(map(repr, known))}")
+    for name in wanted:
+        each = known[name]
         alone = percentile(hammer(port, 1, arguments.seconds))
         ended = threading.Event()
         thread = threading.Thread(target=each.run, args=(port, ended))

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveal.serving.brake import BURST, LONGEST, RATE, Brake
 from foveal.serving.names import names_of
 from foveal.serving.server import bind
 from helpers.pictures import encoded
@@ -229,6 +230,47 @@ def test_others_are_served_while_all_connections_are_taken(narrow: Running, phot
     finally:
         for each in attackers:
             each.close()
+
+
+WRONG = {
+    "head": b"nonsense\r\n\r\n",
+    "headers": b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * 150,
+    "form": HEAD.replace(b"image/png", b"multipart/form-data; boundary=x") + b"Content-Length: 5\r\n\r\n--y\r\n",
+    "host": b"GET /api/models HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_floods_of_wrong_requests_are_slowed_down(wrong: bytes, photo: bytes) -> None:
+    """Answers to them have a rate, and those that wait make room for others."""
+    with running("efficientvit_b0.camvid", "--connections", "60", "--runtime", "onnxruntime") as service:
+        started = time.monotonic()
+        attackers = [service.dial() for _ in range(59)]
+        try:
+            for each in attackers:
+                each.sendall(wrong)
+            for _ in range(3):
+                assert service.post(SEGMENT, photo).status == 200
+            answers = [status(drain(each)) for each in attackers]
+            assert set(answers) <= {0, 400, 403, 431}
+            assert sum(map(bool, answers)) > BURST
+            assert time.monotonic() - started >= (sum(map(bool, answers)) - BURST - 1) / RATE
+        finally:
+            for each in attackers:
+                each.close()
+
+
+def test_the_brake_has_a_rate_and_a_longest_pause() -> None:
+    now = 100.0
+    brake = Brake(lambda: now)
+    assert [brake.pause() for _ in range(BURST)] == [0] * BURST
+    pauses = [brake.pause() for _ in range(1000)]
+    np.testing.assert_allclose(pauses[:40], np.arange(1, 41) / RATE, atol=1e-9)
+    assert max(pauses) == LONGEST
+    now += LONGEST
+    assert brake.pause() == pytest.approx(1 / RATE)
+    now += 3600
+    assert max(brake.pause() for _ in range(BURST)) < 1e-9
 
 
 @pytest.mark.long

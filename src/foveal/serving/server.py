@@ -140,7 +140,7 @@ def serve(
     limits = settings.limits
     config = uvicorn.Config(
         app,
-        http=guarded(limits, service.metrics),
+        http=guarded(limits, service.metrics, service.brake),
         ws="none",
         log_config=None,
         access_log=False,
