@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -289,6 +290,26 @@ def test_clients_that_do_not_read_their_answers_are_closed() -> None:
         else:
             raise AssertionError("the connection stays")
         assert service.metric('foveal_requests_total{call="predict"') == 1, "it had an answer"
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """Without TCP_NODELAY the second part of an answer comes up to 40 ms late."""
+
+    async def option() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        bound = bind("127.0.0.1", 0)
+        async with await asyncio.start_server(answer, sock=bound):
+            _, writer = await asyncio.open_connection(*bound.getsockname())
+            writer.close()
+            return await found
+
+    assert asyncio.run(option()) == 1
 
 
 def test_nothing_was_logged_as_an_error(service: Running) -> None:
