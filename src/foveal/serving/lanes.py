@@ -8,8 +8,6 @@ images that are read.
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections import deque
@@ -26,7 +24,6 @@ from .replies import RefusalError, busy, refusal_of
 
 _HELD = 512 << 20  # bytes of images between reading and answer, beyond which no further image is read
 _THREADS = 4  # that read images and write answers
-_LOWER = 5  # by how much the nice value of background threads is raised
 _SHARE = 0.2  # weight of the last request in the mean of their times
 _LOG = logging.getLogger(__name__)
 
@@ -89,12 +86,10 @@ class Lane:
         limit: requests that wait, run or are written at once.
         batch_size: of them run at once.
         metrics: of the service.
-        background: whether the thread that answers clients goes before its threads.
     """
 
-    def __init__(self, name: str, limit: int, batch_size: int, metrics: Metrics, background: bool = False) -> None:
+    def __init__(self, name: str, limit: int, batch_size: int, metrics: Metrics) -> None:
         self.name, self.limit, self.batch_size, self.metrics = name, limit, batch_size, metrics
-        self._begin = _lower_priority if background else None
         self._changed = threading.Condition()
         self._waiting: deque[Work] = deque()
         self._open = 0  # requests without an answer yet
@@ -102,8 +97,8 @@ class Lane:
         self._ended = False
         self._mean = 0.1  # seconds between two answers
         count = min(_THREADS, cpu_count())
-        self._readers = ThreadPoolExecutor(count, f"foveal-{name}-read", initializer=self._begin)
-        self._writers = ThreadPoolExecutor(count, f"foveal-{name}-write", initializer=self._begin)
+        self._readers = ThreadPoolExecutor(count, f"foveal-{name}-read")
+        self._writers = ThreadPoolExecutor(count, f"foveal-{name}-write")
         self._thread = threading.Thread(target=self._run, name=f"foveal-{name}", daemon=True)
         self._thread.start()
         metrics.add_lane(name, lambda: self._open)
@@ -164,8 +159,6 @@ class Lane:
                 work.reading = self._readers.submit(_read, work)
 
     def _run(self) -> None:
-        if self._begin is not None:
-            self._begin()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or self._first_reading() is not None)
@@ -272,14 +265,6 @@ def _read(work: Work) -> Prepared | BaseException:
         if not isinstance(error, FovealError | RefusalError):
             _LOG.exception("an image cannot be read")
         return error
-
-
-def _lower_priority() -> None:
-    """Let the threads that answer go first: on busy cores a refusal would wait for its turn several times."""
-    if sys.platform == "linux":  # elsewhere, priorities are those of processes
-        thread = threading.get_native_id()
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _LOWER)
 
 
 def _out_of_memory(error: Exception) -> bool:

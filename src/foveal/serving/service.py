@@ -78,13 +78,7 @@ class Service:
         calls = [call for served in models.values() for call in calls_of(served.predictor).values()]
         wanted = {call.lane for call in calls} | {"prompts" for call in calls if call.takes_embeddings}
         self.lanes = {
-            name: Lane(
-                name,
-                self.limits.queue,
-                LANES[name] or self.limits.batch_size,
-                self.metrics,
-                background=name != "prompts",  # somebody waits for a click
-            )
+            name: Lane(name, self.limits.queue, LANES[name] or self.limits.batch_size, self.metrics)
             for name in LANES
             if name in wanted
         }
