@@ -6,11 +6,13 @@
 - ``attack``: the 99th percentile of one healthy client's times, alone and during each attack (aim: below 2 times), and
   the time until the connections of the attack are closed (aim: 10 s);
 - ``soak``: overload for ``--minutes``; growth of the service's memory after the first quarter (aim: 5 %).
+  ``--soak MINUTES`` measures it alone, and prints its line of docs/serving.md.
 
 The service runs with the limits of its defaults but for the queue. Clients are threads of this process, which needs
 processor time, too: on few cores, both sides share them.
 
 python benchmarks/serving.py [--only throughput,overload,attack,soak] [--minutes 10] [--rounds 5] [--json]
+python benchmarks/serving.py --soak 30
 """
 
 from __future__ import annotations
@@ -48,8 +50,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", default="throughput,overload,attack,soak")
     parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--soak", type=float, help="minutes: the same as --only soak --minutes MINUTES, one line")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--attacks", nargs="+", help="names of attacks; default: all")
     parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -58,6 +62,8 @@ def main() -> None:
     if arguments.bare:
         print(json.dumps(bare(arguments.bare, arguments.runtime, arguments.threads)))
         return
+    if arguments.soak:
+        arguments.only, arguments.minutes = "soak", arguments.soak
     report: dict[str, Any] = {"machine": machine.describe()}
     for name in arguments.only.split(","):
         with service("--queue", QUEUE, "--runtime", arguments.runtime, "--threads", arguments.threads) as port:
@@ -65,6 +71,8 @@ def main() -> None:
         print(f"{name}: {json.dumps(report[name])}", file=sys.stderr, flush=True)
     if arguments.json:
         print(json.dumps(report))
+    elif arguments.soak:
+        print(soak_line(report["soak"]))
     else:
         print_tables(report)
 
@@ -311,7 +319,12 @@ def attack(port: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times of a healthy client, alone and during each attack."""
     hammer(port, 1, 2)
     found: dict[str, Any] = {}
-    for name, each in attacks().items():
+    known = attacks()
+    wanted = arguments.attacks or list(known)
+    if unknown := set(wanted) - set(known):
+        raise SystemExit(f"no attack {min(unknown)!r}: there are {', '.join(map(repr, known))}")
+    for name in wanted:
+        each = known[name]
         alone = percentile(hammer(port, 1, arguments.seconds))
         ended = threading.Event()
         thread = threading.Thread(target=each.run, args=(port, ended))
@@ -344,6 +357,13 @@ MEASUREMENTS: dict[str, Callable[[int, argparse.Namespace], dict[str, Any]]] = {
 }
 
 
+def soak_line(found: dict[str, Any]) -> str:
+    """The line of the documentation about memory."""
+    before, after = found["mib"]
+    text = f"{found['growth']:+.1%} ({before:.0f} to {after:.0f} MiB, {found['requests']:,} requests)"
+    return f"| memory over {found['minutes']:g} minutes of ten times the load that is served | {text} |"
+
+
 def print_tables(report: dict[str, Any]) -> None:
     """Print the tables of the documentation."""
     print(f"{machine.one_line()}\n")
@@ -355,8 +375,7 @@ def print_tables(report: dict[str, Any]) -> None:
         text = f"{times['median']} ms (median), {times['p99']} ms (99th percentile); {found['service_ms_to_503']}"
         print(f"| time to 503, {found['clients']} clients for a queue of {QUEUE} | {text} | 50 ms |")
     if found := report.get("soak"):
-        text = f"{found['growth']:+.1%} ({found['mib'][0]} to {found['mib'][1]} MiB), {found['requests']} requests"
-        print(f"| memory over {found['minutes']:g} minutes of overload | {text} | +5 % |")
+        print(f"{soak_line(found)} +5 % |")
     if found := report.get("attack"):
         print("\n| attack | closed within | 99th percentile of a healthy client, alone and during it | ratio |")
         print("|---|---|---|---|")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveal.serving.brake import BURST, LONGEST, RATE, Brake
 from foveal.serving.names import names_of
 from foveal.serving.server import bind
 from helpers.pictures import encoded
@@ -231,6 +233,47 @@ def test_others_are_served_while_all_connections_are_taken(narrow: Running, phot
             each.close()
 
 
+WRONG = {
+    "head": b"nonsense\r\n\r\n",
+    "headers": b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * 150,
+    "form": HEAD.replace(b"image/png", b"multipart/form-data; boundary=x") + b"Content-Length: 5\r\n\r\n--y\r\n",
+    "host": b"GET /api/models HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_floods_of_wrong_requests_are_slowed_down(wrong: bytes, photo: bytes) -> None:
+    """Answers to them have a rate, and those that wait make room for others."""
+    with running("efficientvit_b0.camvid", "--connections", "60", "--runtime", "onnxruntime") as service:
+        started = time.monotonic()
+        attackers = [service.dial() for _ in range(59)]
+        try:
+            for each in attackers:
+                each.sendall(wrong)
+            for _ in range(3):
+                assert service.post(SEGMENT, photo).status == 200
+            answers = [status(drain(each)) for each in attackers]
+            assert set(answers) <= {0, 400, 403, 431}
+            assert sum(map(bool, answers)) > BURST
+            assert time.monotonic() - started >= (sum(map(bool, answers)) - BURST - 1) / RATE
+        finally:
+            for each in attackers:
+                each.close()
+
+
+def test_the_brake_has_a_rate_and_a_longest_pause() -> None:
+    now = 100.0
+    brake = Brake(lambda: now)
+    assert [brake.pause() for _ in range(BURST)] == [0] * BURST
+    pauses = [brake.pause() for _ in range(1000)]
+    np.testing.assert_allclose(pauses[:40], np.arange(1, 41) / RATE, atol=1e-9)
+    assert max(pauses) == LONGEST
+    now += LONGEST
+    assert brake.pause() == pytest.approx(1 / RATE)
+    now += 3600
+    assert max(brake.pause() for _ in range(BURST)) < 1e-9
+
+
 @pytest.mark.long
 def test_clients_that_do_not_read_their_answers_are_closed() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 600, 3), dtype=np.uint8)
@@ -247,6 +290,26 @@ def test_clients_that_do_not_read_their_answers_are_closed() -> None:
         else:
             raise AssertionError("the connection stays")
         assert service.metric('foveal_requests_total{call="predict"') == 1, "it had an answer"
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    """Without TCP_NODELAY the second part of an answer comes up to 40 ms late."""
+
+    async def option() -> int:
+        found = asyncio.get_running_loop().create_future()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connection = writer.get_extra_info("socket")
+            found.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        bound = bind("127.0.0.1", 0)
+        async with await asyncio.start_server(answer, sock=bound):
+            _, writer = await asyncio.open_connection(*bound.getsockname())
+            writer.close()
+            return await found
+
+    assert asyncio.run(option()) == 1
 
 
 def test_nothing_was_logged_as_an_error(service: Running) -> None:

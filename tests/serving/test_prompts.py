@@ -14,6 +14,8 @@ from PIL import Image
 
 import foveal
 from foveal.images import regions
+from foveal.images.sam_frame import at_image_size, logits_size
+from helpers import browser
 from helpers.services import Running, running
 
 CALL = "/api/sam"
@@ -84,6 +86,48 @@ def test_formats_of_one_mask(service: Running, photo: bytes, embedding: Any) -> 
     assert (regions.decoded(service.post_json(f"{CALL}/prompt?format=rle", asked).json) == mask).all()
     features = service.post_json(f"{CALL}/prompt?format=polygons", asked).json["features"]
     assert sum(each["properties"]["pixels"] for each in features) == mask.sum()
+
+
+def test_logits_are_those_of_the_masks(service: Running, photo: bytes, embedding: Any) -> None:
+    name = service.post(f"{CALL}/encode", photo).json["embedding"]
+    expected = embedding.prompt(POINT, [1])
+    asked = {"embedding": name, "points": POINT, "format": "logits"}
+    reply = service.post_json(f"{CALL}/prompt", asked)
+    assert reply.headers["content-type"] == "application/octet-stream"
+    shape = [int(part) for part in reply.headers["x-foveal-shape"].split(",")]
+    assert shape == [3, *logits_size(expected.size)]
+    np.testing.assert_allclose(np.array(reply.headers["x-foveal-iou"].split(","), float), expected.iou, atol=1e-5)
+    roots = np.frombuffer(reply.body, np.int8).reshape(shape).astype(np.float32)
+    logits, (rows, columns) = np.zeros_like(expected.low_res[0]), shape[1:]
+    logits[:, :rows, :columns] = np.sign(roots) * 8 * (roots / 127) ** 2
+    cut = expected.low_res[0][:, :rows, :columns].clip(-8, 8)
+    np.testing.assert_allclose(logits[:, :rows, :columns], cut, atol=0.07)  # half of the largest step
+    masks = at_image_size(logits, expected.size) > 0
+    for found, mask in zip(masks, expected.masks, strict=True):
+        assert browser.iou(found, mask) >= 0.98
+    one = service.post_json(f"{CALL}/prompt", {**asked, "index": 1})
+    assert np.frombuffer(one.body, np.int8).tolist() == roots[1].ravel().tolist()
+    boxes = {"embedding": name, "format": "logits", "boxes": [[10, 10, 60, 60], [40, 20, 150, 90]]}
+    several = service.post_json(f"{CALL}/prompt", boxes)
+    assert several.headers["x-foveal-shape"].startswith("2,")
+    refused = service.post_json(f"{CALL}/prompt", {**asked, "max_side": 80})
+    assert (refused.status, refused.error.partition(":")[0]) == (422, "max_side")
+
+
+@pytest.mark.parametrize(
+    "size", [(96, 160), (160, 96), (1, 1), (1, 4000), (768, 1024), (765, 1024), (767, 1024), (3, 5)]
+)
+def test_the_cut_of_logits_is_what_masks_need(size: tuple[int, int]) -> None:
+    """What is cut off has no influence, and of images that are not tiny all else has one."""
+    rows, columns = logits_size(size)
+    logits = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
+    changed = logits.copy()
+    changed[rows:], changed[:, columns:] = 100, 100
+    np.testing.assert_array_equal(at_image_size(changed, size), at_image_size(logits, size))
+    if min(size) > 90:
+        last = np.zeros((256, 256), np.float32)
+        last[rows - 2 :, columns - 2 :] = 100
+        assert at_image_size(last, size)[-1, -1] > 0
 
 
 def test_boxes_of_several_objects(service: Running, photo: bytes, embedding: Any) -> None:

@@ -22,6 +22,18 @@ def frame_size(size: tuple[int, int]) -> tuple[int, int]:
     return long_side_size(*size, FRAME)
 
 
+def logits_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Number of rows and columns of mask logits ``(256, 256)`` that have an influence on the masks of an image.
+
+    Args:
+        size: (H, W) of the image.
+    """
+    scale = FRAME // LOW_RES
+    # The last pixel lies between two samples, of which the second one counts, too.
+    height, width = (min(LOW_RES, int((side - 0.5) / scale - 0.5) + 2) for side in frame_size(size))
+    return height, width
+
+
 def at_image_size(low_res: NDArray[np.floating], size: tuple[int, int]) -> NDArray[np.float32]:
     """Resize mask logits ``(..., 256, 256)`` to the size (H, W) of the image, ``(..., H, W)``.
 

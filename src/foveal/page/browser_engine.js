@@ -1,6 +1,6 @@
 // The engine of a static site: the networks run in a worker of this browser.
 
-import { within } from "./masks.js";
+import { LogitMask, within } from "./masks.js";
 
 const GRID = 16; // points along a side when everything is looked for
 
@@ -51,9 +51,13 @@ export class BrowserEngine {
     await this.#call("encode", { name: model.name, bitmap }, progress, [bitmap]);
   }
 
-  prompt(model, image, prompt, side = Infinity) {
-    const [width, height] = within(image.width, image.height, side);
-    return this.#call("prompt", { name: model.name, ...prompt, width, height });
+  async prompt(model, image, prompt) {
+    const { iou, ...logits } = await this.#call("prompt", { name: model.name, ...prompt });
+    return iou.map((value, i) => new LogitMask(logits, i, value, image));
+  }
+
+  mask(model, image, prompt) {
+    return this.#call("mask", { name: model.name, ...prompt, width: image.width, height: image.height });
   }
 
   everything(model, image, side, progress) {

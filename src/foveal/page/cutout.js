@@ -6,7 +6,7 @@ import { bytePng } from "./png.js";
 import { wholePicture } from "./stage.js";
 
 const EDGE = [255, 255, 255], MOST_MASKS = 255;
-const SHOWN_SIDE = 1024; // longest side of masks that are only shown; the networks compute 256
+const SHOWN_SIDE = 1024; // longest side of the masks of everything
 const $ = (id) => document.getElementById(id);
 
 export class Cutout {
@@ -16,9 +16,10 @@ export class Cutout {
     : "Click an object. Click again to add to it, right-click to take away, or drag a box around it.";
   #history = [];
   #state = empty();
-  #answer = null; // {masks, best} of the state, at the drawn size
+  #answer = null; // masks of the state to show, the smallest first: a part before the whole
   #corner = null; // of a box that keys draw
   #box = null; // that is being dragged
+  #pixels = null; // that were drawn last; memory that is new takes longer than what is drawn in it
   #running = false;
   #encoding = null; // {image, done}
 
@@ -139,9 +140,11 @@ export class Cutout {
         const state = this.#state;
         await page.work("", async (progress) => {
           await this.#encode(progress);
-          const answer = await page.engine.prompt(this.model, image, request(state), SHOWN_SIDE);
-          state.order = answer.masks.length > 1 ? byArea(answer.masks).indexOf(answer.best) : 0;
-          state.answer = answer;
+          const masks = await page.engine.prompt(this.model, image, request(state));
+          masks.forEach((mask, index) => (mask.index = index));
+          const best = masks.reduce((a, b) => (b.iou > a.iou ? b : a));
+          state.answer = masks.sort((a, b) => a.rank - b.rank);
+          state.order = masks.indexOf(best);
         });
         if (!state.answer) {
           this.#history = this.#history.filter((each) => each !== state); // it failed, and the page said why
@@ -161,46 +164,47 @@ export class Cutout {
       await this.#encode(progress);
       const { masks } = await page.engine.everything(this.model, image, SHOWN_SIDE, progress);
       if (!masks.length) throw Error("No object was found: click one instead.");
-      const found = masks.slice(0, MOST_MASKS).map((each) => ({ ...each, shown: this.#shown(each) }));
+      const shown = (mask) => enlarged(mask, ...page.stage.maskSize);
+      const found = masks.slice(0, MOST_MASKS).map((each) => ({ ...each, shown: shown(each) }));
       if (this.image === image) this.#push({ ...empty(), found });
     });
   }
 
   // Choose the smallest of all objects at a point.
   #select([x, y]) {
-    const { scale } = this.page.stage, at = ({ shown }) => shown.mask[Math.floor(y * scale) * shown.width + Math.floor(x * scale)];
-    const chosen = this.#state.found.filter(at).sort((a, b) => a.area - b.area)[0];
+    const [width, height] = this.page.stage.maskSize, { image } = this;
+    const place = Math.floor((y * height) / image.height) * width + Math.floor((x * width) / image.width);
+    const chosen = this.#state.found.filter(({ shown }) => shown.mask[place]).sort((a, b) => a.area - b.area)[0];
     if (chosen) this.#push({ ...this.#state, chosen });
-  }
-
-  // A mask at the drawn size.
-  #shown(mask) {
-    return enlarged(mask, ...this.page.stage.size);
   }
 
   get current() {
     if (this.#state.found) return this.#state.chosen;
-    if (!this.#answer) return null;
-    const { masks, best } = this.#answer;
-    return masks[masks.length > 1 ? byArea(masks)[this.#state.order ?? 0] : best];
+    return this.#answer?.[this.#state.order] ?? null;
   }
 
   draw() {
     if (!this.image || this.page.tool !== this) return;
     const { stage } = this.page, { points, labels, box, found, chosen } = this.#state, mask = this.current;
-    if (mask) mask.shown ??= this.#shown(mask);
-    const pixels = found && !chosen ? coloured(found, stage.size) : mask && spotlight(mask.shown, $("dim").value / 100);
+    const shown = mask && (mask.shown ?? mask.at(...stage.maskSize));
+    const pixels = found && !chosen ? coloured(found, stage.maskSize) : shown && this.#spotlight(shown);
     const corner = this.#corner;
     stage.draw(pixels, (context, unit) => {
       for (const each of [box, this.#box]) if (each) rectangle(context, each, stage.scale, unit);
       points.forEach((point, i) => dot(context, point, labels[i], stage.scale, unit));
       if (corner) dot(context, corner, 1, stage.scale, unit);
     });
-    this.#controls(mask);
+    this.#controls(mask, shown);
   }
 
-  #controls(mask) {
-    const { found, chosen } = this.#state, several = !found && this.#answer?.masks.length > 1;
+  #spotlight(shown) {
+    const { width, height } = shown;
+    if (this.#pixels?.width !== width || this.#pixels.height !== height) this.#pixels = new ImageData(width, height);
+    return spotlight(shown, $("dim").value / 100, this.#pixels);
+  }
+
+  #controls(mask, shown) {
+    const { found, chosen } = this.#state, several = !found && this.#answer?.length > 1;
     $("size").disabled = !several;
     for (const input of $("size").querySelectorAll("input")) input.checked = several && Number(input.value) === this.#state.order;
     $("undo").disabled = !this.#history.length;
@@ -209,7 +213,7 @@ export class Cutout {
     for (const name of ["save-cutout", "save-mask"]) $(name).disabled = !mask;
     $("save-mask").disabled = !mask && !found;
     $("save-json").disabled = !mask && !found;
-    const share = mask && (100 * mask.area) / (mask.width * mask.height);
+    const { area, width, height } = mask?.shown ? mask : (shown ?? {}), share = (100 * area) / (width * height);
     const text = mask ? `${share.toFixed(share < 10 ? 1 : 0)} % of the photograph. The network rates its mask ${mask.iou.toFixed(2)} of 1.` : "";
     $("found").textContent = found && !chosen ? `${found.length} objects. Click one to choose it.` : text;
   }
@@ -218,9 +222,7 @@ export class Cutout {
   async #whole() {
     const { width, height } = this.image;
     if (this.#state.found) return { ...this.current, ...enlarged(this.current, width, height) };
-    const { masks, best } = this.#answer, index = masks.length > 1 ? byArea(masks)[this.#state.order ?? 0] : best;
-    const answer = await this.page.engine.prompt(this.model, this.image, { ...request(this.#state), index });
-    return answer.masks[0];
+    return await this.page.engine.mask(this.model, this.image, { ...request(this.#state), index: this.current.index });
   }
 
   async saveCutout() {
@@ -268,18 +270,13 @@ function request({ points, labels, box }) {
   return { points, labels, box, multimask: points.length === 1 && !box };
 }
 
-// Indices of three masks, the smallest first: a part before the whole.
-function byArea(masks) {
-  return masks.map((_, i) => i).sort((a, b) => masks[a].area - masks[b].area);
-}
-
 function checked(name) {
   return document.querySelector(`input[name=${name}]:checked`)?.value;
 }
 
-// Everything but the mask in the dark, with a light line of two pixels along its edge.
-function spotlight({ mask, width, height }, dim) {
-  const pixels = new ImageData(width, height), words = new Uint32Array(pixels.data.buffer);
+// Everything but the mask in the dark, with a light line of two pixels along its edge; `pixels` are written.
+function spotlight({ mask, width, height }, dim, pixels) {
+  const words = new Uint32Array(pixels.data.buffer);
   const dark = (Math.round(235 * dim) << 24) >>> 0, light = 0xffffffff;
   for (let i = 0; i < words.length; i++) words[i] = mask[i] ? 0 : dark;
   const mark = (x, y) => {

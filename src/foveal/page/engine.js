@@ -8,7 +8,8 @@
 //   keepsImages                              whether images stay in this browser
 //   load(model, progress)                    gets the network ready
 //   encode(model, image, progress)           before prompt
-//   prompt(model, image, {points, labels, box, multimask, index}, side)  -> {masks: [{mask, iou, area, bbox}], best}
+//   prompt(model, image, {points, labels, box, multimask})         -> masks to show, [LogitMask]
+//   mask(model, image, {points, labels, box, multimask, index})    -> one of them at the size of the image, {mask, iou, ...}
 //   everything(model, image, side, progress) -> {masks: [{mask, iou, stability, point, area, bbox}]}
 //   segment(model, image, side, progress)    -> {classes, width, height}, `side`: of the longest result
 //   upscale(model, part, progress)           -> ImageBitmap of a part of an image, {bitmap, width, height}

@@ -44,15 +44,74 @@ function stretch(values, offset, stride, across, down, out) {
 export function atImageSize(logits, offset, width, height) {
   const [inWidth, inHeight] = longSide(width, height, FRAME);
   const frame = new Float32Array(inWidth * inHeight);
-  const cut = ({ low, high, share }, length) => ({
-    low: low.subarray(0, length), high: high.subarray(0, length), share: share.subarray(0, length),
-  });
-  const places = linear(LOW_RES, FRAME);
-  stretch(logits, offset, LOW_RES, cut(places, inWidth), cut(places, inHeight), frame);
+  stretch(logits, offset, LOW_RES, places(inWidth, inWidth), places(inHeight, inHeight), frame);
   if (inWidth === width && inHeight === height) return frame;
   const out = new Float32Array(width * height);
   stretch(frame, 0, inWidth, linear(inWidth, width), linear(inHeight, height), out);
   return out;
+}
+
+// Places in the logits of `target` pixels along `inside` pixels of the frame.
+function places(inside, target) {
+  const scale = FRAME / LOW_RES, length = inside / scale;
+  const low = new Int32Array(target), high = new Int32Array(target), share = new Float32Array(target);
+  for (let i = 0; i < target; i++) {
+    const place = Math.min(Math.max((i + 0.5) * (length / target) - 0.5, 0), LOW_RES - 1);
+    low[i] = Math.min(Math.floor(place), LOW_RES - 2);
+    high[i] = low[i] + 1;
+    share[i] = place - low[i];
+  }
+  return { low, high, share };
+}
+
+// Rows or columns of the logits that have an influence on `inside` pixels of the frame.
+function usedLogits(inside) {
+  const scale = FRAME / LOW_RES;
+  return Math.min(LOW_RES, Math.max(0, Math.floor((inside - 0.5) / scale - 0.5)) + 2);
+}
+
+// The part of a network's logits, of which each is (256, 256), that belongs to an image: what LogitMask takes.
+export function cutLogits(logits, numbers, width, height) {
+  const [columns, rows] = longSide(width, height, FRAME).map(usedLogits);
+  const values = new Float32Array(numbers.length * rows * columns);
+  let at = 0;
+  for (const number of numbers)
+    for (let y = 0; y < rows; y++, at += columns) {
+      const from = (number * LOW_RES + y) * LOW_RES;
+      values.set(logits.subarray(from, from + columns), at);
+    }
+  return { values, rows, columns };
+}
+
+// A mask that is only shown: it has the network's own few logits, (rows, columns) of them from `number` on, and is drawn
+// from these at any size.
+export class LogitMask {
+  constructor({ values, rows, columns }, number, iou, image) {
+    Object.assign(this, { columns, iou, image });
+    this.logits = values.subarray(number * rows * columns, (number + 1) * rows * columns);
+    this.rank = 0; // its area in logits, by which masks are ordered
+    for (const value of this.logits) if (value > 0) this.rank++;
+  }
+
+  // The mask at a size, and its area there. It is kept until another size is asked for.
+  at(width, height) {
+    if (this.drawn?.width === width && this.drawn.height === height) return this.drawn;
+    const { logits, columns, image } = this, [inWidth, inHeight] = longSide(image.width, image.height, FRAME);
+    const across = places(inWidth, width), down = places(inHeight, height), { low, high, share } = across;
+    const mask = this.drawn?.mask.length === width * height ? this.drawn.mask : new Uint8Array(width * height);
+    const line = new Float32Array(columns);
+    let area = 0;
+    for (let y = 0, at = 0; y < height; y++) {
+      const upper = down.low[y] * columns, lower = down.high[y] * columns, weight = down.share[y];
+      for (let x = 0; x < columns; x++) line[x] = logits[upper + x] + weight * (logits[lower + x] - logits[upper + x]);
+      for (let x = 0; x < width; x++, at++) {
+        const left = line[low[x]], inside = left + share[x] * (line[high[x]] - left) > 0 ? 1 : 0;
+        mask[at] = inside;
+        area += inside;
+      }
+    }
+    return (this.drawn = { mask, width, height, area });
+  }
 }
 
 // The mask of the values above a threshold.

@@ -1,9 +1,12 @@
 // The engine of `foveal serve` and of `foveal demo --page`: the networks run on the server of this page.
 
-import { extent, fromRuns, within } from "./masks.js";
+import { LogitMask, extent, fromRuns, within } from "./masks.js";
 import { pngOf } from "./image.js";
 
 const READ = ["image/jpeg", "image/png", "image/webp", "image/tiff", "image/bmp"]; // what the server reads
+
+// What the bytes of the format "logits" stand for, from -128 on.
+const LOGITS = Float32Array.from({ length: 256 }, (_, i) => Math.sign(i - 128) * 8 * ((i - 128) / 127) ** 2);
 
 export class ServerEngine {
   keepsImages = false;
@@ -56,26 +59,36 @@ export class ServerEngine {
     this.#embedding = embedding;
   }
 
-  async prompt(model, image, request, side = Infinity) {
+  async #ask(model, image, request) {
     const options = { embedding: this.#embedding, ...request };
-    if (Number.isFinite(side)) options.max_side = Math.min(side, Math.max(image.width, image.height));
-    for (const key of ["box", "index"]) if (options[key] == null) delete options[key];
+    if (!options.box) delete options.box;
     if (!options.points.length) for (const key of ["points", "labels"]) delete options[key];
     const send = () =>
       this.#call(`api/${encodeURIComponent(model.name)}/prompt`, {
         method: "POST", body: JSON.stringify(options), headers: { "Content-Type": "application/json" },
       });
-    let response;
     try {
-      response = await send();
+      return await send();
     } catch (error) {
       if (error.status !== 404) throw error;
       await this.encode(model, image, () => {}); // the server has forgotten the embedding
       options.embedding = this.#embedding;
-      response = await send();
+      return await send();
     }
-    const { masks, best } = await response.json(); // with an index, that mask alone
-    return { masks: masks.map(decoded), best };
+  }
+
+  async prompt(model, image, request) {
+    const response = await this.#ask(model, image, { ...request, format: "logits" });
+    const [count, rows, columns] = numbers(response, "X-Foveal-Shape"), iou = numbers(response, "X-Foveal-IoU");
+    const roots = new Int8Array(await response.arrayBuffer()), values = new Float32Array(roots.length);
+    for (let i = 0; i < roots.length; i++) values[i] = LOGITS[roots[i] + 128];
+    if (values.length !== count * rows * columns) throw Error(`The answer of ${location.host} was cut off: try again.`);
+    return iou.map((value, i) => new LogitMask({ values, rows, columns }, i, value, image));
+  }
+
+  async mask(model, image, request) {
+    const { masks: [{ iou, rle }] } = await (await this.#ask(model, image, request)).json();
+    return { iou, ...fromRuns(rle) };
   }
 
   async everything(model, image, side, progress) {
@@ -104,11 +117,9 @@ export class ServerEngine {
   }
 }
 
-// A mask of the server; its pixels are made when they are first used.
-function decoded({ rle, ...about }) {
-  const [height, width] = rle.size;
-  let mask;
-  return { ...about, width, height, get mask() { return (mask ??= fromRuns(rle).mask); } };
+// The numbers of a header.
+function numbers(response, name) {
+  return response.headers.get(name).split(",").map(Number);
 }
 
 // Class indices at another size: those of the nearest pixels.

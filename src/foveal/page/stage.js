@@ -3,7 +3,7 @@
 import { within } from "./masks.js";
 import { canvasOf } from "./image.js";
 
-const SIDE = 1400, LEAST = 1000; // pixels of the longest side that is drawn, whatever the photograph has
+const SIDE = 1400, MASK_SIDE = 1024, LEAST = 1000; // pixels of the longest side that is drawn, whatever the photograph has
 const DRAG = 6; // pixels of the screen that the pointer moves before a click becomes a box
 
 export class Stage {
@@ -40,16 +40,28 @@ export class Stage {
     return [this.overlay.width, this.overlay.height];
   }
 
+  // Width and height of masks, which are stretched to the drawn size: their time counts with each click.
+  get maskSize() {
+    return within(...this.size, MASK_SIDE);
+  }
+
   // Draw over the photograph: `pixels` (ImageData or canvas, stretched to the drawn size, or null), then `shapes(context, unit)`,
   // where `unit` is the number of drawn pixels in a pixel of the screen.
   draw(pixels, shapes) {
     const context = this.overlay.getContext("2d");
     context.clearRect(0, 0, ...this.size);
-    if (pixels) context.drawImage(pixels instanceof ImageData ? canvasWith(pixels) : pixels, 0, 0, ...this.size);
+    if (pixels) context.drawImage(pixels instanceof ImageData ? this.#canvasWith(pixels) : pixels, 0, 0, ...this.size);
     this.last = [pixels, shapes];
     const unit = this.overlay.width / (this.overlay.clientWidth || this.overlay.width);
     shapes?.(context, unit);
     if (this.cursor) cross(context, this.cursor, this.scale, unit);
+  }
+
+  #canvasWith(pixels) {
+    const { width, height } = pixels, canvas = (this.scratch ??= canvasOf(width, height));
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    canvas.getContext("2d").putImageData(pixels, 0, 0);
+    return canvas;
   }
 
   redraw() {
@@ -127,12 +139,6 @@ function cross(context, [x, y], scale, unit) {
     context.lineTo(column, row + arm);
     context.stroke();
   }
-}
-
-function canvasWith(pixels) {
-  const canvas = canvasOf(pixels.width, pixels.height);
-  canvas.getContext("2d").putImageData(pixels, 0, 0);
-  return canvas;
 }
 
 // A canvas of the photograph at its own size.

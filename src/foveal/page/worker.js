@@ -1,6 +1,6 @@
 // The networks of a static site, in a worker: ONNX Runtime computes them in WebAssembly or on the GPU.
 
-import { above, atImageSize, classesAt, extent, toFrame } from "./masks.js";
+import { above, atImageSize, classesAt, cutLogits, extent, toFrame } from "./masks.js";
 import { prepare } from "./resample.js";
 import { findEverything } from "./everything.js";
 
@@ -99,22 +99,25 @@ async function decode(model, coords, labels, prompts) {
   return { logits: output.low_res_masks.data, iou: output.iou_predictions.data };
 }
 
-async function prompt({ name, points, labels, box, multimask, index, width, height }) {
+// Logits of the masks of one prompt, their predicted IoU, and their numbers in both.
+async function ask({ name, points, labels, box, multimask }) {
   const model = await open(name, () => {});
   const scale = toFrame(embedding);
   // SAM's order: the points, then the corners of the box, or a point of label -1 where there is no box.
   const coords = [...points.flat(), ...(box ?? [0, 0])].map((value, i) => value * scale[i % 2]);
   const kinds = [...labels, ...(box ? [2, 3] : [-1])];
-  const { logits, iou } = await decode(model, coords, kinds, 1);
-  const chosen = multimask ? [1, 2, 3] : [0];
-  const best = chosen.reduce((a, b) => (iou[b] > iou[a] ? b : a));
-  const wanted = index === undefined ? chosen : [chosen[index]];
-  const masks = wanted.map((i) => {
-    const values = atImageSize(logits, i * 256 * 256, width, height);
-    const mask = above(values);
-    return { mask, width, height, iou: iou[i], ...extent({ mask, width, height }) };
-  });
-  return { masks, best: index === undefined ? chosen.indexOf(best) : 0 };
+  return { ...(await decode(model, coords, kinds, 1)), numbers: multimask ? [1, 2, 3] : [0] };
+}
+
+async function prompt(options) {
+  const { logits, iou, numbers } = await ask(options);
+  return { ...cutLogits(logits, numbers, embedding.width, embedding.height), iou: numbers.map((number) => iou[number]) };
+}
+
+async function mask({ index, width, height, ...options }) {
+  const { logits, iou, numbers } = await ask(options), number = numbers[index];
+  const found = { mask: above(atImageSize(logits, number * 256 * 256, width, height)), width, height };
+  return { ...found, iou: iou[number] };
 }
 
 async function everything({ name, side, width, height }, progress) {
@@ -198,7 +201,7 @@ async function load({ name }, progress) {
   return { place };
 }
 
-const CALLS = { load, encode, prompt, everything, segment, upscale };
+const CALLS = { load, encode, prompt, mask, everything, segment, upscale };
 
 // Call a function; where the GPU fails, again in WebAssembly.
 async function answer(call, options, progress) {
@@ -225,7 +228,7 @@ async function handle({ id, call, options }) {
     }
     const result = await answer(call, options, progress);
     options.bitmap?.close();
-    const parts = [...(result.masks ?? []), result].flatMap((each) => [each.mask?.buffer, each.classes?.buffer, each.bitmap]);
+    const parts = [...(result.masks ?? []), result].flatMap((each) => [each.mask?.buffer, each.values?.buffer, each.classes?.buffer, each.bitmap]);
     self.postMessage({ id, result }, parts.filter(Boolean));
   } catch (error) {
     self.postMessage({ id, error: String(error?.message ?? error).split("\n")[0].slice(0, 300) });

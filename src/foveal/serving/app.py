@@ -47,7 +47,7 @@ def make_app(models: Mapping[str, Served], settings: Settings, page: Path = FOLD
         lifespan=lifespan,
     )
     app.state.service = service
-    app.add_middleware(Gate, keys=settings.keys, metrics=service.metrics, names=settings.names)
+    app.add_middleware(Gate, service=service)
     app.add_exception_handler(HTTPException, _http_error)
     _add_state(app, service)
     _add_calls(app, service)

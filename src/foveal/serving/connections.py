@@ -14,6 +14,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from .brake import Brake
 from .limits import HEADER_BYTES, MAX_HEADERS, Limits
 from .metrics import Metrics
 
@@ -27,16 +28,19 @@ class Connection(H11Protocol):
     Attributes:
         limits: of the service; set by :func:`guarded`.
         metrics: of the service.
+        brake: of the service.
     """
 
     limits: Limits
     metrics: Metrics
+    brake: Brake
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.phase, self.since = "head", time.monotonic()
         self.moved = 0  # bytes received or sent in this phase
         self.unsent = 0  # bytes that the client has not taken yet, at the last look
+        self.refused = False  # by an answer that waits for the brake
 
     # ---- what asyncio calls
 
@@ -46,12 +50,12 @@ class Connection(H11Protocol):
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.refused or self.transport.is_closing():
             return  # of a client that does not read why
         self.moved += len(data)
         if self.conn.their_state is h11.IDLE and self._is_too_large(data):
             self.metrics.rejected.labels("size").inc()
-            self._refuse(431, f"above {MAX_HEADERS} headers or {HEADER_BYTES >> 10} KiB of them")
+            self._refuse_slowly(431, f"above {MAX_HEADERS} headers or {HEADER_BYTES >> 10} KiB of them")
             return
         try:
             super().data_received(data)
@@ -66,7 +70,7 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP, in JSON as all other refusals."""
         self.metrics.rejected.labels("http").inc()
-        self._refuse(400, "no valid HTTP request, or its head is too large")
+        self._refuse_slowly(400, "no valid HTTP request, or its head is too large")
 
     def shutdown(self) -> None:
         """Close the connection, or let its request be the last one: the service ends."""
@@ -109,6 +113,8 @@ class Connection(H11Protocol):
         Args:
             now: on the clock of ``time.monotonic``.
         """
+        if self.refused:
+            return
         self._follow()
         unsent = self.transport.get_write_buffer_size()
         if self.phase in ("answer", "sending"):
@@ -140,8 +146,13 @@ class Connection(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether it has no complete request, so that it may be closed to make room."""
-        return self.phase in ("head", "idle", "body", "rest")
+        """Whether it has no complete request, or a wrong one, so that it may be closed to make room."""
+        return self.phase in ("head", "idle", "body", "rest") or self._is_braked
+
+    @property
+    def _is_braked(self) -> bool:
+        """Whether the answer, a refusal, waits for the brake."""
+        return self.refused or (self.cycle is not None and self.cycle.scope["state"].get("braked", False))
 
     def _make_room(self) -> None:
         """Close the connection that has been without a request for longest; it may be this one."""
@@ -150,9 +161,15 @@ class Connection(H11Protocol):
         if len(alive) <= self.limits.connections:
             return
         waiting = [each for each in alive if each.waits]
-        oldest = min(waiting, key=lambda each: (each.phase == "body", each.since), default=self)
+        oldest = min(waiting, key=lambda each: (not each._is_braked, each.phase == "body", each.since), default=self)
         self.metrics.rejected.labels("connections").inc()
         oldest.transport.abort() if oldest is not self else self._refuse(503, "busy: too many connections")
+
+    def _refuse_slowly(self, status: int, message: str) -> None:
+        """Answer as soon as the brake allows; until then nothing more is read."""
+        self.refused = True
+        self.transport.pause_reading()
+        self.loop.call_later(self.brake.pause(), self._refuse, status, message)
 
     def _refuse_slow(self, what: str) -> None:
         self.metrics.rejected.labels("slow").inc()
@@ -160,6 +177,9 @@ class Connection(H11Protocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer if that is still possible, then close."""
+        self.refused = False
+        if self.transport.is_closing():
+            return
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = json.dumps({"error": message}).encode()
             headers = [
@@ -175,9 +195,9 @@ class Connection(H11Protocol):
         self._follow()
 
 
-def guarded(limits: Limits, metrics: Metrics) -> type[Connection]:
+def guarded(limits: Limits, metrics: Metrics, brake: Brake) -> type[Connection]:
     """The class of connections of a service."""
-    return type("GuardedConnection", (Connection,), {"limits": limits, "metrics": metrics})
+    return type("GuardedConnection", (Connection,), {"limits": limits, "metrics": metrics, "brake": brake})
 
 
 async def watch(connections: Callable[[], set[Any]]) -> None:

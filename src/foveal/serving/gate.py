@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import secrets
@@ -10,12 +11,11 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .keys import Keys
 from .limits import HEADER_BYTES, MAX_HEADERS, MAX_PATH
 from .logs import REQUESTS
-from .metrics import Metrics
 from .names import name_in
 from .replies import RefusalError
+from .service import Service
 
 _LOG = logging.getLogger(__name__)
 #: Answered without a key: whether the service lives, and the page, which asks for the key.
@@ -27,6 +27,7 @@ _POLICY = (
     "base-uri 'none'; form-action 'self'"
 )
 _CLOSING = (400, 414, 431)  # statuses after which nothing sensible is expected from a client
+_BRAKED = (*_CLOSING, 401, 403)  # statuses of requests that no correct client sends again and again
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"content-security-policy", _POLICY.encode()),
@@ -39,13 +40,12 @@ class Gate:
 
     Args:
         app: the application.
-        keys: of the clients.
-        metrics: of the service.
-        names: of the service, of which each request has one in its header Host; empty: any name.
+        service: whose keys, names, brake and metrics count.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, names: frozenset[str]) -> None:
-        self.app, self.keys, self.metrics, self.names = app, keys, metrics, names
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app, self.service, self.metrics = app, service, service.metrics
+        self.keys, self.names = service.settings.keys, service.settings.names
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -74,6 +74,9 @@ class Gate:
             await self.app(scope, receive, sending)
         except RefusalError as error:
             self.metrics.rejected.labels(error.reason or "other").inc()
+            if error.status in _BRAKED:
+                scope["state"]["braked"] = True
+                await asyncio.sleep(self.service.brake.pause())
             await refuse(error, sending)
         except Exception:
             _LOG.exception("request %s failed", number)

@@ -115,7 +115,7 @@ def describe_call(name: str, calls: Mapping[str, Mapping[str, Call]]) -> dict[st
         if not _is_list(value)
     ]
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}, "example": _ANSWERS[name]}}
-    media = {"png": "image/png", "overlay": "image/jpeg"}
+    media = {"png": "image/png", "overlay": "image/jpeg", "logits": "application/octet-stream"}
     content |= {media[form]: {"schema": _BINARY} for form in formats if form in media}
     content |= {"application/geo+json": {"schema": {"type": "object"}}} if "polygons" in formats else {}
     return {

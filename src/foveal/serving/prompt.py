@@ -17,7 +17,7 @@ from ..images.colours import distinct_colours
 from ..images.polygons import feature_collection
 from ..images.preparing import long_side_size
 from ..images.reading import read_image
-from ..images.sam_frame import at_image_size
+from ..images.sam_frame import at_image_size, logits_size
 from ..prediction.batching import Prepared
 from ..prediction.mask_results import EverythingResult, MaskResult
 from ..prediction.prompting import Embedding
@@ -25,6 +25,7 @@ from .calls import Answer, Asked, Call, Numbers, Options, Rows, Served, geojson_
 from .limits import MAX_PROMPTS
 
 _MAX_SIDE = 1 << 16
+_LARGEST_LOGIT = 8  # of the format logits
 
 
 class ReducedOptions(Options):
@@ -48,7 +49,7 @@ class PromptOptions(ReducedOptions):
         None, description="Three masks (part, whole, more) instead of one; default: for a single point."
     )
     index: int | None = Field(None, ge=0, le=2, description="Number of the mask to return; default: the best.")
-    all: bool = Field(True, description="Format json: all masks; otherwise the best one.")
+    all: bool = Field(True, description="Formats json and logits: all masks; otherwise the best one.")
 
 
 class EverythingCallOptions(ReducedOptions):
@@ -71,10 +72,16 @@ class _Prompted(NamedTuple):
     size: tuple[int, int]  # (H, W) of the masks
 
 
+class _LowRes(NamedTuple):
+    logits: NDArray[np.float32]  # (256, 256), in the frame of Segment Anything
+    iou: float
+    number: int  # among the masks of its prompt
+
+
 class _Mask(NamedTuple):
     mask: NDArray[np.bool_]
     iou: float
-    number: int  # among the masks of its prompt
+    number: int
 
 
 # ---- encode
@@ -135,16 +142,24 @@ def _reduced(size: tuple[int, int], max_side: int | None) -> tuple[int, int]:
     return size if max_side is None or max_side >= max(size) else long_side_size(*size, max_side)
 
 
-def _masks(prompted: _Prompted, every: bool, index: int | None) -> Iterator[_Mask]:
-    """Masks one by one, since all of them at the image's size could take too much memory."""
+def _chosen(prompted: _Prompted, every: bool, index: int | None) -> list[_LowRes]:
+    """The logits of the masks that are asked for: of one prompt all or one, of several prompts one each."""
     result = prompted.result
     iou = result.iou.reshape(len(result.low_res), -1)
     if index is not None and index >= iou.shape[1]:
         raise InputError(f"index={index}: there {'is one mask' if iou.shape[1] == 1 else f'are {iou.shape[1]} masks'}")
+    chosen = []
     for low_res, scores in zip(result.low_res, iou, strict=True):
         best = int(scores.argmax()) if index is None else index
-        for number in range(len(scores)) if every and not result.many else [best]:
-            yield _Mask(at_image_size(low_res[number], prompted.size) > 0, float(scores[number]), number)
+        numbers = range(len(scores)) if every and not result.many else [best]
+        chosen += [_LowRes(low_res[number], float(scores[number]), number) for number in numbers]
+    return chosen
+
+
+def _masks(prompted: _Prompted, every: bool, index: int | None) -> Iterator[_Mask]:
+    """Masks one by one, since all of them at the image's size could take too much memory."""
+    for logits, iou, number in _chosen(prompted, every, index):
+        yield _Mask(at_image_size(logits, prompted.size) > 0, iou, number)
 
 
 def _bounds(mask: NDArray[np.bool_]) -> list[int]:
@@ -185,6 +200,31 @@ def _prompt_png(served: Served, asked: Asked, prompted: _Prompted) -> Answer:
     Image.fromarray(mask).save(file, "PNG", compress_level=1)
     headers = {"X-Foveal-IoU": f"{iou:.6f}", "X-Foveal-Index": str(index), "X-Foveal-Embedding": asked.digest}
     return Answer(file.getvalue(), "image/png", headers)
+
+
+def _prompt_logits(served: Served, asked: Asked, prompted: _Prompted) -> Answer:
+    """The network's own output, small and without work at the image's size: for clients that draw masks themselves."""
+    options: PromptOptions = asked.options
+    if options.max_side is not None:
+        raise InputError("max_side: format=logits has the size of the network's output, leave it out")
+    chosen = _chosen(prompted, options.all and options.index is None, options.index)
+    rows, columns = logits_size(prompted.result.size)
+    logits = np.stack([each.logits[:rows, :columns] for each in chosen])
+    headers = {
+        "X-Foveal-Shape": ",".join(map(str, logits.shape)),
+        "X-Foveal-IoU": ",".join(f"{each.iou:.6f}" for each in chosen),
+        "X-Foveal-Embedding": asked.digest,
+    }
+    return Answer(compressed_logits(logits).tobytes(), "application/octet-stream", headers)
+
+
+def compressed_logits(logits: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Logits as square roots in 8 bits: finest around 0, where the edges are.
+
+    A value q stands for ``sign(q) * 8 * (q / 127) ** 2``; larger logits are cut to 8.
+    """
+    roots = np.sqrt(np.minimum(np.abs(logits), _LARGEST_LOGIT) * (127**2 / _LARGEST_LOGIT))
+    return np.rint(np.copysign(roots, logits)).astype(np.int8)
 
 
 def _prompt_rle(served: Served, asked: Asked, prompted: _Prompted) -> Answer:
@@ -273,7 +313,13 @@ CALLS = {
     "prompt": Call(
         "the masks of the object at points or in a box",
         PromptOptions,
-        {"json": _prompt_json, "png": _prompt_png, "rle": _prompt_rle, "polygons": _prompt_polygons},
+        {
+            "json": _prompt_json,
+            "png": _prompt_png,
+            "rle": _prompt_rle,
+            "polygons": _prompt_polygons,
+            "logits": _prompt_logits,
+        },
         _read_prompt,
         takes_embeddings=True,
     ),

@@ -16,6 +16,7 @@ from ..errors import FovealError, nearest
 from ..images.bands import read_size
 from ..images.formats import SizeError
 from .addresses import Fetcher
+from .brake import Brake
 from .calls import LANES, Asked, Call, Served
 from .embeddings import EmbeddingCache, content_hash
 from .inputs import Bodies, Inputs, parse_options, read_inputs
@@ -33,6 +34,7 @@ _MEDIA = {  # by format, what a client may ask for with Accept
     "png": "image/png",
     "overlay": "image/jpeg",
     "polygons": "application/geo+json",
+    "logits": "application/octet-stream",
 }
 
 
@@ -61,6 +63,7 @@ class Service:
         settings: of the service.
 
     Attributes:
+        brake: for answers to requests that no correct client sends.
         ending: whether the service drains.
     """
 
@@ -68,6 +71,7 @@ class Service:
         self.models, self.settings, self.limits = models, settings, settings.limits
         self.metrics = Metrics()
         self.bodies = Bodies(self.limits)
+        self.brake = Brake()
         self.cache = EmbeddingCache(self.limits.embedding_bytes)
         self.metrics.add_gauge("embedding_bytes", "Bytes of kept embeddings.", lambda: self.cache.bytes)
         self.metrics.add_gauge("body_bytes", "Bytes of the bodies of requests.", lambda: self.bodies.held)
