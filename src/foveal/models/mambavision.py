@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -33,6 +33,7 @@ from ..layers.scan import selective_scan
 from ..layers.windows import Part, Windows, to_map
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 from .renaming import Renaming, rename_key, rename_keys
+from .sizes import replace_sizes
 
 WHOLE = "whole"  #: value of ``window_size`` for a single window that is the whole map
 
@@ -253,7 +254,7 @@ class MambaVision(Backbone):
         drop_path_rate: float | None = None,
     ) -> None:
         super().__init__()
-        config = _replace_sizes(config, embed_dim=embed_dim, depths=depths, num_heads=num_heads, stem_dim=stem_dim)
+        config = replace_sizes(config, embed_dim=embed_dim, depths=depths, num_heads=num_heads, stem_dim=stem_dim)
         windows = _check_windows(config.window_size if window_size is None else window_size)
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
         if not 0 <= rate < 1:
@@ -285,26 +286,6 @@ class MambaVision(Backbone):
             x = stage(x)
             maps.append(out_norm(x))
         return maps
-
-
-def _replace_sizes(config: Config, **sizes: int | Sequence[int] | None) -> Config:
-    """Return ``config`` with every size that is not ``None`` replaced.
-
-    Raises:
-        ConfigError: a size is not positive, or there are more or fewer numbers than in ``config``.
-    """
-    for name, size in sizes.items():
-        if size is None:
-            continue
-        published = getattr(config, name)
-        count = len(published) if isinstance(published, tuple) else 0
-        values = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size]
-        if isinstance(size, Sequence) != bool(count) or len(values) != (count or 1):
-            raise ConfigError(f"{name}={size!r}: give {f'{count} numbers' if count else 'one number'}")
-        if not all(type(value) is int and value > 0 for value in values):
-            raise ConfigError(f"{name}={size!r}: give positive whole numbers")
-        config = replace(config, **{name: tuple(values) if count else values[0]})
-    return config
 
 
 def _check_windows(window_size: int | str | Sequence[int | str]) -> list[int | str]:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..info import ModelInfo, attach, say_licence
+from ..layers.attention_rows import select_values
 from ..layers.cascaded_attention import CascadedGroupAttention, resize_position_biases
+from ..layers.linear_attention import MultiScaleLinearAttention
 from ..models.registry import Backbone, LanguageBackbone, variants
 from ..task import identify_task
 from .layouts import DECODER_PARTS, IMAGE_ENCODER, Recognised, split_prefix, strip_wrappers
@@ -107,6 +109,7 @@ def fill(model: nn.Module, checkpoint: Checkpoint, *, finetune: bool = False) ->
     )
     state |= {key: own[key] for key in reinitialized}
     resized = _resize_tables(model, state)
+    _drop_queries_and_keys(model, state)
     adapted = _adapt_stem(model, state, own) if finetune else ""
     _check_fit(own, state, checkpoint.source or "state dict")
     with torch.no_grad():
@@ -269,6 +272,13 @@ def _resize_tables(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, ...
             state[key] = resize_position_biases(table, module.window_size)
             resized += [key] if state[key] is not table else []
     return tuple(resized)
+
+
+def _drop_queries_and_keys(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Reduce weights of linear attention in ``state`` to the values, for modules of ``model`` without attention."""
+    for name, module in model.named_modules():
+        if isinstance(module, MultiScaleLinearAttention):
+            select_values(module, name, state)
 
 
 def _adapt_stem(model: nn.Module, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> str:
