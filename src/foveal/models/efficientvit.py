@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch.nn.functional as F
@@ -133,6 +134,8 @@ class EfficientViT(Backbone):
         InputError: a side of the image is below 32 pixels.
     """
 
+    option_blocks = MappingProxyType(dict.fromkeys(("scales", "attention_eps", "global_attention"), EfficientViTBlock))
+
     def __init__(
         self,
         config: Config,
@@ -148,14 +151,14 @@ class EfficientViT(Backbone):
         super().__init__()
         config = replace_sizes(config, least_depth=0, embed_dim=embed_dim, depths=depths)
         common = {"act": config.act, "norm_eps": config.norm_eps}
-        attention = partial(
-            EfficientViTBlock,
-            head_dim=config.head_dim,
-            scales=config.scales if scales is None else scales,
-            attention_eps=attention_eps,
-            global_attention=global_attention,
-            **common,
-        )
+        self.config = config
+        self.attention_options = {
+            "head_dim": config.head_dim,
+            "scales": config.scales if scales is None else scales,
+            "attention_eps": attention_eps,
+            "global_attention": global_attention,
+        }
+        attention = partial(EfficientViTBlock, **self.attention_options, **common)
         width, *widths = config.embed_dim
         depth, *stage_depths = config.depths
         self.stem = nn.Sequential(
@@ -174,6 +177,15 @@ class EfficientViT(Backbone):
         self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
         if output_stride is not None:
             self.limit_stride(output_stride)
+
+    def block_options(self, index: int, kind: str) -> dict[str, Any]:
+        config = self.config
+        common = {"act": config.act, "norm_eps": config.norm_eps, "expand_ratio": config.expand_ratios[index]}
+        own = {
+            "convolution": common | {"fewer_norm": config.fewer_norm[index]},
+            "linear_attention": common | self.attention_options,
+        }
+        return own.get(kind, {})
 
 
 class ClassifierHead(nn.Module):
