@@ -21,6 +21,18 @@ from .registry import Backbone
 
 #: Builds new blocks from the channels of the map and the rate of stochastic depth of each block.
 _Build = Callable[[int, Sequence[float]], list[nn.Module]]
+#: Description of the option.
+OPTION = f"blocks of another family by the number of the stage, such as {{3: scan}}; {', '.join(STAGE_BLOCKS)}"
+
+
+def takes_other_blocks(backbone: nn.Module) -> bool:
+    """Whether each feature map is the end of a stage whose blocks :func:`replace_blocks` can replace."""
+    forms = (nn.Sequential, BlockStage, WindowBlocks, nn.AvgPool2d)
+    return (
+        isinstance(backbone, Backbone)
+        and len(backbone.stages) == len(backbone.feature_info)
+        and all(isinstance(stage, forms) for stage in backbone.stages)
+    )
 
 
 def parse_stage_blocks(stage_blocks: Any, name: str) -> dict[int, str]:
@@ -61,7 +73,7 @@ def replace_blocks(backbone: nn.Module, kinds: Mapping[int, str], name: str) -> 
     Raises:
         ConfigError: no such stage, a stage without blocks that keep their shape, or a backbone of another form.
     """
-    if not isinstance(backbone, Backbone) or not _is_divided(backbone):
+    if not (isinstance(backbone, Backbone) and takes_other_blocks(backbone)):
         raise ConfigError(f"{name} has no stages whose blocks can be replaced: leave stage_blocks out")
     for number, kind in kinds.items():
         count = len(backbone.stages)
@@ -102,11 +114,6 @@ def idle_options(backbone: nn.Module, options: Mapping[str, Any]) -> list[str]:
         for option in options
         if option in blocks and not any(isinstance(part, blocks[option]) for part in backbone.modules())
     ]
-
-
-def _is_divided(backbone: Backbone) -> bool:
-    forms = (nn.Sequential, BlockStage, WindowBlocks, nn.AvgPool2d)
-    return len(backbone.stages) == len(backbone.feature_info) and all(isinstance(s, forms) for s in backbone.stages)
 
 
 def _layers(stage: nn.Module) -> list[tuple[type[nn.Module], list[tuple[int, ...]]]]:
