@@ -1,4 +1,4 @@
-"""The ablation of EfficientViT's attention (arXiv 2205.14756, table 1) on CamVid: from random weights, at equal MACs.
+"""The ablation of EfficientViT's attention (arXiv 2205.14756) on CamVid: from random weights, at equal MACs.
 
 python benchmarks/attention_ablation.py CAMVID [--epochs 40] [--seeds 0,1] [--out runs/attention_ablation] [--toy]
 

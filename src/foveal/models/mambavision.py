@@ -139,7 +139,7 @@ class MambaVision(Backbone):
 
     undecayed = MambaMixer.undecayed
     optional = ("out_norms",)
-    option_blocks = MappingProxyType(dict.fromkeys(("window_size", "neutral_padding"), WindowBlocks))
+    option_blocks = MappingProxyType(dict.fromkeys(("window_size", "neutral_padding", "num_heads"), WindowBlocks))
 
     def __init__(
         self,
