@@ -105,13 +105,13 @@ def about(found: Mapping[str, list[dict[str, Any]]]) -> str:
 
 
 def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
-    """A bar for the mean of each row, and a dot for each seed."""
+    """A dot for each seed of a row, and a line at their mean."""
     figure = new_figure(8, 0.5 * len(found) + 1)
     axes = figure.subplots()
     for place, rows in enumerate(found.values()):
         values = [row["miou"] for row in rows]
-        axes.barh(place, statistics.mean(values), color="tab:blue", alpha=0.5)
         axes.plot(values, [place] * len(values), "o", color="tab:blue", markersize=4)
+        axes.plot([statistics.mean(values)], [place], "|", color="tab:blue", markersize=18)
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
     axes.set(xlabel="mIoU on the test images of CamVid, %")
