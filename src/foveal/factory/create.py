@@ -325,7 +325,7 @@ def _replace_stages(backbone: Any, name: str, options: dict[str, Any], given: se
     options = {key: value for key, value in options.items() if key != "stage_blocks"}
     if not kinds:
         return options
-    if "output_stride" in options:
+    if options.get("output_stride") is not None:
         raise ConfigError(f"{name}: output_stride dilates the published stages: leave it or stage_blocks out")
     replace_blocks(backbone, kinds, name)
     idle = idle_options(backbone, options)

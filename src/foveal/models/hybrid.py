@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -20,7 +21,7 @@ from ..layers.window_blocks import WindowBlocks
 from .registry import Backbone
 
 #: Builds new blocks from the channels of the map and the rate of stochastic depth of each block.
-_Build = Callable[[int, Sequence[float]], list[nn.Module]]
+_Builder = Callable[[int, Sequence[float]], list[nn.Module]]
 #: Description of the option.
 OPTION = f"blocks of another family by the number of the stage, such as {{3: scan}}; {', '.join(STAGE_BLOCKS)}"
 
@@ -80,19 +81,12 @@ def replace_blocks(backbone: nn.Module, kinds: Mapping[int, str], name: str) -> 
         if not 1 <= number <= count:
             raise ConfigError(f"{name} has no stage {number}: stage_blocks takes 1 to {count}")
         stage, info = backbone.stages[number - 1], backbone.feature_info[number - 1]
-        options = backbone.block_options(number - 1, kind)
-        made: list[nn.Module] = []
-
-        def build(channels: int, rates: Sequence[float]) -> list[nn.Module]:
-            place = Place(channels, info.stride, rates)  # noqa: B023 - called in this round of the loop
-            made.extend(blocks := STAGE_BLOCKS[kind].build(place, **options))  # noqa: B023
-            return blocks
-
-        new = _rebuilt(stage, info.channels, build)
-        if not made:
+        if kept_parts(stage) == {name for name, _ in stage.named_children()}:
             raise ConfigError(
-                f"{name}: stage {number} has no blocks that keep their shape: stage_blocks cannot replace any"
+                f"{name}: stage {number} has no blocks that keep their shape: leave it out of stage_blocks"
             )
+        build = partial(_build, kind, info.stride, backbone.block_options(number - 1, kind))
+        new = _rebuilt(stage, info.channels, build)
         if _layers(new) != _layers(stage):
             backbone.stages[number - 1] = new
             backbone.stage_blocks[number] = kind
@@ -116,12 +110,18 @@ def idle_options(backbone: nn.Module, options: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _build(
+    kind: str, stride: int, options: Mapping[str, Any], channels: int, rates: Sequence[float]
+) -> list[nn.Module]:
+    return STAGE_BLOCKS[kind].build(Place(channels, stride, rates), **options)
+
+
 def _layers(stage: nn.Module) -> list[tuple[type[nn.Module], list[tuple[int, ...]]]]:
     """Classes and shapes of all layers."""
     return [(type(part), [tuple(p.shape) for p in part.parameters(recurse=False)]) for part in stage.modules()]
 
 
-def _rebuilt(stage: nn.Module, channels: int, build: _Build) -> nn.Module:
+def _rebuilt(stage: nn.Module, channels: int, build: _Builder) -> nn.Module:
     """The stage with new blocks; kept parts are shared with the old one."""
     if isinstance(stage, BlockStage | WindowBlocks):
         rates = [_rate(block) for block in stage.blocks]
