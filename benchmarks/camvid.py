@@ -33,7 +33,7 @@ RECIPE: dict[str, Any] = {
     "workers": 0,
 }
 TOY: dict[str, Any] = {"epochs": 1, "crop": (64, 64)}
-HEAD = {"head_width": 32, "head_depth": 1}  #: that of EfficientViT-B0, for all rows
+HEAD: dict[str, Any] = {"head_width": 32, "head_depth": 1}  #: that of EfficientViT-B0, for all rows
 
 Model = tuple[str, dict[str, Any]]  #: architecture and options of ``create_model``
 
