@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from camvid import prepare
 
 import foveal
 from foveal.measuring import machine
@@ -127,29 +125,6 @@ def table(rows: RowFile, features: dict[str, dict[str, Any]], toy: bool) -> list
         lines.append(f"| {name} | {mean:.1%} | {difference} | {epochs} |")
     spread = ", ".join(f"{value:.1%}" for value in base)
     return [*lines, f"seeds of the recipe: {spread}", machine.one_line()]
-
-
-def prepare(camvid: Path, out: Path, toy: bool) -> Path:
-    """The folder of the data: unpacked if it is a zip file; a few images of a quarter of the size for a try."""
-    folder = camvid
-    if camvid.suffix == ".zip":
-        folder = out / "camvid"
-        if not folder.exists():
-            with zipfile.ZipFile(camvid) as archive:
-                archive.extractall(out / "unpacked")
-            (out / "unpacked").rename(folder)
-    if not toy:
-        return folder
-    small = out / "toy"
-    for split, count in (("train", 16), ("val", 2), ("test", 2)):
-        for file in sorted((folder / split).iterdir())[:count]:
-            mask = folder / f"{split}annot" / f"{file.stem}.png"
-            for source, kernel in ((file, Image.Resampling.BICUBIC), (mask, Image.Resampling.NEAREST)):
-                target = small / source.parent.name / f"{file.stem}.png"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with Image.open(source) as image:
-                    Image.fromarray(np.asarray(image.resize((120, 90), kernel))).save(target)
-    return small
 
 
 if __name__ == "__main__":

@@ -266,6 +266,8 @@ _ARGUMENTS = ("name", "task", "num_classes", "in_chans", "features_only", "weigh
 
 def _is_option(value: Any) -> bool:
     """Whether a value can be an option of ``create_model``: plain, finite and of moderate size."""
+    if isinstance(value, dict):
+        return len(value) <= 100 and all(isinstance(item, str) for item in value.values())
     if isinstance(value, list):
         return len(value) <= 1000 and all(_is_option(item) for item in value)
     if isinstance(value, float):

@@ -96,6 +96,7 @@ NAMES = ["a", "b", "c", "d", "e"]
         ("options", {"weights": "/etc/passwd"}, "option 'weights' is no option"),
         ("options", {"head_depth": float("inf")}, "option head_depth=inf"),
         ("options", {"scales": [[1] * 2000]}, "option scales"),
+        ("options", {"stage_blocks": {"3": ["scan"]}}, "option stage_blocks"),
         ("notes", {"config": []}, "notes: config"),
     ],
 )
@@ -135,6 +136,7 @@ def test_json_is_bounded() -> None:
         ({"options": {"scales": "abc"}}, ConfigError, "scales: expected a list"),
         ({"options": {"attention_eps": "x"}}, ConfigError, "attention_eps: expected float"),
         ({"options": {"global_attention": []}}, ConfigError, "global_attention: expected bool"),
+        ({"options": {"stage_blocks": {"3": "scna"}}}, ConfigError, "stage 3: 'scna'; did you mean 'scan'"),
         ({"options": {"nonsense": 1}}, ConfigError, "has no option 'nonsense'"),
         ({"model": "efficientvit_b9"}, ConfigError, "unknown model 'efficientvit_b9'"),
         ({"options": {"head_depth": 2}}, CheckpointError, "does not fit the model"),

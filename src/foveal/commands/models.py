@@ -159,11 +159,13 @@ def _architectures(pattern: str, task: str | None, size: tuple[int, int] | None)
 
 def _architecture(name: str, family: Family, variant: Variant, size: tuple[int, int] | None) -> dict[str, Any]:
     from ..layers.sharing import shared_layers
+    from ..models.hybrid import OPTION, takes_other_blocks
 
     tasks = _tasks(name, variant)
     model = _build(name, variant, tasks)
     sharing = "; ".join(stack.summary() for stack in shared_layers(model))
     task_options = {option: text for task in variant.tasks for option, text in _TASK_OPTIONS.get(task, {}).items()}
+    of_stages = {"stage_blocks": OPTION} if takes_other_blocks(getattr(model, "backbone", model)) else {}
     return {
         "name": name,
         "family": family.name,
@@ -174,7 +176,7 @@ def _architecture(name: str, family: Family, variant: Variant, size: tuple[int, 
         **({"sharing": sharing} if sharing else {}),
         "licence": family.licence,
         "figures": _best_figures(variant),
-        "options": {**family.options, **family.settings, **family.classifier_options, **task_options},
+        "options": {**family.options, **family.settings, **family.classifier_options, **of_stages, **task_options},
     }
 
 

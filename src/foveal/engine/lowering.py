@@ -161,16 +161,28 @@ def _efficientvit_block(builder: Builder, module: EfficientViTBlock, x: int) -> 
 
 
 def _attention(builder: Builder, module: MultiScaleLinearAttention, x: int, residual: int | None = None) -> int:
-    if not module.global_attention:
-        raise NotCoveredError(
-            f"{builder.info.model}: the native engine computes linear attention over the whole map only"
-        )
     scales = [builder.conv(module.qkv, x)]
     branches: Any = module.aggregate
     scales += [_aggregate(builder, depthwise, pointwise, scales[0]) for depthwise, pointwise in branches]
+    if not module.global_attention:
+        return _project_sum(builder, module.project, scales, residual)
     heads = module.qkv.out_channels // (3 * module.head_dim)
     y = builder.add("linear_attention", tuple(scales), head_dim=module.head_dim, heads=heads, eps=module.eps)
     return builder.conv_norm_act(module.project, y, residual=residual)
+
+
+def _project_sum(builder: Builder, project: ConvNormAct, maps: list[int], residual: int | None) -> int:
+    """A 1x1 convolution of joined maps, as the sum of one for each map."""
+    builder.check_folded(project)
+    weights = project.conv.weight.chunk(len(maps), dim=1)
+    common = {"kernel": 1, "stride": 1, "groups": 1, "padding": "symmetric"}
+    bias = bias_of(project.conv)
+    for x, weight in zip(maps, weights, strict=True):
+        arrays = {"weight": weight, "bias": bias}
+        residual = builder.add("conv", (x,), residual=residual, arrays=arrays, **common)
+        bias = torch.zeros_like(bias)
+    assert residual is not None
+    return residual
 
 
 def _aggregate(builder: Builder, depthwise: nn.Conv2d, pointwise: nn.Conv2d, x: int) -> int:

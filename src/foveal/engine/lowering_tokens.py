@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import Attention
+from ..layers.mamba_mixer import MambaMixer
 from ..layers.mlp import Mlp
 from ..layers.sharing import SharedLayers
-from ..models.mambavision import Block as MambaBlock
+from ..layers.stage_blocks import BlockStage
+from ..layers.transformer_block import TransformerBlock
+from ..layers.window_blocks import MixerBlock, WindowBlocks
 from ..models.mambavision import ClassifierHead as MambaClassifier
-from ..models.mambavision import ConvStage, MambaMixer, WindowStage
-from ..models.vit import Block as ViTBlock
+from ..models.mambavision import WindowStage
 from ..models.vit import ClassifierHead as ViTClassifier
 from ..models.vit import Positions
 from .builder import Builder, Lowering, NotCoveredError, bias_of
@@ -54,7 +56,7 @@ def _attention(
     return linear(builder, y, *_scaled(module.proj, factor), residual=residual)
 
 
-def _vit_block(builder: Builder, module: ViTBlock, x: int) -> int:
+def _transformer_block(builder: Builder, module: TransformerBlock, x: int) -> int:
     if not isinstance(module.attention, Attention):
         kind = type(module.attention).__name__
         raise NotCoveredError(f"{builder.info.model}: the native engine has no operation for {kind}")
@@ -105,18 +107,18 @@ def _widen(weight: Tensor, inputs: int) -> Tensor:
     return nn.functional.pad(weight, (0, inputs - weight.shape[1]))
 
 
-def _mamba_block(builder: Builder, module: MambaBlock, x: int, window: int) -> int:
+def _mixer_block(builder: Builder, module: MixerBlock, x: int, window: int) -> int:
     mix: Any = _mixer if isinstance(module.mixer, MambaMixer) else _attention
     normed = builder.lower(module.norm1, x)
     x = mix(builder, module.mixer, normed, window=window, residual=x, factor=module.gamma_1)
     return _mlp(builder, module.mlp, builder.lower(module.norm2, x), residual=x, factor=module.gamma_2)
 
 
-def _conv_stage(builder: Builder, module: ConvStage, x: int) -> int:
+def _block_stage(builder: Builder, module: BlockStage, x: int) -> int:
     return builder.lower(module.blocks, builder.lower(module.downsample, x))
 
 
-def _window_stage(builder: Builder, module: WindowStage, x: int) -> int:
+def _window_blocks(builder: Builder, module: WindowBlocks, x: int) -> int:
     """Padding that takes part is rows and columns of the map; without it, windows at the edges are smaller."""
     x = whole = builder.lower(module.downsample, x)
     window = 0 if isinstance(module.window_size, str) else module.window_size
@@ -124,8 +126,8 @@ def _window_stage(builder: Builder, module: WindowStage, x: int) -> int:
     if padded:
         x = builder.add("pad", (x,), multiple=window)
     for block in module.blocks:
-        assert isinstance(block, MambaBlock)
-        x = _mamba_block(builder, block, x, window)
+        assert isinstance(block, MixerBlock)
+        x = _mixer_block(builder, block, x, window)
     return builder.add("crop", (x, whole)) if padded else x
 
 
@@ -145,12 +147,13 @@ def _mamba_classifier(builder: Builder, head: MambaClassifier, x: int) -> int:
 TOKENS: dict[type[nn.Module], Lowering] = {
     Mlp: _mlp,
     Attention: _attention,
-    ViTBlock: _vit_block,
+    TransformerBlock: _transformer_block,
     ViTClassifier: _vit_classifier,
     Positions: lambda builder, _, x: builder.add("positions", (x,)),
     SharedLayers: _shared_layers,
     nn.AvgPool2d: _average,
-    ConvStage: _conv_stage,
-    WindowStage: _window_stage,
+    BlockStage: _block_stage,
+    WindowStage: _window_blocks,
+    WindowBlocks: _window_blocks,
     MambaClassifier: _mamba_classifier,
 }

@@ -16,6 +16,7 @@ from .. import assets
 from ..config import check_arguments
 from ..errors import ConfigError, FovealError, nearest
 from ..info import Labels, ModelInfo, attach
+from ..models.hybrid import idle_options, parse_stage_blocks, replace_blocks
 from ..models.registry import Backbone, Family, Variant, published, variants
 from ..task import TASKS
 from ..tasks.builder import Request
@@ -87,7 +88,9 @@ def create_model(
             ``foveal models NAME`` lists them.
         out_indices: with ``features_only``: which feature maps to return, 0 for the finest and -1 for the coarsest.
             This is not stored with the model.
-        **options: options of the family (``foveal models NAME`` lists them). For segmentation also
+        **options: options of the family (``foveal models NAME`` lists them). For backbones of images also
+            ``stage_blocks={3: "window_attention"}``, which replaces the blocks of stages by those of another family,
+            see :data:`foveal.layers.stage_blocks.STAGE_BLOCKS`. For segmentation also
             ``head="cityscapes"`` or ``"ade20k"``, the published head for that data set, with ``head_width=`` channels
             and ``head_depth=`` blocks in place of the published ones; for upscaling ``scale=`` 1 (restoration at the
             image's own size), 2 (the default), 3 or 4.
@@ -135,6 +138,7 @@ def create_and_report(
     if tag and weights is None:
         weights = f"{name}.{tag}"
     checkpoint = None if weights is None else read_checkpoint(weights, name)
+    given = set(options)
     task = _choose_task(name, variant, task, checkpoint)
     if checkpoint is not None:
         check_description(checkpoint, name)
@@ -144,6 +148,7 @@ def create_and_report(
     _check_counts(in_chans=(in_chans, 1), num_classes=(num_classes, 0))
     with _checked_types(name, family, variant, options):
         backbone = _build_backbone(name, variant, task, num_classes, in_chans, _select(options, family.options))
+        options = _replace_stages(backbone, name, options, given)
         model = backbone
         if not features_only:
             model, num_classes, options = _build_task_model(
@@ -232,7 +237,8 @@ def _choose_task(name: str, variant: Variant, task: str | None, checkpoint: Chec
 
 def _valid_options(family: Family, task: str, features_only: bool) -> set[str]:
     own = set() if features_only else set(BUILDERS[task].family_options(family))
-    return {*family.options, *family.settings, *BUILDERS[task].options, *own}
+    stages = {"stage_blocks"} if family.takes_images else set()
+    return {*family.options, *family.settings, *BUILDERS[task].options, *own, *stages}
 
 
 def _check_options(name: str, options: Mapping[str, Any], valid: set[str]) -> None:
@@ -292,7 +298,7 @@ def _read_arguments(
     # Options of another architecture, for example its epsilon and padding, do not apply to this one.
     options = dict(info.options) if info.model in ("", name) else {}
     if info.task != task or features_only:
-        options = _select(options, {*family.options, *family.settings})
+        options = _select(options, {*family.options, *family.settings, "stage_blocks"})
     return info.num_classes if info.task == task else None, options
 
 
@@ -304,6 +310,33 @@ def _build_backbone(
     if num_classes or in_chans != 3:
         raise ConfigError(f"{name} is a language model: num_classes and in_chans are for images, leave them out")
     return variant.backbone(**options)
+
+
+def _replace_stages(backbone: Any, name: str, options: dict[str, Any], given: set[str]) -> dict[str, Any]:
+    """Replace the blocks of the stages that ``stage_blocks`` names.
+
+    Returns:
+        The options as they are described: without those that configure no block, which only weights may imply.
+
+    Raises:
+        ConfigError: as :mod:`foveal.models.hybrid`, or an option in ``given`` has no effect.
+    """
+    kinds = parse_stage_blocks(options.get("stage_blocks", {}), name)
+    options = {key: value for key, value in options.items() if key != "stage_blocks"}
+    if not kinds:
+        return options
+    if options.get("output_stride") is not None:
+        raise ConfigError(f"{name}: output_stride dilates the published stages: leave it or stage_blocks out")
+    replace_blocks(backbone, kinds, name)
+    idle = idle_options(backbone, options)
+    if wrong := next((option for option in idle if option in given), None):
+        raise ConfigError(
+            f"{name}: {wrong} has no effect with stage_blocks={kinds}: no stage has such blocks, leave it out"
+        )
+    options = {key: value for key, value in options.items() if key not in idle}
+    # With the numbers as text, which JSON has.
+    replaced = {str(number): kind for number, kind in backbone.stage_blocks.items()}
+    return options | ({"stage_blocks": replaced} if replaced else {})
 
 
 def _build_task_model(

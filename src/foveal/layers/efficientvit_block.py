@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .conv import Activation, InvertedResidual
+from .drop_path import DropPath
 from .linear_attention import MultiScaleLinearAttention
 
 
@@ -25,6 +26,7 @@ class EfficientViTBlock(nn.Module):
         act: Activation = nn.Hardswish,
         norm_eps: float = 1e-5,
         norm: bool = True,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         self.attention = MultiScaleLinearAttention(
@@ -36,9 +38,17 @@ class EfficientViTBlock(nn.Module):
             norm=norm,
             global_attention=global_attention,
         )
+        self.drop_path = DropPath(drop_path)
         self.local = InvertedResidual(
-            channels, channels, expand_ratio=expand_ratio, act=act, norm_eps=norm_eps, fewer_norm=True, norm=norm
+            channels,
+            channels,
+            expand_ratio=expand_ratio,
+            act=act,
+            norm_eps=norm_eps,
+            fewer_norm=True,
+            norm=norm,
+            drop_path=drop_path,
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.local(x + self.attention(x))
+        return self.local(x + self.drop_path(self.attention(x)))

@@ -326,9 +326,11 @@ class MultiScaleLinearAttention(nn.Module):
         norm_eps: epsilon of the batch norm at the output.
         norm: ``False``: the output has a bias instead of a batch norm.
         global_attention: ``False`` is the paper's ablation without attention: each position keeps its own values.
+            ``qkv`` then computes the values alone. Weights of the module with attention load after
+            :func:`~.attention_rows.select_values`.
 
     Raises:
-        ConfigError: an even or non-positive kernel size.
+        ConfigError: an even or non-positive kernel size, or fewer channels than one head has.
     """
 
     def __init__(
@@ -346,36 +348,37 @@ class MultiScaleLinearAttention(nn.Module):
         super().__init__()
         if any(size < 1 or size % 2 == 0 for size in scales):
             raise ConfigError(f"scales={tuple(scales)}: give kernel sizes that are odd and positive, or () for none")
+        if in_chans < head_dim:
+            raise ConfigError(f"{in_chans} channels: linear attention with heads of {head_dim} needs at least as many")
         self.head_dim, self.eps, self.global_attention = head_dim, eps, global_attention
         num_heads = in_chans // head_dim
         inner = num_heads * head_dim
-        self.qkv = nn.Conv2d(in_chans, 3 * inner, 1, bias=False)
+        parts = 3 if global_attention else 1  # queries, keys and values; or values alone
+        width = parts * inner
+        self.qkv = nn.Conv2d(in_chans, width, 1, bias=False)
         self.aggregate = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(3 * inner, 3 * inner, size, padding=size // 2, groups=3 * inner, bias=False),
-                nn.Conv2d(3 * inner, 3 * inner, 1, groups=3 * num_heads, bias=False),
+                nn.Conv2d(width, width, size, padding=size // 2, groups=width, bias=False),
+                nn.Conv2d(width, width, 1, groups=parts * num_heads, bias=False),
             )
             for size in scales
         )
         self.project = ConvNormAct(inner * (1 + len(scales)), out_chans or in_chans, 1, norm=norm, norm_eps=norm_eps)
         self.channels_last = False  # set by foveal.optimize
 
-    def _channel_major_heads(self, x: Tensor) -> Tensor:
-        """Compute q, k and v of all heads and branches one after the other, ``(B, heads * branches, 3 D, N)``."""
+    def _all_scales(self, x: Tensor) -> Tensor:
+        """Compute q, k and v of all heads and branches one after the other, ``(B, branches * heads * 3 D, H, W)``."""
         qkv = self.qkv(x)
-        qkv = torch.cat([qkv, *(branch(qkv) for branch in self.aggregate)], dim=1)
-        return qkv.reshape(x.shape[0], -1, 3 * self.head_dim, x.shape[2] * x.shape[3])
+        return torch.cat([qkv, *(branch(qkv) for branch in self.aggregate)], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.global_attention:
+            return self.project(self._all_scales(x))
         b, _, h, w = x.shape
-        if self.global_attention and self.channels_last and can_run(x, self.qkv.weight):
+        if self.channels_last and can_run(x, self.qkv.weight):
             return self.project(attend_channels_last(self.qkv(x), self.aggregate, self.head_dim, self.eps))
-        heads = self._channel_major_heads(x)
-        if self.global_attention:
-            out = _attend_channel_major(heads, self.head_dim, self.eps)
-        else:
-            out = heads[:, :, 2 * self.head_dim :]
-        return self.project(out.reshape(b, -1, h, w))
+        heads = self._all_scales(x).reshape(b, -1, 3 * self.head_dim, h * w)
+        return self.project(_attend_channel_major(heads, self.head_dim, self.eps).reshape(b, -1, h, w))
 
 
 @leaf

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ from ..layers.conv import (
 from ..layers.efficientvit_block import EfficientViTBlock
 from .registry import OUTPUT_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, check_new_name, register
 from .renaming import Renaming, rename_keys
+from .sizes import replace_sizes
 
 _GELU = partial(nn.GELU, approximate="tanh")
 
@@ -121,15 +123,18 @@ class EfficientViT(Backbone):
         scales: kernel sizes of the attention branches in addition to the identity, any number of them. Default: those
             of ``config``.
         attention_eps: epsilon of the attention normaliser: 1e-15 in the official code, 1e-5 in timm.
-        global_attention: ``False`` gives the paper's ablation without attention (multi-scale aggregation only). Its
-            ablation without aggregation (attention only) is ``scales=()``.
+        global_attention: ``False`` gives the paper's ablation without attention (multi-scale aggregation only), whose
+            modules have no queries and keys. Its ablation without aggregation (attention only) is ``scales=()``.
+        embed_dim, depths: sizes that replace those of ``config``, see :class:`Config`.
         output_stride: largest stride of a map: the convolutions beyond it are dilated instead, and the attention there
             is over more positions. Default: 32 (XL: 64).
 
     Raises:
-        ConfigError: an output stride that no map has.
+        ConfigError: an output stride that no map has, or a size that is not possible.
         InputError: a side of the image is below 32 pixels.
     """
+
+    option_blocks = MappingProxyType(dict.fromkeys(("scales", "attention_eps", "global_attention"), EfficientViTBlock))
 
     def __init__(
         self,
@@ -140,25 +145,28 @@ class EfficientViT(Backbone):
         attention_eps: float = 1e-15,
         global_attention: bool = True,
         output_stride: int | None = None,
+        embed_dim: Sequence[int] | None = None,
+        depths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        config = replace_sizes(config, least_depth=0, embed_dim=embed_dim, depths=depths)
         common = {"act": config.act, "norm_eps": config.norm_eps}
-        attention = partial(
-            EfficientViTBlock,
-            head_dim=config.head_dim,
-            scales=config.scales if scales is None else scales,
-            attention_eps=attention_eps,
-            global_attention=global_attention,
-            **common,
-        )
+        self.config = config
+        self.attention_options = {
+            "head_dim": config.head_dim,
+            "scales": config.scales if scales is None else scales,
+            "attention_eps": attention_eps,
+            "global_attention": global_attention,
+        }
+        attention = partial(EfficientViTBlock, **self.attention_options, **common)
         width, *widths = config.embed_dim
-        depth, *depths = config.depths
+        depth, *stage_depths = config.depths
         self.stem = nn.Sequential(
             ConvNormAct(in_chans, width, 3, 2, **common),
             *(config.stem_block(width, width, **common) for _ in range(depth)),
         )
         self.stages = nn.ModuleList()
-        for i, (out, depth, kind) in enumerate(zip(widths, depths, config.blocks, strict=True)):
+        for i, (out, depth, kind) in enumerate(zip(widths, stage_depths, config.blocks, strict=True)):
             conv = FusedInvertedResidual if kind == "fused" else InvertedResidual
             conv = partial(conv, fewer_norm=config.fewer_norm[i], **common)
             strided = conv(width, out, 2, expand_ratio=config.strided_expand_ratios[i])
@@ -169,6 +177,15 @@ class EfficientViT(Backbone):
         self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
         if output_stride is not None:
             self.limit_stride(output_stride)
+
+    def block_options(self, index: int, kind: str) -> dict[str, Any]:
+        config = self.config
+        common = {"act": config.act, "norm_eps": config.norm_eps, "expand_ratio": config.expand_ratios[index]}
+        own = {
+            "convolution": common | {"fewer_norm": config.fewer_norm[index]},
+            "linear_attention": common | self.attention_options,
+        }
+        return own.get(kind, {})
 
 
 class ClassifierHead(nn.Module):
@@ -264,8 +281,18 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the option that weights in timm's layout need: its epsilon of the attention."""
-    return {"attention_eps": 1e-5} if any(key.endswith("stem.in_conv.conv.weight") for key in state) else {}
+    """Return the options that weights need: timm's epsilon of the attention, no attention, other scales."""
+    options: dict[str, Any] = {}
+    if any(key.endswith("stem.in_conv.conv.weight") for key in state):
+        options["attention_eps"] = 1e-5
+    attention = next((key.removesuffix("qkv.weight") for key in state if key.endswith(".attention.qkv.weight")), "")
+    if attention:
+        outputs, inputs = state[f"{attention}qkv.weight"].shape[:2]
+        options |= {} if outputs > inputs else {"global_attention": False}
+        kernels = re.compile(re.escape(attention) + r"aggregate\.\d+\.0\.weight$")
+        scales = [state[key].shape[-1] for key in state if kernels.match(key)]
+        options |= {} if scales in ([5], [3]) else {"scales": scales}  # those that variants have by default
+    return options
 
 
 def _b_heads(width: int, depth: int) -> dict[str, dict[str, Any]]:
@@ -400,6 +427,8 @@ _FAMILY = register(
             "attention_eps": "epsilon of the attention normaliser, default 1e-15 (timm: 1e-5)",
             "global_attention": "False: the paper's ablation without attention; default True",
             "output_stride": OUTPUT_STRIDE,
+            "embed_dim": "channels of the stem and of each stage",
+            "depths": "blocks of the stem and of each stage, as in Config",
         },
         licence="Apache-2.0",
     )

@@ -16,25 +16,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.attention import Attention
-from ..layers.conv import ConvNormAct, LayerNorm2d, ResidualConv, widened
-from ..layers.drop_path import DropPath, drop_path_rates
-from ..layers.mlp import Mlp
-from ..layers.scan import selective_scan
-from ..layers.windows import Part, Windows, to_map
+from ..layers.conv import ConvNormAct, LayerNorm2d, ResidualConv
+from ..layers.drop_path import drop_path_rates
+from ..layers.mamba_mixer import MambaMixer as MambaMixer
+from ..layers.stage_blocks import BlockStage
+from ..layers.window_blocks import WHOLE, WindowBlocks, init_linear
+from ..layers.window_blocks import MixerBlock as Block
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 from .renaming import Renaming, rename_key, rename_keys
-
-WHOLE = "whole"  #: value of ``window_size`` for a single window that is the whole map
+from .sizes import replace_sizes
 
 
 @dataclass(frozen=True)
@@ -71,89 +70,14 @@ CONFIGS = {
 }
 
 
-class MambaMixer(nn.Module):
-    """Selective scan over half of the channels, concatenated with the other half; keeps ``(N, L, C)``.
-
-    Both halves pass through a depthwise convolution and SiLU first.
-
-    Args:
-        embed_dim: C, even.
-        state_dim: states per channel of the scan.
-
-    Source: arXiv 2407.08083, section 3.2 ("MambaVision mixer"); the scan is Mamba's, arXiv 2312.00752.
-    """
-
-    def __init__(self, embed_dim: int, state_dim: int = 8) -> None:
-        super().__init__()
-        inner, self.state_dim, self.step_rank = embed_dim // 2, state_dim, -(-embed_dim // 16)
-        self.in_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-        self.conv1d_x = nn.Conv1d(inner, inner, 3, padding=1, groups=inner, bias=False)
-        self.conv1d_z = nn.Conv1d(inner, inner, 3, padding=1, groups=inner, bias=False)
-        self.x_proj = nn.Linear(inner, self.step_rank + 2 * state_dim, bias=False)
-        self.dt_proj = nn.Linear(self.step_rank, inner)
-        self.A_log = nn.Parameter(torch.arange(1, state_dim + 1).float().log().repeat(inner, 1))
-        self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=False)
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Mix the tokens. Those that are not ``valid``, ``(N, L)``, must be the last and do not affect the others."""
-        if valid is not None:
-            x = x * valid[..., None].to(x.dtype)  # the convolutions then read zeros, as after the last token
-        u, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (N, C / 2, L) each
-        u, z = F.silu(self.conv1d_x(u)), F.silu(self.conv1d_z(z))
-        step, b, c = self.x_proj(u.transpose(1, 2)).split([self.step_rank, self.state_dim, self.state_dim], dim=-1)
-        y = selective_scan(
-            u,
-            self.dt_proj(step).transpose(1, 2),
-            -widened(self.A_log).exp(),
-            b.transpose(1, 2),
-            c.transpose(1, 2),
-            self.D,
-            delta_bias=self.dt_proj.bias,  # added a second time, as in the training of the weights
-            delta_softplus=True,
-        )
-        return self.out_proj(torch.cat([cast(Tensor, y), z], dim=1).transpose(1, 2))
-
-
-class Block(nn.Module):
-    """Pre-norm mixer and MLP, each with a residual connection, on ``(N, L, C)``; the shape is kept."""
-
-    gamma_1: nn.Parameter | None
-    gamma_2: nn.Parameter | None
-
-    def __init__(self, embed_dim: int, mixer: nn.Module, *, layer_scale: float | None, drop_path: float) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(embed_dim)
-        self.mixer = mixer
-        self.norm2 = nn.LayerNorm(embed_dim)
-        self.mlp = Mlp(embed_dim, 4 * embed_dim)
-        self.drop_path = DropPath(drop_path)
-        for name in ("gamma_1", "gamma_2"):
-            gamma = None if layer_scale is None else nn.Parameter(torch.full((embed_dim,), layer_scale))
-            self.register_parameter(name, gamma)
-
-    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        y = self.mixer(self.norm1(x), valid)
-        x = x + self.drop_path(y if self.gamma_1 is None else self.gamma_1 * y)
-        y = self.mlp(self.norm2(x))
-        return x + self.drop_path(y if self.gamma_2 is None else self.gamma_2 * y)
-
-
-class ConvStage(nn.Module):
+def _conv_stage(in_chans: int | None, channels: int, drop_path: Sequence[float]) -> BlockStage:
     """Downsample by 2 (not if ``in_chans`` is ``None``), then residual convolutions: ``-> (B, channels, H', W')``."""
-
-    def __init__(self, in_chans: int | None, channels: int, drop_path: Sequence[float]) -> None:
-        super().__init__()
-        self.downsample = _downsample(in_chans, channels)
-        block = partial(ResidualConv, channels, channels, act=partial(nn.GELU, approximate="tanh"), bias=True)
-        self.blocks = nn.Sequential(*(block(drop_path=rate) for rate in drop_path))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(self.downsample(x))
+    block = partial(ResidualConv, channels, channels, act=partial(nn.GELU, approximate="tanh"), bias=True)
+    return BlockStage(_downsample(in_chans, channels), [block(drop_path=rate) for rate in drop_path])
 
 
-class WindowStage(nn.Module):
-    """Downsample by 2, cut the map into windows and mix their tokens: ``-> (B, channels, ceil(H/2), ceil(W/2))``.
+class WindowStage(WindowBlocks):
+    """Downsample by 2, then blocks in windows: ``-> (B, channels, ceil(H/2), ceil(W/2))``.
 
     The first half of the blocks (rounded up) are Mamba mixers, the others are attention.
 
@@ -178,36 +102,14 @@ class WindowStage(nn.Module):
         window_size: int | str,
         neutral_padding: bool,
     ) -> None:
-        super().__init__()
-        self.window_size, self.neutral_padding = window_size, neutral_padding
-        self.downsample = _downsample(in_chans, channels)
+        downsample = _downsample(in_chans, channels)  # the first to be initialised
         scans = (len(drop_path) + 1) // 2
         mixers = [MambaMixer(channels) if i < scans else Attention(channels, num_heads) for i in range(len(drop_path))]
-        self.blocks = nn.ModuleList(
+        blocks = (
             Block(channels, mixer, layer_scale=layer_scale, drop_path=rate)
             for mixer, rate in zip(mixers, drop_path, strict=True)
         )
-
-    def parts(self) -> list[Part]:
-        """The parts of the stage, for computing large maps in pieces."""
-        window = None if isinstance(self.window_size, str) else self.window_size
-        return [Part(self.downsample, 0), Part(self._mix_windows, window)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._mix_windows(self.downsample(x))
-
-    def _mix_windows(self, x: Tensor) -> Tensor:
-        height, width = x.shape[-2:]
-        if isinstance(self.window_size, str):
-            return to_map(self._mix(x.flatten(2).transpose(1, 2)), height, width)
-        windows = Windows(self.window_size, height, width, neutral=self.neutral_padding, device=x.device)
-        valid = windows.valid(x.shape[0]) if self.neutral_padding else None
-        return windows.join(self._mix(windows.cut(x), valid))
-
-    def _mix(self, tokens: Tensor, valid: Tensor | None = None) -> Tensor:
-        for block in self.blocks:
-            tokens = block(tokens, valid)
-        return tokens
+        super().__init__(blocks, window_size, neutral_padding=neutral_padding, downsample=downsample)
 
 
 def _downsample(in_chans: int | None, channels: int) -> nn.Module:
@@ -235,8 +137,9 @@ class MambaVision(Backbone):
         InputError: a side of the image is below 32 pixels.
     """
 
-    undecayed = ("A_log", "D")
+    undecayed = MambaMixer.undecayed
     optional = ("out_norms",)
+    option_blocks = MappingProxyType(dict.fromkeys(("window_size", "neutral_padding", "num_heads"), WindowBlocks))
 
     def __init__(
         self,
@@ -253,7 +156,8 @@ class MambaVision(Backbone):
         drop_path_rate: float | None = None,
     ) -> None:
         super().__init__()
-        config = _replace_sizes(config, embed_dim=embed_dim, depths=depths, num_heads=num_heads, stem_dim=stem_dim)
+        config = replace_sizes(config, embed_dim=embed_dim, depths=depths, num_heads=num_heads, stem_dim=stem_dim)
+        self.config = config
         windows = _check_windows(config.window_size if window_size is None else window_size)
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
         if not 0 <= rate < 1:
@@ -262,7 +166,9 @@ class MambaVision(Backbone):
         widths = [config.embed_dim << i for i in range(4)]
         stem = partial(ConvNormAct, stride=2, norm_eps=1e-4, act=nn.ReLU)
         self.stem = nn.Sequential(stem(in_chans, config.stem_dim), stem(config.stem_dim, widths[0]))
-        self.stages = nn.ModuleList([ConvStage(None, widths[0], rates[0]), ConvStage(widths[0], widths[1], rates[1])])
+        self.stages = nn.ModuleList(
+            [_conv_stage(None, widths[0], rates[0]), _conv_stage(widths[0], widths[1], rates[1])]
+        )
         for i in (2, 3):
             self.stages.append(
                 WindowStage(
@@ -277,7 +183,18 @@ class MambaVision(Backbone):
             )
         self.out_norms = nn.ModuleList(LayerNorm2d(width, eps=1e-5) if out_norm else nn.Identity() for width in widths)
         self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
-        self.apply(_init_linear)
+        self.apply(init_linear)
+
+    def block_options(self, index: int, kind: str) -> dict[str, Any]:
+        stage = self.stages[index]
+        if not isinstance(stage, WindowStage) or kind not in ("window_attention", "scan"):
+            return {}
+        return {
+            "num_heads": self.config.num_heads[index - 2],
+            "layer_scale": self.config.layer_scale,
+            "window": stage.window_size,
+            "neutral_padding": stage.neutral_padding,
+        }
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         maps = []
@@ -285,26 +202,6 @@ class MambaVision(Backbone):
             x = stage(x)
             maps.append(out_norm(x))
         return maps
-
-
-def _replace_sizes(config: Config, **sizes: int | Sequence[int] | None) -> Config:
-    """Return ``config`` with every size that is not ``None`` replaced.
-
-    Raises:
-        ConfigError: a size is not positive, or there are more or fewer numbers than in ``config``.
-    """
-    for name, size in sizes.items():
-        if size is None:
-            continue
-        published = getattr(config, name)
-        count = len(published) if isinstance(published, tuple) else 0
-        values = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size]
-        if isinstance(size, Sequence) != bool(count) or len(values) != (count or 1):
-            raise ConfigError(f"{name}={size!r}: give {f'{count} numbers' if count else 'one number'}")
-        if not all(type(value) is int and value > 0 for value in values):
-            raise ConfigError(f"{name}={size!r}: give positive whole numbers")
-        config = replace(config, **{name: tuple(values) if count else values[0]})
-    return config
 
 
 def _check_windows(window_size: int | str | Sequence[int | str]) -> list[int | str]:
@@ -315,14 +212,6 @@ def _check_windows(window_size: int | str | Sequence[int | str]) -> list[int | s
     if len(sizes) not in (2, 4) or not all(size == WHOLE or (type(size) is int and size > 0) for size in sizes):
         raise ConfigError(f"window_size={window_size!r}: give a positive number or {WHOLE!r}, or a pair of them")
     return sizes[-2:]
-
-
-def _init_linear(module: nn.Module) -> None:
-    """Initialise linear layers as published, also the projection of the step size, where Mamba differs."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 class ClassifierHead(nn.Module):
@@ -336,7 +225,7 @@ class ClassifierHead(nn.Module):
         self.num_features = in_chans
         self.norm = nn.BatchNorm2d(in_chans)
         self.classifier = nn.Linear(in_chans, num_classes) if num_classes else nn.Identity()
-        self.apply(_init_linear)
+        self.apply(init_linear)
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.norm(x).mean((2, 3))

@@ -36,6 +36,9 @@ class Backbone(nn.Module):
         undecayed: last parts of the names of parameters without weight decay, in addition to norms and biases.
         optional: names of modules that a checkpoint for fine-tuning may lack; they then keep their initial values.
         out_indices: which maps ``forward`` returns, see :meth:`select_maps`; ``None``: all.
+        stage_blocks: kind of the blocks of each stage where another family's replace its own, by the stage's number
+            from 1; see :mod:`foveal.models.hybrid`.
+        option_blocks: options of the family that configure one kind of block, with that module.
     """
 
     stem: nn.Sequential
@@ -45,6 +48,15 @@ class Backbone(nn.Module):
     undecayed: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     out_indices: tuple[int, ...] | None = None
+    option_blocks: Mapping[str, type[nn.Module]] = MappingProxyType({})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage_blocks: dict[int, str] = {}
+
+    def block_options(self, index: int, kind: str) -> dict[str, Any]:
+        """Arguments of blocks of a kind of :data:`~foveal.layers.stage_blocks.STAGE_BLOCKS` in a stage, from 0."""
+        return {}
 
     def forward(self, x: Tensor) -> list[Tensor]:
         check_min_size(x, self.min_size)

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ from ..layers.attention import Attention, LinformerAttention
 from ..layers.conv import ConvNormAct
 from ..layers.leaf import leaf
 from ..layers.linear_attention import LinearSelfAttention
-from ..layers.mlp import Mlp
 from ..layers.sharing import SharedLayers
+from ..layers.transformer_block import TransformerBlock
 from .registry import Backbone, Family, FeatureInfo, Variant, register
 
 
@@ -66,22 +67,6 @@ def _attention(kind: str, config: Config, num_kv_heads: int | None, max_tokens: 
     if kind == "linear":
         return LinearSelfAttention(dim, heads)
     return LinformerAttention(dim, heads, max_length=max_tokens, proj_dim=proj_dim)
-
-
-class Block(nn.Module):
-    """Pre-norm attention and feed-forward network, each with a residual connection: keeps ``(B, C, H, W)``."""
-
-    def __init__(self, embed_dim: int, attention: nn.Module) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(embed_dim), nn.LayerNorm(embed_dim)
-        self.attention = attention
-        self.mlp = Mlp(embed_dim, 4 * embed_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2)
-        tokens = tokens + self.attention(self.norm1(tokens))
-        tokens = tokens + self.mlp(self.norm2(tokens))
-        return tokens.transpose(1, 2).reshape(x.shape)
 
 
 class Positions(nn.Module):
@@ -123,6 +108,10 @@ class ViT(Backbone):
         InputError: a side of the image is below 32 pixels; "linformer": more tokens than ``max_tokens``.
     """
 
+    option_blocks = MappingProxyType(
+        dict.fromkeys(("attention", "num_kv_heads", "max_tokens", "proj_dim"), TransformerBlock)
+    )
+
     def __init__(
         self,
         config: Config,
@@ -149,12 +138,16 @@ class ViT(Backbone):
         ]
         self.stem = nn.Sequential(*convs, nn.Conv2d(dim, dim, 1), Positions())
         blocks = SharedLayers(
-            lambda: Block(dim, _attention(attention, config, num_kv_heads, max_tokens, proj_dim)),
+            lambda: TransformerBlock(dim, _attention(attention, config, num_kv_heads, max_tokens, proj_dim)),
             config.depth,
             int(shared_layers) or config.depth,
         )
         self.stages = nn.ModuleList([blocks, nn.AvgPool2d(2, ceil_mode=True)])
         self.feature_info = [FeatureInfo(dim, 16), FeatureInfo(dim, 32)]
+        self.num_heads = config.num_heads
+
+    def block_options(self, index: int, kind: str) -> dict[str, Any]:
+        return {"num_heads": self.num_heads} if kind in ("softmax_attention", "window_attention") else {}
 
 
 class ClassifierHead(nn.Module):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
+from ..layers.attention_rows import select_rows
 from ..layers.leaf import leaf
 from ..layers.linear_attention import MultiScaleLinearAttention
 from ..layers.packed import PackedConv2d
@@ -37,12 +37,10 @@ class SplitAttention(nn.Module):
     def __init__(self, attention: MultiScaleLinearAttention) -> None:
         super().__init__()
         self.head_dim, self.eps = attention.head_dim, attention.eps
-        self.attends = attention.global_attention
-        self.keys = _part(attention, [1, 2] if self.attends else [2])
+        self.keys = _with_rows(attention.qkv, self.head_dim, [1, 2], grouped=False)
         self.key_scales = nn.ModuleList(self._scale(branch, [1, 2]) for branch in attention.aggregate)
-        if self.attends:
-            self.queries = _part(attention, [0])
-            self.query_scales = nn.ModuleList(self._scale(branch, [0]) for branch in attention.aggregate)
+        self.queries = _with_rows(attention.qkv, self.head_dim, [0], grouped=False)
+        self.query_scales = nn.ModuleList(self._scale(branch, [0]) for branch in attention.aggregate)
         self.project = attention.project
 
     def _scale(self, branch: nn.Module, parts: list[int]) -> nn.Module:
@@ -50,42 +48,26 @@ class SplitAttention(nn.Module):
         depthwise, pointwise = branch.children()
         assert isinstance(depthwise, nn.Conv2d)
         assert isinstance(pointwise, nn.Conv2d)
-        parts = parts if self.attends else [2]
-        return nn.Sequential(
-            _with_rows(depthwise, _rows(depthwise.out_channels, self.head_dim, parts), grouped=True),
-            _with_rows(pointwise, _rows(pointwise.out_channels, self.head_dim, parts), grouped=True),
-        )
+        return nn.Sequential(*(_with_rows(conv, self.head_dim, parts, grouped=True) for conv in (depthwise, pointwise)))
 
     def forward(self, x: Tensor) -> Tensor:
         keys = self.keys(x)
         scales = [keys, *(branch(keys) for branch in self.key_scales)]
-        if not self.attends:
-            return self.project(torch.cat(scales, dim=1))
         sums = sum_keys(self.head_dim, *scales)
         queries = self.queries(x)
         scales = [queries, *(branch(queries) for branch in self.query_scales)]
         return self.project(attend_heads(self.head_dim, self.eps, sums, *scales))
 
 
-def _part(attention: MultiScaleLinearAttention, parts: list[int]) -> nn.Conv2d:
-    qkv = attention.qkv
-    return _with_rows(qkv, _rows(qkv.out_channels, attention.head_dim, parts), grouped=False)
-
-
-def _rows(channels: int, head_dim: int, parts: list[int]) -> Tensor:
-    """The channels of q (0), k (1) or v (2) among those of all heads, which are q, k, v of one head after the other."""
-    return torch.arange(channels).reshape(-1, 3, head_dim)[:, parts].flatten()
-
-
-def _with_rows(conv: nn.Conv2d, rows: Tensor, *, grouped: bool) -> nn.Conv2d:
-    """A convolution to the output channels ``rows`` only; if it is grouped, whole groups, with their inputs."""
-    weight = conv.weight.detach()[rows.to(conv.weight.device)]
-    groups = len(rows) * conv.groups // conv.out_channels if grouped else conv.groups
-    size = (weight.shape[1] * groups, len(rows), conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+def _with_rows(conv: nn.Conv2d, head_dim: int, parts: list[int], *, grouped: bool) -> nn.Conv2d:
+    """A convolution to q (0), k (1) or v (2) only; if it is grouped, from their inputs."""
+    weight = select_rows(conv.weight.detach(), head_dim, parts)
+    groups = len(weight) * conv.groups // conv.out_channels if grouped else conv.groups
+    size = (weight.shape[1] * groups, len(weight), conv.kernel_size, conv.stride, conv.padding, conv.dilation)
     part = nn.Conv2d(*size, groups, bias=False, device="meta")  # pyright: ignore[reportArgumentType]
     part.weight = nn.Parameter(weight, requires_grad=False)
     if conv.bias is not None:
-        part.bias = nn.Parameter(conv.bias.detach()[rows.to(conv.bias.device)], requires_grad=False)
+        part.bias = nn.Parameter(select_rows(conv.bias.detach(), head_dim, parts), requires_grad=False)
     return PackedConv2d(part, conv.act, rows=conv.rows) if isinstance(conv, PackedConv2d) else part
 
 
@@ -98,7 +80,7 @@ def split_modules(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model, shared).eval()
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, MultiScaleLinearAttention):
+            if isinstance(child, MultiScaleLinearAttention) and child.global_attention:
                 setattr(parent, name, SplitAttention(child))
             elif has_parts(child):
                 setattr(parent, name, Parts(child))

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from ..info import ModelInfo, attach, say_licence
+from ..layers.attention_rows import select_values
 from ..layers.cascaded_attention import CascadedGroupAttention, resize_position_biases
+from ..layers.linear_attention import MultiScaleLinearAttention
 from ..models.registry import Backbone, LanguageBackbone, variants
 from ..task import identify_task
 from .layouts import DECODER_PARTS, IMAGE_ENCODER, Recognised, split_prefix, strip_wrappers
+from .other_stages import OtherStages, other_stages
 from .reading import Checkpoint, as_checkpoint
 
 _COUNTER = "num_batches_tracked"  # of batch norms: older files lack it, and evaluation never reads it
@@ -82,6 +85,8 @@ def load_for_finetuning(
     - a classifier for another number of classes, and an upsampling layer for another scale;
     - the whole head, if the weights are for another task;
     - modules that the backbone lists as optional, if the weights lack them;
+    - the blocks of stages that are of another kind in the weights (``stage_blocks`` of ``create_model``), which is
+      said on standard error;
     - the image encoder of a promptable model, if that of the weights has another architecture.
 
     The first convolution is adapted to another number of image channels, which is said on standard error: for one
@@ -98,15 +103,21 @@ def fill(model: nn.Module, checkpoint: Checkpoint, *, finetune: bool = False) ->
     """
     own = model.state_dict()
     selection, recognised = _translate(checkpoint, own, finetune)
-    selection = _drop_unused_modules(model, _select(model, own, selection, finetune))
+    stages = other_stages(model, checkpoint.info) if finetune else OtherStages()
+    shared, translated = stages.without(own), stages.without(selection.state)
+    replaced = tuple(key for key in selection.state if key not in translated)
+    selection = selection._replace(state=translated, ignored=selection.ignored + replaced)
+    selection = _drop_unused_modules(model, _select(model, shared, selection, finetune))
     state = _add_counters(selection.state, own)
     reinitialized = tuple(
         key
         for key in own
-        if key.startswith(selection.fresh) and (key not in state or state[key].shape != own[key].shape)
+        if key not in shared
+        or (key.startswith(selection.fresh) and (key not in state or state[key].shape != own[key].shape))
     )
     state |= {key: own[key] for key in reinitialized}
     resized = _resize_tables(model, state)
+    _drop_queries_and_keys(model, state)
     adapted = _adapt_stem(model, state, own) if finetune else ""
     _check_fit(own, state, checkpoint.source or "state dict")
     with torch.no_grad():
@@ -114,6 +125,7 @@ def fill(model: nn.Module, checkpoint: Checkpoint, *, finetune: bool = False) ->
             tensor.copy_(state[key])
     layout, licence = _origin_of(checkpoint, recognised)
     _update_description(model, checkpoint, recognised, licence)
+    stages.say(own)
     described = getattr(model, "foveal_info", None)
     say_licence(checkpoint.source or (described.model if described is not None else layout), licence)
     return LoadReport(
@@ -222,7 +234,7 @@ def _select_backbone_and_head(
     if not _has_prefix("backbone.", own) and _has_prefix("backbone.", state):
         backbone, _ = split_prefix("backbone.", state)
         return backbone, tuple(key for key in state if not key.startswith("backbone."))
-    if "head." in fresh:
+    if "head." in fresh and _has_prefix("backbone.", own):
         ignored = tuple(key for key in state if not key.startswith("backbone."))
     else:
         ignored = tuple(key for key in state if key.startswith(fresh) and key not in own)
@@ -269,6 +281,13 @@ def _resize_tables(model: nn.Module, state: dict[str, Tensor]) -> tuple[str, ...
             state[key] = resize_position_biases(table, module.window_size)
             resized += [key] if state[key] is not table else []
     return tuple(resized)
+
+
+def _drop_queries_and_keys(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Reduce weights of linear attention in ``state`` to the values, for modules of ``model`` without attention."""
+    for name, module in model.named_modules():
+        if isinstance(module, MultiScaleLinearAttention):
+            select_values(module, name, state)
 
 
 def _adapt_stem(model: nn.Module, state: dict[str, Tensor], own: Mapping[str, Tensor]) -> str:

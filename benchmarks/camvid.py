@@ -1,0 +1,142 @@
+"""Short trainings on CamVid for the tables of benchmarks: the data, one run that can be resumed, figures of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import foveal
+from foveal.images.figures import new_figure, write_figure
+from foveal.measuring import machine
+from foveal.measuring.costs import Costs, count
+from foveal.measuring.row_file import RowFile
+
+SIZE = (360, 480)  #: of CamVid's images
+#: Recipe of networks from random weights: one epoch takes well below a minute on one core.
+RECIPE: dict[str, Any] = {
+    "splits": ["train"],
+    "val_split": "",
+    "epochs": 40,
+    "batch_size": 8,
+    "crop": (160, 224),
+    "lr": 2e-3,
+    "ema_decay": 0.99,
+    "workers": 0,
+}
+TOY: dict[str, Any] = {"epochs": 1, "crop": (64, 64)}
+HEAD: dict[str, Any] = {"head_width": 32, "head_depth": 1}  #: that of EfficientViT-B0, for all rows
+
+Model = tuple[str, dict[str, Any]]  #: architecture and options of ``create_model``
+
+
+def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
+    """The arguments of a table whose rows are trainings."""
+    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    made.add_argument("camvid", type=Path, help="folder or zip file with train, trainannot, test and testannot")
+    made.add_argument("--epochs", type=int, default=RECIPE["epochs"])
+    made.add_argument("--seeds", default="0", help="numbers with commas between them")
+    made.add_argument("--out", type=Path, default=Path(out))
+    made.add_argument("--plot", type=Path, help="write the figure to this PNG")
+    made.add_argument("--toy", action="store_true", help="few small images and one epoch, to try the command")
+    return made
+
+
+def train_rows(models: Mapping[str, Model], arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """Train what is not in ``rows.jsonl`` yet, or resume an interrupted run; return the rows of each model.
+
+    A row has the mIoU on the test images in percent and the seconds of training.
+    """
+    torch.set_num_threads(1)
+    data = prepare(arguments.camvid, arguments.out, arguments.toy)
+    recipe = RECIPE | {"epochs": arguments.epochs} | (TOY if arguments.toy else {})
+    rows = RowFile(arguments.out / "rows.jsonl")
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
+    for seed in (int(text) for text in arguments.seeds.split(",")):
+        for name, (model, options) in models.items():
+            settings = recipe | {"model": model, "options": options | HEAD, "seed": seed}
+            key = {"row": name, "seed": seed, "epochs": settings["epochs"], "toy": arguments.toy}
+            row = rows.find("training", key)
+            if row is None:
+                folder = arguments.out / f"{name} {seed} {settings['epochs']}".translate(str.maketrans(" :,", "___"))
+                row = {"kind": "training", "key": key, **train(data, folder, settings)}
+                rows.add(row)
+                print(f"{name}, seed {seed}: {row['miou']:.1f} %, {row['seconds'] / 60:.1f} minutes", flush=True)
+            found[name].append(row)
+    return found
+
+
+def train(data: Path, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """Train, or resume an interrupted run."""
+    result = foveal.train(data, out=folder, resume=(folder / "state.pt").exists(), **settings)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    seconds = max(line.get("seconds", 0.0) for line in lines)
+    return {"miou": 100 * foveal.evaluate(result.best, data, split="test").scores.miou, "seconds": seconds}
+
+
+def costs(model: Model) -> Costs:
+    """Parameters, and MACs for one image of CamVid's size."""
+    name, options = model
+    with torch.device("meta"):
+        network = foveal.create_model(name, "segment", num_classes=11, **options, **HEAD).eval()
+    return count(network, 3, SIZE)
+
+
+def figures(rows: list[dict[str, Any]]) -> str:
+    """Mean mIoU of the rows and, of several, the values."""
+    values = [row["miou"] for row in rows]
+    each = f" ({', '.join(f'{value:.1f}' for value in values)})" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{each}"
+
+
+def about(found: Mapping[str, list[dict[str, Any]]]) -> str:
+    """The machine, the versions and the hours of the training."""
+    hours = sum(row["seconds"] for rows in found.values() for row in rows) / 3600
+    versions = machine.describe()
+    return f"{machine.one_line()}, torch {versions['torch']}, one thread; {hours:.2f} hours of training"
+
+
+def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
+    """A dot for each seed of a row, and a line at their mean."""
+    figure = new_figure(8, 0.5 * len(found) + 1)
+    axes = figure.subplots()
+    for place, rows in enumerate(found.values()):
+        values = [row["miou"] for row in rows]
+        axes.plot(values, [place] * len(values), "o", color="tab:blue", markersize=4)
+        axes.plot([statistics.mean(values)], [place], "|", color="tab:blue", markersize=18)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set(xlabel="mIoU on the test images of CamVid, %")
+    axes.grid(alpha=0.3, axis="x")
+    write_figure(figure, path)
+
+
+def prepare(camvid: Path, out: Path, toy: bool) -> Path:
+    """The folder of the data: unpacked if it is a zip file; a few images of a quarter of the size for a try."""
+    folder = camvid
+    if camvid.suffix == ".zip":
+        folder = out / "camvid"
+        if not folder.exists():
+            with zipfile.ZipFile(camvid) as archive:
+                archive.extractall(out / "unpacked")
+            (out / "unpacked").rename(folder)
+    if not toy:
+        return folder
+    small = out / "toy"
+    for split, number in (("train", 16), ("val", 2), ("test", 2)):
+        for file in sorted((folder / split).iterdir())[:number]:
+            mask = folder / f"{split}annot" / f"{file.stem}.png"
+            for source, kernel in ((file, Image.Resampling.BICUBIC), (mask, Image.Resampling.NEAREST)):
+                target = small / source.parent.name / f"{file.stem}.png"
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with Image.open(source) as image:
+                    Image.fromarray(np.asarray(image.resize((120, 90), kernel))).save(target)
+    return small
