@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .conv import Activation, InvertedResidual
+from .drop_path import DropPath
 from .linear_attention import MultiScaleLinearAttention
 
 
@@ -36,9 +37,10 @@ class EfficientViTBlock(nn.Module):
             norm=norm,
             global_attention=global_attention,
         )
+        self.drop_path = DropPath()
         self.local = InvertedResidual(
             channels, channels, expand_ratio=expand_ratio, act=act, norm_eps=norm_eps, fewer_norm=True, norm=norm
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.local(x + self.attention(x))
+        return self.local(x + self.drop_path(self.attention(x)))

@@ -30,7 +30,17 @@ from ..layers.conv import (
     ResidualConv,
 )
 from ..layers.efficientvit_block import EfficientViTBlock
-from .registry import OUTPUT_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, check_new_name, register
+from .registry import (
+    OUTPUT_STRIDE,
+    STEM_STRIDE,
+    Backbone,
+    Family,
+    FeatureInfo,
+    Published,
+    Variant,
+    check_new_name,
+    register,
+)
 from .renaming import Renaming, rename_keys
 
 _GELU = partial(nn.GELU, approximate="tanh")
@@ -123,11 +133,12 @@ class EfficientViT(Backbone):
         attention_eps: epsilon of the attention normaliser: 1e-15 in the official code, 1e-5 in timm.
         global_attention: ``False`` gives the paper's ablation without attention (multi-scale aggregation only). Its
             ablation without aggregation (attention only) is ``scales=()``.
+        stem_stride: stride of the first convolution. 1 instead of 2 halves the stride of every map, for small images.
         output_stride: largest stride of a map: the convolutions beyond it are dilated instead, and the attention there
             is over more positions. Default: 32 (XL: 64).
 
     Raises:
-        ConfigError: an output stride that no map has.
+        ConfigError: an output stride that no map has, or a stride of the stem other than 1 and 2.
         InputError: a side of the image is below 32 pixels.
     """
 
@@ -139,6 +150,7 @@ class EfficientViT(Backbone):
         scales: Sequence[int] | None = None,
         attention_eps: float = 1e-15,
         global_attention: bool = True,
+        stem_stride: int = 2,
         output_stride: int | None = None,
     ) -> None:
         super().__init__()
@@ -167,6 +179,7 @@ class EfficientViT(Backbone):
             self.stages.append(nn.Sequential(strided, *blocks))
             width = out
         self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
+        self.set_stem_stride(stem_stride)
         if output_stride is not None:
             self.limit_stride(output_stride)
 
@@ -399,6 +412,7 @@ _FAMILY = register(
             "scales": "kernel sizes of the attention branches in addition to the identity, default (5,), XL (3,)",
             "attention_eps": "epsilon of the attention normaliser, default 1e-15 (timm: 1e-5)",
             "global_attention": "False: the paper's ablation without attention; default True",
+            "stem_stride": STEM_STRIDE,
             "output_stride": OUTPUT_STRIDE,
         },
         licence="Apache-2.0",
