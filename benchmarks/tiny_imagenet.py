@@ -21,6 +21,7 @@ from curves import compare, read
 
 import foveal
 from foveal.costs import count
+from foveal.info import info_of
 from foveal.measuring import machine
 from foveal.measuring.row_file import RowFile
 
@@ -72,7 +73,7 @@ def measure(data: Path, folder: Path, recipe: Path, settings: dict[str, Any]) ->
     result = foveal.train(data, config=recipe, out=folder, resume=(folder / "state.pt").exists(), **settings)
     scores = foveal.evaluate(folder / "last.safetensors", data, split="val").scores
     model = foveal.load_model(folder / "last.safetensors").eval()
-    size = foveal.info_of(model).preprocess.size
+    size = info_of(model).preprocess.size
     costs = count(model, 3, size)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
