@@ -37,5 +37,7 @@ class UpscaleSettings(CommonSettings):
         ),
     )
     pixel_loss: Literal["l1", "charbonnier", "mse"] = setting(
-        "l1", "Loss between the predicted and the true pixels; mse is what PSNR measures, for a last phase.", phased=True
+        "l1",
+        "Loss between the predicted and the true pixels; mse is what PSNR measures, for a last phase.",
+        phased=True,
     )
