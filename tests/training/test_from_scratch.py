@@ -22,6 +22,7 @@ from foveal.info import Labels, info_of
 from foveal.layers.drop_path import DropPath, spread_drop_path
 from foveal.layers.zero_init import zero_init_last
 from foveal.progress import Progress
+from foveal.training import batch_size
 from foveal.training.augment import Augment
 from foveal.training.batches import Batches, Loader, batches_per_pass
 from foveal.training.classify import ClassifyJob
@@ -83,11 +84,11 @@ def test_batches_with_copies_still_have_every_image_once_in_a_pass() -> None:
     assert batches_per_pass(10, config) == 5
     batches = list(itertools.islice(Batches(TEN, config, 0, 0, 1), 5))
     for batch in batches:
-        assert Counter(place.index for place in batch).most_common() == [
-            (i, 2) for i in dict.fromkeys(p.index for p in batch)
+        assert Counter(place.image for place in batch).most_common() == [
+            (i, 2) for i in dict.fromkeys(p.image for p in batch)
         ]
         assert {place.copy for place in batch} == {0, 1}
-    assert sorted(place.index for batch in batches for place in batch) == sorted([*range(10)] * 2)
+    assert sorted(place.image for batch in batches for place in batch) == sorted([*range(10)] * 2)
     later = Batches(TEN, config, 3, 0, 1)
     assert list(itertools.islice(later, 2)) == batches[3:]
 
@@ -161,6 +162,16 @@ def test_impossible_batches_are_refused(settings: dict[str, Any], message: str) 
     with pytest.raises(ConfigError) as error:
         build_settings({"task": "classify", **settings})
     assert str(error.value).startswith(message)
+
+
+def test_the_largest_size_decides_how_many_images_fit(classes: Path, narrow: str) -> None:
+    """Bytes per image are those of images of the largest size."""
+    common = {**COMMON, "model": narrow, "batch_size": "auto"}
+    each = {}
+    for name, more in {"sizes": {"sizes": [32, 96]}, "large": {"crop": [96, 96]}, "small": {}}.items():
+        config = build_settings({**common, **more})
+        each[name] = batch_size._measure(config, ClassifyJob(classes, config, QUIET), make_accelerator(config))[1]
+    assert each["sizes"] == each["large"] > 4 * each["small"]
 
 
 # ---- mixing

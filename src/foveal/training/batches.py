@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple, cast
 
@@ -77,7 +77,7 @@ class Loader:
         places, stream = iter(order), iter(loader)
         try:
             for place in places:
-                self.requested = [each.index for each in place]
+                self.requested = [each.image for each in place]
                 batch = self._next(stream)
                 if not batch.indices:
                     raise list(batch.bad.values())[-1]
@@ -132,13 +132,13 @@ class Place(NamedTuple):
 
     Attributes:
         number: number of the pass over the data.
-        index: number of the image.
+        image: number of the image.
         copy: how often the image is in the batch before this place.
         size: side of the crop; 0: as the settings say.
     """
 
     number: int
-    index: int
+    image: int
     copy: int = 0
     size: int = 0
 
@@ -173,7 +173,7 @@ class Samples(Dataset):
     def __getitem__(self, place: Place) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
         number, index, copy, size = place
         rng = np.random.default_rng((self.seed, number, index, copy) if copy else (self.seed, number, index))
-        sample = partial(cast(SizedJob, self.job).sample, size=size) if size else self.job.sample
+        sample = sampler(self.job, size)
         bad: dict[int, FovealError] = {}
         for _ in range(_TRIES):
             try:
@@ -185,6 +185,11 @@ class Samples(Dataset):
                 bad[index] = without_traceback(error)
                 break
         return Sample([], torch.empty(0), torch.empty(0), bad)
+
+
+def sampler(job: Job, size: int) -> Callable[[int, np.random.Generator, float], tuple[Tensor, Tensor]]:
+    """The job's function that makes a training sample; ``size``: side of its crop, 0 for that of the settings."""
+    return partial(cast(SizedJob, job).sample, size=size) if size else job.sample
 
 
 def collate(samples: list[Sample]) -> Sample:
