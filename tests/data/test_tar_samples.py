@@ -160,7 +160,7 @@ def test_processes_and_workers_share_a_pass(tmp_path: Path) -> None:
     data = TarSamples.open(_shards(tmp_path / "x", [5, 8, 3]), ["all"], "classify")
     config = TrainConfig(batch_size=4, shuffle_buffer=6, seed=3)
     alone = iter(Batches(data, config, 0, 0, 1))
-    expected = [{str(data.name(index)) for _, index in next(alone)} for _ in range(4)]
+    expected = [{str(data.name(index)) for _, index, *_ in next(alone)} for _ in range(4)]
     shares = []
     for rank in range(2):
         share = Batches(data, config, 0, rank, 2)

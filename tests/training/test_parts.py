@@ -74,7 +74,7 @@ def test_batches_continue_where_a_run_stopped() -> None:
     for batch in expected:
         parts = [next(share) for share in shares]
         assert sorted(parts[0] + parts[1]) == sorted(batch)
-    assert len({index for batch in expected[:2] for _, index in batch}) == 8
+    assert len({place.image for batch in expected[:2] for place in batch}) == 8
 
 
 def test_a_state_needs_a_torch_that_reads_it_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,10 @@ KEYS_SINCE = [
     "freeze",
     "wandb",
     "mlflow",
+    "drop_path",
+    "zero_init_last",
+    "repeats",
+    "sizes",
 ]
 
 #: Values just outside the range of each setting that has one.
@@ -139,6 +143,9 @@ OUTSIDE: dict[str, list[Any]] = {
     "freeze": [("stages",), ("stage0",)],
     "class_weights": [(-1.0, 2.0), (0.0, 0.0), {"a": -1.0}],
     "clicks": [-1],
+    "drop_path": [-0.1, 1.0],
+    "repeats": [0, 3],
+    "sizes": [(31,), (64, 0)],
 }
 TASK_OF = {declared.name: task for task in TASK_SETTINGS for declared, _ in own_fields(task)}
 
@@ -193,6 +200,7 @@ OTHER_VALUES: dict[str, Any] = {
     "area": (0.5, 1.0),
     "crop_ratio": 1.0,
     "label_smoothing": 0.1,
+    "sizes": (32, 64),
     "late_crop": (64, 64),
     "degradation": {"noise": (5, 50)},
     "pixel_loss": "charbonnier",
@@ -325,7 +333,7 @@ def test_defaults_of_fine_tuning(settings: dict[str, Any], expected: tuple[float
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_train_the_backbone_like_the_head(path: Path) -> None:
     """They name their lr, so that defaults of fine-tuning do not change published results."""
-    weights = "" if path.stem == "tiny_imagenet_b0" else read_yaml(path).get("weights", "run")  # that one has none
+    weights = "" if path.stem.startswith("tiny_imagenet") else read_yaml(path).get("weights", "run")  # these have none
     config = complete_config(resolve_config(path, {"weights": weights}), Path("run"))
     assert config.backbone_lr_scale == 1
     assert config.bn_batches == read_yaml(path).get("bn_batches", 0)

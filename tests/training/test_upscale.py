@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import foveal
@@ -18,7 +19,7 @@ from foveal.images.reading import read_image
 from foveal.images.resampling import bicubic_downscale
 from foveal.progress import Progress
 from foveal.training.config import TrainConfig
-from foveal.training.upscale import UpscaleJob
+from foveal.training.upscale import PIXEL_LOSSES, UpscaleJob
 
 
 def folder_of_photos(root: Path) -> Path:
@@ -101,6 +102,23 @@ def test_crops_grow_in_the_last_quarter(tmp_path: Path) -> None:
         ConfigError, match=r"late_crop=\(16, 16\) is out of range: give 0 and 0, or two sides of 32 or more"
     ):
         TrainConfig(task="upscale", late_crop=(16, 16))
+
+
+def test_losses_of_pixels() -> None:
+    error = torch.tensor([[0.0, -3.0, 4.0]])
+    values = {name: loss(error).item() for name, loss in PIXEL_LOSSES.items()}
+    assert values == pytest.approx({"l1": 7 / 3, "charbonnier": 7 / 3 + 1e-3 / 3, "mse": 25 / 3}, abs=1e-4)
+
+
+def test_a_last_phase_with_the_loss_that_psnr_measures(tmp_path: Path) -> None:
+    """The weights go on from the first phase, and the logged loss is the other one."""
+    data = folder_of_photos(tmp_path / "data")
+    common: dict[str, Any] = {"samples_per_epoch": 24, "pixel_loss": "charbonnier", "val_split": ""}
+    first = foveal.train(data, config=settings(**common), out=tmp_path / "run")
+    both = foveal.train(data, out=tmp_path / "run", resume=True, new_phase=True, epochs=2, lr=1e-4, pixel_loss="mse")
+    assert both.losses[:1] == first.losses
+    assert both.losses[1] < 0.5 * first.losses[0]  # squares of differences below 1
+    assert foveal.evaluate(tmp_path / "run", data)["val"].psnr > 20
 
 
 def test_impossible_training_is_refused(tmp_path: Path) -> None:

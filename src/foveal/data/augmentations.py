@@ -37,7 +37,18 @@ def _number(value: Any, low: float, high: float) -> bool:
 
 _PROBABILITY = Valid("a probability, 0 to 1", lambda value: _number(value, 0, 1))
 _DEGREES = Valid("the largest angle in degrees, 0 to 180", lambda value: _number(value, 0, 180))
-_ALPHA = Valid("the parameter of a Beta distribution, 0.01 to 10", lambda value: _number(value, 0.01, 10))
+_ALPHA = Valid(
+    "the parameter of a Beta distribution, 0.01 to 10, or [parameter, probability]",
+    lambda value: (
+        _number(value, 0.01, 10)
+        or (
+            isinstance(value, list | tuple)
+            and len(value) == 2
+            and _number(value[0], 0.01, 10)
+            and _number(value[1], 0, 1)
+        )
+    ),
+)
 _RAND = Valid(
     "[number of operations 1 to 14, strength 0 to 10]",
     lambda value: (

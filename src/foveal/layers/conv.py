@@ -266,6 +266,7 @@ class FusedInvertedResidual(nn.Module):
         norm_eps: float = 1e-5,
         fewer_norm: bool = False,
         residual: bool = True,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         hidden = round(in_chans * expand_ratio)
@@ -274,10 +275,11 @@ class FusedInvertedResidual(nn.Module):
             in_chans, hidden, kernel_size, stride, norm=not fewer_norm, norm_eps=norm_eps, act=act
         )
         self.project = ConvNormAct(hidden, out_chans, 1, norm_eps=norm_eps)
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(self.expand(x))
-        return x + y if self.residual else y
+        return x + self.drop_path(y) if self.residual else y
 
 
 class ResidualConv(nn.Module):

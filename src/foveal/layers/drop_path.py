@@ -32,3 +32,19 @@ def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     """
     step, rates = rate / max(sum(depths) - 1, 1), iter(range(sum(depths)))
     return [[step * next(rates) for _ in range(depth)] for depth in depths]
+
+
+def spread_drop_path(module: nn.Module, rate: float) -> int:
+    """Set the rates of all residual branches of ``module`` that can be dropped; return their number n.
+
+    Branch i, from 1 in the order in which they run, gets ``rate * i / n``, as in EfficientViT's training (arXiv
+    2205.14756).
+    """
+    paths = [
+        part.drop_path
+        for part in module.modules()
+        if isinstance(getattr(part, "drop_path", None), DropPath) and getattr(part, "residual", True)
+    ]
+    for number, path in enumerate(paths, start=1):
+        path.rate = rate * number / len(paths)
+    return len(paths)

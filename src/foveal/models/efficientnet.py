@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..layers.conv import make_divisible, set_convention
 from .mobilenet import SETTINGS, SYMMETRIC, TENSORFLOW, Config, Stage, convert_by_position, list_blocks, variants_of
-from .registry import OUTPUT_STRIDE, Family, Published, register
+from .registry import OUTPUT_STRIDE, STEM_STRIDE, Family, Published, register
 
 #: Stages of B0, from which all other variants are scaled. The stem has 32 channels, the head 1280.
 STAGES = (
@@ -239,6 +239,7 @@ register(
         implied=implied,
         options={
             "drop_path_rate": "stochastic depth of the last block in training, default 0.2",
+            "stem_stride": STEM_STRIDE,
             "output_stride": OUTPUT_STRIDE,
         },
         classifier_options={"dropout": "rate before the classifier in training, default 0.2 to 0.5"},

@@ -31,7 +31,17 @@ from ..layers.conv import (
     ResidualConv,
 )
 from ..layers.efficientvit_block import EfficientViTBlock
-from .registry import OUTPUT_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, check_new_name, register
+from .registry import (
+    OUTPUT_STRIDE,
+    STEM_STRIDE,
+    Backbone,
+    Family,
+    FeatureInfo,
+    Published,
+    Variant,
+    check_new_name,
+    register,
+)
 from .renaming import Renaming, rename_keys
 from .sizes import replace_sizes
 
@@ -126,11 +136,13 @@ class EfficientViT(Backbone):
         global_attention: ``False`` gives the paper's ablation without attention (multi-scale aggregation only), whose
             modules have no queries and keys. Its ablation without aggregation (attention only) is ``scales=()``.
         embed_dim, depths: sizes that replace those of ``config``, see :class:`Config`.
+        stem_stride: stride of the first convolution. 1 instead of 2 halves the stride of every map, for small images.
         output_stride: largest stride of a map: the convolutions beyond it are dilated instead, and the attention there
             is over more positions. Default: 32 (XL: 64).
 
     Raises:
-        ConfigError: an output stride that no map has, or a size that is not possible.
+        ConfigError: an output stride that no map has, a stride of the stem other than 1 and 2, or a size that is not
+            possible.
         InputError: a side of the image is below 32 pixels.
     """
 
@@ -144,6 +156,7 @@ class EfficientViT(Backbone):
         scales: Sequence[int] | None = None,
         attention_eps: float = 1e-15,
         global_attention: bool = True,
+        stem_stride: int = 2,
         output_stride: int | None = None,
         embed_dim: Sequence[int] | None = None,
         depths: Sequence[int] | None = None,
@@ -175,6 +188,7 @@ class EfficientViT(Backbone):
             self.stages.append(nn.Sequential(strided, *blocks))
             width = out
         self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
+        self.set_stem_stride(stem_stride)
         if output_stride is not None:
             self.limit_stride(output_stride)
 
@@ -426,6 +440,7 @@ _FAMILY = register(
             "scales": "kernel sizes of the attention branches in addition to the identity, default (5,), XL (3,)",
             "attention_eps": "epsilon of the attention normaliser, default 1e-15 (timm: 1e-5)",
             "global_attention": "False: the paper's ablation without attention; default True",
+            "stem_stride": STEM_STRIDE,
             "output_stride": OUTPUT_STRIDE,
             "embed_dim": "channels of the stem and of each stage",
             "depths": "blocks of the stem and of each stage, as in Config",

@@ -29,8 +29,10 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..layers.cascaded_attention import CascadedGroupAttention
 from ..layers.conv import ConvNormAct, InvertedResidual, SqueezeExcite
+from ..layers.drop_path import DropPath
 from ..layers.linear import NormLinear
-from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
+from ..layers.zero_init import zero_init
+from .registry import STEM_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, register
 from .renaming import Renaming, rename_keys
 
 _WINDOWS = (7, 7, 4)  # min(7, map) at 224 pixels, where the maps are 14, 7 and 4
@@ -69,15 +71,8 @@ def _depthwise(channels: int) -> ConvNormAct:
 
 def _feed_forward(channels: int) -> nn.Sequential:
     return nn.Sequential(
-        ConvNormAct(channels, 2 * channels, 1, act=nn.ReLU), _zero_init(ConvNormAct(2 * channels, channels, 1))
+        ConvNormAct(channels, 2 * channels, 1, act=nn.ReLU), zero_init(ConvNormAct(2 * channels, channels, 1))
     )
-
-
-def _zero_init(conv: ConvNormAct) -> ConvNormAct:
-    """Zero the norm's weight, so that a residual branch that ends in this convolution starts at 0."""
-    assert isinstance(conv.norm, nn.BatchNorm2d)
-    nn.init.zeros_(conv.norm.weight)
-    return conv
 
 
 class EfficientViTMBlock(nn.Module):
@@ -88,19 +83,20 @@ class EfficientViTMBlock(nn.Module):
 
     def __init__(self, channels: int, num_heads: int, *, kernel_sizes: Sequence[int], window_size: int) -> None:
         super().__init__()
-        self.conv1 = _zero_init(_depthwise(channels))
+        self.conv1 = zero_init(_depthwise(channels))
         self.mlp1 = _feed_forward(channels)
         self.attention = CascadedGroupAttention(channels, num_heads, kernel_sizes=kernel_sizes, window_size=window_size)
-        _zero_init(self.attention.project)
-        self.conv2 = _zero_init(_depthwise(channels))
+        zero_init(self.attention.project)
+        self.conv2 = zero_init(_depthwise(channels))
         self.mlp2 = _feed_forward(channels)
+        self.drop_path = DropPath()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.conv1(x)
-        x = x + self.mlp1(x)
-        x = x + self.attention(x)
-        x = x + self.conv2(x)
-        return x + self.mlp2(x)
+        x = x + self.drop_path(self.conv1(x))
+        x = x + self.drop_path(self.mlp1(x))
+        x = x + self.drop_path(self.attention(x))
+        x = x + self.drop_path(self.conv2(x))
+        return x + self.drop_path(self.mlp2(x))
 
 
 class Downsample(nn.Module):
@@ -135,13 +131,21 @@ class EfficientViTM(Backbone):
         in_chans: channels of the image.
         window_sizes: side of the attention windows in each stage. Models that the authors' code builds for larger
             images differ in the last stage: (7, 7, 6) for 384 pixels, (7, 7, 7) from 416 pixels on.
+        stem_stride: stride of the first convolution. 1 instead of 2 halves the stride of every map, for small images.
 
     Raises:
-        ConfigError: ``window_sizes`` is not one positive number per stage.
+        ConfigError: ``window_sizes`` is not one positive number per stage, or ``stem_stride`` is not 1 or 2.
         InputError: a side of the image is below 32 pixels.
     """
 
-    def __init__(self, config: Config, in_chans: int = 3, *, window_sizes: Sequence[int] = _WINDOWS) -> None:
+    def __init__(
+        self,
+        config: Config,
+        in_chans: int = 3,
+        *,
+        window_sizes: Sequence[int] = _WINDOWS,
+        stem_stride: int = 2,
+    ) -> None:
         super().__init__()
         if len(window_sizes) != len(config.depths) or min(window_sizes) < 1:
             raise ConfigError(f"window_sizes={tuple(window_sizes)}: give {len(config.depths)} sides of 1 or more")
@@ -159,6 +163,7 @@ class EfficientViTM(Backbone):
             self.stages.append(nn.Sequential(*downsample, *(block(out, heads) for _ in range(depth))))
             width = out
         self.feature_info = [FeatureInfo(width, 16 << i) for i, width in enumerate(config.embed_dim)]
+        self.set_stem_stride(stem_stride)
 
 
 class ClassifierHead(nn.Module):
@@ -287,7 +292,10 @@ register(
         },
         convert=convert,
         implied=implied,
-        options={"window_sizes": "sides of the attention windows, one per stage, default (7, 7, 4)"},
+        options={
+            "window_sizes": "sides of the attention windows, one per stage, default (7, 7, 4)",
+            "stem_stride": STEM_STRIDE,
+        },
         classifier_options={
             "distilled": "True: a second classifier for the labels of a teacher, averaged with the first in evaluation"
         },

@@ -56,6 +56,7 @@ class Config:
 CONFIGS = {
     "efficientvit_sr": Config(32),
     "efficientvit_sr_w075": Config(24, context_width=24, head_dim=12),
+    "efficientvit_sr_l": Config(64, depth=4, context_width=64),
 }
 
 

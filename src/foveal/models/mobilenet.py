@@ -33,7 +33,7 @@ from ..layers.conv import (
     make_divisible,
     set_convention,
 )
-from .registry import OUTPUT_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, register
+from .registry import OUTPUT_STRIDE, STEM_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, register
 
 _Act = Callable[[], nn.Module]
 
@@ -170,10 +170,11 @@ class MobileNet(Backbone):
         config: sizes, an entry of :data:`CONFIGS` or of EfficientNet's table.
         in_chans: channels of the image.
         drop_path_rate: stochastic depth in training; default: that of ``config``.
+        stem_stride: stride of the first convolution. 1 instead of 2 halves the stride of every map, for small images.
         output_stride: largest stride of a map, 4, 8, 16 or 32: the convolutions beyond it are dilated instead.
 
     Raises:
-        ConfigError: another output stride.
+        ConfigError: another output stride, or a stride of the stem other than 1 and 2.
         InputError: a side of the image is below 32 pixels.
     """
 
@@ -183,6 +184,7 @@ class MobileNet(Backbone):
         in_chans: int = 3,
         *,
         drop_path_rate: float | None = None,
+        stem_stride: int = 2,
         output_stride: int | None = None,
     ) -> None:
         super().__init__()
@@ -204,6 +206,7 @@ class MobileNet(Backbone):
             self.feature_info[-1] = self.feature_info[-1]._replace(channels=config.last)
         self.stem = nn.Sequential(*stem)
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
+        self.set_stem_stride(stem_stride)
         if output_stride is not None:
             self.limit_stride(output_stride)
 
@@ -399,6 +402,7 @@ register(
         implied=implied,
         options={
             "drop_path_rate": "stochastic depth of the last block in training, default 0",
+            "stem_stride": STEM_STRIDE,
             "output_stride": OUTPUT_STRIDE,
         },
         classifier_options={"dropout": "rate before the classifier in training, default 0.2"},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, InputError
 from ..info import IMAGENET_MEAN, IMAGENET_STD
+from ..layers.conv import ConvNormAct
 from ..layers.dilation import dilate
 from ..layers.resample import check_min_size
 from ..task import TASKS
@@ -102,9 +103,28 @@ class Backbone(nn.Module):
                 dilation = dilate(stage, dilation)
                 self.feature_info[i] = self.feature_info[i]._replace(stride=output_stride)
 
+    def set_stem_stride(self, stem_stride: int) -> None:
+        """Set the stride of the stem's first convolution: 2 as published, or 1, which halves the stride of every map.
+
+        With 1, a network for images of 224 pixels suits images of 32 to 112. No tensor changes.
+
+        Raises:
+            ConfigError: another stride.
+        """
+        first = self.stem[0]
+        assert isinstance(first, ConvNormAct)
+        if isinstance(stem_stride, bool) or stem_stride not in (1, 2):
+            raise ConfigError(f"stem_stride={stem_stride!r}: give 1 or 2")
+        if stem_stride == 1:
+            first.conv.stride = (1, 1)
+            first.pad("symmetric")  # at stride 1 the two kinds of padding are the same
+            self.feature_info = [info._replace(stride=info.stride // 2) for info in self.feature_info]
+
 
 #: Description of the option ``output_stride`` of the families that call :meth:`Backbone.limit_stride`.
 OUTPUT_STRIDE = "largest stride of a map: the stages beyond it are dilated; default: as published"
+#: Description of the option ``stem_stride`` of the families that call :meth:`Backbone.set_stem_stride`.
+STEM_STRIDE = "stride of the first convolution: 2, the default, or 1 for images of 32 to 112 pixels"
 
 
 class LanguageBackbone(nn.Module):

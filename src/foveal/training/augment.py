@@ -33,6 +33,8 @@ def check_augment(values: Mapping[str, Any], task: str) -> None:
             raise ConfigError(f"augment: {name} is for {' and '.join(augmentation.tasks)}, not {task!r}: leave it out")
         if not augmentation.valid.contains(value):
             raise ConfigError(f"augment: {name}={value!r} is out of range: give {augmentation.valid.text}")
+    if (total := sum(mix_probabilities(values).values())) > 1 + 1e-6:
+        raise ConfigError(f"augment: the probabilities of {' and '.join(MIXES)} add up to {total:g}: give at most 1")
 
 
 def import_function(reference: str) -> Own:
@@ -115,10 +117,31 @@ class Augment:
                 raise ConfigError(f"transform={self.reference!r} made {_kind(new)} of the {what}, {_kind(old)}")
         return np.ascontiguousarray(changed), label
 
-    def mix(self, first: NDArray[Any], second: NDArray[Any], rng: np.random.Generator) -> Mixed:
-        """Make one image of two by one of :attr:`mixes`, drawn at random."""
-        name = self.mixes[int(rng.integers(len(self.mixes)))]
-        return MIXES[name].apply(first, second, self.values[name], rng)
+    def draw_mix(self, rng: np.random.Generator) -> str:
+        """Draw one of :attr:`mixes`; empty if there is none, or by their probabilities none for this image."""
+        draw = rng.random() if self.mixes else 1.0
+        for name, probability in mix_probabilities(self.values).items():
+            if draw < probability:
+                return name
+            draw -= probability
+        return ""
+
+    def mix(self, name: str, first: NDArray[Any], second: NDArray[Any], rng: np.random.Generator) -> Mixed:
+        """Make one image of two by the augmentation ``name``, one of :attr:`mixes`."""
+        return MIXES[name].apply(first, second, mix_parameter(self.values[name]), rng)
+
+
+def mix_parameter(value: Any) -> float:
+    """The parameter of the Beta distribution, of ``parameter`` or ``[parameter, probability]``."""
+    return float(value[0] if isinstance(value, list | tuple) else value)
+
+
+def mix_probabilities(values: Mapping[str, Any]) -> dict[str, float]:
+    """The probability of each augmentation that mixes two images; those without one share what the others leave."""
+    given = {name: values[name] for name in MIXES if name in values}
+    fixed = {name: float(value[1]) for name, value in given.items() if isinstance(value, list | tuple)}
+    rest = max(0.0, 1 - sum(fixed.values()))
+    return {name: fixed.get(name, rest / max(1, len(given) - len(fixed))) for name in given}
 
 
 def _copy(target: Any) -> Any:

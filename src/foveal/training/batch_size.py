@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..factory.create import create_model
 from ..progress import Progress
+from .batches import sampler
 from .config import TrainConfig
 from .distributed import reduce_max
 from .job import Job
@@ -62,7 +63,8 @@ def _measure(config: TrainConfig, job: Job, accelerator: Accelerator) -> tuple[f
             **config.options,
         )
         trainee = job.trainee(model).to(accelerator.device).train()
-        samples = [job.sample(index, np.random.default_rng(index), 0.0) for index in range(min(_TRIED, len(job.data)))]
+        sample = sampler(job, max((0, *config.sizes)))
+        samples = [sample(index, np.random.default_rng(index), 0.0) for index in range(min(_TRIED, len(job.data)))]
         image, target = (torch.stack(part).to(accelerator.device) for part in zip(*samples, strict=True))
         kept = {p.untyped_storage().data_ptr(): 0 for p in (*trainee.parameters(), *trainee.buffers())}
 

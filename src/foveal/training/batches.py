@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,9 +17,11 @@ from ..data.labelled import Labelled
 from ..errors import ConfigError, DataError, FovealError, InputError, TrainingError
 from ..progress import Progress
 from .bad_samples import check_bad, without_traceback
-from .job import Job
+from .classify_settings import ClassifySettings
+from .job import Job, SizedJob
 from .settings import CommonSettings
 
+_OF_SIZES = 1  # distinguishes the draws of sizes from others with the same seed
 _TRIES = 20  # draws for a place in a batch; after so many failed draws, assume that the storage failed
 
 
@@ -50,10 +53,10 @@ class Loader:
         self.requested: list[int] = []
         self.bad: dict[int, FovealError] = {}
 
-    def batches(self, position: int) -> Generator[tuple[list[int], Tensor, Tensor]]:
+    def batches(self, position: int, one_size: bool = False) -> Generator[tuple[list[int], Tensor, Tensor]]:
         """Yield batches without end: indices, images ``(B, 3, H, W)`` and targets, both on the device.
 
-        Bad images are added to ``bad``.
+        Bad images are added to ``bad``. With ``one_size`` all batches have the size of ``crop``, whatever ``sizes`` is.
 
         Raises:
             FovealError: the last error of many bad images in a row, or one that is not the fault of an image.
@@ -62,6 +65,7 @@ class Loader:
         order = Batches(
             self.job.data, self.config, position, accelerator.process_index, accelerator.num_processes, self.first_pass
         )
+        order.sizes = () if one_size else order.sizes
         loader = DataLoader(
             Samples(self.job, self.config),
             batch_sampler=order,
@@ -73,7 +77,7 @@ class Loader:
         places, stream = iter(order), iter(loader)
         try:
             for place in places:
-                self.requested = [index for _, index in place]
+                self.requested = [each.image for each in place]
                 batch = self._next(stream)
                 if not batch.indices:
                     raise list(batch.bad.values())[-1]
@@ -123,6 +127,22 @@ class Loader:
         )
 
 
+class Place(NamedTuple):
+    """A place in a batch.
+
+    Attributes:
+        number: number of the pass over the data.
+        image: number of the image.
+        copy: how often the image is in the batch before this place.
+        size: side of the crop; 0: as the settings say.
+    """
+
+    number: int
+    image: int
+    copy: int = 0
+    size: int = 0
+
+
 class Sample(NamedTuple):
     """A sample, or a batch of samples. ``indices`` is empty where no image could be read.
 
@@ -137,25 +157,27 @@ class Sample(NamedTuple):
 
 
 class Samples(Dataset):
-    """Augmented samples of a job by ``(pass, index)``; a bad sample is replaced by a random other one.
+    """Augmented samples of a job by their places; a bad sample is replaced by a random other one.
 
-    All random draws depend on the seed, the pass and the index alone: not on workers, processes or where a run resumed.
+    All random draws depend on the seed, the pass, the index and the copy alone: not on workers, processes or where a
+    run resumed.
     """
 
     def __init__(self, job: Job, config: CommonSettings) -> None:
         self.job, self.seed = job, config.seed
-        self.passes = config.epochs * (config.samples_per_epoch or len(job.data)) / len(job.data)
+        self.passes = config.epochs * (config.samples_per_epoch or len(job.data)) / len(job.data) / config.repeats
 
     def __len__(self) -> int:
         return len(self.job.data)
 
-    def __getitem__(self, place: tuple[int, int]) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
-        number, index = place
-        rng = np.random.default_rng((self.seed, number, index))
+    def __getitem__(self, place: Place) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
+        number, index, copy, size = place
+        rng = np.random.default_rng((self.seed, number, index, copy) if copy else (self.seed, number, index))
+        sample = sampler(self.job, size)
         bad: dict[int, FovealError] = {}
         for _ in range(_TRIES):
             try:
-                return Sample([index], *self.job.sample(index, rng, min(1.0, number / self.passes)), bad)
+                return Sample([index], *sample(index, rng, min(1.0, number / self.passes)), bad)
             except (DataError, InputError) as error:
                 bad[index] = without_traceback(error)
                 index = int(rng.integers(len(self)))
@@ -163,6 +185,11 @@ class Samples(Dataset):
                 bad[index] = without_traceback(error)
                 break
         return Sample([], torch.empty(0), torch.empty(0), bad)
+
+
+def sampler(job: Job, size: int) -> Callable[[int, np.random.Generator, float], tuple[Tensor, Tensor]]:
+    """The job's function that makes a training sample; ``size``: side of its crop, 0 for that of the settings."""
+    return partial(cast(SizedJob, job).sample, size=size) if size else job.sample
 
 
 def collate(samples: list[Sample]) -> Sample:
@@ -181,10 +208,14 @@ def ignore_signals(worker: int) -> None:
 
 
 class Batches(Sampler):
-    """One process's share of every batch, ``[(pass, index), ...]``, from batch ``position`` on, without end.
+    """One process's share of every batch, a list of places, from batch ``position`` on, without end.
 
     The order of each pass over the data depends on the seed alone. Images that do not fill a batch are left out of that
-    pass.
+    pass. With ``repeats`` a batch has so many copies of each of its images.
+
+    Attributes:
+        sizes: sides of crops, one of which is drawn for each batch, from the seed and the batch's position alone.
+            Empty: none is drawn.
     """
 
     def __init__(
@@ -192,14 +223,34 @@ class Batches(Sampler):
     ) -> None:
         self.data, self.config, self.position = data, config, position
         self.rank, self.world, self.first_pass = rank, world, first_pass
+        self.sizes = config.sizes if isinstance(config, ClassifySettings) else ()
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        size, length = self.config.batch_size, len(self.data)
-        passes, skipped = divmod(self.position, length // size)
+    def __iter__(self) -> Iterator[list[Place]]:
+        config, length, position = self.config, len(self.data), self.position
+        images = config.batch_size // config.repeats
+        passes, skipped = divmod(position, batches_per_pass(length, config))
         number = self.first_pass + passes
         while True:
-            rng = np.random.default_rng((self.config.seed, number))
-            order = self.data.order(rng, self.config.shuffle_buffer)
-            for start in range(skipped * size, length - size + 1, size):
-                yield [(number, index) for index in order[start : start + size][self.rank :: self.world]]
+            rng = np.random.default_rng((config.seed, number))
+            order = self.data.order(rng, config.shuffle_buffer)
+            for start in range(skipped * images, length - images + 1, images):
+                size = self._size(position)
+                batch = [
+                    Place(number, index, copy, size)
+                    for index in order[start : start + images]
+                    for copy in range(config.repeats)
+                ]
+                yield batch[self.rank :: self.world]
+                position += 1
             number, skipped = number + 1, 0
+
+    def _size(self, position: int) -> int:
+        if not self.sizes:
+            return 0
+        rng = np.random.default_rng((self.config.seed, self.first_pass, position, _OF_SIZES))
+        return int(self.sizes[int(rng.integers(len(self.sizes)))])
+
+
+def batches_per_pass(images: int, config: CommonSettings) -> int:
+    """Number of batches in a pass over so many images."""
+    return images // (config.batch_size // config.repeats)

@@ -53,27 +53,28 @@ class ClassifyJob:
         self.more = Augment.of(config, tuple(peak * mean for mean in self.preprocess.mean))
         self.smoothing = config.label_smoothing
 
-    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
-        """The target is the class, or the shares of the classes if images are mixed."""
-        image, label = self._augmented(index, rng)
+    def sample(self, index: int, rng: np.random.Generator, done: float, size: int = 0) -> tuple[Tensor, Tensor]:
+        """The target is the class, or the shares of the classes if images may be mixed."""
+        augment = dataclasses.replace(self.augment, crop=(size, size)) if size else self.augment
+        image, label = self._augmented(index, augment, rng)
         target = torch.tensor(label)
         if self.more.mixes:
             target = F.one_hot(target, len(self.labels.names)).float()
-            if other := self._partner(rng):
-                mixed = self.more.mix(image, other[0], rng)
+            if (name := self.more.draw_mix(rng)) and (other := self._partner(augment, rng)):
+                mixed = self.more.mix(name, image, other[0], rng)
                 image = mixed.image
                 target *= mixed.share
                 target[other[1]] += 1 - mixed.share
         return torch.from_numpy(prepare(image, self.normalise)[0]), target
 
-    def _augmented(self, index: int, rng: np.random.Generator) -> tuple[NDArray[Any], int]:
+    def _augmented(self, index: int, augment: ClassifyAugment, rng: np.random.Generator) -> tuple[NDArray[Any], int]:
         image, label = self.read[index]
-        return self.more(self.augment(image, rng=rng), label, rng)
+        return self.more(augment(image, rng=rng), label, rng)
 
-    def _partner(self, rng: np.random.Generator) -> tuple[NDArray[Any], int] | None:
+    def _partner(self, augment: ClassifyAugment, rng: np.random.Generator) -> tuple[NDArray[Any], int] | None:
         """Another sample, drawn at random; ``None`` if it cannot be read, which is reported when its turn comes."""
         try:
-            return self._augmented(int(rng.integers(len(self.data))), rng)
+            return self._augmented(int(rng.integers(len(self.data))), augment, rng)
         except (DataError, InputError):
             return None
 

@@ -24,4 +24,11 @@ class ClassifySettings(CommonSettings):
         Range("a number above 0 and at most 1", lambda value: 0 < value <= 1),
         ignored_by_other_tasks=True,
     )
+    sizes: tuple[int, ...] = setting(
+        (),
+        "Sides of square training crops, for example [96, 128, 160]; one is drawn for each batch. Empty: crop, the "
+        "size of evaluations in either case.",
+        Range("sides of 32 or more", lambda value: all(side >= 32 for side in value)),
+        phased=True,
+    )
     label_smoothing: float = setting(0.0, "Share of the target that is spread over the other classes.", below(1))

@@ -64,6 +64,10 @@ class TrainConfig(PromptSettings, UpscaleSettings, ClassifySettings, SegmentSett
             raise out_of_range(self, "accumulate", f" ({self.batch_size})")
         if 0 < self.samples_per_epoch < self.batch_size and not self.auto_batch_size:
             raise out_of_range(self, "samples_per_epoch", f" ({self.batch_size})")
+        if self.repeats > 1 and self.auto_batch_size:
+            raise ConfigError(f"repeats={self.repeats} needs a batch_size that is a number: auto may not be divisible")
+        if self.batch_size % self.repeats:
+            raise out_of_range(self, "repeats", f" ({self.batch_size})")
         self._refuse_settings_of_other_tasks()
         check_needs(self)
 

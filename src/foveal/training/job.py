@@ -98,6 +98,14 @@ class Job(Protocol):
         ...
 
 
+class SizedJob(Protocol):
+    """A job whose training samples can have other sizes than ``crop``, one for each batch (the setting ``sizes``)."""
+
+    def sample(self, index: int, rng: np.random.Generator, done: float, size: int = 0) -> tuple[Tensor, Tensor]:
+        """Make one training sample as :meth:`Job.sample`; ``size``: side of the crop, 0 for that of the settings."""
+        ...
+
+
 def note_colours(data: Banded, config: CommonSettings, progress: Progress) -> None:
     """Say that colour changes are left out, if there are any and the images are not RGB."""
     if data.bands != RGB and (config.jitter or config.tint):

@@ -24,10 +24,11 @@ from ..info import Labels, info_of
 from ..layers.sync_norm import ONE_VALUE
 from ..progress import Bar, Progress
 from ..weights.loading import LoadReport
-from .batches import Loader
+from .batches import Loader, batches_per_pass
 from .config import TrainConfig, portable_settings
 from .distributed import gather_dict, reduce_max
 from .folder import NEW_PHASE, RunFolder, RunState
+from .initial import start_model
 from .job import Job, Scores
 from .step import Stepper
 from .trackers import Trackers
@@ -67,6 +68,7 @@ class Run:
             weights=config.weights or None,
             **config.options,
         )
+        start_model(model, config)
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
         kept = {id(norm) for norm in self.stepper.frozen}
         self.frozen = [name for name, module in model.named_modules() if id(module) in kept]
@@ -126,7 +128,7 @@ class Run:
         state, config, before = self.state, self.config, self.folder.read_config()
         if config.epochs <= len(state.losses):
             raise ConfigError(f"epochs={config.epochs}: {self.folder.path} has {len(state.losses)} epochs; give more")
-        state.phase_passes += -(-state.position // (state.images // before.batch_size))
+        state.phase_passes += -(-state.position // batches_per_pass(state.images, before))
         state.phase, state.phase_step, state.phase_epochs = state.phase + 1, state.step, len(state.losses)
         state.skipped, state.stale, state.total, state.settings = 0, 0, 0.0, dict(changes)
         self.stepper.begin_phase((config.epochs - state.phase_epochs) * self.loader.per_epoch)
@@ -366,7 +368,7 @@ class Run:
         """
         averaged = self.stepper.averaged.model(self.accelerator.device)
         if last and self.config.bn_batches:
-            batches = itertools.islice(self.loader.batches(self.state.position), self.config.bn_batches)
+            batches = itertools.islice(self.loader.batches(self.state.position, one_size=True), self.config.bn_batches)
             frozen = [averaged.get_submodule(name) for name in self.frozen]
             estimate_norms(self.job.image_network(averaged), (image for _, image, _ in batches), frozen)
         figures: dict[str, Any] = {}

@@ -106,8 +106,8 @@ class SegmentJob:
 
     def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
         image, mask = self._augmented(index, rng)
-        if self.more.mixes and (other := self._partner(rng)):
-            mixed = self.more.mix(image, other[0], rng)
+        if (name := self.more.draw_mix(rng)) and (other := self._partner(rng)):
+            mixed = self.more.mix(name, image, other[0], rng)
             assert mixed.region is not None
             image, mask = mixed.image, mask.copy()
             mask[mixed.region] = other[1][mixed.region]

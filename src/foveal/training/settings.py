@@ -266,6 +266,22 @@ class CommonSettings:
             "any of backbone, stem, stage1 up to the last stage, norms", lambda parts: all(map(_PART.fullmatch, parts))
         ),
     )
+    drop_path: float | None = setting(
+        None,
+        "Probability that the last residual branch of the backbone is left out for an image (stochastic depth); it "
+        "rises linearly from the first branch on. Default: the architecture's own, see its options.",
+        below(1),
+    )
+    zero_init_last: bool = setting(
+        False,
+        "Begin with residual branches that are zero: the weight of the last batch norm of each. For random weights.",
+    )
+    repeats: int = setting(
+        1,
+        "Times that an image is in a batch, each time with another augmentation; a pass over the data is so many "
+        "times as long.",
+        Range("1 to batch_size, of which it is a divisor", lambda value: value >= 1),
+    )
     ema_decay: float = setting(
         0.995,
         "Decay of the exponential moving average of the weights, which is evaluated and saved. 0: no averaging.",

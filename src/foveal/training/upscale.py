@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,9 +30,16 @@ _LARGEST_PSNR = 100.0  # dB, credited to an identical image, whose PSNR is infin
 _CHARBONNIER = 1e-3  # epsilon of the Charbonnier loss, on the 0..1 scale of images
 _LATE = 0.75  # share of a run after which the crops have their late size
 
+#: The losses by name, of the differences between predicted and true pixels, ``(B, C, H, W)``.
+PIXEL_LOSSES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "l1": lambda error: error.abs().mean(),
+    "charbonnier": lambda error: (error.square() + _CHARBONNIER**2).sqrt().mean(),
+    "mse": lambda error: error.square().mean(),
+}
+
 
 class UpscaleJob:
-    """Super-resolution or, at scale 1, restoration: pairs of crops, an L1 or Charbonnier loss, PSNR of the luma."""
+    """Super-resolution or, at scale 1, restoration: pairs of crops, a loss of pixels, PSNR of the luma."""
 
     def __init__(self, root: str | Path, config: UpscaleSettings, progress: Progress) -> None:
         self.labels, self.preprocess = Labels(), Preprocess(upscale.MEAN, upscale.STD)
@@ -73,7 +80,7 @@ class UpscaleJob:
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         error = trainee(image) - target
         error = error.to(torch.promote_types(error.dtype, torch.float32))
-        return error.abs().mean() if self.pixel_loss == "l1" else (error.square() + _CHARBONNIER**2).sqrt().mean()
+        return PIXEL_LOSSES[self.pixel_loss](error)
 
     def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
         """Number of images, and the sums of their PSNR and SSIM in millionths."""

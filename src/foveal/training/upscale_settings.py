@@ -36,4 +36,8 @@ class UpscaleSettings(CommonSettings):
             _within_limits,
         ),
     )
-    pixel_loss: Literal["l1", "charbonnier"] = setting("l1", "Loss between the predicted and the true pixels.")
+    pixel_loss: Literal["l1", "charbonnier", "mse"] = setting(
+        "l1",
+        "Loss between the predicted and the true pixels; mse is what PSNR measures, for a last phase.",
+        phased=True,
+    )
