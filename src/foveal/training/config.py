@@ -135,10 +135,11 @@ def complete_finetuning(config: TrainConfig) -> TrainConfig:
 
     A new head needs the default learning rate. In a backbone with weights, that rate destroys in a few steps what it
     has learnt, and the batch norms' statistics lag behind. With another lr, a run does what its settings say.
+    A few tuned parameters (tune) take the whole rate.
     """
     default_lr = next(default_of(declared) for declared, _ in setting_fields(config) if declared.name == "lr")
     has_weights = config.weights or "." in config.model
-    fine = has_weights and TASKS[config.task].has_classes and config.lr == default_lr
+    fine = has_weights and TASKS[config.task].has_classes and config.lr == default_lr and not config.tune
     scale, batches = config.backbone_lr_scale, config.bn_batches
     if scale is None:
         scale = _FINE_SCALE if fine else 1.0
