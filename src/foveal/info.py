@@ -136,8 +136,8 @@ class ModelInfo:
         mask_thresholds: for promptable models: predicted IoU and stability above which segmenting everything keeps a
             mask; empty: SAM's thresholds. The scale of these predictions depends on how a model was trained.
         notes: where the weights come from, figures and seeds; free form.
-        base: of a file with a few tuned tensors: the weights that it belongs to, see :mod:`foveal.weights.tuned`; empty:
-            the file is whole.
+        base: of a file with a few tuned tensors: the weights that it belongs to, see :mod:`foveal.weights.tuned`;
+            empty: the file is whole.
     """
 
     model: str = ""

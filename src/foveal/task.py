@@ -31,8 +31,8 @@ class Task:
             cannot be identified by keys.
         option: option of ``create_model``, a whole number from 1, that a description must have; empty: none.
         output_layer: prefix of the keys of the layer whose shape depends on the number of classes or on the scale.
-        tuned_head: prefixes of the keys of the parts that are trained whichever few parameters are tuned. Of classifiers
-            and promptable models the last layers only: the rest of their heads is as large as the backbone.
+        tuned_head: prefixes of the keys of the parts that are trained whichever few parameters are tuned. Of
+            classifiers and promptable models the last layers only: the rest of their heads is as large as the backbone.
     """
 
     name: str

@@ -1,11 +1,11 @@
 """Learned prompt tokens at the inputs of a backbone's stages, for any backbone and any size of image.
 
-Visual prompt tuning (arXiv 2203.12119) gives the attention of a transformer further tokens, to which the positions of an
-image attend. Convolutions and linear attention have no softmax over tokens that further ones could join. Prompts in
+Visual prompt tuning (arXiv 2203.12119) gives the attention of a transformer further tokens, to which the positions of
+an image attend. Convolutions and linear attention have no softmax over tokens that further ones could join. Prompts in
 the form of maps or of frames around the image (arXiv 2203.17274) belong to one size of image, and a tile would see
-another part of them than the whole image does. Here each position attends to the prompt tokens alone, and the result is added
-to it: up to a gate, this is what keys and values prepended to attention compute (arXiv 2110.04366, section 3.1).
-Nothing depends on where a position is, so that any size, tiles and exported files with free sizes work.
+another part of them than the whole image does. Here each position attends to the prompt tokens alone, and the result
+is added to it: up to a gate, this is what keys and values prepended to attention compute (arXiv 2110.04366, section
+3.1). Nothing depends on where a position is, so that any size, tiles and exported files with free sizes work.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from .prompt_settings import PromptSettings
 from .recipe import read_recipe
 from .segment_settings import SegmentSettings
 from .settings import CommonSettings, Setting, check_needs, check_ranges, default_of, out_of_range, setting_fields
+from .tune_kinds import check_tune
 from .upscale_settings import UpscaleSettings
 
 #: The settings class of each task, by the task's name.
@@ -66,6 +67,7 @@ class TrainConfig(PromptSettings, UpscaleSettings, ClassifySettings, SegmentSett
             raise out_of_range(self, "samples_per_epoch", f" ({self.batch_size})")
         self._refuse_settings_of_other_tasks()
         check_needs(self)
+        check_tune(self, {declared.name: default_of(declared) for declared, _ in setting_fields(self)})
 
     def _refuse_settings_of_other_tasks(self) -> None:
         for task in TASK_SETTINGS:

@@ -1,8 +1,8 @@
 """The ways to tune a few parameters by name. A new one is a line of the table; settings import this file, so torch is
 imported late.
 
-Besides what a kind names, the head of the task (``Task.tuned_head``) and everything that the weights do not give, such as a
-classifier for other classes, is always trained.
+Besides what a kind names, the head of the task (``Task.tuned_head``) and everything that the weights do not give, such
+as a classifier for other classes, is always trained.
 """
 
 from __future__ import annotations
@@ -106,7 +106,9 @@ def check_tune(config: Any, defaults: Mapping[str, Any]) -> None:
     for kind, each in KINDS.items():
         for name in each.options:
             if kind != config.tune and getattr(config, name) != defaults[name]:
-                raise ConfigError(f"{name}={getattr(config, name)!r} is for tune={kind!r}: give tune too, or leave it out")
+                raise ConfigError(
+                    f"{name}={getattr(config, name)!r} is for tune={kind!r}: give tune too, or leave it out"
+                )
     if not config.tune:
         return
     kind = f"tune={config.tune!r}"

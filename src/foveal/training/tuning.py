@@ -91,11 +91,12 @@ class Tuning:
                 self.taken[key] = name
         taken = {key: self.base[name] for key, name in self.taken.items()}
         self.link = Base(**{**vars(self.link), "sha256": sha256_of(taken)})
-        size = sum(value.numel() for key, value in state.items() if key not in self.taken and not key.endswith(_COUNTER))
+        kept = (value for key, value in state.items() if key not in self.taken and not key.endswith(_COUNTER))
+        size = sum(value.numel() for value in kept)
         return (
             f"tune={self.kind}: {self.trained} of {self.total} parameters are trained "
-            f"({self.trained / self.total:.2%}); checkpoints hold these alone, {4 * size / 1e6:.2f} MB, and need "
-            f"{self.ref}"
+            f"({self.trained / self.total:.2%}); checkpoints hold the tuned tensors alone, about "
+            f"{4 * size / 1e6:.2f} MB, and need {self.ref}"
         )
 
     def _moving(self, frozen: Sequence[nn.Module]) -> set[str]:
@@ -115,7 +116,7 @@ class Tuning:
             info: description of the model.
 
         Raises:
-            CheckpointError: the other tensors are not those of the base weights, which have changed since the run began.
+            CheckpointError: the other tensors are not those of the base weights, which changed since the run began.
         """
         tensors: dict[str, Tensor] = {}
         for key, value in _plain(weights):
@@ -144,9 +145,7 @@ def _plain(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         yield (f"{match[1]}.{match[2]}{_ENDS[match[3]]}" if match else key), value
 
 
-def _link(
-    ref: str, local: bool, kind: str, scale: float, state: Mapping[str, Any], base: Mapping[str, Any]
-) -> Base:
+def _link(ref: str, local: bool, kind: str, scale: float, state: Mapping[str, Any], base: Mapping[str, Any]) -> Base:
     """Describe how the keys of the base weights become those of the model; the hash is left out."""
     renamed = []
     ours, theirs = (any(key.startswith(IMAGE_ENCODER) for key in keys) for keys in (state, base))

@@ -115,7 +115,9 @@ def _read(ref: str | Path, name: str, depth: int) -> Checkpoint:
 def _read_base(link: Base, name: str, file: Path, source: str, depth: int) -> Checkpoint:
     """Read the weights that a file of tuned tensors belongs to."""
     if not depth:
-        raise CheckpointError(f"{source}: more than {_DEEPEST} files, each tuned on top of the next: convert one of them")
+        raise CheckpointError(
+            f"{source}: more than {_DEEPEST} files, each tuned on top of the next: convert one of them"
+        )
     try:
         return _read(find_base(link.ref, file.parent) if link.local else link.ref, name, depth - 1)
     except CheckpointError as error:

@@ -1,7 +1,7 @@
-"""Files of a few tuned tensors on top of named weights: what they say about these, and how the two become a whole model.
+"""Files of a few tuned tensors on top of named weights: what they say about these, and how both become a whole model.
 
-Such a file holds the tensors that were trained; ``ModelInfo.base`` says which weights have the others. Of a weight with a
-low-rank addition (:mod:`foveal.layers.low_rank`) it holds the two thin matrices, under the weight's key and
+Such a file holds the tensors that were trained; ``ModelInfo.base`` says which weights have the others. Of a weight with
+a low-rank addition (:mod:`foveal.layers.low_rank`) it holds the two thin matrices, under the weight's key and
 :data:`DOWN` and :data:`UP`.
 """
 
@@ -61,8 +61,11 @@ class Base:
                 raise ValueError(f"unknown key {unknown[:60]!r}")
             if missing := sorted(needed - values.keys()):
                 raise ValueError(f"no {missing[0]}")
-            renamed = tuple((_text(old), _text(new)) for old, new in values.get("renamed", ()))
-            dropped = tuple(map(_text, values.get("dropped", ())))
+            lists = [values.get(name, []) for name in ("renamed", "dropped")]
+            if not all(isinstance(each, list) for each in (*lists, *lists[0])):
+                raise TypeError("renamed and dropped are no lists")
+            renamed = tuple((_text(old), _text(new)) for old, new in lists[0])
+            dropped = tuple(map(_text, lists[1]))
             scale = values.get("scale", 1.0)
             valid = isinstance(values["local"], bool) and type(scale) in (int, float) and abs(scale) <= 1e6
             if not valid or not _SHA256.fullmatch(_text(values["sha256"])):
@@ -121,8 +124,8 @@ def merge(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], link: Base, s
     taken = {key: as_float32(base[name]) for key, name in link.keys(base) if key not in whole}
     if sha256_of(taken) != link.sha256:
         raise CheckpointError(
-            f"{source}: it was tuned on other weights than {link.ref!r} is here (SHA-256 mismatch): get the weights that "
-            f"it was trained from"
+            f"{source}: it was tuned on other weights than {link.ref!r} is here (SHA-256 mismatch): get the weights "
+            "that it was trained from"
         )
     for key in sorted(additions):
         taken[key] = _added(key, tuned, taken, link.scale, source)
