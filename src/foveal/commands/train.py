@@ -116,9 +116,7 @@ def train(
     }
     if config is not None and not resume:
         check_overwrites([out / "config.yaml"], [config])  # the run writes all of its settings there
-    settings = _merge_settings(options, set or {})
-    if new_phase:
-        settings["new_phase"] = True
+    settings = _merge_settings(options, set or {}) | ({"new_phase": True} if new_phase else {})
     result = train_model(data, config=config, out=out, resume=resume, **settings)
     _print_result(result, json)
     # Under torchrun, exit code 1 would count as a failure, after which it may start the run again.

@@ -27,11 +27,13 @@ class Kind(NamedTuple):
         help: what is trained besides the head.
         prepare: adds to the model what the kind needs, and returns the parameters that are trained.
         options: settings of this kind.
+        adds_layers: whether the model gets layers that stay in it.
     """
 
     help: str
     prepare: Callable[[Any, Any], Iterable[Any]]
     options: tuple[str, ...] = ()
+    adds_layers: bool = False
 
 
 def _none(model: Any, config: Any) -> Iterable[Any]:
@@ -89,7 +91,7 @@ KINDS: Mapping[str, Kind] = {
     "norms": Kind("scales and biases of all norms; their batch norms use and update statistics", _norms),
     "bias": Kind("all biases (BitFit)", _biases),
     "lora": Kind("low-rank additions to weights (LoRA)", _additions, ("lora_rank", "lora_alpha", "lora_where")),
-    "prompt": Kind("prompt tokens at the input of each stage", _tokens, ("prompt_tokens",)),
+    "prompt": Kind("prompt tokens at the input of each stage", _tokens, ("prompt_tokens",), True),
 }
 
 
@@ -118,7 +120,7 @@ def check_tune(config: Any, defaults: Mapping[str, Any]) -> None:
         raise ConfigError(f"{kind} does not go with fsdp: leave one of them out")
     if getattr(config, "teacher", ""):
         raise ConfigError(f"{kind} does not go with teacher, which trains the whole encoder: leave one of them out")
-    if config.tune == "prompt":
+    if KINDS[config.tune].adds_layers:
         if config.layer_decay != defaults["layer_decay"]:
             raise ConfigError(f"{kind} trains nothing but tokens and the head: leave layer_decay out")
         task = TASKS[config.task]
