@@ -113,7 +113,7 @@ def test_each_kind_trains_for_each_task(
     in_backbone = [key for key in tuned if "backbone." in key]
     assert any(key.endswith(expected.get(kind, "")) for key in in_backbone) == (kind != "head")
     assert any("running_mean" in key for key in in_backbone) == (kind == "norms")
-    prompts = {"prompts": "boxes"} if task == "prompt" else {}
+    prompts: dict[str, Any] = {"prompts": "boxes"} if task == "prompt" else {}
     assert not foveal.evaluate(run, data[task], split="val", **prompts).skipped
 
 
