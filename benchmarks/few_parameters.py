@@ -7,7 +7,8 @@ CAMVID is a folder, or a zip file, with train, trainannot, test and testannot; t
 for Cityscapes, and the figure is the mIoU on the test images. PENNFUDAN is a zip file of images and masks; in the order
 of their names every fifth image is a test image, and the figure is the mean IoU of the masks from boxes. Each kind of
 ``tune`` trains at most 5 % of the parameters. Runs that were measured are kept in rows.jsonl, and an interrupted one is
-resumed. The learning rates were not searched for.
+resumed. The learning rates were not searched for. On one core of an Intel Xeon, a run on CamVid takes about two
+minutes and one on Penn-Fudan about four: 18 runs take about 35 and 70 minutes.
 """
 
 from __future__ import annotations
