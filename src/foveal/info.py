@@ -136,6 +136,8 @@ class ModelInfo:
         mask_thresholds: for promptable models: predicted IoU and stability above which segmenting everything keeps a
             mask; empty: SAM's thresholds. The scale of these predictions depends on how a model was trained.
         notes: where the weights come from, figures and seeds; free form.
+        base: of a file with a few tuned tensors: the weights that it belongs to, see :mod:`foveal.weights.tuned`;
+            empty: the file is whole.
     """
 
     model: str = ""
@@ -150,6 +152,7 @@ class ModelInfo:
     licence: str = ""
     mask_thresholds: tuple[float, ...] = ()
     notes: dict[str, Any] = field(default_factory=dict)
+    base: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mask_thresholds", tuple(self.mask_thresholds))
@@ -166,10 +169,14 @@ class ModelInfo:
         """The id of pixels without a class in masks of these classes."""
         return ignore_id(len(self.labels.names))
 
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values; ``base`` only where it is not empty, so that older versions read the rest."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if key != "base" or value}
+
     def to_json(self) -> str:
         """JSON of all fields; tasks that label pixels add ``ignore_index``, the value of pixels without a class."""
         ignored = {"ignore_index": self.ignored} if self.task in TASKS and TASKS[self.task].labels_pixels else {}
-        return json.dumps({**dataclasses.asdict(self), **ignored})
+        return json.dumps({**self.to_dict(), **ignored})
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:

@@ -31,6 +31,8 @@ class Task:
             cannot be identified by keys.
         option: option of ``create_model``, a whole number from 1, that a description must have; empty: none.
         output_layer: prefix of the keys of the layer whose shape depends on the number of classes or on the scale.
+        tuned_head: prefixes of the keys of the parts that are trained whichever few parameters are tuned. Of
+            classifiers and promptable models the last layers only: the rest of their heads is as large as the backbone.
     """
 
     name: str
@@ -45,13 +47,20 @@ class Task:
     head_keys: tuple[str, ...] = ()
     option: str = ""
     output_layer: str = "head.classifier"
+    tuned_head: tuple[str, ...] = ("head.",)
 
 
 #: By name, in the order in which they are listed. "features" is a backbone without a head.
 TASKS = {
     task.name: task
     for task in (
-        Task("classify", "the class of an image", has_classes=True, published_classes=1000),
+        Task(
+            "classify",
+            "the class of an image",
+            has_classes=True,
+            published_classes=1000,
+            tuned_head=("head.classifier.",),
+        ),
         Task("segment", "the class of each pixel", has_classes=True, labels_pixels=True, head_keys=("head.laterals.",)),
         Task(
             "upscale",
@@ -61,7 +70,13 @@ TASKS = {
             option="scale",
             output_layer="head.subpixel",
         ),
-        Task("prompt", "masks of objects", takes_prompts=True, head_keys=("prompt_encoder.", "mask_decoder.")),
+        Task(
+            "prompt",
+            "masks of objects",
+            takes_prompts=True,
+            head_keys=("prompt_encoder.", "mask_decoder."),
+            tuned_head=("mask_decoder.output_upscaling.", "mask_decoder.mask_tokens.", "mask_decoder.iou_token."),
+        ),
         Task("language", "scores of tokens", takes_images=False),
         Task("features", "feature maps", has_head=False),
     )

@@ -52,6 +52,7 @@ def train(
     task: Annotated[Literal["segment", "classify", "upscale", "prompt"] | None, _option("task")] = None,
     in_chans: Annotated[int | None, _option("in_chans")] = None,
     weights: Annotated[str | None, _option("weights")] = None,
+    tune: Annotated[Literal["head", "norms", "bias", "lora", "prompt"] | None, _option("tune")] = None,
     val_split: Annotated[str | None, _option("val_split")] = None,
     epochs: Annotated[int | None, _option("epochs")] = None,
     batch_size: Annotated[int | Literal["auto"] | None, _option("batch_size")] = None,
@@ -97,6 +98,7 @@ def train(
         "task": task,
         "in_chans": in_chans,
         "weights": weights,
+        "tune": tune,
         "val_split": val_split,
         "epochs": epochs,
         "batch_size": batch_size,
@@ -114,9 +116,7 @@ def train(
     }
     if config is not None and not resume:
         check_overwrites([out / "config.yaml"], [config])  # the run writes all of its settings there
-    settings = _merge_settings(options, set or {})
-    if new_phase:
-        settings["new_phase"] = True
+    settings = _merge_settings(options, set or {}) | ({"new_phase": True} if new_phase else {})
     result = train_model(data, config=config, out=out, resume=resume, **settings)
     _print_result(result, json)
     # Under torchrun, exit code 1 would count as a failure, after which it may start the run again.

@@ -19,6 +19,7 @@ OPTIONS = {
     "task": "--task",
     "in_chans": "--in-chans",
     "weights": "--weights",
+    "tune": "--tune",
     "val_split": "--val-split",
     "epochs": "--epochs",
     "batch_size": "--batch-size",

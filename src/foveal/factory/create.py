@@ -16,6 +16,7 @@ from .. import assets
 from ..config import check_arguments
 from ..errors import ConfigError, FovealError, nearest
 from ..info import Labels, ModelInfo, attach
+from ..layers.prompt_tokens import add_prompt_tokens
 from ..models.hybrid import idle_options, parse_stage_blocks, replace_blocks
 from ..models.registry import Backbone, Family, Variant, published, variants
 from ..task import TASKS
@@ -26,6 +27,7 @@ from ..weights.reading import Checkpoint, read_checkpoint
 from .described import check_size
 
 #: Arguments of ``create_model`` by name, besides the options of the families.
+_STAGE_BLOCKS, _PROMPT_TOKENS = "stage_blocks", "prompt_tokens"  # options of every image model
 _ARGUMENTS = {"task", "num_classes", "in_chans", "features_only", "weights", "pretrained", "out_indices"}
 
 
@@ -93,7 +95,8 @@ def create_model(
             see :data:`foveal.layers.stage_blocks.STAGE_BLOCKS`. For segmentation also
             ``head="cityscapes"`` or ``"ade20k"``, the published head for that data set, with ``head_width=`` channels
             and ``head_depth=`` blocks in place of the published ones; for upscaling ``scale=`` 1 (restoration at the
-            image's own size), 2 (the default), 3 or 4.
+            image's own size), 2 (the default), 3 or 4. ``prompt_tokens=`` 1 to 256 puts so many learned tokens before
+            each stage of the backbone, see :mod:`foveal.layers.prompt_tokens`.
 
     Returns:
         nn.Module: in training mode, as torch builds it, with a ``foveal_info`` attribute.
@@ -149,6 +152,9 @@ def create_and_report(
     with _checked_types(name, family, variant, options):
         backbone = _build_backbone(name, variant, task, num_classes, in_chans, _select(options, family.options))
         options = _replace_stages(backbone, name, options, given)
+        tokens, fills_tokens = options.get(_PROMPT_TOKENS), _has_tokens(checkpoint)
+        if tokens is not None and fills_tokens:
+            add_prompt_tokens(backbone, tokens, in_chans)
         model = backbone
         if not features_only:
             model, num_classes, options = _build_task_model(
@@ -164,7 +170,15 @@ def create_and_report(
         output_stride=getattr(model, "stride", 1),
     )
     attach(model, _describe_use(described, model, task, checkpoint))
-    return model, None if checkpoint is None else fill(model, checkpoint, finetune=True)
+    report = None if checkpoint is None else fill(model, checkpoint, finetune=True)
+    if tokens is not None and not fills_tokens:
+        add_prompt_tokens(backbone, tokens, in_chans)
+    return model, report
+
+
+def _has_tokens(checkpoint: Checkpoint | None) -> bool:
+    """Whether prompt tokens must be there before the weights are loaded; also without weights."""
+    return checkpoint is None or (checkpoint.info is not None and _PROMPT_TOKENS in checkpoint.info.options)
 
 
 def _own_weights(name: str, task: str | None, weights: str | Path | None) -> str:
@@ -237,8 +251,9 @@ def _choose_task(name: str, variant: Variant, task: str | None, checkpoint: Chec
 
 def _valid_options(family: Family, task: str, features_only: bool) -> set[str]:
     own = set() if features_only else set(BUILDERS[task].family_options(family))
-    stages = {"stage_blocks"} if family.takes_images else set()
-    return {*family.options, *family.settings, *BUILDERS[task].options, *own, *stages}
+    stages = {_STAGE_BLOCKS} if family.takes_images else set()
+    tokens = {_PROMPT_TOKENS} if TASKS[task].has_classes or TASKS[task].takes_prompts else set()
+    return {*family.options, *family.settings, *BUILDERS[task].options, *own, *stages, *tokens}
 
 
 def _check_options(name: str, options: Mapping[str, Any], valid: set[str]) -> None:
@@ -298,7 +313,7 @@ def _read_arguments(
     # Options of another architecture, for example its epsilon and padding, do not apply to this one.
     options = dict(info.options) if info.model in ("", name) else {}
     if info.task != task or features_only:
-        options = _select(options, {*family.options, *family.settings, "stage_blocks"})
+        options = _select(options, {*family.options, *family.settings, _STAGE_BLOCKS, _PROMPT_TOKENS})
     return info.num_classes if info.task == task else None, options
 
 
@@ -321,8 +336,8 @@ def _replace_stages(backbone: Any, name: str, options: dict[str, Any], given: se
     Raises:
         ConfigError: as :mod:`foveal.models.hybrid`, or an option in ``given`` has no effect.
     """
-    kinds = parse_stage_blocks(options.get("stage_blocks", {}), name)
-    options = {key: value for key, value in options.items() if key != "stage_blocks"}
+    kinds = parse_stage_blocks(options.get(_STAGE_BLOCKS, {}), name)
+    options = {key: value for key, value in options.items() if key != _STAGE_BLOCKS}
     if not kinds:
         return options
     if options.get("output_stride") is not None:
@@ -336,7 +351,7 @@ def _replace_stages(backbone: Any, name: str, options: dict[str, Any], given: se
     options = {key: value for key, value in options.items() if key not in idle}
     # With the numbers as text, which JSON has.
     replaced = {str(number): kind for number, kind in backbone.stage_blocks.items()}
-    return options | ({"stage_blocks": replaced} if replaced else {})
+    return options | ({_STAGE_BLOCKS: replaced} if replaced else {})
 
 
 def _build_task_model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import tempfile
@@ -85,7 +84,7 @@ def save_pretrained(
     config = {
         "library_name": "foveal",
         "foveal_version": metadata.version("foveal"),
-        "foveal": dataclasses.asdict(info),
+        "foveal": info.to_dict(),
         "sha256": {SAVED: hub.sha256_of(folder / SAVED)},
     }
     _write(folder / "config.json", json.dumps(config, indent=2) + "\n")

@@ -18,6 +18,7 @@ from .prompt_settings import PromptSettings
 from .recipe import read_recipe
 from .segment_settings import SegmentSettings
 from .settings import CommonSettings, Setting, check_needs, check_ranges, default_of, out_of_range, setting_fields
+from .tune_kinds import check_tune
 from .upscale_settings import UpscaleSettings
 
 #: The settings class of each task, by the task's name.
@@ -70,6 +71,7 @@ class TrainConfig(PromptSettings, UpscaleSettings, ClassifySettings, SegmentSett
             raise out_of_range(self, "repeats", f" ({self.batch_size})")
         self._refuse_settings_of_other_tasks()
         check_needs(self)
+        check_tune(self, {declared.name: default_of(declared) for declared, _ in setting_fields(self)})
 
     def _refuse_settings_of_other_tasks(self) -> None:
         for task in TASK_SETTINGS:
@@ -139,10 +141,11 @@ def complete_finetuning(config: TrainConfig) -> TrainConfig:
 
     A new head needs the default learning rate. In a backbone with weights, that rate destroys in a few steps what it
     has learnt, and the batch norms' statistics lag behind. With another lr, a run does what its settings say.
+    A few tuned parameters (tune) take the whole rate.
     """
     default_lr = next(default_of(declared) for declared, _ in setting_fields(config) if declared.name == "lr")
     has_weights = config.weights or "." in config.model
-    fine = has_weights and TASKS[config.task].has_classes and config.lr == default_lr
+    fine = has_weights and TASKS[config.task].has_classes and config.lr == default_lr and not config.tune
     scale, batches = config.backbone_lr_scale, config.bn_batches
     if scale is None:
         scale = _FINE_SCALE if fine else 1.0

@@ -8,10 +8,11 @@ from typing import cast
 from torch import nn
 
 from ..errors import ConfigError, nearest
+from ..layers.conv import LayerNorm2d
 from ..layers.sync_norm import batch_norms
 from ..models.registry import Backbone
 
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, LayerNorm2d)
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
@@ -34,7 +35,7 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
     frozen: list[nn.Module] = []
     for part in parts:
         if part == "norms":
-            frozen += [module for module in model.modules() if isinstance(module, _NORMS)]
+            frozen += [module for module in model.modules() if isinstance(module, NORMS)]
         elif part == "backbone":
             frozen.append(backbone)
         elif part == "stem" or part in stages:
@@ -46,3 +47,11 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> list[nn.Module]:
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"freeze={list(parts)}: nothing is left to train")
     return list(dict.fromkeys(norm for module in frozen for norm in batch_norms(module)))
+
+
+def keep_statistics(model: nn.Module) -> list[nn.Module]:
+    """The batch norms whose scale is not trained, where a few parameters are tuned: they keep their statistics.
+
+    The frozen layers behind such a norm were trained for the outputs that it gives with these statistics.
+    """
+    return [norm for norm in batch_norms(model) if norm.weight is None or not norm.weight.requires_grad]

@@ -32,6 +32,7 @@ from .initial import start_model
 from .job import Job, Scores
 from .step import Stepper
 from .trackers import Trackers
+from .tuning import begin_tuning
 from .validate import estimate_norms, score
 
 _AGREEMENT_STEPS = 10  # steps between agreement checks of the processes, each of which waits for the device
@@ -69,11 +70,13 @@ class Run:
             **config.options,
         )
         start_model(model, config)
+        self.tuning = begin_tuning(model, config, loaded)
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
         kept = {id(norm) for norm in self.stepper.frozen}
         self.frozen = [name for name, module in model.named_modules() if id(module) in kept]
         self.info = info_of(model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
         self.start_notes = _start_notes(config, job, loaded, info_of(model).labels)
+        self.start_notes += [self.tuning.begin(self.stepper.frozen)] if self.tuning else []
         self.state = RunState(len(job.data), _digest(job))
         self.saved_at = time.monotonic()
         self.weights_step = 0  # of the latest last.safetensors
@@ -88,6 +91,8 @@ class Run:
         for note in self.start_notes:
             self.progress.note(note)
         self.folder.write_config(self.config)
+        if self.tuning:
+            self.tuning.note_base(self.folder)
         self.save()
 
     def resume(self, changes: Mapping[str, Any] | None = None) -> None:
@@ -179,7 +184,8 @@ class Run:
 
     def _save_weights(self, weights: Mapping[str, Tensor], log: Mapping[str, Any], best: bool = False) -> None:
         notes = {"config": portable_settings(self.config), "images": len(self.job.data), "log": log}
-        self.folder.save_weights(weights, self.info.replace(notes=notes), best)
+        info = self.info.replace(notes=notes)
+        self.folder.save_weights(*(self.tuning.pack(weights, info) if self.tuning else (weights, info)), best)
         self.weights_step = self.state.step
 
     def _rescue_weights(self) -> None:

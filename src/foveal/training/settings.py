@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 from ..errors import ConfigError, nearest
 from .optimizers import OPTIMIZERS
 from .schedules import SCHEDULES
+from .tune_kinds import KINDS, LAYERS
 
 T = TypeVar("T")
 
@@ -282,6 +283,22 @@ class CommonSettings:
         "times as long.",
         Range("1 to batch_size, of which it is a divisor", lambda value: value >= 1),
     )
+    tune: str = setting(
+        "",
+        "Train the head and a few parameters more, and save them alone, on top of the weights: "
+        f"{'; '.join(f'{name}, {each.help}' for name, each in KINDS.items())}. Empty: train the whole model.",
+        names=("", *KINDS),
+    )
+    lora_rank: int = setting(4, "Rank of the additions of tune: lora.", between(1, 1024))
+    lora_alpha: float | None = setting(
+        None, "The additions of tune: lora count lora_alpha / lora_rank times. Default: once.", above(0)
+    )
+    lora_where: str = setting(
+        "dense",
+        f"Layers of tune: lora: {'; '.join(f'{name}, {text}' for name, text in LAYERS.items())}.",
+        names=tuple(LAYERS),
+    )
+    prompt_tokens: int = setting(8, "Tokens at the input of each stage with tune: prompt.", between(1, 256))
     ema_decay: float = setting(
         0.995,
         "Decay of the exponential moving average of the weights, which is evaluated and saved. 0: no averaging.",

@@ -19,7 +19,7 @@ from ..models.registry import Backbone
 from ..progress import Progress
 from .distributed import blocks_of, reduce_sum, shard
 from .ema import Averaged, meta_copy
-from .freezing import freeze
+from .freezing import freeze, keep_statistics
 from .job import Job
 from .optimizers import OPTIMIZERS
 from .schedule import learning_rate, parameter_groups
@@ -60,6 +60,8 @@ class Stepper:
         if accelerator.num_processes > 1 and config.sync_bn:
             trainee = synchronise_norms(trainee, accelerator.device)
         self.frozen = freeze(model, config.freeze)
+        if config.tune:
+            self.frozen = keep_statistics(model)
         outline = meta_copy(model)  # copied before recomputation and sharding, because averaged models have neither
         self.trainee = self._distribute(trainee, model)
         scale = config.backbone_lr_scale

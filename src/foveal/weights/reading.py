@@ -19,7 +19,10 @@ from . import hub
 from . import published as published_weights
 from .checkpoints import one_line, read_state, unwrap
 from .layouts import DECODER_PARTS, Recognised, recognise, strip_wrappers
-from .references import find_file, find_local
+from .references import find_base, find_file, find_local
+from .tuned import Base, merge
+
+_DEEPEST = 8  # files that are tuned on top of each other
 
 
 @dataclass
@@ -30,11 +33,13 @@ class Checkpoint:
         state: the tensors, by their keys in the file.
         info: description of the model that they belong to, ``None`` if unknown.
         source: the reference it was read from, for messages; empty for a state dict.
+        described: whether the file itself has the description, as Foveal writes it.
     """
 
     state: Mapping[str, Tensor]
     info: ModelInfo | None = None
     source: str = ""
+    described: bool = False
 
     @cached_property
     def recognised(self) -> Recognised:
@@ -54,6 +59,17 @@ class Checkpoint:
                 raise
             return None
 
+    def in_our_layout(self) -> Mapping[str, Tensor]:
+        """The tensors in Foveal's layout; a file that Foveal described is in it, whatever its keys look like.
+
+        Raises:
+            CheckpointError: as :meth:`recognise_encoder`.
+        """
+        if self.described:
+            return self.state
+        recognised = self.recognise_encoder()
+        return recognised.state if recognised else strip_wrappers(self.state)
+
 
 def as_checkpoint(source: str | Path | Mapping[str, Tensor], info: ModelInfo | None = None) -> Checkpoint:
     """Make a checkpoint of a reference (see :func:`read_checkpoint`) or of a state dict, which ``info`` describes.
@@ -69,19 +85,49 @@ def as_checkpoint(source: str | Path | Mapping[str, Tensor], info: ModelInfo | N
 def read_checkpoint(ref: str | Path, name: str = "") -> Checkpoint:
     """Read the weights that ``ref`` names, with their description if there is one.
 
+    Tensors that were tuned on top of other weights (see :mod:`.tuned`) are returned together with those.
+
     Args:
         ref: path of a checkpoint or of a folder that contains one, ``name.tag`` of bundled or published weights, or a
             hub id; the first of these that exists.
         name: architecture; ``ref`` may then be one of its tags alone.
 
     Raises:
-        CheckpointError: nothing of that name, or an unreadable file.
+        CheckpointError: nothing of that name, an unreadable file, or base weights that are missing or others.
     """
+    return _read(ref, name, _DEEPEST)
+
+
+def _read(ref: str | Path, name: str, depth: int) -> Checkpoint:
     origin = _locate(ref, name)
-    checkpoint = Checkpoint(*read_state(origin.path), str(ref))
-    if checkpoint.info is None:
+    state, info = read_state(origin.path)
+    checkpoint = Checkpoint(state, info, str(ref), bool(info and info.model))
+    if info is None:
         checkpoint.info = _describe(checkpoint, origin)
+    elif info.base:
+        link = Base.parse(info.base, str(ref))
+        base = _read_base(link, info.model, origin.path, str(ref), depth)
+        checkpoint.state = merge(state, base.in_our_layout(), link, str(ref))
+        checkpoint.info = info.replace(base={})
     return checkpoint
+
+
+def _read_base(link: Base, name: str, file: Path, source: str, depth: int) -> Checkpoint:
+    """Read the weights that a file of tuned tensors belongs to."""
+    if not depth:
+        raise CheckpointError(
+            f"{source}: more than {_DEEPEST} files, each tuned on top of the next: convert one of them"
+        )
+    try:
+        return _read(find_base(link.ref, file.parent) if link.local else link.ref, name, depth - 1)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source} is tuned on top of {link.ref!r}, which cannot be read: {error}") from error
+
+
+def full_name(ref: str | Path, name: str) -> str:
+    """``name.ref`` if ``ref`` is a tag of weights of the architecture ``name``, otherwise ``ref``."""
+    known = {*assets.WEIGHTS, *published()}
+    return f"{name}.{ref}" if f"{name}.{ref}" in known else str(ref)
 
 
 @dataclass(frozen=True)
@@ -105,7 +151,7 @@ def _locate(ref: str | Path, name: str) -> _Origin:
         config = path.parent / "config.json"
         return _Origin(path, lambda: config if config.is_file() else None)
     known = {**dict.fromkeys(assets.WEIGHTS), **published()}
-    full = f"{name}.{ref}" if f"{name}.{ref}" in known else str(ref)
+    full = full_name(ref, name)
     if full in assets.WEIGHTS:
         return _Origin(assets.path(full, ".safetensors"))
     if full in known:

@@ -14,6 +14,7 @@ from . import hub
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".tar")  #: of checkpoints
 SAVED = "model.safetensors"  #: weights in a folder of ``save_pretrained`` and in a hub repository
+BASE = "base.txt"  #: in the folder of a training run: path of the weights that its files are tuned on top of
 _RUN = ("best.safetensors", "last.safetensors")  # weights in the folder of a training run, the first that exists
 _OTHERS = (".onnx", ".bin", ".ckpt", ".json", ".yaml")  # of other files that users name
 _FOLDERS = ("runs", "out", "output", "outputs", "checkpoints", "weights", "models", "exports")  # no owners of models
@@ -94,6 +95,31 @@ def find_local(ref: str | Path) -> Path | None:
         hub.check_sha256(path / SAVED, _saved_sha256(path / "config.json"))
         return path / SAVED
     return None
+
+
+def find_base(name: str, folder: Path) -> Path:
+    """Find a file or training run that others were tuned on top of.
+
+    Args:
+        name: its last part.
+        folder: of the tuned file. It is looked for where the folder's ``base.txt`` says, in this folder, in that of
+            ``FOVEAL_WEIGHTS``, and in the working directory.
+
+    Raises:
+        CheckpointError: it is in none of these places.
+    """
+    places = [folder / name, *((root / name,) if (root := hub.weights_folder()) else ()), Path(name)]
+    try:
+        with (folder / BASE).open(encoding="utf-8") as file:
+            places.insert(0, Path(file.read(4096).strip()))
+    except (OSError, ValueError):  # none, or damaged: the other places are tried
+        pass
+    for place in places:
+        if find_local(place) is not None:
+            return place
+    raise CheckpointError(
+        f"{name} is not here: put it next to the tuned file, or into the folder that {hub.FOLDER_VARIABLE} names"
+    )
 
 
 def _saved_sha256(config: Path) -> str:
