@@ -15,7 +15,7 @@ from ..info import Labels, Preprocess
 from ..models.registry import Backbone
 from ..prediction.predictor import Predictor
 from .distil_losses import DISTANCES, features, map_pairs, on_grid
-from .distil_terms import DistilName, Weighted, terms_for
+from .distil_terms import TERMS, DistilName, Weighted, terms_for
 from .ema import Averaged
 from .job import Job, Scores
 from .stored_outputs import StoredOutputs
@@ -118,6 +118,7 @@ class TaughtJob:
         self.job, self.terms, self.teacher, self.stored = job, terms, teacher, stored
         self.averaged: Averaged | None = None
         self._live: nn.Module | None = None
+        self.compares_maps = not all(TERMS[name].of_output for name in terms)
         self.own_distance = DISTANCES[terms_for(task)[0]]  # of the model and its average
         self.stride = 1  # of the student's output
         self.pairs: list[Pair] = []
@@ -149,7 +150,7 @@ class TaughtJob:
         projections: list[nn.Module] = []
         if self.teacher is not None:
             join_licences(model, self.teacher.info)
-            if "features" in self.terms:
+            if self.compares_maps:
                 ours, theirs = cast(Backbone, model.backbone).feature_info, self.teacher.feature_info
                 numbers = map_pairs(ours, theirs, _MAPS)
                 self.pairs = [Pair(i, j, ours[i].stride, theirs[j].stride) for i, j in numbers]
@@ -173,13 +174,13 @@ class TaughtJob:
             logits, valid = self.stored(tracked, size, self.stride)
             lesson = Lesson(logits, [])
         elif self.teacher is not None:
-            lesson = self.teacher(image, self.preprocess, "features" in self.terms)
+            lesson = self.teacher(image, self.preprocess, self.compares_maps)
             if lesson.output.shape != student.output.shape:
                 lesson = lesson._replace(output=on_grid(lesson.output, self.teacher.stride, size, self.stride))
         for name, (factor, temperature) in self.terms.items():
-            if name == "features":
+            if not TERMS[name].of_output:
                 value = self._feature_distance(student, lesson)
-            elif name == "ema":
+            elif not TERMS[name].of_teacher:
                 value = self._distance_to_average(image, student, temperature)
             else:
                 learner = student.second if name in _OF_SECOND else student.output
