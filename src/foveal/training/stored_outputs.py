@@ -124,9 +124,9 @@ class StoredOutputs:
         Returns:
             Logits ``(B, C, h, w)`` float32, and whether a position is inside of an image, ``(B, h, w)`` bool.
         """
-        row, column, index, inside = (_at_middles(part, size, stride) for part in target[1:])
+        row, column, numbers, inside = (_at_middles(part, size, stride) for part in target[1:])
         out = torch.zeros(len(row), self.classes, *size, device=row.device)
-        for number, own in enumerate(index):
+        for number, own in enumerate(numbers):
             for image in own.unique().tolist():
                 found = self.files[image]
                 assert found is not None

@@ -147,6 +147,7 @@ class TaughtJob:
         return self.job.sample(index, rng, done)
 
     def trainee(self, model: nn.Module) -> nn.Module:
+        trainee = self.job.trainee(model)  # first, so that it starts from the same values as without a teacher
         projections: list[nn.Module] = []
         if self.teacher is not None:
             join_licences(model, self.teacher.info)
@@ -156,7 +157,7 @@ class TaughtJob:
                 self.pairs = [Pair(i, j, ours[i].stride, theirs[j].stride) for i, j in numbers]
                 projections = [nn.Conv2d(ours[i].channels, theirs[j].channels, 1) for i, j in numbers]
         self.stride = getattr(model, "stride", 1)
-        return Taught(self.job.trainee(model), projections, [pair.ours for pair in self.pairs])
+        return Taught(trainee, projections, [pair.ours for pair in self.pairs])
 
     def image_network(self, model: nn.Module) -> nn.Module:
         return self.job.image_network(model)

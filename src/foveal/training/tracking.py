@@ -48,14 +48,14 @@ class Tracked(NamedTuple):
         ids: classes, ``(B, h, w)`` int64.
         row: of each pixel in the image that it comes from, ``(B, h, w)`` int32.
         column: the same.
-        index: number of the image that it comes from, ``(B, h, w)`` int32.
+        image: number of the image that it comes from, ``(B, h, w)`` int32.
         inside: whether it comes from inside of an image, ``(B, h, w)`` bool.
     """
 
     ids: Tensor
     row: Tensor
     column: Tensor
-    index: Tensor
+    image: Tensor
     inside: Tensor
 
     @classmethod
