@@ -43,6 +43,7 @@ LONGEST = (
     "tasks/test_prompt.py",
     "test_release.py",
     "models/test_mambavision_graphs.py",
+    "training/test_distillation.py",
     "e2e/test_train.py",
     "factory/test_pretrained.py",
     "e2e/test_bands.py",

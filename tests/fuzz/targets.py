@@ -387,9 +387,9 @@ def _write_embedding(folder: Path) -> None:
 
 
 def _read_embedding(folder: Path) -> None:
-    from foveal.training.embeddings import EmbeddingFolder
+    from foveal.training.teacher_folder import read_stored
 
-    EmbeddingFolder.read(folder / "embedding.npz")
+    read_stored(folder / "embedding.npz", (256, 64, 64))
 
 
 def _write_batch(folder: Path) -> None:

@@ -25,9 +25,10 @@ from foveal.progress import Progress
 from foveal.tasks.prompt import PromptModel
 from foveal.training.config import TrainConfig
 from foveal.training.distil import DistilJob, Distilled, extents
-from foveal.training.embeddings import EmbeddingFolder
+from foveal.training.embeddings import SHAPE
 from foveal.training.losses import mask_iou, mask_loss
 from foveal.training.prompt import PromptJob, PromptTrainee, answer_loss, pack_masks, unpack_masks
+from foveal.training.teacher_folder import TeacherFolder, read_stored
 from foveal.weights.checkpoints import read_state, save_checkpoint
 
 SETTINGS: dict[str, Any] = {
@@ -285,14 +286,14 @@ def test_a_teacher_looks_in_the_precision_of_the_run(
     (files,) = job.data.files  # of the image and of its mirror image
     assert len(files) == 2
     for file in files:
-        rough, fine = (EmbeddingFolder.read(path).astype(np.float32) for path in (file, exact / file.name))
+        rough, fine = (read_stored(path, SHAPE).astype(np.float32) for path in (file, exact / file.name))
         assert 0 < np.abs(rough - fine).mean() < 0.02 * np.abs(fine).mean()
 
 
 def test_an_embedding_folder_without_a_readable_note(tmp_path: Path) -> None:
     (tmp_path / "teacher.json").write_text("[]")
     with pytest.raises(foveal.ConfigError, match=r"teacher\.json: cannot be read"):
-        EmbeddingFolder(tmp_path, "any", "0")
+        TeacherFolder(tmp_path, "any", "0")
 
 
 def test_images_of_several_folders(tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ KEYS_SINCE = [
     "zero_init_last",
     "repeats",
     "sizes",
+    "distil",
+    "teacher_cache",
 ]
 
 #: Values just outside the range of each setting that has one.
@@ -204,7 +206,7 @@ OTHER_VALUES: dict[str, Any] = {
     "late_crop": (64, 64),
     "degradation": {"noise": (5, 50)},
     "pixel_loss": "charbonnier",
-    "teacher": "tinyvit_5m.mobilesam",
+    "teacher_cache": "folder",
     "embeddings": "folder",
     "teacher_prompts": 2,
     "freeze_encoder": True,
@@ -218,8 +220,7 @@ def test_settings_of_another_task_are_refused_or_ignored(name: str) -> None:
     info = next(info for declared, info in setting_fields(TrainConfig) if declared.name == name)
     value, own = OTHER_VALUES[name], TASK_OF[name]
     for task in TASK_SETTINGS:
-        settings = {"task": task, "weights": "in1k", "teacher": "x" if name == "teacher_prompts" == task else ""}
-        settings |= {"teacher": "sam"} if task == "prompt" else {}
+        settings = {"task": task, "weights": "in1k", "teacher": "sam"}
         make = lambda settings=settings: TrainConfig(**{**settings, name: value})  # noqa: E731
         if task == own or info.ignored_by_other_tasks:
             assert getattr(make(), name) == value

@@ -1,8 +1,9 @@
 """Augmentations that a run adds to its crops and flips. A new one is a function and a line of a table.
 
-Each takes an image ``(H, W, C)`` with its mask ``(H, W)``, or with ``None`` for classification, and returns both with
-the same sizes and types. Geometric ones change image and mask alike; what comes from outside of the image has the
-``fill`` colour, and its mask is ignored. Changes of colour leave the mask alone, and images of other bands than RGB.
+Each takes an image ``(H, W, C)`` with its mask ``(H, W)`` or ``(H, W, K)``, or with ``None`` for classification, and
+returns both with the same sizes and types. Geometric ones change image and mask alike; what comes from outside of the
+image has the ``fill`` colour, and its mask is ignored. Changes of colour leave the mask alone, and images of other
+bands than RGB.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .rand_augment import rand_augment
-from .warping import affine, ignored_in, rotation
+from .warping import affine, change_mask, rotation
 
 Picture = NDArray[Any]
 Mask = NDArray[Any] | None
@@ -123,7 +124,7 @@ def _rotate(image: Picture, mask: Mask, degrees: float, rng: np.random.Generator
     turned = affine(image, matrix, Image.Resampling.BICUBIC, fill)
     if mask is None:
         return turned, None
-    return turned, affine(mask[..., None], matrix, Image.Resampling.NEAREST, (ignored_in(mask),))[..., 0]
+    return turned, change_mask(mask, lambda layers, outside: affine(layers, matrix, Image.Resampling.NEAREST, outside))
 
 
 def _rand_augment(image: Picture, mask: Mask, value: Any, rng: np.random.Generator, fill: Fill) -> Pair:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from .warping import Matrix, affine, centred, ignored_in, rotation
+from .warping import Matrix, affine, centred, change_mask, rotation
 
 _ROTATION, _SHEAR, _SHIFT = 30.0, 0.3, 0.45  # at full strength: degrees, tangent, share of the side
 _COLOUR = 0.9  # change of brightness, contrast, colour and sharpness
@@ -65,7 +65,8 @@ def operate(
         matrix = _GEOMETRY[name](strength, image.shape[:2])
         image = affine(image, matrix, Image.Resampling.BICUBIC, fill)
         if mask is not None:
-            mask = affine(mask[..., None], matrix, Image.Resampling.NEAREST, (ignored_in(mask),))[..., 0]
+            nearest = Image.Resampling.NEAREST
+            mask = change_mask(mask, lambda layers, outside: affine(layers, matrix, nearest, outside))
     elif name in _COLOURS and image.dtype == np.uint8 and image.shape[2] == 3:
         image = np.asarray(_COLOURS[name](Image.fromarray(np.ascontiguousarray(image)), strength))
     return image, mask

@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 
 from ..images.bands import resized
 from .degradation import degraded
-from .warping import ignored_in
+from .warping import change_mask
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,17 @@ class SegmentAugment:
     def __call__(
         self, image: NDArray[Any], mask: NDArray[Any], rng: np.random.Generator
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Augment a pair: ``(H, W, C), (H, W) -> (h, w, C), (h, w)`` with (h, w) = ``crop``."""
+        """Augment a pair: ``(H, W, C), (H, W) -> (h, w, C), (h, w)`` with (h, w) = ``crop``.
+
+        A mask of K layers, ``(H, W, K)``, gives ``(h, w, K)``; its first layer has the classes.
+        """
         height, width = self.crop
         scale = float(np.exp(rng.uniform(*np.log(self.scale))))
-        top, left = self._corner(mask, height / scale, width / scale, rng)
+        top, left = self._corner(mask if mask.ndim == 2 else mask[..., 0], height / scale, width / scale, rng)
         box = (left, top, left + width / scale, top + height / scale)
         picture = _crop_resize(image, box, (width, height), Image.Resampling.BICUBIC, self.fill)
-        target = _crop_resize(mask[..., None], box, (width, height), Image.Resampling.NEAREST, (ignored_in(mask),))[
-            ..., 0
-        ]
+        nearest = Image.Resampling.NEAREST
+        target = change_mask(mask, lambda layers, outside: _crop_resize(layers, box, (width, height), nearest, outside))
         out = recoloured(picture, self.jitter, self.tint, rng)
         if rng.random() < self.flip:
             out, target = out[:, ::-1], target[:, ::-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,21 @@ Matrix = tuple[
 def ignored_in(mask: NDArray[Any]) -> int:
     """The id of ignored pixels in a mask: the largest value of its type, uint8 or uint16."""
     return int(np.iinfo(mask.dtype).max)
+
+
+def change_mask(mask: NDArray[Any], change: Callable[[NDArray[Any], tuple[float, ...]], NDArray[Any]]) -> NDArray[Any]:
+    """Apply a geometric change of images to a mask.
+
+    Args:
+        mask: ``(H, W)``, or ``(H, W, K)`` for K layers that change alike.
+        change: arguments: the layers ``(H, W, K)``, and the value of each outside of the image.
+
+    Returns:
+        As many dimensions as ``mask`` has.
+    """
+    layers = mask[..., None] if mask.ndim == 2 else mask
+    changed = change(layers, (ignored_in(mask),) * layers.shape[2])
+    return changed[..., 0] if mask.ndim == 2 else changed
 
 
 def rotation(degrees: float, size: Sequence[int]) -> Matrix:

@@ -112,10 +112,11 @@ def _target(runtime: Runtime, ref: str, asked: bool) -> str | None:
             file = runtime.graph_file(ref)
         if file is not None or not (asked and runtime.checkpoints):
             return None if file is None else str(file)
-    return None if _is_exported_file(ref) else ref
+    return None if is_exported_file(ref) else ref
 
 
-def _is_exported_file(ref: str) -> bool:
+def is_exported_file(ref: str) -> bool:
+    """Whether a reference is the path of a file that a runtime of exported files opens."""
     return any(Path(ref).suffix in runtime.suffixes for runtime in RUNTIMES.values())
 
 

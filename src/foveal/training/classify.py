@@ -89,7 +89,7 @@ class ClassifyJob:
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         outputs = trainee(image)
-        # The second of two classifiers is meant to learn from a teacher. Without a teacher both learn the labels.
+        # The second of two classifiers learns from a teacher (training/taught.py). Without one both learn the labels.
         losses = [
             F.cross_entropy(
                 logits.to(torch.promote_types(logits.dtype, torch.float32)), target, label_smoothing=self.smoothing

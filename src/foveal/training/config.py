@@ -13,6 +13,7 @@ from ..config import build_config, shown, to_dict
 from ..errors import ConfigError
 from ..task import TASKS
 from .classify_settings import ClassifySettings
+from .distil_settings import check_distil
 from .optimizers import OPTIMIZERS
 from .prompt_settings import PromptSettings
 from .recipe import read_recipe
@@ -72,6 +73,7 @@ class TrainConfig(PromptSettings, UpscaleSettings, ClassifySettings, SegmentSett
         self._refuse_settings_of_other_tasks()
         check_needs(self)
         check_tune(self, {declared.name: default_of(declared) for declared, _ in setting_fields(self)})
+        check_distil(self)
 
     def _refuse_settings_of_other_tasks(self) -> None:
         for task in TASK_SETTINGS:

@@ -6,7 +6,7 @@ This is the first of two stages, as EfficientViT-SAM was trained (arXiv 2402.050
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from ..factory.create import create_model
 from ..factory.load_model import load_model
 from ..images.preparing import prepare
 from ..images.sam_frame import FRAME, LOW_RES
-from ..info import Labels, ModelInfo, attach, info_of
+from ..info import Labels, ModelInfo, info_of
 from ..layers.conv import LayerNorm2d
 from ..layers.optimize import optimize
 from ..prediction.predictor import Predictor
@@ -33,11 +33,13 @@ from ..progress import Progress
 from ..tasks.prompt import PromptModel
 from ..weights.checkpoints import digest
 from .cache import Cached
-from .embeddings import EmbeddedData, EmbeddingFolder
+from .embeddings import SHAPE, EmbeddedData, embedding_name
 from .losses import mask_loss
 from .prompt_settings import PromptSettings
 from .sampled_prompts import sample_boxes
 from .settings import CommonSettings
+from .teacher import join_licences
+from .teacher_folder import TeacherFolder, compute_missing, read_stored, stored_precision
 
 _MASKS = 1e-3  # factor of the loss of the masks, which is some hundred times that of the embeddings
 _HALF = 0.5  # probability of prompts by boxes
@@ -134,9 +136,8 @@ class DistilJob:
         held_out = UnlabelledData.open(root, [config.val_split]) if config.val_split else None
         teacher = _load_teacher(config.teacher)
         self.teacher = info_of(teacher)
-        # float16 may overflow in a network that was not trained in it; bfloat16 has the range of float32.
-        precision = "bf16" if config.precision == "bf16" else "fp32"
-        folder = EmbeddingFolder(
+        precision = stored_precision(config.precision)
+        folder = TeacherFolder(
             config.embeddings, self.teacher.ref, digest(teacher.image_encoder.state_dict()), precision
         )
         self.data = _with_embeddings(images, folder, (False, True) if config.flip else (False,))
@@ -164,9 +165,7 @@ class DistilJob:
                 raise CheckpointError(f"the teacher's {name} does not fit the model: {reason}") from error
             getattr(model, name).requires_grad_(False)
         self._match_statistics(model.image_encoder.neck)
-        info = info_of(model)
-        licences = dict.fromkeys(licence for licence in (info.licence, self.teacher.licence) if licence)
-        attach(model, info.replace(licence=" AND ".join(licences)))
+        join_licences(model, self.teacher)
         return Distilled(model, self.prompts)
 
     def image_network(self, model: nn.Module) -> nn.Module:
@@ -182,7 +181,7 @@ class DistilJob:
             return
         files = [files[0] for files in self.data.files if files[0].exists()]
         subset = files[:: -(-len(files) // _STATISTICS)]
-        channels = np.stack([EmbeddingFolder.read(file) for file in subset], 1).astype(np.float64)
+        channels = np.stack([read_stored(file, SHAPE) for file in subset], 1).astype(np.float64)
         with torch.no_grad():
             last.weight.copy_(torch.from_numpy(channels.std((1, 2, 3))))
             last.bias.copy_(torch.from_numpy(channels.mean((1, 2, 3))))
@@ -248,8 +247,9 @@ def _load_teacher(ref: str) -> PromptModel:
     return teacher
 
 
-def _with_embeddings(images: UnlabelledData, folder: EmbeddingFolder, flips: Sequence[bool]) -> EmbeddedData:
-    return EmbeddedData(images, tuple(tuple(folder.file(path, flip) for flip in flips) for path in images.paths))
+def _with_embeddings(images: UnlabelledData, folder: TeacherFolder, flips: Sequence[bool]) -> EmbeddedData:
+    files = (tuple(folder.file(embedding_name(path, flip)) for flip in flips) for path in images.paths)
+    return EmbeddedData(images, tuple(files))
 
 
 def _images_by_file(*data: EmbeddedData | None) -> dict[Path, tuple[Path, int]]:
@@ -265,28 +265,23 @@ def _images_by_file(*data: EmbeddedData | None) -> dict[Path, tuple[Path, int]]:
 
 def _embed(
     images: dict[Path, tuple[Path, int]],
-    folder: EmbeddingFolder,
+    folder: TeacherFolder,
     teacher: PromptModel,
     precision: str,
     progress: Progress,
 ) -> None:
     """Write the embeddings that the folder does not have yet; several processes share the images."""
-    state = PartialState()
-    device = torch.device(str(state.device))
-    missing = [file for file in images if not folder.has(file)]
-    mine = missing[state.process_index :: state.num_processes]
-    if mine:
-        predictor = Predictor(TorchPrompter(cast(PromptModel, optimize(teacher)), str(device)), info_of(teacher), "")
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        with autocast, progress.bar("embed", len(images), len(images) - len(missing)) as bar:
-            for number, file in enumerate(mine):
-                _embed_image(*images[file], file, folder, predictor)
-                for _ in missing[number * state.num_processes : (number + 1) * state.num_processes]:
-                    bar.advance()
-    state.wait_for_everyone()
+
+    def prepare_teacher() -> Callable[[Path], None]:
+        prompter = TorchPrompter(cast(PromptModel, optimize(teacher)), str(PartialState().device))
+        predictor = Predictor(prompter, info_of(teacher), "")
+        return lambda file: _embed_image(*images[file], file, folder, predictor)
+
+    missing = [file for file in images if not folder.has(file, SHAPE)]
+    compute_missing(missing, len(images), prepare_teacher, "embed", precision, progress)
 
 
-def _embed_image(image: Path, flipped: int, file: Path, folder: EmbeddingFolder, predictor: Predictor) -> None:
+def _embed_image(image: Path, flipped: int, file: Path, folder: TeacherFolder, predictor: Predictor) -> None:
     try:
         pixels, _ = UnlabelledData((image,))[0]
     except DataError:

@@ -47,6 +47,15 @@ class Averaged:
         model.load_state_dict({key: value.clone() for key, value in self.weights().items()}, assign=True)
         return model.to(device)
 
+    def live_model(self, device: torch.device) -> nn.Module:
+        """Return a model in evaluation mode that shares the averaged values, so that it changes with them.
+
+        The values must not be sharded.
+        """
+        model = copy.deepcopy(self.outline)
+        model.load_state_dict(self.values, assign=True)
+        return model.to(device).eval().requires_grad_(False)
+
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged values by the model's keys, unsharded; every process must call this."""
         return {key: whole(value) for key, value in self.values.items()}

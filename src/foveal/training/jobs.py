@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 from ..progress import Progress
 from .classify import ClassifyJob
 from .config import TrainConfig, complete_finetuning
 from .distil import DistilJob
+from .distil_settings import distil_terms
 from .job import Job
 from .prompt import PromptJob
 from .prompt_settings import PromptSettings, place_embeddings
 from .segment import SegmentJob
+from .stored_outputs import StoredOutputs
+from .taught import TaughtJob
+from .teacher import check_teacher, open_teacher
 from .upscale import UpscaleJob
 
 
@@ -21,13 +26,31 @@ def prompt_job(root: str | Path, config: PromptSettings, progress: Progress) -> 
     return (DistilJob if config.teacher else PromptJob)(root, config, progress)
 
 
-#: How the job of each task is made.
+#: How the job of each task is made; :func:`make_job` adds a teacher.
 JOBS: Mapping[str, Callable[[str | Path, TrainConfig, Progress], Job]] = {
     "segment": SegmentJob,
     "classify": ClassifyJob,
     "upscale": UpscaleJob,
     "prompt": prompt_job,
 }
+
+
+def make_job(root: str | Path, config: TrainConfig, progress: Progress) -> Job:
+    """Make the job of a run: that of its task and, if the loss has terms of distillation, what they need."""
+    terms = distil_terms(config)
+    if not terms:
+        return JOBS[config.task](root, config, progress)
+    teacher = open_teacher(config) if config.teacher else None  # before the data: the mistake is found sooner
+    job = JOBS[config.task](root, config, progress)
+    if teacher is None:
+        return TaughtJob(job, config.task, terms)
+    check_teacher(teacher, job, config)
+    if not config.teacher_cache:
+        return TaughtJob(job, config.task, terms, teacher)
+    samples = cast(SegmentJob, job).read
+    stored = StoredOutputs(samples, config.teacher_cache, teacher, config.precision, progress)
+    return TaughtJob(job, config.task, terms, teacher, stored)
+
 
 #: Of tasks with settings whose default depends on the run's folder: the function that fills them in.
 _FILL_IN: Mapping[str, Callable[[TrainConfig, Path], TrainConfig]] = {"prompt": place_embeddings}

@@ -16,12 +16,6 @@ P = TypeVar("P", bound="PromptSettings")
 class PromptSettings(CommonSettings):
     """The common settings and those of promptable models."""
 
-    teacher: str = setting(
-        "",
-        "Promptable model whose embeddings the image encoder learns (distillation): name, path or hub id. Its prompt "
-        "encoder and mask decoder are copied. Empty: the model learns masks.",
-        is_path=True,
-    )
     embeddings: str = setting(
         "",
         "Folder for the teacher's embeddings. Empty: the folder 'embeddings' in the run's folder.",

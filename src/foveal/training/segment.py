@@ -34,6 +34,7 @@ from .job import note_colours, open_data
 from .losses import SegmentationLoss
 from .segment_settings import SegmentSettings
 from .settings import DEFAULT_CROP
+from .tracking import to_target, track, with_index
 
 
 class SegmentJob:
@@ -65,6 +66,7 @@ class SegmentJob:
             **fill,
         )
         self.more = Augment.of(config, self.augment.fill)
+        self.tracks = bool(config.teacher_cache)
         self.class_weights = torch.tensor(self._weights(balanced), dtype=torch.float32)
         self.deep_supervision = config.deep_supervision
         self.criterion = SegmentationLoss({**config.loss}, self.class_weights)
@@ -111,10 +113,14 @@ class SegmentJob:
             assert mixed.region is not None
             image, mask = mixed.image, mask.copy()
             mask[mixed.region] = other[1][mixed.region]
-        return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(mask.astype(np.int64))
+        return torch.from_numpy(prepare(image, self.preprocess)[0]), to_target(mask)
 
     def _augmented(self, index: int, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
-        return self.more(*self.augment(*self.read[index], rng=rng), rng)
+        """An image and its mask; with stored outputs of a teacher, the mask also says where each pixel comes from."""
+        image, mask = self.read[index]
+        mask = track(mask) if self.tracks else mask
+        image, mask = self.more(*self.augment(image, mask, rng=rng), rng)
+        return image, with_index(mask, index) if self.tracks else mask
 
     def _partner(self, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Another sample, drawn at random; ``None`` if it cannot be read, which is reported when its turn comes."""

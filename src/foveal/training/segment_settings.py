@@ -55,3 +55,10 @@ class SegmentSettings(CommonSettings):
     deep_supervision: float = setting(
         0.0, "Weight of the loss of auxiliary classifiers on the two coarsest feature maps. 0: none.", at_least(0)
     )
+    teacher_cache: str = setting(
+        "",
+        "Folder for the teacher's outputs for whole images, computed once; crops, flips and turns are then applied to "
+        "the outputs, and changes of colour are not. Empty: the teacher sees each crop as the model does.",
+        needs="teacher",
+        is_path=True,
+    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
 from ..errors import ConfigError, nearest
+from .distil_terms import TERMS, DistilName
 from .optimizers import OPTIMIZERS
 from .schedules import SCHEDULES
 from .tune_kinds import KINDS, LAYERS
@@ -160,6 +161,19 @@ class CommonSettings:
     )
     options: dict[str, Any] = setting({}, "Further keyword arguments of create_model.")  # noqa: RUF009 (a field)
     weights: str = setting("", "Weights to start from: tag, path or hub id. Empty: random weights.", is_path=True)
+    teacher: str = setting(
+        "",
+        "Model that the run learns from (distillation): name, path or hub id; an exported file, too, unless the task "
+        "is prompt. Its task and its classes are those of the run. Promptable models: the image encoder learns its "
+        "embeddings, and its prompt encoder and mask decoder are copied. Empty: labels alone.",
+        is_path=True,
+    )
+    distil: dict[DistilName, tuple[float, float] | float] = setting(  # noqa: RUF009 (a field)
+        {},
+        "Factor of each term of the loss that teaches, or [factor, temperature]: "
+        f"{'; '.join(f'{name}, {term.help}' for name, term in TERMS.items())}. Default with a teacher: {{logits: 1}}, "
+        "for upscale {output: 1}.",
+    )
     splits: tuple[str, ...] = setting(
         ("train",),
         "Splits of the data set that together are the training set.",

@@ -25,10 +25,11 @@ from .config import TrainConfig, refuse_code, resolve_config
 from .curves import draw_curves
 from .distributed import make_accelerator
 from .folder import RunFolder
-from .jobs import JOBS, complete_config
+from .jobs import complete_config, make_job
 from .lock import only_training
 from .loop import Run
 from .signals import interrupts
+from .taught import TaughtJob
 from .trackers import check_trackers
 
 
@@ -103,11 +104,13 @@ def train(
         torch.manual_seed(config.seed)
         root = find_shards(data)[0] if is_pattern(data) else Path(data)
         with layout_named(data, config.task):
-            job = JOBS[config.task](data, config, progress)
+            job = make_job(data, config, progress)
         if config.auto_batch_size and not (resume and not new_phase):
             config = dataclasses.replace(config, batch_size=find_batch_size(config, job, accelerator, progress))
             changes = changes and {**changes, "batch_size": config.batch_size}
         run = Run(config, job, root, accelerator, folder, progress)
+        if isinstance(job, TaughtJob):
+            job.averaged = run.stepper.averaged
         run.resume(changes) if resume else run.start()
         with interrupts() as interrupted:
             run.go(interrupted)
