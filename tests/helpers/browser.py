@@ -70,7 +70,7 @@ def serve_folder(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def run_demo(runtime: str = "onnxruntime") -> Iterator[str]:
-    """``foveal demo --page`` as a process, by default with the runtime of the base install; the address that it prints."""
+    """``foveal demo --page`` as a process; the address that it prints."""
     command = [sys.executable, "-m", "foveal", "demo", "--page", "--no-browser", "--runtime", runtime]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -31,17 +31,8 @@ from ..layers.conv import (
     ResidualConv,
 )
 from ..layers.efficientvit_block import EfficientViTBlock
-from .registry import (
-    OUTPUT_STRIDE,
-    STEM_STRIDE,
-    Backbone,
-    Family,
-    FeatureInfo,
-    Published,
-    Variant,
-    check_new_name,
-    register,
-)
+from . import registry
+from .registry import OUTPUT_STRIDE, STEM_STRIDE, Backbone, Family, FeatureInfo, Published, Variant
 from .renaming import Renaming, rename_keys
 from .sizes import replace_sizes
 
@@ -141,8 +132,7 @@ class EfficientViT(Backbone):
             is over more positions. Default: 32 (XL: 64).
 
     Raises:
-        ConfigError: an output stride that no map has, a stride of the stem other than 1 and 2, or a size that is not
-            possible.
+        ConfigError: an output stride that no map has, another stride of the stem, or a size that is not possible.
         InputError: a side of the image is below 32 pixels.
     """
 
@@ -162,9 +152,8 @@ class EfficientViT(Backbone):
         depths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        config = replace_sizes(config, least_depth=0, embed_dim=embed_dim, depths=depths)
+        self.config = config = replace_sizes(config, least_depth=0, embed_dim=embed_dim, depths=depths)
         common = {"act": config.act, "norm_eps": config.norm_eps}
-        self.config = config
         self.attention_options = {
             "head_dim": config.head_dim,
             "scales": config.scales if scales is None else scales,
@@ -195,11 +184,8 @@ class EfficientViT(Backbone):
     def block_options(self, index: int, kind: str) -> dict[str, Any]:
         config = self.config
         common = {"act": config.act, "norm_eps": config.norm_eps, "expand_ratio": config.expand_ratios[index]}
-        own = {
-            "convolution": common | {"fewer_norm": config.fewer_norm[index]},
-            "linear_attention": common | self.attention_options,
-        }
-        return own.get(kind, {})
+        own = {"convolution": {"fewer_norm": config.fewer_norm[index]}, "linear_attention": self.attention_options}
+        return common | own[kind] if kind in own else {}
 
 
 class ClassifierHead(nn.Module):
@@ -429,7 +415,7 @@ def variant(name: str, config: Config) -> Variant:
     )
 
 
-_FAMILY = register(
+_FAMILY = registry.register(
     Family(
         name="efficientvit",
         paper="arXiv 2205.14756",
@@ -459,6 +445,6 @@ def register_variant(name: str, config: Config) -> None:
     Raises:
         ConfigError: a model of this name exists, or the name has a dot.
     """
-    check_new_name(name)
+    registry.check_new_name(name)
     CONFIGS[name] = config
     _FAMILY.variants[name] = variant(name, config)
