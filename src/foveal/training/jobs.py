@@ -12,6 +12,7 @@ from .distil import DistilJob
 from .job import Job
 from .prompt import PromptJob
 from .prompt_settings import PromptSettings, place_embeddings
+from .regress import RegressJob
 from .segment import SegmentJob
 from .upscale import UpscaleJob
 
@@ -26,6 +27,7 @@ JOBS: Mapping[str, Callable[[str | Path, TrainConfig, Progress], Job]] = {
     "segment": SegmentJob,
     "classify": ClassifyJob,
     "upscale": UpscaleJob,
+    "regress": RegressJob,
     "prompt": prompt_job,
 }
 
