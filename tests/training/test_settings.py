@@ -93,6 +93,7 @@ KEYS_SINCE = [
     "freeze",
     "wandb",
     "mlflow",
+    "regression_loss",
 ]
 
 #: Values just outside the range of each setting that has one.
@@ -139,6 +140,7 @@ OUTSIDE: dict[str, list[Any]] = {
     "freeze": [("stages",), ("stage0",)],
     "class_weights": [(-1.0, 2.0), (0.0, 0.0), {"a": -1.0}],
     "clicks": [-1],
+    "regression_loss": [{"l1": 0.0}],
 }
 TASK_OF = {declared.name: task for task in TASK_SETTINGS for declared, _ in own_fields(task)}
 
@@ -184,7 +186,6 @@ def test_ranges_that_depend_on_the_batch_say_its_size() -> None:
 
 #: A valid value of each setting of one task that is not its default.
 OTHER_VALUES: dict[str, Any] = {
-    "scale": (1.0, 1.0),
     "rare_crop": 0.5,
     "loss": {"dice": 1.0},
     "class_weights": "none",
@@ -196,6 +197,7 @@ OTHER_VALUES: dict[str, Any] = {
     "late_crop": (64, 64),
     "degradation": {"noise": (5, 50)},
     "pixel_loss": "charbonnier",
+    "regression_loss": {"huber": 1.0},
     "teacher": "tinyvit_5m.mobilesam",
     "embeddings": "folder",
     "teacher_prompts": 2,
