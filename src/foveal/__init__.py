@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .info import Labels as Labels
     from .info import ModelInfo as ModelInfo
     from .info import Preprocess as Preprocess
+    from .info import Target as Target
     from .measuring.benchmark import bench as bench
     from .measuring.presets import bench_preset as bench_preset
     from .prediction.everything_options import EverythingOptions as EverythingOptions
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .prediction.mask_results import EverythingResult as EverythingResult
     from .prediction.mask_results import MaskResult as MaskResult
     from .prediction.predictor import Predictor as Predictor
+    from .prediction.regress import RegressResult as RegressResult
     from .prediction.results import ClassifyResult as ClassifyResult
     from .prediction.results import SegmentResult as SegmentResult
     from .prediction.results import UpscaleResult as UpscaleResult
@@ -65,10 +67,12 @@ _HOME = {
     "ModelInfo": "info",
     "Predictor": "prediction.predictor",
     "Preprocess": "info",
+    "RegressResult": "prediction.regress",
     "SamAutomaticMaskGenerator": "prediction.segment_anything",
     "SamPredictor": "prediction.segment_anything",
     "SegmentResult": "prediction.results",
     "StreamResult": "prediction.streamed",
+    "Target": "info",
     "TrainConfig": "training.config",
     "UpscaleResult": "prediction.results",
     "average_recall": "evaluation.coco",
@@ -109,10 +113,12 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "ModelInfo",
     "Predictor",
     "Preprocess",
+    "RegressResult",
     "SamAutomaticMaskGenerator",
     "SamPredictor",
     "SegmentResult",
     "StreamResult",
+    "Target",
     "TrainConfig",
     "UpscaleResult",
     "average_recall",

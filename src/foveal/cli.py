@@ -29,6 +29,7 @@ app = cyclopts.App(
 for _target, _help in {
     "segment:segment": "Segment images: class masks and overlays.",
     "upscale:upscale": "Upscale images.",
+    "regress:regress": "Predict maps of values: depth, surface normals, alpha.",
     "prompt:prompt": "Cut out the object at points or in a box, or all objects.",
     "classify:classify": "Classify images.",
     "predict:predict": "Predict with any model, whatever its task.",

@@ -118,6 +118,49 @@ class Preprocess:
         return cls(size=(side, side), resample="bilinear", pad=True)
 
 
+#: What regression models predict: numbers of any kind, distances along the view, unit vectors, coverage.
+TARGET_KINDS = ("values", "depth", "normals", "alpha")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the maps of a regression model mean, and how integer files hold them.
+
+    Attributes:
+        kind: one of :data:`TARGET_KINDS`. "normals" are unit vectors with x to the right; "alpha" is 0..1.
+        unit: of the values, for example "m"; empty: none.
+        scale: value of one step of an integer file; 0: 1 for "values" and "depth". "alpha" files then hold 0..1 and
+            "normals" files -1..1 over the whole range of their type. Values of floating-point files are taken as they
+            are.
+        invalid: stored value of pixels without a measurement; ``None``: every stored value is one.
+    """
+
+    kind: str = "values"
+    unit: str = ""
+    scale: float = 0.0
+    invalid: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in TARGET_KINDS:
+            raise ConfigError(f"target: kind={self.kind[:60]!r}{nearest(self.kind[:60], TARGET_KINDS)}")
+        object.__setattr__(self, "unit", _printable(self.unit))
+        if self.scale != 0:
+            _check_range("target: scale", (self.scale,), 1e-12, 1e12)
+        if self.invalid is not None:
+            _check_range("target: invalid", (self.invalid,), -1e38, 1e38)
+
+    def names(self, count: int) -> tuple[str, ...]:
+        """Names of so many channels."""
+        if self.kind == "normals" and count == len(_AXES):
+            return _AXES
+        if count == 1:
+            return (self.kind.removesuffix("s"),)
+        return tuple(f"{self.kind.removesuffix('s')} {index}" for index in range(count))
+
+
+_AXES = ("x", "y", "z")
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """Everything that is needed to rebuild and to use a model.
@@ -125,7 +168,7 @@ class ModelInfo:
     Attributes:
         model: architecture, a name of ``foveal.list_models``; empty for files that other software wrote.
         task: name of the task, see :data:`foveal.task.TASKS`.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; of regression models, channels of the map.
         in_chans: channels of the image.
         options: further keyword arguments of ``create_model``.
         preprocess: how images become the network's input.
@@ -133,6 +176,7 @@ class ModelInfo:
         output_stride: input pixels per output position (exported files).
         tag: data set or setting of the weights, the part of their name after the dot.
         licence: of the weights, an SPDX name.
+        target: for regression models: what the channels mean.
         mask_thresholds: for promptable models: predicted IoU and stability above which segmenting everything keeps a
             mask; empty: SAM's thresholds. The scale of these predictions depends on how a model was trained.
         notes: where the weights come from, figures and seeds; free form.
@@ -151,6 +195,7 @@ class ModelInfo:
     tag: str = ""
     licence: str = ""
     mask_thresholds: tuple[float, ...] = ()
+    target: Target = field(default_factory=Target)
     notes: dict[str, Any] = field(default_factory=dict)
     base: dict[str, Any] = field(default_factory=dict)
 
@@ -170,8 +215,9 @@ class ModelInfo:
         return ignore_id(len(self.labels.names))
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values; ``base`` only where it is not empty, so that older versions read the rest."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if key != "base" or value}
+        """All fields as plain values; ``base`` and ``target`` only where there are any, for older versions."""
+        defaults = {"base": {}, "target": dataclasses.asdict(Target())}
+        return {key: value for key, value in dataclasses.asdict(self).items() if defaults.get(key) != value}
 
     def to_json(self) -> str:
         """JSON of all fields; tasks that label pixels add ``ignore_index``, the value of pixels without a class."""
@@ -191,6 +237,7 @@ class ModelInfo:
                 raise TypeError("it is no JSON object")
             ignored = data.pop("ignore_index", None)
             parts = {"preprocess": _build(Preprocess, data["preprocess"]), "labels": _build(Labels, data["labels"])}
+            parts["target"] = _build(Target, data.get("target", {}))
             info = _build(cls, data | parts)
             _check_description(info)
             if ignored not in (None, IGNORE, info.ignored):  # before masks of 16 bits, it was 255 for any classes
@@ -219,8 +266,8 @@ def _build(cls: Any, data: Any) -> Any:
     empty = cls()
     for name, value in data.items():
         default = getattr(empty, name)
-        if name in ("size", "max_side"):  # None is allowed
-            valid = value is None or (_is_int(value) if name == "max_side" else _are_ints(value, 2))
+        if name in _OPTIONAL:
+            valid = value is None or _OPTIONAL[name](value)
         elif isinstance(default, tuple):
             valid = isinstance(value, list) and all(map(_ITEMS.get(name, _is_number), value))
         elif isinstance(default, float):
@@ -300,6 +347,13 @@ def _is_number(value: Any) -> bool:
 def _are_ints(value: Any, count: int) -> bool:
     return isinstance(value, list) and len(value) == count and all(map(_is_int, value))
 
+
+#: What values must be that may be ``None``.
+_OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "size": lambda size: _are_ints(size, 2),
+    "max_side": _is_int,
+    "invalid": _is_number,
+}
 
 #: What the items of a list must be, if not numbers.
 _ITEMS: dict[str, Callable[[Any], bool]] = {

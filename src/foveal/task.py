@@ -25,6 +25,7 @@ class Task:
         has_head: whether its models have a head; without one they are backbones.
         has_classes: whether its output is a score per class.
         labels_pixels: whether each pixel has a class, or is ignored.
+        has_maps: whether its output is a map at the network's stride, which is upsampled to the size of the image.
         output_name: name of the output in exported files.
         published_classes: number of classes of published weights, unless their head states another number.
         head_keys: prefixes of state-dict keys (in Foveal's layout) that only models of this task have; empty: the task
@@ -42,6 +43,7 @@ class Task:
     has_head: bool = True
     has_classes: bool = False
     labels_pixels: bool = False
+    has_maps: bool = False
     output_name: str = "logits"
     published_classes: int = 0
     head_keys: tuple[str, ...] = ()
@@ -61,7 +63,14 @@ TASKS = {
             published_classes=1000,
             tuned_head=("head.classifier.",),
         ),
-        Task("segment", "the class of each pixel", has_classes=True, labels_pixels=True, head_keys=("head.laterals.",)),
+        Task(
+            "segment",
+            "the class of each pixel",
+            has_classes=True,
+            labels_pixels=True,
+            has_maps=True,
+            head_keys=("head.laterals.",),
+        ),
         Task(
             "upscale",
             "an image",
@@ -70,6 +79,7 @@ TASKS = {
             option="scale",
             output_layer="head.subpixel",
         ),
+        Task("regress", "values of each pixel", has_maps=True, output_name="values", head_keys=("head.target_std",)),
         Task(
             "prompt",
             "masks of objects",
@@ -97,7 +107,5 @@ def find_task(name: str) -> Task:
 def identify_task(keys: Iterable[str]) -> Task:
     """Identify the task of an image model by its state-dict keys (in Foveal's layout); "classify" if none decides."""
     names = list(keys)
-    for task in TASKS.values():
-        if any(name.startswith(task.head_keys) for name in names):
-            return task
-    return TASKS["classify"]
+    tasks = [task for task in TASKS.values() if any(name.startswith(task.head_keys) for name in names)]
+    return tasks[-1] if tasks else TASKS["classify"]  # a regression head has the keys of a segmentation head and more

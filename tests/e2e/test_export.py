@@ -141,7 +141,7 @@ def test_refusals_leave_no_file(tmp_path: Path) -> None:
     model = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
     with pytest.raises(foveal.ConfigError, match=r"unknown format 'onxn'; did you mean 'onnx'\?"):
         foveal.export(model, to="onxn", output=tmp_path / "a.onnx")
-    with pytest.raises(foveal.ConfigError, match="upsample is for segmentation, efficientvit_b0 is for 'classify'"):
+    with pytest.raises(foveal.ConfigError, match="upsample is for segmentation and regression, efficientvit_b0 is"):
         foveal.export(foveal.create_model("efficientvit_b0"), output=tmp_path / "x.onnx", upsample=True)
     with pytest.raises(foveal.ConfigError, match="trace at 64 pixels or more"):
         foveal.export(model, output=tmp_path / "a.onnx", size=(32, 64))
@@ -155,7 +155,7 @@ def test_refusals_leave_no_file(tmp_path: Path) -> None:
 
 def test_backbones_are_refused(tmp_path: Path) -> None:
     backbone = foveal.create_model("efficientvit_b0", features_only=True)
-    with pytest.raises(foveal.ConfigError, match="create the model for one of classify, segment, upscale, prompt"):
+    with pytest.raises(foveal.ConfigError, match="for one of classify, segment, upscale, regress, prompt"):
         foveal.export(backbone, output=tmp_path / "a.onnx")
 
 

@@ -99,6 +99,7 @@ KEYS_SINCE = [
     "sizes",
     "distil",
     "teacher_cache",
+    "regression_loss",
 ]
 
 #: Values just outside the range of each setting that has one.
@@ -148,6 +149,7 @@ OUTSIDE: dict[str, list[Any]] = {
     "drop_path": [-0.1, 1.0],
     "repeats": [0, 3],
     "sizes": [(31,), (64, 0)],
+    "regression_loss": [{"l1": 0.0}],
 }
 TASK_OF = {declared.name: task for task in TASK_SETTINGS for declared, _ in own_fields(task)}
 
@@ -193,7 +195,6 @@ def test_ranges_that_depend_on_the_batch_say_its_size() -> None:
 
 #: A valid value of each setting of one task that is not its default.
 OTHER_VALUES: dict[str, Any] = {
-    "scale": (1.0, 1.0),
     "rare_crop": 0.5,
     "loss": {"dice": 1.0},
     "class_weights": "none",
@@ -207,6 +208,7 @@ OTHER_VALUES: dict[str, Any] = {
     "degradation": {"noise": (5, 50)},
     "pixel_loss": "charbonnier",
     "teacher_cache": "folder",
+    "regression_loss": {"huber": 1.0},
     "embeddings": "folder",
     "teacher_prompts": 2,
     "freeze_encoder": True,

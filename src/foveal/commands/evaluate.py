@@ -45,7 +45,7 @@ def evaluate(
     out: Path | None = None,
     json: Json = False,
 ) -> int:
-    """Score a model on a data set: segmentation, classification, super-resolution or promptable models.
+    """Score a model on a data set: segmentation, classification, super-resolution, regression or promptable models.
 
     Images that cannot be scored are listed, and the exit code is then 1.
 
@@ -56,8 +56,8 @@ def evaluate(
     data
         Folder of the data set, or a pattern of tar files.
     split
-        Split to score. Default for segmentation: test, or the split of the protocol; for classifiers and promptable
-        models: test, else val, else all; for super-resolution: every set that the model was not trained on.
+        Split to score. Default for segmentation: test, or the split of the protocol; for classifiers, regression and
+        promptable models: test, else val, else all; for super-resolution: every set that the model was not trained on.
     class_map
         Segmentation: YAML file "model class: data class", for a model with other classes than the data.
     protocol

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 _SHOWN = 200  # entries of a list in a table
 #: Options of ``create_model`` that belong to the task, not to the family.
-_TASK_OPTIONS = {"upscale": {"scale": "1 (repairs), 2 (the default), 3 or 4"}}
+_TASK_OPTIONS = {
+    "upscale": {"scale": "1 (repairs), 2 (the default), 3 or 4"},
+    "regress": {"out_chans": "channels, 1 by default", "output": "none (the default), sigmoid, softplus or unit"},
+}
 
 
 def models(pattern: str = "*", /, *, task: str | None = None, size: str | None = None, json: Json = False) -> int:

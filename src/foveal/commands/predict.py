@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
-from . import classify, prompt, segment, upscale
+from . import classify, prompt, regress, segment, upscale
 from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, Overlap, Tile
 from .outputs import FOLDER, Request
 from .tables import Csv
@@ -20,6 +20,7 @@ _RUNS: dict[str, Callable[[Predictor, Request], int]] = {
     "segment": segment.run,
     "classify": classify.run,
     "upscale": upscale.run,
+    "regress": regress.run,
     "prompt": prompt.run,
 }
 
@@ -48,8 +49,8 @@ def predict(
     out
         Folder for results that are files, or the file of a single result.
     overlay
-        Also write the image with the result over it (segmentation, masks of objects); default: for a single image,
-        and always for masks of objects.
+        Also write the image with the result over it (segmentation, masks of objects), or a picture of the values
+        (regression); default: for a single image, and always for masks of objects.
     resume
         Skip images whose result exists.
     """

@@ -49,7 +49,7 @@ def train(
     /,
     *,
     model: Annotated[str | None, _option("model")] = None,
-    task: Annotated[Literal["segment", "classify", "upscale", "prompt"] | None, _option("task")] = None,
+    task: Annotated[Literal["segment", "classify", "upscale", "regress", "prompt"] | None, _option("task")] = None,
     in_chans: Annotated[int | None, _option("in_chans")] = None,
     weights: Annotated[str | None, _option("weights")] = None,
     tune: Annotated[Literal["head", "norms", "bias", "lora", "prompt"] | None, _option("tune")] = None,

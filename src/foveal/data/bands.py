@@ -194,9 +194,9 @@ def band_statistics(
 
 
 def _open_any(root: str | Path, splits: Sequence[str]) -> Banded:
-    """The samples of the first split that there is, with masks or with classes; else the error of the first attempt."""
+    """The samples of the first split that there is, with any labels; else the error of the first attempt."""
     first: DataError | None = None
-    tasks: tuple[LabelledTask, ...] = ("segment", "classify")
+    tasks: tuple[LabelledTask, ...] = ("segment", "classify", "regress")
     for split in splits:
         for task in tasks:
             try:

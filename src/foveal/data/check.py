@@ -17,7 +17,7 @@ from ..images.formats import is_image
 from ..images.reading import read_image
 from ..info import IGNORE, Labels
 from ..progress import Progress
-from . import classification, instances, stream, super_resolution
+from . import classification, instances, regression, stream, super_resolution
 from .bands import D, with_its_bands
 from .check_report import DataReport, SplitReport
 from .classification import ClassificationData, class_folders
@@ -27,6 +27,7 @@ from .layout import ALL, FILE, DatasetFile, Problem, describe
 from .masks import MaskReader, note_black_and_white
 from .outlines import OutlineMasks
 from .recognition import recognise
+from .regression import RegressionData
 from .segmentation import SegmentationData
 from .segmentation_layouts import LAYOUTS, Layout
 from .shards import find_shards
@@ -96,7 +97,9 @@ class _Check:
         return split
 
     def indices(
-        self, data: SegmentationData | ClassificationData | SuperResolutionData | InstanceData, split: SplitReport
+        self,
+        data: SegmentationData | ClassificationData | SuperResolutionData | InstanceData | RegressionData,
+        split: SplitReport,
     ) -> Iterator[int]:
         """The indices of all samples of a split, with a progress bar."""
         split.items = len(data)
@@ -145,6 +148,8 @@ def _check_layout(check: _Check) -> None:
         _check_tars(check, tuple(find_shards(root)[2]))
     elif name == super_resolution.LAYOUT:
         _check_pairs(check, super_resolution.high_folders(root, described))
+    elif name == regression.LAYOUT:
+        _check_maps(check, tuple(regression.splits_of(root, described)))
     elif name == classification.LAYOUT:
         _check_classes(check, tuple(class_folders(root, described)))
     else:
@@ -264,6 +269,42 @@ def _check_classes(check: _Check, splits: Sequence[str]) -> None:
                 split.count_classes(label, len(data.labels.names))
                 split.examples.offer(path.name, sample[0], label, data.labels)
                 check.note_duplicate(split.name, path)
+
+
+def _check_maps(check: _Check, splits: Sequence[str]) -> None:
+    """Check images with maps of values; a note for each split gives their range and the share of valid pixels."""
+    for name in _without_all(splits):
+        split = check.add_split(name)
+        files, problems = regression.open_splits(check.root, [name], check.described)
+        check.report.problems += problems
+        check.use((image, label) for image, *labels in files for label in labels if label)
+        check.label_folders |= regression.other_folders(files)
+        try:
+            data = RegressionData.open(check.root, [name]) if files and not problems else None
+        except DataError as error:
+            check.report.problems.append(_problem(check.root, error))
+            continue
+        if data is None:
+            split.items = len(files) + len(problems)
+            continue
+        check.report.labels = data.labels
+        data = _with_its_bands(data, check)
+        valid, pixels, low, high = 0, 0, np.inf, -np.inf
+        for index in check.indices(data, split):
+            path = data.name(index)
+            if sample := check.read(data, index, path, split):
+                image, values = sample
+                measured = values[np.isfinite(values).all(2)]
+                valid, pixels = valid + len(measured), pixels + values[..., 0].size
+                low, high = min(low, measured.min(initial=np.inf)), max(high, measured.max(initial=-np.inf))
+                split.sizes[image.shape[:2]] += 1
+                split.examples.offer(path.name, image, None, data.labels)
+                check.note_duplicate(split.name, path)
+        if valid:
+            kind = f"{data.target.kind} of {low:g} to {high:g} {data.target.unit}".rstrip()
+            check.report.notes.append(f"{name}: {kind}, in {valid / pixels:.1%} of the pixels")
+        elif pixels:
+            check.report.problems.append(Problem(check.root / name, "no valid pixel in any of its maps"))
 
 
 def _check_pairs(check: _Check, folders: Mapping[str, Path]) -> None:

@@ -8,23 +8,25 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 
+from ..errors import DataError
 from ..images.bands import Bands
 from ..info import Labels
 from . import stream
 from .classification import ClassificationData, class_folders
 from .layout import DatasetFile, describe
+from .regression import RegressionData
 from .segmentation import SegmentationData
 from .segmentation_layouts import layout_of
 from .shards import find_shards, is_pattern
 from .tar_samples import TarSamples
 
-LabelledTask = Literal["segment", "classify"]  # tasks whose images are labelled with masks or with classes
+LabelledTask = Literal["segment", "classify", "regress"]  # tasks whose images have masks, classes or maps of values
 
 
 class Labelled(Protocol):
     """Samples by index: ``data[i] -> (image, target)``.
 
-    The image is ``(H, W, C)``, the target class ids ``(H, W)`` or a class index.
+    The image is ``(H, W, C)``, the target class ids ``(H, W)``, a class index, or values ``(H, W, channels)``.
     """
 
     @property
@@ -45,7 +47,7 @@ class Labelled(Protocol):
 
 
 class Banded(Labelled, Protocol):
-    """Samples with masks or classes, whose images may have other bands than RGB."""
+    """Samples with masks, classes or values, whose images may have other bands than RGB."""
 
     @property
     def bands(self) -> Bands:
@@ -63,14 +65,16 @@ def open_labelled(data: str | Path, splits: Sequence[str], task: LabelledTask) -
     Args:
         data: folder of a data set, or a pattern of tar files (see :func:`~foveal.data.shards.find_shards`).
         splits: names of the splits; their samples are joined.
-        task: "segment" for samples with masks, "classify" for samples with a class index.
+        task: "segment" for samples with masks, "classify" for samples with a class index, "regress" for maps of values.
 
     Raises:
         DataError: the data set cannot be used.
         ConfigError: ``dataset.yaml`` has unknown keys or values.
     """
     folders = _FOLDERS[task]
-    if _is_in_tars(data, folders):
+    if folders.fit is None and is_pattern(data):
+        raise DataError(f"{data}: tar files hold no maps of values: give the folder of a data set")
+    if folders.fit is not None and _is_in_tars(data, folders.fit):
         return TarSamples.open(data, splits, task)
     return folders.open(data, splits)
 
@@ -79,7 +83,7 @@ class _Folders(NamedTuple):
     """How the data of a task is stored in folders."""
 
     open: Callable[[str | Path, Sequence[str]], Banded]
-    fit: Callable[[Path, DatasetFile], bool]  # whether a data set has such folders
+    fit: Callable[[Path, DatasetFile], bool] | None  # whether a data set has such folders; None: tar files hold none
 
 
 def _has_masks(root: Path, described: DatasetFile) -> bool:
@@ -93,10 +97,11 @@ def _has_class_folders(root: Path, described: DatasetFile) -> bool:
 _FOLDERS = {
     "segment": _Folders(SegmentationData.open, _has_masks),
     "classify": _Folders(ClassificationData.open, _has_class_folders),
+    "regress": _Folders(RegressionData.open, None),
 }
 
 
-def _is_in_tars(data: str | Path, folders: _Folders) -> bool:
+def _is_in_tars(data: str | Path, fit: Callable[[Path, DatasetFile], bool]) -> bool:
     """Whether to read tar files: not next to folders of images, which may have been extracted from them."""
     if is_pattern(data):
         return True
@@ -104,4 +109,4 @@ def _is_in_tars(data: str | Path, folders: _Folders) -> bool:
     described = describe(root)
     if described.layout:
         return described.layout == stream.LAYOUT
-    return bool(find_shards(root)[2]) and not folders.fit(root, described)
+    return bool(find_shards(root)[2]) and not fit(root, described)

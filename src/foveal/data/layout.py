@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..config import build_config, read_yaml, shown
 from ..errors import ConfigError, DataError, nearest
 from ..images.folders import images_below
 from ..images.formats import is_image
-from ..info import IGNORE, WIDE_IGNORE
+from ..info import IGNORE, WIDE_IGNORE, Target
 
 FILE = "dataset.yaml"
 ALL = "all"  #: name of the split with all samples, if there are no folders for splits
@@ -67,6 +67,7 @@ class DatasetFile:
         mean: mean of each band, for models that are trained on the data (``foveal data stats --write``); on the scale
             of :class:`~foveal.info.Preprocess`. Their number is the number of bands. Empty: computed, or ImageNet's.
         std: standard deviation of each band.
+        target: for maps of values: the fields of :class:`~foveal.info.Target`, all of them optional.
     """
 
     layout: str = ""
@@ -83,8 +84,10 @@ class DatasetFile:
     dtype: Literal["", "uint8", "uint16", "float32"] = ""
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    target: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        build_config(Target, self.target, f"{FILE}: target")
         if len(self.mean) != len(self.std):
             raise ConfigError(f"{FILE}: {len(self.mean)} values of 'mean' but {len(self.std)} of 'std'; one per band")
         if not all(value > 0 for value in self.std):

@@ -8,18 +8,19 @@ from pathlib import Path
 
 from ..errors import DataError, FovealError
 from ..task import TASKS
-from . import classification, instances, segmentation_layouts, stream, super_resolution
+from . import classification, instances, regression, segmentation_layouts, stream, super_resolution
 from .layout import DatasetFile, UnknownLayoutError, describe
 from .outline_layouts import OUTLINE_LAYOUTS
 from .shards import find_shards, is_pattern
 
 #: Names of the layouts that are not in ``segmentation_layouts``.
-OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT, instances.IDS)
+OTHERS = (classification.LAYOUT, super_resolution.LAYOUT, stream.LAYOUT, instances.IDS, regression.LAYOUT)
 
 _LAYOUTS: Mapping[str, tuple[str, ...]] = {  # of each task
     "segment": (*(layout.name for layout in segmentation_layouts.LAYOUTS), stream.LAYOUT),
     "classify": (classification.LAYOUT, stream.LAYOUT),
     "upscale": (super_resolution.LAYOUT,),
+    "regress": (regression.LAYOUT,),
     "prompt": (instances.IDS, *OUTLINE_LAYOUTS),
 }
 
@@ -32,6 +33,7 @@ _SPLITS: Mapping[str, Callable[[Path, DatasetFile], Iterable[str]]] = {
         split for split, classes in classification.class_folders(root, described).items() if any(classes.values())
     ),
     "upscale": super_resolution.sets_of,
+    "regress": regression.splits_of,
     "prompt": instances.splits_of,
 }
 
@@ -49,6 +51,8 @@ def recognise(root: Path, described: DatasetFile) -> str:
         return layout.name
     if name == instances.IDS:
         return instances.layout_of(root, described)
+    if name in ("", regression.LAYOUT) and regression.splits_of(root, described):
+        return regression.LAYOUT
     if name in ("", stream.LAYOUT) and find_shards(root)[2]:
         return stream.LAYOUT
     if name in ("", super_resolution.LAYOUT) and (folders := super_resolution.high_folders(root, described)):

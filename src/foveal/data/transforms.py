@@ -51,17 +51,17 @@ class SegmentAugment:
         """
         height, width = self.crop
         scale = float(np.exp(rng.uniform(*np.log(self.scale))))
-        top, left = self._corner(mask if mask.ndim == 2 else mask[..., 0], height / scale, width / scale, rng)
+        top, left = self.corner(mask if mask.ndim == 2 else mask[..., 0], height / scale, width / scale, rng)
         box = (left, top, left + width / scale, top + height / scale)
-        picture = _crop_resize(image, box, (width, height), Image.Resampling.BICUBIC, self.fill)
+        picture = crop_resize(image, box, (width, height), Image.Resampling.BICUBIC, self.fill)
         nearest = Image.Resampling.NEAREST
-        target = change_mask(mask, lambda layers, outside: _crop_resize(layers, box, (width, height), nearest, outside))
+        target = change_mask(mask, lambda layers, outside: crop_resize(layers, box, (width, height), nearest, outside))
         out = recoloured(picture, self.jitter, self.tint, rng)
         if rng.random() < self.flip:
             out, target = out[:, ::-1], target[:, ::-1]
         return np.ascontiguousarray(out), np.ascontiguousarray(target)
 
-    def _corner(self, mask: NDArray[Any], height: float, width: float, rng: np.random.Generator) -> tuple:
+    def corner(self, mask: NDArray[Any], height: float, width: float, rng: np.random.Generator) -> tuple:
         """Draw the top left corner (y, x) of a crop of ``height`` x ``width`` source pixels."""
         free_y, free_x = mask.shape[0] - height, mask.shape[1] - width
         low_y, low_x = min(0.0, free_y), min(0.0, free_x)
@@ -132,7 +132,7 @@ def recoloured(image: NDArray[Any], jitter: float, tint: float, rng: np.random.G
     return np.asarray(picture)
 
 
-def _crop_resize(
+def crop_resize(
     image: NDArray[Any],
     box: tuple[float, float, float, float],
     size: tuple[int, int],

@@ -38,6 +38,7 @@ from ..models.realtime_sr import RealtimeSR
 from ..models.vit import ViT
 from ..tasks.classify import ClassificationModel
 from ..tasks.prompt import ImageEncoder, PlainNeck, PromptModel, PyramidNeck
+from ..tasks.regress import RegressionModel
 from ..tasks.segment import SegmentationHead, SegmentationModel
 from ..tasks.upscale import UpscaleModel
 from .builder import Builder, Lowering, bias_of
@@ -266,7 +267,7 @@ def _mobilenet_classifier(builder: Builder, head: MobileNetClassifier, x: int) -
     return builder.lower(head.classifier, x)
 
 
-def _segmentation_head(builder: Builder, head: SegmentationHead, found: list[int]) -> int:
+def _segmentation_head(builder: Builder, head: SegmentationHead, found: list[int], act: str = "none") -> int:
     coarsest_first = found[:-4:-1]
     fused = builder.lower(head.laterals[-1], coarsest_first[-1])  # the finest map is not upsampled
     for lateral, upsample, x in reversed(
@@ -275,7 +276,7 @@ def _segmentation_head(builder: Builder, head: SegmentationHead, found: list[int
         y = builder.lower(lateral, x)
         fused = builder.add("upsample", (y,), residual=fused, factor=upsample.factor, a=upsample.a)
     x = builder.lower(head.blocks, fused)
-    return builder.conv(head.classifier, builder.lower(head.expand, x))
+    return builder.conv(head.classifier, builder.lower(head.expand, x), act=act)
 
 
 def _classification(builder: Builder, model: ClassificationModel, _: int) -> int:
@@ -286,6 +287,25 @@ def _classification(builder: Builder, model: ClassificationModel, _: int) -> int
 def _segmentation(builder: Builder, model: SegmentationModel, _: int) -> int:
     found = maps(builder, model.backbone, builder.image(multiple=model.multiple_of))
     return builder.add("output", (_segmentation_head(builder, model.head, found),), stride=model.stride)
+
+
+def _regression(builder: Builder, model: RegressionModel, _: int) -> int:
+    """The segmentation head; its last convolution gives values in the unit of the target."""
+    head = copy.deepcopy(model.head)
+    act = head.output if head.output in ("sigmoid", "softplus") else "none"
+    mean, std = head.target_mean, head.target_std
+    head.classifier.bias = nn.Parameter(bias_of(head.classifier))
+    if act == "softplus":
+        head.classifier.bias += mean / std
+    elif act == "none":
+        head.classifier.weight *= std[:, None, None, None]
+        head.classifier.bias.mul_(std).add_(mean)
+    x = _segmentation_head(builder, head, maps(builder, model.backbone, builder.image(multiple=model.multiple_of)), act)
+    if act == "softplus":
+        factor = nn.Conv2d(len(std), len(std), 1, bias=False)
+        factor.weight.copy_(std.diag()[:, :, None, None])
+        x = builder.conv(factor, x)
+    return builder.add("output", (x,), stride=model.stride)
 
 
 def _image_encoder(builder: Builder, model: ImageEncoder, _: int) -> int:
@@ -332,6 +352,7 @@ LOWERINGS: dict[type[nn.Module], Lowering] = {
     MobileNetClassifier: _mobilenet_classifier,
     ClassificationModel: _classification,
     SegmentationModel: _segmentation,
+    RegressionModel: _regression,
     UpscaleModel: _upscale,
     ImageEncoder: _image_encoder,
     **TOKENS,

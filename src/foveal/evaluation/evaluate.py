@@ -48,11 +48,11 @@ def evaluate(
     Args:
         ref: anything that :func:`foveal.load` accepts, or a predictor.
         data: folder of the data set in the layout of the model's task (:mod:`foveal.data.segmentation`,
-            ``classification``, ``super_resolution`` or ``instances``). Segmentation and classification also take a
-            pattern of tar files.
-        split: split to score. Default for segmentation: "test", or the split of the protocol; for classification and
-            promptable models: "test", else "val", else all images; for upscaling: every set that the model was not
-            trained on.
+            ``classification``, ``super_resolution``, ``regression`` or ``instances``). Segmentation and
+            classification also take a pattern of tar files.
+        split: split to score. Default for segmentation: "test", or the split of the protocol; for classification,
+            regression and promptable models: "test", else "val", else all images; for upscaling: every set that the
+            model was not trained on.
         size: segmentation: (H, W) to resize images to before the network. The logits are resized from there to the
             label's size in one step.
         class_map: segmentation: YAML file ``model class: data class``, for a model with other classes than the data.
@@ -64,9 +64,9 @@ def evaluate(
             numbers in each evaluation; default: as in the model's training.
         prompts: promptable models: prompt with "boxes", "clicks", or "all" for both; or with the boxes of a detector, a
             .json file in COCO's result format (:mod:`foveal.evaluation.detections`).
-        tile: segmentation: side of the tiles in which images are seen at their full size (a sliding window), whose
-            logits are blended; default: whole images.
-        overlap: segmentation: pixels that neighbouring tiles share; default: a third of ``tile``.
+        tile: segmentation and regression: side of the tiles in which images are seen at their full size (a sliding
+            window), whose outputs are blended; default: whole images.
+        overlap: segmentation and regression: pixels that neighbouring tiles share; default: a third of ``tile``.
         flip: segmentation: the mean over each image and its mirror image.
         scales: segmentation: the mean over copies of each image at these scales of the network's usual input.
         device: torch device, as in :func:`foveal.load`; only with a reference.
@@ -80,7 +80,8 @@ def evaluate(
     Returns:
         A :class:`~foveal.evaluation.report.Report`; the model's task determines which:
         :class:`~foveal.evaluation.segment.Evaluation`, :class:`~foveal.evaluation.classify.ClassifyEvaluation`,
-        :class:`~foveal.evaluation.upscale.UpscaleEvaluation` or
+        :class:`~foveal.evaluation.upscale.UpscaleEvaluation`,
+        :class:`~foveal.evaluation.regress.RegressionEvaluation` or
         :class:`~foveal.evaluation.prompt.PromptEvaluation`, with a detector's boxes
         :class:`~foveal.evaluation.detections.DetectionEvaluation`.
 

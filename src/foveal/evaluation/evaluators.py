@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from .classify import ClassifyEvaluator
 from .prompt import PromptEvaluator
+from .regress import RegressEvaluator
 from .report import Part, Report
 from .segment import SegmentEvaluator
 from .upscale import UpscaleEvaluator
@@ -54,5 +55,6 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "classify": ClassifyEvaluator,
     "segment": SegmentEvaluator,
     "upscale": UpscaleEvaluator,
+    "regress": RegressEvaluator,
     "prompt": PromptEvaluator,
 }

@@ -148,5 +148,11 @@ def json_number(value: float) -> float | None:
 
 
 def in_words(metric: str, value: float) -> str:
-    """Format a validation score as text: "miou 63.42%", "psnr 37.20 dB"."""
-    return f"{metric} {value:.2f} dB" if metric == "psnr" else f"{metric} {value:.2%}"
+    """Format a validation score as text: "miou 63.42%", "psnr 37.20 dB", "rmse 0.1234"."""
+    if (unit := UNITS.get(metric)) is not None:
+        return f"{metric} {value:.4g} {unit}".rstrip() if metric != "psnr" else f"{metric} {value:.2f} {unit}"
+    return f"{metric} {value:.2%}"
+
+
+#: Units of validation scores that are no shares; empty: that of the data.
+UNITS = {"psnr": "dB", "mean_angle": "degrees", "sad": "thousand pixels", "rmse": ""}

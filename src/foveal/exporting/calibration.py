@@ -50,6 +50,7 @@ MEASURES = {
     "segment": Measure("mIoU", "points", 0.5, 0.4, lambda report: 100 * report.miou, {}),
     "classify": Measure("top-1", "points", 0.5, 1.0, lambda report: 100 * report.top1, {}),
     "upscale": Measure("PSNR", "dB", 0.1, 1.0, lambda report: report.sets[0].scores.psnr, {}),
+    "regress": Measure("similarity", "points", 0.5, 0.4, lambda report: 100 * report.scores.similarity, {}),
     "prompt": Measure("box mIoU", "points", 1.0, 1.0, lambda report: 100 * report.miou("box"), {"prompts": "boxes"}),
 }
 

@@ -49,6 +49,7 @@ GRAPHS: dict[str, Callable[[Source], list[Graph]]] = {
     "classify": image_graphs,
     "segment": image_graphs,
     "upscale": image_graphs,
+    "regress": image_graphs,
     "prompt": prompt_graphs,
 }
 
@@ -86,8 +87,8 @@ def export(
             layout), or "web" (a folder with a page that runs the model in the browser).
         output: file to write, or an existing folder; default: the model's name in the current folder. Of "web": a new
             or empty folder, or one that an earlier export wrote, to which the model is added; default: "site".
-        upsample: for segmentation: put the upsampling to the image's size into the file. By default the file gives
-            logits at the model's own stride, and Foveal's predictor upsamples them.
+        upsample: for segmentation and regression: put the upsampling to the image's size into the file. By default the
+            file gives logits or values at the model's own stride, and Foveal's predictor upsamples them.
         size: (H, W) to trace at, each at least twice the model's coarsest stride; the file takes any size from 32 up.
             A promptable model is traced at its own size.
         input_size: (H, W) of the only images that the file takes. Formats that need a size ("coreml", "litert") have by
@@ -299,8 +300,10 @@ def _check_request(format: Format, model: nn.Module, upsample: bool, size: tuple
         )
     if format.graphs and not TASKS[info.task].takes_prompts:
         raise ConfigError(f"{format.name} files are of promptable models, {info.model} is for {info.task!r}")
-    if upsample and not TASKS[info.task].labels_pixels:
-        raise ConfigError(f"upsample is for segmentation, {info.model} is for {info.task!r}: leave it out")
+    if upsample and not TASKS[info.task].has_maps:
+        raise ConfigError(
+            f"upsample is for segmentation and regression, {info.model} is for {info.task!r}: leave it out"
+        )
 
 
 def _smallest_traced_side(model: nn.Module) -> int:
@@ -344,7 +347,7 @@ def _prepare(model: nn.Module, upsample: bool, size: tuple[int, int], limits: In
     folded = copy.deepcopy(model)
     fold_norms(folded)
     fuse_branches(folded)
-    if limits.fixed and TASKS[info.task].has_classes and not TASKS[info.task].labels_pixels:
+    if limits.fixed and TASKS[info.task].has_classes and not TASKS[info.task].has_maps:
         # A classifier's answer for a padded image would be another one: images are resized to the file's size.
         info = info.replace(preprocess=dataclasses.replace(info.preprocess, size=limits.size))
     return Source(model, folded, info, upsample, size, limits)

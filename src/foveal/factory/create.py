@@ -36,7 +36,7 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
 
     Args:
         pattern: shell-style pattern, with ``*`` and ``?``.
-        task: only models for this task ("classify", "segment", "upscale", "prompt", "language").
+        task: only models for this task ("classify", "segment", "upscale", "regress", "prompt", "language").
         pretrained: ``True``: ``name.tag`` of all weights that come with Foveal or are downloaded on first use;
             ``False`` or ``None``: the architectures.
 
@@ -72,8 +72,8 @@ def create_model(
 
     Args:
         name: architecture, or ``architecture.tag`` for one with the weights of that tag.
-        task: "classify", "segment", "upscale", "prompt" or "language"; default: the task of the weights, else the
-            architecture's first ("classify" for backbones).
+        task: "classify", "segment", "upscale", "regress", "prompt" or "language"; default: the task of the weights,
+            else the architecture's first ("classify" for backbones).
         num_classes: number of classes; default: the published number. 0 when classifying: pooled features.
         in_chans: channels of the image, at least 1. The first convolution of weights for another number is adapted: its
             filters are summed, or repeated and scaled. The preprocessing of a new model for other than 3 channels
@@ -95,8 +95,10 @@ def create_model(
             see :data:`foveal.layers.stage_blocks.STAGE_BLOCKS`. For segmentation also
             ``head="cityscapes"`` or ``"ade20k"``, the published head for that data set, with ``head_width=`` channels
             and ``head_depth=`` blocks in place of the published ones; for upscaling ``scale=`` 1 (restoration at the
-            image's own size), 2 (the default), 3 or 4. ``prompt_tokens=`` 1 to 256 puts so many learned tokens before
-            each stage of the backbone, see :mod:`foveal.layers.prompt_tokens`.
+            image's own size), 2 (the default), 3 or 4; for regression the options of segmentation, ``out_chans=``
+            channels, and ``output=`` "none", "sigmoid", "softplus" (above 0) or "unit" (vectors of length 1).
+            ``prompt_tokens=`` 1 to 256 puts so many learned tokens before each stage of the backbone, see
+            :mod:`foveal.layers.prompt_tokens`.
 
     Returns:
         nn.Module: in training mode, as torch builds it, with a ``foveal_info`` attribute.

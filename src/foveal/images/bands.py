@@ -66,7 +66,9 @@ class Bands:
 RGB = Bands()  #: three bands of uint8: what every image is converted to unless a model takes others
 
 
-def read_bands(source: ImageLike, *, name: str = "", max_pixels: int | None = None) -> NDArray[Any]:
+def read_bands(
+    source: ImageLike, *, name: str = "", max_pixels: int | None = None, finite: bool = True
+) -> NDArray[Any]:
     """Read an image with all of its bands, unchanged: no alpha is composed, 16 bits stay 16 bits.
 
     TIFF (any number of bands, in one or in separate planes, in strips or tiles; the pages of a file are further bands),
@@ -78,6 +80,7 @@ def read_bands(source: ImageLike, *, name: str = "", max_pixels: int | None = No
         name: name of the image in messages; default: the path, or "image".
         max_pixels: refuse an image with more pixels, or with more than four bytes for each of so many pixels; default
             as for ``read_image``.
+        finite: whether to refuse NaN and infinite values.
 
     Returns:
         ``(H, W, C)`` uint8, uint16 or float32. Signed integers of up to 16 bits and other floating-point values become
@@ -88,13 +91,13 @@ def read_bands(source: ImageLike, *, name: str = "", max_pixels: int | None = No
     """
     name, plain = name or name_of(source, "image"), plain_source(source, name)
     if isinstance(plain, np.ndarray):
-        return _checked(plain, "array")
+        return _checked(plain, "array", finite=finite)
     limit = pixel_limit() if max_pixels is None else max_pixels
     if is_npy(plain):
-        return _checked(read_npy(plain, name, 4 * limit), name, limit)
+        return _checked(read_npy(plain, name, 4 * limit), name, limit, finite=finite)
     with decoding.one_line_errors(name):
         if not isinstance(plain, Image.Image) and (values := _read_tiff(plain, name, limit)) is not None:
-            return _checked(values, name)
+            return _checked(values, name, finite=finite)
         with open_image(plain, name, max_pixels) as (image, file):
             raw = decoding.raw_mode(image)
             if raw in decoding.OTHER_BYTE_ORDER:
@@ -105,7 +108,7 @@ def read_bands(source: ImageLike, *, name: str = "", max_pixels: int | None = No
                 raise InputError(f"{name}: 16-bit grey with transparency; save it as TIFF or NPY")
             else:
                 values = _decode(image, file, name)
-            return _checked(decoding.apply_orientation(values, image), name)
+            return _checked(decoding.apply_orientation(values, image), name, finite=finite)
 
 
 def read_size(source: ImageSource, *, name: str = "", max_pixels: int | None = None) -> tuple[int, int]:
@@ -185,8 +188,8 @@ def _check_bytes(name: str, shape: tuple[int, int, int], itemsize: int, limit: i
         )
 
 
-def _checked(values: NDArray[Any], name: str, limit: int | None = None) -> NDArray[Any]:
-    """``(H, W, C)`` in one of the types of :data:`foveal.info.PEAKS`, without NaN and infinite values."""
+def _checked(values: NDArray[Any], name: str, limit: int | None = None, *, finite: bool) -> NDArray[Any]:
+    """``(H, W, C)`` in one of the types of :data:`foveal.info.PEAKS`; ``finite``: without NaN and infinite values."""
     if values.ndim not in (2, 3) or not values.size:
         raise InputError(f"{name} of shape {values.shape}: expected (H, W, C) or (H, W)")
     values = values[..., None] if values.ndim == 2 else values
@@ -200,7 +203,7 @@ def _checked(values: NDArray[Any], name: str, limit: int | None = None) -> NDArr
     elif values.dtype.name not in PEAKS:
         raise InputError(f"{name}: values of {values.dtype}; convert them to {', '.join(PEAKS)}")
     values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
-    if values.dtype == np.float32 and (bad := int(np.count_nonzero(~np.isfinite(values)))):
+    if finite and values.dtype == np.float32 and (bad := int(np.count_nonzero(~np.isfinite(values)))):
         raise InputError(f"{name}: {bad} values are NaN or infinite; replace them, for example by the band's mean")
     return values
 

@@ -36,8 +36,8 @@ class TiffImage:
     Attributes:
         height: in pixels.
         width: in pixels.
-        channels: 1 for grey or indices, 3 for RGB.
-        dtype: "uint8" or "uint16".
+        channels: 1 for grey or indices, 3 for RGB; of float32 any number.
+        dtype: "uint8", "uint16" or "float32".
         palette: colours of up to 256 indices; empty for none.
         tags: further tags of the image, as they are stored.
         nodata: value of pixels without data; ``None``: there are none.
@@ -52,6 +52,11 @@ class TiffImage:
     tags: Mapping[int, RawTag] = field(default_factory=dict)
     nodata: int | None = None
     overviews: bool = True
+
+    @property
+    def has_differences(self) -> bool:
+        """Whether rows are stored as differences of neighbours; those of indices and of float32 take more bits."""
+        return not self.palette and self.dtype != "float32"
 
 
 class _Tiles:
@@ -86,7 +91,7 @@ def write_tiff(path: str | Path, image: TiffImage, bands: Iterable[NDArray[Any]]
     with atomic_write(path) as temporary:
 
         def store(number: int, row: int, column: int, tile: NDArray[Any]) -> None:
-            stored[number].add(tile, differences=not image.palette)
+            stored[number].add(tile, differences=image.has_differences)
 
         first = Level((image.height, image.width), image.channels, image.dtype, store, smaller=image.overviews)
         levels = list(first.levels())
@@ -135,13 +140,15 @@ def _tags(image: TiffImage, size: tuple[int, int], tiles: _Tiles, *, first: bool
         262: _shorts(photometric),
         277: _shorts(image.channels),
         284: _shorts(1),
-        317: _shorts(1 if image.palette else 2),
+        317: _shorts(2 if image.has_differences else 1),
         322: _longs(TILE),
         323: _longs(TILE),
         324: RawTag(_LONG8, count, bytes(8 * count)),
         325: RawTag(_LONG8, count, np.array(tiles.sizes, "<u8").tobytes()),
-        339: _shorts(*[1] * image.channels),
+        339: _shorts(*[3 if image.dtype == "float32" else 1] * image.channels),
     }
+    if image.channels not in (1, 3):
+        tags[338] = _shorts(*[0] * (image.channels - 1))  # further channels without a meaning
     if image.palette:
         table = np.zeros((3, 256), "<u2")
         table[:, : len(image.palette)] = np.array(image.palette, np.uint16).T * 257

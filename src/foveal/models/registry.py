@@ -244,7 +244,7 @@ class Variant:
     published: tuple[Published, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     twins: tuple[str, ...] = ()
-    tasks: tuple[str, ...] = ("classify", "segment", "prompt")
+    tasks: tuple[str, ...] = ("classify", "segment", "regress", "prompt")
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ register(
                 partial(TinyViT, config),
                 ClassifierHead,
                 prompt={"plain": True},
-                tasks=("prompt", "segment", "classify"),
+                tasks=("prompt", "segment", "regress", "classify"),
                 published=(_MOBILESAM,),
             )
             for name, config in CONFIGS.items()

@@ -117,14 +117,14 @@ class LimitedNetwork:
             if self.limits.fixed and shape != size:
                 return self._padded(batch, size)
             return self._grouped(batch)
-        if not self.task.labels_pixels:
+        if not self.task.has_maps:
             advice = ": give tiles of that size" if self.task.option else ""
             raise InputError(f"an image of {shape[0]}x{shape[1]}: this file takes {self.limits}{advice}")
         return np.stack([self._tiled(image) for image in batch])
 
     def _padded(self, batch: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
         height, width = batch.shape[2:]
-        if not self.task.labels_pixels and not self.task.option:
+        if not self.task.has_maps and not self.task.option:
             raise InputError(f"an image of {height}x{width}: this file takes {self.limits}")
         margins = ((0, 0), (0, 0), (0, size[0] - height), (0, size[1] - width))
         output = self._grouped(np.pad(batch, margins, mode="edge"))

@@ -108,7 +108,7 @@ def check_shapes(network: FileNetwork, path: Path, info: ModelInfo, task: Task) 
     if first is None:
         raise CheckpointError(f"{path}: a network without an input 'image'; export the model with foveal export")
     expected = [(first, info.in_chans, "channels")]
-    if task.has_classes:
+    if task.has_classes or task.has_maps:
         expected.append((result, info.num_classes, "classes"))
     for tensor, count, what in expected:
         shape = tensor.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, overload
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ConfigError, InputError
 from ..images.bands import RGB, Bands
-from ..images.preparing import describe_size, network_size, prepare
+from ..images.preparing import describe_size, prepare
 from ..images.reading import ImageLike, Picture, read_image, read_picture
 from ..images.sources import check_images, is_batch
 from ..info import ModelInfo
@@ -25,9 +26,10 @@ from .exported import NetworkRunner
 from .input_limits import InputLimits
 from .mask_results import EverythingResult
 from .prompting import Embedding, open_embedding
+from .regress import RegressResult
 from .results import ClassifyResult, SegmentResult, UpscaleResult, class_names
 from .runner import PromptRunner, Runner
-from .segmenting import Options, segment_views
+from .segmenting import Options, prepare_map
 from .tiles import MIN_SIZE, WHOLE, check_segment_tiles, check_upscale_tiles, enlarged_bands, upscale_window
 from .torch_runner import TorchRunner
 
@@ -55,10 +57,11 @@ class Predictor:
 
     def __init__(self, runner: Runner, info: ModelInfo, runtime: str) -> None:
         self.bands = Bands(info.in_chans, info.preprocess.dtype)
-        if self.bands != RGB and not (info.task in TASKS and TASKS[info.task].has_classes):
+        task = TASKS.get(info.task)
+        if self.bands != RGB and not (task and (task.has_classes or task.has_maps)):
             raise ConfigError(
-                f"this model takes {self.bands}; a predictor reads other bands than RGB of 8 bits for segmentation "
-                "and classification only: call the model directly"
+                f"this model takes {self.bands}; a predictor reads other bands than RGB of 8 bits for segmentation, "
+                "regression and classification only: call the model directly"
             )
         if len(info.preprocess.mean) != info.in_chans or len(info.preprocess.std) != info.in_chans:
             raise ConfigError(
@@ -71,14 +74,15 @@ class Predictor:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Class names by index; "class 0", ... where the model has none; empty for tasks without classes."""
+        """Names of classes or channels by index; "class 0", ... where the model has none; empty without either."""
         return class_names(self.info.labels, self.info.num_classes)
 
     def __repr__(self) -> str:
         info, classes = self.info, ""
         if info.num_classes:
             first = ", ".join(map(repr, self.names[:3])) + ", ..." * (len(self.names) > 3)
-            classes = f", {info.num_classes} classes ({first})"
+            kind = "classes" if TASKS[info.task].has_classes else "channels"
+            classes = f", {info.num_classes} {kind} ({first})"
         scale = f", x{info.options['scale']}" if "scale" in info.options else ""
         size = describe_size(info.preprocess)
         if self.limits.size is not None and info.preprocess.size is None:
@@ -105,8 +109,8 @@ class Predictor:
         **options: Any,
     ) -> list[Any]: ...
     def __call__(self, image, *, batch_size=None, **options):
-        """Predict: the model's task decides whether the result is a SegmentResult, ClassifyResult, UpscaleResult or
-        EverythingResult (``segment``, ``classify``, ``upscale`` and ``everything`` are typed).
+        """Predict: the model's task decides whether the result is a SegmentResult, ClassifyResult, UpscaleResult,
+        RegressResult or EverythingResult (the methods ``segment``, ``classify``, ... are typed).
 
         Args:
             image: path, content of a file (bytes), open binary file, Pillow image or uint8 ``(H, W, 3)`` array; or a
@@ -174,10 +178,7 @@ class Predictor:
             batch_size, tile=tile, overlap=overlap, exact=exact, flip=flip, scales=scales, progress=progress
         )
 
-        def prepare(image: ImageLike) -> Prepared:
-            return self.prepare(image, options)
-
-        batches = Batches(self.runner, prepare, batch_size or 1)
+        batches = Batches(self.runner, partial(self.prepare, options=options), batch_size or 1)
         ahead = batch_size is not None or isinstance(images, list | tuple)
         for result in batches.run(images) if ahead else map(batches.run_one, images):
             if errors == "raise" and isinstance(result, InputError):
@@ -242,8 +243,8 @@ class Predictor:
         """
         if output.ndim != ndim or len(output) != 1 or output.shape[1] != (self.info.num_classes or output.shape[1]):
             raise CheckpointError(
-                f"{self.info.ref}: the network gives an output of shape {output.shape} instead of scores for "
-                f"{self.info.num_classes} classes: its description is of another model"
+                f"{self.info.ref}: the network gives an output of shape {output.shape} instead of one for "
+                f"{self.info.num_classes} classes or channels: its description is of another model"
             )
         return output[0]
 
@@ -320,29 +321,28 @@ class Predictor:
         return self._prepare_segment(image, options).run(self.runner)
 
     def _prepare_segment(self, image: ImageLike, options: Options) -> Prepared:
-        tile, overlap = options.tile, options.overlap
-        if tile is None and overlap is not None:
-            raise InputError(f"overlap={overlap} needs tiles: give tile, too")
-        shared = 0 if tile is None else self.check_tiles(tile, overlap)
-        pixels, labels, stride = self.bands.read(image), self.info.labels, self.info.output_stride
-        if tile is not None or options.augmented:
+        return self._prepare_map(image, options, lambda *parts: SegmentResult(*parts, self.info.labels))
 
-            def network(prepared: NDArray[np.float32]) -> NDArray[np.float32]:
-                return self._checked_logits(self.runner(prepared), 4)
+    def regress(
+        self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None, progress: Report | None = None
+    ) -> RegressResult:
+        """Predict the values of each pixel of one image; see :meth:`__call__`."""
+        options = self._options(None, tile=tile, overlap=overlap, progress=progress)
+        return self._prepare_regress(image, options).run(self.runner)
 
-            def finish(_: Any) -> SegmentResult:
-                return SegmentResult(pixels, *segment_views(pixels, network, self.info, options, shared), labels)
+    def _prepare_regress(self, image: ImageLike, options: Options) -> Prepared:
+        return self._prepare_map(image, options, lambda *parts: RegressResult.of(self.info, *parts))
 
-            return Prepared(None, finish, pixels.nbytes)
-        height, width = pixels.shape[:2]
-        size = network_size(height, width, self.info.preprocess)
-        scale = (size[0] / (height * stride), size[1] / (width * stride))
-        prepared = prepare(pixels, self.info.preprocess, MIN_SIZE)
-        return Prepared(
-            prepared,
-            lambda output: SegmentResult(pixels, self._checked_logits(output, 4), scale, labels),
-            pixels.nbytes + prepared.nbytes,
-        )
+    def _prepare_map(self, image: ImageLike, options: Options, result: Callable[..., Any]) -> Prepared:
+        """Prepare an image for a network with a map at its stride; ``result`` takes pixels, map and scale."""
+        if options.tile is None and options.overlap is not None:
+            raise InputError(f"overlap={options.overlap} needs tiles: give tile, too")
+        shared = 0 if options.tile is None else self.check_tiles(options.tile, options.overlap)
+
+        def check(output: NDArray[np.float32]) -> NDArray[np.float32]:
+            return self._checked_logits(output, 4)
+
+        return prepare_map(self.bands.read(image), self.runner, check, self.info, options, shared, result)
 
     def check_tiles(self, tile: int, overlap: int | None = None) -> int:
         """Return the overlap of tiles for segmentation in pixels; default: a third of ``tile``.
@@ -445,5 +445,6 @@ _ANSWERS: dict[str, Callable[[Predictor, ImageLike, Options], Prepared]] = {
     "classify": Predictor._prepare_classify,
     "segment": Predictor._prepare_segment,
     "upscale": Predictor._prepare_upscale,
+    "regress": Predictor._prepare_regress,
     "prompt": Predictor._prepare_everything,
 }

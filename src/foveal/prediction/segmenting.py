@@ -15,6 +15,7 @@ from ..errors import ConfigError, InputError
 from ..images.preparing import network_size, prepare
 from ..info import ModelInfo, Preprocess
 from ..progress import Report
+from .batching import Prepared
 from .tiles import MIN_SIZE, tiled_logits
 
 _SCALES = (0.1, 4.0)  # least and largest side of a copy, relative to the image
@@ -78,6 +79,39 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
             f"scales={scales}: give 1 to {_MOST_SCALES} numbers of {least} to {most}, such as 0.75,1,1.25"
         )
     return numbers
+
+
+def prepare_map(
+    pixels: NDArray[Any],
+    runner: Network,
+    check: Network,
+    info: ModelInfo,
+    options: Options,
+    overlap: int,
+    result: Callable[..., Any],
+) -> Prepared:
+    """Prepare an image for a network whose output is a map at its stride.
+
+    Args:
+        pixels: the image, ``(H, W, C)``.
+        runner: the network.
+        check: checks the network's output and takes the batch off.
+        info: of the model.
+        options: with ``tile``, ``flip`` or ``scales``, the network runs several times.
+        overlap: checked pixels that neighbouring tiles share.
+        result: makes the result of the pixels, the map ``(C, h, w)``, and its positions per pixel.
+    """
+    if options.tile is not None or options.augmented:
+
+        def finish(_: Any) -> Any:
+            return result(pixels, *segment_views(pixels, lambda x: check(runner(x)), info, options, overlap))
+
+        return Prepared(None, finish, pixels.nbytes)
+    (height, width), stride = pixels.shape[:2], info.output_stride
+    size = network_size(height, width, info.preprocess)
+    scale = (size[0] / (height * stride), size[1] / (width * stride))
+    prepared = prepare(pixels, info.preprocess, MIN_SIZE)
+    return Prepared(prepared, lambda output: result(pixels, check(output), scale), pixels.nbytes + prepared.nbytes)
 
 
 def segment_views(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import classify, language, prompt, segment, upscale
+from . import classify, language, prompt, regress, segment, upscale
 from .builder import Builder
 
 #: By name of the task; a new task is a file in this folder and a line here.
@@ -10,6 +10,7 @@ BUILDERS: dict[str, Builder] = {
     "classify": classify.BUILDER,
     "segment": segment.BUILDER,
     "upscale": upscale.BUILDER,
+    "regress": regress.BUILDER,
     "prompt": prompt.BUILDER,
     "language": language.BUILDER,
 }

@@ -108,7 +108,7 @@ class SegmentationModel(nn.Module):
         return F.interpolate(logits, scale_factor=self.stride, mode="bilinear", align_corners=False)
 
 
-def _head_arguments(request: Request) -> dict[str, Any]:
+def head_arguments(request: Request) -> dict[str, Any]:
     """Keyword arguments of the requested head: the published ones, with the width and depth that options give."""
     name, heads = request.options.get("head") or "cityscapes", request.variant.segment_heads
     heads = heads or {"cityscapes": DEFAULT_HEAD}
@@ -122,7 +122,7 @@ def _head_arguments(request: Request) -> dict[str, Any]:
 
 
 def _count_classes(request: Request) -> int:
-    published: int = _head_arguments(request)["num_classes"]
+    published: int = head_arguments(request)["num_classes"]
     num_classes = published if request.num_classes is None else request.num_classes
     if num_classes < 1:
         raise ConfigError(f"num_classes={num_classes}: a segmentation model needs at least 1")
@@ -130,7 +130,7 @@ def _count_classes(request: Request) -> int:
 
 
 def _build(backbone: Backbone, request: Request) -> SegmentationModel:
-    arguments: dict[str, Any] = {**_head_arguments(request), "num_classes": request.num_classes}
+    arguments: dict[str, Any] = {**head_arguments(request), "num_classes": request.num_classes}
     return SegmentationModel(backbone, SegmentationHead(backbone.feature_info, **arguments))
 
 

@@ -17,6 +17,7 @@ from .distil_settings import check_distil
 from .optimizers import OPTIMIZERS
 from .prompt_settings import PromptSettings
 from .recipe import read_recipe
+from .regress_settings import RegressSettings
 from .segment_settings import SegmentSettings
 from .settings import CommonSettings, Setting, check_needs, check_ranges, default_of, out_of_range, setting_fields
 from .tune_kinds import check_tune
@@ -27,6 +28,7 @@ TASK_SETTINGS: Mapping[str, type[CommonSettings]] = {
     "segment": SegmentSettings,
     "classify": ClassifySettings,
     "upscale": UpscaleSettings,
+    "regress": RegressSettings,
     "prompt": PromptSettings,
 }
 
@@ -38,7 +40,7 @@ _FINE_SCALE, _FINE_BATCHES = 0.1, 10  # defaults of backbone_lr_scale and bn_bat
 
 
 @dataclass(frozen=True)
-class TrainConfig(PromptSettings, UpscaleSettings, ClassifySettings, SegmentSettings):
+class TrainConfig(PromptSettings, RegressSettings, UpscaleSettings, ClassifySettings, SegmentSettings):
     """The settings of one training run.
 
     Every field is a keyword argument of :func:`foveal.train`, a key of a recipe and, as ``--set.NAME``, an option of

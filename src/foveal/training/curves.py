@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.metrics import UNITS
 from ..images.figures import new_figure, write_figure
 
 
@@ -28,12 +29,12 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], picture: str | Path, metric:
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [line["loss"] for line in lines], label="training loss")
     left.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
-    unit, factor = ("dB", 1) if metric == "psnr" else ("%", 100)
+    unit, factor = (UNITS[metric], 1) if metric in UNITS else ("%", 100)
     scores = [(line["epoch"], factor * line[metric]) for line in lines if metric in line]
     if scores:
         twin = left.twinx()
         twin.plot(*zip(*scores, strict=True), color="tab:green", marker=".")
-        twin.set(ylabel=f"{metric}, {unit}")
+        twin.set(ylabel=f"{metric}, {unit}".removesuffix(", "))
     right.plot(epochs, [line["lr"] for line in lines], color="tab:orange")
     right.set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     write_figure(figure, picture)

@@ -44,9 +44,9 @@ class RunState:
         rollbacks: number of returns to a saved state after such a loss.
         total: sum of the losses of the current epoch.
         losses: mean loss of each complete epoch.
-        best: highest validation figure so far.
+        best: best validation figure so far.
         best_metric: name of that figure.
-        stale: evaluations in a row without a higher validation figure.
+        stale: evaluations in a row without a better validation figure.
         seconds: training time so far.
         bad: index of each training image that is left out -> the reason.
         phase: number of the phase, from 1.

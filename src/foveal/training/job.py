@@ -7,6 +7,7 @@ and :data:`foveal.training.jobs.JOBS`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from ..data.labelled import Banded, Labelled, LabelledTask, open_labelled
 from ..data.labels import class_difference
 from ..errors import DataError
 from ..images.bands import RGB
-from ..info import Labels, Preprocess
+from ..info import Labels, ModelInfo, Preprocess, Target, info_of
 from ..prediction.predictor import Predictor
 from ..progress import Progress
 from .settings import CommonSettings
@@ -31,7 +32,10 @@ class Scores(Protocol):
 
     @property
     def headline(self) -> tuple[str, float]:
-        """Name and value of the figure that selects the best checkpoint; higher is better."""
+        """Name and value of the figure that selects the best checkpoint.
+
+        Higher is better, unless the scores have an attribute ``lower_is_better`` that is true.
+        """
         ...
 
     def to_dict(self) -> dict[str, Any]: ...
@@ -48,6 +52,9 @@ class Job(Protocol):
             channel of the images.
         data: training images.
         validation: number of validation images, 0 without a validation split.
+
+    A job may have ``options``, options of ``create_model`` that follow from the data, and ``target``, a
+    :class:`~foveal.info.Target`.
     """
 
     @property
@@ -85,15 +92,15 @@ class Job(Protocol):
         """Compute the mean loss of a batch, a scalar in float32."""
         ...
 
-    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[Any]:
         """Count on these validation images what :meth:`scores` needs; counts add up over images and processes."""
         ...
 
-    def scores(self, counts: NDArray[np.int64]) -> Scores:
+    def scores(self, counts: NDArray[Any]) -> Scores:
         """Compute the figures of merit from counts that were summed over all images and processes."""
         ...
 
-    def only_class(self, counts: NDArray[np.int64]) -> str:
+    def only_class(self, counts: NDArray[Any]) -> str:
         """Return the name of the class that a model predicts although the data has others; empty if there is none."""
         ...
 
@@ -104,6 +111,36 @@ class SizedJob(Protocol):
     def sample(self, index: int, rng: np.random.Generator, done: float, size: int = 0) -> tuple[Tensor, Tensor]:
         """Make one training sample as :meth:`Job.sample`; ``size``: side of the crop, 0 for that of the settings."""
         ...
+
+
+def model_options(job: Job, config: CommonSettings) -> dict[str, Any]:
+    """The options of the model to train: those of the settings, and before them those that follow from the data."""
+    return {**getattr(job, "options", {}), **config.options}
+
+
+def describe_model(model: nn.Module, job: Job) -> ModelInfo:
+    """The description of the model to train, with the data's classes and preprocessing."""
+    target = getattr(job, "target", Target())
+    return info_of(model).replace(labels=job.labels, preprocess=job.preprocess, target=target, tag="")
+
+
+def compare_with_best(scores: Scores, metric: str, best: float) -> tuple[bool, bool, float]:
+    """Compare a validation figure with the best one before.
+
+    Args:
+        scores: the new scores.
+        metric: name of the figure in earlier evaluations; empty: this is the first.
+        best: the best figure before.
+
+    Returns:
+        Whether it is better, whether it is at least as good, and the best figure now. NaN is at least as good, so that
+        there always is a best checkpoint.
+    """
+    value, sign = scores.headline[1], 1
+    if getattr(scores, "lower_is_better", False):
+        sign, best = -1, best if metric else math.inf
+    better = sign * value > sign * best
+    return better, not sign * value < sign * best, value if better else best
 
 
 def note_colours(data: Banded, config: CommonSettings, progress: Progress) -> None:

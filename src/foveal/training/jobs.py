@@ -14,6 +14,7 @@ from .distil_settings import distil_terms
 from .job import Job
 from .prompt import PromptJob
 from .prompt_settings import PromptSettings, place_embeddings
+from .regress import RegressJob
 from .segment import SegmentJob
 from .stored_outputs import StoredOutputs
 from .taught import TaughtJob
@@ -31,6 +32,7 @@ JOBS: Mapping[str, Callable[[str | Path, TrainConfig, Progress], Job]] = {
     "segment": SegmentJob,
     "classify": ClassifyJob,
     "upscale": UpscaleJob,
+    "regress": RegressJob,
     "prompt": prompt_job,
 }
 

@@ -29,7 +29,7 @@ from .config import TrainConfig, portable_settings
 from .distributed import gather_dict, reduce_max
 from .folder import NEW_PHASE, RunFolder, RunState
 from .initial import start_model
-from .job import Job, Scores
+from .job import Job, Scores, compare_with_best, describe_model, model_options
 from .step import Stepper
 from .trackers import Trackers
 from .tuning import begin_tuning
@@ -67,14 +67,14 @@ class Run:
             num_classes=len(job.labels.names),
             in_chans=_channels(config, job),
             weights=config.weights or None,
-            **config.options,
+            **model_options(job, config),
         )
         start_model(model, config)
         self.tuning = begin_tuning(model, config, loaded)
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
         kept = {id(norm) for norm in self.stepper.frozen}
         self.frozen = [name for name, module in model.named_modules() if id(module) in kept]
-        self.info = info_of(model).replace(labels=job.labels, preprocess=job.preprocess, tag="")
+        self.info = describe_model(model, job)
         self.start_notes = _start_notes(config, job, loaded, info_of(model).labels)
         self.start_notes += [self.tuning.begin(self.stepper.frozen)] if self.tuning else []
         self.state = RunState(len(job.data), _digest(job))
@@ -403,10 +403,8 @@ class Run:
     def _compare_with_best(self, scores: Scores) -> bool:
         """Record a validation figure; return whether the checkpoint is the best so far."""
         state = self.state
-        state.best_metric, value = scores.headline
-        state.stale = 0 if value > state.best else state.stale + 1
-        best = not value < state.best  # true for NaN too, so that there always is a best checkpoint
-        state.best = max(state.best, value)
+        better, best, state.best = compare_with_best(scores, state.best_metric, state.best)
+        state.best_metric, state.stale = scores.headline[0], 0 if better else state.stale + 1
         return best
 
 

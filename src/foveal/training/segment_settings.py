@@ -20,12 +20,6 @@ def _are_weights(value: Any) -> bool:
 class SegmentSettings(CommonSettings):
     """The common settings and those of segmentation."""
 
-    scale: tuple[float, float] = setting(
-        (0.6, 1.8),
-        "Range of the random scaling before cropping.",
-        Range("two numbers above 0, the smaller one first", lambda value: 0 < value[0] <= value[1]),
-        ignored_by_other_tasks=True,
-    )
     rare_crop: float = setting(
         0.0,
         "Probability that a crop is placed on a pixel of a class that is drawn by its weight: rare classes more often.",

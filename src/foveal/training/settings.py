@@ -152,7 +152,9 @@ class CommonSettings:
     """The settings that every task has."""
 
     model: str = setting("efficientvit_b0", "Architecture: a name that 'foveal models' lists.")
-    task: Literal["segment", "classify", "upscale", "prompt"] = setting("segment", "Task to train the model for.")
+    task: Literal["segment", "classify", "upscale", "regress", "prompt"] = setting(
+        "segment", "Task to train the model for."
+    )
     in_chans: int = setting(
         0,
         "Channels of the images. 0: those of the data, 3 for images that are or can become RGB. Colour changes "
@@ -221,6 +223,11 @@ class CommonSettings:
         "otherwise 288 x 384.",
         Range("two sides of 32 or more", lambda value: min(value) >= 32),
         phased=True,
+    )
+    scale: tuple[float, float] = setting(
+        (0.6, 1.8),
+        "Segmentation and regression: range of the random scaling before cropping.",
+        Range("two numbers above 0, the smaller one first", lambda value: 0 < value[0] <= value[1]),
     )
     flip: float = setting(
         0.5, "Probability of a horizontal flip. Upscaling: of vertical and diagonal flips too.", between(0, 1)

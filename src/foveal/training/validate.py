@@ -63,8 +63,9 @@ def score(
         except (DataError, InputError) as error:
             reason = str(error)
             progress.note(f"not scored: {reason}")
-    flat = torch.from_numpy(np.append(counts, scored)).to(accelerator.device)
-    totals = reduce_sum(flat, accelerator).cpu().numpy()
+    totals = np.append(counts, scored)
+    if accelerator.num_processes > 1:  # a single one may have a device without float64
+        totals = reduce_sum(torch.from_numpy(totals).to(accelerator.device), accelerator).cpu().numpy()
     if interrupted():
         return None
     if not totals[-1]:
