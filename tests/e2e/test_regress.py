@@ -49,7 +49,8 @@ def test_depth_from_data_to_maps(tmp_path: Path, cli: Command) -> None:
     assert written["files"] == [str(out / "a.npy"), str(out / "a.picture.png")]
     assert np.load(out / "a.npy").shape == (*SIZE, 1)
     assert written["channels"][0]["mean"] == np.float64(np.load(out / "a.npy").astype(np.float64).mean())
-    assert Image.open(out / "a.picture.png").size == SIZE[::-1]
+    with Image.open(out / "a.picture.png") as picture:
+        assert picture.size == SIZE[::-1]
 
 
 def test_mistakes_are_one_line(tmp_path: Path, cli: Command) -> None:
