@@ -110,7 +110,8 @@ def measure(data: Path, folder: Path, settings: dict[str, Any]) -> Row:
     share = share["trained"] / share["parameters"]
     if settings.get("tune") and share > SHARE:
         raise SystemExit(f"{settings['tune']}: {share:.1%} of the parameters are trained, more than {SHARE:.0%}")
-    report = foveal.evaluate(result.best, data, split="test", **({"prompts": "boxes"} if "clicks" in settings else {}))
+    options: dict[str, Any] = {"prompts": "boxes"} if "clicks" in settings else {}
+    report = foveal.evaluate(result.best, data, split="test", **options)
     figure = report.miou(BOX) if "clicks" in settings else report.scores.miou
     return {"figure": figure, "share": share, "bytes": result.best.stat().st_size, "hours": hours}
 

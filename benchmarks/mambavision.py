@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 import foveal
+from foveal.layers import mamba_mixer
 from foveal.measuring import machine
 from foveal.measuring.benchmark import interleaved, ratio
-from foveal.models import mambavision
 
 NAME = "mambavision_t"
 PEERS = ("deit_small_patch16_224", "convnext_tiny", "swin_tiny_patch4_window7_224")
@@ -74,12 +74,12 @@ def without_scan(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """``run`` with scans that return their input."""
 
     def run_without() -> Tensor:
-        scan = mambavision.selective_scan
-        mambavision.selective_scan = lambda u, *_, **__: u
+        scan = mamba_mixer.selective_scan
+        mamba_mixer.selective_scan = lambda u, *_, **__: u
         try:
             return run()
         finally:
-            mambavision.selective_scan = scan
+            mamba_mixer.selective_scan = scan
 
     return run_without
 

@@ -74,6 +74,7 @@ def measure(data: Path, folder: Path, recipe: Path, settings: dict[str, Any]) ->
     scores = foveal.evaluate(folder / "last.safetensors", data, split="val").scores
     model = foveal.load_model(folder / "last.safetensors").eval()
     size = info_of(model).preprocess.size
+    assert size is not None
     costs = count(model, 3, size)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     return {

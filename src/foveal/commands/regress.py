@@ -181,8 +181,14 @@ def _run_many(predictor: Predictor, request: Request, plan: Plan, scale: float |
         clipped += _write(result, job, scale)
 
     def results(progress: Report) -> Iterable[RegressResult | InputError]:
-        tiles = {"tile": request.tile, "overlap": request.overlap, "batch_size": request.batch_size}
-        return predictor.stream([job.source for job in plan.jobs], errors="return", progress=progress, **tiles)
+        return predictor.stream(
+            [job.source for job in plan.jobs],
+            tile=request.tile,
+            overlap=request.overlap,
+            batch_size=request.batch_size,
+            errors="return",
+            progress=progress,
+        )
 
     started = time.perf_counter()
     done, failed = run_stream("regress", plan, results, write)

@@ -37,10 +37,10 @@ def read_target(path: Path, target: Target, mask: Path | None = None) -> NDArray
     """
     try:
         stored = exr.read_exr(path) if path.suffix.lower() == exr.SUFFIX else read_bands(path, finite=False)
-        allowed = None if mask is None else (read_bands(mask) > 0).any(2)
+        allowed: NDArray[np.bool_] | None = None if mask is None else np.any(read_bands(mask) > 0, axis=2)
     except InputError as error:
         raise DataError(str(error)) from error
-    valid = np.isfinite(stored).all(2)
+    valid: NDArray[np.bool_] = np.all(np.isfinite(stored), axis=2)
     if target.invalid is not None:
         valid &= (stored != target.invalid).any(2)
     if allowed is not None:

@@ -136,7 +136,7 @@ class RegressEvaluator:
             )
         self.predictor, self.samples, self.target = predictor, samples, samples.target
         given = {"tile": tile, "overlap": overlap}
-        self.tiles: dict[str, int] = {name: value for name, value in given.items() if value is not None}
+        self.tiles: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         self.data = data
         self.parts: Sequence[Part[MapScore]] = (Part(split, samples, self.score),)
 

@@ -76,12 +76,12 @@ def _depth_sums(found: NDArray[np.float64], true: NDArray[np.float64]) -> list[f
     np.divide(found, true, out=ratio, where=positive)
     ratio = np.maximum(ratio, 1 / ratio)
     logarithms = np.log(found[positive]) - np.log(true[positive])
-    within = [np.count_nonzero(ratio < _RATIO**power) for power in (1, 2, 3)]
+    within = [float(np.count_nonzero(ratio < _RATIO**power)) for power in (1, 2, 3)]
     return [
         float((np.abs(found - true) / true).sum()),
         float((logarithms**2).sum()),
         *within,
-        found.size - positive.sum(),
+        float(found.size - positive.sum()),
     ]
 
 
@@ -90,7 +90,7 @@ def _angle_sums(found: NDArray[np.float64], true: NDArray[np.float64]) -> list[f
     # atan2 of cross and dot product is exact for small angles, where arccos is not.
     cross, dot = np.linalg.norm(np.cross(found, true), axis=1), (found * true).sum(1)
     angles = np.degrees(np.where(found.any(1), np.arctan2(cross, dot), np.pi / 2))
-    return [float(angles.sum()), *(np.count_nonzero(angles < limit) for limit in _ANGLES)]
+    return [float(angles.sum()), *(float(np.count_nonzero(angles < limit)) for limit in _ANGLES)]
 
 
 def _value_sums(found: NDArray[np.float64], true: NDArray[np.float64]) -> list[float]:

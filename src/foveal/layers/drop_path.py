@@ -41,9 +41,9 @@ def spread_drop_path(module: nn.Module, rate: float) -> int:
     2205.14756).
     """
     paths = [
-        part.drop_path
+        path
         for part in module.modules()
-        if isinstance(getattr(part, "drop_path", None), DropPath) and getattr(part, "residual", True)
+        if isinstance(path := getattr(part, "drop_path", None), DropPath) and getattr(part, "residual", True)
     ]
     for number, path in enumerate(paths, start=1):
         path.rate = rate * number / len(paths)

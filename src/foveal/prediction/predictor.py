@@ -321,7 +321,7 @@ class Predictor:
         return self._prepare_segment(image, options).run(self.runner)
 
     def _prepare_segment(self, image: ImageLike, options: Options) -> Prepared:
-        return self._prepare_map(image, options, lambda *parts: SegmentResult(*parts, self.info.labels))
+        return self._prepare_map(image, options, lambda *parts: SegmentResult(*parts, labels=self.info.labels))
 
     def regress(
         self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None, progress: Report | None = None

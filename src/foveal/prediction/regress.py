@@ -49,10 +49,12 @@ class RegressResult:
     unit_length: bool = False
 
     @classmethod
-    def of(cls, info: ModelInfo, *parts: Any) -> RegressResult:
-        """The result of a model; ``parts``: pixels, coarse values and their scale."""
+    def of(
+        cls, info: ModelInfo, image: NDArray[Any], coarse: NDArray[np.float32], scale: tuple[float, float]
+    ) -> RegressResult:
+        """The result of a model that ``info`` describes."""
         names = info.labels.names or info.target.names(info.num_classes)
-        return cls(*parts, info.target, names, info.options.get("output") == "unit")
+        return cls(image, coarse, scale, info.target, names, info.options.get("output") == "unit")
 
     def __repr__(self) -> str:
         height, width = self.image.shape[:2]

@@ -152,7 +152,7 @@ class Connection(H11Protocol):
     @property
     def _is_braked(self) -> bool:
         """Whether the answer, a refusal, waits for the brake."""
-        return self.refused or (self.cycle is not None and self.cycle.scope["state"].get("braked", False))
+        return self.refused or (self.cycle is not None and self.cycle.scope.get("state", {}).get("braked", False))
 
     def _make_room(self) -> None:
         """Close the connection that has been without a request for longest; it may be this one."""
