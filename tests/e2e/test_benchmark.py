@@ -47,7 +47,7 @@ def test_nonsense_is_refused() -> None:
         ({"runtime": "onnxrutime"}, "did you mean 'onnxruntime'"),
         ({"dtype": "float61"}, "did you mean 'float16'"),
         ({"device": "cuda:99"}, "cuda:99"),
-        ({"task": "upscale"}, "not for 'upscale'; valid: classify, segment, prompt"),
+        ({"task": "upscale"}, "not for 'upscale'; valid: classify, segment, regress, prompt"),
     ):
         with pytest.raises(foveal.FovealError, match=message):
             foveal.bench(**{"refs": ["efficientvit_b0"], "memory": False, **options})
