@@ -253,7 +253,7 @@ def _norms(module: torch.nn.Module) -> list[Any]:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": "vit_tiny", "drop_path": 0.1}, "has no residual branches that can be dropped"),
+        ({"model": "edifice_efficient_vit", "drop_path": 0.1}, "has no residual branches that can be dropped"),
         ({"model": "vit_tiny", "zero_init_last": True}, "has no residual branch that ends in a batch norm"),
         ({"model": "efficientvit_b0", "weights": "in1k", "zero_init_last": True}, "is for random weights"),
     ],

@@ -99,6 +99,11 @@ KEYS_SINCE = [
     "sizes",
     "distil",
     "teacher_cache",
+    "tune",
+    "lora_rank",
+    "lora_alpha",
+    "lora_where",
+    "prompt_tokens",
     "regression_loss",
 ]
 
@@ -147,6 +152,9 @@ OUTSIDE: dict[str, list[Any]] = {
     "class_weights": [(-1.0, 2.0), (0.0, 0.0), {"a": -1.0}],
     "clicks": [-1],
     "drop_path": [-0.1, 1.0],
+    "lora_rank": [0, 1025],
+    "lora_alpha": [0.0],
+    "prompt_tokens": [0, 257],
     "repeats": [0, 3],
     "sizes": [(31,), (64, 0)],
     "regression_loss": [{"l1": 0.0}],
