@@ -61,9 +61,7 @@ class RegressJob:
         self.preprocess = read_preprocess(data, described_by(root), progress)
         note_colours(data, config, progress)
         self.options = {"output": config.options.get("output", _OUTPUTS.get(self.target.kind, "none"))}
-        losses: Mapping[RegressionLossName, float] = config.regression_loss or _LOSSES.get(
-            self.target.kind, _OTHERS
-        )
+        losses: Mapping[RegressionLossName, float] = config.regression_loss or _LOSSES.get(self.target.kind, _OTHERS)
         self._check_losses(losses)
         self.criterion = MapLoss(losses, torch.tensor(self.std, dtype=torch.float32))
         fill = tuple(self.preprocess.peak * mean for mean in self.preprocess.mean)
