@@ -160,7 +160,7 @@ def measure(way: str, model: str, source: Path, out: Path) -> None:
     print(json.dumps(report | seconds | {"peak_mb": peak / 1000}))
 
 
-def speed_up(model: str, source: Path, folder: Path, processes: int, rounds: int = 3) -> None:
+def speed_up(model: str, source: Path, folder: Path, processes: int, rounds: int) -> None:
     """Print the times of one process, of several, and of several commands at once, and the medians of their ratios.
 
     Commands at once, each of which does all of the work, show what the cores can give to so many processes: those of a
@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--ways", choices=WAYS, nargs="+", default=["tiles", "stream"], metavar="WAY")
     parser.add_argument("--processes", type=int, help="time one process of torchrun against so many")
+    parser.add_argument("--rounds", type=int, default=3, help="of --processes")
     parser.add_argument("--way", choices=WAYS, help="run this way in this process; used by the script itself")
     parser.add_argument("--files", type=Path, nargs=2)
     arguments = parser.parse_args()
@@ -224,7 +225,7 @@ def main() -> None:
         source = Path(name) / "image.tif"
         write_tiff(source, TiffImage(arguments.side, arguments.side, 3, overviews=False), bands(arguments.side))
         if arguments.processes:
-            speed_up(arguments.model, source, Path(name), arguments.processes)
+            speed_up(arguments.model, source, Path(name), arguments.processes, arguments.rounds)
             return
         print("| way | processor time | per pixel | peak memory | disk | classes equal to the exact ones |")
         print("|---|---|---|---|---|---|")
