@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -309,7 +310,8 @@ def test_answers_do_not_wait_for_acknowledgements() -> None:
             writer.close()
             return await found
 
-    assert asyncio.run(option()) == 1
+    with ThreadPoolExecutor(1) as pool:  # playwright's tests may have left a running loop in this thread
+        assert pool.submit(lambda: asyncio.run(option())).result() == 1
 
 
 def test_nothing_was_logged_as_an_error(service: Running) -> None:
