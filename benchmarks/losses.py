@@ -1,4 +1,4 @@
-"""Time each loss, forward and backward, on logits of stride 8, and the Lovász loss on every pixel as well.
+"""Time each loss, forward and backward, on logits of stride 8; cross entropy and Lovász on upsampled logits as well.
 
 python benchmarks/losses.py [--batch 8] [--size 288x384] [--classes 11] [--threads 1] [--rounds 10] [--json]
 """
@@ -45,17 +45,25 @@ def main() -> None:
 
 
 def candidates(batch: int, size: tuple[int, int], classes: int) -> dict[str, Callable[[], None]]:
-    """One run of every loss by its name, and of ``lovasz, all pixels``."""
+    """One run of every loss by its name, of ``lovasz, all pixels``, and of ``cross_entropy, torch``."""
     generator = torch.Generator().manual_seed(0)
     height, width = size
     logits = torch.randn(batch, classes, height // 8, width // 8, generator=generator)
     target = torch.randint(0, classes, (batch, height, width), generator=generator)
     full = F.interpolate(logits, size=size, mode="bilinear").requires_grad_()
     runs = {name: partial(step, SegmentationLoss({name: 1.0}), logits.requires_grad_(), target) for name in LOSSES}
-    return runs | {"lovasz, all pixels": partial(step, SegmentationLoss({"lovasz": 1.0}), full, target)}
+    return runs | {
+        "lovasz, all pixels": partial(step, SegmentationLoss({"lovasz": 1.0}), full, target),
+        "cross_entropy, torch": partial(step, torch_cross_entropy, logits, target),
+    }
 
 
-def step(loss: SegmentationLoss, logits: Tensor, target: Tensor) -> None:
+def torch_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The same loss on logits that are upsampled as a whole."""
+    return F.cross_entropy(F.interpolate(logits, size=target.shape[1:], mode="bilinear"), target)
+
+
+def step(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> None:
     """Run a loss forward and backward."""
     loss(logits, target).backward()
 

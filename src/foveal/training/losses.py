@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from torch import Tensor
 from ..errors import ConfigError, InputError, nearest
 from ..info import ignore_id
 from .segment_settings import LossName
+from .upsampled import centres, cross_entropy_sum, upsample, upsample_to_centres
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 # Of mask_loss: number of points, candidates per point, share of the points that are uncertain, factor of cross entropy.
@@ -33,12 +35,12 @@ _POINTS, _CANDIDATES, _UNCERTAIN, _ENTROPY = 112 * 112, 3, 0.75, 20.0
 
 
 class SegmentationLoss:
-    """Weighted sum of losses on logits of any stride, which are upsampled once, bilinearly, to the target's size.
+    """Weighted sum of losses on logits of any stride, which are upsampled bilinearly to the target's size.
 
-    Lovász sorts every pixel of every class: 1.1 s of one core (AMD EPYC) for 8 crops of 288x384 and 11 classes, where
-    cross entropy takes 0.1 s (benchmarks/losses.py). It is therefore computed on one pixel per logit, at the centres of
-    the logits' grid, which random crops move over the image: 0.08 s with the upsampling. If the logits have the
-    target's size, these are all pixels.
+    Lovász sorts every pixel of every class: 2.1 s of one core (Intel Xeon) for 8 crops of 288x384 and 11 classes, where
+    cross entropy takes 0.05 s (benchmarks/losses.py). So it is computed on one pixel per logit, at the centres of
+    the logits' grid, which random crops move over the image: 0.02 s. If the logits have the target's size, these are
+    all pixels.
 
     Args:
         terms: factor of each loss by its name, finite and above 0: "cross_entropy", "ohem", "focal", "dice", "jaccard",
@@ -62,15 +64,19 @@ class SegmentationLoss:
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Compute the loss of logits ``(B, C, h, w)`` for a target ``(B, H, W)``, a scalar."""
-        grid, size = logits.shape[-2:], target.shape[-2:]
-        full = F.interpolate(_float(logits).contiguous(), size=size, mode="bilinear", align_corners=False)
-        total = full.new_zeros(())
+        logits = _float(logits)
+        size = target.shape[-2], target.shape[-1]
+        whole = lru_cache(1)(lambda: upsample(logits, size))
+        total = logits.new_zeros(())
         for name, factor in self.terms.items():
+            weights = None if name in _PER_CLASS else self.class_weights
             if name == "lovasz":
-                sparse_target = F.interpolate(target[:, None].float(), size=grid, mode="nearest-exact")[:, 0].long()
-                value = lovasz(F.interpolate(full, size=grid, mode="nearest-exact"), sparse_target)
+                y, x = centres(logits, size)
+                value = lovasz(upsample_to_centres(logits, size), target[:, y[:, None], x])
+            elif name == "cross_entropy" and logits.device.type == "cpu":
+                value = _upsampled_cross_entropy(logits, target, weights)
             else:
-                value = LOSSES[name](full, target, None if name in _PER_CLASS else self.class_weights)
+                value = LOSSES[name](whole(), target, weights)
             total = total + factor * value
         return total
 
@@ -235,22 +241,37 @@ def _float(x: Tensor) -> Tensor:
 
 def _prepare(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits in at least 32 bits, and a weight for each id that a target may contain (0 for ignored ones)."""
-    batch, classes, *size = logits.shape
+    batch, _, *size = logits.shape
     if (batch, *size) != target.shape:
         raise InputError(
             f"logits {tuple(logits.shape)} do not fit a target {tuple(target.shape)}: upsample them to its size, "
             "as SegmentationLoss does"
         )
+    logits = _float(logits)
+    return logits, _weights_of_ids(logits, class_weights)
+
+
+def _weights_of_ids(logits: Tensor, class_weights: Tensor | None) -> Tensor:
+    classes = logits.shape[1]
     if class_weights is not None and class_weights.shape != (classes,):
         raise InputError(f"class_weights {tuple(class_weights.shape)}: expected one per class, ({classes},)")
-    logits = _float(logits)
     weights = logits.new_ones(classes) if class_weights is None else class_weights.to(logits)
-    return logits, F.pad(weights, (0, ignore_id(classes) + 1 - classes))
+    return F.pad(weights, (0, ignore_id(classes) + 1 - classes))
 
 
 def _nll(logits: Tensor, target: Tensor) -> Tensor:
     """``-log p`` of each pixel's class, ``(B, H, W)``; 0 for ignored pixels."""
     return F.cross_entropy(logits, target, ignore_index=ignore_id(logits.shape[1]), reduction="none")
+
+
+def _upsampled_cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
+    """:func:`cross_entropy` of upsampled logits that never exist as a whole; on the CPU."""
+    if len(logits) != len(target):
+        raise InputError(f"{len(logits)} maps of logits do not fit {len(target)} targets")
+    weights = _weights_of_ids(logits, class_weights)
+    total = weights[target].sum()
+    value = cross_entropy_sum(logits, target, weights, ignore_id(logits.shape[1]))
+    return value / total.where(total > 0, 1)
 
 
 def _weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
