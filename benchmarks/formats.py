@@ -33,7 +33,7 @@ from foveal.files import atomic_write, parse_json
 from foveal.images.preparing import prepare
 from foveal.measuring.machine import describe, one_line
 from foveal.measuring.page import markdown
-from foveal.measuring.row_file import Row, RowFile, machine_of, read_rows
+from foveal.measuring.row_file import Row, RowFile, read_rows
 from foveal.prediction.exported import part_path
 from foveal.prediction.predictor import Predictor
 from foveal.progress import Progress
@@ -326,19 +326,26 @@ def row_of(row: Row, time: Row | None) -> tuple[str, ...]:
     return device, file, megabytes, ms, speed, difference, same
 
 
-def latest(rows: Sequence[Row]) -> list[Row]:
-    """The rows without those that a later one of the same kind and key replaces."""
-    return list({(row["kind"], json.dumps(row["key"], sort_keys=True)): row for row in rows}.values())
-
-
 def page_text(rows: Path) -> str:
-    """What stands between the two marks of the page: the machine, the versions, and the tables."""
-    measured, machine = latest(read_rows(rows)), machine_of(rows)
+    """What stands between the two marks of the page: the machine, the versions, and the tables.
+
+    Sizes and differences are those of every machine, times those of the last one that measured a format.
+    """
+    machines = read_rows(rows)
+    found = {
+        (row["kind"], json.dumps(row["key"], sort_keys=True)): {**row, "on": place}
+        for place, where in enumerate(machines)
+        for row in where.rows
+    }
+    measured = list(found.values())
+    used = sorted({row["on"] for row in measured if row["kind"] == TIME} or {0})
+    hosts = [machines[place].machine for place in used]
+    machine = hosts[-1]
     versions = {name: machine[name] for name in ("foveal", "torch", "onnxruntime", "openvino") if name in machine}
     for row in measured:
         versions |= row.get("versions", {})
     times = [row for row in measured if row["kind"] == TIME]
-    facts = [f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}, Python {machine['python']}"]
+    facts = [f"{host['cpu']}, {host['cores']} cores, {host['os']}, Python {host['python']}" for host in hosts]
     facts.append(", ".join(f"{name} {version}" for name, version in versions.items()))
     if times:
         threads = sorted({row["key"]["threads"] for row in times})

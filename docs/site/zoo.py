@@ -16,6 +16,7 @@ from typing import Any
 from zoo_chart import chart
 
 from foveal.commands.models import models
+from foveal.measuring.row_file import Measured, read_rows
 
 DOCS = Path(__file__).parents[1]
 RESULTS = DOCS.parent / "benchmarks" / "results"
@@ -82,9 +83,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 def measured() -> dict[str, str]:
     """Times by model, as text, from the rows of the published measurements."""
     best: dict[str, tuple[float, str]] = {}
-    for row in _rows("headline.jsonl"):
-        if row["kind"] != "pair":
-            continue
+    for row in _of_one_machine("headline.jsonl", "pair").rows:
         key = row["key"]
         for name, times in row["candidates"].items():
             side, _, runtime = name.partition(" ")
@@ -92,21 +91,29 @@ def measured() -> dict[str, str]:
                 ms = statistics.median(times)
                 text = f"{ms:.3g} ms at {key['size']} ({runtime}, {key['threads']} threads)"
                 best[key["ours"]] = min(best.get(key["ours"], (ms, text)), (ms, text))
-    for row in _rows("formats.jsonl"):
-        if row["kind"] == "time" and row["key"]["dtype"] == "float32":
+    formats = _of_one_machine("formats.jsonl", "time")
+    here = formats.machine["cpu"] == _of_one_machine("headline.jsonl", "pair").machine["cpu"]
+    place = "" if here else f", on {formats.machine['cpu']}"
+    for row in formats.rows:
+        if row["key"]["dtype"] == "float32":
             height, width = row["key"]["size"]
             model, runtime = row["key"]["model"], row["key"]["format"]
-            text = f"{row['ms']:.3g} ms at {height}x{width} ({runtime}, 1 thread)"
+            text = f"{row['ms']:.3g} ms at {height}x{width} ({runtime}, 1 thread{place})"
             best[model] = min(best.get(model, (row["ms"], text)), (row["ms"], text))
     return {name: text for name, (_, text) in best.items()}
 
 
-def _rows(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
+def _of_one_machine(name: str, kind: str) -> Measured:
+    """The rows of a kind, of the machine that has most of them."""
+    by_machine = [
+        Measured(where.machine, [row for row in where.rows if row["kind"] == kind])
+        for where in read_rows(RESULTS / name)
+    ]
+    return max(by_machine, key=lambda where: len(where.rows))
 
 
 def _introduction(architectures: int, weights: int) -> str:
-    machine = next(row for row in _rows("headline.jsonl") if row["kind"] == "machine")
+    machine = _of_one_machine("headline.jsonl", "pair").machine
     versions = ", ".join(f"{name} {machine[name]}" for name in ("foveal", "torch", "onnxruntime", "openvino"))
     return f"""# Model zoo
 

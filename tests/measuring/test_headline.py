@@ -268,3 +268,22 @@ def test_the_page_of_the_documentation_is_made_from_its_rows(tmp_path: Path, mon
     write_page(rows, page)
     assert page.read_text(encoding="utf-8") == (REPOSITORY / page).read_text(encoding="utf-8")
     assert page.with_name("benchmarks.quality.png").stat().st_size > 0
+
+
+def test_a_page_names_the_machine_of_each_row(tmp_path: Path) -> None:
+    """Times of two machines are not drawn together."""
+    lines = (REPOSITORY / "benchmarks" / "results" / "headline.jsonl").read_text(encoding="utf-8").splitlines()
+    other = json.dumps({**json.loads(lines[0]), "cpu": "Another"})
+    rows, page = tmp_path / "rows.jsonl", tmp_path / "page.md"
+    rows.write_text("\n".join([*lines[:4], other, *lines[1:3]]) + "\n", encoding="utf-8")
+    write_page(rows, page)
+    text = page.read_text(encoding="utf-8")
+    assert "- Machine A: " in text
+    assert "- Machine B: Another, " in text
+    table = text.partition("## Segmentation")[2].partition("##")[0].splitlines()
+    assert [line.rpartition(" | ")[2] for line in table if line.startswith("| efficientvit")] == [
+        *("A |",) * 3,
+        *("B |",) * 2,
+    ]
+    assert "float32, machine A" in text
+    assert "float32, machine B" not in text

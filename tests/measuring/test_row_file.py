@@ -1,4 +1,4 @@
-"""Files of rows: runs continue, lines that were not finished are dropped, and other machines are refused."""
+"""Files of rows: runs continue, lines that were not finished are dropped, and machines are kept apart."""
 
 from __future__ import annotations
 
@@ -43,14 +43,22 @@ def test_without_a_file_rows_are_in_memory() -> None:
     assert file.rows == [ROW]
 
 
-def test_rows_of_another_machine_are_refused(tmp_path: Path) -> None:
+def test_a_file_has_rows_of_several_machines(tmp_path: Path) -> None:
+    """Each continues its own; results that do not depend on the machine are those of all."""
     path = tmp_path / "rows.jsonl"
     RowFile(path).add(ROW)
-    first, rest = path.read_text().split("\n", 1)
-    path.write_text(json.dumps({**json.loads(first), "cpu": "a fast one"}) + "\n" + rest)
-    with pytest.raises(DataError, match=r"measured elsewhere \(cpu a fast one there, .* here\): give a new name"):
-        RowFile(path)
-    assert read_rows(path) == [ROW], "the page of another machine can be made"
+    here = json.loads(path.read_text().split("\n")[0])
+    path.write_text(path.read_text().replace(json.dumps(here), json.dumps({**here, "cpu": "a fast one"})))
+    assert RowFile(path, of_any_machine=True).find("pair", ROW["key"]) == ROW
+    file = RowFile(path)
+    assert file.rows == []
+    file.add({**ROW, "ms": 9.0})
+    file.add({**ROW, "kind": "law"})
+    assert RowFile(path).rows == [{**ROW, "ms": 9.0}, {**ROW, "kind": "law"}]
+    fast, own = read_rows(path)
+    assert (fast.machine["cpu"], fast.rows) == ("a fast one", [ROW])
+    assert (own.machine, own.rows) == (RowFile(None).machine, RowFile(path).rows)
+    assert path.read_text().count('"kind": "machine"') == 2
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from string import ascii_uppercase
 
 from ..files import atomic_write, ensure_folder
 from . import budget
-from .presets.figures import draw_quality, plots_of
+from .presets.figures import draw_quality, of_one_machine, plots_of
 from .presets.headline import HEADER, cells_of, noise_note
 from .presets.headline import KIND as PAIR
 from .presets.laws import KIND as LAW
 from .presets.laws import LAW_NOTE, STEEP, draw_laws, law_table, steep
 from .presets.pairs import PAIRS, PEERS
-from .row_file import Row, machine_of, read_rows
+from .row_file import Row, read_rows
 
 _PACKAGES = ("foveal", "torch", "onnxruntime", "openvino", "timm", "transformers", "numpy", "python")
 
@@ -30,24 +31,22 @@ def write_page(rows: Path, page: Path) -> None:
         InputError: a file cannot be read or written.
     """
     measured = read_rows(rows)
-    pairs = [row for row in measured if row["kind"] == PAIR]
-    laws = [row for row in measured if row["kind"] == LAW]
-    budgets = [row for row in measured if row["kind"] == budget.KIND]
+    names = {label: where.machine for label, where in zip(ascii_uppercase, measured, strict=False)}
+    labelled = [
+        {**row, "machine": label if len(measured) > 1 else ""}
+        for label, where in zip(names, measured, strict=False)
+        for row in where.rows
+    ]
+    pairs, laws, budgets = ([row for row in labelled if row["kind"] == kind] for kind in (PAIR, LAW, budget.KIND))
     ensure_folder(page.parent)
     parts = [_head(rows, page)]
     if pairs:
-        parts += [
-            _behind(pairs),
-            _method(machine_of(rows), pairs),
-            *_groups(pairs),
-            *_plots(pairs, page),
-            _costs(pairs),
-        ]
+        parts += [_behind(pairs), _method(names, pairs), *_groups(pairs), *_plots(pairs, page), _costs(pairs)]
     else:
-        parts.append(_machine_text(machine_of(rows)))
+        parts.append(_machines_text(names))
     if laws:
         figure = page.with_suffix(".laws.png")
-        draw_laws(laws, figure)
+        draw_laws(laws := of_one_machine(laws), figure)
         parts.append(_laws(laws, figure))
     if budgets:
         parts.append(_budgets(budgets))
@@ -67,8 +66,9 @@ def _head(rows: Path, page: Path) -> str:
     command = f"foveal bench --preset headline --resume {rows.name} --page {target}"
     return (
         "# Compared with other networks\n\n"
-        "This page is for those who choose between networks. It is generated from measurements of one machine; the\n"
-        "command repeats them on yours, in a checkout of the repository, and could contradict them. Do not edit it.\n\n"
+        "This page is for those who choose between networks. It is generated from measurements; the command repeats\n"
+        "them on your machine, in a checkout of the repository, and could contradict them. Rows of other machines\n"
+        "stay in the file and on the page. Do not edit it.\n\n"
         f"```bash\npip install '.[torch,timm,openvino]' transformers\n{command}\n```"
     )
 
@@ -85,14 +85,25 @@ def _behind(rows: Sequence[Row]) -> str:
         return text + "Nothing was measured."
     text += f"In {len(behind)} of {len(measured)} rows the other network is faster, each in its fastest runtime."
     if behind:
-        text += "\n\n" + markdown([(*HEADER, "reason"), *((*cells_of(r), _reason(r)) for r in behind)])
+        text += "\n\n" + _table(behind, reasons=True)
     if by_engine:
         text += (
             f"\n\nIn {len(by_engine)} more, ours is faster only because of its runtime: in the other's fastest runtime "
             "the other network is faster.\n\n"
         )
-        text += markdown([HEADER, *(cells_of(row) for row in by_engine)])
+        text += _table(by_engine)
     return text
+
+
+def _table(rows: Sequence[Row], reasons: bool = False) -> str:
+    """Rows of pairs, with their machine where the file has several."""
+    with_machine = any(row.get("machine") for row in rows)
+    header = (*HEADER, *(["machine"] if with_machine else []), *(["reason"] if reasons else []))
+    lines = [
+        (*cells_of(row), *([row["machine"]] if with_machine else []), *([_reason(row)] if reasons else []))
+        for row in rows
+    ]
+    return markdown([header, *lines])
 
 
 def _gain(row: Row, name: str) -> float:
@@ -105,19 +116,25 @@ def _reason(row: Row) -> str:
     return next(found, "") or "not examined"
 
 
-def _machine_text(machine: Row) -> str:
-    versions = ", ".join(f"{name} {machine[name]}" for name in _PACKAGES if name in machine)
-    return f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['os']}; {versions}."
+def _machines_text(machines: Mapping[str, Row]) -> str:
+    """The machines of the rows, by the letter that the tables use where there are several."""
+    several = len(machines) > 1
+    return "\n".join(
+        f"{f'- Machine {label}' if several else 'Machine'}: {facts['cpu']}, {facts['cores']} cores, {facts['os']}; "
+        + ", ".join(f"{name} {facts[name]}" for name in _PACKAGES if name in facts)
+        + "."
+        for label, facts in machines.items()
+    )
 
 
-def _method(machine: Row, rows: Sequence[Row]) -> str:
+def _method(machines: Mapping[str, Row], rows: Sequence[Row]) -> str:
     rounds = sorted(row["rounds"] for row in rows if "rounds" in row)
     busy = max((row.get("load") or 0 for row in rows), default=0)
     failed = [row for row in rows if "failed" in row]
     lines = [
         "## How it is measured",
         "",
-        _machine_text(machine),
+        _machines_text(machines),
         "",
         "Every row is a process of its own, bound to as many cores as it has threads. Both networks are opened in",
         "every runtime, with random weights, and all of them take turns; ratios are taken round by round, and their",
@@ -145,7 +162,7 @@ def _method(machine: Row, rows: Sequence[Row]) -> str:
 def _groups(rows: Sequence[Row]) -> Iterable[str]:
     for group in dict.fromkeys(row["key"]["group"] for row in rows):
         own = [row for row in rows if row["key"]["group"] == group and "ratios" in row]
-        text = f"## {group.capitalize()}\n\n" + markdown([HEADER, *map(cells_of, own)])
+        text = f"## {group.capitalize()}\n\n" + _table(own)
         remarks = {row["remark"]: row["paper"] for row in own if row.get("remark")}
         if remarks:
             text += "\n\nFigures of the paper: " + "; ".join(remarks) + "."
@@ -200,12 +217,19 @@ def _budgets(rows: Sequence[Row]) -> str:
     """All models of a task by time, for each setting."""
     text = "## Which model within a time\n\n"
     text += "`foveal bench --task segment --size 1024x2048 --budget 100ms` ranks the models on another machine."
-    settings = dict.fromkeys((r["key"]["task"], r["key"]["threads"], r["key"]["dtype"]) for r in rows)
-    for task, threads, dtype in settings:
-        own = [r for r in rows if (r["key"]["task"], r["key"]["threads"], r["key"]["dtype"]) == (task, threads, dtype)]
+    settings = dict.fromkeys(map(_setting, rows))
+    for setting in settings:
+        own = [row for row in rows if _setting(row) == setting]
+        task, threads, dtype, label = setting
         own.sort(key=lambda row: (row["key"]["size"], row["ms"] if row["ms"] is not None else float("inf")))
         header, *cells = budget.budget_table(own, float("inf"))
         kept = [i for i, name in enumerate(header) if name != "within"]
         table = [[line[i] for i in kept] for line in (header, *cells)]
-        text += f"\n\n### {task}, {threads} thread{'s' if threads > 1 else ''}, {dtype}\n\n" + markdown(table)
+        where = f", machine {label}" if label else ""
+        text += f"\n\n### {task}, {threads} thread{'s' if threads > 1 else ''}, {dtype}{where}\n\n" + markdown(table)
     return text
+
+
+def _setting(row: Row) -> tuple[str, int, str, str]:
+    key = row["key"]
+    return key["task"], key["threads"], key["dtype"], row["machine"]

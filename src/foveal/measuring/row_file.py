@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,38 @@ from ..files import ensure_folder, parse_json
 from . import machine
 
 Row = dict[str, Any]
-_MACHINE = "machine"  # kind of the first line
+_MACHINE = "machine"  # kind of the lines that say where the rows below them were measured
 
 
 class RowFile:
-    """Rows of measurements of this machine, in memory and in a file.
+    """Rows of measurements, in memory and in a file, which may hold those of several machines.
 
     Every row has a ``kind`` and a ``key``, a mapping that says what was measured; a later row replaces one of the same
-    kind and key.
+    kind and key. A machine is known by its processor, its system and the versions of the packages.
 
     Args:
         path: the file; it may exist already. ``None``: rows are in memory only.
+        of_any_machine: also take the rows of other machines, for results that do not depend on it, such as scores.
 
     Raises:
-        DataError: the file has other content, or was measured on another machine or with other versions.
+        DataError: the file has other content.
         InputError: it cannot be read or written.
     """
 
-    def __init__(self, path: str | Path | None) -> None:
+    def __init__(self, path: str | Path | None, *, of_any_machine: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self.machine = machine.describe()
         self._rows: dict[str, Row] = {}
+        self._last_machine: Row | None = None  # of the file, which the next line would belong to
         if self.path is None:
             return
-        if self.path.exists():
-            for row in read_rows(self.path, self.machine):
-                self._rows[_identity(row["kind"], row["key"])] = row
-        else:
+        if not self.path.exists():
             ensure_folder(self.path.parent)
-            self._append({"kind": _MACHINE, **self.machine})
+            return
+        for where, row in _lines(self.path):
+            self._last_machine = where
+            if of_any_machine or where == self.machine:
+                self._keep(row)
 
     @property
     def rows(self) -> list[Row]:
@@ -55,8 +59,14 @@ class RowFile:
     def add(self, row: Row) -> None:
         """Add a row, in the file as well before this returns; it is kept as it will be read."""
         row = json.loads(json.dumps(row))
-        self._rows[_identity(row["kind"], row["key"])] = row
+        self._keep(row)
+        if self._last_machine != self.machine:
+            self._append({"kind": _MACHINE, **self.machine})
+            self._last_machine = self.machine
         self._append(row)
+
+    def _keep(self, row: Row) -> None:
+        self._rows[_identity(row["kind"], row["key"])] = row
 
     def _append(self, row: Row) -> None:
         if self.path is None:
@@ -70,17 +80,38 @@ class RowFile:
             raise InputError(f"cannot write {self.path}: {error.strerror}") from error
 
 
-def read_rows(path: Path, here: Mapping[str, Any] | None = None) -> list[Row]:
-    """Read the rows of a file; a last line that was not finished is removed from it.
+@dataclass(frozen=True)
+class Measured:
+    """What one machine measured.
 
-    Args:
-        path: the file.
-        here: description of the machine that the rows must be of; ``None``: any.
+    Attributes:
+        machine: its description, as :func:`foveal.measuring.machine.describe` gives it.
+        rows: in the order in which they were measured first.
+    """
+
+    machine: Row
+    rows: list[Row]
+
+
+def read_rows(path: Path) -> list[Measured]:
+    """Read the rows of a file by machine; a last line that was not finished is removed from the file.
 
     Raises:
-        DataError: other content, or another machine.
+        DataError: other content.
         InputError: the file cannot be read.
     """
+    machines: list[Row] = []
+    rows: list[dict[str, Row]] = []
+    for where, row in _lines(path):
+        if where not in machines:
+            machines.append(where)
+            rows.append({})
+        rows[machines.index(where)][_identity(row["kind"], row["key"])] = row
+    return [Measured(where, list(found.values())) for where, found in zip(machines, rows, strict=True)]
+
+
+def _lines(path: Path) -> Iterator[tuple[Row, Row]]:
+    """Every row with the machine whose line stands above it."""
     try:
         content = path.read_bytes()
         whole, _, rest = content.rpartition(b"\n")
@@ -88,30 +119,17 @@ def read_rows(path: Path, here: Mapping[str, Any] | None = None) -> list[Row]:
             os.truncate(path, len(whole) + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    rows: list[Row] = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        row = _parse(path, number, line)
-        if number > 1:
-            rows.append(row)
-        elif here is not None:
-            _check_machine(path, row, here)
     if not whole:
         raise DataError(f"{path}: not a file of measurements; give a new name")
-    return rows
-
-
-def machine_of(path: Path) -> Row:
-    """The machine that the rows of a file are of, the file's first line.
-
-    Raises:
-        DataError: other content.
-        InputError: the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return _parse(path, 1, file.readline(1 << 16))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    where: Row = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        row = _parse(path, number, line)
+        if row["kind"] == _MACHINE:
+            where = {name: value for name, value in row.items() if name != "kind"}
+        elif not where:
+            raise DataError(f"{path}, line {number}: a row stands before the machine's; give a new name")
+        else:
+            yield where, row
 
 
 def _parse(path: Path, number: int, line: bytes) -> Row:
@@ -119,17 +137,10 @@ def _parse(path: Path, number: int, line: bytes) -> Row:
         row = parse_json(line)
     except ValueError as error:
         raise DataError(f"{path}, line {number}: not JSON ({error}); give a new name") from None
-    fits = isinstance(row, dict) and (row.get("kind") == _MACHINE) == (number == 1)
-    if not fits or (number > 1 and not (isinstance(row.get("kind"), str) and isinstance(row.get("key"), dict))):
+    kind = row.get("kind") if isinstance(row, dict) else None
+    if not (kind == _MACHINE or (isinstance(kind, str) and isinstance(row.get("key"), dict))):
         raise DataError(f"{path}, line {number}: not a row of measurements; give a new name")
     return row
-
-
-def _check_machine(path: Path, there: Row, here: Mapping[str, Any]) -> None:
-    other = {name for name in here.keys() | there.keys() if name != "kind" and here.get(name) != there.get(name)}
-    if other:
-        differences = ", ".join(f"{name} {there.get(name)} there, {here.get(name)} here" for name in sorted(other))
-        raise DataError(f"{path} was measured elsewhere ({differences}): give a new name")
 
 
 def _identity(kind: str, key: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ def plots_of(rows: Iterable[Row]) -> list[Plot]:
     plots = []
     measured = [row for row in rows if "candidates" in row]
     for group in GROUPS:
-        own = [row for row in measured if row["key"]["group"] == group and _is_plain(row)]
+        own = of_one_machine([row for row in measured if row["key"]["group"] == group and _is_plain(row)])
         settings = {(_pixels(row["key"]["peer_size"]), row["key"]["threads"]) for row in own if not _is_scaled(row)}
         if not settings:
             continue
@@ -61,8 +61,17 @@ def plots_of(rows: Iterable[Row]) -> list[Plot]:
         if points:
             key = kept[0]["key"]
             size = key["size"] or "each at its own size"
-            plots.append(Plot(f"{group}, {size}, {threads} thread{'s' if threads > 1 else ''}, float32", points))
+            where = f", machine {label}" if (label := kept[0].get("machine")) else ""
+            title = f"{group}, {size}, {threads} thread{'s' if threads > 1 else ''}, float32{where}"
+            plots.append(Plot(title, points))
     return plots
+
+
+def of_one_machine(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the machine that has most of them, since times of two machines do not compare."""
+    machines = [row.get("machine", "") for row in rows]
+    fullest = max(machines, key=machines.count, default="")
+    return [row for row, label in zip(rows, machines, strict=True) if label == fullest]
 
 
 def _is_plain(row: Row) -> bool:
