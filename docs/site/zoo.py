@@ -121,11 +121,11 @@ This page is for those who choose a model or weights: {architectures} architectu
 their licences, costs and figures. It is made by `python docs/site/zoo.py` from the registry and from
 `benchmarks/results`; do not edit it.
 
-- **params, MACs**: counted, for the model of its first task and one image of 224x224; of promptable and language models
-  without their heads.
-- **published**: what the authors state, with the place. It is not measured by us, and it holds for the weights that
-  they trained, at the size that stands there.
-- **measured**: the least median time of one image in float32 on {machine["cpu"]}, {machine["cores"]} cores,
+- **params, MACs**: counted, for the model of its first task and one image of 224x224; promptable and language models
+  are counted without their heads.
+- **published**: the authors' figure with its source. It is not measured by us; it is for the authors' weights and for
+  images of the size that is given.
+- **measured**: the lowest median time of one image in float32 on {machine["cpu"]}, {machine["cores"]} cores,
   {machine["os"]}; {versions}. The commands are on the pages [compared with other networks](benchmarks.md) and
   [deployment](deploy.md#what-a-format-costs).
 - **licence**: that of the published weights, as their publisher states it. Architectures without published weights have
@@ -133,8 +133,8 @@ their licences, costs and figures. It is made by `python docs/site/zoo.py` from 
 
 ![Published top-1 accuracy on ImageNet against multiply-accumulates](pictures/zoo.svg)
 
-*Every classifier with a published figure: top-1 accuracy on ImageNet against multiply-accumulates at the size of the
-figure's images. Training recipes differ, so that this compares weights as much as architectures.*
+*Every classifier with a published figure: top-1 accuracy on ImageNet against multiply-accumulates at the image size of
+that figure. Training recipes differ, so the chart compares weights as much as architectures.*
 """
 
 
@@ -142,7 +142,7 @@ def _own(rows: list[dict[str, Any]]) -> str:
     """The section of the weights in the package, with a picture of each."""
     times = measured()
     lines = ["## Weights in the package", ""]
-    lines.append("They need no download. All but `tf_efficientnet_lite0.sam` predict without torch.\n")
+    lines.append("They need no download and predict without torch.\n")
     for row in rows:
         name = row["name"]
         kind, shown = PICTURES[name]

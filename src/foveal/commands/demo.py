@@ -41,7 +41,7 @@ def demo(
     page
         Open a page in the browser, with the bundled models on this machine, until Ctrl+C.
     port
-        With --page: its port; default: any that is free.
+        With --page: port of the page; default: any free port.
     browser
         With --page: open it; --no-browser only prints its address.
     """

@@ -67,7 +67,8 @@ def prompt(
         Predict one mask, for an unambiguous prompt (several points, or a box); default: three masks, of which the one
         with the highest predicted IoU is written.
     mask
-        Write this one of the three masks, by its number in the table, which lists the largest, the whole object, first.
+        Number of the mask to write, as in the first column of the printed table, which lists the largest mask first:
+        usually the whole object. Default: the mask with the highest predicted IoU.
     everything
         Find all objects and write COCO's JSON and an overlay.
     fast

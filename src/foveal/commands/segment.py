@@ -81,7 +81,7 @@ def segment(
     legend
         Draw contours into the overlay, and a legend with the names of the classes below it.
     distinct
-        Draw the overlay in colours that the eye tells apart, in place of the model's palette.
+        Draw the overlay in clearly different colours, in place of the model's palette.
     label
         Mask of class indices to compare a single image's mask with; pixels of 255 are ignored.
     polygons

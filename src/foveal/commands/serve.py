@@ -37,14 +37,14 @@ def serve(
     host
         Address to listen on; 0.0.0.0 for other machines.
     port
-        Port to listen on; 0 for any that is free.
+        Port to listen on; 0 for any free port.
     keys
-        File with one key a line, of which every request needs one (Authorization: Bearer KEY).
+        File with one key per line; every request needs one of them (Authorization: Bearer KEY).
     allow_host
-        Name of this service, which requests may have in the header Host; may be repeated. Default: on a loopback
-        address the names of this machine, on others any.
+        Name of this service that requests may have in the header Host; repeat the option for more. Default: on a
+        loopback address the names of this machine, on other addresses any name.
     allow_url
-        Host from which images may be given by address; may be repeated. Default: none.
+        Host from which the service may fetch images by https address; repeat the option for more. Default: none.
     log_requests
         Write a line of JSON for each request to standard error.
     """

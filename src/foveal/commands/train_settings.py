@@ -70,7 +70,7 @@ def _section(title: str, settings: Iterable[tuple[Field[Any], Setting]], width: 
 def _facts(declared: Field[Any], info: Setting) -> list[str]:
     """Sentences on the valid range, on what the setting needs, and on its default."""
     facts = [f"Valid: {info.valid.text}."] if info.valid else []
-    facts += [f"One of {', '.join(info.names)}."] if info.names else []
+    facts += [f"One of {', '.join(filter(None, info.names))}."] if info.names else []
     facts += [f"Needs {info.needs}."] if info.needs else []
     default = default_of(declared)
     return facts if default in ("", {}, None) else [*facts, f"Default: {_describe_value(default)}."]

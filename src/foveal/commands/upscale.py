@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 Format = Literal["png", "jpg", "webp", "tif"]
 Tile = Annotated[
     int | None,
-    Parameter(help="Side of the tiles, in pixels; default: up to half a megapixel whole, else tiles of that size."),
+    Parameter(
+        help="Side of the tiles, in pixels. Default: images of up to half a megapixel are upscaled whole, larger ones "
+        "in tiles of that size."
+    ),
 ]
 Overlap = Annotated[
     int | None, Parameter(help="Pixels that neighbouring tiles share; default: 32, at most a quarter of --tile.")

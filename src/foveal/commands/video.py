@@ -51,7 +51,7 @@ def video(
     alpha
         Opacity of the classes' colours: 0 the frames alone, 1 the colours alone.
     distinct
-        Colours that the eye tells apart, in place of the model's palette.
+        Clearly different colours, in place of the model's palette.
     smooth
         Share of the earlier frames in the class probabilities, 0 to 0.95: less flicker, and a trail behind what moves.
     """

@@ -46,6 +46,9 @@ def check_data(root: str | Path, *, progress: Progress | None = None) -> DataRep
         root: folder of the data set.
         progress: where to show progress; default: nowhere.
 
+    Returns:
+        A report with the layout, the splits and their classes, the problems by file, and notes.
+
     Raises:
         DataError: ``root`` is not a folder.
         ConfigError: ``dataset.yaml`` has unknown keys or values.

@@ -51,7 +51,7 @@ class ClassificationData:
     Attributes:
         files: (image path, class index), sorted by class, then by name.
         labels: names of the classes, the same for every split.
-        bands: what the images are read as.
+        bands: number of bands and type of values as which the images are read.
     """
 
     files: tuple[tuple[Path, int], ...]

@@ -68,7 +68,7 @@ class RegressionData:
         files: (image, map, mask of valid pixels or None) of each sample, sorted.
         target: what the maps hold.
         labels: names of their channels.
-        bands: what the images are read as.
+        bands: number of bands and type of values as which the images are read.
     """
 
     files: tuple[tuple[Path, Path, Path | None], ...]

@@ -34,7 +34,7 @@ class SegmentationData:
         read_mask: reads the class ids of one pair.
         layout: name of the layout.
         notes: what is left out, for users.
-        bands: what the images are read as.
+        bands: number of bands and type of values as which the images are read.
     """
 
     pairs: tuple[tuple[Path, Path], ...]

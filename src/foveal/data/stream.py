@@ -74,7 +74,7 @@ class TarStream:
             empty if the rest of a shard is unreadable. ``None``: the first unreadable sample raises an error.
         excluded: shards, and samples as ``shard / key``, that are left out.
         part: (index, count): this reader is one of ``count`` readers, see :meth:`share`.
-        bands: what the images are read as.
+        bands: number of bands and type of values as which the images are read.
     """
 
     shards: tuple[Path, ...]

@@ -42,7 +42,7 @@ def shapes_sample(
 def write_shapes(
     root: str | Path, *, train: int = 200, val: int = 40, size: tuple[int, int] = (96, 96), seed: int = 0
 ) -> Path:
-    """Write a data set of such scenes in CamVid's layout: train/, trainannot/, val/, valannot/, dataset.yaml.
+    """Write a small segmentation data set of coloured shapes, in CamVid's layout, to try training without data.
 
     Args:
         root: folder of the data set; it is created if needed.

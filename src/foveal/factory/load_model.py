@@ -27,6 +27,9 @@ def load_model(ref: str | Path, name: str = "") -> nn.Module:
         ref: as for :func:`foveal.load`, except exported files.
         name: architecture; ``ref`` may then be one of its tags alone.
 
+    Returns:
+        nn.Module: with the weights, on the CPU in float32.
+
     Raises:
         ConfigError, CheckpointError, DependencyError: as :func:`foveal.load`.
     """

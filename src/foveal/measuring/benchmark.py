@@ -76,10 +76,14 @@ def bench(
         warmup: runs of each before that. On an NVIDIA GPU each candidate also runs until its time is steady, for ten
             seconds at most.
         runtime: "auto" or a runtime of :func:`foveal.load`. Models that it does not open are exported first.
-        device: device of :func:`foveal.load`. On a GPU the images are there already and the output stays there; a click
-            includes copying. NVIDIA GPUs are timed by their own events.
+        device: device of :func:`foveal.load`. On a GPU the input is in its memory before a run, and the output stays
+            there; a click includes copying. NVIDIA GPUs are timed by their own events.
         dtype: "float32", "float16" or "bfloat16"; "auto" is float32.
         memory: load and run each candidate in a process of its own, too, to measure its peak memory.
+
+    Returns:
+        A report with a row for each candidate, or each network of a promptable model, in ``candidates``, with times in
+        milliseconds, and with the machine and the versions.
 
     Raises:
         ConfigError: no candidates, impossible numbers, a setting that cannot apply to a candidate, or a candidate that

@@ -49,6 +49,9 @@ def count(model: nn.Module, in_chans: int, size: tuple[int, int]) -> Costs:
         in_chans: channels of the image.
         size: (H, W) of the image in pixels.
 
+    Returns:
+        Numbers of parameters and of MACs.
+
     Raises:
         InputError: an image that the model does not take, or a model that decides by the values of the image.
     """

@@ -66,9 +66,9 @@ def _head(rows: Path, page: Path) -> str:
     command = f"foveal bench --preset headline --resume {rows.name} --page {target}"
     return (
         "# Compared with other networks\n\n"
-        "This page is for those who choose between networks. It is generated from measurements; the command repeats\n"
-        "them on your machine, in a checkout of the repository, and could contradict them. Rows of other machines\n"
-        "stay in the file and on the page. Do not edit it.\n\n"
+        "This page is for those who choose between networks. It is generated from measurements; do not edit it. In a\n"
+        "checkout of the repository, the command repeats them on your machine; the results may differ. Rows of other\n"
+        "machines stay in the file and on the page.\n\n"
         f"```bash\npip install '.[torch,timm,openvino]' transformers\n{command}\n```"
     )
 
@@ -88,8 +88,8 @@ def _behind(rows: Sequence[Row]) -> str:
         text += "\n\n" + _table(behind, reasons=True)
     if by_engine:
         text += (
-            f"\n\nIn {len(by_engine)} more, ours is faster only because of its runtime: in the other's fastest runtime "
-            "the other network is faster.\n\n"
+            f"\n\nIn {len(by_engine)} more, our network is faster only because of its runtime: in the fastest runtime "
+            "of the other network, the other network is faster.\n\n"
         )
         text += _table(by_engine)
     return text
@@ -136,21 +136,25 @@ def _method(machines: Mapping[str, Row], rows: Sequence[Row]) -> str:
         "",
         _machines_text(machines),
         "",
-        "Every row is a process of its own, bound to as many cores as it has threads. Both networks are opened in",
-        "every runtime, with random weights, and all of them take turns; ratios are taken round by round, and their",
-        f"median is shown. Rows have {rounds[0]} to {rounds[-1]} rounds." if rounds else "median is shown.",
+        "Every row is measured in a process of its own, bound to as many cores as it has threads. Both networks are",
+        "opened in every runtime, with random weights, and all of them take turns; a ratio is computed for each round,",
+        f"and the median is shown. Rows have {rounds[0]} to {rounds[-1]} rounds."
+        if rounds
+        else "and the median is shown.",
         "",
-        "- **Ratios** say how many times faster ours is. *eager*: both as torch modules, as they are created. *ONNX",
-        "  Runtime* and *OpenVINO*: both in that. *algorithm*: both in the runtime in which the other is fastest.",
-        "  *engine*: ours in its fastest runtime over ours in that one. *together*: each in its fastest runtime.",
-        "  *paper*: what a paper claims, for other hardware, see below.",
+        "- **Ratios** say how many times faster our network is. *eager*: both networks as torch modules, as they are",
+        "  created. *ONNX Runtime* and *OpenVINO*: both in this runtime. *algorithm*: both in the runtime in which the",
+        "  other network is fastest. *engine*: our network in its fastest runtime, relative to our network in the",
+        "  runtime of *algorithm*. *together*: each in its fastest runtime. *paper*: the claim of a paper, for other",
+        "  hardware, see below.",
         f"- **Noise.** {noise_note(rows)}.",
         "- **Networks of others** are rebuilt from their papers or come from transformers and timm. Their ONNX files",
         "  are made for one size; ours take images of any size.",
         "- The network alone is timed. Segmentation ends with logits at the network's own stride.",
-        "- glibc's allocator is told to keep freed memory, for both sides: otherwise ratios at large sizes measure it.",
-        "- With one thread, torch sends 1x1 convolutions to a slower function than with two: *eager* at one thread is",
-        "  slow for both.",
+        "- glibc's allocator is set to keep freed memory, for both networks; otherwise ratios at large sizes would",
+        "  mostly measure the allocator.",
+        "- With one thread, torch computes 1x1 convolutions by a slower function than with two: *eager* at one thread",
+        "  is slow for both.",
         f"- The largest load of the machine before a row was {busy:g} processes.",
     ]
     if failed:

@@ -47,8 +47,8 @@ class Predictor:
         runner: runs the network on numpy arrays, see :class:`foveal.prediction.runner.Runner`.
         info: description of the model and of its preprocessing.
         runtime: what runs the model and where, as text.
-        bands: what images are read as.
-        limits: of the images that the network takes; others are fitted to it.
+        bands: number of bands and type of values as which images are read.
+        limits: sizes of the images that the network takes; images of other sizes are padded, cut or resized.
 
     Raises:
         ConfigError: the model takes other images than RGB of 8 bits and has no classes, or its mean has another number

@@ -91,7 +91,7 @@ class SegmentResult:
             alpha: opacity of the colours, 0 (image only) to 1 (colours only).
             contours: whether to draw a line around each region, for classes of similar colours.
             legend: whether to add a strip below the image with the colours and names of the classes that occur.
-            distinct: colours that the eye tells apart, for the classes that occur, in place of the palette.
+            distinct: clearly different colours for the classes that occur, in place of the palette.
 
         Raises:
             InputError: ``alpha`` is not 0 to 1.

@@ -17,23 +17,26 @@ MAX_PATH = 2048  #: characters of a path and of a query
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a service.
+    """Limits of a service. The descriptions are also the help texts of ``foveal serve``.
 
     Attributes:
-        max_body: largest body of a request, in MiB.
-        max_bodies: bodies of all requests at once, in MiB; further requests get 503.
-        max_pixels: largest image, in pixels; refused from its header alone.
-        seconds: from a complete request to its answer; later it gets 504, and is not computed if it waits still.
-        queue: requests that wait or run at once, of each kind; further ones get 503.
-        batch_size: images of one shape that run at once.
-        header_seconds: until the first line and the headers of a request are there.
-        body_seconds: until its body is there, beside the time that min_rate grants to bodies with a Content-Length.
-        sending_seconds: until the client has read the answer, beside the time that min_rate grants.
-        min_rate: slowest transfer of bodies and answers, in KiB per second.
-        idle_seconds: until a connection without a request is closed.
-        connections: open at once; beyond, the one that has been without a request for longest is closed.
-        embeddings: size of the encoded images that are kept for further prompts, in MiB.
-        drain: seconds that requests get when the service is asked to end.
+        max_body: Largest body of a request, in MiB.
+        max_bodies: Bodies of all requests together, in MiB; further requests get 503.
+        max_pixels: Largest image, in pixels; a larger one is refused when its header is read.
+        seconds: Seconds from a complete request to its answer; after that it gets 504, and is not computed if it is
+            still waiting.
+        queue: Requests of each kind that wait or run at the same time; further ones get 503.
+        batch_size: Images of one shape that run at once.
+        header_seconds: Seconds in which the first line and the headers of a request must arrive.
+        body_seconds: Seconds in which the body must arrive, in addition to the time for its Content-Length at the
+            slowest rate (--min-rate).
+        sending_seconds: Seconds in which the client must read the answer, in addition to the time at the slowest rate.
+        min_rate: Slowest transfer of bodies and answers, in KiB per second.
+        idle_seconds: Seconds after which a connection without a request is closed.
+        connections: Connections at the same time; when there are more, the one that has been without a request for
+            longest is closed.
+        embeddings: Memory for the embeddings of images that are kept for further prompts, in MiB.
+        drain: Seconds that requests get to finish when the service is asked to end.
 
     Raises:
         ConfigError: a limit is out of range.

@@ -3,7 +3,7 @@
 Every loss for segmentation takes ``(logits, target, class_weights)``:
 
 * logits: ``(B, C, H, W)`` at the target's size, any floating type; 16-bit logits are converted to float32.
-* target: ``(B, H, W)`` int64, class ids; the ignore index is 255.
+* target: ``(B, H, W)`` int64, class ids; the ignore index is 255, or 65535 with more than 255 classes.
 * class_weights: ``(C,)``, at least 0; None gives all classes the same weight.
 
 It returns a scalar over all labelled pixels of the batch together, which is finite for finite logits, and 0 with zero
@@ -85,7 +85,10 @@ class SegmentationLoss:
 
 
 def cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
-    """Cross entropy, the mean over pixels weighted by class: ``F.cross_entropy``, but 0 without labelled pixels."""
+    """Cross entropy, the mean over pixels weighted by class: ``F.cross_entropy``, but 0 without labelled pixels.
+
+    Shapes: logits ``(B, C, H, W)``, target ``(B, H, W)`` of class ids, class_weights ``(C,)``.
+    """
     logits, weights = _prepare(logits, target, class_weights)
     return _weighted_mean(_nll(logits, target), weights[target])
 
@@ -104,8 +107,8 @@ def ohem(
     Wu, Shen, van den Hengel, "Bridging Category-level and Instance-level Semantic Image Segmentation", 2016.
 
     Args:
-        logits: see the module.
-        target: see the module.
+        logits: ``(B, C, H, W)``.
+        target: ``(B, H, W)`` class ids; 255 (above 255 classes 65535) is ignored.
         class_weights: weights of the selected pixels; the selection does not depend on them.
         threshold: pixels whose own class has at most this probability are hard, 0..1.
         min_kept: smallest share of the labelled pixels that is selected, 0..1: the hardest ones, and all pixels as hard
@@ -129,8 +132,8 @@ def focal(logits: Tensor, target: Tensor, class_weights: Tensor | None = None, *
     mean over pixels, so that ``gamma=0`` is :func:`cross_entropy`.
 
     Args:
-        logits: see the module.
-        target: see the module.
+        logits: ``(B, C, H, W)``.
+        target: ``(B, H, W)`` class ids; 255 (above 255 classes 65535) is ignored.
         class_weights: alpha of each class.
         gamma: focus on hard pixels, at least 0.
     """
@@ -156,8 +159,8 @@ def boundary(
     are boundaries.
 
     Args:
-        logits: see the module.
-        target: see the module.
+        logits: ``(B, C, H, W)``.
+        target: ``(B, H, W)`` class ids; 255 (above 255 classes 65535) is ignored.
         class_weights: multiplied by the weights for the boundary.
         radius: radius of the square neighbourhood, in pixels of the target.
         gain: pixels with another class in their neighbourhood have weight ``1 + gain``, the others 1.
@@ -173,6 +176,8 @@ def boundary(
 def dice(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """One minus the Dice coefficient of soft masks, ``2 |P G| / (|P| + |G|)``, the mean over classes in the target.
 
+    Shapes: logits ``(B, C, H, W)``, target ``(B, H, W)`` of class ids, class_weights ``(C,)``.
+
     Source: Milletari et al., "V-Net", 3DV 2016, section 3, with plain sums in the denominator, where the paper squares
     the probabilities. The paper has two classes, both present. Here an absent class is left out, because its loss would
     be 1 for any prediction above 0.
@@ -186,6 +191,8 @@ def dice(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) ->
 def jaccard(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """One minus the Jaccard index (IoU) of soft masks, ``|P G| / (|P| + |G| - |P G|)``, the mean over classes.
 
+    Shapes: logits ``(B, C, H, W)``, target ``(B, H, W)`` of class ids, class_weights ``(C,)``.
+
     Source: Rahman and Wang, "Optimizing Intersection-Over-Union in Deep Neural Networks for Image Segmentation",
     ISVC 2016. The paper has a single class, present; absent classes are left out as in :func:`dice`.
     """
@@ -196,6 +203,8 @@ def jaccard(logits: Tensor, target: Tensor, class_weights: Tensor | None = None)
 
 def lovasz(logits: Tensor, target: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Lovász-Softmax: the convex surrogate of one minus the IoU, the mean over classes in the target.
+
+    Shapes: logits ``(B, C, H, W)``, target ``(B, H, W)`` of class ids, class_weights ``(C,)``.
 
     Source: Berman et al., "The Lovász-Softmax loss", CVPR 2018: the extension of equations 8 and 9, applied to the
     errors of equation 11, over the batch. The paper's mean is over all classes. The authors' code leaves out classes

@@ -306,13 +306,13 @@ class CommonSettings:
     )
     tune: str = setting(
         "",
-        "Train the head and a few parameters more, and save them alone, on top of the weights: "
+        "Train only the head and a few other parameters of a model with weights, and save only these: "
         f"{'; '.join(f'{name}, {each.help}' for name, each in KINDS.items())}. Empty: train the whole model.",
         names=("", *KINDS),
     )
     lora_rank: int = setting(4, "Rank of the additions of tune: lora.", between(1, 1024))
     lora_alpha: float | None = setting(
-        None, "The additions of tune: lora count lora_alpha / lora_rank times. Default: once.", above(0)
+        None, "The additions of tune: lora are multiplied by lora_alpha / lora_rank. Default: by 1.", above(0)
     )
     lora_where: str = setting(
         "dense",
