@@ -29,7 +29,7 @@ RANK = {room: len(ORDER) - place for place, room in enumerate(ORDER)}
 #: Modules that `pip install foveal` uses without torch: these, and all of the rooms `commands`, `data` and `images`.
 LIGHT = [
     "assets", "batch.embeddings", "batch.inputs", "batch.manifest", "batch.plan", "batch.pool", "batch.ray_run",
-    "batch.reading", "batch.results", "batch.run", "batch.sinks", "batch.stores", "batch.worker",
+    "batch.reading", "batch.results", "batch.run", "batch.sinks", "batch.stores", "batch.values", "batch.worker",
     "cli", "compiling", "config", "errors", "files", "info", "progress", "task", "text", "timing",
     "engine.binder", "engine.binding", "engine.costs", "engine.engine", "engine.library", "engine.packing",
     "engine.plan", "engine.steps", "engine.steps_tokens",

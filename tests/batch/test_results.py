@@ -18,6 +18,8 @@ from foveal import assets
 from foveal.batch.results import KINDS, Kind, Options, find_kind
 from foveal.batch.run import Request
 from foveal.errors import ConfigError
+from foveal.images.bands import read_bands
+from foveal.images.tiff_writing import TiffImage, write_tiff
 from helpers.batch_jobs import MODEL, names_in, pictures, work
 
 
@@ -105,6 +107,35 @@ def test_embeddings_and_classes(folder: Path, tmp_path: Path) -> None:
     segmenter = foveal.load_model(tmp_path / "segment")
     found = rows(Request(str(folder), str(tmp_path / "maps"), str(tmp_path / "segment"), "embeddings"))
     assert {len(row["embedding"]) for row in found.values()} == {segmenter.backbone.feature_info[-1].channels}
+
+
+def test_values(folder: Path, tmp_path: Path) -> None:
+    """Of a regression model, in its unit: files and members of tar files are what ``regress --format tif`` writes."""
+    model = foveal.create_model("efficientvit_b0", "regress", out_chans=2, output="none")
+    model.get_buffer("head.target_mean").fill_(40)
+    foveal.save_pretrained(model, tmp_path / "model")
+    for pack in (False, True):
+        work(Request(str(folder), str(tmp_path / f"out{pack}"), str(tmp_path / "model"), "values", pack=pack))
+    (archive,) = (tmp_path / "outTrue").glob("*.tar")
+    predictor = foveal.load(tmp_path / "model", threads=1)
+    with tarfile.open(archive) as opened:
+        assert len(opened.getnames()) == 4
+        for member in opened:
+            stored = opened.extractfile(member)
+            assert stored is not None
+            path = tmp_path / "outFalse" / member.name
+            assert stored.read() == path.read_bytes()
+            result = predictor.regress(folder / member.name.removesuffix(".tif"))
+            values = read_bands(path)
+            assert (values.dtype, values.shape) == (np.float32, (50, 70, 2))
+            assert values.std() > 0 < values.mean()
+            np.testing.assert_allclose(values, result.values, rtol=1e-5)
+            write_tiff(tmp_path / "same.tif", TiffImage(50, 70, 2, "float32", overviews=False), [values])
+            assert (tmp_path / "same.tif").read_bytes() == path.read_bytes()
+    with pytest.raises(ConfigError, match=r"--result masks are class masks .*: choose --result values or embeddings"):
+        work(Request(str(folder), str(tmp_path / "masks"), str(tmp_path / "model")))
+    with pytest.raises(ConfigError, match=r"--result values are maps of values .* gives the class of each pixel"):
+        work(Request(str(folder), str(tmp_path / "values"), MODEL, "values"))
 
 
 def test_an_exported_file_has_no_embeddings(folder: Path, tmp_path: Path) -> None:

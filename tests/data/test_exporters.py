@@ -11,6 +11,7 @@ from scipy.ndimage import maximum_filter, minimum_filter
 
 from foveal.data.check import check_data
 from foveal.data.segmentation import SegmentationData
+from foveal.errors import DataError
 from helpers.exporters import export
 
 
@@ -32,6 +33,7 @@ class Case(NamedTuple):
 
 
 DATUMARO = ["datumaro>=1.10"]
+LABEL_STUDIO = ["label-studio-sdk>=1"]
 SPLIT = {"train": 2, "val": 1}
 CASES = [
     Case("with_datumaro.py", DATUMARO, "voc_segmentation", "voc", SPLIT),
@@ -40,9 +42,9 @@ CASES = [
     Case("with_datumaro.py", DATUMARO, "camvid", "camvid", SPLIT),
     Case("with_datumaro.py", DATUMARO, "cityscapes", "cityscapes", SPLIT),
     Case("with_labelme.py", ["labelme>=5"], "", "labelme", {"all": 2}, exact=False),
-    Case("with_label_studio.py", ["label-studio-sdk>=1"], "json", "label_studio", {"all": 2}),
-    Case("with_label_studio.py", ["label-studio-sdk>=1"], "coco", "coco_instances", {"all": 2}),
-    Case("with_label_studio.py", ["label-studio-sdk>=1"], "brush_coco", "coco_instances", {"all": 2}, exact=False),
+    Case("with_label_studio.py", LABEL_STUDIO, "json", "label_studio", {"all": 2}),
+    Case("with_label_studio.py", LABEL_STUDIO, "coco", "coco_instances", {"all": 2}),
+    Case("with_label_studio.py", LABEL_STUDIO, "brush_coco", "coco_instances", {"all": 2}, exact=False),
     Case("with_supervision.py", ["supervision>=0.25"], "yolo", "polygons", {"train": 2, "valid": 1}, exact=False),
     Case("with_supervision.py", ["supervision>=0.25"], "coco", "coco_instances", {"train": 2, "valid": 1}, exact=False),
     Case("with_cityscapes.py", ["cityscapesScripts>=2.2"], "", "cityscapes", SPLIT, names=()),
@@ -70,3 +72,14 @@ def test_exports_are_read(tmp_path: Path, case: Case) -> None:
                 wrong &= maximum_filter(true, 3) == minimum_filter(true, 3)
             assert not wrong.any()
             assert len(np.unique(mask)) > 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "name"), [("png", "PNG"), ("numpy", "NumPy")])
+def test_exports_that_name_no_image_are_refused(tmp_path: Path, kind: str, name: str) -> None:
+    root = tmp_path / "data"
+    export("with_label_studio.py", LABEL_STUDIO, kind, root)
+    (problem,) = check_data(root).problems
+    assert f"is of Label Studio's export 'Brush labels to {name}'" in problem.error
+    with pytest.raises(DataError, match="choose the export 'JSON'"):
+        SegmentationData.open(root, ["all"])

@@ -6,6 +6,7 @@ import base64
 import io
 import itertools
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from foveal.data.label_studio import brush_runs
 from foveal.data.segmentation import SegmentationData
 from foveal.errors import DataError
 from foveal.images.regions import mask_of
+from helpers.commands import Command
 
 SIZE = (30, 40)
 RNG = np.random.default_rng(0)
@@ -311,6 +313,65 @@ def test_label_studio(tmp_path: Path) -> None:
     assert np.array_equal(data[0][1], np.where(mask, 2, rectangle(4, 3, 20, 15)))
     assert np.array_equal(data[1][1], rectangle(30, 15, 38, 21))
     assert len(InstanceData.open(tmp_path, ["all"])[0][1]) == 2
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images", "masks"),
+        ("images/train", "masks/train"),
+        ("train", "trainannot"),
+        ("images", "."),
+        (".", "."),
+        ("", "."),
+        ("images", "project-1-at-2026-01-31/png"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".png", ".npy"])
+def test_label_studio_masks_that_name_no_image(tmp_path: Path, images: str, masks: str, suffix: str) -> None:
+    """Its exports "Brush labels to PNG" and "to NumPy" are refused; beside its JSON file, that file is read."""
+    mask = rectangle(10, 10, 30, 20)
+    if images:
+        photo(tmp_path / images / "0123abcd-a.jpg")
+    (tmp_path / masks).mkdir(parents=True, exist_ok=True)
+    for number in range(2):
+        file = tmp_path / masks / f"task-1-annotation-7-by-ann@x.org-brush-big dog-{number}{suffix}"
+        np.save(file, mask) if suffix == ".npy" else Image.fromarray(mask.astype(np.uint8) * 255).save(file)
+    kind = "NumPy" if suffix == ".npy" else "PNG"
+    words = f"'task-1-annotation-7-by-ann@x.org-brush-big dog-0{suffix}' is of Label Studio's export 'Brush labels to"
+    error = only_problem(tmp_path)
+    assert f"{words} {kind}'" in error
+    assert "choose the export 'JSON'" in error
+    for opened in (SegmentationData, InstanceData):
+        with pytest.raises(DataError, match=re.escape(words)):
+            opened.open(tmp_path, ["train"])
+    if images in ("images", "."):  # where the images of that export are looked for
+        results = task("/data/upload/1/0123abcd-a.jpg", result("brushlabels", "dog", format="rle", rle=brush(mask)))
+        label_studio(tmp_path, results)
+        data = SegmentationData.open(tmp_path, ["all"])
+        assert (data.layout, np.array_equal(data[0][1], mask)) == ("label_studio", True)
+
+
+def test_training_with_masks_that_name_no_image(tmp_path: Path, cli: Command) -> None:
+    photo(tmp_path / "images" / "a.jpg")
+    Image.fromarray(np.ones(SIZE, np.uint8)).save(tmp_path / "task-3-annotation-3-by-1-tag-tree-0.png")
+    for arguments in (["train", tmp_path, "--out", tmp_path / "run"], ["data", "check", tmp_path]):
+        done = cli(*map(str, arguments))
+        assert done.returncode == 2 or "data" in arguments
+        assert "choose the export 'JSON'" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_masks_that_were_renamed_with_their_images(tmp_path: Path) -> None:
+    """Where images have the names of such masks, the pairs are known."""
+    name = "task-1-annotation-7-by-1-brush-cat-0"
+    photo(tmp_path / "images" / f"{name}.jpg")
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(rectangle(2, 3, 12, 13).astype(np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+    (tmp_path / "dataset.yaml").write_text("names: [background, cat]")
+    assert np.array_equal(SegmentationData.open(tmp_path, ["all"])[0][1], rectangle(2, 3, 12, 13))
+    assert check_data(tmp_path).problems == []
 
 
 def test_label_studio_turns_shapes(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,16 +22,18 @@ from foveal.batch.reading import read_part
 from foveal.config import build_config, read_yaml
 from foveal.data.check import check_data
 from foveal.data.class_map import read_class_map
-from foveal.data.labelled import open_labelled
+from foveal.data.labelled import LabelledTask, open_labelled
 from foveal.data.synthetic import NAMES, shapes_sample, write_shapes
 from foveal.images import rasters
 from foveal.images.bands import RGB
+from foveal.images.exr import read_exr, write_exr
 from foveal.images.reading import read_image, read_mask
 from foveal.images.tiff_writing import TiffImage, write_tiff
 from foveal.images.zarr_writing import write_zarr
 from foveal.training.config import TrainConfig
 from helpers.narrow import Plain
 
+LABELLED: tuple[LabelledTask, ...] = ("segment", "classify", "regress")
 PHOTO, MASK = shapes_sample(np.random.default_rng(0), (40, 56))
 
 
@@ -94,6 +96,56 @@ def _write_masks(folder: Path) -> None:
 def _read_masks(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         assert read_mask(path).ndim == 2
+
+
+# ---- maps of values
+
+
+def _write_exr(folder: Path) -> None:
+    import OpenEXR
+
+    values = np.random.default_rng(0).normal(2, 1, (40, 56)).astype(np.float32)
+    kinds = ("NO", "RLE", "ZIPS", "ZIP", "PIZ", "PXR24", "B44", "B44A", "DWAA", "DWAB")
+    for number, kind in enumerate(kinds):
+        header = {"compression": getattr(OpenEXR, f"{kind}_COMPRESSION"), "type": OpenEXR.scanlineimage}
+        if number % 3 == 2:
+            tiles = OpenEXR.TileDescription()
+            tiles.xSize, tiles.ySize = 16, 16
+            header |= {"type": OpenEXR.tiledimage, "tiles": tiles}
+        plain: Any = {"Y": values} if number % 2 else {name: values.astype(np.float16) for name in "XYZ"}
+        OpenEXR.File(header, plain).write(str(folder / f"{kind}.exr"))
+
+
+def _read_exr(folder: Path) -> None:
+    """Read every file; what one of them has is read or refused independently of the others."""
+    errors = []
+    for path in sorted(folder.iterdir()):
+        try:
+            values = read_exr(path)
+            assert (values.dtype, values.ndim) == (np.float32, 3)
+        except foveal.InputError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _write_maps(folder: Path) -> None:
+    """Each split has depths in another format: integers with a scale, or floating-point values."""
+    (folder / "dataset.yaml").write_text("target: {kind: depth, unit: m, scale: 0.001, invalid: 0}")
+    steps = np.random.default_rng(0).integers(0, 5000, (40, 56), np.uint16)
+    values = np.where(steps, steps / 1000, np.nan).astype(np.float32)
+    for suffix in ("png", "tif", "npy", "exr"):
+        for kind in ("images", "depth", "valid"):
+            (folder / suffix / kind).mkdir(parents=True)
+        Image.fromarray(PHOTO).save(folder / suffix / "images" / "a.jpg")
+        Image.fromarray((steps > 0).astype(np.uint8)).save(folder / suffix / "valid" / "a.png")
+        path = folder / suffix / "depth" / f"a.{suffix}"
+        if suffix == "npy":
+            np.save(path, values)
+        elif suffix == "exr":
+            write_exr(path, values[..., None])
+        else:
+            Image.fromarray(steps if suffix == "png" else values).save(path)
 
 
 # ---- large images
@@ -253,9 +305,9 @@ def _write_tars(folder: Path) -> None:
 def _use_data(folder: Path) -> None:
     """Check a data set; where the check finds no problem, read all of it as training does."""
     report = check_data(folder)
-    if report.problems or not {"segment", "classify"}.intersection(report.tasks):
+    task: LabelledTask | None = next((name for name in LABELLED if name in report.tasks), None)
+    if report.problems or task is None:
         return
-    task: Literal["segment", "classify"] = "segment" if "segment" in report.tasks else "classify"
     for split in report.splits:
         try:
             data = open_labelled(folder, [split.name], task)
@@ -431,6 +483,8 @@ TARGETS: dict[str, Target] = {
     "images": Target(_write_images, _read_images),
     "masks": Target(_write_masks, _read_masks),
     "large images": Target(_write_large_images, _read_large_images),
+    "OpenEXR files": Target(_write_exr, _read_exr),
+    "data: maps of values": Target(_write_maps, _use_data),
     "data: images and masks": Target(_write_pairs, _use_data),
     "data: COCO": Target(_write_coco, _use_data, "**/*.json"),
     "data: YOLO": Target(_write_yolo, _use_data, "**/*.[ty][xa][tm]*"),

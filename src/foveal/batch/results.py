@@ -18,6 +18,7 @@ from ..prediction.predictor import Predictor
 from ..prediction.results import ClassifyResult, SegmentResult, mask_picture
 from ..task import find_task
 from .embeddings import embeds, load_with_features, open_embedder
+from .values import gives_values, values_tiff
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -182,6 +183,7 @@ KINDS: dict[str, Kind] = {
         _each(_class),
         lambda predictor: [("index", "int32"), ("class", "string"), ("probability", "float")],
     ),
+    "values": Kind("maps of values (TIFF)", gives_values, _each(values_tiff), suffix=".tif"),
     "embeddings": Kind(
         "embeddings (Parquet)",
         embeds,

@@ -47,9 +47,9 @@ def batch(
     model
         Bundled name, checkpoint, exported file or training run.
     result
-        What is written for each image: masks, rle, shares, classes or embeddings.
+        What is written for each image: masks, rle, shares, classes, values or embeddings.
     tar
-        Write masks into tar files instead of a file for each image.
+        Write masks or values into tar files instead of a file for each image.
     workers
         Number of processes; default: one for each CPU, or for each GPU. With --ray the largest number of replicas.
     part_size

@@ -57,8 +57,8 @@ def export(
     int8
         Write int8 instead of float32: folder of a data set to calibrate on and, with other images, to measure the loss.
     max_loss
-        With --int8: loss to stay within, in points of mIoU, top-1 or box mIoU, or dB of PSNR; default: 0.5, for
-        super-resolution 0.1, for promptable models 1.
+        With --int8: loss to stay within, in points of mIoU, top-1, box mIoU or similarity of maps, or dB of PSNR;
+        default: 0.5, for super-resolution 0.1, for promptable models 1.
     calibration_images
         With --int8: number of images to calibrate on; default: 100.
     """

@@ -6,9 +6,10 @@
     ROOT/images/a.jpg                   or ROOT/a.jpg, under the names that the tasks give, with or without the prefix
                                         of eight characters that Label Studio puts before uploaded files
 
-Its exports in COCO's and YOLO's formats are read by :mod:`foveal.data.coco` and :mod:`foveal.data.yolo`. Sources: the
-export formats of https://labelstud.io/guide/export; the run lengths of brush masks are those of
-https://github.com/thi-ng/umbrella (rle-pack).
+Its exports in COCO's and YOLO's formats are read by :mod:`foveal.data.coco` and :mod:`foveal.data.yolo`; those of brush
+labels as PNG or NumPy are refused (:mod:`foveal.data.brush_masks`). Sources: the export formats of
+https://labelstud.io/guide/export; the run lengths of brush masks are those of https://github.com/thi-ng/umbrella
+(rle-pack).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import DataError, InputError
 from ..images.reading import read_mask
 from ..info import MAX_CLASSES, Labels, ignore_id
+from .brush_masks import name_no_image, refusal
 from .layout import FILE, DatasetFile, Problem, by_stem, images_in, match_files
 from .masks import ColourMasks, IdMasks, MaskReader, described_ids
 
@@ -63,12 +64,19 @@ def open_pairs(
 
 
 def mask_pairs(images: Path, masks: Path, excluded: frozenset[Path]) -> tuple[list[tuple[Path, Path]], list[Problem]]:
-    """Pair images and masks by stem; every file without a partner, and every lossy mask, is a problem."""
+    """Pair images and masks by stem; every file without a partner, and every lossy mask, is a problem.
+
+    Raises:
+        DataError: the masks are of an export of Label Studio that does not name their images.
+    """
     files = images_in(masks, deep=True)
     lossy = [Problem(p, _LOSSY) for p in files if p.suffix.lower() not in _LOSSLESS and p not in excluded]
     files = [p for p in files if p.suffix.lower() in _LOSSLESS]
+    pictures = images_in(images, deep=True)
+    if name_no_image(pictures, files):
+        raise refusal(files[0])
     pairs, unmatched = match_files(
-        by_stem(images_in(images, deep=True), images),
+        by_stem(pictures, images),
         [by_stem(files, masks, ending) for ending in _MASK_ENDINGS],
         ("image", "mask"),
         excluded,

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import DataError, FovealError
 from ..task import TASKS
 from . import classification, instances, regression, segmentation_layouts, stream, super_resolution
+from .brush_masks import find_brush_mask, refusal
 from .layout import DatasetFile, UnknownLayoutError, describe
 from .outline_layouts import OUTLINE_LAYOUTS
 from .shards import find_shards, is_pattern
@@ -49,6 +50,8 @@ def recognise(root: Path, described: DatasetFile) -> str:
         raise segmentation_layouts.unknown_layout(root, described, OTHERS)
     if name not in OTHERS and (layout := segmentation_layouts.layout_of(root, described)):
         return layout.name
+    if not name and (brush := find_brush_mask(root)):  # otherwise they are large images for super-resolution
+        raise refusal(brush)
     if name == instances.IDS:
         return instances.layout_of(root, described)
     if name in ("", regression.LAYOUT) and regression.splits_of(root, described):

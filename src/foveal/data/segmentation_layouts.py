@@ -13,6 +13,7 @@ from ..images.folders import entries_below, has_images
 from ..images.formats import is_image
 from ..info import IGNORE, Labels
 from . import cityscapes, coco, roboflow, voc
+from .brush_masks import find_brush_mask, name_no_image, refusal
 from .labels import ADE20K, CAMVID
 from .layout import (
     ALL,
@@ -33,6 +34,7 @@ from .parts import Part, check_number, labels_and_reader, open_pairs
 
 _UNSUPPORTED = (".gif", ".pgm", ".ppm", ".heic", ".jp2", ".exr")  # of images and masks that users have
 _CAMVID_VOID = 11
+_LABEL_STUDIO = "label_studio"
 _INNER = 10  # folders that are searched for a layout
 
 
@@ -66,6 +68,8 @@ def layout_of(root: Path, described: DatasetFile) -> Layout | None:
         return layout
     matches = [layout for layout in LAYOUTS if layout.splits(root, described)]
     matches = [layout for layout in matches if not any(layout.name in other.beats for other in matches)]
+    if len(matches) > 1 and find_brush_mask(root):  # masks that only the JSON file beside them can match to images
+        matches = [layout for layout in matches if layout.name == _LABEL_STUDIO] or matches
     if len(matches) > 1:
         names = " and ".join(layout.name for layout in matches)
         raise DataError(f"{root}: fits the layouts {names}; name one in {FILE}: 'layout: {matches[0].name}'")
@@ -137,7 +141,9 @@ def _flat_folders(root: Path) -> tuple[Path, Path] | None:
     if len(images) > 1 or len(masks) > 1:
         names = ", ".join(folder.name for folder in images + masks)
         raise DataError(f"{root}: several folders of images or masks ({names}); keep one of images and one of masks")
-    return (images[0], masks[0]) if images and masks else None
+    if not (images and masks) or name_no_image(images_in(images[0]), images_in(masks[0])):
+        return None
+    return images[0], masks[0]
 
 
 def _flat_splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
@@ -243,7 +249,7 @@ LAYOUTS = (
     Layout("ade20k", _ade20k_splits, _open_ade20k, beats=("folders",)),
     _annotated("coco_panoptic", _PANOPTIC, beats=("folders", "flat", *OUTLINE_LAYOUTS)),
     _annotated("coco_instances", OUTLINE_LAYOUTS["coco_instances"], beats=_SIDE_FILES),
-    _annotated("label_studio", OUTLINE_LAYOUTS["label_studio"], beats=_SIDE_FILES),
+    _annotated(_LABEL_STUDIO, OUTLINE_LAYOUTS[_LABEL_STUDIO], beats=_SIDE_FILES),
     _annotated("supervisely", OUTLINE_LAYOUTS["supervisely"], beats=_SIDE_FILES),
     Layout("voc", voc.splits_of, _open_voc, beats=_SIDE_FILES),
     Layout("roboflow", roboflow.splits_of, _open_roboflow, beats=_SIDE_FILES),
@@ -265,6 +271,8 @@ def unknown_layout(root: Path, described: DatasetFile, others: Sequence[str] = (
     names = [*(layout.name for layout in LAYOUTS), *others]
     if described.layout:
         return DataError(f"{root / FILE}: unknown layout {described.layout!r}{nearest(described.layout, names)}")
+    if brush := find_brush_mask(root):
+        return refusal(brush)
     files = (entry.path.relative_to(root) for entry in itertools.islice(entries_below(root), 10_000))
     unsupported = next((path for path in files if path.suffix.lower() in _UNSUPPORTED), None)
     hint = f"; {unsupported} has an unsupported format: save images and masks as PNG" if unsupported else ""

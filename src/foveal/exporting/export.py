@@ -105,8 +105,9 @@ def export(
         int8: int8 instead of float32, for layers with weights: a data set that :func:`foveal.evaluate` reads for the
             model's task. The file is calibrated on images of its training split and measured on others; layers are
             left in float32 until it loses little enough. Of a promptable model, the image encoder is quantised.
-        max_loss: with ``int8``: what the file may lose. Default: 0.5 points of mIoU (segmentation) or of top-1
-            (classification), 0.1 dB of PSNR (upscaling), 1 point of box mIoU (promptable models).
+        max_loss: with ``int8``: what the file may lose. Default: 0.5 points of mIoU (segmentation), of top-1
+            (classification) or of similarity (regression), 0.1 dB of PSNR (upscaling), 1 point of box mIoU (promptable
+            models).
         calibration_images: with ``int8``: how many images to calibrate on; default: 100.
         progress: where to show progress; default: nowhere.
 

@@ -126,8 +126,9 @@ def quantise(
     written = [folder / path.name for path in files]
     trials = _Trials(tool(source, _Counted(data, request.progress)), predictor, data, written, request)
     quantised = trials.search()
-    for path in written:
-        shutil.copy(path, report.path.parent)
+    for path, float_path in zip(written, files, strict=True):
+        float_path.unlink()  # OpenVINO still reads it: overwritten, it would end the process
+        shutil.copy(path, float_path)
     outputs = [
         (expected, quantised.runner(image)) for image, expected in zip(trials.inputs, trials.outputs, strict=True)
     ]

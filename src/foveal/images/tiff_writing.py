@@ -6,6 +6,7 @@ image. Since all sizes must be known first, compressed tiles wait in a temporary
 
 from __future__ import annotations
 
+import io
 import shutil
 import struct
 import tempfile
@@ -60,11 +61,14 @@ class TiffImage:
 
 
 class _Tiles:
-    """The compressed tiles of a level, in a temporary file."""
+    """The compressed tiles of a level, in a temporary file, or in memory."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.sizes: list[int] = []
-        self.file: BinaryIO = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by write_tiff
+        if folder is None:
+            self.file: BinaryIO = io.BytesIO()
+        else:
+            self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by _write
 
     def add(self, tile: NDArray[Any], *, differences: bool) -> None:
         """Compress and store a tile; ``differences``: of neighbours in a row (predictor 2)."""
@@ -86,23 +90,33 @@ def write_tiff(path: str | Path, image: TiffImage, bands: Iterable[NDArray[Any]]
     Raises:
         InputError: the file cannot be written.
     """
-    path = Path(path)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        _write(file, temporary.parent, image, bands)
+
+
+def tiff_bytes(image: TiffImage, bands: Iterable[NDArray[Any]]) -> bytes:
+    """The content of the file that :func:`write_tiff` writes, for images that fit into memory."""
+    content = io.BytesIO()
+    _write(content, None, image, bands)
+    return content.getvalue()
+
+
+def _write(file: BinaryIO, folder: Path | None, image: TiffImage, bands: Iterable[NDArray[Any]]) -> None:
+    """Write the content of a file; its tiles wait in temporary files in ``folder``, or in memory if it is ``None``."""
     stored: list[_Tiles] = []
-    with atomic_write(path) as temporary:
 
-        def store(number: int, row: int, column: int, tile: NDArray[Any]) -> None:
-            stored[number].add(tile, differences=image.has_differences)
+    def store(number: int, row: int, column: int, tile: NDArray[Any]) -> None:
+        stored[number].add(tile, differences=image.has_differences)
 
-        first = Level((image.height, image.width), image.channels, image.dtype, store, smaller=image.overviews)
-        levels = list(first.levels())
-        try:
-            stored.extend(_Tiles(temporary.parent) for _ in levels)
-            first.add_all(bands)
-            with temporary.open("wb") as file:
-                _assemble(file, image, [level.size for level in levels], stored)
-        finally:
-            for tiles in stored:
-                tiles.file.close()
+    first = Level((image.height, image.width), image.channels, image.dtype, store, smaller=image.overviews)
+    levels = list(first.levels())
+    try:
+        stored.extend(_Tiles(folder) for _ in levels)
+        first.add_all(bands)
+        _assemble(file, image, [level.size for level in levels], stored)
+    finally:
+        for tiles in stored:
+            tiles.file.close()
 
 
 def _assemble(file: BinaryIO, image: TiffImage, sizes: list[tuple[int, int]], stored: list[_Tiles]) -> None:

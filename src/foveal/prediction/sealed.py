@@ -90,6 +90,6 @@ def output_names(description: str, file: str) -> tuple[str, ...]:
         names = ModelInfo.from_json(description).notes.get(OUTPUTS)
     except ConfigError as error:
         raise CheckpointError(f"{file}: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{file}: its description names no outputs; export the model again")
     return tuple(names)

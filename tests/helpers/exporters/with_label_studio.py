@@ -1,7 +1,7 @@
 """Write a scene in Label Studio's formats: ``python with_label_studio.py FORMAT OUT``.
 
-FORMAT is "json": its JSON, with brush masks packed by its own encoder; or "coco", "brush_coco": exported from that JSON
-by its own converter.
+FORMAT is "json": its JSON, with brush masks packed by its own encoder; or "coco", "brush_coco", "png", "numpy":
+exported from that JSON by its own converter.
 """
 
 from __future__ import annotations
@@ -20,6 +20,13 @@ SIZE = (30, 40)
 CONFIG = """<View><Image name="image" value="$image"/>
 <PolygonLabels name="outline" toName="image"><Label value="cat"/></PolygonLabels>
 <BrushLabels name="brush" toName="image"><Label value="dog"/></BrushLabels></View>"""
+
+FORMATS = {
+    "coco": Format.COCO,
+    "brush_coco": Format.BRUSH_TO_COCO,
+    "png": Format.BRUSH_TO_PNG,
+    "numpy": Format.BRUSH_TO_NUMPY,
+}
 
 
 def result(kind: str, name: str, label: str, **value: object) -> dict:
@@ -51,8 +58,7 @@ def main(kind: str, out: Path) -> None:
     export.write_text(json.dumps(tasks))
     if kind != "json":
         converter = Converter(CONFIG, str(out.parent), download_resources=False)
-        wanted = Format.COCO if kind == "coco" else Format.BRUSH_TO_COCO
-        converter.convert(str(export), str(out), wanted, is_dir=False)
+        converter.convert(str(export), str(out), FORMATS[kind], is_dir=False)
 
 
 def square(number: int) -> list[tuple[int, int]]:
