@@ -48,7 +48,7 @@ LIGHT = [
     "prediction.predictor", "prediction.prompting", "prediction.regress",
     "prediction.results", "prediction.runner", "prediction.runtimes",
     "prediction.segment_anything", "prediction.segmenting",
-    "prediction.tensorrt_runner", "prediction.tiles", "prediction.torch_runner",
+    "prediction.tensorrt_runner", "prediction.tiles", "prediction.torch_runner", "prediction.upscaling",
     "serving.addresses", "serving.app", "serving.calls", "serving.classify", "serving.connections",
     "serving.embeddings", "serving.gate", "serving.inference_protocol", "serving.inputs", "serving.keys",
     "serving.lanes", "serving.limits", "serving.logs", "serving.metrics", "serving.models", "serving.openapi",
