@@ -45,7 +45,7 @@ LIGHT = [
     "prediction.executorch_runner", "prediction.exported", "prediction.file_network", "prediction.input_limits",
     "prediction.litert_runner", "prediction.sealed",
     "prediction.onnx_graphs", "prediction.onnx_providers", "prediction.onnx_runner", "prediction.openvino_runner",
-    "prediction.predictor", "prediction.prompting", "prediction.regress",
+    "prediction.options", "prediction.predictor", "prediction.prompting", "prediction.regress",
     "prediction.results", "prediction.runner", "prediction.runtimes",
     "prediction.segment_anything", "prediction.segmenting",
     "prediction.tensorrt_runner", "prediction.tiles", "prediction.torch_runner", "prediction.upscaling",

@@ -25,11 +25,12 @@ from .everything_options import EverythingOptions
 from .exported import NetworkRunner
 from .input_limits import InputLimits
 from .mask_results import EverythingResult
+from .options import Options
 from .prompting import Embedding, open_embedding
 from .regress import RegressResult
 from .results import ClassifyResult, SegmentResult, UpscaleResult, class_names
 from .runner import PromptRunner, Runner
-from .segmenting import Options, prepare_map
+from .segmenting import prepare_map
 from .tiles import MIN_SIZE, check_segment_tiles
 from .upscaling import Enlarger, prepare_picture
 
@@ -209,17 +210,8 @@ class Predictor:
         info = self.info
         if info.task not in _ANSWERS:
             raise ConfigError(f"{info.ref} is for {info.task!r}, which gives no result: call predictor.runner directly")
-        chosen, task = Options.of({**options, "report": progress}), find_task(info.task)
-        if chosen.exact and "scale" not in info.options:
-            raise ConfigError(f"exact tiles are for upscaling; {info.ref} is for {info.task!r}")
-        if chosen.augmented and not task.labels_pixels:
-            raise ConfigError(
-                f"flip, scales: the mean over copies is for segmentation; {info.ref} is for {info.task!r}"
-            )
-        parts = "tiles" if chosen.tile is not None else "copies of images" if chosen.augmented else ""
-        if batch_size is not None and batch_size > 1 and (parts or task.takes_prompts):
-            what = parts or "images of promptable models"
-            raise ConfigError(f"batch_size={batch_size}: {what} run one by one; leave it out")
+        chosen = Options.of({**options, "report": progress})
+        chosen.check(info, batch_size)
         return chosen
 
     def classify(self, image: ImageLike) -> ClassifyResult:

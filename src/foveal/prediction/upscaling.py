@@ -12,9 +12,9 @@ from ..errors import ConfigError
 from ..images.reading import Picture
 from .batching import Prepared
 from .input_limits import InputLimits
+from .options import Options
 from .results import UpscaleResult
 from .runner import Runner
-from .segmenting import Options
 from .tiles import MIN_SIZE, WHOLE, check_upscale_tiles, enlarged_bands, upscale_window
 from .torch_runner import TorchRunner
 
