@@ -16,20 +16,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..config import to_dict
-from ..data.class_map import abbreviate
 from ..errors import CheckpointError, ConfigError, DataError, FovealError, InputError, TrainingError
 from ..evaluation.metrics import in_words
-from ..factory.create import create_and_report
-from ..info import Labels, info_of
+from ..info import info_of
 from ..layers.sync_norm import ONE_VALUE
 from ..progress import Bar, Progress
-from ..weights.loading import LoadReport
 from .batches import Loader, batches_per_pass
 from .config import TrainConfig, portable_settings
 from .distributed import gather_dict, reduce_max
 from .folder import NEW_PHASE, RunFolder, RunState
-from .initial import start_model
-from .job import Job, Scores, compare_with_best, describe_model, model_options
+from .initial import begin_model, start_notes
+from .job import Job, Scores, compare_with_best, describe_model
 from .step import Stepper
 from .trackers import Trackers
 from .tuning import begin_tuning
@@ -61,21 +58,13 @@ class Run:
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.loader = Loader(job, config, accelerator, dtype, progress)
         self.steps = config.epochs * self.loader.per_epoch
-        model, loaded = create_and_report(
-            config.model,
-            config.task,
-            num_classes=len(job.labels.names),
-            in_chans=_channels(config, job),
-            weights=config.weights or None,
-            **model_options(job, config),
-        )
-        start_model(model, config)
+        model, loaded = begin_model(config, job)
         self.tuning = begin_tuning(model, config, loaded)
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
         kept = {id(norm) for norm in self.stepper.frozen}
         self.frozen = [name for name, module in model.named_modules() if id(module) in kept]
         self.info = describe_model(model, job)
-        self.start_notes = _start_notes(config, job, loaded, info_of(model).labels)
+        self.start_notes = start_notes(config, job, loaded, info_of(model).labels)
         self.start_notes += [self.tuning.begin(self.stepper.frozen)] if self.tuning else []
         self.state = RunState(len(job.data), _digest(job))
         self.saved_at = time.monotonic()
@@ -406,38 +395,6 @@ class Run:
         better, best, state.best = compare_with_best(scores, state.best_metric, state.best)
         state.best_metric, state.stale = scores.headline[0], 0 if better else state.stale + 1
         return best
-
-
-def _start_notes(config: TrainConfig, job: Job, loaded: LoadReport | None, known: Labels) -> list[str]:
-    """Lines on what starts from weights, and how fast it is trained.
-
-    Args:
-        config: settings.
-        job: the task's part.
-        loaded: what the weights gave.
-        known: classes of the weights, if their number is that of the data.
-    """
-    notes = []
-    if loaded and loaded.reinitialized and not config.class_map:
-        names = sorted({key.rpartition(".")[0] for key in loaded.reinitialized})
-        notes.append(f"not from the weights, so trained from random values: {abbreviate(names)}")
-    elif loaded and not config.class_map and known.names != job.labels.names:
-        pairs = [f"{old} -> {new}" for old, new in zip(known.names, job.labels.names, strict=False) if old != new]
-        notes.append(f"the classifier of the weights is kept row by row: {abbreviate(pairs) or 'of unnamed classes'}")
-    scale = config.backbone_lr_scale
-    if scale is not None and scale != 1:
-        notes.append(f"peak learning rate {config.lr:g}, of the backbone {scale * config.lr:g} (backbone_lr_scale)")
-    return notes
-
-
-def _channels(config: TrainConfig, job: Job) -> int:
-    """Channels of the images that the job trains on."""
-    channels = len(job.preprocess.mean)
-    if config.in_chans not in (0, channels):
-        raise ConfigError(f"in_chans={config.in_chans}: models for {config.task!r} take images of {channels} channels")
-    if "in_chans" in config.options:
-        raise ConfigError("options: in_chans is a setting of its own: write in_chans=N, not options={in_chans: N}")
-    return channels
 
 
 def _digest(job: Job) -> str:
