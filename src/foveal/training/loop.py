@@ -24,9 +24,10 @@ from ..progress import Bar, Progress
 from .batches import Loader, batches_per_pass
 from .config import TrainConfig, portable_settings
 from .distributed import gather_dict, reduce_max
-from .folder import NEW_PHASE, RunFolder, RunState
+from .folder import NEW_PHASE, RunFolder
 from .initial import begin_model, start_notes
-from .job import Job, Scores, compare_with_best, describe_model
+from .job import Job, Scores, describe_model
+from .run_state import RunState
 from .step import Stepper
 from .trackers import Trackers
 from .tuning import begin_tuning
@@ -122,9 +123,7 @@ class Run:
         state, config, before = self.state, self.config, self.folder.read_config()
         if config.epochs <= len(state.losses):
             raise ConfigError(f"epochs={config.epochs}: {self.folder.path} has {len(state.losses)} epochs; give more")
-        state.phase_passes += -(-state.position // batches_per_pass(state.images, before))
-        state.phase, state.phase_step, state.phase_epochs = state.phase + 1, state.step, len(state.losses)
-        state.skipped, state.stale, state.total, state.settings = 0, 0, 0.0, dict(changes)
+        state.begin_phase(changes, -(-state.position // batches_per_pass(state.images, before)))
         self.stepper.begin_phase((config.epochs - state.phase_epochs) * self.loader.per_epoch)
 
     def _record_phase(self, changes: Mapping[str, Any]) -> None:
@@ -236,7 +235,7 @@ class Run:
     def _go(self, interrupted: Interrupted, bar: Bar) -> None:
         start_time = time.monotonic() - self.state.seconds
         while True:
-            if self._epochs() > len(self.state.losses):
+            if self.state.epochs(self.loader.per_epoch) > len(self.state.losses):
                 self._end_epoch(interrupted)
             if self.state.step == self.steps or self._out_of_patience():
                 break
@@ -259,10 +258,6 @@ class Run:
         bar.advance(f"epoch {epoch}/{config.epochs} loss {loss:.3f}")
         if config.log_every and state.step % config.log_every == 0:
             self.folder.log({"step": state.step, "loss": loss, "lr": self.stepper.lr})
-
-    def _epochs(self) -> int:
-        """Number of complete epochs."""
-        return self.state.phase_epochs + (self.state.step - self.state.phase_step) // self.loader.per_epoch
 
     def _stop_or_save(self, interrupted: Interrupted) -> None:
         """After a signal to any process, save and stop; otherwise save if it is time.
@@ -317,7 +312,7 @@ class Run:
         """Evaluate if it is due, log and save. A run that is stopped meanwhile resumes here."""
         state, config = self.state, self.config
         self._merge_bad()
-        epoch = self._epochs()
+        epoch = state.epochs(self.loader.per_epoch)
         line = {
             "epoch": epoch,
             "step": state.step,
@@ -370,7 +365,7 @@ class Run:
         best = True
         if self.job.validation:
             scores, only_class = self._score(averaged, interrupted)
-            figures, best = scores.to_dict(), self._compare_with_best(scores)
+            figures, best = scores.to_dict(), self.state.note_scores(scores)
             figure = in_words(*scores.headline)
             self.progress.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}, {self.config.val_split} {figure}")
             if only_class:
@@ -388,13 +383,6 @@ class Run:
             self._stop(signal_number, "stopped while evaluating")
         assert found is not None
         return found
-
-    def _compare_with_best(self, scores: Scores) -> bool:
-        """Record a validation figure; return whether the checkpoint is the best so far."""
-        state = self.state
-        better, best, state.best = compare_with_best(scores, state.best_metric, state.best)
-        state.best_metric, state.stale = scores.headline[0], 0 if better else state.stale + 1
-        return best
 
 
 def _digest(job: Job) -> str:
