@@ -10,7 +10,7 @@ kept in rows.jsonl, and an interrupted run is resumed. With --plot FILE.png the 
 
 from __future__ import annotations
 
-from camvid import SIZE, Model, about, costs, draw, figures, parser, train_rows
+from camvid import SIZE, Model, figures, finish, parser, sizes, train_rows
 
 
 def _row(widths: tuple[int, ...], scales: tuple[int, ...], attention: bool) -> Model:
@@ -34,13 +34,10 @@ def main() -> None:
     print(f"| attention | branches | widths | parameters | MACs at {SIZE[0]}x{SIZE[1]} | mIoU, test |")
     print("|---|---|---|---|---|---|")
     for name, model in ROWS.items():
-        options, cost = model[1], costs(model)
+        options = model[1]
         widths = " ".join(map(str, options["embed_dim"]))
-        sizes = f"{cost.params / 1e6:.3f} M | {cost.macs / 1e9:.3f} G"
-        print(f"| {name} | {1 + len(options['scales'])} | {widths} | {sizes} | {figures(found[name])} |")
-    print(about(found))
-    if arguments.plot:
-        draw(found, arguments.plot)
+        print(f"| {name} | {1 + len(options['scales'])} | {widths} | {sizes(model)} | {figures(found[name])} |")
+    finish(found, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Short trainings on CamVid for the tables of benchmarks: the data, one run that can be resumed, figures of a model."""
+"""Short trainings on CamVid for the tables of benchmarks: the data, the loop over the rows, figures of a model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import json
 import statistics
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import training_rows
 from PIL import Image
+from training_rows import TrainingRows
 
 import foveal
 from foveal.images.figures import new_figure, write_figure
 from foveal.measuring import machine
 from foveal.measuring.costs import Costs, count
-from foveal.measuring.row_file import RowFile
+from foveal.measuring.row_file import Row
 
 SIZE = (360, 480)  #: of CamVid's images
 #: Recipe of networks from random weights: one epoch takes well below a minute on one core.
@@ -39,44 +42,40 @@ Model = tuple[str, dict[str, Any]]  #: architecture and options of ``create_mode
 
 
 def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
-    """The arguments of a table whose rows are trainings."""
-    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
-    made.add_argument("camvid", type=Path, help="folder or zip file with train, trainannot, test and testannot")
+    """The arguments of a table of :func:`train_rows`."""
+    made = training_rows.parser(doc, out)
     made.add_argument("--epochs", type=int, default=RECIPE["epochs"])
-    made.add_argument("--seeds", default="0", help="numbers with commas between them")
-    made.add_argument("--out", type=Path, default=Path(out))
+    made.add_argument("--seeds", type=training_rows.seeds, default="0", help="numbers with commas between them")
     made.add_argument("--plot", type=Path, help="write the figure to this PNG")
-    made.add_argument("--toy", action="store_true", help="few small images and one epoch, to try the command")
     return made
 
 
-def train_rows(models: Mapping[str, Model], arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+def train_rows(models: Mapping[str, Model], arguments: argparse.Namespace) -> dict[str, list[Row]]:
     """Train what is not in ``rows.jsonl`` yet, or resume an interrupted run; return the rows of each model.
 
     A row has the mIoU on the test images in percent and the seconds of training.
     """
-    torch.set_num_threads(1)
+    rows = TrainingRows(arguments.out)
     data = prepare(arguments.camvid, arguments.out, arguments.toy)
     recipe = RECIPE | {"epochs": arguments.epochs} | (TOY if arguments.toy else {})
-    rows = RowFile(arguments.out / "rows.jsonl")
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in models}
-    for seed in (int(text) for text in arguments.seeds.split(",")):
+    found: dict[str, list[Row]] = {name: [] for name in models}
+    for seed in arguments.seeds:
         for name, (model, options) in models.items():
             settings = recipe | {"model": model, "options": options | HEAD, "seed": seed}
             key = {"row": name, "seed": seed, "epochs": settings["epochs"], "toy": arguments.toy}
-            row = rows.find("training", key)
-            if row is None:
-                folder = arguments.out / f"{name} {seed} {settings['epochs']}".translate(str.maketrans(" :,", "___"))
-                row = {"kind": "training", "key": key, **train(data, folder, settings)}
-                rows.add(row)
-                print(f"{name}, seed {seed}: {row['miou']:.1f} %, {row['seconds'] / 60:.1f} minutes", flush=True)
+            folder = rows.folder(f"{name} {seed} {settings['epochs']}")
+            row = rows.row(
+                key,
+                partial(measure, data, folder, settings),
+                lambda row: f"{row['miou']:.1f} %, {row['seconds'] / 60:.1f} minutes",
+            )
             found[name].append(row)
     return found
 
 
-def train(data: Path, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Train, or resume an interrupted run."""
-    result = foveal.train(data, out=folder, resume=(folder / "state.pt").exists(), **settings)
+def measure(data: Path, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """Train; the mIoU on the test images, and the seconds of the training."""
+    result = training_rows.train(data, folder, **settings)
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     seconds = max(line.get("seconds", 0.0) for line in lines)
     return {"miou": 100 * foveal.evaluate(result.best, data, split="test").scores.miou, "seconds": seconds}
@@ -90,21 +89,29 @@ def costs(model: Model) -> Costs:
     return count(network, 3, SIZE)
 
 
-def figures(rows: list[dict[str, Any]]) -> str:
+def sizes(model: Model) -> str:
+    """Two cells of a table: parameters and MACs."""
+    cost = costs(model)
+    return f"{cost.params / 1e6:.3f} M | {cost.macs / 1e9:.3f} G"
+
+
+def figures(rows: list[Row]) -> str:
     """Mean mIoU of the rows and, of several, the values."""
     values = [row["miou"] for row in rows]
     each = f" ({', '.join(f'{value:.1f}' for value in values)})" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{each}"
 
 
-def about(found: Mapping[str, list[dict[str, Any]]]) -> str:
-    """The machine, the versions and the hours of the training."""
+def finish(found: Mapping[str, list[Row]], plot: Path | None) -> None:
+    """Print the machine, the versions and the hours of the training, and draw the figure if it is asked for."""
     hours = sum(row["seconds"] for rows in found.values() for row in rows) / 3600
     versions = machine.describe()
-    return f"{machine.one_line()}, torch {versions['torch']}, one thread; {hours:.2f} hours of training"
+    print(f"{machine.one_line()}, torch {versions['torch']}, one thread; {hours:.2f} hours of training")
+    if plot:
+        draw(found, plot)
 
 
-def draw(found: Mapping[str, list[dict[str, Any]]], path: Path) -> None:
+def draw(found: Mapping[str, list[Row]], path: Path) -> None:
     """A dot for each seed of a row, and a line at their mean."""
     figure = new_figure(8, 0.5 * len(found) + 1)
     axes = figure.subplots()

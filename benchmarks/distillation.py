@@ -16,16 +16,18 @@ import json
 import shlex
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from training_features import prepare
+import training_rows
+from camvid import prepare
+from training_rows import TrainingRows
 
 import foveal
 from foveal.config import read_yaml
 from foveal.measuring import machine
-from foveal.measuring.row_file import Row, RowFile
+from foveal.measuring.row_file import Row
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "camvid_b0_scratch.yaml"
 TOY: dict[str, Any] = {"epochs": 2, "crop": [64, 64], "splits": ["train"], "log_every": 1}
@@ -47,34 +49,25 @@ ROWS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Measure the rows that are missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("camvid", type=Path)
-    parser.add_argument("--seeds", default="0", help="numbers with commas between them")
+    parser = training_rows.parser(__doc__, "runs/distillation")
+    parser.add_argument("--seeds", type=training_rows.seeds, default="0", help="numbers with commas between them")
     parser.add_argument("--rows", default=",".join(ROWS), help="names with commas between them; default: all")
     parser.add_argument("--weights", default="", help="weights that all rows start from, besides random ones")
     parser.add_argument("--epochs", type=int, default=None, help="default: those of the recipe")
     parser.add_argument("--teacher", default="efficientvit_b0.camvid")
-    parser.add_argument("--out", type=Path, default=Path("runs/distillation"))
-    parser.add_argument("--toy", action="store_true", help="few small images and two epochs, to try the command")
     arguments = parser.parse_args()
     chosen = arguments.rows.split(",")
     if unknown := [name for name in chosen if name not in ROWS]:
         parser.error(f"no row {unknown[0]!r}: give some of {', '.join(ROWS)}")
-    torch.set_num_threads(1)
+    rows = TrainingRows(arguments.out)
     data = prepare(arguments.camvid, arguments.out, arguments.toy)
-    rows = RowFile(arguments.out / "rows.jsonl")
     kept = []
-    for seed in map(int, arguments.seeds.split(",")):
+    for seed in arguments.seeds:
         for name in chosen:
             settings = settings_of(name, arguments)
             key = {"row": name, "seed": seed, "settings": settings}
-            folder = arguments.out / f"{name} {seed}".replace(" ", "_")
-            row = rows.find("training", key)
-            if row is None:
-                row = {"kind": "training", "key": key, **measure(data, folder, settings | {"seed": seed})}
-                rows.add(row)
-                print(f"{name}, seed {seed}: {row['miou']:.2%}, {row['seconds'] / 3600:.2f} h", flush=True)
-            kept.append(row)
+            run = partial(measure, data, rows.folder(f"{name} {seed}"), settings | {"seed": seed})
+            kept.append(rows.row(key, run, lambda row: f"{row['miou']:.2%}, {row['seconds'] / 3600:.2f} h"))
     for line in table(kept):
         print(line)
 
@@ -96,7 +89,7 @@ def measure(data: Path, folder: Path, settings: dict[str, Any]) -> dict[str, Any
     started = (folder / "state.pt").exists()
     recipe = read_yaml(RECIPE) | settings
     begun = time.monotonic()
-    result = foveal.train(data, out=folder, resume=started, **recipe)
+    result = training_rows.train(data, folder, **recipe)
     spent = time.monotonic() - begun
     seconds = _steps_seconds(folder)
     report = {"seconds": max(seconds, 0 if started else spent), "epochs": len(result.losses)}

@@ -13,21 +13,23 @@ minutes and one on Penn-Fudan about four: 18 runs take about 35 and 70 minutes.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import statistics
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from training_features import RECIPE, TOY, WITH_WEIGHTS, prepare
+import training_rows
+from camvid import prepare
+from training_features import RECIPE, TOY, WITH_WEIGHTS
+from training_rows import TrainingRows
 
 import foveal
 from foveal.measuring import machine
-from foveal.measuring.row_file import Row, RowFile
+from foveal.measuring.row_file import Row
 from foveal.weights.checkpoints import read_state
 
 ALL = "all parameters"
@@ -66,15 +68,11 @@ BOX = "box, surest of 3"
 
 def main() -> None:
     """Measure the rows that are missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path)
+    parser = training_rows.parser(__doc__, "runs/few_parameters", data="data")
     parser.add_argument("--weights", default="")
     parser.add_argument("--pennfudan", action="store_true", help="the promptable model on Penn-Fudan")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--out", type=Path, default=Path("runs/few_parameters"))
-    parser.add_argument("--toy", action="store_true", help="few images, to try the command")
+    parser.add_argument("--seeds", type=training_rows.seeds, default="0,1,2")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     weights = arguments.weights or (STUDENT if arguments.pennfudan else "")
     if not weights:
         parser.error("--weights: give the weights of EfficientViT-B0 for Cityscapes")
@@ -86,24 +84,22 @@ def main() -> None:
         recipe, few, toy, rank = RECIPE | WITH_WEIGHTS, FEW, TOY, RANK
     kinds = KINDS | {f"lora, rank {rank}": {"tune": "lora", "lora_rank": rank}}
     recipe = recipe | {"weights": weights} | (toy if arguments.toy else {})
-    rows = RowFile(arguments.out / "rows.jsonl")
+    rows = TrainingRows(arguments.out, "tuning")
     shared = {"data": data.name, "weights": Path(weights).name, "toy": arguments.toy}
-    for seed in map(int, arguments.seeds.split(",")):
+    for seed in arguments.seeds:
         for name, changes in kinds.items():
             key = {"kind": name, "seed": seed, **shared}
-            if rows.find("tuning", key) is None:
-                folder = arguments.out / f"{data.name} {name} {seed}".translate(str.maketrans(" :,", "___"))
-                settings = recipe | (few if changes else {}) | changes | {"seed": seed}
-                rows.add({"kind": "tuning", "key": key, **measure(data, folder, settings)})
-                print(f"{name}, seed {seed}: {rows.rows[-1]['figure']:.2%}", flush=True)
-    for line in table([row for row in rows.rows if shared.items() <= row["key"].items()]):
+            settings = recipe | (few if changes else {}) | changes | {"seed": seed}
+            run = partial(measure, data, rows.folder(f"{data.name} {name} {seed}"), settings)
+            rows.row(key, run, lambda row: f"{row['figure']:.2%}")
+    for line in table([row for row in rows.file.rows if shared.items() <= row["key"].items()]):
         print(line)
 
 
 def measure(data: Path, folder: Path, settings: dict[str, Any]) -> Row:
     """Train, or resume an interrupted run; the figure on the test images, the trained share, the file, the time."""
     start = time.monotonic()
-    result = foveal.train(data, out=folder, resume=(folder / "state.pt").exists(), **settings)
+    result = training_rows.train(data, folder, **settings)
     hours = (time.monotonic() - start) / 3600
     info = read_state(result.best)[1]
     share = (info.notes.get("tuned") if info else None) or {"trained": 1, "parameters": 1}

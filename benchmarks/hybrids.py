@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from camvid import HEAD, SIZE, Model, about, costs, draw, figures, parser, train_rows
+from camvid import HEAD, SIZE, Model, figures, finish, parser, sizes, train_rows
 
 import foveal
 from foveal.engine.engine import Engine
@@ -92,12 +92,8 @@ def main() -> None:
     measured = times(2 if arguments.toy else arguments.rounds)
     print(f"| backbone | parameters | MACs at {SIZE[0]}x{SIZE[1]} | one image | mIoU, test |\n|---|---|---|---|---|")
     for name, model in ROWS.items():
-        cost = costs(model)
-        sizes = f"{cost.params / 1e6:.3f} M | {cost.macs / 1e9:.3f} G"
-        print(f"| {name} | {sizes} | {measured[name]} | {figures(found[name])} |")
-    print(about(found))
-    if arguments.plot:
-        draw(found, arguments.plot)
+        print(f"| {name} | {sizes(model)} | {measured[name]} | {figures(found[name])} |")
+    finish(found, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,21 @@ interrupted run is resumed, so the command can be stopped and given again. Curve
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import training_rows
 from curves import compare, read
+from training_rows import TrainingRows
 
 import foveal
 from foveal.costs import count
 from foveal.info import info_of
 from foveal.measuring import machine
-from foveal.measuring.row_file import RowFile
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 #: Name of a row -> recipe, and what it changes.
@@ -37,40 +37,34 @@ TOY: dict[str, Any] = {"epochs": 2, "batch_size": 8, "crop": (32, 32), "sizes": 
 
 def main() -> None:
     """Measure the rows that are missing, draw the curves, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("runs/tiny_imagenet"))
+    parser = training_rows.parser(__doc__, "runs/tiny_imagenet", data="data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--epochs", type=int, help="instead of those of the recipes")
-    parser.add_argument("--toy", action="store_true", help="few small images and two epochs, to try the command")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    rows = TrainingRows(arguments.out)
     data = prepare(arguments.data, arguments.out, arguments.toy)
     changes: dict[str, Any] = {"epochs": arguments.epochs} if arguments.epochs else {}
     changes |= TOY if arguments.toy else {}
-    rows = RowFile(arguments.out / "rows.jsonl")
     logs: dict[str, list[dict[str, Any]]] = {}
     for name in arguments.rows:
         recipe, own = ROWS[name]
         for seed in arguments.seeds:
             settings = own | changes | {"seed": seed}
             key = {"model": name, "seed": seed, "toy": arguments.toy, "epochs": arguments.epochs or 0}
-            folder = arguments.out / f"{recipe} {seed}{' toy' * arguments.toy}".replace(" ", "_")
-            if rows.find("training", key) is None:
-                rows.add(
-                    {"kind": "training", "key": key, **measure(data, folder, RECIPES / f"{recipe}.yaml", settings)}
-                )
+            folder = rows.folder(f"{recipe} {seed}{' toy' * arguments.toy}")
+            run = partial(measure, data, folder, RECIPES / f"{recipe}.yaml", settings)
+            rows.row(key, run, lambda row: f"{row['top1']:.1%}, {row['hours']:.1f} h")
             logs[f"{name} {seed}"] = [line for line in read(str(folder / "log.jsonl")) if "epoch" in line]
     compare(logs, "top1", str(arguments.out / "curves.png"))
-    found = [row for row in rows.rows if row["kind"] == "training" and row["key"]["toy"] == arguments.toy]
+    found = [row for row in rows.file.rows if row["kind"] == "training" and row["key"]["toy"] == arguments.toy]
     for line in table(found):
         print(line)
 
 
 def measure(data: Path, folder: Path, recipe: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """Train, or resume an interrupted run; the figures of its last weights."""
-    result = foveal.train(data, config=recipe, out=folder, resume=(folder / "state.pt").exists(), **settings)
+    result = training_rows.train(data, folder, config=recipe, **settings)
     scores = foveal.evaluate(folder / "last.safetensors", data, split="val").scores
     model = foveal.load_model(folder / "last.safetensors").eval()
     size = info_of(model).preprocess.size

@@ -10,17 +10,18 @@ measured with --weights only: they are about what a backbone has learnt before.
 
 from __future__ import annotations
 
-import argparse
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import training_rows
 from camvid import prepare
+from training_rows import TrainingRows
 
 import foveal
 from foveal.measuring import machine
-from foveal.measuring.row_file import RowFile
+from foveal.measuring.row_file import Row, RowFile
 
 RECIPE: dict[str, Any] = {
     "splits": ["train"],
@@ -69,45 +70,39 @@ PHASES = "two phases of half the epochs"
 
 def main() -> None:
     """Measure the rows that are missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("camvid", type=Path)
+    parser = training_rows.parser(__doc__, "runs/training_features")
     parser.add_argument("--weights", default="")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/training_features"))
-    parser.add_argument("--toy", action="store_true", help="few small images and two epochs, to try the command")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    rows = TrainingRows(arguments.out)
     data = prepare(arguments.camvid, arguments.out, arguments.toy)
     recipe = RECIPE | (WITH_WEIGHTS | {"weights": arguments.weights} if arguments.weights else {})
     recipe |= TOY if arguments.toy else {}
     features = FEATURES | (OF_WEIGHTS if arguments.weights else {})
-    rows = RowFile(arguments.out / "rows.jsonl")
     for name, changes in features.items():
         seeds = max(arguments.seeds, SEEDS_OF_BASE) if name == BASE else arguments.seeds
         for seed in range(seeds):
             key = {"feature": name, "seed": seed, "weights": Path(arguments.weights).name, "toy": arguments.toy}
-            if rows.find("training", key) is None:
-                folder = arguments.out / f"{name} {seed}".translate(str.maketrans(" :,", "___"))
-                miou, epochs = measure(data, folder, recipe | changes | {"seed": seed}, name == PHASES)
-                rows.add({"kind": "training", "key": key, "miou": miou, "epochs": epochs})
-                print(f"{name}, seed {seed}: {miou:.2%}", flush=True)
-    for line in table(rows, features, arguments.toy):
+            settings = recipe | changes | {"seed": seed}
+            run = partial(measure, data, rows.folder(f"{name} {seed}"), settings, name == PHASES)
+            rows.row(key, run, lambda row: f"{row['miou']:.2%}")
+    for line in table(rows.file, features, arguments.toy):
         print(line)
 
 
-def measure(data: Path, folder: Path, settings: dict[str, Any], in_phases: bool) -> tuple[float, int]:
+def measure(data: Path, folder: Path, settings: dict[str, Any], in_phases: bool) -> Row:
     """Train, or resume an interrupted run; the mIoU on the test images, and the number of epochs."""
-    started = (folder / "state.pt").exists()
     if in_phases:
         half = settings["epochs"] // 2
         if not (folder / "config.1.yaml").exists():
-            foveal.train(data, out=folder, resume=started, **settings | {"epochs": half})
+            training_rows.train(data, folder, **settings | {"epochs": half})
             result = foveal.train(data, out=folder, resume=True, new_phase=True, epochs=settings["epochs"])
         else:
             result = foveal.train(data, out=folder, resume=True)
     else:
-        result = foveal.train(data, out=folder, resume=started, **settings)
-    return foveal.evaluate(result.best, data, split="test").scores.miou, len(result.losses)
+        result = training_rows.train(data, folder, **settings)
+    miou = foveal.evaluate(result.best, data, split="test").scores.miou
+    return {"miou": miou, "epochs": len(result.losses)}
 
 
 def table(rows: RowFile, features: dict[str, dict[str, Any]], toy: bool) -> list[str]:

@@ -40,6 +40,7 @@ LONGEST = (
     "training/test_prompt.py",
     "e2e/test_train_faults.py",
     "e2e/test_export.py",
+    "tasks/test_prompt_export.py",
     "tasks/test_prompt.py",
     "test_release.py",
     "models/test_mambavision_graphs.py",

@@ -93,3 +93,8 @@ def kinds() -> dict[str, bytes]:
         "pages.tif": encoded(image, "TIFF", save_all=True, append_images=others),
         "rgb.bmp": encoded(image, "BMP"),
     }
+
+
+def image_of_noise(height: int = 120, width: int = 160) -> np.ndarray:
+    """An RGB image of 8 bits without any structure."""
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -6,7 +6,6 @@ import io
 import logging
 import random
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +17,9 @@ import foveal
 from foveal import cli
 from foveal.errors import ConfigError, InputError
 from foveal.images.formats import SUFFIXES
-from foveal.images.preparing import prepare
 from foveal.images.reading import read_image, read_mask
-from foveal.info import Preprocess
 from helpers.memory import peak_growths
 from helpers.pictures import PICTURE, chunk, encoded, kinds, png, tiff, ycck
-from helpers.spoil import spoil
 
 REF = "efficientvit_b0.camvid"
 RNG = np.random.default_rng(0)
@@ -404,44 +400,9 @@ def test_19_masks_do_not_come_as_jpeg(tmp_path: Path) -> None:
         read_mask(path)
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 977), (977, 1), (30_000, 1), (1, 30_000)])
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "WEBP"])
-def test_20_thin_images(tmp_path: Path, width: int, height: int, kind: str) -> None:
-    if kind == "WEBP":
-        width, height = min(width, 16_383), min(height, 16_383)  # the largest sides of the format
-    read = read_image(_written(tmp_path / "thin", encoded(Image.new("RGB", (width, height), (90, 90, 90)), kind)))
-    assert read.shape == (height, width, 3)
-    assert np.abs(read.astype(int) - 90).max() <= 2
-    assert prepare(read, Preprocess(), 32).shape == (1, 3, max(32, height), max(32, width))
-
-
 @pytest.fixture(scope="module")
 def predictor() -> foveal.Predictor:
     return foveal.load(REF)
-
-
-def test_20_thin_images_are_segmented(predictor: foveal.Predictor) -> None:
-    for height, width in ((1, 1), (1, 977), (977, 1), (1, 30_000)):
-        assert predictor.segment(np.zeros((height, width, 3), np.uint8)).mask.shape == (height, width)
-
-
-def _segments_every(predictor: foveal.Predictor, sizes: list[tuple[int, int]]) -> None:
-    for height, width in sizes:
-        image = np.resize(PICTURE, (height, width, 3))
-        result = predictor.segment(image)
-        assert result.mask.shape == (height, width)
-        assert np.isfinite(result.scores).all()
-
-
-def test_21_every_height_and_every_width_from_1_to_257(predictor: foveal.Predictor) -> None:
-    widths = random.Random(0).sample(range(1, 258), 257)
-    _segments_every(predictor, list(zip(range(1, 258), widths, strict=True)))
-
-
-@pytest.mark.long
-def test_21_pairs_of_height_and_width(predictor: foveal.Predictor) -> None:
-    """Every fourth size from 1 to 257 in both directions: all pairs of remainders modulo 32 that steps of 4 reach."""
-    _segments_every(predictor, [(height, width) for height in range(1, 258, 4) for width in range(1, 258, 4)])
 
 
 def test_22_grey_images_are_three_equal_channels(tmp_path: Path, predictor: foveal.Predictor) -> None:
@@ -451,40 +412,6 @@ def test_22_grey_images_are_three_equal_channels(tmp_path: Path, predictor: fove
     assert (read_image(path) == stacked).all()
     assert (read_image(grey) == stacked).all()
     assert (predictor.segment(path).mask == predictor.segment(stacked).mask).all()
-
-
-def _fuzz(tmp_path: Path, name: str, count: int) -> None:
-    """The good file is read; ``count`` damaged copies are read or refused in one line, as images and as masks."""
-    path, rng = tmp_path / name, random.Random(0)
-    good = read_image(_written(path, KINDS[name]))
-    assert good.shape in {(40, 56, 3), (56, 40, 3)}
-    readers: tuple[Callable[[Path], NDArray], ...] = (
-        read_image, read_mask, lambda path: read_image(path, allow_truncated=True),
-    )  # fmt: skip
-    for _ in range(count):
-        path.write_bytes(spoil(KINDS[name], rng))
-        for read in readers:
-            try:
-                result = read(path)
-            except InputError as error:
-                message = str(error)
-                assert message.startswith(str(path))
-                assert "\n" not in message
-            else:
-                assert result.size
-
-
-@pytest.mark.filterwarnings("ignore")  # Pillow warns of some damage
-@pytest.mark.parametrize("name", KINDS)
-def test_damaged_bytes_never_give_another_error(tmp_path: Path, name: str) -> None:
-    _fuzz(tmp_path, name, 1000 // len(KINDS) + 1)
-
-
-@pytest.mark.long
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", KINDS)
-def test_damaged_bytes_never_give_another_error_many(tmp_path: Path, name: str) -> None:
-    _fuzz(tmp_path, name, 100_000 // len(KINDS) + 1)
 
 
 def _written(path: Path, content: bytes) -> Path:

@@ -1,4 +1,4 @@
-"""Learning from a teacher: the terms of the loss, the teacher's view of a batch, stored outputs, and whole runs."""
+"""Learning from a teacher: stored outputs, whole runs, and mistakes of their settings."""
 
 from __future__ import annotations
 
@@ -9,133 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-import yaml
-from PIL import Image
-from torch import Tensor
 
 import foveal
-from foveal import assets
 from foveal.data.synthetic import write_shapes
 from foveal.errors import CheckpointError, ConfigError
-from foveal.images.preparing import prepare
-from foveal.info import ModelInfo, Preprocess, attach, info_of
-from foveal.models.registry import FeatureInfo
-from foveal.progress import Progress
+from foveal.info import ModelInfo, Preprocess
 from foveal.training import distil_losses
-from foveal.training.config import TrainConfig, build_settings
+from foveal.training.config import build_settings
 from foveal.training.ema import Averaged, meta_copy
 from foveal.training.jobs import make_job
 from foveal.training.segment import SegmentJob
 from foveal.training.stored_outputs import Grid, StoredOutputs
 from foveal.training.taught import TaughtJob
-from foveal.training.teacher import open_teacher, renormalised, watched_maps
 from foveal.training.tracking import Tracked
 from foveal.weights.checkpoints import read_state, save_checkpoint
+from helpers.distillation import QUIET, config, saved, train
 from helpers.runs import ONE_THREAD, SETTINGS, SMALL, furthest_weights, losses, same_weights, torchrun
 
-QUIET = Progress(enabled=False)
-CLASSIFIER = {name: value for name, value in SMALL["options"].items() if not name.startswith("head_")}
 ALL = {"logits": [1, 4], "hard": 0.5, "channel": 3, "features": 1, "ema": 1}
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
-
-
-# ---- terms
-
-
-def test_probabilities_at_a_temperature() -> None:
-    """Against the definition, for pixels and for images; the square of the temperature keeps the gradients' size."""
-    a, b = 3 * normal(2, 4, 3, 5), 3 * normal(2, 4, 3, 5, seed=1)
-    p, q = (b / 2).softmax(1), (a / 2).softmax(1)
-    expected = 4 * (p * (p / q).log()).sum(1)
-    assert distil_losses.logits(a, b, 2.0).item() == pytest.approx(expected.mean().item())
-    assert distil_losses.logits(a[..., 0, 0], b[..., 0, 0], 2.0).item() == pytest.approx(
-        expected[:, 0, 0].mean().item()
-    )
-    valid = torch.rand(2, 3, 5) < 0.5
-    assert distil_losses.logits(a, b, 2.0, valid).item() == pytest.approx(expected[valid].mean().item())
-    student = a.clone().requires_grad_()
-    distil_losses.logits(student, b, 1000.0).backward()
-    assert student.grad is not None
-    zero_mean = [x - x.mean(1, keepdim=True) for x in (a, b)]  # at high temperature, Hinton et al., equation 4
-    torch.testing.assert_close(student.grad, (zero_mean[0] - zero_mean[1]) / 4 / 30, rtol=0.02, atol=1e-4)
-
-
-def test_channels_are_distributions_over_positions() -> None:
-    a, b, total = normal(2, 3, 4, 5), normal(2, 3, 4, 5, seed=1), 0.0
-    for image in range(2):
-        for channel in range(3):
-            p, q = ((x[image, channel].flatten() / 4).softmax(0) for x in (b, a))
-            total += 16 * float((p * (p / q).log()).sum()) / 6
-    assert distil_losses.channel(a, b).item() == pytest.approx(total)
-    valid = torch.zeros(2, 4, 5, dtype=torch.bool)
-    valid[..., :3] = True
-    inside = distil_losses.channel(a[..., :3], b[..., :3])
-    assert distil_losses.channel(a, b, valid=valid).item() == pytest.approx(inside.item())
-
-
-def test_terms_vanish_where_nothing_is_to_be_learnt() -> None:
-    a, nowhere = normal(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.bool)
-    for name, distance in distil_losses.DISTANCES.items():
-        assert distance(a, normal(2, 3, 4, 4, seed=1), 2.0, nowhere).item() == pytest.approx(0, abs=1e-12)
-        assert name == "hard" or distance(a, a.clone(), 2.0, None).item() == pytest.approx(0, abs=1e-12)
-    labels = torch.tensor([[5.0, 1.0, 0.0]])
-    assert distil_losses.hard(labels, labels).item() == pytest.approx(F.cross_entropy(labels, torch.tensor([0])).item())
-
-
-def test_teachers_get_no_gradients() -> None:
-    teacher = normal(2, 3, 4, 4, seed=1).requires_grad_()
-    for distance in distil_losses.DISTANCES.values():
-        student = normal(2, 3, 4, 4).requires_grad_()
-        distance(student, teacher, 2.0, None).backward()
-        assert student.grad is not None
-        assert student.grad.abs().sum() > 0
-    assert teacher.grad is None
-
-
-def test_half_precision_is_compared_in_float32() -> None:
-    a, b = normal(1, 3, 8, 8).half(), normal(1, 3, 8, 8, seed=1).half()
-    for distance in distil_losses.DISTANCES.values():
-        assert distance(a, b, 1.0, None).dtype == torch.float32
-
-
-def test_projected_maps_learn_normalised_ones() -> None:
-    """Whatever the scale of the teacher, a student that gives its normalised map has no error."""
-    wanted = 1e4 * normal(2, 6, 3, 3) + 5e4
-    own = (wanted - wanted.mean(1, keepdim=True)) / wanted.var(1, correction=0, keepdim=True).sqrt()
-    assert distil_losses.features([own], [wanted]).item() == pytest.approx(0, abs=1e-9)
-    assert distil_losses.features([torch.zeros_like(own)], [wanted]).item() == pytest.approx(1)
-
-
-def test_maps_of_the_nearest_strides_are_compared() -> None:
-    def info(*strides: int) -> list[FeatureInfo]:
-        return [FeatureInfo(8, stride) for stride in strides]
-
-    pairs = distil_losses.map_pairs
-    assert pairs(info(4, 8, 16, 32), info(4, 8, 16, 32)) == [(1, 1), (2, 2), (3, 3)]
-    assert pairs(info(16, 32, 64), info(4, 8, 16, 32)) == [(0, 2), (1, 3), (2, 3)]
-    assert pairs(info(1), info(2, 4)) == [(0, 0)]
-
-
-def test_grids_of_different_strides_meet_on_the_image() -> None:
-    """A map that is linear in the place on the image is linear on every grid, but for the rim."""
-    fine, coarse = (torch.arange(n) * stride + stride / 2 for n, stride in ((16, 4), (8, 8)))
-    maps = (fine[:, None] + 100 * fine).expand(1, 2, -1, -1).double()
-    read = distil_losses.on_grid(maps, 4, (8, 8), 8)
-    torch.testing.assert_close(read, (coarse[:, None] + 100 * coarse).expand(1, 2, -1, -1).double())
-    back = distil_losses.on_grid(read, 8, (16, 16), 4)
-    torch.testing.assert_close(back[..., 1:-1, 1:-1], maps[..., 1:-1, 1:-1])
-
-
-def test_the_teacher_gets_the_same_pixels() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    ours, theirs = Preprocess(), Preprocess((0.5, 0.4, 0.0), (0.5, 0.1, 1.0))
-    image, expected = (torch.from_numpy(prepare(pixels, each)) for each in (ours, theirs))
-    torch.testing.assert_close(renormalised(image, ours, theirs), expected, rtol=1e-6, atol=1e-6)
-    assert renormalised(image, ours, Preprocess()) is image
 
 
 # ---- stored outputs
@@ -155,14 +46,6 @@ def teacher(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert info is not None
     save_checkpoint(best, state, info.replace(licence="CC-BY-4.0"))
     return out
-
-
-def train(data: Path, out: Path, **settings: Any) -> Any:
-    return foveal.train(data, out=out, **{**SETTINGS, **SMALL, "epochs": 2, **settings})
-
-
-def config(**settings: Any) -> TrainConfig:
-    return build_settings({**SETTINGS, **SMALL, **settings})
 
 
 EVERY = {"rotate": 30, "vertical_flip": 0.5, "rand_augment": [3, 9], "cutmix": 1.0, "erase": 0.5}
@@ -324,153 +207,6 @@ def test_the_average_follows_the_weights() -> None:
     for key, value in live.state_dict().items():
         assert torch.equal(value, averaged.values[key])
         assert value.data_ptr() == averaged.values[key].data_ptr()
-
-
-# ---- exported teachers, classifiers, images
-
-
-@pytest.fixture(scope="module")
-def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two crops of the photograph in the package, with CamVid's classes."""
-    root = tmp_path_factory.mktemp("streets")
-    with Image.open(assets.path("street", ".jpg")) as street:
-        for number in range(2):
-            for kind, picture in (
-                ("images", street.convert("RGB").crop((200 * number, 200, 200 * number + 160, 296))),
-                ("masks", Image.new("L", (160, 96), number)),
-            ):
-                folder = root / kind / "train"
-                folder.mkdir(parents=True, exist_ok=True)
-                picture.save(folder / f"{number}.png")
-    names = info_of(foveal.load_model("efficientvit_b0.camvid")).labels.names
-    (root / "dataset.yaml").write_text(yaml.safe_dump({"names": list(names)}))
-    return root
-
-
-def test_an_exported_file_teaches_as_its_model(streets: Path) -> None:
-    settings = {"crop": [96, 128], "val_split": "", "batch_size": 2}
-    file = str(assets.path("efficientvit_b0.camvid", ".onnx"))
-    jobs = [make_job(streets, config(teacher=ref, **settings), QUIET) for ref in ("efficientvit_b0.camvid", file)]
-    image, target = (
-        torch.stack(part)
-        for part in zip(*(jobs[0].sample(i, np.random.default_rng(i), 0) for i in (0, 1)), strict=True)
-    )
-    found = []
-    for job in jobs:
-        torch.manual_seed(0)
-        trainee = job.trainee(foveal.create_model("efficientvit_b0", "segment", num_classes=11)).eval()
-        found.append(job.loss(trainee, image, target).item())
-    assert found[0] == pytest.approx(found[1], rel=1e-3)
-    with pytest.raises(ConfigError, match="an exported file gives no feature maps, which the term features compares"):
-        make_job(streets, config(teacher=file, distil={"features": 1}, **settings), QUIET).trainee(
-            foveal.create_model("efficientvit_b0", "segment", num_classes=11)
-        )
-
-
-def test_a_student_comes_closer_to_its_teacher(streets: Path, tmp_path: Path) -> None:
-    """A student of another architecture with random weights, which learns from the teacher almost alone."""
-    ref, distances = "efficientvit_b0.camvid", []
-    with Image.open(streets / "images" / "train" / "0.png") as picture:
-        image = torch.from_numpy(prepare(np.asarray(picture), Preprocess()))
-    whole = {"crop": [96, 160], "scale": [1, 1], "flip": 0, "jitter": 0, "tint": 0, "batch_size": 2, "val_split": ""}
-    more = {"teacher": ref, "distil": {"logits": 20}, "lr": 1e-2, "ema_decay": 0.0, "bn_batches": 2}
-    for epochs in (1, 20):
-        out = tmp_path / str(epochs)
-        train(streets, out, **whole, **more, epochs=epochs)
-        with torch.no_grad():
-            a, b = (foveal.load_model(each)(image, upsample=False) for each in (out, ref))
-        distances.append(distil_losses.logits(a, b).item())
-    assert distances[1] < 0.5 * distances[0]
-
-
-def test_an_optimised_teacher_has_the_same_maps() -> None:
-    teacher = open_teacher(config(teacher="efficientvit_b0.camvid"))
-    model = foveal.load_model("efficientvit_b0.camvid")
-    image = normal(1, 3, 64, 96).float()
-    lesson = teacher(image, Preprocess(), maps=True)
-    with torch.no_grad(), watched_maps(model) as maps:
-        output = model(image, upsample=False)
-    for ours, theirs in zip([output, *maps], [lesson.output, *lesson.maps], strict=True):
-        assert (ours - theirs).abs().max() < 1e-4 * ours.abs().max()
-    assert not getattr(model.backbone, "_forward_hooks")  # noqa: B009
-
-
-@pytest.fixture(scope="module")
-def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes: dark and bright images."""
-    root = tmp_path_factory.mktemp("classes")
-    for split, count in (("train", 4), ("val", 1)):
-        for name, low in (("bright", 150), ("dark", 0)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = np.random.default_rng(index).integers(low, low + 80, (40, 40, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{name}{index}.png")
-    return root
-
-
-def saved(path: Path, name: str, task: str, labels: tuple[str, ...] = (), **options: Any) -> str:
-    """A model with random weights in a file."""
-    torch.manual_seed(1)
-    count = {"num_classes": len(labels)} if labels else {}
-    model: Any = foveal.create_model(name, task, **count, **options)
-    info = info_of(model).replace(labels=foveal.Labels(labels))
-    attach(model, info)
-    save_checkpoint(path, model.state_dict(), info)
-    return str(path)
-
-
-def test_classifiers_learn_with_mixed_images(classes: Path, tmp_path: Path) -> None:
-    ref = saved(tmp_path / "t.safetensors", "mambavision_t", "classify", ("bright", "dark"), **CLASSIFIER)
-    more = {"task": "classify", "options": CLASSIFIER, "class_weights": "sqrt_median"}
-    for distil in ({}, {"logits": [1, 3], "hard": 1, "features": 1, "ema": 1}):
-        out = tmp_path / f"run{len(distil)}"
-        run = train(classes, out, teacher=ref, distil=distil, augment={"mixup": 0.5, "cutmix": 1.0}, **more)
-        assert np.isfinite(run.losses).all()
-
-
-@pytest.mark.parametrize("distil", [{"logits": 1.0}, {"hard": 1.0}])
-def test_the_second_of_two_classifiers_learns_from_the_teacher_alone(
-    distil: dict[str, float], classes: Path, tmp_path: Path
-) -> None:
-    """And the first one from the labels alone, as in DeiT; without a teacher both learn the labels."""
-    ref = saved(tmp_path / "t.safetensors", "mambavision_t", "classify", ("bright", "dark"), **CLASSIFIER)
-    settings = {**SETTINGS, "task": "classify", "class_weights": "sqrt_median", "crop": [64, 64], "teacher": ref}
-    job = make_job(classes, build_settings({**settings, "distil": distil}), QUIET)
-    model: Any = foveal.create_model("efficientvit_m0", "classify", num_classes=2, distilled=True)
-    trainee = job.trainee(model).train()
-    image = normal(4, 3, 64, 64).float()
-    labels = torch.tensor([0, 1, 0, 1])
-    (first, second), _ = trainee(image)
-    assert isinstance(job, TaughtJob)
-    assert job.teacher is not None
-    taught = job.teacher(image, job.preprocess).output
-    distance = distil_losses.DISTANCES[next(iter(distil))](second, taught, 2.0, None)  # type: ignore[index]
-    total = job.loss(trainee, image, labels)
-    assert total.item() == pytest.approx((F.cross_entropy(first, labels) + distance).item(), rel=1e-4)
-    heads = model.head.classifier.weight, model.head.classifier_distilled.weight
-    before = torch.autograd.grad(total, heads)
-    after = torch.autograd.grad(job.loss(trainee, image, 1 - labels), heads)  # other labels
-    assert not torch.allclose(before[0], after[0])
-    torch.testing.assert_close(before[1], after[1], rtol=1e-3, atol=1e-6)
-
-
-def test_images_are_learnt_too(tmp_path: Path) -> None:
-    for number in range(4):
-        (tmp_path / "data" / "train").mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (48, 48, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "data" / "train" / f"{number}.png")
-    settings = {
-        **{name: value for name, value in SETTINGS.items() if name not in ("class_weights", "tint")},
-        **{"task": "upscale", "model": "efficientvit_sr_w075", "epochs": 1, "val_split": "", "crop": [32, 32]},
-    }
-    ref = "efficientvit_sr.x2"
-    run = foveal.train(tmp_path / "data", out=tmp_path / "run", teacher=ref, **settings)
-    assert np.isfinite(run.losses).all()
-    distil = {"output": 1, "features": 0.1, "ema": 1}
-    foveal.train(tmp_path / "data", out=tmp_path / "all", teacher=ref, distil=distil, **settings)
-    with pytest.raises(ConfigError, match=r"teacher=efficientvit_sr\.x4 has scale 4, the run 2: name one of scale 2"):
-        foveal.train(tmp_path / "data", out=tmp_path / "x", teacher="efficientvit_sr.x4", **settings)
 
 
 # ---- mistakes

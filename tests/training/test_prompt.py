@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import signal
 from collections.abc import Iterator
@@ -18,7 +17,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import foveal
-from foveal.data.unlabelled import UnlabelledData
 from foveal.info import info_of
 from foveal.models.registry import FAMILIES, Backbone, Family, FeatureInfo, Variant, register
 from foveal.progress import Progress
@@ -26,8 +24,7 @@ from foveal.tasks.prompt import PromptModel
 from foveal.training.config import TrainConfig
 from foveal.training.distil import DistilJob, Distilled, extents
 from foveal.training.embeddings import SHAPE
-from foveal.training.losses import mask_iou, mask_loss
-from foveal.training.prompt import PromptJob, PromptTrainee, answer_loss, pack_masks, unpack_masks
+from foveal.training.prompt import PromptJob, PromptTrainee, pack_masks, unpack_masks
 from foveal.training.teacher_folder import TeacherFolder, read_stored
 from foveal.weights.checkpoints import read_state, save_checkpoint
 
@@ -296,20 +293,6 @@ def test_an_embedding_folder_without_a_readable_note(tmp_path: Path) -> None:
         TeacherFolder(tmp_path, "any", "0")
 
 
-def test_images_of_several_folders(tmp_path: Path) -> None:
-    """Splits are folders at any depth; no image is read twice; random splits share no image."""
-    for name in ("a/b/1.png", "a/2.png", "c/3.png", "c/d/4.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4)).save(tmp_path / name)
-    assert [p.name for p in UnlabelledData.open(tmp_path, ["a", "a/b", "c/d"]).paths] == ["2.png", "1.png", "4.png"]
-    assert len(UnlabelledData.open(tmp_path, ["all"])) == 4
-    (tmp_path / "dataset.yaml").write_text("val_share: 0.25\nexclude: bad.txt\n")
-    (tmp_path / "bad.txt").write_text("c/3.png\n")
-    parts = [{p.name for p in UnlabelledData.open(tmp_path, [split]).paths} for split in ("train", "val")]
-    assert not parts[0] & parts[1]
-    assert len(parts[0] | parts[1] - {"3.png"}) == 3
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -445,46 +428,6 @@ def test_an_image_without_objects_counts_for_nothing(scenes: Path) -> None:
     job = PromptJob(scenes, TrainConfig(**{**SETTINGS, "prompts": 2}), Progress(enabled=False))
     _, target = job.sample(0, np.random.default_rng(0), 0.0)
     assert job.weight(torch.stack([target, empty])).item() == 2
-
-
-def test_the_least_of_the_masks_counts() -> None:
-    """Constant logits and a full target have a loss in closed form, for any points."""
-    torch.manual_seed(0)
-    level = torch.tensor([[0.5, -1.0, 2.0, 1.0], [0.5, -1.0, 2.0, 1.0]])
-    logits = level[..., None, None].expand(2, 4, 16, 16)
-    share = torch.ones(2, 16, 16)
-    n = 112 * 112
-
-    def expected(x: float) -> float:
-        p = 1 / (1 + math.exp(-x))
-        return 20 * math.log1p(math.exp(-x)) + 1 - (2 * n * p + 1) / (n * p + n + 1)
-
-    found = mask_loss(logits, share)
-    torch.testing.assert_close(found, torch.tensor([[expected(x) for x in row] for row in level.tolist()]))
-    guess = torch.tensor([[0.9, 0.2, 1.0, 0.7]] * 2)  # true: 1, 0, 1, 1
-    error = (0.1**2 + 0.2**2 + 0.3**2) / 4
-    answer = answer_loss(logits, guess, share, share > 0.5, torch.tensor([True, False]))
-    torch.testing.assert_close(answer, torch.tensor([expected(2.0) + error, expected(0.5) + error]))
-
-
-def test_outlines_finer_than_the_map_are_learnt() -> None:
-    """For a straight edge anywhere within a pixel, the loss is smallest if the logits cross 0 at the edge."""
-    at = torch.arange(16) + 0.5
-    for edge in (7.2, 7.5, 7.9):
-        share = (edge - (at - 0.5)).clamp(0, 1).expand(1, 16, 16)
-        tried = torch.arange(6.0, 9.0, 0.05)
-        torch.manual_seed(0)
-        logits = (2 * (tried[:, None] - at))[None, :, None, :].expand(1, len(tried), 16, 16)
-        best = tried[mask_loss(logits, share)[0].argmin()]
-        assert abs(best - edge) < 0.15
-
-
-def test_iou_of_masks() -> None:
-    true = torch.zeros(2, 4, 4, dtype=torch.bool)
-    true[0, :2] = True
-    found = torch.zeros(2, 3, 4, 4, dtype=torch.bool)
-    found[0, 0, :2], found[0, 1, 1:3], found[0, 2, :] = True, True, True
-    torch.testing.assert_close(mask_iou(found, true), torch.tensor([[1, 1 / 3, 0.5], [0, 0, 0]]))
 
 
 def test_objects_are_drawn_and_mirrored_together(scenes: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..text import notice
-from .console import ANY_ENGINE, BatchSize, Engines, Json, Overlap, Tile, print_json, say
+from .console import ANY_ENGINE, WHOLE, BatchSize, Engines, Json, Tiling, print_json, say
 
 _SHOWN = 100  # inputs that cannot be used, by name
 
@@ -23,8 +23,7 @@ def batch(
     workers: int | None = None,
     part_size: int | None = None,
     column: str = "",
-    tile: Tile = None,
-    overlap: Overlap = None,
+    tiles: Tiling = WHOLE,
     batch_size: BatchSize = None,
     shard: str = "0/1",
     ray: str = "",
@@ -74,7 +73,7 @@ def batch(
         model,
         result,
         engine.options(),
-        Options(tile, overlap, batch_size),
+        Options(tiles.tile, tiles.overlap, batch_size),
         tar,
         workers,
         part_size,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import assets
-from ..errors import ConfigError, InputError
+from ..errors import InputError
 from ..text import notice
 from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, open_model, print_json, print_table
 from .outputs import Request, list_sources
@@ -55,8 +55,7 @@ def run(predictor: Predictor, request: Request, top: int = 5) -> int:
     """Classify the requested images, printing each result at once; the exit code is 1 if some of many failed."""
     report: dict[str, Any] = {"images": [], "failed": []}
     check_table(request.csv, ".csv", "--csv", request)
-    if request.tile is not None or request.overlap is not None:
-        raise ConfigError(f"--tile, --overlap: {predictor.info.ref} classifies the whole image; leave them out")
+    request.refuse_tiles(f"{predictor.info.ref} classifies the whole image")
     sources = [source for source, _ in list_sources(request.images)]
     results = predictor.stream(sources, batch_size=request.batch_size, errors="return" if request.many else "raise")
     for source, result in zip(sources, _with_progress(results, len(sources), request.as_json), strict=True):

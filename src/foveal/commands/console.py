@@ -99,6 +99,38 @@ class Views:
 ONE_VIEW = Views()
 
 
+@dataclass(frozen=True)
+class Tiles:
+    """The options of verbs whose models see a large image in parts."""
+
+    tile: Tile = None
+    overlap: Overlap = None
+
+    def __bool__(self) -> bool:
+        return self.tile is not None or self.overlap is not None
+
+    def options(self) -> dict[str, Any]:
+        """The options by their names."""
+        return vars(self).copy()
+
+    def check(self, predictor: Predictor) -> None:
+        """Refuse tiles that a model cannot use.
+
+        Raises:
+            ConfigError: an overlap without tiles.
+            InputError: as :meth:`foveal.Predictor.check_tiles`.
+        """
+        if self.tile is not None:
+            predictor.check_tiles(self.tile, self.overlap)
+        elif self.overlap is not None:
+            raise ConfigError(f"--overlap {self.overlap} goes with --tile")
+
+
+#: Parameter of a verb: the fields of :class:`Tiles` as options of their own.
+Tiling = Annotated[Tiles, Parameter(name="*")]
+WHOLE = Tiles()
+
+
 def open_model(ref: str, engine: Engine, task: str) -> Predictor:
     """Load the model for a verb that is for one task.
 

@@ -15,8 +15,8 @@ from cyclopts import Parameter
 
 from ..errors import ConfigError, DependencyError
 from ..progress import Report
-from .console import Engine, open_model, print_json, print_table, say
-from .outputs import Job, Request, print_failed, run_jobs
+from .console import Engine, open_model, print_table, say
+from .outputs import Job, Request, print_images, run_jobs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,7 +88,6 @@ def run_exact(
         keep: type of the maps on disk; ``None``: float32.
         level: of the images; ``None``: the largest.
     """
-    from ..measuring import machine
     from ..prediction.streamed_outputs import SUFFIXES
     from ..streaming.team import is_first
 
@@ -109,14 +108,8 @@ def run_exact(
             done.append(work(plan.jobs[0], progress))
     if not is_first():
         return 1 if failed else 0
-    if request.as_json:
-        about = {"model": predictor.info.ref, "runtime": runtime, "machine": machine.describe()}
-        print_json({**about, "images": done, "done_before": plan.before, "failed": failed})
-        return 1 if failed else 0
-    for report in done:
-        print_report(report)
-    say(f"{plan.tally(len(done))} with {predictor.info.ref}, {runtime}, on {machine.one_line()}")
-    return print_failed(failed)
+    about = {"model": predictor.info.ref, "runtime": runtime}
+    return print_images(request, plan, done, failed, about, print_report)
 
 
 @contextmanager
@@ -149,7 +142,7 @@ def stream_file(
 
     started = time.perf_counter()
     files = {"polygons": job.polygons, "resume": request.resume}
-    result = stream(predictor, job.source, job.target, tile=request.tile, progress=progress, **files, **options)
+    result = stream(predictor, job.source, job.target, tile=request.tiles.tile, progress=progress, **files, **options)
     return {
         "image": str(job.source),
         "size": list(result.size),

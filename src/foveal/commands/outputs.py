@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..errors import ConfigError, InputError
 from ..files import check_overwrites, ensure_folder, ignores_case
 from ..progress import Report
 from ..text import notice
-from .console import say
+from .console import WHOLE, Tiles, print_json, say
+
+if TYPE_CHECKING:
+    from ..prediction.predictor import Predictor
 
 T = TypeVar("T")
 FOLDER = Path("foveal-out")  #: default folder of the results
@@ -62,8 +65,7 @@ class Request:
         images: image files and folders.
         out: folder of the results, or the file of a single result.
         overlay: whether to write overlays, too; ``None``: the verb's default.
-        tile: side of the tiles; ``None``: the verb's default.
-        overlap: pixels that neighbouring tiles share; ``None``: the verb's default.
+        tiles: in which parts a model sees an image; those that are ``None``: the verb's default.
         resume: whether to skip images whose result exists.
         as_json: whether to print JSON.
         batch_size: images that may run at once; ``None``: 1.
@@ -74,8 +76,7 @@ class Request:
     images: list[Path]
     out: Path = FOLDER
     overlay: bool | None = None
-    tile: int | None = None
-    overlap: int | None = None
+    tiles: Tiles = WHOLE
     resume: bool = False
     as_json: bool = False
     batch_size: int | None = None
@@ -98,6 +99,15 @@ class Request:
         """
         if self.batch_size is not None and self.batch_size > 1:
             raise ConfigError(f"--batch-size {self.batch_size}: {what} one by one; leave it out")
+
+    def refuse_tiles(self, why: str) -> None:
+        """Refuse ``--tile`` and ``--overlap``, because of ``why``.
+
+        Raises:
+            ConfigError: one of them is given.
+        """
+        if self.tiles:
+            raise ConfigError(f"--tile, --overlap: {why}; leave them out")
 
     def refuse_table(self, what: str) -> None:
         """Refuse ``--csv`` where ``what`` no classes.
@@ -301,15 +311,15 @@ def run_jobs(
 
 
 def run_stream(
-    verb: str, plan: Plan, results: Callable[[Report], Iterable[T | InputError]], write: Callable[[T, Job], None]
+    verb: str, plan: Plan, predictor: Predictor, options: dict[str, Any], write: Callable[[Any, Job], None]
 ) -> tuple[int, list[dict[str, str]]]:
     """Write the result of each job in a thread while the next ones are computed, with a progress bar.
 
     Args:
         verb: name of the bar.
         plan: the jobs.
-        results: gives what is written for each job, or the error of its image, and tells its argument the share of
-            the current image that is done.
+        predictor: the model.
+        options: of :meth:`foveal.Predictor.stream`.
         write: writes a result. At most two results wait for it.
 
     Returns:
@@ -336,7 +346,9 @@ def run_stream(
                 progress.note(str(error))
             bar.advance()
 
-        for job, result in zip(plan.jobs, results(bar.part), strict=True):
+        sources = [job.source for job in plan.jobs]
+        results = predictor.stream(sources, errors="return", progress=bar.part, **options)
+        for job, result in zip(plan.jobs, results, strict=True):
             writing.append(
                 (job, _failed(result) if isinstance(result, InputError) else writer.submit(write, result, job))
             )
@@ -351,6 +363,36 @@ def _failed(error: InputError) -> Future[None]:
     future: Future[None] = Future()
     future.set_exception(error)
     return future
+
+
+def print_images(
+    request: Request,
+    plan: Plan,
+    done: list[dict[str, Any]],
+    failed: list[dict[str, str]],
+    about: dict[str, Any],
+    print_report: Callable[[dict[str, Any]], None],
+) -> int:
+    """Print the reports of several images, and return the exit code: 1 if images failed, else 0.
+
+    Args:
+        request: says whether to print JSON.
+        plan: the jobs.
+        done: a report for each image.
+        failed: the images that cannot be used.
+        about: the ``model`` and the ``runtime``.
+        print_report: prints one report as text.
+    """
+    from ..measuring import machine
+
+    if request.as_json:
+        counts = {"images": done, "done_before": plan.before, "failed": failed}
+        print_json({**about, "machine": machine.describe(), **counts})
+        return 1 if failed else 0
+    for report in done:
+        print_report(report)
+    say(f"{plan.tally(len(done))} with {about['model']}, {about['runtime']}, on {machine.one_line()}")
+    return print_failed(failed)
 
 
 def print_failed(failed: list[dict[str, str]]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from . import classify, prompt, regress, segment, upscale
-from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, Overlap, Tile
+from .console import ANY_ENGINE, WHOLE, BatchSize, Engines, Images, Json, Tiling
 from .outputs import FOLDER, Request
 from .tables import Csv
 
@@ -32,8 +32,7 @@ def predict(
     model: str,
     out: Path = FOLDER,
     overlay: bool | None = None,
-    tile: Tile = None,
-    overlap: Overlap = None,
+    tiles: Tiling = WHOLE,
     resume: bool = False,
     batch_size: BatchSize = None,
     csv: Csv = None,
@@ -60,5 +59,5 @@ def predict(
             f"{model} is for {predictor.info.task!r}, which gives no result for an image: give a model for "
             f"{', '.join(_RUNS)}"
         )
-    request = Request(images, out, overlay, tile, overlap, resume, json, batch_size, csv=csv)
+    request = Request(images, out, overlay, tiles, resume, json, batch_size, csv=csv)
     return _RUNS[predictor.info.task](predictor, request)

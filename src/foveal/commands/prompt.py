@@ -127,9 +127,7 @@ def run(predictor: Predictor, request: Request) -> int:
     from ..images.reading import read_image
     from ..prediction.everything_options import EverythingOptions
 
-    if request.tile is not None or request.overlap is not None:
-        ref = predictor.info.ref
-        raise ConfigError(f"--tile, --overlap: {ref} is promptable and encodes the whole image; leave them out")
+    request.refuse_tiles(f"{predictor.info.ref} is promptable and encodes the whole image")
     request.refuse_batches("images of promptable models run")
     request.refuse_table("masks of objects have")
     plan = request.plan(".json", "" if request.overlay is False else OVERLAY)

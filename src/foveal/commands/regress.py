@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ConfigError, InputError
-from ..progress import Report
 from .console import (
     ANY_ENGINE,
+    WHOLE,
     BatchSize,
     Engines,
     Images,
     Json,
-    Overlap,
-    Tile,
+    Tiling,
     open_model,
     print_json,
     print_table,
@@ -41,8 +39,7 @@ def regress(
     format: Format | None = None,
     scale: float | None = None,
     picture: bool | None = None,
-    tile: Tile = None,
-    overlap: Overlap = None,
+    tiles: Tiling = WHOLE,
     resume: bool = False,
     batch_size: BatchSize = None,
     engine: Engines = ANY_ENGINE,
@@ -68,7 +65,7 @@ def regress(
         Skip images whose map, and picture if one is asked for, exist.
     """
     predictor = open_model(model, engine, "regress")
-    request = Request(images, out, picture, tile, overlap, resume, json, batch_size)
+    request = Request(images, out, picture, tiles, resume, json, batch_size)
     return run(predictor, request, format, scale)
 
 
@@ -86,15 +83,12 @@ def run(predictor: Predictor, request: Request, format: Format | None = None, sc
         raise ConfigError(f"--scale {scale}: give a number above 0, such as 0.001")
     suffix = _suffix(predictor, request.out, format, scale)
     check_format(request.out / f"map{suffix}", predictor.info.num_classes, predictor.info.target, scale)
-    if request.tile is not None:
-        predictor.check_tiles(request.tile, request.overlap)
-    elif request.overlap is not None:
-        raise ConfigError(f"--overlap {request.overlap} goes with --tile")
+    request.tiles.check(predictor)
     draws = not request.many if request.overlay is None else request.overlay
     plan = request.plan(suffix, PICTURE if draws else "")
     if request.many or not plan.jobs:
         return _run_many(predictor, request, plan, scale)
-    report = regress_file(predictor, plan.jobs[0], scale, {"tile": request.tile, "overlap": request.overlap})
+    report = regress_file(predictor, plan.jobs[0], scale, request.tiles.options())
     print_json(report) if request.as_json else print_report(report)
     return 0
 
@@ -180,18 +174,9 @@ def _run_many(predictor: Predictor, request: Request, plan: Plan, scale: float |
         nonlocal clipped
         clipped += _write(result, job, scale)
 
-    def results(progress: Report) -> Iterable[RegressResult | InputError]:
-        return predictor.stream(
-            [job.source for job in plan.jobs],
-            tile=request.tile,
-            overlap=request.overlap,
-            batch_size=request.batch_size,
-            errors="return",
-            progress=progress,
-        )
-
     started = time.perf_counter()
-    done, failed = run_stream("regress", plan, results, write)
+    options = {**request.tiles.options(), "batch_size": request.batch_size}
+    done, failed = run_stream("regress", plan, predictor, options, write)
     seconds = time.perf_counter() - started
     if request.as_json:
         counts = {"done": done, "done_before": plan.before, "failed": failed, "clipped": clipped}

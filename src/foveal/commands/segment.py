@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,16 +12,15 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError, InputError
-from ..progress import Report
 from .console import (
     ANY_ENGINE,
     ONE_VIEW,
+    WHOLE,
     BatchSize,
     Engines,
     Images,
     Json,
-    Overlap,
-    Tile,
+    Tiling,
     Views,
     open_model,
     print_json,
@@ -52,8 +50,7 @@ def segment(
     legend: Annotated[bool, Parameter(negative="")] = False,
     distinct: Annotated[bool, Parameter(negative="")] = False,
     label: Path | None = None,
-    tile: Tile = None,
-    overlap: Overlap = None,
+    tiles: Tiling = WHOLE,
     exact: Exact = False,
     keep: Keep = None,
     level: Level = None,
@@ -91,17 +88,23 @@ def segment(
     resume
         Skip images whose mask, and overlay if one is asked for, exist.
     """
-    request = Request(images, out, overlay, tile, overlap, resume, json, batch_size, polygons, csv)
+    request = Request(images, out, overlay, tiles, resume, json, batch_size, polygons, csv)
     drawing, asked = {"contours": legend, "legend": legend, "distinct": distinct}, views.options()
     if exact:
-        unusable = {"overlay": overlay, "legend": legend, "label": label, "overlap": overlap, "batch_size": batch_size}
+        unusable = {
+            "overlay": overlay,
+            "legend": legend,
+            "label": label,
+            "overlap": tiles.overlap,
+            "batch_size": batch_size,
+        }
         unusable |= {"csv": csv, "coco": areas.coco, "distinct": distinct, **asked}
         engine = check_options(engine, **unusable, check_tiles=check_tiles)
         return run_exact(model, engine, "segment", request, keep, level)
     for name, value in (("keep", keep), ("level", level)):
         if value is not None:
             raise ConfigError(f"--{name} {value} goes with --exact")
-    if check_tiles and (tile is None or request.many):
+    if check_tiles and (tiles.tile is None or request.many):
         raise ConfigError("--check-tiles is for a single image and goes with --tile")
     predictor = open_model(model, engine, "segment")
     if (legend or distinct) and overlay is False:
@@ -149,7 +152,7 @@ def run(
     from ..images.polygons import check_polygons
 
     many = request.many
-    tiles = {"tile": request.tile, "overlap": request.overlap, **extras.views}
+    tiles = {**request.tiles.options(), **extras.views}
     if label is not None and many:
         raise ConfigError("--label is for a single image: give one, or leave out --label")
     if request.polygons is not None:
@@ -158,10 +161,7 @@ def run(
     check_table(extras.areas.coco, ".json", "--coco", request)
     if label is not None and not label.exists():
         raise InputError(f"{label}: no such file")
-    if request.tile is not None:
-        predictor.check_tiles(request.tile, request.overlap)
-    elif request.overlap is not None:
-        raise ConfigError(f"--overlap {request.overlap} goes with --tile")
+    request.tiles.check(predictor)
     overlay = not many if request.overlay is None else request.overlay
     plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [])
     with open_table(predictor.names, extras.areas) as table:
@@ -258,15 +258,11 @@ def _run_many(
         if tabled:
             table.add(job, result.mask)
 
-    def results(progress: Report) -> Iterable[SegmentResult | InputError]:
-        sources = [job.source for job in plan.jobs]
-        return predictor.stream(sources, batch_size=request.batch_size, errors="return", progress=progress, **tiles)
-
     started = time.perf_counter()
     tabled = request.as_json or request.csv is not None or table.coco is not None
     if tabled:
         table.add_written(plan.finished)
-    done, failed = run_stream("segment", plan, results, write)
+    done, failed = run_stream("segment", plan, predictor, {**tiles, "batch_size": request.batch_size}, write)
     seconds = time.perf_counter() - started
     if request.as_json:
         counts = {"done": done, "done_before": plan.before, "failed": failed}

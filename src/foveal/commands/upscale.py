@@ -11,10 +11,10 @@ from cyclopts import Parameter
 from .. import assets
 from ..errors import ConfigError
 from ..progress import Report
-from .console import ANY_ENGINE, Engines, Images, Json, open_model, print_json, say
+from .console import ANY_ENGINE, Engines, Images, Json, Tiles, open_model, say
 from .exact import check_options, run_exact
 from .handover import consume_in_thread
-from .outputs import FOLDER, Job, Request, print_failed, run_jobs
+from .outputs import FOLDER, Job, Request, print_images, run_jobs
 
 if TYPE_CHECKING:
     from ..images.reading import Picture
@@ -77,12 +77,12 @@ def upscale(
     ref = _reference(model, scale)
     if exact and format == "tif":
         engine = check_options(engine, overlap=overlap, compare=compare, check_tiles=check_tiles)
-        return run_exact(ref, engine, "upscale", Request(images, out, tile=tile, resume=resume, as_json=json))
+        return run_exact(ref, engine, "upscale", Request(images, out, tiles=Tiles(tile), resume=resume, as_json=json))
     predictor = open_model(ref, engine, "upscale")
     own = predictor.info.options["scale"]
     if scale not in (None, own):
         raise ConfigError(f"--scale {scale}: {ref} enlarges {own} times; leave out --scale, or give another --model")
-    request = Request(images, out, None, tile, overlap, resume, json)
+    request = Request(images, out, None, Tiles(tile, overlap), resume, json)
     return run(predictor, request, format, compare, exact, check_tiles)
 
 
@@ -102,13 +102,12 @@ def run(
     check_tiles: bool = False,
 ) -> int:
     """Upscale the requested images; the exit code is 1 if some of many failed."""
-    from ..measuring import machine
     from ..prediction.tiles import check_upscale_tiles
 
     request.refuse_batches("images to upscale run")
     request.refuse_table("upscaled images have")
-    check_upscale_tiles(request.tile, request.overlap)
-    tiles = {"tile": request.tile, "overlap": request.overlap, "exact": exact}
+    check_upscale_tiles(request.tiles.tile, request.tiles.overlap)
+    tiles = {**request.tiles.options(), "exact": exact}
     if check_tiles and request.many:
         raise ConfigError("--check-tiles is for a single image: give one, or leave out --check-tiles")
     plan = request.plan(f".{suffix}", COMPARISON if compare else "")
@@ -117,15 +116,8 @@ def run(
         return upscale_file(predictor, job, {**tiles, "progress": progress}, check_tiles)
 
     done, failed = run_jobs("upscale", plan, work, request.many)
-    model = predictor.info.ref
-    if request.as_json:
-        about = {"model": model, "runtime": predictor.runtime, "machine": machine.describe()}
-        print_json({**about, "images": done, "done_before": plan.before, "failed": failed})
-        return 1 if failed else 0
-    for report in done:
-        print_report(report)
-    say(f"{plan.tally(len(done))} with {model}, {predictor.runtime}, on {machine.one_line()}")
-    return print_failed(failed)
+    about = {"model": predictor.info.ref, "runtime": predictor.runtime}
+    return print_images(request, plan, done, failed, about, print_report)
 
 
 def print_report(report: dict[str, Any]) -> None:

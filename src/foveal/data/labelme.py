@@ -23,7 +23,7 @@ from ..images.reading import read_mask
 from ..images.regions import Runs
 from ..info import Labels, ignore_id
 from .layout import DatasetFile
-from .listed_files import Id, as_id, begins_with_key, is_file, named_file, read_json, read_text, shown
+from .listed_files import Id, as_id, begins_with_key, is_file, named_file, read_json, read_objects, read_text, shown
 from .outlines import (
     Annotated,
     Outline,
@@ -63,18 +63,9 @@ _KIND = Kind(
 )
 
 
-def folders_of(root: Path) -> Folders:
-    """Folders of images and of JSON files by split; empty if the data set has none.
-
-    Raises:
-        DataError: a split has several.
-    """
-    return find_folders(root, _KIND)
-
-
 def splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
     """Names of the splits; empty if the data set has no such files."""
-    return split_names(folders_of(root), described)
+    return split_names(find_folders(root, _KIND), described)
 
 
 def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) -> Annotated:
@@ -86,7 +77,7 @@ def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) 
     Raises:
         DataError: a file cannot be read, or a label is not in the list of classes.
     """
-    folders = folders_of(root)
+    folders = find_folders(root, _KIND)
     found = pair_files(root, folders, splits, described, _KIND)
     labels = [label for label in _labels(root, folders, described) if label != _IGNORED]
     categories: dict[Id, str] = dict(enumerate(labels))
@@ -131,10 +122,7 @@ def _readable(file: Path) -> list[Shape]:
 
 def _shapes(file: Path, data: Mapping[str, Any] | None = None) -> list[Shape]:
     """The shapes of a file, whose content is ``data`` if it was read before."""
-    shapes = (read_json(file) if data is None else data).get("shapes")
-    if not isinstance(shapes, list) or not all(isinstance(shape, dict) for shape in shapes):
-        raise DataError(f"{file}: not labelme's format: 'shapes' is not a list of objects")
-    return shapes
+    return read_objects(file, "shapes", "labelme's", data)
 
 
 def _kind(shape: Shape) -> str:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -47,6 +48,24 @@ def read_json_list(file: Path) -> list[Any]:
         DataError: the file cannot be read as JSON.
     """
     return _read_json(file, list, "a list")
+
+
+def read_objects(file: Path, key: str, format: str, data: Mapping[str, Any] | None = None) -> list[Mapping[str, Any]]:
+    """The list of objects under ``key`` of a JSON file, whose content is ``data`` if it was read before.
+
+    Args:
+        file: the file.
+        key: of the object at its top.
+        format: whose it is, for messages.
+        data: the object at its top.
+
+    Raises:
+        DataError: the file cannot be read as JSON, or has something else there.
+    """
+    objects = (read_json(file) if data is None else data).get(key)
+    if not isinstance(objects, list) or not all(isinstance(each, dict) for each in objects):
+        raise DataError(f"{file}: not {format} format: {key!r} is not a list of objects")
+    return objects
 
 
 def _read_json(file: Path, kind: type, expected: str) -> Any:

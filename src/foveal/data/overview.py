@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..images.colours import colour_table, drawable
+from ..images.overlay import stack
 from ..info import Labels
 from .examples import CELL, COLUMNS, Examples
 
@@ -29,12 +30,7 @@ def draw_overview(report: DataReport) -> Image.Image:
     for split in report.splits:
         parts.append(_line(f"{split.name}: {split.readable} of {split.items} samples can be read"))
         parts += [_sheet(split.examples)] if split.examples.chosen else []
-    sheet = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), _PAPER)
-    top = 0
-    for part in parts:
-        sheet.paste(part, (0, top))
-        top += part.height
-    return sheet
+    return stack(parts, _PAPER)
 
 
 def _line(text: str) -> Image.Image:

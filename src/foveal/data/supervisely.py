@@ -28,7 +28,7 @@ from ..images.reading import read_picture
 from ..images.regions import Runs, mask_of, runs_of
 from ..info import Labels
 from .layout import ALL, SPLIT_NAMES, DatasetFile, Problem, draw_splits, images_in, subfolders
-from .listed_files import Id, begins_with_key, read_json, shown
+from .listed_files import Id, begins_with_key, read_json, read_objects, shown
 from .outlines import (
     Annotated,
     Outline,
@@ -158,10 +158,7 @@ def _note_shapes(files: Sequence[Path]) -> list[str]:
 
 def _figures(file: Path, data: Mapping[str, Any] | None = None) -> list[Figure]:
     """The figures of a file, whose content is ``data`` if it was read before."""
-    figures = (read_json(file) if data is None else data).get("objects")
-    if not isinstance(figures, list) or not all(isinstance(figure, dict) for figure in figures):
-        raise DataError(f"{file}: not Supervisely's format: 'objects' is not a list of objects")
-    return figures
+    return read_objects(file, "objects", "Supervisely's", data)
 
 
 def _kind(figure: Figure) -> str:

@@ -37,18 +37,9 @@ def _looks_like_outlines(file: Path) -> bool:
 _KIND = Kind(".txt", ("instance", "instances", "labels", "label"), _looks_like_outlines, strict=False)
 
 
-def folders_of(root: Path) -> Folders:
-    """Folders of images and of text files by split; empty if the data set has none.
-
-    Raises:
-        DataError: a split has several.
-    """
-    return find_folders(root, _KIND)
-
-
 def splits(root: Path, described: DatasetFile) -> tuple[str, ...]:
     """Names of the splits; empty if the data set has no such files."""
-    return split_names(folders_of(root), described)
+    return split_names(find_folders(root, _KIND), described)
 
 
 def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) -> Annotated:
@@ -63,7 +54,7 @@ def read_annotations(root: Path, splits: Sequence[str], described: DatasetFile) 
         DataError: the names of the classes cannot be read.
         ConfigError: ``data.yaml`` is not valid YAML.
     """
-    folders = folders_of(root)
+    folders = find_folders(root, _KIND)
     found = pair_files(root, folders, splits, described, _KIND)
     categories, notes = _categories(root, folders, described)
     names, class_of = drawn_classes(categories, described, root, "data.yaml")

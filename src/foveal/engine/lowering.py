@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..info import info_of
+from ..layers.classifiers import WideClassifier
 from ..layers.conv import (
     ConvNormAct,
     DepthwiseSeparableConv,
@@ -28,7 +29,6 @@ from ..layers.linear_attention import MultiScaleLinearAttention
 from ..layers.optimize import fold_norms
 from ..layers.reparam import RepConv, fuse_branches
 from ..layers.resample import BicubicUpsample
-from ..models.efficientvit import ClassifierHead as EfficientViTClassifier
 from ..models.efficientvit import EfficientViT
 from ..models.efficientvit_sr import ContextBlock, EfficientViTSR
 from ..models.mambavision import MambaVision
@@ -251,7 +251,7 @@ def _realtime_sr(builder: Builder, backbone: RealtimeSR, x: int) -> int:
     return x
 
 
-def _efficientvit_classifier(builder: Builder, head: EfficientViTClassifier, x: int) -> int:
+def _wide_classifier(builder: Builder, head: WideClassifier, x: int) -> int:
     x = builder.add("mean", (builder.lower(head.conv, x),))
     x = builder.lower(head.norm, builder.linear(head.hidden, x))
     builder.steps[-1] = replace(builder.steps[-1], act=builder.activation(head.act))
@@ -348,7 +348,7 @@ LOWERINGS: dict[type[nn.Module], Lowering] = {
     ContextBlock: _context_block,
     EfficientViTSR: _efficientvit_sr,
     RealtimeSR: _realtime_sr,
-    EfficientViTClassifier: _efficientvit_classifier,
+    WideClassifier: _wide_classifier,
     MobileNetClassifier: _mobilenet_classifier,
     ClassificationModel: _classification,
     SegmentationModel: _segmentation,

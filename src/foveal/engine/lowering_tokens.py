@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention import Attention
+from ..layers.classifiers import NormClassifier
 from ..layers.mamba_mixer import MambaMixer
 from ..layers.mlp import Mlp
 from ..layers.sharing import SharedLayers
@@ -16,7 +17,6 @@ from ..layers.transformer_block import TransformerBlock
 from ..layers.window_blocks import MixerBlock, WindowBlocks
 from ..models.mambavision import ClassifierHead as MambaClassifier
 from ..models.mambavision import WindowStage
-from ..models.vit import ClassifierHead as ViTClassifier
 from ..models.vit import Positions
 from .builder import Builder, Lowering, NotCoveredError, bias_of
 
@@ -76,7 +76,7 @@ def _average(builder: Builder, module: nn.AvgPool2d, x: int) -> int:
     return builder.add("average", (x,))
 
 
-def _vit_classifier(builder: Builder, head: ViTClassifier, x: int) -> int:
+def _norm_classifier(builder: Builder, head: NormClassifier, x: int) -> int:
     return builder.lower(head.classifier, builder.lower(head.norm, builder.add("mean", (x,))))
 
 
@@ -148,7 +148,7 @@ TOKENS: dict[type[nn.Module], Lowering] = {
     Mlp: _mlp,
     Attention: _attention,
     TransformerBlock: _transformer_block,
-    ViTClassifier: _vit_classifier,
+    NormClassifier: _norm_classifier,
     Positions: lambda builder, _, x: builder.add("positions", (x,)),
     SharedLayers: _shared_layers,
     nn.AvgPool2d: _average,

@@ -16,8 +16,8 @@ from ..data.labelled import open_labelled
 from ..errors import ConfigError, DataError
 from ..images.writing import save_picture
 from ..info import Labels
+from ..prediction.options import check_scales
 from ..prediction.predictor import Predictor
-from ..prediction.segmenting import check_scales
 from .boundary import BoundaryCounts, BoundaryScores, boundary_counts
 from .metrics import SegmentScores, class_counts, confusion_matrix, iou_of_counts, json_number, mean_of_known, share
 from .protocols import PLAIN, find_protocol

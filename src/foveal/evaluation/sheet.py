@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from ..images.bands import displayed
 from ..images.colours import colour_table, drawable
+from ..images.overlay import stack
 from ..info import Labels
 
 _MAX_WIDTH = 640  # pixels; wider images are downscaled
@@ -39,13 +40,7 @@ class Sample:
 def sample_sheet(samples: Sequence[Sample], labels: Labels) -> Image.Image:
     """Draw image, label and prediction of each sample side by side, one sample per row; wide images are downscaled."""
     colours = colour_table(labels)
-    rows = [_row(sample, colours) for sample in samples]
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), _PAPER)
-    top = 0
-    for row in rows:
-        sheet.paste(row, (0, top))
-        top += row.height
-    return sheet
+    return stack([_row(sample, colours) for sample in samples], _PAPER)
 
 
 def _row(sample: Sample, colours: NDArray[np.uint8]) -> Image.Image:

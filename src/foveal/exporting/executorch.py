@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..prediction.executorch_runner import executorch_network
+from ..prediction.executorch_runner import EXECUTORCH_FILES
 from ..prediction.file_network import Settings
 from ..prediction.sealed import seal, with_outputs
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata, trace
@@ -48,7 +48,7 @@ def write_executorch(graph: Graph, files: Sequence[Path], options: Options) -> W
 
 def open_executorch(files: Sequence[Path]) -> RunFile:
     """Open a file with ExecuTorch, to compare it with the model."""
-    network = executorch_network(files[0], Settings(files[0].name))
+    network = EXECUTORCH_FILES.open(files[0], Settings(files[0].name))
     return lambda feed: list(network(feed).values())
 
 

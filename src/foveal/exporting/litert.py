@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..prediction.file_network import Settings
-from ..prediction.litert_runner import litert_network
+from ..prediction.litert_runner import LITERT_FILES
 from ..prediction.sealed import seal, with_outputs
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
 
@@ -44,7 +44,7 @@ def write_litert(graph: Graph, files: Sequence[Path], options: Options) -> Writt
 
 def open_litert(files: Sequence[Path]) -> RunFile:
     """Open a file with LiteRT, to compare it with the model."""
-    network = litert_network(files[0], Settings(files[0].name))
+    network = LITERT_FILES.open(files[0], Settings(files[0].name))
     return lambda feed: list(network(feed).values())
 
 

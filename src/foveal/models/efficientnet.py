@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..layers.conv import make_divisible, set_convention
 from .mobilenet import SETTINGS, SYMMETRIC, TENSORFLOW, Config, Stage, convert_by_position, list_blocks, variants_of
-from .registry import OUTPUT_STRIDE, STEM_STRIDE, Family, Published, register
+from .registry import OUTPUT_STRIDE, STEM_STRIDE, Family, Published, from_timm, register
 
 #: Stages of B0, from which all other variants are scaled. The stem has 32 channels, the head 1280.
 STAGES = (
@@ -185,9 +185,8 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _timm(name: str, tag: str, top1: float, **fields: Any) -> tuple[Published, ...]:
-    size = str(EFFICIENTNET_COEFFICIENTS[name.removeprefix("tf_")].resolution)
-    fields = {"size": size, "source": "timm results", "repo": f"timm/{name}.{tag}", **fields}
-    return (Published(tag, "top-1", top1, **fields),)
+    size = EFFICIENTNET_COEFFICIENTS[name.removeprefix("tf_")].resolution
+    return (from_timm(name, tag, top1, **{"size": size, **fields}),)
 
 
 def _wheel(name: str, top1: float, sha256: str) -> tuple[Published, ...]:
@@ -203,7 +202,7 @@ def _wheel(name: str, top1: float, sha256: str) -> tuple[Published, ...]:
 _HALF: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 _LITE: dict[str, Any] = {**_HALF, "source": "official README"}
 _PUBLISHED = {
-    "efficientnet_b1": _timm("efficientnet_b1", "ra4_e3600_r240_in1k", 81.44, size="288", crop_ratio=1.0, **_HALF),
+    "efficientnet_b1": _timm("efficientnet_b1", "ra4_e3600_r240_in1k", 81.44, size=288, crop_ratio=1.0, **_HALF),
     "tf_efficientnet_b0": _timm("tf_efficientnet_b0", "ns_jft_in1k", 78.68),
     "tf_efficientnet_b1": _timm("tf_efficientnet_b1", "ns_jft_in1k", 81.39),
     "tf_efficientnet_b2": _timm("tf_efficientnet_b2", "ns_jft_in1k", 82.41),

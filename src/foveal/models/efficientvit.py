@@ -20,9 +20,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.classifiers import WideClassifier
 from ..layers.conv import (
     ConvNormAct,
     DepthwiseSeparableConv,
@@ -32,11 +32,12 @@ from ..layers.conv import (
 )
 from ..layers.efficientvit_block import EfficientViTBlock
 from . import registry
-from .registry import OUTPUT_STRIDE, STEM_STRIDE, Backbone, Family, FeatureInfo, Published, Variant
+from .registry import OUTPUT_STRIDE, STEM_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, from_timm
 from .renaming import Renaming, rename_keys
 from .sizes import replace_sizes
 
 _GELU = partial(nn.GELU, approximate="tanh")
+ClassifierHead = WideClassifier  #: its name for clients of this file
 
 
 @dataclass(frozen=True)
@@ -178,43 +179,13 @@ class EfficientViT(Backbone):
             width = out
         self.feature_info = [FeatureInfo(width, 4 << i) for i, width in enumerate(widths)]
         self.set_stem_stride(stem_stride)
-        if output_stride is not None:
-            self.limit_stride(output_stride)
+        self.limit_stride(output_stride)
 
     def block_options(self, index: int, kind: str) -> dict[str, Any]:
         config = self.config
         common = {"act": config.act, "norm_eps": config.norm_eps, "expand_ratio": config.expand_ratios[index]}
         own = {"convolution": {"fewer_norm": config.fewer_norm[index]}, "linear_attention": self.attention_options}
         return common | own[kind] if kind in own else {}
-
-
-class ClassifierHead(nn.Module):
-    """1x1 convolution, average pooling, linear layer with layer norm, classifier: ``(B, C, h, w) -> (B, num_classes)``.
-
-    With ``num_classes=0`` or ``pre_logits=True`` it returns the input of the classifier, ``(B, dims[1])``.
-    """
-
-    def __init__(
-        self,
-        in_chans: int,
-        num_classes: int = 1000,
-        *,
-        dims: tuple[int, int],
-        act: Callable[[], nn.Module],
-        norm_eps: float,
-    ) -> None:
-        super().__init__()
-        self.num_features = dims[1]
-        self.conv = ConvNormAct(in_chans, dims[0], 1, act=act, norm_eps=norm_eps)
-        self.hidden = nn.Linear(dims[0], dims[1], bias=False)
-        self.norm = nn.LayerNorm(dims[1], eps=norm_eps)
-        self.act = act()
-        self.classifier = nn.Linear(dims[1], num_classes) if num_classes else nn.Identity()
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = F.adaptive_avg_pool2d(self.conv(x), 1).flatten(1)
-        x = self.act(self.norm(self.hidden(x)))
-        return x if pre_logits else self.classifier(x)
 
 
 #: Names inside a block; the official code and timm have the same.
@@ -332,10 +303,9 @@ _B0_CITYSCAPES_SHA256 = "923d6fdd5e93640cc0c2f3f213764f34e80b477cd98a6b294d870ea
 
 
 def _in1k(name: str, top1: Mapping[int, float], source: str = _README) -> tuple[Published, ...]:
-    """ImageNet-1k classifiers by image size: the authors' weights as timm republishes them, in safetensors."""
+    """ImageNet-1k classifiers by image size: the authors' weights as timm republishes them."""
     return tuple(
-        Published(f"r{size}_in1k", "top-1", value, str(size), source, repo=f"timm/efficientvit_{name}.r{size}_in1k")
-        for size, value in top1.items()
+        from_timm(f"efficientvit_{name}", f"r{size}_in1k", value, size, source) for size, value in top1.items()
     )
 
 
@@ -407,7 +377,7 @@ def variant(name: str, config: Config) -> Variant:
     neck = {"depth": depth, "expand_ratio": expand_ratio, "norm_eps": 1e-6, "backbone_eps": 1e-6}
     return Variant(
         backbone=partial(EfficientViT, config),
-        classifier=partial(ClassifierHead, dims=config.classifier_dim, act=config.act, norm_eps=config.norm_eps),
+        classifier=partial(WideClassifier, dims=config.classifier_dim, act=config.act, norm_eps=config.norm_eps),
         segment_heads=_SEGMENT_HEADS.get(name, {}),
         prompt=neck if depth else {},
         crop_ratio=0.95 if name in ("efficientvit_b0", "efficientvit_b1") else 1.0,

@@ -32,7 +32,7 @@ from ..layers.conv import ConvNormAct, InvertedResidual, SqueezeExcite
 from ..layers.drop_path import DropPath
 from ..layers.linear import NormLinear
 from ..layers.zero_init import zero_init
-from .registry import STEM_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, register
+from .registry import STEM_STRIDE, Backbone, Family, FeatureInfo, Variant, from_timm, register
 from .renaming import Renaming, rename_keys
 
 _WINDOWS = (7, 7, 4)  # min(7, map) at 224 pixels, where the maps are 14, 7 and 4
@@ -268,18 +268,14 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return options | ({"distilled": True} if "head.classifier_distilled.weight" in converted else {})
 
 
-def _in1k(name: str, top1: float) -> tuple[Published, ...]:
-    """ImageNet-1k classifier: the authors' weights as timm republishes them, in safetensors."""
-    return (Published("r224_in1k", "top-1", top1, "224", "official README", repo=f"timm/{name}.r224_in1k"),)
-
-
-_PUBLISHED = {
-    "efficientvit_m0": _in1k("efficientvit_m0", 63.2),
-    "efficientvit_m1": _in1k("efficientvit_m1", 68.4),
-    "efficientvit_m2": _in1k("efficientvit_m2", 70.8),
-    "efficientvit_m3": _in1k("efficientvit_m3", 73.4),
-    "efficientvit_m4": _in1k("efficientvit_m4", 74.3),
-    "efficientvit_m5": _in1k("efficientvit_m5", 77.1),
+#: Top-1 of the authors' weights on ImageNet-1k, in percent.
+_TOP1 = {
+    "efficientvit_m0": 63.2,
+    "efficientvit_m1": 68.4,
+    "efficientvit_m2": 70.8,
+    "efficientvit_m3": 73.4,
+    "efficientvit_m4": 74.3,
+    "efficientvit_m5": 77.1,
 }
 
 register(
@@ -287,7 +283,12 @@ register(
         name="efficientvit_m",
         paper="arXiv 2305.07027",
         variants={
-            name: Variant(partial(EfficientViTM, config), ClassifierHead, crop_ratio=0.875, published=_PUBLISHED[name])
+            name: Variant(
+                partial(EfficientViTM, config),
+                ClassifierHead,
+                crop_ratio=0.875,
+                published=(from_timm(name, "r224_in1k", _TOP1[name], source="official README"),),
+            )
             for name, config in CONFIGS.items()
         },
         convert=convert,

@@ -33,7 +33,7 @@ from ..layers.conv import (
     make_divisible,
     set_convention,
 )
-from .registry import OUTPUT_STRIDE, STEM_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, register
+from .registry import OUTPUT_STRIDE, STEM_STRIDE, Backbone, Family, FeatureInfo, Published, Variant, from_timm, register
 
 _Act = Callable[[], nn.Module]
 
@@ -207,8 +207,7 @@ class MobileNet(Backbone):
         self.stem = nn.Sequential(*stem)
         self.stages = nn.ModuleList(nn.Sequential(*blocks) for blocks in stages)
         self.set_stem_stride(stem_stride)
-        if output_stride is not None:
-            self.limit_stride(output_stride)
+        self.limit_stride(output_stride)
 
 
 def _block(config: Config, in_chans: int, block: Block, drop_path: float) -> nn.Module:
@@ -380,17 +379,13 @@ def variants_of(
     }
 
 
-def _timm(name: str, tag: str, top1: float, **fields: Any) -> tuple[Published, ...]:
-    return (Published(tag, "top-1", top1, "224", "timm results", repo=f"timm/{name}.{tag}", **fields),)
-
-
 _TF_INPUT = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resample": "bilinear"}
 _PUBLISHED = {
-    "mobilenetv2_100": _timm("mobilenetv2_100", "ra_in1k", 72.91),
-    "mobilenetv3_small_100": _timm("mobilenetv3_small_100", "lamb_in1k", 67.64),
-    "mobilenetv3_large_100": _timm("mobilenetv3_large_100", "ra_in1k", 75.78),
-    "tf_mobilenetv3_small_100": _timm("tf_mobilenetv3_small_100", "in1k", 67.92, **_TF_INPUT),
-    "tf_mobilenetv3_large_100": _timm("tf_mobilenetv3_large_100", "in1k", 75.51, **_TF_INPUT),
+    "mobilenetv2_100": (from_timm("mobilenetv2_100", "ra_in1k", 72.91),),
+    "mobilenetv3_small_100": (from_timm("mobilenetv3_small_100", "lamb_in1k", 67.64),),
+    "mobilenetv3_large_100": (from_timm("mobilenetv3_large_100", "ra_in1k", 75.78),),
+    "tf_mobilenetv3_small_100": (from_timm("tf_mobilenetv3_small_100", "in1k", 67.92, **_TF_INPUT),),
+    "tf_mobilenetv3_large_100": (from_timm("tf_mobilenetv3_large_100", "in1k", 75.51, **_TF_INPUT),),
 }
 
 register(

@@ -86,14 +86,17 @@ class Backbone(nn.Module):
             maps.append(x)
         return maps
 
-    def limit_stride(self, output_stride: int) -> None:
+    def limit_stride(self, output_stride: int | None) -> None:
         """Dilate the stages whose maps are coarser than ``output_stride``, so that their maps have this stride.
 
-        Only for stages of convolutions and of operations without a spatial extent; see :func:`~.dilation.dilate`.
+        ``None``: all strides as published. Only for stages of convolutions and of operations without a spatial extent;
+        see :func:`~.dilation.dilate`.
 
         Raises:
             ConfigError: no map of the backbone has this stride.
         """
+        if output_stride is None:
+            return
         strides = [info.stride for info in self.feature_info]
         if output_stride not in strides:
             raise ConfigError(f"output_stride={output_stride!r}: give one of {', '.join(map(str, strides))}")
@@ -209,6 +212,22 @@ class Published(NamedTuple):
     resample: str = "bicubic"
     package: str = ""
     sources: bool = False
+
+
+def from_timm(
+    name: str, tag: str, top1: float, size: int = 224, source: str = "timm results", **fields: Any
+) -> Published:
+    """ImageNet-1k classifier that timm publishes in safetensors: its own, or one of the authors' that it republishes.
+
+    Args:
+        name: of the model in timm.
+        tag: of the weights in timm.
+        top1: published figure, in percent.
+        size: side of the input.
+        source: of the figure.
+        **fields: further fields of :class:`Published`.
+    """
+    return Published(tag, "top-1", top1, str(size), source, repo=f"timm/{name}.{tag}", **fields)
 
 
 @dataclass(frozen=True)

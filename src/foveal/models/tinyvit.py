@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.classifiers import NormClassifier
 from ..layers.conv import ConvNormAct
 from ..layers.mlp import Mlp
 from ..layers.windows import Part, Windows, to_map
 from .registry import Backbone, Family, FeatureInfo, Published, Variant, register
 from .renaming import Renaming, rename_keys
-from .vit import ClassifierHead
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ register(
         variants={
             name: Variant(
                 partial(TinyViT, config),
-                ClassifierHead,
+                NormClassifier,
                 prompt={"plain": True},
                 tasks=("prompt", "segment", "regress", "classify"),
                 published=(_MOBILESAM,),

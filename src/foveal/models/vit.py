@@ -25,12 +25,15 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, nearest
 from ..layers.attention import Attention, LinformerAttention
+from ..layers.classifiers import NormClassifier
 from ..layers.conv import ConvNormAct
 from ..layers.leaf import leaf
 from ..layers.linear_attention import LinearSelfAttention
 from ..layers.sharing import SharedLayers
 from ..layers.transformer_block import TransformerBlock
 from .registry import Backbone, Family, FeatureInfo, Variant, register
+
+ClassifierHead = NormClassifier  #: its name for clients of this file
 
 
 @dataclass(frozen=True)
@@ -150,23 +153,6 @@ class ViT(Backbone):
         return {"num_heads": self.num_heads} if kind in ("softmax_attention", "window_attention") else {}
 
 
-class ClassifierHead(nn.Module):
-    """Average pooling, layer norm, classifier: ``(B, C, h, w) -> (B, num_classes)``.
-
-    With ``num_classes=0`` or ``pre_logits=True`` it returns the input of the classifier, ``(B, C)``.
-    """
-
-    def __init__(self, in_chans: int, num_classes: int = 1000) -> None:
-        super().__init__()
-        self.num_features = in_chans
-        self.norm = nn.LayerNorm(in_chans)
-        self.classifier = nn.Linear(in_chans, num_classes) if num_classes else nn.Identity()
-
-    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.norm(x.mean((2, 3)))
-        return x if pre_logits else self.classifier(x)
-
-
 _BLOCK = re.compile(r"(?:backbone\.)?stages\.0\.(\d+)\.(attention\.(?:linear_qkv|qkv|proj_k|query)(?:\.weight)?)$")
 
 
@@ -200,7 +186,7 @@ register(
         name="vit",
         paper="arXiv 2010.11929",
         variants={
-            name: Variant(backbone=partial(ViT, config), classifier=ClassifierHead) for name, config in CONFIGS.items()
+            name: Variant(backbone=partial(ViT, config), classifier=NormClassifier) for name, config in CONFIGS.items()
         },
         convert=convert,
         implied=implied,

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, ConfigError, DependencyError
 from .devices import cpu_count, why_cpu
-from .exported import FileKind, open_exported
-from .file_network import Content, FileNetwork, Outputs, Settings, first_line
+from .exported import open_exported
+from .file_network import Outputs, Settings, first_line
 from .runner import Opened, Runtime
-from .sealed import SealedKind, open_sealed, output_names
+from .sealed import SealedKind, sealed_files
 
 PROGRAM = SealedKind("ExecuTorch", b"ET12")
 
@@ -89,27 +89,7 @@ def _set_threads(settings: Settings) -> None:
     portable_lib._unsafe_reset_threadpool(wanted)  # unsafe only while a network is open
 
 
-def open_executorch_network(files: Sequence[Content], settings: Settings) -> ExecuTorchNetwork:
-    """Open the only file of a network; see :data:`foveal.prediction.file_network.OpenNetwork`."""
-    content, description = open_sealed(PROGRAM, files[0], settings.name)
-    return ExecuTorchNetwork(content, output_names(description, settings.name), settings)
-
-
-def executorch_network(path: Path, settings: Settings) -> FileNetwork:
-    """Open a file.
-
-    Raises:
-        CheckpointError: as :class:`ExecuTorchNetwork` and :func:`foveal.prediction.sealed.open_sealed`.
-    """
-    return FileNetwork(open_executorch_network, [path], settings)
-
-
-def read_executorch_description(path: Path) -> str:
-    """The description in a file, see :attr:`foveal.prediction.exported.FileKind.describe`."""
-    return open_sealed(PROGRAM, path, str(path))[1]
-
-
-EXECUTORCH_FILES = FileKind(".pte", read_executorch_description, executorch_network)
+EXECUTORCH_FILES = sealed_files(".pte", PROGRAM, ExecuTorchNetwork)
 
 
 def open_executorch(ref: str, device: str, dtype: str, threads: int | None) -> Opened:

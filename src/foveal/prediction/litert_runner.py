@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from ..errors import CheckpointError, DependencyError
 from .devices import cpu_count, why_cpu
-from .exported import FileKind, open_exported
-from .file_network import Content, FileNetwork, Outputs, Settings, first_line
+from .exported import open_exported
+from .file_network import Outputs, Settings, first_line
 from .runner import Opened, Runtime
-from .sealed import SealedKind, open_sealed, output_names
+from .sealed import SealedKind, sealed_files
 
 MODEL = SealedKind("LiteRT", b"TFL3")
 
@@ -66,27 +66,7 @@ def _words(shapes: dict[str, tuple[int, ...]]) -> str:
     return " and ".join(str(shape) for shape in shapes.values())
 
 
-def open_litert_network(files: Sequence[Content], settings: Settings) -> LiteRtNetwork:
-    """Open the only file of a network; see :data:`foveal.prediction.file_network.OpenNetwork`."""
-    content, description = open_sealed(MODEL, files[0], settings.name)
-    return LiteRtNetwork(content, output_names(description, settings.name), settings)
-
-
-def litert_network(path: Path, settings: Settings) -> FileNetwork:
-    """Open a file.
-
-    Raises:
-        CheckpointError: as :class:`LiteRtNetwork` and :func:`foveal.prediction.sealed.open_sealed`.
-    """
-    return FileNetwork(open_litert_network, [path], settings)
-
-
-def read_litert_description(path: Path) -> str:
-    """The description in a file, see :attr:`foveal.prediction.exported.FileKind.describe`."""
-    return open_sealed(MODEL, path, str(path))[1]
-
-
-LITERT_FILES = FileKind(".tflite", read_litert_description, litert_network)
+LITERT_FILES = sealed_files(".tflite", MODEL, LiteRtNetwork)
 
 
 def open_litert(ref: str, device: str, dtype: str, threads: int | None) -> Opened:

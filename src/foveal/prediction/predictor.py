@@ -25,13 +25,14 @@ from .everything_options import EverythingOptions
 from .exported import NetworkRunner
 from .input_limits import InputLimits
 from .mask_results import EverythingResult
+from .options import Options
 from .prompting import Embedding, open_embedding
 from .regress import RegressResult
 from .results import ClassifyResult, SegmentResult, UpscaleResult, class_names
 from .runner import PromptRunner, Runner
-from .segmenting import Options, prepare_map
-from .tiles import MIN_SIZE, WHOLE, check_segment_tiles, check_upscale_tiles, enlarged_bands, upscale_window
-from .torch_runner import TorchRunner
+from .segmenting import prepare_map
+from .tiles import MIN_SIZE, check_segment_tiles
+from .upscaling import Enlarger, prepare_picture
 
 _LOG = logging.getLogger(__name__)
 _PLAIN = Options()
@@ -209,17 +210,8 @@ class Predictor:
         info = self.info
         if info.task not in _ANSWERS:
             raise ConfigError(f"{info.ref} is for {info.task!r}, which gives no result: call predictor.runner directly")
-        chosen, task = Options.of({**options, "report": progress}), find_task(info.task)
-        if chosen.exact and "scale" not in info.options:
-            raise ConfigError(f"exact tiles are for upscaling; {info.ref} is for {info.task!r}")
-        if chosen.augmented and not task.labels_pixels:
-            raise ConfigError(
-                f"flip, scales: the mean over copies is for segmentation; {info.ref} is for {info.task!r}"
-            )
-        parts = "tiles" if chosen.tile is not None else "copies of images" if chosen.augmented else ""
-        if batch_size is not None and batch_size > 1 and (parts or task.takes_prompts):
-            what = parts or "images of promptable models"
-            raise ConfigError(f"batch_size={batch_size}: {what} run one by one; leave it out")
+        chosen = Options.of({**options, "report": progress})
+        chosen.check(info, batch_size)
         return chosen
 
     def classify(self, image: ImageLike) -> ClassifyResult:
@@ -382,25 +374,10 @@ class Predictor:
         return self._prepare_upscale(image, options).run(self.runner)
 
     def _prepare_upscale(self, image: ImageLike, options: Options) -> Prepared:
-        tile, overlap, exact = options.tile, options.overlap, options.exact
-        picture, scale = read_picture(image), self.info.options["scale"]
-        height, width = picture.pixels.shape[:2]
-        small = height * width <= WHOLE and self.limits.fits(height, width)
-        whole = tile is None and not exact and small and min(height, width) >= MIN_SIZE
-        if not whole:
-            parts = {"tile": tile, "overlap": overlap, "exact": exact, "progress": options.report}
-            bands = self.upscaled_bands(picture, **parts)  # nothing runs yet
-            return Prepared(None, lambda _: _upscaled(picture, scale, bands), picture.pixels.nbytes)
+        return prepare_picture(read_picture(image), self._enlarger(), options)
 
-        def finish(output: NDArray[np.float32]) -> UpscaleResult:
-            def enlarge(window: NDArray[np.float32]) -> NDArray[np.float32]:
-                return upscale_window(lambda _: output, window, scale)
-
-            return _upscaled(picture, scale, enlarged_bands(enlarge, picture, scale, None, overlap))
-
-        window = picture.pixels.astype(np.float32) / np.float32(np.iinfo(picture.pixels.dtype).max)
-        prepared = np.ascontiguousarray(window.transpose(2, 0, 1)[None])
-        return Prepared(prepared, finish, picture.pixels.nbytes + prepared.nbytes)
+    def _enlarger(self) -> Enlarger:
+        return Enlarger(self.runner, self.info.options["scale"], self.limits)
 
     def upscaled_bands(
         self,
@@ -412,32 +389,13 @@ class Predictor:
         progress: Report | None = None,
     ) -> Iterator[NDArray[Any]]:
         """The result of :meth:`upscale` in bands from top to bottom, for results that are too large for memory."""
-        scale: int = self.info.options["scale"]
-
-        def enlarge(window: NDArray[np.float32]) -> NDArray[np.float32]:
-            return upscale_window(self.runner, window, scale)
-
-        if not exact:
-            yield from enlarged_bands(enlarge, picture, scale, tile, overlap, None, self.limits.size, progress)
-            return
-        if not isinstance(self.runner, TorchRunner):
-            raise ConfigError("exact tiles need a torch model of Foveal's: load the checkpoint, not an exported file")
-        if overlap is not None:
-            raise ConfigError(f"overlap={overlap}: exact tiles overlap by what the network needs; leave it out")
-        check_upscale_tiles(tile, 0)
-        from .streamed_bands import exact_bands
-
-        yield from exact_bands(self.runner, picture, scale, tile, progress)
+        return self._enlarger().bands(picture, Options(tile, overlap, exact, report=progress))
 
     def _prepare_everything(self, image: ImageLike, options: Options) -> Prepared:
         if options.tile is not None or options.overlap is not None:
             raise InputError("tile, overlap: promptable models have crops for this, everything(crop_n_layers=1)")
         pixels = read_image(image)
         return Prepared(None, lambda _: self.everything(pixels), pixels.nbytes)
-
-
-def _upscaled(picture: Picture, scale: int, bands: Iterable[NDArray[Any]]) -> UpscaleResult:
-    return UpscaleResult(np.concatenate(list(bands)), scale, picture.icc, picture.grey)
 
 
 #: How ``predictor(image)`` prepares an image, by task.

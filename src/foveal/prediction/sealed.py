@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError, ConfigError
 from ..info import MAX_JSON, ModelInfo
 from ..weights.kinds import other_kind
-from .file_network import Content
+from .exported import FileKind
+from .file_network import Content, FileNetwork, Settings
 
 OUTPUTS = "outputs"  #: of the notes of a description: names of the outputs of the network, in their order
 _MAGIC = b"FovealS1"
@@ -73,6 +76,34 @@ def open_sealed(kind: SealedKind, file: Content, name: str) -> tuple[bytes, str]
         raise CheckpointError(f"{name}: damaged; copy the file again, or export the model again")
     offset, length = _PLACE.unpack(place)
     return content, content[offset : offset + min(length, MAX_JSON)].decode(errors="replace")
+
+
+def sealed_files(suffix: str, kind: SealedKind, make: Callable[[bytes, Sequence[str], Settings], Any]) -> FileKind:
+    """How a runtime reads sealed files.
+
+    Args:
+        suffix: of the files.
+        kind: what they have to be.
+        make: makes a network of the content of a file, the names of its outputs, and settings; pickles have its name.
+    """
+    opens = partial(_open_network, kind, make)
+    return FileKind(suffix, partial(_read_description, kind), lambda path, options: FileNetwork(opens, [path], options))
+
+
+def _open_network(
+    kind: SealedKind,
+    make: Callable[[bytes, Sequence[str], Settings], Any],
+    files: Sequence[Content],
+    settings: Settings,
+) -> Any:
+    """Open the only file of a network; see :data:`foveal.prediction.file_network.OpenNetwork`."""
+    content, description = open_sealed(kind, files[0], settings.name)
+    return make(content, output_names(description, settings.name), settings)
+
+
+def _read_description(kind: SealedKind, path: Path) -> str:
+    """The description in a file, see :attr:`foveal.prediction.exported.FileKind.describe`."""
+    return open_sealed(kind, path, str(path))[1]
 
 
 def with_outputs(info: ModelInfo, names: Iterable[str]) -> ModelInfo:

@@ -4,81 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError
+from ..errors import InputError
 from ..images.preparing import network_size, prepare
 from ..info import ModelInfo, Preprocess
 from ..progress import Report
 from .batching import Prepared
+from .options import Options
 from .tiles import MIN_SIZE, tiled_logits
 
-_SCALES = (0.1, 4.0)  # least and largest side of a copy, relative to the image
-_MOST_SCALES = 16
 _LEAST = 1e-12  # probability that stands for less, so that its logarithm is finite
 
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]  #: (1, C, h, w) -> checked logits (classes, h', w')
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a predictor treats one image.
-
-    Attributes:
-        tile: side of the tiles; ``None``: the whole image at once, or the default of upscaling.
-        overlap: pixels that neighbouring tiles share; ``None``: the default of the task.
-        exact: upscaling: whether tiles give the result of the whole image.
-        flip: segmentation: whether the result is the mean over the image and its mirror image.
-        scales: segmentation: sides of the copies whose mean is the result, relative to the network's usual input.
-        report: told the share of the image that is done.
-    """
-
-    tile: int | None = None
-    overlap: int | None = None
-    exact: bool = False
-    flip: bool = False
-    scales: tuple[float, ...] = (1.0,)
-    report: Report | None = None
-
-    @classmethod
-    def of(cls, options: dict[str, Any]) -> Options:
-        """Options by name; ``None`` stands for the default.
-
-        Raises:
-            ConfigError: scales that cannot be used.
-        """
-        given = {name: value for name, value in options.items() if value is not None}
-        if "scales" in given:
-            given["scales"] = check_scales(given["scales"])
-        return cls(**given)
-
-    @property
-    def augmented(self) -> bool:
-        """Whether the result is the mean over several copies of the image, or one of another size."""
-        return self.flip or self.scales != (1.0,)
-
-
-def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """The scales of test-time augmentation.
-
-    Raises:
-        ConfigError: none, too many, or one out of range.
-    """
-    try:
-        numbers = tuple(float(scale) for scale in scales)
-    except (TypeError, ValueError):
-        numbers = ()
-    least, most = _SCALES
-    if not 1 <= len(numbers) <= _MOST_SCALES or not all(least <= scale <= most for scale in numbers):
-        raise ConfigError(
-            f"scales={scales}: give 1 to {_MOST_SCALES} numbers of {least} to {most}, such as 0.75,1,1.25"
-        )
-    return numbers
 
 
 def prepare_map(

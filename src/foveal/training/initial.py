@@ -1,13 +1,41 @@
-"""How a model starts: residual branches that are zero at first, and branches that are dropped at random."""
+"""How the model of a run starts: from which weights, with residual branches that are zero at first or dropped."""
 
 from __future__ import annotations
 
 from torch import nn
 
+from ..data.class_map import abbreviate
 from ..errors import ConfigError
+from ..factory.create import create_and_report
+from ..info import Labels
 from ..layers.drop_path import spread_drop_path
 from ..layers.zero_init import zero_init_last
+from ..weights.loading import LoadReport
+from .config import TrainConfig
+from .job import Job, model_options
 from .settings import CommonSettings
+
+
+def begin_model(config: TrainConfig, job: Job) -> tuple[nn.Module, LoadReport | None]:
+    """Create the model that the settings name, for the classes and the channels of the data.
+
+    Returns:
+        The model, and what its weights gave; ``None`` without weights.
+
+    Raises:
+        ConfigError: the settings do not fit the model or the data.
+        CheckpointError: the weights cannot be used.
+    """
+    model, loaded = create_and_report(
+        config.model,
+        config.task,
+        num_classes=len(job.labels.names),
+        in_chans=_channels(config, job),
+        weights=config.weights or None,
+        **model_options(job, config),
+    )
+    start_model(model, config)
+    return model, loaded
 
 
 def start_model(model: nn.Module, config: CommonSettings) -> None:
@@ -27,3 +55,35 @@ def start_model(model: nn.Module, config: CommonSettings) -> None:
             )
         if not zero_init_last(backbone):
             raise ConfigError(f"zero_init_last: {config.model} has no residual branch that ends in a batch norm")
+
+
+def start_notes(config: TrainConfig, job: Job, loaded: LoadReport | None, known: Labels) -> list[str]:
+    """Lines on what starts from weights, and how fast it is trained.
+
+    Args:
+        config: settings.
+        job: the task's part.
+        loaded: what the weights gave.
+        known: classes of the weights, if their number is that of the data.
+    """
+    notes = []
+    if loaded and loaded.reinitialized and not config.class_map:
+        names = sorted({key.rpartition(".")[0] for key in loaded.reinitialized})
+        notes.append(f"not from the weights, so trained from random values: {abbreviate(names)}")
+    elif loaded and not config.class_map and known.names != job.labels.names:
+        pairs = [f"{old} -> {new}" for old, new in zip(known.names, job.labels.names, strict=False) if old != new]
+        notes.append(f"the classifier of the weights is kept row by row: {abbreviate(pairs) or 'of unnamed classes'}")
+    scale = config.backbone_lr_scale
+    if scale is not None and scale != 1:
+        notes.append(f"peak learning rate {config.lr:g}, of the backbone {scale * config.lr:g} (backbone_lr_scale)")
+    return notes
+
+
+def _channels(config: TrainConfig, job: Job) -> int:
+    """Channels of the images that the job trains on."""
+    channels = len(job.preprocess.mean)
+    if config.in_chans not in (0, channels):
+        raise ConfigError(f"in_chans={config.in_chans}: models for {config.task!r} take images of {channels} channels")
+    if "in_chans" in config.options:
+        raise ConfigError("options: in_chans is a setting of its own: write in_chans=N, not options={in_chans: N}")
+    return channels

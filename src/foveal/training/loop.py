@@ -16,20 +16,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..config import to_dict
-from ..data.class_map import abbreviate
 from ..errors import CheckpointError, ConfigError, DataError, FovealError, InputError, TrainingError
 from ..evaluation.metrics import in_words
-from ..factory.create import create_and_report
-from ..info import Labels, info_of
+from ..info import info_of
 from ..layers.sync_norm import ONE_VALUE
 from ..progress import Bar, Progress
-from ..weights.loading import LoadReport
 from .batches import Loader, batches_per_pass
 from .config import TrainConfig, portable_settings
 from .distributed import gather_dict, reduce_max
-from .folder import NEW_PHASE, RunFolder, RunState
-from .initial import start_model
-from .job import Job, Scores, compare_with_best, describe_model, model_options
+from .folder import NEW_PHASE, RunFolder
+from .initial import begin_model, start_notes
+from .job import Job, Scores, describe_model
+from .run_state import RunState
 from .step import Stepper
 from .trackers import Trackers
 from .tuning import begin_tuning
@@ -61,21 +59,13 @@ class Run:
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.loader = Loader(job, config, accelerator, dtype, progress)
         self.steps = config.epochs * self.loader.per_epoch
-        model, loaded = create_and_report(
-            config.model,
-            config.task,
-            num_classes=len(job.labels.names),
-            in_chans=_channels(config, job),
-            weights=config.weights or None,
-            **model_options(job, config),
-        )
-        start_model(model, config)
+        model, loaded = begin_model(config, job)
         self.tuning = begin_tuning(model, config, loaded)
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
         kept = {id(norm) for norm in self.stepper.frozen}
         self.frozen = [name for name, module in model.named_modules() if id(module) in kept]
         self.info = describe_model(model, job)
-        self.start_notes = _start_notes(config, job, loaded, info_of(model).labels)
+        self.start_notes = start_notes(config, job, loaded, info_of(model).labels)
         self.start_notes += [self.tuning.begin(self.stepper.frozen)] if self.tuning else []
         self.state = RunState(len(job.data), _digest(job))
         self.saved_at = time.monotonic()
@@ -133,9 +123,7 @@ class Run:
         state, config, before = self.state, self.config, self.folder.read_config()
         if config.epochs <= len(state.losses):
             raise ConfigError(f"epochs={config.epochs}: {self.folder.path} has {len(state.losses)} epochs; give more")
-        state.phase_passes += -(-state.position // batches_per_pass(state.images, before))
-        state.phase, state.phase_step, state.phase_epochs = state.phase + 1, state.step, len(state.losses)
-        state.skipped, state.stale, state.total, state.settings = 0, 0, 0.0, dict(changes)
+        state.begin_phase(changes, -(-state.position // batches_per_pass(state.images, before)))
         self.stepper.begin_phase((config.epochs - state.phase_epochs) * self.loader.per_epoch)
 
     def _record_phase(self, changes: Mapping[str, Any]) -> None:
@@ -247,7 +235,7 @@ class Run:
     def _go(self, interrupted: Interrupted, bar: Bar) -> None:
         start_time = time.monotonic() - self.state.seconds
         while True:
-            if self._epochs() > len(self.state.losses):
+            if self.state.epochs(self.loader.per_epoch) > len(self.state.losses):
                 self._end_epoch(interrupted)
             if self.state.step == self.steps or self._out_of_patience():
                 break
@@ -270,10 +258,6 @@ class Run:
         bar.advance(f"epoch {epoch}/{config.epochs} loss {loss:.3f}")
         if config.log_every and state.step % config.log_every == 0:
             self.folder.log({"step": state.step, "loss": loss, "lr": self.stepper.lr})
-
-    def _epochs(self) -> int:
-        """Number of complete epochs."""
-        return self.state.phase_epochs + (self.state.step - self.state.phase_step) // self.loader.per_epoch
 
     def _stop_or_save(self, interrupted: Interrupted) -> None:
         """After a signal to any process, save and stop; otherwise save if it is time.
@@ -328,7 +312,7 @@ class Run:
         """Evaluate if it is due, log and save. A run that is stopped meanwhile resumes here."""
         state, config = self.state, self.config
         self._merge_bad()
-        epoch = self._epochs()
+        epoch = state.epochs(self.loader.per_epoch)
         line = {
             "epoch": epoch,
             "step": state.step,
@@ -381,7 +365,7 @@ class Run:
         best = True
         if self.job.validation:
             scores, only_class = self._score(averaged, interrupted)
-            figures, best = scores.to_dict(), self._compare_with_best(scores)
+            figures, best = scores.to_dict(), self.state.note_scores(scores)
             figure = in_words(*scores.headline)
             self.progress.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}, {self.config.val_split} {figure}")
             if only_class:
@@ -399,45 +383,6 @@ class Run:
             self._stop(signal_number, "stopped while evaluating")
         assert found is not None
         return found
-
-    def _compare_with_best(self, scores: Scores) -> bool:
-        """Record a validation figure; return whether the checkpoint is the best so far."""
-        state = self.state
-        better, best, state.best = compare_with_best(scores, state.best_metric, state.best)
-        state.best_metric, state.stale = scores.headline[0], 0 if better else state.stale + 1
-        return best
-
-
-def _start_notes(config: TrainConfig, job: Job, loaded: LoadReport | None, known: Labels) -> list[str]:
-    """Lines on what starts from weights, and how fast it is trained.
-
-    Args:
-        config: settings.
-        job: the task's part.
-        loaded: what the weights gave.
-        known: classes of the weights, if their number is that of the data.
-    """
-    notes = []
-    if loaded and loaded.reinitialized and not config.class_map:
-        names = sorted({key.rpartition(".")[0] for key in loaded.reinitialized})
-        notes.append(f"not from the weights, so trained from random values: {abbreviate(names)}")
-    elif loaded and not config.class_map and known.names != job.labels.names:
-        pairs = [f"{old} -> {new}" for old, new in zip(known.names, job.labels.names, strict=False) if old != new]
-        notes.append(f"the classifier of the weights is kept row by row: {abbreviate(pairs) or 'of unnamed classes'}")
-    scale = config.backbone_lr_scale
-    if scale is not None and scale != 1:
-        notes.append(f"peak learning rate {config.lr:g}, of the backbone {scale * config.lr:g} (backbone_lr_scale)")
-    return notes
-
-
-def _channels(config: TrainConfig, job: Job) -> int:
-    """Channels of the images that the job trains on."""
-    channels = len(job.preprocess.mean)
-    if config.in_chans not in (0, channels):
-        raise ConfigError(f"in_chans={config.in_chans}: models for {config.task!r} take images of {channels} channels")
-    if "in_chans" in config.options:
-        raise ConfigError("options: in_chans is a setting of its own: write in_chans=N, not options={in_chans: N}")
-    return channels
 
 
 def _digest(job: Job) -> str:

@@ -1,0 +1,73 @@
+"""Tables whose rows are trainings: each is measured once, and an interrupted run is resumed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import foveal
+from foveal.measuring.row_file import Row, RowFile
+from foveal.training.train import TrainResult
+
+
+def parser(doc: str | None, out: str, data: str = "camvid") -> argparse.ArgumentParser:
+    """The arguments that all of these tables have.
+
+    Args:
+        doc: the program's docstring, whose first line is its help.
+        out: default folder of the runs and of ``rows.jsonl``.
+        data: name of the argument for the data.
+    """
+    made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    made.add_argument(data, type=Path)
+    made.add_argument("--out", type=Path, default=Path(out))
+    made.add_argument("--toy", action="store_true", help="few small images, to try the command")
+    return made
+
+
+def seeds(text: str) -> list[int]:
+    """Type of an argument: numbers with commas between them."""
+    return [int(part) for part in text.split(",")]
+
+
+class TrainingRows:
+    """The rows of a table in ``rows.jsonl`` of a folder, and the folders of their runs. Trainings use one thread.
+
+    Args:
+        out: the folder.
+        kind: of the rows.
+    """
+
+    def __init__(self, out: Path, kind: str = "training") -> None:
+        torch.set_num_threads(1)
+        self.out, self.kind, self.file = out, kind, RowFile(out / "rows.jsonl")
+
+    def row(
+        self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]], describe: Callable[[Row], str]
+    ) -> Row:
+        """The row with this key: from the file, or measured now, kept in the file and printed.
+
+        Args:
+            key: what is measured: first the name of the row, then its seed and what else tells it from others.
+            measure: trains, and returns the figures.
+            describe: the figures that are printed of a new row.
+        """
+        row = self.file.find(self.kind, key)
+        if row is None:
+            row = {"kind": self.kind, "key": dict(key), **measure()}
+            self.file.add(row)
+            print(f"{next(iter(key.values()))}, seed {key['seed']}: {describe(row)}", flush=True)
+        return row
+
+    def folder(self, name: str) -> Path:
+        """The folder of a run."""
+        return self.out / name.translate(str.maketrans(" :,", "___"))
+
+
+def train(data: Path, folder: Path, **settings: Any) -> TrainResult:
+    """Train as :func:`foveal.train`, or resume the run that was interrupted in this folder."""
+    return foveal.train(data, out=folder, resume=(folder / "state.pt").exists(), **settings)
