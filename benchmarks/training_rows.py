@@ -37,6 +37,8 @@ def seeds(text: str) -> list[int]:
 class TrainingRows:
     """The rows of a table in ``rows.jsonl`` of a folder, and the folders of their runs. Trainings use one thread.
 
+    Rows of other machines are kept: scores do not depend on the machine, but for rounding.
+
     Args:
         out: the folder.
         kind: of the rows.
@@ -44,7 +46,8 @@ class TrainingRows:
 
     def __init__(self, out: Path, kind: str = "training") -> None:
         torch.set_num_threads(1)
-        self.out, self.kind, self.file = out, kind, RowFile(out / "rows.jsonl")
+        self.out, self.kind = out, kind
+        self.file = RowFile(out / "rows.jsonl", of_any_machine=True)
 
     def row(
         self, key: Mapping[str, Any], measure: Callable[[], Mapping[str, Any]], describe: Callable[[Row], str]
