@@ -31,7 +31,6 @@ from .results import ClassifyResult, SegmentResult, UpscaleResult, class_names
 from .runner import PromptRunner, Runner
 from .segmenting import Options, prepare_map
 from .tiles import MIN_SIZE, WHOLE, check_segment_tiles, check_upscale_tiles, enlarged_bands, upscale_window
-from .torch_runner import TorchRunner
 
 _LOG = logging.getLogger(__name__)
 _PLAIN = Options()
@@ -420,14 +419,12 @@ class Predictor:
         if not exact:
             yield from enlarged_bands(enlarge, picture, scale, tile, overlap, None, self.limits.size, progress)
             return
-        if not isinstance(self.runner, TorchRunner):
-            raise ConfigError("exact tiles need a torch model of Foveal's: load the checkpoint, not an exported file")
         if overlap is not None:
             raise ConfigError(f"overlap={overlap}: exact tiles overlap by what the network needs; leave it out")
         check_upscale_tiles(tile, 0)
         from .streamed_bands import exact_bands
 
-        yield from exact_bands(self.runner, picture, scale, tile, progress)
+        yield from exact_bands(self, picture, scale, tile, progress)
 
     def _prepare_everything(self, image: ImageLike, options: Options) -> Prepared:
         if options.tile is not None or options.overlap is not None:
