@@ -1,8 +1,9 @@
-"""Write the graphs of the package, with which the base install runs promptable models and classifiers without torch.
+"""Write the graphs and descriptions of the package, with which the base install needs no torch.
 
     python benchmarks/bundled_graphs.py
 
-Each is compared with its model before it gets its name.
+Graphs are for promptable models and classifiers. Descriptions are for models that the package has as ONNX files too,
+whose images are then computed in pieces (`--exact`). Each is compared with its model before it gets its name.
 """
 
 from __future__ import annotations
@@ -11,18 +12,24 @@ import argparse
 from pathlib import Path
 
 from foveal import assets
+from foveal.exporting.described import write_description
 from foveal.exporting.weightless import write_graphs
 from foveal.prediction.onnx_graphs import find_weights
+from foveal.prediction.streamed_networks import STEPS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=assets.FOLDER, help="folder; default: that of the package")
-    parser.add_argument("refs", nargs="*", default=[assets.DEFAULTS["prompt"], *assets.PACKAGED])
+    parser.add_argument("refs", nargs="*", default=[*assets.WEIGHTS, *assets.PACKAGED])
     arguments = parser.parse_args()
     out = arguments.out
     for ref in arguments.refs:
-        for file in write_graphs(ref, find_weights(Path(f"{ref}.graph")), out):
+        if assets.path(ref, ".onnx").is_file():
+            files = [write_description(ref, assets.path(ref, ".safetensors"), out / f"{ref}{STEPS}")]
+        else:
+            files = write_graphs(ref, find_weights(Path(f"{ref}.graph")), out)
+        for file in files:
             print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
 
 

@@ -3,6 +3,7 @@
     python benchmarks/large_images.py --side 16384 --model efficientvit_b0.camvid
     pip install monai patchly
     python benchmarks/large_images.py --side 4096 --ways stream native tiles blended monai patchly
+    python benchmarks/large_images.py --side 8192 --ways stream onnxruntime
     python benchmarks/large_images.py --side 16384 --processes 2
 
 The image is a square of copies of the bundled photograph with noise. Each way runs in a process of its own, on one
@@ -67,6 +68,12 @@ def stream(model: str, source: Path, out: Path) -> dict[str, float]:
 def native(model: str, source: Path, out: Path) -> dict[str, float]:
     """Segment exactly, with the convolutions in the native engine."""
     result = foveal.stream(foveal.load(model, runtime="torch", threads=1), source, out, runtime="native")
+    return {"disk_mb": result.disk_bytes / 1e6, "passes": result.passes}
+
+
+def onnxruntime(model: str, source: Path, out: Path) -> dict[str, float]:
+    """Segment exactly with ONNX Runtime, without torch."""
+    result = foveal.stream(foveal.load(model, runtime="onnxruntime", threads=1), source, out)
     return {"disk_mb": result.disk_bytes / 1e6, "passes": result.passes}
 
 
@@ -147,7 +154,15 @@ def patchly(model: str, source: Path, out: Path) -> dict[str, float]:
     return {}
 
 
-WAYS = {"stream": stream, "native": native, "tiles": tiles, "blended": blended, "monai": monai, "patchly": patchly}
+WAYS = {
+    "stream": stream,
+    "native": native,
+    "onnxruntime": onnxruntime,
+    "tiles": tiles,
+    "blended": blended,
+    "monai": monai,
+    "patchly": patchly,
+}
 
 
 def measure(way: str, model: str, source: Path, out: Path) -> None:

@@ -88,6 +88,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert len(graphs) == 4
     assert sum(graphs.values()) < 1e6  # they take their weights from the checkpoints
     expected |= {f"assets/{name}" for name in graphs}
+    described = {path.name: path.stat().st_size for path in assets.FOLDER.glob("*.steps.json")}
+    assert len(described) == 4
+    assert sum(described.values()) < 100_000  # they take their weights from the checkpoints, too
+    expected |= {f"assets/{name}" for name in described}
     recipes = {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
     assert {name for name in inside if not name.endswith(".py")} == expected | recipes
     outside = {PurePosixPath(name).parts for name in names if not name.startswith("foveal/")}
@@ -215,9 +219,12 @@ def test_the_base_install_predicts_without_torch(installed: Path, tmp_path: Path
     assert clicked["model"] == assets.DEFAULTS["prompt"]
     assert clicked["runtime"].startswith("onnxruntime")
     assert clicked["masks"][2]["area"] > 10_000
-    exact = use("segment", PHOTO, "--exact")
-    assert exact.returncode == 2
-    assert "--exact divides the network with torch: pip install 'foveal[torch]'" in exact.stderr
+    exact = use("segment", PHOTO, "--exact", "--out", "exact.png", "--json")
+    assert exact.returncode == 0, exact.stderr
+    assert json.loads(exact.stdout)["runtime"].startswith("onnxruntime")
+    other = use("segment", PHOTO, "--exact", "--model", "efficientvit_b1.cityscapes")
+    assert other.returncode == 2
+    assert "exact streaming divides networks with torch: pip install 'foveal[torch]'" in other.stderr
     listed = use("models")
     assert "efficientvit_b0.camvid" in listed.stdout
     assert "pip install 'foveal[torch]'" in listed.stderr

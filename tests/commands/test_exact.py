@@ -52,7 +52,7 @@ def test_a_folder_and_resume(cli: Command, images: Path) -> None:
     [
         (["--legend"], "--legend does not go with --exact"),
         (["--overlap", 8], "--overlap does not go with --exact"),
-        (["--runtime", "onnxruntime"], "--exact runs with torch or native, not with onnxruntime"),
+        (["--runtime", "openvino"], "--exact runs with torch, native or onnxruntime, not with openvino"),
         (["--tile", 100], "tile=100: pieces of this model have multiples of 32 pixels: give 96"),
         (["--out", "x.jpg"], "--out x.jpg: the result is a .tif file"),
     ],
@@ -107,8 +107,8 @@ def test_tiles_are_checked(cli: Command, images: Path) -> None:
         (["in", "--tile", 64, "--check-tiles"], "--check-tiles is for a single image and goes with --tile"),
         (["in/a.tif", "--exact", "--check-tiles"], "--check-tiles does not go with --exact"),
         (
-            ["in/a.tif", "--tile", 64, "--check-tiles", "--runtime", "onnxruntime"],
-            "--check-tiles runs with torch or native",
+            ["in/a.tif", "--tile", 64, "--check-tiles", "--runtime", "openvino"],
+            "--check-tiles runs with torch, native or onnxruntime",
         ),
         (["in/a.tif", "--level", 1], "--level 1 goes with --exact"),
         (["in/a.tif", "--exact", "--level", 1], "a.tif: level 1, but its levels are 0 to 0"),

@@ -73,8 +73,8 @@ def test_mask_of_a_file(tmp_path: Path) -> None:
 
 def test_what_the_engine_cannot_do_is_refused() -> None:
     predictor = predictor_for(segmenter())
-    with pytest.raises(ConfigError, match="runtime='onnxruntime': give torch or native"):
-        foveal.stream(predictor, stripes(40, 40), runtime="onnxruntime")
+    with pytest.raises(ConfigError, match="runtime='openvino': give torch, native or onnxruntime"):
+        foveal.stream(predictor, stripes(40, 40), runtime="openvino")
     half = TorchRunner(segmenter().bfloat16(), dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match="runtime='native' computes in float32 on the CPU"):
         foveal.stream(Predictor(half, predictor.info, "torch"), stripes(40, 40), runtime="native")

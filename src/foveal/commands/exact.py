@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ..errors import ConfigError, DependencyError
+from ..errors import ConfigError
 from ..progress import Report
 from .console import Engine, open_model, print_table, say
 from .outputs import Job, Request, print_images, run_jobs
@@ -39,11 +38,11 @@ Level = Annotated[
     int | None,
     Parameter(help="With --exact: level of a slide, a pyramidal TIFF or an OME-Zarr; default: 0, the largest."),
 ]
-_RUNTIMES = {"auto": "torch", "torch": "torch", "native": "native"}  # by --runtime, what computes the pieces
+_RUNTIMES = ("auto", "torch", "native", "onnxruntime")  # what computes the pieces; auto: torch if it is installed
 
 
 def check_options(engine: Engine, option: str = "--exact", **unusable: object) -> Engine:
-    """The engine for ``--exact``, which is torch, perhaps with the native engine for the convolutions.
+    """The engine for ``--exact``: torch, perhaps with the native engine for the convolutions, or ONNX Runtime.
 
     Args:
         engine: as requested.
@@ -54,25 +53,25 @@ def check_options(engine: Engine, option: str = "--exact", **unusable: object) -
         ConfigError: another runtime, or an option that does not go with ``--exact``.
     """
     if engine.runtime not in _RUNTIMES:
-        raise ConfigError(f"{option} runs with torch or native, not with {engine.runtime}: leave out --runtime")
+        raise ConfigError(
+            f"{option} runs with torch, native or onnxruntime, not with {engine.runtime}: leave out --runtime"
+        )
     for name, value in unusable.items():
         if value not in (None, False):
             raise ConfigError(f"--{name.replace('_', '-')} does not go with {option}: leave one of them out")
-    return dataclasses.replace(engine, runtime=_RUNTIMES[engine.runtime])
+    return engine
 
 
 def open_exact(model: str, engine: Engine, task: str) -> Predictor:
-    """Load a model with torch, from which the graph of the network is recorded whatever computes it.
+    """Load a model to compute images in pieces: with torch, or weights of the package with ONNX Runtime.
 
     Raises:
-        DependencyError: torch is not installed.
+        DependencyError: torch is needed and not installed.
         FovealError: as :func:`~.console.open_model`.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise DependencyError(
-            "--exact divides the network with torch: pip install 'foveal[torch]'; --tile 1024 needs no torch"
-        )
-    return open_model(model, dataclasses.replace(engine, runtime="torch"), task)
+    from ..prediction.streamed_networks import runtime_of
+
+    return open_model(model, dataclasses.replace(engine, runtime=runtime_of(model, engine.runtime)), task)
 
 
 def run_exact(

@@ -106,12 +106,13 @@ def segment(
             raise ConfigError(f"--{name} {value} goes with --exact")
     if check_tiles and (tiles.tile is None or request.many):
         raise ConfigError("--check-tiles is for a single image and goes with --tile")
+    exact_engine = check_options(engine, "--check-tiles") if check_tiles else None
     predictor = open_model(model, engine, "segment")
     if (legend or distinct) and overlay is False:
         raise ConfigError(f"--{'legend' if legend else 'distinct'} goes with --overlay: leave out --no-overlay")
     if legend or distinct:
         request = dataclasses.replace(request, overlay=True)
-    checker = open_exact(model, check_options(engine, "--check-tiles"), "segment") if check_tiles else None
+    checker = None if exact_engine is None else open_exact(model, exact_engine, "segment")
     return run(predictor, request, label, Extras(drawing, asked, areas), checker)
 
 
@@ -147,7 +148,7 @@ def run(
         request: images and options.
         label: mask to compare a single image's mask with.
         extras: what else is asked for.
-        checker: the model with torch, if the tiles of a single image are to be compared with the exact result.
+        checker: the model for the exact result, if the tiles of a single image are to be compared with it.
     """
     from ..images.polygons import check_polygons
 

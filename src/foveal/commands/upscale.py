@@ -12,7 +12,7 @@ from .. import assets
 from ..errors import ConfigError
 from ..progress import Report
 from .console import ANY_ENGINE, Engines, Images, Json, Tiles, open_model, say
-from .exact import check_options, run_exact
+from .exact import check_options, open_exact, run_exact
 from .handover import consume_in_thread
 from .outputs import FOLDER, Job, Request, print_images, run_jobs
 
@@ -78,7 +78,7 @@ def upscale(
     if exact and format == "tif":
         engine = check_options(engine, overlap=overlap, compare=compare, check_tiles=check_tiles)
         return run_exact(ref, engine, "upscale", Request(images, out, tiles=Tiles(tile), resume=resume, as_json=json))
-    predictor = open_model(ref, engine, "upscale")
+    predictor = open_exact(ref, check_options(engine), "upscale") if exact else open_model(ref, engine, "upscale")
     own = predictor.info.options["scale"]
     if scale not in (None, own):
         raise ConfigError(f"--scale {scale}: {ref} enlarges {own} times; leave out --scale, or give another --model")

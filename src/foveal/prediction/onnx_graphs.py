@@ -20,11 +20,11 @@ from ..files import parse_json
 from ..weights import packages
 from ..weights.arrays import read_arrays
 from .onnx_file import check_onnx
+from .onnx_writing import field, tensor
 
 SUFFIX = ".graph"
 WEIGHTS_KEY = "foveal_weights"
 _MAX_NAMES = 1 << 20  # bytes of the list of names
-_FLOAT = 1  # ONNX's number of float32
 
 
 def graph_file(ref: str) -> Path | None:
@@ -62,7 +62,7 @@ def fill_graph(graph: Path | bytes, weights: Path | bytes, name: str) -> bytes:
     keys = parse_json(names.encode(), _MAX_NAMES) if names else {}
     arrays = read_arrays(weights, name)
     content = graph if isinstance(graph, bytes) else graph.read_bytes()
-    return content + _field(7, b"".join(_field(5, _tensor(each, _find(arrays, keys[each]))) for each in keys))
+    return content + field(7, b"".join(field(5, tensor(each, _find(arrays, keys[each]))) for each in keys))
 
 
 def _find(arrays: Mapping[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np.float32]:
@@ -71,24 +71,3 @@ def _find(arrays: Mapping[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np
         if key in arrays:
             return np.ascontiguousarray(arrays[key], np.float32)
     raise CheckpointError(f"the weights lack {keys[0]}: they are of another model; remove the file")
-
-
-def _tensor(name: str, array: NDArray[np.float32]) -> bytes:
-    """A tensor of ONNX: dims = 1, data_type = 2, name = 8, raw_data = 9."""
-    dims = b"".join(_field(1, size) for size in array.shape)
-    return dims + _field(2, _FLOAT) + _field(8, name.encode()) + _field(9, array.astype("<f4").tobytes())
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    """One field of a protocol buffer."""
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])

@@ -368,7 +368,8 @@ class Predictor:
             progress: called with the share of the tiles that are done, 0 to 1, and a text.
 
         Raises:
-            ConfigError: ``exact`` with an exported file, or with a network that cannot be computed in pieces.
+            ConfigError: ``exact`` with an exported file, but those of the package with ONNX Runtime, or with a network
+                that cannot be computed in pieces.
         """
         options = self._options(None, tile=tile, overlap=overlap, exact=exact, progress=progress)
         return self._prepare_upscale(image, options).run(self.runner)
@@ -377,7 +378,7 @@ class Predictor:
         return prepare_picture(read_picture(image), self._enlarger(), options)
 
     def _enlarger(self) -> Enlarger:
-        return Enlarger(self.runner, self.info.options["scale"], self.limits)
+        return Enlarger(self.runner, self.info, self.runtime, self.limits)
 
     def upscaled_bands(
         self,

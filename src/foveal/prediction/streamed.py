@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,22 +22,18 @@ from ..images.sources import ImageLike
 from ..info import ModelInfo, Preprocess
 from ..progress import Report
 from ..streaming.maps import DiskMap, MemoryState, check_disk, open_state, remove_state
+from ..streaming.passes import Plan, coarsest_stride, plan
 from ..streaming.regions import Region
+from ..streaming.run import Outputs, run
+from ..streaming.team import find_team
 from .load import load
 from .predictor import Predictor
 from .results import class_names
+from .streamed_networks import RUNTIMES as RUNTIMES
+from .streamed_networks import StreamedNetwork, network_of, runtime_of
 from .streamed_outputs import FINISHES, Files, Finish, write_map
-from .torch_runner import TorchRunner
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..streaming.passes import Plan
-    from ..streaming.run import Outputs
-
-_ON_GPU = 1 << 30  # bytes for the maps of a piece
 KEEPS = ("float32", "float16")  #: types of the maps that are kept on disk
-RUNTIMES = ("torch", "native")  #: what computes the pieces
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ def stream(
     level: int = 0,
     polygons: str | Path | None = None,
     resume: bool = False,
-    runtime: str = "torch",
+    runtime: str = "auto",
     progress: Report | None = None,
 ) -> StreamResult:
     """Predict for one image of any size, piece by piece, with the result of the whole image within rounding.
@@ -83,7 +79,7 @@ def stream(
 
     Args:
         model: a predictor of the torch runtime, or a reference for :func:`foveal.load`. It segments, upscales,
-            classifies, or is a backbone.
+            classifies, or is a backbone. Without torch: weights of the package, which segment and upscale.
         source: path, array, or anything else that predictors read.
         out: file of the result: .tif, .zarr, .png or .npy for masks and images. Default: the result is returned, and
             everything is kept in memory.
@@ -93,7 +89,9 @@ def stream(
             are those of the image's georeference, or columns and rows.
         level: of a file with smaller versions of an image (slides, pyramidal TIFF, OME-Zarr); 0 is the largest.
         resume: continue an interrupted computation of the same result.
-        runtime: "torch", or "native": the native engine computes the convolutions, with float32 weights on the CPU.
+        runtime: "torch"; "native": the native engine computes the convolutions, with float32 weights on the CPU;
+            "onnxruntime": weights of the package without torch; or "auto": torch where it is installed, otherwise
+            ONNX Runtime, and for a predictor its own runtime.
         progress: called with the share of the work that is done and a text.
 
     Raises:
@@ -102,11 +100,10 @@ def stream(
         InputError: an image that cannot be read, or too little disk.
         DependencyError: a library that the image, the polygons or the runtime need is not installed.
     """
-    from ..streaming.run import run
-
-    predictor = model if isinstance(model, Predictor) else load(model, runtime="torch")
-    runner = _runner(predictor)
-    native = _is_native(runtime, runner)
+    if not isinstance(model, Predictor):
+        model = load(model, runtime=runtime_of(os.fspath(model), runtime))
+    predictor = model
+    network = network_of(predictor, runtime)
     if keep not in KEEPS:
         raise ConfigError(f"keep={keep!r}: give {' or '.join(KEEPS)}")
     finish = _finish(predictor.info)
@@ -125,42 +122,16 @@ def stream(
                 "RGB of 8 bits alone: predictor.upscale(image, exact=True) keeps alpha, grey and 16 bits"
             )
         files = files.located(raster)
-        seen = _Input(raster, predictor, runner)
-        plan = _plan(runner, seen, finish, tile)
+        seen = _Input(raster, predictor)
+        passes = _plan(network, seen, finish, tile)
 
         def described() -> dict[str, Any]:
-            further = {"level": level} if level else {}
-            return _describe(runner, raster, source, plan, keep) | further | ({"runtime": runtime} if native else {})
+            further: dict[str, Any] = {"level": level} if level else {}
+            further |= {"runtime": runtime} if runtime == "native" else {}
+            return _describe(network, raster, source, passes, keep) | further
 
-        compute = partial(run, plan, seen, dtype=keep, report=progress, native=native)
-        return _run(predictor, seen, plan, finish, files, compute, plan.disk_bytes(keep), described, resume)
-
-
-def _is_native(runtime: str, runner: TorchRunner) -> bool:
-    """Whether the native engine is asked for, which is then compiled if it is not yet."""
-    import torch
-
-    from ..engine.library import load_library
-
-    if runtime not in RUNTIMES:
-        raise ConfigError(f"runtime={runtime!r}: give {' or '.join(RUNTIMES)}")
-    if runtime == "torch":
-        return False
-    if runner.device.type != "cpu" or runner.dtype != torch.float32:
-        raise ConfigError(
-            f"runtime='native' computes in float32 on the CPU, and the model is {runner.dtype} on {runner.device}"
-        )
-    load_library()
-    return True
-
-
-def _runner(predictor: Predictor) -> TorchRunner:
-    if not isinstance(predictor.runner, TorchRunner):
-        raise ConfigError(
-            f"exact streaming needs the torch runtime: {predictor.info.ref} runs with {predictor.runtime.split()[0]}; "
-            "load a checkpoint with runtime='torch'"
-        )
-    return predictor.runner
+        compute = partial(run, passes, seen, dtype=keep, report=progress, executor=network.executor(passes))
+        return _run(predictor, seen, passes, finish, files, compute, passes.disk_bytes(keep), described, resume)
 
 
 def _finish(info: ModelInfo) -> Finish:
@@ -177,8 +148,8 @@ def _finish(info: ModelInfo) -> Finish:
 class _Input:
     """What the network sees of an image; see :class:`foveal.streaming.run.Image`."""
 
-    def __init__(self, raster: Raster, predictor: Predictor, runner: TorchRunner) -> None:
-        self.raster, self.bands, self.device = raster, predictor.bands, runner.device
+    def __init__(self, raster: Raster, predictor: Predictor) -> None:
+        self.raster, self.bands = raster, predictor.bands
         before = predictor.info.preprocess
         self.preprocess = Preprocess(before.mean, before.std, dtype=before.dtype)  # at full size
         self.has_gaps = raster.nodata is not None
@@ -186,9 +157,7 @@ class _Input:
     def _window(self, region: Region) -> NDArray[Any]:
         return self.raster.read(slice(region.top, region.bottom), slice(region.left, region.right))
 
-    def read(self, region: Region) -> Tensor:
-        import torch
-
+    def read(self, region: Region) -> NDArray[np.float32]:
         window = self._window(region)
         valid = valid_pixels(window, self.raster.nodata) if self.has_gaps else None
         if valid is not None:  # their value may be NaN
@@ -196,19 +165,16 @@ class _Input:
         prepared = prepare(as_bands(window, self.raster, self.bands), self.preprocess)
         if valid is not None:
             prepared *= valid
-        return torch.from_numpy(prepared).to(self.device)
+        return prepared
 
     def valid(self, region: Region) -> NDArray[np.bool_]:
         return valid_pixels(self._window(region), self.raster.nodata)
 
 
-def _plan(runner: TorchRunner, seen: _Input, finish: Finish, tile: int | None) -> Plan:
+def _plan(network: StreamedNetwork, seen: _Input, finish: Finish, tile: int | None) -> Plan:
     """The passes, checked for the side of the pieces."""
-    from ..streaming.passes import PIECE_BYTES, coarsest_stride, plan
-    from ..streaming.trace import derive
-
     height, width, _ = seen.raster.shape
-    program = derive(runner.model, height, width, channels=len(seen.preprocess.mean), **runner.options)
+    program = network.program(height, width, len(seen.preprocess.mean))
     if finish.operation is not None:
         program = program.followed_by(
             finish.operation(height, width), channels=finish.channels, dtype=finish.dtype, blank=finish.blank
@@ -217,18 +183,13 @@ def _plan(runner: TorchRunner, seen: _Input, finish: Finish, tile: int | None) -
     if tile is not None and (tile < coarsest or tile % coarsest):
         nearest = max(coarsest, round(tile / coarsest) * coarsest)
         raise InputError(f"tile={tile}: pieces of this model have multiples of {coarsest} pixels: give {nearest}")
-    memory = PIECE_BYTES if runner.device.type == "cpu" else _ON_GPU  # what fits into caches is too little for a GPU
-    return plan(program, side=tile, memory=memory)
+    return plan(program, side=tile, memory=network.memory)
 
 
-def _describe(runner: TorchRunner, raster: Raster, source: ImageLike, plan: Plan, keep: str) -> dict[str, Any]:
+def _describe(network: StreamedNetwork, raster: Raster, source: ImageLike, passes: Plan, keep: str) -> dict[str, Any]:
     """What a computation depends on, to be resumed only with the same."""
     from importlib import metadata
 
-    digest = hashlib.sha256()
-    for name, tensor in runner.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.detach().float().cpu().numpy()).tobytes())
     image: dict[str, Any] = {"shape": list(raster.shape), "type": str(raster.dtype)}
     if isinstance(source, str | os.PathLike):
         status = os.stat(source)
@@ -238,19 +199,19 @@ def _describe(runner: TorchRunner, raster: Raster, source: ImageLike, plan: Plan
         image["sha256"] = hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
     return {
         "version": metadata.version("foveal"),
-        "weights": digest.hexdigest(),
+        "weights": network.digest(),
         "image": image,
         "keep": keep,
-        "tile": [part.grid.side for part in plan.passes],
-        "maps": [list(part.keeps) for part in plan.passes],
-        "device": f"{runner.device}, {runner.dtype}",
+        "tile": [part.grid.side for part in passes.passes],
+        "maps": [list(part.keeps) for part in passes.passes],
+        "device": network.place,
     }
 
 
 def _run(
     predictor: Predictor,
     seen: _Input,
-    plan: Plan,
+    passes: Plan,
     finish: Finish,
     files: Files,
     compute: Callable[..., Outputs],
@@ -259,9 +220,7 @@ def _run(
     resume: bool,
 ) -> StreamResult:
     """Run the passes, and write the result or return it."""
-    from ..streaming.team import find_team
-
-    size, passes = (seen.raster.shape[0], seen.raster.shape[1]), len(plan.passes)
+    size, count = (seen.raster.shape[0], seen.raster.shape[1]), len(passes.passes)
     info, path = predictor.info, files.result
     if path is None:
         outputs = compute(MemoryState())
@@ -272,7 +231,7 @@ def _run(
         if finish.counts:
             counts = np.bincount(arrays[0].ravel(), minlength=256)
             counts[finish.blank] *= seen.raster.nodata is None
-        return StreamResult(size, None, [finish.shape(array) for array in arrays], _shares(predictor, counts), passes)
+        return StreamResult(size, None, [finish.shape(array) for array in arrays], _shares(predictor, counts), count)
     folder = path.with_name(f".{path.name}.streaming")
     if not folder.exists():
         check_disk(folder, disk)
@@ -288,7 +247,7 @@ def _run(
         team.wait()
     if team.rank == 0:
         remove_state(folder)
-    return StreamResult(size, path, [], _shares(predictor, counts), passes, disk)
+    return StreamResult(size, path, [], _shares(predictor, counts), count, disk)
 
 
 def _shares(predictor: Predictor, counts: NDArray[np.integer]) -> list[tuple[str, float]]:

@@ -7,23 +7,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..images.reading import Picture
 from ..progress import Report
+from ..streaming.geometry import only_map
 from ..streaming.maps import MemoryState, StateFolder, check_disk, open_state
+from ..streaming.passes import plan
 from ..streaming.regions import Extent, Region
+from ..streaming.run import run
+from .streamed_networks import Loaded, described_steps, network_of
 from .tiles import interpolate_rows, quantise
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..streaming.operations import Operation, Value
-    from .torch_runner import TorchRunner
+from .torch_runner import TorchRunner
 
 _IN_MEMORY = 256 << 20  # bytes of maps that are kept in memory rather than in a temporary folder
 _ROWS = 256  # of the small image in a band
@@ -42,22 +41,16 @@ class Rounding:
     grey: bool = False
 
     def extent(self, extents: Sequence[Extent | None]) -> Extent:
-        (size,) = extents
-        assert size is not None
-        return size
+        return only_map(extents)
 
     def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
         return [out]
 
-    def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
-        import torch
-
-        (window,) = values
-        assert not isinstance(window, torch.Tensor)
-        colours = window.cut(out).float()
+    def run_array(self, values: NDArray[Any], window: Region, out: Region, size: Extent) -> NDArray[Any]:
+        colours = np.asarray(values[:, *out.within(window)], np.float32)
         if self.grey:
-            colours = colours.mean(1, keepdim=True).expand_as(colours)
-        return (colours * self.peak).round().clamp(0, self.peak).to(torch.int32)
+            colours = np.broadcast_to(colours.mean(axis=0, keepdims=True), colours.shape)
+        return (colours * np.float32(self.peak)).round().clip(0, self.peak).astype(np.int32)
 
 
 class PixelInput:
@@ -65,47 +58,45 @@ class PixelInput:
 
     has_gaps = False
 
-    def __init__(self, pixels: NDArray[Any], device: Any) -> None:
-        self.pixels, self.device = pixels, device
+    def __init__(self, pixels: NDArray[Any]) -> None:
+        self.pixels = pixels
 
-    def read(self, region: Region) -> Tensor:
-        import torch
-
+    def read(self, region: Region) -> NDArray[np.float32]:
         window = self.pixels[region.top : region.bottom, region.left : region.right]
-        scaled = window.astype(np.float32) / np.float32(np.iinfo(window.dtype).max)
-        return torch.from_numpy(scaled.transpose(2, 0, 1)[None]).to(self.device)
+        return (window.astype(np.float32) / np.float32(np.iinfo(window.dtype).max)).transpose(2, 0, 1)[None]
 
     def valid(self, region: Region) -> NDArray[np.bool_]:
         return np.ones((region.height, region.width), bool)
 
 
 def exact_bands(
-    runner: TorchRunner, picture: Picture, scale: int, tile: int | None, report: Report | None = None
+    predictor: Loaded, picture: Picture, scale: int, tile: int | None, report: Report | None = None
 ) -> Iterator[NDArray[Any]]:
     """Upscale an image exactly and yield bands of it, as :func:`~.tiles.enlarged_bands` does.
 
     Args:
-        runner: the network.
+        predictor: of the network.
         picture: the image.
         scale: of the network.
         tile: side of the pieces; default: what fits into the cache.
         report: told the share of the pieces that are done.
 
     Raises:
-        ConfigError: a network that cannot be computed in pieces.
+        ConfigError: a network that cannot be computed in pieces, or an exported file.
         InputError: a tile that cannot be used, or too little room for temporary files.
     """
-    from ..streaming.passes import plan
-    from ..streaming.run import run
-    from ..streaming.trace import derive
-
-    pixels = picture.pixels
+    if not isinstance(predictor.runner, TorchRunner) and described_steps(predictor.runner) is None:
+        raise ConfigError(
+            "exact tiles need a torch model of Foveal's: load the checkpoint, not an exported file; without torch, "
+            "weights of the package with runtime='onnxruntime'"
+        )
+    network, pixels = network_of(predictor), picture.pixels
     height, width, dtype = *pixels.shape[:2], pixels.dtype.name
-    operation: Operation = Rounding(np.iinfo(dtype).max, picture.grey)
-    program = derive(runner.model, height, width).followed_by(operation, channels=3, dtype=dtype)
+    operation = Rounding(np.iinfo(dtype).max, picture.grey)
+    program = network.program(height, width).followed_by(operation, channels=3, dtype=dtype)
     divided = plan(program, side=tile)
     with _state(divided.disk_bytes("float32")) as state:
-        (kept,) = run(divided, PixelInput(pixels, runner.device), state, report=report).kept()
+        (kept,) = run(divided, PixelInput(pixels), state, report=report, executor=network.executor(divided)).kept()
         for top in range(0, height, _ROWS):
             bottom = min(top + _ROWS, height)
             band = kept.read(Region(scale * top, scale * bottom, 0, scale * width))

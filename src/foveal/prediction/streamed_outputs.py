@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,12 @@ from ..images.tiff_writing import TiffImage, scaled_georeference, write_tiff
 from ..images.writing import Canvas, write_picture
 from ..images.zarr_writing import write_zarr
 from ..info import IGNORE, ModelInfo
+from ..streaming.geometry import ArrayOperation, only_map
 from ..streaming.maps import DiskMap, KeptMap
 from ..streaming.regions import Extent, Region
 from .argmax import upsampled_argmax
 from .results import class_names
 from .streamed_bands import Rounding
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..streaming.operations import Operation, Value
 
 _ROWS = 512  # of a band that is written at once
 ZARR = ".zarr"
@@ -51,7 +47,7 @@ class Finish:
         shape: of a result in memory, ``(C, H, W)`` as the network has it, the shape that is returned.
     """
 
-    operation: Callable[[int, int], Operation] | None = None
+    operation: Callable[[int, int], ArrayOperation] | None = None
     channels: int = 1
     dtype: str = "float32"
     blank: int = 0
@@ -74,9 +70,8 @@ class ClassMap:
     width: int
 
     def extent(self, extents: Sequence[Extent | None]) -> Extent:
-        (size,) = extents
-        assert size is not None
-        return Extent(self.height, self.width, size.stride / size.stride)
+        stride = only_map(extents).stride
+        return Extent(self.height, self.width, stride / stride)
 
     def _reads(self, out: Region, size: Extent) -> Region:
         step = int(size.stride)
@@ -84,22 +79,15 @@ class ClassMap:
         return Region(top, -(-out.bottom // step) + 1, left, -(-out.right // step) + 1).clipped(size)
 
     def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
-        (size,) = extents
-        assert size is not None
-        return [self._reads(out, size)]
+        return [self._reads(out, only_map(extents))]
 
-    def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
-        import torch
-
-        (window,), (size,) = values, extents
-        assert not isinstance(window, torch.Tensor)
-        assert size is not None
+    def run_array(self, values: NDArray[Any], window: Region, out: Region, size: Extent) -> NDArray[Any]:
         reads, step = self._reads(out, size), int(size.stride)
-        logits = np.ascontiguousarray(window.cut(reads)[0].float().cpu().numpy())
+        logits = np.ascontiguousarray(values[:, *reads.within(window)])
         # The pixels of all places that are read; those half a place from an edge inside the image are cut off again.
         covered = Region(*(step * side for side in reads))
         mask = upsampled_argmax(logits, (covered.height, covered.width), (1 / step, 1 / step))
-        return torch.from_numpy(np.ascontiguousarray(mask[out.within(covered)]))[None, None]
+        return np.ascontiguousarray(mask[out.within(covered)])[None]
 
 
 #: By task.

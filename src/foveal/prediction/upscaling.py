@@ -3,34 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..images.reading import Picture
+from ..info import ModelInfo
 from .batching import Prepared
 from .input_limits import InputLimits
 from .options import Options
 from .results import UpscaleResult
 from .runner import Runner
 from .tiles import MIN_SIZE, WHOLE, check_upscale_tiles, enlarged_bands, upscale_window
-from .torch_runner import TorchRunner
 
 
-class Enlarger(NamedTuple):
+@dataclass
+class Enlarger:
     """A network that enlarges images.
 
     Attributes:
         runner: runs the network.
-        scale: side of the network's output over side of its input.
+        info: description of the model.
+        runtime: name of what computes it.
         limits: of the images that the network takes.
     """
 
     runner: Runner
-    scale: int
+    info: ModelInfo
+    runtime: str
     limits: InputLimits
+
+    @property
+    def scale(self) -> int:
+        """Side of the network's output over side of its input."""
+        return self.info.options["scale"]
 
     def bands(self, picture: Picture, options: Options) -> Iterator[NDArray[Any]]:
         """Bands of the enlarged image from top to bottom; nothing runs before the first one is asked for.
@@ -40,8 +49,8 @@ class Enlarger(NamedTuple):
             options: ``tile``, ``overlap``, ``exact`` and ``report``.
 
         Raises:
-            ConfigError: ``exact`` with an exported file, with ``overlap``, or with a network that cannot be computed in
-                pieces.
+            ConfigError: ``exact`` with ``overlap``, with a network that cannot be computed in pieces, or with an exported
+                file, but those of the package with ONNX Runtime.
             InputError: tiles that cannot be used.
         """
         if not options.exact:
@@ -50,14 +59,12 @@ class Enlarger(NamedTuple):
                 self._enlarge, picture, self.scale, tile, overlap, largest=largest, report=options.report
             )
             return
-        if not isinstance(self.runner, TorchRunner):
-            raise ConfigError("exact tiles need a torch model of Foveal's: load the checkpoint, not an exported file")
         if options.overlap is not None:
             raise ConfigError(f"overlap={options.overlap}: exact tiles overlap by what the network needs; leave it out")
         check_upscale_tiles(options.tile, 0)
         from .streamed_bands import exact_bands
 
-        yield from exact_bands(self.runner, picture, self.scale, options.tile, options.report)
+        yield from exact_bands(self, picture, self.scale, options.tile, options.report)
 
     def _enlarge(self, window: NDArray[np.float32]) -> NDArray[np.float32]:
         return upscale_window(self.runner, window, self.scale)

@@ -1,8 +1,6 @@
 """Compute the convolutions of a pass with the native engine: groups of steps become networks of their own.
 
-The engine pads a window with zeros as if it were a whole image. At the border of the image that is right; elsewhere the
-places near the border of the window are wrong, but nothing reads them: the window of a group holds all that its results
-depend on. All maps of a group are computed on one window, which begins at a multiple of the coarsest stride.
+All maps of a group are computed on one window; see :mod:`~.windows`.
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import lcm
 from typing import Any, cast
 
 import numpy as np
@@ -23,10 +20,12 @@ from ..engine.plan import Plan as EnginePlan
 from ..engine.plan import check
 from ..info import ModelInfo
 from ..layers.packed import PackedConv2d
-from .operations import Enlarging, Operation, Pointwise, Sliding, Window
+from .geometry import Geometry
+from .operations import Enlarging, Pointwise, Sliding, Window
 from .passes import Pass, Plan
 from .regions import Extent, Region, hull
-from .trace import Step
+from .steps import Step
+from .windows import common_window, part_of
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _MAX_READS = 8  # inputs of a network of the engine
@@ -52,19 +51,11 @@ class Group:
 
     def window(self, regions: Mapping[str, Region]) -> Region:
         """The window, in pixels of the image, that holds the regions of its maps."""
-        coarsest = lcm(*(int(extent.stride) for extent in self.extents.values()))
-        needed = hull(
-            Region(*(int(side * self.extents[name].stride) for side in region))
-            for name, region in regions.items()
-            if name in self.extents
-        )
-        top, left = (side // coarsest * coarsest for side in (needed.top, needed.left))
-        return Region(top, -(-needed.bottom // coarsest) * coarsest, left, -(-needed.right // coarsest) * coarsest)
+        return common_window(self.extents, regions)
 
     def part(self, window: Region, name: str) -> Region:
         """What a window is of a map."""
-        extent = self.extents[name]
-        return Region(*(side // int(extent.stride) for side in window)).clipped(extent)
+        return part_of(window, self.extents[name])
 
     def run(self, windows: Mapping[str, Window], window: Region) -> dict[str, Window]:
         """Compute the results on a window of the image from windows that hold what it is of the maps that are read."""
@@ -154,7 +145,7 @@ def _is_covered(step: Step, plan: Plan) -> bool:
     return _role(step.operation) != ""
 
 
-def _role(operation: Operation | None) -> str:
+def _role(operation: Geometry | None) -> str:
     """What the engine computes an operation as; empty: it does not."""
     if isinstance(operation, Enlarging):
         return "upsample"

@@ -1,13 +1,11 @@
-"""Operations on windows of maps: which part of the inputs a part of the output needs, and how it is computed from it.
+"""Operations on windows of maps with torch: how a part of the output is computed from the part that it needs.
 
-Each operation knows the size of the whole map. Where a window ends inside the map, the operation reads the places
-beside it; where it ends at a border of the map, it pads there as the network itself does. So a part of the output is
-what it is in the whole map, and margins follow from the kernels, strides and dilations of the modules.
+Where a window ends inside the map, the operation reads the places beside it; where it ends at a border of the map, it
+pads there as the network itself does. So a part of the output is what it is in the whole map.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers.resample import BicubicUpsample
+from .geometry import (
+    CroppingGeometry,
+    EnlargingGeometry,
+    Geometry,
+    PaddingGeometry,
+    PointwiseGeometry,
+    ShufflingGeometry,
+    SlidingGeometry,
+    UnstreamableError,
+    coarse,
+    fine,
+    only_map,
+)
 from .regions import Extent, Region
 
 
@@ -36,23 +47,8 @@ class Window(NamedTuple):
 Value = Window | Tensor  #: input of an operation: a window of a map, or a tensor that is the same for all places
 
 
-class UnstreamableError(Exception):
-    """Why an operation cannot be computed in pieces; the name of its layer is added where it is known."""
-
-
-class Operation(Protocol):
-    """An operation whose output at a place depends on a bounded window of its inputs.
-
-    ``extents`` are those of the inputs, ``None`` for a tensor that is the same for all places.
-    """
-
-    def extent(self, extents: Sequence[Extent | None]) -> Extent:
-        """Size of the output."""
-        ...
-
-    def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
-        """The part of each input that ``out`` is computed from, inside that input."""
-        ...
+class Operation(Geometry, Protocol):
+    """An operation on windows, see :class:`~.geometry.Geometry`."""
 
     def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
         """Compute ``out`` from windows that hold what it needs, and perhaps more."""
@@ -60,7 +56,7 @@ class Operation(Protocol):
 
 
 @dataclass(frozen=True)
-class Pointwise:
+class Pointwise(PointwiseGeometry):
     """A function of the channels of each place.
 
     Attributes:
@@ -69,38 +65,20 @@ class Pointwise:
 
     function: Callable[..., Tensor]
 
-    def extent(self, extents: Sequence[Extent | None]) -> Extent:
-        sizes = {extent for extent in extents if extent is not None}
-        if len(sizes) != 1:
-            described = " and ".join(f"{size.height}x{size.width}" for size in sizes)
-            raise UnstreamableError(f"it joins maps of different sizes, {described}")
-        return sizes.pop()
-
-    def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
-        return [None if extent is None else out for extent in extents]
-
     def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
         return self.function(*(value.cut(out) if isinstance(value, Window) else value for value in values))
 
 
 @dataclass(frozen=True)
-class Sliding:
+class Sliding(SlidingGeometry):
     """A module that slides a kernel over the map: a convolution or a pooling.
 
     Attributes:
         module: called with an input that is padded already.
-        kernel: (rows, columns).
-        stride: in both directions.
-        padding: places at the top and bottom, and at the left and right.
-        dilation: of the kernel.
         fill: value of the padding.
     """
 
     module: Callable[[Tensor], Tensor]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
     fill: float = 0.0
 
     @classmethod
@@ -110,41 +88,13 @@ class Sliding:
             raise UnstreamableError(f"its padding is {conv.padding_mode}, {conv.padding}")
         padding = (conv.padding[0], conv.padding[1])
         conv.padding = (0, 0)
-        return cls(conv, _pair(conv.kernel_size), _pair(conv.stride), padding, _pair(conv.dilation))
-
-    def extent(self, extents: Sequence[Extent | None]) -> Extent:
-        (size,) = extents
-        assert size is not None
-        if self.stride[0] != self.stride[1]:
-            raise UnstreamableError(f"its stride is {self.stride}")
-        height, width = (
-            (side + 2 * pad - step * (kernel - 1) - 1) // stride + 1
-            for side, pad, step, kernel, stride in zip(
-                size[:2], self.padding, self.dilation, self.kernel, self.stride, strict=True
-            )
-        )
-        return Extent(height, width, size.stride * self.stride[0])
-
-    def _reads(self, out: Region) -> Region:
-        """What ``out`` reads, padding included."""
-        spans = []
-        for axis, (first, last) in enumerate(((out.top, out.bottom), (out.left, out.right))):
-            start = first * self.stride[axis] - self.padding[axis]
-            length = (last - first - 1) * self.stride[axis] + self.dilation[axis] * (self.kernel[axis] - 1) + 1
-            spans += [start, start + length]
-        return Region(*spans)
-
-    def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
-        (size,) = extents
-        assert size is not None
-        return [self._reads(out).clipped(size)]
+        return cls(_pair(conv.kernel_size), _pair(conv.stride), padding, _pair(conv.dilation), conv)
 
     def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
-        (window,), (size,) = values, extents
+        (window,) = values
         assert isinstance(window, Window)
-        assert size is not None
-        reads = self._reads(out)
-        inside = reads.clipped(size)
+        reads = self.reads(out)
+        inside = reads.clipped(only_map(extents))
         x = window.cut(inside)
         if inside != reads:
             x = F.pad(x, _borders(inside, reads), value=self.fill)
@@ -152,37 +102,14 @@ class Sliding:
 
 
 @dataclass(frozen=True)
-class Padding:
+class Padding(PaddingGeometry):
     """Padding of the map as an operation of its own.
 
     Attributes:
-        left, right, top, bottom: places to add.
         replicate: whether the border is repeated; otherwise zeros are added.
     """
 
-    left: int
-    right: int
-    top: int
-    bottom: int
     replicate: bool
-
-    def extent(self, extents: Sequence[Extent | None]) -> Extent:
-        (size,) = extents
-        assert size is not None
-        height, width = size.height + self.top + self.bottom, size.width + self.left + self.right
-        return Extent(height, width, size.stride)
-
-    def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
-        (size,) = extents
-        assert size is not None
-        spans = []
-        for first, last, before, side in (
-            (out.top, out.bottom, self.top, size.height),
-            (out.left, out.right, self.left, size.width),
-        ):
-            start = min(max(first - before, 0), side - 1)  # a part of the padding alone still reads one place
-            spans += [start, max(start + 1, min(last - before, side))]
-        return [Region(*spans)]
 
     def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
         (window,), (inside,) = values, self.needs(out, extents)
@@ -205,70 +132,39 @@ class Padding:
 
 
 @dataclass(frozen=True)
-class Enlarging:
+class Enlarging(EnlargingGeometry):
     """Bicubic interpolation by a whole factor, which reads two places on each side and replicates the border."""
 
     module: BicubicUpsample
 
-    def extent(self, extents: Sequence[Extent | None]) -> Extent:
-        (size,) = extents
-        assert size is not None
-        factor = self.module.factor
-        return Extent(size.height * factor, size.width * factor, size.stride / factor)
-
-    def _reads(self, out: Region) -> Region:
-        inner, reach = _coarse(out, self.module.factor), self.module.reach
-        return Region(inner.top - reach, inner.bottom + reach, inner.left - reach, inner.right + reach)
-
-    def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
-        (size,) = extents
-        assert size is not None
-        return [self._reads(out).clipped(size)]
+    @classmethod
+    def of(cls, module: BicubicUpsample) -> Enlarging:
+        """The operation of a module."""
+        return cls(module.factor, module.reach, module)
 
     def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
         (window,), (inside,) = values, self.needs(out, extents)
         assert isinstance(window, Window)
         assert inside is not None
-        reads, factor = self._reads(out), self.module.factor
+        reads, factor = self.reads(out), self.factor
         enlarged = self.module.enlarge(F.pad(window.cut(inside), _borders(inside, reads), mode="replicate"))
-        return Window(enlarged, _fine(_coarse(out, factor), factor)).cut(out)
+        return Window(enlarged, fine(coarse(out, factor), factor)).cut(out)
 
 
 @dataclass(frozen=True)
-class Shuffling:
-    """Pixel shuffle: the channels of a place become a square of ``factor`` by ``factor`` places."""
-
-    factor: int
-
-    def extent(self, extents: Sequence[Extent | None]) -> Extent:
-        (size,) = extents
-        assert size is not None
-        return Extent(size.height * self.factor, size.width * self.factor, size.stride / self.factor)
-
-    def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
-        return [_coarse(out, self.factor)]
+class Shuffling(ShufflingGeometry):
+    """Pixel shuffle."""
 
     def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
-        (window,), inner = values, _coarse(out, self.factor)
+        (window,), inner = values, coarse(out, self.factor)
         assert isinstance(window, Window)
         shuffled = F.pixel_shuffle(window.cut(inner), self.factor)
-        return Window(shuffled, _fine(inner, self.factor)).cut(out)
+        return Window(shuffled, fine(inner, self.factor)).cut(out)
 
 
 @dataclass(frozen=True)
-class Cropping:
+class Cropping(CroppingGeometry):
     """The first rows and columns of a map."""
-
-    height: int
-    width: int
-
-    def extent(self, extents: Sequence[Extent | None]) -> Extent:
-        (size,) = extents
-        assert size is not None
-        return Extent(min(self.height, size.height), min(self.width, size.width), size.stride)
-
-    def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
-        return [out]
 
     def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
         (window,) = values
@@ -296,7 +192,7 @@ class InWindows:
     def needs(self, out: Region, extents: Sequence[Extent | None]) -> list[Region | None]:
         (size,) = extents
         assert size is not None
-        return [_fine(_coarse(out, self.side), self.side).clipped(size)]
+        return [fine(coarse(out, self.side), self.side).clipped(size)]
 
     def run(self, values: Sequence[Value], out: Region, extents: Sequence[Extent | None]) -> Tensor:
         (window,), (inside,) = values, self.needs(out, extents)
@@ -313,15 +209,6 @@ def _borders(inside: Region, reads: Region) -> tuple[int, int, int, int]:
     """Places that ``reads`` has beyond the map, of which ``inside`` is the part within: left, right, top, bottom."""
     left, right = inside.left - reads.left, reads.right - inside.right
     return left, right, inside.top - reads.top, reads.bottom - inside.bottom
-
-
-def _coarse(out: Region, factor: int) -> Region:
-    """Places of a map that hold ``out`` in the map ``factor`` times its size."""
-    return Region(out.top // factor, -(-out.bottom // factor), out.left // factor, -(-out.right // factor))
-
-
-def _fine(region: Region, factor: int) -> Region:
-    return Region(*(factor * side for side in region))
 
 
 class Reduction(Protocol):
@@ -359,18 +246,13 @@ class Mean:
         return mean[:, :, None, None] if self.keepdim else mean
 
 
-def power_of_two_below(places: int) -> float:
-    """The largest ``2^-n`` with ``2^-n * places <= 1``: scaling by it is exact, and keeps sums small in 16 bits."""
-    return 2.0 ** -math.ceil(math.log2(places))
-
-
 @dataclass(frozen=True)
 class KeySums:
     """The two sums of linear attention, ``sum relu(k) v^T`` and ``sum relu(k)``, of all heads.
 
     Attributes:
         head_dim: channels of a head, D.
-        scale: of the result, see :func:`power_of_two_below`.
+        scale: of the result, see :func:`~.geometry.power_of_two_below`.
     """
 
     head_dim: int
@@ -412,3 +294,14 @@ def attend(queries: Sequence[Tensor], sums: Tensor, head_dim: int, eps: float) -
         numerator, normaliser = (rows @ sums[scale * heads : (scale + 1) * heads]).split([head_dim, 1], dim=-1)
         out[0, :, scale] = (numerator / (normaliser + eps)).transpose(0, 1)
     return out.view(1, h, w, -1).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Attending:
+    """:func:`attend` as a function of the sums and the queries of all scales."""
+
+    head_dim: int
+    eps: float
+
+    def __call__(self, sums: Tensor, *queries: Tensor) -> Tensor:
+        return attend(queries, sums, self.head_dim, self.eps)

@@ -15,7 +15,7 @@ from fractions import Fraction
 from math import lcm
 
 from .regions import Extent, Grid, Region, hull
-from .trace import SOURCE, Program, Step
+from .steps import SOURCE, Program, Step
 
 #: Bytes that the maps of one piece may take together, margins left out.
 PIECE_BYTES = 48 << 20

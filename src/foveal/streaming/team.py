@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import DependencyError
 from .maps import Progress
 
 _PATIENCE = timedelta(days=7)  # torchrun ends all processes when one of them fails; until then they wait
@@ -62,11 +63,20 @@ class Team:
 
 
 def find_team() -> Team:
-    """The processes that torchrun started together with this one; this one alone without it."""
+    """The processes that torchrun started together with this one; this one alone without it.
+
+    Raises:
+        DependencyError: several, and torch is not installed.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size < 2:
         return Team()
-    import torch.distributed as dist
+    try:
+        import torch.distributed as dist
+    except ImportError as error:
+        raise DependencyError(
+            f"WORLD_SIZE={size}: several processes need torch: pip install 'foveal[torch]', or unset WORLD_SIZE"
+        ) from error
 
     if not dist.is_initialized():
         dist.init_process_group("gloo", timeout=_PATIENCE)  # sums are small, and are added on the CPU

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -22,8 +22,10 @@ from ..errors import ConfigError
 from ..layers.conv import pad_same, widened
 from ..layers.packed import PackedConv2d, PackedLinear
 from ..layers.resample import BicubicUpsample, check_min_size, crop
+from .geometry import UnstreamableError, power_of_two_below
 from .module_parts import WindowPart
 from .operations import (
+    Attending,
     Cropping,
     Enlarging,
     InWindows,
@@ -35,78 +37,10 @@ from .operations import (
     Reduction,
     Shuffling,
     Sliding,
-    UnstreamableError,
-    power_of_two_below,
 )
 from .regions import Extent
 from .split_attention import attend_heads, split_modules, sum_keys
-
-SOURCE = "image"  #: name of the network's input
-
-
-@dataclass(frozen=True)
-class Step:
-    """One computation of the network. Exactly one of ``operation``, ``reduction`` and ``function`` is given.
-
-    Attributes:
-        name: unique.
-        layer: name of the module in the model.
-        inputs: names of the steps that it reads, in the order of its arguments.
-        channels: of its output.
-        extent: size of its output; ``None``: its output is the same for all places.
-        operation: of a map on maps.
-        reduction: of a map to a tensor.
-        function: of tensors that are the same for all places.
-        arithmetic: multiply-accumulates for each place of the output.
-        dtype: of its output where that is kept; empty: the type that kept maps have.
-        blank: value of its output, where that is kept, at places without data.
-    """
-
-    name: str
-    layer: str
-    inputs: tuple[str, ...]
-    channels: int
-    extent: Extent | None = None
-    operation: Operation | None = None
-    reduction: Reduction | None = None
-    function: Callable[..., Tensor] | None = None
-    arithmetic: int = 0
-    dtype: str = ""
-    blank: int = 0
-
-
-@dataclass(frozen=True)
-class Program:
-    """The steps that compute a network on an image of one size, in order.
-
-    Attributes:
-        image: size of the image.
-        channels: of the image.
-        steps: by name; the first is the image.
-        outputs: names of the steps that the network returns.
-        weights: the module whose parameters the steps use.
-    """
-
-    image: Extent
-    channels: int
-    steps: Mapping[str, Step]
-    outputs: tuple[str, ...]
-    weights: nn.Module = field(repr=False)
-
-    def users(self) -> dict[str, list[Step]]:
-        """The steps that read each step."""
-        found: dict[str, list[Step]] = {name: [] for name in self.steps}
-        for step in self.steps.values():
-            for name in step.inputs:
-                found[name].append(step)
-        return found
-
-    def followed_by(self, operation: Operation, *, channels: int, dtype: str, blank: int = 0) -> Program:
-        """The program with a last operation on its only output, whose result replaces that."""
-        (output,) = self.outputs
-        extent = operation.extent([self.steps[output].extent])
-        step = Step("result", "", (output,), channels, extent, operation, dtype=dtype, blank=blank)
-        return replace(self, steps={**self.steps, step.name: step}, outputs=(step.name,))
+from .steps import SOURCE, Program, Step
 
 
 class _Network(nn.Module):
@@ -402,8 +336,7 @@ def _keys(walk: _Walk, args: Any, kwargs: Any, extents: list[Extent | None]) -> 
 
 
 def _attend(walk: _Walk, args: Any, kwargs: Any, extents: list[Extent | None]) -> Operation:
-    head_dim, eps = args[0], args[1] * power_of_two_below(walk.extent_of(args[3]).places)
-    return Pointwise(lambda sums, *queries: attend_heads(head_dim, eps, sums, *queries))
+    return Pointwise(Attending(args[0], args[1] * power_of_two_below(walk.extent_of(args[3]).places)))
 
 
 _ACTIVATIONS = (
@@ -415,7 +348,7 @@ _MODULES: dict[type[nn.Module], Callable[[Any], Operation]] = {
     PackedConv2d: _convolution,
     PackedLinear: Pointwise,
     WindowPart: _in_windows,
-    BicubicUpsample: lambda module: Pointwise(nn.Identity()) if module.factor == 1 else Enlarging(module),
+    BicubicUpsample: lambda module: Pointwise(nn.Identity()) if module.factor == 1 else Enlarging.of(module),
 }
 _TORCH_MODULES: dict[type[nn.Module], Callable[[Any], Operation]] = {
     nn.Conv2d: _convolution,
