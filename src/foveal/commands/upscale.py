@@ -24,8 +24,8 @@ Format = Literal["png", "jpg", "webp", "tif"]
 Tile = Annotated[
     int | None,
     Parameter(
-        help="Side of the tiles, in pixels. Default: images of up to half a megapixel are upscaled whole, larger ones "
-        "in tiles of that size."
+        help="Side of the tiles, in pixels, a multiple of 8 from 64 up. Default: images of up to half a megapixel are "
+        "upscaled whole, larger ones in tiles of that size."
     ),
 ]
 Overlap = Annotated[

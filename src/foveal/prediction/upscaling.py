@@ -54,7 +54,7 @@ class Enlarger(NamedTuple):
             raise ConfigError("exact tiles need a torch model of Foveal's: load the checkpoint, not an exported file")
         if options.overlap is not None:
             raise ConfigError(f"overlap={options.overlap}: exact tiles overlap by what the network needs; leave it out")
-        check_upscale_tiles(options.tile, 0)
+        check_upscale_tiles(options.tile, None)
         from .streamed_bands import exact_bands
 
         yield from exact_bands(self.runner, picture, self.scale, options.tile, options.report)
