@@ -88,10 +88,26 @@ def upscale(
 
 
 def _reference(model: str | None, scale: int | None) -> str:
-    """The reference of the model: a name without a tag means its weights for the scale."""
+    """The reference of the model: a name without a tag means its weights for the scale.
+
+    Raises:
+        ConfigError: the name has no weights for the scale.
+    """
+    from ..prediction.interpolation import KERNELS, SCALES
+
     name = model or assets.DEFAULTS["upscale"]
-    untagged = name in ("bicubic", "lanczos") or any(ref.startswith(f"{name}.x") for ref in assets.WEIGHTS)
-    return f"{name}.x{scale or 2}" if untagged or model is None else name
+    tag = f"{name}.x"
+    scales = SCALES if name in KERNELS else [int(ref[len(tag) :]) for ref in assets.WEIGHTS if ref.startswith(tag)]
+    if not scales:
+        return name
+    chosen = 2 if scale is None else scale
+    if chosen not in scales:
+        interpolated = f"{SCALES[0]} to {SCALES[-1]} times"
+        if name in KERNELS:
+            raise ConfigError(f"--scale {scale}: {name} enlarges {interpolated}")
+        times = " or ".join(map(str, scales))
+        raise ConfigError(f"--scale {scale}: {name} enlarges {times} times, --model {KERNELS[0]} {interpolated}")
+    return f"{tag}{chosen}"
 
 
 def run(
