@@ -25,6 +25,7 @@ app = cyclopts.App(
     help="Sharp, fast vision on large images: segment, train, evaluate, export, measure.",
     version=_version,
     help_on_error=False,
+    default_parameter=cyclopts.Parameter(negative_iterable=()),  # no --empty-NAME for options with several values
 )
 for _target, _help in {
     "segment:segment": "Segment images: class masks and overlays.",

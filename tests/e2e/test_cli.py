@@ -73,6 +73,14 @@ def test_every_verb_has_help(cli: Command, verb: str) -> None:
     assert f"foveal {verb}" in done.stdout
 
 
+@pytest.mark.parametrize("verb", ["serve", "convert"])
+def test_options_with_several_values_have_no_opposite(cli: Command, verb: str) -> None:
+    """The parser would add --empty-allow-host and the like, which mean nothing."""
+    done = cli(verb, "--help")
+    assert ("--allow-host" if verb == "serve" else "--mask-thresholds") in done.stdout
+    assert "--empty" not in done.stdout
+
+
 def test_segment_one_image(exported: Path, folder: Path, tmp_path: Path) -> None:
     """A table for people, a mask whose indices read back, and an overlay."""
     done = run_process("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "out")

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object on standard output.")]
 Images = Annotated[list[Path], Parameter(help="Image files, or folders of images.")]
-Tile = Annotated[int | None, Parameter(help="Side of the tiles for large images, in pixels; default: the whole image.")]
+Tile = Annotated[
+    int | None,
+    Parameter(
+        help="Side of the tiles for large images, in pixels, a multiple of 32 from 64 up; default: the whole image."
+    ),
+]
 Overlap = Annotated[int | None, Parameter(help="Pixels that neighbouring tiles share; default: a third of --tile.")]
 Size = Annotated[str | None, Parameter(help="Network input as HEIGHTxWIDTH; default: each image's own size.")]
 Device = Annotated[str, Parameter(help="Device that runs the model: auto, cpu, cuda, cuda:N or mps.")]

@@ -149,6 +149,36 @@ class Request:
         return [] if self.resume or self.out.name == FOLDER.name else [path for path in self.images if is_folder(path)]
 
 
+def check_images(images: list[Path]) -> None:
+    """Check that there are images before a model is loaded, which may have to be downloaded.
+
+    Some of several may be missing: the verb names them among those that failed.
+
+    Raises:
+        InputError: none of the images exists, or a folder has no images.
+    """
+    from ..images.folders import has_images, list_images
+    from ..images.sources import why_missing
+
+    if all(_is_missing(path) for path in images):
+        more = " (nor is any of the other images there)" if len(images) > 1 else ""
+        raise InputError(f"{images[0]}: {why_missing(images[0])}{more}")
+    for path in images:
+        if is_folder(path) and not has_images(path):
+            list_images(path)  # raises the error that names what is there
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether there is nothing of this name; of a path that cannot be looked up, reading says what is wrong."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
 def is_folder(path: Path) -> bool:
     """Whether a path is a folder of images: a Zarr folder is one image."""
     from ..images.zarr_reading import is_zarr

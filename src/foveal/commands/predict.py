@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import ConfigError
 from . import classify, prompt, regress, segment, upscale
 from .console import ANY_ENGINE, WHOLE, BatchSize, Engines, Images, Json, Tiling
-from .outputs import FOLDER, Request
+from .outputs import FOLDER, Request, check_images
 from .tables import Csv
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def predict(
     resume
         Skip images whose result exists.
     """
+    check_images(images)
     predictor = engine.load(model)
     if predictor.info.task not in _RUNS:
         raise ConfigError(

@@ -20,7 +20,7 @@ from .console import (
     print_table,
     say,
 )
-from .outputs import FOLDER, Job, Plan, Request, print_failed, run_stream
+from .outputs import FOLDER, Job, Plan, Request, check_images, print_failed, run_stream
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
@@ -64,6 +64,7 @@ def regress(
     resume
         Skip images whose map, and picture if one is asked for, exist.
     """
+    check_images(images)
     predictor = open_model(model, engine, "regress")
     request = Request(images, out, picture, tiles, resume, json, batch_size)
     return run(predictor, request, format, scale)

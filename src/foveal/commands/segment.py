@@ -28,7 +28,7 @@ from .console import (
     say,
 )
 from .exact import Exact, Keep, Level, check_options, exact_mask, open_exact, run_exact
-from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, run_stream
+from .outputs import FOLDER, OVERLAY, Job, Plan, Request, check_images, print_failed, run_stream
 from .tables import NO_AREAS, AreaOptions, Csv, MaskTable, check_table, open_table
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def segment(
     """
     request = Request(images, out, overlay, tiles, resume, json, batch_size, polygons, csv)
     drawing, asked = {"contours": legend, "legend": legend, "distinct": distinct}, views.options()
+    check_images(images)
     if exact:
         unusable = {
             "overlay": overlay,
@@ -106,6 +107,8 @@ def segment(
             raise ConfigError(f"--{name} {value} goes with --exact")
     if check_tiles and (tiles.tile is None or request.many):
         raise ConfigError("--check-tiles is for a single image and goes with --tile")
+    if label is not None and not label.exists():
+        raise InputError(f"{label}: no such file")
     exact_engine = check_options(engine, "--check-tiles") if check_tiles else None
     predictor = open_model(model, engine, "segment")
     if (legend or distinct) and overlay is False:
@@ -160,8 +163,6 @@ def run(
         check_polygons(request.polygons)
     check_table(request.csv, ".csv", "--csv", request)
     check_table(extras.areas.coco, ".json", "--coco", request)
-    if label is not None and not label.exists():
-        raise InputError(f"{label}: no such file")
     request.tiles.check(predictor)
     overlay = not many if request.overlay is None else request.overlay
     plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [])

@@ -14,7 +14,7 @@ from ..progress import Report
 from .console import ANY_ENGINE, Engines, Images, Json, Tiles, open_model, say
 from .exact import check_options, open_exact, run_exact
 from .handover import consume_in_thread
-from .outputs import FOLDER, Job, Request, print_images, run_jobs
+from .outputs import FOLDER, Job, Request, check_images, print_images, run_jobs
 
 if TYPE_CHECKING:
     from ..images.reading import Picture
@@ -24,8 +24,8 @@ Format = Literal["png", "jpg", "webp", "tif"]
 Tile = Annotated[
     int | None,
     Parameter(
-        help="Side of the tiles, in pixels. Default: images of up to half a megapixel are upscaled whole, larger ones "
-        "in tiles of that size."
+        help="Side of the tiles, in pixels, a multiple of 8 from 64 up. Default: images of up to half a megapixel are "
+        "upscaled whole, larger ones in tiles of that size."
     ),
 ]
 Overlap = Annotated[
@@ -75,6 +75,7 @@ def upscale(
         Skip images whose result, and comparison if one is asked for, exist.
     """
     ref = _reference(model, scale)
+    check_images(images)
     if exact and format == "tif":
         engine = check_options(engine, overlap=overlap, compare=compare, check_tiles=check_tiles)
         return run_exact(ref, engine, "upscale", Request(images, out, tiles=Tiles(tile), resume=resume, as_json=json))
@@ -87,10 +88,26 @@ def upscale(
 
 
 def _reference(model: str | None, scale: int | None) -> str:
-    """The reference of the model: a name without a tag means its weights for the scale."""
+    """The reference of the model: a name without a tag means its weights for the scale.
+
+    Raises:
+        ConfigError: the name has no weights for the scale.
+    """
+    from ..prediction.interpolation import KERNELS, SCALES
+
     name = model or assets.DEFAULTS["upscale"]
-    untagged = name in ("bicubic", "lanczos") or any(ref.startswith(f"{name}.x") for ref in assets.WEIGHTS)
-    return f"{name}.x{scale or 2}" if untagged or model is None else name
+    tag = f"{name}.x"
+    scales = SCALES if name in KERNELS else [int(ref[len(tag) :]) for ref in assets.WEIGHTS if ref.startswith(tag)]
+    if not scales:
+        return name
+    chosen = 2 if scale is None else scale
+    if chosen not in scales:
+        interpolated = f"{SCALES[0]} to {SCALES[-1]} times"
+        if name in KERNELS:
+            raise ConfigError(f"--scale {scale}: {name} enlarges {interpolated}")
+        times = " or ".join(map(str, scales))
+        raise ConfigError(f"--scale {scale}: {name} enlarges {times} times, --model {KERNELS[0]} {interpolated}")
+    return f"{tag}{chosen}"
 
 
 def run(

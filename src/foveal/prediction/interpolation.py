@@ -12,7 +12,9 @@ from ..images.resampling import interpolated
 from ..info import ModelInfo, Preprocess
 from .predictor import Predictor
 
-_NAME = re.compile(r"(bicubic|lanczos)\.x([1-8])")
+KERNELS = ("bicubic", "lanczos")  #: names without a scale
+SCALES = range(1, 9)  #: factors that there are
+_NAME = re.compile(rf"({'|'.join(KERNELS)})\.x([{SCALES[0]}-{SCALES[-1]}])")
 
 
 def interpolation(ref: str) -> Predictor | None:

@@ -41,13 +41,13 @@ def check_segment_tiles(tile: int, overlap: int | None, stride: int) -> int:
     Raises:
         InputError: a tile or an overlap that the model cannot use.
     """
-    overlap = tile // 3 if overlap is None else overlap
     grid = max(stride, MIN_SIZE)
-    if tile < 2 * grid or tile % grid or not 0 <= overlap <= tile - grid:
-        raise InputError(
-            f"tile={tile}, overlap={overlap}: tile must be a multiple of {grid} from {2 * grid} up, "
-            f"overlap at most {tile - grid}"
-        )
+    rule = f"tile must be a multiple of {grid} from {2 * grid} up"
+    if tile < 2 * grid or tile % grid:
+        raise InputError(f"tile={tile}: {rule}")
+    overlap = tile // 3 if overlap is None else overlap
+    if not 0 <= overlap <= tile - grid:
+        raise InputError(f"tile={tile}, overlap={overlap}: {rule}, and overlap 0 to {tile - grid}")
     return overlap
 
 
@@ -57,12 +57,11 @@ def check_upscale_tiles(tile: int | None, overlap: int | None) -> int:
     Raises:
         InputError: a tile or an overlap that cannot be used.
     """
+    shown = "" if overlap is None else f", overlap={overlap}"
     overlap = min(OVERLAP, (tile or TILE) // 4) if overlap is None else overlap
     if tile is not None and (tile < _LEAST or tile % _GRID or not 0 <= overlap <= tile // 2):
-        raise InputError(
-            f"tile={tile}, overlap={overlap}: tile must be a multiple of {_GRID} from {_LEAST} up, "
-            "overlap at most half of it"
-        )
+        rule = f"tile must be a multiple of {_GRID} from {_LEAST} up"
+        raise InputError(f"tile={tile}{shown}: {rule}{', and overlap 0 to half of it' if shown else ''}")
     return overlap
 
 

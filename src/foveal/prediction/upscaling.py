@@ -61,7 +61,7 @@ class Enlarger:
             return
         if options.overlap is not None:
             raise ConfigError(f"overlap={options.overlap}: exact tiles overlap by what the network needs; leave it out")
-        check_upscale_tiles(options.tile, 0)
+        check_upscale_tiles(options.tile, None)
         from .streamed_bands import exact_bands
 
         yield from exact_bands(self, picture, self.scale, options.tile, options.report)
