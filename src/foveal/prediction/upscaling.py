@@ -49,8 +49,8 @@ class Enlarger:
             options: ``tile``, ``overlap``, ``exact`` and ``report``.
 
         Raises:
-            ConfigError: ``exact`` with ``overlap``, with a network that cannot be computed in pieces, or with an exported
-                file, but those of the package with ONNX Runtime.
+            ConfigError: ``exact`` with ``overlap``, with a network that cannot be computed in pieces, or with an
+                exported file, but those of the package with ONNX Runtime.
             InputError: tiles that cannot be used.
         """
         if not options.exact:
