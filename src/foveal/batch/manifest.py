@@ -21,6 +21,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, InputError
@@ -32,6 +33,11 @@ from .stores import ArrowStore, LocalStore, StoreError, open_store
 FOLDER = "_foveal"  #: of the manifest; readers of Parquet folders leave out names that begin with _
 _JOB = f"{FOLDER}/job.json"
 _IDENTITY = ("input", "model", "model_sha256", "result", "options")
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a job has written its results into this folder."""
+    return (folder / _JOB).is_file()
 
 
 class Line(NamedTuple):

@@ -87,6 +87,7 @@ def run_exact(
         keep: type of the maps on disk; ``None``: float32.
         level: of the images; ``None``: the largest.
     """
+    from ..images.colours import palette_of
     from ..prediction.streamed_outputs import SUFFIXES
     from ..streaming.team import is_first
 
@@ -94,7 +95,8 @@ def run_exact(
     runtime = predictor.runtime + (", convolutions in the native engine" if engine.runtime == "native" else "")
     options = {"keep": keep or "float32", "level": level or 0, "runtime": engine.runtime}
     suffix = request.out.suffix.lower()
-    plan = request.plan(suffix if suffix in SUFFIXES else ".tif")
+    palette = palette_of(predictor.info.labels, predictor.info.num_classes)  # no colours where there are no classes
+    plan = request.plan(suffix if suffix in SUFFIXES else ".tif", palette=palette)
 
     def work(job: Job, progress: Report) -> dict[str, Any]:
         return stream_file(predictor, job, request, options, progress)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from ..errors import ConfigError, InputError
 from ..files import check_overwrites, ensure_folder, ignores_case
 from ..progress import Report
-from ..text import notice
 from .console import WHOLE, Tiles, print_json, say
+from .earlier_results import leave_out
 
 if TYPE_CHECKING:
+    from ..images.palettes import Palette
     from ..prediction.predictor import Predictor
 
 T = TypeVar("T")
@@ -123,18 +124,26 @@ class Request:
         """Whether this is a batch: a folder or several images."""
         return len(self.images) > 1 or is_folder(self.images[0])
 
-    def plan(self, suffix: str = ".png", picture: str = "", also_read: Iterable[Path] = ()) -> Plan:
+    def plan(
+        self,
+        suffix: str = ".png",
+        picture: str = "",
+        also_read: Iterable[Path] = (),
+        palette: Palette = (),
+    ) -> Plan:
         """List the jobs with :func:`list_jobs`, without those whose files all exist if the run is resumed.
 
         Args:
             suffix: of the results.
             picture: end of the name of the picture next to each result, such as ``.overlay.jpg``; empty: none.
             also_read: files other than the images that must not be overwritten.
+            palette: of the results, by which those of earlier runs are known; empty: they have none.
 
         Raises:
             InputError, ConfigError: as :func:`list_jobs`, and a folder that cannot be written.
         """
-        jobs = [job._replace(polygons=self.polygons) for job in list_jobs(self.images, self.out, suffix, picture)]
+        listed = list_jobs(self.images, self.out, suffix, picture, palette)
+        jobs = [job._replace(polygons=self.polygons) for job in listed]
         finished = {job.source for job in jobs if self.resume and all(file.exists() for file in job.files)}
         to_do = [job for job in jobs if job.source not in finished]
         _check_files(to_do, [*also_read, *(job.source for job in jobs), *self._folders()])
@@ -201,7 +210,13 @@ def list_sources(images: list[Path]) -> list[tuple[Path, Path]]:
     return list(found.values())
 
 
-def list_jobs(images: list[Path], out: Path, suffix: str = ".png", picture: str = "") -> list[Job]:
+def list_jobs(
+    images: list[Path],
+    out: Path,
+    suffix: str = ".png",
+    picture: str = "",
+    palette: Palette = (),
+) -> list[Job]:
     """List the images and the files of their results.
 
     The result of an image has its name, and in a folder its place in it. Where several would have the same name, all of
@@ -213,6 +228,7 @@ def list_jobs(images: list[Path], out: Path, suffix: str = ".png", picture: str 
             ``suffix``.
         suffix: of the results.
         picture: end of the name of the picture next to each result; empty: none.
+        palette: of the results, see :func:`~.earlier_results.leave_out`.
 
     Raises:
         InputError: no images.
@@ -226,24 +242,11 @@ def list_jobs(images: list[Path], out: Path, suffix: str = ".png", picture: str 
         if out.suffix.lower() != suffix:
             raise ConfigError(f"--out {out}: the result is a {suffix} file")
         return [_job(images[0], out, picture)]
-    sources = _leave_out_results(list_sources(images), out)
+    sources = leave_out(list_sources(images), out, palette, OVERLAY)
     if not sources:
         raise InputError(f"no images to work on in {', '.join(map(str, images))}")
     choices = [_names(source, path, suffix) for source, path in sources]
     return _choose_names([source for source, _ in sources], choices, out, picture)
-
-
-def _leave_out_results(sources: list[tuple[Path, Path]], out: Path) -> list[tuple[Path, Path]]:
-    """Leave out the images in ``out`` if it is inside a folder of images: they are results of earlier runs."""
-    folder = out.resolve()
-    kept = [
-        (source, path)
-        for source, path in sources
-        if not (path.resolve() in folder.parents and folder in source.resolve().parents)
-    ]
-    if len(kept) < len(sources):
-        notice(f"{len(sources) - len(kept)} images in {out} are left out, as results of earlier runs")
-    return kept
 
 
 def _names(source: Path, path: Path, suffix: str) -> list[Path]:

@@ -153,6 +153,7 @@ def run(
         extras: what else is asked for.
         checker: the model for the exact result, if the tiles of a single image are to be compared with it.
     """
+    from ..images.colours import palette_of
     from ..images.polygons import check_polygons
 
     many = request.many
@@ -165,7 +166,8 @@ def run(
     check_table(extras.areas.coco, ".json", "--coco", request)
     request.tiles.check(predictor)
     overlay = not many if request.overlay is None else request.overlay
-    plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [])
+    palette = palette_of(predictor.info.labels, predictor.info.num_classes)
+    plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [], palette=palette)
     with open_table(predictor.names, extras.areas) as table:
         if many or not plan.jobs:
             code = _run_many(predictor, request, plan, tiles, extras, table)

@@ -20,6 +20,11 @@ def distinct_colours(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((round(r * 255), round(g * 255), round(b * 255)) for r, g, b in tones)
 
 
+def palette_of(labels: Labels, count: int) -> tuple[tuple[int, int, int], ...]:
+    """Colour of each of ``count`` classes: those of the labels, else distinct ones."""
+    return labels.palette or distinct_colours(count)
+
+
 def contrasting_colours(count: int) -> tuple[tuple[int, int, int], ...]:
     """Colours as far apart as possible in CIELAB, where distances are those that the eye sees.
 

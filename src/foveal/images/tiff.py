@@ -128,6 +128,15 @@ def pages(file: BinaryIO, name: str, *, strict: bool = True) -> list[Page]:
     return found
 
 
+def first_page(file: BinaryIO, name: str) -> Page | None:
+    """The first image of a TIFF file; ``None`` if it has none. The file's position is not kept.
+
+    Raises:
+        InputError, struct.error: as :func:`pages`.
+    """
+    return next(_directories(file, name), None)
+
+
 def levels(file: BinaryIO, name: str) -> list[Page]:
     """The first page of a TIFF file and its previews: smaller versions of it, as pyramids and overviews are stored.
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..errors import InputError
 from ..images.bands import displayed
-from ..images.colours import contrasting_palette, distinct_colours
+from ..images.colours import contrasting_palette, palette_of
 from ..images.overlay import draw_overlay
 from ..images.writing import Canvas, save_picture, stored_channels, write_picture
 from ..info import Labels
@@ -56,7 +56,7 @@ class SegmentResult:
     @property
     def palette(self) -> tuple[tuple[int, int, int], ...]:
         """Colour (red, green, blue) of each class."""
-        return self.labels.palette or distinct_colours(len(self.logits))
+        return palette_of(self.labels, len(self.logits))
 
     @cached_property
     def mask(self) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigError
 from ..files import atomic_write
-from ..images.colours import distinct_colours
+from ..images.colours import palette_of
 from ..images.polygons import Georeference, check_polygons, read_georeference, write_polygons
 from ..images.rasters import Raster, TiffRaster
 from ..images.tiff_writing import TiffImage, scaled_georeference, write_tiff
@@ -165,7 +165,7 @@ def write_map(path: Path, kept: DiskMap, finish: Finish, info: ModelInfo, raster
                 counts[:] += np.bincount(band.ravel(), minlength=256)
             yield band
 
-    palette = (info.labels.palette or distinct_colours(info.num_classes)) if finish.counts else ()
+    palette = palette_of(info.labels, info.num_classes) if finish.counts else ()
     suffix = path.suffix.lower()
     if suffix == ".npy":
         _write_npy(path, (size.height, size.width, *[finish.channels][finish.channels == 1 :]), finish.dtype, bands())
