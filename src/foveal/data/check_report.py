@@ -83,7 +83,8 @@ class DataReport:
         layout: name of the layout; empty if none fits.
         labels: names and palette of the classes.
         splits: one report for each split.
-        problems: what is wrong in which file; training on these files fails.
+        problems: what is wrong in which file. Training replaces samples that cannot be read by others, up to the share
+            that its setting ``max_bad`` allows; other problems, such as a file without its partner, end it at the start.
         notes: what is allowed but may be a mistake.
     """
 
