@@ -294,7 +294,7 @@ def test_evaluate_and_compare_reports(
     first = cli("evaluate", run.folder, data, "--split", "val", "--boundary", "--out", tmp_path / "a")
     assert first.returncode == 0, first.stderr
     assert "boundary IoU" in first.stdout
-    cli("evaluate", exported, data, "--split", "val", "--size", "64x64", "--out", tmp_path / "b")
+    cli("evaluate", exported, data, "--split", "val", "--size", "32x32", "--out", tmp_path / "b")
     assert "95 % interval" in cli("compare", tmp_path / "a", tmp_path / "b").stdout
     found = json.loads(cli("compare", tmp_path / "a", tmp_path / "b", "--seed", "3", "--json").stdout)
     assert found["low"] < found["difference"] < found["high"] < 0  # the smaller input costs
