@@ -84,7 +84,7 @@ class DataReport:
         labels: names and palette of the classes.
         splits: one report for each split.
         problems: what is wrong in which file. Training replaces samples that cannot be read by others, up to the share
-            that its setting ``max_bad`` allows; other problems, such as a file without its partner, end it at the start.
+            that its setting ``max_bad`` allows; others, such as a file without its partner, end it at the start.
         notes: what is allowed but may be a mistake.
     """
 
