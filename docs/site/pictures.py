@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 import foveal
 from foveal import assets
+from foveal.data.degradation import degraded
 
 OUT = Path(__file__).parents[1] / "pictures"
 STREET = assets.path("street", ".jpg")
@@ -29,6 +30,7 @@ def main() -> None:
     for ref in ("efficientvit_b0.camvid", "efficientvit_b0.camvid_scratch"):
         save(foveal.load(ref)(STREET).overlay(alpha=0.5).convert("RGB"), f"segment.{ref}")
     click()
+    repair()
     enlarge("efficientvit_sr.x2", 2)
     enlarge("efficientvit_sr.x4", 4)
     everything()
@@ -64,6 +66,16 @@ def enlarge(ref: str, scale: int) -> None:
     model: NDArray[np.uint8] = np.asarray(foveal.load(ref)(small).image)[..., :3]
     both = Image.fromarray(np.concatenate([np.asarray(plain), model], axis=1))
     save(both.resize((WIDTH, WIDTH * both.height // both.width), Image.Resampling.NEAREST), f"upscale.{ref}")
+
+
+def repair() -> None:
+    """A detail with noise and JPEG artefacts at the left, repaired at the right."""
+    left, top, width, height = DETAIL
+    detail = np.asarray(Image.open(STREET).convert("RGB"))[top : top + height, left : left + width]
+    damaged = degraded(detail, 1, {"noise": (10, 10), "jpeg": (40, 40)}, np.random.default_rng(0))
+    model: NDArray[np.uint8] = np.asarray(foveal.load("efficientvit_sr.x1")(damaged).image)[..., :3]
+    both = Image.fromarray(np.concatenate([damaged, model], axis=1))
+    save(both.resize((WIDTH, WIDTH * both.height // both.width), Image.Resampling.NEAREST), "repair.efficientvit_sr.x1")
 
 
 def save(picture: Image.Image, name: str) -> None:

@@ -26,6 +26,7 @@ PAGE, CHART = DOCS / "zoo.md", DOCS / "pictures" / "zoo.svg"
 PICTURES = {
     "efficientvit_b0.camvid": ("segment", "The classes of a photograph"),
     "efficientvit_b0.camvid_scratch": ("segment", "The classes of the same photograph"),
+    "efficientvit_sr.x1": ("repair", "Noise and JPEG artefacts at the left, repaired at the right"),
     "efficientvit_sr.x2": ("upscale", "Bicubic interpolation at the left, the model at the right, x2"),
     "efficientvit_sr.x4": ("upscale", "Bicubic interpolation at the left, the model at the right, x4"),
     "tf_efficientnet_lite0.sam": ("click", "The mask of one click"),

@@ -21,11 +21,11 @@ def image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--scale", 7), "--scale 7: efficientvit_sr enlarges 2 or 4 times, --model bicubic 1 to 8 times"),
-        (("--scale", 0), "--scale 0: efficientvit_sr enlarges 2 or 4 times, --model bicubic 1 to 8 times"),
+        (("--scale", 7), "--scale 7: efficientvit_sr enlarges 1, 2 or 4 times, --model bicubic 1 to 8 times"),
+        (("--scale", 0), "--scale 0: efficientvit_sr enlarges 1, 2 or 4 times, --model bicubic 1 to 8 times"),
         (
             ("--scale", 3, "--model", "efficientvit_sr", "--exact", "--format", "tif"),
-            "enlarges 2 or 4 times",
+            "enlarges 1, 2 or 4 times",
         ),
         (("--scale", 9, "--model", "bicubic"), "--scale 9: bicubic enlarges 1 to 8 times\n"),
         (("--scale", 3, "--model", "efficientvit_sr.x2"), "efficientvit_sr.x2 enlarges 2 times"),

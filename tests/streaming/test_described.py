@@ -92,7 +92,7 @@ def test_other_models_say_what_to_install(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("ref", "size", "sides"),
     [(SEGMENT, (131, 197), (1, 2, None)), (SEGMENT, (32, 90), (1,)), (UPSCALE, (45, 61), (9, None)),
-     ("efficientvit_sr.x4", (33, 18), (5,))],
+     ("efficientvit_sr.x4", (33, 18), (5,)), ("efficientvit_sr.x1", (45, 71), (7,))],
     ids=str,
 )  # fmt: skip
 def test_outputs_are_those_of_the_whole_image(ref: str, size: tuple[int, int], sides: tuple[int | None, ...]) -> None:

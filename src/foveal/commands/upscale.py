@@ -57,7 +57,8 @@ def upscale(
     Parameters
     ----------
     scale
-        Factor for each side; default: the model's own, else 2.
+        Factor for each side; default: the model's own, else 2. With 1, the default model repairs noise and JPEG
+        artefacts.
     model
         Bundled name, checkpoint, exported file or training run; "bicubic" or "lanczos" interpolate.
     out
@@ -105,7 +106,7 @@ def _reference(model: str | None, scale: int | None) -> str:
         interpolated = f"{SCALES[0]} to {SCALES[-1]} times"
         if name in KERNELS:
             raise ConfigError(f"--scale {scale}: {name} enlarges {interpolated}")
-        times = " or ".join(map(str, scales))
+        times = " or ".join(filter(None, [", ".join(map(str, scales[:-1])), str(scales[-1])]))
         raise ConfigError(f"--scale {scale}: {name} enlarges {times} times, --model {KERNELS[0]} {interpolated}")
     return f"{tag}{chosen}"
 
