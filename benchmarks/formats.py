@@ -117,7 +117,8 @@ def files_of(case: Case, rows: RowFile, data: str | None, options: argparse.Name
     """A row for each file of a model that has none yet."""
     reference: Predictor | None = None
     key = key_of(case, TORCH, "float16" if case.ref in assets.WEIGHTS else "float32")
-    names = [name for name in options.formats if FORMATS[name].graphs is None]  # not the files of other programs
+    usual = [name for name, format in FORMATS.items() if format.graphs is None and format.site is None]
+    names = [name for name in options.formats if name in usual]  # not the files of other programs, and no sites
     wanted = [(name, dtype) for name in names for dtype in variants(FORMATS[name], data is not None)]
     missing = [
         pair
