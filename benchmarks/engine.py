@@ -37,6 +37,7 @@ from foveal.engine.library import DTYPES
 from foveal.engine.lowering import make_plan
 from foveal.measuring.machine import one_line
 from foveal.prediction.native_runner import encode_points
+from foveal.prediction.openvino_runner import openvino_core
 
 Feed = dict[str, NDArray[np.float32]]
 Run = Callable[[], Any]
@@ -117,9 +118,7 @@ def native(engine: Engine, work: Work, feed: Feed) -> Run:
 
 def openvino(path: Path, threads: int, feed: Feed, dtype: str = "float32") -> Run:
     """The exported file in OpenVINO, tuned for latency."""
-    import openvino as ov
-
-    core = ov.Core()
+    core = openvino_core(path.name)
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[dtype],

@@ -20,6 +20,7 @@ from foveal.exporting.bake import BakedNetwork
 from foveal.exporting.image import ImageNetwork
 from foveal.images.preparing import prepare
 from foveal.info import ModelInfo, Preprocess, attach
+from foveal.prediction.openvino_runner import openvino_core
 from foveal.prediction.predictor import Predictor
 from foveal.prediction.torch_runner import TorchRunner
 from helpers import golden, upscalers
@@ -84,9 +85,8 @@ def run_onnx(path: Path) -> Run:
 
 
 def run_openvino(path: Path) -> Run:
-    openvino: Any = pytest.importorskip("openvino")
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(str(path), "CPU", options)
+    pytest.importorskip("openvino")
+    compiled = openvino_core(path.name).compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda image: compiled(image[None])[0][0]
 
 

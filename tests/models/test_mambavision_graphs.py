@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-import openvino
 import pytest
 import torch
 
 import foveal
 from foveal.factory.create import create_model
+from foveal.prediction.openvino_runner import openvino_core
 from foveal.weights.loading import load_checkpoint
 from helpers import golden
 from helpers.golden import largest
@@ -22,7 +22,7 @@ from helpers.mambavisions import LICENCE, SHALLOW, published_state, small
 def runtimes(path: Path, x: torch.Tensor) -> list[np.ndarray]:
     """Run an exported file in ONNX Runtime and OpenVINO (which would use bfloat16 on processors that have it)."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core(path.name).compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return [np.asarray(session.run(None, {"image": x.numpy()})[0]), compiled({"image": x.numpy()})[0]]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from foveal.prediction.runner import Opened, Runtime
 from foveal.prediction.runtimes import choose
 from foveal.prediction.tiles import tiled_logits
 from foveal.prediction.torch_runner import TorchRunner
+from helpers.narrow import Plain
 
 BUNDLED = "efficientvit_b0.camvid"
 ONNX, PLAN = assets.path(BUNDLED, ".onnx"), assets.path(BUNDLED, ".foveal")
@@ -122,3 +126,25 @@ def test_blended_tiles_of_a_local_network_are_the_whole(size: tuple[int, int]) -
 
     found = tiled_logits(network, image, tile=64, overlap=21, stride=4)
     np.testing.assert_allclose(found, network(image), rtol=1e-5)
+
+
+def test_openvino_networks_can_be_freed_in_any_thread(tmp_path: Path) -> None:
+    """A signal after that does not end the process."""
+    pytest.importorskip("openvino")
+    path = foveal.export(Plain(), "openvino", output=tmp_path / "plain.xml", size=(64, 64)).path
+    code = f"""
+        import os, signal, threading
+        import numpy as np
+        import foveal
+
+        signal.signal(signal.SIGUSR1, lambda number, frame: print("handled", flush=True))
+        predictors = [foveal.load({str(path)!r})]
+        predictors[0](np.zeros((64, 64, 3), np.uint8))
+        thread = threading.Thread(target=predictors.clear)
+        thread.start()
+        thread.join()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        print("alive")
+    """
+    process = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert (process.returncode, process.stdout) == (0, "handled\nalive\n"), process.stderr

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..info import ModelInfo
 from ..prediction.file_network import Settings
-from ..prediction.openvino_runner import open_openvino_network
+from ..prediction.openvino_runner import open_openvino_network, openvino_core
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
 from .half import round_weights
 from .onnx import make_onnx
@@ -49,11 +49,10 @@ def convert_onnx(proto: onnx.ModelProto, files: Sequence[Path], info: ModelInfo,
     """
     # Through a file: in the path that takes a model in memory, OpenVINO loses the names of free dimensions.
     with exporter_errors(info.model, "OpenVINO", "openvino"), tempfile.TemporaryDirectory() as folder:
-        import openvino
         from openvino import passes
 
         (path := Path(folder) / "model.onnx").write_bytes(proto.SerializeToString())
-        model = openvino.Core().read_model(str(path))
+        model = openvino_core(info.model).read_model(str(path))
         _simplify(model)
         if half:
             _store_in_half(model)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, ExportError
 from ..files import atomic_folder
 from ..prediction.file_network import Settings
-from ..prediction.openvino_runner import OpenVinoNetwork, check_type, import_openvino
+from ..prediction.openvino_runner import OpenVinoNetwork, check_type, openvino_core
 from ..prediction.runtimes import RUNTIMES
 from .candidates import Candidate
 
@@ -122,9 +122,8 @@ def _open_onnx(path: Path, settings: Settings, image: NDArray[np.float32]) -> Ca
 
 
 def _open_openvino(path: Path, settings: Settings, image: NDArray[np.float32]) -> Callable[[], NDArray[np.float32]]:
-    openvino = import_openvino(settings.name)
     check_type(settings.name, settings.dtype)
-    network = OpenVinoNetwork(openvino.Core().read_model(str(path)), settings)
+    network = OpenVinoNetwork(openvino_core(settings.name).read_model(str(path)), settings)
     return lambda: network({_INPUT: image})[network.outputs[0]]
 
 

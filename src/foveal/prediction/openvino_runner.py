@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,8 +39,6 @@ class OpenVinoNetwork:
     """
 
     def __init__(self, model: openvino.Model, settings: Settings) -> None:
-        import openvino
-
         options = {
             "INFERENCE_PRECISION_HINT": _TYPES[settings.dtype],
             "INFERENCE_NUM_THREADS": settings.threads or cpu_count(),
@@ -46,7 +46,7 @@ class OpenVinoNetwork:
             "ENABLE_CPU_PINNING": False,  # the process may share its CPUs with others
         }
         try:
-            self.compiled = openvino.Core().compile_model(model, "CPU", options)
+            self.compiled = openvino_core(settings.name).compile_model(model, "CPU", options)
         except RuntimeError as error:
             raise CheckpointError(f"{settings.name}: OpenVINO cannot compile it ({first_line(error)})") from error
         self.outputs = [output.any_name for output in self.compiled.outputs]
@@ -72,10 +72,10 @@ def read_model(files: Sequence[Content], name: str) -> openvino.Model:
         CheckpointError: OpenVINO cannot read them.
         DependencyError: OpenVINO is not installed.
     """
-    openvino = import_openvino(name)
+    core = openvino_core(name)
     graph, weights = (file if isinstance(file, bytes) else str(file) for file in files)
     try:
-        return openvino.Core().read_model(graph, weights)
+        return core.read_model(graph, weights)
     except RuntimeError as error:
         raise CheckpointError(f"{name}: OpenVINO cannot read it ({first_line(error)})") from error
 
@@ -128,22 +128,33 @@ def check_type(ref: str, dtype: str) -> None:
     """
     if dtype == "float32":
         return
-    able = import_openvino(ref).Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = openvino_core(ref).get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if {"bfloat16": "BF16", "float16": "FP16"}[dtype] not in able:
         raise ConfigError(f"{ref}: OpenVINO does not compute in {dtype} on this CPU; leave dtype out for float32")
 
 
-def import_openvino(name: str) -> Any:
-    """The module ``openvino``.
+_CORES: dict[int, openvino.Core] = {}  # by process: a forked one gets its own
+_LOCK = threading.Lock()
+
+
+def openvino_core(name: str) -> openvino.Core:
+    """OpenVINO's core, one for all networks of a process, which is never freed.
+
+    The CPU plugin of a core gives the thread that loads it a stack for signals, and unmaps that when the core is freed.
+    If another thread frees the core, as garbage collection may, the next signal, such as that of Ctrl-C or of a child
+    that ends, finds no stack and ends the process (OpenVINO 2026.4).
 
     Raises:
-        DependencyError: it is not installed; the message begins with ``name``.
+        DependencyError: OpenVINO is not installed; the message begins with ``name``.
     """
     try:
         import openvino
     except ModuleNotFoundError as error:
         raise DependencyError(f"{name}: .xml files need OpenVINO: pip install 'foveal[openvino]'") from error
-    return openvino
+    with _LOCK:
+        if os.getpid() not in _CORES:
+            _CORES[os.getpid()] = openvino.Core()
+        return _CORES[os.getpid()]
 
 
 OPENVINO = Runtime(
