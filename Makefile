@@ -16,9 +16,10 @@ $(DEMO)/installed: pyproject.toml $(shell find src -type f -not -name '*.pyc')
 	touch $@
 
 # What continuous integration runs: lint, types, all tests but the long ones. The files begin in the order of
-# tests/conftest.py, not in that of their number of tests.
+# tests/conftest.py, not in that of their number of tests. A worker that crashes fails the run: a new one would wait for ever.
 test: lint
-	$(TEST)/bin/python -m pytest -m "not long" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(TEST)/bin/python -m pytest -m "not long" -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile \
+		--no-loadscope-reorder
 
 # Tests of minutes each; CONTRIBUTING.md lists them. Some need a network.
 test-long: $(TEST)/installed
