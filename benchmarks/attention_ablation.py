@@ -30,14 +30,14 @@ ROWS: dict[str, Model] = {
 def main() -> None:
     """Train the rows that are missing, print the table and draw it."""
     arguments = parser(__doc__, "runs/attention_ablation").parse_args()
-    found = train_rows(ROWS, arguments)
+    found, machines = train_rows(ROWS, arguments)
     print(f"| attention | branches | widths | parameters | MACs at {SIZE[0]}x{SIZE[1]} | mIoU, test |")
     print("|---|---|---|---|---|---|")
     for name, model in ROWS.items():
         options = model[1]
         widths = " ".join(map(str, options["embed_dim"]))
         print(f"| {name} | {1 + len(options['scales'])} | {widths} | {sizes(model)} | {figures(found[name])} |")
-    finish(found, arguments.plot)
+    finish(found, machines, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from training_rows import TrainingRows
 
 import foveal
 from foveal.images.figures import new_figure, write_figure
-from foveal.measuring import machine
 from foveal.measuring.costs import Costs, count
 from foveal.measuring.row_file import Row
 
@@ -50,10 +49,12 @@ def parser(doc: str | None, out: str) -> argparse.ArgumentParser:
     return made
 
 
-def train_rows(models: Mapping[str, Model], arguments: argparse.Namespace) -> dict[str, list[Row]]:
-    """Train what is not in ``rows.jsonl`` yet, or resume an interrupted run; return the rows of each model.
+def train_rows(models: Mapping[str, Model], arguments: argparse.Namespace) -> tuple[dict[str, list[Row]], str]:
+    """Train what is not in ``rows.jsonl`` yet, or resume an interrupted run.
 
-    A row has the mIoU on the test images in percent and the seconds of training.
+    Returns:
+        The rows of each model, with the mIoU on the test images in percent and the seconds of training; and the
+        machines that trained them.
     """
     rows = TrainingRows(arguments.out)
     data = prepare(arguments.camvid, arguments.out, arguments.toy)
@@ -70,7 +71,7 @@ def train_rows(models: Mapping[str, Model], arguments: argparse.Namespace) -> di
                 lambda row: f"{row['miou']:.1f} %, {row['seconds'] / 60:.1f} minutes",
             )
             found[name].append(row)
-    return found
+    return found, rows.measured_on(row for own in found.values() for row in own)
 
 
 def measure(data: Path, folder: Path, settings: dict[str, Any]) -> dict[str, float]:
@@ -102,11 +103,10 @@ def figures(rows: list[Row]) -> str:
     return f"{statistics.mean(values):.1f}{each}"
 
 
-def finish(found: Mapping[str, list[Row]], plot: Path | None) -> None:
-    """Print the machine, the versions and the hours of the training, and draw the figure if it is asked for."""
+def finish(found: Mapping[str, list[Row]], machines: str, plot: Path | None) -> None:
+    """Print the machines and the hours of the training, and draw the figure if it is asked for."""
     hours = sum(row["seconds"] for rows in found.values() for row in rows) / 3600
-    versions = machine.describe()
-    print(f"{machine.one_line()}, torch {versions['torch']}, one thread; {hours:.2f} hours of training")
+    print(f"{machines}; {hours:.2f} hours of training")
     if plot:
         draw(found, plot)
 

@@ -26,7 +26,6 @@ from training_rows import TrainingRows
 
 import foveal
 from foveal.config import read_yaml
-from foveal.measuring import machine
 from foveal.measuring.row_file import Row
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "camvid_b0_scratch.yaml"
@@ -68,7 +67,7 @@ def main() -> None:
             key = {"row": name, "seed": seed, "settings": settings}
             run = partial(measure, data, rows.folder(f"{name} {seed}"), settings | {"seed": seed})
             kept.append(rows.row(key, run, lambda row: f"{row['miou']:.2%}, {row['seconds'] / 3600:.2f} h"))
-    for line in table(kept):
+    for line in [*table(kept), "", rows.measured_on(kept)]:
         print(line)
 
 
@@ -115,16 +114,16 @@ def table(rows: list[Row]) -> list[str]:
         difference = f"{100 * statistics.mean(pairs):+.2f}" if pairs else ""
         if len(pairs) > 1:
             difference += f" ± {100 * statistics.stdev(pairs):.2f}"
-        hours = statistics.mean(row["seconds"] for row in by_seed.values()) / 3600
+        hours = training_rows.hours_text([row["seconds"] / 3600 for row in by_seed.values()])
         each = ", ".join(f"{value:.2%}" for value in values)
-        lines.append(f"| {name} | {statistics.mean(values):.2%} | {each} | {difference} | {hours:.2f} |")
+        lines.append(f"| {name} | {statistics.mean(values):.2%} | {each} | {difference} | {hours} |")
     lines += ["", "commands, for each seed:", "", "```bash"]
     for name, by_seed in found.items():
         settings = next(iter(by_seed.values()))["key"]["settings"]
         words = [f"--set.{key} {shlex.quote(_text(value))}" for key, value in settings.items()]
         command = ["foveal train CAMVID --config camvid_b0_scratch --seed SEED", *words]
         lines.append(f"{' '.join(command)}   # {name}")
-    return [*lines, "```", "", machine.one_line()]
+    return [*lines, "```"]
 
 
 def _text(value: Any) -> str:

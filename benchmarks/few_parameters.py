@@ -28,7 +28,6 @@ from training_features import RECIPE, TOY, WITH_WEIGHTS
 from training_rows import TrainingRows
 
 import foveal
-from foveal.measuring import machine
 from foveal.measuring.row_file import Row
 from foveal.weights.checkpoints import read_state
 
@@ -92,7 +91,8 @@ def main() -> None:
             settings = recipe | (few if changes else {}) | changes | {"seed": seed}
             run = partial(measure, data, rows.folder(f"{data.name} {name} {seed}"), settings)
             rows.row(key, run, lambda row: f"{row['figure']:.2%}")
-    for line in table([row for row in rows.file.rows if shared.items() <= row["key"].items()]):
+    found = [row for row in rows.file.rows if shared.items() <= row["key"].items()]
+    for line in [*table(found), f"python {shlex.join(sys.argv)}", rows.measured_on(found)]:
         print(line)
 
 
@@ -118,12 +118,12 @@ def table(rows: list[Row]) -> list[str]:
     for name in dict.fromkeys(row["key"]["kind"] for row in rows):
         found = [row for row in rows if row["key"]["kind"] == name]
         figures = [row["figure"] for row in found]
-        hours = statistics.mean(row["hours"] for row in found)
+        hours = training_rows.hours_text([row["hours"] for row in found], 3)
         lines.append(
             f"| {name} | {found[0]['share']:.1%} | {statistics.mean(figures):.1%} | {min(figures):.1%} to "
-            f"{max(figures):.1%} ({len(found)}) | {found[0]['bytes'] / 1e6:.2f} MB | {hours:.3f} |"
+            f"{max(figures):.1%} ({len(found)}) | {found[0]['bytes'] / 1e6:.2f} MB | {hours} |"
         )
-    return [*lines, f"python {shlex.join(sys.argv)}", machine.one_line()]
+    return lines
 
 
 def split(archive: Path, out: Path, toy: bool) -> Path:

@@ -330,24 +330,23 @@ def row_of(row: Row, time: Row | None) -> tuple[str, ...]:
 def page_text(rows: Path) -> str:
     """What stands between the two marks of the page: the machine, the versions, and the tables.
 
-    Sizes and differences are those of every machine, times those of the last one that measured a format.
+    Sizes and differences are those of every machine, times those of the last one that measured any.
     """
     machines = read_rows(rows)
+    timed = next((where for where in reversed(machines) if any(row["kind"] == TIME for row in where.rows)), None)
     found = {
-        (row["kind"], json.dumps(row["key"], sort_keys=True)): {**row, "on": place}
-        for place, where in enumerate(machines)
+        (row["kind"], json.dumps(row["key"], sort_keys=True)): row
+        for where in machines
         for row in where.rows
+        if row["kind"] == FILE or where is timed
     }
     measured = list(found.values())
-    used = sorted({row["on"] for row in measured if row["kind"] == TIME} or {0})
-    hosts = [machines[place].machine for place in used]
-    machine = hosts[-1]
+    machine = (timed or machines[-1]).machine
     versions = {name: machine[name] for name in ("foveal", "torch", "onnxruntime", "openvino") if name in machine}
     for row in measured:
         versions |= row.get("versions", {})
     times = [row for row in measured if row["kind"] == TIME]
-    facts = [f"{host['cpu']}, {host['cores']} cores, {host['os']}, Python {host['python']}" for host in hosts]
-    facts.append(", ".join(f"{name} {version}" for name, version in versions.items()))
+    facts = [one_line(machine), ", ".join(f"{name} {version}" for name, version in versions.items())]
     if times:
         threads = sorted({row["key"]["threads"] for row in times})
         load = max(row["load"] for row in times)

@@ -88,12 +88,12 @@ def main() -> None:
     made = parser(__doc__, "runs/hybrids")
     made.add_argument("--rounds", type=int, default=20)
     arguments = made.parse_args()
-    found = train_rows(ROWS, arguments)
+    found, machines = train_rows(ROWS, arguments)
     measured = times(2 if arguments.toy else arguments.rounds)
     print(f"| backbone | parameters | MACs at {SIZE[0]}x{SIZE[1]} | one image | mIoU, test |\n|---|---|---|---|---|")
     for name, model in ROWS.items():
         print(f"| {name} | {sizes(model)} | {measured[name]} | {figures(found[name])} |")
-    finish(found, arguments.plot)
+    finish(found, machines, arguments.plot)
 
 
 if __name__ == "__main__":

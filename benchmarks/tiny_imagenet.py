@@ -23,7 +23,6 @@ from training_rows import TrainingRows
 import foveal
 from foveal.costs import count
 from foveal.info import info_of
-from foveal.measuring import machine
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 #: Name of a row -> recipe, and what it changes.
@@ -55,10 +54,12 @@ def main() -> None:
             folder = rows.folder(f"{recipe} {seed}{' toy' * arguments.toy}")
             run = partial(measure, data, folder, RECIPES / f"{recipe}.yaml", settings)
             rows.row(key, run, lambda row: f"{row['top1']:.1%}, {row['hours']:.1f} h")
-            logs[f"{name} {seed}"] = [line for line in read(str(folder / "log.jsonl")) if "epoch" in line]
-    compare(logs, "top1", str(arguments.out / "curves.png"))
+            if (folder / "log.jsonl").exists():  # not of a row that another machine measured
+                logs[f"{name} {seed}"] = [line for line in read(str(folder / "log.jsonl")) if "epoch" in line]
+    if logs:
+        compare(logs, "top1", str(arguments.out / "curves.png"))
     found = [row for row in rows.file.rows if row["kind"] == "training" and row["key"]["toy"] == arguments.toy]
-    for line in table(found):
+    for line in [*table(found), rows.measured_on(found)]:
         print(line)
 
 
@@ -92,12 +93,13 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
         groups.setdefault((row["key"]["model"], row["trained"]), []).append(row)
     for (name, epochs), group in groups.items():
         first = group[0]
-        hours, top1, top5 = (statistics.mean(row[figure] for row in group) for figure in ("hours", "top1", "top5"))
+        top1, top5 = (statistics.mean(row[score] for row in group) for score in ("top1", "top5"))
+        hours = training_rows.hours_text([row["hours"] for row in group], 1)
         lines.append(
             f"| {name} | {first['size'][0]} | {first['params'] / 1e6:.2f} M | {first['macs'] / 1e6:.1f} M | {epochs} | "
-            f"{len(group)} | {hours:.1f} | {top1:.1%} | {top5:.1%} |"
+            f"{len(group)} | {hours} | {top1:.1%} | {top5:.1%} |"
         )
-    return [*lines, f"one thread of {machine.one_line()}"]
+    return lines
 
 
 def prepare(data: Path, out: Path, toy: bool) -> Path:

@@ -11,6 +11,7 @@ measured with --weights only: they are about what a backbone has learnt before.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Container
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from camvid import prepare
 from training_rows import TrainingRows
 
 import foveal
-from foveal.measuring import machine
 from foveal.measuring.row_file import Row, RowFile
 
 RECIPE: dict[str, Any] = {
@@ -86,7 +86,8 @@ def main() -> None:
             settings = recipe | changes | {"seed": seed}
             run = partial(measure, data, rows.folder(f"{name} {seed}"), settings, name == PHASES)
             rows.row(key, run, lambda row: f"{row['miou']:.2%}")
-    for line in table(rows.file, features, arguments.toy):
+    found = rows_of(rows.file, features, arguments.toy)
+    for line in [*table(found), rows.measured_on(found)]:
         print(line)
 
 
@@ -105,12 +106,17 @@ def measure(data: Path, folder: Path, settings: dict[str, Any], in_phases: bool)
     return {"miou": miou, "epochs": len(result.losses)}
 
 
-def table(rows: RowFile, features: dict[str, dict[str, Any]], toy: bool) -> list[str]:
+def rows_of(rows: RowFile, features: Container[str], toy: bool) -> list[Row]:
+    """The rows of a table."""
+    of_table = [row for row in rows.rows if row["kind"] == "training" and row["key"]["toy"] == toy]
+    return [row for row in of_table if row["key"]["feature"] in features]
+
+
+def table(rows: list[Row]) -> list[str]:
     """The rows as Markdown, with the difference from the recipe."""
     found: dict[str, list[tuple[float, int]]] = {}
-    for row in rows.rows:
-        if row["kind"] == "training" and row["key"]["toy"] == toy and row["key"]["feature"] in features:
-            found.setdefault(row["key"]["feature"], []).append((row["miou"], row["epochs"]))
+    for row in rows:
+        found.setdefault(row["key"]["feature"], []).append((row["miou"], row["epochs"]))
     base = [miou for miou, _ in found[BASE]]
     lines = ["| change of the recipe | mIoU, test | difference | epochs |", "|---|---|---|---|"]
     for name, values in found.items():
@@ -119,7 +125,7 @@ def table(rows: RowFile, features: dict[str, dict[str, Any]], toy: bool) -> list
         epochs = ", ".join(map(str, dict.fromkeys(count for _, count in values)))
         lines.append(f"| {name} | {mean:.1%} | {difference} | {epochs} |")
     spread = ", ".join(f"{value:.1%}" for value in base)
-    return [*lines, f"seeds of the recipe: {spread}", machine.one_line()]
+    return [*lines, f"seeds of the recipe: {spread}"]
 
 
 if __name__ == "__main__":

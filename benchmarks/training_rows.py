@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import foveal
+from foveal.measuring import machine
 from foveal.measuring.row_file import Row, RowFile
 from foveal.training.train import TrainResult
 
@@ -66,9 +68,21 @@ class TrainingRows:
             print(f"{next(iter(key.values()))}, seed {key['seed']}: {describe(row)}", flush=True)
         return row
 
+    def measured_on(self, rows: Iterable[Row]) -> str:
+        """The machines and versions that measured some of the rows, in one line."""
+        found = self.file.machines_of(rows)
+        return "; ".join(f"one thread of {machine.one_line(where)}, torch {where['torch']}" for where in found)
+
     def folder(self, name: str) -> Path:
         """The folder of a run."""
         return self.out / name.translate(str.maketrans(" :,", "___"))
+
+
+def hours_text(hours: Sequence[float], digits: int = 2) -> str:
+    """The mean of hours, or the smallest and the largest if machines differed: more than by half."""
+    if max(hours) > 1.5 * min(hours):
+        return f"{min(hours):.{digits}f} to {max(hours):.{digits}f}"
+    return f"{statistics.mean(hours):.{digits}f}"
 
 
 def train(data: Path, folder: Path, **settings: Any) -> TrainResult:

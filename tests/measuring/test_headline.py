@@ -278,12 +278,12 @@ def test_a_page_names_the_machine_of_each_row(tmp_path: Path) -> None:
     rows.write_text("\n".join([*lines[:4], other, *lines[1:3]]) + "\n", encoding="utf-8")
     write_page(rows, page)
     text = page.read_text(encoding="utf-8")
-    assert "- Machine A: " in text
-    assert "- Machine B: Another, " in text
+    assert "- Machine 1: " in text
+    assert "- Machine 2: Another, " in text
     table = text.partition("## Segmentation")[2].partition("##")[0].splitlines()
     assert [line.rpartition(" | ")[2] for line in table if line.startswith("| efficientvit")] == [
-        *("A |",) * 3,
-        *("B |",) * 2,
+        *("1 |",) * 3,
+        *("2 |",) * 2,
     ]
-    assert "float32, machine A" in text
-    assert "float32, machine B" not in text
+    assert "float32, machine 1" in text
+    assert "float32, machine 2" not in text

@@ -59,6 +59,14 @@ def test_a_file_has_rows_of_several_machines(tmp_path: Path) -> None:
     assert (fast.machine["cpu"], fast.rows) == ("a fast one", [ROW])
     assert (own.machine, own.rows) == (RowFile(None).machine, RowFile(path).rows)
     assert path.read_text().count('"kind": "machine"') == 2
+    whole = RowFile(path, of_any_machine=True)
+    assert [where["cpu"] for where in whole.machines_of(whole.rows)] == [here["cpu"]]
+    path.write_text(path.read_text() + json.dumps({**here, "cpu": "another"}) + "\n")  # it measured nothing
+    RowFile(path).add({**ROW, "kind": "third"})
+    assert [(where.machine["cpu"], len(where.rows)) for where in read_rows(path)] == [
+        ("a fast one", 1),
+        (here["cpu"], 3),
+    ]
 
 
 @pytest.mark.parametrize(

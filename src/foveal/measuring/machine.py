@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -20,9 +22,13 @@ def describe() -> dict[str, str | int]:
     return facts
 
 
-def one_line() -> str:
-    """Processor, cores, operating system and Python version in one line."""
-    facts = _machine()
+def one_line(facts: Mapping[str, str | int] | None = None) -> str:
+    """Processor, cores, operating system and Python version in one line.
+
+    Args:
+        facts: of a machine, as :func:`describe` gives them; default: this one.
+    """
+    facts = facts or _machine()
     return f"{facts['cpu']}, {facts['cores']} cores, {facts['os']}, Python {facts['python']}"
 
 
@@ -36,10 +42,13 @@ def _machine() -> dict[str, str | int]:
 
 
 def _cpu_name() -> str:
-    try:
+    """Name of the processor; on x86 with its family and model, which virtual machines often leave out of the name."""
+    facts: dict[str, str] = {}
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("model name", "Hardware", "Model")):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    name = facts.get("model name") or facts.get("Hardware") or facts.get("Model")
+    if name and "cpu family" in facts:
+        return f"{name} (family {facts['cpu family']}, model {facts.get('model')})"
+    return name or platform.processor() or platform.machine()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from string import ascii_uppercase
 
 from ..files import atomic_write, ensure_folder
 from . import budget
@@ -31,10 +30,10 @@ def write_page(rows: Path, page: Path) -> None:
         InputError: a file cannot be read or written.
     """
     measured = read_rows(rows)
-    names = {label: where.machine for label, where in zip(ascii_uppercase, measured, strict=False)}
+    names = {str(number): where.machine for number, where in enumerate(measured, 1)}
     labelled = [
         {**row, "machine": label if len(measured) > 1 else ""}
-        for label, where in zip(names, measured, strict=False)
+        for label, where in zip(names, measured, strict=True)
         for row in where.rows
     ]
     pairs, laws, budgets = ([row for row in labelled if row["kind"] == kind] for kind in (PAIR, LAW, budget.KIND))
@@ -117,7 +116,7 @@ def _reason(row: Row) -> str:
 
 
 def _machines_text(machines: Mapping[str, Row]) -> str:
-    """The machines of the rows, by the letter that the tables use where there are several."""
+    """The machines of the rows, by the number that the tables use where there are several."""
     several = len(machines) > 1
     return "\n".join(
         f"{f'- Machine {label}' if several else 'Machine'}: {facts['cpu']}, {facts['cores']} cores, {facts['os']}; "

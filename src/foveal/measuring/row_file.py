@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ class RowFile:
         self.path = None if path is None else Path(path)
         self.machine = machine.describe()
         self._rows: dict[str, Row] = {}
+        self._where: dict[str, Row] = {}  # by the same keys: the machines of the rows
         self._last_machine: Row | None = None  # of the file, which the next line would belong to
         if self.path is None:
             return
@@ -44,8 +45,8 @@ class RowFile:
             return
         for where, row in _lines(self.path):
             self._last_machine = where
-            if of_any_machine or where == self.machine:
-                self._keep(row)
+            if row is not None and (of_any_machine or where == self.machine):
+                self._keep(row, where)
 
     @property
     def rows(self) -> list[Row]:
@@ -56,17 +57,27 @@ class RowFile:
         """The row of this kind and key, if it was measured."""
         return self._rows.get(_identity(kind, key))
 
+    def machines_of(self, rows: Iterable[Row]) -> list[Row]:
+        """The machines that measured some of the rows of this file, the earliest first."""
+        found: list[Row] = []
+        for row in rows:
+            where = self._where[_identity(row["kind"], row["key"])]
+            if where not in found:
+                found.append(where)
+        return found
+
     def add(self, row: Row) -> None:
         """Add a row, in the file as well before this returns; it is kept as it will be read."""
         row = json.loads(json.dumps(row))
-        self._keep(row)
+        self._keep(row, self.machine)
         if self._last_machine != self.machine:
             self._append({"kind": _MACHINE, **self.machine})
             self._last_machine = self.machine
         self._append(row)
 
-    def _keep(self, row: Row) -> None:
-        self._rows[_identity(row["kind"], row["key"])] = row
+    def _keep(self, row: Row, where: Row) -> None:
+        identity = _identity(row["kind"], row["key"])
+        self._rows[identity], self._where[identity] = row, where
 
     def _append(self, row: Row) -> None:
         if self.path is None:
@@ -103,6 +114,8 @@ def read_rows(path: Path) -> list[Measured]:
     machines: list[Row] = []
     rows: list[dict[str, Row]] = []
     for where, row in _lines(path):
+        if row is None:
+            continue
         if where not in machines:
             machines.append(where)
             rows.append({})
@@ -110,8 +123,8 @@ def read_rows(path: Path) -> list[Measured]:
     return [Measured(where, list(found.values())) for where, found in zip(machines, rows, strict=True)]
 
 
-def _lines(path: Path) -> Iterator[tuple[Row, Row]]:
-    """Every row with the machine whose line stands above it."""
+def _lines(path: Path) -> Iterator[tuple[Row, Row | None]]:
+    """Every machine with ``None``, and every row with the machine whose line stands above it."""
     try:
         content = path.read_bytes()
         whole, _, rest = content.rpartition(b"\n")
@@ -126,6 +139,7 @@ def _lines(path: Path) -> Iterator[tuple[Row, Row]]:
         row = _parse(path, number, line)
         if row["kind"] == _MACHINE:
             where = {name: value for name, value in row.items() if name != "kind"}
+            yield where, None
         elif not where:
             raise DataError(f"{path}, line {number}: a row stands before the machine's; give a new name")
         else:
