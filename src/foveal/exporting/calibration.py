@@ -33,6 +33,7 @@ class Measure:
         max_loss: how much it may lose by default, in this unit.
         share: of the allowed loss that it may lose on the images that are measured. It loses more on others where the
             layers were chosen by these images.
+        images: how many it is measured on at most. Of 100 images, one is a whole point of a classifier's figure.
         of: the figure of a report, in this unit.
         options: of the evaluator.
     """
@@ -41,17 +42,19 @@ class Measure:
     unit: str
     max_loss: float
     share: float
+    images: int
     of: Callable[[Any], float]
     options: dict[str, Any]
 
 
+_BOXES = {"prompts": "boxes"}
 #: By task; a task without a line cannot be quantised.
 MEASURES = {
-    "segment": Measure("mIoU", "points", 0.5, 0.4, lambda report: 100 * report.miou, {}),
-    "classify": Measure("top-1", "points", 0.5, 1.0, lambda report: 100 * report.top1, {}),
-    "upscale": Measure("PSNR", "dB", 0.1, 1.0, lambda report: report.sets[0].scores.psnr, {}),
-    "regress": Measure("similarity", "points", 0.5, 0.4, lambda report: 100 * report.scores.similarity, {}),
-    "prompt": Measure("box mIoU", "points", 1.0, 1.0, lambda report: 100 * report.miou("box"), {"prompts": "boxes"}),
+    "segment": Measure("mIoU", "points", 0.5, 0.4, 100, lambda report: 100 * report.miou, {}),
+    "classify": Measure("top-1", "points", 0.5, 1.0, 400, lambda report: 100 * report.top1, {}),
+    "upscale": Measure("PSNR", "dB", 0.1, 1.0, 100, lambda report: report.sets[0].scores.psnr, {}),
+    "regress": Measure("similarity", "points", 0.5, 0.4, 100, lambda report: 100 * report.scores.similarity, {}),
+    "prompt": Measure("box mIoU", "points", 1.0, 1.0, 100, lambda report: 100 * report.miou("box"), _BOXES),
 }
 
 
@@ -65,7 +68,7 @@ class QuantisationData:
         data: in any layout that :func:`foveal.evaluate` reads for the model's task.
         predictor: of the model in float32, with the preprocessing that all images get.
         calibration_images: how many to calibrate on at most.
-        measured_images: how many to measure on at most.
+        measured_images: how many to measure on at most; ``None``: as many as the task's :class:`Measure` has.
 
     Attributes:
         measure: the figure that is measured.
@@ -77,7 +80,9 @@ class QuantisationData:
         ConfigError: as :func:`foveal.evaluate`.
     """
 
-    def __init__(self, data: str | Path, predictor: Predictor, calibration_images: int, measured_images: int) -> None:
+    def __init__(
+        self, data: str | Path, predictor: Predictor, calibration_images: int, measured_images: int | None = None
+    ) -> None:
         self.data, self.predictor, self.measure = data, predictor, MEASURES[predictor.info.task]
         first, second = _two_splits(data, predictor.info.task)
         train, rest = self._open(predictor, first).samples, self._open(predictor, second).samples
@@ -85,7 +90,7 @@ class QuantisationData:
         self.calibration = _Some(train, _draw(len(train))[: min(calibration_images, most)], first)
         used = {train.name(index) for index in self.calibration.indices}
         held_out = [index for index in _draw(len(rest)) if rest.name(index) not in used]
-        self.held_out = _Some(rest, held_out[:measured_images], second)
+        self.held_out = _Some(rest, held_out[: measured_images or self.measure.images], second)
         if not (self.calibration and self.held_out):
             raise DataError(f"{data}: quantisation needs an image to calibrate on and another one to measure on")
 

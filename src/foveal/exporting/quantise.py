@@ -29,7 +29,6 @@ from .graph import Feed, class_agreement, difference
 from .report import ExportReport, Quantisation
 
 CALIBRATION_IMAGES = 100  #: that ranges are taken from, by default
-MEASURED_IMAGES = 100  #: at most, that a file is measured on
 MAX_EVALUATIONS = 9  #: of quantised files
 _RANKING_INPUTS = 2  # that a layer alone is tried on
 _LEAST_SHARE = 0.5  # of the layers that compute in int8: a file with fewer is not worth having
@@ -121,7 +120,7 @@ def quantise(
     for path in report.extra_files:
         shutil.copy(path, folder)
     predictor = load(report.path, device="cpu")
-    data = QuantisationData(request.data, predictor, request.calibration_images, MEASURED_IMAGES)
+    data = QuantisationData(request.data, predictor, request.calibration_images)
     files = [report.path.with_suffix(suffix) for suffix in suffixes]
     written = [folder / path.name for path in files]
     trials = _Trials(tool(source, _Counted(data, request.progress)), predictor, data, written, request)
@@ -290,9 +289,10 @@ class _Trials:
     def _failure(self) -> ExportError:
         measure = self.data.measure
         count = max(self.figures, key=lambda count: self.figures[count])
+        best, loss = self.figures[count], self.before - self.figures[count]
         return ExportError(
-            f"{self.predictor.info.model} in int8: the best {measure.name} is {self.figures[count]:.2f} instead of "
-            f"{self.before:.2f} with {count} of {len(self.tool.layers)} layers in float32, a loss of "
-            f"{self.before - self.figures[count]:.2f} {measure.unit}, {self.limit:g} is allowed on these images: "
-            "allow more (max_loss), calibrate on more images, or export in float16"
+            f"{self.predictor.info.model} in int8: the best {measure.name} is {best:.2f}, with {count} of "
+            f"{len(self.tool.layers)} layers in float32; the float32 file has {self.before:.2f}. The loss of "
+            f"{loss:.2f} {measure.unit} is above the limit of {self.limit:g}, so no file was written: raise max_loss, "
+            "calibrate on more images, or export in float16"
         )
