@@ -81,7 +81,13 @@ def test_a_palette_is_known_by_all_of_its_colours(name: str) -> None:
     assert not has_palette(write_palette(Path(name), greys), greys)  # as scanners write pages
 
 
-@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*\xff\xff\xff\xff", b"text"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"text", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*\xff\xff\xff\xff"),
+        b"II+\0\x08\0\0\0" + b"\xff" * 8,  # the first page is where no file has a byte
+    ],
+)
 def test_damaged_files_have_no_palette(content: bytes) -> None:
     for name in ("x.png", "x.tif", "x.jpg"):
         Path(name).write_bytes(content)

@@ -98,6 +98,7 @@ def test_mistakes_get_one_line(cli: Command, weights: Path, street: Path, tmp_pa
         ("--model", weights, "--scale", 4): "enlarges 2 times",
         ("--model", weights, "--tile", 100): "tile=100",
         ("--model", "bicubic", "--exact"): "exact tiles need a torch model",
+        ("--model", weights, "--exact", "--runtime", "native"): "--exact --runtime native needs --format tif",
         ("--model", "efficientvit_b0.camvid"): "use foveal segment",
         ("--model", weights, "--out", street.parent): "would overwrite the image",
     }

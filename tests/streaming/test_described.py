@@ -79,10 +79,13 @@ def test_larger_images_without_torch(tmp_path: Path) -> None:
 
 def test_other_models_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(stripes(64, 64)).save(tmp_path / "x.png")
-    for options in (("--model", "efficientvit_b1.cityscapes"), ("--runtime", "native")):
+    for options, message in {
+        ("--model", "efficientvit_b1.cityscapes"): "exact streaming divides networks with torch",
+        ("--runtime", "native"): "exact streaming with native needs torch",
+    }.items():
         done = without_torch(tmp_path, "segment", "x.png", "--exact", *options)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert "exact streaming divides networks with torch: pip install 'foveal[torch]'" in done.stderr
+        assert f"{message}: pip install 'foveal[torch]'" in done.stderr
     monkeypatch.setattr(streamed_networks, "torch_installed", lambda: False)
     assert [runtime_of(ref) for ref in DESCRIBED] == ["onnxruntime"] * len(DESCRIBED)
     with pytest.raises(DependencyError, match=f"weights.pt: .*without it, {DESCRIBED[0]}"):
@@ -169,8 +172,11 @@ def test_other_networks_are_refused_by_name(tmp_path: Path) -> None:
     """An exported file of anybody, and a model of torch, are not the weights of the package in ONNX Runtime."""
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(assets.path(SEGMENT, ".onnx").read_bytes())
-    for predictor in (foveal.load(copy, runtime="onnxruntime"), foveal.load(SEGMENT, runtime="torch")):
-        with pytest.raises(ConfigError, match=f"exact streaming with ONNX Runtime is for {DESCRIBED[0]}"):
+    for predictor, message in (
+        (foveal.load(copy, runtime="onnxruntime"), f"exact streaming with ONNX Runtime is for {DESCRIBED[0]}"),
+        (foveal.load(SEGMENT, runtime="torch"), f"{SEGMENT} was loaded with torch: load it with runtime='onnxruntime'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
             foveal.stream(predictor, stripes(64, 64), runtime="onnxruntime")
     with pytest.raises(ConfigError, match="needs the torch runtime"):
         foveal.stream(foveal.load(copy, runtime="onnxruntime"), stripes(64, 64))

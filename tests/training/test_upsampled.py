@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,8 +34,26 @@ def test_strips_refuse_what_the_whole_map_refuses() -> None:
     loss = SegmentationLoss({"cross_entropy": 1})
     with pytest.raises(RuntimeError, match="out of bounds"):
         loss(torch.zeros(1, 3, 2, 2), torch.full((1, 8, 8), 3))
-    with pytest.raises(InputError, match="2 maps of logits do not fit 1 targets"):
-        loss(torch.zeros(2, 3, 2, 2), torch.zeros(1, 8, 8, dtype=torch.long))
+
+
+@pytest.mark.parametrize("term", ["cross_entropy", "lovasz", "dice"])
+@pytest.mark.parametrize(
+    ("logits", "target"), [((2, 3, 2, 2), (1, 8, 8)), ((1, 3, 2, 2), (1, 1, 8, 8)), ((3, 2, 2), (8, 8))]
+)
+def test_other_shapes_are_refused(term: Any, logits: tuple[int, ...], target: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"give \(B, C, h, w\) and \(B, H, W\)"):
+        SegmentationLoss({term: 1})(torch.zeros(logits), torch.zeros(target, dtype=torch.long))
+
+
+def test_training_after_a_loss_in_inference_mode() -> None:
+    """Also with the matrices that were made for the first."""
+    loss = SegmentationLoss({"cross_entropy": 1})
+    logits, target = torch.randn(1, 3, 5, 6, dtype=torch.float64), torch.ones(1, 13, 17, dtype=torch.long)
+    with torch.inference_mode():
+        expected = loss(logits, target)
+    found = loss(logits.clone().requires_grad_(), target)
+    found.backward()
+    assert found.item() == expected.item()
 
 
 @pytest.mark.parametrize("size", [(64, 96), (17, 50), (8, 12), (5, 7)])

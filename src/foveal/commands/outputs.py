@@ -66,7 +66,7 @@ class Request:
         images: image files and folders.
         out: folder of the results, or the file of a single result.
         overlay: whether to write overlays, too; ``None``: the verb's default.
-        tiles: in which parts a model sees an image; those that are ``None``: the verb's default.
+        tiles: side and overlap of the tiles; ``None`` stands for the verb's default.
         resume: whether to skip images whose result exists.
         as_json: whether to print JSON.
         batch_size: images that may run at once; ``None``: 1.

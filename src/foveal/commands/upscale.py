@@ -80,6 +80,8 @@ def upscale(
     if exact and format == "tif":
         engine = check_options(engine, overlap=overlap, compare=compare, check_tiles=check_tiles)
         return run_exact(ref, engine, "upscale", Request(images, out, tiles=Tiles(tile), resume=resume, as_json=json))
+    if exact and engine.runtime == "native":
+        raise ConfigError("--exact --runtime native needs --format tif: add it, or leave out --runtime")
     predictor = open_exact(ref, check_options(engine), "upscale") if exact else open_model(ref, engine, "upscale")
     own = predictor.info.options["scale"]
     if scale not in (None, own):
@@ -107,7 +109,9 @@ def _reference(model: str | None, scale: int | None) -> str:
         if name in KERNELS:
             raise ConfigError(f"--scale {scale}: {name} enlarges {interpolated}")
         times = " or ".join(filter(None, [", ".join(map(str, scales[:-1])), str(scales[-1])]))
-        raise ConfigError(f"--scale {scale}: {name} enlarges {times} times, --model {KERNELS[0]} {interpolated}")
+        raise ConfigError(
+            f"--scale {scale}: {name} has weights for scale {times}; --model {KERNELS[0]} enlarges {interpolated}"
+        )
     return f"{tag}{chosen}"
 
 

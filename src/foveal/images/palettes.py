@@ -31,7 +31,7 @@ def has_palette(path: Path, palette: Palette) -> bool:
             if path.suffix.lower() == ".png":
                 return _png_palette(file) == b"".join(map(bytes, palette))
             return _tiff_palette(file, str(path)) == _tiff_colours(palette)
-    except (OSError, InputError, struct.error):
+    except (OSError, ValueError, OverflowError, InputError, struct.error):
         return False
 
 

@@ -19,7 +19,7 @@ from ..streaming.geometry import (
 from ..streaming.passes import Pass, Plan, map_extent
 from ..streaming.regions import Region
 from ..streaming.steps import Step
-from ..streaming.stored import Attention, Bicubic, Convolution, KeySumsArray, Shifting
+from ..streaming.stored import Adding, Attention, Bicubic, Convolution, KeySumsArray, Shifting
 from ..streaming.windows import common_window, part_of
 from .file_network import FileNetwork, Settings
 from .onnx_runner import open_onnx_network
@@ -168,8 +168,10 @@ def _write_step(graph: GraphWriter, step: Step, weights: Arrays, program: Mappin
         graph.node("Slice", (inputs[0], starts, name + _SIZES, axes), name)
     elif isinstance(operation, Shifting):
         graph.node("Add", (inputs[0], graph.constant(f"{name} addend", operation.addend, np.float32)), name)
-    else:
+    elif isinstance(operation, Adding):
         graph.node("Add", inputs, name)
+    else:
+        raise AssertionError(f"{name}: {type(operation).__name__} has no operator of ONNX")
 
 
 _ACTIVATIONS = {"relu": "Relu", "hardswish": "HardSwish"}

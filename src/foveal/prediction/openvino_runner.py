@@ -53,7 +53,10 @@ class OpenVinoNetwork:
         self._requests: deque[Any] = deque()  # free ones: each runs one call at a time
 
     def __call__(self, feed: Mapping[str, NDArray[Any]]) -> Outputs:
-        request = self._requests.pop() if self._requests else self.compiled.create_infer_request()
+        try:
+            request = self._requests.pop()
+        except IndexError:
+            request = self.compiled.create_infer_request()
         results = request.infer(dict(feed), share_inputs=True)
         outputs = {name: np.array(results[i]) for i, name in enumerate(self.outputs)}
         self._requests.append(request)
@@ -135,6 +138,15 @@ def check_type(ref: str, dtype: str) -> None:
 
 _CORES: dict[int, openvino.Core] = {}  # by process: a forked one gets its own
 _LOCK = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _LOCK
+    _LOCK = threading.Lock()  # another thread of the parent may hold the old one
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def openvino_core(name: str) -> openvino.Core:

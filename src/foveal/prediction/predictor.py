@@ -368,8 +368,8 @@ class Predictor:
             progress: called with the share of the tiles that are done, 0 to 1, and a text.
 
         Raises:
-            ConfigError: ``exact`` with an exported file, but those of the package with ONNX Runtime, or with a network
-                that cannot be computed in pieces.
+            ConfigError: ``exact`` with an exported file (except weights of the package in ONNX Runtime), or with a
+                network that cannot be computed in pieces.
         """
         options = self._options(None, tile=tile, overlap=overlap, exact=exact, progress=progress)
         return self._prepare_upscale(image, options).run(self.runner)

@@ -22,7 +22,7 @@ from ..images.sources import ImageLike
 from ..info import ModelInfo, Preprocess
 from ..progress import Report
 from ..streaming.maps import DiskMap, MemoryState, check_disk, open_state, remove_state
-from ..streaming.passes import Plan, coarsest_stride, plan
+from ..streaming.passes import Plan
 from ..streaming.regions import Region
 from ..streaming.run import Outputs, run
 from ..streaming.team import find_team
@@ -30,7 +30,7 @@ from .load import load
 from .predictor import Predictor
 from .results import class_names
 from .streamed_networks import RUNTIMES as RUNTIMES
-from .streamed_networks import StreamedNetwork, network_of, runtime_of
+from .streamed_networks import StreamedNetwork, network_of, plan_pieces, runtime_of
 from .streamed_outputs import FINISHES, Files, Finish, write_map
 
 KEEPS = ("float32", "float16")  #: types of the maps that are kept on disk
@@ -179,11 +179,7 @@ def _plan(network: StreamedNetwork, seen: _Input, finish: Finish, tile: int | No
         program = program.followed_by(
             finish.operation(height, width), channels=finish.channels, dtype=finish.dtype, blank=finish.blank
         )
-    coarsest = coarsest_stride(program)
-    if tile is not None and (tile < coarsest or tile % coarsest):
-        nearest = max(coarsest, round(tile / coarsest) * coarsest)
-        raise InputError(f"tile={tile}: pieces of this model have multiples of {coarsest} pixels: give {nearest}")
-    return plan(program, side=tile, memory=network.memory)
+    return plan_pieces(program, tile, network)
 
 
 def _describe(network: StreamedNetwork, raster: Raster, source: ImageLike, passes: Plan, keep: str) -> dict[str, Any]:

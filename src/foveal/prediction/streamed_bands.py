@@ -17,10 +17,9 @@ from ..images.reading import Picture
 from ..progress import Report
 from ..streaming.geometry import only_map
 from ..streaming.maps import MemoryState, StateFolder, check_disk, open_state
-from ..streaming.passes import plan
 from ..streaming.regions import Extent, Region
 from ..streaming.run import run
-from .streamed_networks import Loaded, described_steps, network_of
+from .streamed_networks import Loaded, described_steps, network_of, plan_pieces
 from .tiles import interpolate_rows, quantise
 from .torch_runner import TorchRunner
 
@@ -94,7 +93,7 @@ def exact_bands(
     height, width, dtype = *pixels.shape[:2], pixels.dtype.name
     operation = Rounding(np.iinfo(dtype).max, picture.grey)
     program = network.program(height, width).followed_by(operation, channels=3, dtype=dtype)
-    divided = plan(program, side=tile)
+    divided = plan_pieces(program, tile, network)
     with _state(divided.disk_bytes("float32")) as state:
         (kept,) = run(divided, PixelInput(pixels), state, report=report, executor=network.executor(divided)).kept()
         for top in range(0, height, _ROWS):

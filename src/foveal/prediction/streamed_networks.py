@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import assets
-from ..errors import CheckpointError, ConfigError, DependencyError
+from ..errors import CheckpointError, ConfigError, DependencyError, InputError
 from ..files import parse_json
 from ..info import ModelInfo
 from ..streaming.executor import Executor
-from ..streaming.passes import PIECE_BYTES, Plan
+from ..streaming.passes import PIECE_BYTES, Plan, coarsest_stride, plan
 from ..streaming.steps import Program
 from ..streaming.stored import stored_program
 from ..weights.arrays import read_arrays
@@ -150,10 +150,17 @@ def runtime_of(ref: str, runtime: str = "auto") -> str:
         DependencyError: torch is needed and not installed.
     """
     _check_name(runtime)
-    if runtime == "onnxruntime" or torch_installed():
-        return "onnxruntime" if runtime == "onnxruntime" else "torch"
-    if runtime == "auto" and ref in _described():
+    if runtime == "onnxruntime":
         return "onnxruntime"
+    if torch_installed():
+        return "torch"
+    if ref in _described():
+        if runtime == "auto":
+            return "onnxruntime"
+        raise DependencyError(
+            f"{ref}: exact streaming with {runtime} needs torch: pip install 'foveal[torch]'; ONNX Runtime needs none: "
+            "leave the runtime out"
+        )
     raise DependencyError(
         f"{ref}: exact streaming divides networks with torch: pip install 'foveal[torch]'; without it, "
         f"{', '.join(_described())} can be used"
@@ -192,15 +199,34 @@ def network_of(predictor: Loaded, runtime: str = "auto") -> StreamedNetwork:
     steps = described_steps(runner)
     if steps is not None and runtime in ("auto", "onnxruntime"):
         return DescribedNetwork(steps, predictor.runner.file)
+    if runtime == "onnxruntime" and isinstance(runner, TorchRunner) and predictor.info.ref in _described():
+        raise ConfigError(f"{predictor.info.ref} was loaded with torch: load it with runtime='onnxruntime'")
     if runtime == "onnxruntime":
         raise ConfigError(
-            f"exact streaming with ONNX Runtime is for {', '.join(_described())}, loaded with runtime='onnxruntime', "
-            f"not for {predictor.info.ref} with {predictor.runtime.split()[0]}"
+            f"exact streaming with ONNX Runtime is for {', '.join(_described())}, not for {predictor.info.ref}"
         )
     raise ConfigError(
         f"exact streaming needs the torch runtime: {predictor.info.ref} runs with {predictor.runtime.split()[0]}; "
         "load a checkpoint with runtime='torch'"
     )
+
+
+def plan_pieces(program: Program, tile: int | None, network: StreamedNetwork) -> Plan:
+    """The passes that compute a program of a network in pieces.
+
+    Args:
+        program: the steps.
+        tile: side of the pieces in pixels; ``None``: what fits into the network's memory.
+        network: that computes them.
+
+    Raises:
+        InputError: a side that is no multiple of the coarsest stride of the maps.
+    """
+    coarsest = coarsest_stride(program)
+    if tile is not None and (tile < coarsest or tile % coarsest):
+        nearest = max(coarsest, round(tile / coarsest) * coarsest)
+        raise InputError(f"tile={tile}: pieces of this model have multiples of {coarsest} pixels: give {nearest}")
+    return plan(program, side=tile, memory=network.memory)
 
 
 def _check_name(runtime: str) -> None:

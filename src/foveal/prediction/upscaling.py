@@ -50,7 +50,7 @@ class Enlarger:
 
         Raises:
             ConfigError: ``exact`` with ``overlap``, with a network that cannot be computed in pieces, or with an
-                exported file, but those of the package with ONNX Runtime.
+                exported file (except weights of the package in ONNX Runtime).
             InputError: tiles that cannot be used.
         """
         if not options.exact:

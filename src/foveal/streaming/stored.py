@@ -219,4 +219,8 @@ def _operation(entry: Mapping[str, Any], image: Extent, sizes: Sequence[Extent])
         return Bicubic(entry["factor"], _BICUBIC_REACH, entry["a"])
     if op == "shuffle":
         return ShufflingGeometry(entry["factor"])
-    return Adding() if op == "add" else Shifting(entry["addend"])
+    if op == "shift":
+        return Shifting(entry["addend"])
+    if op == "add":
+        return Adding()
+    raise ValueError(f"unknown operation {op!r} in a description of steps")

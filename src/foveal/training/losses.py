@@ -63,7 +63,15 @@ class SegmentationLoss:
         self.class_weights = class_weights
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Compute the loss of logits ``(B, C, h, w)`` for a target ``(B, H, W)``, a scalar."""
+        """Compute the loss of logits ``(B, C, h, w)`` for a target ``(B, H, W)``, a scalar.
+
+        Raises:
+            InputError: other shapes.
+        """
+        if logits.ndim != 4 or target.ndim != 3 or len(logits) != len(target):
+            raise InputError(
+                f"logits {tuple(logits.shape)} and target {tuple(target.shape)}: give (B, C, h, w) and (B, H, W)"
+            )
         logits = _float(logits)
         size = target.shape[-2], target.shape[-1]
         whole = lru_cache(1)(lambda: upsample(logits, size))
@@ -73,7 +81,7 @@ class SegmentationLoss:
             if name == "lovasz":
                 y, x = centres(logits, size)
                 value = lovasz(upsample_to_centres(logits, size), target[:, y[:, None], x])
-            elif name == "cross_entropy" and logits.device.type == "cpu":
+            elif name == "cross_entropy" and logits.device.type == "cpu" and logits.shape[-2:] != size:
                 value = _upsampled_cross_entropy(logits, target, weights)
             else:
                 value = LOSSES[name](whole(), target, weights)
@@ -275,8 +283,6 @@ def _nll(logits: Tensor, target: Tensor) -> Tensor:
 
 def _upsampled_cross_entropy(logits: Tensor, target: Tensor, class_weights: Tensor | None) -> Tensor:
     """:func:`cross_entropy` of upsampled logits that never exist as a whole; on the CPU."""
-    if len(logits) != len(target):
-        raise InputError(f"{len(logits)} maps of logits do not fit {len(target)} targets")
     weights = _weights_of_ids(logits, class_weights)
     total = weights[target].sum()
     value = cross_entropy_sum(logits, target, weights, ignore_id(logits.shape[1]))

@@ -1,8 +1,8 @@
 """Bilinear upsampling of logits to a target's size, and cross entropy on them without the large maps.
 
 On a CPU, ``F.interpolate`` and ``F.cross_entropy`` at full size take longer than a small network with its gradients
-(``benchmarks/losses.py``). Bilinear upsampling is a product with one sparse matrix for the rows and one for the
-columns, so it is computed by matrix products here, and cross entropy by strips of rows that stay in the cache.
+(``benchmarks/losses.py``). Bilinear upsampling is a product with one matrix for the rows and one for the columns,
+so it is computed by matrix products here, and cross entropy by strips of rows that stay in the cache.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ _STRIP = 1 << 17  # values of a strip: several maps of this size stay in the sec
 
 def upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Logits ``(B, C, h, w)`` at another size, ``(B, C, H, W)``: ``F.interpolate``, bilinear, corners not aligned."""
+    if logits.shape[-2:] == size:
+        return logits
     if logits.device.type != "cpu":
         return F.interpolate(logits.contiguous(), size=size, mode="bilinear", align_corners=False)
     rows, columns = _matrices(logits, size)
@@ -110,5 +112,6 @@ def _matrices(logits: Tensor, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 @lru_cache(64)
 def _line(small: int, large: int) -> Tensor:
     """How much each of ``small`` values counts in each of ``large``, ``(large, small)`` float64."""
-    shares = torch.eye(small, dtype=torch.float64)[None]
-    return F.interpolate(shares, size=large, mode="linear", align_corners=False)[0].T.contiguous()
+    with torch.inference_mode(False):  # a tensor of inference mode could not be used in training later
+        shares = torch.eye(small, dtype=torch.float64)[None]
+        return F.interpolate(shares, size=large, mode="linear", align_corners=False)[0].T.contiguous()
