@@ -50,6 +50,8 @@ def recognise(root: Path, described: DatasetFile) -> str:
         raise segmentation_layouts.unknown_layout(root, described, OTHERS)
     if name not in OTHERS and (layout := segmentation_layouts.layout_of(root, described)):
         return layout.name
+    if not name and (brush := find_brush_mask(root)):  # otherwise they are large images for super-resolution
+        raise refusal(brush)
     if name == instances.IDS:
         return instances.layout_of(root, described)
     if name in ("", regression.LAYOUT) and regression.splits_of(root, described):
@@ -57,8 +59,6 @@ def recognise(root: Path, described: DatasetFile) -> str:
     if name in ("", stream.LAYOUT) and find_shards(root)[2]:
         return stream.LAYOUT
     if name in ("", super_resolution.LAYOUT) and (folders := super_resolution.high_folders(root, described)):
-        if not name and (brush := find_brush_mask(root)):  # masks without their images, and no images to enlarge
-            raise refusal(brush)
         are_stray = not name and root in folders.values() and _has_classes(root, described)
         if not are_stray:  # images beside folders of classes
             return super_resolution.LAYOUT
