@@ -15,7 +15,7 @@ from ..progress import Progress
 from .batches import sampler
 from .config import TrainConfig
 from .distributed import reduce_max
-from .job import Job
+from .job import Job, model_options
 
 _SHARE = 0.6  # of the free memory; the rest is for temporary tensors of single operations, and for other programs
 _COPIES = 5  # of the weights: the model, gradients, two moments, the average
@@ -60,7 +60,7 @@ def _measure(config: TrainConfig, job: Job, accelerator: Accelerator) -> tuple[f
             config.task,
             num_classes=len(job.labels.names),
             in_chans=len(job.preprocess.mean),
-            **config.options,
+            **model_options(job, config),
         )
         trainee = job.trainee(model).to(accelerator.device).train()
         sample = sampler(job, max((0, *config.sizes)))
