@@ -282,7 +282,7 @@ def main() -> None:
         return
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("openvino", "onnxruntime", "numpy"))
     print(f"{one_line()}; {versions}; {arguments.dtype}")
-    print(f"{'work':12} threads  native  OpenVINO      ORT   over OV  over ORT  floor  GF/s  difference")
+    print(f"{'work':12} threads  native  OpenVINO      ORT     vs OV    vs ORT  floor  GF/s  difference")
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.exports or Path(temporary)

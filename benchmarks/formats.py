@@ -45,12 +45,13 @@ BEGIN, END = "<!-- made by benchmarks/formats.py -->", "<!-- end of what it make
 OTHER_DEVICES = {"tensorrt": "NVIDIA GPU", "coreml": "Apple"}  #: of formats that do not run on a CPU of this system
 PHONES = ("executorch", "litert", "coreml")  #: written for the size of the image: a phone's camera has one
 CROPS = 60  #: of the photograph, that are classified
+SAME_SIDE = "share of pixels that both models put on the same side of the mask (inside or outside)"
 BOX, POINT = (0.3, 0.3, 0.6, 0.7), (0.5, 0.5)  #: prompts: x1, y1, x2, y2 and x, y, of the photograph's sides
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model that stands for its task, the size (H, W) of the image, and what is the same in two results."""
+    """A model that stands for its task, the size (H, W) of the image, and what share of two results is the same."""
 
     task: str
     ref: str
@@ -62,10 +63,22 @@ class Case:
 CASES = {
     case.task: case
     for case in (
-        Case("classify", "tf_efficientnet_lite0.in1k", (224, 224), f"class of {CROPS} crops", 0.5),
-        Case("segment", "efficientvit_b0.camvid", (512, 1024), "class of the pixels", 0.5),
-        Case("upscale", "efficientvit_sr.x2", (256, 512), "level of the values", 0.15),
-        Case("prompt", "tf_efficientnet_lite0.sam", (512, 1024), "side of the mask, of the pixels", 1.0),
+        Case(
+            "classify",
+            "tf_efficientnet_lite0.in1k",
+            (224, 224),
+            f"share of {CROPS} crops with the same top-1 class",
+            0.5,
+        ),
+        Case("segment", "efficientvit_b0.camvid", (512, 1024), "share of pixels with the same class", 0.5),
+        Case(
+            "upscale",
+            "efficientvit_sr.x2",
+            (256, 512),
+            "share of output values that are equal after rounding to 8 bits",
+            0.15,
+        ),
+        Case("prompt", "tf_efficientnet_lite0.sam", (512, 1024), SAME_SIDE, 1.0),
     )
 }
 
@@ -301,7 +314,7 @@ def table(rows: Sequence[Row]) -> str:
             continue
         times = {cells(row["key"]): row for row in own if row["kind"] == TIME}
         size = "x".join(map(str, case.size))
-        title = f"**{case.task}**: `{case.ref}`, an image of {size}; *same* is the {case.same}."
+        title = f"**{case.task}**: `{case.ref}`, an image of {size}; *same*: {case.same}."
         lines = [row_of(row, times.get(cells(row["key"]))) for row in files if "failed" not in row]
         refused = [
             f"- `{row['key']['format']}` in {row['key']['dtype']}: {row['failed']}" for row in files if "failed" in row

@@ -26,7 +26,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 WANTED = {
     "train on my masks": "own_masks.html",
     "deploy to a phone": "phones.html",
-    "process a 2-gigapixel scan": "large-images.html",
+    "process a scan of one gigapixel": "large-images.html",
     "which model for 50 ms": "choose.html",
 }
 

@@ -119,12 +119,12 @@ def _introduction(architectures: int, weights: int) -> str:
     return f"""# Model zoo
 
 This page is for those who choose a model or weights: {architectures} architectures and {weights} sets of weights, with
-their licences, costs and figures. It is made by `python docs/site/zoo.py` from the registry and from
+their licences, costs and results. It is made by `python docs/site/zoo.py` from the registry and from
 `benchmarks/results`; do not edit it.
 
 - **params, MACs**: counted, for the model of its first task and one image of 224x224; promptable and language models
   are counted without their heads.
-- **published**: the authors' figure with its source. It is not measured by us; it is for the authors' weights and for
+- **published**: the authors' result with its source. It is not measured by us; it is for the authors' weights and for
   images of the size that is given.
 - **measured**: the lowest median time of one image in float32 on {machine["cpu"]}, {machine["cores"]} cores,
   {machine["os"]}; {versions}. The commands are on the pages [compared with other networks](benchmarks.md) and
@@ -134,8 +134,8 @@ their licences, costs and figures. It is made by `python docs/site/zoo.py` from 
 
 ![Published top-1 accuracy on ImageNet against multiply-accumulates](pictures/zoo.svg)
 
-*Every classifier with a published figure: top-1 accuracy on ImageNet against multiply-accumulates at the image size of
-that figure. Training recipes differ, so the chart compares weights as much as architectures.*
+*Every classifier with a published accuracy: top-1 on ImageNet against multiply-accumulates at the image size of
+that accuracy. Training recipes differ, so the chart compares weights as much as architectures.*
 """
 
 

@@ -124,7 +124,7 @@ def test_torch_networks_run_in_other_runtimes_and_are_exported_once(
 
 def test_failures_name_the_peer() -> None:
     one = candidate("fails_later", threads=2)
-    assert open_peer(one, 2, image_of(one, 3)).runtime == "peer on cpu, not told its threads"
+    assert open_peer(one, 2, image_of(one, 3)).runtime == "peer on cpu, threads not set"
     with pytest.raises(InputError, match=r"some_peers:fails_later: it cannot run on \(2, 3, 8, 8\): ValueError"):
         open_peer(one, 1, image_of(one, 3)).work.finish()
     with pytest.raises(ConfigError, match="no_such_module:f: cannot be imported: ModuleNotFoundError"):

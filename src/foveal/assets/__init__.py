@@ -26,7 +26,7 @@ class Weights:
 WEIGHTS: dict[str, Weights] = {
     "efficientvit_b0.camvid": Weights("segment", "CamVid test mIoU 64.45 at 480x360 (measured by us)", "Apache-2.0"),
     "efficientvit_b0.camvid_scratch": Weights(
-        "segment", "CamVid test mIoU 58.45 at 480x360, without weights of others (measured by us)", "Apache-2.0"
+        "segment", "CamVid test mIoU 58.45 at 480x360, without third-party weights (measured by us)", "Apache-2.0"
     ),
     "efficientvit_sr.x1": Weights(
         "upscale", "repair of JPEG 50 on BSD100: Y-PSNR 33.21 to 34.37 dB (measured by us)", "Apache-2.0"

@@ -147,7 +147,7 @@ def _method(machines: Mapping[str, Row], rows: Sequence[Row]) -> str:
         "  runtime of *algorithm*. *together*: each in its fastest runtime. *paper*: the claim of a paper, for other",
         "  hardware, see below.",
         f"- **Noise.** {noise_note(rows)}.",
-        "- **Networks of others** are rebuilt from their papers or come from transformers and timm. Their ONNX files",
+        "- **Third-party networks** are rebuilt from their papers or come from transformers and timm. Their ONNX files",
         "  are made for one size; ours take images of any size.",
         "- The network alone is timed. Segmentation ends with logits at the network's own stride.",
         "- glibc's allocator is set to keep freed memory, for both networks; otherwise ratios at large sizes would",
@@ -168,7 +168,7 @@ def _groups(rows: Sequence[Row]) -> Iterable[str]:
         text = f"## {group.capitalize()}\n\n" + _table(own)
         remarks = {row["remark"]: row["paper"] for row in own if row.get("remark")}
         if remarks:
-            text += "\n\nFigures of the paper: " + "; ".join(remarks) + "."
+            text += "\n\nClaims of the paper: " + "; ".join(remarks) + "."
         yield text
 
 
@@ -190,7 +190,7 @@ def _plots(rows: Sequence[Row], page: Path) -> Iterable[str]:
 
 
 def _costs(rows: Sequence[Row]) -> str:
-    """Published and counted costs of the networks of others."""
+    """Published and counted costs of the third-party networks."""
     table = [("network", "module", "M weights", "published", "GMACs", "published", "of an image of")]
     for name, peer in PEERS.items():
         row = next((r for r in rows if r["key"]["peer"] == name and "peer" in r.get("costs", {})), None)
@@ -200,7 +200,7 @@ def _costs(rows: Sequence[Row]) -> str:
         here = f"{macs / row['key']['batch'] / 1e9:.4g} at {row['key']['peer_size']}"
         size = f"{peer.macs_size[0]}x{peer.macs_size[1]}"
         table.append((name, f"`{peer.ref}`", f"{params / 1e6:.2f}", f"{peer.params:g}", here, f"{peer.gmacs:g}", size))
-    return "## The networks of others\n\n" + markdown(table)
+    return "## Third-party networks\n\n" + markdown(table)
 
 
 def _laws(rows: Sequence[Row], figure: Path) -> str:

@@ -1,4 +1,4 @@
-"""Networks of others as candidates: ``module:callable``."""
+"""Third-party networks as candidates: ``module:callable``."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def open_peer(candidate: Candidate, threads: int, image: NDArray[np.float32]) ->
     It is called with those of ``task``, ``size``, ``batch``, ``device``, ``dtype`` and ``threads`` that it has
     parameters for. It returns a ``torch.nn.Module``, which is put into evaluation mode and moved to device and type, or
     something that is called with the images, a float32 array ``(B, C, H, W)``, and returns when the output is there.
-    Inside that, torch has the number of threads of the candidate; other libraries must be told theirs. A module also
-    runs in ONNX Runtime and OpenVINO (``runtime``), exported for the size of the images.
+    Inside that, torch has the number of threads of the candidate; the callable itself sets that of other libraries. A
+    module also runs in ONNX Runtime and OpenVINO (``runtime``), exported for the size of the images.
 
     Args:
         candidate: with ``size`` and ``batch``.
@@ -81,7 +81,7 @@ def open_peer(candidate: Candidate, threads: int, image: NDArray[np.float32]) ->
         with _one_line(candidate.ref, f"cannot be moved to {device}", ConfigError):
             return Peer(torch_work(candidate.ref, made, device, dtype, image), f"torch on {device}{kind}, peer", made)
     run = _checked(candidate.ref, lambda: made(image), image)
-    own = "" if "threads" in passed else ", not told its threads"
+    own = "" if "threads" in passed else ", threads not set"
     return Peer(Work(run), f"peer on {device}{kind}{own}", None)
 
 
