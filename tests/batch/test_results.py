@@ -17,7 +17,7 @@ import foveal
 from foveal import assets
 from foveal.batch.results import KINDS, Kind, Options, find_kind
 from foveal.batch.run import Request
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, InputError
 from foveal.images.bands import read_bands
 from foveal.images.tiff_writing import TiffImage, write_tiff
 from helpers.batch_jobs import MODEL, names_in, pictures, work
@@ -151,6 +151,8 @@ def test_kinds_and_models_that_do_not_go_together(folder: Path, tmp_path: Path) 
     ):
         with pytest.raises(ConfigError, match=words):
             work(Request(str(folder), str(tmp_path / model / result), model, result))
+    with pytest.raises(InputError, match="overlap=8 needs tiles"):
+        work(Request(str(folder), str(tmp_path / "out"), MODEL, options=Options(overlap=8)))
     with pytest.raises(ConfigError, match="did you mean 'masks'"):
         find_kind("mask")
 

@@ -84,7 +84,7 @@ def run(predictor: Predictor, request: Request, format: Format | None = None, sc
         raise ConfigError(f"--scale {scale}: give a number above 0, such as 0.001")
     suffix = _suffix(predictor, request.out, format, scale)
     check_format(request.out / f"map{suffix}", predictor.info.num_classes, predictor.info.target, scale)
-    request.tiles.check(predictor)
+    predictor.check_tiles(**request.tiles.options())
     draws = not request.many if request.overlay is None else request.overlay
     plan = request.plan(suffix, PICTURE if draws else "")
     if request.many or not plan.jobs:

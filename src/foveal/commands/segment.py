@@ -164,7 +164,7 @@ def run(
         check_polygons(request.polygons)
     check_table(request.csv, ".csv", "--csv", request)
     check_table(extras.areas.coco, ".json", "--coco", request)
-    request.tiles.check(predictor)
+    predictor.check_tiles(**request.tiles.options())
     overlay = not many if request.overlay is None else request.overlay
     palette = palette_of(predictor.info.labels, predictor.info.num_classes)
     plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [], palette=palette)
