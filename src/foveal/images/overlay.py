@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ..errors import InputError
 from ..info import Labels
-from .colours import distinct_colours, drawable
+from .colours import drawable, palette_of
 
 Entry = tuple[str, tuple[int, int, int]]  # name and colour of a class
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
@@ -44,7 +44,7 @@ def draw_overlay(
     Raises:
         InputError: ``alpha`` is not from 0 to 1.
     """
-    palette = labels.palette or distinct_colours(len(labels.names))
+    palette = palette_of(labels, len(labels.names))
     picture = Image.fromarray(blend(image, classes, palette, alpha))
     if contours:
         picture = draw_contours(picture, classes)
