@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..errors import ConfigError, InputError
-from ..files import check_overwrites, ensure_folder, ignores_case
+from ..files import beside, check_overwrites, ensure_folder, ignores_case
 from ..progress import Report
 from .console import WHOLE, Tiles, print_json, say
 from .earlier_results import leave_out
@@ -284,11 +284,6 @@ def _choose_names(sources: list[Path], choices: list[list[Path]], out: Path, pic
 
 def _job(source: Path, target: Path, picture: str) -> Job:
     return Job(source, target, beside(target, picture) if picture else None)
-
-
-def beside(target: Path, picture: str) -> Path:
-    """The picture next to a result: ``x.png`` and ``.overlay.jpg`` give ``x.overlay.jpg``."""
-    return target.with_name(f"{target.stem}{picture}")
 
 
 def without_case(path: Path) -> str:
