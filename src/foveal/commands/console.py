@@ -121,7 +121,7 @@ class Tiles:
 
 #: Parameter of a verb: the fields of :class:`Tiles` as options of their own.
 Tiling = Annotated[Tiles, Parameter(name="*")]
-WHOLE = Tiles()
+NO_TILES = Tiles()
 
 
 def open_model(ref: str, engine: Engine, task: str) -> Predictor:

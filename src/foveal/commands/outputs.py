@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from ..errors import ConfigError, InputError
 from ..files import beside, check_overwrites, ensure_folder, ignores_case
 from ..progress import Report
-from .console import WHOLE, Tiles, print_json, say
+from .console import NO_TILES, Tiles, print_json, say
 from .earlier_results import leave_out
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Request:
     images: list[Path]
     out: Path = FOLDER
     overlay: bool | None = None
-    tiles: Tiles = WHOLE
+    tiles: Tiles = NO_TILES
     resume: bool = False
     as_json: bool = False
     batch_size: int | None = None
@@ -158,7 +158,7 @@ class Request:
         return [] if self.resume or self.out.name == FOLDER.name else [path for path in self.images if is_folder(path)]
 
 
-def check_images(images: list[Path]) -> None:
+def require_images(images: list[Path]) -> None:
     """Check that there are images before a model is loaded, which may have to be downloaded.
 
     Some of several may be missing: the verb names them among those that failed.

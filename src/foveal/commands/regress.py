@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ConfigError, InputError
 from .console import (
     ANY_ENGINE,
-    WHOLE,
+    NO_TILES,
     BatchSize,
     Engines,
     Images,
@@ -20,7 +20,7 @@ from .console import (
     print_table,
     say,
 )
-from .outputs import FOLDER, Job, Plan, Request, check_images, print_failed, run_stream
+from .outputs import FOLDER, Job, Plan, Request, print_failed, require_images, run_stream
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
@@ -39,7 +39,7 @@ def regress(
     format: Format | None = None,
     scale: float | None = None,
     picture: bool | None = None,
-    tiles: Tiling = WHOLE,
+    tiles: Tiling = NO_TILES,
     resume: bool = False,
     batch_size: BatchSize = None,
     engine: Engines = ANY_ENGINE,
@@ -64,7 +64,7 @@ def regress(
     resume
         Skip images whose map, and picture if one is asked for, exist.
     """
-    check_images(images)
+    require_images(images)
     predictor = open_model(model, engine, "regress")
     request = Request(images, out, picture, tiles, resume, json, batch_size)
     return run(predictor, request, format, scale)

@@ -20,7 +20,7 @@ from ..streaming.maps import MemoryState, StateFolder, check_disk, open_state
 from ..streaming.passes import plan
 from ..streaming.regions import Extent, Region
 from ..streaming.run import run
-from .streamed_networks import Loaded, described_steps, network_of
+from .streamed_networks import HasRunner, described_steps, network_of
 from .tiles import interpolate_rows, quantise
 from .torch_runner import TorchRunner
 
@@ -70,7 +70,7 @@ class PixelInput:
 
 
 def exact_bands(
-    predictor: Loaded, picture: Picture, scale: int, tile: int | None, report: Report | None = None
+    predictor: HasRunner, picture: Picture, scale: int, tile: int | None, report: Report | None = None
 ) -> Iterator[NDArray[Any]]:
     """Upscale an image exactly and yield bands of it, as :func:`~.tiles.enlarged_bands` does.
 
