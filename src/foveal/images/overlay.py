@@ -162,16 +162,6 @@ def draw_name(picture: Image.Image, name: str) -> Image.Image:
     return out
 
 
-def stack(pictures: Sequence[Image.Image], background: tuple[int, int, int]) -> Image.Image:
-    """Pictures below each other, at the left, on a background."""
-    sheet = Image.new("RGB", (max(each.width for each in pictures), sum(each.height for each in pictures)), background)
-    top = 0
-    for each in pictures:
-        sheet.paste(each, (0, top))
-        top += each.height
-    return sheet
-
-
 def _line_width(size: tuple[int, int]) -> int:
     """Width in pixels of the white line, and of its border on either side, for an image of this (W, H)."""
     return max(1, round((size[0] ** 2 + size[1] ** 2) ** 0.5 / 1000))
