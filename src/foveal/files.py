@@ -110,6 +110,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+def beside(target: Path, ending: str) -> Path:
+    """A file next to a result: ``x.png`` and ``.overlay.jpg`` give ``x.overlay.jpg``."""
+    return target.with_name(f"{target.stem}{ending}")
+
+
 def ignores_case(folder: Path) -> bool:
     """Whether two names in a folder that differ only in the case of letters are one file."""
     with tempfile.NamedTemporaryFile(prefix=".Case-", dir=folder) as file:

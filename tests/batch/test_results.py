@@ -17,9 +17,8 @@ import foveal
 from foveal import assets
 from foveal.batch.results import KINDS, Kind, Options, find_kind
 from foveal.batch.run import Request
-from foveal.errors import ConfigError
+from foveal.errors import ConfigError, InputError
 from foveal.images.bands import read_bands
-from foveal.images.tiff_writing import TiffImage, write_tiff
 from helpers.batch_jobs import MODEL, names_in, pictures, work
 
 
@@ -130,8 +129,7 @@ def test_values(folder: Path, tmp_path: Path) -> None:
             assert (values.dtype, values.shape) == (np.float32, (50, 70, 2))
             assert values.std() > 0 < values.mean()
             np.testing.assert_allclose(values, result.values, rtol=1e-5)
-            write_tiff(tmp_path / "same.tif", TiffImage(50, 70, 2, "float32", overviews=False), [values])
-            assert (tmp_path / "same.tif").read_bytes() == path.read_bytes()
+            assert result.save(tmp_path / "same.tif").read_bytes() == path.read_bytes()
     with pytest.raises(ConfigError, match=r"--result masks are class masks .*: choose --result values or embeddings"):
         work(Request(str(folder), str(tmp_path / "masks"), str(tmp_path / "model")))
     with pytest.raises(ConfigError, match=r"--result values are maps of values .* gives the class of each pixel"):
@@ -151,6 +149,8 @@ def test_kinds_and_models_that_do_not_go_together(folder: Path, tmp_path: Path) 
     ):
         with pytest.raises(ConfigError, match=words):
             work(Request(str(folder), str(tmp_path / model / result), model, result))
+    with pytest.raises(InputError, match="overlap=8 needs tiles"):
+        work(Request(str(folder), str(tmp_path / "out"), MODEL, options=Options(overlap=8)))
     with pytest.raises(ConfigError, match="did you mean 'masks'"):
         find_kind("mask")
 

@@ -66,7 +66,7 @@ def test_results_of_batch(capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (8, 8)).save("results/b.jpg.png")
     jobs = list_jobs([Path()], Path("out"))
     assert sorted(str(job.source) for job in jobs) == ["a.png", "sub/b.jpg"]
-    assert capsys.readouterr().err == "1 images are left out, as results of foveal batch: results/b.jpg.png\n"
+    assert capsys.readouterr().err == "1 image is left out, as results of foveal batch: results/b.jpg.png\n"
     assert [job.source for job in list_jobs([Path("results")], Path("out"))] == [Path("results/b.jpg.png")]
 
 
@@ -103,6 +103,12 @@ def test_truncated_files_have_no_palette(name: str) -> None:
     for length in range(0, end, 5):
         path.write_bytes(whole[:length])
         assert not has_palette(path, COLOURS)
+
+
+def test_files_with_other_suffixes_are_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = write_palette(Path("x.tif")).rename("x.jpg")
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("it was opened"))
+    assert not has_palette(photo, COLOURS)
 
 
 def test_masks_in_other_colours_are_images(capsys: pytest.CaptureFixture[str]) -> None:

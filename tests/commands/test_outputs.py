@@ -98,4 +98,4 @@ def test_done_means_all_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert [job.source.name for job in plan.jobs] == ["c.jpg"]
     touch("foveal-out/old.png")
     assert len(Request([Path(".")]).plan().jobs) == 6
-    assert capsys.readouterr().err == "1 images in foveal-out are left out, as results of earlier runs\n"
+    assert capsys.readouterr().err == "1 image in foveal-out is left out, as results of earlier runs\n"

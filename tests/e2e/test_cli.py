@@ -147,7 +147,7 @@ def test_folder_names_what_failed_and_goes_on(cli: Command, exported: Path, fold
         (("segment", "GOOD", "--model", "efficientvit_b0.camvdi"), "did you mean 'efficientvit_b0.camvid'"),
         (("classify", "GOOD", "--model", "EXPORTED"), "use foveal segment"),
         (("segment", "GOOD", "--model", "EXPORTED", "--tile", "7"), "tile must be a multiple"),
-        (("segment", "GOOD", "--model", "EXPORTED", "--overlap", "32"), "--overlap 32 goes with --tile"),
+        (("segment", "GOOD", "--model", "EXPORTED", "--overlap", "32"), "overlap=32 needs tiles: give tile, too"),
         (("segment", "GOOD", "--model", "EXPORTED", "--out", "seg.jpg"), "the result is a .png file"),
         (("segment", "GOOD", "GOOD", "--model", "EXPORTED", "--out", "seg.png"), "several results need a folder"),
         (("segment", "PNG", "--model", "EXPORTED", "--out", "PNG"), "would overwrite the image"),

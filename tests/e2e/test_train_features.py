@@ -21,6 +21,7 @@ from foveal.training import batch_size, jobs
 from foveal.training.config import TrainConfig, build_settings
 from foveal.training.distributed import make_accelerator
 from foveal.weights.checkpoints import read_state
+from helpers.brightness import write_brightness
 from helpers.commands import Command
 from helpers.runs import SETTINGS, SMALL, losses, same_weights
 
@@ -36,15 +37,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes: dark and bright images."""
-    root = tmp_path_factory.mktemp("classes")
-    for split, count in (("train", 6), ("val", 2)):
-        for name, low in (("dark", 0), ("bright", 150)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = np.random.default_rng(index).integers(low, low + 80, (40, 40, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{name}{index}.png")
-    return root
+    return write_brightness(tmp_path_factory.mktemp("classes"), train=6, val=2)
 
 
 def train(data: Path, out: Path, **settings: Any) -> Any:

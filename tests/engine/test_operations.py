@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveal.engine.engine import Engine
-from foveal.engine.packing import bicubic_taps
+from foveal.engine.packing import pack_taps
 from foveal.engine.plan import ACTS, Plan, Step, check
 from foveal.info import ModelInfo
 from foveal.layers.linear_attention import linear_attention
@@ -224,7 +224,7 @@ def enlarging(case: Case) -> None:
     details = case.step("conv", (1,), params=params, weights={"weight": weight, "bias": bias})
     case.step("enlarge", (details, 0), params={"factor": factor, "a": -0.5})
     y = F.pixel_shuffle(convolve(x, case.tensor(weight), case.tensor(bias), params), factor)
-    taps = torch.from_numpy(bicubic_taps(factor, -0.5)).double()
+    taps = torch.from_numpy(pack_taps(factor, -0.5)).double()
     padded = F.pad(x, (2, 2, 2, 2), mode="replicate").flatten(0, 1).unsqueeze(1)
     phases = F.conv2d(padded, (taps[:, None, :, None] * taps[None, :, None, :]).reshape(-1, 1, 5, 5))
     case.check(y + F.pixel_shuffle(phases, factor).reshape(y.shape))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import foveal
-from foveal.errors import ConfigError, DataError
+from foveal.errors import ConfigError, DataError, InputError
 from foveal.evaluation.regression import RegressionScores, in_unit, regression_sums
 from foveal.info import Labels, ModelInfo, Target
 from foveal.prediction.predictor import Predictor
@@ -153,6 +153,8 @@ def test_evaluate_adds_up_all_images(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "per_image.csv").read_text().startswith("image,pixels,abs_rel,rmse,")
     tiled = foveal.evaluate(made_up(), root, split="val", tile=64, overlap=0)
     assert tiled.to_dict()["tile"] == 64
+    with pytest.raises(InputError, match="overlap=8 needs tiles: give tile, too"):
+        foveal.evaluate(made_up(), root, split="val", overlap=8)
 
 
 def test_models_of_other_kinds_and_units_are_refused(tmp_path: Path) -> None:

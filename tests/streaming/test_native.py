@@ -17,6 +17,7 @@ from foveal.prediction.torch_runner import TorchRunner
 from foveal.streaming.native import Group, group_steps
 from foveal.streaming.passes import coarsest_stride, plan
 from foveal.streaming.run import run
+from foveal.streaming.torch_executor import TorchExecutor
 from foveal.streaming.trace import derive
 from helpers.streams import XL, ArrayInput, B, L, predictor_for, randomised, segmenter, stripes
 
@@ -31,7 +32,7 @@ def compare(model: Any, x: torch.Tensor, side: int | None, least: int, **options
     groups = [item for part in divided.passes for item in group_steps(divided, part, 1) if isinstance(item, Group)]
     convolutions = [step for group in groups for step in group.steps if step.arithmetic]
     assert len(convolutions) >= least
-    found = run(divided, ArrayInput(x), native=True).arrays()
+    found = run(divided, ArrayInput(x), executor=TorchExecutor(divided, native=True)).arrays()
     for value, truth in zip(found, expected, strict=True):
         truth = truth[0] if truth.ndim == 4 else truth
         assert value.shape == truth.shape

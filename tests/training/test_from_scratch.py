@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import foveal
 from foveal.data.classification import ClassificationData
@@ -29,6 +28,7 @@ from foveal.training.classify import ClassifyJob
 from foveal.training.config import TrainConfig, build_settings
 from foveal.training.distributed import make_accelerator
 from foveal.training.initial import start_model
+from helpers.brightness import write_brightness
 from helpers.narrow import registered
 from helpers.runs import SETTINGS, losses, same_weights
 
@@ -49,13 +49,7 @@ SCRATCH: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes: dark and bright images."""
-    root = tmp_path_factory.mktemp("classes")
-    for name, low in (("dark", 0), ("bright", 150)):
-        (root / "train" / name).mkdir(parents=True)
-        for index in range(6):
-            pixels = np.random.default_rng(index).integers(low, low + 80, (40, 40, 3), np.uint8)
-            Image.fromarray(pixels).save(root / "train" / name / f"{index}.png")
-    return root
+    return write_brightness(tmp_path_factory.mktemp("classes"), train=6)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from foveal.training.config import build_settings
 from foveal.training.jobs import make_job
 from foveal.training.taught import TaughtJob
 from foveal.training.teacher import open_teacher, watched_maps
+from helpers.brightness import write_brightness
 from helpers.distillation import QUIET, config, normal, saved, train
 from helpers.runs import SETTINGS, SMALL
 
@@ -97,15 +98,7 @@ def test_an_optimised_teacher_has_the_same_maps() -> None:
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two classes: dark and bright images."""
-    root = tmp_path_factory.mktemp("classes")
-    for split, count in (("train", 4), ("val", 1)):
-        for name, low in (("bright", 150), ("dark", 0)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = np.random.default_rng(index).integers(low, low + 80, (40, 40, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{name}{index}.png")
-    return root
+    return write_brightness(tmp_path_factory.mktemp("classes"), train=4, val=1)
 
 
 def test_classifiers_learn_with_mixed_images(classes: Path, tmp_path: Path) -> None:

@@ -71,10 +71,7 @@ class Kind:
             fitting = [each for each, kind in KINDS.items() if kind.fits(predictor)]
             hint = f": choose --result {' or '.join(fitting)}" if fitting else ""
             raise ConfigError(f"--result {name} are {self.words}; {info.ref} gives {gives}{hint}")
-        if options.tile is not None:
-            predictor.check_tiles(options.tile, options.overlap)
-        elif options.overlap is not None:
-            raise ConfigError(f"--overlap {options.overlap} goes with --tile")
+        predictor.check_tiles(options.tile, options.overlap)
 
     def schema(self, predictor: Predictor) -> pa.Schema | None:
         """Columns of the table; ``None``: files."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..images.tiff_writing import TiffImage, tiff_bytes
+from ..images.tiff_writing import tiff_bytes
 from ..prediction.predictor import Predictor
 from ..prediction.regress import RegressResult
 from ..task import find_task
@@ -16,5 +16,4 @@ def gives_values(predictor: Predictor) -> bool:
 
 def values_tiff(result: RegressResult) -> bytes:
     """The values in their unit as TIFF, float32, as ``foveal regress --format tif`` writes them."""
-    height, width, channels = result.values.shape
-    return tiff_bytes(TiffImage(height, width, channels, "float32", overviews=False), [result.values])
+    return tiff_bytes(result.tiff_image(), [result.values])

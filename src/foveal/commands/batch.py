@@ -7,7 +7,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ..text import notice
-from .console import ANY_ENGINE, WHOLE, BatchSize, Engines, Json, Tiling, print_json, say
+from .console import ANY_ENGINE, NO_TILES, BatchSize, Engines, Json, Tiling, print_json, say
 
 _SHOWN = 100  # inputs that cannot be used, by name
 
@@ -23,7 +23,7 @@ def batch(
     workers: int | None = None,
     part_size: int | None = None,
     column: str = "",
-    tiles: Tiling = WHOLE,
+    tiles: Tiling = NO_TILES,
     batch_size: BatchSize = None,
     shard: str = "0/1",
     ray: str = "",

@@ -9,7 +9,7 @@ from .. import assets
 from ..errors import InputError
 from ..text import notice
 from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, open_model, print_json, print_table
-from .outputs import Request, check_images, list_sources
+from .outputs import Request, list_sources, require_images
 from .tables import Csv, check_table, write_classes
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def classify(
     """
     request = Request(images, as_json=json, batch_size=batch_size, csv=csv)
     check_table(csv, ".csv", "--csv", request)
-    check_images(images)
+    require_images(images)
     return run(open_model(model, engine, "classify"), request, top)
 
 

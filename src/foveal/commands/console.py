@@ -118,22 +118,10 @@ class Tiles:
         """The options by their names."""
         return vars(self).copy()
 
-    def check(self, predictor: Predictor) -> None:
-        """Refuse tiles that a model cannot use.
-
-        Raises:
-            ConfigError: an overlap without tiles.
-            InputError: as :meth:`foveal.Predictor.check_tiles`.
-        """
-        if self.tile is not None:
-            predictor.check_tiles(self.tile, self.overlap)
-        elif self.overlap is not None:
-            raise ConfigError(f"--overlap {self.overlap} goes with --tile")
-
 
 #: Parameter of a verb: the fields of :class:`Tiles` as options of their own.
 Tiling = Annotated[Tiles, Parameter(name="*")]
-WHOLE = Tiles()
+NO_TILES = Tiles()
 
 
 def open_model(ref: str, engine: Engine, task: str) -> Predictor:

@@ -12,10 +12,10 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError
-from ..files import ensure_folder
+from ..files import beside, ensure_folder
 from . import segment, upscale
 from .console import ANY_ENGINE, Engine, Engines, Json, open_model, print_json, say
-from .outputs import OVERLAY, Job, beside
+from .outputs import OVERLAY, Job
 
 _HOST = "127.0.0.1"  # for this machine only
 _SECONDS = 600  # for a request: one visitor, and maybe a slow machine

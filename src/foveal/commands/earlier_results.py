@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import beside
 from ..text import notice
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def leave_out(sources: list[tuple[Path, Path]], out: Path, palette: Palette, ove
     """
     kept = _outside(sources, out)
     if len(kept) < len(sources):
-        notice(f"{len(sources) - len(kept)} images in {out} are left out, as results of earlier runs")
+        notice(f"{_count(len(sources) - len(kept), f' in {out}')} left out, as results of earlier runs")
     for found, what in (
         (_results_of_batch(kept), "results of foveal batch"),
         (_masks(kept, palette, overlay), "masks of earlier runs, in the colours of this model's classes"),
@@ -33,9 +34,14 @@ def leave_out(sources: list[tuple[Path, Path]], out: Path, palette: Palette, ove
         left_out = [source for source, _ in kept if source in found]
         if left_out:
             more = ", ..." if len(left_out) > 1 else ""
-            notice(f"{len(left_out)} images are left out, as {what}: {left_out[0]}{more}")
+            notice(f"{_count(len(left_out))} left out, as {what}: {left_out[0]}{more}")
         kept = [(source, path) for source, path in kept if source not in found]
     return kept
+
+
+def _count(count: int, where: str = "") -> str:
+    """``"1 image is"``, or ``"3 images are"``; ``where`` follows the noun."""
+    return f"{count} image{where} is" if count == 1 else f"{count} images{where} are"
 
 
 def _outside(sources: list[tuple[Path, Path]], out: Path) -> list[tuple[Path, Path]]:
@@ -68,5 +74,5 @@ def _masks(sources: list[tuple[Path, Path]], palette: Palette, overlay: str) -> 
     from ..images.palettes import has_palette
 
     masks = {source for source, path in sources if source != path and has_palette(source, palette)} if palette else ()
-    beside = {mask.with_name(f"{mask.stem}{overlay}") for mask in masks}
-    return {source for source, path in sources if source in masks or (source != path and source in beside)}
+    overlays = {beside(mask, overlay) for mask in masks}
+    return {source for source, path in sources if source in masks or (source != path and source in overlays)}

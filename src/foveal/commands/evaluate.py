@@ -10,8 +10,8 @@ from cyclopts import Parameter
 from ..files import check_overwrites
 from .console import (
     ANY_ENGINE,
+    NO_TILES,
     ONE_VIEW,
-    WHOLE,
     Engines,
     Json,
     Size,
@@ -38,7 +38,7 @@ def evaluate(
     protocol: Literal["plain", "cityscapes", "ade20k"] = "plain",
     boundary: Annotated[bool, Parameter(negative="")] = False,
     prompts: str = "all",
-    tiles: Tiling = WHOLE,
+    tiles: Tiling = NO_TILES,
     views: Annotated[Views, Parameter(name="*")] = ONE_VIEW,
     engine: Engines = ANY_ENGINE,
     out: Path | None = None,

@@ -38,7 +38,6 @@ Level = Annotated[
     int | None,
     Parameter(help="With --exact: level of a slide, a pyramidal TIFF or an OME-Zarr; default: 0, the largest."),
 ]
-_RUNTIMES = ("auto", "torch", "native", "onnxruntime")  # what computes the pieces; auto: torch if it is installed
 
 
 def check_options(engine: Engine, option: str = "--exact", **unusable: object) -> Engine:
@@ -52,10 +51,11 @@ def check_options(engine: Engine, option: str = "--exact", **unusable: object) -
     Raises:
         ConfigError: another runtime, or an option that does not go with ``--exact``.
     """
-    if engine.runtime not in _RUNTIMES:
-        raise ConfigError(
-            f"{option} runs with torch, native or onnxruntime, not with {engine.runtime}: leave out --runtime"
-        )
+    from ..prediction.streamed_networks import RUNTIMES
+
+    if engine.runtime not in ("auto", *RUNTIMES):
+        listed = f"{', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}"
+        raise ConfigError(f"{option} runs with {listed}, not with {engine.runtime}: leave out --runtime")
     for name, value in unusable.items():
         if value not in (None, False):
             raise ConfigError(f"--{name.replace('_', '-')} does not go with {option}: leave one of them out")

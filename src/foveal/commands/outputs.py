@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ..errors import ConfigError, InputError
-from ..files import check_overwrites, ensure_folder, ignores_case
+from ..files import beside, check_overwrites, ensure_folder, ignores_case
 from ..progress import Report
-from .console import WHOLE, Tiles, print_json, say
+from .console import NO_TILES, Tiles, print_json, say
 from .earlier_results import leave_out
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Request:
     images: list[Path]
     out: Path = FOLDER
     overlay: bool | None = None
-    tiles: Tiles = WHOLE
+    tiles: Tiles = NO_TILES
     resume: bool = False
     as_json: bool = False
     batch_size: int | None = None
@@ -158,7 +158,7 @@ class Request:
         return [] if self.resume or self.out.name == FOLDER.name else [path for path in self.images if is_folder(path)]
 
 
-def check_images(images: list[Path]) -> None:
+def require_images(images: list[Path]) -> None:
     """Check that there are images before a model is loaded, which may have to be downloaded.
 
     Some of several may be missing: the verb names them among those that failed.
@@ -284,11 +284,6 @@ def _choose_names(sources: list[Path], choices: list[list[Path]], out: Path, pic
 
 def _job(source: Path, target: Path, picture: str) -> Job:
     return Job(source, target, beside(target, picture) if picture else None)
-
-
-def beside(target: Path, picture: str) -> Path:
-    """The picture next to a result: ``x.png`` and ``.overlay.jpg`` give ``x.overlay.jpg``."""
-    return target.with_name(f"{target.stem}{picture}")
 
 
 def without_case(path: Path) -> str:

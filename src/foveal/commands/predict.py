@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from . import classify, prompt, regress, segment, upscale
-from .console import ANY_ENGINE, WHOLE, BatchSize, Engines, Images, Json, Tiling
-from .outputs import FOLDER, Request, check_images
+from .console import ANY_ENGINE, NO_TILES, BatchSize, Engines, Images, Json, Tiling
+from .outputs import FOLDER, Request, require_images
 from .tables import Csv
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def predict(
     model: str,
     out: Path = FOLDER,
     overlay: bool | None = None,
-    tiles: Tiling = WHOLE,
+    tiles: Tiling = NO_TILES,
     resume: bool = False,
     batch_size: BatchSize = None,
     csv: Csv = None,
@@ -53,7 +53,7 @@ def predict(
     resume
         Skip images whose result exists.
     """
-    check_images(images)
+    require_images(images)
     predictor = engine.load(model)
     if predictor.info.task not in _RUNS:
         raise ConfigError(

@@ -11,10 +11,10 @@ from cyclopts import Parameter
 
 from .. import assets
 from ..errors import ConfigError, InputError
-from ..files import check_overwrites, ensure_folder
+from ..files import beside, check_overwrites, ensure_folder
 from ..progress import Report
 from .console import ANY_ENGINE, Engines, Json, open_model, print_json, print_table, say
-from .outputs import FOLDER, OVERLAY, Job, Request, beside, print_failed, run_jobs, without_case
+from .outputs import FOLDER, OVERLAY, Job, Request, print_failed, run_jobs, without_case
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import ConfigError, InputError
 from .console import (
     ANY_ENGINE,
-    WHOLE,
+    NO_TILES,
     BatchSize,
     Engines,
     Images,
@@ -20,7 +20,7 @@ from .console import (
     print_table,
     say,
 )
-from .outputs import FOLDER, Job, Plan, Request, check_images, print_failed, run_stream
+from .outputs import FOLDER, Job, Plan, Request, print_failed, require_images, run_stream
 
 if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
@@ -39,7 +39,7 @@ def regress(
     format: Format | None = None,
     scale: float | None = None,
     picture: bool | None = None,
-    tiles: Tiling = WHOLE,
+    tiles: Tiling = NO_TILES,
     resume: bool = False,
     batch_size: BatchSize = None,
     engine: Engines = ANY_ENGINE,
@@ -64,7 +64,7 @@ def regress(
     resume
         Skip images whose map, and picture if one is asked for, exist.
     """
-    check_images(images)
+    require_images(images)
     predictor = open_model(model, engine, "regress")
     request = Request(images, out, picture, tiles, resume, json, batch_size)
     return run(predictor, request, format, scale)
@@ -84,7 +84,7 @@ def run(predictor: Predictor, request: Request, format: Format | None = None, sc
         raise ConfigError(f"--scale {scale}: give a number above 0, such as 0.001")
     suffix = _suffix(predictor, request.out, format, scale)
     check_format(request.out / f"map{suffix}", predictor.info.num_classes, predictor.info.target, scale)
-    request.tiles.check(predictor)
+    predictor.check_tiles(**request.tiles.options())
     draws = not request.many if request.overlay is None else request.overlay
     plan = request.plan(suffix, PICTURE if draws else "")
     if request.many or not plan.jobs:

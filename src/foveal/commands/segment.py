@@ -14,8 +14,8 @@ from .. import assets
 from ..errors import ConfigError, InputError
 from .console import (
     ANY_ENGINE,
+    NO_TILES,
     ONE_VIEW,
-    WHOLE,
     BatchSize,
     Engines,
     Images,
@@ -28,7 +28,7 @@ from .console import (
     say,
 )
 from .exact import Exact, Keep, Level, check_options, exact_mask, open_exact, run_exact
-from .outputs import FOLDER, OVERLAY, Job, Plan, Request, check_images, print_failed, run_stream
+from .outputs import FOLDER, OVERLAY, Job, Plan, Request, print_failed, require_images, run_stream
 from .tables import NO_AREAS, AreaOptions, Csv, MaskTable, check_table, open_table
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def segment(
     legend: Annotated[bool, Parameter(negative="")] = False,
     distinct: Annotated[bool, Parameter(negative="")] = False,
     label: Path | None = None,
-    tiles: Tiling = WHOLE,
+    tiles: Tiling = NO_TILES,
     exact: Exact = False,
     keep: Keep = None,
     level: Level = None,
@@ -90,7 +90,7 @@ def segment(
     """
     request = Request(images, out, overlay, tiles, resume, json, batch_size, polygons, csv)
     drawing, asked = {"contours": legend, "legend": legend, "distinct": distinct}, views.options()
-    check_images(images)
+    require_images(images)
     if exact:
         unusable = {
             "overlay": overlay,
@@ -164,7 +164,7 @@ def run(
         check_polygons(request.polygons)
     check_table(request.csv, ".csv", "--csv", request)
     check_table(extras.areas.coco, ".json", "--coco", request)
-    request.tiles.check(predictor)
+    predictor.check_tiles(**request.tiles.options())
     overlay = not many if request.overlay is None else request.overlay
     palette = palette_of(predictor.info.labels, predictor.info.num_classes)
     plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [], palette=palette)

@@ -14,7 +14,7 @@ from ..progress import Report
 from .console import ANY_ENGINE, Engines, Images, Json, Tiles, open_model, say
 from .exact import check_options, open_exact, run_exact
 from .handover import consume_in_thread
-from .outputs import FOLDER, Job, Request, check_images, print_images, run_jobs
+from .outputs import FOLDER, Job, Request, print_images, require_images, run_jobs
 
 if TYPE_CHECKING:
     from ..images.reading import Picture
@@ -76,7 +76,7 @@ def upscale(
         Skip images whose result, and comparison if one is asked for, exist.
     """
     ref = _reference(model, scale)
-    check_images(images)
+    require_images(images)
     if exact and format == "tif":
         engine = check_options(engine, overlap=overlap, compare=compare, check_tiles=check_tiles)
         return run_exact(ref, engine, "upscale", Request(images, out, tiles=Tiles(tile), resume=resume, as_json=json))

@@ -31,12 +31,12 @@ def find_brush_mask(root: Path) -> Path | None:
     return next(filter(is_brush_mask, files), None)
 
 
-def name_no_image(images: Sequence[Path], masks: Sequence[Path]) -> bool:
+def masks_name_no_image(images: Sequence[Path], masks: Sequence[Path]) -> bool:
     """Whether all masks have such names, and no image has one of them, as after renaming."""
     return bool(masks) and all(map(is_brush_mask, masks)) and {p.stem for p in images}.isdisjoint(p.stem for p in masks)
 
 
-def refusal(file: Path) -> DataError:
+def brush_mask_error(file: Path) -> DataError:
     """The error for a data set with such a mask."""
     kind = "NumPy" if file.suffix.lower() == ".npy" else "PNG"
     return DataError(

@@ -28,7 +28,7 @@ from ..errors import DataError, InputError, nearest
 from ..images.formats import LIMIT, pixel_limit
 from ..images.reading import read_image, read_mask
 from ..images.regions import mask_of
-from .brush_masks import find_brush_mask, refusal
+from .brush_masks import brush_mask_error, find_brush_mask
 from .layout import (
     ALL,
     FILE,
@@ -167,7 +167,7 @@ def open_splits(root: Path, splits: Sequence[str], described: DatasetFile) -> tu
     match = _find(root, described)
     if match is None:
         if brush := find_brush_mask(root):
-            raise refusal(brush)
+            raise brush_mask_error(brush)
         raise UnknownLayoutError(
             f"{root}: no layout with objects fits ({', '.join(LAYOUTS)}); docs/data.md shows a tree of each. The"
             " simplest is images/a.jpg and masks/a.png, with 0 for background and one id for each object"

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ..images.colours import colour_table, drawable
-from ..images.overlay import stack
+from ..images.writing import stack_below
 from ..info import Labels
 from .examples import CELL, COLUMNS, Examples
 
@@ -30,7 +30,7 @@ def draw_overview(report: DataReport) -> Image.Image:
     for split in report.splits:
         parts.append(_line(f"{split.name}: {split.readable} of {split.items} samples can be read"))
         parts += [_sheet(split.examples)] if split.examples.chosen else []
-    return stack(parts, _PAPER)
+    return stack_below(parts, _PAPER)
 
 
 def _line(text: str) -> Image.Image:

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import DataError, InputError
 from ..images.reading import read_mask
 from ..info import MAX_CLASSES, Labels, ignore_id
-from .brush_masks import name_no_image, refusal
+from .brush_masks import brush_mask_error, masks_name_no_image
 from .layout import FILE, DatasetFile, Problem, by_stem, images_in, match_files
 from .masks import ColourMasks, IdMasks, MaskReader, described_ids
 
@@ -73,8 +73,8 @@ def mask_pairs(images: Path, masks: Path, excluded: frozenset[Path]) -> tuple[li
     lossy = [Problem(p, _LOSSY) for p in files if p.suffix.lower() not in _LOSSLESS and p not in excluded]
     files = [p for p in files if p.suffix.lower() in _LOSSLESS]
     pictures = images_in(images, deep=True)
-    if name_no_image(pictures, files):
-        raise refusal(files[0])
+    if masks_name_no_image(pictures, files):
+        raise brush_mask_error(files[0])
     pairs, unmatched = match_files(
         by_stem(pictures, images),
         [by_stem(files, masks, ending) for ending in _MASK_ENDINGS],

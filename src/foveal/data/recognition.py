@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import DataError, FovealError
 from ..task import TASKS
 from . import classification, instances, regression, segmentation_layouts, stream, super_resolution
-from .brush_masks import find_brush_mask, refusal
+from .brush_masks import brush_mask_error, find_brush_mask
 from .layout import DatasetFile, UnknownLayoutError, describe
 from .outline_layouts import OUTLINE_LAYOUTS
 from .shards import find_shards, is_pattern
@@ -51,7 +51,7 @@ def recognise(root: Path, described: DatasetFile) -> str:
     if name not in OTHERS and (layout := segmentation_layouts.layout_of(root, described)):
         return layout.name
     if not name and (brush := find_brush_mask(root)):  # otherwise they are large images for super-resolution
-        raise refusal(brush)
+        raise brush_mask_error(brush)
     if name == instances.IDS:
         return instances.layout_of(root, described)
     if name in ("", regression.LAYOUT) and regression.splits_of(root, described):

@@ -13,7 +13,7 @@ from ..images.folders import entries_below, has_images
 from ..images.formats import is_image
 from ..info import IGNORE, Labels
 from . import cityscapes, coco, roboflow, voc
-from .brush_masks import find_brush_mask, name_no_image, refusal
+from .brush_masks import brush_mask_error, find_brush_mask, masks_name_no_image
 from .labels import ADE20K, CAMVID
 from .layout import (
     ALL,
@@ -141,7 +141,7 @@ def _flat_folders(root: Path) -> tuple[Path, Path] | None:
     if len(images) > 1 or len(masks) > 1:
         names = ", ".join(folder.name for folder in images + masks)
         raise DataError(f"{root}: several folders of images or masks ({names}); keep one of images and one of masks")
-    if not (images and masks) or name_no_image(images_in(images[0]), images_in(masks[0])):
+    if not (images and masks) or masks_name_no_image(images_in(images[0]), images_in(masks[0])):
         return None
     return images[0], masks[0]
 
@@ -272,7 +272,7 @@ def unknown_layout(root: Path, described: DatasetFile, others: Sequence[str] = (
     if described.layout:
         return DataError(f"{root / FILE}: unknown layout {described.layout!r}{nearest(described.layout, names)}")
     if brush := find_brush_mask(root):
-        return refusal(brush)
+        return brush_mask_error(brush)
     files = (entry.path.relative_to(root) for entry in itertools.islice(entries_below(root), 10_000))
     unsupported = next((path for path in files if path.suffix.lower() in _UNSUPPORTED), None)
     hint = f"; {unsupported} has an unsupported format: save images and masks as PNG" if unsupported else ""

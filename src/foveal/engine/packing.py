@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..images.resampling import bicubic_taps
 from .library import Library
 from .plan import Plan, Step
 
@@ -112,10 +113,6 @@ def _in_two_parts(weight: NDArray[np.float32], *, apart: bool) -> NDArray[np.flo
     return np.ascontiguousarray(pairs.reshape(*weight.shape[:2], -1))
 
 
-def bicubic_taps(factor: int, a: float) -> NDArray[np.float32]:
-    """Weights of the five nearest pixels for each of the ``factor`` pixels that a pixel becomes: ``(factor, 5)``."""
-    phase = (np.arange(factor) + 0.5) / factor - 0.5
-    t = np.abs(phase[:, None] - np.arange(-2, 3))
-    near = ((a + 2) * t - (a + 3)) * t * t + 1
-    far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-    return np.where(t <= 1, near, np.where(t < 2, far, 0)).astype(np.float32)
+def pack_taps(factor: int, a: float) -> NDArray[np.float32]:
+    """The weights of :func:`~foveal.images.resampling.bicubic_taps` as the library reads them."""
+    return bicubic_taps(factor, a).astype(np.float32)

@@ -29,7 +29,7 @@ from .binder import (
     Shape,
     expect,
 )
-from .packing import bicubic_taps
+from .packing import pack_taps
 from .plan import ACTS, Step
 
 _FEW = 8  # input channels of a product, see _parts
@@ -258,7 +258,7 @@ def _combine(binder: Binder, step: Step) -> None:
 def _upsample(binder: Binder, step: Step) -> None:
     factor = step.params["factor"]
     batch, height, width, channels = binder.shape(step.inputs[0])
-    arrays = ((bicubic_taps(factor, step.params["a"]), None),)
+    arrays = ((pack_taps(factor, step.params["a"]), None),)
     operation = Operation(UPSAMPLE, step.inputs, step.out, step.residual, p=(factor,), arrays=arrays)
     binder.add(operation, Shape(batch, factor * height, factor * width, channels))
 
@@ -282,7 +282,7 @@ def _enlarge(binder: Binder, step: Step) -> None:
     detail = binder.shape(step.inputs[0])
     if step.inputs[1] != 0 or detail != (batch, height, width, channels * factor**2):
         raise ValueError(f"details of {detail} for the image {binder.image}")
-    arrays = ((bicubic_taps(factor, step.params["a"]), None),)
+    arrays = ((pack_taps(factor, step.params["a"]), None),)
     operation = Operation(ENLARGE, step.inputs, step.out, p=(factor,), arrays=arrays)
     binder.add(operation, Shape(batch, factor * height, factor * width, channels), planar=True)
 

@@ -91,7 +91,7 @@ def evaluate(
             task without an evaluation.
         DataError: the data cannot be used, or none of its images can be scored.
         DependencyError: objects as polygons or run lengths need pycocotools, which is not installed.
-        InputError: ``out`` cannot be written.
+        InputError: tiles that the model cannot use, an overlap without tiles, or ``out`` cannot be written.
     """
     predictor = _open_predictor(ref, device=device, dtype=dtype, runtime=runtime, threads=threads)
     options = {

@@ -119,10 +119,7 @@ class RegressEvaluator:
         split = split or _default_split(data)
         samples = open_labelled(data, [split], "regress").with_bands(predictor.bands)
         assert isinstance(samples, RegressionData)
-        if overlap is not None and tile is None:
-            raise ConfigError(f"overlap={overlap} needs tiles: give tile, too")
-        if tile is not None:
-            predictor.check_tiles(tile, overlap)
+        predictor.check_tiles(tile, overlap)
         own, count = predictor.info.target, predictor.info.num_classes
         if (own.kind, count) != (samples.target.kind, len(samples.labels.names)):
             raise ConfigError(

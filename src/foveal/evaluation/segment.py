@@ -200,8 +200,6 @@ class SegmentEvaluator:
         self.views = _views(tile, overlap, flip, scales)
         if published and self.views:
             raise ConfigError(f"protocol {protocol!r} sees whole images once: leave {next(iter(self.views))} out")
-        if overlap is not None and tile is None:
-            raise ConfigError(f"overlap={overlap} needs tiles: give tile, too")
         if published and size:
             raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
         split = split or (published.split if published else "test")
@@ -212,8 +210,7 @@ class SegmentEvaluator:
             predictor = published.prepare_predictor(predictor)
         elif size:
             predictor = _resize_input(predictor, size)
-        if tile is not None:
-            predictor.check_tiles(tile, overlap)
+        predictor.check_tiles(tile, overlap)
         self.predictor, self.published, self.protocol = predictor, published, protocol
         self.data, self.size, self.boundary = data, size, boundary
         self.data_class = _data_classes(predictor, self.labels, class_map)

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from ..images.bands import displayed
 from ..images.colours import colour_table, drawable
-from ..images.overlay import stack
+from ..images.writing import stack_below
 from ..info import Labels
 
 _MAX_WIDTH = 640  # pixels; wider images are downscaled
@@ -40,7 +40,7 @@ class Sample:
 def sample_sheet(samples: Sequence[Sample], labels: Labels) -> Image.Image:
     """Draw image, label and prediction of each sample side by side, one sample per row; wide images are downscaled."""
     colours = colour_table(labels)
-    return stack([_row(sample, colours) for sample in samples], _PAPER)
+    return stack_below([_row(sample, colours) for sample in samples], _PAPER)
 
 
 def _row(sample: Sample, colours: NDArray[np.uint8]) -> Image.Image:

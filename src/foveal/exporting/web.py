@@ -20,7 +20,7 @@ import numpy as np
 
 from ..errors import ConfigError, DependencyError, ExportError, InputError
 from ..files import atomic_write, ensure_folder, parse_json
-from ..images.colours import distinct_colours
+from ..images.colours import palette_of
 from ..info import ModelInfo
 from ..page import page_files
 from .graph import Graph, Options, Written
@@ -193,7 +193,7 @@ def _models_of(folder: Path) -> list[dict[str, Any]]:
 def _describe(info: ModelInfo, files: dict[str, Any]) -> dict[str, Any]:
     """What the page has to know of a model."""
     prepare, names = info.preprocess, info.labels.names
-    colours = info.labels.palette or distinct_colours(len(names))
+    colours = palette_of(info.labels, len(names))
     return {
         "name": info.ref,
         "task": info.task,

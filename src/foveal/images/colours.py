@@ -74,7 +74,7 @@ def colour_table(labels: Labels) -> NDArray[np.uint8]:
     """
     count = len(labels.names)
     colours = np.zeros((IGNORE + 1 if count <= IGNORE + 1 else ignore_id(count) + 1, 3), np.uint8)
-    colours[:count] = labels.palette or distinct_colours(count)
+    colours[:count] = palette_of(labels, count)
     if count <= IGNORE:
         colours[IGNORE] = _IGNORED
     return colours

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from ..errors import InputError
 from ..info import Labels
-from .colours import distinct_colours, drawable
+from .colours import drawable, palette_of
 
 Entry = tuple[str, tuple[int, int, int]]  # name and colour of a class
 _INK, _PAPER = (20, 20, 20), (255, 255, 255)
@@ -44,7 +44,7 @@ def draw_overlay(
     Raises:
         InputError: ``alpha`` is not from 0 to 1.
     """
-    palette = labels.palette or distinct_colours(len(labels.names))
+    palette = palette_of(labels, len(labels.names))
     picture = Image.fromarray(blend(image, classes, palette, alpha))
     if contours:
         picture = draw_contours(picture, classes)
@@ -160,16 +160,6 @@ def draw_name(picture: Image.Image, name: str) -> Image.Image:
     pen.rectangle((0, 0, right - left + 2 * edge, bottom - top + 2 * edge), fill=_PAPER)
     pen.text((edge - left, edge - top), text, fill=_INK, font=font)
     return out
-
-
-def stack(pictures: Sequence[Image.Image], background: tuple[int, int, int]) -> Image.Image:
-    """Pictures below each other, at the left, on a background."""
-    sheet = Image.new("RGB", (max(each.width for each in pictures), sum(each.height for each in pictures)), background)
-    top = 0
-    for each in pictures:
-        sheet.paste(each, (0, top))
-        top += each.height
-    return sheet
 
 
 def _line_width(size: tuple[int, int]) -> int:

@@ -9,6 +9,7 @@ from typing import BinaryIO
 from ..errors import InputError
 from . import tiff
 
+_SUFFIXES = (".png", ".tif", ".tiff")  # of masks that Foveal writes
 _PNG = b"\x89PNG\r\n\x1a\n"
 _INDEXED = 3  # colour type of PNG, and photometric interpretation of TIFF
 _MAX_CHUNKS = 64  # before the palette
@@ -21,14 +22,17 @@ Palette = tuple[tuple[int, int, int], ...]
 def has_palette(path: Path, palette: Palette) -> bool:
     """Whether a PNG or TIFF has exactly this palette, as the masks have that Foveal writes for these colours.
 
+    Files with other suffixes have none, and are not opened: there may be many photographs.
+
     A palette without a colour proves nothing, because photographs may be stored with a palette of greys: the answer is
     then no. So it is for files that cannot be read.
     """
-    if all(red == green == blue for red, green, blue in palette):
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES or all(red == green == blue for red, green, blue in palette):
         return False
     try:
         with path.open("rb") as file:
-            if path.suffix.lower() == ".png":
+            if suffix == ".png":
                 return _png_palette(file) == b"".join(map(bytes, palette))
             return _tiff_palette(file, str(path)) == _tiff_colours(palette)
     except (OSError, ValueError, OverflowError, InputError, struct.error):

@@ -32,7 +32,7 @@ _MATLAB, _OPENCV = -0.5, -0.75  # the parameter ``a`` of cubic_kernel
 
 
 def cubic_kernel(distance: NDArray[np.float64], a: float) -> NDArray[np.float64]:
-    """Weights of samples at ``distance`` (0 or more, in samples) by Keys' cubic kernel; 0 beyond a distance of 2.
+    """Weights of samples at ``distance`` (0 or more, in samples) by Keys' cubic kernel; 0 from a distance of 2 on.
 
     Args:
         distance: any shape.
@@ -40,7 +40,13 @@ def cubic_kernel(distance: NDArray[np.float64], a: float) -> NDArray[np.float64]
     """
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = a * (((distance - 5) * distance + 8) * distance - 4)
-    return np.where(distance <= 1, near, np.where(distance <= 2, far, 0.0))
+    return np.where(distance <= 1, near, np.where(distance < 2, far, 0.0))
+
+
+def bicubic_taps(factor: int, a: float) -> NDArray[np.float64]:
+    """Weights of the five nearest pixels for each of the ``factor`` pixels that a pixel becomes: ``(factor, 5)``."""
+    phase = (np.arange(factor) + 0.5) / factor - 0.5
+    return cubic_kernel(np.abs(phase[:, None] - np.arange(-2, 3)), a)
 
 
 # ---- MATLAB's convention

@@ -10,7 +10,7 @@ import os
 import struct
 import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,6 +202,16 @@ def check_picture_name(path: str | Path) -> None:
     suffix = Path(path).suffix
     if suffix.lower() not in Image.registered_extensions():
         raise InputError(f"{path}: unknown picture format {suffix!r}; use .png or .jpg")
+
+
+def stack_below(pictures: Sequence[Image.Image], background: tuple[int, int, int]) -> Image.Image:
+    """Put pictures below each other, at the left, on a background."""
+    sheet = Image.new("RGB", (max(each.width for each in pictures), sum(each.height for each in pictures)), background)
+    top = 0
+    for each in pictures:
+        sheet.paste(each, (0, top))
+        top += each.height
+    return sheet
 
 
 def stored_channels(pixels: NDArray[Any], grey: bool) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..images.resampling import bicubic_taps
 from ..streaming.executor import Read, Valid
 from ..streaming.geometry import (
     ArrayOperation,
@@ -192,20 +193,11 @@ def _write_bicubic(graph: GraphWriter, name: str, source: str, operation: Bicubi
     pads = graph.constant(f"{name} pads", [0, 0, operation.reach, operation.reach] * 2)
     padded = graph.node("Pad", (source, pads), f"{name} padded", mode="edge")
     planes = graph.node("Transpose", (padded,), f"{name} planes", perm=(1, 0, 2, 3))
-    line = _taps(operation.factor, operation.a)
+    line = bicubic_taps(operation.factor, operation.a)
     kernel = (line[:, None, :, None] * line[None, :, None, :]).reshape(-1, 1, *line.shape[1:] * 2)
     phases = graph.node("Conv", (planes, graph.constant(f"{name} kernel", kernel, np.float32)), f"{name} phases")
     fine = graph.node("DepthToSpace", (phases,), f"{name} fine", blocksize=operation.factor, mode="CRD")
     graph.node("Transpose", (fine,), name, perm=(1, 0, 2, 3))
-
-
-def _taps(factor: int, a: float) -> NDArray[np.float64]:
-    """Weights of the five nearest input pixels for each output pixel of an input pixel, ``(factor, 5)``."""
-    phase = (np.arange(factor) + 0.5) / factor - 0.5
-    t = np.abs(phase[:, None] - np.arange(-2, 3))
-    near = ((a + 2) * t - (a + 3)) * t * t + 1
-    far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a
-    return np.where(t <= 1, near, np.where(t < 2, far, 0.0))
 
 
 def _write_attention(graph: GraphWriter, name: str, inputs: Sequence[str], attention: Attention, heads: int) -> None:

@@ -327,21 +327,23 @@ class Predictor:
 
     def _prepare_map(self, image: ImageLike, options: Options, result: Callable[..., Any]) -> Prepared:
         """Prepare an image for a network with a map at its stride; ``result`` takes pixels, map and scale."""
-        if options.tile is None and options.overlap is not None:
-            raise InputError(f"overlap={options.overlap} needs tiles: give tile, too")
-        shared = 0 if options.tile is None else self.check_tiles(options.tile, options.overlap)
+        shared = self.check_tiles(options.tile, options.overlap)
 
         def check(output: NDArray[np.float32]) -> NDArray[np.float32]:
             return self._checked_logits(output, 4)
 
         return prepare_map(self.bands.read(image), self.runner, check, self.info, options, shared, result)
 
-    def check_tiles(self, tile: int, overlap: int | None = None) -> int:
-        """Return the overlap of tiles for segmentation in pixels; default: a third of ``tile``.
+    def check_tiles(self, tile: int | None, overlap: int | None = None) -> int:
+        """Return the overlap of tiles for segmentation in pixels; default: a third of ``tile``, and 0 without tiles.
 
         Raises:
-            InputError: tiles that this model cannot use.
+            InputError: tiles that this model cannot use, or an overlap without tiles.
         """
+        if tile is None:
+            if overlap is not None:
+                raise InputError(f"overlap={overlap} needs tiles: give tile, too")
+            return 0
         if self.info.preprocess.size is not None:
             raise InputError("tile: this model resizes every image to a fixed size, so tiles would change the result")
         if not self.limits.fits(tile, tile):

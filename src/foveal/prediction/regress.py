@@ -118,8 +118,13 @@ class RegressResult:
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.save(file, values)
         else:
-            write_tiff(path, TiffImage(height, width, channels, "float32", overviews=False), [values])
+            write_tiff(path, self.tiff_image(), [values])
         return 0
+
+    def tiff_image(self) -> TiffImage:
+        """Size and type of the TIFF with the values."""
+        height, width, channels = self.values.shape
+        return TiffImage(height, width, channels, "float32", overviews=False)
 
 
 def check_format(path: Path, channels: int, target: Target, scale: float | None = None) -> None:

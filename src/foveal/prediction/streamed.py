@@ -29,7 +29,6 @@ from ..streaming.team import find_team
 from .load import load
 from .predictor import Predictor
 from .results import class_names
-from .streamed_networks import RUNTIMES as RUNTIMES
 from .streamed_networks import StreamedNetwork, network_of, plan_pieces, runtime_of
 from .streamed_outputs import FINISHES, Files, Finish, write_map
 

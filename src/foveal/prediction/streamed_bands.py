@@ -19,7 +19,7 @@ from ..streaming.geometry import only_map
 from ..streaming.maps import MemoryState, StateFolder, check_disk, open_state
 from ..streaming.regions import Extent, Region
 from ..streaming.run import run
-from .streamed_networks import Loaded, described_steps, network_of, plan_pieces
+from .streamed_networks import HasRunner, described_steps, network_of, plan_pieces
 from .tiles import interpolate_rows, quantise
 from .torch_runner import TorchRunner
 
@@ -69,7 +69,7 @@ class PixelInput:
 
 
 def exact_bands(
-    predictor: Loaded, picture: Picture, scale: int, tile: int | None, report: Report | None = None
+    predictor: HasRunner, picture: Picture, scale: int, tile: int | None, report: Report | None = None
 ) -> Iterator[NDArray[Any]]:
     """Upscale an image exactly and yield bands of it, as :func:`~.tiles.enlarged_bands` does.
 

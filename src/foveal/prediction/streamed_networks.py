@@ -167,7 +167,7 @@ def runtime_of(ref: str, runtime: str = "auto") -> str:
     )
 
 
-class Loaded(Protocol):
+class HasRunner(Protocol):
     """What is asked of a predictor."""
 
     runner: Any
@@ -185,7 +185,7 @@ def described_steps(runner: Any) -> Path | None:
     return steps if steps.is_file() else None
 
 
-def network_of(predictor: Loaded, runtime: str = "auto") -> StreamedNetwork:
+def network_of(predictor: HasRunner, runtime: str = "auto") -> StreamedNetwork:
     """The network of a predictor, to be computed in pieces by one of :data:`RUNTIMES`; "auto": by its own runtime.
 
     Raises:

@@ -164,7 +164,6 @@ def run(
     dtype: str = "float32",
     report: Report | None = None,
     team: Team | None = None,
-    native: bool = False,
     executor: Executor | None = None,
 ) -> Outputs:
     """Run all passes, from where ``state`` is.
@@ -176,14 +175,12 @@ def run(
         dtype: of the kept maps, "float32" or "float16". With the latter the result is not exact.
         report: told the progress after each piece.
         team: the processes that compute the image together, with a state folder that all of them see.
-        native: of the default executor: whether the native engine computes what it can; the weights must then be
-            float32 on the CPU.
         executor: computes the pieces; default: torch.
     """
     if executor is None:
         from .torch_executor import TorchExecutor
 
-        executor = TorchExecutor(plan, native)
+        executor = TorchExecutor(plan)
     state, team = state or MemoryState(), team or Team()
     state.progress = team.agree(state.progress)
     execution = _Execution(plan, image, state, dtype, executor)
