@@ -162,6 +162,16 @@ def test_a_page_ends_with_what_to_read_next(page: Path) -> None:
     assert "](" in last
 
 
+# ---- pages that are made by a command
+
+
+def test_the_commands_are_those_of_the_parsers(site_modules: Any) -> None:
+    """If not: python docs/site/command_page.py."""
+    made = site_modules("command_page")
+    assert made.page() == made.PAGE.read_text(encoding="utf-8")
+    assert "| `--min-area INTEGER` | `1` | With `--coco`: leave out" in made.page()
+
+
 # ---- the model zoo
 
 
