@@ -193,9 +193,8 @@ _INTRODUCTION = """# Commands
 This page is for those who look for an option of a command. It is made by `python docs/site/command_page.py` from the
 parsers; do not edit it. `foveal COMMAND --help` prints the same in a terminal.
 
-In Python, the same work is done by the functions on [public names](python_api.md). The
-[README](../README.md#command-line) explains the exit codes, the [guide](guide.md#references-to-models) what `--model`
-takes.
+In Python, the same work is done by the functions on [public names](python_api.md). The guide explains the [exit
+codes](guide.md#predict) and what [`--model`](guide.md#references-to-models) takes.
 """
 
 _ENDING = """## Read next
