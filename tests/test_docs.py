@@ -9,6 +9,7 @@ import dataclasses
 import importlib
 import re
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +150,21 @@ def test_inline_commands_name_verbs(page: Path) -> None:
 def test_files_in_the_text_exist(page: Path) -> None:
     paths = {code for code in inline_code(page.read_text(encoding="utf-8")) if FILE.fullmatch(code)}
     assert not {path for path in paths if not (ROOT / path).exists()}
+
+
+# ---- installation
+
+
+def test_every_extra_and_environment_variable_is_listed() -> None:
+    """On the page of the installation; variables that the sources read."""
+    page = inline_code((ROOT / "docs" / "install.md").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert len(project["optional-dependencies"]) > 20
+    assert not set(project["optional-dependencies"]) - set(page)
+    sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "src" / "foveal").rglob("*.py"))
+    read = set(re.findall(r'environ(?:\.get\(|\[)"(\w+)"', sources)) | set(re.findall(r'"(FOVEAL_[A-Z_]+)"', sources))
+    assert len(read) > 10
+    assert not read - set(page) - {"PATH"}
 
 
 # ---- snippets

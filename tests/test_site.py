@@ -26,7 +26,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 WANTED = {
     "train on my masks": "own_masks.html",
     "deploy to a phone": "phones.html",
-    "process a scan of one gigapixel": "large-images.html",
+    "process a 2-gigapixel scan": "large-images.html",
     "which model for 50 ms": "choose.html",
 }
 
@@ -160,6 +160,16 @@ def test_a_page_ends_with_what_to_read_next(page: Path) -> None:
     last = page.read_text(encoding="utf-8").rpartition("\n## ")[2]
     assert last.startswith("Read next\n")
     assert "](" in last
+
+
+# ---- pages that are made by a command
+
+
+def test_the_commands_are_those_of_the_parsers(site_modules: Any) -> None:
+    """If not: python docs/site/command_page.py."""
+    made = site_modules("command_page")
+    assert made.page() == made.PAGE.read_text(encoding="utf-8")
+    assert "| `--min-area INTEGER` | `1` | With `--coco`: leave out" in made.page()
 
 
 # ---- the model zoo
