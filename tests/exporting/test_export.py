@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from foveal.errors import ConfigError, ExportError, InputError
+from foveal.exporting import onnx, openvino
 from foveal.exporting.export import _write_all, export
 from foveal.exporting.formats import find_format
 from foveal.exporting.graph import Feed, Graph, Options, compare
 from foveal.exporting.report import ExportReport
 from foveal.info import ModelInfo
-from helpers.narrow import narrow
+from helpers.narrow import Plain, narrow
 
 PARTS = ("encoder", "decoder", "prompts")
 
@@ -125,3 +126,16 @@ def test_only_ties_that_the_model_decides_by_rounding_do_not_count(rough: bool) 
     else:
         with pytest.raises(ExportError, match=r"same class on 0\.000%"):
             compare(graph, run_file)
+
+
+def test_more_weights_than_an_onnx_file_can_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX refuses them before a file is there. OpenVINO, whose weights are a file of their own, takes them."""
+    pytest.importorskip("openvino")
+    for module in (onnx, openvino):
+        monkeypatch.setattr(module, "LARGEST", 1500)  # bytes: Plain has 1996
+    with pytest.raises(ExportError, match=r"plain: an ONNX file holds at most 2 GiB, .* export in float16"):
+        export(Plain(), output=tmp_path / "a.onnx", size=(64, 64))
+    assert not list(tmp_path.iterdir())
+    export(Plain(), "onnx", output=tmp_path / "a.onnx", size=(64, 64), half=True)
+    report = export(Plain(), "openvino", output=tmp_path / "a.xml", size=(64, 64))
+    assert report.max_difference < 1e-5

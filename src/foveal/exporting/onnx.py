@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import ExportError
 from ..info import ModelInfo
 from ..prediction.onnx_runner import onnx_network
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata, trace
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 
+LARGEST = 2**31 - 2**24  #: bytes of weights in a file: protobuf's limit, less room for the graph
 _HALF = "float16 is for GPUs and browsers: on CPUs ONNX Runtime converts to float32 and back, which takes longer"
 
 
@@ -29,8 +31,31 @@ def write_onnx(graph: Graph, files: Sequence[Path], options: Options) -> Written
         DependencyError: a package is missing.
     """
     proto, kept = make_typed_onnx(graph, options)
-    files[0].write_bytes(proto.SerializeToString())
+    files[0].write_bytes(onnx_bytes(proto, graph.info.model))
     return Written(kept_float=kept, notes=(_HALF,) if options.half else ())
+
+
+def onnx_bytes(proto: onnx.ModelProto, name: str) -> bytes:
+    """The content of an ONNX file.
+
+    Args:
+        proto: the model.
+        name: of the model, for the message.
+
+    Raises:
+        ExportError: more weights than one file can hold.
+    """
+    if (size := size_of_weights(proto)) > LARGEST:
+        raise ExportError(
+            f"{name}: an ONNX file holds at most 2 GiB, and the weights take {size / 2**30:.1f}: export in float16 "
+            "(half), or to openvino or native"
+        )
+    return proto.SerializeToString()
+
+
+def size_of_weights(proto: onnx.ModelProto) -> int:
+    """Bytes of the arrays of a model."""
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
 
 
 def make_onnx(graph: Graph, options: Options) -> onnx.ModelProto:
@@ -86,7 +111,7 @@ def finish(proto: onnx.ModelProto, graph: Graph, options: Options) -> None:
     _name_dimensions(proto, graph)
     _describe(proto, graph.info)
     if options.onnx_folder is not None:
-        (options.onnx_folder / graph.file_name).write_bytes(proto.SerializeToString())
+        (options.onnx_folder / graph.file_name).write_bytes(onnx_bytes(proto, graph.info.model))
 
 
 def open_onnx(files: Sequence[Path]) -> RunFile:

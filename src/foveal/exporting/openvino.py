@@ -16,7 +16,7 @@ from ..prediction.file_network import Settings
 from ..prediction.openvino_runner import open_openvino_network, openvino_core
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
 from .half import round_weights
-from .onnx import make_onnx
+from .onnx import LARGEST, make_onnx, size_of_weights
 
 if TYPE_CHECKING:
     import onnx
@@ -49,9 +49,11 @@ def convert_onnx(proto: onnx.ModelProto, files: Sequence[Path], info: ModelInfo,
     """
     # Through a file: in the path that takes a model in memory, OpenVINO loses the names of free dimensions.
     with exporter_errors(info.model, "OpenVINO", "openvino"), tempfile.TemporaryDirectory() as folder:
+        import onnx
         from openvino import passes
 
-        (path := Path(folder) / "model.onnx").write_bytes(proto.SerializeToString())
+        path = Path(folder) / "model.onnx"
+        onnx.save_model(proto, path, save_as_external_data=size_of_weights(proto) > LARGEST, location="weights")
         model = openvino_core(info.model).read_model(str(path))
         _simplify(model)
         if half:

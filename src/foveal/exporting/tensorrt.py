@@ -16,7 +16,7 @@ from ..errors import ExportError
 from ..prediction.file_network import Settings
 from ..prediction.tensorrt_runner import open_tensorrt_network, with_description
 from .graph import Graph, Options, RunFile, Written, exporter_errors
-from .onnx import make_typed_onnx, open_onnx
+from .onnx import make_typed_onnx, onnx_bytes, open_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -151,7 +151,7 @@ def write_tensorrt(graph: Graph, files: Sequence[Path], options: Options) -> Wri
         with exporter_errors(graph.info.model, "TensorRT", "tensorrt"):
             files[0].write_bytes(with_description(_build(graph, proto, options), graph.info.to_json()))
         return Written(kept_float=kept, notes=("for this GPU and this version of TensorRT",))
-    files[0].write_bytes(proto.SerializeToString())
+    files[0].write_bytes(onnx_bytes(proto, graph.info.model))
     note = f"TensorRT is not installed here; build the engine with: {recipe(graph, options)}"
     return Written(kept_float=kept, notes=(note,))
 
@@ -208,7 +208,7 @@ def _build(graph: Graph, proto: onnx.ModelProto, options: Options) -> bytes:
     # Strongly typed: the types of the graph hold, so that what the graph keeps in float32 stays in float32.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, trt.Logger(trt.Logger.ERROR))
-    if not parser.parse(proto.SerializeToString()):
+    if not parser.parse(onnx_bytes(proto, graph.info.model)):
         raise ExportError(f"{graph.info.model}: TensorRT cannot parse it ({parser.get_error(0)})")
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     low, usual, high = _profiles(graph)
