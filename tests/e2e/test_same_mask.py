@@ -31,7 +31,7 @@ FORMATS = ("onnx", "openvino", "native", "executorch", "litert")
 #: Formats whose files are written for the photograph's size: ExecuTorch takes twice as long to lower symbolic sizes.
 FIXED = ("executorch", "litert")
 #: Families that the native engine does not compute: the export says so.
-NOT_NATIVE = ("efficientvit_m", "tinyvit", "edifice")
+NOT_NATIVE = ("edifice",)
 #: With more weights than an ONNX file can hold.
 LARGEST = "mambavision_l3"
 BUNDLED = [ref for ref, weights in assets.WEIGHTS.items() if weights.task == "segment"]

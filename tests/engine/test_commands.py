@@ -55,8 +55,10 @@ def test_export_and_segment(photo: Path, tmp_path: Path, cli: Command) -> None:
 
 
 def test_export_of_a_model_that_is_not_covered(tmp_path: Path) -> None:
-    with pytest.raises(NotCoveredError, match="efficientvit_m0: the native engine does not cover EfficientViTM"):
-        foveal.export(foveal.create_model("efficientvit_m0"), to="native", output=tmp_path / "m0.foveal")
+    with pytest.raises(
+        NotCoveredError, match="edifice_efficient_vit: the native engine does not cover EfficientViTBackbone"
+    ):
+        foveal.export(foveal.create_model("edifice_efficient_vit"), to="native", output=tmp_path / "edifice.foveal")
     assert list(tmp_path.iterdir()) == []
 
 

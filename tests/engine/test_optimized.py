@@ -76,6 +76,6 @@ def test_torch_computes_where_the_engine_cannot() -> None:
 
 
 def test_a_model_that_the_engine_does_not_cover_says_so() -> None:
-    fast: Any = foveal.optimize(foveal.create_model("efficientvit_m0"))
+    fast: Any = foveal.optimize(foveal.create_model("edifice_efficient_vit"))
     assert "left to torch by the native engine" in fast.explain()
     assert not by_engine(fast)

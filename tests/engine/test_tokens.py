@@ -55,6 +55,51 @@ def attention(case: Case) -> None:
     case.check(in_windows(x, window, attend))
 
 
+def biased_attention(case: Case) -> None:
+    """In windows that are cut from the map and joined, with addends by distance; values of another width than keys."""
+    heads, dim, width, side = case.pick(1, 2, 3), case.pick(3, 8, 16), case.pick(5, 16, 20, 48), case.pick(1, 4, 7, 11)
+    firsts = dict(zip(("query_first", "key_first", "value_first"), case.rng.integers(0, 20, 3).tolist(), strict=True))
+    needed = [first + heads * size for first, size in zip(firsts.values(), (dim, dim, width), strict=True)]
+    channels = max(*needed, heads * width)
+    scale, table = float(case.rng.uniform(0.1, 1)), case.array(heads, side**2)
+    x = case.image(channels)
+    residual = 1 if channels == heads * width else None
+    windows = case.step("cut_windows", (1,), params={"side": side})
+    params = {"heads": heads, "head_dim": dim, "value_dim": width, **firsts, "scale": scale}
+    attended = case.step("biased_attention", (windows,) * 3, params=params, weights={"bias": table})
+    case.step("join_windows", (attended, 1), residual=residual)
+    y, places = torch.arange(side), torch.cartesian_prod(torch.arange(side), torch.arange(side))
+    distances = (places[:, None] - places).abs()
+    addends = case.tensor(table)[:, distances[..., 0] * len(y) + distances[..., 1]]
+
+    def attend(tokens: Tensor) -> Tensor:
+        q, k, v = (
+            tokens[..., first : first + heads * size].unflatten(-1, (heads, size)).transpose(1, 2)
+            for first, size in zip(firsts.values(), (dim, dim, width), strict=True)
+        )
+        return ((q @ k.mT * scale + addends).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    padded = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))
+    expected = in_windows(padded, side, attend)[..., : x.shape[2], : x.shape[3]]
+    case.check(expected if residual is None else expected + x)
+
+
+def slices(case: Case) -> None:
+    """Parts of the channels, each plus the one before where both are as wide, one after the other."""
+    channels, act = case.pick(1, 8, 19, 40), case.pick(*ACTS)
+    x = case.image(channels)
+    parts, numbers = list[Tensor](), list[int]()
+    for _ in range(case.pick(1, 2, 3, 4)):
+        count = case.pick(1, channels, max(1, channels // 2))
+        first = int(case.rng.integers(0, channels - count + 1))
+        fits = bool(parts) and parts[-1].shape[1] == count
+        params = {"first": first, "count": count}
+        numbers.append(case.step("slice", (1,), residual=numbers[-1] if fits else None, params=params))
+        parts.append(x[:, first : first + count] + (parts[-1] if fits else 0))
+    case.step("concat", tuple(numbers), act=act)
+    case.check(_ACTS[act](torch.cat(parts, 1)))
+
+
 def token_conv(case: Case) -> None:
     channels, kernel, window = case.pick(1, 8, 19, 40), case.pick(1, 3, 5, 31), case.pick(0, 3, 7)
     act = case.pick(*ACTS)
@@ -110,7 +155,7 @@ def small(case: Case) -> None:
     case.check(y[..., : -(-y.shape[2] // 2), : -(-y.shape[3] // 2)], tolerance=1e-4 if channels == 4 else 1e-5)
 
 
-@pytest.mark.parametrize("operation", [attention, token_conv, scan, small])
+@pytest.mark.parametrize("operation", [attention, biased_attention, slices, token_conv, scan, small])
 def test_operation_equals_float64(operation: Callable[[Case], None]) -> None:
     for seed in range(CASES):
         operation(Case(seed))
@@ -226,6 +271,10 @@ _NARROW: dict[str, Any] = {"depths": (1, 1, 2, 3), "num_heads": (2, 4), "stem_di
         ("mambavision_t", None, (70, 104), {**_NARROW, "embed_dim": 16}),
         ("mambavision_b", None, (70, 104), {**_NARROW, "embed_dim": 12, "neutral_padding": True}),
         ("mambavision_t", "segment", (65, 90), {**_NARROW, "embed_dim": 16, "window_size": "whole", "out_norm": True}),
+        ("efficientvit_m0", "classify", (150, 40), {}),
+        ("efficientvit_m0", "classify", (64, 96), {"distilled": True, "window_sizes": (5, 3, 2)}),
+        ("efficientvit_m1", "segment", (70, 230), {"num_classes": 3}),
+        ("tinyvit_5m", "segment", (70, 230), {"num_classes": 3}),
         ("vit_tiny", None, (48, 80), {}),
         ("vit_tiny", None, (80, 112), {"attention": "gqa", "shared_layers": 2}),
     ],
@@ -241,8 +290,10 @@ def test_networks_of_tokens_equal_float64(name: str, task: str | None, size: tup
     arguments = {"upsample": False} if task == "segment" else {}
     with torch.inference_mode():
         expected = copy.deepcopy(model).double()(torch.from_numpy(x).double(), **arguments)
+        in_torch = copy.deepcopy(model).bfloat16()(torch.from_numpy(x).bfloat16(), **arguments).double()
     close(output, expected)
-    close(half, expected, 1e-2)
+    # Of the random weights, some amplify the rounding of bfloat16: torch is then off by more than 1e-2, too.
+    close(half, expected, max(1e-2, float((in_torch - expected).abs().max() / expected.abs().max())))
 
 
 def test_convolutions_without_padding_are_refused() -> None:

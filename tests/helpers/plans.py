@@ -183,6 +183,25 @@ class PlanWriter:
         params = {"window": window, "first": first}
         return self.step("scan", (x, steps, matrices), shape, params=params, weights=arrays)
 
+    def windows(self, source: int, height: int, width: int, channels: int) -> int:
+        """Attention with addends inside windows that are cut and joined, of slices of the channels."""
+        side, heads, dim, value_dim = self.pick(1, 3, 7), self.pick(1, 3), self.pick(1, 4, 7, 16), self.pick(1, 5, 16)
+        firsts = {f"{name}_first": self.pick(0, 0, 3) for name in ("query", "key", "value")}
+        size = 3 + heads * max(dim, value_dim)
+        wide = self.conv(source, height, width, channels, size, kernel=1)
+        count, images = self.pick(1, size), self.maps[wide]
+        other = self.step("slice", (wide,), (height, width, count), params={"first": size - count, "count": count})
+        wide = self.step("concat", (other, wide), (height, width, size + count))
+        windows = self.step("cut_windows", (wide,), (side, side, size + count), params={"side": side})
+        params = {"heads": heads, "head_dim": dim, "value_dim": value_dim, **firsts, "scale": 0.3}
+        arrays = self.arrays(bias=(heads, side**2))
+        shape = (side, side, heads * value_dim)
+        inputs = (windows, windows, windows)
+        attended = self.step("biased_attention", inputs, shape, params=params, weights=arrays)
+        joined = self.step("join_windows", (attended, wide), (*images[:2], heads * value_dim))
+        del self.maps[windows], self.maps[attended]  # more images than the others
+        return joined
+
     def sides(self, source: int, height: int, width: int, channels: int) -> int:
         """Steps that change the size of a map, and positions."""
         if self.rng.random() < 0.3:
@@ -206,6 +225,7 @@ _WRITERS = (
     "resample",
     "tokens",
     "tokens",
+    "windows",
     "sides",
 )
 

@@ -17,6 +17,7 @@ from .plan import Plan, Step
 #: Numbers of the operations in the library (the enum Kind in csrc/interface.h).
 CONV, DEPTHWISE, CHAIN, ATTENTION, POOL, NORM, COMBINE, UPSAMPLE, INPUT, OUTPUT, SHUFFLE, ENLARGE = range(12)
 SOFTMAX, TOKEN_CONV, SCAN, PAD, TABLE, AVERAGE, READ_MAP, WRITE_MAP, REGROUP, MASKS = range(12, 22)
+CUT_WINDOWS, JOIN_WINDOWS, SLICE, CONCAT = range(22, 26)
 DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT = range(3)  # modes of a chain
 ADD, MULTIPLY, FIRST = range(3)  # modes of COMBINE
 ATTENTION_ROWS = 4  # rows of the parts whose sums are added in order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,39 @@ class Builder:
         square = kernel[0] == kernel[1] and stride[0] == stride[1] and conv.dilation == (1, 1)
         if not square or conv.padding_mode != "zeros" or not (same or padding == (kernel[0] // 2,) * 2):
             raise NotCoveredError(f"{self.info.model}: the native engine does not compute {conv}")
+
+    def chain(
+        self, kind: str, spatial: ConvNormAct, project: ConvNormAct, x: int, residual: int | None,
+        *, expand: ConvNormAct | None = None,
+    ) -> int:  # fmt: skip
+        """An inverted residual, with or without its first convolution, or a fused one, in one step."""
+        parts = [part for part in (expand, spatial, project) if part is not None]
+        for part in parts:
+            self.check_folded(part)
+            self.check_conv(part.conv, same=part.same)
+        arrays = {"weight": spatial.conv.weight, "bias": bias_of(spatial.conv)}
+        arrays |= {"project_weight": project.conv.weight, "project_bias": bias_of(project.conv)}
+        params: dict[str, Any] = {
+            "kernel": spatial.conv.kernel_size[0],
+            "stride": spatial.conv.stride[0],
+            "padding": "same" if spatial.same else "symmetric",
+            "act": self.activation(spatial.act),
+        }
+        if expand is not None:
+            arrays |= {"expand_weight": expand.conv.weight, "expand_bias": bias_of(expand.conv)}
+            params["expand_act"] = self.activation(expand.act)
+        elif kind == "separable":
+            params["groups"] = 1
+        return self.add_chain(kind, x, residual, arrays, params, self.activation(project.act))
+
+    def add_chain(
+        self, kind: str, x: int, residual: int | None, arrays: dict[str, Tensor], params: dict[str, Any],
+        act: str = "none",
+    ) -> int:  # fmt: skip
+        """A step that has two activations: that of its last convolution, and "act" in ``params``."""
+        out = self.add(kind, (x,), residual=residual, act=act, arrays=arrays)
+        self.steps[-1] = replace(self.steps[-1], params=params)
+        return out
 
     def linear(self, linear: nn.Linear, x: int, *, act: str = "none", residual: int | None = None) -> int:
         """A linear layer over the channels of every position."""

@@ -22,7 +22,7 @@ from .binder import (
 _NAMES = (
     "conv", "depthwise", "chain", "attention", "mean", "layer_norm", "combine", "upsample", "input", "output",
     "pixel_shuffle", "enlarge", "softmax_attention", "token_conv", "scan", "pad", "table", "average",
-    "read_map", "write_map", "regroup", "masks",
+    "read_map", "write_map", "regroup", "masks", "cut_windows", "join_windows", "slice", "concat",
 )  # fmt: skip
 
 
@@ -62,7 +62,8 @@ def count_macs(binder: Binder, operation: Operation) -> int:
     if operation.kind == SOFTMAX:
         keys = binder.shape(operation.inputs[1])
         window = operation.p[3] or max(keys.height, keys.width)
-        return 2 * pixels * out.channels * min(window, keys.height) * min(window, keys.width)
+        products = operation.p[0] * operation.p[2] + out.channels  # with a key, and with its value
+        return pixels * products * min(window, keys.height) * min(window, keys.width)
     if operation.kind == READ_MAP:
         keys = binder.shape(operation.inputs[1])
         return 2 * pixels * out.channels * keys.height * keys.width

@@ -30,11 +30,13 @@ from ..layers.optimize import fold_norms
 from ..layers.reparam import RepConv, fuse_branches
 from ..layers.resample import BicubicUpsample
 from ..models.efficientvit import EfficientViT
+from ..models.efficientvit_m import EfficientViTM
 from ..models.efficientvit_sr import ContextBlock, EfficientViTSR
 from ..models.mambavision import MambaVision
 from ..models.mobilenet import ClassifierHead as MobileNetClassifier
 from ..models.mobilenet import MobileNet
 from ..models.realtime_sr import RealtimeSR
+from ..models.tinyvit import TinyViT
 from ..models.vit import ViT
 from ..tasks.classify import ClassificationModel
 from ..tasks.prompt import ImageEncoder, PlainNeck, PromptModel, PyramidNeck
@@ -45,6 +47,7 @@ from .builder import Builder, Lowering, bias_of
 from .builder import NotCoveredError as NotCoveredError
 from .lowering_prompts import PROMPTS
 from .lowering_tokens import TOKENS
+from .lowering_windows import WINDOWS
 from .plan import Plan, check
 
 
@@ -102,7 +105,7 @@ def _inverted_residual(builder: Builder, module: InvertedResidual, x: int) -> in
     if type(module.squeeze) is not nn.Identity:
         y = builder.conv_norm_act(module.depthwise, builder.conv_norm_act(module.expand, x))
         return builder.conv_norm_act(module.project, builder.lower(module.squeeze, y), residual=residual)
-    return _chain(builder, "inverted_residual", module.depthwise, module.project, x, residual, expand=module.expand)
+    return builder.chain("inverted_residual", module.depthwise, module.project, x, residual, expand=module.expand)
 
 
 def _separable(builder: Builder, module: DepthwiseSeparableConv, x: int) -> int:
@@ -110,46 +113,12 @@ def _separable(builder: Builder, module: DepthwiseSeparableConv, x: int) -> int:
     if type(module.squeeze) is not nn.Identity:
         y = builder.lower(module.squeeze, builder.conv_norm_act(module.depthwise, x))
         return builder.conv_norm_act(module.project, y, residual=residual)
-    return _chain(builder, "separable", module.depthwise, module.project, x, residual)
+    return builder.chain("separable", module.depthwise, module.project, x, residual)
 
 
 def _fused_inverted_residual(builder: Builder, module: FusedInvertedResidual, x: int) -> int:
     residual = x if module.residual else None
-    return _chain(builder, "fused_inverted_residual", module.expand, module.project, x, residual)
-
-
-def _chain(
-    builder: Builder, kind: str, spatial: ConvNormAct, project: ConvNormAct, x: int, residual: int | None,
-    *, expand: ConvNormAct | None = None,
-) -> int:  # fmt: skip
-    parts = [part for part in (expand, spatial, project) if part is not None]
-    for part in parts:
-        builder.check_folded(part)
-        builder.check_conv(part.conv, same=part.same)
-    arrays = {"weight": spatial.conv.weight, "bias": bias_of(spatial.conv)}
-    arrays |= {"project_weight": project.conv.weight, "project_bias": bias_of(project.conv)}
-    params: dict[str, Any] = {
-        "kernel": spatial.conv.kernel_size[0],
-        "stride": spatial.conv.stride[0],
-        "padding": "same" if spatial.same else "symmetric",
-        "act": builder.activation(spatial.act),
-    }
-    if expand is not None:
-        arrays |= {"expand_weight": expand.conv.weight, "expand_bias": bias_of(expand.conv)}
-        params["expand_act"] = builder.activation(expand.act)
-    elif kind == "separable":
-        params["groups"] = 1
-    return _add_chain(builder, kind, x, residual, arrays, params, builder.activation(project.act))
-
-
-def _add_chain(
-    builder: Builder, kind: str, x: int, residual: int | None, arrays: dict[str, Tensor], params: dict[str, Any],
-    act: str = "none",
-) -> int:  # fmt: skip
-    """A step that has two activations: that of its last convolution, and "act" in ``params``."""
-    out = builder.add(kind, (x,), residual=residual, act=act, arrays=arrays)
-    builder.steps[-1] = replace(builder.steps[-1], params=params)
-    return out
+    return builder.chain("fused_inverted_residual", module.expand, module.project, x, residual)
 
 
 def _residual_conv(builder: Builder, module: ResidualConv, x: int) -> int:
@@ -191,7 +160,7 @@ def _aggregate(builder: Builder, depthwise: nn.Conv2d, pointwise: nn.Conv2d, x: 
     arrays = {"weight": depthwise.weight, "bias": bias_of(depthwise)}
     arrays |= {"project_weight": pointwise.weight, "project_bias": bias_of(pointwise)}
     window = {"kernel": depthwise.kernel_size[0], "stride": 1, "padding": "symmetric"}
-    return _add_chain(builder, "separable", x, None, arrays, {**window, "act": "none", "groups": pointwise.groups})
+    return builder.add_chain("separable", x, None, arrays, {**window, "act": "none", "groups": pointwise.groups})
 
 
 def _layer_norm(builder: Builder, module: nn.LayerNorm | LayerNorm2d, x: int) -> int:
@@ -224,7 +193,7 @@ def _order_for_shuffle(conv: nn.Conv2d, factor: int) -> None:
 
 def maps(builder: Builder, backbone: Any, x: int) -> list[int]:
     """The feature maps of a backbone that has a stem and stages."""
-    if type(backbone) not in (EfficientViT, MobileNet, MambaVision, ViT):
+    if type(backbone) not in (EfficientViT, EfficientViTM, MobileNet, MambaVision, TinyViT, ViT):
         raise NotCoveredError(f"{builder.info.model}: the native engine does not cover {type(backbone).__name__}")
     x = builder.lower(backbone.stem, x)
     norms = getattr(backbone, "out_norms", None) or [nn.Identity() for _ in backbone.stages]
@@ -356,5 +325,6 @@ LOWERINGS: dict[type[nn.Module], Lowering] = {
     UpscaleModel: _upscale,
     ImageEncoder: _image_encoder,
     **TOKENS,
+    **WINDOWS,
     **PROMPTS,
 }

@@ -83,6 +83,24 @@ class Packed:
         """Depthwise weights ``(channels, 1, K, K)`` in vectors of channels."""
         return self._once(("taps", step.weights[role]), lambda: self.library.pack_depthwise(self.raw(step, role)))
 
+    def addends(self, step: Step, role: str) -> NDArray[np.float32]:
+        """What is added to the scores of attention in square windows, of a table ``(heads, side^2)`` by distance.
+
+        Returns:
+            ``(heads, side^2, side^2)``, rows padded to whole vectors.
+        """
+
+        def make() -> NDArray[np.float32]:
+            table = self.raw(step, role)
+            side = math.isqrt(table.shape[1])
+            distances = np.abs(np.arange(side)[:, None] - np.arange(side))
+            pairs = table.reshape(-1, side, side)[:, distances][..., distances]  # (heads, y, y', x, x')
+            pairs = pairs.transpose(0, 1, 3, 2, 4).reshape(len(table), side**2, side**2)
+            width = self.library.padded(side**2) - side**2
+            return np.ascontiguousarray(np.pad(pairs, ((0, 0), (0, 0), (0, width))))
+
+        return self._once(("addends", step.weights[role]), make)
+
     def _once(self, key: tuple[str, ...], make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         if key not in self.arrays:
             self.arrays[key] = make()

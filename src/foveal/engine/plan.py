@@ -205,6 +205,27 @@ KINDS: dict[str, Kind] = {
         numbers=("scale",),
         act=False,
     ),
+    # softmax attention of all pixels of a square map to each other; queries, keys and values begin at these channels of
+    # the inputs. "bias" (heads, side * side), for each distance (|dy|, |dx|), is added to the scores
+    "biased_attention": Kind(
+        inputs=(3, 3),
+        ranges={
+            "heads": (1, 4096),
+            **dict.fromkeys(("head_dim", "value_dim"), (1, 4096)),
+            **dict.fromkeys(("query_first", "key_first", "value_first"), (0, _MAX_CHANNELS)),
+        },
+        numbers=("scale",),
+        weights=("bias",),
+        act=False,
+    ),
+    # square windows as images, row by row, with zeros beyond the map; and a map of such windows, of the second input's
+    # height and width
+    "cut_windows": Kind(ranges={"side": (1, 4096)}, act=False),
+    "join_windows": Kind(inputs=(2, 2), residual=True, act=False),
+    "slice": Kind(  # `count` channels from `first` on
+        ranges={"first": (0, _MAX_CHANNELS), "count": (1, _MAX_CHANNELS)}, residual=True, act=False
+    ),
+    "concat": Kind(inputs=(1, 4)),  # the channels of the inputs, one input after the other
     # depthwise convolution along the tokens of a window, with zeros beyond; "weight" (channels, 1, K)
     "token_conv": Kind(ranges={"kernel": (1, 31), "window": _SIDE}, weights=("weight", "bias")),
     # selective scan; inputs: u, followed by channels that are kept; step sizes; a map with B and C of each token from

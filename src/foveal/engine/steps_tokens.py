@@ -8,8 +8,25 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from .binder import AVERAGE, PAD, SCAN, SOFTMAX, TABLE, TOKEN_CONV, Binder, Operation, Shape, expect
+from .binder import (
+    AVERAGE,
+    CONCAT,
+    CUT_WINDOWS,
+    JOIN_WINDOWS,
+    PAD,
+    SCAN,
+    SLICE,
+    SOFTMAX,
+    TABLE,
+    TOKEN_CONV,
+    Binder,
+    Operation,
+    Shape,
+    expect,
+)
 from .plan import Step
+
+_MAX_ADDENDS = 1 << 26  # of the scores of an attention: 256 MiB
 
 
 def _attention(binder: Binder, step: Step) -> None:
@@ -30,9 +47,58 @@ def _attention(binder: Binder, step: Step) -> None:
         raise ValueError(f"queries {query}, keys {key}, values {value}")
     if window and query[1:3] != key[1:3]:
         raise ValueError("windows of maps of different sizes")
-    p = (heads, shared, dim, window, *firsts)
+    p = (heads, shared, dim, window, *firsts, dim)
     operation = Operation(SOFTMAX, inputs, step.out, p=p, f=(step.params["scale"],))
     binder.add(operation, query._replace(batch=batch, channels=heads * dim))
+
+
+def _biased_attention(binder: Binder, step: Step) -> None:
+    heads, dim, value_dim = (step.params[name] for name in ("heads", "head_dim", "value_dim"))
+    firsts = tuple(step.params[f"{name}_first"] for name in ("query", "key", "value"))
+    shapes = [binder.shape(index) for index in step.inputs]
+    for shape, first, width in zip(shapes, firsts, (dim, dim, value_dim), strict=True):
+        if shape[:3] != shapes[0][:3] or first + heads * width > shape.channels:
+            raise ValueError(f"{heads} heads of {width} channels from channel {first} of {shape}")
+    query = shapes[0]
+    if query.height != query.width:
+        raise ValueError(f"a window of {query}")
+    expect(binder.packed.raw(step, "bias"), (heads, query.height**2))
+    if heads * query.height**2 * binder.library.padded(query.height**2) > _MAX_ADDENDS:
+        raise ValueError(f"windows of {query.height}x{query.width} with {heads} heads")
+    p = (heads, heads, dim, 0, *firsts, value_dim)
+    arrays = ((binder.packed.addends(step, "bias"), None),)
+    operation = Operation(SOFTMAX, step.inputs, step.out, p=p, f=(step.params["scale"],), arrays=arrays)
+    binder.add(operation, query._replace(channels=heads * value_dim))
+
+
+def _cut_windows(binder: Binder, step: Step) -> None:
+    (batch, height, width, channels), side = binder.shape(step.inputs[0]), step.params["side"]
+    windows = batch * -(-height // side) * -(-width // side)
+    binder.add(Operation(CUT_WINDOWS, step.inputs, step.out), Shape(windows, side, side, channels))
+
+
+def _join_windows(binder: Binder, step: Step) -> None:
+    windows, (batch, height, width, _) = (binder.shape(index) for index in step.inputs)
+    side = windows.height
+    if side != windows.width or windows.batch != batch * -(-height // side) * -(-width // side):
+        raise ValueError(f"windows {windows} for a map of {height}x{width}")
+    shape = Shape(batch, height, width, windows.channels)
+    binder.add(Operation(JOIN_WINDOWS, step.inputs, step.out, step.residual), shape)
+
+
+def _slice(binder: Binder, step: Step) -> None:
+    shape, first, count = binder.shape(step.inputs[0]), step.params["first"], step.params["count"]
+    if first + count > shape.channels:
+        raise ValueError(f"{count} channels from {first} on of a map of {shape}")
+    binder.add(Operation(SLICE, step.inputs, step.out, step.residual, p=(first,)), shape._replace(channels=count))
+
+
+def _concat(binder: Binder, step: Step) -> None:
+    shapes = [binder.shape(index) for index in step.inputs]
+    if any(shape[:3] != shapes[0][:3] for shape in shapes):
+        raise ValueError(f"maps of {' and '.join(map(str, shapes))}")
+    shape = shapes[0]._replace(channels=sum(shape.channels for shape in shapes))
+    binder.add(Operation(CONCAT, step.inputs, step.out, None, step.act), shape)
 
 
 def _token_conv(binder: Binder, step: Step) -> None:
@@ -104,6 +170,11 @@ def _average(binder: Binder, step: Step) -> None:
 #: The function for each kind of step.
 TOKEN_STEPS: Mapping[str, Callable[[Binder, Step], None]] = {
     "attention": _attention,
+    "biased_attention": _biased_attention,
+    "cut_windows": _cut_windows,
+    "join_windows": _join_windows,
+    "slice": _slice,
+    "concat": _concat,
     "token_conv": _token_conv,
     "scan": _scan,
     "pad": _pad,

@@ -853,6 +853,14 @@ void run_chunk(const Op& op, const Run& run, int phase, int64_t chunk) {
       return regroup(op, run, chunk);
     case MASKS:
       return masks(op, run, chunk);
+    case CUT_WINDOWS:
+      return cut_windows(op, run, chunk);
+    case JOIN_WINDOWS:
+      return join_windows(op, run, chunk);
+    case SLICE:
+      return slice(op, run, chunk);
+    case CONCAT:
+      return concat(op, run, chunk);
   }
 }
 

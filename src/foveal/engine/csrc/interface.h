@@ -35,6 +35,10 @@ enum Kind {
   WRITE_MAP,
   REGROUP,
   MASKS,
+  CUT_WINDOWS,
+  JOIN_WINDOWS,
+  SLICE,
+  CONCAT,
   KINDS
 };
 

@@ -54,8 +54,10 @@ inline void to_values(float* row, int64_t count) {
 
 // ---- softmax attention inside windows -------------------------------------------------------------------------------
 // Inputs: maps of queries, keys, values, which may be one map; a map of one image serves all images.
-// p: heads, heads of keys and values, head_dim, size of the windows, first channel of queries, keys, values.
-// f: factor of the scores. A chunk is a part of the queries of a head in a window.
+// p: heads, heads of keys and values, channels of a head's queries and keys, size of the windows, first channel of
+// queries, keys, values, channels of a head's values. f: factor of the scores. weight, if there is one: what is added to
+// the scores, (heads, queries, keys), rows padded to whole vectors. A chunk is a part of the queries of a head in a
+// window.
 constexpr int64_t QUERIES = 512;  // of a part
 
 int64_t softmax_chunks(const Op& op, const Run& run) {
@@ -94,13 +96,14 @@ void pack_values(const Map& map, int64_t image, const Window& window, int64_t ch
 void softmax_attention(const Op& op, const Run& run, int64_t chunk) {
   const Map &q = run.maps[op.in[0]], &k = run.maps[op.in[1]], &v = run.maps[op.in[2]], &out = run.maps[op.out];
   const Windows windows(out, op.p[3]), key_windows(k, op.p[3]);
-  const int64_t parts = ceil_div(windows.size_y * windows.size_x, QUERIES), heads = op.p[0], dim = op.p[2];
+  const int64_t parts = ceil_div(windows.size_y * windows.size_x, QUERIES), heads = op.p[0];
+  const int64_t dim = op.p[2], value_dim = op.p[7];
   const int64_t part = chunk % parts, head = chunk / parts % heads, index = chunk / parts / heads % windows.count;
   const int64_t image = chunk / parts / heads / windows.count, group = head / (heads / op.p[1]);
   const Window window(out, windows, index), keys(k, key_windows, index);
   const int64_t first = part * QUERIES, last = std::min(window.tokens, first + QUERIES);
   if (first >= last) return;
-  const int64_t lanes = padded(dim), size = padded(keys.tokens);
+  const int64_t lanes = padded(value_dim), size = padded(keys.tokens);
   // Rows of scores that stay in the cache beside the keys and values, if they can.
   const int64_t block = std::min(last - first, std::max<int64_t>(2 * ROWS, run.cache / (2 * size) / ROWS * ROWS));
   const int64_t keys_size = size * paired(dim), values_size = paired(keys.tokens) * lanes;
@@ -109,7 +112,7 @@ void softmax_attention(const Op& op, const Run& run, int64_t chunk) {
   float *const scores = (float*)(queries + padded(block * dim)), *const sums = scores + block * size;
   const float factor = (float)op.f[0];
   pack_keys(k, std::min(image, k.batch - 1), keys, op.p[5] + group * dim, dim, packed_keys);
-  pack_values(v, std::min(image, v.batch - 1), keys, op.p[6] + group * dim, dim, packed_values);
+  pack_values(v, std::min(image, v.batch - 1), keys, op.p[6] + group * value_dim, value_dim, packed_values);
   for (int64_t begin = first; begin < last; begin += block) {
     const int64_t count = std::min(block, last - begin);
     for (int64_t t = 0; t < count; t++) {
@@ -121,6 +124,11 @@ void softmax_attention(const Op& op, const Run& run, int64_t chunk) {
     gemm(queries, Left{dim, 1, 0, 1, 0, dim}, packed_keys, raw, count, size, 0, panels(size));
     float inverse[QUERIES];
     for (int64_t t = 0; t < count; t++) {
+      if (op.weight[0]) {
+        const float* addends = floats(op, 0) + (head * window.tokens + begin + t) * size;
+        float* row = scores + t * size;
+        for (int64_t i = 0; i < size; i += W) store(row + i, load(row + i) + load(addends + i));
+      }
       inverse[t] = 1 / exponentials(scores + t * size, keys.tokens);
       to_values(scores + t * size, size);
     }
@@ -128,8 +136,8 @@ void softmax_attention(const Op& op, const Run& run, int64_t chunk) {
     gemm((const Value*)scores, Left{PAIR * size, 1, 0, 1, 0, keys.tokens}, packed_values, raw, count, lanes, 0,
          panels(lanes));
     for (int64_t t = 0; t < count; t++) {
-      Value* to = window.token(out, image, begin + t) + head * dim;
-      for (int64_t c = 0; c < dim; c++) to[c] = sums[t * lanes + c] * inverse[t];
+      Value* to = window.token(out, image, begin + t) + head * value_dim;
+      for (int64_t c = 0; c < value_dim; c++) to[c] = sums[t * lanes + c] * inverse[t];
     }
   }
   if (padded(out.channels) > out.channels && head == heads - 1)  // other operations read whole vectors
@@ -180,6 +188,84 @@ void pad(const Op& op, const Run& run, int64_t chunk) {
       const Value* from = at(in, image, y, x);
       Value* to = at(out, image, y, x);
       for (int64_t c = 0; c < channels; c += W) store(to + c, x < inside ? load(from + c) : splat(0));
+    }
+  }
+}
+
+// Square windows of the map as images, row by row, with zeros beyond the map.
+void cut_windows(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  const int64_t side = out.height, columns = ceil_div(in.width, side), count = columns * ceil_div(in.height, side);
+  const int64_t channels = padded(out.channels);
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / side / count, index = r / side % count;
+    const int64_t y = index / columns * side + r % side, left = index % columns * side;
+    const int64_t inside = y < in.height ? std::min(side, in.width - left) : 0;
+    for (int64_t x = 0; x < side; x++) {
+      const Value* from = at(in, image, y, left + x);
+      Value* to = at(out, r / side, r % side, x);
+      for (int64_t c = 0; c < channels; c += W) store(to + c, x < inside ? load(from + c) : splat(0));
+    }
+  }
+}
+
+// The reverse: a map of the windows in the input. The residual is added.
+void join_windows(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  const int64_t side = in.height, columns = ceil_div(out.width, side), count = columns * ceil_div(out.height, side);
+  const int64_t channels = padded(out.channels);
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / out.height, y = r % out.height, first = image * count + y / side * columns;
+    for (int64_t x = 0; x < out.width; x++) {
+      const Value* from = at(in, first + x / side, y % side, x % side);
+      Value* to = at(out, image, y, x);
+      for (int64_t c = 0; c < channels; c += W) {
+        const V value = load(from + c);
+        store(to + c, residual ? value + load(at(*residual, image, y, x) + c) : value);
+      }
+    }
+  }
+}
+
+// Channels of the map from p[0] on. The residual is added.
+void slice(const Op& op, const Run& run, int64_t chunk) {
+  const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
+  const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  const int64_t channels = padded(out.channels);
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / out.height, y = r % out.height;
+    for (int64_t x = 0; x < out.width; x++) {
+      const Value* from = at(in, image, y, x) + op.p[0];
+      Value* to = at(out, image, y, x);
+      for (int64_t c = 0; c < channels; c += W) {
+        const V value = load(from + c);
+        store(to + c, residual ? value + load(at(*residual, image, y, x) + c) : value);
+      }
+      for (int64_t c = out.channels; c < channels; c++) to[c] = Value(0);
+    }
+  }
+}
+
+// The channels of up to four maps one after the other.
+void concat(const Op& op, const Run& run, int64_t chunk) {
+  const Map& out = run.maps[op.out];
+  const Range rows(out.batch * out.height, row_parts(out, run), chunk);
+  const int64_t channels = padded(out.channels);
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const int64_t image = r / out.height, y = r % out.height;
+    for (int64_t x = 0; x < out.width; x++) {
+      Value *const pixel = at(out, image, y, x), *to = pixel;
+      for (int64_t i = 0; i < 4 && op.in[i] >= 0; i++) {
+        const Map& in = run.maps[op.in[i]];
+        const Value* from = at(in, image, y, x);
+        to = std::copy(from, from + in.channels, to);
+      }
+      std::fill(to, pixel + channels, Value(0));
+      activate(op.act, pixel, channels / W);
     }
   }
 }
