@@ -2,8 +2,9 @@
 
     python benchmarks/bundled_graphs.py
 
-Graphs are for promptable models and classifiers. Descriptions are for models that the package has as ONNX files too,
-whose images are then computed in pieces (`--exact`). Each is compared with its model before it gets its name.
+Graphs for ONNX Runtime and plans for the native engine are for promptable models and classifiers. Descriptions are for
+models that the package has as ONNX files too, whose images are then computed in pieces (`--exact`). Each is compared
+with its model before it gets its name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from foveal import assets
 from foveal.exporting.described import write_description
 from foveal.exporting.weightless import write_graphs
+from foveal.exporting.weightless_plans import write_plans
 from foveal.prediction.onnx_graphs import find_weights
 from foveal.prediction.streamed_networks import STEPS
 
@@ -28,7 +30,8 @@ def main() -> None:
         if assets.path(ref, ".onnx").is_file():
             files = [write_description(ref, assets.path(ref, ".safetensors"), out / f"{ref}{STEPS}")]
         else:
-            files = write_graphs(ref, find_weights(Path(f"{ref}.graph")), out)
+            weights = find_weights(Path(f"{ref}.graph"))
+            files = [*write_graphs(ref, weights, out), *write_plans(ref, weights, out)]
         for file in files:
             print(f"{file}  {file.stat().st_size / 1e6:.2f} MB")
 

@@ -44,6 +44,7 @@ LIGHT = [
     "prediction.load", "prediction.mask_results", "prediction.native_runner", "prediction.onnx_file",
     "prediction.executorch_runner", "prediction.exported", "prediction.file_network", "prediction.input_limits",
     "prediction.litert_runner", "prediction.sealed",
+    "prediction.native_graphs",
     "prediction.onnx_graphs", "prediction.onnx_pieces", "prediction.onnx_providers", "prediction.onnx_runner",
     "prediction.onnx_writing", "prediction.openvino_runner",
     "prediction.options", "prediction.predictor", "prediction.prompting", "prediction.regress",

@@ -84,8 +84,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         expected |= {f"assets/{ref}.md", f"assets/{ref}.safetensors"}
         exported = (f"assets/{ref}{suffix}" for suffix in (".onnx", ".foveal", ".encoder.onnx", ".prompts.onnx"))
         expected |= {name for name in exported if (ROOT / "src" / "foveal" / name).exists()}
-    graphs = {path.name: path.stat().st_size for path in assets.FOLDER.glob("*.graph")}
-    assert len(graphs) == 4
+    graphs = {
+        path.name: path.stat().st_size for suffix in ("graph", "plan") for path in assets.FOLDER.glob(f"*.{suffix}")
+    }
+    assert len(graphs) == 8
     assert sum(graphs.values()) < 1e6  # they take their weights from the checkpoints
     expected |= {f"assets/{name}" for name in graphs}
     described = {path.name: path.stat().st_size for path in assets.FOLDER.glob("*.steps.json")}
@@ -217,7 +219,7 @@ def test_the_base_install_predicts_without_torch(installed: Path, tmp_path: Path
     assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == files
     clicked = json.loads(use("prompt", PHOTO, "--point", "860,560", "--out", "car.png", "--json").stdout)
     assert clicked["model"] == assets.DEFAULTS["prompt"]
-    assert clicked["runtime"].startswith("onnxruntime")
+    assert clicked["runtime"].startswith("native" if shutil.which("c++") else "onnxruntime")
     assert clicked["masks"][2]["area"] > 10_000
     exact = use("segment", PHOTO, "--exact", "--out", "exact.png", "--json")
     assert exact.returncode == 0, exact.stderr

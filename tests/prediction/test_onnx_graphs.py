@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import foveal
 from foveal import assets
 from foveal.errors import CheckpointError
 from foveal.models.registry import published
-from foveal.prediction import runtimes
+from foveal.prediction import native_graphs, runtimes
 from foveal.prediction.onnx_graphs import fill_graph, find_weights, graph_file
 from foveal.prediction.runtimes import choose
 from foveal.weights.arrays import read_arrays
@@ -37,12 +38,18 @@ def test_masks_and_embeddings_are_those_of_torch() -> None:
     assert (again[0].best & again[1].best).sum() >= 0.9999 * (again[0].best | again[1].best).sum()
 
 
-def test_torch_comes_first_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose(PROMPT)[0].name == choose(CLASSIFY)[0].name == "torch"
-    assert choose(PROMPT, "onnxruntime")[1] == str(graph_file(PROMPT))
-    monkeypatch.setattr(runtimes, "torch_installed", lambda: False)
-    assert choose(PROMPT) == choose(PROMPT, "onnxruntime")
-    assert choose(CLASSIFY) == choose(CLASSIFY, "onnxruntime")
+@pytest.mark.parametrize("ref", [PROMPT, CLASSIFY])
+def test_runtimes_without_torch_come_first(ref: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native engine, then ONNX Runtime, whether torch is installed or not; torch if a GPU is to be used."""
+    assert choose(ref, "onnxruntime")[1] == str(graph_file(ref))
+    for installed in (True, False):
+        monkeypatch.setattr(runtimes, "torch_installed", lambda installed=installed: installed)
+        assert choose(ref) == (runtimes.NATIVE, str(native_graphs.graph_file(ref)))
+    monkeypatch.setitem(runtimes.RUNTIMES, "native", replace(runtimes.NATIVE, why_not=lambda: "no compiler"))
+    assert choose(ref) == choose(ref, "onnxruntime")
+    monkeypatch.setattr(runtimes, "torch_installed", lambda: True)
+    monkeypatch.setattr(runtimes, "torch_gpu", lambda: "cuda")
+    assert choose(ref)[0].name == "torch"
 
 
 def test_the_package_knows_what_the_table_of_weights_says() -> None:

@@ -98,15 +98,24 @@ def load_plan(path: Path) -> Plan:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if STEPS not in metadata or KEY not in metadata:
-                raise ValueError("it holds no plan: export it with foveal export --to native")
             arrays = {name: _wide(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        plan = Plan(ModelInfo.from_json(metadata[KEY]), _read_steps(metadata[STEPS]), arrays)
-        check(plan)
-        return plan
+            return parse_plan(file.metadata() or {}, arrays)
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"{path}: the plan cannot be used: {error}") from None
+
+
+def parse_plan(metadata: Mapping[str, str], arrays: Mapping[str, NDArray[np.float32]]) -> Plan:
+    """The plan of a file's metadata and arrays, checked.
+
+    Raises:
+        ValueError: there is no plan, or it contradicts itself.
+        ConfigError: the description of the model cannot be used.
+    """
+    if STEPS not in metadata or KEY not in metadata:
+        raise ValueError("it holds no plan: export it with foveal export --to native")
+    plan = Plan(ModelInfo.from_json(metadata[KEY]), _read_steps(metadata[STEPS]), arrays)
+    check(plan)
+    return plan
 
 
 def _wide(array: NDArray[Any]) -> NDArray[Any]:

@@ -39,7 +39,7 @@ def write_graphs(ref: str, weights: Path, folder: Path) -> list[Path]:
     info = info_of(model)
     info = info.replace(notes=info.notes | {"file": {"dtype": "float32"}}, output_stride=getattr(model, "stride", 1))
     source = Source(model, model, info, upsample=False, size=info.preprocess.size or (256, 320))
-    keys = _keys_in_file(ref)
+    keys = keys_in_file(ref)
     files = []
     for graph in GRAPHS[info.task](source):
         if graph.part in ("", *SAM_PARTS):
@@ -55,7 +55,7 @@ def _open(file: Path, weights: Path) -> RunFile:
     return lambda feed: list(network(feed).values())
 
 
-def _keys_in_file(ref: str) -> dict[str, str]:
+def keys_in_file(ref: str) -> dict[str, str]:
     """Keys of a checkpoint's tensors by those of the model, which a published file has under other names."""
     checkpoint = read_checkpoint(ref)
     originals = {id(tensor): key for key, tensor in checkpoint.state.items()}

@@ -19,6 +19,8 @@ from ..info import info_of, say_licence
 from ..task import TASKS, find_task
 from .devices import cpu_count, why_cpu
 from .exported import PARTS, check_exists, part_files
+from .native_graphs import SUFFIX as GRAPHS
+from .native_graphs import encode_positions, fill_plans, graph_file
 from .runner import Opened, Runtime
 
 
@@ -116,8 +118,7 @@ def encode_points(plan: Plan, coords: NDArray[np.float32], labels: NDArray[np.in
     channels = 2 * frequencies.shape[-1]
     if frequencies.shape != (2, channels // 2) or kinds.shape != (5, channels) or own.shape[1:] != (channels,):
         raise CheckpointError("the plan for prompts has no arrays for points: export the model again")
-    angles = 2 * np.pi * ((2 * (coords.astype(np.float64) + 0.5) / FRAME - 1) @ frequencies)
-    position = np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    position = encode_positions((coords.astype(np.float64) + 0.5) / FRAME, frequencies)
     points = np.where(labels[..., None] < 0, 0, position) + kinds[labels + 1]
     tokens = np.concatenate([np.broadcast_to(own, (len(points), *own.shape)), points], 1)
     return np.ascontiguousarray(tokens.transpose(0, 2, 1)[:, :, None], np.float32)
@@ -132,6 +133,10 @@ def open_native(ref: str, device: str, dtype: str, threads: int | None) -> Opene
     """
     if Path(ref).suffix == SUFFIX:
         plans = _read_plans(Path(ref))
+        say_licence(ref, plans[0].info.licence)
+    elif Path(ref).suffix == GRAPHS:
+        promptable = Path(ref).name.endswith(f".{PARTS[0]}{GRAPHS}")
+        plans = fill_plans(part_files(Path(ref), PARTS) if promptable else [Path(ref)])
         say_licence(ref, plans[0].info.licence)
     else:
         from ..engine.lowering import make_plan
@@ -177,5 +182,5 @@ def why_not() -> str:
 
 NATIVE = Runtime(
     "native", suffixes=(SUFFIX,), devices=("cpu",), dtypes=tuple(DTYPES), open=open_native, checkpoints=True,
-    why_not=why_not,
+    graph_file=graph_file, why_not=why_not,
 )  # fmt: skip

@@ -29,9 +29,14 @@ _MAX_NAMES = 1 << 20  # bytes of the list of names
 
 def graph_file(ref: str) -> Path | None:
     """The graph of weights by name; of a promptable model, that of its image encoder. ``None``: there is none."""
+    return graph_file_with(SUFFIX, ref)
+
+
+def graph_file_with(suffix: str, ref: str) -> Path | None:
+    """The file of the package for weights by name, or of a promptable model that of its image encoder."""
     if ref not in assets.WEIGHTS and ref not in assets.PACKAGED:
         return None
-    return next((file for end in (SUFFIX, f".encoder{SUFFIX}") if (file := assets.path(ref, end)).is_file()), None)
+    return next((file for end in (suffix, f".encoder{suffix}") if (file := assets.path(ref, end)).is_file()), None)
 
 
 def find_weights(graph: Path) -> Path:
@@ -62,11 +67,15 @@ def fill_graph(graph: Path | bytes, weights: Path | bytes, name: str) -> bytes:
     keys = parse_json(names.encode(), _MAX_NAMES) if names else {}
     arrays = read_arrays(weights, name)
     content = graph if isinstance(graph, bytes) else graph.read_bytes()
-    return content + field(7, b"".join(field(5, tensor(each, _find(arrays, keys[each]))) for each in keys))
+    return content + field(7, b"".join(field(5, tensor(each, find_weight(arrays, keys[each]))) for each in keys))
 
 
-def _find(arrays: Mapping[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np.float32]:
-    """The weight, under its published key or under Foveal's own, which files of ``foveal convert`` have."""
+def find_weight(arrays: Mapping[str, NDArray[Any]], keys: Sequence[str]) -> NDArray[np.float32]:
+    """The weight, under its published key or under Foveal's own, which files of ``foveal convert`` have.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     for key in keys:
         if key in arrays:
             return np.ascontiguousarray(arrays[key], np.float32)

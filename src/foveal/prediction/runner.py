@@ -102,7 +102,7 @@ class Runtime:
             could decide.
         checkpoints: whether it opens checkpoints as well as exported files.
         graph_file: the file in the package that runs weights of this name without torch, as :mod:`.onnx_graphs`;
-            ``None``: there is none. It is used where torch is not installed, or the runtime is asked for.
+            ``None``: there is none.
         why_not: the reason why it cannot run on this machine, empty if it can.
     """
 

@@ -107,9 +107,7 @@ def _named(device: str, dtype: str) -> dict[str, str]:
 def _target(runtime: Runtime, ref: str, asked: bool) -> str | None:
     """What ``runtime`` would open for ``ref``; ``None``: nothing. Checkpoints are opened by torch unless ``asked``."""
     if runtime.suffixes:
-        file = runtime.exported_file(ref)
-        if file is None and (asked or not torch_installed()) and find_local(ref) is None:
-            file = runtime.graph_file(ref)
+        file = runtime.exported_file(ref) or (runtime.graph_file(ref) if find_local(ref) is None else None)
         if file is not None or not (asked and runtime.checkpoints):
             return None if file is None else str(file)
     return None if is_exported_file(ref) else ref
