@@ -26,7 +26,7 @@ from foveal.prediction.prompting import Embedding
 
 
 def main() -> None:
-    """Measure both runtimes on one thread and print the times."""
+    """Measure the runtimes on one thread and print the times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="tinyvit_5m.mobilesam")
     parser.add_argument("--rounds", type=int, default=15)
@@ -41,8 +41,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = foveal.export(arguments.model, output=Path(folder) / "model.onnx").path
         predictors = {
+            "native": foveal.load(arguments.model, runtime="native", device="cpu", threads=1),
             "onnxruntime": foveal.load(path, runtime="onnxruntime", device="cpu", threads=1),
-            "torch": foveal.load(arguments.model, device="cpu"),
+            "torch": foveal.load(arguments.model, runtime="torch", device="cpu"),
         }
         report = {
             "model": arguments.model,

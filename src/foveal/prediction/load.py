@@ -32,10 +32,10 @@ def load(
             exported files, the installed build of ONNX Runtime can use, else the CPU.
         dtype: "auto", "float32", "float16" or "bfloat16"; "auto" is float32.
         runtime: "native", "onnxruntime", "torch", for their own files also "openvino", "litert", "executorch", "coreml"
-            and "tensorrt"; or "auto": for an exported file, the runtime of that file; for a name with an exported file,
-            the native engine or ONNX Runtime if there is no GPU that torch can use and no 16-bit type is named; else
-            torch. The native engine needs a C++ compiler at its first use; where it cannot run, a line says so and the
-            next runtime is used.
+            and "tensorrt"; or "auto": for an exported file, the runtime of that file; for a name whose network is in
+            the package, the native engine or ONNX Runtime if there is no GPU that torch can use and no 16-bit type is
+            named; else torch. The native engine needs a C++ compiler at its first use; where it cannot run, a line says
+            so and the next runtime is used.
         threads: number of threads of the runtime on the CPU, the calling one included; ``None``: as many as this
             process may use CPUs (affinity, and quota of its control groups), with torch at most what
             ``OMP_NUM_THREADS`` says. For torch it holds for the whole process.
