@@ -80,12 +80,15 @@ class Plan:
         """Write the plan as a file, with ``half`` the large arrays in float16; reading gives float32 again."""
         from safetensors.numpy import save_file
 
-        steps = json.dumps([dataclasses.asdict(step) for step in self.steps])
         arrays = {
             name: np.ascontiguousarray(array, np.float16 if half and array.size >= _LARGE and array.ndim > 1 else None)
             for name, array in self.weights.items()
         }
-        save_file(arrays, path, metadata={STEPS: steps, KEY: self.info.to_json()})
+        save_file(arrays, path, metadata=self.metadata())
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata of its file: the steps and the description of the model."""
+        return {STEPS: json.dumps([dataclasses.asdict(step) for step in self.steps]), KEY: self.info.to_json()}
 
 
 def load_plan(path: Path) -> Plan:

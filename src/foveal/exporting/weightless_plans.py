@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..engine.lowering import make_plan
-from ..engine.plan import STEPS, Plan
+from ..engine.plan import Plan
 from ..errors import ExportError
 from ..factory.load_model import load_model
 from ..files import atomic_write
-from ..info import KEY, info_of
 from ..layers.conv import ConvNormAct
 from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
 from ..prediction.exported import PARTS
 from ..prediction.native_graphs import SOURCES_KEY, SUFFIX, fill_plan, gather_sources, pack_places
-from ..task import TASKS
+from ..prediction.native_runner import make_plans
 from ..weights.arrays import read_arrays
 from .weightless import keys_in_file
 
 _BASE = 1 << 12  # of the two digits of a place; they are exact in float32, also times a factor
 _STORED = 4096  # numbers of the largest array that is stored as it is
 _TOLERANCE = 1e-5  # of the largest number of an array
-
 
 #: What the numbers of a model are replaced by to find out where those of a plan come from: 1, which gives the factor,
 #: and the two digits of the place in the vector of all sources.
@@ -41,6 +37,18 @@ MARKS: tuple[Callable[[Tensor], Tensor], ...] = (
     lambda place: place // _BASE,
     lambda place: place % _BASE,
 )
+
+
+class Origin(NamedTuple):
+    """Where an array comes from.
+
+    Attributes:
+        factor: of its numbers.
+        places: of each in the vector of all sources.
+    """
+
+    factor: float
+    places: NDArray[np.int64]
 
 
 def write_plans(ref: str, weights: Path, folder: Path) -> list[Path]:
@@ -57,22 +65,18 @@ def write_plans(ref: str, weights: Path, folder: Path) -> list[Path]:
     model = load_model(ref)
     checkpoint = read_arrays(weights, weights.name)
     sources = _sources(model, keys_in_file(ref))
-    promptable = TASKS[info_of(model).task].takes_prompts
+    plans = make_plans(model)
+    marked = [make_plans(_marked(model, sources, mark)) for mark in MARKS]
     files = []
-    for part in PARTS if promptable else ("",):
-        plan = make_plan(model, part)
-        if promptable and part == PARTS[0]:
-            encoder: Any = model.get_submodule("image_encoder")
-            notes = plan.info.notes | {"encoder": encoder.fingerprint()}
-            plan = dataclasses.replace(plan, info=plan.info.replace(notes=notes))
-        files.append(folder / f"{ref}.{part}{SUFFIX}".replace("..", "."))
-        marks = [make_plan(_marked(model, sources, mark), part).weights for mark in MARKS]
-        with atomic_write(files[-1]) as temporary:
-            _write(temporary, plan, *_traced(plan, marks, list(sources.values()), checkpoint))
+    for plan, part, *marks in zip(plans, PARTS if len(plans) > 1 else ("",), *marked, strict=True):
+        file = folder / f"{ref}.{part}{SUFFIX}".replace("..", ".")
+        origins = _trace(plan, [mark.weights for mark in marks], list(sources.values()), checkpoint)
+        with atomic_write(file) as temporary:
+            _write(temporary, plan, *origins)
             filled = fill_plan(temporary, checkpoint).weights
-        if unequal := [name for name, array in plan.weights.items() if not _equal(filled[name], array)]:
-            files[-1].unlink()
-            raise ExportError(f"{files[-1].name}: the array {unequal[0]} is another one when it is filled")
+            if unequal := [name for name, array in plan.weights.items() if not _equal(filled[name], array)]:
+                raise ExportError(f"{file.name}: the array {unequal[0]} is another one when it is filled")
+        files.append(file)
     return files
 
 
@@ -114,13 +118,13 @@ def _marked(model: nn.Module, sources: Mapping[tuple[str, ...], Any], mark: Call
     return marked
 
 
-def _traced(
+def _trace(
     plan: Plan,
     marks: Sequence[Mapping[str, NDArray[np.float32]]],
     sources: list[dict[str, Any]],
     checkpoint: Mapping[str, NDArray[Any]],
-) -> tuple[list[dict[str, Any]], dict[str, tuple[float, NDArray[np.int64]]]]:
-    """The sources that a plan needs, and for each array its factor and places; arrays without are stored as they are.
+) -> tuple[list[dict[str, Any]], dict[str, Origin]]:
+    """The sources that a plan needs, and where its arrays come from; those without an origin are stored as they are.
 
     Args:
         plan: the plan.
@@ -133,7 +137,7 @@ def _traced(
     lengths = [len(gather_sources([source], checkpoint)) - 1 for source in sources]
     vector = gather_sources(sources, checkpoint)
     starts = np.cumsum([1, *lengths])
-    traced: dict[str, tuple[float, NDArray[np.int64]]] = {}
+    origins: dict[str, Origin] = {}
     for name, array in plan.weights.items():
         ones, *digits = (mark[name].astype(np.float64) for mark in marks)
         factor = float(ones.flat[np.abs(ones).argmax()]) or 1.0
@@ -143,26 +147,26 @@ def _traced(
             table = np.arange(starts[-2], starts[-1]).reshape(array.shape)
             factor, places = (1.0, table) if _equal(vector[table], array) else (factor, places)
         if places.min() >= 0 and places.max() < len(vector) and _equal(factor * vector[places], array):
-            traced[name] = factor, places
+            origins[name] = Origin(factor, places)
         elif array.size > _STORED:
             raise ExportError(
                 f"{plan.info.model}: the array {name} of {array.shape} does not follow from the checkpoint"
             )
-    return _without_unused(sources, starts, traced)
+    return _without_unused(sources, starts, origins)
 
 
 def _without_unused(
-    sources: list[dict[str, Any]], starts: NDArray[np.int64], traced: dict[str, tuple[float, NDArray[np.int64]]]
-) -> tuple[list[dict[str, Any]], dict[str, tuple[float, NDArray[np.int64]]]]:
+    sources: list[dict[str, Any]], starts: NDArray[np.int64], origins: Mapping[str, Origin]
+) -> tuple[list[dict[str, Any]], dict[str, Origin]]:
     """Leave out the sources of which no array has a number."""
     used = np.zeros(len(sources), bool)
-    for _, places in traced.values():
+    for _, places in origins.values():
         used[np.searchsorted(starts, places[places > 0], "right") - 1] = True
     lengths = np.diff(starts)
     moved = np.cumsum([1, *(lengths * used)])[:-1] - starts[:-1]
     return [source for source, is_used in zip(sources, used, strict=True) if is_used], {
-        name: (factor, np.where(places > 0, places + moved[np.searchsorted(starts, places, "right") - 1], 0))
-        for name, (factor, places) in traced.items()
+        name: Origin(factor, np.where(places > 0, places + moved[np.searchsorted(starts, places, "right") - 1], 0))
+        for name, (factor, places) in origins.items()
     }
 
 
@@ -174,15 +178,11 @@ def _equal(found: NDArray[Any], expected: NDArray[np.float32]) -> bool:
     return bool(np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max())
 
 
-def _write(
-    path: Path, plan: Plan, sources: list[dict[str, Any]], traced: Mapping[str, tuple[float, NDArray[np.int64]]]
-) -> None:
+def _write(path: Path, plan: Plan, sources: list[dict[str, Any]], origins: Mapping[str, Origin]) -> None:
     from safetensors.numpy import save_file
 
     arrays: dict[str, NDArray[Any]] = {
-        name: pack_places(traced[name][1]) if name in traced else array for name, array in plan.weights.items()
+        name: pack_places(origins[name].places) if name in origins else array for name, array in plan.weights.items()
     }
-    told = {name: {"shape": places.shape, "factor": factor} for name, (factor, places) in traced.items()}
-    steps = json.dumps([dataclasses.asdict(step) for step in plan.steps])
-    metadata = {STEPS: steps, KEY: plan.info.to_json(), SOURCES_KEY: json.dumps({"sources": sources, "arrays": told})}
-    save_file(arrays, path, metadata=metadata)
+    told = {name: {"shape": places.shape, "factor": factor} for name, (factor, places) in origins.items()}
+    save_file(arrays, path, metadata={**plan.metadata(), SOURCES_KEY: json.dumps({"sources": sources, "arrays": told})})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,15 +139,9 @@ def open_native(ref: str, device: str, dtype: str, threads: int | None) -> Opene
         plans = fill_plans(part_files(Path(ref), PARTS) if promptable else [Path(ref)])
         say_licence(ref, plans[0].info.licence)
     else:
-        from ..engine.lowering import make_plan
         from ..factory.load_model import load_model
 
-        model = load_model(ref)
-        parts = PARTS if TASKS[info_of(model).task].takes_prompts else ("",)
-        plans = [make_plan(model, part) for part in parts]
-        if parts == PARTS:
-            notes = plans[0].info.notes | {"encoder": cast("Any", model).image_encoder.fingerprint()}
-            plans[0] = replace(plans[0], info=plans[0].info.replace(notes=notes))
+        plans = make_plans(load_model(ref))
     dtype = "float32" if dtype == "auto" else dtype
     runner = (
         NativeRunner(plans[0], threads or 0, dtype) if len(plans) == 1 else NativePrompter(plans, threads or 0, dtype)
@@ -155,6 +149,21 @@ def open_native(ref: str, device: str, dtype: str, threads: int | None) -> Opene
     library = (runner if isinstance(runner, NativeRunner) else runner.encoder).engine.library
     place = f"cpu, {library.name}" + (f", {dtype}" if dtype != "float32" else "")
     return Opened(runner, plans[0].info, place, why_cpu(NATIVE.name) if device == "auto" else "")
+
+
+def make_plans(model: Any) -> list[Plan]:
+    """The plan of a torch model; of a promptable one, those of :data:`~foveal.prediction.exported.PARTS`.
+
+    Raises:
+        NotCoveredError: the engine does not compute a layer of the model.
+    """
+    from ..engine.lowering import make_plan
+
+    if not TASKS[info_of(model).task].takes_prompts:
+        return [make_plan(model)]
+    encoder, *others = (make_plan(model, part) for part in PARTS)
+    notes = encoder.info.notes | {"encoder": model.image_encoder.fingerprint()}
+    return [replace(encoder, info=encoder.info.replace(notes=notes)), *others]
 
 
 def _read_plans(path: Path) -> list[Plan]:
