@@ -14,11 +14,14 @@ MODEL = ("--model", "nowhere.pt")  # whatever opens it says that it does not exi
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with an image and a folder that has none."""
+    """The working directory: an image, a folder that has none, the folder of a training run, an exported file."""
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (8, 8)).save("here.png")
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").touch()
+    (tmp_path / "run").mkdir()
+    for name in ("texts/a.txt", "run/best.safetensors", "here.foveal"):
+        (tmp_path / name).touch()
+    Image.new("RGB", (8, 8)).save("run/curves.png")
     return tmp_path
 
 
@@ -50,6 +53,9 @@ def test_a_missing_image_is_said_before_a_missing_model(cli: Command, words: tup
         (("predict", "a.jpg", "b/c.jpg"), "a.jpg: no such file or folder (nor is any of the other images there)"),
         (("predict", "https://example.org/a.jpg"), "images are not downloaded"),
         (("segment", "here.png", "--label", "nope.png"), "nope.png: no such file"),
+        (("segment", "run", "here.png"), "run: a model, not an image: name it with --model run"),
+        (("classify", "run/best.safetensors", "here.png"), "name it with --model run/best.safetensors"),
+        (("upscale", "here.foveal"), "here.foveal: a model, not an image"),
     ],
     ids=str,
 )

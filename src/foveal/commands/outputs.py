@@ -164,7 +164,7 @@ def require_images(images: list[Path]) -> None:
     Some of several may be missing: the verb names them among those that failed.
 
     Raises:
-        InputError: none of the images exists, or a folder has no images.
+        InputError: none of the images exists, a folder has no images, or a model is named in place of an image.
     """
     from ..images.folders import has_images, list_images
     from ..images.sources import why_missing
@@ -173,8 +173,21 @@ def require_images(images: list[Path]) -> None:
         more = " (nor is any of the other images there)" if len(images) > 1 else ""
         raise InputError(f"{images[0]}: {why_missing(images[0])}{more}")
     for path in images:
+        if _is_model(path):
+            raise InputError(f"{path}: a model, not an image: name it with --model {path}")
         if is_folder(path) and not has_images(path):
             list_images(path)  # raises the error that names what is there
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a path names weights, an exported file, or the folder of a training run or a saved model."""
+    from ..prediction.runtimes import is_exported_file
+    from ..weights.references import SUFFIXES, find_local
+
+    if path.is_dir():
+        return find_local(path) is not None
+    weights = set(SUFFIXES) - {".tar"}  # which may hold images
+    return path.is_file() and (path.suffix.lower() in weights or is_exported_file(str(path)))
 
 
 def _is_missing(path: Path) -> bool:
