@@ -111,6 +111,7 @@ def test_everything(cli: Command, model: Path, photo: Path, tmp_path: Path) -> N
         (["--everything", "--single"], "--everything needs no prompt"),
         (["--everything", "--mask", "2"], "--everything needs no prompt"),
         (["--point", "1,2", "--mask", "4"], "--mask 4: give a number of 1 to 3"),
+        (["--point", "1,2", "--mask", "0"], "--mask 0: give a number of 1 to 3"),
         (["--point", "1,2", "--single", "--mask", "2"], "--mask 2: give a number of 1 to 1"),
         (["--everything", "--out", "x.png"], "--out x.png: the result is a .json file"),
         (["--point", "1,2", "--fast"], "--fast goes with --everything"),

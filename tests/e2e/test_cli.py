@@ -107,6 +107,10 @@ def test_segment_prints_json(cli: Command, exported: Path, folder: Path, tmp_pat
     assert report["agreement"] == 1.0
     assert sum(entry["share"] for entry in report["classes"]) == pytest.approx(1, abs=1e-4)
     assert all(Path(file).exists() for file in report["files"])
+    Image.fromarray(np.full((64, 80), 200, np.uint8)).save(label)
+    done = cli("segment", folder / "a.jpg", "--model", exported, "--out", tmp_path / "out", "--label", label)
+    assert done.returncode == 2
+    assert "label.png: 5120 pixels have no class of the model, the first of them 200: its classes are 0" in done.stderr
 
 
 def test_folder_names_what_failed_and_goes_on(cli: Command, exported: Path, folder: Path, tmp_path: Path) -> None:
@@ -146,6 +150,7 @@ def test_folder_names_what_failed_and_goes_on(cli: Command, exported: Path, fold
         (("segment", "BROKEN", "--model", "EXPORTED"), "damaged or truncated"),
         (("segment", "GOOD", "--model", "efficientvit_b0.camvdi"), "did you mean 'efficientvit_b0.camvid'"),
         (("classify", "GOOD", "--model", "EXPORTED"), "use foveal segment"),
+        (("classify", "GOOD", "--top", "0"), "--top 0: give 1 or more"),
         (("segment", "GOOD", "--model", "EXPORTED", "--tile", "7"), "tile must be a multiple"),
         (("segment", "GOOD", "--model", "EXPORTED", "--overlap", "32"), "overlap=32 needs tiles: give tile, too"),
         (("segment", "GOOD", "--model", "EXPORTED", "--out", "seg.jpg"), "the result is a .png file"),
@@ -312,7 +317,7 @@ def test_demo_writes_picture_and_mask(tmp_path: Path) -> None:
     """What `make demo` runs."""
     done = run_process("demo", "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
-    assert "agrees with the hand-made label" in done.stdout
+    assert "agrees with the label" in done.stdout
     files = ["street.overlay.jpg", "street.png", "street.x2.compare.png", "street.x2.png"]
     assert sorted(p.name for p in (tmp_path / "demo").iterdir()) == files
     assert "1280x743 -> 2560x1486" in done.stdout

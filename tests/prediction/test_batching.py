@@ -167,6 +167,8 @@ def test_options_that_do_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             predictor(images, **options)
+    with pytest.raises(TypeError, match="unknown option 'tiles'; did you mean 'tile'"):
+        predictor(IMAGES[0], tiles=64)  # pyright: ignore[reportCallIssue]
     with pytest.raises(ConfigError, match="errors='skip': give 'raise' or 'return'"):
         next(predictor.stream(IMAGES, errors="skip"))  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="a classifier sees the whole image"):

@@ -17,7 +17,7 @@ import tifffile
 import torch
 import zarr
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 import foveal
 from foveal.errors import ConfigError, InputError
@@ -99,10 +99,20 @@ def test_other_files_are_decoded_as_a_whole(tmp_path: Path) -> None:
     written(tmp_path / "x.tif", extratags=[(274, "H", 1, 6, False)])
     Image.fromarray(IMAGE).quantize().save(tmp_path / "p.tif")
     Image.fromarray(IMAGE).save(tmp_path / "x.png")
-    for name, shape in (("x.tif", (201, 150, 3)), ("p.tif", (150, 201, 3)), ("x.png", (150, 201, 3))):
+    Image.fromarray(IMAGE).convert("CMYK").save(tmp_path / "c.tif")
+    shapes = {"x.tif": (201, 150, 3), "p.tif": (150, 201, 3), "x.png": (150, 201, 3), "c.tif": (150, 201, 3)}
+    for name, shape in shapes.items():
         with open_raster(tmp_path / name, RGB) as raster:
             assert isinstance(raster, ArrayRaster)
             assert raster.shape == shape
+            assert np.array_equal(raster.read(slice(0, shape[0]), slice(0, shape[1])), read_image(tmp_path / name))
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(IMAGE), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
+    lab.save(tmp_path / "lab.tif")
+    with pytest.raises(InputError, match=r"lab\.tif: a LAB image"), open_raster(tmp_path / "lab.tif", RGB):
+        pass
 
 
 def test_images_that_cannot_be_used_are_named(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import assets
-from ..errors import InputError
+from ..errors import ConfigError, InputError
 from ..text import notice
 from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, open_model, print_json, print_table
 from .outputs import Request, list_sources, require_images
@@ -36,6 +36,8 @@ def classify(
     top
         Number of classes to print.
     """
+    if top < 1:
+        raise ConfigError(f"--top {top}: give 1 or more")
     request = Request(images, as_json=json, batch_size=batch_size, csv=csv)
     check_table(csv, ".csv", "--csv", request)
     require_images(images)

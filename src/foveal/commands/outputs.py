@@ -253,7 +253,7 @@ def list_jobs(
         if len(images) > 1 or is_folder(images[0]):
             raise ConfigError(f"--out {out}: several results need a folder, a name without {out.suffix}")
         if out.suffix.lower() != suffix:
-            raise ConfigError(f"--out {out}: the result is a {suffix} file")
+            raise ConfigError(f"--out {out}: the result is a {suffix} file, unless an option asks for another format")
         return [_job(images[0], out, picture)]
     sources = leave_out(list_sources(images), out, palette, OVERLAY)
     if not sources:
@@ -345,8 +345,9 @@ def run_jobs(
             except InputError as error:
                 if not many:
                     raise
-                failed.append({"image": str(job.source), "error": str(error)})
-                progress.note(str(error))
+                text = str(error) if str(job.source) in str(error) else f"{job.source}: {error}"
+                failed.append({"image": str(job.source), "error": text})
+                progress.note(text)
             bar.advance()
     return done, failed
 

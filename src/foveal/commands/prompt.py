@@ -106,7 +106,8 @@ def prompt(
     }
     options = {name: value for name, value in options.items() if value is not None}
     _check_combination(everything, bool(points or corners), single or mask is not None, options)
-    if mask is not None and not 1 <= mask <= (last := 1 if single else 3):
+    last = 1 if single else 3
+    if mask is not None and not 1 <= mask <= last:
         raise ConfigError(f"--mask {mask}: give a number of 1 to {last}")
     EverythingOptions.of(options)
     if whole and cutout is None:

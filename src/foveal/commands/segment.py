@@ -244,7 +244,7 @@ def print_report(report: dict[str, Any]) -> None:
     print_table(("class", "pixels", "mean confidence"), rows)
     if "agreement" in report:
         say()
-        say(f"agrees with the hand-made label on {report['agreement']:.1%} of its pixels")
+        say(f"agrees with the label on {report['agreement']:.1%} of its pixels")
     if "tiles_agreement" in report:
         say()
         say(f"tiles agree with the exact result on {report['tiles_agreement']:.2%} of the pixels")
@@ -300,6 +300,13 @@ def _agreement(result: SegmentResult, label: Path) -> float:
     if expected.shape != result.mask.shape:
         raise InputError(f"{label}: size {expected.shape} (H, W) is not the image's {result.mask.shape}")
     labelled = expected != IGNORE
+    classes = len(result.names)
+    if (wrong := labelled & (expected >= classes)).any():
+        value = int(expected[wrong][0])
+        raise InputError(
+            f"{label}: {int(wrong.sum())} pixels have no class of the model, the first of them {value}: its classes "
+            f"are 0 to {classes - 1}, and {IGNORE} is ignored"
+        )
     return float((result.mask[labelled] == expected[labelled]).mean())
 
 

@@ -119,6 +119,8 @@ class TiffRaster(BlockRaster):
         """Why the file cannot be read in windows; empty if it can."""
         if not (self.page.is_plain or self.page.is_jpeg):
             return f"its compression or colours ({self.page.describe()}) are only decoded for the whole image"
+        if self.page.first(262) in tiff.OTHER_COLOURS:
+            return "its colours are neither grey nor RGB and are only converted for the whole image"
         if self.page.first(274, 1) != 1:
             return "it is stored rotated or mirrored"
         return ""

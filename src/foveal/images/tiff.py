@@ -17,6 +17,7 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q"}  # types of tags, as struct names them
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3, 9: 3}  # bands of each photometric interpretation
 _PALETTE = 3
+OTHER_COLOURS = (5, 8, 9, 10)  #: photometric interpretations: CMYK, and three kinds of L*a*b*
 _ALPHA = (1, 2)  # values of ExtraSamples: associated and unassociated alpha
 _UNPACKED = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, deflate, run lengths, deflate, LZMA, Zstandard
 _TYPES = {

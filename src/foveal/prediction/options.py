@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 from ..info import ModelInfo
 from ..progress import Report
 from ..task import find_task
@@ -41,7 +41,11 @@ class Options:
 
         Raises:
             ConfigError: scales that cannot be used.
+            TypeError: an option that does not exist.
         """
+        names = [each.name for each in fields(cls)]
+        if unknown := next((name for name in options if name not in names), None):
+            raise TypeError(f"unknown option {unknown!r}{nearest(unknown, names)}")
         given = {name: value for name, value in options.items() if value is not None}
         if "scales" in given:
             given["scales"] = check_scales(given["scales"])
@@ -59,7 +63,8 @@ class Options:
         """
         task = find_task(info.task)
         if self.exact and "scale" not in info.options:
-            raise ConfigError(f"exact tiles are for upscaling; {info.ref} is for {info.task!r}")
+            other = f": foveal.stream({info.ref!r}, image, out) computes images in pieces" if task.labels_pixels else ""
+            raise ConfigError(f"exact tiles are for upscaling; {info.ref} is for {info.task!r}{other}")
         if self.augmented and not task.labels_pixels:
             raise ConfigError(
                 f"flip, scales: the mean over copies is for segmentation; {info.ref} is for {info.task!r}"

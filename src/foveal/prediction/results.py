@@ -183,7 +183,13 @@ class ClassifyResult:
         return shifted / shifted.sum()
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """(name, probability) of the ``k`` most probable classes, best first; without names "class 0", ..."""
+        """(name, probability) of the ``k`` most probable classes, best first; without names "class 0", ...
+
+        Raises:
+            InputError: ``k`` is below 1.
+        """
+        if k < 1:
+            raise InputError(f"top({k}): give 1 or more")
         order = np.argsort(-self.scores, kind="stable")[:k]
         names = self.names
         return [(names[i], float(self.scores[i])) for i in order]

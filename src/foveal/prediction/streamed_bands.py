@@ -86,8 +86,8 @@ def exact_bands(
     """
     if not isinstance(predictor.runner, TorchRunner) and described_steps(predictor.runner) is None:
         raise ConfigError(
-            "exact tiles need a torch model of Foveal's: load the checkpoint, not an exported file; without torch, "
-            "weights of the package with runtime='onnxruntime'"
+            "exact tiles need a torch model of Foveal's: foveal.load(REF, runtime='torch') of a checkpoint or a name; "
+            "without torch, weights of the package with runtime='onnxruntime'"
         )
     network, pixels = network_of(predictor), picture.pixels
     height, width, dtype = *pixels.shape[:2], pixels.dtype.name

@@ -199,6 +199,8 @@ def find_device(device: str) -> str:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
+        if reason.startswith("Expected one of"):  # and a list of twenty kinds
+            reason = "torch has no device of this name"
         names = f"cpu or {available}" if available else "cpu"
         raise InputError(f"device {device!r} cannot be used: {reason}; this machine has {names}") from error
     return device
