@@ -15,10 +15,9 @@ import numpy as np
 import torch
 import training_rows
 from PIL import Image
-from training_rows import TrainingRows
+from training_rows import TrainingRows, draw
 
 import foveal
-from foveal.images.figures import new_figure, write_figure
 from foveal.measuring.costs import Costs, count
 from foveal.measuring.row_file import Row
 
@@ -108,22 +107,8 @@ def finish(found: Mapping[str, list[Row]], machines: str, plot: Path | None) -> 
     hours = sum(row["seconds"] for rows in found.values() for row in rows) / 3600
     print(f"{machines}; {hours:.2f} hours of training")
     if plot:
-        draw(found, plot)
-
-
-def draw(found: Mapping[str, list[Row]], path: Path) -> None:
-    """A dot for each seed of a row, and a line at their mean."""
-    figure = new_figure(8, 0.5 * len(found) + 1)
-    axes = figure.subplots()
-    for place, rows in enumerate(found.values()):
-        values = [row["miou"] for row in rows]
-        axes.plot(values, [place] * len(values), "o", color="tab:blue", markersize=4)
-        axes.plot([statistics.mean(values)], [place], "|", color="tab:blue", markersize=18)
-    axes.set_yticks(range(len(found)), list(found))
-    axes.invert_yaxis()
-    axes.set(xlabel="mIoU on the test images of CamVid, %")
-    axes.grid(alpha=0.3, axis="x")
-    write_figure(figure, path)
+        values = {name: [row["miou"] for row in rows] for name, rows in found.items()}
+        draw(values, "mIoU on the test images of CamVid, %", plot)
 
 
 def prepare(camvid: Path, out: Path, toy: bool) -> Path:

@@ -21,18 +21,16 @@ def read(path: str) -> list[dict[str, Any]]:
 
 
 def compare(logs: dict[str, list[dict[str, Any]]], metric: str, path: str) -> None:
-    """Draw the training loss and a validation metric of several runs, by epoch."""
-    figure = new_figure(8, 3.2)
-    left, right = figure.subplots(1, 2)
-    for name, log in logs.items():
-        left.plot([line["epoch"] for line in log], [line["loss"] for line in log], label=name)
-        scored = [line for line in log if metric in line]
-        right.plot(
-            [line["epoch"] for line in scored], [line[metric] for line in scored], "o-", markersize=3, label=name
-        )
-    left.set(xlabel="epoch", ylabel="training loss")
-    right.set(xlabel="epoch", ylabel=f"validation {metric}")
-    for axes in (left, right):
+    """Draw the training loss and, if the logs have it, a validation metric of several runs, by epoch."""
+    labels = {"loss": "training loss", metric: f"validation {metric}"}
+    shown = [key for key in labels if any(key in line for log in logs.values() for line in log)]
+    figure = new_figure(4 * len(shown), 3.2)
+    for axes, key in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for name, log in logs.items():
+            scored = [line for line in log if key in line]
+            marks = "o-" if key == metric else "-"
+            axes.plot([line["epoch"] for line in scored], [line[key] for line in scored], marks, ms=3, label=name)
+        axes.set(xlabel="epoch", ylabel=labels[key])
         axes.grid(alpha=0.3)
         axes.legend()
     write_figure(figure, Path(path))

@@ -1,7 +1,7 @@
 """Train on CamVid without a teacher and with each term of distillation, and compare the mIoU on its test images.
 
 python benchmarks/distillation.py CAMVID [--seeds 0,1,2] [--rows NAME,...] [--weights REF] [--epochs N] [--teacher REF]
-    [--out runs/distillation] [--toy]
+    [--out runs/distillation] [--plot FILE.png] [--toy]
 
 CAMVID is a folder, or a zip file, with train, val and test as for ``foveal train``. All rows have the settings of
 recipes/camvid_b0_scratch.yaml; they differ in what the line "command" adds. Rows that were measured are kept in
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--weights", default="", help="weights that all rows start from, besides random ones")
     parser.add_argument("--epochs", type=int, default=None, help="default: those of the recipe")
     parser.add_argument("--teacher", default="efficientvit_b0.camvid")
+    parser.add_argument("--plot", type=Path, help="write the figure to this PNG")
     arguments = parser.parse_args()
     chosen = arguments.rows.split(",")
     if unknown := [name for name in chosen if name not in ROWS]:
@@ -69,6 +70,9 @@ def main() -> None:
             kept.append(rows.row(key, run, lambda row: f"{row['miou']:.2%}, {row['seconds'] / 3600:.2f} h"))
     for line in [*table(kept), "", rows.measured_on(kept)]:
         print(line)
+    if arguments.plot:
+        values = {name: [100 * row["miou"] for row in kept if row["key"]["row"] == name] for name in chosen}
+        training_rows.draw(values, "mIoU on the test images of CamVid, %", arguments.plot)
 
 
 def settings_of(name: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import foveal
+from foveal.images.figures import new_figure, write_figure
 from foveal.measuring import machine
 from foveal.measuring.row_file import Row, RowFile
 from foveal.training.train import TrainResult
@@ -83,6 +84,26 @@ def hours_text(hours: Sequence[float], digits: int = 2) -> str:
     if max(hours) > 1.5 * min(hours):
         return f"{min(hours):.{digits}f} to {max(hours):.{digits}f}"
     return f"{statistics.mean(hours):.{digits}f}"
+
+
+def draw(found: Mapping[str, Sequence[float]], label: str, path: Path) -> None:
+    """A dot for each value of a row, and a line at their mean.
+
+    Args:
+        found: the values of each row.
+        label: of the axis.
+        path: of the PNG.
+    """
+    figure = new_figure(8, 0.5 * len(found) + 1)
+    axes = figure.subplots()
+    for place, values in enumerate(found.values()):
+        axes.plot(values, [place] * len(values), "o", color="tab:blue", markersize=4)
+        axes.plot([statistics.mean(values)], [place], "|", color="tab:blue", markersize=18)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set(xlabel=label)
+    axes.grid(alpha=0.3, axis="x")
+    write_figure(figure, path)
 
 
 def train(data: Path, folder: Path, **settings: Any) -> TrainResult:
