@@ -9,7 +9,6 @@ import math
 import numbers
 import reprlib
 import typing
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +46,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         if len(content) > _MAX_BYTES:
             raise ConfigError(f"{path}: a file of settings of more than {_MAX_BYTES >> 10} KiB")
         text = content.decode("utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL character in the path
         raise ConfigError(f"{path}: {_one_line(error)}") from error
     data = parse_yaml(text, str(path))
@@ -80,7 +81,8 @@ def shown(value: object) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = (isinstance(error, OSError) and error.strerror) or str(error)
+    text = " ".join(text.split()).replace(' in "<unicode string>", line', " at line")  # PyYAML's name of any text
     return text if len(text) < 500 else f"{text[:500]} ..."
 
 
@@ -102,10 +104,11 @@ class _Loader(_SafeLoader):
         return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        repeated = next((key for key, count in keys.items() if count > 1), None)
-        if repeated is not None:
-            raise _refused(f"key {shown(repeated)} is there twice", node)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise _refused(f"key {shown(key.value)} is there twice", key)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -113,6 +113,29 @@ def test_all_void_masks_and_twins_are_noted(tree: Path) -> None:
     assert "images/val/9.png (val) is images/train/2.png (train)" in report.notes
 
 
+def test_images_that_are_turned_without_their_masks_are_noted(tree: Path) -> None:
+    def tag(path: Path) -> None:
+        with Image.open(path) as image:
+            exif = image.getexif()
+            exif[0x0112] = 3  # turned by half, which keeps the size
+            image.save(path, exif=exif)
+
+    for name in ("0", "1"):
+        tag(tree / "images" / "train" / f"{name}.png")
+    tag(tree / "masks" / "train" / "1.png")
+    (note,) = (note for note in check_data(tree).notes if "orientation" in note)
+    assert note.startswith("train: 1 images have an orientation tag and their masks have none: 0.png; ")
+
+
+def test_many_absent_classes_are_counted(tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tree / "dataset.yaml").write_text(yaml.safe_dump({"names": [f"c{i}" for i in range(40)]}))
+    _, out = run(capsys, tree)
+    rows = [line.split() for line in out.partition("not in the table")[0].splitlines()]
+    assert [name for row in rows for name in row if name in ("c0", "c1", "c2", "c39")] == ["c0", "c1"]
+    assert "not in the table: 38 of 40 classes, which are in no image" in out
+    assert "note: val: no c1, c2, c3, c4, ... (39); left out of means over classes" in out
+
+
 def test_what_training_would_refuse_is_a_problem(tmp_path: Path) -> None:
     """No labelled pixel in any training mask, and a split without images."""
     root = write_shapes(tmp_path, train=3, val=1, size=(32, 32))

@@ -93,3 +93,28 @@ def test_an_image_beside_folders_of_classes(tmp_path: Path) -> None:
     report = check_data(tmp_path)
     assert (report.layout, report.splits[0].items) == ("classes", 2)
     assert "1 file is left out: stray.png" in report.notes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"version": "1", "images": 3}',
+        '{"foveal": {"images": [{}]}, "names": ["images", [{}]]}',  # lists of that name further inside
+        '{"categories": ["a", "b"]}',
+        '{"a": "\\"images\\": [{}]", "b": "' + '\\"' * 30_000,  # inside texts, one of which is cut
+    ],
+)
+def test_json_of_other_programs_beside_the_data(tmp_path: Path, text: str) -> None:
+    make(tmp_path, "folders")
+    (tmp_path / "info.json").write_text(text)
+    assert recognise(tmp_path, describe(tmp_path)) == "folders"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_json_of_coco_under_any_name(tmp_path: Path, encoding: str) -> None:
+    picture(tmp_path / "images" / "1.png")
+    text = (
+        '{"info": {"by": "\\"{Ģ"}, "images" : [ {"id": 1, "file_name": "1.png"}], "annotations": [], "categories": []}'
+    )
+    (tmp_path / "export.json").write_text(text, encoding)
+    assert recognise(tmp_path, describe(tmp_path)) == "coco_instances"

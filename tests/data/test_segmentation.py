@@ -103,8 +103,14 @@ def test_problems_name_the_file(tree: Path, spoil, message: str) -> None:
 def test_missing_splits_suggest_existing_ones(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no split 'trian' .*did you mean 'train'\?"):
         SegmentationData.open(tree, ["trian"])
-    with pytest.raises(DataError, match="no such folder"):
-        SegmentationData.open(tmp_path / "none", ["train"])
+    with pytest.raises(DataError, match=r"no such folder$"):
+        SegmentationData.open(tmp_path / "0" / "1", ["train"])
+    with pytest.raises(DataError, match=f"no such folder; did you mean '{tree}'"):
+        SegmentationData.open(f"{tree}s", ["train"])
+    for name, message in (("data.yaml", "is a file: name its folder"), ("a.tar.gz", "is an archive: unpack it first")):
+        (tmp_path / name).touch()
+        with pytest.raises(DataError, match=f"{name}: {message}"):
+            SegmentationData.open(tmp_path / name, ["train"])
     for path in (*(tree / "train").iterdir(), *(tree / "trainannot").iterdir()):
         path.unlink()
     with pytest.raises(DataError, match="no images"):

@@ -14,8 +14,11 @@ from PIL import Image
 import foveal
 from foveal.data.synthetic import NAMES, PALETTE, write_shapes
 from foveal.evaluation.boundary import BoundaryScores, boundary_counts
+from foveal.evaluation.metrics import SegmentScores
+from foveal.evaluation.segment import Evaluation
 from foveal.info import Labels, ModelInfo, Preprocess
 from foveal.prediction.predictor import Predictor
+from helpers.tars import shard
 
 
 def by_colour(batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -80,6 +83,28 @@ def test_boundary_scores_are_those_of_the_masks(predictor: Predictor, shapes: Pa
     assert found is not None
     assert found.to_dict() == expected.to_dict()
     assert foveal.evaluate(predictor, shapes, split="val").boundary is None
+
+
+def test_without_test_the_split_val_is_scored_and_named(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:
+    found = foveal.evaluate(predictor, shapes)
+    assert (found.split, found.images) == ("val", 12)
+    assert "12 images of val" in found.summary()[0]
+    members = [
+        (f"a.{ending}", (shapes / folder / "0000.png").read_bytes())
+        for folder, ending in (("val", "png"), ("valannot", "mask.png"))
+    ]
+    shard(tmp_path / "tars" / "train-0.tar", members)
+    (tmp_path / "tars" / "dataset.yaml").write_text(f"names: {list(NAMES)}")
+    assert foveal.evaluate(predictor, tmp_path / "tars" / "train-0.tar").split == "train"
+    with pytest.raises(foveal.DataError, match="no split 'test'"):
+        foveal.evaluate(predictor, tmp_path / "tars")
+
+
+def test_many_absent_classes_are_counted() -> None:
+    names = tuple(f"c{i}" for i in range(40))
+    found = Evaluation(SegmentScores(np.diag([5, 5, *[0] * 38]), names), (), "val", None)
+    assert [row[0] for row in found.table()[1]] == ["c0", "c1"]
+    assert found.summary()[-1] == "absent from the data, left out of the table and the means: 38 of 40 classes"
 
 
 def test_sheet_shows_best_median_and_worst(predictor: Predictor, shapes: Path, tmp_path: Path) -> None:

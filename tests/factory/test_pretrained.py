@@ -109,6 +109,12 @@ def test_saving_again_does_not_replace_an_edited_card(model: nn.Module, tmp_path
     assert info_of(loaded).licence == "CC0-1.0"
 
 
+def test_a_folder_of_a_repository_takes_a_model(model: nn.Module, tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "README.md").write_text("my own words")
+    assert same(foveal.from_pretrained(foveal.save_pretrained(model, tmp_path)), model)
+
+
 def test_round_trip_of_a_backbone(tmp_path: Path) -> None:
     net = foveal.create_model("efficientvit_b0", features_only=True, in_chans=4, scales=(3,))
     loaded = foveal.from_pretrained(foveal.save_pretrained(net, tmp_path))
@@ -142,6 +148,9 @@ def test_what_cannot_be_saved_is_an_error(model: nn.Module, tmp_path: Path) -> N
     (tmp_path / "file").touch()
     with pytest.raises(foveal.InputError, match="cannot write"):
         foveal.save_pretrained(model, tmp_path / "file")
+    with pytest.raises(ConfigError, match=r"no saved model and has other files \(file\): give a new or empty one"):
+        foveal.save_pretrained(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(ConfigError, match="no hub id: write owner/name"):
         foveal.push_to_hub(model, "name")
     with pytest.raises(ConfigError, match="is for a hub id"):

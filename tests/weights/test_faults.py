@@ -260,6 +260,18 @@ def test_35_tensors_that_are_no_numbers_are_refused_whole(segmenter: nn.Module, 
     assert same(model.state_dict(), before)
 
 
+def test_convert_names_tensors_with_nan(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = foveal.create_model("efficientvit_sr", "upscale")
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    foveal.save_pretrained(model, tmp_path / "nan")
+    with pytest.raises(SystemExit) as done:
+        cli.main(["convert", str(tmp_path / "nan"), str(tmp_path / "x.safetensors")])
+    assert done.value.code == 0
+    name = next(iter(dict(model.named_parameters())))
+    assert f"nan: NaN or infinite values in {name}, which are kept" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -157,6 +157,36 @@ def test_nested_state_dicts_are_found(path: tuple[str, ...], tmp_path: Path) -> 
     assert read_state(tmp_path / "run.pt")[0].keys() == STATE.keys()
 
 
+AVERAGE = {key: torch.ones_like(value) for key, value in STATE.items()}
+
+
+@pytest.mark.parametrize(
+    ("plain", "average"),
+    [
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("model", "ema"),
+        ("net", "ema"),
+        ("params", "params_ema"),
+    ],
+)
+def test_averaged_weights_come_first(plain: str, average: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """timm, torchvision, ultralytics and BasicSR read the average by default, too."""
+    assert unwrap({plain: STATE, average: AVERAGE}, "run.pt") == AVERAGE
+    assert capsys.readouterr().err == f"run.pt: the averaged weights {average!r} are read, not {plain!r}\n"
+    counted = {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in AVERAGE.items()}}
+    assert unwrap({"last": {}, "state": {plain: STATE}, plain: STATE, average: {"module": counted}}, "x") == counted
+
+
+def test_an_incomplete_average_is_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """One of the parameters alone, without the buffers, or none at all."""
+    assert unwrap({"model": STATE, "ema": {"decay": torch.tensor(0.9)}}, "run.pt") == STATE
+    assert capsys.readouterr().err == "run.pt: 'model' is read, not 'ema', which has another number of tensors\n"
+    assert unwrap({"model": STATE, "ema": {}, "optimizer": {}}, "run.pt") == STATE
+    assert unwrap({"ema": {"decay": 0.9}, "model": {"state_dict": STATE}}, "run.pt") == STATE
+    assert capsys.readouterr().err == ""
+
+
 def test_a_file_whose_parts_contain_each_other_is_searched_once() -> None:
     content: dict = {}
     for key in ("state_dict", "model", "ema", "module", "net", "teacher", "student", "params"):

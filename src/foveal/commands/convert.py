@@ -8,6 +8,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from ..files import check_overwrites
 from ..task import TASKS
+from ..text import notice
 from .console import say
 
 
@@ -44,6 +45,7 @@ def convert(
     from ..factory.load_model import check_torch, load_model
 
     check_torch(source)
+    from ..data.class_map import abbreviate
     from ..info import info_of
     from ..weights.checkpoints import save_checkpoint
 
@@ -59,6 +61,9 @@ def convert(
         if not TASKS[info.task].takes_prompts or not all(0 <= value <= 1 for value in mask_thresholds):
             raise ConfigError(f"--mask-thresholds {mask_thresholds}: give two numbers of 0 to 1, for promptable models")
         info = info.replace(mask_thresholds=mask_thresholds)
-    save_checkpoint(target, model.state_dict(), info, half)
+    state = model.state_dict()
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        notice(f"{source}: NaN or infinite values in {abbreviate(broken)}, which are kept: results may be NaN")
+    save_checkpoint(target, state, info, half)
     say(f"{source} is {info.model} for {info.task}; written as {target}")
     return 0

@@ -71,6 +71,8 @@ def _check_quarantine(file: Path, data: Path) -> None:
 
 
 def _print_tables(report: DataReport) -> None:
+    from ..data.class_map import MANY_ABSENT
+
     if report.splits:
         header = ("split", "samples", "readable", "sizes (W x H)", "ignored")
         print_table(header, [_split_row(split) for split in report.splits])
@@ -79,7 +81,12 @@ def _print_tables(report: DataReport) -> None:
     counted = [split for split in report.splits if len(split.images)]
     if counted:
         header = ("class", *(f"{split.name} {kind}" for split in counted for kind in ("pixels", "images")))
-        print_table(header, [_class_row(name, i, counted) for i, name in enumerate(report.labels.names)])
+        occurs = [any(split.images[i] for split in counted) for i in range(len(report.labels.names))]
+        absent = occurs.count(False)
+        shown = [i for i, there in enumerate(occurs) if there or absent <= MANY_ABSENT]
+        print_table(header, [_class_row(report.labels.names[i], i, counted) for i in shown])
+        if len(shown) < len(occurs):
+            say(f"not in the table: {absent} of {len(occurs)} classes, which are in no image")
 
 
 def _print_notes(report: DataReport) -> None:

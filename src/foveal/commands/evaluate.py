@@ -55,8 +55,8 @@ def evaluate(
     data
         Folder of the data set, or a pattern of tar files.
     split
-        Split to score. Default for segmentation: test, or the split of the protocol; for classifiers, regression and
-        promptable models: test, else val, else all; for super-resolution: every set that the model was not trained on.
+        Split to score. Default: the split of the protocol, or else test, else val, else all; for super-resolution:
+        every set that the model was not trained on.
     class_map
         Segmentation: YAML file "model class: data class", for a model with other classes than the data.
     protocol

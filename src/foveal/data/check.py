@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from ..errors import DataError, InputError
 from ..images.bands import RGB, Bands
 from ..images.formats import is_image
-from ..images.reading import read_image
+from ..images.reading import orientation_tag, read_image
 from ..info import IGNORE, Labels
 from ..progress import Progress
 from . import classification, instances, regression, stream, super_resolution
 from .bands import D, with_its_bands
 from .check_report import DataReport, SplitReport
+from .class_map import MANY_ABSENT, abbreviate
 from .classification import ClassificationData, class_folders
 from .instances import InstanceData
 from .labels import class_difference
@@ -127,6 +128,20 @@ class _Check:
             self.used |= {label} if image is None else {image, label}
             self.label_folders.add(label.parent if is_image(label) else label.with_suffix(""))
 
+    def note_orientation(self, split: str, pairs: Iterable[tuple[Path, Path]]) -> None:
+        """Add a note on images with an orientation tag whose masks have none: only the images are turned."""
+        turned = [
+            image.name
+            for image, mask in pairs
+            if is_image(mask) and orientation_tag(image) != 1 and orientation_tag(mask) == 1
+        ]
+        if turned:
+            more = ", ..." if len(turned) > _SHOWN else ""
+            self.report.notes.append(
+                f"{split}: {len(turned)} images have an orientation tag and their masks have none: "
+                f"{', '.join(turned[:_SHOWN])}{more}; the images are turned as viewers show them, the masks are not"
+            )
+
     def note_duplicate(self, split: str, path: Path) -> None:
         """Add a note if an image is byte for byte the same as one of another split, which makes scores useless."""
         with path.open("rb") as file:
@@ -174,6 +189,7 @@ def _check_masks(check: _Check, layout: Layout) -> None:
             notes.setdefault(note, []).append(name)
         split.items = len(part.pairs)
         check.use(part.pairs)
+        check.note_orientation(name, part.pairs)
         if difference := report.labels.names and class_difference(report.labels.names, part.labels.names):
             text = f"other classes than in {report.splits[0].name}: {difference}"
             report.problems.append(Problem(check.root / name, f"{text}; list them all in {FILE} as 'names'"))
@@ -245,6 +261,7 @@ def _check_objects(check: _Check, splits: Sequence[str]) -> None:
         data, problems = instances.open_splits(check.root, [name], check.described)
         check.report.problems += problems
         check.use(data.pairs)
+        check.note_orientation(name, data.pairs)
         for index in check.indices(data, split):
             path = data.name(index)
             if sample := check.read(data, index, path, split):
@@ -408,7 +425,8 @@ def _note_classes(report: DataReport) -> None:
             continue
         absent = [name for name, n in zip(report.labels.names, split.images, strict=True) if not n]
         if absent:
-            report.notes.append(f"{split.name}: no {', '.join(absent)}; left out of means over classes")
+            listed = abbreviate(absent) if len(absent) > MANY_ABSENT else ", ".join(absent)
+            report.notes.append(f"{split.name}: no {listed}; left out of means over classes")
         if split.ignored_share > 0.5:
             report.notes.append(
                 f"{split.name}: {split.ignored_share:.0%} of the pixels are ignored; if id {IGNORE} is a class,"

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from ..config import read_yaml, shown
 from ..errors import ConfigError, nearest
 
+MANY_ABSENT = 20  #: classes; if more do not occur in data, tables and messages give their number
+
 
 def read_class_map(
     path: str | Path, model_names: Sequence[str], data_names: Sequence[str], partial: bool = False

@@ -24,7 +24,7 @@ from ..info import Labels, ignore_id
 from .coco_objects import DAMAGE, Annotation, Entry, name_of, note_objects, read_objects, reason_of, some_of
 from .labels import class_difference
 from .layout import ALL, FILE, SPLIT_NAMES, DatasetFile, Problem, draw_splits, subfolders
-from .listed_files import Id, as_id, begins_with_key, is_file, named_file, read_json, shown
+from .listed_files import Id, as_id, begins_with_key, begins_with_list, is_file, named_file, read_json, shown
 from .masks import mask_type
 from .outlines import Annotated, OutlineMasks, Size, drawn_classes
 
@@ -287,8 +287,8 @@ def _whole_file(root: Path) -> Path | None:
 
 
 def _is_coco(file: Path) -> bool:
-    """Whether a file whose name other programs use, too, has keys of COCO's format."""
-    return file.is_file() and begins_with_key(file, "images", "categories") and not begins_with_key(file, "shapes")
+    """Whether a file whose name other programs use, too, has lists of COCO's format."""
+    return file.is_file() and begins_with_list(file, "images", "categories") and not begins_with_key(file, "shapes")
 
 
 def _file_of(folder: Path, name: str, root: Path) -> Path:

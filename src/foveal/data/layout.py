@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..config import build_config, read_yaml, shown
-from ..errors import ConfigError, DataError, nearest
+from ..errors import ConfigError, DataError, closest, nearest
 from ..images.folders import images_below
 from ..images.formats import is_image
 from ..info import IGNORE, WIDE_IGNORE, Target
@@ -23,6 +24,7 @@ IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "annotations", "annotation", "labels", "label", "annot", "gt")
 
 
+_ARCHIVES = (".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst")
 _MAX_EXCLUDE = 256 << 20  # bytes of the list of files to leave out
 
 
@@ -155,11 +157,22 @@ def describe(root: Path) -> DatasetFile:
         ConfigError: the file has unknown keys, or values of a wrong type or range.
     """
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder")
+        raise DataError(f"{root}: {_why_no_folder(root)}")
     file = root / FILE
     if file.exists() and not file.is_file():
         raise ConfigError(f"{file}: not a regular file")
     return build_config(DatasetFile, read_yaml(file), str(file)) if file.exists() else DatasetFile()
+
+
+def _why_no_folder(root: Path) -> str:
+    """What a path is that is no folder, and what to do."""
+    if root.is_file():
+        packed = root.name.lower().endswith(_ARCHIVES)
+        return "is an archive: unpack it first, and name the folder" if packed else "is a file: name its folder"
+    with suppress(OSError):
+        if found := closest(root.name, [folder.name for folder in subfolders(root.parent)]):
+            return f"no such folder; did you mean {str(root.with_name(found))!r}?"
+    return "no such folder"
 
 
 def resolve_split(split: str, names: Sequence[str], root: Path) -> str:

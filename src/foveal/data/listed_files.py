@@ -81,13 +81,31 @@ def _read_json(file: Path, kind: type, expected: str) -> Any:
 
 def begins_with_key(file: Path, *keys: str) -> bool:
     """Whether one of these keys is in the first 64 KiB of a JSON file; cheap enough to look at many files."""
+    head = _head(file).replace(b"\0", b"")  # UTF-16
+    return any(f'"{key}"'.encode() in head for key in keys)
+
+
+def begins_with_list(file: Path, *keys: str) -> bool:
+    """Whether one of these keys of the object at the top is a list of objects, or an empty one; as cheap."""
+    head, depth = _head(file), 0
+    for token in _TOKEN.finditer(head.decode(json.detect_encoding(head), errors="replace")):
+        if token["begins_list"] is not None and depth == 1 and token["text"] in keys:
+            return True
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(token[0], 0)
+    return False
+
+
+#: A bracket, or a text, which the end of what was read may cut, and whether it is the key of a list of objects.
+_TOKEN = re.compile(r'[][{}]|"(?P<text>(?:[^"\\]|\\.)*)"?(?P<begins_list>(?=\s*:\s*\[\s*[{\]]))?', re.DOTALL)
+
+
+def _head(file: Path) -> bytes:
+    """The first 64 KiB of a file; empty if it cannot be read."""
     try:
         with file.open("rb") as stream:
-            head = stream.read(1 << 16)
+            return stream.read(1 << 16)
     except OSError:
-        return False
-    head = head.replace(b"\0", b"")  # UTF-16
-    return any(f'"{key}"'.encode() in head for key in keys)
+        return b""
 
 
 def named_file(folder: Path, name: str, root: Path) -> Path:

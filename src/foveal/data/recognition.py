@@ -10,7 +10,7 @@ from ..errors import DataError, FovealError
 from ..task import TASKS
 from . import classification, instances, regression, segmentation_layouts, stream, super_resolution
 from .brush_masks import brush_mask_error, find_brush_mask
-from .layout import DatasetFile, UnknownLayoutError, describe
+from .layout import ALL, DatasetFile, UnknownLayoutError, describe
 from .outline_layouts import OUTLINE_LAYOUTS
 from .shards import find_shards, is_pattern
 
@@ -37,6 +37,9 @@ _SPLITS: Mapping[str, Callable[[Path, DatasetFile], Iterable[str]]] = {
     "regress": regression.splits_of,
     "prompt": instances.splits_of,
 }
+
+
+_PREFERRED = ("test", "testing", "val", "valid", "validation", ALL)  # for evaluation
 
 
 def recognise(root: Path, described: DatasetFile) -> str:
@@ -99,6 +102,18 @@ def split_names(data: str | Path, task: str) -> tuple[str, ...]:
         if names := tuple(_SPLITS[task](root, describe(root))):
             return names
     return tuple(find_shards(data)[2])
+
+
+def default_split(data: str | Path, task: str) -> str:
+    """The split to evaluate: "test" if it exists, else "val", else "all", else the only one of a pattern of tar files.
+
+    Raises:
+        DataError, ConfigError: as :func:`split_names`.
+    """
+    names = split_names(data, task)
+    if is_pattern(data) and len(names) == 1:
+        return names[0]
+    return next((name for name in _PREFERRED if name in names), _PREFERRED[0])
 
 
 @contextmanager

@@ -9,18 +9,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..data.classification import class_folders
 from ..data.labelled import open_labelled
 from ..data.labels import IMAGENET, IMAGENET_IDS
-from ..data.layout import describe
-from ..data.shards import find_shards, is_pattern
+from ..data.recognition import default_split
 from ..errors import ConfigError, nearest
 from ..prediction.predictor import Predictor
 from .metrics import ClassifyScores
 from .report import REPORT, Part, Table, skipped_rows, write_csv, write_json
 
 _GUESSES = 5
-_SPLITS = ("test", "testing", "val", "valid", "validation", "all")  # the first one that exists is the default
 
 
 @dataclass(frozen=True)
@@ -122,7 +119,7 @@ class ClassifyEvaluator:
     options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, predictor: Predictor, data: str | Path, split: str | None) -> None:
-        split = split or _default_split(data)
+        split = split or default_split(data, "classify")
         self.predictor = predictor
         self.samples = open_labelled(data, [split], "classify").with_bands(predictor.bands)
         self.model_class = _model_classes(self.samples.labels.names, predictor)
@@ -147,12 +144,6 @@ class ClassifyEvaluator:
     def save(self, report: ClassifyEvaluation, folder: str | Path, **about: str) -> None:
         """Write the report's files."""
         report.save(folder, **about)
-
-
-def _default_split(data: str | Path) -> str:
-    folders = {} if is_pattern(data) else class_folders(Path(data), describe(Path(data)))
-    splits = {name for name, classes in folders.items() if classes} or set(find_shards(data)[2])
-    return next((name for name in _SPLITS if name in splits), _SPLITS[0])
 
 
 def _model_classes(names: Sequence[str], predictor: Predictor) -> list[int]:

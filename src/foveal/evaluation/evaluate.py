@@ -50,9 +50,8 @@ def evaluate(
         data: folder of the data set in the layout of the model's task (:mod:`foveal.data.segmentation`,
             ``classification``, ``super_resolution``, ``regression`` or ``instances``). Segmentation and
             classification also take a pattern of tar files.
-        split: split to score. Default for segmentation: "test", or the split of the protocol; for classification,
-            regression and promptable models: "test", else "val", else all images; for upscaling: every set that the
-            model was not trained on.
+        split: split to score. Default: the split of the protocol, or else "test", else "val", else all images; for
+            upscaling: every set that the model was not trained on.
         size: segmentation: (H, W) to resize images to before the network. The logits are resized from there to the
             label's size in one step.
         class_map: segmentation: YAML file ``model class: data class``, for a model with other classes than the data.

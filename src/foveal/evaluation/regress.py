@@ -10,16 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..data.labelled import open_labelled
-from ..data.layout import ALL
-from ..data.recognition import split_names
+from ..data.recognition import default_split
 from ..data.regression import RegressionData
 from ..errors import ConfigError, DataError
 from ..prediction.predictor import Predictor
 from .metrics import json_number
 from .regression import FIGURES, RegressionScores, in_unit, regression_sums
 from .report import REPORT, Part, Table, skipped_rows, write_csv, write_json
-
-_PREFERRED = ("test", "testing", "val", "valid", "validation", ALL)
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ class RegressEvaluator:
     def __init__(
         self, predictor: Predictor, data: str | Path, split: str | None, *, tile: int | None, overlap: int | None
     ) -> None:
-        split = split or _default_split(data)
+        split = split or default_split(data, "regress")
         samples = open_labelled(data, [split], "regress").with_bands(predictor.bands)
         assert isinstance(samples, RegressionData)
         predictor.check_tiles(tile, overlap)
@@ -160,9 +157,3 @@ class RegressEvaluator:
     def save(self, report: RegressionEvaluation, folder: str | Path, **about: str) -> None:
         """Write the report's files."""
         report.save(folder, **about)
-
-
-def _default_split(data: str | Path) -> str:
-    """ "test", else "val", else all images."""
-    names = split_names(data, "regress")
-    return next((name for name in _PREFERRED if name in names), _PREFERRED[0])

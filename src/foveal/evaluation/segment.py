@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.class_map import abbreviate, read_class_map
+from ..data.class_map import MANY_ABSENT, abbreviate, read_class_map
 from ..data.labelled import open_labelled
+from ..data.recognition import default_split
 from ..errors import ConfigError, DataError
 from ..images.writing import save_picture
 from ..info import Labels
@@ -132,7 +133,8 @@ class Evaluation:
         write_csv(Path(folder) / "per_image.csv", header, map(_csv_row, self.per_image))
 
     def table(self) -> Table:
-        """One row per class."""
+        """One row per class; without the absent ones if they are many."""
+        left_out = self.scores.absent if len(self.scores.absent) > MANY_ABSENT else ()
         report = self.scores.to_dict()
         columns = {"IoU": report["iou"], "accuracy": report["accuracy"]}
         if self.boundary:
@@ -141,6 +143,7 @@ class Evaluation:
         rows = [
             (name, *("-" if column[name] is None else f"{column[name]:.2%}" for column in columns.values()))
             for name in self.scores.names
+            if name not in left_out
         ]
         return ("class", *columns), rows
 
@@ -159,7 +162,10 @@ class Evaluation:
             lines.append(
                 f"mean boundary F {self.boundary.mean_f_score:.2%}  mean boundary IoU {self.boundary.miou:.2%}"
             )
-        if scores.absent:
+        if len(scores.absent) > MANY_ABSENT:
+            count = f"{len(scores.absent)} of {len(scores.names)} classes"
+            lines.append(f"absent from the data, left out of the table and the means: {count}")
+        elif scores.absent:
             lines.append(f"absent from the data, left out of the means: {', '.join(scores.absent)}")
         return lines
 
@@ -202,7 +208,7 @@ class SegmentEvaluator:
             raise ConfigError(f"protocol {protocol!r} sees whole images once: leave {next(iter(self.views))} out")
         if published and size:
             raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
-        split = split or (published.split if published else "test")
+        split = split or (published.split if published else default_split(data, "segment"))
         self.samples = open_labelled(data, [split], "segment").with_bands(predictor.bands)
         self.labels = self.samples.labels
         if published:

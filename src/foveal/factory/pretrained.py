@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from ..errors import ConfigError, InputError
 from ..files import atomic_write
-from ..info import ModelInfo, info_of
+from ..info import KEY, ModelInfo, info_of
 from ..task import TASKS
 from ..text import markdown
 from ..weights import hub
@@ -49,7 +50,8 @@ def save_pretrained(
     Args:
         model: a model of ``create_model``, ``load_model`` or ``from_pretrained``, or what ``load_model`` takes, for
             example the folder of a training run.
-        folder: made if it does not exist.
+        folder: made if it does not exist. If it has files, hidden ones and README.md aside, it must be a model that was
+            saved before, which is replaced.
         licence: SPDX name of the weights' licence; default: the one in the model's description.
         metrics: figures for the model card, for example ``{"mIoU": 58.45}``.
         data: data set, split and size that the figures are for, for example "CamVid test, 480x360".
@@ -59,7 +61,8 @@ def save_pretrained(
         Path: ``folder``.
 
     Raises:
-        ConfigError: a model without a description, figures without their data, or a figure that is not finite.
+        ConfigError: a model without a description, figures without their data, a figure that is not finite, or a folder
+            with other files.
         CheckpointError: as :func:`foveal.load_model`.
         InputError: the folder cannot be written.
     """
@@ -73,6 +76,7 @@ def save_pretrained(
         if not math.isfinite(value):
             raise ConfigError(f"metrics: {name} is {value}; give a finite number, or leave it out")
     folder = Path(folder)
+    _check_folder(folder)
     try:  # after a crash between the files, no old hash may be next to new weights
         (folder / "config.json").unlink(missing_ok=True)
     except OSError as error:
@@ -89,6 +93,29 @@ def save_pretrained(
     }
     _write(folder / "config.json", json.dumps(config, indent=2) + "\n")
     return folder
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder of other files, in which a config.json or a README.md would have another meaning.
+
+    Raises:
+        ConfigError: it has visible files other than README.md, and is no model that was saved before.
+    """
+    if not folder.is_dir() or _is_saved_model(folder / SAVED):
+        return
+    others = sorted(
+        path.name for path in folder.iterdir() if not path.name.startswith(".") and path.name != "README.md"
+    )
+    if others:
+        raise ConfigError(f"{folder} is no saved model and has other files ({others[0]}): give a new or empty one")
+
+
+def _is_saved_model(weights: Path) -> bool:
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            return KEY in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def from_pretrained(ref: str | Path, *, revision: str | None = None) -> nn.Module:

@@ -6,6 +6,7 @@ Training, prediction, export and evaluation all read images with these functions
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -128,6 +129,18 @@ def read_mask(source: ImageSource, *, name: str = "", max_pixels: int | None = N
         step = decoding.grey_step(image)
         decoding.decode(image, file, name, allow_truncated=False)
         return decoding.apply_orientation(np.asarray(image).astype(np.int32) // step, image)
+
+
+def orientation_tag(path: Path) -> int:
+    """The orientation tag of an image file, 1 to 8; 1 (upright) if it has none or cannot be read."""
+    if is_npy(path):
+        return 1
+    try:
+        with decoding.one_line_errors(str(path)), open_image(path, str(path), None) as (image, _):
+            orientation = decoding.orientation_of(image)
+    except InputError:
+        return 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def _check_mode(image: Image.Image, name: str) -> None:

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch.torch_version import TorchVersion
 from ..errors import CheckpointError, ConfigError
 from ..files import atomic_write, parse_json
 from ..info import KEY, ModelInfo
+from ..text import notice
 from .kinds import other_kind
 from .transfer import MAX_BYTES
 
@@ -42,7 +43,8 @@ _WRAPPERS = (
     "state_dict", "model_state_dict", "model_state", "model", "model_ema", "state_dict_ema", "ema_state_dict", "ema",
     "ema_model", "module", "student", "teacher", "net", "network", "weights", "params_ema", "params", "shadow",
 )  # fmt: skip
-
+#: Those of the average of the weights over the training, which come before the weights of the last step.
+_AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model", "params_ema")
 
 _LIGHTNING = (
     "pytorch_lightning.utilities.parsing",
@@ -286,6 +288,8 @@ def one_line(text: object) -> str:
 def unwrap(content: Any, source: object) -> dict[str, Tensor]:
     """Find the state dict in the content of a file: the content itself, or the value of a customary key ("model", ...).
 
+    Of the weights of a training and their average, the average is taken, and a notice says so.
+
     Args:
         content: what ``torch.load`` returned.
         source: name of the file, for messages.
@@ -297,7 +301,9 @@ def unwrap(content: Any, source: object) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{source}: contains a {type(content).__name__}, not a state dict; save model.state_dict() instead"
         )
-    state = _find_tensors(content, set())
+    state, note = _find_tensors(content, set())
+    if note:
+        notice(f"{source}: {note}")
     if not state:
         keys = one_line(", ".join(map(str, content))) or "none"
         raise CheckpointError(
@@ -307,23 +313,46 @@ def unwrap(content: Any, source: object) -> dict[str, Tensor]:
     return state
 
 
-def _find_tensors(content: Any, seen: set[int]) -> dict[str, Tensor]:
-    """The tensors under the first customary key that has any, at any depth, else those of ``content`` itself.
+class _Found(NamedTuple):
+    """Tensors of a file, and what to tell the user about the choice of them."""
+
+    tensors: dict[str, Tensor]
+    note: str = ""
+
+
+def _find_tensors(content: Any, seen: set[int]) -> _Found:
+    """The tensors under the best customary key that has any, at any depth, else those of ``content`` itself.
 
     Args:
         content: a part of a file's content.
         seen: identities of the parts that were searched: a file can contain itself.
     """
     if not isinstance(content, Mapping) or id(content) in seen or len(seen) > 100:
-        return {}
+        return _Found({})
     seen.add(id(content))
-    for key in _WRAPPERS:
-        if tensors := _find_tensors(content.get(key), seen):
-            return tensors
+    parts = {key: part for key in _WRAPPERS if (part := _find_tensors(content.get(key), seen)).tensors}
+    if parts:
+        return _choose(parts)
     if tensors := {str(key): value for key, value in content.items() if isinstance(value, Tensor)}:
-        return tensors
+        return _Found(tensors)
     arrays = {str(key): value for key, value in content.items() if isinstance(value, np.ndarray)}
-    return {key: torch.from_numpy(value) for key, value in arrays.items() if value.dtype.kind in "fiub" and value.ndim}
+    return _Found(
+        {key: torch.from_numpy(value) for key, value in arrays.items() if value.dtype.kind in "fiub" and value.ndim}
+    )
+
+
+def _choose(parts: Mapping[str, _Found]) -> _Found:
+    """The first part, or the average of its weights: a part with the same number of tensors, and perhaps a counter."""
+    first = next((key for key in parts if key not in _AVERAGES), None)
+    average = next((key for key in parts if key in _AVERAGES), None)
+    if first is None or average is None:
+        return next(iter(parts.values()))
+    count, averaged = len(parts[first].tensors), len(parts[average].tensors)
+    if count <= averaged <= count + 1:
+        return _Found(parts[average].tensors, f"the averaged weights {average!r} are read, not {first!r}")
+    best = next(iter(parts))
+    other = average if best == first else first
+    return _Found(parts[best].tensors, f"{best!r} is read, not {other!r}, which has another number of tensors")
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelInfo, half: bool = False) -> None:
