@@ -20,6 +20,8 @@ from foveal.progress import Progress
 from foveal.training import batch_size, jobs
 from foveal.training.config import TrainConfig, build_settings
 from foveal.training.distributed import make_accelerator
+from foveal.training.folder import RunFolder
+from foveal.training.jobs import make_job
 from foveal.weights.checkpoints import read_state
 from helpers.brightness import write_brightness
 from helpers.commands import Command
@@ -144,6 +146,30 @@ def test_files_name_no_code(own: Path, shapes: Path, cli: Command) -> None:
     assert cli(*run, "--config", recipe).returncode == 0
     assert cli("train", shapes, "--out", own / "run", "--resume").returncode == 2
     assert cli(*run, "--resume").returncode == 0
+
+
+# ---- training images that are validated on
+
+
+@pytest.mark.parametrize("task", ["segment", "classify", "upscale"])
+def test_validation_images_that_are_trained_on_are_noted(
+    shapes: Path, classes: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    data, count = (classes, 4) if task == "classify" else (shapes, 2)
+    model = "efficientvit_sr" if task == "upscale" else "efficientvit_b0"
+    settings = {"task": task, "model": model, "crop": [32, 32]}
+    for splits, val_split, noted in (
+        (("train", "val"), "val", f"{count} of {count} images of val are also trained on"),
+        (("train",), "train", "images of train are also trained on"),
+        (("train",), "val", ""),
+        (("train", "val"), "", ""),
+    ):
+        notes: list[str] = []
+        monkeypatch.setattr(QUIET, "note", notes.append)
+        make_job(data, build_settings({**settings, "splits": splits, "val_split": val_split}), QUIET)
+        found = [note for note in notes if "also trained on" in note]
+        assert len(found) == bool(noted)
+        assert noted in "".join(found)
 
 
 # ---- weights of the classes, frozen parts

@@ -11,7 +11,7 @@ from .classify import ClassifyJob
 from .config import TrainConfig, complete_finetuning
 from .distil import DistilJob
 from .distil_settings import distil_terms
-from .job import Job
+from .job import Job, note_shared_images
 from .prompt import PromptJob
 from .prompt_settings import PromptSettings, place_embeddings
 from .regress import RegressJob
@@ -40,10 +40,12 @@ JOBS: Mapping[str, Callable[[str | Path, TrainConfig, Progress], Job]] = {
 def make_job(root: str | Path, config: TrainConfig, progress: Progress) -> Job:
     """Make the job of a run: that of its task and, if the loss has terms of distillation, what they need."""
     terms = distil_terms(config)
-    if not terms:
-        return JOBS[config.task](root, config, progress)
-    teacher = open_teacher(config) if config.teacher else None  # before the data: the mistake is found sooner
+    # The teacher comes before the data, so that a mistake in it is found sooner.
+    teacher = open_teacher(config) if terms and config.teacher else None
     job = JOBS[config.task](root, config, progress)
+    note_shared_images(job, config, progress)
+    if not terms:
+        return job
     if teacher is None:
         return TaughtJob(job, config.task, terms)
     check_teacher(teacher, job, config)
