@@ -95,6 +95,9 @@ import numpy as np
 def darker(image, mask, rng): return image // 2, mask
 def swapped(image, mask, rng): return image[::2], mask
 def broken(image, mask, rng): raise KeyError("x")
+def no_class(image, mask, rng): return image, np.full_like(mask, 7)
+def ignored(image, mask, rng): return image, np.where(mask == 1, 255, mask).astype(mask.dtype)
+def no_label(image, label, rng): return image, label + 5
 number = 3
 """
 
@@ -128,11 +131,39 @@ def test_a_function_of_ones_own(own: Path, shapes: Path) -> None:
         ("own_augment:number", "is a int, not a function"),
         ("own_augment:broken", "failed: KeyError: 'x'"),
         ("own_augment:swapped", "made an array .* of the image, an array"),
+        (
+            "own_augment:no_class",
+            "no_class' returned a mask with 7: the data has 4 classes, 0 to 3, and 255 is",
+        ),
     ],
 )
 def test_functions_that_cannot_be_used(own: Path, shapes: Path, name: str, message: str) -> None:
+    """The mistake does not occupy the folder: with another function, the same command trains there."""
     with pytest.raises(ConfigError, match=message):
         train(shapes, own / "run", transform=name)
+    RunFolder(own / "run").check_new()
+
+
+def test_functions_whose_classes_do_not_exist(own: Path, shapes: Path, classes: Path) -> None:
+    """Ignored pixels are allowed."""
+    wrong = build_settings({**SETTINGS, "task": "classify", "transform": "own_augment:no_label"})
+    with pytest.raises(ConfigError, match="no_label' returned the class 5: the data has 2 classes, 0 to 1"):
+        jobs.ClassifyJob(classes, wrong, QUIET).sample(0, np.random.default_rng(0), 0.0)
+    job = jobs.SegmentJob(shapes, build_settings({**SETTINGS, "transform": "own_augment:ignored"}), QUIET)
+    job.sample(1, np.random.default_rng(0), 0.0)
+
+
+def test_a_run_without_a_step_is_started_again(own: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with a step is not, even if only its weights are saved."""
+    with pytest.raises(ConfigError):
+        train(shapes, own / "run", transform="own_augment:no_class")
+    with monkeypatch.context() as patch:
+        patch.setattr("foveal.training.step.Stepper._accumulate_gradients", _fail_after(1))
+        with pytest.raises(RuntimeError, match="stop"):
+            train(shapes, own / "run", log_every=0)
+    assert not (own / "run" / "log.jsonl").exists()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(shapes, own / "run")
 
 
 def test_files_name_no_code(own: Path, shapes: Path, cli: Command) -> None:

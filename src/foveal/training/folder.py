@@ -22,7 +22,7 @@ from ..config import build_config, read_yaml, to_dict
 from ..errors import CheckpointError, ConfigError, InputError
 from ..files import atomic_write, remove_leftovers
 from ..info import ModelInfo
-from ..weights.checkpoints import check_torch_reads_safely, read_pickled, save_checkpoint
+from ..weights.checkpoints import check_torch_reads_safely, read_pickled, read_state, save_checkpoint
 from .config import TrainConfig, build_settings
 from .distributed import load_whole_state, whole_state
 from .run_state import RunState
@@ -62,9 +62,19 @@ class RunFolder:
         return self.path / "curves.png"
 
     def check_new(self) -> None:
-        """Raise ConfigError if the folder already has a run."""
-        if self.state.exists():
+        """Raise ConfigError if the folder already has a run that has done a step."""
+        if self.state.exists() and not self._has_done_no_step():
             raise ConfigError(f"{self.path} holds a run already: resume it, or choose another folder")
+
+    def _has_done_no_step(self) -> bool:
+        """Whether only the start of a run was saved, as when its first batch shows a mistake in the settings."""
+        if self.log_file.exists() or self.best.exists():
+            return False
+        try:
+            _, info = read_state(self.last)
+        except CheckpointError:
+            return False
+        return info is not None and info.notes.get("log") == {"step": 0}
 
     def check_resumable(self, config: TrainConfig, new_phase: bool = False) -> dict[str, Any]:
         """Check that the folder's run can be resumed with these settings.
