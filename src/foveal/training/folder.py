@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -208,18 +209,30 @@ class RunFolder:
                     raise error.__context__ from None
                 raise
 
-    def load_state(self, parts: Mapping[str, Any]) -> RunState:
+    def load_state(self, parts: Mapping[str, Any], check: Callable[[RunState], None] = lambda _: None) -> RunState:
         """Load every part from the file of :meth:`save_state`, with any number of processes.
+
+        Args:
+            parts: what to load, by name.
+            check: called with the progress before anything is loaded; it may raise an error of its own.
 
         Raises:
             CheckpointError: the file is damaged or belongs to another model.
         """
-        try:
+        with self._errors_of_state():
             states = read_pickled(self.state, f"start again from {self.best.name}")
             progress = build_config(RunState, states["progress"], "progress")
+        check(progress)
+        with self._errors_of_state():
             for name, part in parts.items():
                 load_whole_state(part, states[name])
-            return progress
+        return progress
+
+    @contextmanager
+    def _errors_of_state(self) -> Iterator[None]:
+        """Context manager that raises CheckpointError for all errors of reading the state."""
+        try:
+            yield
         except Exception as error:  # pickle, zip and torch each raise their own errors
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(

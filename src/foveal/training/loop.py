@@ -93,17 +93,7 @@ class Run:
             CheckpointError: the state cannot be read.
         """
         self.folder.clear_leftovers()
-        state = self.folder.load_state(self.stepper.parts)
-        if state.images != self.state.images:
-            raise ConfigError(
-                f"{self.folder.path} was trained on {state.images} images, this data set has {self.state.images}: "
-                "resume with the data set of the run"
-            )
-        if state.data and state.data != self.state.data:
-            raise ConfigError(
-                f"{self.folder.path} was trained on images or classes of other names: resume with the data set of the "
-                "run"
-            )
+        state = self.folder.load_state(self.stepper.parts, self._check_data)
         self.state, self.weights_step = state, state.step
         self._begin_phase(changes) if changes else self._check_phase()
         self._place(state)
@@ -117,6 +107,19 @@ class Run:
         self.progress.note(f"resuming after step {state.step} of {self.steps}")
         if changes:
             self._record_phase(changes)
+
+    def _check_data(self, state: RunState) -> None:
+        """Refuse a state of another data set: with another number of classes, its tensors would not fit, either."""
+        if state.images != self.state.images:
+            raise ConfigError(
+                f"{self.folder.path} was trained on {state.images} images, this data set has {self.state.images}: "
+                "resume with the data set of the run"
+            )
+        if state.data and state.data != self.state.data:
+            raise ConfigError(
+                f"{self.folder.path} was trained on images or classes of other names: resume with the data set of the "
+                "run"
+            )
 
     def _begin_phase(self, changes: Mapping[str, Any]) -> None:
         """Let a new phase begin at the state: with the next pass over the data and a new rise of the learning rate."""
