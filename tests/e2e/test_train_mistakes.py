@@ -108,6 +108,14 @@ def test_masks_of_black_and_white_are_noted(tmp_path: Path, keys: str, asks: boo
         ({"seed": 10**23}, "seed=.* is out of range: give 0 to 2"),
         ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": "two"}}, "scale='two': give one of 1"),
         ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": 0}}, "scale=0: give one of 1"),
+        (
+            {"task": "upscale", "model": "efficientvit_b0", "options": {}},
+            r"^efficientvit_b0, the default model, is not for 'upscale': .*\(--model\): efficientvit_sr, ",
+        ),
+        (
+            {"model": "efficientvit_sr"},
+            r"^efficientvit_sr is not for 'segment': .*\(--model\): efficientvit_b0, .*, \.\.\. ",
+        ),
     ],
 )
 def test_settings_that_would_be_ignored_or_cannot_be(
