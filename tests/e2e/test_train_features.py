@@ -256,6 +256,27 @@ def test_a_new_phase(shapes: Path, tmp_path: Path) -> None:
     assert yaml.safe_load((out / "config.1.yaml").read_text())["epochs"] == 2
 
 
+def test_a_phase_changes_what_every_resumed_run_may(
+    shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is printed and logged, and the evaluations without a better score are counted anew."""
+    out, patience = tmp_path / "run", {"eval_every": 1, "lr": 1e-9, "warmup": 0.0}
+    train(shapes, out, **patience, patience=1, epochs=5)  # nothing is learnt, so the second evaluation is no better
+    before = _lines(out)
+    assert before[-1]["stopped"] == "patience"
+    capfd.readouterr()
+    foveal.train(shapes, out=out, resume=True, new_phase=True, epochs=9, patience=2)
+    assert "phase 2: epochs 5 -> 9, patience 1 -> 2; the learning rate" in capfd.readouterr().err
+    phase, *after = _lines(out)[len(before) :]
+    assert phase["settings"] == {"epochs": 9, "patience": 2}
+    assert [line["epoch"] for line in after if "epoch" in line] == [before[-1]["epoch"] + 1, before[-1]["epoch"] + 2]
+    foveal.train(shapes, out=out, resume=True, patience=3)  # as in any run, without a new phase
+
+
+def _lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
 def test_a_phase_resumes_exactly(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A phase that is stopped in its second epoch gives the numbers of one that is not; so does a third phase."""
     phase = {"epochs": 4, "batch_size": 2, "save_minutes": 1e-9}

@@ -27,7 +27,7 @@ from ..weights.checkpoints import check_torch_reads_safely, read_pickled, read_s
 from .config import TrainConfig, build_settings
 from .distributed import load_whole_state, whole_state
 from .run_state import RunState
-from .settings import setting_fields
+from .settings import resumable_settings, setting_fields
 
 NEW_PHASE = "--new-phase, new_phase=True"
 
@@ -81,7 +81,8 @@ class RunFolder:
         """Check that the folder's run can be resumed with these settings.
 
         Returns:
-            The settings of the new phase that differ from those before it.
+            The settings of the new phase that differ from those before it, those included that any resumed run may
+            change.
 
         Raises:
             ConfigError: there is nothing to resume, or the run has other settings; for a new phase, other settings that
@@ -93,8 +94,9 @@ class RunFolder:
         check_torch_reads_safely(self.state, f"start a run from {self.last.name}")
         file = self.config_file
         before, now = to_dict(self.read_config()), to_dict(config)
-        fixed = [declared.name for declared, info in setting_fields(config) if not info.resumable]
-        changed = [name for name in fixed if before[name] != now[name]]
+        free = resumable_settings(config)
+        differing = [name for name in now if before[name] != now[name]]
+        changed = [name for name in differing if name not in free]
         phased = {declared.name for declared, info in setting_fields(config) if info.phased}
         fixed = [name for name in changed if name not in phased]
         if changed and not (new_phase and not fixed):
@@ -103,7 +105,7 @@ class RunFolder:
             raise ConfigError(f"{self.path} was started with another {names}: resume with {file}{hint}")
         if new_phase and not changed:
             raise ConfigError(f"{NEW_PHASE}: all settings are those of {file}: give more epochs or another batch_size")
-        return {name: now[name] for name in changed}
+        return {name: now[name] for name in differing} if new_phase else {}
 
     def read_config(self) -> TrainConfig:
         """Read the run's settings. Those that are newer than the file are as they were before they existed.

@@ -28,6 +28,7 @@ from .folder import NEW_PHASE, RunFolder
 from .initial import begin_model, start_notes
 from .job import Job, Scores, describe_model
 from .run_state import RunState
+from .settings import resumable_settings
 from .step import Stepper
 from .trackers import Trackers
 from .tuning import begin_tuning
@@ -141,8 +142,8 @@ class Run:
 
     def _check_phase(self) -> None:
         """Refuse other settings than those of the phase: a new phase was stopped before its settings were written."""
-        now, begun = to_dict(self.config), self.state.settings
-        if wrong := [name for name, value in begun.items() if now[name] != value]:
+        now, begun, free = to_dict(self.config), self.state.settings, resumable_settings(self.config)
+        if wrong := [name for name, value in begun.items() if name not in free and now[name] != value]:
             raise ConfigError(
                 f"{self.folder.path} is in phase {self.state.phase} with another {', '.join(wrong)}: begin the phase "
                 f"again with the same options ({NEW_PHASE})"

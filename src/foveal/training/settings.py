@@ -81,6 +81,11 @@ def setting_fields(cls: Any) -> Iterator[tuple[dataclasses.Field[Any], Setting]]
         yield each, each.metadata[_KEY]
 
 
+def resumable_settings(settings: Any) -> set[str]:
+    """The names of the settings that a resumed run may change without a new phase, of a settings class or object."""
+    return {declared.name for declared, info in setting_fields(settings) if info.resumable}
+
+
 def default_of(declared: dataclasses.Field[Any]) -> Any:
     """The default of a field, whether it is a value or a factory."""
     if declared.default_factory is not dataclasses.MISSING:
