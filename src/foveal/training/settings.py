@@ -210,7 +210,7 @@ class CommonSettings:
     batch_size: int = setting(
         8,
         "Images per optimiser step, over all processes. auto: the largest power of two that fits into 60 % of the free "
-        "memory, at most 256 per process and a quarter of the training set.",
+        "memory, at most 256 per process and a quarter of the training set, but at least 2 per process.",
         at_least(1),
         phased=True,
     )
