@@ -25,7 +25,6 @@ from .config import TrainConfig, refuse_code, resolve_config
 from .curves import draw_curves
 from .distributed import make_accelerator
 from .folder import RunFolder
-from .initial import check_model
 from .jobs import complete_config, make_job
 from .lock import only_training
 from .loop import Run
@@ -94,7 +93,6 @@ def train(
         config = folder.read_config()
         refuse_code(to_dict(config), overrides, str(folder.config_file))
     config = complete_config(resolve_config(config, overrides), folder.path)
-    check_model(config)
     if resume and config.auto_batch_size and not new_phase and folder.config_file.exists():
         config = dataclasses.replace(config, batch_size=folder.read_config().batch_size)  # as it was found
     changes = folder.check_resumable(config, new_phase) if resume else folder.check_new()
