@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import foveal
+from foveal.commands.console import parse_size
 from foveal.commands.train import train
 from foveal.commands.train_settings import OPTIONS, describe_type, list_settings
 from foveal.errors import ConfigError
@@ -121,3 +122,10 @@ def test_mistakes_in_options(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not passed
+
+
+def test_sizes_of_other_commands_are_written_like_crops() -> None:
+    assert [parse_size(text) for text in ("64", "512x1024", "512X1024")] == [(64, 64), (512, 1024), (512, 1024)]
+    for text in ("wide", "0", "0x64", "64x"):
+        with pytest.raises(ConfigError, match="write HEIGHTxWIDTH, for example 512x1024, or the side of a square"):
+            parse_size(text)

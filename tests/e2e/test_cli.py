@@ -157,7 +157,7 @@ def test_folder_names_what_failed_and_goes_on(cli: Command, exported: Path, fold
         (("segment", "GOOD", "GOOD", "--model", "EXPORTED", "--out", "seg.png"), "several results need a folder"),
         (("segment", "PNG", "--model", "EXPORTED", "--out", "PNG"), "would overwrite the image"),
         (("evaluate", "EXPORTED", "nowhere"), "nowhere: no such folder"),
-        (("evaluate", "EXPORTED", "nowhere", "--size", "12"), "write HEIGHTxWIDTH"),
+        (("evaluate", "EXPORTED", "nowhere", "--size", "12x"), "write HEIGHTxWIDTH"),
         (("evaluate", "EXPORTED", "nowhere", "--protocol", "cityscape"), "cityscapes"),
         (("compare", "nowhere", "nowhere"), "foveal evaluate --out FOLDER writes it"),
         (("models", "efficientvt_b3"), "did you mean 'efficientvit_b3'"),

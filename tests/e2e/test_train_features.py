@@ -20,6 +20,8 @@ from foveal.progress import Progress
 from foveal.training import batch_size, jobs
 from foveal.training.config import TrainConfig, build_settings
 from foveal.training.distributed import make_accelerator
+from foveal.training.folder import RunFolder
+from foveal.training.jobs import make_job
 from foveal.weights.checkpoints import read_state
 from helpers.brightness import write_brightness
 from helpers.commands import Command
@@ -93,6 +95,9 @@ import numpy as np
 def darker(image, mask, rng): return image // 2, mask
 def swapped(image, mask, rng): return image[::2], mask
 def broken(image, mask, rng): raise KeyError("x")
+def no_class(image, mask, rng): return image, np.full_like(mask, 7)
+def ignored(image, mask, rng): return image, np.where(mask == 1, 255, mask).astype(mask.dtype)
+def no_label(image, label, rng): return image, label + 5
 number = 3
 """
 
@@ -126,11 +131,39 @@ def test_a_function_of_ones_own(own: Path, shapes: Path) -> None:
         ("own_augment:number", "is a int, not a function"),
         ("own_augment:broken", "failed: KeyError: 'x'"),
         ("own_augment:swapped", "made an array .* of the image, an array"),
+        (
+            "own_augment:no_class",
+            "no_class' returned a mask with 7: the data has 4 classes, 0 to 3, and 255 is",
+        ),
     ],
 )
 def test_functions_that_cannot_be_used(own: Path, shapes: Path, name: str, message: str) -> None:
+    """The mistake does not occupy the folder: with another function, the same command trains there."""
     with pytest.raises(ConfigError, match=message):
         train(shapes, own / "run", transform=name)
+    RunFolder(own / "run").check_new()
+
+
+def test_functions_whose_classes_do_not_exist(own: Path, shapes: Path, classes: Path) -> None:
+    """Ignored pixels are allowed."""
+    wrong = build_settings({**SETTINGS, "task": "classify", "transform": "own_augment:no_label"})
+    with pytest.raises(ConfigError, match="no_label' returned the class 5: the data has 2 classes, 0 to 1"):
+        jobs.ClassifyJob(classes, wrong, QUIET).sample(0, np.random.default_rng(0), 0.0)
+    job = jobs.SegmentJob(shapes, build_settings({**SETTINGS, "transform": "own_augment:ignored"}), QUIET)
+    job.sample(1, np.random.default_rng(0), 0.0)
+
+
+def test_a_run_without_a_step_is_started_again(own: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One with a step is not, even if only its weights are saved."""
+    with pytest.raises(ConfigError):
+        train(shapes, own / "run", transform="own_augment:no_class")
+    with monkeypatch.context() as patch:
+        patch.setattr("foveal.training.step.Stepper._accumulate_gradients", _fail_after(1))
+        with pytest.raises(RuntimeError, match="stop"):
+            train(shapes, own / "run", log_every=0)
+    assert not (own / "run" / "log.jsonl").exists()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(shapes, own / "run")
 
 
 def test_files_name_no_code(own: Path, shapes: Path, cli: Command) -> None:
@@ -144,6 +177,30 @@ def test_files_name_no_code(own: Path, shapes: Path, cli: Command) -> None:
     assert cli(*run, "--config", recipe).returncode == 0
     assert cli("train", shapes, "--out", own / "run", "--resume").returncode == 2
     assert cli(*run, "--resume").returncode == 0
+
+
+# ---- training images that are validated on
+
+
+@pytest.mark.parametrize("task", ["segment", "classify", "upscale"])
+def test_validation_images_that_are_trained_on_are_noted(
+    shapes: Path, classes: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    data, count = (classes, 4) if task == "classify" else (shapes, 2)
+    model = "efficientvit_sr" if task == "upscale" else "efficientvit_b0"
+    settings = {"task": task, "model": model, "crop": [32, 32]}
+    for splits, val_split, noted in (
+        (("train", "val"), "val", f"{count} of {count} images of val are also trained on"),
+        (("train",), "train", "images of train are also trained on"),
+        (("train",), "val", ""),
+        (("train", "val"), "", ""),
+    ):
+        notes: list[str] = []
+        monkeypatch.setattr(QUIET, "note", notes.append)
+        make_job(data, build_settings({**settings, "splits": splits, "val_split": val_split}), QUIET)
+        found = [note for note in notes if "also trained on" in note]
+        assert len(found) == bool(noted)
+        assert noted in "".join(found)
 
 
 # ---- weights of the classes, frozen parts
@@ -197,6 +254,27 @@ def test_a_new_phase(shapes: Path, tmp_path: Path) -> None:
     assert len(result.losses) == 4
     assert yaml.safe_load((out / "config.yaml").read_text())["epochs"] == 4
     assert yaml.safe_load((out / "config.1.yaml").read_text())["epochs"] == 2
+
+
+def test_a_phase_changes_what_every_resumed_run_may(
+    shapes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is printed and logged, and the evaluations without a better score are counted anew."""
+    out, patience = tmp_path / "run", {"eval_every": 1, "lr": 1e-9, "warmup": 0.0}
+    train(shapes, out, **patience, patience=1, epochs=5)  # nothing is learnt, so the second evaluation is no better
+    before = _lines(out)
+    assert before[-1]["stopped"] == "patience"
+    capfd.readouterr()
+    foveal.train(shapes, out=out, resume=True, new_phase=True, epochs=9, patience=2)
+    assert "phase 2: epochs 5 -> 9, patience 1 -> 2; the learning rate" in capfd.readouterr().err
+    phase, *after = _lines(out)[len(before) :]
+    assert phase["settings"] == {"epochs": 9, "patience": 2}
+    assert [line["epoch"] for line in after if "epoch" in line] == [before[-1]["epoch"] + 1, before[-1]["epoch"] + 2]
+    foveal.train(shapes, out=out, resume=True, patience=3)  # as in any run, without a new phase
+
+
+def _lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_phase_resumes_exactly(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,14 @@ def test_masks_of_black_and_white_are_noted(tmp_path: Path, keys: str, asks: boo
         ({"seed": 10**23}, "seed=.* is out of range: give 0 to 2"),
         ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": "two"}}, "scale='two': give one of 1"),
         ({"task": "upscale", "model": "efficientvit_sr", "options": {"scale": 0}}, "scale=0: give one of 1"),
+        (
+            {"task": "upscale", "model": "efficientvit_b0", "options": {}},
+            r"^efficientvit_b0, the default model, is not for 'upscale': .*\(--model\): efficientvit_sr, ",
+        ),
+        (
+            {"model": "efficientvit_sr"},
+            r"^efficientvit_sr is not for 'segment': .*\(--model\): efficientvit_b0, .*, \.\.\. ",
+        ),
     ],
 )
 def test_settings_that_would_be_ignored_or_cannot_be(
@@ -339,11 +347,13 @@ def test_another_data_set_is_not_resumed_on(shapes: Path, tmp_path: Path) -> Non
     for name in ("train", "trainannot", "val", "valannot"):
         (other / name).symlink_to(shapes / name)
     described = yaml.safe_load((shapes / "dataset.yaml").read_text())
-    (other / "dataset.yaml").write_text(yaml.safe_dump(described | {"names": ["ground", "tree", "car", "fence"]}))
-    with pytest.raises(
-        ConfigError, match="was trained on images or classes of other names: resume with the data set of the run"
-    ):
-        train(other, tmp_path / "out", epochs=1, resume=True)
+    del described["palette"]
+    for names in (["ground", "tree", "car", "fence"], [*NAMES, "fence"]):  # other tensors, with more classes
+        (other / "dataset.yaml").write_text(yaml.safe_dump(described | {"names": names}))
+        with pytest.raises(
+            ConfigError, match="was trained on images or classes of other names: resume with the data set of the run"
+        ):
+            train(other, tmp_path / "out", epochs=1, resume=True)
 
 
 def test_a_full_disk_under_the_log_is_one_line(shapes: Path, tmp_path: Path) -> None:

@@ -201,6 +201,12 @@ def test_ranges_that_depend_on_the_batch_say_its_size() -> None:
     assert TrainConfig(batch_size=4, samples_per_epoch=4, accumulate=4).accumulate == 4
 
 
+def test_settings_without_an_effect_are_refused() -> None:
+    with pytest.raises(ConfigError, match="layer_decay has nothing to act on: leave one of the two out"):
+        TrainConfig(freeze=("backbone",), layer_decay=0.8)
+    assert TrainConfig(freeze=("stage2",), layer_decay=0.8).layer_decay == 0.8
+
+
 #: A valid value of each setting of one task that is not its default.
 OTHER_VALUES: dict[str, Any] = {
     "rare_crop": 0.5,

@@ -56,8 +56,8 @@ def bench(
     task
         Task for which models by name are built: classify, segment, upscale or prompt; default: each one's own.
     size
-        Input as HEIGHTxWIDTH; default: 224x224 to classify, 512x1024 to segment, 270x480 to upscale, with --preset
-        architectures 224x224, with --preset headline several.
+        Input as HEIGHTxWIDTH, or the side of a square; default: 224x224 to classify, 512x1024 to segment, 270x480 to
+        upscale, with --preset architectures 224x224, with --preset headline several.
     batch
         Images per run; default: 1, with --preset headline for classifiers also 16.
     device

@@ -26,7 +26,10 @@ Tile = Annotated[
     ),
 ]
 Overlap = Annotated[int | None, Parameter(help="Pixels that neighbouring tiles share; default: a third of --tile.")]
-Size = Annotated[str | None, Parameter(help="Network input as HEIGHTxWIDTH; default: each image's own size.")]
+Size = Annotated[
+    str | None,
+    Parameter(help="Network input as HEIGHTxWIDTH, or the side of a square; default: each image's own size."),
+]
 Device = Annotated[str, Parameter(help="Device that runs the model: auto, cpu, cuda, cuda:N or mps.")]
 DType = Annotated[
     str, Parameter(name="--dtype", help="Type to compute in: auto (float32), float32, float16 or bfloat16.")
@@ -140,15 +143,17 @@ def open_model(ref: str, engine: Engine, task: str) -> Predictor:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """``"512x1024"`` -> (512, 1024), height first.
+    """``"512x1024"`` -> (512, 1024), height first; ``"512"`` -> (512, 512).
 
     Raises:
         ConfigError: another text.
     """
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise ConfigError(f"size {text!r}: write HEIGHTxWIDTH, for example 512x1024")
-    return int(height), int(width)
+    from ..training.config import parse_sides
+
+    sides = parse_sides(text)
+    if isinstance(sides, str):
+        raise ConfigError(f"size {text!r}: write HEIGHTxWIDTH, for example 512x1024, or the side of a square")
+    return sides
 
 
 def parse_lengths(text: str) -> tuple[int, ...]:

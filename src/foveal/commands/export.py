@@ -44,8 +44,8 @@ def export(
     upsample
         For segmentation: put the upsampling to the image's size into the file.
     size
-        Height and width of the only images that the file takes, as 512x1024. Default: any size; executorch: up to
-        1024x2048; coreml and litert: that of the model's preprocessing, or 512x512.
+        Height and width of the only images that the file takes, as 512x1024, or the side of a square. Default: any
+        size; executorch: up to 1024x2048; coreml and litert: that of the model's preprocessing, or 512x512.
     batch
         With --size: number of images that the file takes at once; default: 1.
     opset

@@ -36,8 +36,8 @@ def models(pattern: str = "*", /, *, task: str | None = None, size: str | None =
     task
         List only models for this task.
     size
-        Image as HEIGHTxWIDTH for which multiply-accumulates are counted. Default: 224x224 with a pattern; without one
-        they are not counted, because counting every model takes seconds.
+        Image as HEIGHTxWIDTH, or the side of a square, for which multiply-accumulates are counted. Default: 224x224
+        with a pattern; without one they are not counted, because counting every model takes seconds.
     """
     rows = _bundled(pattern, task)
     try:

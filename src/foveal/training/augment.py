@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.augmentations import AUGMENTATIONS, MIXES, TRANSFORMS, Fill, Mixed
+from ..data.warping import ignored_in
 from ..errors import ConfigError, FovealError, nearest
 from .settings import CommonSettings
 
@@ -68,14 +69,16 @@ class Augment:
         reference: the user's own function as ``module:function``; empty for none. It gets an image ``(H, W, C)``, the
             mask ``(H, W)`` or the class, and a random generator, and returns the first two with the same sizes and
             types. It comes last.
+        classes: number of classes, which the user's function must keep to.
     """
 
     values: Mapping[str, Any]
     fill: Fill
     reference: str = ""
+    classes: int = 0
 
     @classmethod
-    def of(cls, config: CommonSettings, fill: Fill) -> Augment:
+    def of(cls, config: CommonSettings, fill: Fill, classes: int) -> Augment:
         """The augmentations of a run.
 
         Raises:
@@ -83,7 +86,7 @@ class Augment:
         """
         if config.transform:
             import_function(config.transform)
-        return cls(dict(config.augment), fill, config.transform)
+        return cls(dict(config.augment), fill, config.transform, classes)
 
     @property
     def mixes(self) -> list[str]:
@@ -94,7 +97,8 @@ class Augment:
         """Augment an image and its mask or class.
 
         Raises:
-            ConfigError: the user's function raised an error, or returned something else than it got.
+            ConfigError: the user's function raised an error, or returned something else than it got, or ids that are no
+                classes of the data.
         """
         mask = target if isinstance(target, np.ndarray) else None
         for name, transform in TRANSFORMS.items():
@@ -115,7 +119,27 @@ class Augment:
         for what, old, new in (("image", image, changed), ("mask or class", target, label)):
             if _kind(new) != _kind(old):
                 raise ConfigError(f"transform={self.reference!r} made {_kind(new)} of the {what}, {_kind(old)}")
+        self._check_classes(label)
         return np.ascontiguousarray(changed), label
+
+    def _check_classes(self, label: Any) -> None:
+        """Check that the user's function returned classes of the data.
+
+        Raises:
+            ConfigError: it returned another number.
+        """
+        valid = f"the data has {self.classes} classes, 0 to {self.classes - 1}"
+        if not isinstance(label, np.ndarray):
+            if not 0 <= label < self.classes:
+                raise ConfigError(f"transform={self.reference!r} returned the class {label}: {valid}")
+            return
+        ignored = ignored_in(label)
+        wrong = label[(label >= self.classes) & (label != ignored)]
+        if wrong.size:
+            raise ConfigError(
+                f"transform={self.reference!r} returned a mask with {wrong[0]}: {valid}, and {ignored} is for ignored "
+                "pixels"
+            )
 
     def draw_mix(self, rng: np.random.Generator) -> str:
         """Draw one of :attr:`mixes`; empty if there is none, or by their probabilities none for this image."""

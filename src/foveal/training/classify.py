@@ -50,7 +50,8 @@ class ClassifyJob:
         note_colours(self.data, config, progress)
         self.augment = ClassifyAugment(crop, config.area, config.flip, config.jitter, config.tint)
         peak = self.preprocess.peak
-        self.more = Augment.of(config, tuple(peak * mean for mean in self.preprocess.mean))
+        fill = tuple(peak * mean for mean in self.preprocess.mean)
+        self.more = Augment.of(config, fill, len(self.labels.names))
         self.smoothing = config.label_smoothing
 
     def sample(self, index: int, rng: np.random.Generator, done: float, size: int = 0) -> tuple[Tensor, Tensor]:

@@ -72,6 +72,8 @@ class TrainConfig(PromptSettings, RegressSettings, UpscaleSettings, ClassifySett
             raise ConfigError(f"repeats={self.repeats} needs a batch_size that is a number: auto may not be divisible")
         if self.batch_size % self.repeats:
             raise out_of_range(self, "repeats", f" ({self.batch_size})")
+        if "backbone" in self.freeze and self.layer_decay != 1:
+            raise ConfigError("freeze: with backbone, layer_decay has nothing to act on: leave one of the two out")
         self._refuse_settings_of_other_tasks()
         check_needs(self)
         check_tune(self, {declared.name: default_of(declared) for declared, _ in setting_fields(self)})

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ from ..config import build_config, read_yaml, to_dict
 from ..errors import CheckpointError, ConfigError, InputError
 from ..files import atomic_write, remove_leftovers
 from ..info import ModelInfo
-from ..weights.checkpoints import check_torch_reads_safely, read_pickled, save_checkpoint
+from ..weights.checkpoints import check_torch_reads_safely, read_pickled, read_state, save_checkpoint
 from .config import TrainConfig, build_settings
 from .distributed import load_whole_state, whole_state
 from .run_state import RunState
-from .settings import setting_fields
+from .settings import resumable_settings, setting_fields
 
 NEW_PHASE = "--new-phase, new_phase=True"
 
@@ -62,15 +63,26 @@ class RunFolder:
         return self.path / "curves.png"
 
     def check_new(self) -> None:
-        """Raise ConfigError if the folder already has a run."""
-        if self.state.exists():
+        """Raise ConfigError if the folder already has a run that has done a step."""
+        if self.state.exists() and not self._has_done_no_step():
             raise ConfigError(f"{self.path} holds a run already: resume it, or choose another folder")
+
+    def _has_done_no_step(self) -> bool:
+        """Whether only the start of a run was saved, as when its first batch shows a mistake in the settings."""
+        if self.log_file.exists() or self.best.exists():
+            return False
+        try:
+            _, info = read_state(self.last)
+        except CheckpointError:
+            return False
+        return info is not None and info.notes.get("log") == {"step": 0}
 
     def check_resumable(self, config: TrainConfig, new_phase: bool = False) -> dict[str, Any]:
         """Check that the folder's run can be resumed with these settings.
 
         Returns:
-            The settings of the new phase that differ from those before it.
+            The settings of the new phase that differ from those before it, those included that any resumed run may
+            change.
 
         Raises:
             ConfigError: there is nothing to resume, or the run has other settings; for a new phase, other settings that
@@ -82,8 +94,9 @@ class RunFolder:
         check_torch_reads_safely(self.state, f"start a run from {self.last.name}")
         file = self.config_file
         before, now = to_dict(self.read_config()), to_dict(config)
-        fixed = [declared.name for declared, info in setting_fields(config) if not info.resumable]
-        changed = [name for name in fixed if before[name] != now[name]]
+        free = resumable_settings(config)
+        differing = [name for name in now if before[name] != now[name]]
+        changed = [name for name in differing if name not in free]
         phased = {declared.name for declared, info in setting_fields(config) if info.phased}
         fixed = [name for name in changed if name not in phased]
         if changed and not (new_phase and not fixed):
@@ -92,7 +105,7 @@ class RunFolder:
             raise ConfigError(f"{self.path} was started with another {names}: resume with {file}{hint}")
         if new_phase and not changed:
             raise ConfigError(f"{NEW_PHASE}: all settings are those of {file}: give more epochs or another batch_size")
-        return {name: now[name] for name in changed}
+        return {name: now[name] for name in differing} if new_phase else {}
 
     def read_config(self) -> TrainConfig:
         """Read the run's settings. Those that are newer than the file are as they were before they existed.
@@ -198,18 +211,30 @@ class RunFolder:
                     raise error.__context__ from None
                 raise
 
-    def load_state(self, parts: Mapping[str, Any]) -> RunState:
+    def load_state(self, parts: Mapping[str, Any], check: Callable[[RunState], None] = lambda _: None) -> RunState:
         """Load every part from the file of :meth:`save_state`, with any number of processes.
+
+        Args:
+            parts: what to load, by name.
+            check: called with the progress before anything is loaded; it may raise an error of its own.
 
         Raises:
             CheckpointError: the file is damaged or belongs to another model.
         """
-        try:
+        with self._errors_of_state():
             states = read_pickled(self.state, f"start again from {self.best.name}")
             progress = build_config(RunState, states["progress"], "progress")
+        check(progress)
+        with self._errors_of_state():
             for name, part in parts.items():
                 load_whole_state(part, states[name])
-            return progress
+        return progress
+
+    @contextmanager
+    def _errors_of_state(self) -> Iterator[None]:
+        """Context manager that raises CheckpointError for all errors of reading the state."""
+        try:
+            yield
         except Exception as error:  # pickle, zip and torch each raise their own errors
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(

@@ -10,10 +10,27 @@ from ..factory.create import create_and_report
 from ..info import Labels
 from ..layers.drop_path import spread_drop_path
 from ..layers.zero_init import zero_init_last
+from ..models.registry import variants
 from ..weights.loading import LoadReport
 from .config import TrainConfig
 from .job import Job, model_options
-from .settings import CommonSettings
+from .settings import CommonSettings, default_of, setting_fields
+
+
+def check_model(config: TrainConfig) -> None:
+    """Check that the model is for the task, before the data is read.
+
+    Raises:
+        ConfigError: it is not; the message has models that are.
+    """
+    name, known = config.model.partition(".")[0], variants()
+    if name not in known or config.task in known[name][1].tasks:  # create_model refuses an unknown name
+        return
+    default = next(default_of(declared) for declared, _ in setting_fields(config) if declared.name == "model")
+    which = f"{name}, the default model," if config.model == default else name
+    names = [each for each, (_, variant) in known.items() if config.task in variant.tasks]
+    names.sort(key=lambda each: each != default)
+    raise ConfigError(f"{which} is not for {config.task!r}: give another model (--model): {abbreviate(names)}")
 
 
 def begin_model(config: TrainConfig, job: Job) -> tuple[nn.Module, LoadReport | None]:

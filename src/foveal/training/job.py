@@ -41,6 +41,16 @@ class Scores(Protocol):
     def to_dict(self) -> dict[str, Any]: ...
 
 
+class Named(Protocol):
+    """Images by index that have names."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> Path:
+        """The image's file."""
+        ...
+
+
 class Job(Protocol):
     """The part of a training run that depends on the task: samples, loss and score.
 
@@ -51,6 +61,7 @@ class Job(Protocol):
         preprocess: how images become the network's input, in training and afterwards; its mean has one value per
             channel of the images.
         data: training images.
+        held_out: validation images, ``None`` without a validation split.
         validation: number of validation images, 0 without a validation split.
 
     A job may have ``options``, options of ``create_model`` that follow from the data, and ``target``, a
@@ -63,6 +74,8 @@ class Job(Protocol):
     def preprocess(self) -> Preprocess: ...
     @property
     def data(self) -> Labelled: ...
+    @property
+    def held_out(self) -> Named | None: ...
     @property
     def validation(self) -> int: ...
 
@@ -141,6 +154,19 @@ def compare_with_best(scores: Scores, metric: str, best: float) -> tuple[bool, b
         sign, best = -1, best if metric else math.inf
     better = sign * value > sign * best
     return better, not sign * value < sign * best, value if better else best
+
+
+def note_shared_images(job: Job, config: CommonSettings, progress: Progress) -> None:
+    """Say how many of the validation images are also trained on, if any are."""
+    if job.held_out is None:
+        return
+    trained = {job.data.name(index) for index in range(len(job.data))}
+    shared = sum(job.held_out.name(index) in trained for index in range(len(job.held_out)))
+    if shared:
+        progress.note(
+            f"{shared} of {len(job.held_out)} images of {config.val_split} are also trained on: its score, which "
+            "chooses best.safetensors, says little about other images"
+        )
 
 
 def note_colours(data: Banded, config: CommonSettings, progress: Progress) -> None:

@@ -11,7 +11,8 @@ from .classify import ClassifyJob
 from .config import TrainConfig, complete_finetuning
 from .distil import DistilJob
 from .distil_settings import distil_terms
-from .job import Job
+from .initial import check_model
+from .job import Job, note_shared_images
 from .prompt import PromptJob
 from .prompt_settings import PromptSettings, place_embeddings
 from .regress import RegressJob
@@ -40,10 +41,13 @@ JOBS: Mapping[str, Callable[[str | Path, TrainConfig, Progress], Job]] = {
 def make_job(root: str | Path, config: TrainConfig, progress: Progress) -> Job:
     """Make the job of a run: that of its task and, if the loss has terms of distillation, what they need."""
     terms = distil_terms(config)
-    if not terms:
-        return JOBS[config.task](root, config, progress)
-    teacher = open_teacher(config) if config.teacher else None  # before the data: the mistake is found sooner
+    # Teacher and model come before the data, so that mistakes in them are found sooner.
+    teacher = open_teacher(config) if terms and config.teacher else None
+    check_model(config)
     job = JOBS[config.task](root, config, progress)
+    note_shared_images(job, config, progress)
+    if not terms:
+        return job
     if teacher is None:
         return TaughtJob(job, config.task, terms)
     check_teacher(teacher, job, config)

@@ -28,6 +28,7 @@ from .folder import NEW_PHASE, RunFolder
 from .initial import begin_model, start_notes
 from .job import Job, Scores, describe_model
 from .run_state import RunState
+from .settings import resumable_settings
 from .step import Stepper
 from .trackers import Trackers
 from .tuning import begin_tuning
@@ -93,17 +94,7 @@ class Run:
             CheckpointError: the state cannot be read.
         """
         self.folder.clear_leftovers()
-        state = self.folder.load_state(self.stepper.parts)
-        if state.images != self.state.images:
-            raise ConfigError(
-                f"{self.folder.path} was trained on {state.images} images, this data set has {self.state.images}: "
-                "resume with the data set of the run"
-            )
-        if state.data and state.data != self.state.data:
-            raise ConfigError(
-                f"{self.folder.path} was trained on images or classes of other names: resume with the data set of the "
-                "run"
-            )
+        state = self.folder.load_state(self.stepper.parts, self._check_data)
         self.state, self.weights_step = state, state.step
         self._begin_phase(changes) if changes else self._check_phase()
         self._place(state)
@@ -117,6 +108,19 @@ class Run:
         self.progress.note(f"resuming after step {state.step} of {self.steps}")
         if changes:
             self._record_phase(changes)
+
+    def _check_data(self, state: RunState) -> None:
+        """Refuse a state of another data set: with another number of classes, its tensors would not fit, either."""
+        if state.images != self.state.images:
+            raise ConfigError(
+                f"{self.folder.path} was trained on {state.images} images, this data set has {self.state.images}: "
+                "resume with the data set of the run"
+            )
+        if state.data and state.data != self.state.data:
+            raise ConfigError(
+                f"{self.folder.path} was trained on images or classes of other names: resume with the data set of the "
+                "run"
+            )
 
     def _begin_phase(self, changes: Mapping[str, Any]) -> None:
         """Let a new phase begin at the state: with the next pass over the data and a new rise of the learning rate."""
@@ -138,8 +142,8 @@ class Run:
 
     def _check_phase(self) -> None:
         """Refuse other settings than those of the phase: a new phase was stopped before its settings were written."""
-        now, begun = to_dict(self.config), self.state.settings
-        if wrong := [name for name, value in begun.items() if now[name] != value]:
+        now, begun, free = to_dict(self.config), self.state.settings, resumable_settings(self.config)
+        if wrong := [name for name, value in begun.items() if name not in free and now[name] != value]:
             raise ConfigError(
                 f"{self.folder.path} is in phase {self.state.phase} with another {', '.join(wrong)}: begin the phase "
                 f"again with the same options ({NEW_PHASE})"

@@ -65,7 +65,7 @@ class SegmentJob:
             tuple(np.sqrt(balanced)),
             **fill,
         )
-        self.more = Augment.of(config, self.augment.fill)
+        self.more = Augment.of(config, self.augment.fill, len(self.labels.names))
         self.tracks = bool(config.teacher_cache)
         self.class_weights = torch.tensor(self._weights(balanced), dtype=torch.float32)
         self.deep_supervision = config.deep_supervision

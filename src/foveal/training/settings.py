@@ -81,6 +81,11 @@ def setting_fields(cls: Any) -> Iterator[tuple[dataclasses.Field[Any], Setting]]
         yield each, each.metadata[_KEY]
 
 
+def resumable_settings(settings: Any) -> set[str]:
+    """The names of the settings that a resumed run may change without a new phase, of a settings class or object."""
+    return {declared.name for declared, info in setting_fields(settings) if info.resumable}
+
+
 def default_of(declared: dataclasses.Field[Any]) -> Any:
     """The default of a field, whether it is a value or a factory."""
     if declared.default_factory is not dataclasses.MISSING:
@@ -205,7 +210,7 @@ class CommonSettings:
     batch_size: int = setting(
         8,
         "Images per optimiser step, over all processes. auto: the largest power of two that fits into 60 % of the free "
-        "memory, at most 256 per process and a quarter of the training set.",
+        "memory, at most 256 per process and a quarter of the training set, but at least 2 per process.",
         at_least(1),
         phased=True,
     )

@@ -17,7 +17,7 @@ from ..prediction.predictor import Predictor
 from .distil_losses import DISTANCES, features, map_pairs, on_grid
 from .distil_terms import TERMS, DistilName, Weighted, terms_for
 from .ema import Averaged
-from .job import Job, Scores
+from .job import Job, Named, Scores
 from .stored_outputs import StoredOutputs
 from .teacher import Lesson, Teacher, join_licences, watched_maps
 
@@ -138,6 +138,10 @@ class TaughtJob:
     @property
     def data(self) -> Labelled:
         return self.job.data
+
+    @property
+    def held_out(self) -> Named | None:
+        return self.job.held_out
 
     @property
     def validation(self) -> int:
