@@ -16,6 +16,8 @@ from ..prediction.litert_runner import LITERT_FILES
 from ..prediction.sealed import seal, with_outputs
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
 
+_ALIGNMENT = 64  # of the weights behind a FlatBuffer
+
 
 def write_litert(graph: Graph, files: Sequence[Path], options: Options) -> Written:
     """Write a network as a model whose signature has the names of its inputs and outputs.
@@ -61,16 +63,28 @@ class _Named(nn.Module):
 
 
 def _with_metadata(content: bytes, entries: dict[str, str]) -> bytes:
-    """The content of a file with further entries of metadata."""
+    """The content of a file with further entries of metadata.
+
+    The weights of a model above 2 GiB are behind the FlatBuffer, which has their places in the file.
+    """
     from ai_edge_litert.schema_py_generated import BufferT, MetadataT
     from ai_edge_litert.tools import flatbuffer_utils
 
-    model: Any = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
+    model: Any = flatbuffer_utils.convert_bytearray_to_object(content)
     model.metadata = model.metadata or []
     for name, text in entries.items():
-        model.buffers.append(BufferT(data=list(text.encode())))
+        model.buffers.append(BufferT(data=np.frombuffer(text.encode(), np.uint8)))
         model.metadata.append(MetadataT(name=name, buffer=len(model.buffers) - 1))
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    head = flatbuffer_utils.convert_object_to_bytearray(model)
+    behind = [buffer for buffer in model.buffers if buffer.offset]
+    if not behind:
+        return bytes(head)
+    first = min(buffer.offset for buffer in behind)
+    start = -(-len(head) // _ALIGNMENT) * _ALIGNMENT
+    for buffer in behind:
+        buffer.offset += start - first
+    head = flatbuffer_utils.convert_object_to_bytearray(model)  # as long as before: places have a fixed size
+    return b"".join((head, bytes(start - len(head)), memoryview(content)[first:]))
 
 
 def _delegated(content: bytes) -> tuple[float, float]:
