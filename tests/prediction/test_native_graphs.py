@@ -98,6 +98,16 @@ def test_a_checkpoint_may_have_the_keys_of_foveal(tmp_path: Path) -> None:
         fill_plan(path, {"other": np.zeros(2, np.float32)})
 
 
+def test_only_plans_of_the_package_are_filled(tmp_path: Path) -> None:
+    """What such a file says is not bounded, unlike in a .foveal file."""
+    path = graph_file(CLASSIFY)
+    assert path is not None
+    copied = tmp_path / path.name
+    copied.write_bytes(path.read_bytes())
+    with pytest.raises(CheckpointError, match=path.name):
+        foveal.load(copied, runtime="native")
+
+
 def test_places_are_packed_without_loss() -> None:
     rng = np.random.default_rng(0)
     for shape in ((1,), (7, 3), (64, 32, 3, 3)):

@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import assets
 from ..engine.engine import Engine
 from ..engine.library import DTYPES, available
 from ..engine.plan import POINT_ARRAYS, SUFFIX, Plan, load_plan
@@ -134,7 +135,7 @@ def open_native(ref: str, device: str, dtype: str, threads: int | None) -> Opene
     if Path(ref).suffix == SUFFIX:
         plans = _read_plans(Path(ref))
         say_licence(ref, plans[0].info.licence)
-    elif Path(ref).suffix == GRAPHS:
+    elif Path(ref).suffix == GRAPHS and Path(ref).parent == assets.FOLDER:  # others could ask for any memory
         promptable = Path(ref).name.endswith(f".{PARTS[0]}{GRAPHS}")
         plans = fill_plans(part_files(Path(ref), PARTS) if promptable else [Path(ref)])
         say_licence(ref, plans[0].info.licence)
