@@ -28,7 +28,15 @@ from foveal.models.registry import variants
 pytestmark = pytest.mark.long
 
 #: Beginnings of the names of larger models.
-LARGE = ("efficientvit_l3", "efficientvit_xl", "efficientnet_b7", "mambavision_b", "mambavision_l", "vit_base")
+LARGE = (
+    "efficientvit_l2",
+    "efficientvit_l3",
+    "efficientvit_xl",
+    "efficientnet_b7",
+    "mambavision_b",
+    "mambavision_l",
+    "vit_base",
+)
 NAMES = [f"foveal_{name}" for name in list_models(task="classify") if not name.removeprefix("tf_").startswith(LARGE)]
 #: Tests of timm that our models do not pass, and why.
 EXCUSED = {
