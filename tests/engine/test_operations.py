@@ -144,6 +144,26 @@ def depthwise(case: Case) -> None:
     case.check(_ACTS[act](convolve(x, case.tensor(weight), case.tensor(bias), params, channels)))
 
 
+def into_a_border(case: Case) -> None:
+    """A 1x1 convolution into a map with a border, which the depthwise convolution after it needs."""
+    channels, outputs, act = case.pick(8, 13, 40), case.pick(8, 40, 100), case.pick(*ACTS)
+    if case.pick(True, False):
+        outputs = channels
+    case.height, case.width = case.height // 3 + 1, case.width // 3 + 1  # a tile covers several rows, and images
+    weight, bias = case.array(outputs, channels, 1, 1), case.array(outputs)
+    taps, zeros = case.array(outputs, 1, 3, 3), case.array(outputs)
+    x = case.image(channels)
+    y = _ACTS[act](F.conv2d(x, case.tensor(weight), case.tensor(bias)))
+    residual = None
+    if channels == outputs:
+        residual, y = 1, y + x
+    params = {"kernel": 1, "stride": 1, "padding": "symmetric", "groups": 1}
+    case.step("conv", (1,), residual=residual, act=act, params=params, weights={"weight": weight, "bias": bias})
+    params = {"kernel": 3, "stride": 1, "padding": "symmetric"}
+    case.step("depthwise", (2,), act="none", params=params, weights={"weight": taps, "bias": zeros})
+    case.check(F.conv2d(y, case.tensor(taps), case.tensor(zeros), padding=1, groups=outputs))
+
+
 def chain(case: Case) -> None:
     kind = case.pick("inverted_residual", "inverted_residual", "separable", "fused_inverted_residual")
     case.height, case.width = case.pick((14, 14), (7, 9), (60, 130), (case.height, case.width))
@@ -230,7 +250,9 @@ def enlarging(case: Case) -> None:
     case.check(y + F.pixel_shuffle(phases, factor).reshape(y.shape))
 
 
-@pytest.mark.parametrize("operation", [conv, winograd, depthwise, chain, attention, pooling, resampling, enlarging])
+@pytest.mark.parametrize(
+    "operation", [conv, winograd, into_a_border, depthwise, chain, attention, pooling, resampling, enlarging]
+)
 def test_operation_equals_float64(operation: Callable[[Case], None]) -> None:
     for seed in range(CASES * (3 if operation in (conv, chain) else 1)):
         operation(Case(seed))

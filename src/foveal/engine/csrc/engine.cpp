@@ -103,7 +103,7 @@ ConvParts conv_parts(const Op& op, const Run& run) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   ConvParts s;
   s.flat = op.p[0] == 1 && op.p[1] == 1 && op.p[2] == 1 && contiguous(in) &&
-           (op.residual < 0 ? out.batch == 1 || contiguous(out) : contiguous(out) && contiguous(run.maps[op.residual]));
+           (op.residual < 0 || contiguous(run.maps[op.residual]));
   s.rows = s.flat ? 1 : out.batch * out.height;
   s.width = s.flat ? out.batch * out.height * out.width : out.width;
   s.outputs = padded(out.channels / op.p[5]);
@@ -111,7 +111,7 @@ ConvParts conv_parts(const Op& op, const Run& run) {
   const int64_t pixels = out.batch * out.height * out.width, depth = op.p[0] * op.p[1] * in.channels / op.p[5];
   const int64_t work = pixels * depth * out.channels / 400000;
   int64_t wanted = run.threads == 1 ? 1 : std::max<int64_t>(1, std::min<int64_t>(work, 8 * run.threads));
-  const int64_t divisible = !s.flat ? s.rows : contiguous(out) ? ceil_div(s.width, 2 * ROWS) : out.height;
+  const int64_t divisible = !s.flat ? s.rows : contiguous(out) ? ceil_div(s.width, 2 * ROWS) : out.batch * out.height;
   s.panel_parts = 1;
   if (op.p[5] == 1 && out.channels > pixels) s.panel_parts = std::min(wanted, s.panels);
   s.row_parts = std::min(ceil_div(wanted, s.panel_parts), divisible);
@@ -120,9 +120,10 @@ ConvParts conv_parts(const Op& op, const Run& run) {
   return s;
 }
 
+// `row`: the row of the first pixel, if the pixels are those of several rows of a map with a border, else -1.
 template <class T>
 void conv_row(const Op& op, const Run& run, const Left& left, const Value* a, T* out, const Value* residual,
-              int64_t pixels, int64_t first, int64_t last, int64_t outputs, bool wrap) {
+              int64_t pixels, int64_t first, int64_t last, int64_t outputs, int64_t row) {
   const Map &in = run.maps[op.in[0]], &to = run.maps[op.out];
   const int64_t groups = op.p[5], group_in = in.channels / groups, group_out = to.channels / groups;
   const int64_t size = op.p[7] * op.p[0] * op.p[1] * paired(group_in) * outputs;
@@ -133,7 +134,10 @@ void conv_row(const Op& op, const Run& run, const Left& left, const Value* a, T*
                   to.pixel,
                   residual ? residual + g * group_out : nullptr,
                   op.residual < 0 ? 0 : run.maps[op.residual].pixel};
-    if (wrap) finish.width = to.width, finish.gap = 2 * to.border * to.pixel;
+    if (row >= 0) {
+      finish.width = to.width, finish.gap = to.row - to.width * to.pixel;
+      finish.height = to.height, finish.row = row, finish.image_gap = to.image - to.height * to.row;
+    }
     gemm(a + g * group_in, left, products(op, 0) + g * size, finish, pixels, outputs, first, last);
   }
 }
@@ -152,16 +156,17 @@ void direct_conv(const Op& op, const Run& run, int64_t chunk) {
     const bool wrap = !contiguous(out);
     const int64_t unit = wrap ? out.width : 1;  // parts of a result with a border begin with a row
     const Range x(s.width / unit, s.row_parts, row_part);
-    conv_row(op, run, left, at(in, 0, 0, x.begin * unit), wrap ? at<T>(out, 0, x.begin, 0) : at<T>(out, 0, 0, x.begin),
-             residual ? at(*residual, 0, 0, x.begin) : nullptr, (x.end - x.begin) * unit, part.begin, part.end,
-             s.outputs, wrap);
+    const int64_t image = x.begin / out.height, y = x.begin % out.height;
+    conv_row(op, run, left, at(in, 0, 0, x.begin * unit), wrap ? at<T>(out, image, y, 0) : at<T>(out, 0, 0, x.begin),
+             residual ? at(*residual, 0, 0, x.begin * unit) : nullptr, (x.end - x.begin) * unit, part.begin, part.end,
+             s.outputs, wrap ? y : -1);
     return;
   }
   const Range rows(s.rows, s.row_parts, row_part);
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const int64_t image = r / out.height, y = r % out.height;
     conv_row(op, run, left, at(in, image, y * stride - op.p[3], -op.p[4]), at<T>(out, image, y, 0),
-             residual ? at(*residual, image, y, 0) : nullptr, out.width, part.begin, part.end, s.outputs, false);
+             residual ? at(*residual, image, y, 0) : nullptr, out.width, part.begin, part.end, s.outputs, -1);
   }
 }
 

@@ -63,8 +63,10 @@ struct Finish {
   const Value* residual;  // added after the activation; may be null
   int64_t residual_pixel;
   // Where the rows of the result lie apart, as in a map with a border: pixels of a row, and values between the end of a
-  // row and the next. No residual then.
+  // row and the next.
   int64_t width = 0, gap = 0;
+  // Where images lie further apart: rows of an image, of which the product begins with `row`, and values between them.
+  int64_t height = INT64_MAX, row = 0, image_gap = 0;
   // A sum over part of the depth: it begins with the floats that are stored in `out`, or is stored as it is.
   bool resume = false, partial = false;
 };
@@ -224,14 +226,18 @@ INLINE void finish_tile(const Finish& finish, int64_t pixel, int64_t channel, V 
   if (PAIR == 2 && finish.out.floats) return store_tile(finish, (float*)finish.out.first, pixel, channel, sum);
   if (finish.gap) {
     Value* out = (Value*)finish.out.first + pixel * finish.out_pixel + channel;
-    int64_t y = pixel / finish.width, x = pixel % finish.width;
-    out += y * finish.gap;
+    const int64_t rows = pixel / finish.width;
+    int64_t y = (finish.row + rows) % finish.height, x = pixel % finish.width;
+    out += rows * finish.gap + (finish.row + rows) / finish.height * finish.image_gap;
 #pragma GCC unroll 32
     for (int r = 0; r < R; r++) {
 #pragma GCC unroll 4
       for (int n = 0; n < N; n++) store(out + n * W, sum[r][n]);
       out += finish.out_pixel;
-      if (++x == finish.width) x = 0, out += finish.gap;
+      if (++x == finish.width) {
+        x = 0, out += finish.gap;
+        if (++y == finish.height) y = 0, out += finish.image_gap;
+      }
     }
     return;
   }
