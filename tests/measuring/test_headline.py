@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,35 @@ def test_a_process_that_fails_is_a_row_with_the_reason() -> None:
     )
     assert "cannot be imported" in found["failed"]
     assert json.dumps(found)
+
+
+def test_a_pair_that_memory_does_not_suffice_for_is_measured_in_fewer_runtimes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that kills its process, except while it is exported, stands for one that is too large in torch."""
+    (tmp_path / "too_large.py").write_text(_TOO_LARGE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    settings = {"runtimes": (EAGER, "onnxruntime"), "rounds": 1, "seconds": 0.1, "folder": str(tmp_path)}
+    task = Task("efficientvit_b0", "too_large:Network", "classify", (64, 64), (64, 64), **settings)
+    found = pairwise.measure_within_memory(task)
+    assert found["candidates"].keys() == {"ours onnxruntime", "peer onnxruntime"}
+    assert found["left_out"] == dict.fromkeys(("ours eager", "peer eager"), "memory did not suffice for all runtimes")
+
+
+_TOO_LARGE = """
+import os
+import signal
+import torch
+
+class Network(torch.nn.Conv2d):
+    def __init__(self):
+        super().__init__(3, 8, 3)
+
+    def forward(self, x):
+        if x.device.type == "cpu" and not torch.compiler.is_exporting():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+"""
 
 
 def test_the_page_of_the_documentation_is_made_from_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +31,10 @@ from .rounds import TURN, Work, interleaved, noise_bound, ratio
 EAGER = "eager"
 #: Runtimes of our models, and of those of others.
 OURS, PEERS = (EAGER, "native", "onnxruntime", "openvino", "torch"), (EAGER, "onnxruntime", "openvino")
+_RUNTIMES = {"ours": OURS, "peer": PEERS}
+#: Runtimes that are kept where memory does not suffice for all of them in one process: first these, then those.
+_FEWER = (("native", "onnxruntime", "openvino"), ("native", "openvino"))
+_KILLED = "the process was killed by signal"
 _AGAIN = "again"  # suffix of the candidate that is opened twice
 _LEAST_ROUNDS = 3
 _SLOW = 10.0  # seconds
@@ -98,12 +102,30 @@ def measure_apart(task: Task) -> dict[str, Any]:
         [sys.executable, "-c", _SCRIPT], input=json.dumps(asdict(task)), capture_output=True, text=True, env=environment
     )
     if done.returncode < 0:
-        return {"failed": f"the process was killed by signal {-done.returncode}, probably for want of memory"}
+        return {"failed": f"{_KILLED} {-done.returncode}, probably for want of memory"}
     try:
         return json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         reason = [line for line in done.stderr.splitlines() if line.strip()]
         return {"failed": (reason[-1] if reason else f"it ended with code {done.returncode}")[:300]}
+
+
+def measure_within_memory(task: Task) -> dict[str, Any]:
+    """:func:`measure_apart`; if the process is killed for want of memory, it is tried again with fewer runtimes.
+
+    A process has both networks in all runtimes at the same time. What was dropped is in ``left_out``.
+    """
+    row, runtimes = measure_apart(task), task.runtimes
+    for fewer in _FEWER:
+        kept = tuple(name for name in runtimes if name in fewer)
+        if kept in ((), runtimes) or not row.get("failed", "").startswith(_KILLED):
+            continue
+        row, runtimes = measure_apart(replace(task, runtimes=kept)), kept
+    if "failed" not in row:
+        dropped = [name for name in task.runtimes if name not in runtimes]
+        sides = [(side, name) for side in task.sides for name in dropped if name in _RUNTIMES[side]]
+        row["left_out"] |= {f"{side} {name}": "memory did not suffice for all runtimes" for side, name in sides}
+    return row
 
 
 def measure(task: Task) -> dict[str, Any]:
@@ -273,8 +295,8 @@ class _Sides:
 
 def _open_sides(task: Task, folder: Path) -> _Sides:
     sides = _Sides(task, folder)
-    of = {"ours": OURS, "peer": PEERS}
-    for name in (f"{side} {runtime}" for side in task.sides for runtime in of[side] if runtime in task.runtimes):
+    runtimes = {side: [name for name in _RUNTIMES[side] if name in task.runtimes] for side in task.sides}
+    for name in (f"{side} {runtime}" for side in task.sides for runtime in runtimes[side]):
         sides.add(name)
         gc.collect()
     return sides

@@ -19,7 +19,7 @@ from ...files import ensure_folder
 from ...prediction.runner import DTYPES
 from ...prediction.torch_runner import find_device
 from ...progress import Progress
-from ..pairwise import EAGER, OURS, Task, best_of, measure_apart
+from ..pairwise import EAGER, OURS, Task, best_of, measure_within_memory
 from ..pairwise import PEERS as OTHERS
 from ..peer_files import cache_folder
 from ..row_file import Row, RowFile
@@ -231,7 +231,7 @@ def _run(jobs: Sequence[_Job], file: RowFile, progress: Progress) -> None:
     with TemporaryDirectory(prefix="exports-", dir=cache) as folder:
         for number, job in enumerate(missing, 1):
             started = time.monotonic()
-            row = measure_apart(replace(job.task, folder=folder))
+            row = measure_within_memory(replace(job.task, folder=folder))
             seconds = time.monotonic() - started
             spent, expected = spent + seconds, expected + job.seconds
             peer = PEERS[job.pair.peer]._asdict()
