@@ -168,10 +168,10 @@ def test_headline_is_measured_resumed_and_printed(tmp_path: Path, capsys: pytest
     assert page.with_suffix(".quality.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def made_up_row(ours: str, peer: str, ratio: float, same: float, ms: float) -> dict[str, object]:
+def made_up_row(ours: str, peer: str, ratio: float, same: float, ms: float, **changes: str) -> dict[str, object]:
     key = {
         "group": "segmentation", "ours": ours, "peer": peer, "size": "512x1024", "peer_size": "512x1024", "batch": 1,
-        "threads": 2, "dtype": "float32", "device": "cpu",
+        "threads": 2, "dtype": "float32", "device": "cpu", **changes,
     }  # fmt: skip
     fastest = {"ours": "native", "peer": "openvino", "ratio": ratio, "noise": 0.1}
     return {
@@ -204,6 +204,25 @@ def test_page_begins_with_where_others_are_ahead(tmp_path: Path) -> None:
         ("efficientvit_b1", 60.0),
     ]
     assert f"`{plot.points[0].command}`" in text
+
+
+def test_a_plot_has_one_size_also_where_a_peer_takes_larger_images() -> None:
+    """The size with the most rows: Restormer runs on the interpolated image, and only at the smaller size."""
+    rows = [
+        made_up_row("efficientvit_sr.x2", peer, 2.0, 1.0, ms, group="super-resolution", size=size, peer_size=peer_size)
+        for peer, size, peer_size, ms in (
+            ("Restormer", "160x240", "320x480", 20.0),
+            ("SPAN", "160x240", "160x240", 21.0),
+            ("SPAN", "512x512", "512x512", 130.0),
+        )
+    ]
+    (plot,) = plots_of(rows)
+    assert plot.title.startswith("super-resolution, 160x240")
+    assert {point.name: point.ms for point in plot.points} == {
+        "efficientvit_sr.x2": 20.0,
+        "Restormer": 40.0,
+        "SPAN": 42.0,
+    }
 
 
 def test_command_of_a_point_names_what_ran() -> None:

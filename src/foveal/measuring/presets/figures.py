@@ -46,17 +46,19 @@ class Plot(NamedTuple):
 
 
 def plots_of(rows: Iterable[Row]) -> list[Plot]:
-    """A plot for each group that has points: the largest size, the most threads, float32 on the CPU, one image."""
+    """A plot for each group that has points: float32 on the CPU, one image.
+
+    The size and the number of threads are those with the most rows; of several, the largest size with the most threads.
+    """
     plots = []
     measured = [row for row in rows if "candidates" in row]
     for group in GROUPS:
         own = of_one_machine([row for row in measured if row["key"]["group"] == group and _is_plain(row)])
-        settings = {(_pixels(row["key"]["peer_size"]), row["key"]["threads"]) for row in own if not _is_scaled(row)}
-        if not settings:
+        if not own:
             continue
-        pixels, threads = max(settings)
-        kept = [row for row in own if row["key"]["threads"] == threads]
-        kept = [row for row in kept if _is_scaled(row) or _pixels(row["key"]["peer_size"]) == pixels]
+        settings = [(_pixels(row), row["key"]["threads"]) for row in own]
+        pixels, threads = max(settings, key=lambda setting: (settings.count(setting), setting))
+        kept = [row for row, setting in zip(own, settings, strict=True) if setting == (pixels, threads)]
         points = _points(kept)
         if points:
             key = kept[0]["key"]
@@ -79,12 +81,9 @@ def _is_plain(row: Row) -> bool:
     return key["dtype"] == "float32" and key["device"] == "cpu" and key["batch"] == 1
 
 
-def _is_scaled(row: Row) -> bool:
-    return row["key"]["peer"] in GROUPS[row["key"]["group"]].peer_scale
-
-
-def _pixels(size: str) -> int:
-    height, _, width = size.partition("x")
+def _pixels(row: Row) -> int:
+    """Pixels of an image of our model, or of the peer where each has a size of its own."""
+    height, _, width = (row["key"]["size"] or row["key"]["peer_size"]).partition("x")
     return int(height) * int(width)
 
 
@@ -137,15 +136,22 @@ def draw_quality(rows: Iterable[Row], path: str | Path) -> None:
     plots = plots_of(rows)
     if not plots:
         raise InputError("no points to draw: no row has a model whose quality is known")
-    figure = new_figure(7.5 * len(plots), 5)
-    for axes, plot in zip(np.atleast_1d(figure.subplots(1, len(plots))), plots, strict=True):
-        for ours, marker, label in ((True, "o-", "EfficientViT, Foveal"), (False, "s", "others")):
+    columns = min(len(plots), 2)
+    lines = -(-len(plots) // columns)
+    figure = new_figure(7.5 * columns, 5 * lines)
+    panels = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+    for axes in panels[len(plots) :]:
+        axes.remove()
+    for axes, plot in zip(panels, plots, strict=False):
+        for ours, marker, label in ((True, "o", "Foveal's"), (False, "s", "others")):
             points = [point for point in plot.points if point.ours == ours]
             if points:
                 axes.plot([p.ms for p in points], [p.quality for p in points], marker, label=label)
-            for point in points:
+            for point in points:  # names of ours stand on the left of their points
+                side, place = ("right", (-4, 4)) if ours else ("left", (4, 4))
                 where = (point.ms, point.quality)
-                axes.annotate(point.name, where, xytext=(4, 4), textcoords="offset points", fontsize=7)
+                axes.annotate(point.name, where, xytext=place, textcoords="offset points", fontsize=7, ha=side)
+        axes.margins(x=0.2)
         axes.set(xscale="log", xlabel="ms, fastest runtime of each", ylabel=plot.points[0].metric)
         axes.set_title(plot.title, fontsize=9)
         axes.grid(alpha=0.3)

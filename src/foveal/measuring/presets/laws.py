@@ -283,12 +283,19 @@ def fit_text(points: Sequence[Row], cost: str) -> str:
 
 
 def draw_laws(rows: Sequence[Row], path: str | Path) -> None:
-    """Draw time on the left and memory on the right, in the fastest runtime of each model."""
+    """Draw time on the left and memory on the right, in the fastest runtime of each model.
+
+    The legend has the models in the order of their time, the slowest first.
+    """
+    from matplotlib import colormaps
+
     figure = new_figure(13, 5)
     left, right = figure.subplots(1, 2)
     laws = {key: points for key, points in laws_of(rows).items() if key[1] != EAGER} or laws_of(rows)
-    for i, ((model, *_), points) in enumerate(laws.items()):
-        style = {"color": f"C{i % 10}", "linestyle": "--" if is_peer(model) else "-", "marker": "os^"[i // 10 % 3]}
+    common = min(map(len, laws.values()), default=1)
+    slowest_first = sorted(laws.items(), key=lambda law: -law[1][common - 1]["ms"])
+    for i, ((model, *_), points) in enumerate(slowest_first):
+        style = {"color": colormaps["tab20"](i % 20), "linestyle": "--" if is_peer(model) else "-", "marker": "o"}
         pixels = [row["key"]["side"] ** 2 for row in points]
         left.plot(pixels, [row["ms"] for row in points], label=short_name(model), markersize=3, **style)
         known = [(row["key"]["side"] ** 2, row["grown_mib"]) for row in points if row["grown_mib"]]
@@ -298,5 +305,5 @@ def draw_laws(rows: Sequence[Row], path: str | Path) -> None:
     right.set(**(LOG_AXES if right.lines else {}), xlabel="pixels", ylabel="MiB that a run adds")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.legend(loc="outside right center", fontsize=7)
+    figure.legend(loc="outside right center", fontsize=7, title="dashed: others", title_fontsize=7)
     write_figure(figure, path, dpi=90)
