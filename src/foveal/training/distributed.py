@@ -5,6 +5,7 @@ gloo connects processes on CPUs, nccl those on GPUs. Without ``torchrun`` there 
 
 from __future__ import annotations
 
+import atexit
 import warnings
 from collections.abc import Mapping
 from typing import Any, cast
@@ -43,8 +44,16 @@ def make_accelerator(config: CommonSettings) -> Accelerator:
     )
     if config.precision == "fp16" and not accelerator.native_amp:
         raise ConfigError("precision=fp16 needs a GPU to train on: take bf16 or fp32")
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
     _check_processes(config, accelerator.num_processes)
     return accelerator
+
+
+def _leave_group() -> None:
+    """Leave the group of processes before Python ends: threads of gloo that still run then can abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _check_processes(config: CommonSettings, processes: int) -> None:
