@@ -196,7 +196,7 @@ def _train_with_little_memory(data: Path, out: Path, settings: dict[str, Any], l
 
 def test_42_out_of_memory_goes_on_in_pieces(tiny: Path, tmp_path: Path) -> None:
     out, lines = tmp_path / "run", tmp_path / "errors"
-    settings = {**SETTINGS, "crop": [512, 512], "batch_size": 12, "epochs": 1, "room": 1100, "val_split": ""}
+    settings = {**SETTINGS, "crop": [512, 512], "batch_size": 12, "epochs": 1, "room": 900, "val_split": ""}
     process = fork_server().Process(target=_train_with_little_memory, args=(tiny, out, settings, lines))
     process.start()
     process.join(600)

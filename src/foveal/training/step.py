@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import math
-from contextlib import nullcontext
+import sys
 from typing import Any, cast
 
 import numpy as np
@@ -131,10 +133,13 @@ class Stepper:
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
-                self._use_more_pieces(image, error)
+                reason = str(error)
+            self._use_more_pieces(image, reason)
 
-    def _use_more_pieces(self, image: Tensor, error: RuntimeError | MemoryError) -> None:
+    def _use_more_pieces(self, image: Tensor, reason: str) -> None:
         """After running out of memory, double the number of pieces.
+
+        The error itself must be gone: its traceback holds the activations of the failed attempt.
 
         Raises:
             TrainingError: a piece cannot be smaller, or there are several processes, which must take the same steps.
@@ -144,11 +149,13 @@ class Stepper:
             raise TrainingError(
                 f"out of memory with {-(-len(image) // self.pieces)} images of "
                 f"{image.shape[-2]}x{image.shape[-1]} (H x W) at a time: raise accumulate or lower crop"
-            ) from error
+            ) from RuntimeError(reason)
         self.pieces *= 2
         self.progress.note(f"out of memory: going on with batches in {self.pieces} pieces")
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif sys.platform == "linux":
+            _return_large_blocks()
 
     def _attempt(self, image: Tensor, target: Tensor, position: int) -> float:
         accelerator = self.accelerator
@@ -174,7 +181,7 @@ class Stepper:
             # Synchronise gradients on the last piece only. With shards, after every piece: a process has no memory for
             # the unsharded gradients of earlier pieces.
             synchronise = processes == 1 or self.config.fsdp or number == len(targets)
-            with nullcontext() if synchronise else accelerator.no_sync(self.trainee):
+            with contextlib.nullcontext() if synchronise else accelerator.no_sync(self.trainee):
                 with accelerator.autocast():
                     loss = self.job.loss(self.trainee, x, y)
                 if processes > 1 or len(targets) > 1:
@@ -182,6 +189,19 @@ class Stepper:
                 accelerator.backward(loss * processes)  # because gradients are averaged over the processes
                 total += loss.detach()
         return total
+
+
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
+
+def _return_large_blocks() -> None:
+    """Let glibc return blocks of 1 MiB and more to the system when they are freed.
+
+    By default it keeps blocks of up to 32 MiB once one was freed. After an attempt that failed they are scattered, and
+    smaller pieces of the batch find no room between them.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def _seed(*numbers: int) -> int:
