@@ -1,6 +1,6 @@
 """Click on a photograph in a browser to cut out an object.
 
-pip install 'foveal[torch,gradio]'
+pip install 'foveal[gradio]'
 python gradio_app.py
 """
 

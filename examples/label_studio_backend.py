@@ -1,6 +1,6 @@
 """A backend of Label Studio: what annotators click on or draw a box around becomes a brush mask.
 
-pip install 'foveal[torch]' flask requests
+pip install foveal flask requests
 export LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=...   # from Account & Settings
 flask --app label_studio_backend run --port 9090
 

@@ -1,6 +1,6 @@
 """Cut out objects by clicks in napari: points of the layer "clicks" become a mask in the layer "object".
 
-pip install 'foveal[torch]' 'napari[all]'
+pip install foveal 'napari[all]'
 python napari_clicks.py IMAGE
 
 Add points with the tool of the layer "clicks". Points of the layer "background" are not part of the object.

@@ -90,7 +90,8 @@ def measured() -> dict[str, str]:
             side, _, runtime = name.partition(" ")
             if side == "ours" and runtime != "eager":
                 ms = statistics.median(times)
-                text = f"{ms:.3g} ms at {key['size']} ({runtime}, {key['threads']} threads)"
+                at = f"at {key['size']}" if key["size"] else "for the image encoder at its own size"
+                text = f"{ms:.3g} ms {at} ({runtime}, {key['threads']} threads)"
                 best[key["ours"]] = min(best.get(key["ours"], (ms, text)), (ms, text))
     formats = _of_one_machine("formats.jsonl", "time")
     here = formats.machine["cpu"] == _of_one_machine("headline.jsonl", "pair").machine["cpu"]
