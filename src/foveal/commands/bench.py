@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
-from .console import Device, DType, Json, parse_lengths, parse_size, print_json, print_table, say
+from .console import DType, Json, parse_lengths, parse_size, print_json, print_table, say
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -23,7 +23,7 @@ def bench(
     task: str | None = None,
     size: str | None = None,
     batch: int | None = None,
-    device: Device | None = None,
+    device: str | None = None,
     dtype: DType = "auto",
     threads: int | None = None,
     rounds: int | None = None,
@@ -79,8 +79,8 @@ def bench(
     groups
         For --preset headline: segmentation, promptable, super-resolution, classification, with commas; default: all.
     seconds
-        For --preset headline: seconds for the rounds of a pair, default 60. For cost-laws: time of one run from which
-        on larger images are left out, default 20.
+        For --preset headline: seconds for the rounds of a pair, default 60. For cost-laws: if one run takes longer
+        than this, larger images are left out; default 20.
     resume
         For --preset headline, cost-laws and --budget: file of rows; what it has already is not measured again.
     page

@@ -13,7 +13,7 @@ def compare(a: Path, b: Path, /, *, resamples: int = 10_000, seed: int = 0, json
     Parameters
     ----------
     a
-        Folder that foveal evaluate --out wrote.
+        Folder that foveal evaluate --out wrote for a segmentation model.
     b
         The same for the second model, on the same images.
     resamples

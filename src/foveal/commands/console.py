@@ -39,7 +39,9 @@ RuntimeName = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    Parameter(name="--threads", help="Threads of the model on the CPU; default: as many as the process may use CPUs."),
+    Parameter(
+        name="--threads", help="Threads of the model on the CPU; default: the number of CPUs that the process may use."
+    ),
 ]
 BatchSize = Annotated[
     int | None, Parameter(name="--batch-size", help="Images of the same size that run at once; default: 1.")

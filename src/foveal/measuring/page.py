@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from .presets.headline import HEADER, cells_of, noise_note
 from .presets.headline import KIND as PAIR
 from .presets.laws import KIND as LAW
 from .presets.laws import LAW_NOTE, STEEP, draw_laws, law_table, steep
-from .presets.pairs import PAIRS, PEERS
+from .presets.pairs import PAIRS, PEERS, Pair
 from .row_file import Row, read_rows
 
 _PACKAGES = ("foveal", "torch", "onnxruntime", "openvino", "timm", "transformers", "numpy", "python")
@@ -40,7 +41,8 @@ def write_page(rows: Path, page: Path) -> None:
     ensure_folder(page.parent)
     parts = [_head(rows, page)]
     if pairs:
-        parts += [_behind(pairs), _method(names, pairs), *_groups(pairs), *_plots(pairs, page), _costs(pairs)]
+        parts += [_behind(pairs), _summary(pairs), _method(names, pairs), *_groups(pairs)]
+        parts += [*_plots(pairs, page), _costs(pairs)]
     else:
         parts.append(_machines_text(names))
     if laws:
@@ -94,6 +96,29 @@ def _behind(rows: Sequence[Row]) -> str:
     return text
 
 
+def _summary(rows: Sequence[Row]) -> str:
+    """One line for each group and setting: how many rows, and the median of their ratios."""
+    measured = [row for row in rows if "fastest" in row.get("ratios", {})]
+    table: list[tuple[str, ...]] = [
+        ("group", "batch", "threads", "dtype", "machine", "rows", "ours faster", "algorithm", "together")
+    ]
+    for setting in dict.fromkeys(map(_group_setting, measured)):
+        own = [row for row in measured if _group_setting(row) == setting]
+        same = [row["ratios"]["same"]["ratio"] for row in own if "same" in row["ratios"]]
+        fastest = [_gain(row, "fastest") for row in own]
+        medians = (f"{statistics.median(ratios):.2f}" if ratios else "" for ratios in (same, fastest))
+        table.append((*map(str, setting), str(len(own)), str(sum(gain > 1 for gain in fastest)), *medians))
+    text = (
+        "## Summary\n\nMedians of the ratios of all rows of a setting; the columns are explained in the next section."
+    )
+    return f"{text}\n\n{markdown(table)}"
+
+
+def _group_setting(row: Row) -> tuple[str, int, int, str, str]:
+    key = row["key"]
+    return key["group"], key["batch"], key["threads"], key["dtype"], row.get("machine", "")
+
+
 def _table(rows: Sequence[Row], reasons: bool = False) -> str:
     """Rows of pairs, with their machine where the file has several."""
     with_machine = any(row.get("machine") for row in rows)
@@ -110,9 +135,13 @@ def _gain(row: Row, name: str) -> float:
 
 
 def _reason(row: Row) -> str:
+    pair = _pair_of(row)
+    return (pair and pair.reason) or "not examined"
+
+
+def _pair_of(row: Row) -> Pair | None:
     key = row["key"]
-    found = (pair.reason for pair in PAIRS if (pair.ours, pair.peer) == (key["ours"], key["peer"]))
-    return next(found, "") or "not examined"
+    return next((pair for pair in PAIRS if (pair.ours, pair.peer) == (key["ours"], key["peer"])), None)
 
 
 def _machines_text(machines: Mapping[str, Row]) -> str:
@@ -165,11 +194,18 @@ def _method(machines: Mapping[str, Row], rows: Sequence[Row]) -> str:
 def _groups(rows: Sequence[Row]) -> Iterable[str]:
     for group in dict.fromkeys(row["key"]["group"] for row in rows):
         own = [row for row in rows if row["key"]["group"] == group and "ratios" in row]
-        text = f"## {group.capitalize()}\n\n" + _table(own)
-        remarks = {row["remark"]: row["paper"] for row in own if row.get("remark")}
+        text = f"## {group.capitalize()}"
+        for threads, dtype in dict.fromkeys((row["key"]["threads"], row["key"]["dtype"]) for row in own):
+            setting = [row for row in own if (row["key"]["threads"], row["key"]["dtype"]) == (threads, dtype)]
+            text += f"\n\n### {group.capitalize()}: {_setting_text(threads, dtype)}\n\n" + _table(setting)
+        remarks = dict.fromkeys(pair.remark for row in own if (pair := _pair_of(row)) and pair.remark)
         if remarks:
-            text += "\n\nClaims of the paper: " + "; ".join(remarks) + "."
+            text += "\n\nThe paper's claims are " + "; ".join(remarks) + "."
         yield text
+
+
+def _setting_text(threads: int, dtype: str) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}, {dtype}"
 
 
 def _plots(rows: Sequence[Row], page: Path) -> Iterable[str]:
@@ -179,7 +215,10 @@ def _plots(rows: Sequence[Row], page: Path) -> Iterable[str]:
     figure = page.with_suffix(".quality.png")
     draw_quality(rows, figure)
     picture = f"![Quality against latency]({figure.name})"
-    quoted = "Quality is quoted, of the images that the source used (Cityscapes: 1024x2048); time is measured here."
+    quoted = (
+        "The quality is quoted from the source, at the image size used there (Cityscapes: 1024x2048); the time was "
+        "measured by us."
+    )
     yield f"## Quality against latency\n\n{picture}\n\n{quoted}"
     for plot in plots:
         points = [
@@ -206,7 +245,7 @@ def _costs(rows: Sequence[Row]) -> str:
 def _laws(rows: Sequence[Row], figure: Path) -> str:
     above = steep(rows)
     verdict = (
-        "Of our networks in their fastest runtime, these grow by an exponent above "
+        "The time of these networks of ours, in their fastest runtime, grows with an exponent above "
         f"{STEEP}: {', '.join(above) or 'none'}."
     )
     return (
@@ -219,7 +258,7 @@ def _laws(rows: Sequence[Row], figure: Path) -> str:
 def _budgets(rows: Sequence[Row]) -> str:
     """All models of a task by time, for each setting."""
     text = "## Which model within a time\n\n"
-    text += "`foveal bench --task segment --size 1024x2048 --budget 100ms` ranks the models on another machine."
+    text += "`foveal bench --task segment --size 1024x2048 --budget 100ms` ranks the models on your own machine."
     settings = dict.fromkeys(map(_setting, rows))
     for setting in settings:
         own = [row for row in rows if _setting(row) == setting]
@@ -229,7 +268,7 @@ def _budgets(rows: Sequence[Row]) -> str:
         kept = [i for i, name in enumerate(header) if name != "within"]
         table = [[line[i] for i in kept] for line in (header, *cells)]
         where = f", machine {label}" if label else ""
-        text += f"\n\n### {task}, {threads} thread{'s' if threads > 1 else ''}, {dtype}{where}\n\n" + markdown(table)
+        text += f"\n\n### {task}, {_setting_text(threads, dtype)}{where}\n\n" + markdown(table)
     return text
 
 

@@ -131,9 +131,9 @@ GROUPS = {
     "super-resolution": Group("upscale", ((160, 240), (512, 512)), peer_scale={"Restormer": 2}),
     "classification": Group("classify", ((224, 224),), batches=(1, 16)),
 }
-_ORIN = "up to, TensorRT float16 on a GPU, 1024x2048"
-_A100 = "images per second, TensorRT float16 on an A100"
-_BSD = "milliseconds, TensorRT float16 on an A100, 160x240"
+_ORIN = "the largest ratios at 1024x2048, with TensorRT in float16 on a GPU"
+_A100 = "ratios of images per second, with TensorRT in float16 on an A100"
+_BSD = "ratios of milliseconds at 160x240, with TensorRT in float16 on an A100"
 PAIRS = (
     Pair("segmentation", "efficientvit_b1", "SegFormer-B1", 13.9, _ORIN),
     Pair("segmentation", "efficientvit_b1", "SegNeXt-T", 6.2, _ORIN),
@@ -167,7 +167,7 @@ PAIRS = (
     Pair("super-resolution", "efficientvit_sr.x2", "SPAN"),
     Pair("super-resolution", "efficientvit_sr.x2", "IMDN"),
     Pair("super-resolution", "efficientvit_sr.x2", "Restormer", 4.7, _BSD),
-    Pair("super-resolution", "efficientvit_sr_w075", "Restormer", 6.4, f"{_BSD[:-7]}512x512"),
+    Pair("super-resolution", "efficientvit_sr_w075", "Restormer", 6.4, _BSD.replace("160x240", "512x512")),
     Pair("super-resolution", "realtime_sr", "SPAN"),
     Pair("super-resolution", "efficientvit_sr.x2", "SwinIR"),
     Pair("classification", "efficientvit_b1", "timm's EfficientViT-B1"),
