@@ -17,6 +17,7 @@ from .errors import (
     ExportError,
     FovealError,
     InputError,
+    OutOfMemoryError,
     TrainingError,
 )
 
@@ -103,6 +104,7 @@ __all__ = [  # noqa: RUF022 - errors first, then what loads when it is used
     "ExportError",
     "FovealError",
     "InputError",
+    "OutOfMemoryError",
     "TrainingError",
     "ClassifyResult",
     "EverythingOptions",

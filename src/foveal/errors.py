@@ -26,6 +26,10 @@ class InputError(FovealError):
     """An image, a size or an argument cannot be used."""
 
 
+class OutOfMemoryError(InputError):
+    """There is not enough memory, of the machine or of a GPU, for an image or a batch."""
+
+
 class DataError(FovealError):
     """A data set is incomplete, inconsistent or unreadable."""
 
@@ -52,6 +56,21 @@ class TrainingError(FovealError):
 
 class DependencyError(FovealError):
     """A feature needs an optional dependency that is not installed."""
+
+
+#: What libraries say that have no error type for it: torch's allocator, the C++ library, oneDNN, ONNX Runtime.
+_OUT_OF_MEMORY = (
+    "out of memory", "not enough memory", "allocate memory", "std::bad_alloc", "bad allocation",
+    "could not create a primitive",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, also one of another library, says that there was not enough memory."""
+    if isinstance(error, MemoryError | OutOfMemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, too
+        return True
+    text = str(error).lower()
+    return not isinstance(error, FovealError) and any(words in text for words in _OUT_OF_MEMORY)
 
 
 _COMPARED, _LONGEST = 2_000, 200  # names and characters: difflib's time grows with the square of the length

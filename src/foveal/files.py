@@ -52,10 +52,11 @@ def parse_json(content: str | bytes, max_bytes: int = 16 << 20) -> Any:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in unique if keys.count(key) > 1)[:60]!r} is there twice")
+    unique: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in unique:
+            raise ValueError(f"key {key[:60]!r} is there twice")
+        unique[key] = value
     return unique
 
 

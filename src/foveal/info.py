@@ -10,6 +10,7 @@ import dataclasses
 import json
 import math
 import numbers
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -208,6 +209,11 @@ class ModelInfo:
     def ref(self) -> str:
         """``name.tag``, or the name alone where the weights have no tag."""
         return f"{self.model}.{self.tag}" if self.tag else self.model
+
+    @property
+    def file_stem(self) -> str:
+        """:attr:`ref` as the beginning of a file name; the tag, which a file may choose, can name no other folder."""
+        return re.sub(r"[/\\:]|^\.", "_", self.ref)
 
     @property
     def ignored(self) -> int:

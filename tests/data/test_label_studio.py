@@ -160,7 +160,7 @@ def test_label_studio_chooses_annotations(tmp_path: Path) -> None:
     photo(tmp_path / "a.png")
     photo(tmp_path / "b.png")
     wrong, right = (result("brushlabels", "cat", rle=brush(rectangle(x, 2, x + 4, 6))) for x in (2, 20))
-    several = {"id": 1, "data": {"image": "a.png"}, "annotations": []}
+    several = {"id": 1, "data": {"image": "a.png", "note": "http://[x"}, "annotations": []}
     several["annotations"] = [
         {"result": [wrong]}, {"result": [wrong], "was_cancelled": True}, {"result": [right], "ground_truth": True},
     ]  # fmt: skip

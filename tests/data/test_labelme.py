@@ -90,6 +90,7 @@ def test_circles_and_groups_of_labelme(tmp_path: Path) -> None:
         ([shape(points=[[30, 2], [37, 9]], kind="mask", mask=WHITE)], {}, "shape 1: a mask that leaves the image"),
         ([shape(kind="mask", mask=png(np.zeros((999, 999), np.uint8)))], {}, "shape 1: its mask: 999x999 is 1 mega"),
         ([shape()], {"imageHeight": 60000}, "mask of 32x60000 .W x H. for the image a.png of 32x24"),
+        ([shape(points=[], kind="mask", mask=WHITE)], {}, "shape 1: list index out of range"),
         ([shape()], {"shapes": [1]}, "'shapes' is not a list of objects"),
     ],
 )  # fmt: skip

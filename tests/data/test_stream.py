@@ -77,6 +77,7 @@ def test_shuffling_reorders_shards(tmp_path: Path) -> None:
         ([("1.jpg", PHOTO), ("1.png", encoded(np.full((4, 6), 9, np.uint8)))], r"1\.png: id 9 \(24 pixels\)"),
         ([("1.jpg", PHOTO), ("1.png", PHOTO)], r"0\.tar: 1\.png: a RGB image .* colours found"),
         ([("1.jpg", PHOTO), ("1.cls", b"2")], r"1\.cls: '2' is not a class index below 2"),
+        ([("1.jpg", PHOTO), ("1.cls", b"9" * 5000)], r"1\.cls: '9{20}' is not a class index below 2"),
         ([("1.jpg", PHOTO), ("1.json", b"{")], r"1\.json: not JSON"),
     ],
 )

@@ -115,6 +115,7 @@ def test_roboflow_masks(tmp_path: Path) -> None:
         ("0,background\nx,cat\n", "line 2: 'x,cat' is not 'id, class'"),
         ("0,background\n5,background\n", "line 2: the id or the class 'background' is there twice"),
         ("Pixel Value, Class\n", "no classes in it"),
+        ("0," + "x" * 140_000 + "\n", "field larger than field limit"),
     ],
 )
 def test_roboflow_problems(tmp_path: Path, table: str, problem: str) -> None:

@@ -17,14 +17,16 @@ import foveal
 from foveal.data.synthetic import NAMES
 from foveal.exporting.formats import FORMATS, Format
 from foveal.exporting.graph import Graph, Options, RunFile, Written, trace
-from foveal.info import KEY, ModelInfo, attach
+from foveal.info import KEY, ModelInfo, attach, info_of
 from foveal.layers.linear_attention import MultiScaleLinearAttention
 from foveal.prediction.exported import NetworkRunner
 from foveal.prediction.onnx_runner import onnx_network
 from foveal.prediction.predictor import Predictor
 from foveal.prediction.torch_runner import TorchRunner
 from foveal.training.train import TrainResult
+from foveal.weights.checkpoints import save_checkpoint
 from helpers import golden
+from helpers.commands import Command
 from helpers.narrow import Plain, narrow
 
 
@@ -151,6 +153,26 @@ def test_refusals_leave_no_file(tmp_path: Path) -> None:
     with pytest.raises(foveal.InputError, match="cannot write"):
         foveal.export(model, output=tmp_path / "file" / "a.onnx", size=(64, 64))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_models_of_one_name_do_not_replace_each_other(tmp_path: Path, cli: Command) -> None:
+    model = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
+    for name in ("a", "b"):
+        save_checkpoint(tmp_path / f"{name}.safetensors", model.state_dict(), info_of(model))
+    done = cli("export", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert "would be written to files of the same name, efficientvit_b0: export one at a time" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tag_leads_into_no_other_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = narrow(attention=False)
+    attach(model, info_of(model).replace(tag="/../../out"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    report = foveal.export(model, size=(64, 64))
+    assert report.path.resolve().parent == tmp_path / "here"
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_backbones_are_refused(tmp_path: Path) -> None:

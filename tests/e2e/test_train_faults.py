@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
 
 import foveal
@@ -180,6 +181,37 @@ def test_41_nan_loss_goes_back_and_says_so(
     assert sorted(losses(result.folder)) == list(range(1, 13))
     assert all(np.isfinite(list(losses(result.folder).values())))
     assert all(t.isfinite().all() for t in read_state(result.best)[0].values())
+
+
+class _SteepJob(_PoisonedJob):
+    """A job in which the loss of one image is finite, and its gradient is NaN."""
+
+    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+        image, target = SegmentJob.sample(self, index, rng, done)
+        return (torch.full_like(image, 0.5) if index == self.poisoned else image), target
+
+    def loss(self, trainee: torch.nn.Module, image: Tensor, target: Tensor) -> Tensor:
+        value = super().loss(trainee, image, target)
+        steep = bool((image.flatten(1).std(1) == 0).any())
+        return value + (value - value.detach()).abs().sqrt() if steep else value
+
+
+def test_41_a_nan_gradient_is_left_out_too(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(jobs.JOBS, "segment", _SteepJob)  # type: ignore[index]
+    result = foveal.train(tiny, out=tmp_path / "run", **{**SETTINGS, **SMALL, "epochs": 2})
+    assert sorted(losses(result.folder)) == list(range(1, 13))
+    for name in ("best", "last"):
+        assert all(t.isfinite().all() for t in read_state(result.folder / f"{name}.safetensors")[0].values())
+
+
+def test_validation_without_labels_is_said(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    data = write_shapes(tmp_path / "data", train=4, val=2, size=(32, 32))
+    for mask in (data / "valannot").iterdir():
+        Image.fromarray(np.full((32, 32), 255, np.uint8)).save(mask)
+    result = foveal.train(data, out=tmp_path / "run", **{**SETTINGS, **SMALL, "epochs": 2})
+    assert np.isnan(result.value)
+    assert "val cannot be scored (miou): its images have nothing to compare with" in capfd.readouterr().err
+    assert result.best.exists()
 
 
 def test_41_nan_in_every_batch_ends_the_run(tiny: Path, tmp_path: Path) -> None:

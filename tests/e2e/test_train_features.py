@@ -364,6 +364,9 @@ def test_the_batch_size_follows_from_the_free_memory(
     monkeypatch.setattr(batch_size, "free_memory", lambda device: 1000)
     with pytest.raises(ConfigError, match="two images need"):
         batch_size.find_batch_size(config, job, accelerator, QUIET)
+    few = build_settings({**vars(config), "auto_batch_size": True, "samples_per_epoch": 2})
+    monkeypatch.setattr(batch_size, "free_memory", lambda device: 1 << 40)
+    assert batch_size.find_batch_size(few, job, accelerator, QUIET) == 2
 
 
 def test_an_automatic_batch_size_is_a_number_from_then_on(shapes: Path, tmp_path: Path, cli: Command) -> None:
@@ -377,6 +380,14 @@ def test_an_automatic_batch_size_is_a_number_from_then_on(shapes: Path, tmp_path
     train(shapes, tmp_path / "given", batch_size=2)
     assert losses(tmp_path / "auto") == losses(tmp_path / "given")
     assert cli(*run, "--resume").returncode == 0
+    smaller = ("train", shapes, "--out", tmp_path / "auto", "--resume", "--batch-size", "1", "--set.epochs", "3")
+    refused = cli(*smaller)
+    assert refused.returncode == 2
+    assert "started with another" in refused.stderr
+    assert "batch_size" in refused.stderr
+    phase = cli(*smaller, "--new-phase")
+    assert phase.returncode == 0, phase.stderr
+    assert yaml.safe_load((tmp_path / "auto" / "config.yaml").read_text())["batch_size"] == 1
 
 
 # ---- many classes

@@ -99,6 +99,17 @@ def test_scores_are_those_of_cocos_tools(data: Path, tmp_path: Path) -> None:
     assert other.average_precision["AP"] != found.average_precision["AP"]
 
 
+def test_categories_need_numbers(data: Path) -> None:
+    file = data / "annotations" / "instances_val.json"
+    content = json.loads(file.read_text())
+    for entry in (*content["annotations"], *content["categories"]):
+        name = "category_id" if "category_id" in entry else "id"
+        entry[name] = f"class {entry[name]}"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="category id 'class 2': average precision needs whole numbers"):
+        foveal.evaluate(oracle()[0], data, prompts=data / "boxes.json")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -215,3 +215,9 @@ def test_upscaling_takes_a_degradation(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "per_image.csv").read_text().splitlines()[0] == "set,image,psnr,ssim"
     with pytest.raises(foveal.ConfigError, match="degradation: unknown name 'noize'; did you mean 'noise'"):
         foveal.evaluate(predictor, tmp_path, degradation={"noize": (25, 25)})
+    with pytest.raises(foveal.ConfigError, match=r"degradation=.*: give ranges, the smaller number first"):
+        foveal.evaluate(predictor, tmp_path, degradation={"jpeg": (90, 30)})
+    for said in ({"blur": [1e9, 1e9]}, {"blur": 5}, [], {"noise": ["a", "b"]}):  # by a file
+        noted = Predictor(identity, info.replace(notes={"config": {"degradation": said, "splits": 5}}), "numpy")
+        with pytest.raises(foveal.ConfigError, match=r"degradation in .*: give ranges, the smaller number first"):
+            foveal.evaluate(noted, tmp_path)

@@ -189,6 +189,20 @@ def test_figures_by_hand(scenes: Path) -> None:
     assert len(report["per_object"]) == 3
 
 
+def test_a_wrong_area_leaves_no_object_out(tmp_path: Path) -> None:
+    save_ids(tmp_path / "val" / "a.png", np.zeros((64, 64), np.uint8))
+    (tmp_path / "annotations").mkdir()
+    objects = [
+        {"id": number, "image_id": 1, "category_id": 1, "iscrowd": 0, "area": area, "bbox": [4, 4, 10, 10],
+         "segmentation": [[4, 4, 14, 4, 14, 14, 4, 14]]}
+        for number, area in ((1, 100), (2, 0))
+    ]  # fmt: skip
+    content = {"images": [{"id": 1, "file_name": "a.png", "height": 64, "width": 64}], "annotations": objects}
+    content["categories"] = [{"id": 1, "name": "thing"}]
+    (tmp_path / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    assert foveal.evaluate(regions(), tmp_path, prompts="boxes").count() == 2
+
+
 def test_boxes_or_clicks_alone(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boxes = foveal.evaluate(regions(), scenes / "data", prompts="boxes")
     assert boxes.prompts == ("box", "box, surest of 3", "box, best of 3", "filled box")

@@ -69,8 +69,10 @@ def test_impossible_sites_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the page has tools for prompt, segment, upscale"):
         foveal.export(classifier, to="web", output=tmp_path / "site")
     (tmp_path / "site").mkdir(exist_ok=True)
-    (tmp_path / "site" / "site.json").write_text("[]")
-    with pytest.raises(InputError, match=r"site\.json cannot be used"):
-        foveal.export("efficientvit_sr.x2", to="web", output=tmp_path / "site")
+    site = {"engine": "browser", "runtime": {}, "models": [{"task": "segment", "files": {"network": {}}}]}
+    for damaged in ([], site, site | {"models": [{"files": {}}]}, site | {"runtime": [], "models": []}):
+        (tmp_path / "site" / "site.json").write_text(json.dumps(damaged))
+        with pytest.raises(InputError, match=r"site\.json cannot be used"):
+            foveal.export("efficientvit_sr.x2", to="web", output=tmp_path / "site")
     with pytest.raises(ConfigError, match="images of every size"):
         foveal.export("efficientvit_sr.x2", to="web", output=tmp_path / "other", input_size=(64, 64))

@@ -329,7 +329,7 @@ def test_a_page_names_the_machine_of_each_row(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert "- Machine 1: " in text
     assert "- Machine 2: Another, " in text
-    table = text.partition("## Segmentation")[2].partition("##")[0].splitlines()
+    table = text.partition("### Segmentation: 2 threads, float32")[2].partition("##")[0].splitlines()
     assert [line.rpartition(" | ")[2] for line in table if line.startswith("| efficientvit")] == [
         *("1 |",) * 3,
         *("2 |",) * 2,

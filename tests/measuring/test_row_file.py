@@ -77,6 +77,7 @@ def test_a_file_has_rows_of_several_machines(tmp_path: Path) -> None:
         b"[1]\n",
         b'{"kind": "pair", "key": {}}\n',
         b'{"kind": "machine"}\n{"kind": 3, "key": {}}\n',
+        b'{\n "mine": 1\n}',
         b"\xff\n",
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 from PIL import Image
 
 import foveal
-from foveal.errors import ConfigError, InputError
+from foveal.errors import ConfigError, InputError, OutOfMemoryError, is_out_of_memory
 from foveal.info import ModelInfo, Preprocess, info_of
 from foveal.prediction import batching
 from foveal.prediction.predictor import Predictor
@@ -63,6 +65,56 @@ def test_torch_gives_the_same_within_rounding(task: str) -> None:
         np.testing.assert_allclose(found.logits, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
     for found, image in zip(predictor(IMAGES), IMAGES, strict=True):  # batches of one, read ahead
         np.testing.assert_array_equal(found.logits, predictor(image).logits)
+
+
+def test_memory_for_a_batch_that_was_too_large_is_no_fault_of_the_network() -> None:
+    """The images run one by one, and the next batch is stacked again."""
+    sizes: list[int] = []
+
+    def runner(batch: np.ndarray) -> np.ndarray:
+        sizes.append(len(batch))
+        if sizes == [4]:
+            raise OutOfMemoryError("not enough memory")
+        return batch.mean((2, 3))
+
+    predictor = mean_colours(runner)
+    results = predictor([IMAGES[0]] * 8, batch_size=4)
+    assert sizes == [4, 1, 1, 1, 1, 4]
+    np.testing.assert_array_equal(results[0].logits, results[7].logits)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (RuntimeError("shape '[2]' is invalid for input of size 3"), False),
+        (InputError("not enough memory"), False),
+    ],
+)
+def test_errors_for_want_of_memory_are_known(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
+
+
+def test_memory_that_does_not_suffice_is_told_by_every_runtime() -> None:
+    """In a process with little address space: each runtime says so with the same type of error."""
+    code = (
+        "import resource, numpy as np, foveal\n"
+        "from foveal.errors import OutOfMemoryError\n"
+        "runners = [foveal.load('efficientvit_b0.camvid', runtime=r).runner for r in ('onnxruntime', 'torch')]\n"
+        "[runner(np.zeros((1, 3, 64, 64), np.float32)) for runner in runners]\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "image = np.zeros((1, 3, 2048, 4096), np.float32)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20),) * 2)\n"
+        "for runner in runners:\n"
+        "    try:\n"
+        "        runner(image)\n"
+        "    except OutOfMemoryError:\n"
+        "        print('told')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "told\n" * 2, done.stderr
 
 
 def test_a_bad_image_is_reported_alone(tmp_path: Path) -> None:

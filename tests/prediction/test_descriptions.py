@@ -78,3 +78,24 @@ def test_an_output_that_does_not_fit_the_description(task: str, shape: tuple[int
     wrong = predictor(task, lambda batch: np.zeros(shape, np.float32), num_classes=7)
     with pytest.raises(CheckpointError, match=r"net\.data: the network gives an output of shape .* for 7 classes"):
         wrong(IMAGE)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("task", ["classify", "segment", "upscale", "regress"])
+def test_outputs_that_are_not_finite_are_no_results(task: str, value: float) -> None:
+    def runner(batch: np.ndarray) -> np.ndarray:
+        output = np.zeros((1, 3), np.float32) if task == "classify" else batch.copy()
+        output.flat[1] = value
+        return output
+
+    options = {"scale": 1} if task == "upscale" else {}
+    with pytest.raises(foveal.InputError, match="not finite numbers: compute in float32"):
+        predictor(task, runner, num_classes=0 if task == "upscale" else 3, options=options)(IMAGE)
+
+
+@pytest.mark.parametrize("method", ["classify", "segment", "regress", "upscale"])
+def test_methods_for_other_tasks_are_refused(method: str) -> None:
+    for task in ("classify", "segment", "upscale", "prompt"):
+        if task != method:
+            with pytest.raises(foveal.ConfigError, match=f"is for '{task}': call predictor"):
+                getattr(predictor(task, options={"scale": 2}), method)(IMAGE)

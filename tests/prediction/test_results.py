@@ -25,6 +25,15 @@ def result(logits: NDArray[np.float32], size: tuple[int, int], scale: tuple[floa
     return SegmentResult(image, logits, scale, Labels())
 
 
+def test_classes_of_one_name_are_told_apart() -> None:
+    logits = np.zeros((3, 4, 4), np.float32)
+    logits[2, :, 1:], logits[0, :, 0] = 5, 5
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    found = SegmentResult(pixels, logits, (1.0, 1.0), Labels(("road", "other", "other")))
+    assert [(index, share) for index, share, _ in found.indexed_shares()] == [(2, 0.75), (0, 0.25)]
+    assert [name for name, *_ in found.shares()] == ["other", "road"]
+
+
 def check_mask(mask: NDArray, upsampled: torch.Tensor) -> None:
     """``mask`` is the argmax of ``(C, H, W)``, but where the two best classes are equal to the last bits."""
     best = upsampled.argmax(0).numpy()

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -70,7 +71,16 @@ class Files(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         if status == 302:
             self.send_header("Location", "https://localhost/image")
+        if self.path == "/short":
+            self.send_header("Content-Length", "100")
         self.end_headers()
+        if self.path == "/drops":
+            try:
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
+            except OSError:
+                return
         if self.path == "/endless":
             try:
                 while True:
@@ -106,9 +116,9 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, ssl.SS
     server.server_close()
 
 
-def fetcher(host: tuple[int, ssl.SSLContext], name: str = "localhost") -> Fetcher:
+def fetcher(host: tuple[int, ssl.SSLContext], name: str = "localhost", seconds: float = 60) -> Fetcher:
     port, tls = host
-    return Fetcher(frozenset({f"{name}:{port}"}), 1 << 20, 60, allows=lambda address: True, tls=tls)
+    return Fetcher(frozenset({f"{name}:{port}"}), 1 << 20, seconds, allows=lambda address: True, tls=tls)
 
 
 def test_an_allowed_host_is_read(host: tuple[int, ssl.SSLContext]) -> None:
@@ -121,11 +131,21 @@ def test_an_allowed_host_is_read(host: tuple[int, ssl.SSLContext]) -> None:
         ("/moved", "status 302, a redirect, which is not followed"),
         ("/wrong", "status 500, no image"),
         ("/endless", "larger than the limit of 1 MiB"),
+        ("/short", "it ends 91 bytes early"),
     ],
 )
 def test_answers_that_are_refused(host: tuple[int, ssl.SSLContext], path: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         fetcher(host).fetch(f"https://localhost:{host[0]}{path}")
+
+
+def test_a_host_that_sends_a_byte_now_and_then_is_left(host: tuple[int, ssl.SSLContext]) -> None:
+    with pytest.raises(InputError, match=r"takes longer than 0\.5 s"):
+        fetcher(host, seconds=0.5).fetch(f"https://localhost:{host[0]}/drops")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # before TLS begins
+        port = silent.getsockname()[1]
+        with pytest.raises(InputError, match=r"takes longer than 0\.5 s"):
+            fetcher((port, host[1]), seconds=0.5).fetch(f"https://localhost:{port}/a")
 
 
 def test_certificates_of_others_are_refused(host: tuple[int, ssl.SSLContext]) -> None:

@@ -101,6 +101,15 @@ def test_slow_bodies_are_closed(service: Running) -> None:
         assert status(drain(slow, lambda: b"x")) == 408
 
 
+def test_large_bodies_that_stop_are_closed(service: Running) -> None:
+    """What arrived would allow for 15 more seconds."""
+    with service.dial() as stopped:
+        stopped.sendall(HEAD + b"Content-Length: 1000000\r\n\r\n" + bytes(960_000))
+        started = time.monotonic()
+        assert status(drain(stopped)) == 408
+        assert time.monotonic() - started < 8
+
+
 def test_slow_rests_of_refused_bodies_are_closed(service: Running) -> None:
     with service.dial() as slow:
         slow.sendall(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")

@@ -209,6 +209,14 @@ def test_compressed_bodies_are_refused(service: Running) -> None:
 def test_an_option_twice_is_refused(service: Running, photo: bytes) -> None:
     body, kind = form(photo, format="png")
     assert service.post(f"{SEGMENT}?format=png", body, kind).status == 400
+    reply = service.post(f"{SEGMENT}?format=png&format=json", photo)
+    assert (reply.status, "'format' is in the query twice" in reply.error) == (400, True)
+
+
+def test_a_format_that_is_no_text_is_refused(service: Running) -> None:
+    reply = service.post_json(SEGMENT, {"image": "", "format": ["png"]})
+    assert reply.status == 422
+    assert "format" in reply.error
 
 
 def test_images_are_not_read_from_paths_and_addresses(service: Running) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import foveal
 from foveal.serving.replies import RefusalError
 from foveal.serving.tensors import Inference, read_inference, write_inference
-from helpers.services import Running
+from helpers.pictures import encoded
+from helpers.services import Running, running
 
 MODEL = "efficientvit_b0.camvid"
 client_library = pytest.importorskip("tritonclient.http")
@@ -74,6 +77,10 @@ def test_upscaled_images(client: Any, pixels: np.ndarray) -> None:
     expected = foveal.load("efficientvit_sr.x2", runtime="onnxruntime", threads=1)(pixels).image
     result = client.infer("up", [image_input(pixels[None], "UINT8", True)])
     assert (result.as_numpy("upscaled")[0] == expected).all()
+    with_alpha, deep = np.dstack([pixels, pixels[..., 0]]), pixels[..., 0].astype(np.uint16) << 8
+    for content in (encoded(Image.fromarray(picture), "PNG") for picture in (with_alpha, deep)):
+        with pytest.raises(client_library.InferenceServerException, match="send RGB of 8 bits"):
+            client.infer("up", [image_input(np.array([content], object), "BYTES", True)])
 
 
 def test_mistakes_reach_the_client(client: Any, pixels: np.ndarray, photo: bytes) -> None:
@@ -88,6 +95,15 @@ def test_mistakes_reach_the_client(client: Any, pixels: np.ndarray, photo: bytes
     for model, values, datatype, words in wrong:
         with pytest.raises(client_library.InferenceServerException, match=words):
             client.infer(model, [image_input(values, datatype, True)])
+
+
+def test_a_request_is_no_larger_than_the_queue() -> None:
+    """Otherwise it could never be answered, and its client would try again for ever."""
+    tensor = {"name": "image", "datatype": "UINT8", "shape": [3, 32, 32, 3], "data": [0] * (3 * 32 * 32 * 3)}
+    with running("bicubic.x2", "--queue", "2") as service:
+        reply = service.post_json("/v2/models/bicubic.x2/infer", {"inputs": [tensor]})
+    assert reply.status == 400
+    assert "3 images: give 1 to 2 at once" in reply.error
 
 
 def test_json_files_are_base64(service: Running, photo: bytes, pixels: np.ndarray) -> None:
@@ -110,7 +126,15 @@ def test_json_files_are_base64(service: Running, photo: bytes, pixels: np.ndarra
         ({"inputs": [{"name": "x", "datatype": {}, "shape": [1], "data": [1]}]}, "datatype '{}'"),
         ({"inputs": [{"name": "x", "datatype": "UINT9", "shape": [1], "data": [1]}]}, "datatype 'UINT9'"),
         ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [2], "data": [1]}]}, "1 values for shape"),
-        ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [256]}]}, "out of the range of UINT8"),
+        (
+            {"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [256]}]},
+            "values that UINT8 does not have",
+        ),
+        ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [2], "data": [300.0, 1]}]}, "UINT8 does not have"),
+        ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": [1.5]}]}, "UINT8 does not have"),
+        ({"inputs": [{"name": "x", "datatype": "INT64", "shape": [1], "data": [math.nan]}]}, "INT64 does not have"),
+        ({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1e40]}]}, "FP32 does not have"),
+        ({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [9], "data": []}]}, "9 images: give 1 to 8 at once"),
         ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1], "data": ["a"]}]}, "cannot be read as UINT8"),
         ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [2], "data": [[1], [2, 3]]}]}, "cannot be read"),
         ({"inputs": [{"name": "x", "datatype": "UINT8", "shape": [1]}]}, "no data"),
@@ -133,13 +157,13 @@ def test_json_files_are_base64(service: Running, photo: bytes, pixels: np.ndarra
 )
 def test_requests_that_cannot_be_read(content: Any, words: str) -> None:
     with pytest.raises(RefusalError, match=words):
-        read_inference(json.dumps(content).encode(), None)
+        read_inference(json.dumps(content).encode(), None, 8)
 
 
 @pytest.mark.parametrize("header", ["-1", "x", "99", "٣", "1e3", "9" * 30])
 def test_wrong_lengths_of_the_json_part(header: str) -> None:
     with pytest.raises(RefusalError, match="Inference-Header-Content-Length"):
-        read_inference(b'{"inputs": []}', header)
+        read_inference(b'{"inputs": []}', header, 8)
 
 
 def test_binary_data_of_the_wrong_size() -> None:
@@ -147,7 +171,7 @@ def test_binary_data_of_the_wrong_size() -> None:
     head = json.dumps({"inputs": [tensor]}).encode()
     for tail in (b"\x00\x00\x00\x00\xff\xff\xff\xff", b"\x05\x00\x00\x00abcd", b"\x00" * 9):
         with pytest.raises(RefusalError, match="binary data"):
-            read_inference(head + tail, str(len(head)))
+            read_inference(head + tail, str(len(head)), 8)
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16", "float32", "float64"])
@@ -159,6 +183,6 @@ def test_tensors_survive_the_way_there_and_back(dtype: str, binary: bool) -> Non
     head = json.loads(answer.content[: int(length)] if length else answer.content)
     tail = answer.content[int(length) :] if length else b""
     body = json.dumps({"inputs": head["outputs"]}).encode()
-    found = read_inference(body + tail, str(len(body))).inputs["x"]
+    found = read_inference(body + tail, str(len(body)), 8).inputs["x"]
     assert found.dtype == array.dtype
     assert (found == array).all()

@@ -177,6 +177,35 @@ def test_other_models_are_refused_in_one_line(name: str, options: dict[str, Any]
         derive(foveal.create_model(name, task="segment", **options).eval(), 256, 256, upsample=False)
 
 
+@pytest.mark.parametrize(
+    ("index", "refused"),
+    [
+        ((slice(None), slice(None), slice(0, 40), slice(0, 30)), False),
+        ((..., slice(0, 40), slice(0, 30)), False),
+        ((slice(None), slice(0, 2)), True),
+        ((slice(None), slice(0, 2), slice(0, 40), slice(0, 30)), True),
+        ((slice(None), slice(None), slice(0, 40)), True),
+        ((slice(0, 1),), True),
+    ],
+)
+def test_parts_of_a_map(index: tuple[Any, ...], refused: bool) -> None:
+    """Of height and width only: a part of the channels must not be taken for one of the places."""
+
+    class Part(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x)[index]
+
+    if refused:
+        with pytest.raises(ConfigError, match="it takes the part"):
+            derive(Part().eval(), 64, 64)
+    else:
+        compare(Part().eval(), torch.randn(1, 3, 64, 64), (16, None))
+
+
 def test_images_below_the_smallest_size_are_refused() -> None:
     with pytest.raises(InputError, match="31x64"):
         derive(segmenter(B), 31, 64, upsample=False)

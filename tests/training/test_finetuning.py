@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,7 @@ OWN = Preprocess((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), (48, 48), resample="bilinear"
         ({"crop": (64, 64)}, Preprocess(size=(64, 64), crop_ratio=0.875)),
         ({"crop": 96, "crop_ratio": 1.0}, Preprocess(size=(96, 96), crop_ratio=1.0)),
         ({"weights": "own"}, OWN),
-        ({"weights": "own", "crop": 64}, Preprocess(OWN.mean, OWN.std, (64, 64), crop_ratio=0.875)),
+        ({"weights": "own", "crop": 64}, dataclasses.replace(OWN, size=(64, 64), crop_ratio=0.875)),
         ({"weights": "masks"}, Preprocess(size=(224, 224), crop_ratio=0.95)),
     ],
 )

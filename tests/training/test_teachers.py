@@ -108,6 +108,8 @@ def test_classifiers_learn_with_mixed_images(classes: Path, tmp_path: Path) -> N
         out = tmp_path / f"run{len(distil)}"
         run = train(classes, out, teacher=ref, distil=distil, augment={"mixup": 0.5, "cutmix": 1.0}, **more)
         assert np.isfinite(run.losses).all()
+    run = train(classes, tmp_path / "sizes", teacher=ref, sizes=[32, 64], **more)
+    assert np.isfinite(run.losses).all()
 
 
 @pytest.mark.parametrize("distil", [{"logits": 1.0}, {"hard": 1.0}])

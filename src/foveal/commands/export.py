@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, DependencyError, ExportError
@@ -34,7 +35,7 @@ def export(
     ref
         Bundled name, checkpoint or training run.
     others
-        Further models, of which the files or the site of --to web go to the same folder.
+        Further models; their files, or the site of --to web, go to the same folder.
     to
         Formats, separated by commas: onnx, openvino, executorch, litert, coreml, tensorrt, native for the CPU engine,
         samexporter for annotation programs, or web: a folder with a page that runs models in the browser.
@@ -77,7 +78,8 @@ def export(
             and not Path(each).exists()
         ):
             raise ConfigError(f"{each}: no such file; to choose the name of what is written, write --output {each}")
-        load_model(each)
+    if others:
+        _check_different_names(refs)
     if output is not None:
         if len(formats) > 1 or others:
             ensure_folder(output)
@@ -104,3 +106,23 @@ def export(
     if json:
         print_json(reports[0] if one else {"files": reports, "errors": errors})
     return 1 if errors else 0
+
+
+def _check_different_names(refs: Sequence[str]) -> None:
+    """Check that the files of no two models have the same name; this also opens every model.
+
+    Raises:
+        ConfigError: two models have the same name and tag.
+    """
+    from .. import load_model
+    from ..info import info_of
+
+    names: dict[str, str] = {}
+    for each in refs:
+        name = info_of(load_model(each)).file_stem
+        if name in names:
+            raise ConfigError(
+                f"{names[name]} and {each} would be written to files of the same name, {name}: export one at a time, "
+                "with --output"
+            )
+        names[name] = each

@@ -114,7 +114,11 @@ def _oddity(annotation: Annotation, segmentation: Any, size: Size | None) -> str
     try:
         if size and any(_leaves(part, size) for part in segmentation):
             return "leave the image, where they are cut off"
-    except (TypeError, ValueError):  # other forms of polygons, or damage that reading the image will refuse
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+    ):  # other forms of polygons, or damage that reading the image will refuse
         pass
     return ""
 

@@ -145,7 +145,10 @@ def _tasks(file: Path) -> list[tuple[list[str], _Task]]:
 
 def _places(url: str) -> list[str]:
     """Paths of an image from the address that Label Studio has for it, the most particular first."""
-    parts = urlsplit(url.replace("\\", "/"))
+    try:
+        parts = urlsplit(url.replace("\\", "/"))
+    except ValueError:  # a text that is no address
+        return []
     path = unquote(parts.path)
     if local := parse_qs(parts.query).get("d"):  # /data/local-files/?d=photos/a.jpg
         path = local[0]

@@ -169,7 +169,7 @@ def _read_objects(ids: Mapping[str, int], image: Path, file: Path, size: Size) -
                 group = number if shape.get("group_id") is None else (label, as_id(shape["group_id"]))
                 groups.setdefault(group, (name, ids[label], []))[2].append(polygon)
         outlines += [Outline(name, category, polygon_runs(parts, size)) for name, category, parts in groups.values()]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{file}: damaged annotation of {image.name} ({name}: {error})") from error
     return outlines
 

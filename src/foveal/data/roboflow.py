@@ -55,7 +55,7 @@ def find_pairs(
         folder = next(iter(folders.values())) if drawn else folders[split]
         files = images_in(folder)
         masks = [path for path in files if path.suffix.lower() == ".png" and path.stem.endswith(_ENDING)]
-        images = by_stem((path for path in files if path not in set(masks)), folder)
+        images = by_stem(sorted(set(files) - set(masks)), folder)
         found, unmatched = match_files(images, [by_stem(masks, folder, _ENDING)], ("image", "mask"), excluded)
         if drawn:
             names = draw_splits((image.stem for image, _ in found), described)[split]
@@ -82,7 +82,11 @@ def read_classes(root: Path) -> dict[int, str]:
 
 def _read_table(file: Path) -> Mapping[int, str]:
     classes: dict[int, str] = {}
-    for number, row in enumerate(csv.reader(read_text(file).splitlines()), start=1):
+    try:
+        rows = list(csv.reader(read_text(file).splitlines()))
+    except csv.Error as error:
+        raise DataError(f"{file}: {error}") from None
+    for number, row in enumerate(rows, start=1):
         if not row or (number == 1 and not row[0].strip().isdecimal()):  # the heading
             continue
         identifier, name = row[0].strip(), ",".join(row[1:]).strip()

@@ -199,7 +199,7 @@ class TarStream:
         if "cls" not in members:
             return None
         text = members["cls"].decode("ascii", "replace").strip()
-        if not text.isdigit() or (self.labels.names and int(text) >= len(self.labels.names)):
+        if not (text.isdecimal() and len(text) < 10) or (self.labels.names and int(text) >= len(self.labels.names)):
             count = f" below {len(self.labels.names)}" if self.labels.names else ""
             raise DataError(f"{where}.cls: {text[:20]!r} is not a class index{count}")
         return int(text)

@@ -91,7 +91,8 @@ def note_unlisted(root: Path, described: DatasetFile) -> tuple[str, ...]:
     if folder is None or not lists:
         return ()
     listed = {name for path in lists for name in _read_lines(path)}
-    masks = by_stem((p for p in images_in(folder, deep=True) if p not in described.excluded(root)), folder)
+    excluded = described.excluded(root)
+    masks = by_stem((p for p in images_in(folder, deep=True) if p not in excluded), folder)
     unlisted = sorted(masks.keys() - listed)
     if not unlisted:
         return ()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, OutOfMemoryError
 from .binding import Binding, bind
 from .library import load_library
 from .packing import Packed
@@ -93,7 +93,7 @@ class Engine:
             finally:
                 self._give_back(shapes, binding)
         except MemoryError as error:
-            raise InputError(f"images of {shapes[0]}: not enough memory: use a smaller image or batch") from error
+            raise OutOfMemoryError(f"images of {shapes[0]}: not enough memory: use a smaller image or batch") from error
         return results, binding, seconds
 
     def _take(self, shapes: tuple[tuple[int, ...], ...]) -> Binding:

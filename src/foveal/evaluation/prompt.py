@@ -212,7 +212,7 @@ class PromptEvaluator:
     def score(self, index: int, image: str) -> ImageObjects | None:
         """Encode one image and score the masks of its objects; ``None`` if it has no object of a pixel or more."""
         pixels, instances = self.samples[index]
-        instances = [instance for instance in instances if instance.area >= 1]
+        instances = [instance for instance in instances if instance.mask.any()]  # the stated area may be wrong
         if not instances:
             return None
         start = time.perf_counter()

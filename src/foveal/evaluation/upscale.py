@@ -16,14 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..data.degradation import degraded
+from ..data.degradation_ranges import check_ranges_of
 from ..data.layout import describe
 from ..data.super_resolution import SuperResolutionData, sets_of
-from ..errors import ConfigError, DataError, nearest
+from ..errors import ConfigError, DataError
 from ..prediction.predictor import Predictor
 from .fidelity import UpscaleScores, fidelity, for_json
 from .report import REPORT, Part, Table, skipped_rows, write_csv, write_json
-
-_DEGRADATIONS = ("blur", "noise", "jpeg")
 
 
 @dataclass(frozen=True)
@@ -151,13 +150,11 @@ class UpscaleEvaluator:
     ) -> None:
         self.predictor, self.scale = predictor, int(predictor.info.options["scale"])
         training = predictor.info.notes.get("config", {})
-        if degradation is None:
-            degradation = {name: tuple(ends) for name, ends in training.get("degradation", {}).items()}
-        for name in degradation:
-            if name not in _DEGRADATIONS:
-                raise ConfigError(f"degradation: unknown name {name!r}{nearest(name, _DEGRADATIONS)}")
-        self.degradation = degradation
-        names = [split] if split else _untrained_sets(Path(data), training.get("splits", ()))
+        own = degradation is None
+        ranges = training.get("degradation", {}) if own else degradation
+        self.degradation = check_ranges_of(ranges, f"degradation in {predictor.info.ref}" if own else "degradation")
+        trained = training.get("splits", ())
+        names = [split] if split else _untrained_sets(Path(data), trained if isinstance(trained, list | tuple) else ())
         self.sets = [self._open_set(data, name) for name in names]
         self.parts: Sequence[Part[PictureScore]] = [
             Part(name, samples, partial(self.score, samples)) for name, samples in zip(names, self.sets, strict=True)

@@ -142,7 +142,7 @@ def export(
     source = _prepare(model, upsample, limits.size if limits.size and limits.fixed else size, limits)
     options = Options(half or format.site is not None, opset or OPSET)
     site = format.site(Path(output or SITE), source.info) if format.site else None
-    path = site.model_path(format.suffixes[0]) if site else _output_file(output, source.info.ref, format)
+    path = site.model_path(format.suffixes[0]) if site else _output_file(output, source.info.file_stem, format)
     source = dataclasses.replace(source, info=_with_file(source.info, options, bake))
     make = format.graphs or GRAPHS[source.info.task]
     graphs = [graph for graph in make(source) if graph.part in ("", *format.parts)]
@@ -160,11 +160,11 @@ def _with_file(info: ModelInfo, options: Options, bake: bool) -> ModelInfo:
     return info.replace(notes=info.notes | {"file": facts | ({"baked": True} if bake else {})})
 
 
-def _output_file(output: str | Path | None, ref: str, format: Format) -> Path:
+def _output_file(output: str | Path | None, stem: str, format: Format) -> Path:
     """The file to write: of the model's name in the current folder, or in ``output`` if that is a folder."""
     path = Path(output) if output is not None else Path()
     if path.is_dir() and path.suffix != format.suffixes[0]:
-        return path / f"{ref}{format.suffixes[0]}"
+        return path / f"{stem}{format.suffixes[0]}"
     if not path.name.endswith(format.suffixes[0]):
         raise ConfigError(f"output {path}: {format.name} files end in {format.suffixes[0]}")
     return path

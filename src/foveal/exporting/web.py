@@ -117,7 +117,7 @@ class Site:
 
     def model_path(self, suffix: str) -> Path:
         """Where the files of the model go; those of its parts stand beside it."""
-        return self.folder / "models" / f"{self.info.ref}{suffix}"
+        return self.folder / "models" / f"{self.info.file_stem}{suffix}"
 
     def finish(self, report: ExportReport) -> ExportReport:
         """Write the page around the files of a report; the report then counts all files that the model needs."""
@@ -179,9 +179,14 @@ def _site_of(folder: Path) -> dict[str, Any]:
         return {}
     try:
         site = parse_json(file.read_bytes())
-        if site["engine"] != "browser" or not all(isinstance(model["files"], dict) for model in site["models"]):
+        if site["engine"] != "browser" or not isinstance(site["runtime"], dict):
             raise ValueError("no site for browsers")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for model in site["models"]:
+            if not isinstance(model["task"], str) or not all(
+                isinstance(file["path"], str) for file in model["files"].values()
+            ):
+                raise ValueError("a model without task or files")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{file} cannot be used ({error}): give --output an empty folder or a new one") from error
     return site
 

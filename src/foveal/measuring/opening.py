@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -201,10 +202,20 @@ def _export(source: str, suffixes: Sequence[str], folder: Path) -> str:
     if format is None:
         raise ConfigError(f"{source}: Foveal writes no {' or '.join(suffixes)} files: give an exported file")
     name = re.sub(r"\W+", "_", source.removeprefix(str(folder))).strip("_")
+    name += f".{_version(Path(source))}"  # names of several checkpoints may be equal up to their signs
     suffix = format.suffixes[0]
     files = [folder / f"{name}{part}{suffix}" for part in ("", ".encoder")]  # of promptable models, the encoder's
     written = next((path for path in files if path.exists()), None)
     return str(written or export(source, format.name, output=files[0]).path)
+
+
+def _version(source: Path) -> str:
+    """What differs between checkpoints, and between the contents that one has at different times."""
+    facts = [str(source.absolute())]
+    if source.exists():
+        status = source.stat()
+        facts += [str(status.st_size), str(status.st_mtime_ns)]
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()[:8]
 
 
 # ---- what is timed

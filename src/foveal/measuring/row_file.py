@@ -126,17 +126,19 @@ def read_rows(path: Path) -> list[Measured]:
 def _lines(path: Path) -> Iterator[tuple[Row, Row | None]]:
     """Every machine with ``None``, and every row with the machine whose line stands above it."""
     try:
-        content = path.read_bytes()
-        whole, _, rest = content.rpartition(b"\n")
-        if rest and whole:
-            os.truncate(path, len(whole) + 1)
+        whole, _, rest = path.read_bytes().rpartition(b"\n")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     if not whole:
         raise DataError(f"{path}: not a file of measurements; give a new name")
+    parsed = [_parse(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
+    if rest:  # only now: before, it could be any file
+        try:
+            os.truncate(path, len(whole) + 1)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
     where: Row = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        row = _parse(path, number, line)
+    for number, row in enumerate(parsed, 1):
         if row["kind"] == _MACHINE:
             where = {name: value for name, value in row.items() if name != "kind"}
             yield where, None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, OutOfMemoryError
 from .devices import cpu_count
 from .runner import Runner
 
@@ -160,7 +160,10 @@ class Batches:
         if len(images) <= 1 or not self._stacks:
             return None
         with suppress(InputError):  # one by one, the image that cannot be used has the error alone
-            outputs = self.runner(np.concatenate(images))
+            try:
+                outputs = self.runner(np.concatenate(images))
+            except OutOfMemoryError:  # a smaller batch may run, and the next one of this size, too
+                return None
             if len(outputs) == len(images):
                 return [outputs[index : index + 1] for index in range(len(images))]
         self._stacks = False

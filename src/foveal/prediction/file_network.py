@@ -13,7 +13,7 @@ from typing import Any, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, OutOfMemoryError, is_out_of_memory
 
 Content: TypeAlias = Path | bytes  #: a file, or what is in it
 Outputs: TypeAlias = dict[str, NDArray[np.float32]]  #: by name, in the order of the file
@@ -91,7 +91,7 @@ class FileNetwork:
         """Run the network: outputs by name for inputs by name.
 
         Raises:
-            InputError: it cannot run on these inputs.
+            InputError: it cannot run on these inputs; OutOfMemoryError: there is not enough memory.
             CheckpointError: in a forked process, the file cannot be opened again.
         """
         network = self.network
@@ -99,7 +99,8 @@ class FileNetwork:
             return network(feed)
         except Exception as error:  # out of memory, or a size that the file does not accept
             shapes = " and ".join(str(value.shape) for value in feed.values())
-            raise InputError(f"the network cannot run on {shapes}: {first_line(error)}") from error
+            kind = OutOfMemoryError if is_out_of_memory(error) else InputError
+            raise kind(f"the network cannot run on {shapes}: {first_line(error)}") from error
 
     def _contents(self) -> tuple[bytes, ...]:
         """What is in the files.

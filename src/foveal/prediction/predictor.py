@@ -29,7 +29,7 @@ from .options import Options
 from .prompting import Embedding, open_embedding
 from .regress import RegressResult
 from .results import ClassifyResult, SegmentResult, UpscaleResult, class_names
-from .runner import PromptRunner, Runner
+from .runner import PromptRunner, Runner, check_finite
 from .segmenting import prepare_map
 from .tiles import MIN_SIZE, check_segment_tiles
 from .upscaling import Enlarger, prepare_picture
@@ -214,8 +214,18 @@ class Predictor:
         chosen.check(info, batch_size)
         return chosen
 
+    def _check_answers_with(self, prepare: Callable[..., Prepared]) -> None:
+        """Check that a method is the one for the model's task.
+
+        Raises:
+            ConfigError: it is for another task.
+        """
+        if _ANSWERS.get(self.info.task) is not prepare:
+            raise ConfigError(f"{self.info.ref or 'this model'} is for {self.info.task!r}: call predictor(image)")
+
     def classify(self, image: ImageLike) -> ClassifyResult:
         """Classify one image; see :meth:`__call__`."""
+        self._check_answers_with(Predictor._prepare_classify)
         return self._prepare_classify(image, Options()).run(self.runner)
 
     def _prepare_classify(self, image: ImageLike, options: Options) -> Prepared:
@@ -232,12 +242,14 @@ class Predictor:
 
         Raises:
             CheckpointError: the network's output has another shape than its description says.
+            InputError: it has values that are not finite.
         """
         if output.ndim != ndim or len(output) != 1 or output.shape[1] != (self.info.num_classes or output.shape[1]):
             raise CheckpointError(
                 f"{self.info.ref}: the network gives an output of shape {output.shape} instead of one for "
                 f"{self.info.num_classes} classes or channels: its description is of another model"
             )
+        check_finite(output)
         return output[0]
 
     def encode(self, image: ImageLike) -> Embedding:
@@ -309,6 +321,7 @@ class Predictor:
         progress: Report | None = None,
     ) -> SegmentResult:
         """Segment one image; see :meth:`__call__`."""
+        self._check_answers_with(Predictor._prepare_segment)
         options = self._options(None, tile=tile, overlap=overlap, flip=flip, scales=scales, progress=progress)
         return self._prepare_segment(image, options).run(self.runner)
 
@@ -319,6 +332,7 @@ class Predictor:
         self, image: ImageLike, *, tile: int | None = None, overlap: int | None = None, progress: Report | None = None
     ) -> RegressResult:
         """Predict the values of each pixel of one image; see :meth:`__call__`."""
+        self._check_answers_with(Predictor._prepare_regress)
         options = self._options(None, tile=tile, overlap=overlap, progress=progress)
         return self._prepare_regress(image, options).run(self.runner)
 
@@ -373,6 +387,7 @@ class Predictor:
             ConfigError: ``exact`` with an exported file (except weights of the package in ONNX Runtime), or with a
                 network that cannot be computed in pieces.
         """
+        self._check_answers_with(Predictor._prepare_upscale)
         options = self._options(None, tile=tile, overlap=overlap, exact=exact, progress=progress)
         return self._prepare_upscale(image, options).run(self.runner)
 

@@ -77,10 +77,14 @@ class SegmentResult:
 
     def shares(self) -> list[tuple[str, float, float]]:
         """(class name, share of the pixels, mean probability there) of every class that occurs, largest share first."""
+        return [(self.names[index], share, confidence) for index, share, confidence in self.indexed_shares()]
+
+    def indexed_shares(self) -> list[tuple[int, float, float]]:
+        """As :meth:`shares`, with the index of the class; several classes may have one name."""
         count = np.bincount(self.mask.ravel(), minlength=len(self.names))
         total = np.bincount(self.mask.ravel(), weights=self.scores.ravel(), minlength=len(self.names))
-        order = [i for i in np.argsort(-count, kind="stable") if count[i]]
-        return [(self.names[i], float(count[i] / self.mask.size), float(total[i] / count[i])) for i in order]
+        order = [int(i) for i in np.argsort(-count, kind="stable") if count[i]]
+        return [(i, float(count[i] / self.mask.size), float(total[i] / count[i])) for i in order]
 
     def overlay(
         self, alpha: float = 0.5, *, contours: bool = False, legend: bool = False, distinct: bool = False

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import assets
+from ..errors import InputError
 from ..info import ModelInfo
 from ..weights.references import find_local
 
@@ -30,6 +31,18 @@ class Runner(Protocol):
             ``(B, 256, 64, 64)`` of promptable models.
         """
         ...
+
+
+def check_finite(output: NDArray[np.float32]) -> None:
+    """Refuse the output of a network if it has NaN or infinite values, from which no result follows.
+
+    Raises:
+        InputError: it has.
+    """
+    if not np.isfinite(output.max() - output.min()):  # faster than isfinite of every value
+        raise InputError(
+            "the network's output has values that are not finite numbers: compute in float32, or check its weights"
+        )
 
 
 class PromptRunner(Protocol):

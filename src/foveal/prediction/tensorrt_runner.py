@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,15 @@ class TensorRTNetwork:
                     f"{settings.name}: this engine is of another GPU or version of TensorRT: export the model again"
                 )
             self.context: Any = self.engine.create_execution_context()
+        self._lock = threading.Lock()  # the context holds the shapes and addresses of one run
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         self.outputs = [name for name in names if self.engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
 
     def __call__(self, feed: Mapping[str, NDArray[Any]]) -> Outputs:
+        with self._lock:
+            return self._run(feed)
+
+    def _run(self, feed: Mapping[str, NDArray[Any]]) -> Outputs:
         import torch
 
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)).to(self.device) for name, value in feed.items()}

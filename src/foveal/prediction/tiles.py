@@ -13,7 +13,7 @@ from ..errors import CheckpointError, InputError
 from ..images.reading import Picture
 from ..images.resampling import interpolated
 from ..progress import Report
-from .runner import Runner
+from .runner import Runner, check_finite
 
 MIN_SIZE = 32  #: smallest side that networks accept; smaller images are padded
 WHOLE = 512 * 1024  #: pixels of the largest image that is upscaled in one piece by default
@@ -117,6 +117,7 @@ def upscale_window(runner: Runner, window: NDArray[np.float32], scale: int) -> N
 
     Raises:
         CheckpointError: the network has another scale.
+        InputError: its output has values that are not finite.
     """
     height, width = window.shape[:2]
     margin = ((0, max(0, MIN_SIZE - height)), (0, max(0, MIN_SIZE - width)), (0, 0))
@@ -128,6 +129,7 @@ def upscale_window(runner: Runner, window: NDArray[np.float32], scale: int) -> N
             f"the network gives {output.shape} instead of {expected}, which its description (scale {scale}) promises: "
             "export the model again"
         )
+    check_finite(output)
     return output[:, : height * scale, : width * scale].transpose(1, 2, 0)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from ..errors import InputError, OutOfMemoryError, is_out_of_memory
 from ..factory.load_model import load_model
 from ..info import info_of
 from ..weights.references import find_local
@@ -49,7 +49,8 @@ def _inference() -> Iterator[None]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if "forked subprocess" in reason:
             reason = "a forked process cannot use the GPU of its parent: start processes with 'spawn', or load it there"
-        raise InputError(f"the network cannot run: {reason}") from error
+        kind = OutOfMemoryError if is_out_of_memory(error) else InputError
+        raise kind(f"the network cannot run: {reason}") from error
 
 
 def _after_fork() -> None:

@@ -82,8 +82,7 @@ def prepare_picture(picture: Picture, network: Enlarger, options: Options) -> Pr
     height, width = pixels.shape[:2]
     small = height * width <= WHOLE and network.limits.fits(height, width)
     if options.tile is not None or options.exact or not small or min(height, width) < MIN_SIZE:
-        bands = network.bands(picture, options)  # nothing runs yet
-        return Prepared(None, lambda _: _join(picture, scale, bands), pixels.nbytes)
+        return Prepared(None, lambda _: _join(picture, scale, network.bands(picture, options)), pixels.nbytes)
 
     def finish(output: NDArray[np.float32]) -> UpscaleResult:
         def enlarge(window: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,11 +5,12 @@ Only https, only hosts of a list, only public addresses, resolved once; redirect
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import ipaddress
 import socket
 import ssl
-import time
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
@@ -43,7 +44,7 @@ class Fetcher:
     Attributes:
         hosts: allowed names, ``name`` or ``name:port``; empty: no address is allowed.
         max_bytes: largest file.
-        seconds: for one file.
+        seconds: for one file, from the connection to its last byte.
         allows: whether an IP address may be connected to.
         tls: how servers are verified.
     """
@@ -64,15 +65,27 @@ class Fetcher:
         address = self._resolve(host, port)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection = _Pinned(host, port, address, self.tls)
+        clock = threading.Timer(self.seconds, connection.abort)
+        clock.daemon = True
+        clock.start()
         try:
             connection.request(
                 "GET", path, headers={"Accept": "image/*", "User-Agent": "foveal", "Connection": "close"}
             )
-            return self._read(connection.getresponse(), host)
+            content = self._read(connection.getresponse(), host)
         except (OSError, http.client.HTTPException, ValueError) as error:
+            if connection.aborted:
+                raise self._too_slow(host) from error
             raise InputError(f"url: {host} cannot be read ({' '.join(str(error).split()) or 'no answer'})") from error
         finally:
+            clock.cancel()
             connection.close()
+        if connection.aborted:
+            raise self._too_slow(host)
+        return content
+
+    def _too_slow(self, host: str) -> InputError:
+        return InputError(f"url: {host} takes longer than {self.seconds:g} s")
 
     def _check(self, url: str) -> tuple[SplitResult, str, int]:
         """Parts, host and port of an allowed address."""
@@ -110,13 +123,13 @@ class Fetcher:
         if response.status != 200:
             kind = "a redirect, which is not followed" if 300 <= response.status < 400 else "no image"
             raise InputError(f"url: {host} answers with status {response.status}, {kind}")
-        end, content = time.monotonic() + self.seconds, bytearray()
+        content = bytearray()
         while part := response.read1(_PART):
             content += part
             if len(content) > self.max_bytes:
                 raise InputError(f"url: larger than the limit of {self.max_bytes >> 20} MiB")
-            if time.monotonic() > end:
-                raise InputError(f"url: {host} takes longer than {self.seconds:g} s")
+        if response.length:  # what is missing of the announced length
+            raise InputError(f"url: {host} cannot be read (it ends {response.length} bytes early)")
         return bytes(content)
 
 
@@ -125,15 +138,27 @@ class _Pinned(http.client.HTTPSConnection):
 
     def __init__(self, host: str, port: int, address: str, tls: ssl.SSLContext) -> None:
         super().__init__(host, port, timeout=_STEP, context=tls)
-        self.address, self.tls = address, tls
+        self.address, self.tls, self.aborted = address, tls, False
+        self.opened: socket.socket | None = None  # also when the response has taken over ``sock``
 
     def connect(self) -> None:
         plain = socket.create_connection((self.address, self.port), self.timeout)
         try:
-            self.sock = self.tls.wrap_socket(plain, server_hostname=self.host)
+            self.sock = self.tls.wrap_socket(plain, server_hostname=self.host, do_handshake_on_connect=False)
         except BaseException:
             plain.close()
             raise
+        self.opened = self.sock
+        self.sock.do_handshake()
+
+    def abort(self) -> None:
+        """End it, from another thread: a limit for each wait would not bound a host that sends a byte now and then."""
+        self.aborted = True
+        if self.opened is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(
+                    self.opened, socket.SHUT_RDWR
+                )  # the one of TLS would change what the reader uses
 
 
 def parse_hosts(hosts: list[str]) -> frozenset[str]:

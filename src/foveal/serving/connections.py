@@ -39,6 +39,7 @@ class Connection(H11Protocol):
         super().__init__(*args, **kwargs)
         self.phase, self.since = "head", time.monotonic()
         self.moved = 0  # bytes received or sent in this phase
+        self.received = self.since  # when bytes came last
         self.unsent = 0  # bytes that the client has not taken yet, at the last look
         self.refused = False  # by an answer that waits for the brake
 
@@ -53,6 +54,7 @@ class Connection(H11Protocol):
         if self.refused or self.transport.is_closing():
             return  # of a client that does not read why
         self.moved += len(data)
+        self.received = time.monotonic()
         if self.conn.their_state is h11.IDLE and self._is_too_large(data):
             self.metrics.rejected.labels("size").inc()
             self._refuse_slowly(431, f"above {MAX_HEADERS} headers or {HEADER_BYTES >> 10} KiB of them")
@@ -129,7 +131,11 @@ class Connection(H11Protocol):
         elif self.phase == "body":
             if self.flow.read_paused:  # the service reads slowly, not the client
                 self.since += _STEP
-            elif waited > limits.body_seconds + (granted if self._has_length else 0):
+                self.received = now
+            elif (  # a large body that is nearly complete must not be held until its time is over
+                waited > limits.body_seconds + (granted if self._has_length else 0)
+                or now - self.received > limits.body_seconds
+            ):
                 self._refuse_slow("the body of the request")
         elif self.phase == "rest" and waited > _LINGER:
             self.transport.close()

@@ -7,7 +7,6 @@ data. The tensor "image" is one image or several of one size, as pixels or, of t
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,6 +65,19 @@ def _prompted(predictor: Predictor, image: Any, inputs: Arrays) -> Any:
     return result
 
 
+def _upscaled(result: Any) -> Arrays:
+    """The enlarged image, as the metadata describe it.
+
+    Raises:
+        RefusalError: 422, it has 16 bits or alpha.
+    """
+    if result.image.dtype != np.uint8 or result.image.shape[2] != 3:
+        raise RefusalError(
+            422, "images with 16 bits or alpha have results that these tensors cannot hold: send RGB of 8 bits"
+        )
+    return {"upscaled": result.image}
+
+
 def _masks(result: Any) -> Arrays:
     if result.many:  # the best mask of each prompt
         return {"masks": result.best, "iou": result.iou.reshape(len(result.low_res), -1).max(1)}
@@ -83,7 +95,7 @@ PROTOCOLS = {
     ),
     "upscale": Protocol(
         lambda predictor: (Spec("upscaled", "UINT8", (-1, -1, -1, 3)),),
-        lambda result: {"upscaled": result.image},
+        _upscaled,
     ),
     "prompt": Protocol(
         lambda predictor: (Spec("masks", "BOOL", (-1, -1, -1, -1)), Spec("iou", "FP32", (-1, -1))),
@@ -162,15 +174,15 @@ def image_spec(predictor: Predictor) -> Spec:
 async def _infer(service: Service, model: str, request: Request) -> Response:
     served = service.find(model)
     request.state.facts |= {"model": served.name, "call": "infer"}
-    lane = service.lanes["images"]
+    lane, most = service.lanes["images"], min(service.limits.batch_size, service.limits.queue)
     lane.check_room()
     refuse_encoding(request)
     with service.bodies.holding() as holding:
         body = await holding.read(request)
-        asked = await asyncio.to_thread(read_inference, body, request.headers.get(HEADER))
+        asked = await asyncio.to_thread(read_inference, body, request.headers.get(HEADER), most)
         predictor = served.predictor
         names = _check_names(predictor, asked)
-        images = _images(asked.inputs["image"], predictor, service.limits.batch_size)
+        images = _images(asked.inputs["image"], predictor, most)
         sizes = [_size(service, image) for image in images]
         request.state.facts |= {"pixels": sum(height * width for height, width in sizes), "bytes": len(body)}
         deadline = time.monotonic() + service.limits.seconds
@@ -263,11 +275,7 @@ def _stacked(name: str, asked: Inference, results: list[Mapping[str, NDArray[Any
     if any(len({result[each].shape for result in results}) > 1 for each in chosen):
         raise RefusalError(422, "the images have different sizes, and so their results: send them one by one")
     outputs = {each: np.stack([result[each] for result in results]) for each in chosen}
-    if (
-        sum(math.prod(array.shape) for array in outputs.values()) > _MOST_VALUES
-        and not asked.all_binary
-        and not all(asked.binary.get(each) for each in chosen)
-    ):
+    if sum(array.size for each, array in outputs.items() if not asked.wants_binary(each)) > _MOST_VALUES:
         raise RefusalError(413, f"more than {_MOST_VALUES} values in JSON: ask for binary_data", "size")
     return write_inference(name, asked, outputs)
 

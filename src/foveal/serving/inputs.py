@@ -52,20 +52,31 @@ class Bodies:
         self.limits, self.held = limits, 0
 
     @contextmanager
-    def holding(self) -> Iterator[_Holding]:
+    def holding(self) -> Iterator[Holding]:
         """Count the bytes of a request's body until the request is done."""
-        holding = _Holding(self)
+        holding = Holding(self)
         try:
             yield holding
         finally:
             self.held -= holding.bytes
 
 
-class _Holding:
-    """The body of one request."""
+class Holding:
+    """What one request holds: its body, and an image that is downloaded for it."""
 
     def __init__(self, bodies: Bodies) -> None:
         self.bodies, self.bytes = bodies, 0
+
+    def add(self, count: int) -> None:
+        """Count further bytes.
+
+        Raises:
+            RefusalError: 503, all requests together hold too much.
+        """
+        if self.bodies.held + count > self.bodies.limits.bodies_bytes:
+            raise busy("busy: too many large requests at once", "bodies")
+        self.bytes += count
+        self.bodies.held += count
 
     async def stream(self, request: Request) -> AsyncGenerator[bytes, None]:
         """Parts of the body.
@@ -81,10 +92,7 @@ class _Holding:
             async for part in request.stream():
                 if self.bytes + len(part) > limit:
                     raise _too_large(self.bodies.limits)
-                if self.bodies.held + len(part) > self.bodies.limits.bodies_bytes:
-                    raise busy("busy: too many large requests at once", "bodies")
-                self.bytes += len(part)
-                self.bodies.held += len(part)
+                self.add(len(part))
                 yield part
         except ClientDisconnect:
             raise RefusalError(499, "the client has gone", "cancelled") from None
@@ -112,14 +120,18 @@ def refuse_encoding(request: Request) -> None:
         raise RefusalError(415, f"Content-Encoding {encoding[:40]!r}: send the body as it is")
 
 
-async def read_inputs(request: Request, holding: _Holding) -> Inputs:
+async def read_inputs(request: Request, holding: Holding) -> Inputs:
     """Read the image and the options of a request; options in the query add to those in the body.
 
     Raises:
         RefusalError: the body cannot be read.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    query: dict[str, Any] = dict(request.query_params)
+    query: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name in query:
+            raise RefusalError(400, f"{name!r:.80} is in the query twice: give it once")
+        query[name] = value
     refuse_encoding(request)
     if kind == "multipart/form-data":
         inputs = await _read_form(request, holding)
@@ -139,7 +151,7 @@ async def read_inputs(request: Request, holding: _Holding) -> Inputs:
     return inputs
 
 
-async def _read_form(request: Request, holding: _Holding) -> Inputs:
+async def _read_form(request: Request, holding: Holding) -> Inputs:
     parser = _MemoryParser(
         request.headers, holding.stream(request), max_files=1, max_fields=_FIELDS, max_part_size=_FIELD_BYTES
     )

@@ -16,7 +16,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-from ..errors import FovealError, InputError
+from ..errors import FovealError, is_out_of_memory
 from ..prediction.batching import Batches, Prepared
 from ..prediction.devices import cpu_count
 from .metrics import Metrics
@@ -218,16 +218,20 @@ class Lane:
         """Results of a batch, or an exception in the place of one."""
         batches = running[0][0].batches
         try:
-            return batches.predict([prepared for _, prepared in running])
+            results = batches.predict([prepared for _, prepared in running])
         except Exception as error:
-            if not _out_of_memory(error):
+            if not is_out_of_memory(error):
                 if not isinstance(error, FovealError | RefusalError):
                     _LOG.exception("%s: a network failed", self.name)
                 return [error] * len(running)
+            if len(running) > 1:
+                return [self._results([each])[0] for each in running]
+            results = [error]
+        return [self._refused_for_memory() if is_out_of_memory(each) else each for each in results]
+
+    def _refused_for_memory(self) -> RefusalError:
         self.metrics.out_of_memory.inc()
-        if len(running) == 1:
-            return [busy("not enough memory for this image: try again later, or with a smaller one", "memory", 5)]
-        return [self._results([each])[0] for each in running]
+        return busy("not enough memory for this image: try again later, or with a smaller one", "memory", 5)
 
     def _write(self, work: Work, result: Any) -> None:
         try:
@@ -265,10 +269,3 @@ def _read(work: Work) -> Prepared | BaseException:
         if not isinstance(error, FovealError | RefusalError):
             _LOG.exception("an image cannot be read")
         return error
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Whether memory, of the machine or of a GPU, is the reason."""
-    if isinstance(error, InputError):  # a runtime's own message
-        return "alloc" in str(error).lower() and "memory" in str(error).lower()
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

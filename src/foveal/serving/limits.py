@@ -21,7 +21,8 @@ class Limits:
 
     Attributes:
         max_body: Largest body of a request, in MiB.
-        max_bodies: Bodies of all requests together, in MiB; further requests get 503.
+        max_bodies: Bodies of all requests and images that are downloaded for them, together, in MiB; further requests
+            get 503.
         max_pixels: Largest image, in pixels; a larger one is refused when its header is read.
         seconds: Seconds from a complete request to its answer; after that it gets 504, and is not computed if it is
             still waiting.
@@ -29,7 +30,7 @@ class Limits:
         batch_size: Images of one shape that run at once.
         header_seconds: Seconds in which the first line and the headers of a request must arrive.
         body_seconds: Seconds in which the body must arrive, in addition to the time for its Content-Length at the
-            slowest rate (--min-rate).
+            slowest rate (--min-rate); it is also refused if nothing of it arrives for as long as this.
         sending_seconds: Seconds in which the client must read the answer, in addition to the time at the slowest rate.
         min_rate: Slowest transfer of bodies and answers, in KiB per second.
         idle_seconds: Seconds after which a connection without a request is closed.

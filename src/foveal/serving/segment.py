@@ -21,16 +21,15 @@ class SegmentOptions(Options):
 
 def _json(served: Served, asked: Asked, result: SegmentResult) -> Answer:
     height, width = result.mask.shape
-    index = {name: number for number, name in reversed(list(enumerate(result.names)))}
     classes = [
         {
-            "index": index[name],
-            "name": name,
+            "index": index,
+            "name": result.names[index],
             "share": round(share, 6),
             "confidence": round(confidence, 6),
-            "colour": list(result.palette[index[name]]),
+            "colour": list(result.palette[index]),
         }
-        for name, share, confidence in result.shares()
+        for index, share, confidence in result.indexed_shares()
     ]
     return json_answer({"model": served.name, "width": width, "height": height, "classes": classes})
 

@@ -19,7 +19,7 @@ from .addresses import Fetcher
 from .brake import Brake
 from .calls import LANES, Asked, Call, Served
 from .embeddings import EmbeddingCache, content_hash
-from .inputs import Bodies, Inputs, parse_options, read_inputs
+from .inputs import Bodies, Holding, Inputs, parse_options, read_inputs
 from .keys import Keys
 from .lanes import Lane, Work, late
 from .limits import Limits
@@ -129,7 +129,7 @@ class Service:
         with self.bodies.holding() as holding:
             inputs = await read_inputs(request, holding)
             write = call.formats[_choose_format(inputs, request.headers.get("accept", ""), call)]
-            asked, size = await self._ask(served, call, inputs)
+            asked, size = await self._ask(served, call, inputs, holding)
             request.state.facts |= {"pixels": size[0] * size[1], "bytes": holding.bytes}
             lane = self.lanes["prompts" if asked.embedding is not None else call.lane]
             bands = served.predictor.bands.count
@@ -172,7 +172,7 @@ class Service:
             for lane, work in works:
                 lane.drop(work)
 
-    async def _ask(self, served: Served, call: Call, inputs: Inputs) -> tuple[Asked, tuple[int, int]]:
+    async def _ask(self, served: Served, call: Call, inputs: Inputs, holding: Holding) -> tuple[Asked, tuple[int, int]]:
         """The checked request, and (H, W) of its image from the header alone."""
         url, name = inputs.options.pop("url", None), inputs.options.pop("embedding", None)
         options = parse_options(call.options, inputs.options)
@@ -186,6 +186,7 @@ class Service:
             content = inputs.image
             if url is not None:
                 content = await self._fetch(str(url))
+                holding.add(len(content))
             size = await loop.run_in_executor(self._side, self.check_size, content)
             digest = await loop.run_in_executor(self._side, content_hash, content) if call.takes_embeddings else ""
         except FovealError as error:
@@ -241,7 +242,7 @@ def _choose_format(inputs: Inputs, accept: str, call: Call) -> str:
     """
     wanted = inputs.options.pop("format", None)
     if wanted is not None:
-        if wanted not in call.formats:
+        if not isinstance(wanted, str) or wanted not in call.formats:
             raise RefusalError(422, f"format {str(wanted)[:80]!r}{nearest(str(wanted)[:80], call.formats)}")
         return str(wanted)
     media = [part.partition(";")[0].strip().lower() for part in accept[:1000].split(",")]

@@ -63,13 +63,18 @@ class Inference:
     binary: Mapping[str, bool] = field(default_factory=dict)
     all_binary: bool = False
 
+    def wants_binary(self, name: str) -> bool:
+        """Whether the client asked for this output as binary data."""
+        return self.binary.get(name, self.all_binary)
 
-def read_inference(body: bytes, header: str | None) -> Inference:
+
+def read_inference(body: bytes, header: str | None, most: int) -> Inference:
     """Read a request.
 
     Args:
         body: JSON, then binary data.
         header: value of :data:`HEADER`, if it is there.
+        most: number of elements that a tensor of BYTES may have; they are the contents of images.
 
     Raises:
         RefusalError: 400, one line about what is wrong.
@@ -90,7 +95,7 @@ def read_inference(body: bytes, header: str | None) -> Inference:
         raise RefusalError(400, "the body has no list of inputs")
     inputs, start = {}, 0
     for entry in content["inputs"]:
-        name, array, used = _read_tensor(entry, binary[start:])
+        name, array, used = _read_tensor(entry, binary[start:], most)
         if name in inputs:
             raise RefusalError(400, f"input {name[:80]!r} is there twice")
         inputs[name] = array
@@ -113,7 +118,7 @@ def _parameters(entry: dict[str, Any]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _read_tensor(entry: Any, binary: memoryview) -> tuple[str, NDArray[Any], int]:
+def _read_tensor(entry: Any, binary: memoryview, most: int) -> tuple[str, NDArray[Any], int]:
     """Name and values of an input, and the number of its binary bytes."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise RefusalError(400, "inputs: give objects with name, datatype, shape and data")
@@ -125,6 +130,8 @@ def _read_tensor(entry: Any, binary: memoryview) -> tuple[str, NDArray[Any], int
     if not isinstance(datatype, str) or (datatype != "BYTES" and datatype not in _DTYPES):
         raise RefusalError(400, f"{label}: datatype {str(datatype)[:40]!r}; valid: {', '.join(_DTYPES)}, BYTES")
     count, size = math.prod(shape), _parameters(entry).get("binary_data_size")
+    if datatype == "BYTES" and count > most:  # before each gets an object
+        raise RefusalError(400, f"{label}: {count} images: give 1 to {most} at once")
     if size is None:
         return name, _from_json(entry.get("data"), datatype, shape, count, label), 0
     if type(size) is not int or not 0 <= size <= len(binary):
@@ -151,8 +158,9 @@ def _from_json(data: Any, datatype: str, shape: list[int], count: int, label: st
                 raise ValueError("no numbers")
             with np.errstate(over="ignore", invalid="ignore"):
                 converted = array.astype(_DTYPES[datatype])
-            if array.dtype.kind != "f" and not (converted == array).all():
-                raise ValueError(f"values out of the range of {datatype}")
+            rounded = array.dtype.kind == converted.dtype.kind == "f"
+            if not (np.isfinite(converted) | ~np.isfinite(array) if rounded else converted == array).all():
+                raise ValueError(f"values that {datatype} does not have")
             array = converted
     except (ValueError, TypeError, OverflowError, binascii.Error) as error:
         raise RefusalError(400, f"{label}: data cannot be read as {datatype} ({str(error)[:100]})") from None
@@ -186,7 +194,7 @@ def write_inference(model: str, asked: Inference, outputs: Mapping[str, NDArray[
     entries, parts = [], []
     for name, array in outputs.items():
         entry: dict[str, Any] = {"name": name, "datatype": _NAMES[str(array.dtype)], "shape": list(array.shape)}
-        if asked.binary.get(name, False) or (asked.all_binary and name not in asked.binary):
+        if asked.wants_binary(name):
             content = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
             entry["parameters"] = {"binary_data_size": len(content)}
             parts.append(content)

@@ -7,6 +7,7 @@ the state of some earlier moment, and the pieces after it are computed again, to
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -97,7 +98,8 @@ class DiskMap:
         values = np.ascontiguousarray(values, self.dtype)
         for index, row in enumerate(values):
             self.file.seek(self._offset(region.top + index, region.left))
-            self.file.write(row.data.cast("B"))
+            if self.file.write(row.data.cast("B")) != row.nbytes:  # of a full disk, before the error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.name)
 
     def sync(self) -> None:
         os.fsync(self.file.fileno())

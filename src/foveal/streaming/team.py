@@ -46,7 +46,7 @@ class Team:
     def agree(self, progress: Progress) -> Progress:
         """Where this process continues: a pass that one process has recorded as complete was completed by all."""
         ahead = max(self._gather(progress), key=lambda each: each.index)
-        return progress if progress.index == ahead.index else Progress(ahead.index, 0, ahead.complete, ahead.complete)
+        return progress if progress.index == ahead.index else Progress(ahead.index, 0, {}, ahead.complete)
 
     def wait(self) -> None:
         """Return when all processes are here."""

@@ -309,8 +309,11 @@ def _crop(walk: _Walk, args: Any, kwargs: Any, extents: list[Extent | None]) -> 
 
 def _item(walk: _Walk, args: Any, kwargs: Any, extents: list[Extent | None]) -> Operation:
     index = args[1]
-    last = index[-2:] if isinstance(index, tuple) else ()
-    if len(last) != 2 or not all(isinstance(each, slice) and not each.start and not each.step for each in last):
+    index = index if isinstance(index, tuple) else (index,)
+    others, last = index[:-2], index[-2:]
+    both = len(index) == 4 or (index[0] is ... and len(index) in (3, 4))  # height and width are the last two
+    whole = all(each is ... or each == slice(None) for each in others)
+    if not (both and whole) or not all(isinstance(each, slice) and not each.start and not each.step for each in last):
         raise UnstreamableError(f"it takes the part {index} of a map")
     extent = walk.extent_of(args[0])
     height, width = (

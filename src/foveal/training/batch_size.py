@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, is_out_of_memory
 from ..factory.create import create_model
 from ..progress import Progress
 from .batches import sampler
@@ -34,9 +34,18 @@ def find_batch_size(config: TrainConfig, job: Job, accelerator: Accelerator, pro
     free = free_memory(accelerator.device)
     if free is None:
         raise ConfigError(f"batch_size=auto: the free memory of {accelerator.device.type} is unknown; give a number")
-    fixed, each = _measure(config, job, accelerator)
+    try:
+        fixed, each = _measure(config, job, accelerator)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"batch_size=auto: two images do not fit into the {free / 2**30:.1f} GiB that are free: lower crop, or "
+            "take a smaller model"
+        ) from error
     room = _SHARE * free - fixed
-    limit = min(_LARGEST, len(job.data) // (_BATCHES * accelerator.num_processes))
+    images = min(len(job.data), config.samples_per_epoch or len(job.data))
+    limit = min(_LARGEST, images // (_BATCHES * accelerator.num_processes))
     size = 1
     while 2 * size <= limit and 2 * size * each <= room:
         size *= 2

@@ -49,6 +49,11 @@ class Loader:
                 f"batch_size={config.batch_size} is above the {len(job.data)} training images: give "
                 f"{len(job.data)} or less"
             )
+        if not self.per_epoch:
+            raise ConfigError(
+                f"samples_per_epoch={config.samples_per_epoch} is below batch_size={config.batch_size}: give at least "
+                "one batch"
+            )
         self.first_pass = 0
         self.requested: list[int] = []
         self.bad: dict[int, FovealError] = {}

@@ -137,7 +137,7 @@ def _preprocess(config: ClassifySettings) -> tuple[Preprocess, tuple[int, int]]:
         usual = published_preprocess("classify", variants()[name][1]) or own
         own = dataclasses.replace(own, size=usual.size, crop_ratio=usual.crop_ratio)
     if config.crop is not None:
-        own = Preprocess(own.mean, own.std, config.crop, crop_ratio=config.crop_ratio or _CROP_RATIO)
+        own = dataclasses.replace(own, size=config.crop, crop_ratio=config.crop_ratio or _CROP_RATIO)
     elif config.crop_ratio is not None:
         own = dataclasses.replace(own, crop_ratio=config.crop_ratio)
     return own, own.size or DEFAULT_CROP

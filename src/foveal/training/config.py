@@ -101,6 +101,8 @@ def resolve_config(config: TrainConfig | str | Path | None, overrides: dict[str,
     Raises:
         ConfigError: unknown setting, value of another type, or see :class:`TrainConfig`.
     """
+    if overrides.get("batch_size", "auto") != "auto":  # a number replaces "auto"
+        overrides = {"auto_batch_size": False} | overrides
     if isinstance(config, str | Path):
         values = read_recipe(config, _path_settings())
         refuse_code(values, overrides, str(config))

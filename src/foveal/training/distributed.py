@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ..errors import ConfigError
 from ..models.registry import Backbone
 from .device import check_device, has_number, select_device, uses_cpu
+from .schedule import blocks_of_stage
 from .settings import CommonSettings
 
 
@@ -74,14 +75,13 @@ def _check_processes(config: CommonSettings, processes: int) -> None:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of the backbone's stages, in order.
+    """The blocks of the backbone's stages, in order."""
+    return [block for stage in cast(Backbone, model.backbone).stages for block in blocks_of_stage(stage)]
 
-    The blocks of a stage are the parts of a sequence, otherwise its attribute ``blocks``, otherwise the stage itself.
-    """
-    blocks: list[nn.Module] = []
-    for stage in cast(Backbone, model.backbone).stages:
-        blocks += stage if isinstance(stage, nn.Sequential) else getattr(stage, "blocks", (stage,))
-    return blocks
+
+def as_number(value: Tensor | float) -> float:
+    """A scalar as a number, also if it is spread over the processes."""
+    return float(value.full_tensor() if isinstance(value, DTensor) else value)
 
 
 def shard(trainee: nn.Module, blocks: list[nn.Module], device: torch.device) -> None:

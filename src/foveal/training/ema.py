@@ -15,8 +15,8 @@ from .distributed import local, spread_like, whole
 class Averaged:
     """Exponential moving average of a model's parameters and buffers, sharded where they are.
 
-    The decay rises from 0.1 to ``decay``, so that the random initial weights soon lose their influence. With 0 the
-    average is the model itself.
+    The first update takes the current values, the next ones have a decay that rises from 2/11 to ``decay``, so that the
+    random initial weights have no influence. With 0 the average is the model itself.
 
     Args:
         model: the model that is averaged; its keys are those of ``outline``.

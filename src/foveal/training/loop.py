@@ -371,6 +371,8 @@ class Run:
             scores, only_class = self._score(averaged, interrupted)
             figures, best = scores.to_dict(), self.state.note_scores(scores)
             figure = in_words(*scores.headline)
+            if math.isnan(scores.headline[1]):
+                figure = f"cannot be scored ({scores.headline[0]}): its images have nothing to compare with"
             self.progress.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}, {self.config.val_split} {figure}")
             if only_class:
                 figures["only_class"] = only_class

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..data.instances import InstanceData
 from ..data.transforms import recoloured
+from ..evaluation.metrics import json_number
 from ..images.preparing import prepare
 from ..images.sam_frame import FRAME, LOW_RES, frame_size
 from ..info import Labels
@@ -264,4 +265,4 @@ class PromptScores:
         return "box_miou", self.box_miou
 
     def to_dict(self) -> dict[str, Any]:
-        return {"box_miou": round(self.box_miou, 6)}
+        return {"box_miou": json_number(self.box_miou)}

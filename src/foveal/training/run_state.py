@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .job import Scores, compare_with_best
+
+_NONE = -1.0  # before the first validation figure, of which larger is better; math.inf if smaller is
 
 
 @dataclass
@@ -42,7 +45,7 @@ class RunState:
     rollbacks: int = 0
     total: float = 0.0
     losses: list[float] = field(default_factory=list)
-    best: float = -1.0
+    best: float = _NONE
     best_metric: str = ""
     stale: int = 0
     seconds: float = 0.0
@@ -73,6 +76,11 @@ class RunState:
         self.phase_passes += passes
         self.phase, self.phase_step, self.phase_epochs = self.phase + 1, self.step, len(self.losses)
         self.skipped, self.stale, self.total, self.settings = 0, 0, 0.0, dict(settings)
+
+    @property
+    def best_value(self) -> float:
+        """The best validation figure; NaN if there was none, or none that is a number."""
+        return self.best if self.best_metric and self.best not in (_NONE, math.inf) else math.nan
 
     def note_scores(self, scores: Scores) -> bool:
         """Record a validation figure; return whether the checkpoint is the best so far."""

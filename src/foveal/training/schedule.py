@@ -55,7 +55,7 @@ def layer_numbers(backbone: Backbone) -> Mapping[int, int]:
     What belongs to a stage but to none of its blocks is in the layer of its first block; what belongs to no stage, such
     as a last norm, is in the last layer.
     """
-    stages = [_blocks(stage) for stage in backbone.stages]
+    stages = [blocks_of_stage(stage) for stage in backbone.stages]
     numbers = {id(p): sum(map(len, stages)) for p in backbone.parameters()}
     layer = 0
     for stage, blocks in zip(backbone.stages, stages, strict=True):
@@ -66,6 +66,6 @@ def layer_numbers(backbone: Backbone) -> Mapping[int, int]:
     return numbers | {id(p): 0 for p in backbone.stem.parameters()}
 
 
-def _blocks(stage: nn.Module) -> list[nn.Module]:
+def blocks_of_stage(stage: nn.Module) -> list[nn.Module]:
     """The blocks of a stage: its parts, otherwise its attribute ``blocks``, otherwise the stage itself."""
     return list(stage if isinstance(stage, nn.Sequential) else getattr(stage, "blocks", (stage,)))

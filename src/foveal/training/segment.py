@@ -44,7 +44,7 @@ class SegmentJob:
     """
 
     def __init__(self, root: str | Path, config: SegmentSettings, progress: Progress) -> None:
-        self.config, self.progress = config, progress
+        self.config, self.progress, self._start_said = config, progress, False
         self.data, self.held_out = open_data(root, config, "segment")
         for text in getattr(self.data, "notes", ()):
             progress.note(text)
@@ -159,7 +159,9 @@ class SegmentJob:
                 sources = torch.from_numpy(targets == target)
                 new.weight[target] = old.weight[sources].mean(0)
                 new.bias[target] = old.bias[sources].mean(0)
-        self._say_start(known, targets)
+        if not self._start_said:  # batch_size=auto builds the model once more
+            self._start_said = True
+            self._say_start(known, targets)
 
     def _say_start(self, known: Sequence[str], targets: NDArray[np.int64]) -> None:
         """Report from which classes of the weights each class starts, and which classes start fresh or are not used."""

@@ -14,12 +14,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from ..errors import TrainingError
+from ..errors import TrainingError, is_out_of_memory
 from ..layers.recompute import recompute
 from ..layers.sync_norm import batch_norms, synchronise_norms
 from ..models.registry import Backbone
 from ..progress import Progress
-from .distributed import blocks_of, reduce_sum, shard
+from .distributed import as_number, blocks_of, reduce_sum, shard
 from .ema import Averaged, meta_copy
 from .freezing import freeze, keep_statistics
 from .job import Job
@@ -114,7 +114,7 @@ class Stepper:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def __call__(self, image: Tensor, target: Tensor, position: int) -> float:
-        """Take one step and return the loss. If the loss is not finite, nothing changes.
+        """Take one step and return the loss. If it or the gradient is not finite, NaN or infinity: no weight changes.
 
         Args:
             image: this process's share of the batch, ``(B, 3, H, W)``.
@@ -131,7 +131,7 @@ class Stepper:
             try:
                 return self._attempt(image, target, position)
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 reason = str(error)
             self._use_more_pieces(image, reason)
@@ -161,9 +161,12 @@ class Stepper:
         accelerator = self.accelerator
         torch.manual_seed(_seed(self.config.seed, position, accelerator.process_index))
         loss = reduce_sum(self._accumulate_gradients(image, target), accelerator).item()
+        if math.isfinite(loss) and self.config.grad_clip:
+            norm = accelerator.clip_grad_norm_(self.trainee.parameters(), self.config.grad_clip)
+            # The scaler of float16 leaves such steps out by itself.
+            if norm is not None and accelerator.scaler is None and not math.isfinite(as_number(norm)):
+                loss = math.nan
         if math.isfinite(loss):
-            if self.config.grad_clip:
-                accelerator.clip_grad_norm_(self.trainee.parameters(), self.config.grad_clip)
             self.optimizer.step()
             self.schedule.step()
             self.averaged.update()
@@ -206,14 +209,3 @@ def _return_large_blocks() -> None:
 
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-#: What libraries say that have no error type for it; the last is oneDNN's, whose buffers were not to be had.
-_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "std::bad_alloc", "could not create a primitive")
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch has an error type for accelerators only; its CPU allocator and oneDNN just say it in the message."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(text in str(error) for text in _OUT_OF_MEMORY)

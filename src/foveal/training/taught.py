@@ -147,8 +147,8 @@ class TaughtJob:
     def validation(self) -> int:
         return self.job.validation
 
-    def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
-        return self.job.sample(index, rng, done)
+    def sample(self, index: int, rng: np.random.Generator, done: float, **size: int) -> tuple[Tensor, Tensor]:
+        return self.job.sample(index, rng, done, **size)
 
     def trainee(self, model: nn.Module) -> nn.Module:
         trainee = self.job.trainee(model)  # first, so that it starts from the same values as without a teacher

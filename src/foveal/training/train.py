@@ -93,8 +93,8 @@ def train(
         config = folder.read_config()
         refuse_code(to_dict(config), overrides, str(folder.config_file))
     config = complete_config(resolve_config(config, overrides), folder.path)
-    if resume and config.auto_batch_size and not new_phase and folder.config_file.exists():
-        config = dataclasses.replace(config, batch_size=folder.read_config().batch_size)  # as it was found
+    if resume and not new_phase and folder.config_file.exists():
+        config = _with_found_batch_size(config, folder.read_config())
     changes = folder.check_resumable(config, new_phase) if resume else folder.check_new()
     accelerator = make_accelerator(config)
     check_trackers(config)
@@ -119,6 +119,13 @@ def train(
     return _result(run)
 
 
+def _with_found_batch_size(config: TrainConfig, before: TrainConfig) -> TrainConfig:
+    """The settings of a run that is resumed, with the batch size that was found at its start, unless one was given."""
+    if config.auto_batch_size:
+        return dataclasses.replace(config, batch_size=before.batch_size)
+    return dataclasses.replace(config, auto_batch_size=before.auto_batch_size)
+
+
 def _draw_curves(folder: RunFolder, metric: str, progress: Progress) -> None:
     """Draw the learning curves. The run is saved already, so no error of the plot library may end it."""
     if not folder.writes:
@@ -133,5 +140,5 @@ def _draw_curves(folder: RunFolder, metric: str, progress: Progress) -> None:
 def _result(run: Run) -> TrainResult:
     state, folder = run.state, run.folder
     bad = {str(run.job.data.name(index)): reason for index, reason in state.bad.items()}
-    value = state.best if run.job.validation else float("nan")
+    value = state.best_value if run.job.validation else float("nan")
     return TrainResult(folder.path, folder.best, state.best_metric, value, tuple(state.losses), bad)

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from ..data.degradation_ranges import LIMITS_TEXT, DegradationName, within_limits
 from .settings import CommonSettings, Range, setting
-
-#: What :mod:`foveal.data.degradation` does to images.
-DegradationName = Literal["blur", "noise", "jpeg"]
-
-_LIMITS = {"blur": (0, 20), "noise": (0, 255), "jpeg": (1, 100)}
-
-
-def _within_limits(degradation: dict[str, Any]) -> bool:
-    return all(_LIMITS[name][0] <= low <= high <= _LIMITS[name][1] for name, (low, high) in degradation.items())
 
 
 @dataclass(frozen=True)
@@ -30,11 +22,7 @@ class UpscaleSettings(CommonSettings):
         {},
         "Ranges of what degrades the small image: blur (deviation in pixels of the large image), noise (deviation in "
         "levels of 0 to 255), jpeg (quality). Empty: bicubic small images, or those of the data set.",
-        Range(
-            "ranges, the smaller number first, within "
-            + ", ".join(f"{name} {low} to {high}" for name, (low, high) in _LIMITS.items()),
-            _within_limits,
-        ),
+        Range(LIMITS_TEXT, within_limits),
     )
     pixel_loss: Literal["l1", "charbonnier", "mse"] = setting(
         "l1",

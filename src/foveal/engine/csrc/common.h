@@ -25,6 +25,7 @@ float* scratch(int64_t floats) {
   thread_local Memory memory;
   if (memory.size < floats) {
     std::free(memory.data);
+    memory.size = 0;  // what follows may fail, and the thread may go on with smaller needs
     memory.data = (float*)std::aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
     if (!memory.data) throw std::bad_alloc();
     memory.size = floats;
