@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
+import re
 from pathlib import Path
 
 import fsspec
@@ -11,12 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from foveal.batch.inputs import Search, find, safe_name
+from foveal.batch.inputs import Search, _as_regex, find, safe_name
 from foveal.batch.plan import Part, divide
 from foveal.batch.reading import read_part
-from foveal.batch.stores import StoreError
+from foveal.batch.results import Options
+from foveal.batch.run import Request, _describe
+from foveal.batch.sinks import FilesSink
+from foveal.batch.stores import LocalStore, StoreError
 from foveal.errors import ConfigError, DataError, FovealError, InputError
-from helpers.batch_jobs import pictures
+from helpers.batch_jobs import MODEL, pictures
 from helpers.tars import shard
 
 
@@ -242,3 +247,87 @@ def test_names_in_tar_files_may_have_dots(folder: Path, tmp_path: Path, remote: 
     found = read(where if remote else archive)
     assert [name.rpartition("/")[2] for name in found] == ["2026.01.31.png", "2026.02.01.png"]
     assert list(found.values()) == images[:2]
+
+
+def test_a_damaged_header_in_a_stream_is_named(folder: Path, tmp_path: Path) -> None:
+    """Python's tarfile takes it for the end, so that what follows would be missing without a word."""
+    images = [data for _, data in sorted(images_of(folder).items())]
+    archive = shard(tmp_path / "x.tar", [("a.png", images[0]), ("b.png", images[1]), ("c.png", images[2])])
+    damaged = bytearray(archive.read_bytes())
+    damaged[damaged.index(b"b.png")] ^= 1
+    where = f"memory://damaged-{tmp_path.name}/x.tar"
+    fsspec.filesystem("memory").pipe(where, bytes(damaged))
+    found = read(where)
+    message = str(found.pop("x.tar/(after a)"))
+    assert message.endswith("damaged or truncated after a (bad header); what follows is not read")
+    assert found == {"x.tar/a.png": images[0]}
+
+
+class BrokenStream(io.BytesIO):
+    """A file whose connection breaks after the first read."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell():
+            raise OSError(errno.ECONNRESET, "Connection reset by peer")
+        return super().read(size)
+
+
+def test_a_store_that_fails_in_a_tar_file_is_no_damage(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The part is done again later, and none of its inputs counts as one that cannot be used."""
+    image = next(iter(images_of(folder).values()))
+    archive = shard(tmp_path / "x.tar", [("a.png", image), ("b.png", bytes(20_000))])
+    part = Part("tar", str(tmp_path), ("x.tar",), ("x.tar",), size=archive.stat().st_size)
+    monkeypatch.setattr(
+        LocalStore, "open", lambda self, name, *, stream=False: BrokenStream(self.path(name).read_bytes())
+    )
+    with pytest.raises(StoreError, match=r"x\.tar: Connection reset by peer"):
+        list(read_part(part))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fitting", "others"),
+    [
+        ("[!x]*.jpg", ["a.jpg", "ab.jpg"], ["x.jpg", "xa.jpg", "a/b.jpg"]),
+        ("[^x].jpg", ["x.jpg", "^.jpg"], ["a.jpg"]),
+        ("a/**", ["a/b.jpg", "a/b/c/d.jpg"], ["b.jpg", "b/a/c.jpg"]),
+        ("**/x[0-9].jpg", ["x1.jpg", "a/b/x1.jpg"], ["a/xy.jpg"]),
+    ],
+)
+def test_patterns_of_object_stores_mean_what_they_do_on_disks(
+    pattern: str, fitting: list[str], others: list[str]
+) -> None:
+    fits = re.compile(_as_regex(pattern)).fullmatch
+    assert [name for name in [*fitting, *others] if fits(name)] == fitting
+
+
+def test_a_pattern_with_a_falling_range() -> None:
+    with pytest.raises(InputError, match=r"^\[z-a\]: no characters of a pattern") as error:
+        _as_regex("[z-a]*.jpg")
+    assert "\n" not in str(error.value)
+
+
+def test_addresses_of_local_files(folder: Path, tmp_path: Path) -> None:
+    """``file://``, as INPUT and in a list."""
+    expected = images_of(folder)
+    assert read(f"file://{folder}") == expected
+    first = min(expected)
+    (tmp_path / "list.txt").write_text(f"file://{folder / first}\n")
+    for listed in (tmp_path / "list.txt", f"file://{tmp_path}/list.txt"):
+        assert read(listed) == {f"{str(folder).lstrip('/')}/{first}": expected[first]}
+
+
+def test_names_that_are_too_long_for_a_file(tmp_path: Path) -> None:
+    """They are inputs that cannot be used; the results of the others are written."""
+    sink = FilesSink(LocalStore(tmp_path), ".png")
+    sink.add("a" * 251, b"mask")
+    for name in ("a" * 252, "ü" * 126, f"{'ü' * 128}/b.jpg"):
+        with pytest.raises(InputError, match="too long for the name of a file"):
+            sink.add(name, b"mask")
+    assert sink.names == [path.name for path in tmp_path.iterdir()] == [f"{'a' * 251}.png"]
+
+
+def test_an_overlap_of_0_makes_another_job_than_the_default() -> None:
+    jobs = [_describe(Request("in", "out", MODEL, options=Options(64, overlap))) for overlap in (None, 0)]
+    assert [job.options for job in jobs] == [{"tile": 64}, {"tile": 64, "overlap": 0}]

@@ -12,6 +12,7 @@ from PIL import Image
 
 import foveal.prediction.load as loading
 from foveal import assets
+from foveal.batch.run import Request, _gpus, _setups
 from foveal.errors import ConfigError
 from foveal.factory.create import create_model
 from foveal.info import info_of
@@ -115,3 +116,12 @@ def test_predict_dispatches_by_task(photo: Path, tmp_path: Path, capfd: pytest.C
     assert "is for 'features', which gives no result for an image" in done.stderr
     done = here(capfd, "segment", photo, "--model", tmp_path / "net.safetensors")
     assert (done.returncode, "is for 'features'; give a model for 'segment'" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "mps"])
+def test_a_batch_has_one_process_on_a_gpu_that_is_named(device: str) -> None:
+    """Not one for each core, as on the CPU. Whether the GPU is there is seen when the model is loaded."""
+    request = Request("in", "out", SEGMENTER, engine={"device": device})
+    assert _gpus(request) == [device]
+    assert [setup.engine["device"] for setup in _setups(request)] == [device]
+    assert _gpus(Request("in", "out", SEGMENTER, engine={"device": "cpu"})) == []

@@ -17,6 +17,7 @@ from foveal.errors import InputError
 from foveal.images.bands import RGB, Bands, displayed, read_bands, read_size, resized
 from foveal.images.formats import BandsError
 from foveal.images.preparing import prepare
+from foveal.images.rasters import TiffRaster, as_bands, open_raster, valid_pixels
 from foveal.images.reading import read_image, read_mask, read_picture
 from foveal.info import Preprocess
 
@@ -307,3 +308,90 @@ def test_run_lengths_of_bmp(size: tuple[int, int], length: int, message: str) ->
     content = b"BM" + struct.pack("<IHHI", 0, 0, 0, 1078) + head + bytes(range(256)) * 4 + b"\xff\1" * (length // 2)
     with pytest.raises(InputError, match=message):
         read_image(content)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_windows_of_pages_have_all_bands(tmp_path: Path, dtype: str) -> None:
+    """The first page alone is not the image."""
+    array = values((5, 20, 24), dtype)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack")
+    with open_raster(tmp_path / "a.tif", Bands(5, dtype)) as raster:
+        assert raster.shape == (20, 24, 5)
+        assert (raster.read(slice(3, 9), slice(2, 24)) == np.moveaxis(array, 0, 2)[3:9, 2:]).all()
+    for bands in (RGB, Bands(1, dtype)):
+        with pytest.raises(InputError, match=r"5 (pages|bands) of"), open_raster(tmp_path / "a.tif", bands):
+            pass
+
+
+def strips(path: Path, *, places: int = 4, unwritten: int | None = None) -> np.ndarray:
+    """Write a TIFF of four strips: only the first ones have a place in the file, or one was never written."""
+    array = values((40, 50, 3), "uint8")
+    path.write_bytes(tiff(array, photometric="rgb", rowsperstrip=10, extratags=[(42113, "s", 0, "251", True)]))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for name in ("StripOffsets", "StripByteCounts"):
+            tag = file.pages[0].tags[name]
+            tag.overwrite([0 if index == unwritten else value for index, value in enumerate(tag.value[:places])])
+    return array
+
+
+def test_strips_without_a_place_are_refused(tmp_path: Path) -> None:
+    """Decoders read them as black, or as other bytes of the file."""
+    path = tmp_path / "a.tif"
+    strips(path, places=2)
+    for read in (read_image, read_picture, read_bands):
+        with pytest.raises(InputError, match=r"a\.tif: damaged \(the places of its pixels are missing\)"):
+            read(path)
+    with pytest.raises(InputError, match=r"a\.tif: damaged \(the places of"), open_raster(path, RGB):
+        pass
+
+
+def test_a_strip_that_was_never_written(tmp_path: Path) -> None:
+    """Windows have the value of pixels without data there; a whole image without data does not exist."""
+    path = tmp_path / "a.tif"
+    array = strips(path, unwritten=1)
+    for read in (read_image, read_picture, read_bands):
+        with pytest.raises(InputError, match=r"a\.tif: some of its blocks were never written"):
+            read(path)
+    with open_raster(path, RGB) as raster:
+        window = raster.read(slice(0, 40), slice(0, 50))
+        valid = valid_pixels(window, raster.nodata)
+    assert (window[10:20] == 251).all()
+    assert not valid[10:20].any()
+    written = np.r_[0:10, 20:40]
+    assert valid[written].all()
+    assert (window[written] == array[written]).all()
+
+
+@pytest.mark.parametrize("layout", ["strips", "tiles"])
+def test_windows_with_associated_alpha(tmp_path: Path, layout: str) -> None:
+    """Colours that the file has multiplied by alpha are not multiplied again."""
+    alpha = RNG.integers(0, 256, (37, 45, 1)).astype(np.uint8)
+    multiplied = (values((37, 45, 3), "int32") * alpha // 255).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    options = {"photometric": "rgb", "extrasamples": ["assocalpha"], **LAYOUTS[layout]}
+    path.write_bytes(tiff(np.dstack([multiplied, alpha]), **options))
+    with open_raster(path, RGB) as raster:
+        assert isinstance(raster, TiffRaster)
+        window = as_bands(raster.read(slice(5, 30), slice(3, 45)), raster, RGB).astype(int)
+    assert np.abs(window - read_image(path)[5:30, 3:]).max() <= 1
+    over_white = multiplied.astype(int) + 255 - alpha
+    assert np.abs(window - over_white[5:30, 3:]).max() <= 2
+
+
+def test_windows_of_npy_in_the_other_byte_order(tmp_path: Path) -> None:
+    array = values((20, 24, 2), "uint16") * np.uint16(200)
+    for stored in (array, array[..., 0]):
+        np.save(tmp_path / "a.npy", np.ascontiguousarray(stored, ">u2"))
+        with open_raster(tmp_path / "a.npy", Bands(0, "uint16")) as raster:
+            window = raster.read(slice(3, 9), slice(2, 24))
+            assert raster.dtype == window.dtype == np.dtype("uint16")
+            assert (window == stored.reshape(20, 24, -1)[3:9, 2:]).all()
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 4, 5, 3), (0, 5, 3), (4, 0)])
+def test_windows_of_arrays_that_are_no_images(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    array = np.zeros(shape, np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    for source in (array, tmp_path / "a.npy"):
+        with pytest.raises(InputError, match=r"array of shape \(.*\): expected \(H, W, C\)"), open_raster(source, RGB):
+            pass

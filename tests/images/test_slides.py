@@ -17,6 +17,8 @@ from foveal.errors import InputError
 from foveal.images.bands import RGB
 from foveal.images.rasters import TiffRaster, as_bands, open_raster, valid_pixels
 from foveal.images.slides import SlideRaster
+from foveal.images.tiff import RawTag
+from foveal.images.tiff_writing import GEO_KEYS, PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, scaled_georeference
 from helpers.streams import predictor_for, segmenter, stripes
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -117,6 +119,35 @@ def test_a_level_has_the_georeference_and_nodata_of_its_file(tmp_path: Path, lev
         assert np.array_equal(mask.read(1) == 255, empty)
         left, bottom, right, top = pyogrio.read_info(tmp_path / "areas.gpkg")["total_bounds"]
         assert (left, bottom, right, top) == pytest.approx(tuple(expected.bounds))
+
+
+def doubles(*numbers: float) -> RawTag:
+    return RawTag(12, len(numbers), np.array(numbers, "<f8").tobytes())
+
+
+def raster_type(value: int) -> RawTag:
+    """The directory of GeoKeys with one of them: 1 for RasterPixelIsArea, 2 for RasterPixelIsPoint."""
+    return RawTag(3, 8, np.array([1, 1, 0, 1, 1025, 0, 1, value], "<u2").tobytes())
+
+
+@pytest.mark.parametrize(
+    ("keys", "half"), [({}, 0), ({GEO_KEYS: raster_type(1)}, 0), ({GEO_KEYS: raster_type(2)}, 0.5)]
+)
+def test_georeference_of_a_quarter_of_the_size(keys: dict[int, RawTag], half: float) -> None:
+    """The upper left corner stays where it is, also if the tie point is the centre of a pixel."""
+    tags = {PIXEL_SCALE: doubles(0.5, 0.5, 0), TIE_POINTS: doubles(0, 0, 0, 600_000, 5_400_000, 0), **keys}
+    scaled = scaled_georeference(tags, 1 / 4, 1 / 4)
+    tie = -0.375 if half else 0
+    assert np.frombuffer(scaled[TIE_POINTS].data).tolist() == [tie, tie, 0, 600_000, 5_400_000, 0]
+    assert np.frombuffer(scaled[PIXEL_SCALE].data).tolist() == [2, 2, 0]
+    assert 600_000 + (-half - tie) * 2 == 600_000 - half * 0.5
+    assert {key: scaled[key] for key in keys} == keys
+    matrix = np.array([[0.5, 0.1, 0, 600_000], [0.1, -0.5, 0, 5_400_000], [0, 0, 0, 0], [0, 0, 0, 1]])
+    scaled = scaled_georeference({TRANSFORMATION: doubles(*matrix.ravel()), **keys}, 1 / 4, 1 / 4)
+    found = np.frombuffer(scaled[TRANSFORMATION].data).reshape(4, 4)
+    np.testing.assert_allclose(found[:, :2], matrix[:, :2] * 4)
+    corner = [-half, -half, 0, 1]
+    np.testing.assert_allclose(found @ corner, matrix @ corner, rtol=0, atol=1e-6)
 
 
 def test_a_level_is_segmented(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from .plan import LARGEST_PART, Part, choose_part_size
 from .stores import ArrowStore, LocalStore, is_remote, open_store, require_pyarrow
 
 TARS, PARQUETS, LISTS = (".tar",), (".parquet", ".pq"), (".txt", ".lst", ".list")
+_PARTS_OF_A_GROUP = 8  # parts for each worker into which a row group of a local Parquet file is divided
 _WILDCARDS = re.compile(r"[*?\[{]")
 _LOG = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _suffix(name: str) -> str:
 
 
 def _files_of(search: Search) -> Iterator[_File]:
-    location = search.location
+    location = search.location.removeprefix("file://")
     if is_remote(location):
         return _remote_files(location, search.out)
     path = Path(location)
@@ -162,6 +163,7 @@ def _below(folder: Path, out: str) -> Iterator[_File]:
 
 
 def _matching(pattern: str) -> Iterator[_File]:
+    left_out = 0
     base = os.path.abspath(re.split(r"[*?\[{]", pattern)[0] + "x").rpartition(os.sep)[0] or os.sep
     for text in expand_braces(pattern):
         paths = sorted(glob.glob(text, recursive=True))
@@ -171,6 +173,10 @@ def _matching(pattern: str) -> Iterator[_File]:
             if Path(path).suffix.lower() in (*SUFFIXES, *TARS, *PARQUETS) and os.path.isfile(path):
                 name = Path(os.path.relpath(path, base)).as_posix()
                 yield _File(base, name, os.stat(path).st_size, name)
+            elif not ("**" in text and os.path.isdir(path)):
+                left_out += 1
+    if left_out:
+        _LOG.warning("%s: %d folders and files are left out: not images, tar or Parquet files", pattern, left_out)
 
 
 def _remote_files(location: str, out: str) -> Iterator[_File]:
@@ -204,9 +210,24 @@ def _remote_files(location: str, out: str) -> Iterator[_File]:
 
 def _as_regex(pattern: str) -> str:
     """A pattern as ``glob`` understands it, ``**`` included, as a regular expression."""
-    parts = re.split(r"(\*\*/|\*|\?|\[[^\]]+\])", pattern)
-    known = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return "".join(known.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts)
+    parts = re.split(r"(\*\*/|\*\*$|\*|\?|\[!?[^\]]+\])", pattern)
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(known.get(part) or _as_class(part) or re.escape(part) for part in parts)
+
+
+def _as_class(part: str) -> str:
+    """``[abc]`` or ``[!abc]`` of a pattern as a regular expression; empty for other text."""
+    if len(part) < 3 or not (part.startswith("[") and part.endswith("]")):
+        return ""
+    inner = part[1:-1]
+    negated = inner.startswith("!") and len(inner) > 1
+    inner = (inner[1:] if negated else inner).replace("\\", "\\\\").replace("^", "\\^").replace("[", "\\[")
+    text = f"[{'^/' if negated else ''}{inner}]"
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise InputError(f"{part}: not a set of characters of a pattern ({error})") from error
+    return text
 
 
 def _listed(store: LocalStore | ArrowStore, name: str, location: str) -> Iterator[_File]:
@@ -234,6 +255,7 @@ def _lines(file: Iterable[bytes] | object) -> Iterator[bytes]:
 
 
 def _named(store: LocalStore | ArrowStore, line: str) -> _File:
+    line = line.removeprefix("file://")
     if is_remote(line) or os.path.isabs(line):
         root, _, name = line.rpartition("/")
         return _File(root or "/", name, 0, safe_name(line))
@@ -283,6 +305,9 @@ def _split_parquet(file: _File, search: Search, files: int) -> Iterator[Part]:
     except (ArrowException, OSError) as error:
         raise DataError(f"{where}: damaged, or not a Parquet file ({str(error).splitlines()[0]})") from error
     rows, size = sum(groups), search.part_size or choose_part_size(sum(groups) * files, search.workers)
+    if not search.part_size:  # each part of a row group decodes it from its first row
+        needed = -(-max(groups, default=1) // (_PARTS_OF_A_GROUP * search.workers))
+        size = max(size, min(needed, 16 * LARGEST_PART))
     whole = Part("parquet", file.root, (file.shown,), (file.name,), size=file.size or _size(store, file), column=column)
     ends = range(size, rows + size, size) if store.is_local else _group_ends(groups, search.part_size or LARGEST_PART)
     start = 0

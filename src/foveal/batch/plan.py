@@ -11,7 +11,9 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-LARGEST_PART = 256  #: inputs of a part, unless the user says otherwise
+LARGEST_PART = (
+    256  #: inputs of a part, unless the user says otherwise or they are in large row groups of a Parquet file
+)
 _SMALLEST_PART = 8
 _PARTS_PER_WORKER = 8  # so that the last parts keep all workers busy
 

@@ -9,10 +9,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from tarfile import BLOCKSIZE
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from ..data.tar_members import DAMAGE, IMAGE_ENDINGS, by_sample, check_member, open_tar, read_members
+from ..data.tar_members import (
+    DAMAGE,
+    IMAGE_ENDINGS,
+    by_sample,
+    check_end_block,
+    check_member,
+    open_tar,
+    read_members,
+)
 from ..errors import DataError, InputError
+from ..images.formats import MAX_FILE_BYTES
 from .inputs import safe_name
 from .plan import Part
 from .stores import LocalStore, StoreError, open_store
@@ -76,7 +86,10 @@ def _read_file(name: str, source: str) -> Input:
     if isinstance(store, LocalStore):
         return Input(name, store.path(file))
     try:
-        return Input(name, Content(store.read(file), source))
+        content = store.read(file, 0, MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            return Input(name, InputError(f"{source}: above the limit of {MAX_FILE_BYTES >> 20} MiB"))
+        return Input(name, Content(content, source))
     except FileNotFoundError:
         return Input(name, InputError(f"{source}: no such object"))
 
@@ -120,6 +133,10 @@ def _read_tar(part: Part) -> Iterator[Input]:
                         images[ending] = _content(archive, where, member.header) if content is None else content
                 if endings:
                     yield _sample(name, key, endings, images, seen)
+                if not parsed:  # tarfile takes a damaged header for the end
+                    check_end_block(open_store(part.root).read(part.sources[0], archive.offset, BLOCKSIZE))
+        except OSError as error:  # not of the archive: it is not compressed
+            raise StoreError(f"{where}: {error.strerror or error}") from error
         except DAMAGE as error:
             # Nothing after this place can be found, so it is an input that cannot be used, and names what is lost.
             message = f"{where}: damaged or truncated after {key or 'its start'} ({error}); what follows is not read"

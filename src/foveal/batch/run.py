@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..prediction.devices import cpu_count, torch_gpu
+from ..prediction.runtimes import choose
 from ..progress import Bar, Progress
 from ..weights.references import find_local
 from .inputs import Search
@@ -138,11 +139,13 @@ def _check(request: Request) -> None:
 
 
 def _describe(request: Request) -> Job:
-    options = {name: value for name, value in request.options._asdict().items() if name != "batch_size" and value}
+    given = {name: value for name, value in request.options._asdict().items() if name != "batch_size"}
+    options = {name: value for name, value in given.items() if value or (value == 0 and value is not False)}
     options |= {"tar": True} if request.pack else {}
     options |= {"column": request.column} if request.column else {}
     options |= {"dtype": request.engine["dtype"]} if request.engine.get("dtype", "auto") != "auto" else {}
-    location = request.input if is_remote(request.input) else os.path.abspath(request.input)
+    given_input = request.input.removeprefix("file://")
+    location = given_input if is_remote(given_input) else os.path.abspath(given_input)
     file = find_local(request.model)
     sha256 = ""
     if file is not None and file.is_file():
@@ -154,7 +157,7 @@ def _describe(request: Request) -> Job:
 def _setups(request: Request) -> list[Setup]:
     """A setup for each worker: on the CPU a process for each core, otherwise one for each GPU."""
     engine, job = dict(request.engine), Job("", "", "", request.result, {})
-    devices = _gpus(engine.get("device", "auto"))
+    devices = _gpus(request)
     if not devices:
         threads = engine.get("threads") or 1
         engine["threads"] = threads
@@ -167,8 +170,15 @@ def _setups(request: Request) -> list[Setup]:
     ]
 
 
-def _gpus(device: str) -> list[str]:
-    """The GPUs that a device stands for; none if it is the CPU, or one GPU by its number."""
+def _gpus(request: Request) -> list[str]:
+    """The GPUs that the device of a request stands for; none if it is the CPU."""
+    engine = request.engine
+    device, dtype = engine.get("device", "auto"), engine.get("dtype", "auto")
+    if device.startswith("cuda:") or device == "mps":
+        return [device]
+    if device == "auto" and torch_gpu() == "mps":
+        runtime, _ = choose(request.model, engine.get("runtime", "auto"), device, dtype)
+        return ["mps"] if runtime.runs("mps", dtype) else []
     if device not in ("auto", "cuda") or torch_gpu() != "cuda":
         return []
     import torch

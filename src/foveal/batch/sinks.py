@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import sys
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from ..errors import InputError
 from .inputs import safe_name
 from .results import Kind
 from .stores import ArrowStore, LocalStore
@@ -42,6 +45,13 @@ class Sink(Protocol):
         ...
 
 
+_LONGEST_NAME = 255  # bytes of a file name on Linux and macOS, units of UTF-16 on Windows
+
+
+def _length(name: str) -> int:
+    return len(name.encode("utf-16-le", "surrogatepass")) // 2 if sys.platform == "win32" else len(os.fsencode(name))
+
+
 class FilesSink:
     """A file for each input, by its name: ``FOLDER/street.jpg`` gives ``FOLDER/street.jpg.png``."""
 
@@ -51,6 +61,8 @@ class FilesSink:
 
     def add(self, name: str, record: bytes) -> None:
         file = f"{safe_name(name)}{self.suffix}"
+        if self.store.is_local and any(_length(part) > _LONGEST_NAME for part in file.split("/")):
+            raise InputError(f"{name}: its result {file} would have too long a name for a file")
         self.store.put(file, record, sync=False)
         self.names.append(file)
 

@@ -201,7 +201,10 @@ class ArrowStore:
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         def read() -> bytes:
             with self.filesystem.open_input_file(self.path(name)) as file:
-                return file.read() if length is None and not start else file.read_at(length or file.size(), start)
+                if length is None and not start:
+                    return file.read()
+                rest = max(0, file.size() - start)  # a buffer of the whole length would be made for a small object
+                return file.read_at(rest if length is None else min(length, rest), start)
 
         return _attempt(read, self._where(name))
 

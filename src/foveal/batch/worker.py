@@ -99,9 +99,12 @@ class Worker:
                 if isinstance(record, InputError):
                     failed.append((name, str(record)))
                 else:
-                    with storing(task.number):
-                        sink.add(name, record)
-                    done += 1
+                    try:
+                        with storing(task.number):
+                            sink.add(name, record)
+                        done += 1
+                    except InputError as error:  # its name cannot be that of a file
+                        failed.append((name, str(error)))
                 progress(0, done + len(failed))
             with storing(task.number):
                 files = sink.close()

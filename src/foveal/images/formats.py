@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from PIL import BmpImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from ..errors import ConfigError, InputError
-from . import chunks, tiff
+from . import chunks, tiff, tiff_pixels
 from .npy import NPY
 from .sources import MAX_FILE_BYTES as MAX_FILE_BYTES
 from .sources import why_missing
@@ -97,7 +97,7 @@ def open_image(
         return
     with open_file(source, name) as file:
         kind = detect_format(file, name)
-        _check_content(file, kind, name)
+        _check_content(file, kind, name, limit)
         # Pillow gets no path. With one it would memory-map the file, and then it applies orientations 5 to 8 wrongly to
         # uncompressed grey TIFFs.
         with _FORMATS[kind].reader(file, "") as image:
@@ -107,11 +107,14 @@ def open_image(
             yield image, file
 
 
-def _check_content(file: BinaryIO, kind: str, name: str) -> None:
+def _check_content(file: BinaryIO, kind: str, name: str, limit: int) -> None:
     """Check what Pillow would take too long for, or silently get wrong."""
     if kind == "TIFF" and (found := tiff.pages(file, name, strict=False)):
         _check_bands(name, found[0])
         _check_stack(name, found)
+        check_pixels(name, found[0].size, limit)
+        if found[0].is_plain:
+            tiff_pixels.check_places(found[0], name)
     elif kind == "PNG":
         chunks.check_png(file, name)
     elif kind == "BMP":
@@ -128,8 +131,7 @@ def _check_bands(name: str, page: tiff.Page) -> None:
 
 def _check_stack(name: str, found: list[tiff.Page]) -> None:
     """Refuse the bands of one image as grey pages of one size and type; of other files the first page is read."""
-    kinds = {(page.bands, page.size, page.dtype) for page in found}
-    if len(found) > 1 and len(kinds) == 1 and found[0].bands == 1 and found[0].dtype:
+    if tiff.is_stack(found):
         raise BandsError(
             f"{name}: {len(found)} pages of one band each, of which an RGB image would have the first: take a model "
             f"with in_chans={len(found)} (docs/bands.md), or save the page to use as a file of its own"

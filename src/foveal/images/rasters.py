@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..errors import InputError
 from . import decoding, jpeg_rows, png_rows, slides, tiff, tiff_pixels, zarr_reading
@@ -55,6 +56,8 @@ class ArrayRaster:
     """An image in memory."""
 
     def __init__(self, values: NDArray[Any], name: str = "array") -> None:
+        if values.ndim not in (2, 3) or not values.size:
+            raise InputError(f"{name}: an array of shape {values.shape}: expected (H, W, C) or (H, W)")
         self.values = values if values.ndim == 3 else values[..., None]
         self.name = name
         self.shape: tuple[int, int, int] = self.values.shape  # pyright: ignore[reportAttributeAccessIssue]
@@ -71,20 +74,21 @@ class NpyRaster:
     def __init__(self, file: FileIO, name: str) -> None:
         self.name, self._file = name, file
         self.nodata: float | None = None
-        shape, self.dtype, self._start = npy_layout(file, name)
+        shape, self._stored, self._start = npy_layout(file, name)
+        self.dtype = self._stored.newbyteorder("=")
         if len(shape) not in (2, 3) or 0 in shape:
             raise InputError(f"{name}: an array of shape {shape}: expected (H, W, C) or (H, W)")
         self.shape = (shape[0], shape[1], shape[2] if len(shape) == 3 else 1)
 
     def read(self, rows: slice, columns: slice) -> NDArray[Any]:
         _, width, channels = self.shape
-        values = np.empty((rows.stop - rows.start, columns.stop - columns.start, channels), self.dtype)
+        values = np.empty((rows.stop - rows.start, columns.stop - columns.start, channels), self._stored)
         for index, row in enumerate(values):
             place = ((rows.start + index) * width + columns.start) * channels
             self._file.seek(self._start + place * self.dtype.itemsize)
-            if self._file.readinto(row.data.cast("B")) != row.nbytes:
+            if self._file.readinto(row.view(np.uint8).data.cast("B")) != row.nbytes:
                 raise InputError(f"{self.name}: truncated")
-        return values
+        return values.astype(self.dtype, copy=False)
 
 
 class TiffRaster(BlockRaster):
@@ -106,13 +110,14 @@ class TiffRaster(BlockRaster):
             raise InputError(f"{name}: a TIFF file without an image")
         if level and not 0 <= level < len(found):
             raise InputError(f"{name}: level {level}, but its levels are 0 to {len(found) - 1}")
-        self._first, self.page = found[0], found[level]
+        self._first, self.page, self._is_stack = found[0], found[level], not level and tiff.is_stack(found)
         page = self.page
         (width, height), dtype = page.size, np.dtype(page.dtype or "u1").newbyteorder("=")
         tables = self._tags((tiff.JPEG_TABLES,), page).get(tiff.JPEG_TABLES)
-        self._blocks = tiff_pixels.Blocks(page, name, b"" if tables is None else tables.data)
+        nodata = self._read_nodata()
+        self._blocks = tiff_pixels.Blocks(page, name, b"" if tables is None else tables.data, nodata)
         block = self._blocks.height, self._blocks.width
-        super().__init__(name, (height, width, page.bands), dtype, block, self._read_nodata())
+        super().__init__(name, (height, width, page.bands), dtype, block, nodata)
 
     @property
     def why_whole(self) -> str:
@@ -123,6 +128,8 @@ class TiffRaster(BlockRaster):
             return "its colours are neither grey nor RGB and are only converted for the whole image"
         if self.page.first(274, 1) != 1:
             return "it is stored rotated or mirrored"
+        if self._is_stack:
+            return "its bands are pages"
         return ""
 
     def _read_nodata(self) -> float | None:
@@ -137,7 +144,8 @@ class TiffRaster(BlockRaster):
     def georeference(self) -> dict[int, tiff.RawTag]:
         """The tags that tie the pixels of this level to places on the earth; empty: there are none."""
         (width, height), (first_width, first_height) = self.page.size, self._first.size
-        return scaled_georeference(self._tags(GEO_TAGS, self._first), width / first_width, height / first_height)
+        with decoding.one_line_errors(self.name):
+            return scaled_georeference(self._tags(GEO_TAGS, self._first), width / first_width, height / first_height)
 
     def _tags(self, numbers: Iterable[int], page: tiff.Page) -> dict[int, tiff.RawTag]:
         with decoding.one_line_errors(self.name):
@@ -165,7 +173,7 @@ def open_raster(source: ImageLike, bands: Bands, level: int = 0) -> Iterator[Ras
     if not isinstance(plain, str | Path):
         if level:
             raise InputError(f"{name}: level {level} of an image that is no file with levels")
-        yield ArrayRaster(plain if isinstance(plain, np.ndarray) else bands.read(source), name)
+        yield ArrayRaster(plain if isinstance(plain, np.ndarray) else bands.read(plain, name=name), name)
         return
     path = Path(plain)
     if not path.exists():
@@ -255,5 +263,10 @@ def as_bands(window: NDArray[Any], raster: Raster, bands: Bands) -> NDArray[Any]
         raise InputError(
             f"{raster.name}: {Bands(window.shape[2], str(window.dtype))}, but the model takes {bands}: take a model "
             "for these bands (docs/bands.md), or save the bands to use as an RGB image"
+        )
+    if window.shape[2] == 4 and isinstance(raster, TiffRaster) and raster.page.first(338) == 1:
+        height, width = window.shape[:2]  # colours are multiplied by alpha in the file
+        return read_image(
+            Image.frombytes("RGBA", (width, height), np.ascontiguousarray(window).tobytes(), "raw", "RGBa")
         )
     return read_image(window)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -127,6 +127,12 @@ def pages(file: BinaryIO, name: str, *, strict: bool = True) -> list[Page]:
     finally:
         file.seek(position)
     return found
+
+
+def is_stack(found: Sequence[Page]) -> bool:
+    """Whether the pages of a file are the bands of one image: grey pages of one size and type."""
+    kinds = {(page.bands, page.size, page.dtype) for page in found}
+    return len(found) > 1 and len(kinds) == 1 and found[0].bands == 1 and bool(found[0].dtype)
 
 
 def first_page(file: BinaryIO, name: str) -> Page | None:

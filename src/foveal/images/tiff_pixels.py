@@ -23,7 +23,7 @@ _MAX_STRIPS = 1 << 20
 
 
 def read_page(content: bytes, page: tiff.Page, name: str) -> NDArray[Any]:
-    """The values of a page, ``(H, W, C)`` in the type of the file, upright.
+    """The values of a page, ``(H, W, C)`` in the type of the file, in the order in which it stores them.
 
     Args:
         content: of the whole file.
@@ -35,11 +35,9 @@ def read_page(content: bytes, page: tiff.Page, name: str) -> NDArray[Any]:
         OSError, ValueError: the same, from the decoder.
     """
     separate = page.first(284, 1) == 2
+    check_places(page, name)
     offsets, counts = (page.tags.get(324) or page.tags.get(273, ())), (page.tags.get(325) or page.tags.get(279, ()))
-    planes = page.bands if separate else 1
-    if not offsets or len(offsets) != len(counts) or len(offsets) % planes:
-        raise InputError(f"{name}: damaged (the places of its pixels are missing)")
-    part = len(offsets) // planes
+    part = len(offsets) // (page.bands if separate else 1)
     parts = [
         _read_plane(content, page, 1 if separate else page.bands, offsets[i : i + part], counts[i : i + part])
         for i in range(0, len(offsets), part)
@@ -50,6 +48,26 @@ def read_page(content: bytes, page: tiff.Page, name: str) -> NDArray[Any]:
     return values
 
 
+def check_places(page: tiff.Page, name: str) -> None:
+    """Check that a page has a place for each of its tiles or strips: decoders read zeros, or other bytes of the file.
+
+    Raises:
+        InputError: places are missing, or blocks were never written (GDAL's SPARSE_OK).
+    """
+    wide, high = page.size
+    if not wide or not high:
+        raise InputError(f"{name}: damaged (an image without pixels)")
+    width, height = page.first(322) or wide, page.first(323) or min(page.first(278, high) or high, high)
+    offsets, counts = (page.tags.get(324) or page.tags.get(273, ())), (page.tags.get(325) or page.tags.get(279, ()))
+    planes = page.bands if page.first(284, 1) == 2 else 1
+    expected = -(-wide // width) * -(-high // height) * planes
+    packed = page.first(259, 1) != 1  # Pillow needs no lengths where nothing is compressed
+    if len(offsets) < expected or len(offsets) % planes or (packed and len(counts) != len(offsets)):
+        raise InputError(f"{name}: damaged (the places of its pixels are missing)")
+    if not all(offsets) or (packed and not all(counts)):
+        raise InputError(f"{name}: some of its blocks were never written (a sparse file): write all of them")
+
+
 class Blocks:
     """The tiles or strips of a page, which are decoded one by one.
 
@@ -57,17 +75,18 @@ class Blocks:
         page: a plain one, or of JPEG.
         name: of the file, for messages.
         tables: content of the tag :data:`~.tiff.JPEG_TABLES`; empty: each block has its own.
+        nodata: value of the pixels of blocks that were never written; ``None``: 0.
 
     Attributes:
         height, width: of a block, in pixels; those at the bottom and right reach to the end of the page only.
     """
 
-    def __init__(self, page: tiff.Page, name: str, tables: bytes = b"") -> None:
-        self.page, self.name, self._tables = page, name, tables
+    def __init__(self, page: tiff.Page, name: str, tables: bytes = b"", nodata: float | None = None) -> None:
+        self.page, self.name, self._tables, self._nodata = page, name, tables, nodata
         wide, high = page.size
         if not wide or not high:
             raise InputError(f"{name}: damaged (an image without pixels)")
-        self.width, self.height = page.first(322) or wide, page.first(323) or min(page.first(278, high), high)
+        self.width, self.height = page.first(322) or wide, page.first(323) or min(page.first(278, high) or high, high)
         self._across, self._down = -(-wide // self.width), -(-high // self.height)
         self._planes = page.bands if page.first(284, 1) == 2 else 1
         self._offsets = page.tags.get(324) or page.tags.get(273, ())
@@ -119,8 +138,13 @@ class Blocks:
     def _plane(self, file: BinaryIO, index: int, bands: int, height: int) -> NDArray[Any]:
         """One plane of a block, as a file of its own for the decoder."""
         offset, count = self._offsets[index], self._counts[index]
-        if not count:  # a block that was never written
-            return np.zeros((self.height, self.width, bands), np.dtype(self.page.dtype).newbyteorder("="))
+        if not count or not offset:  # a block that was never written
+            dtype, nodata = np.dtype(self.page.dtype).newbyteorder("="), self._nodata
+            limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+            fits = nodata is not None and (
+                limits.min <= nodata <= limits.max or (dtype.kind == "f" and nodata != nodata)
+            )
+            return np.full((self.height, self.width, bands), nodata if fits else 0, dtype)
         file.seek(offset)
         packed = file.read(min(count, _BLOCK_VALUES * 16))
         if len(packed) < count:

@@ -26,7 +26,8 @@ from .tiff import NODATA, RawTag
 _LEVEL = 3  # of compression: of masks, 6 takes twice as long for files that are a few percent smaller
 #: Tags that tie pixels to places on the earth.
 PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264
-GEO_TAGS = (PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, 34735, 34736, 34737)
+GEO_KEYS, _RASTER_TYPE = 34735, 1025
+GEO_TAGS = (PIXEL_SCALE, TIE_POINTS, TRANSFORMATION, GEO_KEYS, 34736, 34737)
 _SHORT, _LONG, _LONG8 = 3, 4, 16
 
 
@@ -205,12 +206,25 @@ def scaled_georeference(tags: Mapping[int, RawTag], across: float, down: float) 
         down: its new height over its height.
     """
     scaled = dict(tags)
-    for number, factors in ((PIXEL_SCALE, [1 / across, 1 / down, 1]), (TIE_POINTS, [across, down, 1, 1, 1, 1])):
-        if number in tags:
-            values = np.frombuffer(tags[number].data, "<f8")
-            changed = values * np.resize(factors, len(values))
-            scaled[number] = replace(tags[number], data=changed.astype("<f8").tobytes())
+    half = 0.5 if _counts_from_centres(tags) else 0.0  # of a pixel: where column and row 0 are
+    if PIXEL_SCALE in tags:
+        values = np.frombuffer(tags[PIXEL_SCALE].data, "<f8")
+        changed = values * np.resize([1 / across, 1 / down, 1], len(values))
+        scaled[PIXEL_SCALE] = replace(tags[PIXEL_SCALE], data=changed.astype("<f8").tobytes())
+    if TIE_POINTS in tags:
+        points = np.frombuffer(tags[TIE_POINTS].data, "<f8").reshape(-1, 6).copy()
+        points[:, :2] = (points[:, :2] + half) * [across, down] - half
+        scaled[TIE_POINTS] = replace(tags[TIE_POINTS], data=points.astype("<f8").tobytes())
     if TRANSFORMATION in tags:
         matrix = np.frombuffer(tags[TRANSFORMATION].data, "<f8").reshape(4, 4) / [across, down, 1, 1]
+        matrix[:, 3] += matrix[:, :2] @ [half - half * across, half - half * down]
         scaled[TRANSFORMATION] = replace(tags[TRANSFORMATION], data=matrix.astype("<f8").tobytes())
     return scaled
+
+
+def _counts_from_centres(tags: Mapping[int, RawTag]) -> bool:
+    """Whether whole columns and rows are the centres of pixels (RasterPixelIsPoint), not their corners."""
+    if GEO_KEYS not in tags:
+        return False
+    keys = np.frombuffer(tags[GEO_KEYS].data, "<u2")
+    return any(key == _RASTER_TYPE and value == 2 for key, _, _, value in keys[: len(keys) // 4 * 4].reshape(-1, 4))
