@@ -141,3 +141,8 @@ def test_labelme_files_do_not_lead_out_of_the_data_set(tmp_path: Path) -> None:
         (tmp_path / "data" / "b.json").write_text(json.dumps({**text, "imagePath": path}))
         with pytest.raises(DataError, match=r"b\.json: has no image"):
             SegmentationData.open(tmp_path / "data", ["all"])
+
+
+def test_ignored_regions_are_no_objects(tmp_path: Path) -> None:
+    labelme(tmp_path, shape(), shape("__ignore__", points=[[20, 2], [28, 2], [28, 9], [20, 9]]))
+    assert len(InstanceData.open(tmp_path, ["all"])[0][1]) == 1

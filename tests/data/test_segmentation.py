@@ -198,6 +198,20 @@ def test_synthetic_set_is_reproducible(tmp_path: Path) -> None:
     assert len(SegmentationData.open(first, ["train", "val"])) == 4
 
 
+def test_synthetic_sets_replace_only_themselves(tmp_path: Path) -> None:
+    own, other = tmp_path / "own", tmp_path / "other"
+    for _ in range(2):
+        assert write_shapes(own, train=1, val=1, size=(16, 16)) == own
+    (other / "train").mkdir(parents=True)
+    (other / "train" / "0000.png").write_bytes(b"a photograph")
+    (own / "dataset.yaml").write_text("names: [sky]\n")
+    for folder in (other, own):
+        with pytest.raises(DataError, match=f"{folder.name} has a data set, which these images would overwrite"):
+            write_shapes(folder, train=1, val=1, size=(16, 16))
+    assert [path.read_bytes() for path in other.rglob("*.*")] == [b"a photograph"]
+    assert (own / "dataset.yaml").read_text() == "names: [sky]\n"
+
+
 def test_config_round_trip_and_conversions(tmp_path: Path) -> None:
     values = {"lr": "1e-3", "crop": [64, 96], "splits": ["train", "val"], "epochs": 3, "options": {"scales": [3, 5]}}
     config = build_config(TrainConfig, values | {"loss": {"cross_entropy": "1e0", "lovasz": 2}})

@@ -326,3 +326,15 @@ def test_members_beyond_the_limit_are_refused_unread(root: Path) -> None:
         archive.addfile(info)
     with pytest.raises(DataError, match=r"1\.png is above the limit of \d+ MiB"):
         open_labelled(root, ["all"], "classify")
+
+
+def test_a_png_beside_another_image_is_its_mask(tmp_path: Path) -> None:
+    (tmp_path / "dataset.yaml").write_text("names: [a, b]")
+    image, mask = np.full((8, 8, 3), 200, np.uint8), np.eye(8, dtype=np.uint8)
+    shard(tmp_path / "0.tar", [("a.png", encoded(mask)), ("a.tif", encoded(image, "TIFF"))])
+    sample = next(iter(TarStream.open(tmp_path, ["all"])))
+    assert sample.mask is not None
+    assert (sample.image.min(), sample.mask.max()) == (200, 1)
+    (tmp_path / "dataset.yaml").write_text("names: [a, b]\nmasks: colours")
+    with pytest.raises(DataError, match="needs 'palette'"):
+        TarStream.open(tmp_path, ["all"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import zlib
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from foveal.data.check import check_data
+from foveal.data.coco_objects import _box
 from foveal.data.instances import InstanceData
+from foveal.data.listed_files import as_id
 from foveal.data.segmentation import SegmentationData
 from foveal.errors import DataError
 from helpers.tool_exports import SIZE, only_problem, photo, rectangle, write_json
@@ -271,3 +274,32 @@ def test_classes_of_cvat_in_the_folders_of_cityscapes(tmp_path: Path) -> None:
     data = SegmentationData.open(tmp_path, ["train"])
     assert data.labels.names == ("background", "black cat")
     assert np.array_equal(data[0][1], rectangle(2, 2, 9, 9))
+
+
+def test_255_is_a_class_of_roboflow_where_it_has_a_name(tmp_path: Path) -> None:
+    roboflow(tmp_path, "0, background\n255, crack\n")
+    for mask in tmp_path.rglob("*_mask.png"):
+        Image.fromarray(np.array([[0, 255]], np.uint8).repeat(30, 0).repeat(20, 1)).save(mask)
+    mask = SegmentationData.open(tmp_path, ["train"])[0][1]
+    assert mask[0, 0] == 0
+    assert mask[0, -1] == 1
+
+
+def test_splits_of_one_coco_file_may_be_joined(tmp_path: Path) -> None:
+    images = []
+    for number in range(10):
+        photo(tmp_path / "images" / f"{number}.png")
+        images.append({"id": f"1_{number}", "file_name": f"{number}.png", "height": 30, "width": 40})
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    (tmp_path / "dataset.yaml").write_text("val_share: 0.2")
+    assert len(SegmentationData.open(tmp_path, ["train", "val"]).pairs) == 10
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1_11", "1_11"), ("7", 7), (" 7 ", 7), ("7.0", 7), ("a", "a")])
+def test_ids_of_digits_are_numbers(text: str, expected: int | str) -> None:
+    assert as_id(text) == expected
+
+
+def test_boxes_beyond_all_numbers_are_none() -> None:
+    assert _box([1.7e308, 0, 1.7e308, 5]) is None

@@ -19,7 +19,9 @@ from foveal.cli import main
 from foveal.evaluation import evaluate as module
 from foveal.evaluation.evaluators import EVALUATORS
 from foveal.evaluation.report import Part, Table, skipped_rows, write_json
-from foveal.info import ModelInfo
+from foveal.evaluation.sheet import Sample, sample_sheet
+from foveal.evaluation.upscale import _untrained_sets
+from foveal.info import Labels, ModelInfo
 from foveal.prediction.predictor import Predictor
 
 
@@ -215,9 +217,25 @@ def test_upscaling_takes_a_degradation(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "per_image.csv").read_text().splitlines()[0] == "set,image,psnr,ssim"
     with pytest.raises(foveal.ConfigError, match="degradation: unknown name 'noize'; did you mean 'noise'"):
         foveal.evaluate(predictor, tmp_path, degradation={"noize": (25, 25)})
-    with pytest.raises(foveal.ConfigError, match=r"degradation=.*: give ranges, the smaller number first"):
+    with pytest.raises(foveal.ConfigError, match=r"degradation: .*: give ranges, the smaller number first"):
         foveal.evaluate(predictor, tmp_path, degradation={"jpeg": (90, 30)})
     for said in ({"blur": [1e9, 1e9]}, {"blur": 5}, [], {"noise": ["a", "b"]}):  # by a file
         noted = Predictor(identity, info.replace(notes={"config": {"degradation": said, "splits": 5}}), "numpy")
         with pytest.raises(foveal.ConfigError, match=r"degradation in .*: give ranges, the smaller number first"):
             foveal.evaluate(noted, tmp_path)
+
+
+def test_sets_that_were_trained_on_have_other_names(tmp_path: Path) -> None:
+    for name in ("flat", "folders/training", "folders/val"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / name / f"{number}.png")
+    (tmp_path / "flat" / "dataset.yaml").write_text("val_share: 0.5")
+    for name in ("flat", "folders"):
+        assert _untrained_sets(tmp_path / name, ("train",)) == ["val"]
+
+
+def test_a_sheet_of_as_many_classes_as_a_palette_has() -> None:
+    target = np.full((8, 8), 65535, np.uint16)
+    sample = Sample("x", np.zeros((8, 8, 3), np.uint8), target, np.zeros((8, 8), np.int64))
+    assert sample_sheet([sample], Labels(tuple(map(str, range(256))))).width > 0

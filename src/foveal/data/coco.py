@@ -125,10 +125,12 @@ def read_annotations(root: Path, splits: Sequence[str], kind: Kind, described: D
             if difference:
                 raise DataError(f"{file}: other categories than in {files[splits[0]].name}: {difference}")
             names, class_of = file_names, class_of | file_class_of
-            found = _image_entries(root, file, data, described.excluded(root), entries)
+            drawn_from = list(files.values()).count(file) > 1  # one file for all splits, which are drawn at random
+            others = {} if drawn_from else entries
+            found = _image_entries(root, file, data, described.excluded(root), others)
         except DAMAGE as error:
             raise DataError(f"{file}: not COCO's {kind} format ({reason_of(error)})") from error
-        if list(files.values()).count(file) > 1:  # one file for all splits, which are drawn at random
+        if drawn_from:
             drawn = draw_splits((path.stem for path in found.entries), described)[split]
             found = found._replace(entries={path: e for path, e in found.entries.items() if path.stem in drawn})
         entries |= found.entries

@@ -77,7 +77,7 @@ def _box(values: Any) -> Box | None:
     if not isinstance(values, list) or len(values) != 4:
         raise ValueError(f"{values!r:.40} where x, y, width and height of a box are expected")
     x, y, width, height = map(float, values)
-    known = width > 0 and height > 0 and all(map(math.isfinite, (x, y, width, height)))
+    known = width > 0 and height > 0 and all(map(math.isfinite, (x, y, x + width, y + height)))
     return (x, y, x + width, y + height) if known else None
 
 
@@ -114,11 +114,8 @@ def _oddity(annotation: Annotation, segmentation: Any, size: Size | None) -> str
     try:
         if size and any(_leaves(part, size) for part in segmentation):
             return "leave the image, where they are cut off"
-    except (
-        LookupError,
-        TypeError,
-        ValueError,
-    ):  # other forms of polygons, or damage that reading the image will refuse
+    # Other forms of polygons, or damage that reading the image will refuse.
+    except (LookupError, TypeError, ValueError):
         pass
     return ""
 

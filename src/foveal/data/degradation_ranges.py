@@ -1,4 +1,4 @@
-"""Ranges of what degrades images for super-resolution and restoration, and the check of them; without NumPy."""
+"""The ranges of degradations for super-resolution and restoration, and their check. It imports no NumPy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def within_limits(ranges: Mapping[str, Any]) -> bool:
     return all(LIMITS[name][0] <= low <= high <= LIMITS[name][1] for name, (low, high) in ranges.items())
 
 
-def check_ranges_of(ranges: Any, source: str) -> dict[str, tuple[float, float]]:
+def checked_ranges(ranges: Any, source: str) -> dict[str, tuple[float, float]]:
     """Ranges that a caller or a file gives, by name.
 
     Args:
@@ -40,4 +40,4 @@ def check_ranges_of(ranges: Any, source: str) -> dict[str, tuple[float, float]]:
                 return {name: (float(low), float(high)) for name, (low, high) in ranges.items()}
         except (TypeError, ValueError):
             pass
-    raise ConfigError(f"{source}={str(ranges)[:80]}: give {LIMITS_TEXT}")
+    raise ConfigError(f"{source}: {str(ranges)[:80]}: give {LIMITS_TEXT}")

@@ -28,6 +28,7 @@ from ..errors import DataError, InputError, nearest
 from ..images.formats import LIMIT, pixel_limit
 from ..images.reading import read_image, read_mask
 from ..images.regions import mask_of
+from ..info import ignore_id
 from .brush_masks import brush_mask_error, find_brush_mask
 from .layout import (
     ALL,
@@ -217,9 +218,12 @@ def _open_outlines(root: Path, layout: OutlineLayout, described: DatasetFile, sp
     annotated = layout.open(root, splits, described)
     outlines = annotated.reader
     assert isinstance(outlines, OutlineMasks)
+    ignored = ignore_id(outlines.num_classes)
 
     def read(image: Path, file: Path, size: tuple[int, int]) -> list[Instance]:
-        solid = [outline for outline in outlines.read(image, file, size) if outline.has_pixels]
+        # Regions that are ignored are no objects.
+        found = (o for o in outlines.read(image, file, size) if outlines.class_of.get(o.category) != ignored)
+        solid = [outline for outline in found if outline.has_pixels]
         _check_memory(len(solid), size, file)
         return [_instance(outline, mask_of(outline.runs, size)) for outline in solid]
 

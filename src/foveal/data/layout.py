@@ -126,8 +126,12 @@ class DatasetFile:
 
     @property
     def ignored(self) -> tuple[int, ...]:
+        """Ids of pixels to ignore, see :meth:`ignored_of`, for the classes of ``names``."""
+        return self.ignored_of(len(self.names))
+
+    def ignored_of(self, count: int) -> tuple[int, ...]:
         """Ids of pixels to ignore: ``ignore``, whose default is 65535 with more than 255 classes."""
-        return (WIDE_IGNORE,) if self.ignore == (IGNORE,) and len(self.names) > IGNORE else self.ignore
+        return (WIDE_IGNORE,) if self.ignore == (IGNORE,) and count > IGNORE else self.ignore
 
     def excluded(self, root: Path) -> frozenset[Path]:
         """The files to leave out.

@@ -138,10 +138,9 @@ def as_id(value: object) -> Id:
         ValueError: not an id.
     """
     if isinstance(value, str) and value:
-        try:
+        if re.fullmatch(r"\s*[+-]?[0-9]{1,4000}\s*", value):  # int() would also take "1_1" for 11
             return int(value)
-        except ValueError:
-            return int(float(value)) if re.fullmatch(r"\d{1,15}\.0*", value) else value
+        return int(float(value)) if re.fullmatch(r"[0-9]{1,15}\.0*", value) else value
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value == int(value):
         return int(value)
     raise ValueError(f"{shown(value)} where an id is expected")

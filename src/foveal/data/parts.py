@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import DataError, InputError
 from ..images.reading import read_mask
-from ..info import MAX_CLASSES, Labels, ignore_id
+from ..info import IGNORE, MAX_CLASSES, Labels, ignore_id
 from .brush_masks import brush_mask_error, masks_name_no_image
 from .layout import FILE, DatasetFile, Problem, by_stem, images_in, match_files
 from .masks import ColourMasks, IdMasks, MaskReader, described_ids
@@ -99,7 +99,10 @@ def labels_and_reader(
         labels, class_of = Labels(described.names, described.palette), described_ids(described)
     elif default is not None:
         labels = Labels(default[0].names, described.palette or default[0].palette)
-        class_of = {**default[1], **dict.fromkeys(described.ignored, ignore_id(len(default[0].names)))}
+        count = len(labels.names)
+        ignored = dict.fromkeys(described.ignored_of(count), ignore_id(count))
+        # By default an id that has a class is no ignored one; what the user writes counts in any case.
+        class_of = {**ignored, **default[1]} if described.ignore == (IGNORE,) else {**default[1], **ignored}
     else:
         raise DataError(
             f"{root}: the masks have ids without class names; write {FILE} with 'names: [...]', one per id, or with"

@@ -222,9 +222,10 @@ def _open_voc(root: Path, splits: Sequence[str], described: DatasetFile) -> Part
         labels, read = labels_and_reader(root, described, None, [mask for _, mask in pairs])
     elif file is not None and described.masks == "ids":
         unknown = described.unknown == "ignore"
-        labels, read = names, voc.VocMasks(names, file, described.ignore, described.ignore_colours, unknown)
+        ignored = described.ignored_of(len(names.names))
+        labels, read = names, voc.VocMasks(names, file, ignored, described.ignore_colours, unknown)
     else:
-        ids = plain_ids(len(names.names), described.ignore)
+        ids = plain_ids(len(names.names), described.ignored_of(len(names.names)))
         labels, read = labels_and_reader(root, described, (names, ids), ())
     return Part(tuple(pairs), labels, read, tuple(problems), voc.note_unlisted(root, described))
 

@@ -118,9 +118,8 @@ def files_of(folders: Folders, kind: Kind) -> Iterator[Path]:
 def _pair(root: Path, images: Path, files: Path, excluded: frozenset[Path], kind: Kind, deep: bool) -> Paired:
     """Pair by the path below the two folders without suffix; other files beside images do not count."""
     groups = by_stem(images_in(images, deep=deep), images)
-    by_key = {
-        p.relative_to(files).with_suffix("").as_posix(): p for p in _files(files, kind, deep) if p not in excluded
-    }
+    every = {p.relative_to(files).with_suffix("").as_posix(): p for p in _files(files, kind, deep)}
+    by_key = {key: path for key, path in every.items() if path not in excluded}
     result = Paired()
     used: set[Path] = set()
     for key, file in by_key.items():
@@ -135,7 +134,7 @@ def _pair(root: Path, images: Path, files: Path, excluded: frozenset[Path], kind
         result.problems += [
             Problem(path, f"has the same stem as {known[0].name}; give it another name") for path in known[1:]
         ]
-        if known and key not in by_key and not used.intersection(known):
+        if known and key not in every and not used.intersection(known):
             result.alone.append((known[0], files / f"{key}{kind.suffix}"))
     return result
 

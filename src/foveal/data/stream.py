@@ -24,17 +24,17 @@ from numpy.typing import NDArray
 from ..errors import ConfigError, DataError, InputError
 from ..images.bands import RGB, Bands
 from ..info import Labels
-from .layout import DatasetFile, resolve_split
+from .layout import FILE, DatasetFile, resolve_split
 from .masks import ColourMasks, IdMasks, described_ids
 from .shards import find_shards
 from .tar_members import (
     DAMAGE,
-    IMAGE_ENDINGS,
     MASK_ENDINGS,
     by_sample,
     check_end,
     check_member,
     damaged_error,
+    image_ending,
     is_compressed,
     open_tar,
     read_members,
@@ -101,7 +101,7 @@ class TarStream:
         shards = [path for split in splits for path in by_split[resolve_split(split, tuple(by_split), root)]]
         shards = [path for path in shards if path not in excluded]
         labels = Labels(described.names, described.palette)
-        return cls(tuple(shards), labels, _mask_reader(described), on_bad, excluded)
+        return cls(tuple(shards), labels, _mask_reader(described, Path(root)), on_bad, excluded)
 
     def share(self, index: int, count: int) -> TarStream:
         """The part of the stream that reader ``index`` of ``count`` (workers times processes) reads.
@@ -176,14 +176,14 @@ class TarStream:
             DataError: there is no image, or a member is damaged, of the wrong size, or not a class index.
         """
         where = f"{shard}: {key}"
-        image_ending = next((ending for ending in IMAGE_ENDINGS if ending in members), None)
-        if image_ending is None:
+        ending = image_ending(members, self.masks is not None and "cls" not in members)
+        if ending is None:
             raise DataError(f"{where}: no image among its members ({', '.join(members) or 'none'})")
         try:
-            image = self.bands.read(members[image_ending], name=f"{where}.{image_ending}")
+            image = self.bands.read(members[ending], name=f"{where}.{ending}")
         except InputError as error:
             raise DataError(str(error)) from error
-        mask_ending = next((ending for ending in MASK_ENDINGS if ending in members and ending != image_ending), None)
+        mask_ending = next((each for each in MASK_ENDINGS if each in members and each != ending), None)
         mask = None
         if mask_ending is not None and self.masks is not None:
             name = f"{where}.{mask_ending}"
@@ -217,9 +217,11 @@ def _read_all(shard: Path, archive: TarFile, size: int | None) -> Iterator[tuple
         yield path, ending, file.read() if file else b""
 
 
-def _mask_reader(described: DatasetFile) -> IdMasks | ColourMasks | None:
+def _mask_reader(described: DatasetFile, root: Path) -> IdMasks | ColourMasks | None:
     ignore_unknown = described.unknown == "ignore"
     if described.masks == "colours":
+        if not (described.palette and described.names):
+            raise DataError(f"{root / FILE}: 'masks: colours' needs 'palette' and 'names', one of each per class")
         return ColourMasks(described.palette, described.ignore_colours, ignore_unknown)
     if not described.names:
         return None

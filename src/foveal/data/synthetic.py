@@ -9,6 +9,8 @@ import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from ..errors import DataError
+
 NAMES = ("ground", "disc", "square", "triangle")
 PALETTE = ((90, 90, 90), (214, 39, 40), (31, 119, 180), (44, 160, 44))
 
@@ -53,9 +55,18 @@ def write_shapes(
 
     Returns:
         ``root``.
+
+    Raises:
+        DataError: the folder has another data set.
     """
     root = Path(root)
+    described = yaml.safe_dump({"names": list(NAMES), "palette": [list(colour) for colour in PALETTE]})
+    file = root / "dataset.yaml"
+    if (file.exists() or (root / "train").exists()) and not (file.exists() and file.read_bytes() == described.encode()):
+        raise DataError(f"{root} has a data set, which these images would overwrite: give a new folder")
     rng = np.random.default_rng(seed)
+    root.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(described.encode())  # first, so that an interrupted call can be repeated
     for split, count in (("train", train), ("val", val)):
         for folder in (root / split, root / f"{split}annot"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +74,4 @@ def write_shapes(
             image, mask = shapes_sample(rng, size)
             Image.fromarray(image).save(root / split / f"{index:04}.png")
             Image.fromarray(mask).save(root / f"{split}annot" / f"{index:04}.png")
-    described = {"names": list(NAMES), "palette": [list(colour) for colour in PALETTE]}
-    (root / "dataset.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
     return root

@@ -10,7 +10,7 @@ import lzma
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -81,6 +81,19 @@ def read_members(archive: tarfile.TarFile, size: int | None) -> Iterator[tuple[s
         key, ending = _sample_of(member)
         if key:
             yield key, ending, member
+
+
+def image_ending(endings: Collection[str], masks: bool) -> str | None:
+    """Which member of a sample is its image; ``None``: there is none.
+
+    Args:
+        endings: of all members.
+        masks: whether samples have masks: a PNG beside another image is its mask then, if nothing else is.
+    """
+    found = [ending for ending in IMAGE_ENDINGS if ending in endings]
+    if masks and len(found) > 1 and not any(ending in endings for ending in MASK_ENDINGS if ending != "png"):
+        found = [ending for ending in found if ending != "png"]
+    return found[0] if found else None
 
 
 def by_sample(members: Iterable[tuple[str, str, T]]) -> Iterator[tuple[str, str, T]]:
@@ -165,7 +178,15 @@ def check_end(shard: Path, offset: int) -> None:
         return  # compressed formats have checksums of their own
     with shard.open("rb") as file:
         file.seek(offset)
-        block = file.read(tarfile.BLOCKSIZE)
+        check_end_block(file.read(tarfile.BLOCKSIZE))
+
+
+def check_end_block(block: bytes) -> None:
+    """Check that the block after the last member is the one of zeros that marks the end.
+
+    Raises:
+        ValueError: it is not, so that members may follow that nobody has seen.
+    """
     if len(block) < tarfile.BLOCKSIZE:
         raise ValueError("no end-of-archive block")
     if any(block):

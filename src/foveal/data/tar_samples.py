@@ -25,12 +25,12 @@ from .masks import ColourMasks, IdMasks
 from .stream import StreamSample, TarStream
 from .tar_members import (
     DAMAGE,
-    IMAGE_ENDINGS,
     MASK_ENDINGS,
     by_sample,
     check_end,
     check_member,
     damaged_error,
+    image_ending,
     open_tar,
     read_members,
 )
@@ -195,10 +195,10 @@ class TarSamples:
 
     def _problem(self, shard: Path, place: Place) -> Problem | None:
         has = ", ".join(place.endings)
-        images = [ending for ending in IMAGE_ENDINGS if ending in place.endings]
-        if not images:
+        image = image_ending(place.endings, self.stream.masks is not None and "cls" not in place.endings)
+        if image is None:
             return Problem(shard, f"{place.key}: no image among its members ({has})")
-        if self._target.is_among(place.endings, images[0]):
+        if self._target.is_among(place.endings, image):
             return None
         return Problem(shard, f"{place.key}: {self._target.missing} among its members ({has})")
 

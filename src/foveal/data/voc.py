@@ -205,7 +205,8 @@ def read_coloured(root: Path, described: DatasetFile) -> tuple[Labels, VocMasks]
             names.append(name.strip())
             colours.append(_parse_colour(",".join(values), f"{file}: line {number}"))
     labels = _checked_labels(names, colours, file)
-    return labels, VocMasks(labels, file, described.ignore, described.ignore_colours, described.unknown == "ignore")
+    ignored = described.ignored_of(len(labels.names))
+    return labels, VocMasks(labels, file, ignored, described.ignore_colours, described.unknown == "ignore")
 
 
 def _parse_colour(text: str, where: str) -> Colour:

@@ -204,13 +204,15 @@ def read_detections(
     Raises:
         DataError: the file is not in this format, or none of its boxes is of one of the images and categories.
     """
+    if texts := [each for each in categories if isinstance(each, str)]:
+        raise DataError(
+            f"the data set has the category id {texts[0]!r:.80}: average precision needs whole numbers as ids"
+        )
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({' '.join(str(error).split())})") from error
     form = "a list of {image_id, category_id, bbox: [x, y, width, height], score}"
-    if texts := [each for each in categories if isinstance(each, str)]:
-        raise DataError(f"the data set has the category id {texts[0]!r:.80}: average precision needs whole numbers as ids")
     if not isinstance(entries, list):
         raise DataError(f"{file}: a {type(entries).__name__} at the top instead of {form}")
     found: dict[Id, list[Detection]] = {}

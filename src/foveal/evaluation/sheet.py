@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from ..images.bands import displayed
 from ..images.colours import colour_table, drawable
 from ..images.writing import stack_below
-from ..info import Labels
+from ..info import Labels, ignore_id
 
 _MAX_WIDTH = 640  # pixels; wider images are downscaled
 _LINE, _GAP = 18, 4
@@ -27,7 +27,7 @@ class Sample:
     Attributes:
         title: text above the row.
         image: ``(H, W, C)``; of other bands than RGB the first three are drawn, or the first.
-        target: class ids ``(H, W)``; 255 = ignore, drawn in black.
+        target: class ids ``(H, W)``; ignored pixels (255, or 65535 with more than 255 classes) are black.
         predicted: class ids ``(H, W)``.
     """
 
@@ -40,16 +40,19 @@ class Sample:
 def sample_sheet(samples: Sequence[Sample], labels: Labels) -> Image.Image:
     """Draw image, label and prediction of each sample side by side, one sample per row; wide images are downscaled."""
     colours = colour_table(labels)
-    return stack_below([_row(sample, colours) for sample in samples], _PAPER)
+    return stack_below([_row(sample, colours, len(labels.names)) for sample in samples], _PAPER)
 
 
-def _row(sample: Sample, colours: NDArray[np.uint8]) -> Image.Image:
+def _row(sample: Sample, colours: NDArray[np.uint8], count: int) -> Image.Image:
     height, width = sample.target.shape
+    ignored = sample.target == ignore_id(count)
+    truth = colours[np.where(ignored, 0, sample.target)]
+    truth[ignored] = 0
     drawn_width = min(width, _MAX_WIDTH)
     size = (drawn_width, max(1, round(height * drawn_width / width)))
     pictures = (
         ("image", Image.fromarray(displayed(sample.image)).resize(size, Image.Resampling.BOX)),
-        ("truth", Image.fromarray(colours[sample.target]).resize(size, Image.Resampling.NEAREST)),
+        ("truth", Image.fromarray(truth).resize(size, Image.Resampling.NEAREST)),
         ("prediction", Image.fromarray(colours[sample.predicted]).resize(size, Image.Resampling.NEAREST)),
     )
     row = Image.new("RGB", (3 * drawn_width + 2 * _GAP, size[1] + 2 * _LINE + _GAP), _PAPER)

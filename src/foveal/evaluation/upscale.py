@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..data.degradation import degraded
-from ..data.degradation_ranges import check_ranges_of
-from ..data.layout import describe
+from ..data.degradation_ranges import checked_ranges
+from ..data.layout import ALL, SAME_SPLITS, describe
 from ..data.super_resolution import SuperResolutionData, sets_of
 from ..errors import ConfigError, DataError
 from ..prediction.predictor import Predictor
@@ -152,7 +152,7 @@ class UpscaleEvaluator:
         training = predictor.info.notes.get("config", {})
         own = degradation is None
         ranges = training.get("degradation", {}) if own else degradation
-        self.degradation = check_ranges_of(ranges, f"degradation in {predictor.info.ref}" if own else "degradation")
+        self.degradation = checked_ranges(ranges, f"degradation in {predictor.info.ref}" if own else "degradation")
         trained = training.get("splits", ())
         names = [split] if split else _untrained_sets(Path(data), trained if isinstance(trained, list | tuple) else ())
         self.sets = [self._open_set(data, name) for name in names]
@@ -197,10 +197,16 @@ class UpscaleEvaluator:
 
 def _untrained_sets(root: Path, trained: Sequence[str]) -> list[str]:
     """Names of the sets that the model was not trained on."""
-    sets = tuple(sets_of(root, describe(root)))
+    folders = sets_of(root, describe(root))
+    sets = tuple(folders)
     if not sets:
         raise DataError(f"{root}: no images; give a folder of large images, or one that has a folder for each set")
-    names = [name for name in sets if name not in trained]
+    same = {name for each in trained for name in next((s for s in SAME_SPLITS if each in s), (each,))}
+    used = {folder for name, folder in folders.items() if name in same}
+    if ALL in same:  # then its random parts were trained on, too
+        names = [name for name in sets if name not in same and folders[name] not in used]
+    else:
+        names = [name for name in sets if name not in same and not (name == ALL and folders[name] in used)]
     if not names:
         raise DataError(
             f"{root}: the model was trained on all of its sets ({', '.join(sets)}): add another, or name one with split"
