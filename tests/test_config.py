@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveal.config import build_config, parse_yaml, read_yaml
+from foveal.config import build_config, check_arguments, parse_yaml, read_yaml
 from foveal.data.layout import DatasetFile
 from foveal.errors import ConfigError, nearest
 
@@ -71,3 +71,14 @@ def test_endless_files_and_lists_of_names(tmp_path: Path) -> None:
     assert nearest("x" * 1_000_000, ("y" * 1_000_000, *(f"{i} {'z' * 150}" for i in range(100_000)))).endswith(", ...")
     assert nearest("masc", ("masks", "names")) == "; did you mean 'masks'?"
     assert time.process_time() - start < 5
+
+
+def test_texts_are_not_taken_for_numbers() -> None:
+    """YAML reads 1e-5 as a text; arguments of functions get their values as they are."""
+
+    def build(rate: float = 0.1, side: float | None = None, window: int | str = 7, name: str = "") -> None: ...
+
+    check_arguments(build, {"rate": 1, "side": None, "window": "whole", "name": "1e-5"}, "model")
+    for name in ("rate", "side"):
+        with pytest.raises(ConfigError, match=rf"^model: {name}='1e-5' is a text: give a number \(in YAML 1\.0e-5"):
+            check_arguments(build, {name: "1e-5"}, "model")

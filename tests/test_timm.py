@@ -199,6 +199,33 @@ def test_rates_and_sizes() -> None:
     assert (wide.default_cfg["input_size"], wide.default_cfg["pool_size"]) == ((3, 100, 100), (7, 7))
 
 
+def test_both_classifiers_of_a_distilled_model_are_replaced() -> None:
+    model = on_meta("foveal_efficientvit_m0", num_classes=3, distilled=True)
+    x = torch.empty(2, 3, 64, 64, device="meta")
+    model.reset_classifier(0)
+    for training in (True, False):
+        assert model.train(training)(x).shape == (2, model.num_features)
+    model.reset_classifier(5)
+    assert [logits.shape for logits in model.train()(x)] == [(2, 5), (2, 5)]
+    assert model.eval()(x).shape == (2, 5)
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_groups_of_parameters_of_a_mambavision(coarse: bool) -> None:
+    """What is outside the blocks belongs to a stage, too, and nothing comes after the head."""
+    sizes: dict[str, Any] = {"embed_dim": 16, "stem_dim": 8, "depths": (1, 1, 2, 2), "num_heads": (2, 4)}
+    model = on_meta("foveal_mambavision_t", num_classes=3, out_norm=True, **sizes)
+    groups = timm.models.group_parameters(model, model.group_matcher(coarse), reverse=True)
+    assert groups.keys() == dict(model.named_parameters()).keys()
+    assert max(groups.values()) == groups["head.classifier.weight"]
+    first = groups["backbone.stages.2.blocks.0.mixer.A_log"]
+    assert groups["backbone.stages.2.downsample.weight"] == groups["backbone.out_norms.2.weight"] == first
+    assert first < groups["head.classifier.weight"]
+    last = {name.rpartition(".")[2] for name in model.no_weight_decay()}
+    assert last == {"A_log", "D"}
+    assert all(name in model.no_weight_decay() for name in groups if name.endswith(".A_log"))
+
+
 @pytest.mark.parametrize("in_chans", [1, 4])
 def test_the_stem_of_weights_is_adapted_as_timm_does(in_chans: int, tmp_path: Path) -> None:
     ours: Any = create_model("mobilenetv3_small_100")

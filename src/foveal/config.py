@@ -171,7 +171,9 @@ def check_arguments(function: Any, values: Mapping[str, Any], source: str) -> No
         function = function.func
     hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
     for name in values.keys() & hints.keys():
-        _convert(values[name], hints[name], f"{source}: {name}")
+        converted = _convert(values[name], hints[name], f"{source}: {name}")
+        if isinstance(values[name], str) and not isinstance(converted, str):
+            raise ConfigError(f"{source}: {name}={values[name]!r} is a text: give a number (in YAML 1.0e-5, not 1e-5)")
 
 
 def _required_keys(cls: Any) -> list[str]:

@@ -113,6 +113,12 @@ class Preprocess:
         """The value of images that is 1 on the scale of ``mean`` and ``std``."""
         return PEAKS[self.dtype]
 
+    def for_channels(self, count: int) -> Preprocess:
+        """This preprocessing for ``count`` channels; if that is another number, mean and deviation become 0 and 1."""
+        if count == len(self.mean):
+            return self
+        return dataclasses.replace(self, mean=(0.0,) * count, std=(1.0,) * count)
+
     @classmethod
     def of_prompts(cls, side: int) -> Preprocess:
         """Preprocessing of SAM and its descendants: resize the long side to ``side`` bilinearly, pad with zeros."""
@@ -212,7 +218,7 @@ class ModelInfo:
 
     @property
     def file_stem(self) -> str:
-        """:attr:`ref` as the beginning of a file name; the tag, which a file may choose, can name no other folder."""
+        """:attr:`ref` as the beginning of a file name; its tag may come from a file, so separators are replaced."""
         return re.sub(r"[/\\:]|^\.", "_", self.ref)
 
     @property

@@ -8,7 +8,7 @@ after this import are not in timm.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -25,7 +25,13 @@ from .models.registry import Backbone, Family, FeatureInfo, Published, Variant, 
 from .weights.published import published_preprocess
 
 try:
-    from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+    from timm.models import (
+        PretrainedCfg,
+        build_model_with_cfg,
+        generate_default_cfgs,
+        get_pretrained_cfg,
+        register_model,
+    )
     from timm.models._features import feature_take_indices
 except ImportError as error:
     raise DependencyError("foveal.timm registers models in timm: pip install timm") from error
@@ -175,9 +181,10 @@ class TimmModel(nn.Module):
             self.global_pool = _check_pooling(global_pool)
         self.num_classes = num_classes
         like = next(self.parameters())
-        for key, layer in self.fresh_head(num_classes).to(like).train(self.training)._modules.items():
-            if key.startswith("classifier"):
-                setattr(self.head, key, layer)
+        fresh = self.fresh_head(num_classes).to(like).train(self.training)
+        for key in ("classifier", "classifier_distilled"):
+            if hasattr(fresh, key):
+                setattr(self.head, key, getattr(fresh, key))
         self._add_dropout()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -189,12 +196,15 @@ class TimmModel(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Groups of parameters for layer-wise learning rates."""
-        blocks = r"^backbone\.stages\.(\d+)" if coarse else r"^backbone\.stages\.(\d+)\.(?:blocks\.)?(\d+)"
-        return {"stem": r"^backbone\.stem", "blocks": [(blocks, None), (r"^head", (99999,))]}
+        stage = r"^backbone\.(?:stages|out_norms)\.(\d+)"
+        blocks = [(stage, None)] if coarse else [(r"^backbone\.stages\.(\d+)\.(?:blocks\.)?(\d+)", None), (stage, (0,))]
+        return {"stem": r"^backbone\.stem", "blocks": [*blocks, (r"^head", (99999,))]}
 
     def no_weight_decay(self) -> set[str]:
-        """Tables of attention biases; timm itself excludes vectors (norms and biases)."""
-        return {name for name, _ in self.named_parameters() if name.endswith("biases")}
+        """Tables of attention biases, and what the family excludes; timm itself excludes vectors (norms and biases)."""
+        undecayed = getattr(self.backbone, "undecayed", ())
+        names = [name for name, _ in self.named_parameters()]
+        return {name for name in names if name.endswith("biases") or name.rpartition(".")[2] in undecayed}
 
 
 def _check_pooling(name: str) -> str:
@@ -294,9 +304,13 @@ def _classifiers() -> dict[str, tuple[Family, Variant]]:
 def _build(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
     """Build ``foveal_<name>`` for timm. Foveal loads the weights, which it checks and renames."""
     cfg = arguments.get("pretrained_cfg")
-    overlay = dict(arguments.get("pretrained_cfg_overlay") or {})
+    registered = get_pretrained_cfg(f"foveal_{name}")
+    given = cfg.to_dict() if isinstance(cfg, PretrainedCfg) else dict(cfg) if isinstance(cfg, Mapping) else {}
+    if given.get("file") == getattr(registered, "file", None):  # where the published weights are in their package
+        given.pop("file", None)
+    overlay = {**given, **(arguments.get("pretrained_cfg_overlay") or {})}
     if pretrained:
-        tag = cfg if isinstance(cfg, str) else getattr(get_pretrained_cfg(f"foveal_{name}"), "tag", None)
+        tag = cfg if isinstance(cfg, str) else given.get("tag", getattr(registered, "tag", None))
         arguments["weights"] = overlay.get("file") or tag
         if not arguments["weights"]:
             raise ConfigError(

@@ -163,3 +163,9 @@ def test_dropped_blocks_leave_the_input() -> None:
         strided = build(4, 4, 2, drop_path=0.9)
         assert (strided(x) != 0).flatten(1).any(1).all()
         assert (block.eval()(x) != x).flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1, 1.5, float("nan")])
+def test_rates_that_drop_everything_are_refused(rate: float) -> None:
+    with pytest.raises(ConfigError, match=r"drop path rate .*: give 0 to below 1"):
+        DropPath(rate)

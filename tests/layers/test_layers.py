@@ -25,6 +25,7 @@ from foveal.layers.conv import (
 )
 from foveal.layers.efficientvit_block import EfficientViTBlock
 from foveal.layers.linear_attention import MultiScaleLinearAttention, linear_attention
+from foveal.layers.recompute import recompute
 from foveal.layers.resample import BicubicUpsample, pad_to_multiple
 from foveal.models.efficientvit import BLOCK_NAMES
 from foveal.models.renaming import rename_key
@@ -290,3 +291,21 @@ def test_attention_heads_do_not_mix_before_the_projection() -> None:
         layer.qkv.weight[12 + 8 : 12 + 12] = 0  # second head: channels 12..23 are its q, k, v
         output: Tensor = layer(torch.randn(1, 12, 5, 6))
     assert (output.abs().sum((0, 2, 3)) > 0).tolist() == [True] * 4 + [False] * 4 + [True] * 4
+
+
+def test_a_copy_of_recomputed_blocks_has_norms_of_its_own() -> None:
+    """A step of the copy updates its running statistics once, and nothing of the original."""
+    torch.manual_seed(0)
+    original = nn.Sequential(ConvNormAct(3, 4), ConvNormAct(4, 4))
+    plain = copy.deepcopy(original)
+    recompute(original)
+    copied = copy.deepcopy(original)
+    before = copy.deepcopy(original.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    for model in (plain, copied):
+        model(x).square().mean().backward()
+    for (name, expected), found in zip(plain.named_buffers(), copied.buffers(), strict=True):
+        assert torch.equal(found, expected), name
+    assert all(torch.equal(value, before[key]) for key, value in original.state_dict().items())
+    assert all(p.grad is None for p in original.parameters())
+    assert all(p.grad is not None for p in copied.parameters())

@@ -215,6 +215,13 @@ def test_exported_graph_runs_at_any_length() -> None:
             ),
             "another feature map",
         ),
+        (
+            lambda: linear_attention(
+                *qkv(4, 4, 3, 2), feature_map="elu1",
+                state=LinearAttentionState(*(torch.zeros(2, 3, *shape) for shape in ((3, 2), (3,), (3,)))),
+            ),
+            "the state was made with feature_map='softmax': give the same",
+        ),
         (lambda: LinearSelfAttention(10, 4), "embed_dim=10 does not divide into 4 heads"),
     ],
 )  # fmt: skip

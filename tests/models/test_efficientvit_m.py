@@ -387,8 +387,9 @@ def test_tables_fit_other_windows() -> None:
 
 
 def test_options_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ConfigError, match="give 3 sides of 1 or more"):
-        create_model("efficientvit_m0", window_sizes=(7, 7))
+    for windows in ((7, 7), (7, 7, 0), (1000, 1000, 1000)):
+        with pytest.raises(ConfigError, match="give 3 sides of 1 to 64"):
+            create_model("efficientvit_m0", window_sizes=windows)
     with pytest.raises(ConfigError, match="num_heads=5 does not divide 64 channels"):
         CascadedGroupAttention(64, 5)
     with pytest.raises(ConfigError, match="give one size for each of 4 heads"):

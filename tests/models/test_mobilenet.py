@@ -89,6 +89,13 @@ def test_files_bring_their_conventions() -> None:
     assert identify(filled(peer("torchvision", "mobilenet_v2"), 1.0)).options == {}
 
 
+def test_a_part_of_a_model_takes_the_conventions_of_a_file() -> None:
+    theirs = filled(peer("torchvision", "mobilenet_v3_small"), 1.0)
+    model: Any = create_model("mobilenetv3_small_100")
+    load_checkpoint(model.backbone, theirs)
+    assert conventions(model.backbone) == {(1e-3, 0.01)}
+
+
 def test_a_file_that_may_need_tensorflows_padding_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     with torch.device("meta"):
         state = timm.create_model("tf_mobilenetv3_small_100").state_dict()
@@ -194,6 +201,10 @@ def test_options_and_names() -> None:
         create_model("mobilenetv2_100", norm_ep=1)
     with pytest.raises(ConfigError, match="unknown padding 'valid'"):
         create_model("mobilenetv2_100", padding="valid")
+    with pytest.raises(ConfigError, match="cannot be built with these options: dropout probability"):
+        create_model("mobilenetv3_small_100", dropout=1.5)
+    with pytest.raises(ConfigError, match=r"drop path rate .*: give 0 to below 1"):
+        create_model("efficientnet_b0", drop_path_rate=1.5)
     model = create_model("mobilenetv2_100", drop_path_rate=0.17)
     rates = [part.rate for part in model.modules() if isinstance(part, DropPath)]
     assert np.allclose(rates, [0.01 * i for i in range(17)])

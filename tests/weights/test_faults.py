@@ -11,9 +11,12 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -91,6 +94,60 @@ def test_32_byte_arrays_are_refused_wherever_they_hide(tmp_path: Path, hiding: s
         assert tracemalloc.get_traced_memory()[1] < 32 << 20
     finally:
         tracemalloc.stop()
+
+
+class Call:
+    """Unpickled as what a function returns, which then gets a state."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any, state: Any = None) -> None:
+        self.parts = (function, arguments, state)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.parts
+
+
+def maker(value: Any) -> Callable[..., Any]:
+    """The function that a pickle of NumPy calls to make ``value``."""
+    return value.__reduce__()[0]
+
+
+def tower() -> list[Any]:
+    """Lists that are a few bytes in a pickle and 100 MiB as a text."""
+    lists: list[Any] = ["x"]
+    for _ in range(8):
+        lists = [lists] * 8
+    return lists
+
+
+CALLS = {
+    "text of lists": Call(str, tower()),
+    "array": Call(np.ndarray, (1 << 24,), "O"),
+    "array to be filled": Call(maker(np.zeros(1)), np.ndarray, (1 << 28,), b"b"),
+    "number": Call(maker(np.float32(1)), np.dtype("S268435456")),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_32_calls_with_large_results_take_no_memory(tmp_path: Path, kind: str) -> None:
+    """Of functions that ordinary checkpoints call with other arguments; none of the 100 MiB or more is allocated."""
+    torch.save(CALLS[kind], tmp_path / "bomb.pt")
+    assert (tmp_path / "bomb.pt").stat().st_size < 1 << 16
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"bomb\.pt: ") as error:
+            read_state(tmp_path / "bomb.pt")
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(error.value)
+
+
+def test_32_arrays_of_objects_are_refused(tmp_path: Path) -> None:
+    """NumPy allocates memory for the size that their state claims, whatever the file holds."""
+    array = Call(maker(np.zeros(1)), np.ndarray, (0,), b"b", state=(1, (1,), Call(np.dtype, "O"), False, [0]))
+    torch.save({**STATE, "objects": array}, tmp_path / "objects.pt")
+    with pytest.raises(CheckpointError, match=r"objects\.pt: not a checkpoint of plain tensors"):
+        read_state(tmp_path / "objects.pt")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
@@ -245,6 +302,16 @@ def test_35_almost_our_layout_lists_what_is_wrong(segmenter: nn.Module) -> None:
     state = {key: value for key, value in backbone.state_dict().items() if key != "stem.0.conv.weight"}
     with pytest.raises(CheckpointError, match=r"1 missing: stem\.0\.conv\.weight"):
         foveal.load_checkpoint(backbone, state)
+
+
+def test_35_an_incomplete_file_of_unknown_origin_is_one_line(tmp_path: Path) -> None:
+    """Its options would be read from the shapes of tensors that are missing."""
+    state = foveal.create_model("vit_tiny", num_classes=3, shared_layers=2).state_dict()
+    missing = "backbone.stages.0.0.attention.qkv."
+    torch.save({key: value for key, value in state.items() if not key.startswith(missing)}, tmp_path / "part.pt")
+    with pytest.raises(CheckpointError, match="vit: an incomplete or damaged state dict") as error:
+        foveal.load_model(tmp_path / "part.pt")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["meta", "complex", "sparse"])

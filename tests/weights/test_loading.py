@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import foveal
 from foveal.errors import CheckpointError, ConfigError
-from foveal.info import Labels, ModelInfo, Preprocess, info_of
+from foveal.info import Labels, ModelInfo, Preprocess, Target, info_of
 from foveal.weights.checkpoints import read_state, save_checkpoint
 from helpers import golden
 
@@ -141,6 +141,110 @@ def test_pooled_features_and_maps_from_a_classifiers_file(tmp_path: Path) -> Non
     assert (info_of(same_task).num_classes, info_of(same_task).preprocess.size) == (3, (96, 96))
 
 
+@pytest.mark.parametrize(
+    ("saved", "other"),
+    [("tf_efficientnet_b0", "efficientnet_b0"), ("mobilenetv3_small_100", "tf_mobilenetv3_small_100")],
+)
+def test_weights_of_a_twin_bring_their_conventions(saved: str, other: str, tmp_path: Path) -> None:
+    """The same tensors need their own epsilon and padding: the outputs are those of the model that was saved."""
+    source = golden.fill(foveal.create_model(saved, num_classes=3))
+    path = tmp_path / "twin.safetensors"
+    save_checkpoint(path, source.state_dict(), info_of(source))
+    created = foveal.create_model(other, weights=path).eval()
+    loaded = foveal.create_model(other, num_classes=3).eval()
+    x = golden.normal_input((1, 3, 64, 64))
+    with torch.no_grad():
+        expected = source(x)
+        foveal.load_checkpoint(loaded, path)
+        assert torch.equal(created(x), expected)
+        assert torch.equal(loaded(x), expected)
+    assert info_of(created).options == info_of(loaded).options
+    again = foveal.create_model(other, num_classes=3, **info_of(created).options).eval()
+    again.load_state_dict(source.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again(x), expected)
+
+
+def test_a_bare_file_says_how_many_classes(tmp_path: Path) -> None:
+    """Without a description and num_classes the classifier is loaded; for another number of classes it is new."""
+    source = foveal.create_model("efficientvit_b0", num_classes=10)
+    torch.save(source.state_dict(), tmp_path / "ten.pt")
+    model = foveal.create_model("efficientvit_b0", weights=tmp_path / "ten.pt")
+    assert info_of(model).num_classes == 10
+    assert same(model.state_dict(), source.state_dict())
+    other = foveal.create_model("efficientvit_b0", num_classes=5, weights=tmp_path / "ten.pt")
+    ours, theirs = source.state_dict(), other.state_dict()
+    changed = {key for key in ours if not torch.equal(ours[key], theirs[key])}
+    assert changed == {"head.classifier.weight", "head.classifier.bias"}
+    assert len(theirs["head.classifier.weight"]) == info_of(other).num_classes == 5
+
+
+def test_a_bare_classifier_of_grey_images_opens(tmp_path: Path) -> None:
+    model = foveal.create_model("efficientvit_b0", num_classes=3, in_chans=1)
+    torch.save(model.state_dict(), tmp_path / "grey.pt")
+    info = foveal.load(tmp_path / "grey.pt", runtime="torch", device="cpu").info
+    assert (info.in_chans, info.preprocess.mean, info.preprocess.std) == (1, (0.0,), (1.0,))
+
+
+def regressor(path: Path) -> ModelInfo:
+    """Save a regression model of three channels with a target; return its description."""
+    model = foveal.create_model("efficientvit_b0", "regress", out_chans=3, head_width=8, head_depth=1)
+    info = info_of(model).replace(target=Target("normals", scale=0.5))
+    save_checkpoint(path, model.state_dict(), info)
+    return info
+
+
+def test_the_target_of_a_regression_file_is_kept(tmp_path: Path) -> None:
+    info = regressor(tmp_path / "normals.safetensors")
+    model = foveal.create_model("efficientvit_b0", "regress", weights=tmp_path / "normals.safetensors")
+    assert (info_of(model).num_classes, info_of(model).target) == (3, info.target)
+
+
+@pytest.mark.parametrize("options", [{"out_chans": 1}, {"num_classes": 1}])
+def test_a_regression_file_gives_a_model_of_other_channels(tmp_path: Path, options: dict) -> None:
+    path = tmp_path / "normals.safetensors"
+    regressor(path)
+    model = foveal.create_model("efficientvit_b0", "regress", weights=path, **options).eval()
+    assert (info_of(model).num_classes, info_of(model).target) == (1, Target())
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+def test_names_of_another_task_are_not_taken_over(tmp_path: Path) -> None:
+    classifier = foveal.create_model("efficientvit_b0", num_classes=5)
+    path = tmp_path / "classifier.safetensors"
+    save_checkpoint(path, classifier.state_dict(), info_of(classifier).replace(labels=Labels(tuple("abcde"))))
+    assert info_of(foveal.create_model("efficientvit_b0", weights=path)).labels.names == tuple("abcde")
+    segmenter = foveal.create_model("efficientvit_b0", "segment", num_classes=5, weights=path)
+    assert info_of(segmenter).labels == Labels()
+
+
+def test_a_reference_may_be_given_twice() -> None:
+    model = foveal.create_model("efficientvit_b0.camvid", weights="efficientvit_b0.camvid")
+    assert (info_of(model).task, info_of(model).num_classes) == ("segment", 11)
+
+
+def test_half_keeps_large_values_and_whole_numbers(tmp_path: Path) -> None:
+    """Values beyond 65504 would be infinite in float16; those that are infinite already stay so."""
+    state = {
+        "large": torch.tensor([[1e5, 1.0]]),
+        "infinite": torch.tensor([[float("inf"), 1.0]]),
+        "index": torch.tensor([[70_000, 1]]),
+        "weight": torch.tensor([[0.5, 65504.0]]),
+        "bias": torch.tensor([0.5]),
+    }
+    save_checkpoint(tmp_path / "half.safetensors", state, ModelInfo(), half=True)
+    stored, _ = read_state(tmp_path / "half.safetensors")
+    assert {key: value.dtype for key, value in stored.items()} == {
+        "large": torch.float32,
+        "infinite": torch.float16,
+        "index": torch.int64,
+        "weight": torch.float16,
+        "bias": torch.float32,
+    }
+    assert all(torch.equal(stored[key].to(value.dtype), value) for key, value in state.items())
+
+
 def test_hub_without_a_network_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """huggingface_hub's own offline switch simulates a machine without a network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -177,6 +281,9 @@ def test_foreign_layouts_are_refused(tmp_path: Path) -> None:
         (("efficientvit_b0",), {"in_chans": 0}, "in_chans=0"),
         (("efficientvit_b0",), {"num_classes": -1}, "num_classes=-1"),
         (("efficientvit_b0", "segment"), {"num_classes": 0}, "num_classes=0"),
+        (("efficientvit_b1", "segment"), {"features_only": True, "head": "ade20k"}, "no option 'head'"),
+        (("efficientvit_b0",), {"attention_eps": "1e-5"}, "attention_eps='1e-5' is a text: give a number"),
+        (("efficientvit_b0.camvid",), {"weights": "cityscapes"}, r"_b0\.camvid and weights=cityscapes name two sets"),
     ],
 )
 def test_create_model_names_the_nearest(arguments: tuple, options: dict, message: str) -> None:

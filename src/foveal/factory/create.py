@@ -14,12 +14,12 @@ from torch import nn
 
 from .. import assets
 from ..config import check_arguments
-from ..errors import ConfigError, FovealError, nearest
+from ..errors import ConfigError, FovealError, is_out_of_memory, nearest
 from ..info import Labels, ModelInfo, attach
 from ..layers.prompt_tokens import add_prompt_tokens
 from ..models.hybrid import idle_options, parse_stage_blocks, replace_blocks
 from ..models.registry import Backbone, Family, Variant, published, variants
-from ..task import TASKS
+from ..task import TASKS, identify_task
 from ..tasks.builder import Request
 from ..tasks.builders import BUILDERS
 from ..weights.loading import LoadReport, fill
@@ -140,14 +140,19 @@ def create_and_report(
     """Build a model as :func:`create_model`; also return what its weights gave, ``None`` without weights."""
     name, _, tag = name.partition(".")
     family, variant = _find_variant(name)
-    if tag and weights is None:
-        weights = f"{name}.{tag}"
+    if tag and weights not in (None, tag, f"{name}.{tag}"):
+        raise ConfigError(f"{name}.{tag} and weights={weights} name two sets of weights: leave one out")
+    weights = f"{name}.{tag}" if tag else weights
     checkpoint = None if weights is None else read_checkpoint(weights, name)
     given = set(options)
     task = _choose_task(name, variant, task, checkpoint)
     if checkpoint is not None:
         check_description(checkpoint, name)
         known_classes, known_options = _read_arguments(checkpoint, name, family, task, features_only)
+        if options.get("out_chans") is not None:  # both are the number of channels
+            known_classes = None
+        elif num_classes is not None:
+            known_options.pop("out_chans", None)
         num_classes, options = known_classes if num_classes is None else num_classes, known_options | options
     _check_options(name, options, _valid_options(family, task, features_only))
     _check_counts(in_chans=(in_chans, 1), num_classes=(num_classes, 0))
@@ -252,10 +257,10 @@ def _choose_task(name: str, variant: Variant, task: str | None, checkpoint: Chec
 
 
 def _valid_options(family: Family, task: str, features_only: bool) -> set[str]:
-    own = set() if features_only else set(BUILDERS[task].family_options(family))
+    head = set() if features_only else {*BUILDERS[task].options, *BUILDERS[task].family_options(family)}
     stages = {_STAGE_BLOCKS} if family.takes_images else set()
     tokens = {_PROMPT_TOKENS} if TASKS[task].has_classes or TASKS[task].takes_prompts else set()
-    return {*family.options, *family.settings, *BUILDERS[task].options, *own, *stages, *tokens}
+    return {*family.options, *family.settings, *head, *stages, *tokens}
 
 
 def _check_options(name: str, options: Mapping[str, Any], valid: set[str]) -> None:
@@ -281,6 +286,12 @@ def _checked_types(name: str, family: Family, variant: Variant, options: Mapping
         yield
     except FovealError:
         raise
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
+        check()
+        if is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{name} cannot be built with these options: {reason}") from error
     except Exception:
         check()
         raise
@@ -311,7 +322,10 @@ def _read_arguments(
         if recognised is None or recognised.family is not family:
             return None, {}
         implied = recognised.options | BUILDERS[task].implied(recognised.state, family)
-        return None, _select(implied, _valid_options(family, task, features_only))
+        same_task = not features_only and identify_task(recognised.state).name == task
+        last = recognised.state.get("head.classifier.weight") if same_task else None
+        classes = None if last is None else len(last)
+        return classes, _select(implied, _valid_options(family, task, features_only))
     # Options of another architecture, for example its epsilon and padding, do not apply to this one.
     options = dict(info.options) if info.model in ("", name) else {}
     if info.task != task or features_only:
@@ -377,11 +391,11 @@ def _describe_use(info: ModelInfo, model: nn.Module, task: str, checkpoint: Chec
     known = checkpoint.info if checkpoint and checkpoint.info else ModelInfo()
     same_task = known.task == task
     preprocess = BUILDERS[task].preprocess(model, known.preprocess if same_task else None)
-    if len(preprocess.mean) != info.in_chans:  # the statistics of other channels
-        preprocess = dataclasses.replace(preprocess, mean=(0.0,) * info.in_chans, std=(1.0,) * info.in_chans)
+    preprocess = preprocess.for_channels(info.in_chans)
     return info.replace(
         licence=known.licence,
         mask_thresholds=known.mask_thresholds if same_task else (),
         preprocess=preprocess,
-        labels=known.labels if known.num_classes == info.num_classes else Labels(),
+        labels=known.labels if same_task and known.num_classes == info.num_classes else Labels(),
+        target=known.target if same_task and known.num_classes == info.num_classes else info.target,
     )

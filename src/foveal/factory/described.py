@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
-from ..errors import CheckpointError, FovealError
+from ..errors import CheckpointError, ConfigError, FovealError
 from ..weights.checkpoints import one_line
 
 _TIMES = 4  # more numbers and modules than the file has tensors: some are built and then replaced
@@ -61,9 +61,18 @@ def check_size(build: Callable[[], nn.Module], state: Mapping[str, Tensor], sour
             f"{source}: its description asks for a larger model than the file holds; nothing was built: use a file as "
             "it was written"
         ) from None
+    except ConfigError as error:
+        if error.__cause__ is None or isinstance(error.__cause__, FovealError):
+            raise ConfigError(f"{source}: {error}") from error
+        raise _impossible(source, error.__cause__) from error.__cause__
     except FovealError as error:
         raise type(error)(f"{source}: {error}") from error
     except Exception as error:  # values of a wrong type or range reach layers, which raise errors of many types
-        raise CheckpointError(
-            f"{source}: no model can be built as its description says ({one_line(error)}); use a file as it was written"
-        ) from error
+        raise _impossible(source, error) from error
+
+
+def _impossible(source: str, error: BaseException) -> CheckpointError:
+    reason = one_line(error)
+    return CheckpointError(
+        f"{source}: no model can be built as its description says ({reason}); use a file as it was written"
+    )

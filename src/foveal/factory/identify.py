@@ -128,7 +128,7 @@ def _image_channels(family: Family, shapes: Shapes) -> int:
     if not family.takes_images:
         return 3
     for stem in (family.stem, IMAGE_ENCODER + family.stem):
-        if stem in shapes:
+        if stem in shapes and len(shapes[stem]) > 1:
             return shapes[stem][1]
     raise CheckpointError(
         f"{family.name}: no tensor {family.stem}, whose shape shows the number of image channels: the state dict is "
@@ -228,7 +228,9 @@ def _describe(candidate: _Candidate, evidence: _Evidence, preprocess: Preprocess
         num_classes=evidence.num_classes,
         in_chans=evidence.in_chans,
         options=candidate.options,
-        preprocess=published_preprocess(evidence.task, candidate.variant) or preprocess,
+        preprocess=(published_preprocess(evidence.task, candidate.variant) or preprocess).for_channels(
+            evidence.in_chans
+        ),
         labels=labels_of(data_set, evidence.num_classes),
         licence=evidence.family.licence,
     )

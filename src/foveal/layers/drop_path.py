@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ..errors import ConfigError
+
 
 class DropPath(nn.Module):
     """In training, set a residual branch to zero for random samples and scale the others to keep the mean.
@@ -12,10 +14,15 @@ class DropPath(nn.Module):
 
     Args:
         rate: probability of dropping a sample, 0 to below 1.
+
+    Raises:
+        ConfigError: another number.
     """
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
+        if not 0 <= rate < 1:
+            raise ConfigError(f"drop path rate {rate}: give 0 to below 1")
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:

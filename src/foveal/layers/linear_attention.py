@@ -134,6 +134,8 @@ def linear_attention(
             out, new_state = _attend_softmax(q, k, values, causal, state)
         else:
             phi = _feature_map(feature_map)
+            if state is not None and state.peak is not None:
+                raise InputError("linear attention: the state was made with feature_map='softmax': give the same")
             q, k = phi(q), phi(k) * _SCALE
             if causal:
                 out, new_state = _attend_causal(q, k, values, eps * _SCALE, state, chunk_size)

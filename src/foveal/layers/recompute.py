@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 from torch import nn
@@ -15,13 +15,14 @@ from .sync_norm import batch_norms
 def recompute(blocks: Iterable[nn.Module]) -> None:
     """Store no activations inside these blocks, each of which takes one input (arXiv 1604.06174)."""
     for block in blocks:
-        second_pass = partial(_freeze_running_statistics, block)
         block.forward = partial(
-            checkpoint,
-            block.forward,
-            use_reentrant=False,
-            context_fn=lambda second_pass=second_pass: (nullcontext(), second_pass()),
-        )
+            checkpoint, block.forward, use_reentrant=False, context_fn=partial(_contexts, block)
+        )  # partials, because a copy of the model copies the block in them, too
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around the first and the second forward pass of a block."""
+    return nullcontext(), _freeze_running_statistics(block)
 
 
 @contextmanager

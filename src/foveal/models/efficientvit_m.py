@@ -36,6 +36,7 @@ from .registry import STEM_STRIDE, Backbone, Family, FeatureInfo, Variant, from_
 from .renaming import Renaming, rename_keys
 
 _WINDOWS = (7, 7, 4)  # min(7, map) at 224 pixels, where the maps are 14, 7 and 4
+_MAX_WINDOW = 64  # side; position biases take the fourth power of it
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,10 @@ class EfficientViTM(Backbone):
         stem_stride: int = 2,
     ) -> None:
         super().__init__()
-        if len(window_sizes) != len(config.depths) or min(window_sizes) < 1:
-            raise ConfigError(f"window_sizes={tuple(window_sizes)}: give {len(config.depths)} sides of 1 or more")
+        if len(window_sizes) != len(config.depths) or not 1 <= min(window_sizes) <= max(window_sizes) <= _MAX_WINDOW:
+            raise ConfigError(
+                f"window_sizes={tuple(window_sizes)}: give {len(config.depths)} sides of 1 to {_MAX_WINDOW}"
+            )
         width = config.embed_dim[0]
         widths = (in_chans, width // 8, width // 4, width // 2)
         self.stem = nn.Sequential(

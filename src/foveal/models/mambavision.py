@@ -204,13 +204,18 @@ class MambaVision(Backbone):
         return maps
 
 
+_MAX_WINDOW = 256  # side; that of published models is at most 32. Attention takes the fourth power of it
+
+
 def _check_windows(window_size: int | str | Sequence[int | str]) -> list[int | str]:
     """Return the window sizes of stages 3 and 4, or raise ConfigError."""
     if isinstance(window_size, str) or not isinstance(window_size, Sequence):
         window_size = (window_size, window_size)
     sizes: list[int | str] = list(window_size)
-    if len(sizes) not in (2, 4) or not all(size == WHOLE or (type(size) is int and size > 0) for size in sizes):
-        raise ConfigError(f"window_size={window_size!r}: give a positive number or {WHOLE!r}, or a pair of them")
+    if len(sizes) not in (2, 4) or not all(
+        size == WHOLE or (type(size) is int and 0 < size <= _MAX_WINDOW) for size in sizes
+    ):
+        raise ConfigError(f"window_size={window_size!r}: give 1 to {_MAX_WINDOW} or {WHOLE!r}, or a pair of them")
     return sizes[-2:]
 
 

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import mmap
+import pickle
 import pickletools
 import re
 import struct
@@ -191,6 +192,30 @@ class _Opaque:
     def __setstate__(self, _: Any) -> None: ...
 
 
+class _Array(np.ndarray[Any, Any]):
+    """An array of NumPy in a pickle, which only what follows may fill: its constructor takes memory without data."""
+
+    def __new__(cls, *_: Any, **__: Any) -> _Array:
+        raise pickle.UnpicklingError("an array without data")
+
+    def __setstate__(self, state: Any) -> None:
+        if state[2].hasobject:  # NumPy would take memory for as many objects as the shape says
+            raise pickle.UnpicklingError("an array of objects")
+        super().__setstate__(state)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> Any:
+    """NumPy's function, which makes the empty array that the data are read into."""
+    if kind is not _Array or tuple(shape) != (0,):
+        raise pickle.UnpicklingError("an array without data")
+    return _multiarray._reconstruct(_Array, (0,), code)
+
+
+def _scalar(dtype: Any, data: Any) -> Any:
+    """NumPy's function, with the data of the number, so that the type alone takes no memory."""
+    return _multiarray.scalar(dtype, data)
+
+
 def _empty(*_: Any) -> dict[Any, Any]:
     """Stands for the constructor of a dictionary."""
     return {}
@@ -202,10 +227,10 @@ _LOCK = threading.Lock()  # torch keeps its list for the whole process
 _HARMLESS: list[Any] = [
     (_empty, "collections.defaultdict"),
     np.dtype,
-    np.ndarray,
+    (_Array, "numpy.ndarray"),
     *{type(np.dtype(code)) for code in "?bhilqBHILQefdFDSU"},
-    *((_multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((_multiarray._reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((_scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     argparse.Namespace,
     types.SimpleNamespace,
     *((PurePosixPath, f"pathlib{part}.{name}") for part in ("", "._local") for name in ("PosixPath", "PurePosixPath")),
@@ -214,7 +239,7 @@ _HARMLESS: list[Any] = [
     (_Opaque, "typing.Any"),
     (dict, "builtins.dict"),
     (list, "builtins.list"),
-    *((kind, f"builtins.{kind.__name__}") for kind in (str, int, float, bool)),
+    *((_Opaque, f"builtins.{name}") for name in ("str", "int", "float", "bool")),  # types of arguments, not calls
     *((_Opaque, f"omegaconf.{name}") for name in _OMEGACONF),
 ]
 
@@ -370,11 +395,19 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], info: ModelIn
     """
     tensors = {key: value.detach().contiguous().cpu() for key, value in state.items()}
     if half:
-        tensors = {key: value.half() if value.ndim > 1 else value for key, value in tensors.items()}
+        tensors = {key: _halved(value) for key, value in tensors.items()}
     text = info.to_json()
     content = _in_order(save(tensors), {KEY: text, _DIGEST: digest(tensors, text)})
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)  # not safetensors' save_file: Python's error says if the disk is full
+
+
+def _halved(value: Tensor) -> Tensor:
+    """A weight in float16; as it is if it has one dimension, whole numbers, or values beyond the range of float16."""
+    if value.ndim < 2 or not value.is_floating_point():
+        return value
+    half = value.half()
+    return value if (half.isinf() & value.isfinite()).any() else half
 
 
 def _in_order(content: bytes, metadata: dict[str, str]) -> bytes:

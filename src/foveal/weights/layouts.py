@@ -55,12 +55,17 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
         encoder, others = split_prefix(IMAGE_ENCODER, candidate)
         part = encoder or candidate  # families know image encoders, but not the decoder of a promptable model
         for family in FAMILIES.values():
-            converted = family.convert(part)
+            try:
+                converted = family.convert(part)
+                options = family.implied(part) if converted is not None else {}
+            except (LookupError, ValueError, TypeError, ArithmeticError, StopIteration, RuntimeError) as error:
+                reason = one_line(str(error)) or type(error).__name__
+                raise CheckpointError(f"{family.name}: an incomplete or damaged state dict ({reason})") from error
             if converted is not None:
                 was_converted = converted.keys() != part.keys()
                 if encoder:
                     converted = {IMAGE_ENCODER + key: value for key, value in converted.items()} | others
-                return Recognised(converted, family, was_converted, family.implied(part))
+                return Recognised(converted, family, was_converted, options)
     keys = one_line(", ".join(list(state)[:4]))
     raise CheckpointError(
         f"layout not recognised: no family of foveal.list_models() has keys like {keys}; rename them to those of "

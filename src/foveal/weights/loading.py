@@ -247,7 +247,8 @@ def _fresh_prefixes(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[
     same_head = _has_prefix("head.", state) and identify_task(state) == task
     head = task.output_layer if same_head else "head."
     optional = optional_keys(model, Backbone, LanguageBackbone)
-    return (head, *(prefix for prefix in optional if not _has_prefix(prefix, state)))
+    # A head for other values has another mean and deviation of them, too.
+    return (head, "head.target_", *(prefix for prefix in optional if not _has_prefix(prefix, state)))
 
 
 def _drop_unused_modules(model: nn.Module, selection: _Selection) -> _Selection:
@@ -356,13 +357,22 @@ def _origin_of(checkpoint: Checkpoint, recognised: Recognised | None) -> tuple[s
 def _update_description(model: nn.Module, checkpoint: Checkpoint, recognised: Recognised | None, licence: str) -> None:
     """Apply the settings that the checkpoint implies to the model, and note them and the licence in its description."""
     described: ModelInfo | None = getattr(model, "foveal_info", None)
-    if described is None:
+    if described is None:  # a part of a model, or a model of timm
+        if recognised:
+            family = recognised.family
+            options = dict(recognised.options)
+            if checkpoint.info and checkpoint.info.model in family.variants:
+                options |= {**family.variants[checkpoint.info.model].settings, **checkpoint.info.options}
+            family.set(model, **{k: v for k, v in options.items() if k in family.settings})
         return
     options = dict(recognised.options) if recognised else {}
-    # Options of another architecture, for example its epsilon and padding, do not apply to this one.
+    family, variant = variants()[described.model]
+    # Options of another architecture, for example its epsilon and padding, do not apply to this one, unless all their
+    # tensors are the same.
     if checkpoint.info and checkpoint.info.model in ("", described.model):
         options |= checkpoint.info.options
-    family = variants()[described.model][0]
+    elif checkpoint.info and checkpoint.info.model in variant.twins:
+        options |= {**family.variants[checkpoint.info.model].settings, **checkpoint.info.options}
     settings = {k: v for k, v in options.items() if k in family.settings and k not in described.options}
     family.set(model, **settings)
     attach(model, described.replace(licence=licence or described.licence, options=described.options | settings))

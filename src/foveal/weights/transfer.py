@@ -113,6 +113,8 @@ class Transfer:
             elif not str(response.headers.get("Content-Range", "")).startswith(f"bytes {self.received}-"):
                 raise TransferError("another part of the file arrives than was asked for")
             if self.size is None and (length := stated_size(response.headers)) is not None:
+                if length > MAX_BYTES:
+                    raise TransferError(f"it states {length} bytes, above the limit of {MAX_BYTES}")
                 self.size = length
             most = MAX_BYTES if self.size is None else self.size
             while (chunk := response.read1(_CHUNK)) and not self._stop.is_set():
