@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from .errors import DependencyError
 from .files import atomic_write
@@ -45,15 +46,21 @@ def build(name: str, title: str, folder: Path, source: str, flags: tuple[str, ..
     macros = _run([*command, "-x", "c++", "-dM", "-E", "-"])
     parts = [path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in (".cpp", ".h")]
     key = hashlib.sha256(repr((command, macros)).encode() + b"".join(parts)).hexdigest()[:20]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foveal"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foveal"
+    except RuntimeError as error:  # a user without a home folder
+        raise DependencyError(f"no folder for {title}: set XDG_CACHE_HOME ({error})") from error
     path = cache / f"{name}-{key}{'.dll' if sys.platform == 'win32' else '.so'}"
     if not path.exists():
         failure = path.with_suffix(".failed")
         _raise_recent(failure)
         notice(f"compiling {title} for this CPU (once) into {cache}")
         try:
-            with atomic_write(path) as temporary:
-                _run([*command, str(folder / source), "-o", str(temporary)])
+            # Some linkers replace the file that they write, and would take away the lock on a temporary file of ours.
+            with TemporaryDirectory() as work, atomic_write(path) as temporary:
+                built = Path(work) / path.name
+                _run([*command, str(folder / source), "-o", str(built)])
+                shutil.copyfile(built, temporary)
         except DependencyError as error:
             with atomic_write(failure) as temporary:
                 temporary.write_text(f"{os.environ.get('PATH', '')}\n{error}", encoding="utf-8")

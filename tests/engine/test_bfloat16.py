@@ -84,6 +84,24 @@ def test_large_maps_are_convolved_with_floats(channels: int, size: tuple[int, in
     case.check(F.conv2d(x, case.tensor(weights["weight"]), case.tensor(weights["bias"]), padding=1))
 
 
+def test_sums_over_more_states_than_registers_hold_are_not_rounded() -> None:
+    """Four states that the next four cancel: rounded to bfloat16 in between, the sum would be off by a tenth."""
+    case = Case(0, 1e-2)
+    case.height, case.width = 20, 20
+    x = case.image(8)
+    case.weights |= {
+        "no": np.zeros((8, 8, 1, 1), np.float32),
+        "none": np.zeros((16, 8, 1, 1), np.float32),
+        "matrices": np.repeat(np.array([1, 8, -8], np.float32), (8, 4, 4)),
+        "decay": np.full((8, 8), -0.1, np.float32),
+    }
+    params = {"kernel": 1, "stride": 1, "groups": 1, "padding": "symmetric"}
+    case.step("conv", (1,), params=params, weights={"weight": "no", "bias": "one"})
+    case.step("conv", (1,), params=params, weights={"weight": "none", "bias": "matrices"})
+    case.step("scan", (1, 2, 3), params={"window": 0, "first": 0}, weights={"decay": "decay", "skip": "one"})
+    case.check(x)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_model_equals_float64_for_any_number_of_threads(case: str) -> None:
     model = covered(case)

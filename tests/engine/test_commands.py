@@ -91,6 +91,17 @@ def test_without_a_compiler(plan_file: Path, photo: Path, capfd: pytest.CaptureF
     assert not list((tmp_path / "cache").rglob("engine*"))
 
 
+def test_the_library_is_not_available_where_its_folder_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    library._load.cache_clear()
+    found, reason = library.available()
+    assert not found
+    assert reason.startswith(f"cannot write {tmp_path / 'file'}")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script stands in for a compiler")
 def test_processes_that_build_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
     """A script stands in for the compiler: it writes the library that exists, slowly, in two parts."""

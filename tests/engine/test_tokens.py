@@ -115,7 +115,7 @@ def token_conv(case: Case) -> None:
 
 def scan(case: Case) -> None:
     """The scan with its inputs taken from one map by 1x1 convolutions; further channels are kept."""
-    inner, kept, states = case.pick(1, 8, 13, 40), case.pick(0, 3, 24), case.pick(1, 3, 4, 8, 16)
+    inner, kept, states = case.pick(1, 8, 13, 40), case.pick(0, 3, 24), case.pick(1, 3, 4, 5, 8, 9, 16)
     window, first = case.pick(0, 4, 8), case.pick(0, 2)
     x = case.image(inner + kept)
     tensors = []
@@ -260,6 +260,38 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     for arrays, message in (((image,), "array 2 of 1"), ((image, image, image), "order")):
         with pytest.raises(InputError, match=message):
             Engine(plan)(*arrays)
+
+
+def test_a_pixel_shuffle_with_a_residual_of_another_batch_is_refused() -> None:
+    steps = [
+        Step("input", (0,), 1, **_INPUT),
+        Step("array", (), 2, params={"number": 1}),
+        Step("pixel_shuffle", (1,), 3, residual=2, params={"factor": 2}),
+        Step("output", (3,), 4, params={"stride": 0}),
+    ]
+    plan = Plan(ModelInfo(), tuple(steps), _arrays(16))
+    check(plan)
+    image = np.zeros((2, 16, 3, 5), np.float32)
+    Engine(plan)(image, np.zeros((2, 4, 6, 10), np.float32))
+    for batch in (1, 3):
+        with pytest.raises(InputError, match=r"step 2 \(pixel_shuffle\) of the plan: the residual is"):
+            Engine(plan)(image, np.zeros((batch, 4, 6, 10), np.float32))
+
+
+def test_masks_of_features_with_values_between_the_pixels_are_refused() -> None:
+    """Groups of three channels are no whole vectors: the last group of a pixel runs over its end."""
+    weights = _arrays(48) | {"weight": np.ones((48, 3, 1, 1), np.float32)}
+    window = {"kernel": 1, "stride": 1, "padding": "symmetric"}
+    steps = [
+        Step("input", (0,), 1, **_INPUT),
+        Step("array", (), 2, params={"number": 1}),
+        Step("conv", (1,), 3, params={**window, "groups": 16}, weights={"weight": "weight", "bias": "zero"}),
+        Step("masks", (3, 2), 4),
+    ]
+    plan = Plan(ModelInfo(), tuple(steps), weights)
+    check(plan)
+    with pytest.raises(InputError, match="with values between the pixels"):
+        Engine(plan)(np.zeros((1, 48, 4, 5), np.float32), np.zeros((1, 12, 1, 2), np.float32))
 
 
 _NARROW: dict[str, Any] = {"depths": (1, 1, 2, 3), "num_heads": (2, 4), "stem_dim": 8}

@@ -15,9 +15,11 @@ from foveal.errors import ConfigError, ExportError, InputError
 from foveal.exporting import onnx, openvino
 from foveal.exporting.export import _write_all, export
 from foveal.exporting.formats import find_format
-from foveal.exporting.graph import Feed, Graph, Options, compare
+from foveal.exporting.graph import Feed, Graph, Options, compare, exporter_errors
+from foveal.exporting.image import _feeds
 from foveal.exporting.report import ExportReport
-from foveal.info import ModelInfo
+from foveal.info import ModelInfo, attach
+from foveal.prediction.input_limits import InputLimits
 from helpers.narrow import Plain, narrow
 
 PARTS = ("encoder", "decoder", "prompts")
@@ -86,6 +88,39 @@ def test_no_size_can_be_chosen_where_every_size_fits(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="native files take images of every size: leave it out"):
         export(narrow(), "native", output=tmp_path / "a.foveal", input_size=(64, 64))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_a_file_for_less_than_one_image_is_refused(batch: int, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"batch={batch}: give 1 or more"):
+        export(Plain(), output=tmp_path / "a.onnx", input_size=(64, 64), batch=batch)
+    assert not list(tmp_path.iterdir())
+
+
+def test_promptable_models_take_no_batch(tmp_path: Path) -> None:
+    model = Plain()
+    attach(model, ModelInfo("plain", "prompt"))
+    with pytest.raises(ConfigError, match="batch=2: a promptable model encodes one image at a time"):
+        export(model, output=tmp_path / "a.onnx", batch=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_foveal_keep_their_type_and_text() -> None:
+    for error in (InputError("cannot write a.onnx: No space left on device"), ConfigError("batch=0: give 1 or more")):
+        with pytest.raises(type(error)) as raised, exporter_errors("plain", "ONNX"):
+            raise error
+        assert raised.value is error
+    message = r"^plain: cannot be traced for ONNX \(no such operator\)$"
+    with pytest.raises(ExportError, match=message), exporter_errors("plain", "ONNX"):
+        raise ValueError("no such operator")
+
+
+@pytest.mark.parametrize("width", [320, 2040, 2048])
+def test_images_to_compare_with_are_within_the_limits(width: int) -> None:
+    feeds = _feeds(1, (64, width), InputLimits((1024, 2048), 1))
+    sizes = [feed["image"].shape for feed in feeds]
+    assert sizes[:2] == [(1, 1, 64, width), (1, 1, 37, min(width + 13, 2048))]
+    assert all(shape[2] <= 1024 and shape[3] <= 2048 for shape in sizes)
 
 
 class TwoScores(nn.Module):

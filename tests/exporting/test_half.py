@@ -18,7 +18,7 @@ from PIL import Image
 import foveal
 from foveal import assets
 from foveal.engine.plan import load_plan
-from foveal.exporting.half import to_half
+from foveal.exporting.half import _without_weights, to_half
 from foveal.prediction.predictor import Predictor
 from helpers import golden
 from helpers.narrow import Plain, narrow
@@ -167,6 +167,23 @@ def test_large_weights_of_a_layer_in_float32_are_stored_in_float16() -> None:
     constants["project"] = project.astype(np.float16).astype(np.float32)
     rounded, _ = in_both_types(small_graph(nodes, [1, 64, "h", "w"], **constants), x)
     assert np.abs(rounded - expected).max() > 5e-3  # with the bias as it was
+
+
+def test_types_are_inferred_without_the_weights() -> None:
+    """A model of more than 2 GiB cannot be written to memory, which inferring shapes does."""
+    nodes = [helper.make_node("MatMul", ["x", "weight"], ["wide"]), helper.make_node("Add", ["wide", "shift"], ["y"])]
+    rng = np.random.default_rng(0)
+    constants = {
+        "weight": rng.standard_normal((64, 64)).astype(np.float32),
+        "shift": rng.standard_normal(64).astype(np.float32),
+    }
+    content = small_graph(nodes, [1, "n", 64], **constants)
+    light = _without_weights(onnx.load_from_string(content))
+    assert [tensor.name for tensor in light.graph.initializer] == ["shift"]
+    assert [value.name for value in light.graph.input] == ["x", "weight"]
+    assert light.ByteSize() < 2048 < len(content)
+    expected, found = in_both_types(content, rng.standard_normal((1, 7, 64)).astype(np.float32))
+    assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
 
 
 def test_the_report_and_the_predictor_say_it(tmp_path: Path) -> None:

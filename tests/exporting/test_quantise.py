@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 import foveal
 from foveal.data.synthetic import write_shapes
-from foveal.errors import ConfigError, DataError, ExportError
+from foveal.errors import ConfigError, DataError, ExportError, InputError
 from foveal.exporting import quantise
 from foveal.exporting.calibration import QuantisationData
 from foveal.images.preparing import prepare
 from foveal.info import ModelInfo, attach, info_of
+from foveal.prediction.input_limits import InputLimits
 from helpers.commands import Command
 from helpers.narrow import Plain, narrow
 
@@ -168,6 +169,28 @@ def test_segmentation(tmp_path: Path) -> None:
     measured = foveal.evaluate(report.path, data, split="val", runtime="onnxruntime")
     assert 100 * measured.miou == pytest.approx(found.after)
     assert foveal.load(report.path)(np.zeros((41, 70, 3), np.uint8)).mask.shape == (41, 70)
+
+
+def test_inputs_of_a_file_of_one_size_have_that_size(tmp_path: Path) -> None:
+    """Smaller images are padded, and larger ones cut into tiles, as when the file runs."""
+    data = write_shapes(tmp_path / "shapes", train=2, val=1, size=(64, 96))
+    for size in ((96, 128), (64, 96), (48, 64)):
+        notes = InputLimits(size, 1, fixed=True).to_notes()
+        info = ModelInfo("plain", "segment", 4, output_stride=8, notes=notes)
+        inputs = QuantisationData(data, foveal.Predictor(lambda batch: batch, info, ""), 2, 1).inputs()
+        assert [feed["image"].shape for feed in inputs] == [(1, 3, *size)] * 2
+
+
+def test_a_folder_that_cannot_be_made_is_said_before_the_work(
+    classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise DataError("the images were opened")
+
+    monkeypatch.setattr(quantise, "QuantisationData", fail)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=r"cannot write .*file"):
+        foveal.export(Plain(), output=tmp_path / "file" / "a.onnx", size=(64, 64), int8=classes)
 
 
 def test_impossible_requests(tmp_path: Path, classes: Path, cli: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -50,6 +51,11 @@ def test_a_site_holds_the_page_and_one_model_for_each_task(without_npm: None, tm
     file = folder / model["files"]["network"]["path"]
     assert file.stat().st_size == model["files"]["network"]["bytes"] < 0.4e6
     assert str(tmp_path) not in (folder / "site.json").read_text()
+    entries = [model["files"]["network"], *(site["runtime"][name]["binary"] for name in web._RUNTIMES)]
+    for entry in entries:  # the page asks for files by their versions, so that no other content comes from a cache
+        assert entry["version"] == hashlib.sha256((folder / entry["path"]).read_bytes()).hexdigest()[:16]
+    assert len({entry["version"] for entry in entries}) == 3
+    assert "Cache-Control: no-cache" in (folder / "_headers").read_text()
     image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
     difference = foveal.load(file)(image).image.astype(int) - foveal.load("efficientvit_sr.x4")(image).image
     assert np.abs(difference).max() <= 1

@@ -200,8 +200,19 @@ class Binder:
         return (pixels * self.pixel(index) + 2 * self.width) * scale
 
     def place(self) -> None:
-        """Give every map a place in the arena; maps that are not in use at the same time may share it."""
+        """Give every map a place in the arena; maps that are not in use at the same time may share it.
+
+        Raises:
+            InputError: the maps need too much memory, or masks are computed from a map whose pixels are not adjacent.
+        """
         self._mark_formats()
+        for op in self.operations:  # later operations than the one that reads it may have made its pixels wider
+            if (
+                op.kind == MASKS
+                and not op.arrays
+                and self.pixel(op.inputs[0]) != self.maps[op.inputs[0]].shape.channels
+            ):
+                raise InputError(f"masks of features of {self.shape(op.inputs[0])} with values between the pixels")
         for i, op in enumerate(self.operations):
             self.maps[op.out].first = i
             for index in (*op.inputs, op.out, op.out if op.residual is None else op.residual):

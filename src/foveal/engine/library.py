@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ..compiling import build
-from ..errors import ConfigError, DependencyError, nearest
+from ..errors import ConfigError, DependencyError, InputError, nearest
 
 _SOURCES = Path(__file__).with_name("csrc")
 _FLAGS = ("-O2", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden")
@@ -143,7 +143,7 @@ def aligned(size: int, dtype: DTypeLike = np.float32) -> NDArray[Any]:
 
 
 def processor_flags() -> set[str]:
-    """Names of the instruction sets of this processor, as Linux and macOS give them."""
+    """Names of the instruction sets of this processor, as Linux gives them; elsewhere none are known."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):
@@ -222,6 +222,6 @@ def available() -> tuple[bool, str]:
     """Whether the library is built or can be built, and the reason if not."""
     try:
         load_library()
-    except (DependencyError, OSError) as error:
+    except (DependencyError, InputError, OSError) as error:  # InputError: the folder of the cache cannot be written
         return False, str(error)
     return True, ""

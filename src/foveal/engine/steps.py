@@ -271,7 +271,8 @@ def _shuffle(binder: Binder, step: Step) -> None:
     shape = Shape(batch, factor * height, factor * width, channels // factor**2)
     if step.residual is not None:
         target = binder.shape(step.residual)
-        if not (target.height <= shape.height and target.width <= shape.width and target.channels == shape.channels):
+        smaller = target.height <= shape.height and target.width <= shape.width
+        if not (smaller and (target.batch, target.channels) == (shape.batch, shape.channels)):
             raise ValueError(f"the residual is {target}, the result {shape}")
         shape = target
     binder.add(Operation(SHUFFLE, step.inputs, step.out, step.residual, p=(factor,)), shape)

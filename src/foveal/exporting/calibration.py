@@ -15,6 +15,7 @@ from ..data.recognition import layout_named, split_names
 from ..errors import DataError, InputError
 from ..evaluation.evaluators import EVALUATORS, Evaluator
 from ..evaluation.report import Part, Samples, score_parts
+from ..prediction.input_limits import InputLimits, fitted
 from ..prediction.predictor import Predictor
 from ..progress import Progress
 from .graph import Feed
@@ -99,7 +100,8 @@ class QuantisationData:
 
         Damaged images are left out.
         """
-        part = self._open(Predictor(_Recorder(), self.predictor.info, ""), self.calibration.split)
+        info = self.predictor.info  # images are fitted to the limits of the file; of larger ones the first tile counts
+        part = self._open(Predictor(fitted(_Recorder(), InputLimits.of(info), info), info, ""), self.calibration.split)
         for index in self.calibration.indices:
             try:
                 part.score(index, "")

@@ -42,7 +42,8 @@ def write_executorch(graph: Graph, files: Sequence[Path], options: Options) -> W
             program, partitioner=[XnnpackPartitioner()], constant_methods=dict(metadata(info))
         )
         delegated, operations = _delegated(edge.exported_program())
-        files[0].write_bytes(seal(edge.to_executorch().buffer, info.to_json()))
+        content = seal(edge.to_executorch().buffer, info.to_json())
+    files[0].write_bytes(content)
     return Written(delegated, notes=(f"{operations:.0%} of the operations by number",))
 
 

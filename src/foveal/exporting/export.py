@@ -21,7 +21,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..factory.load_model import load_model
-from ..files import atomic_folder, atomic_write
+from ..files import atomic_folder, atomic_write, ensure_folder
 from ..info import ModelInfo, info_of
 from ..layers.optimize import fold_norms
 from ..layers.reparam import fuse_branches
@@ -128,7 +128,11 @@ def export(
     if request is not None:
         _check_int8(format, half)
     _check_format_options(format, opset, half, bake)
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch={batch}: give 1 or more")
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
+    if batch is not None and batch > 1 and (task := TASKS.get(info_of(model).task)) and task.takes_prompts:
+        raise ConfigError(f"batch={batch}: a promptable model encodes one image at a time; leave it out")
     if batch is not None and input_size is None and not format.fixed:
         raise ConfigError(f"batch={batch}: a file of any image size takes any batch; give input_size, too")
     if input_size is not None and format.any_size:
@@ -231,6 +235,7 @@ def _write_int8(
 ) -> ExportReport:
     """Write the files in float32 to a temporary folder, quantise them there, and move them and their report."""
     assert format.quantizer is not None
+    ensure_folder(output.parent)
     with TemporaryDirectory() as folder, ExitStack() as stack:
         options = dataclasses.replace(options, onnx_folder=Path(folder))
         report = _write_all(format, graphs, Path(folder) / "float32" / output.name, options, request.progress)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from ..errors import DependencyError, ExportError
+from ..errors import DependencyError, ExportError, FovealError
 from ..info import IMAGENET_MEAN, KEY, ModelInfo, Preprocess
 from ..prediction.exported import file_facts
 from ..prediction.input_limits import ANY_IMAGES, InputLimits
@@ -177,6 +177,8 @@ def exporter_errors(model: str, title: str, extra: str = "torch") -> Iterator[No
     try:
         with _quiet():
             yield
+    except FovealError:
+        raise
     except ModuleNotFoundError as error:
         raise DependencyError(f"exporting needs {error.name}: pip install 'foveal[{extra}]'") from error
     except Exception as error:  # exporters raise many kinds; each means that this model has no such file

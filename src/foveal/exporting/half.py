@@ -18,6 +18,7 @@ bias, rounding weights adds a constant to a layer's output, and the layer's own 
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -116,13 +117,15 @@ class _Graph:
         """Types of values, and numbers of dimensions of inputs."""
         from onnx import shape_inference
 
-        inferred = shape_inference.infer_shapes(proto).graph
+        inferred = shape_inference.infer_shapes(_without_weights(proto)).graph
         values = [*inferred.value_info, *inferred.input, *inferred.output]
         types = {value.name: value.type.tensor_type.elem_type for value in values}
-        types |= {tensor.name: tensor.data_type for tensor in inferred.initializer}
+        types |= {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
         if unknown := next((name for name in self.maker if not types.get(name)), None):
             raise ExportError(f"float16: the type of the value {unknown!r} is unknown")
-        return types, {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.input}
+        inputs = {value.name for value in proto.graph.input}
+        dims = {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.input if value.name in inputs}
+        return types, dims
 
     def add(self, name: str, array: np.ndarray) -> str:
         """Add a constant of float32; its name."""
@@ -364,3 +367,26 @@ def _retype(node: onnx.NodeProto) -> None:
             attribute.i = TensorProto.FLOAT16
         if attribute.t.data_type == TensorProto.FLOAT:
             attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float16)))
+
+
+_SMALL = 1024  # numbers of an array whose values shapes may depend on
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph, whose large arrays are inputs: inferring shapes writes a model to memory, which ends at 2 GiB."""
+    import onnx
+    from onnx import helper
+
+    light = onnx.ModelProto(ir_version=proto.ir_version, opset_import=proto.opset_import, functions=proto.functions)
+    graph, source = light.graph, proto.graph
+    graph.name = source.name
+    graph.node.extend(source.node)
+    graph.input.extend(source.input)
+    graph.output.extend(source.output)
+    graph.value_info.extend(source.value_info)
+    for tensor in source.initializer:
+        if math.prod(tensor.dims) <= _SMALL or any(tensor.name == value.name for value in source.input):
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return light

@@ -62,7 +62,7 @@ def _feeds(in_chans: int, size: tuple[int, int], limits: InputLimits) -> tuple[F
     shapes = [(limits.batch or 1, *size)]
     if not limits.fixed:
         shapes += [
-            (limits.batch or 2, size[0] // 2 + 5, size[1] + 13),
+            (limits.batch or 2, size[0] // 2 + 5, min(size[1] + 13, limits.size[1]) if limits.size else size[1] + 13),
             (limits.batch or 1, 33, 64),
             (limits.batch or 1, 32, 32),
         ]

@@ -45,12 +45,21 @@ def onnx_bytes(proto: onnx.ModelProto, name: str) -> bytes:
     Raises:
         ExportError: more weights than one file can hold.
     """
+    check_fits(proto, name)
+    return proto.SerializeToString()
+
+
+def check_fits(proto: onnx.ModelProto, name: str) -> None:
+    """Check that one file can hold the weights.
+
+    Raises:
+        ExportError: it cannot.
+    """
     if (size := size_of_weights(proto)) > LARGEST:
         raise ExportError(
             f"{name}: an ONNX file holds at most 2 GiB, and the weights take {size / 2**30:.1f}: export in float16 "
             "(half), or to openvino or native"
         )
-    return proto.SerializeToString()
 
 
 def size_of_weights(proto: onnx.ModelProto) -> int:

@@ -16,7 +16,7 @@ from ..errors import ExportError
 from ..prediction.file_network import Settings
 from ..prediction.tensorrt_runner import open_tensorrt_network, with_description
 from .graph import Graph, Options, RunFile, Written, exporter_errors
-from .onnx import make_typed_onnx, onnx_bytes, open_onnx
+from .onnx import check_fits, make_typed_onnx, onnx_bytes, open_onnx
 
 if TYPE_CHECKING:
     import onnx
@@ -149,7 +149,8 @@ def write_tensorrt(graph: Graph, files: Sequence[Path], options: Options) -> Wri
     check_operators(graph.info.model, proto)
     if INSTALLED:
         with exporter_errors(graph.info.model, "TensorRT", "tensorrt"):
-            files[0].write_bytes(with_description(_build(graph, proto, options), graph.info.to_json()))
+            content = with_description(_build(graph, proto, options), graph.info.to_json())
+        files[0].write_bytes(content)
         return Written(kept_float=kept, notes=("for this GPU and this version of TensorRT",))
     files[0].write_bytes(onnx_bytes(proto, graph.info.model))
     note = f"TensorRT is not installed here; build the engine with: {recipe(graph, options)}"
@@ -191,6 +192,7 @@ def check_operators(model: str, proto: onnx.ModelProto) -> None:
     """
     import onnx
 
+    check_fits(proto, model)
     onnx.checker.check_model(proto)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     if lacking := sorted({node.op_type for node in proto.graph.node} - OPERATORS):

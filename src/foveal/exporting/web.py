@@ -6,6 +6,7 @@ float16 that a cast enlarges when the file is opened: WebAssembly computes in fl
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -45,7 +46,10 @@ _NETWORKS = {
     "upscale": {"network": ""},
 }
 #: Headers for hosts that read this file: pages with them may use several threads.
-_HEADERS = "/*\n  Cross-Origin-Opener-Policy: same-origin\n  Cross-Origin-Embedder-Policy: require-corp\n"
+_HEADERS = (
+    "/*\n  Cross-Origin-Opener-Policy: same-origin\n  Cross-Origin-Embedder-Policy: require-corp\n"
+    "  Cache-Control: no-cache\n"
+)
 _LARGE = 1024  # numbers of an array that is stored in float16
 _SAM_THRESHOLDS = (0.88, 0.95)  # of models that bring none, see foveal.EverythingOptions
 _NPM_SECONDS = 900
@@ -145,7 +149,9 @@ class Site:
         )
 
     def _entry(self, file: Path) -> dict[str, Any]:
-        return {"path": file.relative_to(self.folder).as_posix(), "bytes": file.stat().st_size}
+        with file.open("rb") as opened:
+            version = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+        return {"path": file.relative_to(self.folder).as_posix(), "bytes": file.stat().st_size, "version": version}
 
     def _library(self, name: str) -> dict[str, Any]:
         module, binary, _ = _RUNTIMES[name]
@@ -183,7 +189,7 @@ def _site_of(folder: Path) -> dict[str, Any]:
             raise ValueError("no site for browsers")
         for model in site["models"]:
             if not isinstance(model["task"], str) or not all(
-                isinstance(file["path"], str) for file in model["files"].values()
+                isinstance(entry["path"], str) for entry in model["files"].values()
             ):
                 raise ValueError("a model without task or files")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

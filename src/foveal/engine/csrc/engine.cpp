@@ -950,9 +950,9 @@ void foveal_pack_depthwise(const float* weight, int64_t channels, int64_t taps, 
 // Runs all operations. `seconds`, if not null, receives the time of each. Returns 0, or 1 where memory is missing.
 int foveal_run(const Op* ops, int64_t count, const Map* maps, int threads, double* seconds) {
   static const int64_t cache = cache_values();
-  std::unique_lock<std::mutex> lock(pool_mutex, std::try_to_lock);
+  std::unique_lock<std::mutex> lock(pool_mutex, std::defer_lock);
   // Another thread of the caller has the pool: this one then works alone. The results are the same.
-  if (!lock.owns_lock()) threads = 1;
+  if (threads > 1 && !lock.try_lock()) threads = 1;
   if (threads > 1 && pool_pid != getpid()) {  // the first run, or the first in a forked process, where no thread lives
     pool_of_process = new Pool;
     pool_pid = getpid();

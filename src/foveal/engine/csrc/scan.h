@@ -47,9 +47,10 @@ int64_t scan_chunks(const Op& op, const Run& run) {
   return out.batch * Windows(out, op.p[0]).count * (padded(out.channels) / W);
 }
 
+// `sums`, if there are further states, holds the sum over the states so far for each token.
 template <int K>
 void scan_states(const Op& op, const Run& run, int64_t image, const Window& window, int64_t channel, int64_t state,
-                 V keep) {
+                 V keep, float* sums) {
   const Map &u = run.maps[op.in[0]], &dt = run.maps[op.in[1]], &bc = run.maps[op.in[2]], &out = run.maps[op.out];
   const int64_t states = op.p[1], lanes = padded(op.p[2]);
   const V skip = load(op.bias[0] + channel);
@@ -63,14 +64,17 @@ void scan_states(const Op& op, const Run& run, int64_t image, const Window& wind
     const V input = load(at(u, image, y, x) + channel), step = load(at(dt, image, y, x) + channel);
     const Value *b = at(bc, image, y, x) + op.p[3] + state, *c = b + states;
     Value* to = at(out, image, y, x) + channel;
-    V sum = state ? load(to) : skip * input;
+    V sum = state ? load(sums + t * W) : skip * input;
     const V gain = step * input;
 #pragma GCC unroll 8
     for (int k = 0; k < K; k++) {
       h[k] = next(h[k], decay(step * a[k]), gain * (float)b[k], lost[k]);
       sum += h[k] * (float)c[k];
     }
-    store(to, keep != splat(0) ? input : sum);
+    if (state + K < states)
+      store(sums + t * W, sum);
+    else
+      store(to, keep != splat(0) ? input : sum);
     if (++x == window.left + window.width) x = window.left, y++;
   }
 }
@@ -88,9 +92,11 @@ void scan(const Op& op, const Run& run, int64_t chunk) {
   }
   V keep;  // lanes that are no channels of u
   for (int j = 0; j < W; j++) keep[j] = channel + j >= op.p[2];
+  const bool one_group = op.p[1] == STATES || op.p[1] == 1;
+  float* sums = one_group ? nullptr : scratch(window.tokens * W);
   int64_t n = 0;
-  for (; n + STATES <= op.p[1]; n += STATES) scan_states<STATES>(op, run, image, window, channel, n, keep);
-  for (; n < op.p[1]; n++) scan_states<1>(op, run, image, window, channel, n, keep);
+  for (; n + STATES <= op.p[1]; n += STATES) scan_states<STATES>(op, run, image, window, channel, n, keep, sums);
+  for (; n < op.p[1]; n++) scan_states<1>(op, run, image, window, channel, n, keep, sums);
 }
 
 }  // namespace
