@@ -11,7 +11,7 @@ import sys
 import napari
 import numpy as np
 from napari.components import ViewerModel
-from PIL import Image
+from PIL import Image, ImageOps
 
 import foveal
 
@@ -43,5 +43,5 @@ def add_clicks(viewer: ViewerModel, image: np.ndarray, model: str = "tf_efficien
 
 if __name__ == "__main__":
     window = napari.Viewer()
-    add_clicks(window, np.asarray(Image.open(sys.argv[1]).convert("RGB")))
+    add_clicks(window, np.asarray(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")))
     napari.run()

@@ -243,6 +243,63 @@ def test_keys_do_what_clicks_do(visit: Visit, demo: str) -> None:
 
 
 @pytest.mark.long
+def test_a_photograph_that_is_encoded_late_does_not_replace_the_one_after_it(
+    visit: Visit, demo: str, predictor: foveal.Predictor
+) -> None:
+    """The server answers about the second photograph first; a click then is on the second one."""
+    page, held = visit(demo), list[Any]()
+    page.page.route("**/encode*", lambda route: route.continue_() if held else held.append(route))
+    with page.page.expect_request("**/encode*"):
+        page.page.set_input_files("#file", STREET)
+    with page.page.expect_response("**/encode*"):
+        page.page.set_input_files("#file", CAT)
+    held[0].continue_()
+    page.wait()
+    page.click(0.5, 0.4)
+    name, content = page.saved("#save-mask")
+    assert name == "cat.mask.png"
+    mask = np.asarray(Image.open(io.BytesIO(content)))
+    assert iou(mask, expected(predictor, CAT, [[0.5, 0.4]], [1])) >= SAME
+
+
+@pytest.mark.long
+def test_keys_that_take_back_no_more_than_they_should(visit: Visit, demo: str) -> None:
+    """Control, Shift and Z together are for redoing; Escape after the first corner of a box forgets the corner only."""
+    page = visit(demo)
+    page.choose(CAT)
+    page.click(0.5, 0.4)
+    record = json.loads(page.saved("#save-json")[1])
+    assert record["labels"] == [1]
+    for keys in (["Control+Shift+Z"], ["b", "Shift+ArrowRight", "Shift+ArrowDown", "Escape"]):
+        page.page.focus("#view")
+        for key in keys:
+            page.page.keyboard.press(key)
+        page.wait()
+        assert json.loads(page.saved("#save-json")[1]) == record
+    page.page.focus("#view")
+    page.page.keyboard.press("Escape")
+    assert page.page.is_disabled("#save-json")
+
+
+@pytest.mark.long
+def test_the_button_says_how_much_a_model_enlarges(visit: Visit, demo: str) -> None:
+    page = visit(demo)
+    assert page.page.text_content("#upscale") == "Double its size"
+
+    def answer(route: Any) -> None:
+        response = route.fetch()
+        content = response.json()
+        next(model for model in content["models"] if model["task"] == "upscale")["scale"] = 4
+        route.fulfill(response=response, json=content)
+
+    page.page.route("**/api/models", answer)
+    page.page.reload()
+    page.page.wait_for_selector("html[data-state=ready]")
+    page.wait()
+    assert page.page.text_content("#upscale") == "Enlarge it 4 times"
+
+
+@pytest.mark.long
 def test_files_come_by_drop_and_paste_and_the_camera(visit: Visit, demo: str) -> None:
     page = visit(demo, has_touch=True)
     page.give("drop", CAT.read_bytes(), "one.jpg", "image/jpeg")

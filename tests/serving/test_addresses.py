@@ -71,7 +71,7 @@ class Files(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         if status == 302:
             self.send_header("Location", "https://localhost/image")
-        if self.path == "/short":
+        if self.path in ("/short", "/drops"):
             self.send_header("Content-Length", "100")
         self.end_headers()
         if self.path == "/drops":

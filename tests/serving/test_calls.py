@@ -13,6 +13,11 @@ from PIL import Image
 
 import foveal
 from foveal.images import regions
+from foveal.info import ModelInfo
+from foveal.prediction.batching import Batches
+from foveal.serving.calls import Served
+from foveal.serving.limits import Limits
+from foveal.serving.models import describe
 from helpers.pictures import encoded, png, tiff
 from helpers.services import Running, form
 
@@ -41,6 +46,23 @@ def test_models_are_described(service: Running) -> None:
     assert segmenter["classes"][0] == {"name": "sky", "colour": [128, 128, 128]}
     assert (upscaler["name"], upscaler["ref"], upscaler["scale"]) == ("up", "efficientvit_sr.x2", 2)
     assert reply.json["limits"]["pixels"] == 50_000_000
+
+
+@pytest.mark.parametrize("task", ["segment", "classify"])
+def test_classes_of_pixels_have_colours_without_a_palette(task: str) -> None:
+    """Those in which the masks are drawn; classes of images need none."""
+    predictor = foveal.Predictor(lambda batch: batch, ModelInfo("plain", task, 3), "")
+    served = Served("plain", predictor, Batches(predictor.runner, predictor.prepare, 1))
+    (model,) = describe({"plain": served}, Limits())["models"]
+    assert [each["name"] for each in model["classes"]] == ["class 0", "class 1", "class 2"]
+    colours = [tuple(each["colour"]) for each in model["classes"] if "colour" in each]
+    assert len(set(colours)) == (3 if task == "segment" else 0)
+
+
+@pytest.mark.parametrize("path", ["/", "/main.js", "/site.json"])
+def test_browsers_ask_whether_the_page_has_changed(service: Running, path: str) -> None:
+    reply = service.get(path)
+    assert (reply.status, reply.headers["cache-control"]) == (200, "no-cache")
 
 
 def test_a_service_of_exported_files_imports_no_torch(service: Running) -> None:

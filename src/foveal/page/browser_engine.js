@@ -12,13 +12,16 @@ export class BrowserEngine {
   #waiting = new Map();
   #last = 0;
   #segmented = null;
+  #encoded = null; // image that was to be encoded last
+  #dead = null; // error of a worker that stopped
 
   constructor(site) {
     this.models = site.models;
     this.#worker.onmessage = ({ data }) => this.#receive(data);
     this.#worker.onerror = (event) => {
       event.preventDefault();
-      for (const { reject } of this.#waiting.values()) reject(Error(`The worker stopped: ${event.message ?? "reload the page"}`));
+      this.#dead = Error(`The worker stopped (${event.message || "it cannot be loaded"}): reload the page`);
+      for (const { reject } of this.#waiting.values()) reject(this.#dead);
       this.#waiting.clear();
     };
     this.#worker.postMessage({ call: "site", options: site });
@@ -35,6 +38,7 @@ export class BrowserEngine {
   }
 
   #call(call, options, progress = () => {}, transfer = []) {
+    if (this.#dead) return Promise.reject(this.#dead);
     const id = ++this.#last;
     return new Promise((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject, progress });
@@ -47,7 +51,9 @@ export class BrowserEngine {
   }
 
   async encode(model, image, progress) {
+    this.#encoded = image;
     const bitmap = await createImageBitmap(image.bitmap);
+    if (this.#encoded !== image) return bitmap.close(); // a later photograph was opened: its embedding must be the last
     await this.#call("encode", { name: model.name, bitmap }, progress, [bitmap]);
   }
 

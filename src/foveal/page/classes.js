@@ -89,17 +89,18 @@ export class Classes {
   }
 
   async saveOverlay() {
-    const canvas = wholePicture(this.image), top = document.createElement("canvas");
+    const { image } = this, canvas = wholePicture(image), top = document.createElement("canvas");
     const pixels = this.#colours(await this.#whole());
+    if (this.image !== image) throw Error("Another photograph was opened before the picture was ready.");
     Object.assign(top, { width: pixels.width, height: pixels.height }).getContext("2d").putImageData(pixels, 0, 0);
     canvas.getContext("2d").drawImage(top, 0, 0);
-    save(await pngOf(canvas), resultName(this.image, ".classes.png"));
+    save(await pngOf(canvas), resultName(image, ".classes.png"));
   }
 
   async saveMask() {
-    const { classes, width, height } = await this.#whole();
+    const { image } = this, { classes, width, height } = await this.#whole();
     const palette = this.model.classes.map(({ colour }) => colour);
-    save(await bytePng(classes, width, height, palette), resultName(this.image, ".mask.png"));
+    save(await bytePng(classes, width, height, palette), resultName(image, ".mask.png"));
   }
 
   async saveJson() {

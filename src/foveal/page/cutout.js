@@ -11,7 +11,7 @@ const $ = (id) => document.getElementById(id);
 
 export class Cutout {
   label = "Cut out";
-  hint = navigator.maxTouchPoints
+  hint = matchMedia("(pointer: coarse)").matches
     ? "Tap an object, tap again to add to it. Background takes away; Box needs a drag or two corners."
     : "Click an object. Click again to add to it, right-click to take away, or drag a box around it.";
   #history = [];
@@ -21,6 +21,7 @@ export class Cutout {
   #box = null; // that is being dragged
   #pixels = null; // that were drawn last; memory that is new takes longer than what is drawn in it
   #running = false;
+  #searching = null; // image in which everything is looked for
   #encoding = null; // {image, done}
 
   constructor(page, model) {
@@ -94,6 +95,11 @@ export class Cutout {
     this.drag(from, point, true);
   }
 
+  #dropCorner() {
+    [this.#corner, this.#box] = [null, null];
+    this.draw();
+  }
+
   move(point) {
     if (this.#corner) this.drag(this.#corner, point, false);
   }
@@ -110,10 +116,12 @@ export class Cutout {
   }
 
   undo() {
+    if (this.#corner) return this.#dropCorner();
     if (this.#history.length) this.#set(this.#history.pop());
   }
 
   clear() {
+    if (this.#corner) return this.#dropCorner();
     if (this.#history.length || hasPrompt(this.#state)) this.#push(empty());
   }
 
@@ -140,6 +148,7 @@ export class Cutout {
         const state = this.#state;
         await page.work("", async (progress) => {
           await this.#encode(progress);
+          if (this.image !== image) return;
           const masks = await page.engine.prompt(this.model, image, request(state));
           masks.forEach((mask, index) => (mask.index = index));
           const best = masks.reduce((a, b) => (b.iou > a.iou ? b : a));
@@ -158,16 +167,20 @@ export class Cutout {
   }
 
   async everything() {
-    if ($("everything").disabled) return;
     const { image, page } = this;
+    if ($("everything").disabled || this.#searching === image) return;
+    this.#searching = image;
     await page.work("Looking for objects", async (progress) => {
       await this.#encode(progress);
+      if (this.image !== image) return;
       const { masks } = await page.engine.everything(this.model, image, SHOWN_SIDE, progress);
+      if (this.image !== image) return;
       if (!masks.length) throw Error("No object was found: click one instead.");
       const shown = (mask) => enlarged(mask, ...page.stage.maskSize);
       const found = masks.slice(0, MOST_MASKS).map((each) => ({ ...each, shown: shown(each) }));
-      if (this.image === image) this.#push({ ...empty(), found });
+      this.#push({ ...empty(), found });
     });
+    if (this.#searching === image) this.#searching = null;
   }
 
   // Choose the smallest of all objects at a point.
@@ -207,8 +220,8 @@ export class Cutout {
     const { found, chosen } = this.#state, several = !found && this.#answer?.length > 1;
     $("size").disabled = !several;
     for (const input of $("size").querySelectorAll("input")) input.checked = several && Number(input.value) === this.#state.order;
-    $("undo").disabled = !this.#history.length;
-    $("clear").disabled = !(hasPrompt(this.#state) || found);
+    $("undo").disabled = !(this.#history.length || this.#corner);
+    $("clear").disabled = !(hasPrompt(this.#state) || found || this.#corner);
     $("everything").disabled = Boolean(found);
     for (const name of ["save-cutout", "save-mask"]) $(name).disabled = !mask;
     $("save-mask").disabled = !mask && !found;
@@ -220,41 +233,45 @@ export class Cutout {
 
   // The mask at the size of the photograph.
   async #whole() {
-    const { width, height } = this.image;
-    if (this.#state.found) return { ...this.current, ...enlarged(this.current, width, height) };
+    const { width, height } = this.image, { current } = this;
+    if (this.#state.found) {
+      const scale = [width / current.width, height / current.height];
+      const point = current.point?.map((value, i) => value * scale[i]);
+      return { ...current, ...enlarged(current, width, height), point };
+    }
     return await this.page.engine.mask(this.model, this.image, { ...request(this.#state), index: this.current.index });
   }
 
   async saveCutout() {
-    const { mask } = await this.#whole(), canvas = wholePicture(this.image), context = canvas.getContext("2d");
+    const { image } = this, canvas = wholePicture(image), context = canvas.getContext("2d");
+    const { mask } = await this.#whole();
     const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
     for (let i = 0; i < mask.length; i++) if (!mask[i]) pixels.data[4 * i + 3] = 0;
     context.putImageData(pixels, 0, 0);
-    save(await pngOf(canvas), resultName(this.image, ".cutout.png"));
+    save(await pngOf(canvas), resultName(image, ".cutout.png"));
   }
 
   async saveMask() {
-    const { width, height } = this.image, { found, chosen } = this.#state;
-    let values = new Uint8Array(width * height);
+    const { image } = this, { width, height } = image, { found, chosen } = this.#state;
     if (found && !chosen) {
       const numbers = new Uint8Array(found[0].width * found[0].height); // the number of the best mask with the pixel
       for (let k = found.length; k > 0; k--) found[k - 1].mask.forEach((inside, i) => inside && (numbers[i] = k));
       const [columns, rows] = [found[0].width, found[0].height];
-      return save(await bytePng(numbers, columns, rows), resultName(this.image, ".masks.png"));
+      return save(await bytePng(numbers, columns, rows), resultName(image, ".masks.png"));
     }
-    values = (await this.#whole()).mask.map((inside) => 255 * inside);
-    save(await bytePng(values, width, height), resultName(this.image, ".mask.png"));
+    const values = (await this.#whole()).mask.map((inside) => 255 * inside);
+    save(await bytePng(values, width, height), resultName(image, ".mask.png"));
   }
 
   async saveJson() {
-    const { found, chosen, points, labels, box } = this.#state, { name, width, height } = this.image;
+    const { image } = this, { found, chosen, points, labels, box } = this.#state, { name, width, height } = image;
     const about = { model: this.model.name, image: { name, width, height } };
     const record = (mask) => ({
       segmentation: toRuns(mask), ...extent(mask), predicted_iou: mask.iou,
       ...(mask.point && { point_coords: [mask.point], stability_score: mask.stability }),
     });
     const content = found && !chosen ? { masks: found.map(record) } : { points, labels, box, masks: [record(await this.#whole())] };
-    saveJson({ ...about, ...content }, resultName(this.image, ".json"));
+    saveJson({ ...about, ...content }, resultName(image, ".json"));
   }
 }
 

@@ -19,7 +19,7 @@ import { BrowserEngine } from "./browser_engine.js";
 import { ServerEngine } from "./server_engine.js";
 
 export async function openEngine() {
-  const response = await fetch("site.json");
+  const response = await fetch("site.json", { cache: "no-cache" });
   if (!response.ok) throw Error(`site.json cannot be loaded (${response.status}): export the site again`);
   const site = await response.json();
   return site.engine === "browser" ? new BrowserEngine(site) : await ServerEngine.open();

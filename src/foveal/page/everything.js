@@ -79,7 +79,8 @@ function keep(found, logits, index, iou, point, { image, width, height, leastSta
   const { area, stability } = measure(values, 0, width, height, width);
   if (!area || stability < leastStability) return;
   const mask = above(values);
-  found.push({ mask, width, height, iou, stability, point, ...extent({ mask, width, height }) });
+  const place = [(point[0] * width) / image.width, (point[1] * height) / image.height]; // in the mask, as its box
+  found.push({ mask, width, height, iou, stability, point: place, ...extent({ mask, width, height }) });
 }
 
 // Intersection over union of two boxes.

@@ -9,27 +9,32 @@ import { Upscale } from "./upscale.js";
 
 const TOOLS = [["prompt", Cutout], ["segment", Classes], ["upscale", Upscale]]; // by task
 const QUIET = 150; // milliseconds of work that show no progress, so that nothing flickers
+const TOUCH = matchMedia("(pointer: coarse)").matches;
 const $ = (id) => document.getElementById(id);
 
 class Page {
   tools = new Map(); // by task
   tool = null;
   image = null;
+  ready = null; // done when the tools exist
   #jobs = new Set();
+  #chosen = 0; // photographs that were chosen so far
+  #shown = 0; // number of the one that is shown
 
   async start() {
     this.stage = new Stage($("view"), {});
     this.#listen();
-    try {
-      this.engine = await openEngine();
-    } catch (error) {
-      return this.fail(error);
-    }
+    this.ready = this.#begin();
+    await this.ready.catch((error) => this.fail(error));
+  }
+
+  async #begin() {
+    this.engine = await openEngine();
     for (const [task, Tool] of TOOLS) {
       const model = this.engine.models.find((each) => each.task === task);
       if (model) this.tools.set(task, new Tool(this, model));
     }
-    if (!this.tools.size) return this.fail(Error("There is no model here for clicks, classes or enlarging."));
+    if (!this.tools.size) throw Error("There is no model here for clicks, classes or enlarging.");
     this.#tabs();
     this.#say();
     this.select(this.tools.keys().next().value);
@@ -39,13 +44,12 @@ class Page {
   }
 
   #say() {
-    const { keepsImages, models, place } = this.engine;
+    const { keepsImages, place } = this.engine;
     $("place").textContent = keepsImages ? "Runs in this browser" : `Runs ${place}`;
     $("privacy").textContent = keepsImages
       ? "Photographs stay in this browser. Nothing is uploaded."
       : `Photographs are sent to ${location.host} only, and are not stored.`;
     $("about").textContent = [...this.tools.values()].map(({ model }) => `${model.name} (${model.licence})`).join(", ");
-    this.models = models;
   }
 
   #tabs() {
@@ -82,9 +86,11 @@ class Page {
   }
 
   async open(promise) {
-    if (!this.engine) return;
+    const number = ++this.#chosen;
     await this.work("Opening the photograph", async () => {
-      const image = await promise;
+      const [image] = await Promise.all([promise, this.ready]);
+      if (number < this.#shown) return image.bitmap.close(); // one that was chosen later is shown already
+      this.#shown = number;
       this.#error();
       this.image?.bitmap.close();
       this.image = image;
@@ -116,6 +122,8 @@ class Page {
       clearTimeout(timer);
       this.#jobs.delete(state);
       this.#progress();
+      // The button that began it may be hidden or disabled now, and keys would reach nothing.
+      if (text && this.image && document.activeElement === document.body) $("view").focus({ preventScroll: true });
       if (this.engine?.keepsImages && this.engine.place !== "in this browser") $("place").textContent = `Runs ${this.engine.place}`;
     }
   }
@@ -141,8 +149,8 @@ class Page {
   }
 
   #listen() {
-    $("camera").hidden = !navigator.maxTouchPoints;
-    $("paste").hidden = Boolean(navigator.maxTouchPoints);
+    $("camera").hidden = !TOUCH;
+    $("paste").hidden = TOUCH;
     $("dismiss").onclick = () => this.#error();
     for (const [button, input] of [["choose", "file"], ["another", "file"], ["camera", "camera-file"]])
       $(button).onclick = () => $(input).click();

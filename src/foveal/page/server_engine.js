@@ -13,13 +13,13 @@ export class ServerEngine {
   largestPart = 1024 * 1024;
   place = `on the server ${location.host}`;
   #key = "";
-  #embedding = null; // of the image that was encoded last
+  #embeddings = new WeakMap(); // name of the embedding that the server keeps, by image
   #segmented = null;
   #classes = null;
 
   static async open() {
     const engine = new ServerEngine();
-    ({ models: engine.models, limits: engine.limits } = await (await engine.#call("api/models")).json());
+    ({ models: engine.models } = await (await engine.#call("api/models")).json());
     return engine;
   }
 
@@ -56,11 +56,11 @@ export class ServerEngine {
     const { embedding, width, height } = await (await this.#send(model, "encode", image)).json();
     if (width !== image.width || height !== image.height)
       throw Error(`The server sees ${width} x ${height} pixels, this browser ${image.width} x ${image.height}.`);
-    this.#embedding = embedding;
+    this.#embeddings.set(image, embedding);
   }
 
   async #ask(model, image, request) {
-    const options = { embedding: this.#embedding, ...request };
+    const options = { embedding: this.#embeddings.get(image), ...request };
     if (!options.box) delete options.box;
     if (!options.points.length) for (const key of ["points", "labels"]) delete options[key];
     const send = () =>
@@ -72,7 +72,7 @@ export class ServerEngine {
     } catch (error) {
       if (error.status !== 404) throw error;
       await this.encode(model, image, () => {}); // the server has forgotten the embedding
-      options.embedding = this.#embedding;
+      options.embedding = this.#embeddings.get(image);
       return await send();
     }
   }
@@ -111,7 +111,7 @@ export class ServerEngine {
   }
 
   async upscale(model, part, progress) {
-    progress(null, `Doubling ${part.width} x ${part.height} pixels on the server`);
+    progress(null, `Working on ${part.width} x ${part.height} pixels on the server`);
     const response = await this.#send(model, "predict", part, { format: "png" });
     return await createImageBitmap(await response.blob());
   }

@@ -7,7 +7,7 @@ const SIDE = 1400, MASK_SIDE = 1024, LEAST = 1000; // pixels of the longest side
 const DRAG = 6; // pixels of the screen that the pointer moves before a click becomes a box
 
 export class Stage {
-  // `on`: functions click(point, kind), box(corners, done), key(name), hover(point) of the current tool, all optional.
+  // `on`: functions click, drag, press, move and key of the current tool, all optional.
   constructor(view, on) {
     this.view = view;
     this.on = on;
@@ -85,7 +85,7 @@ export class Stage {
   }
 
   #down(event) {
-    if (event.button > 2 || !event.isPrimary) return;
+    if (event.button === 1 || event.button > 2 || !event.isPrimary) return;
     const from = this.#point(event), { clientX, clientY } = event;
     const drags = event.pointerType === "mouse" || this.view.classList.contains("drags");
     let dragged = false;
@@ -101,8 +101,8 @@ export class Stage {
       this.view.removeEventListener("pointermove", move);
       this.view.removeEventListener("pointerup", end);
       this.view.removeEventListener("pointercancel", end);
-      if (ended.type === "pointercancel") return;
-      const background = event.button === 2 || event.altKey;
+      if (ended.type === "pointercancel") return dragged ? this.on.drag?.(from, from, true) : undefined;
+      const background = event.button === 2 || event.altKey || event.ctrlKey; // on a Mac, control and click is a right click
       if (dragged) this.on.drag?.(from, this.#point(ended), true);
       else if (Math.hypot(ended.clientX - clientX, ended.clientY - clientY) < 4 * DRAG) this.on.click?.(from, background);
     };
@@ -115,7 +115,8 @@ export class Stage {
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const step = steps[event.key];
     const { ctrlKey, metaKey, altKey } = event;
-    if (altKey || ((ctrlKey || metaKey) && event.key.toLowerCase() !== "z")) return;
+    if (altKey || ((ctrlKey || metaKey) && (event.shiftKey || event.key.toLowerCase() !== "z"))) return; // no redo
+    if (event.repeat && !step) return event.key === " " ? event.preventDefault() : undefined; // a key that is held
     if (step) {
       const length = (Math.max(this.width, this.height) / 100) * (event.shiftKey ? 5 : 1);
       const [x, y] = this.cursor ?? [this.width / 2, this.height / 2];

@@ -1,4 +1,4 @@
-// The tool that doubles the size: of the whole photograph, or of a part where it is large. Before and after.
+// The tool that enlarges: of the whole photograph, or of a part where it is large. Before and after.
 
 import { canvasOf, cut, pngOf, resultName, save } from "./image.js";
 
@@ -8,12 +8,14 @@ export class Upscale {
   label = "Enlarge";
   #part = null; // {x, y, width, height} in the photograph
   #result = null; // {before, after} bitmaps
+  #running = null; // image that is worked on
 
   constructor(page, model) {
     Object.assign(this, { page, model });
+    $("upscale").textContent = { 1: "Repair it", 2: "Double its size" }[model.scale] ?? `Enlarge it ${model.scale} times`;
     $("upscale").onclick = () => this.run();
     $("back").onclick = () => {
-      this.#result = null;
+      this.#drop();
       this.show();
       page.stage.view.focus();
     };
@@ -23,7 +25,8 @@ export class Upscale {
 
   get hint() {
     if (this.#result) return "Left of the line: before. Right of it: after. Drag the line.";
-    if (this.#whole()) return "A network draws the photograph with twice the pixels in both directions.";
+    if (this.#whole() && this.model.scale === 1) return "A network repairs the photograph: noise and traces of compression.";
+    if (this.#whole()) return `A network draws the photograph with ${this.model.scale} times the pixels in both directions.`;
     return "The photograph is large: choose the part to enlarge. Click, drag, or use the arrow keys.";
   }
 
@@ -31,9 +34,16 @@ export class Upscale {
     return !this.image || this.image.width * this.image.height <= this.page.engine.largestPart;
   }
 
+  // Forget the result; its bitmaps are large.
+  #drop() {
+    this.#result?.before.close();
+    this.#result?.after.close();
+    this.#result = null;
+  }
+
   open(image) {
     this.image = image;
-    this.#result = null;
+    this.#drop();
     this.#place([image.width / 2, image.height / 2]);
   }
 
@@ -85,13 +95,16 @@ export class Upscale {
 
   async run() {
     const { page, image } = this, place = this.#part;
-    await page.work("Doubling the size", async (progress) => {
+    if (this.#running === image || this.#result) return;
+    this.#running = image;
+    await page.work("Drawing the new pixels", async (progress) => {
       const part = await cut(image, place);
       const after = await page.engine.upscale(this.model, part, progress);
-      if (this.image !== image) return;
+      if (this.image !== image) return [part.bitmap, after].forEach((bitmap) => bitmap.close());
       this.#result = { before: part.bitmap, after };
       if (page.tool === this) this.show();
     });
+    if (this.#running === image) this.#running = null;
   }
 
   draw() {
@@ -125,7 +138,8 @@ export class Upscale {
   }
 
   async save() {
-    save(await pngOf(this.#result.after), resultName(this.image, `.x${this.model.scale}.png`));
+    const name = resultName(this.image, `.x${this.model.scale}.png`);
+    save(await pngOf(this.#result.after), name);
   }
 }
 

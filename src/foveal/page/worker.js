@@ -1,6 +1,6 @@
 // The networks of a static site, in a worker: ONNX Runtime computes them in WebAssembly or on the GPU.
 
-import { above, atImageSize, classesAt, cutLogits, extent, toFrame } from "./masks.js";
+import { above, atImageSize, classesAt, cutLogits, toFrame } from "./masks.js";
 import { prepare } from "./resample.js";
 import { findEverything } from "./everything.js";
 
@@ -13,7 +13,9 @@ let queue = Promise.resolve(); // calls are answered one after the other
 
 // Download a file; `progress` gets the number of bytes so far.
 async function download(file, progress) {
-  const response = await fetch(new URL(file.path, import.meta.url));
+  const address = new URL(file.path, import.meta.url);
+  address.search = file.version ?? ""; // so that no older file of the same name comes from a cache
+  const response = await fetch(address);
   if (!response.ok) throw Error(`${file.path} cannot be loaded (${response.status}): reload the page`);
   const bytes = new Uint8Array(file.bytes), reader = response.body.getReader();
   let length = 0;
@@ -34,12 +36,13 @@ async function hasGpu() {
 
 async function start(kind, progress) {
   const runtime = site.runtime[kind];
-  ort = await import(new URL(runtime.module, import.meta.url));
+  const library = await import(new URL(runtime.module, import.meta.url));
   const threads = self.crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, MOST_THREADS) : 1;
-  ort.env.wasm.numThreads = threads;
-  ort.env.wasm.wasmPaths = new URL("runtime/", import.meta.url).href;
-  ort.env.wasm.wasmBinary = (await download(runtime.binary, progress)).buffer;
-  ort.env.logLevel = "error";
+  library.env.wasm.numThreads = threads;
+  library.env.wasm.wasmPaths = new URL("runtime/", import.meta.url).href;
+  library.env.wasm.wasmBinary = (await download(runtime.binary, progress)).buffer;
+  library.env.logLevel = "error";
+  ort = library; // only now: a download that failed is tried again
   provider = kind;
   place = kind === "webgpu" ? "on the GPU" : threads > 1 ? `on ${threads} threads` : "on one thread";
 }
@@ -84,6 +87,8 @@ async function encode({ name, bitmap }, progress) {
 function read(bitmap) {
   const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  context.fillStyle = "#fff"; // behind transparent pixels, as in Python
+  context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0);
   return context.getImageData(0, 0, width, height);
 }
@@ -146,7 +151,7 @@ async function upscale({ name, bitmap }, progress) {
   const out = new ImageData(scale * width, scale * height);
   const tiles = [...cuts(height)].flatMap((y) => [...cuts(width)].map((x) => [x, y]));
   for (const [done, [x, y]] of tiles.entries()) {
-    progress(done / tiles.length, `Doubling ${width} x ${height} pixels`);
+    progress(done / tiles.length, `Working on ${width} x ${height} pixels`);
     const tile = part(image, x, y), { input, dims } = prepare(tile, model);
     const { upscaled } = await run(model.files.network, { image: [input, dims] });
     paste(out, upscaled, scale, x, y, tile);
@@ -209,6 +214,7 @@ async function answer(call, options, progress) {
     return await CALLS[call](options, progress);
   } catch (error) {
     if (provider !== "webgpu") throw error;
+    for (const session of sessions.values()) session.release().catch(() => {});
     sessions.clear();
     [gpu, ort, provider] = [false, undefined, "wasm"];
     return await CALLS[call](options, progress);

@@ -73,6 +73,10 @@ class Fetcher:
                 "GET", path, headers={"Accept": "image/*", "User-Agent": "foveal", "Connection": "close"}
             )
             content = self._read(connection.getresponse(), host)
+        except InputError:
+            if connection.aborted:  # what came until then looks like an answer that ends early
+                raise self._too_slow(host) from None
+            raise
         except (OSError, http.client.HTTPException, ValueError) as error:
             if connection.aborted:
                 raise self._too_slow(host) from error
@@ -149,6 +153,8 @@ class _Pinned(http.client.HTTPSConnection):
             plain.close()
             raise
         self.opened = self.sock
+        if self.aborted:
+            raise TimeoutError
         self.sock.do_handshake()
 
     def abort(self) -> None:
@@ -156,9 +162,8 @@ class _Pinned(http.client.HTTPSConnection):
         self.aborted = True
         if self.opened is not None:
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(
-                    self.opened, socket.SHUT_RDWR
-                )  # the one of TLS would change what the reader uses
+                # Not the method of TLS, which would change what the reader uses.
+                socket.socket.shutdown(self.opened, socket.SHUT_RDWR)
 
 
 def parse_hosts(hosts: list[str]) -> frozenset[str]:

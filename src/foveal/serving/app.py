@@ -105,7 +105,8 @@ def _add_page(app: FastAPI, folder: Path) -> None:
 
     def add(address: str, file: Path) -> None:
         async def endpoint(request: Request) -> Response:
-            return FileResponse(file, media_type=TYPES[file.suffix])
+            # Not from a browser's cache: after an update, old and new files would not fit each other.
+            return FileResponse(file, media_type=TYPES[file.suffix], headers={"Cache-Control": "no-cache"})
 
         app.add_route(address, endpoint)
 

@@ -227,7 +227,10 @@ class Lane:
             if len(running) > 1:
                 return [self._results([each])[0] for each in running]
             results = [error]
-        return [self._refused_for_memory() if is_out_of_memory(each) else each for each in results]
+        return [
+            self._refused_for_memory() if isinstance(each, Exception) and is_out_of_memory(each) else each
+            for each in results
+        ]
 
     def _refused_for_memory(self) -> RefusalError:
         self.metrics.out_of_memory.inc()

@@ -28,7 +28,7 @@ class Metrics:
         refusal: seconds from the head of a request to its 503.
         rejected: requests without a result, by reason: queue, bodies, deadline, cancelled, size, slow, keys, memory,
             connections, http, host, addresses, ending, other.
-        out_of_memory: images for which memory did not suffice.
+        out_of_memory: images for which the network had too little memory.
         embeddings: looked up, by whether they were there.
     """
 
@@ -49,7 +49,7 @@ class Metrics:
         )
         self.rejected = Counter("foveal_rejected", "Requests without a result.", ("reason",), registry=self.registry)
         self.out_of_memory = Counter(
-            "foveal_out_of_memory", "Images that were refused for lack of memory.", registry=self.registry
+            "foveal_out_of_memory", "Images for which the network had too little memory.", registry=self.registry
         )
         self.embeddings = Counter(
             "foveal_embeddings", "Embeddings looked up in the cache.", ("found",), registry=self.registry

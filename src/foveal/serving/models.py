@@ -10,9 +10,11 @@ from typing import Any
 
 from .. import assets
 from ..errors import ConfigError
+from ..images.colours import palette_of
 from ..prediction.batching import Batches
 from ..prediction.load import load
 from ..prediction.predictor import Predictor
+from ..task import find_task
 from . import classify, prompt, segment, upscale
 from .calls import Call, Served
 from .limits import MAX_PROMPTS, Limits
@@ -112,7 +114,12 @@ def _describe(served: Served) -> dict[str, Any]:
         "formats": list(max((call.formats for call in calls.values()), key=len)),
     }
     if info.num_classes:
-        colours = info.labels.palette or (None,) * info.num_classes
+        labels_pixels = find_task(info.task).labels_pixels
+        colours = (
+            palette_of(info.labels, info.num_classes)
+            if labels_pixels
+            else info.labels.palette or (None,) * info.num_classes
+        )
         content["classes"] = [
             {"name": name} if colour is None else {"name": name, "colour": list(colour)}
             for name, colour in zip(predictor.names, colours, strict=True)
