@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import foveal.commands.outputs as outputs
-from foveal.commands.outputs import OVERLAY, Request, list_jobs
+from foveal.commands.outputs import OVERLAY, Job, Request, list_jobs
+from foveal.commands.tables import MaskTable
 from foveal.errors import ConfigError
+from helpers.commands import Command
 
 
 def touch(*names: str) -> None:
@@ -99,3 +103,59 @@ def test_done_means_all_files(capsys: pytest.CaptureFixture[str]) -> None:
     touch("foveal-out/old.png")
     assert len(Request([Path(".")]).plan().jobs) == 6
     assert capsys.readouterr().err == "1 image in foveal-out is left out, as results of earlier runs\n"
+
+
+@pytest.mark.parametrize("words", [("--label", "l.png"), ("--tile", "64", "--check-tiles")], ids=" ".join)
+def test_what_is_compared_is_not_resumed(cli: Command, words: tuple[str, ...]) -> None:
+    """If the mask is there, there is nothing to compare with."""
+    touch("a.png", "l.png")
+    done = cli("segment", "a.png", "--resume", *words)
+    assert done.returncode == 2
+    assert done.stderr == "foveal: --label and --check-tiles compare what is computed: leave out --resume\n"
+
+
+def test_classes_of_one_name_have_columns_of_their_own(tmp_path: Path) -> None:
+    table = MaskTable(("a", "a", "b"))
+    job = Job(Path("x.png"), Path("m.png"))
+    table.add(job, np.array([[0, 1, 1, 2, 2, 2]], np.uint8))
+    table.write(tmp_path / "t.csv", [job])
+    header, row = (line.split(",") for line in (tmp_path / "t.csv").read_text().splitlines())
+    assert header[4:] == ["a (class 0)", "a (class 1)", "b"]
+    assert [float(value) for value in row[4:]] == pytest.approx([1 / 6, 1 / 3, 1 / 2], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("segment", "--min-area", "50"), "--encoding and --min-area go with --coco"),
+        (("segment", "--exact", "--overlap", "0"), "--overlap does not go with --exact"),
+        (("upscale", "--resume", "--check-tiles"), "leave out --resume"),
+        (
+            ("upscale", "--model", "efficientvit_sr.x2", "--scale", "3", "--exact", "--format", "tif"),
+            "enlarges 2 times",
+        ),
+        (("prompt", "--everything", "--out", "o/a.json", "--cutout", "d"), "would overwrite"),
+    ],
+)
+def test_options_that_would_be_ignored(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("d").mkdir()
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("d/a.001.png")
+    before = Path("d/a.001.png").read_bytes()
+    done = cli(words[0], "d/a.001.png", *words[1:])
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert Path("d/a.001.png").read_bytes() == before
+
+
+def test_a_label_of_ignored_pixels_has_nothing_to_compare_with(
+    cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save("a.png")
+    Image.fromarray(np.full((64, 64), 255, np.uint8)).save("l.png")
+    done = cli("segment", "a.png", "--label", "l.png", "--json")
+    assert done.returncode == 2
+    assert "nothing to compare with" in done.stderr

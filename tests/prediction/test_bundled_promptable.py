@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -77,3 +78,10 @@ def test_everything_finds_masks_with_the_weights_own_thresholds() -> None:
     assert (
         predictor.everything(photo, points_per_side=6, pred_iou_thresh=0.88, stability_score_thresh=0.95).records == []
     )
+
+
+def test_masks_of_values_that_are_not_finite_are_refused() -> None:
+    embedding = foveal.load("tf_efficientnet_lite0.sam", runtime="onnxruntime").encode(np.zeros((64, 64, 3), np.uint8))
+    embedding = dataclasses.replace(embedding, features=np.full_like(embedding.features, np.nan))
+    with pytest.raises(foveal.InputError, match="not finite"):
+        embedding.prompt([[5, 5]], [1])

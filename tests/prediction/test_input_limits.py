@@ -13,7 +13,7 @@ from PIL import Image
 import foveal
 from foveal.errors import ConfigError, InputError
 from foveal.info import ModelInfo
-from foveal.prediction.input_limits import KEY, InputLimits, fitted
+from foveal.prediction.input_limits import KEY, InputLimits, LimitedNetwork, fitted
 from foveal.prediction.predictor import Predictor
 from foveal.prediction.torch_runner import TorchRunner
 from helpers.narrow import Plain, narrow
@@ -125,3 +125,12 @@ def test_classifiers_of_fixed_size_resize_images_to_it(tmp_path: Path) -> None:
     assert predictor.info.preprocess.size == (32, 48)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 90, 3), np.uint8))
     assert np.isfinite(predictor(image).scores).all()
+
+
+@pytest.mark.parametrize("side", [4, 8])
+def test_files_that_are_too_small_for_tiles_are_refused(side: int) -> None:
+    info = ModelInfo("m", "segment", num_classes=2, output_stride=8)
+    limits = InputLimits((side, side), 1, fixed=True)
+    network = LimitedNetwork(lambda batch: np.zeros((len(batch), 2, 1, 1), np.float32), limits, info)
+    with pytest.raises(InputError, match="too small for tiles"):
+        network(np.zeros((1, 3, 64, 64), np.float32))

@@ -16,7 +16,7 @@ import foveal
 from foveal.errors import InputError
 from foveal.images.reading import Picture, read_picture
 from foveal.images.resampling import interpolated
-from foveal.prediction.tiles import WHOLE, enlarged_bands
+from foveal.prediction.tiles import WHOLE, check_upscale_tiles, enlarged_bands
 from helpers.upscalers import model_of, photo, predictor_of
 
 
@@ -134,3 +134,16 @@ def test_tiles_of_one_size_join_without_a_seam(size: tuple[int, int], tile: int 
     assert len(seen) > 1
     assert len(set(seen)) == 1
     assert tile is not None or math.prod(seen[0]) <= 1.02 * WHOLE
+
+
+@pytest.mark.parametrize("overlap", range(17))
+def test_every_pixel_is_in_a_tile_with_weight(overlap: int) -> None:
+    pixels = np.full((70, 184, 3), 200, np.uint8)
+    bands = enlarged_bands(lambda window: window.repeat(2, 0).repeat(2, 1), Picture(pixels), 2, 64, overlap)
+    assert (np.concatenate(list(bands)) == 200).all()
+
+
+@pytest.mark.parametrize("overlap", [-50, -1, 100_000])
+def test_overlaps_without_tiles_are_checked(overlap: int) -> None:
+    with pytest.raises(InputError, match="without tile, give 0 to 512"):
+        check_upscale_tiles(None, overlap)

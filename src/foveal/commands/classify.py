@@ -57,6 +57,8 @@ def _with_progress(results: Iterable[Any], total: int, shown: bool) -> Iterator[
 def run(predictor: Predictor, request: Request, top: int = 5) -> int:
     """Classify the requested images, printing each result at once; the exit code is 1 if some of many failed."""
     report: dict[str, Any] = {"images": [], "failed": []}
+    if request.resume or request.overlay:
+        raise ConfigError("--resume, --overlay: a classifier writes no images; leave them out")
     check_table(request.csv, ".csv", "--csv", request)
     request.refuse_tiles(f"{predictor.info.ref} classifies the whole image")
     sources = [source for source, _ in list_sources(request.images)]

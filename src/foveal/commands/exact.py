@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def check_options(engine: Engine, option: str = "--exact", **unusable: object) -
         listed = f"{', '.join(RUNTIMES[:-1])} or {RUNTIMES[-1]}"
         raise ConfigError(f"{option} runs with {listed}, not with {engine.runtime}: leave out --runtime")
     for name, value in unusable.items():
-        if value not in (None, False):
+        if value is not None and value is not False:  # 0 counts
             raise ConfigError(f"--{name.replace('_', '-')} does not go with {option}: leave one of them out")
     return engine
 
@@ -75,7 +76,13 @@ def open_exact(model: str, engine: Engine, task: str) -> Predictor:
 
 
 def run_exact(
-    model: str, engine: Engine, task: str, request: Request, keep: str | None = None, level: int | None = None
+    model: str,
+    engine: Engine,
+    task: str,
+    request: Request,
+    keep: str | None = None,
+    level: int | None = None,
+    scale: int | None = None,
 ) -> int:
     """Predict for the requested images; the exit code is 1 if some of many failed.
 
@@ -86,12 +93,15 @@ def run_exact(
         request: images and files.
         keep: type of the maps on disk; ``None``: float32.
         level: of the images; ``None``: the largest.
+        scale: times that the model must enlarge; ``None``: as it does.
     """
     from ..images.colours import palette_of
     from ..prediction.streamed_outputs import SUFFIXES
     from ..streaming.team import is_first
 
     predictor = open_exact(model, engine, task)
+    if scale is not None and scale != (own := predictor.info.options["scale"]):
+        raise ConfigError(f"--scale {scale}: {model} enlarges {own} times; leave out --scale, or give another --model")
     runtime = predictor.runtime + (", convolutions in the native engine" if engine.runtime == "native" else "")
     options = {"keep": keep or "float32", "level": level or 0, "runtime": engine.runtime}
     suffix = request.out.suffix.lower()
@@ -103,7 +113,9 @@ def run_exact(
 
     done, failed = [], []
     if request.many or not plan.jobs:
-        done, failed = run_jobs(task, plan, work, request.many)
+        # Several processes compute one image together: none of them can leave one out alone.
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        done, failed = run_jobs(task, plan, work, request.many and alone)
     else:
         with percent_bar(task) as progress:
             done.append(work(plan.jobs[0], progress))

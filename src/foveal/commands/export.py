@@ -78,8 +78,7 @@ def export(
             and not Path(each).exists()
         ):
             raise ConfigError(f"{each}: no such file; to choose the name of what is written, write --output {each}")
-    if others:
-        _check_different_names(refs)
+    _check_different_names(refs)
     if output is not None:
         if len(formats) > 1 or others:
             ensure_folder(output)

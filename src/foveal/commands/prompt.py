@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -236,6 +237,10 @@ class Cutout(NamedTuple):
 def _check_cutout(path: Path, job: Job, everything: bool, whole: bool) -> Cutout:
     """Check where cut-outs go, before any work is done."""
     if everything:
+        name = re.compile(rf"{re.escape(job.target.stem)}\.\d{{3,}}\.png", re.IGNORECASE)  # as save_cutouts writes
+        for file in (job.source, *job.files):
+            if file.resolve().parent == path.resolve() and name.fullmatch(file.name):
+                raise ConfigError(f"--cutout {path}: the objects' files would overwrite {file}: choose another folder")
         ensure_folder(path)
         return Cutout(path, not whole)
     check_overwrites([path], [job.source], "image")

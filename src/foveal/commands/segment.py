@@ -91,6 +91,8 @@ def segment(
     request = Request(images, out, overlay, tiles, resume, json, batch_size, polygons, csv)
     drawing, asked = {"contours": legend, "legend": legend, "distinct": distinct}, views.options()
     require_images(images)
+    if areas.coco is None and areas != NO_AREAS:
+        raise ConfigError("--encoding and --min-area go with --coco")
     if exact:
         unusable = {
             "overlay": overlay,
@@ -107,6 +109,8 @@ def segment(
             raise ConfigError(f"--{name} {value} goes with --exact")
     if check_tiles and (tiles.tile is None or request.many):
         raise ConfigError("--check-tiles is for a single image and goes with --tile")
+    if resume and (label is not None or check_tiles):
+        raise ConfigError("--label and --check-tiles compare what is computed: leave out --resume")
     if label is not None and not label.exists():
         raise InputError(f"{label}: no such file")
     exact_engine = check_options(engine, "--check-tiles") if check_tiles else None
@@ -300,6 +304,8 @@ def _agreement(result: SegmentResult, label: Path) -> float:
     if expected.shape != result.mask.shape:
         raise InputError(f"{label}: size {expected.shape} (H, W) is not the image's {result.mask.shape}")
     labelled = expected != IGNORE
+    if not labelled.any():
+        raise InputError(f"{label}: every pixel is {IGNORE}, which is ignored: there is nothing to compare with")
     classes = len(result.names)
     if (wrong := labelled & (expected >= classes)).any():
         value = int(expected[wrong][0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,6 +74,10 @@ class MaskTable:
     names: Sequence[str]
     coco: CocoFile | None = None
     rows: dict[Path, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = Counter(self.names)  # classes of one name would share a column
+        self.names = [name if counts[name] == 1 else f"{name} (class {i})" for i, name in enumerate(self.names)]
 
     def add(self, job: Job, mask: NDArray[Any]) -> None:
         """Add the mask of an image."""

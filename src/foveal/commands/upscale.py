@@ -79,7 +79,8 @@ def upscale(
     require_images(images)
     if exact and format == "tif":
         engine = check_options(engine, overlap=overlap, compare=compare, check_tiles=check_tiles)
-        return run_exact(ref, engine, "upscale", Request(images, out, tiles=Tiles(tile), resume=resume, as_json=json))
+        request = Request(images, out, tiles=Tiles(tile), resume=resume, as_json=json)
+        return run_exact(ref, engine, "upscale", request, scale=scale)
     if exact and engine.runtime == "native":
         raise ConfigError("--exact --runtime native needs --format tif: add it, or leave out --runtime")
     predictor = open_exact(ref, check_options(engine), "upscale") if exact else open_model(ref, engine, "upscale")
@@ -130,6 +131,10 @@ def run(
     request.refuse_table("upscaled images have")
     check_upscale_tiles(request.tiles.tile, request.tiles.overlap)
     tiles = {**request.tiles.options(), "exact": exact}
+    if request.overlay:
+        raise ConfigError("--overlay is for masks: leave it out")
+    if check_tiles and request.resume:
+        raise ConfigError("--check-tiles compares what is computed: leave out --resume")
     if check_tiles and request.many:
         raise ConfigError("--check-tiles is for a single image: give one, or leave out --check-tiles")
     plan = request.plan(f".{suffix}", COMPARISON if compare else "")

@@ -32,7 +32,7 @@ def video(
     /,
     *,
     model: str = assets.DEFAULTS["segment"],
-    alpha: float = 0.5,
+    alpha: float | None = None,
     distinct: Annotated[bool, Parameter(negative="")] = False,
     smooth: float = 0.0,
     engine: Engines = ANY_ENGINE,
@@ -49,7 +49,7 @@ def video(
     model
         Model that segments (the classes are drawn over the frames) or upscales.
     alpha
-        Opacity of the classes' colours: 0 the frames alone, 1 the colours alone.
+        Opacity of the classes' colours: 0 the frames alone, 1 the colours alone; default: 0.5.
     distinct
         Clearly different colours, in place of the model's palette.
     smooth
@@ -61,7 +61,7 @@ def video(
     check_video_name(target)
     if not 0 <= smooth <= 0.95:
         raise ConfigError(f"--smooth {smooth}: give 0 to 0.95")
-    if not 0 <= alpha <= 1:
+    if alpha is not None and not 0 <= alpha <= 1:
         raise ConfigError(f"--alpha {alpha}: give 0 to 1")
     check_overwrites([target], [source], "video")
     opened = open_video(source)
@@ -97,7 +97,7 @@ def _segmented(predictor: Predictor, source: Video, options: dict[str, Any]) -> 
         if options["smooth"]:
             result, earlier = smoothed(result, earlier, options["smooth"])
         labelled = replace(result, labels=replace(result.labels, names=result.names, palette=palette))
-        yield np.asarray(labelled.overlay(options["alpha"]))
+        yield np.asarray(labelled.overlay(0.5 if options["alpha"] is None else options["alpha"]))
 
 
 def smoothed(
@@ -123,8 +123,8 @@ def smoothed(
 
 def _upscaled(predictor: Predictor, source: Video, options: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
     """Enlarged frames."""
-    if options["smooth"] or options["distinct"]:
-        raise ConfigError(f"--smooth, --distinct: {predictor.info.ref} upscales; they are for segmentation")
+    if options["smooth"] or options["distinct"] or options["alpha"] is not None:
+        raise ConfigError(f"--alpha, --smooth, --distinct: {predictor.info.ref} upscales; they are for segmentation")
     for result in predictor.stream(iter(source)):
         yield result.image
 

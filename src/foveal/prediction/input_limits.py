@@ -144,6 +144,9 @@ class LimitedNetwork:
         """Blended outputs of overlapping tiles of one image: ``(C, H, W)`` -> output without the batch."""
         assert self.limits.size is not None
         stride = self.info.output_stride
+        if min(self.limits.size) < 2 * stride:
+            height, width = image.shape[1:]
+            raise InputError(f"an image of {height}x{width}: this file takes {self.limits}, too small for tiles")
         # Tiles begin on multiples of the stride: one that is moved there grows by less than the stride.
         height, width = (side - stride + 1 for side in self.limits.size)
 

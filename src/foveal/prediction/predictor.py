@@ -261,6 +261,7 @@ class Predictor:
         """
         runner, pixels = self.prompter(), read_image(image)
         features = runner(prepare(pixels, self.info.preprocess))
+        check_finite(features)
         return Embedding(features, (pixels.shape[0], pixels.shape[1]), self.info.ref, runner, pixels)
 
     def everything(

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..files import atomic_write
 from ..images.sam_frame import LOW_RES, frame_size
 from .mask_results import MaskResult
-from .runner import PromptRunner
+from .runner import PromptRunner, check_finite
 
 _SAVED_BYTES = 4 * 256 * 64 * 64 + (1 << 12)  # of a saved embedding's arrays
 _CORNERS = (2, 3)  # labels of a box's top left and bottom right corner
@@ -109,6 +109,8 @@ class Embedding:
             low_res, iou = self.runner.decode(self.features, tokens[part], kinds[part], masks, least_iou)
             outputs.append((low_res[:, chosen], iou[:, chosen]))
         low_res, iou = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+        check_finite(low_res)
+        check_finite(iou)
         return low_res, iou
 
     def _points(

@@ -39,7 +39,7 @@ def check_finite(output: NDArray[np.float32]) -> None:
     Raises:
         InputError: it has.
     """
-    if not np.isfinite(output.max() - output.min()):  # faster than isfinite of every value
+    if not (np.isfinite(output.max()) and np.isfinite(output.min())):  # faster than isfinite of every value
         raise InputError(
             "the network's output has values that are not finite numbers: compute in float32, or check its weights"
         )

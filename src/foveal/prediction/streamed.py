@@ -127,7 +127,7 @@ def stream(
         def described() -> dict[str, Any]:
             further: dict[str, Any] = {"level": level} if level else {}
             further |= {"runtime": runtime} if runtime == "native" else {}
-            return _describe(network, raster, source, passes, keep) | further
+            return _describe(network, seen.preprocess, raster, source, passes, keep) | further
 
         compute = partial(run, passes, seen, dtype=keep, report=progress, executor=network.executor(passes))
         return _run(predictor, seen, passes, finish, files, compute, passes.disk_bytes(keep), described, resume)
@@ -181,7 +181,9 @@ def _plan(network: StreamedNetwork, seen: _Input, finish: Finish, tile: int | No
     return plan_pieces(program, tile, network)
 
 
-def _describe(network: StreamedNetwork, raster: Raster, source: ImageLike, passes: Plan, keep: str) -> dict[str, Any]:
+def _describe(
+    network: StreamedNetwork, preprocess: Preprocess, raster: Raster, source: ImageLike, passes: Plan, keep: str
+) -> dict[str, Any]:
     """What a computation depends on, to be resumed only with the same."""
     from importlib import metadata
 
@@ -189,18 +191,30 @@ def _describe(network: StreamedNetwork, raster: Raster, source: ImageLike, passe
     if isinstance(source, str | os.PathLike):
         status = os.stat(source)
         image |= {"path": os.path.abspath(source), "bytes": status.st_size, "changed": status.st_mtime_ns}
+        if os.path.isdir(source):  # of Zarr: a chunk that changes does not change its folder
+            image["files"] = _digest_of_files(Path(source))
     else:
         rows = raster.read(slice(0, raster.shape[0]), slice(0, raster.shape[1]))
         image["sha256"] = hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
     return {
         "version": metadata.version("foveal"),
         "weights": network.digest(),
+        "preprocess": [list(preprocess.mean), list(preprocess.std), preprocess.dtype],
         "image": image,
         "keep": keep,
         "tile": [part.grid.side for part in passes.passes],
         "maps": [list(part.keeps) for part in passes.passes],
         "device": network.place,
     }
+
+
+def _digest_of_files(folder: Path) -> str:
+    """Of the names, sizes and times of all files below a folder."""
+    facts = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        status = file.stat()
+        facts.update(repr((file.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns)).encode())
+    return facts.hexdigest()
 
 
 def _run(

@@ -59,6 +59,8 @@ def check_upscale_tiles(tile: int | None, overlap: int | None) -> int:
     """
     shown = "" if overlap is None else f", overlap={overlap}"
     overlap = min(OVERLAP, (tile or TILE) // 4) if overlap is None else overlap
+    if tile is None and not 0 <= overlap <= TILE:
+        raise InputError(f"overlap={overlap}: without tile, give 0 to {TILE}")
     if tile is not None and (tile < _LEAST or tile % _GRID or not 0 <= overlap <= tile // 2):
         rule = f"tile must be a multiple of {_GRID} from {_LEAST} up"
         raise InputError(f"tile={tile}{shown}: {rule}{', and overlap 0 to half of it' if shown else ''}")
@@ -165,7 +167,8 @@ def enlarged_bands(
     """
     height, width = picture.pixels.shape[:2]
     sides, overlap = _upscale_tiles(height, width, tile, overlap, largest)
-    discard_margin = overlap // 4 if discard_margin is None else discard_margin
+    if discard_margin is None:  # tiles begin on the grid, so that a smaller overlap may be none at places
+        discard_margin = overlap // 4 if overlap >= _GRID else 0
     top = 0
     for colours in _blend_tiles(enlarge, picture.pixels, scale, sides, overlap, discard_margin, report):
         bottom = top + len(colours) // scale

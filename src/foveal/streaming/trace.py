@@ -311,7 +311,7 @@ def _item(walk: _Walk, args: Any, kwargs: Any, extents: list[Extent | None]) -> 
     index = args[1]
     index = index if isinstance(index, tuple) else (index,)
     others, last = index[:-2], index[-2:]
-    both = len(index) == 4 or (index[0] is ... and len(index) in (3, 4))  # height and width are the last two
+    both = len(index) == 4 or (index[:1] == (...,) and len(index) in (3, 4))  # height and width are the last two
     whole = all(each is ... or each == slice(None) for each in others)
     if not (both and whole) or not all(isinstance(each, slice) and not each.start and not each.step for each in last):
         raise UnstreamableError(f"it takes the part {index} of a map")
