@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,16 @@ from torch.torch_version import TorchVersion
 
 import foveal
 from foveal.data.classification import ClassificationData
+from foveal.data.synthetic import write_shapes
 from foveal.info import Labels
 from foveal.layers.recompute import recompute
 from foveal.layers.sync_norm import synchronise_norms
-from foveal.training.batches import Batches
+from foveal.progress import Progress
+from foveal.training.batches import Batches, Samples
 from foveal.training.config import TrainConfig
 from foveal.training.distributed import blocks_of
 from foveal.training.folder import RunFolder, RunState
+from foveal.training.segment import SegmentJob
 from helpers.processes import fork_server
 
 
@@ -116,3 +120,22 @@ def test_norms_of_vectors_are_synchronised_too(tmp_path: Path) -> None:
     for key, buffer in norm.named_buffers():
         for part in parts:
             assert (part[2][key] - buffer).abs().max() < 1e-12
+
+
+def test_the_share_of_a_run_goes_on_within_a_pass(tmp_path: Path) -> None:
+    """What happens in the last quarter happens in a run of one pass, too."""
+    shapes = write_shapes(tmp_path, train=8, val=1, size=(32, 32))
+    config = TrainConfig(batch_size=2, epochs=1, crop=(32, 32), val_split="")
+    shares: list[float] = []
+
+    class Noting(SegmentJob):
+        def sample(self, index: int, rng: np.random.Generator, done: float) -> tuple[Tensor, Tensor]:
+            shares.append(done)
+            return super().sample(index, rng, done)
+
+    job = Noting(shapes, config, Progress(enabled=False))
+    samples = Samples(job, config)
+    for batch in itertools.islice(Batches(job.data, config, 0, 0, 1), 4):
+        for place in batch:
+            samples[place]
+    assert sorted(set(shares)) == [0.0, 0.25, 0.5, 0.75]

@@ -35,7 +35,7 @@ class Loader:
         bad: index of each training image that is replaced by others -> its error.
 
     Raises:
-        ConfigError: there are fewer training images than a batch needs.
+        ConfigError: there are fewer training images, or samples in an epoch, than a batch needs.
     """
 
     def __init__(
@@ -140,12 +140,14 @@ class Place(NamedTuple):
         image: number of the image.
         copy: how often the image is in the batch before this place.
         size: side of the crop; 0: as the settings say.
+        share: of the pass that is over.
     """
 
     number: int
     image: int
     copy: int = 0
     size: int = 0
+    share: float = 0.0
 
 
 class Sample(NamedTuple):
@@ -176,13 +178,13 @@ class Samples(Dataset):
         return len(self.job.data)
 
     def __getitem__(self, place: Place) -> Sample:  # pyright: ignore[reportIncompatibleMethodOverride]
-        number, index, copy, size = place
+        number, index, copy, size, share = place
         rng = np.random.default_rng((self.seed, number, index, copy) if copy else (self.seed, number, index))
         sample = sampler(self.job, size)
         bad: dict[int, FovealError] = {}
         for _ in range(_TRIES):
             try:
-                return Sample([index], *sample(index, rng, min(1.0, number / self.passes)), bad)
+                return Sample([index], *sample(index, rng, min(1.0, (number + share) / self.passes)), bad)
             except (DataError, InputError) as error:
                 bad[index] = without_traceback(error)
                 index = int(rng.integers(len(self)))
@@ -241,7 +243,7 @@ class Batches(Sampler):
             for start in range(skipped * images, length - images + 1, images):
                 size = self._size(position)
                 batch = [
-                    Place(number, index, copy, size)
+                    Place(number, index, copy, size, start / length)
                     for index in order[start : start + images]
                     for copy in range(config.repeats)
                 ]

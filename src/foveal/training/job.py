@@ -85,7 +85,7 @@ class Job(Protocol):
         Args:
             index: number of the image.
             rng: source of all random draws of the augmentation.
-            done: share of the run that is over, 0..1, in whole passes over the data.
+            done: share of the run that is over, 0..1.
         """
         ...
 

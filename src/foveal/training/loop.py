@@ -301,12 +301,12 @@ class Run:
         self._place(state)
         if rollbacks == _ROLLBACKS:
             raise TrainingError(
-                f"the loss became {loss} at step {failed} (images {names}) for the {_ROLLBACKS + 1}th time: "
-                "lower lr, or use precision fp32"
+                f"the loss or its gradient became {loss} at step {failed} (images {names}) for the "
+                f"{_ROLLBACKS + 1}th time: lower lr, or use precision fp32"
             )
         state.rollbacks, state.skipped = rollbacks + 1, position + 1 - (state.step - state.phase_step)
         self.progress.note(
-            f"the loss became {loss} at step {failed}: back to step {state.step}, "
+            f"the loss or its gradient became {loss} at step {failed}: back to step {state.step}, "
             f"without the batches since then (the last one: {names})"
         )
 

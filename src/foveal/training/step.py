@@ -114,7 +114,9 @@ class Stepper:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def __call__(self, image: Tensor, target: Tensor, position: int) -> float:
-        """Take one step and return the loss. If it or the gradient is not finite, NaN or infinity: no weight changes.
+        """Take one step and return the loss.
+
+        If the loss is not finite, or with ``grad_clip`` the gradient, no weight changes and the result is not finite.
 
         Args:
             image: this process's share of the batch, ``(B, 3, H, W)``.
