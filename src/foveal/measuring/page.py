@@ -13,7 +13,7 @@ from .presets.headline import HEADER, cells_of, noise_note
 from .presets.headline import KIND as PAIR
 from .presets.laws import KIND as LAW
 from .presets.laws import LAW_NOTE, STEEP, draw_laws, law_table, steep
-from .presets.pairs import PAIRS, PEERS, Pair
+from .presets.pairs import PAIRS, PEERS
 from .row_file import Row, read_rows
 
 _PACKAGES = ("foveal", "torch", "onnxruntime", "openvino", "timm", "transformers", "numpy", "python")
@@ -99,6 +99,8 @@ def _behind(rows: Sequence[Row]) -> str:
 def _summary(rows: Sequence[Row]) -> str:
     """One line for each group and setting: how many rows, and the median of their ratios."""
     measured = [row for row in rows if "fastest" in row.get("ratios", {})]
+    if not measured:
+        return "## Summary\n\nNothing was measured."
     table: list[tuple[str, ...]] = [
         ("group", "batch", "threads", "dtype", "machine", "rows", "ours faster", "algorithm", "together")
     ]
@@ -109,7 +111,8 @@ def _summary(rows: Sequence[Row]) -> str:
         medians = (f"{statistics.median(ratios):.2f}" if ratios else "" for ratios in (same, fastest))
         table.append((*map(str, setting), str(len(own)), str(sum(gain > 1 for gain in fastest)), *medians))
     text = (
-        "## Summary\n\nMedians of the ratios of all rows of a setting; the columns are explained in the next section."
+        "## Summary\n\n*rows*: how many; *ours faster*: in how many our network is faster, each in its fastest "
+        "runtime. The two last columns are medians of ratios, which the next section explains."
     )
     return f"{text}\n\n{markdown(table)}"
 
@@ -135,13 +138,9 @@ def _gain(row: Row, name: str) -> float:
 
 
 def _reason(row: Row) -> str:
-    pair = _pair_of(row)
-    return (pair and pair.reason) or "not examined"
-
-
-def _pair_of(row: Row) -> Pair | None:
     key = row["key"]
-    return next((pair for pair in PAIRS if (pair.ours, pair.peer) == (key["ours"], key["peer"])), None)
+    found = (pair.reason for pair in PAIRS if (pair.ours, pair.peer) == (key["ours"], key["peer"]))
+    return next(found, "") or "not examined"
 
 
 def _machines_text(machines: Mapping[str, Row]) -> str:
@@ -198,9 +197,9 @@ def _groups(rows: Sequence[Row]) -> Iterable[str]:
         for threads, dtype in dict.fromkeys((row["key"]["threads"], row["key"]["dtype"]) for row in own):
             setting = [row for row in own if (row["key"]["threads"], row["key"]["dtype"]) == (threads, dtype)]
             text += f"\n\n### {group.capitalize()}: {_setting_text(threads, dtype)}\n\n" + _table(setting)
-        remarks = dict.fromkeys(pair.remark for row in own if (pair := _pair_of(row)) and pair.remark)
+        remarks = dict.fromkeys(row["remark"] for row in own if row.get("remark"))
         if remarks:
-            text += "\n\nThe paper's claims are " + "; ".join(remarks) + "."
+            text += "\n\nClaims of the papers: " + "; ".join(remarks) + "."
         yield text
 
 
