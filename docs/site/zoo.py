@@ -88,7 +88,7 @@ def measured() -> dict[str, str]:
         key = row["key"]
         for name, times in row["candidates"].items():
             side, _, runtime = name.partition(" ")
-            if side == "ours" and runtime != "eager":
+            if side == "ours" and runtime != "eager" and key["dtype"] == "float32":
                 ms = statistics.median(times)
                 at = f"at {key['size']}" if key["size"] else "for the image encoder at its own size"
                 text = f"{ms:.3g} ms {at} ({runtime}, {key['threads']} threads)"

@@ -303,7 +303,7 @@ def test_patterns_of_object_stores_mean_what_they_do_on_disks(
 
 
 def test_a_pattern_with_a_falling_range() -> None:
-    with pytest.raises(InputError, match=r"^\[z-a\]: no characters of a pattern") as error:
+    with pytest.raises(InputError, match=r"^\[z-a\]: not a set of characters") as error:
         _as_regex("[z-a]*.jpg")
     assert "\n" not in str(error.value)
 
@@ -323,7 +323,7 @@ def test_names_that_are_too_long_for_a_file(tmp_path: Path) -> None:
     sink = FilesSink(LocalStore(tmp_path), ".png")
     sink.add("a" * 251, b"mask")
     for name in ("a" * 252, "ü" * 126, f"{'ü' * 128}/b.jpg"):
-        with pytest.raises(InputError, match="too long for the name of a file"):
+        with pytest.raises(InputError, match="would have too long a name for a file"):
             sink.add(name, b"mask")
     assert sink.names == [path.name for path in tmp_path.iterdir()] == [f"{'a' * 251}.png"]
 

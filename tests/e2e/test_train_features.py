@@ -380,14 +380,14 @@ def test_an_automatic_batch_size_is_a_number_from_then_on(shapes: Path, tmp_path
     train(shapes, tmp_path / "given", batch_size=2)
     assert losses(tmp_path / "auto") == losses(tmp_path / "given")
     assert cli(*run, "--resume").returncode == 0
-    smaller = ("train", shapes, "--out", tmp_path / "auto", "--resume", "--batch-size", "1", "--set.epochs", "3")
-    refused = cli(*smaller)
+    larger = ("train", shapes, "--out", tmp_path / "auto", "--resume", "--batch-size", "4", "--set.epochs", "3")
+    refused = cli(*larger)
     assert refused.returncode == 2
     assert "started with another" in refused.stderr
     assert "batch_size" in refused.stderr
-    phase = cli(*smaller, "--new-phase")
+    phase = cli(*larger, "--new-phase")
     assert phase.returncode == 0, phase.stderr
-    assert yaml.safe_load((tmp_path / "auto" / "config.yaml").read_text())["batch_size"] == 1
+    assert yaml.safe_load((tmp_path / "auto" / "config.yaml").read_text())["batch_size"] == 4
 
 
 # ---- many classes
