@@ -11,9 +11,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-LARGEST_PART = (
-    256  #: inputs of a part, unless the user says otherwise or they are in large row groups of a Parquet file
-)
+#: Inputs of a part, unless the user says otherwise or they are in large row groups of a Parquet file.
+LARGEST_PART = 256
 _SMALLEST_PART = 8
 _PARTS_PER_WORKER = 8  # so that the last parts keep all workers busy
 

@@ -65,20 +65,16 @@ def export(
     """
     from .. import export as export_model
     from .. import load_model
-    from ..exporting.formats import FORMATS, find_format
+    from ..exporting.formats import find_format
     from ..progress import Progress
 
     formats = [find_format(name.strip()).name for name in to.split(",")]
     if len(set(formats)) < len(formats):
         raise ConfigError(f"--to {to}: a format is named twice")
     refs = (ref, *others)
-    for each in others:  # a mistake in the last one is found before the first file is written
-        if (
-            Path(each).suffix in {suffix for format in FORMATS.values() for suffix in format.suffixes}
-            and not Path(each).exists()
-        ):
-            raise ConfigError(f"{each}: no such file; to choose the name of what is written, write --output {each}")
-    _check_different_names(refs)
+    only = None if others else load_model(ref)  # a wrong name is found before a folder is made
+    if others:
+        _check_models(refs)
     if output is not None:
         if len(formats) > 1 or others:
             ensure_folder(output)
@@ -87,7 +83,7 @@ def export(
     options |= {"int8": int8, "max_loss": max_loss, "calibration_images": calibration_images, "progress": Progress()}
     reports, errors, one = [], {}, len(formats) == 1 and not others
     for each in refs:
-        model = load_model(each)
+        model = load_model(each) if only is None else only
         for name in formats:
             try:
                 report = export_model(
@@ -107,15 +103,23 @@ def export(
     return 1 if errors else 0
 
 
-def _check_different_names(refs: Sequence[str]) -> None:
-    """Check that the files of no two models have the same name; this also opens every model.
+def _check_models(refs: Sequence[str]) -> None:
+    """Open each of several models, and check that the files of no two of them have the same name.
 
     Raises:
-        ConfigError: two models have the same name and tag.
+        ConfigError: two models have the same name and tag, or one is the name of a file to write.
+        FovealError: as :func:`foveal.load_model`, for a model that cannot be opened.
     """
     from .. import load_model
+    from ..exporting.formats import FORMATS
     from ..info import info_of
 
+    for each in refs[1:]:  # a mistake in the last one is found before the first file is written
+        if (
+            Path(each).suffix in {suffix for format in FORMATS.values() for suffix in format.suffixes}
+            and not Path(each).exists()
+        ):
+            raise ConfigError(f"{each}: no such file; to choose the name of what is written, write --output {each}")
     names: dict[str, str] = {}
     for each in refs:
         name = info_of(load_model(each)).file_stem

@@ -203,10 +203,9 @@ def _untrained_sets(root: Path, trained: Sequence[str]) -> list[str]:
         raise DataError(f"{root}: no images; give a folder of large images, or one that has a folder for each set")
     same = {name for each in trained for name in next((s for s in SAME_SPLITS if each in s), (each,))}
     used = {folder for name, folder in folders.items() if name in same}
-    if ALL in same:  # then its random parts were trained on, too
-        names = [name for name in sets if name not in same and folders[name] not in used]
-    else:
-        names = [name for name in sets if name not in same and not (name == ALL and folders[name] in used)]
+    # "all" of a folder that is drawn from at random has the images of its parts, and they have those of "all".
+    overlapping = {name for name, folder in folders.items() if folder in used and (name == ALL or ALL in same)}
+    names = [name for name in sets if name not in same | overlapping]
     if not names:
         raise DataError(
             f"{root}: the model was trained on all of its sets ({', '.join(sets)}): add another, or name one with split"

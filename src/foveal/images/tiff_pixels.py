@@ -36,7 +36,7 @@ def read_page(content: bytes, page: tiff.Page, name: str) -> NDArray[Any]:
     """
     separate = page.first(284, 1) == 2
     check_places(page, name)
-    offsets, counts = (page.tags.get(324) or page.tags.get(273, ())), (page.tags.get(325) or page.tags.get(279, ()))
+    offsets, counts = _places(page)
     part = len(offsets) // (page.bands if separate else 1)
     parts = [
         _read_plane(content, page, 1 if separate else page.bands, offsets[i : i + part], counts[i : i + part])
@@ -46,6 +46,12 @@ def read_page(content: bytes, page: tiff.Page, name: str) -> NDArray[Any]:
     if page.first(262, 1) == 0 and page.bands == 1 and values.dtype.kind == "u":  # 0 is white
         values = np.iinfo(values.dtype).max - values
     return values
+
+
+def _places(page: tiff.Page) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Where the tiles or strips of a page begin in the file, and their numbers of bytes."""
+    tags = page.tags
+    return tags.get(324) or tags.get(273, ()), tags.get(325) or tags.get(279, ())
 
 
 def check_places(page: tiff.Page, name: str) -> None:
@@ -58,7 +64,7 @@ def check_places(page: tiff.Page, name: str) -> None:
     if not wide or not high:
         raise InputError(f"{name}: damaged (an image without pixels)")
     width, height = page.first(322) or wide, page.first(323) or min(page.first(278, high) or high, high)
-    offsets, counts = (page.tags.get(324) or page.tags.get(273, ())), (page.tags.get(325) or page.tags.get(279, ()))
+    offsets, counts = _places(page)
     planes = page.bands if page.first(284, 1) == 2 else 1
     expected = -(-wide // width) * -(-high // height) * planes
     packed = page.first(259, 1) != 1  # Pillow needs no lengths where nothing is compressed
@@ -89,8 +95,7 @@ class Blocks:
         self.width, self.height = page.first(322) or wide, page.first(323) or min(page.first(278, high) or high, high)
         self._across, self._down = -(-wide // self.width), -(-high // self.height)
         self._planes = page.bands if page.first(284, 1) == 2 else 1
-        self._offsets = page.tags.get(324) or page.tags.get(273, ())
-        self._counts = page.tags.get(325) or page.tags.get(279, ())
+        self._offsets, self._counts = _places(page)
         expected = self._across * self._down * self._planes
         if not expected or {len(self._offsets), len(self._counts)} != {expected}:
             raise InputError(f"{name}: damaged (the places of its pixels are missing)")
