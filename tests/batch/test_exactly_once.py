@@ -30,16 +30,13 @@ from helpers.batch_jobs import (
     wait_until,
     work_until,
 )
-from helpers.processes import fork_server
+from helpers.processes import run_until_killed
 
 KINDS: dict[str, dict[str, Any]] = {"masks": {}, "tar": {"pack": True}, "shares": {"result": "shares"}}
 
 
-def in_process(call: int, request: Request) -> int | None:
-    process = fork_server().Process(target=work_until, args=(call, request))
-    process.start()
-    process.join(PATIENCE)
-    return process.exitcode
+def in_process(call: int, request: Request) -> int:
+    return run_until_killed(work_until, call, request, seconds=PATIENCE)
 
 
 @pytest.mark.parametrize(

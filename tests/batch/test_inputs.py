@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import os
 import re
+import shutil
+import sys
 from pathlib import Path
 
 import fsspec
@@ -13,13 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from foveal.batch.inputs import Search, _as_regex, find, safe_name
+from foveal.batch.inputs import Search, _as_regex, find, names_one_image, safe_name
+from foveal.batch.manifest import Job
 from foveal.batch.plan import Part, divide
 from foveal.batch.reading import read_part
 from foveal.batch.results import Options
 from foveal.batch.run import Request, _describe
 from foveal.batch.sinks import FilesSink
-from foveal.batch.stores import LocalStore, StoreError
+from foveal.batch.stores import DEFAULT_OUT, LocalStore, StoreError
+from foveal.commands.outputs import FOLDER
 from foveal.errors import ConfigError, DataError, FovealError, InputError
 from helpers.batch_jobs import MODEL, pictures
 from helpers.tars import shard
@@ -75,6 +80,41 @@ def test_results_below_the_folder_are_no_inputs(folder: Path) -> None:
     assert read(folder, out=str(folder / "out")) == expected
     with pytest.raises(ConfigError, match="choose another one for the results"):
         parts(folder / "left", out=str(folder))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_results_of_earlier_runs_are_no_inputs(
+    remote: bool, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are known by the manifest in their folder, or by the name of this folder, and counted."""
+    expected, location = images_of(folder), str(folder)
+    assert FOLDER.name == DEFAULT_OUT
+    for name in ("masks/_foveal/job.json", "masks/sub/a.png", "masks/0.tar", f"left/{DEFAULT_OUT}/a.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    if remote:
+        location = f"memory://earlier-{tmp_path.name}"
+        for path in folder.rglob("*.*"):
+            fsspec.filesystem("memory").pipe(f"{location}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    assert read(location, out=str(tmp_path / "out")) == expected
+    first = f"left/{DEFAULT_OUT}/a.png" if remote else "masks/0.tar"
+    assert caplog.messages == [f"{location}: 3 files are left out, as results of earlier runs: {first}, ..."]
+    assert read(f"{location}/masks/sub") == read(f"{location}/left/{DEFAULT_OUT}") == {"a.png": b"x"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it is a path there")
+def test_names_that_would_give_one_result(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a\\b.jpg", "a/b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"two files would have the name a/b\.jpg"):
+        parts(tmp_path)
+
+
+def test_locations_of_one_image(folder: Path) -> None:
+    image = folder / min(images_of(folder))
+    assert all(map(names_one_image, (str(image), f"file://{image}", "s3://b/a.jpg")))
+    assert not any(map(names_one_image, (str(folder), f"{folder}/*.png", "s3://b/*.jpg", "s3://b/a", "x.tar")))
 
 
 def test_patterns(folder: Path) -> None:
@@ -286,6 +326,16 @@ def test_a_store_that_fails_in_a_tar_file_is_no_damage(
         list(read_part(part))
 
 
+def test_a_store_that_fails_in_a_parquet_file_is_no_damage(tmp_path: Path) -> None:
+    path = table(tmp_path / "x.parquet", [os.urandom(100_000) for _ in range(6)], 2)
+    (part,) = parts(path, 9)
+    inputs = read_part(part)
+    assert next(inputs).name == "x.parquet/0"
+    os.truncate(path, 100)
+    with pytest.raises(StoreError, match=r"x\.parquet has 100 bytes, but had \d+ when the job began"):
+        list(inputs)
+
+
 @pytest.mark.parametrize(
     ("pattern", "fitting", "others"),
     [
@@ -331,3 +381,20 @@ def test_names_that_are_too_long_for_a_file(tmp_path: Path) -> None:
 def test_an_overlap_of_0_makes_another_job_than_the_default() -> None:
     jobs = [_describe(Request("in", "out", MODEL, options=Options(64, overlap))) for overlap in (None, 0)]
     assert [job.options for job in jobs] == [{"tile": 64}, {"tile": 64, "overlap": 0}]
+
+
+def test_the_content_of_a_model_says_which_it_is(tmp_path: Path) -> None:
+    """Of a graph with its weights, and of the files of a package; neither its path nor the default type does."""
+    (tmp_path / "p.mlpackage" / "Data").mkdir(parents=True)
+    for name in ("m.xml", "m.bin", "p.mlpackage/Data/w"):
+        (tmp_path / name).write_bytes(b"x")
+
+    def job(model: Path, dtype: str = "auto") -> Job:
+        return _describe(Request("in", "out", str(model), engine={"dtype": dtype}))
+
+    for model, weights in (("m.xml", "m.bin"), ("p.mlpackage", "p.mlpackage/Data/w")):
+        before = job(tmp_path / model)
+        before.check_same(job(shutil.copytree(tmp_path, tmp_path / f"copy of {model}") / model, "float32"), "out")
+        (tmp_path / weights).write_bytes(b"y")
+        with pytest.raises(ConfigError, match="of another job, of content of the model's file"):
+            before.check_same(job(tmp_path / model), "out")

@@ -21,8 +21,6 @@ from foveal.errors import DependencyError, InputError
 from helpers.batch_jobs import MODEL, PATIENCE, contents, names_in, pictures, start, wait_until, work
 from helpers.tars import shard
 
-pytestmark = pytest.mark.long
-
 
 def _answers(url: str) -> bool:
     try:
@@ -72,6 +70,7 @@ def download(prefix: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("result", ["masks", "tar", "rle"])
 def test_results_are_those_of_a_local_job(server: str, result: str, tmp_path: Path) -> None:
     names = pictures(tmp_path / "in", 7)
@@ -90,6 +89,7 @@ def test_results_are_those_of_a_local_job(server: str, result: str, tmp_path: Pa
         assert contents(found) == contents(tmp_path / "local")
 
 
+@pytest.mark.long
 def test_kinds_of_inputs(server: str, tmp_path: Path) -> None:
     """Patterns, a list, tar and Parquet files of a bucket."""
     pictures(tmp_path / "in", 5)
@@ -117,6 +117,7 @@ def test_kinds_of_inputs(server: str, tmp_path: Path) -> None:
         assert names_in(tmp_path / str(index)) == sorted(names)
 
 
+@pytest.mark.long
 def test_killed_workers_and_a_killed_driver(server: str, tmp_path: Path) -> None:
     """As on a local disk: the entry of a part is an object that is put when the results are there."""
     names = pictures(tmp_path / "in", 24, (96, 128))
@@ -141,6 +142,7 @@ def test_killed_workers_and_a_killed_driver(server: str, tmp_path: Path) -> None
     assert names_in(download("s3://data/killed/out", tmp_path / "found")) == sorted(names)
 
 
+@pytest.mark.long
 def test_a_bucket_that_does_not_exist(server: str, tmp_path: Path) -> None:
     pictures(tmp_path / "in", 2)
     log = tmp_path / "log"

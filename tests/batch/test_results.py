@@ -15,11 +15,13 @@ from PIL import Image
 
 import foveal
 from foveal import assets
+from foveal.batch import run
 from foveal.batch.results import KINDS, Kind, Options, find_kind
-from foveal.batch.run import Request
+from foveal.batch.run import Outcome, Request
 from foveal.errors import ConfigError, InputError
 from foveal.images.bands import read_bands
 from helpers.batch_jobs import MODEL, names_in, pictures, work
+from helpers.commands import Command
 
 
 @pytest.fixture
@@ -106,6 +108,38 @@ def test_embeddings_and_classes(folder: Path, tmp_path: Path) -> None:
     segmenter = foveal.load_model(tmp_path / "segment")
     found = rows(Request(str(folder), str(tmp_path / "maps"), str(tmp_path / "segment"), "embeddings"))
     assert {len(row["embedding"]) for row in found.values()} == {segmenter.backbone.feature_info[-1].channels}
+
+
+def test_embeddings_of_a_backbone(folder: Path, tmp_path: Path) -> None:
+    backbone = foveal.create_model("efficientvit_b0", features_only=True)
+    foveal.save_pretrained(backbone, tmp_path / "model")
+    found = rows(Request(str(folder), str(tmp_path / "out"), str(tmp_path / "model"), "embeddings"))
+    assert [len(row["embedding"]) for row in found.values()] == [backbone.feature_info[-1].channels] * 4
+
+
+@pytest.mark.parametrize(
+    ("request_of", "words"),
+    [
+        ({"options": Options(tile=64)}, "--tile, --overlap, --batch-size: embeddings are of whole images"),
+        ({"options": Options(batch_size=3)}, "--tile, --overlap, --batch-size: embeddings are of whole images"),
+        ({"engine": {"runtime": "onnxruntime"}}, f"--runtime onnxruntime: only torch gives embeddings of {MODEL}"),
+    ],
+)
+def test_embeddings_refuse_what_they_would_ignore(
+    request_of: dict[str, Any], words: str, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        work(Request(str(folder), str(tmp_path / "out"), MODEL, "embeddings", **request_of))
+
+
+@pytest.mark.parametrize(("given", "code"), [("in/right/00000.png", 2), ("in", 1), ("list.txt", 1)])
+def test_exit_codes(
+    given: str, code: int, cli: Command, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2 if the only input cannot be used, 1 if one of several cannot."""
+    monkeypatch.setattr(run, "run_batch", lambda request: Outcome(0, 0, 1, [("a", "a: damaged")], 0.1, ""))
+    done = cli("batch", tmp_path / given, tmp_path / "out", "--model", MODEL)
+    assert (done.returncode, "failed: a: damaged" in done.stdout) == (code, True)
 
 
 def test_values(folder: Path, tmp_path: Path) -> None:

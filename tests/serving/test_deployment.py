@@ -42,6 +42,13 @@ def test_the_unit_starts_a_service() -> None:
     assert settings["Environment"] == f"XDG_CACHE_HOME=%C/{cache}"
 
 
+def test_the_unit_says_how_cores_are_replaced() -> None:
+    """An empty setting clears the list, to which systemd otherwise adds the cores of a drop-in."""
+    text = (FOLDER / "foveal-serve@.service").read_text()
+    comment = " ".join(line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
+    assert re.search(r"CPUAffinity=[ ,].*CPUAffinity=\d", comment)
+
+
 def test_systemd_has_nothing_against_the_unit(tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("there is no systemd-analyze (Debian: apt-get install systemd)")

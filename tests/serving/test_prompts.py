@@ -16,6 +16,7 @@ import foveal
 from foveal.images import regions
 from foveal.images.sam_frame import at_image_size, logits_size
 from helpers import browser
+from helpers.pictures import encoded
 from helpers.services import Running, running
 
 CALL = "/api/sam"
@@ -39,7 +40,9 @@ def embedding(model: foveal.Predictor, photo: bytes) -> Any:
     return model.encode(photo)
 
 
-def test_an_image_is_encoded_once(service: Running, photo: bytes) -> None:
+def test_an_image_is_encoded_once(service: Running) -> None:
+    """An image that no other test sends."""
+    photo = encoded(Image.new("RGB", (160, 96), "teal"), "PNG")
     first, second = service.post(f"{CALL}/encode", photo).json, service.post(f"{CALL}/encode", photo).json
     assert first["embedding"] == second["embedding"] == hashlib.sha256(photo).hexdigest()
     assert (first["width"], first["height"], first["cached"], second["cached"]) == (160, 96, False, True)

@@ -19,30 +19,39 @@ from ..task import find_task
 Embed = Callable[[Any], NDArray[np.float32]]
 
 
-def load_with_features(load: Callable[[str], Predictor]) -> Predictor:
+def load_with_features(load: Callable[[str], Predictor], runtime: str = "auto") -> Predictor:
     """Load a predictor that can embed: with torch if the chosen runtime gives no features.
 
     Args:
         load: loads the predictor in a runtime; "" stands for the user's choice.
+        runtime: the user's choice.
+
+    Raises:
+        ConfigError: the user named a runtime that gives no features of this model, which torch does.
     """
     predictor = load("")
     if embeds(predictor) or not torch_installed():
         return predictor
     try:
-        return load("torch")
+        with_torch = load("torch")
     except ConfigError:  # an exported file, which torch cannot run
         return predictor
+    if runtime not in ("auto", "torch"):
+        raise ConfigError(f"--runtime {runtime}: only torch gives embeddings of {predictor.info.ref}: leave it out")
+    return with_torch
 
 
 def embeds(predictor: Predictor) -> bool:
     """Whether :func:`open_embedder` can be used: exported files have the output of their network only."""
-    task = find_task(predictor.info.task)
-    backbone = getattr(getattr(predictor.runner, "model", None), "backbone", None)
-    return (
-        task.takes_prompts
-        or _is_pooled(predictor)
-        or (isinstance(predictor.runner, TorchRunner) and backbone is not None)
-    )
+    return find_task(predictor.info.task).takes_prompts or _is_pooled(predictor) or _backbone(predictor) is not None
+
+
+def _backbone(predictor: Predictor) -> Any:
+    """The backbone of a model in torch, which is the model itself if it has no head; ``None``: there is none."""
+    if not isinstance(predictor.runner, TorchRunner):
+        return None
+    model = predictor.runner.model
+    return getattr(model, "backbone", None) if find_task(predictor.info.task).has_head else model
 
 
 def _is_pooled(predictor: Predictor) -> bool:
@@ -86,9 +95,9 @@ def _network(predictor: Predictor) -> Callable[[NDArray[np.float32]], NDArray[np
     class Features(torch.nn.Module):
         """The features of a model of ours."""
 
-        def __init__(self, model: Any, with_head: bool) -> None:
+        def __init__(self, backbone: Any, head: Any) -> None:
             super().__init__()
-            self.backbone, self.head = model.backbone, model.head if with_head else None
+            self.backbone, self.head = backbone, head
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             last = self.backbone(x)[-1]
@@ -96,6 +105,5 @@ def _network(predictor: Predictor) -> Callable[[NDArray[np.float32]], NDArray[np
 
     runner: Any = predictor.runner
     task = find_task(predictor.info.task)
-    return TorchRunner(
-        Features(runner.model, task.has_classes and not task.labels_pixels), str(runner.device), runner.dtype
-    )
+    head = runner.model.head if task.has_classes and not task.labels_pixels else None
+    return TorchRunner(Features(_backbone(predictor), head), str(runner.device), runner.dtype)

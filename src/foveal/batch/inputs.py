@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from ..errors import ConfigError, DataError, InputError
 from ..images.folders import NO_IMAGE, Entry, describe_skipped, entries_below
 from ..images.formats import SUFFIXES
 from .plan import LARGEST_PART, Part, choose_part_size
-from .stores import ArrowStore, LocalStore, is_remote, open_store, require_pyarrow
+from .stores import DEFAULT_OUT, JOB, ArrowStore, LocalStore, has_results, is_remote, open_store, require_pyarrow
 
 TARS, PARQUETS, LISTS = (".tar",), (".parquet", ".pq"), (".txt", ".lst", ".list")
 _PARTS_OF_A_GROUP = 8  # parts for each worker into which a row group of a local Parquet file is divided
@@ -93,14 +94,14 @@ def _is_new(file: _File, seen: dict[int, int], location: str) -> bool:
     Raises:
         InputError: another file has the same name in the results.
     """
-    name, source = hash(file.shown), hash((file.root, file.name))
+    name, source = hash(safe_name(file.shown)), hash((file.root, file.name))
     known = seen.setdefault(name, 0)
     seen[name] = source
     if known == source:
         _LOG.warning("%s: %s is there twice, and is done once", location, file.shown)
     elif known:
         raise InputError(
-            f"{location}: two files would have the name {file.shown} in the results: give them in two jobs"
+            f"{location}: two files would have the name {safe_name(file.shown)} in the results: give them in two jobs"
         )
     return not known
 
@@ -143,23 +144,39 @@ def _one(path: Path) -> _File:
 
 
 def _below(folder: Path, out: str) -> Iterator[_File]:
-    """Files of a folder that are images, tar or Parquet files, without those below ``out``."""
+    """Files of a folder that are images, tar or Parquet files, without those below ``out`` and earlier results."""
     root, results = os.path.abspath(folder), Path(os.path.realpath(out)) if out and not is_remote(out) else None
     if results is not None and Path(os.path.realpath(folder)).is_relative_to(results):
         raise ConfigError(f"{out}: the images of {folder} are in this folder: choose another one for the results")
     skipped: list[Entry] = []
-    left_out = 0
+    left_out, earlier, first = 0, 0, ""
+
+    @lru_cache(1024)
+    def has_earlier(path: Path) -> bool:
+        return path != folder and (path.name == DEFAULT_OUT or has_results(path) or has_earlier(path.parent))
+
     for entry in entries_below(folder):
-        suffix = entry.path.suffix.lower()
-        if entry.skipped and not (entry.skipped == NO_IMAGE and suffix in (*TARS, *PARQUETS)):
+        name, suffix = entry.path.relative_to(folder).as_posix(), entry.path.suffix.lower()
+        usable = not entry.skipped or (entry.skipped == NO_IMAGE and suffix in (*TARS, *PARQUETS))
+        if results is not None and Path(os.path.realpath(entry.path)).is_relative_to(results):
+            continue
+        if has_earlier(entry.path.parent):
+            earlier, first = earlier + usable, first or (name if usable else "")
+        elif not usable:
             left_out += 1
             skipped += [entry] if len(skipped) < 100 else []
-        elif results is None or not Path(os.path.realpath(entry.path)).is_relative_to(results):
-            name = entry.path.relative_to(folder).as_posix()
+        else:
             yield _File(root, name, entry.path.stat().st_size if kind_of(name) != "files" else 0, name)
     if left_out:
         more = f" (of {left_out})" if left_out > len(skipped) else ""
         _LOG.warning("%s: %s%s", folder, describe_skipped(folder, skipped), more)
+    _name_earlier(str(folder), earlier, first)
+
+
+def _name_earlier(location: str, count: int, first: str) -> None:
+    if count:
+        words, more = ("1 file is", "") if count == 1 else (f"{count} files are", ", ...")
+        _LOG.warning("%s: %s left out, as results of earlier runs: %s%s", location, words, first, more)
 
 
 def _matching(pattern: str) -> Iterator[_File]:
@@ -200,12 +217,19 @@ def _remote_files(location: str, out: str) -> Iterator[_File]:
     store = open_store(root)
     assert isinstance(store, ArrowStore)
     results = f"{out.rstrip('/')}/"
-    for file in store.walk():
+    found, earlier, first = list(store.walk()), 0, ""
+    jobs = tuple(file.name.removesuffix(JOB) for file in found if file.name.endswith(f"/{JOB}") and not tests)
+    for file in found:
         usable = PurePosixPath(file.name).suffix.lower() in (*SUFFIXES, *TARS, *PARQUETS)
         hidden = any(part.startswith(".") for part in file.name.split("/"))
         wanted = not tests or any(test(file.name) for test in tests)
-        if usable and wanted and not hidden and not f"{root}/{file.name}".startswith(results):
+        if not usable or not wanted or hidden or f"{root}/{file.name}".startswith(results):
+            continue
+        if file.name.startswith(jobs) or (not tests and DEFAULT_OUT in file.name.split("/")[:-1]):
+            earlier, first = earlier + 1, first or file.name
+        else:
             yield _File(root, file.name, file.size, file.name)
+    _name_earlier(location, earlier, first)
 
 
 def _as_regex(pattern: str) -> str:
@@ -262,6 +286,13 @@ def _named(store: LocalStore | ArrowStore, line: str) -> _File:
     whole = f"{store.uri}/{line}"
     root, _, name = (whole if is_remote(whole) else Path(os.path.normpath(whole)).as_posix()).rpartition("/")
     return _File(root or "/", name, 0, safe_name(line))
+
+
+def names_one_image(location: str) -> bool:
+    """Whether a location is that of an image itself, not of a folder, pattern or file with images."""
+    location = location.removeprefix("file://")
+    single = not _WILDCARDS.search(location) if is_remote(location) else os.path.isfile(location)
+    return single and _suffix(location) in SUFFIXES
 
 
 def safe_name(name: str) -> str:

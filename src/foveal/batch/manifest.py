@@ -21,23 +21,15 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, InputError
 from ..files import parse_json
 from .inputs import Search, find
 from .plan import Part, divide
-from .stores import ArrowStore, LocalStore, StoreError, open_store
+from .stores import FOLDER, JOB, ArrowStore, LocalStore, StoreError, open_store
 
-FOLDER = "_foveal"  #: of the manifest; readers of Parquet folders leave out names that begin with _
-_JOB = f"{FOLDER}/job.json"
 _IDENTITY = ("input", "model", "model_sha256", "result", "options")
-
-
-def has_results(folder: Path) -> bool:
-    """Whether a job has written its results into this folder."""
-    return (folder / _JOB).is_file()
 
 
 class Line(NamedTuple):
@@ -82,7 +74,7 @@ class Job:
 
     def same(self, other: Job) -> bool:
         """Whether both compute the same, from the same inputs."""
-        return all(getattr(self, name) == getattr(other, name) for name in _IDENTITY)
+        return not self._difference(other)
 
     def check_same(self, other: Job, out: str) -> None:
         """Check that a second start means the same job.
@@ -90,13 +82,18 @@ class Job:
         Raises:
             ConfigError: it differs; the message says in what.
         """
-        for name in _IDENTITY:
+        if name := self._difference(other):
+            words = {"model_sha256": "content of the model's file"}.get(name, name)
             then, now = getattr(self, name), getattr(other, name)
-            if then != now:
-                words = {"model_sha256": "content of the model's file"}.get(name, name)
-                raise ConfigError(
-                    f"{out} has results of another job, of {words} {then!r}, not {now!r}: choose another folder"
-                )
+            raise ConfigError(
+                f"{out} has results of another job, of {words} {then!r}, not {now!r}: choose another folder"
+            )
+
+    def _difference(self, other: Job) -> str:
+        """The first field in which two jobs differ; empty: none. A file is known by its content, not by its path."""
+        same_file = self.model_sha256 and self.model_sha256 == other.model_sha256
+        names = (name for name in _IDENTITY if not (same_file and name == "model"))
+        return next((name for name in names if getattr(self, name) != getattr(other, name)), "")
 
 
 class Entry(NamedTuple):
@@ -141,16 +138,16 @@ class Manifest:
         known = _read_job(store)
         other = store.first_besides(FOLDER)
         if known is not None and not known.same(job) and not other and not any(cls(store, known).committed()):
-            store.remove(_JOB)  # of a start that failed before it had any results
+            store.remove(JOB)  # of a start that failed before it had any results
             known = None
         if known is None:
             if other:
                 raise ConfigError(f"{out} has other files ({other}): choose a new or empty folder for the results")
             planned = _make_plan(store, job, search)
-            store.put_new(_JOB, json.dumps(dataclasses.asdict(planned), indent=1).encode())
+            store.put_new(JOB, json.dumps(dataclasses.asdict(planned), indent=1).encode())
             known = _read_job(store)  # another process may have been faster
             if known is None:
-                raise StoreError(f"{out}: {_JOB} was removed while the job began: start again")
+                raise StoreError(f"{out}: {JOB} was removed while the job began: start again")
             known.check_same(job, out)
             return cls(store, known), False
         known.check_same(job, out)
@@ -228,11 +225,11 @@ def _number(name: str) -> int | None:
 
 def _read_job(store: LocalStore | ArrowStore) -> Job | None:
     try:
-        return Job(**parse_json(store.read(_JOB)))
+        return Job(**parse_json(store.read(JOB)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise InputError(f"{store.uri}/{_JOB}: damaged ({error}): choose another folder") from error
+        raise InputError(f"{store.uri}/{JOB}: damaged ({error}): choose another folder") from error
 
 
 def _make_plan(store: LocalStore | ArrowStore, job: Job, search: Search) -> Job:

@@ -78,11 +78,6 @@ class Pool:
     _tries: Counter[int] = field(default_factory=Counter)
     _failed_starts: int = 0
 
-    @property
-    def pids(self) -> list[int]:
-        """Process numbers of the workers."""
-        return [each.process.pid for each in self._processes.values()]
-
     def run(self, tasks: Iterator[Task]) -> Iterator[Event]:
         """Do all parts.
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _AHEAD = 8  # objects that are read while an image is worked on
 _ROWS = 8  # of a Parquet file that are decoded at once
+_PIECE = 8 << 20  # bytes of a Parquet file that are read at once to see whether its store fails
 
 
 class Input(NamedTuple):
@@ -206,10 +207,31 @@ def _read_parquet(part: Part) -> Iterator[Input]:
                         elif row >= stop:
                             break
             except (ArrowException, OSError) as error:
+                _check_store(part, table.metadata.row_group(group))
                 # The rows that cannot be reached are named, so that each input of the plan is accounted for.
                 reason = f"{part.root}/{name}: damaged in or before this row ({str(error).splitlines()[0]})"
                 yield from (Input(f"{name}/{row}", InputError(f"{name}/{row}: {reason}")) for row in range(read, stop))
             first += rows
+
+
+def _check_store(part: Part, group: pq.RowGroupMetaData) -> None:
+    """Read the bytes of a row group that failed once more: if the store gives them, it is they that are damaged.
+
+    Raises:
+        StoreError: the store does not give them, or the file has changed.
+    """
+    with closing(_open(part, stream=False)) as file:
+        for column in map(group.column, range(group.num_columns)):
+            if column.path_in_schema.split(".")[0] != part.column:
+                continue
+            start = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
+            stop = min(start + column.total_compressed_size, part.size)
+            try:
+                file.seek(start)
+                for place in range(start, stop, _PIECE):
+                    file.read(min(_PIECE, stop - place))
+            except OSError as error:
+                raise StoreError(f"{part.root}/{part.names[0]}: {error.strerror or error}") from error
 
 
 def _values(table: pq.ParquetFile, group: int, first: int, column: str) -> Iterator[tuple[int, Any]]:

@@ -49,7 +49,8 @@ class Kind:
         columns: predictor -> (name, type) of the columns after "image", types as :func:`pyarrow.type_for_alias` and
             ``list<...>`` of them; ``None``: each record is the content of a file.
         suffix: of these files.
-        open: loads a predictor, given a function that loads one in a runtime.
+        open: loads a predictor, given a function that loads one in a runtime, and the runtime that the user named.
+        takes_options: whether options of prediction change how the answers are made.
     """
 
     words: str
@@ -57,7 +58,8 @@ class Kind:
     answers: Callable[[Predictor, Iterator[Any], Options], Answers]
     columns: Callable[[Predictor], list[tuple[str, str]]] | None = None
     suffix: str = ""
-    open: Callable[[Callable[[str], Predictor]], Predictor] = field(default=lambda load: load(""))
+    open: Callable[[Callable[[str], Predictor], str], Predictor] = field(default=lambda load, runtime: load(""))
+    takes_options: bool = True
 
     def check(self, predictor: Predictor, options: Options, name: str) -> None:
         """Check that the model and the options go with this kind.
@@ -71,6 +73,10 @@ class Kind:
             fitting = [each for each, kind in KINDS.items() if kind.fits(predictor)]
             hint = f": choose --result {' or '.join(fitting)}" if fitting else ""
             raise ConfigError(f"--result {name} are {self.words}; {info.ref} gives {gives}{hint}")
+        if not self.takes_options and options not in (PLAIN, Options(batch_size=1)):
+            raise ConfigError(
+                f"--tile, --overlap, --batch-size: {name} are of whole images, one by one; leave them out"
+            )
         predictor.check_tiles(options.tile, options.overlap)
 
     def schema(self, predictor: Predictor) -> pa.Schema | None:
@@ -187,5 +193,6 @@ KINDS: dict[str, Kind] = {
         _vectors,
         lambda predictor: [("embedding", "list<float>")],
         open=load_with_features,
+        takes_options=False,
     ),
 }

@@ -9,11 +9,12 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
 from ..prediction.devices import cpu_count, torch_gpu
-from ..prediction.runtimes import choose
+from ..prediction.runtimes import choose, is_exported_file
 from ..progress import Bar, Progress
 from ..weights.references import find_local
 from .inputs import Search
@@ -143,15 +144,28 @@ def _describe(request: Request) -> Job:
     options = {name: value for name, value in given.items() if value or (value == 0 and value is not False)}
     options |= {"tar": True} if request.pack else {}
     options |= {"column": request.column} if request.column else {}
-    options |= {"dtype": request.engine["dtype"]} if request.engine.get("dtype", "auto") != "auto" else {}
+    dtype = request.engine.get("dtype", "auto")
+    options |= {"dtype": dtype} if dtype not in ("auto", "float32") else {}  # "auto" means float32
     given_input = request.input.removeprefix("file://")
     location = given_input if is_remote(given_input) else os.path.abspath(given_input)
-    file = find_local(request.model)
-    sha256 = ""
-    if file is not None and file.is_file():
+    return Job(location, request.model, _hash_of(request.model), request.result, options)
+
+
+def _hash_of(model: str) -> str:
+    """SHA-256 of a model's file, its weights beside it included, or of all files of a package; empty: it has none."""
+    path = find_local(model) or (Path(model) if is_exported_file(model) else None)
+    if path is None:
+        return ""
+    files = [path, path.with_suffix(".bin")] if path.suffix == ".xml" else [path]
+    if is_package := os.path.isdir(path):
+        files = sorted(path.rglob("*"))
+    digest = hashlib.sha256()
+    for file in (files := [each for each in files if os.path.isfile(each)]):
+        if is_package:
+            digest.update(os.fsencode(file.relative_to(path)) + b"\0")
         with file.open("rb") as opened:
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-    return Job(location, request.model, sha256, request.result, options)
+            hashlib.file_digest(opened, lambda: digest)
+    return digest.hexdigest() if files else ""
 
 
 def _setups(request: Request) -> list[Setup]:

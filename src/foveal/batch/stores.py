@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _INSTALL = "pip install 'foveal[batch]'"
+FOLDER = "_foveal"  #: of the manifest; readers of Parquet folders leave out names that begin with _
+JOB = f"{FOLDER}/job.json"  #: what the job of a folder of results computes
+DEFAULT_OUT = "foveal-out"  #: folder into which the other commands write if none is named
 _ATTEMPTS = 8  # of a request to an object store; the pauses between them grow
 _MISSING = (FileNotFoundError, NotADirectoryError)
 
@@ -275,6 +278,11 @@ class ArrowStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return open_store, (self.uri,)
+
+
+def has_results(folder: Path) -> bool:
+    """Whether a job has written its results into this folder."""
+    return (folder / JOB).is_file()
 
 
 def require_pyarrow(what: str) -> None:

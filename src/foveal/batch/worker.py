@@ -72,7 +72,7 @@ class Worker:
             return load(setup.model, **{**setup.engine, **({"runtime": runtime} if runtime else {})})
 
         self.setup, self.kind = setup, find_kind(setup.job.result)
-        self.predictor = self.kind.open(open_predictor)
+        self.predictor = self.kind.open(open_predictor, setup.engine.get("runtime", "auto"))
         self.kind.check(self.predictor, setup.options, setup.job.result)
         self.manifest = Manifest(open_store(setup.out), setup.job)
         self._open_sink = choose_sink(self.kind, self.kind.schema(self.predictor), setup.pack)

@@ -64,6 +64,7 @@ def batch(
     retry_failed
         Do the parts again in which images could not be used.
     """
+    from ..batch.inputs import names_one_image
     from ..batch.results import Options
     from ..batch.run import Request, parse_shard, run_batch
 
@@ -87,11 +88,12 @@ def batch(
     except KeyboardInterrupt:
         notice("interrupted; what is committed stays, and the same command continues")
         raise
+    code = 2 if outcome.failed and names_one_image(input) else 1 if outcome.failed else 0
     if json:
         failed = [{"image": name, "error": reason} for name, reason in outcome.failures]
         counts = {"done": outcome.done, "done_before": outcome.before, "failed_count": outcome.failed, "failed": failed}
         print_json({**counts, "out": out, "runtime": outcome.runtime, "seconds": round(outcome.seconds, 3)})
-        return 1 if outcome.failed else 0
+        return code
     complete = outcome.done + outcome.before
     before = f", {outcome.before} done before" if outcome.before else ""
     say(f"{complete} of {complete + outcome.failed} images{before} in {outcome.seconds:.1f} s, {result} in {out}")
@@ -99,4 +101,4 @@ def batch(
         say(f"failed: {reason}")
     if outcome.failed > _SHOWN:
         say(f"and {outcome.failed - _SHOWN} more: --json names up to 1000, {out}/_foveal has all")
-    return 1 if outcome.failed else 0
+    return code

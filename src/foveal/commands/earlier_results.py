@@ -56,7 +56,7 @@ def _outside(sources: list[tuple[Path, Path]], out: Path) -> list[tuple[Path, Pa
 
 def _results_of_batch(sources: list[tuple[Path, Path]]) -> set[Path]:
     """The sources in a folder with the manifest of a job that is inside the folder of images."""
-    from ..batch.manifest import has_results
+    from ..batch.stores import has_results
 
     known: dict[Path, bool] = {}
     found = set[Path]()

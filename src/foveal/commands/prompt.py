@@ -198,9 +198,9 @@ def _run_everything(
         result = predictor.everything(pixels, progress=advance, **options)
     seconds = {"everything": time.perf_counter() - started}
     _write(result, job)
-    if cut is not None:
-        save_cutouts(result, job, cut)
+    cutouts = [] if cut is None else save_cutouts(result, job, cut)
     report = _report(predictor, job, result.size, seconds)
+    report["files"] += map(str, cutouts)
     if as_json:
         masks = [{key: value for key, value in record.items() if key != "segmentation"} for record in result]
         print_json({**report, "prompts": result.prompts, "masks": masks})
@@ -250,12 +250,15 @@ def _check_cutout(path: Path, job: Job, everything: bool, whole: bool) -> Cutout
     return Cutout(path, not whole)
 
 
-def save_cutouts(result: EverythingResult, job: Job, cut: Cutout) -> None:
-    """Write each object to ``NAME.001.png`` and so on, in the order of the masks."""
+def save_cutouts(result: EverythingResult, job: Job, cut: Cutout) -> list[Path]:
+    """Write each object to ``NAME.001.png`` and so on, in the order of the masks; return the paths."""
     from ..images.writing import save_picture
 
+    paths: list[Path] = []
     for number, picture in enumerate(result.cutouts(crop=cut.crop), 1):
-        save_picture(picture, cut.path / f"{job.target.stem}.{number:03}.png")
+        paths.append(cut.path / f"{job.target.stem}.{number:03}.png")
+        save_picture(picture, paths[-1])
+    return paths
 
 
 def _write(result: EverythingResult, job: Job) -> None:

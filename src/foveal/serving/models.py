@@ -46,7 +46,7 @@ def open_models(refs: Sequence[str], batch_size: int, engine: Mapping[str, Any])
         The models by their names in addresses.
 
     Raises:
-        ConfigError: a name that is no part of an address or is there twice, or a model without a result.
+        ConfigError: a name that is no part of an address or is there twice, or a model without a result or classes.
         FovealError: as :func:`foveal.load`.
     """
     models: dict[str, Served] = {}
@@ -57,9 +57,10 @@ def open_models(refs: Sequence[str], batch_size: int, engine: Mapping[str, Any])
         predictor = load(target, **engine)
         if predictor.info.task not in CALLS:
             raise ConfigError(
-                f"{target} is for {predictor.info.task or 'no task'!r}, which gives no result for an image: give a "
-                f"model for {', '.join(CALLS)}"
+                f"{target} is for {predictor.info.task or 'no task'!r}, which the service does not serve: give a model "
+                f"for {', '.join(CALLS)}"
             )
+        predictor.check_classes()
         models[name] = Served(name, predictor, Batches(predictor.runner, predictor.prepare, batch_size))
     return models
 
@@ -110,6 +111,7 @@ def _describe(served: Served) -> dict[str, Any]:
         "licence": info.licence,
         "runtime": predictor.runtime,
         "in_chans": info.in_chans,
+        "dtype": info.preprocess.dtype,
         "calls": list(calls),
         "formats": list(max((call.formats for call in calls.values()), key=len)),
     }
