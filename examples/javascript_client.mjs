@@ -11,6 +11,7 @@ const [modelFile, imageFile, maskFile] = process.argv.slice(2);
 const model = readFileSync(modelFile);
 const facts = metadata(model);
 if (facts.task !== "segment" || facts.layout !== "NCHW") throw Error("for segmentation models without --bake only");
+if ((facts.image_type ?? "uint8") !== "uint8") throw Error(`for images of 8 bits only, not ${facts.image_type}`);
 const { width, height, data } = PNG.sync.read(readFileSync(imageFile)); // RGBA, 8 bits
 if (facts.resize !== "none" && Math.max(width, height) > Number(facts.resize.match(/^longest side at most (\d+)$/)?.[1]))
   throw Error(`images have to be resized first: ${facts.resize}`);

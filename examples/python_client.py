@@ -15,6 +15,8 @@ session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]
 facts = session.get_modelmeta().custom_metadata_map
 if facts["task"] != "segment" or facts["layout"] != "NCHW":
     sys.exit(f"{model}: this example is for segmentation models that were exported without --bake")
+if facts.get("image_type", "uint8") != "uint8":
+    sys.exit(f"{model}: this example reads images of 8 bits, the model takes {facts['image_type']}")
 image = ImageOps.exif_transpose(Image.open(image_file)).convert("RGB")
 if facts["resize"].startswith("longest side at most "):
     scale = min(1, int(facts["resize"].split()[-1]) / max(image.size))

@@ -78,3 +78,8 @@ def test_the_file_says_its_fixed_size() -> None:
     notes = {"file": {"dtype": "float16"}, **InputLimits((512, 1024), 1, fixed=True).to_notes()}
     facts = metadata(ModelInfo("x", "segment", 3, notes=notes))
     assert (facts["input_size"], facts["dtype"], facts["input_type"]) == ("512x1024", "float16", "float32")
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_the_file_says_the_type_of_images(dtype: str) -> None:
+    assert metadata(ModelInfo("x", "segment", 3, preprocess=Preprocess(dtype=dtype)))["image_type"] == dtype

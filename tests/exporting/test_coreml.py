@@ -17,6 +17,7 @@ from foveal.info import KEY, ModelInfo
 from helpers.narrow import narrow, registered
 
 coremltools = pytest.importorskip("coremltools")
+FLOAT16, FLOAT32 = 10, 11  # of MIL's DataType
 pytestmark = pytest.mark.skipif(sys.platform == "darwin", reason="there the export runs the package")
 
 
@@ -32,6 +33,17 @@ def operations(spec: Any) -> Counter[str]:
     """How often each operation of the program occurs."""
     blocks = [block for f in spec.mlProgram.functions.values() for block in f.block_specializations.values()]
     return Counter(operation.type for block in blocks for operation in block.operations)
+
+
+def output_types(spec: Any) -> dict[str, set[int]]:
+    """Types of the outputs of each operation of the program."""
+    types: dict[str, set[int]] = {}
+    for function in spec.mlProgram.functions.values():
+        for block in function.block_specializations.values():
+            for operation in block.operations:
+                if operation.type != "const":
+                    types.setdefault(operation.type, set()).add(operation.outputs[0].type.tensorType.dataType)
+    return types
 
 
 @pytest.mark.long
@@ -58,6 +70,11 @@ def test_a_package_replaces_an_older_one_and_is_half_the_size(tmp_path: Path) ->
     assert (full.dtype, half.dtype) == ("float32", "float16")
     weights = path / "Data/com.apple.CoreML/weights/weight.bin"
     assert weights.stat().st_size < 0.65 * full.bytes
+    assert half.kept_float == ("backbone.stages.2.1.attention", "head", "head.norm")
+    types = output_types(read_spec(path))
+    wide = {"real_div", "reduce_sum", "reduce_mean", "layer_norm", "matmul"}
+    assert {name for name, kinds in types.items() if FLOAT32 in kinds} - {"cast", "add", "mul"} == wide
+    assert (types["conv"], types["real_div"], types["layer_norm"]) == ({FLOAT16}, {FLOAT32}, {FLOAT32})
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.mlpackage", "a.mlpackage.json"]
 
 

@@ -20,6 +20,7 @@ from foveal.exporting.image import _feeds
 from foveal.exporting.report import ExportReport
 from foveal.info import ModelInfo, attach
 from foveal.prediction.input_limits import InputLimits
+from helpers.commands import Command
 from helpers.narrow import Plain, narrow
 
 PARTS = ("encoder", "decoder", "prompts")
@@ -90,6 +91,54 @@ def test_no_size_can_be_chosen_where_every_size_fits(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--to onnx,native --size 64 --json", "native files take images of every size: leave it out"),
+        ("--to openvino,web --opset 18", "opset=18: of openvino files it cannot be chosen: leave it out"),
+        ("--to onnx,executorch --half", "executorch files have no float16: export to one of onnx"),
+        ("--to onnx,native --int8 .", "native files have no int8: export to one of onnx, openvino"),
+        ("--to onnx,samexporter", "samexporter files are of promptable models"),
+        ("--to native,onnx --batch 2", "batch=2: native files take any batch: leave it out"),
+        (
+            "--to executorch,onnx --batch 2",
+            "executorch files of no fixed image size take one image; give input_size, too",
+        ),
+        ("--to onnx,openvino --output x.onnx", "--output x.onnx: several files are written, give a folder"),
+    ],
+)
+def test_an_option_of_one_format_is_refused_before_the_first_file(
+    options: str, message: str, cli: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = cli("export", "efficientvit_b0.camvid", *options.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_model_that_a_format_cannot_hold_is_refused_before_the_first_file(
+    cli: Command, tmp_path: Path
+) -> None:
+    models = ("efficientvit_sr.x2", "tf_efficientnet_lite0.in1k")
+    done = cli("export", *models, "--to", "web", "--output", tmp_path / "site")
+    assert done.returncode == 2
+    assert "web: the page has tools for" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_export_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ExportError("cannot be written")
+
+    monkeypatch.setattr(onnx, "make_typed_onnx", fail)
+    (tmp_path / "old").mkdir()
+    for folder in ("old/new", "new/newer"):
+        with pytest.raises(ExportError, match="cannot be written"):
+            export(Plain(), output=tmp_path / folder / "a.onnx", size=(64, 64))
+    assert [path.name for path in tmp_path.rglob("*")] == ["old"]
+
+
 @pytest.mark.parametrize("batch", [0, -1])
 def test_a_file_for_less_than_one_image_is_refused(batch: int, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"batch={batch}: give 1 or more"):
@@ -97,11 +146,12 @@ def test_a_file_for_less_than_one_image_is_refused(batch: int, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-def test_promptable_models_take_no_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+def test_promptable_models_take_no_batch(batch: int, tmp_path: Path) -> None:
     model = Plain()
     attach(model, ModelInfo("plain", "prompt"))
-    with pytest.raises(ConfigError, match="batch=2: a promptable model encodes one image at a time"):
-        export(model, output=tmp_path / "a.onnx", batch=2)
+    with pytest.raises(ConfigError, match=f"batch={batch}: a promptable model encodes one image at a time"):
+        export(model, output=tmp_path / "a.onnx", batch=batch)
     assert not list(tmp_path.iterdir())
 
 

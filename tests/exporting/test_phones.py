@@ -215,7 +215,8 @@ def test_segmentation_of_any_image(to: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {} if to == "executorch" else {"input_size": (96, 128)}
     report = export(model, to, tmp_path, **options)
     predictor = foveal.load(report.path)
-    assert (report.sizes, report.delegated > 0.9) == (report.sizes, True)
+    assert report.delegated > 0.9
+    assert to == "executorch" or report.sizes == ((1, 96, 128),)
     reference = foveal.load(foveal.export(model, output=tmp_path / "a.onnx", **options).path)
     for size in ((96, 128), (50, 60), (150, 300)):
         found, expected = (p(image(*size)).mask for p in (predictor, reference))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import foveal
 from foveal.data.synthetic import write_shapes
 from foveal.errors import ConfigError, DataError, ExportError, InputError
-from foveal.exporting import quantise
+from foveal.exporting import export, quantise
 from foveal.exporting.calibration import QuantisationData
 from foveal.images.preparing import prepare
 from foveal.info import ModelInfo, attach, info_of
@@ -94,7 +95,7 @@ def test_the_sensitive_layer_is_found(exported: Any, classes: Path) -> None:
     assert stored["quantisation"]["after"] == found.after
     assert stored["bytes"] == exported.path.stat().st_size
     assert {path.name for path in exported.path.parent.iterdir()} == {"a.onnx", "a.onnx.json"}
-    for part in ("int8", "top-1 100.00", "1 layers in float32", "of the time of float32"):
+    for part in ("int8", "top-1 100.00", "1 layers in float32 (second)", "of the time of float32"):
         assert part in str(exported)
     measured = foveal.evaluate(exported.path, classes, runtime="onnxruntime")
     assert measured.top1 >= 0.9
@@ -105,6 +106,7 @@ def test_the_file_holds_integers_and_says_so(exported: Any) -> None:
     onnx.checker.check_model(model, full_check=True)
     types = [tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) == 4]
     assert onnx.TensorProto.INT8 in types
+    assert {entry.key: entry.value for entry in model.metadata_props}["dtype"] == "int8"
     predictor = foveal.load(exported.path)
     assert predictor.info.notes["int8"]["kept_float"] == ["second"]
     assert "int8" in predictor.runtime
@@ -118,6 +120,36 @@ def test_a_loss_that_cannot_be_met_leaves_no_file(
     with pytest.raises(ExportError, match=r"the best top-1 is .* with 0 of 3 layers in float32.*raise max_loss"):
         foveal.export(model, output=tmp_path / "a.onnx", size=(64, 64), int8=classes, max_loss=10)
     assert not list(tmp_path.iterdir())
+
+
+def test_damaged_images_are_left_out_and_not_counted(model: Spoiled, classes: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(classes, tmp_path / "data" / split)
+        min((tmp_path / "data" / split).rglob("*.png")).write_bytes(b"")
+    report = foveal.export(model, output=tmp_path / "a.onnx", size=(64, 64), int8=tmp_path / "data", max_loss=100)
+    found = report.quantisation
+    assert found is not None
+    assert (found.images, found.calibration_images) == (59, 59)
+    for what in ("calibrate", "measure"):
+        assert f"1 of the images to {what} on could not be used" in report.notes
+
+
+def test_data_without_a_readable_image_is_an_error(predictor: foveal.Predictor, classes: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(classes, tmp_path / split)
+    for file in (tmp_path / "train").rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="no image to calibrate on can be used; the first: "):
+        list(QuantisationData(tmp_path, predictor, 4, 4).inputs())
+
+
+def test_data_of_other_classes_is_refused_before_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_shapes(tmp_path / "shapes", train=1, val=1, size=(64, 96))
+    monkeypatch.setattr(export, "_write_all", None)
+    for count in (3, 5):
+        with pytest.raises(ConfigError, match="shapes has other classes than the model: give data with the model's"):
+            foveal.export(narrow("segment", count), output=tmp_path / "a.onnx", size=(64, 96), int8=data)
+    assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
 @pytest.mark.long

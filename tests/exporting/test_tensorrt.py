@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(INSTALLED, reason="TensorRT is installed: the ex
 def test_without_tensorrt_the_file_is_onnx_with_the_command(attention: bool, tmp_path: Path) -> None:
     model = narrow(attention=attention)
     report = foveal.export(model, "tensorrt", output=tmp_path / "a.trt.onnx", size=(64, 96))
-    assert "trtexec --onnx=NAME.trt.onnx --saveEngine=NAME.plan" in str(report)
+    assert "trtexec --onnx=NAME.trt.onnx --saveEngine=NAME.plan --noTF32" in str(report)
     shapes = "--minShapes=image:1x3x32x32 --optShapes=image:1x3x512x1024 --maxShapes=image:16x3x2048x4096"
     assert shapes in str(report)
     assert foveal.load(report.path).runner(np.zeros((2, 3, 40, 50), np.float32)).shape == (2, 3)

@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from ..files import check_overwrites
 from ..task import TASKS
 from ..text import notice
-from .console import say
+from .console import Json, print_json, say
 
 
 def convert(
@@ -22,6 +22,7 @@ def convert(
     licence: str = "",
     max_side: int | None = None,
     mask_thresholds: tuple[float, float] | None = None,
+    json: Json = False,
 ) -> int:
     """Read any published checkpoint and write it as a safetensors file with the model's description inside.
 
@@ -56,6 +57,11 @@ def convert(
     info = info_of(model)
     info = info.replace(tag=tag or info.tag, licence=licence or info.licence)
     if max_side is not None:
+        task = TASKS[info.task]
+        if info.preprocess.size is not None or not (task.has_classes or task.has_maps):
+            raise ConfigError(
+                f"--max-side {max_side}: images for {source} ({info.task}) are not shrunk to a side: leave it out"
+            )
         info = info.replace(preprocess=dataclasses.replace(info.preprocess, max_side=max_side))
     if mask_thresholds is not None:
         if not TASKS[info.task].takes_prompts or not all(0 <= value <= 1 for value in mask_thresholds):
@@ -65,5 +71,8 @@ def convert(
     if broken := [key for key, value in state.items() if not value.isfinite().all()]:
         notice(f"{source}: NaN or infinite values in {abbreviate(broken)}, which are kept: results may be NaN")
     save_checkpoint(target, state, info, half)
-    say(f"{source} is {info.model} for {info.task}; written as {target}")
+    if json:
+        print_json({"source": str(source), "file": str(target), "model": info.model, "task": info.task})
+    else:
+        say(f"{source} is {info.model} for {info.task}; written as {target}")
     return 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DependencyError, ExportError
 from ..files import check_overwrites, ensure_folder
 from ..text import notice
 from .console import Json, parse_size, print_json, say
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def export(
@@ -71,24 +75,29 @@ def export(
     formats = [find_format(name.strip()).name for name in to.split(",")]
     if len(set(formats)) < len(formats):
         raise ConfigError(f"--to {to}: a format is named twice")
-    refs = (ref, *others)
-    only = None if others else load_model(ref)  # a wrong name is found before a folder is made
-    if others:
-        _check_models(refs)
-    if output is not None:
-        if len(formats) > 1 or others:
-            ensure_folder(output)
-        check_overwrites([output], [file for name in refs for file in (Path(name), *Path(name).glob("*.safetensors"))])
     options = {"upsample": upsample, "opset": opset, "half": half, "bake": bake, "batch": batch}
     options |= {"int8": int8, "max_loss": max_loss, "calibration_images": calibration_images, "progress": Progress()}
-    reports, errors, one = [], {}, len(formats) == 1 and not others
+    options |= {"input_size": parse_size(size) if size else None}
+    refs, one = (ref, *others), len(formats) == 1 and not others
+    only = None if others else load_model(ref)  # a wrong name is found before a folder is made
+    if not one:  # a mistake in the last one is found before the first file is written
+        if output is not None:
+            _check_folder(output)
+        check = _checker(formats, options)
+        if only is None:
+            _check_models(refs, check)
+        else:
+            check(only)
+    if output is not None:
+        if not one:
+            ensure_folder(output)
+        check_overwrites([output], [file for name in refs for file in (Path(name), *Path(name).glob("*.safetensors"))])
+    reports, errors = [], {}
     for each in refs:
         model = load_model(each) if only is None else only
         for name in formats:
             try:
-                report = export_model(
-                    model, name, output=output, input_size=parse_size(size) if size else None, **options
-                )
+                report = export_model(model, name, output=output, **options)
             except (ExportError, DependencyError) as error:
                 if one:
                     raise
@@ -103,26 +112,61 @@ def export(
     return 1 if errors else 0
 
 
-def _check_models(refs: Sequence[str]) -> None:
-    """Open each of several models, and check that the files of no two of them have the same name.
+def _checker(formats: Sequence[str], options: dict[str, Any]) -> Callable[[nn.Module], None]:
+    """Check the options for all formats, and return the function that checks a model for all of them.
+
+    Raises:
+        ConfigError: an option of another format.
+    """
+    from ..exporting.checks import check_options
+    from ..exporting.export import check_model
+    from ..exporting.formats import FORMATS
+
+    requests = {name: check_options(FORMATS[name], **options) for name in formats}
+    of_model = {name: options[name] for name in ("upsample", "input_size", "batch", "bake")}
+
+    def check(model: nn.Module) -> None:
+        for name, request in requests.items():
+            check_model(FORMATS[name], model, request=request, **of_model)
+
+    return check
+
+
+def _check_folder(output: Path) -> None:
+    """Check that the name for a folder of several files is not that of a file.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if _is_file_name(output) and not output.is_dir():
+        raise ConfigError(f"--output {output}: several files are written, give a folder")
+
+
+def _is_file_name(path: Path) -> bool:
+    """Whether a path ends as the files of a format do."""
+    from ..exporting.formats import FORMATS
+
+    return path.suffix in {suffix for format in FORMATS.values() for suffix in format.suffixes}
+
+
+def _check_models(refs: Sequence[str], check: Callable[[nn.Module], None]) -> None:
+    """Open and check each of several models, and check that the files of no two of them have the same name.
 
     Raises:
         ConfigError: two models have the same name and tag, or one is the name of a file to write.
-        FovealError: as :func:`foveal.load_model`, for a model that cannot be opened.
+        FovealError: as :func:`foveal.load_model`, for a model that cannot be opened, and as ``check``.
     """
     from .. import load_model
-    from ..exporting.formats import FORMATS
     from ..info import info_of
 
-    for each in refs[1:]:  # a mistake in the last one is found before the first file is written
-        if (
-            Path(each).suffix in {suffix for format in FORMATS.values() for suffix in format.suffixes}
-            and not Path(each).exists()
-        ):
+    for each in refs[1:]:
+        if _is_file_name(Path(each)) and not Path(each).exists():
             raise ConfigError(f"{each}: no such file; to choose the name of what is written, write --output {each}")
     names: dict[str, str] = {}
     for each in refs:
-        name = info_of(load_model(each)).file_stem
+        model = load_model(each)
+        check(model)
+        name = info_of(model).file_stem
         if name in names:
             raise ConfigError(
                 f"{names[name]} and {each} would be written to files of the same name, {name}: export one at a time, "

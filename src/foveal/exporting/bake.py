@@ -44,17 +44,11 @@ def bake(graph: Graph, source: Source) -> Graph:
         source: the model; with a fixed size, images are resized to it, except those to be upscaled.
 
     Raises:
-        ConfigError: images of other types than uint8, or a resize that only Foveal does.
+        ConfigError: as :func:`check_bakes`.
     """
     info = source.info
-    if info.task not in _FINISHES:
-        raise ConfigError(f"bake: {info.model} is for {info.task!r}; give a model for {', '.join(_FINISHES)}")
+    check_bakes(info)
     prepare, task = info.preprocess, TASKS[info.task]
-    if prepare.dtype != "uint8" or prepare.pad or prepare.resample.lower() not in _KERNELS:
-        raise ConfigError(
-            f"bake: {info.model} takes images of {prepare.dtype}, resized by {prepare.resample}; graphs have "
-            f"{' and '.join(_KERNELS)} resizes of uint8 without padding: leave bake out"
-        )
     size = prepare.size or (source.size if source.limits.fixed and task.has_classes else None)
     free = not source.limits.fixed or task.has_classes
     batch, (height, width) = source.limits.batch or 1, source.size
@@ -71,6 +65,22 @@ def bake(graph: Graph, source: Source) -> Graph:
         feeds=_feeds(info.in_chans, source.size, batch, free),
         notes=(_larger(info.preprocess.max_side),) if size is None and info.preprocess.max_side else (),
     )
+
+
+def check_bakes(info: ModelInfo) -> None:
+    """Refuse models whose images a graph cannot prepare.
+
+    Raises:
+        ConfigError: another task, images of other types than uint8, or a resize that only Foveal does.
+    """
+    if info.task not in _FINISHES:
+        raise ConfigError(f"bake: {info.model} is for {info.task!r}; give a model for {', '.join(_FINISHES)}")
+    prepare = info.preprocess
+    if prepare.dtype != "uint8" or prepare.pad or prepare.resample.lower() not in _KERNELS:
+        raise ConfigError(
+            f"bake: {info.model} takes images of {prepare.dtype}, resized by {prepare.resample}; graphs have "
+            f"{' and '.join(_KERNELS)} resizes of uint8 without padding: leave bake out"
+        )
 
 
 def _larger(max_side: int) -> str:

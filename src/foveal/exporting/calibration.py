@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.labelled import open_labelled
 from ..data.layout import ALL, SAME_SPLITS, UnknownLayoutError
 from ..data.recognition import layout_named, split_names
-from ..errors import DataError, InputError
+from ..errors import ConfigError, DataError, InputError
 from ..evaluation.evaluators import EVALUATORS, Evaluator
 from ..evaluation.report import Part, Samples, score_parts
+from ..info import ModelInfo
 from ..prediction.input_limits import InputLimits, fitted
 from ..prediction.predictor import Predictor
 from ..progress import Progress
+from ..task import TASKS
 from .graph import Feed
 
 _SEED = 0
@@ -75,6 +78,8 @@ class QuantisationData:
         measure: the figure that is measured.
         calibration: the images to calibrate on.
         held_out: the images to measure on.
+        calibrated: how many images gave inputs the last time that all of them were read.
+        measured: how many images the last score is of.
 
     Raises:
         DataError: the data cannot be used, or has too few images.
@@ -94,21 +99,30 @@ class QuantisationData:
         self.held_out = _Some(rest, held_out[: measured_images or self.measure.images], second)
         if not (self.calibration and self.held_out):
             raise DataError(f"{data}: quantisation needs an image to calibrate on and another one to measure on")
+        self.calibrated, self.measured = len(self.calibration), len(self.held_out)
 
     def inputs(self) -> Iterator[Feed]:
         """Inputs of the network for the images of calibration, prepared as the predictor prepares them.
 
         Damaged images are left out.
+
+        Raises:
+            DataError: no image can be used.
         """
         info = self.predictor.info  # images are fitted to the limits of the file; of larger ones the first tile counts
         part = self._open(Predictor(fitted(_Recorder(), InputLimits.of(info), info), info, ""), self.calibration.split)
+        count, reason = 0, ""
         for index in self.calibration.indices:
             try:
                 part.score(index, "")
             except _Recorded as recorded:
+                count += 1
                 yield {"image": recorded.batch}
-            except (DataError, InputError):
-                continue
+            except (DataError, InputError) as error:
+                reason = reason or f"; the first: {error}"
+        self.calibrated = count
+        if not count:
+            raise DataError(f"{self.data}: no image to calibrate on can be used{reason}")
 
     def score(self, predictor: Predictor, progress: Progress) -> float:
         """The figure of a predictor on the images to measure on.
@@ -119,7 +133,17 @@ class QuantisationData:
         evaluator = self._evaluator(predictor, self.held_out.split)
         score, indices = evaluator.parts[0].score, self.held_out.indices
         part = Part(self.held_out.split, self.held_out, lambda place, image: score(indices[place], image))
-        return float(self.measure.of(evaluator.summarise(*score_parts([part], Path(self.data), progress))))
+        scores, skipped = score_parts([part], Path(self.data), progress)
+        self.measured = len(scores[0])
+        return float(self.measure.of(evaluator.summarise(scores, skipped)))
+
+    def notes(self) -> tuple[str, ...]:
+        """How many images were left out, if any, for the report."""
+        counts = {
+            "calibrate": len(self.calibration) - self.calibrated,
+            "measure": len(self.held_out) - self.measured,
+        }
+        return tuple(f"{count} of the images to {what} on could not be used" for what, count in counts.items() if count)
 
     def _open(self, predictor: Predictor, split: str) -> Part[Any]:
         return self._evaluator(predictor, split).parts[0]
@@ -162,15 +186,20 @@ def _draw(count: int) -> list[int]:
     return np.random.default_rng(_SEED).permutation(count).tolist()
 
 
-def check_data(data: str | Path, task: str) -> None:
-    """Refuse data that a model of the task cannot be quantised with, before the work.
+def check_data(data: str | Path, info: ModelInfo) -> None:
+    """Refuse data that a model cannot be quantised with, before the work.
 
     Raises:
         DataError, ConfigError: as :func:`foveal.evaluate`.
     """
+    task = info.task
     with layout_named(data, task):
         if not split_names(data, task):
             raise UnknownLayoutError(f"{data}: no layout of data for the task {task!r} fits; docs/data.md shows them")
+    if TASKS[task].labels_pixels:
+        names = open_labelled(data, [_two_splits(data, task)[0]], "segment").labels.names
+        if info.labels.names not in ((), names) or info.num_classes != len(names):
+            raise ConfigError(f"int8: {data} has other classes than the model: give data with the model's classes")
 
 
 def _two_splits(data: str | Path, task: str) -> tuple[str, str]:

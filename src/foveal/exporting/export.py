@@ -10,8 +10,8 @@ import copy
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,18 +31,21 @@ from ..prediction.input_limits import InputLimits
 from ..progress import Progress
 from ..task import TASKS
 from .bake import bake as bake_graph
-from .formats import FORMATS, Format, find_format
+from .bake import check_bakes
+from .checks import check_options
+from .formats import Format, find_format
 from .graph import OPSET, Graph, Options, Source, Written, compare
 from .image import image_graphs
 from .prompt import prompt_graphs
-from .quantise import CALIBRATION_IMAGES, Request, quantise
+from .quantise import Request, quantise
 from .report import ExportReport, current_command, report_path, versions_of
+from .web import MODELS
 
+TRACED_SIZE = (256, 320)  #: (H, W) to trace files of any size at
 SMALLEST = 32  #: side of a fixed size, in pixels
 FIXED_SIZE = (512, 512)  #: of formats that need a size, for models without one of their own
 LARGEST = (1024, 2048)  #: (H, W) of the largest images of formats that need a bound
 SITE = "site"  #: folder of formats that are one
-MAX_OPSET = 23  #: of ONNX: the newest that the exporter writes
 
 #: The networks that a model of a task is exported as. Models of other tasks cannot be exported.
 GRAPHS: dict[str, Callable[[Source], list[Graph]]] = {
@@ -60,7 +63,7 @@ def export(
     *,
     output: str | Path | None = None,
     upsample: bool = False,
-    size: tuple[int, int] = (256, 320),
+    size: tuple[int, int] = TRACED_SIZE,
     input_size: tuple[int, int] | None = None,
     batch: int | None = None,
     opset: int | None = None,
@@ -124,38 +127,52 @@ def export(
         DependencyError: a package that the format needs is not installed.
     """
     format = find_format(to)
-    request = _int8_request(int8, max_loss, calibration_images, progress)
-    if request is not None:
-        _check_int8(format, half)
-    _check_format_options(format, opset, half, bake)
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch={batch}: give 1 or more")
+    request = check_options(
+        format,
+        upsample=upsample,
+        input_size=input_size,
+        batch=batch,
+        opset=opset,
+        half=half,
+        bake=bake,
+        int8=int8,
+        max_loss=max_loss,
+        calibration_images=calibration_images,
+        progress=progress,
+    )
     model = model_or_ref if isinstance(model_or_ref, nn.Module) else load_model(model_or_ref)
-    if batch is not None and batch > 1 and (task := TASKS.get(info_of(model).task)) and task.takes_prompts:
-        raise ConfigError(f"batch={batch}: a promptable model encodes one image at a time; leave it out")
-    if batch is not None and input_size is None and not format.fixed:
-        raise ConfigError(f"batch={batch}: a file of any image size takes any batch; give input_size, too")
-    if input_size is not None and format.any_size:
-        raise ConfigError(f"input_size={input_size}: {format.name} files take images of every size: leave it out")
-    _check_request(format, model, upsample, input_size or size, fixed=input_size is not None)
-    if request is not None:
-        request.check(info_of(model).task)
-    if bake and (upsample or request):
-        raise ConfigError("bake gives classes at the image's size, in float32 or float16: leave upsample and int8 out")
+    check_model(
+        format, model, upsample=upsample, size=size, input_size=input_size, batch=batch, bake=bake, request=request
+    )
     limits = _input_limits(format, info_of(model), input_size, batch)
     source = _prepare(model, upsample, limits.size if limits.size and limits.fixed else size, limits)
     options = Options(half or format.site is not None, opset or OPSET)
-    site = format.site(Path(output or SITE), source.info) if format.site else None
-    path = site.model_path(format.suffixes[0]) if site else _output_file(output, source.info.file_stem, format)
-    source = dataclasses.replace(source, info=_with_file(source.info, options, bake))
-    make = format.graphs or GRAPHS[source.info.task]
-    graphs = [graph for graph in make(source) if graph.part in ("", *format.parts)]
-    if request is not None:
-        return _write_int8(format, graphs, path, options, request)
-    if bake:
-        graphs = [bake_graph(graph, source) for graph in graphs]
-    report = _write_all(format, graphs, path, options, progress)
-    return site.finish(report) if site else report
+    stem, suffix = source.info.file_stem, format.suffixes[0]
+    path = Path(output or SITE, MODELS, stem + suffix) if format.site else _output_file(output, stem, format)
+    with _without_new_folders(path.parent):
+        site = format.site(Path(output or SITE), source.info) if format.site else None
+        source = dataclasses.replace(source, info=_with_file(source.info, options, bake))
+        make = format.graphs or GRAPHS[source.info.task]
+        graphs = [graph for graph in make(source) if graph.part in ("", *format.parts)]
+        if request is not None:
+            return _write_int8(format, graphs, path, options, request)
+        if bake:
+            graphs = [bake_graph(graph, source) for graph in graphs]
+        report = _write_all(format, graphs, path, options, progress)
+        return site.finish(report) if site else report
+
+
+@contextmanager
+def _without_new_folders(folder: Path) -> Iterator[None]:
+    """On failure, remove those of the folder and its parents that did not exist before, if nothing is in them."""
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            with suppress(OSError):
+                path.rmdir()
+        raise
 
 
 def _with_file(info: ModelInfo, options: Options, bake: bool) -> ModelInfo:
@@ -250,39 +267,45 @@ def _write_int8(
     return report
 
 
-def _int8_request(
-    data: str | Path | None, max_loss: float | None, calibration_images: int | None, progress: Progress | None
-) -> Request | None:
-    """What is asked of an int8 file; ``None``: no int8 is asked for."""
-    if data is not None:
-        images = CALIBRATION_IMAGES if calibration_images is None else calibration_images
-        return Request(data, max_loss, images, progress or Progress(enabled=False))
-    for name, value in (("max_loss", max_loss), ("calibration_images", calibration_images)):
-        if value is not None:
-            raise ConfigError(f"{name}={value} is for int8: give int8=DATA, too, or leave it out")
-    return None
+def check_model(
+    format: Format,
+    model: nn.Module,
+    *,
+    upsample: bool = False,
+    size: tuple[int, int] = TRACED_SIZE,
+    input_size: tuple[int, int] | None = None,
+    batch: int | None = None,
+    bake: bool = False,
+    request: Request | None = None,
+) -> None:
+    """Refuse a model that a format cannot hold, and options of :func:`export` that do not fit the model.
+
+    Raises:
+        ConfigError: one line about it.
+        DataError: the data set of ``int8`` cannot be used.
+    """
+    info = info_of(model)
+    _check_request(format, model, upsample, input_size or size, fixed=input_size is not None)
+    if batch is not None:
+        _check_batch(format, info, batch, fixed=input_size is not None or format.fixed)
+    if request is not None:
+        request.check(info)
+    if bake:
+        check_bakes(info)
+    if format.site is not None:
+        format.site.check(info)
 
 
-def _check_int8(format: Format, half: bool) -> None:
-    """Refuse int8 where there is none."""
-    if half:
-        raise ConfigError("half and int8: a file has one type: leave one out")
-    if format.quantizer is None:
-        able = ", ".join(other.name for other in FORMATS.values() if other.quantizer is not None)
-        raise ConfigError(f"{format.name} files have no int8: export to one of {able}")
-
-
-def _check_format_options(format: Format, opset: int | None, half: bool, bake: bool) -> None:
-    """Refuse options that a format does not have."""
-    if opset is not None:
-        if not format.onnx:
-            raise ConfigError(f"opset={opset}: {format.name} files have no operator set of ONNX: leave it out")
-        if not OPSET <= opset <= MAX_OPSET:
-            raise ConfigError(f"opset={opset}: give {OPSET} to {MAX_OPSET}")
-    for asked, ability, what in ((half, "halves", "no float16"), (bake, "bakes", "no preparation of images inside")):
-        if asked and not getattr(format, ability):
-            able = ", ".join(other.name for other in FORMATS.values() if getattr(other, ability))
-            raise ConfigError(f"{format.name} files have {what}: export to one of {able}")
+def _check_batch(format: Format, info: ModelInfo, batch: int, fixed: bool) -> None:
+    """Refuse a number of images that the file has no use for."""
+    if TASKS[info.task].takes_prompts and (batch > 1 or not fixed):
+        raise ConfigError(f"batch={batch}: a promptable model encodes one image at a time; leave it out")
+    if fixed:
+        return
+    if format.any_size:
+        raise ConfigError(f"batch={batch}: {format.name} files take any batch: leave it out")
+    takes = "one image" if format.bounded else "any batch"
+    raise ConfigError(f"batch={batch}: {format.name} files of no fixed image size take {takes}; give input_size, too")
 
 
 def _check_request(format: Format, model: nn.Module, upsample: bool, size: tuple[int, int], fixed: bool) -> None:

@@ -212,6 +212,7 @@ def metadata(info: ModelInfo) -> dict[str, str]:
         "output_stride": str(info.output_stride),
         "licence": info.licence,
         "dtype": file.get("dtype", "float32"),
+        "image_type": prepare.dtype,
         "input_type": prepare.dtype if baked else "float32",
         "layout": "NHWC" if baked else "NCHW",
         "channel_order": "RGB" if info.in_chans == len(IMAGENET_MEAN) else "as in training",

@@ -58,7 +58,7 @@ def check_fits(proto: onnx.ModelProto, name: str) -> None:
     if (size := size_of_weights(proto)) > LARGEST:
         raise ExportError(
             f"{name}: an ONNX file holds at most 2 GiB, and the weights take {size / 2**30:.1f}: export in float16 "
-            "(half), or to openvino or native"
+            "(half), or to openvino, native or executorch"
         )
 
 

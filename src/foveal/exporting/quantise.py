@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import ConfigError, ExportError
 from ..info import ModelInfo
+from ..prediction.exported import file_facts
 from ..prediction.load import load
 from ..prediction.predictor import Predictor
 from ..progress import Progress
@@ -52,20 +53,21 @@ class Request:
     calibration_images: int
     progress: Progress
 
-    def check(self, task: str) -> None:
-        """Refuse impossible numbers, tasks whose loss cannot be measured, and data that cannot be found.
+    def check(self, info: ModelInfo) -> None:
+        """Refuse impossible numbers, tasks whose loss cannot be measured, and data that does not fit the model.
 
         Raises:
             ConfigError: one line about it.
             DataError: no data, or none with a layout for the task.
         """
+        task = info.task
         if task not in MEASURES:
             raise ConfigError(f"int8: the loss can be measured for {', '.join(MEASURES)}, not for {task!r}")
         if self.max_loss is not None and not self.max_loss >= 0:
             raise ConfigError(f"max_loss={self.max_loss}: give 0 or more {MEASURES[task].unit}")
         if self.calibration_images < 1:
             raise ConfigError(f"calibration_images={self.calibration_images}: give 1 or more")
-        check_data(self.data, task)
+        check_data(self.data, info)
 
 
 class Quantizer(Protocol):
@@ -140,6 +142,7 @@ def quantise(
         agreement=min(class_agreement(*pair) for pair in outputs) if has_classes else 1.0,
         dtype="int8",
         kept_float=trials.kept,
+        notes=(*report.notes, *data.notes()),
         quantisation=trials.describe(report.bytes, quantised),
     )
 
@@ -219,9 +222,9 @@ class _Trials:
             after=self.figures[len(self.kept)],
             max_loss=self.max_loss,
             split=self.data.held_out.split,
-            images=len(self.data.held_out),
+            images=self.data.measured,
             calibration_split=self.data.calibration.split,
-            calibration_images=len(self.data.calibration),
+            calibration_images=self.data.calibrated,
             layers=len(self.tool.layers),
             weights_only=self.weights_only,
             evaluations=len(self.figures),
@@ -251,7 +254,8 @@ class _Trials:
     def _write(self, names: Sequence[str], weights: Sequence[str] = (), final: bool = False) -> Predictor:
         kept = [name for name in self.tool.layers if name not in names]
         info = self.predictor.info
-        notes = info.notes | {"int8": {"kept_float": kept, "weights_only": list(weights)}}
+        facts = file_facts(info) | {"dtype": "int8"}
+        notes = info.notes | {"file": facts, "int8": {"kept_float": kept, "weights_only": list(weights)}}
         licence = info.licence if final else ""  # else it would be stated each time that a trial is opened
         for path in self.files:
             path.unlink(missing_ok=True)  # OpenVINO may still read the last trial

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+_NAMED = 3  # layers in float32 that are printed by name
+
 
 @dataclass(frozen=True)
 class Quantisation:
@@ -124,7 +126,8 @@ class ExportReport:
 
     def _further(self) -> list[str]:
         delegated = [f"{self.delegated:.0%} of the operations are delegated"] if self.delegated < 1 else []
-        kept = [f"{len(self.kept_float)} layers in float32"] if self.kept_float else []
+        names = ", ".join(self.kept_float[:_NAMED]) + ", ..." * (len(self.kept_float) > _NAMED)
+        kept = [f"{len(self.kept_float)} layers in float32 ({names})"] if self.kept_float else []
         quantised = [str(self.quantisation)] if self.quantisation is not None else []
         return [*quantised, *delegated, *kept, *self.notes]
 

@@ -160,7 +160,7 @@ def write_tensorrt(graph: Graph, files: Sequence[Path], options: Options) -> Wri
 def recipe(graph: Graph, options: Options) -> str:
     """The command of TensorRT's own tool that builds an engine of the ONNX file."""
     name = f"NAME.{graph.part}" if graph.part else "NAME"
-    command = ["trtexec", f"--onnx={name}{SUFFIX}", f"--saveEngine={name}.plan"]
+    command = ["trtexec", f"--onnx={name}{SUFFIX}", f"--saveEngine={name}.plan", "--noTF32"]
     if options.half:
         command.append("--stronglyTyped")
     for flag, shapes in zip(("--minShapes", "--optShapes", "--maxShapes"), _profiles(graph), strict=True):

@@ -50,6 +50,7 @@ _HEADERS = (
     "/*\n  Cross-Origin-Opener-Policy: same-origin\n  Cross-Origin-Embedder-Policy: require-corp\n"
     "  Cache-Control: no-cache\n"
 )
+MODELS = "models"  #: folder of the models in a site
 _LARGE = 1024  # numbers of an array that is stored in float16
 _SAM_THRESHOLDS = (0.88, 0.95)  # of models that bring none, see foveal.EverythingOptions
 _NPM_SECONDS = 900
@@ -109,19 +110,24 @@ class Site:
     """
 
     def __init__(self, folder: Path, info: ModelInfo) -> None:
+        self.check(info)
+        self.folder, self.info = ensure_folder(folder), info
+        self.models = _models_of(folder)
+        self._runtime = _fetch_runtime() if not self._has_runtime() else {}
+
+    @staticmethod
+    def check(info: ModelInfo) -> None:
+        """Refuse models that the page cannot show.
+
+        Raises:
+            ConfigError: the page has no tool for the model.
+        """
         if info.task not in _NETWORKS:
             raise ConfigError(f"web: the page has tools for {', '.join(_NETWORKS)}, {info.model} is for {info.task!r}")
         if info.in_chans != 3:
             raise ConfigError(f"web: the page shows photographs of 3 channels, {info.ref} takes {info.in_chans}")
         if info.preprocess.size is not None and not info.preprocess.pad:
             raise ConfigError(f"web: {info.ref} resizes images to {info.preprocess.size}, which the page cannot do")
-        self.folder, self.info = ensure_folder(folder), info
-        self.models = _models_of(folder)
-        self._runtime = _fetch_runtime() if not self._has_runtime() else {}
-
-    def model_path(self, suffix: str) -> Path:
-        """Where the files of the model go; those of its parts stand beside it."""
-        return self.folder / "models" / f"{self.info.file_stem}{suffix}"
 
     def finish(self, report: ExportReport) -> ExportReport:
         """Write the page around the files of a report; the report then counts all files that the model needs."""
@@ -167,7 +173,7 @@ class Site:
     def _remove_replaced(self, site: dict[str, Any]) -> None:
         """Remove the files of models that are no longer in the site."""
         used = {entry["path"] for model in site["models"] for entry in model["files"].values()}
-        for file in (self.folder / "models").glob("*.onnx"):
+        for file in (self.folder / MODELS).glob("*.onnx"):
             if file.relative_to(self.folder).as_posix() not in used:
                 file.unlink()
 
