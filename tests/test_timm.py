@@ -72,6 +72,11 @@ def test_shapes_of_features_and_heads(name: str) -> None:
     assert model(x).shape == (2, model.head_hidden_size)
     model.reset_classifier(0, "")
     assert model(x).shape == features.shape
+    assert model.prune_intermediate_layers(1) == [len(model.feature_info) - 1]
+    assert isinstance(model.get_classifier(), nn.Identity)
+    assert model(x).shape == features.shape
+    model.reset_classifier(5, "avg")
+    assert model(x).shape == (2, 5)
     modules = dict(model.named_modules())
     assert all(info["module"] in modules for info in model.feature_info)
     for key in ("first_conv", "classifier"):
@@ -236,6 +241,22 @@ def test_the_stem_of_weights_is_adapted_as_timm_does(in_chans: int, tmp_path: Pa
     )
     adapted = timm.models.adapt_input_conv(in_chans, ours.backbone.stem[0].conv.weight.detach())
     torch.testing.assert_close(model.backbone.stem[0].conv.weight.detach(), adapted)
+
+
+def test_weights_for_other_classes_are_stated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = create_model("efficientvit_b0", num_classes=5)
+    save_checkpoint(tmp_path / "five.safetensors", ours.state_dict(), info_of(ours))
+    overlay = {"file": str(tmp_path / "five.safetensors")}
+    line = "weights for 5 classes, model for 1000: head.classifier keeps its initial values\n"
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
+        ({}, line),
+        ({"num_classes": 5}, ""),
+        ({"num_classes": 3}, ""),
+        ({"features_only": True}, ""),
+    )
+    for options, stated in cases:
+        timm.create_model("foveal_efficientvit_b0", pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        assert capsys.readouterr().err == stated
 
 
 def test_mistakes_are_one_line() -> None:

@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ConfigError, DependencyError
-from .factory.create import create_model
+from .factory.create import create_and_report
 from .info import info_of
 from .layers.recompute import recompute
 from .layers.resample import ceil_div, check_min_size
 from .models.registry import Backbone, Family, FeatureInfo, Published, Variant, published, variants
+from .text import notice
 from .weights.published import published_preprocess
 
 try:
@@ -53,8 +54,12 @@ class TimmModel(nn.Module):
         weights: tag of published weights, or a checkpoint, to start from.
         **options: options of ``foveal.create_model``.
 
+    Attributes:
+        report: what the weights gave; ``None`` without weights.
+
     Raises:
         ConfigError: another pooling, or an option that the family does not have.
+        CheckpointError: the weights do not exist, or do not fit.
     """
 
     def __init__(
@@ -77,7 +82,9 @@ class TimmModel(nn.Module):
         self.drop_rate = _check_rate(drop_rate)
         if drop_rate is not None and "dropout" in family.classifier_options:
             options["dropout"] = drop_rate
-        model = create_model(name, "classify", num_classes=num_classes, in_chans=in_chans, weights=weights, **options)
+        model, self.report = create_and_report(
+            name, "classify", num_classes=num_classes, in_chans=in_chans, weights=weights, **options
+        )
         options = info_of(model).options
         of_head = {key: value for key, value in options.items() if key in family.classifier_options}
         self.backbone, self.head = cast(Backbone, model.backbone), cast(Any, model.head)
@@ -162,7 +169,7 @@ class TimmModel(nn.Module):
     ) -> list[int]:
         """Remove the head, on which no feature map depends; all stages stay. Returns the indices of the maps."""
         if prune_head:
-            self.reset_classifier(0)
+            self.reset_classifier(0, "")
             self.head = nn.Identity()
         return self._select(indices)
 
@@ -173,7 +180,7 @@ class TimmModel(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """The last linear layer; an identity for ``num_classes=0``."""
-        return cast(nn.Module, self.head.classifier)
+        return cast(nn.Module, getattr(self.head, "classifier", self.head))
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the last linear layer by a fresh one; distilled models have a second, for the teacher's labels."""
@@ -182,6 +189,8 @@ class TimmModel(nn.Module):
         self.num_classes = num_classes
         like = next(self.parameters())
         fresh = self.fresh_head(num_classes).to(like).train(self.training)
+        if num_classes and isinstance(self.head, nn.Identity):  # after prune_intermediate_layers
+            self.head = fresh
         for key in ("classifier", "classifier_distilled"):
             if hasattr(fresh, key):
                 setattr(self.head, key, getattr(fresh, key))
@@ -326,7 +335,18 @@ def _build(name: str, pretrained: bool = False, **arguments: Any) -> nn.Module:
     features = {"feature_cls": "getter", "out_indices": None}
     net: Any = build_model_with_cfg(build, f"foveal_{name}", pretrained=False, feature_cfg=features, **arguments)
     net.default_cfg.update(built[0].sizes(net.default_cfg["input_size"]))  # a copy that belongs to this model
+    if "num_classes" not in arguments and not arguments.get("features_only"):  # timm filled in the number
+        _say_fresh_classifier(built[0])
     return net
+
+
+def _say_fresh_classifier(model: TimmModel) -> None:
+    """State it on standard error if weights for another number of classes left the classifier as it was."""
+    report = model.report
+    if report is not None and any(key.startswith("head.classifier.") for key in report.reinitialized):
+        classes = report.info.num_classes if report.info else 0
+        known = f"{classes} classes" if classes else "other classes"
+        notice(f"weights for {known}, model for {model.num_classes}: head.classifier keeps its initial values")
 
 
 default_cfgs = _default_cfgs()  # timm reads this name when a model of this module is registered

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -198,6 +199,7 @@ def test_round_trip_through_a_hub(
     assert sent.stdout.strip() == f"{hub.address}/someone/mine/commit/{hub.commit}", sent.stderr
     names = {file for repo, file in hub.files if repo == "someone/mine"}
     assert names == {"README.md", "config.json", "model.safetensors"}
+    assert (hub.private["someone/mine"], hub.branches[0]) == (False, "main")
     assert b'foveal.from_pretrained("someone/mine")' in hub.files["someone/mine", "README.md"]
     hub.files["someone/mine", "README.md"] = b"edited on the hub"
     assert python.run(PUSH, saved).returncode == 0
@@ -279,6 +281,38 @@ def test_published_segmenter_from_a_folder(tmp_path: Path, monkeypatch: pytest.M
     loaded = foveal.load_model("efficientvit_b1.cityscapes")
     assert same(loaded, cityscapes)
     assert info_of(loaded).labels.names[:2] == ("road", "sidewalk")
+
+
+@pytest.mark.parametrize(("options", "ref"), [({}, "efficientvit_sr.x2"), ({"scale": 4}, "efficientvit_sr.x4")])
+def test_own_weights_are_those_for_the_scale(options: dict[str, Any], ref: str) -> None:
+    assert same(foveal.create_model("efficientvit_sr", pretrained=True, **options), foveal.create_model(ref))
+
+
+def test_own_weights_for_another_scale_or_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"no weights for scale=3, only efficientvit_sr\.x1, .*leave pretrained out"):
+        foveal.create_model("efficientvit_sr", pretrained=True, scale=3)
+    source = foveal.create_model("efficientvit_b1", "segment", head="ade20k")
+    torch.save(source.state_dict(), tmp_path / "efficientvit_seg_b1_ade20k.pt")
+    monkeypatch.setenv("FOVEAL_WEIGHTS", str(tmp_path))
+    assert same(foveal.create_model("efficientvit_b1", "segment", pretrained=True, head="ade20k"), source)
+
+
+def test_own_weights_do_not_change_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only weights of L0 are of a promptable model: their backbone is taken."""
+    source = foveal.create_model("efficientvit_l0", "prompt").state_dict()
+    torch.save(source, tmp_path / "efficientvit_sam_l0.pt")
+    monkeypatch.setenv("FOVEAL_WEIGHTS", str(tmp_path))
+    model = foveal.create_model("efficientvit_l0", pretrained=True, num_classes=10)
+    assert (info_of(model).task, info_of(model).num_classes) == ("classify", 10)
+    backbone = {key: value for key, value in model.state_dict().items() if key.startswith("backbone.")}
+    assert all(value.equal(source[f"image_encoder.{key}"]) for key, value in backbone.items())
+    assert info_of(foveal.create_model("efficientvit_l0", weights="sam")).task == "prompt"
+
+
+def test_an_architecture_names_its_weights_in_the_package() -> None:
+    known = "'efficientvit_sr.x1', 'efficientvit_sr.x2', 'efficientvit_sr.x4'"
+    with pytest.raises(ConfigError, match=f"an architecture without weights: use {known}, a checkpoint, or"):
+        foveal.load_model("efficientvit_sr")
 
 
 def test_published_hash_is_checked_in_the_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -101,6 +102,20 @@ def test_pieces_with_a_state_equal_the_whole_sequence(name: str, sizes: list[int
     assert (torch.cat(outs, dim=-2) - whole).abs().max() <= 1e-10
     for a, b in zip(state, end, strict=True):
         assert (a is None and b is None) or torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("m", [0, 3])
+def test_an_empty_piece_adds_only_its_keys(name: str, m: int) -> None:
+    options: Any = {"feature_map": chosen(name), "causal": True, "return_state": True}
+    _, state = linear_attention(*qkv(5, 5, 4, 3), **options)
+    q, k, v = qkv(3, 3, 4, 3, seed=1)
+    _, expected = linear_attention(q[..., :m, :], k[..., :m, :], v[..., :m, :], state=state, **options)
+    out, end = linear_attention(q[..., :0, :], k[..., :m, :], v[..., :m, :], state=state, **options)
+    assert out.shape == (2, 3, 0, 3)
+    for a, b in zip(end, expected if m else state, strict=True):
+        assert a is b is None or torch.allclose(a, b, atol=1e-12)
+    assert linear_attention(q[..., :0, :], k[..., :0, :], v[..., :0, :], **options)[0].shape == (2, 3, 0, 3)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -222,6 +237,7 @@ def test_exported_graph_runs_at_any_length() -> None:
             ),
             "the state was made with feature_map='softmax': give the same",
         ),
+        (lambda: linear_attention(*qkv(4, 4, 3, 2), causal=True, chunk_size=0), "chunk_size=0: give 1 or more"),
         (lambda: LinearSelfAttention(10, 4), "embed_dim=10 does not divide into 4 heads"),
     ],
 )  # fmt: skip

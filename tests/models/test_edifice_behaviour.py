@@ -17,7 +17,7 @@ from foveal.errors import CheckpointError
 from foveal.factory.create import create_model
 from foveal.factory.identify import identify
 from foveal.factory.load_model import load_model
-from foveal.models.edifice import MambaVision
+from foveal.models.edifice import EfficientViT, MambaVision
 from foveal.models.edifice.mambavision import MambaMixer, MambaVisionConfig, TokenStage
 from foveal.models.registry import Backbone
 from foveal.weights.checkpoints import save_checkpoint
@@ -209,6 +209,20 @@ def test_checkpoints_carry_their_options(kind: str, task: str, tmp_path: Path) -
     expected, output = model(x), loaded(x)
     for one, other in zip(*([y] if isinstance(y, Tensor) else y for y in (expected, output)), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("model", [EfficientViT, MambaVision])
+def test_classes_of_other_channels_can_be_opened_again(model: Any, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = (
+        {"embed_dim": 16, "depths": (1,), "num_heads": (2,)} if model is EfficientViT else {"dim": 16}
+    )
+    built: Any = model.build(in_channels=4, num_classes=2, **sizes).eval()
+    save_checkpoint(tmp_path / "four.safetensors", built.state_dict(), built.foveal_info)
+    loaded: Any = load_model(tmp_path / "four.safetensors")
+    x = torch.randn(1, 4, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), built(x))
+    assert loaded.foveal_info.preprocess.mean == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

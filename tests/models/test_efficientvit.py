@@ -285,6 +285,14 @@ def test_ablations(options: dict, branches: int) -> None:
         assert (largest(output - other) > 1e-3) is (index >= 2), "the first two stages have no attention"
 
 
+@pytest.mark.parametrize(("name", "scale"), [("efficientvit_b0", 3), ("efficientvit_xl0", 5)])
+def test_scales_of_other_variants_are_identified(name: str, scale: int) -> None:
+    with torch.device("meta"):
+        state = create_model(name, features_only=True, scales=(scale,)).state_dict()
+    info = identify(state)
+    assert (info.model, info.options) == (name, {"scales": [scale]})
+
+
 def test_scales_must_be_odd() -> None:
     with pytest.raises(ConfigError, match=r"scales=\(3, 4\).*odd"):
         create_model("efficientvit_b0", scales=(3, 4))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from foveal.errors import InputError
 from foveal.factory.create import create_model, list_models
 from foveal.factory.identify import identify
 from foveal.info import info_of
@@ -60,6 +61,14 @@ def test_a_file_is_identified_by_its_keys_and_shapes(name: str) -> None:
         assert all(key.startswith(("backbone.", "head.")) for key in state)
         assert state[family.stem].shape[1] == info.in_chans
         assert (family.convert(state) or {}).keys() == state.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in list_models(task="segment") if is_first(name)])
+@pytest.mark.parametrize("task", ["segment", "features"])
+def test_an_image_without_its_batch_is_one_line(name: str, task: str) -> None:
+    model = on_meta(name, **({"features_only": True} if task == "features" else {"task": task}))
+    with pytest.raises(InputError, match=r"images of shape \(3, 64, 64\): give \(B, C, H, W\)"):
+        model(torch.empty(3, 64, 64, device="meta"))
 
 
 @torch.no_grad()

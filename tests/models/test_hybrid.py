@@ -23,7 +23,8 @@ from foveal.streaming.passes import coarsest_stride, plan
 from foveal.streaming.run import run
 from foveal.streaming.trace import derive
 from foveal.weights.checkpoints import save_checkpoint
-from foveal.weights.loading import load_for_finetuning
+from foveal.weights.loading import fill
+from foveal.weights.reading import as_checkpoint
 from helpers.runs import SETTINGS
 from helpers.streams import ArrayInput, randomised
 
@@ -68,7 +69,7 @@ def test_only_the_blocks_of_the_stage_change(name: str, options: dict[str, Any],
     assert all(p.grad is not None for p in model.parameters())
     changed = {key.split(".")[1] for key in model.state_dict().keys() ^ parent.state_dict().keys()}
     assert changed == {str(stage - 1)}
-    report = load_for_finetuning(model, parent.state_dict())
+    report = fill(model, as_checkpoint(parent.state_dict()), finetune=True)
     assert all(key.startswith(f"stages.{stage - 1}.") for key in report.reinitialized)
     assert equal_keys(model, parent) == model.state_dict().keys() - set(report.reinitialized)
 
@@ -120,7 +121,7 @@ def test_weights_of_the_parent(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(CheckpointError, match="does not fit"):
         foveal.load_checkpoint(hybrid, tmp_path / "parent.safetensors")
     classifier = create_model("efficientvit_b0", **NARROW, stage_blocks={4: "scan"}, num_classes=2)
-    report = load_for_finetuning(classifier, tmp_path / "hybrid.safetensors")
+    report = fill(classifier, as_checkpoint(tmp_path / "hybrid.safetensors"), finetune=True)
     assert {key.split(".")[2] for key in report.reinitialized if key.startswith("backbone.")} == {"2", "3"}
 
 

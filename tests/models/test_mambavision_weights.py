@@ -18,7 +18,8 @@ from foveal.info import info_of
 from foveal.models.mambavision import CONFIGS
 from foveal.models.registry import published, variants
 from foveal.weights.checkpoints import save_checkpoint
-from foveal.weights.loading import load_checkpoint, load_for_finetuning
+from foveal.weights.loading import fill, load_checkpoint
+from foveal.weights.reading import as_checkpoint
 from helpers import golden
 from helpers.golden import largest
 from helpers.mambavisions import LICENCE, published_state
@@ -107,7 +108,7 @@ def test_other_tasks_start_from_these_weights(tiny_state: dict[str, torch.Tensor
     classifier: Any = create_model("mambavision_t", num_classes=3, weights=tmp_path / "segmenter.pth")
     assert torch.equal(classifier.backbone.stages[2].blocks[0].mixer.A_log, expected)
     assert info_of(segmenter).licence == info_of(classifier).licence == LICENCE
-    fresh = load_for_finetuning(segmenter, tiny_state).reinitialized
+    fresh = fill(segmenter, as_checkpoint(tiny_state), finetune=True).reinitialized
     assert {key.split(".")[1] for key in fresh if key.startswith("backbone.")} == {"out_norms"}
 
 

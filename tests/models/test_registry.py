@@ -85,6 +85,17 @@ def test_published_weights_of_one_task() -> None:
     assert all(entry.task == "classify" for _, _, entry in published("classify").values())
 
 
+def test_maps_are_selected_again_among_those_selected() -> None:
+    with torch.device("meta"):
+        net: Any = foveal.create_model("efficientvit_b0", features_only=True, out_indices=3)
+        net.select_maps([0, -1])
+        maps = net(torch.empty(1, 3, 64, 64))
+    assert [64 // m.shape[-1] for m in maps] == [info.stride for info in net.feature_info] == [8, 32]
+    for indices in ([2], [-3], 3, 0, -1, []):
+        with pytest.raises(ConfigError, match="give numbers of -2 to 1"):
+            net.select_maps(indices)
+
+
 def test_a_registered_variant_is_created_and_identified(mine: str, tmp_path: Path) -> None:
     assert mine in foveal.list_models("efficientvit_*", task="segment")
     model = foveal.create_model(mine, num_classes=5, in_chans=4).eval()

@@ -251,6 +251,8 @@ def test_batches_that_do_not_fit_are_one_line(small: Any) -> None:
     x, boxes = torch.zeros(2, 3, 256, 256), torch.tensor([[1.0, 1, 9, 9]])
     with pytest.raises(InputError, match="boxes for 3 images, but 2 are given"):
         small(x, boxes=boxes.expand(3, 1, 4))
+    with pytest.raises(InputError, match="no images: give one or more"):
+        small(x[:0], boxes=boxes.expand(0, 1, 4))
     with pytest.raises(InputError, match="different numbers of prompts"):
         small.decode(torch.zeros(1, 256, 64, 64), (torch.zeros(2, 1, 2), torch.ones(2, 1)), boxes)
 

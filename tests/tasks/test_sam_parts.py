@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import foveal
 from foveal.info import info_of
 from foveal.tasks.prompt import PromptModel
-from foveal.weights.loading import load_checkpoint, load_for_finetuning
+from foveal.weights.loading import fill, load_checkpoint
+from foveal.weights.reading import as_checkpoint
 
 
 def prompt_model() -> PromptModel:
@@ -40,7 +41,7 @@ def test_decoders_of_unknown_encoders_load(prefix: str, tmp_path: Path) -> None:
     start = foveal.create_model("efficientvit_b0", "prompt").state_dict()
     for key, value in model.state_dict().items():
         assert value.equal((start if key.startswith("image_encoder.") else origin.state_dict())[key]), key
-    report = load_for_finetuning(foveal.create_model("efficientvit_b0", "prompt"), path)
+    report = fill(foveal.create_model("efficientvit_b0", "prompt"), as_checkpoint(path), finetune=True)
     assert {key.split(".")[0] for key in report.reinitialized} == {"image_encoder"}
     assert len(report.ignored) == 3
     other = prompt_model()
@@ -62,7 +63,7 @@ def test_parts_load_strictly() -> None:
     with pytest.raises(foveal.CheckpointError, match=r"1 missing: iou_token\.weight"):
         load_checkpoint(model.mask_decoder, state)
     with pytest.raises(foveal.CheckpointError, match=r"1 missing: mask_decoder\.iou_token\.weight"):
-        load_for_finetuning(model, state)
+        fill(model, as_checkpoint(state), finetune=True)
     assert all(before[key].equal(value) for key, value in model.state_dict().items())
 
 
@@ -75,13 +76,13 @@ def test_encoders_and_backbones_find_their_part() -> None:
     load_checkpoint(encoder, state)
     assert all(value.equal(state[f"image_encoder.{key}"]) for key, value in encoder.state_dict().items())
     segmenter = foveal.create_model("efficientvit_b0", "segment", num_classes=3)
-    report = load_for_finetuning(segmenter, state)
+    report = fill(segmenter, as_checkpoint(state), finetune=True)
     assert all(key.startswith("head.") for key in report.reinitialized)
     assert segmenter.state_dict()["backbone.stem.0.conv.weight"].equal(
         state["image_encoder.backbone.stem.0.conv.weight"]
     )
     fresh = foveal.create_model("efficientvit_b0", "prompt")
-    report = load_for_finetuning(fresh, segmenter.state_dict())
+    report = fill(fresh, as_checkpoint(segmenter.state_dict()), finetune=True)
     assert fresh.state_dict()["image_encoder.backbone.stem.0.conv.weight"].equal(
         state["image_encoder.backbone.stem.0.conv.weight"]
     )
@@ -89,8 +90,8 @@ def test_encoders_and_backbones_find_their_part() -> None:
     assert not any("backbone" in key for key in report.reinitialized)
     damaged = {key: value for key, value in state.items() if key != "image_encoder.neck.norm.weight"}
     with pytest.raises(foveal.CheckpointError, match=r"1 missing: image_encoder\.neck\.norm\.weight"):
-        load_for_finetuning(fresh, damaged)
+        fill(fresh, as_checkpoint(damaged), finetune=True)
     other = foveal.create_model("efficientvit_b1", "prompt")
-    report = load_for_finetuning(other, state)
+    report = fill(other, as_checkpoint(state), finetune=True)
     assert {key.split(".")[0] for key in report.reinitialized} == {"image_encoder"}
     assert dataclasses.asdict(info_of(other).preprocess)["size"] == (512, 512)

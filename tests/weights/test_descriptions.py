@@ -184,7 +184,7 @@ def test_python_values_are_checked_too() -> None:
     [
         ("preprocess.std", [0, 1, 1], "std=0"),
         ("num_classes", 7, "says 7 classes, its 'logits' is"),
-        ("in_chans", 4, "say|means"),
+        ("in_chans", 4, "(say|means)"),
     ],
 )
 def test_exported_files_are_checked_too(tmp_path: Path, path: str, value: Any, says: str) -> None:
@@ -197,3 +197,8 @@ def test_exported_files_are_checked_too(tmp_path: Path, path: str, value: Any, s
     onnx.save(model, tmp_path / "m.onnx")
     with pytest.raises(FovealError, match=rf"m\.onnx.*{says}"):
         foveal.load(tmp_path / "m.onnx")
+
+
+def test_the_ignored_id_is_no_class() -> None:
+    """Also of models whose classes have no names."""
+    assert [ModelInfo(task="segment", num_classes=count).ignored for count in (19, 255, 256)] == [255, 255, 65535]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 import foveal
+import foveal.timm  # registers the models
 from foveal.errors import CheckpointError, ConfigError
 from foveal.info import Labels, ModelInfo, Preprocess, Target, info_of
 from foveal.weights.checkpoints import read_state, save_checkpoint
@@ -74,7 +77,7 @@ def test_other_classes_keep_everything_but_the_classifier(segmenter: nn.Module, 
 
 def test_of_another_task_only_the_backbone_is_loaded(segmenter: nn.Module, tmp_path: Path) -> None:
     torch.save(segmenter.state_dict(), tmp_path / "model.pt")
-    model = foveal.create_model("efficientvit_b0", num_classes=3, weights=tmp_path / "model.pt")
+    model = foveal.create_model("efficientvit_b0", "classify", num_classes=3, weights=tmp_path / "model.pt")
     ours, theirs = segmenter.state_dict(), model.state_dict()
     assert all(ours[key].equal(theirs[key]) for key in ours if key.startswith("backbone."))
     with pytest.raises(CheckpointError, match="missing"):
@@ -131,12 +134,14 @@ def test_half_precision_weights_load_into_full(segmenter: nn.Module) -> None:
 def test_pooled_features_and_maps_from_a_classifiers_file(tmp_path: Path) -> None:
     classifier = foveal.create_model("efficientvit_b0", num_classes=3)
     path = tmp_path / "classifier.safetensors"
-    save_checkpoint(path, classifier.state_dict(), info_of(classifier).replace(preprocess=Preprocess(size=(96, 96))))
+    info = info_of(classifier).replace(preprocess=Preprocess(size=(96, 96)), labels=Labels(tuple("abc")))
+    save_checkpoint(path, classifier.state_dict(), info)
     pooled = foveal.create_model("efficientvit_b0", num_classes=0, weights=path)
     maps = foveal.create_model("efficientvit_b0", features_only=True, weights=path)
     ours = classifier.state_dict()
     assert all(value.equal(ours[key]) for key, value in pooled.state_dict().items())
     assert all(value.equal(ours[f"backbone.{key}"]) for key, value in maps.state_dict().items())
+    assert (info_of(maps).num_classes, info_of(maps).labels) == (0, Labels())
     same_task = foveal.create_model("efficientvit_b0", weights=path)
     assert (info_of(same_task).num_classes, info_of(same_task).preprocess.size) == (3, (96, 96))
 
@@ -147,7 +152,7 @@ def test_pooled_features_and_maps_from_a_classifiers_file(tmp_path: Path) -> Non
 )
 def test_weights_of_a_twin_bring_their_conventions(saved: str, other: str, tmp_path: Path) -> None:
     """The same tensors need their own epsilon and padding: the outputs are those of the model that was saved."""
-    source = golden.fill(foveal.create_model(saved, num_classes=3))
+    source: Any = golden.fill(foveal.create_model(saved, num_classes=3))
     path = tmp_path / "twin.safetensors"
     save_checkpoint(path, source.state_dict(), info_of(source))
     created = foveal.create_model(other, weights=path).eval()
@@ -161,8 +166,37 @@ def test_weights_of_a_twin_bring_their_conventions(saved: str, other: str, tmp_p
     assert info_of(created).options == info_of(loaded).options
     again = foveal.create_model(other, num_classes=3, **info_of(created).options).eval()
     again.load_state_dict(source.state_dict())
+    in_timm: Any = timm.create_model(f"foveal_{other}", num_classes=3).eval()
+    backbone: Any = foveal.create_model(other, "segment").eval().backbone
+    foveal.load_checkpoint(in_timm, path)
+    foveal.load_checkpoint(backbone, path)
+    save_checkpoint(path, source.backbone.state_dict(), ModelInfo(saved, "features"))
+    another: Any = foveal.create_model(other, "segment").eval().backbone
+    foveal.load_checkpoint(another, path)
     with torch.no_grad():
         assert torch.equal(again(x), expected)
+        assert torch.equal(in_timm(x), expected)
+        assert torch.equal(backbone(x)[-1], source.backbone(x)[-1])
+        assert torch.equal(another(x)[-1], source.backbone(x)[-1])
+
+
+def test_a_bare_file_says_its_task(segmenter: nn.Module, tmp_path: Path) -> None:
+    torch.save(segmenter.state_dict(), tmp_path / "bare.pt")
+    model = foveal.create_model("efficientvit_b0", weights=tmp_path / "bare.pt")
+    assert (info_of(model).task, info_of(model).num_classes) == ("segment", 5)
+    assert same(model.state_dict(), segmenter.state_dict())
+
+
+def test_a_bare_published_classifier_is_used_as_published(tmp_path: Path) -> None:
+    """As load_model does; names and preprocessing of another task are not taken over."""
+    state = timm.create_model("efficientvit_b0", pretrained=False).state_dict()
+    torch.save(state, tmp_path / "bare.pt")
+    info = info_of(foveal.create_model("efficientvit_b0", weights=tmp_path / "bare.pt"))
+    expected = info_of(foveal.load_model(tmp_path / "bare.pt"))
+    assert info.labels.names
+    assert (info.task, info.preprocess, info.labels) == (expected.task, expected.preprocess, expected.labels)
+    segmenting = info_of(foveal.create_model("efficientvit_b0", "segment", weights=tmp_path / "bare.pt"))
+    assert (segmenting.preprocess, segmenting.labels) == (Preprocess(), Labels())
 
 
 def test_a_bare_file_says_how_many_classes(tmp_path: Path) -> None:
@@ -306,6 +340,7 @@ def test_list_models() -> None:
     assert foveal.list_models("efficientvit_b1.*", pretrained=True, task="classify") == [
         f"efficientvit_b1.r{size}_in1k" for size in (224, 256, 288)
     ]
+    assert "efficientvit_b0.camvid" in foveal.list_models("efficientvit_b0", pretrained=True)
     assert foveal.list_models("nothing*") == []
     with pytest.raises(ConfigError, match="did you mean 'segment'"):
         foveal.list_models(task="segmentation")

@@ -128,7 +128,7 @@ def _published(pattern: str, task: str | None) -> list[dict[str, Any]]:
     """One row per published set of weights, with the figure of its authors and the place it is downloaded from."""
     from .. import list_models  # raises DependencyError without torch
 
-    names = list_models(pattern, task=task, pretrained=True)
+    names = fnmatch.filter(list_models(task=task, pretrained=True), pattern)
     from ..models.registry import published
 
     return [

@@ -24,6 +24,7 @@ from ..tasks.builder import Request
 from ..tasks.builders import BUILDERS
 from ..weights.loading import LoadReport, fill
 from ..weights.reading import Checkpoint, read_checkpoint
+from .bare import describe_bare
 from .described import check_size
 
 #: Arguments of ``create_model`` by name, besides the options of the families.
@@ -35,7 +36,7 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
     """List the names that :func:`create_model` takes, in the families' own order.
 
     Args:
-        pattern: shell-style pattern, with ``*`` and ``?``.
+        pattern: shell-style pattern, with ``*`` and ``?``. With ``pretrained``, one without a dot is for all tags.
         task: only models for this task ("classify", "segment", "upscale", "regress", "prompt", "language").
         pretrained: ``True``: ``name.tag`` of all weights that come with Foveal or are downloaded on first use;
             ``False`` or ``None``: the architectures.
@@ -47,6 +48,7 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
         _check_task(task)
     if pretrained:
         bundled = [ref for ref, weights in assets.WEIGHTS.items() if task in (None, weights.task)]
+        pattern = pattern if "." in pattern else f"{pattern}.*"
         return [ref for ref in dict.fromkeys([*bundled, *published(task)]) if fnmatch.fnmatch(ref, pattern)]
     return [
         name
@@ -65,15 +67,15 @@ def create_model(
     features_only: bool = False,
     weights: str | Path | None = None,
     pretrained: bool = False,
-    out_indices: Sequence[int] | None = None,
+    out_indices: int | Sequence[int] | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a model.
 
     Args:
         name: architecture, or ``architecture.tag`` for one with the weights of that tag.
-        task: "classify", "segment", "upscale", "regress", "prompt" or "language"; default: the task of the weights,
-            else the architecture's first ("classify" for backbones).
+        task: "classify", "segment", "upscale", "regress", "prompt" or "language"; default: the task of the weights
+            that are named, else the architecture's first ("classify" for backbones).
         num_classes: number of classes; default: the published number. 0 when classifying: pooled features.
         in_chans: channels of the image, at least 1. The first convolution of weights for another number is adapted: its
             filters are summed, or repeated and scaled. The preprocessing of a new model for other than 3 channels
@@ -86,10 +88,10 @@ def create_model(
             promptable model with another image encoder, for example SAM's own, the prompt encoder and the mask decoder
             are loaded.
         pretrained: start from the architecture's own weights: those of the package for this task, else the first that
-            were published for it, else the first for another task, of which the backbone is loaded.
-            ``foveal models NAME`` lists them.
-        out_indices: with ``features_only``: which feature maps to return, 0 for the finest and -1 for the coarsest.
-            This is not stored with the model.
+            were published for it, else the first for another task, of which the backbone is loaded. Of several for
+            the task, those for ``scale=`` or ``head=``. ``foveal models "NAME.*"`` lists them.
+        out_indices: with ``features_only``: which feature maps to return, 0 for the finest and -1 for the coarsest; a
+            number: so many of the coarsest. This is not stored with the model.
         **options: options of the family (``foveal models NAME`` lists them). For backbones of images also
             ``stage_blocks={3: "window_attention"}``, which replaces the blocks of stages by those of another family,
             see :data:`foveal.layers.stage_blocks.STAGE_BLOCKS`. For segmentation also
@@ -108,7 +110,7 @@ def create_model(
         CheckpointError: the weights do not exist, or do not fit.
     """
     if pretrained:
-        weights = _own_weights(name, task, weights)
+        task, weights = _own_weights(name, task, weights, options)
     if out_indices is not None and not features_only:
         raise ConfigError(f"out_indices={out_indices!r} is for features_only=True")
     model, _ = create_and_report(
@@ -123,7 +125,7 @@ def create_model(
     if out_indices is not None:
         if not isinstance(model, Backbone) or type(model).forward is not Backbone.forward:
             raise ConfigError(f"out_indices={out_indices!r}: {name} has no list of feature maps")
-        model.select_maps(list(out_indices))
+        model.select_maps(out_indices if isinstance(out_indices, int) else list(out_indices))
     return model
 
 
@@ -171,7 +173,7 @@ def create_and_report(
     described = ModelInfo(
         model=name,
         task="features" if features_only else task,
-        num_classes=num_classes or 0,
+        num_classes=0 if features_only else num_classes or 0,
         in_chans=in_chans,
         options=dict(options),
         output_stride=getattr(model, "stride", 1),
@@ -188,11 +190,13 @@ def _has_tokens(checkpoint: Checkpoint | None) -> bool:
     return checkpoint is None or (checkpoint.info is not None and _PROMPT_TOKENS in checkpoint.info.options)
 
 
-def _own_weights(name: str, task: str | None, weights: str | Path | None) -> str:
-    """The reference of an architecture's own weights, for ``pretrained=True``.
+def _own_weights(
+    name: str, task: str | None, weights: str | Path | None, options: Mapping[str, Any]
+) -> tuple[str, str]:
+    """The task, and the reference of an architecture's own weights, for ``pretrained=True``.
 
     Raises:
-        ConfigError: other weights are named, too, or there are none.
+        ConfigError: other weights are named, too, or there are none, or none for the requested scale.
     """
     if weights is not None or "." in name:
         other = weights if weights is not None else f"the tag of {name!r}"
@@ -203,7 +207,23 @@ def _own_weights(name: str, task: str | None, weights: str | Path | None) -> str
     known = bundled + [(ref, entry.task) for ref, (_, own, entry) in published().items() if own is variant]
     if not known:
         raise ConfigError(f"{name} has no weights of its own: leave pretrained out, or give weights=")
-    return next((ref for ref, of_task in known if of_task == wanted), known[0][0])
+    fitting = [ref for ref, of_task in known if of_task == wanted]
+    return wanted, _best_tag(name, fitting, wanted, options) if fitting else known[0][0]
+
+
+def _best_tag(name: str, refs: Sequence[str], task: str, options: Mapping[str, Any]) -> str:
+    """Of weights for the same task, those for the scale or the head of ``options``, else the first.
+
+    Raises:
+        ConfigError: a scale is requested that none of them has.
+    """
+    scale = TASKS[task].option  # only upscaling has one
+    asked = options.get(scale or "head", BUILDERS[task].defaults.get(scale))
+    best = f"{name}.x{asked}" if scale else f"{name}.{asked}"
+    if best not in refs and scale in options:
+        known = ", ".join(refs)
+        raise ConfigError(f"{name} has no weights for {scale}={asked!r}, only {known}: leave pretrained out")
+    return best if best in refs else refs[0]
 
 
 def create_described(info: ModelInfo, name: str = "") -> nn.Module:
@@ -247,13 +267,18 @@ def _check_task(task: str) -> None:
 def _choose_task(name: str, variant: Variant, task: str | None, checkpoint: Checkpoint | None) -> str:
     """Check the requested task; default: that of the weights if the variant has it, else the variant's first."""
     if not task:
-        known = checkpoint.info.task if checkpoint and checkpoint.info else ""
+        known = _task_of(checkpoint) if checkpoint else ""
         return known if known in variant.tasks else variant.tasks[0]
     _check_task(task)
     if task not in variant.tasks:
         kind = "" if TASKS[variant.tasks[0]].takes_images else "a language model, "
         raise ConfigError(f"{name} is {kind}not for {task!r}; valid: {', '.join(variant.tasks)}")
     return task
+
+
+def _task_of(checkpoint: Checkpoint) -> str:
+    """The task that the description says, or without one the keys."""
+    return checkpoint.info.task if checkpoint.info else identify_task(checkpoint.in_our_layout()).name
 
 
 def _valid_options(family: Family, task: str, features_only: bool) -> set[str]:
@@ -388,7 +413,9 @@ def _build_task_model(
 
 def _describe_use(info: ModelInfo, model: nn.Module, task: str, checkpoint: Checkpoint | None) -> ModelInfo:
     """Complete a description by the licence, preprocessing, thresholds and classes of the weights."""
-    known = checkpoint.info if checkpoint and checkpoint.info else ModelInfo()
+    known = ModelInfo()
+    if checkpoint is not None:
+        known = checkpoint.info or describe_bare(checkpoint, info.model, info.options.get("head", ""))
     same_task = known.task == task
     preprocess = BUILDERS[task].preprocess(model, known.preprocess if same_task else None)
     preprocess = preprocess.for_channels(info.in_chans)

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..data.labels import of_tag
 from ..errors import CheckpointError, ConfigError
-from ..info import Labels, ModelInfo, Preprocess, info_of
+from ..info import ModelInfo, Preprocess, info_of
 from ..task import TASKS, identify_task
 from ..text import notice
+from .bare import known_labels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,17 +53,6 @@ def identify_checkpoint(checkpoint: Checkpoint) -> ModelInfo:
         f"{checkpoint.source or 'state dict'}: no known architecture has these shapes; build it with create_model and "
         "its options, then load_checkpoint"
     )
-
-
-def labels_of(data_set: str, num_classes: int) -> Labels:
-    """Names and colours of a data set's classes; none if ``data_set`` is unknown or has another number of classes.
-
-    Args:
-        data_set: name of a published segmentation head, or a tag of weights, for example "cityscapes" or "r224_in1k".
-        num_classes: of the model.
-    """
-    labels = of_tag(data_set)
-    return labels if len(labels.names) == num_classes else Labels()
 
 
 # ---- what the file shows
@@ -219,9 +208,7 @@ def _has_shapes(blueprint: _Blueprint, candidate: _Candidate, evidence: _Evidenc
 def _describe(candidate: _Candidate, evidence: _Evidence, preprocess: Preprocess) -> ModelInfo:
     from ..weights.published import published_preprocess
 
-    # Converted classifiers with the usual number of classes are ImageNet's; ours may be of any data set.
-    usual = evidence.was_converted and evidence.num_classes == TASKS[evidence.task].published_classes
-    data_set = candidate.options.get("head") or ("in1k" if usual else "")
+    head = candidate.options.get("head", "")
     return ModelInfo(
         model=candidate.name,
         task="features" if candidate.features_only else evidence.task,
@@ -231,7 +218,7 @@ def _describe(candidate: _Candidate, evidence: _Evidence, preprocess: Preprocess
         preprocess=(published_preprocess(evidence.task, candidate.variant) or preprocess).for_channels(
             evidence.in_chans
         ),
-        labels=labels_of(data_set, evidence.num_classes),
+        labels=known_labels(head, evidence.task, evidence.num_classes, evidence.was_converted),
         licence=evidence.family.licence,
     )
 

@@ -11,7 +11,8 @@ from ..errors import CheckpointError, ConfigError, DependencyError, nearest
 from ..info import attach
 from ..weights import hub
 from ..weights.references import SAVED, find_local, is_path, missing_file
-from .identify import identify_checkpoint, labels_of
+from .bare import labels_of
+from .identify import identify_checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,5 +84,6 @@ def _no_weights_error(name: str) -> ConfigError:
     from .create import list_models
 
     refs = list_models(f"{name}.*", pretrained=True)
-    hint = f"use {refs[0]!r}, a checkpoint" if refs else "give a checkpoint"
+    named = [ref for ref in refs if ref in assets.WEIGHTS] or refs[:1]
+    hint = f"use {', '.join(map(repr, named))}, a checkpoint" if named else "give a checkpoint"
     return ConfigError(f"{name} is an architecture without weights: {hint}, or create_model to train one")

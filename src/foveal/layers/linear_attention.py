@@ -119,13 +119,15 @@ def linear_attention(
 
     Raises:
         InputError: shapes that do not fit together.
-        ConfigError: an unknown feature map.
+        ConfigError: an unknown feature map, or a ``chunk_size`` below 1.
 
     Autocast is off inside, and 16-bit inputs are converted to float32 first. In 16 bits the sums over M would overflow,
     ``eps`` would underflow, and the gradient of a query whose features are all zero, about ``1 / eps``, would be
     infinite.
     """
     _check_shapes(q, k, v, causal, state)
+    if chunk_size < 1:
+        raise ConfigError(f"chunk_size={chunk_size}: give 1 or more")
     device = q.device.type  # the meta device, on which costs are counted, has no autocast to switch off
     with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
         wide = torch.promote_types(v.dtype, torch.float32)
@@ -188,8 +190,8 @@ def _attend_causal(
         if state is not None:
             context, norm = context + state.context, norm + state.norm
         state, k, v = LinearAttentionState(context, norm), k[..., m - n :, :], v[..., m - n :, :]
-    side = min(chunk_size, n)
-    chunks = -(-n // side)
+    side = max(1, min(chunk_size, n))
+    chunks = max(1, -(-n // side))  # one of padding for an empty piece
     pad = (0, 0, 0, chunks * side - n)  # zero keys add nothing, and the outputs of these queries are cut off below
     q, k, v = (F.pad(x, pad).unflatten(-2, (chunks, side)) for x in (q, k, v))  # (..., chunks, side, D)
     contexts, norms = k.transpose(-2, -1) @ v, k.sum(-2)  # per chunk: (..., chunks, D, E) and (..., chunks, D)
@@ -246,7 +248,8 @@ def _attend_softmax(
         scaled = q_ / (cube.sum(-2) + earlier * norm.unsqueeze(-2))  # (..., t, D)
         outs.append((scaled.unsqueeze(-2) * cube).sum(-1) @ v_ + (scaled * earlier) @ context)
         context, norm, peak = _add_keys(context, norm, peak, k_, v_)
-    return torch.cat(outs, dim=-2), LinearAttentionState(context, norm, peak)
+    out = torch.cat(outs, dim=-2) if outs else q @ context  # of an empty piece
+    return out, LinearAttentionState(context, norm, peak)
 
 
 def _add_keys(context: Tensor, norm: Tensor, peak: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -106,7 +106,9 @@ def ceil_div(length: int, step: int) -> int:
 
 @leaf
 def check_min_size(x: Tensor, minimum: int) -> None:
-    """Raise InputError where a side of ``(B, C, H, W)`` is below ``minimum`` pixels."""
+    """Raise InputError where ``x`` is not ``(B, C, H, W)``, or a side is below ``minimum`` pixels."""
+    if x.ndim != 4:
+        raise InputError(f"images of shape {tuple(x.shape)}: give (B, C, H, W)")
     h, w = x.shape[-2:]
     if h < minimum or w < minimum:
         raise InputError(

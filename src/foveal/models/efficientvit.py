@@ -262,7 +262,8 @@ def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
         options |= {} if outputs > inputs else {"global_attention": False}
         kernels = re.compile(re.escape(attention) + r"aggregate\.\d+\.0\.weight$")
         scales = [state[key].shape[-1] for key in state if kernels.match(key)]
-        options |= {} if scales in ([5], [3]) else {"scales": scales}  # those that variants have by default
+        default = [3] if any(key.startswith("backbone.stages.4.") for key in state) else [5]  # of XL, and of the others
+        options |= {} if scales == default else {"scales": scales}
     return options
 
 

@@ -64,19 +64,22 @@ class Backbone(nn.Module):
         maps = self.forward_stages(self.stem(x))
         return maps if self.out_indices is None else [maps[index] for index in self.out_indices]
 
-    def select_maps(self, indices: Sequence[int]) -> None:
+    def select_maps(self, indices: int | Sequence[int]) -> None:
         """Return only the maps of these indices, in this order; negative ones count from the coarsest.
 
-        ``feature_info`` then describes these maps. All stages stay, so that the state dict is the same.
+        A number in place of indices: so many of the coarsest. ``feature_info`` then describes these maps, and indices
+        of a second call are those of these maps. All stages stay, so that the state dict is the same.
 
         Raises:
             ConfigError: no indices, or one out of range.
         """
         count = len(self.feature_info)
-        if not indices or not all(isinstance(index, int) and -count <= index < count for index in indices):
+        chosen = range(-indices, 0) if isinstance(indices, int) else indices
+        if not chosen or not all(isinstance(index, int) and -count <= index < count for index in chosen):
             raise ConfigError(f"out_indices={indices!r}: give numbers of {-count} to {count - 1}, one for each map")
-        self.out_indices = tuple(index % count for index in indices)
-        self.feature_info = [self.feature_info[index] for index in self.out_indices]
+        before = self.out_indices or range(count)
+        self.out_indices = tuple(before[index] for index in chosen)
+        self.feature_info = [self.feature_info[index] for index in chosen]
 
     def forward_stages(self, x: Tensor) -> list[Tensor]:
         """Feature maps, finest first, of the stem's output."""

@@ -155,6 +155,9 @@ class PromptEncoder(nn.Module):
         mask_in_chans: hidden channels of the convolutions on masks.
     """
 
+    embed_dim = EMBED_DIM  # SAM's names, which programs for it read
+    image_embedding_size = (GRID, GRID)
+
     def __init__(self, mask_in_chans: int = 16) -> None:
         super().__init__()
         self.pe_layer = _FourierPosition(EMBED_DIM)
@@ -245,7 +248,7 @@ class PromptModel(nn.Module):
     predicted IoU ``(B, P, M)``; M is 3, or 1 with ``multimask=False``.
 
     Raises:
-        InputError: an image of another size, no prompt, or prompts for another number of images.
+        InputError: no image, one of another size, no prompt, or prompts for another number of images.
     """
 
     mask_threshold = 0.0  # SAM's names, which programs for it read
@@ -289,6 +292,8 @@ class PromptModel(nn.Module):
         masks: Tensor | None = None,
         multimask: bool = True,
     ) -> tuple[Tensor, Tensor]:
+        if not len(x):
+            raise InputError("no images: give one or more")
         if (points is None) != (labels is None):
             raise InputError("points and labels go together: one label (1 foreground, 0 background) for each point")
         for name, prompts in (("points", points), ("labels", labels), ("boxes", boxes), ("masks", masks)):

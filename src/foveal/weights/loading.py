@@ -75,10 +75,8 @@ def load_checkpoint(
     return fill(model, as_checkpoint(source, info))
 
 
-def load_for_finetuning(
-    model: nn.Module, source: str | Path | Mapping[str, Tensor], info: ModelInfo | None = None
-) -> LoadReport:
-    """Load weights as :func:`load_checkpoint` does, but let parts of a model that will be trained start fresh.
+def fill(model: nn.Module, checkpoint: Checkpoint, *, finetune: bool = False) -> LoadReport:
+    """Load ``checkpoint`` into ``model`` as :func:`load_checkpoint` does; ``finetune``: parts may start fresh.
 
     These parts keep their initial values, and the report names their parameters:
 
@@ -91,12 +89,6 @@ def load_for_finetuning(
 
     The first convolution is adapted to another number of image channels, which is said on standard error: for one
     channel its filters are summed over theirs, for more they are repeated and scaled to the same sum.
-    """
-    return fill(model, as_checkpoint(source, info), finetune=True)
-
-
-def fill(model: nn.Module, checkpoint: Checkpoint, *, finetune: bool = False) -> LoadReport:
-    """Load ``checkpoint`` into ``model``; see :func:`load_checkpoint` and, with ``finetune``, the other function.
 
     Raises:
         CheckpointError: keys or shapes that do not fit; the model is unchanged then.
@@ -358,11 +350,12 @@ def _update_description(model: nn.Module, checkpoint: Checkpoint, recognised: Re
     """Apply the settings that the checkpoint implies to the model, and note them and the licence in its description."""
     described: ModelInfo | None = getattr(model, "foveal_info", None)
     if described is None:  # a part of a model, or a model of timm
-        if recognised:
-            family = recognised.family
-            options = dict(recognised.options)
-            if checkpoint.info and checkpoint.info.model in family.variants:
-                options |= {**family.variants[checkpoint.info.model].settings, **checkpoint.info.options}
+        name = checkpoint.info.model if checkpoint.info else ""
+        family = recognised.family if recognised else variants().get(name, (None,))[0]
+        if family:
+            options = dict(recognised.options) if recognised else {}
+            if checkpoint.info and name in family.variants:
+                options |= {**family.variants[name].settings, **checkpoint.info.options}
             family.set(model, **{k: v for k, v in options.items() if k in family.settings})
         return
     options = dict(recognised.options) if recognised else {}

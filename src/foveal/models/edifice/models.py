@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ...config import build_config
 from ...errors import InputError
-from ...info import ModelInfo, attach
+from ...info import ModelInfo, Preprocess, attach
 from ...layers.conv import LayerNorm2d
 from ...layers.leaf import leaf
 from ...layers.resample import ceil_div
@@ -143,7 +143,8 @@ class _Model(nn.Module):
         self.backbone = self.network(config)
         self.head = self._head(config, num_classes)
         info_options = {key: value for key, value in options.items() if key not in ("in_channels", "num_classes")}
-        attach(self, ModelInfo(self.name, "classify", num_classes, config.in_channels, info_options))
+        preprocess = Preprocess().for_channels(config.in_channels)
+        attach(self, ModelInfo(self.name, "classify", num_classes, config.in_channels, info_options, preprocess))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.backbone(x)[-1])
