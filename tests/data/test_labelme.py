@@ -146,3 +146,8 @@ def test_labelme_files_do_not_lead_out_of_the_data_set(tmp_path: Path) -> None:
 def test_ignored_regions_are_no_objects(tmp_path: Path) -> None:
     labelme(tmp_path, shape(), shape("__ignore__", points=[[20, 2], [28, 2], [28, 9], [20, 9]]))
     assert len(InstanceData.open(tmp_path, ["all"])[0][1]) == 1
+
+
+def test_sizes_may_be_texts(tmp_path: Path) -> None:
+    labelme(tmp_path, shape(), imageHeight=str(SIZE[0]), imageWidth=str(SIZE[1]))
+    assert check_data(tmp_path).problems == []

@@ -141,3 +141,18 @@ def test_damaged_labelmap(root: Path, text: str, message: str) -> None:
     (root / "labelmap.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         row(root)
+
+
+def test_lists_in_utf_16_are_read(root: Path) -> None:
+    """As PowerShell writes them."""
+    path = root / "ImageSets" / "Segmentation" / "train.txt"
+    path.write_bytes("a\n".encode("utf-16"))
+    assert row(root) == [0, 1, 2, 255, 255, 255, 255, 255]
+
+
+def test_grey_masks_of_0_and_255_are_noted(root: Path) -> None:
+    """Their class has the colour white in labelmap.txt, but ids decide in grey masks, and 255 is ignored."""
+    (root / "labelmap.txt").write_text("background:0,0,0::\ncrack:255,255,255::\n")
+    for stem in ("a", "bb"):
+        sample(root, stem, 0, 255, mode="L")
+    assert any("only 255 besides 0, and it is ignored; is it the class?" in note for note in check_data(root).notes)

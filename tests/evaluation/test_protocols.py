@@ -181,6 +181,8 @@ def test_what_does_not_fit_is_explained(tmp_path: Path) -> None:
         foveal.evaluate(model, root, protocol="cityscape")
     with pytest.raises(foveal.ConfigError, match="leave size out"):
         foveal.evaluate(model, root, protocol="ade20k", size=(64, 64))
+    with pytest.raises(foveal.ConfigError, match="tiles see images at their full size: leave size or tile out"):
+        foveal.evaluate(model, root, size=(64, 64), tile=64)
 
 
 def test_a_file_that_upsamples_by_itself_is_refused(upsampling: Path) -> None:

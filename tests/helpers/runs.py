@@ -20,7 +20,6 @@ SETTINGS: dict[str, Any] = {
     "crop": [32, 32],
     "workers": 0,
     "eval_every": 2,
-    "class_weights": "none",
     "ema_decay": 0.9,
     "log_every": 1,
     "tint": 0.1,

@@ -18,9 +18,11 @@ from foveal.info import Preprocess, info_of
 from foveal.progress import Progress
 from foveal.training.classify import ClassifyJob
 from foveal.training.config import TrainConfig
+from foveal.training.initial import start_notes
 from foveal.training.schedule import parameter_groups
 from foveal.training.segment import SegmentJob
 from foveal.weights.checkpoints import read_state, save_checkpoint
+from foveal.weights.loading import LoadReport
 from helpers.runs import SETTINGS
 
 QUIET = Progress(enabled=False)
@@ -89,6 +91,17 @@ def test_a_classifier_of_other_names_is_not_kept_silently(
     assert NAMES == ("ground", "disc", "square", "triangle")
     expected = "the classifier of the weights is kept row by row: road -> ground, car -> triangle"
     assert expected in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_other_statistics_than_those_of_the_weights_are_said(own: bool, shapes: Path) -> None:
+    mean, std = ((0.5, 0.4, 0.3), (0.2, 0.2, 0.25)) if own else (Preprocess().mean, Preprocess().std)
+    config = TrainConfig()
+    job = SegmentJob(shapes, config, Progress(enabled=False))
+    loaded = LoadReport(1, "foveal", info=foveal.ModelInfo(preprocess=Preprocess(mean, std)))
+    expected = "mean 0.485 0.456 0.406, std 0.229 0.224 0.225; those of the weights were by mean 0.5 0.4 0.3, std"
+    notes = [note for note in start_notes(config, job, loaded, job.labels) if "normalised" in note]
+    assert [expected in note for note in notes] == [True] * own
 
 
 @pytest.mark.parametrize("classes", [["shape", "water", "ground", "sky"], ["shape", "water", "ground", "sky", "tree"]])

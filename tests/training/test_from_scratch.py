@@ -34,7 +34,7 @@ from helpers.runs import SETTINGS, losses, same_weights
 
 QUIET = Progress(enabled=False)
 TEN = ClassificationData(tuple((Path(f"{i}.jpg"), 0) for i in range(10)), Labels(("one",)))
-COMMON: dict[str, Any] = {**SETTINGS, "task": "classify", "class_weights": "sqrt_median", "val_split": ""}
+COMMON: dict[str, Any] = {**SETTINGS, "task": "classify", "val_split": ""}
 SCRATCH: dict[str, Any] = {
     **COMMON,
     "sizes": [32, 48, 64],

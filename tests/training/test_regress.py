@@ -12,6 +12,7 @@ import torch
 
 import foveal
 from foveal.errors import ConfigError, DataError
+from foveal.info import Target, attach, info_of
 from foveal.progress import Progress
 from foveal.training.config import TrainConfig
 from foveal.training.job import compare_with_best
@@ -138,6 +139,17 @@ def test_statistics_of_the_targets(tmp_path: Path) -> None:
     values = np.stack([np.load(path) for path in sorted((data / "train" / "targets").glob("*.npy"))])
     np.testing.assert_allclose(job.mean, values.mean((0, 1, 2), dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(job.std, values.std((0, 1, 2), dtype=np.float64), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("unit", "kept"), [("m", True), ("", True), ("mm", False)])
+def test_statistics_of_weights_are_kept_for_the_same_unit(unit: str, kept: bool, tmp_path: Path) -> None:
+    """Otherwise predictions would begin a factor of 1000 off."""
+    job = RegressJob(maps_folder(tmp_path / "data", "depth"), settings(), Progress(enabled=False))
+    model = foveal.create_model("efficientvit_b0", "regress", num_classes=1)
+    model.head.set_statistics([3000.0], [1000.0])
+    attach(model, info_of(model).replace(target=Target("depth", unit)))
+    job.trainee(model)
+    assert model.head.target_mean.tolist() == pytest.approx([3000.0] if kept else job.mean)
 
 
 def test_impossible_losses(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_classifiers_learn_with_mixed_images(classes: Path, tmp_path: Path) -> None:
     ref = saved(tmp_path / "t.safetensors", "mambavision_t", "classify", ("bright", "dark"), **CLASSIFIER)
-    more = {"task": "classify", "options": CLASSIFIER, "class_weights": "sqrt_median"}
+    more = {"task": "classify", "options": CLASSIFIER}
     for distil in ({}, {"logits": [1, 3], "hard": 1, "features": 1, "ema": 1}):
         out = tmp_path / f"run{len(distil)}"
         run = train(classes, out, teacher=ref, distil=distil, augment={"mixup": 0.5, "cutmix": 1.0}, **more)
@@ -118,7 +118,7 @@ def test_the_second_of_two_classifiers_learns_from_the_teacher_alone(
 ) -> None:
     """And the first one from the labels alone, as in DeiT; without a teacher both learn the labels."""
     ref = saved(tmp_path / "t.safetensors", "mambavision_t", "classify", ("bright", "dark"), **CLASSIFIER)
-    settings = {**SETTINGS, "task": "classify", "class_weights": "sqrt_median", "crop": [64, 64], "teacher": ref}
+    settings = {**SETTINGS, "task": "classify", "crop": [64, 64], "teacher": ref}
     job = make_job(classes, build_settings({**settings, "distil": distil}), QUIET)
     model: Any = foveal.create_model("efficientvit_m0", "classify", num_classes=2, distilled=True)
     trainee = job.trainee(model).train()
@@ -144,7 +144,7 @@ def test_images_are_learnt_too(tmp_path: Path) -> None:
         pixels = np.random.default_rng(number).integers(0, 256, (48, 48, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "data" / "train" / f"{number}.png")
     settings = {
-        **{name: value for name, value in SETTINGS.items() if name not in ("class_weights", "tint")},
+        **{name: value for name, value in SETTINGS.items() if name != "tint"},
         **{"task": "upscale", "model": "efficientvit_sr_w075", "epochs": 1, "val_split": "", "crop": [32, 32]},
     }
     ref = "efficientvit_sr.x2"

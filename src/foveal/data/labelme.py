@@ -148,7 +148,9 @@ def _read_objects(ids: Mapping[str, int], image: Path, file: Path, size: Size) -
     """
     data = read_json(file)
     shapes = _shapes(file, data)
-    declared = data.get("imageHeight"), data.get("imageWidth")
+    sides = (data.get("imageHeight"), data.get("imageWidth"))
+    # Some programs write texts.
+    declared = tuple(int(side) if isinstance(side, str) and side.isdecimal() else side for side in sides)
     if None not in declared and declared != size:
         height, width = (shown(side, 20) for side in declared)
         raise DataError(f"{file}: mask of {width}x{height} (W x H) for the image {image.name} of {size[1]}x{size[0]}")

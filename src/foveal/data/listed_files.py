@@ -19,13 +19,13 @@ Id = int | str  #: of an image or a category
 _MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
-def read_text(file: Path) -> str:
+def read_text(file: Path, limit: int = MAX_FILE_BYTES) -> str:
     """Read a text in UTF-8, with or without a byte order mark, or in UTF-16 with one.
 
     Raises:
-        DataError: the file cannot be read as text.
+        DataError: the file cannot be read as text, or has more than ``limit`` bytes.
     """
-    data = _read(file)
+    data = _read(file, limit)
     try:
         return data.decode("utf-16" if data.startswith(_MARKS) else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -160,10 +160,10 @@ def shown(value: object, length: int = 80) -> str:
     return text if len(text) <= length else f"{text[:length]}..."
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     try:
-        if (size := file.stat().st_size) > MAX_FILE_BYTES:
-            raise DataError(f"{file}: {size >> 20} MiB file is above the limit of {MAX_FILE_BYTES >> 20} MiB")
+        if (size := file.stat().st_size) > limit:
+            raise DataError(f"{file}: {size >> 20} MiB file is above the limit of {limit >> 20} MiB")
         return file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror})") from error

@@ -25,6 +25,7 @@ from ..images.formats import SUFFIXES
 from ..images.reading import read_image, read_mask
 from ..info import IGNORE, Labels, ignore_id
 from .layout import ALL, SPLIT_NAMES, DatasetFile, Problem, by_stem, draw_splits, images_in
+from .listed_files import read_text
 from .masks import Colour, ColourMasks, IdMasks, mask_type, plain_ids
 
 IMAGES = "JPEGImages"
@@ -34,7 +35,7 @@ _NAME_FILES = ("labelmap.txt", "class_names.txt", "labels.txt")
 _COLOURS = "label_colors.txt"
 _BORDER = (224, 224, 192)  # colour of id 255 in the masks of VOC: borders of objects, ignored
 _OF_VOC = re.compile(r"20(0\d|1[0-2])_\d{6}")  # stems of the published images
-_MAX_BYTES = 64 << 20  # of a list
+_MAX_BYTES = 64 << 20  # of a list or a table of classes
 _SHOWN = 5  # names in a note
 
 #: The classes of VOC 2007 to 2012.
@@ -119,22 +120,13 @@ def _lists(root: Path) -> list[Path]:
 
 def _read_lines(file: Path) -> dict[str, None]:
     """The lines of a list, without suffixes of images and without repetitions."""
-    lines = (line.strip() for line in _read_text(file).splitlines())
+    lines = (line.strip() for line in read_text(file, _MAX_BYTES).splitlines())
     return {line.removesuffix(_image_suffix(line)): None for line in lines if line}
 
 
 def _image_suffix(name: str) -> str:
     suffix = Path(name).suffix
     return suffix if suffix.lower() in SUFFIXES else ""
-
-
-def _read_text(file: Path) -> str:
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{file}: a text file of more than {_MAX_BYTES >> 20} MiB")
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text ({error})") from error
 
 
 # ---- classes
@@ -156,7 +148,7 @@ def read_labels(root: Path, stems: Iterable[str]) -> tuple[Labels, Path | None]:
     names: list[str] = []
     colours: list[Colour] = []
     coloured = file.name == _NAME_FILES[0]
-    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file, _MAX_BYTES).splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         name, _, rest = line.strip().partition(":") if coloured else (line.strip(), "", "")
@@ -199,7 +191,7 @@ def read_coloured(root: Path, described: DatasetFile) -> tuple[Labels, VocMasks]
         return None
     names: list[str] = []
     colours: list[Colour] = []
-    for number, line in enumerate(_read_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file, _MAX_BYTES).splitlines(), start=1):
         *values, name = line.split(maxsplit=3) or [""]
         if name and not line.startswith("#"):
             names.append(name.strip())
@@ -258,7 +250,12 @@ class VocMasks:
             ignored = tuple({_BORDER, *self.ignore_colours} - {*self.labels.palette})
             return ColourMasks(self.labels.palette, ignored, self.ignore_unknown)(image, mask)
         count = len(self.labels.names)
-        return IdMasks(plain_ids(count, self.ignore), count, self.ignore_unknown, self.labels.palette)(image, mask)
+        return IdMasks(self.class_of, count, self.ignore_unknown, self.labels.palette)(image, mask)
+
+    @property
+    def class_of(self) -> dict[int, int]:
+        """Class of each known id of grey masks."""
+        return plain_ids(len(self.labels.names), self.ignore)
 
     def _read_palette(self, mask: Path) -> NDArray[np.unsignedinteger]:
         """The order of a palette need not be that of the classes, so each id has the class of its colour."""

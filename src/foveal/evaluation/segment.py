@@ -208,6 +208,8 @@ class SegmentEvaluator:
             raise ConfigError(f"protocol {protocol!r} sees whole images once: leave {next(iter(self.views))} out")
         if published and size:
             raise ConfigError(f"protocol {protocol!r} sets the network's input size itself: leave size out")
+        if size and tile is not None:
+            raise ConfigError("tiles see images at their full size: leave size or tile out")
         split = split or (published.split if published else default_split(data, "segment"))
         self.samples = open_labelled(data, [split], "segment").with_bands(predictor.bands)
         self.labels = self.samples.labels

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from ..errors import ConfigError, is_out_of_memory
-from ..factory.create import create_model
+from ..prediction.devices import free_memory
 from ..progress import Progress
 from .batches import sampler
 from .config import TrainConfig
 from .distributed import reduce_max
-from .job import Job, model_options
+from .initial import begin_model
+from .job import Job
 
 _SHARE = 0.6  # of the free memory; the rest is for temporary tensors of single operations, and for other programs
 _COPIES = 5  # of the weights: the model, gradients, two moments, the average
@@ -31,7 +30,7 @@ def find_batch_size(config: TrainConfig, job: Job, accelerator: Accelerator, pro
     Raises:
         ConfigError: not even two images per process fit, or the device does not say how much memory is free.
     """
-    free = free_memory(accelerator.device)
+    free = free_bytes(accelerator.device)
     if free is None:
         raise ConfigError(f"batch_size=auto: the free memory of {accelerator.device.type} is unknown; give a number")
     try:
@@ -64,13 +63,7 @@ def _measure(config: TrainConfig, job: Job, accelerator: Accelerator) -> tuple[f
     """Bytes of a step that do not depend on the batch, and bytes per image."""
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):  # the run's own model must start as with a given batch size
-        model = create_model(
-            config.model,
-            config.task,
-            num_classes=len(job.labels.names),
-            in_chans=len(job.preprocess.mean),
-            **model_options(job, config),
-        )
+        model, _ = begin_model(config, job)
         trainee = job.trainee(model).to(accelerator.device).train()
         sample = sampler(job, max((0, *config.sizes)))
         samples = [sample(index, np.random.default_rng(index), 0.0) for index in range(min(_TRIED, len(job.data)))]
@@ -90,21 +83,8 @@ def _measure(config: TrainConfig, job: Job, accelerator: Accelerator) -> tuple[f
     return _COPIES * weights * factor, (_WORK * sum(kept.values()) + images) * factor / len(samples)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Free bytes of a device; of a CPU those of the machine or of the container's limit. ``None``: unknown."""
+def free_bytes(device: torch.device) -> int | None:
+    """Free bytes of a device; ``None``: unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu":
-        return None
-    try:
-        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
-    except OSError:
-        return None
-    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = ((group / name).read_text("ascii").strip() for name in ("memory.max", "memory.current"))
-        left = int(limit) - int(used)
-    except (OSError, ValueError):  # no limit
-        return free
-    return left if free is None else min(free, left)
+    return free_memory() if device.type == "cpu" else None

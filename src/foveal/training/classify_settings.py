@@ -15,14 +15,12 @@ class ClassifySettings(CommonSettings):
         (0.25, 1.0),
         "Range of the share of the image's area that a random crop covers.",
         Range("two numbers above 0 and at most 1, the smaller one first", lambda value: 0 < value[0] <= value[1] <= 1),
-        ignored_by_other_tasks=True,
     )
     crop_ratio: float | None = setting(
         None,
         "When evaluating: side of the centre crop divided by the short side of the resized image. Default: with "
         "crop, 0.875; without, that of the weights or else of the architecture.",
         Range("a number above 0 and at most 1", lambda value: 0 < value <= 1),
-        ignored_by_other_tasks=True,
     )
     sizes: tuple[int, ...] = setting(
         (),

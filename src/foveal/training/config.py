@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import build_config, shown, to_dict
+from ..config import build_config, parse_sides, shown, to_dict
 from ..errors import ConfigError
 from ..task import TASKS
 from .classify_settings import ClassifySettings
@@ -35,7 +34,6 @@ TASK_SETTINGS: Mapping[str, type[CommonSettings]] = {
 
 AUGMENTED = ("segment", "classify")  #: tasks that augmentations of one's own are for
 _CROPS = ("crop", "late_crop")
-_SIDES = re.compile(r"([1-9]\d{0,8})(?:(?:\s*[xX*,]\s*|\s+)([1-9]\d{0,8}))?", re.ASCII)
 _FINE_SCALE, _FINE_BATCHES = 0.1, 10  # defaults of backbone_lr_scale and bn_batches where weights are fine-tuned
 
 
@@ -81,9 +79,9 @@ class TrainConfig(PromptSettings, RegressSettings, UpscaleSettings, ClassifySett
 
     def _refuse_settings_of_other_tasks(self) -> None:
         for task in TASK_SETTINGS:
-            for declared, info in own_fields(task):
+            for declared, _ in own_fields(task):
                 value = getattr(self, declared.name)
-                if task != self.task and not info.ignored_by_other_tasks and value != default_of(declared):
+                if task != self.task and value != default_of(declared):
                     raise ConfigError(f"{declared.name}={value!r} is for {task!r}, not {self.task!r}: leave it out")
 
 
@@ -136,12 +134,6 @@ def build_settings(values: dict[str, Any], source: str = "options") -> TrainConf
         del values["batch_size"]
     sides = {name: parse_sides(values[name]) for name in _CROPS if name in values}
     return build_config(TrainConfig, values | sides, source)
-
-
-def parse_sides(value: Any) -> Any:
-    """(H, W) of ``512``, ``"512"``, ``"512x1024"``, ``"512 1024"`` or ``"512,1024"``; anything else as it is."""
-    match = _SIDES.fullmatch(str(value)) if isinstance(value, int | str) else None
-    return (int(match[1]), int(match[2] or match[1])) if match else value
 
 
 def complete_finetuning(config: TrainConfig) -> TrainConfig:

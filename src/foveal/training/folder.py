@@ -9,6 +9,7 @@ the log grows line by line.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from ..errors import CheckpointError, ConfigError, InputError
 from ..files import atomic_write, remove_leftovers
 from ..info import ModelInfo
 from ..weights.checkpoints import check_torch_reads_safely, read_pickled, read_state, save_checkpoint
-from .config import TrainConfig, build_settings
+from .config import TASK_SETTINGS, TrainConfig, build_settings, own_fields
 from .distributed import load_whole_state, whole_state
 from .run_state import RunState
 from .settings import resumable_settings, setting_fields
@@ -110,10 +111,16 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """Read the run's settings. Those that are newer than the file are as they were before they existed.
 
+        Settings of other tasks, which older versions wrote as well, are left out.
+
         Raises:
             ConfigError: the file is damaged.
         """
-        return build_settings({"backbone_lr_scale": 1.0} | read_yaml(self.config_file), str(self.config_file))
+        values = {"backbone_lr_scale": 1.0, "task": "segment"} | read_yaml(self.config_file)
+        others = (own_fields(task) for task in TASK_SETTINGS if task != values["task"])
+        for declared, _ in itertools.chain.from_iterable(others):
+            values.pop(declared.name, None)
+        return build_settings(values, str(self.config_file))
 
     def clear_leftovers(self) -> None:
         """Remove temporary files of a killed process: one for a state is as large as four models."""

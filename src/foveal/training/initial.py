@@ -7,7 +7,7 @@ from torch import nn
 from ..data.class_map import abbreviate
 from ..errors import ConfigError
 from ..factory.create import create_and_report
-from ..info import Labels
+from ..info import Labels, Preprocess
 from ..layers.drop_path import spread_drop_path
 from ..layers.zero_init import zero_init_last
 from ..models.registry import variants
@@ -90,10 +90,23 @@ def start_notes(config: TrainConfig, job: Job, loaded: LoadReport | None, known:
     elif loaded and not config.class_map and known.names != job.labels.names:
         pairs = [f"{old} -> {new}" for old, new in zip(known.names, job.labels.names, strict=False) if old != new]
         notes.append(f"the classifier of the weights is kept row by row: {abbreviate(pairs) or 'of unnamed classes'}")
+    weights = loaded.info.preprocess if loaded and loaded.info else job.preprocess
+    if (weights.mean, weights.std) != (job.preprocess.mean, job.preprocess.std):
+        notes.append(
+            f"images are normalised by {_statistics(job.preprocess)}; those of the weights were by "
+            f"{_statistics(weights)}: write mean and std into dataset.yaml to keep these"
+        )
     scale = config.backbone_lr_scale
     if scale is not None and scale != 1:
         notes.append(f"peak learning rate {config.lr:g}, of the backbone {scale * config.lr:g} (backbone_lr_scale)")
     return notes
+
+
+def _statistics(preprocess: Preprocess) -> str:
+    return ", ".join(
+        f"{name} {' '.join(f'{value:.3g}' for value in values)}"
+        for name, values in (("mean", preprocess.mean), ("std", preprocess.std))
+    )
 
 
 def _channels(config: TrainConfig, job: Job) -> int:

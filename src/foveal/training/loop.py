@@ -21,6 +21,7 @@ from ..evaluation.metrics import in_words
 from ..info import info_of
 from ..layers.sync_norm import ONE_VALUE
 from ..progress import Bar, Progress
+from ..task import TASKS
 from .batches import Loader, batches_per_pass
 from .config import TrainConfig, portable_settings
 from .distributed import gather_dict, reduce_max
@@ -376,9 +377,10 @@ class Run:
             self.progress.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}, {self.config.val_split} {figure}")
             if only_class:
                 figures["only_class"] = only_class
+                weights = " or class_weights" if TASKS[self.config.task].labels_pixels else ""
                 self.progress.note(
                     f"practically all predictions on {self.config.val_split} are {only_class!r}: the other classes are "
-                    "not learnt yet; if that stays, change lr, backbone_lr_scale or class_weights"
+                    f"not learnt yet; if that stays, change lr, backbone_lr_scale{weights}"
                 )
         self._save_weights(averaged.state_dict(), line | figures, best)
         return figures

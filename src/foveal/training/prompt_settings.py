@@ -33,13 +33,11 @@ class PromptSettings(CommonSettings):
         16,
         "Largest number of objects of an image that are prompted for in a step.",
         at_least(1),
-        ignored_by_other_tasks=True,
     )
     clicks: int = setting(
         2,
         "Clicks on errors of the predicted mask that follow each first prompt.",
         at_least(0),
-        ignored_by_other_tasks=True,
     )
 
 

@@ -18,6 +18,7 @@ from ..errors import ConfigError, DataError
 from ..evaluation.regression import RegressionScores, regression_sums
 from ..images.bands import RGB
 from ..images.preparing import prepare
+from ..info import Target, info_of
 from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..tasks.regress import RegressionModel
@@ -35,6 +36,10 @@ _LOSSES: Mapping[str, dict[RegressionLossName, float]] = {
 }
 _OTHERS: dict[RegressionLossName, float] = {"l1": 1.0}
 _POSITIVE = ("softplus", "sigmoid")  # outputs that are above 0
+
+
+def _in_words(target: Target) -> str:
+    return f"{target.kind} in {target.unit}" if target.unit else f"{target.kind} without a unit"
 
 
 class RegressJob:
@@ -116,10 +121,19 @@ class RegressJob:
         return torch.from_numpy(prepare(image, self.preprocess)[0]), torch.from_numpy(values.transpose(2, 0, 1).copy())
 
     def trainee(self, model: nn.Module) -> nn.Module:
-        """The model itself, with the statistics of the targets; a head that came with weights keeps its own."""
+        """The model itself, with the statistics of the targets; a head whose weights predict the same keeps its own."""
         assert isinstance(model, RegressionModel)
-        if (model.head.target_std == 1).all() and (model.head.target_mean == 0).all():
-            model.head.set_statistics(self.mean, self.std)
+        known, head = info_of(model).target, model.head
+        fresh = bool((head.target_std == 1).all() and (head.target_mean == 0).all())
+        other_unit = known.unit and self.target.unit and known.unit != self.target.unit
+        if not fresh and (known.kind != self.target.kind or other_unit):
+            self.progress.note(
+                f"the weights predict {_in_words(known)}, the data has {_in_words(self.target)}: the mean and standard "
+                "deviation of the output become those of the data"
+            )
+            fresh = True
+        if fresh:
+            head.set_statistics(self.mean, self.std)
         return model
 
     def image_network(self, model: nn.Module) -> nn.Module:

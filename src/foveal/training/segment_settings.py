@@ -36,7 +36,6 @@ class SegmentSettings(CommonSettings):
         "sqrt_median (the square roots of those); a number per class; or numbers by class, 1 for the others.",
         Range("numbers of 0 or more, at least one of them above 0", _are_weights),
         phased=True,
-        ignored_by_other_tasks=True,
     )
     class_map: str = setting(
         "",

@@ -40,7 +40,6 @@ class Setting:
         needs: name of another setting that must not be empty where this one is set.
         is_path: whether the value may be a path on this machine. Checkpoints record only its last part.
         resumable: whether a resumed run may have another value than the run had before.
-        ignored_by_other_tasks: whether runs of other tasks ignore the setting; if not, they refuse it.
         names: valid values of a setting that is a name; empty: every value of the type.
         phased: whether a new phase of a run may have another value.
         runs_code: whether the value names code to run, which no file may do.
@@ -51,7 +50,6 @@ class Setting:
     needs: str = ""
     is_path: bool = False
     resumable: bool = False
-    ignored_by_other_tasks: bool = False
     names: tuple[str, ...] = ()
     phased: bool = False
     runs_code: bool = False

@@ -179,7 +179,7 @@ def check_teacher(teacher: Teacher, job: Job, config: CommonSettings) -> None:
 
 def _digest_of_files(path: Path, info: ModelInfo) -> str:
     """SHA-256 of an exported model: of the file with the files of weights beside it, or of all files in a folder."""
-    beside = (path.with_suffix(".bin"), path.with_name(f"{path.name}.data"))
+    beside = [path.with_suffix(".bin")] if path.suffix == ".xml" else [path.with_name(f"{path.name}.data")]
     sha256 = hashlib.sha256(str(info.preprocess).encode())
     for file in sorted(each for each in (path, *beside, *path.rglob("*")) if each.is_file()):
         sha256.update(f"\n{file.suffix}\n".encode())
