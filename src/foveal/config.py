@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import numbers
+import re
 import reprlib
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ else:  # the one in C is faster, and not part of every build
 
 T = TypeVar("T")
 
+#: Sides of an image as text: "HEIGHTxWIDTH", or that of a square.
+_SIDES = re.compile(r"([1-9]\d{0,8})(?:(?:\s*[xX*,]\s*|\s+)([1-9]\d{0,8}))?", re.ASCII)
 _MAX_BYTES = 1 << 20  # of a file
 _MAX_SIZE = 8 << 20  # of the values with their aliases written out: _VALUE for each, and its characters
 _VALUE = 128  # so that there are at most 65,536 values, which take about a second
@@ -250,3 +253,9 @@ def _tuples_to_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _tuples_to_lists(item) for key, item in value.items()}
     return [_tuples_to_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def parse_sides(value: Any) -> Any:
+    """(H, W) of ``512``, ``"512"``, ``"512x1024"``, ``"512 1024"`` or ``"512,1024"``; anything else as it is."""
+    match = _SIDES.fullmatch(str(value)) if isinstance(value, int | str) else None
+    return (int(match[1]), int(match[2] or match[1])) if match else value

@@ -23,6 +23,7 @@ def test_own_settings_take_precedence() -> None:
         runtime="onnxruntime",
         threads=3,
     )
+    assert parse_candidate("a@size=64", {}).size == (64, 64)
 
 
 def test_references_without_settings_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,9 +39,9 @@ def test_references_without_settings_stay_as_they_are(tmp_path: Path, monkeypatc
         ("a@rutime=torch", "unknown setting 'rutime=torch'; did you mean 'runtime'"),
         ("a@batch=1,batch=2", "batch is given twice"),
         ("a@batch=many", "batch=many: give a whole number"),
-        ("a@size=64", "size=64: give HEIGHTxWIDTH"),
+        ("a@size=64x", "size=64x: give HEIGHTxWIDTH"),
         ("a@threads=0", "threads=0: give 1 or more"),
-        ("a@size=0x64", "height and width are positive"),
+        ("a@size=0x64", "size=0x64: give HEIGHTxWIDTH"),
         ("a@runtime=torhc", "did you mean 'torch'"),
         ("a@dtype=float61", "did you mean 'float16'"),
         ("a@task=segmant", "did you mean 'segment'"),

@@ -14,7 +14,7 @@ import foveal
 from foveal.costs import count
 from foveal.measuring import pairwise
 from foveal.measuring.page import write_page
-from foveal.measuring.pairwise import EAGER, Task, measure, ratios_of
+from foveal.measuring.pairwise import EAGER, PairRun, measure, ratios_of
 from foveal.measuring.peers import find_peer
 from foveal.measuring.presets.figures import command_of, plots_of
 from foveal.measuring.presets.headline import HEADER, headline
@@ -133,7 +133,7 @@ def test_pairs_of_other_tasks_are_measured(
     """In torch and in our engine; the image encoder of promptable models alone."""
     monkeypatch.setattr(pairwise, "TURN", 0.0)
     found = measure(
-        Task(ours, PEERS[peer].ref, task, size, size or (64, 64), runtimes=(EAGER, "native"), rounds=1, seconds=0.1)
+        PairRun(ours, PEERS[peer].ref, task, size, size or (64, 64), runtimes=(EAGER, "native"), rounds=1, seconds=0.1)
     )
     assert found.get("left_out") == {}, found
     assert found["candidates"].keys() == {"ours eager", "ours native", "peer eager"}
@@ -273,7 +273,7 @@ def test_outputs_that_are_no_numbers_are_not_timed() -> None:
 
 def test_a_process_that_fails_is_a_row_with_the_reason() -> None:
     found = pairwise.measure_apart(
-        Task("efficientvit_b0", "no.such:peer", "segment", (64, 64), (64, 64), runtimes=(EAGER,))
+        PairRun("efficientvit_b0", "no.such:peer", "segment", (64, 64), (64, 64), runtimes=(EAGER,))
     )
     assert "cannot be imported" in found["failed"]
     assert json.dumps(found)
@@ -286,7 +286,7 @@ def test_a_pair_that_memory_does_not_suffice_for_is_measured_in_fewer_runtimes(
     (tmp_path / "too_large.py").write_text(_TOO_LARGE, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     settings = {"runtimes": (EAGER, "onnxruntime"), "rounds": 1, "seconds": 0.1, "folder": str(tmp_path)}
-    task = Task("efficientvit_b0", "too_large:Network", "classify", (64, 64), (64, 64), **settings)
+    task = PairRun("efficientvit_b0", "too_large:Network", "classify", (64, 64), (64, 64), **settings)
     found = pairwise.measure_within_memory(task)
     assert found["candidates"].keys() == {"ours onnxruntime", "peer onnxruntime"}
     assert found["left_out"] == dict.fromkeys(("ours eager", "peer eager"), "memory did not suffice for all runtimes")

@@ -13,7 +13,8 @@ from scipy import stats
 import foveal
 from foveal.measuring.page import write_page
 from foveal.measuring.presets import laws
-from foveal.measuring.presets.laws import cost_laws, exponent_of, fit_exponent
+from foveal.measuring.presets.laws import cost_laws, exponent_of
+from foveal.measuring.presets.timing import fit_exponent
 from foveal.measuring.row_file import RowFile
 
 

@@ -216,3 +216,16 @@ def test_python_entry() -> None:
     assert set(PRESETS) == {"architectures", "attention", "cost-laws", "headline", "scaling"}
     report = foveal.bench_preset("attention", tokens=(32, 64), rounds=1, threads=1, embed_dim=64, num_heads=2)
     assert as_json(report)["embed_dim"] == 64
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "headline"])
+def test_toys_of_the_presets(name: str) -> None:
+    report = foveal.bench_preset(name, toy=True, threads=1)
+    assert len(report.table()) > 1
+
+
+def test_toy_is_for_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "efficientvit_b0", "--toy"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "foveal: bench: --toy is for --preset; leave it out\n"

@@ -16,7 +16,7 @@ from foveal import assets
 from foveal.engine.library import load_library
 from foveal.errors import InputError
 from foveal.prediction import devices, onnx_providers, onnx_runner, runtimes
-from foveal.prediction.devices import cpu_count, cpu_quota, gpu_possible
+from foveal.prediction.devices import cpu_count, cpu_quota, free_memory, gpu_possible
 from foveal.prediction.runtimes import choose
 
 BUNDLED = "efficientvit_b0.camvid"
@@ -95,6 +95,26 @@ def test_quotas_of_control_groups(
     monkeypatch.setattr(devices, "cpu_quota", lambda: quota)
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     assert cpu_count() == (allowed if quota is None else min(allowed, max(1, -int(-quota // 1))))
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "free"),
+    [
+        ("0::/\n", {}, 4 << 20),
+        ("0::/\n", {"memory.max": "max\n", "memory.current": "5\n"}, 4 << 20),
+        ("0::/a/b\n", {"a/memory.max": "3000", "a/memory.current": "1000", "a/b/memory.max": "max"}, 2000),
+        ("0::/\n", {"memory.max": "1000", "memory.current": "1500"}, 0),
+        ("4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "900", "memory/a/memory.usage_in_bytes": "100"}, 800),
+    ],
+)
+def test_free_memory_is_that_of_the_smallest_control_group(
+    groups: str, files: dict[str, str], free: int, tmp_path: Path
+) -> None:
+    for name, text in {"groups": groups, "meminfo": "MemTotal: 9 kB\nMemAvailable:    4096 kB\n", **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert free_memory(tmp_path / "groups", tmp_path, tmp_path / "meminfo") == free
+    assert free_memory(tmp_path / "none", tmp_path, tmp_path / "none") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="device files of Linux")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from ..errors import ConfigError
 from .console import DType, Json, parse_lengths, parse_size, print_json, print_table, say
@@ -34,6 +36,7 @@ def bench(
     seconds: float | None = None,
     resume: Path | None = None,
     page: Path | None = None,
+    toy: Annotated[bool, Parameter(negative="")] = False,
     tokens: str | None = None,
     plot: Path | None = None,
     json: Json = False,
@@ -85,6 +88,8 @@ def bench(
         For --preset headline, cost-laws and --budget: file of rows; what it has already is not measured again.
     page
         With --resume: Markdown page of all rows of that file, with its figures beside it.
+    toy
+        For --preset: its smallest networks or sizes and one round, to try it out; the figures say nothing.
     tokens
         For --preset attention: numbers of tokens, such as 256,1024,4096.
     plot
@@ -99,7 +104,9 @@ def bench(
         raise ConfigError("bench: --page is made from the rows of a file: add --resume FILE")
     if plot:
         _check_plot(plot)
-    report, name = _measure(list(refs or []), preset, budget, options, plot, tokens)
+    if toy and preset is None:
+        raise ConfigError("bench: --toy is for --preset; leave it out")
+    report, name = _measure(list(refs or []), preset, budget, options | ({"toy": True} if toy else {}), plot, tokens)
     if plot:
         report.draw(plot)
     if page and resume:
@@ -134,7 +141,8 @@ def _measure(
         raise ConfigError("bench: --tokens and --plot are for --preset; leave them out")
     for name in ("groups", "seconds", "resume"):
         if name in options:
-            raise ConfigError(f"bench: --{name} is for --preset headline and cost-laws; leave it out")
+            also = " and for --budget" if name == "resume" else ""
+            raise ConfigError(f"bench: --{name} is for --preset headline and cost-laws{also}; leave it out")
     from .. import bench as run_bench
 
     return run_bench(refs, **options), ""

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, FovealError
+from ..prediction.devices import cpu_count
 from ..task import TASKS
 from . import machine
 from .candidates import CLICK, Candidate, check_settings, parse_candidate
@@ -98,7 +99,7 @@ def bench(
     except ConfigError as error:
         raise ConfigError(f"bench: {error}") from None
     candidates = [parse_candidate(str(ref), defaults) for ref in refs]
-    cores = int(machine.describe()["cores"])
+    cores = cpu_count()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with torch_threads_kept(), TemporaryDirectory(prefix="foveal-bench-") as folder:
         opened = open_all(candidates, cores, Path(folder))

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, FovealError
+from ..prediction.devices import cpu_count
 from ..progress import Progress
 from ..task import find_task
 from .candidates import CLICK, Candidate
 from .opening import SIZES, open_model
-from .pairwise import encoder_size, our_network, threads_of_torch
+from .pairwise import encoder_size, our_network, set_torch_threads
 from .rounds import torch_threads_kept
 from .row_file import Row, RowFile
 
@@ -114,13 +115,13 @@ def rank_within(
         raise ConfigError("bench: budget, rounds, threads and sizes must be positive")
     file, shown = RowFile(resume), progress or Progress(enabled=False)
     size = None if find_task(task).takes_prompts else size or SIZES.get(task)
-    threads = threads or int(file.machine["cores"])
+    threads = threads or cpu_count()
     settings = {"task": task, "threads": threads, "dtype": "float32" if dtype == "auto" else dtype, "runtime": runtime}
     names = _by_costs(list(models) or list_models(task=task), task, size)
     slow: dict[str, str] = {}  # the first model of each family that was far too slow
     rows = []
     with torch_threads_kept(), TemporaryDirectory(prefix="foveal-bench-") as folder:
-        threads_of_torch(threads)
+        set_torch_threads(threads)
         with shown.bar("models", len(names)) as bar:
             for name, costs in names.items():
                 key = {"model": name, "size": "x".join(map(str, size or encoder_size(name, task))), **settings}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import parse_sides
 from ..errors import ConfigError, nearest
 from ..prediction.runtimes import check_names
 from ..task import find_task
@@ -104,13 +105,15 @@ def _read(text: str, name: str, value: str) -> Any:
     try:
         return _READ[name](value)
     except ValueError:
-        form = "HEIGHTxWIDTH, for example 512x1024" if name == "size" else "a whole number"
+        form = "HEIGHTxWIDTH, for example 512x1024, or the side of a square" if name == "size" else "a whole number"
         raise ConfigError(f"{text}: {name}={value}: give {form}") from None
 
 
 def _size(value: str) -> tuple[int, int]:
-    height, _, width = value.lower().partition("x")
-    return int(height), int(width)
+    sides = parse_sides(value)
+    if not isinstance(sides, tuple):
+        raise ValueError(value)
+    return sides
 
 
 #: Settings that a candidate may have of its own, and how their text is read.

@@ -63,8 +63,8 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def _head(rows: Path, page: Path) -> str:
-    target = page.name if page.is_absolute() else page.as_posix()
-    command = f"foveal bench --preset headline --resume {rows.name} --page {target}"
+    source, target = (path.name if path.is_absolute() else path.as_posix() for path in (rows, page))
+    command = f"foveal bench --preset headline --resume {source} --page {target}"
     return (
         "# Compared with other networks\n\n"
         "This page is for those who choose between networks. It is generated from measurements; do not edit it. In a\n"

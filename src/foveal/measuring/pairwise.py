@@ -30,8 +30,9 @@ from .rounds import TURN, Work, interleaved, noise_bound, ratio
 #: torch modules as they are created, neither folded nor prepacked, in place of a runtime.
 EAGER = "eager"
 #: Runtimes of our models, and of those of others.
-OURS, PEERS = (EAGER, "native", "onnxruntime", "openvino", "torch"), (EAGER, "onnxruntime", "openvino")
-_RUNTIMES = {"ours": OURS, "peer": PEERS}
+OUR_RUNTIMES = (EAGER, "native", "onnxruntime", "openvino", "torch")
+PEER_RUNTIMES = (EAGER, "onnxruntime", "openvino")
+_RUNTIMES = {"ours": OUR_RUNTIMES, "peer": PEER_RUNTIMES}
 #: Runtimes that are kept where memory does not suffice for all of them in one process: first these, then those.
 _FEWER = (("native", "onnxruntime", "openvino"), ("native", "openvino"))
 _KILLED = "the process was killed by signal"
@@ -46,14 +47,14 @@ import json, os, sys
 task = json.loads(sys.stdin.read())
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task["threads"]])
-from foveal.measuring.pairwise import Task, measure
-print(json.dumps(measure(Task(**task))))
+from foveal.measuring.pairwise import PairRun, measure
+print(json.dumps(measure(PairRun(**task))))
 """
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is measured; plain values, so that another process can be told.
+class PairRun:
+    """A pair and the settings that it is measured in: plain values, which can be sent to another process.
 
     Attributes:
         ours: reference of our model; empty: the peer alone.
@@ -65,7 +66,7 @@ class Task:
         threads: threads of each runtime.
         dtype: "float32", "bfloat16" or "float16".
         device: "cpu" or "cuda".
-        runtimes: of :data:`OURS` and :data:`PEERS`.
+        runtimes: of :data:`OUR_RUNTIMES` and :data:`PEER_RUNTIMES`.
         rounds: turns of each candidate at most.
         seconds: of all rounds together; slow networks have fewer rounds, but three at least.
         folder: that keeps our exported models for the next pairs; empty: a temporary one.
@@ -80,7 +81,7 @@ class Task:
     threads: int = 1
     dtype: str = "float32"
     device: str = "cpu"
-    runtimes: tuple[str, ...] = OURS
+    runtimes: tuple[str, ...] = OUR_RUNTIMES
     rounds: int = 20
     seconds: float = 60.0
     folder: str = ""
@@ -91,7 +92,7 @@ class Task:
         return [side for side in ("ours", "peer") if getattr(self, side)]
 
 
-def measure_apart(task: Task) -> dict[str, Any]:
+def measure_apart(task: PairRun) -> dict[str, Any]:
     """:func:`measure` in a new process.
 
     Returns:
@@ -110,7 +111,7 @@ def measure_apart(task: Task) -> dict[str, Any]:
         return {"failed": (reason[-1] if reason else f"it ended with code {done.returncode}")[:300]}
 
 
-def measure_within_memory(task: Task) -> dict[str, Any]:
+def measure_within_memory(task: PairRun) -> dict[str, Any]:
     """:func:`measure_apart`; if the process is killed for want of memory, it is tried again with fewer runtimes.
 
     A process has both networks in all runtimes at the same time. What was dropped is in ``left_out``.
@@ -128,7 +129,7 @@ def measure_within_memory(task: Task) -> dict[str, Any]:
     return row
 
 
-def measure(task: Task) -> dict[str, Any]:
+def measure(task: PairRun) -> dict[str, Any]:
     """Time both networks in all runtimes that have the device and type, and one of them twice.
 
     Returns:
@@ -138,7 +139,7 @@ def measure(task: Task) -> dict[str, Any]:
         ``load``; ``{"failed": reason}`` if a side runs nowhere.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    threads_of_torch(task.threads)
+    set_torch_threads(task.threads)
     with TemporaryDirectory(prefix="foveal-bench-") as temporary:
         sides = _open_sides(task, Path(task.folder or temporary))
         for side in task.sides:
@@ -165,7 +166,7 @@ def measure(task: Task) -> dict[str, Any]:
         }
 
 
-def _open_again(task: Task, sides: _Sides, works: dict[str, Work]) -> str | None:
+def _open_again(task: PairRun, sides: _Sides, works: dict[str, Work]) -> str | None:
     """Open our fastest candidate a second time, to check the noise bound of a pair, and return its name."""
     if len(task.sides) < 2:
         return None
@@ -175,7 +176,7 @@ def _open_again(task: Task, sides: _Sides, works: dict[str, Work]) -> str | None
     return fastest
 
 
-def _rounds(task: Task, turns: Sequence[float]) -> int:
+def _rounds(task: PairRun, turns: Sequence[float]) -> int:
     """As many rounds as fit into the task's seconds, but not fewer than :data:`_LEAST_ROUNDS` unless asked for."""
     return min(task.rounds, max(_LEAST_ROUNDS, int(task.seconds / sum(turns))))
 
@@ -219,7 +220,7 @@ def best_of(candidates: Mapping[str, Sequence[float]], side: str) -> tuple[float
     return min((value, name) for name, value in medians.items()) if medians else None
 
 
-def threads_of_torch(threads: int) -> None:
+def set_torch_threads(threads: int) -> None:
     """Set torch's number of threads.
 
     Raises:
@@ -242,7 +243,7 @@ class _Sides:
         grown: MiB that the first run added to the resident memory at its peak.
     """
 
-    def __init__(self, task: Task, folder: Path) -> None:
+    def __init__(self, task: PairRun, folder: Path) -> None:
         self.task, self.folder = task, folder
         self.grown: dict[str, float] = {}
         self.works: dict[str, Work] = {}
@@ -293,7 +294,7 @@ class _Sides:
         return {side: found for side in self.task.sides if (found := _costs(self.task, side))}
 
 
-def _open_sides(task: Task, folder: Path) -> _Sides:
+def _open_sides(task: PairRun, folder: Path) -> _Sides:
     sides = _Sides(task, folder)
     runtimes = {side: [name for name in _RUNTIMES[side] if name in task.runtimes] for side in task.sides}
     for name in (f"{side} {runtime}" for side in task.sides for runtime in runtimes[side]):
@@ -347,7 +348,7 @@ def encoder_size(ref: str, task: str) -> tuple[int, int]:
     return size
 
 
-def _costs(task: Task, side: str) -> list[int] | None:
+def _costs(task: PairRun, side: str) -> list[int] | None:
     """Parameters and multiply-accumulates of one run; ``None`` where they cannot be counted."""
     import torch
 

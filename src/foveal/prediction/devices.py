@@ -1,4 +1,4 @@
-"""What this process may compute on: its CPUs, and whether there could be a GPU, found out without importing torch."""
+"""What this process may compute on: its CPUs and memory, and whether there could be a GPU, without importing torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 #: Device files of Linux, any of which a GPU of NVIDIA (also in WSL and on Jetson boards) or AMD has.
 _GPU_FILES = ("nvidia[0-9]*", "nvidiactl", "dxg", "nvhost-gpu", "nvgpu", "kfd")
+_GROUPS, _GROUP_SETTINGS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # of Linux
 
 
 def cpu_count() -> int:
@@ -25,29 +27,64 @@ def cpu_count() -> int:
     return count if quota is None else max(1, min(count, math.ceil(quota)))
 
 
-def cpu_quota(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> float | None:
+def cpu_quota(groups: Path = _GROUPS, root: Path = _GROUP_SETTINGS) -> float | None:
     """CPUs whose time the control groups of this process grant (Linux, both versions); ``None``: no limit.
 
     Args:
         groups: list of the control groups.
         root: where their settings are.
     """
+    quotas = [_quota_of(folder) for folder in _group_folders("cpu", groups, root)]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def free_memory(
+    groups: Path = _GROUPS, root: Path = _GROUP_SETTINGS, machine: Path = Path("/proc/meminfo")
+) -> int | None:
+    """Bytes of memory that this process can still take: what the machine has, or less by a limit of a control group.
+
+    Args:
+        groups: list of the control groups.
+        root: where their settings are.
+        machine: the state of the machine's memory.
+
+    Returns:
+        ``None`` if it is unknown.
+    """
+    found = [_memory_of(folder) for folder in _group_folders("memory", groups, root)]
+    try:
+        lines = machine.read_text("ascii").splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    except OSError:
+        pass
+    return min((free for free in found if free is not None), default=None)
+
+
+def _group_folders(controller: str, groups: Path, root: Path) -> Iterator[Path]:
+    """Folders with the settings of the control groups of this process, and of the groups that they are in."""
     try:
         lines = groups.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None
-    quotas = []
+        return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         # In a container the path may be that of the host, which is not mounted: then the root has the settings.
-        top = root / "cpu" if controllers else root
+        top = root / controller if controllers else root
         group = top / path.strip("/")
-        for folder in (group, *group.parents):
-            if folder == top or top in folder.parents:
-                quotas.append(_quota_of(folder))
-    return min((quota for quota in quotas if quota is not None), default=None)
+        yield from (folder for folder in (group, *group.parents) if folder == top or top in folder.parents)
+
+
+def _memory_of(folder: Path) -> int | None:
+    """Bytes that one control group leaves free; ``None``: no limit."""
+    for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        try:
+            limit, used = (int((folder / name).read_text()) for name in names)
+        except (OSError, ValueError):  # no such file, or "max": no limit
+            continue
+        return max(0, limit - used)
+    return None
 
 
 def _quota_of(folder: Path) -> float | None:

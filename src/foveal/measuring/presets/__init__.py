@@ -30,12 +30,29 @@ PRESETS: dict[str, Callable[..., Report]] = {
     "scaling": scaling,
 }
 
+#: Options with which a preset ends in seconds: a try-out whose figures say nothing.
+TOY: dict[str, dict[str, Any]] = {
+    "architectures": {"names": ("mobilenetv3_small_100", "efficientvit_b0"), "size": (64, 64), "rounds": 1},
+    "attention": {"tokens": (64, 128), "rounds": 1},
+    "cost-laws": {"models": ("efficientvit_b0",), "sides": (64, 128), "rounds": 1},
+    "headline": {
+        "models": ("DDRNet-23-slim",),
+        "groups": ("segmentation",),
+        "size": (64, 64),
+        "dtype": "float32",
+        "runtime": "eager,native",
+        "rounds": 1,
+    },
+    "scaling": {"phis": (0,), "rounds": 1},
+}
 
-def bench_preset(name: str, **options: Any) -> Report:
+
+def bench_preset(name: str, *, toy: bool = False, **options: Any) -> Report:
     """Make one of the comparisons of :data:`PRESETS`.
 
     Args:
         name: name of the preset.
+        toy: the few smallest networks or sizes and one round, to try the preset out; ``options`` replace these.
         **options: options of its function, such as ``rounds=5`` and ``threads=1``.
 
     Returns:
@@ -51,4 +68,4 @@ def bench_preset(name: str, **options: Any) -> Report:
         if option not in valid:
             raise ConfigError(f"preset {name} has no option {option!r}{nearest(option, valid)}")
     with torch_threads_kept():
-        return PRESETS[name](**options)
+        return PRESETS[name](**(TOY[name] if toy else {}) | options)

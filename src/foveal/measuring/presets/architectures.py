@@ -26,8 +26,8 @@ from .timing import (
     build_network,
     describe_settings,
     p50_ms,
+    prepare_torch,
     run_network,
-    set_threads,
     time_in_turns,
 )
 
@@ -162,7 +162,7 @@ def architectures(
         ConfigError: an unknown or repeated name, or numbers that are not positive.
         DependencyError: timm is missing and all networks come from it.
     """
-    threads = set_threads(threads, rounds, batch, *size)
+    threads = prepare_torch(threads, rounds, batch, *size)
     names, left_out = _available(names)
     costs = {name: _count(name, size) for name in names}
     image = torch.randn(batch, 3, *size)

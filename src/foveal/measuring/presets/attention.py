@@ -24,7 +24,7 @@ from ...layers.attention import Attention, AttentionPaths, LinformerAttention, a
 from ...layers.linear_attention import LinearSelfAttention
 from ...progress import Progress
 from .. import machine
-from .timing import LOG_AXES, describe_settings, set_threads, time_in_turns
+from .timing import LOG_AXES, describe_settings, fit_exponent, prepare_torch, time_in_turns
 
 _Runs = dict[tuple[str, int], Callable[[], object]]  # by kind of attention and number of tokens
 
@@ -155,7 +155,7 @@ def attention(
     Raises:
         ConfigError: fewer than two different lengths, numbers that are not positive, or heads that do not divide.
     """
-    threads = set_threads(threads, rounds, *tokens)
+    threads = prepare_torch(threads, rounds, *tokens)
     lengths = tuple(sorted(set(tokens)))
     if len(lengths) < 2:
         raise ConfigError(f"tokens={tuple(tokens)}: an exponent needs two or more different lengths")
@@ -272,7 +272,9 @@ def fitted_exponent(lengths: Sequence[float], values: Sequence[float]) -> float:
     """
     if len(lengths) != len(values) or len(set(lengths)) < 2 or min(*lengths, *values) <= 0:
         raise InputError("an exponent needs positive values at two or more different positive lengths")
-    return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
+    found = fit_exponent(lengths, values)
+    assert found is not None
+    return found.value
 
 
 def draw_attention(report: AttentionReport, path: str | Path) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 
 from ...errors import ConfigError, nearest
 from ...files import ensure_folder
+from ...prediction.devices import cpu_count
 from ...prediction.runner import DTYPES
 from ...prediction.torch_runner import find_device
 from ...progress import Progress
-from ..pairwise import EAGER, OURS, Task, best_of, measure_within_memory
-from ..pairwise import PEERS as OTHERS
+from ..pairwise import EAGER, OUR_RUNTIMES, PEER_RUNTIMES, PairRun, best_of, measure_within_memory
 from ..peer_files import cache_folder
 from ..row_file import Row, RowFile
 from .figures import draw_quality
@@ -38,7 +38,7 @@ _SLOW_PAIR = 180.0
 @dataclass(frozen=True)
 class _Job:
     pair: Pair
-    task: Task
+    task: PairRun
 
     @property
     def key(self) -> dict[str, Any]:
@@ -53,7 +53,8 @@ class _Job:
         peer, task = PEERS[self.pair.peer], self.task
         height, width = task.peer_size or peer.macs_size
         macs = 1e9 * peer.gmacs * task.batch * height * width / (peer.macs_size[0] * peer.macs_size[1])
-        turn = (1 + len(set(task.runtimes) & set(OTHERS))) * macs / (_RATE * task.threads)  # 1: all of ours together
+        networks = 1 + len(set(task.runtimes) & set(PEER_RUNTIMES))  # all of ours together count as one
+        turn = networks * macs / (_RATE * task.threads)
         return _OVERHEAD + max(4 * turn, min(task.rounds * turn, task.seconds))
 
 
@@ -154,7 +155,7 @@ def headline(
         own = tuple(runtime for runtime in runtimes if name == "cpu" or runtime in _ON_GPU) or _ON_GPU
         common = {"device": name, "runtimes": own, "rounds": rounds, "seconds": seconds}
         tasks = [(pair, replace(task, **common)) for pair, task in _tasks(chosen, size, batch, len(groups) == 1)]
-        numbers = [threads] if threads else sorted({1, int(file.machine["cores"])} if name == "cpu" else {1})[::-1]
+        numbers = [threads] if threads else sorted({1, cpu_count()} if name == "cpu" else {1})[::-1]
         jobs += _in_settings(tasks, ("float32", "bfloat16") if dtype == "auto" else (dtype,), numbers)
     _run(jobs, file, progress or Progress(enabled=False))
     keys = [job.key for job in jobs]
@@ -162,10 +163,10 @@ def headline(
 
 
 def _runtimes(text: str) -> tuple[str, ...]:
-    names = OURS if text == "auto" else tuple(text.replace(" ", "").split(","))
+    names = OUR_RUNTIMES if text == "auto" else tuple(text.replace(" ", "").split(","))
     for name in names:
-        if name not in OURS:
-            raise ConfigError(f"unknown runtime {name!r}{nearest(name, OURS)}")
+        if name not in OUR_RUNTIMES:
+            raise ConfigError(f"unknown runtime {name!r}{nearest(name, OUR_RUNTIMES)}")
     return names
 
 
@@ -192,9 +193,9 @@ def _devices(device: str) -> tuple[str, ...]:
 
 def _tasks(
     pairs: Sequence[Pair], size: tuple[int, int] | None, batch: int | None, one_group: bool
-) -> list[tuple[Pair, Task]]:
+) -> list[tuple[Pair, PairRun]]:
     """Pairs with sizes and numbers of images: first all pairs at the first size, then at the next."""
-    tasks: list[tuple[int, Pair, Task]] = []
+    tasks: list[tuple[int, Pair, PairRun]] = []
     for pair in pairs:
         group = GROUPS[pair.group]
         sizes = (size,) if size and (one_group or size in group.sizes) else group.sizes
@@ -205,12 +206,12 @@ def _tasks(
             theirs = one_size or group.peer_size
             theirs = None if theirs is None else (scale * theirs[0], scale * theirs[1])
             for j, one_batch in enumerate(batches):
-                task = Task(pair.ours, PEERS[pair.peer].ref, group.task, ours, theirs, one_batch)
+                task = PairRun(pair.ours, PEERS[pair.peer].ref, group.task, ours, theirs, one_batch)
                 tasks.append((i + j, pair, task))
     return [(pair, task) for _, pair, task in sorted(tasks, key=lambda entry: entry[0])]
 
 
-def _in_settings(tasks: Sequence[tuple[Pair, Task]], dtypes: Sequence[str], threads: Sequence[int]) -> list[_Job]:
+def _in_settings(tasks: Sequence[tuple[Pair, PairRun]], dtypes: Sequence[str], threads: Sequence[int]) -> list[_Job]:
     """All pairs in the first type and number of threads; those that are not slow also in the others."""
     jobs = []
     for dtype, number in product(dtypes, threads):

@@ -8,20 +8,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ...errors import ConfigError
 from ...files import ensure_folder
 from ...images.figures import new_figure, write_figure
+from ...prediction.devices import cpu_count, free_memory
 from ...progress import Progress
-from ..pairwise import EAGER, Task, measure_apart
+from ..pairwise import EAGER, PairRun, measure_apart
 from ..peer_files import cache_folder
 from ..peers import is_peer
 from ..row_file import Row, RowFile
 from .headline import check_peers
-from .timing import LOG_AXES
+from .timing import LOG_AXES, Exponent, fit_exponent
 
 KIND = "law"
 SIDES = (224, 320, 448, 640, 896, 1280, 1792, 2560, 4096)
@@ -36,31 +37,7 @@ MODELS = (
     "mobilenetv3_large_100", "efficientnet_b0", "efficientnet_lite0", "mambavision_t", "tinyvit_5m", "vit_small",
 )  # fmt: skip
 #: Networks of others with softmax attention: of all positions, and of positions that are averaged first.
-PEERS = tuple(f"benchmarks.peers.published:{name}" for name in ("mit_b1", "deit_small", "pvt_v2_b2"))
-#: Student's t for a confidence of 95 %, two-sided, by degrees of freedom from 1; beyond them, that of infinitely many.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-
-
-class Exponent(NamedTuple):
-    """A power law, fitted by least squares between logarithms."""
-
-    value: float
-    error: float  #: half of the interval that has the exponent with 95 % confidence; NaN with two points
-    points: int
-
-
-def fit_exponent(pixels: Sequence[float], costs: Sequence[float]) -> Exponent | None:
-    """The exponent of a cost in the number of pixels; ``None`` with fewer than two points."""
-    if len(pixels) < 2:
-        return None
-    x, y = np.log(pixels), np.log(np.maximum(costs, 1e-9))
-    slope, intercept = np.polyfit(x, y, 1)
-    freedom = len(x) - 2
-    if not freedom:
-        return Exponent(float(slope), math.nan, 2)
-    residual = float(np.sum((y - slope * x - intercept) ** 2)) / freedom
-    quantile = _T[freedom - 1] if freedom <= len(_T) else 1.96
-    return Exponent(float(slope), quantile * math.sqrt(residual / float(np.sum((x - x.mean()) ** 2))), len(x))
+SOFTMAX_PEERS = tuple(f"benchmarks.peers.published:{name}" for name in ("mit_b1", "deit_small", "pvt_v2_b2"))
 
 
 @dataclass(frozen=True)
@@ -106,7 +83,7 @@ LAW_NOTE = (
 
 def cost_laws(
     *,
-    models: Sequence[str] = MODELS + PEERS,
+    models: Sequence[str] = MODELS + SOFTMAX_PEERS,
     sides: Sequence[int] = SIDES,
     threads: int | None = None,
     dtype: str = "float32",
@@ -124,7 +101,7 @@ def cost_laws(
         threads: threads of each runtime; default: all cores.
         dtype: "float32", or another type that the runtimes have.
         runtime: "auto": torch as it is, and our engine, or ONNX Runtime where that cannot be; or a name of
-            :data:`foveal.measuring.pairwise.OURS`.
+            :data:`foveal.measuring.pairwise.OUR_RUNTIMES`.
         rounds: timed runs of each at most.
         seconds: time of one run from which on larger images are not measured.
         resume: file of rows, which is continued if it exists.
@@ -139,7 +116,7 @@ def cost_laws(
     if any(map(is_peer, models)):
         check_peers()
     file, shown = RowFile(resume), progress or Progress(enabled=False)
-    cores = int(file.machine["cores"])
+    cores = cpu_count()
     stopped: dict[str, str] = {}
     rows: list[Row] = []
     ensure_folder(cache_folder())
@@ -178,7 +155,7 @@ def _law(
         if expected > limit:
             return rows, f"{side}x{side} would take about {expected:.0f} s, more than {limit:g} s"
         memory = _predict([(row["key"]["side"], row["grown_mib"] or 0) for row in rows], side)
-        if memory > _available_mib():
+        if (free := free_memory()) is not None and memory > free / 2**20:
             return rows, f"{side}x{side} would need about {memory / 1024:.0f} GiB of memory, more than there is"
         row = _point(model, kind, runtimes, side, settings, file)
         if "failed" in row:
@@ -197,7 +174,7 @@ def _point(model: str, kind: str, runtimes: Sequence[str], side: int, settings: 
     size, peer = (side, side), is_peer(model)
     found: dict[str, Any] = {}
     for runtime in runtimes:
-        task = Task(
+        task = PairRun(
             "" if peer else model, model if peer else "", "classify", size, size, runtimes=(runtime,),
             seconds=10.0, **settings,
         )  # fmt: skip
@@ -222,15 +199,6 @@ def _predict(points: Sequence[tuple[int, float]], side: int) -> float:
     if len(points) > 1 and min(points[-2][1], last) > 0:
         exponent = max(1.0, math.log(last / points[-2][1]) / math.log((last_side / points[-2][0]) ** 2))
     return last * (side / last_side) ** (2 * exponent)
-
-
-def _available_mib() -> float:
-    """Memory that new processes can have."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return math.inf
 
 
 # ---- table and figure

@@ -25,8 +25,8 @@ from .timing import (
     build_deployed,
     describe_settings,
     p50_ms,
+    prepare_torch,
     run_network,
-    set_threads,
     time_in_turns,
 )
 
@@ -128,7 +128,7 @@ def scaling(
     Raises:
         ConfigError: a phi out of range, or numbers that are not positive.
     """
-    threads = set_threads(threads, rounds)
+    threads = prepare_torch(threads, rounds)
     names = {phi: f"efficientnet_b{phi}" for phi in phis}
     if not names or not set(names.values()) <= EFFICIENTNET_COEFFICIENTS.keys():
         raise ConfigError(f"phis={tuple(phis)}: give numbers of released EfficientNets, 0 to 7")
