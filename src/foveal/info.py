@@ -224,7 +224,7 @@ class ModelInfo:
     @property
     def ignored(self) -> int:
         """The id of pixels without a class in masks of these classes."""
-        return ignore_id(len(self.labels.names))
+        return ignore_id(max(self.num_classes, len(self.labels.names)))
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain values; ``base`` and ``target`` only where there are any, for older versions."""

@@ -9,7 +9,7 @@ from .. import assets
 from ..errors import ConfigError, InputError
 from ..text import notice
 from .console import ANY_ENGINE, BatchSize, Engines, Images, Json, open_model, print_json, print_table
-from .outputs import Request, list_sources, require_images
+from .outputs import FOLDER, Request, list_sources, require_images
 from .tables import Csv, check_table, write_classes
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def run(predictor: Predictor, request: Request, top: int = 5) -> int:
     report: dict[str, Any] = {"images": [], "failed": []}
     if request.resume or request.overlay:
         raise ConfigError("--resume, --overlay: a classifier writes no images; leave them out")
+    if request.out != FOLDER:
+        raise ConfigError(f"--out {request.out}: a classifier writes no files; --csv FILE writes a table")
     check_table(request.csv, ".csv", "--csv", request)
     request.refuse_tiles(f"{predictor.info.ref} classifies the whole image")
     sources = [source for source, _ in list_sources(request.images)]

@@ -150,7 +150,7 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         ConfigError: another text.
     """
-    from ..training.config import parse_sides
+    from ..config import parse_sides
 
     sides = parse_sides(text)
     if isinstance(sides, str):

@@ -142,11 +142,14 @@ def regress_file(
 
 def _write(result: RegressResult, job: Job, scale: float | None) -> int:
     """Write the map and its picture; return the number of pixels that were clipped."""
+    from ..images.rasters import georeference_of
+    from ..images.tiff_writing import TIFF_SUFFIXES
     from ..images.writing import save_picture
 
     if job.picture is not None:
         save_picture(result.picture(), job.picture)
-    return result.write(job.target, scale)  # last: other programs take an image with a map for a complete result
+    tags = georeference_of(job.source) if job.target.suffix.lower() in TIFF_SUFFIXES else None
+    return result.write(job.target, scale, tags)  # last: other programs take an image with a map for a complete result
 
 
 def print_report(report: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ..prediction.predictor import Predictor
     from ..prediction.results import SegmentResult
 
+_MOST_CLASSES = 256  # of a PNG with a palette
 _ROWS = 512  # of two masks that are compared at once
 
 
@@ -169,6 +170,11 @@ def run(
     check_table(request.csv, ".csv", "--csv", request)
     check_table(extras.areas.coco, ".json", "--coco", request)
     predictor.check_tiles(**request.tiles.options())
+    if predictor.info.num_classes > _MOST_CLASSES:
+        raise ConfigError(
+            f"{predictor.info.ref} has {predictor.info.num_classes} classes, and the PNG files of masks hold "
+            f"{_MOST_CLASSES}: foveal batch --result rle writes masks of any number"
+        )
     overlay = not many if request.overlay is None else request.overlay
     palette = palette_of(predictor.info.labels, predictor.info.num_classes)
     plan = request.plan(picture=OVERLAY if overlay else "", also_read=[label] if label else [], palette=palette)
@@ -298,20 +304,20 @@ def _write(result: SegmentResult, job: Job, drawing: dict[str, bool]) -> None:
 def _agreement(result: SegmentResult, label: Path) -> float:
     """Share of the labelled pixels whose class is that of the label."""
     from ..images.reading import read_mask
-    from ..info import IGNORE
+    from ..info import ignore_id
 
-    expected = read_mask(label)
+    expected, classes = read_mask(label), len(result.names)
+    ignored = ignore_id(classes)
     if expected.shape != result.mask.shape:
         raise InputError(f"{label}: size {expected.shape} (H, W) is not the image's {result.mask.shape}")
-    labelled = expected != IGNORE
+    labelled = expected != ignored
     if not labelled.any():
-        raise InputError(f"{label}: every pixel is {IGNORE}, which is ignored: there is nothing to compare with")
-    classes = len(result.names)
+        raise InputError(f"{label}: every pixel is {ignored}, which is ignored: there is nothing to compare with")
     if (wrong := labelled & (expected >= classes)).any():
         value = int(expected[wrong][0])
         raise InputError(
             f"{label}: {int(wrong.sum())} pixels have no class of the model, the first of them {value}: its classes "
-            f"are 0 to {classes - 1}, and {IGNORE} is ignored"
+            f"are 0 to {classes - 1}, and {ignored} is ignored"
         )
     return float((result.mask[labelled] == expected[labelled]).mean())
 

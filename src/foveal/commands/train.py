@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 import cyclopts
 from cyclopts import Parameter
 
-from ..config import parse_yaml, shown
+from ..config import parse_sides, parse_yaml, shown
 from ..errors import ConfigError
 from ..files import check_overwrites
-from ..training.config import parse_sides
 from .console import Json, print_json, say
 from .train_settings import OPTIONS, describe_option, list_settings
 

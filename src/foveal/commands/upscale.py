@@ -137,6 +137,8 @@ def run(
         raise ConfigError("--check-tiles compares what is computed: leave out --resume")
     if check_tiles and request.many:
         raise ConfigError("--check-tiles is for a single image: give one, or leave out --check-tiles")
+    if check_tiles and predictor.limits.size is not None:
+        raise ConfigError(f"--check-tiles needs whole images, and this file takes {predictor.limits}: leave it out")
     plan = request.plan(f".{suffix}", COMPARISON if compare else "")
 
     def work(job: Job, progress: Report) -> dict[str, Any]:

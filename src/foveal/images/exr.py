@@ -21,7 +21,12 @@ _ORDER = ("R", "G", "B", "A", "X", "Y", "Z")  # of channels with these names; ot
 _NAMES = {1: ("Y",), 2: ("X", "Y"), 3: ("R", "G", "B"), 4: ("R", "G", "B", "A")}  # of written files
 
 
-def _library(name: object) -> Any:
+def import_openexr(name: object) -> Any:
+    """Import the library OpenEXR; ``name``: of the file, for the message.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
     try:
         import OpenEXR  # pyright: ignore[reportMissingImports] - an extra
     except ImportError as error:
@@ -39,7 +44,7 @@ def read_exr(path: Path) -> NDArray[np.float32]:
         InputError: missing, damaged, too large, several parts, or channels of different sizes.
         DependencyError: OpenEXR is not installed.
     """
-    library = _library(path)
+    library = import_openexr(path)
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -89,7 +94,7 @@ def write_exr(path: Path, values: NDArray[np.float32]) -> None:
         InputError: the file cannot be written.
         DependencyError: OpenEXR is not installed.
     """
-    library = _library(path)
+    library = import_openexr(path)
     count = values.shape[2]
     names = _NAMES.get(count) or tuple(f"{index:03}" for index in range(count))
     channels = {name: np.ascontiguousarray(values[..., index], np.float32) for index, name in enumerate(names)}

@@ -27,7 +27,7 @@ from .npy import NPY, npy_layout
 from .reading import read_image
 from .row_raster import RowRaster
 from .sources import ImageLike, name_of, plain_source, why_missing
-from .tiff_writing import GEO_TAGS, scaled_georeference
+from .tiff_writing import GEO_TAGS, TIFF_SUFFIXES, scaled_georeference
 
 _AT_ONCE = 16_000_000  # pixels of PNG and JPEG files that are decoded at once: that needs less memory than a piece
 
@@ -234,6 +234,21 @@ def _read_whole(source: ImageLike, bands: Bands, name: str, reason: str) -> Arra
         return ArrayRaster(bands.read(source), name)
     except SizeError as error:
         raise SizeError(f"{error}; it cannot be read in parts: {reason}" if reason else str(error)) from error
+
+
+def georeference_of(path: Path) -> dict[int, tiff.RawTag]:
+    """The tags that tie the pixels of an image to places on the earth; empty: it is no upright TIFF file, or has none.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return {}
+    with path.open("rb") as file:
+        if detect_format(file, str(path)) != "TIFF":
+            return {}
+        raster = TiffRaster(file, str(path))
+        return {} if raster.page.first(274, 1) != 1 else raster.georeference
 
 
 def valid_pixels(window: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:

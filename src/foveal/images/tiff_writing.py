@@ -23,6 +23,7 @@ from ..files import atomic_write
 from .pyramid import TILE, Level
 from .tiff import NODATA, RawTag
 
+TIFF_SUFFIXES = (".tif", ".tiff")
 _LEVEL = 3  # of compression: of masks, 6 takes twice as long for files that are a few percent smaller
 #: Tags that tie pixels to places on the earth.
 PIXEL_SCALE, TIE_POINTS, TRANSFORMATION = 33550, 33922, 34264

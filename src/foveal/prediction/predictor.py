@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -85,7 +86,9 @@ class Predictor:
             kind = "classes" if TASKS[info.task].has_classes else "channels"
             classes = f", {info.num_classes} {kind} ({first})"
         scale = f", x{info.options['scale']}" if "scale" in info.options else ""
-        size = describe_size(info.preprocess)
+        task = TASKS.get(info.task)
+        shrinks = task is not None and (task.has_classes or task.has_maps)
+        size = describe_size(info.preprocess if shrinks else dataclasses.replace(info.preprocess, max_side=None))
         if self.limits.size is not None and info.preprocess.size is None:
             size = str(self.limits)
         return f"Predictor({info.ref or 'no name'}, {info.task or 'no task'}{classes}{scale}, {size}, {self.runtime})"
@@ -129,8 +132,8 @@ class Predictor:
 
         Raises:
             InputError: an image that cannot be read, or a ``tile`` or ``overlap`` that cannot be used.
-            ConfigError: a model without a task that gives a result, for example a backbone, or an option that it does
-                not have.
+            ConfigError: a model that gives no result, for example a backbone or a classifier without classes, or an
+                option that it does not have.
         """
         if is_batch(image):
             return list(self.stream(image, batch_size=batch_size, **options))
@@ -210,6 +213,7 @@ class Predictor:
         info = self.info
         if info.task not in _ANSWERS:
             raise ConfigError(f"{info.ref} is for {info.task!r}, which gives no result: call predictor.runner directly")
+        self.check_classes()
         chosen = Options.of({**options, "report": progress})
         chosen.check(info, batch_size)
         return chosen
@@ -223,10 +227,23 @@ class Predictor:
         if _ANSWERS.get(self.info.task) is not prepare:
             raise ConfigError(f"{self.info.ref or 'this model'} is for {self.info.task!r}: call predictor(image)")
 
+    def check_classes(self) -> None:
+        """Refuse a classifier whose output is features.
+
+        Raises:
+            ConfigError: it has no classes.
+        """
+        task = find_task(self.info.task)
+        if task.has_classes and not task.labels_pixels and not self.info.num_classes:
+            raise ConfigError(
+                f"{self.info.ref} has no classes (num_classes=0), its output is features: call predictor.runner, or "
+                "foveal batch --result embeddings"
+            )
+
     def classify(self, image: ImageLike) -> ClassifyResult:
         """Classify one image; see :meth:`__call__`."""
         self._check_answers_with(Predictor._prepare_classify)
-        return self._prepare_classify(image, Options()).run(self.runner)
+        return self._prepare_classify(image, self._options(None)).run(self.runner)
 
     def _prepare_classify(self, image: ImageLike, options: Options) -> Prepared:
         if options.tile is not None or options.overlap is not None:

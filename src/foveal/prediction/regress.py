@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..data.targets import stored_values
 from ..errors import InputError
 from ..files import atomic_write
 from ..images import exr
+from ..images.tiff import RawTag
 from ..images.tiff_writing import TiffImage, write_tiff
 from ..images.value_colours import cut_out, map_colours
 from ..images.writing import Canvas, write_picture
@@ -102,8 +104,14 @@ class RegressResult:
             _LOG.warning("%s: %d of %d pixels clipped to the range of 16 bits", path, clipped, self.values[..., 0].size)
         return Path(path)
 
-    def write(self, path: Path, scale: float | None = None) -> int:
-        """Write the values as :meth:`save`, and return the number of pixels that were clipped."""
+    def write(self, path: Path, scale: float | None = None, tags: Mapping[int, RawTag] | None = None) -> int:
+        """Write the values as :meth:`save`, and return the number of pixels that were clipped.
+
+        Args:
+            path: its suffix selects the format.
+            scale: as in :meth:`save`.
+            tags: further tags of a TIFF file, such as those of the image's georeference.
+        """
         suffix, values = path.suffix.lower(), self.values
         check_format(path, len(self.coarse), self.target, scale)
         height, width, channels = values.shape
@@ -118,13 +126,13 @@ class RegressResult:
             with atomic_write(path) as temporary, temporary.open("wb") as file:
                 np.save(file, values)
         else:
-            write_tiff(path, self.tiff_image(), [values])
+            write_tiff(path, self.tiff_image(tags), [values])
         return 0
 
-    def tiff_image(self) -> TiffImage:
-        """Size and type of the TIFF with the values."""
+    def tiff_image(self, tags: Mapping[int, RawTag] | None = None) -> TiffImage:
+        """Size, type and further tags of the TIFF with the values."""
         height, width, channels = self.values.shape
-        return TiffImage(height, width, channels, "float32", overviews=False)
+        return TiffImage(height, width, channels, "float32", tags=tags or {}, overviews=False)
 
 
 def check_format(path: Path, channels: int, target: Target, scale: float | None = None) -> None:
@@ -132,10 +140,13 @@ def check_format(path: Path, channels: int, target: Target, scale: float | None 
 
     Raises:
         InputError: an unknown suffix, or a PNG without a scale or of another number of channels.
+        DependencyError: OpenEXR is not installed.
     """
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise InputError(f"{path}: values are written as {', '.join(FORMATS)}")
+    if suffix == exr.SUFFIX:
+        exr.import_openexr(path)
     if suffix != ".png":
         if scale is not None:
             raise InputError(f"{path}: scale={scale:g} is for .png files, others hold the values themselves")

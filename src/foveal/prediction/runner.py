@@ -28,7 +28,7 @@ class Runner(Protocol):
         Returns:
             The output of the task: logits ``(B, num_classes)`` when classifying, ``(B, num_classes, h, w)`` at the
             model's stride when segmenting; images ``(B, 3, scale * H, scale * W)`` when upscaling; embeddings
-            ``(B, 256, 64, 64)`` of promptable models.
+            ``(B, 256, 64, 64)`` of promptable models. A backbone returns the list of its maps.
         """
         ...
 

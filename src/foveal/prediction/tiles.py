@@ -257,12 +257,13 @@ def _upscale_tiles(
         overlap = check_upscale_tiles(tile, overlap)
         return (_covering_sides(height, width, overlap) if tile is None else (tile, tile)), overlap
     # Tiles that are moved to the grid grow by less than the grid.
-    most = [min(TILE, (side - _GRID + 1) // _GRID * _GRID) for side in largest]
+    usable = [(side - _GRID + 1) // _GRID * _GRID for side in largest]
+    most = [min(TILE, side) for side in usable]
     limits = f"this file takes images up to {largest[0]}x{largest[1]} (H x W)"
     if min(most) < _LEAST:
         raise InputError(f"an image of {height}x{width}: {limits}, too small for tiles")
-    if tile is not None and tile > min(most):
-        raise InputError(f"tile={tile}: {limits}: give {min(most)} or less")
+    if tile is not None and tile > min(usable):
+        raise InputError(f"tile={tile}: {limits}: give {min(usable)} or less")
     overlap = check_upscale_tiles(tile or min(most), overlap)
     if tile is not None:
         return (tile, tile), overlap

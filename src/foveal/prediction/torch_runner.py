@@ -66,7 +66,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows
 
 
 class TorchRunner:
-    """Run a torch model on numpy arrays; segmentation models return logits at their own stride."""
+    """Run a torch model on numpy arrays; segmentation models return logits at their own stride, backbones a list."""
 
     def __init__(self, model: nn.Module, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         import torch
@@ -75,12 +75,15 @@ class TorchRunner:
         self.device, self.dtype = torch.device(device), dtype or torch.float32
         self.options = {"upsample": False} if hasattr(model, "stride") else {}
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, batch: NDArray[np.float32]) -> Any:
         import torch
 
         with _inference():
             x = torch.from_numpy(batch).to(device=self.device, dtype=self.dtype)
-            return self.model(x, **self.options).float().cpu().numpy()
+            output = self.model(x, **self.options)
+            if isinstance(output, list):
+                return [each.float().cpu().numpy() for each in output]
+            return output.float().cpu().numpy()
 
 
 class TorchPrompter:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -288,6 +289,6 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise InputError(
-            f"{folder}: the maps of this image need {needed / 1e9:.1f} GB of disk, and {free / 1e9:.1f} GB are free: "
-            "free some, write to another disk, or halve it with --keep float16"
+            f"{folder}: the maps of this image need {math.ceil(needed / 1e6):,} MB of disk, and {free // 10**6:,} MB "
+            "are free: free some, write to another disk, or halve it with --keep float16"
         )
