@@ -10,24 +10,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import foveal.evaluation.evaluate as evaluating
 import foveal.prediction.load as loading
 from foveal import assets
 from foveal.batch.run import Request, _gpus, _setups
 from foveal.errors import ConfigError
 from foveal.factory.create import create_model
+from foveal.images.reading import read_image
+from foveal.images.video import write_video
 from foveal.info import info_of
 from foveal.weights.checkpoints import save_checkpoint
 from helpers.commands import here
 from helpers.narrow import registered
 
 SEGMENTER = "efficientvit_b0.camvid"
-#: Each verb with what it needs; PHOTO stands for an image.
+#: Each verb that loads a model in this process, with what it needs; PHOTO stands for an image, CLIP for a video.
 VERBS = {
     "segment": ["PHOTO"],
     "classify": ["PHOTO"],
+    "regress": ["PHOTO", "--model", SEGMENTER],
     "predict": ["PHOTO", "--model", SEGMENTER],
     "upscale": ["PHOTO"],
     "prompt": ["PHOTO", "--point", "3,4"],
+    "video": ["CLIP", "out.avi"],
+    "evaluate": [SEGMENTER, "data"],
     "demo": [],
 }
 
@@ -41,6 +47,14 @@ def photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("photo.png")
 
 
+def words_of(verb: str, photo: Path) -> list[str]:
+    """What the verb needs; a video is written if it needs one."""
+    clip = Path("clip.avi")
+    if "CLIP" in VERBS[verb]:
+        write_video(clip, [read_image(photo)] * 2, 10)
+    return [{"PHOTO": str(photo), "CLIP": str(clip)}.get(word, word) for word in VERBS[verb]]
+
+
 def save_model(path: Path, name: str, task: str, **options: Any) -> Path:
     model = create_model(name, task, **options)
     save_checkpoint(path, model.state_dict(), info_of(model))
@@ -48,7 +62,7 @@ def save_model(path: Path, name: str, task: str, **options: Any) -> Path:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_passes_them_on(
+def test_verbs_pass_them_on(
     verb: str, photo: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[dict[str, Any]] = []
@@ -57,8 +71,9 @@ def test_every_verb_passes_them_on(
         calls.append(options)
         raise ConfigError("far enough")
 
-    monkeypatch.setattr(loading, "load", load)
-    words = [str(photo) if word == "PHOTO" else word for word in VERBS[verb]]
+    for module in (loading, evaluating):
+        monkeypatch.setattr(module, "load", load)
+    words = words_of(verb, photo)
     options = ["--device", "cuda:1", "--dtype", "bfloat16", "--runtime", "torch", "--threads", "3"]
     done = here(capfd, verb, *words, *options)
     assert (done.returncode, done.stderr) == (2, "foveal: far enough\n")
@@ -69,7 +84,7 @@ def test_every_verb_passes_them_on(
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "classify"])
 def test_a_device_that_is_not_there(verb: str, photo: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = [str(photo) if word == "PHOTO" else word for word in VERBS[verb]]
+    words = words_of(verb, photo)
     done = here(capfd, verb, *words, "--device", "gpu9")
     assert done.returncode == 2
     assert "device 'gpu9' cannot be used" in done.stderr

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 import foveal.commands.outputs as outputs
 from foveal.commands.outputs import OVERLAY, Job, Request, list_jobs
+from foveal.commands.segment import _agreement
+from foveal.commands.segment import run as run_segment
 from foveal.commands.tables import MaskTable
+from foveal.commands.upscale import run as run_upscale
 from foveal.errors import ConfigError
+from foveal.factory.create import create_model
+from foveal.info import Labels, info_of
+from foveal.prediction.input_limits import ANY_IMAGES, InputLimits
+from foveal.prediction.predictor import Predictor
+from foveal.prediction.results import SegmentResult
+from foveal.prediction.torch_runner import TorchRunner
 from helpers.commands import Command
 
 
@@ -159,3 +170,35 @@ def test_a_label_of_ignored_pixels_has_nothing_to_compare_with(
     done = cli("segment", "a.png", "--label", "l.png", "--json")
     assert done.returncode == 2
     assert "nothing to compare with" in done.stderr
+
+
+def refused(run: Callable[..., int], model: nn.Module, limits: InputLimits = ANY_IMAGES, **options: bool) -> str:
+    """What a command that gets this model says about an image, before it computes or writes anything."""
+    Image.new("RGB", (80, 64)).save("a.png")
+    predictor = Predictor(TorchRunner(model.eval()), info_of(model), "torch")
+    predictor.limits = limits
+    with pytest.raises(ConfigError) as error:
+        run(predictor, Request([Path("a.png")], Path("out")), **options)
+    assert not Path("out").exists()
+    return str(error.value)
+
+
+def test_a_png_holds_256_classes() -> None:
+    model = create_model("efficientvit_b0", "segment", num_classes=300)
+    said = refused(run_segment, model)
+    assert "has 300 classes, and the PNG files of masks hold 256: foveal batch --result rle" in said
+
+
+def test_tiles_are_not_compared_with_an_image_that_the_file_does_not_take() -> None:
+    limits = InputLimits(size=(32, 32))
+    said = refused(run_upscale, create_model("efficientvit_sr_w075"), limits, check_tiles=True)
+    assert said.startswith("--check-tiles needs whole images, and this file takes ")
+
+
+def test_the_ignored_id_of_a_label_is_that_of_the_classes(tmp_path: Path) -> None:
+    """With 256 classes, 255 is one of them, and 65535 is ignored."""
+    logits = np.zeros((256, 1, 3), np.float32)
+    logits[[0, 255, 3], 0, [0, 1, 2]] = 1
+    result = SegmentResult(np.zeros((1, 3, 3), np.uint8), logits, (1.0, 1.0), Labels())
+    Image.fromarray(np.array([[0, 7, 65535]], np.uint16)).save(tmp_path / "label.png")
+    assert _agreement(result, tmp_path / "label.png") == 0.5

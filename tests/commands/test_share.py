@@ -36,13 +36,16 @@ def test_save_writes_a_folder_with_its_card(cli: Command, tmp_path: Path) -> Non
 
 
 def test_push_uploads_the_folder(tmp_path: Path) -> None:
+    """To the branch that is asked for; test_round_trip_through_a_hub pushes without options."""
     with running() as hub:
         environment = {**os.environ, **Client(hub.address, tmp_path).environment, "HF_TOKEN": "hf_of_this_test"}
         words = [sys.executable, "-m", "foveal", "push", REF, "someone/mine", *FIGURES, "--json"]
+        words += ["--private", "--revision", "v1"]
         done = subprocess.run(words, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert hub.commit in json.loads(done.stdout)["commit"]
         assert {path for repo, path in hub.files if repo == "someone/mine"} >= {SAVED, "config.json", "README.md"}
+        assert (hub.private, hub.branches) == ({"someone/mine": True}, ["v1"])
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,9 @@ def test_classes_of_a_folder(cli: Command, photos: Path, tmp_path: Path) -> None
     assert done.returncode == 1
     rows = rows_of(tmp_path / "x.csv")
     assert [len(row) for row in rows] == [7, 7]
+    refused = cli("predict", photos, *options[:2], "--out", "results")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "--out results: a classifier writes no files; --csv FILE writes a table" in refused.stderr
     for row, printed in zip(rows, json.loads(done.stdout)["images"], strict=True):
         assert row["image"] == printed["image"]
         assert [row[f"class_{i}"] for i in (1, 2, 3)] == [each["name"] for each in printed["classes"]]
@@ -96,8 +99,11 @@ def test_every_object_is_cut_out(cli: Command, photos: Path, tmp_path: Path) -> 
     options = ("--everything", "--points-per-side", "4", "--out", tmp_path / "e.json", "--cutout", tmp_path / "cuts")
     done = cli("prompt", photos / "b.png", *options, "--json")
     assert done.returncode == 0, done.stderr
-    masks = json.loads(done.stdout)["masks"]
+    report = json.loads(done.stdout)
+    masks = report["masks"]
     assert masks
+    assert report["files"][2:] == sorted(map(str, (tmp_path / "cuts").iterdir()))
+    assert len(report["files"]) == 2 + len(masks)
     for number, mask in enumerate(masks, 1):
         with Image.open(tmp_path / "cuts" / f"e.{number:03}.png") as picture:
             assert picture.size == (mask["bbox"][2] + 1, mask["bbox"][3] + 1)

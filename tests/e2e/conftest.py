@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,14 @@ def exported(run: TrainResult, tmp_path_factory: pytest.TempPathFactory) -> Path
         "exported",
         lambda folder: foveal.export(str(run.folder), output=folder / "shapes.onnx").path,
     )
+
+
+@pytest.fixture
+def late_sigterm() -> Iterator[None]:
+    """A SIGTERM that comes after the run which it is for has ended does not end the tests."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def _train(shapes: Path, out: Path) -> TrainResult:

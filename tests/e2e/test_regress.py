@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 import foveal
@@ -52,6 +53,15 @@ def test_depth_from_data_to_maps(tmp_path: Path, cli: Command) -> None:
     with Image.open(out / "a.picture.png") as picture:
         assert picture.size == SIZE[::-1]
 
+    scale = (0.5, 0.5, 0.0)
+    pixels = np.asarray(Image.open(data / "val/images/0.png"))
+    tifffile.imwrite(tmp_path / "field.tif", pixels, extratags=[(33550, "d", 3, scale, True)])
+    done = cli("regress", tmp_path / "field.tif", "--model", tmp_path / "depth.onnx", "--out", out / "field.tif")
+    assert done.returncode == 0, done.stderr
+    with tifffile.TiffFile(out / "field.tif") as file:
+        assert file.pages[0].tags[33550].value == scale
+        assert np.array_equal(file.pages[0].asarray(), np.load(out / "a.npy")[..., 0])
+
 
 def test_mistakes_are_one_line(tmp_path: Path, cli: Command) -> None:
     data = maps_folder(tmp_path / "data", images=1)
@@ -68,6 +78,8 @@ def test_mistakes_are_one_line(tmp_path: Path, cli: Command) -> None:
         out = ("--out", tmp_path / "run") if arguments[0] == "train" else ()
         failed = cli(*arguments, *out)
         assert failed.returncode == 2
-        assert message in failed.stderr
-        assert failed.stderr.strip().count("\n") <= 1
+        lines = failed.stderr.splitlines()
+        assert lines[-1].startswith("foveal: ")
+        assert message in lines[-1]
+        assert len(lines) == 1 or arguments[0] == "train", lines
     assert foveal.list_models("efficientvit_b0", task="regress") == ["efficientvit_b0"]

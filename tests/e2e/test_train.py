@@ -15,7 +15,6 @@ import foveal
 from foveal.data.segmentation import SegmentationData
 from foveal.data.synthetic import NAMES, write_shapes
 from foveal.evaluation.metrics import SegmentScores, confusion_matrix
-from foveal.training.schedule import learning_rate
 from foveal.training.train import TrainResult
 from foveal.weights.checkpoints import read_state
 from helpers.commands import Command
@@ -73,6 +72,7 @@ def test_killed_run_resumes_to_the_bit(tiny: Path, tmp_path: Path, cli: Command)
     wait_for(lambda: log.exists() and len(log.read_text().splitlines()) >= 2)
     process.kill()
     process.join()
+    assert len(log.read_text().splitlines()) < 6
     assert cli(*_train_arguments(tiny, tmp_path / "cut"), "--resume").returncode == 0
 
     def losses(name: str) -> dict[int, float]:
@@ -120,14 +120,6 @@ def test_loss_is_the_sum_of_its_terms(tiny: Path, tmp_path: Path) -> None:
 
     expected = first("a", {"cross_entropy": 1.0}) + 0.5 * first("b", {"lovasz": 1.0})
     assert first("c", {"cross_entropy": 1.0, "lovasz": 0.5}) == pytest.approx(expected, rel=1e-4)
-
-
-def test_learning_rate_rises_then_falls_to_zero() -> None:
-    rates = [learning_rate(step, 100, 0.1) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == pytest.approx(1.0)
-    assert rates[100] == pytest.approx(0.0)
-    assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
 @pytest.mark.parametrize(

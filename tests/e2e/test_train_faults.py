@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +48,6 @@ SAVE_EVERY_STEP = 1e-6
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(tmp_path_factory.mktemp("tiny"), train=24, val=4, size=(32, 32))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """One thread, as in the processes that are started here: rounding depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +167,7 @@ def test_41_nan_loss_goes_back_and_says_so(
     result = foveal.train(tiny, out=tmp_path / "run", **{**SETTINGS, "epochs": 2})
     said = capfd.readouterr().err
     assert said.count("back to step") == 3  # once in each pass; the batches left out make it a third one
-    assert "train_0005" in said or "0005" in said
+    assert "0005.png" in said
     assert sorted(losses(result.folder)) == list(range(1, 13))
     assert all(np.isfinite(list(losses(result.folder).values())))
     assert all(t.isfinite().all() for t in read_state(result.best)[0].values())
@@ -300,10 +290,14 @@ def test_two_processes_train_what_one_does(tiny: Path, tmp_path: Path) -> None:
     ranks = [fork_server().Process(target=_train_rank, args=(rank, *arguments)) for rank in (0, 1)]
     for rank in ranks:
         rank.start()
-    one = foveal.train(tiny, out=tmp_path / "one", **settings).folder
-    for rank in ranks:
-        rank.join(600)
-        assert rank.exitcode == 0
+    try:
+        one = foveal.train(tiny, out=tmp_path / "one", **settings).folder
+        for rank in ranks:
+            rank.join(600)
+            assert rank.exitcode == 0
+    finally:
+        for rank in ranks:  # one of them waits for the other one if that has failed
+            rank.kill()
     first, second = losses(one), losses(tmp_path / "two")
     assert first.keys() == second.keys()
     assert len(first) == 21

@@ -342,16 +342,10 @@ def test_a_phase_whose_settings_were_not_written(shapes: Path, tmp_path: Path, m
     assert len(foveal.train(shapes, out=out, resume=True, new_phase=True, epochs=4).losses) == 4
 
 
-def _killed(*_: object) -> None:
-    raise OSError("killed")
-
-
 # ---- the size of batches
 
 
-def test_the_batch_size_follows_from_the_free_memory(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Command
-) -> None:
+def test_the_batch_size_follows_from_the_free_memory(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(**{**SETTINGS, **SMALL, "crop": (32, 32), "options": SMALL["options"]})
     job, accelerator = jobs.SegmentJob(shapes, config, QUIET), make_accelerator(config)
     fixed, each = batch_size._measure(config, job, accelerator)
@@ -359,13 +353,13 @@ def test_the_batch_size_follows_from_the_free_memory(
     assert batch_size._measure(config, wide, accelerator)[1] == pytest.approx(4 * each, rel=0.2)
     monkeypatch.setattr(batch_size, "_BATCHES", 1)
     for images, expected in ((100, 8), (7.9, 4), (4.1, 4), (3.9, 2)):
-        monkeypatch.setattr(batch_size, "free_memory", lambda device, n=images: (fixed + n * each) / 0.6)
+        monkeypatch.setattr(batch_size, "free_bytes", lambda device, n=images: (fixed + n * each) / 0.6)
         assert batch_size.find_batch_size(config, job, accelerator, QUIET) == expected
-    monkeypatch.setattr(batch_size, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(batch_size, "free_bytes", lambda device: 1000)
     with pytest.raises(ConfigError, match="two images need"):
         batch_size.find_batch_size(config, job, accelerator, QUIET)
     few = build_settings({**vars(config), "auto_batch_size": True, "samples_per_epoch": 2})
-    monkeypatch.setattr(batch_size, "free_memory", lambda device: 1 << 40)
+    monkeypatch.setattr(batch_size, "free_bytes", lambda device: 1 << 40)
     assert batch_size.find_batch_size(few, job, accelerator, QUIET) == 2
 
 

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +30,12 @@ from helpers.processes import start_command
 from helpers.runs import ONE_THREAD, SETTINGS, SMALL, losses, same_weights, wait_for
 
 
+pytestmark = pytest.mark.usefixtures("late_sigterm")
+
+
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_shapes(tmp_path_factory.mktemp("shapes"), train=8, val=4, size=(32, 32))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    signal.signal(signal.SIGTERM, before[1])
 
 
 def train(data: Path, out: Path, **settings: Any) -> Any:

@@ -7,13 +7,11 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import foveal
 from foveal.cli import main
@@ -47,16 +45,7 @@ def tars(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Use one thread, so that sums are rounded alike; a signal that comes too late must not end the tests."""
-    before = torch.get_num_threads(), signal.signal(signal.SIGTERM, lambda number, frame: None)
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before[0])
-    signal.signal(signal.SIGTERM, before[1])
-
-
+@pytest.mark.usefixtures("late_sigterm")
 @pytest.mark.parametrize("task", ["segment", "classify"])
 def test_stopped_run_goes_on_to_the_bit(tars: Path, tmp_path: Path, task: str) -> None:
     """Stopped within an epoch and resumed with other workers, a run has the losses and weights of a whole one."""

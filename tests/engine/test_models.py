@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -69,7 +70,12 @@ def test_runs_in_a_forked_process_after_runs_in_the_parent() -> None:
     expected = engine(x)
     child = os.fork()
     if child == 0:
-        os._exit(0 if np.array_equal(engine(x), expected) else 1)
+        signal.alarm(60)  # a process that waits for ever fails the test
+        code = 4
+        try:
+            code = 0 if np.array_equal(engine(x), expected) else 3
+        finally:  # whatever happens, this process does not go on with the tests
+            os._exit(code)
     assert os.waitpid(child, 0)[1] == 0
     np.testing.assert_array_equal(engine(x), expected)
 

@@ -27,6 +27,9 @@ class Hub(ThreadingHTTPServer):
         headers: replace those of every answer about a file; ``None`` leaves one out.
         body: what is sent instead of a file, piece by piece.
         received: the headers of every request, in order.
+        private: by repository that a client made, whether only its owner can see it.
+        branches: what each upload went to, in order.
+        made_branches: besides "main"; uploads to others are refused.
     """
 
     daemon_threads = True
@@ -41,6 +44,9 @@ class Hub(ThreadingHTTPServer):
         self.headers: dict[str, str | None] = {}
         self.body: Callable[[], Iterable[bytes]] | None = None
         self.received: list[Message] = []
+        self.private: dict[str, bool] = {}
+        self.branches: list[str] = []
+        self.made_branches: set[str] = set()
         self.stall: threading.Event | None = None
         self.stalled = threading.Event()
 
@@ -130,15 +136,25 @@ class _Handler(BaseHTTPRequestHandler):
         path = urlsplit(self.path).path
         if path == "/api/repos/create":
             asked = json.loads(body)
-            return self._json({"url": f"{self.server.address}/{asked['organization']}/{asked['name']}"})
+            repo = f"{asked['organization']}/{asked['name']}"
+            # "visibility" since version 2 of the client
+            self.server.private[repo] = asked.get("private") is True or asked.get("visibility") == "private"
+            return self._json({"url": f"{self.server.address}/{repo}"})
         if path == "/api/validate-yaml":
             return self._json({"errors": [], "warnings": []})
-        repo, _, action = path.removeprefix("/api/models/").rpartition("/")[0].rpartition("/")
+        rest, _, branch = path.removeprefix("/api/models/").rpartition("/")
+        repo, _, action = rest.rpartition("/")
+        if action == "branch":
+            self.server.made_branches.add(branch)
+            return self._json({})
+        if branch not in {"main", *self.server.made_branches}:
+            return self._answer(404, {"X-Error-Code": "RevisionNotFound"})
         if action == "preupload":
             files = json.loads(body)["files"]
             modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]
             return self._json({"files": modes})
         if action == "commit":
+            self.server.branches.append(branch)
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.server.files[repo, line["value"]["path"]] = base64.b64decode(line["value"]["content"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Callable, Sequence
 from functools import cache
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import Any
 
 from foveal.cli import main
 
@@ -33,6 +35,25 @@ def start_command(*arguments: object, errors: Path) -> ForkServerProcess:
     process = fork_server().Process(target=_run, args=(list(map(str, arguments)), errors))
     process.start()
     return process
+
+
+def run_until_killed(target: Callable[..., None], *arguments: Any, seconds: float) -> int:
+    """Exit code of a function in a process of its own: 0, or that of a kill, which the function does to itself.
+
+    Args:
+        target: the function.
+        arguments: of the function.
+        seconds: until the process counts as hanging.
+    """
+    process = fork_server().Process(target=target, args=arguments)
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        raise AssertionError("it hangs")
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode
 
 
 def start_torchrun(command: Sequence[str], errors: Path) -> ForkServerProcess:

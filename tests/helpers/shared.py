@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,7 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     folder, result = base / name, base / f"{name}.pickle"
     with FileLock(f"{folder}.lock"):
         if not result.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a process wrote whose make() failed
             folder.mkdir()
             result.write_bytes(pickle.dumps(make(folder)))
         return pickle.loads(result.read_bytes())

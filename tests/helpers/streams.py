@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from foveal.models.efficientvit import Config, EfficientViT
 from foveal.prediction.predictor import Predictor
 from foveal.prediction.torch_runner import TorchRunner
 from foveal.streaming import maps, run
+from foveal.streaming.native import Group, group_steps
+from foveal.streaming.passes import coarsest_stride, plan
 from foveal.streaming.regions import Region
+from foveal.streaming.torch_executor import TorchExecutor
+from foveal.streaming.trace import derive
 from foveal.tasks.segment import SegmentationHead, SegmentationModel
 from helpers.narrow import NARROW
 
@@ -91,6 +96,42 @@ class ArrayInput:
 
     def valid(self, region: Region) -> NDArray[np.bool_]:
         return np.ones((region.height, region.width), bool)
+
+
+def compare(
+    model: nn.Module, x: Tensor, sides: Sequence[int | None], native: bool = False, least: int = 0, **options: Any
+) -> int:
+    """Check that streaming gives the model's outputs for every side of the pieces; return the number of passes.
+
+    Args:
+        model: the model.
+        x: its input.
+        sides: of the pieces, in multiples of the coarsest stride; ``None``: one piece.
+        native: let the native engine compute what it can.
+        least: number of convolutions that it must be able to compute.
+        options: of the model's call.
+    """
+    with torch.inference_mode():
+        outputs = model(x, **options)
+    expected = [each.numpy() for each in (outputs if isinstance(outputs, list | tuple) else [outputs])]
+    program = derive(model, x.shape[2], x.shape[3], channels=x.shape[1], **options)
+    passes = 0
+    for side in sides:
+        divided = plan(program, side=None if side is None else side * coarsest_stride(program))
+        passes = len(divided.passes)
+        if native:
+            items = [item for part in divided.passes for item in group_steps(divided, part, 1)]
+            steps = [step for item in items if isinstance(item, Group) for step in item.steps]
+            assert sum(bool(step.arithmetic) for step in steps) >= least
+        executor = TorchExecutor(divided, native=True) if native else None
+        found = run.run(divided, ArrayInput(x), executor=executor).arrays()
+        for value, truth in zip(found, expected, strict=True):
+            truth = truth[0] if truth.ndim == 4 else truth
+            assert value.shape == truth.shape
+            assert np.abs(value - truth).max() <= 1e-5 * np.abs(truth).max()
+            if options:
+                assert (value.argmax(0) == truth.argmax(0)).mean() >= 0.9999
+    return passes
 
 
 def stripes(height: int, width: int) -> NDArray[np.uint8]:

@@ -33,7 +33,11 @@ def predictor(task: str, runner: Any = None, **values: Any) -> Predictor:
         ),
         (
             predictor("upscale", options={"scale": 3}, preprocess=Preprocess(max_side=99)),
-            "Predictor(net.data, upscale, x3, images of up to 99 pixels, torch on cpu)",
+            "Predictor(net.data, upscale, x3, images of any size, torch on cpu)",
+        ),
+        (
+            predictor("regress", preprocess=Preprocess(max_side=99)),
+            "Predictor(net.data, regress, images of up to 99 pixels, torch on cpu)",
         ),
         (
             predictor("prompt", preprocess=Preprocess.of_prompts(64)),

@@ -25,9 +25,10 @@ STREET = assets.path("street", ".jpg")
 PROMPT, CLASSIFY = assets.DEFAULTS["prompt"], assets.DEFAULTS["classify"]
 
 
-def test_masks_and_embeddings_are_those_of_torch() -> None:
+@pytest.mark.parametrize("runtime", ["onnxruntime", "native"])
+def test_masks_and_embeddings_are_those_of_torch(runtime: str) -> None:
     """Computed in float32 from the same weights; an embedding of one runtime continues in the other."""
-    expected, found = (foveal.load(PROMPT, runtime=name).encode(STREET) for name in ("torch", "onnxruntime"))
+    expected, found = (foveal.load(PROMPT, runtime=name).encode(STREET) for name in ("torch", runtime))
     np.testing.assert_allclose(found.features, expected.features, atol=1e-4)
     assert found.runner.encoder_id == expected.runner.encoder_id
     prompt = {"points": [[860, 560]], "labels": [1], "boxes": [714, 443, 1013, 669]}

@@ -22,6 +22,11 @@ def photo() -> np.ndarray:
     return chequered()
 
 
+def test_sizes_that_programs_for_sam_read() -> None:
+    encoder = sure_network().prompt_encoder
+    assert (encoder.embed_dim, encoder.image_embedding_size) == (256, (64, 64))
+
+
 def test_sam_predictor(predictor: Predictor, photo: np.ndarray) -> None:
     sam = SamPredictor(predictor)
     assert not sam.is_image_set

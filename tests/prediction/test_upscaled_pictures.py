@@ -143,6 +143,19 @@ def test_every_pixel_is_in_a_tile_with_weight(overlap: int) -> None:
     assert (np.concatenate(list(bands)) == 200).all()
 
 
+def test_a_tile_may_be_as_large_as_the_file_takes() -> None:
+    """Larger than the default, which is for files without limits."""
+    pixels = np.zeros((900, 1000, 3), np.uint8)
+
+    def upscaled(tile: int) -> list[NDArray[np.uint8]]:
+        double = lambda window: window.repeat(2, 0).repeat(2, 1)  # noqa: E731
+        return list(enlarged_bands(double, Picture(pixels), 2, tile, 32, largest=(800, 2048)))
+
+    assert np.concatenate(upscaled(768)).shape == (1800, 2000, 3)
+    with pytest.raises(InputError, match=r"tile=800: .* images up to 800x2048 \(H x W\): give 792 or less"):
+        upscaled(800)
+
+
 @pytest.mark.parametrize("overlap", [-50, -1, 100_000])
 def test_overlaps_without_tiles_are_checked(overlap: int) -> None:
     with pytest.raises(InputError, match="without tile, give 0 to 512"):

@@ -16,27 +16,7 @@ from foveal.models.efficientvit import Config, EfficientViT
 from foveal.streaming.passes import coarsest_stride, plan
 from foveal.streaming.run import run
 from foveal.streaming.trace import SOURCE, derive
-from helpers.streams import XL, ArrayInput, B, L, randomised, segmenter
-
-
-def compare(model: nn.Module, x: torch.Tensor, sides: tuple[int | None, ...], **options: Any) -> int:
-    """Check that streaming gives the model's outputs for every side of the pieces; return the number of passes."""
-    with torch.inference_mode():
-        outputs = model(x, **options)
-    expected = [each.numpy() for each in (outputs if isinstance(outputs, list | tuple) else [outputs])]
-    program = derive(model, x.shape[2], x.shape[3], channels=x.shape[1], **options)
-    passes = 0
-    for side in sides:
-        divided = plan(program, side=None if side is None else side * coarsest_stride(program))
-        passes = len(divided.passes)
-        found = run(divided, ArrayInput(x)).arrays()
-        for value, truth in zip(found, expected, strict=True):
-            truth = truth[0] if truth.ndim == 4 else truth
-            assert value.shape == truth.shape
-            assert np.abs(value - truth).max() <= 1e-5 * np.abs(truth).max()
-            if options:
-                assert (value.argmax(0) == truth.argmax(0)).mean() >= 0.9999
-    return passes
+from helpers.streams import XL, ArrayInput, B, L, compare, randomised, segmenter
 
 
 @pytest.mark.parametrize(("config", "passes"), [(B, 3), (L, 3), (XL, 3)], ids=["B", "L", "XL"])

@@ -14,29 +14,7 @@ from foveal.errors import ConfigError
 from foveal.models.efficientvit import Config
 from foveal.prediction.predictor import Predictor
 from foveal.prediction.torch_runner import TorchRunner
-from foveal.streaming.native import Group, group_steps
-from foveal.streaming.passes import coarsest_stride, plan
-from foveal.streaming.run import run
-from foveal.streaming.torch_executor import TorchExecutor
-from foveal.streaming.trace import derive
-from helpers.streams import XL, ArrayInput, B, L, predictor_for, randomised, segmenter, stripes
-
-
-def compare(model: Any, x: torch.Tensor, side: int | None, least: int, **options: Any) -> None:
-    """Check the outputs, and that the engine computed at least ``least`` of the convolutions."""
-    with torch.inference_mode():
-        outputs = model(x, **options)
-    expected = [each.numpy() for each in (outputs if isinstance(outputs, list | tuple) else [outputs])]
-    program = derive(model, x.shape[2], x.shape[3], **options)
-    divided = plan(program, side=None if side is None else side * coarsest_stride(program))
-    groups = [item for part in divided.passes for item in group_steps(divided, part, 1) if isinstance(item, Group)]
-    convolutions = [step for group in groups for step in group.steps if step.arithmetic]
-    assert len(convolutions) >= least
-    found = run(divided, ArrayInput(x), executor=TorchExecutor(divided, native=True)).arrays()
-    for value, truth in zip(found, expected, strict=True):
-        truth = truth[0] if truth.ndim == 4 else truth
-        assert value.shape == truth.shape
-        assert np.abs(value - truth).max() <= 1e-5 * np.abs(truth).max()
+from helpers.streams import XL, B, L, compare, predictor_for, randomised, segmenter, stripes
 
 
 @pytest.mark.parametrize("config", [B, L, XL], ids=["B", "L", "XL"])
@@ -46,7 +24,8 @@ def test_segmentation_equals_the_whole_image(config: Config, optimised: bool) ->
     model = foveal.optimize(model) if optimised else model
     torch.manual_seed(2)
     for size, side in (((75, 101), 2), ((75, 101), 1), ((64, 33), None)):
-        compare(model, torch.randn(1, 3, *size), side, 25 if optimised else 8, upsample=False)
+        least = 25 if optimised else 8
+        compare(model, torch.randn(1, 3, *size), (side,), native=True, least=least, upsample=False)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +39,7 @@ def test_segmentation_equals_the_whole_image(config: Config, optimised: bool) ->
 )
 def test_other_families(name: str, options: dict[str, Any], least: int) -> None:
     model = foveal.optimize(randomised(foveal.create_model(name, **options)))
-    compare(model, torch.rand(1, 3, 77, 90), 2, least)
+    compare(model, torch.rand(1, 3, 77, 90), (2,), native=True, least=least)
 
 
 def test_mask_of_a_file(tmp_path: Path) -> None:

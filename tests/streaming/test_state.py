@@ -14,7 +14,7 @@ from foveal.errors import ConfigError, InputError
 from foveal.streaming import maps, run
 from foveal.streaming.maps import DiskMap
 from foveal.streaming.regions import Extent, Region
-from helpers.processes import fork_server
+from helpers.processes import run_until_killed
 from helpers.streams import predictor_for, segmenter, stream_until, stripes
 
 TILE = 32
@@ -29,12 +29,9 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return weights, image
 
 
-def in_process(*arguments: Any) -> int | None:
+def in_process(*arguments: Any) -> int:
     """Exit code of :func:`stream_until` in a process of its own."""
-    process = fork_server().Process(target=stream_until, args=arguments)
-    process.start()
-    process.join(120)
-    return process.exitcode
+    return run_until_killed(stream_until, *arguments, seconds=120)
 
 
 @pytest.mark.long
@@ -137,7 +134,7 @@ def test_too_little_disk_is_said_before_the_start(
     _, image = files
     usage = maps.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(maps.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(InputError, match=r"need 0\.0 GB of disk, and 0\.0 GB are free"):
+    with pytest.raises(InputError, match="need 1 MB of disk, and 0 MB are free"):
         foveal.stream(predictor_for(segmenter()), image, tmp_path / "mask.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["image.npy", "weights.pt"]
 

@@ -115,7 +115,9 @@ def check_sha256(path: Path, expected: str) -> None:
 
 
 def upload(folder: Path, repo: str, *, private: bool, revision: str | None) -> str:
-    """Upload a folder to a repository on the hub, which is made if necessary; return the address of the commit.
+    """Upload a folder to a repository on the hub; return the address of the commit.
+
+    The repository and the branch ``revision`` are made if they do not exist.
 
     An existing README.md in the repository is not replaced.
 
@@ -129,6 +131,8 @@ def upload(folder: Path, repo: str, *, private: bool, revision: str | None) -> s
     api = client.HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
+        if revision and not revision.startswith("refs/"):  # of pull requests, which the hub makes
+            api.create_branch(repo, branch=revision, exist_ok=True)
         skip = ["README.md"] if api.file_exists(repo, "README.md", revision=revision) else None
         commit = api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, ignore_patterns=skip)
     except Exception as error:  # the client's own types, its transport's, and ValueError for invalid names
