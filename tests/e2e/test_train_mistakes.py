@@ -29,7 +29,6 @@ from foveal.training.config import TrainConfig
 from helpers.processes import start_command
 from helpers.runs import ONE_THREAD, SETTINGS, SMALL, losses, same_weights, wait_for
 
-
 pytestmark = pytest.mark.usefixtures("late_sigterm")
 
 
