@@ -351,7 +351,7 @@ def test_the_batch_size_follows_from_the_free_memory(shapes: Path, monkeypatch: 
     fixed, each = batch_size._measure(config, job, accelerator)
     wide = jobs.SegmentJob(shapes, build_settings({**vars(config), "crop": [64, 64]}), QUIET)
     assert batch_size._measure(config, wide, accelerator)[1] == pytest.approx(4 * each, rel=0.2)
-    monkeypatch.setattr(batch_size, "_BATCHES", 1)
+    monkeypatch.setattr(batch_size, "_MIN_BATCHES", 1)
     for images, expected in ((100, 8), (7.9, 4), (4.1, 4), (3.9, 2)):
         monkeypatch.setattr(batch_size, "free_bytes", lambda device, n=images: (fixed + n * each) / 0.6)
         assert batch_size.find_batch_size(config, job, accelerator, QUIET) == expected

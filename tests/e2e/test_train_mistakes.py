@@ -312,7 +312,7 @@ def test_a_signal_ends_an_evaluation_and_it_is_made_up_for(
     """The evaluation ends after the image at which the signal comes; resumed, the run equals an undisturbed one."""
     train(shapes, tmp_path / "whole")
     looked_at = []
-    plain = jobs.SegmentJob.score
+    plain = jobs.SegmentJob.count
 
     def interrupted(self: Any, predictor: Any, indices: Any) -> Any:
         looked_at.extend(indices)
@@ -320,10 +320,10 @@ def test_a_signal_ends_an_evaluation_and_it_is_made_up_for(
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, predictor, indices)
 
-    monkeypatch.setattr(jobs.SegmentJob, "score", interrupted)
+    monkeypatch.setattr(jobs.SegmentJob, "count", interrupted)
     with pytest.raises(SystemExit) as end:
         train(shapes, tmp_path / "stopped")
-    monkeypatch.setattr(jobs.SegmentJob, "score", plain)
+    monkeypatch.setattr(jobs.SegmentJob, "count", plain)
     assert end.value.code == 128 + signal.SIGTERM
     assert looked_at == [0, 1]
     train(shapes, tmp_path / "stopped", resume=True)

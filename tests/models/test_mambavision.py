@@ -17,7 +17,7 @@ from foveal.factory.create import create_model
 from foveal.info import ModelInfo, info_of
 from foveal.layers.drop_path import DropPath, drop_path_rates
 from foveal.models.mambavision import CONFIGS, Block, ClassifierHead, MambaMixer, MambaVision, WindowStage
-from foveal.training.schedule import parameter_groups
+from foveal.training.parameter_groups import parameter_groups
 from foveal.weights.loading import load_checkpoint
 from helpers import golden
 from helpers.golden import largest

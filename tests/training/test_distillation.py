@@ -16,12 +16,12 @@ from foveal.errors import CheckpointError, ConfigError
 from foveal.info import ModelInfo, Preprocess
 from foveal.training import distil_losses
 from foveal.training.config import build_settings
+from foveal.training.distillation import DistillationJob
 from foveal.training.ema import Averaged, meta_copy
 from foveal.training.jobs import make_job
+from foveal.training.pixel_origins import TargetsWithOrigins
 from foveal.training.segment import SegmentJob
 from foveal.training.stored_outputs import Grid, StoredOutputs
-from foveal.training.taught import TaughtJob
-from foveal.training.tracking import Tracked
 from foveal.weights.checkpoints import read_state, save_checkpoint
 from helpers.distillation import QUIET, config, saved, train
 from helpers.runs import ONE_THREAD, SETTINGS, SMALL, furthest_weights, losses, same_weights, torchrun
@@ -62,7 +62,7 @@ def test_tracked_samples_are_those_of_other_runs(shapes: Path, teacher: Path, tm
     for seed in range(24):
         image, ids = plain.sample(seed % 8, np.random.default_rng(seed), 0.0)
         same, target = tracked.sample(seed % 8, np.random.default_rng(seed), 0.0)
-        parts = Tracked.of(target[None], 4)
+        parts = TargetsWithOrigins.of(target[None], 4)
         assert torch.equal(image, same)
         assert torch.equal(ids[None], parts.ids)
         inside = parts.inside
@@ -77,7 +77,7 @@ def test_stored_outputs_are_read_where_pixels_come_from(shapes: Path, teacher: P
     """Of a whole image in its own size, the teacher's output for it; of its mirror image, the mirrored output."""
     own = {"crop": [40, 40], "scale": [1, 1], "jitter": 0, "tint": 0, "flip": 0}
     job = make_job(shapes, config(**own, teacher=str(teacher), teacher_cache=str(tmp_path)), QUIET)
-    assert isinstance(job, TaughtJob)
+    assert isinstance(job, DistillationJob)
     assert job.stored is not None
     assert job.teacher is not None
     image, target = job.sample(3, np.random.default_rng(0), 0.0)
@@ -114,7 +114,7 @@ def test_outputs_are_computed_once(
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-    assert isinstance(job, TaughtJob)
+    assert isinstance(job, DistillationJob)
     assert job.stored is not None
     target = job.sample(0, np.random.default_rng(0), 0.0)[1]
     with pytest.raises(CheckpointError, match=r"damaged output .*delete it, and it is computed again"):
@@ -283,7 +283,7 @@ def test_data_loading_processes_get_no_teacher(shapes: Path, teacher: Path) -> N
 
     job = make_job(shapes, config(teacher=str(teacher)), QUIET)
     copy = pickle.loads(pickle.dumps(job))
-    assert isinstance(copy, TaughtJob)
+    assert isinstance(copy, DistillationJob)
     assert copy.teacher is None
     for part, same in zip(
         job.sample(1, np.random.default_rng(0), 0.0), copy.sample(1, np.random.default_rng(0), 0.0), strict=True

@@ -18,8 +18,8 @@ from foveal.info import Preprocess, info_of
 from foveal.progress import Progress
 from foveal.training.classify import ClassifyJob
 from foveal.training.config import TrainConfig
-from foveal.training.initial import start_notes
-from foveal.training.schedule import parameter_groups
+from foveal.training.initial import notes_on_start
+from foveal.training.parameter_groups import parameter_groups
 from foveal.training.segment import SegmentJob
 from foveal.weights.checkpoints import read_state, save_checkpoint
 from foveal.weights.loading import LoadReport
@@ -100,7 +100,7 @@ def test_other_statistics_than_those_of_the_weights_are_said(own: bool, shapes: 
     job = SegmentJob(shapes, config, Progress(enabled=False))
     loaded = LoadReport(1, "foveal", info=foveal.ModelInfo(preprocess=Preprocess(mean, std)))
     expected = "mean 0.485 0.456 0.406, std 0.229 0.224 0.225; those of the weights were by mean 0.5 0.4 0.3, std"
-    notes = [note for note in start_notes(config, job, loaded, job.labels) if "normalised" in note]
+    notes = [note for note in notes_on_start(config, job, loaded, job.labels) if "normalised" in note]
     assert [expected in note for note in notes] == [True] * own
 
 

@@ -49,8 +49,8 @@ def train(data: Path, out: Path, **settings: Any) -> TrainResult:
         ("loss", 2, KeyboardInterrupt(), 1),
         ("loss", 2, signal.SIGTERM, 2),
         ("loss", 1, signal.SIGINT, 1),
-        ("score", 2, RuntimeError("a bug"), 2),
-        ("score", 2, signal.SIGTERM, 2),
+        ("count", 2, RuntimeError("a bug"), 2),
+        ("count", 2, signal.SIGTERM, 2),
     ],
 )
 def test_every_stop_leaves_weights(

@@ -27,7 +27,7 @@ from foveal.training.batches import Batches, Loader, batches_per_pass
 from foveal.training.classify import ClassifyJob
 from foveal.training.config import TrainConfig, build_settings
 from foveal.training.distributed import make_accelerator
-from foveal.training.initial import start_model
+from foveal.training.initial import initialise_branches
 from helpers.brightness import write_brightness
 from helpers.narrow import registered
 from helpers.runs import SETTINGS, losses, same_weights
@@ -255,7 +255,7 @@ def _norms(module: torch.nn.Module) -> list[Any]:
 def test_models_without_such_branches_are_refused(settings: dict[str, Any], message: str) -> None:
     model = foveal.create_model(settings["model"])
     with pytest.raises(ConfigError, match=message):
-        start_model(model, TrainConfig(task="classify", **settings))
+        initialise_branches(model, TrainConfig(task="classify", **settings))
 
 
 # ---- small images

@@ -14,7 +14,7 @@ from foveal.errors import ConfigError
 from foveal.training.freezing import freeze
 from foveal.training.muon import Muon, is_matrix, orthogonal
 from foveal.training.optimizers import OPTIMIZERS
-from foveal.training.schedule import layer_numbers, parameter_groups
+from foveal.training.parameter_groups import layer_numbers, parameter_groups
 from foveal.training.schedules import SCHEDULES, learning_rate
 from helpers.narrow import narrow
 

@@ -22,7 +22,7 @@ from foveal.models.registry import FAMILIES, Backbone, Family, FeatureInfo, Vari
 from foveal.progress import Progress
 from foveal.tasks.prompt import PromptModel
 from foveal.training.config import TrainConfig
-from foveal.training.distil import DistilJob, Distilled, extents
+from foveal.training.embedding_distillation import EmbeddingJob, EmbeddingTrainee, extents
 from foveal.training.embeddings import SHAPE
 from foveal.training.prompt import PromptJob, PromptTrainee, pack_masks, unpack_masks
 from foveal.training.teacher_folder import TeacherFolder, read_stored
@@ -168,7 +168,7 @@ def test_a_student_comes_close_to_its_teacher(scenes: Path, teacher: Path, tmp_p
 def test_a_new_students_embeddings_start_at_the_teachers_level(distilled: Path, scenes: Path, teacher: Path) -> None:
     """The neck gets mean and spread of the teacher's channels; a trained neck does not change."""
     config = TrainConfig(**SETTINGS, teacher=str(teacher), embeddings=str(distilled / "embeddings"))
-    job = DistilJob(scenes / "images", config, Progress(enabled=False))
+    job = EmbeddingJob(scenes / "images", config, Progress(enabled=False))
     student = foveal.create_model("toy", "prompt")
     norm = job.trainee(student).get_submodule("model.image_encoder.neck.norm")
     known = np.stack([job.data[i][1][0] for i in range(4)]).astype(np.float64)
@@ -183,10 +183,10 @@ def test_a_new_students_embeddings_start_at_the_teachers_level(distilled: Path, 
 def test_a_student_learns_its_teachers_answers(distilled: Path, scenes: Path, teacher: Path) -> None:
     """The loss of the answers grows with the distance of the embeddings, and trains only the image encoder."""
     settings = {**SETTINGS, "teacher": str(teacher), "embeddings": str(distilled / "embeddings"), "teacher_prompts": 3}
-    job = DistilJob(scenes / "images", TrainConfig(**settings), Progress(enabled=False))
+    job = EmbeddingJob(scenes / "images", TrainConfig(**settings), Progress(enabled=False))
     torch.manual_seed(0)
     model = foveal.create_model("toy", "prompt")
-    trainee = cast(Distilled, job.trainee(model))
+    trainee = cast(EmbeddingTrainee, job.trainee(model))
     with torch.no_grad():  # a decoder that knows nothing is sure of nothing
         for perceptron in model.mask_decoder.output_hypernetworks_mlps:
             perceptron.layers[-1].weight *= 300
@@ -212,7 +212,7 @@ def test_embeddings_are_the_teachers_and_computed_once(distilled: Path, scenes: 
     files = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
     assert len(files) == 2 * 4 + 2
     config = TrainConfig(**SETTINGS, teacher=str(teacher), embeddings=str(folder))
-    job = DistilJob(scenes / "images", config, Progress(enabled=False))
+    job = EmbeddingJob(scenes / "images", config, Progress(enabled=False))
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")} == files
     predictor = foveal.load(teacher)
     image, (plain, mirrored) = job.data[1]
@@ -222,7 +222,7 @@ def test_embeddings_are_the_teachers_and_computed_once(distilled: Path, scenes: 
 
 def test_a_mirrored_sample_has_the_mirrored_embedding(distilled: Path, scenes: Path, teacher: Path) -> None:
     config = TrainConfig(**SETTINGS, teacher=str(teacher), embeddings=str(distilled / "embeddings"))
-    job = DistilJob(scenes / "images", config, Progress(enabled=False))
+    job = EmbeddingJob(scenes / "images", config, Progress(enabled=False))
     drawn = [job.sample(0, np.random.default_rng(seed), 0.0) for seed in range(6)]
     _, (plain, mirrored) = job.data[0]
     kinds = {bool(torch.equal(target, torch.from_numpy(mirrored))) for _, target in drawn}
@@ -237,17 +237,17 @@ def test_a_mirrored_sample_has_the_mirrored_embedding(distilled: Path, scenes: P
 def test_damaged_embeddings(distilled: Path, scenes: Path, teacher: Path, tmp_path: Path) -> None:
     """A truncated file is computed again; a file with a changed bit is refused by name when it is read."""
     config = TrainConfig(**{**SETTINGS, "flip": 0.0}, teacher=str(teacher), embeddings=str(tmp_path), val_split="")
-    data = DistilJob(scenes / "images", config, Progress(enabled=False)).data
+    data = EmbeddingJob(scenes / "images", config, Progress(enabled=False)).data
     (short,), (spoilt,) = data.files[:2]
     whole = short.read_bytes()
     short.write_bytes(whole[: len(whole) // 2])
-    DistilJob(scenes / "images", config, Progress(enabled=False))
+    EmbeddingJob(scenes / "images", config, Progress(enabled=False))
     assert short.read_bytes() == whole
     content = bytearray(spoilt.read_bytes())
     content[len(content) // 2] ^= 1
     spoilt.write_bytes(content)
     with pytest.raises(foveal.CheckpointError, match=rf"{spoilt.name}: damaged embedding .*delete it") as caught:
-        DistilJob(scenes / "images", config, Progress(enabled=False))
+        EmbeddingJob(scenes / "images", config, Progress(enabled=False))
     assert "\n" not in str(caught.value)
 
 
@@ -265,7 +265,7 @@ def test_embeddings_of_another_teacher_are_refused(distilled: Path, scenes: Path
     other = saved(tmp_path / "other.safetensors", "wide_toy", 8)
     config = TrainConfig(**SETTINGS, teacher=str(other), embeddings=str(distilled / "embeddings"))
     with pytest.raises(foveal.ConfigError, match=r"holds the embeddings of wide_toy\.test with other weights"):
-        DistilJob(scenes / "images", config, Progress(enabled=False))
+        EmbeddingJob(scenes / "images", config, Progress(enabled=False))
 
 
 def test_a_teacher_looks_in_the_precision_of_the_run(
@@ -275,11 +275,11 @@ def test_a_teacher_looks_in_the_precision_of_the_run(
     settings = {**SETTINGS, "teacher": str(teacher), "val_split": "", "precision": "bf16"}
     exact = distilled / "embeddings"
     with pytest.raises(foveal.ConfigError, match=r"holds embeddings in fp32, not in bf16.*precision=fp32"):
-        DistilJob(scenes / "images", TrainConfig(**settings, embeddings=str(exact)), Progress(enabled=False))
+        EmbeddingJob(scenes / "images", TrainConfig(**settings, embeddings=str(exact)), Progress(enabled=False))
     one, folder = tmp_path / "images" / "train" / "0.png", tmp_path / "embeddings"
     one.parent.mkdir(parents=True)
     shutil.copy(scenes / "images" / "train" / "0.png", one)
-    job = DistilJob(tmp_path / "images", TrainConfig(**settings, embeddings=str(folder)), Progress(enabled=False))
+    job = EmbeddingJob(tmp_path / "images", TrainConfig(**settings, embeddings=str(folder)), Progress(enabled=False))
     (files,) = job.data.files  # of the image and of its mirror image
     assert len(files) == 2
     for file in files:

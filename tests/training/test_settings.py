@@ -16,10 +16,11 @@ import yaml
 import foveal
 from foveal.config import read_yaml, to_dict
 from foveal.errors import ConfigError
+from foveal.training.common_settings import CommonSettings
 from foveal.training.config import TASK_SETTINGS, TrainConfig, own_fields, portable_settings, resolve_config
 from foveal.training.folder import RunFolder
 from foveal.training.jobs import JOBS, complete_config
-from foveal.training.settings import CommonSettings, default_of, setting_fields
+from foveal.training.settings import default_of, setting_fields
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 

@@ -19,8 +19,8 @@ from foveal.images.preparing import prepare
 from foveal.info import Preprocess, info_of
 from foveal.training import distil_losses
 from foveal.training.config import build_settings
+from foveal.training.distillation import DistillationJob
 from foveal.training.jobs import make_job
-from foveal.training.taught import TaughtJob
 from foveal.training.teacher import open_teacher, watched_maps
 from helpers.brightness import write_brightness
 from helpers.distillation import QUIET, config, normal, saved, train
@@ -125,7 +125,7 @@ def test_the_second_of_two_classifiers_learns_from_the_teacher_alone(
     image = normal(4, 3, 64, 64).float()
     labels = torch.tensor([0, 1, 0, 1])
     (first, second), _ = trainee(image)
-    assert isinstance(job, TaughtJob)
+    assert isinstance(job, DistillationJob)
     assert job.teacher is not None
     taught = job.teacher(image, job.preprocess).output
     distance = distil_losses.DISTANCES[next(iter(distil))](second, taught, 2.0, None)  # type: ignore[index]

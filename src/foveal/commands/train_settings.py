@@ -10,8 +10,9 @@ from dataclasses import Field
 from types import UnionType
 from typing import Any, Literal
 
+from ..training.common_settings import CommonSettings
 from ..training.config import TASK_SETTINGS, TrainConfig, own_fields
-from ..training.settings import CommonSettings, Setting, default_of, setting_fields
+from ..training.settings import Setting, default_of, setting_fields
 
 #: The settings that are options of their own. All settings can be given as --set.NAME too.
 OPTIONS = {

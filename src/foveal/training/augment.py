@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..data.augmentations import AUGMENTATIONS, MIXES, TRANSFORMS, Fill, Mixed
 from ..data.warping import ignored_in
 from ..errors import ConfigError, FovealError, nearest
-from .settings import CommonSettings
+from .common_settings import CommonSettings
 
 Own = Callable[[Any, Any, np.random.Generator], tuple[Any, Any]]
 

@@ -13,15 +13,15 @@ from ..progress import Progress
 from .batches import sampler
 from .config import TrainConfig
 from .distributed import reduce_max
-from .initial import begin_model
+from .initial import create_initial_model
 from .job import Job
 
-_SHARE = 0.6  # of the free memory; the rest is for temporary tensors of single operations, and for other programs
-_COPIES = 5  # of the weights: the model, gradients, two moments, the average
-_WORK = 1.5  # memory of a step by that of the tensors that the backward pass needs
-_LARGEST = 256  # images per process
-_BATCHES = 4  # of an epoch, at least
-_TRIED = 2  # images, as batch norms need more than one
+_MEMORY_SHARE = 0.6  # of the free memory; the rest is for temporary tensors of operations, and for other programs
+_WEIGHT_COPIES = 5  # of the weights: the model, gradients, two moments, the average
+_STEP_OVERHEAD = 1.5  # memory of a step over that of the tensors that are kept for the backward pass
+_MAX_IMAGES = 256  # per process
+_MIN_BATCHES = 4  # per epoch
+_MEASURED_IMAGES = 2  # batch norms need more than one
 
 
 def find_batch_size(config: TrainConfig, job: Job, accelerator: Accelerator, progress: Progress) -> int:
@@ -42,19 +42,19 @@ def find_batch_size(config: TrainConfig, job: Job, accelerator: Accelerator, pro
             f"batch_size=auto: two images do not fit into the {free / 2**30:.1f} GiB that are free: lower crop, or "
             "take a smaller model"
         ) from error
-    room = _SHARE * free - fixed
+    room = _MEMORY_SHARE * free - fixed
     images = min(len(job.data), config.samples_per_epoch or len(job.data))
-    limit = min(_LARGEST, images // (_BATCHES * accelerator.num_processes))
+    limit = min(_MAX_IMAGES, images // (_MIN_BATCHES * accelerator.num_processes))
     size = 1
     while 2 * size <= limit and 2 * size * each <= room:
         size *= 2
     size = -reduce_max(-size, accelerator)  # the smallest of all processes
-    if size < _TRIED and limit >= _TRIED:
+    if size < _MEASURED_IMAGES and limit >= _MEASURED_IMAGES:
         raise ConfigError(
-            f"batch_size=auto: two images need {(fixed + _TRIED * each) / 2**30:.1f} GiB, of {free / 2**30:.1f} GiB "
-            "free: lower crop, or take a smaller model"
+            f"batch_size=auto: two images need {(fixed + 2 * each) / 2**30:.1f} GiB, of {free / 2**30:.1f} GiB free: "
+            "lower crop, or take a smaller model"
         )
-    size = max(_TRIED, size) * accelerator.num_processes
+    size = max(_MEASURED_IMAGES, size) * accelerator.num_processes
     progress.note(f"batch size {size}: {each / 2**20:.0f} MiB per image, {free / 2**30:.1f} GiB free")
     return size
 
@@ -63,10 +63,12 @@ def _measure(config: TrainConfig, job: Job, accelerator: Accelerator) -> tuple[f
     """Bytes of a step that do not depend on the batch, and bytes per image."""
     devices = [accelerator.device] if accelerator.device.type == "cuda" else []
     with torch.random.fork_rng(devices):  # the run's own model must start as with a given batch size
-        model, _ = begin_model(config, job)
+        model, _ = create_initial_model(config, job)
         trainee = job.trainee(model).to(accelerator.device).train()
         sample = sampler(job, max((0, *config.sizes)))
-        samples = [sample(index, np.random.default_rng(index), 0.0) for index in range(min(_TRIED, len(job.data)))]
+        samples = [
+            sample(index, np.random.default_rng(index), 0.0) for index in range(min(_MEASURED_IMAGES, len(job.data)))
+        ]
         image, target = (torch.stack(part).to(accelerator.device) for part in zip(*samples, strict=True))
         kept = {p.untyped_storage().data_ptr(): 0 for p in (*trainee.parameters(), *trainee.buffers())}
 
@@ -80,7 +82,7 @@ def _measure(config: TrainConfig, job: Job, accelerator: Accelerator) -> tuple[f
     weights = sum(p.numel() * p.element_size() for p in trainee.parameters())
     images = image.numel() * image.element_size()
     factor = 2 if config.precision == "fp64" else 1
-    return _COPIES * weights * factor, (_WORK * sum(kept.values()) + images) * factor / len(samples)
+    return _WEIGHT_COPIES * weights * factor, (_STEP_OVERHEAD * sum(kept.values()) + images) * factor / len(samples)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -18,8 +18,8 @@ from ..errors import ConfigError, DataError, FovealError, InputError, TrainingEr
 from ..progress import Progress
 from .bad_samples import check_bad, without_traceback
 from .classify_settings import ClassifySettings
+from .common_settings import CommonSettings
 from .job import Job, SizedJob
-from .settings import CommonSettings
 
 _OF_SIZES = 1  # distinguishes the draws of sizes from others with the same seed
 _TRIES = 20  # draws for a place in a batch; after so many failed draws, assume that the storage failed

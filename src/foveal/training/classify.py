@@ -28,8 +28,8 @@ from ..weights.reading import read_checkpoint
 from .augment import Augment
 from .cache import Cached
 from .classify_settings import ClassifySettings
+from .common_settings import DEFAULT_CROP
 from .job import note_colours, open_data
-from .settings import DEFAULT_CROP
 
 _CROP_RATIO = 0.875  # of a crop that the settings name without a ratio
 
@@ -90,7 +90,7 @@ class ClassifyJob:
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         outputs = trainee(image)
-        # The second of two classifiers learns from a teacher (training/taught.py). Without one both learn the labels.
+        # The second of two classifiers learns from a teacher (distillation.py). Without one both learn the labels.
         losses = [
             F.cross_entropy(
                 logits.to(torch.promote_types(logits.dtype, torch.float32)), target, label_smoothing=self.smoothing
@@ -99,7 +99,7 @@ class ClassifyJob:
         ]
         return torch.stack(losses).mean()
 
-    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+    def count(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
         """Number of images, of those with the right class as first guess and among the first five guesses.
 
         Then follow the numbers of images of each class, ``(C,)``, and of first guesses of each class, ``(C,)``.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .settings import CommonSettings, Range, below, setting
+from .common_settings import CommonSettings
+from .settings import Range, below, setting
 
 
 @dataclass(frozen=True)

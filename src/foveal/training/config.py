@@ -12,13 +12,14 @@ from ..config import build_config, parse_sides, shown, to_dict
 from ..errors import ConfigError
 from ..task import TASKS
 from .classify_settings import ClassifySettings
+from .common_settings import CommonSettings
 from .distil_settings import check_distil
 from .optimizers import OPTIMIZERS
 from .prompt_settings import PromptSettings
 from .recipe import read_recipe
 from .regress_settings import RegressSettings
 from .segment_settings import SegmentSettings
-from .settings import CommonSettings, Setting, check_needs, check_ranges, default_of, out_of_range, setting_fields
+from .settings import Setting, check_needs, check_ranges, default_of, out_of_range, setting_fields
 from .tune_kinds import check_tune
 from .upscale_settings import UpscaleSettings
 
@@ -43,8 +44,8 @@ class TrainConfig(PromptSettings, RegressSettings, UpscaleSettings, ClassifySett
 
     Every field is a keyword argument of :func:`foveal.train`, a key of a recipe and, as ``--set.NAME``, an option of
     ``foveal train``. ``foveal train --help-all`` lists the fields with their meaning, default and valid range; they are
-    declared in :class:`~foveal.training.settings.CommonSettings` and, those of one task, in the settings class of the
-    task. Fields of other tasks must have their defaults.
+    declared in :class:`~foveal.training.common_settings.CommonSettings` and, those of one task, in the settings class
+    of the task. Fields of other tasks must have their defaults.
 
     Raises:
         ConfigError: a value is out of range, belongs to another task, or needs another setting that is empty.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ..config import shown
 from ..errors import ConfigError, nearest
 from ..task import TASKS
+from .common_settings import CommonSettings
 from .distil_terms import TERMS, DistilName, Weighted, terms_for
 from .segment_settings import SegmentSettings
-from .settings import CommonSettings
 
 
 def distil_terms(config: CommonSettings) -> dict[DistilName, Weighted]:

@@ -22,9 +22,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import ConfigError
 from ..models.registry import Backbone
+from .common_settings import CommonSettings
 from .device import check_device, has_number, select_device, uses_cpu
-from .schedule import blocks_of_stage
-from .settings import CommonSettings
+from .parameter_groups import blocks_of_stage
 
 
 def make_accelerator(config: CommonSettings) -> Accelerator:
@@ -98,17 +98,17 @@ def shard(trainee: nn.Module, blocks: list[nn.Module], device: torch.device) -> 
     trainee.to(device)  # for the buffers, which are not sharded
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """Gather a tensor that may be sharded over the processes, on its device; every process must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def local(value: Tensor) -> Tensor:
+def local_tensor(value: Tensor) -> Tensor:
     """Return this process's shard, or the tensor itself if it is not sharded; the memory is shared."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def spread_like(value: Tensor, own: Tensor) -> Tensor:
+def distribute_like(value: Tensor, own: Tensor) -> Tensor:
     """Shard the unsharded tensor ``value`` like ``own``.
 
     Raises:
@@ -121,7 +121,7 @@ def spread_like(value: Tensor, own: Tensor) -> Tensor:
     return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
 
 
-def whole_state(part: Any, keep: bool = True) -> dict[str, Any]:
+def full_state_dict(part: Any, keep: bool = True) -> dict[str, Any]:
     """Return the ``state_dict`` of ``part`` with unsharded tensors on the CPU: the same for any number of processes.
 
     Every process must call this; in those without ``keep`` the result is empty.
@@ -129,7 +129,7 @@ def whole_state(part: Any, keep: bool = True) -> dict[str, Any]:
 
     def gather(value: Any) -> Any:
         if isinstance(value, Tensor):
-            value = whole(value.detach())
+            value = full_tensor(value.detach())
             return value.cpu() if keep else None
         if isinstance(value, Mapping):
             return {key: gather(item) for key, item in value.items()}
@@ -139,14 +139,14 @@ def whole_state(part: Any, keep: bool = True) -> dict[str, Any]:
     return state if keep else {}
 
 
-def load_whole_state(part: Any, state: Mapping[str, Any]) -> None:
-    """Load a state from :func:`whole_state` into ``part``, with any number of processes."""
+def load_full_state_dict(part: Any, state: Mapping[str, Any]) -> None:
+    """Load a state from :func:`full_state_dict` into ``part``, with any number of processes."""
     if isinstance(part, torch.optim.Optimizer):
         part.load_state_dict({**state, "state": _shard_moments(part, state["state"])})
     elif isinstance(part, nn.Module):
         own = part.state_dict()
         part.load_state_dict(
-            {key: spread_like(value, own[key]) if key in own else value for key, value in state.items()}
+            {key: distribute_like(value, own[key]) if key in own else value for key, value in state.items()}
         )
     else:
         part.load_state_dict(state)
@@ -160,7 +160,7 @@ def _shard_moments(optimizer: torch.optim.Optimizer, moments: Mapping[int, Mappi
         sharded[number] = values = dict(moments.get(number, {}))
         for key, value in values.items():
             if isinstance(value, Tensor) and value.ndim:  # the count of steps has no dimension
-                values[key] = spread_like(value, own)
+                values[key] = distribute_like(value, own)
     return {number: values for number, values in sharded.items() if values}
 
 

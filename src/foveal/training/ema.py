@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .distributed import local, spread_like, whole
+from .distributed import distribute_like, full_tensor, local_tensor
 
 
 class Averaged:
@@ -32,7 +32,8 @@ class Averaged:
     @torch.no_grad()
     def update(self) -> None:
         """Add the current values of the model to the average."""
-        pairs = [(local(value), local(self.values[key])) for key, value in self.current.state_dict().items()]
+        current = self.current.state_dict()
+        pairs = [(local_tensor(value), local_tensor(self.values[key])) for key, value in current.items()]
         decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
         floats = [(now, mean) for now, mean in pairs if mean.is_floating_point()]
         torch._foreach_lerp_([mean for _, mean in floats], [now for now, _ in floats], 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
@@ -58,7 +59,7 @@ class Averaged:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the averaged values by the model's keys, unsharded; every process must call this."""
-        return {key: whole(value) for key, value in self.values.items()}
+        return {key: full_tensor(value) for key, value in self.values.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values under the keys of torch's AveragedModel."""
@@ -72,7 +73,7 @@ class Averaged:
         """
         self.count = int(state["n_averaged"])
         for key, value in self.values.items():
-            value.copy_(spread_like(state[f"module.{key}"], value))
+            value.copy_(distribute_like(state[f"module.{key}"], value))
 
 
 def meta_copy(model: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ from ..files import atomic_write, remove_leftovers
 from ..info import ModelInfo
 from ..weights.checkpoints import check_torch_reads_safely, read_pickled, read_state, save_checkpoint
 from .config import TASK_SETTINGS, TrainConfig, build_settings, own_fields
-from .distributed import load_whole_state, whole_state
+from .distributed import full_state_dict, load_full_state_dict
 from .run_state import RunState
 from .settings import resumable_settings, setting_fields
 
@@ -207,7 +207,7 @@ class RunFolder:
 
     def save_state(self, parts: Mapping[str, Any], state: RunState) -> None:
         """Write the unsharded ``state_dict`` of every part, and ``state``; every process must call this."""
-        states: dict[str, Any] = {name: whole_state(part, self.writes) for name, part in parts.items()}
+        states: dict[str, Any] = {name: full_state_dict(part, self.writes) for name, part in parts.items()}
         if not self.writes:
             return
         with atomic_write(self.state) as temporary, temporary.open("wb") as file:
@@ -234,7 +234,7 @@ class RunFolder:
         check(progress)
         with self._errors_of_state():
             for name, part in parts.items():
-                load_whole_state(part, states[name])
+                load_full_state_dict(part, states[name])
         return progress
 
     @contextmanager

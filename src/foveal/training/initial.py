@@ -12,9 +12,10 @@ from ..layers.drop_path import spread_drop_path
 from ..layers.zero_init import zero_init_last
 from ..models.registry import variants
 from ..weights.loading import LoadReport
+from .common_settings import CommonSettings
 from .config import TrainConfig
 from .job import Job, model_options
-from .settings import CommonSettings, default_of, setting_fields
+from .settings import default_of, setting_fields
 
 
 def check_model(config: TrainConfig) -> None:
@@ -33,7 +34,7 @@ def check_model(config: TrainConfig) -> None:
     raise ConfigError(f"{which} is not for {config.task!r}: give another model (--model): {abbreviate(names)}")
 
 
-def begin_model(config: TrainConfig, job: Job) -> tuple[nn.Module, LoadReport | None]:
+def create_initial_model(config: TrainConfig, job: Job) -> tuple[nn.Module, LoadReport | None]:
     """Create the model that the settings name, for the classes and the channels of the data.
 
     Returns:
@@ -51,11 +52,11 @@ def begin_model(config: TrainConfig, job: Job) -> tuple[nn.Module, LoadReport | 
         weights=config.weights or None,
         **model_options(job, config),
     )
-    start_model(model, config)
+    initialise_branches(model, config)
     return model, loaded
 
 
-def start_model(model: nn.Module, config: CommonSettings) -> None:
+def initialise_branches(model: nn.Module, config: CommonSettings) -> None:
     """Apply ``drop_path`` and ``zero_init_last`` to the backbone of a new model.
 
     Raises:
@@ -74,7 +75,7 @@ def start_model(model: nn.Module, config: CommonSettings) -> None:
             raise ConfigError(f"zero_init_last: {config.model} has no residual branch that ends in a batch norm")
 
 
-def start_notes(config: TrainConfig, job: Job, loaded: LoadReport | None, known: Labels) -> list[str]:
+def notes_on_start(config: TrainConfig, job: Job, loaded: LoadReport | None, known: Labels) -> list[str]:
     """Lines on what starts from weights, and how fast it is trained.
 
     Args:

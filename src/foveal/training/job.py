@@ -24,7 +24,7 @@ from ..images.bands import RGB
 from ..info import Labels, ModelInfo, Preprocess, Target, info_of
 from ..prediction.predictor import Predictor
 from ..progress import Progress
-from .settings import CommonSettings
+from .common_settings import CommonSettings
 
 
 class Scores(Protocol):
@@ -105,7 +105,7 @@ class Job(Protocol):
         """Compute the mean loss of a batch, a scalar in float32."""
         ...
 
-    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[Any]:
+    def count(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[Any]:
         """Count on these validation images what :meth:`scores` needs; counts add up over images and processes."""
         ...
 

@@ -9,8 +9,9 @@ from typing import cast
 from ..progress import Progress
 from .classify import ClassifyJob
 from .config import TrainConfig, complete_finetuning
-from .distil import DistilJob
 from .distil_settings import distil_terms
+from .distillation import DistillationJob
+from .embedding_distillation import EmbeddingJob
 from .initial import check_model
 from .job import Job, note_shared_images
 from .prompt import PromptJob
@@ -18,14 +19,13 @@ from .prompt_settings import PromptSettings, place_embeddings
 from .regress import RegressJob
 from .segment import SegmentJob
 from .stored_outputs import StoredOutputs
-from .taught import TaughtJob
 from .teacher import check_teacher, open_teacher
 from .upscale import UpscaleJob
 
 
-def prompt_job(root: str | Path, config: PromptSettings, progress: Progress) -> DistilJob | PromptJob:
+def prompt_job(root: str | Path, config: PromptSettings, progress: Progress) -> EmbeddingJob | PromptJob:
     """Learn the embeddings of a teacher if there is one, otherwise masks."""
-    return (DistilJob if config.teacher else PromptJob)(root, config, progress)
+    return (EmbeddingJob if config.teacher else PromptJob)(root, config, progress)
 
 
 #: How the job of each task is made; :func:`make_job` adds a teacher.
@@ -49,13 +49,13 @@ def make_job(root: str | Path, config: TrainConfig, progress: Progress) -> Job:
     if not terms:
         return job
     if teacher is None:
-        return TaughtJob(job, config.task, terms)
+        return DistillationJob(job, config.task, terms)
     check_teacher(teacher, job, config)
     if not config.teacher_cache:
-        return TaughtJob(job, config.task, terms, teacher)
+        return DistillationJob(job, config.task, terms, teacher)
     samples = cast(SegmentJob, job).read
     stored = StoredOutputs(samples, config.teacher_cache, teacher, config.precision, progress)
-    return TaughtJob(job, config.task, terms, teacher, stored)
+    return DistillationJob(job, config.task, terms, teacher, stored)
 
 
 #: Of tasks with settings whose default depends on the run's folder: the function that fills them in.

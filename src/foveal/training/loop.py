@@ -26,14 +26,14 @@ from .batches import Loader, batches_per_pass
 from .config import TrainConfig, portable_settings
 from .distributed import gather_dict, reduce_max
 from .folder import NEW_PHASE, RunFolder
-from .initial import begin_model, start_notes
+from .initial import create_initial_model, notes_on_start
 from .job import Job, Scores, describe_model
 from .run_state import RunState
 from .settings import resumable_settings
 from .step import Stepper
 from .trackers import Trackers
 from .tuning import begin_tuning
-from .validate import estimate_norms, score
+from .validate import estimate_norms, evaluate_model
 
 _AGREEMENT_STEPS = 10  # steps between agreement checks of the processes, each of which waits for the device
 _ROLLBACKS = 3  # largest number of returns to a saved state after a loss that is not finite
@@ -61,13 +61,13 @@ class Run:
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.loader = Loader(job, config, accelerator, dtype, progress)
         self.steps = config.epochs * self.loader.per_epoch
-        model, loaded = begin_model(config, job)
+        model, loaded = create_initial_model(config, job)
         self.tuning = begin_tuning(model, config, loaded)
         self.stepper = Stepper(model.to(dtype), config, job, self.steps, accelerator, progress)
         kept = {id(norm) for norm in self.stepper.frozen}
         self.frozen = [name for name, module in model.named_modules() if id(module) in kept]
         self.info = describe_model(model, job)
-        self.start_notes = start_notes(config, job, loaded, info_of(model).labels)
+        self.start_notes = notes_on_start(config, job, loaded, info_of(model).labels)
         self.start_notes += [self.tuning.begin(self.stepper.frozen)] if self.tuning else []
         self.state = RunState(len(job.data), _digest(job))
         self.saved_at = time.monotonic()
@@ -386,7 +386,9 @@ class Run:
         return figures
 
     def _score(self, model: nn.Module, interrupted: Interrupted) -> tuple[Scores, str]:
-        found = score(model, self.info, self.job, self.accelerator, self.config.sync_bn, self.progress, interrupted)
+        found = evaluate_model(
+            model, self.info, self.job, self.accelerator, self.config.sync_bn, self.progress, interrupted
+        )
         if signal_number := reduce_max(interrupted(), self.accelerator):
             self._stop(signal_number, "stopped while evaluating")
         assert found is not None

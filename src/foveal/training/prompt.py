@@ -1,7 +1,7 @@
 """Train promptable models on masks: prompts sampled from true masks, clicks on errors, and the expected IoU.
 
-This is the second of two stages; :mod:`foveal.training.distil` is the first. It also fine-tunes any promptable model on
-one's own data.
+This is the second of two stages; :mod:`foveal.training.embedding_distillation` is the first. It also fine-tunes any
+promptable model on one's own data.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..tasks.prompt import BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT, PromptModel
 from .cache import Cached
-from .distil import prompt_info
+from .embedding_distillation import prompt_info
 from .losses import mask_iou, mask_loss
 from .prompt_settings import PromptSettings
 from .sampled_prompts import MAX_POINTS, sample_boxes, sample_clicks, sample_points
@@ -225,7 +225,7 @@ class PromptJob:
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         return trainee(image, target)
 
-    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+    def count(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
         """Number of objects, and the sum of their IoU in millionths."""
         assert self.held_out is not None
         counts = np.zeros(2, np.int64)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from .settings import CommonSettings, at_least, setting
+from .common_settings import CommonSettings
+from .settings import at_least, setting
 
 P = TypeVar("P", bound="PromptSettings")
 

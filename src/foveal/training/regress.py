@@ -23,10 +23,10 @@ from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..tasks.regress import RegressionModel
 from .cache import Cached
+from .common_settings import DEFAULT_CROP
 from .job import note_colours, open_data
 from .regress_settings import RegressionLossName, RegressSettings
 from .regression_losses import MapLoss
-from .settings import DEFAULT_CROP
 
 #: What the network's output is limited to, and the losses, by the kind of the target.
 _OUTPUTS = {"depth": "softplus", "normals": "unit", "alpha": "sigmoid"}
@@ -145,7 +145,7 @@ class RegressJob:
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         return self.criterion(trainee(image), target)
 
-    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[Any]:
+    def count(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[Any]:
         """The sums of :func:`~foveal.evaluation.regression.regression_sums`."""
         assert self.held_out is not None
         sums = np.zeros(RegressionScores.size(self.target.kind, len(self.labels.names)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .settings import CommonSettings, Range, setting
+from .common_settings import CommonSettings
+from .settings import Range, setting
 
 #: The losses of :mod:`foveal.training.regression_losses`.
 RegressionLossName = Literal["l1", "huber", "silog", "cosine", "gradient"]

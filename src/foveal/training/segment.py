@@ -30,11 +30,11 @@ from ..progress import Progress
 from ..tasks.segment import SegmentationModel
 from .augment import Augment
 from .cache import Cached
+from .common_settings import DEFAULT_CROP
 from .job import note_colours, open_data
 from .losses import SegmentationLoss
+from .pixel_origins import to_target, with_image_number, with_origins
 from .segment_settings import SegmentSettings
-from .settings import DEFAULT_CROP
-from .tracking import to_target, track, with_index
 
 
 class SegmentJob:
@@ -118,9 +118,9 @@ class SegmentJob:
     def _augmented(self, index: int, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]]:
         """An image and its mask; with stored outputs of a teacher, the mask also says where each pixel comes from."""
         image, mask = self.read[index]
-        mask = track(mask) if self.tracks else mask
+        mask = with_origins(mask) if self.tracks else mask
         image, mask = self.more(*self.augment(image, mask, rng=rng), rng)
-        return image, with_index(mask, index) if self.tracks else mask
+        return image, with_image_number(mask, index) if self.tracks else mask
 
     def _partner(self, rng: np.random.Generator) -> tuple[NDArray[Any], NDArray[Any]] | None:
         """Another sample, drawn at random; ``None`` if it cannot be read, which is reported when its turn comes."""
@@ -190,7 +190,7 @@ class SegmentJob:
         extra = torch.stack([self.criterion(logits, target) for logits in auxiliary]).mean()
         return self.criterion(main, target) + self.deep_supervision * extra
 
-    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+    def count(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
         """The confusion matrix ``(C, C)``; rows are targets."""
         assert self.held_out is not None
         classes = len(self.labels.names)
@@ -204,7 +204,10 @@ class SegmentJob:
         return SegmentScores(counts, self.labels.names)
 
     def only_class(self, counts: NDArray[np.int64]) -> str:
-        """All pixels but for stray ones: of the others' pixels, the model finds less than a hundredth."""
+        """The class that is predicted almost everywhere.
+
+        At most 1 % of the labelled pixels of the others are found, and at most 0.1 % of all pixels get another class.
+        """
         one = counts.sum(0).argmax()
         others = np.delete(np.arange(len(counts)), one)
         labelled, found, predicted = counts[others].sum(), counts[others, others].sum(), counts[:, others].sum()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .settings import CommonSettings, Range, at_least, between, setting
+from .common_settings import CommonSettings
+from .settings import Range, at_least, between, setting
 
 #: The losses of :mod:`foveal.training.losses`.
 LossName = Literal["cross_entropy", "ohem", "focal", "dice", "jaccard", "lovasz", "boundary"]

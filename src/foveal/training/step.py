@@ -19,13 +19,14 @@ from ..layers.recompute import recompute
 from ..layers.sync_norm import batch_norms, synchronise_norms
 from ..models.registry import Backbone
 from ..progress import Progress
+from .common_settings import CommonSettings
 from .distributed import as_number, blocks_of, reduce_sum, shard
 from .ema import Averaged, meta_copy
 from .freezing import freeze, keep_statistics
 from .job import Job
 from .optimizers import OPTIMIZERS
-from .schedule import learning_rate, parameter_groups
-from .settings import CommonSettings
+from .parameter_groups import parameter_groups
+from .schedules import learning_rate
 
 
 class Stepper:

@@ -21,9 +21,9 @@ from ..prediction.tiles import MIN_SIZE
 from ..progress import Progress
 from .cache import Cached
 from .distil_losses import sample_maps
+from .pixel_origins import TargetsWithOrigins
 from .teacher import Teacher
 from .teacher_folder import TeacherFolder, compute_missing, read_stored, stored_precision
-from .tracking import Tracked
 
 _LARGEST = 6e4  # logit that is stored as it is; float16 ends at 65504
 
@@ -106,11 +106,11 @@ class StoredOutputs:
             )
         self.folder.write(found[0], np.clip(output, -_LARGEST, _LARGEST))
 
-    def split(self, target: Tensor) -> Tracked:
+    def split(self, target: Tensor) -> TargetsWithOrigins:
         """The parts of a batch of targets."""
-        return Tracked.of(target, self.classes)
+        return TargetsWithOrigins.of(target, self.classes)
 
-    def __call__(self, target: Tracked, size: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, target: TargetsWithOrigins, size: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
         """The teacher's logits for a batch of samples, on a coarser grid than their pixels.
 
         Each position of the grid has the logits at the place in the original image from which the pixel in its middle

@@ -25,12 +25,12 @@ from ..prediction.torch_runner import TorchRunner
 from ..task import TASKS
 from ..tasks.builders import BUILDERS
 from ..weights.checkpoints import digest
+from .common_settings import CommonSettings
 from .device import uses_cpu
 from .job import Job
-from .settings import CommonSettings
 
 
-class Lesson(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What a teacher gives for a batch of images.
 
     Attributes:
@@ -71,7 +71,7 @@ class Teacher:
             )
         return list(cast(Backbone, self.network.backbone).feature_info)
 
-    def __call__(self, image: Tensor, preprocess: Preprocess, maps: bool = False) -> Lesson:
+    def __call__(self, image: Tensor, preprocess: Preprocess, maps: bool = False) -> TeacherOutput:
         """Answer a batch, without gradients.
 
         Args:
@@ -82,13 +82,13 @@ class Teacher:
         image = renormalised(image, preprocess, self.info.preprocess)
         if not isinstance(self.network, nn.Module):
             batch = np.ascontiguousarray(image.detach().float().cpu().numpy())
-            return Lesson(torch.from_numpy(self.network(batch)).to(image.device), [])
+            return TeacherOutput(torch.from_numpy(self.network(batch)).to(image.device), [])
         if self._place != (place := (image.device, image.dtype)):
             self.network.to(*place)
             self._place = place
         options = {"upsample": False} if hasattr(self.network, "stride") else {}
         with torch.no_grad(), watched_maps(self.network, maps) as seen:
-            return Lesson(self.network(image, **options), seen)
+            return TeacherOutput(self.network(image, **options), seen)
 
     def runner(self, device: str) -> Runner:
         """The network on arrays, for outputs that are computed once."""

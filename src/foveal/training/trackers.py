@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 from ..config import to_dict
 from ..errors import ConfigError, DependencyError
 from ..files import atomic_write
-from .settings import CommonSettings
+from .common_settings import CommonSettings
 
 _PROJECT = "foveal"  # name of the project or experiment, unless the tracker's own environment variable names another
 

@@ -23,13 +23,13 @@ from ..progress import Progress
 from .batch_size import find_batch_size
 from .config import TrainConfig, refuse_code, resolve_config
 from .curves import draw_curves
+from .distillation import DistillationJob
 from .distributed import make_accelerator
 from .folder import RunFolder
 from .jobs import complete_config, make_job
 from .lock import only_training
 from .loop import Run
 from .signals import interrupts
-from .taught import TaughtJob
 from .trackers import check_trackers
 
 
@@ -109,7 +109,7 @@ def train(
             config = dataclasses.replace(config, batch_size=find_batch_size(config, job, accelerator, progress))
             changes = changes and {**changes, "batch_size": config.batch_size}
         run = Run(config, job, root, accelerator, folder, progress)
-        if isinstance(job, TaughtJob):
+        if isinstance(job, DistillationJob):
             job.averaged = run.stepper.averaged
         run.resume(changes) if resume else run.start()
         with interrupts() as interrupted:

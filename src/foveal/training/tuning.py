@@ -18,8 +18,8 @@ from ..weights.loading import LoadReport
 from ..weights.reading import full_name, read_checkpoint
 from ..weights.references import BASE, find_local
 from ..weights.tuned import DOWN, UP, Base, as_float32, sha256_of
+from .common_settings import CommonSettings
 from .folder import RunFolder
-from .settings import CommonSettings
 from .tune_kinds import KINDS
 
 _COUNTER = "num_batches_tracked"

@@ -23,7 +23,7 @@ from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..tasks import upscale
 from .cache import Cached
-from .settings import DEFAULT_CROP
+from .common_settings import DEFAULT_CROP
 from .upscale_settings import UpscaleSettings
 
 _LARGEST_PSNR = 100.0  # dB, credited to an identical image, whose PSNR is infinite
@@ -82,7 +82,7 @@ class UpscaleJob:
         error = error.to(torch.promote_types(error.dtype, torch.float32))
         return PIXEL_LOSSES[self.pixel_loss](error)
 
-    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+    def count(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
         """Number of images, and the sums of their PSNR and SSIM in millionths."""
         assert self.held_out is not None
         counts = np.zeros(3, np.int64)

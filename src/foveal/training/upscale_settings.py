@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..data.degradation_ranges import LIMITS_TEXT, DegradationName, within_limits
-from .settings import CommonSettings, Range, setting
+from .common_settings import CommonSettings
+from .settings import Range, setting
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .distributed import reduce_sum
 from .job import Job, Scores
 
 
-def score(
+def evaluate_model(
     model: nn.Module,
     info: ModelInfo,
     job: Job,
@@ -53,12 +53,12 @@ def score(
             broadcast(buffer)
     predictor = Predictor(torch_runner(model, str(accelerator.device)), info, "torch")
     mine = range(accelerator.process_index, job.validation, accelerator.num_processes)
-    counts, scored, reason = job.score(predictor, ()), 0, ""
+    counts, scored, reason = job.count(predictor, ()), 0, ""
     for index in mine:
         if interrupted():
             break
         try:
-            counts = counts + job.score(predictor, (index,))
+            counts = counts + job.count(predictor, (index,))
             scored += 1
         except (DataError, InputError) as error:
             reason = str(error)

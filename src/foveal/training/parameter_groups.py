@@ -1,4 +1,4 @@
-"""Which parameters train at which rate, and which have weight decay; the learning rate's schedule by its old name."""
+"""Groups of parameters for the optimiser: their learning rates and weight decay."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import Any
 from torch import nn
 
 from ..models.registry import Backbone
-from .schedules import learning_rate
-
-__all__ = ["layer_numbers", "learning_rate", "parameter_groups"]
 
 
 def parameter_groups(

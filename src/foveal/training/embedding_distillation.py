@@ -33,11 +33,11 @@ from ..progress import Progress
 from ..tasks.prompt import PromptModel
 from ..weights.checkpoints import digest
 from .cache import Cached
+from .common_settings import CommonSettings
 from .embeddings import SHAPE, EmbeddedData, embedding_name
 from .losses import mask_loss
 from .prompt_settings import PromptSettings
 from .sampled_prompts import sample_boxes
-from .settings import CommonSettings
 from .teacher import join_licences
 from .teacher_folder import TeacherFolder, compute_missing, read_stored, stored_precision
 
@@ -47,7 +47,7 @@ _STATISTICS = 64  # largest number of embeddings from which their mean and sprea
 _FROZEN = ("prompt_encoder", "mask_decoder")  # the parts that are copied from the teacher and not trained
 
 
-class Distilled(nn.Module):
+class EmbeddingTrainee(nn.Module):
     """The image encoder of a promptable model in training, with the teacher's prompt encoder and mask decoder.
 
     ``(B, 3, size, size)`` images and the teacher's embeddings of them give the loss, a scalar: the mean squared error
@@ -117,7 +117,7 @@ def extents(image: Tensor) -> Tensor:
     return torch.stack([content.any(1).sum(1), content.any(2).sum(1)], 1) * (FRAME / image.shape[-1])
 
 
-class DistilJob:
+class EmbeddingJob:
     """An image encoder learns a teacher's embeddings; prompt encoder and decoder are copied from it and not trained.
 
     Images are used as they are and, with ``config.flip``, mirrored, for which the teacher encodes the mirror image too.
@@ -166,7 +166,7 @@ class DistilJob:
             getattr(model, name).requires_grad_(False)
         self._match_statistics(model.image_encoder.neck)
         join_licences(model, self.teacher)
-        return Distilled(model, self.prompts)
+        return EmbeddingTrainee(model, self.prompts)
 
     def image_network(self, model: nn.Module) -> nn.Module:
         return cast(PromptModel, model).image_encoder
@@ -192,7 +192,7 @@ class DistilJob:
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         return trainee(image, target)
 
-    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+    def count(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
         """Number of images, and the sum of their mean cosines in millionths."""
         assert self.held_out is not None
         counts = np.zeros(2, np.int64)

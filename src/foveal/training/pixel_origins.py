@@ -1,4 +1,4 @@
-"""Masks that say where each pixel comes from, so that what was stored for whole images can be read at those places."""
+"""Masks with the origin of each pixel (row, column, image), by which what is stored for whole images is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..info import WIDE_IGNORE, ignore_id
 _OUTSIDE = WIDE_IGNORE  # row and column of pixels that come from outside of the image
 
 
-def track(mask: NDArray[Any]) -> NDArray[np.uint16]:
+def with_origins(mask: NDArray[Any]) -> NDArray[np.uint16]:
     """Add the row and the column of each pixel: ``(H, W)`` -> ``(H, W, 3)``. Ignored pixels become 65535.
 
     Raises:
@@ -28,7 +28,7 @@ def track(mask: NDArray[Any]) -> NDArray[np.uint16]:
     return np.stack([np.where(mask == ignored_in(mask), np.uint16(WIDE_IGNORE), mask), rows, columns], -1)
 
 
-def with_index(mask: NDArray[np.uint16], index: int) -> NDArray[np.int32]:
+def with_image_number(mask: NDArray[np.uint16], index: int) -> NDArray[np.int32]:
     """Add the number of the image that the pixels come from: ``(h, w, 3)`` -> ``(h, w, 4)``."""
     number = np.full((*mask.shape[:2], 1), index, np.int32)
     return np.concatenate([mask.astype(np.int32), number], -1)
@@ -41,7 +41,7 @@ def to_target(mask: NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(mask.transpose(2, 0, 1)))
 
 
-class Tracked(NamedTuple):
+class TargetsWithOrigins(NamedTuple):
     """A batch of tracked targets.
 
     Attributes:
@@ -59,7 +59,7 @@ class Tracked(NamedTuple):
     inside: Tensor
 
     @classmethod
-    def of(cls, target: Tensor, num_classes: int) -> Tracked:
+    def of(cls, target: Tensor, num_classes: int) -> TargetsWithOrigins:
         """The parts of ``(B, 4, h, w)`` targets of :func:`to_target`."""
         ids, row, column, index = target.unbind(1)
         ids = ids.long()

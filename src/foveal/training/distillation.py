@@ -19,7 +19,7 @@ from .distil_terms import TERMS, DistilName, Weighted, terms_for
 from .ema import Averaged
 from .job import Job, Named, Scores
 from .stored_outputs import StoredOutputs
-from .teacher import Lesson, Teacher, join_licences, watched_maps
+from .teacher import Teacher, TeacherOutput, join_licences, watched_maps
 
 _OF_SECOND = ("logits", "hard")  # what the second of two classifiers learns in place of the labels
 _MAPS = 3  # of the student, the coarsest ones; segmentation heads use as many
@@ -34,7 +34,7 @@ class Pair(NamedTuple):
     their_stride: int
 
 
-class Taught(nn.Module):
+class WithProjections(nn.Module):
     """What a job trains, with projections of feature maps: parameters that only the training state has.
 
     ``(B, C, H, W)`` -> the trainee's outputs, and the projected maps.
@@ -61,8 +61,8 @@ class Taught(nn.Module):
         return outputs, [project(maps[number]) for project, number in pairs]
 
 
-class _Listener:
-    """Stands for the trainee where a job computes its loss, and keeps what it gave.
+class _RecordedTrainee:
+    """Wraps the trainee while a job computes its loss, and records its outputs.
 
     Attributes:
         output: the output as in evaluation: of two classifiers their mean, of several stages the last one.
@@ -87,7 +87,7 @@ class _Listener:
         return outputs
 
 
-class TaughtJob:
+class DistillationJob:
     """A task's job with terms of distillation in its loss.
 
     The teacher sees the batch as the student sees it: after all augmentations, with mixed images, normalised with its
@@ -161,7 +161,7 @@ class TaughtJob:
                 self.pairs = [Pair(i, j, ours[i].stride, theirs[j].stride) for i, j in numbers]
                 projections = [nn.Conv2d(ours[i].channels, theirs[j].channels, 1) for i, j in numbers]
         self.stride = getattr(model, "stride", 1)
-        return Taught(trainee, projections, [pair.ours for pair in self.pairs])
+        return WithProjections(trainee, projections, [pair.ours for pair in self.pairs])
 
     def image_network(self, model: nn.Module) -> nn.Module:
         return self.job.image_network(model)
@@ -171,13 +171,13 @@ class TaughtJob:
 
     def loss(self, trainee: nn.Module, image: Tensor, target: Tensor) -> Tensor:
         tracked = None if self.stored is None else self.stored.split(target)
-        student = _Listener(trainee, any(name in self.terms for name in _OF_SECOND))
+        student = _RecordedTrainee(trainee, any(name in self.terms for name in _OF_SECOND))
         loss = self.job.loss(cast(nn.Module, student), image, target if tracked is None else tracked.ids)
         size = student.output.shape[-2], student.output.shape[-1]
-        lesson, valid = Lesson(image, []), None  # where the weights' average is the only teacher, it is not used
+        lesson, valid = TeacherOutput(image, []), None  # where the weights' average is the only teacher, it is not used
         if self.stored is not None and tracked is not None:
             logits, valid = self.stored(tracked, size, self.stride)
-            lesson = Lesson(logits, [])
+            lesson = TeacherOutput(logits, [])
         elif self.teacher is not None:
             lesson = self.teacher(image, self.preprocess, self.compares_maps)
             if lesson.output.shape != student.output.shape:
@@ -193,14 +193,14 @@ class TaughtJob:
             loss = loss + factor * value
         return loss
 
-    def _feature_distance(self, student: _Listener, lesson: Lesson) -> Tensor:
+    def _feature_distance(self, student: _RecordedTrainee, lesson: TeacherOutput) -> Tensor:
         wanted = [
             on_grid(lesson.maps[pair.theirs], pair.their_stride, (ours.shape[-2], ours.shape[-1]), pair.our_stride)
             for pair, ours in zip(self.pairs, student.maps, strict=True)
         ]
         return features(student.maps, wanted)
 
-    def _distance_to_average(self, image: Tensor, student: _Listener, temperature: float) -> Tensor:
+    def _distance_to_average(self, image: Tensor, student: _RecordedTrainee, temperature: float) -> Tensor:
         if self.averaged is None:
             return student.output.new_zeros(())
         if self._live is None:
@@ -210,8 +210,8 @@ class TaughtJob:
             wanted = self._live(image, **options)
         return self.own_distance(student.output, wanted, temperature, None)
 
-    def score(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
-        return self.job.score(predictor, indices)
+    def count(self, predictor: Predictor, indices: Sequence[int]) -> NDArray[np.int64]:
+        return self.job.count(predictor, indices)
 
     def scores(self, counts: NDArray[np.int64]) -> Scores:
         return self.job.scores(counts)
