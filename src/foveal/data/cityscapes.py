@@ -29,7 +29,7 @@ from .labels import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from .layout import FILE, DatasetFile, Problem, by_stem, images_in, match_files, subfolders
 from .listed_files import read_json, shown
 from .masks import MaskReader, plain_ids
-from .outlines import check_count, check_lengths, polygons_of
+from .outlines import DAMAGE, check_count, check_lengths, damaged, polygons_of
 from .parts import Part, labels_and_reader
 
 _IMAGES, _LABELS = "leftImg8bit", "gtFine"
@@ -164,8 +164,8 @@ class PolygonMasks:
                 (polygon,), _ = polygons_of(item["polygon"])
                 length = check_lengths([polygon], length)
                 pen.polygon(polygon, fill=value)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise DataError(f"{mask}: damaged annotation of {image.name} ({name}: {_reason(error)})") from error
+        except DAMAGE as error:
+            raise damaged(mask, image, error, name) from error
         return np.array(canvas)
 
     def _class(self, item: Mapping[str, Any]) -> int | None:
@@ -182,7 +182,3 @@ class PolygonMasks:
                 " ignore'"
             )
         return self.class_of.get(known, IGNORE)
-
-
-def _reason(error: Exception) -> str:
-    return f"there is no {error}" if isinstance(error, KeyError) else str(error)

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from ..errors import DataError, InputError
 from ..images.reading import read_image
 from ..info import Labels, ignore_id
-from .coco_objects import DAMAGE, Annotation, Entry, name_of, note_objects, read_objects, reason_of, some_of
+from .coco_objects import Annotation, Entry, name_of, note_objects, read_objects, some_of
 from .labels import class_difference
 from .layout import ALL, FILE, SPLIT_NAMES, DatasetFile, Problem, draw_splits, subfolders
 from .listed_files import Id, as_id, begins_with_key, begins_with_list, is_file, named_file, read_json, shown
 from .masks import mask_type
-from .outlines import Annotated, OutlineMasks, Size, drawn_classes
+from .outlines import DAMAGE, Annotated, OutlineMasks, Size, damaged, drawn_classes, reason_of
 
 Kind = Literal["panoptic", "instances"]
 _NAME = {"panoptic": re.compile(r"panoptic_(.+)\.json"), "instances": re.compile(r"instances_(.+)\.json")}
@@ -59,7 +59,7 @@ class PanopticMasks:
         try:
             return self._read(self.entries[image], mask.with_suffix(""))
         except DAMAGE as error:
-            raise DataError(f"{mask}: damaged annotation of {image.name} ({reason_of(error)})") from error
+            raise damaged(mask, image, error) from error
 
     def _read(self, entry: Entry, folder: Path) -> NDArray[np.unsignedinteger]:
         """Segment ids are R + 256 G + 65536 B; 0 is a pixel without annotation."""

@@ -10,10 +10,21 @@ from typing import Any
 
 from ..errors import DataError
 from .listed_files import Id, as_id
-from .outlines import NO_RUNS, Box, Outline, Size, check_count, check_lengths, polygon_runs, polygons_of, rle_runs
+from .outlines import (
+    DAMAGE,
+    NO_RUNS,
+    Box,
+    Outline,
+    Size,
+    check_count,
+    check_lengths,
+    damaged,
+    polygon_runs,
+    polygons_of,
+    rle_runs,
+)
 
 _SHOWN = 3  # annotations in a note
-DAMAGE = (KeyError, TypeError, ValueError, IndexError, OverflowError)  #: what a value of a wrong kind raises
 
 Annotation = Mapping[str, Any]
 
@@ -61,7 +72,7 @@ def read_objects(entries: Mapping[Path, Entry], image: Path, file: Path, size: S
                 )
             )
     except DAMAGE as error:
-        raise DataError(f"{file}: damaged annotation of {image.name} ({name}: {reason_of(error)})") from error
+        raise damaged(file, image, error, name) from error
     return outlines
 
 
@@ -135,8 +146,3 @@ def name_of(annotation: Annotation) -> str:
 def some_of(names: Sequence[str]) -> str:
     """The first of many names, for notes."""
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def reason_of(error: Exception) -> str:
-    """The text of an error of :data:`DAMAGE`."""
-    return f"there is no {error}" if isinstance(error, KeyError) else str(error)

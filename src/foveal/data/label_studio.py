@@ -33,7 +33,18 @@ from ..images.regions import Runs, runs_of
 from ..info import Labels
 from .layout import ALL, SPLIT_NAMES, DatasetFile, Problem, draw_splits
 from .listed_files import Id, begins_with_key, is_file, named_file, read_json_list, shown
-from .outlines import Annotated, Outline, OutlineMasks, Size, check_count, check_lengths, drawn_classes, polygon_runs
+from .outlines import (
+    DAMAGE,
+    Annotated,
+    Outline,
+    OutlineMasks,
+    Size,
+    check_count,
+    check_lengths,
+    damaged,
+    drawn_classes,
+    polygon_runs,
+)
 
 _FEW = 10  # JSON files in a folder; more of them belong to one image each
 _KINDS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")  # of results with an area
@@ -232,9 +243,8 @@ def _read_objects(
                 length = check_lengths([polygon], length)
                 runs = polygon_runs([polygon], size)
             outlines.append(Outline(name, ids[_label(result)], runs))
-    except (KeyError, TypeError, ValueError, OverflowError, IndexError) as error:
-        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{file}: damaged annotation of {image.name} ({name}: {reason})") from error
+    except DAMAGE as error:
+        raise damaged(file, image, error, name) from error
     return outlines
 
 

@@ -25,12 +25,14 @@ from ..info import Labels, ignore_id
 from .layout import DatasetFile
 from .listed_files import Id, as_id, begins_with_key, is_file, named_file, read_json, read_objects, read_text, shown
 from .outlines import (
+    DAMAGE,
     Annotated,
     Outline,
     OutlineMasks,
     Size,
     check_count,
     check_lengths,
+    damaged,
     drawn_classes,
     part_runs,
     polygon_runs,
@@ -171,8 +173,8 @@ def _read_objects(ids: Mapping[str, int], image: Path, file: Path, size: Size) -
                 group = number if shape.get("group_id") is None else (label, as_id(shape["group_id"]))
                 groups.setdefault(group, (name, ids[label], []))[2].append(polygon)
         outlines += [Outline(name, category, polygon_runs(parts, size)) for name, category, parts in groups.values()]
-    except (LookupError, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{file}: damaged annotation of {image.name} ({name}: {error})") from error
+    except DAMAGE as error:
+        raise damaged(file, image, error, name) from error
     return outlines
 
 

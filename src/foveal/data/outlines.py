@@ -28,6 +28,9 @@ _MAX_OBJECTS = 10_000  # of one image
 _MAX_COVER = 100  # times that the objects of an image cover it
 _MAX_GROUPS = 7  # of five bits of a compressed run length
 
+#: What a value of a wrong kind raises where annotations are read.
+DAMAGE = (KeyError, TypeError, ValueError, IndexError, OverflowError)
+
 Size = tuple[int, int]  # (H, W)
 Box = tuple[float, float, float, float]
 NO_RUNS: Runs = np.zeros(0, np.uint32)
@@ -186,6 +189,24 @@ def drawn_classes(
             )
         class_of[category] = 0 if is_background(name) else place.get(name, ignore_id(len(names)))
     return names, class_of
+
+
+def damaged(file: Path, image: Path, error: Exception, name: str = "") -> DataError:
+    """The error for an annotation that cannot be used.
+
+    Args:
+        file: the annotation.
+        image: its image.
+        error: one of :data:`DAMAGE`.
+        name: which object of the file; empty: the file as a whole.
+    """
+    where = f"{name}: " if name else ""
+    return DataError(f"{file}: damaged annotation of {image.name} ({where}{reason_of(error)})")
+
+
+def reason_of(error: Exception) -> str:
+    """The text of an error of :data:`DAMAGE`."""
+    return f"there is no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def check_count(count: int) -> None:

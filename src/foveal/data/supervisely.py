@@ -30,12 +30,14 @@ from ..info import Labels
 from .layout import ALL, SPLIT_NAMES, DatasetFile, Problem, draw_splits, images_in, subfolders
 from .listed_files import Id, begins_with_key, read_json, read_objects, shown
 from .outlines import (
+    DAMAGE,
     Annotated,
     Outline,
     OutlineMasks,
     Size,
     check_count,
     check_lengths,
+    damaged,
     drawn_classes,
     is_background,
     part_runs,
@@ -197,9 +199,8 @@ def _read_objects(ids: Mapping[str, int], image: Path, file: Path, size: Size) -
                 length = check_lengths([outer, *holes], length)
                 runs = _without_holes(outer, holes, size)
             outlines.append(Outline(name, ids[title], runs))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{file}: damaged annotation of {image.name} ({name}: {reason})") from error
+    except DAMAGE as error:
+        raise damaged(file, image, error, name) from error
     return outlines
 
 
