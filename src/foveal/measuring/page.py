@@ -64,13 +64,16 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 
 def _head(rows: Path, page: Path) -> str:
     source, target = (path.name if path.is_absolute() else path.as_posix() for path in (rows, page))
-    command = f"foveal bench --preset headline --resume {source} --page {target}"
+    ranking = f"--task segment --size 1024x2048 --budget 100ms --page {target}"
+    commands = ("--preset headline", "--preset cost-laws", ranking)
     return (
         "# Compared with other networks\n\n"
         "This page is for those who choose between networks. It is generated from measurements; do not edit it. In a\n"
-        "checkout of the repository, the command repeats them on your machine; the results may differ. Rows of other\n"
-        "machines stay in the file and on the page.\n\n"
-        f"```bash\npip install '.[torch,timm,openvino]' transformers\n{command}\n```"
+        "checkout of the repository, the commands repeat them on your machine, and go on where they were ended; the\n"
+        "results may differ. Rows of other machines stay in the file and on the page.\n\n"
+        "```bash\npip install '.[torch,timm,openvino]' transformers\n"
+        + "\n".join(f"foveal bench {command} --resume {source}" for command in commands)
+        + "\n```"
     )
 
 
@@ -250,7 +253,6 @@ def _laws(rows: Sequence[Row], figure: Path) -> str:
     return (
         f"## Cost against the size of the image\n\n{LAW_NOTE}. {verdict}\n\n![Cost laws]({figure.name})\n\n"
         + markdown(law_table(rows))
-        + "\n\n```bash\nfoveal bench --preset cost-laws --resume rows.jsonl\n```"
     )
 
 
