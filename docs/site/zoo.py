@@ -94,15 +94,26 @@ def measured() -> dict[str, str]:
                 text = f"{ms:.3g} ms {at} ({runtime}, {key['threads']} threads)"
                 best[key["ours"]] = min(best.get(key["ours"], (ms, text)), (ms, text))
     formats = _of_one_machine("formats.jsonl", "time")
-    here = formats.machine["cpu"] == _of_one_machine("headline.jsonl", "pair").machine["cpu"]
-    place = "" if here else f", on {formats.machine['cpu']}"
+    place = _elsewhere(formats)
     for row in formats.rows:
         if row["key"]["dtype"] == "float32":
             height, width = row["key"]["size"]
             model, runtime = row["key"]["model"], row["key"]["format"]
             text = f"{row['ms']:.3g} ms at {height}x{width} ({runtime}, 1 thread{place})"
             best[model] = min(best.get(model, (row["ms"], text)), (row["ms"], text))
+    ranked = _of_one_machine("headline.jsonl", "budget")  # the only times of many backbones, at a much larger size
+    for row in ranked.rows:
+        key, ms = row["key"], row["ms"]
+        if ms is not None and key["dtype"] == "float32":
+            text = f"{ms:.3g} ms to {key['task']} {key['size']} ({row['used']}, {key['threads']} threads"
+            best.setdefault(key["model"], (ms, f"{text}{_elsewhere(ranked)})"))
     return {name: text for name, (_, text) in best.items()}
+
+
+def _elsewhere(rows: Measured) -> str:
+    """The processor of rows that were not measured on that of the pairs; else empty."""
+    here = rows.machine["cpu"] == _of_one_machine("headline.jsonl", "pair").machine["cpu"]
+    return "" if here else f", on {rows.machine['cpu']}"
 
 
 def _of_one_machine(name: str, kind: str) -> Measured:
@@ -128,8 +139,8 @@ their licences, costs and results. It is made by `python docs/site/zoo.py` from 
 - **published**: the authors' result with its source. It is not measured by us; it is for the authors' weights and for
   images of the size that is given.
 - **measured**: the lowest median time of one image in float32 on {machine["cpu"]}, {machine["cores"]} cores,
-  {machine["os"]}; {versions}. The commands are on the pages [compared with other networks](benchmarks.md) and
-  [deployment](deploy.md#what-a-format-costs).
+  {machine["os"]}; {versions}. Of many networks it is the time to segment a large image. The commands are on the pages
+  [compared with other networks](benchmarks.md) and [deployment](deploy.md#what-a-format-costs).
 - **licence**: that of the published weights, as their publisher states it. Architectures without published weights have
   none; our code is under Apache-2.0.
 
