@@ -35,6 +35,8 @@ NOT_NATIVE = ("edifice",)
 #: With more weights than an ONNX file can hold.
 LARGEST = "mambavision_l3"
 BUNDLED = [ref for ref, weights in assets.WEIGHTS.items() if weights.task == "segment"]
+PROMPTABLE = [ref for ref, weights in assets.WEIGHTS.items() if weights.task == "prompt"]
+PROMPTS: tuple[dict[str, Any], ...] = ({"points": [[80, 60]], "labels": [1]}, {"boxes": [20, 20, 120, 80]})
 pytestmark = pytest.mark.long
 
 
@@ -119,3 +121,17 @@ def test_the_same_mask_everywhere(ref: str, photo: Path, tmp_path: Path) -> None
     assert len(np.unique(expected)) > 1
     same = {name: float((mask == expected).mean()) for name, mask in masks(ref, model, photo, tmp_path)}
     assert {name: share for name, share in same.items() if share < 0.9999} == {}
+
+
+@pytest.mark.parametrize("ref", PROMPTABLE)
+def test_the_same_masks_of_a_click_and_a_box(ref: str, photo: Path, tmp_path: Path) -> None:
+    def answers(predictor: Predictor) -> NDArray[Any]:
+        embedding = predictor.encode(photo)
+        return np.concatenate([np.asarray(embedding.prompt(**prompt).masks) for prompt in PROMPTS])
+
+    model = foveal.load_model(ref)
+    expected = answers(foveal.load(ref, runtime="torch"))
+    assert 0 < expected.mean() < 1
+    for name in FORMATS:
+        found = answers(foveal.load(foveal.export(model, name, output=tmp_path).path))
+        assert (found == expected).mean() >= 0.9999, name

@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 import foveal
-from foveal import assets
 from foveal.errors import CheckpointError, ConfigError, ExportError
 from foveal.exporting.formats import FORMATS
 from foveal.exporting.report import ExportReport
@@ -263,19 +262,6 @@ def test_promptable_models(to: str, tmp_path: Path) -> None:
         found, expected = (p.encode(image(80, 100)).prompt(**prompt) for p in (predictor, reference))
         np.testing.assert_allclose(found.iou, expected.iou, atol=1e-4)
         assert (np.asarray(found.masks) == np.asarray(expected.masks)).mean() >= 0.9999
-
-
-@pytest.mark.parametrize("to", FORMATS_OF_PHONES)
-def test_the_bundled_promptable_model(to: str, tmp_path: Path) -> None:
-    """Clicks and boxes on the photograph of the package give the masks of the model in torch."""
-    predictor = foveal.load(export("tf_efficientnet_lite0.sam", to, tmp_path).path)
-    eager = foveal.load("tf_efficientnet_lite0.sam", runtime="torch")
-    photo = assets.FOLDER / "street.jpg"
-    found, expected = (p.encode(photo) for p in (predictor, eager))
-    prompts: tuple[dict[str, Any], ...] = ({"points": [[200, 300]], "labels": [1]}, {"boxes": [100, 120, 300, 280]})
-    for prompt in prompts:
-        masks = [np.asarray(embedding.prompt(**prompt).masks) for embedding in (found, expected)]
-        assert (masks[0] == masks[1]).mean() >= 0.9999
 
 
 @pytest.mark.parametrize("to", FORMATS_OF_PHONES)
