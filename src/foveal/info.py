@@ -156,6 +156,14 @@ class Target:
         if self.invalid is not None:
             _check_range("target: invalid", (self.invalid,), -1e38, 1e38)
 
+    def means_what(self, other: Target) -> bool:
+        """Whether values mean the same as those of ``other``: of one kind, and of one unit where both have one."""
+        return self.kind == other.kind and (not self.unit or not other.unit or self.unit == other.unit)
+
+    def in_words(self) -> str:
+        """The kind and the unit, for messages."""
+        return f"{self.kind} in {self.unit}" if self.unit else f"{self.kind} without a unit"
+
     def names(self, count: int) -> tuple[str, ...]:
         """Names of so many channels."""
         if self.kind == "normals" and count == len(_AXES):

@@ -398,3 +398,11 @@ def test_the_content_of_a_model_says_which_it_is(tmp_path: Path) -> None:
         (tmp_path / weights).write_bytes(b"y")
         with pytest.raises(ConfigError, match="of another job, of content of the model's file"):
             before.check_same(job(tmp_path / model), "out")
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    monkeypatch.setattr("foveal.images.folders.os.scandir", lambda _: (_ for _ in ()).throw(PermissionError(13, "no")))
+    with pytest.raises(InputError, match="no images"):
+        parts(folder)

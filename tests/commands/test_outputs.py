@@ -190,9 +190,9 @@ def test_a_png_holds_256_classes() -> None:
 
 
 def test_tiles_are_not_compared_with_an_image_that_the_file_does_not_take() -> None:
-    limits = InputLimits(size=(32, 32))
+    limits = InputLimits(size=(80, 80))
     said = refused(run_upscale, create_model("efficientvit_sr_w075"), limits, check_tiles=True)
-    assert said.startswith("--check-tiles needs whole images, and this file takes ")
+    assert said.startswith("--check-tiles needs the whole image, and this file takes ")
 
 
 def test_the_ignored_id_of_a_label_is_that_of_the_classes(tmp_path: Path) -> None:

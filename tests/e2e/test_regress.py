@@ -10,6 +10,7 @@ import tifffile
 from PIL import Image
 
 import foveal
+from foveal.images.rasters import georeference_of
 from helpers.commands import Command
 from helpers.maps import SIZE, maps_folder
 from helpers.narrow import registered
@@ -58,6 +59,10 @@ def test_depth_from_data_to_maps(tmp_path: Path, cli: Command) -> None:
     tifffile.imwrite(tmp_path / "field.tif", pixels, extratags=[(33550, "d", 3, scale, True)])
     done = cli("regress", tmp_path / "field.tif", "--model", tmp_path / "depth.onnx", "--out", out / "field.tif")
     assert done.returncode == 0, done.stderr
+    assert georeference_of(tmp_path / "depth.onnx") == georeference_of(data / "val/images/0.png") == {}
+    damaged = [(33922, "d", 3, (0.0, 0.0, 0.0), True)]
+    tifffile.imwrite(tmp_path / "damaged.tif", pixels, extratags=damaged)
+    assert georeference_of(tmp_path / "damaged.tif") == {}
     with tifffile.TiffFile(out / "field.tif") as file:
         assert file.pages[0].tags[33550].value == scale
         assert np.array_equal(file.pages[0].asarray(), np.load(out / "a.npy")[..., 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -95,14 +96,14 @@ def test_no_size_can_be_chosen_where_every_size_fits(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ("--to onnx,native --size 64 --json", "native files take images of every size: leave it out"),
-        ("--to openvino,web --opset 18", "opset=18: of openvino files it cannot be chosen: leave it out"),
+        ("--to openvino,web --opset 18", "openvino files have no choice of ONNX's operator set: leave it out"),
         ("--to onnx,executorch --half", "executorch files have no float16: export to one of onnx"),
         ("--to onnx,native --int8 .", "native files have no int8: export to one of onnx, openvino"),
         ("--to onnx,samexporter", "samexporter files are of promptable models"),
         ("--to native,onnx --batch 2", "batch=2: native files take any batch: leave it out"),
         (
             "--to executorch,onnx --batch 2",
-            "executorch files of no fixed image size take one image; give input_size, too",
+            "executorch files have a number of images with a fixed size only: give input_size, too",
         ),
         ("--to onnx,openvino --output x.onnx", "--output x.onnx: several files are written, give a folder"),
     ],
@@ -224,3 +225,11 @@ def test_more_weights_than_an_onnx_file_can_hold(tmp_path: Path, monkeypatch: py
     export(Plain(), "onnx", output=tmp_path / "a.onnx", size=(64, 64), half=True)
     report = export(Plain(), "openvino", output=tmp_path / "a.xml", size=(64, 64))
     assert report.max_difference < 1e-5
+
+
+def test_a_folder_without_a_file_is_removed(tmp_path: Path, cli: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "coremltools", None)
+    monkeypatch.setitem(sys.modules, "litert_torch", None)
+    done = cli("export", "efficientvit_b0.camvid", "--to", "coreml,litert", "--output", tmp_path / "out", "--json")
+    assert (done.returncode, set(json.loads(done.stdout)["errors"])) == (1, {"coreml", "litert"})
+    assert list(tmp_path.iterdir()) == []

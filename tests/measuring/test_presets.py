@@ -218,14 +218,27 @@ def test_python_entry() -> None:
     assert as_json(report)["embed_dim"] == 64
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name != "headline"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_toys_of_the_presets(name: str) -> None:
     report = foveal.bench_preset(name, toy=True, threads=1)
     assert len(report.table()) > 1
 
 
-def test_toy_is_for_presets(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["efficientvit_b0", "--toy"], "--toy is for --preset; leave it out"),
+        (
+            ["--preset", "headline", "--toy", "--resume", "x.jsonl"],
+            "--toy measures nothing to keep: leave out --resume",
+        ),
+        (["--preset", "headline", "--toy", "--groups", "promptible"], "promptible"),
+    ],
+)
+def test_what_toys_do_not_take(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["bench", "efficientvit_b0", "--toy"])
+        main(["bench", *words])
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "foveal: bench: --toy is for --preset; leave it out\n"
+    said = capsys.readouterr().err
+    assert message in said
+    assert "DDRNet" not in said

@@ -104,6 +104,7 @@ def test_quotas_of_control_groups(
         ("0::/\n", {"memory.max": "max\n", "memory.current": "5\n"}, 4 << 20),
         ("0::/a/b\n", {"a/memory.max": "3000", "a/memory.current": "1000", "a/b/memory.max": "max"}, 2000),
         ("0::/\n", {"memory.max": "1000", "memory.current": "1500"}, 0),
+        ("0::/\n", {"memory.max": "9", "memory.current": "8", "memory.stat": "anon 3\ninactive_file 5\n"}, 6),
         ("4:memory:/a\n", {"memory/a/memory.limit_in_bytes": "900", "memory/a/memory.usage_in_bytes": "100"}, 800),
     ],
 )

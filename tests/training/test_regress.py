@@ -15,9 +15,11 @@ from foveal.errors import ConfigError, DataError
 from foveal.info import Target, attach, info_of
 from foveal.progress import Progress
 from foveal.training.config import TrainConfig
+from foveal.training.initial import notes_on_start
 from foveal.training.job import compare_with_best
 from foveal.training.regress import RegressJob
 from foveal.training.regression_losses import REGRESSION_LOSSES, MapLoss
+from foveal.weights.loading import LoadReport
 from helpers.maps import maps_folder
 from helpers.narrow import registered
 
@@ -148,8 +150,10 @@ def test_statistics_of_weights_are_kept_for_the_same_unit(unit: str, kept: bool,
     model = foveal.create_model("efficientvit_b0", "regress", num_classes=1)
     model.head.set_statistics([3000.0], [1000.0])
     attach(model, info_of(model).replace(target=Target("depth", unit)))
+    notes = notes_on_start(job.config, job, LoadReport(1, "foveal"), info_of(model))
     job.trainee(model)
     assert model.head.target_mean.tolist() == pytest.approx([3000.0] if kept else job.mean)
+    assert any("the weights predict depth in mm, the data has depth in m" in note for note in notes) != kept
 
 
 def test_impossible_losses(tmp_path: Path) -> None:

@@ -341,6 +341,7 @@ def test_list_models() -> None:
         f"efficientvit_b1.r{size}_in1k" for size in (224, 256, 288)
     ]
     assert "efficientvit_b0.camvid" in foveal.list_models("efficientvit_b0", pretrained=True)
+    assert "efficientvit_b0.camvid" in foveal.list_models("*camvid", pretrained=True)
     assert foveal.list_models("nothing*") == []
     with pytest.raises(ConfigError, match="did you mean 'segment'"):
         foveal.list_models(task="segmentation")

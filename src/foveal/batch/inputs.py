@@ -160,7 +160,7 @@ def _below(folder: Path, out: str) -> Iterator[_File]:
         usable = not entry.skipped or (entry.skipped == NO_IMAGE and suffix in (*TARS, *PARQUETS))
         if results is not None and Path(os.path.realpath(entry.path)).is_relative_to(results):
             continue
-        if has_earlier(entry.path.parent):
+        if entry.path != folder and has_earlier(entry.path.parent):
             earlier, first = earlier + usable, first or (name if usable else "")
         elif not usable:
             left_out += 1

@@ -106,6 +106,8 @@ def bench(
         _check_plot(plot)
     if toy and preset is None:
         raise ConfigError("bench: --toy is for --preset; leave it out")
+    if toy and (resume or page):
+        raise ConfigError("bench: --toy measures nothing to keep: leave out --resume and --page")
     report, name = _measure(list(refs or []), preset, budget, options | ({"toy": True} if toy else {}), plot, tokens)
     if plot:
         report.draw(plot)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,38 +79,50 @@ def export(
     options = {"upsample": upsample, "opset": opset, "half": half, "bake": bake, "batch": batch}
     options |= {"int8": int8, "max_loss": max_loss, "calibration_images": calibration_images, "progress": Progress()}
     options |= {"input_size": parse_size(size) if size else None}
-    refs, one = (ref, *others), len(formats) == 1 and not others
-    only = None if others else load_model(ref)  # a wrong name is found before a folder is made
-    if not one:  # a mistake in the last one is found before the first file is written
-        if output is not None:
-            _check_folder(output)
-        check = _checker(formats, options)
-        if only is None:
-            _check_models(refs, check)
-        else:
-            check(only)
+    refs, several = (ref, *others), bool(others) or len(formats) > 1
+    if several and output is not None:
+        _check_folder(output)
+    check = _checker(formats, options)
+    only = None if others else load_model(ref)
+    if only is None:
+        _check_models(refs, check)
+    elif several:  # a mistake in the last one is found before the first file is written
+        check(only)
     if output is not None:
-        if not one:
-            ensure_folder(output)
         check_overwrites([output], [file for name in refs for file in (Path(name), *Path(name).glob("*.safetensors"))])
     reports, errors = [], {}
-    for each in refs:
-        model = load_model(each) if only is None else only
-        for name in formats:
-            try:
-                report = export_model(model, name, output=output, **options)
-            except (ExportError, DependencyError) as error:
-                if one:
-                    raise
-                errors[f"{each}: {name}" if others else name] = str(error)
-                notice(f"{each}: {name}: {error}" if others else f"{name}: {error}")
-                continue
-            reports.append(report.to_json())
-            if not json:
-                say(report)
+    with _folder_kept_if(reports, output if several else None):
+        for each in refs:
+            model = load_model(each) if only is None else only
+            for name in formats:
+                try:
+                    report = export_model(model, name, output=output, **options)
+                except (ExportError, DependencyError) as error:
+                    if not several:
+                        raise
+                    errors[f"{each}: {name}" if others else name] = str(error)
+                    notice(f"{each}: {name}: {error}" if others else f"{name}: {error}")
+                    continue
+                reports.append(report.to_json())
+                if not json:
+                    say(report)
     if json:
-        print_json(reports[0] if one else {"files": reports, "errors": errors})
+        print_json({"files": reports, "errors": errors} if several else reports[0])
     return 1 if errors else 0
+
+
+@contextmanager
+def _folder_kept_if(written: Sequence[object], folder: Path | None) -> Iterator[None]:
+    """Make a folder, and remove it in the end if it was not there before and nothing was written."""
+    made = folder is not None and not folder.exists()
+    if folder is not None:
+        ensure_folder(folder)
+    try:
+        yield
+    finally:
+        if made and folder is not None and not written:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _checker(formats: Sequence[str], options: dict[str, Any]) -> Callable[[nn.Module], None]:

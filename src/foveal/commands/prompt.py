@@ -200,8 +200,8 @@ def _run_everything(
     _write(result, job)
     cutouts = [] if cut is None else save_cutouts(result, job, cut)
     report = _report(predictor, job, result.size, seconds)
-    report["files"] += map(str, cutouts)
     if as_json:
+        report["files"] += map(str, cutouts)
         masks = [{key: value for key, value in record.items() if key != "segmentation"} for record in result]
         print_json({**report, "prompts": result.prompts, "masks": masks})
         return 0

@@ -81,7 +81,8 @@ def segment(
     distinct
         Draw the overlay in clearly different colours, in place of the model's palette.
     label
-        Mask of class indices to compare a single image's mask with; pixels of 255 are ignored.
+        Mask of class indices to compare a single image's mask with; pixels of 255 are ignored
+        (65535 with more than 255 classes).
     polygons
         Also write the areas of a single image's mask as polygons, a .geojson or .gpkg file, with its georeference.
     check_tiles

@@ -137,8 +137,6 @@ def run(
         raise ConfigError("--check-tiles compares what is computed: leave out --resume")
     if check_tiles and request.many:
         raise ConfigError("--check-tiles is for a single image: give one, or leave out --check-tiles")
-    if check_tiles and predictor.limits.size is not None:
-        raise ConfigError(f"--check-tiles needs whole images, and this file takes {predictor.limits}: leave it out")
     plan = request.plan(f".{suffix}", COMPARISON if compare else "")
 
     def work(job: Job, progress: Report) -> dict[str, Any]:
@@ -173,6 +171,8 @@ def upscale_file(
     channels = (1 if picture.grey else 3) + (picture.alpha is not None)
     canvas = Canvas(scale * height, scale * width, channels, 8 * picture.pixels.itemsize, picture.icc)
     canvas.check(job.target)
+    if check_tiles and predictor.limits.size is not None and _whole_side(picture) + 7 > min(predictor.limits.size):
+        raise ConfigError(f"--check-tiles needs the whole image, and this file takes {predictor.limits}: leave it out")
     tiles = tiles or {}
     bands = predictor.upscaled_bands(picture, **tiles)
     stored = (stored_channels(band, picture.grey) for band in bands)
@@ -216,14 +216,18 @@ def _write_comparison(predictor: Predictor, picture: Picture, path: Path) -> Non
     save_picture(Image.fromarray(np.concatenate([halves[0], gap, halves[1]], axis=1)), path)
 
 
+def _whole_side(picture: Picture) -> int:
+    """Side of a tile that has the whole image; tiles begin at multiples of 8."""
+    return max(64, -(-max(picture.pixels.shape) // 8) * 8)
+
+
 def _tiles_psnr(predictor: Predictor, picture: Picture, tiles: dict[str, Any]) -> float | None:
     """PSNR of the image upscaled in tiles against the image upscaled as a whole, in dB; ``None``: they are equal."""
     import numpy as np
 
     from ..evaluation.fidelity import for_json, psnr
 
-    side = max(64, -(-max(picture.pixels.shape) // 8) * 8)
-    one_tile: dict[str, Any] = {"tile": side, "overlap": 0, "exact": False}
+    one_tile: dict[str, Any] = {"tile": _whole_side(picture), "overlap": 0, "exact": False}
     whole, tiled = (np.concatenate(list(predictor.upscaled_bands(picture, **options))) for options in (one_tile, tiles))
     peak = np.iinfo(whole.dtype).max / 255
     return for_json(psnr(whole / peak, tiled / peak))

@@ -150,16 +150,17 @@ def note_black_and_white(reader: object, pixels: NDArray[np.int64], ignored: int
     """A note if all labelled pixels have id 0 and the others are ignored, as in masks of 0 and 255; else empty.
 
     Args:
-        reader: reader of the masks; nothing is noted for readers without a table ``class_of`` of ids.
+        reader: reader of the masks; nothing is noted for other readers than :class:`IdMasks`, and those that read grey
+            masks with one, their attribute ``black_and_white``.
         pixels: number of pixels of each class in all masks.
         ignored: number of ignored pixels in all masks.
     """
-    class_of: Mapping[int, int] = getattr(reader, "class_of", {})
-    if not ignored or not class_of or pixels.nonzero()[0].tolist() != [class_of.get(0)]:
+    reader = getattr(reader, "black_and_white", reader)
+    if not isinstance(reader, IdMasks) or not ignored or pixels.nonzero()[0].tolist() != [reader.class_of.get(0)]:
         return ""
-    ids = sorted(i for i, place in class_of.items() if place == IGNORE)
+    ids = sorted(i for i, place in reader.class_of.items() if place == IGNORE)
     what = f"have only {IGNORE} besides 0, and it is ignored; is it the class?"
-    if ids != [IGNORE] or getattr(reader, "ignore_unknown", False):
+    if ids != [IGNORE] or reader.ignore_unknown:
         what = f"have only ignored ids besides 0; is {IGNORE} one of them, and the class?"
     return f"the masks {what} Then write 'ids: [0, {IGNORE}]' and two 'names' into {FILE}"
 

@@ -35,6 +35,7 @@ _NAME_FILES = ("labelmap.txt", "class_names.txt", "labels.txt")
 _COLOURS = "label_colors.txt"
 _BORDER = (224, 224, 192)  # colour of id 255 in the masks of VOC: borders of objects, ignored
 _OF_VOC = re.compile(r"20(0\d|1[0-2])_\d{6}")  # stems of the published images
+_WHITE = (255, 255, 255)
 _MAX_BYTES = 64 << 20  # of a list or a table of classes
 _SHOWN = 5  # names in a note
 
@@ -249,13 +250,16 @@ class VocMasks:
         if mode.startswith(("RGB", "CMYK")):
             ignored = tuple({_BORDER, *self.ignore_colours} - {*self.labels.palette})
             return ColourMasks(self.labels.palette, ignored, self.ignore_unknown)(image, mask)
+        return self._grey_masks()(image, mask)
+
+    def _grey_masks(self) -> IdMasks:
         count = len(self.labels.names)
-        return IdMasks(self.class_of, count, self.ignore_unknown, self.labels.palette)(image, mask)
+        return IdMasks(plain_ids(count, self.ignore), count, self.ignore_unknown, self.labels.palette)
 
     @property
-    def class_of(self) -> dict[int, int]:
-        """Class of each known id of grey masks."""
-        return plain_ids(len(self.labels.names), self.ignore)
+    def black_and_white(self) -> IdMasks | None:
+        """The reader of grey masks if a class is white: 255 in them may be meant as that class; else ``None``."""
+        return self._grey_masks() if _WHITE in self.labels.palette else None
 
     def _read_palette(self, mask: Path) -> NDArray[np.unsignedinteger]:
         """The order of a palette need not be that of the classes, so each id has the class of its colour."""

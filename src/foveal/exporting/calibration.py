@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.labelled import open_labelled
+from ..data.labels import class_difference
 from ..data.layout import ALL, SAME_SPLITS, UnknownLayoutError
 from ..data.recognition import layout_named, split_names
 from ..errors import ConfigError, DataError, InputError
@@ -198,8 +199,13 @@ def check_data(data: str | Path, info: ModelInfo) -> None:
             raise UnknownLayoutError(f"{data}: no layout of data for the task {task!r} fits; docs/data.md shows them")
     if TASKS[task].labels_pixels:
         names = open_labelled(data, [_two_splits(data, task)[0]], "segment").labels.names
-        if info.labels.names not in ((), names) or info.num_classes != len(names):
-            raise ConfigError(f"int8: {data} has other classes than the model: give data with the model's classes")
+        difference = class_difference(info.labels.names, names) if info.labels.names else ""
+        if info.num_classes != len(names):
+            difference = f"{len(names)} instead of {info.num_classes}" + f" ({difference})" * bool(difference)
+        if difference:
+            raise ConfigError(
+                f"int8: {data} has other classes than the model: {difference}; give data with the model's classes"
+            )
 
 
 def _two_splits(data: str | Path, task: str) -> tuple[str, str]:

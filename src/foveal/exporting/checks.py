@@ -1,4 +1,4 @@
-"""Check the options of an export, before a model is opened and a folder is made."""
+"""Check the options of an export, before anything is written."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _check_format_options(format: Format, opset: int | None, half: bool, bake: b
     """Refuse options that a format does not have."""
     if opset is not None:
         if not format.onnx:
-            raise ConfigError(f"opset={opset}: of {format.name} files it cannot be chosen: leave it out")
+            raise ConfigError(f"opset={opset}: {format.name} files have no choice of ONNX's operator set: leave it out")
         if not OPSET <= opset <= MAX_OPSET:
             raise ConfigError(f"opset={opset}: give {OPSET} to {MAX_OPSET}")
     for asked, ability, what in ((half, "halves", "no float16"), (bake, "bakes", "no preparation of images inside")):

@@ -39,7 +39,7 @@ from .image import image_graphs
 from .prompt import prompt_graphs
 from .quantise import Request, quantise
 from .report import ExportReport, current_command, report_path, versions_of
-from .web import MODELS
+from .web import MODELS_FOLDER
 
 TRACED_SIZE = (256, 320)  #: (H, W) to trace files of any size at
 SMALLEST = 32  #: side of a fixed size, in pixels
@@ -148,7 +148,7 @@ def export(
     source = _prepare(model, upsample, limits.size if limits.size and limits.fixed else size, limits)
     options = Options(half or format.site is not None, opset or OPSET)
     stem, suffix = source.info.file_stem, format.suffixes[0]
-    path = Path(output or SITE, MODELS, stem + suffix) if format.site else _output_file(output, stem, format)
+    path = Path(output or SITE, MODELS_FOLDER, stem + suffix) if format.site else _output_file(output, stem, format)
     with _without_new_folders(path.parent):
         site = format.site(Path(output or SITE), source.info) if format.site else None
         source = dataclasses.replace(source, info=_with_file(source.info, options, bake))
@@ -304,8 +304,10 @@ def _check_batch(format: Format, info: ModelInfo, batch: int, fixed: bool) -> No
         return
     if format.any_size:
         raise ConfigError(f"batch={batch}: {format.name} files take any batch: leave it out")
-    takes = "one image" if format.bounded else "any batch"
-    raise ConfigError(f"batch={batch}: {format.name} files of no fixed image size take {takes}; give input_size, too")
+    raise ConfigError(
+        f"batch={batch}: {format.name} files have a number of images with a fixed size only: give input_size, too, or "
+        "leave it out"
+    )
 
 
 def _check_request(format: Format, model: nn.Module, upsample: bool, size: tuple[int, int], fixed: bool) -> None:

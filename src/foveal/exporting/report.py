@@ -127,7 +127,8 @@ class ExportReport:
     def _further(self) -> list[str]:
         delegated = [f"{self.delegated:.0%} of the operations are delegated"] if self.delegated < 1 else []
         names = ", ".join(self.kept_float[:_NAMED]) + ", ..." * (len(self.kept_float) > _NAMED)
-        kept = [f"{len(self.kept_float)} layers in float32 ({names})"] if self.kept_float else []
+        layers = "layer" if len(self.kept_float) == 1 else "layers"
+        kept = [f"{len(self.kept_float)} {layers} in float32 ({names})"] if self.kept_float else []
         quantised = [str(self.quantisation)] if self.quantisation is not None else []
         return [*quantised, *delegated, *kept, *self.notes]
 

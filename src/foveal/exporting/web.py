@@ -50,7 +50,7 @@ _HEADERS = (
     "/*\n  Cross-Origin-Opener-Policy: same-origin\n  Cross-Origin-Embedder-Policy: require-corp\n"
     "  Cache-Control: no-cache\n"
 )
-MODELS = "models"  #: folder of the models in a site
+MODELS_FOLDER = "models"  #: folder of the models in a site
 _LARGE = 1024  # numbers of an array that is stored in float16
 _SAM_THRESHOLDS = (0.88, 0.95)  # of models that bring none, see foveal.EverythingOptions
 _NPM_SECONDS = 900
@@ -173,7 +173,7 @@ class Site:
     def _remove_replaced(self, site: dict[str, Any]) -> None:
         """Remove the files of models that are no longer in the site."""
         used = {entry["path"] for model in site["models"] for entry in model["files"].values()}
-        for file in (self.folder / MODELS).glob("*.onnx"):
+        for file in (self.folder / MODELS_FOLDER).glob("*.onnx"):
             if file.relative_to(self.folder).as_posix() not in used:
                 file.unlink()
 

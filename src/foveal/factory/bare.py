@@ -24,7 +24,7 @@ def labels_of(data_set: str, num_classes: int) -> Labels:
 
 
 def describe_bare(checkpoint: Checkpoint, name: str, head: str) -> ModelInfo:
-    """Describe the use of a classifier or segmenter without a description: task, preprocessing, classes.
+    """Describe the use of a classifier, segmenter or regressor without a description: task, preprocessing, classes.
 
     Args:
         checkpoint: the weights; of another family, or without a classifier, they give an empty description.
@@ -52,6 +52,8 @@ def describe_bare(checkpoint: Checkpoint, name: str, head: str) -> ModelInfo:
 
 def known_labels(head: str, task: str, num_classes: int, was_converted: bool) -> Labels:
     """Names and colours of the classes of weights without a description; none if the data set is not known."""
+    if not TASKS[task].has_classes:
+        return Labels()
     # Converted classifiers with the usual number of classes are ImageNet's; ours may be of any data set.
     usual = was_converted and num_classes == TASKS[task].published_classes
     return labels_of(head or ("in1k" if usual else ""), num_classes)

@@ -36,7 +36,7 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
     """List the names that :func:`create_model` takes, in the families' own order.
 
     Args:
-        pattern: shell-style pattern, with ``*`` and ``?``. With ``pretrained``, one without a dot is for all tags.
+        pattern: shell-style pattern, with ``*`` and ``?``. With ``pretrained``, an architecture is for all its tags.
         task: only models for this task ("classify", "segment", "upscale", "regress", "prompt", "language").
         pretrained: ``True``: ``name.tag`` of all weights that come with Foveal or are downloaded on first use;
             ``False`` or ``None``: the architectures.
@@ -48,8 +48,9 @@ def list_models(pattern: str = "*", *, task: str | None = None, pretrained: bool
         _check_task(task)
     if pretrained:
         bundled = [ref for ref, weights in assets.WEIGHTS.items() if task in (None, weights.task)]
-        pattern = pattern if "." in pattern else f"{pattern}.*"
-        return [ref for ref in dict.fromkeys([*bundled, *published(task)]) if fnmatch.fnmatch(ref, pattern)]
+        patterns = (pattern, f"{pattern}.*")
+        known = dict.fromkeys([*bundled, *published(task)])
+        return [ref for ref in known if any(fnmatch.fnmatch(ref, each) for each in patterns)]
     return [
         name
         for name, (_, variant) in variants().items()
@@ -217,12 +218,12 @@ def _best_tag(name: str, refs: Sequence[str], task: str, options: Mapping[str, A
     Raises:
         ConfigError: a scale is requested that none of them has.
     """
-    scale = TASKS[task].option  # only upscaling has one
-    asked = options.get(scale or "head", BUILDERS[task].defaults.get(scale))
-    best = f"{name}.x{asked}" if scale else f"{name}.{asked}"
-    if best not in refs and scale in options:
+    option = TASKS[task].option  # "scale" of upscaling; other tasks have none
+    asked = options.get(option or "head", BUILDERS[task].defaults.get(option))
+    best = f"{name}.x{asked}" if option else f"{name}.{asked}"
+    if best not in refs and option in options:
         known = ", ".join(refs)
-        raise ConfigError(f"{name} has no weights for {scale}={asked!r}, only {known}: leave pretrained out")
+        raise ConfigError(f"{name} has no weights for {option}={asked!r}, only {known}: leave pretrained out")
     return best if best in refs else refs[0]
 
 

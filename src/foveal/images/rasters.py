@@ -237,18 +237,22 @@ def _read_whole(source: ImageLike, bands: Bands, name: str, reason: str) -> Arra
 
 
 def georeference_of(path: Path) -> dict[int, tiff.RawTag]:
-    """The tags that tie the pixels of an image to places on the earth; empty: it is no upright TIFF file, or has none.
+    """The tags that tie the pixels of an image to places on the earth.
 
-    Raises:
-        InputError: the file cannot be read.
+    Empty if the file is no upright TIFF file, or has no such tags, or damaged ones.
     """
+    name = str(path)
     if path.suffix.lower() not in TIFF_SUFFIXES:
         return {}
-    with path.open("rb") as file:
-        if detect_format(file, str(path)) != "TIFF":
-            return {}
-        raster = TiffRaster(file, str(path))
-        return {} if raster.page.first(274, 1) != 1 else raster.georeference
+    try:
+        with decoding.one_line_errors(name), path.open("rb") as file:
+            if detect_format(file, name) != "TIFF":
+                return {}
+            page = tiff.pages(file, name, strict=False)[0]
+            tags = {} if page.first(274, 1) != 1 else tiff.raw_tags(file, name, GEO_TAGS, page.offset)
+            return scaled_georeference(tags, 1, 1)
+    except InputError:
+        return {}
 
 
 def valid_pixels(window: NDArray[Any], nodata: float | None) -> NDArray[np.bool_]:

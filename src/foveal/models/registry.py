@@ -74,6 +74,8 @@ class Backbone(nn.Module):
             ConfigError: no indices, or one out of range.
         """
         count = len(self.feature_info)
+        if isinstance(indices, int) and not 1 <= indices <= count:
+            raise ConfigError(f"out_indices={indices}: give 1 to {count}, for so many of the coarsest, or a list")
         chosen = range(-indices, 0) if isinstance(indices, int) else indices
         if not chosen or not all(isinstance(index, int) and -count <= index < count for index in chosen):
             raise ConfigError(f"out_indices={indices!r}: give numbers of {-count} to {count - 1}, one for each map")

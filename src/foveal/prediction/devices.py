@@ -83,8 +83,18 @@ def _memory_of(folder: Path) -> int | None:
             limit, used = (int((folder / name).read_text()) for name in names)
         except (OSError, ValueError):  # no such file, or "max": no limit
             continue
-        return max(0, limit - used)
+        return max(0, limit - used + _file_cache(folder))
     return None
+
+
+def _file_cache(folder: Path) -> int:
+    """Bytes of files that a control group has in memory, and that the system gives back when it needs room."""
+    try:
+        lines = (folder / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    values = dict(line.split() for line in lines if line.count(" ") == 1)
+    return int(values.get("total_inactive_file", values.get("inactive_file", 0)))
 
 
 def _quota_of(folder: Path) -> float | None:

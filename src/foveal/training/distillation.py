@@ -174,28 +174,28 @@ class DistillationJob:
         student = _RecordedTrainee(trainee, any(name in self.terms for name in _OF_SECOND))
         loss = self.job.loss(cast(nn.Module, student), image, target if tracked is None else tracked.ids)
         size = student.output.shape[-2], student.output.shape[-1]
-        lesson, valid = TeacherOutput(image, []), None  # where the weights' average is the only teacher, it is not used
+        taught, valid = TeacherOutput(image, []), None  # where the weights' average is the only teacher, it is not used
         if self.stored is not None and tracked is not None:
             logits, valid = self.stored(tracked, size, self.stride)
-            lesson = TeacherOutput(logits, [])
+            taught = TeacherOutput(logits, [])
         elif self.teacher is not None:
-            lesson = self.teacher(image, self.preprocess, self.compares_maps)
-            if lesson.output.shape != student.output.shape:
-                lesson = lesson._replace(output=on_grid(lesson.output, self.teacher.stride, size, self.stride))
+            taught = self.teacher(image, self.preprocess, self.compares_maps)
+            if taught.output.shape != student.output.shape:
+                taught = taught._replace(output=on_grid(taught.output, self.teacher.stride, size, self.stride))
         for name, (factor, temperature) in self.terms.items():
             if not TERMS[name].of_output:
-                value = self._feature_distance(student, lesson)
+                value = self._feature_distance(student, taught)
             elif not TERMS[name].of_teacher:
                 value = self._distance_to_average(image, student, temperature)
             else:
                 learner = student.second if name in _OF_SECOND else student.output
-                value = DISTANCES[name](learner, lesson.output, temperature, valid)
+                value = DISTANCES[name](learner, taught.output, temperature, valid)
             loss = loss + factor * value
         return loss
 
-    def _feature_distance(self, student: _RecordedTrainee, lesson: TeacherOutput) -> Tensor:
+    def _feature_distance(self, student: _RecordedTrainee, taught: TeacherOutput) -> Tensor:
         wanted = [
-            on_grid(lesson.maps[pair.theirs], pair.their_stride, (ours.shape[-2], ours.shape[-1]), pair.our_stride)
+            on_grid(taught.maps[pair.theirs], pair.their_stride, (ours.shape[-2], ours.shape[-1]), pair.our_stride)
             for pair, ours in zip(self.pairs, student.maps, strict=True)
         ]
         return features(student.maps, wanted)

@@ -7,14 +7,14 @@ from torch import nn
 from ..data.class_map import abbreviate
 from ..errors import ConfigError
 from ..factory.create import create_and_report
-from ..info import Labels, Preprocess
+from ..info import ModelInfo, Preprocess
 from ..layers.drop_path import spread_drop_path
 from ..layers.zero_init import zero_init_last
 from ..models.registry import variants
 from ..weights.loading import LoadReport
 from .common_settings import CommonSettings
 from .config import TrainConfig
-from .job import Job, model_options
+from .job import Job, model_options, target_of
 from .settings import default_of, setting_fields
 
 
@@ -75,27 +75,30 @@ def initialise_branches(model: nn.Module, config: CommonSettings) -> None:
             raise ConfigError(f"zero_init_last: {config.model} has no residual branch that ends in a batch norm")
 
 
-def notes_on_start(config: TrainConfig, job: Job, loaded: LoadReport | None, known: Labels) -> list[str]:
+def notes_on_start(config: TrainConfig, job: Job, loaded: LoadReport | None, known: ModelInfo) -> list[str]:
     """Lines on what starts from weights, and how fast it is trained.
 
     Args:
         config: settings.
         job: the task's part.
         loaded: what the weights gave.
-        known: classes of the weights, if their number is that of the data.
+        known: description of the new model, with the classes and the target of the weights where they fit.
     """
     notes = []
     if loaded and loaded.reinitialized and not config.class_map:
         names = sorted({key.rpartition(".")[0] for key in loaded.reinitialized})
         notes.append(f"not from the weights, so trained from random values: {abbreviate(names)}")
-    elif loaded and not config.class_map and known.names != job.labels.names:
-        pairs = [f"{old} -> {new}" for old, new in zip(known.names, job.labels.names, strict=False) if old != new]
+    elif loaded and not config.class_map and known.labels.names != job.labels.names:
+        both = zip(known.labels.names, job.labels.names, strict=False)
+        pairs = [f"{old} -> {new}" for old, new in both if old != new]
         notes.append(f"the classifier of the weights is kept row by row: {abbreviate(pairs) or 'of unnamed classes'}")
-    weights = loaded.info.preprocess if loaded and loaded.info else job.preprocess
-    if (weights.mean, weights.std) != (job.preprocess.mean, job.preprocess.std):
+    if loaded and loaded.info and (note := _note_on_statistics(job.preprocess, loaded.info.preprocess)):
+        notes.append(note)
+    target = target_of(job)
+    if loaded and not known.target.means_what(target):
         notes.append(
-            f"images are normalised by {_statistics(job.preprocess)}; those of the weights were by "
-            f"{_statistics(weights)}: write mean and std into dataset.yaml to keep these"
+            f"the weights predict {known.target.in_words()}, the data has {target.in_words()}: the mean and standard "
+            "deviation of the output become those of the data"
         )
     scale = config.backbone_lr_scale
     if scale is not None and scale != 1:
@@ -103,10 +106,18 @@ def notes_on_start(config: TrainConfig, job: Job, loaded: LoadReport | None, kno
     return notes
 
 
-def _statistics(preprocess: Preprocess) -> str:
-    return ", ".join(
-        f"{name} {' '.join(f'{value:.3g}' for value in values)}"
-        for name, values in (("mean", preprocess.mean), ("std", preprocess.std))
+def _note_on_statistics(own: Preprocess, weights: Preprocess) -> str:
+    """A line if images of the same bands were normalised otherwise when the weights were trained; else empty."""
+    same_bands = (own.dtype, len(own.mean)) == (weights.dtype, len(weights.mean))
+    if not same_bands or (own.mean, own.std) == (weights.mean, weights.std):
+        return ""
+    texts = [
+        f"mean {' '.join(f'{value:.3g}' for value in each.mean)}, std {' '.join(f'{value:.3g}' for value in each.std)}"
+        for each in (own, weights)
+    ]
+    return (
+        f"images are normalised by {texts[0]}, for the weights they were by {texts[1]}: to keep those of the weights, "
+        "write them as mean and std into dataset.yaml"
     )
 
 

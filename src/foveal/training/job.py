@@ -52,7 +52,7 @@ class Named(Protocol):
 
 
 class Job(Protocol):
-    """The part of a training run that depends on the task: samples, loss and score.
+    """The part of a training run that depends on the task: samples, loss and scores.
 
     It is made from the data set, the settings of the task and the progress display.
 
@@ -133,8 +133,12 @@ def model_options(job: Job, config: CommonSettings) -> dict[str, Any]:
 
 def describe_model(model: nn.Module, job: Job) -> ModelInfo:
     """The description of the model to train, with the data's classes and preprocessing."""
-    target = getattr(job, "target", Target())
-    return info_of(model).replace(labels=job.labels, preprocess=job.preprocess, target=target, tag="")
+    return info_of(model).replace(labels=job.labels, preprocess=job.preprocess, target=target_of(job), tag="")
+
+
+def target_of(job: Job) -> Target:
+    """What the maps of a job hold; the default of the class for other tasks than regression."""
+    return getattr(job, "target", Target())
 
 
 def compare_with_best(scores: Scores, metric: str, best: float) -> tuple[bool, bool, float]:

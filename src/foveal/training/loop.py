@@ -67,7 +67,7 @@ class Run:
         kept = {id(norm) for norm in self.stepper.frozen}
         self.frozen = [name for name, module in model.named_modules() if id(module) in kept]
         self.info = describe_model(model, job)
-        self.start_notes = notes_on_start(config, job, loaded, info_of(model).labels)
+        self.start_notes = notes_on_start(config, job, loaded, info_of(model))
         self.start_notes += [self.tuning.begin(self.stepper.frozen)] if self.tuning else []
         self.state = RunState(len(job.data), _digest(job))
         self.saved_at = time.monotonic()
@@ -377,10 +377,12 @@ class Run:
             self.progress.note(f"epoch {line['epoch']}: loss {line['loss']:.4f}, {self.config.val_split} {figure}")
             if only_class:
                 figures["only_class"] = only_class
-                weights = " or class_weights" if TASKS[self.config.task].labels_pixels else ""
+                settings = "lr, backbone_lr_scale or class_weights"
+                if not TASKS[self.config.task].labels_pixels:
+                    settings = "lr or backbone_lr_scale"
                 self.progress.note(
                     f"practically all predictions on {self.config.val_split} are {only_class!r}: the other classes are "
-                    f"not learnt yet; if that stays, change lr, backbone_lr_scale{weights}"
+                    f"not learnt yet; if that stays, change {settings}"
                 )
         self._save_weights(averaged.state_dict(), line | figures, best)
         return figures

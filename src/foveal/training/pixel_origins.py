@@ -42,7 +42,7 @@ def to_target(mask: NDArray[Any]) -> Tensor:
 
 
 class TargetsWithOrigins(NamedTuple):
-    """A batch of tracked targets.
+    """A batch of targets with the origin of each pixel, in parts.
 
     Attributes:
         ids: classes, ``(B, h, w)`` int64.

@@ -18,7 +18,7 @@ from ..errors import ConfigError, DataError
 from ..evaluation.regression import RegressionScores, regression_sums
 from ..images.bands import RGB
 from ..images.preparing import prepare
-from ..info import Target, info_of
+from ..info import info_of
 from ..prediction.predictor import Predictor
 from ..progress import Progress
 from ..tasks.regress import RegressionModel
@@ -36,10 +36,6 @@ _LOSSES: Mapping[str, dict[RegressionLossName, float]] = {
 }
 _OTHERS: dict[RegressionLossName, float] = {"l1": 1.0}
 _POSITIVE = ("softplus", "sigmoid")  # outputs that are above 0
-
-
-def _in_words(target: Target) -> str:
-    return f"{target.kind} in {target.unit}" if target.unit else f"{target.kind} without a unit"
 
 
 class RegressJob:
@@ -123,16 +119,9 @@ class RegressJob:
     def trainee(self, model: nn.Module) -> nn.Module:
         """The model itself, with the statistics of the targets; a head whose weights predict the same keeps its own."""
         assert isinstance(model, RegressionModel)
-        known, head = info_of(model).target, model.head
-        fresh = bool((head.target_std == 1).all() and (head.target_mean == 0).all())
-        other_unit = known.unit and self.target.unit and known.unit != self.target.unit
-        if not fresh and (known.kind != self.target.kind or other_unit):
-            self.progress.note(
-                f"the weights predict {_in_words(known)}, the data has {_in_words(self.target)}: the mean and standard "
-                "deviation of the output become those of the data"
-            )
-            fresh = True
-        if fresh:
+        head = model.head
+        fresh = (head.target_std == 1).all() and (head.target_mean == 0).all()
+        if fresh or not info_of(model).target.means_what(self.target):
             head.set_statistics(self.mean, self.std)
         return model
 

@@ -45,6 +45,7 @@ TOY: dict[str, dict[str, Any]] = {
     },
     "scaling": {"phis": (0,), "rounds": 1},
 }
+_PAIRS = {"models", "groups"}  # options that select pairs of the headline together
 
 
 def bench_preset(name: str, *, toy: bool = False, **options: Any) -> Report:
@@ -67,5 +68,8 @@ def bench_preset(name: str, *, toy: bool = False, **options: Any) -> Report:
     for option in options:
         if option not in valid:
             raise ConfigError(f"preset {name} has no option {option!r}{nearest(option, valid)}")
+    base = dict(TOY[name]) if toy else {}
+    if options.keys() & _PAIRS:  # pairs of one's own
+        base = {option: value for option, value in base.items() if option not in _PAIRS}
     with torch_threads_kept():
-        return PRESETS[name](**(TOY[name] if toy else {}) | options)
+        return PRESETS[name](**base | options)
