@@ -115,6 +115,7 @@ class Binder:
         self.image, self.near_end = self.arrays[0], False
 
     def shape(self, index: int) -> Shape:
+        """Shape of a map by its number."""
         return self.maps[index].shape
 
     def new_map(self, shape: Shape, *, planar: bool = False) -> int:
@@ -131,8 +132,8 @@ class Binder:
         allowed = {INPUT: operation.inputs, ENLARGE: operation.inputs[1:]}.get(operation.kind, ())
         if any(self.maps[index].planar and index not in allowed for index in reads):
             raise ValueError("it reads an array of the caller as a map")
-        free = operation.kind in (SHUFFLE, WRITE_MAP)  # their steps check it
-        if operation.residual is not None and not free and self.shape(operation.residual) != shape:
+        checked_by_step = operation.kind in (SHUFFLE, WRITE_MAP)
+        if operation.residual is not None and not checked_by_step and self.shape(operation.residual) != shape:
             raise ValueError(f"the residual is {self.shape(operation.residual)}, the result {shape}")
         self.maps.setdefault(operation.out, MapLayout(shape, planar))
         if planar:
@@ -187,6 +188,7 @@ class Binder:
                 self.maps[step.out].floats = all(op.kind in (OUTPUT, ENLARGE) for op in readers.get(step.out, []))
 
     def pixel(self, index: int) -> int:
+        """Number of values from one pixel of a map to the next."""
         item = self.maps[index]
         channels = item.shape.channels
         return self.library.paired(channels) if item.exact else self.library.padded(channels) + item.overhang

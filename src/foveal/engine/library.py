@@ -169,7 +169,7 @@ def instruction_sets(*, tiles: bool = True) -> list[str]:
 
 @cache
 def _request_tiles() -> bool:
-    """Ask the system for the tile registers, which Linux gives to a process only on request; whether it does."""
+    """Ask Linux for the tile registers, which a process gets only on request; return whether it was granted."""
     if sys.platform != "linux":
         return False
     syscall, arch_prctl, request, tile_data = ctypes.CDLL(None).syscall, 158, 0x1023, 18

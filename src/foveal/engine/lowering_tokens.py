@@ -119,7 +119,11 @@ def _block_stage(builder: Builder, module: BlockStage, x: int) -> int:
 
 
 def _window_blocks(builder: Builder, module: WindowBlocks, x: int) -> int:
-    """Padding that takes part is rows and columns of the map; without it, windows at the edges are smaller."""
+    """A stage of blocks in windows.
+
+    If padding takes part in attention, the map itself is padded with zeros and cropped afterwards; otherwise windows at
+    the edges are smaller.
+    """
     x = whole = builder.lower(module.downsample, x)
     window = 0 if isinstance(module.window_size, str) else module.window_size
     padded = bool(window) and not module.neutral_padding

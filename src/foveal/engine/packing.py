@@ -35,6 +35,7 @@ class Packed:
         self.arrays: dict[tuple[str, ...], NDArray[Any]] = {}
 
     def raw(self, step: Step, role: str) -> NDArray[np.float32]:
+        """The weights of a role as the plan has them."""
         return self.plan.weights[step.weights[role]]
 
     def padded(self, step: Step, role: str, fill: float = 0.0) -> NDArray[np.float32]:

@@ -36,7 +36,10 @@ _FEW = 8  # input channels of a product, see _parts
 
 
 def _conv(binder: Binder, step: Step, *, in_chain: bool = False) -> None:
-    """A convolution. Those of chains add their terms in one order, however the chain is divided, so in one long sum."""
+    """A convolution.
+
+    In a chain, its products are added in one fixed order, so that the result does not depend on how it is divided.
+    """
     weight, groups = binder.packed.raw(step, "weight"), step.params["groups"]
     out, top, left = binder.spatial(step, step.inputs[0])
     if weight.ndim == 2:
@@ -60,7 +63,7 @@ def _conv(binder: Binder, step: Step, *, in_chain: bool = False) -> None:
 
 
 def _leave_room(binder: Binder, out: int, group: int, groups: int) -> None:
-    """Let the last group of channels run over, where a group is no whole number of vectors."""
+    """Reserve memory behind the channels of a map where a group does not fill whole vectors: kernels write those."""
     if groups > 1 and group % binder.width:
         binder.maps[out].overhang = binder.width
 

@@ -44,7 +44,7 @@ def _regroup(binder: Binder, step: Step) -> None:
 
 
 def _split(binder: Binder, step: Step) -> None:
-    """Several pixels of each, or one of several neighbours in a row."""
+    """Split each pixel into ``parts`` pixels of a row, or join ``parts`` neighbouring pixels into one (kind "join")."""
     shape, parts = binder.shape(step.inputs[0]), step.params["parts"]
     if (shape.channels if step.kind == "split" else shape.width) % parts:
         raise ValueError(f"{shape} in {parts} parts")

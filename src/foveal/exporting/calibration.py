@@ -36,8 +36,8 @@ class Measure:
         name: of the figure.
         unit: that losses are given in.
         max_loss: how much it may lose by default, in this unit.
-        share: of the allowed loss that it may lose on the images that are measured. It loses more on others where the
-            layers were chosen by these images.
+        share: the part of ``max_loss`` that may be lost on the images that are measured. It is below 1 where layers are
+            chosen by these images, since the loss on other images is then larger.
         images: how many it is measured on at most. Of 100 images, one is a whole point of a classifier's figure.
         of: the figure of a report, in this unit.
         options: of the evaluator.

@@ -11,8 +11,8 @@ layers do not, and are computed in float32 between casts:
   bias would take the bits of what varies. Folded batch norms give such biases. With them in float32, the logits of the
   bundled EfficientViT-B0 differ by 0.03 from those of float32, else by 0.35.
 
-Large weights are stored in float16 even so: of a layer that is computed in float32, a cast enlarges them. Behind such a
-bias, rounding weights adds a constant to a layer's output, and the layer's own bias is corrected by it.
+Large weights are stored in float16 even in a layer that is computed in float32; a cast widens them. Rounding the
+weights behind such a bias shifts the layer's output by a constant, which is subtracted from the layer's own bias.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def _round_weights(graph: _Graph) -> None:
 
 
 def _constant_part(graph: _Graph, name: str) -> np.ndarray | None:
-    """A number per channel that a value varies about little, because a large bias is in it; ``None``: there is none."""
+    """The constant part of each channel of a value that comes from a large bias, ``(C,)``; ``None``: there is none."""
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 

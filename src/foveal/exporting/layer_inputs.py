@@ -59,7 +59,7 @@ class Layer:
 
     @property
     def axis(self) -> int:
-        """Of the weights' output channels."""
+        """Axis of the weights that has the output channels."""
         if self.op == "Gemm":
             return 0 if self.attributes.get("transB") else 1
         return 0 if self.op == "Conv" else 1
@@ -152,12 +152,12 @@ class Range:
 
 @dataclass
 class Moments:
-    """Of the patches that a layer reads.
+    """Mean and covariance of the patches that a layer reads.
 
     Attributes:
         mean: (groups, numbers of a patch).
         mean_quantised: the same of the input after quantisation.
-        covariance: (groups, numbers, numbers), for layers without a bias about 0.
+        covariance: (groups, numbers, numbers); for layers without a bias second moments about 0, not about the mean.
     """
 
     mean: Array

@@ -26,12 +26,13 @@ from ..prediction.native_runner import make_plans
 from ..weights.arrays import read_arrays
 from .weightless import keys_in_file
 
-_BASE = 1 << 12  # of the two digits of a place; they are exact in float32, also times a factor
+_BASE = 1 << 12  # a place is two digits of this base: each is exact in float32, even times a factor
 _STORED = 4096  # numbers of the largest array that is stored as it is
 _TOLERANCE = 1e-5  # of the largest number of an array
 
-#: What the numbers of a model are replaced by to find out where those of a plan come from: 1, which gives the factor,
-#: and the two digits of the place in the vector of all sources.
+#: To find out where the numbers of a plan come from, the plan is also made from marked models. In the first every
+#: number is 1, which gives the factor; in the other two it is the high and the low digit of its place among all
+#: sources.
 MARKS: tuple[Callable[[Tensor], Tensor], ...] = (
     torch.ones_like,
     lambda place: place // _BASE,

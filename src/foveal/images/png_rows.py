@@ -23,8 +23,9 @@ from .row_raster import BAND_BYTES
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 _RGB = 2
-#: Bits and colour type of an image with so many bytes per pixel, in which filters look at the pixel before.
-_SAME_STEP = {1: (8, 0), 2: (8, 4), 3: (8, 2), 4: (8, 6), 6: (16, 2), 8: (16, 6)}
+#: Bits and colour type of a PNG with so many bytes per pixel. Filters depend on this number only, so a band of any
+#: image is unfiltered as one of these.
+_FORMAT_OF_STEP = {1: (8, 0), 2: (8, 4), 3: (8, 2), 4: (8, 6), 6: (16, 2), 8: (16, 6)}
 _ANIMATION = (b"acTL", b"fcTL", b"fdAT")
 _COPIED_BYTES = 16 << 20  # of chunks other than those of pixels
 _READ_BYTES = 1 << 20
@@ -191,7 +192,7 @@ class PngRows:
 
     def _unfilter(self, filtered: bytes, count: int) -> NDArray[np.uint8]:
         """The bytes of the rows, ``(count, bytes)``."""
-        bits, colour = _SAME_STEP[self._step]
+        bits, colour = _FORMAT_OF_STEP[self._step]
         width = self._row_bytes // self._step
         content = _png(width, count + 1, bits, colour, b"", b"\0" + self._above.tobytes() + filtered)
         image = PngImagePlugin.PngImageFile(io.BytesIO(content))

@@ -27,7 +27,7 @@ from .onnx_runner import open_onnx_network
 from .onnx_writing import GraphWriter
 
 Arrays = Mapping[str, NDArray[Any]]
-_SIZES = " size"  # end of the name of the input that tells what a window is of a padded or cropped map
+_SIZES = " size"  # suffix of the input with the sizes to which a step pads or crops its window
 
 
 class OnnxExecutor:

@@ -53,7 +53,7 @@ class StreamedNetwork(Protocol):
         ...
 
     def digest(self) -> str:
-        """A text that is another one for other weights."""
+        """A fingerprint of the weights: it changes when they change."""
         ...
 
 
