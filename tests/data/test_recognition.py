@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveal.data.check import check_data
 from foveal.data.layout import describe
-from foveal.data.recognition import layout_named, recognise, tasks_of
+from foveal.data.recognition import explain_wrong_layout, recognise, tasks_of
 from foveal.errors import DataError, FovealError
 from helpers.commands import Command
 from helpers.tars import encoded, shard
@@ -78,11 +78,11 @@ def test_evaluation_names_the_task(tmp_path: Path, cli: Command) -> None:
 
 def test_other_errors_stay_as_they_are(tmp_path: Path) -> None:
     make(tmp_path, "classes")
-    with pytest.raises(DataError, match=r"^no split$"), layout_named(tmp_path, "classify"):
+    with pytest.raises(DataError, match=r"^no split$"), explain_wrong_layout(tmp_path, "classify"):
         raise DataError("no split")
-    with pytest.raises(DataError, match=r"^nothing$"), layout_named(tmp_path / "none", "classify"):
+    with pytest.raises(DataError, match=r"^nothing$"), explain_wrong_layout(tmp_path / "none", "classify"):
         raise DataError("nothing")
-    with pytest.raises(FovealError, match=r"^other$"), layout_named(tmp_path, "segment"):
+    with pytest.raises(FovealError, match=r"^other$"), explain_wrong_layout(tmp_path, "segment"):
         raise FovealError("other")
 
 

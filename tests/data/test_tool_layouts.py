@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from foveal.data.check import check_data
 from foveal.data.coco_objects import _box
 from foveal.data.instances import InstanceData
-from foveal.data.listed_files import as_id
+from foveal.data.label_files import as_id
 from foveal.data.segmentation import SegmentationData
 from foveal.errors import DataError
 from helpers.tool_exports import SIZE, only_problem, photo, rectangle, write_json

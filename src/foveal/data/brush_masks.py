@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..images.folders import entries_below
-from .listed_files import shown
+from .label_files import shown
 
 _NAME = re.compile(r"task-\d+-annotation-\d+-by-.+\.(png|npy)", re.IGNORECASE | re.DOTALL)
 _MOST = 10_000  # files whose names are compared

@@ -35,7 +35,7 @@ from .shards import find_shards
 from .stream import StreamSample, TarStream
 from .super_resolution import SuperResolutionData
 from .tar_members import is_compressed
-from .unused import note_unused
+from .unused_files import note_unused
 
 _SHOWN = 5  # number of files in a note
 

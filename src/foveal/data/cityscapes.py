@@ -25,11 +25,11 @@ from ..errors import DataError, InputError
 from ..images.bands import read_size
 from ..info import IGNORE, Labels
 from . import voc
+from .label_files import read_json, shown
 from .labels import CITYSCAPES, CITYSCAPES_TRAIN_IDS
 from .layout import FILE, DatasetFile, Problem, by_stem, images_in, match_files, subfolders
-from .listed_files import read_json, shown
 from .masks import MaskReader, plain_ids
-from .outlines import DAMAGE, check_count, check_lengths, damaged, polygons_of
+from .outlines import DAMAGE, check_lengths, check_object_count, damaged, polygons_of
 from .parts import Part, labels_and_reader
 
 _IMAGES, _LABELS = "leftImg8bit", "gtFine"
@@ -155,7 +155,7 @@ class PolygonMasks:
         pen, length, name = ImageDraw.Draw(canvas), 0.0, "its list"
         try:
             objects = data["objects"]
-            check_count(len(objects))
+            check_object_count(len(objects))
             for number, item in enumerate(objects, start=1):
                 name = f"object {number}"
                 value = self._class(item)

@@ -22,9 +22,9 @@ from ..errors import DataError, InputError
 from ..images.reading import read_image
 from ..info import Labels, ignore_id
 from .coco_objects import Annotation, Entry, name_of, note_objects, read_objects, some_of
+from .label_files import Id, as_id, begins_with_key, begins_with_list, is_file, named_file, read_json, shown
 from .labels import class_difference
 from .layout import ALL, FILE, SPLIT_NAMES, DatasetFile, Problem, draw_splits, subfolders
-from .listed_files import Id, as_id, begins_with_key, begins_with_list, is_file, named_file, read_json, shown
 from .masks import mask_type
 from .outlines import DAMAGE, Annotated, OutlineMasks, Size, damaged, drawn_classes, reason_of
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
-from .listed_files import Id, as_id
+from .label_files import Id, as_id
 from .outlines import (
     DAMAGE,
     NO_RUNS,
     Box,
     Outline,
     Size,
-    check_count,
     check_lengths,
+    check_object_count,
     damaged,
     polygon_runs,
     polygons_of,
@@ -50,7 +50,7 @@ def read_objects(entries: Mapping[Path, Entry], image: Path, file: Path, size: S
             f"{file}: mask of {entry.size[1]}x{entry.size[0]} (W x H) for the image {image.name} of {size[1]}x{size[0]}"
         )
     try:
-        check_count(len(entry.annotations))
+        check_object_count(len(entry.annotations))
         for annotation in entry.annotations:
             name = name_of(annotation)
             segmentation, runs = annotation.get("segmentation"), NO_RUNS

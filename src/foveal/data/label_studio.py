@@ -31,16 +31,16 @@ from ..errors import DataError
 from ..images.formats import SUFFIXES
 from ..images.regions import Runs, runs_of
 from ..info import Labels
+from .label_files import Id, begins_with_key, is_file, named_file, read_json_list, shown
 from .layout import ALL, SPLIT_NAMES, DatasetFile, Problem, draw_splits
-from .listed_files import Id, begins_with_key, is_file, named_file, read_json_list, shown
 from .outlines import (
     DAMAGE,
     Annotated,
     Outline,
     OutlineMasks,
     Size,
-    check_count,
     check_lengths,
+    check_object_count,
     damaged,
     drawn_classes,
     polygon_runs,
@@ -226,7 +226,7 @@ def _read_objects(
     outlines, length, name = list[Outline](), 0.0, "its list"
     results = [result for result in entries[image].results if _label(result)]
     try:
-        check_count(len(results))
+        check_object_count(len(results))
         for result in results:
             name = f"result {shown(result.get('id'), 40)}"
             declared = result.get("original_height"), result.get("original_width")

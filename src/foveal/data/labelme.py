@@ -22,22 +22,22 @@ from ..images.formats import SUFFIXES
 from ..images.reading import read_mask
 from ..images.regions import Runs
 from ..info import Labels, ignore_id
+from .label_files import Id, as_id, begins_with_key, is_file, named_file, read_json, read_objects, read_text, shown
 from .layout import DatasetFile
-from .listed_files import Id, as_id, begins_with_key, is_file, named_file, read_json, read_objects, read_text, shown
 from .outlines import (
     DAMAGE,
     Annotated,
     Outline,
     OutlineMasks,
     Size,
-    check_count,
     check_lengths,
+    check_object_count,
     damaged,
     drawn_classes,
     part_runs,
     polygon_runs,
 )
-from .side_files import Folders, Kind, files_of, find_folders, pair_files, split_names
+from .sidecar_files import Folders, Kind, files_of, find_folders, pair_files, split_names
 
 _IGNORED = "__ignore__"  # labelme's name of pixels that are not to be learnt
 _LIST = "labels.txt"  # labelme's list of class names
@@ -159,7 +159,7 @@ def _read_objects(ids: Mapping[str, int], image: Path, file: Path, size: Size) -
     groups: dict[Any, tuple[str, int, list[list[float]]]] = {}
     outlines, length, name = list[Outline](), 0.0, "its list"
     try:
-        check_count(len(shapes))
+        check_object_count(len(shapes))
         for number, shape in enumerate(shapes, start=1):
             name = f"shape {number}"
             label, kind = _label(shape), _kind(shape)

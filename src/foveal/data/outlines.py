@@ -14,8 +14,8 @@ from ..errors import DataError, InputError
 from ..images.bands import read_size
 from ..images.regions import Runs, mask_tools, runs_of
 from ..info import Labels, ignore_id
+from .label_files import Id
 from .layout import FILE, DatasetFile, Problem
-from .listed_files import Id
 from .masks import MaskReader, mask_type
 
 BACKGROUND = "background"  #: class 0 of masks that are drawn from objects: pixels that no object covers
@@ -209,7 +209,7 @@ def reason_of(error: Exception) -> str:
     return f"there is no {error}" if isinstance(error, KeyError) else str(error)
 
 
-def check_count(count: int) -> None:
+def check_object_count(count: int) -> None:
     """Refuse an image with more objects than images have.
 
     Raises:

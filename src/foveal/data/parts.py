@@ -42,7 +42,7 @@ class Part:
 Default = tuple[Labels, Mapping[int, int]]  # classes of a layout, and the class of each id
 
 
-def check_number(classes: int, source: Path) -> None:
+def check_class_count(classes: int, source: Path) -> None:
     """Raise DataError if there are too many classes."""
     if classes > MAX_CLASSES:
         raise DataError(f"{source}: {classes} classes; at most {MAX_CLASSES} are possible")
@@ -94,7 +94,7 @@ def labels_and_reader(
         if not labels.palette:
             raise DataError(f"{root / FILE}: 'masks: colours' needs 'palette' and 'names', one of each per class")
         return labels, ColourMasks(labels.palette, described.ignore_colours, ignore_unknown)
-    check_number(len(described.names), root / FILE)
+    check_class_count(len(described.names), root / FILE)
     if described.names:
         labels, class_of = Labels(described.names, described.palette), described_ids(described)
     elif default is not None:

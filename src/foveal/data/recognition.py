@@ -117,8 +117,8 @@ def default_split(data: str | Path, task: str) -> str:
 
 
 @contextmanager
-def layout_named(data: str | Path, task: str) -> Iterator[None]:
-    """If data cannot be opened for ``task`` because its layout is for other tasks, say so in the error.
+def explain_wrong_layout(data: str | Path, task: str) -> Iterator[None]:
+    """Context manager: if data cannot be opened for ``task`` because of its layout, the error says what it is for.
 
     For tasks without classes that is so only if no layout fits: they may take images without the labels of a layout.
     """

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import DataError
+from .label_files import read_text, shown
 from .labels import class_difference
 from .layout import ALL, SPLIT_NAMES, DatasetFile, Problem, by_stem, draw_splits, images_in, match_files, subfolders
-from .listed_files import read_text, shown
 
 _TABLE = "_classes.csv"
 _ENDING = "_mask"

@@ -30,7 +30,7 @@ from .layout import (
 from .masks import plain_ids
 from .outline_layouts import OUTLINE_LAYOUTS, OutlineLayout
 from .outlines import Annotated
-from .parts import Part, check_number, labels_and_reader, open_pairs
+from .parts import Part, check_class_count, labels_and_reader, open_pairs
 
 _UNSUPPORTED = (".gif", ".pgm", ".ppm", ".heic", ".jp2", ".exr")  # of images and masks that users have
 _CAMVID_VOID = 11
@@ -202,7 +202,7 @@ def _annotated(name: str, layout: OutlineLayout, beats: tuple[str, ...]) -> Layo
         if described.ids:
             raise DataError(f"{root / FILE}: 'ids' is for masks in files, not for {name}: leave it out")
         part = layout.open(root, splits, described)
-        check_number(len(part.labels.names), root)
+        check_class_count(len(part.labels.names), root)
         return Part(part.pairs, part.labels, part.reader, part.problems, part.notes)
 
     return Layout(name, layout.splits, open_part, beats)

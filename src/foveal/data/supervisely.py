@@ -27,16 +27,16 @@ from ..errors import DataError, InputError
 from ..images.reading import read_picture
 from ..images.regions import Runs, mask_of, runs_of
 from ..info import Labels
+from .label_files import Id, begins_with_key, read_json, read_objects, shown
 from .layout import ALL, SPLIT_NAMES, DatasetFile, Problem, draw_splits, images_in, subfolders
-from .listed_files import Id, begins_with_key, read_json, read_objects, shown
 from .outlines import (
     DAMAGE,
     Annotated,
     Outline,
     OutlineMasks,
     Size,
-    check_count,
     check_lengths,
+    check_object_count,
     damaged,
     drawn_classes,
     is_background,
@@ -184,7 +184,7 @@ def _read_objects(ids: Mapping[str, int], image: Path, file: Path, size: Size) -
         raise DataError(f"{file}: mask of {width}x{height} (W x H) for the image {image.name} of {size[1]}x{size[0]}")
     outlines, length, name = list[Outline](), 0.0, "its list"
     try:
-        check_count(len(figures))
+        check_object_count(len(figures))
         for number, figure in enumerate(figures, start=1):
             name = f"object {number}"
             if _kind(figure) not in _WITH_AREA:

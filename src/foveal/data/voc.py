@@ -24,8 +24,8 @@ from ..errors import DataError, InputError
 from ..images.formats import SUFFIXES
 from ..images.reading import read_image, read_mask
 from ..info import IGNORE, Labels, ignore_id
+from .label_files import read_text
 from .layout import ALL, SPLIT_NAMES, DatasetFile, Problem, by_stem, draw_splits, images_in
-from .listed_files import read_text
 from .masks import Colour, ColourMasks, IdMasks, mask_type, plain_ids
 
 IMAGES = "JPEGImages"

@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 from ..config import read_yaml
 from ..errors import DataError
 from ..info import MAX_CLASSES, Labels
+from .label_files import Id, as_id, read_text, shown
 from .layout import FILE, DatasetFile
-from .listed_files import Id, as_id, read_text, shown
-from .outlines import Annotated, Outline, OutlineMasks, Size, check_count, check_lengths, drawn_classes, polygon_runs
-from .side_files import Folders, Kind, files_of, find_folders, pair_files, split_names
+from .outlines import (
+    Annotated,
+    Outline,
+    OutlineMasks,
+    Size,
+    check_lengths,
+    check_object_count,
+    drawn_classes,
+    polygon_runs,
+)
+from .sidecar_files import Folders, Kind, files_of, find_folders, pair_files, split_names
 
 _TOLERANCE = 0.01  # by which outlines may leave the image, relative to its sides
 _NAMES = ("classes.txt", "obj.names", "labels/classes.txt")
@@ -127,7 +136,7 @@ def _read_objects(image: Path, file: Path, size: Size) -> list[Outline]:
         return outlines
     lines = [(number, line) for number, line in enumerate(read_text(file).splitlines(), start=1) if line.strip()]
     try:
-        check_count(len(lines))
+        check_object_count(len(lines))
         for number, line in lines:
             where = f"{file}: line {number}"
             category, points = _parse(line.split(), where)

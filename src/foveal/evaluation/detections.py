@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..data.instances import InstanceData
-from ..data.listed_files import Id, as_id, read_json
+from ..data.label_files import Id, as_id, read_json
 from ..errors import DataError
 from ..files import atomic_write
 from ..prediction.predictor import Predictor

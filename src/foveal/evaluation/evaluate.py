@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.recognition import layout_named
+from ..data.recognition import explain_wrong_layout
 from ..errors import ConfigError
 from ..files import ensure_folder
 from ..prediction.load import load
@@ -138,5 +138,5 @@ def _create_evaluator(
         if task not in others and value not in others.values():
             names = " and ".join(map(repr, others))
             raise ConfigError(f"{name}={value!r} is for models of the task {names}, this one is for {task!r}: omit it")
-    with layout_named(data, task):
+    with explain_wrong_layout(data, task):
         return evaluator(predictor, data, split, **{name: options[name] for name in evaluator.options})

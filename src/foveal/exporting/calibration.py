@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..data.labelled import open_labelled
 from ..data.labels import class_difference
 from ..data.layout import ALL, SAME_SPLITS, UnknownLayoutError
-from ..data.recognition import layout_named, split_names
+from ..data.recognition import explain_wrong_layout, split_names
 from ..errors import ConfigError, DataError, InputError
 from ..evaluation.evaluators import EVALUATORS, Evaluator
 from ..evaluation.report import Part, Samples, score_parts
@@ -152,7 +152,7 @@ class QuantisationData:
     def _evaluator(self, predictor: Predictor, split: str) -> Evaluator:
         task = predictor.info.task
         evaluator = EVALUATORS[task]
-        with layout_named(self.data, task):
+        with explain_wrong_layout(self.data, task):
             return evaluator(predictor, self.data, split, **{**evaluator.options, **self.measure.options})
 
 
@@ -194,7 +194,7 @@ def check_data(data: str | Path, info: ModelInfo) -> None:
         DataError, ConfigError: as :func:`foveal.evaluate`.
     """
     task = info.task
-    with layout_named(data, task):
+    with explain_wrong_layout(data, task):
         if not split_names(data, task):
             raise UnknownLayoutError(f"{data}: no layout of data for the task {task!r} fits; docs/data.md shows them")
     if TASKS[task].labels_pixels:
@@ -210,7 +210,7 @@ def check_data(data: str | Path, info: ModelInfo) -> None:
 
 def _two_splits(data: str | Path, task: str) -> tuple[str, str]:
     """Names of the splits to calibrate and to measure on: the same one if there are no others."""
-    with layout_named(data, task):
+    with explain_wrong_layout(data, task):
         names = split_names(data, task)
     first = next((name for name in (*_TRAINING, *names) if name in names), _TRAINING[0])
     others = [name for name in (*_HELD_OUT, *names) if name in names and name not in (first, ALL)]

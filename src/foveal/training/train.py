@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..config import to_dict
-from ..data.recognition import layout_named
+from ..data.recognition import explain_wrong_layout
 from ..data.shards import find_shards, is_pattern
 from ..errors import ConfigError
 from ..progress import Progress
@@ -103,7 +103,7 @@ def train(
     with only_training(folder.path, accelerator):
         torch.manual_seed(config.seed)
         root = find_shards(data)[0] if is_pattern(data) else Path(data)
-        with layout_named(data, config.task):
+        with explain_wrong_layout(data, config.task):
             job = make_job(data, config, progress)
         if config.auto_batch_size and not (resume and not new_phase):
             config = dataclasses.replace(config, batch_size=find_batch_size(config, job, accelerator, progress))
