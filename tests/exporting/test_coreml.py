@@ -89,6 +89,7 @@ def test_the_packages_of_a_promptable_model(tmp_path: Path) -> None:
     for feature in (*prompts.description.input, *masks.description.input):
         ranges = feature.type.multiArrayType.shapeRange.sizeRanges
         assert all(size.lowerBound == 1 for size in ranges if size.upperBound > 256)
+        assert min(feature.type.multiArrayType.shape) == 1
 
 
 @pytest.mark.long

@@ -55,7 +55,7 @@ def write_coreml(graph: Graph, files: Sequence[Path], options: Options) -> Writt
         spec = converted.get_spec()
         for feature, name in zip(spec.description.input, graph.inputs, strict=True):
             coremltools.utils.rename_feature(spec, feature.name, name)
-            _allow_one(feature.type.multiArrayType.shapeRange.sizeRanges)
+            _allow_one(feature.type.multiArrayType)
         model = coremltools.models.MLModel(spec, weights_dir=converted.weights_dir, skip_model_load=True)
         model.short_description = f"{graph.info.model}, {graph.info.task}, exported by Foveal"
         model.license = graph.info.licence
@@ -167,11 +167,12 @@ def _attention(
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _allow_one(ranges: Any) -> None:
-    """Let symbolic dimensions begin at 1; the tracer takes 2 or more for granted, but uses that nowhere."""
-    for size in ranges:
-        if size.lowerBound == 2 and size.upperBound != 2:
+def _allow_one(array: Any) -> None:
+    """Let each size of an input that is not fixed be 1: torch writes 0 or 2 as the smallest one."""
+    for index, size in enumerate(array.shapeRange.sizeRanges):
+        if size.lowerBound != size.upperBound:
             size.lowerBound = 1
+            array.shape[index] = max(1, array.shape[index])
 
 
 def open_coreml(files: Sequence[Path]) -> RunFile:
