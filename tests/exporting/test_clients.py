@@ -34,21 +34,54 @@ def test_the_python_client_gives_the_same_mask(tmp_path: Path) -> None:
     assert process.stdout.startswith(f"{expected.names[0]}: ")
 
 
-@pytest.mark.long
-def test_the_javascript_client_gives_the_same_mask(tmp_path: Path) -> None:
-    npm, node = shutil.which("npm"), shutil.which("node")
-    if npm is None or node is None:
+@pytest.fixture(scope="module")
+def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The examples with the packages of those in JavaScript."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
         pytest.skip("node and npm are not installed")
-    folder = tmp_path / "client"
-    shutil.copytree(EXAMPLES, folder)
+    folder = tmp_path_factory.mktemp("client")
+    shutil.copytree(EXAMPLES, folder, dirs_exist_ok=True)
     install = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts"]
     if subprocess.run(install, cwd=folder, capture_output=True).returncode:
         pytest.skip("npm cannot install onnxruntime-web here")
-    image = tmp_path / "street.png"
-    Image.open(assets.path("street", ".jpg")).convert("RGB").resize((321, 239)).save(image)
-    command = [node, "javascript_client.mjs", MODEL, image, tmp_path / "mask.png"]
-    subprocess.run(command, cwd=folder, capture_output=True, check=True)
-    expected = foveal.load(MODEL)(image)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photo") / "street.png"
+    Image.open(assets.path("street", ".jpg")).convert("RGB").resize((321, 239)).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def baked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return foveal.export("efficientvit_b0.camvid", output=tmp_path_factory.mktemp("baked") / "a.onnx", bake=True).path
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("program", ["short_client.py", "short_client.mjs"])
+def test_short_clients_give_the_same_classes(
+    program: str, baked: Path, small_street: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if program.endswith(".mjs"):
+        command = ["node", request.getfixturevalue("node_folder") / program]
+    else:
+        command = [sys.executable, EXAMPLES / program]
+    mask = tmp_path / "mask.png"
+    process = subprocess.run([*command, baked, small_street, mask], capture_output=True, text=True, check=True)
+    expected = foveal.load("efficientvit_b0.camvid")(small_street)
+    with Image.open(mask) as written:
+        assert (np.asarray(written) == expected.mask).mean() >= 0.9999
+    assert program.endswith(".mjs") or process.stdout.startswith(f"{expected.names[0]}: ")
+
+
+@pytest.mark.long
+def test_the_javascript_client_gives_the_same_mask(node_folder: Path, small_street: Path, tmp_path: Path) -> None:
+    command = ["node", "javascript_client.mjs", MODEL, small_street, tmp_path / "mask.png"]
+    subprocess.run(command, cwd=node_folder, capture_output=True, check=True)
+    expected = foveal.load(MODEL)(small_street)
     colours = np.array(expected.palette, np.uint8)[expected.mask]
     with Image.open(tmp_path / "mask.png") as mask:
         assert (np.asarray(mask.convert("RGB")) == colours).all(-1).mean() >= 0.9999

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from torch import nn
 
 import foveal
 from foveal import assets
 from foveal.engine.plan import load_plan
 from foveal.exporting.half import _without_weights, to_half
+from foveal.exporting.litert import _rounded
 from foveal.prediction.predictor import Predictor
 from helpers import golden
 from helpers.narrow import Plain, narrow
@@ -239,12 +242,36 @@ def test_plans_hold_weights_in_float16(tmp_path: Path) -> None:
     assert (found.mask == expected.mask).mean() >= 0.995
 
 
+def test_biases_take_back_what_rounding_adds_behind_a_large_mean() -> None:
+    """As it happens behind folded batch norms; the layers themselves keep their weights."""
+    torch.manual_seed(0)
+    biased = nn.Conv2d(3, 64, 1)
+    with torch.no_grad():
+        biased.weight *= 0.1
+        nn.init.constant_(biased.get_parameter("bias"), 30)
+    network = nn.Sequential(biased, nn.Conv2d(64, 8, 3, padding=1, groups=2), nn.Conv2d(8, 4, 1))
+    feed = {"image": np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)}
+    x = torch.from_numpy(feed["image"])
+    with torch.no_grad():
+        expected = network(x)
+        rounded = _rounded(network, feed)
+        plain = copy.deepcopy(network)
+        for name, parameter in plain.named_parameters():
+            if name.endswith("weight"):
+                parameter.copy_(parameter.half())
+                assert torch.equal(parameter, rounded.get_parameter(name))
+        assert (rounded(x) - expected).abs().mean() < 0.3 * (plain(x) - expected).abs().mean()
+        assert torch.equal(network(x), expected)
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("to", ["onnx", "openvino", "native"])
-def test_every_format_in_float16(to: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("to", "package"),
+    [("onnx", "onnx"), ("openvino", "openvino"), ("native", "foveal"), ("litert", "litert_torch")],
+)
+def test_every_format_in_float16(to: str, package: str, tmp_path: Path) -> None:
     """From a model to masks, through the checks of the export."""
-    if to == "openvino":
-        pytest.importorskip("openvino")
+    pytest.importorskip(package)
     model = golden.fill(narrow("segment", 5))
     from foveal.prediction.torch_runner import TorchRunner
 

@@ -13,6 +13,7 @@ import foveal
 from foveal.errors import ConfigError, DependencyError, InputError
 from foveal.exporting import web
 from foveal.page import page_files
+from helpers.commands import Command
 
 RUNTIME = {name: name.encode() for names in web._RUNTIMES.values() for name in names}
 
@@ -59,6 +60,15 @@ def test_a_site_holds_the_page_and_one_model_for_each_task(without_npm: None, tm
     image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), np.uint8)
     difference = foveal.load(file)(image).image.astype(int) - foveal.load("efficientvit_sr.x4")(image).image
     assert np.abs(difference).max() <= 1
+
+
+def test_a_site_beside_other_files_has_a_folder(tmp_path: Path, cli: Command) -> None:
+    fill_runtime(tmp_path / "out" / "site")
+    done = cli("export", "efficientvit_b0.camvid", "--to", "native,web", "--output", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"efficientvit_b0.camvid.foveal", "efficientvit_b0.camvid.foveal.json", "site"}
+    assert (tmp_path / "out" / "site" / "models" / "efficientvit_b0.camvid.onnx").exists()
 
 
 def test_without_npm_nothing_is_written(without_npm: None, tmp_path: Path) -> None:

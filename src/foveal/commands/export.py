@@ -45,8 +45,8 @@ def export(
         Formats, separated by commas: onnx, openvino, executorch, litert, coreml, tensorrt, native for the CPU engine,
         samexporter for annotation programs, or web: a folder with a page that runs models in the browser.
     output
-        File to write; of several formats or models, and of web: the folder. Default: the model's name in the current
-        folder; web: the folder site.
+        File to write; of several formats or models, and of web: the folder, where the site of web beside other formats
+        is in the folder site. Default: the model's name in the current folder; web: the folder site.
     upsample
         For segmentation: put the upsampling to the image's size into the file.
     size
@@ -70,7 +70,8 @@ def export(
     """
     from .. import export as export_model
     from .. import load_model
-    from ..exporting.formats import find_format
+    from ..exporting.export import SITE
+    from ..exporting.formats import FORMATS, find_format
     from ..progress import Progress
 
     formats = [find_format(name.strip()).name for name in to.split(",")]
@@ -95,8 +96,9 @@ def export(
         for each in refs:
             model = load_model(each) if only is None else only
             for name in formats:
+                into = output / SITE if output and FORMATS[name].site and len(formats) > 1 else output
                 try:
-                    report = export_model(model, name, output=output, **options)
+                    report = export_model(model, name, output=into, **options)
                 except (ExportError, DependencyError) as error:
                     if not several:
                         raise

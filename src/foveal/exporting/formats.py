@@ -118,6 +118,7 @@ FORMATS = {
             write_litert,
             open_litert,
             packages=("litert-torch", "ai-edge-litert"),
+            halves=True,
             fixed=True,
             free_prompts=False,
         ),

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..prediction.file_network import Settings
 from ..prediction.litert_runner import LITERT_FILES
 from ..prediction.sealed import seal, with_outputs
-from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
+from .graph import Feed, Graph, Options, RunFile, Written, exporter_errors, metadata
 
 _ALIGNMENT = 64  # of the weights behind a FlatBuffer
+_HALF = "weights of convolutions and linear layers in float16; LiteRT computes in float32 on CPUs, in float16 on GPUs"
 
 
 def write_litert(graph: Graph, files: Sequence[Path], options: Options) -> Written:
@@ -32,16 +37,19 @@ def write_litert(graph: Graph, files: Sequence[Path], options: Options) -> Writt
     with exporter_errors(info.model, "LiteRT", "litert-export"):
         import litert_torch  # pyright: ignore[reportMissingImports] - not among the test tools, for its size
 
-        named = _Named(graph.network.eval(), tuple(graph.inputs), tuple(graph.outputs))
+        network = _rounded(graph.network, graph.feeds[0]) if options.half else graph.network.eval()
+        named = _Named(network, tuple(graph.inputs), tuple(graph.outputs))
         examples = [dict(zip(graph.inputs, example, strict=True)) for example in (graph.example, *graph.variants)]
         converter = litert_torch.signature("serving_default", named, sample_kwargs=examples[0])
         for number, example in enumerate(examples[1:], 1):
             converter = converter.signature(f"shape_{number}", named, sample_kwargs=example)
         converted: Any = converter.convert()
-        content = _with_metadata(converted.model_content(), metadata(info))
+        content = converted.model_content()
+        content = _with_metadata(_in_half(content) if options.half else content, metadata(info))
         macs, operations = _delegated(content)
     files[0].write_bytes(seal(content, info.to_json()))
-    return Written(macs, notes=(f"{operations:.0%} of the operations by number",))
+    notes = (f"{operations:.0%} of the operations by number",)
+    return Written(macs, notes=(*notes, _HALF) if options.half else notes)
 
 
 def open_litert(files: Sequence[Path]) -> RunFile:
@@ -60,6 +68,60 @@ class _Named(nn.Module):
     def forward(self, **feed: Tensor) -> dict[str, Tensor]:
         results = self.network(*(feed[name] for name in self.inputs))
         return dict(zip(self.outputs, results if isinstance(results, tuple) else (results,), strict=True))
+
+
+@torch.no_grad()
+def _rounded(network: nn.Module, feed: Feed) -> nn.Module:
+    """A copy of the network whose layers have weights that float16 holds, and biases that correct the constant error.
+
+    Folded batch norms give some layers an input with a mean that is large beside its variation. Rounding the weights
+    then adds a constant to the output, the product of the rounding errors and the mean, which the bias can take back.
+    """
+    network = copy.deepcopy(network).eval()
+    layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    means: dict[nn.Module, Tensor] = {}
+
+    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        channels = (inputs[0] if isinstance(layer, nn.Linear) else inputs[0].movedim(1, -1)).flatten(0, -2)
+        spread, mean = torch.std_mean(channels, 0, correction=0)
+        means[layer] = torch.where(mean.abs() > spread, mean, 0)
+
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
+    network(*(torch.from_numpy(value) for value in feed.values()))
+    for hook in hooks:
+        hook.remove()
+    for layer in layers:
+        rounded = layer.weight.half().float()
+        if layer.bias is not None and layer in means:
+            change = (layer.weight - rounded).flatten(2).sum(2) if layer.weight.ndim > 2 else layer.weight - rounded
+            groups = means[layer].unflatten(0, (-1, change.shape[1]))
+            layer.bias.add_((change * groups.repeat_interleave(len(change) // len(groups), 0)).sum(1))
+        layer.weight.copy_(rounded)
+    return network
+
+
+def _in_half(content: bytes) -> bytes:
+    """The content of a file whose layers have their weights in float16, each behind an operation that widens them."""
+    from ai_edge_quantizer import (  # pyright: ignore[reportMissingImports] - comes with litert_torch
+        algorithm_manager,
+        qtyping,
+        quantizer,
+    )
+
+    halver = quantizer.Quantizer(bytearray(content))
+    halver.update_quantization_recipe(
+        ".*",
+        qtyping.TFLOperationName.ALL_SUPPORTED,
+        qtyping.OpQuantizationConfig(
+            weight_tensor_config=qtyping.TensorQuantizationConfig(16, dtype=qtyping.TensorDataType.FLOAT),
+            compute_precision=qtyping.ComputePrecision.FLOAT,
+            explicit_dequantize=True,
+        ),
+        algorithm_manager.AlgorithmName.FLOAT_CASTING,
+    )
+    with contextlib.redirect_stderr(io.StringIO()):  # it has a progress bar that no option hides
+        halved = halver.quantize(enable_progress_bar=False, enable_progress_report=False).quantized_model
+    return bytes(halved or b"")
 
 
 def _with_metadata(content: bytes, entries: dict[str, str]) -> bytes:
