@@ -1,12 +1,12 @@
 """Time the native engine against OpenVINO and ONNX Runtime, which run Foveal's own ONNX exports.
 
-For each network and number of threads, the three take turns in one process; ratios are taken round by round and their
-median is printed, with the share of the processor's peak that the engine reaches. Outputs are compared before timing.
+For each network and number type, the three take turns in one process, which is bound to as many cores as there are
+threads; ratios are taken round by round and their median is printed. Outputs are compared first.
 
-taskset -c 0 python benchmarks/engine.py [--work NAME ...] [--threads 1 2] [--seconds 6] [--json FILE]
-    [--dtype bfloat16]
-    Needs openvino. Pin it to one core for one thread; without taskset, threads may use all cores of the machine.
-    In bfloat16, the engine and OpenVINO compute in that type, ONNX Runtime in float32.
+python benchmarks/engine.py [--work NAME ...] [--dtype float32 bfloat16] [--threads 1 2]
+    [--rows FILE.jsonl] [--page FILE.md]
+    Needs openvino. In bfloat16, the engine and OpenVINO compute in that type, ONNX Runtime in float32. With --rows, an
+    interrupted run continues; --page writes the tables of all rows into the documentation.
 python benchmarks/engine.py --profile NAME [--plot FILE]
     The operations of one network: shapes, arithmetic, time, share of the peak; and a roofline plot of them.
 python benchmarks/engine.py --scaling NAME
@@ -16,18 +16,21 @@ python benchmarks/engine.py --scaling NAME
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from measured_tables import parse, parser, write_tables
 from numpy.typing import NDArray
 from torch import nn
 
@@ -36,21 +39,26 @@ from foveal.engine.engine import Engine, OperationTime
 from foveal.engine.library import DTYPES
 from foveal.engine.lowering import make_plan
 from foveal.measuring.machine import one_line
+from foveal.measuring.page import markdown
+from foveal.measuring.row_file import Row, RowFile
 from foveal.prediction.native_runner import encode_points
 from foveal.prediction.openvino_runner import openvino_core
 
 Feed = dict[str, NDArray[np.float32]]
 Run = Callable[[], Any]
+KIND = "engine"  # of the rows
+PEERS = ("openvino", "onnxruntime")
 
 
 @dataclass(frozen=True)
 class Work:
-    """A network, the size of its input, and the smallest ratio to the better peer that the project promises.
+    """A network, its name in tables, its input's size, and the smallest ratio to the better peer that is promised.
 
     ``part`` is the network of a promptable model: "encoder", or "prompts" for one click. ``half_floor`` is the smallest
     ratio to OpenVINO in bfloat16 on a processor that multiplies it.
     """
 
+    title: str
     model: str
     task: str | None
     size: tuple[int, int]
@@ -60,24 +68,26 @@ class Work:
 
 
 WORK = {
-    "b0": Work("efficientvit_b0", None, (224, 224), 1.2, half_floor=1.3),
-    "b1": Work("efficientvit_b1", None, (224, 224), 1.08, half_floor=1.15),
-    "b3": Work("efficientvit_b3", None, (224, 224), 1.0, half_floor=1.0),
-    "seg-b0": Work("efficientvit_b0", "segment", (512, 1024), 1.3, half_floor=1.4),
-    "seg-b1": Work("efficientvit_b1", "segment", (512, 1024), 1.12, half_floor=1.2),
-    "l1": Work("efficientvit_l1", None, (224, 224), 1.0, half_floor=1.0),
-    "sr-x2": Work("efficientvit_sr", "upscale", (270, 480), 1.15, half_floor=1.15),
-    "realtime-sr": Work("realtime_sr", "upscale", (270, 480)),
-    "lite0": Work("efficientnet_lite0", None, (224, 224)),
-    "mobilenetv2": Work("mobilenetv2_100", None, (224, 224)),
-    "mobilenetv3": Work("mobilenetv3_large_100", None, (224, 224)),
-    "mambavision-t": Work("mambavision_t", None, (224, 224), 1.1),
-    "m0": Work("efficientvit_m0", None, (224, 224)),
-    "m5": Work("efficientvit_m5", None, (224, 224)),
-    "tinyvit": Work("tinyvit_5m", "prompt", (1024, 1024), part="encoder"),
-    "vit-small": Work("vit_small", None, (224, 224)),
-    "sam": Work("tf_efficientnet_lite0", "prompt", (512, 512), 1.1, part="encoder"),
-    "sam-click": Work("tf_efficientnet_lite0", "prompt", (64, 64), 1.3, part="prompts"),
+    "b0": Work("EfficientViT-B0", "efficientvit_b0", None, (224, 224), 1.2, half_floor=1.3),
+    "b1": Work("EfficientViT-B1", "efficientvit_b1", None, (224, 224), 1.08, half_floor=1.15),
+    "b3": Work("EfficientViT-B3", "efficientvit_b3", None, (224, 224), 1.0, half_floor=1.0),
+    "seg-b0": Work("B0 segmentation", "efficientvit_b0", "segment", (512, 1024), 1.3, half_floor=1.4),
+    "seg-b1": Work("B1 segmentation", "efficientvit_b1", "segment", (512, 1024), 1.12, half_floor=1.2),
+    "l1": Work("EfficientViT-L1", "efficientvit_l1", None, (224, 224), 1.0, half_floor=1.0),
+    "sr-x2": Work("EfficientViT-SR x2", "efficientvit_sr", "upscale", (270, 480), 1.15, half_floor=1.15),
+    "realtime-sr": Work("`realtime_sr` x2", "realtime_sr", "upscale", (270, 480)),
+    "lite0": Work("EfficientNet-Lite0", "efficientnet_lite0", None, (224, 224)),
+    "mobilenetv2": Work("MobileNetV2", "mobilenetv2_100", None, (224, 224)),
+    "mobilenetv3": Work("MobileNetV3-Large", "mobilenetv3_large_100", None, (224, 224)),
+    "mambavision-t": Work("MambaVision-T", "mambavision_t", None, (224, 224), 1.1),
+    "m0": Work("EfficientViT-M0", "efficientvit_m0", None, (224, 224)),
+    "m5": Work("EfficientViT-M5", "efficientvit_m5", None, (224, 224)),
+    "tinyvit": Work("TinyViT, encoder of MobileSAM", "tinyvit_5m", "prompt", (1024, 1024), part="encoder"),
+    "vit-small": Work("ViT-small", "vit_small", None, (224, 224)),
+    "sam": Work(
+        "encoder of `tf_efficientnet_lite0.sam`", "tf_efficientnet_lite0", "prompt", (512, 512), 1.1, part="encoder"
+    ),
+    "sam-click": Work("a click after it", "tf_efficientnet_lite0", "prompt", (64, 64), 1.3, part="prompts"),
 }
 
 
@@ -129,6 +139,8 @@ def openvino(path: Path, threads: int, feed: Feed, dtype: str = "float32") -> Ru
         "NUM_STREAMS": "1",
     }
     compiled = core.compile_model(core.read_model(path), "CPU", settings)
+    if (used := compiled.get_property("INFERENCE_NUM_THREADS")) != threads:
+        raise SystemExit(f"OpenVINO runs on {used} threads, not on {threads}")
     request = compiled.create_infer_request()
 
     def run() -> Any:
@@ -167,8 +179,14 @@ def measure(runs: dict[str, Run], seconds: float) -> dict[str, list[float]]:
     return times
 
 
-def compare(name: str, threads: int, seconds: float, folder: Path, dtype: str = "float32") -> dict[str, Any]:
-    """One row of the table."""
+def bind(cores: int) -> None:
+    """Bind this process to a number of cores, where the system can do that: before a runtime counts them."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+
+
+def compare(name: str, threads: int, dtype: str, seconds: float, folder: Path) -> Row:
+    """Measure one row of the table."""
     work = WORK[name]
     model = build(work)
     path = whole = folder / f"{work.model}-{work.task}.onnx"
@@ -176,24 +194,88 @@ def compare(name: str, threads: int, seconds: float, folder: Path, dtype: str = 
         path = path.with_name(f"{path.stem}.{work.part}.onnx")
     if not path.exists():
         foveal.export(model, output=whole)
-    engine = Engine(make_plan(model, work.part), threads, dtype=dtype)
     feed = feed_of(work)
+    engine = Engine(make_plan(model, work.part), threads, dtype=dtype)
     runs: dict[str, Run] = {
         "native": native(engine, work, feed), "openvino": openvino(path, threads, feed, dtype),
         "onnxruntime": onnxruntime(path, threads, feed),
     }  # fmt: skip
     expected = np.asarray(runs["onnxruntime"]())
     difference = float(np.abs(runs["native"]() - expected).max() / np.abs(expected).max())
-    times = {key: np.array(value) for key, value in measure(runs, seconds).items()}
-    ratios = {key: float(np.median(times[key] / times["native"])) for key in ("openvino", "onnxruntime")}
-    macs = sum(row.macs for row in engine.profile(*arrays_of(engine, work, feed), runs=1))
-    floor = work.floor if dtype == "float32" else work.half_floor
+    times = {runtime: np.array(found) for runtime, found in measure(runs, seconds).items()}
     return {
-        "work": name, "threads": threads, "dtype": dtype, "size": list(work.size), "rounds": len(times["native"]),
-        "ms": {key: float(np.median(value) * 1e3) for key, value in times.items()},
-        "over_openvino": ratios["openvino"], "over_onnxruntime": ratios["onnxruntime"],
-        "over_better": min(ratios.values()), "floor": floor, "difference": difference, "macs": macs,
+        "kind": KIND, "key": key_of(name, threads, dtype), "rounds": len(times["native"]),
+        "ms": {runtime: float(np.median(found) * 1e3) for runtime, found in times.items()},
+        "speed_up": {peer: float(np.median(times[peer] / times["native"])) for peer in PEERS},
+        "difference": difference,
+        "macs": sum(row.macs for row in engine.profile(*arrays_of(engine, work, feed), runs=1)),
     }  # fmt: skip
+
+
+def key_of(name: str, threads: int, dtype: str) -> dict[str, Any]:
+    """What identifies a row."""
+    work = WORK[name]
+    return {"work": name, "model": work.model, "size": list(work.size), "threads": threads, "dtype": dtype}
+
+
+def line_of(row: Row) -> str:
+    """A row as text, with the speed-up that is promised."""
+    key, ms = row["key"], row["ms"]
+    work = WORK[key["work"]]
+    floor = work.floor if key["dtype"] == "float32" else work.half_floor
+    return (
+        f"{key['work']:14} {key['dtype']:9} {key['threads']:7} {ms['native']:8.2f} {ms['openvino']:9.2f} "
+        f"{ms['onnxruntime']:9.2f} {row['speed_up']['openvino']:6.2f} {row['speed_up']['onnxruntime']:7.2f} "
+        f"{floor or '-':>6} {2 * row['macs'] / ms['native'] / 1e6:5.0f}  {row['difference']:.1e}"
+    )
+
+
+# ---- the page
+
+HEADERS = {
+    "float32": (
+        *("network", "engine", "OpenVINO", "ONNX Runtime", "speed-up vs OpenVINO", "vs ONNX Runtime"),
+        "on two cores: vs OpenVINO, vs ONNX Runtime",
+    ),
+    "bfloat16": (
+        *("network", "engine", "OpenVINO", "speed-up vs OpenVINO", "vs the engine in float32"),
+        *("on two cores: vs OpenVINO", "difference"),
+    ),
+}
+
+
+def write_page(rows: Path, page: Path) -> None:
+    """Write the tables of all rows into a page."""
+    write_tables("engine", rows, page, ("foveal", "openvino", "onnxruntime", "numpy"), tables)
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """A table for each number type, in Markdown."""
+    found = {tuple(row["key"][name] for name in ("work", "dtype", "threads")): row for row in rows}
+    parts = []
+    for dtype in HEADERS:
+        lines = [cells_of(work, dtype, found) for work in WORK if (work, dtype, 1) in found]
+        parts += [f"In {dtype}, on one core:", markdown([HEADERS[dtype], *lines])] if lines else []
+    return "\n\n".join(parts)
+
+
+def cells_of(name: str, dtype: str, rows: Mapping[tuple[str, str, int], Row]) -> tuple[str, ...]:
+    """A line of the table of a number type."""
+    one, two = rows[name, dtype, 1], rows.get((name, dtype, 2))
+    peers = PEERS if dtype == "float32" else PEERS[:1]
+    ratios = [f"{one['speed_up'][peer]:.2f}" for peer in peers]
+    twice = "" if two is None else ", ".join(f"{two['speed_up'][peer]:.2f}" for peer in peers)
+    times = [f"{one['ms'][runtime]:.1f}" for runtime in ("native", *peers)]
+    title = f"{WORK[name].title}, {WORK[name].size[0]}x{WORK[name].size[1]}"
+    cells = [title if WORK[name].part != "prompts" else WORK[name].title, *times, *ratios]
+    if dtype == "float32":
+        return (*cells, twice)
+    single = rows.get((name, "float32", 1))
+    gain = "" if single is None else f"{single['ms']['native'] / one['ms']['native']:.2f}"
+    return (*cells, gain, twice, f"{one['difference']:.1e}")
+
+
+# ---- one network
 
 
 def show_profile(name: str, threads: int, plot: Path | None, dtype: str = "float32") -> None:
@@ -265,44 +347,45 @@ def draw_roofline(rows: list[OperationTime], peak: float, bandwidth: float, titl
 
 
 def main() -> None:
-    """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", nargs="*", default=list(WORK), choices=list(WORK))
-    parser.add_argument("--threads", nargs="*", type=int, default=[1])
-    parser.add_argument("--seconds", type=float, default=6)
-    parser.add_argument("--dtype", default="float32", choices=list(DTYPES))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--exports", type=Path, help="folder that keeps the ONNX files between runs")
-    parser.add_argument("--profile", choices=list(WORK))
-    parser.add_argument("--plot", type=Path, help="file of the roofline plot of --profile")
-    parser.add_argument("--scaling", choices=list(WORK))
-    arguments = parser.parse_args()
-    if arguments.scaling:
-        show_scaling(arguments.scaling, arguments.threads[0], arguments.dtype)
-        return
-    if arguments.profile:
-        show_profile(arguments.profile, arguments.threads[0], arguments.plot, arguments.dtype)
-        return
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("openvino", "onnxruntime", "numpy"))
-    print(f"{one_line()}; {versions}; {arguments.dtype}")
-    print(f"{'work':12} threads  native  OpenVINO      ORT     vs OV    vs ORT  floor  GF/s  difference")
-    rows = []
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.exports or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        for threads in arguments.threads:
-            for name in arguments.work:
-                row = compare(name, threads, arguments.seconds, folder, arguments.dtype)
-                rows.append(row)
-                ms = row["ms"]
-                print(
-                    f"{name:12} {threads:7} {ms['native']:7.2f} {ms['openvino']:9.2f} {ms['onnxruntime']:8.2f} "
-                    f"{row['over_openvino']:9.2f} {row['over_onnxruntime']:9.2f} {row['floor'] or '-':>6} "
-                    f"{2 * row['macs'] / ms['native'] / 1e6:5.0f}  {row['difference']:.1e}",
-                    flush=True,
-                )
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": one_line(), "versions": versions, "rows": rows}, indent=2))
+    arguments = parser(__doc__)
+    arguments.add_argument("--work", nargs="*", default=list(WORK), choices=list(WORK))
+    arguments.add_argument("--threads", nargs="*", type=int, default=[1])
+    arguments.add_argument("--dtype", nargs="*", default=["float32"], choices=list(DTYPES))
+    arguments.add_argument("--seconds", type=float, default=6, help="of the rounds of a row")
+    arguments.add_argument("--exports", type=Path, help="folder that keeps the ONNX files between runs")
+    arguments.add_argument("--profile", choices=list(WORK))
+    arguments.add_argument("--plot", type=Path, help="file of the roofline plot of --profile")
+    arguments.add_argument("--scaling", choices=list(WORK))
+    options = parse(arguments)
+    if options.rows and (options.scaling or options.profile):
+        arguments.error("--rows is for the table: leave out --scaling and --profile")
+    if options.scaling:
+        show_scaling(options.scaling, options.threads[0], options.dtype[0])
+    elif options.profile:
+        show_profile(options.profile, options.threads[0], options.plot, options.dtype[0])
+    else:
+        with tempfile.TemporaryDirectory() as temporary:
+            measure_rows(options, RowFile(options.rows), options.exports or Path(temporary))
+        if options.page:
+            write_page(options.rows, options.page)
+
+
+def measure_rows(options: argparse.Namespace, rows: RowFile, folder: Path) -> None:
+    """Measure what has no row yet, and print all rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    print(one_line(), *(f"{name} {rows.machine.get(name)}" for name in ("openvino", "onnxruntime", "numpy")), sep=", ")
+    print(
+        f"{'work':14} {'dtype':9} {'threads':>7} {'native':>8} {'OpenVINO':>9} {'ORT':>9} "
+        f"{'vs OV':>6} {'vs ORT':>7} {'floor':>6} {'GF/s':>5}  difference"
+    )
+    for threads in options.threads:  # in a process of their own: OpenVINO counts the cores once in a process
+        with ProcessPoolExecutor(1, get_context("spawn"), bind, (threads,)) as process:
+            for dtype, name in product(options.dtype, options.work):
+                row = rows.find(KIND, key_of(name, threads, dtype))
+                if row is None:
+                    work = process.submit(compare, name, threads, dtype, options.seconds, folder)
+                    rows.add(row := work.result())
+                print(line_of(row), flush=True)
 
 
 if __name__ == "__main__":

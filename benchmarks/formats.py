@@ -21,16 +21,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from measured_tables import parse, parser, replace_part
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
 import foveal
 from foveal import assets
 from foveal.errors import DependencyError, ExportError
 from foveal.exporting.formats import FORMATS, Format
 from foveal.exporting.report import report_path
-from foveal.files import atomic_write, parse_json
+from foveal.files import parse_json
 from foveal.images.preparing import prepare
+from foveal.info import info_of
 from foveal.measuring.machine import describe, one_line
 from foveal.measuring.page import markdown
 from foveal.measuring.row_file import Row, RowFile, read_rows
@@ -38,12 +42,13 @@ from foveal.prediction.exported import part_path
 from foveal.prediction.predictor import Predictor
 from foveal.progress import Progress
 from foveal.timing import interleaved, ratio
+from foveal.weights.checkpoints import save_checkpoint
 
 FILE, TIME = "file", "time"  #: kinds of rows
 TORCH = "torch"  #: in place of a format: the checkpoint
-BEGIN, END = "<!-- made by benchmarks/formats.py -->", "<!-- end of what it makes -->"
 OTHER_DEVICES = {"tensorrt": "NVIDIA GPU", "coreml": "Apple"}  #: of formats that do not run on a CPU of this system
 PHONES = ("executorch", "litert", "coreml")  #: written for the size of the image: a phone's camera has one
+RANDOM = "efficientvit_b0"  #: a model of the task regress with random weights: there are none of ours
 CROPS = 60  #: of the photograph, that are classified
 SAME_SIDE = "share of pixels that both models put on the same side of the mask (inside or outside)"
 BOX, POINT = (0.3, 0.3, 0.6, 0.7), (0.5, 0.5)  #: prompts: x1, y1, x2, y2 and x, y, of the photograph's sides
@@ -51,13 +56,17 @@ BOX, POINT = (0.3, 0.3, 0.6, 0.7), (0.5, 0.5)  #: prompts: x1, y1, x2, y2 and x,
 
 @dataclass(frozen=True)
 class Case:
-    """A model that stands for its task, the size (H, W) of the image, and what share of two results is the same."""
+    """A model that stands for its task, the size (H, W) of the image, and what share of two results is the same.
+
+    ``max_loss`` is that of int8, ``tolerance`` the largest difference of two values that count as the same.
+    """
 
     task: str
     ref: str
     size: tuple[int, int]
     same: str
     max_loss: float
+    tolerance: float = 0.0
 
 
 CASES = {
@@ -79,23 +88,23 @@ CASES = {
             0.15,
         ),
         Case("prompt", "tf_efficientnet_lite0.sam", (512, 1024), SAME_SIDE, 1.0),
+        Case("regress", RANDOM, (512, 1024), "share of values, of mean 0.5, that differ by at most 0.01", 0.5, 0.01),
     )
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, default=Path("formats.jsonl"), help="file of the results")
-    parser.add_argument("--files", type=Path, default=Path("formats"), help="folder of the exported files")
-    parser.add_argument("--page", type=Path, help="Markdown file whose table is replaced")
-    parser.add_argument("--tasks", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
-    parser.add_argument("--data", nargs="+", default=[], metavar="TASK=FOLDER", help="data sets for int8")
-    parser.add_argument("--times", action="store_true", help="measure only the times, and those of all files again")
-    parser.add_argument("--no-times", action="store_true", help="measure no times")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=12)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.set_defaults(rows=Path("formats.jsonl"))
+    arguments.add_argument("--files", type=Path, default=Path("formats"), help="folder of the exported files")
+    arguments.add_argument("--tasks", nargs="+", default=list(CASES), choices=list(CASES))
+    arguments.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
+    arguments.add_argument("--data", nargs="+", default=[], metavar="TASK=FOLDER", help="data sets for int8")
+    arguments.add_argument("--times", action="store_true", help="measure only the times, and those of all files again")
+    arguments.add_argument("--no-times", action="store_true", help="measure no times")
+    arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--rounds", type=int, default=12)
+    options = parse(arguments)
     options.files.mkdir(parents=True, exist_ok=True)
     data = dict(text.partition("=")[::2] for text in options.data)
     rows = RowFile(options.rows)
@@ -119,6 +128,30 @@ def variants(format: Format, int8: bool) -> list[str]:
     return [dtype for dtype, has in able.items() if has]
 
 
+def model_of(case: Case, folder: Path) -> str | Path:
+    """What :func:`foveal.load` takes; weights that are random are kept beside the exported files."""
+    if case.ref != RANDOM:
+        return case.ref
+    path = folder / f"{case.task}.safetensors"
+    if not path.exists():
+        model = random_model(case)
+        save_checkpoint(path, model.state_dict(), info_of(model))
+    return path
+
+
+@torch.no_grad()
+def random_model(case: Case) -> nn.Module:
+    """A model with one channel of values, whose mean on the photograph is 0.5 and whose standard deviation is 0.2."""
+    torch.manual_seed(0)
+    model: Any = foveal.create_model(case.ref, "regress", out_chans=1).eval()
+    batch = torch.from_numpy(prepare(photograph(case.size), info_of(model).preprocess))
+    spread, mean = torch.std_mean(model(batch))
+    classifier = model.head.classifier
+    classifier.weight.mul_(0.2 / spread)
+    classifier.bias.copy_((classifier.bias - mean) * 0.2 / spread + 0.5)
+    return model
+
+
 def key_of(case: Case, format: str, dtype: str) -> dict[str, Any]:
     return {"task": case.task, "model": case.ref, "size": list(case.size), "format": format, "dtype": dtype}
 
@@ -139,12 +172,13 @@ def files_of(case: Case, rows: RowFile, data: str | None, options: argparse.Name
         if not is_done(rows.find(FILE, key_of(case, *pair)), path_of(case, *pair, options.files))
     ]
     if missing or not rows.find(FILE, key):
-        reference = foveal.load(case.ref, runtime="torch", device="cpu", threads=options.threads)
+        reference = foveal.load(model_of(case, options.files), runtime="torch", device="cpu", threads=options.threads)
         expected = results(reference, case)
         if case.ref in assets.WEIGHTS:
             bytes_of = assets.path(case.ref, ".safetensors").stat().st_size
         else:
-            bytes_of = sum(4 * parameter.numel() for parameter in foveal.load_model(case.ref).parameters())
+            model = foveal.load_model(model_of(case, options.files))
+            bytes_of = sum(4 * parameter.numel() for parameter in model.parameters())
         if not rows.find(FILE, key):
             yield {"kind": FILE, "key": key, "bytes": bytes_of, "difference": 0.0, "same": 1.0}
         for name, dtype in missing:
@@ -184,14 +218,14 @@ def file_row(
     scale = max(float(np.abs(expected[0]).max()), 1e-30)
     return row | {
         "difference": float(np.abs(outputs - expected[0]).max()) / scale,
-        "same": float((answers == expected[1]).mean()),
+        "same": float((np.abs(answers.astype(float) - expected[1]) <= case.tolerance).mean()),
     }
 
 
 def write(case: Case, name: str, dtype: str, data: str | None, folder: Path) -> None:
     quantised: dict[str, Any] = {"int8": data, "max_loss": case.max_loss, "progress": Progress()}
     foveal.export(
-        case.ref,
+        model_of(case, folder),
         name,
         output=folder / f"{case.task}.{dtype}{FORMATS[name].suffixes[0]}",
         input_size=case.size if name in PHONES and case.task != "prompt" else None,
@@ -227,6 +261,9 @@ def results(predictor: Predictor, case: Case) -> tuple[NDArray[np.float32], NDAr
     if case.task == "segment":
         result = predictor.segment(photo)
         return result.logits, result.mask
+    if case.task == "regress":
+        values = predictor.regress(photo).values
+        return values, values
     if case.task == "upscale":
         batch = prepare(photo, predictor.info.preprocess)
         return predictor.runner(batch), predictor.upscale(photo).image
@@ -257,20 +294,20 @@ def times_of(case: Case, rows: RowFile, options: argparse.Namespace) -> list[Row
         return []
     works = {}
     for name, dtype in named:
-        ref = case.ref if name == TORCH else path_of(case, name, dtype, options.files)
+        ref = model_of(case, options.files) if name == TORCH else path_of(case, name, dtype, options.files)
         runtime = "torch" if name == TORCH else "auto"
         works[name, dtype] = partial(
             run, foveal.load(ref, device="cpu", threads=options.threads, runtime=runtime), case
         )
     times = interleaved(works, rounds=options.rounds)
-    torch = next(seconds for (name, _), seconds in times.items() if name == TORCH)
+    reference = next(seconds for (name, _), seconds in times.items() if name == TORCH)
     measured = {"rounds": options.rounds, "load": os.getloadavg()[0]}
     return [
         {
             "kind": TIME,
             "key": named[pair],
             "ms": 1e3 * float(np.median(seconds)),
-            "speed": ratio(torch, seconds),
+            "speed": ratio(reference, seconds),
             **measured,
         }
         for pair, seconds in times.items()
@@ -309,18 +346,25 @@ def table(rows: Sequence[Row]) -> str:
     parts = []
     for case in CASES.values():
         own = [row for row in rows if (row["key"]["task"], row["key"]["model"]) == (case.task, case.ref)]
-        files = [row for row in own if row["kind"] == FILE]
+        files = sorted((row for row in own if row["kind"] == FILE), key=place)
         if not files:
             continue
         times = {cells(row["key"]): row for row in own if row["kind"] == TIME}
         size = "x".join(map(str, case.size))
-        title = f"**{case.task}**: `{case.ref}`, an image of {size}; *same*: {case.same}."
+        model = f"`{case.ref}`" + (" with random weights" if case.ref == RANDOM else "")
+        title = f"**{case.task}**: {model}, an image of {size}; *same*: {case.same}."
         lines = [row_of(row, times.get(cells(row["key"]))) for row in files if "failed" not in row]
         refused = [
             f"- `{row['key']['format']}` in {row['key']['dtype']}: {row['failed']}" for row in files if "failed" in row
         ]
         parts += [title, markdown([HEADER, *lines]), *(["\n".join(refused)] if refused else [])]
     return "\n\n".join(parts)
+
+
+def place(row: Row) -> tuple[int, int]:
+    """Where a file is in the table: by its format, then by its type."""
+    name, dtype = cells(row["key"])
+    return (TORCH, *FORMATS).index(name), ("float32", "float16", "int8").index(dtype)
 
 
 def cells(key: dict[str, Any]) -> tuple[str, str]:
@@ -364,18 +408,12 @@ def page_text(rows: Path) -> str:
         threads = sorted({row["key"]["threads"] for row in times})
         load = max(row["load"] for row in times)
         facts.append(f"times with {threads[0]} thread{'s' * (threads[0] > 1)}, the machine's load was up to {load:.1f}")
-    return f"{BEGIN}\n\nMeasured on {'; '.join(facts)}.\n\n{table(measured)}\n\n{END}"
+    return f"Measured on {'; '.join(facts)}.\n\n{table(measured)}"
 
 
 def write_page(rows: Path, page: Path) -> None:
     """Replace what stands between the marks of a Markdown file."""
-    text = page.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise SystemExit(f"{page}: no lines {BEGIN} and {END}")
-    with atomic_write(page) as temporary:
-        temporary.write_text(before + page_text(rows) + after, encoding="utf-8")
+    replace_part("formats", page, page_text(rows))
 
 
 if __name__ == "__main__":

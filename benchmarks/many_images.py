@@ -15,14 +15,13 @@ is the difference to a job with the images of one part, and two processes that h
 ``2 * one / two`` times the images of one process. With ``--counts`` it prints what a job reads, writes and
 coordinates per image instead.
 
-python benchmarks/many_images.py [--images 240] [--rounds 3] [--result masks] [--counts] [--json]
+python benchmarks/many_images.py [--images 240] [--rounds 3] [--result masks] [--counts]
+    [--rows FILE.jsonl] [--page FILE.md]
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
 import resource
 import shutil
 import statistics
@@ -30,45 +29,83 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from measured_tables import parse, parser, write_tables
 from PIL import Image
 
 import foveal
 from foveal import assets
-from foveal.measuring import machine
+from foveal.measuring.machine import one_line
+from foveal.measuring.page import markdown
+from foveal.measuring.row_file import Row, RowFile
 from foveal.prediction.results import mask_picture
 
 REF = "efficientvit_b0.camvid"
 SIZE = (960, 720)
+TIMES = ("wall", "processor")
 PART = 24  # images whose results are committed together
 
 
+KIND = "many images"  # of the rows
+WAYS = {
+    "bare": "a loop of `predictor(image)` in one process that writes the masks",
+    "one": "`foveal batch --workers 1`",
+    "two": "`foveal batch --workers 2`",
+}
+
+
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, default=240)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--result", default="masks")
-    parser.add_argument("--counts", action="store_true", help="count bytes of a job instead of measuring time")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--images", type=int, default=240)
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--result", default="masks")
+    arguments.add_argument("--counts", action="store_true", help="count bytes of a job instead of measuring time")
+    options = parse(arguments)
+    if options.counts and options.rows:
+        arguments.error("--counts keeps no rows: leave out --rows and --page")
+    rows = RowFile(options.rows)
+    print(f"{REF}, {options.images} images of {SIZE[0]}x{SIZE[1]}, {options.result}, {one_line()}", flush=True)
+    key = {"images": options.images, "result": options.result}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_images(folder / "in", arguments.images)
-        if arguments.counts:
-            report = counts(folder, arguments.result)
-        else:
-            rounds = [measure(folder, arguments.result) for _ in range(arguments.rounds)]
-            report = summary(rounds, arguments.images)
-    report["machine"] = machine.describe()
-    if arguments.json:
-        print(json.dumps(report))
-        return
-    print(f"{REF}, {arguments.images} images of {SIZE[0]}x{SIZE[1]}, {arguments.result}, {machine.one_line()}")
-    for key, value in report.items():
-        if key != "machine":
-            print(f"{key:32} {value}")
+        if options.counts or rows.find(KIND, key) is None:
+            write_images(folder / "in", options.images)
+        if options.counts:
+            for what, value in counts(folder, options.result).items():
+                print(f"{what:32} {value}")
+            return
+        if rows.find(KIND, key) is None:
+            measured = summary([measure(folder, options.result) for _ in range(options.rounds)])
+            rows.add({"kind": KIND, "key": key, "rounds": options.rounds, **measured})
+    print(tables(rows.rows))
+    if options.page:
+        write_page(options.rows, options.page)
+
+
+def write_page(rows: Path, page: Path) -> None:
+    """Write the tables of all rows into a page."""
+    write_tables("many_images", rows, page, ("foveal", "numpy"), tables)
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """A table for each number of images, in Markdown."""
+    return "\n\n".join(map(table, rows))
+
+
+def table(row: Row) -> str:
+    """The three ways and their ratios, in Markdown."""
+    header = (f"{row['key']['images']} images to {row['key']['result']}", "time per image", "processor time")
+    lines = [(words, *(f"{1e3 * row[f'{way}_{kind}']:.1f} ms" for kind in TIMES)) for way, words in WAYS.items()]
+    speedup, overhead = row["speedup"], row["overhead"]
+    facts = (
+        f"Two processes are {speedup['wall']:.2f} times as fast as one ({speedup['processor']:.2f} times by processor "
+        f"time). A job of one process takes {1 + overhead['wall']:.3f} times the time of the loop "
+        f"({1 + overhead['processor']:.3f} times by processor time), and {row['one_start']:.1f} s to start and to end."
+    )
+    return f"{markdown([header, *lines])}\n\n{facts}"
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -137,28 +174,20 @@ def run(images: Path, out: Path, result: str, workers: int) -> tuple[float, floa
     return time.perf_counter() - started, processor
 
 
-def summary(rounds: list[dict[str, float]], images: int) -> dict[str, object]:
-    """Medians over the rounds."""
-    median = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+def summary(rounds: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians over the rounds, and medians of the ratios of each round.
 
-    def overhead(kind: str) -> str:
-        return f"{statistics.median(each[f'one_{kind}'] / each[f'bare_{kind}'] - 1 for each in rounds):+.1%}"
-
-    ways = {"bare": "bare", "one": "one process", "two": "two processes"}
+    Two processes that have a core each and never wait do ``2 * one / two`` times the images of one process.
+    """
+    speedups = {
+        "wall": [each["one_wall"] / each["two_wall"] for each in rounds],
+        "processor": [2 * each["one_processor"] / each["two_processor"] for each in rounds],
+    }
+    overheads = {kind: [each[f"one_{kind}"] / each[f"bare_{kind}"] - 1 for each in rounds] for kind in TIMES}
     return {
-        **{f"{words}, ms per image": round(1e3 * median[f"{name}_wall"], 2) for name, words in ways.items()},
-        **{
-            f"{words}, processor ms per image": round(1e3 * median[f"{name}_processor"], 2)
-            for name, words in ways.items()
-        },
-        "two over one process": round(statistics.median(each["one_wall"] / each["two_wall"] for each in rounds), 3),
-        "two over one, by processor time": round(
-            statistics.median(2 * each["one_processor"] / each["two_processor"] for each in rounds), 3
-        ),
-        "overhead over bare": overhead("wall"),
-        "overhead over bare, processor": overhead("processor"),
-        "seconds to start and end a job": round(median["one_start"], 2),
-        "images": images,
+        **{name: statistics.median(each[name] for each in rounds) for name in rounds[0]},
+        "speedup": {kind: statistics.median(found) for kind, found in speedups.items()},
+        "overhead": {kind: statistics.median(found) for kind, found in overheads.items()},
     }
 
 

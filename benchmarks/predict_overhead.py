@@ -4,61 +4,76 @@ For an image file of 1024x2048 pixels and each runtime, two candidates take turn
 image, runs the network at full size, upsamples and takes the argmax; ``bare`` reads the image and runs the network on
 an array that is ready. It prints the median of the round-by-round ratios.
 
-python benchmarks/predict_overhead.py [--model REF] [--runtimes onnxruntime torch] [--rounds 15] [--json]
+python benchmarks/predict_overhead.py [--model REF] [--runtimes native torch] [--rounds 15]
+    [--rows FILE.jsonl] [--page FILE.md]
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from measured_tables import parse, parser, write_tables
 from PIL import Image
 
 import foveal
 from foveal import assets
 from foveal.images.preparing import prepare
 from foveal.images.reading import read_image
-from foveal.measuring import machine
 from foveal.measuring.benchmark import interleaved, ratio
+from foveal.measuring.machine import one_line
+from foveal.measuring.page import markdown
+from foveal.measuring.row_file import Row, RowFile
 from foveal.prediction.predictor import Predictor
 
 SIZE = (1024, 2048)
 REF = "efficientvit_b0.camvid"
 
 
+KIND = "overhead"  # of the rows
+HEADER = ("model", "runtime", "network and decoding", "prediction", "ratio")
+
+
 def main() -> None:
-    """Measure the runtimes and print the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--model", default=REF, help="an ONNX file needs --runtimes onnxruntime")
-    parser.add_argument("--runtimes", nargs="+", default=["onnxruntime", "torch"])
-    arguments = parser.parse_args()
-    report: dict = {"size": SIZE, "model": arguments.model, "rounds": arguments.rounds, "machine": machine.describe()}
+    arguments = parser(__doc__)
+    arguments.add_argument("--rounds", type=int, default=15)
+    arguments.add_argument("--model", default=REF, help="an ONNX file needs --runtimes onnxruntime")
+    arguments.add_argument("--runtimes", nargs="+", default=["native", "onnxruntime", "torch"])
+    options = parse(arguments)
+    rows = RowFile(options.rows)
+    print(f"{SIZE[0]}x{SIZE[1]}, {one_line()}, {options.rounds} rounds", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         photo = Path(folder) / "photo.jpg"
         with Image.open(assets.FOLDER / "street.jpg") as image:
             image.resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC).save(photo, quality=90)
-        for runtime in arguments.runtimes:
-            times = interleaved(candidates(arguments.model, photo, runtime), rounds=arguments.rounds, warmup=2)
-            report[runtime] = {
-                "bare_ms": round(1e3 * float(np.median(times["bare"])), 2),
-                "predict_ms": round(1e3 * float(np.median(times["predict"])), 2),
-                "ratio": round(ratio(times["predict"], times["bare"]), 4),
-            }
-    if arguments.json:
-        print(json.dumps(report))
-        return
-    print(f"{arguments.model} at {SIZE[0]}x{SIZE[1]}, {machine.one_line()}, {arguments.rounds} rounds")
-    for runtime in arguments.runtimes:
-        row = report[runtime]
-        print(f"{runtime:12} bare {row['bare_ms']:8.1f} ms  predict {row['predict_ms']:8.1f} ms", end="  ")
-        print(f"ratio {row['ratio']:.3f}")
+        for runtime in options.runtimes:
+            key = {"model": options.model, "runtime": runtime}
+            if rows.find(KIND, key) is None:
+                times = interleaved(candidates(options.model, photo, runtime), rounds=options.rounds, warmup=2)
+                medians = {name: 1e3 * float(np.median(seconds)) for name, seconds in times.items()}
+                measured = {"ms": medians, "ratio": ratio(times["predict"], times["bare"]), "rounds": options.rounds}
+                rows.add({"kind": KIND, "key": key, **measured})
+    print(table(rows.rows))
+    if options.page:
+        write_page(options.rows, options.page)
+
+
+def write_page(rows: Path, page: Path) -> None:
+    """Write the tables of all rows into a page."""
+    write_tables("predict_overhead", rows, page, ("foveal", "torch", "onnxruntime", "numpy"), table)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All rows, in Markdown."""
+    return markdown([HEADER, *map(cells_of, rows)])
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    times = [f"{row['ms'][name]:.1f} ms" for name in ("bare", "predict")]
+    return f"`{row['key']['model']}`", row["key"]["runtime"], *times, f"{row['ratio']:.2f}"
 
 
 def candidates(ref: str, photo: Path, runtime: str) -> dict[str, Callable[[], object]]:

@@ -3,62 +3,82 @@
 The bundled photograph, enlarged to a long side of 1024 pixels, is encoded with each runtime. Then a click, a box, and
 64 clicks at once take turns. The time of a click is that from the prompt to the mask at the photograph's size.
 
-OMP_NUM_THREADS=1 python benchmarks/prompting.py [--model REF] [--rounds 15] [--json]
+OMP_NUM_THREADS=1 python benchmarks/prompting.py [--models REF ...] [--rounds 15] [--rows FILE.jsonl] [--page FILE.md]
+    With --rows, models that have rows are not measured again; --page writes the table of all rows into a page.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from measured_tables import parse, parser, write_tables
 from PIL import Image
 
 import foveal
 from foveal import assets
 from foveal.images.reading import read_image
-from foveal.measuring import machine
 from foveal.measuring.benchmark import interleaved
+from foveal.measuring.machine import one_line
+from foveal.measuring.page import markdown
+from foveal.measuring.row_file import Row, RowFile
 from foveal.prediction.predictor import Predictor
 from foveal.prediction.prompting import Embedding
 
+KIND = "prompting"  # of the rows
+RUNTIMES = {"native": "native engine", "onnxruntime": "ONNX Runtime", "torch": "torch"}
+MODELS = ("tf_efficientnet_lite0.sam", "tinyvit_5m.mobilesam")
+HEADER = ("model", "runtime", "encode", "a click, with the mask", "a box", "one of 64 clicks in one call")
+
 
 def main() -> None:
-    """Measure the runtimes on one thread and print the times."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="tinyvit_5m.mobilesam")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--models", nargs="+", default=MODELS, metavar="REF")
+    arguments.add_argument("--rounds", type=int, default=15)
+    options = parse(arguments)
     import torch
 
     torch.set_num_threads(1)
+    rows = RowFile(options.rows)
+    print(f"{one_line()}, one thread", flush=True)
+    for ref in options.models:
+        if any(rows.find(KIND, {"model": ref, "runtime": runtime}) is None for runtime in RUNTIMES):
+            for row in rows_of(ref, options.rounds):
+                rows.add(row)
+    print(table(rows.rows))
+    if options.page:
+        write_page(options.rows, options.page)
+
+
+def rows_of(ref: str, rounds: int) -> Iterator[Row]:
+    """A row for each runtime of a model."""
     image = Image.fromarray(read_image(assets.FOLDER / "street.jpg"))
     scale = 1024 / max(image.size)
     photo = np.asarray(image.resize((round(image.width * scale), round(image.height * scale))))
     with tempfile.TemporaryDirectory() as folder:
-        path = foveal.export(arguments.model, output=Path(folder) / "model.onnx").path
-        predictors = {
-            "native": foveal.load(arguments.model, runtime="native", device="cpu", threads=1),
-            "onnxruntime": foveal.load(path, runtime="onnxruntime", device="cpu", threads=1),
-            "torch": foveal.load(arguments.model, runtime="torch", device="cpu"),
-        }
-        report = {
-            "model": arguments.model,
-            "photo": photo.shape[:2],
-            "rounds": arguments.rounds,
-            "machine": machine.describe(),
-            "ms": {name: measure(predictor, photo, arguments.rounds) for name, predictor in predictors.items()},
-        }
-    if arguments.json:
-        print(json.dumps(report))
-        return
-    height, width = photo.shape[:2]
-    print(f"{arguments.model}, {height}x{width} pixels, one thread, {machine.one_line()}, {arguments.rounds} rounds")
-    for name, times in report["ms"].items():
-        print(f"{name:12}", "  ".join(f"{what} {ms:.1f} ms" for what, ms in times.items()))
+        path = foveal.export(ref, output=Path(folder) / "model.onnx").path
+        for runtime in RUNTIMES:
+            model = path if runtime == "onnxruntime" else ref
+            predictor = foveal.load(model, runtime=runtime, device="cpu", threads=1)
+            key = {"model": ref, "runtime": runtime}
+            yield {"kind": KIND, "key": key, "photo": photo.shape[:2], "ms": measure(predictor, photo, rounds)}
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    times = [f"{row['ms'][what]:.0f} ms" for what in ("encode", "click", "box", "each of 64")]
+    return (f"`{row['key']['model']}`", RUNTIMES[row["key"]["runtime"]], *times)
+
+
+def write_page(rows: Path, page: Path) -> None:
+    """Write the tables of all rows into a page."""
+    write_tables("prompting", rows, page, ("foveal", "torch", "onnxruntime"), table)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All rows, in Markdown."""
+    return f"On one core:\n\n{markdown([HEADER, *map(cells_of, rows)])}"
 
 
 def measure(predictor: Predictor, photo: np.ndarray, rounds: int) -> dict[str, float]:

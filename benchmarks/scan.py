@@ -5,25 +5,26 @@ method "loop" computes in float64 and is slower). Candidates take turns; where t
 runs. A speedup is the median of the round-by-round ratios. With one thread, times are CPU times, which a busy machine
 distorts less. Errors are the largest difference from the loop in float64 over its largest value, on the first channels.
 
-OMP_NUM_THREADS=1 python benchmarks/scan.py [--lengths 196 1024] [--threads 1] [--json scan.json]
+OMP_NUM_THREADS=1 python benchmarks/scan.py [--lengths 196 1024] [--threads 1] [--rows FILE.jsonl] [--page FILE.md]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measured_tables import parse, parser, write_tables
 from torch import Tensor
 
 from foveal.layers.scan import reference, selective_scan
-from foveal.measuring import machine
 from foveal.measuring.benchmark import interleaved, ratio
+from foveal.measuring.machine import one_line
+from foveal.measuring.page import markdown
+from foveal.measuring.row_file import Row, RowFile
 
 CHANNELS, STATES, HEADS = 160, 8, 4
 ROUNDS = {196: 15, 1024: 9, 4096: 7, 16384: 3, 65536: 1}
@@ -32,38 +33,58 @@ FORMS = ("parallel", "chunked", "kernel")
 CHECKED = 4  # channels whose errors are measured
 
 
+KIND = "scan"  # of the rows
+HEADER = (
+    *("threads", "tokens", "loop", *FORMS, "softmax attention", "loop / kernel", "attention / kernel"),
+    *("kernel, us / token", "largest error of the forms"),
+)
+
+
 def main() -> None:
-    """Measure each length and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(ROUNDS), metavar="L")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures to this file")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print(f"{machine.one_line()}, torch {torch.__version__}, threads: {arguments.threads}; milliseconds\n")
-    columns = ["tokens", "loop", *FORMS, "attention", "loop / kernel", "attention / kernel", "us / token"]
-    print(table_row([*columns, *(f"error of {form}" for form in FORMS)]))
-    print(table_row(["---"] * (len(columns) + len(FORMS))))
-    rows = []
-    for length in arguments.lengths:
-        with torch.no_grad():
-            row = measure(length)
-        rows.append(row)
-        cells = [f"{length:,}", *(f"{row['ms'][name]:.3g}" for name in ("loop", *FORMS, "attention"))]
-        cells += [f"{row['speedup'][name]:.3g}x" for name in ("loop", "attention")]
-        cells += [f"{1e3 * row['ms']['kernel'] / length:.2f}", *(f"{row['error'][form]:.1e}" for form in FORMS)]
-        print(table_row(cells), flush=True)
-    if arguments.json:
-        report = {"channels": CHANNELS, "states": STATES, "threads": arguments.threads, "machine": machine.describe()}
-        arguments.json.write_text(json.dumps({**report, "rows": rows}, indent=1) + "\n")
+    arguments = parser(__doc__)
+    arguments.add_argument("--lengths", type=int, nargs="+", default=list(ROUNDS), metavar="L")
+    arguments.add_argument("--threads", type=int, default=1)
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    rows = RowFile(options.rows)
+    print(f"{one_line()}, torch {torch.__version__}, threads: {options.threads}; milliseconds", flush=True)
+    for length in options.lengths:
+        key = {"tokens": length, "threads": options.threads}
+        if rows.find(KIND, key) is None:
+            with torch.no_grad():
+                rows.add({"kind": KIND, "key": key, **measure(length)})
+            print(f"{length} tokens", flush=True)
+    print(table(rows.rows))
+    if options.page:
+        write_page(options.rows, options.page)
 
 
-def table_row(cells: list[str]) -> str:
-    """A row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
+def write_page(rows: Path, page: Path) -> None:
+    """Write the tables of all rows into a page."""
+    write_tables("scan", rows, page, ("foveal", "torch"), table)
 
 
-def measure(length: int) -> dict:
+def table(rows: Sequence[Row]) -> str:
+    """The rows in the order of their lengths, in Markdown."""
+    return markdown(
+        [HEADER, *map(cells_of, sorted(rows, key=lambda row: (row["key"]["threads"], row["key"]["tokens"])))]
+    )
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    length, ms = row["key"]["tokens"], row["ms"]
+    times = [number(ms[name]) for name in ("loop", *FORMS, "attention")]
+    speedups = [f"{number(row['speedup'][name])}x" for name in ("loop", "attention")]
+    per_token = f"{1e3 * ms['kernel'] / length:.2f}"
+    return str(row["key"]["threads"]), f"{length:,}", *times, *speedups, per_token, f"{max(row['error'].values()):.1e}"
+
+
+def number(value: float) -> str:
+    """Three digits, or all digits before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def measure(length: int) -> Row:
     """Measure times, speedups of the kernel, and errors at one length."""
     u, delta, A, B, C, D, bias = inputs(length)
     q, k, v = (torch.randn(1, HEADS, length, CHANNELS // HEADS) for _ in range(3))
@@ -82,7 +103,6 @@ def measure(length: int) -> dict:
     turns = {name: lambda run=run: [run() for _ in range(runs)] for name, run in candidates.items()}
     times = interleaved(turns, rounds=rounds, warmup=1 if length <= 4096 else 0, clock=clock)
     return {
-        "tokens": length,
         "rounds": rounds,
         "ms": {name: round(1e3 * float(np.median(seconds)) / runs, 4) for name, seconds in times.items()},
         "speedup": {name: round(ratio(times[name], times["kernel"]), 2) for name in ("loop", "attention")},

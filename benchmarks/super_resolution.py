@@ -3,7 +3,9 @@
 With test sets it also prints the PSNR of interpolation and of checkpoints, and draws BSD100's PSNR against time.
 
 python benchmarks/super_resolution.py [--size 160x240] [--rounds 10] [--threads 1] [--only NAME ...]
-    [--sets SETS --models REF ...] [--plot FILE.png]
+    [--rows FILE.jsonl] [--page FILE.md] [--sets SETS --models REF ...] [--plot FILE.png]
+    With --rows, a size whose networks all have rows is not measured again; --page writes the tables of all rows into
+    the documentation.
 
 MACs are those of convolutions, linear layers and the products of attention. The networks of other authors are rebuilt
 from their papers (peers/super_resolution.py), which is enough to measure time and size but not quality. The figure
@@ -12,16 +14,17 @@ shows their published quality, of networks that were trained on more images than
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from measured_tables import parse, parser, write_tables
 from peers.super_resolution import PEERS, Peer
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,10 +32,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import foveal
 from foveal.costs import count
 from foveal.images.figures import new_figure, write_figure
-from foveal.measuring import machine
 from foveal.measuring.benchmark import interleaved
+from foveal.measuring.machine import one_line
 from foveal.measuring.memory import peak_memory
+from foveal.measuring.page import markdown
+from foveal.measuring.row_file import Row, RowFile
 
+KIND = "upscaling"  # of the rows
 INTERPOLATIONS = ("bicubic.x2", "lanczos.x2")
 #: Published PSNR of BSD100 x2 in dB of Y. Trained on DIV2K or larger sets, FSRCNN on 91 and 100 images.
 PUBLISHED = {
@@ -97,24 +103,56 @@ def build(name: str) -> tuple[nn.Module, int]:
     return network.to(memory_format=torch.channels_last), in_chans  # pyright: ignore[reportCallIssue]
 
 
-def times(names: list[str], size: tuple[int, int], rounds: int, threads: int) -> dict[str, float]:
-    """Time all in turns, measure the memory of each alone, print; the best times in milliseconds."""
+def key_of(name: str, size: tuple[int, int], threads: int) -> dict[str, Any]:
+    """What identifies a row."""
+    return {"network": name, "size": list(size), "threads": threads}
+
+
+def measure(names: list[str], size: tuple[int, int], rounds: int, threads: int) -> Iterator[Row]:
+    """Time all in turns, and measure the memory of each alone."""
     runs = {name: prepare_run(name, *size, threads) for name in names}
     seconds = interleaved(runs, rounds=rounds, warmup=1)
-    print(
-        f"\n| network | params | GMACs at {size[0]}x{size[1]} | best ms of {rounds} | more memory when it runs, MiB |"
-        "\n|---|---|---|---|---|"
+    os.environ["PYTHONPATH"] = os.pathsep.join(  # for the processes whose memory is measured
+        filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH")))
     )
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the processes whose memory is measured
     for name in names:
-        grown = peak_memory(import_module(Path(__file__).stem).prepare_run, name, *size, threads).grown
-        cells = "| - | - |"
+        row = {"kind": KIND, "key": key_of(name, size, threads), "ms": 1e3 * min(seconds[name]), "rounds": rounds}
+        row["grown"] = peak_memory(import_module(Path(__file__).stem).prepare_run, name, *size, threads).grown
         if name not in INTERPOLATIONS:
             network, in_chans = build(name)
             cost = count(network.to("meta"), in_chans, size)
-            cells = f"| {cost.params / 1e3:.1f} k | {cost.macs / 1e9:.2f} |"
-        print(f"| {name} {cells} {1e3 * min(seconds[name]):.1f} | {grown} |", flush=True)
-    return {name: 1e3 * min(values) for name, values in seconds.items()}
+            row |= {"params": cost.params, "macs": cost.macs}
+        yield row
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Costs of networks for images of one size, in Markdown."""
+    return markdown([("network", "params", "GMACs", "ms", "MiB"), *map(cells_of, rows)])
+
+
+def cells_of(row: Row) -> tuple[str, ...]:
+    params, macs = (f"{row['params'] / 1e3:.1f} k", f"{row['macs'] / 1e9:.2f}") if "params" in row else ("", "")
+    ms = f"{row['ms']:.1f}" if row["ms"] < 1e3 else f"{row['ms']:,.0f}"
+    return row["key"]["network"], params, macs, ms, "" if row["grown"] is None else f"{row['grown']:,.0f}"
+
+
+def write_page(rows: Path, page: Path) -> None:
+    """Write the tables of all rows into a page."""
+    write_tables("super_resolution", rows, page, ("foveal", "torch"), tables)
+
+
+def setting_of(row: Row) -> str:
+    height, width = row["key"]["size"]
+    threads = row["key"]["threads"]
+    return f"Images of {height}x{width} pixels, {threads} thread{'s' * (threads > 1)}, best of {row['rounds']} rounds"
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """A table for each setting, in Markdown."""
+    parts = []
+    for setting in dict.fromkeys(map(setting_of, rows)):
+        parts += [f"{setting}:", table([row for row in rows if setting_of(row) == setting])]
+    return "\n\n".join(parts)
 
 
 def quality(sets: Path, models: list[str]) -> dict[str, float]:
@@ -150,24 +188,35 @@ def draw(path: Path, ms: dict[str, float], measured: dict[str, float], size: str
 
 def main() -> None:
     """Count and time; with test sets, score as well."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", default="160x240", metavar="HxW")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="networks to time; default: all")
-    parser.add_argument("--sets", type=Path)
-    parser.add_argument("--models", nargs="*", default=[], metavar="REF")
-    parser.add_argument("--plot", type=Path, help="needs --sets and --models")
-    arguments = parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("--size", default="160x240", metavar="HxW")
+    made.add_argument("--rounds", type=int, default=10)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--only", nargs="*", default=[], metavar="NAME", help="networks to time; default: all")
+    made.add_argument("--sets", type=Path)
+    made.add_argument("--models", nargs="*", default=[], metavar="REF")
+    made.add_argument("--plot", type=Path, help="needs --sets and --models")
+    arguments = parse(made)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    print(f"{machine.one_line()}, torch {torch.__version__}, {arguments.threads} threads\n")
+    print(f"{one_line()}, torch {torch.__version__}, {arguments.threads} threads\n")
     costs()
     height, width = map(int, arguments.size.split("x"))
     names = [*INTERPOLATIONS, *foveal.list_models(task="upscale"), *PEERS]
     if unknown := set(arguments.only) - set(names):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; valid: {', '.join(names)}")
-    ms = times(arguments.only or names, (height, width), arguments.rounds, arguments.threads)
+        made.error(f"unknown: {', '.join(sorted(unknown))}; valid: {', '.join(names)}")
+    chosen, rows = arguments.only or names, RowFile(arguments.rows)
+    keys = [key_of(name, (height, width), arguments.threads) for name in chosen]
+    if any(rows.find(KIND, key) is None for key in keys):
+        for row in measure(chosen, (height, width), arguments.rounds, arguments.threads):
+            rows.add(row)
+    found = [row for key in keys if (row := rows.find(KIND, key))]
+    print(
+        f"\nx2 from {arguments.size}: best milliseconds, growth of the process's memory\n\n{table(found)}", flush=True
+    )
+    if arguments.page:
+        write_page(arguments.rows, arguments.page)
+    ms = {row["key"]["network"]: row["ms"] for row in found}
     measured = quality(arguments.sets, arguments.models) if arguments.sets else {}
     if arguments.plot:
         draw(arguments.plot, ms, measured, arguments.size)

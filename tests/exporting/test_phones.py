@@ -148,8 +148,12 @@ def test_damaged_files_are_one_line(report: ExportReport, tmp_path: Path) -> Non
 def test_impossible_requests_are_one_line(report: ExportReport) -> None:
     with pytest.raises(ConfigError, match="in float32, not with dtype='float16'"):
         foveal.load(report.path, dtype="float16")
-    with pytest.raises(ConfigError, match="float16"):
-        foveal.export(Plain(), report.format, output=report.path.with_stem("b"), input_size=SIZE, half=True)
+    options: dict[str, Any] = {"output": report.path.with_stem("b"), "input_size": SIZE}
+    with pytest.raises(ConfigError, match=f"^{report.format} files have no int8"):
+        foveal.export(Plain(), report.format, int8="data", **options)
+    if report.format == "executorch":
+        with pytest.raises(ConfigError, match=r"^executorch files have no float16: export to one of .*litert"):
+            foveal.export(Plain(), report.format, half=True, **options)
 
 
 def test_litert_runs_without_torch(report: ExportReport) -> None:

@@ -100,7 +100,8 @@ def test_quality_is_that_of_the_registry_and_of_the_model_cards() -> None:
     assert (quality.value, quality.metric) == (80.547, "mIoU, cityscapes")
     assert quality_of("efficientvit_b1", "classify", (256, 256)) == (79.918, "top-1, ImageNet", "official README")
     assert quality_of("efficientvit_b1", "classify", (240, 240)) is None
-    assert quality_of("efficientvit_sr.x2", "upscale") == (31.89, "PSNR, BSD100 x2", "measured by us")
+    for tag, psnr in (("x2", 31.89), ("x4", 27.27)):
+        assert quality_of(f"efficientvit_sr.{tag}", "upscale") == (psnr, f"PSNR, BSD100 {tag}", "measured by us")
     assert quality_of("vit_small", "classify") is None
 
 

@@ -45,8 +45,8 @@ def export(
         Formats, separated by commas: onnx, openvino, executorch, litert, coreml, tensorrt, native for the CPU engine,
         samexporter for annotation programs, or web: a folder with a page that runs models in the browser.
     output
-        File to write; of several formats or models, and of web: the folder, where the site of web beside other formats
-        is in the folder site. Default: the model's name in the current folder; web: the folder site.
+        File to write; of several formats or models, and of web: the folder. If web is one of several formats, its site
+        is the folder site in it. Default: the model's name in the current folder; web: the folder site.
     upsample
         For segmentation: put the upsampling to the image's size into the file.
     size

@@ -17,8 +17,9 @@ class Quality(NamedTuple):
     source: str  #: who measured it
 
 
-#: What is read from the description of weights in the package, by the metric that tables of papers have.
-_MEASURED = {"PSNR, BSD100 x2": re.compile(r"BSD100 ([\d.]+) dB"), "mIoU, camvid": re.compile(r"mIoU ([\d.]+)")}
+#: What is read from the description of weights in the package, by the metric that tables of papers have. The tag of
+#: weights for super-resolution is their scale.
+_MEASURED = {"PSNR, BSD100 {tag}": re.compile(r"BSD100 ([\d.]+) dB"), "mIoU, camvid": re.compile(r"mIoU ([\d.]+)")}
 
 
 def quality_of(ref: str, task: str, size: tuple[int, int] | None = None) -> Quality | None:
@@ -33,7 +34,7 @@ def quality_of(ref: str, task: str, size: tuple[int, int] | None = None) -> Qual
         Quality: of the first published weights for the task, or as measured for weights in the package.
     """
     if ref in assets.WEIGHTS:
-        return _measured(assets.WEIGHTS[ref].figure)
+        return _measured(ref)
     name, _, tag = ref.partition(".")
     if name not in variants():
         return None
@@ -55,8 +56,8 @@ def _published(entry: Published) -> Quality:
 _DATA = {"classify": "ImageNet", "prompt": "COCO"}
 
 
-def _measured(figure: str) -> Quality | None:
+def _measured(ref: str) -> Quality | None:
     for metric, pattern in _MEASURED.items():
-        if match := pattern.search(figure):
-            return Quality(float(match[1]), metric, "measured by us")
+        if match := pattern.search(assets.WEIGHTS[ref].figure):
+            return Quality(float(match[1]), metric.format(tag=ref.partition(".")[2]), "measured by us")
     return None
