@@ -87,7 +87,7 @@ def test_no_file_is_left_if_one_differs(factor: float, tmp_path: Path) -> None:
 
 
 def test_no_size_can_be_chosen_where_every_size_fits(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="native files take images of every size: leave it out"):
+    with pytest.raises(ConfigError, match="native files take images of every size: leave the size out"):
         export(narrow(), "native", output=tmp_path / "a.foveal", input_size=(64, 64))
     assert not list(tmp_path.iterdir())
 
@@ -95,7 +95,7 @@ def test_no_size_can_be_chosen_where_every_size_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--to onnx,native --size 64 --json", "native files take images of every size: leave it out"),
+        ("--to onnx,native --size 64 --json", "native files take images of every size: leave the size out"),
         ("--to openvino,web --opset 18", "openvino files have no choice of ONNX's operator set: leave it out"),
         ("--to onnx,executorch --half", "executorch files have no float16: export to one of onnx"),
         ("--to onnx,native --int8 .", "native files have no int8: export to one of onnx, openvino"),
@@ -103,7 +103,7 @@ def test_no_size_can_be_chosen_where_every_size_fits(tmp_path: Path) -> None:
         ("--to native,onnx --batch 2", "batch=2: native files take any batch: leave it out"),
         (
             "--to executorch,onnx --batch 2",
-            "executorch files have a number of images with a fixed size only: give input_size, too",
+            "executorch files have a number of images with a fixed size only: give a size, too",
         ),
         ("--to onnx,openvino --output x.onnx", "--output x.onnx: several files are written, give a folder"),
     ],

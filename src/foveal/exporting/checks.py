@@ -42,7 +42,10 @@ def check_options(
     if batch is not None and batch < 1:
         raise ConfigError(f"batch={batch}: give 1 or more")
     if input_size is not None and format.any_size:
-        raise ConfigError(f"input_size={input_size}: {format.name} files take images of every size: leave it out")
+        height, width = input_size
+        raise ConfigError(
+            f"images of {height}x{width}: {format.name} files take images of every size: leave the size out"
+        )
     if bake and (upsample or request):
         raise ConfigError("bake gives classes at the image's size, in float32 or float16: leave upsample and int8 out")
     return request

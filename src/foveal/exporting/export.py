@@ -35,7 +35,9 @@ from .bake import check_bakes
 from .checks import check_options
 from .formats import Format, find_format
 from .graph import OPSET, Graph, Options, Source, Written, compare
+from .half_weights import with_half_weights
 from .image import image_graphs
+from .photograph import on_photograph
 from .prompt import prompt_graphs
 from .quantise import Request, quantise
 from .report import ExportReport, current_command, report_path, versions_of
@@ -207,6 +209,9 @@ def _write_all(
                 stack.enter_context(atomic_folder(path) if format.folder else atomic_write(path)) for path in paths
             ]
             bar.part(0.0, f"write {paths[0].name}")
+            if options.half:
+                graph = on_photograph(graph)
+                graph = dataclasses.replace(graph, network=with_half_weights(graph.network, graph.feeds[0]))
             written = format.write(graph, temporary, options)
             bar.advance(f"compare {paths[0].name} with the model")
             difference, agreement = (
@@ -305,7 +310,7 @@ def _check_batch(format: Format, info: ModelInfo, batch: int, fixed: bool) -> No
     if format.any_size:
         raise ConfigError(f"batch={batch}: {format.name} files take any batch: leave it out")
     raise ConfigError(
-        f"batch={batch}: {format.name} files have a number of images with a fixed size only: give input_size, too, or "
+        f"batch={batch}: {format.name} files have a number of images with a fixed size only: give a size, too, or "
         "leave it out"
     )
 
@@ -316,14 +321,16 @@ def _check_request(format: Format, model: nn.Module, upsample: bool, size: tuple
     if min(size) < smallest:
         smaller = "; the file takes smaller images too" if smallest > _smallest_side(model) else ""
         raise ConfigError(
-            f"input_size={size}: the smallest is {smallest}x{smallest}"
+            f"images of {size[0]}x{size[1]}: the smallest fixed size is {smallest}x{smallest}"
             if fixed
             else f"size={size}: trace at {smallest} pixels or more{smaller}"
         )
     info = info_of(model)
     check_takes_images(info.model)
     if fixed and TASKS[info.task].takes_prompts:
-        raise ConfigError(f"input_size={size}: {info.model} is promptable and has a size of its own: leave it out")
+        raise ConfigError(
+            f"images of {size[0]}x{size[1]}: {info.model} is promptable and has a size of its own: leave it out"
+        )
     if info.task not in GRAPHS:
         raise ConfigError(
             f"{info.model} for {info.task!r} gives {TASKS[info.task].result}, which no format holds: "

@@ -32,8 +32,8 @@ from ..task import TASKS
 TOLERANCE = 1e-4  #: largest difference between a file and its model, relative to the model's largest output
 AGREEMENT = 0.9999  #: smallest share of positions at which both have the same class, near ties left out
 _ROUNDING = 1e-5  # relative to the largest score: what two orders of the same sums differ by
-#: The same two numbers for files of other types. They are for inputs of noise, on which near ties are frequent.
-LIMITS = {"float16": (0.02, 0.985)}
+#: The same two numbers for files of other types; those of images are compared on a photograph (:mod:`.photograph`).
+LIMITS = {"float16": (0.01, 0.985)}
 IMAGE_NDIM = 4  #: of batches of images of 8 bits; batches of classes have fewer dimensions
 OPSET = 18  #: of ONNX: the newest that ONNX Runtime 1.14 and later, OpenVINO and TensorRT 10 all read
 

@@ -11,8 +11,8 @@ layers do not, and are computed in float32 between casts:
   bias would take the bits of what varies. Folded batch norms give such biases. With them in float32, the logits of the
   bundled EfficientViT-B0 differ by 0.03 from those of float32, else by 0.35.
 
-Large weights are stored in float16 even in a layer that is computed in float32; a cast widens them. Rounding the
-weights behind such a bias shifts the layer's output by a constant, which is subtracted from the layer's own bias.
+Large weights are stored in float16 even in a layer that is computed in float32; a cast widens them. The network that
+is traced has such weights already (:mod:`.half_weights`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -43,8 +43,6 @@ _MOVING = {
     *("Identity", "Tile", "Pad", "DepthToSpace", "SpaceToDepth", "Relu", "Neg", "Abs", "Max", "Min", "MaxPool"),
 }
 _BIASED = 2.0  #: ratio of bias and norm of the weights, the median over the channels, above which a bias dominates
-#: Operators that compute each number of their output from one number of each input.
-_POINTWISE = {"Relu", "HardSwish", "HardSigmoid", "Sigmoid", "Clip", "Mul", "Add", "Erf", "Tanh", "Gelu"}
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}  # operators with weights, as is a product with a constant
 _LARGE = 1024  # numbers of a layer's weights that are stored in float16 where the layer is computed in float32
 _MAP_NDIM = 4  # inputs with fewer dimensions are no maps: they hold points and sizes
@@ -63,19 +61,9 @@ def to_half(proto: onnx.ModelProto) -> tuple[str, ...]:
         ExportError: the type of a value is unknown.
     """
     graph = _Graph(proto)
-    _round_weights(graph)
     kept = _kept(graph)
     _convert(graph, kept)
     return tuple(dict.fromkeys(_layer(node) for i, node in enumerate(graph.nodes) if i in kept and graph.computes(i)))
-
-
-def round_weights(proto: onnx.ModelProto) -> None:
-    """Round large weights of a graph of float32, in place, to numbers that float16 has.
-
-    Raises:
-        ExportError: the type of a value is unknown.
-    """
-    _round_weights(_Graph(proto))
 
 
 def _layer(node: onnx.NodeProto) -> str:
@@ -126,23 +114,6 @@ class _Graph:
         inputs = {value.name for value in proto.graph.input}
         dims = {value.name: len(value.type.tensor_type.shape.dim) for value in inferred.input if value.name in inputs}
         return types, dims
-
-    def add(self, name: str, array: np.ndarray) -> str:
-        """Add a constant of float32; its name."""
-        from onnx import numpy_helper
-
-        self.arrays[name], self.types[name] = array.astype(np.float32), 1
-        self.graph.initializer.append(numpy_helper.from_array(self.arrays[name], name))
-        return name
-
-    def replace(self, name: str, array: np.ndarray) -> None:
-        """Give a constant another value."""
-        from onnx import numpy_helper
-
-        self.arrays[name] = array
-        next(each for each in self.graph.initializer if each.name == name).CopyFrom(
-            numpy_helper.from_array(array, name)
-        )
 
     def is_float(self, name: str) -> bool:
         """Whether a value is of float32."""
@@ -203,54 +174,6 @@ def _bias_dominates(graph: _Graph, node: onnx.NodeProto) -> bool:
     weight, *biases = (graph.arrays[name] for name in node.input[1:3])
     norms = np.linalg.norm(weight.reshape(len(weight), -1), axis=1)
     return weight.shape[1] == 1 and any(float(np.median(np.abs(bias) - _BIASED * norms)) > 0 for bias in biases)
-
-
-def _round_weights(graph: _Graph) -> None:
-    """Round large weights to float16, and correct biases by what that adds to the constant part of the output."""
-    large = [i for i in range(len(graph.nodes)) if _has_large_weights(graph, i)]
-    rounded = {graph.nodes[i].input[1]: graph.arrays[graph.nodes[i].input[1]] for i in large}
-    with np.errstate(under="ignore"):
-        rounded = {name: array.astype(np.float16).astype(np.float32) for name, array in rounded.items()}
-    for i in large:
-        node = graph.nodes[i]
-        constant = _constant_part(graph, node.input[0])
-        if node.op_type != "Conv" or constant is None or not all(name in graph.arrays for name in node.input[1:3]):
-            continue
-        weight, *biases = node.input[1:3]
-        change = (graph.arrays[weight] - rounded[weight]).sum((2, 3))
-        if biases and change.shape[1] == len(constant):
-            node.input[2] = graph.add(f"{node.output[0]}.bias", graph.arrays[biases[0]] + change @ constant)
-    for name, array in rounded.items():
-        graph.replace(name, array)
-
-
-def _constant_part(graph: _Graph, name: str) -> np.ndarray | None:
-    """The constant part of each channel of a value that comes from a large bias, ``(C,)``; ``None``: there is none."""
-    from onnx import helper
-    from onnx.reference import ReferenceEvaluator
-
-    start, nodes, waiting = "", set[int](), [name]
-    while waiting:
-        i = graph.maker.get(waiting.pop())
-        if i is None:
-            return None
-        if _bias_dominates(graph, graph.nodes[i]) and start in ("", graph.nodes[i].output[0]):
-            start = graph.nodes[i].output[0]
-        elif graph.nodes[i].op_type in _POINTWISE:
-            nodes.add(i)
-            waiting += graph.floats(i)
-        else:
-            return None
-    bias = graph.arrays[graph.nodes[graph.maker[start]].input[2]]
-    found = [graph.nodes[i] for i in sorted(nodes)]
-    if not found:
-        return bias
-    feeds = {each: graph.arrays[each] for node in found for each in node.input if each in graph.arrays}
-    feeds[start] = bias[None, :, None, None]
-    values = [helper.make_tensor_value_info(each, 1, None) for each in (*feeds, name)]
-    part = helper.make_graph(found, "part", values[:-1], values[-1:])
-    model = helper.make_model(part, opset_imports=graph.opsets)
-    return np.asarray(cast(Any, ReferenceEvaluator(model)).run(None, feeds)[0]).reshape(-1)
 
 
 def _has_large_weights(graph: _Graph, i: int) -> bool:

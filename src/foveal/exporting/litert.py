@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import math
 from collections.abc import Sequence
@@ -11,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..prediction.file_network import Settings
 from ..prediction.litert_runner import LITERT_FILES
 from ..prediction.sealed import seal, with_outputs
-from .graph import Feed, Graph, Options, RunFile, Written, exporter_errors, metadata
+from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
 
 _ALIGNMENT = 64  # of the weights behind a FlatBuffer
 _HALF = "weights of convolutions and linear layers in float16; LiteRT computes in float32 on CPUs, in float16 on GPUs"
@@ -37,8 +35,7 @@ def write_litert(graph: Graph, files: Sequence[Path], options: Options) -> Writt
     with exporter_errors(info.model, "LiteRT", "litert-export"):
         import litert_torch  # pyright: ignore[reportMissingImports] - not among the test tools, for its size
 
-        network = _rounded(graph.network, graph.feeds[0]) if options.half else graph.network.eval()
-        named = _Named(network, tuple(graph.inputs), tuple(graph.outputs))
+        named = _Named(graph.network.eval(), tuple(graph.inputs), tuple(graph.outputs))
         examples = [dict(zip(graph.inputs, example, strict=True)) for example in (graph.example, *graph.variants)]
         converter = litert_torch.signature("serving_default", named, sample_kwargs=examples[0])
         for number, example in enumerate(examples[1:], 1):
@@ -68,36 +65,6 @@ class _Named(nn.Module):
     def forward(self, **feed: Tensor) -> dict[str, Tensor]:
         results = self.network(*(feed[name] for name in self.inputs))
         return dict(zip(self.outputs, results if isinstance(results, tuple) else (results,), strict=True))
-
-
-@torch.no_grad()
-def _rounded(network: nn.Module, feed: Feed) -> nn.Module:
-    """A copy of the network whose layers have weights that float16 holds, and biases that correct the constant error.
-
-    Folded batch norms give some layers an input with a mean that is large beside its variation. Rounding the weights
-    then adds a constant to the output, the product of the rounding errors and the mean, which the bias can take back.
-    """
-    network = copy.deepcopy(network).eval()
-    layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    means: dict[nn.Module, Tensor] = {}
-
-    def record(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        channels = (inputs[0] if isinstance(layer, nn.Linear) else inputs[0].movedim(1, -1)).flatten(0, -2)
-        spread, mean = torch.std_mean(channels, 0, correction=0)
-        means[layer] = torch.where(mean.abs() > spread, mean, 0)
-
-    hooks = [layer.register_forward_pre_hook(record) for layer in layers]
-    network(*(torch.from_numpy(value) for value in feed.values()))
-    for hook in hooks:
-        hook.remove()
-    for layer in layers:
-        rounded = layer.weight.half().float()
-        if layer.bias is not None and layer in means:
-            change = (layer.weight - rounded).flatten(2).sum(2) if layer.weight.ndim > 2 else layer.weight - rounded
-            groups = means[layer].unflatten(0, (-1, change.shape[1]))
-            layer.bias.add_((change * groups.repeat_interleave(len(change) // len(groups), 0)).sum(1))
-        layer.weight.copy_(rounded)
-    return network
 
 
 def _in_half(content: bytes) -> bytes:

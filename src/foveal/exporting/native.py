@@ -26,10 +26,10 @@ def write_native(graph: Graph, files: Sequence[Path], options: Options) -> Writt
         ExportError: the network upsamples its logits.
     """
     model = graph.model
-    if isinstance(graph.reference, ImageNetwork):
-        if graph.reference.upsample:
+    if isinstance(graph.network, ImageNetwork):
+        if graph.network.upsample:
             raise ExportError("upsample: the native engine gives logits at the model's stride, which Foveal upsamples")
-        model = graph.reference.model
+        model = graph.network.model
     assert model is not None
     replace(make_plan(model, graph.part), info=graph.info).save(files[0], options.half)
     return Written(notes=("weights in float16, computed in float32",) if options.half else ())

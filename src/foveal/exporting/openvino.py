@@ -15,7 +15,6 @@ from ..info import ModelInfo
 from ..prediction.file_network import Settings
 from ..prediction.openvino_runner import open_openvino_network, openvino_core
 from .graph import Graph, Options, RunFile, Written, exporter_errors, metadata
-from .half import round_weights
 from .onnx import LARGEST, make_onnx, size_of_weights
 
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ def write_openvino(graph: Graph, files: Sequence[Path], options: Options) -> Wri
         DependencyError: a package is missing.
     """
     proto = make_onnx(graph, replace(options, half=False))  # only what is stored is in float16
-    if options.half:
-        round_weights(proto)
     convert_onnx(proto, files, graph.info, options.half)
     return Written(notes=(_HALF,) if options.half else ())
 

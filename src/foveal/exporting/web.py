@@ -25,7 +25,6 @@ from ..images.colours import palette_of
 from ..info import ModelInfo
 from ..page import page_files
 from .graph import Graph, Options, Written
-from .half import round_weights
 from .onnx import make_onnx
 from .report import ExportReport, report_path
 
@@ -65,7 +64,6 @@ def write_web(graph: Graph, files: Sequence[Path], options: Options) -> Written:
         DependencyError: a package is missing.
     """
     proto = make_onnx(graph, replace(options, half=False))
-    round_weights(proto)
     _store_in_half(proto)
     files[0].write_bytes(proto.SerializeToString())
     return Written()
@@ -75,11 +73,6 @@ def _store_in_half(proto: onnx.ModelProto) -> None:
     """Store large arrays in float16 and cast them to float32; runtimes do that once, when they open the file."""
     from onnx import TensorProto, helper, numpy_helper
 
-    used = {name for node in proto.graph.node for name in node.input}
-    for tensor in [
-        tensor for tensor in proto.graph.initializer if tensor.name not in used
-    ]:  # biases that were replaced
-        proto.graph.initializer.remove(tensor)
     casts = []
     for tensor in proto.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT:
