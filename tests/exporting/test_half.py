@@ -300,18 +300,59 @@ def test_weights_that_float16_lacks_stay() -> None:
         assert torch.equal(rounded.get_parameter("1.weight"), network.get_parameter("1.weight").half().float())
 
 
+def test_small_weights_stay() -> None:
+    network = nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 8, bias=False), nn.Linear(8, 4))
+    with torch.no_grad():
+        rounded = with_half_weights(network, {"x": np.ones((1, 8), np.float32)}, smallest=32)
+    stay = {name: torch.equal(rounded.get_parameter(name), value) for name, value in network.named_parameters()}
+    assert [name for name, same in stay.items() if name.endswith("weight") and same] == ["0.weight", "1.weight"]
+    assert stay["0.bias"]
+
+
+def photographed(value: NDArray[Any], name: str, prepare: Preprocess) -> NDArray[Any]:
+    """An input of a network in the comparison of float16 files."""
+    info = ModelInfo("net", "classify", preprocess=prepare)
+    graph = Graph("", Plain(), Plain(), info, (), {}, {}, ({name: value, "other": np.zeros(3)},))
+    (feed,) = on_photograph(graph).feeds
+    assert not feed["other"].any()
+    assert (feed[name].shape, feed[name].dtype) == (value.shape, value.dtype)
+    return feed[name]
+
+
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_the_photograph_has_the_shape_and_the_scale_of_the_input(channels: int) -> None:
-    mean, std = tuple(0.1 * (i + 1) for i in range(channels)), (0.2,) * channels
-    info = ModelInfo("net", "classify", preprocess=Preprocess(mean, std))
-    feed = {"image": np.zeros((2, channels, 40, 60), np.float32), "other": np.zeros(3)}
-    graph = Graph("", Plain(), Plain(), info, (), {}, {}, (feed,))
-    (found,) = on_photograph(graph).feeds
-    assert found["other"] is feed["other"]
-    assert found["image"].shape == (2, channels, 40, 60)
-    assert np.array_equal(found["image"][0], found["image"][1][..., ::-1])
-    pixels = photo(60)[..., 0] / 255
-    assert abs(found["image"][0, 0].mean() - (pixels.mean() - 0.1) / 0.2) < 0.05
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_the_photograph_has_the_scale_of_the_input(channels: int, dtype: str) -> None:
+    """Statistics of other images than photographs, as of satellites' bands, do not apply to it."""
+    prepare = Preprocess((0.0076,) * channels, (0.0044,) * channels, dtype=dtype)
+    if dtype == "uint8" and channels == 3:
+        prepare = Preprocess((0.1, 0.2, 0.3), (0.2, 0.2, 0.2))
+    found = photographed(np.zeros((2, channels, 40, 60), np.float32), "image", prepare)
+    assert np.array_equal(found[0], found[1][..., ::-1])
+    assert 0.2 < np.abs(found).max() < 5
+    if dtype == "uint8" and channels == 3:
+        assert abs(found[0, 0].mean() - (photo(60)[..., 0].mean() / 255 - 0.1) / 0.2) < 0.05
+
+
+def test_the_photograph_in_other_layouts() -> None:
+    """Files with the preparation inside, and those for other programs of SAM."""
+    inside = photographed(np.zeros((1, 40, 60, 3), np.uint8), "image", Preprocess())
+    pixels = photographed(np.zeros((40, 60, 3), np.float32), "input_image", Preprocess())
+    assert np.array_equal(inside[0], pixels)
+    assert abs(pixels.mean() - photo(60).mean()) < 2
+
+
+def test_preparation_inside_of_a_file_in_float16(tmp_path: Path) -> None:
+    report = foveal.export("efficientvit_b0.camvid", output=tmp_path, half=True, bake=True, input_size=(256, 512))
+    assert report.agreement >= 0.999
+
+
+def test_the_encoder_of_a_promptable_plan_has_corrected_biases(tmp_path: Path) -> None:
+    plans = []
+    for half in (False, True):
+        foveal.export("tf_efficientnet_lite0.sam", "native", output=tmp_path / f"{half}.foveal", half=half)
+        plans.append(load_plan(tmp_path / f"{half}.encoder.foveal").weights)
+    biases = [name for name, array in plans[0].items() if array.ndim == 1]
+    assert any(not np.array_equal(plans[0][name], plans[1][name]) for name in biases)
 
 
 @pytest.mark.long

@@ -210,8 +210,7 @@ def _write_all(
             ]
             bar.part(0.0, f"write {paths[0].name}")
             if options.half:
-                graph = on_photograph(graph)
-                graph = dataclasses.replace(graph, network=with_half_weights(graph.network, graph.feeds[0]))
+                graph = _with_half_weights(on_photograph(graph), format.half_from)
             written = format.write(graph, temporary, options)
             bar.advance(f"compare {paths[0].name} with the model")
             difference, agreement = (
@@ -238,6 +237,10 @@ def _write_all(
         )
         report.write(report_file)
     return report
+
+
+def _with_half_weights(graph: Graph, smallest: int) -> Graph:
+    return dataclasses.replace(graph, network=with_half_weights(graph.network, graph.feeds[0], smallest))
 
 
 def _notes(graphs: Sequence[Graph], written: Sequence[Written]) -> tuple[str, ...]:

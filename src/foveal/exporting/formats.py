@@ -47,6 +47,8 @@ class Format:
         graphs: the networks of a promptable model in place of Foveal's own, for files that other programs run. Other
             models have no such files.
         halves: whether it can be written in float16.
+        half_from: numbers of an array of weights from which it is stored in float16; smaller ones stay in float32, at
+            least in some layers.
         bakes: whether images of 8 bits can be its input, with all preparation inside.
         quantizer: writes its files in int8; ``None``: there is no int8.
         site: what is made around the files of a model, in the folder that users name; its files are always in float16.
@@ -60,6 +62,7 @@ class Format:
     packages: tuple[str, ...] = ()
     onnx: bool = False
     halves: bool = False
+    half_from: int = 1024
     bakes: bool = False
     folder: bool = False
     fixed: bool = False
@@ -119,6 +122,7 @@ FORMATS = {
             open_litert,
             packages=("litert-torch", "ai-edge-litert"),
             halves=True,
+            half_from=0,
             fixed=True,
             free_prompts=False,
         ),
@@ -138,6 +142,7 @@ FORMATS = {
             None if why_not() else open_coreml,
             packages=("coremltools",),
             halves=True,
+            half_from=0,
             folder=True,
             fixed=True,
         ),

@@ -18,27 +18,32 @@ _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 
 
 @torch.no_grad()
-def with_half_weights(network: nn.Module, feed: Feed) -> nn.Module:
+def with_half_weights(network: nn.Module, feed: Feed, smallest: int = 0) -> nn.Module:
     """A copy of a network whose convolutions and linear layers have weights that float16 holds.
 
     Args:
         network: in float32; it is not changed.
         feed: an input, on which the means of the layers' inputs are measured.
+        smallest: layers with fewer weights keep theirs.
     """
     network = copy.deepcopy(network).eval()
     layers = [module for module in network.modules() if isinstance(module, _WEIGHTED)]
-    sums = {layer: _Sums() for layer in layers}
+    sums: dict[nn.Module, _Sums] = {layer: _Sums() for layer in layers}
     hooks = [layer.register_forward_pre_hook(sums[layer].add) for layer in layers]
     network(*map(torch.from_numpy, feed.values()))
     for hook in hooks:
         hook.remove()
-    rounded = {layer: layer.weight.half().float() for layer in layers}  # before any changes: layers may share weights
-    rounded = {layer: weight for layer, weight in rounded.items() if weight.isfinite().all()}
-    for layer, weight in rounded.items():
-        if layer.bias is not None and sums[layer].count:
-            layer.bias.add_(_output_of_means(layer.weight - weight, sums[layer].large_means()))
-    for layer, weight in rounded.items():
-        layer.weight.copy_(weight)
+    sharing: dict[Tensor, list[nn.Module]] = {}  # layers may share their weights
+    for layer in layers:
+        sharing.setdefault(layer.weight, []).append(layer)
+    for weight, readers in sharing.items():
+        rounded = weight.half().float()
+        if weight.numel() < smallest or not rounded.isfinite().all():
+            continue
+        for layer in readers:
+            if isinstance(layer.bias, Tensor) and sums[layer].count:
+                layer.bias.add_(_output_of_means(weight - rounded, sums[layer].large_means()))
+        weight.copy_(rounded)
     return network
 
 
@@ -52,11 +57,12 @@ class _Sums:
 
     def add(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """Count the input of a call; a forward pre-hook."""
-        values = inputs[0] if isinstance(layer, nn.Linear) else inputs[0].transpose(1, -1)
-        rows = values.double().reshape(-1, values.shape[-1])
-        self.count += len(rows)
-        self.first += rows.sum(0)
-        self.second += rows.square().sum(0)
+        values = inputs[0].reshape(-1, inputs[0].shape[-1]) if isinstance(layer, nn.Linear) else inputs[0]
+        variance, mean = torch.var_mean(values, [axis for axis in range(values.ndim) if axis != 1], correction=0)
+        count, variance, mean = values.numel() // values.shape[1], variance.double(), mean.double()
+        self.count += count
+        self.first += count * mean
+        self.second += count * (variance + mean.square())
 
     def large_means(self) -> Tensor:
         """Mean of each channel that is larger than the channel's standard deviation; 0 for the others."""

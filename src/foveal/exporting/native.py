@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ..engine.lowering import make_plan
 from ..engine.plan import load_plan
 from ..errors import ExportError
 from ..prediction.native_runner import encode_points
+from ..tasks.prompt import ImageEncoder, PromptModel
 from .graph import Feed, Graph, Options, RunFile, Written
 from .image import ImageNetwork
 
@@ -25,14 +27,26 @@ def write_native(graph: Graph, files: Sequence[Path], options: Options) -> Writt
         NotCoveredError: the engine does not compute a layer of the model.
         ExportError: the network upsamples its logits.
     """
-    model = graph.model
     if isinstance(graph.network, ImageNetwork):
         if graph.network.upsample:
             raise ExportError("upsample: the native engine gives logits at the model's stride, which Foveal upsamples")
         model = graph.network.model
-    assert model is not None
+    else:
+        model = _with_part(graph)
     replace(make_plan(model, graph.part), info=graph.info).save(files[0], options.half)
     return Written(notes=("weights in float16, computed in float32",) if options.half else ())
+
+
+def _with_part(graph: Graph) -> PromptModel:
+    """The promptable model that has the network of a file as its part."""
+    assert isinstance(graph.model, PromptModel)
+    model, network = copy.deepcopy(graph.model), graph.network
+    if isinstance(network, ImageEncoder):
+        model.image_encoder = network
+    for name in ("prompt_encoder", "mask_decoder"):
+        if hasattr(network, name):
+            setattr(model, name, getattr(network, name))
+    return model
 
 
 def open_native(files: Sequence[Path]) -> RunFile:
