@@ -20,7 +20,7 @@ from torch import nn
 import foveal
 from foveal import assets
 from foveal.engine.plan import load_plan
-from foveal.exporting.graph import Graph
+from foveal.exporting.graph import Graph, compare
 from foveal.exporting.half import _without_weights, to_half
 from foveal.exporting.half_weights import with_half_weights
 from foveal.exporting.photograph import on_photograph
@@ -313,7 +313,8 @@ def photographed(value: NDArray[Any], name: str, prepare: Preprocess) -> NDArray
     """An input of a network in the comparison of float16 files."""
     info = ModelInfo("net", "classify", preprocess=prepare)
     graph = Graph("", Plain(), Plain(), info, (), {}, {}, ({name: value, "other": np.zeros(3)},))
-    (feed,) = on_photograph(graph).feeds
+    feed, *others = on_photograph(graph).feeds
+    assert len({feed[name].tobytes() for feed in (feed, *others)}) == 5
     assert not feed["other"].any()
     assert (feed[name].shape, feed[name].dtype) == (value.shape, value.dtype)
     return feed[name]
@@ -394,6 +395,23 @@ def test_click_to_mask_in_less_than_20_megabytes(tmp_path: Path) -> None:
     for prompt in prompts:
         for a, b in zip(expected.prompt(**prompt).masks, found.prompt(**prompt).masks, strict=True):
             assert np.logical_and(a, b).sum() >= 0.98 * np.logical_or(a, b).sum()
+
+
+def compared(differences: list[float], shapes: list[tuple[int, ...]]) -> float:
+    """What the comparison finds if the output of each input differs so much."""
+    values = iter(differences)
+    inputs = [{"x": np.ones(shape, np.float32)} for shape in shapes]
+    graph = Graph("", Plain(), nn.Identity(), ModelInfo("net", "regress"), (), {"x": ()}, {"y": ()}, tuple(inputs))
+    return compare(graph, lambda feed: [feed["x"] + next(values)], "float16")[0]
+
+
+def test_the_median_of_inputs_of_one_shape_counts() -> None:
+    """A single image can be an accident of rounding; each shape has its own median."""
+    assert compared([0.001, 0.5, 0.002], [(1, 4)] * 3) == pytest.approx(0.002, rel=1e-3)
+    with pytest.raises(foveal.ExportError, match=r"differs from the model by 5\.0e-01: not written"):
+        compared([0.001, 0.001, 0.5, 0.5], [(1, 4), (1, 4), (1, 5), (1, 5)])
+    with pytest.raises(foveal.ExportError, match="nan"):
+        compared([0.001, np.nan, 0.001], [(1, 4)] * 3)
 
 
 def test_the_message_says_that_values_exceed_float16(tmp_path: Path) -> None:
