@@ -397,21 +397,23 @@ def test_click_to_mask_in_less_than_20_megabytes(tmp_path: Path) -> None:
             assert np.logical_and(a, b).sum() >= 0.98 * np.logical_or(a, b).sum()
 
 
-def compared(differences: list[float], shapes: list[tuple[int, ...]]) -> float:
+def compared(differences: list[float], repeats: int = 1) -> float:
     """What the comparison finds if the output of each input differs so much."""
     values = iter(differences)
-    inputs = [{"x": np.ones(shape, np.float32)} for shape in shapes]
-    graph = Graph("", Plain(), nn.Identity(), ModelInfo("net", "regress"), (), {"x": ()}, {"y": ()}, tuple(inputs))
+    inputs = ({"x": np.ones((1, 4), np.float32)},) * len(differences)
+    graph = Graph("", Plain(), nn.Identity(), ModelInfo("net", "regress"), (), {"x": ()}, {"y": ()}, inputs, repeats)
     return compare(graph, lambda feed: [feed["x"] + next(values)], "float16")[0]
 
 
-def test_the_median_of_inputs_of_one_shape_counts() -> None:
-    """A single image can be an accident of rounding; each shape has its own median."""
-    assert compared([0.001, 0.5, 0.002], [(1, 4)] * 3) == pytest.approx(0.002, rel=1e-3)
+def test_the_median_of_inputs_that_are_alike_counts() -> None:
+    """A single crop can be an accident of rounding; each size has its own median."""
+    assert compared([0.001, 0.5, 0.002], repeats=3) == pytest.approx(0.002, rel=1e-3)
     with pytest.raises(foveal.ExportError, match=r"differs from the model by 5\.0e-01: not written"):
-        compared([0.001, 0.001, 0.5, 0.5], [(1, 4), (1, 4), (1, 5), (1, 5)])
+        compared([0.001, 0.001, 0.002, 0.5, 0.5, 0.5], repeats=3)
+    with pytest.raises(foveal.ExportError, match="differs from the model by 3"):
+        compared([0.001, 0.001, 0.03])  # not alike: each counts
     with pytest.raises(foveal.ExportError, match="nan"):
-        compared([0.001, np.nan, 0.001], [(1, 4)] * 3)
+        compared([0.001, np.nan, 0.001], repeats=3)
 
 
 def test_the_message_says_that_values_exceed_float16(tmp_path: Path) -> None:

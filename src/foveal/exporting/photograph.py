@@ -34,13 +34,15 @@ _BOXES: tuple[Box, ...] = (
 
 def on_photograph(graph: Graph) -> Graph:
     """The same network with crops of the photograph in place of each image; embeddings and prompts stay."""
+    if not any(feed.keys() & _LAYOUTS for feed in graph.feeds):
+        return graph
     prepare = graph.info.preprocess
     feeds = [
         {name: _LAYOUTS[name](value, box, prepare) if name in _LAYOUTS else value for name, value in feed.items()}
         for feed in graph.feeds
-        for box in (_BOXES if feed.keys() & _LAYOUTS else _BOXES[:1])
+        for box in _BOXES
     ]
-    return replace(graph, feeds=tuple(feeds))
+    return replace(graph, feeds=tuple(feeds), repeats=len(_BOXES))
 
 
 def _batch(value: NDArray[Any], box: Box, prepare: Preprocess) -> NDArray[Any]:
