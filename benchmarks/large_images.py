@@ -2,9 +2,8 @@
 
     python benchmarks/large_images.py --side 16384 --model efficientvit_b0.camvid
     pip install monai patchly
-    python benchmarks/large_images.py --side 4096 --ways stream native tiles blended monai patchly
-    python benchmarks/large_images.py --side 8192 --ways stream onnxruntime
-    python benchmarks/large_images.py --side 16384 --processes 2
+    python benchmarks/large_images.py --side 4096 --ways stream native onnxruntime tiles blended monai patchly
+    python benchmarks/large_images.py --side 12288 --processes 2 [--rows FILE.jsonl] [--page FILE.md]
 
 The image is a square of copies of the bundled photograph with noise. Each way runs in a process of its own, on one
 thread, with the image in a tiled TIFF; processor time is compared, which other programs on the machine disturb less.
@@ -26,11 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from measured_tables import parse, parser, write_tables
 from numpy.typing import NDArray
 
 import foveal
@@ -40,10 +41,13 @@ from foveal.images.preparing import prepare
 from foveal.images.rasters import open_raster
 from foveal.images.reading import read_image
 from foveal.images.tiff_writing import TiffImage, write_tiff
+from foveal.measuring.machine import one_line
+from foveal.measuring.row_file import Row, RowFile
 
 TILE = 512
 SHARED = TILE // 4  # pixels that blended tiles share
 OTHERS = ("monai", "patchly")
+WAY, PROCESSES = "way", "processes"  #: kinds of rows
 
 
 def bands(side: int) -> Iterator[NDArray[np.uint8]]:
@@ -163,6 +167,16 @@ WAYS = {
     "monai": monai,
     "patchly": patchly,
 }
+#: The ways in words.
+WORDS = {
+    "stream": "`--exact`",
+    "native": "`--exact --runtime native`",
+    "onnxruntime": "`--exact --runtime onnxruntime`, without torch",
+    "tiles": "plain tiles without overlap",
+    "blended": "`--tile 512`, blended by Foveal",
+    "monai": "MONAI, `sliding_window_inference`, Gaussian weights",
+    "patchly": "patchly, Gaussian weights, chunks of 2048 pixels",
+}
 
 
 def measure(way: str, model: str, source: Path, out: Path) -> None:
@@ -175,8 +189,8 @@ def measure(way: str, model: str, source: Path, out: Path) -> None:
     print(json.dumps(report | seconds | {"peak_mb": peak / 1000}))
 
 
-def speed_up(model: str, source: Path, folder: Path, processes: int, rounds: int) -> None:
-    """Print the times of one process, of several, and of several commands at once, and the medians of their ratios.
+def speed_up(model: str, source: Path, folder: Path, processes: int, rounds: int) -> dict[str, Any]:
+    """Medians of the times of one process, of several, and of several commands at once, and of their ratios.
 
     Commands at once, each of which does all of the work, show what the cores can give to so many processes: those of a
     virtual machine are often two threads of one core.
@@ -187,22 +201,22 @@ def speed_up(model: str, source: Path, folder: Path, processes: int, rounds: int
     first, shared = folder / "one.npy", folder / "several.npy"
     copies = [folder / f"copy{number}.npy" for number in range(processes)]
     ways = {
-        "one process": [[*one, "--out", first]],
-        f"{processes} processes of torchrun": [[*several, "--out", shared]],
-        f"{processes} commands at once": [[*one, "--out", copy] for copy in copies],
+        "one": [[*one, "--out", first]],
+        "several": [[*several, "--out", shared]],
+        "at_once": [[*one, "--out", copy] for copy in copies],
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, commands in ways.items():
             seconds[name].append(_seconds([[*command, "--threads", "1"] for command in commands]))
-    for name, times in seconds.items():
-        print(f"{name}: {', '.join(f'{each:.1f}' for each in times)} s")
+            print(f"{name}: {seconds[name][-1]:.1f} s", flush=True)
     alone, together, apart = seconds.values()
-    ratio = statistics.median(a / b for a, b in zip(alone, together, strict=True))
-    limit = statistics.median(processes * a / b for a, b in zip(alone, apart, strict=True))
-    same = (np.load(first, mmap_mode="r") == np.load(shared, mmap_mode="r")).mean()
-    print(f"{processes} processes are {ratio:.2f} times as fast as one; {same:.4%} of the classes are equal")
-    print(f"{processes} commands at once do {limit:.2f} times the work of one in the same time: what the cores give")
+    return {
+        **{name: statistics.median(times) for name, times in seconds.items()},
+        "speedup": statistics.median(a / b for a, b in zip(alone, together, strict=True)),
+        "limit": statistics.median(processes * a / b for a, b in zip(alone, apart, strict=True)),
+        "same": share_of_equal(first, shared),
+    }
 
 
 def _seconds(commands: list[list[str | Path]]) -> float:
@@ -217,52 +231,110 @@ def _seconds(commands: list[list[str | Path]]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--side", type=int, default=16_384)
-    parser.add_argument("--model", default="efficientvit_b0.camvid")
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--ways", choices=WAYS, nargs="+", default=["tiles", "stream"], metavar="WAY")
-    parser.add_argument("--processes", type=int, help="time one process of torchrun against so many")
-    parser.add_argument("--rounds", type=int, default=3, help="of --processes")
-    parser.add_argument("--way", choices=WAYS, help="run this way in this process; used by the script itself")
-    parser.add_argument("--files", type=Path, nargs=2)
-    arguments = parser.parse_args()
-    if arguments.way:
-        measure(arguments.way, arguments.model, *arguments.files)
+    arguments = parser(__doc__)
+    arguments.add_argument("--side", type=int, default=16_384)
+    arguments.add_argument("--model", default="efficientvit_b0.camvid")
+    arguments.add_argument("--folder", type=Path)
+    arguments.add_argument("--ways", choices=WAYS, nargs="+", default=["stream", "tiles"], metavar="WAY")
+    arguments.add_argument("--processes", type=int, help="time one process of torchrun against so many")
+    arguments.add_argument("--rounds", type=int, default=3, help="of --processes")
+    arguments.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    arguments.add_argument("--files", type=Path, nargs=2, help=argparse.SUPPRESS)
+    options = parse(arguments)
+    if options.way:  # in a process of its own
+        measure(options.way, options.model, *options.files)
         return
-    missing = [way for way in arguments.ways if way in OTHERS and util.find_spec(way) is None]
+    missing = [way for way in options.ways if way in OTHERS and util.find_spec(way) is None]
     if missing:
         print(f"left out, because they are not installed: {', '.join(missing)} (pip install {' '.join(missing)})")
-    ways = [way for way in dict.fromkeys(["stream", *arguments.ways]) if way not in missing]
-    if versions := [f"{way} {metadata.version(way)}" for way in ways if way in OTHERS]:
-        print(", ".join(versions))
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+    rows, place = RowFile(options.rows), {"model": options.model, "side": options.side}
+    print(f"{options.model}, {options.side}x{options.side} pixels, {one_line()}", flush=True)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         source = Path(name) / "image.tif"
-        write_tiff(source, TiffImage(arguments.side, arguments.side, 3, overviews=False), bands(arguments.side))
-        if arguments.processes:
-            speed_up(arguments.model, source, Path(name), arguments.processes, arguments.rounds)
-            return
-        print("| way | processor time | per pixel | peak memory | disk | classes equal to the exact ones |")
-        print("|---|---|---|---|---|---|")
-        for way in ways:
-            command = [sys.executable, __file__, "--model", arguments.model, "--way", way, "--files"]
-            done = subprocess.run([*command, source, _mask(name, way)], stdout=subprocess.PIPE, text=True, check=True)
-            report = json.loads(done.stdout.splitlines()[-1])
-            print(row(way, report, arguments.side**2, _mask(name, "stream"), _mask(name, way)), flush=True)
+        write_tiff(source, TiffImage(options.side, options.side, 3, overviews=False), bands(options.side))
+        if options.processes:
+            key = place | {"processes": options.processes}
+            if rows.find(PROCESSES, key) is None:
+                found = speed_up(options.model, source, Path(name), options.processes, options.rounds)
+                rows.add({"kind": PROCESSES, "key": key, "rounds": options.rounds, **found})
+        else:
+            compare(rows, place, [way for way in options.ways if way not in missing], source)
+    print(tables([row for row in rows.rows if row["key"]["side"] == options.side]))
+    if options.page:
+        write_page(options.rows, options.page)
 
 
-def _mask(folder: str, way: str) -> Path:
-    return Path(folder) / f"{way}.npy"
+def compare(rows: RowFile, place: dict[str, Any], ways: Sequence[str], source: Path) -> None:
+    """Measure the ways that have no row; their classes are compared with the exact ones, which are computed first."""
+    left = [way for way in ways if rows.find(WAY, place | {"way": way}) is None]
+    masks = {way: source.with_name(f"{way}.npy") for way in ("stream", *left)}
+    for way, mask in masks.items() if left else ():
+        command = [sys.executable, __file__, "--model", place["model"], "--way", way, "--files"]
+        done = subprocess.run([*command, source, mask], stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1]) | {"same": share_of_equal(masks["stream"], mask)}
+        if way in OTHERS:
+            found["version"] = metadata.version(way)
+        print(f"{way}: {found['cpu_seconds']:.1f} s", flush=True)
+        if way in left:
+            rows.add({"kind": WAY, "key": place | {"way": way}, **found})
 
 
-def row(way: str, report: dict[str, float], pixels: int, exact: Path, found: Path) -> str:
-    """A row of the table, of a way whose mask is in ``found``."""
+def share_of_equal(exact: Path, found: Path) -> float:
+    """Share of the pixels of two masks with the same class."""
     expected, mask = np.load(exact, mmap_mode="r"), np.load(found, mmap_mode="r")
     same = sum(int((expected[top : top + TILE] == mask[top : top + TILE]).sum()) for top in range(0, len(mask), TILE))
-    seconds, disk = report["cpu_seconds"], report.get("disk_mb", 0)
+    return same / expected.size
+
+
+def write_page(rows: Path, page: Path) -> None:
+    """Write the tables of all rows into a page."""
+    write_tables("large_images", rows, page, ("foveal", "torch", "onnxruntime", "numpy"), tables)
+
+
+def tables(rows: Sequence[Row]) -> str:
+    """A table for each model and size, and a sentence for each number of processes, in Markdown."""
+    ways = [row for row in rows if row["kind"] == WAY]
+    places = dict.fromkeys((row["key"]["model"], row["key"]["side"]) for row in ways)
+    parts = [
+        table([row for row in ways if (row["key"]["model"], row["key"]["side"]) == place])
+        for place in sorted(places, key=lambda place: place[1])
+    ]
+    return "\n\n".join([*parts, *(sentence(row) for row in rows if row["kind"] == PROCESSES)])
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The ways of one model and size, in the order of :data:`WORDS`."""
+    from foveal.measuring.page import markdown  # it imports torch, which is not to be in the processes of the ways
+
+    key = rows[0]["key"]
+    size = f"{key['side']:,} x {key['side']:,} pixels"
+    lines = [(f"{size}, `{key['model']}`", "processor time", "per pixel", "peak memory", "disk", "exact classes")]
+    for row in sorted(rows, key=lambda row: list(WORDS).index(row["key"]["way"])):
+        seconds, disk, way = row["cpu_seconds"], row.get("disk_mb", 0), row["key"]["way"]
+        lines.append(
+            (
+                WORDS[way] + (f" ({row['version']})" if "version" in row else ""),
+                f"{seconds:.1f} s",
+                f"{1e6 * seconds / key['side'] ** 2:.2f} µs",
+                f"{row['peak_mb'] / 1000:.2f} GB",
+                f"{disk / 1000:.2f} GB" if disk else "none",
+                f"{row['same']:.2%}",
+            )
+        )
+    return markdown(lines)
+
+
+def sentence(row: Row) -> str:
+    """What several processes gain."""
+    key = row["key"]
+    side, processes = key["side"], key["processes"]
+    rounds = "one round" if row["rounds"] == 1 else f"medians of {row['rounds']} rounds"
     return (
-        f"| {way} | {seconds:.1f} s ({report['seconds']:.1f} s on the clock) | {seconds / pixels * 1e6:.2f} µs "
-        f"| {report['peak_mb'] / 1000:.2f} GB | {f'{disk / 1000:.2f} GB' if disk else 'none'} | {same / pixels:.2%} |"
+        f"On {side:,} x {side:,} pixels, {processes} processes of torchrun take {row['several']:.1f} s and one process "
+        f"takes {row['one']:.1f} s, start included: {row['speedup']:.2f} times as fast, with the same class at "
+        f"{row['same']:.2%} of the pixels ({rounds}). {processes} commands at once, each of "
+        f"which does all of the work, do {row['limit']:.2f} times the work of one in the same time: that is what the "
+        "cores give."
     )
 
 

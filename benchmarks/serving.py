@@ -6,13 +6,12 @@
 - ``attack``: the 99th percentile of one healthy client's times, alone and during each attack (aim: below 2 times), and
   the time until the connections of the attack are closed (aim: 10 s);
 - ``soak``: overload for ``--minutes``; growth of the service's memory after the first quarter (aim: 5 %).
-  ``--soak MINUTES`` measures it alone, and prints its line of docs/serving.md.
 
 The service runs with the limits of its defaults but for the queue. Clients are threads of this process, which needs
 processor time, too: on few cores, both sides share them.
 
-python benchmarks/serving.py [--only throughput,overload,attack,soak] [--minutes 10] [--rounds 5] [--json]
-python benchmarks/serving.py --soak 30
+python benchmarks/serving.py [--only throughput,overload,attack,soak] [--minutes 30] [--rounds 5]
+    [--rows FILE.jsonl] [--page FILE.md]
 """
 
 from __future__ import annotations
@@ -29,14 +28,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+from measured_tables import parse, parser, write_tables
 from PIL import Image
 
 from foveal import assets
-from foveal.measuring import machine
+from foveal.measuring.machine import one_line
+from foveal.measuring.page import markdown
+from foveal.measuring.row_file import Row, RowFile
 
 MODEL = "efficientvit_b0.camvid"
 PATH = f"/api/{MODEL}/predict?format=json"
@@ -46,35 +49,32 @@ HEAD = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", default="throughput,overload,attack,soak")
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--soak", type=float, help="minutes: the same as --only soak --minutes MINUTES, one line")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
-    parser.add_argument("--attacks", nargs="+", help="names of attacks; default: all")
-    parser.add_argument("--runtime", default="onnxruntime")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--bare", type=float, default=0, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.bare:
-        print(json.dumps(bare(arguments.bare, arguments.runtime, arguments.threads)))
+    """Measure what has no row, and print the tables."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--only", default="throughput,overload,attack,soak")
+    arguments.add_argument("--minutes", type=float, default=30, help="of soak")
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    arguments.add_argument("--attacks", nargs="+", help="names of attacks; default: all")
+    arguments.add_argument("--runtime", default="onnxruntime")
+    arguments.add_argument("--threads", type=int, default=1)
+    arguments.add_argument("--bare", type=float, default=0, help=argparse.SUPPRESS)
+    options = parse(arguments)
+    if options.bare:
+        print(json.dumps(bare(options.bare, options.runtime, options.threads)))
         return
-    if arguments.soak:
-        arguments.only, arguments.minutes = "soak", arguments.soak
-    report: dict[str, Any] = {"machine": machine.describe()}
-    for name in arguments.only.split(","):
-        with service("--queue", QUEUE, "--runtime", arguments.runtime, "--threads", arguments.threads) as port:
-            report[name] = MEASUREMENTS[name](port, arguments)
-        print(f"{name}: {json.dumps(report[name])}", file=sys.stderr, flush=True)
-    if arguments.json:
-        print(json.dumps(report))
-    elif arguments.soak:
-        print(soak_line(report["soak"]))
-    else:
-        print_tables(report)
+    rows, key = RowFile(options.rows), {"runtime": options.runtime, "threads": options.threads}
+    print(one_line(), flush=True)
+    for name in options.only.split(","):
+        if rows.find(name, key) is not None:
+            continue
+        with service("--queue", QUEUE, "--runtime", options.runtime, "--threads", options.threads) as port:
+            found = MEASUREMENTS[name](port, options)
+        print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
+        rows.add({"kind": name, "key": key, **found})
+    print(tables(rows.rows))
+    if options.page:
+        write_page(options.rows, options.page)
 
 
 @contextlib.contextmanager
@@ -304,7 +304,7 @@ def attacks() -> dict[str, Attack]:
         b"POST " + PATH.encode() + b" HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\n"
     )
     return {
-        "slow heads": Attack(50, b"GET / HTTP/1.1\r\n", b"a: b\r\n", 0.5),
+        "slow headers": Attack(50, b"GET / HTTP/1.1\r\n", b"a: b\r\n", 0.5),
         "slow bodies": Attack(50, HEAD + b"Content-Length: 1000000\r\n\r\n", b"x", 0.5),
         "bodies above the limit": Attack(4, HEAD + b"Content-Length: 99999999999\r\n\r\n", bytes(1 << 16), 0.2),
         "chunks without end": Attack(
@@ -357,32 +357,51 @@ MEASUREMENTS: dict[str, Callable[[int, argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def soak_line(found: dict[str, Any]) -> str:
-    """The line of the documentation about memory."""
-    before, after = found["mib"]
-    text = f"{found['growth']:+.1%} ({before:.0f} to {after:.0f} MiB, {found['requests']:,} requests)"
-    return f"| memory over {found['minutes']:g} minutes of ten times the load that is served | {text} |"
+def write_page(rows: Path, page: Path) -> None:
+    """Write the tables of all rows into a page."""
+    write_tables("serving", rows, page, ("foveal", "onnxruntime", "numpy"), tables)
 
 
-def print_tables(report: dict[str, Any]) -> None:
-    """Print the tables of the documentation."""
-    print(f"{machine.one_line()}\n")
-    print("| measured | result | aim |\n|---|---|---|")
-    if found := report.get("throughput"):
-        print(f"| throughput against bare batched prediction | {found['ratio']:.0%} | 90 % |")
-    if found := report.get("overload"):
-        times = found["ms_to_503"]
-        text = f"{times['median']} ms (median), {times['p99']} ms (99th percentile); {found['service_ms_to_503']}"
-        print(f"| time to 503, {found['clients']} clients for a queue of {QUEUE} | {text} | 50 ms |")
-    if found := report.get("soak"):
-        print(f"{soak_line(found)} +5 % |")
-    if found := report.get("attack"):
-        print("\n| attack | closed within | 99th percentile of a healthy client, alone and during it | ratio |")
-        print("|---|---|---|---|")
-        for name, row in found.items():
-            print(
-                f"| {name} | {row['closed_within_s']} s | {row['p99_ms_alone']}, {row['p99_ms']} ms | {row['ratio']} |"
-            )
+def tables(rows: Sequence[Row]) -> str:
+    """What was measured, and a table of the attacks, in Markdown."""
+    found = {row["kind"]: row for row in rows}
+    parts = [("measured", "result", "aim"), *(line(found) for name, line in LINES.items() if name in found)]
+    text = markdown(parts)
+    return f"{text}\n\n{attack_table(found['attack'])}" if "attack" in found else text
+
+
+def throughput_line(found: Mapping[str, Row]) -> tuple[str, str, str]:
+    rate = f"{found['throughput']['ratio']:.0%}"
+    return "requests per second, relative to batched prediction in Python on one thread", rate, "90%"
+
+
+def overload_line(found: Mapping[str, Row]) -> tuple[str, str, str]:
+    row = found["overload"]
+    times = f"{row['ms_to_503']['median']} ms (median), {row['ms_to_503']['p99']} ms (99th percentile)"
+    what = f"time until 503, {row['clients']} clients for a queue of {QUEUE}"
+    return what, f"{times}, clients included; within the service {row['service_ms_to_503']}", "50 ms"
+
+
+def soak_line(found: Mapping[str, Row]) -> tuple[str, str, str]:
+    row = found["soak"]
+    before, after = row["mib"]
+    text = f"{row['growth']:+.1%} ({before:.0f} to {after:.0f} MiB, {row['requests']:,} requests)"
+    return f"memory over {row['minutes']:g} minutes of ten times the load that is served", text, "+5%"
+
+
+#: The lines of the first table, each made from all rows by kind.
+LINES = {"throughput": throughput_line, "overload": overload_line, "soak": soak_line}
+
+
+def attack_table(row: Row) -> str:
+    """The attacks of one measurement, in Markdown."""
+    header = ("attack", "closed within", "99th percentile of a healthy client's times, alone and during it", "ratio")
+    found = [(name, row[name]) for name in attacks() if name in row]
+    lines = [
+        (name, f"{each['closed_within_s']} s", f"{each['p99_ms_alone']}, {each['p99_ms']} ms", f"{each['ratio']}")
+        for name, each in found
+    ]
+    return markdown([header, *lines])
 
 
 if __name__ == "__main__":

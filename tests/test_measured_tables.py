@@ -17,7 +17,8 @@ PROGRAMS, RESULTS, PAGES = (REPOSITORY / name for name in ("benchmarks", "benchm
 WRITERS = {
     "formats": "deploy", "engine": "engine", "prompting": "prompting", "super_resolution": "super_resolution",
     "optimize": "guide", "scan": "scan", "mambavision": "mambavision", "startup": "results",
-    "predict_overhead": "results", "many_images": "many-images",
+    "predict_overhead": "results", "many_images": "many-images", "large_images": "large-images",
+    "serving": "serving",
 }  # fmt: skip
 ROWS = RESULTS / "formats.jsonl"
 
