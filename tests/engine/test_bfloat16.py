@@ -33,6 +33,7 @@ OPERATIONS: dict[Callable[[Case], None], tuple[float, int]] = {
     test_operations.conv: (1e-5, 40),
     test_operations.depthwise: (1e-2, 10),
     test_operations.chain: (1e-2, 20),
+    test_operations.squeezed: (1.5e-2, 20),
     test_operations.attention: (1e-2, 10),
     test_operations.pooling: (1.5e-2, 10),
     test_operations.resampling: (1e-2, 10),

@@ -194,6 +194,35 @@ def chain(case: Case) -> None:
     case.check(y)
 
 
+def squeezed(case: Case) -> None:
+    """An inverted residual whose last convolution multiplies each channel with a factor, into a border or none."""
+    case.height, case.width = case.pick((14, 14), (7, 9), (60, 130), (case.height, case.width))
+    channels, hidden, act = case.pick(4, 8, 17, 32), case.pick(16, 40, 64, 300), case.pick(*ACTS)
+    outputs, params = case.pick(channels, 8, 19, 48), window(case)
+    weights = {"expand_weight": case.array(hidden, channels, 1, 1), "expand_bias": case.array(hidden)}
+    weights |= {"weight": case.array(hidden, 1, params["kernel"], params["kernel"]), "bias": case.array(hidden)}
+    x = case.image(channels)
+    y = _ACTS[act](F.conv2d(x, case.tensor(weights["expand_weight"]), case.tensor(weights["expand_bias"])))
+    y = _ACTS[act](convolve(y, case.tensor(weights["weight"]), case.tensor(weights["bias"]), params, hidden))
+    wide = case.step("expand_depthwise", (1,), params={**params, "act": act, "expand_act": act}, weights=weights)
+    plain = {"kernel": 1, "stride": 1, "padding": "symmetric", "groups": 1}
+    arrays = {"weight": case.array(hidden, hidden, 1, 1), "bias": case.array(hidden)}
+    gate = case.step("conv", (case.step("mean", (wide,)),), act="sigmoid", params=plain, weights=arrays)
+    factors = torch.sigmoid(
+        F.conv2d(y.mean((2, 3), keepdim=True), case.tensor(arrays["weight"]), case.tensor(arrays["bias"]))
+    )
+    arrays = {"weight": case.array(outputs, hidden, 1, 1), "bias": case.array(outputs)}
+    residual, added = (1, x) if params["stride"] == 1 and channels == outputs and params["kernel"] % 2 else (None, 0)
+    out = case.step("conv", (wide, gate), residual=residual, act=act, params=plain, weights=arrays)
+    y = _ACTS[act](F.conv2d(y * factors, case.tensor(arrays["weight"]), case.tensor(arrays["bias"]))) + added
+    if case.pick(True, False):
+        taps = {"weight": case.array(outputs, 1, 3, 3), "bias": case.array(outputs)}
+        params = {"kernel": 3, "stride": 1, "padding": "symmetric"}
+        case.step("depthwise", (out,), params=params, weights=taps)
+        y = F.conv2d(y, case.tensor(taps["weight"]), case.tensor(taps["bias"]), padding=1, groups=outputs)
+    case.check(y)
+
+
 def attention(case: Case) -> None:
     dim, heads, scales = case.pick(4, 8, 12, 16, 32), case.pick(1, 2, 3), case.pick(1, 2, 3)
     eps, channels = case.pick(1e-15, 1e-5), 3 * dim * heads
@@ -251,7 +280,7 @@ def enlarging(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "operation", [conv, winograd, into_a_border, depthwise, chain, attention, pooling, resampling, enlarging]
+    "operation", [conv, winograd, into_a_border, depthwise, chain, squeezed, attention, pooling, resampling, enlarging]
 )
 def test_operation_equals_float64(operation: Callable[[Case], None]) -> None:
     for seed in range(CASES * (3 if operation in (conv, chain) else 1)):

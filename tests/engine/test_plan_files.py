@@ -30,6 +30,7 @@ def small(**changes: Any) -> Plan:
     weights = {
         "one": np.ones(4, np.float32),
         "w": np.full((4, 4, 3, 3), 0.1, np.float32),
+        "w1": np.full((4, 4, 1, 1), 0.1, np.float32),
     }
     arrays = {"weight": "w", "bias": "one"}
     steps = [
@@ -108,6 +109,12 @@ def test_an_array_that_cannot_be_is_refused(name: str, array: Any, tmp_path: Pat
         load_plan(path)
 
 
+POINTWISE: dict[str, Any] = {
+    "params": {**WINDOW, "kernel": 1, "groups": 1},
+    "weights": {"weight": "w1", "bias": "one"},
+}
+
+
 def conv_groups(groups: int) -> dict[str, Any]:
     return {"s1": {"params": {**WINDOW, "groups": groups}}}
 
@@ -123,6 +130,8 @@ def conv_groups(groups: int) -> dict[str, Any]:
         ({"s1": {"params": {"kernel": 5, "stride": 1, "padding": "same", "groups": 1}}}, (1, 4, 8, 8), "an array of"),
         ({"s1": {"params": {**WINDOW, "stride": 2, "groups": 1}}}, (1, 4, 8, 8), "the residual is"),
         ({"s1": {"weights": {"weight": "w", "bias": "w"}}}, (1, 4, 8, 8), "an array of"),
+        ({"s1": {"inputs": (1, 1)}}, (1, 4, 8, 8), "factors of channels in another convolution"),
+        ({"s1": {"inputs": (1, 1), **POINTWISE}}, (1, 4, 8, 8), "factors of Shape"),
         ({"s1": {"kind": "depthwise", "params": WINDOW}}, (1, 4, 8, 8), "an array of"),
         ({"s0": {"params": {"multiple": 1024}}}, (4096, 4, 8192, 8192), "too large"),
         ({"s3": {"kind": "vector", "params": {}}}, (1, 4, 8, 8), "a vector of a map"),

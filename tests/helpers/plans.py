@@ -130,6 +130,19 @@ class PlanWriter:
             arrays |= self.arrays(expand_weight=(hidden, channels, 1, 1), expand_bias=(hidden,))
         return self.step(kind, (source,), (height, width, outputs), params=params, weights=arrays)
 
+    def squeezed(self, source: int, height: int, width: int, channels: int) -> int:
+        """The first convolutions of an inverted residual, and the last one with factors of the channels."""
+        params, height, width = self.window(height, width)
+        hidden, outputs = self.pick(1, 9, 32, 70), self.pick(channels, 5, 24)
+        params |= {"act": self.pick(*ACTS), "expand_act": self.pick(*ACTS)}
+        arrays = self.arrays(weight=(hidden, 1, params["kernel"], params["kernel"]), bias=(hidden,))
+        arrays |= self.arrays(expand_weight=(hidden, channels, 1, 1), expand_bias=(hidden,))
+        wide = self.step("expand_depthwise", (source,), (height, width, hidden), params=params, weights=arrays)
+        gate = self.step("mean", (wide,), (1, 1, hidden))
+        arrays = self.arrays(weight=(outputs, hidden, 1, 1), bias=(outputs,))
+        params = {"kernel": 1, "stride": 1, "padding": "symmetric", "groups": 1}
+        return self.step("conv", (wide, gate), (height, width, outputs), params=params, weights=arrays)
+
     def attention(self, source: int, height: int, width: int, channels: int) -> int:
         dim, heads = self.pick(1, 3, 4, 8, 12, 16, 32), self.pick(1, 2, 3)
         scales = tuple(
@@ -219,6 +232,7 @@ _WRITERS = (
     "depthwise",
     "chain",
     "chain",
+    "squeezed",
     "attention",
     "layer_norm",
     "combine",

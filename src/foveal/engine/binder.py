@@ -18,7 +18,7 @@ from .plan import Plan, Step
 CONV, DEPTHWISE, CHAIN, ATTENTION, POOL, NORM, COMBINE, UPSAMPLE, INPUT, OUTPUT, SHUFFLE, ENLARGE = range(12)
 SOFTMAX, TOKEN_CONV, SCAN, PAD, TABLE, AVERAGE, READ_MAP, WRITE_MAP, REGROUP, MASKS = range(12, 22)
 CUT_WINDOWS, JOIN_WINDOWS, SLICE, CONCAT = range(22, 26)
-DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT = range(3)  # modes of a chain
+DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT, EXPAND_DEPTHWISE = range(4)  # modes of a chain
 ADD, MULTIPLY, FIRST = range(3)  # modes of COMBINE
 ATTENTION_ROWS = 4  # rows of the parts whose sums are added in order
 _MAX_VALUES = 1 << 36  # 256 GiB in float32
@@ -179,9 +179,15 @@ class Binder:
                 readers.setdefault(index, []).append(op)
         residuals = {op.residual for op in self.operations}
         for out in (op.out for op in self.operations if op.kind == INPUT):
-            self.maps[out].exact = out in readers and out not in residuals and all(
-                op.kind == CONV or (op.kind == CHAIN and op.p[5] != DEPTHWISE_PROJECT) for op in readers[out]
-            )  # fmt: skip
+            self.maps[out].exact = (
+                out in readers
+                and out not in residuals
+                and all(
+                    (op.kind == CONV and out not in op.inputs[1:])
+                    or (op.kind == CHAIN and op.p[5] != DEPTHWISE_PROJECT)
+                    for op in readers[out]
+                )
+            )
         for step in self.packed.plan.steps:
             widened = step.kind == "conv" and step.out in self.maps and step.out not in residuals
             if widened and self.library.dtype != "float32":

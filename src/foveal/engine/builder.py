@@ -73,16 +73,18 @@ class Builder:
         return self.add("input", (0,), arrays=arrays, multiple=multiple)
 
     def conv(
-        self, conv: nn.Conv2d, x: int, *, act: str = "none", residual: int | None = None, same: bool = False
-    ) -> int:
-        """A convolution with its bias."""
+        self, conv: nn.Conv2d, x: int, *, act: str = "none", residual: int | None = None, same: bool = False,
+        gate: int | None = None,
+    ) -> int:  # fmt: skip
+        """A convolution with its bias; of 1x1, it may first multiply each channel with its factor, the map ``gate``."""
         self.check_conv(conv, same=same)
         arrays = {"weight": conv.weight, "bias": bias_of(conv)}
         window = {"kernel": conv.kernel_size[0], "stride": conv.stride[0], "padding": "same" if same else "symmetric"}
         if conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1:
             x = self.add("depthwise", (x,), act=act, arrays=arrays, **window)
             return x if residual is None else self.add("add", (x, residual))
-        return self.add("conv", (x,), act=act, residual=residual, arrays=arrays, groups=conv.groups, **window)
+        inputs = (x,) if gate is None else (x, gate)
+        return self.add("conv", inputs, act=act, residual=residual, arrays=arrays, groups=conv.groups, **window)
 
     def check_conv(self, conv: nn.Conv2d, *, same: bool = False) -> None:
         """Refuse kernels that are not square, dilation, and other padding than half of the kernel or TensorFlow's."""
@@ -92,16 +94,17 @@ class Builder:
             raise NotCoveredError(f"{self.info.model}: the native engine does not compute {conv}")
 
     def chain(
-        self, kind: str, spatial: ConvNormAct, project: ConvNormAct, x: int, residual: int | None,
+        self, kind: str, spatial: ConvNormAct, project: ConvNormAct | None, x: int, residual: int | None,
         *, expand: ConvNormAct | None = None,
     ) -> int:  # fmt: skip
-        """An inverted residual, with or without its first convolution, or a fused one, in one step."""
+        """An inverted residual, with or without its first or its last convolution, or a fused one, in one step."""
         parts = [part for part in (expand, spatial, project) if part is not None]
         for part in parts:
             self.check_folded(part)
             self.check_conv(part.conv, same=part.same)
         arrays = {"weight": spatial.conv.weight, "bias": bias_of(spatial.conv)}
-        arrays |= {"project_weight": project.conv.weight, "project_bias": bias_of(project.conv)}
+        if project is not None:
+            arrays |= {"project_weight": project.conv.weight, "project_bias": bias_of(project.conv)}
         params: dict[str, Any] = {
             "kernel": spatial.conv.kernel_size[0],
             "stride": spatial.conv.stride[0],
@@ -113,7 +116,8 @@ class Builder:
             params["expand_act"] = self.activation(expand.act)
         elif kind == "separable":
             params["groups"] = 1
-        return self.add_chain(kind, x, residual, arrays, params, self.activation(project.act))
+        act = "none" if project is None else self.activation(project.act)
+        return self.add_chain(kind, x, residual, arrays, params, act)
 
     def add_chain(
         self, kind: str, x: int, residual: int | None, arrays: dict[str, Tensor], params: dict[str, Any],
@@ -130,13 +134,15 @@ class Builder:
         common = {"kernel": 1, "stride": 1, "groups": 1, "padding": "symmetric"}
         return self.add("conv", (x,), act=act, residual=residual, arrays=arrays, **common)
 
-    def conv_norm_act(self, module: ConvNormAct, x: int, *, residual: int | None = None) -> int:
+    def conv_norm_act(
+        self, module: ConvNormAct, x: int, *, residual: int | None = None, gate: int | None = None
+    ) -> int:
         """A :class:`ConvNormAct` without activation if there is a residual."""
         self.check_folded(module)
         act = self.activation(module.act)
         if residual is not None and act != "none":
-            return self.add("add", (self.conv_norm_act(module, x), residual))
-        return self.conv(module.conv, x, act=act, residual=residual, same=module.same)
+            return self.add("add", (self.conv_norm_act(module, x, gate=gate), residual))
+        return self.conv(module.conv, x, act=act, residual=residual, same=module.same, gate=gate)
 
     def check_folded(self, module: ConvNormAct) -> None:
         """Refuse a norm that could not be folded."""

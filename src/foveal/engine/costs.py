@@ -10,6 +10,7 @@ from .binder import (
     CONV,
     DENSE_PROJECT,
     DEPTHWISE,
+    EXPAND_DEPTHWISE,
     EXPAND_DEPTHWISE_PROJECT,
     MASKS,
     READ_MAP,
@@ -56,6 +57,8 @@ def count_macs(binder: Binder, operation: Operation) -> int:
         kernel, hidden, mode, groups = *operation.p[:1], *operation.p[4:6], operation.p[9]
         before = source.batch * source.height * source.width * source.channels * hidden
         spatial = pixels * hidden * kernel**2 * (source.channels if mode == DENSE_PROJECT else 1)
+        if mode == EXPAND_DEPTHWISE:
+            return before + spatial
         return before * (mode == EXPAND_DEPTHWISE_PROJECT) + spatial + pixels * hidden * out.channels // groups
     if operation.kind == ATTENTION:
         return 2 * pixels * out.channels * (operation.p[1] + 1)

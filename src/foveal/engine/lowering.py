@@ -94,26 +94,39 @@ def _conv_norm_act(builder: Builder, module: ConvNormAct, x: int) -> int:
 
 
 def _squeeze_excite(builder: Builder, module: SqueezeExcite, x: int) -> int:
+    return builder.add("multiply", (x, _gate(builder, module, x)))
+
+
+def _gate(builder: Builder, module: SqueezeExcite, x: int) -> int:
+    """The factor of each channel, a map of one position."""
     gate = builder.add("mean", (x,))
     gate = builder.conv(module.reduce, gate, act=builder.activation(module.act))
-    gate = builder.conv(module.expand, gate, act=builder.activation(module.gate))
-    return builder.add("multiply", (x, gate))
+    return builder.conv(module.expand, gate, act=builder.activation(module.gate))
 
 
 def _inverted_residual(builder: Builder, module: InvertedResidual, x: int) -> int:
     residual = x if module.residual else None
     if type(module.squeeze) is not nn.Identity:
-        y = builder.conv_norm_act(module.depthwise, builder.conv_norm_act(module.expand, x))
-        return builder.conv_norm_act(module.project, builder.lower(module.squeeze, y), residual=residual)
+        y = builder.chain("expand_depthwise", module.depthwise, None, x, None, expand=module.expand)
+        return _squeeze_and_project(builder, module, y, residual)
     return builder.chain("inverted_residual", module.depthwise, module.project, x, residual, expand=module.expand)
 
 
 def _separable(builder: Builder, module: DepthwiseSeparableConv, x: int) -> int:
     residual = x if module.residual else None
     if type(module.squeeze) is not nn.Identity:
-        y = builder.lower(module.squeeze, builder.conv_norm_act(module.depthwise, x))
-        return builder.conv_norm_act(module.project, y, residual=residual)
+        return _squeeze_and_project(builder, module, builder.conv_norm_act(module.depthwise, x), residual)
     return builder.chain("separable", module.depthwise, module.project, x, residual)
+
+
+def _squeeze_and_project(
+    builder: Builder, module: InvertedResidual | DepthwiseSeparableConv, x: int, residual: int | None
+) -> int:
+    """The last convolution multiplies each channel with its factor when it reads it."""
+    if type(module.squeeze) is SqueezeExcite:
+        gate = _gate(builder, module.squeeze, x)
+        return builder.conv_norm_act(module.project, x, residual=residual, gate=gate)
+    return builder.conv_norm_act(module.project, builder.lower(module.squeeze, x), residual=residual)
 
 
 def _fused_inverted_residual(builder: Builder, module: FusedInvertedResidual, x: int) -> int:

@@ -172,8 +172,13 @@ _SIDE = (0, 1 << 16)  # of square windows; 0: one window, the map
 KINDS: dict[str, Kind] = {
     # the image, times "scale" plus "shift" per channel, with repeated edges up to a multiple of `multiple`
     "input": Kind(ranges={"multiple": (1, 1024)}, weights=("scale", "shift"), act=False),
+    # of 1x1, it may have a second input of one position: the factor of each channel of the first
     "conv": Kind(
-        ranges={**_WINDOW, "groups": (1, _MAX_CHANNELS)}, names=_PAD, weights=("weight", "bias"), residual=True
+        inputs=(1, 2),
+        ranges={**_WINDOW, "groups": (1, _MAX_CHANNELS)},
+        names=_PAD,
+        weights=("weight", "bias"),
+        residual=True,
     ),
     "depthwise": Kind(ranges=_WINDOW, names=_PAD, weights=("weight", "bias")),
     # a spatial step (with an expansion in front of it, or none), then a 1x1 convolution
@@ -194,6 +199,13 @@ KINDS: dict[str, Kind] = {
         names={**_PAD, "act": ACTS},
         weights=("weight", "bias", "project_weight", "project_bias"),
         residual=True,
+    ),
+    # an inverted residual without its last convolution
+    "expand_depthwise": Kind(
+        ranges=_WINDOW,
+        names={**_PAD, "expand_act": ACTS, "act": ACTS},
+        weights=("expand_weight", "expand_bias", "weight", "bias"),
+        act=False,
     ),
     # multi-scale ReLU linear attention; one input for each scale, with q, k, v of each head
     "linear_attention": Kind(

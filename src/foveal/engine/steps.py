@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from .binder import (
     ADD,
@@ -15,6 +16,7 @@ from .binder import (
     DEPTHWISE,
     DEPTHWISE_PROJECT,
     ENLARGE,
+    EXPAND_DEPTHWISE,
     EXPAND_DEPTHWISE_PROJECT,
     FIRST,
     INPUT,
@@ -48,6 +50,8 @@ def _conv(binder: Binder, step: Step, *, in_chain: bool = False) -> None:
     if len(weight) % groups or out.channels % groups:
         raise ValueError(f"{out.channels} to {len(weight)} channels do not divide into {groups} groups")
     expect(binder.packed.raw(step, "bias"), (len(weight),))
+    if len(step.inputs) == 2:
+        _check_gate(binder, step, out)
     side = _winograd_side(binder, step, out)
     if side:  # the last tiles reach beyond the map
         binder.needs_border = 1 + max(-out.height % side, -out.width % side)
@@ -60,6 +64,15 @@ def _conv(binder: Binder, step: Step, *, in_chain: bool = False) -> None:
     operation = Operation(CONV, step.inputs, step.out, step.residual, step.act, p, arrays=arrays)
     binder.add(operation, out._replace(channels=len(weight)))
     _leave_room(binder, step.out, len(weight) // groups, groups)
+
+
+def _check_gate(binder: Binder, step: Step, size: Shape) -> None:
+    """Check the map with the factor of each channel: it has one position, and the kernel is 1x1."""
+    gate, params = binder.shape(step.inputs[1]), step.params
+    if (params["kernel"], params["stride"], params["groups"]) != (1, 1, 1):
+        raise ValueError("factors of channels in another convolution than one of 1x1")
+    if gate != size._replace(height=1, width=1):
+        raise ValueError(f"factors of {gate} for a map of {size}")
 
 
 def _leave_room(binder: Binder, out: int, group: int, groups: int) -> None:
@@ -116,8 +129,7 @@ def _chain(binder: Binder, step: Step) -> None:
     size, top, left = binder.spatial(step, source)
     hidden, outputs = len(packed.raw(step, "weight")), len(packed.raw(step, "project_weight"))
     if expands:
-        expect(packed.raw(step, "expand_weight"), (hidden, size.channels, 1, 1))
-        expect(packed.raw(step, "expand_bias"), (hidden,))
+        _expect_expansion(binder, step, size.channels, hidden)
     elif not dense and hidden != size.channels:
         raise ValueError(f"{hidden} depthwise kernels for {size.channels} channels")
     expect(packed.raw(step, "weight"), (hidden, size.channels if dense else 1, kernel, kernel))
@@ -153,8 +165,36 @@ def _chain(binder: Binder, step: Step) -> None:
     _leave_room(binder, step.out, outputs // groups, groups)
 
 
+def _expect_expansion(binder: Binder, step: Step, channels: int, hidden: int) -> None:
+    expect(binder.packed.raw(step, "expand_weight"), (hidden, channels, 1, 1))
+    expect(binder.packed.raw(step, "expand_bias"), (hidden,))
+
+
+def _expand_depthwise(binder: Binder, step: Step) -> None:
+    """An inverted residual without its last convolution: one operation, or two."""
+    packed, kernel = binder.packed, step.params["kernel"]
+    size, top, left = binder.spatial(step, step.inputs[0])
+    hidden = len(packed.raw(step, "weight"))
+    _expect_expansion(binder, step, size.channels, hidden)
+    expect(packed.raw(step, "weight"), (hidden, 1, kernel, kernel))
+    expect(packed.raw(step, "bias"), (hidden,))
+    if _way(binder, step, size, hidden, 0) == "steps":
+        expanded = _expanded(binder, step, hidden)
+        return _depthwise(binder, replace(step, inputs=(expanded,), act=step.params["act"]))
+    parts = _parts(binder, size.channels)
+    arrays = (
+        (packed.panels(step, "expand_weight", parts=parts), packed.padded(step, "expand_bias")),
+        (packed.taps(step, "weight"), packed.padded(step, "bias")),
+    )
+    acts = ACTS.index(step.params["expand_act"]), ACTS.index(step.params["act"])
+    p = (kernel, step.params["stride"], top, left, hidden, EXPAND_DEPTHWISE, *acts, 0, 1, 1, parts)
+    binder.add(Operation(CHAIN, step.inputs, step.out, p=p, arrays=arrays), size._replace(channels=hidden))
+
+
 def _way(binder: Binder, step: Step, size: Shape, hidden: int, outputs: int) -> str:
     """How to run a chain: "rows" of the map in one pass, blocks of hidden "channels", or separate "steps".
+
+    A chain without a last convolution has no ``outputs``, and only its first map can stay in the cache.
 
     In rows, the weights are read again for every piece; in blocks of channels, the result is; in steps, the
     intermediate maps are written and read. The way with the fewest bytes is taken.
@@ -177,7 +217,8 @@ def _way(binder: Binder, step: Step, size: Shape, hidden: int, outputs: int) -> 
     weights = (expand + hidden * outputs) * item
     step_rows = max(1, cache // (size.width * hidden * item * (1 + stride**2)))
     pieces = -(-size.height // step_rows) * size.batch
-    maps = (size.height * size.width * 2 + inputs.height * inputs.width * 2 * (not dense)) * hidden * item * size.batch
+    middle, expanded = size.height * size.width * (outputs > 0), inputs.height * inputs.width * (not dense)
+    maps = 2 * (middle + expanded) * hidden * item * size.batch
     return "rows" if weights * pieces < maps and maps > cache else "steps"
 
 
@@ -198,13 +239,7 @@ def _unfused(binder: Binder, step: Step, size: Shape, hidden: int) -> None:
     source = step.inputs[0]
     common = {"groups": 1, "padding": "symmetric"}
     if step.kind == "inverted_residual":
-        expanded = binder.new_map(binder.shape(source)._replace(channels=hidden))
-        params = {"kernel": 1, "stride": 1, **common}
-        weights = {"weight": step.weights["expand_weight"], "bias": step.weights["expand_bias"]}
-        _conv(
-            binder, Step("conv", (source,), expanded, None, step.params["expand_act"], params, weights), in_chain=True
-        )
-        source = expanded
+        source = _expanded(binder, step, hidden)
     middle = binder.new_map(size._replace(channels=hidden))
     weights = {"weight": step.weights["weight"], "bias": step.weights["bias"]}
     inner = Step("", (source,), middle, None, step.params["act"], {**step.params, "groups": 1}, weights)
@@ -215,6 +250,16 @@ def _unfused(binder: Binder, step: Step, size: Shape, hidden: int) -> None:
     weights = {"weight": step.weights["project_weight"], "bias": step.weights["project_bias"]}
     params = {"kernel": 1, "stride": 1, **common}
     _conv(binder, Step("conv", (middle,), step.out, step.residual, step.act, params, weights), in_chain=True)
+
+
+def _expanded(binder: Binder, step: Step, hidden: int) -> int:
+    """The expansion of a chain as an operation of its own; returns the number of its map."""
+    (source,) = step.inputs
+    out = binder.new_map(binder.shape(source)._replace(channels=hidden))
+    params = {"kernel": 1, "stride": 1, "groups": 1, "padding": "symmetric"}
+    weights = {"weight": step.weights["expand_weight"], "bias": step.weights["expand_bias"]}
+    _conv(binder, Step("conv", (source,), out, None, step.params["expand_act"], params, weights), in_chain=True)
+    return out
 
 
 def _attention(binder: Binder, step: Step) -> None:
@@ -237,7 +282,8 @@ def _attention(binder: Binder, step: Step) -> None:
 
 def _mean(binder: Binder, step: Step) -> None:
     shape = binder.shape(step.inputs[0])
-    binder.add(Operation(POOL, step.inputs, step.out), Shape(shape.batch, 1, 1, shape.channels))
+    work = shape.batch * shape.height * binder.library.padded(shape.channels)  # the sums of the rows
+    binder.add(Operation(POOL, step.inputs, step.out, work=work), Shape(shape.batch, 1, 1, shape.channels))
 
 
 def _layer_norm(binder: Binder, step: Step) -> None:
@@ -319,6 +365,7 @@ STEPS: Mapping[str, Callable[[Binder, Step], None]] = {
     "conv": _conv,
     "depthwise": _depthwise,
     "inverted_residual": _chain,
+    "expand_depthwise": _expand_depthwise,
     "separable": _chain,
     "fused_inverted_residual": _chain,
     "linear_attention": _attention,

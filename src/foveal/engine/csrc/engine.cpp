@@ -19,7 +19,8 @@ namespace {
 
 // ---- convolution ----------------------------------------------------------------------------------------------------
 // p: kernel height, kernel width, stride, padding at the top and left, groups, side of the tiles of Winograd's
-// algorithm or 0, parts of each weight, whether long sums are divided.
+// algorithm or 0, parts of each weight, whether long sums are divided. A second input, of a 1x1 kernel with stride 1 and
+// one group, has the factor of each channel of the first.
 
 Left left_of(const Map& in, int64_t kernel_h, int64_t kernel_w, int64_t stride, int64_t depth, int64_t parts = 1) {
   // Pixels without padding; an image of an odd number of channels may have a zero behind each pixel (see `input`).
@@ -102,7 +103,7 @@ void winograd(const Op& op, const Run& run, int64_t chunk) {
 ConvParts conv_parts(const Op& op, const Run& run) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
   ConvParts s;
-  s.flat = op.p[0] == 1 && op.p[1] == 1 && op.p[2] == 1 && contiguous(in) &&
+  s.flat = op.in[1] < 0 && op.p[0] == 1 && op.p[1] == 1 && op.p[2] == 1 && contiguous(in) &&
            (op.residual < 0 || contiguous(run.maps[op.residual]));
   s.rows = s.flat ? 1 : out.batch * out.height;
   s.width = s.flat ? out.batch * out.height * out.width : out.width;
@@ -142,6 +143,32 @@ void conv_row(const Op& op, const Run& run, const Left& left, const Value* a, T*
   }
 }
 
+// Rows of the result of a 1x1 convolution whose input is multiplied with a factor for each channel. Some pixels at a
+// time, which stay in the cache, are multiplied and then read by the product.
+template <class T>
+void gated_conv(const Op& op, const Run& run, Left left, const Range& rows, const Range& part) {
+  const Map &in = run.maps[op.in[0]], &gate = run.maps[op.in[1]], &out = run.maps[op.out];
+  const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
+  const int64_t channels = padded(in.channels), outputs = padded(out.channels);
+  const bool joined = !residual || contiguous(*residual);  // several rows in one product
+  const int64_t most = joined ? std::max<int64_t>(1, run.cache / 2 / (out.width * channels)) : 1;
+  left.pixel = channels;
+  Value* const values = (Value*)scratch(std::min(most, rows.end - rows.begin) * out.width * channels);
+  for (int64_t r = rows.begin, count; r < rows.end; r += count) {
+    const int64_t image = r / out.height, y = r % out.height;
+    count = std::min({most, rows.end - r, out.height - y});
+    const Value* factors = at(gate, image, 0, 0);
+    Value* to = values;
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t x = 0; x < out.width; x++, to += channels) {
+        const Value* from = at(in, image, y + i, x);
+        for (int64_t c = 0; c < channels; c += W) store(to + c, load(from + c) * load(factors + c));
+      }
+    conv_row(op, run, left, values, at<T>(out, image, y, 0), residual ? at(*residual, image, y, 0) : nullptr,
+             count * out.width, part.begin, part.end, outputs, contiguous(out) ? -1 : y);
+  }
+}
+
 template <class T>
 void direct_conv(const Op& op, const Run& run, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
@@ -151,6 +178,7 @@ void direct_conv(const Op& op, const Run& run, int64_t chunk) {
   left.divided = op.p[8];
   const Range part(s.panels, s.panel_parts, chunk % s.panel_parts);
   const int64_t row_part = chunk / s.panel_parts;
+  if (op.in[1] >= 0) return gated_conv<T>(op, run, left, Range(s.rows, s.row_parts, row_part), part);
   const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
   if (s.flat) {
     const bool wrap = !contiguous(out);
@@ -196,11 +224,18 @@ void depthwise(const Op& op, const Run& run, int64_t chunk) {
   }
 }
 
-// ---- a chain that ends in a 1x1 convolution, in pieces that stay in the cache ---------------------------------------
+// ---- a chain of convolutions, in pieces that stay in the cache ------------------------------------------------------
 // p: kernel, stride, padding at the top and left, hidden channels, mode, activation of the expansion, activation of the
 // second step, hidden channels of a block (0: by rows), groups of the last convolution, parts of each of its weights,
-// parts of each weight of the expansion or dense convolution. Modes: 0 depthwise, project; 1 expand, depthwise, project; 2 dense convolution, project.
-enum ChainMode { DEPTHWISE_PROJECT, EXPAND_DEPTHWISE_PROJECT, DENSE_PROJECT };
+// parts of each weight of the expansion or dense convolution.
+enum ChainMode {
+  DEPTHWISE_PROJECT,         // depthwise, 1x1
+  EXPAND_DEPTHWISE_PROJECT,  // 1x1, depthwise, 1x1
+  DENSE_PROJECT,             // dense, 1x1
+  EXPAND_DEPTHWISE           // 1x1, depthwise; the result has the hidden channels
+};
+
+bool expands(const Op& op) { return op.p[5] == EXPAND_DEPTHWISE_PROJECT || op.p[5] == EXPAND_DEPTHWISE; }
 
 struct ChainParts {
   int64_t strips, columns;  // of output columns
@@ -221,7 +256,7 @@ ChainParts chain_parts(const Op& op, const Run& run) {
                       : std::max<int64_t>(1, std::min<int64_t>(ceil_div(2 * run.threads, out.batch), out.height / 7));
     return s;
   }
-  const bool ring = op.p[5] == EXPAND_DEPTHWISE_PROJECT;
+  const bool ring = expands(op);
   auto values = [&](int64_t columns, int64_t step) {
     const int64_t expanded = ring ? ((step - 1) * stride + kernel) * ((columns - 1) * stride + kernel) : 0;
     return (expanded + step * columns) * s.hidden;
@@ -312,7 +347,7 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
   const Range columns(out.width, s.strips, strip);
   const int64_t width = columns.end - columns.begin, in_width = (width - 1) * stride + kernel;
   const int64_t hidden_panels = panels(hidden);
-  const bool ring = op.p[5] == EXPAND_DEPTHWISE_PROJECT;
+  const bool ring = expands(op), projects = op.p[5] != EXPAND_DEPTHWISE;
   Value* const middle =
       (Value*)scratch(ring ? (s.ring_rows * in_width + s.step * width) * hidden : s.step * width * hidden);
   Value* const expanded = middle + s.step * width * hidden;
@@ -351,8 +386,10 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
         taps[k] = ring ? expanded + ((from + k + kernel) % s.ring_rows) * in_width * hidden
                        : at(in, image, from + k, first_x);
       depthwise_row(taps, kernel, stride, ring ? hidden : in.pixel, floats(op, 1), op.bias[1], op.p[7],
-                    middle + r * width * hidden, hidden, width, hidden);
+                    projects ? middle + r * width * hidden : at(out, image, y + r, columns.begin),
+                    projects ? hidden : out.pixel, width, hidden);
     }
+    if (!projects) continue;
     // Rows of the output lie apart unless the strip is the whole width.
     const bool joined = s.strips == 1 && contiguous(out) && (!residual || contiguous(*residual));
     for (int64_t r = 0; r < (joined ? 1 : count); r++)
@@ -529,17 +566,35 @@ void attention(const Op& op, const Run& run, int phase, int64_t chunk) {
 
 // ---- small operations -----------------------------------------------------------------------------------------------
 
-// Mean over all pixels. A chunk is one vector of channels of one image.
-void pool(const Op& op, const Run& run, int64_t chunk) {
+// Sums of N vectors of channels over a row of pixels.
+template <int N>
+void sum_row(const Value* row, int64_t pixel, int64_t pixels, float* to) {
+  V sum[N];
+  for (int n = 0; n < N; n++) sum[n] = splat(0);
+  for (int64_t x = 0; x < pixels; x++, row += pixel)
+#pragma GCC unroll 4
+    for (int n = 0; n < N; n++) sum[n] += load(row + n * W);
+  for (int n = 0; n < N; n++) store(to + n * W, sum[n]);
+}
+
+// Mean over all pixels. work: the sums of the rows. In the second phase, a chunk is one vector of channels of one image.
+void pool(const Op& op, const Run& run, int phase, int64_t chunk) {
   const Map &in = run.maps[op.in[0]], &out = run.maps[op.out];
-  const int64_t vectors = padded(in.channels) / W, image = chunk / vectors, channel = chunk % vectors * W;
-  V total = splat(0);
-  for (int64_t y = 0; y < in.height; y++) {
-    const Value* row = at(in, image, y, 0) + channel;
-    V sum = splat(0);
-    for (int64_t x = 0; x < in.width; x++) sum += load(row + x * in.pixel);
-    total += sum;
+  const int64_t channels = padded(in.channels);
+  if (phase == 0) {
+    const Range rows(in.batch * in.height, row_parts(in, run), chunk);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+      const Value* row = at(in, r / in.height, r % in.height, 0);
+      float* to = op.work + r * channels;
+      int64_t c = 0;
+      for (; c + 4 * W <= channels; c += 4 * W) sum_row<4>(row + c, in.pixel, in.width, to + c);
+      for (; c < channels; c += W) sum_row<1>(row + c, in.pixel, in.width, to + c);
+    }
+    return;
   }
+  const int64_t image = chunk / (channels / W), channel = chunk % (channels / W) * W;
+  V total = splat(0);
+  for (int64_t y = 0; y < in.height; y++) total += load(op.work + (image * in.height + y) * channels + channel);
   store(at(out, image, 0, 0) + channel, total / (float)(in.height * in.width));
 }
 
@@ -783,6 +838,7 @@ int64_t chunks(const Op& op, const Run& run, int phase) {
     const Heads h = heads_of(op, run);
     return phase == 0 || phase == 2 ? in.batch * h.parts : phase == 1 ? in.batch * h.total : 0;
   }
+  if (op.kind == POOL && phase < 2) return phase ? in.batch * padded(in.channels) / W : row_parts(in, run);
   if (op.kind == READ_MAP && phase < 2) return phase ? out.batch : out.batch * Reading(op, run).parts;
   if (phase) return 0;
   switch (op.kind) {
@@ -795,8 +851,6 @@ int64_t chunks(const Op& op, const Run& run, int phase) {
       const ChainParts s = chain_parts(op, run);
       return out.batch * s.strips * s.row_parts;
     }
-    case POOL:
-      return in.batch * padded(in.channels) / W;
     case ENLARGE:
       return row_parts(in, run);
     case MASKS:
@@ -823,7 +877,7 @@ void run_chunk(const Op& op, const Run& run, int phase, int64_t chunk) {
     case ATTENTION:
       return attention(op, run, phase, chunk);
     case POOL:
-      return pool(op, run, chunk);
+      return pool(op, run, phase, chunk);
     case NORM:
       return norm(op, run, chunk);
     case COMBINE:
