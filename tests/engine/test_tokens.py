@@ -224,13 +224,17 @@ def test_attention_between_tokens_and_map_equals_float64(dtype: str, tolerance: 
 
 @pytest.mark.parametrize(("dtype", "tolerance", "cases"), TYPES)
 def test_masks_and_groups_equal_float64(dtype: str, tolerance: float, cases: int) -> None:
+    """The masks are those of the image, or of a convolution that multiplies its channels with factors."""
     rng = np.random.default_rng(1)
+    plain = {"kernel": 1, "stride": 1, "padding": "symmetric", "groups": 1}
     for _ in range(cases):
+        gated = bool(rng.integers(2))
         prompts, count, height, width = (int(rng.integers(1, n)) for n in (4, 6, 12, 12))
         channels = int(rng.choice([4, 16, 32]))
         image = rng.standard_normal((prompts, 4 * channels, height, width)).astype(np.float32)
         tokens = rng.standard_normal((prompts, channels, 1, count + 1)).astype(np.float32)
         size = count * channels
+        weight = (rng.standard_normal((4 * channels,) * 2) / np.sqrt(4 * channels)).astype(np.float32)[..., None, None]
         steps = [
             Step("input", (0,), 1, **_INPUT),
             Step("array", (), 2, params={"number": 1}),
@@ -238,15 +242,18 @@ def test_masks_and_groups_equal_float64(dtype: str, tolerance: float, cases: int
             Step("split", (3,), 4, params={"parts": count}),
             Step("join", (4,), 5, params={"parts": count}),
             Step("vector", (5,), 6),
-            Step("masks", (1, 4), 7),
+            Step("mean", (1,), 7),
+            Step("conv", (1, 7), 8, params=plain, weights={"weight": "w", "bias": "zero"}),
+            Step("masks", (8 if gated else 1, 4), 9),
         ]
         if dtype == "bfloat16":
-            image, tokens = in_bfloat16(image), in_bfloat16(tokens)
-        joined, masks = run_prompt(steps, _arrays(4 * channels), image, tokens, dtype=dtype)
+            image, tokens, weight = in_bfloat16(image), in_bfloat16(tokens), in_bfloat16(weight)
+        joined, masks = run_prompt(steps, _arrays(4 * channels) | {"w": weight}, image, tokens, dtype=dtype)
         np.testing.assert_array_equal(joined, tokens[:, :, 0, 1:].transpose(0, 2, 1).reshape(prompts, -1))
-        features = F.pixel_shuffle(
-            torch.from_numpy(image).double().unflatten(1, (4, channels)).transpose(1, 2).flatten(1, 2), 2
-        )
+        x = torch.from_numpy(image).double()
+        if gated:
+            x = F.conv2d(x * x.mean((2, 3), keepdim=True), torch.from_numpy(weight).double())
+        features = F.pixel_shuffle(x.unflatten(1, (4, channels)).transpose(1, 2).flatten(1, 2), 2)
         close(
             masks, torch.einsum("pchw,pcm->pmhw", features, torch.from_numpy(tokens[:, :, 0, 1:]).double()), tolerance
         )

@@ -78,6 +78,8 @@ class Builder:
     ) -> int:  # fmt: skip
         """A convolution with its bias; of 1x1, it may first multiply each channel with its factor, the map ``gate``."""
         self.check_conv(conv, same=same)
+        if gate is not None and (conv.kernel_size, conv.stride, conv.groups) != ((1, 1), (1, 1), 1):
+            raise NotCoveredError(f"{self.info.model}: the native engine has no factors of channels for {conv}")
         arrays = {"weight": conv.weight, "bias": bias_of(conv)}
         window = {"kernel": conv.kernel_size[0], "stride": conv.stride[0], "padding": "same" if same else "symmetric"}
         if conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1:

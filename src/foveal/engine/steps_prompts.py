@@ -100,8 +100,9 @@ def _masks(binder: Binder, step: Step) -> None:
 
 
 def _is_linear(operation: Operation) -> bool:
-    """Whether it is a linear layer over the channels of every pixel, with one number for each weight."""
-    return operation.kind == CONV and operation.p == (1, 1, 1, 0, 0, 1, 0, 1, True) and operation.residual is None
+    """Whether it is a linear layer over the channels of every pixel, with one number for each weight and no factors."""
+    alone = len(operation.inputs) == 1 and operation.residual is None
+    return operation.kind == CONV and operation.p == (1, 1, 1, 0, 0, 1, 0, 1, True) and alone
 
 
 def _reads(binder: Binder, index: int) -> int:

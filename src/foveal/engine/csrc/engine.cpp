@@ -143,29 +143,33 @@ void conv_row(const Op& op, const Run& run, const Left& left, const Value* a, T*
   }
 }
 
-// Rows of the result of a 1x1 convolution whose input is multiplied with a factor for each channel. Some pixels at a
-// time, which stay in the cache, are multiplied and then read by the product.
+// Rows of the result of a 1x1 convolution whose input is multiplied with a factor for each channel. Several rows at a
+// time, or a part of a wide row, are multiplied, stay in the cache, and are then read by the product.
 template <class T>
 void gated_conv(const Op& op, const Run& run, Left left, const Range& rows, const Range& part) {
   const Map &in = run.maps[op.in[0]], &gate = run.maps[op.in[1]], &out = run.maps[op.out];
   const Map* residual = op.residual < 0 ? nullptr : &run.maps[op.residual];
   const int64_t channels = padded(in.channels), outputs = padded(out.channels);
-  const bool joined = !residual || contiguous(*residual);  // several rows in one product
-  const int64_t most = joined ? std::max<int64_t>(1, run.cache / 2 / (out.width * channels)) : 1;
+  const int64_t most = std::max<int64_t>(2 * ROWS, run.cache / 2 / channels);  // pixels
+  const bool joined = most >= out.width && (!residual || contiguous(*residual));  // whole rows in one product
+  const int64_t most_rows = joined ? most / out.width : 1, width = std::min(most, out.width);
   left.pixel = channels;
-  Value* const values = (Value*)scratch(std::min(most, rows.end - rows.begin) * out.width * channels);
+  Value* const values = (Value*)scratch(std::min(most_rows, rows.end - rows.begin) * width * channels);
   for (int64_t r = rows.begin, count; r < rows.end; r += count) {
     const int64_t image = r / out.height, y = r % out.height;
-    count = std::min({most, rows.end - r, out.height - y});
+    count = std::min({most_rows, rows.end - r, out.height - y});
     const Value* factors = at(gate, image, 0, 0);
-    Value* to = values;
-    for (int64_t i = 0; i < count; i++)
-      for (int64_t x = 0; x < out.width; x++, to += channels) {
-        const Value* from = at(in, image, y + i, x);
-        for (int64_t c = 0; c < channels; c += W) store(to + c, load(from + c) * load(factors + c));
-      }
-    conv_row(op, run, left, values, at<T>(out, image, y, 0), residual ? at(*residual, image, y, 0) : nullptr,
-             count * out.width, part.begin, part.end, outputs, contiguous(out) ? -1 : y);
+    for (int64_t x = 0; x < out.width; x += width) {
+      const int64_t columns = std::min(width, out.width - x);
+      Value* to = values;
+      for (int64_t i = 0; i < count; i++)
+        for (int64_t j = 0; j < columns; j++, to += channels) {
+          const Value* from = at(in, image, y + i, x + j);
+          for (int64_t c = 0; c < channels; c += W) store(to + c, load(from + c) * load(factors + c));
+        }
+      conv_row(op, run, left, values, at<T>(out, image, y, x), residual ? at(*residual, image, y, x) : nullptr,
+               count * columns, part.begin, part.end, outputs, count == 1 || contiguous(out) ? -1 : y);
+    }
   }
 }
 
@@ -348,9 +352,9 @@ void chain(const Op& op, const Run& run, int64_t chunk) {
   const int64_t width = columns.end - columns.begin, in_width = (width - 1) * stride + kernel;
   const int64_t hidden_panels = panels(hidden);
   const bool ring = expands(op), projects = op.p[5] != EXPAND_DEPTHWISE;
-  Value* const middle =
-      (Value*)scratch(ring ? (s.ring_rows * in_width + s.step * width) * hidden : s.step * width * hidden);
-  Value* const expanded = middle + s.step * width * hidden;
+  const int64_t ring_pixels = ring ? s.ring_rows * in_width : 0;
+  Value* const expanded = (Value*)scratch((ring_pixels + (projects ? s.step * width : 0)) * hidden);
+  Value* const middle = expanded + ring_pixels * hidden;
   const int64_t first_x = columns.begin * stride - left_pad;  // of the input, may be negative
   const int64_t inside_begin = std::max<int64_t>(0, -first_x), inside_end = std::min(in_width, in.width - first_x);
   const int64_t groups = op.p[9], group_in = op.p[4] / groups, group_out = out.channels / groups;
