@@ -13,13 +13,14 @@ from foveal.errors import DataError
 
 REPOSITORY = Path(__file__).parents[1]
 PROGRAMS, RESULTS, PAGES = (REPOSITORY / name for name in ("benchmarks", "benchmarks/results", "docs"))
-#: Programs that write a part of a page.
-WRITERS = {
+#: Files of rows and the page of their tables; the programs that write them have the name of the file, or are below.
+PAGES_OF = {
     "formats": "deploy", "engine": "engine", "prompting": "prompting", "super_resolution": "super_resolution",
     "optimize": "guide", "scan": "scan", "mambavision": "mambavision", "startup": "results",
     "predict_overhead": "results", "many_images": "many-images", "large_images": "large-images",
-    "serving": "serving",
+    "serving": "serving", "architectures": "comparison", "attention": "attention", "scaling": "convnets",
 }  # fmt: skip
+PROGRAM_OF = dict.fromkeys(("architectures", "attention", "scaling"), "textbook")
 ROWS = RESULTS / "formats.jsonl"
 
 
@@ -40,14 +41,15 @@ def formats(monkeypatch: pytest.MonkeyPatch) -> Any:
     return program("formats", monkeypatch)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", PAGES_OF)
 def test_the_tables_of_a_page_are_made_from_its_rows(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what surrounds them stays."""
-    writer, tables = program(name, monkeypatch), program("measured_tables", monkeypatch)
-    page, text = tmp_path / "page.md", (PAGES / f"{WRITERS[name]}.md").read_text(encoding="utf-8")
-    before, begin, rest = text.partition(tables.begin(name))
+    writing = PROGRAM_OF.get(name, name)
+    writer, tables = program(writing, monkeypatch), program("measured_tables", monkeypatch)
+    page, text = tmp_path / "page.md", (PAGES / f"{PAGES_OF[name]}.md").read_text(encoding="utf-8")
+    before, begin, rest = text.partition(tables.begin(writing))
     page.write_text(f"{before}{begin}an old table{tables.END}{rest.partition(tables.END)[2]}", encoding="utf-8")
     writer.write_page(RESULTS / f"{name}.jsonl", page)
     assert page.read_text(encoding="utf-8") == text
