@@ -1,14 +1,13 @@
-"""Render rooms with objects on the floor whose depth and surface normals are known, and score the mean as a baseline.
+"""Render rooms with objects on the floor whose depth and surface normals are known.
 
 python benchmarks/rendered_depth.py FOLDER [--train 160] [--val 16] [--test 40] [--target depth|normals] [--seed 0]
-python benchmarks/rendered_depth.py FOLDER --baseline
 python benchmarks/rendered_depth.py FOLDER --model REF --picture FILE.png
 
 The first command writes a data set: images of 160x128 (W x H), depth along the view in millimetres as PNG of 16 bits,
 normals as NPY, and ``dataset.yaml``. Rays are intersected with the planes, boxes and spheres in NumPy; surfaces have
 procedural textures, one light and a little ambient light, and the images noise. About 4 % of the depths are missing, in
-patches, as from a sensor. The second command prints the errors of always predicting the mean of the training depths,
-and of predicting, for each pixel, the mean there. The third draws image, target and prediction of some test images.
+patches, as from a sensor. The second command draws image, target and prediction of some test images. depth.py trains
+on the data, and prints the errors of the model and of always predicting the mean of the training depths.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from PIL import Image
 
 import foveal
 from foveal.data.regression import RegressionData
-from foveal.evaluation.regression import FIGURES, RegressionScores, in_unit, regression_sums
+from foveal.evaluation.regression import RegressionScores, regression_sums
 from foveal.images.value_colours import map_colours
 
 HEIGHT, WIDTH = 128, 160
@@ -151,15 +150,13 @@ def write_data(root: Path, counts: dict[str, int], target: str, seed: int) -> No
     (root / "dataset.yaml").write_text(f"target: {{{description}}}\n")
 
 
-def print_baselines(root: Path) -> None:
+def baselines(root: Path) -> dict[str, RegressionScores]:
     """Errors on the test split of the mean of the training maps: one for all pixels, and one for each pixel."""
     train, test = (RegressionData.open(root, [split]) for split in ("train", "test"))
     maps = np.stack([values for _, values in train]).astype(np.float64)
     everywhere = np.broadcast_to(np.nanmean(maps, axis=(0, 1, 2)), maps.shape[1:])
-    print("| prediction |", " | ".join(FIGURES[name][0] for name in _scores(test, everywhere).figures), "|")
-    for name, values in (("mean depth", everywhere), ("mean depth of each pixel", np.nanmean(maps, axis=0))):
-        figures = _scores(test, values).figures.items()
-        print(f"| {name} |", " | ".join(in_unit(key, value, test.target.unit) for key, value in figures), "|")
+    means = {"mean of all training maps": everywhere, "for each pixel the mean there": np.nanmean(maps, axis=0)}
+    return {name: _scores(test, values) for name, values in means.items()}
 
 
 def _scores(data: RegressionData, prediction: Array) -> RegressionScores:
@@ -189,13 +186,10 @@ def main() -> None:
         parser.add_argument(f"--{split}", type=int, default=count)
     parser.add_argument("--target", choices=("depth", "normals"), default="depth")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--baseline", action="store_true")
     parser.add_argument("--model")
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    if options.baseline:
-        print_baselines(options.folder)
-    elif options.model:
+    if options.model:
         draw(options.folder, options.model, options.picture or Path("rendered.png"))
     else:
         counts = {split: getattr(options, split) for split in ("train", "val", "test")}
