@@ -4,7 +4,7 @@ PYTHON ?= python3
 DEMO := .venv
 TEST := .venv-test
 
-.PHONY: demo test test-long fuzz lint format site clean
+.PHONY: demo test test-long fuzz lint format site comparison clean
 
 # What a new user sees: the base install, without torch.
 demo: $(DEMO)/installed
@@ -34,6 +34,15 @@ fuzz: $(TEST)/installed
 # The documentation as a site, in build/site/html; every warning and every link that leads nowhere is an error.
 site: $(TEST)/installed
 	$(TEST)/bin/python docs/site/build.py
+
+# Measures docs/benchmarks.md on this machine and writes it: hours, in which nothing else should run. What ROWS has of this
+# machine is not measured again, so the command can be interrupted and repeated.
+ROWS ?= benchmarks/results/headline.jsonl
+comparison: $(TEST)/installed
+	$(TEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[torch,timm,openvino]' transformers
+	$(TEST)/bin/foveal bench --preset headline --resume $(ROWS)
+	$(TEST)/bin/foveal bench --preset cost-laws --resume $(ROWS)
+	$(TEST)/bin/foveal bench --task segment --size 1024x2048 --budget 100ms --resume $(ROWS) --page docs/benchmarks.md
 
 lint: $(TEST)/installed
 	$(TEST)/bin/ruff check .
