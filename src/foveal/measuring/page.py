@@ -69,8 +69,8 @@ def _head(rows: Path, page: Path) -> str:
     return (
         "# Compared with other networks\n\n"
         "This page is for those who choose between networks. It is generated from measurements; do not edit it. In a\n"
-        "checkout of the repository, `make comparison` repeats them on your machine, and goes on where it was ended; the\n"
-        "results may differ. Rows of other machines stay in the file and on the page. Its commands are:\n\n"
+        "checkout of the repository, `make comparison` repeats them on your machine, and goes on where it was ended;\n"
+        "the results may differ. Rows of other machines stay in the file and on the page. Its commands are:\n\n"
         "```bash\npip install '.[torch,timm,openvino]' transformers\n"
         + "\n".join(f"foveal bench {command} --resume {source}" for command in commands)
         + "\n```"
