@@ -62,10 +62,15 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def start(*arguments: object, errors: Path) -> subprocess.Popen[bytes]:
-    """Start ``foveal batch ARGUMENTS``, to be killed."""
+    """Start ``foveal batch ARGUMENTS``, to be killed or interrupted."""
     command = [sys.executable, "-m", "foveal", "batch", *map(str, arguments)]
     with errors.open("wb") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file)
+        # Ctrl-C counts, too, where the tests run in the background of a shell, which then ignores it.
+        return subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=_heed_interrupts)
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def entries(out: Path) -> int:
