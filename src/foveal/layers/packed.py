@@ -7,8 +7,8 @@ uses. They take no gradients and are not part of torch's public interface, so ev
 which it computes as before wherever the operators do not apply.
 
 Which library is faster depends on the processor, at one thread in float32. MKL has no kernels for AVX-512 on AMD's
-processors, where oneDNN multiplies matrices at more than twice its rate. With AVX2, MKL is a third faster than
-oneDNN's 1x1 convolution of channels-last maps, so there a 1x1 convolution is a matrix product of MKL.
+processors, where oneDNN multiplies matrices faster. With AVX2, MKL is faster than oneDNN's 1x1 convolution of
+channels-last maps, so there a 1x1 convolution is a matrix product of MKL.
 """
 
 from __future__ import annotations

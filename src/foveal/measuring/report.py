@@ -121,7 +121,7 @@ class BenchReport:
         if any(_has_slow_convolutions(row) for row in self.candidates):
             notes.append(
                 "torch with one thread sends 1x1 convolutions of fewer than 16 images to a slower function than with "
-                "two: networks that are not optimised take up to 1.5 times as long"
+                "two: networks that are not optimised take longer"
             )
         return notes
 

@@ -119,7 +119,7 @@ def upsampled_argmax(
 
 
 def _argmax(logits: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Argmax over the first dimension (the first of equals), several times as fast as numpy's along that dimension."""
+    """Argmax over the first dimension (the first of equals), faster than numpy along that dimension."""
     best = logits[0].copy()
     winner: NDArray[Any] = np.zeros(best.shape, np.uint8 if len(logits) <= 256 else np.int32)
     for index in range(1, len(logits)):
